@@ -1,0 +1,196 @@
+"""One look at each pattern: total, center, retention profile, radius, and what the block adds up to."""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.kernels.intensity import (
+    ODD_PIXELS,
+    accumulator,
+    clean_pattern,
+    lowest_counted,
+    native,
+    needs_cleaning,
+)
+from stem_dask.kernels.rings import circle_rings, circle_table, project, square_rings
+
+#: patterns that are in cache together while they are added to the block's sum and maximum
+_GROUP = 4
+
+
+class PatternAnalysis(NamedTuple):
+    """What `analyze_patterns` finds in a block of n patterns."""
+
+    total: NDArray[np.float64]  #: (n,) intensity, exact below 2**53 counts
+    com: NDArray[np.float64]  #: (n, 2) center of mass (y, x); NaN when empty
+    center: NDArray[np.float64]  #: (n, 2) center by the chosen method (y, x)
+    radius: NDArray[np.float32]  #: (n,) retention radius; NaN when empty
+    profile: NDArray[np.float32]  #: (n, r_max + 1) intensity inside radius r / total; NaN when empty
+    sum_pattern: NDArray  #: (ky, kx) sum of the intensities, uint64 or float64
+    max_pattern: NDArray  #: (ky, kx) maximum of the intensities, in the data's type
+    odd: NDArray[np.int64]  #: counts of `ODD_PIXELS`
+    negative_sum: float  #: what the negative values amounted to, as a positive number
+
+
+def largest_radius(height: int, width: int, metric: str) -> int:
+    """Smallest radius that holds the whole detector around any of its pixels.
+
+    Examples
+    --------
+    >>> largest_radius(3, 4, "square"), largest_radius(4, 5, "circle")
+    (4, 5)
+    """
+    if metric == "square":
+        return max(height, width)
+    return int(circle_table(height, width)[-1, -1])
+
+
+def analyze_patterns(
+    block: NDArray,
+    *,
+    target_retention: float,
+    threshold: float,
+    center: tuple[float, float] | None,
+    metric: str,
+) -> PatternAnalysis:
+    """Analyze every pattern of a block; each is read from memory once.
+
+    Parameters
+    ----------
+    block : (..., ky, kx) array, bool, integer or float
+    target_retention : float, 0 < target <= 1
+    threshold : float, values below it do not count
+    center : (y, x) for all patterns, or None for each pattern's centroid
+    metric : {"square", "circle"}
+
+    Returns
+    -------
+    PatternAnalysis
+
+    Notes
+    -----
+    The radius is the smallest r (from 1 for ``square``, 0 for ``circle``) with ``inside >= target * total``; inside
+    is the total less what lies outside, so that a pattern without intensity outside r holds exactly its total.
+
+    Examples
+    --------
+    >>> block = np.zeros((1, 8, 8), "u2"); block[0, 4, 4] = 98; block[0, 0, 0] = 2
+    >>> found = analyze_patterns(block, target_retention=0.98, threshold=0, center=(4, 4), metric="square")
+    >>> float(found.radius[0]), float(found.profile[0, 1]), float(found.profile[0, 4])
+    (1.0, 0.9800000190734863, 1.0)
+    """
+    block = native(block)
+    n, height, width = block.shape
+    r_max = largest_radius(height, width, metric)
+    kind = accumulator(block.dtype, max(height, width) * 4)
+    wide = np.float64 if kind == np.float64 else np.uint64
+    total, radius = np.zeros(n), np.full(n, np.nan, np.float32)
+    com = np.full((n, 2), np.nan)
+    found_center = np.full((n, 2), np.nan)
+    inside = np.full((n, r_max + 1), np.nan)
+    sum_pattern = np.zeros((height, width), wide)
+    max_pattern = np.zeros((height, width), block.dtype)
+    odd, negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
+    given = np.array([np.nan, np.nan] if center is None else center, np.float64)
+    _analyze(
+        block,
+        needs_cleaning(block.dtype, threshold),
+        lowest_counted(block.dtype, threshold),
+        given,
+        metric == "circle",
+        circle_table(height, width) if metric == "circle" else np.zeros((1, 1), np.int32),
+        float(target_retention),
+        np.zeros(1, kind),
+        (total, com, found_center, radius, inside),
+        (sum_pattern, max_pattern, odd, negative_sum),
+    )
+    return PatternAnalysis(
+        total, com, found_center, radius, _fraction(inside, total), sum_pattern, max_pattern, odd, float(negative_sum[0])
+    )
+
+
+def _fraction(inside: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float32]:
+    """inside / total as float32, rounded down, so that a stored fraction never promises too much."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exact = inside / total[:, None]
+    down = exact.astype(np.float32)
+    high = down > exact
+    down[high] = np.nextafter(down[high], np.float32(0))
+    return down
+
+
+@numba.njit(nogil=True, cache=True)
+def _analyze(block, dirty, low, given, circle, table, target, zero, per_pattern, per_block):  # type: ignore[no-untyped-def]
+    sum_pattern, max_pattern, odd, negative_sum = per_block
+    n, height, width = block.shape
+    cleaned = np.empty((_GROUP if dirty else 0, height, width), block.dtype)
+    rows, cols = np.empty(height, zero.dtype), np.empty(width, zero.dtype)
+    rings = np.empty(per_pattern[4].shape[1], sum_pattern.dtype)
+    for start in range(0, n, _GROUP):
+        stop = min(start + _GROUP, n)
+        if dirty:
+            for i in range(start, stop):
+                clean_pattern(block[i], low, cleaned[i - start], odd, negative_sum)
+                _measure(cleaned[i - start], i, given, circle, table, target, rows, cols, rings, per_pattern)
+            _accumulate(cleaned[: stop - start], cols, sum_pattern, max_pattern)
+        else:
+            for i in range(start, stop):
+                _measure(block[i], i, given, circle, table, target, rows, cols, rings, per_pattern)
+            _accumulate(block[start:stop], cols, sum_pattern, max_pattern)
+
+
+@numba.njit(nogil=True, cache=True)
+def _measure(pattern, i, given, circle, table, target, rows, cols, rings, per_pattern):  # type: ignore[no-untyped-def]
+    """Total, centers, radius and inside intensities of pattern i, which lies in cache."""
+    total, com, center, radius, inside = per_pattern
+    project(pattern, rows, cols)
+    whole = rings.dtype.type(0)
+    moment_y, moment_x = rings.dtype.type(0), rings.dtype.type(0)
+    for y in range(rows.size):
+        whole += rows[y]
+        moment_y += rings.dtype.type(rows[y]) * rings.dtype.type(y)
+    for x in range(cols.size):
+        moment_x += rings.dtype.type(cols[x]) * rings.dtype.type(x)
+    total[i] = whole
+    if whole > 0:
+        com[i, 0], com[i, 1] = moment_y / whole, moment_x / whole
+    center[i, 0] = com[i, 0] if np.isnan(given[0]) else given[0]
+    center[i, 1] = com[i, 1] if np.isnan(given[1]) else given[1]
+    if not whole > 0:
+        return
+    ry, rx = int(np.rint(center[i, 0])), int(np.rint(center[i, 1]))
+    if circle:
+        circle_rings(pattern, ry, rx, table, cols, rings)
+    else:
+        square_rings(pattern, ry, rx, cols, rings)
+    outside = rings.dtype.type(0)
+    least = target * float(whole)
+    smallest = rings.size - 1
+    lowest = 0 if circle else 1
+    for r in range(rings.size - 1, -1, -1):
+        inside[i, r] = float(whole - outside)
+        if inside[i, r] >= least and r >= lowest:
+            smallest = r
+        outside += rings[r]
+    radius[i] = smallest
+
+
+@numba.njit(nogil=True, cache=True)
+def _accumulate(patterns, line, sum_pattern, max_pattern):  # type: ignore[no-untyped-def]
+    """Add a few patterns to the block's sum and maximum, row by row; `line` is scratch for one row."""
+    n, height, width = patterns.shape
+    kind = line.dtype.type
+    for y in range(height):
+        line[:] = 0
+        highest = max_pattern[y]
+        for i in range(n):
+            row = patterns[i, y]
+            for x in range(width):
+                value = row[x]
+                line[x] = kind(line[x] + kind(value))
+                highest[x] = max(highest[x], value)
+        to = sum_pattern[y]
+        for x in range(width):
+            to[x] += line[x]

@@ -1,0 +1,110 @@
+"""Cut a window out of each pattern, and add up what a window holds."""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.kernels.intensity import (
+    accumulator,
+    clean_pattern,
+    lowest_counted,
+    native,
+    needs_cleaning,
+)
+
+
+def crop_patterns(
+    block: NDArray, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]
+) -> NDArray:
+    """Cut ``shape`` out of each pattern, starting at its own origin; 0 where the window leaves the detector.
+
+    Parameters
+    ----------
+    block : (n, ky, kx) array
+    origin_y, origin_x : (n,) integers, the window's first row and column; may be negative
+    shape : (height, width) of the window
+
+    Returns
+    -------
+    (n, height, width) array of the block's type (bool and float16 too)
+
+    Examples
+    --------
+    >>> block = np.arange(9, dtype="u1").reshape(1, 3, 3)
+    >>> crop_patterns(block, np.array([-1]), np.array([1]), (2, 2))[0].tolist()
+    [[0, 0], [1, 2]]
+    """
+    kept = native(block) if block.dtype != np.float16 else native(block.view(np.uint16))
+    out = np.empty((len(kept), *shape), kept.dtype)
+    _crop(kept, np.asarray(origin_y, np.int64).ravel(), np.asarray(origin_x, np.int64).ravel(), out)
+    return out.view(block.dtype.newbyteorder("="))
+
+
+@numba.njit(nogil=True, cache=True)
+def _crop(block, origin_y, origin_x, out):  # type: ignore[no-untyped-def]
+    n, height, width = block.shape
+    rows, cols = out.shape[1:]
+    for i in range(n):
+        y0, x0 = origin_y[i], origin_x[i]
+        first = min(max(-x0, 0), cols)
+        last = max(min(width - x0, cols), first)
+        for y in range(rows):
+            if y0 + y < 0 or y0 + y >= height or first == last:
+                out[i, y, :] = 0
+                continue
+            out[i, y, :first] = 0
+            source = block[i, y0 + y, x0 + first : x0 + last]
+            to = out[i, y, first:last]
+            for x in range(to.size):
+                to[x] = source[x]
+            out[i, y, last:] = 0
+
+
+def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
+    """Intensity of each pattern of a block: what counts of it, added up.
+
+    Parameters
+    ----------
+    block : (..., ky, kx) array
+    threshold : float, values below it do not count
+
+    Returns
+    -------
+    (n,) float64, exact for integers below 2**53 counts
+
+    Examples
+    --------
+    >>> window_intensity(np.array([[[1.0, -2.0], [np.nan, 4.0]]]), threshold=0)
+    array([5.])
+    """
+    block = native(block)
+    out = np.empty(len(block))
+    kind = accumulator(block.dtype, block.shape[1] * block.shape[2])
+    _intensity(
+        block, needs_cleaning(block.dtype, threshold), lowest_counted(block.dtype, threshold), np.zeros(1, kind), out
+    )
+    return out
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def _intensity_of(pattern, zero):  # type: ignore[no-untyped-def]
+    kind = zero.dtype.type
+    total = kind(0)
+    for y in range(pattern.shape[0]):
+        row = pattern[y]
+        for x in range(row.size):
+            total = kind(total + kind(row[x]))
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _intensity(block, dirty, low, zero, out):  # type: ignore[no-untyped-def]
+    n, height, width = block.shape
+    cleaned = np.empty((height, width), block.dtype)
+    odd, negative_sum = np.zeros(4, np.int64), np.zeros(1)
+    for i in range(n):
+        if dirty:
+            clean_pattern(block[i], low, cleaned, odd, negative_sum)
+            out[i] = _intensity_of(cleaned, zero)
+        else:
+            out[i] = _intensity_of(block[i], zero)

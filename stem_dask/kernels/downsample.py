@@ -1,0 +1,136 @@
+"""Make patterns smaller by an integer factor k: bin, stride, gauss, fft (DESIGN: table of methods).
+
+Every method uses the first ``k * (n // k)`` pixels of an axis and gives ``n // k`` outputs.
+"""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.kernels.intensity import accumulator, native
+
+METHODS = ("bin", "stride", "gauss", "fft")
+
+
+def result_dtype(dtype: np.dtype, factor: int, method: str, reduce: str) -> np.dtype:
+    """Type of the result: nothing wraps and no mean is truncated.
+
+    stride keeps the type; sums take the smallest type of the same signedness that cannot overflow; means, gauss
+    and fft give float32, or float64 from float64. Sums of uint64 and int64 stay what they are.
+
+    Examples
+    --------
+    >>> result_dtype(np.dtype("u2"), 2, "bin", "sum"), result_dtype(np.dtype("u2"), 2, "bin", "mean")
+    (dtype('uint32'), dtype('float32'))
+    """
+    dtype = dtype.newbyteorder("=")
+    if factor == 1 or method == "stride":
+        return dtype
+    if method == "bin" and reduce == "sum" and dtype.kind != "f":
+        if dtype == np.bool_:
+            dtype = np.dtype(np.uint8)
+            largest = factor * factor
+        else:
+            largest = int(np.iinfo(dtype).max) * factor * factor
+        for size in (1, 2, 4, 8):
+            wide = np.dtype(f"{dtype.kind}{size}")
+            if size >= dtype.itemsize and (size == 8 or int(np.iinfo(wide).max) >= largest):
+                # the most negative value times k² fits too: -max - 1 scales like max + 1, and types differ by 2**8
+                return wide
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def downsample_patterns(
+    block: NDArray, factor: int, *, method: str, reduce: str = "mean", sigma: float | None = None
+) -> NDArray:
+    """Downsample each pattern of a block by an integer factor.
+
+    Parameters
+    ----------
+    block : (..., ky, kx) array
+    factor : int >= 1
+    method : {"bin", "stride", "gauss", "fft"}
+    reduce : {"mean", "sum"}, for ``bin``
+    sigma : float, for ``gauss``, in pixels of the input; default ``0.5 * factor``
+
+    Returns
+    -------
+    (..., ky // factor, kx // factor) array of `result_dtype`
+
+    Examples
+    --------
+    >>> downsample_patterns(np.arange(16.0).reshape(1, 4, 4), 2, method="bin")[0].tolist()
+    [[2.5, 4.5], [10.5, 12.5]]
+    """
+    dtype = result_dtype(block.dtype, factor, method, reduce)
+    if factor == 1:
+        return block.astype(dtype, copy=False)
+    *lead, height, width = block.shape
+    height, width = height // factor * factor, width // factor * factor
+    block = block[..., :height, :width]
+    if method == "stride":
+        return np.ascontiguousarray(block[..., ::factor, ::factor], dtype)
+    if method == "bin":
+        out = _bin_block(block, factor, reduce == "mean", dtype)
+    elif method == "gauss":
+        out = _gauss(block, factor, 0.5 * factor if sigma is None else sigma, dtype)
+    elif method == "fft":
+        out = _fft(block, factor, dtype)
+    else:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    return out.reshape(*lead, height // factor, width // factor)
+
+
+def _bin_block(block: NDArray, factor: int, mean: bool, dtype: np.dtype) -> NDArray:
+    block = native(block)
+    kind = accumulator(block.dtype, factor * factor)
+    if block.dtype.kind == "i":
+        kind = np.dtype(np.int64)
+    out = np.empty((len(block), block.shape[1] // factor, block.shape[2] // factor), dtype)
+    scale = 1.0 / (factor * factor) if mean else 1.0
+    _bin(block, factor, scale, mean, np.zeros(block.shape[2], kind), out)
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _bin(block, factor, scale, mean, line, out):  # type: ignore[no-untyped-def]
+    n, rows, cols = out.shape
+    kind, result = line.dtype.type, out.dtype.type
+    for i in range(n):
+        for y in range(rows):
+            line[:] = 0
+            for k in range(factor):
+                row = block[i, y * factor + k]
+                for x in range(line.size):
+                    line[x] = kind(line[x] + kind(row[x]))
+            to = out[i, y]
+            for x in range(cols):
+                total = kind(0)
+                for k in range(factor):
+                    total = kind(total + line[x * factor + k])
+                to[x] = result(total * scale) if mean else result(total)
+
+
+def _gauss(block: NDArray, factor: int, sigma: float, dtype: np.dtype) -> NDArray:
+    from scipy.ndimage import gaussian_filter
+
+    axes = (block.ndim - 2, block.ndim - 1)
+    smooth = gaussian_filter(
+        block.astype(dtype), sigma=sigma, mode="reflect", truncate=4.0, axes=axes, output=dtype
+    )
+    return np.ascontiguousarray(smooth[..., ::factor, ::factor])
+
+
+def _fft(block: NDArray, factor: int, dtype: np.dtype) -> NDArray:
+    """Keep the centered part of the spectrum, pattern by pattern so that the spectra stay in cache."""
+    from scipy import fft
+
+    flat = block.reshape(-1, *block.shape[-2:])
+    height, width = flat.shape[1] // factor, flat.shape[2] // factor
+    top, left = flat.shape[1] // 2 - height // 2, flat.shape[2] // 2 - width // 2
+    out = np.empty((len(flat), height, width), dtype)
+    for i, pattern in enumerate(flat):
+        spectrum = fft.fftshift(fft.fft2(pattern.astype(dtype, copy=False)))
+        kept = spectrum[top : top + height, left : left + width]
+        out[i] = fft.ifft2(fft.ifftshift(kept)).real / factor**2
+    return out

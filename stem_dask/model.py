@@ -1,0 +1,90 @@
+"""The nouns that travel between the rooms: frozen, small, picklable."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Align = Literal["fixed", "pattern"]
+
+SCAN_DIMS = ("scan_y", "scan_x")
+LIST_DIMS = ("pattern",)
+DETECTOR_DIMS = ("ky", "kx")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One calibrated axis: ``value = offset + scale * index``; pixel centers lie at integer indices.
+
+    Examples
+    --------
+    >>> Axis("ky", 4, scale=0.5, offset=-1.0, units="1/nm").value(2)
+    0.0
+    """
+
+    name: str
+    size: int
+    scale: float = 1.0
+    offset: float = 0.0
+    units: str = ""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the source gave this axis a unit other than pixels."""
+        return self.units not in ("", "px", "pixel", "pixels")
+
+    def value(self, index: float) -> float:
+        """Position of a pixel index in this axis's units."""
+        return self.offset + self.scale * index
+
+    def part(self, start: int, size: int, step: int = 1) -> "Axis":
+        """The axis of ``size`` elements ``start, start + step, …`` of this one."""
+        return replace(
+            self, size=size, scale=self.scale * step, offset=self.offset + self.scale * start
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window that is cut from every pattern.
+
+    ``shape`` is (height, width) in source pixels. ``center`` is the window center (y, x) shared by all patterns when
+    ``align`` is ``fixed``; with ``pattern`` every pattern's own center is used. An axis that is not in
+    ``cropped_axes`` is kept whole.
+    """
+
+    shape: tuple[int, int]
+    align: Align
+    center: tuple[int, int]
+    cropped_axes: tuple[str, ...]
+    global_radius: int | None
+    coverage: float
+    target_retention: float
+    radius_at: dict[str, int] = field(default_factory=dict)
+    setters: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def aligned_axes(self) -> tuple[str, ...]:
+        """Axes on which each pattern's center was brought to the same place."""
+        return self.cropped_axes if self.align == "pattern" else ()
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a reader found in a file, before any pixel was read.
+
+    ``axes`` has one `Axis` a dimension, slowest first. ``notes`` say what was chosen or noticed; ``metadata`` is the
+    file's own, as plain nested dictionaries.
+    """
+
+    path: str
+    kind: str
+    axes: tuple[Axis, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(axis.size for axis in self.axes)
