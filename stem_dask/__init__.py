@@ -1,1 +1,46 @@
+"""Out-of-core 4D-STEM preprocessing on Dask: read, find the window, crop, check, downsample, export.
+
+>>> import stem_dask as sd
+>>> sd.__version__
+'0.1.0'
+"""
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+#: public name -> (module, name there); loaded on first use, so that --help and errors come at once
+_PUBLIC = {
+    "open": ("stem_dask.io.lazy", "open_patterns"),
+    "analyze": ("stem_dask.stages.analyze", "analyze"),
+    "choose_window": ("stem_dask.stages.window", "choose_window"),
+    "crop": ("stem_dask.stages.crop", "crop"),
+    "to_detector": ("stem_dask.stages.crop", "to_detector"),
+    "validate": ("stem_dask.stages.validate", "validate"),
+    "downsample": ("stem_dask.stages.downsample", "downsample"),
+    "cast": ("stem_dask.stages.downsample", "cast"),
+    "export": ("stem_dask.export", "export"),
+    "connect": ("stem_dask.cluster", "connect"),
+    "load_config": ("stem_dask.config", "load_config"),
+    "run_config": ("stem_dask.pipeline", "run"),
+    "DiffractionCropper": ("stem_dask.cropper", "DiffractionCropper"),
+    "CroppingConfig": ("stem_dask.cropper", "CroppingConfig"),
+    "create_test_data": ("stem_dask.cropper", "create_test_data"),
+    "StemDaskError": ("stem_dask.errors", "StemDaskError"),
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'stem_dask' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,5 +1,6 @@
 """The nouns that travel between the rooms: frozen, small, picklable."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -88,3 +89,18 @@ class SourceInfo:
     def shape(self) -> tuple[int, ...]:
         """Sizes of the axes."""
         return tuple(axis.size for axis in self.axes)
+
+
+#: where a block lies along the leading (scan) axes
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a task says of the block it wrote: its number, its time, what it made, what the sink wants to know."""
+
+    index: int
+    seconds: float
+    bytes_out: int
+    peak_rss: int
+    extra: Mapping[str, Any]

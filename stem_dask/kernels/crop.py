@@ -81,7 +81,11 @@ def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]
     out = np.empty(len(block))
     kind = accumulator(block.dtype, block.shape[1] * block.shape[2])
     _intensity(
-        block, needs_cleaning(block.dtype, threshold), lowest_counted(block.dtype, threshold), np.zeros(1, kind), out
+        block,
+        needs_cleaning(block.dtype, threshold),
+        lowest_counted(block.dtype, threshold),
+        np.zeros(1, kind),
+        out,
     )
     return out
 

@@ -82,7 +82,9 @@ def circle_table(height: int, width: int) -> np.ndarray:
            [1, 2, 3]], dtype=int32)
     """
     square = np.arange(height)[:, None] ** 2 + np.arange(width)[None, :] ** 2
-    root = np.sqrt(square).astype(np.int32)  # exact to within one below 2**50, so mend by comparing integers
+    root = np.sqrt(square).astype(
+        np.int32
+    )  # exact to within one below 2**50, so mend by comparing integers
     root += root.astype(np.int64) ** 2 < square
     return root
 

@@ -1,0 +1,187 @@
+"""Where the job runs: threads of this process, a local cluster, or a scheduler that is there already. One Client."""
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask
+from dask.utils import parse_bytes
+
+from stem_dask.errors import ConfigError
+
+#: inputs below this run on threads: starting processes would take longer than the work
+SMALL_INPUT_BYTES = 2**30
+#: share of the machine's memory that our own workers may use together
+MEMORY_SHARE = 0.8
+LOOPBACK = "127.0.0.1"
+
+_SETTINGS = {
+    # tasks keep nothing between blocks, so there is nothing to spill, and a pause would only hide a leak
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.9,
+    "distributed.worker.memory.terminate": 0.98,
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A client and what the run says of it."""
+
+    client: Any
+    kind: str
+    n_workers: int
+    n_threads: int
+    dashboard: str
+    thread_bytes: int | None
+
+    def __str__(self) -> str:
+        per = "" if self.thread_bytes is None else f", {self.thread_bytes / 2**30:.1f} GiB a thread"
+        workers = f"{self.n_workers} worker{'s' * (self.n_workers != 1)}"
+        return f"{self.kind}: {workers}, {self.n_threads} thread{'s' * (self.n_threads != 1)}{per}"
+
+
+@contextlib.contextmanager
+def connect(
+    kind: str = "auto",
+    *,
+    address: str | None = None,
+    scheduler_file: str | None = None,
+    n_workers: int | None = None,
+    threads_per_worker: int | None = None,
+    memory_limit: int | str | None = None,
+    input_bytes: int = 0,
+) -> Iterator[Connection]:
+    """Start or join the cluster that the job runs on; what was started is closed at the end.
+
+    Parameters
+    ----------
+    kind : ``threads``, ``local`` (processes), or ``auto``: threads below 1 GiB of input, else local
+    address : of a scheduler that is running, such as ``tcp://node1:8786``
+    scheduler_file : written by such a scheduler
+    n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread
+    memory_limit : of each worker, bytes or text such as ``4GB``; default its part of 80 % of what this process may use
+    input_bytes : size of the input, for ``auto``
+
+    Raises
+    ------
+    ConfigError
+        When the scheduler does not answer, or options contradict each other.
+    """
+    if address is not None or scheduler_file is not None:
+        with _join(address, scheduler_file) as connection:
+            yield connection
+        return
+    if kind == "auto":
+        kind = "threads" if input_bytes < SMALL_INPUT_BYTES else "local"
+    if kind not in ("threads", "local"):
+        raise ConfigError(f"cluster.kind is {kind!r}; expected auto, threads or local")
+    with (
+        dask.config.set(_SETTINGS),
+        _start(kind, n_workers, threads_per_worker, memory_limit) as connection,
+    ):
+        yield connection
+
+
+@contextlib.contextmanager
+def _start(
+    kind: str, n_workers: int | None, threads: int | None, memory_limit: int | str | None
+) -> Iterator[Connection]:
+    from distributed import Client, LocalCluster
+
+    workers, threads = _layout(kind, n_workers, threads)
+    limit = _limit(memory_limit, workers)
+    # worker files belong on a disk of this machine, and never in the working directory
+    with tempfile.TemporaryDirectory(prefix="stem_dask-", ignore_cleanup_errors=True) as scratch:
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            processes=kind == "local",
+            memory_limit=limit,
+            host=LOOPBACK if kind == "local" else None,  # threads talk within the process
+            dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
+            local_directory=scratch,
+            silence_logs=40,
+        )
+        with cluster, Client(cluster) as client:
+            port = client.scheduler_info()["services"].get("dashboard", 0)
+            yield replace(_describe(client, kind), dashboard=f"http://{LOOPBACK}:{port}/status")
+
+
+@contextlib.contextmanager
+def _join(address: str | None, scheduler_file: str | None) -> Iterator[Connection]:
+    from distributed import Client
+
+    where = address or f"the scheduler of {scheduler_file}"
+    if scheduler_file is not None and not os.path.exists(scheduler_file):
+        raise ConfigError(
+            f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"
+        )
+    try:
+        client = (
+            Client(address, timeout=20)
+            if address
+            else Client(scheduler_file=scheduler_file, timeout=20)
+        )
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigError(f"{where} does not answer: {error}; check cluster.address") from error
+    with client:
+        if not client.nthreads():
+            client.wait_for_workers(1, timeout=60)
+        yield _describe(client, f"scheduler at {client.scheduler.address}")
+
+
+def _describe(client: Any, kind: str) -> Connection:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    n_threads = sum(worker["nthreads"] for worker in workers)
+    limits = [w["memory_limit"] / max(1, w["nthreads"]) for w in workers if w["memory_limit"]]
+    return Connection(
+        client,
+        kind,
+        len(workers),
+        n_threads,
+        str(client.dashboard_link),
+        int(min(limits)) if limits else None,
+    )
+
+
+def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int, int]:
+    cores = dask.system.CPU_COUNT
+    if kind == "threads":
+        if n_workers not in (None, 1):
+            raise ConfigError(
+                f"cluster.kind threads is one worker, n_workers is {n_workers}; "
+                "set threads_per_worker, or kind: local"
+            )
+        return 1, threads or cores
+    if n_workers is None:
+        return max(1, cores // (threads or 1)), threads or 1
+    return n_workers, threads or max(1, cores // n_workers)
+
+
+def _limit(memory_limit: int | str | None, workers: int) -> int:
+    from distributed.system import MEMORY_LIMIT
+
+    if memory_limit is None:
+        return int(MEMORY_LIMIT * MEMORY_SHARE / workers)
+    try:
+        return int(parse_bytes(memory_limit))
+    except ValueError as error:
+        raise ConfigError(
+            f"cluster.memory_limit is {memory_limit!r}; expected bytes, or text such as 4GB"
+        ) from error
+
+
+def _dashboard_port() -> int:
+    """The usual port when it is free, so that a tunnel can be set up beforehand; else any."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, 8787))
+        except OSError:
+            return 0
+    return 8787

@@ -1,0 +1,300 @@
+"""The picture of a run: where the window lies, what it cut, and which patterns lost most."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import StoreError
+from stem_dask.model import Align, Axis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Pair = tuple[int, int]
+Worst = tuple[tuple[int, ...], NDArray, Pair, float]
+Panel = tuple[str, Callable[["Axes", "FigureData", Any], None], Any]
+
+COLUMNS, WIDTH_INCH, ROW_INCH, HEADER_INCH, DPI = 4, 16.0, 3.7, 0.9, 110
+WINDOW, GOOD, BAD, ALLOWED, NOTHING = "#00e5ff", "#1b5e20", "#c00020", "#d17a00", "0.8"
+VIEW, BAR = (0.006, 0, 0.988, 0.995), (1.03, 0, 0.05, 1)  # place of all panels, of a colorbar
+MOST_PIXELS, MOST_TITLE, MOST_RINGS, MOST_BINS = 320, 110, 500, 60  # 320: what a panel can show
+TEXT_COLUMNS, TEXT_ROWS = 44, 25
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FigureData:
+    """What the figure shows, as plain arrays in source pixels; what is None (or empty) has no panel.
+
+    ``axes`` are the source's (ky, kx), ``scan_axes`` two for a scan and one for a list of patterns; "scan" below is
+    their shape. ``worst`` has up to three (scan index, pattern, (first row, first column) of its window, retention).
+    """
+
+    title: str
+    axes: tuple[Axis, Axis]
+    scan_axes: tuple[Axis, ...]
+    mean_pattern: NDArray | None = None  # (ky, kx)
+    max_pattern: NDArray | None = None  # (ky, kx)
+    output_axes: tuple[Axis, Axis] | None = None
+    cropped_mean: NDArray | None = None  # output (ky, kx)
+    window_y: NDArray | None = None  # scan, first row of each window; may leave the detector
+    window_x: NDArray | None = None
+    window_shape: Pair | None = None
+    align: Align = "fixed"
+    center_y: NDArray | None = None  # scan, NaN where empty; so are the next three
+    center_x: NDArray | None = None
+    radius: NDArray | None = None
+    retention: NDArray | None = None
+    worst: Sequence[Worst] = ()
+    curve_size: NDArray | None = None  # (sizes,) window size against retention; all three or none
+    curve_mean: NDArray | None = None
+    curve_min: NDArray | None = None
+    target_retention: float | None = None
+    min_retention: float | None = None
+    global_radius: int | None = None
+    lines: tuple[str, ...] = ()
+
+
+def draw(report: FigureData, path: str | PathLike[str]) -> None:
+    """Write the figure as a PNG, equal data as equal bytes; raise `StoreError` where that fails."""
+    with _style():
+        figure = build(report)
+        try:  # matplotlib's version in the file would make the bytes differ for nothing
+            figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+        except OSError as error:
+            problem = f"cannot write the figure {str(path)!r}: {error}; choose a writable folder"
+            raise StoreError(problem) from error
+
+
+def build(report: FigureData) -> "Figure":
+    """Lay out the panels that have data; the label of each axes is its panel's name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = _panels(report)
+    columns, rows = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
+    with _style():
+        figure = Figure((WIDTH_INCH, HEADER_INCH + ROW_INCH * rows), DPI, layout="constrained")
+        FigureCanvasAgg(figure)  # not pyplot: needs no display, leaves the caller's figures alone
+        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.12, rect=VIEW)
+        for place, (name, paint, value) in enumerate(panels, 1):
+            paint(figure.add_subplot(rows, columns, place, label=name), report, value)
+        verdict, color = _verdict(report)
+        title = _printable(report.title[:MOST_TITLE])
+        figure.suptitle(f"{title}\n{verdict}", color=color, fontsize=15)
+    return figure
+
+
+def _panels(report: FigureData) -> list[Panel]:
+    """Name, drawing function and data of the panels that have data, in reading order."""
+    panels: list[Panel] = [
+        ("mean", _draw_pattern, report.mean_pattern),
+        ("max", _draw_pattern, report.max_pattern),
+        ("cropped mean", _draw_pattern, report.cropped_mean),
+        ("text", _draw_text, report.lines),
+        *((f"worst {rank}", _draw_worst, one) for rank, one in enumerate(report.worst, 1)),
+        ("curve", _draw_curve, report.curve_size),
+        ("radius", _draw_radius, report.radius),
+        ("center_y", _draw_center, report.center_y),
+        ("center_x", _draw_center, report.center_x),
+        ("retention", _draw_retention, report.retention),
+    ]
+    return [panel for panel in panels if panel[2] is not None]
+
+
+def _verdict(report: FigureData) -> tuple[str, str]:
+    height, width = report.window_shape or (0, 0)
+    text = f"window {height} x {width} px" if height else "not cropped"
+    if not (known := _finite(report.retention)).size:
+        return text, "black"
+    below = int((known < (report.min_retention or 0)).sum())
+    text += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
+    text += f", {below} of {known.size} patterns below {report.min_retention or 0:g}"
+    return text, BAD if below else GOOD
+
+
+def _draw_pattern(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
+    """Mean or maximum with the window (own windows: the median one and the reach of all), or cropped."""
+    cropped = ax.get_label() == "cropped mean"
+    ys, xs, shape = report.window_y, report.window_x, report.window_shape
+    _show_pattern(ax, pattern, (cropped and report.output_axes) or report.axes)
+    if cropped or ys is None or xs is None or shape is None:
+        return
+    if report.align == "pattern":
+        reach = int(np.ptp(ys)) + shape[0], int(np.ptp(xs)) + shape[1]
+        _outline(ax, report, (int(ys.min()), int(xs.min())), reach, "reach")
+        ax.set_title(f"{ax.get_title()}\n(median window; dashed: reach of all)")
+    _outline(ax, report, (int(np.rint(np.median(ys))), int(np.rint(np.median(xs)))), shape)
+
+
+def _draw_worst(ax: "Axes", report: FigureData, worst: Worst) -> None:
+    index, pattern, origin, kept = worst
+    _show_pattern(ax, pattern, report.axes)
+    if report.window_shape:
+        _outline(ax, report, origin, report.window_shape)
+    place = ", ".join(str(int(i)) for i in index)
+    color = BAD if kept < (report.min_retention or 0) else "black"
+    ax.set_title(f"{ax.get_label()}: scan ({place}), retention {kept:.4f}", color=color)
+
+
+def _draw_text(ax: "Axes", report: FigureData, lines: tuple[str, ...]) -> None:
+    ax.axis("off")
+    wrapper = textwrap.TextWrapper(TEXT_COLUMNS, subsequent_indent="  ")
+    rows = [row for line in lines for row in wrapper.wrap(_printable(line)) or [""]]
+    rows[TEXT_ROWS:] = ["…"] if len(rows) > TEXT_ROWS else []
+    x = -0.18 if len(ax.figure.axes) > 1 else 0.0  # the room of its column's tick labels
+    text = ax.text(x, 1, "\n".join(rows), va="top", family="DejaVu Sans Mono", fontsize=9)
+    text.set_in_layout(False)  # long text must not squeeze the pictures
+
+
+def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
+    target, floor = report.target_retention, report.min_retention
+    ax.plot(size, np.asarray(report.curve_mean), ".-", color="C0", label="mean")
+    ax.plot(size, np.asarray(report.curve_min), ".-", color="#d1495b", label="lowest")
+    for value, label, color in ((target, "target", GOOD), (floor, "min", ALLOWED)):
+        if value is not None:
+            ax.axhline(value, color=color, ls="--", lw=1.4, label=f"{label} {value:g}")
+    for side in sorted(set(report.window_shape or ())):
+        ax.axvline(side, color="black", lw=2, label=f"window {side} px")
+    # Only the part that decides: up to twice the window, from just below the lowest retention.
+    lowest = min(target or 0.9, floor or 0.9, _finite(report.retention).min(initial=0.9))
+    right = 2 * max(report.window_shape or (1, *size))
+    ax.set(xlim=(0, right), ylim=(max(0.0, lowest - 0.1), 1.01))
+    ax.set(xlabel="window size (px)", ylabel="retention", title="retention against window size")
+    ax.legend(loc="lower right", framealpha=1)
+
+
+def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
+    known, chosen = _finite(radius), report.global_radius
+    ax.set(xlabel="radius (px)", ylabel="patterns", title="radius: every pattern is empty")
+    if known.size:
+        low, high = int(known.min()), int(known.max())
+        step = -(-(high - low + 1) // MOST_BINS)
+        edges = (np.arange(low, high + step + 1, step) - 0.5).tolist()
+        # A few patterns far out decide the window; among very many they show only on a log axis.
+        ax.hist(known, edges, color="#4c78a8", edgecolor="white", lw=0.5, log=known.size > 2000)
+        ax.set_xlim(low - 3, max(high, chosen or 0) + 3)
+        ax.set_title(f"radius per pattern: median {np.median(known):g}, max {high}")
+    if chosen is not None:
+        ax.axvline(chosen, color="black", lw=2, label=f"global radius {chosen}")
+        ax.margins(y=0.2)  # room for the legend above the bars
+        ax.legend(loc="upper center", framealpha=1)
+
+
+def _draw_center(ax: "Axes", report: FigureData, center: NDArray) -> None:
+    known, both = _finite(center), map(_finite, (report.center_y, report.center_x))
+    middle = float(np.median(known)) if known.size else 0.0
+    far = np.concatenate([[0.0], *(abs(one - np.median(one)) for one in both if one.size)])
+    # One scale for both maps, not stretched by a few stray patterns.
+    most = max(float(np.quantile(far, 0.99, method="higher")), 0.01)
+    extend = "both" if far.max() > most else "neither"
+    values, span = np.asarray(center) - middle, {"vmin": -most, "vmax": most}
+    _show_scan(ax, report, values, extend, cmap="RdBu_r", **span)
+    ax.set_title(f"{ax.get_label()} − median {middle:.2f} (px)")
+
+
+def _draw_retention(ax: "Axes", report: FigureData, retention: NDArray) -> None:
+    from matplotlib import colormaps
+
+    values, floor = np.asarray(retention), report.min_retention or 0.0
+    known, below = _finite(values), np.argwhere(values < floor)
+    high = float(known.max(initial=floor + 1e-3))
+    low = floor if len(below) else min(float(known.min(initial=high)), high - 1e-3)
+    cmap, span = colormaps["viridis"].with_extremes(under=BAD), {"vmin": low, "vmax": high}
+    _show_scan(ax, report, values, "min" if len(below) else "neither", cmap=cmap, **span)
+    ax.set_title(f"retention ({len(below)} below {floor:g})", color=BAD if len(below) else "black")
+    if values.ndim == 1:
+        ax.axhline(floor, color=ALLOWED, ls="--", lw=1.4)
+    if 0 < len(below) <= MOST_RINGS:  # one pixel of a large map would not be seen
+        y = below[:, 0] if values.ndim == 2 else values[below[:, 0]]
+        ax.scatter(below[:, -1], y, 60, facecolors="none", edgecolors=BAD, linewidths=1.5)
+
+
+def _show_pattern(ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis]) -> None:
+    """Draw on a log scale, in the units of the axes; what has no logarithm is black."""
+    from matplotlib.colors import LogNorm
+
+    image = np.where(np.isfinite(pattern), pattern, 0).astype(np.float64).clip(0, 1e300)
+    (y, x), (rows, cols) = map(_shown, axes), image.shape
+    step = -(-max(rows, cols) // MOST_PIXELS)
+    for axis in (0, 1):  # the brightest pixel of each block, so that no lone spot is lost
+        image = np.maximum.reduceat(image, np.arange(0, image.shape[axis], step), axis)
+    bright = image[image > 1e-300] if image.max() > 1e-300 else np.ones(1)
+    # Half the lowest value: a pixel with a single count has to differ from one with none.
+    low = float(np.clip(bright.min() / 2, bright.max() * 1e-6, bright.max() * 0.1))
+    edges = (x.value(-0.5), x.value(cols - 0.5), y.value(rows - 0.5), y.value(-0.5))
+    shown = ax.imshow(image.clip(low), "magma", LogNorm(low, bright.max()), extent=edges)
+    ax.set(ylabel=_printable(f"{y.name} ({y.units})"), xlabel=_printable(f"{x.name} ({x.units})"))
+    ax.set_title(f"{ax.get_label()} pattern, {rows} x {cols} px")
+    ax.locator_params(nbins=6)
+    _frame(ax, shown, 1.0 if x.units == y.units else abs(x.scale / y.scale))
+
+
+def _outline(ax: "Axes", report: FigureData, origin: Pair, shape: Pair, name: str = "") -> None:
+    """Draw a window along the edges of its pixels; the view grows where it leaves the detector."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    y, x = map(_shown, report.axes)
+    corner = x.value(origin[1] - 0.5), y.value(origin[0] - 0.5)
+    box = Rectangle(corner, x.scale * shape[1], y.scale * shape[0], fill=False, color=WINDOW, lw=2)
+    box.set(label=name or "window", ls="--" if name else "-", clip_on=False, zorder=3)
+    box.set_path_effects([withStroke(linewidth=4, foreground="black")])
+    ax.add_patch(box)
+    ax.autoscale_view()
+
+
+def _show_scan(ax: "Axes", report: FigureData, values: NDArray, extend: str, **look: Any) -> None:
+    """Draw one value a scan position: a map in scan indices, or a line for a list of patterns."""
+    steps = [f" (step {a.scale:.3g} {a.units})" * a.calibrated for a in report.scan_axes]
+    names = [_printable(a.name + step) for a, step in zip(report.scan_axes, steps, strict=True)]
+    ax.set_xlabel(names[-1])
+    if values.ndim == 1:
+        ax.plot(values, ".-" if values.size <= 2000 else ",", color="C0", lw=0.8)
+    else:
+        shown = ax.imshow(np.ma.masked_invalid(values), **look)
+        ax.set_ylabel(names[0])
+        ax.locator_params(nbins=6, integer=True, min_n_ticks=1)
+        y, x = map(_shown, report.scan_axes)
+        _frame(ax, shown, abs(y.scale / x.scale) if x.units == y.units else 1.0, extend)
+
+
+def _frame(ax: "Axes", shown: Any, aspect: float, extend: str = "neither") -> None:
+    """Add the colorbar, and keep true proportions unless they would leave a thin stripe."""
+    ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
+    ax.set(facecolor=NOTHING, aspect=aspect if 0.5 <= ratio <= 2 else "auto")
+    ax.figure.colorbar(shown, cax=ax.inset_axes(BAR), extend=extend)
+
+
+def _shown(axis: Axis) -> Axis:
+    """The axis as drawn: in its own units, in pixels without them."""
+    good = axis.calibrated and np.isfinite([axis.scale, axis.offset]).all() and axis.scale != 0
+    return axis if good else replace(axis, scale=1.0, offset=0.0, units="px")
+
+
+def _finite(values: NDArray | None) -> NDArray:
+    flat = np.asarray([] if values is None else values, np.float64).ravel()
+    return flat[np.isfinite(flat)]
+
+
+def _printable(text: str) -> str:
+    """Text that the fonts can draw and that is not taken for a formula."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans Mono")).get_charmap()
+    return "".join(c if ord(c) in known else "?" for c in text.expandtabs()).replace("$", r"\$")
+
+
+def _style() -> AbstractContextManager[None]:
+    """Matplotlib's own defaults, so that the user's settings change nothing."""
+    import matplotlib.style
+
+    ours = {"axes.titlesize": 11, "legend.fontsize": 9, "image.interpolation": "nearest"}
+    ours |= {"xtick.labelsize": 9, "ytick.labelsize": 9, "axes.formatter.useoffset": False}
+    return matplotlib.style.context(["default", ours])

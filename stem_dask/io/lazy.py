@@ -1,0 +1,112 @@
+"""A source as lazy patterns: one task a block, each opens the file by name."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.io.read import Found, ScanOrder, find
+from stem_dask.io.sources import Indexed, Source
+from stem_dask.plan import lead_chunks
+from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
+from stem_dask.stages.patterns import as_patterns
+
+
+def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
+    """A dask array over a source; blocks take ``lead`` positions and the whole detector.
+
+    The name is made of what identifies the file, so that the same file gives the same graph.
+    """
+    chunks = (*lead, *source.shape[len(lead) :])
+    return da.from_array(
+        Indexed(source),
+        chunks=chunks,
+        name=name,
+        asarray=False,
+        inline_array=True,
+        meta=np.empty((0,) * len(source.shape), source.dtype),
+    )
+
+
+def lazy_patterns(
+    found: Found, chunk_mb: float | str = "auto", budget_bytes: int | None = None
+) -> xr.DataArray:
+    """The patterns of an opened file, calibrated, chunked along the scan by `stem_dask.plan.lead_chunks`."""
+    source, info = found.source, found.info
+    n_lead = len(source.shape) - 2
+    pattern_bytes = int(np.prod(source.shape[n_lead:])) * source.dtype.itemsize
+    part = None if info.chunks is None else info.chunks[:n_lead]
+    lead = lead_chunks(source.shape[:n_lead], pattern_bytes, chunk_mb, budget_bytes, part)
+    token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
+    attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
+    return as_patterns(lazy_array(source, lead, f"read-{token}"), info.axes, attrs)
+
+
+def open_patterns(
+    path: str | Path,
+    *,
+    dataset: str | int | None = None,
+    scan_shape: Sequence[int] | None = None,
+    scan_order: ScanOrder = "auto",
+    scan_roi: Sequence[int] | None = None,
+    scan_step: int = 1,
+    mask: str | Mapping[str, Sequence[Any]] | NDArray | None = None,
+    mask_fill: MaskFill = "zero",
+    chunk_mb: float | str = "auto",
+) -> xr.DataArray:
+    """Open a 4D-STEM file lazily.
+
+    Parameters
+    ----------
+    path : .dm3, .dm4, .hspy, .hdf5, .h5, .zarr, .zspy, .npy or .pt
+    dataset : name or number of the array, when the file holds several
+    scan_shape : (scan_y, scan_x), for a stack of patterns
+    scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file says
+    scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
+    scan_step : every n-th position of it
+    mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
+    mask_fill : ``zero``, or ``median`` of the good neighbours
+    chunk_mb : MiB of input in a block; ``auto`` is 64
+
+    Returns
+    -------
+    DataArray (scan_y, scan_x, ky, kx), or (pattern, ky, kx) for a list; each axis with its calibration. What the
+    reader chose is in ``attrs["notes"]``.
+
+    Raises
+    ------
+    SourceError
+        When the file is missing, damaged, of an unknown kind, or does not hold patterns.
+
+    Examples
+    --------
+    >>> import tempfile; folder = tempfile.mkdtemp()
+    >>> np.save(f"{folder}/scan.npy", np.ones((3, 4, 8, 8), "u2"))
+    >>> open_patterns(f"{folder}/scan.npy").dims
+    ('scan_y', 'scan_x', 'ky', 'kx')
+    """
+    found = find(
+        Path(path).absolute(),
+        dataset=dataset,
+        scan_shape=scan_shape,
+        scan_order=scan_order,
+        scan_roi=scan_roi,
+        scan_step=scan_step,
+    )
+    return masked(lazy_patterns(found, chunk_mb), mask, mask_fill)
+
+
+def masked(
+    patterns: xr.DataArray,
+    mask: str | Mapping[str, Sequence[Any]] | NDArray | None,
+    mask_fill: MaskFill,
+) -> xr.DataArray:
+    """The patterns without their bad pixels, when there is a mask."""
+    if mask is None:
+        return patterns
+    return apply_mask(patterns, read_mask(mask, patterns.shape[-2:]), mask_fill)

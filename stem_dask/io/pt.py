@@ -1,0 +1,290 @@
+"""PyTorch files written block by block: a skeleton with empty tensors, then every block at its own offset.
+
+``torch.save`` under ``skip_data`` makes a valid file whose tensors are holes; workers write bytes into them without
+torch, and the checksums of the zip records are put right at the end from those of the pieces.
+"""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError, StoreError
+from stem_dask.model import Record, Region
+
+LAYOUTS = ("scan", "nchw", "tensor")
+
+
+def signed_dtype(dtype: np.dtype, maximum: float | None) -> np.dtype:
+    """Type for counts in a tensor: torch neither adds nor compares uint16, uint32 and uint64.
+
+    Those become the smallest signed type that holds the largest value (of the type, when it is not known); every
+    other type stays.
+
+    Examples
+    --------
+    >>> signed_dtype(np.dtype("u2"), 300), signed_dtype(np.dtype("u2"), None), signed_dtype(np.dtype("u1"), 9)
+    (dtype('int16'), dtype('int32'), dtype('uint8'))
+    """
+    if dtype.kind != "u" or dtype.itemsize == 1:
+        return dtype
+    largest = int(np.iinfo(dtype).max) if maximum is None else int(maximum)
+    for size in (1, 2, 4, 8):
+        signed = np.dtype(f"i{size}")
+        if largest <= int(np.iinfo(signed).max):
+            return signed
+    if maximum is None:
+        return np.dtype(np.int64)  # checked block by block
+    raise ConfigError(
+        f"the largest value is {largest:,}, more than int64 holds; torch has no usable type for it: "
+        "set output.dtype: float32"
+    )
+
+
+def to_dtype(block: NDArray, dtype: np.dtype) -> NDArray:
+    """The block in another integer type, refusing values that would wrap."""
+    if block.dtype.kind == "u" and dtype.kind == "i" and block.size:
+        largest = int(block.max())
+        if largest > int(np.iinfo(dtype).max):
+            raise StoreError(
+                f"a value of {largest:,} does not fit {dtype}; set output.dtype: float32"
+            )
+    return block.astype(dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class PtSink:
+    """Writes ``patterns`` into a .pt file.
+
+    Parameters
+    ----------
+    path : the file under its temporary name
+    lead_shape : (scan_y, scan_x) or (n,)
+    tensor_shape : shape of the tensor in the file, which has the same elements in the same order
+    dtype : of the tensor
+    content : what else the dictionary holds, plain values and arrays; None writes the bare tensor
+    """
+
+    path: str
+    lead_shape: tuple[int, ...]
+    tensor_shape: tuple[int, ...]
+    dtype: str
+    content: Mapping[str, Any] | None
+    offset: list[int] = field(default_factory=list)
+
+    def create(self) -> None:
+        """Write the skeleton, and the small tensors into it."""
+        torch = _torch()
+        kind = getattr(torch, str(np.dtype(self.dtype)))
+        patterns = torch.empty(self.tensor_shape, dtype=kind)
+        whole = (
+            patterns if self.content is None else {"patterns": patterns, **_tensors(self.content)}
+        )
+        with open(self.path, "wb") as file, torch.serialization.skip_data():
+            torch.save(whole, file)
+        small = list(_arrays(self.content or {}))
+        first, *places = _storage_offsets(self.path, 1 + len(small))
+        self.offset[:] = [first]
+        with open(self.path, "r+b") as file:
+            for place, array in zip(places, small, strict=True):
+                file.seek(place)
+                file.write(array.tobytes())
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Write one block: one run of bytes when it takes whole rows of the scan, else one run a row."""
+        block = np.ascontiguousarray(to_dtype(blocks["patterns"], np.dtype(self.dtype)))
+        pattern_bytes = prod(block.shape[len(region) :]) * block.dtype.itemsize
+        row = self.lead_shape[-1]
+        whole_rows = len(region) == 1 or (region[-1].start, region[-1].stop) == (0, row)
+        if len(region) == 1:
+            starts = [region[0].start]
+        elif whole_rows:
+            starts = [region[0].start * row]
+        else:
+            starts = [y * row + region[1].start for y in range(region[0].start, region[0].stop)]
+        pieces = block.reshape(len(starts), -1).view(np.uint8)
+        runs = []
+        with open(self.path, "r+b", buffering=0) as file:
+            for start, piece in zip(starts, pieces, strict=True):
+                file.seek(self.offset[0] + start * pattern_bytes)
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+                runs.append((start * pattern_bytes, piece.size, zlib.crc32(piece)))
+        return {"runs": runs}
+
+    def verify(self, record: Record) -> None:
+        """Nothing to do: a short write raised on the worker."""
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Put the checksums of the zip records right; refuses when the blocks do not tile the tensor."""
+        runs = sorted(run for record in records for run in record.extra["runs"])
+        end = 0
+        for start, size, _ in runs:
+            if start != end:
+                raise StoreError(
+                    f"{self.path}: bytes {end:,} to {start:,} of the tensor were not written"
+                )
+            end = start + size
+        if end != prod(self.tensor_shape) * np.dtype(self.dtype).itemsize:
+            raise StoreError(
+                f"{self.path}: the tensor ends after {end:,} bytes; blocks are missing"
+            )
+        _mend_checksums(self.path, {self.offset[0]: combine_crc((n, crc) for _, n, crc in runs)})
+
+
+def layout_shape(lead: Sequence[int], detector: Sequence[int], layout: str) -> tuple[int, ...]:
+    """Shape of the tensor: as the scan, or ``(N, 1, H, W)``.
+
+    Examples
+    --------
+    >>> layout_shape((3, 4), (8, 8), "nchw")
+    (12, 1, 8, 8)
+    """
+    if layout == "scan":
+        return (*lead, *detector)
+    if layout in ("nchw", "tensor"):
+        return (prod(lead), 1, *detector)
+    raise ConfigError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
+
+
+def combine_crc(pieces: Iterable[tuple[int, int]]) -> int:
+    """CRC-32 of joined pieces from (length, crc) of each.
+
+    Source: M. Adler's crc32_combine in zlib; appending n zero bytes is a linear map over GF(2), raised to the n-th
+    power by squaring.
+
+    Examples
+    --------
+    >>> combine_crc([(3, zlib.crc32(b"abc")), (4, zlib.crc32(b"defg"))]) == zlib.crc32(b"abcdefg")
+    True
+    """
+    total = 0
+    for length, crc in pieces:
+        for matrix in _powers(length):
+            total = _times(matrix, total)
+        total ^= crc
+    return total
+
+
+def _powers(length: int) -> list[list[int]]:
+    """The maps for the set bits of ``length``: 1, 2, 4, … zero bytes."""
+    found = []
+    matrix = _ONE_BYTE
+    while length:
+        if length & 1:
+            found.append(matrix)
+        length >>= 1
+        if length:
+            matrix = _squared(tuple(matrix))
+    return found
+
+
+def _times(matrix: Sequence[int], vector: int) -> int:
+    total, i = 0, 0
+    while vector:
+        if vector & 1:
+            total ^= matrix[i]
+        vector >>= 1
+        i += 1
+    return total
+
+
+_SQUARES: dict[tuple[int, ...], list[int]] = {}
+
+
+def _squared(matrix: tuple[int, ...]) -> list[int]:
+    if matrix not in _SQUARES:
+        _SQUARES[matrix] = [_times(matrix, column) for column in matrix]
+    return _SQUARES[matrix]
+
+
+def _one_byte() -> list[int]:
+    """The map that appends eight zero bits, polynomial 0xEDB88320 (reflected)."""
+    bit = [0xEDB88320, *(1 << i for i in range(31))]
+    for _ in range(3):
+        bit = [_times(bit, column) for column in bit]
+    return bit
+
+
+_ONE_BYTE = _one_byte()
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigError("exporting .pt needs torch: pip install stem_dask[torch]") from error
+    return torch
+
+
+def _arrays(content: Mapping[str, Any]) -> Iterator[NDArray]:
+    """The arrays of nested dictionaries in the order in which `torch.save` meets them."""
+    for value in content.values():
+        if isinstance(value, Mapping):
+            yield from _arrays(value)
+        elif isinstance(value, np.ndarray):
+            yield np.ascontiguousarray(value)
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as they are, arrays as empty tensors of their shape."""
+    torch = _torch()
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            out[key] = _tensors(value)
+        elif isinstance(value, np.ndarray):
+            out[key] = torch.empty(value.shape, dtype=getattr(torch, str(value.dtype)))
+        else:
+            out[key] = value
+    return out
+
+
+def _storage_offsets(path: str, n: int) -> list[int]:
+    """Byte offsets of the first n storages of the file, in the order in which their tensors were saved."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+    with open(path, "rb") as file:
+        return [_data_offset(file, entries[f"data/{i}"]) for i in range(n)]
+
+
+def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where a record's bytes begin: after its local header, whose name and extra field have their own lengths."""
+    file.seek(entry.header_offset + 26)
+    name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+    return entry.header_offset + 30 + name + extra
+
+
+def _mend_checksums(path: str, known: Mapping[int, int]) -> None:
+    """Correct the CRC of every stored record: in its descriptor after the data, and in the central directory."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        central = archive.start_dir
+    with open(path, "r+b") as file:
+        for entry in entries:
+            data = _data_offset(file, entry)
+            crc = known.get(data)
+            if crc is None:
+                file.seek(data)
+                crc = zlib.crc32(file.read(entry.file_size))
+            word = crc.to_bytes(4, "little")
+            file.seek(data + entry.file_size)
+            if file.read(4) == b"PK\x07\x08":
+                file.seek(data + entry.file_size + 4)
+            else:
+                file.seek(entry.header_offset + 14)
+            file.write(word)
+            file.seek(central + 16)
+            file.write(word)
+            file.seek(central + 28)
+            name, extra, comment = np.frombuffer(file.read(6), "<u2").tolist()
+            central += 46 + name + extra + comment
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,88 @@
+"""An output appears under its final name only when it is complete: temporary names, fsync, rename."""
+
+import os
+import shutil
+from pathlib import Path
+
+from stem_dask.errors import OutputExistsError
+
+
+def temporary(path: str | Path) -> str:
+    """Where an output is built: beside its final name, so that the rename stays on one file system.
+
+    Examples
+    --------
+    >>> temporary("out/scan.zarr")
+    'out/scan.zarr.incomplete'
+    """
+    return f"{path}.incomplete"
+
+
+def run_folder(path: str | Path) -> str:
+    """Folder for what a run keeps beside its output: ``NAME.run`` for ``NAME.zarr``.
+
+    Examples
+    --------
+    >>> run_folder("out/scan.zarr")
+    'out/scan.run'
+    """
+    return str(Path(path).with_suffix(".run"))
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file or a folder; a missing one is fine, a link is removed and not followed."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Raise when there is an output already and overwriting was not asked for."""
+    if os.path.lexists(path) and not overwrite:
+        raise OutputExistsError(
+            f"{path} exists; choose another output, or set output.overwrite=true to replace it when the new one "
+            "is complete"
+        )
+
+
+def publish(path: str | Path) -> None:
+    """Bring ``PATH.incomplete`` to disk and give it its final name, replacing an older output.
+
+    A file replaces a file in one step. A folder cannot: the older one steps aside as ``PATH.old`` for the moment
+    between two renames, and is removed after.
+    """
+    path, built = Path(path), Path(temporary(path))
+    sync_tree(built)
+    if path.is_dir() and not path.is_symlink():
+        aside = Path(f"{path}.old")
+        remove(aside)
+        os.rename(path, aside)
+        os.rename(built, path)
+        remove(aside)
+    else:
+        os.replace(built, path)
+    sync(path.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """fsync a file, or every file and folder below a folder."""
+    if path.is_dir():
+        for folder, _, files in os.walk(path):
+            for name in files:
+                sync(Path(folder) / name)
+            sync(Path(folder))
+    else:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """fsync one file or folder; systems that cannot open folders are spared the folder."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,305 @@
+"""Arrays in files, read a block at a time: what a worker needs to read is small, picklable, and opens by name.
+
+Every source has ``shape``, ``dtype``, ``ndim`` and ``source[slices]``, slices with positive steps, and gives a
+C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import SourceError
+
+Slices = tuple[slice, ...]
+
+
+class Source(Protocol):
+    """An array in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, slowest first."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements, byte order of the file."""
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        """Read a part."""
+
+
+@dataclass(frozen=True)
+class FlatFile:
+    """Elements one after another in a file, from a byte offset on, the last axis fastest."""
+
+    path: str
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
+        out = np.empty(sizes, self.dtype)
+        if out.size == 0:
+            return out
+        n_whole = (
+            0  # trailing axes that are read whole: one run on disk for each index of the others
+        )
+        while n_whole < self.ndim and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
+            n_whole += 1
+        n_outer = self.ndim - n_whole
+        if n_outer > 2 and n_whole < 2:
+            return self._mapped(part)
+        joined = n_outer > 0 and (part[n_outer - 1].step or 1) == 1
+        n_outer -= joined  # neighbours on the last partial axis are one run too
+        strides = [int(np.prod(self.shape[i + 1 :])) for i in range(self.ndim)]
+        first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
+        runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
+        ranges = [range(*s.indices(n)) for s, n in zip(part[:n_outer], self.shape, strict=False)]
+        with open(self.path, "rb", buffering=0) as file:
+            for run, index in zip(runs, itertools.product(*ranges), strict=True):
+                start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
+                self._fill(file, self.offset + start * self.dtype.itemsize, run)
+        return out
+
+    def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:
+        file.seek(position)
+        view = memoryview(run)
+        while view:
+            n = file.readinto(view)
+            if not n:
+                raise SourceError(
+                    f"{self.path}: the file ends at byte {file.seek(0, 2):,}, in the middle of the data, "
+                    f"which need {position + run.size:,} bytes; it was cut or is still being written"
+                )
+            view = view[n:]
+
+    def _mapped(self, part: Slices) -> NDArray:
+        """Scattered elements (detector slowest): let the page cache do it."""
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return np.array(mapped[part], order="C")
+
+
+@dataclass(frozen=True)
+class Hdf5Dataset:
+    """A dataset of an HDF5 file."""
+
+    path: str
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        import h5py
+        import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
+
+        try:
+            with h5py.File(self.path, "r") as file:
+                return np.asarray(file[self.name][part])
+        except OSError as error:
+            raise SourceError(
+                f"{self.path}: dataset {self.name} cannot be read: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class ZarrArray:
+    """An array of a zarr store, format 2 or 3."""
+
+    path: str
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        import zarr
+
+        array = zarr.open_array(self.path, path=self.name or None, mode="r")
+        return np.asarray(array[part])
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A source with its axes in another order: axis i of this is axis ``order[i]`` of the source."""
+
+    source: Source
+    order: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes in the new order."""
+        return tuple(self.source.shape[i] for i in self.order)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.order)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        there = tuple(part[self.order.index(i)] for i in range(self.ndim))
+        return np.ascontiguousarray(self.source[there].transpose(self.order))
+
+
+@dataclass(frozen=True)
+class ScanOfList:
+    """A source (n, ky, kx), the scan flattened row by row, seen as (scan_y, scan_x, ky, kx)."""
+
+    source: Source
+    scan_shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes with the scan unfolded."""
+        return (*self.scan_shape, *self.source.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return 4
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        rows = range(*part[0].indices(self.scan_shape[0]))
+        start, stop, step = part[1].indices(self.scan_shape[1])
+        width = self.scan_shape[1]
+        if rows.step == 1 and (start, stop, step) == (0, width, 1):
+            block = self.source[(slice(rows.start * width, rows.stop * width), *part[2:])]
+            return block.reshape(len(rows), width, *block.shape[1:])
+        return np.stack(
+            [
+                self.source[(slice(y * width + start, y * width + stop, step), *part[2:])]
+                for y in rows
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Part of a source: on every axis ``start + step * i`` for i below ``size``."""
+
+    source: Source
+    starts: tuple[int, ...]
+    steps: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        wanted = []
+        for s, start, step, size in zip(part, self.starts, self.steps, self.shape, strict=True):
+            first, last, by = s.indices(size)
+            n = len(range(first, last, by))
+            begin = start + step * first
+            wanted.append(slice(begin, begin + max(0, n - 1) * step * by + (n > 0), step * by))
+        return self.source[tuple(wanted)]
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A source as dask sees it: it may also be indexed by integers and by slices that run backwards."""
+
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the source."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.source.shape)
+
+    def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray:
+        part: list[slice] = []
+        after: list[slice | int] = []
+        for k, size in zip(key, self.shape, strict=True):
+            if not isinstance(k, slice):
+                part.append(slice(int(k), int(k) + 1))
+                after.append(0)
+            elif (k.step or 1) > 0:
+                part.append(k)
+                after.append(slice(None))
+            else:
+                forward = range(*k.indices(size))[::-1]
+                part.append(slice(forward.start, forward.stop, forward.step))
+                after.append(slice(None, None, -1))
+        return self.source[tuple(part)][tuple(after)]
+
+
+def identity(path: str) -> tuple[str, int, int]:
+    """What tells one state of a file (or of a store's root) from another: name, size, time of change in ns."""
+    file = Path(path)
+    if file.is_dir():
+        roots = [file / name for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata")]
+        file = next((root for root in roots if root.exists()), file)
+    stat = file.stat()
+    return (str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def select(source: Source, roi: Sequence[int] | None, step: int) -> Source:
+    """``roi`` [y0, y1, x0, x1] of the scan, then every ``step``-th position of it.
+
+    Raises
+    ------
+    SourceError
+        When the source is a list of patterns, or the region does not fit the scan.
+    """
+    if roi is None and step == 1:
+        return source
+    if len(source.shape) != 4:
+        raise SourceError(
+            f"scan_roi and scan_step need a scan; the input is a list of {source.shape[0]:,} patterns: "
+            "give input.scan_shape, or leave them out"
+        )
+    height, width = source.shape[:2]
+    y0, y1, x0, x1 = roi if roi is not None else (0, height, 0, width)
+    if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+        raise SourceError(
+            f"scan_roi {[y0, y1, x0, x1]} does not fit the scan of {height} x {width} positions; "
+            "give [y0, y1, x0, x1] with 0 <= y0 < y1 <= scan_y and 0 <= x0 < x1 <= scan_x"
+        )
+    shape = (-(-(y1 - y0) // step), -(-(x1 - x0) // step), *source.shape[2:])
+    return Selection(source, (y0, x0, 0, 0), (step, step, 1, 1), shape)

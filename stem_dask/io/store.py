@@ -1,0 +1,194 @@
+"""The zarr store: format 3, whole patterns in every inner chunk, one shard a block, checksums, named dimensions."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import StoreError
+from stem_dask.io.publish import remove
+from stem_dask.model import Record, Region
+from stem_dask.plan import inner_chunk, shard_shape
+from stem_dask.stages.patterns import blocks_of, lead_shape
+
+CODEC = "lz4"
+#: per-position arrays of the analysis are small: chunks of up to this many positions
+_POSITIONS = 2**20
+
+
+def store_chunks(patterns: xr.DataArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(inner chunk, shard) of the output for lazy patterns whose blocks are one shard each.
+
+    Raises
+    ------
+    StoreError
+        When the blocks are not regular: a shard grid could not hold one block each.
+    """
+    data = blocks_of(patterns)
+    n_lead = data.ndim - 2
+    for dim, chunks in zip(patterns.dims[:n_lead], data.chunks[:n_lead], strict=True):
+        if len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0]:
+            raise StoreError(
+                f"the blocks along {dim} are {chunks}; a store needs equal blocks (the last may be smaller): "
+                f"rechunk, for example patterns.chunk({dim}={chunks[0]})"
+            )
+    lead = tuple(chunks[0] for chunks in data.chunks[:n_lead])
+    detector = data.shape[-2:]
+    pattern_bytes = int(np.prod(detector)) * data.dtype.itemsize
+    inner = inner_chunk(lead, lead_shape(patterns), pattern_bytes)
+    return (*inner, *detector), (*shard_shape(lead, inner), *detector)
+
+
+@dataclass(frozen=True)
+class StoreSink:
+    """Writes the block ``patterns`` to its shard of an array; what else comes with it goes to the next sink."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    inner: tuple[int, ...]
+    shards: tuple[int, ...]
+    beside: Any = None
+
+    def create(self) -> None:
+        """Make the group and the empty array; what a broken run left there is removed."""
+        import zarr
+
+        remove(self.path)
+        group = zarr.create_group(self.path, zarr_format=3)
+        create_array(group, "patterns", self.shape, self.dtype, self.dims, self.inner, self.shards)
+        if self.beside is not None:
+            self.beside.create()
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Write one shard; zarr writes it to a temporary name and renames it."""
+        import zarr
+
+        with single_threaded_codecs():
+            array = zarr.open_array(self.path, path="patterns", mode="r+")
+            array[region] = blocks["patterns"]
+        if self.beside is not None:
+            rest = {name: block for name, block in blocks.items() if name != "patterns"}
+            self.beside.write(index, region, rest)
+        return {}
+
+    def verify(self, record: Record) -> None:
+        """Nothing to do: the shard was renamed when complete, and carries its checksums."""
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Nothing to do: `finish_store` closes the store when its other groups are written."""
+
+
+def create_array(
+    group: Any,
+    name: str,
+    shape: Sequence[int],
+    dtype: Any,
+    dims: Sequence[str],
+    chunks: Sequence[int],
+    shards: Sequence[int] | None = None,
+) -> Any:
+    """A compressed, checksummed array in a zarr group; empty chunks are written, so that a lost one is noticed."""
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    shuffle = "bitshuffle" if np.dtype(dtype).kind in "uib" else "shuffle"
+    return group.create_array(
+        name,
+        shape=tuple(shape),
+        dtype=np.dtype(dtype).newbyteorder("="),
+        chunks=tuple(chunks),
+        shards=None if shards is None else tuple(shards),
+        compressors=[BloscCodec(cname=CODEC, clevel=5, shuffle=shuffle), Crc32cCodec()],
+        dimension_names=list(dims),
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+
+
+def write_coordinates(path: str, patterns: xr.DataArray) -> None:
+    """Write the axes of the patterns as arrays of the root group."""
+    import zarr
+
+    group = zarr.open_group(path, mode="r+")
+    for dim in patterns.dims:
+        values = patterns.coords[dim]
+        array = create_array(group, str(dim), values.shape, values.dtype, (str(dim),), values.shape)
+        array[...] = values.values
+        array.attrs.update(plain(values.attrs))
+
+
+def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
+    """Write the small arrays of a dataset as a group; lazy ones are left to the caller."""
+    import zarr
+
+    root = zarr.open_group(path, mode="r+")
+    group = root.require_group(name)
+    for key, variable in dataset.variables.items():
+        if str(key) in group:
+            continue  # the profile, written block by block
+        values = np.asarray(variable.values)
+        if values.dtype.kind == "U":
+            values = values.astype(object).astype(str)
+        chunks = [max(1, min(n, _POSITIONS)) for n in values.shape]
+        dims = [str(dim) for dim in variable.dims]
+        if values.dtype.kind == "U":
+            group.attrs[str(key)] = values.tolist()
+            continue
+        array = create_array(group, str(key), values.shape, values.dtype, dims, chunks)
+        array[...] = values
+        array.attrs.update(plain(variable.attrs))
+    group.attrs.update(plain(dataset.attrs))
+
+
+def finish_store(path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any]) -> None:
+    """Write the root's attributes and put all metadata into one document."""
+    import zarr
+
+    root = zarr.open_group(path, mode="r+")
+    root.attrs.update(plain(attrs))
+    root["patterns"].attrs.update(plain(patterns_attrs))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(path)
+
+
+def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as JSON can hold them: no numpy scalars, tuples as lists, NaN as text."""
+    return {str(key): _plain(value) for key, value in attrs.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return plain(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+@contextlib.contextmanager
+def single_threaded_codecs() -> Iterator[None]:
+    """One thread a task for compression: threads are dask's, and bytes do not depend on how many there are."""
+    import numcodecs.blosc
+    import zarr
+
+    before = numcodecs.blosc.use_threads
+    numcodecs.blosc.use_threads = False
+    try:
+        with zarr.config.set({"threading.max_workers": 1}):
+            yield
+    finally:
+        numcodecs.blosc.use_threads = before

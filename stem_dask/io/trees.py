@@ -1,0 +1,178 @@
+"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores, dictionaries of tensors.
+
+Each function lists the arrays as keyword arguments of `stem_dask.io.read.Candidate`.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.errors import SourceError
+from stem_dask.io.sources import FlatFile, Hdf5Dataset, ZarrArray
+from stem_dask.model import Axis
+
+#: groups deeper than this are not searched: link loops end here
+_MAX_DEPTH = 12
+
+
+def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
+    """An axis from attributes that may be missing, zero or odd: then it is in pixels."""
+
+    def number(key: str, default: float) -> float:
+        try:
+            value = float(attrs.get(key, default))
+        except (TypeError, ValueError):
+            return default
+        return value if math.isfinite(value) else default
+
+    scale = number("scale", 1.0)
+    units = attrs.get("units", "")
+    units = units.decode() if isinstance(units, bytes) else str(units)
+    known = scale != 0 and units not in ("", "_None_", "None", "<undefined>")
+    return Axis(str(name), size, scale or 1.0, number("offset", 0.0), units if known else "")
+
+
+def list_hdf5(path: str) -> list[dict[str, Any]]:
+    """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise SourceError(f"{path}: not a readable HDF5 file: {error}") from error
+    with file:
+        experiments = file.get("Experiments")
+        if isinstance(experiments, h5py.Group):
+            names = [f"Experiments/{name}/data" for name in experiments]
+            names = [name for name in names if isinstance(file.get(name), h5py.Dataset)]
+        else:
+            names = list(_walk(file, "", 0, set()))
+        return [_hdf5_dataset(path, file, name) for name in names]
+
+
+def _walk(group: Any, prefix: str, depth: int, seen: set[Any]) -> Iterator[str]:
+    """Names of numeric datasets below a group; soft and external links are not followed, loops are cut."""
+    import h5py
+
+    if depth > _MAX_DEPTH:
+        return
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        item = group[name]
+        where = h5py.h5o.get_info(item.id)
+        if (where.fileno, where.addr) in seen:
+            continue
+        seen.add((where.fileno, where.addr))
+        if isinstance(item, h5py.Dataset):
+            if item.ndim >= 2 and item.dtype.kind in "buifc":
+                yield f"{prefix}{name}"
+        elif isinstance(item, h5py.Group):
+            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen)
+
+
+def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
+    data = file[name]
+    parent = data.parent
+    axes = []
+    for i, size in enumerate(data.shape):
+        found = parent.get(f"axis-{i}")
+        attrs = dict(found.attrs) if found is not None else {}
+        axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
+    source = Hdf5Dataset(path, name, data.dtype, tuple(int(n) for n in data.shape))
+    title = name.split("/")[1] if name.startswith("Experiments/") else name
+    return {"name": title, "source": source, "axes": tuple(axes), "chunks": data.chunks}
+
+
+def list_zarr(path: str) -> list[dict[str, Any]]:
+    """Arrays of a zarr store (an array itself, or a group) with three or four axes."""
+    import zarr
+
+    try:
+        node = zarr.open(path, mode="r")
+    except Exception as error:  # zarr raises many kinds for a damaged store
+        raise SourceError(f"{path}: not a readable zarr store: {error}") from error
+    if isinstance(node, zarr.Array):
+        return [_zarr_array(path, "", node, None)]
+    found = [(name, node[name]) for name in sorted(node.array_keys())]
+    if not any(array.ndim in (3, 4) for _, array in found):
+        for name, group in node.groups():
+            found += [(f"{name}/{key}", group[key]) for key in sorted(group.array_keys())]
+            for key, deeper in group.groups():
+                found += [(f"{name}/{key}/{k}", deeper[k]) for k in sorted(deeper.array_keys())]
+    return [_zarr_array(path, name, array, node) for name, array in found if array.ndim >= 2]
+
+
+def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
+    dims = getattr(array.metadata, "dimension_names", None) or [None] * array.ndim
+    parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
+    axes = []
+    for i, size in enumerate(array.shape):
+        attrs: dict[str, Any] = {}
+        if parent is not None and dims[i] and dims[i] in parent:
+            attrs = dict(parent[dims[i]].attrs)
+        elif parent is not None and f"axis-{i}" in parent.attrs:
+            attrs = dict(parent.attrs[f"axis-{i}"])
+        axes.append(axis_from(dims[i] or f"axis{i}", int(size), attrs))
+    chunks = getattr(array, "shards", None) or array.chunks
+    source = ZarrArray(path, name, np.dtype(array.dtype), tuple(int(n) for n in array.shape))
+    return {"name": name or "array", "source": source, "axes": tuple(axes), "chunks": tuple(chunks)}
+
+
+def list_tensors(path: str) -> list[dict[str, Any]]:
+    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only their place in the file is loaded.
+
+    Loading under fake tensors gives every storage's offset, so workers read bytes and never import torch.
+    """
+    try:
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError as error:
+        raise SourceError(
+            f"{path}: reading .pt needs torch: pip install stem_dask[torch]"
+        ) from error
+    try:
+        with FakeTensorMode():
+            loaded = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds for a damaged or hostile file
+        raise SourceError(
+            f"{path}: not a readable PyTorch file of plain tensors: {str(error).splitlines()[0]}; "
+            "save it again with torch.save(tensor, path)"
+        ) from error
+    tensors = {"tensor": loaded} if isinstance(loaded, torch.Tensor) else loaded
+    if not isinstance(tensors, dict):
+        raise SourceError(
+            f"{path}: holds a {type(loaded).__name__}; expected a tensor or a dictionary"
+        )
+    names = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.ndim >= 3}
+    axes = tensors.get("axes")
+    return [
+        _tensor(path, str(name), tensor, axes if isinstance(axes, (list, tuple)) else ())
+        for name, tensor in names.items()
+    ]
+
+
+def _tensor(path: str, name: str, tensor: Any, axes: Any) -> dict[str, Any]:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout.__repr__() != "torch.strided" or not tensor.is_contiguous():
+        raise SourceError(f"{path}: {name} is sparse or not contiguous; save tensor.contiguous()")
+    if kind == "bfloat16":
+        raise SourceError(f"{path}: {name} is bfloat16, which numpy lacks; save tensor.float()")
+    dtype = np.dtype(kind)
+    start = tensor.untyped_storage()._checkpoint_offset
+    if start is None:
+        raise SourceError(
+            f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
+        )
+    shape = tuple(int(n) for n in tensor.shape)
+    offset = int(start) + int(tensor.storage_offset()) * dtype.itemsize
+    need = offset + math.prod(shape) * dtype.itemsize
+    if need > Path(path).stat().st_size:
+        raise SourceError(f"{path}: {name} needs {need:,} bytes; the file is shorter: it was cut")
+    plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
+    if len(axes) == len(shape) and all(isinstance(a, dict) for a in axes):
+        plain = [axis_from(a.get("name"), n, a) for a, n in zip(axes, shape, strict=True)]
+    return {"name": name, "source": FlatFile(path, offset, dtype, shape), "axes": tuple(plain)}

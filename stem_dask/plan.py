@@ -1,0 +1,159 @@
+"""Integer decisions made before any pixel is read: chunks, shards, bytes of a task, and the window's size."""
+
+import math
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError, MemoryBudgetError
+
+MIB = 2**20
+DEFAULT_CHUNK_MB = 64
+#: above this many tasks the scheduler's share of the run becomes visible
+MAX_TASKS = 4000
+#: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
+INNER_CHUNK_BYTES = MIB
+#: what a task holds of its input beside it: the block, a cleaned or cast copy, the encoded output
+COPIES_OF_BLOCK = 3
+
+
+def lead_chunks(
+    lead_shape: Sequence[int],
+    pattern_bytes: int,
+    chunk_mb: float | str = "auto",
+    budget_bytes: int | None = None,
+    source_chunk: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """How many positions along each scan axis (or of a list) one block takes.
+
+    Whole scan rows when they fit, else a part of one row. Extents that do not cover an axis are powers of two, or
+    multiples of the source's own chunks, so that no chunk is decoded twice.
+
+    Parameters
+    ----------
+    lead_shape : (scan_y, scan_x) or (n,)
+    pattern_bytes : bytes of one pattern in the source
+    chunk_mb : MiB of input in a block; ``auto`` is 64, doubled until there are at most 4,000 tasks
+    budget_bytes : memory of one worker thread; a block takes at most a third of it
+    source_chunk : extents of the source's chunks on the same axes
+
+    Examples
+    --------
+    >>> lead_chunks((256, 256), 131072)
+    (2, 256)
+    >>> lead_chunks((1, 100_000), 131072)
+    (1, 512)
+    >>> lead_chunks((100, 100), 131072, source_chunk=(3, 50))
+    (3, 100)
+    """
+    if budget_bytes is not None and pattern_bytes * COPIES_OF_BLOCK > budget_bytes:
+        raise MemoryBudgetError(
+            f"one pattern takes {pattern_bytes:,} bytes and a task {COPIES_OF_BLOCK} times that, more than the "
+            f"{budget_bytes:,} bytes a worker thread may use; raise cluster.memory_limit or use fewer threads"
+        )
+    positions = _positions(prod(lead_shape), pattern_bytes, chunk_mb, budget_bytes)
+    chunks: list[int] = []
+    for i in range(len(lead_shape) - 1, -1, -1):  # fill the fastest axis first
+        size, part = lead_shape[i], 1 if source_chunk is None else max(1, source_chunk[i])
+        if positions >= size:
+            take = size
+        elif part > 1 and positions > 1:
+            take = min(size, max(1, positions // part) * part)
+        else:
+            take = _power_of_two(positions)
+        chunks.insert(0, take)
+        positions = max(1, positions // take) if take == size else 1
+    return tuple(chunks)
+
+
+def _positions(n: int, pattern_bytes: int, chunk_mb: float | str, budget_bytes: int | None) -> int:
+    """How many patterns a block may hold."""
+    if chunk_mb != "auto":
+        return max(1, int(float(chunk_mb) * MIB // pattern_bytes))
+    target: float = DEFAULT_CHUNK_MB * MIB
+    while n * pattern_bytes / target > MAX_TASKS:
+        target *= 2
+    if budget_bytes is not None:
+        target = min(target, budget_bytes / COPIES_OF_BLOCK)
+    return max(1, int(target // pattern_bytes))
+
+
+def inner_chunk(
+    lead_chunk: Sequence[int], lead_shape: Sequence[int], pattern_bytes: int
+) -> tuple[int, ...]:
+    """Positions in one inner chunk of the store: whole patterns, about 1 MiB.
+
+    Where several blocks lie along an axis the inner chunk divides them, so that a shard is exactly a block. A block
+    that covers its axis may be rounded up instead, and prime sizes do not end in chunks of one pattern.
+
+    Examples
+    --------
+    >>> inner_chunk((2, 256), (256, 256), 2 * 60 * 60)
+    (1, 128)
+    >>> inner_chunk((6, 251), (100, 251), 2 * 20 * 20)
+    (3, 251)
+    """
+    positions = max(1, INNER_CHUNK_BYTES // max(1, pattern_bytes))
+    chunks: list[int] = []
+    for chunk, size in zip(reversed(lead_chunk), reversed(lead_shape), strict=True):
+        if positions >= chunk:
+            take = chunk
+        elif chunk >= size:
+            take = _power_of_two(positions)
+        else:
+            take = max(n for n in range(1, positions + 1) if chunk % n == 0)
+        chunks.insert(0, take)
+        positions = max(1, positions // take) if take == chunk else 1
+    return tuple(chunks)
+
+
+def shard_shape(lead_chunk: Sequence[int], inner: Sequence[int]) -> tuple[int, ...]:
+    """A block's extents, rounded up to a multiple of the inner chunk.
+
+    Examples
+    --------
+    >>> shard_shape((7, 11), (4, 11))
+    (8, 11)
+    """
+    return tuple(
+        math.ceil(size / part) * part for size, part in zip(lead_chunk, inner, strict=True)
+    )
+
+
+def task_bytes(lead_chunk: Sequence[int], *pattern_bytes: int) -> int:
+    """Bytes that one task moves: its block of patterns at each of the given sizes."""
+    return prod(lead_chunk) * sum(pattern_bytes)
+
+
+def covering_radius(radii: NDArray, coverage: float) -> int:
+    """Smallest integer R with at least ``ceil(coverage * n)`` of the n radii at or below it.
+
+    Examples
+    --------
+    >>> covering_radius(np.array([3, 9, 4, 5]), 0.75), covering_radius(np.array([3, 9, 4, 5]), 1.0)
+    (5, 9)
+    """
+    rank = min(max(math.ceil(coverage * radii.size), 1), radii.size) - 1
+    return int(np.partition(radii.astype(np.int64), rank)[rank])
+
+
+def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
+    """Size of the window on one axis, and whether it crops: (size, cropped).
+
+    ``wanted`` is rounded up to a multiple; a window that would reach the detector's size is the whole axis.
+
+    Examples
+    --------
+    >>> axis_window(41, 128, 2), axis_window(127, 128, 2)
+    ((42, True), (128, False))
+    """
+    if wanted < 1:
+        raise ConfigError(f"a window of {wanted} pixels was asked for; it needs at least 1")
+    size = math.ceil(wanted / multiple) * multiple
+    return (size, True) if size < detector else (detector, False)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (max(1, n).bit_length() - 1)

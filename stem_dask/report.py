@@ -1,0 +1,258 @@
+"""Figures of a run in words and numbers: results.json, warnings, the verdict, the ten lines at the end."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.model import Window
+
+#: lists with one entry a pattern are left out of results.json above this many positions
+MAX_LISTED = 100_000
+#: share of the total above which clipped negatives, or a constant background, are worth a warning
+NOTICEABLE = 0.05
+#: an output with more than this share of the pixels has hardly been cropped
+LITTLE_GAINED = 0.8
+
+
+def statistics(values: NDArray) -> dict[str, float]:
+    """mean, std (ddof 0), min, max, median of the finite values; NaN when there are none.
+
+    Examples
+    --------
+    >>> statistics(np.array([1.0, np.nan, 3.0]))
+    {'mean': 2.0, 'std': 1.0, 'min': 1.0, 'max': 3.0, 'median': 2.0}
+    """
+    finite = np.asarray(values, np.float64)
+    finite = finite[np.isfinite(finite)]
+    names = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max, "median": np.median}
+    return {name: float(f(finite)) if finite.size else math.nan for name, f in names.items()}
+
+
+def results_of(
+    analysis: xr.Dataset | None,
+    retention: Mapping[str, float | int] | None,
+    original_shape: Sequence[int],
+    cropped_shape: Sequence[int],
+    n_patterns: int,
+    global_radius: int | None,
+) -> dict[str, Any]:
+    """The parts ``analysis`` and ``validation`` of the results, as the earlier cropping script gave them."""
+    out: dict[str, Any] = {
+        "analysis": {
+            "global_radius": global_radius,
+            "original_shape": tuple(int(n) for n in original_shape),
+            "cropped_shape": tuple(int(n) for n in cropped_shape),
+            "n_patterns": n_patterns,
+        },
+        "validation": {"n_patterns": n_patterns},
+    }
+    if analysis is not None:
+        radii = np.asarray(analysis["radius"].values).ravel()
+        out["analysis"]["retention_stats"] = statistics(radii)
+        if n_patterns <= MAX_LISTED:
+            centers = zip(
+                analysis["center_y"].values.ravel().tolist(),
+                analysis["center_x"].values.ravel().tolist(),
+                strict=True,
+            )
+            out["analysis"]["retention_radii"] = [_whole(r) for r in radii.tolist()]
+            out["analysis"]["centers"] = list(centers)
+    if retention is not None:
+        out["validation"] |= {
+            "mean_retention": retention["mean"],
+            "median_retention": retention["median"],
+            "min_retention": retention["min"],
+            "max_retention": retention["max"],
+            "std_retention": retention["std"],
+            "total_retention": retention["total_ratio"],
+            "passes_min_threshold": retention["n_min"],
+            "passes_target_threshold": retention["n_target"],
+            "n_empty": retention["n_empty"],
+        }
+    return out
+
+
+def _whole(radius: float) -> int | float:
+    return int(radius) if math.isfinite(radius) else math.nan
+
+
+def analysis_warnings(analysis: xr.Dataset) -> list[str]:
+    """What is odd about the data themselves."""
+    out = []
+    total = float(np.nansum(analysis["total"].values))
+    odd = {
+        str(k): int(n)
+        for k, n in zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
+    }
+    counted = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in odd.items() if n]
+    if counted:
+        out.append(
+            f"values that count as 0 in the analysis: {', '.join(counted)} (the data are not changed)"
+        )
+    clipped = float(analysis["negative_sum"])
+    if clipped > NOTICEABLE * total:
+        out.append(
+            f"clipped negative values amount to {clipped / total:.1%} of the intensity: the background of a "
+            "dark-subtracted detector counts as signal; set analyze.threshold"
+        )
+    level, share = pedestal(analysis)
+    if share > NOTICEABLE:
+        out.append(
+            f"a constant background of about {level:.3g} counts in every pixel makes up {share:.0%} of the "
+            f"intensity and widens the window; set analyze.threshold above it or subtract it"
+        )
+    n_empty = int(analysis["n_empty"])
+    if n_empty:
+        out.append(
+            f"{n_empty:,} empty patterns: no center, left out of the statistics, cropped at the median center"
+        )
+    return out
+
+
+def pedestal(analysis: xr.Dataset) -> tuple[float, float]:
+    """Level of the lowest values of the mean pattern, and its share of the intensity over all pixels."""
+    mean = np.asarray(analysis["mean_pattern"].values)
+    level = float(np.percentile(mean, 5))
+    total = float(mean.sum())
+    return level, level * mean.size / total if total > 0 else 0.0
+
+
+def window_warnings(window: Window, filled: NDArray, detector: Sequence[int]) -> list[str]:
+    """What is odd about the window."""
+    out = list(window.notes)
+    if window.align == "pattern":
+        out.append(
+            "align: pattern centers every pattern by itself, which also removes real beam deflection "
+            "(DPC, fields, strain tilt); sd.to_detector restores it"
+        )
+    n_filled = int((filled > 0).sum())
+    if n_filled:
+        out.append(
+            f"{n_filled:,} windows leave the detector and are filled with 0 there, at most {filled.max():.1%} of one"
+        )
+    return out
+
+
+def verdict(window: Window, detector: Sequence[int], ways_out: Sequence[str]) -> list[str]:
+    """A word on crops that gained little, with what would gain more."""
+    kept = window.shape[0] * window.shape[1] / (detector[0] * detector[1])
+    if kept <= LITTLE_GAINED:
+        return []
+    text = f"little was gained: the window keeps {kept:.0%} of the pixels"
+    return [text + ("; " + "; ".join(ways_out) if ways_out else "")]
+
+
+def ways_out(analysis: xr.Dataset, window: Window, by_target: Mapping[float, int]) -> list[str]:
+    """What other options would give, from the stored profiles.
+
+    Parameters
+    ----------
+    by_target : global radius for other targets at the same coverage and margin
+    """
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    smallest = min(detector)
+    out = []
+    for target, radius in by_target.items():
+        if 2 * radius < smallest:
+            out.append(f"target_retention {target:g} gives {2 * radius} px")
+    for coverage, radius in window.radius_at.items():
+        if 2 * radius < smallest and radius < (window.global_radius or 0):
+            out.append(f"coverage {coverage} gives {2 * radius} px")
+    half = smallest // 4
+    mean, least = analysis["curve_mean"].values, analysis["curve_min"].values
+    if half < len(mean) and np.isfinite(mean[half]):
+        out.append(f"size {2 * half} keeps {mean[half]:.1%} on average, {least[half]:.1%} at worst")
+    level, share = pedestal(analysis)
+    if share > NOTICEABLE:
+        out.append(f"a threshold above {level:.3g} removes the background that holds {share:.0%}")
+    return out
+
+
+def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ten lines that a run ends with."""
+    analysis, validation = results["analysis"], results["validation"]
+    (height, width), full = analysis["cropped_shape"], analysis["original_shape"]
+    lines = []
+    if analysis["global_radius"] is not None:
+        lines.append(
+            f"window      {height} x {width} px of {full[0]} x {full[1]} (global radius {analysis['global_radius']}, "
+            f"align {results['window']['align']})"
+        )
+    else:
+        lines.append(f"window      {height} x {width} px, not cropped")
+    sizes = results["sizes"]
+    lines.append(
+        f"reduction   {size(sizes['input_bytes'])} -> {size(sizes['output_bytes'])} uncompressed "
+        f"({sizes['reduction']:.1f} x), {size(sizes['stored_bytes'])} on disk"
+    )
+    if "mean_retention" in validation:
+        n = validation["n_patterns"] - validation["n_empty"]
+        below = n - validation["passes_min_threshold"]
+        lines.append(
+            f"retention   mean {validation['mean_retention']:.4f}, min {validation['min_retention']:.4f}, "
+            f"sum inside / sum total {validation['total_retention']:.4f}"
+        )
+        lines.append(
+            f"below       {below:,} of {n:,} patterns below min_retention {results['limits']['min_retention']:g}, "
+            f"{n - validation['passes_target_threshold']:,} below target {results['limits']['target_retention']:g}"
+        )
+    lines += [f"warning     {text}" for text in results["warnings"]]
+    lines += [f"verdict     {text}" for text in results["verdict"] or ["ok"]]
+    lines += [f"file        {path} ({size(n)})" for path, n in results["files"].items()]
+    lines.append(
+        f"speed       {size(results['speed']['bytes_per_second'])}/s, {results['processing_time']:.1f} s, "
+        f"peak memory {size(results['peak_memory'])}"
+    )
+    return tuple(lines)
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people, in powers of 1000.
+
+    Examples
+    --------
+    >>> size(2_147_483_648), size(512)
+    ('2.15 GB', '512 B')
+    """
+    value = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def tree_bytes(path: str | Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    path = Path(path)
+    if path.is_dir():
+        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    return path.stat().st_size
+
+
+def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
+    """Write results.json under a temporary name and rename it; NaN becomes null."""
+    partial = f"{path}.incomplete"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(_jsonable(results), file, indent=1, allow_nan=False)
+        file.write("\n")
+    os.replace(partial, path)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

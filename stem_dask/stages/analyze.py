@@ -1,0 +1,313 @@
+"""Analysis of all patterns: what is known of each, and what they are together. One read gives everything."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError
+from stem_dask.kernels.analysis import PatternAnalysis, analyze_patterns, largest_radius
+from stem_dask.kernels.intensity import ODD_PIXELS, native
+from stem_dask.model import Region
+from stem_dask.stages.patterns import axis_of, blocks_of, coordinate, lead_dims, per_pattern
+
+CenterMethod = Literal["centroid", "center", "manual"]
+RadiusMetric = Literal["square", "circle"]
+
+#: one value a pattern, in the order of the store
+PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
+PROFILE_ATTRS = {"long_name": "intensity inside radius / total"}
+#: one array a block, and how blocks are joined
+REDUCED = {
+    "sum_pattern": np.add,
+    "max_pattern": np.maximum,
+    "odd": np.add,
+    "negative_sum": np.add,
+    "profile_sum": np.add,
+    "profile_min": np.fmin,
+    "n_filled": np.add,
+}
+
+
+def analyze(
+    patterns: xr.DataArray,
+    *,
+    center_method: CenterMethod = "centroid",
+    manual_center: tuple[float, float] | None = None,
+    radius_metric: RadiusMetric = "square",
+    target_retention: float = 0.98,
+    threshold: float = 0.0,
+) -> xr.Dataset:
+    """Find every pattern's center, total and retention radius; a reduction over all patterns.
+
+    Parameters
+    ----------
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx)
+    center_method : ``centroid`` of each pattern, ``center`` of the detector, or ``manual``
+    manual_center : (y, x) in source pixels, inside the detector; with ``manual``
+    radius_metric : ``square`` (the window that will be cut) or ``circle``
+    target_retention : share of the intensity, 0 < target <= 1, that the radius keeps
+    threshold : values below it do not count, in counts
+
+    Returns
+    -------
+    Dataset, lazy: ``center_y, center_x, total, com_y, com_x`` (float64) and ``radius`` (float32) by position in
+    source pixels, ``profile`` (…, radius) the share of a pattern's intensity inside each radius, ``mean_pattern``
+    and ``max_pattern`` (source_ky, source_kx), ``curve_mean`` and ``curve_min`` (radius), ``odd_pixels``.
+    ``.compute()`` it before `choose_window`; that is the one barrier of the job.
+
+    Raises
+    ------
+    ConfigError
+        When an option is outside its range.
+
+    Examples
+    --------
+    >>> patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u1"), dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> analyze(patterns, target_retention=0.5).compute().radius.values.tolist()
+    [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
+    """
+    outputs = analysis_blocks(
+        patterns,
+        center_method=center_method,
+        manual_center=manual_center,
+        radius_metric=radius_metric,
+        target_retention=target_retention,
+        threshold=threshold,
+    )
+    n_lead = len(lead_dims(patterns))
+    reduced = {
+        name: da.reduction(
+            outputs[name],
+            chunk=lambda x, axis, keepdims: x,
+            aggregate=lambda x, axis, keepdims, join=join: join.reduce(
+                x, axis=axis, keepdims=keepdims
+            ),
+            axis=tuple(range(n_lead)),
+            dtype=outputs[name].dtype,
+            meta=np.empty((0,) * (outputs[name].ndim - n_lead), outputs[name].dtype),
+        )
+        for name, join in REDUCED.items()
+    }
+    options = analysis_attrs(
+        center_method, manual_center, radius_metric, target_retention, threshold
+    )
+    found = {name: outputs[name] for name in (*PER_PATTERN, "profile")}
+    return analysis_dataset(patterns, found, reduced, options)
+
+
+def analysis_blocks(
+    patterns: xr.DataArray,
+    *,
+    center_method: CenterMethod,
+    manual_center: tuple[float, float] | None,
+    radius_metric: RadiusMetric,
+    target_retention: float,
+    threshold: float,
+) -> dict[str, da.Array]:
+    """What each block of patterns gives, lazily: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block.
+
+    All outputs share the blocks of the patterns, and the kernel runs once a block for all of them.
+    """
+    data = blocks_of(patterns)
+    detector = (int(data.shape[-2]), int(data.shape[-1]))
+    _check(target_retention, threshold)
+    center = given_center(center_method, manual_center, detector)
+    n_radii = largest_radius(*detector, radius_metric) + 1
+    lead = data.ndim - 2
+    raw = data.map_blocks(
+        _analyze_block,
+        target_retention=target_retention,
+        threshold=threshold,
+        center=center,
+        metric=radius_metric,
+        drop_axis=[lead, lead + 1],
+        dtype=object,
+        meta=np.empty((0,) * lead, object),
+    )
+    kept = (
+        np.dtype(np.uint8)
+        if data.dtype == np.bool_
+        else native(np.empty((0, 1, 1), data.dtype)).dtype
+    )
+    wide = np.dtype(np.float64 if kept.kind == "f" else np.uint64)
+    outputs = {
+        name: _pick(raw, name, (), np.float32 if name == "radius" else np.float64)
+        for name in PER_PATTERN
+    }
+    outputs["profile"] = _pick(raw, "profile", (n_radii,), np.float32)
+    by_block: dict[str, tuple[tuple[int, ...], Any]] = {
+        "sum_pattern": (detector, wide),
+        "max_pattern": (detector, kept),
+        "odd": ((len(ODD_PIXELS),), np.int64),
+        "negative_sum": ((1,), np.float64),
+        "profile_sum": ((n_radii,), np.float64),
+        "profile_min": ((n_radii,), np.float64),
+        "n_filled": ((1,), np.int64),
+    }
+    for name, (shape, dtype) in by_block.items():
+        outputs[name] = _pick(raw, name, shape, dtype, by_block=True)
+    return outputs
+
+
+def analysis_attrs(
+    center_method: str,
+    manual_center: tuple[float, float] | None,
+    radius_metric: str,
+    target_retention: float,
+    threshold: float,
+) -> dict[str, Any]:
+    """The options that later stages and readers of the store need, as attributes."""
+    attrs: dict[str, Any] = {
+        "center_method": center_method,
+        "radius_metric": radius_metric,
+        "target_retention": float(target_retention),
+        "threshold": float(threshold),
+    }
+    if manual_center is not None:
+        attrs["manual_center"] = [float(value) for value in manual_center]
+    return attrs
+
+
+def analysis_dataset(
+    patterns: xr.DataArray,
+    found: Mapping[str, Any],
+    reduced: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> xr.Dataset:
+    """Name what was found; works on dask arrays and on numpy arrays alike.
+
+    Along the dimension ``radius`` the index is the radius itself; it has no coordinate, because the retention radius
+    of each pattern bears that name.
+    """
+    lead = lead_dims(patterns)
+    n = int(np.prod([patterns.sizes[dim] for dim in lead]))
+    data = {name: per_pattern(patterns, found[name], name) for name in PER_PATTERN}
+    if "profile" in found:
+        data["profile"] = xr.DataArray(
+            found["profile"], dims=(*lead, "radius"), attrs=PROFILE_ATTRS
+        )
+    dims = ("source_ky", "source_kx")
+    data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(n), dims=dims)
+    data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
+    filled = reduced["n_filled"][0]
+    with np.errstate(invalid="ignore"):
+        data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled, dims="radius")
+    data["curve_min"] = xr.DataArray(reduced["profile_min"], dims="radius")
+    data["odd_pixels"] = xr.DataArray(reduced["odd"], dims="kind")
+    data["negative_sum"] = xr.DataArray(reduced["negative_sum"][0])
+    data["n_empty"] = xr.DataArray(n - filled)
+    axes = [axis_of(patterns, dim) for dim in ("ky", "kx")]
+    coords = {
+        "kind": list(ODD_PIXELS),
+        **{dim: coordinate(axis, dim) for dim, axis in zip(dims, axes, strict=True)},
+    }
+    return xr.Dataset(data, coords=coords, attrs=dict(options))
+
+
+def fold_analysis(
+    patterns: xr.DataArray,
+    blocks: Iterable[tuple[Region, Mapping[str, NDArray]]],
+    options: Mapping[str, Any],
+) -> xr.Dataset:
+    """The analysis from blocks that were computed one by one, without the profiles (they stay where they are).
+
+    Partial results are joined in the order of the blocks, so that the result does not depend on who was faster.
+    """
+    shape = tuple(int(patterns.sizes[dim]) for dim in lead_dims(patterns))
+    found = {
+        name: np.empty(shape, np.float32 if name == "radius" else np.float64)
+        for name in PER_PATTERN
+    }
+    reduced: dict[str, NDArray] = {}
+    for region, block in blocks:
+        for name, values in found.items():
+            values[region] = block[name]
+        for name, join in REDUCED.items():
+            part = block[name][(0,) * len(region)]
+            reduced[name] = join(reduced[name], part) if name in reduced else part
+    return analysis_dataset(patterns, found, reduced, options)
+
+
+def given_center(
+    method: str, manual: tuple[float, float] | None, detector: tuple[int, int]
+) -> tuple[float, float] | None:
+    """The center all patterns share, or None for each pattern's centroid."""
+    if method == "centroid":
+        return None
+    if method == "center":
+        return (float(detector[0] // 2), float(detector[1] // 2))
+    if method != "manual":
+        raise ConfigError(f"center_method is {method!r}; expected centroid, center or manual")
+    if manual is None:
+        raise ConfigError("center_method is manual, which needs manual_center: (y, x) in pixels")
+    y, x = (float(value) for value in manual)
+    if not (0 <= y <= detector[0] - 1 and 0 <= x <= detector[1] - 1):
+        raise ConfigError(
+            f"manual_center ({y:g}, {x:g}) lies outside the detector of {detector[0]} x {detector[1]} pixels; "
+            "give (y, x) in source pixels"
+        )
+    return (y, x)
+
+
+def _check(target_retention: float, threshold: float) -> None:
+    if not 0 < target_retention <= 1:
+        raise ConfigError(
+            f"target_retention is {target_retention}; expected 0 < target_retention <= 1"
+        )
+    if not threshold >= 0 or not np.isfinite(threshold):
+        raise ConfigError(f"threshold is {threshold}; expected a finite number >= 0")
+
+
+class _BlockResult:
+    """What one block gave, kept together so that the kernel runs once for all outputs."""
+
+    def __init__(self, lead: tuple[int, ...], found: PatternAnalysis) -> None:
+        self.lead = lead
+        filled = found.profile[found.total > 0]
+        least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
+        self.values: dict[str, NDArray] = {
+            "center_y": found.center[:, 0],
+            "center_x": found.center[:, 1],
+            "com_y": found.com[:, 0],
+            "com_x": found.com[:, 1],
+            "radius": found.radius,
+            "total": found.total,
+            "profile": found.profile,
+            "sum_pattern": found.sum_pattern,
+            "max_pattern": found.max_pattern,
+            "odd": found.odd,
+            "negative_sum": np.array([found.negative_sum]),
+            "profile_sum": filled.sum(axis=0, dtype=np.float64),
+            "profile_min": least.astype(np.float64),
+            "n_filled": np.array([len(filled)]),
+        }
+
+
+def _analyze_block(block: NDArray, **options: Any) -> _BlockResult:
+    return _BlockResult(block.shape[:-2], analyze_patterns(block, **options))
+
+
+def _pick(
+    raw: da.Array, name: str, shape: tuple[int, ...], dtype: Any, *, by_block: bool = False
+) -> da.Array:
+    lead_chunks = tuple((1,) * n for n in raw.numblocks) if by_block else raw.chunks
+    return raw.map_blocks(
+        _pick_block,
+        name,
+        by_block,
+        chunks=(*lead_chunks, *((size,) for size in shape)),
+        new_axis=list(range(raw.ndim, raw.ndim + len(shape))) or None,
+        dtype=dtype,
+        meta=np.empty((0,) * (raw.ndim + len(shape)), dtype),
+    )
+
+
+def _pick_block(result: _BlockResult, name: str, by_block: bool) -> NDArray:
+    value = result.values[name]
+    if by_block:
+        return value.reshape((1,) * len(result.lead) + value.shape)
+    return value.reshape(result.lead + value.shape[1:])

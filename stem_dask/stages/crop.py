@@ -1,0 +1,145 @@
+"""Cut every pattern to the window, and put windows back where they were."""
+
+from dataclasses import replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError
+from stem_dask.kernels.crop import crop_patterns
+from stem_dask.model import Axis, Window
+from stem_dask.stages.patterns import (
+    as_patterns,
+    axes_of,
+    axis_of,
+    blocks_of,
+    lead_dims,
+    lead_shape,
+)
+from stem_dask.stages.window import require_computed, window_origins
+
+
+def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.DataArray:
+    """Cut all patterns to one window; lazy.
+
+    Parameters
+    ----------
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), as analyzed
+    analysis : computed result of `analyze`
+    window : result of `choose_window`
+
+    Returns
+    -------
+    DataArray (…, height, width) of the same type, 0 where a window leaves the detector; coordinates ``window_y``
+    and ``window_x`` (int32) hold every window's first row and column in source pixels
+
+    Examples
+    --------
+    >>> from stem_dask.stages.analyze import analyze
+    >>> from stem_dask.stages.window import choose_window
+    >>> data = np.zeros((1, 2, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
+    >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> analysis = analyze(patterns).compute()
+    >>> cropped = crop(patterns, analysis, choose_window(analysis, margin_pixels=0))
+    >>> cropped.shape, int(cropped.sum()), int(cropped.window_y[0, 0])
+    ((1, 2, 6, 6), 288, 13)
+    """
+    require_computed(analysis)
+    if lead_shape(patterns) != analysis["center_y"].shape:
+        raise ConfigError(
+            f"the analysis is of {analysis['center_y'].shape} positions, the patterns have {lead_shape(patterns)}; "
+            "analyze the patterns that are cropped"
+        )
+    data = blocks_of(patterns)
+    origin_y, origin_x = window_origins(analysis, window)
+    out = _cut(data, origin_y.values, origin_x.values, window.shape)
+    axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
+    attrs = {**patterns.attrs, **window_attrs(window)}
+    cropped = as_patterns(out, axes, attrs)
+    lead = lead_dims(patterns)
+    return cropped.assign_coords(window_y=(lead, origin_y.values), window_x=(lead, origin_x.values))
+
+
+def cropped_axes(patterns: xr.DataArray, window: Window) -> tuple[Axis, Axis]:
+    """Calibration of the window's axes: detector coordinates when fixed, zero at its center when aligned."""
+    axes = []
+    for i, name in enumerate(("ky", "kx")):
+        axis = axis_of(patterns, name)
+        size = window.shape[i]
+        if name not in window.cropped_axes:
+            axes.append(axis)
+        elif window.align == "fixed":
+            axes.append(axis.part(window.center[i] - size // 2, size))
+        else:
+            axes.append(replace(axis, size=size, offset=-axis.scale * (size // 2)))
+    return axes[0], axes[1]
+
+
+def window_attrs(window: Window) -> dict[str, Any]:
+    """What a reader of the output must know about the window."""
+    return {
+        "window_size": list(window.shape),
+        "align": window.align,
+        "cropped_axes": list(window.cropped_axes),
+        "aligned_axes": list(window.aligned_axes),
+        "k_origin": "window_center" if window.aligned_axes else "detector",
+        "global_radius": window.global_radius,
+        "coverage": window.coverage,
+        "target_retention": window.target_retention,
+    }
+
+
+def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
+    """Put every cropped pattern back to its place on the detector; what was cut off is 0. Lazy.
+
+    For methods that need the beam's own position (DPC, ptychography). The patterns must not have been downsampled.
+
+    Parameters
+    ----------
+    cropped : result of `crop`, with its coordinates ``window_y`` and ``window_x``
+    analysis : the analysis it was cropped with
+
+    Returns
+    -------
+    DataArray (…, ky, kx) of the detector's size and calibration
+    """
+    if "window_y" not in cropped.coords or "window_x" not in cropped.coords:
+        raise ConfigError("the patterns carry no window_y and window_x; pass what sd.crop returned")
+    if int(cropped.attrs.get("downsample_factor", 1)) != 1:
+        raise ConfigError(
+            f"the patterns were downsampled by {cropped.attrs['downsample_factor']}; "
+            "restore the detector's frame before downsampling"
+        )
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
+    out = _cut(blocks_of(cropped), -origin_y, -origin_x, detector)
+    source = [replace(axis_of(analysis, f"source_{name}"), name=name) for name in ("ky", "kx")]
+    return as_patterns(out, (*axes_of(cropped)[:-2], *source))
+
+
+def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]) -> da.Array:
+    lead = data.ndim - 2
+    chunks = (*data.chunks[:lead], (1,), (1,))
+    places = [
+        da.from_array(np.ascontiguousarray(origin)[..., None, None], chunks=chunks)
+        for origin in (origin_y, origin_x)
+    ]
+    return da.map_blocks(
+        _cut_block,
+        data,
+        *places,
+        shape=shape,
+        chunks=(*data.chunks[:lead], (shape[0],), (shape[1],)),
+        dtype=data.dtype.newbyteorder("="),
+        meta=np.empty((0,) * data.ndim, data.dtype.newbyteorder("=")),
+    )
+
+
+def _cut_block(
+    block: NDArray, origin_y: NDArray, origin_x: NDArray, *, shape: tuple[int, int]
+) -> NDArray:
+    out = crop_patterns(block, origin_y, origin_x, shape)
+    return out.reshape(*block.shape[:-2], *shape)

@@ -1,0 +1,149 @@
+"""Fewer detector pixels, and another type for the result."""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError
+from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
+from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, lead_dims
+
+Method = Literal["bin", "stride", "gauss", "fft"]
+Reduce = Literal["mean", "sum"]
+
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+def downsample(
+    patterns: xr.DataArray,
+    factor: int = 1,
+    *,
+    method: Method = "bin",
+    reduce: Reduce = "mean",
+    sigma: float | None = None,
+) -> xr.DataArray:
+    """Make patterns smaller by an integer factor; lazy.
+
+    Parameters
+    ----------
+    patterns : (…, ky, kx)
+    factor : k >= 1; an axis of n pixels gives ``n // k``
+    method : ``bin`` (mean or sum of k × k pixels), ``stride`` (every k-th pixel), ``gauss`` (smoothed, then every
+        k-th pixel), ``fft`` (the centered part of the spectrum)
+    reduce : ``mean`` or ``sum``, for ``bin``
+    sigma : of the Gaussian in source pixels, for ``gauss``; default ``0.5 * factor``
+
+    Returns
+    -------
+    DataArray (…, ky // k, kx // k); means, gauss and fft are float32 (float64 from float64), sums the smallest type
+    that cannot overflow, stride the type of the input
+
+    Raises
+    ------
+    ConfigError
+        When an option is unknown or the factor exceeds the detector.
+
+    Examples
+    --------
+    >>> patterns = xr.DataArray(np.ones((1, 2, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> small = downsample(patterns, 4)
+    >>> small.shape, str(small.dtype), small.ky.values.tolist()
+    ((1, 2, 2, 2), 'float32', [1.5, 5.5])
+    """
+    _check(patterns, factor, method, reduce, sigma)
+    if factor == 1:
+        return patterns
+    data = blocks_of(patterns)
+    height, width = (size // factor for size in data.shape[-2:])
+    dtype = result_dtype(data.dtype, factor, method, reduce)
+    out = data.map_blocks(
+        downsample_patterns,
+        factor,
+        method=method,
+        reduce=reduce,
+        sigma=sigma,
+        chunks=(*data.chunks[:-2], (height,), (width,)),
+        dtype=dtype,
+        meta=np.empty((0,) * data.ndim, dtype),
+    )
+    shift = output_shift(factor, method)
+    axes = list(axes_of(patterns))
+    for i, size in ((-2, height), (-1, width)):
+        axis = axes[i]
+        axes[i] = replace(
+            axis, size=size, scale=axis.scale * factor, offset=axis.offset + axis.scale * shift
+        )
+    attrs = {**patterns.attrs, "downsample_factor": factor, "downsample_method": method}
+    if method != "stride" and reduce == "mean":
+        attrs["intensity"] = "mean counts per source pixel"
+    small = as_patterns(out, axes, attrs)
+    lead = lead_dims(patterns)
+    return small.assign_coords(
+        {
+            name: (lead, patterns.coords[name].values)
+            for name in ("window_y", "window_x")
+            if name in patterns.coords
+        }
+    )
+
+
+def output_shift(factor: int, method: str) -> float:
+    """Source position of output pixel 0: the middle of its block for ``bin``, else its own pixel."""
+    return (factor - 1) / 2 if method == "bin" else 0.0
+
+
+def cast(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
+    """Another type for the result: ``auto`` keeps it; float16 refuses values it cannot hold. Lazy.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown type at once; for a value above 65504 when the block that holds it is computed.
+    """
+    if dtype not in ("auto", "float32", "float16"):
+        raise ConfigError(f"dtype is {dtype!r}; expected auto, float32 or float16")
+    if dtype == "auto" or patterns.dtype == np.dtype(dtype):
+        return patterns
+    data = blocks_of(patterns).map_blocks(_cast_block, dtype, dtype=np.dtype(dtype))
+    return patterns.copy(data=data)
+
+
+def check_float16(largest: float) -> None:
+    """Refuse float16 for values that would become infinite."""
+    if largest > FLOAT16_MAX:
+        raise ConfigError(
+            f"output.dtype float16 holds values up to {FLOAT16_MAX:g}, the data reach {largest:g}; "
+            "use float32, or auto to keep the type"
+        )
+
+
+def _cast_block(block: NDArray, dtype: str) -> NDArray:
+    if dtype == "float16" and block.size:
+        finite = (
+            np.where(np.isfinite(block), np.abs(block), 0) if block.dtype.kind == "f" else block
+        )
+        check_float16(max(float(finite.max()), -float(finite.min())))
+    return block.astype(dtype)
+
+
+def _check(
+    patterns: xr.DataArray, factor: int, method: str, reduce: str, sigma: float | None
+) -> None:
+    if method not in METHODS:
+        raise ConfigError(f"downsample method is {method!r}; expected one of {', '.join(METHODS)}")
+    if reduce not in ("mean", "sum"):
+        raise ConfigError(f"downsample reduce is {reduce!r}; expected mean or sum")
+    if sigma is not None and not (method == "gauss" and sigma > 0):
+        raise ConfigError(
+            f"downsample sigma is {sigma} with method {method}; it is > 0 and only for gauss"
+        )
+    if reduce == "sum" and method != "bin":
+        raise ConfigError(f"downsample reduce: sum goes with method bin, not {method}")
+    smallest = min(patterns.sizes["ky"], patterns.sizes["kx"])
+    if factor < 1 or factor > smallest:
+        raise ConfigError(
+            f"downsample factor is {factor}; expected 1 to {smallest}, the shorter detector axis"
+        )

@@ -1,0 +1,68 @@
+"""Bad pixels are replaced when the patterns are read; downstream there is no mask."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError
+from stem_dask.kernels.mask import fill_bad, neighbours
+from stem_dask.stages.patterns import blocks_of
+
+MaskFill = Literal["zero", "median"]
+
+
+def apply_mask(
+    patterns: xr.DataArray, mask: NDArray[np.bool_], mask_fill: MaskFill = "zero"
+) -> xr.DataArray:
+    """Replace bad pixels of every pattern; lazy.
+
+    Parameters
+    ----------
+    patterns : (…, ky, kx)
+    mask : (ky, kx), True (nonzero) = bad
+    mask_fill : ``zero``, or ``median`` of the good neighbours
+
+    Raises
+    ------
+    ConfigError
+        When the mask does not have the detector's shape, or no pixel is good.
+    """
+    data = blocks_of(patterns)
+    if mask.shape != data.shape[-2:]:
+        raise ConfigError(
+            f"the mask has shape {mask.shape}, the detector {data.shape[-2:]}; give a mask in source pixels"
+        )
+    if mask.all():
+        raise ConfigError("the mask marks every pixel as bad; nonzero means bad: invert it")
+    if mask_fill not in ("zero", "median"):
+        raise ConfigError(f"mask_fill is {mask_fill!r}; expected zero or median")
+    near = neighbours(mask) if mask_fill == "median" else None
+    out = data.map_blocks(fill_bad, mask, near, dtype=data.dtype.newbyteorder("="))
+    return patterns.copy(data=out).assign_attrs(masked_pixels=int(mask.sum()))
+
+
+def read_mask(
+    mask: str | Mapping[str, Sequence[Any]] | NDArray, detector: Sequence[int]
+) -> NDArray[np.bool_]:
+    """A mask from a .npy file, an array, or lists of ``pixels`` [y, x], ``rows`` and ``columns``."""
+    if isinstance(mask, str):
+        try:
+            return np.asarray(np.load(mask, allow_pickle=False)) != 0
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"input.mask {mask} cannot be read: {error}") from error
+    if not isinstance(mask, Mapping):
+        return np.asarray(mask) != 0
+    out = np.zeros(tuple(detector), bool)
+    try:
+        for y, x in mask.get("pixels", ()):
+            out[y, x] = True
+        out[list(mask.get("rows", ())), :] = True
+        out[:, list(mask.get("columns", ()))] = True
+    except IndexError as error:
+        raise ConfigError(
+            f"input.mask names a pixel outside the detector {tuple(detector)}: {error}"
+        ) from error
+    return out

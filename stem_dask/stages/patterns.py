@@ -1,0 +1,114 @@
+"""What the lazy patterns are: an `xarray.DataArray` over dask, axes calibrated, whole detector in every chunk."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from stem_dask.errors import SourceError
+from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
+
+
+def as_patterns(
+    data: da.Array, axes: Sequence[Axis], attrs: Mapping[str, Any] | None = None
+) -> xr.DataArray:
+    """Name and calibrate an array of patterns.
+
+    Parameters
+    ----------
+    data : (scan_y, scan_x, ky, kx) or (pattern, ky, kx) dask array
+    axes : one `Axis` a dimension; their names become the dimensions
+
+    Returns
+    -------
+    DataArray named ``patterns``, every dimension with a coordinate whose attributes hold scale, offset and units
+
+    Examples
+    --------
+    >>> axes = [Axis("pattern", 5), Axis("ky", 4, 0.5, -1.0, "1/nm"), Axis("kx", 4)]
+    >>> as_patterns(da.zeros((5, 4, 4), chunks=(2, 4, 4)), axes).ky.values.tolist()
+    [-1.0, -0.5, 0.0, 0.5]
+    """
+    coords = {axis.name: coordinate(axis) for axis in axes}
+    return xr.DataArray(
+        data,
+        dims=[axis.name for axis in axes],
+        coords=coords,
+        attrs=dict(attrs or {}),
+        name="patterns",
+    )
+
+
+def coordinate(axis: Axis, dim: str | None = None) -> xr.Variable:
+    """The coordinate variable of an axis."""
+    values = axis.offset + axis.scale * np.arange(axis.size)
+    attrs = {"scale": axis.scale, "offset": axis.offset, "units": axis.units}
+    return xr.Variable((dim or axis.name,), values, attrs)
+
+
+def axis_of(patterns: xr.DataArray | xr.Dataset, dim: str) -> Axis:
+    """The calibrated axis of a dimension; a coordinate that we did not make gives its first value and step."""
+    size = int(patterns.sizes[dim])
+    if dim not in patterns.coords:
+        return Axis(dim, size)
+    values = patterns.coords[dim]
+    attrs = values.attrs
+    if "scale" in attrs and "offset" in attrs:
+        return Axis(
+            dim, size, float(attrs["scale"]), float(attrs["offset"]), str(attrs.get("units", ""))
+        )
+    step = float(values[1] - values[0]) if size > 1 else 1.0
+    return Axis(dim, size, step or 1.0, float(values[0]), str(attrs.get("units", "")))
+
+
+def axes_of(patterns: xr.DataArray) -> tuple[Axis, ...]:
+    """All axes of the patterns, slowest first."""
+    return tuple(axis_of(patterns, str(dim)) for dim in patterns.dims)
+
+
+def lead_dims(patterns: xr.DataArray | xr.Dataset) -> tuple[str, ...]:
+    """``("scan_y", "scan_x")`` or, for a list of patterns, ``("pattern",)``."""
+    return SCAN_DIMS if SCAN_DIMS[0] in patterns.sizes else LIST_DIMS
+
+
+def lead_shape(patterns: xr.DataArray | xr.Dataset) -> tuple[int, ...]:
+    """How many positions there are along each of `lead_dims`."""
+    return tuple(int(patterns.sizes[dim]) for dim in lead_dims(patterns))
+
+
+def blocks_of(patterns: xr.DataArray) -> da.Array:
+    """The dask array of the patterns with whole detector axes; refuses what is not a set of patterns.
+
+    Raises
+    ------
+    SourceError
+        When the dimensions are not ``(scan_y, scan_x, ky, kx)`` or ``(pattern, ky, kx)``, when there is nothing
+        in them, or when the type is not bool, integer or real.
+    """
+    dims = tuple(str(dim) for dim in patterns.dims)
+    if dims not in ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS)):
+        raise SourceError(
+            f"the patterns have dimensions {dims}; expected (scan_y, scan_x, ky, kx) or (pattern, ky, kx): "
+            "rename or transpose them"
+        )
+    if patterns.dtype.kind not in "buif" or patterns.dtype.itemsize > 8:
+        raise SourceError(
+            f"the patterns are of type {patterns.dtype}; expected bool, integer or float up to 64 bits"
+        )
+    if 0 in patterns.shape:
+        raise SourceError(f"the patterns have shape {patterns.shape}: there is nothing in them")
+    data = patterns.data
+    if not isinstance(data, da.Array):
+        # one name for the same values, so that graphs built twice are equal
+        data = da.from_array(np.asarray(data), chunks=(*(("auto",) * (data.ndim - 2)), -1, -1))
+    whole = {data.ndim - 2: -1, data.ndim - 1: -1}
+    return data if data.numblocks[-2:] == (1, 1) else data.rechunk(whole)
+
+
+def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
+    """One value a pattern, on the scan's coordinates."""
+    dims = lead_dims(patterns)
+    coords = {dim: patterns.coords[dim] for dim in dims if dim in patterns.coords}
+    return xr.DataArray(data, dims=dims, coords=coords, name=name)

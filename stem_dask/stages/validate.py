@@ -1,0 +1,128 @@
+"""What the window kept of every pattern: added up again from the window as it was cut."""
+
+import math
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError
+from stem_dask.kernels.crop import window_intensity
+from stem_dask.stages.patterns import blocks_of, lead_shape, per_pattern
+
+#: sums of floats in two orders differ by less than this, relative to the total; integers are exact
+FLOAT_SLACK = 1e-12
+
+
+def validate(
+    patterns: xr.DataArray,
+    cropped: xr.DataArray,
+    analysis: xr.Dataset,
+    *,
+    min_retention: float = 0.95,
+) -> xr.Dataset:
+    """Retention of every pattern and of the dataset; lazy.
+
+    Parameters
+    ----------
+    patterns : the patterns that were cropped
+    cropped : result of `crop`
+    analysis : computed result of `analyze`
+    min_retention : lowest acceptable retention, 0 <= min <= 1
+
+    Returns
+    -------
+    Dataset with ``retention`` by position (float64, NaN when empty) and the scalars of `retention_statistics`
+
+    Examples
+    --------
+    >>> from stem_dask import analyze, choose_window, crop
+    >>> patterns = xr.DataArray(np.ones((2, 2, 16, 16), "u1"), dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> analysis = analyze(patterns).compute()
+    >>> cropped = crop(patterns, analysis, choose_window(analysis, size=8))
+    >>> validate(patterns, cropped, analysis).compute().retention.values.tolist()
+    [[0.25, 0.25], [0.25, 0.25]]
+    """
+    if lead_shape(patterns) != lead_shape(cropped):
+        raise ConfigError(
+            f"the patterns have {lead_shape(patterns)} positions, the cropped ones {lead_shape(cropped)}"
+        )
+    inside = intensity_inside(cropped, float(analysis.attrs["threshold"]))
+    total = np.asarray(analysis["total"].values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        retention = da.where(total > 0, inside / np.where(total > 0, total, 1), np.nan)
+    slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
+    target = float(cropped.attrs.get("target_retention", analysis.attrs["target_retention"]))
+    statistics = dask.delayed(retention_statistics, pure=True)(
+        retention, total, target, min_retention, slack
+    )
+    kinds = {"n_target": np.int64, "n_min": np.int64, "n_empty": np.int64}
+    data = {"retention": per_pattern(patterns, retention, "retention")}
+    for name in STATISTICS:
+        kind = kinds.get(name, np.float64)
+        value = dask.delayed(np.asarray, pure=True)(statistics[name], kind)
+        data[name] = xr.DataArray(da.from_delayed(value, (), kind))
+    return xr.Dataset(data)
+
+
+STATISTICS = ("mean", "median", "min", "max", "std", "total_ratio", "n_target", "n_min", "n_empty")
+
+
+def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
+    """Intensity of every cropped pattern, float64 by position; lazy."""
+    data = blocks_of(cropped)
+    lead = data.ndim - 2
+    return data.map_blocks(
+        _inside_block,
+        threshold=threshold,
+        drop_axis=[lead, lead + 1],
+        dtype=np.float64,
+        meta=np.empty((0,) * lead),
+    )
+
+
+def _inside_block(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
+    return window_intensity(block, threshold=threshold).reshape(block.shape[:-2])
+
+
+def retention_statistics(
+    retention: NDArray, total: NDArray, target: float, minimum: float, slack: float = 0.0
+) -> dict[str, float | int]:
+    """Statistics over the non-empty patterns.
+
+    Parameters
+    ----------
+    retention : share kept by position, NaN when empty
+    total : intensity by position
+    target, minimum : the retention that is aimed at, and the lowest acceptable one
+    slack : for float data, how far below counts as reached
+
+    Returns
+    -------
+    dict with mean, median, min, max, std (ddof 0), total_ratio (sum inside / sum total), n_target and n_min (how many
+    reach target and minimum), n_empty. The figures are NaN when every pattern is empty.
+
+    Examples
+    --------
+    >>> stats = retention_statistics(np.array([0.9, 1.0]), np.array([10.0, 30.0]), 0.98, 0.95)
+    >>> stats["total_ratio"], stats["n_min"]
+    (0.975, 1)
+    """
+    filled = np.isfinite(retention)
+    values, weights = retention[filled], total[filled]
+    if not values.size:
+        nothing: dict[str, float | int] = dict.fromkeys(STATISTICS[:6], math.nan)
+        return {**nothing, "n_target": 0, "n_min": 0, "n_empty": int(retention.size)}
+    return {
+        "mean": float(values.mean()),
+        "median": float(np.median(values)),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "std": float(values.std()),
+        "total_ratio": float((values * weights).sum() / weights.sum()),
+        "n_target": int((values >= target - slack).sum()),
+        "n_min": int((values >= minimum - slack).sum()),
+        "n_empty": int(retention.size - values.size),
+    }

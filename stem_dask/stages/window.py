@@ -1,0 +1,259 @@
+"""From the computed analysis to the one window, and to its place on every pattern."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError, SourceError
+from stem_dask.model import Align, Window
+from stem_dask.plan import axis_window, covering_radius
+
+#: integers up to here come back exactly from a float32 share of the total
+_EXACT_TOTAL = 2**22
+#: coverages whose radius is always reported
+COVERAGES = (1.0, 0.999, 0.99)
+
+
+def choose_window(
+    analysis: xr.Dataset,
+    *,
+    coverage: float = 0.999,
+    margin_pixels: int = 3,
+    align: Align = "fixed",
+    size: Literal["auto"] | int | Sequence[int] = "auto",
+    window: Sequence[int] | None = None,
+    size_multiple: int = 2,
+    factor: int = 1,
+    target_retention: float | None = None,
+) -> Window:
+    """Choose the window that all patterns are cut to.
+
+    Parameters
+    ----------
+    analysis : computed result of `analyze`
+    coverage : share of the non-empty patterns, 0 < coverage <= 1, whose own radius the window must hold
+    margin_pixels : added to the radius, in source pixels
+    align : ``fixed``, one window for the dataset; ``pattern``, each pattern around its own center
+    size : ``auto``, n, or [ny, nx] in source pixels
+    window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window
+    size_multiple : the output's size is a multiple of this
+    factor : the detector downsampling that follows
+    target_retention : another target than the analysis was made with; decided from the stored profiles
+
+    Returns
+    -------
+    Window
+
+    Raises
+    ------
+    ConfigError
+        When the analysis is still lazy, or an option is outside its range.
+    SourceError
+        When every pattern is empty.
+
+    Examples
+    --------
+    >>> from stem_dask.stages.analyze import analyze
+    >>> data = np.zeros((1, 3, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
+    >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> window = choose_window(analyze(patterns).compute(), margin_pixels=1)
+    >>> window.shape, window.center, window.global_radius
+    ((8, 8), (16, 20), 4)
+    """
+    _check(analysis, coverage, margin_pixels, size_multiple, factor)
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    target = float(
+        analysis.attrs["target_retention"] if target_retention is None else target_retention
+    )
+    radii = _radii(analysis, target)
+    filled = np.isfinite(radii)
+    if not filled.any():
+        raise SourceError(
+            "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
+            f"the threshold ({analysis.attrs['threshold']:g}) count as 0; lower analyze.threshold or check the data"
+        )
+    row, col = _window_centers(analysis)
+    middle = _median_center(analysis, filled)
+    needed = radii[filled]
+    if align == "fixed":
+        shift = np.maximum(np.abs(row[filled] - middle[0]), np.abs(col[filled] - middle[1]))
+        needed = needed + shift
+    notes: list[str] = []
+    margin = margin_pixels
+    if analysis.attrs["radius_metric"] == "circle" and margin == 0:
+        margin = 1
+        notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
+    smallest = covering_radius(needed, coverage)
+    radius = smallest + margin
+    wanted = _wanted_size(size, window, radius)
+    if window is not None:
+        align, middle = "fixed", _given_window(window, detector)
+    multiple = size_multiple * factor
+    (height, crop_y), (width, crop_x) = (
+        axis_window(n, full, multiple) for n, full in zip(wanted, detector, strict=True)
+    )
+    cropped = tuple(name for name, crop in (("ky", crop_y), ("kx", crop_x)) if crop)
+    for name, crop, full in (("ky", crop_y, detector[0]), ("kx", crop_x, detector[1])):
+        if not crop:
+            notes.append(f"{name} is not cropped: the window would reach its {full} pixels")
+    positions = np.argwhere(filled)
+    return Window(
+        shape=(height, width),
+        align=align,
+        center=middle,
+        cropped_axes=cropped,
+        global_radius=radius,
+        coverage=coverage,
+        target_retention=target,
+        radius_at={f"{c:g}": covering_radius(needed, c) + margin for c in COVERAGES},
+        setters=tuple(
+            tuple(int(v) for v in positions[i]) for i in np.flatnonzero(needed == smallest)[:5]
+        ),
+        notes=tuple(notes),
+    )
+
+
+def window_origins(analysis: xr.Dataset, window: Window) -> tuple[xr.DataArray, xr.DataArray]:
+    """First row and column of the window on every pattern: int32, may be negative, 0 on an uncropped axis."""
+    row, col = _window_centers(analysis)
+    filled = np.isfinite(np.asarray(analysis["radius"].values))
+    middle = _median_center(analysis, filled)
+    origins = []
+    for axis, (name, centers) in enumerate((("ky", row), ("kx", col))):
+        half = window.shape[axis] // 2
+        if name not in window.cropped_axes:
+            values = np.zeros(filled.shape, np.int32)
+        elif window.align == "fixed":
+            values = np.full(filled.shape, window.center[axis] - half, np.int32)
+        else:
+            values = (np.where(filled, centers, middle[axis]) - half).astype(np.int32)
+        template = analysis["center_y"]
+        origins.append(template.copy(data=values).rename("window_" + name[1]))
+    return origins[0], origins[1]
+
+
+def filled_fraction(
+    origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int], detector: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Share of the window that lies outside the detector and is 0 in the output.
+
+    Examples
+    --------
+    >>> filled_fraction(np.array([-1]), np.array([0]), (4, 4), (8, 8)).tolist()
+    [0.25]
+    """
+    rows = np.minimum(origin_y + shape[0], detector[0]) - np.maximum(origin_y, 0)
+    cols = np.minimum(origin_x + shape[1], detector[1]) - np.maximum(origin_x, 0)
+    inside = np.clip(rows, 0, None).astype(np.int64) * np.clip(cols, 0, None)
+    return np.asarray(1.0 - inside / (shape[0] * shape[1]))
+
+
+def radii_for_target(
+    profile: NDArray, total: NDArray, target: float, metric: str, exact: bool
+) -> NDArray[np.float32]:
+    """Retention radius for a target, from stored profiles (n, radius): NaN where the total is 0.
+
+    A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
+    inside is recovered exactly; otherwise the radius is never too small, and too large by one at most on a tie.
+
+    Examples
+    --------
+    >>> radii_for_target(np.array([[0, 0.5, 1]], "f4"), np.array([10.0]), 0.5, "square", True).tolist()
+    [1.0]
+    """
+    share = profile.astype(np.float64)
+    inside = share * total[:, None]
+    if exact:
+        inside = np.where((total < _EXACT_TOTAL)[:, None], np.rint(inside), inside)
+    reached = inside >= target * total[:, None]
+    if metric == "square":
+        reached[:, 0] = False
+    radii = np.argmax(reached, axis=1).astype(np.float32)
+    radii[~(total > 0)] = np.nan
+    return radii
+
+
+def _radii(analysis: xr.Dataset, target: float) -> NDArray[np.float32]:
+    radii = np.asarray(analysis["radius"].values, np.float32)
+    if target == analysis.attrs["target_retention"]:
+        return radii
+    if not 0 < target <= 1:
+        raise ConfigError(f"target_retention is {target}; expected 0 < target_retention <= 1")
+    profile, total = np.asarray(analysis["profile"]), np.asarray(analysis["total"])
+    exact = analysis["max_pattern"].dtype.kind in "ui"
+    found = radii_for_target(
+        profile.reshape(-1, profile.shape[-1]),
+        total.ravel(),
+        target,
+        analysis.attrs["radius_metric"],
+        exact,
+    )
+    return found.reshape(radii.shape)
+
+
+def _window_centers(analysis: xr.Dataset) -> tuple[NDArray, NDArray]:
+    """``rint`` of every center (half to even); NaN stays NaN."""
+    return np.rint(analysis["center_y"].values), np.rint(analysis["center_x"].values)
+
+
+def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
+    y, x = (float(np.median(analysis[name].values[filled])) for name in ("center_y", "center_x"))
+    return int(np.rint(y)), int(np.rint(x))
+
+
+def _wanted_size(
+    size: Literal["auto"] | int | Sequence[int], window: Sequence[int] | None, radius: int
+) -> tuple[int, int]:
+    if window is not None:
+        if size != "auto":
+            raise ConfigError(
+                f"both window {list(window)} and size {size} are given; give one of them"
+            )
+        return (window[1] - window[0], window[3] - window[2])
+    if isinstance(size, str):
+        return (2 * radius, 2 * radius)
+    if isinstance(size, int):
+        return (size, size)
+    return (int(size[0]), int(size[1]))
+
+
+def _given_window(window: Sequence[int], detector: tuple[int, int]) -> tuple[int, int]:
+    y0, y1, x0, x1 = window
+    if not (0 <= y0 < y1 <= detector[0] and 0 <= x0 < x1 <= detector[1]):
+        raise ConfigError(
+            f"window {list(window)} does not fit the detector of {detector[0]} x {detector[1]} pixels; "
+            "give [y0, y1, x0, x1] with 0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width"
+        )
+    return (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
+
+
+def _check(
+    analysis: xr.Dataset, coverage: float, margin: int, size_multiple: int, factor: int
+) -> None:
+    require_computed(analysis)
+    if not 0 < coverage <= 1:
+        raise ConfigError(f"coverage is {coverage}; expected 0 < coverage <= 1")
+    if margin < 0:
+        raise ConfigError(f"margin_pixels is {margin}; expected an integer >= 0")
+    if size_multiple < 1 or factor < 1:
+        raise ConfigError(
+            f"size_multiple is {size_multiple} and factor {factor}; both are integers >= 1"
+        )
+
+
+def require_computed(analysis: xr.Dataset) -> None:
+    """Refuse an analysis that would be computed again and again behind the caller's back."""
+    missing = {"center_y", "center_x", "radius", "total"} - set(analysis.variables)
+    if missing:
+        raise ConfigError(
+            f"the analysis lacks {', '.join(sorted(missing))}; pass what sd.analyze returned"
+        )
+    if any(
+        analysis[name].chunks is not None for name in ("center_y", "center_x", "radius", "total")
+    ):
+        raise ConfigError(
+            "the analysis is still lazy; compute it once: analysis = sd.analyze(patterns).compute()"
+        )

@@ -1,0 +1,523 @@
+"""The DM reader: against RosettaSciIO on real files, against known trees, and against damaged files."""
+
+import pickle
+import struct
+import tracemalloc
+from math import inf, nan, prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stem_dask.errors import ConfigError, SourceError
+from stem_dask.io.dm import ArrayTag, DmImage, list_images, read_tags
+from stem_dask.io.dm_write import Stream, encode_tags
+from stem_dask.model import Axis
+from stem_dask.synthetic import Synthetic, write_dataset
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL_FILES = [
+    "sim/au_np_gms_stemx_u16.dm4",
+    "real/dm4_3d_int16_64_65_66.dm4",
+    "real/dm3_2d_diffraction.dm3",
+]
+
+
+@pytest.fixture(params=REAL_FILES)
+def real_file(request):
+    path = SHARED / request.param
+    if not path.exists():
+        pytest.skip(f"the shared file {request.param} is not on this machine")
+    return path
+
+
+def one_image(data, dimensions, code=10, **more):
+    """A tree with one image; ``more`` replaces or adds to its ``ImageData``."""
+    image = {"Data": data, "DataType": code, "Dimensions": dimensions, **more}
+    return {"ImageList": [{"ImageData": image, "Name": "it"}]}
+
+
+def write(folder, tree, **options) -> Path:
+    path = folder / "file.dm4"
+    path.write_bytes(encode_tags(tree, **options))
+    return path
+
+
+def pixels(path: Path, image: DmImage) -> np.ndarray:
+    count = image.n_bytes // image.dtype.itemsize
+    return np.fromfile(path, image.dtype, count, offset=image.offset).reshape(image.shape)
+
+
+# --- real files, against RosettaSciIO ---------------------------------------------------------------------------
+
+
+def test_real_images_equal_rosettasciio(real_file):
+    digitalmicrograph = pytest.importorskip("rsciio.digitalmicrograph")
+    theirs = digitalmicrograph.file_reader(str(real_file))
+    ours = list_images(real_file)
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.shape == other["data"].shape
+        assert mine.dtype == other["data"].dtype
+        assert mine.name == other["metadata"]["General"]["title"]
+        np.testing.assert_array_equal(pixels(real_file, mine), other["data"])
+        for i, (axis, dictionary) in enumerate(zip(mine.axes, other["axes"], strict=True)):
+            expected = [dictionary[key] for key in ("size", "scale", "offset", "units")]
+            assert [axis.size, axis.scale, axis.offset, axis.units] == expected
+            assert axis.name == f"axis{i}"
+
+
+def test_the_4d_image_of_the_real_layout():
+    path = SHARED / REAL_FILES[0]
+    if not path.exists():
+        pytest.skip("the shared data are not on this machine")
+    survey, image = list_images(path)
+    assert survey.shape == (36, 28)
+    assert survey.swapped is None
+    assert (image.index, image.name, image.shape) == (2, "Diffraction SI", (9, 7, 76, 60))
+    assert (image.dtype, image.offset, image.n_bytes) == (np.dtype("<u2"), 161_814, 574_560)
+    assert image.swapped is True
+    assert image.tags["Meta Data"]["Format"] == "Diffraction image"
+    assert image.tags["Microscope Info"]["Voltage"] == 200_000
+    assert [axis.units for axis in image.axes] == ["nm", "nm", "1/nm", "1/nm"]
+    np.testing.assert_allclose(image.axes[2].value(38), 0, atol=1e-6)
+    np.testing.assert_allclose(image.axes[3].value(30), 0, atol=1e-6)
+
+
+def same_tags(ours, theirs, where=""):
+    """Compare a tag tree with RosettaSciIO's, which has other names for unnamed tags; returns the leaves seen."""
+    if isinstance(ours, dict):
+        pairs = zip(ours.items(), theirs.values(), strict=True)
+        return sum(same_tags(mine, other, f"{where}/{name}") for (name, mine), other in pairs)
+    if isinstance(ours, ArrayTag) and isinstance(theirs, dict):
+        assert (ours.offset, ours.n_bytes) == (theirs["offset"], theirs["size_bytes"]), where
+    elif isinstance(ours, ArrayTag):
+        assert ours.length == len(theirs) > 4096, where
+    elif ours == "":
+        assert theirs in ("", []), where
+    elif isinstance(ours, list) and ours != theirs:  # they read octets as signed
+        assert [n % 256 for n in ours] == [n % 256 for n in theirs], where
+    elif ours != theirs:
+        np.testing.assert_equal(ours, theirs, where)
+    return 1
+
+
+def test_real_tags_equal_rosettasciio(real_file):
+    api = pytest.importorskip("rsciio.digitalmicrograph._api")
+    with open(real_file, "rb") as file:
+        reader = api.DigitalMicrographReader(file)
+        reader.parse_file()
+    theirs = {name: value for name, value in reader.tags_dict.items() if name != "root"}
+    assert same_tags(read_tags(real_file), theirs) > 100
+
+
+# --- trees we wrote ourselves -----------------------------------------------------------------------------------
+
+TREE = {
+    "Short": np.int16(-3),
+    "Long": np.int32(-70_000),
+    "Word": np.uint16(65_000),
+    "Unsigned": 4_000_000_000,
+    "Float": np.float32(0.5),
+    "Double": 0.1,
+    "Yes": True,
+    "Char": np.int8(-1),
+    "Octet": np.uint8(255),
+    "Big": -(2**60),
+    "Huge": np.uint64(2**63),
+    "Units": "µm Å⁻¹ 🔬",
+    "Nothing": "",
+    "Struct": (np.int16(1), 2.5, True),
+    "Numbers": np.array([1.5, -2.5], np.float32),
+    "Records": np.array([(1, 2.0), (3, 4.0)], [("a", "u4"), ("b", "f8")]),
+    "Empty group": {},
+    "List": [7, [8, {"deep": "er"}], "text"],
+    "Long array": np.zeros(4097, np.int32),
+    "At the limit": np.arange(4096, dtype=np.int32),
+}
+
+
+@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_every_kind_of_tag_comes_back(tmp_path, version, order):
+    tags = read_tags(write(tmp_path, TREE, version=version, order=order))
+    long_array = tags.pop("Long array")
+    assert (long_array.length, long_array.codes, long_array.n_bytes) == (4097, (3,), 4 * 4097)
+    assert tags.pop("At the limit") == list(range(4096))
+    same = ("Short", "Long", "Word", "Unsigned", "Float", "Double", "Yes", "Char", "Octet", "Big")
+    same += ("Huge", "Units", "Nothing", "Struct", "Empty group")
+    expected = {name: TREE[name] for name in same}
+    expected |= {"Numbers": [1.5, -2.5], "Records": [(1, 2.0), (3, 4.0)]}
+    expected |= {"List": {"0": 7, "1": {"0": 8, "1": {"deep": "er"}}, "2": "text"}}
+    assert tags == expected
+
+
+def test_old_names_and_strings_in_latin_1(tmp_path):
+    data = encode_tags({"Emission (xA)": "", "Tail": 3}, version=3)
+    entry = struct.pack(">BH", 21, 13) + b"Emission (\xb5A)%%%%"
+    entry += struct.pack(">3i", 2, 18, 5) + b"\xb5 old"
+    start = data.index(b"\x15\x00\x0dEmission")
+    path = tmp_path / "old.dm3"
+    path.write_bytes(data[:start] + entry + data[data.index(b"\x15\x00\x04Tail") :])
+    assert read_tags(path) == {"Emission (µA)": "µ old", "Tail": 3}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [
+        *((1, "i2"), (2, "f4"), (6, "u1"), (7, "i4"), (9, "i1"), (10, "u2")),
+        *((11, "u4"), (12, "f8"), (14, "u1"), (39, "i8"), (40, "u8")),
+    ],
+)
+def test_pixels_are_where_the_image_says(tmp_path, order, code, dtype):
+    values = np.arange(120).astype(dtype)
+    path = write(tmp_path, one_image(values, [5, 4, 3, 2], code), order=order)
+    (image,) = list_images(path)
+    assert image.shape == (2, 3, 4, 5)
+    assert image.dtype == np.dtype(order + dtype)
+    np.testing.assert_array_equal(pixels(path, image).ravel(), values)
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"), [(3, "c8"), (5, "c8"), (13, "c16"), (27, "c8"), (28, "c16")]
+)
+def test_complex_images_are_listed_for_the_caller_to_refuse(tmp_path, code, dtype):
+    path = write(tmp_path, one_image(np.zeros(40, np.float32), [5, 4, 3, 2], code))
+    (image,) = list_images(path)
+    assert image.dtype == np.dtype(dtype)
+
+
+def test_thumbnails_and_colour_pictures_are_left_out(tmp_path):
+    grey, colour = np.zeros(6, np.uint16), np.zeros(6, np.uint32)
+    trees = [one_image(grey, [3, 2]), one_image(colour, [3, 2], 23), one_image(colour, [3, 2], 8)]
+    trees += [one_image(np.ones(6, np.uint16), [2, 3])]
+    images = [tree["ImageList"][0] for tree in trees]
+    no_pixels = {"ImageData": {"Calibrations": {}}, "Name": "a reference"}
+    tree = {"ImageList": [*images, no_pixels, 5], "Thumbnails": [{"ImageIndex": 0}, {"x": [1]}]}
+    assert [(i.index, i.shape) for i in list_images(write(tmp_path, tree))] == [(3, (3, 2))]
+
+
+@pytest.mark.parametrize(
+    ("calibration", "expected"),
+    [
+        ({"Origin": 2.0, "Scale": 0.5, "Units": "nm"}, (0.5, -1.0, "nm")),
+        ({"Origin": -3, "Scale": 2, "Units": "µm"}, (2.0, 6.0, "µm")),
+        ({"Origin": 1.0, "Scale": -0.5, "Units": "mrad"}, (-0.5, 0.5, "mrad")),
+        ({"Scale": 0.5}, (0.5, 0.0, "")),
+        ({"Origin": nan, "Scale": 0.5, "Units": "nm"}, (0.5, 0.0, "nm")),
+        ({"Origin": 1e300, "Scale": 1e300, "Units": "nm"}, (1e300, 0.0, "nm")),
+        ({"Origin": 2.0, "Scale": 0.5, "Units": 7}, (0.5, -1.0, "")),
+        ({"Origin": 2.0, "Scale": 0.0, "Units": "nm"}, (1.0, 0.0, "")),
+        ({"Origin": 2.0, "Scale": nan, "Units": "nm"}, (1.0, 0.0, "")),
+        ({"Origin": 2.0, "Scale": inf, "Units": "nm"}, (1.0, 0.0, "")),
+        ({"Origin": 2.0, "Scale": "1", "Units": "nm"}, (1.0, 0.0, "")),
+        ({"Origin": 2.0, "Units": "nm"}, (1.0, 0.0, "")),
+        ({}, (1.0, 0.0, "")),
+        ("none", (1.0, 0.0, "")),
+    ],
+)
+def test_calibration_of_the_fastest_axis(tmp_path, calibration, expected):
+    slow = {"Origin": 0.0, "Scale": 4.0, "Units": "s"}
+    tree = one_image(
+        np.zeros(6, np.uint16), [3, 2], Calibrations={"Dimension": [calibration, slow]}
+    )
+    (image,) = list_images(write(tmp_path, tree))
+    assert image.axes == (Axis("axis0", 2, 4.0, 0.0, "s"), Axis("axis1", 3, *expected))
+
+
+@pytest.mark.parametrize("n_calibrations", [0, 1, 5])
+def test_fewer_or_more_calibrations_than_dimensions(tmp_path, n_calibrations):
+    calibrations = [{"Origin": 0.0, "Scale": 2.0 + i, "Units": "nm"} for i in range(n_calibrations)]
+    tree = one_image(np.zeros(6, np.uint16), [3, 2], Calibrations={"Dimension": calibrations})
+    (image,) = list_images(write(tmp_path, tree))
+    expected = [2.0, 3.0][:n_calibrations] + [1.0] * (2 - n_calibrations)
+    assert [axis.scale for axis in image.axes] == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [(np.uint8(1), True), (0, False), (True, True), ("1", None), (None, None)],
+)
+def test_swapped_says_only_what_the_file_says(tmp_path, tag, expected):
+    tree = one_image(np.zeros(6, np.uint16), [3, 2])
+    meta = {"Format": "Diffraction image"} | ({} if tag is None else {"Data Order Swapped": tag})
+    tree["ImageList"][0]["ImageTags"] = {"Meta Data": meta}
+    (image,) = list_images(write(tmp_path, tree))
+    assert image.swapped is expected
+    assert image.tags["Meta Data"]["Format"] == "Diffraction image"
+
+
+# --- files that are wrong ---------------------------------------------------------------------------------------
+
+U16 = np.zeros(24, np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("tree", "match"),
+    [
+        (
+            one_image(np.zeros(23, np.uint16), [4, 3, 2, 1]),
+            r"image 0 \('it'\): Dimensions say 1 x 2 x 3 x 4 of uint16, 48 bytes, but the data array has 46; "
+            "the file is cut or its header is wrong",
+        ),
+        (one_image(np.zeros(25, np.uint16), [4, 3, 2, 1]), "48 bytes, but the data array has 50"),
+        (one_image(U16, [4, 3, 2, 0]), "Dimensions say 0 x 2 x 3 x 4, which holds no pixels"),
+        (one_image(U16, [4, 3, -2, -1]), "holds no pixels"),
+        (one_image(U16, [4.0, 3, 2, 1]), "holds no pixels"),
+        (one_image(U16, ["4", 3, 2, 1]), "holds no pixels"),
+        (one_image(U16, [np.uint64(2**64 - 1)] * 4), "18446744073709551615 x .* bytes, but"),
+        (one_image(U16, [1] * 9), "it has 9 Dimensions, where 1 to 8 were expected"),
+        (one_image(U16, []), "it has 0 Dimensions"),
+        (one_image(U16, 5), "it has 0 Dimensions"),
+        (one_image(U16, [4, 3, 2, 1], 99), "data type 99 is not one that can be read"),
+        (one_image(U16, [4, 3, 2, 1], "ten"), "data type ten is not one"),
+        ({"Document": {}}, "no list of images; in DigitalMicrograph, save the image itself"),
+        ({"ImageList": 5}, "no list of images"),
+    ],
+)
+def test_images_that_contradict_themselves(tmp_path, tree, match):
+    path = write(tmp_path, tree)
+    with pytest.raises(SourceError, match=match) as caught:
+        list_images(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("tree", [one_image(U16, [5, 5]), one_image(U16, [4, 6], 99)])
+def test_a_survey_that_contradicts_itself_is_left_out(tmp_path, tree):
+    assert list_images(write(tmp_path, tree)) == []
+
+
+def nested(depth):
+    tree = {}
+    for _ in range(depth):
+        tree = {"g": tree}
+    return tree
+
+
+def patched(old: bytes, new: bytes, tree=None) -> bytes:
+    data = encode_tags(tree or {"Name": "gold", "Size": 7})
+    assert data.count(old) == 1
+    return data.replace(old, new)
+
+
+SIZE_TAG = b"%%%%" + struct.pack(">qq", 1, 5)
+NAME_TAG = b"%%%%" + struct.pack(">qqqq", 3, 20, 4, 4)
+BROKEN = {
+    "empty": (b"", "the file ends inside the header"),
+    "cut in the header": (bytes.fromhex("00000004 0000"), "the file ends inside the header"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "not a Gatan DM3 or DM4 file.*3 or 4 was expected"),
+    "version 5": (b"\0\0\0\5" + bytes(100), "the version number 5 "),
+    "byte order": (b"\0\0\0\4" + bytes(8) + b"\0\0\0\7" + bytes(99), "the byte order 7"),
+    "no delimiter": (patched(SIZE_TAG, b"%%&%" + SIZE_TAG[4:]), "'Size' does not begin with %%%%"),
+    "kind": (patched(b"\x15\x00\x04Size", b"\x00\x00\x04Size"), "'Size' has the kind 0"),
+    "type code": (
+        patched(SIZE_TAG, SIZE_TAG[:-1] + b"\x63"),
+        "'Size' has the unknown type code 99",
+    ),
+    "struct alone": (patched(SIZE_TAG, SIZE_TAG[:-1] + b"\x0f"), "unknown type code 15"),
+    "array code": (patched(NAME_TAG, NAME_TAG[:-9] + b"\x14" + NAME_TAG[-8:]), "type code 20"),
+    "no description": (
+        patched(SIZE_TAG, b"%%%%" + struct.pack(">qq", 0, 5)),
+        "a description of 0 numbers",
+    ),
+    "long description": (
+        patched(SIZE_TAG, b"%%%%" + struct.pack(">qq", 2**62, 5)),
+        "a description of 4,611,686,018,427,387,904 numbers",
+    ),
+    "two numbers": (patched(SIZE_TAG, b"%%%%" + struct.pack(">qqq", 2, 5, 5)), "the wrong length"),
+    "fields": (
+        patched(SIZE_TAG, b"%%%%" + struct.pack(">6q", 5, 15, 0, 2**60, 0, 5)),
+        "'Size' has a description of the wrong length",
+    ),
+    "long array": (
+        patched(NAME_TAG, NAME_TAG[:-8] + struct.pack(">q", 2**62)),
+        "'Name' claims 9,223,372,036,854,775,808 bytes, but the file has only",
+    ),
+    "negative array": (patched(NAME_TAG, NAME_TAG[:-8] + b"\xff" * 8), "claims -2 bytes"),
+    "long string": (
+        patched(SIZE_TAG, b"%%%%" + struct.pack(">qqq", 2, 18, 10**12)),
+        "claims 1,000,000,000,000 bytes",
+    ),
+    "many entries": (
+        encode_tags({})[:18] + struct.pack(">q", 2**60) + bytes(8),
+        "claims 1,152,921,504,606,846,976 entries, more than the file can hold",
+    ),
+    "negative entries": (encode_tags({})[:18] + b"\xff" * 16, "claims -1 entries"),
+    "deep": (encode_tags(nested(65)), "nested more than 64 deep"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_files_say_what_is_wrong(tmp_path, what):
+    data, match = BROKEN[what]
+    path = tmp_path / "file.dm4"
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=match) as caught:
+        read_tags(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_deepest_nesting_that_is_allowed(tmp_path):
+    assert read_tags(write(tmp_path, nested(64))) == nested(64)
+
+
+def test_missing_file_folder_and_unreadable_file(tmp_path, monkeypatch):
+    with pytest.raises(SourceError, match="there is no such file; check the path"):
+        list_images(tmp_path / "no.dm4")
+    with pytest.raises(SourceError, match="there is no such file"):
+        read_tags(tmp_path)
+    path = write(tmp_path, {})
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(SourceError, match=r"cannot be read \(.*Permission denied.*check its perm"):
+        read_tags(path)
+
+
+def test_the_message_of_a_file_cut_in_its_pixels(tmp_path):
+    path = write(tmp_path, one_image(np.zeros(1000, np.uint16), [10, 10, 10]))
+    (image,) = list_images(path)
+    path.write_bytes(path.read_bytes()[: image.offset + 500])
+    with pytest.raises(SourceError, match="need 2,000 bytes, but the file has only 500 more"):
+        list_images(path)
+
+
+def test_claims_are_not_allocated(tmp_path):
+    paths = []
+    for i, claim in enumerate((2**31, 2**40, 2**62)):
+        data = patched(NAME_TAG, NAME_TAG[:-8] + struct.pack(">q", claim))
+        paths.append(tmp_path / f"{i}.dm4")
+        paths[-1].write_bytes(data)
+    tracemalloc.start()
+    try:
+        for path in paths:
+            with pytest.raises(SourceError, match="but the file has only"):
+                read_tags(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_long_pixels_are_seeked_over(tmp_path):
+    """A sparse file of 8 GB is listed from its header."""
+    tree = {**one_image(np.zeros(1, np.uint16), [256] * 4), "Thumbnails": {}}
+    n = 256**4
+    data = encode_tags(tree)
+    head, tail = data.split(b"%%%%" + struct.pack(">4q", 3, 20, 4, 1) + b"\0\0")
+    path = tmp_path / "sparse.dm4"
+    with open(path, "wb") as file:
+        file.write(head + b"%%%%" + struct.pack(">4q", 3, 20, 4, n))
+        file.seek(2 * n, 1)
+        file.write(tail)
+    (image,) = list_images(path)
+    assert (image.shape, image.n_bytes) == ((256,) * 4, 2 * n)
+
+
+# --- damage by chance -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A sound file: its bytes and the positions of the last image's pixels."""
+    spec = Synthetic((3, 2), (16, 12), electrons=300, disc_radius=2)
+    path = write_dataset(tmp_path_factory.mktemp("sound") / "sound.dm4", spec)
+    image = list_images(path)[-1]
+    return path.read_bytes(), image.offset, image.offset + image.n_bytes
+
+
+def assert_sound_or_refused(path: Path) -> bool:
+    """Whether the file was refused; anything but `SourceError` or a consistent list fails the test."""
+    try:
+        images = list_images(path)
+    except SourceError as error:
+        refusal = error.args
+    else:
+        refusal = ()
+    if refusal:
+        (message,) = refusal
+        assert message.startswith(f"{path}: ")
+        return True
+    for image in images:
+        assert 0 <= image.offset <= image.offset + image.n_bytes <= path.stat().st_size
+        assert len(image.axes) == len(image.shape)
+        if image.dtype.kind != "c":
+            assert prod(image.shape) * image.dtype.itemsize == image.n_bytes
+    return False
+
+
+def test_cut_files_are_refused(tmp_path, sound):
+    data, start, stop = sound
+    header = [start * i // 40 for i in range(41)]
+    in_pixels = [start + (stop - start) * i // 10 for i in range(10)]
+    behind = list(range(stop, len(data) - 8, 16))
+    path = tmp_path / "cut.dm4"
+    for position in [*header, *in_pixels, *behind]:
+        path.write_bytes(data[:position])
+        assert assert_sound_or_refused(path), position
+    path.write_bytes(data[:-8])  # only the zeros at the end are missing
+    assert not assert_sound_or_refused(path)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+def test_every_flipped_byte_of_the_header(tmp_path, sound, mask):
+    data, start, _ = sound
+    path = tmp_path / "flipped.dm4"
+    for position in range(start):
+        path.write_bytes(data[:position] + bytes([data[position] ^ mask]) + data[position + 1 :])
+        assert_sound_or_refused(path)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    flips=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8
+    ),
+    cut=st.one_of(st.just(1.0), st.floats(0, 1)),
+)
+def test_any_damage_to_the_header(tmp_path, sound, flips, cut):
+    data, start, _ = sound
+    damaged = bytearray(data)
+    for place, value in flips:
+        damaged[int(place * start)] = value
+    path = tmp_path / "damaged.dm4"
+    path.write_bytes(damaged[: int(cut * len(damaged))])
+    assert_sound_or_refused(path)
+
+
+# --- the writer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tree", "options", "match"),
+    [
+        ({}, {"version": 5}, "version is 5; a DM file has version 3 or 4"),
+        ({"x": 1j}, {}, "a DM file cannot hold complex128; convert it to one of"),
+        ({"x": np.zeros(2, "f2")}, {}, "a DM file cannot hold float16"),
+        ({"x": Stream("u2", 5, [np.zeros(4, "u2")])}, {}, "have 1 fewer elements than the 5"),
+        ({"x": Stream("u2", 3, [np.zeros(4, "u2")])}, {}, "have 1 more elements than the 3"),
+        ({"x": Stream("u2", 4, [np.zeros(4, "i4")])}, {}, "dtype int32, which u2 cannot hold"),
+    ],
+)
+def test_what_cannot_be_written(tree, options, match):
+    with pytest.raises(ConfigError, match=match):
+        encode_tags(tree, **options)
+
+
+def test_a_stream_is_written_like_an_array():
+    values = np.arange(24, dtype=np.uint16)
+    for order in ("<", ">"):
+        stream = Stream("uint16", 24, [values[:5], values[5:].astype(">u2")])
+        assert encode_tags({"D": stream}, order=order) == encode_tags({"D": values}, order=order)
