@@ -47,9 +47,8 @@ Amount = Annotated[float, Field(ge=0), "a number of 0 or more"]
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
 Shape = Annotated[tuple[Count, Count], _List, "[y, x] of whole numbers above 0"]
 Point = Annotated[tuple[Amount, Amount], _List, "[y, x] of numbers of 0 or more"]
-Box = Annotated[
-    tuple[Whole, Whole, Whole, Whole], _List, _Rising, "[y0, y1, x0, x1] with y0 < y1 and x0 < x1"
-]
+Edges = tuple[Whole, Whole, Whole, Whole]
+Box = Annotated[Edges, _List, _Rising, "[y0, y1, x0, x1] with y0 < y1 and x0 < x1"]
 Indices = Annotated[tuple[Whole, ...], _List]
 Pixels = Annotated[tuple[Annotated[tuple[Whole, Whole], _List], ...], _List]
 Text = Annotated[str, Field(pattern=_TEXT), "text"]
@@ -59,9 +58,8 @@ Zarr = Annotated[str, Field(pattern=rf"{_FILE}zarr/?$"), _Bare, "a path that end
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
 Bytes = Annotated[int, Field(gt=0, lt=2**63), "bytes"]
 Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
-Exports = Annotated[
-    tuple[Literal["pt", "hspy"], ...], _List, _Distinct, "a list of pt and hspy, each at most once"
-]
+Formats = tuple[Literal["pt", "hspy"], ...]
+Exports = Annotated[Formats, _List, _Distinct, "a list of pt and hspy, each at most once"]
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
 
 #: in a section, a key that is not at its default needs another key to have this value
@@ -273,10 +271,8 @@ def _override(data: Any, text: str, places: dict[str, str]) -> None:
     if not equals or not section:
         raise ConfigError(f"{place}: expected key=value. Valid keys: {', '.join(_keys(model))}")
     data = data if isinstance(data, dict) else {}  # what else it is comes out then, too
-    for old in [old for old in places if old.startswith((f"{name}.", f"{name}["))]:
-        del places[old]
-    places.setdefault(section, place)
-    places[name] = place
+    inside = [old for old in places if old.startswith((f"{name}.", f"{name}["))]
+    places |= {section: places.get(section, place)} | dict.fromkeys([name, *inside], place)
     if dot and data.get(section) is None:
         data[section] = {}
     target, leaf = (data[section], key) if dot else (data, section)
@@ -352,7 +348,7 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         model = _SECTIONS.get(top, Config)
         hint = model.__annotations__.get(leaf or top, model)
         if kind in ("extra_forbidden", "invalid_key"):
-            valid = _keys(Config if not leaf else model if len(loc) == 2 else Mask)
+            valid = _keys(Config if len(loc) < 2 else model if len(loc) == 2 else Mask)
             close = difflib.get_close_matches(str(loc[-1]), valid, 1)
             text = f"{key} is not a key" + (f"; did you mean {close[0]}?" if close else ".")
             text += f" Valid keys: {', '.join(valid)}"
@@ -362,9 +358,12 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         else:
             shown = "empty" if value is None and not key else _show(value)
             text = f"{key or 'the content'} is {shown}; expected {_expected(hint)}"
-            if kind in ("int_type", "float_type") and _NUMBER.fullmatch(str(value)):
-                text += f" (this is text in YAML; write {_show(float(value))})"
-        if len(key) >= len(found.get((top, leaf), ("",))[0]):
+            numeric = kind in ("int_type", "float_type") and isinstance(value, str)
+            if numeric and _NUMBER.fullmatch(value):  # 1e-3 is text in YAML 1.1, and so is "3"
+                number = float(value)
+                shown = _show(int(number) if number.is_integer() else number)
+                text += f" (this is text in YAML; write {shown})"
+        if [*map(len, (key, text))] > [*map(len, found.get((top, leaf), ("", "")))]:
             found[top, leaf] = (key, text)
     return list(found.values())
 

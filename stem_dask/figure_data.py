@@ -34,7 +34,7 @@ def figure_data(
         "axes": axes[-2:],
         "scan_axes": axes[:-2],
         "output_axes": (axis_of(root, "ky"), axis_of(root, "kx")),
-        "cropped_mean": output["mean_output"].values,
+        "cropped_mean": output["mean_pattern"].values,
         "lines": summary({**results, "files": {}}),
     }
     if window is None:

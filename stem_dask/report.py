@@ -41,18 +41,27 @@ def results_of(
     original_shape: Sequence[int],
     cropped_shape: Sequence[int],
     n_patterns: int,
-    global_radius: int | None,
+    window: Window | None,
 ) -> dict[str, Any]:
     """The parts ``analysis`` and ``validation`` of the results, as the earlier cropping script gave them."""
     out: dict[str, Any] = {
         "analysis": {
-            "global_radius": global_radius,
+            "global_radius": None if window is None else window.global_radius,
             "original_shape": tuple(int(n) for n in original_shape),
             "cropped_shape": tuple(int(n) for n in cropped_shape),
             "n_patterns": n_patterns,
         },
         "validation": {"n_patterns": n_patterns},
     }
+    if window is not None:
+        out["window"] = {
+            "size": list(window.shape),
+            "align": window.align,
+            "center": list(window.center),
+            "cropped_axes": list(window.cropped_axes),
+            "radius_at_coverage": dict(window.radius_at),
+            "set_by_patterns": [list(index) for index in window.setters],
+        }
     if analysis is not None:
         radii = np.asarray(analysis["radius"].values).ravel()
         out["analysis"]["retention_stats"] = statistics(radii)
@@ -124,7 +133,7 @@ def pedestal(analysis: xr.Dataset) -> tuple[float, float]:
     return level, level * mean.size / total if total > 0 else 0.0
 
 
-def window_warnings(window: Window, filled: NDArray, detector: Sequence[int]) -> list[str]:
+def window_warnings(window: Window, filled: NDArray) -> list[str]:
     """What is odd about the window."""
     out = list(window.notes)
     if window.align == "pattern":
@@ -140,39 +149,44 @@ def window_warnings(window: Window, filled: NDArray, detector: Sequence[int]) ->
     return out
 
 
-def verdict(window: Window, detector: Sequence[int], ways_out: Sequence[str]) -> list[str]:
-    """A word on crops that gained little, with what would gain more."""
-    kept = window.shape[0] * window.shape[1] / (detector[0] * detector[1])
-    if kept <= LITTLE_GAINED:
-        return []
-    text = f"little was gained: the window keeps {kept:.0%} of the pixels"
-    return [text + ("; " + "; ".join(ways_out) if ways_out else "")]
+def gained_little(window: Window, analysis: xr.Dataset) -> bool:
+    """Whether the window keeps most of the detector's pixels."""
+    pixels = analysis.sizes["source_ky"] * analysis.sizes["source_kx"]
+    return window.shape[0] * window.shape[1] > LITTLE_GAINED * pixels
 
 
-def ways_out(analysis: xr.Dataset, window: Window, by_target: Mapping[float, int]) -> list[str]:
-    """What other options would give, from the stored profiles.
+def verdict(window: Window, analysis: xr.Dataset, by_target: Mapping[float, int]) -> list[str]:
+    """A word on a crop that gained little, and what other options would give.
 
     Parameters
     ----------
-    by_target : global radius for other targets at the same coverage and margin
+    by_target : global radius for other targets at the same coverage and margin, from the stored profiles
     """
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    kept = window.shape[0] * window.shape[1] / (detector[0] * detector[1])
     smallest = min(detector)
-    out = []
-    for target, radius in by_target.items():
-        if 2 * radius < smallest:
-            out.append(f"target_retention {target:g} gives {2 * radius} px")
-    for coverage, radius in window.radius_at.items():
-        if 2 * radius < smallest and radius < (window.global_radius or 0):
-            out.append(f"coverage {coverage} gives {2 * radius} px")
+    ways = [
+        f"target_retention {target:g} would give {2 * radius} px"
+        for target, radius in by_target.items()
+        if 2 * radius < smallest
+    ]
+    ways += [
+        f"coverage {coverage} would give {2 * radius} px"
+        for coverage, radius in window.radius_at.items()
+        if radius < (window.global_radius or 0) and 2 * radius < smallest
+    ]
     half = smallest // 4
     mean, least = analysis["curve_mean"].values, analysis["curve_min"].values
-    if half < len(mean) and np.isfinite(mean[half]):
-        out.append(f"size {2 * half} keeps {mean[half]:.1%} on average, {least[half]:.1%} at worst")
+    if np.isfinite(mean[half]):
+        ways.append(
+            f"size {2 * half} would keep {mean[half]:.1%} on average, {least[half]:.1%} at worst"
+        )
     level, share = pedestal(analysis)
     if share > NOTICEABLE:
-        out.append(f"a threshold above {level:.3g} removes the background that holds {share:.0%}")
-    return out
+        ways.append(
+            f"a threshold above {level:.3g} would remove the background, {share:.0%} of the intensity"
+        )
+    return [f"little was gained: the window keeps {kept:.0%} of the pixels", *ways]
 
 
 def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
@@ -207,10 +221,27 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
     lines += [f"verdict     {text}" for text in results["verdict"] or ["ok"]]
     lines += [f"file        {path} ({size(n)})" for path, n in results["files"].items()]
     lines.append(
-        f"speed       {size(results['speed']['bytes_per_second'])}/s, {results['processing_time']:.1f} s, "
-        f"peak memory {size(results['peak_memory'])}"
+        f"speed       {size(results['speed']['bytes_per_second'])}/s, {results['speed']['seconds']:.1f} s, "
+        f"peak memory {size(results['peak_memory'])} a process"
     )
     return tuple(lines)
+
+
+def sizes(input_bytes: int, output_bytes: int, stored_bytes: int) -> dict[str, float]:
+    """Bytes of the patterns as read, as they are in memory after the job, and on disk."""
+    return {
+        "input_bytes": int(input_bytes),
+        "output_bytes": int(output_bytes),
+        "stored_bytes": stored_bytes,
+        "reduction": input_bytes / output_bytes,
+    }
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Installed versions of packages."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in names}
 
 
 def size(n_bytes: float) -> str:

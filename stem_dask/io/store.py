@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from stem_dask.errors import StoreError
 from stem_dask.io.publish import remove
 from stem_dask.model import Record, Region
 from stem_dask.plan import inner_chunk, shard_shape
+from stem_dask.stages.analyze import PROFILE_ATTRS
 from stem_dask.stages.patterns import blocks_of, lead_shape
 
 CODEC = "lz4"
@@ -144,6 +145,27 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
         array[...] = values
         array.attrs.update(plain(variable.attrs))
     group.attrs.update(plain(dataset.attrs))
+
+
+def write_profiles(
+    path: str,
+    blocks: Iterable[tuple[Region, Mapping[str, NDArray]]],
+    dims: Sequence[str],
+    lead: Sequence[int],
+    chunk: Sequence[int],
+) -> None:
+    """Write the retention profiles into the group ``analysis``, block by block: they may exceed memory."""
+    import zarr
+
+    group = zarr.open_group(path, mode="r+").require_group("analysis")
+    array = None
+    for region, block in blocks:
+        profile = block["profile"]
+        if array is None:
+            n = profile.shape[-1]
+            array = create_array(group, "profile", (*lead, n), profile.dtype, dims, (*chunk, n))
+            array.attrs.update(PROFILE_ATTRS)
+        array[region] = profile
 
 
 def finish_store(path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Window
+from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.patterns import (
     as_patterns,
     axes_of,
@@ -19,7 +20,7 @@ from stem_dask.stages.patterns import (
     lead_dims,
     lead_shape,
 )
-from stem_dask.stages.window import require_computed, window_origins
+from stem_dask.stages.window import filled_fraction, require_computed, window_origins
 
 
 def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.DataArray:
@@ -143,3 +144,27 @@ def _cut_block(
 ) -> NDArray:
     out = crop_patterns(block, origin_y, origin_x, shape)
     return out.reshape(*block.shape[:-2], *shape)
+
+
+def placement(
+    analysis: xr.Dataset, window: Window, factor: int = 1, method: str = "bin"
+) -> dict[str, xr.DataArray]:
+    """Where every window lies, and where every center lies in the output.
+
+    Returns
+    -------
+    dict of arrays by position: ``window_y, window_x`` (int32, source pixels), ``filled_fraction`` (share of the
+    window outside the detector), ``center_out_y, center_out_x`` (float64, output pixels after downsampling by
+    ``factor``): ``(center - window - a) / factor``, a the source position of output pixel 0 in its window
+    """
+    origin_y, origin_x = window_origins(analysis, window)
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    filled = filled_fraction(origin_y.values, origin_x.values, window.shape, detector)
+    shift = output_shift(factor, method)
+    return {
+        "window_y": origin_y,
+        "window_x": origin_x,
+        "filled_fraction": analysis["center_y"].copy(data=filled),
+        "center_out_y": (analysis["center_y"] - origin_y - shift) / factor,
+        "center_out_x": (analysis["center_x"] - origin_x - shift) / factor,
+    }

@@ -1,0 +1,143 @@
+"""What is settled before anything runs: the input, the names of the outputs, and whether there is anything to do."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stem_dask.config import SYNTHETIC, Config, to_dict
+from stem_dask.errors import ConfigError, OutputExistsError
+from stem_dask.io.publish import refuse_existing
+from stem_dask.io.read import Found, find
+
+#: options that say where and how, not what: they do not change a byte of the store
+_NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run, all beside its store."""
+
+    store: str
+    exports: tuple[str, ...]
+    results: str
+    figure: str | None
+
+    @classmethod
+    def of(cls, config: Config) -> "Outputs":
+        """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
+        stem = str(Path(config.output.path).with_suffix(""))
+        return cls(
+            config.output.path,
+            tuple(f"{stem}.{kind}" for kind in config.output.export),
+            f"{stem}_results.json",
+            f"{stem}_visualization.png" if config.output.figure else None,
+        )
+
+    def all(self) -> tuple[str, ...]:
+        """Every name."""
+        return (self.store, *self.exports, self.results, *((self.figure,) if self.figure else ()))
+
+
+def find_input(config: Config) -> Found:
+    """Look into the input's header; ``synthetic`` is made beside the output first.
+
+    Raises
+    ------
+    SourceError
+        When the input cannot be used.
+    """
+    options = config.input
+    path = options.path
+    if path == SYNTHETIC:
+        from stem_dask.synthetic import write_dataset
+
+        path = str(Path(config.output.path).absolute().parent / "synthetic.dm4")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if not Path(path).exists():
+            write_dataset(path)
+    return find(
+        path,
+        dataset=options.dataset,
+        scan_shape=options.scan_shape,
+        scan_order=options.scan_order,
+        scan_roi=options.scan_roi,
+        scan_step=options.scan_step,
+    )
+
+
+def check_device(device: str) -> str:
+    """The device that is used, or an error: a GPU that was asked for is never replaced by the CPU."""
+    if device == "gpu":
+        raise ConfigError(
+            "device is gpu, but this version has no GPU kernels yet; set device: cpu (or auto, which takes the cpu)"
+        )
+    return "cpu"
+
+
+def token(config: Config, found: Found) -> str:
+    """What can change bytes of the store: options of the stages and the state of the input."""
+    text = json.dumps([_deciding(to_dict(config)), found.identity], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_outputs(config: Config, outputs: Outputs, found: Found) -> bool:
+    """Whether an equal run is complete already; refuses to touch any other output.
+
+    Raises
+    ------
+    OutputExistsError
+        When an output exists that is not of an equal run, and overwriting was not asked for.
+    """
+    if config.output.overwrite:
+        return False
+    if not Path(outputs.store).is_dir():
+        for path in outputs.all():
+            refuse_existing(path, overwrite=False)
+        return False
+    import zarr
+
+    try:
+        attrs = dict(zarr.open_group(outputs.store, mode="r").attrs)
+    except (OSError, ValueError, KeyError):
+        attrs = {}
+    missing = [Path(path).name for path in outputs.all() if not Path(path).exists()]
+    if attrs.get("token") == token(config, found) and not missing:
+        return True
+    raise OutputExistsError(
+        f"{outputs.store} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
+        "output.overwrite=true to replace it when the new one is complete"
+    )
+
+
+def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    sections = ("input", "analyze", "crop", "validate", "downsample", "output")
+    kept = {name: dict(options[name]) for name in sections}
+    for key in _NOT_DECIDING:
+        kept["output"].pop(key, None)
+    return {**kept, "device": options["device"]}
+
+
+def _difference(attrs: Mapping[str, Any], config: Config, missing: list[str]) -> str:
+    """In what an existing output differs, as far as it tells."""
+    before = attrs.get("config")
+    if not isinstance(before, dict):
+        return ""
+    now = to_dict(config)
+    old, new = _deciding({**now, **before}), _deciding(now)
+    changed = [
+        f"{section}.{key}"
+        for section, options in new.items()
+        if isinstance(options, dict)
+        for key in options
+        if old[section].get(key) != options[key]
+    ]
+    if changed:
+        return f", made with other options ({', '.join(changed)})"
+    return (
+        f", but {', '.join(missing)} is missing"
+        if missing
+        else ", made from another state of the input"
+    )

@@ -1,0 +1,634 @@
+"""Options: what is accepted, what is refused and with which words, and that nothing else is ever raised."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pydantic
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stem_dask import config as module
+from stem_dask.config import Config, defaults, load_config, parse_config, to_dict
+from stem_dask.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[1] / "configs" / "crop.yaml"
+MINIMAL = "input: {path: synthetic}\noutput: {path: a.zarr}\n"
+SECTIONS = ["input", "analyze", "crop", "validate", "downsample", "output", "cluster"]
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Load a config from text, as ``crop.yaml`` in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str | bytes, *overrides: str) -> Config:
+        Path("crop.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_config("crop.yaml", overrides)
+
+    return load
+
+
+def options(**sections):
+    return {"input": {"path": "a.dm4"}, "output": {"path": "a.zarr"}} | sections
+
+
+def message(call, *args) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call(*args)
+    assert len(caught.value.args) == 1
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    return str(caught.value)
+
+
+# ---- defaults and round trips
+
+
+def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
+    assert to_dict(load(MINIMAL)) == {
+        "input": {
+            "path": "synthetic",
+            "dataset": None,
+            "scan_shape": None,
+            "scan_order": "auto",
+            "scan_roi": None,
+            "scan_step": 1,
+            "mask": None,
+            "mask_fill": "zero",
+        },
+        "analyze": {
+            "center_method": "centroid",
+            "manual_center": None,
+            "radius_metric": "square",
+            "target_retention": 0.98,
+            "threshold": 0.0,
+        },
+        "crop": {
+            "enabled": True,
+            "coverage": 0.999,
+            "margin_pixels": 3,
+            "align": "fixed",
+            "size": "auto",
+            "window": None,
+            "size_multiple": 2,
+        },
+        "validate": {"min_retention": 0.95},
+        "downsample": {"factor": 1, "method": "bin", "reduce": "mean", "sigma": None},
+        "output": {
+            "path": str(tmp_path / "a.zarr"),
+            "dtype": "auto",
+            "export": ["pt", "hspy"],
+            "layout": "scan",
+            "overwrite": False,
+            "chunk_mb": "auto",
+            "figure": True,
+        },
+        "cluster": {
+            "kind": "auto",
+            "address": None,
+            "scheduler_file": None,
+            "n_workers": None,
+            "threads_per_worker": None,
+            "memory_limit": None,
+        },
+        "device": "cpu",
+    }
+
+
+def test_the_shipped_config_shows_every_key_at_its_default():
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    config = load_config(SHIPPED)
+    assert config.input.path == "synthetic"
+    assert config.output.path == os.path.abspath("out/synthetic.zarr")
+    plain = to_dict(parse_config({k: {"path": shipped[k]["path"]} for k in ("input", "output")}))
+    assert shipped == plain
+    assert [*shipped] == [*plain] == [*SECTIONS, "device"]
+    for section in SECTIONS:
+        assert [*shipped[section]] == [*plain[section]]
+
+
+def test_defaults_are_those_of_the_config():
+    config = parse_config(options())
+    for section in SECTIONS:
+        given = getattr(config, "validation" if section == "validate" else section)
+        assert defaults(section) == {
+            name: value for name, value in dict(given).items() if name != "path"
+        }
+
+
+FULL = options(
+    input={
+        "path": "a.dm4",
+        "dataset": 3,
+        "scan_shape": [4, 5],
+        "scan_order": "detector_first",
+        "scan_roi": [0, 2, 1, 3],
+        "scan_step": 2,
+        "mask": {"pixels": [[1, 2]], "rows": [3], "columns": [4, 5]},
+        "mask_fill": "median",
+    },
+    analyze={"center_method": "manual", "manual_center": [1, 2.5], "radius_metric": "circle"},
+    crop={"coverage": 1, "size": [40, 44], "align": "pattern"},
+    validate={"min_retention": 0.5},
+    downsample={"factor": 2, "method": "gauss", "sigma": 1},
+    output={"path": "a.zarr", "export": ["hspy"], "chunk_mb": 32, "layout": "nchw"},
+    cluster={"address": "tls://[::1]:8786", "memory_limit": "4GiB", "n_workers": 2},
+    device="auto",
+)
+
+
+@pytest.mark.parametrize("given", [options(), FULL], ids=["minimal", "full"])
+def test_round_trips(given, load):
+    config = parse_config(given)
+    plain = to_dict(config)
+    assert parse_config(plain) == config
+    assert parse_config(json.loads(json.dumps(plain))) == config
+    assert parse_config(yaml.safe_load(yaml.safe_dump(plain))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    absolute = load(yaml.safe_dump(plain))
+    assert load(yaml.safe_dump(to_dict(absolute))) == absolute
+    assert hash(config) == hash(parse_config(plain))
+
+
+def test_values_have_the_types_that_callers_use():
+    config = parse_config(FULL)
+    assert config.crop.size == (40, 44)
+    assert config.analyze.manual_center == (1.0, 2.5)
+    assert config.input.mask.pixels == ((1, 2),)
+    assert isinstance(config.crop.coverage, float)
+    assert isinstance(config.output.chunk_mb, float)
+    assert config.validation.min_retention == 0.5
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.crop.enabled = False
+
+
+def test_tuples_are_taken_as_lists():
+    assert parse_config(options(crop={"size": (3, 4)})).crop.size == (3, 4)
+
+
+def test_an_empty_section_has_its_defaults(load):
+    assert load(f"{MINIMAL}crop:\n  # size: 3\n") == load(MINIMAL)
+
+
+# ---- what is refused
+
+BAD = [
+    # input
+    ("input: {path: 3}", "input.path is 3; expected the path of a file, or synthetic"),
+    ("input: {path: ''}", "input.path is ''; expected the path"),
+    ("input: {path: 2020-01-01}", "input.path is 2020-01-01; expected the path"),
+    ('input: {path: "a\\0b"}', "input.path is"),
+    ('input: {path: "a\\uD800"}', "input.path is"),
+    ("input: {path: [a, b]}", "input.path is [a, b]; expected"),
+    ("input: {dataset: 1.5}", "input.dataset is 1.5; expected a whole number of 0 or more, a name or null"),
+    ("input: {dataset: true}", "input.dataset is true; expected"),
+    ("input: {scan_shape: [0, 3]}", "input.scan_shape[0] is 0; expected [y, x] of whole numbers above 0"),
+    ("input: {scan_shape: [3]}", "input.scan_shape is [3]; expected [y, x]"),
+    ("input: {scan_shape: [3, 4, 5]}", "input.scan_shape is [3, 4, 5]; expected [y, x]"),
+    ("input: {scan_order: first}", "expected auto, scan_first or detector_first"),
+    ("input: {scan_roi: [2, 2, 0, 1]}", "input.scan_roi is [2, 2, 0, 1]; expected [y0, y1, x0, x1]"),
+    ("input: {scan_roi: [0, 1, 3, 2]}", "expected [y0, y1, x0, x1] with y0 < y1 and x0 < x1 or null"),
+    ("input: {scan_roi: [-1, 1, 0, 2]}", "input.scan_roi[0] is -1; expected"),
+    ("input: {scan_step: 0}", "input.scan_step is 0; expected a whole number above 0"),
+    ("input: {scan_step: '3'}", "is '3'; expected a whole number above 0 (this is text in YAML; write 3)"),
+    ("input: {scan_step: 2.0}", "input.scan_step is 2.0; expected a whole number above 0"),
+    ("input: {scan_step: true}", "input.scan_step is true; expected"),
+    ("input: {mask: bad.txt}", "input.mask is bad.txt; expected the path of a .npy file, {pixels:"),
+    ("input: {mask: 3}", "input.mask is 3; expected the path of a .npy file"),
+    ("input: {mask: {pixels: [[1, 2], [3, 4O]]}}", "input.mask.pixels[1][1] is 4O; expected"),
+    ("input: {mask: {pixels: [1, 2]}}", "input.mask.pixels[0] is 1; expected"),
+    ("input: {mask: {row: [1]}}", "input.mask.row is not a key; did you mean rows? Valid keys: pixels"),
+    ("input: {mask_fill: mean}", "input.mask_fill is mean; expected zero or median"),
+    # analyze
+    ("analyze: {center_method: com}", "expected centroid, center or manual"),
+    ("analyze: {center_method: manual}", "analyze.manual_center is missing; center_method: manual"),
+    ("analyze: {manual_center: [1, 2]}", "needs center_method: manual, but it is centroid"),
+    ("analyze: {center_method: manual, manual_center: [-1, 2]}", "analyze.manual_center[0] is -1;"),
+    ("analyze: {radius_metric: disc}", "expected square or circle"),
+    ("analyze: {target_retention: 0}", "expected a number above 0 and at most 1"),
+    ("analyze: {target_retention: 1.5}", "analyze.target_retention is 1.5; expected a number above"),
+    ("analyze: {target_retention: 98%}", "analyze.target_retention is 98%; expected"),
+    ("analyze: {threshold: -1}", "analyze.threshold is -1; expected a number of 0 or more"),
+    ("analyze: {threshold: .inf}", "analyze.threshold is .inf; expected"),
+    ("analyze: {threshold: .nan}", "analyze.threshold is .nan; expected"),
+    ("analyze: {threshold: 1e-5}", "is 1e-5; expected a number of 0 or more (this is text in YAML; write 1.0e-05)"),
+    ("analyze: {threshold: null}", "analyze.threshold is null; expected a number of 0 or more"),
+    # crop
+    ("crop: 3", "crop is 3; expected a section with the keys enabled, coverage"),
+    ("crop: {enabled: 1}", "crop.enabled is 1; expected true or false"),
+    ("crop: {coverage: 0}", "crop.coverage is 0; expected"),
+    ("crop: {margin_pixels: -1}", "crop.margin_pixels is -1; expected a whole number of 0 or more"),
+    ("crop: {margin_pixels: 99999999999999999999}", "crop.margin_pixels is 99999999999999999999;"),
+    ("crop: {align: patern}", "crop.align is patern; expected fixed or pattern"),
+    ("crop: {size: small}", "crop.size is small; expected auto, a whole number above 0 or [y, x]"),
+    ("crop: {size: 0}", "crop.size is 0; expected"),
+    ("crop: {size: '40'}", "(this is text in YAML; write 40)"),
+    ("crop: {size: [40, -4]}", "crop.size[1] is -4; expected"),
+    ("crop: {size: 0xFFFFFFFFFFFFFFFFFFFFFF}", "crop.size is 309485009821345068724781055; expected"),
+    ("crop: {size: 2020-99-99}", "crop.size is '2020-99-99'; expected"),
+    ("crop: {window: [1, 2, 3]}", "crop.window is [1, 2, 3]; expected"),
+    ("crop: {window: [1, 2, 3, 4], align: pattern}", "which needs align: fixed, but it is pattern"),
+    ("crop: {window: [1, 2, 3, 4], size: 40}", "crop.window is [1, 2, 3, 4], which needs size: auto, but it is 40"),
+    ("crop: {size_multiple: 0}", "crop.size_multiple is 0; expected"),
+    ("crop: {margin_pixel: 3}", "crop.margin_pixel is not a key; did you mean margin_pixels? Valid keys: enabled, coverage, margin_pixels, align, size, window, size_multiple"),
+    # validate
+    ("validate: {min_retention: 1.1}", "validate.min_retention is 1.1; expected a number from 0 to 1"),
+    ("validate: {min_retention: 0.99}", "is 0.99, more than analyze.target_retention, which is 0.98"),
+    ("analyze: {target_retention: 0.9}", "validate.min_retention is 0.95, more than analyze.target_ret"),
+    ("validation: {min_retention: 0.9}", "validation is not a key; did you mean validate?"),
+    # downsample
+    ("downsample: {factor: 0}", "downsample.factor is 0; expected"),
+    ("downsample: {method: mean}", "expected bin, stride, gauss or fft"),
+    ("downsample: {reduce: max}", "expected mean or sum"),
+    ("downsample: {method: fft, reduce: sum}", "downsample.reduce is sum, which needs method: bin, but it is fft"),
+    ("downsample: {sigma: 1}", "downsample.sigma is 1.0, which needs method: gauss, but it is bin"),
+    ("downsample: {method: gauss, sigma: 0}", "downsample.sigma is 0; expected a number above 0 or null"),
+    # output
+    ("output: {path: a.zip}", "output.path is a.zip; expected a path that ends in .zarr"),
+    ("output: {path: out/.zarr}", "output.path is out/.zarr; expected"),
+    ("output: {dtype: int8}", "expected auto, float32 or float16"),
+    ("output: {export: pt}", "output.export is pt; expected a list of pt and hspy, each at most once"),
+    ("output: {export: [pt, h5]}", "output.export[1] is h5; expected a list of pt and hspy"),
+    ("output: {export: [pt, pt]}", "output.export is [pt, pt]; expected"),
+    ("output: {layout: nhwc}", "expected scan, nchw or tensor"),
+    ("output: {overwrite: 'yes'}", "output.overwrite is 'yes'; expected true or false"),
+    ("output: {chunk_mb: 0}", "output.chunk_mb is 0; expected auto or a number above 0"),
+    ("output: {chunk_mb: 1e2}", "(this is text in YAML; write 100)"),
+    # cluster, device and the top
+    ("cluster: {kind: slurm}", "expected auto, threads or local"),
+    ("cluster: {address: 'localhost:8786'}", "expected tcp://host:port or tls://host:port or null"),
+    ("cluster: {address: 'tcp://localhost'}", "expected tcp://host:port"),
+    ("cluster: {address: 'tcp://localhost:70000'}", "expected tcp://host:port"),
+    ("cluster: {address: 'tcp://a:1', scheduler_file: s.json}", "which needs address: null, but it is tcp://a:1"),
+    ("cluster: {address: 'tcp://a:1', kind: threads}", "which needs kind: auto, but it is threads"),
+    ("cluster: {n_workers: 0}", "cluster.n_workers is 0; expected a whole number above 0 or null"),
+    ("cluster: {memory_limit: 0}", "cluster.memory_limit is 0; expected bytes, text such as 4GB or"),
+    ("cluster: {memory_limit: lots}", "cluster.memory_limit is lots; expected"),
+    ("cluster: {memory_limit: 0GB}", "cluster.memory_limit is 0GB; expected"),
+    ("device: cuda", "device is cuda; expected cpu, gpu or auto"),
+    ("crops: {size: 3}", "crops is not a key; did you mean crop? Valid keys: input, analyze, crop, validate, "),
+    ("1: 2", "1 is not a key. Valid keys: input"),
+    ("[1, 2]: 3", "a sequence is not a key. Valid keys: input"),
+    ("<<: {device: gpu}", "<< is not a key. Valid keys"),
+    ('"\\e[31m": 3', r"\x1b[31m is not a key"),
+]  # fmt: skip
+
+
+def merged(text: str) -> str:
+    """The bad line in a file that is complete otherwise."""
+    key = text.split(":")[0]
+    rest = [line for line in MINIMAL.splitlines() if line.split(":")[0] != key]
+    if key in ("input", "output") and "path" not in text:
+        path = "synthetic" if key == "input" else "a.zarr"
+        text = text.replace("{", f"{{path: {path}, ", 1)
+    return "\n".join([*rest, text])
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD, ids=[text for text, _ in BAD])
+def test_a_bad_value_is_named_with_what_was_expected(text, expected, load):
+    said = message(load, merged(text))
+    assert expected in said
+    assert re.fullmatch(r"crop\.yaml, line [123]: .*", said)  # one problem, one line
+    assert said.isprintable()
+
+
+BAD_FILES = [
+    ("", "crop.yaml: the content is empty; expected a section with the keys input"),
+    ("# only a comment", "crop.yaml: the content is empty; expected"),
+    ("- 1\n- 2", "crop.yaml: the content is [1, 2]; expected"),
+    ("hello", "crop.yaml: the content is hello; expected"),
+    ("a: [1", "crop.yaml, line 1: not usable as YAML: "),
+    ("a: 1\n\tb: 2", "crop.yaml, line 2: not usable as YAML: "),
+    (f"{MINIMAL}---\n{MINIMAL}", "expected a single document in the stream"),
+    (f"{MINIMAL}crop: {{}}\ndevice: cpu\ncrop: {{}}", "line 5: not usable as YAML: crop is given twice, the first time in line 3"),
+    (f"{MINIMAL}crop:\n  size: 3\n  size: 4", "line 5: not usable as YAML: crop.size is given twice, the first time in line 4"),
+    ("a: &x 1\nb: *x", "crop.yaml, line 1: not usable as YAML: anchors, aliases and tags"),
+    ("a: 1\nb: !!python/object/apply:os.system [ls]", "crop.yaml, line 2: not usable as YAML: anchors, aliases and tags"),
+    ("a: !!python/name:os.system", "aliases and tags"),
+    ("[" * 5000, "brackets or indents are nested too deep"),
+    ('a: "\\UFFFFFFFF"', "crop.yaml: not usable as YAML"),
+    (b"\xff\xfe\x00binary", "crop.yaml: not UTF-8 text; expected a YAML file"),
+    (b"\x89HDF\r\n\x00\x1a", "crop.yaml: not UTF-8 text"),
+    (b"a: \x00", "crop.yaml: not usable as YAML: unacceptable character"),
+    (b"#" * (2**20 + 1), "crop.yaml is larger than 1 MiB; expected a YAML file of a few kB"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_FILES, ids=range(len(BAD_FILES)))
+def test_a_file_that_is_no_config_gets_one_clear_message(text, expected, load):
+    said = message(load, text)
+    assert expected in said
+    assert "\n" not in said
+
+
+def test_a_missing_file_and_a_directory(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"none\.yaml: No such file or directory; expected a YAML"
+    ):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r": Is a directory; expected a YAML file"):
+        load_config(tmp_path)
+
+
+def test_an_alias_bomb_is_refused_before_it_grows(load):
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 40)
+    )
+    start = time.perf_counter()
+    assert "anchors, aliases and tags" in message(load, bomb)
+    assert time.perf_counter() - start < 1
+
+
+def test_all_problems_are_listed_each_with_the_line_of_its_key(load):
+    said = message(
+        load,
+        "# a job\ninput:\n  mask:\n    rows: [1,\n      x]\noutput: {path: a.zarr}\n\n"
+        "crop:\n  margin_pixel: 3\n  align: patern\n  siez: 4\nvalidate: 3\n",
+    )
+    assert sorted(said.splitlines()) == sorted(
+        [
+            "crop.yaml, line 2: input.path is missing; expected the path of a file, or synthetic",
+            "crop.yaml, line 5: input.mask.rows[1] is x; expected the path of a .npy file, "
+            "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]} or null",
+            "crop.yaml, line 10: crop.align is patern; expected fixed or pattern",
+            "crop.yaml, line 9: crop.margin_pixel is not a key; did you mean margin_pixels? "
+            "Valid keys: enabled, coverage, margin_pixels, align, size, window, size_multiple",
+            "crop.yaml, line 11: crop.siez is not a key; did you mean size? "
+            "Valid keys: enabled, coverage, margin_pixels, align, size, window, size_multiple",
+            "crop.yaml, line 12: validate is 3; expected a section with the keys min_retention",
+        ]
+    )
+
+
+def test_all_contradictions_are_listed(load):
+    said = message(
+        load,
+        f"{MINIMAL}crop:\n  align: pattern\n  window: [1, 2, 3, 4]\ndownsample:\n  sigma: 2\n"
+        "analyze:\n  target_retention: 0.9",
+    )
+    assert [line.split(" is ")[0] for line in said.splitlines()] == [
+        "crop.yaml, line 9: validate.min_retention",  # the key that is at its default has no line
+        "crop.yaml, line 5: crop.window",
+        "crop.yaml, line 7: downsample.sigma",
+    ]
+
+
+def test_missing_sections(load):
+    said = message(load, "device: cpu").splitlines()
+    assert said[0].startswith("crop.yaml: input is missing; expected a section with the keys path")
+    assert said[1].startswith("crop.yaml: output is missing; expected a section with the keys path")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "the content is empty"),
+        ([], "the content is []; expected a section with the keys input"),
+        (options(crop={1: 2}), "crop.1 is not a key. Valid keys: enabled"),
+        ({1: 2}, "1 is not a key. Valid keys: input"),
+        (options(crop={"size": object()}), "crop.size is a object; expected auto"),
+        (options(crop={"size": {40, 44}}), "crop.size is "),
+        (options(**{"a\ud800": 1}), "expected a section with the keys input"),
+        (
+            options(crop={"margin_pixels": "3"}),
+            "crop.margin_pixels is '3'; expected a whole number",
+        ),
+    ],
+)
+def test_python_callers_get_the_same_words_without_a_file(given, expected):
+    said = message(parse_config, given)
+    assert expected in said
+    assert "line" not in said
+
+
+def test_long_values_are_cut():
+    said = message(parse_config, options(crop={"align": "x" * 10_000}))
+    assert len(said) < 200
+    assert "x …; expected fixed or pattern" in said
+
+
+def test_a_long_number_stays_readable(load):
+    for digits in (100, 2000, 5000, 100_000):
+        assert "expected" in message(load, f"{MINIMAL}crop: {{size: 0x{'f' * digits}}}")
+
+
+# ---- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("analyze.target_retention=0.99", "analyze.target_retention", 0.99),
+        ("output.export=[pt]", "output.export", ["pt"]),
+        ("output.export=[]", "output.export", []),
+        ("crop.size=[40,44]", "crop.size", [40, 44]),
+        ("crop.size=auto", "crop.size", "auto"),
+        (" crop.size = 40 ", "crop.size", 40),
+        ("crop.enabled=false", "crop.enabled", False),
+        ("device=gpu", "device", "gpu"),
+        ("input.path=/d/scan.dm4", "input.path", "/d/scan.dm4"),
+        ("input.path=/d/scan #3.dm4", "input.path", "/d/scan #3.dm4"),
+        ("input.path=/d/a=b: c.dm4", "input.path", "/d/a=b: c.dm4"),
+        ("input.path='/d/a b.dm4'", "input.path", "/d/a b.dm4"),
+        ("input.path=s3://bucket/a.zarr", "input.path", "s3://bucket/a.zarr"),
+        ("input.path=synthetic", "input.path", "synthetic"),
+        ("input.dataset=3", "input.dataset", 3),
+        ("input.dataset='3'", "input.dataset", "3"),
+        ("input.dataset=2020-01-01", "input.dataset", "2020-01-01"),
+        ("input.dataset=true", "input.dataset", "true"),
+        ("input.dataset=null", "input.dataset", None),
+        ("input.dataset=", "input.dataset", None),
+        ("input.mask=/m.npy", "input.mask", "/m.npy"),
+        ("input.mask={rows: [3]}", "input.mask", {"pixels": [], "rows": [3], "columns": []}),
+        ("output.path=/d/[1].zarr", "output.path", "/d/[1].zarr"),
+        ("output.path=/d/a.zarr/", "output.path", "/d/a.zarr"),
+        ("output.chunk_mb=32", "output.chunk_mb", 32.0),
+        ("cluster.address=tcp://node:8786", "cluster.address", "tcp://node:8786"),
+        ("cluster.memory_limit=4GB", "cluster.memory_limit", "4GB"),
+        ("cluster.memory_limit=4000000000", "cluster.memory_limit", 4_000_000_000),
+        ("validate.min_retention=0.5", "validate.min_retention", 0.5),
+    ],
+)
+def test_overrides(override, key, value, load):
+    result = to_dict(load(MINIMAL, override))
+    for part in key.split("."):
+        result = result[part]
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    "name", ["2020-01-01", "1e3", "3", "null", "~", "[a]", "{a: b}", "*a", "'", "#"]
+)
+def test_a_path_is_taken_as_it_was_typed(name, load, tmp_path):
+    expected = os.path.expanduser("~") if name == "~" else str(tmp_path / name)
+    assert load(MINIMAL, f"input.path={name}").input.path == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("analyze.target_retention=1.5", "analyze.target_retention is 1.5; expected a number above 0"),
+        ("crop.margin_pixel=3", "crop.margin_pixel is not a key; did you mean margin_pixels? Valid keys: enabled"),
+        ("crp.size=3", "crp is not a key; did you mean crop? Valid keys: input, analyze"),
+        ("foo=3", "foo is not a key. Valid keys: input, analyze"),
+        ("crop=3", "crop is 3; expected a section with the keys enabled"),
+        ("crop.size", "expected key=value. Valid keys: enabled, coverage"),
+        ("foo", "expected key=value. Valid keys: input, analyze, crop, validate"),
+        ("=3", "expected key=value. Valid keys: input"),
+        (".size=3", "expected key=value. Valid keys: input"),
+        ("crop.=3", "crop. is not a key. Valid keys: enabled"),
+        ("crop.size.y=3", "crop.size.y is not a key; did you mean size?"),
+        ("crop.size=[40,", "crop.size is '[40,'; expected auto"),
+        ("crop.size='40'", "crop.size is '40'; expected auto"),
+        ("crop.enabled=", "crop.enabled is null; expected true or false"),
+        ("input.path=", "input.path is null; expected the path"),
+        ("output.path=a", "output.path is a; expected a path that ends in .zarr"),
+        ("input.mask={rows: [a]}", "input.mask.rows[0] is a; expected"),
+        ("input.mask={rows: [1], rows: [2]}", "input.mask is '{rows: [1], rows: [2]}'; expected"),
+        ("crop.size=!!python/name:os.system", "crop.size is '!!python/name:os.system'; expected"),
+        ("analyze.target_retention=0.5", "validate.min_retention is 0.95, more than"),
+        ("crop.align=\x1b[31m", "crop.align is "),
+    ],
+)  # fmt: skip
+def test_a_bad_override_is_named(override, expected, load):
+    said = message(load, MINIMAL, override)
+    assert said.startswith(f"override {repr(override)[1:-1]}: ")
+    assert expected in said
+    assert said.isprintable()
+
+
+def test_overrides_mix_with_what_the_file_has(load):
+    text = f"{MINIMAL}crop:\nanalyze: {{threshold: 5}}\ndevice: gpu\n"
+    config = load(text, "crop.size=4", "analyze.target_retention=1", "crop.size=6", "device=cpu")
+    assert (config.crop.size, config.analyze.threshold, config.device) == (6, 5.0, "cpu")
+    assert load_config("crop.yaml", "crop.size=8").crop.size == 8  # one, not in a list
+
+
+def test_problems_of_file_and_overrides_are_told_apart(load):
+    text = f"{MINIMAL}crop:\n  size: 0\n  coverage: 2\n"
+    said = message(load, text, "crop.size=-1", "analyze.threshold=x").splitlines()
+    assert [line.split(": ")[0] for line in said] == [
+        "override analyze.threshold=x",
+        "crop.yaml, line 5",
+        "override crop.size=-1",
+    ]
+    assert message(load, f"{MINIMAL}crop: 3", "crop.size=4").startswith(
+        "crop.yaml, line 3: crop is 3"
+    )
+    assert message(load, "", "crop.size=4").startswith("crop.yaml: the content is empty")
+
+
+# ---- paths
+
+
+def test_relative_paths_become_absolute(load, tmp_path):
+    text = "input: {path: d/a.dm4, mask: m.npy}\noutput: {path: ~/a.zarr}\ncluster: {scheduler_file: s}"
+    config = load(text)
+    assert config.input.path == str(tmp_path / "d" / "a.dm4")
+    assert config.input.mask == str(tmp_path / "m.npy")
+    assert config.output.path == os.path.expanduser("~/a.zarr")
+    assert config.cluster.scheduler_file == str(tmp_path / "s")
+    assert parse_config({"input": {"path": "a"}, "output": {"path": "b.zarr"}}).input.path == "a"
+
+
+def test_the_mask_given_by_index_is_no_path(load):
+    assert load(f"{MINIMAL}", "input.mask={rows: [1]}").input.mask.rows == (1,)
+
+
+# ---- nothing but ConfigError, ever
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz") / "crop.yaml"
+
+
+def only_config_errors(path: Path, content: bytes, *overrides: str) -> None:
+    path.write_bytes(content)
+    try:
+        config = load_config(path, overrides)
+    except ConfigError as error:
+        assert str(error)  # noqa: PT017
+    else:
+        assert parse_config(to_dict(config)) == config
+
+
+@given(text=st.text())
+@settings(max_examples=200, deadline=None)
+def test_random_text(scratch, text):
+    only_config_errors(scratch, text.encode("utf-8", "surrogatepass"))
+
+
+@given(content=st.binary())
+@settings(max_examples=200, deadline=None)
+def test_random_bytes(scratch, content):
+    only_config_errors(scratch, content)
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_random_mutations_of_the_shipped_config(scratch, data):
+    text = SHIPPED.read_text()
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(start + 30, len(text))))
+        piece = st.sampled_from([*"\t\n:#[]{}&*!|>%@`'\"?,-=", "<<: ", "0x_", "1:99", "- ", "null"])
+        text = text[:start] + data.draw(piece | st.text(max_size=5)) + text[end:]
+    only_config_errors(scratch, text.encode("utf-8", "surrogatepass"))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(data=st.data(), value=VALUES)
+@settings(max_examples=200, deadline=None)
+def test_random_values_of_every_key(scratch, data, value):
+    section = data.draw(st.sampled_from(SECTIONS))
+    given = to_dict(parse_config(options()))
+    given[section][data.draw(st.sampled_from([*given[section]]))] = value
+    try:
+        config = parse_config(given)
+    except ConfigError as error:
+        assert str(error).startswith((f"{section}.", "analyze.", "validate."))  # noqa: PT017
+    else:
+        assert parse_config(to_dict(config)) == config
+
+
+@given(
+    key=st.sampled_from(["input.path", "input.mask", "crop.size", "crop", "a.b"]), text=st.text()
+)
+@settings(max_examples=200, deadline=None)
+def test_random_overrides(scratch, key, text):
+    only_config_errors(scratch, MINIMAL.encode(), f"{key}={text}", text)
+
+
+# ---- the module itself
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, stem_dask.config; "
+        "print(*sorted({'numpy', 'dask', 'xarray', 'zarr', 'numba', 'torch'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_every_type_has_words_for_its_error():
+    for model in (module.Config, *module._SECTIONS.values()):
+        for hint in model.__annotations__.values():
+            assert len(module._expected(hint)) > 3
