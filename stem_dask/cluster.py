@@ -81,6 +81,8 @@ def connect(
         kind = "threads" if input_bytes < SMALL_INPUT_BYTES else "local"
     if kind not in ("threads", "local"):
         raise ConfigError(f"cluster.kind is {kind!r}; expected auto, threads or local")
+    import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
+
     with (
         dask.config.set(_SETTINGS),
         _start(kind, n_workers, threads_per_worker, memory_limit) as connection,

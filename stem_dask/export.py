@@ -69,7 +69,7 @@ def export(
     path : ending in .zarr, .pt or .hspy
     analysis : what is known of each pattern, stored with them
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
-        (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W)
+        (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W), ``bare`` the bare tensor as the patterns are
     keep_dtype : for .pt: keep unsigned types, which torch can neither add nor compare
     overwrite : replace an older file when the new one is complete
     client : a `distributed.Client`; default the active one, else threads
@@ -128,6 +128,7 @@ def export_from_store(
     path: str,
     *,
     layout: str = "scan",
+    keep_dtype: bool = False,
     title: str | None = None,
     overwrite: bool = False,
     client: Any = None,
@@ -140,6 +141,7 @@ def export_from_store(
         path,
         analysis=analysis,
         layout=layout,
+        keep_dtype=keep_dtype,
         title=title,
         overwrite=overwrite,
         client=client,
@@ -223,7 +225,7 @@ def _to_pt(
     lead, detector = lead_shape(patterns), patterns.shape[-2:]
     highest = patterns.attrs.get("maximum")
     dtype = patterns.dtype if options["keep_dtype"] else signed_dtype(patterns.dtype, highest)
-    content = None if options["layout"] == "tensor" else _content(patterns, analysis)
+    content = None if options["layout"] in ("tensor", "bare") else _content(patterns, analysis)
     shape = layout_shape(lead, detector, options["layout"])
     sink = PtSink(temporary(path), lead, shape, str(dtype), content)
     engine.run({"patterns": patterns.data}, len(lead), sink, client=client, progress=progress)

@@ -73,7 +73,8 @@ class Window:
 class SourceInfo:
     """What a reader found in a file, before any pixel was read.
 
-    ``axes`` has one `Axis` a dimension, slowest first. ``notes`` say what was chosen or noticed; ``metadata`` is the
+    ``axes`` has one `Axis` a dimension, slowest first; ``stored_shape`` is the array's shape in the file, before
+    anything was selected or renamed. ``notes`` say what was chosen or noticed; ``metadata`` is the
     file's own, as plain nested dictionaries.
     """
 
@@ -81,6 +82,7 @@ class SourceInfo:
     kind: str
     axes: tuple[Axis, ...]
     dtype: str
+    stored_shape: tuple[int, ...] = ()
     chunks: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -42,8 +42,12 @@ def results_of(
     cropped_shape: Sequence[int],
     n_patterns: int,
     window: Window | None,
+    listed: int = MAX_LISTED,
 ) -> dict[str, Any]:
-    """The parts ``analysis`` and ``validation`` of the results, as the earlier cropping script gave them."""
+    """The parts ``analysis`` and ``validation`` of the results, as the earlier cropping script gave them.
+
+    Lists with one entry a pattern are left out above ``listed`` patterns.
+    """
     out: dict[str, Any] = {
         "analysis": {
             "global_radius": None if window is None else window.global_radius,
@@ -65,7 +69,7 @@ def results_of(
     if analysis is not None:
         radii = np.asarray(analysis["radius"].values).ravel()
         out["analysis"]["retention_stats"] = statistics(radii)
-        if n_patterns <= MAX_LISTED:
+        if n_patterns <= listed:
             centers = zip(
                 analysis["center_y"].values.ravel().tolist(),
                 analysis["center_x"].values.ravel().tolist(),

@@ -51,7 +51,7 @@ class HspySink:
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Compress the chunks of one block and leave them in the run's folder."""
-        block = blocks["patterns"]
+        block = blocks["patterns"].astype(np.dtype(self.dtype), copy=False)  # and byte order
         n_lead = len(region)
         lead = self.chunks[:n_lead]
         for part, chunk, size in zip(region, lead, self.shape, strict=False):

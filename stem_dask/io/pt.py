@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import ConfigError, StoreError
 from stem_dask.model import Record, Region
 
-LAYOUTS = ("scan", "nchw", "tensor")
+LAYOUTS = ("scan", "nchw", "tensor", "bare")
 
 
 def signed_dtype(dtype: np.dtype, maximum: float | None) -> np.dtype:
@@ -78,15 +78,25 @@ class PtSink:
     content: Mapping[str, Any] | None
     offset: list[int] = field(default_factory=list)
 
+    @property
+    def _native(self) -> np.dtype:
+        """Type of the tensor; torch has no other byte order than the machine's."""
+        return np.dtype(self.dtype).newbyteorder("=")
+
     def create(self) -> None:
         """Write the skeleton, and the small tensors into it."""
         torch = _torch()
-        kind = getattr(torch, str(np.dtype(self.dtype)))
-        patterns = torch.empty(self.tensor_shape, dtype=kind)
-        whole = (
-            patterns if self.content is None else {"patterns": patterns, **_tensors(self.content)}
-        )
-        with open(self.path, "wb") as file, torch.serialization.skip_data():
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():  # a real tensor would ask for memory, and may be larger than it
+            patterns = torch.empty(self.tensor_shape, dtype=getattr(torch, str(self._native)))
+            whole = (
+                patterns
+                if self.content is None
+                else {"patterns": patterns, **_tensors(self.content)}
+            )
+        skip = torch.serialization.skip_data(materialize_fake_tensors=True)
+        with open(self.path, "wb") as file, skip:
             torch.save(whole, file)
         small = list(_arrays(self.content or {}))
         first, *places = _storage_offsets(self.path, 1 + len(small))
@@ -98,7 +108,7 @@ class PtSink:
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one block: one run of bytes when it takes whole rows of the scan, else one run a row."""
-        block = np.ascontiguousarray(to_dtype(blocks["patterns"], np.dtype(self.dtype)))
+        block = np.ascontiguousarray(to_dtype(blocks["patterns"], self._native))
         pattern_bytes = prod(block.shape[len(region) :]) * block.dtype.itemsize
         row = self.lead_shape[-1]
         whole_rows = len(region) == 1 or (region[-1].start, region[-1].stop) == (0, row)
@@ -140,14 +150,14 @@ class PtSink:
 
 
 def layout_shape(lead: Sequence[int], detector: Sequence[int], layout: str) -> tuple[int, ...]:
-    """Shape of the tensor: as the scan, or ``(N, 1, H, W)``.
+    """Shape of the tensor: as the patterns are (``scan``, ``bare``), or ``(N, 1, H, W)``.
 
     Examples
     --------
     >>> layout_shape((3, 4), (8, 8), "nchw")
     (12, 1, 8, 8)
     """
-    if layout == "scan":
+    if layout in ("scan", "bare"):
         return (*lead, *detector)
     if layout in ("nchw", "tensor"):
         return (prod(lead), 1, *detector)

@@ -89,7 +89,14 @@ def find(
         )
         chunks = None
     info = SourceInfo(
-        name, kind, axes, str(picked.dtype), chunks, tuple(notes), chosen.metadata or {}
+        path=name,
+        kind=kind,
+        axes=axes,
+        dtype=str(picked.dtype),
+        stored_shape=chosen.source.shape,
+        chunks=chunks,
+        notes=tuple(notes),
+        metadata=chosen.metadata or {},
     )
     return Found(picked, info, identity(name))
 
@@ -157,6 +164,7 @@ def _arrange(
         isinstance(source, FlatFile)
         and len(source.shape) == 4
         and source.shape[1] == 1
+        and axes[1].name != SCAN_DIMS[1]
         and _kind(name) == ".pt"
     ):
         # (N, 1, H, W): a list of patterns with one channel, as the tensor scripts write it
@@ -171,6 +179,8 @@ def _arrange(
                 "give its scan as input.scan_shape: [scan_y, scan_x]"
             )
         n_y, n_x = scan_shape
+        if n_y < 1 or n_x < 1:
+            raise SourceError(f"{name}: scan_shape is {n_y} x {n_x}; both sizes must be 1 or more")
         if n_y * n_x != source.shape[0]:
             raise SourceError(
                 f"{name}: {source.shape[0]:,} patterns; scan_shape {n_y} x {n_x} needs {n_y * n_x:,}"

@@ -5,6 +5,7 @@ C-contiguous array. They nest: a selection of a scan made of a list of patterns 
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +79,20 @@ class FlatFile:
         while view:
             n = file.readinto(view)
             if not n:
-                raise SourceError(
-                    f"{self.path}: the file ends at byte {file.seek(0, 2):,}, in the middle of the data, "
-                    f"which need {position + run.size:,} bytes; it was cut or is still being written"
-                )
+                raise self._cut(file.seek(0, 2), position + run.size)
             view = view[n:]
+
+    def _cut(self, size: int, need: int) -> SourceError:
+        return SourceError(
+            f"{self.path}: the file ends at byte {size:,}, in the middle of the data, "
+            f"which need {need:,} bytes; it was cut or is still being written"
+        )
 
     def _mapped(self, part: Slices) -> NDArray:
         """Scattered elements (detector slowest): let the page cache do it."""
+        need = self.offset + math.prod(self.shape) * self.dtype.itemsize
+        if (size := Path(self.path).stat().st_size) < need:
+            raise self._cut(size, need)
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
         return np.array(mapped[part], order="C")
 
@@ -191,9 +198,10 @@ class ScanOfList:
         rows = range(*part[0].indices(self.scan_shape[0]))
         start, stop, step = part[1].indices(self.scan_shape[1])
         width = self.scan_shape[1]
-        if rows.step == 1 and (start, stop, step) == (0, width, 1):
+        if not rows or (rows.step == 1 and (start, stop, step) == (0, width, 1)):
             block = self.source[(slice(rows.start * width, rows.stop * width), *part[2:])]
-            return block.reshape(len(rows), width, *block.shape[1:])
+            columns = len(range(start, stop, step))
+            return block.reshape(len(rows), columns, *block.shape[1:])
         return np.stack(
             [
                 self.source[(slice(y * width + start, y * width + stop, step), *part[2:])]
@@ -294,8 +302,13 @@ def select(source: Source, roi: Sequence[int] | None, step: int) -> Source:
             f"scan_roi and scan_step need a scan; the input is a list of {source.shape[0]:,} patterns: "
             "give input.scan_shape, or leave them out"
         )
+    if step < 1:
+        raise SourceError(f"scan_step is {step}; take every n-th position with n >= 1")
     height, width = source.shape[:2]
-    y0, y1, x0, x1 = roi if roi is not None else (0, height, 0, width)
+    roi = tuple(roi) if roi is not None else (0, height, 0, width)
+    if len(roi) != 4:
+        raise SourceError(f"scan_roi {list(roi)} has {len(roi)} numbers; give [y0, y1, x0, x1]")
+    y0, y1, x0, x1 = roi
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         raise SourceError(
             f"scan_roi {[y0, y1, x0, x1]} does not fit the scan of {height} x {width} positions; "

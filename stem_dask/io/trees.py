@@ -35,6 +35,20 @@ def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
     return Axis(str(name), size, scale or 1.0, number("offset", 0.0), units if known else "")
 
 
+def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis:
+    """An axis from the positions of its pixels, or of the first two of them; in pixels when they are not even."""
+    if {"scale", "offset"} & set(attrs):
+        return axis_from(name, size, attrs)
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or values.shape[0] not in (2, size):
+        return Axis(str(name), size)
+    positions = np.asarray(values[...], np.float64)
+    scale = float(positions[-1] - positions[0]) / max(1, len(positions) - 1) if size > 1 else 1.0
+    steps = np.diff(positions)
+    if len(steps) and not np.allclose(steps, scale, rtol=1e-3, atol=0):
+        return Axis(str(name), size)
+    return axis_from(name, size, {**attrs, "scale": scale, "offset": positions[0]})
+
+
 def list_hdf5(path: str) -> list[dict[str, Any]]:
     """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
     import h5py
@@ -80,8 +94,13 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     axes = []
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
-        attrs = dict(found.attrs) if found is not None else {}
-        axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
+        along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
+        if found is None and isinstance(along, type(data)):
+            attrs = dict(along.attrs)
+            axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
+        else:
+            attrs = dict(found.attrs) if found is not None else {}
+            axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
     source = Hdf5Dataset(path, name, data.dtype, tuple(int(n) for n in data.shape))
     title = name.split("/")[1] if name.startswith("Experiments/") else name
     return {"name": title, "source": source, "axes": tuple(axes), "chunks": data.chunks}
@@ -111,12 +130,14 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
     axes = []
     for i, size in enumerate(array.shape):
-        attrs: dict[str, Any] = {}
         if parent is not None and dims[i] and dims[i] in parent:
-            attrs = dict(parent[dims[i]].attrs)
-        elif parent is not None and f"axis-{i}" in parent.attrs:
-            attrs = dict(parent.attrs[f"axis-{i}"])
-        axes.append(axis_from(dims[i] or f"axis{i}", int(size), attrs))
+            along = parent[dims[i]]
+            axes.append(axis_along(dims[i], int(size), along, dict(along.attrs)))
+        elif parent is not None and f"axis-{i}" in parent:  # as HyperSpy writes .zspy
+            attrs = dict(parent[f"axis-{i}"].attrs)
+            axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
+        else:
+            axes.append(Axis(dims[i] or f"axis{i}", int(size)))
     chunks = getattr(array, "shards", None) or array.chunks
     source = ZarrArray(path, name, np.dtype(array.dtype), tuple(int(n) for n in array.shape))
     return {"name": name or "array", "source": source, "axes": tuple(axes), "chunks": tuple(chunks)}
@@ -159,9 +180,12 @@ def _tensor(path: str, name: str, tensor: Any, axes: Any) -> dict[str, Any]:
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout.__repr__() != "torch.strided" or not tensor.is_contiguous():
         raise SourceError(f"{path}: {name} is sparse or not contiguous; save tensor.contiguous()")
-    if kind == "bfloat16":
-        raise SourceError(f"{path}: {name} is bfloat16, which numpy lacks; save tensor.float()")
-    dtype = np.dtype(kind)
+    try:
+        dtype = np.dtype(kind)
+    except TypeError as error:
+        raise SourceError(
+            f"{path}: {name} is {kind}, which numpy lacks; save tensor.float()"
+        ) from error
     start = tensor.untyped_storage()._checkpoint_offset
     if start is None:
         raise SourceError(
@@ -173,6 +197,13 @@ def _tensor(path: str, name: str, tensor: Any, axes: Any) -> dict[str, Any]:
     if need > Path(path).stat().st_size:
         raise SourceError(f"{path}: {name} needs {need:,} bytes; the file is shorter: it was cut")
     plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
-    if len(axes) == len(shape) and all(isinstance(a, dict) for a in axes):
-        plain = [axis_from(a.get("name"), n, a) for a, n in zip(axes, shape, strict=True)]
+    known = [axis_from(a.get("name"), a["size"], a) for a in axes if _describes_axis(a)]
+    if tuple(axis.size for axis in known) == shape:
+        plain = known
+    elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
+        plain[-2:] = known[-2:]
     return {"name": name, "source": FlatFile(path, offset, dtype, shape), "axes": tuple(plain)}
+
+
+def _describes_axis(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("size"), int)

@@ -1,0 +1,246 @@
+"""stem-dask: run, crop, info, init and check from the command line."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stem_dask.run import EXIT_CODES, guarded, progress_shown, run_file, show
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch a command; returns the exit code."""
+    options = _parser().parse_args(argv)
+    return guarded(lambda: int(options.command(options)))
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """The whole job of a config."""
+    return run_file(options.config, options.overrides, quiet=options.quiet)
+
+
+def info_command(options: argparse.Namespace) -> int:
+    """What a file holds."""
+    from stem_dask.describe import describe_file
+    from stem_dask.io.read import find
+
+    print(
+        "\n".join(
+            describe_file(find(Path(options.file).absolute(), dataset=_dataset(options.dataset)))
+        )
+    )
+    return 0
+
+
+def init_command(options: argparse.Namespace) -> int:
+    """A config for a file."""
+    from stem_dask.describe import config_for
+    from stem_dask.io.read import find
+
+    print(config_for(find(Path(options.file).absolute())), end="")
+    return 0
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """What a config would do."""
+    from stem_dask.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from stem_dask.describe import describe_job
+    from stem_dask.preflight import Outputs, check_device, check_outputs, find_input
+
+    check_device(config.device)
+    found = find_input(config)
+    print("\n".join(describe_job(config, found)))
+    check_outputs(config, Outputs.of(config), found)
+    return 0
+
+
+def crop_command(options: argparse.Namespace) -> int:
+    """Crop one file into one file, with the options and defaults of the earlier script."""
+    from stem_dask.errors import ConfigError
+    from stem_dask.io.publish import refuse_existing, remove, run_folder
+
+    output = Path(options.output).absolute()
+    if output.suffix not in (".pt", ".hspy", ".zarr"):
+        raise ConfigError(
+            f"--output {options.output}: expected a name ending in .pt, .hspy or .zarr"
+        )
+    if (options.input is None) == (not options.test_mode):
+        raise ConfigError("give --input FILE, or --test-mode for made-up data")
+    beside = [output.with_name(f"{output.stem}_results.json")]
+    if not options.no_visualization:
+        beside.append(output.with_name(f"{output.stem}_visualization.png"))
+    for path in (output, *beside):
+        refuse_existing(path, options.overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(run_folder(output))
+    folder.mkdir(exist_ok=True)
+    try:
+        source = (
+            _test_data(folder, options) if options.test_mode else Path(options.input).absolute()
+        )
+        return _crop(options, source, output, folder, beside)
+    finally:
+        remove(folder)
+
+
+def _crop(
+    options: argparse.Namespace, source: Path, output: Path, folder: Path, beside: list[Path]
+) -> int:
+    """Run the job into the run's folder, export from there, and move what was asked for beside the output."""
+    from stem_dask.config import parse_config
+    from stem_dask.export import export_from_store
+    from stem_dask.io.publish import publish, temporary
+    from stem_dask.io.read import find
+    from stem_dask.pipeline import run
+
+    found = find(source)
+    store = folder / f"{output.stem}.zarr"
+    config = parse_config(_crop_options(options, str(source), str(store), found.source))
+    with progress_shown(options.quiet) as (say, progress):
+        outcome = run(config, say=say, progress=progress)
+    notes: list[str] = []
+    if output.suffix == ".zarr":
+        shutil.move(store, temporary(output))
+        publish(output)
+    else:
+        as_tensor = output.suffix == ".pt" and source.suffix == ".pt"
+        channel = len(found.info.stored_shape) == 4 and len(found.source.shape) == 3
+        layout = ("tensor" if channel else "bare") if as_tensor else "scan"
+        notes = export_from_store(
+            str(store),
+            str(output),
+            layout=layout,
+            keep_dtype=as_tensor,
+            title=output.stem,
+            overwrite=options.overwrite,
+        )
+    for path in beside:
+        shutil.move(folder / path.name, path)
+    if not options.quiet:
+        kept = tuple(line for line in outcome.lines if not line.startswith("file "))
+        noted = tuple(f"warning     {note}" for note in notes)
+        written = tuple(f"file        {path}" for path in (output, *beside))
+        show(replace(outcome, lines=(*kept, *noted, *written)))
+    return outcome.exit_code
+
+
+def _crop_options(
+    options: argparse.Namespace, source: str, store: str, shape: Any
+) -> dict[str, Any]:
+    crop: dict[str, Any] = {
+        "coverage": options.coverage,
+        "margin_pixels": options.margin_pixels,
+        "align": options.align,
+    }
+    if options.size is not None:
+        crop["size"] = options.size
+    analyze: dict[str, Any] = {
+        "target_retention": options.target_retention,
+        "center_method": options.center_method,
+    }
+    if options.manual_center is not None:
+        analyze["manual_center"] = options.manual_center
+    output: dict[str, Any] = {"path": store, "export": [], "figure": not options.no_visualization}
+    if options.chunk_size is not None:
+        pattern_bytes = shape.shape[-1] * shape.shape[-2] * shape.dtype.itemsize
+        output["chunk_mb"] = options.chunk_size * pattern_bytes / 2**20
+    return {
+        "input": {"path": source},
+        "analyze": analyze,
+        "crop": crop,
+        "validate": {"min_retention": options.min_retention},
+        "output": output,
+        "device": "gpu" if options.use_gpu else "cpu",
+    }
+
+
+def _test_data(folder: Path, options: argparse.Namespace) -> Path:
+    import torch
+
+    from stem_dask.cropper import create_test_data
+
+    path = folder / "test_data.pt"
+    torch.save(create_test_data(options.test_patterns, options.test_size), path)
+    return path
+
+
+def _dataset(text: str | None) -> str | int | None:
+    return int(text) if text is not None and text.isdigit() else text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stem-dask",
+        description="Out-of-core 4D-STEM preprocessing: read, find the window, crop, check, downsample, export.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    for name, command, text in (
+        ("run", run_command, "run the whole job of a config"),
+        ("check", check_command, "say what a config would do; computes nothing"),
+    ):
+        sub = add(name, command, text)
+        sub.add_argument("config", help="YAML file")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="override any key of the config"
+        )
+        sub.add_argument("--quiet", action="store_true", help="print errors only")
+    sub = add("info", info_command, "say what a file holds")
+    sub.add_argument("file")
+    sub.add_argument("--dataset", help="name or number of the array, when the file holds several")
+    sub = add(
+        "init",
+        init_command,
+        "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml",
+    )
+    sub.add_argument("file")
+    _add_crop_options(add("crop", crop_command, "crop one file into one file"))
+    return parser
+
+
+def _add_crop_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--input", help="any readable file")
+    sub.add_argument("--output", required=True, help="its suffix decides: .pt, .hspy or .zarr")
+    sub.add_argument(
+        "--target-retention", type=float, default=0.98, help="share of the intensity to keep"
+    )
+    sub.add_argument("--min-retention", type=float, default=0.95, help="lowest acceptable share")
+    sub.add_argument("--margin-pixels", type=int, default=3, help="added around the radius")
+    sub.add_argument(
+        "--align",
+        choices=("pattern", "fixed"),
+        default="pattern",
+        help="each pattern, or one window",
+    )
+    sub.add_argument(
+        "--coverage", type=float, default=1.0, help="share of the patterns that set the radius"
+    )
+    sub.add_argument("--size", type=int, help="size of the window, instead of the radius found")
+    sub.add_argument(
+        "--center-method", choices=("centroid", "center", "manual"), default="centroid"
+    )
+    sub.add_argument("--manual-center", type=float, nargs=2, metavar=("Y", "X"))
+    sub.add_argument("--chunk-size", type=int, help="patterns a task")
+    sub.add_argument("--use-gpu", action="store_true")
+    sub.add_argument("--no-visualization", action="store_true", help="no picture")
+    sub.add_argument("--quiet", action="store_true", help="print errors only")
+    sub.add_argument("--overwrite", action="store_true", help="replace an older output")
+    sub.add_argument("--test-mode", action="store_true", help="crop made-up Airy discs")
+    sub.add_argument("--test-patterns", type=int, default=100)
+    sub.add_argument("--test-size", type=int, default=256)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

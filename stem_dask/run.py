@@ -1,0 +1,159 @@
+"""python -m stem_dask.run CONFIG [key=value ...]: the whole job of a config file."""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from stem_dask.pipeline import Outcome, Step
+
+#: without a terminal a line is written this often, in seconds
+LOG_EVERY = 30.0
+
+EXIT_CODES = """exit codes:
+  0 complete   2 configuration or existing output   3 input unreadable   4 too many patterns below min_retention
+  5 disk   1 internal error   130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a config; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stem_dask.run",
+        description="Read a 4D-STEM dataset, find its window, crop, check, downsample, store and export it.",
+        epilog="example: python -m stem_dask.run configs/crop.yaml input.path=scan.dm4 output.path=out/scan.zarr\n\n"
+        + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file, see configs/crop.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override any key of the config"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    options = parser.parse_args(argv)
+    return guarded(lambda: run_file(options.config, options.overrides, quiet=options.quiet))
+
+
+def run_file(path: str, overrides: Sequence[str], *, quiet: bool = False) -> int:
+    """Load a config, run it, print what happened; returns the exit code."""
+    from stem_dask.config import load_config
+
+    config = load_config(path, overrides)
+    from stem_dask.pipeline import run
+
+    with progress_shown(quiet) as (say, progress):
+        outcome = run(config, say=say, progress=progress)
+    if not quiet:
+        show(outcome)
+    return outcome.exit_code
+
+
+def show(outcome: "Outcome") -> None:
+    """Print the closing lines of a run."""
+    print("\n".join(outcome.lines))
+    if outcome.exit_code == 4:
+        n = outcome.results["validation"]
+        print(
+            f"too many patterns keep less than min_retention ({n['min_retention']:.4f} at worst): see the verdict, "
+            "raise crop.coverage or crop.margin_pixels, or lower validate.min_retention",
+            file=sys.stderr,
+        )
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Do the work; an error of ours ends in its message and exit code, not in a traceback."""
+    from stem_dask.errors import StemDaskError
+
+    try:
+        return work()
+    except StemDaskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def progress_shown(
+    quiet: bool, stream: TextIO | None = None
+) -> Iterator[tuple[Callable[[str], None], "Callable[[Step], None]"]]:
+    """Two functions for a run to talk to the user: one line of text, one block done."""
+    stream = stream or sys.stdout
+    line = ProgressLine(stream, live=stream.isatty(), quiet=quiet)
+    try:
+        yield line.say, line.step
+    finally:
+        line.close()
+
+
+class ProgressLine:
+    """One live line on a terminal; in a log a plain line every 30 s and one at the end of each stage."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        live: bool,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stream, self.live, self.quiet, self.clock = stream, live, quiet, clock
+        self.stage, self.began, self.shown, self.peak, self.width = "", 0.0, 0.0, 0, 0
+
+    def say(self, text: str) -> None:
+        """Print one line, above the live one."""
+        if not self.quiet:
+            self._erase()
+            print(text, file=self.stream, flush=True)
+
+    def step(self, step: "Step") -> None:
+        """Show that a block is done."""
+        if self.quiet:
+            return
+        now = self.clock()
+        if step.stage != self.stage:
+            self.stage, self.began, self.shown = step.stage, now - step.record.seconds, now
+            if self.live:
+                self.shown = 0.0
+        self.peak = max(self.peak, step.record.peak_rss)
+        last = step.done == step.total
+        if last or now - self.shown >= (0.1 if self.live else LOG_EVERY):
+            self.shown = now
+            text = self._text(step, now)
+            if self.live and not last:
+                self._erase()
+                print(text, end="", file=self.stream, flush=True)
+                self.width = len(text)
+            else:
+                self.say(text)
+
+    def close(self) -> None:
+        """Leave the cursor at the start of a line."""
+        self._erase()
+
+    def _text(self, step: "Step", now: float) -> str:
+        seconds = max(now - self.began, 1e-6)
+        left = seconds / step.done * (step.total - step.done)
+        rate = ""
+        if step.input_bytes:
+            rate = f"  {step.input_bytes * step.done / step.total / seconds / 1e9:.2f} GB/s"
+        tail = f"  {_clock(left)} left" if step.done < step.total else f"  {_clock(seconds)}"
+        return f"{step.stage:11} {step.done}/{step.total}{rate}{tail}  worker memory {self.peak / 1e9:.2f} GB"
+
+    def _erase(self) -> None:
+        if self.width:
+            print("\r" + " " * self.width + "\r", end="", file=self.stream, flush=True)
+            self.width = 0
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

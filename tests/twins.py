@@ -1,0 +1,250 @@
+"""Slow, obvious twins of the kernels, written from the definitions: loops and explicit sums, one pattern at a time.
+
+Integers stay Python integers, so their sums are exact; floats are added by ``math.fsum``.
+"""
+
+import math
+
+import numpy as np
+
+
+def intensity(pattern, threshold=0.0):
+    """What counts of a pattern: NaN, infinite and negative values, and values below the threshold, become 0."""
+    kept = np.zeros(pattern.shape, object)
+    for at, value in np.ndenumerate(pattern):
+        value = value.item()
+        if math.isfinite(value) and value >= 0 and value >= threshold:
+            kept[at] = int(value) if isinstance(value, bool) else value
+    return kept
+
+
+def odd_pixels(pattern, threshold=0.0):
+    """How many are NaN, infinite, negative, and above 0 but below the threshold; and the sum of the negative ones."""
+    values = [value.item() for value in pattern.ravel()]
+    finite = [value for value in values if math.isfinite(value)]
+    negative = [value for value in finite if value < 0]
+    counts = [
+        sum(math.isnan(value) for value in values),
+        sum(math.isinf(value) for value in values),
+        len(negative),
+        sum(0 < value < threshold for value in finite),
+    ]
+    return counts, -add(np.array(negative, object))
+
+
+def add(values):
+    """Exact sum of integers; correctly rounded sum of floats."""
+    values = list(np.ravel(values))
+    return math.fsum(values) if any(isinstance(value, float) for value in values) else sum(values)
+
+
+def centroid(counted):
+    """Center of mass (y, x); NaN when there is no intensity."""
+    total = add(counted)
+    if total == 0:
+        return math.nan, math.nan
+    y = add([row * add(counted[row, :]) for row in range(counted.shape[0])])
+    x = add([col * add(counted[:, col]) for col in range(counted.shape[1])])
+    return y / total, x / total
+
+
+def window_center(center):
+    """Nearest pixel, half to even."""
+    return int(np.rint(center[0])), int(np.rint(center[1]))
+
+
+def within(counted, center, radius, metric):
+    """Intensity inside the window of half-size `radius` cut at the detector edge, or inside the disc."""
+    ry, rx = center
+    if metric == "square":
+        top, left = max(ry - radius, 0), max(rx - radius, 0)
+        return add(counted[top : max(ry + radius, 0), left : max(rx + radius, 0)])
+    y, x = np.indices(counted.shape)
+    return add(counted[(y - ry) ** 2 + (x - rx) ** 2 <= radius**2])
+
+
+def profile(counted, center, n_radii, metric):
+    """Share of the intensity inside each radius 0 … n_radii - 1."""
+    total = add(counted)
+    return [within(counted, center, r, metric) / total for r in range(n_radii)]
+
+
+def retention_radius(counted, center, target, metric):
+    """Smallest radius (from 1 for squares, 0 for circles) that holds at least the target."""
+    total = add(counted)
+    radius = 1 if metric == "square" else 0
+    while not within(counted, center, radius, metric) >= target * total:
+        radius += 1
+    return radius
+
+
+def covering_radius(radii, coverage):
+    """Smallest integer with at least ceil(coverage * n) radii at or below it."""
+    wanted = math.ceil(coverage * len(radii))
+    radius = 0
+    while sum(r <= radius for r in radii) < wanted:
+        radius += 1
+    return radius
+
+
+class Analysis:
+    """What is known of a stack of patterns (n, ky, kx), one by one."""
+
+    def __init__(self, patterns, *, target, threshold=0.0, metric="square", given=None):
+        self.detector = patterns.shape[1:]
+        self.counted = [intensity(pattern, threshold) for pattern in patterns]
+        self.totals = [add(counted) for counted in self.counted]
+        self.com = [centroid(counted) for counted in self.counted]
+        self.centers = self.com if given is None else [given] * len(patterns)
+        self.filled = [total > 0 for total in self.totals]
+        self.radii = [
+            retention_radius(counted, window_center(center), target, metric) if filled else None
+            for counted, center, filled in zip(
+                self.counted, self.centers, self.filled, strict=True
+            )
+        ]
+
+    def median_center(self):
+        """``rint`` of the componentwise median center of the patterns that are not empty."""
+        kept = [c for c, filled in zip(self.centers, self.filled, strict=True) if filled]
+        return window_center(np.median(np.array(kept), axis=0))
+
+    def global_radius(self, coverage, align):
+        """R0: covers the patterns' own windows around themselves, or around the one fixed center."""
+        middle = self.median_center()
+        needed = []
+        for radius, center in zip(self.radii, self.centers, strict=True):
+            if radius is not None:
+                ry, rx = window_center(center)
+                away = max(abs(ry - middle[0]), abs(rx - middle[1]))
+                needed.append(radius + away if align == "fixed" else radius)
+        return covering_radius(needed, coverage)
+
+    def window_size(self, wanted, multiple):
+        """Per axis: the size rounded up, or the whole detector (False) where it would reach or exceed it."""
+        sizes = []
+        for full in self.detector:
+            size = wanted
+            while size % multiple:
+                size += 1
+            sizes.append((size, True) if size < full else (full, False))
+        return sizes
+
+    def origins(self, sizes, align):
+        """First row and column of the window on every pattern."""
+        middle = self.median_center()
+        found = []
+        for center, filled in zip(self.centers, self.filled, strict=True):
+            own = window_center(center) if filled and align == "pattern" else middle
+            found.append(
+                tuple(
+                    own[axis] - size // 2 if cropped else 0
+                    for axis, (size, cropped) in enumerate(sizes)
+                )
+            )
+        return found
+
+
+def crop(pattern, origin, shape):
+    """The window that starts at `origin`; 0 outside the detector."""
+    out = np.zeros(shape, pattern.dtype)
+    for y in range(shape[0]):
+        for x in range(shape[1]):
+            row, col = origin[0] + y, origin[1] + x
+            if 0 <= row < pattern.shape[0] and 0 <= col < pattern.shape[1]:
+                out[y, x] = pattern[row, col]
+    return out
+
+
+def filled_fraction(origin, shape, detector):
+    """Share of the window's pixels that lie outside the detector."""
+    outside = 0
+    for y in range(origin[0], origin[0] + shape[0]):
+        for x in range(origin[1], origin[1] + shape[1]):
+            outside += not (0 <= y < detector[0] and 0 <= x < detector[1])
+    return outside / (shape[0] * shape[1])
+
+
+def _first(pattern, k):
+    height, width = pattern.shape[0] // k, pattern.shape[1] // k
+    return pattern[: k * height, : k * width], height, width
+
+
+def bin_pattern(pattern, k, reduce):
+    """Mean or sum of each block of k × k pixels; sums of integers are Python integers."""
+    part, height, width = _first(pattern, k)
+    out = np.zeros((height, width), object)
+    for y in range(height):
+        for x in range(width):
+            values = [v.item() for v in part[k * y : k * y + k, k * x : k * x + k].ravel()]
+            out[y, x] = add(np.array(values, object)) / (k * k if reduce == "mean" else 1)
+    return out
+
+
+def stride_pattern(pattern, k):
+    """Every k-th pixel."""
+    part, height, width = _first(pattern, k)
+    return np.array([[part[k * y, k * x] for x in range(width)] for y in range(height)])
+
+
+def gauss_pattern(pattern, k, sigma=None):
+    """Weighted means with exp(-d² / 2 sigma²) out to 4 sigma, mirrored at the edge, then every k-th."""
+    sigma = 0.5 * k if sigma is None else sigma
+    part, _, _ = _first(pattern.astype(np.float64), k)
+    reach = int(4 * sigma + 0.5)
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights /= weights.sum()
+    mirrored = np.pad(part, reach, mode="symmetric")
+    smooth = np.array(
+        [
+            [
+                weights @ mirrored[y : y + 2 * reach + 1, x : x + 2 * reach + 1] @ weights
+                for x in range(part.shape[1])
+            ]
+            for y in range(part.shape[0])
+        ]
+    )
+    return stride_pattern(smooth, k)
+
+
+def fft_pattern(pattern, k):
+    """Fourier series with the lowest frequencies only, evaluated at every k-th pixel."""
+    part, height, width = _first(pattern.astype(np.float64), k)
+    u = np.arange(height) - height // 2
+    v = np.arange(width) - width // 2
+    y, x = (np.arange(n) for n in part.shape)
+    spectrum = (
+        np.exp(-2j * np.pi * np.outer(u, y) / part.shape[0])
+        @ part
+        @ np.exp(-2j * np.pi * np.outer(x, v) / part.shape[1])
+    )
+    back_y = np.exp(2j * np.pi * np.outer(np.arange(height), u) / height)
+    back_x = np.exp(2j * np.pi * np.outer(v, np.arange(width)) / width)
+    return (back_y @ spectrum @ back_x).real / (height * width * k * k)
+
+
+def output_axis(scale, offset, size, origin, *, cropped, align, k=1, method="bin"):
+    """(scale, offset) of an output axis: cropped, then downsampled by k."""
+    if cropped:
+        offset = offset + scale * origin if align == "fixed" else -scale * (size // 2)
+    if k > 1 and method == "bin":
+        offset = offset + scale * (k - 1) / 2
+    return scale * k, offset
+
+
+def fill_median(pattern, mask):
+    """Every bad pixel becomes the median of the good pixels in the smallest square around it that has any."""
+    out = pattern.copy()
+    for y, x in np.argwhere(mask):
+        for reach in range(1, max(mask.shape)):
+            near = [
+                pattern[row, col].item()
+                for row in range(max(y - reach, 0), min(y + reach + 1, mask.shape[0]))
+                for col in range(max(x - reach, 0), min(x + reach + 1, mask.shape[1]))
+                if not mask[row, col]
+            ]
+            if near:
+                median = float(np.median(near))
+                out[y, x] = median if pattern.dtype.kind == "f" else round(median)
+                break
+    return out
