@@ -5,6 +5,8 @@ from stem_dask.cropper import DiffractionCropper as DiffractionCropper
 from stem_dask.cropper import create_test_data as create_test_data
 from stem_dask.errors import StemDaskError as StemDaskError
 from stem_dask.export import export as export
+from stem_dask.io.lazy import open_patterns as open
+from stem_dask.pipeline import run as run_config
 from stem_dask.stages.analyze import analyze as analyze
 from stem_dask.stages.crop import crop as crop
 from stem_dask.stages.crop import to_detector as to_detector
@@ -14,3 +16,22 @@ from stem_dask.stages.validate import validate as validate
 from stem_dask.stages.window import choose_window as choose_window
 
 __version__: str
+__all__ = [
+    "CroppingConfig",
+    "DiffractionCropper",
+    "StemDaskError",
+    "__version__",
+    "analyze",
+    "cast",
+    "choose_window",
+    "connect",
+    "create_test_data",
+    "crop",
+    "downsample",
+    "export",
+    "load_config",
+    "open",
+    "run_config",
+    "to_detector",
+    "validate",
+]

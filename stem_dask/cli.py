@@ -50,12 +50,12 @@ def check_command(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     from stem_dask.describe import describe_job
-    from stem_dask.preflight import Outputs, check_device, check_outputs, find_input
+    from stem_dask.preflight import prepare
 
-    check_device(config.device)
-    found = find_input(config)
-    print("\n".join(describe_job(config, found)))
-    check_outputs(config, Outputs.of(config), found)
+    prepared = prepare(config)
+    print("\n".join(describe_job(config, prepared.found)))
+    if prepared.complete:
+        print(f"already complete: {prepared.outputs.store}")
     return 0
 
 

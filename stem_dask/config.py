@@ -19,6 +19,9 @@ from stem_dask.errors import ConfigError
 
 MAX_FILE_BYTES = 2**20  # a job's file is a few kB; more is a mistake, and slow to parse
 MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be shown
+MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with the square
+_OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
+_CLOSING = ("]", "}", "<block end>")
 SYNTHETIC = "synthetic"  # the word for the built-in dataset, which is not a path
 _PATHS = ("input.path", "input.mask", "output.path", "cluster.scheduler_file")
 _SHOWN_CHARACTERS = 80
@@ -224,19 +227,19 @@ def _read(name: str) -> str:
 
 def _parse(text: str, places: dict[str, str]) -> Any:
     """The value of one YAML document; ``places`` gets the line of every key."""
-    place, loader = places[""], yaml.SafeLoader("")
+    place, loader, depth = places[""], yaml.SafeLoader(""), 0
     try:
         for token in yaml.scan(text):  # before anything is built from it
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
-                refused = "anchors, aliases and tags (&, * or ! before a value) are not allowed"
+            kind = getattr(token, "id", "")  # the type stubs do not know it
+            depth += (kind in _OPENING) - (kind in _CLOSING)
+            if kind in ("<anchor>", "<alias>", "<tag>") or depth > MAX_DEPTH:
+                refused = "anchors, aliases, tags (&, *, ! before a value) or too deep nesting"
                 raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
         node = yaml.compose(text, yaml.SafeLoader)
         return None if node is None else _plain(loader, node, "", places)
     except yaml.MarkedYAMLError as error:
         place += f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-    except RecursionError:
-        reason = "brackets or indents are nested too deep"
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
     raise ConfigError(f"{place}: not usable as YAML: {reason}")

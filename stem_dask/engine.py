@@ -5,10 +5,11 @@ once; for each block the part that it needs is cut out and submitted as one task
 and hands the result to the sink's ``write`` on the worker. Only a small record comes back. See docs/engine.md.
 """
 
+import contextlib
 import itertools
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from math import prod
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from stem_dask.model import Record, Region
 
 #: tasks in flight for each thread: enough that none waits, few enough that memory stays bounded
 IN_FLIGHT = 3
+#: how long the calls in flight may take to end after an error
+LAST_CALLS_SECONDS = 60
 
 
 class Sink(Protocol):
@@ -80,11 +83,12 @@ def run(
     calls = (
         (_write_block, (payload, sink, index, region)) for index, region, payload in grid.payloads()
     )
-    for record in in_flight(client, calls):
-        sink.verify(record)
-        records.append(record)
-        if progress is not None:
-            progress(len(records), grid.n_blocks, record)
+    with contextlib.closing(in_flight(client, calls)) as done:
+        for record in done:
+            sink.verify(record)
+            records.append(record)
+            if progress is not None:
+                progress(len(records), grid.n_blocks, record)
     records.sort(key=lambda record: record.index)
     sink.finish(records)
     return records
@@ -99,9 +103,11 @@ class Grid:
         self.numblocks = first.numblocks[:n_lead]
         self.lead_chunks = first.chunks[:n_lead]
         for name, array in self.outputs.items():
-            if array.numblocks != self.numblocks + (1,) * (array.ndim - n_lead):
+            whole = array.numblocks[n_lead:] == (1,) * (array.ndim - n_lead)
+            one_a_block = tuple((1,) * n for n in self.numblocks)  # sums and extremes
+            if array.chunks[:n_lead] not in (self.lead_chunks, one_a_block) or not whole:
                 raise StoreError(
-                    f"output {name} has blocks {array.numblocks}, the first output {first.numblocks}; "
+                    f"output {name} has blocks {array.chunks}, the first output {first.chunks}; "
                     "they must agree along the scan and have one block along the detector"
                 )
         self.n_blocks = prod(self.numblocks)
@@ -155,21 +161,25 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def in_flight(client: Any, calls: Iterable[tuple[Callable[..., Any], tuple]]) -> Iterator[Any]:
+def in_flight(
+    client: Any, calls: Iterable[tuple[Callable[..., Any], tuple]]
+) -> Generator[Any, None, None]:
     """Results of calls as they come, with only a few submitted at a time.
 
-    The first error stops the submission, waits for nothing, and is raised as the worker raised it.
+    The first error stops the submission and is raised as the worker raised it, when the few calls that are in flight
+    have ended: none of them shall write into what the caller now removes. An interrupt does not wait.
     """
     if client is None:
         yield from _in_threads(calls)
         return
     from distributed import as_completed
+    from distributed import wait as wait_for
 
     n_threads = sum(client.nthreads().values()) or 1
     calls = iter(calls)
     first = itertools.islice(calls, n_threads * IN_FLIGHT)
     waiting = {client.submit(f, *args, pure=False) for f, args in first}
-    done = as_completed(waiting)
+    done = as_completed(waiting, loop=client.loop)
     try:
         for future in done:
             waiting.discard(future)
@@ -177,7 +187,11 @@ def in_flight(client: Any, calls: Iterable[tuple[Callable[..., Any], tuple]]) ->
             for f, args in itertools.islice(calls, 1):
                 waiting.add(new := client.submit(f, *args, pure=False))
                 done.add(new)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, (Exception, GeneratorExit)):
+            # when no worker is left they never end
+            with client.as_current(), contextlib.suppress(TimeoutError):
+                wait_for(waiting, timeout=LAST_CALLS_SECONDS)
         client.cancel(list(waiting), force=True)
         raise
 

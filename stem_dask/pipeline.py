@@ -30,7 +30,7 @@ from stem_dask.io.store import (
     write_profiles,
 )
 from stem_dask.model import Record, Window
-from stem_dask.preflight import Outputs, check_device, check_outputs, find_input, token
+from stem_dask.preflight import Outputs, Prepared, prepare, token
 from stem_dask.stages.analyze import analysis_attrs, analysis_blocks, fold_analysis
 from stem_dask.stages.crop import crop, placement, window_attrs
 from stem_dask.stages.downsample import cast, check_float16, downsample
@@ -68,12 +68,14 @@ class Outcome:
     lines: tuple[str, ...]
 
 
-def run(config: Config, *, say: Say | None = None, progress: Progress | None = None) -> Outcome:
+def run(
+    config: Config | Prepared, *, say: Say | None = None, progress: Progress | None = None
+) -> Outcome:
     """Run the whole job of a config.
 
     Parameters
     ----------
-    config : validated options, paths absolute
+    config : validated options, paths absolute; or what `stem_dask.preflight.prepare` made of them
     say : gets one line at a time for the user
     progress : gets a `Step` after each block
 
@@ -88,10 +90,9 @@ def run(config: Config, *, say: Say | None = None, progress: Progress | None = N
     """
     started = time.perf_counter()
     say = say or (lambda text: None)
-    outputs = Outputs.of(config)
-    device = check_device(config.device)
-    found = find_input(config)
-    if check_outputs(config, outputs, found):
+    prepared = config if isinstance(config, Prepared) else prepare(config)
+    config, outputs, found = prepared.config, prepared.outputs, prepared.found
+    if prepared.complete:
         return Outcome(0, {}, (f"already complete: {outputs.store}",))
     Path(outputs.store).parent.mkdir(parents=True, exist_ok=True)
     shape, dtype = found.source.shape, found.source.dtype
@@ -101,7 +102,7 @@ def run(config: Config, *, say: Say | None = None, progress: Progress | None = N
     for note in found.info.notes:
         say(f"            {note}")
     with connect(**config.cluster.model_dump(), input_bytes=n_bytes) as connection:
-        say(f"cluster     {connection}, device {device}")
+        say(f"cluster     {connection}, device cpu")
         say(f"dashboard   {connection.dashboard}")
         job = Job(config, outputs, found, connection, progress)
         try:

@@ -29,7 +29,7 @@ def lead_chunks(
     """How many positions along each scan axis (or of a list) one block takes.
 
     Whole scan rows when they fit, else a part of one row. Extents that do not cover an axis are powers of two, or
-    multiples of the source's own chunks, so that no chunk is decoded twice.
+    multiples of the source's own chunks (where the memory allows), so that no chunk is decoded twice.
 
     Parameters
     ----------
@@ -54,17 +54,19 @@ def lead_chunks(
             f"{budget_bytes:,} bytes a worker thread may use; raise cluster.memory_limit or use fewer threads"
         )
     positions = _positions(prod(lead_shape), pattern_bytes, chunk_mb, budget_bytes)
+    room = 2**63 if budget_bytes is None else budget_bytes // COPIES_OF_BLOCK // pattern_bytes
     chunks: list[int] = []
     for i in range(len(lead_shape) - 1, -1, -1):  # fill the fastest axis first
         size, part = lead_shape[i], 1 if source_chunk is None else max(1, source_chunk[i])
         if positions >= size:
             take = size
-        elif part > 1 and positions > 1:
+        elif part > 1 and positions > 1 and part <= room:
             take = min(size, max(1, positions // part) * part)
         else:
             take = _power_of_two(positions)
         chunks.insert(0, take)
         positions = max(1, positions // take) if take == size else 1
+        room //= take
     return tuple(chunks)
 
 

@@ -41,6 +41,36 @@ class Outputs:
         return (self.store, *self.exports, self.results, *((self.figure,) if self.figure else ()))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A job that may begin, or one that needs not (``complete``)."""
+
+    config: Config
+    outputs: Outputs
+    found: Found
+    complete: bool
+
+
+def prepare(config: Config) -> Prepared:
+    """Look at everything that can be wrong before dask is loaded or a cluster exists.
+
+    Raises
+    ------
+    StemDaskError
+        When the device, the input or an existing output stands against the job.
+    """
+    check_device(config.device)
+    outputs = Outputs.of(config)
+    found = find_input(config)
+    source = Path(found.info.path).resolve()
+    for path in outputs.all():
+        if source == Path(path).resolve() or Path(path).resolve() in source.parents:
+            raise ConfigError(
+                f"the output {path} would replace the input {source}; choose another output.path"
+            )
+    return Prepared(config, outputs, found, check_outputs(config, outputs, found))
+
+
 def find_input(config: Config) -> Found:
     """Look into the input's header; ``synthetic`` is made beside the output first.
 

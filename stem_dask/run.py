@@ -41,10 +41,13 @@ def run_file(path: str, overrides: Sequence[str], *, quiet: bool = False) -> int
     from stem_dask.config import load_config
 
     config = load_config(path, overrides)
+    from stem_dask.preflight import prepare
+
+    prepared = prepare(config)
     from stem_dask.pipeline import run
 
     with progress_shown(quiet) as (say, progress):
-        outcome = run(config, say=say, progress=progress)
+        outcome = run(prepared, say=say, progress=progress)
     if not quiet:
         show(outcome)
     return outcome.exit_code

@@ -64,8 +64,7 @@ def splits(size):
     """Any way to cut an axis into chunks."""
     return st.lists(st.booleans(), min_size=size - 1, max_size=size - 1).map(
         lambda cuts: tuple(
-            int(n)
-            for n in np.diff([0, *(i + 1 for i, cut in enumerate(cuts) if cut), size])
+            int(n) for n in np.diff([0, *(i + 1 for i, cut in enumerate(cuts) if cut), size])
         )
     )
 

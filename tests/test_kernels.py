@@ -192,7 +192,9 @@ def test_thin_detectors(detector, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("center", [(8.0, 11.0), (0.0, 21.0), (16.0, 0.0), (2.5, 3.5), (2.51, 8.49)])
+@pytest.mark.parametrize(
+    "center", [(8.0, 11.0), (0.0, 21.0), (16.0, 0.0), (2.5, 3.5), (2.51, 8.49)]
+)
 def test_given_centers_are_rounded_half_to_even(center, metric):
     found = assert_analysis(make("u2"), metric=metric, center=center)
     assert (found.center == center).all()

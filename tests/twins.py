@@ -99,9 +99,7 @@ class Analysis:
         self.filled = [total > 0 for total in self.totals]
         self.radii = [
             retention_radius(counted, window_center(center), target, metric) if filled else None
-            for counted, center, filled in zip(
-                self.counted, self.centers, self.filled, strict=True
-            )
+            for counted, center, filled in zip(self.counted, self.centers, self.filled, strict=True)
         ]
 
     def median_center(self):

@@ -142,7 +142,7 @@ class ZarrArray:
         import zarr
 
         array = zarr.open_array(self.path, path=self.name or None, mode="r")
-        return np.asarray(array[part])
+        return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
 
 
 @dataclass(frozen=True)

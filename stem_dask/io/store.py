@@ -73,6 +73,7 @@ class StoreSink:
 
         with single_threaded_codecs():
             array = zarr.open_array(self.path, path="patterns", mode="r+")
+            array = array.with_config({"write_empty_chunks": True})  # is not kept in the store
             array[region] = blocks["patterns"]
         if self.beside is not None:
             rest = {name: block for name, block in blocks.items() if name != "patterns"}

@@ -44,7 +44,7 @@ def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis
     positions = np.asarray(values[...], np.float64)
     scale = float(positions[-1] - positions[0]) / max(1, len(positions) - 1) if size > 1 else 1.0
     steps = np.diff(positions)
-    if len(steps) and not np.allclose(steps, scale, rtol=1e-3, atol=0):
+    if not scale or not np.allclose(steps, scale, rtol=1e-3, atol=0):
         return Axis(str(name), size)
     return axis_from(name, size, {**attrs, "scale": scale, "offset": positions[0]})
 
@@ -126,7 +126,9 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
 
 
 def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
-    dims = getattr(array.metadata, "dimension_names", None) or [None] * array.ndim
+    named = getattr(array.metadata, "dimension_names", None)
+    named = named or array.attrs.get("_ARRAY_DIMENSIONS")  # as xarray names them in format 2
+    dims = named if named and len(named) == array.ndim else [None] * array.ndim
     parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
     axes = []
     for i, size in enumerate(array.shape):

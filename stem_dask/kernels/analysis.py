@@ -71,6 +71,13 @@ def analyze_patterns(
     -------
     PatternAnalysis
 
+    Raises
+    ------
+    ValueError
+        When the threshold is above what the type can hold.
+    OverflowError
+        When a pattern's sums leave 64 bits.
+
     Notes
     -----
     The radius is the smallest r (from 1 for ``square``, 0 for ``circle``) with ``inside >= target * total``; inside
@@ -108,6 +115,7 @@ def analyze_patterns(
         (total, com, found_center, radius, inside),
         (sum_pattern, max_pattern, odd, negative_sum),
     )
+    _refuse_overflow(block, total, radius, float(max_pattern.max()))
     return PatternAnalysis(
         total,
         com,
@@ -119,6 +127,20 @@ def analyze_patterns(
         odd,
         float(negative_sum[0]),
     )
+
+
+def _refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, largest: float) -> None:
+    """Sums that left 64 bits: such a pattern has no center, or, of integers, a wrong one without a sign."""
+    lost = (total > 0) & np.isnan(radius)
+    height, width = block.shape[1:]
+    side = max(height, width)
+    if block.dtype.kind != "f" and largest * height * width * side >= 2.0**63:
+        lost = [pattern.clip(0).sum(dtype=np.float64) * side >= 2.0**63 for pattern in block]
+    for i in np.flatnonzero(lost):
+        raise OverflowError(
+            f"pattern {i} of the block has values up to {float(block[i].max()):g} and its sums do not fit into "
+            "64 bits; mask the bad pixels or repair the data"
+        )
 
 
 def _fraction(inside: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -181,7 +203,10 @@ def _measure(pattern, i, given, circle, table, target, rows, cols, rings, per_pa
     center[i, 1] = com[i, 1] if np.isnan(given[1]) else given[1]
     if not whole > 0:
         return
-    ry, rx = int(np.rint(center[i, 0])), int(np.rint(center[i, 1]))
+    near_y, near_x = np.rint(center[i, 0]), np.rint(center[i, 1])
+    if not (0 <= near_y < rows.size and 0 <= near_x < cols.size):
+        return  # only after an overflow, which the caller refuses
+    ry, rx = int(near_y), int(near_x)
     if circle:
         circle_rings(pattern, ry, rx, table, cols, rings)
     else:

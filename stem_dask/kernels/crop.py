@@ -34,10 +34,12 @@ def crop_patterns(
     >>> crop_patterns(block, np.array([-1]), np.array([1]), (2, 2))[0].tolist()
     [[0, 0], [1, 2]]
     """
-    kept = native(block) if block.dtype != np.float16 else native(block.view(np.uint16))
+    dtype = block.dtype.newbyteorder("=")
+    half = dtype == np.float16  # numba has no arithmetic for it, but its bits can be moved
+    kept = native(block.astype(dtype, copy=False).view(np.uint16) if half else block)
     out = np.empty((len(kept), *shape), kept.dtype)
     _crop(kept, np.asarray(origin_y, np.int64).ravel(), np.asarray(origin_x, np.int64).ravel(), out)
-    return out.view(block.dtype.newbyteorder("="))
+    return out.view(dtype)
 
 
 @numba.njit(nogil=True, cache=True)

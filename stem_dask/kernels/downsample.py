@@ -84,7 +84,9 @@ def downsample_patterns(
 def _bin_block(block: NDArray, factor: int, mean: bool, dtype: np.dtype) -> NDArray:
     block = native(block)
     kind = accumulator(block.dtype, factor * factor)
-    if block.dtype.kind == "i":
+    if mean and block.dtype.itemsize == 8:
+        kind = np.dtype(np.float64)  # sums of 64-bit integers could wrap
+    elif block.dtype.kind == "i":
         kind = np.dtype(np.int64)
     out = np.empty((len(block), block.shape[1] // factor, block.shape[2] // factor), dtype)
     scale = 1.0 / (factor * factor) if mean else 1.0

@@ -29,7 +29,7 @@ def native(block: NDArray) -> NDArray:
     """
     if block.dtype == np.bool_:
         block = block.view(np.uint8)
-    elif block.dtype == np.float16:
+    elif block.dtype.kind == "f" and block.dtype.itemsize == 2:
         block = block.astype(np.float32)
     block = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
     block = block.reshape(-1, *block.shape[-2:])
@@ -57,11 +57,23 @@ def needs_cleaning(dtype: np.dtype, threshold: float) -> bool:
 
 
 def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
-    """The smallest value at or above `threshold` that `dtype` can hold (its maximum when none does)."""
+    """The smallest value at or above `threshold` that `dtype` can hold.
+
+    Raises
+    ------
+    ValueError
+        When it can hold none.
+    """
+    largest = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
+    if threshold > largest:
+        raise ValueError(
+            f"threshold {threshold:g} is above {largest:g}, the largest {dtype}: no pixel would count; "
+            "lower the threshold"
+        )
     if dtype.kind == "f":
         low = dtype.type(threshold)
         return low if float(low) >= threshold else np.nextafter(low, dtype.type(np.inf))
-    return dtype.type(min(math.ceil(threshold), int(np.iinfo(dtype).max)))
+    return dtype.type(math.ceil(threshold))
 
 
 @numba.njit(nogil=True, cache=True)

@@ -28,7 +28,7 @@ def neighbours(mask: NDArray[np.bool_]) -> list[tuple[tuple[int, int], NDArray[n
         for reach in range(1, max(height, width)):
             top, left = max(y - reach, 0), max(x - reach, 0)
             around = mask[top : y + reach + 1, left : x + reach + 1]
-            good = np.argwhere(~around) + (top, left)
+            good = np.argwhere(~around) + np.array([top, left])
             if len(good):
                 break
         found.append(((int(y), int(x)), good))

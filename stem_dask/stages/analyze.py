@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.analysis import PatternAnalysis, analyze_patterns, largest_radius
-from stem_dask.kernels.intensity import ODD_PIXELS, native
+from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Region
 from stem_dask.stages.patterns import axis_of, blocks_of, coordinate, lead_dims, per_pattern
 
@@ -114,7 +114,9 @@ def analysis_blocks(
     """
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
-    _check(target_retention, threshold)
+    _check(target_retention, threshold, data.dtype)
+    if radius_metric not in ("square", "circle"):
+        raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
     center = given_center(center_method, manual_center, detector)
     n_radii = largest_radius(*detector, radius_metric) + 1
     lead = data.ndim - 2
@@ -194,8 +196,8 @@ def analysis_dataset(
     data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(n), dims=dims)
     data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
     filled = reduced["n_filled"][0]
-    with np.errstate(invalid="ignore"):
-        data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled, dims="radius")
+    # with no filled pattern the sums are 0, and so is the mean
+    data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims="radius")
     data["curve_min"] = xr.DataArray(reduced["profile_min"], dims="radius")
     data["odd_pixels"] = xr.DataArray(reduced["odd"], dims="kind")
     data["negative_sum"] = xr.DataArray(reduced["negative_sum"][0])
@@ -253,13 +255,17 @@ def given_center(
     return (y, x)
 
 
-def _check(target_retention: float, threshold: float) -> None:
+def _check(target_retention: float, threshold: float, dtype: np.dtype) -> None:
     if not 0 < target_retention <= 1:
         raise ConfigError(
             f"target_retention is {target_retention}; expected 0 < target_retention <= 1"
         )
     if not threshold >= 0 or not np.isfinite(threshold):
         raise ConfigError(f"threshold is {threshold}; expected a finite number >= 0")
+    try:
+        lowest_counted(native(np.empty((0, 1, 1), dtype)).dtype, threshold)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 class _BlockResult:

@@ -49,18 +49,19 @@ def coordinate(axis: Axis, dim: str | None = None) -> xr.Variable:
 
 
 def axis_of(patterns: xr.DataArray | xr.Dataset, dim: str) -> Axis:
-    """The calibrated axis of a dimension; a coordinate that we did not make gives its first value and step."""
+    """The calibrated axis of a dimension; a coordinate that we did not make, or that was sliced since, gives its
+    first value and step.
+    """
     size = int(patterns.sizes[dim])
     if dim not in patterns.coords:
         return Axis(dim, size)
     values = patterns.coords[dim]
-    attrs = values.attrs
-    if "scale" in attrs and "offset" in attrs:
-        return Axis(
-            dim, size, float(attrs["scale"]), float(attrs["offset"]), str(attrs.get("units", ""))
-        )
-    step = float(values[1] - values[0]) if size > 1 else 1.0
-    return Axis(dim, size, step or 1.0, float(values[0]), str(attrs.get("units", "")))
+    scale, units = float(values.attrs.get("scale", 1.0)), str(values.attrs.get("units", ""))
+    first = float(values[0])
+    if size == 1 or float(values[1]) == first + scale:
+        return Axis(dim, size, scale, first, units)
+    step = float(values[1] - values[0])
+    return Axis(dim, size, step or 1.0, first, units)
 
 
 def axes_of(patterns: xr.DataArray) -> tuple[Axis, ...]:

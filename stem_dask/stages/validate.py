@@ -1,8 +1,8 @@
 """What the window kept of every pattern: added up again from the window as it was cut."""
 
 import math
+from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.patterns import blocks_of, lead_shape, per_pattern
+from stem_dask.stages.window import require_computed
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
 FLOAT_SLACK = 1e-12
@@ -49,25 +50,41 @@ def validate(
         raise ConfigError(
             f"the patterns have {lead_shape(patterns)} positions, the cropped ones {lead_shape(cropped)}"
         )
+    require_computed(analysis)
+    if not 0 <= min_retention <= 1:
+        raise ConfigError(f"min_retention is {min_retention}; expected 0 <= min_retention <= 1")
     inside = intensity_inside(cropped, float(analysis.attrs["threshold"]))
     total = np.asarray(analysis["total"].values)
     with np.errstate(invalid="ignore", divide="ignore"):
         retention = da.where(total > 0, inside / np.where(total > 0, total, 1), np.nan)
     slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
     target = float(cropped.attrs.get("target_retention", analysis.attrs["target_retention"]))
-    statistics = dask.delayed(retention_statistics, pure=True)(
-        retention, total, target, min_retention, slack
+    # an array, not dask.delayed: that would optimize a graph of its own and read every block a second time
+    statistics = retention.rechunk(-1).map_blocks(
+        _statistics_block,
+        total,
+        target,
+        min_retention,
+        slack,
+        drop_axis=list(range(retention.ndim)),
+        new_axis=0,
+        chunks=((len(STATISTICS),),),
+        dtype=np.float64,
+        meta=np.empty(0),
     )
-    kinds = {"n_target": np.int64, "n_min": np.int64, "n_empty": np.int64}
     data = {"retention": per_pattern(patterns, retention, "retention")}
-    for name in STATISTICS:
-        kind = kinds.get(name, np.float64)
-        value = dask.delayed(np.asarray, pure=True)(statistics[name], kind)
-        data[name] = xr.DataArray(da.from_delayed(value, (), kind))
+    for i, name in enumerate(STATISTICS):
+        kind = np.int64 if name.startswith("n_") else np.float64
+        data[name] = xr.DataArray(statistics[i].astype(kind))
     return xr.Dataset(data)
 
 
 STATISTICS = ("mean", "median", "min", "max", "std", "total_ratio", "n_target", "n_min", "n_empty")
+
+
+def _statistics_block(retention: NDArray, *options: Any) -> NDArray[np.float64]:
+    found = retention_statistics(retention, *options)
+    return np.array([found[name] for name in STATISTICS], np.float64)
 
 
 def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
@@ -97,7 +114,7 @@ def retention_statistics(
     retention : share kept by position, NaN when empty
     total : intensity by position
     target, minimum : the retention that is aimed at, and the lowest acceptable one
-    slack : for float data, how far below counts as reached
+    slack : for float data, how far below counts as reached; 0 decides ``inside >= level * total`` on integers
 
     Returns
     -------
@@ -122,7 +139,14 @@ def retention_statistics(
         "max": float(values.max()),
         "std": float(values.std()),
         "total_ratio": float((values * weights).sum() / weights.sum()),
-        "n_target": int((values >= target - slack).sum()),
-        "n_min": int((values >= minimum - slack).sum()),
+        "n_target": _n_reached(values, weights, target, slack),
+        "n_min": _n_reached(values, weights, minimum, slack),
         "n_empty": int(retention.size - values.size),
     }
+
+
+def _n_reached(values: NDArray, totals: NDArray, level: float, slack: float) -> int:
+    """How many reach a level; the quotient inside / total may fall below it although inside does not."""
+    if slack == 0:
+        return int((np.rint(values * totals) >= level * totals).sum())
+    return int((values >= level - slack).sum())

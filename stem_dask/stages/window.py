@@ -64,56 +64,69 @@ def choose_window(
     ((8, 8), (16, 20), 4)
     """
     _check(analysis, coverage, margin_pixels, size_multiple, factor)
-    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    if align not in ("fixed", "pattern"):
+        raise ConfigError(f"align is {align!r}; expected fixed or pattern")
     target = float(
         analysis.attrs["target_retention"] if target_retention is None else target_retention
     )
     radii = _radii(analysis, target)
+    needed, middle = _needed_radii(analysis, radii, align)
+    notes: list[str] = []
+    margin = margin_pixels
+    if analysis.attrs["radius_metric"] == "circle" and margin == 0:
+        margin = 1
+        notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
+    smallest = covering_radius(needed[np.isfinite(needed)], coverage)
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    wanted = _wanted_size(size, window, smallest + margin)
+    if window is not None:
+        if align == "pattern":
+            raise ConfigError(
+                f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
+            )
+        middle = _given_window(window, detector)
+    sizes, cropped = [], []
+    for name, n, full in zip(("ky", "kx"), wanted, detector, strict=True):
+        kept, crops = axis_window(n, full, size_multiple * factor)
+        sizes.append(kept)
+        if crops:
+            cropped.append(name)
+        else:
+            notes.append(f"{name} is not cropped: the window would reach its {full} pixels")
+    covered = needed[np.isfinite(needed)]
+    return Window(
+        shape=(sizes[0], sizes[1]),
+        align=align,
+        center=middle,
+        cropped_axes=tuple(cropped),
+        global_radius=smallest + margin,
+        coverage=coverage,
+        target_retention=target,
+        radius_at={f"{c:g}": covering_radius(covered, c) + margin for c in COVERAGES},
+        setters=tuple(tuple(index) for index in np.argwhere(needed == smallest)[:5].tolist()),
+        notes=tuple(notes),
+    )
+
+
+def _needed_radii(
+    analysis: xr.Dataset, radii: NDArray, align: str
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Radius that the window needs for each pattern (NaN when empty), and the median center.
+
+    A fixed window has to hold each pattern's own window, so it needs the shift between their centers on top.
+    """
     filled = np.isfinite(radii)
     if not filled.any():
         raise SourceError(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
             f"the threshold ({analysis.attrs['threshold']:g}) count as 0; lower analyze.threshold or check the data"
         )
-    row, col = _window_centers(analysis)
     middle = _median_center(analysis, filled)
-    needed = radii[filled]
+    needed = radii.astype(np.float64)
     if align == "fixed":
-        shift = np.maximum(np.abs(row[filled] - middle[0]), np.abs(col[filled] - middle[1]))
-        needed = needed + shift
-    notes: list[str] = []
-    margin = margin_pixels
-    if analysis.attrs["radius_metric"] == "circle" and margin == 0:
-        margin = 1
-        notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
-    smallest = covering_radius(needed, coverage)
-    radius = smallest + margin
-    wanted = _wanted_size(size, window, radius)
-    if window is not None:
-        align, middle = "fixed", _given_window(window, detector)
-    multiple = size_multiple * factor
-    (height, crop_y), (width, crop_x) = (
-        axis_window(n, full, multiple) for n, full in zip(wanted, detector, strict=True)
-    )
-    cropped = tuple(name for name, crop in (("ky", crop_y), ("kx", crop_x)) if crop)
-    for name, crop, full in (("ky", crop_y, detector[0]), ("kx", crop_x, detector[1])):
-        if not crop:
-            notes.append(f"{name} is not cropped: the window would reach its {full} pixels")
-    positions = np.argwhere(filled)
-    return Window(
-        shape=(height, width),
-        align=align,
-        center=middle,
-        cropped_axes=cropped,
-        global_radius=radius,
-        coverage=coverage,
-        target_retention=target,
-        radius_at={f"{c:g}": covering_radius(needed, c) + margin for c in COVERAGES},
-        setters=tuple(
-            tuple(int(v) for v in positions[i]) for i in np.flatnonzero(needed == smallest)[:5]
-        ),
-        notes=tuple(notes),
-    )
+        row, col = _window_centers(analysis)
+        needed = needed + np.maximum(np.abs(row - middle[0]), np.abs(col - middle[1]))
+    return needed, middle
 
 
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[xr.DataArray, xr.DataArray]:
@@ -157,7 +170,8 @@ def radii_for_target(
     """Retention radius for a target, from stored profiles (n, radius): NaN where the total is 0.
 
     A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
-    inside is recovered exactly; otherwise the radius is never too small, and too large by one at most on a tie.
+    inside is recovered exactly; otherwise the radius is never too small, and too large only where the share lies
+    within 6e-8 of the target.
 
     Examples
     --------
@@ -212,11 +226,15 @@ def _wanted_size(
             raise ConfigError(
                 f"both window {list(window)} and size {size} are given; give one of them"
             )
+        if len(window) != 4:
+            raise ConfigError(f"window is {list(window)}; expected [y0, y1, x0, x1]")
         return (window[1] - window[0], window[3] - window[2])
-    if isinstance(size, str):
+    if isinstance(size, str) and size == "auto":
         return (2 * radius, 2 * radius)
-    if isinstance(size, int):
-        return (size, size)
+    if isinstance(size, (int, np.integer)):
+        return (int(size), int(size))
+    if isinstance(size, str) or len(size) != 2:
+        raise ConfigError(f"size is {size!r}; expected auto, n, or [ny, nx] in source pixels")
     return (int(size[0]), int(size[1]))
 
 

@@ -1,0 +1,38 @@
+# make run     set up on demand, then run the main job on a made-up dataset (ARGS="input.path=scan.dm4 ..." for yours)
+# make test    set up on demand, then run the tests
+# make lint    style and types
+PYTHON ?= python3
+VENV   ?= .venv
+PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
+CONFIG ?= configs/crop.yaml
+ARGS   ?=
+
+.PHONY: run test lint bench clean
+
+run: $(VENV)/run.done
+	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
+
+test: $(VENV)/test.done
+	$(VENV)/bin/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/test.done
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/test.done
+	$(VENV)/bin/python -m benchmarks.memory
+
+clean:
+	rm -rf $(VENV) out build *.egg-info
+
+# a file that says which packages are in, so that the second call takes no time
+$(VENV)/run.done: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[torch]'
+	@touch $@
+
+$(VENV)/test.done: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[torch,test]'
+	@touch $@ $(VENV)/run.done

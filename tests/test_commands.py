@@ -1,0 +1,313 @@
+"""What a user types and sees: python -m stem_dask.run, stem-dask, messages, exit codes, progress."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+
+from stem_dask import cli, run
+from stem_dask.model import Record
+from stem_dask.pipeline import Step
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def crop_yaml() -> str:
+    return str(Path(__file__).resolve().parents[1] / "configs" / "crop.yaml")
+
+
+def test_the_newcomers_command(here: Path, crop_yaml: str) -> None:
+    """A clean process, the shipped config, no data at hand: a real result with the known answer."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "stem_dask.run", crop_yaml],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert sorted(path.name for path in (here / "out").iterdir()) == [
+        "synthetic.dm4", "synthetic.hspy", "synthetic.pt", "synthetic.zarr", "synthetic_results.json",
+        "synthetic_visualization.png",
+    ]  # fmt: skip
+    assert "dashboard   http://127.0.0.1:" in done.stdout
+    assert "retention   mean" in done.stdout
+    from stem_dask.synthetic import Synthetic, beam_centers
+
+    analysis = xr.open_zarr(here / "out" / "synthetic.zarr", group="analysis")
+    cy, cx = beam_centers(Synthetic())
+    assert float(np.abs(analysis.center_y - cy).max()) < 0.6
+    assert float(np.abs(analysis.center_x - cx).max()) < 0.6
+
+
+def test_overrides_and_relative_paths(
+    here: Path, beam_file: Path, crop_yaml: str, capsys: Any
+) -> None:
+    code = run.main(
+        [crop_yaml, "input.path=beam.npy", "output.path=deep/scan.zarr", "output.export=[]", "output.figure=false",
+         "analyze.target_retention=0.99", "crop.size=[20, 24]"]
+    )  # fmt: skip
+    assert code == 0
+    root = xr.open_zarr(here / "deep" / "scan.zarr")
+    assert root.patterns.shape == (6, 5, 20, 24)
+    assert root.attrs["input"]["path"] == str(here / "beam.npy")
+    out = capsys.readouterr().out
+    assert "window      20 x 24 px of 40 x 36" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["input.path=missing.dm4"], 3, ["missing.dm4", "no such file"]),
+        (["input.path=beam.txt"], 3, ["beam.txt", ".dm4"]),
+        (["input.pth=beam.npy"], 2, ["input.pth", "path", "dataset"]),
+        (["crop.coverage=2"], 2, ["crop.coverage", "2"]),
+        (["input.path=beam.npy", "device=gpu"], 2, ["device is gpu"]),
+        (["input.path=beam.npy", "crop.window=[0, 50, 0, 10]"], 2, ["[0, 50, 0, 10]", "40 x 36"]),
+        (
+            ["input.path=beam.npy", "analyze.threshold=1000"],
+            3,
+            ["every pattern is empty", "analyze.threshold"],
+        ),
+        (
+            ["input.path=beam.npy", "cluster.scheduler_file=none.json"],
+            2,
+            ["none.json", "does not exist"],
+        ),
+    ],
+)
+def test_errors_are_one_message_and_a_code(
+    here: Path,
+    beam_file: Path,
+    crop_yaml: str,
+    capsys: Any,
+    overrides: list[str],
+    code: int,
+    words: list[str],
+) -> None:
+    assert run.main([crop_yaml, "output.path=out.zarr", *overrides]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+    assert [path.name for path in here.iterdir() if "out" in path.name] == []
+
+
+def test_the_input_is_never_the_output(
+    here: Path, beam_file: Path, crop_yaml: str, capsys: Any
+) -> None:
+    common = ["output.export=[]", "output.figure=false"]
+    assert run.main([crop_yaml, "input.path=beam.npy", "output.path=a.zarr", *common]) == 0
+    again = [crop_yaml, "input.path=a.zarr", "output.path=a.zarr", "output.overwrite=true", *common]
+    assert run.main(again) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert xr.open_zarr(here / "a.zarr").patterns.shape[:2] == (6, 5)
+
+
+def test_exit_code_4_is_explained(here: Path, beam_file: Path, crop_yaml: str, capsys: Any) -> None:
+    code = run.main(
+        [crop_yaml, "input.path=beam.npy", "output.path=a.zarr", "crop.size=4", "output.export=[]"]
+    )
+    assert code == 4
+    assert "too many patterns keep less than min_retention" in capsys.readouterr().err
+    assert (here / "a.zarr").is_dir()
+
+
+def test_info_says_what_a_file_holds(shared_data: Path, capsys: Any) -> None:
+    assert cli.main(["info", str(shared_data / "sim" / "au_np_gms_stemx_u16.dm4")]) == 0
+    out = capsys.readouterr().out
+    assert "patterns    9 x 7 x 76 x 60 uint16" in out
+    assert "0.166667 1/nm a step, first at -6.33333 1/nm" in out
+    assert "took image 2 (Diffraction SI)" in out
+
+
+def test_info_says_not_calibrated(beam_file: Path, capsys: Any) -> None:
+    assert cli.main(["info", str(beam_file)]) == 0
+    assert capsys.readouterr().out.count("NOT CALIBRATED") == 4
+
+
+def test_init_gives_a_config_that_runs(here: Path, beam_file: Path, capsys: Any) -> None:
+    assert cli.main(["init", "beam.npy"]) == 0
+    text = capsys.readouterr().out
+    (here / "mine.yaml").write_text(text)
+    assert yaml.safe_load(text)["input"]["path"] == str(beam_file)
+    assert run.main(["mine.yaml", "output.export=[]", "output.figure=false", "--quiet"]) == 0
+    assert (here / "beam_cropped.zarr").is_dir()
+    assert capsys.readouterr().out == ""
+
+
+def test_check_computes_nothing_and_says_what_will_be(
+    here: Path, beam_file: Path, crop_yaml: str, capsys: Any
+) -> None:
+    argv = ["check", crop_yaml, "input.path=beam.npy", "output.path=a.zarr", "crop.size=20", "downsample.factor=2",
+            "output.chunk_mb=0.02"]  # fmt: skip
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert rows["crop"].split()[1:8] == ["6", "x", "5", "x", "20", "x", "20"]
+    assert "float32" in rows["downsample"]
+    assert "6 x 5 x 10 x 10" in rows["store"]
+    assert "twice" in rows["reads"]
+    assert "shards" in rows["writes"]
+    assert sorted(path.name for path in here.iterdir()) == ["beam.npy"]
+
+
+@pytest.mark.parametrize("shape", [(9, 1, 40, 36), (9, 40, 36), (3, 3, 40, 36)])
+def test_crop_keeps_rank_and_type_of_a_tensor(
+    here: Path, shape: tuple[int, ...], capsys: Any
+) -> None:
+    data = torch.zeros(shape, dtype=torch.int16)
+    data[..., 17:23, 15:21] = 7
+    torch.save(data, "in.pt")
+    assert cli.main(["crop", "--input", "in.pt", "--output", "out.pt", "--margin-pixels", "1"]) == 0
+    cropped = torch.load("out.pt", weights_only=True)
+    assert cropped.dtype == torch.int16
+    assert tuple(cropped.shape) == (*shape[:-2], 8, 8)
+    assert int(cropped.sum()) == int(data.sum())
+    assert sorted(p.name for p in here.iterdir()) == [
+        "in.pt",
+        "out.pt",
+        "out_results.json",
+        "out_visualization.png",
+    ]
+    assert json.loads((here / "out_results.json").read_text())["analysis"]["global_radius"] == 4
+    assert "file        " in capsys.readouterr().out
+
+
+def test_crop_test_mode_and_other_suffixes(here: Path, beam_file: Path) -> None:
+    quiet = ["--quiet", "--no-visualization"]
+    argv = [
+        "crop",
+        "--test-mode",
+        "--test-patterns",
+        "12",
+        "--test-size",
+        "64",
+        "--output",
+        "t.pt",
+        *quiet,
+    ]
+    assert cli.main(argv) == 0
+    assert torch.load("t.pt", weights_only=True).shape[:2] == (12, 1)
+    assert (
+        cli.main(["crop", "--input", "beam.npy", "--output", "a.hspy", "--align", "fixed", *quiet])
+        == 0
+    )
+    assert (
+        cli.main(
+            [
+                "crop",
+                "--input",
+                "beam.npy",
+                "--output",
+                "a.zarr",
+                "--size",
+                "12",
+                *quiet,
+            ]
+        )
+        == 2
+    )
+    assert (
+        cli.main(
+            [
+                "crop",
+                "--input",
+                "beam.npy",
+                "--output",
+                "b.zarr",
+                "--size",
+                "20",
+                "--chunk-size",
+                "5",
+                *quiet,
+            ]
+        )
+        == 0
+    )
+    assert xr.open_zarr(here / "b.zarr").patterns.shape == (6, 5, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["--output", "a.pt"], 2, "give --input FILE, or --test-mode"),
+        (["--input", "x.dm4", "--output", "a.txt"], 2, "expected a name ending in"),
+        (["--input", "x.dm4", "--output", "a.pt"], 3, "no such file"),
+        (
+            ["--input", "beam.npy", "--output", "a.pt", "--target-retention", "2"],
+            2,
+            "target_retention",
+        ),
+        (["--input", "beam.npy", "--output", "a.pt", "--use-gpu"], 2, "device is gpu"),
+        (
+            ["--input", "beam.npy", "--output", "a.pt", "--center-method", "manual"],
+            2,
+            "manual_center",
+        ),
+    ],
+)
+def test_crop_errors(
+    here: Path, beam_file: Path, capsys: Any, argv: list[str], code: int, message: str
+) -> None:
+    assert cli.main(["crop", *argv]) == code
+    assert message in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["beam.npy"]
+
+
+def test_crop_refuses_an_existing_output(here: Path, beam_file: Path, capsys: Any) -> None:
+    (here / "a.pt").write_text("precious")
+    assert cli.main(["crop", "--input", "beam.npy", "--output", "a.pt"]) == 2
+    assert "a.pt exists" in capsys.readouterr().err
+    assert (here / "a.pt").read_text() == "precious"
+
+
+def steps(n: int) -> list[Step]:
+    return [
+        Step("analyze", i + 1, n, 8_000_000_000, Record(i, 1.0, 0, 250_000_000, {}))
+        for i in range(n)
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_live_line() -> None:
+    clock = iter(range(100))
+    line = run.ProgressLine(screen := Terminal(), live=True, clock=lambda: float(next(clock)))
+    for step in steps(8):
+        line.step(step)
+    line.close()
+    text = screen.getvalue()
+    assert text.count("\n") == 1
+    assert "analyze     4/8  " in text
+    assert "0:04 left" in text
+    assert "worker memory 0.25 GB" in text
+    assert text.splitlines()[-1].endswith("analyze     8/8  1.00 GB/s  0:08  worker memory 0.25 GB")
+
+
+def test_a_log_gets_a_line_every_30_seconds() -> None:
+    clock = iter(range(0, 1000, 7))
+    line = run.ProgressLine(log := io.StringIO(), live=False, clock=lambda: float(next(clock)))
+    for step in steps(20):
+        line.step(step)
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 4
+    assert "\r" not in log.getvalue()
+    assert lines[-1].startswith("analyze     20/20")

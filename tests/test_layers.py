@@ -1,0 +1,171 @@
+"""The house stands: imports go down only, heavy packages stay inside functions, rooms stay small."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "stem_dask"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+#: lowest first; a module may import from its own floor and from those below
+FLOORS = [
+    {"errors", "model", "config"},
+    {"kernels", "plan"},
+    {"stages", "io", "synthetic"},
+    {"engine", "cluster"},
+    {"report", "figure", "figure_data", "preflight", "export", "describe", "pipeline"},
+    {"cropper", "run", "cli", "__init__"},
+]
+#: these cost time or memory, or exist on some systems only: never at module level
+INSIDE_FUNCTIONS = {
+    "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
+    "fcntl", "resource", "pwd", "grp",
+}  # fmt: skip
+#: loaded before a word is said to the user
+LIGHT = ("run", "cli", "errors", "model", "config", "__init__")
+HEAVY = {"dask", "numba", "numpy", "xarray", "zarr", "scipy", "pydantic"}
+
+
+def floor(module: str) -> int:
+    room = module.split(".")[0]
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "stem_dask":
+                found |= {f"stem_dask.{alias.name}" for alias in node.names}
+    return found
+
+
+def module_level(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If)):
+            found |= imports(node)
+        elif isinstance(node, ast.ClassDef):
+            found |= {
+                name
+                for part in node.body
+                if not isinstance(part, ast.FunctionDef)
+                for name in imports(part)
+            }
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down(path: Path) -> None:
+    own = floor(name_of(path))
+    for module in imports(ast.parse(path.read_text())):
+        if module.startswith("stem_dask."):
+            target = module.removeprefix("stem_dask.")
+            if target.split(".")[0] in {room for rooms in FLOORS for room in rooms}:
+                assert floor(target) <= own, (
+                    f"{name_of(path)} imports {module}, which lies above it"
+                )
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").glob("*.py")), ids=name_of)
+def test_kernels_know_nothing_but_numbers(path: Path) -> None:
+    for module in imports(ast.parse(path.read_text())):
+        top = module.split(".")[0]
+        assert top not in {"dask", "xarray", "zarr", "distributed", "pydantic"}, module
+        if top == "stem_dask":
+            assert module.startswith("stem_dask.kernels"), module
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_heavy_packages_stay_inside_functions(path: Path) -> None:
+    tops = {module.split(".")[0] for module in module_level(ast.parse(path.read_text()))}
+    assert not tops & INSIDE_FUNCTIONS
+    if name_of(path) in ("run", "cli", "errors", "__init__"):
+        assert not tops & HEAVY
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_rooms_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            doc = ast.get_docstring(node, clean=False)
+            lines = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
+            assert lines <= 60, f"{node.name} has {lines} lines"
+
+
+def test_only_commands_print() -> None:
+    for path in FILES:
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+        assert not prints or name_of(path) in ("run", "cli"), path
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["crop", "--help"]])
+def test_help_loads_nothing_heavy(argv: list[str]) -> None:
+    code = (
+        "import sys, stem_dask.cli as c\n"
+        f"try: c.main({argv!r})\n"
+        "except SystemExit: pass\n"
+        f"print('loaded:', sorted(set(sys.modules) & {HEAVY | INSIDE_FUNCTIONS!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("loaded: []")
+
+
+def test_config_errors_come_before_dask() -> None:
+    code = (
+        "import sys, stem_dask.run as r\n"
+        "print(r.main(['no-such-file.yaml']), sorted({'dask', 'numba', 'distributed'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []"
+    assert "no-such-file.yaml" in done.stderr
+
+
+def test_header_faults_come_before_dask(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.dm4"
+    bad.write_bytes(b"not a DM4 file at all, but long enough to be looked at")
+    config = tmp_path / "crop.yaml"
+    config.write_text(f"input: {{path: {bad}}}\noutput: {{path: {tmp_path}/out.zarr}}\n")
+    code = (
+        "import sys, stem_dask.run as r\n"
+        f"print(r.main([{str(config)!r}]), sorted({{'dask', 'numba', 'distributed'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3 []"
+    assert str(bad) in done.stderr
+
+
+def test_public_names_agree_with_the_stub() -> None:
+    import stem_dask
+
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    named = {
+        a.asname: (n.module, a.name)
+        for n in stub.body
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
+    assert named == stem_dask._PUBLIC
+    for name in named:
+        assert getattr(stem_dask, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'utils'"):
+        _ = stem_dask.utils
+
+
+def test_the_shipped_config_is_the_template() -> None:
+    assert (PACKAGE / "crop.yaml").read_text() == (
+        PACKAGE.parent / "configs" / "crop.yaml"
+    ).read_text()

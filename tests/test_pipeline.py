@@ -1,0 +1,293 @@
+"""The whole job: what it writes, what it refuses, what it leaves behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stem_dask.errors import ConfigError, OutputExistsError, SourceError
+from stem_dask.pipeline import run
+
+NOTHING: dict[str, Any] = {}
+
+
+def test_store_holds_the_windows_and_what_is_known(beam_file: Path, make_config: Any) -> None:
+    config = make_config(
+        beam_file, analyze={"target_retention": 1.0}, validate={"min_retention": 1.0}
+    )
+    outcome = run(config)
+    data = np.load(beam_file)
+    root = xr.open_zarr(config.output.path)
+    analysis = xr.open_zarr(config.output.path, group="analysis").load()
+    assert outcome.exit_code == 0
+    y0, x0 = int(analysis.window_y[0, 0]), int(analysis.window_x[0, 0])
+    h, w = analysis.attrs["window_size"]
+    assert np.array_equal(root.patterns.values, data[:, :, y0 : y0 + h, x0 : x0 + w])
+    assert root.patterns.dims == ("scan_y", "scan_x", "ky", "kx")
+    assert root.patterns.dtype == np.uint16
+    assert np.array_equal(analysis.total.values, data.sum((2, 3)))
+    assert np.array_equal(analysis.retention.values, np.ones((6, 5)))
+    assert np.array_equal(analysis.mean_pattern.values, data.mean((0, 1)))
+    assert np.array_equal(analysis.max_pattern.values, data.max((0, 1)))
+    assert analysis.profile.shape == (6, 5, 41)
+    assert np.allclose(analysis.center_out_y, analysis.center_y - y0)
+    for key in (
+        "global_radius",
+        "coverage",
+        "align",
+        "k_origin",
+        "intensity",
+        "cropped_axes",
+        "aligned_axes",
+    ):
+        assert key in analysis.attrs
+    assert analysis.radius.dtype == np.float32
+    assert analysis.window_y.dtype == np.int32
+    assert root.attrs["input"]["path"] == str(beam_file)
+    assert root.attrs["config"]["analyze"]["target_retention"] == 1.0
+    assert {"stem_dask", "zarr"} <= set(root.attrs["versions"])
+
+
+def test_all_files_and_nothing_else(beam_file: Path, make_config: Any, tmp_path: Path) -> None:
+    config = make_config(beam_file, output={"export": ["pt", "hspy"], "figure": True})
+    outcome = run(config)
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == [
+        "beam.npy",
+        "out.hspy",
+        "out.pt",
+        "out.zarr",
+        "out_results.json",
+        "out_visualization.png",
+    ]
+    results = json.loads((tmp_path / "out_results.json").read_text())
+    assert results["analysis"]["n_patterns"] == 30
+    assert results["analysis"]["original_shape"] == [40, 36]
+    assert len(results["analysis"]["centers"]) == 30
+    assert results["validation"]["passes_min_threshold"] == 30
+    assert results["sizes"]["input_bytes"] == 6 * 5 * 40 * 36 * 2
+    assert {"processing_time", "config", "speed", "peak_memory", "warnings", "scan_shape"} <= set(
+        results
+    )
+    assert any(line.startswith("retention   mean") for line in outcome.lines)
+    assert any("out.pt holds int8" in line for line in outcome.lines)
+
+
+@pytest.mark.parametrize("kind", ["threads", "local"])
+def test_scheduler_does_not_change_a_byte(
+    beam_file: Path, make_config: Any, tmp_path: Path, kind: str
+) -> None:
+    sections = {"output": {"export": ["pt", "hspy"], "chunk_mb": 0.02}, "downsample": {"factor": 2}}
+    one = make_config(beam_file, "one.zarr", **sections)
+    other = make_config(
+        beam_file, "other.zarr", **sections, cluster={"kind": kind, "threads_per_worker": 1}
+    )
+    run(one)
+    run(other)
+    for suffix in ("pt", "hspy"):
+        if suffix == "pt":
+            assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+    for path in sorted((tmp_path / "one.zarr").rglob("c/**/*")):
+        if path.is_file():
+            twin = tmp_path / "other.zarr" / path.relative_to(tmp_path / "one.zarr")
+            assert path.read_bytes() == twin.read_bytes(), path
+
+
+def test_downsampled_output_has_the_means_and_its_own_frame(
+    beam_file: Path, make_config: Any
+) -> None:
+    config = make_config(
+        beam_file, downsample={"factor": 2}, crop={"align": "pattern", "coverage": 1.0}
+    )
+    run(config)
+    root = xr.open_zarr(config.output.path)
+    analysis = xr.open_zarr(config.output.path, group="analysis")
+    inside = (analysis.retention * analysis.total).values
+    assert np.allclose(root.patterns.values.sum((2, 3)) * 4, inside)
+    assert root.patterns.dtype == np.float32
+    expected = (analysis.center_y - analysis.window_y - 0.5) / 2
+    assert np.allclose(analysis.center_out_y, expected)
+    assert analysis.attrs["intensity"] == "mean counts per source pixel"
+    assert root.patterns.attrs["k_origin"] == "window_center"
+    assert float(root.ky[0]) == -(analysis.attrs["window_size"][0] // 2) + 0.5
+
+
+def test_crop_disabled_skips_the_analysis(beam_file: Path, make_config: Any) -> None:
+    config = make_config(
+        beam_file,
+        crop={"enabled": False},
+        downsample={"factor": 3},
+        output={"export": ["pt"], "figure": True},
+    )
+    outcome = run(config)
+    root = xr.open_zarr(config.output.path)
+    assert root.patterns.shape == (6, 5, 13, 12)
+    assert not (Path(config.output.path) / "analysis").exists()
+    assert any(
+        "drops the last 1 of 40 pixels of ky" in text for text in outcome.results["warnings"]
+    )
+    assert "mean_retention" not in outcome.results["validation"]
+
+
+def test_second_equal_run_is_complete_and_a_changed_one_is_refused(
+    beam_file: Path, make_config: Any
+) -> None:
+    config = make_config(beam_file)
+    run(config)
+    before = (Path(config.output.path) / "zarr.json").read_bytes()
+    assert run(config).lines == (f"already complete: {config.output.path}",)
+    with pytest.raises(
+        OutputExistsError, match=r"other options \(analyze.target_retention\).*overwrite=true"
+    ):
+        run(make_config(beam_file, analyze={"target_retention": 0.97}))
+    assert (Path(config.output.path) / "zarr.json").read_bytes() == before
+    run(make_config(beam_file, analyze={"target_retention": 0.97}, output={"overwrite": True}))
+    again = xr.open_zarr(config.output.path, group="analysis")
+    assert again.attrs["target_retention"] == 0.97
+
+
+def test_a_changed_input_is_noticed(beam_file: Path, make_config: Any) -> None:
+    config = make_config(beam_file)
+    run(config)
+    np.save(beam_file, np.load(beam_file)[:5])
+    with pytest.raises(OutputExistsError, match="another state of the input"):
+        run(config)
+
+
+def test_a_failed_run_leaves_the_older_output(
+    beam_file: Path, make_config: Any, tmp_path: Path
+) -> None:
+    run(make_config(beam_file))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    stored = xr.open_zarr(tmp_path / "out.zarr").patterns.values
+    np.save(beam_file, np.zeros((6, 5, 40, 36), np.uint16))
+    with pytest.raises(SourceError, match="every pattern is empty"):
+        run(make_config(beam_file, output={"overwrite": True}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert np.array_equal(xr.open_zarr(tmp_path / "out.zarr").patterns.values, stored)
+
+
+def test_a_file_cut_after_its_header_stops_the_run(
+    beam_file: Path, make_config: Any, tmp_path: Path
+) -> None:
+    with open(beam_file, "r+b") as file:
+        file.truncate(beam_file.stat().st_size - 100)
+    with pytest.raises(SourceError, match=r"beam\.npy.*cut"):
+        run(make_config(beam_file))
+    assert [path.name for path in tmp_path.iterdir()] == ["beam.npy"]
+
+
+def test_exit_code_4_when_too_many_lose_too_much(beam_file: Path, make_config: Any) -> None:
+    outcome = run(make_config(beam_file, crop={"size": 4}))
+    assert outcome.exit_code == 4
+    assert outcome.results["validation"]["passes_min_threshold"] == 0
+
+
+def test_coverage_allows_for_outliers(tmp_path: Path, make_config: Any) -> None:
+    data = np.zeros((10, 10, 32, 32), np.uint16)
+    data[:, :, 14:18, 14:18] = 5
+    data[4, 4] = 0
+    data[4, 4, 2, 2] = data[4, 4, 29, 29] = 9
+    np.save(tmp_path / "outlier.npy", data)
+    loose = run(make_config(tmp_path / "outlier.npy", "a.zarr", crop={"coverage": 0.99}))
+    assert loose.exit_code == 0
+    assert loose.results["analysis"]["cropped_shape"] == (10, 10)
+    assert loose.results["validation"]["min_retention"] == 0.0
+    strict = run(make_config(tmp_path / "outlier.npy", "b.zarr", crop={"coverage": 1.0}))
+    assert strict.results["analysis"]["cropped_shape"] == (32, 32)
+    assert strict.results["window"]["set_by_patterns"] == [[4, 4]]
+    assert any("coverage 0.99 would give 10 px" in text for text in strict.results["verdict"])
+
+
+def test_little_gained_says_what_would(tmp_path: Path, make_config: Any) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.poisson(2.0, (4, 4, 24, 24)).astype(np.uint16)
+    data[:, :, 11:13, 11:13] += 3000
+    np.save(tmp_path / "flat.npy", data)
+    outcome = run(make_config(tmp_path / "flat.npy", analyze={"target_retention": 0.999}))
+    first, *ways = outcome.results["verdict"]
+    assert first == "little was gained: the window keeps 100% of the pixels"
+    assert any(way.startswith("target_retention 0.9 would give ") for way in ways)
+    assert any("a threshold above" in way for way in ways)
+
+
+def test_float16_is_refused_before_anything_is_written(tmp_path: Path, make_config: Any) -> None:
+    np.save(tmp_path / "big.npy", np.full((2, 2, 8, 8), 70000, np.uint32))
+    config = make_config(tmp_path / "big.npy", output={"dtype": "float16"})
+    with pytest.raises(ConfigError, match="65504.*reach 70000"):
+        run(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["big.npy"]
+
+
+def test_mask_roi_and_step_come_first(tmp_path: Path, make_config: Any) -> None:
+    data = np.ones((8, 9, 16, 16), np.uint16)
+    data[:, :, 3, 3] = 60000
+    np.save(tmp_path / "hot.npy", data)
+    config = make_config(
+        tmp_path / "hot.npy",
+        input={"scan_roi": [1, 8, 0, 9], "scan_step": 2, "mask": {"pixels": [[3, 3]]}},
+        crop={"size": 8},
+        validate={"min_retention": 0.0},
+    )
+    outcome = run(config)
+    analysis = xr.open_zarr(config.output.path, group="analysis")
+    assert analysis.total.shape == (4, 5)
+    assert np.array_equal(analysis.total, np.full((4, 5), 255.0))
+    assert outcome.results["scan_shape"] == (4, 5)
+    assert xr.open_zarr(config.output.path).scan_y.values.tolist() == [1, 3, 5, 7]
+
+
+def test_list_of_patterns(tmp_path: Path, make_config: Any) -> None:
+    data = np.zeros((7, 20, 24), np.float32)
+    data[:, 8:12, 10:14] = np.arange(1, 8)[:, None, None]
+    data[3] = 0
+    np.save(tmp_path / "list.npy", data)
+    config = make_config(tmp_path / "list.npy", output={"export": ["pt", "hspy"], "figure": True})
+    outcome = run(config)
+    root = xr.open_zarr(config.output.path)
+    assert root.patterns.dims == ("pattern", "ky", "kx")
+    assert outcome.results["validation"]["n_empty"] == 1
+    assert np.isnan(xr.open_zarr(config.output.path, group="analysis").radius.values[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("au_np_gms_stemx_u16.dm4", (9, 7, 76, 60)), ("au_np_hot_dead_f32.hspy", (14, 11, 128, 128))],
+)
+def test_shared_files_keep_their_calibration(
+    shared_data: Path, make_config: Any, name: str, shape: tuple
+) -> None:
+    config = make_config(shared_data / "sim" / name, crop={"size": 40})
+    run(config)
+    root = xr.open_zarr(config.output.path)
+    assert root.patterns.shape == (*shape[:2], 40, 40)
+    assert root.ky.attrs["units"] == "1/nm"
+    truth = json.loads((shared_data / "sim" / f"{name.split('.')[0]}.truth.json").read_text())
+    assert root.ky.attrs["scale"] == pytest.approx(truth["k_step_inv_nm"], rel=1e-6)
+    assert root.scan_x.attrs["scale"] == pytest.approx(
+        0.457142857 if "gms" in name else root.scan_x.attrs["scale"]
+    )
+
+
+def test_progress_and_words(beam_file: Path, make_config: Any) -> None:
+    said: list[str] = []
+    steps: list[tuple[str, int, int]] = []
+    run(
+        make_config(beam_file, output={"chunk_mb": 0.02}),
+        say=said.append,
+        progress=lambda step: steps.append((step.stage, step.done, step.total)),
+    )
+    assert any("127.0.0.1" in text for text in said)
+    n = steps[0][2]
+    assert n > 1
+    assert steps == [("analyze", i + 1, n) for i in range(n)] + [
+        ("crop", i + 1, n) for i in range(n)
+    ]
+
+
+def test_gpu_is_refused_and_not_replaced(beam_file: Path, make_config: Any) -> None:
+    with pytest.raises(ConfigError, match="device is gpu"):
+        run(make_config(beam_file, device="gpu"))

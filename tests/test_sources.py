@@ -1,0 +1,343 @@
+"""Arrays in files, read in parts: every part equals the same part of the array in memory."""
+
+import pickle
+from math import prod
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from stem_dask.errors import SourceError
+from stem_dask.io.sources import (
+    FlatFile,
+    Hdf5Dataset,
+    Indexed,
+    ScanOfList,
+    Selection,
+    Transposed,
+    ZarrArray,
+    identity,
+    select,
+)
+
+SHAPE = (4, 5, 6, 7)
+DRAWN = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def numbers(shape=SHAPE, dtype="<u2"):
+    """Every element another value, as far as the type allows."""
+    return (np.arange(prod(shape)) % 251).reshape(shape).astype(dtype)
+
+
+class Memory(SimpleNamespace):
+    """A source that notes what was asked of it."""
+
+    def __init__(self, array):
+        super().__init__(array=array, shape=array.shape, dtype=array.dtype, asked=[])
+
+    def __getitem__(self, part):
+        assert all(isinstance(s, slice) and (s.step or 1) > 0 for s in part)
+        self.asked.append(part)
+        return np.array(self.array[part], order="C")
+
+
+@st.composite
+def forward_slices(draw, shape):
+    """One slice with a positive step an axis: whole, open, empty, stepped, past the end."""
+    part = []
+    for n in shape:
+        start = draw(st.none() | st.integers(0, n))
+        stop = draw(st.none() | st.integers(0, n + 2))
+        part.append(slice(start, stop, draw(st.none() | st.integers(1, 3))))
+    return tuple(part)
+
+
+@st.composite
+def any_index(draw, shape):
+    """What dask asks for: integers, and slices of either direction."""
+    key = []
+    for n in shape:
+        kind = draw(st.sampled_from(["integer", "forward", "backward"]))
+        if kind == "integer":
+            key.append(draw(st.integers(0, n - 1)))
+        elif kind == "forward":
+            key.extend(draw(forward_slices((n,))))
+        else:
+            start = draw(st.none() | st.integers(0, n - 1))
+            stop = draw(st.none() | st.integers(0, n - 1))
+            key.append(slice(start, stop, -draw(st.integers(1, 3))))
+    return tuple(key)
+
+
+def flat_file(folder, array, offset=0):
+    path = folder / "flat.bin"
+    path.write_bytes(b"\xa5" * offset + array.tobytes())
+    return FlatFile(str(path), offset, array.dtype, array.shape)
+
+
+def same(got, expected):
+    assert got.shape == expected.shape
+    assert got.flags.c_contiguous
+    np.testing.assert_array_equal(got, expected)
+
+
+# --- flat files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4099])
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", ">f4", "|u1", "|b1", "<f8"])
+def test_flat_file_whole(tmp_path, dtype, offset):
+    array = numbers(dtype=dtype)
+    source = flat_file(tmp_path, array, offset)
+    got = source[(slice(None),) * 4]
+    assert got.dtype == array.dtype
+    assert source.ndim == 4
+    same(got, array)
+
+
+@given(part=forward_slices(SHAPE))
+@example(part=(slice(None), slice(None), slice(1, 3), slice(2, 5)))
+@example(part=(slice(None), slice(None), slice(2, 3), slice(None)))
+@example(part=(slice(1, 2), slice(1, 4), slice(None), slice(None)))
+@example(part=(slice(3, 1), slice(None), slice(None), slice(None)))
+@DRAWN
+def test_flat_file_parts(tmp_path, part):
+    array = numbers(dtype=">u2")
+    same(flat_file(tmp_path, array, 13)[part], array[part])
+
+
+@given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple), data=st.data())
+@DRAWN
+def test_flat_file_of_any_rank_and_axes_of_one(tmp_path, shape, data):
+    array = numbers(shape, "<f4")
+    part = data.draw(forward_slices(shape))
+    same(flat_file(tmp_path, array, 3)[part], array[part])
+
+
+def test_flat_file_needs_only_what_it_reads(tmp_path):
+    """The bytes behind the part may be missing: a preview of a file that is still being written."""
+    array = numbers()
+    source = flat_file(tmp_path, array)
+    with open(source.path, "r+b") as file:
+        file.truncate(array[:2].nbytes)
+    same(source[(slice(0, 2), *(slice(None),) * 3)], array[:2])
+    with pytest.raises(
+        SourceError, match=r"ends at byte 840, in the middle of the data, which need 1,260"
+    ):
+        source[(slice(0, 3), *(slice(None),) * 3)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        (slice(None),) * 4,
+        (slice(3, 4), slice(0, 5, 2), slice(None), slice(None)),
+        (slice(None), slice(None), slice(1, 3), slice(2, 5)),
+    ],
+    ids=["run", "stepped", "detector first"],
+)
+def test_short_file_names_the_bytes(tmp_path, part):
+    source = flat_file(tmp_path, numbers())
+    with open(source.path, "r+b") as file:
+        file.truncate(1501)
+    with pytest.raises(
+        SourceError, match=r"ends at byte 1,501.* need 1,(680|512|596) bytes; it was"
+    ):
+        source[part]
+
+
+def test_missing_file_is_named(tmp_path):
+    source = FlatFile(str(tmp_path / "gone.bin"), 0, np.dtype("u1"), (2, 2))
+    with pytest.raises(FileNotFoundError, match=r"gone\.bin"):
+        source[(slice(None), slice(None))]
+
+
+def test_identity_tells_states_apart(tmp_path):
+    source = flat_file(tmp_path, numbers())
+    before = identity(source.path)
+    assert before == identity(source.path)
+    assert before[:2] == (source.path, 1680)
+    with open(source.path, "ab") as file:
+        file.write(b"x")
+    assert identity(source.path) != before
+    store = tmp_path / "a.zarr"
+    zarr.create_array(store, shape=(2, 2), dtype="u1")
+    assert identity(str(store))[1] == (store / "zarr.json").stat().st_size
+
+
+# --- HDF5 and zarr ----------------------------------------------------------------------------------------------
+
+
+@given(part=forward_slices(SHAPE))
+@settings(DRAWN, max_examples=25)
+def test_hdf5_and_zarr_parts(tmp_path, part):
+    array = numbers()
+    path = str(tmp_path / "a.h5")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("g/data", data=array, chunks=(2, 2, 6, 7), compression="gzip")
+    same(Hdf5Dataset(path, "g/data", array.dtype, SHAPE)[part], array[part])
+    for version in (2, 3):
+        path = str(tmp_path / f"{version}.zarr")
+        zarr.create_array(
+            path,
+            name="g/data",
+            data=array,
+            chunks=(2, 2, 6, 7),
+            zarr_format=version,
+            overwrite=True,
+        )
+        same(ZarrArray(path, "g/data", array.dtype, SHAPE)[part], array[part])
+
+
+def test_zarr_in_fortran_order_comes_out_in_c_order(tmp_path):
+    array = numbers()
+    path = str(tmp_path / "f.zarr")
+    zarr.create_array(path, data=array, chunks=(2, 5, 6, 7), zarr_format=2, order="F")
+    same(ZarrArray(path, "", array.dtype, SHAPE)[(slice(None),) * 4], array)
+
+
+def test_damaged_hdf5_is_a_source_error(tmp_path):
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"not HDF5 at all")
+    with pytest.raises(SourceError, match=r"dataset data cannot be read"):
+        Hdf5Dataset(str(path), "data", np.dtype("u2"), (2, 2))[(slice(None), slice(None))]
+
+
+# --- views of sources -------------------------------------------------------------------------------------------
+
+
+@given(order=st.permutations(range(4)), data=st.data())
+@DRAWN
+def test_transposed(order, data):
+    array = numbers()
+    source = Transposed(Memory(array), tuple(order))
+    expected = array.transpose(order)
+    assert source.shape == expected.shape
+    part = data.draw(forward_slices(source.shape))
+    same(source[part], expected[part])
+
+
+@given(
+    part=forward_slices((4, 2, 3, 2)),
+    order=st.sampled_from([(2, 3, 0, 1), (0, 1, 2, 3)]),
+    dtype=st.sampled_from(["<u2", ">f4"]),
+)
+@DRAWN
+def test_transposed_flat_file(tmp_path, part, order, dtype):
+    """Detector first in the file, as older microscope files are."""
+    array = numbers((4, 2, 3, 2), dtype)
+    stored = np.ascontiguousarray(array.transpose(np.argsort(order)))
+    source = Transposed(flat_file(tmp_path, stored, 7), order)
+    assert source.shape == array.shape
+    same(source[part], array[part])
+
+
+@given(part=forward_slices(SHAPE))
+@example(part=(slice(0, 0), slice(1, 3), slice(None), slice(None)))
+@example(part=(slice(2, 2), slice(None), slice(None), slice(None)))
+@DRAWN
+def test_scan_of_list(part):
+    array = numbers(dtype=">u2")
+    source = ScanOfList(Memory(array.reshape(20, 6, 7)), (4, 5))
+    assert (source.shape, source.ndim) == (SHAPE, 4)
+    same(source[part], array[part])
+
+
+def test_scan_of_list_reads_whole_rows_at_once():
+    memory = Memory(numbers().reshape(20, 6, 7))
+    source = ScanOfList(memory, (4, 5))
+    whole = slice(None)
+    source[(slice(1, 3), whole, whole, whole)]
+    assert [part[0] for part in memory.asked] == [slice(5, 15)]
+
+
+@given(data=st.data())
+@DRAWN
+def test_selection(data):
+    array = numbers()
+    starts = tuple(data.draw(st.integers(0, n - 1)) for n in SHAPE)
+    steps = tuple(data.draw(st.integers(1, 3)) for _ in SHAPE)
+    expected = array[tuple(slice(a, None, by) for a, by in zip(starts, steps, strict=True))]
+    source = Selection(Memory(array), starts, steps, expected.shape)
+    assert source.dtype == array.dtype
+    part = data.draw(forward_slices(expected.shape))
+    same(source[part], expected[part])
+
+
+@given(key=any_index(SHAPE))
+@example(key=(slice(3, None, -1), 2, slice(0, 3, -1), slice(None, None, -3)))
+@example(key=(slice(0, 0, -1), slice(None), 0, slice(None)))
+@DRAWN
+def test_indexed(key):
+    array = numbers()
+    got = Indexed(Memory(array))[key]
+    assert got.shape == array[key].shape
+    np.testing.assert_array_equal(got, array[key])
+
+
+def test_sources_travel_to_workers(tmp_path):
+    """Nested as deep as they come, pickled in a few hundred bytes."""
+    array = numbers()
+    flat = flat_file(tmp_path, array.reshape(20, 6, 7), 5)
+    source = Indexed(select(ScanOfList(flat, (4, 5)), [1, 4, 0, 5], 2))
+    sent = pickle.dumps(source)
+    assert len(sent) < 1000
+    assert source == pickle.loads(sent)
+    whole = (slice(None),) * 4
+    np.testing.assert_array_equal(pickle.loads(sent)[whole], array[1:4:2, ::2])
+
+
+# --- scan_roi and scan_step -------------------------------------------------------------------------------------
+
+
+@given(
+    y=st.tuples(st.integers(0, 3), st.integers(1, 4)),
+    x=st.tuples(st.integers(0, 4), st.integers(1, 5)),
+    step=st.integers(1, 7),
+)
+@DRAWN
+def test_select_is_the_region_then_every_nth(y, x, step):
+    array = numbers()
+    (y0, y1), (x0, x1) = y, x
+    if y0 >= y1 or x0 >= x1:
+        with pytest.raises(SourceError, match="does not fit the scan of 4 x 5"):
+            select(Memory(array), [y0, y1, x0, x1], step)
+        return
+    expected = array[y0:y1:step, x0:x1:step]
+    source = select(Memory(array), [y0, y1, x0, x1], step)
+    same(source[(slice(None),) * 4], expected)
+
+
+def test_select_of_nothing_is_the_source():
+    memory = Memory(numbers())
+    assert select(memory, None, 1) is memory
+
+
+@pytest.mark.parametrize(
+    ("roi", "step", "message"),
+    [
+        ([0, 5, 0, 5], 1, r"\[0, 5, 0, 5\] does not fit the scan of 4 x 5"),
+        ([0, 4, 0, 6], 1, r"does not fit"),
+        ([-1, 4, 0, 5], 1, r"does not fit"),
+        ([2, 2, 0, 5], 1, r"does not fit"),
+        ([3, 1, 0, 5], 1, r"does not fit"),
+        ([0, 4], 1, r"scan_roi \[0, 4\] has 2 numbers; give \[y0, y1, x0, x1\]"),
+        (None, 0, r"scan_step is 0"),
+        (None, -2, r"scan_step is -2"),
+    ],
+)
+def test_select_refuses(roi, step, message):
+    with pytest.raises(SourceError, match=message):
+        select(Memory(numbers()), roi, step)
+
+
+@pytest.mark.parametrize(("roi", "step"), [([0, 1, 0, 1], 1), (None, 2)])
+def test_select_refuses_a_list(roi, step):
+    with pytest.raises(SourceError, match="need a scan; the input is a list of 20 patterns"):
+        select(Memory(numbers().reshape(20, 6, 7)), roi, step)

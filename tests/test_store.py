@@ -1,0 +1,318 @@
+"""The zarr store: opened by everyone without a warning, one shard a block, and a flipped bit is noticed."""
+
+import hashlib
+import json
+from math import prod
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stem_dask import engine
+from stem_dask.errors import StoreError
+from stem_dask.io.store import (
+    StoreSink,
+    finish_store,
+    plain,
+    single_threaded_codecs,
+    store_chunks,
+    write_coordinates,
+    write_dataset,
+    write_profiles,
+)
+from stem_dask.model import Axis
+from stem_dask.stages.patterns import as_patterns
+
+SHAPE = (7, 5, 12, 10)
+AXES = (
+    Axis("scan_y", 7, 0.5, 3, "nm"),
+    Axis("scan_x", 5, 0.25, -1, "nm"),
+    Axis("ky", 12, 0.1, -0.6, "1/nm"),
+    Axis("kx", 10, 0.2, -1, "1/nm"),
+)
+
+
+def numbers(shape=SHAPE, dtype="u2"):
+    return (np.arange(prod(shape)) % 60_000).reshape(shape).astype(dtype)
+
+
+def lazy(array, lead, attrs=None):
+    axes = AXES if array.shape == SHAPE else None
+    if axes is None:
+        names = ("scan_y", "scan_x", "ky", "kx")[-array.ndim :]
+        names = names if array.ndim == 4 else ("pattern", *names[1:])
+        axes = [Axis(name, n) for name, n in zip(names, array.shape, strict=True)]
+    data = da.from_array(array, chunks=(*lead, *array.shape[-2:]))
+    return as_patterns(data, axes, attrs)
+
+
+def write_store(path, patterns, client=None, analysis=None, beside=None):
+    inner, shards = store_chunks(patterns)
+    dims = tuple(map(str, patterns.dims))
+    sink = StoreSink(str(path), patterns.shape, str(patterns.dtype), dims, inner, shards, beside)
+    engine.run({"patterns": patterns.data}, len(dims) - 2, sink, client=client)
+    write_coordinates(str(path), patterns)
+    if analysis is not None:
+        write_dataset(str(path), "analysis", analysis)
+    finish_store(str(path), {"title": "t", "shape": np.array([1, 2])}, patterns.attrs)
+    return path
+
+
+def shard_files(path):
+    """Index of the shard -> its file."""
+    folder = Path(path) / "patterns" / "c"
+    return {
+        tuple(map(int, file.relative_to(folder).parts)): file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def digests(path):
+    return {
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(Path(path).rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def analysis():
+    dims = ("scan_y", "scan_x")
+    return xr.Dataset(
+        {
+            "center_y": (dims, np.where(np.arange(35) % 7, 0.5, np.nan).reshape(7, 5)),
+            "radius": (dims, np.arange(35, dtype="i4").reshape(7, 5), {"units": "px"}),
+            "mean": (("source_ky", "source_kx"), np.ones((12, 10))),
+            "n_empty": ((), np.int64(3)),
+        },
+        attrs={"threshold": np.float64(0), "targets": (0.9, np.nan)},
+    )
+
+
+# --- who opens it -----------------------------------------------------------------------------------------------
+
+
+def test_xarray_opens_it_without_a_warning(tmp_path, analysis):
+    path = write_store(
+        tmp_path / "a.zarr", lazy(numbers(), (2, 5), {"maximum": np.uint16(9)}), analysis=analysis
+    )
+    with xr.open_zarr(path) as found:
+        assert found.patterns.dims == ("scan_y", "scan_x", "ky", "kx")
+        assert found.patterns.dtype == np.dtype("u2")
+        np.testing.assert_array_equal(found.patterns.values, numbers())
+        assert found.attrs == {"title": "t", "shape": [1, 2]}
+        assert found.patterns.attrs["maximum"] == 9
+        for axis in AXES:
+            np.testing.assert_allclose(found[axis.name].values, axis.value(np.arange(axis.size)))
+            assert found[axis.name].attrs["units"] == axis.units
+    with xr.open_zarr(path, group="analysis") as found:
+        xr.testing.assert_equal(found.load(), analysis)
+        assert found.radius.dtype == np.dtype("i4")
+        assert found.attrs == {"threshold": 0.0, "targets": [0.9, "nan"]}
+    with xr.open_datatree(path, engine="zarr") as tree:
+        assert set(tree.children) == {"analysis"}
+        np.testing.assert_array_equal(tree["patterns"].values, numbers())
+        assert int(tree["analysis/n_empty"]) == 3
+
+
+def test_metadata_are_in_one_document(tmp_path, analysis):
+    path = write_store(tmp_path / "a.zarr", lazy(numbers(), (2, 5)), analysis=analysis)
+    root = json.loads((path / "zarr.json").read_text())
+    assert root["zarr_format"] == 3
+    members = root["consolidated_metadata"]["metadata"]
+    assert {"patterns", "ky", "analysis", "analysis/center_y"} <= set(members)
+    assert members["patterns"]["dimension_names"] == ["scan_y", "scan_x", "ky", "kx"]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "u1", "i2", ">u2", "u4", "f2", "f4", ">f8"])
+def test_every_type(tmp_path, dtype):
+    array = (numbers() % 2).astype(dtype) if dtype == "bool" else (numbers() % 97).astype(dtype)
+    path = write_store(tmp_path / "a.zarr", lazy(array, (3, 5)))
+    found = zarr.open_array(path, path="patterns", mode="r")
+    assert found.dtype == array.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(found[...], array)
+
+
+# --- blocks and shards ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "lead", "n_shards"),
+    [
+        ((7, 5, 12, 10), (2, 5), 4),
+        ((7, 5, 12, 10), (1, 2), 21),
+        ((7, 11, 64, 48), (7, 11), 1),
+        ((13, 17, 8, 8), (4, 17), 4),
+        ((1, 23, 16, 16), (1, 4), 6),
+        ((23, 1, 16, 16), (4, 1), 6),
+        ((1, 1, 5, 3), (1, 1), 1),
+        ((31, 12, 10), (8,), 4),
+        ((251, 300, 260), (251,), 1),
+    ],
+)
+def test_one_shard_a_block(tmp_path, shape, lead, n_shards):
+    array = numbers(shape)
+    patterns = lazy(array, lead)
+    path = write_store(tmp_path / "a.zarr", patterns)
+    stored = zarr.open_array(path, path="patterns", mode="r")
+    assert stored.shape == shape
+    assert stored.chunks[-2:] == stored.shards[-2:] == shape[-2:]
+    assert prod(stored.chunks) * 2 <= 2**20
+    for n, shard, size, inner in zip(lead, stored.shards, shape, stored.chunks, strict=False):
+        assert shard % inner == 0
+        assert shard == n or n >= size  # a block that covers its axis may be rounded up
+    files = shard_files(path)
+    assert len(files) == n_shards == prod(patterns.data.numblocks)
+    assert set(files) == set(np.ndindex(patterns.data.numblocks))
+    np.testing.assert_array_equal(stored[...], array)
+
+
+@given(n_y=st.integers(1, 40), n_x=st.integers(1, 40), detector=st.integers(1, 700), data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_shard_grid_is_the_block_grid(n_y, n_x, detector, data):
+    """For any sizes: shards hold whole inner chunks and there is exactly one for each block."""
+    lead = data.draw(st.integers(1, n_y)), data.draw(st.integers(1, n_x))
+    array = da.zeros((n_y, n_x, detector, 700), chunks=(*lead, -1, -1), dtype="u2")
+    patterns = xr.DataArray(array, dims=("scan_y", "scan_x", "ky", "kx"))
+    inner, shards = store_chunks(patterns)
+    assert all(shard % part == 0 for shard, part in zip(shards, inner, strict=True))
+    grid = tuple(-(-n // shard) for n, shard in zip(array.shape, shards, strict=True))
+    assert grid == array.numblocks
+    assert prod(inner) * 2 <= max(2**20, detector * 700 * 2)
+
+
+@pytest.mark.parametrize("chunks", [((3, 2, 2), (5,)), ((2, 5), (5,)), ((7,), (1, 4))])
+def test_irregular_blocks_are_refused(chunks):
+    patterns = lazy(numbers(), (7, 5))
+    patterns = patterns.copy(data=patterns.data.rechunk((*chunks, 12, 10)))
+    with pytest.raises(StoreError, match=r"the blocks along scan_[yx] are .*needs equal blocks"):
+        store_chunks(patterns)
+
+
+# --- what is noticed --------------------------------------------------------------------------------------------
+
+
+def test_all_zero_data_still_write_their_shards(tmp_path):
+    path = write_store(tmp_path / "a.zarr", lazy(np.zeros(SHAPE, "u2"), (2, 5)))
+    assert len(shard_files(path)) == 4
+    assert not zarr.open_array(path, path="patterns", mode="r")[...].any()
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_flipped_bit_is_noticed(tmp_path, where, bit):
+    path = tmp_path / "a.zarr"
+    if not path.exists():
+        write_store(path, lazy(numbers(), (4, 5)))
+    file = shard_files(path)[0, 0, 0, 0]
+    good = file.read_bytes()
+    bad = bytearray(good)
+    bad[int(where * len(bad))] ^= 1 << bit
+    file.write_bytes(bad)
+    try:
+        with pytest.raises((ValueError, RuntimeError), match=r"(?i)checksum|crc"):
+            zarr.open_array(path, path="patterns", mode="r")[:4]
+    finally:
+        file.write_bytes(good)
+
+
+def test_a_cut_shard_is_noticed(tmp_path):
+    path = write_store(tmp_path / "a.zarr", lazy(numbers(), (4, 5)))
+    file = shard_files(path)[0, 0, 0, 0]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"(?i)checksum|crc"):
+        zarr.open_array(path, path="patterns", mode="r")[:4]
+
+
+# --- deterministic bytes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_runs_give_equal_bytes(tmp_path, analysis, monkeypatch, threads):
+    monkeypatch.setattr("dask.system.CPU_COUNT", 2)
+    rng = np.random.default_rng(1)
+    array = rng.poisson(0.3, (12, 9, 32, 32)).astype("u2")
+    first = write_store(tmp_path / "first.zarr", lazy(array, (2, 9)), analysis=analysis)
+    monkeypatch.setattr("dask.system.CPU_COUNT", threads)
+    second = write_store(tmp_path / "second.zarr", lazy(array, (2, 9)), analysis=analysis)
+    assert len(digests(first)) == len(digests(second)) > 6
+    assert digests(first) == digests(second)
+
+
+def test_what_a_broken_run_left_is_removed(tmp_path):
+    path = write_store(tmp_path / "a.zarr", lazy(numbers(), (1, 5)))
+    assert len(shard_files(path)) == 7
+    write_store(path, lazy(numbers() + 1, (4, 5)))
+    assert len(shard_files(path)) == 2
+    np.testing.assert_array_equal(xr.open_zarr(path).patterns.values, numbers() + 1)
+
+
+# --- small things -----------------------------------------------------------------------------------------------
+
+
+class Beside:
+    """Notes what comes beside the patterns."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create(self):
+        self.calls.append("create")
+
+    def write(self, index, region, blocks):
+        self.calls.append((index, region, {name: block.tolist() for name, block in blocks.items()}))
+
+
+def test_other_outputs_go_to_the_next_sink(tmp_path):
+    beside = Beside()
+    sink = StoreSink(
+        str(tmp_path / "a.zarr"),
+        (2, 4, 4),
+        "u1",
+        ("pattern", "ky", "kx"),
+        (2, 4, 4),
+        (2, 4, 4),
+        beside,
+    )
+    sink.create()
+    sink.write(0, (slice(0, 2),), {"patterns": np.ones((2, 4, 4), "u1"), "sum": np.array([3, 4])})
+    assert beside.calls == ["create", (0, (slice(0, 2),), {"sum": [3, 4]})]
+
+
+def test_profiles_are_written_block_by_block(tmp_path):
+    path = str(write_store(tmp_path / "a.zarr", lazy(numbers(), (4, 5))))
+    profile = np.arange(7 * 5 * 3, dtype="f4").reshape(7, 5, 3)
+    regions = [(slice(0, 4), slice(0, 5)), (slice(4, 7), slice(0, 5))]
+    blocks = ((region, {"profile": profile[region]}) for region in regions)
+    write_profiles(path, blocks, ("scan_y", "scan_x", "bin"), (7, 5), (4, 5))
+    np.testing.assert_array_equal(zarr.open_array(path, path="analysis/profile")[...], profile)
+
+
+def test_plain_attributes():
+    given = {
+        "a": np.float32(0.5), "b": np.array([1, 2]), "c": (np.int64(3), None), "d": {1: np.inf},
+        "e": Path("x"), "f": np.bool_(True), "g": float("nan"),
+    }  # fmt: skip
+    expected = {
+        "a": 0.5, "b": [1, 2], "c": [3, None], "d": {"1": "inf"}, "e": "x", "f": True, "g": "nan",
+    }  # fmt: skip
+    assert plain(given) == expected
+    json.dumps(plain(given), allow_nan=False)
+
+
+def test_codec_threads_are_given_back():
+    import numcodecs.blosc
+
+    before = numcodecs.blosc.use_threads, zarr.config.get("threading.max_workers")
+    with single_threaded_codecs():
+        assert numcodecs.blosc.use_threads is False
+        assert zarr.config.get("threading.max_workers") == 1
+    assert (numcodecs.blosc.use_threads, zarr.config.get("threading.max_workers")) == before

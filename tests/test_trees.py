@@ -1,0 +1,385 @@
+"""Files that hold several arrays by name: HDF5, zarr stores and tensors; what is found and where axes come from."""
+
+import pickle
+import tracemalloc
+from math import prod
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from stem_dask.errors import SourceError
+from stem_dask.export import export
+from stem_dask.io.lazy import open_patterns
+from stem_dask.io.pt import PtSink
+from stem_dask.io.read import find
+from stem_dask.model import Axis
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHAPE = (4, 5, 6, 7)
+SCAN = ("scan_y", "scan_x", "ky", "kx")
+LIST = ("pattern", "ky", "kx")
+
+
+def numbers(shape=SHAPE, dtype="u2"):
+    return np.arange(prod(shape)).reshape(shape).astype(dtype)
+
+
+def shared(name):
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"the shared file {name} is not on this machine")
+    return path
+
+
+def same(patterns, array, dims=SCAN):
+    assert patterns.dims == dims
+    assert patterns.dtype == array.dtype
+    np.testing.assert_array_equal(patterns.values, array)
+
+
+def axis(patterns, dim):
+    attrs = patterns[dim].attrs
+    return (attrs["scale"], attrs["offset"], attrs["units"])
+
+
+def hdf5(path, array, name="Experiments/s/data"):
+    with h5py.File(path, "w") as file:
+        file[name] = array
+    return path
+
+
+# --- HDF5 -------------------------------------------------------------------------------------------------------
+
+
+def test_hspy_written_by_hyperspy(tmp_path):
+    hs = pytest.importorskip("hyperspy.api")
+    array = numbers()
+    signal = hs.signals.Signal2D(array)
+    wanted = [
+        ("x", 0.5, 1, "nm"),
+        ("y", 0.25, 2, "nm"),
+        ("kx", 3, -9, "1/nm"),
+        ("ky", 4, -8, "1/nm"),
+    ]
+    for i, (name, scale, offset, units) in enumerate(wanted):
+        signal.axes_manager[i].name = name
+        signal.axes_manager[i].scale = scale
+        signal.axes_manager[i].offset = offset
+        signal.axes_manager[i].units = units
+    signal.metadata.General.title = "a scan"
+    signal.save(tmp_path / "a.hspy", chunks=(2, 5, 6, 7))
+    found = find(tmp_path / "a.hspy")
+    assert found.info.axes == (
+        Axis("scan_y", 4, 0.25, 2.0, "nm"),
+        Axis("scan_x", 5, 0.5, 1.0, "nm"),
+        Axis("ky", 6, 4.0, -8.0, "1/nm"),
+        Axis("kx", 7, 3.0, -9.0, "1/nm"),
+    )
+    assert found.info.chunks == (2, 5, 6, 7)
+    same(open_patterns(tmp_path / "a.hspy"), array)
+    same(open_patterns(tmp_path / "a.hspy", dataset="a scan"), array)
+
+
+def test_old_hdf5():
+    path = shared("real/pixelated_stem_bool_4d.hdf5")
+    with h5py.File(path) as file:
+        array = file["Experiments/__unnamed__/data"][...]
+    patterns = open_patterns(path)
+    same(patterns, array)
+    assert (patterns.shape, int(patterns.sum())) == ((5, 2, 3, 4), 120)
+    assert axis(patterns, "ky") == (1.0, 0.0, "")
+
+
+def test_py4dstem_file_keeps_its_calibration():
+    path = shared("real/py4DSTEM_size2x3x4x5.h5")
+    patterns = open_patterns(path)
+    with h5py.File(path) as file:
+        same(patterns, file["datacube_root/datacube/data"][...])
+    assert axis(patterns, "scan_x") == (pytest.approx(0.126796875), 0.0, "nm")
+    assert axis(patterns, "ky") == (pytest.approx(0.044251566616), 0.0, "A^-1")
+
+
+def test_plain_h5_with_loops_and_broken_links(tmp_path):
+    path = hdf5(tmp_path / "a.h5", numbers(), name="a/b/data")
+    with h5py.File(path, "r+") as file:
+        file["a/b/loop"] = file["a"]
+        file["a/again"] = file["a/b/data"]
+        file["soft"] = h5py.SoftLink("/nowhere")
+        file["out"] = h5py.ExternalLink("gone.h5", "/x")
+        file["spectrum"] = np.zeros((3, 4))
+        file["words"] = np.array([b"x"])
+    patterns = open_patterns(path)
+    same(patterns, numbers())
+    (note,) = patterns.attrs["notes"]
+    assert note.endswith(
+        "(4 x 5 x 6 x 7) of: a/again: 4 x 5 x 6 x 7 uint16; spectrum: 3 x 4 float64"
+    )
+
+
+@pytest.mark.parametrize("link", [h5py.SoftLink("/nowhere"), h5py.ExternalLink("gone.h5", "/x")])
+def test_hyperspy_layout_with_broken_links(tmp_path, link):
+    path = hdf5(tmp_path / "a.hspy", numbers())
+    with h5py.File(path, "r+") as file:
+        file["Experiments/gone"] = link
+    same(open_patterns(path), numbers())
+    path = hdf5(tmp_path / "b.h5", numbers(), name="data")
+    with h5py.File(path, "r+") as file:
+        file["Experiments"] = link
+    same(open_patterns(path), numbers())
+
+
+def test_several_datasets_are_listed_and_chosen(tmp_path):
+    path = hdf5(tmp_path / "a.h5", numbers(), name="one")
+    with h5py.File(path, "r+") as file:
+        file["two"] = numbers() + 1
+    with pytest.raises(
+        SourceError, match=r"2 arrays of 4 axes; choose one .*one: 4 x 5 .*two: 4 x 5"
+    ):
+        find(path)
+    same(open_patterns(path, dataset="two"), numbers() + 1)
+    same(open_patterns(path, dataset=0), numbers())
+    with pytest.raises(SourceError, match=r"no dataset 'three'; the file holds one: .*; two: "):
+        find(path, dataset="three")
+    with pytest.raises(SourceError, match=r"no dataset 2; the file holds"):
+        find(path, dataset=2)
+
+
+def test_emd_axes_that_count_from_one(tmp_path):
+    path = hdf5(tmp_path / "a.h5", numbers(), name="data/x/data")
+    with h5py.File(path, "r+") as file:
+        group = file["data/x"]
+        for i, n in enumerate(SHAPE):
+            group[f"dim{i + 1}"] = 3.0 + 0.5 * i * np.arange(n) if i != 2 else np.arange(n) ** 2.0
+            group[f"dim{i + 1}"].attrs["units"] = "nm"
+    patterns = open_patterns(path)
+    assert axis(patterns, "scan_x") == (0.5, 3.0, "nm")
+    assert axis(patterns, "kx") == (1.5, 3.0, "nm")
+    assert axis(patterns, "scan_y") == (1.0, 0.0, "")  # all positions equal
+    assert axis(patterns, "ky") == (1.0, 0.0, "")  # not even
+
+
+# --- zarr -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_zarr_array_and_group(tmp_path, version):
+    array = numbers()
+    zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(2, 2, 6, 7), zarr_format=version)
+    found = find(tmp_path / "a.zarr")
+    assert found.info.chunks == (2, 2, 6, 7)
+    same(open_patterns(tmp_path / "a.zarr"), array)
+    group = zarr.create_group(tmp_path / "g.zarr", zarr_format=version)
+    group.create_array("deep/er/data", data=array, chunks=(2, 5, 6, 7))
+    group.create_array("image", data=array[0, 0])
+    same(open_patterns(tmp_path / "g.zarr", dataset="deep/er/data"), array)
+    same(open_patterns(tmp_path / "g.zarr"), array)
+    group.create_array("list", data=array.reshape(20, 6, 7))
+    same(open_patterns(tmp_path / "g.zarr"), array.reshape(20, 6, 7), LIST)
+    group.create_array("scan", data=array + 1)
+    group.create_array("other", data=array + 2)
+    with pytest.raises(SourceError, match=r"2 arrays of 4 axes; .* other: 4 x 5 .*; scan: 4 x 5"):
+        find(tmp_path / "g.zarr")
+    same(open_patterns(tmp_path / "g.zarr", dataset="scan"), array + 1)
+
+
+def test_zarr_blocks_are_shards(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", data=numbers(), chunks=(1, 1, 6, 7), shards=(2, 5, 6, 7))
+    assert find(tmp_path / "a.zarr").info.chunks == (2, 5, 6, 7)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_zarr_of_xarray_keeps_its_coordinates(tmp_path, version):
+    """Coordinates of others hold values and no scale: the scale is their step."""
+    coords = {
+        "scan_y": ("scan_y", 3 + 0.5 * np.arange(4), {"units": "nm"}),
+        "ky": ("ky", -1 + 0.25 * np.arange(6), {"units": "1/nm"}),
+        "kx": ("kx", np.arange(7) ** 2, {"units": "1/nm"}),
+    }
+    array = xr.DataArray(numbers(), dims=SCAN, coords=coords, name="patterns")
+    array.to_dataset().to_zarr(tmp_path / "a.zarr", zarr_format=version, consolidated=version == 2)
+    patterns = open_patterns(tmp_path / "a.zarr")
+    same(patterns, numbers())
+    assert axis(patterns, "scan_y") == (0.5, 3.0, "nm")
+    assert axis(patterns, "ky") == (0.25, -1.0, "1/nm")
+    assert axis(patterns, "scan_x") == axis(patterns, "kx") == (1.0, 0.0, "")
+
+
+def test_zspy_keeps_its_axes(tmp_path):
+    """As RosettaSciIO writes it: zarr format 2, one group an axis."""
+    group = zarr.create_group(tmp_path / "a.zspy", zarr_format=2).create_group("Experiments/s")
+    group.create_array("data", data=numbers(), chunks=(2, 5, 6, 7))
+    for i, units in enumerate(["nm", "nm", "1/nm", "1/nm"]):
+        attrs = {"name": f"a{i}", "scale": 0.5 * (i + 1), "offset": -i, "units": units}
+        group.create_group(f"axis-{i}").attrs.update(attrs)
+    patterns = open_patterns(tmp_path / "a.zspy")
+    same(patterns, numbers())
+    assert axis(patterns, "scan_x") == (1.0, -1.0, "nm")
+    assert axis(patterns, "kx") == (2.0, -3.0, "1/nm")
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    """Patterns with another calibration on every axis."""
+    path = hdf5(tmp_path / "calibrated.hspy", numbers())
+    with h5py.File(path, "r+") as file:
+        for i, units in enumerate(["nm", "um", "1/nm", "mrad"]):
+            attrs = {"name": f"a{i}", "scale": 0.5 * (i + 1), "offset": -i, "units": units}
+            file["Experiments/s"].create_group(f"axis-{i}").attrs.update(attrs)
+    return open_patterns(path, chunk_mb=0.0005)
+
+
+def test_our_own_store(tmp_path, calibrated):
+    export(calibrated, tmp_path / "a.zarr")
+    patterns = open_patterns(tmp_path / "a.zarr")
+    same(patterns, numbers())
+    for dim in SCAN:
+        assert axis(patterns, dim) == axis(calibrated, dim)
+    stacked = open_patterns(tmp_path / "a.zarr", scan_step=2)
+    same(stacked, numbers()[::2, ::2])
+    assert axis(stacked, "scan_x") == (2.0, -1.0, "um")
+
+
+# --- .pt --------------------------------------------------------------------------------------------------------
+
+
+def save(path, what, **options):
+    torch = pytest.importorskip("torch")
+    torch.save(what(torch), path, **options)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float16", "bool", "uint16"])
+@pytest.mark.parametrize(
+    ("stored", "shape", "dims"),
+    [((20, 1, 6, 7), (20, 6, 7), LIST), ((20, 6, 7), (20, 6, 7), LIST), (SHAPE, SHAPE, SCAN)],
+)
+def test_pt_shapes(tmp_path, dtype, stored, shape, dims):
+    array = (numbers() % 97).astype(dtype)
+    for what in (
+        lambda torch: torch.from_numpy(array.reshape(stored)),
+        lambda torch: {"patterns": torch.from_numpy(array.reshape(stored)), "note": "x"},
+    ):
+        path = save(tmp_path / "a.pt", what)
+        same(open_patterns(path), array.reshape(shape), dims)
+        if dims == LIST:
+            same(open_patterns(path, scan_shape=(4, 5)), array)
+
+
+def test_pt_view_begins_inside_its_storage(tmp_path):
+    path = save(tmp_path / "a.pt", lambda torch: torch.from_numpy(numbers((5, 6, 7), "i4"))[2:])
+    same(open_patterns(path), numbers((5, 6, 7), "i4")[2:], LIST)
+
+
+def test_pt_with_several_tensors(tmp_path):
+    path = save(
+        tmp_path / "a.pt",
+        lambda torch: {"patterns": torch.ones(2, 3, 4, 5), "dark": torch.zeros(2, 3, 4, 5), 7: 8},
+    )
+    with pytest.raises(SourceError, match=r"2 arrays of 4 axes; .*patterns: .*; dark: "):
+        find(path)
+    assert float(open_patterns(path, dataset="patterns").sum()) == 120
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda t: t.zeros(3, 4, 4, dtype=t.bfloat16), "tensor is bfloat16, which numpy lacks"),
+        (lambda t: t.zeros(3, 4, 4).to(t.float8_e5m2), "tensor is float8_e5m2, which numpy lacks"),
+        (lambda t: t.zeros(3, 4, 4, dtype=t.complex64), "Save the intensity"),
+        (lambda t: t.zeros(3, 4, 4).to_sparse(), "is sparse or not contiguous"),
+        (
+            lambda t: t.zeros(3, 4, 5).transpose(1, 2),
+            r"not contiguous; save tensor\.contiguous\(\)",
+        ),
+        (lambda t: [t.zeros(3, 4, 5)], "holds a list; expected a tensor or a dictionary"),
+        (lambda t: {"a": 1, "b": t.zeros(3, 4)}, "holds no array of numbers"),
+    ],
+)
+def test_pt_refused(tmp_path, what, message):
+    with pytest.raises(SourceError, match=message):
+        find(save(tmp_path / "a.pt", what))
+
+
+def test_pt_of_old_torch_and_cut_files(tmp_path):
+    path = save(
+        tmp_path / "a.pt", lambda torch: torch.zeros(3, 4, 5), _use_new_zipfile_serialization=False
+    )
+    with pytest.raises(SourceError, match=r"format of torch before 1\.6"):
+        find(path)
+    path = save(tmp_path / "b.pt", lambda torch: torch.zeros(30, 40, 50))
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(SourceError, match=r"b\.pt: not a readable PyTorch file"):
+        find(path)
+
+
+class Hostile:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def test_pt_never_runs_code(tmp_path):
+    mark = tmp_path / "executed"
+    path = save(tmp_path / "a.pt", lambda torch: {"patterns": Hostile(mark)})
+    with pytest.raises(SourceError, match="not a readable PyTorch file of plain tensors"):
+        find(path)
+    path.write_bytes(pickle.dumps(Hostile(mark)))
+    with pytest.raises(SourceError, match="not a readable PyTorch file of plain tensors"):
+        find(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("layout", ["scan", "nchw"])
+def test_our_own_pt_keeps_the_detector_calibrated(tmp_path, calibrated, layout):
+    pytest.importorskip("torch")
+    export(calibrated, tmp_path / "a.pt", layout=layout, keep_dtype=True)
+    patterns = open_patterns(tmp_path / "a.pt")
+    if layout == "scan":
+        same(patterns, numbers())
+        assert axis(patterns, "scan_x") == axis(calibrated, "scan_x")
+    else:
+        same(patterns, numbers().reshape(20, 6, 7), LIST)
+        assert axis(patterns, "pattern") == (1.0, 0.0, "")
+    assert axis(patterns, "ky") == axis(calibrated, "ky")
+    assert axis(patterns, "kx") == axis(calibrated, "kx")
+
+
+def test_our_own_pt_of_a_list_and_of_one_column(tmp_path, calibrated):
+    """(n, 1, H, W) says by its axes whether the 1 is a column of the scan or a channel."""
+    pytest.importorskip("torch")
+    export(calibrated[:, :1], tmp_path / "column.pt", keep_dtype=True)
+    column = open_patterns(tmp_path / "column.pt")
+    same(column, numbers()[:, :1])
+    assert axis(column, "scan_y") == axis(calibrated, "scan_y")
+    patterns = calibrated[0].rename(scan_x="pattern")
+    export(patterns, tmp_path / "list.pt", layout="nchw", keep_dtype=True)
+    again = open_patterns(tmp_path / "list.pt")
+    same(again, numbers()[0], LIST)
+    assert axis(again, "kx") == axis(calibrated, "kx")
+
+
+def test_opening_a_huge_pt_takes_no_memory(tmp_path):
+    """4 TB of holes, larger than any memory: made, opened, and one pattern of them read."""
+    pytest.importorskip("torch")
+    path = tmp_path / "huge.pt"
+    shape = (1000, 1000, 1024, 1024)
+    tracemalloc.start()
+    try:
+        PtSink(str(path), shape[:2], shape, "float32", {}).create()
+        assert path.stat().st_size > 4e12
+        assert path.stat().st_blocks * 512 < 1e6
+        patterns = open_patterns(path)
+        assert patterns.shape == shape
+        assert not patterns[999, 999].compute().any()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6
