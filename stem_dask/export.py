@@ -154,7 +154,7 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     import zarr
 
     root = zarr.open_group(store, mode="r")
-    array = root["patterns"]
+    array: Any = root["patterns"]
     dims = array.metadata.dimension_names
     described = xr.open_zarr(store)
     axes = [axis_of(described, dim) for dim in dims]

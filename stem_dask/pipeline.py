@@ -306,7 +306,8 @@ class Job:
         if known is not None:
             slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
             retention, total = known["retention"].values, known["total"].values
-            statistics = retention_statistics(retention, total, *limits.values(), slack)
+            target, minimum = limits["target_retention"], limits["min_retention"]
+            statistics = retention_statistics(retention, total, target, minimum, slack)
         shape = out.shape[-2:] if window is None else window.shape
         results = report.results_of(
             known, statistics, patterns.shape[-2:], shape, math.prod(lead_shape(out)), window

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ def statistics(values: NDArray) -> dict[str, float]:
     """
     finite = np.asarray(values, np.float64)
     finite = finite[np.isfinite(finite)]
-    names = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max, "median": np.median}
+    names: dict[str, Callable[[NDArray], Any]] = {
+        "mean": np.mean,
+        "std": np.std,
+        "min": np.min,
+        "max": np.max,
+        "median": np.median,
+    }
     return {name: float(f(finite)) if finite.size else math.nan for name, f in names.items()}
 
 

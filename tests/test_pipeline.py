@@ -217,7 +217,7 @@ def test_little_gained_says_what_would(tmp_path: Path, make_config: Any) -> None
 def test_float16_is_refused_before_anything_is_written(tmp_path: Path, make_config: Any) -> None:
     np.save(tmp_path / "big.npy", np.full((2, 2, 8, 8), 70000, np.uint32))
     config = make_config(tmp_path / "big.npy", output={"dtype": "float16"})
-    with pytest.raises(ConfigError, match="65504.*reach 70000"):
+    with pytest.raises(ConfigError, match=r"65504.*reach 70000"):
         run(config)
     assert [path.name for path in tmp_path.iterdir()] == ["big.npy"]
 

@@ -53,7 +53,7 @@ def test_analyze_refuses(patterns, options, text):
         ({"margin_pixels": -1}, "margin_pixels is -1; expected an integer >= 0"),
         ({"size_multiple": 0}, "size_multiple is 0 and factor 1"),
         ({"factor": 0}, "size_multiple is 2 and factor 0"),
-        ({"target_retention": 2}, "target_retention is 2; expected 0 <"),
+        ({"target_retention": 2}, "target_retention is 2.0; expected 0 <"),
         ({"align": "patern"}, "align is 'patern'; expected fixed or pattern"),
         ({"size": 0}, "window of 0 pixels was asked for; it needs at least 1"),
         ({"size": "64"}, r"size is '64'; expected auto, n, or \[ny, nx\]"),
@@ -86,7 +86,7 @@ def test_a_lazy_analysis_is_refused_with_the_remedy(patterns, analysis):
     for call in calls:
         with pytest.raises(ConfigError, match=r"still lazy; .* sd\.analyze\(patterns\)\.compute"):
             call()
-    with pytest.raises(ConfigError, match="lacks radius; pass what sd.analyze returned"):
+    with pytest.raises(ConfigError, match=r"lacks radius; pass what sd\.analyze returned"):
         sd.choose_window(analysis.drop_vars("radius"))
 
 
@@ -109,7 +109,7 @@ def test_patterns_of_another_scan_are_refused(patterns, analysis):
         sd.crop(other, analysis, window)
     with pytest.raises(ConfigError, match=r"have \(2, 5\) positions, the cropped ones \(3, 5\)"):
         sd.validate(other, sd.crop(patterns, analysis, window), analysis)
-    with pytest.raises(ConfigError, match="min_retention is 1.5; expected 0 <= min"):
+    with pytest.raises(ConfigError, match=r"min_retention is 1\.5; expected 0 <= min"):
         sd.validate(patterns, patterns, analysis, min_retention=1.5)
 
 

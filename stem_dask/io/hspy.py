@@ -54,8 +54,8 @@ class HspySink:
         block = blocks["patterns"].astype(np.dtype(self.dtype), copy=False)  # and byte order
         n_lead = len(region)
         lead = self.chunks[:n_lead]
-        for part, chunk, size in zip(region, lead, self.shape, strict=False):
-            if part.start % chunk or (part.stop % chunk and part.stop != size):
+        for place, chunk, size in zip(region, lead, self.shape, strict=False):
+            if place.start % chunk or (place.stop % chunk and place.stop != size):
                 raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
         packed, sizes, origins = [], [], []
         steps = [range(0, n, chunk) for n, chunk in zip(block.shape, lead, strict=False)]
@@ -64,7 +64,7 @@ class HspySink:
             packed.append(compress_chunk(part, self.chunks))
             sizes.append(len(packed[-1]))
             origins.append([r.start + a for r, a in zip(region, start, strict=True)])
-        spooled = {
+        spooled: dict[str, NDArray] = {
             "bytes": np.frombuffer(b"".join(packed), np.uint8),
             "sizes": np.array(sizes, np.int64),
             "origins": np.array(origins, np.int64),
@@ -160,7 +160,7 @@ def compress_chunk(part: NDArray, chunk: Sequence[int]) -> bytes:
         part = full
     part = np.ascontiguousarray(part)
     shuffled = part.view(np.uint8).reshape(-1, part.dtype.itemsize).T
-    return zlib.compress(np.ascontiguousarray(shuffled), GZIP_LEVEL)
+    return zlib.compress(np.ascontiguousarray(shuffled).data, GZIP_LEVEL)
 
 
 def _axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, Any]:

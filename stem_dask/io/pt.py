@@ -123,10 +123,10 @@ class PtSink:
         with open(self.path, "r+b", buffering=0) as file:
             for start, piece in zip(starts, pieces, strict=True):
                 file.seek(self.offset[0] + start * pattern_bytes)
-                view = memoryview(piece)
+                view = piece.data
                 while view:
                     view = view[file.write(view) :]
-                runs.append((start * pattern_bytes, piece.size, zlib.crc32(piece)))
+                runs.append((start * pattern_bytes, piece.size, zlib.crc32(piece.data)))
         return {"runs": runs}
 
     def verify(self, record: Record) -> None:

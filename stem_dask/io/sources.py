@@ -75,7 +75,7 @@ class FlatFile:
 
     def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:
         file.seek(position)
-        view = memoryview(run)
+        view = run.data
         while view:
             n = file.readinto(view)
             if not n:
@@ -141,7 +141,7 @@ class ZarrArray:
     def __getitem__(self, part: Slices) -> NDArray:
         import zarr
 
-        array = zarr.open_array(self.path, path=self.name or None, mode="r")
+        array = zarr.open_array(self.path, path=self.name, mode="r")
         return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
 
 

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ from stem_dask.plan import inner_chunk, shard_shape
 from stem_dask.stages.analyze import PROFILE_ATTRS
 from stem_dask.stages.patterns import blocks_of, lead_shape
 
-CODEC = "lz4"
+CODEC: Literal["lz4"] = "lz4"
 #: per-position arrays of the analysis are small: chunks of up to this many positions
 _POSITIONS = 2**20
 
@@ -99,7 +99,9 @@ def create_array(
     """A compressed, checksummed array in a zarr group; empty chunks are written, so that a lost one is noticed."""
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    shuffle = "bitshuffle" if np.dtype(dtype).kind in "uib" else "shuffle"
+    shuffle: Literal["bitshuffle", "shuffle"] = (
+        "bitshuffle" if np.dtype(dtype).kind in "uib" else "shuffle"
+    )
     return group.create_array(
         name,
         shape=tuple(shape),

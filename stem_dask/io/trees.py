@@ -116,7 +116,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
         raise SourceError(f"{path}: not a readable zarr store: {error}") from error
     if isinstance(node, zarr.Array):
         return [_zarr_array(path, "", node, None)]
-    found = [(name, node[name]) for name in sorted(node.array_keys())]
+    found: list[tuple[str, Any]] = [(name, node[name]) for name in sorted(node.array_keys())]
     if not any(array.ndim in (3, 4) for _, array in found):
         for name, group in node.groups():
             found += [(f"{name}/{key}", group[key]) for key in sorted(group.array_keys())]

@@ -1,0 +1,410 @@
+"""Exports: patterns in, a file out that others open, on every kind of cluster, and never a half one."""
+
+import contextlib
+import sys
+import zipfile
+from math import prod
+
+import dask.array as da
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from stem_dask import cluster
+from stem_dask.errors import ConfigError, OutputExistsError, StoreError
+from stem_dask.export import active_client, export, export_from_store, open_store
+from stem_dask.io.pt import PtSink
+from stem_dask.model import Axis
+from stem_dask.stages.patterns import as_patterns
+
+MODULE = sys.modules[export.__module__]
+SHAPE = (6, 5, 12, 10)
+AXES = (
+    Axis("scan_y", 6, 0.5, 3, "nm"),
+    Axis("scan_x", 5, 0.25, -1, "um"),
+    Axis("ky", 12, 0.1, -0.6, "1/nm"),
+    Axis("kx", 10, 0.2, -1, "mrad"),
+)
+SUFFIXES = (".zarr", ".pt", ".hspy")
+WINDOW = {"window_size": [12, 10], "align": "pattern", "k_origin": "window_center"}
+
+
+def numbers(shape=SHAPE, dtype="u2"):
+    return np.arange(prod(shape)).reshape(shape).astype(dtype)
+
+
+def lazy(array, lead=(2, 5), **attrs):
+    axes = AXES if array.shape == SHAPE else None
+    names = ("scan_y", "scan_x", "ky", "kx") if array.ndim == 4 else ("pattern", "ky", "kx")
+    axes = axes or [Axis(name, n) for name, n in zip(names, array.shape, strict=True)]
+    data = da.from_array(array, chunks=(*lead, *array.shape[-2:]))
+    return as_patterns(data, axes, {"intensity": "counts", **attrs})
+
+
+def values(path):
+    """The patterns of an exported file, read without this package."""
+    if path.suffix == ".zarr":
+        return zarr.open_array(path, path="patterns", mode="r")[...]
+    if path.suffix == ".pt":
+        return load_pt(path)["patterns"].numpy()
+    with h5py.File(path) as file:
+        (group,) = file["Experiments"].values()
+        return group["data"][...]
+
+
+def load_pt(path):
+    torch = pytest.importorskip("torch")
+    return torch.load(path, weights_only=True, mmap=True)
+
+
+def analysis():
+    dims = ("scan_y", "scan_x")
+    center = np.linspace(5, 6, 30).reshape(6, 5)
+    center[1, 2] = np.nan
+    return xr.Dataset(
+        {
+            "center_y": (dims, center),
+            "window_y": (dims, np.arange(-15, 15, dtype="i4").reshape(6, 5)),
+            "retention": (dims, center / 6),
+            "mean": (("source_ky", "source_kx"), np.ones((3, 3))),
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_client(monkeypatch):
+    """What other tests left open is not used by accident."""
+    monkeypatch.setattr(MODULE, "active_client", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "_dashboard_port", lambda: 0)
+        with cluster.connect("local", n_workers=2, threads_per_worker=1) as connection:
+            yield connection.client
+
+
+@pytest.fixture(scope="module")
+def threads():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "_dashboard_port", lambda: 0)
+        with cluster.connect("threads", threads_per_worker=2) as connection:
+            yield connection.client
+
+
+@pytest.fixture(params=["none", "threads", "processes"])
+def client(request):
+    return None if request.param == "none" else request.getfixturevalue(request.param)
+
+
+# --- everywhere -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_values_on_every_cluster(tmp_path, client, suffix):
+    done = []
+    path = tmp_path / f"a{suffix}"
+    export(
+        lazy(numbers()),
+        path,
+        client=client,
+        progress=lambda n, all_, record: done.append((n, all_)),
+    )
+    np.testing.assert_array_equal(values(path), numbers())
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("shape", "lead"),
+    [((7, 5, 8, 6), (3, 2)), ((1, 7, 8, 6), (1, 2)), ((7, 1, 8, 6), (2, 1)), ((11, 8, 6), (4,))],
+)
+@pytest.mark.parametrize("dtype", ["i2", ">f4", "bool"])
+def test_values_of_any_scan_and_type(tmp_path, suffix, shape, lead, dtype):
+    array = (numbers(shape) % 3).astype(dtype)
+    export(lazy(array, lead), tmp_path / f"a{suffix}")
+    found = values(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype.kind == array.dtype.kind
+    assert found.dtype.itemsize == array.dtype.itemsize
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_bytes_do_not_depend_on_run_name_or_threads(tmp_path, suffix, monkeypatch):
+    def content(path):
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return [file.read_bytes() for file in files]
+
+    found = []
+    for threads_of_it, name in ((1, "one"), (2, "another")):
+        monkeypatch.setattr("dask.system.CPU_COUNT", threads_of_it)
+        path = tmp_path / f"{name}{suffix}"
+        export(lazy(numbers(), (1, 5)), path, analysis=analysis(), title="the same")
+        found.append(content(path))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_existing_files_are_kept_and_replaced_on_demand(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    export(lazy(numbers()), path)
+    with pytest.raises(OutputExistsError, match=rf"a\{suffix} exists; choose another output"):
+        export(lazy(numbers() + 1), path)
+    np.testing.assert_array_equal(values(path), numbers())
+    export(lazy(numbers() + 1, (3, 5)), path, overwrite=True)
+    np.testing.assert_array_equal(values(path), numbers() + 1)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def failing():
+    """Patterns whose last block raises."""
+
+    def block(part, block_info=None):
+        if block_info[0]["chunk-location"][0] == 2:
+            raise OSError("the disk went away")
+        return part
+
+    patterns = lazy(numbers())
+    return patterns.copy(data=patterns.data.map_blocks(block, dtype="u2", meta=patterns.data._meta))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_failing_block_leaves_nothing(tmp_path, client, suffix):
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(OSError, match=r"^the disk went away$"):
+        export(failing(), path, client=client)
+    assert list(tmp_path.iterdir()) == []
+    export(lazy(numbers()), path)
+    with pytest.raises(OSError, match=r"^the disk went away$"):
+        export(failing(), path, client=client, overwrite=True)
+    np.testing.assert_array_equal(values(path), numbers())
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_unknown_suffix_and_layout(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"cannot export to \.tif; known are \.zarr, \.pt, \.hspy"
+    ):
+        export(lazy(numbers()), tmp_path / "a.tif")
+    with pytest.raises(ConfigError, match=r"cannot export to no suffix"):
+        export(lazy(numbers()), tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"layout is 'rows'; expected one of scan, nchw, tensor"):
+        export(lazy(numbers()), tmp_path / "a.pt", layout="rows")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_workers_load_no_heavy_libraries(tmp_path, processes):
+    """Each would add hundreds of megabytes to every worker."""
+    for suffix in SUFFIXES:
+        export(lazy(numbers()), tmp_path / f"a{suffix}", client=processes, analysis=analysis())
+
+    def loaded():
+        import sys
+
+        return [m for m in ("torch", "hyperspy", "matplotlib", "rsciio.hspy") if m in sys.modules]
+
+    assert list(processes.run(loaded).values()) == [[], []]
+
+
+def test_the_active_client_is_found(threads):
+    with threads.as_current():
+        assert active_client() is threads
+
+
+# --- .zarr ------------------------------------------------------------------------------------------------------
+
+
+def test_zarr_and_back(tmp_path):
+    patterns = lazy(numbers(), maximum=3599, **WINDOW)
+    coords = {"window_y": (("scan_y", "scan_x"), np.ones((6, 5), "i4"))}
+    export(patterns.assign_coords(coords), tmp_path / "a.zarr", title="gold")
+    with xr.open_zarr(tmp_path / "a.zarr") as found:
+        assert found.attrs["title"] == "gold"
+        assert found.patterns.attrs["window_size"] == [12, 10]
+        assert found.ky.attrs == {"scale": 0.1, "offset": -0.6, "units": "1/nm"}
+    again, known = open_store(str(tmp_path / "a.zarr"))
+    assert known is None
+    assert again.data.chunks == patterns.data.chunks
+    xr.testing.assert_equal(again.compute(), patterns.compute())
+    export_from_store(str(tmp_path / "a.zarr"), str(tmp_path / "a.pt"))
+    assert str(load_pt(tmp_path / "a.pt")["patterns"].dtype) == "torch.int16"
+
+
+@pytest.mark.parametrize("chunks", [((1, 3, 2), (5,)), ((2, 4), (5,)), ((6,), (2, 3))])
+def test_irregular_blocks_are_made_regular(tmp_path, chunks):
+    patterns = lazy(numbers())
+    patterns = patterns.copy(data=patterns.data.rechunk((*chunks, 6, 5)))
+    for suffix in SUFFIXES:
+        export(patterns, tmp_path / f"a{suffix}")
+        np.testing.assert_array_equal(values(tmp_path / f"a{suffix}"), numbers())
+
+
+# --- .pt --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [("scan", SHAPE), ("nchw", (30, 1, 12, 10)), ("tensor", (30, 1, 12, 10))],
+)
+@pytest.mark.parametrize("lead", [(2, 5), (1, 2)])
+def test_pt_layouts(tmp_path, layout, shape, lead):
+    path = tmp_path / "a.pt"
+    export(lazy(numbers(), lead), path, layout=layout, analysis=analysis())
+    loaded = load_pt(path)
+    tensor = loaded if layout == "tensor" else loaded["patterns"]
+    assert tuple(tensor.shape) == shape
+    np.testing.assert_array_equal(tensor.numpy(), numbers().reshape(shape))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert len(archive.infolist()) > 5
+
+
+def test_pt_content(tmp_path):
+    path = tmp_path / "a.pt"
+    patterns = lazy(numbers(), global_radius=6, downsample_factor=np.int64(2), **WINDOW)
+    coords = {"window_x": (("scan_y", "scan_x"), np.full((6, 5), 7, "i4"))}
+    export(patterns.assign_coords(coords), path, analysis=analysis())
+    loaded = load_pt(path)
+    assert loaded["axes"] == [
+        {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
+        for a in AXES
+    ]
+    assert loaded["window"] == {**WINDOW, "global_radius": 6}
+    assert (loaded["intensity"], loaded["downsample_factor"]) == ("counts", 2)
+    known = loaded["analysis"]
+    assert sorted(known) == ["center_y", "retention", "window_x", "window_y"]
+    for name in ("center_y", "retention", "window_y"):
+        expected = analysis()[name].values
+        assert known[name].numpy().dtype == expected.dtype
+        np.testing.assert_array_equal(known[name].numpy(), expected)
+    assert (known["window_x"].numpy() == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "maximum", "expected"),
+    [
+        ("u2", 59, "int8"), ("u2", 300, "int16"), ("u2", 32767, "int16"), ("u2", 32768, "int32"),
+        ("u2", None, "int32"), ("u4", None, "int64"), ("u4", 70000, "int32"), ("u8", None, "int64"),
+        ("u1", None, "uint8"), ("i2", None, "int16"), ("f4", None, "float32"), ("f2", None, "float16"),
+    ],
+)  # fmt: skip
+def test_pt_type_that_torch_can_count_with(tmp_path, dtype, maximum, expected):
+    array = numbers(dtype="i8") % 60
+    array[0, 0, 0, 0] = maximum or 59
+    attrs = {} if maximum is None else {"maximum": maximum}
+    notes = export(lazy(array.astype(dtype), **attrs), tmp_path / "a.pt")
+    tensor = load_pt(tmp_path / "a.pt")["patterns"]
+    assert str(tensor.dtype) == f"torch.{expected}"
+    np.testing.assert_array_equal(tensor.numpy(), array)
+    assert bool((tensor + tensor == 2 * tensor).all())  # as it cannot with uint16
+    if np.dtype(dtype) == np.dtype(expected):
+        assert notes == []
+    else:
+        why = "is not known" if maximum is None else f"is {maximum:,}"
+        assert notes == [
+            f"a.pt holds {expected}: torch neither adds nor compares {np.dtype(dtype)}, "
+            f"and the largest value {why}"
+        ]
+
+
+def test_pt_keep_dtype(tmp_path):
+    assert export(lazy(numbers(), maximum=9), tmp_path / "a.pt", keep_dtype=True) == []
+    assert str(load_pt(tmp_path / "a.pt")["patterns"].dtype) == "torch.uint16"
+    np.testing.assert_array_equal(values(tmp_path / "a.pt"), numbers())
+
+
+def test_pt_refuses_values_that_would_wrap(tmp_path):
+    with pytest.raises(StoreError, match=r"a value of [123],[1357]99 does not fit int8"):
+        export(lazy(numbers(), maximum=100), tmp_path / "a.pt")
+    huge = np.full(SHAPE, 2**63, "u8")
+    with pytest.raises(StoreError, match=r"9,223,372,036,854,775,808 does not fit int64"):
+        export(lazy(huge), tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match=r"more than int64 holds"):
+        export(lazy(huge, maximum=2**63), tmp_path / "a.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_pt_with_a_missing_block_is_refused(tmp_path, missing):
+    pytest.importorskip("torch")
+    sink = PtSink(str(tmp_path / "a.pt"), (3, 2), (3, 2, 4, 4), "int16", None)
+    sink.create()
+    records = []
+    for y in set(range(3)) - {missing}:
+        block = {"patterns": np.ones((1, 2, 4, 4), "i2")}
+        extra = sink.write(y, (slice(y, y + 1), slice(0, 2)), block)
+        records.append(type("Record", (), {"extra": extra}))
+    with pytest.raises(StoreError, match=r"were not written|blocks are missing"):
+        sink.finish(records)
+
+
+# --- .hspy ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def load_hspy():
+    """`hyperspy.api.load` that closes what it opened."""
+    hs = pytest.importorskip("hyperspy.api")
+    with contextlib.ExitStack() as stack:
+
+        def load(path, lazy_load):
+            signal = hs.load(path, lazy=lazy_load)
+            if lazy_load:
+                stack.callback(signal.close_file)
+            return signal
+
+        yield load
+
+
+@pytest.mark.parametrize("lazy_load", [False, True])
+def test_hspy_in_hyperspy(tmp_path, load_hspy, lazy_load):
+    patterns = lazy(numbers(), global_radius=None, **WINDOW)
+    export(patterns, tmp_path / "a.hspy", analysis=analysis(), title="gold/on carbon")
+    signal = load_hspy(tmp_path / "a.hspy", lazy_load)
+    assert type(signal).__name__ == ("LazySignal2D" if lazy_load else "Signal2D")
+    assert signal._lazy is lazy_load
+    data = signal.data.compute() if lazy_load else signal.data
+    np.testing.assert_array_equal(data, numbers())
+    found = signal.axes_manager._axes
+    assert [(a.name, a.size, a.scale, a.offset, a.units) for a in found] == [
+        (name, axis.size, axis.scale, axis.offset, axis.units)
+        for name, axis in zip(("y", "x", "ky", "kx"), AXES, strict=True)
+    ]
+    assert [axis.navigate for axis in found] == [True, True, False, False]
+    assert signal.metadata.General.title == "gold/on carbon"
+    known = signal.metadata.stem_dask
+    assert known.align == "pattern"
+    assert list(known.window_size) == [12, 10]
+    np.testing.assert_array_equal(known.center_y, analysis().center_y.values)
+    np.testing.assert_array_equal(signal.navigator.data, numbers().sum(axis=(2, 3)))
+    assert signal.inav[3, 1].data.shape == (12, 10)
+    one = signal.inav[3, 1].data
+    np.testing.assert_array_equal(one.compute() if lazy_load else one, numbers()[1, 3])
+
+
+def test_hspy_list_of_patterns(tmp_path, load_hspy):
+    array = numbers((7, 6, 5), "f4")
+    export(lazy(array, (3,)), tmp_path / "a.hspy")
+    signal = load_hspy(tmp_path / "a.hspy", False)
+    np.testing.assert_array_equal(signal.data, array)
+    assert [axis.name for axis in signal.axes_manager._axes] == ["pattern", "ky", "kx"]
+    np.testing.assert_array_equal(signal.navigator.data, array.sum(axis=(1, 2)))
+
+
+def test_hspy_chunks_are_whole_patterns_of_a_megabyte(tmp_path):
+    array = np.random.default_rng(2).poisson(0.5, (3, 16, 256, 256)).astype("u2")
+    export(lazy(array, (1, 16)), tmp_path / "a.hspy")
+    with h5py.File(tmp_path / "a.hspy") as file:
+        data = file["Experiments/a/data"]
+        assert data.chunks == (1, 8, 256, 256)
+        assert prod(data.chunks) * 2 == 2**20
+        assert (data.compression, data.shuffle) == ("gzip", True)
+        assert data.id.get_num_chunks() == 6
+        assert data.id.get_storage_size() < array.nbytes / 4
+        np.testing.assert_array_equal(data[2, 11], array[2, 11])
+        offsets = [data.id.get_chunk_info(i).byte_offset for i in range(6)]
+        assert offsets == sorted(offsets)

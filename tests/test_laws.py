@@ -1,0 +1,239 @@
+"""Laws that hold for every set of patterns: the retention theorem, sums that add up, chunks that do not matter."""
+
+import math
+
+import dask
+import numpy as np
+import pytest
+import twins
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import as_array, chunkings, datasets, shares
+
+import stem_dask as sd
+from stem_dask.kernels.analysis import analyze_patterns
+from stem_dask.stages.window import radii_for_target
+
+law = settings(max_examples=200, deadline=None)
+aligns = st.sampled_from(["fixed", "pattern"])
+metrics = st.sampled_from(["square", "circle"])
+#: float sums in two orders differ by less, relative to the total
+SLACK = 1e-12
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small arrays: threads would only cost time; test_stages compares the schedulers."""
+    with dask.config.set(scheduler="sync"):
+        yield
+
+
+def slack(data):
+    return SLACK if data.dtype.kind == "f" else 0.0
+
+
+def is_finite(data):
+    return data.dtype.kind != "f" or np.isfinite(data).all()
+
+
+@law
+@given(
+    datasets(), shares(), shares(), metrics, aligns, st.integers(0, 3), st.sampled_from([0, 1.5]),
+    st.integers(1, 3),
+)  # fmt: skip
+def test_the_retention_theorem(data, target, coverage, metric, align, margin, threshold, factor):
+    """At least ceil(coverage * n) of the n non-empty patterns keep the target."""
+    patterns = as_array(data)
+    analysis = sd.analyze(
+        patterns, target_retention=target, radius_metric=metric, threshold=threshold
+    ).compute()
+    window = sd.choose_window(
+        analysis, coverage=coverage, margin_pixels=margin, align=align, factor=factor
+    )
+    cropped = sd.crop(patterns, analysis, window)
+    checked = sd.validate(patterns, cropped, analysis, min_retention=target).compute()
+    n = int(np.isfinite(analysis.radius).sum())
+    assert int(checked.n_empty) == checked.retention.size - n
+    assert int(checked.n_target) == int(checked.n_min) >= math.ceil(coverage * n)
+    # the same from the definition, without the package
+    counted = [twins.intensity(p, threshold) for p in data.reshape(-1, *data.shape[-2:])]
+    kept = 0
+    origins = zip(cropped.window_y.values.ravel(), cropped.window_x.values.ravel(), strict=True)
+    for own, origin in zip(counted, origins, strict=True):
+        total = twins.add(own)
+        inside = twins.add(twins.crop(own, origin, window.shape))
+        kept += total > 0 and inside >= (target - slack(data)) * total
+    assert kept >= math.ceil(coverage * n)
+
+
+@law
+@given(datasets(), st.data(), shares(), metrics, aligns)
+def test_results_do_not_depend_on_the_chunks(data, draw, target, metric, align):
+    """Every value of a pattern is identical; sums over patterns differ by the order of float additions."""
+    results = []
+    for chunks in (None, draw.draw(chunkings(data))):
+        patterns = as_array(data, chunks)
+        analysis = sd.analyze(patterns, target_retention=target, radius_metric=metric).compute()
+        window = sd.choose_window(analysis, align=align, coverage=0.8, margin_pixels=0)
+        cropped = sd.crop(patterns, analysis, window)
+        checked = sd.validate(patterns, cropped, analysis)
+        results.append((window, analysis, *dask.compute(cropped, checked)))
+    (window, *made), (other, *remade) = results
+    assert window == other
+    sums = {"curve_mean", "negative_sum"} | ({"mean_pattern"} if data.dtype.kind == "f" else set())
+    for a, b in zip(made, remade, strict=True):
+        assert a.attrs == b.attrs
+        for name in {*a.coords, *getattr(a, "data_vars", ())}:
+            if name in sums:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-12)
+            else:
+                np.testing.assert_array_equal(a[name], b[name])
+    np.testing.assert_array_equal(made[1], remade[1])
+
+
+@law
+@given(datasets(), st.data(), aligns)
+def test_the_window_and_what_lies_outside_add_up_to_the_total(data, draw, align):
+    patterns = as_array(data)
+    analysis = sd.analyze(patterns, target_retention=0.9).compute()
+    size = draw.draw(st.tuples(*(st.integers(1, n + 2) for n in data.shape[-2:])))
+    window = sd.choose_window(analysis, size=size, align=align, size_multiple=1)
+    cropped = sd.crop(patterns, analysis, window)
+    back = sd.to_detector(cropped, analysis)
+    checked = sd.validate(patterns, cropped, analysis)
+    inside, restored, kept = dask.compute(cropped, back, checked.retention)
+    outside = patterns.values.copy()
+    origins = zip(inside.window_y.values.ravel(), inside.window_x.values.ravel(), strict=True)
+    for rest, (row, col) in zip(outside.reshape(-1, *data.shape[-2:]), origins, strict=True):
+        rest[max(row, 0) : row + window.shape[0], max(col, 0) : col + window.shape[1]] = 0
+    counted = [
+        np.array([float(twins.add(twins.intensity(p))) for p in part.reshape(-1, *part.shape[-2:])])
+        for part in (inside.values, outside, data)
+    ]
+    np.testing.assert_allclose(counted[0] + counted[1], counted[2], rtol=slack(data))
+    filled = counted[2] > 0
+    share = counted[0][filled] / counted[2][filled]
+    np.testing.assert_allclose(kept.values.ravel()[filled], share, rtol=slack(data))
+    # what went through the window is unchanged, and the rest is 0
+    np.testing.assert_array_equal(restored, np.where(outside == 0, data, 0) * (restored != 0))
+    np.testing.assert_array_equal(np.where(restored != 0, restored, outside), data)
+
+
+@law
+@given(datasets(), st.integers(1, 4), aligns)
+def test_downsampling_keeps_sums_and_means(data, k, align):
+    assume(is_finite(data) and min(data.shape[-2:]) > 2 * k)
+    patterns = as_array(data)
+    analysis = sd.analyze(patterns, target_retention=0.5).compute()
+    window = sd.choose_window(analysis, align=align, coverage=0.5, margin_pixels=0, factor=k)
+    cropped = sd.crop(patterns, analysis, window)
+    whole = tuple(n // k * k for n in window.shape)
+    mean, total, fft, values = dask.compute(
+        sd.downsample(cropped, k),
+        sd.downsample(cropped, k, reduce="sum"),
+        sd.downsample(cropped, k, method="fft"),
+        cropped,
+    )
+    values = values.values[..., : whole[0], : whole[1]]
+    for axis, name in enumerate(("ky", "kx")):  # nothing of a cropped axis is dropped
+        assert name not in window.cropped_axes or whole[axis] == window.shape[axis]
+    axes = (-2, -1)
+    sums, n = values.sum(axes, dtype="f8"), math.prod(whole)
+    if data.dtype.kind == "f":
+        np.testing.assert_allclose(total.values.sum(axes), sums, **near(data, n))
+    else:
+        assert total.dtype.kind == data.dtype.kind
+        np.testing.assert_array_equal(total.values.sum(axes), values.sum(axes))
+    np.testing.assert_allclose(mean.values.sum(axes, dtype="f8") * k**2, sums, **near(data, n))
+    for small in (mean, fft):
+        np.testing.assert_allclose(small.values.mean(axes, dtype="f8"), sums / n, **near(data, 1))
+
+
+def near(data, n):
+    """float32 keeps 7 digits; sums of noise may cancel, so the largest of the n values counts too."""
+    digits = 1e-12 if data.dtype == np.float64 else 1e-6
+    return {"rtol": digits, "atol": digits * float(np.abs(data).max()) * n}
+
+
+@law
+@given(st.integers(1, 12), st.sampled_from(["?", "u1", "i1", "u2", "i2"]), st.booleans())
+def test_sums_of_extreme_values_do_not_wrap(k, dtype, lowest):
+    value = (
+        bool(not lowest) if dtype == "?" else getattr(np.iinfo(dtype), "min" if lowest else "max")
+    )
+    patterns = as_array(np.full((1, k, 2 * k), value, dtype))
+    out = sd.downsample(patterns, k, reduce="sum")
+    assert (out.values.astype(object) == int(value) * k * k).all()
+
+
+@law
+@given(datasets(dtypes=("u2", "i4")), shares(), shares(), metrics, aligns)
+def test_another_target_needs_no_second_look(data, first, second, metric, align):
+    """From the stored profiles of integers comes the window that a fresh analysis gives."""
+    patterns = as_array(data)
+    options = {"coverage": 0.9, "align": align, "margin_pixels": 1}
+    stored = sd.analyze(patterns, target_retention=first, radius_metric=metric).compute()
+    fresh = sd.analyze(patterns, target_retention=second, radius_metric=metric).compute()
+    assert sd.choose_window(stored, target_retention=second, **options) == sd.choose_window(
+        fresh, **options
+    )
+
+
+@law
+@given(datasets(dtypes=("f4", "f8")), shares(), shares(), metrics)
+def test_another_target_on_floats_keeps_at_least_the_target(data, first, second, metric):
+    options = {"threshold": 0, "center": None, "metric": metric}
+    profile = analyze_patterns(data, target_retention=first, **options).profile
+    fresh = analyze_patterns(data, target_retention=second, **options)
+    radii = radii_for_target(profile, fresh.total, second, metric, exact=False)
+    known = fresh.radius
+    np.testing.assert_array_equal(np.isnan(radii), np.isnan(known))
+    filled = np.isfinite(known)
+    assert (radii[filled] >= known[filled]).all()
+    for i in np.flatnonzero(filled & (radii > known)):  # only where the share is at the target
+        assert profile[i, int(known[i])] == pytest.approx(second, rel=2e-7)
+
+
+@law
+@given(
+    datasets(dtypes=("u2",)), st.one_of(st.just("auto"), st.integers(1, 20)), st.integers(1, 5),
+    st.integers(1, 4), st.integers(0, 4), aligns,
+)  # fmt: skip
+def test_window_sizes(data, size, multiple, factor, margin, align):
+    """The output of a cropped axis is a multiple; a window that would reach the detector is the whole axis."""
+    patterns = as_array(data)
+    analysis = sd.analyze(patterns, target_retention=0.5).compute()
+    window = sd.choose_window(
+        analysis,
+        size=size,
+        size_multiple=multiple,
+        factor=factor,
+        margin_pixels=margin,
+        align=align,
+    )
+    wanted = 2 * window.global_radius if size == "auto" else size
+    rounded = math.ceil(wanted / (multiple * factor)) * multiple * factor
+    cropped = sd.crop(patterns, analysis, window)
+    for axis, name in enumerate(("ky", "kx")):
+        full, got = data.shape[-2 + axis], window.shape[axis]
+        origin = cropped.coords["window_" + name[1]]
+        if rounded < full:
+            assert name in window.cropped_axes
+            assert got == rounded
+            assert got % factor == 0
+            assert got // factor % multiple == 0
+            if align == "fixed":
+                assert (origin == window.center[axis] - got // 2).all()
+        else:
+            assert name not in window.cropped_axes
+            assert got == full
+            assert (origin == 0).all()
+            assert any(note.startswith(f"{name} is not cropped") for note in window.notes)
+    assert cropped.shape[-2:] == window.shape
+    if align == "pattern":
+        filled = np.isfinite(analysis.radius.values)
+        for axis, name in enumerate(("ky", "kx")):
+            if name in window.aligned_axes:
+                own = np.rint(analysis[f"center_{name[1]}"].values[filled])
+                at = cropped.coords["window_" + name[1]].values[filled]
+                assert (at + window.shape[axis] // 2 == own).all()
