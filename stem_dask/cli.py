@@ -116,7 +116,6 @@ def _crop(
             str(output),
             layout=layout,
             keep_dtype=as_tensor,
-            title=output.stem,
             overwrite=options.overwrite,
         )
     for path in beside:

@@ -112,7 +112,11 @@ def export(
             }
         )
     )
-    options = {"layout": layout, "keep_dtype": keep_dtype, "title": title or Path(path).stem}
+    options = {
+        "layout": layout,
+        "keep_dtype": keep_dtype,
+        "title": title or str(patterns.attrs.get("title", "4D-STEM")),
+    }
     try:
         notes = writers[suffix](patterns, path, analysis, options, client, progress)
         publish(path)
@@ -161,7 +165,8 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
     name = f"store-{abs(hash((*identity(store), *lead))):x}"
-    patterns = as_patterns(lazy_array(source, lead, name), axes, dict(array.attrs))
+    attrs = {**array.attrs, "title": root.attrs.get("title", "4D-STEM")}
+    patterns = as_patterns(lazy_array(source, lead, name), axes, attrs)
     if "analysis" not in root:
         return patterns, None
     analysis = xr.open_zarr(store, group="analysis").drop_vars("profile").load()

@@ -353,7 +353,7 @@ class Job:
         name, n_bytes, changed = self.found.identity
         notes = list(self.found.info.notes)
         return {
-            "title": Path(self.outputs.store).stem,
+            "title": Path(name).stem,
             "token": token(self.config, self.found),
             "config": to_dict(self.config),
             "input": {"path": name, "bytes": n_bytes, "modified_ns": changed, "notes": notes},

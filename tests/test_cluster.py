@@ -1,0 +1,221 @@
+"""Where the job runs: threads, processes, or a scheduler that is there already."""
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+
+import dask
+import pytest
+from distributed import LocalCluster
+
+from stem_dask import cluster
+from stem_dask.cluster import SMALL_INPUT_BYTES, Connection, connect
+from stem_dask.errors import ConfigError
+
+
+@pytest.fixture
+def any_port(monkeypatch):
+    """Other clusters on this machine may take the usual port at the same moment."""
+    monkeypatch.setattr(cluster, "_dashboard_port", lambda: 0)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Which kind would be started with which options; nothing is."""
+    calls = []
+
+    def start(kind, n_workers, threads, memory_limit):
+        calls.append((kind, n_workers, threads, memory_limit))
+        raise InterruptedError
+
+    monkeypatch.setattr(cluster, "_start", start)
+    return calls
+
+
+# --- choice -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "input_bytes", "expected"),
+    [
+        ("auto", 0, "threads"),
+        ("auto", SMALL_INPUT_BYTES - 1, "threads"),
+        ("auto", SMALL_INPUT_BYTES, "local"),
+        ("threads", 2**50, "threads"),
+        ("local", 0, "local"),
+    ],
+)
+def test_auto_goes_by_the_size_of_the_input(started, kind, input_bytes, expected):
+    with pytest.raises(InterruptedError), connect(kind, input_bytes=input_bytes, n_workers=1):
+        pass
+    assert started == [(expected, 1, None, None)]
+
+
+def test_unknown_kind(started):
+    with (
+        pytest.raises(
+            ConfigError, match=r"cluster\.kind is 'gpu'; expected auto, threads or local"
+        ),
+        connect("gpu"),
+    ):
+        pass
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_workers", "threads", "expected"),
+    [
+        ("threads", None, None, (1, 8)),
+        ("threads", 1, 3, (1, 3)),
+        ("local", None, None, (8, 1)),
+        ("local", None, 2, (4, 2)),
+        ("local", None, 16, (1, 16)),
+        ("local", 2, None, (2, 4)),
+        ("local", 20, None, (20, 1)),
+        ("local", 3, 5, (3, 5)),
+    ],
+)
+def test_workers_and_threads(monkeypatch, kind, n_workers, threads, expected):
+    monkeypatch.setattr(dask.system, "CPU_COUNT", 8)
+    assert cluster._layout(kind, n_workers, threads) == expected
+
+
+def test_threads_are_one_worker():
+    with (
+        pytest.raises(ConfigError, match=r"threads is one worker, n_workers is 2; set threads_per"),
+        connect("threads", n_workers=2),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (123, 123), ("500e6", 5 * 10**8)],
+)
+def test_memory_limit(text, expected):
+    assert cluster._limit(text, 7) == expected
+
+
+def test_memory_limit_is_a_part_of_what_there_is():
+    assert 0 < cluster._limit(None, 4) == pytest.approx(cluster._limit(None, 1) / 4, abs=1)
+
+
+@pytest.mark.parametrize("text", ["much", "4 bananas"])
+def test_memory_limit_refused(text):
+    with (
+        pytest.raises(
+            ConfigError, match=rf"memory_limit is '{text}'; expected bytes, or text such"
+        ),
+        connect("threads", memory_limit=text),
+    ):
+        pass
+
+
+def test_the_usual_port_or_any():
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # someone else has it: as good
+            taken.bind(("127.0.0.1", 8787))
+        assert cluster._dashboard_port() == 0
+
+
+def test_connection_in_words():
+    connection = Connection(None, "local", 2, 4, "", 3 * 2**29)
+    assert str(connection) == "local: 2 workers, 4 threads, 1.5 GiB a thread"
+    assert str(Connection(None, "threads", 1, 1, "", None)) == "threads: 1 worker, 1 thread"
+
+
+# --- started ----------------------------------------------------------------------------------------------------
+
+
+def test_threads_run_in_this_process(any_port, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with connect("threads", threads_per_worker=3, memory_limit="2GB") as connection:
+        assert (connection.kind, connection.n_workers, connection.n_threads) == ("threads", 1, 3)
+        assert connection.thread_bytes == 2 * 10**9 // 3
+        assert connection.client.submit(os.getpid).result() == os.getpid()
+        assert connection.client.scheduler.address.startswith("inproc://")
+        assert connection.dashboard.startswith("http://127.0.0.1:")
+        assert dask.config.get("distributed.worker.memory.spill") is False
+        client = connection.client
+    assert client.status == "closed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes(any_port, tmp_path, monkeypatch):
+    """Two of them, on this machine only; others join by address or by file; nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    before = dask.config.get("distributed.worker.memory.terminate", None)
+    with connect("local", n_workers=2, threads_per_worker=1, memory_limit="1GB") as connection:
+        client = connection.client
+        assert (connection.kind, connection.n_workers, connection.n_threads) == ("local", 2, 2)
+        assert connection.thread_bytes == 10**9
+        address = client.scheduler.address
+        assert address.startswith("tcp://127.0.0.1:")
+        assert connection.dashboard.startswith("http://127.0.0.1:")
+        _pages_are_on_loopback(client)
+        pids = set(client.run(os.getpid).values())
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+        folders = set(client.run(lambda dask_worker: dask_worker.local_directory).values())
+        assert all(Path(folder).is_dir() for folder in folders)
+        _join_by_address_and_file(address, tmp_path, pids)
+    assert not any(Path(folder).exists() for folder in folders)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert dask.config.get("distributed.worker.memory.terminate", None) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def _pages_are_on_loopback(client):
+    def of_scheduler(dask_scheduler):
+        return {s.getsockname()[0] for s in dask_scheduler.http_server._sockets.values()}
+
+    def of_worker(dask_worker):
+        return {s.getsockname()[0] for s in dask_worker.http_server._sockets.values()}
+
+    assert client.run_on_scheduler(of_scheduler) == {"127.0.0.1"}
+    assert list(client.run(of_worker).values()) == [{"127.0.0.1"}] * 2
+
+
+def _join_by_address_and_file(address, folder, pids):
+    with connect("local", address=address) as joined:
+        assert joined.kind == f"scheduler at {address}"
+        assert (joined.n_workers, joined.n_threads) == (2, 2)
+        assert joined.thread_bytes == 10**9
+        assert joined.client.submit(os.getpid).result() in pids
+    file = folder / "scheduler.json"
+    file.write_text(json.dumps({"type": "Scheduler", "address": address}))
+    with connect(scheduler_file=str(file)) as joined:
+        assert joined.kind == f"scheduler at {address}"
+        assert joined.n_workers == 2
+    file.unlink()
+
+
+def test_leaving_does_not_stop_a_cluster_of_others():
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+    ) as others:
+        with connect(address=others.scheduler_address) as joined:
+            assert joined.n_workers == 1
+        assert others.status.name == "running"
+        with connect(address=others.scheduler_address) as joined:
+            assert joined.client.submit(int, "7").result() == 7
+
+
+def test_missing_scheduler_file(tmp_path):
+    path = str(tmp_path / "gone.json")
+    with (
+        pytest.raises(ConfigError, match=r"scheduler_file .*gone\.json does not exist; is the"),
+        connect(scheduler_file=path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["not an address at all", "xyz://127.0.0.1:1"])
+def test_an_address_that_is_none(address):
+    with (
+        pytest.raises(ConfigError, match=rf"{address} does not answer: .*check cluster\.address"),
+        connect(address=address),
+    ):
+        pass
