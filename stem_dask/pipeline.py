@@ -133,7 +133,7 @@ class Job:
         cropped = patterns
         if analysis is not None and window is not None:
             cropped = crop(patterns, analysis, window)
-        out = self.shrink(cropped)
+        out = self.shrink(cropped, analysis)
         known = self.write(patterns, cropped, out, analysis, window)
         publish(self.outputs.store)
         for path in self.outputs.exports:
@@ -200,15 +200,11 @@ class Job:
                 check_float16(float(analysis["max_pattern"].max()))
         return window
 
-    def shrink(self, cropped: xr.DataArray) -> xr.DataArray:
+    def shrink(self, cropped: xr.DataArray, analysis: xr.Dataset | None) -> xr.DataArray:
         """Downsample and cast; says what an uncropped axis loses at its end."""
         options = self.config.downsample
-        for name in ("ky", "kx"):
-            rest = cropped.sizes[name] % options.factor
-            if rest:
-                self.warnings.append(
-                    f"downsampling by {options.factor} drops the last {rest} of {cropped.sizes[name]} pixels of {name}"
-                )
+        mean = None if analysis is None else analysis["mean_pattern"].values
+        self.warnings += report.remainder_warnings(dict(cropped.sizes), options.factor, mean)
         return cast(downsample(cropped, **options.model_dump()), self.config.output.dtype)
 
     def write(

@@ -159,6 +159,27 @@ def window_warnings(window: Window, filled: NDArray) -> list[str]:
     return out
 
 
+def remainder_warnings(
+    sizes: Mapping[Any, int], factor: int, mean_pattern: NDArray | None
+) -> list[str]:
+    """What downsampling drops at the end of an axis: pixels, and the intensity they hold when it is known.
+
+    A cropped axis is a multiple of the factor, so what is dropped lies on an axis that was kept whole.
+    """
+    out = []
+    for axis, name in enumerate(("ky", "kx")):
+        rest = sizes[name] % factor
+        if rest:
+            text = (
+                f"downsampling by {factor} drops the last {rest} of {sizes[name]} pixels of {name}"
+            )
+            if mean_pattern is not None and mean_pattern.sum() > 0:
+                lost = np.take(mean_pattern, range(sizes[name] - rest, sizes[name]), axis).sum()
+                text += f", {lost / mean_pattern.sum():.3%} of the intensity"
+            out.append(text)
+    return out
+
+
 def gained_little(window: Window, analysis: xr.Dataset) -> bool:
     """Whether the window keeps most of the detector's pixels."""
     pixels = analysis.sizes["source_ky"] * analysis.sizes["source_kx"]

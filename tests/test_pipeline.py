@@ -132,6 +132,16 @@ def test_crop_disabled_skips_the_analysis(beam_file: Path, make_config: Any) -> 
     assert "mean_retention" not in outcome.results["validation"]
 
 
+def test_a_dropped_remainder_is_reported_with_its_intensity(
+    tmp_path: Path, make_config: Any
+) -> None:
+    data = np.ones((2, 2, 9, 8), np.uint16)
+    np.save(tmp_path / "whole.npy", data)
+    outcome = run(make_config(tmp_path / "whole.npy", downsample={"factor": 2}))
+    expected = "downsampling by 2 drops the last 1 of 9 pixels of ky, 11.111% of the intensity"
+    assert expected in outcome.results["warnings"]
+
+
 def test_second_equal_run_is_complete_and_a_changed_one_is_refused(
     beam_file: Path, make_config: Any
 ) -> None:

@@ -1,8 +1,10 @@
 """Stages: lazy in, lazy out, one read a pass, the twins' values, the calibration, and every refusal."""
 
+import pickle
 import threading
 from collections import Counter
 
+import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
@@ -154,10 +156,14 @@ def test_a_detector_cut_in_chunks_and_numpy_data_give_the_same():
     plain = xr.DataArray(data, dims=SCAN)
     xr.testing.assert_identical(sd.analyze(plain).compute(), expected)
     xr.testing.assert_identical(sd.analyze(plain.chunk(dims)).compute(), expected)
-    with dask.config.set(scheduler="processes", num_workers=1):
-        window = sd.choose_window(expected, size=6)
-        cut = sd.crop(plain.chunk(dims), expected, window)
-        xr.testing.assert_identical(cut.compute(), sd.crop(plain, expected, window).compute())
+    window = sd.choose_window(expected, size=6)
+    known = sd.crop(plain, expected, window).compute()
+    for patterns in (plain.chunk(dims), pickle.loads(pickle.dumps(plain.chunk(dims)))):
+        lazy = sd.crop(patterns, expected, pickle.loads(pickle.dumps(window)))
+        lazy = cloudpickle.loads(cloudpickle.dumps(lazy))  # as it goes to a cluster
+        xr.testing.assert_identical(lazy.compute(), known)
+    lazy = cloudpickle.loads(cloudpickle.dumps(sd.analyze(plain.chunk(dims))))
+    xr.testing.assert_identical(lazy.compute(), expected)
 
 
 # --- analysis -----------------------------------------------------------------------------------
