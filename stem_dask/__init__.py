@@ -20,7 +20,7 @@ _PUBLIC = {
     "validate": ("stem_dask.stages.validate", "validate"),
     "downsample": ("stem_dask.stages.downsample", "downsample"),
     "cast": ("stem_dask.stages.downsample", "cast"),
-    "export": ("stem_dask.export", "export"),
+    "export": ("stem_dask.exports", "export"),
     "connect": ("stem_dask.cluster", "connect"),
     "load_config": ("stem_dask.config", "load_config"),
     "run_config": ("stem_dask.pipeline", "run"),

@@ -4,7 +4,7 @@ from stem_dask.cropper import CroppingConfig as CroppingConfig
 from stem_dask.cropper import DiffractionCropper as DiffractionCropper
 from stem_dask.cropper import create_test_data as create_test_data
 from stem_dask.errors import StemDaskError as StemDaskError
-from stem_dask.export import export as export
+from stem_dask.exports import export as export
 from stem_dask.io.lazy import open_patterns as open
 from stem_dask.pipeline import run as run_config
 from stem_dask.stages.analyze import analyze as analyze

@@ -93,7 +93,7 @@ def _crop(
 ) -> int:
     """Run the job into the run's folder, export from there, and move what was asked for beside the output."""
     from stem_dask.config import parse_config
-    from stem_dask.export import export_from_store
+    from stem_dask.exports import export_from_store
     from stem_dask.io.publish import publish, temporary
     from stem_dask.io.read import find
     from stem_dask.pipeline import run

@@ -107,6 +107,7 @@ def _start(
             memory_limit=limit,
             host=LOOPBACK if kind == "local" else None,  # threads talk within the process
             dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
+            worker_dashboard_address=f"{LOOPBACK}:0",
             local_directory=scratch,
             silence_logs=40,
         )
@@ -154,6 +155,9 @@ def _describe(client: Any, kind: str) -> Connection:
 
 def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int, int]:
     cores = dask.system.CPU_COUNT
+    for name, value in (("n_workers", n_workers), ("threads_per_worker", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"cluster.{name} is {value}; expected at least 1")
     if kind == "threads":
         if n_workers not in (None, 1):
             raise ConfigError(
@@ -172,8 +176,11 @@ def _limit(memory_limit: int | str | None, workers: int) -> int:
     if memory_limit is None:
         return int(MEMORY_LIMIT * MEMORY_SHARE / workers)
     try:
-        return int(parse_bytes(memory_limit))
-    except ValueError as error:
+        limit = int(parse_bytes(memory_limit))
+        if limit < 1:
+            raise ValueError(f"{limit} bytes")
+        return limit
+    except (ValueError, IndexError) as error:
         raise ConfigError(
             f"cluster.memory_limit is {memory_limit!r}; expected bytes, or text such as 4GB"
         ) from error

@@ -14,7 +14,7 @@ import xarray as xr
 from stem_dask import engine, report
 from stem_dask.cluster import Connection, connect
 from stem_dask.config import Config, to_dict
-from stem_dask.export import export_from_store
+from stem_dask.exports import export_from_store
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
 from stem_dask.io.lazy import lazy_patterns, masked

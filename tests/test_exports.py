@@ -14,7 +14,7 @@ import zarr
 
 from stem_dask import cluster
 from stem_dask.errors import ConfigError, OutputExistsError, StoreError
-from stem_dask.export import active_client, export, export_from_store, open_store
+from stem_dask.exports import active_client, export, export_from_store, open_store
 from stem_dask.io.pt import PtSink
 from stem_dask.model import Axis
 from stem_dask.stages.patterns import as_patterns

@@ -12,7 +12,7 @@ import xarray as xr
 import zarr
 
 from stem_dask.errors import SourceError
-from stem_dask.export import export
+from stem_dask.exports import export
 from stem_dask.io.lazy import open_patterns
 from stem_dask.io.pt import PtSink
 from stem_dask.io.read import find
@@ -160,6 +160,14 @@ def test_emd_axes_that_count_from_one(tmp_path):
     assert axis(patterns, "kx") == (1.5, 3.0, "nm")
     assert axis(patterns, "scan_y") == (1.0, 0.0, "")  # all positions equal
     assert axis(patterns, "ky") == (1.0, 0.0, "")  # not even
+
+
+def test_big_endian_parts_of_rows_reach_hspy_unswapped(tmp_path):
+    np.save(tmp_path / "a.npy", numbers((20, 6, 7), ">u2"))
+    patterns = open_patterns(tmp_path / "a.npy", scan_shape=(4, 5), chunk_mb=0.0002)
+    assert patterns.data.chunksize[1] < 5
+    export(patterns, tmp_path / "a.hspy")
+    np.testing.assert_array_equal(open_patterns(tmp_path / "a.hspy").values, numbers())
 
 
 # --- zarr -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Bad pixels are replaced when the patterns are read; downstream there is no mask."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
@@ -45,10 +46,10 @@ def apply_mask(
 
 
 def read_mask(
-    mask: str | Mapping[str, Sequence[Any]] | NDArray, detector: Sequence[int]
+    mask: str | PathLike[str] | Mapping[str, Sequence[Any]] | NDArray, detector: Sequence[int]
 ) -> NDArray[np.bool_]:
     """A mask from a .npy file, an array, or lists of ``pixels`` [y, x], ``rows`` and ``columns``."""
-    if isinstance(mask, str):
+    if isinstance(mask, (str, PathLike)):
         try:
             return np.asarray(np.load(mask, allow_pickle=False)) != 0
         except (OSError, ValueError) as error:
@@ -56,6 +57,10 @@ def read_mask(
     if not isinstance(mask, Mapping):
         return np.asarray(mask) != 0
     out = np.zeros(tuple(detector), bool)
+    indices = [*(i for pixel in mask.get("pixels", ()) for i in pixel)]
+    indices += [*mask.get("rows", ()), *mask.get("columns", ())]
+    if any(i < 0 for i in indices):
+        raise ConfigError(f"input.mask holds the index {min(indices)}; indices count from 0")
     try:
         for y, x in mask.get("pixels", ()):
             out[y, x] = True

@@ -1,5 +1,6 @@
 """Write patterns as .zarr, .pt or .hspy: lazy in, a file out, block by block."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -164,12 +165,12 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     axes = [axis_of(described, dim) for dim in dims]
     source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
-    name = f"store-{abs(hash((*identity(store), *lead))):x}"
+    token = hashlib.sha256(repr((identity(store), lead)).encode()).hexdigest()[:16]
     attrs = {**array.attrs, "title": root.attrs.get("title", "4D-STEM")}
-    patterns = as_patterns(lazy_array(source, lead, name), axes, attrs)
+    patterns = as_patterns(lazy_array(source, lead, f"store-{token}"), axes, attrs)
     if "analysis" not in root:
         return patterns, None
-    analysis = xr.open_zarr(store, group="analysis").drop_vars("profile").load()
+    analysis = xr.open_zarr(store, group="analysis").drop_vars("profile", errors="ignore").load()
     return patterns, analysis
 
 
