@@ -125,6 +125,7 @@ def _join(address: str | None, scheduler_file: str | None) -> Iterator[Connectio
         raise ConfigError(
             f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"
         )
+    before = dask.config.get("scheduler", None)
     try:
         client = (
             Client(address, timeout=20)
@@ -132,6 +133,7 @@ def _join(address: str | None, scheduler_file: str | None) -> Iterator[Connectio
             else Client(scheduler_file=scheduler_file, timeout=20)
         )
     except (OSError, TimeoutError, ValueError) as error:
+        dask.config.set(scheduler=before)  # a client that fails leaves itself as the scheduler
         raise ConfigError(f"{where} does not answer: {error}; check cluster.address") from error
     with client:
         if not client.nthreads():
