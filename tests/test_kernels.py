@@ -319,6 +319,17 @@ def test_gauss_takes_a_sigma():
     assert not np.allclose(out, downsample_patterns(block, 2, method="gauss"))
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("detector", [(6, 12), (9, 10), (4, 7), (13, 6)])
+def test_fft_keeps_the_zero_frequency_on_even_and_odd_axes(detector, factor):
+    block = finite("f8", (2, *detector))
+    known = [twins.fft_pattern(pattern, factor) for pattern in block]
+    out = downsample_patterns(block, factor, method="fft")
+    np.testing.assert_allclose(out, known, atol=1e-12)
+    whole = block[:, : detector[0] // factor * factor, : detector[1] // factor * factor]
+    np.testing.assert_allclose(out.mean((1, 2)), whole.mean((1, 2)), rtol=1e-12)
+
+
 @pytest.mark.parametrize("method", ["bin", "stride", "gauss", "fft"])
 def test_a_constant_keeps_its_value(method):
     out = downsample_patterns(np.full((2, 9, 13), 7, "u2"), 4, method=method)
