@@ -45,3 +45,21 @@ class RetentionError(StemDaskError, ValueError):
     """The output was finished, but too many patterns lost too much intensity."""
 
     exit_code = 4
+
+
+class LockedError(StemDaskError, BlockingIOError):
+    """Another live run holds the output."""
+
+    exit_code = 6
+
+
+class WorkerLostError(StemDaskError, RuntimeError):
+    """A worker process ended, most likely for want of memory."""
+
+    exit_code = 5
+
+
+class InterruptedRunError(StemDaskError, InterruptedError):
+    """The run was asked to stop; the same command goes on."""
+
+    exit_code = 75

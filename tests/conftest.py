@@ -17,6 +17,15 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(autouse=True)
+def _no_scheduler_left_behind() -> Any:
+    """A test that fails with a client open must not take the others along."""
+    import dask
+
+    yield
+    dask.config.set(scheduler=None)
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> Any:
     """Builds a config from sections, on threads, writing into the test's folder."""
