@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stem_dask.run import EXIT_CODES, guarded, progress_shown, run_file, show
+from stem_dask.run import EXIT_CODES, add_run_options, guarded, progress_shown, run_file, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(options: argparse.Namespace) -> int:
     """The whole job of a config."""
-    return run_file(options.config, options.overrides, quiet=options.quiet)
+    return run_file(options)
 
 
 def info_command(options: argparse.Namespace) -> int:
@@ -56,6 +56,20 @@ def check_command(options: argparse.Namespace) -> int:
     print("\n".join(describe_job(config, prepared.found)))
     if prepared.complete:
         print(f"already complete: {prepared.outputs.store}")
+    return 0
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    """Test every chunk of a finished store."""
+    from stem_dask.errors import StoreError
+    from stem_dask.io.verify import damaged_chunks
+
+    damaged = list(damaged_chunks(options.store))
+    if damaged:
+        raise StoreError(
+            f"{options.store} is damaged: {'; '.join(damaged)}; make it again with output.overwrite=true"
+        )
+    print(f"{options.store}: every chunk is there and holds what was written")
     return 0
 
 
@@ -186,16 +200,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    for name, command, text in (
-        ("run", run_command, "run the whole job of a config"),
-        ("check", check_command, "say what a config would do; computes nothing"),
-    ):
-        sub = add(name, command, text)
-        sub.add_argument("config", help="YAML file")
-        sub.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="override any key of the config"
-        )
-        sub.add_argument("--quiet", action="store_true", help="print errors only")
+    add_run_options(add("run", run_command, "run the whole job of a config"))
+    sub = add("check", check_command, "say what a config would do; computes nothing")
+    sub.add_argument("config", help="YAML file")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override any key of the config"
+    )
+    sub = add("verify", verify_command, "read a finished store again and test every checksum")
+    sub.add_argument("store", help="NAME.zarr")
     sub = add("info", info_command, "say what a file holds")
     sub.add_argument("file")
     sub.add_argument("--dataset", help="name or number of the array, when the file holds several")

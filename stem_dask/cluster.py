@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": 0.9,
     "distributed.worker.memory.terminate": 0.98,
+    # a worker that hangs is given up after this time, and its tasks go elsewhere
+    "distributed.scheduler.worker-ttl": "120s",
     "distributed.admin.large-graph-warning-threshold": "1GB",
 }
 
@@ -100,17 +103,20 @@ def _start(
     limit = _limit(memory_limit, workers)
     # worker files belong on a disk of this machine, and never in the working directory
     with tempfile.TemporaryDirectory(prefix="stem_dask-", ignore_cleanup_errors=True) as scratch:
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            processes=kind == "local",
-            memory_limit=limit,
-            host=LOOPBACK if kind == "local" else None,  # threads talk within the process
-            dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
-            worker_dashboard_address=f"{LOOPBACK}:0",
-            local_directory=scratch,
-            silence_logs=40,
-        )
+        with warnings.catch_warnings():
+            # somebody may take the port between our look and the start; the address that is printed is right
+            warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=threads,
+                processes=kind == "local",
+                memory_limit=limit,
+                host=LOOPBACK if kind == "local" else None,  # threads talk within the process
+                dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
+                worker_dashboard_address=f"{LOOPBACK}:0",
+                local_directory=scratch,
+                silence_logs=40,
+            )
         with cluster, Client(cluster) as client:
             port = client.scheduler_info()["services"].get("dashboard", 0)
             yield replace(_describe(client, kind), dashboard=f"http://{LOOPBACK}:{port}/status")

@@ -5,43 +5,64 @@ once; for each block the part that it needs is cut out and submitted as one task
 and hands the result to the sink's ``write`` on the worker. Only a small record comes back. See docs/engine.md.
 """
 
+import collections
 import contextlib
+import errno
+import functools
 import itertools
+import logging
 import pickle
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
 import cloudpickle
 import dask
 import dask.array as da
+import numpy as np
 from dask.array.optimization import optimize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from stem_dask.errors import StoreError
+from stem_dask.errors import (
+    InterruptedRunError,
+    SourceError,
+    StemDaskError,
+    StoreError,
+    WorkerLostError,
+)
+from stem_dask.journal import Journal
 from stem_dask.model import Record, Region
+
+_logger = logging.getLogger("stem_dask")
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 #: tasks in flight for each thread: enough that none waits, few enough that memory stays bounded
 IN_FLIGHT = 3
 #: how long the calls in flight may take to end after an error
 LAST_CALLS_SECONDS = 60
+#: waits before a task that met a read or write error tries again, in seconds
+RETRY_SECONDS = (0.1, 0.5, 2.0)
+#: errors of the system that do not go away by themselves
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Sink(Protocol):
-    """Where blocks go. ``create``, ``verify`` and ``finish`` run in the client, ``write`` on workers."""
+    """Where blocks go. ``create`` and ``finish`` run in the client, ``write`` and ``verify`` on workers."""
 
-    def create(self) -> None:
-        """Make the empty output under its temporary name."""
+    def create(self, *, resume: bool) -> None:
+        """Make the empty output under its temporary name, or keep what is there when resuming."""
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write one block of every output; returns what `finish` needs to know (small, picklable)."""
+        """Write one block of every output; returns what `verify` and `finish` need to know, as JSON can hold it."""
 
-    def verify(self, record: Record) -> None:
-        """Raise when what a record speaks of is not there."""
+    def verify(self, record: Record) -> str | None:
+        """What is wrong with a block that a record speaks of, read again from the disk; None when it is whole."""
 
     def finish(self, records: Sequence[Record]) -> None:
         """Make the output complete; records come in the order of their index."""
@@ -57,6 +78,8 @@ def run(
     *,
     client: Any = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
+    job: str = "",
 ) -> list[Record]:
     """Compute lazy outputs into a sink.
 
@@ -67,6 +90,8 @@ def run(
     sink : receives every block once
     client : a `distributed.Client`, or None for threads of this process
     progress : called with (blocks done, blocks, record) after each block
+    journal, job : where finished blocks are noted; blocks noted there are read again from the disk, and only those
+        that are damaged or missing are computed again
 
     Returns
     -------
@@ -78,20 +103,69 @@ def run(
         When the blocks of the outputs do not belong together.
     """
     grid = Grid(outputs, n_lead)
-    sink.create()
+    known = {} if journal is None else journal.records(job)
+    sink.create(resume=bool(known))
+    work = _Work(grid, sink, known)
     records: list[Record] = []
-    calls = (
-        (_write_block, (payload, sink, index, region)) for index, region, payload in grid.payloads()
-    )
-    with contextlib.closing(in_flight(client, calls)) as done:
-        for record in done:
-            sink.verify(record)
-            records.append(record)
+    with contextlib.closing(in_flight(client, work)) as done:
+        for result in done:
+            if isinstance(result, Damaged):
+                _logger.warning("%s: %s; it is computed again", job or "block", result.what)
+                work.again(result.index)
+                continue
+            if journal is not None and result.index not in known:
+                journal.append(job, result)
+            known.pop(result.index, None)
+            records.append(result)
             if progress is not None:
-                progress(len(records), grid.n_blocks, record)
+                progress(len(records), grid.n_blocks, result)
     records.sort(key=lambda record: record.index)
     sink.finish(records)
     return records
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A block that was noted as finished and is not what it was."""
+
+    index: int
+    what: str
+
+
+class _Work:
+    """The calls that are left, in order: new blocks, then a second look at the finished ones, then damaged ones.
+
+    An iterator that may go on after it was exhausted, because a second look can bring more work.
+    """
+
+    def __init__(self, grid: "Grid", sink: Sink, known: dict[int, Record]) -> None:
+        self.grid, self.sink, self.known = grid, sink, known
+        self.calls = iter(self._first(dict(known)))
+        self.damaged: collections.deque[int] = collections.deque()
+
+    def again(self, index: int) -> None:
+        """A block has to be computed after all."""
+        self.known.pop(index, None)
+        self.damaged.append(index)
+
+    def __iter__(self) -> Iterator[Call]:
+        return self
+
+    def __next__(self) -> Call:
+        if self.damaged:
+            return self._write(self.damaged.popleft())
+        return next(self.calls)
+
+    def _first(self, known: Mapping[int, Record]) -> Iterator[Call]:
+        for index in range(self.grid.n_blocks):
+            if index not in known:
+                yield self._write(index)
+        for record in known.values():
+            yield _verify_block, (self.sink, record)
+
+    def _write(self, index: int) -> Call:
+        region, payload = self.grid.payload(index)
+        return _write_block, (payload, self.sink, index, region)
 
 
 class Grid:
@@ -111,20 +185,26 @@ class Grid:
                     "they must agree along the scan and have one block along the detector"
                 )
         self.n_blocks = prod(self.numblocks)
+        self.edges = [(0, *itertools.accumulate(chunks)) for chunks in self.lead_chunks]
 
-    def payloads(self) -> Iterator[tuple[int, Region, bytes]]:
-        """Index, region along the leading axes, and pickled sub-graph of each block."""
+    @functools.cached_property
+    def tasks(self) -> dict[Any, Any]:
+        """The optimized graph of all outputs, made once."""
         keys = list(flatten([array.__dask_keys__() for array in self.outputs.values()]))
         graph = HighLevelGraph.merge(*(array.dask for array in self.outputs.values()))
-        tasks = dict(optimize(graph, keys))
-        edges = [(0, *itertools.accumulate(chunks)) for chunks in self.lead_chunks]
-        for index, block in enumerate(itertools.product(*map(range, self.numblocks))):
-            region = tuple(slice(e[i], e[i + 1]) for e, i in zip(edges, block, strict=True))
-            wanted = {
-                name: (array.name, *block, *(0,) * (array.ndim - len(block)))
-                for name, array in self.outputs.items()
-            }
-            yield index, region, cloudpickle.dumps((cut(tasks, wanted.values()), wanted))
+        return dict(optimize(graph, keys))
+
+    def payload(self, index: int) -> tuple[Region, bytes]:
+        """Region along the leading axes, and pickled sub-graph of a block."""
+        block = tuple(int(i) for i in np.unravel_index(index, self.numblocks))
+        region = tuple(
+            slice(edges[i], edges[i + 1]) for edges, i in zip(self.edges, block, strict=True)
+        )
+        wanted = {
+            name: (array.name, *block, *(0,) * (array.ndim - len(block)))
+            for name, array in self.outputs.items()
+        }
+        return region, cloudpickle.dumps((cut(self.tasks, wanted.values()), wanted))
 
 
 def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
@@ -140,13 +220,33 @@ def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
 
 
 def _write_block(payload: bytes, sink: Sink, index: int, region: Region) -> Record:
+    """One task: compute a block of every output and write it. Errors of files are tried again, with longer waits."""
     start = time.perf_counter()
     graph, wanted = pickle.loads(payload)
-    values = dask.get(graph, list(wanted.values()))
+    values = _patiently(lambda: dask.get(graph, list(wanted.values())), SourceError, index)
     blocks = dict(zip(wanted, values, strict=True))
-    extra = sink.write(index, region, blocks)
+    extra = _patiently(lambda: sink.write(index, region, blocks), StoreError, index)
     n_bytes = sum(block.nbytes for block in blocks.values())
     return Record(index, time.perf_counter() - start, n_bytes, peak_rss(), extra)
+
+
+def _patiently(work: Callable[[], Any], kind: type[StemDaskError], index: int) -> Any:
+    """Do the work; errors of files are tried again after longer and longer waits, and then told as `kind`."""
+    for wait_seconds in (*RETRY_SECONDS, None):
+        try:
+            return work()
+        except OSError as error:
+            if wait_seconds is None or error.errno in _LASTING:
+                if isinstance(error, StemDaskError):
+                    raise
+                raise kind(f"block {index}: {error}") from error
+            time.sleep(wait_seconds)
+    return None
+
+
+def _verify_block(sink: Sink, record: Record) -> Record | Damaged:
+    what = sink.verify(record)
+    return record if what is None else Damaged(record.index, what)
 
 
 def peak_rss() -> int:
@@ -161,9 +261,7 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def in_flight(
-    client: Any, calls: Iterable[tuple[Callable[..., Any], tuple]]
-) -> Generator[Any, None, None]:
+def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     """Results of calls as they come, with only a few submitted at a time.
 
     The first error stops the submission and is raised as the worker raised it, when the few calls that are in flight
@@ -172,7 +270,7 @@ def in_flight(
     if client is None:
         yield from _in_threads(calls)
         return
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
     from distributed import wait as wait_for
 
     n_threads = sum(client.nthreads().values()) or 1
@@ -188,15 +286,22 @@ def in_flight(
                 waiting.add(new := client.submit(f, *args, pure=False))
                 done.add(new)
     except BaseException as error:
-        if isinstance(error, (Exception, GeneratorExit)):
+        if isinstance(error, (Exception, GeneratorExit)) and not isinstance(
+            error, InterruptedRunError
+        ):
             # when no worker is left they never end
             with client.as_current(), contextlib.suppress(TimeoutError):
                 wait_for(waiting, timeout=LAST_CALLS_SECONDS)
         client.cancel(list(waiting), force=True)
+        if isinstance(error, KilledWorker):
+            raise WorkerLostError(
+                "a task ended its worker several times over, most likely for want of memory: lower output.chunk_mb, "
+                "or raise cluster.memory_limit"
+            ) from error
         raise
 
 
-def _in_threads(calls: Iterable[tuple[Callable[..., Any], tuple]]) -> Iterator[Any]:
+def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:
     n_threads = dask.system.CPU_COUNT
     calls = iter(calls)
     with ThreadPoolExecutor(n_threads) as pool:

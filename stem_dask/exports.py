@@ -23,6 +23,7 @@ from stem_dask.io.store import (
     write_coordinates,
     write_dataset,
 )
+from stem_dask.journal import Journal
 from stem_dask.stages.patterns import (
     as_patterns,
     axes_of,
@@ -61,6 +62,8 @@ def export(
     client: Any = None,
     progress: engine.Progress | None = None,
     title: str | None = None,
+    journal: Journal | None = None,
+    folder: str | None = None,
 ) -> list[str]:
     """Compute lazy patterns into a file; its suffix decides the format.
 
@@ -74,6 +77,7 @@ def export(
     keep_dtype : for .pt: keep unsigned types, which torch can neither add nor compare
     overwrite : replace an older file when the new one is complete
     client : a `distributed.Client`; default the active one, else threads
+    journal, folder : of a run that can be resumed: what is unfinished then stays after an error
 
     Returns
     -------
@@ -114,6 +118,8 @@ def export(
         )
     )
     options = {
+        "journal": journal,
+        "folder": folder or f"{path}.run",
         "layout": layout,
         "keep_dtype": keep_dtype,
         "title": title or str(patterns.attrs.get("title", "4D-STEM")),
@@ -122,9 +128,12 @@ def export(
         notes = writers[suffix](patterns, path, analysis, options, client, progress)
         publish(path)
     except BaseException:
-        remove(temporary(path))
-        remove(f"{path}.run")
+        if journal is None:
+            remove(temporary(path))
         raise
+    finally:
+        if journal is None:
+            remove(f"{path}.run")
     return notes
 
 
@@ -138,6 +147,8 @@ def export_from_store(
     overwrite: bool = False,
     client: Any = None,
     progress: engine.Progress | None = None,
+    journal: Journal | None = None,
+    folder: str | None = None,
 ) -> list[str]:
     """Export a finished store; see `export`."""
     patterns, analysis = open_store(store)
@@ -151,7 +162,15 @@ def export_from_store(
         overwrite=overwrite,
         client=client,
         progress=progress,
+        journal=journal,
+        folder=folder,
     )
+
+
+def export_job(path: str, layout: str) -> str:
+    """Name of an export in the journal: with the layout for .pt, whose file depends on it."""
+    suffix = Path(path).suffix
+    return f"export {suffix} {layout}" if suffix == ".pt" else f"export {suffix}"
 
 
 def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
@@ -212,7 +231,15 @@ def _to_zarr(
     dims = tuple(str(dim) for dim in patterns.dims)
     built = temporary(path)
     sink = StoreSink(built, patterns.shape, str(patterns.dtype), dims, inner, shards)
-    engine.run({"patterns": patterns.data}, len(dims) - 2, sink, client=client, progress=progress)
+    engine.run(
+        {"patterns": patterns.data},
+        len(dims) - 2,
+        sink,
+        client=client,
+        progress=progress,
+        journal=options["journal"],
+        job=export_job(path, options["layout"]),
+    )
     write_coordinates(built, patterns)
     if analysis is not None:
         write_dataset(built, "analysis", analysis)
@@ -234,7 +261,15 @@ def _to_pt(
     content = None if options["layout"] in ("tensor", "bare") else _content(patterns, analysis)
     shape = layout_shape(lead, detector, options["layout"])
     sink = PtSink(temporary(path), lead, shape, str(dtype), content)
-    engine.run({"patterns": patterns.data}, len(lead), sink, client=client, progress=progress)
+    engine.run(
+        {"patterns": patterns.data},
+        len(lead),
+        sink,
+        client=client,
+        progress=progress,
+        journal=options["journal"],
+        job=export_job(path, options["layout"]),
+    )
     if dtype == patterns.dtype:
         return []
     why = (
@@ -290,7 +325,7 @@ def _to_hspy(
     metadata["downsample_factor"] = content["downsample_factor"]
     sink = HspySink(
         temporary(path),
-        f"{path}.run",
+        options["folder"],
         patterns.shape,
         str(patterns.dtype),
         axes_of(patterns),
@@ -299,5 +334,13 @@ def _to_hspy(
         metadata,
     )
     outputs = {"patterns": patterns.data, "total": intensity_inside(patterns, 0.0)}
-    engine.run(outputs, len(lead_dims(patterns)), sink, client=client, progress=progress)
+    engine.run(
+        outputs,
+        len(lead_dims(patterns)),
+        sink,
+        client=client,
+        progress=progress,
+        journal=options["journal"],
+        job=export_job(path, options["layout"]),
+    )
     return []

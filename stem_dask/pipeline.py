@@ -1,8 +1,9 @@
 """The order of the stages: read, analyze, crop, validate, downsample, store, export. The only place that computes."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import xarray as xr
 from stem_dask import engine, report
 from stem_dask.cluster import Connection, connect
 from stem_dask.config import Config, to_dict
-from stem_dask.exports import export_from_store
+from stem_dask.exports import export_from_store, export_job
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
 from stem_dask.io.lazy import lazy_patterns, masked
-from stem_dask.io.publish import publish, remove, run_folder, temporary
+from stem_dask.io.publish import publish, temporary
 from stem_dask.io.read import Found
 from stem_dask.io.spool import SpoolSink
 from stem_dask.io.store import (
@@ -30,14 +31,15 @@ from stem_dask.io.store import (
     write_profiles,
 )
 from stem_dask.model import Record, Window
-from stem_dask.preflight import Outputs, Prepared, prepare, token
+from stem_dask.preflight import Outputs, Prepared, begun, prepare, token
 from stem_dask.stages.analyze import analysis_attrs, analysis_blocks, fold_analysis
-from stem_dask.stages.crop import crop, placement, window_attrs
+from stem_dask.stages.crop import complete_analysis, crop, placement
 from stem_dask.stages.downsample import cast, check_float16, downsample
 from stem_dask.stages.patterns import axes_of, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics, stored_radii
 from stem_dask.stages.validate import FLOAT_SLACK, intensity_inside, retention_statistics
 from stem_dask.stages.window import choose_window
+from stem_dask.state import RunState
 
 #: targets that the verdict offers when little was gained
 OTHER_TARGETS = (0.95, 0.9)
@@ -69,7 +71,11 @@ class Outcome:
 
 
 def run(
-    config: Config | Prepared, *, say: Say | None = None, progress: Progress | None = None
+    config: Config | Prepared,
+    *,
+    say: Say | None = None,
+    progress: Progress | None = None,
+    state: RunState | None = None,
 ) -> Outcome:
     """Run the whole job of a config.
 
@@ -78,6 +84,7 @@ def run(
     config : validated options, paths absolute; or what `stem_dask.preflight.prepare` made of them
     say : gets one line at a time for the user
     progress : gets a `Step` after each block
+    state : lock and journal of the run, when the caller holds them already (see `stem_dask.preflight.begun`)
 
     Returns
     -------
@@ -88,28 +95,28 @@ def run(
     StemDaskError
         When the job cannot be done; nothing appears under a final name, and older outputs stay.
     """
-    started = time.perf_counter()
     say = say or (lambda text: None)
     prepared = config if isinstance(config, Prepared) else prepare(config)
+    if not prepared.complete and state is None:
+        with begun(prepared) as state:
+            return run(prepared, say=say, progress=progress, state=state)
     config, outputs, found = prepared.config, prepared.outputs, prepared.found
-    if prepared.complete:
+    if state is None or state.is_complete:
         return Outcome(0, {}, (f"already complete: {outputs.store}",))
-    Path(outputs.store).parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
     shape, dtype = found.source.shape, found.source.dtype
     n_bytes = math.prod(shape) * dtype.itemsize
     by = " x ".join(str(n) for n in shape)
     say(f"input       {found.info.path} ({by} {dtype}, {report.size(n_bytes)})")
     for note in found.info.notes:
         say(f"            {note}")
+    n_done = sum(len(records) for records in state.journal.known.values())
+    if n_done:
+        say(f"resuming    {n_done:,} finished blocks; they are read again and checked")
     with connect(**config.cluster.model_dump(), input_bytes=n_bytes) as connection:
         say(f"cluster     {connection}, device cpu")
         say(f"dashboard   {connection.dashboard}")
-        job = Job(config, outputs, found, connection, progress)
-        try:
-            return job.run(started)
-        except BaseException:
-            job.clean()
-            raise
+        return Job(config, outputs, found, connection, state, progress).run(started)
 
 
 @dataclass
@@ -120,6 +127,7 @@ class Job:
     outputs: Outputs
     found: Found
     connection: Connection
+    state: RunState
     progress: Progress | None = None
     warnings: list[str] = field(default_factory=list)
     peak_rss: int = 0
@@ -135,11 +143,9 @@ class Job:
             cropped = crop(patterns, analysis, window)
         out = self.shrink(cropped, analysis)
         known = self.write(patterns, cropped, out, analysis, window)
-        publish(self.outputs.store)
         for path in self.outputs.exports:
-            self.export(path)
+            self.export(path, math.prod(out.data.numblocks))
         seconds = time.perf_counter() - first
-        remove(self.folder)
         results = self.results(patterns, out, known, window, seconds)
         if self.outputs.figure:
             data = figure_data(self.outputs.store, patterns, window, results)
@@ -147,6 +153,9 @@ class Job:
             publish(self.outputs.figure)
         results["processing_time"] = time.perf_counter() - started
         report.write_json(self.outputs.results, results)
+        self.state.complete(
+            {k: results[k] for k in ("speed", "peak_memory", "processing_time", "cluster")}
+        )
         files = {path: report.tree_bytes(path) for path in self.outputs.all()}
         lines = report.summary({**results, "files": files})
         return Outcome(_exit_code(self.config, results), results, lines)
@@ -154,18 +163,12 @@ class Job:
     @property
     def folder(self) -> str:
         """What the run keeps beside its output until it is complete."""
-        return run_folder(self.outputs.store)
+        return str(self.state.folder)
 
     @property
     def store(self) -> str:
         """The store under its temporary name."""
         return temporary(self.outputs.store)
-
-    def clean(self) -> None:
-        """Leave nothing of a failed run behind."""
-        for path in self.outputs.all():
-            remove(temporary(path))
-        remove(self.folder)
 
     def patterns(self) -> xr.DataArray:
         """The lazy input, without its bad pixels."""
@@ -179,7 +182,6 @@ class Job:
         """The analysis pass: computed block by block into the run's folder, joined but for the profiles."""
         options = self.config.analyze.model_dump()
         blocks = analysis_blocks(patterns, **options)
-        remove(self.folder)
         spool = SpoolSink(f"{self.folder}/analysis")
         n_blocks = self.compute("analyze", blocks, patterns, spool)
         names = [name for name in blocks if name != "profile"]
@@ -223,17 +225,25 @@ class Job:
         spool = SpoolSink(f"{self.folder}/crop")
         dims = tuple(str(dim) for dim in out.dims)
         sink = StoreSink(self.store, out.shape, str(out.dtype), dims, inner, shards, spool)
-        n_blocks = self.compute("crop", outputs, out, sink)
+        n_blocks = math.prod(out.data.numblocks)
+        published = self.state.published(self.outputs.store, "crop", n_blocks)
+        if not published:
+            self.compute("crop", outputs, out, sink)
         lead = lead_shape(out)
         inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
         for region, block in spool.blocks(n_blocks):
             inside[region] = block.get("inside", np.nan)
             highest = max(highest, float(block["highest"].max()))
             total += block["sum"][(0,) * len(lead)]
-        write_coordinates(self.store, out)
         known = None
         if analysis is not None and window is not None:
-            known = self.complete(analysis, window, inside, patterns)
+            known = complete_analysis(
+                analysis, window, inside, axes_of(patterns)[-2:], self.config.downsample
+            )
+        if published:
+            return known
+        write_coordinates(self.store, out)
+        if known is not None:
             profiles = SpoolSink(f"{self.folder}/analysis").blocks(n_blocks, ("profile",))
             chunk = tuple(chunks[0] for chunks in patterns.data.chunks[: len(lead)])
             write_profiles(self.store, profiles, (*lead_dims(out), "radius"), lead, chunk)
@@ -242,48 +252,25 @@ class Job:
         write_dataset(self.store, "output", mean)
         attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
         finish_store(self.store, self.provenance(), {**attrs, "maximum": highest})
+        publish(self.outputs.store)
         return known
 
-    def complete(
-        self, analysis: xr.Dataset, window: Window, inside: Any, patterns: xr.DataArray
-    ) -> xr.Dataset:
-        """The analysis with what the crop added."""
-        down = self.config.downsample
-        total = analysis["total"].values
-        with np.errstate(invalid="ignore", divide="ignore"):
-            retention = np.where(total > 0, inside / total, np.nan)
-        places = placement(analysis, window, down.factor, down.method)
-        source = {
-            axis.name: [axis.scale, axis.offset, axis.units] for axis in axes_of(patterns)[-2:]
-        }
-        mean = down.factor > 1 and down.method != "stride" and down.reduce == "mean"
-        attrs = {
-            **analysis.attrs,
-            **window_attrs(window),
-            "source_calibration": source,
-            "odd_pixels": dict(
-                zip(
-                    analysis["kind"].values.tolist(),
-                    analysis["odd_pixels"].values.tolist(),
-                    strict=True,
-                )
-            ),
-            "intensity": "mean counts per source pixel" if mean else "counts",
-        }
-        retention_array = analysis["total"].copy(data=retention)
-        found = analysis.drop_vars(["odd_pixels", "kind"])
-        return found.assign({**places, "retention": retention_array}).assign_attrs(attrs)
-
-    def export(self, path: str) -> None:
+    def export(self, path: str, n_blocks: int) -> None:
         """Write one more format from the finished store."""
-        self.warnings += export_from_store(
-            self.outputs.store,
-            path,
-            layout=self.config.output.layout,
-            overwrite=self.config.output.overwrite,
-            client=self.connection.client,
-            progress=self.reporter(f"export {Path(path).suffix[1:]}", 0),
-        )
+        kind = Path(path).suffix
+        if self.state.published(path, export_job(path, self.config.output.layout), n_blocks):
+            return
+        with self.resumable():
+            self.warnings += export_from_store(
+                self.outputs.store,
+                path,
+                layout=self.config.output.layout,
+                overwrite=self.config.output.overwrite,
+                client=self.connection.client,
+                progress=self.reporter(f"export {kind[1:]}", 0),
+                journal=self.state.journal,
+                folder=f"{self.folder}/export{kind}",
+            )
 
     def results(
         self,
@@ -363,10 +350,24 @@ class Job:
         progress = self.reporter(
             stage, math.prod(self.found.source.shape) * self.found.source.dtype.itemsize
         )
-        client = self.connection.client
-        return len(
-            engine.run(outputs, len(lead_dims(like)), sink, client=client, progress=progress)
-        )
+        with self.resumable():
+            records = engine.run(
+                outputs,
+                len(lead_dims(like)),
+                sink,
+                client=self.connection.client,
+                progress=progress,
+                journal=self.state.journal,
+                job=stage,
+            )
+        return len(records)
+
+    @contextlib.contextmanager
+    def resumable(self) -> Iterator[None]:
+        """What stops inside goes on with the same command; errors elsewhere leave nothing behind."""
+        self.state.stopped_early = True
+        yield
+        self.state.stopped_early = False
 
     def reporter(self, stage: str, input_bytes: int) -> engine.Progress:
         """Notes the memory of every task and passes its step on."""

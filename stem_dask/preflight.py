@@ -1,16 +1,18 @@
 """What is settled before anything runs: the input, the names of the outputs, and whether there is anything to do."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stem_dask.config import SYNTHETIC, Config, to_dict
 from stem_dask.errors import ConfigError, OutputExistsError
-from stem_dask.io.publish import refuse_existing
+from stem_dask.io.publish import refuse_existing, temporary
 from stem_dask.io.read import Found, find
+from stem_dask.state import RunState, open_state, unfinished_token
 
 #: options that say where and how, not what: they do not change a byte of the store
 _NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure")
@@ -71,6 +73,25 @@ def prepare(config: Config) -> Prepared:
     return Prepared(config, outputs, found, check_outputs(config, outputs, found))
 
 
+@contextlib.contextmanager
+def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
+    """Hold the output's lock and open its journal; see `stem_dask.state.open_state`."""
+    config, outputs = prepared.config, prepared.outputs
+    Path(outputs.store).parent.mkdir(parents=True, exist_ok=True)
+    temporaries = tuple(temporary(path) for path in outputs.all())
+    options = _deciding(to_dict(config))
+    mark = token(config, prepared.found)
+    with open_state(
+        outputs.store,
+        temporaries,
+        mark,
+        options,
+        restart=restart,
+        is_complete=lambda: check_outputs(config, outputs, prepared.found),
+    ) as state:
+        yield state
+
+
 def find_input(config: Config) -> Found:
     """Look into the input's header; ``synthetic`` is made beside the output first.
 
@@ -121,7 +142,7 @@ def check_outputs(config: Config, outputs: Outputs, found: Found) -> bool:
     OutputExistsError
         When an output exists that is not of an equal run, and overwriting was not asked for.
     """
-    if config.output.overwrite:
+    if config.output.overwrite or unfinished_token(outputs.store) == token(config, found):
         return False
     if not Path(outputs.store).is_dir():
         for path in outputs.all():

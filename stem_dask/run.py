@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -13,9 +16,13 @@ if TYPE_CHECKING:
 #: without a terminal a line is written this often, in seconds
 LOG_EVERY = 30.0
 
+#: SLURM kills at its end time; the way out takes a few seconds
+BEFORE_WALL_TIME = 60.0
+
 EXIT_CODES = """exit codes:
   0 complete   2 configuration or existing output   3 input unreadable   4 too many patterns below min_retention
-  5 disk   1 internal error   130 interrupted"""
+  5 disk, or a worker lost   6 output in use by a live run   75 interrupted, the same command goes on
+  1 internal error"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,30 +34,85 @@ def main(argv: Sequence[str] | None = None) -> int:
         + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_run_options(parser)
+    options = parser.parse_args(argv)
+    return guarded(lambda: run_file(options))
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a run, which ``stem-dask run`` takes too."""
     parser.add_argument("config", help="YAML file, see configs/crop.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override any key of the config"
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
-    options = parser.parse_args(argv)
-    return guarded(lambda: run_file(options.config, options.overrides, quiet=options.quiet))
+    parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
+    parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="stop in time, so that the same command goes on later",
+    )
 
 
-def run_file(path: str, overrides: Sequence[str], *, quiet: bool = False) -> int:
+def run_file(options: argparse.Namespace) -> int:
     """Load a config, run it, print what happened; returns the exit code."""
     from stem_dask.config import load_config
 
-    config = load_config(path, overrides)
-    from stem_dask.preflight import prepare
+    overrides = [*options.overrides, *(["output.overwrite=true"] if options.overwrite else [])]
+    config = load_config(options.config, overrides)
+    from stem_dask.preflight import begun, prepare
 
     prepared = prepare(config)
-    from stem_dask.pipeline import run
+    if prepared.complete:
+        if not options.quiet:
+            print(f"already complete: {prepared.outputs.store}")
+        return 0
+    with stoppable(options.time_limit), begun(prepared, restart=options.restart) as state:
+        from stem_dask.pipeline import run  # after the lock: who comes too late is told at once
 
-    with progress_shown(quiet) as (say, progress):
-        outcome = run(prepared, say=say, progress=progress)
-    if not quiet:
+        with progress_shown(options.quiet) as (say, progress):
+            outcome = run(prepared, say=say, progress=progress, state=state)
+    if not options.quiet:
         show(outcome)
     return outcome.exit_code
+
+
+@contextlib.contextmanager
+def stoppable(time_limit: float | None) -> Iterator[None]:
+    """SIGTERM and a coming wall time stop a run like Ctrl-C: what is finished stays, and the same command goes on."""
+    from stem_dask.errors import InterruptedRunError
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough, and the way out takes a few seconds
+        raise InterruptedRunError("asked to stop; the same command goes on where this one ended")
+
+    left = seconds_left(time_limit, os.environ.get("SLURM_JOB_END_TIME"), time.time())
+    timer = threading.Timer(left or 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    before = signal.signal(signal.SIGTERM, stop)
+    if left is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) -> float | None:
+    """When to stop, in seconds from now: at the limit, and a minute before SLURM ends the job.
+
+    Examples
+    --------
+    >>> seconds_left(100.0, "1060", 900.0), seconds_left(None, None, 0.0)
+    (100.0, None)
+    """
+    limits = [] if time_limit is None else [max(0.0, time_limit)]
+    if slurm_end is not None and slurm_end.isdigit():
+        limits.append(max(0.0, float(slurm_end) - now - BEFORE_WALL_TIME))
+    return min(limits) if limits else None
 
 
 def show(outcome: "Outcome") -> None:
@@ -75,8 +137,8 @@ def guarded(work: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
-        return 130
+        print("interrupted; the same command goes on where this one ended", file=sys.stderr)
+        return 75
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ def test_the_newcomers_command(here: Path, crop_yaml: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -15,7 +15,7 @@ FLOORS = [
     {"errors", "model", "config"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "cluster"},
+    {"engine", "cluster", "journal", "lock", "state"},
     {"report", "figure", "figure_data", "preflight", "exports", "describe", "pipeline"},
     {"cropper", "run", "cli", "__init__"},
 ]

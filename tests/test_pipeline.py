@@ -59,6 +59,7 @@ def test_all_files_and_nothing_else(beam_file: Path, make_config: Any, tmp_path:
         "beam.npy",
         "out.hspy",
         "out.pt",
+        "out.run",
         "out.zarr",
         "out_results.json",
         "out_visualization.png",

@@ -44,10 +44,10 @@ class HspySink:
     title: str
     metadata: Mapping[str, Any]
 
-    def create(self) -> None:
-        """Make the folder for the chunks."""
+    def create(self, *, resume: bool) -> None:
+        """Make the folder for the chunks; the file itself is made at the end."""
         remove(self.path)
-        SpoolSink(self.spool).create()
+        SpoolSink(self.spool).create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Compress the chunks of one block and leave them in the run's folder."""
@@ -72,8 +72,9 @@ class HspySink:
         }
         return SpoolSink(self.spool).write(index, region, spooled)
 
-    def verify(self, record: Record) -> None:
-        """Nothing to do: the file of a task was renamed when complete."""
+    def verify(self, record: Record) -> str | None:
+        """Compare the file of a block with its checksum."""
+        return SpoolSink(self.spool).verify(record)
 
     def finish(self, records: Sequence[Record]) -> None:
         """Write axes and metadata, then append all chunks in the order of their block."""
@@ -103,7 +104,6 @@ class HspySink:
                     place = (*(int(i) for i in origin), 0, 0)
                     data.id.write_direct_chunk(place, packed[start : start + size])
                     start += int(size)
-        remove(self.spool)
 
     def _write_skeleton(self, total: NDArray) -> None:
         """The whole file but for its data: one value stands in, and is taken out after."""

@@ -83,8 +83,11 @@ class PtSink:
         """Type of the tensor; torch has no other byte order than the machine's."""
         return np.dtype(self.dtype).newbyteorder("=")
 
-    def create(self) -> None:
-        """Write the skeleton, and the small tensors into it."""
+    def create(self, *, resume: bool) -> None:
+        """Write the skeleton, and the small tensors into it; or find the tensor's place in one that is there."""
+        if resume and os.path.exists(self.path):
+            self.offset[:] = _storage_offsets(self.path, 1)
+            return
         torch = _torch()
         from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -129,8 +132,17 @@ class PtSink:
                 runs.append((start * pattern_bytes, piece.size, zlib.crc32(piece.data)))
         return {"runs": runs}
 
-    def verify(self, record: Record) -> None:
-        """Nothing to do: a short write raised on the worker."""
+    def verify(self, record: Record) -> str | None:
+        """Read the runs of a block again and compare them with their checksums."""
+        try:
+            with open(self.path, "rb") as file:
+                for start, length, crc in record.extra["runs"]:
+                    file.seek(self.offset[0] + start)
+                    if zlib.crc32(file.read(length)) != crc:
+                        return f"{self.path} does not hold what was written at byte {start:,}"
+        except OSError as error:
+            return f"{self.path} cannot be read: {error.strerror}"
+        return None
 
     def finish(self, records: Sequence[Record]) -> None:
         """Put the checksums of the zip records right; refuses when the blocks do not tile the tensor."""

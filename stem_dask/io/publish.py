@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 from stem_dask.errors import OutputExistsError
@@ -50,20 +51,47 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
 def publish(path: str | Path) -> None:
     """Bring ``PATH.incomplete`` to disk and give it its final name, replacing an older output.
 
-    A file replaces a file in one step. A folder cannot: the older one steps aside as ``PATH.old`` for the moment
-    between two renames, and is removed after.
+    A file replaces a file in one step. A folder cannot: the older one steps aside as ``PATH.replaced`` for the moment
+    between two renames, and is removed after. When a kill stopped it anywhere, calling it again does the rest.
     """
     path, built = Path(path), Path(temporary(path))
-    sync_tree(built)
-    if path.is_dir() and not path.is_symlink():
-        aside = Path(f"{path}.old")
-        remove(aside)
-        os.rename(path, aside)
-        os.rename(built, path)
-        remove(aside)
-    else:
+    aside = Path(f"{path}.replaced")
+    if os.path.lexists(built):
+        sync_tree(built)
+        if path.is_dir() and not path.is_symlink():
+            remove(aside)
+            os.rename(path, aside)
         os.replace(built, path)
-    sync(path.parent)
+        sync(path.parent)
+    remove(aside)
+
+
+def file_crc(path: str | Path) -> tuple[int, int]:
+    """CRC-32 and length of a file.
+
+    Examples
+    --------
+    >>> import tempfile; path = tempfile.mkdtemp() + "/x"
+    >>> _ = open(path, "wb").write(b"abc")
+    >>> file_crc(path)
+    (891568578, 3)
+    """
+    crc = n_bytes = 0
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            crc, n_bytes = zlib.crc32(piece, crc), n_bytes + len(piece)
+    return crc, n_bytes
+
+
+def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
+    """In what a file differs from the checksum and length that were noted; None when it does not."""
+    try:
+        found = file_crc(path)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if found[1] != wanted[1]:
+        return f"{path} has {found[1]:,} bytes, not the {wanted[1]:,} that were written"
+    return None if found[0] == wanted[0] else f"{path} does not hold what was written (checksum)"
 
 
 def sync_tree(path: Path) -> None:

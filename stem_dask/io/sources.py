@@ -141,7 +141,12 @@ class ZarrArray:
     def __getitem__(self, part: Slices) -> NDArray:
         import zarr
 
+        from stem_dask.io.verify import missing_chunk
+
         array = zarr.open_array(self.path, path=self.name, mode="r")
+        lost = missing_chunk(self.path, self.name, array, part)
+        if lost is not None:
+            raise SourceError(f"{lost} is missing; without it these patterns would read as zeros")
         return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
 
 

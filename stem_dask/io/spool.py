@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.publish import damage, file_crc, remove
 from stem_dask.model import Record, Region
 
 
@@ -18,8 +19,10 @@ class SpoolSink:
 
     folder: str
 
-    def create(self) -> None:
-        """Make the folder."""
+    def create(self, *, resume: bool) -> None:
+        """Make the folder; what another run left there is removed."""
+        if not resume:
+            remove(self.folder)
         Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
@@ -30,11 +33,14 @@ class SpoolSink:
             # bounds travel with the blocks, so that a file tells by itself where it belongs
             bounds = np.array([[s.start, s.stop] for s in region], np.int64)
             np.savez(file, allow_pickle=False, _region=bounds, **blocks)
+        crc, n_bytes = file_crc(partial)
         os.replace(partial, path)
-        return {"spooled": path.stat().st_size}
+        return {"spool_crc": crc, "spool_bytes": n_bytes}
 
-    def verify(self, record: Record) -> None:
-        """Nothing to do: a file that is there was renamed when complete."""
+    def verify(self, record: Record) -> str | None:
+        """Compare the file with the checksum in its record."""
+        wanted = (record.extra.get("spool_crc"), record.extra.get("spool_bytes"))
+        return damage(self._path(record.index), wanted)
 
     def finish(self, records: Sequence[Record]) -> None:
         """Nothing to do: whoever made the sink reads `blocks`."""

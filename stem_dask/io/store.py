@@ -1,9 +1,11 @@
 """The zarr store: format 3, whole patterns in every inner chunk, one shard a block, checksums, named dimensions."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
-from stem_dask.io.publish import remove
+from stem_dask.io.publish import damage, file_crc, remove
 from stem_dask.model import Record, Region
 from stem_dask.plan import inner_chunk, shard_shape
 from stem_dask.stages.analyze import PROFILE_ATTRS
@@ -57,15 +59,18 @@ class StoreSink:
     shards: tuple[int, ...]
     beside: Any = None
 
-    def create(self) -> None:
-        """Make the group and the empty array; what a broken run left there is removed."""
+    def create(self, *, resume: bool) -> None:
+        """Make the group and the empty array; what another run left there is removed."""
         import zarr
 
-        remove(self.path)
-        group = zarr.create_group(self.path, zarr_format=3)
-        create_array(group, "patterns", self.shape, self.dtype, self.dims, self.inner, self.shards)
+        if not (resume and os.path.isdir(self.path)):
+            remove(self.path)
+            group = zarr.create_group(self.path, zarr_format=3)
+            create_array(
+                group, "patterns", self.shape, self.dtype, self.dims, self.inner, self.shards
+            )
         if self.beside is not None:
-            self.beside.create()
+            self.beside.create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one shard; zarr writes it to a temporary name and renames it."""
@@ -74,14 +79,30 @@ class StoreSink:
         with single_threaded_codecs():
             array = zarr.open_array(self.path, path="patterns", mode="r+")
             array = array.with_config({"write_empty_chunks": True})  # is not kept in the store
+            shard = self._shard(region)
+            remove(shard)  # zarr would read an older one first
             array[region] = blocks["patterns"]
+        crc, n_bytes = file_crc(shard)
+        said = {"shard": os.path.relpath(shard, self.path), "crc": crc, "bytes": n_bytes}
         if self.beside is not None:
             rest = {name: block for name, block in blocks.items() if name != "patterns"}
-            self.beside.write(index, region, rest)
-        return {}
+            said |= self.beside.write(index, region, rest)
+        return said
 
-    def verify(self, record: Record) -> None:
-        """Nothing to do: the shard was renamed when complete, and carries its checksums."""
+    def verify(self, record: Record) -> str | None:
+        """Compare the shard, and what was put beside it, with the checksums in the record."""
+        said = record.extra
+        shard = os.path.join(self.path, str(said.get("shard")))
+        what = damage(shard, (said.get("crc"), said.get("bytes")))
+        if what is None and self.beside is not None:
+            what = self.beside.verify(record)
+        return what
+
+    def _shard(self, region: Region) -> Path:
+        """The file of the shard that holds a region; a region is one block, and a block is one shard."""
+        place = [str(part.start // size) for part, size in zip(region, self.shards, strict=False)]
+        inside = ["0"] * (len(self.shape) - len(region))
+        return Path(self.path, "patterns", "c", *place, *inside)
 
     def finish(self, records: Sequence[Record]) -> None:
         """Nothing to do: `finish_store` closes the store when its other groups are written."""
@@ -112,6 +133,7 @@ def create_array(
         dimension_names=list(dims),
         fill_value=0,
         config={"write_empty_chunks": True},
+        overwrite=True,  # what an interrupted finish left
     )
 
 
@@ -134,8 +156,6 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
     root = zarr.open_group(path, mode="r+")
     group = root.require_group(name)
     for key, variable in dataset.variables.items():
-        if str(key) in group:
-            continue  # the profile, written block by block
         values = np.asarray(variable.values)
         if values.dtype.kind == "U":
             values = values.astype(object).astype(str)

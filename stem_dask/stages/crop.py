@@ -1,7 +1,8 @@
 """Cut every pattern to the window, and put windows back where they were."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import dask.array as da
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Window
-from stem_dask.stages.downsample import output_shift
+from stem_dask.stages.downsample import Method, Reduce, output_shift
 from stem_dask.stages.patterns import (
     as_patterns,
     axes_of,
@@ -168,3 +169,50 @@ def placement(
         "center_out_y": (analysis["center_y"] - origin_y - shift) / factor,
         "center_out_x": (analysis["center_x"] - origin_x - shift) / factor,
     }
+
+
+class Downsampling(Protocol):
+    """The options of the downsampling that follows, as the config has them."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels that become one."""
+
+    @property
+    def method(self) -> Method:
+        """bin, stride, gauss or fft."""
+
+    @property
+    def reduce(self) -> Reduce:
+        """mean or sum."""
+
+
+def complete_analysis(
+    analysis: xr.Dataset,
+    window: Window,
+    inside: NDArray[np.float64],
+    source_axes: Sequence[Axis],
+    down: Downsampling,
+) -> xr.Dataset:
+    """The analysis with what the crop added: retention and `placement`, options and calibration as attributes.
+
+    Parameters
+    ----------
+    inside : intensity in each window as it was cut, by position
+    source_axes : ky and kx of the detector as read
+    """
+    total = analysis["total"].values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        retention = np.where(total > 0, inside / total, np.nan)
+    mean = down.factor > 1 and down.method != "stride" and down.reduce == "mean"
+    kinds, counts = analysis["kind"].values.tolist(), analysis["odd_pixels"].values.tolist()
+    attrs = {
+        **analysis.attrs,
+        **window_attrs(window),
+        "source_calibration": {a.name: [a.scale, a.offset, a.units] for a in source_axes},
+        "odd_pixels": dict(zip(kinds, counts, strict=True)),
+        "intensity": "mean counts per source pixel" if mean else "counts",
+    }
+    added = placement(analysis, window, down.factor, down.method)
+    added["retention"] = analysis["total"].copy(data=retention)
+    return analysis.drop_vars(["odd_pixels", "kind"]).assign(added).assign_attrs(attrs)

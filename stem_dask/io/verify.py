@@ -1,0 +1,66 @@
+"""Test a finished store: every chunk is there, and its checksum is right."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stem_dask.errors import SourceError
+
+
+def damaged_chunks(store: str) -> Iterator[str]:
+    """What is wrong with a zarr store, one text a damaged chunk file; reads everything once, chunk by chunk.
+
+    Raises
+    ------
+    SourceError
+        When it is not a store at all.
+    """
+    import zarr
+
+    try:
+        root = zarr.open_group(store, mode="r")
+        members = sorted(root.members(max_depth=None))
+    except Exception as error:  # zarr raises many kinds for a damaged store
+        raise SourceError(f"{store}: not a readable zarr store: {error}") from error
+    for name, array in members:
+        if isinstance(array, zarr.Array):
+            for place, region in chunk_files(array):
+                path = chunk_path(store, name, array, place)
+                if not path.exists():
+                    yield f"{path} is missing"
+                    continue
+                try:
+                    array[region]
+                except Exception as error:  # each codec has its own
+                    yield f"{path} cannot be decoded ({error})"
+
+
+def missing_chunk(store: str, name: str, array: Any, part: Sequence[slice]) -> Path | None:
+    """The first chunk file that a part of an array needs and that is not there; only for arrays in format 3."""
+    if getattr(array.metadata, "zarr_format", 2) != 3:
+        return None
+    sizes = array.shards or array.chunks
+    ranges = []
+    for piece, size, n in zip(part, sizes, array.shape, strict=True):
+        wanted = range(*piece.indices(n))
+        ranges.append(sorted({i // size for i in wanted}))
+    for place in itertools.product(*ranges):
+        path = chunk_path(store, name, array, place)
+        if not path.exists():
+            return path
+    return None
+
+
+def chunk_files(array: Any) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """Place and region of every chunk file (a shard, where there are shards)."""
+    sizes = array.shards or array.chunks
+    counts = [math.ceil(n / size) for n, size in zip(array.shape, sizes, strict=True)]
+    for place in itertools.product(*map(range, counts)):
+        yield place, tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, sizes, strict=True))
+
+
+def chunk_path(store: str, name: str, array: Any, place: Sequence[int]) -> Path:
+    """File of a chunk in a format 3 store."""
+    return Path(store, name, array.metadata.encode_chunk_key(tuple(place)))

@@ -1,0 +1,158 @@
+"""The folder of a run: its lock, what it was asked to do, its journal, and what is kept when it stops early.
+
+``NAME.run/`` beside ``NAME.zarr`` holds ``lock``, ``run.json`` (token and options), ``journal`` and the blocks that wait
+to be joined. After a complete run ``run.json``, ``journal`` and ``report.json`` stay.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stem_dask.errors import ConfigError
+from stem_dask.io.publish import publish, remove, run_folder, temporary
+from stem_dask.journal import Journal
+from stem_dask.lock import locked
+
+
+class RunState:
+    """What a live run knows of its past; made by `open_state`."""
+
+    def __init__(self, folder: Path, temporaries: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.temporaries = temporaries
+        self.journal = Journal(folder / "journal")
+        self.stopped_early = False
+        self.is_complete = False
+
+    def published(self, path: str, job: str, n_blocks: int) -> bool:
+        """Whether an output already bears its final name: all blocks are noted, and the temporary one is gone."""
+        if len(self.journal.records(job)) != n_blocks or os.path.lexists(temporary(path)):
+            return False
+        if not os.path.lexists(path):
+            return False
+        publish(path)  # what a kill may have left of the older one
+        return True
+
+    def complete(self, report: Mapping[str, Any]) -> None:
+        """Note that everything is done; only words stay in the folder."""
+        _write(self.folder / "report.json", report)
+        self.journal.close()
+        words = json.loads((self.folder / "run.json").read_text())
+        _write(self.folder / "run.json", {**words, "complete": True})
+        for entry in self.folder.iterdir():
+            if entry.is_dir():
+                remove(entry)
+
+    def leave(self) -> None:
+        """After an error: keep what can be resumed, else leave nothing behind."""
+        self.journal.close()
+        if not (self.stopped_early and self.journal.known):
+            for path in self.temporaries:
+                remove(path)
+            _empty(self.folder)
+
+
+@contextlib.contextmanager
+def open_state(
+    store: str,
+    temporaries: tuple[str, ...],
+    token: str,
+    options: Mapping[str, Any],
+    *,
+    restart: bool,
+    is_complete: Callable[[], bool],
+) -> Iterator[RunState]:
+    """Lock the output and find out whether there is a run to go on with.
+
+    Parameters
+    ----------
+    store : final name of the store
+    temporaries : what a run that is given up leaves
+    token, options : of this run
+    restart : drop an unfinished run, whatever its options
+    is_complete : asked with the lock in hand: another run may just have come to its end
+
+    Raises
+    ------
+    LockedError
+        When a live run holds the output.
+    ConfigError
+        When an unfinished run with other options is in the way.
+    """
+    folder = Path(run_folder(store))
+    with _removed_when_empty(folder), locked(folder / "lock"):
+        before = _read(folder / "run.json")
+        if is_complete():
+            state = RunState(folder, temporaries)
+            state.is_complete = True
+            yield state
+            return
+        fresh = restart or before is None or bool(before.get("complete"))
+        if not fresh and before is not None and before.get("token") != token:
+            changed = ", ".join(_changed(before.get("options", {}), options)) or "the input file"
+            raise ConfigError(
+                f"{folder} holds an unfinished run that differs in {changed}; run it with its own options to go on, "
+                "or add --restart to drop it"
+            )
+        if fresh:
+            for path in temporaries:
+                remove(path)
+            _empty(folder)
+        _write(folder / "run.json", {"token": token, "options": options})
+        state = RunState(folder, temporaries)
+        try:
+            yield state
+        except BaseException:
+            state.leave()
+            raise
+        finally:
+            state.journal.close()
+
+
+@contextlib.contextmanager
+def _removed_when_empty(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def unfinished_token(store: str) -> str | None:
+    """Token of an unfinished run of this output, if there is one."""
+    before = _read(Path(run_folder(store)) / "run.json")
+    return None if before is None or before.get("complete") else str(before.get("token"))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{section}.{key}"
+        for section, options in now.items()
+        if isinstance(options, Mapping)
+        for key in options
+        if dict(before.get(section) or {}).get(key) != options[key]
+    ]
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything but the lock, which its owner holds."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name != "lock":
+            remove(entry)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        words = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return words if isinstance(words, dict) else None
+
+
+def _write(path: Path, words: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(words, indent=1, default=str))
+    os.replace(partial, path)
