@@ -1,9 +1,8 @@
 """The order of the stages: read, analyze, crop, validate, downsample, store, export. The only place that computes."""
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,11 +136,12 @@ class Job:
         first = time.perf_counter()
         patterns = self.patterns()
         analysis = self.analyze(patterns) if self.config.crop.enabled else None
-        window = self.choose(analysis) if analysis is not None else None
-        cropped = patterns
-        if analysis is not None and window is not None:
-            cropped = crop(patterns, analysis, window)
-        out = self.shrink(cropped, analysis)
+        window, cropped = None, patterns
+        with self.state.nothing_to_go_on_with():
+            if analysis is not None:
+                window = self.choose(analysis)
+                cropped = crop(patterns, analysis, window)
+            out = self.shrink(cropped, analysis)
         known = self.write(patterns, cropped, out, analysis, window)
         for path in self.outputs.exports:
             self.export(path, math.prod(out.data.numblocks))
@@ -260,17 +260,16 @@ class Job:
         kind = Path(path).suffix
         if self.state.published(path, export_job(path, self.config.output.layout), n_blocks):
             return
-        with self.resumable():
-            self.warnings += export_from_store(
-                self.outputs.store,
-                path,
-                layout=self.config.output.layout,
-                overwrite=self.config.output.overwrite,
-                client=self.connection.client,
-                progress=self.reporter(f"export {kind[1:]}", 0),
-                journal=self.state.journal,
-                folder=f"{self.folder}/export{kind}",
-            )
+        self.warnings += export_from_store(
+            self.outputs.store,
+            path,
+            layout=self.config.output.layout,
+            overwrite=self.config.output.overwrite,
+            client=self.connection.client,
+            progress=self.reporter(f"export {kind[1:]}", 0),
+            journal=self.state.journal,
+            folder=f"{self.folder}/export{kind}",
+        )
 
     def results(
         self,
@@ -350,24 +349,16 @@ class Job:
         progress = self.reporter(
             stage, math.prod(self.found.source.shape) * self.found.source.dtype.itemsize
         )
-        with self.resumable():
-            records = engine.run(
-                outputs,
-                len(lead_dims(like)),
-                sink,
-                client=self.connection.client,
-                progress=progress,
-                journal=self.state.journal,
-                job=stage,
-            )
+        records = engine.run(
+            outputs,
+            len(lead_dims(like)),
+            sink,
+            client=self.connection.client,
+            progress=progress,
+            journal=self.state.journal,
+            job=stage,
+        )
         return len(records)
-
-    @contextlib.contextmanager
-    def resumable(self) -> Iterator[None]:
-        """What stops inside goes on with the same command; errors elsewhere leave nothing behind."""
-        self.state.stopped_early = True
-        yield
-        self.state.stopped_early = False
 
     def reporter(self, stage: str, input_bytes: int) -> engine.Progress:
         """Notes the memory of every task and passes its step on."""

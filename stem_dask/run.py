@@ -136,6 +136,9 @@ def guarded(work: Callable[[], int]) -> int:
     except StemDaskError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # of the client itself: workers' errors come as ours
+        print(f"error: {error}", file=sys.stderr)
+        return 5
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one ended", file=sys.stderr)
         return 75

@@ -24,8 +24,15 @@ class RunState:
         self.folder = folder
         self.temporaries = temporaries
         self.journal = Journal(folder / "journal")
-        self.stopped_early = False
+        self.resumable = True
         self.is_complete = False
+
+    @contextlib.contextmanager
+    def nothing_to_go_on_with(self) -> Iterator[None]:
+        """An error inside is one of the options or the data: the same command would end the same way."""
+        self.resumable = False
+        yield
+        self.resumable = True
 
     def published(self, path: str, job: str, n_blocks: int) -> bool:
         """Whether an output already bears its final name: all blocks are noted, and the temporary one is gone."""
@@ -49,7 +56,7 @@ class RunState:
     def leave(self) -> None:
         """After an error: keep what can be resumed, else leave nothing behind."""
         self.journal.close()
-        if not (self.stopped_early and self.journal.known):
+        if not (self.resumable and self.journal.known):
             for path in self.temporaries:
                 remove(path)
             _empty(self.folder)

@@ -41,7 +41,7 @@ def test_the_newcomers_command(here: Path, crop_yaml: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert sorted(path.name for path in (here / "out").iterdir()) == [
-        "synthetic.dm4", "synthetic.hspy", "synthetic.pt", "synthetic.zarr", "synthetic_results.json",
+        "synthetic.dm4", "synthetic.hspy", "synthetic.pt", "synthetic.run", "synthetic.zarr", "synthetic_results.json",
         "synthetic_visualization.png",
     ]  # fmt: skip
     assert "dashboard   http://127.0.0.1:" in done.stdout

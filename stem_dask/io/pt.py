@@ -4,6 +4,7 @@
 torch, and the checksums of the zip records are put right at the end from those of the pieces.
 """
 
+import contextlib
 import os
 import zipfile
 import zlib
@@ -89,18 +90,12 @@ class PtSink:
             self.offset[:] = _storage_offsets(self.path, 1)
             return
         torch = _torch()
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        with FakeTensorMode():  # a real tensor would ask for memory, and may be larger than it
-            patterns = torch.empty(self.tensor_shape, dtype=getattr(torch, str(self._native)))
-            whole = (
-                patterns
-                if self.content is None
-                else {"patterns": patterns, **_tensors(self.content)}
-            )
-        skip = torch.serialization.skip_data(materialize_fake_tensors=True)
-        with open(self.path, "wb") as file, skip:
-            torch.save(whole, file)
+        with _without_memory(f"{self.path}.hole", self.tensor_shape, self._native) as patterns:
+            whole = patterns
+            if self.content is not None:
+                whole = {"patterns": patterns, **_tensors(self.content)}
+            with open(self.path, "wb") as file, torch.serialization.skip_data():
+                torch.save(whole, file)
         small = list(_arrays(self.content or {}))
         first, *places = _storage_offsets(self.path, 1 + len(small))
         self.offset[:] = [first]
@@ -244,6 +239,20 @@ def _torch() -> Any:
     except ImportError as error:
         raise ConfigError("exporting .pt needs torch: pip install stem_dask[torch]") from error
     return torch
+
+
+@contextlib.contextmanager
+def _without_memory(path: str, shape: Sequence[int], dtype: np.dtype) -> Iterator[Any]:
+    """A tensor of any size over a file that is one hole: it takes neither memory nor disk."""
+    torch = _torch()
+    n_bytes = prod(shape) * dtype.itemsize
+    with open(path, "wb") as file:
+        file.truncate(n_bytes)
+    try:
+        storage = torch.UntypedStorage.from_file(path, True, n_bytes)
+        yield torch.empty(0, dtype=getattr(torch, str(dtype))).set_(storage, 0, tuple(shape))
+    finally:
+        os.remove(path)
 
 
 def _arrays(content: Mapping[str, Any]) -> Iterator[NDArray]:
