@@ -1,5 +1,6 @@
 # make run     set up on demand, then run the main job on a made-up dataset (ARGS="input.path=scan.dm4 ..." for yours)
 # make test    set up on demand, then run the tests
+# make test-faults    kill, corrupt and starve real runs
 # make lint    style and types
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,13 +8,16 @@ PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 CONFIG ?= configs/crop.yaml
 ARGS   ?=
 
-.PHONY: run test lint bench clean
+.PHONY: run test test-faults lint bench clean
 
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
 
 test: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest -q $(ARGS)
+	$(VENV)/bin/python -m pytest -q -m "not faults" $(ARGS)
+
+test-faults: $(VENV)/test.done
+	$(VENV)/bin/python -m pytest -q -m faults tests/faults $(ARGS)
 
 lint: $(VENV)/test.done
 	$(VENV)/bin/ruff check .

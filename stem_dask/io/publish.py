@@ -71,8 +71,9 @@ def file_crc(path: str | Path) -> tuple[int, int]:
 
     Examples
     --------
-    >>> import tempfile; path = tempfile.mkdtemp() + "/x"
-    >>> _ = open(path, "wb").write(b"abc")
+    >>> import tempfile; path = Path(tempfile.mkdtemp()) / "x"
+    >>> path.write_bytes(b"abc")
+    3
     >>> file_crc(path)
     (891568578, 3)
     """
