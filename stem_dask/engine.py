@@ -104,6 +104,10 @@ def run(
     """
     grid = Grid(outputs, n_lead)
     known = {} if journal is None else journal.records(job)
+    if journal is not None and not all(grid.holds(record) for record in known.values()):
+        _logger.warning("%s: blocks have another size than before; all are computed again", job)
+        journal.forget(job)
+        known = {}
     sink.create(resume=bool(known))
     work = _Work(grid, sink, known)
     records: list[Record] = []
@@ -196,15 +200,33 @@ class Grid:
 
     def payload(self, index: int) -> tuple[Region, bytes]:
         """Region along the leading axes, and pickled sub-graph of a block."""
-        block = tuple(int(i) for i in np.unravel_index(index, self.numblocks))
-        region = tuple(
-            slice(edges[i], edges[i + 1]) for edges, i in zip(self.edges, block, strict=True)
-        )
+        block = self._block(index)
         wanted = {
             name: (array.name, *block, *(0,) * (array.ndim - len(block)))
             for name, array in self.outputs.items()
         }
-        return region, cloudpickle.dumps((cut(self.tasks, wanted.values()), wanted))
+        return self.region(index), cloudpickle.dumps((cut(self.tasks, wanted.values()), wanted))
+
+    def region(self, index: int) -> Region:
+        """Where a block lies along the leading axes."""
+        block = self._block(index)
+        return tuple(
+            slice(edges[i], edges[i + 1]) for edges, i in zip(self.edges, block, strict=True)
+        )
+
+    def holds(self, record: Record) -> bool:
+        """Whether a record is of a block of this grid; another memory limit makes other blocks."""
+        return 0 <= record.index < self.n_blocks and record.extra.get("region") == bounds(
+            self.region(record.index)
+        )
+
+    def _block(self, index: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in np.unravel_index(index, self.numblocks))
+
+
+def bounds(region: Region) -> list[list[int]]:
+    """A region as JSON can hold it."""
+    return [[int(part.start), int(part.stop)] for part in region]
 
 
 def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
@@ -227,6 +249,7 @@ def _write_block(payload: bytes, sink: Sink, index: int, region: Region) -> Reco
     blocks = dict(zip(wanted, values, strict=True))
     extra = _patiently(lambda: sink.write(index, region, blocks), StoreError, index)
     n_bytes = sum(block.nbytes for block in blocks.values())
+    extra = {**extra, "region": bounds(region)}
     return Record(index, time.perf_counter() - start, n_bytes, peak_rss(), extra)
 
 
@@ -236,8 +259,10 @@ def _patiently(work: Callable[[], Any], kind: type[StemDaskError], index: int) -
         try:
             return work()
         except OSError as error:
-            if wait_seconds is None or error.errno in _LASTING:
-                if isinstance(error, StemDaskError):
+            ours = isinstance(error, StemDaskError)
+            refused = ours and error.__cause__ is None  # by us, and again the next time
+            if wait_seconds is None or refused or error.errno in _LASTING:
+                if ours:
                     raise
                 raise kind(f"block {index}: {error}") from error
             time.sleep(wait_seconds)
@@ -312,9 +337,8 @@ def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    result = future.result()
+                    yield future.result()  # first: it may bring more calls
                     waiting |= {pool.submit(f, *args) for f, args in itertools.islice(calls, 1)}
-                    yield result
         except BaseException:
             for future in waiting:
                 future.cancel()

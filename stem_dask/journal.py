@@ -32,10 +32,20 @@ class Journal:
         self.path = Path(path)
         self.known: dict[str, dict[int, Record]] = {}
         for line in self._lines():
-            record = Record(
-                line["index"], line["seconds"], line["bytes_out"], line["peak_rss"], line["extra"]
-            )
-            self.known.setdefault(line["job"], {})[record.index] = record
+            if "forgotten" in line:
+                self.known.pop(str(line["forgotten"]), None)
+                continue
+            try:
+                record = Record(
+                    int(line["index"]),
+                    float(line["seconds"]),
+                    int(line["bytes_out"]),
+                    int(line["peak_rss"]),
+                    dict(line["extra"]),
+                )
+                self.known.setdefault(str(line["job"]), {})[record.index] = record
+            except (KeyError, TypeError, ValueError):
+                continue
         self._file: BinaryIO | None = None
         self._synced = time.monotonic()
 
@@ -54,6 +64,14 @@ class Journal:
             "peak_rss": record.peak_rss,
             "extra": record.extra,
         }
+        self._write(words)
+
+    def forget(self, job: str) -> None:
+        """Note that nothing of a job counts any more."""
+        if self.known.pop(job, None):
+            self._write({"forgotten": job})
+
+    def _write(self, words: dict[str, Any]) -> None:
         if self._file is None:
             self._file = open(self.path, "ab")  # noqa: SIM115  closed by close()
             if self._file.tell():
@@ -86,6 +104,6 @@ class Journal:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and {"job", "index", "extra"} <= set(line):
+            if isinstance(line, dict):
                 found.append(line)
         return found

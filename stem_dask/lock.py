@@ -31,7 +31,6 @@ def locked(path: str | Path) -> Iterator[None]:
         When a live run holds it; the message names host, process and since when.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle = _acquire(path)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
@@ -50,7 +49,7 @@ def _acquire(path: Path) -> int:
     import fcntl
 
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _opened(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -75,6 +74,18 @@ def _acquire(path: Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(words).encode(), 0)
     return handle
+
+
+def _opened(path: Path, attempts: int = 100) -> int:
+    """The lock file, made when it is not there; a run that ends may remove the folder at this very moment."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            attempts -= 1
+            if not attempts:
+                raise
 
 
 def _owner(handle: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from stem_dask.config import Config, to_dict
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
-from stem_dask.io.lazy import lazy_patterns, masked
+from stem_dask.io.lazy import block_positions, lazy_patterns, masked
 from stem_dask.io.publish import publish, temporary
 from stem_dask.io.read import Found
 from stem_dask.io.spool import SpoolSink
@@ -173,7 +173,9 @@ class Job:
     def patterns(self) -> xr.DataArray:
         """The lazy input, without its bad pixels."""
         options = self.config.input
-        lazy = lazy_patterns(self.found, self.config.output.chunk_mb, self.connection.thread_bytes)
+        budget = self.connection.thread_bytes
+        block = block_positions(self.found, self.config.output.chunk_mb, budget)
+        lazy = lazy_patterns(self.found, self.state.settled("block", block))
         mask = options.mask
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
         return masked(lazy, listed, options.mask_fill)

@@ -43,6 +43,14 @@ class RunState:
         publish(path)  # what a kill may have left of the older one
         return True
 
+    def settled(self, name: str, value: Any) -> Any:
+        """A choice that must stay the same when the run goes on: the first one that was made."""
+        words = _read(self.folder / "run.json") or {}
+        if name not in words:
+            words[name] = value
+            _write(self.folder / "run.json", words)
+        return words[name]
+
     def complete(self, report: Mapping[str, Any]) -> None:
         """Note that everything is done; only words stay in the folder."""
         _write(self.folder / "report.json", report)
@@ -108,7 +116,7 @@ def open_state(
             for path in temporaries:
                 remove(path)
             _empty(folder)
-        _write(folder / "run.json", {"token": token, "options": options})
+            _write(folder / "run.json", {"token": token, "options": options})
         state = RunState(folder, temporaries)
         try:
             yield state

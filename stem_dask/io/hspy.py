@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
-from stem_dask.io.publish import remove
 from stem_dask.io.spool import SpoolSink
 from stem_dask.model import Axis, Record, Region
 
@@ -46,7 +45,8 @@ class HspySink:
 
     def create(self, *, resume: bool) -> None:
         """Make the folder for the chunks; the file itself is made at the end."""
-        remove(self.path)
+        with open(self.path, "wb"):
+            pass  # as long as the temporary name is there, the output is not complete
         SpoolSink(self.spool).create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:

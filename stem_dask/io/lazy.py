@@ -33,15 +33,19 @@ def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
     )
 
 
-def lazy_patterns(
+def block_positions(
     found: Found, chunk_mb: float | str = "auto", budget_bytes: int | None = None
-) -> xr.DataArray:
-    """The patterns of an opened file, calibrated, chunked along the scan by `stem_dask.plan.lead_chunks`."""
+) -> tuple[int, ...]:
+    """Positions along the scan that one block of a file takes; see `stem_dask.plan.lead_chunks`."""
+    shape, dtype = found.source.shape, found.source.dtype
+    pattern_bytes = int(np.prod(shape[-2:])) * dtype.itemsize
+    part = None if found.info.chunks is None else found.info.chunks[:-2]
+    return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, budget_bytes, part)
+
+
+def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
+    """The patterns of an opened file, calibrated, blocks of ``lead`` positions along the scan."""
     source, info = found.source, found.info
-    n_lead = len(source.shape) - 2
-    pattern_bytes = int(np.prod(source.shape[n_lead:])) * source.dtype.itemsize
-    part = None if info.chunks is None else info.chunks[:n_lead]
-    lead = lead_chunks(source.shape[:n_lead], pattern_bytes, chunk_mb, budget_bytes, part)
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
     attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
     return as_patterns(lazy_array(source, lead, f"read-{token}"), info.axes, attrs)
@@ -98,7 +102,7 @@ def open_patterns(
         scan_roi=scan_roi,
         scan_step=scan_step,
     )
-    return masked(lazy_patterns(found, chunk_mb), mask, mask_fill)
+    return masked(lazy_patterns(found, block_positions(found, chunk_mb)), mask, mask_fill)
 
 
 def masked(

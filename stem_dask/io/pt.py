@@ -85,17 +85,16 @@ class PtSink:
         return np.dtype(self.dtype).newbyteorder("=")
 
     def create(self, *, resume: bool) -> None:
-        """Write the skeleton, and the small tensors into it; or find the tensor's place in one that is there."""
-        if resume and os.path.exists(self.path):
-            self.offset[:] = _storage_offsets(self.path, 1)
-            return
+        """Write the skeleton, and the small tensors into it; around what is there when resuming."""
+        mode = "r+b" if resume and os.path.exists(self.path) else "wb"
         torch = _torch()
         with _without_memory(f"{self.path}.hole", self.tensor_shape, self._native) as patterns:
             whole = patterns
             if self.content is not None:
                 whole = {"patterns": patterns, **_tensors(self.content)}
-            with open(self.path, "wb") as file, torch.serialization.skip_data():
+            with open(self.path, mode) as file, torch.serialization.skip_data():
                 torch.save(whole, file)
+                file.truncate()
         small = list(_arrays(self.content or {}))
         first, *places = _storage_offsets(self.path, 1 + len(small))
         self.offset[:] = [first]
@@ -141,7 +140,7 @@ class PtSink:
 
     def finish(self, records: Sequence[Record]) -> None:
         """Put the checksums of the zip records right; refuses when the blocks do not tile the tensor."""
-        runs = sorted(run for record in records for run in record.extra["runs"])
+        runs = sorted(tuple(run) for record in records for run in record.extra["runs"])
         end = 0
         for start, size, _ in runs:
             if start != end:

@@ -63,7 +63,10 @@ class StoreSink:
         """Make the group and the empty array; what another run left there is removed."""
         import zarr
 
-        if not (resume and os.path.isdir(self.path)):
+        if resume and os.path.isdir(self.path):
+            for torn in Path(self.path).rglob("*.partial"):  # zarr was killed before the rename
+                remove(torn)
+        else:
             remove(self.path)
             group = zarr.create_group(self.path, zarr_format=3)
             create_array(

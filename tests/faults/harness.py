@@ -1,0 +1,245 @@
+"""Runs the real command in its own process group, stops it at a known moment, and compares what it leaves."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+#: one line of the scan a block
+N_BLOCKS = 24
+JOBS = ("analyze", "crop", "export .pt scan", "export .hspy")
+PATIENCE = 60.0
+POLL = 0.003
+
+#: Python imports this at its start, in the client and in each worker. FAULT is `before|after PATH-END [nth]`: the process
+#: that renames something to that name ends its whole group there. No clock is involved.
+SITE = '''
+import os, signal
+
+fault = os.environ.get("FAULT", "").split()
+if fault:
+    moment, end, nth = fault[0], fault[1], int(fault[2]) if len(fault) > 2 else 1
+
+    def patched(plain):
+        def rename(source, target, *args, **options):
+            global nth
+            hit = False
+            if str(target).endswith(end):
+                nth -= 1
+                hit = nth == 0
+            if hit and moment == "before":
+                os.killpg(0, signal.SIGKILL)
+            plain(source, target, *args, **options)
+            if hit:
+                os.killpg(0, signal.SIGKILL)
+        return rename
+
+    os.replace, os.rename = patched(os.replace), patched(os.rename)
+'''
+
+
+@dataclass
+class Command:
+    """One command line, its output folder, and the processes that were started with it."""
+
+    config: Path
+    folder: Path
+    name: str = "scan"
+    overrides: tuple[str, ...] = ()
+    started: list["Started"] = field(default_factory=list)
+
+    @property
+    def store(self) -> Path:
+        return self.folder / f"{self.name}.zarr"
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / f"{self.name}.run"
+
+    @property
+    def journal(self) -> Path:
+        return self.run_folder / "journal"
+
+    def start(
+        self,
+        *more: str,
+        kind: str = "local",
+        fault: str = "",
+        limits: dict[int, int] | None = None,
+    ) -> "Started":
+        """Start it in a session of its own; `more` are options (first) and overrides (last)."""
+        site = self.folder / "site"
+        site.mkdir(exist_ok=True)
+        (site / "sitecustomize.py").write_text(SITE)
+        cluster = [f"cluster.kind={kind}"]
+        if kind == "local":
+            cluster += ["cluster.n_workers=2", "cluster.threads_per_worker=1"]
+        else:
+            cluster += ["cluster.threads_per_worker=2"]
+        flags = [text for text in more if text.startswith("-") or text.isdigit()]
+        values = [text for text in more if text not in flags]
+        argv = [sys.executable, "-m", "stem_dask.run", *flags, str(self.config), f"output.path={self.store}"]
+        argv += [*cluster, *self.overrides, *values]
+
+        def limit() -> None:
+            import resource
+
+            for what, n in (limits or {}).items():
+                resource.setrlimit(what, (n, n))
+
+        environment = {**os.environ, "PYTHONPATH": str(site), "FAULT": fault}
+        environment.pop("SLURM_JOB_END_TIME", None)
+        log = self.folder / f"log{len(self.started)}"
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=limit if limits else None,
+                env=environment,
+                cwd=self.folder,
+            )
+        self.started.append(Started(process, log))
+        return self.started[-1]
+
+    def finish(self, *more: str, **options: Any) -> "Started":
+        """Run it to its end, whatever that is."""
+        started = self.start(*more, **options)
+        started.wait()
+        return started
+
+    def lines(self) -> list[tuple[str, int]]:
+        """(job, index) of every whole line of the journal."""
+        found = []
+        for text in read(self.journal).split(b"\n"):
+            with contextlib.suppress(ValueError, TypeError):
+                line = json.loads(text)
+                found.append((line["job"], line["index"]))
+        return found
+
+    def counts(self) -> Counter[str]:
+        return Counter(job for job, _ in self.lines())
+
+    def clean(self) -> None:
+        for started in self.started:
+            started.kill()
+
+
+@dataclass
+class Started:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def code(self) -> int | None:
+        return self.process.returncode
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"still running after {seconds} s:\n{self.text}") from None
+
+    def until(self, holds: Callable[[], bool], what: str) -> None:
+        """Come back when a condition holds; it must before the process ends."""
+        end = time.monotonic() + PATIENCE
+        while not holds():
+            assert self.process.poll() is None, f"ended ({self.code}) before {what}:\n{self.text}"
+            assert time.monotonic() < end, f"no {what} after {PATIENCE} s:\n{self.text}"
+            time.sleep(POLL)
+
+    def kill(self) -> None:
+        """SIGKILL for client, scheduler and workers at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        self.gone()
+
+    def gone(self, seconds: float = 20.0) -> list[str]:
+        """Processes of the group that are still alive after a while, as text."""
+        end = time.monotonic() + seconds
+        while (left := members(self.process.pid)) and time.monotonic() < end:
+            time.sleep(POLL)
+        return left
+
+
+def members(group: int) -> list[str]:
+    """Living processes of a process group."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:200]}")
+    return found
+
+
+def workers(pid: int) -> list[psutil.Process]:
+    """Worker processes of a client: its spawned children, without the resource tracker."""
+    return [
+        child
+        for child in psutil.Process(pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def n_lines(command: Command, job: str) -> int:
+    """Lines of a job, fast: for polling."""
+    return read(command.journal).count(f'"job": "{job}"'.encode())
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    """Every file of a store but its root metadata, which holds the config with the output's name."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path != store / "zarr.json"
+    }
+
+
+def assert_identical(command: Command, reference: Command, *, redone: Sequence[tuple[str, int]] = ()) -> None:
+    """Same bytes as the reference, every block noted once (but those redone), and nothing left beside."""
+    ours, theirs = tree(command.store), tree(reference.store)
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+    for kind in (".pt", ".hspy"):
+        a, b = (c.store.with_suffix(kind).read_bytes() for c in (command, reference))
+        assert a == b, f"{kind} differs from the reference"
+    wanted = Counter((job, i) for job in JOBS for i in range(N_BLOCKS)) + Counter(redone)
+    assert Counter(command.lines()) == wanted
+    assert sorted(path.name for path in command.run_folder.iterdir()) == ["journal", "report.json", "run.json"]
+    names = {path.name for path in command.folder.iterdir() if path.name.startswith(f"{command.name}")}
+    suffixes = (".zarr", ".pt", ".hspy", ".run", "_results.json")
+    assert names == {f"{command.name}{suffix}" for suffix in suffixes}
+
+
+@contextlib.contextmanager
+def cleaned(*commands: Command) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for command in commands:
+            command.clean()
