@@ -11,6 +11,7 @@ import errno
 import functools
 import itertools
 import logging
+import os
 import pickle
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -124,8 +125,20 @@ def run(
             if progress is not None:
                 progress(len(records), grid.n_blocks, result)
     records.sort(key=lambda record: record.index)
-    sink.finish(records)
+    _finish(sink, records, job)
     return records
+
+
+def _finish(sink: Sink, records: Sequence[Record], job: str) -> None:
+    """Make the output complete; HDF5 hides a failed write behind that of closing the file."""
+    try:
+        sink.finish(records)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, StemDaskError) or not isinstance(cause, OSError):
+            raise
+        why = os.strerror(cause.errno) if cause.errno else str(cause)
+        raise StoreError(f"{job or 'the output'} cannot be completed: {why}") from error
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def verdict(window: Window, analysis: xr.Dataset, by_target: Mapping[float, int]
     ]
     half = smallest // 4
     mean, least = analysis["curve_mean"].values, analysis["curve_min"].values
-    if np.isfinite(mean[half]):
+    if half > 1 and np.isfinite(mean[half]):
         ways.append(
             f"size {2 * half} would keep {mean[half]:.1%} on average, {least[half]:.1%} at worst"
         )

@@ -84,21 +84,31 @@ def stoppable(time_limit: float | None) -> Iterator[None]:
     """SIGTERM and a coming wall time stop a run like Ctrl-C: what is finished stays, and the same command goes on."""
     from stem_dask.errors import InterruptedRunError
 
+    asked: list[int] = []
+
     def stop(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough, and the way out takes a few seconds
-        raise InterruptedRunError("asked to stop; the same command goes on where this one ended")
+        asked.append(number)
+        raise KeyboardInterrupt  # which nobody on the way takes for an error of his own
 
     left = seconds_left(time_limit, os.environ.get("SLURM_JOB_END_TIME"), time.time())
     timer = threading.Timer(left or 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     timer.daemon = True
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     if left is not None:
         timer.start()
     try:
         yield
+    except BaseException as error:
+        if asked:  # or what became of it: an import that is stopped ends in errors of many kinds
+            raise InterruptedRunError(
+                "asked to stop; the same command goes on where this one ended"
+            ) from error
+        raise
     finally:
         timer.cancel()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) -> float | None:

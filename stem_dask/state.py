@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stem_dask.errors import ConfigError
+from stem_dask.errors import ConfigError, InterruptedRunError
 from stem_dask.io.publish import publish, remove, run_folder, temporary
 from stem_dask.journal import Journal
 from stem_dask.lock import locked
@@ -30,9 +30,11 @@ class RunState:
     @contextlib.contextmanager
     def nothing_to_go_on_with(self) -> Iterator[None]:
         """An error inside is one of the options or the data: the same command would end the same way."""
-        self.resumable = False
-        yield
-        self.resumable = True
+        try:
+            yield
+        except Exception as error:
+            self.resumable = isinstance(error, InterruptedRunError)
+            raise
 
     def published(self, path: str, job: str, n_blocks: int) -> bool:
         """Whether an output already bears its final name: all blocks are noted, and the temporary one is gone."""
@@ -143,13 +145,16 @@ def unfinished_token(store: str) -> str | None:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{section}.{key}"
-        for section, options in now.items()
-        if isinstance(options, Mapping)
-        for key in options
-        if dict(before.get(section) or {}).get(key) != options[key]
-    ]
+    """Names of the options that differ: section.key, or the key of one that stands alone."""
+    found = []
+    for section, options in json.loads(json.dumps(now, default=str)).items():
+        old = before.get(section)
+        if isinstance(options, dict):
+            known = old if isinstance(old, dict) else {}
+            found += [f"{section}.{key}" for key in options if known.get(key) != options[key]]
+        elif old != options:
+            found.append(section)
+    return found
 
 
 def _empty(folder: Path) -> None:

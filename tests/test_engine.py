@@ -1,6 +1,9 @@
-"""The engine: each block once, a few in flight, the first error ends it, records in order."""
+"""The engine: each block once, a few in flight, errors are tried again, what a journal notes is read again."""
 
+import errno
 import itertools
+import logging
+import os
 import pickle
 import threading
 import zlib
@@ -19,6 +22,8 @@ from hypothesis import strategies as st
 from stem_dask import engine
 from stem_dask.errors import SourceError, StoreError
 from stem_dask.io.pt import combine_crc
+from stem_dask.io.publish import damage, file_crc
+from stem_dask.journal import Journal
 from stem_dask.model import Record
 
 DRAWN = settings(max_examples=40, deadline=None)
@@ -57,6 +62,16 @@ def chunks_of(n):
     )  # fmt: skip
 
 
+@pytest.fixture
+def no_waits(monkeypatch):
+    """Tries again at once; does not reach processes."""
+    monkeypatch.setattr(engine, "RETRY_SECONDS", (0, 0, 0))
+
+
+def payloads(grid):
+    return [(index, *grid.payload(index)) for index in range(grid.n_blocks)]
+
+
 def evaluate(payload):
     graph, wanted = pickle.loads(payload)
     return dict(zip(wanted, dask.get(graph, list(wanted.values())), strict=True))
@@ -74,7 +89,7 @@ def test_blocks_tile_the_scan(y, x):
     grid = engine.Grid(outputs, 2)
     assert grid.n_blocks == len(y) * len(x)
     covered = np.zeros((7, 5), int)
-    for number, (index, region, payload) in enumerate(grid.payloads()):
+    for number, (index, region, payload) in enumerate(payloads(grid)):
         assert index == number
         covered[region] += 1
         blocks = evaluate(payload)
@@ -87,7 +102,7 @@ def test_blocks_tile_the_scan(y, x):
 def test_blocks_of_a_list():
     array = np.arange(7 * 6).reshape(7, 2, 3)
     grid = engine.Grid({"patterns": da.from_array(array, chunks=(3, 2, 3))}, 1)
-    regions = [region for _, region, _ in grid.payloads()]
+    regions = [region for _, region, _ in payloads(grid)]
     assert regions == [(slice(0, 3),), (slice(3, 6),), (slice(6, 7),)]
 
 
@@ -111,7 +126,7 @@ def test_payloads_do_not_grow_with_the_number_of_blocks():
     def largest(n):
         array = da.zeros((n, 4, 8, 8), chunks=(1, 4, 8, 8), dtype="u2") + 1
         outputs = {"patterns": array, "total": array.sum(axis=(2, 3))}
-        return max(len(payload) for *_, payload in engine.Grid(outputs, 2).payloads())
+        return max(len(payload) for *_, payload in payloads(engine.Grid(outputs, 2)))
 
     assert largest(400) < largest(4) + 100 < 20_000
 
@@ -119,7 +134,7 @@ def test_payloads_do_not_grow_with_the_number_of_blocks():
 def test_payloads_of_an_array_in_memory_hold_their_block_only():
     array = np.random.default_rng(0).integers(0, 99, (16, 4, 32, 32)).astype("u2")
     grid = engine.Grid({"patterns": da.from_array(array, chunks=(1, 4, 32, 32))}, 2)
-    assert max(len(payload) for *_, payload in grid.payloads()) < array[:1].nbytes + 5000
+    assert max(len(payload) for *_, payload in payloads(grid)) < array[:1].nbytes + 5000
 
 
 def test_cut_takes_what_is_needed_and_no_more():
@@ -234,18 +249,35 @@ class FolderSink:
     folder: Path
     bad: int = -1
 
-    def create(self):
-        self.folder.mkdir()
+    def note(self, *words):
+        with open(f"{self.folder}.log", "a") as file:
+            file.write(" ".join(map(str, words)) + "\n")
+
+    def noted(self, verb):
+        """What was asked so far, sorted, and then forgotten."""
+        path = Path(f"{self.folder}.log")
+        words = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        path.write_text("".join(" ".join(w) + "\n" for w in words if w[0] != verb))
+        return sorted(int(what) for said, what in words if said == verb)
+
+    def path(self, index):
+        return self.folder / f"{index}.npy"
+
+    def create(self, *, resume):
+        if not resume:
+            self.folder.mkdir()
 
     def write(self, index, region, blocks):
+        self.note("write", index)
         if index == self.bad:
             raise SourceError(f"block {index} is bad")
-        with open(self.folder / f"{index}.npy", "xb") as file:
+        with open(self.path(index), "wb") as file:
             np.save(file, blocks["patterns"])
-        return {"rows": (region[0].start, region[0].stop)}
+        return {"rows": (region[0].start, region[0].stop), "file": file_crc(self.path(index))}
 
     def verify(self, record):
-        assert (self.folder / f"{record.index}.npy").exists()
+        self.note("verify", record.index)
+        return damage(self.path(record.index), tuple(record.extra["file"]))
 
     def finish(self, records):
         names = sorted(int(path.stem) for path in self.folder.glob("*.npy"))
@@ -273,6 +305,8 @@ def test_run(client, tmp_path):
     assert [(done, n) for done, n, _ in seen] == [(i, 5) for i in range(1, 6)]
     assert sorted(index for *_, index in seen) == [0, 1, 2, 3, 4]
     assert (sink.folder / "finished").exists()
+    assert sink.noted("write") == [0, 1, 2, 3, 4]  # each once
+    assert sink.noted("verify") == []
     whole = np.concatenate([np.load(sink.folder / f"{i}.npy") for i in range(5)])
     np.testing.assert_array_equal(whole, np.arange(9 * 24).reshape(9, 2, 3, 4))
 
@@ -282,7 +316,8 @@ class LastFirst:
 
     other = threading.Event()
 
-    def create(self):
+    def create(self, *, resume):
+        assert resume is False
         self.other.clear()
 
     def write(self, index, region, blocks):
@@ -294,7 +329,7 @@ class LastFirst:
         return {}
 
     def verify(self, record):
-        assert isinstance(record, Record)
+        raise AssertionError(f"nobody noted block {record.index}")
 
     def finish(self, records):
         assert [record.index for record in records] == [0, 1, 2, 3, 4]
@@ -344,6 +379,296 @@ def test_run_checks_the_blocks_before_it_creates(tmp_path):
     with pytest.raises(StoreError, match="must agree"):
         engine.run({"a": lazy(), "b": lazy().rechunk((3, 2, 3, 4))}, 2, sink)
     assert not sink.folder.exists()
+
+
+# --- errors that pass, and errors that stay ---------------------------------------------------------------------
+
+
+def unsteady(block, block_info=None):
+    """Raises what the test wants, as often as it wants."""
+    index = block_info[0]["chunk-location"][0]
+    _STATE["tries"].append(index)
+    if index == 2 and _STATE["tries"].count(index) <= _STATE["n_errors"]:
+        raise _STATE["error"]
+    return block
+
+
+def unsteady_patterns():
+    patterns = lazy()
+    return patterns.map_blocks(unsteady, dtype=patterns.dtype, meta=patterns._meta)
+
+
+class UnsteadySink(FolderSink):
+    """The same, where a block is written."""
+
+    def write(self, index, region, blocks):
+        unsteady(None, {0: {"chunk-location": (index,)}})
+        return super().write(index, region, blocks)
+
+
+def stale():
+    return OSError(errno.ESTALE, "stale file handle")
+
+
+def wrapped():
+    error = SourceError("a.h5: cannot be read")
+    error.__cause__ = stale()
+    return error
+
+
+@pytest.mark.parametrize("where", ["read", "write"])
+@pytest.mark.parametrize("error", [stale, wrapped])
+@pytest.mark.parametrize("n_errors", [2, 3])
+@pytest.mark.usefixtures("no_waits")
+def test_an_error_that_passes(client, tmp_path, where, error, n_errors):
+    _STATE.update(tries=[], n_errors=n_errors, error=error())
+    sink = (FolderSink if where == "read" else UnsteadySink)(tmp_path / "out")
+    patterns = unsteady_patterns() if where == "read" else lazy()
+    records = engine.run({"patterns": patterns}, 2, sink, client=client)
+    assert [record.index for record in records] == [0, 1, 2, 3, 4]
+    assert sorted(_STATE["tries"]) == [0, 1, *[2] * (n_errors + 1), 3, 4]
+    np.testing.assert_array_equal(np.load(sink.path(2)), lazy()[4:6].compute())
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"), [("read", SourceError), ("write", StoreError)], ids=["read", "write"]
+)
+@pytest.mark.usefixtures("no_waits")
+def test_an_error_that_stays(client, tmp_path, where, kind):
+    """Four tries, then it is said in whose block it was."""
+    _STATE.update(tries=[], n_errors=99, error=stale())
+    sink = (FolderSink if where == "read" else UnsteadySink)(tmp_path / "out")
+    patterns = unsteady_patterns() if where == "read" else lazy()
+    with pytest.raises(kind, match=r"^block 2: \[Errno \d+\] stale file handle$") as caught:
+        engine.run({"patterns": patterns}, 2, sink, client=client)
+    assert type(caught.value) is kind
+    assert _STATE["tries"].count(2) == 4
+    assert not (sink.folder / "finished").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "no space left"), r"^block 2: \[Errno \d+\] no space left$"),
+        (PermissionError(errno.EACCES, "not yours"), r"^block 2: \[Errno \d+\] not yours$"),
+        (StoreError("70,000 does not fit int16"), r"^70,000 does not fit int16$"),
+    ],
+    ids=["full", "permission", "refusal"],
+)
+@pytest.mark.usefixtures("no_waits")
+def test_what_will_not_pass_is_not_tried_again(client, tmp_path, error, message):
+    _STATE.update(tries=[], n_errors=99, error=error)
+    with pytest.raises(StoreError, match=message):
+        engine.run({"patterns": lazy()}, 2, UnsteadySink(tmp_path / "out"), client=client)
+    assert _STATE["tries"].count(2) == 1
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_an_error_of_the_program_is_raised_as_it_is(client, tmp_path):
+    _STATE.update(tries=[], n_errors=99, error=ZeroDivisionError("by hand"))
+    with pytest.raises(ZeroDivisionError, match=r"^by hand$"):
+        engine.run({"patterns": unsteady_patterns()}, 2, FolderSink(tmp_path / "o"), client=client)
+    assert _STATE["tries"].count(2) == 1
+
+
+def test_longer_and_longer_waits(monkeypatch):
+    slept = []
+    monkeypatch.setattr(engine.time, "sleep", slept.append)
+    _STATE.update(tries=[], n_errors=99, error=stale())
+    with pytest.raises(SourceError, match=r"^block 7: "):
+        engine._patiently(
+            lambda: unsteady(None, {0: {"chunk-location": (2,)}}), SourceError, index=7
+        )
+    assert slept == [0.1, 0.5, 2.0]
+
+
+# --- going on ---------------------------------------------------------------------------------------------------
+
+
+def digests(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.npy"))}
+
+
+def run_noted(sink, client, patterns=None, **options):
+    """A run with the journal beside the sink's folder, as a new process would open it."""
+    journal = Journal(f"{sink.folder}.journal")
+    try:
+        outputs = {"patterns": lazy() if patterns is None else patterns}
+        return engine.run(outputs, 2, sink, client=client, journal=journal, job="crop", **options)
+    finally:
+        journal.close()
+
+
+def test_the_same_run_again_reads_and_computes_nothing(client, tmp_path):
+    sink = FolderSink(tmp_path / "out")
+    first = run_noted(sink, client)
+    assert (sink.noted("write"), sink.noted("verify")) == ([0, 1, 2, 3, 4], [])
+    before = digests(sink.folder)
+    seen = []
+    _STATE.update(tries=[], n_errors=0)
+    again = run_noted(
+        sink, client, unsteady_patterns(), progress=lambda done, n, _: seen.append((done, n))
+    )
+    assert _STATE["tries"] == []
+    assert (sink.noted("write"), sink.noted("verify")) == ([], [0, 1, 2, 3, 4])
+    assert [record.index for record in again] == [0, 1, 2, 3, 4]
+    assert [record.bytes_out for record in again] == [record.bytes_out for record in first]
+    assert seen == [(i, 5) for i in range(1, 6)]
+    assert digests(sink.folder) == before
+    assert Path(f"{sink.folder}.journal").read_bytes().count(b"index") == 5  # nothing twice
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def zeroed(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = [truncated, zeroed, flipped, Path.unlink]
+
+
+@pytest.mark.parametrize("spoil", DAMAGE)
+@pytest.mark.parametrize("blocks", [[2], [4], [1, 3], [0, 1, 2, 3, 4]], ids=str)
+def test_damaged_blocks_are_named_and_computed_again(client, tmp_path, caplog, spoil, blocks):
+    sink = FolderSink(tmp_path / "out")
+    run_noted(sink, client)
+    before = digests(sink.folder)
+    for index in blocks:
+        spoil(sink.path(index))
+    sink.noted("write")
+    with caplog.at_level(logging.WARNING, "stem_dask"):
+        records = run_noted(sink, client)
+    assert [record.index for record in records] == [0, 1, 2, 3, 4]
+    assert sink.noted("verify") == [0, 1, 2, 3, 4]
+    assert sink.noted("write") == blocks
+    assert digests(sink.folder) == before
+    said = sorted(r.getMessage() for r in caplog.records if r.name == "stem_dask")
+    assert len(said) == len(blocks)
+    for index, line in zip(blocks, said, strict=True):
+        assert line.startswith(f"crop: {sink.path(index)} ")
+        assert line.endswith("; it is computed again")
+    run_noted(sink, client)  # and the journal knows the new ones
+    assert sink.noted("write") == []
+
+
+def test_the_only_block_is_damaged(client, tmp_path):
+    sink = FolderSink(tmp_path / "out")
+    patterns = lazy().rechunk((9, 2, 3, 4))
+    run_noted(sink, client, patterns)
+    flipped(sink.path(0))
+    assert [record.index for record in run_noted(sink, client, patterns)] == [0]
+    np.testing.assert_array_equal(np.load(sink.path(0)), patterns.compute())
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_a_run_that_stopped_goes_on(client, tmp_path):
+    """What is missing is computed, what was noted is only read."""
+    _STATE.update(tries=[], n_errors=99, error=stale())
+    sink = FolderSink(tmp_path / "out")
+    with pytest.raises(SourceError, match=r"^block 2: "):
+        run_noted(sink, client, unsteady_patterns())
+    noted = sorted(Journal(f"{sink.folder}.journal").records("crop"))
+    assert 2 not in noted
+    sink.noted("write")
+    records = run_noted(sink, client)
+    assert [record.index for record in records] == [0, 1, 2, 3, 4]
+    assert sink.noted("verify") == noted
+    assert sink.noted("write") == sorted({0, 1, 2, 3, 4} - set(noted))
+    whole = np.concatenate([np.load(sink.path(i)) for i in range(5)])
+    np.testing.assert_array_equal(whole, np.arange(9 * 24).reshape(9, 2, 3, 4))
+
+
+def test_jobs_of_one_journal_do_not_meet(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    for job in ("crop", "export"):
+        sink = FolderSink(tmp_path / job)
+        engine.run({"patterns": lazy()}, 2, sink, journal=journal, job=job)
+        assert sink.noted("write") == [0, 1, 2, 3, 4]
+    journal.close()
+    assert {job: len(known) for job, known in Journal(journal.path).known.items()} == {
+        "crop": 5,
+        "export": 5,
+    }
+
+
+class AnyFolderSink(FolderSink):
+    """One that starts anew where something is."""
+
+    def create(self, *, resume):
+        self.note("create", int(resume))
+        if not resume:
+            for path in self.folder.glob("*"):
+                path.unlink()
+            self.folder.mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_blocks_of_another_size_are_not_taken_for_these(tmp_path, caplog, rows):
+    """Another memory limit gives other blocks under the same token."""
+    sink = AnyFolderSink(tmp_path / "out")
+    run_noted(sink, None)
+    sink.noted("write")
+    other = lazy().rechunk((rows, 2, 3, 4))
+    n = other.numblocks[0]
+    for created, written in ((0, list(range(n))), (1, [])):
+        sink.noted("create")
+        with caplog.at_level(logging.WARNING, "stem_dask"):
+            run_noted(sink, None, other)
+        assert sink.noted("create") == [created]
+        assert sink.noted("write") == written
+        whole = np.concatenate([np.load(sink.path(i)) for i in range(n)])
+        np.testing.assert_array_equal(whole, np.arange(9 * 24).reshape(9, 2, 3, 4))
+    assert [record.getMessage() for record in caplog.records] == [
+        "crop: blocks have another size than before; all are computed again"
+    ]
+
+
+class MemorySink:
+    """Keeps what was written in a dictionary; the test says what is damaged."""
+
+    def __init__(self, damaged):
+        self.damaged, self.written, self.finished = set(damaged), [], None
+
+    def create(self, *, resume):
+        self.resumed = resume
+
+    def write(self, index, region, blocks):
+        self.written.append(index)
+        return {}
+
+    def verify(self, record):
+        return f"block {record.index} is gone" if record.index in self.damaged else None
+
+    def finish(self, records):
+        self.finished = [record.index for record in records]
+
+
+@given(n=st.integers(1, 30), data=st.data())
+@DRAWN
+def test_any_part_noted_and_any_part_of_it_damaged(tmp_path_factory, n, data):
+    patterns = da.zeros((n, 1, 1, 1), chunks=(1, 1, 1, 1))
+    noted = data.draw(st.sets(st.integers(0, n - 1)))
+    damaged = data.draw(st.sets(st.sampled_from(sorted(noted)))) if noted else set()
+    journal = Journal(tmp_path_factory.mktemp("run") / "journal")
+    grid = engine.Grid({"patterns": patterns}, 2)
+    for index in noted:
+        region = engine.bounds(grid.region(index))
+        journal.append("crop", Record(index, 0.5, 8, 0, {"region": region}))
+    sink = MemorySink(damaged)
+    engine.run({"patterns": patterns}, 2, sink, journal=journal, job="crop")
+    journal.close()
+    assert sink.resumed is bool(noted)
+    assert sorted(sink.written) == sorted(set(range(n)) - noted | damaged)
+    assert sink.finished == list(range(n))
+    assert sorted(Journal(journal.path).records("crop")) == list(range(n))
 
 
 # --- checksums --------------------------------------------------------------------------------------------------

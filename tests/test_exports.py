@@ -1,9 +1,12 @@
 """Exports: patterns in, a file out that others open, on every kind of cluster, and never a half one."""
 
 import contextlib
+import logging
+import os
 import sys
 import zipfile
 from math import prod
+from pathlib import Path
 
 import dask.array as da
 import h5py
@@ -12,11 +15,19 @@ import pytest
 import xarray as xr
 import zarr
 
-from stem_dask import cluster
-from stem_dask.errors import ConfigError, OutputExistsError, StoreError
-from stem_dask.exports import active_client, export, export_from_store, open_store
+from stem_dask import cluster, engine
+from stem_dask.errors import (
+    ConfigError,
+    InterruptedRunError,
+    OutputExistsError,
+    SourceError,
+    StoreError,
+)
+from stem_dask.exports import active_client, export, export_from_store, export_job, open_store
 from stem_dask.io.pt import PtSink
-from stem_dask.model import Axis
+from stem_dask.io.publish import publish, temporary
+from stem_dask.journal import Journal
+from stem_dask.model import Axis, Record
 from stem_dask.stages.patterns import as_patterns
 
 MODULE = sys.modules[export.__module__]
@@ -161,12 +172,18 @@ def test_existing_files_are_kept_and_replaced_on_demand(tmp_path, suffix):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def failing():
+@pytest.fixture
+def no_waits(monkeypatch):
+    """Read and write errors are tried again at once; does not reach processes."""
+    monkeypatch.setattr(engine, "RETRY_SECONDS", (0, 0, 0))
+
+
+def failing(kind=OSError):
     """Patterns whose last block raises."""
 
     def block(part, block_info=None):
         if block_info[0]["chunk-location"][0] == 2:
-            raise OSError("the disk went away")
+            raise kind("the disk went away")
         return part
 
     patterns = lazy(numbers())
@@ -174,16 +191,56 @@ def failing():
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_failing_block_leaves_nothing(tmp_path, client, suffix):
+@pytest.mark.parametrize(
+    ("client", "kind"),
+    [("none", OSError), ("threads", OSError), ("threads", ValueError), ("processes", ValueError)],
+    indirect=["client"],
+)  # read errors of processes, with their waits, are in the next test
+@pytest.mark.usefixtures("no_waits")
+def test_a_failing_block_leaves_nothing(tmp_path, client, suffix, kind):
+    """An error of a file is told with its block; any other as it was raised."""
+    raised, message = (
+        (SourceError, r"^block 2: the disk went away$")
+        if kind is OSError
+        else (ValueError, r"^the disk went away$")
+    )
     path = tmp_path / f"a{suffix}"
-    with pytest.raises(OSError, match=r"^the disk went away$"):
-        export(failing(), path, client=client)
+    with pytest.raises(raised, match=message):
+        export(failing(kind), path, client=client)
     assert list(tmp_path.iterdir()) == []
     export(lazy(numbers()), path)
-    with pytest.raises(OSError, match=r"^the disk went away$"):
-        export(failing(), path, client=client, overwrite=True)
+    with pytest.raises(raised, match=message):
+        export(failing(kind), path, client=client, overwrite=True)
     np.testing.assert_array_equal(values(path), numbers())
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_read_error_of_another_process_tells_its_block(tmp_path, processes):
+    """With all its waits: 2.6 s."""
+    with pytest.raises(SourceError, match=r"^block 2: the disk went away$") as caught:
+        export(failing(), tmp_path / "a.zarr", client=processes)
+    assert type(caught.value) is SourceError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.usefixtures("no_waits")
+def test_a_write_error_tells_its_block(tmp_path, suffix, monkeypatch):
+    sink = {".zarr": "StoreSink", ".pt": "PtSink", ".hspy": "HspySink"}[suffix]
+    write = getattr(MODULE, sink).write
+    tries = []
+
+    def write_badly(self, index, region, blocks):
+        tries.append(index)
+        if index == 1:
+            raise OSError(5, "Input/output error")
+        return write(self, index, region, blocks)
+
+    monkeypatch.setattr(getattr(MODULE, sink), "write", write_badly)
+    with pytest.raises(StoreError, match=r"^block 1: \[Errno 5\] Input/output error$"):
+        export(lazy(numbers()), tmp_path / f"a{suffix}")
+    assert tries.count(1) == 4
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_suffix_and_layout(tmp_path):
@@ -214,6 +271,272 @@ def test_the_workers_load_no_heavy_libraries(tmp_path, processes):
 def test_the_active_client_is_found(threads):
     with threads.as_current():
         assert active_client() is threads
+
+
+# --- going on ---------------------------------------------------------------------------------------------------
+
+COMPUTED: list[int] = []
+
+
+def counted(part, block_info=None):
+    COMPUTED.append(block_info[0]["chunk-location"][0])
+    return part
+
+
+def counted_patterns(array=None, lead=(1, 5)):
+    """Patterns that note which of their blocks are computed."""
+    patterns = lazy(numbers() if array is None else array, lead, **WINDOW)
+    data = patterns.data.map_blocks(
+        counted, dtype=patterns.dtype, meta=np.empty((0,) * patterns.ndim, patterns.dtype)
+    )
+    return patterns.copy(data=data)
+
+
+class Run:
+    """An export that may be stopped before it gets its name, and begun again as by a new process."""
+
+    def __init__(self, folder, suffix):
+        self.path = folder / f"a{suffix}"
+        self.folder = folder / "a.run"
+        self.folder.mkdir()
+
+    @property
+    def built(self):
+        return Path(temporary(self.path))
+
+    @property
+    def spool(self):
+        return self.folder / "export"
+
+    def go(self, *, stop=False, patterns=None, **options):
+        """Blocks that were computed."""
+        COMPUTED.clear()
+        journal = Journal(self.folder / "journal")
+        with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+            stack.callback(journal.close)
+            if stop:
+                patch.setattr(MODULE, "publish", _stop)
+                stack.enter_context(pytest.raises(InterruptedRunError))
+            export(
+                counted_patterns() if patterns is None else patterns,
+                self.path,
+                analysis=analysis(),
+                journal=journal,
+                folder=str(self.spool),
+                **options,
+            )
+        return sorted(COMPUTED)
+
+    def files_of(self, index):
+        """The files that hold a block, and where in them it lies."""
+        if self.path.suffix == ".zarr":
+            return self.built / "patterns" / "c" / str(index) / "0" / "0" / "0", None
+        if self.path.suffix == ".hspy":
+            return self.spool / f"{index:06d}.npz", None
+        (start, length, _), *_ = (
+            Journal(self.folder / "journal")
+            .records(export_job(str(self.path), "scan"))[index]
+            .extra["runs"]
+        )
+        offset = _tensor_offset(self.built)
+        return self.built, slice(offset + start, offset + start + length)
+
+
+def _stop(path):
+    raise InterruptedRunError("just before the end")
+
+
+def _tensor_offset(path):
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = (e for e in archive.infolist() if e.filename.endswith("/data/0"))
+    with open(path, "rb") as file:
+        file.seek(entry.header_offset + 26)
+        name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+    return entry.header_offset + 30 + name + extra
+
+
+def tree(path):
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def truncated(file, part):
+    """A .pt ends within the block."""
+    size = file.stat().st_size
+    os.truncate(file, size // 2 if part is None else (part.start + part.stop) // 2)
+
+
+def zeroed(file, part):
+    data = bytearray(file.read_bytes())
+    part = part or slice(0, len(data))
+    data[part] = bytes(len(data[part]))
+    file.write_bytes(data)
+
+
+def flipped(file, part):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if part is None else (part.start + part.stop) // 2] ^= 16
+    file.write_bytes(data)
+
+
+def deleted(file, part):
+    """A .pt goes altogether."""
+    file.unlink()
+
+
+DAMAGE = [truncated, zeroed, flipped, deleted]
+
+
+@pytest.fixture(params=SUFFIXES)
+def a_run(request, tmp_path):
+    if request.param == ".pt":
+        pytest.importorskip("torch")
+    return Run(tmp_path, request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Bytes of exports that nothing stopped, by suffix."""
+    folder = tmp_path_factory.mktemp("whole")
+    for suffix in SUFFIXES:
+        export(counted_patterns(), folder / f"a{suffix}", analysis=analysis())
+    return {suffix: tree(folder / f"a{suffix}") for suffix in SUFFIXES}
+
+
+def test_a_second_run_computes_nothing(a_run, whole, tmp_path):
+    assert a_run.go(stop=True) == [0, 1, 2, 3, 4, 5]
+    assert a_run.built.exists()
+    assert not a_run.path.exists()
+    assert a_run.go(stop=True) == []
+    assert a_run.go() == []
+    assert tree(a_run.path) == whole[a_run.path.suffix]
+    np.testing.assert_array_equal(values(a_run.path), numbers())
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.run", a_run.path.name])
+
+
+@pytest.mark.parametrize("spoil", DAMAGE)
+@pytest.mark.parametrize("blocks", [[3], [5], [0, 4]], ids=str)
+def test_damaged_blocks_are_named_and_computed_again(a_run, whole, caplog, spoil, blocks):
+    a_run.go(stop=True)
+    pt = a_run.path.suffix == ".pt"
+    places = [a_run.files_of(index) for index in blocks]
+    for place in places:
+        if place[0].exists():
+            spoil(*place)
+    lost = blocks
+    if pt and spoil is truncated:  # all that came after is gone too
+        lost = list(range(min(blocks), 6))
+    if pt and spoil is deleted:
+        lost = [0, 1, 2, 3, 4, 5]
+    with caplog.at_level(logging.WARNING, "stem_dask"):
+        assert a_run.go() == lost
+    assert tree(a_run.path) == whole[a_run.path.suffix]
+    np.testing.assert_array_equal(values(a_run.path), numbers())
+    said = [r.getMessage() for r in caplog.records if r.name == "stem_dask"]
+    assert len(said) == len(lost)
+    for line in said:
+        assert line.startswith(f"{export_job(str(a_run.path), 'scan')}: ")
+        assert line.endswith("; it is computed again")
+    for file, _ in places:
+        assert any(str(file) in line for line in said)
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_a_run_that_stopped_in_the_middle_goes_on(a_run, whole):
+    """What is kept is what the journal knows; the bytes are those of a run in one go."""
+
+    def bad(part, block_info=None):
+        if block_info[0]["chunk-location"][0] == 3:
+            raise OSError("a cable")
+        return part
+
+    patterns = counted_patterns()
+    broken = patterns.copy(
+        data=patterns.data.map_blocks(bad, dtype=patterns.dtype, meta=patterns.data._meta)
+    )
+    with pytest.raises(SourceError, match=r"^block 3: a cable$"):
+        a_run.go(patterns=broken)
+    assert a_run.built.exists()
+    job = export_job(str(a_run.path), "scan")
+    noted = set(Journal(a_run.folder / "journal").records(job))
+    assert 3 not in noted
+    assert a_run.go() == sorted(set(range(6)) - noted)
+    assert tree(a_run.path) == whole[a_run.path.suffix]
+
+
+def test_an_older_file_stays_until_the_new_one_is_complete(a_run, whole):
+    export(lazy(numbers() + 7), a_run.path)
+    older = tree(a_run.path)
+    a_run.go(stop=True, overwrite=True)
+    assert tree(a_run.path) == older
+    assert a_run.built.exists()  # without it the older one would be taken for the new
+    assert a_run.go(overwrite=True) == []
+    assert tree(a_run.path) == whole[a_run.path.suffix]
+    assert not a_run.built.exists()
+    publish(a_run.path)  # again, as after a kill right at the end
+    assert tree(a_run.path) == whole[a_run.path.suffix]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_temporary_name_is_there_from_the_start(a_run, monkeypatch, stopped):
+    """For all blocks may be noted, and the file at its final name still be an older one."""
+    if stopped:
+        a_run.go(stop=True)
+    sink = {".zarr": "StoreSink", ".pt": "PtSink", ".hspy": "HspySink"}[a_run.path.suffix]
+
+    def stop(self, records):
+        assert a_run.built.exists()
+        raise InterruptedRunError("before the first step of the end")
+
+    monkeypatch.setattr(getattr(MODULE, sink), "finish", stop)
+    with pytest.raises(InterruptedRunError, match="first step"):
+        a_run.go()
+    assert a_run.built.exists()
+
+
+def test_blocks_of_another_size(a_run, caplog):
+    a_run.go(stop=True)
+    with caplog.at_level(logging.WARNING, "stem_dask"):
+        assert a_run.go(patterns=counted_patterns(lead=(4, 5))) == [0, 1]
+    assert "blocks have another size than before" in caplog.text
+    np.testing.assert_array_equal(values(a_run.path), numbers())
+
+
+def test_a_pt_in_another_layout_and_back(tmp_path):
+    """Both are built under one temporary name; their bytes lie in the same order, their shapes differ."""
+    a_run = Run(tmp_path, ".pt")
+    for layout in ("scan", "nchw"):
+        assert a_run.go(stop=True, layout=layout) == [0, 1, 2, 3, 4, 5]
+    assert a_run.go(layout="scan") == []
+    loaded = load_pt(a_run.path)["patterns"]
+    assert tuple(loaded.shape) == SHAPE
+    np.testing.assert_array_equal(loaded.numpy(), numbers())
+
+
+def test_the_small_tensors_of_a_pt_are_written_anew(tmp_path, whole):
+    """They are in no record, so going on does not trust them."""
+    a_run = Run(tmp_path, ".pt")
+    a_run.go(stop=True)
+    data = bytearray(a_run.built.read_bytes())
+    first, last = a_run.files_of(0)[1].start, a_run.files_of(5)[1].stop
+    data[:first] = bytes(first)
+    data[last:] = bytes(len(data) - last)
+    a_run.built.write_bytes(data)
+    assert a_run.go() == []
+    assert tree(a_run.path) == whole[".pt"]
+
+
+def test_pt_verify_says_where(tmp_path):
+    pytest.importorskip("torch")
+    sink = PtSink(str(tmp_path / "a.pt"), (3, 2), (3, 2, 4, 4), "int16", None)
+    sink.create(resume=False)
+    extra = sink.write(1, (slice(1, 2), slice(0, 2)), {"patterns": np.ones((1, 2, 4, 4), "i2")})
+    record = Record(1, 0, 0, 0, extra)
+    assert sink.verify(record) is None
+    flipped(Path(sink.path), slice(sink.offset[0] + 70, sink.offset[0] + 70))
+    assert sink.verify(record) == f"{sink.path} does not hold what was written at byte 64"
+    Path(sink.path).unlink()
+    assert sink.verify(record) == f"{sink.path} cannot be read: No such file or directory"
 
 
 # --- .zarr ------------------------------------------------------------------------------------------------------
@@ -324,7 +647,7 @@ def test_pt_refuses_values_that_would_wrap(tmp_path):
 def test_pt_with_a_missing_block_is_refused(tmp_path, missing):
     pytest.importorskip("torch")
     sink = PtSink(str(tmp_path / "a.pt"), (3, 2), (3, 2, 4, 4), "int16", None)
-    sink.create()
+    sink.create(resume=False)
     records = []
     for y in set(range(3)) - {missing}:
         block = {"patterns": np.ones((1, 2, 4, 4), "i2")}

@@ -25,7 +25,7 @@ from stem_dask.io.store import (
     write_dataset,
     write_profiles,
 )
-from stem_dask.model import Axis
+from stem_dask.model import Axis, Record
 from stem_dask.stages.patterns import as_patterns
 
 SHAPE = (7, 5, 12, 10)
@@ -232,6 +232,74 @@ def test_a_cut_shard_is_noticed(tmp_path):
         zarr.open_array(path, path="patterns", mode="r")[:4]
 
 
+# --- going on ---------------------------------------------------------------------------------------------------
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def zeroed(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def flipped(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut_short, "{} has {:,} bytes, not the {:,} that were written"),
+        (zeroed, "{} does not hold what was written (checksum)"),
+        (flipped, "{} does not hold what was written (checksum)"),
+        (Path.unlink, "{} cannot be read: No such file or directory"),
+    ],
+)
+def test_verify_says_what_is_wrong(tmp_path, spoil, message):
+    sink = small_sink(tmp_path / "a.zarr")
+    sink.create(resume=False)
+    extra = sink.write(1, (slice(2, 3),), {"patterns": np.ones((1, 4, 4), "u1")})
+    record = Record(1, 0, 0, 0, json.loads(json.dumps(extra)))
+    assert sink.verify(record) is None
+    file = shard_files(tmp_path / "a.zarr")[1, 0, 0]
+    assert extra["shard"] == str(file.relative_to(tmp_path / "a.zarr"))
+    size = file.stat().st_size
+    spoil(file)
+    assert sink.verify(record) == message.format(file, size - 1, size)
+    assert sink.write(1, (slice(2, 3),), {"patterns": np.ones((1, 4, 4), "u1")}) == extra
+    assert sink.verify(record) is None
+
+
+def test_a_record_that_names_no_shard_is_wrong(tmp_path):
+    sink = small_sink(tmp_path / "a.zarr")
+    sink.create(resume=False)
+    assert "cannot be read" in sink.verify(Record(0, 0, 0, 0, {}))
+
+
+def test_what_a_kill_left_beside_the_shards_is_removed(tmp_path):
+    """zarr writes NAME.partial and renames it; between the two it may be killed."""
+    path = write_store(tmp_path / "a.zarr", lazy(numbers(), (4, 5)))
+    before = digests(path)
+    for folder in (path, path / "patterns" / "c" / "0" / "0" / "0"):
+        (folder / "0.5f3a.partial").write_bytes(b"half a shard")
+    inner, shards = store_chunks(lazy(numbers(), (4, 5)))
+    dims = ("scan_y", "scan_x", "ky", "kx")
+    StoreSink(str(path), SHAPE, "uint16", dims, inner, shards).create(resume=True)
+    assert digests(path) == before
+    StoreSink(str(path), SHAPE, "uint16", dims, inner, shards).create(resume=False)
+    assert shard_files(path) == {}
+
+
+def test_going_on_without_what_was_there_starts_anew(tmp_path):
+    sink = small_sink(tmp_path / "a.zarr")
+    sink.create(resume=True)
+    sink.write(1, (slice(2, 3),), {"patterns": np.ones((1, 4, 4), "u1")})
+    assert list(shard_files(tmp_path / "a.zarr")) == [(1, 0, 0)]
+
+
 # --- deterministic bytes ----------------------------------------------------------------------------------------
 
 
@@ -261,30 +329,51 @@ def test_what_a_broken_run_left_is_removed(tmp_path):
 class Beside:
     """Notes what comes beside the patterns."""
 
-    def __init__(self):
+    def __init__(self, wrong=None):
         self.calls = []
+        self.wrong = wrong
 
-    def create(self):
-        self.calls.append("create")
+    def create(self, *, resume):
+        self.calls.append("resume" if resume else "create")
 
     def write(self, index, region, blocks):
         self.calls.append((index, region, {name: block.tolist() for name, block in blocks.items()}))
+        return {"beside": index}
+
+    def verify(self, record):
+        self.calls.append(("verify", record.extra["beside"]))
+        return self.wrong
+
+
+def small_sink(path, beside=None):
+    return StoreSink(
+        str(path), (3, 4, 4), "u1", ("pattern", "ky", "kx"), (2, 4, 4), (2, 4, 4), beside
+    )
 
 
 def test_other_outputs_go_to_the_next_sink(tmp_path):
     beside = Beside()
-    sink = StoreSink(
-        str(tmp_path / "a.zarr"),
-        (2, 4, 4),
-        "u1",
-        ("pattern", "ky", "kx"),
-        (2, 4, 4),
-        (2, 4, 4),
-        beside,
-    )
-    sink.create()
-    sink.write(0, (slice(0, 2),), {"patterns": np.ones((2, 4, 4), "u1"), "sum": np.array([3, 4])})
-    assert beside.calls == ["create", (0, (slice(0, 2),), {"sum": [3, 4]})]
+    sink = small_sink(tmp_path / "a.zarr", beside)
+    sink.create(resume=False)
+    region = (slice(0, 2),)
+    extra = sink.write(0, region, {"patterns": np.ones((2, 4, 4), "u1"), "sum": np.array([3, 4])})
+    assert extra["beside"] == 0
+    assert sink.verify(Record(0, 0, 0, 0, extra)) is None
+    sink.create(resume=True)
+    assert beside.calls == [
+        "create",
+        (0, region, {"sum": [3, 4]}),
+        ("verify", 0),
+        "resume",
+    ]
+    assert sink.verify(Record(0, 0, 0, 0, extra)) is None
+
+
+def test_what_is_wrong_beside_is_wrong(tmp_path):
+    sink = small_sink(tmp_path / "a.zarr", Beside("the other one is gone"))
+    sink.create(resume=False)
+    extra = sink.write(1, (slice(2, 3),), {"patterns": np.ones((1, 4, 4), "u1")})
+    assert sink.verify(Record(1, 0, 0, 0, extra)) == "the other one is gone"
 
 
 def test_profiles_are_written_block_by_block(tmp_path):

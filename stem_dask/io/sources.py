@@ -146,8 +146,16 @@ class ZarrArray:
         array = zarr.open_array(self.path, path=self.name, mode="r")
         lost = missing_chunk(self.path, self.name, array, part)
         if lost is not None:
-            raise SourceError(f"{lost} is missing; without it these patterns would read as zeros")
-        return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
+            raise SourceError(
+                f"{lost} is missing or empty; without it these patterns would read as zeros"
+            )
+        try:
+            return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
+        except (ValueError, RuntimeError) as error:  # each codec has its own
+            raise SourceError(
+                f"{self.path}: array {self.name} cannot be decoded ({error}); "
+                "stem-dask verify names the damaged files of a store"
+            ) from error
 
 
 @dataclass(frozen=True)

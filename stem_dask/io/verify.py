@@ -28,8 +28,8 @@ def damaged_chunks(store: str) -> Iterator[str]:
         if isinstance(array, zarr.Array):
             for place, region in chunk_files(array):
                 path = chunk_path(store, name, array, place)
-                if not path.exists():
-                    yield f"{path} is missing"
+                if _lost(path):
+                    yield f"{path} is missing or empty"
                     continue
                 try:
                     array[region]
@@ -38,7 +38,7 @@ def damaged_chunks(store: str) -> Iterator[str]:
 
 
 def missing_chunk(store: str, name: str, array: Any, part: Sequence[slice]) -> Path | None:
-    """The first chunk file that a part of an array needs and that is not there; only for arrays in format 3."""
+    """The first chunk file that a part of an array needs and that is lost; only for arrays in format 3."""
     if getattr(array.metadata, "zarr_format", 2) != 3:
         return None
     sizes = array.shards or array.chunks
@@ -48,9 +48,14 @@ def missing_chunk(store: str, name: str, array: Any, part: Sequence[slice]) -> P
         ranges.append(sorted({i // size for i in wanted}))
     for place in itertools.product(*ranges):
         path = chunk_path(store, name, array, place)
-        if not path.exists():
+        if _lost(path):
             return path
     return None
+
+
+def _lost(path: Path) -> bool:
+    """Not there, or of no length, as after a power cut: zarr reads zeros for both."""
+    return not path.exists() or path.stat().st_size == 0
 
 
 def chunk_files(array: Any) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:

@@ -22,8 +22,10 @@ PATIENCE = 60.0
 POLL = 0.003
 
 #: Python imports this at its start, in the client and in each worker. FAULT is `before|after PATH-END [nth]`: the process
-#: that renames something to that name ends its whole group there. No clock is involved.
-SITE = '''
+#: that renames something to that name ends its whole group there; `torn PATH-END` ends only itself, before the rename,
+#: and only once; `remove PATH-END` is the moment before a folder is removed, `interrupt MODULE` a SIGTERM when
+#: a module is looked for. No clock is involved.
+SITE = """
 import os, signal
 
 fault = os.environ.get("FAULT", "").split()
@@ -39,13 +41,41 @@ if fault:
                 hit = nth == 0
             if hit and moment == "before":
                 os.killpg(0, signal.SIGKILL)
+            if hit and moment == "torn":
+                try:
+                    os.close(os.open(os.environ["FAULT_MARK"], os.O_CREAT | os.O_EXCL))
+                    os.kill(os.getpid(), signal.SIGKILL)
+                except FileExistsError:
+                    pass
             plain(source, target, *args, **options)
-            if hit:
+            if hit and moment == "after":
                 os.killpg(0, signal.SIGKILL)
         return rename
 
     os.replace, os.rename = patched(os.replace), patched(os.rename)
-'''
+
+    if moment == "interrupt":
+        import sys
+
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == end:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        sys.meta_path.insert(0, Finder())
+
+    if moment == "remove":
+        import shutil
+
+        plain_rmtree = shutil.rmtree
+
+        def rmtree(path, *args, **options):
+            if str(path).endswith(end):
+                os.killpg(0, signal.SIGKILL)
+            plain_rmtree(path, *args, **options)
+
+        shutil.rmtree = rmtree
+"""
 
 
 @dataclass
@@ -84,11 +114,18 @@ class Command:
         cluster = [f"cluster.kind={kind}"]
         if kind == "local":
             cluster += ["cluster.n_workers=2", "cluster.threads_per_worker=1"]
-        else:
+        elif kind == "threads":
             cluster += ["cluster.threads_per_worker=2"]
         flags = [text for text in more if text.startswith("-") or text.isdigit()]
         values = [text for text in more if text not in flags]
-        argv = [sys.executable, "-m", "stem_dask.run", *flags, str(self.config), f"output.path={self.store}"]
+        argv = [
+            sys.executable,
+            "-m",
+            "stem_dask.run",
+            *flags,
+            str(self.config),
+            f"output.path={self.store}",
+        ]
         argv += [*cluster, *self.overrides, *values]
 
         def limit() -> None:
@@ -97,7 +134,8 @@ class Command:
             for what, n in (limits or {}).items():
                 resource.setrlimit(what, (n, n))
 
-        environment = {**os.environ, "PYTHONPATH": str(site), "FAULT": fault}
+        mark = str(self.folder / "fault_mark")
+        environment = {**os.environ, "PYTHONPATH": str(site), "FAULT": fault, "FAULT_MARK": mark}
         environment.pop("SLURM_JOB_END_TIME", None)
         log = self.folder / f"log{len(self.started)}"
         with open(log, "wb") as file:
@@ -212,15 +250,21 @@ def n_lines(command: Command, job: str) -> int:
 
 
 def tree(store: Path) -> dict[str, bytes]:
-    """Every file of a store but its root metadata, which holds the config with the output's name."""
+    """Every file of a store but its metadata, which holds the config with the output's name."""
     return {
         str(path.relative_to(store)): path.read_bytes()
         for path in sorted(store.rglob("*"))
-        if path.is_file() and path != store / "zarr.json"
+        if path.is_file() and path.name != "zarr.json"
     }
 
 
-def assert_identical(command: Command, reference: Command, *, redone: Sequence[tuple[str, int]] = ()) -> None:
+def assert_identical(
+    command: Command,
+    reference: Command,
+    *,
+    redone: Sequence[tuple[str, int]] = (),
+    folders: Sequence[str] = (),
+) -> None:
     """Same bytes as the reference, every block noted once (but those redone), and nothing left beside."""
     ours, theirs = tree(command.store), tree(reference.store)
     assert sorted(ours) == sorted(theirs)
@@ -230,8 +274,11 @@ def assert_identical(command: Command, reference: Command, *, redone: Sequence[t
         assert a == b, f"{kind} differs from the reference"
     wanted = Counter((job, i) for job in JOBS for i in range(N_BLOCKS)) + Counter(redone)
     assert Counter(command.lines()) == wanted
-    assert sorted(path.name for path in command.run_folder.iterdir()) == ["journal", "report.json", "run.json"]
-    names = {path.name for path in command.folder.iterdir() if path.name.startswith(f"{command.name}")}
+    left = {path.name for path in command.run_folder.iterdir()}
+    assert left == {"journal", "report.json", "run.json", *folders}
+    names = {
+        path.name for path in command.folder.iterdir() if path.name.startswith(f"{command.name}")
+    }
     suffixes = (".zarr", ".pt", ".hspy", ".run", "_results.json")
     assert names == {f"{command.name}{suffix}" for suffix in suffixes}
 

@@ -26,7 +26,7 @@ CHAINS = {
         ("before scan.hspy", "threads"),
         ("after scan.hspy", "threads"),
         ("before scan_results.json", "threads"),
-        ("before run.json 2", "threads"),
+        ("after report.json", "threads"),
     ],
 }
 #: the stage of a moment, and whether it is over by then
@@ -40,6 +40,18 @@ def test_a_killed_worker(command: Command, reference: Command) -> None:
     victim.kill()
     assert n_lines(command, "crop") < N_BLOCKS, "too late to be a test"
     assert run.wait() == 0, run.text
+    assert_identical(command, reference)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="zarr's torn file of that worker stays in the store unless the run is resumed",
+)
+def test_a_worker_killed_while_it_writes(command: Command, reference: Command) -> None:
+    """Its shard has been written and has no name yet; another worker takes over within the same run."""
+    run = command.finish(fault="torn patterns/c/10/0/0/0")
+    assert (command.folder / "fault_mark").exists()
+    assert run.code == 0, run.text
     assert_identical(command, reference)
 
 
@@ -85,11 +97,14 @@ def test_kills_of_everything(name: str, command: Command, reference: Command) ->
 
 def test_a_kill_before_the_folders_are_removed(command: Command, reference: Command) -> None:
     """The last words are written, and the blocks that were joined still lie there."""
-    assert command.finish(kind="threads", fault="after run.json 2").code == -9
+    assert command.finish(kind="threads", fault="remove scan.run/analysis").code == -9
     run = command.finish(kind="threads")
     assert run.code == 0
     assert "already complete" in run.text
-    assert_identical(command, reference)
+    left = {
+        path.name for path in command.run_folder.iterdir()
+    }  # folders, and a lock that nobody holds
+    assert_identical(command, reference, folders=sorted(left))
 
 
 def test_replacing_an_older_output(command: Command, reference: Command) -> None:

@@ -1,0 +1,133 @@
+"""What lies on the disk is not what was written: it is found, named, computed again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import N_BLOCKS, Command, assert_identical
+
+pytestmark = pytest.mark.faults
+
+Put = Callable[[Command, str], None]
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _flip(path: Path) -> None:
+    words = bytearray(path.read_bytes())
+    words[len(words) // 2] ^= 4
+    path.write_bytes(words)
+
+
+DAMAGES = {2: _truncate, 5: _zero, 11: _flip, 17: Path.unlink}
+
+
+@pytest.mark.parametrize(
+    ("fault", "pattern", "job"),
+    [
+        ("after crop/000022.npz", "scan.run/analysis/{:06d}.npz", "analyze"),
+        ("before scan.zarr", "scan.zarr.incomplete/patterns/c/{}/0/0/0", "crop"),
+        ("before scan.zarr", "scan.run/crop/{:06d}.npz", "crop"),
+        ("before scan.hspy", "scan.run/export.hspy/{:06d}.npz", "export .hspy"),
+    ],
+)
+def test_damaged_blocks(
+    fault: str, pattern: str, job: str, command: Command, reference: Command, killed_at: Put
+) -> None:
+    killed_at(command, fault)
+    for index, damage in DAMAGES.items():
+        damage(command.folder / pattern.format(index))
+    run = command.finish()
+    assert run.code == 0, run.text
+    for index in DAMAGES:
+        assert str(command.folder / pattern.format(index)) in run.text
+    assert_identical(command, reference, redone=[(job, index) for index in DAMAGES])
+
+
+def test_a_damaged_pt(command: Command, reference: Command, killed_at: Put) -> None:
+    """Bytes of two blocks are wrong."""
+    killed_at(command, "before scan.pt")
+    path = command.folder / "scan.pt.incomplete"
+    words = bytearray(path.read_bytes())
+    block = 16 * 32 * 32
+    place = len(words) - len(words) % block - 12 * block
+    words[place] ^= 1
+    path.write_bytes(words)
+    run = command.finish(kind="threads")
+    assert run.code == 0, run.text
+    assert str(path) in run.text
+    (redone,) = [line for line in set(command.lines()) if command.lines().count(line) > 1]
+    assert redone[0] == "export .pt scan"
+    assert_identical(command, reference, redone=[redone])
+
+
+@pytest.mark.parametrize("damage", [_truncate, Path.unlink])
+def test_a_torn_pt(
+    damage: Callable[[Path], None], command: Command, reference: Command, killed_at: Put
+) -> None:
+    """The file has lost its end, or is gone."""
+    killed_at(command, "before scan.pt")
+    damage(command.folder / "scan.pt.incomplete")
+    run = command.finish(kind="threads")
+    assert run.code == 0, run.text
+    assert "scan.pt.incomplete" in run.text
+    again = [(job, i) for job, i in set(command.lines()) if command.lines().count((job, i)) > 1]
+    assert_identical(command, reference, redone=again)
+
+
+def test_a_torn_journal(command: Command, reference: Command, killed_at: Put) -> None:
+    """The last line is cut in the middle, and the one before is gone: two blocks have no line, nothing else is done."""
+    killed_at(command, "after crop/000022.npz")
+    whole = command.journal.read_bytes().split(b"\n")[:-1]
+    kept = [line for line in whole if line]
+    command.journal.write_bytes(b"\n".join(kept[:-2]) + b"\n" + kept[-1][: len(kept[-1]) // 2])
+    before = command.lines()
+    assert len(before) == len(kept) - 2 > N_BLOCKS
+    run = command.finish()
+    assert run.code == 0, run.text
+    assert f"resuming    {len(before)} finished" in run.text
+    assert_identical(command, reference)
+
+
+def test_a_journal_without_its_last_line_end(
+    command: Command, reference: Command, killed_at: Put
+) -> None:
+    """The line is whole but for its end: it counts, and the next does not run into it."""
+    killed_at(command, "before scan.zarr")
+    os.truncate(command.journal, command.journal.stat().st_size - 1)
+    run = command.finish(kind="threads")
+    assert run.code == 0, run.text
+    assert_identical(command, reference)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "export", "job"),
+    [(12_000, "[pt, hspy]", 0), (250_000, "[pt, hspy]", 2), (150_000, "[hspy]", 3)],
+)
+def test_a_full_disk(
+    n_bytes: int, export: str, job: int, command: Command, reference: Command
+) -> None:
+    """No file may grow beyond a limit: exit code 5, no torn file under a final name, and later the run goes on."""
+    import resource
+
+    run = command.finish(f"output.export={export}", limits={resource.RLIMIT_FSIZE: n_bytes})
+    assert run.code == 5, run.text
+    # dask's own log of a failed task has a traceback of another form
+    assert "Traceback (most" not in run.text
+    assert "error: " in run.text
+    for kind, needs in ((".zarr", 2), (".pt", 4), (".hspy", 4)):
+        assert command.store.with_suffix(kind).exists() == (job >= needs)
+    before = command.lines()
+    assert {name for name, _ in before} >= {"analyze", "crop"} or job == 0
+    run = command.finish(kind="threads")
+    assert run.code == 0, run.text
+    assert ("resuming" in run.text) == bool(before)
+    assert command.lines()[: len(before)] == before
+    assert_identical(command, reference)

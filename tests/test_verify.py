@@ -1,0 +1,223 @@
+"""stem-dask verify: a damaged store is found out and its file is named; so it is when such a store is read."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import stem_dask
+from stem_dask.cli import main
+from stem_dask.errors import SourceError
+from stem_dask.exports import export
+from stem_dask.io.verify import chunk_path, damaged_chunks, missing_chunk
+from stem_dask.model import Axis
+from stem_dask.stages.patterns import as_patterns
+
+SHAPE = (6, 5, 16, 12)
+PLACES = range(20)
+SHARD = "patterns/c/1/0/0/0"
+ANALYSIS = "analysis/radius/c/0/0"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store of three shards with an analysis."""
+    import dask.array as da
+
+    path = tmp_path_factory.mktemp("made") / "a.zarr"
+    array = np.random.default_rng(3).poisson(2.0, SHAPE).astype("u2")
+    names = ("scan_y", "scan_x", "ky", "kx")
+    axes = [Axis(name, n) for name, n in zip(names, SHAPE, strict=True)]
+    dims = ("scan_y", "scan_x")
+    analysis = xr.Dataset(
+        {
+            "radius": (dims, np.arange(30, dtype="f4").reshape(6, 5)),
+            "center_y": (dims, np.full((6, 5), np.nan)),
+            "mean_pattern": (("source_ky", "source_kx"), np.ones((16, 12))),
+        }
+    )
+    data = da.from_array(array, chunks=(2, 5, 16, 12))
+    export(as_patterns(data, axes, {}), path, analysis=analysis)
+    return path, array
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    return Path(shutil.copytree(made[0], tmp_path / "scan.zarr"))
+
+
+def refused(capsys, store, code):
+    """Runs the command, which must end with this code; what it said."""
+    assert main(["verify", str(store)]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_a_good_store(store, capsys):
+    assert main(["verify", str(store)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{store}: every chunk is there and holds what was written\n"
+    assert err == ""
+    assert list(damaged_chunks(str(store))) == []
+
+
+def test_the_files_under_test_are_all_there_are(store):
+    """One file a chunk, and each is tested below by its kind."""
+    files = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
+    chunks = {name for name in files if not name.endswith("zarr.json")}
+    assert {SHARD, ANALYSIS} < chunks
+    assert {f"patterns/c/{i}/0/0/0" for i in range(3)} < chunks
+    assert len([name for name in chunks if name.startswith("patterns/")]) == 3
+
+
+@pytest.mark.parametrize("name", [SHARD, ANALYSIS, "analysis/center_y/c/0/0", "ky/c/0"])
+def test_a_missing_file(store, capsys, name):
+    (store / name).unlink()
+    assert f"{store / name} is missing or empty" in refused(capsys, store, 5)
+
+
+@pytest.mark.parametrize("name", [SHARD, ANALYSIS])
+def test_a_file_of_zeros(store, capsys, name):
+    (store / name).write_bytes(bytes((store / name).stat().st_size))
+    assert f"{store / name} cannot be decoded" in refused(capsys, store, 5)
+
+
+@pytest.mark.parametrize("name", [SHARD, ANALYSIS])
+def test_a_file_cut_anywhere(store, name):
+    good = (store / name).read_bytes()
+    for place in PLACES:
+        (store / name).write_bytes(good[: len(good) * place // len(PLACES)])
+        (found,) = damaged_chunks(str(store))
+        what = "cannot be decoded" if place else "is missing or empty"
+        assert found.startswith(f"{store / name} {what}"), place
+    (store / name).write_bytes(good)
+    assert list(damaged_chunks(str(store))) == []
+
+
+@pytest.mark.parametrize("name", [SHARD, ANALYSIS])
+def test_a_flipped_bit_anywhere(store, name):
+    good = (store / name).read_bytes()
+    for place in (*(len(good) * i // len(PLACES) for i in PLACES), len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 1 << place % 8
+        (store / name).write_bytes(bad)
+        (found,) = damaged_chunks(str(store))
+        assert found.startswith(f"{store / name} cannot be decoded"), place
+
+
+@pytest.mark.parametrize("name", [SHARD, ANALYSIS])
+def test_the_command_names_a_cut_and_a_flipped_file(store, capsys, name):
+    good = (store / name).read_bytes()
+    for bad in (good[:-1], good[:-1] + bytes([good[-1] ^ 1])):
+        (store / name).write_bytes(bad)
+        said = refused(capsys, store, 5)
+        assert said.startswith(f"error: {store} is damaged: ")
+        assert f"{store / name} cannot be decoded" in said
+        assert said.endswith("make it again with output.overwrite=true\n")
+        assert "Traceback" not in said
+
+
+def test_every_damaged_file_is_named(store, capsys):
+    for i in range(3):
+        (store / f"patterns/c/{i}/0/0/0").unlink()
+    os.truncate(store / ANALYSIS, 3)
+    said = refused(capsys, store, 5)
+    assert said.count("is missing or empty") == 3
+    assert str(store / ANALYSIS) in said
+
+
+def test_an_array_without_its_own_description(store, capsys):
+    """The root lists what belongs to the store, so that a lost folder is noticed."""
+    shutil.rmtree(store / "analysis" / "radius")
+    assert f"{store / ANALYSIS} is missing or empty" in refused(capsys, store, 5)
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "folder", "junk", "npy"])
+def test_not_a_store(tmp_path, capsys, what):
+    path = tmp_path / "scan.zarr"
+    if what == "file":
+        path.write_bytes(b"abc")
+    elif what == "npy":
+        np.save(path := tmp_path / "scan.npy", np.ones(3))
+    elif what != "nothing":
+        path.mkdir()
+        if what == "junk":
+            (path / "zarr.json").write_text("{")
+    said = refused(capsys, path, 3)
+    assert said.startswith(f"error: {path}: not a readable zarr store")
+    assert "Traceback" not in said
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: os.truncate(path, 0)])
+def test_reading_a_store_without_one_of_its_shards(made, store, spoil):
+    spoil(store / SHARD)
+    patterns = stem_dask.open(store)
+    with pytest.raises(SourceError) as caught:
+        patterns.compute()
+    assert str(caught.value) == (
+        f"{store / SHARD} is missing or empty; without it these patterns would read as zeros"
+    )
+    np.testing.assert_array_equal(stem_dask.open(store, scan_roi=[0, 2, 0, 5]), made[1][:2])
+    with pytest.raises(SourceError, match=r"is missing"):
+        stem_dask.open(store, scan_roi=[3, 4, 2, 3]).compute()
+
+
+def test_reading_a_good_store(made, store):
+    np.testing.assert_array_equal(stem_dask.open(store), made[1])
+
+
+@pytest.mark.parametrize("spoil", ["cut", "flipped"])
+def test_a_damaged_shard_is_never_read_as_patterns(store, spoil):
+    good = (store / SHARD).read_bytes()
+    for place in PLACES:
+        at = len(good) * place // len(PLACES)
+        bad = good[:at] if spoil == "cut" else good[:at] + bytes([good[at] ^ 8]) + good[at + 1 :]
+        (store / SHARD).write_bytes(bad)
+        with pytest.raises(SourceError, match=r"scan\.zarr.* (cannot be decoded|or empty)"):
+            stem_dask.open(store).compute()
+
+
+def test_exporting_a_store_without_one_of_its_shards(store, tmp_path):
+    (store / SHARD).unlink()
+    with pytest.raises(SourceError, match=r"patterns/c/1/0/0/0 is missing"):
+        export(stem_dask.open(store), tmp_path / "b.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.zarr"]
+
+
+def test_which_files_a_part_needs(store):
+    array = zarr.open_array(store, path="patterns", mode="r")
+    whole = (slice(None), slice(None), slice(None), slice(None))
+    assert missing_chunk(str(store), "patterns", array, whole) is None
+    lost = chunk_path(str(store), "patterns", array, (2, 0, 0, 0))
+    assert lost == store / "patterns/c/2/0/0/0"
+    lost.unlink()
+    assert missing_chunk(str(store), "patterns", array, whole) == lost
+    for rows, found in [
+        (slice(0, 4), None),
+        (slice(3, 5), lost),
+        (slice(0, 6, 4), lost),
+        (slice(0, 6, 3), None),
+        (slice(-1, None), lost),
+        (slice(5, 5), None),
+    ]:
+        part = (rows, slice(1, 2), slice(None), slice(None))
+        assert missing_chunk(str(store), "patterns", array, part) == found, rows
+
+
+def test_missing_chunks_of_format_2_are_its_fill_value(tmp_path):
+    """There an absent chunk is a legal way to write zeros."""
+    path = tmp_path / "old.zarr"
+    array = zarr.create_array(
+        path, shape=(4, 3, 8, 8), chunks=(1, 3, 8, 8), dtype="u2", zarr_format=2
+    )
+    array[:2] = 1
+    assert missing_chunk(str(path), "", array, (slice(None),) * 4) is None
+    assert int(stem_dask.open(path).sum()) == 2 * 3 * 64
