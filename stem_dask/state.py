@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stem_dask.errors import ConfigError, InterruptedRunError
-from stem_dask.io.publish import publish, remove, run_folder, temporary
+from stem_dask.io.publish import publish, remove, replaced, run_folder, temporary
 from stem_dask.journal import Journal
 from stem_dask.lock import locked
 
@@ -117,6 +117,9 @@ def open_state(
         if fresh:
             for path in temporaries:
                 remove(path)
+            aside = Path(replaced(store))
+            if os.path.lexists(aside) and not os.path.lexists(store):
+                os.rename(aside, store)  # a run that is given up was killed between two renames
             _empty(folder)
             _write(folder / "run.json", {"token": token, "options": options})
         state = RunState(folder, temporaries)

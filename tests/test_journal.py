@@ -14,7 +14,7 @@ from stem_dask.model import Record
 DRAWN = settings(max_examples=60, deadline=None)
 
 
-def record(index, **extra):
+def record(index, /, **extra):
     return Record(index, 0.25, 8 * index, 10**8, extra or {"crc": index, "shard": f"c/{index}/0"})
 
 

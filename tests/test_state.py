@@ -400,3 +400,12 @@ def test_the_words_are_replaced_in_one_step(output, monkeypatch):
     assert unfinished_token(output.store) == "t1"
     with output.begin() as state:
         assert len(state.journal.records("crop")) == 2
+
+
+def test_an_older_output_comes_back_when_a_run_killed_between_two_renames_is_dropped(output):
+    output.stop()
+    os.makedirs(f"{output.store}.replaced")
+    Path(f"{output.store}.replaced", "zarr.json").write_text("older")
+    with output.begin("t2", restart=True):
+        assert Path(output.store, "zarr.json").read_text() == "older"
+    assert not os.path.exists(f"{output.store}.replaced")

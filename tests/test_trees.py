@@ -382,6 +382,7 @@ def test_opening_a_huge_pt_takes_no_memory(tmp_path):
     tracemalloc.start()
     try:
         PtSink(str(path), shape[:2], shape, "float32", {}).create(resume=False)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["huge.pt"]
         assert path.stat().st_size > 4e12
         assert path.stat().st_blocks * 512 < 1e6
         patterns = open_patterns(path)

@@ -4,7 +4,6 @@
 torch, and the checksums of the zip records are put right at the end from those of the pieces.
 """
 
-import contextlib
 import os
 import zipfile
 import zlib
@@ -88,13 +87,13 @@ class PtSink:
         """Write the skeleton, and the small tensors into it; around what is there when resuming."""
         mode = "r+b" if resume and os.path.exists(self.path) else "wb"
         torch = _torch()
-        with _without_memory(f"{self.path}.hole", self.tensor_shape, self._native) as patterns:
-            whole = patterns
-            if self.content is not None:
-                whole = {"patterns": patterns, **_tensors(self.content)}
-            with open(self.path, mode) as file, torch.serialization.skip_data():
-                torch.save(whole, file)
-                file.truncate()
+        patterns = _without_memory(f"{self.path}.hole", self.tensor_shape, self._native)
+        whole = patterns
+        if self.content is not None:
+            whole = {"patterns": patterns, **_tensors(self.content)}
+        with open(self.path, mode) as file, torch.serialization.skip_data():
+            torch.save(whole, file)
+            file.truncate()
         small = list(_arrays(self.content or {}))
         first, *places = _storage_offsets(self.path, 1 + len(small))
         self.offset[:] = [first]
@@ -240,8 +239,7 @@ def _torch() -> Any:
     return torch
 
 
-@contextlib.contextmanager
-def _without_memory(path: str, shape: Sequence[int], dtype: np.dtype) -> Iterator[Any]:
+def _without_memory(path: str, shape: Sequence[int], dtype: np.dtype) -> Any:
     """A tensor of any size over a file that is one hole: it takes neither memory nor disk."""
     torch = _torch()
     n_bytes = prod(shape) * dtype.itemsize
@@ -249,9 +247,9 @@ def _without_memory(path: str, shape: Sequence[int], dtype: np.dtype) -> Iterato
         file.truncate(n_bytes)
     try:
         storage = torch.UntypedStorage.from_file(path, True, n_bytes)
-        yield torch.empty(0, dtype=getattr(torch, str(dtype))).set_(storage, 0, tuple(shape))
     finally:
-        os.remove(path)
+        os.remove(path)  # the mapping keeps it; a kill later leaves nothing
+    return torch.empty(0, dtype=getattr(torch, str(dtype))).set_(storage, 0, tuple(shape))
 
 
 def _arrays(content: Mapping[str, Any]) -> Iterator[NDArray]:

@@ -19,6 +19,17 @@ def temporary(path: str | Path) -> str:
     return f"{path}.incomplete"
 
 
+def replaced(path: str | Path) -> str:
+    """Where an older folder steps aside while the new one takes its name.
+
+    Examples
+    --------
+    >>> replaced("out/scan.zarr")
+    'out/scan.zarr.replaced'
+    """
+    return f"{path}.replaced"
+
+
 def run_folder(path: str | Path) -> str:
     """Folder for what a run keeps beside its output: ``NAME.run`` for ``NAME.zarr``.
 
@@ -55,7 +66,7 @@ def publish(path: str | Path) -> None:
     between two renames, and is removed after. When a kill stopped it anywhere, calling it again does the rest.
     """
     path, built = Path(path), Path(temporary(path))
-    aside = Path(f"{path}.replaced")
+    aside = Path(replaced(path))
     if os.path.lexists(built):
         sync_tree(built)
         if path.is_dir() and not path.is_symlink():

@@ -135,7 +135,8 @@ class Command:
                 resource.setrlimit(what, (n, n))
 
         mark = str(self.folder / "fault_mark")
-        environment = {**os.environ, "PYTHONPATH": str(site), "FAULT": fault, "FAULT_MARK": mark}
+        path = f"{site}{os.pathsep}{Path(__file__).resolve().parents[2]}"  # this checkout's package
+        environment = {**os.environ, "PYTHONPATH": path, "FAULT": fault, "FAULT_MARK": mark}
         environment.pop("SLURM_JOB_END_TIME", None)
         log = self.folder / f"log{len(self.started)}"
         with open(log, "wb") as file:
