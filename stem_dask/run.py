@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_run_options(parser)
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     return guarded(lambda: run_file(options))
 
 

@@ -54,6 +54,12 @@ def test_the_newcomers_command(here: Path, crop_yaml: str) -> None:
     assert float(np.abs(analysis.center_x - cx).max()) < 0.6
 
 
+def test_flags_may_stand_between_overrides(here: Path, beam_file: Path, crop_yaml: str) -> None:
+    argv = [crop_yaml, "input.path=beam.npy", "--quiet", "output.path=a.zarr", "output.export=[]"]
+    assert run.main([*argv, "output.figure=false"]) == 0
+    assert (here / "a.zarr").is_dir()
+
+
 def test_overrides_and_relative_paths(
     here: Path, beam_file: Path, crop_yaml: str, capsys: Any
 ) -> None:

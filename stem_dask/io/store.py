@@ -84,6 +84,10 @@ class StoreSink:
             array = array.with_config({"write_empty_chunks": True})  # is not kept in the store
             shard = self._shard(region)
             remove(shard)  # zarr would read an older one first
+            for torn in shard.parent.glob(f"{shard.name}.*.partial"):
+                torn.unlink(
+                    missing_ok=True
+                )  # of a worker that was killed while it wrote this shard
             array[region] = blocks["patterns"]
         crc, n_bytes = file_crc(shard)
         said = {"shard": os.path.relpath(shard, self.path), "crc": crc, "bytes": n_bytes}
@@ -144,7 +148,7 @@ def write_coordinates(path: str, patterns: xr.DataArray) -> None:
     """Write the axes of the patterns as arrays of the root group."""
     import zarr
 
-    group = zarr.open_group(path, mode="r+")
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
     for dim in patterns.dims:
         values = patterns.coords[dim]
         array = create_array(group, str(dim), values.shape, values.dtype, (str(dim),), values.shape)
@@ -156,7 +160,7 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
     """Write the small arrays of a dataset as a group; lazy ones are left to the caller."""
     import zarr
 
-    root = zarr.open_group(path, mode="r+")
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
     group = root.require_group(name)
     for key, variable in dataset.variables.items():
         values = np.asarray(variable.values)
@@ -183,7 +187,7 @@ def write_profiles(
     """Write the retention profiles into the group ``analysis``, block by block: they may exceed memory."""
     import zarr
 
-    group = zarr.open_group(path, mode="r+").require_group("analysis")
+    group = zarr.open_group(path, mode="r+", use_consolidated=False).require_group("analysis")
     array = None
     for region, block in blocks:
         profile = block["profile"]
@@ -198,7 +202,7 @@ def finish_store(path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[st
     """Write the root's attributes and put all metadata into one document."""
     import zarr
 
-    root = zarr.open_group(path, mode="r+")
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
     root.attrs.update(plain(attrs))
     root["patterns"].attrs.update(plain(patterns_attrs))
     with warnings.catch_warnings():

@@ -43,10 +43,6 @@ def test_a_killed_worker(command: Command, reference: Command) -> None:
     assert_identical(command, reference)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="zarr's torn file of that worker stays in the store unless the run is resumed",
-)
 def test_a_worker_killed_while_it_writes(command: Command, reference: Command) -> None:
     """Its shard has been written and has no name yet; another worker takes over within the same run."""
     run = command.finish(fault="torn patterns/c/10/0/0/0")
