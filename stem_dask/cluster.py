@@ -131,17 +131,13 @@ def _join(address: str | None, scheduler_file: str | None) -> Iterator[Connectio
         raise ConfigError(
             f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"
         )
-    before = dask.config.get("scheduler", None)
+    place = {"address": address} if address else {"scheduler_file": scheduler_file}
     try:
-        client = (
-            Client(address, timeout=20)
-            if address
-            else Client(scheduler_file=scheduler_file, timeout=20)
-        )
+        # a client that fails would stay behind as the default of this process, and everything after wait for it
+        Client(**place, timeout=20, set_as_default=False).close()
     except (OSError, TimeoutError, ValueError) as error:
-        dask.config.set(scheduler=before)  # a client that fails leaves itself as the scheduler
         raise ConfigError(f"{where} does not answer: {error}; check cluster.address") from error
-    with client:
+    with Client(**place, timeout=20) as client:
         if not client.nthreads():
             client.wait_for_workers(1, timeout=60)
         yield _describe(client, f"scheduler at {client.scheduler.address}")

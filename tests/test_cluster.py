@@ -7,8 +7,9 @@ import socket
 from pathlib import Path
 
 import dask
+import dask.array as da
 import pytest
-from distributed import LocalCluster
+from distributed import LocalCluster, default_client
 
 from stem_dask import cluster
 from stem_dask.cluster import SMALL_INPUT_BYTES, Connection, connect
@@ -214,8 +215,12 @@ def test_missing_scheduler_file(tmp_path):
 
 @pytest.mark.parametrize("address", ["not an address at all", "xyz://127.0.0.1:1"])
 def test_an_address_that_is_none(address):
-    with (
-        pytest.raises(ConfigError, match=rf"{address} does not answer: .*check cluster\.address"),
-        connect(address=address),
-    ):
-        pass
+    """A client that failed must not stay as the default: whatever is computed next would wait for it."""
+    with pytest.raises(ConfigError, match=rf"{address} does not answer: .*check") as failed:  # noqa: SIM117
+        with connect(address=address):
+            pass
+    assert failed.traceback  # keeps the failed client alive, as a debugger or a test runner does
+    assert dask.config.get("scheduler", None) is None
+    with pytest.raises(ValueError, match="No clients found"):
+        default_client()
+    assert int(da.ones(3, chunks=1).sum().compute()) == 3
