@@ -24,6 +24,7 @@ import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
+from dask._task_spec import execute_graph
 from dask.array.optimization import optimize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
@@ -258,8 +259,9 @@ def _write_block(payload: bytes, sink: Sink, index: int, region: Region) -> Reco
     """One task: compute a block of every output and write it. Errors of files are tried again, with longer waits."""
     start = time.perf_counter()
     graph, wanted = pickle.loads(payload)
-    values = _patiently(lambda: dask.get(graph, list(wanted.values())), SourceError, index)
-    blocks = dict(zip(wanted, values, strict=True))
+    # not dask.get, whose closures keep every value until the next garbage collection
+    values = _patiently(lambda: execute_graph(graph, keys=set(wanted.values())), SourceError, index)
+    blocks = {name: values[key] for name, key in wanted.items()}
     extra = _patiently(lambda: sink.write(index, region, blocks), StoreError, index)
     n_bytes = sum(block.nbytes for block in blocks.values())
     extra = {**extra, "region": bounds(region)}
@@ -289,6 +291,11 @@ def _verify_block(sink: Sink, record: Record) -> Record | Damaged:
 
 def peak_rss() -> int:
     """Largest resident memory of this process so far, in bytes; 0 where the system does not tell."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
+        for line in file:
+            # getrusage would start with what the parent had when it made this process
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:

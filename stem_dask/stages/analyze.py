@@ -12,7 +12,14 @@ from stem_dask.errors import ConfigError
 from stem_dask.kernels.analysis import PatternAnalysis, analyze_patterns, largest_radius
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Region
-from stem_dask.stages.patterns import axis_of, blocks_of, coordinate, lead_dims, per_pattern
+from stem_dask.stages.patterns import (
+    axis_of,
+    blocks_of,
+    coordinate,
+    lead_dims,
+    map_patterns,
+    per_pattern,
+)
 
 CenterMethod = Literal["centroid", "center", "manual"]
 RadiusMetric = Literal["square", "circle"]
@@ -119,16 +126,14 @@ def analysis_blocks(
         raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
     center = given_center(center_method, manual_center, detector)
     n_radii = largest_radius(*detector, radius_metric) + 1
-    lead = data.ndim - 2
-    raw = data.map_blocks(
+    raw = map_patterns(
         _analyze_block,
+        data,
+        object,
         target_retention=target_retention,
         threshold=threshold,
         center=center,
         metric=radius_metric,
-        drop_axis=[lead, lead + 1],
-        dtype=object,
-        meta=np.empty((0,) * lead, object),
     )
     kept = (
         np.dtype(np.uint8)

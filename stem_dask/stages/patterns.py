@@ -1,6 +1,6 @@
 """What the lazy patterns are: an `xarray.DataArray` over dask, axes calibrated, whole detector in every chunk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dask.array as da
@@ -113,3 +113,41 @@ def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
     dims = lead_dims(patterns)
     coords = {dim: patterns.coords[dim] for dim in dims if dim in patterns.coords}
     return xr.DataArray(data, dims=dims, coords=coords, name=name)
+
+
+def map_patterns(
+    function: Callable[..., Any],
+    data: da.Array,
+    dtype: Any,
+    *,
+    by_block: bool = False,
+    **options: Any,
+) -> da.Array:
+    """Lazy ``function(block, **options)`` without the detector axes: a value by position, or one a block.
+
+    `map_blocks` with ``drop_axis`` would copy every block, to join what are single pieces along the detector.
+
+    Examples
+    --------
+    >>> map_patterns(lambda block: block.sum((1, 2)), da.ones((3, 4, 4), chunks=(2, 4, 4)), float).compute().tolist()
+    [16.0, 16.0, 16.0]
+    """
+    lead = tuple(range(data.ndim - 2))
+    return da.blockwise(
+        _on_single_piece,
+        lead,
+        data,
+        tuple(range(data.ndim)),
+        function=function,
+        concatenate=False,
+        adjust_chunks=dict.fromkeys(lead, lambda size: 1) if by_block else None,
+        dtype=dtype,
+        meta=np.empty((0,) * len(lead), dtype),
+        **options,
+    )
+
+
+def _on_single_piece(
+    pieces: list[list[Any]], *, function: Callable[..., Any], **options: Any
+) -> Any:
+    return function(pieces[0][0], **options)

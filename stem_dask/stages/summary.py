@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stem_dask.stages.patterns import blocks_of
+from stem_dask.stages.patterns import blocks_of, map_patterns
 from stem_dask.stages.window import radii_for_target
 
 
@@ -16,13 +16,7 @@ def block_statistics(patterns: xr.DataArray) -> dict[str, da.Array]:
     data = blocks_of(patterns)
     lead = data.ndim - 2
     ones = tuple((1,) * n for n in data.numblocks[:lead])
-    highest = data.map_blocks(
-        _highest_block,
-        drop_axis=[lead, lead + 1],
-        chunks=ones,
-        dtype=np.float64,
-        meta=np.empty((0,) * lead),
-    )
+    highest = map_patterns(_highest_block, data, np.float64, by_block=True)
     total = data.map_blocks(
         _sum_block,
         chunks=(*ones, *data.chunks[lead:]),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.crop import window_intensity
-from stem_dask.stages.patterns import blocks_of, lead_shape, per_pattern
+from stem_dask.stages.patterns import blocks_of, lead_shape, map_patterns, per_pattern
 from stem_dask.stages.window import require_computed
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
@@ -89,15 +89,7 @@ def _statistics_block(retention: NDArray, *options: Any) -> NDArray[np.float64]:
 
 def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
     """Intensity of every cropped pattern, float64 by position; lazy."""
-    data = blocks_of(cropped)
-    lead = data.ndim - 2
-    return data.map_blocks(
-        _inside_block,
-        threshold=threshold,
-        drop_axis=[lead, lead + 1],
-        dtype=np.float64,
-        meta=np.empty((0,) * lead),
-    )
+    return map_patterns(_inside_block, blocks_of(cropped), np.float64, threshold=threshold)
 
 
 def _inside_block(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
