@@ -12,6 +12,7 @@ from typing import Any
 import dask
 from dask.utils import parse_bytes
 
+from stem_dask.config import Cluster
 from stem_dask.errors import ConfigError
 
 #: inputs below this run on threads: starting processes would take longer than the work
@@ -24,7 +25,7 @@ _SETTINGS = {
     # tasks keep nothing between blocks, so there is nothing to spill, and a pause would only hide a leak
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.9,
+    "distributed.worker.memory.pause": 0.95,
     "distributed.worker.memory.terminate": 0.98,
     # a worker that hangs is given up after this time, and its tasks go elsewhere
     "distributed.scheduler.worker-ttl": "120s",
@@ -41,12 +42,14 @@ class Connection:
     n_workers: int
     n_threads: int
     dashboard: str
-    thread_bytes: int | None
+    #: memory limit and threads of the worker that has least for a thread
+    worker_bytes: int | None
+    worker_threads: int
 
     def __str__(self) -> str:
-        per = "" if self.thread_bytes is None else f", {self.thread_bytes / 2**30:.1f} GiB a thread"
+        per = "" if self.worker_bytes is None else f" with {self.worker_bytes / 1e9:.2f} GB"
         workers = f"{self.n_workers} worker{'s' * (self.n_workers != 1)}"
-        return f"{self.kind}: {workers}, {self.n_threads} thread{'s' * (self.n_threads != 1)}{per}"
+        return f"{self.kind}: {workers}{per}, {self.n_threads} thread{'s' * (self.n_threads != 1)}"
 
 
 @contextlib.contextmanager
@@ -80,8 +83,7 @@ def connect(
         with _join(address, scheduler_file) as connection:
             yield connection
         return
-    if kind == "auto":
-        kind = "threads" if input_bytes < SMALL_INPUT_BYTES else "local"
+    kind = _kind(kind, input_bytes)
     if kind not in ("threads", "local"):
         raise ConfigError(f"cluster.kind is {kind!r}; expected auto, threads or local")
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
@@ -146,15 +148,35 @@ def _join(address: str | None, scheduler_file: str | None) -> Iterator[Connectio
 def _describe(client: Any, kind: str) -> Connection:
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     n_threads = sum(worker["nthreads"] for worker in workers)
-    limits = [w["memory_limit"] / max(1, w["nthreads"]) for w in workers if w["memory_limit"]]
+    least = min(
+        (w for w in workers if w["memory_limit"]),
+        key=lambda w: w["memory_limit"] / max(1, w["nthreads"]),
+        default=None,
+    )
     return Connection(
         client,
         kind,
         len(workers),
         n_threads,
         str(client.dashboard_link),
-        int(min(limits)) if limits else None,
+        None if least is None else int(least["memory_limit"]),
+        max((w["nthreads"] for w in workers), default=1) if least is None else least["nthreads"],
     )
+
+
+def planned(options: Cluster, input_bytes: int) -> tuple[int | None, int]:
+    """Memory limit and threads of a worker, before there is one; (None, 1) for a scheduler of somebody else."""
+    if options.address is not None or options.scheduler_file is not None:
+        return None, 1
+    kind = _kind(options.kind, input_bytes)
+    workers, threads = _layout(kind, options.n_workers, options.threads_per_worker)
+    return _limit(options.memory_limit, workers), threads
+
+
+def _kind(kind: str, input_bytes: int) -> str:
+    if kind == "auto":
+        return "threads" if input_bytes < SMALL_INPUT_BYTES else "local"
+    return kind
 
 
 def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int, int]:

@@ -5,10 +5,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from stem_dask.cluster import planned
 from stem_dask.config import Config
 from stem_dask.io.read import Found
-from stem_dask.kernels.downsample import result_dtype
-from stem_dask.plan import inner_chunk, lead_chunks, shard_shape, task_bytes
+from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes
+from stem_dask.projection import Shapes, disk_need, fitting_block, free_bytes, memory_of, shapes
 from stem_dask.report import size
 
 
@@ -38,63 +39,60 @@ def describe_job(config: Config, found: Found) -> tuple[str, ...]:
     The window is known after the analysis only, unless ``crop.window`` or ``crop.size`` gives it; until then the
     whole detector stands for it, as the upper limit.
     """
-    source = found.source
-    lead, detector = source.shape[:-2], source.shape[-2:]
-    pattern_bytes = math.prod(detector) * source.dtype.itemsize
-    part = None if found.info.chunks is None else found.info.chunks[: len(lead)]
-    block = lead_chunks(lead, pattern_bytes, config.output.chunk_mb, None, part)
-    n_tasks = math.prod(math.ceil(n / c) for n, c in zip(lead, block, strict=True))
-    rows: list[tuple[str, str, str, str, str, str]] = [
-        ("stage", "shape", "type", "block", "tasks", "bytes a task")
-    ]
+    source, what = found.source, shapes(config, found)
+    n_bytes = math.prod(source.shape) * source.dtype.itemsize
+    limit, threads = planned(config.cluster, n_bytes)
+    block = fitting_block(config, found, limit, threads)
+    n_tasks = math.prod(math.ceil(n / c) for n, c in zip(source.shape, block, strict=False))
+    table = _stages(config, found, what, block, n_tasks)
+    inner = inner_chunk(block, source.shape[:-2], what.out_bytes)
+    shards = shard_shape(block, inner)
+    n_files = math.prod(math.ceil(n / c) for n, c in zip(source.shape, shards, strict=False))
+    upper = "" if what.known else "at most "
+    total = size(math.prod(source.shape[:-2]) * what.out_bytes)
+    need = projected_bytes(memory_of(config, found), math.prod(block), threads)
+    has = "" if limit is None else f", which has {size(limit)}"
+    disk = disk_need(config, found, n_tasks)
+    folder = Path(config.output.path).parent
+    return (
+        *table,
+        f"reads       {size(n_bytes)}"
+        + (", twice: once to analyze, once to crop" if config.crop.enabled else ""),
+        f"writes      {config.output.path}: {upper}{total} before compression, {n_files:,} shards",
+        *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{total}"
+          for kind in config.output.export),
+        f"memory      {size(need)} a worker with {threads} thread{'s' * (threads != 1)}{has}",
+        f"disk        {size(disk.least)} to {size(disk.most)} in all, {size(free_bytes(folder))} free in {folder}",
+        "nothing was computed",
+    )  # fmt: skip
+
+
+def _stages(
+    config: Config, found: Found, what: Shapes, block: Sequence[int], n_tasks: int
+) -> list[str]:
+    """The table of the stages, a line each."""
+    lead, dtype = found.source.shape[:-2], found.source.dtype
+    rows = [("stage", "shape", "type", "block", "tasks", "bytes a task")]
 
     def row(stage: str, shape: Sequence[int], dtype: object, *sizes: int) -> None:
+        moved = size(task_bytes(block, *sizes))
         whole = f"{_by(lead)} x {_by(shape)}"
-        rows.append(
-            (
-                stage,
-                whole,
-                str(dtype),
-                _by((*block, *shape)),
-                f"{n_tasks:,}",
-                size(task_bytes(block, *sizes)),
-            )
-        )
+        rows.append((stage, whole, str(dtype), _by((*block, *shape)), f"{n_tasks:,}", moved))
 
-    row("read", detector, source.dtype, pattern_bytes)
-    window, known = _window(config, detector)
+    pattern_bytes = math.prod(what.detector) * dtype.itemsize
+    window_bytes = math.prod(what.window) * dtype.itemsize
+    row("read", what.detector, dtype, pattern_bytes)
     if config.crop.enabled:
-        row("analyze", detector, source.dtype, pattern_bytes, max(detector) * 4)
-        window_bytes = math.prod(window) * source.dtype.itemsize
-        row(
-            "crop" if known else "crop (at most)", window, source.dtype, pattern_bytes, window_bytes
-        )
-    down = config.downsample
-    small = tuple(n // down.factor for n in window)
-    dtype = result_dtype(source.dtype, down.factor, down.method, down.reduce)
-    if config.output.dtype != "auto":
-        dtype = dtype.type(0).astype(config.output.dtype).dtype
-    out_bytes = math.prod(small) * dtype.itemsize
-    row("downsample", small, dtype, math.prod(window) * source.dtype.itemsize, out_bytes)
-    shards = shard_shape(block, inner_chunk(block, lead, out_bytes))
-    row("store", small, dtype, out_bytes)
+        row("analyze", what.detector, dtype, pattern_bytes, max(what.detector) * 4)
+        stage = "crop" if what.known else "crop (at most)"
+        row(stage, what.window, dtype, pattern_bytes, window_bytes)
+    row("downsample", what.out, what.dtype, window_bytes, what.out_bytes)
+    row("store", what.out, what.dtype, what.out_bytes)
     widths = [max(len(r[i]) for r in rows) for i in range(6)]
-    table = [
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip()
         for r in rows
     ]
-    n_files = math.prod(math.ceil(n / c) for n, c in zip(lead, shards, strict=True))
-    upper = "" if known or not config.crop.enabled else "at most "
-    total = math.prod(lead) * out_bytes
-    table += [
-        f"reads       {size(math.prod(source.shape) * source.dtype.itemsize)}"
-        + (", twice: once to analyze, once to crop" if config.crop.enabled else ""),
-        f"writes      {config.output.path}: {upper}{size(total)} before compression, {n_files:,} shards",
-        *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{size(total)}"
-          for kind in config.output.export),
-        "nothing was computed",
-    ]  # fmt: skip
-    return tuple(table)
 
 
 def config_for(found: Found) -> str:
@@ -104,29 +102,6 @@ def config_for(found: Found) -> str:
     header = "".join(f"# {line}\n" for line in describe_file(found))
     text = template.replace("path: synthetic  ", f"path: {json.dumps(str(name))}  ", 1)
     return header + text.replace("out/synthetic.zarr", json.dumps(f"{name.stem}_cropped.zarr"), 1)
-
-
-def _window(config: Config, detector: Sequence[int]) -> tuple[tuple[int, int], bool]:
-    """The window as far as the config gives it, and whether it does."""
-    crop = config.crop
-    if not crop.enabled:
-        return (detector[0], detector[1]), True
-    if crop.window is not None:
-        y0, y1, x0, x1 = crop.window
-        wanted: tuple[int, int] = (y1 - y0, x1 - x0)
-    elif isinstance(crop.size, int):
-        wanted = (crop.size, crop.size)
-    elif not isinstance(crop.size, str):
-        wanted = (crop.size[0], crop.size[1])
-    else:
-        return (detector[0], detector[1]), False
-    from stem_dask.plan import axis_window
-
-    multiple = crop.size_multiple * config.downsample.factor
-    height, width = (
-        axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
-    )
-    return (height, width), True
 
 
 def _by(shape: Sequence[int]) -> str:

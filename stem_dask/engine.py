@@ -8,7 +8,6 @@ and hands the result to the sink's ``write`` on the worker. Only a small record 
 import collections
 import contextlib
 import errno
-import functools
 import itertools
 import logging
 import os
@@ -17,26 +16,23 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from math import prod
+from types import MappingProxyType
 from typing import Any, Protocol
 
-import cloudpickle
 import dask
 import dask.array as da
-import numpy as np
 from dask._task_spec import execute_graph
-from dask.array.optimization import optimize
-from dask.core import flatten
-from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from stem_dask.errors import (
+    DiskFullError,
     InterruptedRunError,
     SourceError,
     StemDaskError,
     StoreError,
     WorkerLostError,
 )
+from stem_dask.grid import Grid, bounds, place
 from stem_dask.journal import Journal
 from stem_dask.model import Record, Region
 
@@ -51,7 +47,8 @@ LAST_CALLS_SECONDS = 60
 #: waits before a task that met a read or write error tries again, in seconds
 RETRY_SECONDS = (0.1, 0.5, 2.0)
 #: errors of the system that do not go away by themselves
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LASTING = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Sink(Protocol):
@@ -82,6 +79,8 @@ def run(
     progress: Progress | None = None,
     journal: Journal | None = None,
     job: str = "",
+    instead: Mapping[str, da.Array] | None = None,
+    unreadable: Mapping[int, str] = MappingProxyType({}),
 ) -> list[Record]:
     """Compute lazy outputs into a sink.
 
@@ -94,6 +93,9 @@ def run(
     progress : called with (blocks done, blocks, record) after each block
     journal, job : where finished blocks are noted; blocks noted there are read again from the disk, and only those
         that are damaged or missing are computed again
+    instead : outputs of the same blocks that read nothing; a block whose input cannot be read then gets these and is
+        quarantined, which its record says, where otherwise the run stops
+    unreadable : blocks that are known for that, and why: they are not tried again
 
     Returns
     -------
@@ -111,13 +113,18 @@ def run(
         journal.forget(job)
         known = {}
     sink.create(resume=bool(known))
-    work = _Work(grid, sink, known)
+    spare = None if instead is None else Grid(instead, n_lead)
+    work = _Work(grid, sink, known, spare, unreadable)
     records: list[Record] = []
     with contextlib.closing(in_flight(client, work)) as done:
         for result in done:
             if isinstance(result, Damaged):
                 _logger.warning("%s: %s; it is computed again", job or "block", result.what)
                 work.again(result.index)
+                continue
+            if isinstance(result, Unreadable):
+                _logger.warning("%s: %s; it is quarantined", job or "block", result.what)
+                work.without(result.index, result.what)
                 continue
             if journal is not None and result.index not in known:
                 journal.append(job, result)
@@ -139,12 +146,21 @@ def _finish(sink: Sink, records: Sequence[Record], job: str) -> None:
         if isinstance(error, StemDaskError) or not isinstance(cause, OSError):
             raise
         why = os.strerror(cause.errno) if cause.errno else str(cause)
-        raise StoreError(f"{job or 'the output'} cannot be completed: {why}") from error
+        told = DiskFullError if cause.errno in _FULL else StoreError
+        raise told(f"{job or 'the output'} cannot be completed: {why}") from error
 
 
 @dataclass(frozen=True)
 class Damaged:
     """A block that was noted as finished and is not what it was."""
+
+    index: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A block whose input cannot be read, of a run that goes on without it."""
 
     index: int
     what: str
@@ -156,22 +172,35 @@ class _Work:
     An iterator that may go on after it was exhausted, because a second look can bring more work.
     """
 
-    def __init__(self, grid: "Grid", sink: Sink, known: dict[int, Record]) -> None:
-        self.grid, self.sink, self.known = grid, sink, known
+    def __init__(
+        self,
+        grid: Grid,
+        sink: Sink,
+        known: dict[int, Record],
+        spare: Grid | None,
+        unreadable: Mapping[int, str],
+    ) -> None:
+        self.grid, self.sink, self.known, self.spare = grid, sink, known, spare
+        self.unreadable = dict(unreadable)
         self.calls = iter(self._first(dict(known)))
-        self.damaged: collections.deque[int] = collections.deque()
+        self.waiting: collections.deque[int] = collections.deque()
 
     def again(self, index: int) -> None:
         """A block has to be computed after all."""
         self.known.pop(index, None)
-        self.damaged.append(index)
+        self.waiting.append(index)
+
+    def without(self, index: int, what: str) -> None:
+        """A block has to do without its input."""
+        self.unreadable[index] = what
+        self.waiting.append(index)
 
     def __iter__(self) -> Iterator[Call]:
         return self
 
     def __next__(self) -> Call:
-        if self.damaged:
-            return self._write(self.damaged.popleft())
+        if self.waiting:
+            return self._write(self.waiting.popleft())
         return next(self.calls)
 
     def _first(self, known: Mapping[int, Record]) -> Iterator[Call]:
@@ -182,93 +211,47 @@ class _Work:
             yield _verify_block, (self.sink, record)
 
     def _write(self, index: int) -> Call:
-        region, payload = self.grid.payload(index)
-        return _write_block, (payload, self.sink, index, region)
+        why = self.unreadable.get(index)
+        grid = self.grid if why is None or self.spare is None else self.spare
+        region, payload = grid.payload(index)
+        return _write_block, (payload, self.sink, index, region, self.spare is not None, why)
 
 
-class Grid:
-    """The blocks that several lazy outputs share, and the part of the graph that each needs."""
-
-    def __init__(self, outputs: Mapping[str, da.Array], n_lead: int) -> None:
-        self.outputs = dict(outputs)
-        first = next(iter(self.outputs.values()))
-        self.numblocks = first.numblocks[:n_lead]
-        self.lead_chunks = first.chunks[:n_lead]
-        for name, array in self.outputs.items():
-            whole = array.numblocks[n_lead:] == (1,) * (array.ndim - n_lead)
-            one_a_block = tuple((1,) * n for n in self.numblocks)  # sums and extremes
-            if array.chunks[:n_lead] not in (self.lead_chunks, one_a_block) or not whole:
-                raise StoreError(
-                    f"output {name} has blocks {array.chunks}, the first output {first.chunks}; "
-                    "they must agree along the scan and have one block along the detector"
-                )
-        self.n_blocks = prod(self.numblocks)
-        self.edges = [(0, *itertools.accumulate(chunks)) for chunks in self.lead_chunks]
-
-    @functools.cached_property
-    def tasks(self) -> dict[Any, Any]:
-        """The optimized graph of all outputs, made once."""
-        keys = list(flatten([array.__dask_keys__() for array in self.outputs.values()]))
-        graph = HighLevelGraph.merge(*(array.dask for array in self.outputs.values()))
-        return dict(optimize(graph, keys))
-
-    def payload(self, index: int) -> tuple[Region, bytes]:
-        """Region along the leading axes, and pickled sub-graph of a block."""
-        block = self._block(index)
-        wanted = {
-            name: (array.name, *block, *(0,) * (array.ndim - len(block)))
-            for name, array in self.outputs.items()
-        }
-        return self.region(index), cloudpickle.dumps((cut(self.tasks, wanted.values()), wanted))
-
-    def region(self, index: int) -> Region:
-        """Where a block lies along the leading axes."""
-        block = self._block(index)
-        return tuple(
-            slice(edges[i], edges[i + 1]) for edges, i in zip(self.edges, block, strict=True)
-        )
-
-    def holds(self, record: Record) -> bool:
-        """Whether a record is of a block of this grid; another memory limit makes other blocks."""
-        return 0 <= record.index < self.n_blocks and record.extra.get("region") == bounds(
-            self.region(record.index)
-        )
-
-    def _block(self, index: int) -> tuple[int, ...]:
-        return tuple(int(i) for i in np.unravel_index(index, self.numblocks))
-
-
-def bounds(region: Region) -> list[list[int]]:
-    """A region as JSON can hold it."""
-    return [[int(part.start), int(part.stop)] for part in region]
-
-
-def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
-    """The tasks that the keys need, out of a low-level graph."""
-    part: dict[Any, Any] = {}
-    waiting = list(keys)
-    while waiting:
-        key = waiting.pop()
-        if key not in part:
-            part[key] = tasks[key]
-            waiting.extend(tasks[key].dependencies)
-    return part
-
-
-def _write_block(payload: bytes, sink: Sink, index: int, region: Region) -> Record:
+def _write_block(
+    payload: bytes,
+    sink: Sink,
+    index: int,
+    region: Region,
+    quarantine: bool = False,
+    why: str | None = None,
+) -> Record | Unreadable:
     """One task: compute a block of every output and write it. Errors of files are tried again, with longer waits."""
     start = time.perf_counter()
     graph, wanted = pickle.loads(payload)
-    # not dask.get, whose closures keep every value until the next garbage collection
-    values = _patiently(lambda: execute_graph(graph, keys=set(wanted.values())), SourceError, index)
+    tries: list[int] = []
+    try:
+        # not dask.get, whose closures keep every value until the next garbage collection
+        values = _patiently(
+            lambda: execute_graph(graph, keys=set(wanted.values())), SourceError, region, tries
+        )
+    except SourceError as error:
+        if not quarantine:
+            raise
+        return Unreadable(index, str(error))
     blocks = {name: values[key] for name, key in wanted.items()}
-    extra = _patiently(lambda: sink.write(index, region, blocks), StoreError, index)
+    extra = _patiently(lambda: sink.write(index, region, blocks), StoreError, region, tries)
     n_bytes = sum(block.nbytes for block in blocks.values())
     extra = {**extra, "region": bounds(region)}
+    if tries:
+        extra["retries"] = len(tries)
+    if why is not None:
+        extra["quarantined"] = why
     return Record(index, time.perf_counter() - start, n_bytes, peak_rss(), extra)
 
 
-def _patiently(work: Callable[[], Any], kind: type[StemDaskError], index: int) -> Any:
+def _patiently(
+    work: Callable[[], Any], kind: type[StemDaskError], region: Region, tries: list[int]
+) -> Any:
     """Do the work; errors of files are tried again after longer and longer waits, and then told as `kind`."""
     for wait_seconds in (*RETRY_SECONDS, None):
         try:
@@ -277,9 +260,9 @@ def _patiently(work: Callable[[], Any], kind: type[StemDaskError], index: int) -
             ours = isinstance(error, StemDaskError)
             refused = ours and error.__cause__ is None  # by us, and again the next time
             if wait_seconds is None or refused or error.errno in _LASTING:
-                if ours:
-                    raise
-                raise kind(f"block {index}: {error}") from error
+                told = type(error) if ours else DiskFullError if error.errno in _FULL else kind
+                raise told(f"block {place(region)}: {error}") from error
+            tries.append(error.errno or 0)
             time.sleep(wait_seconds)
     return None
 

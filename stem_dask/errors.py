@@ -29,6 +29,12 @@ class StoreError(StemDaskError, OSError):
     exit_code = 5
 
 
+class DiskFullError(StoreError):
+    """There is no room for the output."""
+
+    exit_code = 5
+
+
 class OutputExistsError(StoreError, FileExistsError):
     """There is an output of that name, and overwriting was not asked for."""
 

@@ -1,13 +1,14 @@
 """Integer decisions made before any pixel is read: chunks, shards, bytes of a task, and the window's size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError, MemoryBudgetError
+from stem_dask.errors import ConfigError
 
 MIB = 2**20
 DEFAULT_CHUNK_MB = 64
@@ -15,15 +16,17 @@ DEFAULT_CHUNK_MB = 64
 MAX_TASKS = 4000
 #: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
 INNER_CHUNK_BYTES = MIB
-#: what a task holds of its input beside it: the block, a cleaned or cast copy, the encoded output
-COPIES_OF_BLOCK = 3
+#: resident memory of a worker that has loaded what tasks need and holds no block: 252 MiB were measured
+WORKER_BYTES = 265 * 10**6
+#: share of its memory limit that a worker may be expected to use
+USABLE_SHARE = 0.95
 
 
 def lead_chunks(
     lead_shape: Sequence[int],
     pattern_bytes: int,
     chunk_mb: float | str = "auto",
-    budget_bytes: int | None = None,
+    most: int | None = None,
     source_chunk: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
     """How many positions along each scan axis (or of a list) one block takes.
@@ -36,7 +39,7 @@ def lead_chunks(
     lead_shape : (scan_y, scan_x) or (n,)
     pattern_bytes : bytes of one pattern in the source
     chunk_mb : MiB of input in a block; ``auto`` is 64, doubled until there are at most 4,000 tasks
-    budget_bytes : memory of one worker thread; a block takes at most a third of it
+    most : positions in a block that the memory allows, at least 1 (see `most_positions`); for ``auto``
     source_chunk : extents of the source's chunks on the same axes
 
     Examples
@@ -48,13 +51,8 @@ def lead_chunks(
     >>> lead_chunks((100, 100), 131072, source_chunk=(3, 50))
     (3, 100)
     """
-    if budget_bytes is not None and pattern_bytes * COPIES_OF_BLOCK > budget_bytes:
-        raise MemoryBudgetError(
-            f"one pattern takes {pattern_bytes:,} bytes and a task {COPIES_OF_BLOCK} times that, more than the "
-            f"{budget_bytes:,} bytes a worker thread may use; raise cluster.memory_limit or use fewer threads"
-        )
-    positions = _positions(prod(lead_shape), pattern_bytes, chunk_mb, budget_bytes)
-    room = 2**63 if budget_bytes is None else budget_bytes // COPIES_OF_BLOCK // pattern_bytes
+    positions = _positions(prod(lead_shape), pattern_bytes, chunk_mb, most)
+    room = 2**63 if most is None else most
     chunks: list[int] = []
     for i in range(len(lead_shape) - 1, -1, -1):  # fill the fastest axis first
         size, part = lead_shape[i], 1 if source_chunk is None else max(1, source_chunk[i])
@@ -70,16 +68,15 @@ def lead_chunks(
     return tuple(chunks)
 
 
-def _positions(n: int, pattern_bytes: int, chunk_mb: float | str, budget_bytes: int | None) -> int:
+def _positions(n: int, pattern_bytes: int, chunk_mb: float | str, most: int | None) -> int:
     """How many patterns a block may hold."""
     if chunk_mb != "auto":
         return max(1, int(float(chunk_mb) * MIB // pattern_bytes))
     target: float = DEFAULT_CHUNK_MB * MIB
     while n * pattern_bytes / target > MAX_TASKS:
         target *= 2
-    if budget_bytes is not None:
-        target = min(target, budget_bytes / COPIES_OF_BLOCK)
-    return max(1, int(target // pattern_bytes))
+    positions = int(target // pattern_bytes)
+    return max(1, positions if most is None else min(positions, most))
 
 
 def inner_chunk(
@@ -127,6 +124,57 @@ def shard_shape(lead_chunk: Sequence[int], inner: Sequence[int]) -> tuple[int, .
 def task_bytes(lead_chunk: Sequence[int], *pattern_bytes: int) -> int:
     """Bytes that one task moves: its block of patterns at each of the given sizes."""
     return prod(lead_chunk) * sum(pattern_bytes)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a task of one stage holds at most: some in any case, and some for each position of its block."""
+
+    fixed: int
+    per_position: int
+
+    def bytes(self, positions: int) -> int:
+        """For a block of so many positions."""
+        return self.fixed + positions * self.per_position
+
+
+def footprints(
+    source: int, window: int, out: int, *, copies: int, result: int, cropped: bool, shrunk: bool
+) -> dict[str, Footprint]:
+    """What a task of each stage holds at its peak.
+
+    Parameters
+    ----------
+    source, window, out : bytes of one pattern as read, in its window, and as stored
+    copies : how often a block is copied after reading: for a mask, another byte order, another order of the axes
+    result : bytes of what the analysis keeps of one pattern
+    cropped, shrunk : whether the window, and the output, are arrays of their own
+
+    Examples
+    --------
+    >>> sizes = footprints(131072, 8192, 2048, copies=0, result=600, cropped=True, shrunk=True)
+    >>> sizes["crop"].bytes(512) / 2**20
+    71.015625
+    """
+    read = source * (1 + copies)
+    # encoding holds the compressed chunks and the shard they are joined to; no codec makes them larger by much
+    found = {"crop": Footprint(8 * out, read + window * cropped + out * shrunk + 2 * out)}
+    if cropped:
+        found["analyze"] = Footprint(16 * source, read + result)
+    # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
+    found["export"] = Footprint(0, 4 * out)
+    return found
+
+
+def projected_bytes(sizes: Mapping[str, Footprint], positions: int, threads: int) -> int:
+    """Resident memory that a worker of so many threads needs for blocks of so many positions."""
+    return WORKER_BYTES + threads * max(stage.bytes(positions) for stage in sizes.values())
+
+
+def most_positions(sizes: Mapping[str, Footprint], limit: int, threads: int) -> int:
+    """Positions that a block may have so that a worker stays within its memory limit; 0 when not even one fits."""
+    room = (int(limit * USABLE_SHARE) - WORKER_BYTES) // threads
+    return max(0, min((room - stage.fixed) // stage.per_position for stage in sizes.values()))
 
 
 def covering_radius(radii: NDArray, coverage: float) -> int:

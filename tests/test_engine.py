@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from stem_dask import engine
 from stem_dask.errors import SourceError, StoreError
+from stem_dask.grid import Grid, bounds, cut
 from stem_dask.io.pt import combine_crc
 from stem_dask.io.publish import damage, file_crc
 from stem_dask.journal import Journal
@@ -86,7 +87,7 @@ def test_blocks_tile_the_scan(y, x):
     array = np.arange(7 * 5 * 2 * 3).reshape(7, 5, 2, 3)
     patterns = da.from_array(array, chunks=(y, x, 2, 3)) * 2 + 1
     outputs = {"patterns": patterns, "total": patterns.sum(axis=(2, 3))}
-    grid = engine.Grid(outputs, 2)
+    grid = Grid(outputs, 2)
     assert grid.n_blocks == len(y) * len(x)
     covered = np.zeros((7, 5), int)
     for number, (index, region, payload) in enumerate(payloads(grid)):
@@ -101,7 +102,7 @@ def test_blocks_tile_the_scan(y, x):
 
 def test_blocks_of_a_list():
     array = np.arange(7 * 6).reshape(7, 2, 3)
-    grid = engine.Grid({"patterns": da.from_array(array, chunks=(3, 2, 3))}, 1)
+    grid = Grid({"patterns": da.from_array(array, chunks=(3, 2, 3))}, 1)
     regions = [region for _, region, _ in payloads(grid)]
     assert regions == [(slice(0, 3),), (slice(3, 6),), (slice(6, 7),)]
 
@@ -119,28 +120,28 @@ def test_blocks_of_a_list():
 )
 def test_blocks_that_do_not_belong_together(first, second):
     with pytest.raises(StoreError, match=r"output \w+ has blocks"):
-        engine.Grid({"one": first, "two": second}, 2)
+        Grid({"one": first, "two": second}, 2)
 
 
 def test_payloads_do_not_grow_with_the_number_of_blocks():
     def largest(n):
         array = da.zeros((n, 4, 8, 8), chunks=(1, 4, 8, 8), dtype="u2") + 1
         outputs = {"patterns": array, "total": array.sum(axis=(2, 3))}
-        return max(len(payload) for *_, payload in payloads(engine.Grid(outputs, 2)))
+        return max(len(payload) for *_, payload in payloads(Grid(outputs, 2)))
 
     assert largest(400) < largest(4) + 100 < 20_000
 
 
 def test_payloads_of_an_array_in_memory_hold_their_block_only():
     array = np.random.default_rng(0).integers(0, 99, (16, 4, 32, 32)).astype("u2")
-    grid = engine.Grid({"patterns": da.from_array(array, chunks=(1, 4, 32, 32))}, 2)
+    grid = Grid({"patterns": da.from_array(array, chunks=(1, 4, 32, 32))}, 2)
     assert max(len(payload) for *_, payload in payloads(grid)) < array[:1].nbytes + 5000
 
 
 def test_cut_takes_what_is_needed_and_no_more():
     array = da.ones((4, 4), chunks=(2, 4)) + 1
     tasks = dict(array.__dask_graph__())
-    part = engine.cut(tasks, [(array.name, 1, 0)])
+    part = cut(tasks, [(array.name, 1, 0)])
     assert {key[1] for key in part} == {1}
     assert set(part) < set(tasks)
 
@@ -343,7 +344,7 @@ def test_records_are_in_the_order_of_blocks_not_of_time(client):
 
 def test_run_with_a_bad_block_is_not_finished(client, tmp_path):
     sink = FolderSink(tmp_path / "out", bad=2)
-    with pytest.raises(SourceError, match=r"^block 2 is bad$"):
+    with pytest.raises(SourceError, match=r"^block \[4:6, 0:2\]: block 2 is bad$"):
         engine.run({"patterns": lazy()}, 2, sink, client=client)
     assert not (sink.folder / "finished").exists()
 
@@ -439,7 +440,7 @@ def test_an_error_that_stays(client, tmp_path, where, kind):
     _STATE.update(tries=[], n_errors=99, error=stale())
     sink = (FolderSink if where == "read" else UnsteadySink)(tmp_path / "out")
     patterns = unsteady_patterns() if where == "read" else lazy()
-    with pytest.raises(kind, match=r"^block 2: \[Errno \d+\] stale file handle$") as caught:
+    with pytest.raises(kind, match=r"^block \[4:6, 0:2\]: \[Errno \d+\] stale file handle$") as caught:
         engine.run({"patterns": patterns}, 2, sink, client=client)
     assert type(caught.value) is kind
     assert _STATE["tries"].count(2) == 4
@@ -449,9 +450,9 @@ def test_an_error_that_stays(client, tmp_path, where, kind):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "no space left"), r"^block 2: \[Errno \d+\] no space left$"),
-        (PermissionError(errno.EACCES, "not yours"), r"^block 2: \[Errno \d+\] not yours$"),
-        (StoreError("70,000 does not fit int16"), r"^70,000 does not fit int16$"),
+        (OSError(errno.ENOSPC, "no space left"), r"^block \[4:6, 0:2\]: \[Errno \d+\] no space left$"),
+        (PermissionError(errno.EACCES, "not yours"), r"^block \[4:6, 0:2\]: \[Errno \d+\] not yours$"),
+        (StoreError("70,000 does not fit int16"), r"^block \[4:6, 0:2\]: 70,000 does not fit int16$"),
     ],
     ids=["full", "permission", "refusal"],
 )
@@ -475,11 +476,16 @@ def test_longer_and_longer_waits(monkeypatch):
     slept = []
     monkeypatch.setattr(engine.time, "sleep", slept.append)
     _STATE.update(tries=[], n_errors=99, error=stale())
-    with pytest.raises(SourceError, match=r"^block 7: "):
+    tries = []
+    with pytest.raises(SourceError, match=r"^block \[0:2, 3:5\]: "):
         engine._patiently(
-            lambda: unsteady(None, {0: {"chunk-location": (2,)}}), SourceError, index=7
+            lambda: unsteady(None, {0: {"chunk-location": (2,)}}),
+            SourceError,
+            (slice(0, 2), slice(3, 5)),
+            tries,
         )
     assert slept == [0.1, 0.5, 2.0]
+    assert len(tries) == 3
 
 
 # --- going on ---------------------------------------------------------------------------------------------------
@@ -573,7 +579,7 @@ def test_a_run_that_stopped_goes_on(client, tmp_path):
     """What is missing is computed, what was noted is only read."""
     _STATE.update(tries=[], n_errors=99, error=stale())
     sink = FolderSink(tmp_path / "out")
-    with pytest.raises(SourceError, match=r"^block 2: "):
+    with pytest.raises(SourceError, match=r"^block \[4:6, 0:2\]: "):
         run_noted(sink, client, unsteady_patterns())
     noted = sorted(Journal(f"{sink.folder}.journal").records("crop"))
     assert 2 not in noted
@@ -658,9 +664,9 @@ def test_any_part_noted_and_any_part_of_it_damaged(tmp_path_factory, n, data):
     noted = data.draw(st.sets(st.integers(0, n - 1)))
     damaged = data.draw(st.sets(st.sampled_from(sorted(noted)))) if noted else set()
     journal = Journal(tmp_path_factory.mktemp("run") / "journal")
-    grid = engine.Grid({"patterns": patterns}, 2)
+    grid = Grid({"patterns": patterns}, 2)
     for index in noted:
-        region = engine.bounds(grid.region(index))
+        region = bounds(grid.region(index))
         journal.append("crop", Record(index, 0.5, 8, 0, {"region": region}))
     sink = MemorySink(damaged)
     engine.run({"patterns": patterns}, 2, sink, journal=journal, job="crop")

@@ -15,8 +15,17 @@ FLOORS = [
     {"errors", "model", "config"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "cluster", "journal", "lock", "state"},
-    {"report", "figure", "figure_data", "preflight", "exports", "describe", "pipeline"},
+    {"engine", "grid", "cluster", "journal", "lock", "state"},
+    {
+        "report",
+        "figure",
+        "figure_data",
+        "preflight",
+        "exports",
+        "describe",
+        "projection",
+        "pipeline",
+    },
     {"cropper", "run", "cli", "__init__"},
 ]
 #: these cost time or memory, or exist on some systems only: never at module level

@@ -34,13 +34,13 @@ def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
 
 
 def block_positions(
-    found: Found, chunk_mb: float | str = "auto", budget_bytes: int | None = None
+    found: Found, chunk_mb: float | str = "auto", most: int | None = None
 ) -> tuple[int, ...]:
     """Positions along the scan that one block of a file takes; see `stem_dask.plan.lead_chunks`."""
     shape, dtype = found.source.shape, found.source.dtype
     pattern_bytes = int(np.prod(shape[-2:])) * dtype.itemsize
     part = None if found.info.chunks is None else found.info.chunks[:-2]
-    return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, budget_bytes, part)
+    return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, most, part)
 
 
 def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:

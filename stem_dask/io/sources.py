@@ -67,10 +67,18 @@ class FlatFile:
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
         ranges = [range(*s.indices(n)) for s, n in zip(part[:n_outer], self.shape, strict=False)]
-        with open(self.path, "rb", buffering=0) as file:
-            for run, index in zip(runs, itertools.product(*ranges), strict=True):
-                start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
-                self._fill(file, self.offset + start * self.dtype.itemsize, run)
+        position = self.offset
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                for run, index in zip(runs, itertools.product(*ranges), strict=True):
+                    start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
+                    position = self.offset + start * self.dtype.itemsize
+                    self._fill(file, position, run)
+        except OSError as error:
+            if isinstance(error, SourceError):
+                raise
+            why = f"cannot be read at byte {position:,}: {error.strerror or error}"
+            raise SourceError(f"{self.path}: {why}") from error
         return out
 
     def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:

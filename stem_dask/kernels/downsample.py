@@ -114,25 +114,30 @@ def _bin(block, factor, scale, mean, line, out):  # type: ignore[no-untyped-def]
 
 
 def _gauss(block: NDArray, factor: int, sigma: float, dtype: np.dtype) -> NDArray:
+    """Smooth pattern by pattern, so that they stay in cache and no second block is needed."""
     from scipy.ndimage import gaussian_filter
 
-    axes = (block.ndim - 2, block.ndim - 1)
-    smooth = gaussian_filter(
-        block.astype(dtype), sigma=sigma, mode="reflect", truncate=4.0, axes=axes, output=dtype
-    )
-    return np.ascontiguousarray(smooth[..., ::factor, ::factor])
+    out = _empty(block, factor, dtype)
+    for place in np.ndindex(block.shape[:-2]):
+        smooth = gaussian_filter(block[place].astype(dtype), sigma, mode="reflect", truncate=4.0)
+        out[place] = smooth[::factor, ::factor]
+    return out
 
 
 def _fft(block: NDArray, factor: int, dtype: np.dtype) -> NDArray:
     """Keep the centered part of the spectrum, pattern by pattern so that the spectra stay in cache."""
     from scipy import fft
 
-    flat = block.reshape(-1, *block.shape[-2:])
-    height, width = flat.shape[1] // factor, flat.shape[2] // factor
-    top, left = flat.shape[1] // 2 - height // 2, flat.shape[2] // 2 - width // 2
-    out = np.empty((len(flat), height, width), dtype)
-    for i, pattern in enumerate(flat):
-        spectrum = fft.fftshift(fft.fft2(pattern.astype(dtype, copy=False)))
+    out = _empty(block, factor, dtype)
+    (full_height, full_width), (height, width) = block.shape[-2:], out.shape[-2:]
+    top, left = full_height // 2 - height // 2, full_width // 2 - width // 2
+    for place in np.ndindex(block.shape[:-2]):
+        spectrum = fft.fftshift(fft.fft2(block[place].astype(dtype, copy=False)))
         kept = spectrum[top : top + height, left : left + width]
-        out[i] = fft.ifft2(fft.ifftshift(kept)).real / factor**2
+        out[place] = fft.ifft2(fft.ifftshift(kept)).real / factor**2
     return out
+
+
+def _empty(block: NDArray, factor: int, dtype: np.dtype) -> NDArray:
+    *lead, height, width = block.shape
+    return np.empty((*lead, height // factor, width // factor), dtype)

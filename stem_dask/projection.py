@@ -1,0 +1,205 @@
+"""What a job will need before it runs: memory of a worker, bytes on disk; and the refusal when there is less."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stem_dask.config import Config
+from stem_dask.errors import MemoryBudgetError, StoreError
+from stem_dask.io.lazy import block_positions
+from stem_dask.io.read import Found
+from stem_dask.io.sources import Source, Transposed
+from stem_dask.kernels.analysis import largest_radius
+from stem_dask.kernels.downsample import result_dtype
+from stem_dask.plan import MIB, Footprint, axis_window, footprints, most_positions, projected_bytes
+from stem_dask.report import size
+
+#: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
+VALUES_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Detector, window and output pattern of a job; the whole detector stands for a window that is not known yet."""
+
+    detector: tuple[int, int]
+    window: tuple[int, int]
+    out: tuple[int, int]
+    dtype: np.dtype
+    known: bool
+
+    @property
+    def out_bytes(self) -> int:
+        """Bytes of one output pattern."""
+        return math.prod(self.out) * self.dtype.itemsize
+
+
+def shapes(config: Config, found: Found, window: Sequence[int] | None = None) -> Shapes:
+    """What becomes of one pattern; ``window`` is the size that was found, when it was."""
+    detector = (int(found.source.shape[-2]), int(found.source.shape[-1]))
+    given = _given_window(config, detector) if window is None else (int(window[0]), int(window[1]))
+    cut = given or detector
+    down = config.downsample
+    dtype = result_dtype(found.source.dtype, down.factor, down.method, down.reduce)
+    if config.output.dtype != "auto":
+        dtype = np.dtype(config.output.dtype)
+    out = (cut[0] // down.factor, cut[1] // down.factor)
+    return Shapes(detector, cut, out, dtype, given is not None)
+
+
+def memory_of(
+    config: Config, found: Found, window: Sequence[int] | None = None
+) -> dict[str, Footprint]:
+    """What a task of each stage holds; see `stem_dask.plan.footprints`."""
+    what, dtype = shapes(config, found, window), found.source.dtype
+    radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
+    half = dtype.kind == "f" and dtype.itemsize == 2  # kernels take float32
+    copies = (config.input.mask is not None) + (not dtype.isnative) + 2 * half
+    return footprints(
+        math.prod(what.detector) * dtype.itemsize,
+        math.prod(what.window) * dtype.itemsize,
+        what.out_bytes,
+        copies=copies + 2 * _reordered(found.source),
+        result=4 * radii + 8 * VALUES_KEPT,
+        cropped=config.crop.enabled,
+        shrunk=config.downsample.factor > 1 or what.dtype != dtype.newbyteorder("="),
+    )
+
+
+def fitting_block(config: Config, found: Found, limit: int | None, threads: int) -> tuple[int, ...]:
+    """Positions that a block takes along the scan: as ``output.chunk_mb`` says, or what the memory allows.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker's memory does not suffice for one pattern.
+    """
+    if limit is None:
+        return block_positions(found, config.output.chunk_mb)
+    sizes = memory_of(config, found)
+    most = most_positions(sizes, limit, threads)
+    if most < 1:
+        need = projected_bytes(sizes, 1, threads)
+        raise MemoryBudgetError(
+            f"a worker with {size(limit)} for {threads} thread{'s' * (threads != 1)} cannot hold a single pattern: it "
+            f"needs {size(need)}; raise cluster.memory_limit, or use fewer threads_per_worker"
+        )
+    return block_positions(found, config.output.chunk_mb, most)
+
+
+def check_memory(
+    config: Config, found: Found, block: Sequence[int], limit: int | None, threads: int
+) -> int:
+    """Memory that a worker is projected to need at most, in bytes.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When it is more than a worker has; names the block size that would fit.
+    """
+    sizes = memory_of(config, found)
+    need = projected_bytes(sizes, math.prod(block), threads)
+    if limit is None or need <= limit:
+        return need
+    pattern_bytes = math.prod(found.source.shape[-2:]) * found.source.dtype.itemsize
+    auto = config.model_copy(
+        update={"output": config.output.model_copy(update={"chunk_mb": "auto"})}
+    )
+    fits = math.prod(fitting_block(auto, found, limit, threads)) * pattern_bytes / MIB
+    raise MemoryBudgetError(
+        f"a worker would need {size(need)} for blocks of {math.prod(block):,} patterns and has {size(limit)}; "
+        f"output.chunk_mb={math.floor(fits * 100) / 100:g} fits, or raise cluster.memory_limit"
+    )
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a job writes: at least, whatever compression gains, and at most."""
+
+    least: int
+    most: int
+
+
+def disk_need(
+    config: Config, found: Found, n_blocks: int, window: Sequence[int] | None = None
+) -> DiskNeed:
+    """What a job writes, with all that waits in its folder; only .pt and what is kept of each pattern are not packed."""
+    what = shapes(config, found, window)
+    n = math.prod(found.source.shape[:-2])
+    patterns = n * what.out_bytes
+    kept = n * 8 + n_blocks * 8 * math.prod(what.out) if what.known else 0
+    if config.crop.enabled:
+        radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
+        itemsize = found.source.dtype.itemsize
+        kept += n * (4 * radii + 8 * VALUES_KEPT)
+        kept += n_blocks * math.prod(what.detector) * (8 + itemsize)
+    tensor = patterns if "pt" in config.output.export else 0
+    signal = patterns if "hspy" in config.output.export else 0
+    # unsigned counts may need twice the bytes in a .pt; .hspy is there twice while it is put together
+    return DiskNeed(kept + tensor * what.known, 2 * kept + patterns + 2 * tensor + 2 * signal)
+
+
+def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> str | None:
+    """Compare a need with the free space; gives a warning when it might not suffice.
+
+    Parameters
+    ----------
+    folder : where the outputs are, or will be
+    need : result of `disk_need`
+    written : bytes of it that are there already
+
+    Raises
+    ------
+    StoreError
+        When the space cannot suffice.
+    """
+    free = free_bytes(folder)
+    if free < need.least - written:
+        raise StoreError(
+            f"{folder}: at least {size(need.least - written)} more are needed, at most "
+            f"{size(need.most - written)}, and {size(free)} are free; make room, write elsewhere (output.path), or "
+            "export less (output.export)"
+        )
+    if free < need.most - written:
+        return f"{folder} has {size(free)} free; the job writes up to {size(need.most - written)} before compression"
+    return None
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is, or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] | None:
+    """The window's size as far as the config gives it."""
+    crop = config.crop
+    if not crop.enabled:
+        return detector
+    if crop.window is not None:
+        y0, y1, x0, x1 = crop.window
+        wanted: tuple[int, int] = (y1 - y0, x1 - x0)
+    elif isinstance(crop.size, int):
+        wanted = (crop.size, crop.size)
+    elif not isinstance(crop.size, str):
+        wanted = (crop.size[0], crop.size[1])
+    else:
+        return None
+    multiple = crop.size_multiple * config.downsample.factor
+    height, width = (
+        axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
+    )
+    return (height, width)
+
+
+def _reordered(source: Source | None) -> bool:
+    """Whether reading puts the axes into another order, which maps the file and copies twice."""
+    while source is not None and not isinstance(source, Transposed):
+        source = getattr(source, "source", None)
+    return source is not None
