@@ -14,6 +14,7 @@ from dask.utils import parse_bytes
 
 from stem_dask.config import Cluster
 from stem_dask.errors import ConfigError
+from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 
 #: inputs below this run on threads: starting processes would take longer than the work
 SMALL_INPUT_BYTES = 2**30
@@ -56,8 +57,10 @@ class Connection:
 def connect(
     kind: str = "auto",
     *,
+    host: str | None = None,
     address: str | None = None,
     scheduler_file: str | None = None,
+    insecure: bool = False,
     n_workers: int | None = None,
     threads_per_worker: int | None = None,
     memory_limit: int | str | None = None,
@@ -68,8 +71,11 @@ def connect(
     Parameters
     ----------
     kind : ``threads``, ``local`` (processes), or ``auto``: threads below 1 GiB of input, else local
-    address : of a scheduler that is running, such as ``tcp://node1:8786``
+    host : name or address of this machine where the processes of ``local`` listen, beyond loopback by TLS with keys
+        of this run (needs the package ``cryptography``); default loopback. The dashboard stays on loopback
+    address : of a scheduler that is running, such as ``tls://node1:8786``
     scheduler_file : written by such a scheduler
+    insecure : accept plain text beyond loopback, where everybody who can reach the scheduler can run code
     n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread
     memory_limit : of each worker, bytes or text such as ``4GB``; default its part of 80 % of what this process may use
     input_bytes : size of the input, for ``auto``
@@ -77,10 +83,16 @@ def connect(
     Raises
     ------
     ConfigError
-        When the scheduler does not answer, or options contradict each other.
+        When the scheduler does not answer or is open to everybody, or options contradict each other.
     """
-    if address is not None or scheduler_file is not None:
-        with _join(address, scheduler_file) as connection:
+    others = address is not None or scheduler_file is not None
+    if host is not None and (others or kind != "local"):
+        raise ConfigError(
+            f"cluster.host is {host!r}, where processes of ours would listen; "
+            "it needs kind: local, without address or scheduler_file"
+        )
+    if others:
+        with _join(address, scheduler_file, insecure) as connection:
             yield connection
         return
     kind = _kind(kind, input_bytes)
@@ -90,19 +102,28 @@ def connect(
 
     with (
         dask.config.set(_SETTINGS),
-        _start(kind, n_workers, threads_per_worker, memory_limit) as connection,
+        _start(
+            kind, n_workers, threads_per_worker, memory_limit, host or LOOPBACK, insecure
+        ) as connection,
     ):
         yield connection
 
 
 @contextlib.contextmanager
 def _start(
-    kind: str, n_workers: int | None, threads: int | None, memory_limit: int | str | None
+    kind: str,
+    n_workers: int | None,
+    threads: int | None,
+    memory_limit: int | str | None,
+    host: str,
+    insecure: bool,
 ) -> Iterator[Connection]:
     from distributed import Client, LocalCluster
 
     workers, threads = _layout(kind, n_workers, threads)
     limit = _limit(memory_limit, workers)
+    security = own_security(host, insecure=insecure)
+    place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
     with tempfile.TemporaryDirectory(prefix="stem_dask-", ignore_cleanup_errors=True) as scratch:
         with warnings.catch_warnings():
@@ -113,7 +134,8 @@ def _start(
                 threads_per_worker=threads,
                 processes=kind == "local",
                 memory_limit=limit,
-                host=LOOPBACK if kind == "local" else None,  # threads talk within the process
+                host=place if kind == "local" else None,  # threads talk within the process
+                security=security,
                 dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
                 worker_dashboard_address=f"{LOOPBACK}:0",
                 local_directory=scratch,
@@ -121,28 +143,45 @@ def _start(
             )
         with cluster, Client(cluster) as client:
             port = client.scheduler_info()["services"].get("dashboard", 0)
-            yield replace(_describe(client, kind), dashboard=f"http://{LOOPBACK}:{port}/status")
+            text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
+            yield replace(_describe(client, text), dashboard=f"http://{LOOPBACK}:{port}/status")
 
 
 @contextlib.contextmanager
-def _join(address: str | None, scheduler_file: str | None) -> Iterator[Connection]:
+def _join(address: str | None, scheduler_file: str | None, insecure: bool) -> Iterator[Connection]:
     from distributed import Client
+    from distributed.utils import LoopRunner
 
     where = address or f"the scheduler of {scheduler_file}"
     if scheduler_file is not None and not os.path.exists(scheduler_file):
         raise ConfigError(
             f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"
         )
-    place = {"address": address} if address else {"scheduler_file": scheduler_file}
+    # Dask would read the file again, and connect to what nobody has looked at
+    address = scheduler_address(address, scheduler_file, insecure=insecure)
     try:
-        # a client that fails would stay behind as the default of this process, and everything after wait for it
-        Client(**place, timeout=20, set_as_default=False).close()
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ConfigError(f"{where} does not answer: {error}; check cluster.address") from error
-    with Client(**place, timeout=20) as client:
+        # a client that fails would stay behind: everything after may wait for it, and a later client for its end
+        LoopRunner().run_sync(_knock, address)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
+        raise ConfigError(
+            f"{where} does not answer: {error}; check cluster.address, and for tls:// distributed.comm.tls"
+        ) from error
+    with Client(address, timeout=20) as client:
         if not client.nthreads():
             client.wait_for_workers(1, timeout=60)
-        yield _describe(client, f"scheduler at {client.scheduler.address}")
+        yield _describe(client, _at("scheduler", client.scheduler.address))
+
+
+async def _knock(address: str) -> None:
+    from distributed.comm import connect as reach
+    from distributed.security import Security
+
+    comm = await reach(address, timeout=20, **Security().get_connection_args("client"))
+    await comm.close()
+
+
+def _at(kind: str, address: str) -> str:
+    return f"{kind} at {address}" + (f" ({OPEN})" if is_open(address) else "")
 
 
 def _describe(client: Any, kind: str) -> Connection:

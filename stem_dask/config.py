@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import pydantic
@@ -59,6 +58,7 @@ File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
 Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
 Zarr = Annotated[str, Field(pattern=rf"{_FILE}zarr/?$"), _Bare, "a path that ends in .zarr"]
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
+Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
 Bytes = Annotated[int, Field(gt=0, lt=2**63), "bytes"]
 Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
 Formats = tuple[Literal["pt", "hspy"], ...]
@@ -72,6 +72,7 @@ _NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
     ("crop", "window", "size", "auto"),
     ("downsample", "reduce", "method", "bin"),
     ("downsample", "sigma", "method", "gauss"),
+    ("cluster", "host", "kind", "local"),
     ("cluster", "address", "kind", "auto"),  # one of the two would be ignored
     ("cluster", "scheduler_file", "kind", "auto"),
     ("cluster", "scheduler_file", "address", None),
@@ -140,8 +141,10 @@ class Output(_Section):  # what is written
 
 class Cluster(_Section):  # where the work runs; sizes are per worker
     kind: Literal["auto", "threads", "local"] = "auto"
+    host: Host | None = None
     address: Address | None = None
     scheduler_file: File | None = None
+    insecure: bool = False
     n_workers: Count | None = None
     threads_per_worker: Count | None = None
     memory_limit: Bytes | Memory | None = None
@@ -379,7 +382,7 @@ def _expected(hint: Any) -> str:
     """The words for a type, such as "auto, a whole number above 0 or null"."""
     texts = [text for text in get_args(hint) if isinstance(text, str)]
     if isinstance(hint, type):
-        names = {NoneType: "null", bool: "true or false"}
+        names = {type(None): "null", bool: "true or false"}
         return names.get(hint) or f"a section with the keys {', '.join(_keys(hint))}"
     if get_origin(hint) is Annotated:
         return texts[-1]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stem_dask.config import SYNTHETIC, Config, to_dict
+from stem_dask.config import SYNTHETIC, Cluster, Config, to_dict
 from stem_dask.errors import ConfigError, OutputExistsError
 from stem_dask.io.publish import refuse_existing, temporary
 from stem_dask.io.read import Found, find
 from stem_dask.state import RunState, open_state, unfinished_token
+from stem_dask.trust import scheduler_address
 
 #: options that say where and how, not what: they do not change a byte of the store
 _NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure")
@@ -59,9 +60,10 @@ def prepare(config: Config) -> Prepared:
     Raises
     ------
     StemDaskError
-        When the device, the input or an existing output stands against the job.
+        When the device, the scheduler, the input or an existing output stands against the job.
     """
     check_device(config.device)
+    check_scheduler(config.cluster)
     outputs = Outputs.of(config)
     found = find_input(config)
     source = Path(found.info.path).resolve()
@@ -126,6 +128,13 @@ def check_device(device: str) -> str:
             "device is gpu, but this version has no GPU kernels yet; set device: cpu (or auto, which takes the cpu)"
         )
     return "cpu"
+
+
+def check_scheduler(options: Cluster) -> None:
+    """Refuse a scheduler that is open to everybody; one whose file is not there yet is looked at when it is joined."""
+    file = options.scheduler_file
+    if options.address is not None or (file is not None and Path(file).exists()):
+        scheduler_address(options.address, file, insecure=options.insecure)
 
 
 def token(config: Config, found: Found) -> str:

@@ -47,6 +47,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
+    parser.add_argument(
+        "--insecure-cluster",
+        action="store_true",
+        help="as cluster.insecure=true: a scheduler beyond this machine may do without TLS",
+    )
     parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
     parser.add_argument(
         "--time-limit",
@@ -60,8 +65,12 @@ def run_file(options: argparse.Namespace) -> int:
     """Load a config, run it, print what happened; returns the exit code."""
     from stem_dask.config import load_config
 
-    overrides = [*options.overrides, *(["output.overwrite=true"] if options.overwrite else [])]
-    config = load_config(options.config, overrides)
+    flags = {
+        "output.overwrite=true": options.overwrite,
+        "cluster.insecure=true": options.insecure_cluster,
+    }
+    given = [override for override, is_set in flags.items() if is_set]
+    config = load_config(options.config, [*options.overrides, *given])
     from stem_dask.preflight import begun, prepare
 
     prepared = prepare(config)

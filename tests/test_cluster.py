@@ -4,12 +4,18 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import dask
 import dask.array as da
+import distributed
+import psutil
 import pytest
 from distributed import LocalCluster, default_client
+from distributed.comm import connect as reach
+from distributed.security import Security
 
 from stem_dask import cluster
 from stem_dask.cluster import SMALL_INPUT_BYTES, Connection, connect
@@ -23,12 +29,22 @@ def any_port(monkeypatch):
 
 
 @pytest.fixture
+def outer():
+    """An address under which others reach this machine."""
+    for places in psutil.net_if_addrs().values():
+        for place in places:
+            if place.family == socket.AF_INET and not place.address.startswith("127."):
+                return place.address
+    return pytest.skip("this machine has only loopback")
+
+
+@pytest.fixture
 def started(monkeypatch):
     """Which kind would be started with which options; nothing is."""
     calls = []
 
-    def start(kind, n_workers, threads, memory_limit):
-        calls.append((kind, n_workers, threads, memory_limit))
+    def start(*options):
+        calls.append(options)
         raise InterruptedError
 
     monkeypatch.setattr(cluster, "_start", start)
@@ -51,7 +67,7 @@ def started(monkeypatch):
 def test_auto_goes_by_the_size_of_the_input(started, kind, input_bytes, expected):
     with pytest.raises(InterruptedError), connect(kind, input_bytes=input_bytes, n_workers=1):
         pass
-    assert started == [(expected, 1, None, None)]
+    assert started == [(expected, 1, None, None, "127.0.0.1", False)]
 
 
 def test_unknown_kind(started):
@@ -60,6 +76,24 @@ def test_unknown_kind(started):
             ConfigError, match=r"cluster\.kind is 'gpu'; expected auto, threads or local"
         ),
         connect("gpu"),
+    ):
+        pass
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "auto"},
+        {"kind": "threads"},
+        {"kind": "local", "address": "tls://node1:8786"},
+        {"kind": "local", "scheduler_file": "scheduler.json"},
+    ],
+)
+def test_where_nothing_of_ours_listens_no_host_is_taken(started, options):
+    with (
+        pytest.raises(ConfigError, match=r"cluster\.host is '::1', .* needs kind: local, without"),
+        connect(host="::1", **options),
     ):
         pass
     assert started == []
@@ -176,7 +210,7 @@ def _pages_are_on_loopback(client):
         return {s.getsockname()[0] for s in dask_worker.http_server._sockets.values()}
 
     assert client.run_on_scheduler(of_scheduler) == {"127.0.0.1"}
-    assert list(client.run(of_worker).values()) == [{"127.0.0.1"}] * 2
+    assert list(client.run(of_worker).values()) == [{"127.0.0.1"}] * len(client.nthreads())
 
 
 def _join_by_address_and_file(address, folder, pids):
@@ -224,3 +258,68 @@ def test_an_address_that_is_none(address):
     with pytest.raises(ValueError, match="No clients found"):
         default_client()
     assert int(da.ones(3, chunks=1).sum().compute()) == 3
+
+
+# --- beyond loopback --------------------------------------------------------------------------------------------
+
+
+def test_an_open_scheduler_is_not_even_asked(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(cluster, "_knock", refuse)
+    monkeypatch.setattr(distributed, "Client", refuse)
+    address, file = "tcp://192.0.2.1:8786", tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"type": "Scheduler", "address": address}))
+    for place in ({"address": address}, {"scheduler_file": str(file)}):
+        with pytest.raises(ConfigError, match=f"{address}.* not on loopback"), connect(**place):
+            pass
+        with pytest.raises(AssertionError), connect(**place, insecure=True):
+            pass
+
+
+def test_processes_beyond_loopback_talk_by_tls(any_port, outer):
+    """Nobody without the keys of this run gets in; who has them joins with Dask's own settings."""
+    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
+    with connect("local", host=outer, n_workers=1, threads_per_worker=1) as connection:
+        client = connection.client
+        address = client.scheduler.address
+        assert address.startswith(f"tls://{outer}:")
+        assert all(worker.startswith(f"tls://{outer}:") for worker in client.nthreads())
+        assert connection.kind == f"local at {address}"
+        assert connection.dashboard.startswith("http://127.0.0.1:")
+        _pages_are_on_loopback(client)
+        assert int(da.ones(6, chunks=2).sum().compute()) == 6
+        for keys in (Security(), Security.temporary()):
+            for place in (address, address.replace("tls://", "tcp://")):
+                with pytest.raises((OSError, TypeError, RuntimeError)):
+                    client.sync(reach, place, timeout=2, **keys.get_connection_args("client"))
+        script = f"from distributed import Client; Client({address!r}, timeout=2)"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "TLS expects a `ssl_context`" in done.stderr
+        with pytest.raises(ConfigError, match=r"does not answer: .*comm\.tls"):  # noqa: SIM117
+            with connect(address=address):
+                pass
+        keys = client.security
+        settings = {
+            "distributed.comm.tls.ca-file": keys.tls_ca_file,
+            "distributed.comm.tls.client.cert": keys.tls_client_cert,
+            "distributed.comm.tls.client.key": keys.tls_client_key,
+        }
+        with dask.config.set(settings), connect(address=address) as joined:
+            assert joined.kind == f"scheduler at {address}"
+            assert joined.client.submit(int, "7").result() == 7
+
+
+def test_plain_text_beyond_loopback_is_asked_for_and_said(any_port, outer):
+    with connect("local", host=outer, insecure=True, n_workers=1, threads_per_worker=1) as ours:
+        address = ours.client.scheduler.address
+        assert address.startswith(f"tcp://{outer}:")
+        assert str(ours).startswith(f"local at {address} (not encrypted: everybody who can reach")
+        assert ours.dashboard.startswith("http://127.0.0.1:")
+        with pytest.raises(ConfigError, match=f"{address}.* not on loopback"):  # noqa: SIM117
+            with connect(address=address):
+                pass
+        with connect(address=address, insecure=True) as joined:
+            assert str(joined).startswith(f"scheduler at {address} (not encrypted: everybody who")

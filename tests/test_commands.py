@@ -60,6 +60,14 @@ def test_flags_may_stand_between_overrides(here: Path, beam_file: Path, crop_yam
     assert (here / "a.zarr").is_dir()
 
 
+@pytest.mark.parametrize("command", [run.main, lambda argv: cli.main(["run", *argv])])
+def test_the_flag_for_an_open_scheduler(here: Path, crop_yaml: str, command: Any) -> None:
+    """With it the run gets as far as its input, which is missing; no scheduler is asked."""
+    argv = [crop_yaml, "input.path=gone.dm4", "cluster.address=tcp://192.0.2.1:8786"]
+    assert command(argv) == 2
+    assert command([*argv, "--insecure-cluster"]) == 3
+
+
 def test_overrides_and_relative_paths(
     here: Path, beam_file: Path, crop_yaml: str, capsys: Any
 ) -> None:
@@ -93,6 +101,11 @@ def test_overrides_and_relative_paths(
             ["input.path=beam.npy", "cluster.scheduler_file=none.json"],
             2,
             ["none.json", "does not exist"],
+        ),
+        (
+            ["input.path=beam.npy", "cluster.address=tcp://192.0.2.1:8786"],
+            2,
+            ["tcp://192.0.2.1:8786", "not encrypted", "run code", "tls://", "--insecure-cluster"],
         ),
     ],
 )

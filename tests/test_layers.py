@@ -8,26 +8,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "stem_dask"
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: lowest first; a module may import from its own floor and from those below
 FLOORS = [
-    {"errors", "model", "config"},
+    {"errors", "model", "config", "options"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "grid", "cluster", "journal", "lock", "state"},
-    {
-        "report",
-        "figure",
-        "figure_data",
-        "preflight",
-        "exports",
-        "describe",
-        "projection",
-        "pipeline",
-    },
+    {"engine", "grid", "cluster", "journal", "lock", "state", "trust"},
+    {"report", "figure", "figure_data", "preflight", "exports", "describe", "projection", "pipeline"},
     {"cropper", "run", "cli", "__init__"},
-]
+]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
     "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
@@ -62,13 +54,13 @@ def imports(tree: ast.AST) -> set[str]:
 def module_level(tree: ast.Module) -> set[str]:
     found: set[str] = set()
     for node in tree.body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If)):
+        if not isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.If)):
             found |= imports(node)
         elif isinstance(node, ast.ClassDef):
             found |= {
                 name
                 for part in node.body
-                if not isinstance(part, ast.FunctionDef)
+                if not isinstance(part, FUNCTIONS)
                 for name in imports(part)
             }
     return found
@@ -108,7 +100,7 @@ def test_rooms_stay_small(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, FUNCTIONS):
             doc = ast.get_docstring(node, clean=False)
             lines = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
             assert lines <= 60, f"{node.name} has {lines} lines"
@@ -155,6 +147,21 @@ def test_header_faults_come_before_dask(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3 []"
     assert str(bad) in done.stderr
+
+
+def test_an_open_scheduler_is_refused_before_dask(tmp_path: Path) -> None:
+    config = tmp_path / "crop.yaml"
+    config.write_text(
+        f"input: {{path: a.dm4}}\noutput: {{path: {tmp_path}/out.zarr}}\n"
+        "cluster: {address: 'tcp://192.0.2.1:8786'}\n"
+    )
+    code = (
+        "import sys, stem_dask.run as r\n"
+        f"print(r.main([{str(config)!r}]), sorted({{'dask', 'numba', 'distributed'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []"
+    assert "tcp://192.0.2.1:8786" in done.stderr
 
 
 def test_public_names_agree_with_the_stub() -> None:

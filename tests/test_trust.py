@@ -1,0 +1,121 @@
+"""Who can give a scheduler orders."""
+
+import json
+import socket
+import sys
+
+import pytest
+
+from stem_dask.errors import ConfigError
+from stem_dask.trust import is_loopback, is_open, own_security, scheduler_address
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What names resolve to, without a network."""
+    known = {
+        "localhost": ["127.0.0.1", "::1"],
+        "here": ["127.0.1.1"],
+        "node1": ["192.0.2.1"],
+        "both": ["127.0.0.1", "192.0.2.1"],
+        "link": ["fe80::1%eth0"],
+    }
+    real = socket.getaddrinfo
+
+    def look(host, *rest, **options):
+        if host in known:
+            return [(0, 0, 0, "", (address, 0)) for address in known[host]]
+        return real(host, *rest, flags=socket.AI_NUMERICHOST)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.255.0.9", "::1", "localhost", "here"])
+def test_this_machine_only(names, host):
+    assert is_loopback(host)
+    place = f"[{host}]" if ":" in host else host
+    assert not is_open(f"tcp://{place}:8786")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["192.0.2.1", "0.0.0.0", "::", "fd00::2", "node1", "both", "link", "unknown", "", "a\0b"],
+)
+def test_other_machines_too(names, host):
+    """A name that nobody knows now may be known when it is connected to."""
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_it"),
+    [
+        ("tcp://node1:8786", True),
+        ("tcp://[fd00::2]:8786", True),
+        ("ws://node1:8786", True),
+        ("ws://node1", True),
+        ("ucx://node1:8786", True),
+        ("node1:8786", True),  # for Dask this is tcp
+        ("tcp://:8786", True),
+        ("ws://localhost:1@node1:8786", True),
+        ("ws://node1/localhost:8786", True),
+        ("tls://node1:8786", False),
+        ("wss://node1:8786", False),
+        ("inproc://192.0.2.1/1/1", False),
+        ("localhost:8786", False),
+        ("ws://localhost:8786", False),
+        ("no address at all", False),
+    ],
+)
+def test_open_schedulers(names, address, is_it):
+    assert is_open(address) == is_it
+    if not is_it:
+        assert scheduler_address(address, None, insecure=False) == address
+        return
+    with pytest.raises(ConfigError) as caught:
+        scheduler_address(address, None, insecure=False)
+    for words in (address, "not encrypted", "run code", "tls://", "cluster.insecure=true"):
+        assert words in str(caught.value)
+    assert scheduler_address(address, None, insecure=True) == address
+
+
+def test_the_address_in_a_schedulers_file(tmp_path):
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"address": "tcp://192.0.2.1:8786"}))
+    with pytest.raises(
+        ConfigError, match=r"scheduler_file .*scheduler\.json: the scheduler at 'tcp"
+    ):
+        scheduler_address(None, str(file), insecure=False)
+    assert scheduler_address(None, str(file), insecure=True) == "tcp://192.0.2.1:8786"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "tcp://node1:8786", '{"address": 3}', "\udcff"])
+def test_a_file_of_something_else(tmp_path, text):
+    file = tmp_path / "scheduler.json"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(
+        ConfigError, match=r"scheduler\.json is not usable .*expected what `dask sch"
+    ):
+        scheduler_address(None, str(file), insecure=True)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "no.such.name.invalid", "127.0.0.1:80"])
+def test_a_host_that_is_not_this_machine(host):
+    with pytest.raises(
+        ConfigError, match=f"cluster.host is {host}: .*; expected a name or address"
+    ):
+        own_security(host, insecure=False)
+
+
+def test_keys_are_for_others_only(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert own_security("127.0.0.1", insecure=False) is None
+    assert own_security("0.0.0.0", insecure=True) is None
+    with pytest.raises(ConfigError, match=r"host is 0\.0\.0\.0, .* pip install cryptography"):
+        own_security("0.0.0.0", insecure=False)
+
+
+def test_keys_are_new_each_time():
+    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
+    first, second = (own_security("0.0.0.0", insecure=False) for _ in range(2))
+    assert first.require_encryption
+    assert first.tls_scheduler_key != second.tls_scheduler_key
