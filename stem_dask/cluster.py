@@ -12,8 +12,8 @@ from typing import Any
 import dask
 from dask.utils import parse_bytes
 
-from stem_dask.config import Cluster
 from stem_dask.errors import ConfigError
+from stem_dask.options import Cluster
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 
 #: inputs below this run on threads: starting processes would take longer than the work

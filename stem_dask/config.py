@@ -1,175 +1,32 @@
-"""Every option of the job: one frozen model per section, read from YAML with errors that name the line.
-
-The defaults stand here and nowhere else. The text in a type completes "expected …" in an error.
-"""
+"""Options from YAML and from the command line, with errors that name the key, the line and the valid keys."""
 
 import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import pydantic
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel
 
 from stem_dask.errors import ConfigError
+from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config, Mask
 
 MAX_FILE_BYTES = 2**20  # a job's file is a few kB; more is a mistake, and slow to parse
 MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be shown
 MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with the square
 _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
 _CLOSING = ("]", "}", "<block end>")
-SYNTHETIC = "synthetic"  # the word for the built-in dataset, which is not a path
 _PATHS = ("input.path", "input.mask", "output.path", "cluster.scheduler_file")
 _SHOWN_CHARACTERS = 80
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
-# these run in pydantic's Rust, which also refuses a str that is not valid Unicode
-_TEXT = r"^\P{Cc}*[^\p{Cc}\s]\P{Cc}*$"
-_FILE = r"^\P{Cc}*[^\p{Cc}/]\."
-_ADDRESS = r"^(tcp|tls)://(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-5][0-9]{3})$"
-_MEMORY = r"^(?i)0*[1-9][0-9]{0,8}(\.[0-9]{1,6})? ?([kmgt]i?b?|b)$"
-
-
-def _refuse() -> NoReturn:
-    raise ValueError  # the message is the text of the type
-
-
-# strict models take no list for a tuple, and YAML has only lists
-_List = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-_Rising = AfterValidator(lambda b: b if b[0] < b[1] and b[2] < b[3] else _refuse())
-_Distinct = AfterValidator(lambda names: names if len({*names}) == len(names) else _refuse())
-_Bare = AfterValidator(lambda path: path.rstrip("/"))  # shells complete a directory's name with one
-Whole = Annotated[int, Field(ge=0, lt=2**31), "a whole number of 0 or more"]
-Count = Annotated[int, Field(ge=1, lt=2**31), "a whole number above 0"]
-Fraction = Annotated[float, Field(gt=0, le=1), "a number above 0 and at most 1"]
-Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
-Amount = Annotated[float, Field(ge=0), "a number of 0 or more"]
-Positive = Annotated[float, Field(gt=0), "a number above 0"]
-Shape = Annotated[tuple[Count, Count], _List, "[y, x] of whole numbers above 0"]
-Point = Annotated[tuple[Amount, Amount], _List, "[y, x] of numbers of 0 or more"]
-Edges = tuple[Whole, Whole, Whole, Whole]
-Box = Annotated[Edges, _List, _Rising, "[y0, y1, x0, x1] with y0 < y1 and x0 < x1"]
-Indices = Annotated[tuple[Whole, ...], _List]
-Pixels = Annotated[tuple[Annotated[tuple[Whole, Whole], _List], ...], _List]
-Text = Annotated[str, Field(pattern=_TEXT), "text"]
-File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
-Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
-Zarr = Annotated[str, Field(pattern=rf"{_FILE}zarr/?$"), _Bare, "a path that ends in .zarr"]
-Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
-Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
-Bytes = Annotated[int, Field(gt=0, lt=2**63), "bytes"]
-Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
-Formats = tuple[Literal["pt", "hspy"], ...]
-Exports = Annotated[Formats, _List, _Distinct, "a list of pt and hspy, each at most once"]
-_MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
-
-#: in a section, a key that is not at its default needs another key to have this value
-_NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
-    ("analyze", "manual_center", "center_method", "manual"),
-    ("crop", "window", "align", "fixed"),
-    ("crop", "window", "size", "auto"),
-    ("downsample", "reduce", "method", "bin"),
-    ("downsample", "sigma", "method", "gauss"),
-    ("cluster", "host", "kind", "local"),
-    ("cluster", "address", "kind", "auto"),  # one of the two would be ignored
-    ("cluster", "scheduler_file", "kind", "auto"),
-    ("cluster", "scheduler_file", "address", None),
-)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Mask(_Section):  # bad pixels of the detector, by index
-    pixels: Pixels = ()
-    rows: Indices = ()
-    columns: Indices = ()
-
-
-class Input(_Section):  # what is read
-    path: Annotated[Text, f"the path of a file, or {SYNTHETIC}"]
-    dataset: Whole | Annotated[Text, "a name"] | None = None
-    scan_shape: Shape | None = None
-    scan_order: Literal["auto", "scan_first", "detector_first"] = "auto"
-    scan_roi: Box | None = None
-    scan_step: Count = 1
-    mask: Npy | Annotated[Mask, _MASK] | None = None
-    mask_fill: Literal["zero", "median"] = "zero"
-
-
-class Analyze(_Section):  # how centers and radii are found
-    center_method: Literal["centroid", "center", "manual"] = "centroid"
-    manual_center: Point | None = None
-    radius_metric: Literal["square", "circle"] = "square"
-    target_retention: Fraction = 0.98
-    threshold: Amount = 0.0
-
-
-class Crop(_Section):  # what is cut from every pattern
-    enabled: bool = True
-    coverage: Fraction = 0.999
-    margin_pixels: Whole = 3
-    align: Literal["fixed", "pattern"] = "fixed"
-    size: Literal["auto"] | Count | Shape = "auto"
-    window: Box | None = None
-    size_multiple: Count = 2
-
-
-class Validate(_Section):  # what is checked after cropping
-    min_retention: Share = 0.95
-
-
-class Downsample(_Section):  # how the detector is reduced
-    factor: Count = 1
-    method: Literal["bin", "stride", "gauss", "fft"] = "bin"
-    reduce: Literal["mean", "sum"] = "mean"
-    sigma: Positive | None = None
-
-
-class Output(_Section):  # what is written
-    path: Zarr
-    dtype: Literal["auto", "float32", "float16"] = "auto"
-    export: Exports = ("pt", "hspy")
-    layout: Literal["scan", "nchw", "tensor"] = "scan"
-    overwrite: bool = False
-    chunk_mb: Literal["auto"] | Positive = "auto"
-    figure: bool = True
-
-
-class Cluster(_Section):  # where the work runs; sizes are per worker
-    kind: Literal["auto", "threads", "local"] = "auto"
-    host: Host | None = None
-    address: Address | None = None
-    scheduler_file: File | None = None
-    insecure: bool = False
-    n_workers: Count | None = None
-    threads_per_worker: Count | None = None
-    memory_limit: Bytes | Memory | None = None
-
-
-class Config(_Section):
-    """All options of a job, made by `load_config` or `parse_config`, which also check keys together."""
-
-    input: Input
-    analyze: Analyze = Analyze()
-    crop: Crop = Crop()
-    validation: Validate = Field(Validate(), alias="validate")  # pydantic has a method `validate`
-    downsample: Downsample = Downsample()
-    output: Output
-    cluster: Cluster = Cluster()
-    device: Literal["cpu", "gpu", "auto"] = "cpu"
-
-
-_MODELS = (Input, Analyze, Crop, Validate, Downsample, Output, Cluster)
-_SECTIONS: dict[str, type[BaseModel]] = {model.__name__.lower(): model for model in _MODELS}
 
 
 def defaults(section: str) -> dict[str, Any]:
     """Every key of a section that has a default, and this default."""
-    fields = _SECTIONS[section].model_fields.items()
+    fields = SECTIONS[section].model_fields.items()
     return {name: field.default for name, field in fields if not field.is_required()}
 
 
@@ -273,7 +130,7 @@ def _override(data: Any, text: str, places: dict[str, str]) -> None:
     """Set one key; what is wrong with it is found when all options are validated."""
     name, equals, value = (part.strip() for part in text.partition("="))
     section, dot, key = name.partition(".")
-    model, place = _SECTIONS.get(section, Config), f"override {repr(text)[1:-1]}"
+    model, place = SECTIONS.get(section, Config), f"override {repr(text)[1:-1]}"
     if not equals or not section:
         raise ConfigError(f"{place}: expected key=value. Valid keys: {', '.join(_keys(model))}")
     data = data if isinstance(data, dict) else {}  # what else it is comes out then, too
@@ -303,7 +160,7 @@ def _chosen(text: str, hint: Any) -> Any:
 def _validated(options: Any, places: dict[str, str]) -> Config:
     if isinstance(options, Mapping):
         # the keys of a section may all be commented out, which makes it null
-        options = {k: {} if v is None and k in _SECTIONS else v for k, v in options.items()}
+        options = {k: {} if v is None and k in SECTIONS else v for k, v in options.items()}
     try:
         config = Config.model_validate(options)
         problems = _contradictions(config)
@@ -332,7 +189,7 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         keys = ("validate.min_retention", "analyze.target_retention")
         text = f"{keys[0]} is {least}, more than {keys[1]}, which is {target}; change one of them"
         found.append((keys[not config.validation.model_fields_set], text))  # the one that was given
-    for section, key, other, need in _NEEDS:
+    for section, key, other, need in NEEDS:
         value, seen = (getattr(getattr(config, section), name) for name in (key, other))
         if value != defaults(section)[key] and seen != need:
             text = f"{section}.{key} is {_show(value)}, which needs {other}: {_show(need)}"
@@ -351,7 +208,7 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
             elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
                 key, value = f"{key}[{step}]", value[step]
         top, leaf = (*map(str, loc), "", "")[:2]
-        model = _SECTIONS.get(top, Config)
+        model = SECTIONS.get(top, Config)
         hint = model.__annotations__.get(leaf or top, model)
         if kind in ("extra_forbidden", "invalid_key"):
             valid = _keys(Config if len(loc) < 2 else model if len(loc) == 2 else Mask)

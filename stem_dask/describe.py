@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stem_dask.cluster import planned
-from stem_dask.config import Config
 from stem_dask.io.read import Found
+from stem_dask.options import Config
 from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes
 from stem_dask.projection import Shapes, disk_need, fitting_block, free_bytes, memory_of, shapes
 from stem_dask.report import size

@@ -22,6 +22,7 @@ from stem_dask.io.store import (
     store_chunks,
     write_coordinates,
     write_dataset,
+    write_valid,
 )
 from stem_dask.journal import Journal
 from stem_dask.stages.patterns import (
@@ -39,6 +40,8 @@ BY_POSITION = (
     "center_y", "center_x", "radius", "total", "retention", "window_y", "window_x", "filled_fraction",
     "center_out_y", "center_out_x",
 )  # fmt: skip
+#: coordinates of patterns that are written with them
+POSITION_COORDS = ("window_y", "window_x", "valid")
 WINDOW_ATTRS = (
     "window_size",
     "align",
@@ -110,11 +113,7 @@ def export(
     client = active_client() if client is None else client
     patterns = _regular(
         as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
-            {
-                name: patterns.coords[name]
-                for name in ("window_y", "window_x")
-                if name in patterns.coords
-            }
+            {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
         )
     )
     options = {
@@ -187,6 +186,8 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     token = hashlib.sha256(repr((identity(store), lead)).encode()).hexdigest()[:16]
     attrs = {**array.attrs, "title": root.attrs.get("title", "4D-STEM")}
     patterns = as_patterns(lazy_array(source, lead, f"store-{token}"), axes, attrs)
+    if "valid" in described and not described["valid"].all():
+        patterns = patterns.assign_coords(valid=described["valid"].load())
     if "analysis" not in root:
         return patterns, None
     analysis = xr.open_zarr(store, group="analysis").drop_vars("profile", errors="ignore").load()
@@ -241,6 +242,8 @@ def _to_zarr(
         job=export_job(path, options["layout"]),
     )
     write_coordinates(built, patterns)
+    if "valid" in patterns.coords:
+        write_valid(built, patterns.coords["valid"].values, dims[:-2])
     if analysis is not None:
         write_dataset(built, "analysis", analysis)
     finish_store(built, {"title": options["title"]}, patterns.attrs)
@@ -296,7 +299,7 @@ def _content(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, A
         "downsample_factor": attrs.get("downsample_factor", 1),
     }
     known = {} if analysis is None else _by_position(analysis)
-    for name in ("window_y", "window_x"):
+    for name in POSITION_COORDS:
         if name in patterns.coords:
             known.setdefault(name, np.asarray(patterns.coords[name].values))
     content["analysis"] = known

@@ -1,8 +1,9 @@
 """The order of the stages: read, analyze, crop, validate, downsample, store, export. The only place that computes."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,12 @@ import xarray as xr
 
 from stem_dask import engine, report
 from stem_dask.cluster import Connection, connect
-from stem_dask.config import Config, to_dict
+from stem_dask.config import to_dict
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
-from stem_dask.io.lazy import block_positions, lazy_patterns, masked
+from stem_dask.io.lazy import lazy_patterns, masked
 from stem_dask.io.publish import publish, temporary
-from stem_dask.io.read import Found
 from stem_dask.io.spool import SpoolSink
 from stem_dask.io.store import (
     StoreSink,
@@ -28,20 +28,34 @@ from stem_dask.io.store import (
     write_coordinates,
     write_dataset,
     write_profiles,
+    write_valid,
 )
 from stem_dask.model import Record, Window
+from stem_dask.options import Config
+from stem_dask.plan import projected_bytes
 from stem_dask.preflight import Outputs, Prepared, begun, prepare, token
+from stem_dask.projection import (
+    check_memory,
+    disk_need,
+    enough_room,
+    fitting_block,
+    memory_of,
+)
+from stem_dask.results import Outcome, already_complete, exit_code, results_of_run
 from stem_dask.stages.analyze import analysis_attrs, analysis_blocks, fold_analysis
 from stem_dask.stages.crop import complete_analysis, crop, placement
 from stem_dask.stages.downsample import cast, check_float16, downsample
 from stem_dask.stages.patterns import axes_of, lead_dims, lead_shape
-from stem_dask.stages.summary import block_statistics, stored_radii
-from stem_dask.stages.validate import FLOAT_SLACK, intensity_inside, retention_statistics
+from stem_dask.stages.summary import block_statistics
+from stem_dask.stages.validate import intensity_inside
 from stem_dask.stages.window import choose_window
 from stem_dask.state import RunState
+from stem_dask.tally import Tally
 
-#: targets that the verdict offers when little was gained
-OTHER_TARGETS = (0.95, 0.9)
+#: what report.json says of a complete run
+REPORTED = (
+    "processing_time", "speed", "memory", "peak_memory", "retries", "quarantined", "cluster", "warnings",
+)  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -58,15 +72,6 @@ class Step:
 
 
 Progress = Callable[[Step], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: exit code, results, and the lines for the user."""
-
-    exit_code: int
-    results: Mapping[str, Any]
-    lines: tuple[str, ...]
 
 
 def run(
@@ -99,9 +104,9 @@ def run(
     if not prepared.complete and state is None:
         with begun(prepared) as state:
             return run(prepared, say=say, progress=progress, state=state)
-    config, outputs, found = prepared.config, prepared.outputs, prepared.found
+    config, found = prepared.config, prepared.found
     if state is None or state.is_complete:
-        return Outcome(0, {}, (f"already complete: {outputs.store}",))
+        return already_complete(prepared.outputs.store)
     started = time.perf_counter()
     shape, dtype = found.source.shape, found.source.dtype
     n_bytes = math.prod(shape) * dtype.itemsize
@@ -115,50 +120,57 @@ def run(
     with connect(**config.cluster.model_dump(), input_bytes=n_bytes) as connection:
         say(f"cluster     {connection}, device cpu")
         say(f"dashboard   {connection.dashboard}")
-        return Job(config, outputs, found, connection, state, progress).run(started)
+        return Job(prepared, connection, state, progress).run(started)
 
 
 @dataclass
 class Job:
     """One run: what its steps share."""
 
-    config: Config
-    outputs: Outputs
-    found: Found
+    prepared: Prepared
     connection: Connection
     state: RunState
     progress: Progress | None = None
     warnings: list[str] = field(default_factory=list)
-    peak_rss: int = 0
+    tally: Tally = field(default_factory=Tally)
 
     def run(self, started: float) -> Outcome:
         """All stages in their order, then the report."""
         first = time.perf_counter()
-        patterns = self.patterns()
+        block = self.block()
+        patterns = self.patterns(block)
         analysis = self.analyze(patterns) if self.config.crop.enabled else None
-        window, cropped = None, patterns
-        with self.state.nothing_to_go_on_with():
-            if analysis is not None:
+        window = None
+        if analysis is not None:
+            with self.state.nothing_to_go_on_with():
                 window = self.choose(analysis)
-                cropped = crop(patterns, analysis, window)
-            out = self.shrink(cropped, analysis)
-        known = self.write(patterns, cropped, out, analysis, window)
+        out, known = self.write(patterns, analysis, window)
         for path in self.outputs.exports:
-            self.export(path, math.prod(out.data.numblocks))
+            with self.room(patterns, window):
+                self.export(path, math.prod(out.data.numblocks))
         seconds = time.perf_counter() - first
-        results = self.results(patterns, out, known, window, seconds)
+        results = results_of_run(self.prepared, patterns, out, known, window)
+        results |= self.measured(patterns, window, seconds)
         if self.outputs.figure:
             data = figure_data(self.outputs.store, patterns, window, results)
             draw(data, temporary(self.outputs.figure))
             publish(self.outputs.figure)
         results["processing_time"] = time.perf_counter() - started
         report.write_json(self.outputs.results, results)
-        self.state.complete(
-            {k: results[k] for k in ("speed", "peak_memory", "processing_time", "cluster")}
-        )
+        self.state.complete({name: results[name] for name in REPORTED})
         files = {path: report.tree_bytes(path) for path in self.outputs.all()}
         lines = report.summary({**results, "files": files})
-        return Outcome(_exit_code(self.config, results), results, lines)
+        return Outcome(exit_code(self.config, results), results, lines)
+
+    @property
+    def config(self) -> Config:
+        """All options."""
+        return self.prepared.config
+
+    @property
+    def outputs(self) -> Outputs:
+        """The names of the files."""
+        return self.prepared.outputs
 
     @property
     def folder(self) -> str:
@@ -170,24 +182,35 @@ class Job:
         """The store under its temporary name."""
         return temporary(self.outputs.store)
 
-    def patterns(self) -> xr.DataArray:
+    def block(self) -> tuple[int, ...]:
+        """Positions of a block, settled once; refused when a worker has not the memory for it."""
+        limit, threads = self.connection.worker_bytes, self.connection.worker_threads
+        with self.state.nothing_to_go_on_with():
+            block = fitting_block(self.config, self.prepared.found, limit, threads)
+            block = tuple(self.state.settled("block", block))
+        check_memory(self.config, self.prepared.found, block, limit, threads)
+        return block
+
+    def patterns(self, block: Sequence[int]) -> xr.DataArray:
         """The lazy input, without its bad pixels."""
-        options = self.config.input
-        budget = self.connection.thread_bytes
-        block = block_positions(self.found, self.config.output.chunk_mb, budget)
-        lazy = lazy_patterns(self.found, self.state.settled("block", block))
-        mask = options.mask
+        lazy = lazy_patterns(self.prepared.found, block)
+        mask = self.config.input.mask
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
-        return masked(lazy, listed, options.mask_fill)
+        return masked(lazy, listed, self.config.input.mask_fill)
 
     def analyze(self, patterns: xr.DataArray) -> xr.Dataset:
         """The analysis pass: computed block by block into the run's folder, joined but for the profiles."""
         options = self.config.analyze.model_dump()
         blocks = analysis_blocks(patterns, **options)
+        spare = self.spare(patterns)
+        instead = None if spare is None else analysis_blocks(spare, **options)
         spool = SpoolSink(f"{self.folder}/analysis")
-        n_blocks = self.compute("analyze", blocks, patterns, spool)
+        with self.room(patterns, None):
+            self.compute("analyze", blocks, instead, patterns, spool)
         names = [name for name in blocks if name != "profile"]
-        found = fold_analysis(patterns, spool.blocks(n_blocks, names), analysis_attrs(**options))
+        stored = spool.blocks(math.prod(patterns.data.numblocks), names)
+        n_missing = int((~self.tally.valid(lead_shape(patterns))).sum())
+        found = fold_analysis(patterns, stored, analysis_attrs(**options), n_missing)
         self.warnings += report.analysis_warnings(found)
         return found
 
@@ -204,180 +227,167 @@ class Job:
                 check_float16(float(analysis["max_pattern"].max()))
         return window
 
-    def shrink(self, cropped: xr.DataArray, analysis: xr.Dataset | None) -> xr.DataArray:
-        """Downsample and cast; says what an uncropped axis loses at its end."""
-        options = self.config.downsample
-        mean = None if analysis is None else analysis["mean_pattern"].values
-        self.warnings += report.remainder_warnings(dict(cropped.sizes), options.factor, mean)
-        return cast(downsample(cropped, **options.model_dump()), self.config.output.dtype)
-
-    def write(
-        self,
-        patterns: xr.DataArray,
-        cropped: xr.DataArray,
-        out: xr.DataArray,
-        analysis: xr.Dataset | None,
-        window: Window | None,
-    ) -> xr.Dataset | None:
-        """The crop pass: every block to its shard, then what is known of the patterns beside it."""
+    def outputs_of(
+        self, patterns: xr.DataArray, analysis: xr.Dataset | None, window: Window | None
+    ) -> tuple[xr.DataArray, dict[str, da.Array]]:
+        """The lazy output, and what the crop pass computes together with it."""
+        cropped = patterns
+        if analysis is not None and window is not None:
+            cropped = crop(patterns, analysis, window)
+        small = downsample(cropped, **self.config.downsample.model_dump())
+        out = cast(small, self.config.output.dtype)
         outputs = {"patterns": out.data, **block_statistics(out)}
         if analysis is not None:
             outputs["inside"] = intensity_inside(cropped, float(analysis.attrs["threshold"]))
+        return out, outputs
+
+    def spare(self, patterns: xr.DataArray) -> xr.DataArray | None:
+        """What stands for patterns that cannot be read, when the run shall go on without them: nothing but zeros."""
+        if self.config.on_error == "stop":
+            return None
+        return patterns.copy(data=da.zeros(patterns.shape, patterns.dtype, chunks=patterns.chunks))
+
+    def write(
+        self, patterns: xr.DataArray, analysis: xr.Dataset | None, window: Window | None
+    ) -> tuple[xr.DataArray, xr.Dataset | None]:
+        """The crop pass: every block to its shard, then what is known of the patterns beside it."""
+        with self.state.nothing_to_go_on_with():
+            out, outputs = self.outputs_of(patterns, analysis, window)
+        spare, instead = self.spare(patterns), None
+        if spare is not None:
+            _, instead = self.outputs_of(spare, analysis, window)
+        shape = patterns.shape[-2:] if window is None else window.shape
+        mean = None if analysis is None else analysis["mean_pattern"].values
+        self.warnings += report.remainder_warnings(shape, self.config.downsample.factor, mean)
         inner, shards = store_chunks(out)
         spool = SpoolSink(f"{self.folder}/crop")
         dims = tuple(str(dim) for dim in out.dims)
         sink = StoreSink(self.store, out.shape, str(out.dtype), dims, inner, shards, spool)
         n_blocks = math.prod(out.data.numblocks)
         published = self.state.published(self.outputs.store, "crop", n_blocks)
-        if not published:
-            self.compute("crop", outputs, out, sink)
+        if published:
+            self.tally.note(self.state.journal.records("crop").values())
+        else:
+            with self.room(patterns, window):
+                self.compute("crop", outputs, instead, out, sink)
         lead = lead_shape(out)
+        valid = self.tally.valid(lead)
         inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
         for region, block in spool.blocks(n_blocks):
             inside[region] = block.get("inside", np.nan)
             highest = max(highest, float(block["highest"].max()))
             total += block["sum"][(0,) * len(lead)]
+        inside[~valid] = np.nan
         known = None
         if analysis is not None and window is not None:
             known = complete_analysis(
                 analysis, window, inside, axes_of(patterns)[-2:], self.config.downsample
             )
         if published:
-            return known
+            return out, known
         write_coordinates(self.store, out)
+        write_valid(self.store, valid, lead_dims(out))
         if known is not None:
             profiles = SpoolSink(f"{self.folder}/analysis").blocks(n_blocks, ("profile",))
             chunk = tuple(chunks[0] for chunks in patterns.data.chunks[: len(lead)])
             write_profiles(self.store, profiles, (*lead_dims(out), "radius"), lead, chunk)
             write_dataset(self.store, "analysis", known)
-        mean = xr.Dataset({"mean_pattern": (("ky", "kx"), total / math.prod(lead))})
-        write_dataset(self.store, "output", mean)
+        output = xr.Dataset({"mean_pattern": (("ky", "kx"), total / max(1, valid.sum()))})
+        write_dataset(self.store, "output", output)
         attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
-        finish_store(self.store, self.provenance(), {**attrs, "maximum": highest})
+        finish_store(self.store, self.provenance(lead), {**attrs, "maximum": highest})
         publish(self.outputs.store)
-        return known
+        return out, known
 
     def export(self, path: str, n_blocks: int) -> None:
         """Write one more format from the finished store."""
-        kind = Path(path).suffix
-        if self.state.published(path, export_job(path, self.config.output.layout), n_blocks):
-            return
-        self.warnings += export_from_store(
-            self.outputs.store,
-            path,
-            layout=self.config.output.layout,
-            overwrite=self.config.output.overwrite,
-            client=self.connection.client,
-            progress=self.reporter(f"export {kind[1:]}", 0),
-            journal=self.state.journal,
-            folder=f"{self.folder}/export{kind}",
-        )
+        kind, job = Path(path).suffix, export_job(path, self.config.output.layout)
+        if not self.state.published(path, job, n_blocks):
+            self.warnings += export_from_store(
+                self.outputs.store,
+                path,
+                layout=self.config.output.layout,
+                overwrite=self.config.output.overwrite,
+                client=self.connection.client,
+                progress=self.reporter(f"export {kind[1:]}", 0),
+                journal=self.state.journal,
+                folder=f"{self.folder}/export{kind}",
+            )
+        self.tally.note(self.state.journal.records(job).values())
 
-    def results(
-        self,
-        patterns: xr.DataArray,
-        out: xr.DataArray,
-        known: xr.Dataset | None,
-        window: Window | None,
-        seconds: float,
-    ) -> dict[str, Any]:
-        """Everything that results.json says."""
-        limits = {
-            "target_retention": self.config.analyze.target_retention,
-            "min_retention": self.config.validation.min_retention,
-        }
-        statistics = None
-        if known is not None:
-            slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
-            retention, total = known["retention"].values, known["total"].values
-            target, minimum = limits["target_retention"], limits["min_retention"]
-            statistics = retention_statistics(retention, total, target, minimum, slack)
-        shape = out.shape[-2:] if window is None else window.shape
-        results = report.results_of(
-            known, statistics, patterns.shape[-2:], shape, math.prod(lead_shape(out)), window
-        )
-        return results | {
-            "config": to_dict(self.config),
-            "limits": limits,
-            "scan_shape": lead_shape(out),
-            "output": {"shape": out.shape, "dtype": str(out.dtype)},
-            "input": {
-                "path": self.found.info.path,
-                "shape": patterns.shape,
-                "dtype": str(patterns.dtype),
-                "notes": self.found.info.notes,
-            },
-            "sizes": report.sizes(
-                patterns.nbytes, out.nbytes, report.tree_bytes(self.outputs.store)
-            ),
-            "speed": {"seconds": seconds, "bytes_per_second": patterns.nbytes / seconds},
-            "peak_memory": max(self.peak_rss, engine.peak_rss()),
-            "cluster": str(self.connection),
-            "warnings": self.warnings,
-            "verdict": [] if known is None or window is None else self.verdict(known, window),
-        }
-
-    def verdict(self, known: xr.Dataset, window: Window) -> list[str]:
-        """A word on a crop that gained little; reads the stored profiles to say what would gain more."""
-        if not report.gained_little(window, known):
-            return []
-        options = self.config.crop.model_dump(exclude={"enabled", "size", "window"})
-        stored = xr.open_zarr(self.outputs.store, group="analysis")
-        exact = known["max_pattern"].dtype.kind in "ui"
-        by_target: dict[float, int] = {}
-        for target in OTHER_TARGETS:
-            if target < window.target_retention:
-                radii = stored_radii(stored, target, str(known.attrs["radius_metric"]), exact)
-                other = known.assign(radius=known["radius"].copy(data=radii.compute()))
-                by_target[target] = choose_window(other, **options).global_radius or 0
-        return report.verdict(window, known, by_target)
-
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, lead: Sequence[int]) -> dict[str, Any]:
         """Attributes of the store's root: how it came to be."""
-        name, n_bytes, changed = self.found.identity
-        notes = list(self.found.info.notes)
+        name, n_bytes, changed = self.prepared.found.identity
+        notes = list(self.prepared.found.info.notes)
         return {
             "title": Path(name).stem,
-            "token": token(self.config, self.found),
+            "token": token(self.config, self.prepared.found),
             "config": to_dict(self.config),
             "input": {"path": name, "bytes": n_bytes, "modified_ns": changed, "notes": notes},
             "versions": report.versions("stem_dask", "numpy", "dask", "zarr", "numba"),
+            "quarantined": int((~self.tally.valid(lead)).sum()),
         }
 
     def compute(
-        self, stage: str, outputs: Mapping[str, da.Array], like: xr.DataArray, sink: engine.Sink
-    ) -> int:
-        """Run one stage's lazy outputs into a sink; returns the number of blocks."""
-        progress = self.reporter(
-            stage, math.prod(self.found.source.shape) * self.found.source.dtype.itemsize
-        )
+        self,
+        stage: str,
+        outputs: Mapping[str, da.Array],
+        instead: Mapping[str, da.Array] | None,
+        like: xr.DataArray,
+        sink: engine.Sink,
+    ) -> None:
+        """Run one stage's lazy outputs into a sink."""
+        source = self.prepared.found.source
         records = engine.run(
             outputs,
             len(lead_dims(like)),
             sink,
             client=self.connection.client,
-            progress=progress,
+            progress=self.reporter(stage, math.prod(source.shape) * source.dtype.itemsize),
             journal=self.state.journal,
             job=stage,
+            instead=instead,
+            unreadable=self.tally.unreadable,
         )
-        return len(records)
+        self.tally.note(records)
 
-    def reporter(self, stage: str, input_bytes: int) -> engine.Progress:
-        """Notes the memory of every task and passes its step on."""
+    def room(
+        self, patterns: xr.DataArray, window: Window | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Disk for what is still to be written; see `stem_dask.projection.enough_room`."""
+        shape = None if window is None else window.shape
+        n_blocks = math.prod(patterns.data.numblocks)
+        need = disk_need(self.config, self.prepared.found, n_blocks, shape)
+        names = (self.folder, *(f(p) for p in self.outputs.all() for f in (str, temporary)))
+        return enough_room(Path(self.outputs.store).parent, need, names, self.warnings)
 
-        def note(done: int, total: int, record: Record) -> None:
-            self.peak_rss = max(self.peak_rss, record.peak_rss)
-            if self.progress is not None:
-                self.progress(Step(stage, done, total, input_bytes, record))
+    def measured(
+        self, patterns: xr.DataArray, window: Window | None, seconds: float
+    ) -> dict[str, Any]:
+        """Speed, memory and mishaps of the run."""
+        shape = None if window is None else window.shape
+        sizes = memory_of(self.config, self.prepared.found, shape)
+        positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
+        return {
+            "speed": {
+                "seconds": seconds,
+                "seconds_since_process_start": report.process_seconds(),
+                "bytes_per_second": patterns.nbytes / seconds,
+            },
+            "memory": {
+                "projected": projected_bytes(sizes, positions, self.connection.worker_threads),
+                "measured": self.tally.peak_rss,
+                "limit": self.connection.worker_bytes,
+            },
+            "peak_memory": max(self.tally.peak_rss, engine.peak_rss()),
+            **self.tally.words(lead_shape(patterns)),
+            "cluster": str(self.connection),
+            "warnings": self.warnings,
+        }
 
-        return note
-
-
-def _exit_code(config: Config, results: Mapping[str, Any]) -> int:
-    """4 when more patterns than the coverage leaves out are below the minimum."""
-    validation = results["validation"]
-    if "passes_min_threshold" not in validation:
-        return 0
-    n = validation["n_patterns"] - validation["n_empty"]
-    allowed = n - math.ceil(config.crop.coverage * n)
-    return 4 if n - validation["passes_min_threshold"] > allowed else 0
+    def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
+        """Passes every finished block on to whoever shows the progress."""
+        progress = self.progress
+        if progress is None:
+            return None
+        return lambda done, n, record: progress(Step(stage, done, n, input_bytes, record))

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stem_dask.config import SYNTHETIC, Cluster, Config, to_dict
+from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError
 from stem_dask.io.publish import refuse_existing, temporary
 from stem_dask.io.read import Found, find
+from stem_dask.options import SYNTHETIC, Cluster, Config
 from stem_dask.state import RunState, open_state, unfinished_token
 from stem_dask.trust import scheduler_address
 
@@ -170,6 +171,14 @@ def check_outputs(config: Config, outputs: Outputs, found: Found) -> bool:
         f"{outputs.store} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
         "output.overwrite=true to replace it when the new one is complete"
     )
+
+
+def n_quarantined(store: str) -> int:
+    """Patterns of a finished store that could not be read."""
+    import zarr
+
+    found = zarr.open_group(store, mode="r").attrs.get("quarantined", 0)
+    return found if isinstance(found, int) else 0
 
 
 def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:

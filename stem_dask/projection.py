@@ -1,22 +1,23 @@
 """What a job will need before it runs: memory of a worker, bytes on disk; and the refusal when there is less."""
 
+import contextlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stem_dask.config import Config
-from stem_dask.errors import MemoryBudgetError, StoreError
+from stem_dask.errors import DiskFullError, MemoryBudgetError
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.read import Found
 from stem_dask.io.sources import Source, Transposed
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
+from stem_dask.options import Config
 from stem_dask.plan import MIB, Footprint, axis_window, footprints, most_positions, projected_bytes
-from stem_dask.report import size
+from stem_dask.report import size, tree_bytes
 
 #: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
 VALUES_KEPT = 8
@@ -154,19 +155,45 @@ def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> str | None:
 
     Raises
     ------
-    StoreError
+    DiskFullError
         When the space cannot suffice.
     """
     free = free_bytes(folder)
     if free < need.least - written:
-        raise StoreError(
-            f"{folder}: at least {size(need.least - written)} more are needed, at most "
-            f"{size(need.most - written)}, and {size(free)} are free; make room, write elsewhere (output.path), or "
-            "export less (output.export)"
+        raise DiskFullError(
+            f"at least {size(need.least - written)} more are needed; {disk_words(folder, need.most - written)}. Or write "
+            "elsewhere (output.path), or export less (output.export)"
         )
-    if free < need.most - written:
-        return f"{folder} has {size(free)} free; the job writes up to {size(need.most - written)} before compression"
-    return None
+    return disk_words(folder, need.most - written) if free < need.most - written else None
+
+
+def disk_words(folder: Path, need: int) -> str:
+    """How much a job may still need, and how much there is."""
+    return (
+        f"the job writes up to {size(need)} more ({need:,} bytes) in {folder}, which has {size(free_bytes(folder))} "
+        "free; make room, and the same command goes on"
+    )
+
+
+@contextlib.contextmanager
+def enough_room(
+    folder: Path, need: DiskNeed, names: Sequence[str], warnings: list[str]
+) -> Iterator[None]:
+    """Compare the disk with a need before the work inside; a disk that is full all the same is told with the need.
+
+    Parameters
+    ----------
+    folder, need : see `check_disk`
+    names : files and folders of the run, whose bytes are there already
+    warnings : gets a line when the space might not suffice
+    """
+    warning = check_disk(folder, need, sum(map(tree_bytes, names)))
+    warnings += [] if warning is None or warning in warnings else [warning]
+    try:
+        yield
+    except DiskFullError as error:
+        left = max(0, need.most - sum(map(tree_bytes, names)))
+        raise DiskFullError(f"{error}; {disk_words(folder, left)}") from error
 
 
 def free_bytes(folder: Path) -> int:

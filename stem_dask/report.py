@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,21 +161,19 @@ def window_warnings(window: Window, filled: NDArray) -> list[str]:
 
 
 def remainder_warnings(
-    sizes: Mapping[Any, int], factor: int, mean_pattern: NDArray | None
+    shape: Sequence[int], factor: int, mean_pattern: NDArray | None
 ) -> list[str]:
     """What downsampling drops at the end of an axis: pixels, and the intensity they hold when it is known.
 
     A cropped axis is a multiple of the factor, so what is dropped lies on an axis that was kept whole.
     """
     out = []
-    for axis, name in enumerate(("ky", "kx")):
-        rest = sizes[name] % factor
+    for axis, (name, n) in enumerate(zip(("ky", "kx"), shape, strict=True)):
+        rest = n % factor
         if rest:
-            text = (
-                f"downsampling by {factor} drops the last {rest} of {sizes[name]} pixels of {name}"
-            )
+            text = f"downsampling by {factor} drops the last {rest} of {n} pixels of {name}"
             if mean_pattern is not None and mean_pattern.sum() > 0:
-                lost = np.take(mean_pattern, range(sizes[name] - rest, sizes[name]), axis).sum()
+                lost = np.take(mean_pattern, range(n - rest, n), axis).sum()
                 text += f", {lost / mean_pattern.sum():.3%} of the intensity"
             out.append(text)
     return out
@@ -248,6 +247,11 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
             f"below       {below:,} of {n:,} patterns below min_retention {results['limits']['min_retention']:g}, "
             f"{n - validation['passes_target_threshold']:,} below target {results['limits']['target_retention']:g}"
         )
+    if results["quarantined"]["n_patterns"]:
+        lines.append(
+            f"quarantined {results['quarantined']['n_patterns']:,} patterns that could not be read are zeros; the array "
+            "valid says which"
+        )
     lines += [f"warning     {text}" for text in results["warnings"]]
     lines += [f"verdict     {text}" for text in results["verdict"] or ["ok"]]
     lines += [f"file        {path} ({size(n)})" for path, n in results["files"].items()]
@@ -292,11 +296,18 @@ def size(n_bytes: float) -> str:
 
 
 def tree_bytes(path: str | Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Bytes of a file, or of all files below a folder; 0 when there is none."""
     path = Path(path)
     if path.is_dir():
         return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    return path.stat().st_size
+    return path.stat().st_size if path.exists() else 0
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started, imports included."""
+    import psutil  # type: ignore[import-untyped]  # comes with distributed
+
+    return time.time() - float(psutil.Process().create_time())
 
 
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from stem_dask.pipeline import Outcome, Step
+    from stem_dask.pipeline import Step
+    from stem_dask.results import Outcome
 
 #: without a terminal a line is written this often, in seconds
 LOG_EVERY = 30.0
@@ -21,8 +22,8 @@ BEFORE_WALL_TIME = 60.0
 
 EXIT_CODES = """exit codes:
   0 complete   2 configuration or existing output   3 input unreadable   4 too many patterns below min_retention
-  5 disk, or a worker lost   6 output in use by a live run   75 interrupted, the same command goes on
-  1 internal error"""
+  5 disk, or a worker lost   6 output in use by a live run   7 finished without what could not be read
+  75 interrupted, the same command goes on   1 internal error"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,9 +76,12 @@ def run_file(options: argparse.Namespace) -> int:
 
     prepared = prepare(config)
     if prepared.complete:
+        from stem_dask.results import already_complete
+
+        outcome = already_complete(prepared.outputs.store)
         if not options.quiet:
-            print(f"already complete: {prepared.outputs.store}")
-        return 0
+            show(outcome)
+        return outcome.exit_code
     with stoppable(options.time_limit), begun(prepared, restart=options.restart) as state:
         from stem_dask.pipeline import run  # after the lock: who comes too late is told at once
 
@@ -142,6 +146,11 @@ def show(outcome: "Outcome") -> None:
         print(
             f"too many patterns keep less than min_retention ({n['min_retention']:.4f} at worst): see the verdict, "
             "raise crop.coverage or crop.margin_pixels, or lower validate.min_retention",
+            file=sys.stderr,
+        )
+    if outcome.exit_code == 7:
+        print(
+            "a part of the input could not be read (results.json names it); when it can, add --overwrite to do it again",
             file=sys.stderr,
         )
 

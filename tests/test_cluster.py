@@ -156,9 +156,9 @@ def test_the_usual_port_or_any():
 
 
 def test_connection_in_words():
-    connection = Connection(None, "local", 2, 4, "", 3 * 2**29)
-    assert str(connection) == "local: 2 workers, 4 threads, 1.5 GiB a thread"
-    assert str(Connection(None, "threads", 1, 1, "", None)) == "threads: 1 worker, 1 thread"
+    connection = Connection(None, "local", 2, 4, "", 3 * 10**9, 2)
+    assert str(connection) == "local: 2 workers with 3.00 GB, 4 threads"
+    assert str(Connection(None, "threads", 1, 1, "", None, 1)) == "threads: 1 worker, 1 thread"
 
 
 # --- started ----------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_threads_run_in_this_process(any_port, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with connect("threads", threads_per_worker=3, memory_limit="2GB") as connection:
         assert (connection.kind, connection.n_workers, connection.n_threads) == ("threads", 1, 3)
-        assert connection.thread_bytes == 2 * 10**9 // 3
+        assert (connection.worker_bytes, connection.worker_threads) == (2 * 10**9, 3)
         assert connection.client.submit(os.getpid).result() == os.getpid()
         assert connection.client.scheduler.address.startswith("inproc://")
         assert connection.dashboard.startswith("http://127.0.0.1:")
@@ -185,7 +185,7 @@ def test_processes(any_port, tmp_path, monkeypatch):
     with connect("local", n_workers=2, threads_per_worker=1, memory_limit="1GB") as connection:
         client = connection.client
         assert (connection.kind, connection.n_workers, connection.n_threads) == ("local", 2, 2)
-        assert connection.thread_bytes == 10**9
+        assert (connection.worker_bytes, connection.worker_threads) == (10**9, 1)
         address = client.scheduler.address
         assert address.startswith("tcp://127.0.0.1:")
         assert connection.dashboard.startswith("http://127.0.0.1:")
@@ -217,7 +217,7 @@ def _join_by_address_and_file(address, folder, pids):
     with connect("local", address=address) as joined:
         assert joined.kind == f"scheduler at {address}"
         assert (joined.n_workers, joined.n_threads) == (2, 2)
-        assert joined.thread_bytes == 10**9
+        assert joined.worker_bytes == 10**9
         assert joined.client.submit(os.getpid).result() in pids
     file = folder / "scheduler.json"
     file.write_text(json.dumps({"type": "Scheduler", "address": address}))

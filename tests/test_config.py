@@ -101,6 +101,7 @@ def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
             "memory_limit": None,
         },
         "device": "cpu",
+        "on_error": "stop",
     }
 
 
@@ -111,7 +112,7 @@ def test_the_shipped_config_shows_every_key_at_its_default():
     assert config.output.path == os.path.abspath("out/synthetic.zarr")
     plain = to_dict(parse_config({k: {"path": shipped[k]["path"]} for k in ("input", "output")}))
     assert shipped == plain
-    assert [*shipped] == [*plain] == [*SECTIONS, "device"]
+    assert [*shipped] == [*plain] == [*SECTIONS, "device", "on_error"]
     for section in SECTIONS:
         assert [*shipped[section]] == [*plain[section]]
 
@@ -639,6 +640,6 @@ def test_nothing_heavy_is_imported():
 
 
 def test_every_type_has_words_for_its_error():
-    for model in (module.Config, *module._SECTIONS.values()):
+    for model in (module.Config, *module.SECTIONS.values()):
         for hint in model.__annotations__.values():
             assert len(module._expected(hint)) > 3

@@ -440,7 +440,9 @@ def test_an_error_that_stays(client, tmp_path, where, kind):
     _STATE.update(tries=[], n_errors=99, error=stale())
     sink = (FolderSink if where == "read" else UnsteadySink)(tmp_path / "out")
     patterns = unsteady_patterns() if where == "read" else lazy()
-    with pytest.raises(kind, match=r"^block \[4:6, 0:2\]: \[Errno \d+\] stale file handle$") as caught:
+    with pytest.raises(
+        kind, match=r"^block \[4:6, 0:2\]: \[Errno \d+\] stale file handle$"
+    ) as caught:
         engine.run({"patterns": patterns}, 2, sink, client=client)
     assert type(caught.value) is kind
     assert _STATE["tries"].count(2) == 4
@@ -450,9 +452,18 @@ def test_an_error_that_stays(client, tmp_path, where, kind):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "no space left"), r"^block \[4:6, 0:2\]: \[Errno \d+\] no space left$"),
-        (PermissionError(errno.EACCES, "not yours"), r"^block \[4:6, 0:2\]: \[Errno \d+\] not yours$"),
-        (StoreError("70,000 does not fit int16"), r"^block \[4:6, 0:2\]: 70,000 does not fit int16$"),
+        (
+            OSError(errno.ENOSPC, "no space left"),
+            r"^block \[4:6, 0:2\]: \[Errno \d+\] no space left$",
+        ),
+        (
+            PermissionError(errno.EACCES, "not yours"),
+            r"^block \[4:6, 0:2\]: \[Errno \d+\] not yours$",
+        ),
+        (
+            StoreError("70,000 does not fit int16"),
+            r"^block \[4:6, 0:2\]: 70,000 does not fit int16$",
+        ),
     ],
     ids=["full", "permission", "refusal"],
 )

@@ -200,7 +200,7 @@ def failing(kind=OSError):
 def test_a_failing_block_leaves_nothing(tmp_path, client, suffix, kind):
     """An error of a file is told with its block; any other as it was raised."""
     raised, message = (
-        (SourceError, r"^block 2: the disk went away$")
+        (SourceError, r"^block \[4:6, 0:5\]: the disk went away$")
         if kind is OSError
         else (ValueError, r"^the disk went away$")
     )
@@ -217,7 +217,7 @@ def test_a_failing_block_leaves_nothing(tmp_path, client, suffix, kind):
 
 def test_a_read_error_of_another_process_tells_its_block(tmp_path, processes):
     """With all its waits: 2.6 s."""
-    with pytest.raises(SourceError, match=r"^block 2: the disk went away$") as caught:
+    with pytest.raises(SourceError, match=r"^block \[4:6, 0:5\]: the disk went away$") as caught:
         export(failing(), tmp_path / "a.zarr", client=processes)
     assert type(caught.value) is SourceError
     assert list(tmp_path.iterdir()) == []
@@ -237,7 +237,7 @@ def test_a_write_error_tells_its_block(tmp_path, suffix, monkeypatch):
         return write(self, index, region, blocks)
 
     monkeypatch.setattr(getattr(MODULE, sink), "write", write_badly)
-    with pytest.raises(StoreError, match=r"^block 1: \[Errno 5\] Input/output error$"):
+    with pytest.raises(StoreError, match=r"^block \[2:4, 0:5\]: \[Errno 5\] Input/output error$"):
         export(lazy(numbers()), tmp_path / f"a{suffix}")
     assert tries.count(1) == 4
     assert list(tmp_path.iterdir()) == []
@@ -454,7 +454,7 @@ def test_a_run_that_stopped_in_the_middle_goes_on(a_run, whole):
     broken = patterns.copy(
         data=patterns.data.map_blocks(bad, dtype=patterns.dtype, meta=patterns.data._meta)
     )
-    with pytest.raises(SourceError, match=r"^block 3: a cable$"):
+    with pytest.raises(SourceError, match=r"^block \[3:4, 0:5\]: a cable$"):
         a_run.go(patterns=broken)
     assert a_run.built.exists()
     job = export_job(str(a_run.path), "scan")

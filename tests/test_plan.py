@@ -8,16 +8,20 @@ import twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_dask.errors import ConfigError, MemoryBudgetError
+from stem_dask.errors import ConfigError
 from stem_dask.plan import (
-    COPIES_OF_BLOCK,
     INNER_CHUNK_BYTES,
     MAX_TASKS,
     MIB,
+    USABLE_SHARE,
+    Footprint,
     axis_window,
     covering_radius,
+    footprints,
     inner_chunk,
     lead_chunks,
+    most_positions,
+    projected_bytes,
     shard_shape,
     task_bytes,
 )
@@ -67,15 +71,37 @@ def test_auto_takes_64_mib_doubled_while_there_are_too_many_tasks(shape, pattern
 
 
 @many
-@given(leads, bytes_of_a_pattern, st.integers(1, 2**32), st.tuples(sizes, sizes))
-def test_no_block_exceeds_its_share_of_the_memory(shape, pattern_bytes, budget, source):
-    if pattern_bytes * COPIES_OF_BLOCK > budget:
-        with pytest.raises(MemoryBudgetError, match=r"raise cluster\.memory_limit or use fewer"):
-            lead_chunks(shape, pattern_bytes, budget_bytes=budget)
-        return
+@given(leads, bytes_of_a_pattern, st.integers(1, 10**6), st.tuples(sizes, sizes))
+def test_no_block_has_more_positions_than_allowed(shape, pattern_bytes, most, source):
     for part in (None, source[: len(shape)]):
-        chunks = lead_chunks(shape, pattern_bytes, budget_bytes=budget, source_chunk=part)
-        assert task_bytes(chunks, pattern_bytes) * COPIES_OF_BLOCK <= budget
+        chunks = lead_chunks(shape, pattern_bytes, most=most, source_chunk=part)
+        assert math.prod(chunks) <= most
+
+
+footprint = st.builds(Footprint, st.integers(0, 10**8), st.integers(1, 10**8))
+
+
+@many
+@given(
+    st.dictionaries(st.sampled_from("abc"), footprint, min_size=1),
+    st.integers(1, 10**12),
+    st.integers(1, 64),
+)
+def test_the_largest_block_that_fits(stages, limit, threads):
+    most = most_positions(stages, limit, threads)
+    usable = int(limit * USABLE_SHARE)
+    assert most == 0 or projected_bytes(stages, most, threads) <= usable
+    assert projected_bytes(stages, most + 1, threads) > usable
+
+
+def test_what_a_task_holds():
+    """A mean of 2 x 2 of a 64 x 64 window of 256 x 256 uint16, masked: read and copied, cut, reduced, encoded."""
+    options = {"copies": 1, "result": 600, "cropped": True, "shrunk": True}
+    stages = footprints(131072, 8192, 4096, **options)
+    assert stages["analyze"].bytes(10) == 16 * 131072 + 10 * (2 * 131072 + 600)
+    assert stages["crop"].bytes(10) == 8 * 4096 + 10 * (2 * 131072 + 8192 + 3 * 4096)
+    assert stages["export"].bytes(10) == 10 * 4 * 4096
+    assert "analyze" not in footprints(8, 8, 8, copies=0, result=1, cropped=False, shrunk=False)
 
 
 @many
@@ -105,9 +131,9 @@ def test_chunks_of_prime_and_thin_scans(shape, chunk_mb, expected):
 
 
 def test_a_chunk_of_the_source_that_does_not_fit_the_memory_is_split():
-    options = {"budget_bytes": 30 * MIB, "source_chunk": (3, 50)}
+    options = {"most": 10, "source_chunk": (3, 50)}
     assert lead_chunks((100, 100), MIB, **options) == (1, 8)
-    assert lead_chunks((100, 100), MIB // 10, **options) == (1, 100)
+    assert lead_chunks((100, 100), MIB // 10, **{**options, "most": 100}) == (1, 100)
     assert lead_chunks((100, 100), MIB, source_chunk=(3, 50)) == (1, 50)
 
 

@@ -30,7 +30,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_keys_and_commands_are_real() -> None:
     from stem_dask.cli import _parser
-    from stem_dask.config import Config
+    from stem_dask.options import Config
 
     commands = set(re.findall(r"^stem-dask (\w+)", README, re.MULTILINE))
     known = next(a for a in _parser()._actions if a.choices).choices

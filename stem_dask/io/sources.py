@@ -75,10 +75,10 @@ class FlatFile:
                     position = self.offset + start * self.dtype.itemsize
                     self._fill(file, position, run)
         except OSError as error:
-            if isinstance(error, SourceError):
+            if isinstance(error, SourceError) or error.filename:
                 raise
-            why = f"cannot be read at byte {position:,}: {error.strerror or error}"
-            raise SourceError(f"{self.path}: {why}") from error
+            why = error.strerror or str(error)  # of a read, which does not say of what
+            raise SourceError(f"{self.path}: cannot be read at byte {position:,}: {why}") from error
         return out
 
     def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:

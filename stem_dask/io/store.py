@@ -156,6 +156,15 @@ def write_coordinates(path: str, patterns: xr.DataArray) -> None:
         array.attrs.update(plain(values.attrs))
 
 
+def write_valid(path: str, valid: NDArray[np.bool_], dims: Sequence[str]) -> None:
+    """Write which positions could be read; where it is False the patterns are zeros."""
+    import zarr
+
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    chunks = [max(1, min(n, _POSITIONS)) for n in valid.shape]
+    create_array(group, "valid", valid.shape, valid.dtype, dims, chunks)[...] = valid
+
+
 def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
     """Write the small arrays of a dataset as a group; lazy ones are left to the caller."""
     import zarr

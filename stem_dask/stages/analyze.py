@@ -184,6 +184,7 @@ def analysis_dataset(
     found: Mapping[str, Any],
     reduced: Mapping[str, Any],
     options: Mapping[str, Any],
+    n_missing: int = 0,
 ) -> xr.Dataset:
     """Name what was found; works on dask arrays and on numpy arrays alike.
 
@@ -191,14 +192,14 @@ def analysis_dataset(
     of each pattern bears that name.
     """
     lead = lead_dims(patterns)
-    n = int(np.prod([patterns.sizes[dim] for dim in lead]))
+    n = int(np.prod([patterns.sizes[dim] for dim in lead])) - n_missing
     data = {name: per_pattern(patterns, found[name], name) for name in PER_PATTERN}
     if "profile" in found:
         data["profile"] = xr.DataArray(
             found["profile"], dims=(*lead, "radius"), attrs=PROFILE_ATTRS
         )
     dims = ("source_ky", "source_kx")
-    data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(n), dims=dims)
+    data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(max(n, 1)), dims=dims)
     data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
     filled = reduced["n_filled"][0]
     # with no filled pattern the sums are 0, and so is the mean
@@ -219,10 +220,12 @@ def fold_analysis(
     patterns: xr.DataArray,
     blocks: Iterable[tuple[Region, Mapping[str, NDArray]]],
     options: Mapping[str, Any],
+    n_missing: int = 0,
 ) -> xr.Dataset:
     """The analysis from blocks that were computed one by one, without the profiles (they stay where they are).
 
     Partial results are joined in the order of the blocks, so that the result does not depend on who was faster.
+    ``n_missing`` patterns could not be read: they look like empty ones, and count as none at all.
     """
     shape = tuple(int(patterns.sizes[dim]) for dim in lead_dims(patterns))
     found = {
@@ -236,7 +239,7 @@ def fold_analysis(
         for name, join in REDUCED.items():
             part = block[name][(0,) * len(region)]
             reduced[name] = join(reduced[name], part) if name in reduced else part
-    return analysis_dataset(patterns, found, reduced, options)
+    return analysis_dataset(patterns, found, reduced, options, n_missing)
 
 
 def given_center(

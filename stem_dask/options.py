@@ -1,0 +1,151 @@
+"""Every option of the job: one frozen model per section.
+
+The defaults stand here and nowhere else. The text in a type completes "expected …" in an error.
+"""
+
+from typing import Annotated, Literal, NoReturn
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+SYNTHETIC = "synthetic"  # the word for the built-in dataset, which is not a path
+# these run in pydantic's Rust, which also refuses a str that is not valid Unicode
+_TEXT = r"^\P{Cc}*[^\p{Cc}\s]\P{Cc}*$"
+_FILE = r"^\P{Cc}*[^\p{Cc}/]\."
+_ADDRESS = r"^(tcp|tls)://(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-5][0-9]{3})$"
+_MEMORY = r"^(?i)0*[1-9][0-9]{0,8}(\.[0-9]{1,6})? ?([kmgt]i?b?|b)$"
+
+
+def _refuse() -> NoReturn:
+    raise ValueError  # the message is the text of the type
+
+
+# strict models take no list for a tuple, and YAML has only lists
+_List = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+_Rising = AfterValidator(lambda b: b if b[0] < b[1] and b[2] < b[3] else _refuse())
+_Distinct = AfterValidator(lambda names: names if len({*names}) == len(names) else _refuse())
+_Bare = AfterValidator(lambda path: path.rstrip("/"))  # shells complete a directory's name with one
+Whole = Annotated[int, Field(ge=0, lt=2**31), "a whole number of 0 or more"]
+Count = Annotated[int, Field(ge=1, lt=2**31), "a whole number above 0"]
+Fraction = Annotated[float, Field(gt=0, le=1), "a number above 0 and at most 1"]
+Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
+Amount = Annotated[float, Field(ge=0), "a number of 0 or more"]
+Positive = Annotated[float, Field(gt=0), "a number above 0"]
+Shape = Annotated[tuple[Count, Count], _List, "[y, x] of whole numbers above 0"]
+Point = Annotated[tuple[Amount, Amount], _List, "[y, x] of numbers of 0 or more"]
+Edges = tuple[Whole, Whole, Whole, Whole]
+Box = Annotated[Edges, _List, _Rising, "[y0, y1, x0, x1] with y0 < y1 and x0 < x1"]
+Indices = Annotated[tuple[Whole, ...], _List]
+Pixels = Annotated[tuple[Annotated[tuple[Whole, Whole], _List], ...], _List]
+Text = Annotated[str, Field(pattern=_TEXT), "text"]
+File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
+Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
+Zarr = Annotated[str, Field(pattern=rf"{_FILE}zarr/?$"), _Bare, "a path that ends in .zarr"]
+Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
+Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
+Bytes = Annotated[int, Field(gt=0, lt=2**63), "bytes"]
+Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
+Formats = tuple[Literal["pt", "hspy"], ...]
+Exports = Annotated[Formats, _List, _Distinct, "a list of pt and hspy, each at most once"]
+_MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
+
+#: in a section, a key that is not at its default needs another key to have this value
+NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
+    ("analyze", "manual_center", "center_method", "manual"),
+    ("crop", "window", "align", "fixed"),
+    ("crop", "window", "size", "auto"),
+    ("downsample", "reduce", "method", "bin"),
+    ("downsample", "sigma", "method", "gauss"),
+    ("cluster", "host", "kind", "local"),
+    ("cluster", "address", "kind", "auto"),  # one of the two would be ignored
+    ("cluster", "scheduler_file", "kind", "auto"),
+    ("cluster", "scheduler_file", "address", None),
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Mask(_Section):  # bad pixels of the detector, by index
+    pixels: Pixels = ()
+    rows: Indices = ()
+    columns: Indices = ()
+
+
+class Input(_Section):  # what is read
+    path: Annotated[Text, f"the path of a file, or {SYNTHETIC}"]
+    dataset: Whole | Annotated[Text, "a name"] | None = None
+    scan_shape: Shape | None = None
+    scan_order: Literal["auto", "scan_first", "detector_first"] = "auto"
+    scan_roi: Box | None = None
+    scan_step: Count = 1
+    mask: Npy | Annotated[Mask, _MASK] | None = None
+    mask_fill: Literal["zero", "median"] = "zero"
+
+
+class Analyze(_Section):  # how centers and radii are found
+    center_method: Literal["centroid", "center", "manual"] = "centroid"
+    manual_center: Point | None = None
+    radius_metric: Literal["square", "circle"] = "square"
+    target_retention: Fraction = 0.98
+    threshold: Amount = 0.0
+
+
+class Crop(_Section):  # what is cut from every pattern
+    enabled: bool = True
+    coverage: Fraction = 0.999
+    margin_pixels: Whole = 3
+    align: Literal["fixed", "pattern"] = "fixed"
+    size: Literal["auto"] | Count | Shape = "auto"
+    window: Box | None = None
+    size_multiple: Count = 2
+
+
+class Validate(_Section):  # what is checked after cropping
+    min_retention: Share = 0.95
+
+
+class Downsample(_Section):  # how the detector is reduced
+    factor: Count = 1
+    method: Literal["bin", "stride", "gauss", "fft"] = "bin"
+    reduce: Literal["mean", "sum"] = "mean"
+    sigma: Positive | None = None
+
+
+class Output(_Section):  # what is written
+    path: Zarr
+    dtype: Literal["auto", "float32", "float16"] = "auto"
+    export: Exports = ("pt", "hspy")
+    layout: Literal["scan", "nchw", "tensor"] = "scan"
+    overwrite: bool = False
+    chunk_mb: Literal["auto"] | Positive = "auto"
+    figure: bool = True
+
+
+class Cluster(_Section):  # where the work runs; sizes are per worker
+    kind: Literal["auto", "threads", "local"] = "auto"
+    host: Host | None = None
+    address: Address | None = None
+    scheduler_file: File | None = None
+    insecure: bool = False
+    n_workers: Count | None = None
+    threads_per_worker: Count | None = None
+    memory_limit: Bytes | Memory | None = None
+
+
+class Config(_Section):
+    """All options of a job, made by `load_config` or `parse_config`, which also check keys together."""
+
+    input: Input
+    analyze: Analyze = Analyze()
+    crop: Crop = Crop()
+    validation: Validate = Field(Validate(), alias="validate")  # pydantic has a method `validate`
+    downsample: Downsample = Downsample()
+    output: Output
+    cluster: Cluster = Cluster()
+    device: Literal["cpu", "gpu", "auto"] = "cpu"
+    on_error: Literal["stop", "quarantine"] = "stop"  # when a part of the input cannot be read
+
+
+_MODELS = (Input, Analyze, Crop, Validate, Downsample, Output, Cluster)
+SECTIONS: dict[str, type[BaseModel]] = {model.__name__.lower(): model for model in _MODELS}

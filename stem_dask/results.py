@@ -1,0 +1,105 @@
+"""What a run found and made: results.json, and how it ended."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+from stem_dask import report
+from stem_dask.config import to_dict
+from stem_dask.model import Window
+from stem_dask.options import Config
+from stem_dask.preflight import Prepared, n_quarantined
+from stem_dask.stages.patterns import lead_shape
+from stem_dask.stages.summary import stored_radii
+from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
+from stem_dask.stages.window import choose_window
+
+#: targets that the verdict offers when little was gained
+OTHER_TARGETS = (0.95, 0.9)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: exit code, results, and the lines for the user."""
+
+    exit_code: int
+    results: Mapping[str, Any]
+    lines: tuple[str, ...]
+
+
+def already_complete(store: str) -> Outcome:
+    """There is nothing to do."""
+    n = n_quarantined(store)
+    missing = f", without {n:,} patterns that could not be read" if n else ""
+    return Outcome(7 if n else 0, {}, (f"already complete: {store}{missing}",))
+
+
+def results_of_run(
+    prepared: Prepared,
+    patterns: xr.DataArray,
+    out: xr.DataArray,
+    known: xr.Dataset | None,
+    window: Window | None,
+) -> dict[str, Any]:
+    """What results.json says of the data."""
+    config, info = prepared.config, prepared.found.info
+    limits = {
+        "target_retention": config.analyze.target_retention,
+        "min_retention": config.validation.min_retention,
+    }
+    statistics = None
+    if known is not None:
+        slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
+        retention, total = known["retention"].values, known["total"].values
+        target, minimum = limits["target_retention"], limits["min_retention"]
+        statistics = retention_statistics(retention, total, target, minimum, slack)
+        statistics["n_empty"] = int(known["n_empty"])
+    shape = out.shape[-2:] if window is None else window.shape
+    n_patterns = math.prod(lead_shape(out))
+    found = report.results_of(known, statistics, patterns.shape[-2:], shape, n_patterns, window)
+    store = prepared.outputs.store
+    return found | {
+        "config": to_dict(config),
+        "limits": limits,
+        "scan_shape": lead_shape(out),
+        "output": {"shape": out.shape, "dtype": str(out.dtype)},
+        "input": {
+            "path": info.path,
+            "shape": patterns.shape,
+            "dtype": str(patterns.dtype),
+            "notes": info.notes,
+        },
+        "sizes": report.sizes(patterns.nbytes, out.nbytes, report.tree_bytes(store)),
+        "verdict": [] if known is None or window is None else verdict(config, store, known, window),
+    }
+
+
+def verdict(config: Config, store: str, known: xr.Dataset, window: Window) -> list[str]:
+    """A word on a crop that gained little; reads the stored profiles to say what would gain more."""
+    if not report.gained_little(window, known):
+        return []
+    options = config.crop.model_dump(exclude={"enabled", "size", "window"})
+    stored = xr.open_zarr(store, group="analysis")
+    exact = known["max_pattern"].dtype.kind in "ui"
+    by_target: dict[float, int] = {}
+    for target in OTHER_TARGETS:
+        if target < window.target_retention:
+            radii = stored_radii(stored, target, str(known.attrs["radius_metric"]), exact)
+            other = known.assign(radius=known["radius"].copy(data=radii.compute()))
+            by_target[target] = choose_window(other, **options).global_radius or 0
+    return report.verdict(window, known, by_target)
+
+
+def exit_code(config: Config, results: Mapping[str, Any]) -> int:
+    """7 when patterns could not be read; 4 when more than the coverage leaves out are below the minimum."""
+    if results["quarantined"]["n_patterns"]:
+        return 7
+    validation = results["validation"]
+    if "passes_min_threshold" not in validation:
+        return 0
+    n = validation["n_patterns"] - validation["n_empty"]
+    allowed = n - math.ceil(config.crop.coverage * n)
+    return 4 if n - validation["passes_min_threshold"] > allowed else 0
