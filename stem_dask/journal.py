@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from stem_dask.io.publish import named
 from stem_dask.model import Record
 
 #: a finished block is on disk at the latest after this many seconds
@@ -76,24 +77,27 @@ class Journal:
             self._file = open(self.path, "ab")  # noqa: SIM115  closed by close()
             if self._file.tell():
                 self._file.write(b"\n")  # ends a torn line, so that the next one is whole
-        self._file.write(json.dumps(words).encode() + b"\n")
-        self._file.flush()
+        with named(self.path):
+            self._file.write(json.dumps(words).encode() + b"\n")
+            self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with named(self.path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Bring all lines to the disk and close."""
-        self.sync()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Bring all lines to the disk and close; closed it is, whatever happens."""
+        file, self._file = self._file, None
+        if file is not None:
+            with named(self.path), file:
+                file.flush()
+                os.fsync(file.fileno())
 
     def _lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stem_dask.errors import LockedError
+from stem_dask.io.publish import named
 
 HEARTBEAT_SECONDS = 5.0
 #: an owner on another host that was silent for so long is taken for dead
@@ -42,7 +43,8 @@ def locked(path: str | Path) -> Iterator[None]:
         beat.join()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        os.close(handle)
+        with contextlib.suppress(OSError):
+            os.close(handle)  # the file is gone: nothing can be lost with it
 
 
 def _acquire(path: Path) -> int:
@@ -71,8 +73,14 @@ def _acquire(path: Path) -> int:
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(words).encode(), 0)
+    try:
+        with named(path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(words).encode(), 0)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.close(handle)  # this process would hold the lock until its end
+        raise
     return handle
 
 

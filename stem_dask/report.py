@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from stem_dask.io.publish import named, publish, temporary
 from stem_dask.model import Window
 
 #: lists with one entry a pattern are left out of results.json above this many positions
@@ -311,12 +311,12 @@ def process_seconds() -> float:
 
 
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write results.json under a temporary name and rename it; NaN becomes null."""
-    partial = f"{path}.incomplete"
-    with open(partial, "w", encoding="utf-8") as file:
+    """Write results.json under a temporary name and publish it; NaN becomes null."""
+    partial = temporary(path)
+    with named(partial), open(partial, "w", encoding="utf-8") as file:
         json.dump(_jsonable(results), file, indent=1, allow_nan=False)
         file.write("\n")
-    os.replace(partial, path)
+    publish(path)
 
 
 def _jsonable(value: Any) -> Any:

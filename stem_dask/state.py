@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stem_dask.errors import ConfigError, InterruptedRunError
-from stem_dask.io.publish import publish, remove, replaced, run_folder, temporary
+from stem_dask.io.publish import named, publish, remove, replaced, run_folder, temporary
 from stem_dask.journal import Journal
 from stem_dask.lock import locked
 
@@ -65,7 +65,8 @@ class RunState:
 
     def leave(self) -> None:
         """After an error: keep what can be resumed, else leave nothing behind."""
-        self.journal.close()
+        with contextlib.suppress(OSError):  # the first error is told, not what became of it
+            self.journal.close()
         if not (self.resumable and self.journal.known):
             for path in self.temporaries:
                 remove(path)
@@ -177,5 +178,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, words: Mapping[str, Any]) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(words, indent=1, default=str))
+    with named(partial):
+        partial.write_text(json.dumps(words, indent=1, default=str))
     os.replace(partial, path)

@@ -1,5 +1,6 @@
 """The journal: what was noted is known again, whatever a kill or a bad disk made of the file."""
 
+import errno
 import json
 import os
 
@@ -233,3 +234,19 @@ def test_any_bytes_can_be_loaded_and_appended_to(tmp_path_factory, pieces):
     journal.append("crop", record(3))
     journal.close()
     assert Journal(path).records("crop") == {3: record(3)}
+
+
+def test_it_is_closed_even_when_its_lines_do_not_reach_the_disk(path, monkeypatch):
+    """The error tells the file and comes once: what ends a run after it may close it again."""
+    journal = Journal(path)
+    journal.append("crop", record(0))
+
+    def broken(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        journal.close()
+    assert caught.value.filename == str(path)
+    journal.close()
+    assert list(Journal(path).records("crop")) == [0]

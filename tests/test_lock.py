@@ -1,6 +1,7 @@
 """The lock: one live run for each output, on this host and on others, and a dead one stands in nobody's way."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -279,3 +280,18 @@ def test_the_heartbeat_does_not_bring_back_what_was_removed(path, monkeypatch):
 
 def test_a_few_beats_may_be_lost():
     assert SILENT_SECONDS >= 10 * HEARTBEAT_SECONDS
+
+
+def test_a_lock_that_cannot_be_written_is_not_held(path, monkeypatch):
+    """Neither by this process, which may go on for long: the next try has it."""
+
+    def full(handle, *args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space") as caught, locked(path):
+            pass
+        assert caught.value.filename == str(path)
+    with locked(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()

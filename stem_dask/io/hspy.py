@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.publish import named
 from stem_dask.io.spool import SpoolSink
 from stem_dask.model import Axis, Record, Region
 
@@ -45,7 +46,7 @@ class HspySink:
 
     def create(self, *, resume: bool) -> None:
         """Make the folder for the chunks; the file itself is made at the end."""
-        with open(self.path, "wb"):
+        with named(self.path), open(self.path, "wb"):
             pass  # as long as the temporary name is there, the output is not complete
         SpoolSink(self.spool).create(resume=resume)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, StoreError
+from stem_dask.io.publish import named
 from stem_dask.model import Record, Region
 
 LAYOUTS = ("scan", "nchw", "tensor", "bare")
@@ -91,13 +92,13 @@ class PtSink:
         whole = patterns
         if self.content is not None:
             whole = {"patterns": patterns, **_tensors(self.content)}
-        with open(self.path, mode) as file, torch.serialization.skip_data():
+        with named(self.path), open(self.path, mode) as file, torch.serialization.skip_data():
             torch.save(whole, file)
             file.truncate()
         small = list(_arrays(self.content or {}))
         first, *places = _storage_offsets(self.path, 1 + len(small))
         self.offset[:] = [first]
-        with open(self.path, "r+b") as file:
+        with named(self.path), open(self.path, "r+b") as file:
             for place, array in zip(places, small, strict=True):
                 file.seek(place)
                 file.write(array.tobytes())
@@ -116,7 +117,7 @@ class PtSink:
             starts = [y * row + region[1].start for y in range(region[0].start, region[0].stop)]
         pieces = block.reshape(len(starts), -1).view(np.uint8)
         runs = []
-        with open(self.path, "r+b", buffering=0) as file:
+        with named(self.path), open(self.path, "r+b", buffering=0) as file:
             for start, piece in zip(starts, pieces, strict=True):
                 file.seek(self.offset[0] + start * pattern_bytes)
                 view = piece.data
@@ -243,7 +244,7 @@ def _without_memory(path: str, shape: Sequence[int], dtype: np.dtype) -> Any:
     """A tensor of any size over a file that is one hole: it takes neither memory nor disk."""
     torch = _torch()
     n_bytes = prod(shape) * dtype.itemsize
-    with open(path, "wb") as file:
+    with named(path), open(path, "wb") as file:
         file.truncate(n_bytes)
     try:
         storage = torch.UntypedStorage.from_file(path, True, n_bytes)

@@ -1,11 +1,48 @@
 """An output appears under its final name only when it is complete: temporary names, fsync, rename."""
 
+import contextlib
+import functools
 import os
 import shutil
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from stem_dask.errors import OutputExistsError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Errors of the system tell the file: those of open and rename do by themselves, of write, fsync and close not.
+
+    Examples
+    --------
+    >>> with named("scan.zarr"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'scan.zarr'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def naming(write: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+    """A function that writes what its first argument names; its errors tell the name."""
+
+    @functools.wraps(write)
+    def written(path: str, /, *args: P.args, **options: P.kwargs) -> T:
+        with named(path):
+            return write(path, *args, **options)
+
+    return written
 
 
 def temporary(path: str | Path) -> str:
@@ -123,6 +160,7 @@ def sync(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with named(path):
+            os.fsync(handle)
     finally:
         os.close(handle)

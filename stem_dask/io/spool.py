@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.publish import damage, file_crc, remove
+from stem_dask.io.publish import damage, file_crc, named, remove
 from stem_dask.model import Record, Region
 
 
@@ -29,7 +29,7 @@ class SpoolSink:
         """Write one file under a temporary name and rename it."""
         path = self._path(index)
         partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        with named(partial), open(partial, "wb") as file:
             # bounds travel with the blocks, so that a file tells by itself where it belongs
             bounds = np.array([[s.start, s.stop] for s in region], np.int64)
             np.savez(file, allow_pickle=False, _region=bounds, **blocks)

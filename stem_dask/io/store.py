@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
-from stem_dask.io.publish import damage, file_crc, remove
+from stem_dask.io.publish import damage, file_crc, named, naming, remove
 from stem_dask.model import Record, Region
 from stem_dask.plan import inner_chunk, shard_shape
 from stem_dask.stages.analyze import PROFILE_ATTRS
@@ -68,10 +68,11 @@ class StoreSink:
                 remove(torn)
         else:
             remove(self.path)
-            group = zarr.create_group(self.path, zarr_format=3)
-            create_array(
-                group, "patterns", self.shape, self.dtype, self.dims, self.inner, self.shards
-            )
+            with named(self.path):
+                group = zarr.create_group(self.path, zarr_format=3)
+                create_array(
+                    group, "patterns", self.shape, self.dtype, self.dims, self.inner, self.shards
+                )
         if self.beside is not None:
             self.beside.create(resume=resume)
 
@@ -88,7 +89,8 @@ class StoreSink:
                 torn.unlink(
                     missing_ok=True
                 )  # of a worker that was killed while it wrote this shard
-            array[region] = blocks["patterns"]
+            with named(shard):
+                array[region] = blocks["patterns"]
         crc, n_bytes = file_crc(shard)
         said = {"shard": os.path.relpath(shard, self.path), "crc": crc, "bytes": n_bytes}
         if self.beside is not None:
@@ -144,6 +146,7 @@ def create_array(
     )
 
 
+@naming
 def write_coordinates(path: str, patterns: xr.DataArray) -> None:
     """Write the axes of the patterns as arrays of the root group."""
     import zarr
@@ -156,6 +159,7 @@ def write_coordinates(path: str, patterns: xr.DataArray) -> None:
         array.attrs.update(plain(values.attrs))
 
 
+@naming
 def write_valid(path: str, valid: NDArray[np.bool_], dims: Sequence[str]) -> None:
     """Write which positions could be read; where it is False the patterns are zeros."""
     import zarr
@@ -165,6 +169,7 @@ def write_valid(path: str, valid: NDArray[np.bool_], dims: Sequence[str]) -> Non
     create_array(group, "valid", valid.shape, valid.dtype, dims, chunks)[...] = valid
 
 
+@naming
 def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
     """Write the small arrays of a dataset as a group; lazy ones are left to the caller."""
     import zarr
@@ -186,6 +191,7 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
     group.attrs.update(plain(dataset.attrs))
 
 
+@naming
 def write_profiles(
     path: str,
     blocks: Iterable[tuple[Region, Mapping[str, NDArray]]],
@@ -207,6 +213,7 @@ def write_profiles(
         array[region] = profile
 
 
+@naming
 def finish_store(path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any]) -> None:
     """Write the root's attributes and put all metadata into one document."""
     import zarr
