@@ -1,6 +1,7 @@
 """Where the job runs: threads of this process, a local cluster, or a scheduler that is there already. One Client."""
 
 import contextlib
+import logging
 import os
 import socket
 import tempfile
@@ -139,7 +140,7 @@ def _start(
                 dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
                 worker_dashboard_address=f"{LOOPBACK}:0",
                 local_directory=scratch,
-                silence_logs=40,
+                silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
             )
         with cluster, Client(cluster) as client:
             port = client.scheduler_info()["services"].get("dashboard", 0)

@@ -25,6 +25,7 @@ from dask._task_spec import execute_graph
 from numpy.typing import NDArray
 
 from stem_dask.errors import (
+    NO_ROOM,
     DiskFullError,
     InterruptedRunError,
     SourceError,
@@ -47,8 +48,7 @@ LAST_CALLS_SECONDS = 60
 #: waits before a task that met a read or write error tries again, in seconds
 RETRY_SECONDS = (0.1, 0.5, 2.0)
 #: errors of the system that do not go away by themselves
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LASTING = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
+_LASTING = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Sink(Protocol):
@@ -146,7 +146,7 @@ def _finish(sink: Sink, records: Sequence[Record], job: str) -> None:
         if isinstance(error, StemDaskError) or not isinstance(cause, OSError):
             raise
         why = os.strerror(cause.errno) if cause.errno else str(cause)
-        told = DiskFullError if cause.errno in _FULL else StoreError
+        told = DiskFullError if cause.errno in NO_ROOM else StoreError
         raise told(f"{job or 'the output'} cannot be completed: {why}") from error
 
 
@@ -260,7 +260,7 @@ def _patiently(
             ours = isinstance(error, StemDaskError)
             refused = ours and error.__cause__ is None  # by us, and again the next time
             if wait_seconds is None or refused or error.errno in _LASTING:
-                told = type(error) if ours else DiskFullError if error.errno in _FULL else kind
+                told = type(error) if ours else DiskFullError if error.errno in NO_ROOM else kind
                 raise told(f"block {place(region)}: {error}") from error
             tries.append(error.errno or 0)
             time.sleep(wait_seconds)

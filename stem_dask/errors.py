@@ -4,6 +4,11 @@ Every error takes one string (others do not survive the way back from a worker p
 its value, what was expected and what to do. Each is also the builtin error a caller would expect.
 """
 
+import errno
+
+#: numbers of the system's errors that say there is no room
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class StemDaskError(Exception):
     """Anything stem_dask refuses or fails at, with a message meant for the user."""

@@ -144,20 +144,20 @@ class Job:
         if analysis is not None:
             with self.state.nothing_to_go_on_with():
                 window = self.choose(analysis)
-        out, known = self.write(patterns, analysis, window)
-        for path in self.outputs.exports:
-            with self.room(patterns, window):
+        with self.room(patterns, window, warn=True):
+            out, known = self.write(patterns, analysis, window)
+            for path in self.outputs.exports:
                 self.export(path, math.prod(out.data.numblocks))
-        seconds = time.perf_counter() - first
-        results = results_of_run(self.prepared, patterns, out, known, window)
-        results |= self.measured(patterns, window, seconds)
-        if self.outputs.figure:
-            data = figure_data(self.outputs.store, patterns, window, results)
-            draw(data, temporary(self.outputs.figure))
-            publish(self.outputs.figure)
-        results["processing_time"] = time.perf_counter() - started
-        report.write_json(self.outputs.results, results)
-        self.state.complete({name: results[name] for name in REPORTED})
+            seconds = time.perf_counter() - first
+            results = results_of_run(self.prepared, patterns, out, known, window)
+            results |= self.measured(patterns, window, seconds)
+            if self.outputs.figure:
+                data = figure_data(self.outputs.store, patterns, window, results)
+                draw(data, temporary(self.outputs.figure))
+                publish(self.outputs.figure)
+            results["processing_time"] = time.perf_counter() - started
+            report.write_json(self.outputs.results, results)
+            self.state.complete({name: results[name] for name in REPORTED})
         files = {path: report.tree_bytes(path) for path in self.outputs.all()}
         lines = report.summary({**results, "files": files})
         return Outcome(exit_code(self.config, results), results, lines)
@@ -268,8 +268,7 @@ class Job:
         if published:
             self.tally.note(self.state.journal.records("crop").values())
         else:
-            with self.room(patterns, window):
-                self.compute("crop", outputs, instead, out, sink)
+            self.compute("crop", outputs, instead, out, sink)
         lead = lead_shape(out)
         valid = self.tally.valid(lead)
         inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
@@ -352,14 +351,14 @@ class Job:
         self.tally.note(records)
 
     def room(
-        self, patterns: xr.DataArray, window: Window | None
+        self, patterns: xr.DataArray, window: Window | None, *, warn: bool = False
     ) -> contextlib.AbstractContextManager[None]:
         """Disk for what is still to be written; see `stem_dask.projection.enough_room`."""
         shape = None if window is None else window.shape
         n_blocks = math.prod(patterns.data.numblocks)
         need = disk_need(self.config, self.prepared.found, n_blocks, shape)
         names = (self.folder, *(f(p) for p in self.outputs.all() for f in (str, temporary)))
-        return enough_room(Path(self.outputs.store).parent, need, names, self.warnings)
+        return enough_room(Path(self.outputs.store).parent, need, names, warn=warn)
 
     def measured(
         self, patterns: xr.DataArray, window: Window | None, seconds: float

@@ -1,6 +1,7 @@
 """What a job will need before it runs: memory of a worker, bytes on disk; and the refusal when there is less."""
 
 import contextlib
+import logging
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stem_dask.errors import DiskFullError, MemoryBudgetError
+from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.read import Found
 from stem_dask.io.sources import Source, Transposed
@@ -18,6 +19,8 @@ from stem_dask.kernels.downsample import result_dtype
 from stem_dask.options import Config
 from stem_dask.plan import MIB, Footprint, axis_window, footprints, most_positions, projected_bytes
 from stem_dask.report import size, tree_bytes
+
+_logger = logging.getLogger("stem_dask")
 
 #: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
 VALUES_KEPT = 8
@@ -139,13 +142,15 @@ def disk_need(
         kept += n * (4 * radii + 8 * VALUES_KEPT)
         kept += n_blocks * math.prod(what.detector) * (8 + itemsize)
     tensor = patterns if "pt" in config.output.export else 0
+    smallest = what.dtype.itemsize if what.dtype.kind == "f" else 1  # small counts fit int8
     signal = patterns if "hspy" in config.output.export else 0
+    least = kept + tensor * what.known * smallest // what.dtype.itemsize
     # unsigned counts may need twice the bytes in a .pt; .hspy is there twice while it is put together
-    return DiskNeed(kept + tensor * what.known, 2 * kept + patterns + 2 * tensor + 2 * signal)
+    return DiskNeed(least, 2 * kept + patterns + 2 * tensor + 2 * signal)
 
 
-def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> str | None:
-    """Compare a need with the free space; gives a warning when it might not suffice.
+def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:
+    """Compare a need with the free space; whether it suffices in any case.
 
     Parameters
     ----------
@@ -156,15 +161,15 @@ def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> str | None:
     Raises
     ------
     DiskFullError
-        When the space cannot suffice.
+        When the space cannot suffice, whatever compression gains.
     """
     free = free_bytes(folder)
     if free < need.least - written:
         raise DiskFullError(
-            f"at least {size(need.least - written)} more are needed; {disk_words(folder, need.most - written)}. Or write "
+            f"at least {size(need.least - written)} more are needed: {disk_words(folder, need.most - written)}. Or write "
             "elsewhere (output.path), or export less (output.export)"
         )
-    return disk_words(folder, need.most - written) if free < need.most - written else None
+    return free >= need.most - written
 
 
 def disk_words(folder: Path, need: int) -> str:
@@ -177,7 +182,7 @@ def disk_words(folder: Path, need: int) -> str:
 
 @contextlib.contextmanager
 def enough_room(
-    folder: Path, need: DiskNeed, names: Sequence[str], warnings: list[str]
+    folder: Path, need: DiskNeed, names: Sequence[str], *, warn: bool = False
 ) -> Iterator[None]:
     """Compare the disk with a need before the work inside; a disk that is full all the same is told with the need.
 
@@ -185,13 +190,15 @@ def enough_room(
     ----------
     folder, need : see `check_disk`
     names : files and folders of the run, whose bytes are there already
-    warnings : gets a line when the space might not suffice
+    warn : say when the space might not suffice
     """
-    warning = check_disk(folder, need, sum(map(tree_bytes, names)))
-    warnings += [] if warning is None or warning in warnings else [warning]
+    if not check_disk(folder, need, sum(map(tree_bytes, names))) and warn:
+        _logger.warning("the disk may become full: %s", disk_words(folder, need.most))
     try:
         yield
-    except DiskFullError as error:
+    except OSError as error:
+        if not isinstance(error, DiskFullError) and error.errno not in NO_ROOM:
+            raise
         left = max(0, need.most - sum(map(tree_bytes, names)))
         raise DiskFullError(f"{error}; {disk_words(folder, left)}") from error
 

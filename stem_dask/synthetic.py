@@ -15,6 +15,7 @@ import numpy as np
 
 from stem_dask.errors import ConfigError
 from stem_dask.io.dm_write import Stream, stream_tags
+from stem_dask.io.publish import named
 
 _DM_CODES = {
     "i2": 1, "f4": 2, "u1": 6, "i4": 7, "i1": 9, "u2": 10, "u4": 11, "f8": 12, "i8": 39, "u8": 40,
@@ -295,7 +296,7 @@ def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file that has its name only when it is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with named(part), open(part, "wb") as file:
             file.writelines(pieces)
         os.replace(part, path)
     finally:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
+from stem_dask.io.publish import named
 
 Slices = tuple[slice, ...]
 
@@ -67,18 +68,10 @@ class FlatFile:
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
         ranges = [range(*s.indices(n)) for s, n in zip(part[:n_outer], self.shape, strict=False)]
-        position = self.offset
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                for run, index in zip(runs, itertools.product(*ranges), strict=True):
-                    start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
-                    position = self.offset + start * self.dtype.itemsize
-                    self._fill(file, position, run)
-        except OSError as error:
-            if isinstance(error, SourceError) or error.filename:
-                raise
-            why = error.strerror or str(error)  # of a read, which does not say of what
-            raise SourceError(f"{self.path}: cannot be read at byte {position:,}: {why}") from error
+        with named(self.path), open(self.path, "rb", buffering=0) as file:
+            for run, index in zip(runs, itertools.product(*ranges), strict=True):
+                start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
+                self._fill(file, self.offset + start * self.dtype.itemsize, run)
         return out
 
     def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:

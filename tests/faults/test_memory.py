@@ -1,0 +1,82 @@
+"""The projection of a worker's memory holds: data many times larger pass through small workers, and no smaller one starts."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import Command, cleaned
+
+#: of a worker, in bytes: what most machines can spare
+LIMIT = 512 * 10**6
+CONFIG = """
+input: {path: BEAM}
+output: {path: scan.zarr, export: [pt], figure: false}
+"""
+
+
+def write_beam(path: Path, n_bytes: int) -> Path:
+    """A scan of 256 x 256 uint16 patterns, each a small disc; pages without counts are holes, so that it is soon there."""
+    n = n_bytes // (128 * 256 * 256 * 2)
+    data = np.lib.format.open_memmap(path, "w+", np.uint16, (n, 128, 256, 256))
+    data[:, :, 126:130, 120:136] = 100
+    data.flush()
+    (path.parent / "crop.yaml").write_text(CONFIG.replace("BEAM", str(path)))
+    return path.parent / "crop.yaml"
+
+
+@pytest.fixture(scope="module")
+def half_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_beam(tmp_path_factory.mktemp("half") / "beam.npy", 2**29)
+
+
+def limited(n_bytes: int) -> str:
+    return f"cluster.memory_limit={n_bytes}"
+
+
+def test_8_gb_through_two_workers_of_512_mb(tmp_path: Path) -> None:
+    command = Command(write_beam(tmp_path / "beam.npy", 2**33), tmp_path)
+    with cleaned(command):
+        done = command.finish(limited(LIMIT))
+    (tmp_path / "beam.npy").unlink()
+    assert done.code == 0, done.text
+    assert "restart" not in done.text.lower()  # of a worker, by its nanny
+    memory = json.loads((command.run_folder / "report.json").read_text())["memory"]
+    assert memory["limit"] == LIMIT
+    assert 0.6 * memory["projected"] <= memory["measured"] <= 1.1 * memory["projected"]
+    assert memory["measured"] < 0.95 * LIMIT  # where Dask pauses a worker
+
+
+def test_a_budget_below_the_projection(half_gb: Path, tmp_path: Path) -> None:
+    """It is refused before any task; the block that is named fits, and so does a budget 10 % above."""
+    command = Command(half_gb, tmp_path, overrides=("output.chunk_mb=32",))
+    with cleaned(command):
+        refused = command.finish(limited(330 * 10**6))
+        assert refused.code == 2, refused.text
+        assert not command.run_folder.exists()
+        need = re.search(r"a worker would need ([\d.]+) MB", refused.text)
+        fits = re.search(r"(output\.chunk_mb=[\d.]+) fits", refused.text)
+        assert need is not None, refused.text
+        assert fits is not None, refused.text
+        projected = int(float(need[1]) * 1e6)
+        done = command.finish(limited(330 * 10**6), fits[1])
+        assert done.code == 0, done.text
+        roomy = Command(half_gb, tmp_path, "roomy", overrides=command.overrides)
+        done = roomy.finish(limited(int(1.1 * projected)))
+        roomy.clean()
+        assert done.code == 0, done.text
+    memory = json.loads((roomy.run_folder / "report.json").read_text())["memory"]
+    assert 0.6 * projected <= memory["measured"] <= 1.1 * memory["projected"]
+
+
+def test_a_worker_that_needs_more_all_the_same(half_gb: Path, tmp_path: Path) -> None:
+    """Told as memory: the limit is what the projection allows, and every task is made to take more."""
+    (tmp_path / "site").mkdir()
+    command = Command(half_gb, tmp_path, overrides=("output.chunk_mb=16",))
+    with cleaned(command):
+        done = command.finish(limited(LIMIT), fault="memory stem_dask.kernels.analysis")
+    assert done.code == 5, done.text
+    assert "memory" in done.text
+    assert "KilledWorker" not in done.text
+    assert not command.store.exists()
