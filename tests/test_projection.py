@@ -1,0 +1,193 @@
+"""What a job is said to need, against what it takes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from stem_dask import projection
+from stem_dask.errors import DiskFullError, MemoryBudgetError
+from stem_dask.pipeline import run
+from stem_dask.plan import USABLE_SHARE, WORKER_BYTES
+from stem_dask.preflight import find_input
+from stem_dask.projection import (
+    DiskNeed,
+    check_disk,
+    check_memory,
+    disk_need,
+    enough_room,
+    fitting_block,
+    memory_of,
+    shapes,
+)
+from stem_dask.report import tree_bytes
+from stem_dask.state import RunState
+
+
+def noise(path: Path, dtype: str = "u2") -> Path:
+    """A scan (8, 6) of 64 x 48 patterns that no codec makes much smaller."""
+    rng = np.random.default_rng(0)
+    if dtype[0] == "f":
+        data = rng.random((8, 6, 64, 48)).astype(dtype)
+    else:
+        data = rng.integers(0, np.iinfo(dtype).max, (8, 6, 64, 48), dtype)
+    np.save(path, data)
+    return path
+
+
+# --- disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"crop": {"size": 20}},
+        {"crop": {"size": [20, 64]}, "downsample": {"factor": 2}},
+        {"crop": {"enabled": False}, "downsample": {"factor": 2, "reduce": "sum"}},
+        {"output": {"export": [], "dtype": "float32"}},
+        {"output": {"export": ["hspy"]}},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_bytes_on_disk(
+    dtype: str, sections: dict[str, Any], make_config: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What is there before the end lies between the two limits, for data that cannot be compressed."""
+    output = {"export": ["pt", "hspy"], "chunk_mb": 0.1, **sections.get("output", {})}
+    path = noise(tmp_path / "noise.npy", dtype)
+    config = make_config(path, **{**sections, "output": output, "validate": {"min_retention": 0}})
+    found = find_input(config)
+    made = []
+    complete = RunState.complete
+
+    def measure(state: RunState, report: Any) -> None:
+        names = ("out.zarr", "out.pt", "out.hspy", "out.run")
+        made.append(sum(tree_bytes(tmp_path / name) for name in names))
+        complete(state, report)
+
+    monkeypatch.setattr(RunState, "complete", measure)
+    results = run(config).results
+    window = results["analysis"]["cropped_shape"] if config.crop.enabled else None
+    block = fitting_block(config, found, None, 1)
+    n_blocks = int(np.prod([-(-n // b) for n, b in zip((8, 6), block, strict=True)]))
+    need = disk_need(config, found, n_blocks, window)
+    overhead = 100_000  # axes, metadata, names: what does not grow with the data
+    assert need.least <= made[0] <= need.most + overhead
+    assert disk_need(config, found, n_blocks).least <= need.least
+
+
+@pytest.mark.parametrize("free", [99, 100, 149, 150])
+def test_free_space(free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "free_bytes", lambda folder: free)
+    need = DiskNeed(110, 160)
+    if free < 100:
+        with pytest.raises(
+            DiskFullError, match=r"at least 100 B more .* up to 150 B .* has 99 B free"
+        ):
+            check_disk(tmp_path, need, 10)
+    else:
+        assert check_disk(tmp_path, need, 10) == (free >= 150)
+
+
+def test_free_space_of_a_folder_that_will_be_made(tmp_path: Path) -> None:
+    assert projection.free_bytes(tmp_path / "a" / "b") == pytest.approx(
+        projection.free_bytes(tmp_path), rel=0.1
+    )
+
+
+@pytest.mark.parametrize("kind", [DiskFullError, OSError])
+def test_a_full_disk_is_told_with_the_need(kind: type[OSError], tmp_path: Path) -> None:
+    (tmp_path / "made").write_bytes(bytes(1000))
+    error = kind("no room") if kind is DiskFullError else OSError(28, "no room", "file")
+    with (
+        pytest.raises(DiskFullError, match=r"no room.*up to 4 kB more \(4,000 bytes\)"),
+        enough_room(tmp_path, DiskNeed(0, 5000), [str(tmp_path / "made")]),
+    ):
+        raise error
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    with (
+        pytest.raises(PermissionError),
+        enough_room(tmp_path, DiskNeed(0, 0), []),
+    ):
+        raise PermissionError(13, "not yours")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
+    """By hand: uint16 patterns of 64 x 48, a window of all of them, encoded: four times 6,144 bytes a position."""
+    config = make_config(noise(tmp_path / "noise.npy"))
+    found = find_input(config)
+    sizes = memory_of(config, found)
+    assert sizes["crop"].per_position == 4 * 6144
+    limit = round((WORKER_BYTES + 2 * (8 * 6144 + 12 * 4 * 6144)) / USABLE_SHARE) + 100
+    assert fitting_block(config, found, limit, 2) == (2, 6)
+    need = check_memory(config, found, (2, 6), limit, 2)
+    assert need == WORKER_BYTES + 2 * sizes["crop"].bytes(12)
+
+
+def test_a_block_that_does_not(make_config: Any, tmp_path: Path) -> None:
+    """Patterns of 8 MiB: two fit, sixteen do not."""
+    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, (4, 4, 2048, 2048))
+    config = make_config(tmp_path / "large.npy", output={"chunk_mb": 128})
+    found = find_input(config)
+    limit = 480 * 10**6
+    block = fitting_block(config, found, limit, 1)
+    assert block == (4, 4)  # as it was asked for
+    told = r"blocks of 16 patterns and has 480 MB; output\.chunk_mb=16 fits"
+    with pytest.raises(MemoryBudgetError, match=told):
+        check_memory(config, found, block, limit, 1)
+    smaller = make_config(tmp_path / "large.npy", output={"chunk_mb": 16})
+    block = fitting_block(smaller, found, limit, 1)
+    assert check_memory(smaller, found, block, limit, 1) <= limit
+    auto = make_config(tmp_path / "large.npy")
+    assert fitting_block(auto, found, limit, 1) == block == (1, 2)
+
+
+def test_not_even_one_pattern(make_config: Any, tmp_path: Path) -> None:
+    config = make_config(noise(tmp_path / "noise.npy"))
+    with pytest.raises(
+        MemoryBudgetError, match=r"200 MB for 3 threads cannot hold .* needs 280 MB"
+    ):
+        fitting_block(config, find_input(config), 200 * 10**6, 3)
+
+
+def test_copies(make_config: Any, tmp_path: Path) -> None:
+    """A mask, another byte order, half precision and another order of the axes take more."""
+    plain = memory_of(*both(make_config, noise(tmp_path / "a.npy")))["analyze"].per_position
+    np.save(tmp_path / "mask.npy", np.zeros((64, 48), bool))
+    mask = {"mask": str(tmp_path / "mask.npy"), "path": str(tmp_path / "a.npy")}
+    masked = memory_of(*both(make_config, tmp_path / "a.npy", input=mask))
+    assert masked["analyze"].per_position == plain + 6144
+    np.save(tmp_path / "b.npy", np.load(tmp_path / "a.npy").astype(">u2"))
+    swapped = memory_of(*both(make_config, tmp_path / "b.npy"))
+    assert swapped["analyze"].per_position == plain + 6144
+    half = memory_of(*both(make_config, noise(tmp_path / "c.npy", "f2")))
+    assert half["analyze"].per_position == plain + 2 * 6144
+    order = {"scan_order": "detector_first", "path": str(tmp_path / "a.npy")}
+    turned = memory_of(*both(make_config, tmp_path / "a.npy", input=order))
+    n_radii = 9  # of the detector of 8 x 6 that the file then has
+    assert turned["analyze"].per_position == 3 * 8 * 6 * 2 + 4 * n_radii + 64
+
+
+def both(make_config: Any, path: Path, **sections: Any) -> Any:
+    config = make_config(path, **sections)
+    return config, find_input(config)
+
+
+def test_shapes_of_a_window_that_is_known(make_config: Any, tmp_path: Path) -> None:
+    config, found = both(make_config, noise(tmp_path / "a.npy"), downsample={"factor": 4})
+    guessed, known = shapes(config, found), shapes(config, found, (32, 48))
+    assert (guessed.window, guessed.out, guessed.known) == ((64, 48), (16, 12), False)
+    assert (known.window, known.out, known.dtype) == ((32, 48), (8, 12), np.float32)
+
+
+def test_a_store_as_input_is_no_exception(make_config: Any, tmp_path: Path) -> None:
+    zarr.create_array(str(tmp_path / "in.zarr"), data=np.load(noise(tmp_path / "a.npy")))
+    assert memory_of(*both(make_config, tmp_path / "in.zarr"))["analyze"].fixed == 16 * 6144
