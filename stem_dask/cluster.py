@@ -29,8 +29,8 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": 0.95,
     "distributed.worker.memory.terminate": 0.98,
-    # a worker that hangs is given up after this time, and its tasks go elsewhere
-    "distributed.scheduler.worker-ttl": "120s",
+    # a worker that is silent for this time is killed, and its tasks go elsewhere; looked at as often, so twice at most
+    "distributed.scheduler.worker-ttl": "60s",
     "distributed.admin.large-graph-warning-threshold": "1GB",
 }
 
@@ -102,12 +102,22 @@ def connect(
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
     with (
-        dask.config.set(_SETTINGS),
+        dask.config.set(_settings()),
         _start(
             kind, n_workers, threads_per_worker, memory_limit, host or LOOPBACK, insecure
         ) as connection,
     ):
         yield connection
+
+
+def _settings() -> dict[str, Any]:
+    """Ours; what the user has set himself, in dask's files or the environment, stays."""
+    shipped = dask.config.merge(*dask.config.defaults)
+    return {
+        name: value
+        for name, value in _SETTINGS.items()
+        if dask.config.get(name) == dask.config.get(name, config=shipped)
+    }
 
 
 @contextlib.contextmanager
