@@ -1,0 +1,93 @@
+"""A worker that hangs: the work goes on elsewhere, and what it does when it wakes up counts no more."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import N_BLOCKS, PATIENCE, POLL, Command, assert_identical, n_lines, read, workers
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten heartbeats of half a second are the least that dask takes for silence; it looks as often as this."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "5s")
+
+
+def test_a_hung_worker(command: Command, reference: Command) -> None:
+    """Stopped in the middle of the crop: killed by its nanny, replaced, no block is noted twice."""
+    run = command.start()
+    run.until(lambda: n_lines(command, "crop") >= 4, "four cropped rows")
+    victim = workers(run.process.pid)[0]
+    victim.send_signal(signal.SIGSTOP)
+    assert n_lines(command, "crop") < N_BLOCKS, "too late to be a test"
+    run.until(lambda: not victim.is_running(), "the end of the hung worker")
+    assert run.wait() == 0, run.text
+    assert run.gone() == []
+    assert_identical(command, reference)
+
+
+def test_a_hung_worker_that_wakes_up(command: Command, reference: Command) -> None:
+    """On a cluster without nannies nobody kills it: it finishes its task when another worker has done it."""
+    with _cluster(command.folder) as pids:
+        run = command.start(f"cluster.scheduler_file={command.folder}/scheduler.json", kind="auto")
+        run.until(lambda: n_lines(command, "crop") >= 4, "four cropped rows")
+        os.kill(pids[0], signal.SIGSTOP)
+        known = n_lines(command, "crop")
+        assert known < N_BLOCKS, "too late to be a test"
+        run.until(lambda: n_lines(command, "crop") == N_BLOCKS, "all rows without it")
+        os.kill(pids[0], signal.SIGCONT)
+        assert run.wait() == 0, run.text
+    assert run.gone() == []
+    assert_identical(command, reference)
+
+
+def test_the_silence_that_is_allowed() -> None:
+    """Twice ours is less than 150 s; what somebody has set himself stays."""
+    import dask
+    import distributed  # noqa: F401  brings its defaults
+
+    from stem_dask.cluster import _settings
+
+    name = "distributed.scheduler.worker-ttl"
+    with dask.config.set({name: "5 minutes"}):
+        assert _settings()[name] == "60s"
+    with dask.config.set({name: "7s"}):
+        assert name not in _settings()
+
+
+@contextlib.contextmanager
+def _cluster(folder: Path) -> Iterator[list[int]]:
+    """A scheduler and two workers; gives the processes of the workers."""
+    path = f"{folder}/scheduler.json"
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": package}
+    file = ["--scheduler-file", path]
+    lines = [
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0", *file],
+        *[["worker", "--no-nanny", "--nthreads", "1", "--no-dashboard", *file]] * 2,
+    ]
+    processes = []
+    try:
+        with open(folder / "cluster.log", "wb") as log:
+            for line in lines:
+                argv = [sys.executable, "-m", "dask", *line]
+                processes.append(
+                    subprocess.Popen(argv, stdout=log, stderr=log, env=environment, cwd=folder)
+                )
+        end = time.monotonic() + PATIENCE
+        while read(folder / "cluster.log").count(b"Registered to") < 2:
+            assert time.monotonic() < end, read(folder / "cluster.log")
+            time.sleep(POLL)
+        yield [process.pid for process in processes[1:]]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
