@@ -7,30 +7,39 @@ from harness import JOBS, N_BLOCKS, Command, assert_identical, n_lines, read, wo
 
 pytestmark = pytest.mark.faults
 
-#: (fault or "lines JOB n", cluster) in the order of the run: the process group is killed at each, one start after another
+#: (phase, fault or "lines JOB n", cluster) in the order of the run: the process group, which is client, scheduler and
+#: workers, is killed at each, one start after another; `lines` is n more lines, {} the middle one of the missing blocks
 CHAINS = {
     "passes": [
-        ("lines analyze 3", "local"),
-        ("after analysis/000018.npz", "local"),  # a worker, between rename and journal line
-        ("lines crop 3", "local"),
-        ("before patterns/c/16/0/0/0", "local"),  # a worker, a shard is written and has no name yet
-        ("after crop/000022.npz", "local"),
-        ("before scan.zarr", "threads"),
+        ("analysis", "lines analyze 3", "local"),
+        ("analysis", "after analysis/{:06}.npz", "local"),  # a worker, before the journal line
+        ("analysis", "before analysis/{:06}.npz", "threads"),
+        ("analysis", "after analysis/{:06}.npz", "threads"),
+        ("crop", "lines crop 3", "local"),
+        ("crop", "before patterns/c/{}/0/0/0", "local"),  # a worker, its shard has no name yet
+        ("crop", "after patterns/c/{}/0/0/0", "threads"),
+        ("crop", "after crop/{:06}.npz", "local"),
+        ("rename", "before scan.zarr", "threads"),
     ],
     "exports": [
-        ("after scan.zarr", "local"),
-        ("lines export .pt scan 3", "local"),
-        ("before scan.pt", "threads"),
-        ("after scan.pt", "threads"),
-        ("lines export .hspy 3", "local"),
-        ("before scan.hspy", "threads"),
-        ("after scan.hspy", "threads"),
-        ("before scan_results.json", "threads"),
-        ("after report.json", "threads"),
+        ("rename", "after scan.zarr", "local"),
+        ("export", "lines export .pt scan 3", "local"),
+        ("export", "lines export .pt scan 3", "threads"),
+        ("rename", "before scan.pt", "threads"),
+        ("rename", "after scan.pt", "threads"),
+        ("export", "lines export .hspy 3", "local"),
+        ("export", "after export.hspy/{:06}.npz", "threads"),
+        ("rename", "before scan.hspy", "threads"),
+        ("rename", "after scan.hspy", "threads"),
+        ("rename", "before scan_results.json", "threads"),
+        ("rename", "after report.json", "threads"),
     ],
 }
-#: the stage of a moment, and whether it is over by then
-STAGE = {"analysis": "analyze", "patterns": "crop", "crop": "crop"}
+#: the job that writes a block's file
+WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hspy": JOBS[3]}
+#: how many jobs are over when an output gets its name
+OVER = {"scan.zarr": 2, "scan.pt": 3}
+N_IN_FLIGHT = 3 * 2
 
 
 def test_a_killed_worker(command: Command, reference: Command) -> None:
@@ -51,44 +60,81 @@ def test_a_worker_killed_while_it_writes(command: Command, reference: Command) -
     assert_identical(command, reference)
 
 
+def test_there_are_enough_moments() -> None:
+    """The phase of each is confirmed by the journal at the kill, below."""
+    phases = Counter(phase for chain in CHAINS.values() for phase, _, _ in chain)
+    assert sum(phases.values()) >= 20
+    assert min(phases[phase] for phase in ("analysis", "crop", "export", "rename")) >= 4
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_kills_of_everything(name: str, command: Command, reference: Command) -> None:
-    known = b""
-    for moment, kind in CHAINS[name]:
-        lines = moment.startswith("lines")
-        run = command.start(kind=kind, fault="" if lines else moment)
-        if lines:
-            job, n = moment.removeprefix("lines ").rsplit(" ", 1)
-            run.until(lambda job=job, n=n: n_lines(command, job) >= int(n), moment)
-            run.kill()
-        else:
-            run.wait()
-        assert run.code == -9, f"{moment}: {run.code}\n{run.text}"
-        if known:
-            assert "resuming" in run.text
-        # evidence of the stage: its lines, and none of the next
+    known, files = b"", {}
+    for phase, moment, kind in CHAINS[name]:
+        _killed(command, moment, kind, resuming=bool(known))
         counts, journal = command.counts(), read(command.journal)
-        if lines:
-            done = JOBS.index(job)
-            assert int(n) <= counts[job] < N_BLOCKS, f"{moment}: {counts}"
-        elif "/" in moment:
-            done = JOBS.index(STAGE[moment.split()[1].split("/")[0]])
-            assert counts[JOBS[done]] < N_BLOCKS
-        else:
-            done = {"scan.zarr": 2, "scan.pt": 3}.get(moment.split()[1], 4)
-        assert all(counts[job] == N_BLOCKS for job in JOBS[:done]), f"{moment}: {counts}"
-        assert not any(counts[job] for job in JOBS[done + 1 :]), f"{moment}: {counts}"
+        assert _phase(counts) == phase, f"{moment}: {counts}"
         for suffix in (".zarr", ".pt", ".hspy"):  # no final name before all of its blocks are there
             job = {".zarr": "crop", ".pt": JOBS[2], ".hspy": JOBS[3]}[suffix]
             assert counts[job] == N_BLOCKS or not command.store.with_suffix(suffix).exists()
         # only what was missing was computed: the journal grew, and says nothing twice
         assert journal.startswith(known)
         assert max(Counter(command.lines()).values()) == 1
-        known = journal
+        # and no file of a noted block was written again; those without a line were in flight
+        known, now = journal, _shards(command)
+        noted = {index for job, index in command.lines() if job == "crop"}
+        assert files.items() <= now.items()
+        assert len(now.keys() - noted) <= N_IN_FLIGHT
+        files = {index: file for index, file in now.items() if index in noted}
     run = command.finish()
     assert run.code == 0, run.text
     assert f"resuming    {sum(counts.values())} finished" in run.text
+    assert files.items() <= _shards(command).items()
     assert_identical(command, reference)
+
+
+def _killed(command: Command, moment: str, kind: str, *, resuming: bool) -> None:
+    """Start the command and kill it at a moment; the journal tells that it was there."""
+    before, lines = command.counts(), moment.startswith("lines")
+    if lines:
+        job, n = moment.removeprefix("lines ").rsplit(" ", 1)
+        run, wanted = command.start(kind=kind), before[job] + int(n)
+        run.until(lambda: n_lines(command, job) >= wanted, moment)
+        run.kill()
+        done = JOBS.index(job)
+        assert wanted <= command.counts()[job] < N_BLOCKS, "too late to be a test"
+    else:
+        done = OVER.get(moment.split()[1], 4)
+        if "{" in moment:
+            done = JOBS.index(WRITES[moment.split()[1].split("/")[0]])
+            noted = {index for job, index in command.lines() if job == JOBS[done]}
+            missing = sorted(set(range(N_BLOCKS)) - noted)
+            moment = moment.format(missing[len(missing) // 2])
+        run = command.finish(kind=kind, fault=moment)
+    assert run.code == -9, f"{moment}: {run.code}\n{run.text}"
+    assert ("resuming" in run.text) == resuming
+    counts = command.counts()
+    assert all(counts[job] == N_BLOCKS for job in JOBS[:done]), f"{moment}: {counts}"
+    assert not any(counts[job] for job in JOBS[done + 1 :]), f"{moment}: {counts}"
+
+
+def _phase(counts: Counter[str]) -> str:
+    """What a journal with so many lines of each job was in the middle of."""
+    unfinished = [job for job in JOBS if 0 < counts[job] < N_BLOCKS]
+    if not unfinished:
+        return "rename"
+    (job,) = unfinished
+    return {"analyze": "analysis", "crop": "crop"}.get(job, "export")
+
+
+def _shards(command: Command) -> dict[int, tuple[int, int]]:
+    """Block: identity and time of its shard's file, wherever the store is by now."""
+    found = {}
+    for store in (command.store, command.folder / f"{command.store.name}.incomplete"):
+        for path in store.glob("patterns/c/*/0/0/0"):
+            status = path.stat()
+            found[int(path.parts[-4])] = (status.st_ino, status.st_mtime_ns)
+    return found
 
 
 def test_a_kill_before_the_folders_are_removed(command: Command, reference: Command) -> None:
