@@ -1,11 +1,13 @@
 """The engine: each block once, a few in flight, errors are tried again, what a journal notes is read again."""
 
 import errno
+import gc
 import itertools
 import logging
 import os
 import pickle
 import threading
+import weakref
 import zlib
 from dataclasses import dataclass
 from math import prod
@@ -497,6 +499,39 @@ def test_longer_and_longer_waits(monkeypatch):
         )
     assert slept == [0.1, 0.5, 2.0]
     assert len(tries) == 3
+
+
+class Watched(np.ndarray):
+    """An array that a weak reference can point to."""
+
+
+_READ = []
+
+
+def read_watched(block):
+    out = (block + 1).view(Watched)
+    _READ.append(weakref.ref(out))
+    return out
+
+
+class LonelySink(FolderSink):
+    def write(self, index, region, blocks):
+        assert [read() for read in _READ] == [None]
+        return {}
+
+
+def test_a_value_goes_as_soon_as_nothing_needs_it():
+    """The input of a block is gone before the block is written, and not only at the next garbage collection."""
+    _READ.clear()
+    ones = da.ones((2, 2, 4, 4), chunks=(1, 2, 4, 4))
+    sums = ones.map_blocks(read_watched, meta=np.empty((0,) * 4)).sum((-2, -1))
+    region, payload = Grid({"sums": sums}, 2).payload(1)
+    gc.disable()
+    try:
+        record = engine._write_block(payload, LonelySink(Path("unused")), 1, region)
+    finally:
+        gc.enable()
+    assert record.extra == {"region": [[1, 2], [0, 2]]}
 
 
 # --- going on ---------------------------------------------------------------------------------------------------

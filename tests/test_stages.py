@@ -19,7 +19,7 @@ import stem_dask as sd
 from stem_dask.model import Axis
 from stem_dask.stages.crop import placement
 from stem_dask.stages.mask import apply_mask
-from stem_dask.stages.patterns import as_patterns, axis_of
+from stem_dask.stages.patterns import as_patterns, axis_of, map_patterns
 from stem_dask.stages.validate import STATISTICS, retention_statistics
 
 PER_PATTERN = ("center_y", "center_x", "com_y", "com_x", "radius", "total", "profile")
@@ -340,3 +340,23 @@ def test_integers_reach_a_level_when_inside_is_at_least_level_times_total():
     nothing = retention_statistics(np.array([np.nan]), np.array([0.0]), 0.9, 0.9)
     assert nothing["n_empty"] == 1
     assert np.isnan(nothing["mean"])
+
+
+def test_blocks_are_not_copied_on_their_way():
+    """A block is in memory once: the kernel gets the very array that was read."""
+    made = []
+
+    def read(block):
+        made.append(block + 1)
+        return made[-1]
+
+    def same(block):
+        assert block is made[-1]
+        return block.sum((-2, -1))
+
+    data = da.ones((4, 3, 8, 6), chunks=(2, 3, 8, 6)).map_blocks(read, meta=np.empty((0,) * 4))
+    sums = map_patterns(same, data, float)
+    assert sums.chunks == ((2, 2), (3,))
+    np.testing.assert_array_equal(sums.compute(scheduler="sync"), np.full((4, 3), 96.0))
+    by_block = map_patterns(lambda block: np.full((1, 1), len(block)), data, int, by_block=True)
+    np.testing.assert_array_equal(by_block.compute(scheduler="sync"), [[2], [2]])
