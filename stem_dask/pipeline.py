@@ -92,7 +92,8 @@ def run(
 
     Returns
     -------
-    Outcome; its exit code is 0, or 4 when too many patterns are below ``validate.min_retention``
+    Outcome; its exit code is 0, 4 when too many patterns are below ``validate.min_retention``, or 7 when a part of the
+    input could not be read (``on_error: quarantine``)
 
     Raises
     ------
@@ -185,9 +186,8 @@ class Job:
     def block(self) -> tuple[int, ...]:
         """Positions of a block, settled once; refused when a worker has not the memory for it."""
         limit, threads = self.connection.worker_bytes, self.connection.worker_threads
-        with self.state.nothing_to_go_on_with():
-            block = fitting_block(self.config, self.prepared.found, limit, threads)
-            block = tuple(self.state.settled("block", block))
+        block = fitting_block(self.config, self.prepared.found, limit, threads)
+        block = tuple(self.state.settled("block", block))
         check_memory(self.config, self.prepared.found, block, limit, threads)
         return block
 

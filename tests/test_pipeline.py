@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stem_dask.errors import ConfigError, OutputExistsError, SourceError
+from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError, SourceError
 from stem_dask.pipeline import run
 
 NOTHING: dict[str, Any] = {}
@@ -303,3 +303,21 @@ def test_progress_and_words(beam_file: Path, make_config: Any) -> None:
 def test_gpu_is_refused_and_not_replaced(beam_file: Path, make_config: Any) -> None:
     with pytest.raises(ConfigError, match="device is gpu"):
         run(make_config(beam_file, device="gpu"))
+
+
+def test_too_little_memory_does_not_drop_an_unfinished_run(
+    beam_file: Path, make_config: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The same command on a smaller machine is refused; on the first one it goes on where it was."""
+    config = make_config(beam_file, output={"chunk_mb": 0.01})
+    with monkeypatch.context() as patch:
+        patch.setattr("stem_dask.pipeline.complete_analysis", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(config)
+    journal = (tmp_path / "out.run" / "journal").read_bytes()
+    assert b'"crop"' in journal
+    small = {"kind": "threads", "threads_per_worker": 2, "memory_limit": "200MB"}
+    with pytest.raises(MemoryBudgetError, match=r"cannot hold a single pattern"):
+        run(make_config(beam_file, output={"chunk_mb": 0.01}, cluster=small))
+    assert (tmp_path / "out.run" / "journal").read_bytes() == journal
+    assert run(config).exit_code == 0
