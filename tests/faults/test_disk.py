@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from harness import JOBS, N_BLOCKS, Command, assert_identical, cleaned
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from harness import Command, cleaned
 
+pytestmark = pytest.mark.faults
+
 #: of a worker, in bytes: what most machines can spare
 LIMIT = 512 * 10**6
 CONFIG = """
@@ -70,9 +72,11 @@ def test_a_budget_below_the_projection(half_gb: Path, tmp_path: Path) -> None:
     assert 0.6 * projected <= memory["measured"] <= 1.1 * memory["projected"]
 
 
-def test_a_worker_that_needs_more_all_the_same(half_gb: Path, tmp_path: Path) -> None:
-    """Told as memory: the limit is what the projection allows, and every task is made to take more."""
-    (tmp_path / "site").mkdir()
+def test_a_worker_that_needs_more_all_the_same(
+    half_gb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told as memory: the limit is what the projection allows, and every worker is made to take more."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")  # sooner at the end
     command = Command(half_gb, tmp_path, overrides=("output.chunk_mb=16",))
     with cleaned(command):
         done = command.finish(limited(LIMIT), fault="memory stem_dask.kernels.analysis")
