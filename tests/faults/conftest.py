@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import Command, cleaned
+from small import Small
 
 CONFIG = """
 input: {path: BEAM}
@@ -37,6 +38,13 @@ def reference(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Command
         done = command.finish()
         assert done.code == 0, done.text
     return command
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    small = Small(tmp_path_factory.mktemp("small"))
+    yield small
+    small.forks.close()
 
 
 @pytest.fixture

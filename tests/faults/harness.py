@@ -295,6 +295,20 @@ def assert_identical(
     assert names == {f"{command.name}{suffix}" for suffix in suffixes}
 
 
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path: Path) -> None:
+    words = bytearray(path.read_bytes())
+    words[len(words) // 2] ^= 4
+    path.write_bytes(words)
+
+
 @contextlib.contextmanager
 def cleaned(*commands: Command) -> Iterator[None]:
     try:

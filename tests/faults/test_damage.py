@@ -5,28 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import N_BLOCKS, Command, assert_identical
+from harness import N_BLOCKS, Command, assert_identical, flip, truncate, zero
 
 pytestmark = pytest.mark.faults
 
 Put = Callable[[Command, str], None]
 
 
-def _truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def _zero(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def _flip(path: Path) -> None:
-    words = bytearray(path.read_bytes())
-    words[len(words) // 2] ^= 4
-    path.write_bytes(words)
-
-
-DAMAGES = {2: _truncate, 5: _zero, 11: _flip, 17: Path.unlink}
+DAMAGES = {2: truncate, 5: zero, 11: flip, 17: Path.unlink}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +54,7 @@ def test_a_damaged_pt(command: Command, reference: Command, killed_at: Put) -> N
     assert_identical(command, reference, redone=[redone])
 
 
-@pytest.mark.parametrize("damage", [_truncate, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
 def test_a_torn_pt(
     damage: Callable[[Path], None], command: Command, reference: Command, killed_at: Put
 ) -> None:
