@@ -306,7 +306,7 @@ class Job:
                 self.outputs.store,
                 path,
                 layout=self.config.output.layout,
-                overwrite=self.config.output.overwrite,
+                overwrite=self.config.output.overwrite or self.state.replaces(path),
                 client=self.connection.client,
                 progress=self.reporter(f"export {kind[1:]}", 0),
                 journal=self.state.journal,

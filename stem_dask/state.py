@@ -1,7 +1,7 @@
 """The folder of a run: its lock, what it was asked to do, its journal, and what is kept when it stops early.
 
-``NAME.run/`` beside ``NAME.zarr`` holds ``lock``, ``run.json`` (token and options), ``journal`` and the blocks that wait
-to be joined. After a complete run ``run.json``, ``journal`` and ``report.json`` stay.
+``NAME.run/`` beside ``NAME.zarr`` holds ``lock``, ``run.json`` (token, options, the outputs that are replaced), ``journal``
+and the blocks that wait to be joined. After a complete run ``run.json``, ``journal`` and ``report.json`` stay.
 """
 
 import contextlib
@@ -40,10 +40,19 @@ class RunState:
         """Whether an output already bears its final name: all blocks are noted, and the temporary one is gone."""
         if len(self.journal.records(job)) != n_blocks or os.path.lexists(temporary(path)):
             return False
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) or self._older().get(Path(path).name) == _stamp(path):
             return False
         publish(path)  # what a kill may have left of the older one
         return True
+
+    def replaces(self, path: str) -> bool:
+        """Whether the run was begun with leave to replace an output that was there."""
+        return Path(path).name in self._older()
+
+    def _older(self) -> dict[str, Any]:
+        """Outputs that were there when the run began, each with its stamp."""
+        words = _read(self.folder / "run.json") or {}
+        return dict(words.get("older", {}))
 
     def settled(self, name: str, value: Any) -> Any:
         """A choice that must stay the same when the run goes on: the first one that was made."""
@@ -122,7 +131,10 @@ def open_state(
             if os.path.lexists(aside) and not os.path.lexists(store):
                 os.rename(aside, store)  # a run that is given up was killed between two renames
             _empty(folder)
-            _write(folder / "run.json", {"token": token, "options": options})
+            finals = [Path(path.removesuffix(temporary(""))) for path in temporaries]
+            older = {path.name: _stamp(path) for path in finals if os.path.lexists(path)}
+            begun = {"token": token, "options": options} | ({"older": older} if older else {})
+            _write(folder / "run.json", begun)
         state = RunState(folder, temporaries)
         try:
             yield state
@@ -159,6 +171,12 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif old != options:
             found.append(section)
     return found
+
+
+def _stamp(path: str | Path) -> list[int]:
+    """Tells an output from a newer one of the same name; stays the same when it is renamed or copied."""
+    status = os.lstat(path)
+    return [status.st_mtime_ns, status.st_size]
 
 
 def _empty(folder: Path) -> None:
