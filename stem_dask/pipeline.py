@@ -295,7 +295,7 @@ class Job:
         write_dataset(self.store, "output", output)
         attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
         finish_store(self.store, self.provenance(lead), {**attrs, "maximum": highest})
-        publish(self.outputs.store)
+        publish(self.outputs.store, drop=self.outputs.results)
         return out, known
 
     def export(self, path: str, n_blocks: int) -> None:

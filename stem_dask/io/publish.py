@@ -96,16 +96,20 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
         )
 
 
-def publish(path: str | Path) -> None:
+def publish(path: str | Path, *, drop: str | None = None) -> None:
     """Bring ``PATH.incomplete`` to disk and give it its final name, replacing an older output.
 
     A file replaces a file in one step. A folder cannot: the older one steps aside as ``PATH.replaced`` for the moment
     between two renames, and is removed after. When a kill stopped it anywhere, calling it again does the rest.
+
+    ``drop`` is a file that says that the older outputs are complete: it goes just before they are mixed with new ones.
     """
     path, built = Path(path), Path(temporary(path))
     aside = Path(replaced(path))
     if os.path.lexists(built):
         sync_tree(built)
+        if drop is not None:
+            remove(drop)
         if path.is_dir() and not path.is_symlink():
             remove(aside)
             os.rename(path, aside)

@@ -51,6 +51,20 @@ def test_an_export_that_was_not_there_at_the_start_is_kept(small: Small, tmp_pat
     assert (tmp_path / "scan.pt").read_bytes() == b"mine"
 
 
+def test_old_and_new_files_are_not_a_complete_run(small: Small, folder: Path) -> None:
+    """The new store lies beside the older .pt, and the run that was at it is dropped for another."""
+    _killed(small, folder, "B", NEW_PT)
+    assert content(folder / "scan.zarr") == small.references["B"][STORE]
+    assert content(folder / "scan.pt") == small.references["A"][".pt"]
+    _killed(small, folder, "A", Moment("line", 2, True), RESTART)
+    ended = small.run(folder, "B")
+    assert ended.code == 2, ended.text
+    assert "scan_results.json is missing" in ended.text
+    ended = small.run(folder, "B", OVERWRITE, RESTART)
+    assert ended.code == 0, ended.text
+    _all_of(small, folder, "B")
+
+
 @pytest.mark.parametrize(("at", "name"), [(ASIDE, STORE), (NEW_PT, ".pt")])
 def test_an_older_output_is_not_taken_for_the_new_one(
     at: Moment, name: str, small: Small, folder: Path
