@@ -265,10 +265,8 @@ class Job:
         sink = StoreSink(self.store, out.shape, str(out.dtype), dims, inner, shards, spool)
         n_blocks = math.prod(out.data.numblocks)
         published = self.state.published(self.outputs.store, "crop", n_blocks)
-        if published:
-            self.tally.note(self.state.journal.records("crop").values())
-        else:
-            self.compute("crop", outputs, instead, out, sink)
+        # what the spool holds may be damaged also when the store has its name
+        self.compute("crop", outputs, instead, out, spool if published else sink)
         lead = lead_shape(out)
         valid = self.tally.valid(lead)
         inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])

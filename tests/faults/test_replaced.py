@@ -1,11 +1,13 @@
 """Runs that replace older outputs, killed at the moments when old and new files lie side by side."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from forks import Moment
-from small import RESULTS, STORE, Small, content
+from harness import truncate
+from small import JOBS, N_BLOCKS, RESULTS, STORE, Small, content
 
 pytestmark = pytest.mark.faults
 
@@ -91,3 +93,21 @@ def test_a_kill_while_a_run_is_dropped(small: Small, folder: Path) -> None:
     ended = small.run(folder, "B", OVERWRITE)
     assert ended.code == 0, ended.text
     _all_of(small, folder, "B")
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_a_damaged_spool_of_a_store_that_has_its_name(
+    damage: object, small: Small, tmp_path: Path
+) -> None:
+    """What is known of each pattern waits to be joined, and the shards are done: only the first is made again."""
+    assert small.run(tmp_path, "A", at=Moment("name", 3, True)).code == -9
+    assert (tmp_path / "scan.zarr").exists()
+    spool = tmp_path / "scan.run" / "crop" / "000002.npz"
+    assert callable(damage)
+    damage(spool)
+    ended = small.run(tmp_path, "A")
+    assert ended.code == 0, ended.text
+    assert str(spool) in ended.text
+    _all_of(small, tmp_path, "A")
+    lines = Counter((tmp_path / "scan.run" / "journal").read_text().split('"job": "')[1:])
+    assert sum(n for text, n in lines.items() if text.startswith(JOBS[STORE])) == N_BLOCKS + 1
