@@ -24,6 +24,7 @@ from stem_dask.io.store import (
     write_dataset,
     write_valid,
 )
+from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
 from stem_dask.stages.patterns import (
     as_patterns,
@@ -179,7 +180,8 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     root = zarr.open_group(store, mode="r")
     array: Any = root["patterns"]
     dims = array.metadata.dimension_names
-    described = xr.open_zarr(store)
+    with decoded(store, root):
+        described = xr.open_zarr(store)
     axes = [axis_of(described, dim) for dim in dims]
     source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
@@ -190,8 +192,9 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
         patterns = patterns.assign_coords(valid=described["valid"].load())
     if "analysis" not in root:
         return patterns, None
-    analysis = xr.open_zarr(store, group="analysis").drop_vars("profile", errors="ignore").load()
-    return patterns, analysis
+    with decoded(store, root["analysis"]):
+        analysis = xr.open_zarr(store, group="analysis").drop_vars("profile", errors="ignore")
+        return patterns, analysis.load()
 
 
 def active_client() -> Any:

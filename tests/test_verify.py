@@ -12,7 +12,7 @@ import zarr
 import stem_dask
 from stem_dask.cli import main
 from stem_dask.errors import SourceError
-from stem_dask.exports import export
+from stem_dask.exports import export, export_from_store
 from stem_dask.io.verify import chunk_path, damaged_chunks, missing_chunk
 from stem_dask.model import Axis
 from stem_dask.stages.patterns import as_patterns
@@ -48,6 +48,12 @@ def made(tmp_path_factory):
 @pytest.fixture
 def store(made, tmp_path):
     return Path(shutil.copytree(made[0], tmp_path / "scan.zarr"))
+
+
+def flipped(path):
+    bad = bytearray(path.read_bytes())
+    bad[len(bad) // 2] ^= 4
+    path.write_bytes(bad)
 
 
 def refused(capsys, store, code):
@@ -120,6 +126,16 @@ def test_the_command_names_a_cut_and_a_flipped_file(store, capsys, name):
         assert f"{store / name} cannot be decoded" in said
         assert said.endswith("make it again with output.overwrite=true\n")
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", [ANALYSIS, "ky/c/0"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b""), flipped])
+def test_an_export_of_a_store_with_a_damaged_small_array(store, tmp_path, name, damage):
+    """Axes and analysis go into the file: a lost chunk of theirs must not read as zeros."""
+    damage(store / name)
+    with pytest.raises(SourceError, match=str(store)):
+        export_from_store(str(store), str(tmp_path / "scan.hspy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.zarr"]
 
 
 def test_every_damaged_file_is_named(store, capsys):

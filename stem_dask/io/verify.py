@@ -1,5 +1,6 @@
 """Test a finished store: every chunk is there, and its checksum is right."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,30 @@ def missing_chunk(store: str, name: str, array: Any, part: Sequence[slice]) -> P
         if _lost(path):
             return path
     return None
+
+
+@contextlib.contextmanager
+def decoded(store: str, group: Any) -> Iterator[None]:
+    """Read the small arrays of a group within: a damaged or missing chunk is an error of ours, not zeros.
+
+    Raises
+    ------
+    SourceError
+        When a chunk is missing, or something within cannot be decoded.
+    """
+    for name, array in group.arrays():
+        if name not in ("patterns", "profile"):  # large, and read elsewhere
+            place = f"{group.path}/{name}".lstrip("/")
+            lost = missing_chunk(store, place, array, [slice(None)] * array.ndim)
+            if lost is not None:
+                raise SourceError(f"{lost} is missing or empty; without it {name} reads as zeros")
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # each codec has its own
+        raise SourceError(
+            f"{store}: an array beside the patterns cannot be decoded ({error}); "
+            "stem-dask verify names the damaged files of a store"
+        ) from error
 
 
 def _lost(path: Path) -> bool:
