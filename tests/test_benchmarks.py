@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import data, kernels, memory
+from benchmarks import data, kernels, memory, resume
 
 
 def test_data_stream_into_a_scan(tmp_path: Path) -> None:
@@ -29,3 +29,10 @@ def test_memory_is_measured() -> None:
     (row,) = memory.main(["--sizes", "0.02", "--kind", "threads"])
     assert row["bytes"] == 16_777_216
     assert row["peak_bytes"] > 50_000_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a process group")
+def test_the_way_back_is_measured() -> None:
+    found = resume.main(["--finished", "20"])
+    assert found["finished"] >= 20
+    assert 0 < found["after_cluster"] < found["seconds"]
