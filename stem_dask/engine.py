@@ -45,6 +45,8 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 IN_FLIGHT = 3
 #: how long the calls in flight may take to end after an error
 LAST_CALLS_SECONDS = 60
+#: output bytes of finished blocks that one task looks at again, and how many blocks: each takes less time than a task
+VERIFIED_BYTES, VERIFIED_BLOCKS = 2**28, 64
 #: waits before a task that met a read or write error tries again, in seconds
 RETRY_SECONDS = (0.1, 0.5, 2.0)
 #: errors of the system that do not go away by themselves
@@ -117,7 +119,7 @@ def run(
     work = _Work(grid, sink, known, spare, unreadable)
     records: list[Record] = []
     with contextlib.closing(in_flight(client, work)) as done:
-        for result in done:
+        for result in itertools.chain.from_iterable(done):
             if isinstance(result, Damaged):
                 _logger.warning("%s: %s; it is computed again", job or "block", result.what)
                 work.again(result.index)
@@ -207,8 +209,8 @@ class _Work:
         for index in range(self.grid.n_blocks):
             if index not in known:
                 yield self._write(index)
-        for record in known.values():
-            yield _verify_block, (self.sink, record)
+        for records in _batches(known.values()):
+            yield _verify_blocks, (self.sink, records)
 
     def _write(self, index: int) -> Call:
         why = self.unreadable.get(index)
@@ -224,7 +226,7 @@ def _write_block(
     region: Region,
     quarantine: bool = False,
     why: str | None = None,
-) -> Record | Unreadable:
+) -> list[Record | Unreadable]:
     """One task: compute a block of every output and write it. Errors of files are tried again, with longer waits."""
     start = time.perf_counter()
     graph, wanted = pickle.loads(payload)
@@ -237,7 +239,7 @@ def _write_block(
     except SourceError as error:
         if not quarantine:
             raise
-        return Unreadable(index, str(error))
+        return [Unreadable(index, str(error))]
     blocks = {name: values[key] for name, key in wanted.items()}
     extra = _patiently(lambda: sink.write(index, region, blocks), StoreError, region, tries)
     n_bytes = sum(block.nbytes for block in blocks.values())
@@ -246,7 +248,7 @@ def _write_block(
         extra["retries"] = len(tries)
     if why is not None:
         extra["quarantined"] = why
-    return Record(index, time.perf_counter() - start, n_bytes, peak_rss(), extra)
+    return [Record(index, time.perf_counter() - start, n_bytes, peak_rss(), extra)]
 
 
 def _patiently(
@@ -267,9 +269,22 @@ def _patiently(
     return None
 
 
-def _verify_block(sink: Sink, record: Record) -> Record | Damaged:
-    what = sink.verify(record)
-    return record if what is None else Damaged(record.index, what)
+def _verify_blocks(sink: Sink, records: Sequence[Record]) -> list[Record | Damaged]:
+    """One task: look at finished blocks again."""
+    found = ((record, sink.verify(record)) for record in records)
+    return [r if what is None else Damaged(r.index, what) for r, what in found]
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """What one task looks at again."""
+    batch: list[Record] = []
+    for record in records:
+        batch.append(record)
+        if len(batch) == VERIFIED_BLOCKS or sum(r.bytes_out for r in batch) >= VERIFIED_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def peak_rss() -> int:
@@ -305,11 +320,12 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     calls = iter(calls)
     first = itertools.islice(calls, n_threads * IN_FLIGHT)
     waiting = {client.submit(f, *args, pure=False) for f, args in first}
-    done = as_completed(waiting, loop=client.loop)
+    # with results: a record that is fetched later may lie on a worker that hangs by then
+    done = as_completed(waiting, loop=client.loop, with_results=True)
     try:
-        for future in done:
+        for future, result in done:
             waiting.discard(future)
-            yield future.result()
+            yield result
             for f, args in itertools.islice(calls, 1):
                 waiting.add(new := client.submit(f, *args, pure=False))
                 done.add(new)

@@ -528,7 +528,7 @@ def test_a_value_goes_as_soon_as_nothing_needs_it():
     region, payload = Grid({"sums": sums}, 2).payload(1)
     gc.disable()
     try:
-        record = engine._write_block(payload, LonelySink(Path("unused")), 1, region)
+        (record,) = engine._write_block(payload, LonelySink(Path("unused")), 1, region)
     finally:
         gc.enable()
     assert record.extra == {"region": [[1, 2], [0, 2]]}

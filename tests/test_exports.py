@@ -332,7 +332,7 @@ class Run:
         if self.path.suffix == ".zarr":
             return self.built / "patterns" / "c" / str(index) / "0" / "0" / "0", None
         if self.path.suffix == ".hspy":
-            return self.spool / f"{index:06d}.npz", None
+            return self.spool / f"{index:06d}.block", None
         (start, length, _), *_ = (
             Journal(self.folder / "journal")
             .records(export_job(str(self.path), "scan"))[index]

@@ -42,7 +42,7 @@ class Output:
         Path(self.temporaries[0], "zarr.json").write_text("new")
         Path(self.temporaries[1]).write_text("new")
         (self.folder / "crop").mkdir()
-        (self.folder / "crop" / "000000.npz").write_text("block")
+        (self.folder / "crop" / "000000.block").write_text("block")
 
     def stop(self, error=InterruptedRunError, n_blocks=2, **how):
         """A run that noted some blocks and was stopped."""
@@ -73,7 +73,7 @@ KEPT = [
     "scan.pt.incomplete",
     "scan.run",
     "scan.run/crop",
-    "scan.run/crop/000000.npz",
+    "scan.run/crop/000000.block",
     "scan.run/journal",
     "scan.run/run.json",
     "scan.zarr.incomplete",
@@ -91,7 +91,7 @@ def test_a_complete_run(output, tmp_path):
         assert output.words() == {"token": "t1", "options": json.loads(json.dumps(OPTIONS))}
         assert (output.folder / "lock").exists()
         (output.folder / "crop").mkdir()
-        (output.folder / "crop" / "000000.npz").write_text("block")
+        (output.folder / "crop" / "000000.block").write_text("block")
         note(state, 2)
         state.complete({"speed": {"seconds": 1.5}, "where": tmp_path})
     assert listing(output.folder) == ["journal", "report.json", "run.json"]

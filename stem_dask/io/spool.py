@@ -1,6 +1,9 @@
 """Blocks kept one file each in the run's folder, to be joined in order at the end."""
 
+import json
+import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.errors import StoreError
 from stem_dask.io.publish import damage, file_crc, named, remove
 from stem_dask.model import Record, Region
 
@@ -26,13 +30,22 @@ class SpoolSink:
         Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write one file under a temporary name and rename it."""
+        """Write one file under a temporary name and rename it: a line of JSON, then the arrays."""
         path = self._path(index)
         partial = path.with_suffix(".partial")
-        with named(partial), open(partial, "wb") as file:
+        arrays = {name: np.ascontiguousarray(block) for name, block in blocks.items()}
+        words = {
             # bounds travel with the blocks, so that a file tells by itself where it belongs
-            bounds = np.array([[s.start, s.stop] for s in region], np.int64)
-            np.savez(file, allow_pickle=False, _region=bounds, **blocks)
+            "region": [[int(s.start), int(s.stop)] for s in region],
+            "arrays": [
+                [name, array.dtype.str, array.shape, zlib.crc32(array.data)]
+                for name, array in arrays.items()
+            ],
+        }
+        with named(partial), open(partial, "wb") as file:
+            file.write(json.dumps(words).encode() + b"\n")
+            for array in arrays.values():
+                file.write(array.data)
         crc, n_bytes = file_crc(partial)
         os.replace(partial, path)
         return {"spool_crc": crc, "spool_bytes": n_bytes}
@@ -48,15 +61,30 @@ class SpoolSink:
     def blocks(
         self, n: int, names: Sequence[str] | None = None
     ) -> Iterator[tuple[Region, dict[str, NDArray]]]:
-        """Region and blocks (all, or those named) of tasks 0 … n - 1; zip tests each array's checksum."""
+        """Region and blocks (all, or those named) of tasks 0 … n - 1, each array compared with its checksum.
+
+        Raises
+        ------
+        StoreError
+            When a file was damaged since it was written.
+        """
         for index in range(n):
-            with np.load(self._path(index), allow_pickle=False) as file:
-                bounds = file["_region"]
-                region = tuple(slice(int(a), int(b)) for a, b in bounds)
-                yield (
-                    region,
-                    {name: file[name] for name in names or file.files if name != "_region"},
-                )
+            path = self._path(index)
+            with open(path, "rb") as file:
+                words = json.loads(file.readline())
+                found = {}
+                for name, dtype, shape, crc in words["arrays"]:
+                    n_bytes = np.dtype(dtype).itemsize * math.prod(shape)
+                    if names is not None and name not in names:
+                        file.seek(n_bytes, os.SEEK_CUR)
+                        continue
+                    content = file.read(n_bytes)
+                    if len(content) != n_bytes or zlib.crc32(content) != crc:
+                        raise StoreError(
+                            f"{path} does not hold what was written; the same command makes it again"
+                        )
+                    found[name] = np.frombuffer(content, dtype).reshape(shape)
+            yield tuple(slice(*bounds) for bounds in words["region"]), found
 
     def _path(self, index: int) -> Path:
-        return Path(self.folder) / f"{index:06d}.npz"
+        return Path(self.folder) / f"{index:06d}.block"

@@ -114,7 +114,14 @@ class StoreSink:
         return Path(self.path, "patterns", "c", *place, *inside)
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Nothing to do: `finish_store` closes the store when its other groups are written."""
+        """See that every shard is there; `finish_store` closes the store when its other groups are written."""
+        for record in records:
+            shard = os.path.join(self.path, str(record.extra["shard"]))
+            # a worker that hung, was given up and woke up again removes a shard before it writes it
+            if not os.path.exists(shard) or os.path.getsize(shard) != record.extra["bytes"]:
+                raise StoreError(
+                    f"{shard} is not as it was written; the same command makes it again"
+                )
 
 
 def create_array(

@@ -218,7 +218,7 @@ def warm_up(argv: list[str]) -> None:
 
     @contextlib.contextmanager
     def connect(**options: Any) -> Iterator[Connection]:
-        yield Connection(None, "this process", 1, 1, "none", None)
+        yield Connection(None, "this process", 1, 1, "none", None, 1)
 
     pipeline.connect = connect
     engine.RETRY_SECONDS = (0.001, 0.001, 0.001)

@@ -157,7 +157,7 @@ def _in_a_pool() -> Iterator[None]:
 
     @contextlib.contextmanager
     def connect(**options: Any) -> Iterator[Connection]:
-        yield Connection(None, "pool", 1, 2, "", None)
+        yield Connection(None, "pool", 1, 2, "", None, 2)
 
     plain, stem_dask.pipeline.connect = stem_dask.pipeline.connect, connect
     try:
@@ -191,7 +191,7 @@ def _kill_at(moment: Moment) -> None:
     def renamed(source: Any, target: Any) -> str:
         """Blocks and metadata lie in the folders of a run and of its store."""
         place = os.fspath(target)
-        return "block" if ".zarr.incomplete/" in place or place.endswith(".npz") else "name"
+        return "block" if ".zarr.incomplete/" in place or place.endswith(".block") else "name"
 
     def write(journal: Any, words: Mapping[str, Any]) -> None:
         if moment.kind == "line" and next(events) == moment.nth:

@@ -108,14 +108,14 @@ class Model:
     def files(self) -> Iterator[tuple[Block, Path, int]]:
         """Files of noted blocks that the next start needs, with their checksums."""
         for (job, i), said in self.lines():
-            npz = f"{i:06d}.npz"
+            name = f"{i:06d}.block"
             if job in ("analyze", "crop"):
                 spool = self.run / {"analyze": "analysis"}.get(job, job)
-                yield (job, i), spool / npz, said["spool_crc"]
+                yield (job, i), spool / name, said["spool_crc"]
             if job == "crop" and not self.made(STORE):
                 yield (job, i), self.built(STORE) / said["shard"], said["crc"]
             if job == JOBS[".hspy"] and not self.made(".hspy"):
-                yield (job, i), self.run / "export.hspy" / npz, said["spool_crc"]
+                yield (job, i), self.run / "export.hspy" / name, said["spool_crc"]
 
     def spoiled(self) -> dict[Block, list[Path]]:
         """Noted blocks that are not what was written, with their files."""

@@ -18,10 +18,10 @@ DAMAGES = {2: truncate, 5: zero, 11: flip, 17: Path.unlink}
 @pytest.mark.parametrize(
     ("fault", "pattern", "job"),
     [
-        ("after crop/000022.npz", "scan.run/analysis/{:06d}.npz", "analyze"),
+        ("after crop/000022.block", "scan.run/analysis/{:06d}.block", "analyze"),
         ("before scan.zarr", "scan.zarr.incomplete/patterns/c/{}/0/0/0", "crop"),
-        ("before scan.zarr", "scan.run/crop/{:06d}.npz", "crop"),
-        ("before scan.hspy", "scan.run/export.hspy/{:06d}.npz", "export .hspy"),
+        ("before scan.zarr", "scan.run/crop/{:06d}.block", "crop"),
+        ("before scan.hspy", "scan.run/export.hspy/{:06d}.block", "export .hspy"),
     ],
 )
 def test_damaged_blocks(
@@ -70,7 +70,7 @@ def test_a_torn_pt(
 
 def test_a_torn_journal(command: Command, reference: Command, killed_at: Put) -> None:
     """The last line is cut in the middle, and the one before is gone: two blocks have no line, nothing else is done."""
-    killed_at(command, "after crop/000022.npz")
+    killed_at(command, "after crop/000022.block")
     whole = command.journal.read_bytes().split(b"\n")[:-1]
     kept = [line for line in whole if line]
     command.journal.write_bytes(b"\n".join(kept[:-2]) + b"\n" + kept[-1][: len(kept[-1]) // 2])

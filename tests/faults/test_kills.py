@@ -12,13 +12,13 @@ pytestmark = pytest.mark.faults
 CHAINS = {
     "passes": [
         ("analysis", "lines analyze 3", "local"),
-        ("analysis", "after analysis/{:06}.npz", "local"),  # a worker, before the journal line
-        ("analysis", "before analysis/{:06}.npz", "threads"),
-        ("analysis", "after analysis/{:06}.npz", "threads"),
+        ("analysis", "after analysis/{:06}.block", "local"),  # a worker, before the journal line
+        ("analysis", "before analysis/{:06}.block", "threads"),
+        ("analysis", "after analysis/{:06}.block", "threads"),
         ("crop", "lines crop 3", "local"),
         ("crop", "before patterns/c/{}/0/0/0", "local"),  # a worker, its shard has no name yet
         ("crop", "after patterns/c/{}/0/0/0", "threads"),
-        ("crop", "after crop/{:06}.npz", "local"),
+        ("crop", "after crop/{:06}.block", "local"),
         ("rename", "before scan.zarr", "threads"),
     ],
     "exports": [
@@ -28,7 +28,7 @@ CHAINS = {
         ("rename", "before scan.pt", "threads"),
         ("rename", "after scan.pt", "threads"),
         ("export", "lines export .hspy 3", "local"),
-        ("export", "after export.hspy/{:06}.npz", "threads"),
+        ("export", "after export.hspy/{:06}.block", "threads"),
         ("rename", "before scan.hspy", "threads"),
         ("rename", "after scan.hspy", "threads"),
         ("rename", "before scan_results.json", "threads"),

@@ -102,7 +102,7 @@ def test_a_damaged_spool_of_a_store_that_has_its_name(
     """What is known of each pattern waits to be joined, and the shards are done: only the first is made again."""
     assert small.run(tmp_path, "A", at=Moment("name", 3, True)).code == -9
     assert (tmp_path / "scan.zarr").exists()
-    spool = tmp_path / "scan.run" / "crop" / "000002.npz"
+    spool = tmp_path / "scan.run" / "crop" / "000002.block"
     assert callable(damage)
     damage(spool)
     ended = small.run(tmp_path, "A")
