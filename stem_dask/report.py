@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -297,10 +298,18 @@ def size(n_bytes: float) -> str:
 
 def tree_bytes(path: str | Path) -> int:
     """Bytes of a file, or of all files below a folder; 0 when there is none."""
-    path = Path(path)
-    if path.is_dir():
-        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    return path.stat().st_size if path.exists() else 0
+    try:
+        with os.scandir(path) as entries:
+            return sum(
+                tree_bytes(entry.path)
+                if entry.is_dir(follow_symlinks=False)
+                else entry.stat().st_size
+                for entry in entries
+            )
+    except NotADirectoryError:
+        return os.stat(path).st_size
+    except FileNotFoundError:  # or gone in the meantime: another process works there
+        return 0
 
 
 def process_seconds() -> float:

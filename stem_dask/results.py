@@ -12,13 +12,15 @@ from stem_dask.config import to_dict
 from stem_dask.model import Window
 from stem_dask.options import Config
 from stem_dask.preflight import Prepared, n_quarantined
-from stem_dask.stages.patterns import lead_shape
+from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
 from stem_dask.stages.window import choose_window
 
 #: targets that the verdict offers when little was gained
 OTHER_TARGETS = (0.95, 0.9)
+#: in so many tasks at most the stored profiles are read for it
+VERDICT_TASKS = 64
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def verdict(config: Config, store: str, known: xr.Dataset, window: Window) -> li
     if not report.gained_little(window, known):
         return []
     options = config.crop.model_dump(exclude={"enabled", "size", "window"})
-    stored = xr.open_zarr(store, group="analysis")
+    stored = xr.open_zarr(store, group="analysis", chunks=None)
+    first, rows = lead_dims(stored)[0], stored["profile"].encoding["chunks"][0]
+    together = math.ceil(stored.sizes[first] / VERDICT_TASKS / rows) * rows
+    stored = stored.chunk({**dict.fromkeys(stored.dims, -1), first: together})
     exact = known["max_pattern"].dtype.kind in "ui"
     by_target: dict[float, int] = {}
     for target in OTHER_TARGETS:
