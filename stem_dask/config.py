@@ -19,7 +19,9 @@ MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be s
 MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with the square
 _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
 _CLOSING = ("]", "}", "<block end>")
-_PATHS = ("input.path", "input.mask", "output.path", "cluster.scheduler_file")
+_PATHS = (
+    "input.path", "input.dark", "input.gain", "input.mask", "output.path", "cluster.scheduler_file",
+)  # fmt: skip
 _SHOWN_CHARACTERS = 80
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
 

@@ -80,12 +80,13 @@ def _stages(
         rows.append((stage, whole, str(dtype), _by((*block, *shape)), f"{n_tasks:,}", moved))
 
     pattern_bytes = math.prod(what.detector) * dtype.itemsize
-    window_bytes = math.prod(what.window) * dtype.itemsize
+    read_as = what.patterns
+    window_bytes = math.prod(what.window) * read_as.itemsize
     row("read", what.detector, dtype, pattern_bytes)
     if config.crop.enabled:
-        row("analyze", what.detector, dtype, pattern_bytes, max(what.detector) * 4)
+        row("analyze", what.detector, read_as, pattern_bytes, max(what.detector) * 4)
         stage = "crop" if what.known else "crop (at most)"
-        row(stage, what.window, dtype, pattern_bytes, window_bytes)
+        row(stage, what.window, read_as, pattern_bytes, window_bytes)
     row("downsample", what.out, what.dtype, window_bytes, what.out_bytes)
     row("store", what.out, what.dtype, what.out_bytes)
     widths = [max(len(r[i]) for r in rows) for i in range(6)]

@@ -79,6 +79,8 @@ class Input(_Section):  # what is read
     scan_order: Literal["auto", "scan_first", "detector_first"] = "auto"
     scan_roi: Box | None = None
     scan_step: Count = 1
+    dark: Npy | None = None
+    gain: Npy | None = None
     mask: Npy | Annotated[Mask, _MASK] | None = None
     mask_fill: Literal["zero", "median"] = "zero"
 

@@ -18,7 +18,7 @@ from stem_dask.config import to_dict
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
-from stem_dask.io.lazy import lazy_patterns, masked
+from stem_dask.io.lazy import corrected, lazy_patterns, masked
 from stem_dask.io.publish import publish, temporary
 from stem_dask.io.spool import SpoolSink
 from stem_dask.io.store import (
@@ -33,12 +33,13 @@ from stem_dask.io.store import (
 from stem_dask.model import Record, Window
 from stem_dask.options import Config
 from stem_dask.plan import projected_bytes
-from stem_dask.preflight import Outputs, Prepared, begun, prepare, token
+from stem_dask.preflight import Outputs, Prepared, begun, contents, prepare, token
 from stem_dask.projection import (
     check_memory,
     disk_need,
     enough_room,
     fitting_block,
+    input_bytes,
     memory_of,
 )
 from stem_dask.results import Outcome, already_complete, exit_code, results_of_run
@@ -110,7 +111,7 @@ def run(
         return already_complete(prepared.outputs.store)
     started = time.perf_counter()
     shape, dtype = found.source.shape, found.source.dtype
-    n_bytes = math.prod(shape) * dtype.itemsize
+    n_bytes = input_bytes(found)
     by = " x ".join(str(n) for n in shape)
     say(f"input       {found.info.path} ({by} {dtype}, {report.size(n_bytes)})")
     for note in found.info.notes:
@@ -192,11 +193,12 @@ class Job:
         return block
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
-        """The lazy input, without its bad pixels."""
-        lazy = lazy_patterns(self.prepared.found, block)
-        mask = self.config.input.mask
+        """The lazy input, corrected and without its bad pixels."""
+        options = self.config.input
+        lazy = corrected(lazy_patterns(self.prepared.found, block), options.dark, options.gain)
+        mask = options.mask
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
-        return masked(lazy, listed, self.config.input.mask_fill)
+        return masked(lazy, listed, options.mask_fill)
 
     def analyze(self, patterns: xr.DataArray) -> xr.Dataset:
         """The analysis pass: computed block by block into the run's folder, joined but for the profiles."""
@@ -320,6 +322,7 @@ class Job:
             "title": Path(name).stem,
             "token": token(self.config, self.prepared.found),
             "config": to_dict(self.config),
+            "contents": contents(self.config),
             "input": {"path": name, "bytes": n_bytes, "modified_ns": changed, "notes": notes},
             "versions": report.versions("stem_dask", "numpy", "dask", "zarr", "numba"),
             "quarantined": int((~self.tally.valid(lead)).sum()),
@@ -334,13 +337,12 @@ class Job:
         sink: engine.Sink,
     ) -> None:
         """Run one stage's lazy outputs into a sink."""
-        source = self.prepared.found.source
         records = engine.run(
             outputs,
             len(lead_dims(like)),
             sink,
             client=self.connection.client,
-            progress=self.reporter(stage, math.prod(source.shape) * source.dtype.itemsize),
+            progress=self.reporter(stage, input_bytes(self.prepared.found)),
             journal=self.state.journal,
             job=stage,
             instead=instead,
@@ -369,7 +371,7 @@ class Job:
             "speed": {
                 "seconds": seconds,
                 "seconds_since_process_start": report.process_seconds(),
-                "bytes_per_second": patterns.nbytes / seconds,
+                "bytes_per_second": input_bytes(self.prepared.found) / seconds,
             },
             "memory": {
                 "projected": projected_bytes(sizes, positions, self.connection.worker_threads),

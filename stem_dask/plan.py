@@ -139,7 +139,16 @@ class Footprint:
 
 
 def footprints(
-    source: int, window: int, out: int, *, copies: int, result: int, cropped: bool, shrunk: bool
+    source: int,
+    window: int,
+    out: int,
+    *,
+    copies: int,
+    result: int,
+    cropped: bool,
+    shrunk: bool,
+    corrected: int = 0,
+    fixed: int = 0,
 ) -> dict[str, Footprint]:
     """What a task of each stage holds at its peak.
 
@@ -149,6 +158,8 @@ def footprints(
     copies : how often a block is copied after reading: for a mask, another byte order, another order of the axes
     result : bytes of what the analysis keeps of one pattern
     cropped, shrunk : whether the window, and the output, are arrays of their own
+    corrected : bytes of one pattern after dark and gain, with its copies; 0 without them
+    fixed : bytes that a task needs beside its block, such as those of dark and gain
 
     Examples
     --------
@@ -156,11 +167,11 @@ def footprints(
     >>> sizes["crop"].bytes(512) / 2**20
     71.015625
     """
-    read = source * (1 + copies)
+    read = source * (1 + copies) + corrected
     # encoding holds the compressed chunks and the shard they are joined to; no codec makes them larger by much
-    found = {"crop": Footprint(8 * out, read + window * cropped + out * shrunk + 2 * out)}
+    found = {"crop": Footprint(fixed + 8 * out, read + window * cropped + out * shrunk + 2 * out)}
     if cropped:
-        found["analyze"] = Footprint(16 * source, read + result)
+        found["analyze"] = Footprint(fixed + 16 * max(source, corrected), read + result)
     # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
     found["export"] = Footprint(0, 4 * out)
     return found

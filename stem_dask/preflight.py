@@ -10,6 +10,7 @@ from typing import Any
 
 from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError
+from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
 from stem_dask.io.publish import refuse_existing, temporary
 from stem_dask.io.read import Found, find
 from stem_dask.options import SYNTHETIC, Cluster, Config
@@ -67,6 +68,7 @@ def prepare(config: Config) -> Prepared:
     check_scheduler(config.cluster)
     outputs = Outputs.of(config)
     found = find_input(config)
+    check_planes(config, found)
     source = Path(found.info.path).resolve()
     for path in outputs.all():
         if source == Path(path).resolve() or Path(path).resolve() in source.parents:
@@ -82,7 +84,7 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     config, outputs = prepared.config, prepared.outputs
     Path(outputs.store).parent.mkdir(parents=True, exist_ok=True)
     temporaries = tuple(temporary(path) for path in outputs.all())
-    options = _deciding(to_dict(config))
+    options = _deciding(to_dict(config), contents(config))
     mark = token(config, prepared.found)
     with open_state(
         outputs.store,
@@ -138,9 +140,22 @@ def check_scheduler(options: Cluster) -> None:
         scheduler_address(options.address, file, insecure=options.insecure)
 
 
+def check_planes(config: Config, found: Found) -> None:
+    """Refuse a mask, dark or gain file that does not suit the detector; values of the mask are looked at later."""
+    detector = found.source.shape[-2:]
+    for key, path in _plane_files(config).items():
+        (read_plane if key == "mask" else reference)(path, key, detector)
+
+
+def contents(config: Config) -> dict[str, str]:
+    """What identifies the content of the mask, dark and gain files that a config names."""
+    return {key: digest_of(path, key) for key, path in _plane_files(config).items()}
+
+
 def token(config: Config, found: Found) -> str:
-    """What can change bytes of the store: options of the stages and the state of the input."""
-    text = json.dumps([_deciding(to_dict(config)), found.identity], sort_keys=True)
+    """What can change bytes of the store: options of the stages, and the state of the input and of what corrects it."""
+    options = _deciding(to_dict(config), contents(config))
+    text = json.dumps([options, found.identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -181,21 +196,28 @@ def n_quarantined(store: str) -> int:
     return found if isinstance(found, int) else 0
 
 
-def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+def _plane_files(config: Config) -> dict[str, str]:
+    given = {key: getattr(config.input, key) for key in KEYS}
+    return {key: value for key, value in given.items() if isinstance(value, str)}
+
+
+def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that change bytes; a file is what it holds, so that another content is another option."""
     sections = ("input", "analyze", "crop", "validate", "downsample", "output")
     kept = {name: dict(options[name]) for name in sections}
     for key in _NOT_DECIDING:
         kept["output"].pop(key, None)
+    kept["input"] |= {key: [options["input"].get(key), digest] for key, digest in files.items()}
     return {**kept, "device": options["device"]}
 
 
 def _difference(attrs: Mapping[str, Any], config: Config, missing: list[str]) -> str:
     """In what an existing output differs, as far as it tells."""
-    before = attrs.get("config")
-    if not isinstance(before, dict):
+    before, files = attrs.get("config"), attrs.get("contents", {})
+    if not isinstance(before, dict) or not isinstance(files, dict):
         return ""
     now = to_dict(config)
-    old, new = _deciding({**now, **before}), _deciding(now)
+    old, new = _deciding({**now, **before}, files), _deciding(now, contents(config))
     changed = [
         f"{section}.{key}"
         for section, options in new.items()

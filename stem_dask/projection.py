@@ -35,6 +35,7 @@ class Shapes:
     out: tuple[int, int]
     dtype: np.dtype
     known: bool
+    patterns: np.dtype  # of what is analyzed and cropped
 
     @property
     def out_bytes(self) -> int:
@@ -48,29 +49,36 @@ def shapes(config: Config, found: Found, window: Sequence[int] | None = None) ->
     given = _given_window(config, detector) if window is None else (int(window[0]), int(window[1]))
     cut = given or detector
     down = config.downsample
-    dtype = result_dtype(found.source.dtype, down.factor, down.method, down.reduce)
+    patterns = found.source.dtype
+    if _references(config):
+        patterns = np.dtype(np.float32)
+    dtype = result_dtype(patterns, down.factor, down.method, down.reduce)
     if config.output.dtype != "auto":
         dtype = np.dtype(config.output.dtype)
     out = (cut[0] // down.factor, cut[1] // down.factor)
-    return Shapes(detector, cut, out, dtype, given is not None)
+    return Shapes(detector, cut, out, dtype, given is not None, patterns)
 
 
 def memory_of(
     config: Config, found: Found, window: Sequence[int] | None = None
 ) -> dict[str, Footprint]:
     """What a task of each stage holds; see `stem_dask.plan.footprints`."""
-    what, dtype = shapes(config, found, window), found.source.dtype
+    what, dtype, options = shapes(config, found, window), found.source.dtype, config.input
+    pixels = math.prod(what.detector)
     radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
     half = dtype.kind == "f" and dtype.itemsize == 2  # kernels take float32
-    copies = (config.input.mask is not None) + (not dtype.isnative) + 2 * half
+    masked, references = options.mask is not None, _references(config)
+    copies = 0 if references else masked + (not dtype.isnative) + 2 * half
     return footprints(
-        math.prod(what.detector) * dtype.itemsize,
-        math.prod(what.window) * dtype.itemsize,
+        pixels * dtype.itemsize,
+        math.prod(what.window) * what.patterns.itemsize,
         what.out_bytes,
         copies=copies + 2 * _reordered(found.source),
+        corrected=4 * pixels * (1 + masked) if references else 0,
+        fixed=4 * pixels * (references + 3) if references else 0,  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
-        shrunk=config.downsample.factor > 1 or what.dtype != dtype.newbyteorder("="),
+        shrunk=config.downsample.factor > 1 or what.dtype != what.patterns.newbyteorder("="),
     )
 
 
@@ -138,7 +146,7 @@ def disk_need(
     kept = n * 8 + n_blocks * 8 * math.prod(what.out) if what.known else 0
     if config.crop.enabled:
         radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
-        itemsize = found.source.dtype.itemsize
+        itemsize = what.patterns.itemsize
         kept += n * (4 * radii + 8 * VALUES_KEPT)
         kept += n_blocks * math.prod(what.detector) * (8 + itemsize)
     tensor = patterns if "pt" in config.output.export else 0
@@ -209,6 +217,16 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def input_bytes(found: Found) -> int:
+    """Bytes of the patterns as they are read."""
+    return math.prod(found.source.shape) * found.source.dtype.itemsize
+
+
+def _references(config: Config) -> int:
+    """How many of dark and gain there are; one of them makes the patterns float32."""
+    return (config.input.dark is not None) + (config.input.gain is not None)
 
 
 def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] | None:

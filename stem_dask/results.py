@@ -12,6 +12,7 @@ from stem_dask.config import to_dict
 from stem_dask.model import Window
 from stem_dask.options import Config
 from stem_dask.preflight import Prepared, n_quarantined
+from stem_dask.projection import input_bytes
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
@@ -71,10 +72,10 @@ def results_of_run(
         "input": {
             "path": info.path,
             "shape": patterns.shape,
-            "dtype": str(patterns.dtype),
+            "dtype": str(prepared.found.source.dtype),
             "notes": info.notes,
         },
-        "sizes": report.sizes(patterns.nbytes, out.nbytes, report.tree_bytes(store)),
+        "sizes": report.sizes(input_bytes(prepared.found), out.nbytes, report.tree_bytes(store)),
         "verdict": [] if known is None or window is None else verdict(config, store, known, window),
     }
 

@@ -7,6 +7,7 @@ import pytest
 import twins
 
 from stem_dask.kernels.analysis import analyze_patterns, largest_radius
+from stem_dask.kernels.correct import correct_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns, result_dtype
 from stem_dask.kernels.intensity import accumulator, native
@@ -372,6 +373,34 @@ def test_factor_one_and_unknown_methods():
     np.testing.assert_array_equal(downsample_patterns(block, 1, method="bin"), block)
     with pytest.raises(ValueError, match="method is 'cubic'; expected one of bin, stride"):
         downsample_patterns(block, 2, method="cubic")
+
+
+# --- dark and gain ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", ">u2", "i4", "u8", "f2", "f4", ">f8"])
+@pytest.mark.parametrize("given", ["dark", "gain", "both"])
+def test_dark_and_gain(dtype, given):
+    block = finite(dtype) if dtype != "?" else finite("u1") > 3
+    block.flags.writeable = False
+    rng = np.random.default_rng(3)
+    dark = None if given == "gain" else rng.normal(5, 2, SHAPE[-2:]).astype("f4")
+    gain = None if given == "dark" else rng.uniform(0.5, 2, SHAPE[-2:]).astype("f4")
+    known = [twins.correct(p, dark, gain) for p in block.reshape(-1, *SHAPE[-2:])]
+    found = correct_patterns(block, dark, gain)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.reshape(-1, *SHAPE[-2:]), known)
+
+
+def test_large_counts_keep_their_digits():
+    block, dark = np.array([[[2**31 + 1]]], "u4"), np.array([[2**31]], "f4")
+    assert correct_patterns(block, dark, None)[0, 0, 0] == 1
+
+
+def test_what_float32_cannot_hold_becomes_infinite_without_a_warning():
+    block = np.array([[[1e300, np.nan, np.inf]]])
+    found = correct_patterns(block, np.zeros((1, 3), "f4"), np.ones((1, 3), "f4"))
+    np.testing.assert_array_equal(found, [[[np.inf, np.nan, np.inf]]])
 
 
 # --- mask ---------------------------------------------------------------------------------------

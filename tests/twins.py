@@ -230,6 +230,14 @@ def output_axis(scale, offset, size, origin, *, cropped, align, k=1, method="bin
     return scale * k, offset
 
 
+def correct(pattern, dark, gain):
+    out = np.empty(pattern.shape, np.float32)
+    for y, x in np.ndindex(pattern.shape):
+        value = float(pattern[y, x]) - (0.0 if dark is None else float(dark[y, x]))
+        out[y, x] = np.float32(value) * (np.float32(1) if gain is None else gain[y, x])
+    return out
+
+
 def fill_median(pattern, mask):
     """Every bad pixel becomes the median of the good pixels in the smallest square around it that has any."""
     out = pattern.copy()

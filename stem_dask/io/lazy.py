@@ -10,9 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from stem_dask.io.planes import plane
 from stem_dask.io.read import Found, ScanOrder, find
 from stem_dask.io.sources import Indexed, Source
 from stem_dask.plan import lead_chunks
+from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
 from stem_dask.stages.patterns import as_patterns
 
@@ -59,6 +61,8 @@ def open_patterns(
     scan_order: ScanOrder = "auto",
     scan_roi: Sequence[int] | None = None,
     scan_step: int = 1,
+    dark: str | Path | NDArray | None = None,
+    gain: str | Path | NDArray | None = None,
     mask: str | Mapping[str, Sequence[Any]] | NDArray | None = None,
     mask_fill: MaskFill = "zero",
     chunk_mb: float | str = "auto",
@@ -73,6 +77,7 @@ def open_patterns(
     scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file says
     scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
     scan_step : every n-th position of it
+    dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
     mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
     mask_fill : ``zero``, or ``median`` of the good neighbours
     chunk_mb : MiB of input in a block; ``auto`` is 64
@@ -86,6 +91,8 @@ def open_patterns(
     ------
     SourceError
         When the file is missing, damaged, of an unknown kind, or does not hold patterns.
+    ConfigError
+        When dark, gain or mask cannot be used: another shape than the detector's, values that are not finite.
 
     Examples
     --------
@@ -102,7 +109,16 @@ def open_patterns(
         scan_roi=scan_roi,
         scan_step=scan_step,
     )
-    return masked(lazy_patterns(found, block_positions(found, chunk_mb)), mask, mask_fill)
+    patterns = corrected(lazy_patterns(found, block_positions(found, chunk_mb)), dark, gain)
+    return masked(patterns, mask, mask_fill)
+
+
+def corrected(
+    patterns: xr.DataArray, dark: str | Path | NDArray | None, gain: str | Path | NDArray | None
+) -> xr.DataArray:
+    """The patterns without the camera's background and with even pixels, as far as references are given."""
+    detector = patterns.shape[-2:]
+    return apply_correction(patterns, plane(dark, "dark", detector), plane(gain, "gain", detector))
 
 
 def masked(

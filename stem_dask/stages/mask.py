@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.planes import read_plane
 from stem_dask.kernels.mask import fill_bad, neighbours
 from stem_dask.stages.patterns import blocks_of
 
@@ -50,10 +51,7 @@ def read_mask(
 ) -> NDArray[np.bool_]:
     """A mask from a .npy file, an array, or lists of ``pixels`` [y, x], ``rows`` and ``columns``."""
     if isinstance(mask, (str, PathLike)):
-        try:
-            return np.asarray(np.load(mask, allow_pickle=False)) != 0
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"input.mask {mask} cannot be read: {error}") from error
+        return read_plane(mask, "mask", detector) != 0
     if not isinstance(mask, Mapping):
         return np.asarray(mask) != 0
     out = np.zeros(tuple(detector), bool)

@@ -1,0 +1,43 @@
+"""Dark and gain correction when the patterns are read: before the mask, and as float32 from there on."""
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.io.planes import PlaneFile
+from stem_dask.kernels.correct import correct_patterns
+from stem_dask.stages.patterns import blocks_of
+
+Plane = NDArray[np.float32] | PlaneFile
+
+
+def apply_correction(
+    patterns: xr.DataArray, dark: Plane | None = None, gain: Plane | None = None
+) -> xr.DataArray:
+    """``(pattern - dark) * gain`` of every pattern; lazy.
+
+    Parameters
+    ----------
+    patterns : (…, ky, kx)
+    dark, gain : (ky, kx), see `stem_dask.io.planes.reference`; or the file that a worker reads it from
+
+    Returns
+    -------
+    DataArray of float32, with the attribute ``corrected``; the patterns as they are when there is neither
+
+    Examples
+    --------
+    >>> patterns = xr.DataArray(np.full((2, 1, 1), 7, "u1"), dims=("pattern", "ky", "kx"))
+    >>> apply_correction(patterns, dark=np.array([[2]], "f4")).values.ravel().tolist()
+    [5.0, 5.0]
+    """
+    used = [name for name, plane in (("dark", dark), ("gain", gain)) if plane is not None]
+    if not used:
+        return patterns
+    out = blocks_of(patterns).map_blocks(_correct_block, dark, gain, dtype=np.dtype(np.float32))
+    return patterns.copy(data=out).assign_attrs(corrected=used)
+
+
+def _correct_block(block: NDArray, dark: Plane | None, gain: Plane | None) -> NDArray[np.float32]:
+    planes = (plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain))
+    return correct_patterns(block, *planes)
