@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, get_args, get_origin
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from stem_dask.errors import ConfigError
-from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config, Mask
+from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
 
 MAX_FILE_BYTES = 2**20  # a job's file is a few kB; more is a mistake, and slow to parse
 MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be shown
@@ -213,7 +213,7 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         model = SECTIONS.get(top, Config)
         hint = model.__annotations__.get(leaf or top, model)
         if kind in ("extra_forbidden", "invalid_key"):
-            valid = _keys(Config if len(loc) < 2 else model if len(loc) == 2 else Mask)
+            valid = _keys(_model_at(loc))
             close = difflib.get_close_matches(str(loc[-1]), valid, 1)
             text = f"{key} is not a key" + (f"; did you mean {close[0]}?" if close else ".")
             text += f" Valid keys: {', '.join(valid)}"
@@ -231,6 +231,23 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         if [*map(len, (key, text))] > [*map(len, found.get((top, leaf), ("", "")))]:
             found[top, leaf] = (key, text)
     return list(found.values())
+
+
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model whose key a location names; the names of a union's branches are no keys, and are passed over."""
+    model: type[BaseModel] = Config
+    for step in loc[:-1]:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if step in fields:
+            model = next(_models_in(fields[str(step)].annotation), model)
+    return model
+
+
+def _models_in(hint: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        yield hint
+    for part in get_args(hint):
+        yield from _models_in(part)
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

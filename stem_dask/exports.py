@@ -12,10 +12,12 @@ from stem_dask import engine
 from stem_dask.errors import ConfigError
 from stem_dask.io.hspy import HspySink
 from stem_dask.io.lazy import lazy_array
+from stem_dask.io.metadata import hdf5_tree
 from stem_dask.io.pt import PtSink, layout_shape, signed_dtype
 from stem_dask.io.publish import publish, refuse_existing, remove, temporary
 from stem_dask.io.sources import ZarrArray, identity
 from stem_dask.io.store import (
+    ABOUT_SOURCE,
     StoreSink,
     finish_store,
     plain,
@@ -187,6 +189,7 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
     token = hashlib.sha256(repr((identity(store), lead)).encode()).hexdigest()[:16]
     attrs = {**array.attrs, "title": root.attrs.get("title", "4D-STEM")}
+    attrs |= {name: root.attrs[name] for name in ABOUT_SOURCE if name in root.attrs}
     patterns = as_patterns(lazy_array(source, lead, f"store-{token}"), axes, attrs)
     if "valid" in described and not described["valid"].all():
         patterns = patterns.assign_coords(valid=described["valid"].load())
@@ -301,6 +304,8 @@ def _content(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, A
         "intensity": attrs.get("intensity", "counts"),
         "downsample_factor": attrs.get("downsample_factor", 1),
     }
+    if "beam_energy_kv" in attrs:
+        content["beam_energy_kv"] = attrs["beam_energy_kv"]
     known = {} if analysis is None else _by_position(analysis)
     for name in POSITION_COORDS:
         if name in patterns.coords:
@@ -338,6 +343,8 @@ def _to_hspy(
         tuple(min(n, size) for n, size in zip(chunks, patterns.shape, strict=True)),
         options["title"],
         metadata,
+        hdf5_tree(patterns.attrs.get("original_metadata", {})),
+        content.get("beam_energy_kv"),
     )
     outputs = {"patterns": patterns.data, "total": intensity_inside(patterns, 0.0)}
     engine.run(

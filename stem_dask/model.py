@@ -75,7 +75,7 @@ class SourceInfo:
 
     ``axes`` has one `Axis` a dimension, slowest first; ``stored_shape`` is the array's shape in the file, before
     anything was selected or renamed. ``notes`` say what was chosen or noticed; ``metadata`` is the
-    file's own, as plain nested dictionaries.
+    file's own, as plain nested dictionaries; ``given`` is what the user said in its place.
     """
 
     path: str
@@ -86,6 +86,7 @@ class SourceInfo:
     chunks: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ def _refuse() -> NoReturn:
 _List = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 _Rising = AfterValidator(lambda b: b if b[0] < b[1] and b[2] < b[3] else _refuse())
 _Distinct = AfterValidator(lambda names: names if len({*names}) == len(names) else _refuse())
+_NotZero = AfterValidator(lambda scale: scale if scale != 0 else _refuse())
 _Bare = AfterValidator(lambda path: path.rstrip("/"))  # shells complete a directory's name with one
 Whole = Annotated[int, Field(ge=0, lt=2**31), "a whole number of 0 or more"]
 Count = Annotated[int, Field(ge=1, lt=2**31), "a whole number above 0"]
@@ -30,6 +31,7 @@ Fraction = Annotated[float, Field(gt=0, le=1), "a number above 0 and at most 1"]
 Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
 Amount = Annotated[float, Field(ge=0), "a number of 0 or more"]
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
+Kilovolts = Annotated[float, Field(gt=0, le=10_000), "kilovolts, a number above 0 such as 200"]
 Shape = Annotated[tuple[Count, Count], _List, "[y, x] of whole numbers above 0"]
 Point = Annotated[tuple[Amount, Amount], _List, "[y, x] of numbers of 0 or more"]
 Edges = tuple[Whole, Whole, Whole, Whole]
@@ -47,6 +49,7 @@ Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
 Formats = tuple[Literal["pt", "hspy"], ...]
 Exports = Annotated[Formats, _List, _Distinct, "a list of pt and hspy, each at most once"]
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
+_CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, scan_x, ky, kx, with a scale other than 0"
 
 #: in a section, a key that is not at its default needs another key to have this value
 NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
@@ -72,6 +75,19 @@ class Mask(_Section):  # bad pixels of the detector, by index
     columns: Indices = ()
 
 
+class AxisScale(_Section):  # value = offset + scale * index
+    scale: Annotated[float, _NotZero]
+    units: Text
+    offset: float | None = None  # at the first pixel of the file; null: the zero stays where it was
+
+
+class Calibration(_Section):  # of the axes, where the file lacks it
+    scan_y: AxisScale | None = None
+    scan_x: AxisScale | None = None
+    ky: AxisScale | None = None
+    kx: AxisScale | None = None
+
+
 class Input(_Section):  # what is read
     path: Annotated[Text, f"the path of a file, or {SYNTHETIC}"]
     dataset: Whole | Annotated[Text, "a name"] | None = None
@@ -83,6 +99,8 @@ class Input(_Section):  # what is read
     gain: Npy | None = None
     mask: Npy | Annotated[Mask, _MASK] | None = None
     mask_fill: Literal["zero", "median"] = "zero"
+    calibration: Annotated[Calibration, _CALIBRATION] | None = None
+    beam_energy_kv: Kilovolts | None = None
 
 
 class Analyze(_Section):  # how centers and radii are found

@@ -10,6 +10,7 @@ from typing import Any
 
 from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError
+from stem_dask.io.given import with_given
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
 from stem_dask.io.publish import refuse_existing, temporary
 from stem_dask.io.read import Found, find
@@ -67,7 +68,7 @@ def prepare(config: Config) -> Prepared:
     check_device(config.device)
     check_scheduler(config.cluster)
     outputs = Outputs.of(config)
-    found = find_input(config)
+    found = described(config, find_input(config))
     check_planes(config, found)
     source = Path(found.info.path).resolve()
     for path in outputs.all():
@@ -121,6 +122,15 @@ def find_input(config: Config) -> Found:
         scan_order=options.scan_order,
         scan_roi=options.scan_roi,
         scan_step=options.scan_step,
+    )
+
+
+def described(config: Config, found: Found) -> Found:
+    """What was found, with the calibration and the beam energy that the config gives."""
+    options = config.input
+    calibration = None if options.calibration is None else options.calibration.model_dump()
+    return with_given(
+        found, calibration, options.beam_energy_kv, options.scan_roi, options.scan_step
     )
 
 

@@ -7,7 +7,7 @@ chunks of its block in the run's folder, and `finish` copies them into the file 
 import itertools
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class HspySink:
     chunks : HDF5 chunk, whole patterns; its leading extents divide the blocks or cover the axis
     title : title of the signal
     metadata : plain values and arrays for the node ``stem_dask`` of the metadata
+    original_metadata : of the file that was read, see `stem_dask.io.metadata.hdf5_tree`
+    beam_energy_kv : in keV, where HyperSpy looks for it
     """
 
     path: str
@@ -43,6 +45,12 @@ class HspySink:
     chunks: tuple[int, ...]
     title: str
     metadata: Mapping[str, Any]
+    original_metadata: Mapping[str, Any] = field(default_factory=dict)
+    beam_energy_kv: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes with every task; metadata are for `finish` only, and may take megabytes."""
+        return {**self.__dict__, "metadata": {}, "original_metadata": {}}
 
     def create(self, *, resume: bool) -> None:
         """Make the folder for the chunks; the file itself is made at the end."""
@@ -118,6 +126,9 @@ class HspySink:
         ]
         scan = [{**axis, "navigate": False} for axis in axes[:n_lead]]
         general = {"title": self.title}
+        microscope = {}
+        if self.beam_energy_kv is not None:
+            microscope = {"Acquisition_instrument": {"TEM": {"beam_energy": self.beam_energy_kv}}}
         nothing: dict[str, Any] = {
             "original_metadata": {},
             "learning_results": {},
@@ -139,10 +150,12 @@ class HspySink:
                 "Signal": {"signal_type": ""},
                 "_HyperSpy": {"_sig_navigator": navigator},
                 "stem_dask": dict(self.metadata),
+                **microscope,
             },
             "attributes": {"_lazy": True, "ragged": False},
             "package_info": {"package": "hyperspy", "package_version": "2.5.0"},
             **nothing,
+            "original_metadata": dict(self.original_metadata),
         }
         file_writer(self.path, signal, show_progressbar=False)
 

@@ -10,9 +10,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from stem_dask.io.given import with_given
+from stem_dask.io.metadata import original
 from stem_dask.io.planes import plane
 from stem_dask.io.read import Found, ScanOrder, find
 from stem_dask.io.sources import Indexed, Source
+from stem_dask.model import SourceInfo
 from stem_dask.plan import lead_chunks
 from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
@@ -50,7 +53,18 @@ def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
     source, info = found.source, found.info
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
     attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
+    attrs |= about_source(info)
     return as_patterns(lazy_array(source, lead, f"read-{token}"), info.axes, attrs)
+
+
+def about_source(info: SourceInfo) -> dict[str, Any]:
+    """Attributes that tell of the microscope: what the file says of it, and what the user does."""
+    said = {
+        "beam_energy_kv": info.given.get("beam_energy_kv"),
+        "given": info.given,
+        "original_metadata": original(info.metadata),
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def open_patterns(
@@ -65,6 +79,8 @@ def open_patterns(
     gain: str | Path | NDArray | None = None,
     mask: str | Mapping[str, Sequence[Any]] | NDArray | None = None,
     mask_fill: MaskFill = "zero",
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
+    beam_energy_kv: float | None = None,
     chunk_mb: float | str = "auto",
 ) -> xr.DataArray:
     """Open a 4D-STEM file lazily.
@@ -80,6 +96,8 @@ def open_patterns(
     dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
     mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
     mask_fill : ``zero``, or ``median`` of the good neighbours
+    calibration : what the file lacks, by axis: ``{"ky": {"scale": 0.01, "units": "1/nm"}}``, perhaps with ``offset``
+    beam_energy_kv : energy of the electrons in keV
     chunk_mb : MiB of input in a block; ``auto`` is 64
 
     Returns
@@ -92,7 +110,8 @@ def open_patterns(
     SourceError
         When the file is missing, damaged, of an unknown kind, or does not hold patterns.
     ConfigError
-        When dark, gain or mask cannot be used: another shape than the detector's, values that are not finite.
+        When dark, gain or mask cannot be used: another shape than the detector's, values that are not finite; or the
+        calibration: an axis that the file has not, a scale of 0.
 
     Examples
     --------
@@ -109,6 +128,7 @@ def open_patterns(
         scan_roi=scan_roi,
         scan_step=scan_step,
     )
+    found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
     patterns = corrected(lazy_patterns(found, block_positions(found, chunk_mb)), dark, gain)
     return masked(patterns, mask, mask_fill)
 

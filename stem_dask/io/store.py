@@ -220,14 +220,20 @@ def write_profiles(
         array[region] = profile
 
 
+#: attributes of the patterns that tell of the microscope; in a store they are those of the root
+ABOUT_SOURCE = ("beam_energy_kv", "given", "original_metadata")
+
+
 @naming
 def finish_store(path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any]) -> None:
     """Write the root's attributes and put all metadata into one document."""
     import zarr
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
-    root.attrs.update(plain(attrs))
-    root["patterns"].attrs.update(plain(patterns_attrs))
+    about = {key: patterns_attrs[key] for key in ABOUT_SOURCE if key in patterns_attrs}
+    rest = {key: value for key, value in patterns_attrs.items() if key not in about}
+    root.attrs.update(plain({**attrs, **about}))
+    root["patterns"].attrs.update(plain(rest))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(path)

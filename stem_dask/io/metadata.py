@@ -1,0 +1,90 @@
+"""The file's own metadata, bounded and as plain JSON; and in the form that an HDF5 file can hold."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stem_dask.io.dm import ArrayTag
+from stem_dask.io.store import plain
+
+#: bytes of JSON that are kept at most
+LIMIT = 2**20
+#: elements of a list, or characters of a text, that are kept at most: fewer when the whole is too large
+_LONGEST = (4096, 256, 16)
+#: names that mean something to the reader of a .hspy
+_RESERVED = ("_sig_", "_list_", "_tuple_", "_bs_", "_datetime_", "_hspy_", "_ragged_shapes_")
+
+
+def original(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as plain JSON of at most 1 MiB: what is long is described, and shorter things when that does not do.
+
+    Examples
+    --------
+    >>> original({"Voltage": np.float32(2e5), "Curve": list(range(5000))})
+    {'Voltage': 200000.0, 'Curve': '5,000 values, left in the input file'}
+    """
+    for longest in _LONGEST:
+        tree: dict[str, Any] = plain(_described(metadata, longest))
+        size = len(json.dumps(tree))
+        if size <= LIMIT:
+            return tree
+    return {"left out": f"{size:,} bytes of metadata, more than {LIMIT:,}, left in the input file"}
+
+
+def _described(value: Any, longest: int) -> Any:
+    if isinstance(value, Mapping):
+        return {_text(str(key)): _described(item, longest) for key, item in value.items()}
+    if isinstance(value, ArrayTag):
+        return f"{value.length:,} values, left in the input file"
+    if isinstance(value, np.ndarray):
+        if value.size > longest:
+            return f"{value.size:,} values, left in the input file"
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        if len(value) > longest:
+            return f"{len(value):,} values, left in the input file"
+        return [_described(item, longest) for item in value]
+    if isinstance(value, str):
+        if len(value) > longest:
+            return f"{len(value):,} characters, left in the input file"
+        return _text(value)
+    return value
+
+
+def _text(text: str) -> str:
+    """Without lone surrogates, which no UTF-8 file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def hdf5_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of `original` for an HDF5 file: names without slashes, lists of numbers as arrays, others as JSON.
+
+    Examples
+    --------
+    >>> hdf5_tree({"a/b": [1, "x"], "c": None})
+    {'a∕b': '[1, "x"]', 'c': None}
+    """
+    return {_name(key): _value(value) for key, value in tree.items()}
+
+
+def _name(key: str) -> str:
+    name = key.replace("/", "∕").replace("\0", "")
+    return f"({name})" if name in ("", ".", "..") or name.startswith(_RESERVED) else name
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return hdf5_tree(value)
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
+    if not isinstance(value, list):
+        return value
+    try:
+        array = np.array(value)
+    except ValueError:  # rows of different lengths
+        array = np.array(None)
+    return array if array.dtype.kind in "biuf" and value else json.dumps(value, ensure_ascii=False)

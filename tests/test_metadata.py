@@ -1,0 +1,112 @@
+"""The file's own metadata go into the store and into .hspy: bounded, plain, the same bytes each time."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rsciio.hspy import file_reader
+
+from stem_dask.io import metadata as module
+from stem_dask.io.dm import ArrayTag
+from stem_dask.io.hspy import HspySink
+from stem_dask.io.metadata import LIMIT, hdf5_tree, original
+from stem_dask.model import Axis
+from stem_dask.pipeline import run
+from stem_dask.synthetic import Synthetic, write_dataset
+
+
+def test_the_tags_of_a_dm4_are_kept(tmp_path: Path, make_config: Any) -> None:
+    path = write_dataset(str(tmp_path / "a.dm4"), Synthetic(scan_shape=(3, 2)))
+    output = {"export": ["hspy"]}
+    runs = [make_config(path, f"{name}.zarr", output=output) for name in ("one", "two")]
+    for config in runs:
+        run(config)
+    kept = [xr.open_zarr(config.output.path).attrs["original_metadata"] for config in runs]
+    assert kept[0] == kept[1]
+    assert kept[0]["Meta Data"]["Data Order Swapped"] in (True, 1)
+    (signal,) = file_reader(tmp_path / "one.hspy")
+    assert "Meta Data" in signal["original_metadata"]
+    assert str(tmp_path) not in json.dumps(kept[0])
+
+
+def test_the_shared_file(shared_data: Path, make_config: Any, tmp_path: Path) -> None:
+    path = shared_data / "sim" / "au_np_gms_stemx_u16.dm4"
+    config = make_config(path, crop={"size": 40}, output={"export": ["hspy"]})
+    run(config)
+    kept = xr.open_zarr(config.output.path).attrs["original_metadata"]
+    (signal,) = file_reader(tmp_path / "out.hspy")
+    assert kept
+    assert set(signal["original_metadata"]) == set(kept)
+
+
+def test_what_is_long_is_described() -> None:
+    tags = {
+        "left": ArrayTag(10, 70000, (4,), 140000),
+        "array": np.arange(5000),
+        "text": "x" * 5000,
+        "short": np.arange(3, dtype="u1"),
+        "rows": [(1, 2), (3, 4)],
+        "odd": float("nan"),
+        "half": "\ud800",
+    }
+    kept = original(tags)
+    assert kept["left"] == "70,000 values, left in the input file"
+    assert kept["array"] == "5,000 values, left in the input file"
+    assert kept["text"] == "5,000 characters, left in the input file"
+    assert kept["short"] == [0, 1, 2]
+    assert kept["rows"] == [[1, 2], [3, 4]]
+    assert kept["odd"] == "nan"
+    assert kept["half"] == "?"
+
+
+def test_the_whole_is_bounded() -> None:
+    many = {f"list {i}": list(range(4000)) for i in range(100)}
+    kept = original(many)
+    assert kept["list 3"] == "4,000 values, left in the input file"
+    assert len(json.dumps(original({str(i): "y" * 250 for i in range(8000)}))) <= LIMIT
+    assert "left out" in original({str(i): i for i in range(200_000)})
+
+
+names = st.one_of(st.text(max_size=5), st.sampled_from(["a/b", ".", "_list_a", "_sig_x", "_bs_"]))
+trees = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8)
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(names, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(names, trees, max_size=4))
+def test_any_tree_can_be_written(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
+    from rsciio.hspy._api import HyperspyReader, HyperspyWriter
+
+    kept = original(tree)
+    assert json.loads(json.dumps(kept, allow_nan=False)) == kept
+    safe = hdf5_tree(kept)
+    path = tmp_path_factory.mktemp("tree") / "a.h5"
+    with h5py.File(path, "w") as file:
+        writer = HyperspyWriter.__new__(HyperspyWriter)
+        writer.Dataset = h5py.Dataset
+        writer.dict2group(safe, file.create_group("tree"))
+        reader = HyperspyReader.__new__(HyperspyReader)
+        reader.Dataset = h5py.Dataset
+        back = reader._group2dict(file["tree"])
+    assert set(back) == set(safe)
+
+
+def test_metadata_do_not_travel_with_every_task(tmp_path: Path) -> None:
+    axes = tuple(Axis(name, 2) for name in ("scan_y", "scan_x", "ky", "kx"))
+    large = {"tags": "x" * 10**6}
+    sink = HspySink(str(tmp_path), "", (2,) * 4, "u1", axes, (2,) * 4, "t", large, large)
+    assert len(pickle.dumps(sink)) < 2000
+    assert sink.original_metadata == large
+    assert module.LIMIT == 2**20
