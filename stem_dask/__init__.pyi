@@ -12,6 +12,7 @@ from stem_dask.stages.crop import crop as crop
 from stem_dask.stages.crop import to_detector as to_detector
 from stem_dask.stages.downsample import cast as cast
 from stem_dask.stages.downsample import downsample as downsample
+from stem_dask.stages.mask import suspected_hot_pixels as suspected_hot_pixels
 from stem_dask.stages.validate import validate as validate
 from stem_dask.stages.window import choose_window as choose_window
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_config",
     "open",
     "run_config",
+    "suspected_hot_pixels",
     "to_detector",
     "validate",
 ]

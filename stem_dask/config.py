@@ -70,7 +70,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     options = to_dict(_validated(data, places))
     for section, key in (dotted.split(".") for dotted in _PATHS):
         text = options[section][key]
-        if isinstance(text, str) and text != SYNTHETIC and "://" not in text:
+        if isinstance(text, str) and text not in (SYNTHETIC, "auto") and "://" not in text:
             options[section][key] = os.path.abspath(os.path.expanduser(text))
     return parse_config(options)
 
@@ -191,6 +191,11 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         keys = ("validate.min_retention", "analyze.target_retention")
         text = f"{keys[0]} is {least}, more than {keys[1]}, which is {target}; change one of them"
         found.append((keys[not config.validation.model_fields_set], text))  # the one that was given
+    if config.input.mask == "auto" and not config.crop.enabled:
+        text = (
+            "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels"
+        )
+        found.append(("input.mask", text))
     for section, key, other, need in NEEDS:
         value, seen = (getattr(getattr(config, section), name) for name in (key, other))
         if value != defaults(section)[key] and seen != need:

@@ -56,8 +56,7 @@ def describe_job(config: Config, found: Found) -> tuple[str, ...]:
     folder = Path(config.output.path).parent
     return (
         *table,
-        f"reads       {size(n_bytes)}"
-        + (", twice: once to analyze, once to crop" if config.crop.enabled else ""),
+        f"reads       {size(n_bytes)}{_times(config)}",
         f"writes      {config.output.path}: {upper}{total} before compression, {n_files:,} shards",
         *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{total}"
           for kind in config.output.export),
@@ -94,6 +93,13 @@ def _stages(
         "  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip()
         for r in rows
     ]
+
+
+def _times(config: Config) -> str:
+    """How often the input is read."""
+    if config.input.mask == "auto":
+        return ", twice, or three times when there are hot pixels: to analyze, to analyze without them, to crop"
+    return ", twice: once to analyze, once to crop" if config.crop.enabled else ""
 
 
 def config_for(found: Found) -> str:

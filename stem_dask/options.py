@@ -97,7 +97,7 @@ class Input(_Section):  # what is read
     scan_step: Count = 1
     dark: Npy | None = None
     gain: Npy | None = None
-    mask: Npy | Annotated[Mask, _MASK] | None = None
+    mask: Literal["auto"] | Npy | Annotated[Mask, _MASK] | None = None
     mask_fill: Literal["zero", "median"] = "zero"
     calibration: Annotated[Calibration, _CALIBRATION] | None = None
     beam_energy_kv: Kilovolts | None = None

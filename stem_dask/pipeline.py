@@ -14,7 +14,6 @@ import xarray as xr
 
 from stem_dask import engine, report
 from stem_dask.cluster import Connection, connect
-from stem_dask.config import to_dict
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
@@ -33,7 +32,7 @@ from stem_dask.io.store import (
 from stem_dask.model import Record, Window
 from stem_dask.options import Config
 from stem_dask.plan import projected_bytes
-from stem_dask.preflight import Outputs, Prepared, begun, contents, prepare, token
+from stem_dask.preflight import Outputs, Prepared, begun, prepare
 from stem_dask.projection import (
     check_memory,
     disk_need,
@@ -42,11 +41,12 @@ from stem_dask.projection import (
     input_bytes,
     memory_of,
 )
-from stem_dask.results import Outcome, already_complete, exit_code, results_of_run
+from stem_dask.results import Outcome, already_complete, exit_code, provenance, results_of_run
 from stem_dask.stages.analyze import analysis_attrs, analysis_blocks, fold_analysis
 from stem_dask.stages.crop import complete_analysis, crop, placement
 from stem_dask.stages.downsample import cast, check_float16, downsample
-from stem_dask.stages.patterns import axes_of, lead_dims, lead_shape
+from stem_dask.stages.mask import suspected_hot_pixels
+from stem_dask.stages.patterns import axes_of, blank, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import intensity_inside
 from stem_dask.stages.window import choose_window
@@ -135,13 +135,17 @@ class Job:
     progress: Progress | None = None
     warnings: list[str] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    hot: list[list[int]] = field(default_factory=list)
+    profiles: SpoolSink | None = None
 
     def run(self, started: float) -> Outcome:
         """All stages in their order, then the report."""
         first = time.perf_counter()
         block = self.block()
         patterns = self.patterns(block)
-        analysis = self.analyze(patterns) if self.config.crop.enabled else None
+        analysis = None
+        if self.config.crop.enabled:
+            patterns, analysis = self.analyze(patterns)
         window = None
         if analysis is not None:
             with self.state.nothing_to_go_on_with():
@@ -151,7 +155,7 @@ class Job:
             for path in self.outputs.exports:
                 self.export(path, math.prod(out.data.numblocks))
             seconds = time.perf_counter() - first
-            results = results_of_run(self.prepared, patterns, out, known, window)
+            results = results_of_run(self.prepared, patterns, out, known, window, self.hot)
             results |= self.measured(patterns, window, seconds)
             if self.outputs.figure:
                 data = figure_data(self.outputs.store, patterns, window, results)
@@ -196,25 +200,36 @@ class Job:
         """The lazy input, corrected and without its bad pixels."""
         options = self.config.input
         lazy = corrected(lazy_patterns(self.prepared.found, block), options.dark, options.gain)
-        mask = options.mask
+        mask = None if options.mask == "auto" else options.mask  # not known yet
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
         return masked(lazy, listed, options.mask_fill)
 
-    def analyze(self, patterns: xr.DataArray) -> xr.Dataset:
-        """The analysis pass: computed block by block into the run's folder, joined but for the profiles."""
+    def analyze(self, patterns: xr.DataArray) -> tuple[xr.DataArray, xr.Dataset]:
+        """The patterns and what is known of them; once more without their hot pixels, when these shall be masked."""
+        auto = self.config.input.mask == "auto"
+        found = self.analyzed(patterns, "analyze", "analysis")
+        hot = np.argwhere(suspected_hot_pixels(found)).tolist()
+        self.hot = self.state.settled("hot_pixels", hot) if auto else hot
+        if auto and self.hot:
+            patterns = masked(patterns, {"pixels": self.hot}, self.config.input.mask_fill)
+            found = self.analyzed(patterns, "analyze again", "analysis-again")
+        self.warnings += report.hot_pixel_warnings(self.hot, masked=auto)
+        self.warnings += report.analysis_warnings(found)
+        return patterns, found
+
+    def analyzed(self, patterns: xr.DataArray, stage: str, folder: str) -> xr.Dataset:
+        """One analysis pass: computed block by block into the run's folder, joined but for the profiles."""
         options = self.config.analyze.model_dump()
         blocks = analysis_blocks(patterns, **options)
         spare = self.spare(patterns)
         instead = None if spare is None else analysis_blocks(spare, **options)
-        spool = SpoolSink(f"{self.folder}/analysis")
+        spool = self.profiles = SpoolSink(f"{self.folder}/{folder}")
         with self.room(patterns, None):
-            self.compute("analyze", blocks, instead, patterns, spool)
+            self.compute(stage, blocks, instead, patterns, spool)
         names = [name for name in blocks if name != "profile"]
         stored = spool.blocks(math.prod(patterns.data.numblocks), names)
         n_missing = int((~self.tally.valid(lead_shape(patterns))).sum())
-        found = fold_analysis(patterns, stored, analysis_attrs(**options), n_missing)
-        self.warnings += report.analysis_warnings(found)
-        return found
+        return fold_analysis(patterns, stored, analysis_attrs(**options), n_missing)
 
     def choose(self, analysis: xr.Dataset) -> Window:
         """The window, and what is odd about it."""
@@ -244,10 +259,8 @@ class Job:
         return out, outputs
 
     def spare(self, patterns: xr.DataArray) -> xr.DataArray | None:
-        """What stands for patterns that cannot be read, when the run shall go on without them: nothing but zeros."""
-        if self.config.on_error == "stop":
-            return None
-        return patterns.copy(data=da.zeros(patterns.shape, patterns.dtype, chunks=patterns.chunks))
+        """What stands for patterns that cannot be read, when the run shall go on without them."""
+        return None if self.config.on_error == "stop" else blank(patterns)
 
     def write(
         self, patterns: xr.DataArray, analysis: xr.Dataset | None, window: Window | None
@@ -286,15 +299,16 @@ class Job:
             return out, known
         write_coordinates(self.store, out)
         write_valid(self.store, valid, lead_dims(out))
-        if known is not None:
-            profiles = SpoolSink(f"{self.folder}/analysis").blocks(n_blocks, ("profile",))
+        if known is not None and self.profiles is not None:
+            profiles = self.profiles.blocks(n_blocks, ("profile",))
             chunk = tuple(chunks[0] for chunks in patterns.data.chunks[: len(lead)])
             write_profiles(self.store, profiles, (*lead_dims(out), "radius"), lead, chunk)
             write_dataset(self.store, "analysis", known)
         output = xr.Dataset({"mean_pattern": (("ky", "kx"), total / max(1, valid.sum()))})
         write_dataset(self.store, "output", output)
         attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
-        finish_store(self.store, self.provenance(lead), {**attrs, "maximum": highest})
+        about = provenance(self.prepared, int((~valid).sum()), self.hot)
+        finish_store(self.store, about, {**attrs, "maximum": highest})
         publish(self.outputs.store, drop=self.outputs.results)
         return out, known
 
@@ -313,20 +327,6 @@ class Job:
                 folder=f"{self.folder}/export{kind}",
             )
         self.tally.note(self.state.journal.records(job).values())
-
-    def provenance(self, lead: Sequence[int]) -> dict[str, Any]:
-        """Attributes of the store's root: how it came to be."""
-        name, n_bytes, changed = self.prepared.found.identity
-        notes = list(self.prepared.found.info.notes)
-        return {
-            "title": Path(name).stem,
-            "token": token(self.config, self.prepared.found),
-            "config": to_dict(self.config),
-            "contents": contents(self.config),
-            "input": {"path": name, "bytes": n_bytes, "modified_ns": changed, "notes": notes},
-            "versions": report.versions("stem_dask", "numpy", "dask", "zarr", "numba"),
-            "quarantined": int((~self.tally.valid(lead)).sum()),
-        }
 
     def compute(
         self,

@@ -208,7 +208,9 @@ def n_quarantined(store: str) -> int:
 
 def _plane_files(config: Config) -> dict[str, str]:
     given = {key: getattr(config.input, key) for key in KEYS}
-    return {key: value for key, value in given.items() if isinstance(value, str)}
+    return {
+        key: value for key, value in given.items() if isinstance(value, str) and value != "auto"
+    }
 
 
 def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:

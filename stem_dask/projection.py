@@ -149,12 +149,15 @@ def disk_need(
         itemsize = what.patterns.itemsize
         kept += n * (4 * radii + 8 * VALUES_KEPT)
         kept += n_blocks * math.prod(what.detector) * (8 + itemsize)
+    again = (
+        kept if config.input.mask == "auto" else 0
+    )  # a second analysis, when there are hot pixels
     tensor = patterns if "pt" in config.output.export else 0
     smallest = what.dtype.itemsize if what.dtype.kind == "f" else 1  # small counts fit int8
     signal = patterns if "hspy" in config.output.export else 0
     least = kept + tensor * what.known * smallest // what.dtype.itemsize
     # unsigned counts may need twice the bytes in a .pt; .hspy is there twice while it is put together
-    return DiskNeed(least, 2 * kept + patterns + 2 * tensor + 2 * signal)
+    return DiskNeed(least, 2 * kept + again + patterns + 2 * tensor + 2 * signal)
 
 
 def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:

@@ -17,6 +17,8 @@ from stem_dask.model import Window
 
 #: lists with one entry a pattern are left out of results.json above this many positions
 MAX_LISTED = 100_000
+#: so many positions of hot pixels are named
+MAX_HOT = 20
 #: share of the total above which clipped negatives, or a constant background, are worth a warning
 NOTICEABLE = 0.05
 #: an output with more than this share of the pixels has hardly been cropped
@@ -135,6 +137,18 @@ def analysis_warnings(analysis: xr.Dataset) -> list[str]:
             f"{n_empty:,} empty patterns: no center, left out of the statistics, cropped at the median center"
         )
     return out
+
+
+def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[str]:
+    """A word on the hot pixels that are suspected: how many, where, and what to do."""
+    if not hot:
+        return []
+    where = ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT])
+    more = f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else ""
+    found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, above 5 times each neighbour in the mean pattern"
+    if masked:
+        return [f"{found}, masked (input.mask: auto): {where}{more}"]
+    return [f"{found}: {where}{more}; set input.mask=auto, or list them as input.mask.pixels"]
 
 
 def pedestal(analysis: xr.Dataset) -> tuple[float, float]:

@@ -1,8 +1,9 @@
 """What a run found and made: results.json, and how it ended."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -11,7 +12,7 @@ from stem_dask import report
 from stem_dask.config import to_dict
 from stem_dask.model import Window
 from stem_dask.options import Config
-from stem_dask.preflight import Prepared, n_quarantined
+from stem_dask.preflight import Prepared, contents, n_quarantined, token
 from stem_dask.projection import input_bytes
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
@@ -40,14 +41,42 @@ def already_complete(store: str) -> Outcome:
     return Outcome(7 if n else 0, {}, (f"already complete: {store}{missing}",))
 
 
+def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Attributes of the store's root: how it came to be.
+
+    Parameters
+    ----------
+    n_missing : patterns that could not be read
+    hot : [y, x] of suspected hot pixels
+    """
+    config, info = prepared.config, prepared.found.info
+    name, n_bytes, changed = prepared.found.identity
+    return {
+        "title": Path(name).stem,
+        "token": token(config, prepared.found),
+        "config": to_dict(config),
+        "contents": contents(config),
+        "input": {
+            "path": name,
+            "bytes": n_bytes,
+            "modified_ns": changed,
+            "notes": list(info.notes),
+        },
+        "versions": report.versions("stem_dask", "numpy", "dask", "zarr", "numba"),
+        "quarantined": n_missing,
+        "hot_pixels": hot,
+    }
+
+
 def results_of_run(
     prepared: Prepared,
     patterns: xr.DataArray,
     out: xr.DataArray,
     known: xr.Dataset | None,
     window: Window | None,
+    hot: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """What results.json says of the data."""
+    """What results.json says of the data; of the suspected hot pixels it names the first."""
     config, info = prepared.config, prepared.found.info
     limits = {
         "target_retention": config.analyze.target_retention,
@@ -76,6 +105,11 @@ def results_of_run(
             "notes": info.notes,
         },
         "sizes": report.sizes(input_bytes(prepared.found), out.nbytes, report.tree_bytes(store)),
+        "hot_pixels": {
+            "number": len(hot),
+            "positions": hot[: report.MAX_HOT],
+            "masked": config.input.mask == "auto",
+        },
         "verdict": [] if known is None or window is None else verdict(config, store, known, window),
     }
 

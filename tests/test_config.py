@@ -216,15 +216,15 @@ BAD = [
     ("input: {scan_step: true}", "input.scan_step is true; expected"),
     ("input: {dark: 3}", "input.dark is 3; expected the path of a .npy file or null"),
     ("input: {gain: gain.tif}", "input.gain is gain.tif; expected the path of a .npy file or null"),
-    ("input: {mask: bad.txt}", "input.mask is bad.txt; expected the path of a .npy file, {pixels:"),
-    ("input: {mask: 3}", "input.mask is 3; expected the path of a .npy file"),
+    ("input: {mask: bad.txt}", "input.mask is bad.txt; expected auto, the path of a .npy file, {pixels:"),
+    ("input: {mask: 3}", "input.mask is 3; expected auto, the path of a .npy file"),
     ("input: {mask: {pixels: [[1, 2], [3, 4O]]}}", "input.mask.pixels[1][1] is 4O; expected"),
     ("input: {mask: {pixels: [1, 2]}}", "input.mask.pixels[0] is 1; expected"),
     ("input: {mask: {row: [1]}}", "input.mask.row is not a key; did you mean rows? Valid keys: pixels"),
     ("input: {mask_fill: mean}", "input.mask_fill is mean; expected zero or median"),
     ("input: {calibration: 3}", "input.calibration is 3; expected {ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for"),
-    ("input: {calibration: {kz: {scale: 1, units: nm}}}", "input.calibration.kz is not a key; did you mean kx? Valid keys: scan_y, scan_x, ky, kx"),
-    ("input: {calibration: {ky: {scal: 1, units: nm}}}", "input.calibration.ky.scal is not a key; did you mean scale? Valid keys: scale, units, offset"),
+    ("input: {calibration: {kz: {scale: 1, units: nm}}}", "input.calibration.kz is not a key. Valid keys: scan_y, scan_x, ky, kx"),
+    ("input: {calibration: {ky: {scale: 1, unit: nm, units: nm}}}", "input.calibration.ky.unit is not a key; did you mean units? Valid keys: scale, units, offset"),
     ("input: {calibration: {ky: {scale: 0, units: nm}}}", "input.calibration.ky.scale is 0; expected {ky: "),
     ("input: {calibration: {ky: {scale: .inf, units: nm}}}", "input.calibration.ky.scale is .inf; expected"),
     ("input: {calibration: {ky: {scale: 1}}}", "input.calibration.ky.units is missing; expected"),
@@ -232,6 +232,7 @@ BAD = [
     ("input: {calibration: {ky: {scale: 1, units: nm, offset: .nan}}}", "input.calibration.ky.offset is .nan; expected"),
     ("input: {beam_energy_kv: 0}", "input.beam_energy_kv is 0; expected kilovolts, a number above 0 such as 200 or null"),
     ("input: {beam_energy_kv: 200000}", "input.beam_energy_kv is 200000; expected kilovolts"),
+    ("input: {mask: auto}\ncrop: {enabled: false}", "input.mask is auto, which needs crop.enabled: true"),
     # analyze
     ("analyze: {center_method: com}", "expected centroid, center or manual"),
     ("analyze: {center_method: manual}", "analyze.manual_center is missing; center_method: manual"),
@@ -389,7 +390,7 @@ def test_all_problems_are_listed_each_with_the_line_of_its_key(load):
     assert sorted(said.splitlines()) == sorted(
         [
             "crop.yaml, line 2: input.path is missing; expected the path of a file, or synthetic",
-            "crop.yaml, line 5: input.mask.rows[1] is x; expected the path of a .npy file, "
+            "crop.yaml, line 5: input.mask.rows[1] is x; expected auto, the path of a .npy file, "
             "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]} or null",
             "crop.yaml, line 10: crop.align is patern; expected fixed or pattern",
             "crop.yaml, line 9: crop.margin_pixel is not a key; did you mean margin_pixels? "

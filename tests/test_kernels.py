@@ -10,6 +10,7 @@ from stem_dask.kernels.analysis import analyze_patterns, largest_radius
 from stem_dask.kernels.correct import correct_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns, result_dtype
+from stem_dask.kernels.hot import hot_pixels
 from stem_dask.kernels.intensity import accumulator, native
 from stem_dask.kernels.mask import fill_bad, neighbours
 
@@ -401,6 +402,35 @@ def test_what_float32_cannot_hold_becomes_infinite_without_a_warning():
     block = np.array([[[1e300, np.nan, np.inf]]])
     found = correct_patterns(block, np.zeros((1, 3), "f4"), np.ones((1, 3), "f4"))
     np.testing.assert_array_equal(found, [[[np.inf, np.nan, np.inf]]])
+
+
+# --- hot pixels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1), (2, 2), (9, 13)])
+def test_hot_pixels(shape):
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        mean = rng.integers(0, 3, shape) * 10.0 ** rng.integers(0, 3, shape)
+        np.testing.assert_array_equal(hot_pixels(mean), twins.hot(mean))
+
+
+def test_single_counts_in_the_dark_are_not_hot():
+    mean = np.zeros((9, 9))
+    mean[2:5, 2:5] = 10
+    mean[7, 7], mean[0, 8] = 1 / 150, 2
+    assert np.argwhere(hot_pixels(mean)).tolist() == [[0, 8]]
+    mean[0, 8] = 1e9  # does not hide a fainter one
+    mean[8, 0] = 3
+    assert np.argwhere(hot_pixels(mean)).tolist() == [[0, 8], [8, 0]]
+
+
+def test_exactly_five_times_is_not_hot():
+    mean = np.ones((3, 3))
+    mean[0, 0] = 5
+    assert not hot_pixels(mean).any()
+    mean[0, 0] = np.nextafter(5, 6)
+    assert np.argwhere(hot_pixels(mean)).tolist() == [[0, 0]]
 
 
 # --- mask ---------------------------------------------------------------------------------------

@@ -238,6 +238,20 @@ def correct(pattern, dark, gain):
     return out
 
 
+def hot(mean):
+    out = np.zeros(mean.shape, bool)
+    for y, x in np.ndindex(mean.shape):
+        around = [
+            mean[row, col]
+            for row in range(max(y - 1, 0), min(y + 2, mean.shape[0]))
+            for col in range(max(x - 1, 0), min(x + 2, mean.shape[1]))
+            if (row, col) != (y, x)
+        ]
+        out[y, x] = bool(around) and mean[y, x] > 5 * max(around)
+    rest = [mean[y, x] for y, x in np.ndindex(mean.shape) if not out[y, x]]
+    return out & (mean > sum(rest) / len(rest))
+
+
 def fill_median(pattern, mask):
     """Every bad pixel becomes the median of the good pixels in the smallest square around it that has any."""
     out = pattern.copy()

@@ -4,7 +4,10 @@ HDF5 lets only one process write a file, but takes chunks that were compressed e
 chunks of its block in the run's folder, and `finish` copies them into the file without touching a pixel.
 """
 
+import errno
 import itertools
+import os
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,9 +93,15 @@ class HspySink:
         import h5py
 
         spool = SpoolSink(self.spool)
-        total = np.zeros(self.shape[:-2])
-        for region, spooled in spool.blocks(len(records), ("total",)):
+        total, n_bytes = np.zeros(self.shape[:-2]), 0
+        for region, spooled in spool.blocks(len(records), ("total", "sizes")):
             total[region] = spooled["total"]
+            n_bytes += int(spooled["sizes"].sum())
+        # HDF5 that meets a full disk when it closes can only complain to the terminal
+        if n_bytes > (free := shutil.disk_usage(os.path.dirname(self.path)).free):
+            raise OSError(
+                errno.ENOSPC, f"{n_bytes:,} bytes are needed and {free:,} are free", self.path
+            )
         self._write_skeleton(total)
         with h5py.File(self.path, "r+") as file:
             (group,) = file["Experiments"].values()

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.io.planes import read_plane
+from stem_dask.kernels.hot import hot_pixels
 from stem_dask.kernels.mask import fill_bad, neighbours
 from stem_dask.stages.patterns import blocks_of
+from stem_dask.stages.window import require_computed
 
 MaskFill = Literal["zero", "median"]
 
@@ -46,10 +48,43 @@ def apply_mask(
     return patterns.copy(data=out).assign_attrs(masked_pixels=int(mask.sum()))
 
 
+def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
+    """Pixels whose mean is above 5 times the largest of their 8 neighbours, and above the average of all others.
+
+    Parameters
+    ----------
+    analysis : computed result of `analyze`
+
+    Returns
+    -------
+    (ky, kx), True = suspected; what ``sd.open(..., mask=...)`` takes
+
+    Raises
+    ------
+    ConfigError
+        When the analysis is lazy.
+
+    Examples
+    --------
+    >>> from stem_dask.stages.analyze import analyze
+    >>> data = np.ones((2, 6, 7), "u2"); data[:, 4, 0] = 9
+    >>> analysis = analyze(xr.DataArray(data, dims=("pattern", "ky", "kx"))).compute()
+    >>> np.argwhere(suspected_hot_pixels(analysis)).tolist()
+    [[4, 0]]
+    """
+    require_computed(analysis)
+    return hot_pixels(analysis["mean_pattern"].values)
+
+
 def read_mask(
     mask: str | PathLike[str] | Mapping[str, Sequence[Any]] | NDArray, detector: Sequence[int]
 ) -> NDArray[np.bool_]:
     """A mask from a .npy file, an array, or lists of ``pixels`` [y, x], ``rows`` and ``columns``."""
+    if isinstance(mask, str) and mask == "auto":
+        raise ConfigError(
+            "mask auto needs the mean pattern, which is not known before the analysis: open without a mask, analyze, "
+            "and open again with mask=sd.suspected_hot_pixels(analysis)"
+        )
     if isinstance(mask, (str, PathLike)):
         return read_plane(mask, "mask", detector) != 0
     if not isinstance(mask, Mapping):

@@ -115,6 +115,11 @@ def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
     return xr.DataArray(data, dims=dims, coords=coords, name=name)
 
 
+def blank(patterns: xr.DataArray) -> xr.DataArray:
+    """Patterns of the same blocks that are nothing but zeros: they stand for those that cannot be read."""
+    return patterns.copy(data=da.zeros(patterns.shape, patterns.dtype, chunks=patterns.chunks))
+
+
 def map_patterns(
     function: Callable[..., Any],
     data: da.Array,
