@@ -98,6 +98,7 @@ class HspySink:
             total[region] = spooled["total"]
             n_bytes += int(spooled["sizes"].sum())
         # HDF5 that meets a full disk when it closes can only complain to the terminal
+        n_bytes += n_bytes // 50 + 2**17  # HDF5's own lists, and the metadata
         if n_bytes > (free := shutil.disk_usage(os.path.dirname(self.path)).free):
             raise OSError(
                 errno.ENOSPC, f"{n_bytes:,} bytes are needed and {free:,} are free", self.path
