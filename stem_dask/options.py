@@ -38,6 +38,13 @@ Edges = tuple[Whole, Whole, Whole, Whole]
 Box = Annotated[Edges, _List, _Rising, "[y0, y1, x0, x1] with y0 < y1 and x0 < x1"]
 Indices = Annotated[tuple[Whole, ...], _List]
 Pixels = Annotated[tuple[Annotated[tuple[Whole, Whole], _List], ...], _List]
+Sizes = Annotated[
+    tuple[Count, Count, Count] | tuple[Count, Count, Count, Count],
+    _List,
+    "[scan_y, scan_x, ky, kx] or [n, ky, kx], whole numbers above 0",
+]
+Dtype = Annotated[str, Field(pattern=r"^[<>=|]?[A-Za-z][A-Za-z0-9]{0,15}$"), "a numpy type such as uint16 or >u2"]  # fmt: skip
+Place = Annotated[int, Field(ge=0, lt=2**62), "a whole number of 0 or more"]
 Text = Annotated[str, Field(pattern=_TEXT), "text"]
 File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
 Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
@@ -95,6 +102,12 @@ class Input(_Section):  # what is read
     scan_order: Literal["auto", "scan_first", "detector_first"] = "auto"
     scan_roi: Box | None = None
     scan_step: Count = 1
+    skip_frames: Whole = 0
+    drop_columns: Whole = 0
+    flip: bool = False
+    shape: Sizes | None = None
+    dtype: Dtype | None = None
+    offset: Place = 0
     dark: Npy | None = None
     gain: Npy | None = None
     mask: Literal["auto"] | Npy | Annotated[Mask, _MASK] | None = None

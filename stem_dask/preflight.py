@@ -122,6 +122,12 @@ def find_input(config: Config) -> Found:
         scan_order=options.scan_order,
         scan_roi=options.scan_roi,
         scan_step=options.scan_step,
+        skip_frames=options.skip_frames,
+        drop_columns=options.drop_columns,
+        flip=options.flip,
+        shape=options.shape,
+        dtype=options.dtype,
+        offset=options.offset,
     )
 
 

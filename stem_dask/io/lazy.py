@@ -75,6 +75,12 @@ def open_patterns(
     scan_order: ScanOrder = "auto",
     scan_roi: Sequence[int] | None = None,
     scan_step: int = 1,
+    skip_frames: int = 0,
+    drop_columns: int = 0,
+    flip: bool = False,
+    shape: Sequence[int] | None = None,
+    dtype: str | None = None,
+    offset: int = 0,
     dark: str | Path | NDArray | None = None,
     gain: str | Path | NDArray | None = None,
     mask: str | Mapping[str, Sequence[Any]] | NDArray | None = None,
@@ -87,12 +93,16 @@ def open_patterns(
 
     Parameters
     ----------
-    path : .dm3, .dm4, .hspy, .hdf5, .h5, .zarr, .zspy, .npy or .pt
+    path : a file of a kind in `stem_dask.io.families.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy
     dataset : name or number of the array, when the file holds several
-    scan_shape : (scan_y, scan_x), for a stack of patterns
+    scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not say its own
     scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file says
     scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
     scan_step : every n-th position of it
+    skip_frames : leading patterns of a stack that are left out before the scan is folded
+    drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
+    flip : turn every pattern top to bottom
+    shape, dtype, offset : sizes, numpy type and first byte of a .raw file
     dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
     mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
     mask_fill : ``zero``, or ``median`` of the good neighbours
@@ -127,6 +137,12 @@ def open_patterns(
         scan_order=scan_order,
         scan_roi=scan_roi,
         scan_step=scan_step,
+        skip_frames=skip_frames,
+        drop_columns=drop_columns,
+        flip=flip,
+        shape=shape,
+        dtype=dtype,
+        offset=offset,
     )
     found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
     patterns = corrected(lazy_patterns(found, block_positions(found, chunk_mb)), dark, gain)

@@ -291,14 +291,17 @@ class Indexed:
         return self.source[tuple(part)][tuple(after)]
 
 
-def identity(path: str) -> tuple[str, int, int]:
-    """What tells one state of a file (or of a store's root) from another: name, size, time of change in ns."""
+def identity(path: str, *more: str) -> tuple[str, int, int]:
+    """What tells one state of a file (or of a store's root) from another: name, size, time of change in ns.
+
+    With ``more`` files that belong to it, size and time are sums: when one of them changes, they do.
+    """
     file = Path(path)
     if file.is_dir():
         roots = [file / name for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata")]
         file = next((root for root in roots if root.exists()), file)
-    stat = file.stat()
-    return (str(path), stat.st_size, stat.st_mtime_ns)
+    stats = [file.stat(), *(Path(one).stat() for one in more)]
+    return (str(path), sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats))
 
 
 def select(source: Source, roi: Sequence[int] | None, step: int) -> Source:

@@ -1,0 +1,170 @@
+"""What a reader of one file family hands over: an array, its axes, and what the header says; nothing of the data."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.errors import SourceError
+from stem_dask.io.sources import Source
+from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
+
+#: metadata that are kept: entries in all, characters of a text, items of a list, levels
+_MOST_ENTRIES, _MOST_TEXT, _MOST_ITEMS, _MOST_LEVELS = 2000, 1000, 64, 16
+#: larger headers and side files are not believed
+MOST_HEADER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A 3D or 4D array found in a file; ``name`` is what selects it as ``input.dataset``.
+
+    ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
+    the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes.
+    """
+
+    name: str
+    source: Source
+    axes: tuple[Axis, ...]
+    chunks: tuple[int, ...] | None = None
+    swapped: bool | None = None
+    metadata: Mapping[str, Any] | None = None
+    scan: tuple[Axis, Axis] | None = None
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def by(shape: Sequence[int]) -> str:
+    """Sizes as text.
+
+    Examples
+    --------
+    >>> by((256, 1024))
+    '256 x 1,024'
+    """
+    return " x ".join(f"{n:,}" for n in shape)
+
+
+def calibrated(name: str, size: int, scale: Any, offset: Any = 0.0, units: str = "") -> Axis:
+    """An axis; in pixels when its scale is missing, zero or no finite number.
+
+    Examples
+    --------
+    >>> calibrated("ky", 4, float("nan"), 1.0, "1/nm")
+    Axis(name='ky', size=4, scale=1.0, offset=0.0, units='')
+    """
+    step, start = number(scale), number(offset)
+    if not step or not units:
+        return Axis(name, size)
+    return Axis(name, size, step, start or 0.0, units)
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None: of text too, as headers have it."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number from 1 on, or None: of text too, as headers have it."""
+    found = number(value)
+    return int(found) if found is not None and found >= 1 and found == int(found) else None
+
+
+def stack_axes(n: int, ky: Axis, kx: Axis) -> tuple[Axis, ...]:
+    """The axes of a stack of patterns."""
+    ky, kx = (replace(axis, name=name) for axis, name in zip((ky, kx), DETECTOR_DIMS, strict=True))
+    return (Axis(LIST_DIMS[0], n), ky, kx)
+
+
+def scan_axes(height: Any, width: Any, *steps: Any, units: str = "") -> tuple[Axis, Axis] | None:
+    """The scan that a header gives, calibrated by ``steps`` (of y, of x) where they are usable; None without sizes."""
+    sizes = (whole(height), whole(width))
+    if sizes[0] is None or sizes[1] is None:
+        return None
+    step_y, step_x = steps or (None, None)
+    return (
+        calibrated(SCAN_DIMS[0], sizes[0], step_y, 0.0, units),
+        calibrated(SCAN_DIMS[1], sizes[1], step_x, 0.0, units),
+    )
+
+
+def header_of(path: str, n_bytes: int, what: str) -> bytes:
+    """The first ``n_bytes`` of a file.
+
+    Raises
+    ------
+    SourceError
+        When the file is shorter.
+    """
+    with open(path, "rb") as file:
+        header = file.read(n_bytes)
+    if len(header) < n_bytes:
+        raise SourceError(
+            f"{path}: {len(header):,} bytes are fewer than the header of {what} has ({n_bytes:,}); the file was cut"
+        )
+    return header
+
+
+def side_text(path: str) -> str:
+    """A small text file beside the data.
+
+    Raises
+    ------
+    SourceError
+        When it is missing, unreadable, or too large for what it should be.
+    """
+    try:
+        if (size := Path(path).stat().st_size) > MOST_HEADER_BYTES:
+            raise SourceError(f"{path}: {size:,} bytes are too many for a text of settings")
+        return Path(path).read_bytes().decode("utf-8-sig", "replace")
+    except FileNotFoundError as error:
+        raise SourceError(f"{path}: there is no such file beside the data; copy it too") from error
+
+
+def plain(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metadata as JSON takes them, cut to a bounded size; what is left out is counted under ``"left out"``.
+
+    Examples
+    --------
+    >>> plain({"a": np.float32(0.5), "b": b"text", "c": (1, {2}), "d": float("nan")})
+    {'a': 0.5, 'b': 'text', 'c': [1, '{2}'], 'd': 'nan'}
+    """
+    left = [_MOST_ENTRIES, 0]
+    kept = _plain(metadata or {}, left, 0)
+    if left[1]:
+        kept["left out"] = left[1]
+    return kept if isinstance(kept, dict) else {}
+
+
+def _plain(value: Any, left: list[int], level: int) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace").rstrip("\x00")
+    if isinstance(value, np.ndarray):
+        value = value[:_MOST_ITEMS].tolist() if value.ndim == 1 else str(value.shape)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if level >= _MOST_LEVELS and isinstance(value, Mapping | list | tuple):
+        return "…"
+    if isinstance(value, Mapping):
+        kept = {}
+        for key, item in value.items():
+            if left[0] <= 0:
+                left[1] += 1
+                continue
+            left[0] -= 1
+            kept[str(key)[:_MOST_TEXT]] = _plain(item, left, level + 1)
+        return kept
+    if isinstance(value, list | tuple):
+        return [_plain(item, left, level + 1) for item in value[:_MOST_ITEMS]]
+    return str(value)[:_MOST_TEXT]

@@ -1,0 +1,206 @@
+"""The file families: which are known, how their content is recognised, and what each holds.
+
+The ending of a name chooses the reader; the first bytes of the file are asked first, and when they contradict the
+ending the file is refused with the name it should have: nothing is opened by a guess.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from stem_dask.errors import SourceError
+from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.raw import RawLayout, list_raw
+from stem_dask.io.sources import FlatFile, Source, Transposed
+from stem_dask.model import Axis
+
+
+def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
+    """What a file is, in words, and the arrays in it.
+
+    Raises
+    ------
+    SourceError
+        When the file is missing, empty, damaged, of an unknown kind, or not what its name says.
+    """
+    suffix = Path(name).suffix.lower()
+    _check_name(name, suffix)
+    kind, reader, _ = READERS[suffix]
+    if suffix == ".raw":
+        return kind, list_raw(name, layout)
+    if layout.given:
+        raise SourceError(
+            f"{name}: input.shape, input.dtype and input.offset are for .raw files; {kind} says its own: leave them out"
+        )
+    return kind, reader(name)
+
+
+def _check_name(name: str, suffix: str) -> None:
+    path = Path(name)
+    if suffix not in READERS:
+        content = recognise(path) if path.is_file() else None
+        raise SourceError(
+            f"{name}: files ending in {suffix or 'nothing'} are not known; "
+            + (f"by its content it is {content[0]}: rename it to {path.stem}{content[1][0]}" if content else
+               f"known are {', '.join(sorted(READERS))}")
+        )  # fmt: skip
+    if not path.exists():
+        raise SourceError(
+            f"{name}: there is no such file; check input.path (relative to {Path.cwd()})"
+        )
+    kind, _, is_folder = READERS[suffix]
+    if path.is_dir() != is_folder:
+        expected = "a folder" if is_folder else "a file"
+        raise SourceError(
+            f"{name}: {kind} is {expected}, this is {'a file' if is_folder else 'a folder'}"
+        )
+    if is_folder:
+        return
+    if path.stat().st_size == 0:
+        raise SourceError(f"{name}: the file is empty (0 bytes)")
+    content = recognise(path)
+    if content is not None and suffix not in (
+        *content[1],
+        ".raw",
+    ):  # a .raw may begin with any bytes
+        raise SourceError(
+            f"{name}: the name ends in {suffix}, but by its content it is {content[0]}; "
+            f"rename it to {path.stem}{content[1][0]}"
+        )
+
+
+#: (byte, what stands there, what the file is, endings such files have; the first is proposed)
+_MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),
+    (0, b"\x00\x00\x00\x03", "a Gatan DM3 file", (".dm3", ".dm4")),
+    (0, b"\x00\x00\x00\x04", "a Gatan DM4 file", (".dm4", ".dm3")),
+    (0, b"\x93NUMPY", "a numpy file", (".npy",)),
+    (0, b"PK\x03\x04", "a zip archive, such as torch.save writes", (".pt",)),
+    (0, b"IMGBLO\x02\x01", "a NanoMEGAS block file", (".blo",)),
+    (0, b"MQ1,", "a Merlin file", (".mib",)),
+    (0, b"II*\x00", "a TIFF file", (".tif", ".tiff")),
+    (0, b"MM\x00*", "a TIFF file", (".tif", ".tiff")),
+    (0, b"II+\x00", "a TIFF file", (".tif", ".tiff")),
+    (0, b"MM\x00+", "a TIFF file", (".tif", ".tiff")),
+    (0, b"<?xml", "an XML file", (".xml",)),
+    (52, b"TVIPS", "a TVIPS file", (".tvips",)),
+    (208, b"MAP ", "an MRC file", (".mrc",)),
+)
+
+
+def recognise(path: Path) -> tuple[str, tuple[str, ...]] | None:
+    """What a file is by its first bytes, and the endings that such files have; None when they say nothing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     np.save(file, np.zeros(3)); file.flush()
+    ...     recognise(Path(file.name))
+    ('a numpy file', ('.npy',))
+    """
+    with open(path, "rb") as file:
+        start = file.read(256)
+    for at, magic, kind, suffixes in _MAGIC:
+        if start[at : at + len(magic)] != magic:
+            continue
+        if "Gatan" in kind:  # few bytes, so the byte order, 0 or 1, is asked too
+            at = 8 if magic[-1] == 3 else 12
+            if start[at : at + 4] not in (b"\0\0\0\0", b"\0\0\0\1"):
+                continue
+        return kind, suffixes
+    return None
+
+
+def _plain_axes(shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    return tuple(Axis(f"axis{i}", int(n)) for i, n in enumerate(shape))
+
+
+def _dm(name: str) -> list[Candidate]:
+    from stem_dask.io.dm import list_images
+
+    return [
+        Candidate(
+            f"image {image.index}" + (f" ({image.name})" if image.name else ""),
+            FlatFile(name, image.offset, image.dtype, image.shape),
+            image.axes,
+            swapped=image.swapped,
+            metadata=image.tags,
+        )
+        for image in list_images(name)
+    ]
+
+
+def _npy(name: str) -> list[Candidate]:
+    try:
+        with open(name, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = read(file)
+            offset = file.tell()
+    except (ValueError, OSError) as error:
+        raise SourceError(f"{name}: not a readable .npy file: {error}") from error
+    if dtype.hasobject:
+        raise SourceError(
+            f"{name}: holds Python objects, which are never unpickled; save plain numbers"
+        )
+    n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    size = Path(name).stat().st_size
+    if offset + n_bytes > size:
+        raise SourceError(
+            f"{name}: the header says {by(shape)} {dtype}, {n_bytes:,} bytes, but {size - offset:,} follow; "
+            "the file was cut"
+        )
+    source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
+    if fortran:
+        source = Transposed(source, tuple(range(len(shape)))[::-1])
+    return [Candidate("array", source, _plain_axes(shape))]
+
+
+def _hdf5(name: str) -> list[Candidate]:
+    from stem_dask.io.trees import list_hdf5
+
+    return [Candidate(**found) for found in list_hdf5(name)]
+
+
+def _zarr(name: str) -> list[Candidate]:
+    from stem_dask.io.trees import list_zarr
+
+    return [Candidate(**found) for found in list_zarr(name)]
+
+
+def _mib(name: str) -> list[Candidate]:
+    from stem_dask.io.merlin import list_mib
+
+    return list_mib(name)
+
+
+def _raw(name: str) -> list[Candidate]:
+    return list_raw(name, RawLayout())
+
+
+def _pt(name: str) -> list[Candidate]:
+    from stem_dask.io.trees import list_tensors
+
+    return [Candidate(**found) for found in list_tensors(name)]
+
+
+#: suffix -> (what it is, lists what is in it, whether it is a folder)
+READERS: dict[str, tuple[str, Callable[[str], list[Candidate]], bool]] = {
+    ".dm3": ("a Gatan file", _dm, False),
+    ".dm4": ("a Gatan file", _dm, False),
+    ".hspy": ("a HyperSpy file", _hdf5, False),
+    ".hdf5": ("an HDF5 file", _hdf5, False),
+    ".h5": ("an HDF5 file", _hdf5, False),
+    ".zarr": ("a zarr store", _zarr, True),
+    ".zspy": ("a HyperSpy zarr store", _zarr, True),
+    ".npy": ("a numpy file", _npy, False),
+    ".pt": ("a PyTorch file", _pt, False),
+    ".mib": ("a Merlin file", _mib, False),
+    ".raw": ("a file of plain numbers", _raw, False),
+}

@@ -1,0 +1,202 @@
+"""Cameras' files: patterns at regular places, each behind a header of its own, in one file or in a series of them.
+
+And the small sources that change how another one is seen: top to bottom, or without its axes of length 1.
+"""
+
+import itertools
+from bisect import bisect_left
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import SourceError
+from stem_dask.io.publish import named
+from stem_dask.io.sources import Slices, Source
+
+
+@dataclass(frozen=True)
+class Run:
+    """``count`` patterns of a file: pattern i begins at byte ``offset + i * stride``."""
+
+    path: str
+    offset: int
+    stride: int
+    count: int
+
+
+@dataclass(frozen=True)
+class FramedFile:
+    """A stack (n, ky, kx) of patterns that lie in runs, one after another; ``frame_shape`` is (ky, kx).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = file.write(b"".join(b"head" + bytes([i] * 6) for i in range(5)))
+    ...     file.flush()
+    ...     frames = FramedFile((Run(file.name, 4, 10, 5),), np.dtype("u1"), (2, 3))
+    ...     frames[1:4:2, :1, :].tolist()
+    [[[1, 1, 1]], [[3, 3, 3]]]
+    """
+
+    runs: tuple[Run, ...]
+    dtype: np.dtype
+    frame_shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        return (sum(run.count for run in self.runs), *self.frame_shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return 3
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        frames, rows, columns = (
+            range(*s.indices(n)) for s, n in zip(part, self.shape, strict=True)
+        )
+        out = np.empty((len(frames), len(rows), len(columns)), self.dtype)
+        if out.size == 0:
+            return out
+        width = self.frame_shape[1]
+        as_stored = columns == range(width) and rows.step == 1
+        lines = np.empty((rows[-1] - rows[0] + 1, width), self.dtype)  # those rows, read as one run
+        skipped = rows[0] * width * self.dtype.itemsize
+        starts = itertools.accumulate((run.count for run in self.runs), initial=0)
+        for run, start in zip(self.runs, starts, strict=False):
+            first, last = bisect_left(frames, start), bisect_left(frames, start + run.count)
+            if first == last:
+                continue
+            with named(run.path), open(run.path, "rb", buffering=0) as file:
+                for i in range(first, last):
+                    target = out[i] if as_stored else lines
+                    file.seek(run.offset + (frames[i] - start) * run.stride + skipped)
+                    view = target.reshape(-1).view(np.uint8).data
+                    while view:
+                        n = file.readinto(view)
+                        if not n:
+                            raise _cut(run.path, file.seek(0, 2), frames[i])
+                        view = view[n:]
+                    if not as_stored:
+                        where = slice(columns.start, columns.stop, columns.step)
+                        out[i] = lines[:: rows.step, where]
+        return out
+
+
+def _cut(path: str, size: int, frame: int) -> SourceError:
+    return SourceError(
+        f"{path}: the file ends at byte {size:,}, in pattern {frame:,}; it was cut or is still being written"
+    )
+
+
+def framed(
+    path: str,
+    offset: int,
+    stride: int,
+    dtype: np.dtype,
+    frame_shape: tuple[int, int],
+    lead: int = 0,
+) -> tuple[FramedFile, tuple[str, ...]]:
+    """The patterns that a file has from ``offset`` on, as many as it holds whole, and a note on what is left over.
+
+    Parameters
+    ----------
+    path : name of the file
+    offset : byte at which the first pattern, or the header before it, begins
+    stride : bytes from one pattern to the next, its header included
+    dtype : type of a pixel, in the byte order of the file
+    frame_shape : (ky, kx)
+    lead : bytes of the header before each pattern
+
+    Raises
+    ------
+    SourceError
+        When a size is impossible, or not one pattern is whole.
+    """
+    n_bytes = prod(frame_shape) * dtype.itemsize
+    if min(frame_shape) < 1 or stride < lead + n_bytes:
+        raise SourceError(
+            f"{path}: the header says patterns of {frame_shape[0]:,} x {frame_shape[1]:,} {dtype} every {stride:,} "
+            "bytes, which cannot be; it is damaged, or of another format"
+        )
+    after = Path(path).stat().st_size - offset
+    # what follows the pixels may be missing from the last pattern
+    count = (after - lead - n_bytes) // stride + 1 if after >= lead + n_bytes else 0
+    if count == 0:
+        raise SourceError(
+            f"{path}: the header says patterns of {n_bytes:,} bytes, but {max(0, after - lead):,} bytes follow; the file "
+            "was cut, or the header is damaged"
+        )
+    rest = max(0, after - count * stride)
+    notes = (
+        (f"{rest:,} bytes after pattern {count:,} are less than a pattern; not read",)
+        if rest
+        else ()
+    )
+    return FramedFile((Run(path, offset + lead, stride, count),), dtype, frame_shape), notes
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """A source with the rows of every pattern from bottom to top (its axis ky backwards)."""
+
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the source."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        height = self.shape[-2]
+        rows = range(*part[-2].indices(height))
+        there = slice(0, 0)
+        if rows:
+            there = slice(height - 1 - rows[-1], height - rows[0], rows.step)
+        block = self.source[(*part[:-2], there, part[-1])]
+        return np.ascontiguousarray(block[..., ::-1, :])
+
+
+@dataclass(frozen=True)
+class Squeezed:
+    """A source without some axes of length 1; ``kept`` are the positions of those that stay."""
+
+    source: Source
+    kept: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes that stay."""
+        return tuple(self.source.shape[i] for i in self.kept)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.kept)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        there = [slice(0, 1)] * len(self.source.shape)
+        for i, s in zip(self.kept, part, strict=True):
+            there[i] = s
+        block = self.source[tuple(there)]
+        return block.reshape([block.shape[i] for i in self.kept])

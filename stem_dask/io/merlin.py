@@ -1,0 +1,93 @@
+"""Quantum Detectors Merlin (.mib, with its .hdr): patterns of big-endian counts, each behind a line of text.
+
+Rows are given as they lie in the file; RosettaSciIO and HyperSpy turn them top to bottom.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.errors import SourceError
+from stem_dask.io.candidate import Candidate, header_of, scan_axes, side_text, stack_axes, whole
+from stem_dask.io.frames import framed
+from stem_dask.model import Axis
+
+_FIRST = 384  # bytes of the shortest header; longer ones state their length
+_DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
+_TURNED = "rows are as in the file; RosettaSciIO and HyperSpy show .mib turned top to bottom, as input.flip: true does"
+
+
+def list_mib(path: str) -> list[Candidate]:
+    """The stack of patterns of a .mib file, and its scan when the .hdr beside it states one.
+
+    The scan is ``ScanX`` and ``ScanY``, or what is left of the frames by lines of ``Frames per Trigger``.
+
+    Raises
+    ------
+    SourceError
+        When the header is not Merlin's, is damaged, or states a packed raw mode.
+    """
+    words = header_of(path, _FIRST, "a Merlin pattern").decode("latin-1").split(",")
+    if words[0] != "MQ1" or len(words) < 8:
+        raise SourceError(
+            f"{path}: not a Merlin .mib file: it begins with {words[0][:12]!r}, where MQ1 was expected"
+        )
+    length, width, height = (_size(path, words, i) for i in (2, 4, 5))
+    kind = words[6].strip()
+    if kind not in _DTYPES:
+        raise SourceError(
+            f"{path}: the counts are stored as {kind[:12]!r}; of Merlin's modes {', '.join(_DTYPES)} can be read. "
+            "The raw modes (R64) are packed: record again with Raw Mode off"
+        )
+    dtype = np.dtype(_DTYPES[kind])
+    stride = length + width * height * dtype.itemsize
+    source, notes = framed(path, 0, stride, dtype, (height, width), lead=length)
+    header: dict[str, Any] = {
+        "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
+    }
+    scan, files = None, tuple[str, ...]()
+    beside = next((p for p in map(Path(path).with_suffix, (".hdr", ".HDR")) if p.is_file()), None)
+    if beside is not None:
+        files = (str(beside),)
+        header["hdr"] = said = _settings(side_text(str(beside)))
+        scan = _scan(said)
+    axes = stack_axes(source.shape[0], Axis("ky", height), Axis("kx", width))
+    return [
+        Candidate("patterns", source, axes, metadata=header, scan=scan, notes=(*notes, _TURNED), files=files)
+    ]  # fmt: skip
+
+
+#: the first words of a pattern's header
+_NAMES = ("identifier", "number", "header bytes", "chips", "width", "height", "type", "layout", "chip select",
+          "time", "exposure (s)", "counter", "colour", "gain")  # fmt: skip
+
+
+def _size(path: str, words: list[str], i: int) -> int:
+    size = whole(words[i])
+    if size is None or size > 1 << 16 or (i == 2 and size < _FIRST):
+        raise SourceError(
+            f"{path}: the Merlin header states {words[i][:12]!r} for {_NAMES[i]}; it is damaged"
+        )
+    return size
+
+
+def _settings(text: str) -> dict[str, str]:
+    """Lines of ``name:<tab>value``; of two equal names the first stays."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, tab, value = line.partition("\t")
+        if tab and not name.startswith(("HDR", "End")):
+            found.setdefault(name.strip().rstrip(":"), value.strip())
+    return found
+
+
+def _scan(said: dict[str, Any]) -> tuple[Axis, Axis] | None:
+    """One frame a trigger means a trigger a position, or an unknown scan: nothing is stated then."""
+    if "ScanX" in said and "ScanY" in said:
+        return scan_axes(said["ScanY"], said["ScanX"])
+    frames = whole(said.get("Frames in Acquisition (Number)"))
+    line = whole(said.get("Frames per Trigger (Number)"))
+    if frames is None or line is None or line == 1 or frames % line:
+        return None
+    return scan_axes(frames // line, line)

@@ -1,0 +1,133 @@
+"""Merlin's .mib: headers of text before big-endian counts; the scan from the .hdr, never guessed."""
+
+import numpy as np
+import pytest
+from frames_made import SHAPE, agrees, knows, numbers, opens_in_little, real
+
+from stem_dask.errors import SourceError
+from stem_dask.io.read import find
+
+DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
+
+
+def header(kind="U16", width=5, height=6, length=384, first="MQ1"):
+    text = f"{first},000001,{length:05},01,{width:04},{height:04},{kind},   1x1,01,2021-05-07 18:51:10,0.1,0,0,0,"
+    return text.encode().ljust(length)
+
+
+def mib(path, array, kind="U16", length=384):
+    frames = array.reshape(-1, *array.shape[-2:]).astype(DTYPES[kind])
+    head = header(kind, *array.shape[:-3:-1], length)
+    path.write_bytes(b"".join(head + frame.tobytes() for frame in frames))
+    return path
+
+
+def hdr(path, **settings):
+    lines = [f"{name}:\t{value}" for name, value in settings.items()]
+    path.with_suffix(".hdr").write_text("\r\n".join(["HDR,\t", *lines, "End\t"]))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["U08", "U16", "U32"])
+@pytest.mark.parametrize("length", [384, 768])
+def test_mib(tmp_path, kind, length):
+    array = numbers(dtype=DTYPES[kind])
+    path = mib(tmp_path / "a.mib", array, kind, length)
+    found = find(path, scan_shape=SHAPE[:2])
+    agrees(found, array)
+    assert any("RosettaSciIO and HyperSpy show" in note for note in found.info.notes)
+    assert found.info.metadata["pattern"]["type"] == kind
+    agrees(find(path, scan_shape=SHAPE[:2], flip=True), array[:, :, ::-1])
+    with pytest.raises(SourceError, match=r"a stack of 12 patterns of 6 x 5 pixels; give its scan"):
+        find(path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ScanX": "4", "ScanY": "3"},
+        {"Frames in Acquisition (Number)": "12", "Frames per Trigger (Number)": "4"},
+    ],
+)
+def test_scan_of_the_hdr(tmp_path, settings):
+    path = hdr(mib(tmp_path / "a.mib", numbers()), **settings)
+    found = find(path)
+    agrees(found, numbers())
+    assert "the file states a scan of 3 x 4" in found.info.notes
+    assert found.info.metadata["hdr"] == settings
+    agrees(find(path, scan_shape=(2, 6)), numbers((2, 6, 6, 5)))
+    before = found.identity
+    hdr(path, ScanX="6", ScanY="2", Comment="rewritten")
+    assert find(path).identity != before
+    path.write_bytes(path.read_bytes()[: -3 * 444 - 5])
+    with pytest.raises(
+        SourceError,
+        match=r"8 patterns; the scan that the file states, 2 x 6 needs 12 \(439 bytes after pattern 8 are less",
+    ):
+        find(path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"Frames in Acquisition (Number)": "12", "Frames per Trigger (Number)": "1"},
+        {"Frames in Acquisition (Number)": "12", "Frames per Trigger (Number)": "5"},
+        {"Frames in Acquisition (Number)": "0", "Frames per Trigger (Number)": "0"},
+        {"Frames in Acquisition (Number)": "all"},
+        {"ScanX": "-4", "ScanY": "3"},
+    ],
+)
+def test_an_hdr_that_says_no_scan(tmp_path, settings):
+    path = hdr(mib(tmp_path / "a.mib", numbers()), **settings)
+    with pytest.raises(SourceError, match="give its scan as input"):
+        find(path)
+
+
+def test_mib_interrupted(tmp_path):
+    path = mib(tmp_path / "a.mib", numbers((65280, 1, 1)), "U08")
+    with pytest.raises(SourceError, match=r"65,280 patterns; .* 65,536; 255 x 256 would fit$"):
+        find(path, scan_shape=(256, 256))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"the file is empty"),
+        (b"MQ1,0000", r"8 bytes are fewer than the header of a Merlin pattern has \(384\)"),
+        (header(first="XQ9") + bytes(60), r"begins with 'XQ9', where MQ1 was expected"),
+        (bytes(1000), r"where MQ1 was expected"),
+        (header("R64") + bytes(60), r"stored as 'R64'; of Merlin's modes U08, U16.*Raw Mode off"),
+        (header("???") + bytes(60), r"stored as '\?\?\?'"),
+        (header(width=0) + bytes(60), r"states '0000' for width; it is damaged"),
+        (header(length=384).replace(b"00384", b"00003") + bytes(60), "states '00003' for header"),
+        (header().replace(b"0006", b"99999") + bytes(60), "states '99999' for height"),
+        (header() + bytes(59), r"patterns of 60 bytes, but 59 bytes follow; the file was cut"),
+    ],
+)
+def test_mib_refused(tmp_path, content, message):
+    path = tmp_path / "a.mib"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=message) as caught:
+        find(path)
+    assert "a.mib: " in str(caught.value)
+
+
+def test_mib_opens_in_little_memory(tmp_path):
+    path = mib(tmp_path / "a.mib", np.zeros((1, 256, 256), "u2"))
+    found = opens_in_little(path, (384 + 2 * 256 * 256) * 65536, scan_shape=(256, 256))
+    assert found.source.shape == (256, 256, 256, 256)
+
+
+def test_real_mib():
+    path, fact = real("merlin_4x2_6bit.mib")
+    with pytest.raises(SourceError, match="a stack of 8 patterns of 256 x 256 pixels; give its"):
+        find(path)
+    found = find(path, scan_shape=(2, 4))
+    knows(found, fact)
+    turned = knows(find(path, scan_shape=(2, 4), flip=True), fact)[0, 0]
+    rows, columns = np.indices(turned.shape)
+    centroid = [(turned * i).sum() / turned.sum() for i in (rows, columns)]
+    np.testing.assert_allclose(centroid, fact["com_first_pattern"])
+    quantumdetector = pytest.importorskip("rsciio.quantumdetector")
+    theirs = quantumdetector.file_reader(str(path))[0]["data"]
+    np.testing.assert_array_equal(found.source[(slice(None),) * 4][:, :, ::-1], theirs)
