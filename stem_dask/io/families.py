@@ -28,7 +28,10 @@ def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
     _check_name(name, suffix)
     kind, reader, _ = READERS[suffix]
     if suffix == ".raw":
-        return kind, list_raw(name, layout)
+        from stem_dask.io.empad import xml_beside
+
+        xml = None if layout.given else xml_beside(name)
+        return (READERS[".xml"][0], _empad(xml)) if xml else (kind, list_raw(name, layout))
     if layout.given:
         raise SourceError(
             f"{name}: input.shape, input.dtype and input.offset are for .raw files; {kind} says its own: leave them out"
@@ -180,6 +183,30 @@ def _mib(name: str) -> list[Candidate]:
     return list_mib(name)
 
 
+def _blo(name: str) -> list[Candidate]:
+    from stem_dask.io.blockfile import list_blo
+
+    return list_blo(name)
+
+
+def _mrc(name: str) -> list[Candidate]:
+    from stem_dask.io.mrc import list_mrc
+
+    return list_mrc(name)
+
+
+def _empad(name: str) -> list[Candidate]:
+    from stem_dask.io.empad import list_empad
+
+    return list_empad(name)
+
+
+def _tvips(name: str) -> list[Candidate]:
+    from stem_dask.io.tvips import list_tvips
+
+    return list_tvips(name)
+
+
 def _raw(name: str) -> list[Candidate]:
     return list_raw(name, RawLayout())
 
@@ -202,5 +229,9 @@ READERS: dict[str, tuple[str, Callable[[str], list[Candidate]], bool]] = {
     ".npy": ("a numpy file", _npy, False),
     ".pt": ("a PyTorch file", _pt, False),
     ".mib": ("a Merlin file", _mib, False),
+    ".blo": ("a NanoMEGAS block file", _blo, False),
+    ".mrc": ("an MRC file", _mrc, False),
+    ".xml": ("an EMPAD's file", _empad, False),
+    ".tvips": ("a TVIPS file", _tvips, False),
     ".raw": ("a file of plain numbers", _raw, False),
 }

@@ -1,0 +1,136 @@
+"""MRC files (.mrc), and the _info.txt that Direct Electron's cameras write beside them.
+
+Rows are given as they lie in the file, as RosettaSciIO does.
+"""
+
+import math
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.errors import SourceError
+from stem_dask.io.candidate import (
+    Candidate,
+    by,
+    calibrated,
+    header_of,
+    scan_axes,
+    side_text,
+    stack_axes,
+)
+from stem_dask.io.sources import FlatFile
+from stem_dask.model import Axis
+
+_HEADER_BYTES = 1024
+_DTYPES = {0: "u1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_IMOD_STAMP, _IMOD_SIGNED = 1146047817, 1
+#: YYYYMMDD_number[_suffix][_part]_movie.mrc, as Direct Electron names movies
+_MOVIE = re.compile(r"(\d{8}_\d+_)(?:.+_)?movie")
+
+
+def list_mrc(path: str) -> list[Candidate]:
+    """The stack of patterns of an .mrc file, and its scan when the info file of a Direct Electron camera states one.
+
+    Raises
+    ------
+    SourceError
+        When the header is of another format, states a type that is not real numbers, or more than the file holds.
+    """
+    header = header_of(path, _HEADER_BYTES, "an MRC file")
+    # mode 0 is 0 in both byte orders: sizes in the wrong one are beyond all reason
+    orders = [o for o in "<>" if _sizes(header, o)[3] in (*_DTYPES, 3, 4, 101)]
+    order = min(orders, key=lambda o: max(_sizes(header, o)), default=None)
+    if order is None:
+        raise SourceError(
+            f"{path}: not an MRC file: the mode is {_sizes(header, '<')[3]:,}, where one of "
+            f"{', '.join(map(str, _DTYPES))} was expected"
+        )
+    width, height, n, mode = _sizes(header, order)
+    if mode not in _DTYPES:
+        raise SourceError(
+            f"{path}: MRC mode {mode} (complex or packed numbers) is not read; save modes 0, 1, 2, 6 or 12"
+        )
+    dtype = np.dtype(order + _DTYPES[mode])
+    stamp, flags = struct.unpack_from(order + "2I", header, 152)
+    if mode == 0 and stamp == _IMOD_STAMP and flags & _IMOD_SIGNED:
+        dtype = np.dtype("i1")
+    offset = _HEADER_BYTES + struct.unpack_from(order + "I", header, 92)[0]
+    shape = (n, height, width)
+    need, size = offset + math.prod(shape) * dtype.itemsize, Path(path).stat().st_size
+    if min(shape) < 1 or need > size:
+        pattern_bytes = max(1, height * width * dtype.itemsize)
+        raise SourceError(
+            f"{path}: the header says {by(shape)} {dtype} from byte {offset:,} on, {need:,} bytes in all, but the file "
+            f"has {size:,}: {max(0, size - offset) // pattern_bytes:,} patterns; it was cut, or the header is damaged"
+        )
+    notes = (f"{size - need:,} bytes after the patterns are not read",) if need < size else ()
+    said: dict[str, Any] = {
+        "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": _labels(header)}
+    }  # fmt: skip
+    ky, kx, scan = Axis("ky", height), Axis("kx", width), None
+    info = _info_file(path)
+    if info is not None:
+        said["info"] = settings = _settings(side_text(info))
+        scan = _scan(settings)
+        ky, kx = (
+            calibrated(f"k{x}", axis.size, _positive(settings, f"Diffraction Pixel Size {x.upper()}"), 0.0, "1/nm")
+            for x, axis in (("y", ky), ("x", kx))
+        )  # fmt: skip
+    source = FlatFile(path, offset, dtype, shape)
+    return [
+        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=notes,
+                  files=() if info is None else (info,))
+    ]  # fmt: skip
+
+
+def _sizes(header: bytes, order: str) -> tuple[int, ...]:
+    """Columns, rows, patterns, mode."""
+    return struct.unpack_from(order + "4I", header)
+
+
+def _labels(header: bytes) -> list[str]:
+    texts = (header[224 + 80 * i : 304 + 80 * i].decode("latin-1") for i in range(10))
+    return [text.strip("\0 ") for text in texts if text.strip("\0 ")]
+
+
+def _info_file(path: str) -> str | None:
+    """The file of settings that belongs to a movie: of its own name, or of its acquisition."""
+    movie = Path(path)
+    stem = movie.stem
+    names = [f"{stem}_info.txt", f"{stem.removesuffix('_movie')}_info.txt"]
+    if part := _MOVIE.fullmatch(stem):
+        names.append(f"{part[1]}info.txt")
+    return next((str(p) for name in names if (p := movie.with_name(name)).is_file()), None)
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def _positive(settings: dict[str, str], name: str) -> str | None:
+    """A size; Direct Electron writes -1 for what is not known."""
+    value = settings.get(name, "")
+    return None if value.startswith("-") else value
+
+
+def _scan(settings: dict[str, str]) -> tuple[Axis, Axis] | None:
+    """The raster that was scanned; none where there was no scan, another path than a raster, or several repeats."""
+    told = {
+        "Scan - Enable": "Enable",
+        "Scan - Type": "Raster",
+        "Scan - Repeats": "1",
+        "Scan - Points Per Camera Frame": "1",
+    }
+    if any(settings.get(name, value) != value for name, value in told.items()):
+        return None
+    if "Scan - Enable" not in settings:
+        return None
+    part = "ROI Size" if settings.get("Scan - ROI Enable") == "Enable" else "Size"
+    steps = (_positive(settings, f"Specimen Pixel Size {x} (nanometers)") for x in "YX")
+    return scan_axes(
+        settings.get(f"Scan - {part} Y"), settings.get(f"Scan - {part} X"), *steps, units="nm"
+    )
