@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.candidate import Candidate, by, scan_axes
 from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
 from stem_dask.model import Axis
@@ -53,6 +53,10 @@ def _check_name(name: str, suffix: str) -> None:
             f"{name}: there is no such file; check input.path (relative to {Path.cwd()})"
         )
     kind, _, is_folder = READERS[suffix]
+    if path.is_dir() and not is_folder and any((path / n).exists() for n in _ZARR_ROOTS):
+        raise SourceError(
+            f"{name}: the name ends in {suffix}, but by its content it is a zarr store; rename it to {path.stem}.zarr"
+        )
     if path.is_dir() != is_folder:
         expected = "a folder" if is_folder else "a file"
         raise SourceError(
@@ -73,6 +77,7 @@ def _check_name(name: str, suffix: str) -> None:
         )
 
 
+_ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),
@@ -130,9 +135,17 @@ def _dm(name: str) -> list[Candidate]:
             image.axes,
             swapped=image.swapped,
             metadata=image.tags,
+            scan=_scan_of(image.tags.get("4D STEM Tags")),
         )
         for image in list_images(name)
     ]
+
+
+def _scan_of(tags: object) -> tuple[Axis, Axis] | None:
+    """The scan of a flattened stack, as the TitanX writes it."""
+    if not isinstance(tags, dict):
+        return None
+    return scan_axes(tags.get("Scan shape Y"), tags.get("Scan shape X"))
 
 
 def _npy(name: str) -> list[Candidate]:
@@ -207,6 +220,18 @@ def _tvips(name: str) -> list[Candidate]:
     return list_tvips(name)
 
 
+def _app5(name: str) -> list[Candidate]:
+    from stem_dask.io.topspin import list_app5
+
+    return list_app5(name)
+
+
+def _tiff(name: str) -> list[Candidate]:
+    from stem_dask.io.tiff import list_tiff
+
+    return list_tiff(name)
+
+
 def _raw(name: str) -> list[Candidate]:
     return list_raw(name, RawLayout())
 
@@ -233,5 +258,9 @@ READERS: dict[str, tuple[str, Callable[[str], list[Candidate]], bool]] = {
     ".mrc": ("an MRC file", _mrc, False),
     ".xml": ("an EMPAD's file", _empad, False),
     ".tvips": ("a TVIPS file", _tvips, False),
+    ".app5": ("a Topspin file", _app5, False),
+    ".tif": ("a TIFF file", _tiff, False),
+    ".tiff": ("a TIFF file", _tiff, False),
+    ".emd": ("an EMD file", _hdf5, False),
     ".raw": ("a file of plain numbers", _raw, False),
 }

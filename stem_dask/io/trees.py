@@ -1,9 +1,10 @@
 """Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores, dictionaries of tensors.
 
-Each function lists the arrays as keyword arguments of `stem_dask.io.read.Candidate`.
+Each function lists the arrays as keyword arguments of `stem_dask.io.candidate.Candidate`.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
 
     scale = number("scale", 1.0)
     units = attrs.get("units", "")
-    units = units.decode() if isinstance(units, bytes) else str(units)
+    units = units.decode("utf-8", "replace") if isinstance(units, bytes) else str(units)
+    if in_brackets := re.findall(r"\[(.+?)\]", units):  # as NCEM writes them: [n_m], [n_m^-1]
+        units = " ".join(in_brackets).replace("_", "")
     known = scale != 0 and units not in ("", "_None_", "None", "<undefined>")
     return Axis(str(name), size, scale or 1.0, number("offset", 0.0), units if known else "")
 
@@ -58,6 +61,7 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
     except OSError as error:
         raise SourceError(f"{path}: not a readable HDF5 file: {error}") from error
     with file:
+        _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
             names = [f"Experiments/{name}/data" for name in experiments]
@@ -65,6 +69,31 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
         else:
             names = list(_walk(file, "", 0, set()))
         return [_hdf5_dataset(path, file, name) for name in names]
+
+
+def _refuse_velox(path: str, file: Any) -> None:
+    """Velox puts the patterns of a series last of three axes, and no scan beside them."""
+    import h5py
+
+    version = file.get("Version")
+    if not isinstance(version, h5py.Dataset) or version.size != 1 or version.dtype.kind not in "OS":
+        return
+    if "Velox" in str(np.asarray(version[...]).reshape(-1)[0]):
+        raise SourceError(
+            f"{path}: an EMD file of Velox holds images and spectra, no scan of patterns; export the patterns "
+            "from the camera's own program"
+        )
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    """Attributes as far as they can be read."""
+    found = {}
+    for name in item.attrs:
+        try:
+            found[name] = item.attrs[name]
+        except (OSError, TypeError, ValueError):
+            found[name] = "not readable"
+    return found
 
 
 def _walk(group: Any, prefix: str, depth: int, seen: set[Any]) -> Iterator[str]:
@@ -103,7 +132,15 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
             axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
     source = Hdf5Dataset(path, name, data.dtype, tuple(int(n) for n in data.shape))
     title = name.split("/")[1] if name.startswith("Experiments/") else name
-    return {"name": title, "source": source, "axes": tuple(axes), "chunks": data.chunks}
+    said = {"file": _attributes(file), "group": _attributes(parent), "dataset": _attributes(data)}
+    said = {where: attributes for where, attributes in said.items() if attributes}
+    return {
+        "name": title,
+        "source": source,
+        "axes": tuple(axes),
+        "chunks": data.chunks,
+        "metadata": said,
+    }
 
 
 def list_zarr(path: str) -> list[dict[str, Any]]:

@@ -1,0 +1,204 @@
+"""NanoMEGAS Topspin (.app5): HDF5 with one group a pattern, named by its number."""
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import SourceError
+from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
+from stem_dask.io.sources import Slices
+from stem_dask.model import Axis
+
+_GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+@dataclass(frozen=True)
+class PatternGroups:
+    """A stack (n, ky, kx) whose pattern i is the dataset ``group/i/Data`` of an HDF5 file."""
+
+    path: str
+    group: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        import h5py
+        import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
+
+        numbers, rows, columns = (
+            range(*s.indices(n)) for s, n in zip(part, self.shape, strict=True)
+        )
+        out = np.empty((len(numbers), len(rows), len(columns)), self.dtype)
+        if out.size == 0:
+            return out
+        i = 0
+        try:
+            with h5py.File(self.path, "r") as file:
+                for pattern, i in zip(out, numbers, strict=True):
+                    data = file[f"{self.group}/{i}/Data"]
+                    if data.shape != self.shape[1:] or data.dtype != self.dtype:
+                        raise SourceError(
+                            f"{self.path}: pattern {i} of {self.group} is {data.shape} {data.dtype}, "
+                            f"the first is {self.shape[1:]} {self.dtype}; patterns of one size were expected"
+                        )
+                    pattern[...] = data[part[1], part[2]]
+        except (KeyError, OSError) as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(
+                f"{self.path}: pattern {i} of {self.group} cannot be read: {error}"
+            ) from error
+        return out
+
+
+def list_app5(path: str) -> list[Candidate]:
+    """The scans of patterns of a Topspin file, one a session; images are left out.
+
+    The scan is that of the positions that the patterns state, when they go row by row.
+
+    Raises
+    ------
+    SourceError
+        When it is no readable HDF5 file, or has no patterns.
+    """
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise SourceError(f"{path}: not a readable HDF5 file: {error}") from error
+    with file:
+        tops = [file] if "Metadata" in file else [g for g in _groups(file).values()]
+        found = [
+            _scan_of_patterns(path, group)
+            for top in tops
+            for group in _groups(top).values()
+            if "0" in group
+        ]
+    if not found:
+        raise SourceError(
+            f"{path}: no scan of patterns: no group of patterns named by their numbers, as Topspin writes them"
+        )
+    return found
+
+
+def _groups(parent: Any) -> dict[str, Any]:
+    """The groups that are named by an identifier; links to other places are not followed."""
+    import h5py
+
+    return {
+        name: parent[name]
+        for name in parent
+        if _GUID.fullmatch(name)
+        and isinstance(parent.get(name, getlink=True), h5py.HardLink)
+        and isinstance(parent[name], h5py.Group)
+    }
+
+
+def _scan_of_patterns(path: str, group: Any) -> Candidate:
+    name, n = group.name.strip("/"), len(group)
+    first = group.get("0/Data")
+    if first is None or first.ndim != 2:
+        raise SourceError(f"{path}: {name}/0/Data is missing or no pattern; the file is damaged")
+    if str(n - 1) not in group or str(n) in group:
+        raise SourceError(
+            f"{path}: {name} has {n:,} patterns, but they are not numbered 0 to {n - 1:,}; some are missing"
+        )
+    source = PatternGroups(path, name, first.dtype, (n, *(int(size) for size in first.shape)))
+    ky, kx = (
+        _axis(f"k{x}", size, _xml(group, 0), x.upper())
+        for x, size in zip("yx", source.shape[1:], strict=True)
+    )
+    scan, note = _scan(group, n)
+    said = {"pattern 0": _text(group, 0)[:1000], "session": name}
+    return Candidate(
+        name, source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=(note,) if note else ()
+    )
+
+
+def _text(group: Any, i: int) -> str:
+    """What Topspin says of a pattern; nothing when it is missing or beyond all reason."""
+    data = group.get(f"{i}/Metadata")
+    if data is None or data.shape != () or data.dtype.itemsize > MOST_HEADER_BYTES:
+        return ""
+    value = data[()]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _xml(group: Any, i: int) -> ET.Element | None:
+    text = _text(group, i)
+    # it says utf-16 but is not; entities could grow without end
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
+    if "<!" in text:
+        return None
+    try:
+        return ET.fromstring(text)
+    except ET.ParseError:
+        return None
+
+
+def _axis(name: str, size: int, root: ET.Element | None, letter: str) -> Axis:
+    along = None if root is None else root.find(f"Calibration/{letter}")
+    if along is None:
+        return Axis(name, size)
+    # Topspin names the quantity, Angle, and gives radians
+    units = {"Angle": "rad"}.get(along.findtext("Type/Text") or "", "")
+    return calibrated(name, size, along.findtext("Scale"), along.findtext("Offset"), units)
+
+
+def _position(group: Any, i: int) -> tuple[float, float] | None:
+    """(y, x) of a pattern in m."""
+    root = _xml(group, i)
+    for item in root.iter("Item") if root is not None else ():
+        if item.findtext("Name") == "RequestedBeamPosition":
+            y, x = item.findtext("Value/Y"), item.findtext("Value/X")
+            try:
+                place = (float(y or "nan"), float(x or "nan"))
+            except ValueError:
+                return None
+            return place if all(map(math.isfinite, place)) else None
+    return None
+
+
+def _scan(group: Any, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
+    """The scan by the positions of the first row, of the pattern after it, and of the last one; and what is odd."""
+    start, end = _position(group, 0), _position(group, n - 1)
+    if start is None or end is None:
+        return None, ""
+    width = n
+    for i in range(1, n):
+        place = _position(group, i)
+        if place is None:
+            return None, ""
+        if place[0] != start[0]:
+            width = i
+            break
+    if n % width:
+        return (
+            None,
+            f"the first row has {width:,} positions, which {n:,} patterns are no multiple of",
+        )
+    height = n // width
+    row_end, next_row = _position(group, width - 1), _position(group, width % n)
+    if row_end is None or next_row is None or not math.isclose(row_end[1], end[1], rel_tol=1e-6):
+        return None, "the positions are not those of a scan row by row"
+    step_x = (row_end[1] - start[1]) / (width - 1) * 1e9 if width > 1 else None
+    step_y = (end[0] - start[0]) / (height - 1) * 1e9 if height > 1 else None
+    scan = scan_axes(height, width, step_y, step_x, units="nm")
+    if scan is None:
+        return None, ""
+    moved = [
+        Axis(axis.name, axis.size, axis.scale, at * 1e9, axis.units) if axis.units else axis
+        for axis, at in zip(scan, start, strict=True)
+    ]
+    return (moved[0], moved[1]), ""

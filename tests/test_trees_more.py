@@ -1,0 +1,390 @@
+"""EMD, Topspin's .app5, TIFF, flattened DM stacks, and files whose content contradicts their name."""
+
+import struct
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from frames_made import SHAPE, agrees, knows, numbers, opens_in_little, real
+
+from stem_dask.errors import SourceError
+from stem_dask.io.families import READERS
+from stem_dask.io.read import find
+
+# --- EMD --------------------------------------------------------------------------------------------------------
+
+
+def emd(path, array, group, dims, kind, first=0):
+    with h5py.File(path, "w") as file:
+        file.attrs["version_major"] = 1
+        parent = file.create_group(group)
+        parent.attrs["emd_group_type"] = kind
+        parent.create_dataset("data", data=array)
+        for i, (name, units, positions) in enumerate(dims):
+            along = parent.create_dataset(f"dim{i + first}", data=np.asarray(positions))
+            along.attrs.update({"name": name, "units": units})
+    return path
+
+
+@pytest.mark.parametrize(("kind", "first"), [("array", 0), (1, 1)])
+@pytest.mark.parametrize("ends", [False, True])
+def test_emd_of_py4dstem_and_ncem(tmp_path, kind, first, ends):
+    scales = (0.5, 0.25, 0.02, 0.03)
+    units = ("nm", "nm", "A^-1", "A^-1") if kind == "array" else ("[n_m]", "[n_m]", "[n_m^-1]", "[1/n_m]")  # fmt: skip
+    dims = [
+        (name, unit, np.arange(2 if ends else n) * scale + 1)
+        for name, unit, n, scale in zip(("Rx", "Ry", "Qx", "Qy"), units, SHAPE, scales, strict=True)
+    ]
+    found = find(emd(tmp_path / "a.emd", numbers(), "root/datacube", dims, kind, first))
+    agrees(found, numbers())
+    assert found.info.kind == "an EMD file"
+    assert [axis.scale for axis in found.info.axes] == pytest.approx(scales)
+    assert [axis.offset for axis in found.info.axes] == pytest.approx([1.0] * 4)
+    expected = ("nm", "nm", "A^-1", "A^-1") if kind == "array" else ("nm", "nm", "nm^-1", "1/nm")
+    assert tuple(axis.units for axis in found.info.axes) == expected
+    assert found.info.metadata["group"] == {"emd_group_type": kind}
+    assert found.info.metadata["file"] == {"version_major": 1}
+
+
+@pytest.mark.parametrize("positions", [[0, 0], [0, float("nan")], [1.0, 2.0, 5.0]])
+def test_emd_without_calibration(tmp_path, positions):
+    dims = [("Rx", "nm", positions)] + [("x", "nm", [0, 1])] * 3
+    axis = find(emd(tmp_path / "a.emd", numbers(), "root", dims, "array")).info.axes[0]
+    assert (axis.scale, axis.offset, axis.units) == (1.0, 0.0, "")
+
+
+def test_emd_of_velox(tmp_path):
+    with h5py.File(tmp_path / "a.emd", "w") as file:
+        file["Version"] = [b'{"format": "Velox", "version": "1.9"}']
+        file["Data/Image/abc/Data"] = numbers(SHAPE[:3])
+    with pytest.raises(SourceError, match=r"a\.emd: an EMD file of Velox holds images"):
+        find(tmp_path / "a.emd")
+
+
+def test_real_py4dstem():
+    path, fact = real("py4DSTEM_size2x3x4x5.h5")
+    found = find(path)
+    knows(found, fact)
+    assert [axis.scale for axis in found.info.axes] == [a["scale"] for a in fact["axes"]]
+    assert [axis.units for axis in found.info.axes] == ["nm", "nm", "A^-1", "A^-1"]
+    assert found.info.metadata["group"]["python_class"] == "DataCube"
+
+
+def test_real_hyperspy_of_bool():
+    path, fact = real("pixelated_stem_bool_4d.hdf5")
+    knows(find(path), fact)
+
+
+def test_hdf5_with_axes_of_length_one(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=numbers((1, *SHAPE, 1)), chunks=(1, 2, 2, 6, 5, 1))
+    found = find(tmp_path / "a.h5")
+    agrees(found, numbers())
+    assert found.info.notes == ("left out the axes of length 1 of 1 x 3 x 4 x 6 x 5 x 1",)
+    assert found.info.chunks == (2, 2, 6, 5)
+
+
+# --- .app5 ------------------------------------------------------------------------------------------------------
+
+GUID = "a0dba950-15bf-4a74-a81c-9cea8560c2c8"
+PLACE = """<?xml version="1.0" encoding="utf-16"?><Metadata><Calibration>
+<X><Offset>-0.5</Offset><Scale>{scale}</Scale><Type><Text>Angle</Text></Type></X>
+<Y><Offset>-0.25</Offset><Scale>0.01</Scale><Type><Text>Angle</Text></Type></Y></Calibration>
+<Metadata><Item><Name>RequestedBeamPosition</Name><Value><X>{x}</X><Y>{y}</Y></Value></Item></Metadata></Metadata>"""
+
+
+def app5(path, array, session="", scale=0.02, place=None):
+    def where(i):
+        y, x = np.unravel_index(i, array.shape[:2])
+        return (5e-9 + 2e-9 * y, 7e-9 + 1e-9 * x)
+
+    with h5py.File(path, "w") as file:
+        top = file.create_group(session) if session else file
+        top["Metadata"] = b"<Metadata/>"
+        top["39a4bbcd-2551-4912-9093-0eaed678dcff"] = np.zeros((8, 56))
+        for i, pattern in enumerate(array.reshape(-1, *array.shape[-2:])):
+            y, x = (place or where)(i)
+            top[f"{GUID}/{i}/Data"] = pattern
+            top[f"{GUID}/{i}/Metadata"] = PLACE.format(scale=scale, x=x, y=y).encode()
+    return path
+
+
+@pytest.mark.parametrize("session", ["", "b0dba950-15bf-4a74-a81c-9cea8560c2c8"])
+@pytest.mark.parametrize("shape", [SHAPE, (4, 3, 6, 5), (1, 12, 6, 5), (12, 1, 6, 5)])
+def test_app5(tmp_path, session, shape):
+    array = numbers(shape, "f4")
+    found = find(app5(tmp_path / "a.app5", array, session))
+    agrees(found, array)
+    y, x, ky, kx = found.info.axes
+    if min(shape) > 1:
+        assert (y.scale, y.offset, y.units) == (pytest.approx(2), pytest.approx(5), "nm")
+        assert (x.scale, x.offset, x.units) == (pytest.approx(1), pytest.approx(7), "nm")
+    assert (ky.scale, ky.offset, ky.units) == (0.01, -0.25, "rad")
+    assert (kx.scale, kx.offset, kx.units) == (0.02, -0.5, "rad")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda i: ("nan", 1e-9),
+        lambda i: ("?", "?"),
+        lambda i: (i // 5 * 1e-9, i % 5 * 1e-9),
+        lambda i: (i // 4 * 1e-9, (i % 4) * (1 if i < 8 else -1) * 1e-9),
+    ],
+)
+def test_app5_without_a_plain_scan(tmp_path, place):
+    path = app5(tmp_path / "a.app5", numbers(), place=place)
+    with pytest.raises(SourceError, match="a stack of 12 patterns of 6 x 5 pixels; give its scan"):
+        find(path)
+    agrees(find(path, scan_shape=(3, 4)), numbers())
+
+
+def test_app5_refused(tmp_path):
+    path = app5(tmp_path / "a.app5", numbers())
+    with h5py.File(path, "r+") as file:
+        del file[f"{GUID}/5"]
+    with pytest.raises(
+        SourceError, match=r"has 11 patterns, but they are not numbered 0 to 10; some are"
+    ):
+        find(path)
+    path = app5(tmp_path / "b.app5", numbers())
+    with h5py.File(path, "r+") as file:
+        del file[f"{GUID}/5/Data"]
+        file[f"{GUID}/5/Data"] = np.zeros((6, 6), "u2")
+        del file[f"{GUID}/7/Data"]
+    found = find(path)
+    with pytest.raises(SourceError, match=r"pattern 5 of .* is \(6, 6\) uint16, the first is"):
+        found.source[1:2, :, :, :]
+    with pytest.raises(SourceError, match=r"b\.app5: pattern 7 of .* cannot be read"):
+        found.source[1:2, 3:, :, :]
+    with h5py.File(tmp_path / "c.app5", "w") as file:
+        file["Metadata"] = b"<Metadata/>"
+    with pytest.raises(SourceError, match=r"c\.app5: no scan of patterns"):
+        find(tmp_path / "c.app5")
+    (tmp_path / "d.app5").write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(SourceError, match=r"d\.app5: not a readable HDF5 file"):
+        find(tmp_path / "d.app5")
+
+
+def test_app5_does_not_believe_entities(tmp_path):
+    path = app5(tmp_path / "a.app5", numbers())
+    with h5py.File(path, "r+") as file:
+        del file[f"{GUID}/0/Metadata"]
+        file[f"{GUID}/0/Metadata"] = b"<!DOCTYPE x [<!ENTITY a 'b'>]><Metadata>&a;</Metadata>"
+    with pytest.raises(SourceError, match="give its scan"):
+        find(path)
+
+
+def test_real_app5():
+    path, fact = real("topspin_test_A.app5")
+    found = find(path)
+    knows(found, fact)
+    assert [axis.scale for axis in found.info.axes] == pytest.approx([a["scale"] for a in fact["axes"]])  # fmt: skip
+    assert [axis.offset for axis in found.info.axes] == pytest.approx([a["offset"] for a in fact["axes"]])  # fmt: skip
+
+
+# --- TIFF -------------------------------------------------------------------------------------------------------
+
+
+def tiff(
+    path, array, order="<", big=False, pixels_first=True, strips=1, description=b"", **changes
+):
+    """Pages of plain pixels; each directory before or behind them."""
+    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+    head = b"II" if order == "<" else b"MM"
+    word, entry, count = ("Q", "HHQ8s", "Q") if big else ("I", "HHI4s", "H")
+    out = bytearray(head + struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, 0) if big else (42, 0))))  # fmt: skip
+    link = len(out) - (8 if big else 4)
+    for page in array:
+        data, rows = page.astype(array.dtype.newbyteorder(order)).tobytes(), page.shape[0]
+        tags = {256: page.shape[1], 257: rows, 258: page.itemsize * 8, 259: 1, 277: 1, 278: -(-rows // strips), 339: kind}  # fmt: skip
+        if pixels_first:
+            at = len(out)
+            out += data
+        places = len(out)
+        size = (8 if big else 2) + 9 * (20 if big else 12) + (8 if big else 4)
+        if not pixels_first:
+            at = places + size + strips * 8 + len(description)
+        offsets = [at + i * tags[278] * page.shape[1] * page.itemsize for i in range(strips)]
+        fields = [(t, 4, 1, struct.pack(order + "I", v)) for t, v in (tags | changes).items()]  # fmt: skip
+        where = places + size
+        listed = struct.pack(f"{order}{strips}I", *offsets)
+        fields.append((273, 4, strips, listed if len(listed) <= (8 if big else 4) else struct.pack(order + word, where)))  # fmt: skip
+        fields.append((270, 2, len(description), struct.pack(order + word, where + strips * 8)))
+        out[link : link + len(struct.pack(word, 0))] = struct.pack(order + word, places)
+        out += struct.pack(order + count, len(fields))
+        for tag, code, n, field in sorted(fields):
+            out += struct.pack(order + entry, tag, code, n, field.ljust(8 if big else 4, b"\0"))
+        link = len(out)
+        out += bytes(8 if big else 4)
+        out += struct.pack(f"{order}{strips}I", *offsets).ljust(strips * 8, b"\0") + description
+        if not pixels_first:
+            out += data
+        description = b""  # on the first page only, so that the second lies elsewhere
+    path.write_bytes(bytes(out))
+    return path
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("pixels_first", [False, True])
+@pytest.mark.parametrize(("dtype", "strips"), [("u1", 1), ("u2", 2), ("f4", 3), ("i4", 1)])
+def test_tiff(tmp_path, big, order, pixels_first, dtype, strips):
+    array = numbers((12, 6, 5), dtype)
+    path = tiff(tmp_path / "a.tif", array, order, big, pixels_first, strips, b"a description" * 3)
+    found = find(path, scan_shape=(3, 4))
+    agrees(found, array.reshape(SHAPE))
+    assert len(found.source.source.runs) <= 2
+    assert found.info.metadata["description"] == "a description" * 3
+    with pytest.raises(SourceError, match="a stack of 12 patterns of 6 x 5 pixels; give its scan"):
+        find(path)
+
+
+def test_tiff_of_imagej(tmp_path):
+    array = numbers((12, 6, 5))
+    path = tiff(
+        tmp_path / "a.tiff", array[:1], pixels_first=False, description=b"ImageJ=1.5\nimages=12\n"
+    )
+    path.write_bytes(path.read_bytes() + array[1:].tobytes())
+    agrees(find(path, scan_shape=(3, 4)), array.reshape(SHAPE))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SourceError, match="12 pages need"):
+        find(path)
+    n_bytes = 2 * 65536 * 65536 + 1000
+    path = tiff(
+        tmp_path / "b.tiff", np.zeros((1, 256, 256), "u2"), pixels_first=False,
+        description=b"ImageJ=1.5\nimages=65536\n",
+    )  # fmt: skip
+    assert opens_in_little(path, n_bytes, scan_shape=(256, 256)).source.shape == (256,) * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x259": 5}, r"compression 5 \(expected 1\): only plain gray stacks"),
+        ({"x277": 3}, r"values a pixel 3 \(expected 1\)"),
+        ({"x258": 12}, r"pixels of 12 bits"),
+        ({"x339": 6}, r"pixels of 16 bits are not read"),
+        ({"x256": 2**31}, r"the pixels of a page at byte 8 end behind the file"),
+        ({"x257": 0}, r"do not lie one after another"),
+        ({"x278": 2}, r"6 x 5 has 1 strips only"),
+    ],
+)
+def test_tiff_refused(tmp_path, changes, message):
+    tags = {int(name[1:]): value for name, value in changes.items()}
+    path = tmp_path / "a.tif"
+    original = tiff(path, numbers((2, 6, 5))).read_bytes()
+    for tag, value in tags.items():
+        at = original.index(struct.pack("<HHI", tag, 4, 1)) + 8
+        path.write_bytes(original[:at] + struct.pack("<I", value) + original[at + 4 :])
+    with pytest.raises(SourceError, match=message) as caught:
+        find(path)
+    assert "a.tif: " in str(caught.value)
+
+
+def test_tiff_cut_anywhere(tmp_path):
+    path = tiff(tmp_path / "a.tif", numbers((3, 6, 5)))
+    whole = path.read_bytes()
+    for n in range(1, len(whole) - 8, 7):
+        path.write_bytes(whole[:n])
+        with pytest.raises(SourceError, match=r"a\.tif: "):
+            find(path, scan_shape=(1, 3))
+
+
+def test_tiff_of_different_pages_and_rings(tmp_path):
+    path = tiff(tmp_path / "a.tif", numbers((2, 6, 5)))
+    whole = path.read_bytes()
+    at = whole.rindex(struct.pack("<HHI", 257, 4, 1)) + 8
+    path.write_bytes(whole[:at] + struct.pack("<I", 5) + whole[at + 4 :])
+    with pytest.raises(SourceError, match=r"page 2 is \(5, 5\) uint16, the first \(6, 5\) uint16"):
+        find(path)
+
+
+# --- flattened stacks of Gatan files ----------------------------------------------------------------------------
+
+
+def test_dm_stack_that_states_its_scan(tmp_path):
+    from stem_dask.io.dm_write import encode_tags
+
+    array = numbers((12, 6, 5))
+
+    def write(**shape):
+        image = {
+            "ImageData": {
+                "Data": array.ravel(),
+                "DataType": np.uint32(10),
+                "Dimensions": [np.uint32(n) for n in (5, 6, 12)],
+            },
+            "ImageTags": {
+                "4D STEM Tags": {f"Scan shape {x}": np.int32(n) for x, n in shape.items()}
+            },
+        }
+        (tmp_path / "a.dm4").write_bytes(encode_tags({"ImageList": [image]}))
+        return find(tmp_path / "a.dm4")
+
+    found = write(X=4, Y=3)
+    agrees(found, array.reshape(SHAPE))
+    assert "the file states a scan of 3 x 4" in found.info.notes
+    with pytest.raises(SourceError, match=r"the scan that the file states, 3 x 5 needs 15"):
+        write(X=5, Y=3)
+    with pytest.raises(SourceError, match="give its scan"):
+        write(X=4)
+
+
+# --- content and name -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix", "said"),
+    [
+        (b"\x89HDF\r\n\x1a\n", ".dm4", "an HDF5 file; rename it to a.h5"),
+        (b"\0\0\0\4" + bytes(8) + b"\0\0\0\1", ".hspy", "a Gatan DM4 file; rename it to a.dm4"),
+        (b"\0\0\0\3" + bytes(4) + b"\0\0\0\1", ".mib", "a Gatan DM3 file; rename it to a.dm3"),
+        (b"\x93NUMPY\1\0", ".mrc", "a numpy file; rename it to a.npy"),
+        (b"PK\3\4", ".npy", r"a zip archive, such as torch\.save writes; rename it to a.pt"),
+        (b"IMGBLO\2\1", ".h5", "a NanoMEGAS block file; rename it to a.blo"),
+        (b"MQ1,0001", ".blo", "a Merlin file; rename it to a.mib"),
+        (b"II*\0", ".dm3", "a TIFF file; rename it to a.tif"),
+        (b"<?xml version='1.0'?>", ".tif", "an XML file; rename it to a.xml"),
+        (bytes(52) + b"TVIPS ", ".mrc", "a TVIPS file; rename it to a.tvips"),
+        (bytes(208) + b"MAP ", ".tvips", "an MRC file; rename it to a.mrc"),
+    ],
+)
+def test_content_contradicts_the_name(tmp_path, content, suffix, said):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content.ljust(2000, b"\0"))
+    with pytest.raises(
+        SourceError, match=rf"the name ends in \{suffix}, but by its content it is {said}"
+    ):
+        find(path)
+    unknown = tmp_path / "a.dat"
+    unknown.write_bytes(content.ljust(2000, b"\0"))
+    with pytest.raises(SourceError, match=r"files ending in \.dat are not known; by its content"):
+        find(unknown)
+
+
+def test_a_store_under_the_name_of_a_file(tmp_path):
+    zarr.create_array(tmp_path / "a.hspy", shape=SHAPE, dtype="u2")
+    with pytest.raises(SourceError, match=r"it is a zarr store; rename it to a\.zarr"):
+        find(tmp_path / "a.hspy")
+
+
+def test_unknown_endings_list_all_the_known(tmp_path):
+    (tmp_path / "a.dat").write_bytes(b"hello")
+    with pytest.raises(SourceError, match=r"\.dat are not known; known are") as caught:
+        find(tmp_path / "a.dat")
+    assert all(suffix in str(caught.value) for suffix in READERS)
+
+
+@pytest.mark.parametrize("suffix", sorted(s for s, row in READERS.items() if not row[2]))
+def test_every_family_refuses_nothing_and_noise(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.touch()
+    with pytest.raises(SourceError, match=r"the file is empty \(0 bytes\)"):
+        find(path)
+    rng = np.random.default_rng(3)
+    for n in (1, 7, 100, 5000):
+        path.write_bytes(rng.bytes(n))
+        with pytest.raises(SourceError, match=rf"a\{suffix}: "):
+            find(path)
