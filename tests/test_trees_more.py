@@ -184,6 +184,22 @@ def test_real_app5():
     assert [axis.offset for axis in found.info.axes] == pytest.approx([a["offset"] for a in fact["axes"]])  # fmt: skip
 
 
+def test_hdf5_opens_in_little_memory(tmp_path):
+    with h5py.File(tmp_path / "a.emd", "w") as file:
+        file.create_dataset("a/data", (256,) * 4, "u2", chunks=(1, 1, 256, 256))
+        for i in range(3):
+            file.create_dataset(f"{GUID}/{i}/Data", (2**15, 2**15), "f4", chunks=(256, 256))
+    n_bytes = (tmp_path / "a.emd").stat().st_size
+    assert opens_in_little(tmp_path / "a.emd", n_bytes).source.shape == (256,) * 4
+    (tmp_path / "a.emd").rename(tmp_path / "a.app5")
+    with h5py.File(tmp_path / "a.app5", "r+") as file:
+        file["Metadata"] = b""
+    n_bytes = (tmp_path / "a.app5").stat().st_size
+    found = opens_in_little(tmp_path / "a.app5", n_bytes, scan_shape=(1, 3))
+    assert found.source.shape == (1, 3, 2**15, 2**15)
+    assert found.source[:, 1:2, 5:7, :3].shape == (1, 1, 2, 3)
+
+
 # --- TIFF -------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +315,12 @@ def test_tiff_of_different_pages_and_rings(tmp_path):
     path.write_bytes(whole[:at] + struct.pack("<I", 5) + whole[at + 4 :])
     with pytest.raises(SourceError, match=r"page 2 is \(5, 5\) uint16, the first \(6, 5\) uint16"):
         find(path)
+    first = struct.unpack_from("<I", whole, 4)[0]
+    end = len(whole) - 12  # the last directory's link: four bytes before its list of strips
+    for target in (first, end - 2 - 9 * 12):
+        path.write_bytes(whole[:end] + struct.pack("<I", target) + whole[end + 4 :])
+        with pytest.raises(SourceError, match=r"form a ring|irregular places"):
+            find(path)
 
 
 # --- flattened stacks of Gatan files ----------------------------------------------------------------------------
@@ -388,3 +410,25 @@ def test_every_family_refuses_nothing_and_noise(tmp_path, suffix):
         path.write_bytes(rng.bytes(n))
         with pytest.raises(SourceError, match=rf"a\{suffix}: "):
             find(path)
+
+
+def test_a_run_on_a_camera_file(tmp_path):
+    """From a stack behind headers to the store: the config's keys reach the reader, workers open it by name."""
+    from stem_dask.config import parse_config
+    from stem_dask.pipeline import run
+
+    y, x = np.indices((16, 16))
+    pattern = np.where((y - 9) ** 2 + (x - 7) ** 2 <= 9, 50, 0)
+    array = np.broadcast_to(pattern, (3, 4, 16, 16)).astype("u2")
+    frames = [b"h" * 6 + frame.tobytes() for frame in array.reshape(-1, 16, 16)]
+    head = struct.pack("<13I", 256, 2, 16, 16, 16, 0, 0, 1, 1, 1, 1, 1, 6).ljust(256, b"\0")
+    (tmp_path / "a.tvips").write_bytes(head + b"h" * 6 + bytes(512) + b"".join(frames))
+    given = {"path": str(tmp_path / "a.tvips"), "scan_shape": [3, 4], "skip_frames": 1,
+             "drop_columns": 1, "flip": True}  # fmt: skip
+    output = {"path": str(tmp_path / "a.zarr"), "export": [], "figure": False}
+    run(parse_config({"input": given, "output": output, "cluster": {"kind": "threads"}}))
+    store = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    assert store["patterns"].shape[:2] == (3, 3)
+    np.testing.assert_allclose(store["analysis/center_y"][...], 15 - 9)
+    np.testing.assert_allclose(store["analysis/center_x"][...], 7)
+    np.testing.assert_array_equal(store["analysis/total"][...], pattern.sum())
