@@ -238,18 +238,21 @@ def correct(pattern, dark, gain):
     return out
 
 
-def hot(mean):
-    out = np.zeros(mean.shape, bool)
-    for y, x in np.ndindex(mean.shape):
+def hot(patterns):
+    """Pixels above 5 times each neighbour in the sum, which not fewer than 10 patterns (or half of them) explain."""
+    total = patterns.sum(0)
+    out = np.zeros(total.shape, bool)
+    for y, x in np.ndindex(total.shape):
         around = [
-            mean[row, col]
-            for row in range(max(y - 1, 0), min(y + 2, mean.shape[0]))
-            for col in range(max(x - 1, 0), min(x + 2, mean.shape[1]))
+            total[row, col]
+            for row in range(max(y - 1, 0), min(y + 2, total.shape[0]))
+            for col in range(max(x - 1, 0), min(x + 2, total.shape[1]))
             if (row, col) != (y, x)
         ]
-        out[y, x] = bool(around) and mean[y, x] > 5 * max(around)
-    rest = [mean[y, x] for y, x in np.ndindex(mean.shape) if not out[y, x]]
-    return out & (mean > sum(rest) / len(rest))
+        few = min(10, len(patterns) / 2)
+        lit = total[y, x] >= few * patterns[:, y, x].max()
+        out[y, x] = bool(around) and total[y, x] > 5 * max(around) and lit
+    return out
 
 
 def fill_median(pattern, mask):

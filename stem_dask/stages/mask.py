@@ -49,7 +49,7 @@ def apply_mask(
 
 
 def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
-    """Pixels whose mean is above 5 times the largest of their 8 neighbours, and above the average of all others.
+    """Pixels whose mean is above 5 times the largest of their 8 neighbours, and not by a few patterns alone.
 
     Parameters
     ----------
@@ -73,7 +73,8 @@ def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
     [[4, 0]]
     """
     require_computed(analysis)
-    return hot_pixels(analysis["mean_pattern"].values)
+    mean, highest = analysis["mean_pattern"].values, analysis["max_pattern"].values
+    return hot_pixels(mean, highest, int(analysis["total"].size))
 
 
 def read_mask(
