@@ -6,7 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stem_dask.io.read import Found
 
 from stem_dask.run import EXIT_CODES, add_run_options, guarded, progress_shown, run_file, show
 
@@ -25,23 +28,26 @@ def run_command(options: argparse.Namespace) -> int:
 def info_command(options: argparse.Namespace) -> int:
     """What a file holds."""
     from stem_dask.describe import describe_file
-    from stem_dask.io.read import find
 
-    print(
-        "\n".join(
-            describe_file(find(Path(options.file).absolute(), dataset=_dataset(options.dataset)))
-        )
-    )
+    print("\n".join(describe_file(_found(options))))
     return 0
 
 
 def init_command(options: argparse.Namespace) -> int:
     """A config for a file."""
     from stem_dask.describe import config_for
-    from stem_dask.io.read import find
 
-    print(config_for(find(Path(options.file).absolute())), end="")
+    print(config_for(_found(options), options.overrides), end="")
     return 0
+
+
+def _found(options: argparse.Namespace) -> "Found":
+    from stem_dask.config import config_of
+    from stem_dask.preflight import described, find_input
+
+    dataset = [] if options.dataset is None else [f"input.dataset={options.dataset}"]
+    config = config_of(options.file, [*options.overrides, *dataset])
+    return described(config, find_input(config))
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -182,10 +188,6 @@ def _test_data(folder: Path, options: argparse.Namespace) -> Path:
     return path
 
 
-def _dataset(text: str | None) -> str | int | None:
-    return int(text) if text is not None and text.isdigit() else text
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stem-dask",
@@ -208,15 +210,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub = add("verify", verify_command, "read a finished store again and test every checksum")
     sub.add_argument("store", help="NAME.zarr")
-    sub = add("info", info_command, "say what a file holds")
-    sub.add_argument("file")
-    sub.add_argument("--dataset", help="name or number of the array, when the file holds several")
-    sub = add(
-        "init",
-        init_command,
-        "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml",
-    )
-    sub.add_argument("file")
+    example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"
+    for name, command, text in (
+        ("info", info_command, "say what a file holds"),
+        ("init", init_command, example),
+    ):
+        sub = add(name, command, text)
+        sub.add_argument("file")
+        sub.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="what the file does not say, such as input.scan_shape=[256,256]",
+        )
+        sub.add_argument(
+            "--dataset", help="name or number of the array, when the file holds several"
+        )
     _add_crop_options(add("crop", crop_command, "crop one file into one file"))
     return parser
 

@@ -64,7 +64,23 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     (40, 44)
     """
     places = {"": os.fspath(path)}
-    data = _parse(_read(places[""]), places)
+    return _overridden(_parse(_read(places[""]), places), overrides, places)
+
+
+def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
+    """Options for an input file alone: the defaults, and overrides as `load_config` takes them.
+
+    Examples
+    --------
+    >>> config_of("/data/scan.mib", ["input.scan_shape=[4, 8]"]).input.scan_shape
+    (4, 8)
+    """
+    data = {"input": {"path": os.fspath(path)}, "output": {"path": "not-written.zarr"}}
+    return _overridden(data, overrides, {"": "the command line"})
+
+
+def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> Config:
+    """Validated options, relative paths made absolute."""
     for text in [overrides] if isinstance(overrides, str) else overrides:
         _override(data, text, places)
     options = to_dict(_validated(data, places))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,13 +103,23 @@ def _times(config: Config) -> str:
     return ", twice: once to analyze, once to crop" if config.crop.enabled else ""
 
 
-def config_for(found: Found) -> str:
-    """A commented config for a file: the shipped one with the file's name and what was found in it."""
-    template = (Path(__file__).parent / "crop.yaml").read_text(encoding="utf-8")
+def config_for(found: Found, overrides: Sequence[str] = ()) -> str:
+    """A commented config for a file: the shipped one with the file's name, what was found in it, and overrides."""
+    text = (Path(__file__).parent / "crop.yaml").read_text(encoding="utf-8")
     name = Path(found.info.path)
     header = "".join(f"# {line}\n" for line in describe_file(found))
-    text = template.replace("path: synthetic  ", f"path: {json.dumps(str(name))}  ", 1)
-    return header + text.replace("out/synthetic.zarr", json.dumps(f"{name.stem}_cropped.zarr"), 1)
+    for key, value in (
+        ("input.path", json.dumps(str(name))),
+        ("output.path", json.dumps(f"{name.stem}_cropped.zarr")),
+        *(override.split("=", 1) for override in overrides),
+    ):
+        section, _, leaf = key.strip().rpartition(".")
+        place = rf"^{section}:\n(?:  .*\n)*?  {leaf}: " if section else rf"^{leaf}: "
+        found_key = re.search(rf"({place})[^#\n]*", text, re.MULTILINE)
+        if found_key is not None:
+            start, end = found_key.end(1), found_key.end()
+            text = f"{text[:start]}{value.strip()}  {text[end:]}"
+    return header + text
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ import xarray as xr
 import yaml
 
 from stem_dask import cli, run
+from stem_dask.config import load_config
 from stem_dask.model import Record
 from stem_dask.pipeline import Step
 
@@ -168,6 +169,25 @@ def test_init_gives_a_config_that_runs(here: Path, beam_file: Path, capsys: Any)
     assert run.main(["mine.yaml", "output.export=[]", "output.figure=false", "--quiet"]) == 0
     assert (here / "beam_cropped.zarr").is_dir()
     assert capsys.readouterr().out == ""
+
+
+def test_info_and_init_take_what_a_file_does_not_say(here: Path, capsys: Any) -> None:
+    """A list of numbers: without its shape there is nothing to tell, with it the config knows it too."""
+    np.arange(4 * 3 * 8 * 6, dtype=">u2").tofile("scan.raw")
+    assert cli.main(["info", "scan.raw"]) == 3
+    assert "input.shape" in capsys.readouterr().err
+    given = ["input.shape=[4, 3, 8, 6]", "input.dtype='>u2'", "input.beam_energy_kv=200"]
+    assert cli.main(["info", "scan.raw", *given]) == 0
+    assert "patterns    4 x 3 x 8 x 6 >u2" in capsys.readouterr().out
+    assert cli.main(["init", "scan.raw", *given, "on_error=quarantine"]) == 0
+    (here / "mine.yaml").write_text(capsys.readouterr().out)
+    config = load_config("mine.yaml")
+    assert config.input.path == str(here / "scan.raw")
+    assert config.input.shape == (4, 3, 8, 6)
+    assert (config.input.dtype, config.input.beam_energy_kv) == (">u2", 200)
+    assert config.on_error == "quarantine"
+    assert cli.main(["info", "scan.raw", "input.shap=[4, 3, 8, 6]"]) == 2
+    assert "did you mean shape" in capsys.readouterr().err
 
 
 def test_check_computes_nothing_and_says_what_will_be(
