@@ -41,17 +41,17 @@ def noise(path: Path, dtype: str = "u2") -> Path:
 
 
 @pytest.mark.parametrize(
-    "sections",
+    ("dtype", "sections"),
     [
-        {},
-        {"crop": {"size": 20}},
-        {"crop": {"size": [20, 64]}, "downsample": {"factor": 2}},
-        {"crop": {"enabled": False}, "downsample": {"factor": 2, "reduce": "sum"}},
-        {"output": {"export": [], "dtype": "float32"}},
-        {"output": {"export": ["hspy"]}},
+        ("u1", {}),
+        ("u2", {"crop": {"size": 20}}),
+        ("f4", {"crop": {"size": 20}}),
+        ("u2", {"crop": {"size": [20, 64]}, "downsample": {"factor": 2}}),
+        ("u2", {"crop": {"enabled": False}, "downsample": {"factor": 2, "reduce": "sum"}}),
+        ("u1", {"output": {"export": [], "dtype": "float32"}}),
+        ("f4", {"output": {"export": ["hspy"]}}),
     ],
 )
-@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
 def test_bytes_on_disk(
     dtype: str, sections: dict[str, Any], make_config: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
