@@ -14,6 +14,7 @@ import xarray as xr
 
 from stem_dask import engine, report
 from stem_dask.cluster import Connection, connect
+from stem_dask.errors import SourceError
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
@@ -112,8 +113,9 @@ def run(
     started = time.perf_counter()
     shape, dtype = found.source.shape, found.source.dtype
     n_bytes = input_bytes(found)
-    by = " x ".join(str(n) for n in shape)
-    say(f"input       {found.info.path} ({by} {dtype}, {report.size(n_bytes)})")
+    say(
+        f"input       {found.info.path} ({' x '.join(map(str, shape))} {dtype}, {report.size(n_bytes)})"
+    )
     for note in found.info.notes:
         say(f"            {note}")
     n_done = sum(len(records) for records in state.journal.known.values())
@@ -144,10 +146,9 @@ class Job:
         block = self.block()
         patterns = self.patterns(block)
         analysis = None
+        window = None
         if self.config.crop.enabled:
             patterns, analysis = self.analyze(patterns)
-        window = None
-        if analysis is not None:
             with self.state.nothing_to_go_on_with():
                 window = self.choose(analysis)
         with self.room(patterns, window, warn=True):
@@ -337,17 +338,21 @@ class Job:
         sink: engine.Sink,
     ) -> None:
         """Run one stage's lazy outputs into a sink."""
-        records = engine.run(
-            outputs,
-            len(lead_dims(like)),
-            sink,
-            client=self.connection.client,
-            progress=self.reporter(stage, input_bytes(self.prepared.found)),
-            journal=self.state.journal,
-            job=stage,
-            instead=instead,
-            unreadable=self.tally.unreadable,
-        )
+        try:
+            records = engine.run(
+                outputs,
+                len(lead_dims(like)),
+                sink,
+                client=self.connection.client,
+                progress=self.reporter(stage, input_bytes(self.prepared.found)),
+                journal=self.state.journal,
+                job=stage,
+                instead=instead,
+                unreadable=self.tally.unreadable,
+            )
+        except SourceError as error:
+            hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
+            raise SourceError(f"{error}; {hint}") from error
         self.tally.note(records)
 
     def room(
@@ -357,7 +362,10 @@ class Job:
         shape = None if window is None else window.shape
         n_blocks = math.prod(patterns.data.numblocks)
         need = disk_need(self.config, self.prepared.found, n_blocks, shape)
-        names = (self.folder, *(f(p) for p in self.outputs.all() for f in (str, temporary)))
+        paths = self.outputs.all()
+        # an older output that is replaced takes room of its own until the new one is complete
+        ours = [path for path in paths if not self.state.is_older(path)]
+        names = (self.folder, *map(temporary, paths), *ours)
         return enough_room(Path(self.outputs.store).parent, need, names, warn=warn)
 
     def measured(

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
+from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.read import Found
-from stem_dask.io.sources import Source, Transposed
+from stem_dask.io.sources import ScanOfList, Source, Transposed
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.options import Config
@@ -73,7 +74,7 @@ def memory_of(
         pixels * dtype.itemsize,
         math.prod(what.window) * what.patterns.itemsize,
         what.out_bytes,
-        copies=copies + 2 * _reordered(found.source),
+        copies=copies + _read_copies(found.source),
         corrected=4 * pixels * (1 + masked) if references else 0,
         fixed=4 * pixels * (references + 3) if references else 0,  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
@@ -175,12 +176,13 @@ def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:
         When the space cannot suffice, whatever compression gains.
     """
     free = free_bytes(folder)
-    if free < need.least - written:
+    least, most = (max(0, n - written) for n in (need.least, need.most))
+    if free < least:
         raise DiskFullError(
-            f"at least {size(need.least - written)} more are needed: {disk_words(folder, need.most - written)}. Or write "
-            "elsewhere (output.path), or export less (output.export)"
+            f"at least {size(least)} more are needed: {disk_words(folder, most)}. Or write elsewhere (output.path), or "
+            "export less (output.export)"
         )
-    return free >= need.most - written
+    return free >= most
 
 
 def disk_words(folder: Path, need: int) -> str:
@@ -203,8 +205,9 @@ def enough_room(
     names : files and folders of the run, whose bytes are there already
     warn : say when the space might not suffice
     """
-    if not check_disk(folder, need, sum(map(tree_bytes, names))) and warn:
-        _logger.warning("the disk may become full: %s", disk_words(folder, need.most))
+    written = sum(map(tree_bytes, names))
+    if not check_disk(folder, need, written) and warn:
+        _logger.warning("the disk may become full: %s", disk_words(folder, need.most - written))
     try:
         yield
     except OSError as error:
@@ -253,8 +256,10 @@ def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] 
     return (height, width)
 
 
-def _reordered(source: Source | None) -> bool:
-    """Whether reading puts the axes into another order, which maps the file and copies twice."""
-    while source is not None and not isinstance(source, Transposed):
+def _read_copies(source: Source | None) -> int:
+    """How often a block is copied while it is read: axes in another order map the file and copy twice."""
+    n = 0
+    while source is not None:
+        n += 2 * isinstance(source, Transposed) + isinstance(source, (Flipped, ScanOfList))
         source = getattr(source, "source", None)
-    return source is not None
+    return n

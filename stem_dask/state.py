@@ -40,10 +40,14 @@ class RunState:
         """Whether an output already bears its final name: all blocks are noted, and the temporary one is gone."""
         if len(self.journal.records(job)) != n_blocks or os.path.lexists(temporary(path)):
             return False
-        if not os.path.lexists(path) or self._older().get(Path(path).name) == _stamp(path):
+        if not os.path.lexists(path) or self.is_older(path):
             return False
         publish(path)  # what a kill may have left of the older one
         return True
+
+    def is_older(self, path: str) -> bool:
+        """Whether what bears an output's final name was there before the run began."""
+        return os.path.lexists(path) and self._older().get(Path(path).name) == _stamp(path)
 
     def replaces(self, path: str) -> bool:
         """Whether the run was begun with leave to replace an output that was there."""

@@ -176,6 +176,28 @@ def test_copies(make_config: Any, tmp_path: Path) -> None:
     assert turned["analyze"].per_position == 3 * 8 * 6 * 2 + 4 * n_radii + 64
 
 
+def test_copies_of_reading(make_config: Any, tmp_path: Path) -> None:
+    """A pattern that is turned, and the parts of a folded stack that are put together, are there twice for a moment."""
+    path = noise(tmp_path / "a.npy")
+    plain = memory_of(*both(make_config, path))["analyze"].per_position
+    turned = memory_of(*both(make_config, path, input={"path": str(path), "flip": True}))
+    assert turned["analyze"].per_position == plain + 6144
+    np.save(tmp_path / "list.npy", np.load(path).reshape(48, 64, 48))
+    folded = {"path": str(tmp_path / "list.npy"), "scan_shape": [8, 6]}
+    stack = memory_of(*both(make_config, tmp_path / "list.npy", input=folded))
+    assert stack["analyze"].per_position == plain + 6144
+
+
+def test_an_older_output_is_no_room(
+    beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What will be replaced stays until the new one is complete: its bytes are not taken for the new one's."""
+    run(make_config(beam_file))
+    monkeypatch.setattr(projection, "free_bytes", lambda folder: 1000)
+    with pytest.raises(DiskFullError, match=r"at least .* more are needed.*has 1 kB free"):
+        run(make_config(beam_file, output={"overwrite": True}))
+
+
 def both(make_config: Any, path: Path, **sections: Any) -> Any:
     config = make_config(path, **sections)
     return config, find_input(config)

@@ -175,5 +175,7 @@ def test_a_read_error_that_stays_names_the_file(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(FlatFile, "_fill", fill)
-    with pytest.raises(SourceError, match=r"^block \[.*\]: \[Errno 5\] .*beam\.npy'$"):
+    with pytest.raises(
+        SourceError, match=r"^block \[.*\]: \[Errno 5\] .*beam\.npy'; .*on_error=quarantine"
+    ):
         run(make_config(beam_file, output=BLOCK))

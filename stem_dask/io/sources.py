@@ -154,7 +154,7 @@ class ZarrArray:
             return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
         except (ValueError, RuntimeError) as error:  # each codec has its own
             raise SourceError(
-                f"{self.path}: array {self.name} cannot be decoded ({error}); "
+                f"{self.path}: array {self.name or '/'} cannot be decoded ({error}); "
                 "stem-dask verify names the damaged files of a store"
             ) from error
 
