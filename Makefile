@@ -17,7 +17,7 @@ test: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest -q -m "not faults" $(ARGS)
 
 test-faults: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest -q -m faults tests/faults $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults $(ARGS)
 
 lint: $(VENV)/test.done
 	$(VENV)/bin/ruff check .

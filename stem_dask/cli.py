@@ -61,7 +61,7 @@ def check_command(options: argparse.Namespace) -> int:
     prepared = prepare(config)
     print("\n".join(describe_job(config, prepared.found)))
     if prepared.complete:
-        print(f"already complete: {prepared.outputs.store}")
+        print(f"already complete: {prepared.outputs.path}")
     return 0
 
 

@@ -20,7 +20,7 @@ MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with th
 _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
 _CLOSING = ("]", "}", "<block end>")
 _PATHS = (
-    "input.path", "input.dark", "input.gain", "input.mask", "output.path", "cluster.scheduler_file",
+    "input.path", "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
 )  # fmt: skip
 _SHOWN_CHARACTERS = 80
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re
 def defaults(section: str) -> dict[str, Any]:
     """Every key of a section that has a default, and this default."""
     fields = SECTIONS[section].model_fields.items()
-    return {name: field.default for name, field in fields if not field.is_required()}
+    return {f.alias or name: f.default for name, f in fields if not f.is_required()}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _override(data: Any, text: str, places: dict[str, str]) -> None:
         data[section] = {}
     target, leaf = (data[section], key) if dot else (data, section)
     if isinstance(target, dict):
-        target[leaf] = _chosen(value, model.__annotations__.get(leaf))
+        target[leaf] = _chosen(value, _hint(model, leaf))
 
 
 def _chosen(text: str, hint: Any) -> Any:
@@ -207,17 +207,44 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         keys = ("validate.min_retention", "analyze.target_retention")
         text = f"{keys[0]} is {least}, more than {keys[1]}, which is {target}; change one of them"
         found.append((keys[not config.validation.model_fields_set], text))  # the one that was given
-    if config.input.mask == "auto" and not config.crop.enabled:
-        text = (
-            "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels"
-        )
-        found.append(("input.mask", text))
+    found += [(key, text) for wrong, key, text in _combinations(config) if wrong]
     for section, key, other, need in NEEDS:
         value, seen = (getattr(getattr(config, section), name) for name in (key, other))
         if value != defaults(section)[key] and seen != need:
             text = f"{section}.{key} is {_show(value)}, which needs {other}: {_show(need)}"
             found.append((f"{section}.{key}", f"{text}, but it is {_show(seen)}"))
     return found
+
+
+def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
+    """What the jobs cannot do: (whether it was asked for, key, message)."""
+    output, analyze, crop = config.output, config.analyze, config.crop.enabled
+    name, suffix = os.path.splitext(output.path)
+    store = suffix == ".zarr"
+    yield (
+        config.input.mask == "auto" and not crop,
+        "input.mask",
+        "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels",
+    )
+    yield (
+        crop and not store,
+        "output.path",
+        f"output.path is {output.path}; a crop keeps a store: use {name}.zarr, and name {suffix[1:]} in output.export",
+    )
+    for key, given in (("export", bool(output.export)), ("figure", output.figure)):
+        text = f"output.{key} is {_show(to_dict(config)['output'][key])}, which needs a store: output.path must end in .zarr"
+        yield given and not store, f"output.{key}", text
+    text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"
+    yield output.codec not in ("auto", "none") and suffix in (".pt", ".npy"), "output.codec", text
+    normalized = output.normalize != "none"
+    text = "output.normalize needs crop.enabled: false; crop first, then normalize the store that the crop made"
+    yield normalized and crop, "output.normalize", text
+    text = "analyze.ahead needs crop.enabled: false; a crop analyzes in any case"
+    yield analyze.ahead and crop, "analyze.ahead", text
+    changed = config.downsample.factor > 1 or output.dtype != "auto" or normalized
+    text = "analyze.ahead needs patterns as they are read: downsample.factor 1, output.dtype auto, no normalize"
+    yield analyze.ahead and changed, "analyze.ahead", text
+    yield analyze.known is not None and not crop, "analyze.from", "analyze.from needs crop.enabled: true"  # fmt: skip
 
 
 def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str, str]]:
@@ -232,7 +259,7 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
                 key, value = f"{key}[{step}]", value[step]
         top, leaf = (*map(str, loc), "", "")[:2]
         model = SECTIONS.get(top, Config)
-        hint = model.__annotations__.get(leaf or top, model)
+        hint = _hint(model, leaf or top) or model
         if kind in ("extra_forbidden", "invalid_key"):
             valid = _keys(_model_at(loc))
             close = difflib.get_close_matches(str(loc[-1]), valid, 1)
@@ -269,6 +296,13 @@ def _models_in(hint: Any) -> Iterator[type[BaseModel]]:
         yield hint
     for part in get_args(hint):
         yield from _models_in(part)
+
+
+def _hint(model: type[BaseModel], key: str) -> Any:
+    """The type of a key, with its words; None when there is no such key."""
+    fields = model.model_fields.items()
+    names = (name for name, field in fields if (field.alias or name) == key)
+    return model.__annotations__.get(next(names, ""))
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

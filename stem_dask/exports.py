@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def export_from_store(
     progress: engine.Progress | None = None,
     journal: Journal | None = None,
     folder: str | None = None,
+    codec: str = "auto",
+    rechunk: bool = True,
 ) -> list[str]:
     """Export a finished store; see `export`."""
     patterns, analysis = open_store(store)
@@ -167,6 +170,55 @@ def export_from_store(
         journal=journal,
         folder=folder,
     )
+
+
+@dataclass(frozen=True)
+class Target:
+    """TEMPORARY until the exporters land."""
+
+    path: str
+    patterns: xr.DataArray
+    layout: str = "scan"
+    codec: str = "auto"
+    rechunk: bool = True
+    title: str = ""
+    folder: str = ""
+
+    def outputs(self) -> dict[str, Any]:
+        found = {"patterns": self.patterns.data}
+        if self.path.endswith(".hspy"):
+            found["total"] = intensity_inside(self.patterns, 0.0)
+        return found
+
+    def sink(self) -> Any:
+        patterns, path = self.patterns, temporary(self.path)
+        if self.path.endswith(".zarr"):
+            return store_target(path, patterns)
+        if self.path.endswith(".pt"):
+            content = None if self.layout in ("tensor", "bare") else _content(patterns, None)
+            shape = layout_shape(lead_shape(patterns), patterns.shape[-2:], self.layout)
+            dtype = signed_dtype(patterns.dtype, None)
+            return PtSink(path, lead_shape(patterns), shape, str(dtype), content)
+        chunks, _ = store_chunks(patterns)
+        return HspySink(
+            path,
+            self.folder,
+            patterns.shape,
+            str(patterns.dtype),
+            axes_of(patterns),
+            chunks,
+            self.title,
+            {},
+        )
+
+    def finish(self, **known: Any) -> list[str]:
+        return []
+
+
+def store_target(path: str, patterns: xr.DataArray) -> Any:
+    inner, shards = store_chunks(patterns)
+    dims = tuple(str(dim) for dim in patterns.dims)
+    return StoreSink(path, patterns.shape, str(patterns.dtype), dims, inner, shards)
 
 
 def export_job(path: str, layout: str) -> str:

@@ -3,9 +3,16 @@
 The defaults stand here and nowhere else. The text in a type completes "expected …" in an error.
 """
 
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 SYNTHETIC = "synthetic"  # the word for the built-in dataset, which is not a path
 # these run in pydantic's Rust, which also refuses a str that is not valid Unicode
@@ -48,13 +55,14 @@ Place = Annotated[int, Field(ge=0, lt=2**62), "a whole number of 0 or more"]
 Text = Annotated[str, Field(pattern=_TEXT), "text"]
 File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
 Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
-Zarr = Annotated[str, Field(pattern=rf"{_FILE}zarr/?$"), _Bare, "a path that ends in .zarr"]
+_SUFFIXES = "zarr/?|zspy/?|hspy|h5|npy|pt"
+Product = Annotated[str, Field(pattern=rf"{_FILE}({_SUFFIXES})$"), _Bare, "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
 Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
 Bytes = Annotated[int, Field(gt=0, lt=2**63), "bytes"]
 Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
-Formats = tuple[Literal["pt", "hspy"], ...]
-Exports = Annotated[Formats, _List, _Distinct, "a list of pt and hspy, each at most once"]
+Formats = tuple[Literal["pt", "hspy", "zspy", "h5", "npy"], ...]
+Exports = Annotated[Formats, _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
 _CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, scan_x, ky, kx, with a scale other than 0"
 
@@ -122,6 +130,8 @@ class Analyze(_Section):  # how centers and radii are found
     radius_metric: Literal["square", "circle"] = "square"
     target_retention: Fraction = 0.98
     threshold: Amount = 0.0
+    ahead: bool = False  # also without a crop, for a later one
+    known: File | None = Field(default=None, alias="from")  # an analysis that was made before
 
 
 class Crop(_Section):  # what is cut from every pattern
@@ -129,7 +139,7 @@ class Crop(_Section):  # what is cut from every pattern
     coverage: Fraction = 0.999
     margin_pixels: Whole = 3
     align: Literal["fixed", "pattern"] = "fixed"
-    size: Literal["auto"] | Count | Shape = "auto"
+    size: Literal["auto", "common"] | Count | Shape = "auto"
     window: Box | None = None
     size_multiple: Count = 2
 
@@ -146,13 +156,25 @@ class Downsample(_Section):  # how the detector is reduced
 
 
 class Output(_Section):  # what is written
-    path: Zarr
+    path: Product
     dtype: Literal["auto", "float32", "float16"] = "auto"
+    normalize: Literal["none", "log-zscore"] = "none"
     export: Exports = ("pt", "hspy")
     layout: Literal["scan", "nchw", "tensor"] = "scan"
+    codec: Literal["auto", "lz4", "zstd", "gzip", "none"] = "auto"
+    rechunk: bool = True
     overwrite: bool = False
     chunk_mb: Literal["auto"] | Positive = "auto"
     figure: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, options: Any) -> Any:
+        """Exports and figure are made from a store: beside a file of another format there are none by default."""
+        path = options.get("path") if isinstance(options, dict) else None
+        if isinstance(path, str) and not path.rstrip("/").endswith(".zarr"):
+            return {"export": (), "figure": False} | options
+        return options
 
 
 class Cluster(_Section):  # where the work runs; sizes are per worker

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,37 +15,45 @@ from stem_dask.io.given import with_given
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
 from stem_dask.io.publish import refuse_existing, temporary
 from stem_dask.io.read import Found, find
+from stem_dask.known import Known, beside, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
 from stem_dask.state import RunState, open_state, unfinished_token
 from stem_dask.trust import scheduler_address
 
 #: options that say where and how, not what: they do not change a byte of the store
 _NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure")
+#: formats whose bytes the layout decides
+_LAYOUT_DECIDES = (".pt",)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of a run, all beside its store."""
+    """The files of a run, all beside its first: mostly a store, else one file of another format."""
 
-    store: str
+    path: str
     exports: tuple[str, ...]
     results: str
     figure: str | None
+    analysis: str | None
 
     @classmethod
     def of(cls, config: Config) -> "Outputs":
         """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
-        stem = str(Path(config.output.path).with_suffix(""))
+        path = config.output.path
+        stem = str(Path(path).with_suffix(""))
+        alone = config.analyze.ahead and beside(path) != path
         return cls(
-            config.output.path,
+            path,
             tuple(f"{stem}.{kind}" for kind in config.output.export),
             f"{stem}_results.json",
             f"{stem}_visualization.png" if config.output.figure else None,
+            beside(path) if alone else None,
         )
 
     def all(self) -> tuple[str, ...]:
         """Every name."""
-        return (self.store, *self.exports, self.results, *((self.figure,) if self.figure else ()))
+        more = (name for name in (self.analysis, self.figure) if name is not None)
+        return (self.path, *self.exports, self.results, *more)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Prepared:
     outputs: Outputs
     found: Found
     complete: bool
+    known: Known | None = None
 
 
 def prepare(config: Config) -> Prepared:
@@ -76,24 +86,26 @@ def prepare(config: Config) -> Prepared:
             raise ConfigError(
                 f"the output {path} would replace the input {source}; choose another output.path"
             )
-    return Prepared(config, outputs, found, check_outputs(config, outputs, found))
+    known = known_analysis(config, found)
+    mark = token(config, found, known)
+    return Prepared(config, outputs, found, check_outputs(config, outputs, mark), known)
 
 
 @contextlib.contextmanager
 def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.state.open_state`."""
     config, outputs = prepared.config, prepared.outputs
-    Path(outputs.store).parent.mkdir(parents=True, exist_ok=True)
+    Path(outputs.path).parent.mkdir(parents=True, exist_ok=True)
     temporaries = tuple(temporary(path) for path in outputs.all())
     options = _deciding(to_dict(config), contents(config))
-    mark = token(config, prepared.found)
+    mark = token(config, prepared.found, prepared.known)
     with open_state(
-        outputs.store,
+        outputs.path,
         temporaries,
         mark,
         options,
         restart=restart,
-        is_complete=lambda: check_outputs(config, outputs, prepared.found),
+        is_complete=lambda: check_outputs(config, outputs, mark),
     ) as state:
         yield state
 
@@ -168,48 +180,59 @@ def contents(config: Config) -> dict[str, str]:
     return {key: digest_of(path, key) for key, path in _plane_files(config).items()}
 
 
-def token(config: Config, found: Found) -> str:
-    """What can change bytes of the store: options of the stages, and the state of the input and of what corrects it."""
+def token(config: Config, found: Found, known: Known | None) -> str:
+    """What can change bytes of the output: options of the stages, the state of the input and of what corrects it."""
     options = _deciding(to_dict(config), contents(config))
-    text = json.dumps([options, found.identity], sort_keys=True)
+    made = [] if known is None else [known.token]
+    text = json.dumps([options, found.identity, *made], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_outputs(config: Config, outputs: Outputs, found: Found) -> bool:
-    """Whether an equal run is complete already; refuses to touch any other output.
+def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
+    """Whether a run with an equal token is complete already; refuses to touch any other output.
 
     Raises
     ------
     OutputExistsError
         When an output exists that is not of an equal run, and overwriting was not asked for.
     """
-    if config.output.overwrite or unfinished_token(outputs.store) == token(config, found):
+    if config.output.overwrite or unfinished_token(outputs.path) == mark:
         return False
-    if not Path(outputs.store).is_dir():
+    if not os.path.lexists(outputs.path):
         for path in outputs.all():
             refuse_existing(path, overwrite=False)
         return False
-    import zarr
-
-    try:
-        attrs = dict(zarr.open_group(outputs.store, mode="r").attrs)
-    except (OSError, ValueError, KeyError):
-        attrs = {}
+    attrs = _about(outputs)
     missing = [Path(path).name for path in outputs.all() if not Path(path).exists()]
-    if attrs.get("token") == token(config, found) and not missing:
+    if attrs.get("token") == mark and not missing:
         return True
     raise OutputExistsError(
-        f"{outputs.store} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
+        f"{outputs.path} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
         "output.overwrite=true to replace it when the new one is complete"
     )
 
 
-def n_quarantined(store: str) -> int:
-    """Patterns of a finished store that could not be read."""
+def _about(outputs: Outputs) -> dict[str, Any]:
+    """What an existing output says of the run that made it: a store in its attributes, any other in results.json."""
     import zarr
 
-    found = zarr.open_group(store, mode="r").attrs.get("quarantined", 0)
-    return found if isinstance(found, int) else 0
+    try:
+        if Path(outputs.path).is_dir() and outputs.path.endswith(".zarr"):
+            return dict(zarr.open_group(outputs.path, mode="r").attrs)
+        results = json.loads(Path(outputs.results).read_text())
+        status = os.stat(outputs.path)
+        if results["of"] == [status.st_size, status.st_mtime_ns]:
+            return {name: results[name] for name in ("token", "config", "contents", "quarantined")}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
+
+
+def n_quarantined(outputs: Outputs) -> int:
+    """Patterns of a finished output that could not be read."""
+    found = _about(outputs).get("quarantined", 0)
+    number = found.get("n_patterns", 0) if isinstance(found, dict) else found
+    return number if isinstance(number, int) else 0
 
 
 def _plane_files(config: Config) -> dict[str, str]:
@@ -223,8 +246,12 @@ def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
     """The options that change bytes; a file is what it holds, so that another content is another option."""
     sections = ("input", "analyze", "crop", "validate", "downsample", "output")
     kept = {name: dict(options[name]) for name in sections}
+    suffix = Path(options["output"]["path"]).suffix
     for key in _NOT_DECIDING:
-        kept["output"].pop(key, None)
+        if key != "layout" or suffix not in _LAYOUT_DECIDES:
+            kept["output"].pop(key, None)
+    if suffix != ".zarr":
+        kept["output"]["format"] = suffix
     kept["input"] |= {key: [options["input"].get(key), digest] for key, digest in files.items()}
     return {**kept, "device": options["device"]}
 

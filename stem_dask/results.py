@@ -1,6 +1,7 @@
 """What a run found and made: results.json, and how it ended."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from stem_dask import report
 from stem_dask.config import to_dict
 from stem_dask.model import Window
 from stem_dask.options import Config
-from stem_dask.preflight import Prepared, contents, n_quarantined, token
+from stem_dask.preflight import Outputs, Prepared, contents, n_quarantined, token
 from stem_dask.projection import input_bytes
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
@@ -34,11 +35,11 @@ class Outcome:
     lines: tuple[str, ...]
 
 
-def already_complete(store: str) -> Outcome:
+def already_complete(outputs: Outputs) -> Outcome:
     """There is nothing to do."""
-    n = n_quarantined(store)
+    n = n_quarantined(outputs)
     missing = f", without {n:,} patterns that could not be read" if n else ""
-    return Outcome(7 if n else 0, {}, (f"already complete: {store}{missing}",))
+    return Outcome(7 if n else 0, {}, (f"already complete: {outputs.path}{missing}",))
 
 
 def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]])
     name, n_bytes, changed = prepared.found.identity
     return {
         "title": Path(name).stem,
-        "token": token(config, prepared.found),
+        "token": token(config, prepared.found, prepared.known),
         "config": to_dict(config),
         "contents": contents(config),
         "input": {
@@ -92,25 +93,42 @@ def results_of_run(
     shape = out.shape[-2:] if window is None else window.shape
     n_patterns = math.prod(lead_shape(out))
     found = report.results_of(known, statistics, patterns.shape[-2:], shape, n_patterns, window)
-    store = prepared.outputs.store
-    return found | {
-        "config": to_dict(config),
-        "limits": limits,
-        "scan_shape": lead_shape(out),
-        "output": {"shape": out.shape, "dtype": str(out.dtype)},
-        "input": {
-            "path": info.path,
-            "shape": patterns.shape,
-            "dtype": str(prepared.found.source.dtype),
-            "notes": info.notes,
-        },
-        "sizes": report.sizes(input_bytes(prepared.found), out.nbytes, report.tree_bytes(store)),
-        "hot_pixels": {
-            "number": len(hot),
-            "positions": hot[: report.MAX_HOT],
-            "masked": config.input.mask == "auto",
-        },
-        "verdict": [] if known is None or window is None else verdict(config, store, known, window),
+    path = prepared.outputs.path
+    made = {} if path.endswith(".zarr") else _made(prepared)
+    return (
+        found
+        | made
+        | {
+            "config": to_dict(config),
+            "limits": limits,
+            "scan_shape": lead_shape(out),
+            "output": {"shape": out.shape, "dtype": str(out.dtype)},
+            "input": {
+                "path": info.path,
+                "shape": patterns.shape,
+                "dtype": str(prepared.found.source.dtype),
+                "notes": info.notes,
+            },
+            "sizes": report.sizes(input_bytes(prepared.found), out.nbytes, report.tree_bytes(path)),
+            "hot_pixels": {
+                "number": len(hot),
+                "positions": hot[: report.MAX_HOT],
+                "masked": config.input.mask == "auto",
+            },
+            "verdict": []
+            if known is None or window is None
+            else verdict(config, path, known, window),
+        }
+    )
+
+
+def _made(prepared: Prepared) -> dict[str, Any]:
+    """What a store says in its attributes: the run that made a file of another format, and that file's state."""
+    status = os.stat(prepared.outputs.path)
+    return {
+        "token": token(prepared.config, prepared.found, prepared.known),
+        "contents": contents(prepared.config),
+        "of": [status.st_size, status.st_mtime_ns],
     }
 
 

@@ -78,7 +78,7 @@ def run_file(options: argparse.Namespace) -> int:
     if prepared.complete:
         from stem_dask.results import already_complete
 
-        outcome = already_complete(prepared.outputs.store)
+        outcome = already_complete(prepared.outputs)
         if not options.quiet:
             show(outcome)
         return outcome.exit_code

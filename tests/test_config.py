@@ -79,6 +79,8 @@ def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
             "radius_metric": "square",
             "target_retention": 0.98,
             "threshold": 0.0,
+            "ahead": False,
+            "from": None,
         },
         "crop": {
             "enabled": True,
@@ -94,8 +96,11 @@ def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
         "output": {
             "path": str(tmp_path / "a.zarr"),
             "dtype": "auto",
+            "normalize": "none",
             "export": ["pt", "hspy"],
             "layout": "scan",
+            "codec": "auto",
+            "rechunk": True,
             "overwrite": False,
             "chunk_mb": "auto",
             "figure": True,
@@ -131,9 +136,9 @@ def test_defaults_are_those_of_the_config():
     config = parse_config(options())
     for section in SECTIONS:
         given = getattr(config, "validation" if section == "validate" else section)
-        assert defaults(section) == {
-            name: value for name, value in dict(given).items() if name != "path"
-        }
+        values = given.model_dump(by_alias=True)
+        values.pop("path", None)
+        assert defaults(section) == values
 
 
 FULL = options(
@@ -270,7 +275,7 @@ BAD = [
     ("crop: {margin_pixels: -1}", "crop.margin_pixels is -1; expected a whole number of 0 or more"),
     ("crop: {margin_pixels: 99999999999999999999}", "crop.margin_pixels is 99999999999999999999;"),
     ("crop: {align: patern}", "crop.align is patern; expected fixed or pattern"),
-    ("crop: {size: small}", "crop.size is small; expected auto, a whole number above 0 or [y, x]"),
+    ("crop: {size: small}", "crop.size is small; expected auto or common, a whole number above 0 or [y, x]"),
     ("crop: {size: 0}", "crop.size is 0; expected"),
     ("crop: {size: '40'}", "(this is text in YAML; write 40)"),
     ("crop: {size: [40, -4]}", "crop.size[1] is -4; expected"),
@@ -297,8 +302,8 @@ BAD = [
     ("output: {path: a.zip}", "output.path is a.zip; expected a path that ends in .zarr"),
     ("output: {path: out/.zarr}", "output.path is out/.zarr; expected"),
     ("output: {dtype: int8}", "expected auto, float32 or float16"),
-    ("output: {export: pt}", "output.export is pt; expected a list of pt and hspy, each at most once"),
-    ("output: {export: [pt, h5]}", "output.export[1] is h5; expected a list of pt and hspy"),
+    ("output: {export: pt}", "output.export is pt; expected a list of pt, hspy, zspy, h5 and npy, each at most once"),
+    ("output: {export: [pt, mat]}", "output.export[1] is mat; expected a list of pt, hspy, zspy, h5 and npy"),
     ("output: {export: [pt, pt]}", "output.export is [pt, pt]; expected"),
     ("output: {layout: nhwc}", "expected scan, nchw or tensor"),
     ("output: {overwrite: 'yes'}", "output.overwrite is 'yes'; expected true or false"),

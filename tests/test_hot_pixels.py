@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 import stem_dask as sd
-from stem_dask import pipeline
 from stem_dask.errors import ConfigError
+from stem_dask.passes import analysis as analysis_pass
 from stem_dask.pipeline import run
 
 HOT = [[3, 4], [0, 35], [39, 0]]
@@ -89,7 +89,9 @@ def test_auto_goes_on_with_what_was_settled(
         run(config, progress=stop)
     settled = json.loads((tmp_path / "out.run" / "run.json").read_text())["hot_pixels"]
     assert settled == sorted(HOT)
-    monkeypatch.setattr(pipeline, "suspected_hot_pixels", lambda analysis: np.zeros((40, 36), bool))
+    monkeypatch.setattr(
+        analysis_pass, "suspected_hot_pixels", lambda analysis: np.zeros((40, 36), bool)
+    )
     run(config)
     whole = make_config(hot_file, "whole.zarr", input={"mask": {"pixels": HOT}})
     run(whole)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from stem_dask import engine
 from stem_dask.errors import StoreError
+from stem_dask.io.spool import Beside
 from stem_dask.io.store import (
     StoreSink,
     finish_store,
@@ -51,10 +52,10 @@ def lazy(array, lead, attrs=None):
     return as_patterns(data, axes, attrs)
 
 
-def write_store(path, patterns, client=None, analysis=None, beside=None):
+def write_store(path, patterns, client=None, analysis=None):
     inner, shards = store_chunks(patterns)
     dims = tuple(map(str, patterns.dims))
-    sink = StoreSink(str(path), patterns.shape, str(patterns.dtype), dims, inner, shards, beside)
+    sink = StoreSink(str(path), patterns.shape, str(patterns.dtype), dims, inner, shards)
     engine.run({"patterns": patterns.data}, len(dims) - 2, sink, client=client)
     write_coordinates(str(path), patterns)
     if analysis is not None:
@@ -326,7 +327,7 @@ def test_what_a_broken_run_left_is_removed(tmp_path):
 # --- small things -----------------------------------------------------------------------------------------------
 
 
-class Beside:
+class Other:
     """Notes what comes beside the patterns."""
 
     def __init__(self, wrong=None):
@@ -338,29 +339,29 @@ class Beside:
 
     def write(self, index, region, blocks):
         self.calls.append((index, region, {name: block.tolist() for name, block in blocks.items()}))
-        return {"beside": index}
+        return {"number": index}
 
     def verify(self, record):
-        self.calls.append(("verify", record.extra["beside"]))
+        self.calls.append(("verify", record.extra["number"]))
         return self.wrong
 
 
-def small_sink(path, beside=None):
-    return StoreSink(
-        str(path), (3, 4, 4), "u1", ("pattern", "ky", "kx"), (2, 4, 4), (2, 4, 4), beside
-    )
+def small_sink(path, other=None):
+    dims = ("pattern", "ky", "kx")
+    sink = StoreSink(str(path), (3, 4, 4), "u1", dims, (2, 4, 4), (2, 4, 4))
+    return sink if other is None else Beside(sink, ("patterns",), other)
 
 
 def test_other_outputs_go_to_the_next_sink(tmp_path):
-    beside = Beside()
-    sink = small_sink(tmp_path / "a.zarr", beside)
+    other = Other()
+    sink = small_sink(tmp_path / "a.zarr", other)
     sink.create(resume=False)
     region = (slice(0, 2),)
     extra = sink.write(0, region, {"patterns": np.ones((2, 4, 4), "u1"), "sum": np.array([3, 4])})
-    assert extra["beside"] == 0
+    assert extra["beside"] == {"number": 0}
     assert sink.verify(Record(0, 0, 0, 0, extra)) is None
     sink.create(resume=True)
-    assert beside.calls == [
+    assert other.calls == [
         "create",
         (0, region, {"sum": [3, 4]}),
         ("verify", 0),
@@ -370,7 +371,7 @@ def test_other_outputs_go_to_the_next_sink(tmp_path):
 
 
 def test_what_is_wrong_beside_is_wrong(tmp_path):
-    sink = small_sink(tmp_path / "a.zarr", Beside("the other one is gone"))
+    sink = small_sink(tmp_path / "a.zarr", Other("the other one is gone"))
     sink.create(resume=False)
     extra = sink.write(1, (slice(2, 3),), {"patterns": np.ones((1, 4, 4), "u1")})
     assert sink.verify(Record(1, 0, 0, 0, extra)) == "the other one is gone"

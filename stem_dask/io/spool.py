@@ -5,7 +5,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +88,42 @@ class SpoolSink:
 
     def _path(self, index: int) -> Path:
         return Path(self.folder) / f"{index:06d}.block"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Gives some of the outputs of a task to one sink and the rest to another; without a first one, all.
+
+    Parameters
+    ----------
+    first : the sink of the output itself, or None when that has its final name already
+    names : the outputs that it takes
+    second : where the rest waits to be joined
+    """
+
+    first: Any
+    names: tuple[str, ...]
+    second: SpoolSink
+
+    def create(self, *, resume: bool) -> None:
+        """Make both."""
+        if self.first is not None:
+            self.first.create(resume=resume)
+        self.second.create(resume=resume)
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Write one block of every output; the record of the second sink is kept under ``beside``."""
+        mine = {name: block for name, block in blocks.items() if name in self.names}
+        rest = {name: block for name, block in blocks.items() if name not in self.names}
+        said = {} if self.first is None else self.first.write(index, region, mine)
+        return {**said, "beside": self.second.write(index, region, rest)}
+
+    def verify(self, record: Record) -> str | None:
+        """What is wrong with either."""
+        what = None if self.first is None else self.first.verify(record)
+        return what or self.second.verify(replace(record, extra=record.extra.get("beside", {})))
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Complete the first one; whoever made the second reads its blocks."""
+        if self.first is not None:
+            self.first.finish(records)

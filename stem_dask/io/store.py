@@ -49,7 +49,7 @@ def store_chunks(patterns: xr.DataArray) -> tuple[tuple[int, ...], tuple[int, ..
 
 @dataclass(frozen=True)
 class StoreSink:
-    """Writes the block ``patterns`` to its shard of an array; what else comes with it goes to the next sink."""
+    """Writes the block ``patterns`` to its shard of an array."""
 
     path: str
     shape: tuple[int, ...]
@@ -57,7 +57,6 @@ class StoreSink:
     dims: tuple[str, ...]
     inner: tuple[int, ...]
     shards: tuple[int, ...]
-    beside: Any = None
 
     def create(self, *, resume: bool) -> None:
         """Make the group and the empty array; what another run left there is removed."""
@@ -73,8 +72,6 @@ class StoreSink:
                 create_array(
                     group, "patterns", self.shape, self.dtype, self.dims, self.inner, self.shards
                 )
-        if self.beside is not None:
-            self.beside.create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one shard; zarr writes it to a temporary name and renames it."""
@@ -92,20 +89,13 @@ class StoreSink:
             with named(shard):
                 array[region] = blocks["patterns"]
         crc, n_bytes = file_crc(shard)
-        said = {"shard": os.path.relpath(shard, self.path), "crc": crc, "bytes": n_bytes}
-        if self.beside is not None:
-            rest = {name: block for name, block in blocks.items() if name != "patterns"}
-            said |= self.beside.write(index, region, rest)
-        return said
+        return {"shard": os.path.relpath(shard, self.path), "crc": crc, "bytes": n_bytes}
 
     def verify(self, record: Record) -> str | None:
-        """Compare the shard, and what was put beside it, with the checksums in the record."""
+        """Compare the shard with the checksum in the record."""
         said = record.extra
         shard = os.path.join(self.path, str(said.get("shard")))
-        what = damage(shard, (said.get("crc"), said.get("bytes")))
-        if what is None and self.beside is not None:
-            what = self.beside.verify(record)
-        return what
+        return damage(shard, (said.get("crc"), said.get("bytes")))
 
     def _shard(self, region: Region) -> Path:
         """The file of the shard that holds a region; a region is one block, and a block is one shard."""
@@ -225,15 +215,36 @@ ABOUT_SOURCE = ("beam_energy_kv", "given", "original_metadata")
 
 
 @naming
-def finish_store(path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any]) -> None:
-    """Write the root's attributes and put all metadata into one document."""
+def empty_store(path: str) -> None:
+    """A group with nothing in it; what another run left there is removed."""
+    import zarr
+
+    remove(path)
+    zarr.create_group(path, zarr_format=3)
+
+
+@naming
+def finish_store(
+    path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any] | None
+) -> None:
+    """Write the attributes of the root, and of the patterns if it has any, and join all metadata in one document."""
     import zarr
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    if patterns_attrs is None:
+        root.attrs.update(plain(attrs))
+        _consolidate(path)
+        return
     about = {key: patterns_attrs[key] for key in ABOUT_SOURCE if key in patterns_attrs}
     rest = {key: value for key, value in patterns_attrs.items() if key not in about}
     root.attrs.update(plain({**attrs, **about}))
     root["patterns"].attrs.update(plain(rest))
+    _consolidate(path)
+
+
+def _consolidate(path: str) -> None:
+    import zarr
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(path)

@@ -1,0 +1,126 @@
+"""An analysis that was made before: by ``analyze.ahead`` in a converted store, or beside a file of another format."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stem_dask.config import defaults, to_dict
+from stem_dask.errors import ConfigError
+from stem_dask.io.read import Found
+from stem_dask.options import Config
+
+#: options of the input that do not change what an analysis finds
+_HARMLESS = ("path", "calibration", "beam_energy_kv", "dataset")
+#: options of the analysis that its profiles cannot answer for
+_FIXED = ("center_method", "manual_center", "radius_metric", "threshold")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A store with the analysis of the patterns that a job reads.
+
+    ``token`` is that of the run that made it, ``note`` what the user should know.
+    """
+
+    store: str
+    token: str
+    note: str
+
+
+def beside(path: str | Path) -> str:
+    """Where the analysis lies that was made together with a file: in a store itself, else in one beside it.
+
+    Examples
+    --------
+    >>> beside("scan.zarr"), beside("scan.hspy")
+    ('scan.zarr', 'scan_analysis.zarr')
+    """
+    path = Path(path)
+    return str(path if path.suffix == ".zarr" else path.with_name(f"{path.stem}_analysis.zarr"))
+
+
+def known_analysis(config: Config, found: Found) -> Known | None:
+    """The analysis that ``analyze.from`` names, or that was made when the input was converted; None without one.
+
+    Raises
+    ------
+    ConfigError
+        When the one that was named is not of these patterns, or was made with other options.
+    """
+    if not config.crop.enabled:
+        return None
+    if config.analyze.known is not None:
+        return _named(config, found, config.analyze.known)
+    path = beside(found.info.path)
+    attrs = _ahead(path)
+    if attrs is None or not _own(found, path, attrs) or _different(config, found, attrs, own=True):
+        return None
+    return Known(path, str(attrs["token"]), f"the analysis is taken from {path}")
+
+
+def _named(config: Config, found: Found, path: str) -> Known:
+    store = path if path.rstrip("/").endswith(".zarr") else beside(path)
+    attrs = _ahead(store)
+    if attrs is None:
+        raise ConfigError(
+            f"analyze.from is {path}, which holds no analysis of whole patterns; make one with stem-dask convert "
+            "--analyze, or leave analyze.from out"
+        )
+    different = _different(config, found, attrs, own=_own(found, store, attrs))
+    if different:
+        raise ConfigError(
+            f"analyze.from is {path}, which was made from other patterns or with other options: "
+            f"{'; '.join(different)}; change them, or leave analyze.from out"
+        )
+    return Known(store, str(attrs["token"]), f"the analysis is taken from {path}")
+
+
+def _ahead(path: str) -> dict[str, Any] | None:
+    """Attributes of a store that holds an analysis made ahead of a crop, with those of its analysis; else None."""
+    import zarr
+
+    if not os.path.isdir(path):
+        return None
+    try:
+        root = zarr.open_group(path, mode="r")
+        group = root["analysis"]
+        attrs: dict[str, Any] = {**root.attrs, "analysis": dict(group.attrs)}
+        shape = list(group["center_y"].shape) + list(group["mean_pattern"].shape)  # type: ignore[index,union-attr]
+        whole = attrs["config"]["analyze"]["ahead"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {**attrs, "shape": shape} if whole else None
+
+
+def _own(found: Found, store: str, attrs: Mapping[str, Any]) -> bool:
+    """Whether the input was written together with an analysis."""
+    if os.path.realpath(found.info.path) == os.path.realpath(store):
+        return True
+    return attrs.get("of") == list(found.identity[1:])
+
+
+def _different(config: Config, found: Found, attrs: Mapping[str, Any], *, own: bool) -> list[str]:
+    """In what a job differs from the run that made an analysis, one text each."""
+    options, before = to_dict(config), attrs["config"]
+    out = [
+        f"analyze.{key} was {before['analyze'][key]}, and is {options['analyze'][key]}"
+        for key in _FIXED
+        if before["analyze"][key] != options["analyze"][key]
+    ]
+    if attrs["shape"] != list(found.source.shape):
+        out.append(f"shape was {attrs['shape']}, and is {list(found.source.shape)}")
+    # what was written together with it holds the patterns that were analyzed, and must be read as it is
+    was = defaults("input") if own else before["input"]
+    out += [
+        f"input.{key} was {was.get(key)}, and is {value}"
+        for key, value in options["input"].items()
+        if key not in _HARMLESS and was.get(key) != value
+    ]
+    made_from = (attrs["input"]["bytes"], attrs["input"]["modified_ns"])
+    if not own and made_from != tuple(found.identity[1:]):
+        out.append(
+            f"it was made from another file, or another state of it ({attrs['input']['path']})"
+        )
+    return out

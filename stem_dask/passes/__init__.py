@@ -1,0 +1,1 @@
+"""The passes of a job over all patterns: analysis, writing, normalization; and what they share."""

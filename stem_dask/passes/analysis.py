@@ -1,0 +1,146 @@
+"""The analysis pass: what is known of every pattern, computed, or taken from an analysis that was made before."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask import report
+from stem_dask.io.lazy import masked
+from stem_dask.io.spool import SpoolSink
+from stem_dask.known import Known
+from stem_dask.model import Region, Window
+from stem_dask.options import Config
+from stem_dask.passes.job import Job
+from stem_dask.stages.analyze import analysis_attrs, analysis_blocks, fold_analysis
+from stem_dask.stages.crop import placement
+from stem_dask.stages.downsample import check_float16
+from stem_dask.stages.mask import suspected_hot_pixels
+from stem_dask.stages.patterns import lead_dims, lead_shape
+from stem_dask.stages.summary import stored_radii
+from stem_dask.stages.window import choose_window
+
+
+class Profiles(Protocol):
+    """Where the retention profiles lie until they are joined."""
+
+    def blocks(
+        self, n: int, names: Sequence[str] | None = None
+    ) -> Iterable[tuple[Region, Mapping[str, NDArray]]]:
+        """Region and arrays of blocks 0 … n - 1."""
+
+
+@dataclass(frozen=True)
+class Analyzed:
+    """The patterns (perhaps without their hot pixels by now), what is known of them, and their profiles."""
+
+    patterns: xr.DataArray
+    analysis: xr.Dataset
+    profiles: Profiles
+
+
+def analysis_options(config: Config) -> dict[str, Any]:
+    """The options of the kernel."""
+    return config.analyze.model_dump(exclude={"ahead", "known"})
+
+
+def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
+    """Everything that is known of the patterns; once more without their hot pixels, when these shall be masked."""
+    auto = job.config.input.mask == "auto"
+    if job.prepared.known is not None:
+        found = _known(job.prepared.known, patterns, job.config.analyze.target_retention)
+    else:
+        found = _computed(job, patterns, "analyze", "analysis")
+    job.hot = hot_pixels(found.analysis)
+    if auto:
+        job.hot = job.state.settled("hot_pixels", job.hot)
+    if auto and job.hot:
+        patterns = masked(patterns, {"pixels": job.hot}, job.config.input.mask_fill)
+        found = _computed(job, patterns, "analyze again", "analysis-again")
+    note_analysis(job, found.analysis)
+    return found
+
+
+def hot_pixels(analysis: xr.Dataset) -> list[list[int]]:
+    """[y, x] of suspected hot pixels."""
+    positions: list[list[int]] = np.argwhere(suspected_hot_pixels(analysis)).tolist()
+    return positions
+
+
+def note_analysis(job: Job, analysis: xr.Dataset) -> None:
+    """Say what is odd about the data."""
+    job.warnings += report.hot_pixel_warnings(job.hot, masked=job.config.input.mask == "auto")
+    job.warnings += report.analysis_warnings(analysis)
+
+
+def _computed(job: Job, patterns: xr.DataArray, stage: str, folder: str) -> Analyzed:
+    """One pass: computed block by block into the run's folder, joined but for the profiles."""
+    options = analysis_options(job.config)
+    blocks = analysis_blocks(patterns, **options)
+    spare = job.spare(patterns)
+    instead = None if spare is None else analysis_blocks(spare, **options)
+    spool = SpoolSink(f"{job.folder}/{folder}")
+    with job.room(patterns, None):
+        job.compute(stage, blocks, instead, patterns, spool)
+    return Analyzed(patterns, folded(job, patterns, spool), spool)
+
+
+def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:
+    """The analysis from the blocks of a pass, without the profiles."""
+    options = analysis_options(job.config)
+    names = [name for name in analysis_blocks(patterns, **options) if name != "profile"]
+    stored = spool.blocks(math.prod(patterns.data.numblocks), names)
+    n_missing = int((~job.tally.valid(lead_shape(patterns))).sum())
+    return fold_analysis(patterns, stored, analysis_attrs(**options), n_missing)
+
+
+def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
+    """An analysis that was made before; the radii are found again where another target was asked for."""
+    stored = xr.open_zarr(known.store, group="analysis", chunks=None)
+    analysis = stored.drop_vars("profile").load()
+    chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
+    profiles = StoredProfiles(stored["profile"], chunks)
+    if analysis.attrs["target_retention"] != target:
+        lazy = stored.chunk(dict(zip(lead_dims(stored), chunks, strict=True)))
+        exact = analysis["max_pattern"].dtype.kind in "ui"
+        radii = stored_radii(lazy, target, str(analysis.attrs["radius_metric"]), exact)
+        analysis["radius"] = analysis["radius"].copy(data=radii.compute())
+        analysis.attrs["target_retention"] = target
+    return Analyzed(patterns, analysis, profiles)
+
+
+@dataclass(frozen=True)
+class StoredProfiles:
+    """Profiles in a finished store."""
+
+    profile: xr.DataArray
+    chunks: tuple[int, ...]
+
+    def blocks(
+        self, n: int, names: Sequence[str] | None = None
+    ) -> Iterable[tuple[Region, Mapping[str, NDArray]]]:
+        """Region and profiles, a block of the patterns at a time."""
+        grid = da.core.normalize_chunks(self.chunks, self.profile.shape[:-1])
+        for region in da.core.slices_from_chunks(grid):
+            yield region, {"profile": self.profile[region].values}
+
+
+def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) -> Window:
+    """The window, and what is odd about it; ``common`` is the size that several datasets share."""
+    options = job.config.crop.model_dump(exclude={"enabled"})
+    if options["size"] == "common":
+        options["size"] = "auto" if common is None else tuple(common)
+    down = job.config.downsample
+    window = choose_window(analysis, **options, factor=down.factor)
+    filled = placement(analysis, window)["filled_fraction"].values
+    job.warnings += report.window_warnings(window, filled)
+    if job.config.output.dtype == "float16" and down.method != "fft":
+        sums = down.method == "bin" and down.reduce == "sum"
+        if not sums:  # no mean exceeds the maximum; sums are checked block by block
+            check_float16(float(analysis["max_pattern"].max()))
+    return window

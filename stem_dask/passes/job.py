@@ -1,0 +1,167 @@
+"""One run: what its passes share."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import xarray as xr
+
+from stem_dask import engine, report
+from stem_dask.cluster import Connection
+from stem_dask.errors import SourceError
+from stem_dask.io.lazy import corrected, lazy_patterns, masked
+from stem_dask.io.publish import temporary
+from stem_dask.model import Record, Window
+from stem_dask.options import Config
+from stem_dask.plan import projected_bytes
+from stem_dask.preflight import Outputs, Prepared
+from stem_dask.projection import (
+    check_memory,
+    disk_need,
+    enough_room,
+    fitting_block,
+    input_bytes,
+    memory_of,
+)
+from stem_dask.stages.patterns import blank, lead_dims, lead_shape
+from stem_dask.state import RunState
+from stem_dask.tally import Tally
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block done, for whoever shows the progress."""
+
+    stage: str
+    done: int
+    total: int
+    input_bytes: int
+    record: Record
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass
+class Job:
+    """One run: its options and means, and what was noticed on the way."""
+
+    prepared: Prepared
+    connection: Connection
+    state: RunState
+    progress: Progress | None = None
+    warnings: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    #: [y, x] of suspected hot pixels
+    hot: list[list[int]] = field(default_factory=list)
+    #: mean and standard deviation, of a run that normalizes
+    constants: dict[str, float] | None = None
+
+    @property
+    def config(self) -> Config:
+        """All options."""
+        return self.prepared.config
+
+    @property
+    def outputs(self) -> Outputs:
+        """The names of the files."""
+        return self.prepared.outputs
+
+    @property
+    def folder(self) -> str:
+        """What the run keeps beside its output until it is complete."""
+        return str(self.state.folder)
+
+    def block(self) -> tuple[int, ...]:
+        """Positions of a block, settled once; refused when a worker has not the memory for it."""
+        limit, threads = self.connection.worker_bytes, self.connection.worker_threads
+        block = fitting_block(self.config, self.prepared.found, limit, threads)
+        block = tuple(self.state.settled("block", block))
+        check_memory(self.config, self.prepared.found, block, limit, threads)
+        return block
+
+    def patterns(self, block: Sequence[int]) -> xr.DataArray:
+        """The lazy input, corrected and without its bad pixels."""
+        options = self.config.input
+        lazy = corrected(lazy_patterns(self.prepared.found, block), options.dark, options.gain)
+        mask = None if options.mask == "auto" else options.mask  # not known yet
+        listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
+        return masked(lazy, listed, options.mask_fill)
+
+    def spare(self, patterns: xr.DataArray) -> xr.DataArray | None:
+        """What stands for patterns that cannot be read, when the run shall go on without them."""
+        return None if self.config.on_error == "stop" else blank(patterns)
+
+    def compute(
+        self,
+        stage: str,
+        outputs: Mapping[str, da.Array],
+        instead: Mapping[str, da.Array] | None,
+        like: xr.DataArray,
+        sink: engine.Sink,
+    ) -> None:
+        """Run one stage's lazy outputs into a sink; ``like`` has their blocks."""
+        try:
+            records = engine.run(
+                outputs,
+                len(lead_dims(like)),
+                sink,
+                client=self.connection.client,
+                progress=self.reporter(stage, input_bytes(self.prepared.found)),
+                journal=self.state.journal,
+                job=stage,
+                instead=instead,
+                unreadable=self.tally.unreadable,
+            )
+        except SourceError as error:
+            hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
+            raise SourceError(f"{error}; {hint}") from error
+        self.tally.note(records)
+
+    def room(
+        self, patterns: xr.DataArray, window: Window | None, *, warn: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """Disk for what is still to be written; see `stem_dask.projection.enough_room`."""
+        shape = None if window is None else window.shape
+        n_blocks = math.prod(patterns.data.numblocks)
+        need = disk_need(self.config, self.prepared.found, n_blocks, shape)
+        paths = self.outputs.all()
+        # an older output that is replaced takes room of its own until the new one is complete
+        ours = [path for path in paths if not self.state.is_older(path)]
+        names = (self.folder, *map(temporary, paths), *ours)
+        return enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
+
+    def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
+        """Passes every finished block on to whoever shows the progress."""
+        progress = self.progress
+        if progress is None:
+            return None
+        return lambda done, n, record: progress(Step(stage, done, n, input_bytes, record))
+
+    def measured(
+        self, patterns: xr.DataArray, window: Window | None, seconds: float
+    ) -> dict[str, Any]:
+        """Speed, memory and mishaps of the run."""
+        shape = None if window is None else window.shape
+        sizes = memory_of(self.config, self.prepared.found, shape)
+        positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
+        return {
+            "speed": {
+                "seconds": seconds,
+                "seconds_since_process_start": report.process_seconds(),
+                "bytes_per_second": input_bytes(self.prepared.found) / seconds,
+            },
+            "memory": {
+                "projected": projected_bytes(sizes, positions, self.connection.worker_threads),
+                "measured": self.tally.peak_rss,
+                "limit": self.connection.worker_bytes,
+            },
+            "peak_memory": max(self.tally.peak_rss, engine.peak_rss()),
+            **self.tally.words(lead_shape(patterns)),
+            "cluster": str(self.connection),
+            "warnings": self.warnings,
+        }

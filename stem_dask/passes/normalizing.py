@@ -1,0 +1,38 @@
+"""The first pass of a normalization: smaller patterns into a store in the run's folder, and the constants of all."""
+
+import math
+
+import xarray as xr
+
+from stem_dask.exports import open_store, store_target
+from stem_dask.io.spool import Beside, SpoolSink
+from stem_dask.io.store import finish_store, write_coordinates
+from stem_dask.passes.job import Job
+from stem_dask.passes.writing import note_remainder, smaller
+from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+
+
+def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
+    """Lazy z-scores of the logarithms of the patterns, which wait in a store of the run."""
+    with job.state.nothing_to_go_on_with():
+        out = smaller(job, patterns)
+    spare, instead = job.spare(patterns), None
+    if spare is not None:
+        other = smaller(job, spare)
+        instead = {"patterns": other.data, "moments": log_statistics(other)}
+    note_remainder(job, None, None)
+    store = f"{job.folder}/counts.zarr"
+    spool, n_blocks = SpoolSink(f"{job.folder}/moments"), math.prod(out.data.numblocks)
+    sink = Beside(store_target(store, out), ("patterns",), spool)
+    outputs = {"patterns": out.data, "moments": log_statistics(out)}
+    job.compute("downsample", outputs, instead, out, sink)
+    unread = job.tally.quarantined
+    with job.state.nothing_to_go_on_with():
+        blocks = spool.blocks(n_blocks, ("moments",))
+        job.constants = log_constants(
+            block["moments"] for i, (_, block) in enumerate(blocks) if i not in unread
+        )
+    write_coordinates(store, out)
+    finish_store(store, {}, out.attrs)
+    counts, _ = open_store(store)
+    return normalize(counts, **job.constants)

@@ -1,0 +1,231 @@
+"""The pass that writes: every block of the output to its place, then what is known of the patterns beside it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask import report
+from stem_dask.exports import Target, export_from_store, export_job
+from stem_dask.io.publish import publish, temporary
+from stem_dask.io.spool import Beside, SpoolSink
+from stem_dask.io.store import (
+    empty_store,
+    finish_store,
+    write_coordinates,
+    write_dataset,
+    write_profiles,
+    write_valid,
+)
+from stem_dask.model import Window
+from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pixels
+from stem_dask.passes.job import Job
+from stem_dask.results import provenance
+from stem_dask.stages.analyze import analysis_blocks
+from stem_dask.stages.crop import complete_analysis, crop
+from stem_dask.stages.downsample import cast, downsample
+from stem_dask.stages.patterns import axes_of, lead_dims, lead_shape
+from stem_dask.stages.summary import block_statistics
+from stem_dask.stages.validate import intensity_inside
+
+
+@dataclass(frozen=True)
+class Written:
+    """The output, lazily; what is known of its patterns; what a pass found on its way.
+
+    ``inside`` is the intensity in the window by position, ``mean`` the mean output pattern, ``highest`` its largest value.
+    """
+
+    out: xr.DataArray
+    known: Analyzed | None
+    valid: NDArray[np.bool_]
+    inside: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    highest: float
+
+
+def smaller(job: Job, patterns: xr.DataArray) -> xr.DataArray:
+    """The patterns with fewer pixels."""
+    return downsample(patterns, **job.config.downsample.model_dump())
+
+
+def cropped(
+    job: Job, patterns: xr.DataArray, found: Analyzed, window: Window
+) -> tuple[xr.DataArray, dict[str, da.Array]]:
+    """The lazy output of a crop, and the intensity in each window, summed anew from what was cut."""
+    cut = crop(patterns, found.analysis, window)
+    return smaller(job, cut), {
+        "inside": intensity_inside(cut, float(found.analysis.attrs["threshold"]))
+    }
+
+
+def note_remainder(job: Job, window: Window | None, mean: NDArray | None) -> None:
+    """Say what downsampling drops at the end of an axis."""
+    shape = job.prepared.found.source.shape[-2:] if window is None else window.shape
+    job.warnings += report.remainder_warnings(shape, job.config.downsample.factor, mean)
+
+
+def write_cropped(job: Job, found: Analyzed, window: Window) -> Written:
+    """The crop pass: every block to its shard, then the analysis, complete with what was retained."""
+    patterns, analysis = found.patterns, found.analysis
+    with job.state.nothing_to_go_on_with():
+        out, beside = cropped(job, patterns, found, window)
+    spare = job.spare(patterns)
+    instead = None if spare is None else cropped(job, spare, found, window)
+    note_remainder(job, window, analysis["mean_pattern"].values)
+    return _written(job, "crop", out, beside, instead, found=found, window=window)
+
+
+def write_converted(job: Job, patterns: xr.DataArray) -> Written:
+    """One pass from the source to a file of any format; the analysis for a later crop comes from the same read."""
+    ahead = job.config.analyze.ahead
+    with job.state.nothing_to_go_on_with():
+        out = smaller(job, patterns)
+        beside = analysis_blocks(patterns, **analysis_options(job.config)) if ahead else {}
+    spare, instead = job.spare(patterns), None
+    if spare is not None:
+        blocks = analysis_blocks(spare, **analysis_options(job.config)) if ahead else {}
+        instead = smaller(job, spare), blocks
+    note_remainder(job, None, None)
+    return _written(job, "convert", out, beside, instead, source=patterns)
+
+
+def write_normalized(job: Job, patterns: xr.DataArray) -> Written:
+    """The second pass of a normalization: from the store in the run's folder to the output."""
+    return _written(job, "normalize", patterns, {}, None)
+
+
+def _written(
+    job: Job,
+    stage: str,
+    small: xr.DataArray,
+    beside: Mapping[str, da.Array],
+    instead: tuple[xr.DataArray, Mapping[str, da.Array]] | None,
+    *,
+    found: Analyzed | None = None,
+    window: Window | None = None,
+    source: xr.DataArray | None = None,
+) -> Written:
+    """Run a pass into the output's own format, and publish it.
+
+    ``found`` and ``window`` are of a crop; ``source`` are the patterns that are analyzed on the way.
+    """
+    path, output = job.outputs.path, job.config.output
+    with job.state.nothing_to_go_on_with():
+        out = cast(small, output.dtype)
+        target = _target(job, out)
+    spare = None
+    if instead is not None:
+        other = cast(instead[0], output.dtype)
+        spare = {**_target(job, other).outputs(), **block_statistics(other), **instead[1]}
+    outputs = {**target.outputs(), **block_statistics(out), **beside}
+    spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
+    published = job.state.published(path, stage, n_blocks)
+    # what the spool holds may be damaged also when the output has its name
+    sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
+    job.compute(stage, outputs, spare, out, sink)
+    written = _joined(job, out, spool, n_blocks)
+    if found is not None and window is not None:
+        axes, down = axes_of(found.patterns)[-2:], job.config.downsample
+        analysis = complete_analysis(found.analysis, window, written.inside, axes, down)
+        written = replace(written, known=Analyzed(found.patterns, analysis, found.profiles))
+    elif source is not None and job.config.analyze.ahead:
+        analysis = folded(job, source, spool)
+        job.hot = hot_pixels(analysis)
+        written = replace(written, known=Analyzed(source, analysis, spool))
+    if not published:
+        _finish(job, target, written)
+        publish(path, drop=job.outputs.results)
+    if job.outputs.analysis is not None:
+        _write_analysis_alone(job, job.outputs.analysis, written)
+    return written
+
+
+def _target(job: Job, out: xr.DataArray) -> Target:
+    output = job.config.output
+    return Target(
+        job.outputs.path,
+        out,
+        layout=output.layout,
+        codec=output.codec,
+        rechunk=output.rechunk,
+        title=Path(job.prepared.found.identity[0]).stem,
+        folder=f"{job.folder}/chunks",
+    )
+
+
+def _joined(job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int) -> Written:
+    """What the blocks of a pass tell of the whole."""
+    lead = lead_shape(out)
+    valid = job.tally.valid(lead)
+    inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
+    for region, block in spool.blocks(n_blocks, ("inside", "highest", "sum")):
+        inside[region] = block.get("inside", np.nan)
+        highest = max(highest, float(block["highest"].max()))
+        total += block["sum"][(0,) * len(lead)]
+    inside[~valid] = np.nan
+    return Written(out, None, valid, inside, total / max(1, valid.sum()), highest)
+
+
+def _finish(job: Job, target: Target, written: Written) -> None:
+    """What is known only after the pass, into the file that is not published yet."""
+    out, known = written.out, written.known
+    if Path(target.path).suffix != ".zarr":
+        job.warnings += target.finish(valid=written.valid, maximum=written.highest)
+        return
+    built = temporary(target.path)
+    write_coordinates(built, out)
+    write_valid(built, written.valid, lead_dims(out))
+    if known is not None:
+        _write_analysis(built, known)
+    mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
+    write_dataset(built, "output", mean)
+    attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
+    about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
+    finish_store(built, about, {**attrs, "maximum": written.highest})
+
+
+def _write_analysis(built: str, known: Analyzed) -> None:
+    lead, dims = lead_shape(known.patterns), lead_dims(known.patterns)
+    profiles = known.profiles.blocks(math.prod(known.patterns.data.numblocks), ("profile",))
+    chunk = tuple(chunks[0] for chunks in known.patterns.data.chunks[: len(lead)])
+    write_profiles(built, profiles, (*dims, "radius"), lead, chunk)
+    write_dataset(built, "analysis", known.analysis)
+
+
+def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
+    """A store with nothing but the analysis, beside a file that has no place for it."""
+    if written.known is None:
+        return
+    built = temporary(path)
+    empty_store(built)
+    _write_analysis(built, written.known)
+    status = Path(job.outputs.path).stat()
+    about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
+    finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
+    publish(path)
+
+
+def write_export(job: Job, path: str, n_blocks: int) -> None:
+    """Write one more format from the finished store."""
+    output, kind = job.config.output, Path(path).suffix
+    name = export_job(path, output.layout)
+    if not job.state.published(path, name, n_blocks):
+        job.warnings += export_from_store(
+            job.outputs.path,
+            path,
+            layout=output.layout,
+            codec=output.codec if kind in (".zspy", ".hspy", ".h5") else "auto",
+            rechunk=output.rechunk,
+            overwrite=output.overwrite or job.state.replaces(path),
+            client=job.connection.client,
+            progress=job.reporter(f"export {kind[1:]}", 0),
+            journal=job.state.journal,
+            folder=f"{job.folder}/export{kind}",
+        )
+    job.tally.note(job.state.journal.records(name).values())

@@ -1,0 +1,79 @@
+"""Normalization of all patterns together: log(1 + x), then mean 0 and standard deviation 1 over the whole dataset."""
+
+from collections.abc import Iterable
+from functools import reduce
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.errors import ConfigError
+from stem_dask.kernels.normalize import joined, log_moments, log_zscore
+from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of
+
+METHOD = "log-zscore"
+
+
+def log_statistics(patterns: xr.DataArray) -> da.Array:
+    """Moments of log(1 + x) of every block, (…, 1, 4) float64, one entry a block; lazy, see `log_moments`."""
+    data = blocks_of(patterns)
+    lead = data.ndim - 2
+    ones = tuple((1,) * n for n in data.numblocks[:lead])
+    return data.map_blocks(
+        _moments_block,
+        chunks=(*ones, (1,), (4,)),
+        dtype=np.float64,
+        meta=np.empty((0,) * data.ndim),
+    )
+
+
+def log_constants(moments: Iterable[NDArray]) -> dict[str, float]:
+    """Mean and standard deviation (ddof 0) of log(1 + x) from the moments of all blocks, in their order.
+
+    Raises
+    ------
+    ConfigError
+        When a value is negative or NaN, or all are the same.
+    """
+    n, mean, squares, lowest = reduce(joined, (part.ravel() for part in moments)).tolist()
+    if not lowest >= 0:
+        raise ConfigError(
+            f"output.normalize: {METHOD} takes the logarithm of 1 + counts, and the patterns hold {lowest:g}; "
+            "normalize counts of 0 or more, or set output.normalize=none"
+        )
+    std = (squares / n) ** 0.5
+    if not std > 0:
+        raise ConfigError(
+            f"output.normalize: {METHOD} divides by the standard deviation, and all values are the same; "
+            "set output.normalize=none"
+        )
+    return {"mean": mean, "std": std}
+
+
+def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
+    """(log(1 + x) - mean) / std of lazy patterns, float32; the constants go into the attributes.
+
+    Examples
+    --------
+    >>> patterns = xr.DataArray(np.zeros((2, 4, 4)), dims=("pattern", "ky", "kx"))
+    >>> float(normalize(patterns, mean=0.5, std=0.25).max())
+    -2.0
+    """
+    data = blocks_of(patterns).map_blocks(_zscore_block, mean=mean, std=std, dtype=np.float32)
+    attrs = {
+        **patterns.attrs,
+        "intensity": f"z-score of log(1 + {patterns.attrs.get('intensity', 'counts')})",
+        "normalization": {"method": METHOD, "mean": mean, "std": std},
+    }
+    attrs.pop("maximum", None)
+    return as_patterns(data, axes_of(patterns), attrs)
+
+
+def _moments_block(block: NDArray) -> NDArray[np.float64]:
+    lead = (1,) * (block.ndim - 2)
+    return log_moments(block.reshape(-1, *block.shape[-2:])).reshape(*lead, 1, 4)
+
+
+def _zscore_block(block: NDArray, mean: float, std: float) -> NDArray[np.float32]:
+    return log_zscore(block.reshape(-1, *block.shape[-2:]), mean, std).reshape(block.shape)
