@@ -1,4 +1,4 @@
-"""stem-dask: run, crop, info, init and check from the command line."""
+"""stem-dask: all commands."""
 
 import argparse
 import shutil
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stem_dask.io.read import Found
 
+from stem_dask.classic import add_convert_options, add_preprocess_options
 from stem_dask.run import EXIT_CODES, add_run_options, guarded, progress_shown, run_file, show
 
 
@@ -59,7 +60,7 @@ def check_command(options: argparse.Namespace) -> int:
     from stem_dask.preflight import prepare
 
     prepared = prepare(config)
-    print("\n".join(describe_job(config, prepared.found)))
+    print("\n".join(describe_job(config, prepared.found, prepared.known)))
     if prepared.complete:
         print(f"already complete: {prepared.outputs.path}")
     return 0
@@ -77,6 +78,46 @@ def verify_command(options: argparse.Namespace) -> int:
         )
     print(f"{options.store}: every chunk is there and holds what was written")
     return 0
+
+
+def convert_command(options: argparse.Namespace) -> int:
+    """A file in another format."""
+    from stem_dask.classic import convert_job
+
+    return _run_job(options, convert_job(options))
+
+
+def preprocess_command(options: argparse.Namespace) -> int:
+    """A tensor for training, with the options of the earlier script."""
+    from stem_dask.classic import preprocess_job
+
+    return _run_job(options, preprocess_job(options), options.chunk_size)
+
+
+def _run_job(
+    options: argparse.Namespace, job: dict[str, Any], chunk_size: int | None = None
+) -> int:
+    from stem_dask.config import config_from
+    from stem_dask.run import run_config
+
+    flag = ["output.overwrite=true"] if options.overwrite else []
+    config = config_from(job, [*options.overrides, *flag])
+    if chunk_size is not None:
+        from stem_dask.preflight import find_input
+
+        mib = chunk_mb(find_input(config), chunk_size)
+        config = config_from(job, [*options.overrides, *flag, f"output.chunk_mb={mib!r}"])
+    return run_config(config, options)
+
+
+def chunk_mb(found: "Found", n_patterns: int) -> float:
+    """MiB of so many patterns, as ``output.chunk_mb`` takes it."""
+    from stem_dask.errors import ConfigError
+
+    if n_patterns < 1:
+        raise ConfigError(f"--chunk_size is {n_patterns}; expected a number of patterns above 0")
+    source = found.source
+    return n_patterns * source.shape[-1] * source.shape[-2] * source.dtype.itemsize / 2**20
 
 
 def crop_command(options: argparse.Namespace) -> int:
@@ -112,15 +153,16 @@ def _crop(
     options: argparse.Namespace, source: Path, output: Path, folder: Path, beside: list[Path]
 ) -> int:
     """Run the job into the run's folder, export from there, and move what was asked for beside the output."""
-    from stem_dask.config import parse_config
+    from stem_dask.config import config_from, config_of
     from stem_dask.exports import export_from_store
     from stem_dask.io.publish import publish, temporary
-    from stem_dask.io.read import find
     from stem_dask.pipeline import run
+    from stem_dask.preflight import find_input
 
-    found = find(source)
+    found = find_input(config_of(source, options.overrides))
     store = folder / f"{output.stem}.zarr"
-    config = parse_config(_crop_options(options, str(source), str(store), found.source))
+    job = _crop_options(options, str(source), str(store), found)
+    config = config_from(job, options.overrides)
     with progress_shown(options.quiet) as (say, progress):
         outcome = run(config, say=say, progress=progress)
     notes: list[str] = []
@@ -149,7 +191,7 @@ def _crop(
 
 
 def _crop_options(
-    options: argparse.Namespace, source: str, store: str, shape: Any
+    options: argparse.Namespace, source: str, store: str, found: "Found"
 ) -> dict[str, Any]:
     crop: dict[str, Any] = {
         "coverage": options.coverage,
@@ -166,8 +208,7 @@ def _crop_options(
         analyze["manual_center"] = options.manual_center
     output: dict[str, Any] = {"path": store, "export": [], "figure": not options.no_visualization}
     if options.chunk_size is not None:
-        pattern_bytes = shape.shape[-1] * shape.shape[-2] * shape.dtype.itemsize
-        output["chunk_mb"] = options.chunk_size * pattern_bytes / 2**20
+        output["chunk_mb"] = chunk_mb(found, options.chunk_size)
     return {
         "input": {"path": source},
         "analyze": analyze,
@@ -226,6 +267,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--dataset", help="name or number of the array, when the file holds several"
         )
+    add_convert_options(add("convert", convert_command, "write files in another format"))
+    text = "make tensors for training: downsample, cast, normalize"
+    add_preprocess_options(add("preprocess", preprocess_command, text))
     _add_crop_options(add("crop", crop_command, "crop one file into one file"))
     return parser
 
@@ -233,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_crop_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--input", help="any readable file")
     sub.add_argument("--output", required=True, help="its suffix decides: .pt, .hspy or .zarr")
+    text = "any key of a config, such as input.scan_shape=[256,256]"
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     sub.add_argument(
         "--target-retention", type=float, default=0.98, help="share of the intensity to keep"
     )

@@ -76,7 +76,12 @@ def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Co
     (4, 8)
     """
     data = {"input": {"path": os.fspath(path)}, "output": {"path": "not-written.zarr"}}
-    return _overridden(data, overrides, {"": "the command line"})
+    return config_from(data, overrides)
+
+
+def config_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """As `parse_config`, with overrides as `load_config` takes them, and relative paths made absolute."""
+    return _overridden(dict(options), overrides, {"": "the command line"})
 
 
 def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> Config:

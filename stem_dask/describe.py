@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stem_dask.cluster import planned
 from stem_dask.io.read import Found
+from stem_dask.known import Known
 from stem_dask.options import Config
 from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes
 from stem_dask.projection import Shapes, disk_need, fitting_block, free_bytes, memory_of, shapes
@@ -34,7 +35,7 @@ def describe_file(found: Found) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def describe_job(config: Config, found: Found) -> tuple[str, ...]:
+def describe_job(config: Config, found: Found, known: Known | None = None) -> tuple[str, ...]:
     """What each stage of a job gets and gives: shape, type, blocks, tasks, bytes of a task; what will be written.
 
     The window is known after the analysis only, unless ``crop.window`` or ``crop.size`` gives it; until then the
@@ -45,10 +46,11 @@ def describe_job(config: Config, found: Found) -> tuple[str, ...]:
     limit, threads = planned(config.cluster, n_bytes)
     block = fitting_block(config, found, limit, threads)
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(source.shape, block, strict=False))
-    table = _stages(config, found, what, block, n_tasks)
+    table = _stages(config, found, what, block, n_tasks, known)
     inner = inner_chunk(block, source.shape[:-2], what.out_bytes)
     shards = shard_shape(block, inner)
     n_files = math.prod(math.ceil(n / c) for n, c in zip(source.shape, shards, strict=False))
+    pieces = f", {n_files:,} shards" if config.output.path.endswith(".zarr") else ""
     upper = "" if what.known else "at most "
     total = size(math.prod(source.shape[:-2]) * what.out_bytes)
     need = projected_bytes(memory_of(config, found), math.prod(block), threads)
@@ -57,8 +59,8 @@ def describe_job(config: Config, found: Found) -> tuple[str, ...]:
     folder = Path(config.output.path).parent
     return (
         *table,
-        f"reads       {size(n_bytes)}{_times(config)}",
-        f"writes      {config.output.path}: {upper}{total} before compression, {n_files:,} shards",
+        f"reads       {size(n_bytes)}{_times(config, known)}",
+        f"writes      {config.output.path}: {upper}{total} before compression{pieces}",
         *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{total}"
           for kind in config.output.export),
         f"memory      {size(need)} a worker with {threads} thread{'s' * (threads != 1)}{has}",
@@ -68,7 +70,12 @@ def describe_job(config: Config, found: Found) -> tuple[str, ...]:
 
 
 def _stages(
-    config: Config, found: Found, what: Shapes, block: Sequence[int], n_tasks: int
+    config: Config,
+    found: Found,
+    what: Shapes,
+    block: Sequence[int],
+    n_tasks: int,
+    known: Known | None,
 ) -> list[str]:
     """The table of the stages, a line each."""
     lead, dtype = found.source.shape[:-2], found.source.dtype
@@ -83,11 +90,14 @@ def _stages(
     read_as = what.patterns
     window_bytes = math.prod(what.window) * read_as.itemsize
     row("read", what.detector, dtype, pattern_bytes)
-    if config.crop.enabled:
+    if (config.crop.enabled and known is None) or config.analyze.ahead:
         row("analyze", what.detector, read_as, pattern_bytes, max(what.detector) * 4)
+    if config.crop.enabled:
         stage = "crop" if what.known else "crop (at most)"
         row(stage, what.window, read_as, pattern_bytes, window_bytes)
     row("downsample", what.out, what.dtype, window_bytes, what.out_bytes)
+    if config.output.normalize != "none":
+        row("normalize", what.out, what.dtype, 2 * what.out_bytes)
     row("store", what.out, what.dtype, what.out_bytes)
     widths = [max(len(r[i]) for r in rows) for i in range(6)]
     return [
@@ -96,8 +106,10 @@ def _stages(
     ]
 
 
-def _times(config: Config) -> str:
+def _times(config: Config, known: Known | None) -> str:
     """How often the input is read."""
+    if known is not None:
+        return f", once: {known.note}"
     if config.input.mask == "auto":
         return ", twice, or three times when there are hot pixels: to analyze, to analyze without them, to crop"
     return ", twice: once to analyze, once to crop" if config.crop.enabled else ""

@@ -187,7 +187,7 @@ class Target:
     def outputs(self) -> dict[str, Any]:
         found = {"patterns": self.patterns.data}
         if self.path.endswith(".hspy"):
-            found["total"] = intensity_inside(self.patterns, 0.0)
+            found["navigator"] = intensity_inside(self.patterns, 0.0)
         return found
 
     def sink(self) -> Any:
@@ -398,7 +398,7 @@ def _to_hspy(
         hdf5_tree(patterns.attrs.get("original_metadata", {})),
         content.get("beam_energy_kv"),
     )
-    outputs = {"patterns": patterns.data, "total": intensity_inside(patterns, 0.0)}
+    outputs = {"patterns": patterns.data, "navigator": intensity_inside(patterns, 0.0)}
     engine.run(
         outputs,
         len(lead_dims(patterns)),

@@ -8,6 +8,7 @@ from typing import Any
 
 from stem_dask.config import defaults, to_dict
 from stem_dask.errors import ConfigError
+from stem_dask.io.publish import stem
 from stem_dask.io.read import Found
 from stem_dask.options import Config
 
@@ -35,10 +36,9 @@ def beside(path: str | Path) -> str:
     Examples
     --------
     >>> beside("scan.zarr"), beside("scan.hspy")
-    ('scan.zarr', 'scan_analysis.zarr')
+    ('scan.zarr', 'scan.hspy_analysis.zarr')
     """
-    path = Path(path)
-    return str(path if path.suffix == ".zarr" else path.with_name(f"{path.stem}_analysis.zarr"))
+    return str(path) if stem(path) != str(path) else f"{path}_analysis.zarr"
 
 
 def known_analysis(config: Config, found: Found) -> Known | None:

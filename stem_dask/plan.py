@@ -147,6 +147,7 @@ def footprints(
     result: int,
     cropped: bool,
     shrunk: bool,
+    ahead: bool = False,
     corrected: int = 0,
     fixed: int = 0,
 ) -> dict[str, Footprint]:
@@ -158,6 +159,7 @@ def footprints(
     copies : how often a block is copied after reading: for a mask, another byte order, another order of the axes
     result : bytes of what the analysis keeps of one pattern
     cropped, shrunk : whether the window, and the output, are arrays of their own
+    ahead : whether the pass that writes analyzes, too
     corrected : bytes of one pattern after dark and gain, with its copies; 0 without them
     fixed : bytes that a task needs beside its block, such as those of dark and gain
 
@@ -169,9 +171,11 @@ def footprints(
     """
     read = source * (1 + copies) + corrected
     # encoding holds the compressed chunks and the shard they are joined to; no codec makes them larger by much
-    found = {"crop": Footprint(fixed + 8 * out, read + window * cropped + out * shrunk + 2 * out)}
+    sums = 16 * max(source, corrected)
+    held = read + window * cropped + out * shrunk + 2 * out
+    found = {"crop": Footprint(fixed + 8 * out + sums * ahead, held + result * ahead)}
     if cropped:
-        found["analyze"] = Footprint(fixed + 16 * max(source, corrected), read + result)
+        found["analyze"] = Footprint(fixed + sums, read + result)
     # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
     found["export"] = Footprint(0, 4 * out)
     return found

@@ -13,7 +13,7 @@ from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError
 from stem_dask.io.given import with_given
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
-from stem_dask.io.publish import refuse_existing, temporary
+from stem_dask.io.publish import refuse_existing, stem, temporary
 from stem_dask.io.read import Found, find
 from stem_dask.known import Known, beside, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
@@ -40,13 +40,13 @@ class Outputs:
     def of(cls, config: Config) -> "Outputs":
         """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
         path = config.output.path
-        stem = str(Path(path).with_suffix(""))
+        name = stem(path)
         alone = config.analyze.ahead and beside(path) != path
         return cls(
             path,
-            tuple(f"{stem}.{kind}" for kind in config.output.export),
-            f"{stem}_results.json",
-            f"{stem}_visualization.png" if config.output.figure else None,
+            tuple(f"{name}.{kind}" for kind in config.output.export),
+            f"{name}_results.json",
+            f"{name}_visualization.png" if config.output.figure else None,
             beside(path) if alone else None,
         )
 

@@ -23,6 +23,9 @@ from stem_dask.report import size, tree_bytes
 
 _logger = logging.getLogger("stem_dask")
 
+#: bytes that a file takes at most, in those of the patterns: unsigned counts may need twice as many in a .pt, and HDF5 is
+#: there twice while it is put together
+FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
 #: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
 VALUES_KEPT = 8
 
@@ -54,6 +57,8 @@ def shapes(config: Config, found: Found, window: Sequence[int] | None = None) ->
     if _references(config):
         patterns = np.dtype(np.float32)
     dtype = result_dtype(patterns, down.factor, down.method, down.reduce)
+    if config.output.normalize != "none":
+        dtype = np.dtype(np.float32)
     if config.output.dtype != "auto":
         dtype = np.dtype(config.output.dtype)
     out = (cut[0] // down.factor, cut[1] // down.factor)
@@ -79,6 +84,7 @@ def memory_of(
         fixed=4 * pixels * (references + 3) if references else 0,  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
+        ahead=config.analyze.ahead,
         shrunk=config.downsample.factor > 1 or what.dtype != what.patterns.newbyteorder("="),
     )
 
@@ -145,7 +151,7 @@ def disk_need(
     n = math.prod(found.source.shape[:-2])
     patterns = n * what.out_bytes
     kept = n * 8 + n_blocks * 8 * math.prod(what.out) if what.known else 0
-    if config.crop.enabled:
+    if config.crop.enabled or config.analyze.ahead:
         radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
         itemsize = what.patterns.itemsize
         kept += n * (4 * radii + 8 * VALUES_KEPT)
@@ -153,12 +159,16 @@ def disk_need(
     again = (
         kept if config.input.mask == "auto" else 0
     )  # a second analysis, when there are hot pixels
-    tensor = patterns if "pt" in config.output.export else 0
-    smallest = what.dtype.itemsize if what.dtype.kind == "f" else 1  # small counts fit int8
-    signal = patterns if "hspy" in config.output.export else 0
-    least = kept + tensor * what.known * smallest // what.dtype.itemsize
-    # unsigned counts may need twice the bytes in a .pt; .hspy is there twice while it is put together
-    return DiskNeed(least, 2 * kept + again + patterns + 2 * tensor + 2 * signal)
+    least, most = kept, 2 * kept + again
+    if config.output.normalize != "none":
+        most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
+    for kind in (Path(config.output.path).suffix[1:], *config.output.export):
+        most += FILE_TAKES[kind] * patterns
+        least += patterns * what.known * (kind == "npy")
+        if kind == "pt":
+            smallest = what.dtype.itemsize if what.dtype.kind == "f" else 1  # small counts fit int8
+            least += patterns * what.known * smallest // what.dtype.itemsize
+    return DiskNeed(least, most)
 
 
 def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:

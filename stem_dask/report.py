@@ -246,6 +246,16 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
         )
     else:
         lines.append(f"window      {height} x {width} px, not cropped")
+    if "normalization" in results:
+        found = results["normalization"]
+        lines.append(
+            f"values      z-scores of log(1 + counts): mean {found['mean']:.6g}, standard deviation {found['std']:.6g} "
+            "of the logarithms"
+        )
+    elif analysis["global_radius"] is None and results["config"]["output"]["layout"] == "tensor":
+        lines.append(
+            "values      raw counts; earlier versions stored log z-scores (output.normalize=log-zscore)"
+        )
     sizes = results["sizes"]
     lines.append(
         f"reduction   {size(sizes['input_bytes'])} -> {size(sizes['output_bytes'])} uncompressed "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from stem_dask.options import Config
     from stem_dask.pipeline import Step
     from stem_dask.results import Outcome
 
@@ -46,13 +47,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override any key of the config"
     )
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
-    parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
     parser.add_argument(
         "--insecure-cluster",
         action="store_true",
         help="as cluster.insecure=true: a scheduler beyond this machine may do without TLS",
     )
+    add_stop_options(parser)
+
+
+def add_stop_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that can be stopped and goes on."""
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
     parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
     parser.add_argument(
         "--time-limit",
@@ -71,7 +77,11 @@ def run_file(options: argparse.Namespace) -> int:
         "cluster.insecure=true": options.insecure_cluster,
     }
     given = [override for override, is_set in flags.items() if is_set]
-    config = load_config(options.config, [*options.overrides, *given])
+    return run_config(load_config(options.config, [*options.overrides, *given]), options)
+
+
+def run_config(config: "Config", options: argparse.Namespace) -> int:
+    """Run a job, print what happened; returns the exit code."""
     from stem_dask.preflight import begun, prepare
 
     prepared = prepare(config)

@@ -20,7 +20,7 @@ FLOORS = [
     {"report", "figure", "figure_data", "preflight", "exports", "describe", "projection", "results", "tally",
      "known"},
     {"passes", "pipeline"},
-    {"cropper", "run", "cli", "__init__"},
+    {"cropper", "run", "classic", "cli", "__init__"},
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
@@ -28,7 +28,7 @@ INSIDE_FUNCTIONS = {
     "fcntl", "resource", "pwd", "grp",
 }  # fmt: skip
 #: loaded before a word is said to the user
-LIGHT = ("run", "cli", "errors", "model", "config", "__init__")
+LIGHT = ("run", "classic", "cli", "errors", "model", "config", "__init__")
 HEAVY = {"dask", "numba", "numpy", "xarray", "zarr", "scipy", "pydantic"}
 
 

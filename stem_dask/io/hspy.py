@@ -26,7 +26,7 @@ GZIP_LEVEL = 4
 
 @dataclass(frozen=True)
 class HspySink:
-    """Writes ``patterns`` and, as the navigator, ``total`` (one value a pattern) into a .hspy file.
+    """Writes ``patterns`` and, as its navigator, ``navigator`` (one value a pattern) into a .hspy file.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class HspySink:
             "bytes": np.frombuffer(b"".join(packed), np.uint8),
             "sizes": np.array(sizes, np.int64),
             "origins": np.array(origins, np.int64),
-            "total": blocks["total"],
+            "navigator": blocks["navigator"],
         }
         return SpoolSink(self.spool).write(index, region, spooled)
 
@@ -94,8 +94,8 @@ class HspySink:
 
         spool = SpoolSink(self.spool)
         total, n_bytes = np.zeros(self.shape[:-2]), 0
-        for region, spooled in spool.blocks(len(records), ("total", "sizes")):
-            total[region] = spooled["total"]
+        for region, spooled in spool.blocks(len(records), ("navigator", "sizes")):
+            total[region] = spooled["navigator"]
             n_bytes += int(spooled["sizes"].sum())
         # HDF5 that meets a full disk when it closes can only complain to the terminal
         n_bytes += n_bytes // 50 + 2**17  # HDF5's own lists, and the metadata

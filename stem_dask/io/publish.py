@@ -67,15 +67,26 @@ def replaced(path: str | Path) -> str:
     return f"{path}.replaced"
 
 
+def stem(path: str | Path) -> str:
+    """What the names of everything beside an output begin with: a store's name without its suffix.
+
+    Examples
+    --------
+    >>> stem("out/scan.zarr"), stem("out/scan.hspy")
+    ('out/scan', 'out/scan.hspy')
+    """
+    return str(path).removesuffix(".zarr")
+
+
 def run_folder(path: str | Path) -> str:
-    """Folder for what a run keeps beside its output: ``NAME.run`` for ``NAME.zarr``.
+    """Folder for what a run keeps beside its output: ``NAME.run`` for ``NAME.zarr``, ``NAME.pt.run`` for ``NAME.pt``.
 
     Examples
     --------
     >>> run_folder("out/scan.zarr")
     'out/scan.run'
     """
-    return str(Path(path).with_suffix(".run"))
+    return f"{stem(path)}.run"
 
 
 def remove(path: str | Path) -> None:

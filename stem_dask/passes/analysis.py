@@ -103,6 +103,8 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
     """An analysis that was made before; the radii are found again where another target was asked for."""
     stored = xr.open_zarr(known.store, group="analysis", chunks=None)
     analysis = stored.drop_vars("profile").load()
+    kinds = analysis.attrs.pop("kind")  # text is kept in the attributes of a store
+    analysis = analysis.assign_coords(kind=kinds)
     chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
     profiles = StoredProfiles(stored["profile"], chunks)
     if analysis.attrs["target_retention"] != target:

@@ -1,0 +1,109 @@
+"""convert and preprocess: the commands of the earlier scripts, as options of a job."""
+
+import argparse
+from typing import Any
+
+from stem_dask.run import add_stop_options
+
+
+def add_convert_options(sub: argparse.ArgumentParser) -> None:
+    """The arguments of ``stem-dask convert``."""
+    sub.add_argument(
+        "--input", required=True, nargs="+", help="any readable file, files, or a glob"
+    )
+    text = "its suffix decides: .hspy, .zspy, .zarr, .h5, .npy or .pt; with several inputs {stem} is their name"
+    sub.add_argument("--output", required=True, help=text)
+    sub.add_argument(
+        "--no-rechunk",
+        action="store_true",
+        help="chunks as large as the blocks that are read, instead of about 1 MiB of whole patterns",
+    )
+    sub.add_argument("--chunk-mb", type=float, default=64.0, help="MiB that one task reads (64)")
+    sub.add_argument("--codec", choices=("auto", "lz4", "zstd", "gzip", "none"), default="auto")
+    sub.add_argument(
+        "--analyze",
+        action="store_true",
+        help="analyze in the same read, so that a later crop needs no look at the data of its own",
+    )
+    _add_common(sub)
+
+
+def convert_job(options: argparse.Namespace) -> dict[str, Any]:
+    """The job of ``stem-dask convert``: one pass, every pattern as it is.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> add_convert_options(parser)
+    >>> convert_job(parser.parse_args(["--input", "a.dm4", "--output", "a.hspy"]))["crop"]
+    {'enabled': False}
+    """
+    return {
+        "input": {"path": _paths(options.input)},
+        "analyze": {"ahead": options.analyze},
+        "crop": {"enabled": False},
+        "output": {
+            "path": options.output,
+            "export": [],
+            "figure": False,
+            "rechunk": not options.no_rechunk,
+            "chunk_mb": options.chunk_mb,
+            "codec": options.codec,
+        },
+    }
+
+
+def add_preprocess_options(sub: argparse.ArgumentParser) -> None:
+    """The arguments of ``stem-dask preprocess``."""
+    sub.add_argument(
+        "--input", required=True, nargs="+", help="any readable file, files, or a glob"
+    )
+    text = "mostly NAME.pt: a bare tensor (N, 1, H, W); with several inputs {stem} is their name"
+    sub.add_argument("--output", required=True, help=text)
+    sub.add_argument(
+        "--downsample", type=int, default=1, metavar="K", help="K x K pixels become one"
+    )
+    sub.add_argument("--mode", choices=("bin", "stride", "gauss", "fft"), default="bin")
+    sub.add_argument("--sigma", type=float, help="width of the blur for gauss, in pixels (K / 2)")
+    for names, kind, text in (
+        (("--scan_step", "--scan-step"), int, "every n-th position of the scan only"),
+        (("--chunk_size", "--chunk-size"), int, "patterns that one task reads"),
+    ):
+        sub.add_argument(*names, type=kind, metavar="N", help=text)
+    sub.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    text = "log(1 + x), then mean 0 and standard deviation 1 over the whole dataset"
+    sub.add_argument("--normalize", choices=("none", "log-zscore"), default="none", help=text)
+    text = "no longer needed: memory never grows with the file"
+    sub.add_argument("--memory_efficient", "--memory-efficient", action="store_true", help=text)
+    _add_common(sub)
+
+
+def preprocess_job(options: argparse.Namespace) -> dict[str, Any]:
+    """The job of ``stem-dask preprocess``, but for ``--chunk_size``, which needs the size of a pattern."""
+    return {
+        "input": {"path": _paths(options.input), "scan_step": options.scan_step or 1},
+        "crop": {"enabled": False},
+        "downsample": {
+            "factor": options.downsample,
+            "method": options.mode,
+            "sigma": options.sigma,
+        },
+        "output": {
+            "path": options.output,
+            "dtype": options.dtype,
+            "normalize": options.normalize,
+            "layout": "tensor",
+            "export": [],
+            "figure": False,
+        },
+    }
+
+
+def _paths(given: list[str]) -> str | list[str]:
+    return given[0] if len(given) == 1 else given
+
+
+def _add_common(sub: argparse.ArgumentParser) -> None:
+    text = "any key of a config, such as input.scan_shape=[256,256]"
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    add_stop_options(sub)
