@@ -43,7 +43,7 @@ def log_constants(moments: Iterable[NDArray]) -> dict[str, float]:
             "normalize counts of 0 or more, or set output.normalize=none"
         )
     std = (squares / n) ** 0.5
-    if not std > 0:
+    if not std > 1e-12 * (1 + abs(mean)):  # what rounding makes of equal values
         raise ConfigError(
             f"output.normalize: {METHOD} divides by the standard deviation, and all values are the same; "
             "set output.normalize=none"

@@ -1,0 +1,282 @@
+"""convert and preprocess as commands; an analysis that rides along, and the crop that takes it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from stem_dask import cli, run
+from stem_dask.config import load_config, parse_config
+from stem_dask.errors import ConfigError, OutputExistsError
+from stem_dask.pipeline import run as run_job
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+THREADS = ("cluster.kind=threads", "cluster.threads_per_worker=2")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def convert(*argv: str) -> int:
+    return cli.main(["convert", "--input", "beam.npy", "--output", *argv, *THREADS])
+
+
+def read(path: Path) -> np.ndarray:
+    """The patterns of a file, by the library its users have."""
+    if path.suffix == ".zarr":
+        return np.asarray(xr.open_zarr(path).patterns)
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".pt":
+        return np.asarray(torch.load(path)["patterns"])
+    if path.suffix == ".h5":
+        import h5py
+
+        with h5py.File(path) as file:
+            return np.asarray(file["patterns"])
+    import hyperspy.api as hs
+
+    return np.asarray(hs.load(path, lazy=True).data)
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.hspy", "a.zspy", "a.h5", "a.npy", "a.pt"])
+@pytest.mark.parametrize("flags", [(), ("--no-rechunk", "--chunk-mb", "0.02", "--analyze")])
+def test_every_format_holds_the_patterns(
+    here: Path, beam_file: Path, name: str, flags: tuple[str, ...]
+) -> None:
+    assert convert(name, *flags) == 0
+    np.testing.assert_array_equal(read(here / name), np.load(beam_file))
+    analysis = {"a.zarr": "a.zarr"}.get(name, f"{name}_analysis.zarr")
+    beside = {"beam.npy", name, f"{name.removesuffix('.zarr')}_results.json"}
+    assert {path.name for path in here.iterdir() if path.suffix != ".run"} == (
+        beside | ({analysis} if flags else set())
+    )
+    if flags:
+        found = xr.open_zarr(here / analysis, group="analysis")
+        np.testing.assert_array_equal(found.total, np.load(beam_file).sum((2, 3)))
+        assert found.profile.shape == (6, 5, 41)
+
+
+def test_the_same_command_again(here: Path, beam_file: Path, capsys: Any) -> None:
+    assert convert("a.hspy") == 0
+    stamp = (here / "a.hspy").stat().st_mtime_ns
+    capsys.readouterr()
+    assert convert("a.hspy") == 0
+    assert capsys.readouterr().out == f"already complete: {here}/a.hspy\n"
+    assert (here / "a.hspy").stat().st_mtime_ns == stamp
+    assert convert("a.hspy", "--codec", "none") == 2
+    assert "made with other options (output.codec)" in capsys.readouterr().err
+    assert convert("a.hspy", "--codec", "none", "--overwrite") == 0
+    np.testing.assert_array_equal(read(here / "a.hspy"), np.load(beam_file))
+    (here / "a.hspy").write_bytes(b"mine")
+    assert convert("a.hspy", "--codec", "none") == 2
+    assert (here / "a.hspy").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.hspy", "a.pt", "a.npy"])
+def test_what_was_stopped_goes_on(
+    beam_file: Path, tmp_path: Path, make_config: Any, name: str
+) -> None:
+    def job(name: str) -> Any:
+        output = {"chunk_mb": 0.02}
+        analyze = {"ahead": True}
+        return make_config(beam_file, name, crop={"enabled": False}, output=output, analyze=analyze)
+
+    def content(name: str) -> bytes:
+        path = tmp_path / name
+        if path.suffix != ".zarr":
+            return path.read_bytes()
+        parts = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "zarr.json")
+        return b"".join(p.read_bytes() for p in parts)
+
+    seen: list[int] = []
+
+    def stop(step: Any) -> None:
+        seen.append(step.done)
+        if step.done == 3:
+            raise KeyboardInterrupt
+
+    suffix = Path(name).suffix
+    run_job(job(f"whole{suffix}"))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job(name), progress=stop)
+    assert not (tmp_path / name).exists()
+    said: list[str] = []
+    run_job(job(name), say=said.append)
+    assert any(line.startswith("resuming    ") for line in said)
+    assert content(name) == content(f"whole{suffix}")
+
+
+# --- an analysis that was made before -------------------------------------------------------------------------------
+
+
+def crop(here: Path, path: str, name: str, **sections: Any) -> Any:
+    options: dict[str, Any] = {
+        "input": {"path": str(here / path), **sections.pop("input", {})},
+        "output": {"path": str(here / name), "export": [], "figure": False, "chunk_mb": 0.03},
+        "cluster": {"kind": "threads", "threads_per_worker": 2},
+    }
+    return parse_config({**options, **sections})
+
+
+def chunks(store: Path) -> dict[str, bytes]:
+    files = (path for path in store.rglob("*") if path.is_file() and path.name != "zarr.json")
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+def stages(config: Any) -> list[str]:
+    seen: list[str] = []
+    run_job(config, progress=lambda step: seen.append(step.stage))
+    return sorted(set(seen))
+
+
+@pytest.mark.parametrize("target", [0.98, 0.7])
+@pytest.mark.parametrize("name", ["a.zarr", "a.hspy"])
+def test_a_crop_of_a_converted_file_needs_no_analysis(
+    here: Path, beam_file: Path, name: str, target: float
+) -> None:
+    assert convert(name, "--analyze", "--chunk-mb", "0.02") == 0
+    options = {"analyze": {"target_retention": target}, "validate": {"min_retention": 0.5}}
+    assert stages(crop(here, "beam.npy", "plain.zarr", **options)) == ["analyze", "crop"]
+    assert stages(crop(here, name, "own.zarr", **options)) == ["crop"]
+    named = {**options, "analyze": {**options["analyze"], "from": str(here / name)}}
+    assert stages(crop(here, "beam.npy", "named.zarr", **named)) == ["crop"]
+    for group in (None, "analysis"):  # blocks follow the chunks of what is read, values do not
+        one, own, named = (
+            xr.open_zarr(here / f"{n}.zarr", group=group) for n in ("plain", "own", "named")
+        )
+        xr.testing.assert_equal(one, own)
+        xr.testing.assert_equal(one, named)
+    assert chunks(here / "plain.zarr") == chunks(here / "named.zarr")
+    one, two = (xr.open_zarr(here / f"{n}.zarr", group="analysis") for n in ("plain", "own"))
+    kept = {"radius_metric", "target_retention", "window_size", "global_radius", "coverage", "odd_pixels"}
+    assert {key: one.attrs[key] for key in kept} == {key: two.attrs[key] for key in kept}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"analyze": {"threshold": 2.0}},
+        {"input": {"scan_step": 2}},
+        {"input": {"mask": {"rows": [3]}}},
+        {"input": {"flip": True}},
+        {"analyze": {"center_method": "center"}},
+    ],
+)
+def test_an_analysis_of_something_else_is_not_taken(
+    here: Path, beam_file: Path, sections: dict[str, Any]
+) -> None:
+    assert convert("a.zarr", "--analyze") == 0
+    assert stages(crop(here, "a.zarr", "b.zarr", **sections)) == ["analyze", "crop"]
+    ((section, ((key, _),)),) = ((name, tuple(value.items())) for name, value in sections.items())
+    analyze = {**sections.get("analyze", {}), "from": str(here / "a.zarr")}
+    other = crop(here, "beam.npy", "c.zarr", **{**sections, "analyze": analyze})
+    with pytest.raises(ConfigError, match=rf"analyze\.from is .*{section}\.{key} was"):
+        run_job(other)
+
+
+def test_a_file_that_has_changed(here: Path, beam_file: Path) -> None:
+    assert convert("a.hspy", "--analyze") == 0
+    np.save(beam_file, np.load(beam_file)[::-1])
+    named = {"from": str(here / "a.hspy")}
+    with pytest.raises(ConfigError, match="another file, or another state of it"):
+        run_job(crop(here, "beam.npy", "b.zarr", analyze=named))
+    with pytest.raises(ConfigError, match=r"beam\.npy, which holds no analysis"):
+        run_job(crop(here, "beam.npy", "b.zarr", analyze={"from": str(beam_file)}))
+    # a later file of the same name is not what was analyzed
+    assert convert("a.hspy", "--overwrite") == 0
+    assert stages(crop(here, "a.hspy", "b.zarr")) == ["analyze", "crop"]
+
+
+def test_a_crop_is_no_analysis_of_whole_patterns(here: Path, beam_file: Path) -> None:
+    run_job(crop(here, "beam.npy", "b.zarr"))
+    assert stages(crop(here, "b.zarr", "c.zarr")) == ["analyze", "crop"]
+
+
+# --- preprocess -----------------------------------------------------------------------------------------------------
+
+
+def test_preprocess_as_the_earlier_script(here: Path, beam_file: Path, capsys: Any) -> None:
+    argv = ["preprocess", "--input", "beam.npy", "--output", "y.pt", "--downsample", "2", "--mode", "stride"]  # fmt: skip
+    argv += ["--scan_step", "2", "--dtype", "float16", "--chunk_size", "4", "--memory_efficient"]
+    assert cli.main([*argv, *THREADS]) == 0
+    tensor = torch.load(here / "y.pt")
+    wanted = np.load(beam_file)[::2, ::2, ::2, ::2].astype(np.float16)
+    np.testing.assert_array_equal(tensor.numpy(), wanted.reshape(-1, 1, 20, 18))
+    out = capsys.readouterr().out
+    assert "raw counts; earlier versions stored log z-scores" in out
+    assert "3/3" in out  # one scan row of three patterns is less than --chunk_size 4
+
+
+def test_a_chunk_of_no_patterns(here: Path, beam_file: Path, capsys: Any) -> None:
+    argv = ["preprocess", "--input", "beam.npy", "--output", "y.pt", "--chunk_size", "0"]
+    assert cli.main(argv) == 2
+    assert "--chunk_size is 0" in capsys.readouterr().err
+
+
+# --- configs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("convert.yaml", "out/converted.hspy"), ("preprocess.yaml", "out/train.pt")]
+)
+def test_the_shipped_configs(here: Path, name: str, made: str) -> None:
+    assert run.main([str(CONFIGS / name), *THREADS]) == 0
+    results = json.loads((here / f"{made}_results.json").read_text())
+    assert (here / made).stat().st_size == results["of"][0]
+    assert ("normalization" in results) == (name == "preprocess.yaml")
+
+
+@pytest.mark.parametrize("name", ["convert.yaml", "preprocess.yaml"])
+def test_comments_say_the_defaults_of_the_commands(here: Path, name: str) -> None:
+    """The keys stand in the order of crop.yaml, and each is one of its keys."""
+    import yaml
+
+    shipped = yaml.safe_load((CONFIGS / name).read_text())
+    every = yaml.safe_load((CONFIGS / "crop.yaml").read_text())
+    for section, keys in shipped.items():
+        assert set(keys) <= set(every[section])
+    load_config(CONFIGS / name)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("output.path=a.pt", "a crop keeps a store: use .*a.zarr, and name pt in output.export"),
+        ("output.normalize=log-zscore", "crop first, then normalize the store"),
+        ("analyze.ahead=true", "a crop analyzes in any case"),
+    ],
+)
+def test_a_crop_refuses(here: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(CONFIGS / "crop.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["output.export=[pt]"], "output.export is .*needs a store"),
+        (["output.figure=true"], "output.figure is true, which needs a store"),
+        (["downsample.factor=2"], "analyze.ahead needs patterns as they are read"),
+        (["analyze.from=a.zarr"], "analyze.from needs crop.enabled: true"),
+        (["output.path=a.npy", "output.codec=lz4"], "a .npy file is not compressed"),
+        (["output.path=a.mat"], "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"),
+    ],
+)
+def test_a_conversion_refuses(here: Path, overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(CONFIGS / "convert.yaml", overrides)
+
+
+def test_somebody_elses_file_stays(here: Path, beam_file: Path) -> None:
+    (here / "a.npy").write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match=r"a\.npy exists"):
+        run_job(crop(here, "beam.npy", "a.npy", crop={"enabled": False}))
+    assert (here / "a.npy").read_bytes() == b"mine"

@@ -1,0 +1,171 @@
+"""log(1 + x), then mean 0 and standard deviation 1 over a whole dataset, out of core."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from stem_dask.errors import ConfigError
+from stem_dask.kernels.normalize import joined, log_moments, log_zscore
+from stem_dask.model import Axis
+from stem_dask.pipeline import run
+from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+from stem_dask.stages.patterns import as_patterns
+
+RNG = np.random.default_rng(3)
+COUNTS = RNG.poisson(3, (4, 5, 6, 7)).astype(np.uint16)
+
+
+def zscores(counts: np.ndarray) -> np.ndarray:
+    """The slow twin: all at once, in float64."""
+    logs = np.log1p(counts.astype(np.float64))
+    return (logs - logs.mean()) / logs.std(ddof=0)
+
+
+def lazy(array: np.ndarray, chunks: tuple[int, int]) -> xr.DataArray:
+    axes = [Axis(n, s) for n, s in zip(("scan_y", "scan_x", "ky", "kx"), array.shape, strict=True)]
+    return as_patterns(da.from_array(array, chunks=(*chunks, -1, -1)), axes)
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "i4", "f2", "f4", "f8", "u8"])
+def test_moments_and_scores_are_those_of_numpy(dtype: str) -> None:
+    patterns = COUNTS[0].astype(dtype)
+    logs = np.log1p(patterns.astype(np.float64))
+    n, mean, squares, lowest = log_moments(patterns)
+    assert (n, lowest) == (logs.size, 0)
+    assert mean == pytest.approx(logs.mean(), rel=1e-13)
+    assert squares == pytest.approx(logs.var() * logs.size, rel=1e-12)
+    scores = log_zscore(patterns, 0.25, 0.5)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, (logs - 0.25) / 0.5, rtol=1e-6, atol=1e-6)
+
+
+def test_bool_is_0_and_1() -> None:
+    assert log_moments(np.array([[[True, False]]]))[1] == pytest.approx(np.log(2) / 2)
+
+
+@settings(deadline=None, max_examples=20)
+@given(cuts=st.tuples(st.integers(1, 4), st.integers(1, 5)))
+def test_constants_do_not_depend_on_the_blocks(cuts: tuple[int, int]) -> None:
+    moments = log_statistics(lazy(COUNTS, cuts)).compute()
+    found = log_constants(moments.reshape(-1, 4))
+    logs = np.log1p(COUNTS.astype(np.float64))
+    assert found["mean"] == pytest.approx(logs.mean(), rel=1e-12)
+    assert found["std"] == pytest.approx(logs.std(), rel=1e-12)
+    scores = normalize(lazy(COUNTS, cuts), **found)
+    np.testing.assert_allclose(scores.values, zscores(COUNTS), rtol=1e-5, atol=1e-6)
+    assert scores.attrs["normalization"] == {"method": "log-zscore", **found}
+
+
+def test_large_offsets_lose_no_digits() -> None:
+    patterns = (1e12 + RNG.random((50, 8, 8))).astype(np.float64)
+    n, _, squares, _ = log_moments(patterns)
+    logs = np.log1p(patterns)
+    assert squares / n == pytest.approx(logs.var(), rel=1e-2, abs=1e-30)
+
+
+def test_nothing_joined_to_something() -> None:
+    some = log_moments(COUNTS[0])
+    nothing = log_moments(COUNTS[0, :0])
+    assert joined(nothing, some).tolist() == some.tolist()
+    assert joined(nothing, nothing)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(-3, "hold -3"), (np.nan, "hold nan"), (-np.inf, "hold -inf")]
+)
+def test_negatives_and_nan_are_refused(value: float, words: str) -> None:
+    counts = COUNTS.astype(np.float64)
+    counts[3, 1, 2, 2] = value
+    moments = log_statistics(lazy(counts, (2, 5))).compute()
+    with pytest.raises(ConfigError, match=f"log-zscore.*{words}.*output.normalize=none"):
+        log_constants(moments.reshape(-1, 4))
+
+
+def test_constant_data_are_refused() -> None:
+    moments = log_statistics(lazy(np.ones_like(COUNTS), (2, 5))).compute()
+    with pytest.raises(ConfigError, match="all values are the same"):
+        log_constants(moments.reshape(-1, 4))
+
+
+# --- the whole job ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(beam_file: Path, tmp_path: Path, make_config: Any) -> Any:
+    def make(name: str = "y.pt", **sections: Any) -> Any:
+        output = {"normalize": "log-zscore", "layout": "tensor", "chunk_mb": 0.02}
+        given = {"crop": {"enabled": False}, **sections}
+        given["output"] = {**output, **sections.get("output", {})}
+        return make_config(beam_file, name, **given)
+
+    return make
+
+
+def expected(path: Path) -> np.ndarray:
+    """Downsample (gauss by 2), then normalize: all in memory."""
+    counts = np.load(path).astype(np.float64)
+    blurred = [[gaussian_filter(p, 1.0, truncate=4)[::2, ::2] for p in row] for row in counts]
+    return zscores(np.array(blurred, np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-5), ("float16", 4e-3)])
+def test_a_tensor(config: Any, beam_file: Path, tmp_path: Path, dtype: str, atol: float) -> None:
+    job = config(downsample={"factor": 2, "method": "gauss"}, output={"dtype": dtype})
+    outcome = run(job)
+    tensor = torch.load(tmp_path / "y.pt")
+    assert tensor.shape == (30, 1, 20, 18)
+    assert str(tensor.dtype) == f"torch.{dtype}"
+    wanted = expected(beam_file).reshape(tensor.shape)
+    np.testing.assert_allclose(tensor.numpy(), wanted, rtol=1e-3, atol=atol)
+    found = json.loads((tmp_path / "y.pt_results.json").read_text())["normalization"]
+    assert found == dict(outcome.results["normalization"])
+    assert any("z-scores of log(1 + counts)" in line for line in outcome.lines)
+    assert sorted(p.name for p in (tmp_path / "y.pt.run").iterdir()) == [
+        "journal", "report.json", "run.json",
+    ]  # fmt: skip
+    assert run(job).lines == (f"already complete: {tmp_path}/y.pt",)
+
+
+def test_a_store_says_its_constants(config: Any, beam_file: Path, tmp_path: Path) -> None:
+    run(config("y.zarr", output={"export": ["pt"], "layout": "scan"}))
+    root = xr.open_zarr(tmp_path / "y.zarr")
+    np.testing.assert_allclose(root.patterns, zscores(np.load(beam_file)), rtol=1e-5, atol=1e-5)
+    assert set(root.patterns.attrs["normalization"]) == {"method", "mean", "std"}
+    assert "z-score" in root.patterns.attrs["intensity"]
+    there = torch.load(tmp_path / "y.pt")
+    np.testing.assert_array_equal(there["patterns"], root.patterns)
+
+
+def test_what_was_stopped_goes_on(config: Any, tmp_path: Path) -> None:
+    whole = config("whole.pt")
+    run(whole)
+    for stage, n in (("downsample", 2), ("normalize", 4)):
+        job, done = config(f"{stage}.pt"), []
+
+        def stop(step: Any, stage: str = stage, n: int = n, done: list[Any] = done) -> None:
+            done.append(step.stage)
+            if done.count(stage) == n:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(job, progress=stop)
+        run(job)
+        assert (tmp_path / f"{stage}.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+
+
+def test_negative_counts_leave_nothing(tmp_path: Path, make_config: Any) -> None:
+    np.save(tmp_path / "n.npy", COUNTS.astype(np.int16) - 1)
+    output = {"normalize": "log-zscore", "layout": "tensor"}
+    job = make_config(tmp_path / "n.npy", "n.pt", crop={"enabled": False}, output=output)
+    with pytest.raises(ConfigError, match="hold -1"):
+        run(job)
+    assert [path.name for path in tmp_path.iterdir()] == ["n.npy"]
