@@ -5,7 +5,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +88,48 @@ class SpoolSink:
 
     def _path(self, index: int) -> Path:
         return Path(self.folder) / f"{index:06d}.block"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Gives the named blocks of every task to one sink, and the rest to another.
+
+    Parameters
+    ----------
+    first : sink of the named blocks; None drops them: it is complete, and only the rest may be missing
+    names : of the outputs for the first sink
+    second : sink of all others; what it notes of a block is kept under ``beside``
+    """
+
+    first: Any
+    names: tuple[str, ...]
+    second: Any
+
+    def create(self, *, resume: bool) -> None:
+        """Make both outputs, or keep both when resuming."""
+        if self.first is not None:
+            self.first.create(resume=resume)
+        self.second.create(resume=resume)
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Write the blocks of one task, each where it belongs."""
+        chosen = {name: block for name, block in blocks.items() if name in self.names}
+        rest = {name: block for name, block in blocks.items() if name not in self.names}
+        said = {} if self.first is None else self.first.write(index, region, chosen)
+        return {**said, "beside": self.second.write(index, region, rest)}
+
+    def verify(self, record: Record) -> str | None:
+        """What is wrong with the block in the one output, or in the other."""
+        what: str | None = None if self.first is None else self.first.verify(record)
+        return self.second.verify(_beside(record)) if what is None else what
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Make both outputs complete."""
+        if self.first is not None:
+            self.first.finish(records)
+        self.second.finish([_beside(record) for record in records])
+
+
+def _beside(record: Record) -> Record:
+    """The record as the second sink knows it; one that was made without it tells nothing of it."""
+    return replace(record, extra=record.extra.get("beside", {}))
