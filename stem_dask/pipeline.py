@@ -20,7 +20,7 @@ from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
 from stem_dask.io.lazy import corrected, lazy_patterns, masked
 from stem_dask.io.publish import publish, temporary
-from stem_dask.io.spool import SpoolSink
+from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     StoreSink,
     finish_store,
@@ -275,14 +275,14 @@ class Job:
         shape = patterns.shape[-2:] if window is None else window.shape
         mean = None if analysis is None else analysis["mean_pattern"].values
         self.warnings += report.remainder_warnings(shape, self.config.downsample.factor, mean)
-        inner, shards = store_chunks(out)
         spool = SpoolSink(f"{self.folder}/crop")
         dims = tuple(str(dim) for dim in out.dims)
-        sink = StoreSink(self.store, out.shape, str(out.dtype), dims, inner, shards, spool)
+        store = StoreSink(self.store, out.shape, str(out.dtype), dims, *store_chunks(out))
         n_blocks = math.prod(out.data.numblocks)
         published = self.state.published(self.outputs.store, "crop", n_blocks)
         # what the spool holds may be damaged also when the store has its name
-        self.compute("crop", outputs, instead, out, spool if published else sink)
+        sink = Beside(None if published else store, ("patterns",), spool)
+        self.compute("crop", outputs, instead, out, sink)
         lead = lead_shape(out)
         valid = self.tally.valid(lead)
         inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
