@@ -135,21 +135,31 @@ def run(
             if progress is not None:
                 progress(len(records), grid.n_blocks, result)
     records.sort(key=lambda record: record.index)
-    _finish(sink, records, job)
+    with completing(job or "the output"):
+        sink.finish(records)
     return records
 
 
-def _finish(sink: Sink, records: Sequence[Record], job: str) -> None:
-    """Make the output complete; HDF5 hides a failed write behind that of closing the file."""
+@contextlib.contextmanager
+def completing(what: str) -> Iterator[None]:
+    """Errors of files while an output is completed, as ours; HDF5 hides a failed write behind that of closing the file.
+
+    Examples
+    --------
+    >>> with completing("scan.h5"):
+    ...     raise OSError(errno.EIO, "Input/output error")
+    Traceback (most recent call last):
+    stem_dask.errors.StoreError: scan.h5 cannot be completed: Input/output error
+    """
     try:
-        sink.finish(records)
+        yield
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(error, StemDaskError) or not isinstance(cause, OSError):
             raise
         why = os.strerror(cause.errno) if cause.errno else str(cause)
         told = DiskFullError if cause.errno in NO_ROOM else StoreError
-        raise told(f"{job or 'the output'} cannot be completed: {why}") from error
+        raise told(f"{what} cannot be completed: {why}") from error
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
-"""Write patterns as .zarr, .pt or .hspy: lazy in, a file out, block by block."""
+"""Write patterns as .zarr, .pt, .hspy, .npy, .h5 or .zspy: lazy in, a file out, block by block."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +8,14 @@ import numpy as np
 import xarray as xr
 
 from stem_dask import engine
-from stem_dask.errors import ConfigError
-from stem_dask.io.hspy import HspySink
 from stem_dask.io.lazy import lazy_array
-from stem_dask.io.metadata import hdf5_tree
-from stem_dask.io.pt import PtSink, layout_shape, signed_dtype
 from stem_dask.io.publish import publish, refuse_existing, remove, temporary
 from stem_dask.io.sources import ZarrArray, identity
-from stem_dask.io.store import (
-    ABOUT_SOURCE,
-    StoreSink,
-    finish_store,
-    plain,
-    store_chunks,
-    write_coordinates,
-    write_dataset,
-    write_valid,
-)
+from stem_dask.io.store import ABOUT_SOURCE
 from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
-from stem_dask.stages.patterns import (
-    as_patterns,
-    axes_of,
-    axis_of,
-    blocks_of,
-    lead_dims,
-    lead_shape,
-)
-from stem_dask.stages.validate import intensity_inside
-
-#: what of the analysis goes into a .pt and a .hspy, one value a pattern
-BY_POSITION = (
-    "center_y", "center_x", "radius", "total", "retention", "window_y", "window_x", "filled_fraction",
-    "center_out_y", "center_out_x",
-)  # fmt: skip
-#: coordinates of patterns that are written with them
-POSITION_COORDS = ("window_y", "window_x", "valid")
-WINDOW_ATTRS = (
-    "window_size",
-    "align",
-    "k_origin",
-    "global_radius",
-    "cropped_axes",
-    "aligned_axes",
-    "target_retention",
-    "coverage",
-)
+from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
+from stem_dask.target import POSITION_COORDS, Target
 
 
 def export(
@@ -71,20 +31,25 @@ def export(
     title: str | None = None,
     journal: Journal | None = None,
     folder: str | None = None,
+    codec: str = "auto",
+    rechunk: bool = True,
 ) -> list[str]:
     """Compute lazy patterns into a file; its suffix decides the format.
 
     Parameters
     ----------
     patterns : (…, ky, kx)
-    path : ending in .zarr, .pt or .hspy
-    analysis : what is known of each pattern, stored with them
+    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy
+    analysis : what is known of each pattern, stored with them (a .npy has no place for it, nor for the axes)
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
         (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W), ``bare`` the bare tensor as the patterns are
     keep_dtype : for .pt: keep unsigned types, which torch can neither add nor compare
     overwrite : replace an older file when the new one is complete
     client : a `distributed.Client`; default the active one, else threads
     journal, folder : of a run that can be resumed: what is unfinished then stays after an error
+    codec : ``lz4``, ``zstd`` (both of blosc), ``gzip``, ``none``, or ``auto``: lz4 in .zarr and .zspy, and gzip in .hspy and
+        .h5, which every reader of HDF5 opens; .pt and .npy are not compressed
+    rechunk : chunks of whole patterns of about 1 MiB; False makes one chunk of each block
 
     Returns
     -------
@@ -95,7 +60,7 @@ def export(
     OutputExistsError
         When the file exists and ``overwrite`` is False.
     ConfigError
-        When the suffix or layout is unknown.
+        When the suffix, layout or codec is unknown, or the format has no codecs.
 
     Examples
     --------
@@ -107,28 +72,27 @@ def export(
     384
     """
     path = str(Path(path).absolute())
-    writers = {".zarr": _to_zarr, ".pt": _to_pt, ".hspy": _to_hspy}
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise ConfigError(
-            f"{path}: cannot export to {suffix or 'no suffix'}; known are {', '.join(writers)}"
-        )
-    refuse_existing(path, overwrite)
-    client = active_client() if client is None else client
     patterns = _regular(
         as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
             {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
         )
     )
-    options = {
-        "journal": journal,
-        "folder": folder or f"{path}.run",
-        "layout": layout,
-        "keep_dtype": keep_dtype,
-        "title": title or str(patterns.attrs.get("title", "4D-STEM")),
-    }
+    title = title or str(patterns.attrs.get("title", "4D-STEM"))
+    target = Target(
+        path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
+    )
+    refuse_existing(path, overwrite)
     try:
-        notes = writers[suffix](patterns, path, analysis, options, client, progress)
+        engine.run(
+            target.outputs(),
+            len(lead_dims(patterns)),
+            target.sink(),
+            client=active_client() if client is None else client,
+            progress=progress,
+            journal=journal,
+            job=export_job(path, layout, codec, rechunk),
+        )
+        notes = target.finish()
         publish(path)
     except BaseException:
         if journal is None:
@@ -169,62 +133,25 @@ def export_from_store(
         progress=progress,
         journal=journal,
         folder=folder,
+        codec=codec,
+        rechunk=rechunk,
     )
 
 
-@dataclass(frozen=True)
-class Target:
-    """TEMPORARY until the exporters land."""
+def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True) -> str:
+    """Name of an export in the journal: with what its file depends on.
 
-    path: str
-    patterns: xr.DataArray
-    layout: str = "scan"
-    codec: str = "auto"
-    rechunk: bool = True
-    title: str = ""
-    folder: str = ""
-
-    def outputs(self) -> dict[str, Any]:
-        found = {"patterns": self.patterns.data}
-        if self.path.endswith(".hspy"):
-            found["navigator"] = intensity_inside(self.patterns, 0.0)
-        return found
-
-    def sink(self) -> Any:
-        patterns, path = self.patterns, temporary(self.path)
-        if self.path.endswith(".zarr"):
-            return store_target(path, patterns)
-        if self.path.endswith(".pt"):
-            content = None if self.layout in ("tensor", "bare") else _content(patterns, None)
-            shape = layout_shape(lead_shape(patterns), patterns.shape[-2:], self.layout)
-            dtype = signed_dtype(patterns.dtype, None)
-            return PtSink(path, lead_shape(patterns), shape, str(dtype), content)
-        chunks, _ = store_chunks(patterns)
-        return HspySink(
-            path,
-            self.folder,
-            patterns.shape,
-            str(patterns.dtype),
-            axes_of(patterns),
-            chunks,
-            self.title,
-            {},
-        )
-
-    def finish(self, **known: Any) -> list[str]:
-        return []
-
-
-def store_target(path: str, patterns: xr.DataArray) -> Any:
-    inner, shards = store_chunks(patterns)
-    dims = tuple(str(dim) for dim in patterns.dims)
-    return StoreSink(path, patterns.shape, str(patterns.dtype), dims, inner, shards)
-
-
-def export_job(path: str, layout: str) -> str:
-    """Name of an export in the journal: with the layout for .pt, whose file depends on it."""
+    Examples
+    --------
+    >>> export_job("scan.pt", "nchw"), export_job("scan.h5", "nchw", "lz4", rechunk=False)
+    ('export .pt nchw', 'export .h5 lz4 whole blocks')
+    """
     suffix = Path(path).suffix
-    return f"export {suffix} {layout}" if suffix == ".pt" else f"export {suffix}"
+    words = ["export", suffix]
+    words += [layout] if suffix == ".pt" else []
+    words += [codec] if codec != "auto" else []
+    words += [] if rechunk else ["whole blocks"]
+    return " ".join(words)
 
 
 def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
@@ -276,136 +203,3 @@ def _regular(patterns: xr.DataArray) -> xr.DataArray:
         if any(len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0] for chunks in data.chunks[:-2])
         else patterns
     )
-
-
-def _to_zarr(
-    patterns: xr.DataArray,
-    path: str,
-    analysis: Any,
-    options: Mapping[str, Any],
-    client: Any,
-    progress: Any,
-) -> list[str]:
-    inner, shards = store_chunks(patterns)
-    dims = tuple(str(dim) for dim in patterns.dims)
-    built = temporary(path)
-    sink = StoreSink(built, patterns.shape, str(patterns.dtype), dims, inner, shards)
-    engine.run(
-        {"patterns": patterns.data},
-        len(dims) - 2,
-        sink,
-        client=client,
-        progress=progress,
-        journal=options["journal"],
-        job=export_job(path, options["layout"]),
-    )
-    write_coordinates(built, patterns)
-    if "valid" in patterns.coords:
-        write_valid(built, patterns.coords["valid"].values, dims[:-2])
-    if analysis is not None:
-        write_dataset(built, "analysis", analysis)
-    finish_store(built, {"title": options["title"]}, patterns.attrs)
-    return []
-
-
-def _to_pt(
-    patterns: xr.DataArray,
-    path: str,
-    analysis: Any,
-    options: Mapping[str, Any],
-    client: Any,
-    progress: Any,
-) -> list[str]:
-    lead, detector = lead_shape(patterns), patterns.shape[-2:]
-    highest = patterns.attrs.get("maximum")
-    dtype = patterns.dtype if options["keep_dtype"] else signed_dtype(patterns.dtype, highest)
-    content = None if options["layout"] in ("tensor", "bare") else _content(patterns, analysis)
-    shape = layout_shape(lead, detector, options["layout"])
-    sink = PtSink(temporary(path), lead, shape, str(dtype), content)
-    engine.run(
-        {"patterns": patterns.data},
-        len(lead),
-        sink,
-        client=client,
-        progress=progress,
-        journal=options["journal"],
-        job=export_job(path, options["layout"]),
-    )
-    if dtype == patterns.dtype:
-        return []
-    why = (
-        "the largest value is " + f"{highest:,.0f}"
-        if highest is not None
-        else "the largest value is not known"
-    )
-    return [
-        f"{Path(path).name} holds {dtype}: torch neither adds nor compares {patterns.dtype}, and {why}"
-    ]
-
-
-def _content(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, Any]:
-    """What a .pt says beside the patterns, in plain Python and small arrays."""
-    axes = [
-        {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
-        for a in axes_of(patterns)
-    ]
-    attrs = plain(patterns.attrs)
-    content: dict[str, Any] = {
-        "axes": axes,
-        "window": {name: attrs[name] for name in WINDOW_ATTRS if name in attrs},
-        "intensity": attrs.get("intensity", "counts"),
-        "downsample_factor": attrs.get("downsample_factor", 1),
-    }
-    if "beam_energy_kv" in attrs:
-        content["beam_energy_kv"] = attrs["beam_energy_kv"]
-    known = {} if analysis is None else _by_position(analysis)
-    for name in POSITION_COORDS:
-        if name in patterns.coords:
-            known.setdefault(name, np.asarray(patterns.coords[name].values))
-    content["analysis"] = known
-    return content
-
-
-def _by_position(analysis: xr.Dataset) -> dict[str, Any]:
-    return {
-        name: np.ascontiguousarray(analysis[name].values)
-        for name in BY_POSITION
-        if name in analysis.variables
-    }
-
-
-def _to_hspy(
-    patterns: xr.DataArray,
-    path: str,
-    analysis: Any,
-    options: Mapping[str, Any],
-    client: Any,
-    progress: Any,
-) -> list[str]:
-    chunks, _ = store_chunks(patterns)
-    content = _content(patterns, analysis)
-    metadata = {**content["window"], "intensity": content["intensity"], **content["analysis"]}
-    metadata["downsample_factor"] = content["downsample_factor"]
-    sink = HspySink(
-        temporary(path),
-        options["folder"],
-        patterns.shape,
-        str(patterns.dtype),
-        axes_of(patterns),
-        tuple(min(n, size) for n, size in zip(chunks, patterns.shape, strict=True)),
-        options["title"],
-        metadata,
-        hdf5_tree(patterns.attrs.get("original_metadata", {})),
-        content.get("beam_energy_kv"),
-    )
-    outputs = {"patterns": patterns.data, "navigator": intensity_inside(patterns, 0.0)}
-    engine.run(
-        outputs,
-        len(lead_dims(patterns)),
-        sink,
-        client=client,
-        progress=progress,
-        journal=options["journal"],
-        job=export_job(path, options["layout"]),
-    )
-    return []

@@ -156,7 +156,14 @@ def test_a_crop_of_a_converted_file_needs_no_analysis(
         xr.testing.assert_equal(one, named)
     assert chunks(here / "plain.zarr") == chunks(here / "named.zarr")
     one, two = (xr.open_zarr(here / f"{n}.zarr", group="analysis") for n in ("plain", "own"))
-    kept = {"radius_metric", "target_retention", "window_size", "global_radius", "coverage", "odd_pixels"}
+    kept = {
+        "radius_metric",
+        "target_retention",
+        "window_size",
+        "global_radius",
+        "coverage",
+        "odd_pixels",
+    }
     assert {key: one.attrs[key] for key in kept} == {key: two.attrs[key] for key in kept}
 
 

@@ -24,8 +24,12 @@ from stem_dask.errors import (
     StoreError,
 )
 from stem_dask.exports import active_client, export, export_from_store, export_job, open_store
+from stem_dask.io.hdf5 import Hdf5Sink
+from stem_dask.io.npy import NpySink
 from stem_dask.io.pt import PtSink
 from stem_dask.io.publish import publish, temporary
+from stem_dask.io.store import StoreSink
+from stem_dask.io.zspy import ZspySink
 from stem_dask.journal import Journal
 from stem_dask.model import Axis, Record
 from stem_dask.stages.patterns import as_patterns
@@ -38,7 +42,15 @@ AXES = (
     Axis("ky", 12, 0.1, -0.6, "1/nm"),
     Axis("kx", 10, 0.2, -1, "mrad"),
 )
-SUFFIXES = (".zarr", ".pt", ".hspy")
+SINKS = {
+    ".zarr": StoreSink,
+    ".pt": PtSink,
+    ".hspy": Hdf5Sink,
+    ".npy": NpySink,
+    ".h5": Hdf5Sink,
+    ".zspy": ZspySink,
+}
+SUFFIXES = tuple(SINKS)
 WINDOW = {"window_size": [12, 10], "align": "pattern", "k_origin": "window_center"}
 
 
@@ -60,7 +72,14 @@ def values(path):
         return zarr.open_array(path, path="patterns", mode="r")[...]
     if path.suffix == ".pt":
         return load_pt(path)["patterns"].numpy()
+    if path.suffix == ".npy":
+        return np.load(path, mmap_mode="r")
+    if path.suffix == ".zspy":
+        ((_, group),) = zarr.open_group(path, mode="r")["Experiments"].groups()
+        return group["data"][...]
     with h5py.File(path) as file:
+        if path.suffix == ".h5":
+            return file["patterns"][...]
         (group,) = file["Experiments"].values()
         return group["data"][...]
 
@@ -226,8 +245,8 @@ def test_a_read_error_of_another_process_tells_its_block(tmp_path, processes):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.usefixtures("no_waits")
 def test_a_write_error_tells_its_block(tmp_path, suffix, monkeypatch):
-    sink = {".zarr": "StoreSink", ".pt": "PtSink", ".hspy": "HspySink"}[suffix]
-    write = getattr(MODULE, sink).write
+    sink = SINKS[suffix]
+    write = sink.write
     tries = []
 
     def write_badly(self, index, region, blocks):
@@ -236,7 +255,7 @@ def test_a_write_error_tells_its_block(tmp_path, suffix, monkeypatch):
             raise OSError(5, "Input/output error")
         return write(self, index, region, blocks)
 
-    monkeypatch.setattr(getattr(MODULE, sink), "write", write_badly)
+    monkeypatch.setattr(sink, "write", write_badly)
     with pytest.raises(StoreError, match=r"^block \[2:4, 0:5\]: \[Errno 5\] Input/output error$"):
         export(lazy(numbers()), tmp_path / f"a{suffix}")
     assert tries.count(1) == 4
@@ -256,14 +275,16 @@ def test_unknown_suffix_and_layout(tmp_path):
 
 
 def test_the_workers_load_no_heavy_libraries(tmp_path, processes):
-    """Each would add hundreds of megabytes to every worker."""
+    """Each would add hundreds of megabytes to every worker; and HDF5 is written by one process."""
     for suffix in SUFFIXES:
         export(lazy(numbers()), tmp_path / f"a{suffix}", client=processes, analysis=analysis())
+    export(lazy(numbers()), tmp_path / "b.h5", client=processes, codec="zstd")
 
     def loaded():
         import sys
 
-        return [m for m in ("torch", "hyperspy", "matplotlib", "rsciio.hspy") if m in sys.modules]
+        heavy = ("torch", "hyperspy", "matplotlib", "rsciio.hspy", "h5py", "hdf5plugin")
+        return [m for m in heavy if m in sys.modules]
 
     assert list(processes.run(loaded).values()) == [[], []]
 
@@ -331,14 +352,17 @@ class Run:
         """The files that hold a block, and where in them it lies."""
         if self.path.suffix == ".zarr":
             return self.built / "patterns" / "c" / str(index) / "0" / "0" / "0", None
-        if self.path.suffix == ".hspy":
+        if self.path.suffix == ".zspy":
+            return self.built / "Experiments/4D-STEM/data" / str(index) / "0" / "0" / "0", None
+        if self.path.suffix in (".hspy", ".h5"):
             return self.spool / f"{index:06d}.block", None
         (start, length, _), *_ = (
             Journal(self.folder / "journal")
             .records(export_job(str(self.path), "scan"))[index]
             .extra["runs"]
         )
-        offset = _tensor_offset(self.built)
+        npy = self.path.suffix == ".npy"
+        offset = np.load(self.built, mmap_mode="r").offset if npy else _tensor_offset(self.built)
         return self.built, slice(offset + start, offset + start + length)
 
 
@@ -361,7 +385,7 @@ def tree(path):
 
 
 def truncated(file, part):
-    """A .pt ends within the block."""
+    """A .pt or .npy ends within the block."""
     size = file.stat().st_size
     os.truncate(file, size // 2 if part is None else (part.start + part.stop) // 2)
 
@@ -380,7 +404,7 @@ def flipped(file, part):
 
 
 def deleted(file, part):
-    """A .pt goes altogether."""
+    """A .pt or .npy goes altogether."""
     file.unlink()
 
 
@@ -418,7 +442,7 @@ def test_a_second_run_computes_nothing(a_run, whole, tmp_path):
 @pytest.mark.parametrize("blocks", [[3], [5], [0, 4]], ids=str)
 def test_damaged_blocks_are_named_and_computed_again(a_run, whole, caplog, spoil, blocks):
     a_run.go(stop=True)
-    pt = a_run.path.suffix == ".pt"
+    pt = a_run.path.suffix in (".pt", ".npy")
     places = [a_run.files_of(index) for index in blocks]
     for place in places:
         if place[0].exists():
@@ -482,13 +506,12 @@ def test_the_temporary_name_is_there_from_the_start(a_run, monkeypatch, stopped)
     """For all blocks may be noted, and the file at its final name still be an older one."""
     if stopped:
         a_run.go(stop=True)
-    sink = {".zarr": "StoreSink", ".pt": "PtSink", ".hspy": "HspySink"}[a_run.path.suffix]
 
     def stop(self, records):
         assert a_run.built.exists()
         raise InterruptedRunError("before the first step of the end")
 
-    monkeypatch.setattr(getattr(MODULE, sink), "finish", stop)
+    monkeypatch.setattr(SINKS[a_run.path.suffix], "finish", stop)
     with pytest.raises(InterruptedRunError, match="first step"):
         a_run.go()
     assert a_run.built.exists()

@@ -17,7 +17,7 @@ FLOORS = [
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "state", "trust"},
-    {"report", "figure", "figure_data", "preflight", "exports", "describe", "projection", "results", "tally",
+    {"report", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results", "tally",
      "known"},
     {"passes", "pipeline"},
     {"cropper", "run", "classic", "cli", "__init__"},

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import h5py
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from rsciio.hspy import file_reader
 
 from stem_dask.io import metadata as module
 from stem_dask.io.dm import ArrayTag
-from stem_dask.io.hspy import HspySink
 from stem_dask.io.metadata import LIMIT, hdf5_tree, original
+from stem_dask.io.pt import PtSink
 from stem_dask.model import Axis
 from stem_dask.pipeline import run
+from stem_dask.stages.patterns import as_patterns
 from stem_dask.synthetic import Synthetic, write_dataset
+from stem_dask.target import FORMATS, Target
 
 
 def test_the_tags_of_a_dm4_are_kept(tmp_path: Path, make_config: Any) -> None:
@@ -103,10 +106,23 @@ def test_any_tree_can_be_written(tmp_path_factory: pytest.TempPathFactory, tree:
     assert set(back) == set(safe)
 
 
-def test_metadata_do_not_travel_with_every_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_metadata_do_not_travel_with_every_task(tmp_path: Path, suffix: str) -> None:
     axes = tuple(Axis(name, 2) for name in ("scan_y", "scan_x", "ky", "kx"))
     large = {"tags": "x" * 10**6}
-    sink = HspySink(str(tmp_path), "", (2,) * 4, "u1", axes, (2,) * 4, "t", large, large)
-    assert len(pickle.dumps(sink)) < 2000
-    assert sink.original_metadata == large
+    patterns = as_patterns(da.zeros((2,) * 4, dtype="u1"), axes, {"original_metadata": large})
+    centers = xr.Dataset({"center_y": (("scan_y", "scan_x"), np.zeros((2, 2)))})
+    sink = Target(str(tmp_path / f"a{suffix}"), patterns, centers).sink()
+    sink.create(resume=False)
+    assert len(pickle.dumps(sink)) < 1000
     assert module.LIMIT == 2**20
+
+
+def test_the_arrays_of_a_pt_do_not_travel_with_every_task(tmp_path: Path) -> None:
+    known = {"analysis": {"center_y": np.zeros((300, 300))}}
+    sink = PtSink(str(tmp_path / "a.pt"), (1, 1), (1, 1, 2, 2), "int16", known)
+    sink.create(resume=False)
+    again = pickle.loads(packed := pickle.dumps(sink))
+    assert len(packed) < 1000
+    assert again.offset == sink.offset
+    assert sink.content is known

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from stem_dask import engine
 from stem_dask.errors import StoreError
-from stem_dask.io.spool import Beside
+from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     StoreSink,
     finish_store,
@@ -327,8 +328,8 @@ def test_what_a_broken_run_left_is_removed(tmp_path):
 # --- small things -----------------------------------------------------------------------------------------------
 
 
-class Other:
-    """Notes what comes beside the patterns."""
+class Noting:
+    """A sink that notes what it is asked for."""
 
     def __init__(self, wrong=None):
         self.calls = []
@@ -339,42 +340,82 @@ class Other:
 
     def write(self, index, region, blocks):
         self.calls.append((index, region, {name: block.tolist() for name, block in blocks.items()}))
-        return {"number": index}
+        return {"crc": index}
 
     def verify(self, record):
-        self.calls.append(("verify", record.extra["number"]))
+        self.calls.append(("verify", record.extra.get("crc")))
         return self.wrong
 
+    def finish(self, records):
+        self.calls.append(("finish", [record.extra for record in records]))
 
-def small_sink(path, other=None):
-    dims = ("pattern", "ky", "kx")
-    sink = StoreSink(str(path), (3, 4, 4), "u1", dims, (2, 4, 4), (2, 4, 4))
-    return sink if other is None else Beside(sink, ("patterns",), other)
+
+def small_sink(path):
+    return StoreSink(str(path), (3, 4, 4), "u1", ("pattern", "ky", "kx"), (2, 4, 4), (2, 4, 4))
 
 
 def test_other_outputs_go_to_the_next_sink(tmp_path):
-    other = Other()
-    sink = small_sink(tmp_path / "a.zarr", other)
+    noting = Noting()
+    sink = Beside(small_sink(tmp_path / "a.zarr"), ("patterns",), noting)
     sink.create(resume=False)
     region = (slice(0, 2),)
     extra = sink.write(0, region, {"patterns": np.ones((2, 4, 4), "u1"), "sum": np.array([3, 4])})
-    assert extra["beside"] == {"number": 0}
-    assert sink.verify(Record(0, 0, 0, 0, extra)) is None
+    assert extra["beside"] == {"crc": 0}
+    assert extra["crc"] != 0  # that of the shard
+    record = Record(0, 0, 0, 0, extra)
+    assert sink.verify(record) is None
     sink.create(resume=True)
-    assert other.calls == [
+    sink.finish([record])
+    assert noting.calls == [
         "create",
         (0, region, {"sum": [3, 4]}),
         ("verify", 0),
         "resume",
+        ("finish", [{"crc": 0}]),
     ]
-    assert sink.verify(Record(0, 0, 0, 0, extra)) is None
+    (file,) = shard_files(tmp_path / "a.zarr").values()
+    flipped(file)
+    assert "checksum" in sink.verify(record)
 
 
 def test_what_is_wrong_beside_is_wrong(tmp_path):
-    sink = small_sink(tmp_path / "a.zarr", Other("the other one is gone"))
+    sink = Beside(small_sink(tmp_path / "a.zarr"), ("patterns",), Noting("the other one is gone"))
     sink.create(resume=False)
     extra = sink.write(1, (slice(2, 3),), {"patterns": np.ones((1, 4, 4), "u1")})
     assert sink.verify(Record(1, 0, 0, 0, extra)) == "the other one is gone"
+
+
+def test_only_what_is_beside_a_complete_output_is_made(tmp_path):
+    spool = SpoolSink(str(tmp_path / "spool"))
+    sink = Beside(None, ("patterns",), spool)
+    sink.create(resume=False)
+    assert "cannot be read" in sink.verify(Record(0, 0, 0, 0, {"crc": 1}))
+    blocks = {"patterns": np.ones((1, 4, 4), "u1"), "sum": np.array([3])}
+    extra = sink.write(0, (slice(0, 1),), blocks)
+    assert sink.verify(Record(0, 0, 0, 0, extra)) is None
+    sink.finish([Record(0, 0, 0, 0, extra)])
+    ((_, kept),) = spool.blocks(1)
+    assert list(kept) == ["sum"]
+
+
+@pytest.mark.parametrize("codec", ["zstd", "gzip", "none", "auto"])
+def test_going_on_in_a_store_of_another_codec_starts_anew(tmp_path, codec):
+    """Its metadata say how the chunks are read."""
+    path = tmp_path / "a.zarr"
+    for now in ("lz4", codec, codec):
+        sink = replace(small_sink(path), codec=now)
+        sink.create(resume=True)
+        kept = now == codec and bool(shard_files(path))
+        sink.write(0, (slice(0, 2),), {"patterns": np.ones((2, 4, 4), "u1")})
+    assert kept
+    zarr.open_group(path, mode="r+")["patterns"].attrs["maximum"] = (
+        3  # what an interrupted finish left
+    )
+    sink.create(resume=True)
+    assert len(shard_files(path)) == 1
+    np.testing.assert_array_equal(zarr.open_array(path, path="patterns", mode="r")[:2], 1)
+    replace(sink, shards=(4, 4, 4)).create(resume=True)
+    assert shard_files(path) == {}
 
 
 def test_profiles_are_written_block_by_block(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, StoreError
+from stem_dask.io.flat import damaged_run, joined_runs, write_runs
 from stem_dask.io.publish import named
 from stem_dask.model import Record, Region
 
@@ -69,7 +70,7 @@ class PtSink:
     lead_shape : (scan_y, scan_x) or (n,)
     tensor_shape : shape of the tensor in the file, which has the same elements in the same order
     dtype : of the tensor
-    content : what else the dictionary holds, plain values and arrays; None writes the bare tensor
+    content : what else the dictionary holds, plain values and arrays (see `fill`); None writes the bare tensor
     """
 
     path: str
@@ -78,6 +79,10 @@ class PtSink:
     dtype: str
     content: Mapping[str, Any] | None
     offset: list[int] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes with every task; the content is for the client only, and may take megabytes."""
+        return {**self.__dict__, "content": None}
 
     @property
     def _native(self) -> np.dtype:
@@ -98,61 +103,53 @@ class PtSink:
         small = list(_arrays(self.content or {}))
         first, *places = _storage_offsets(self.path, 1 + len(small))
         self.offset[:] = [first]
+        self._write_small(places, small)
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Write one block at its offset."""
+        block = to_dtype(blocks["patterns"], self._native)
+        return {"runs": write_runs(self.path, self.offset[0], self.lead_shape, region, block)}
+
+    def verify(self, record: Record) -> str | None:
+        """Read a block again and compare it with its checksums."""
+        return damaged_run(self.path, self.offset[0], record.extra["runs"])
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Put the checksums of the zip records right; refuses when the blocks do not tile the tensor."""
+        n_bytes = prod(self.tensor_shape) * self._native.itemsize
+        runs = joined_runs(self.path, records, n_bytes)
+        _mend_checksums(self.path, {self.offset[0]: combine_crc((n, crc) for _, n, crc in runs)})
+
+    def fill(self, content: Mapping[str, Any]) -> None:
+        """Write the small tensors anew, when the file is finished otherwise: what is known after all blocks only.
+
+        Parameters
+        ----------
+        content : with arrays under the same names and of the same shapes and types as that of the sink
+
+        Raises
+        ------
+        StoreError
+            When it has others: the places of all tensors are settled when the file is begun.
+        """
+        small = list(_arrays(content))
+        begun, wanted = _layout(self.content or {}), _layout(content)
+        if begun != wanted:
+            raise StoreError(
+                f"{self.path} was begun for {', '.join(begun) or 'no arrays'}, and is to hold "
+                f"{', '.join(wanted) or 'none'}; name them all, with their types, when it is begun"
+            )
+        first, *places = _storage_offsets(self.path, 1 + len(small))
+        with zipfile.ZipFile(self.path) as archive:
+            (patterns,) = (e.CRC for e in archive.infolist() if e.filename.endswith("/data/0"))
+        self._write_small(places, small)
+        _mend_checksums(self.path, {first: patterns})
+
+    def _write_small(self, places: Sequence[int], small: Sequence[NDArray]) -> None:
         with named(self.path), open(self.path, "r+b") as file:
             for place, array in zip(places, small, strict=True):
                 file.seek(place)
                 file.write(array.tobytes())
-
-    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write one block: one run of bytes when it takes whole rows of the scan, else one run a row."""
-        block = np.ascontiguousarray(to_dtype(blocks["patterns"], self._native))
-        pattern_bytes = prod(block.shape[len(region) :]) * block.dtype.itemsize
-        row = self.lead_shape[-1]
-        whole_rows = len(region) == 1 or (region[-1].start, region[-1].stop) == (0, row)
-        if len(region) == 1:
-            starts = [region[0].start]
-        elif whole_rows:
-            starts = [region[0].start * row]
-        else:
-            starts = [y * row + region[1].start for y in range(region[0].start, region[0].stop)]
-        pieces = block.reshape(len(starts), -1).view(np.uint8)
-        runs = []
-        with named(self.path), open(self.path, "r+b", buffering=0) as file:
-            for start, piece in zip(starts, pieces, strict=True):
-                file.seek(self.offset[0] + start * pattern_bytes)
-                view = piece.data
-                while view:
-                    view = view[file.write(view) :]
-                runs.append((start * pattern_bytes, piece.size, zlib.crc32(piece.data)))
-        return {"runs": runs}
-
-    def verify(self, record: Record) -> str | None:
-        """Read the runs of a block again and compare them with their checksums."""
-        try:
-            with open(self.path, "rb") as file:
-                for start, length, crc in record.extra["runs"]:
-                    file.seek(self.offset[0] + start)
-                    if zlib.crc32(file.read(length)) != crc:
-                        return f"{self.path} does not hold what was written at byte {start:,}"
-        except OSError as error:
-            return f"{self.path} cannot be read: {error.strerror}"
-        return None
-
-    def finish(self, records: Sequence[Record]) -> None:
-        """Put the checksums of the zip records right; refuses when the blocks do not tile the tensor."""
-        runs = sorted(tuple(run) for record in records for run in record.extra["runs"])
-        end = 0
-        for start, size, _ in runs:
-            if start != end:
-                raise StoreError(
-                    f"{self.path}: bytes {end:,} to {start:,} of the tensor were not written"
-                )
-            end = start + size
-        if end != prod(self.tensor_shape) * np.dtype(self.dtype).itemsize:
-            raise StoreError(
-                f"{self.path}: the tensor ends after {end:,} bytes; blocks are missing"
-            )
-        _mend_checksums(self.path, {self.offset[0]: combine_crc((n, crc) for _, n, crc in runs)})
 
 
 def layout_shape(lead: Sequence[int], detector: Sequence[int], layout: str) -> tuple[int, ...]:
@@ -260,6 +257,17 @@ def _arrays(content: Mapping[str, Any]) -> Iterator[NDArray]:
             yield from _arrays(value)
         elif isinstance(value, np.ndarray):
             yield np.ascontiguousarray(value)
+
+
+def _layout(content: Mapping[str, Any]) -> list[str]:
+    """Names, types and shapes of the arrays of nested dictionaries, in the order of `_arrays`."""
+    found = []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found += [f"{key}/{inner}" for inner in _layout(value)]
+        elif isinstance(value, np.ndarray):
+            found.append(f"{key}: {value.dtype} {value.shape}")
+    return found
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Any]:

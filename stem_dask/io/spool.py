@@ -92,38 +92,44 @@ class SpoolSink:
 
 @dataclass(frozen=True)
 class Beside:
-    """Gives some of the outputs of a task to one sink and the rest to another; without a first one, all.
+    """Gives the named blocks of every task to one sink, and the rest to another.
 
     Parameters
     ----------
-    first : the sink of the output itself, or None when that has its final name already
-    names : the outputs that it takes
-    second : where the rest waits to be joined
+    first : sink of the named blocks; None drops them: it is complete, and only the rest may be missing
+    names : of the outputs for the first sink
+    second : sink of all others; what it notes of a block is kept under ``beside``
     """
 
     first: Any
     names: tuple[str, ...]
-    second: SpoolSink
+    second: Any
 
     def create(self, *, resume: bool) -> None:
-        """Make both."""
+        """Make both outputs, or keep both when resuming."""
         if self.first is not None:
             self.first.create(resume=resume)
         self.second.create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write one block of every output; the record of the second sink is kept under ``beside``."""
-        mine = {name: block for name, block in blocks.items() if name in self.names}
+        """Write the blocks of one task, each where it belongs."""
+        chosen = {name: block for name, block in blocks.items() if name in self.names}
         rest = {name: block for name, block in blocks.items() if name not in self.names}
-        said = {} if self.first is None else self.first.write(index, region, mine)
+        said = {} if self.first is None else self.first.write(index, region, chosen)
         return {**said, "beside": self.second.write(index, region, rest)}
 
     def verify(self, record: Record) -> str | None:
-        """What is wrong with either."""
-        what = None if self.first is None else self.first.verify(record)
-        return what or self.second.verify(replace(record, extra=record.extra.get("beside", {})))
+        """What is wrong with the block in the one output, or in the other."""
+        what: str | None = None if self.first is None else self.first.verify(record)
+        return self.second.verify(_beside(record)) if what is None else what
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Complete the first one; whoever made the second reads its blocks."""
+        """Make both outputs complete."""
         if self.first is not None:
             self.first.finish(records)
+        self.second.finish([_beside(record) for record in records])
+
+
+def _beside(record: Record) -> Record:
+    """The record as the second sink knows it; one that was made without it tells nothing of it."""
+    return replace(record, extra=record.extra.get("beside", {}))

@@ -6,26 +6,32 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.codec import LEVELS, one_thread_blosc, shuffle_of
 from stem_dask.io.publish import damage, file_crc, named, naming, remove
 from stem_dask.model import Record, Region
 from stem_dask.plan import inner_chunk, shard_shape
 from stem_dask.stages.analyze import PROFILE_ATTRS
 from stem_dask.stages.patterns import blocks_of, lead_shape
 
-CODEC: Literal["lz4"] = "lz4"
+#: what ``auto`` is here
+CODEC = "lz4"
 #: per-position arrays of the analysis are small: chunks of up to this many positions
 _POSITIONS = 2**20
 
 
-def store_chunks(patterns: xr.DataArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def store_chunks(
+    patterns: xr.DataArray, rechunk: bool = True
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(inner chunk, shard) of the output for lazy patterns whose blocks are one shard each.
+
+    With ``rechunk`` an inner chunk is whole patterns of about 1 MiB, without it the whole block.
 
     Raises
     ------
@@ -43,7 +49,7 @@ def store_chunks(patterns: xr.DataArray) -> tuple[tuple[int, ...], tuple[int, ..
     lead = tuple(chunks[0] for chunks in data.chunks[:n_lead])
     detector = data.shape[-2:]
     pattern_bytes = int(np.prod(detector)) * data.dtype.itemsize
-    inner = inner_chunk(lead, lead_shape(patterns), pattern_bytes)
+    inner = inner_chunk(lead, lead_shape(patterns), pattern_bytes) if rechunk else lead
     return (*inner, *detector), (*shard_shape(lead, inner), *detector)
 
 
@@ -57,26 +63,49 @@ class StoreSink:
     dims: tuple[str, ...]
     inner: tuple[int, ...]
     shards: tuple[int, ...]
+    codec: str = "auto"
 
     def create(self, *, resume: bool) -> None:
         """Make the group and the empty array; what another run left there is removed."""
         import zarr
 
-        if resume and os.path.isdir(self.path):
+        if resume and self._is_begun():
             for torn in Path(self.path).rglob("*.partial"):  # zarr was killed before the rename
                 remove(torn)
         else:
             remove(self.path)
             with named(self.path):
-                group = zarr.create_group(self.path, zarr_format=3)
-                create_array(
-                    group, "patterns", self.shape, self.dtype, self.dims, self.inner, self.shards
-                )
+                self._create_array(zarr.create_group(self.path, zarr_format=3))
+
+    def _create_array(self, group: Any) -> Any:
+        return create_array(
+            group,
+            "patterns",
+            self.shape,
+            self.dtype,
+            self.dims,
+            self.inner,
+            self.shards,
+            codec=self.codec,
+        )
+
+    def _is_begun(self) -> bool:
+        """Whether an array like this one is there: a run with other chunks or another codec may have left its own."""
+        import zarr
+
+        try:
+            there = zarr.open_array(self.path, path="patterns", mode="r").metadata.to_dict()
+        except (OSError, ValueError, KeyError, TypeError):  # none, or not one that zarr can read
+            return False
+        wanted = self._create_array(zarr.create_group({}, zarr_format=3)).metadata.to_dict()
+        return {**there, "attributes": {}} == {**wanted, "attributes": {}}
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one shard; zarr writes it to a temporary name and renames it."""
         import zarr
 
+        if self.codec == "gzip":
+            _steady_gzip()
         with single_threaded_codecs():
             array = zarr.open_array(self.path, path="patterns", mode="r+")
             array = array.with_config({"write_empty_chunks": True})  # is not kept in the store
@@ -122,25 +151,41 @@ def create_array(
     dims: Sequence[str],
     chunks: Sequence[int],
     shards: Sequence[int] | None = None,
+    codec: str = "auto",
 ) -> Any:
     """A compressed, checksummed array in a zarr group; empty chunks are written, so that a lost one is noticed."""
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
-    shuffle: Literal["bitshuffle", "shuffle"] = (
-        "bitshuffle" if np.dtype(dtype).kind in "uib" else "shuffle"
-    )
     return group.create_array(
         name,
         shape=tuple(shape),
         dtype=np.dtype(dtype).newbyteorder("="),
         chunks=tuple(chunks),
         shards=None if shards is None else tuple(shards),
-        compressors=[BloscCodec(cname=CODEC, clevel=5, shuffle=shuffle), Crc32cCodec()],
+        compressors=_compressors(codec, np.dtype(dtype)),
         dimension_names=list(dims),
         fill_value=0,
         config={"write_empty_chunks": True},
         overwrite=True,  # what an interrupted finish left
     )
+
+
+def _compressors(codec: str, dtype: np.dtype) -> list[Any]:
+    """What chunks go through; the checksum is last, so that it is of the bytes on the disk."""
+    from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
+
+    codec = CODEC if codec == "auto" else codec
+    if codec == "none":
+        return [Crc32cCodec()]
+    if codec == "gzip":
+        return [GzipCodec(level=LEVELS[codec]), Crc32cCodec()]
+    blosc: Any = BloscCodec  # its names are of a narrower type
+    return [blosc(cname=codec, clevel=LEVELS[codec], shuffle=shuffle_of(dtype)), Crc32cCodec()]
+
+
+def _steady_gzip() -> None:
+    """Only where it is needed: it changes which codec zarr takes in this process."""
+    from stem_dask.io.steady_gzip import use
+
+    use()
 
 
 @naming
@@ -227,7 +272,7 @@ def empty_store(path: str) -> None:
 def finish_store(
     path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any] | None
 ) -> None:
-    """Write the attributes of the root, and of the patterns if it has any, and join all metadata in one document."""
+    """Write the attributes of the root, and of the patterns if it has any, and put all metadata into one document."""
     import zarr
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
@@ -273,14 +318,8 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def single_threaded_codecs() -> Iterator[None]:
-    """One thread a task for compression: threads are dask's, and bytes do not depend on how many there are."""
-    import numcodecs.blosc
+    """One thread a task for compression: see `stem_dask.io.codec.one_thread_blosc`, and the same for zarr's own."""
     import zarr
 
-    before = numcodecs.blosc.use_threads
-    numcodecs.blosc.use_threads = False
-    try:
-        with zarr.config.set({"threading.max_workers": 1}):
-            yield
-    finally:
-        numcodecs.blosc.use_threads = before
+    with one_thread_blosc(), zarr.config.set({"threading.max_workers": 1}):
+        yield

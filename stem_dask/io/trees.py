@@ -17,6 +17,8 @@ from stem_dask.model import Axis
 
 #: groups deeper than this are not searched: link loops end here
 _MAX_DEPTH = 12
+#: attributes with which HDF5 itself ties datasets to the scales of their axes
+_OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 
 
 def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
@@ -89,6 +91,8 @@ def _attributes(item: Any) -> dict[str, Any]:
     """Attributes as far as they can be read."""
     found = {}
     for name in item.attrs:
+        if name in _OF_HDF5:
+            continue
         try:
             found[name] = item.attrs[name]
         except (OSError, TypeError, ValueError):
@@ -117,6 +121,15 @@ def _walk(group: Any, prefix: str, depth: int, seen: set[Any]) -> Iterator[str]:
             yield from _walk(item, f"{prefix}{name}/", depth + 1, seen)
 
 
+def _scale_of(data: Any, i: int) -> Any:
+    """The first dimension scale of an axis, where its name is that of the axis; None where there is none."""
+    try:
+        scales = data.dims[i].values()
+    except (OSError, RuntimeError, TypeError, ValueError):  # a reference that leads nowhere
+        return None
+    return scales[0] if scales and data.dims[i].label else None
+
+
 def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     data = file[name]
     parent = data.parent
@@ -124,7 +137,10 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
-        if found is None and isinstance(along, type(data)):
+        scale = _scale_of(data, i)
+        if found is None and scale is not None:
+            axes.append(axis_along(data.dims[i].label, int(size), scale, _attributes(scale)))
+        elif found is None and isinstance(along, type(data)):
             attrs = dict(along.attrs)
             axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
         else:

@@ -4,12 +4,12 @@ import math
 
 import xarray as xr
 
-from stem_dask.exports import open_store, store_target
+from stem_dask.exports import open_store
 from stem_dask.io.spool import Beside, SpoolSink
-from stem_dask.io.store import finish_store, write_coordinates
 from stem_dask.passes.job import Job
 from stem_dask.passes.writing import note_remainder, smaller
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+from stem_dask.target import Target
 
 
 def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
@@ -21,9 +21,9 @@ def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
         other = smaller(job, spare)
         instead = {"patterns": other.data, "moments": log_statistics(other)}
     note_remainder(job, None, None)
-    store = f"{job.folder}/counts.zarr"
+    target = Target(f"{job.folder}/counts.zarr", out)
     spool, n_blocks = SpoolSink(f"{job.folder}/moments"), math.prod(out.data.numblocks)
-    sink = Beside(store_target(store, out), ("patterns",), spool)
+    sink = Beside(target.sink(), ("patterns",), spool)
     outputs = {"patterns": out.data, "moments": log_statistics(out)}
     job.compute("downsample", outputs, instead, out, sink)
     unread = job.tally.quarantined
@@ -32,7 +32,6 @@ def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
         job.constants = log_constants(
             block["moments"] for i, (_, block) in enumerate(blocks) if i not in unread
         )
-    write_coordinates(store, out)
-    finish_store(store, {}, out.attrs)
-    counts, _ = open_store(store)
+    target.finish()
+    counts, _ = open_store(target.built)
     return normalize(counts, **job.constants)

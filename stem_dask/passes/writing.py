@@ -11,16 +11,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask import report
-from stem_dask.exports import Target, export_from_store, export_job
+from stem_dask.exports import export_from_store, export_job
 from stem_dask.io.publish import publish, temporary
 from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     empty_store,
     finish_store,
-    write_coordinates,
     write_dataset,
     write_profiles,
-    write_valid,
 )
 from stem_dask.model import Window
 from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pixels
@@ -32,6 +30,7 @@ from stem_dask.stages.downsample import cast, downsample
 from stem_dask.stages.patterns import axes_of, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import intensity_inside
+from stem_dask.target import FORMATS, Target
 
 
 @dataclass(frozen=True)
@@ -148,13 +147,17 @@ def _written(
 
 def _target(job: Job, out: xr.DataArray) -> Target:
     output = job.config.output
+    attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
+    out = out.drop_attrs(deep=False).assign_attrs(attrs)
+    if job.config.on_error == "quarantine":  # a .pt settles the places of its arrays when it is begun
+        out = out.assign_coords(valid=(lead_dims(out), np.ones(lead_shape(out), bool)))
     return Target(
         job.outputs.path,
         out,
         layout=output.layout,
+        title=Path(job.prepared.found.identity[0]).stem,
         codec=output.codec,
         rechunk=output.rechunk,
-        title=Path(job.prepared.found.identity[0]).stem,
         folder=f"{job.folder}/chunks",
     )
 
@@ -174,28 +177,23 @@ def _joined(job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int) -> Wri
 
 def _finish(job: Job, target: Target, written: Written) -> None:
     """What is known only after the pass, into the file that is not published yet."""
-    out, known = written.out, written.known
-    if Path(target.path).suffix != ".zarr":
-        job.warnings += target.finish(valid=written.valid, maximum=written.highest)
-        return
-    built = temporary(target.path)
-    write_coordinates(built, out)
-    write_valid(built, written.valid, lead_dims(out))
-    if known is not None:
-        _write_analysis(built, known)
-    mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
-    write_dataset(built, "output", mean)
-    attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
+    known = None
+    if target.suffix == ".zarr":
+        if written.known is not None:
+            known = written.known.analysis
+            _write_profiles(target.built, written.known)
+        mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
+        write_dataset(target.built, "output", mean)
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
-    finish_store(built, about, {**attrs, "maximum": written.highest})
+    maximum = {"maximum": written.highest}
+    job.warnings += target.finish(known, written.valid, maximum, about)
 
 
-def _write_analysis(built: str, known: Analyzed) -> None:
+def _write_profiles(built: str, known: Analyzed) -> None:
     lead, dims = lead_shape(known.patterns), lead_dims(known.patterns)
     profiles = known.profiles.blocks(math.prod(known.patterns.data.numblocks), ("profile",))
     chunk = tuple(chunks[0] for chunks in known.patterns.data.chunks[: len(lead)])
     write_profiles(built, profiles, (*dims, "radius"), lead, chunk)
-    write_dataset(built, "analysis", known.analysis)
 
 
 def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
@@ -204,7 +202,8 @@ def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
         return
     built = temporary(path)
     empty_store(built)
-    _write_analysis(built, written.known)
+    _write_profiles(built, written.known)
+    write_dataset(built, "analysis", written.known.analysis)
     status = Path(job.outputs.path).stat()
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
@@ -214,13 +213,14 @@ def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
 def write_export(job: Job, path: str, n_blocks: int) -> None:
     """Write one more format from the finished store."""
     output, kind = job.config.output, Path(path).suffix
-    name = export_job(path, output.layout)
+    codec = output.codec if FORMATS[kind].packed else "auto"
+    name = export_job(path, output.layout, codec, output.rechunk)
     if not job.state.published(path, name, n_blocks):
         job.warnings += export_from_store(
             job.outputs.path,
             path,
             layout=output.layout,
-            codec=output.codec if kind in (".zspy", ".hspy", ".h5") else "auto",
+            codec=codec,
             rechunk=output.rechunk,
             overwrite=output.overwrite or job.state.replaces(path),
             client=job.connection.client,

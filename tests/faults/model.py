@@ -111,7 +111,7 @@ class Model:
             name = f"{i:06d}.block"
             if job in ("analyze", "crop"):
                 spool = self.run / {"analyze": "analysis"}.get(job, job)
-                yield (job, i), spool / name, said["spool_crc"]
+                yield (job, i), spool / name, said.get("beside", said)["spool_crc"]
             if job == "crop" and not self.made(STORE):
                 yield (job, i), self.built(STORE) / said["shard"], said["crc"]
             if job == JOBS[".hspy"] and not self.made(".hspy"):

@@ -1,0 +1,135 @@
+"""HDF5 written by many: workers compress, one writer appends the chunks in order. Used by .hspy and .h5.
+
+HDF5 lets only one process write a file, but takes chunks that were compressed elsewhere. So a task leaves the finished
+chunks of its block in the run's folder, and `finish` copies them into the file without touching a pixel.
+"""
+
+import errno
+import os
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import StoreError
+from stem_dask.io.codec import LEVELS, blosc_bytes, lies_on_chunks, whole_chunks
+from stem_dask.io.publish import named
+from stem_dask.io.spool import SpoolSink
+from stem_dask.model import Record, Region
+
+#: what ``auto`` is here: every reader of HDF5 has it
+CODEC = "gzip"
+
+
+@dataclass(frozen=True)
+class Hdf5Sink:
+    """Writes ``patterns`` into a dataset of a new HDF5 file, and keeps what else comes for who completes the file.
+
+    Parameters
+    ----------
+    path : the file under its temporary name
+    spool : folder for compressed chunks, and for the other blocks, until they are joined
+    shape, dtype : of the patterns
+    chunks : HDF5 chunk, whole patterns; its leading extents divide the blocks or cover the axis
+    dataset : name of the dataset, with its groups
+    codec : one of `stem_dask.io.codec.CODECS`; lz4 and zstd are blosc's, which readers need a plugin for
+    """
+
+    path: str
+    spool: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    dataset: str
+    codec: str = "auto"
+
+    def create(self, *, resume: bool) -> None:
+        """Make the folder for the chunks; the file itself is made at the end."""
+        with named(self.path), open(self.path, "wb"):
+            pass  # as long as the temporary name is there, the output is not complete
+        SpoolSink(self.spool).create(resume=resume)
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Compress the chunks of one block and leave them in the run's folder."""
+        if not lies_on_chunks(region, self.chunks, self.shape):
+            raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
+        spooled = dict(blocks)
+        block = spooled.pop("patterns").astype(np.dtype(self.dtype), copy=False)  # and byte order
+        origins, packed = [], []
+        for origin, chunk in whole_chunks(block, region, self.chunks):
+            origins.append(origin)
+            packed.append(pack_chunk(chunk, self.codec))
+        spooled["bytes"] = np.frombuffer(b"".join(packed), np.uint8)
+        spooled["sizes"] = np.array([len(content) for content in packed], np.int64)
+        spooled["origins"] = np.array(origins, np.int64)
+        return SpoolSink(self.spool).write(index, region, spooled)
+
+    def verify(self, record: Record) -> str | None:
+        """Compare the file of a block with its checksum."""
+        return SpoolSink(self.spool).verify(record)
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Append all chunks in the order of their block."""
+        import h5py
+
+        spool = SpoolSink(self.spool)
+        sizes = (blocks["sizes"].sum() for _, blocks in spool.blocks(len(records), ("sizes",)))
+        refuse_full_disk(self.path, int(sum(sizes)))
+        with h5py.File(self.path, "w") as file:
+            data = file.create_dataset(
+                self.dataset,
+                self.shape,
+                np.dtype(self.dtype),
+                chunks=self.chunks,
+                **_filters(self.codec),
+            )
+            for _, spooled in spool.blocks(len(records), ("bytes", "sizes", "origins")):
+                start = 0
+                packed = spooled["bytes"].tobytes()
+                for origin, size in zip(spooled["origins"], spooled["sizes"], strict=True):
+                    place = tuple(int(i) for i in origin)
+                    data.id.write_direct_chunk(place, packed[start : start + size])
+                    start += int(size)
+
+
+def refuse_full_disk(path: str, n_bytes: int) -> None:
+    """Raise before so many bytes are written where they do not fit: HDF5 that meets a full disk when it closes can
+    only complain to the terminal.
+    """
+    n_bytes += n_bytes // 50 + 2**17  # HDF5's own lists, and small things
+    if n_bytes > (free := shutil.disk_usage(os.path.dirname(path)).free):
+        raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes are needed and {free:,} are free", path)
+
+
+def pack_chunk(chunk: NDArray, codec: str) -> bytes:
+    """One HDF5 chunk as HDF5's own filters would make it: bytes shuffled, then deflated, or what blosc makes.
+
+    Examples
+    --------
+    >>> zlib.decompress(pack_chunk(np.array([[1, 258]], "<u2"), "gzip"))
+    b'\\x01\\x02\\x00\\x01'
+    """
+    codec = CODEC if codec == "auto" else codec
+    if codec == "none":
+        return chunk.tobytes()
+    if codec != "gzip":
+        return blosc_bytes(chunk, codec, "bitshuffle")
+    shuffled = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.dtype.itemsize).T
+    return zlib.compress(np.ascontiguousarray(shuffled).data, LEVELS[codec])
+
+
+def _filters(codec: str) -> dict[str, Any]:
+    """The same for the dataset, so that readers undo it."""
+    codec = CODEC if codec == "auto" else codec
+    if codec == "none":
+        return {}
+    if codec == "gzip":
+        return {"compression": "gzip", "compression_opts": LEVELS[codec], "shuffle": True}
+    import hdf5plugin
+
+    shuffle = hdf5plugin.Blosc.BITSHUFFLE
+    return dict(hdf5plugin.Blosc(cname=codec, clevel=LEVELS[codec], shuffle=shuffle))
