@@ -100,7 +100,7 @@ def export(
         raise
     finally:
         if journal is None:
-            remove(f"{path}.run")
+            remove(target.spool)
     return notes
 
 

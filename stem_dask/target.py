@@ -71,7 +71,7 @@ class Target:
     title : in the metadata
     codec : one of `stem_dask.io.codec.CODECS`
     rechunk : chunks of whole patterns of about 1 MiB; False makes one chunk of each block
-    folder : where blocks wait until they are joined; default ``PATH.run``
+    folder : where blocks wait until they are joined; default ``PATH.incomplete.blocks``
 
     Raises
     ------
@@ -129,7 +129,7 @@ class Target:
     @property
     def spool(self) -> str:
         """The folder for blocks that wait."""
-        return self.folder or f"{self.path}.run"
+        return self.folder or f"{self.built}.blocks"
 
     @property
     def dtype(self) -> np.dtype:
