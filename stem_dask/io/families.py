@@ -4,6 +4,8 @@ The ending of a name chooses the reader; the first bytes of the file are asked f
 ending the file is refused with the name it should have: nothing is opened by a guess.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, scan_axes
+from stem_dask.io.damage import told
 from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
 from stem_dask.model import Axis
@@ -149,23 +152,24 @@ def _scan_of(tags: object) -> tuple[Axis, Axis] | None:
 
 
 def _npy(name: str) -> list[Candidate]:
-    try:
-        with open(name, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
+    with told(f"{name}: not a readable .npy file"), open(name, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote 6L for 6, which is understood
             shape, fortran, dtype = read(file)
-            offset = file.tell()
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{name}: not a readable .npy file: {error}") from error
+        offset = file.tell()
     if dtype.hasobject:
         raise SourceError(
             f"{name}: holds Python objects, which are never unpickled; save plain numbers"
         )
-    n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if min(shape, default=0) < 0:
+        raise SourceError(f"{name}: the header says the shape {shape}; the file is damaged")
+    n_bytes = math.prod(shape) * dtype.itemsize
     size = Path(name).stat().st_size
     if offset + n_bytes > size:
         raise SourceError(
@@ -237,9 +241,9 @@ def _raw(name: str) -> list[Candidate]:
 
 
 def _pt(name: str) -> list[Candidate]:
-    from stem_dask.io.trees import list_tensors
+    from stem_dask.io.tensors import list_tensors
 
-    return [Candidate(**found) for found in list_tensors(name)]
+    return list_tensors(name)
 
 
 #: suffix -> (what it is, lists what is in it, whether it is a folder)

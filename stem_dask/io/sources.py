@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
+from stem_dask.io.damage import told
 from stem_dask.io.publish import named
 
 Slices = tuple[slice, ...]
@@ -116,13 +117,9 @@ class Hdf5Dataset:
         import h5py
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
 
-        try:
-            with h5py.File(self.path, "r") as file:
-                return np.asarray(file[self.name][part])
-        except OSError as error:
-            raise SourceError(
-                f"{self.path}: dataset {self.name} cannot be read: {error}"
-            ) from error
+        what = f"{self.path}: dataset {self.name} cannot be read"
+        with told(what, retried=True), h5py.File(self.path, "r") as file:
+            return np.asarray(file[self.name][part])
 
 
 @dataclass(frozen=True)
@@ -144,19 +141,17 @@ class ZarrArray:
 
         from stem_dask.io.verify import missing_chunk
 
-        array = zarr.open_array(self.path, path=self.name, mode="r")
+        what = f"{self.path}: array {self.name or '/'} cannot be opened"
+        with told(what, retried=True):
+            array = zarr.open_array(self.path, path=self.name, mode="r")
         lost = missing_chunk(self.path, self.name, array, part)
         if lost is not None:
             raise SourceError(
                 f"{lost} is missing or empty; without it these patterns would read as zeros"
             )
-        try:
+        what = f"{self.path}: array {self.name or '/'} cannot be decoded"
+        with told(what, "stem-dask verify names the damaged files of a store", retried=True):
             return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
-        except (ValueError, RuntimeError) as error:  # each codec has its own
-            raise SourceError(
-                f"{self.path}: array {self.name or '/'} cannot be decoded ({error}); "
-                "stem-dask verify names the damaged files of a store"
-            ) from error
 
 
 @dataclass(frozen=True)

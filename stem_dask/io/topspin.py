@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
+from stem_dask.io.damage import told
 from stem_dask.io.sources import Slices
 from stem_dask.model import Axis
 
@@ -41,10 +42,10 @@ class PatternGroups:
         out = np.empty((len(numbers), len(rows), len(columns)), self.dtype)
         if out.size == 0:
             return out
-        i = 0
-        try:
-            with h5py.File(self.path, "r") as file:
-                for pattern, i in zip(out, numbers, strict=True):
+        what = f"{self.path}: patterns of {self.group} cannot be read"
+        with told(what, retried=True), h5py.File(self.path, "r") as file:
+            for pattern, i in zip(out, numbers, strict=True):
+                with told(f"{self.path}: pattern {i} of {self.group} cannot be read", retried=True):
                     data = file[f"{self.group}/{i}/Data"]
                     if data.shape != self.shape[1:] or data.dtype != self.dtype:
                         raise SourceError(
@@ -52,12 +53,6 @@ class PatternGroups:
                             f"the first is {self.shape[1:]} {self.dtype}; patterns of one size were expected"
                         )
                     pattern[...] = data[part[1], part[2]]
-        except (KeyError, OSError) as error:
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(
-                f"{self.path}: pattern {i} of {self.group} cannot be read: {error}"
-            ) from error
         return out
 
 
@@ -73,11 +68,7 @@ def list_app5(path: str) -> list[Candidate]:
     """
     import h5py
 
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise SourceError(f"{path}: not a readable HDF5 file: {error}") from error
-    with file:
+    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
         tops = [file] if "Metadata" in file else [g for g in _groups(file).values()]
         found = [
             _scan_of_patterns(path, group)

@@ -1,4 +1,4 @@
-"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores, dictionaries of tensors.
+"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores.
 
 Each function lists the arrays as keyword arguments of `stem_dask.io.candidate.Candidate`.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.sources import FlatFile, Hdf5Dataset, ZarrArray
+from stem_dask.io.damage import told
+from stem_dask.io.sources import Hdf5Dataset, ZarrArray
 from stem_dask.model import Axis
 
 #: groups deeper than this are not searched: link loops end here
@@ -56,11 +57,7 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
     """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
     import h5py
 
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise SourceError(f"{path}: not a readable HDF5 file: {error}") from error
-    with file:
+    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
         _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
@@ -147,10 +144,13 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     """Arrays of a zarr store (an array itself, or a group) with three or four axes."""
     import zarr
 
-    try:
-        node = zarr.open(path, mode="r")
-    except Exception as error:  # zarr raises many kinds for a damaged store
-        raise SourceError(f"{path}: not a readable zarr store: {error}") from error
+    with told(f"{path}: not a readable zarr store"):
+        return _arrays_of(path, zarr.open(path, mode="r"))
+
+
+def _arrays_of(path: str, node: Any) -> list[dict[str, Any]]:
+    import zarr
+
     if isinstance(node, zarr.Array):
         return [_zarr_array(path, "", node, None)]
     found: list[tuple[str, Any]] = [(name, node[name]) for name in sorted(node.array_keys())]
@@ -180,69 +180,3 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     chunks = getattr(array, "shards", None) or array.chunks
     source = ZarrArray(path, name, np.dtype(array.dtype), tuple(int(n) for n in array.shape))
     return {"name": name or "array", "source": source, "axes": tuple(axes), "chunks": tuple(chunks)}
-
-
-def list_tensors(path: str) -> list[dict[str, Any]]:
-    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only their place in the file is loaded.
-
-    Loading under fake tensors gives every storage's offset, so workers read bytes and never import torch.
-    """
-    try:
-        import torch
-        from torch._subclasses.fake_tensor import FakeTensorMode
-    except ImportError as error:
-        raise SourceError(
-            f"{path}: reading .pt needs torch: pip install stem_dask[torch]"
-        ) from error
-    try:
-        with FakeTensorMode():
-            loaded = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds for a damaged or hostile file
-        raise SourceError(
-            f"{path}: not a readable PyTorch file of plain tensors: {str(error).splitlines()[0]}; "
-            "save it again with torch.save(tensor, path)"
-        ) from error
-    tensors = {"tensor": loaded} if isinstance(loaded, torch.Tensor) else loaded
-    if not isinstance(tensors, dict):
-        raise SourceError(
-            f"{path}: holds a {type(loaded).__name__}; expected a tensor or a dictionary"
-        )
-    names = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.ndim >= 3}
-    axes = tensors.get("axes")
-    return [
-        _tensor(path, str(name), tensor, axes if isinstance(axes, (list, tuple)) else ())
-        for name, tensor in names.items()
-    ]
-
-
-def _tensor(path: str, name: str, tensor: Any, axes: Any) -> dict[str, Any]:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.layout.__repr__() != "torch.strided" or not tensor.is_contiguous():
-        raise SourceError(f"{path}: {name} is sparse or not contiguous; save tensor.contiguous()")
-    try:
-        dtype = np.dtype(kind)
-    except TypeError as error:
-        raise SourceError(
-            f"{path}: {name} is {kind}, which numpy lacks; save tensor.float()"
-        ) from error
-    start = tensor.untyped_storage()._checkpoint_offset
-    if start is None:
-        raise SourceError(
-            f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
-        )
-    shape = tuple(int(n) for n in tensor.shape)
-    offset = int(start) + int(tensor.storage_offset()) * dtype.itemsize
-    need = offset + math.prod(shape) * dtype.itemsize
-    if need > Path(path).stat().st_size:
-        raise SourceError(f"{path}: {name} needs {need:,} bytes; the file is shorter: it was cut")
-    plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
-    known = [axis_from(a.get("name"), a["size"], a) for a in axes if _describes_axis(a)]
-    if tuple(axis.size for axis in known) == shape:
-        plain = known
-    elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
-        plain[-2:] = known[-2:]
-    return {"name": name, "source": FlatFile(path, offset, dtype, shape), "axes": tuple(plain)}
-
-
-def _describes_axis(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("size"), int)
