@@ -13,9 +13,10 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, scan_axes
-from stem_dask.io.damage import told
+from stem_dask.io.damage import one_line, told
 from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
+from stem_dask.io.trees import ZARR_ROOTS
 from stem_dask.model import Axis
 
 
@@ -25,8 +26,19 @@ def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
     Raises
     ------
     SourceError
-        When the file is missing, empty, damaged, of an unknown kind, or not what its name says.
+        When the file is missing, empty, damaged, of an unknown kind, not what its name says, or the system refuses it.
     """
+    try:
+        return _opened(name, layout)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{name}: cannot be read ({one_line(error.strerror or error)}); check its permissions and its disk"
+        ) from error
+
+
+def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
     suffix = Path(name).suffix.lower()
     _check_name(name, suffix)
     kind, reader, _ = READERS[suffix]
@@ -56,7 +68,7 @@ def _check_name(name: str, suffix: str) -> None:
             f"{name}: there is no such file; check input.path (relative to {Path.cwd()})"
         )
     kind, _, is_folder = READERS[suffix]
-    if path.is_dir() and not is_folder and any((path / n).exists() for n in _ZARR_ROOTS):
+    if path.is_dir() and not is_folder and any((path / n).exists() for n in ZARR_ROOTS):
         raise SourceError(
             f"{name}: the name ends in {suffix}, but by its content it is a zarr store; rename it to {path.stem}.zarr"
         )
@@ -80,7 +92,6 @@ def _check_name(name: str, suffix: str) -> None:
         )
 
 
-_ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),

@@ -6,6 +6,7 @@ C-contiguous array. They nest: a selection of a scan made of a list of patterns 
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +140,10 @@ class ZarrArray:
     def __getitem__(self, part: Slices) -> NDArray:
         import zarr
 
-        from stem_dask.io.verify import missing_chunk
+        from stem_dask.io.claims import refuse_outside
+        from stem_dask.io.verify import missing_chunk, needed_chunks
 
+        expect_codecs_of_numcodecs()
         what = f"{self.path}: array {self.name or '/'} cannot be opened"
         with told(what, retried=True):
             array = zarr.open_array(self.path, path=self.name, mode="r")
@@ -149,9 +152,16 @@ class ZarrArray:
             raise SourceError(
                 f"{lost} is missing or empty; without it these patterns would read as zeros"
             )
+        for chunk in needed_chunks(self.path, self.name, array, part):
+            refuse_outside(self.path, chunk)
         what = f"{self.path}: array {self.name or '/'} cannot be decoded"
         with told(what, "stem-dask verify names the damaged files of a store", retried=True):
             return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
+
+
+def expect_codecs_of_numcodecs() -> None:
+    """Zarr warns of them whenever it opens an array in format 3: other programs may not read them; it does."""
+    warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 import re
 import xml.etree.ElementTree as ET
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,19 +162,18 @@ def _position(group: Any, i: int) -> tuple[float, float] | None:
     return None
 
 
+def _row(group: Any, i: int) -> float | None:
+    place = _position(group, i)
+    return None if place is None else place[0]
+
+
 def _scan(group: Any, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
     """The scan by the positions of the first row, of the pattern after it, and of the last one; and what is odd."""
     start, end = _position(group, 0), _position(group, n - 1)
     if start is None or end is None:
         return None, ""
-    width = n
-    for i in range(1, n):
-        place = _position(group, i)
-        if place is None:
-            return None, ""
-        if place[0] != start[0]:
-            width = i
-            break
+    # rows follow one another, so that the end of the first is found without looking at each of its positions
+    width = bisect_left(range(1, n), True, key=lambda i: _row(group, i) != start[0]) + 1
     if n % width:
         return (
             None,

@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.damage import told
-from stem_dask.io.sources import Hdf5Dataset, ZarrArray
+from stem_dask.io.candidate import MOST_HEADER_BYTES
+from stem_dask.io.claims import refuse_outside
+from stem_dask.io.damage import one_line, told
+from stem_dask.io.sources import Hdf5Dataset, ZarrArray, expect_codecs_of_numcodecs
 from stem_dask.model import Axis
 
+#: what makes a folder a zarr store, or a part of one
+ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: groups deeper than this are not searched: link loops end here
 _MAX_DEPTH = 12
+_MOST_GROUPS = 2  # as deep as HyperSpy nests them
+#: positions of pixels are read when there are no more than these: their number is only claimed
+_MOST_POSITIONS = 1 << 20
 
 
 def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
@@ -44,6 +51,8 @@ def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis
     if {"scale", "offset"} & set(attrs):
         return axis_from(name, size, attrs)
     if values.ndim != 1 or values.dtype.kind not in "iuf" or values.shape[0] not in (2, size):
+        return Axis(str(name), size)
+    if values.shape[0] > _MOST_POSITIONS:
         return Axis(str(name), size)
     positions = np.asarray(values[...], np.float64)
     scale = float(positions[-1] - positions[0]) / max(1, len(positions) - 1) if size > 1 else 1.0
@@ -74,6 +83,8 @@ def _refuse_velox(path: str, file: Any) -> None:
 
     version = file.get("Version")
     if not isinstance(version, h5py.Dataset) or version.size != 1 or version.dtype.kind not in "OS":
+        return
+    if version.dtype.itemsize > MOST_HEADER_BYTES:
         return
     if "Velox" in str(np.asarray(version[...]).reshape(-1)[0]):
         raise SourceError(
@@ -114,8 +125,20 @@ def _walk(group: Any, prefix: str, depth: int, seen: set[Any]) -> Iterator[str]:
             yield from _walk(item, f"{prefix}{name}/", depth + 1, seen)
 
 
+def _refuse_lost_parts(path: str, name: str, data: Any) -> None:
+    """A virtual dataset whose parts lie in files that are not there would read as zeros."""
+    for part in data.virtual_sources() if data.is_virtual else ():
+        if part.file_name != "." and "%" not in part.file_name:  # % stands for a number
+            other = Path(path).parent / part.file_name
+            if not other.is_file():
+                raise SourceError(
+                    f"{path}: a part of {name} is in {one_line(other)}, which is not there; copy it too"
+                )
+
+
 def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     data = file[name]
+    _refuse_lost_parts(path, name, data)
     parent = data.parent
     axes = []
     for i, size in enumerate(data.shape):
@@ -141,31 +164,51 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
 
 
 def list_zarr(path: str) -> list[dict[str, Any]]:
-    """Arrays of a zarr store (an array itself, or a group) with three or four axes."""
+    """Arrays of a zarr store with two or more axes: it is an array itself, or a group with patterns or groups of them.
+
+    Raises
+    ------
+    SourceError
+        When an array or a group in it is damaged, or a link leads out of it.
+    """
     import zarr
 
+    expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"):
-        return _arrays_of(path, zarr.open(path, mode="r"))
+        for name in ZARR_ROOTS:
+            refuse_outside(path, Path(path, name))
+        root = zarr.open(path, mode="r")
+        if isinstance(root, zarr.Array):
+            return [_zarr_array(path, "", root, None)]
+        found = list(_arrays(path, "", 0))
+        if not any(array.ndim in (3, 4) for _, array in found):
+            found = list(_arrays(path, "", _MOST_GROUPS))
+        return [_zarr_array(path, name, array, root) for name, array in found if array.ndim >= 2]
 
 
-def _arrays_of(path: str, node: Any) -> list[dict[str, Any]]:
+def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Name and array of every member, one after another: zarr itself opens all at once, and tells of one fault only."""
     import zarr
 
-    if isinstance(node, zarr.Array):
-        return [_zarr_array(path, "", node, None)]
-    found: list[tuple[str, Any]] = [(name, node[name]) for name in sorted(node.array_keys())]
-    if not any(array.ndim in (3, 4) for _, array in found):
-        for name, group in node.groups():
-            found += [(f"{name}/{key}", group[key]) for key in sorted(group.array_keys())]
-            for key, deeper in group.groups():
-                found += [(f"{name}/{key}/{k}", deeper[k]) for k in sorted(deeper.array_keys())]
-    return [_zarr_array(path, name, array, node) for name, array in found if array.ndim >= 2]
+    for folder in sorted(Path(path, prefix).iterdir()):
+        roots = [root for name in ZARR_ROOTS if (root := folder / name).is_file()]
+        for root in roots:
+            refuse_outside(path, root)
+        if not roots:
+            continue
+        node = zarr.open(path, path=f"{prefix}{folder.name}", mode="r")
+        if isinstance(node, zarr.Array):
+            yield f"{prefix}{folder.name}", node
+        elif depth:
+            yield from _arrays(path, f"{prefix}{folder.name}/", depth - 1)
 
 
 def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     named = getattr(array.metadata, "dimension_names", None)
     named = named or array.attrs.get("_ARRAY_DIMENSIONS")  # as xarray names them in format 2
-    dims = named if named and len(named) == array.ndim else [None] * array.ndim
+    dims: list[str | None] = [None] * array.ndim
+    if isinstance(named, (list, tuple)) and len(named) == array.ndim:
+        dims = [name if isinstance(name, str) else None for name in named]
     parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
     axes = []
     for i, size in enumerate(array.shape):
