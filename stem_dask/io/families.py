@@ -190,7 +190,9 @@ def _npy(name: str) -> list[Candidate]:
     source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
     if fortran:
         source = Transposed(source, tuple(range(len(shape)))[::-1])
-    return [Candidate("array", source, _plain_axes(shape))]
+    rest = size - offset - n_bytes
+    notes = (f"{rest:,} bytes after the array are not read",) if rest else ()
+    return [Candidate("array", source, _plain_axes(shape), notes=notes)]
 
 
 def _hdf5(name: str) -> list[Candidate]:

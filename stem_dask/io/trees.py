@@ -196,11 +196,17 @@ def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
             refuse_outside(path, root)
         if not roots:
             continue
-        node = zarr.open(path, path=f"{prefix}{folder.name}", mode="r")
+        name = f"{prefix}{folder.name}"
+        node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
         if isinstance(node, zarr.Array):
-            yield f"{prefix}{folder.name}", node
+            yield name, node
         elif depth:
-            yield from _arrays(path, f"{prefix}{folder.name}/", depth - 1)
+            yield from _arrays(path, f"{name}/", depth - 1)
+
+
+def _is_group(roots: list[Path]) -> bool:
+    """By the name alone, in format 2; opening takes some ms."""
+    return [root.name for root in roots] == [".zgroup"]
 
 
 def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
