@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import struct
 import tracemalloc
 from math import prod
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -71,3 +73,167 @@ def opens_in_little(path, n_bytes, **options):
     assert peak < 20e6
     assert len(pickle.dumps(found.source)) < 1e5
     return found
+
+
+# --- what cameras write ---
+
+
+def blo(path, array, **changes):
+    said = {"id": b"IMGBLO", "magic": 0x0102, "image": 0x1000, "patterns": 0x1010, "flags": 131141,
+            "size": array.shape[-1], "turn": 0, "nx": array.shape[1], "ny": array.shape[0], "scan": 0,
+            "sx": 2.5, "sy": 5.0, "volt": 200000, "sdp": 6226, "length": 0, "time": 0.0} | changes  # fmt: skip
+    frames = array.astype("u1").reshape(-1, array[0, 0].size)
+    data = b"".join(
+        b"\xaa\x55" + struct.pack("<I", i) + frame.tobytes() for i, frame in enumerate(frames)
+    )
+    header = struct.pack("<6sH3I5H2dI2Hd", *said.values())
+    path.write_bytes(header.ljust(0x1010, b"\0") + data)
+    return path
+
+
+def mrc(path, array, mode=6, order="<", extended=0, **at):
+    header = bytearray(1024)
+    struct.pack_into(order + "4I", header, 0, *array.shape[::-1], mode)
+    struct.pack_into(order + "I", header, 92, extended)
+    header[208:212] = b"MAP "
+    for place, (form, value) in at.items():
+        struct.pack_into(order + form, header, int(place[1:]), value)
+    path.write_bytes(bytes(header) + bytes(extended) + array.tobytes())
+    return path
+
+
+INFO = {"Scan - Enable": "Enable", "Scan - Type": "Raster", "Scan - Size X": 4, "Scan - Size Y": 3,
+        "Scan - ROI Size X": 9, "Scan - ROI Size Y": 9, "Scan - ROI Enable": "Disable",
+        "Specimen Pixel Size X (nanometers)": 0.1, "Specimen Pixel Size Y (nanometers)": 0.2,
+        "Diffraction Pixel Size X": 0.5, "Diffraction Pixel Size Y": -1}  # fmt: skip
+
+
+def info(path, name, **changes):
+    lines = [f"{key:60} = {value}" for key, value in (INFO | changes).items()]
+    path.with_name(name).write_text("\n".join(lines))
+    return path
+
+
+PIX = "<pix_x>4</pix_x><pix_y>3</pix_y>"
+
+
+def empad(folder, body=PIX, n=12, name="scan_x4_y3.raw", filename=None):
+    frames = np.full((n, 130, 128), np.nan, "<f4")
+    frames[:, :128] = numbers((n, 128, 128), "f4")
+    frames.tofile(folder / name)
+    told = filename or name
+    xml = folder / "a.xml"
+    xml.write_text(
+        f"<?xml version='1.0'?><root><raw_file filename='{told}' kind='EMPAD'/>{body}</root>"
+    )
+    return xml, frames[:, :128]
+
+
+def tvips(path, array, version=2, lead=60, **changes):
+    said = {"size": 256, "version": version, "dimx": array.shape[-1], "dimy": array.shape[-2],
+            "bits": array.dtype.itemsize * 8, "ox": 0, "oy": 0, "bx": 1, "by": 1, "pixel": 15500, "ht": 200,
+            "mag": 1, "between": lead} | changes  # fmt: skip
+    header = struct.pack("<13I", *said.values()) + b"TVIPS " * 34
+    path.write_bytes(header + frames_of(array, lead))
+    return path
+
+
+def frames_of(array, lead):
+    return b"".join(bytes(lead) + frame.tobytes() for frame in array)
+
+
+MIB_DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
+
+
+def mib_header(kind="U16", width=5, height=6, length=384, first="MQ1"):
+    text = f"{first},000001,{length:05},01,{width:04},{height:04},{kind},   1x1,01,2021-05-07 18:51:10,0.1,0,0,0,"
+    return text.encode().ljust(length)
+
+
+def mib(path, array, kind="U16", length=384):
+    frames = array.reshape(-1, *array.shape[-2:]).astype(MIB_DTYPES[kind])
+    head = mib_header(kind, *array.shape[:-3:-1], length)
+    path.write_bytes(b"".join(head + frame.tobytes() for frame in frames))
+    return path
+
+
+def hdr(path, **settings):
+    lines = [f"{name}:\t{value}" for name, value in settings.items()]
+    path.with_suffix(".hdr").write_text("\r\n".join(["HDR,\t", *lines, "End\t"]))
+    return path
+
+
+def emd(path, array, group, dims, kind, first=0):
+    with h5py.File(path, "w") as file:
+        file.attrs["version_major"] = 1
+        parent = file.create_group(group)
+        parent.attrs["emd_group_type"] = kind
+        parent.create_dataset("data", data=array)
+        for i, (name, units, positions) in enumerate(dims):
+            along = parent.create_dataset(f"dim{i + first}", data=np.asarray(positions))
+            along.attrs.update({"name": name, "units": units})
+    return path
+
+
+GUID = "a0dba950-15bf-4a74-a81c-9cea8560c2c8"
+
+
+PLACE = """<?xml version="1.0" encoding="utf-16"?><Metadata><Calibration>
+<X><Offset>-0.5</Offset><Scale>{scale}</Scale><Type><Text>Angle</Text></Type></X>
+<Y><Offset>-0.25</Offset><Scale>0.01</Scale><Type><Text>Angle</Text></Type></Y></Calibration>
+<Metadata><Item><Name>RequestedBeamPosition</Name><Value><X>{x}</X><Y>{y}</Y></Value></Item></Metadata></Metadata>"""
+
+
+def app5(path, array, session="", scale=0.02, place=None):
+    def where(i):
+        y, x = np.unravel_index(i, array.shape[:2])
+        return (5e-9 + 2e-9 * y, 7e-9 + 1e-9 * x)
+
+    with h5py.File(path, "w") as file:
+        top = file.create_group(session) if session else file
+        top["Metadata"] = b"<Metadata/>"
+        top["39a4bbcd-2551-4912-9093-0eaed678dcff"] = np.zeros((8, 56))
+        for i, pattern in enumerate(array.reshape(-1, *array.shape[-2:])):
+            y, x = (place or where)(i)
+            top[f"{GUID}/{i}/Data"] = pattern
+            top[f"{GUID}/{i}/Metadata"] = PLACE.format(scale=scale, x=x, y=y).encode()
+    return path
+
+
+def tiff(
+    path, array, order="<", big=False, pixels_first=True, strips=1, description=b"", **changes
+):
+    """Pages of plain pixels; each directory before or behind them."""
+    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+    head = b"II" if order == "<" else b"MM"
+    word, entry, count = ("Q", "HHQ8s", "Q") if big else ("I", "HHI4s", "H")
+    out = bytearray(head + struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, 0) if big else (42, 0))))  # fmt: skip
+    link = len(out) - (8 if big else 4)
+    for page in array:
+        data, rows = page.astype(array.dtype.newbyteorder(order)).tobytes(), page.shape[0]
+        tags = {256: page.shape[1], 257: rows, 258: page.itemsize * 8, 259: 1, 277: 1, 278: -(-rows // strips), 339: kind}  # fmt: skip
+        if pixels_first:
+            at = len(out)
+            out += data
+        places = len(out)
+        size = (8 if big else 2) + 9 * (20 if big else 12) + (8 if big else 4)
+        if not pixels_first:
+            at = places + size + strips * 8 + len(description)
+        offsets = [at + i * tags[278] * page.shape[1] * page.itemsize for i in range(strips)]
+        fields = [(t, 4, 1, struct.pack(order + "I", v)) for t, v in (tags | changes).items()]  # fmt: skip
+        where = places + size
+        listed = struct.pack(f"{order}{strips}I", *offsets)
+        fields.append((273, 4, strips, listed if len(listed) <= (8 if big else 4) else struct.pack(order + word, where)))  # fmt: skip
+        fields.append((270, 2, len(description), struct.pack(order + word, where + strips * 8)))
+        out[link : link + len(struct.pack(word, 0))] = struct.pack(order + word, places)
+        out += struct.pack(order + count, len(fields))
+        for tag, code, n, field in sorted(fields):
+            out += struct.pack(order + entry, tag, code, n, field.ljust(8 if big else 4, b"\0"))
+        link = len(out)
+        out += bytes(8 if big else 4)
+        out += struct.pack(f"{order}{strips}I", *offsets).ljust(strips * 8, b"\0") + description
+        if not pixels_first:
+            out += data
+        description = b""  # on the first page only, so that the second lies elsewhere
+    path.write_bytes(bytes(out))
+    return path

@@ -1,11 +1,24 @@
 """Block files, MRC, EMPAD and TVIPS: every value as numpy has it, every lie of a header refused."""
 
-import struct
 import warnings
 
 import numpy as np
 import pytest
-from frames_made import SHAPE, agrees, knows, numbers, opens_in_little, real
+from frames_made import (  # fmt: skip
+    PIX,
+    SHAPE,
+    agrees,
+    blo,
+    empad,
+    frames_of,
+    info,
+    knows,
+    mrc,
+    numbers,
+    opens_in_little,
+    real,
+    tvips,
+)
 
 from stem_dask.errors import SourceError
 from stem_dask.io.read import find
@@ -13,19 +26,6 @@ from stem_dask.io.read import find
 # --- .blo -------------------------------------------------------------------------------------------------------
 
 SQUARE = (3, 4, 6, 6)
-
-
-def blo(path, array, **changes):
-    said = {"id": b"IMGBLO", "magic": 0x0102, "image": 0x1000, "patterns": 0x1010, "flags": 131141,
-            "size": array.shape[-1], "turn": 0, "nx": array.shape[1], "ny": array.shape[0], "scan": 0,
-            "sx": 2.5, "sy": 5.0, "volt": 200000, "sdp": 6226, "length": 0, "time": 0.0} | changes  # fmt: skip
-    frames = array.astype("u1").reshape(-1, array[0, 0].size)
-    data = b"".join(
-        b"\xaa\x55" + struct.pack("<I", i) + frame.tobytes() for i, frame in enumerate(frames)
-    )
-    header = struct.pack("<6sH3I5H2dI2Hd", *said.values())
-    path.write_bytes(header.ljust(0x1010, b"\0") + data)
-    return path
 
 
 def test_blo(tmp_path):
@@ -70,6 +70,7 @@ def test_blo_cut_and_longer(tmp_path):
         ({"size": 60000}, r"patterns of 3,600,000,000 bytes, but 498 bytes follow"),
         ({"patterns": 0x1011}, r"no pattern begins at byte 4,113, .* \(bytes 55 00, expected aa 55\)"),
         ({"patterns": 2**31}, r"0 bytes follow"),
+        ({"size": 5}, r"pattern 1 begins at byte 4,143, but b'.*' is there instead of b'\\xaaU'; a size is wrong"),
         ({"nx": 400}, r"12 patterns; the scan that the file states, 3 x 400 needs 1,200"),
         ({"nx": 0}, r"a stack of 12 patterns of 6 x 6 pixels; give its scan"),
     ],
@@ -109,29 +110,6 @@ def test_blo_opens_in_little_memory(tmp_path):
 
 
 # --- .mrc -------------------------------------------------------------------------------------------------------
-
-
-def mrc(path, array, mode=6, order="<", extended=0, **at):
-    header = bytearray(1024)
-    struct.pack_into(order + "4I", header, 0, *array.shape[::-1], mode)
-    struct.pack_into(order + "I", header, 92, extended)
-    header[208:212] = b"MAP "
-    for place, (form, value) in at.items():
-        struct.pack_into(order + form, header, int(place[1:]), value)
-    path.write_bytes(bytes(header) + bytes(extended) + array.tobytes())
-    return path
-
-
-INFO = {"Scan - Enable": "Enable", "Scan - Type": "Raster", "Scan - Size X": 4, "Scan - Size Y": 3,
-        "Scan - ROI Size X": 9, "Scan - ROI Size Y": 9, "Scan - ROI Enable": "Disable",
-        "Specimen Pixel Size X (nanometers)": 0.1, "Specimen Pixel Size Y (nanometers)": 0.2,
-        "Diffraction Pixel Size X": 0.5, "Diffraction Pixel Size Y": -1}  # fmt: skip
-
-
-def info(path, name, **changes):
-    lines = [f"{key:60} = {value}" for key, value in (INFO | changes).items()]
-    path.with_name(name).write_text("\n".join(lines))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -224,25 +202,12 @@ def test_mrc_opens_in_little_memory(tmp_path):
 
 # --- EMPAD ------------------------------------------------------------------------------------------------------
 
-PIX = "<pix_x>4</pix_x><pix_y>3</pix_y>"
 SCANNED = "<scan_parameters mode='acquire'><scan_resolution_x>4</scan_resolution_x><scan_resolution_y>3</scan_resolution_y></scan_parameters>"
 OLD = (
     "<iom_measurements><optics.get_full_scan_field_of_view>[3e-8, 8e-8]</optics.get_full_scan_field_of_view>"
     "<calibrated_pixelsize>2e-11</calibrated_pixelsize></iom_measurements>"
 )
 NEW = "<iom_measurements><full_scan_field_of_view><x>2.88e-8</x><scale_factor>0.72</scale_factor></full_scan_field_of_view></iom_measurements>"
-
-
-def empad(folder, body=PIX, n=12, name="scan_x4_y3.raw", filename=None):
-    frames = np.full((n, 130, 128), np.nan, "<f4")
-    frames[:, :128] = numbers((n, 128, 128), "f4")
-    frames.tofile(folder / name)
-    told = filename or name
-    xml = folder / "a.xml"
-    xml.write_text(
-        f"<?xml version='1.0'?><root><raw_file filename='{told}' kind='EMPAD'/>{body}</root>"
-    )
-    return xml, frames[:, :128]
 
 
 @pytest.mark.parametrize("body", [PIX, SCANNED, "<timestamp isoformat='2021'/>"])
@@ -312,19 +277,6 @@ def test_empad_opens_in_little_memory(tmp_path):
 
 
 # --- .tvips -----------------------------------------------------------------------------------------------------
-
-
-def tvips(path, array, version=2, lead=60, **changes):
-    said = {"size": 256, "version": version, "dimx": array.shape[-1], "dimy": array.shape[-2],
-            "bits": array.dtype.itemsize * 8, "ox": 0, "oy": 0, "bx": 1, "by": 1, "pixel": 15500, "ht": 200,
-            "mag": 1, "between": lead} | changes  # fmt: skip
-    header = struct.pack("<13I", *said.values()) + b"TVIPS " * 34
-    path.write_bytes(header + frames_of(array, lead))
-    return path
-
-
-def frames_of(array, lead):
-    return b"".join(bytes(lead) + frame.tobytes() for frame in array)
 
 
 @pytest.mark.parametrize(("version", "lead"), [(1, 12), (2, 60), (2, 77)])

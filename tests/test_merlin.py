@@ -2,36 +2,27 @@
 
 import numpy as np
 import pytest
-from frames_made import SHAPE, agrees, knows, numbers, opens_in_little, real
+from frames_made import (
+    MIB_DTYPES,
+    SHAPE,
+    agrees,
+    hdr,
+    knows,
+    mib,
+    mib_header,
+    numbers,
+    opens_in_little,
+    real,
+)
 
 from stem_dask.errors import SourceError
 from stem_dask.io.read import find
-
-DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
-
-
-def header(kind="U16", width=5, height=6, length=384, first="MQ1"):
-    text = f"{first},000001,{length:05},01,{width:04},{height:04},{kind},   1x1,01,2021-05-07 18:51:10,0.1,0,0,0,"
-    return text.encode().ljust(length)
-
-
-def mib(path, array, kind="U16", length=384):
-    frames = array.reshape(-1, *array.shape[-2:]).astype(DTYPES[kind])
-    head = header(kind, *array.shape[:-3:-1], length)
-    path.write_bytes(b"".join(head + frame.tobytes() for frame in frames))
-    return path
-
-
-def hdr(path, **settings):
-    lines = [f"{name}:\t{value}" for name, value in settings.items()]
-    path.with_suffix(".hdr").write_text("\r\n".join(["HDR,\t", *lines, "End\t"]))
-    return path
 
 
 @pytest.mark.parametrize("kind", ["U08", "U16", "U32"])
 @pytest.mark.parametrize("length", [384, 768])
 def test_mib(tmp_path, kind, length):
-    array = numbers(dtype=DTYPES[kind])
+    array = numbers(dtype=MIB_DTYPES[kind])
     path = mib(tmp_path / "a.mib", array, kind, length)
     found = find(path, scan_shape=SHAPE[:2])
     agrees(found, array)
@@ -94,14 +85,20 @@ def test_mib_interrupted(tmp_path):
     [
         (b"", r"the file is empty"),
         (b"MQ1,0000", r"8 bytes are fewer than the header of a Merlin pattern has \(384\)"),
-        (header(first="XQ9") + bytes(60), r"begins with 'XQ9', where MQ1 was expected"),
+        (mib_header(first="XQ9") + bytes(60), r"begins with 'XQ9', where MQ1 was expected"),
         (bytes(1000), r"where MQ1 was expected"),
-        (header("R64") + bytes(60), r"stored as 'R64'; of Merlin's modes U08, U16.*Raw Mode off"),
-        (header("???") + bytes(60), r"stored as '\?\?\?'"),
-        (header(width=0) + bytes(60), r"states '0000' for width; it is damaged"),
-        (header(length=384).replace(b"00384", b"00003") + bytes(60), "states '00003' for header"),
-        (header().replace(b"0006", b"99999") + bytes(60), "states '99999' for height"),
-        (header() + bytes(59), r"patterns of 60 bytes, but 59 bytes follow; the file was cut"),
+        (
+            mib_header("R64") + bytes(60),
+            r"stored as 'R64'; of Merlin's modes U08, U16.*Raw Mode off",
+        ),
+        (mib_header("???") + bytes(60), r"stored as '\?\?\?'"),
+        (mib_header(width=0) + bytes(60), r"states '0000' for width; it is damaged"),
+        (
+            mib_header(length=384).replace(b"00384", b"00003") + bytes(60),
+            "states '00003' for header",
+        ),
+        (mib_header().replace(b"0006", b"99999") + bytes(60), "states '99999' for height"),
+        (mib_header() + bytes(59), r"patterns of 60 bytes, but 59 bytes follow; the file was cut"),
     ],
 )
 def test_mib_refused(tmp_path, content, message):
@@ -131,3 +128,13 @@ def test_real_mib():
     quantumdetector = pytest.importorskip("rsciio.quantumdetector")
     theirs = quantumdetector.file_reader(str(path))[0]["data"]
     np.testing.assert_array_equal(found.source[(slice(None),) * 4][:, :, ::-1], theirs)
+
+
+def test_mib_whose_sizes_would_shear_it(tmp_path):
+    """A width that is too small gives more patterns than there are, each beginning elsewhere in its neighbour."""
+    path = mib(tmp_path / "a.mib", numbers() + 1)
+    content = path.read_bytes()
+    assert find(path, scan_shape=(3, 4)).source.shape == SHAPE
+    path.write_bytes(content.replace(b",0005,0006,", b",0004,0006,", 1))
+    with pytest.raises(SourceError, match=r"a\.mib: by the sizes in the header pattern 1 begins"):
+        find(path, scan_shape=(3, 4))

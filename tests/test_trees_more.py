@@ -6,25 +6,24 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from frames_made import SHAPE, agrees, knows, numbers, opens_in_little, real
+from frames_made import (
+    GUID,
+    SHAPE,
+    agrees,
+    app5,
+    emd,
+    knows,
+    numbers,
+    opens_in_little,
+    real,
+    tiff,
+)
 
 from stem_dask.errors import SourceError
 from stem_dask.io.families import READERS
 from stem_dask.io.read import find
 
 # --- EMD --------------------------------------------------------------------------------------------------------
-
-
-def emd(path, array, group, dims, kind, first=0):
-    with h5py.File(path, "w") as file:
-        file.attrs["version_major"] = 1
-        parent = file.create_group(group)
-        parent.attrs["emd_group_type"] = kind
-        parent.create_dataset("data", data=array)
-        for i, (name, units, positions) in enumerate(dims):
-            along = parent.create_dataset(f"dim{i + first}", data=np.asarray(positions))
-            along.attrs.update({"name": name, "units": units})
-    return path
 
 
 @pytest.mark.parametrize(("kind", "first"), [("array", 0), (1, 1)])
@@ -86,28 +85,6 @@ def test_hdf5_with_axes_of_length_one(tmp_path):
 
 
 # --- .app5 ------------------------------------------------------------------------------------------------------
-
-GUID = "a0dba950-15bf-4a74-a81c-9cea8560c2c8"
-PLACE = """<?xml version="1.0" encoding="utf-16"?><Metadata><Calibration>
-<X><Offset>-0.5</Offset><Scale>{scale}</Scale><Type><Text>Angle</Text></Type></X>
-<Y><Offset>-0.25</Offset><Scale>0.01</Scale><Type><Text>Angle</Text></Type></Y></Calibration>
-<Metadata><Item><Name>RequestedBeamPosition</Name><Value><X>{x}</X><Y>{y}</Y></Value></Item></Metadata></Metadata>"""
-
-
-def app5(path, array, session="", scale=0.02, place=None):
-    def where(i):
-        y, x = np.unravel_index(i, array.shape[:2])
-        return (5e-9 + 2e-9 * y, 7e-9 + 1e-9 * x)
-
-    with h5py.File(path, "w") as file:
-        top = file.create_group(session) if session else file
-        top["Metadata"] = b"<Metadata/>"
-        top["39a4bbcd-2551-4912-9093-0eaed678dcff"] = np.zeros((8, 56))
-        for i, pattern in enumerate(array.reshape(-1, *array.shape[-2:])):
-            y, x = (place or where)(i)
-            top[f"{GUID}/{i}/Data"] = pattern
-            top[f"{GUID}/{i}/Metadata"] = PLACE.format(scale=scale, x=x, y=y).encode()
-    return path
 
 
 @pytest.mark.parametrize("session", ["", "b0dba950-15bf-4a74-a81c-9cea8560c2c8"])
@@ -201,45 +178,6 @@ def test_hdf5_opens_in_little_memory(tmp_path):
 
 
 # --- TIFF -------------------------------------------------------------------------------------------------------
-
-
-def tiff(
-    path, array, order="<", big=False, pixels_first=True, strips=1, description=b"", **changes
-):
-    """Pages of plain pixels; each directory before or behind them."""
-    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
-    head = b"II" if order == "<" else b"MM"
-    word, entry, count = ("Q", "HHQ8s", "Q") if big else ("I", "HHI4s", "H")
-    out = bytearray(head + struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, 0) if big else (42, 0))))  # fmt: skip
-    link = len(out) - (8 if big else 4)
-    for page in array:
-        data, rows = page.astype(array.dtype.newbyteorder(order)).tobytes(), page.shape[0]
-        tags = {256: page.shape[1], 257: rows, 258: page.itemsize * 8, 259: 1, 277: 1, 278: -(-rows // strips), 339: kind}  # fmt: skip
-        if pixels_first:
-            at = len(out)
-            out += data
-        places = len(out)
-        size = (8 if big else 2) + 9 * (20 if big else 12) + (8 if big else 4)
-        if not pixels_first:
-            at = places + size + strips * 8 + len(description)
-        offsets = [at + i * tags[278] * page.shape[1] * page.itemsize for i in range(strips)]
-        fields = [(t, 4, 1, struct.pack(order + "I", v)) for t, v in (tags | changes).items()]  # fmt: skip
-        where = places + size
-        listed = struct.pack(f"{order}{strips}I", *offsets)
-        fields.append((273, 4, strips, listed if len(listed) <= (8 if big else 4) else struct.pack(order + word, where)))  # fmt: skip
-        fields.append((270, 2, len(description), struct.pack(order + word, where + strips * 8)))
-        out[link : link + len(struct.pack(word, 0))] = struct.pack(order + word, places)
-        out += struct.pack(order + count, len(fields))
-        for tag, code, n, field in sorted(fields):
-            out += struct.pack(order + entry, tag, code, n, field.ljust(8 if big else 4, b"\0"))
-        link = len(out)
-        out += bytes(8 if big else 4)
-        out += struct.pack(f"{order}{strips}I", *offsets).ljust(strips * 8, b"\0") + description
-        if not pixels_first:
-            out += data
-        description = b""  # on the first page only, so that the second lies elsewhere
-    path.write_bytes(bytes(out))
-    return path
 
 
 @pytest.mark.parametrize("big", [False, True])

@@ -6,13 +6,14 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, calibrated, header_of, scan_axes, stack_axes
-from stem_dask.io.frames import FramedFile, Run, framed
+from stem_dask.io.frames import FramedFile, Run, framed, refuse_sheared
 
 _HEADER = struct.Struct("<6sH3I5H2dI2Hd")
 _NAMES = ("id", "magic", "offset of the image", "offset of the patterns", "flags", "size of a pattern",
           "rotation of a pattern", "scan x", "scan y", "scan rotation", "step x (nm)", "step y (nm)",
           "beam energy (V)", "pixels per cm x 100", "camera length", "time")  # fmt: skip
 _LEAD = 6  # bytes before each pattern
+_MARK = b"\xaa\x55"  # the first two of them
 
 
 def list_blo(path: str) -> list[Candidate]:
@@ -36,7 +37,7 @@ def list_blo(path: str) -> list[Candidate]:
     with open(path, "rb") as file:
         file.seek(start)
         mark = file.read(2)
-    if mark != b"\xaa\x55":
+    if mark != _MARK:
         raise SourceError(
             f"{path}: no pattern begins at byte {start:,}, where the header says the first one does (bytes "
             f"{mark.hex(' ')}, expected aa 55); the file is damaged"
@@ -47,6 +48,7 @@ def list_blo(path: str) -> list[Candidate]:
     if scan is not None and (n := scan[0].size * scan[1].size) < source.shape[0]:
         source = _first(source, n)
         notes = (f"bytes after the {n:,} patterns of the scan are not read",)
+    refuse_sheared(source, _LEAD, _MARK)
     density = said["pixels per cm x 100"]
     step = 100 / density if density else None
     ky, kx = (calibrated(name, size, step, 0.0, "cm") for name in ("ky", "kx"))

@@ -4,6 +4,8 @@ The ending of a name chooses the reader; the first bytes of the file are asked f
 ending the file is refused with the name it should have: nothing is opened by a guess.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, scan_axes
+from stem_dask.io.damage import one_line, told
 from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
+from stem_dask.io.trees import ZARR_ROOTS
 from stem_dask.model import Axis
 
 
@@ -22,8 +26,19 @@ def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
     Raises
     ------
     SourceError
-        When the file is missing, empty, damaged, of an unknown kind, or not what its name says.
+        When the file is missing, empty, damaged, of an unknown kind, not what its name says, or the system refuses it.
     """
+    try:
+        return _opened(name, layout)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{name}: cannot be read ({one_line(error.strerror or error)}); check its permissions and its disk"
+        ) from error
+
+
+def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
     suffix = Path(name).suffix.lower()
     _check_name(name, suffix)
     kind, reader, _ = READERS[suffix]
@@ -53,7 +68,7 @@ def _check_name(name: str, suffix: str) -> None:
             f"{name}: there is no such file; check input.path (relative to {Path.cwd()})"
         )
     kind, _, is_folder = READERS[suffix]
-    if path.is_dir() and not is_folder and any((path / n).exists() for n in _ZARR_ROOTS):
+    if path.is_dir() and not is_folder and any((path / n).exists() for n in ZARR_ROOTS):
         raise SourceError(
             f"{name}: the name ends in {suffix}, but by its content it is a zarr store; rename it to {path.stem}.zarr"
         )
@@ -77,7 +92,6 @@ def _check_name(name: str, suffix: str) -> None:
         )
 
 
-_ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),
@@ -149,23 +163,24 @@ def _scan_of(tags: object) -> tuple[Axis, Axis] | None:
 
 
 def _npy(name: str) -> list[Candidate]:
-    try:
-        with open(name, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
+    with told(f"{name}: not a readable .npy file"), open(name, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote 6L for 6, which is understood
             shape, fortran, dtype = read(file)
-            offset = file.tell()
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{name}: not a readable .npy file: {error}") from error
+        offset = file.tell()
     if dtype.hasobject:
         raise SourceError(
             f"{name}: holds Python objects, which are never unpickled; save plain numbers"
         )
-    n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if min(shape, default=0) < 0:
+        raise SourceError(f"{name}: the header says the shape {shape}; the file is damaged")
+    n_bytes = math.prod(shape) * dtype.itemsize
     size = Path(name).stat().st_size
     if offset + n_bytes > size:
         raise SourceError(
@@ -175,7 +190,9 @@ def _npy(name: str) -> list[Candidate]:
     source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
     if fortran:
         source = Transposed(source, tuple(range(len(shape)))[::-1])
-    return [Candidate("array", source, _plain_axes(shape))]
+    rest = size - offset - n_bytes
+    notes = (f"{rest:,} bytes after the array are not read",) if rest else ()
+    return [Candidate("array", source, _plain_axes(shape), notes=notes)]
 
 
 def _hdf5(name: str) -> list[Candidate]:
@@ -237,9 +254,9 @@ def _raw(name: str) -> list[Candidate]:
 
 
 def _pt(name: str) -> list[Candidate]:
-    from stem_dask.io.trees import list_tensors
+    from stem_dask.io.tensors import list_tensors
 
-    return [Candidate(**found) for found in list_tensors(name)]
+    return list_tensors(name)
 
 
 #: suffix -> (what it is, lists what is in it, whether it is a folder)

@@ -141,6 +141,33 @@ def framed(
     return FramedFile((Run(path, offset + lead, stride, count),), dtype, frame_shape), notes
 
 
+def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
+    """The second and the last pattern must begin with the mark of the first: else a size in the header is wrong.
+
+    Parameters
+    ----------
+    source : patterns of one file
+    lead : bytes of the header before each pattern
+    mark : bytes that each of these headers begins with
+
+    Raises
+    ------
+    SourceError
+        When one of them does not; read all the same, patterns would be shifted one against the other.
+    """
+    run = source.runs[0]
+    with named(run.path), open(run.path, "rb") as file:
+        for i in {min(1, run.count - 1), run.count - 1}:
+            at = run.offset - lead + i * run.stride
+            file.seek(at)
+            found = file.read(len(mark))
+            if found != mark and any(found):  # zeros: reserved on the disk, and never written
+                raise SourceError(
+                    f"{run.path}: by the sizes in the header pattern {i:,} begins at byte {at:,}, but {found!r} is there "
+                    f"instead of {mark!r}; a size is wrong, or the file is damaged"
+                )
+
+
 @dataclass(frozen=True)
 class Flipped:
     """A source with the rows of every pattern from bottom to top (its axis ky backwards)."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, header_of, scan_axes, side_text, stack_axes, whole
-from stem_dask.io.frames import framed
+from stem_dask.io.frames import framed, refuse_sheared
 from stem_dask.model import Axis
 
 _FIRST = 384  # bytes of the shortest header; longer ones state their length
@@ -43,6 +43,7 @@ def list_mib(path: str) -> list[Candidate]:
     dtype = np.dtype(_DTYPES[kind])
     stride = length + width * height * dtype.itemsize
     source, notes = framed(path, 0, stride, dtype, (height, width), lead=length)
+    refuse_sheared(source, length, b"MQ1,")
     header: dict[str, Any] = {
         "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
     }

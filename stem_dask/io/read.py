@@ -11,6 +11,8 @@ from typing import Literal
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, plain
+from stem_dask.io.claims import refuse_impossible
+from stem_dask.io.damage import one_line
 from stem_dask.io.families import open_file
 from stem_dask.io.frames import Flipped, Squeezed
 from stem_dask.io.raw import RawLayout
@@ -26,6 +28,7 @@ from stem_dask.io.sources import (
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis, SourceInfo
 
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
+_MOST_LISTED = 12  # arrays that a message names
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def find(
         raise SourceError(
             f"{name}: {chosen.name} has shape {by(chosen.source.shape)}: it holds nothing"
         )
+    refuse_impossible(name, chosen.name, chosen.source)
     start = _View(chosen.source, chosen.axes, (*notes, *chosen.notes))
     view = _parts(name, _arrange(name, chosen, start, geometry), geometry)
     info = SourceInfo(
@@ -130,7 +134,8 @@ def find(
 
 
 def _four_axes(candidate: Candidate) -> Candidate:
-    """Without leading axes of length 1, where there are more than four."""
+    """Without leading axes of length 1, where there are more than four; with a name that can be shown."""
+    candidate = replace(candidate, name=one_line(candidate.name))
     shape = candidate.source.shape
     surplus = [i for i, n in enumerate(shape) if n == 1][: max(0, len(shape) - 4)]
     if len(shape) - len(surplus) > 4 or not surplus:
@@ -149,7 +154,7 @@ def _four_axes(candidate: Candidate) -> Candidate:
 def _choose(
     name: str, candidates: list[Candidate], dataset: str | int | None
 ) -> tuple[Candidate, list[str]]:
-    listing = "; ".join(f"{c.name}: {by(c.source.shape)} {c.source.dtype}" for c in candidates)
+    listing = _listed([f"{c.name}: {by(c.source.shape)} {c.source.dtype}" for c in candidates])
     if not candidates:
         raise SourceError(f"{name}: the file holds no array of numbers")
     if dataset is not None:
@@ -162,7 +167,7 @@ def _choose(
         if len(fitting) > 1:
             raise SourceError(
                 f"{name}: the file holds {len(fitting)} arrays of {n_axes} axes; choose one with input.dataset: "
-                + "; ".join(f"{c.name}: {by(c.source.shape)}" for c in fitting)
+                + _listed([f"{c.name}: {by(c.source.shape)}" for c in fitting])
             )
         if fitting:
             others = len(candidates) - 1
@@ -175,6 +180,13 @@ def _choose(
     raise SourceError(
         f"{name}: no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
     )
+
+
+def _listed(texts: list[str]) -> str:
+    """The first of them on one line; a file may hold thousands of arrays."""
+    more = len(texts) - _MOST_LISTED
+    shown = [one_line(text) for text in texts[:_MOST_LISTED]]
+    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _arrange(name: str, chosen: Candidate, view: _View, geometry: _Geometry) -> _View:

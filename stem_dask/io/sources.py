@@ -6,6 +6,7 @@ C-contiguous array. They nest: a selection of a scan made of a list of patterns 
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
+from stem_dask.io.damage import told
 from stem_dask.io.publish import named
 
 Slices = tuple[slice, ...]
@@ -116,13 +118,9 @@ class Hdf5Dataset:
         import h5py
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
 
-        try:
-            with h5py.File(self.path, "r") as file:
-                return np.asarray(file[self.name][part])
-        except OSError as error:
-            raise SourceError(
-                f"{self.path}: dataset {self.name} cannot be read: {error}"
-            ) from error
+        what = f"{self.path}: dataset {self.name} cannot be read"
+        with told(what, retried=True), h5py.File(self.path, "r") as file:
+            return np.asarray(file[self.name][part])
 
 
 @dataclass(frozen=True)
@@ -142,21 +140,28 @@ class ZarrArray:
     def __getitem__(self, part: Slices) -> NDArray:
         import zarr
 
-        from stem_dask.io.verify import missing_chunk
+        from stem_dask.io.claims import refuse_outside
+        from stem_dask.io.verify import missing_chunk, needed_chunks
 
-        array = zarr.open_array(self.path, path=self.name, mode="r")
+        expect_codecs_of_numcodecs()
+        what = f"{self.path}: array {self.name or '/'} cannot be opened"
+        with told(what, retried=True):
+            array = zarr.open_array(self.path, path=self.name, mode="r")
         lost = missing_chunk(self.path, self.name, array, part)
         if lost is not None:
             raise SourceError(
                 f"{lost} is missing or empty; without it these patterns would read as zeros"
             )
-        try:
+        for chunk in needed_chunks(self.path, self.name, array, part):
+            refuse_outside(self.path, chunk)
+        what = f"{self.path}: array {self.name or '/'} cannot be decoded"
+        with told(what, "stem-dask verify names the damaged files of a store", retried=True):
             return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
-        except (ValueError, RuntimeError) as error:  # each codec has its own
-            raise SourceError(
-                f"{self.path}: array {self.name or '/'} cannot be decoded ({error}); "
-                "stem-dask verify names the damaged files of a store"
-            ) from error
+
+
+def expect_codecs_of_numcodecs() -> None:
+    """Zarr warns of them whenever it opens an array in format 3: other programs may not read them; it does."""
+    warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 import re
 import xml.etree.ElementTree as ET
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
+from stem_dask.io.damage import told
 from stem_dask.io.sources import Slices
 from stem_dask.model import Axis
 
@@ -41,10 +43,10 @@ class PatternGroups:
         out = np.empty((len(numbers), len(rows), len(columns)), self.dtype)
         if out.size == 0:
             return out
-        i = 0
-        try:
-            with h5py.File(self.path, "r") as file:
-                for pattern, i in zip(out, numbers, strict=True):
+        what = f"{self.path}: patterns of {self.group} cannot be read"
+        with told(what, retried=True), h5py.File(self.path, "r") as file:
+            for pattern, i in zip(out, numbers, strict=True):
+                with told(f"{self.path}: pattern {i} of {self.group} cannot be read", retried=True):
                     data = file[f"{self.group}/{i}/Data"]
                     if data.shape != self.shape[1:] or data.dtype != self.dtype:
                         raise SourceError(
@@ -52,12 +54,6 @@ class PatternGroups:
                             f"the first is {self.shape[1:]} {self.dtype}; patterns of one size were expected"
                         )
                     pattern[...] = data[part[1], part[2]]
-        except (KeyError, OSError) as error:
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(
-                f"{self.path}: pattern {i} of {self.group} cannot be read: {error}"
-            ) from error
         return out
 
 
@@ -73,11 +69,7 @@ def list_app5(path: str) -> list[Candidate]:
     """
     import h5py
 
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise SourceError(f"{path}: not a readable HDF5 file: {error}") from error
-    with file:
+    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
         tops = [file] if "Metadata" in file else [g for g in _groups(file).values()]
         found = [
             _scan_of_patterns(path, group)
@@ -170,19 +162,18 @@ def _position(group: Any, i: int) -> tuple[float, float] | None:
     return None
 
 
+def _row(group: Any, i: int) -> float | None:
+    place = _position(group, i)
+    return None if place is None else place[0]
+
+
 def _scan(group: Any, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
     """The scan by the positions of the first row, of the pattern after it, and of the last one; and what is odd."""
     start, end = _position(group, 0), _position(group, n - 1)
     if start is None or end is None:
         return None, ""
-    width = n
-    for i in range(1, n):
-        place = _position(group, i)
-        if place is None:
-            return None, ""
-        if place[0] != start[0]:
-            width = i
-            break
+    # rows follow one another, so that the end of the first is found without looking at each of its positions
+    width = bisect_left(range(1, n), True, key=lambda i: _row(group, i) != start[0]) + 1
     if n % width:
         return (
             None,

@@ -1,4 +1,4 @@
-"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores, dictionaries of tensors.
+"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores.
 
 Each function lists the arrays as keyword arguments of `stem_dask.io.candidate.Candidate`.
 """
@@ -12,13 +12,21 @@ from typing import Any
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.sources import FlatFile, Hdf5Dataset, ZarrArray
+from stem_dask.io.candidate import MOST_HEADER_BYTES
+from stem_dask.io.claims import refuse_outside
+from stem_dask.io.damage import one_line, told
+from stem_dask.io.sources import Hdf5Dataset, ZarrArray, expect_codecs_of_numcodecs
 from stem_dask.model import Axis
 
+#: what makes a folder a zarr store, or a part of one
+ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: groups deeper than this are not searched: link loops end here
 _MAX_DEPTH = 12
 #: attributes with which HDF5 itself ties datasets to the scales of their axes
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
+_MOST_GROUPS = 2  # as deep as HyperSpy nests them
+#: positions of pixels are read when there are no more than these: their number is only claimed
+_MOST_POSITIONS = 1 << 20
 
 
 def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
@@ -46,6 +54,8 @@ def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis
         return axis_from(name, size, attrs)
     if values.ndim != 1 or values.dtype.kind not in "iuf" or values.shape[0] not in (2, size):
         return Axis(str(name), size)
+    if values.shape[0] > _MOST_POSITIONS:
+        return Axis(str(name), size)
     positions = np.asarray(values[...], np.float64)
     scale = float(positions[-1] - positions[0]) / max(1, len(positions) - 1) if size > 1 else 1.0
     steps = np.diff(positions)
@@ -58,11 +68,7 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
     """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
     import h5py
 
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise SourceError(f"{path}: not a readable HDF5 file: {error}") from error
-    with file:
+    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
         _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
@@ -79,6 +85,8 @@ def _refuse_velox(path: str, file: Any) -> None:
 
     version = file.get("Version")
     if not isinstance(version, h5py.Dataset) or version.size != 1 or version.dtype.kind not in "OS":
+        return
+    if version.dtype.itemsize > MOST_HEADER_BYTES:
         return
     if "Velox" in str(np.asarray(version[...]).reshape(-1)[0]):
         raise SourceError(
@@ -130,8 +138,20 @@ def _scale_of(data: Any, i: int) -> Any:
     return scales[0] if scales and data.dims[i].label else None
 
 
+def _refuse_lost_parts(path: str, name: str, data: Any) -> None:
+    """A virtual dataset whose parts lie in files that are not there would read as zeros."""
+    for part in data.virtual_sources() if data.is_virtual else ():
+        if part.file_name != "." and "%" not in part.file_name:  # % stands for a number
+            other = Path(path).parent / part.file_name
+            if not other.is_file():
+                raise SourceError(
+                    f"{path}: a part of {name} is in {one_line(other)}, which is not there; copy it too"
+                )
+
+
 def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     data = file[name]
+    _refuse_lost_parts(path, name, data)
     parent = data.parent
     axes = []
     for i, size in enumerate(data.shape):
@@ -160,28 +180,57 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
 
 
 def list_zarr(path: str) -> list[dict[str, Any]]:
-    """Arrays of a zarr store (an array itself, or a group) with three or four axes."""
+    """Arrays of a zarr store with two or more axes: it is an array itself, or a group with patterns or groups of them.
+
+    Raises
+    ------
+    SourceError
+        When an array or a group in it is damaged, or a link leads out of it.
+    """
     import zarr
 
-    try:
-        node = zarr.open(path, mode="r")
-    except Exception as error:  # zarr raises many kinds for a damaged store
-        raise SourceError(f"{path}: not a readable zarr store: {error}") from error
-    if isinstance(node, zarr.Array):
-        return [_zarr_array(path, "", node, None)]
-    found: list[tuple[str, Any]] = [(name, node[name]) for name in sorted(node.array_keys())]
-    if not any(array.ndim in (3, 4) for _, array in found):
-        for name, group in node.groups():
-            found += [(f"{name}/{key}", group[key]) for key in sorted(group.array_keys())]
-            for key, deeper in group.groups():
-                found += [(f"{name}/{key}/{k}", deeper[k]) for k in sorted(deeper.array_keys())]
-    return [_zarr_array(path, name, array, node) for name, array in found if array.ndim >= 2]
+    expect_codecs_of_numcodecs()
+    with told(f"{path}: not a readable zarr store"):
+        for name in ZARR_ROOTS:
+            refuse_outside(path, Path(path, name))
+        root = zarr.open(path, mode="r")
+        if isinstance(root, zarr.Array):
+            return [_zarr_array(path, "", root, None)]
+        found = list(_arrays(path, "", 0))
+        if not any(array.ndim in (3, 4) for _, array in found):
+            found = list(_arrays(path, "", _MOST_GROUPS))
+        return [_zarr_array(path, name, array, root) for name, array in found if array.ndim >= 2]
+
+
+def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Name and array of every member, one after another: zarr itself opens all at once, and tells of one fault only."""
+    import zarr
+
+    for folder in sorted(Path(path, prefix).iterdir()):
+        roots = [root for name in ZARR_ROOTS if (root := folder / name).is_file()]
+        for root in roots:
+            refuse_outside(path, root)
+        if not roots:
+            continue
+        name = f"{prefix}{folder.name}"
+        node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
+        if isinstance(node, zarr.Array):
+            yield name, node
+        elif depth:
+            yield from _arrays(path, f"{name}/", depth - 1)
+
+
+def _is_group(roots: list[Path]) -> bool:
+    """By the name alone, in format 2; opening takes some ms."""
+    return [root.name for root in roots] == [".zgroup"]
 
 
 def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     named = getattr(array.metadata, "dimension_names", None)
     named = named or array.attrs.get("_ARRAY_DIMENSIONS")  # as xarray names them in format 2
-    dims = named if named and len(named) == array.ndim else [None] * array.ndim
+    dims: list[str | None] = [None] * array.ndim
+    if isinstance(named, (list, tuple)) and len(named) == array.ndim:
+        dims = [name if isinstance(name, str) else None for name in named]
     parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
     axes = []
     for i, size in enumerate(array.shape):
@@ -196,69 +245,3 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     chunks = getattr(array, "shards", None) or array.chunks
     source = ZarrArray(path, name, np.dtype(array.dtype), tuple(int(n) for n in array.shape))
     return {"name": name or "array", "source": source, "axes": tuple(axes), "chunks": tuple(chunks)}
-
-
-def list_tensors(path: str) -> list[dict[str, Any]]:
-    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only their place in the file is loaded.
-
-    Loading under fake tensors gives every storage's offset, so workers read bytes and never import torch.
-    """
-    try:
-        import torch
-        from torch._subclasses.fake_tensor import FakeTensorMode
-    except ImportError as error:
-        raise SourceError(
-            f"{path}: reading .pt needs torch: pip install stem_dask[torch]"
-        ) from error
-    try:
-        with FakeTensorMode():
-            loaded = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds for a damaged or hostile file
-        raise SourceError(
-            f"{path}: not a readable PyTorch file of plain tensors: {str(error).splitlines()[0]}; "
-            "save it again with torch.save(tensor, path)"
-        ) from error
-    tensors = {"tensor": loaded} if isinstance(loaded, torch.Tensor) else loaded
-    if not isinstance(tensors, dict):
-        raise SourceError(
-            f"{path}: holds a {type(loaded).__name__}; expected a tensor or a dictionary"
-        )
-    names = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.ndim >= 3}
-    axes = tensors.get("axes")
-    return [
-        _tensor(path, str(name), tensor, axes if isinstance(axes, (list, tuple)) else ())
-        for name, tensor in names.items()
-    ]
-
-
-def _tensor(path: str, name: str, tensor: Any, axes: Any) -> dict[str, Any]:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.layout.__repr__() != "torch.strided" or not tensor.is_contiguous():
-        raise SourceError(f"{path}: {name} is sparse or not contiguous; save tensor.contiguous()")
-    try:
-        dtype = np.dtype(kind)
-    except TypeError as error:
-        raise SourceError(
-            f"{path}: {name} is {kind}, which numpy lacks; save tensor.float()"
-        ) from error
-    start = tensor.untyped_storage()._checkpoint_offset
-    if start is None:
-        raise SourceError(
-            f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
-        )
-    shape = tuple(int(n) for n in tensor.shape)
-    offset = int(start) + int(tensor.storage_offset()) * dtype.itemsize
-    need = offset + math.prod(shape) * dtype.itemsize
-    if need > Path(path).stat().st_size:
-        raise SourceError(f"{path}: {name} needs {need:,} bytes; the file is shorter: it was cut")
-    plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
-    known = [axis_from(a.get("name"), a["size"], a) for a in axes if _describes_axis(a)]
-    if tuple(axis.size for axis in known) == shape:
-        plain = known
-    elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
-        plain[-2:] = known[-2:]
-    return {"name": name, "source": FlatFile(path, offset, dtype, shape), "axes": tuple(plain)}
-
-
-def _describes_axis(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("size"), int)

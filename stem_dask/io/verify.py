@@ -38,20 +38,21 @@ def damaged_chunks(store: str) -> Iterator[str]:
                     yield f"{path} cannot be decoded ({error})"
 
 
+def needed_chunks(store: str, name: str, array: Any, part: Sequence[slice]) -> Iterator[Path]:
+    """The chunk files that a part of an array lies in."""
+    sizes = array.shards or array.chunks
+    ranges = []
+    for piece, size, n in zip(part, sizes, array.shape, strict=True):
+        ranges.append(sorted({i // size for i in range(*piece.indices(n))}))
+    for place in itertools.product(*ranges):
+        yield chunk_path(store, name, array, place)
+
+
 def missing_chunk(store: str, name: str, array: Any, part: Sequence[slice]) -> Path | None:
     """The first chunk file that a part of an array needs and that is lost; only for arrays in format 3."""
     if getattr(array.metadata, "zarr_format", 2) != 3:
         return None
-    sizes = array.shards or array.chunks
-    ranges = []
-    for piece, size, n in zip(part, sizes, array.shape, strict=True):
-        wanted = range(*piece.indices(n))
-        ranges.append(sorted({i // size for i in wanted}))
-    for place in itertools.product(*ranges):
-        path = chunk_path(store, name, array, place)
-        if _lost(path):
-            return path
-    return None
+    return next((path for path in needed_chunks(store, name, array, part) if _lost(path)), None)
 
 
 @contextlib.contextmanager

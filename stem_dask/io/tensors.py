@@ -1,0 +1,258 @@
+"""Tensors in files of ``torch.save``, found without torch: loading it takes longer than a bad file may take.
+
+Such a file is a zip archive of plain records: one is a pickle that describes the tensors, each storage is another. The
+pickle is read by an unpickler that knows the names torch writes for tensors and no others, so nothing of it is run.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.errors import SourceError
+from stem_dask.io.candidate import Candidate
+from stem_dask.io.damage import told
+from stem_dask.io.sources import FlatFile
+from stem_dask.io.trees import axis_from
+from stem_dask.model import Axis
+
+_REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
+_MOST_PICKLE_BYTES = 64 << 20  # a dictionary of tensors needs some hundred bytes for each
+_STORAGES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A type of torch, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """A record of the archive with the numbers of one or more tensors."""
+
+    key: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """What the pickle says of a tensor; ``first`` is the position of its first element in the storage."""
+
+    storage: _Storage
+    kind: str
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A tensor of a form that is not plain numbers one after another; says which, and what to do."""
+
+    what: str
+
+
+def _tensor(storage: _Storage, first: int, shape: Any, strides: Any, *more: Any) -> Any:
+    if len(more) > 2 and more[2]:  # numbers that are to be negated or conjugated
+        return _Other("a view that is not worked out yet; save tensor.resolve_neg().resolve_conj()")
+    return _Tensor(storage, storage.kind, first, tuple(shape), tuple(strides))
+
+
+def _tensor_of_type(
+    storage: _Storage, first: int, shape: Any, strides: Any, grad: Any, hooks: Any, kind: _Name, *more: Any
+) -> Any:  # fmt: skip
+    return replace(_tensor(storage, first, shape, strides, grad, hooks, *more), kind=kind.name)
+
+
+def _parameter(data: Any, *more: Any) -> Any:
+    return data
+
+
+def _sparse(*said: Any) -> _Other:
+    return _Other("sparse; save tensor.to_dense()")
+
+
+#: what a pickle may name, beside the types of torch
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _Name,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
+    ("torch.serialization", "_get_layout"): _Name,
+}
+_TYPES = (
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "uint",
+    "int",
+    "short",
+    "long",
+    "bool",
+    "complex",
+    "sparse",
+    "strided",
+)
+
+
+class _Reader(pickle.Unpickler):
+    """Gives descriptions of tensors; any name that torch does not write for plain ones is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _KNOWN.get((module, name))
+        if known is not None:
+            return known
+        if module in ("torch", "torch.storage") and name in _STORAGES:
+            return _Name(_STORAGES[name])
+        if module == "torch" and name.startswith(_TYPES):
+            return _Name(name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+    def persistent_load(self, said: Any) -> _Storage:
+        word, kind, key, *_ = said
+        if word != "storage" or not isinstance(kind, _Name) or not isinstance(key, str):
+            raise pickle.UnpicklingError("it refers to something that is no storage of a tensor")
+        return _Storage(key, kind.name)
+
+
+def list_tensors(path: str) -> list[Candidate]:
+    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only their places in the file are read.
+
+    Raises
+    ------
+    SourceError
+        When it is damaged, holds anything but plain tensors, or a tensor of numbers that numpy lacks.
+    """
+    with open(path, "rb") as file:
+        if file.read(14)[2:] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19":
+            raise SourceError(
+                f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
+            )
+    with told(f"{path}: not a readable PyTorch file of plain tensors", _REMEDY):
+        with zipfile.ZipFile(path) as archive:
+            records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
+            loaded = _unpickled(archive, records)
+            big_endian = _text(archive, records.get("byteorder")) == "big"
+        tensors = loaded if isinstance(loaded, dict) else {"tensor": loaded}
+        if not isinstance(loaded, (dict, _Tensor, _Other)):
+            raise SourceError(
+                f"{path}: holds a {type(loaded).__name__}; expected a tensor or a dictionary"
+            )
+        axes = tensors.get("axes")
+        axes = axes if isinstance(axes, (list, tuple)) else ()
+        return [
+            _candidate(path, str(name), tensor, records, big_endian, axes)
+            for name, tensor in tensors.items()
+            if isinstance(tensor, _Other) or (isinstance(tensor, _Tensor) and len(tensor.shape) > 2)
+        ]
+
+
+def _unpickled(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> Any:
+    entry = records["data.pkl"]
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > _MOST_PICKLE_BYTES:
+        raise ValueError("its description is compressed, or too long")
+    content = archive.read(entry)
+    for code, argument, _ in pickletools.genops(content):  # before anything is made room for
+        if isinstance(argument, int) and "PUT" in code.name and argument > len(content):
+            raise ValueError("its description is damaged")
+    return _Reader(io.BytesIO(content)).load()
+
+
+def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None) -> str:
+    if entry is None or entry.file_size > 64 or entry.compress_type != zipfile.ZIP_STORED:
+        return ""
+    return archive.read(entry).decode()
+
+
+def _candidate(
+    path: str,
+    name: str,
+    tensor: _Tensor | _Other,
+    records: dict[str, zipfile.ZipInfo],
+    big_endian: bool,
+    axes: Any,
+) -> Candidate:
+    if isinstance(tensor, _Other) or not _contiguous(tensor):
+        said = (
+            tensor.what
+            if isinstance(tensor, _Other)
+            else "not contiguous; save tensor.contiguous()"
+        )
+        raise SourceError(f"{path}: {name} is {said}")
+    try:
+        dtype = np.dtype(tensor.kind).newbyteorder(">" if big_endian else "<")
+    except TypeError as error:
+        raise SourceError(
+            f"{path}: {name} is {tensor.kind}, which numpy lacks; save tensor.float()"
+        ) from error
+    shape, entry = tensor.shape, records[f"data/{tensor.storage.key}"]
+    if min(shape) < 0 or tensor.first < 0 or entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is damaged")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    begin = tensor.first * dtype.itemsize
+    if begin + n_bytes > entry.file_size:
+        raise SourceError(
+            f"{path}: {name} needs {begin + n_bytes:,} bytes, but {entry.file_size:,} are stored; the file is damaged"
+        )
+    offset = _place(path, entry) + begin
+    if offset + n_bytes > (size := Path(path).stat().st_size):
+        raise SourceError(
+            f"{path}: {name} needs {offset + n_bytes:,} bytes; the file has {size:,}: it was cut"
+        )
+    return Candidate(name, FlatFile(path, offset, dtype, shape), _axes(shape, axes))
+
+
+def _contiguous(tensor: _Tensor) -> bool:
+    """Whether the last axis is fastest and nothing lies between; strides along one element do not matter."""
+    step, expected = 1, []
+    for size in reversed(tensor.shape):
+        expected.append(step)
+        step *= size
+    pairs = zip(tensor.shape, tensor.strides, reversed(expected), strict=True)
+    return step == 0 or all(size == 1 or stride == right for size, stride, right in pairs)
+
+
+def _place(path: str, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of a record begin: behind its own header, whose texts may differ from those of the list."""
+    with open(path, "rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\3\4":
+        raise ValueError(f"no record begins at byte {entry.header_offset:,}")
+    name, extra = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+    return entry.header_offset + 30 + name + extra
+
+
+def _axes(shape: tuple[int, ...], said: Any) -> tuple[Axis, ...]:
+    """The axes as our own files describe them."""
+    plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
+    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    if tuple(axis.size for axis in known) == shape:
+        plain = known
+    elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
+        plain[-2:] = known[-2:]
+    return tuple(plain)
+
+
+def _describes_axis(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("size"), int)

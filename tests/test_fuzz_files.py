@@ -1,0 +1,216 @@
+"""Files of every family, damaged in every way that a generator thinks of: they are read, or refused in one line.
+
+``STEM_DASK_FUZZ=20`` tries 20 times as many, and others.
+"""
+
+import os
+import resource
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from frames_made import SHAPE, app5, blo, emd, empad, hdr, info, mib, mrc, numbers, tiff, tvips
+from hostile import Files, damage, refused
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from stem_dask.io.dm_write import encode_tags
+from stem_dask.io.families import READERS
+
+MORE = int(os.environ.get("STEM_DASK_FUZZ", "1"))
+DRAWN = settings(
+    max_examples=120 * MORE,
+    deadline=None,
+    derandomize=MORE == 1,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+STACK = {"scan_shape": (3, 4)}
+
+
+def dm(path, version):
+    along = {"Scale": np.float32(0.1), "Origin": np.float32(1), "Units": "nm"}
+    image = {
+        "ImageData": {
+            "Data": numbers().ravel(),
+            "DataType": np.uint32(10),
+            "Dimensions": [np.uint32(n) for n in SHAPE[::-1]],
+            "Calibrations": {"Dimension": [along] * 4},
+        },
+        "ImageTags": {"Meta Data": {"Data Order Swapped": np.uint8(1)}},
+        "Name": "it",
+    }
+    path.write_bytes(encode_tags({"ImageList": [image]}, version=version))
+    return path
+
+
+def hspy(path):
+    signals = pytest.importorskip("hyperspy.api").signals
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        signals.Signal2D(numbers()).save(path, chunks=(1, 2, 6, 5))
+    return path
+
+
+def hdf5(path, libver):
+    with h5py.File(path, "w", libver=libver) as file:
+        group = file.create_group("a/b")
+        group.create_dataset("data", data=numbers(), chunks=(1, 2, 6, 5), compression="gzip")
+        group["loop"], file["soft"] = file["a"], h5py.SoftLink("/nowhere")
+        file["elsewhere"] = h5py.ExternalLink("gone.h5", "/x")
+        file.attrs["about"] = "a text"
+    return path
+
+
+def store(path, version, **options):
+    root = zarr.open_group(path, mode="w", zarr_format=version)
+    root.create_array("patterns", data=numbers(), chunks=(3, 2, 6, 5), **options)
+    return path
+
+
+def zspy(path):
+    group = zarr.open_group(path, mode="w", zarr_format=2).create_group("Experiments/s")
+    group.create_array("data", data=numbers(), chunks=SHAPE)
+    for i, size in enumerate(SHAPE[:2]):
+        axis = group.create_group(f"axis-{i}")
+        axis.attrs.update({"name": "x", "size": size, "scale": 0.5, "offset": 1.0, "units": "nm"})
+    return path
+
+
+def emd_of(path, group, kind, first, ends):
+    dims = [
+        (name, "nm", np.arange(2 if ends else n) * 0.5)
+        for name, n in zip("abcd", SHAPE, strict=True)
+    ]
+    return emd(path, numbers(), group, dims, kind, first)
+
+
+def npy(path):
+    np.save(path, numbers())
+    return path
+
+
+def pt(path):
+    torch = pytest.importorskip("torch")
+    axes = [{"name": "ky", "size": 6, "scale": 0.5, "units": "nm", "offset": 0.0}]
+    torch.save({"patterns": torch.from_numpy(numbers(dtype="i2")), "axes": axes}, path)
+    return path
+
+
+def raw(path):
+    path.write_bytes(numbers().tobytes())
+    return path
+
+
+STACKED = numbers((12, 6, 5))
+#: family -> how a sound file of it is made, and how it is opened
+FAMILIES = {
+    "dm3": (lambda f: dm(f / "a.dm3", 3), {}),
+    "dm4": (lambda f: dm(f / "a.dm4", 4), {}),
+    "hspy": (lambda f: hspy(f / "a.hspy"), {}),
+    "hdf5 of before 1.8": (lambda f: hdf5(f / "a.h5", "earliest"), {}),
+    "hdf5 of today": (lambda f: hdf5(f / "a.hdf5", "latest"), {}),
+    "emd of ncem": (lambda f: emd_of(f / "a.emd", "data/cube", 1, 1, False), {}),
+    "emd of py4dstem": (lambda f: emd_of(f / "a.emd", "root/datacube", "array", 0, True), {}),
+    "app5": (lambda f: app5(f / "a.app5", numbers()), {}),
+    "zarr 2": (lambda f: store(f / "a.zarr", 2), {}),
+    "zarr 3": (lambda f: store(f / "a.zarr", 3), {}),
+    "zarr 3 with shards": (lambda f: store(f / "a.zarr", 3, shards=(3, 4, 6, 5)), {}),
+    "zspy": (lambda f: zspy(f / "a.zspy"), {}),
+    "npy": (lambda f: npy(f / "a.npy"), {}),
+    "pt": (lambda f: pt(f / "a.pt"), {}),
+    "mib": (lambda f: hdr(mib(f / "a.mib", numbers()), ScanX=4, ScanY=3), {}),
+    "blo": (lambda f: blo(f / "a.blo", numbers((3, 4, 6, 6), "u1")), {}),
+    "empad": (lambda f: empad(f)[0], {}),
+    "empad's raw": (lambda f: empad(f)[0].with_name("scan_x4_y3.raw"), {}),
+    "mrc": (lambda f: info(mrc(f / "a.mrc", STACKED), "a_info.txt"), {}),
+    "tvips": (lambda f: tvips(f / "a_000.tvips", STACKED), STACK),
+    "tif": (lambda f: tiff(f / "a.tif", STACKED, strips=2), STACK),
+    "bigtiff": (lambda f: tiff(f / "a.tiff", STACKED, ">", big=True), STACK),
+    "raw": (lambda f: raw(f / "a.raw"), {"shape": SHAPE, "dtype": "u2"}),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def sound(request, tmp_path_factory):
+    """A sound file of each family."""
+    make, options = FAMILIES[request.param]
+    files = Files.of(make(tmp_path_factory.mktemp("sound")), **options)
+    assert refused(files.write(tmp_path_factory.mktemp("again")), **options) is None
+    return files
+
+
+def test_every_reader_is_tried(tmp_path):
+    tried = {make(tmp_path).suffix for make, _ in FAMILIES.values()}
+    assert tried == READERS.keys()
+
+
+def test_damaged(sound, tmp_path):
+    tried = {True: 0, False: 0}
+    n = 40 if Path(sound.path).suffix in (".zarr", ".zspy") else 120  # zarr takes 30 ms each
+
+    @settings(DRAWN, max_examples=n * MORE)
+    @given(damage(sound))
+    def anything_goes_well(files):
+        path = files.write(tmp_path / "damaged")
+        tried[refused(path, **files.options) is None] += 1
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    anything_goes_well()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+    assert min(tried.values()) > 0  # the mutations neither miss nor destroy everything
+
+
+def test_cut_anywhere(sound, tmp_path):
+    """Each file of a family in turn, at fifty places and at both ends."""
+    for name, content in sound.content.items():
+        cuts = {
+            0,
+            1,
+            len(content) - 1,
+            *np.linspace(0, len(content) - 1, 50 * MORE).astype(int).tolist(),
+        }
+        for n in sorted(cuts)[:: 1 if len(sound.content) < 4 else 8]:
+            files = Files(sound.path, {**sound.content, name: content[:n]}, sound.options)
+            refused(files.write(tmp_path / "cut"), **sound.options)
+
+
+def test_lost(sound, tmp_path):
+    """Without one of its files, with a folder or a loop in its place, or with a link to nowhere."""
+    for name in sound.content:
+        rest = {n: content for n, content in sound.content.items() if n != name}
+        path = Files(sound.path, rest).write(tmp_path / "lost")
+        place = Path(tmp_path / "lost" / name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        refused(path, **sound.options)
+        place.mkdir()
+        refused(path, **sound.options)
+        place.rmdir()
+        for target in ("gone", place.name):
+            place.symlink_to(target)
+            refused(path, **sound.options)
+            place.unlink()
+
+
+@pytest.mark.parametrize("suffix", sorted(READERS))
+def test_under_another_name(sound, suffix, tmp_path):
+    if Path(sound.path).suffix == suffix:
+        return
+    path = sound.write(tmp_path / "renamed")
+    other = path.rename(path.with_suffix(suffix))
+    refused(other)
+
+
+@DRAWN
+@given(
+    shape=st.lists(st.integers(-1, 2**63), max_size=5),
+    dtype=st.sampled_from(["u2", ">f8", "c16", "O", "S5", "V3", "M8[s]", "x", "f16", "u2,u2", ""]),
+    offset=st.integers(-1, 2**63),
+)
+def test_any_layout_of_a_raw(tmp_path_factory, shape, dtype, offset):
+    path = tmp_path_factory.mktemp("raw", numbered=True) / "a.raw"
+    refused(raw(path), shape=shape, dtype=dtype, offset=offset)
