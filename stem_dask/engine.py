@@ -158,6 +158,7 @@ def completing(what: str) -> Iterator[None]:
         if isinstance(error, StemDaskError) or not isinstance(cause, OSError):
             raise
         why = os.strerror(cause.errno) if cause.errno else str(cause)
+        why += f": {cause.filename}" if cause.filename else ""
         told = DiskFullError if cause.errno in NO_ROOM else StoreError
         raise told(f"{what} cannot be completed: {why}") from error
 

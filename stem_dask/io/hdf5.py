@@ -5,6 +5,7 @@ chunks of its block in the run's folder, and `finish` copies them into the file 
 """
 
 import errno
+import math
 import os
 import shutil
 import zlib
@@ -97,12 +98,24 @@ class Hdf5Sink:
 
 
 def refuse_full_disk(path: str, n_bytes: int) -> None:
-    """Raise before so many bytes are written where they do not fit: HDF5 that meets a full disk when it closes can
-    only complain to the terminal.
+    """Raise before so many bytes are written where they do not fit: HDF5 that cannot write complains to the terminal,
+    and may take the process along when it ends.
     """
     n_bytes += n_bytes // 50 + 2**17  # HDF5's own lists, and small things
     if n_bytes > (free := shutil.disk_usage(os.path.dirname(path)).free):
         raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes are needed and {free:,} are free", path)
+    if n_bytes + os.path.getsize(path) > (most := _largest_file()):
+        raise OSError(errno.EFBIG, f"{n_bytes:,} bytes are needed; a file may have {most:,}", path)
+
+
+def _largest_file() -> float:
+    """What the system lets a file of this process have (``ulimit -f``)."""
+    try:
+        import resource
+    except ImportError:
+        return math.inf
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return math.inf if most == resource.RLIM_INFINITY else most
 
 
 def pack_chunk(chunk: NDArray, codec: str) -> bytes:

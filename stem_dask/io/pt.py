@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, StoreError
 from stem_dask.io.flat import damaged_run, joined_runs, write_runs
-from stem_dask.io.publish import named
+from stem_dask.io.publish import named, naming
 from stem_dask.model import Record, Region
 
 LAYOUTS = ("scan", "nchw", "tensor", "bare")
@@ -299,6 +299,7 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + name + extra
 
 
+@naming
 def _mend_checksums(path: str, known: Mapping[int, int]) -> None:
     """Correct the CRC of every stored record: in its descriptor after the data, and in the central directory."""
     with zipfile.ZipFile(path) as archive:
