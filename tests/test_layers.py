@@ -18,7 +18,7 @@ FLOORS = [
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "state", "trust"},
     {"report", "figure", "figure_data", "preflight", "exports", "describe", "projection", "results", "tally",
-     "known"},
+     "known", "table"},
     {"passes", "pipeline"},
     {"cropper", "run", "batch", "cli", "__init__"},
 ]  # fmt: skip
