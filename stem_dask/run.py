@@ -124,9 +124,9 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
     timer = threading.Timer(left or 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     timer.daemon = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    if left is not None:
-        timer.start()
     try:
+        if left is not None:
+            timer.start()
         yield asked
     except BaseException as error:
         if asked:  # or what became of it: an import that is stopped ends in errors of many kinds
