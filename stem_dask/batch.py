@@ -81,8 +81,10 @@ def run_all(
             Batch(datasets, line, asked, restart, stack).run()
         finally:
             line.close()
-            for text in table([dataset.row for dataset in datasets]):
-                line.say(text)
+            rows = [dataset.row for dataset in datasets]
+            if any(row.exit_code is not None for row in rows):  # else nothing has begun
+                for text in table(rows):
+                    line.say(text)
     return max(dataset.row.exit_code or 0 for dataset in datasets)
 
 
@@ -154,13 +156,16 @@ class Batch:
             with contextlib.suppress(StemDaskError, OSError):
                 looked.append((dataset, prepare(dataset.config)))
         going_on = any(_is_unfinished(prepared) for _, prepared in looked)
-        waiting = False
+        waiting = []
         for dataset, prepared in looked:
-            source = prepared.found.source
-            self.largest = max(self.largest, _n_bytes(source.shape, source.dtype.itemsize))
             with contextlib.suppress(StemDaskError, OSError):
-                waiting |= not (prepared.complete or self._replaced(dataset, prepared, going_on))
-        return waiting
+                if not (prepared.complete or self._replaced(dataset, prepared, going_on)):
+                    waiting.append(prepared.found)
+        if waiting:
+            from stem_dask.projection import input_bytes
+
+            self.largest = max(map(input_bytes, waiting))
+        return bool(waiting)
 
     def _replaced(self, dataset: Dataset, prepared: Prepared, going_on: bool) -> bool:
         """Whether this very command replaced the output already, before it was interrupted.
@@ -269,13 +274,6 @@ class Batch:
             dataset.row.words = shortfall(dataset.row)
             if not self.line.quiet:
                 self.line.complain(f"{shown(dataset.row.input)}: {advice(outcome)}")
-
-
-def _n_bytes(shape: Sequence[int], itemsize: int) -> int:
-    n_bytes = itemsize
-    for n in shape:
-        n_bytes *= int(n)
-    return n_bytes
 
 
 def _is_unfinished(prepared: Prepared) -> bool:
