@@ -24,6 +24,7 @@ _PUBLIC = {
     "export": ("stem_dask.exports", "export"),
     "connect": ("stem_dask.cluster", "connect"),
     "load_config": ("stem_dask.config", "load_config"),
+    "load_configs": ("stem_dask.config", "load_configs"),
     "run_config": ("stem_dask.pipeline", "run"),
     "DiffractionCropper": ("stem_dask.cropper", "DiffractionCropper"),
     "CroppingConfig": ("stem_dask.cropper", "CroppingConfig"),

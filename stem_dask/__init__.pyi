@@ -1,5 +1,6 @@
 from stem_dask.cluster import connect as connect
 from stem_dask.config import load_config as load_config
+from stem_dask.config import load_configs as load_configs
 from stem_dask.cropper import CroppingConfig as CroppingConfig
 from stem_dask.cropper import DiffractionCropper as DiffractionCropper
 from stem_dask.cropper import create_test_data as create_test_data

@@ -1,6 +1,7 @@
 """stem-dask: all commands."""
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stem_dask.io.read import Found
+    from stem_dask.options import Config
 
 from stem_dask.classic import add_convert_options, add_preprocess_options
-from stem_dask.run import EXIT_CODES, add_run_options, guarded, progress_shown, run_file, show
+from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, progress_shown, run_file, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,43 +29,77 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def info_command(options: argparse.Namespace) -> int:
-    """What a file holds."""
-    from stem_dask.describe import describe_file
+    """What files hold."""
+    from stem_dask.inputs import found_inputs
 
-    print("\n".join(describe_file(_found(options))))
-    return 0
+    def info(path: str) -> int:
+        found = _found(path, overrides)
+        from stem_dask.describe import describe_file
+
+        print("\n".join(describe_file(found)))
+        return 0
+
+    files, overrides = _files_and_overrides(options)
+    return each(found_inputs(files), str, info)
 
 
 def init_command(options: argparse.Namespace) -> int:
     """A config for a file."""
+    from stem_dask.errors import ConfigError
+
+    files, overrides = _files_and_overrides(options)
+    if len(files) > 1:
+        raise ConfigError(
+            f"init takes one file, not {len(files)}; in its config, input.path may be a list or a glob"
+        )
+    found = _found(files[0], overrides)
     from stem_dask.describe import config_for
 
-    print(config_for(_found(options), options.overrides), end="")
+    print(config_for(found, overrides), end="")
     return 0
 
 
-def _found(options: argparse.Namespace) -> "Found":
+def _files_and_overrides(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Which words are files, and which are key=value."""
+    from stem_dask.errors import ConfigError
+
+    files = [word for word in options.words if "=" not in word or os.path.lexists(word)]
+    if not files:
+        raise ConfigError(f"no file among {', '.join(options.words)}; give one before key=value")
+    overrides = [word for word in options.words if word not in files]
+    if options.dataset is not None:
+        overrides.append(f"input.dataset={options.dataset}")
+    return files, overrides
+
+
+def _found(path: str, overrides: Sequence[str]) -> "Found":
     from stem_dask.config import config_of
     from stem_dask.preflight import described, find_input
 
-    dataset = [] if options.dataset is None else [f"input.dataset={options.dataset}"]
-    config = config_of(options.file, [*options.overrides, *dataset])
+    config = config_of(path, overrides)
     return described(config, find_input(config))
 
 
 def check_command(options: argparse.Namespace) -> int:
-    """What a config would do."""
-    from stem_dask.config import load_config
+    """What a config would do, for each of its inputs."""
+    from stem_dask.config import load_configs
 
-    config = load_config(options.config, options.overrides)
-    from stem_dask.describe import describe_job
-    from stem_dask.preflight import prepare
+    def check(config: "Config") -> int:
+        from stem_dask.preflight import prepare
 
-    prepared = prepare(config)
-    print("\n".join(describe_job(config, prepared.found, prepared.known)))
-    if prepared.complete:
-        print(f"already complete: {prepared.outputs.path}")
-    return 0
+        prepared = prepare(config)
+        from stem_dask.describe import describe_job
+
+        print("\n".join(describe_job(config, prepared.found, prepared.known)))
+        if prepared.complete:
+            print(f"already complete: {prepared.outputs.path}")
+        return 0
+
+    configs = load_configs(options.config, options.overrides)
+    code = each(configs, lambda config: str(config.input.path), check)
+    if len(configs) > 1:
+        print(f"{len(configs)} datasets")
+    return code
 
 
 def verify_command(options: argparse.Namespace) -> int:
@@ -97,17 +133,25 @@ def preprocess_command(options: argparse.Namespace) -> int:
 def _run_job(
     options: argparse.Namespace, job: dict[str, Any], chunk_size: int | None = None
 ) -> int:
-    from stem_dask.config import config_from
-    from stem_dask.run import run_config
+    from stem_dask.batch import run_all
+    from stem_dask.config import configs_from
 
     flag = ["output.overwrite=true"] if options.overwrite else []
-    config = config_from(job, [*options.overrides, *flag])
+    configs = configs_from(job, [*options.overrides, *flag])
     if chunk_size is not None:
-        from stem_dask.preflight import find_input
+        configs = [_in_chunks(config, chunk_size) for config in configs]
+    return run_all(
+        configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+    )
 
-        mib = chunk_mb(find_input(config), chunk_size)
-        config = config_from(job, [*options.overrides, *flag, f"output.chunk_mb={mib!r}"])
-    return run_config(config, options)
+
+def _in_chunks(config: "Config", n_patterns: int) -> "Config":
+    """The job with so many patterns a task."""
+    from stem_dask.preflight import find_input
+
+    mib = chunk_mb(find_input(config), n_patterns)
+    output = config.output.model_copy(update={"chunk_mb": mib})
+    return config.model_copy(update={"output": output})
 
 
 def chunk_mb(found: "Found", n_patterns: int) -> float:
@@ -153,7 +197,7 @@ def _crop(
     options: argparse.Namespace, source: Path, output: Path, folder: Path, beside: list[Path]
 ) -> int:
     """Run the job into the run's folder, export from there, and move what was asked for beside the output."""
-    from stem_dask.config import config_from, config_of
+    from stem_dask.config import config_of, configs_from
     from stem_dask.exports import export_from_store
     from stem_dask.io.publish import publish, temporary
     from stem_dask.pipeline import run
@@ -162,7 +206,7 @@ def _crop(
     found = find_input(config_of(source, options.overrides))
     store = folder / f"{output.stem}.zarr"
     job = _crop_options(options, str(source), str(store), found)
-    config = config_from(job, options.overrides)
+    (config,) = configs_from(job, options.overrides)
     with progress_shown(options.quiet) as (say, progress):
         outcome = run(config, say=say, progress=progress)
     notes: list[str] = []
@@ -257,12 +301,11 @@ def _parser() -> argparse.ArgumentParser:
         ("init", init_command, example),
     ):
         sub = add(name, command, text)
-        sub.add_argument("file")
         sub.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="key=value",
-            help="what the file does not say, such as input.scan_shape=[256,256]",
+            "words",
+            nargs="+",
+            metavar="FILE | key=value",
+            help="a file (of info: several, or globs), then what it does not say, such as input.scan_shape=[256,256]",
         )
         sub.add_argument(
             "--dataset", help="name or number of the array, when the file holds several"

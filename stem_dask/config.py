@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from stem_dask.errors import ConfigError
+from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
 
 MAX_FILE_BYTES = 2**20  # a job's file is a few kB; more is a mistake, and slow to parse
@@ -20,7 +21,7 @@ MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with th
 _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
 _CLOSING = ("]", "}", "<block end>")
 _PATHS = (
-    "input.path", "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
+    "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
 )  # fmt: skip
 _SHOWN_CHARACTERS = 80
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
@@ -50,10 +51,10 @@ def parse_config(options: Mapping[str, Any]) -> Config:
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
-    """Options from a YAML file (at most 1 MiB; no anchors, aliases, tags), relative paths made absolute.
+    """Options of one job from a YAML file (at most 1 MiB; no anchors, aliases, tags), relative paths made absolute.
 
     An override is ``key=value``; the value is YAML, or text where the key takes text. A `ConfigError`
-    lists the problems, one a line, each with the line of its key.
+    lists the problems, one a line, each with the line of its key; several inputs are refused (see `load_configs`).
 
     Examples
     --------
@@ -62,6 +63,23 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     ...     print("{input: {path: synthetic}, output: {path: a.zarr}}", file=file, flush=True)
     ...     load_config(file.name, ["crop.size=[40, 44]"]).crop.size
     (40, 44)
+    """
+    return _only(load_configs(path, overrides))
+
+
+def load_configs(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> list[Config]:
+    """Options as `load_config` takes them, for every input that ``input.path`` names: a path, a glob, or a list.
+
+    In ``output.path``, ``{stem}`` stands for the name of the input without its suffix, ``{name}`` for the name with it,
+    ``{parent}`` for the name of its folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    ...     print("{input: {path: [/b.dm4, /a.dm4]}, output: {path: '/out/{stem}.zarr'}}", file=file, flush=True)
+    ...     [(config.input.path, config.output.path) for config in load_configs(file.name)]
+    [('/a.dm4', '/out/a.zarr'), ('/b.dm4', '/out/b.zarr')]
     """
     places = {"": os.fspath(path)}
     return _overridden(_parse(_read(places[""]), places), overrides, places)
@@ -76,16 +94,25 @@ def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Co
     (4, 8)
     """
     data = {"input": {"path": os.fspath(path)}, "output": {"path": "not-written.zarr"}}
-    return config_from(data, overrides)
+    return _only(configs_from(data, overrides))
 
 
-def config_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
-    """As `parse_config`, with overrides as `load_config` takes them, and relative paths made absolute."""
+def configs_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> list[Config]:
+    """As `parse_config`, for each of the inputs, with overrides as `load_config` takes them, and absolute paths."""
     return _overridden(dict(options), overrides, {"": "the command line"})
 
 
-def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> Config:
-    """Validated options, relative paths made absolute."""
+def _only(configs: list[Config]) -> Config:
+    if len(configs) > 1:
+        raise ConfigError(
+            f"input.path names {len(configs)} inputs ({configs[0].input.path} …), and one is expected here; "
+            "run and check take several, and so does sd.load_configs"
+        )
+    return configs[0]
+
+
+def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> list[Config]:
+    """Validated options of every job, relative paths made absolute."""
     for text in [overrides] if isinstance(overrides, str) else overrides:
         _override(data, text, places)
     options = to_dict(_validated(data, places))
@@ -93,7 +120,26 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
         text = options[section][key]
         if isinstance(text, str) and text not in (SYNTHETIC, "auto") and "://" not in text:
             options[section][key] = os.path.abspath(os.path.expanduser(text))
-    return parse_config(options)
+    try:
+        return [parse_config(job) for job in _jobs(options)]
+    except ConfigError as error:
+        key = str(error).partition(" ")[0]  # every message begins with it
+        raise ConfigError(_place(places, key) + str(error)) from None
+
+
+def _jobs(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options of every job, with an input and an output of its own."""
+    given, output, known = options["input"]["path"], options["output"], options["analyze"]["from"]
+    inputs = found_inputs(given)
+    if len(inputs) > 1 and known is not None:
+        raise ConfigError(
+            f"analyze.from is {known}, the analysis of one input, and there are {len(inputs)}; leave it out"
+        )
+    paths = named_outputs(inputs, output["path"])
+    refuse_circles(inputs, given, paths, output["export"])
+    for path, name in zip(inputs, paths, strict=True):
+        own = {"input": {**options["input"], "path": path}, "output": {**output, "path": name}}
+        yield {**options, **own}
 
 
 def _read(name: str) -> str:

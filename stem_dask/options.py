@@ -53,6 +53,7 @@ Sizes = Annotated[
 Dtype = Annotated[str, Field(pattern=r"^[<>=|]?[A-Za-z][A-Za-z0-9]{0,15}$"), "a numpy type such as uint16 or >u2"]  # fmt: skip
 Place = Annotated[int, Field(ge=0, lt=2**62), "a whole number of 0 or more"]
 Text = Annotated[str, Field(pattern=_TEXT), "text"]
+Paths = Annotated[tuple[Text, ...], _List, Field(min_length=1)]
 File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
 Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
 _SUFFIXES = "zarr/?|zspy/?|hspy|h5|npy|pt"
@@ -104,7 +105,9 @@ class Calibration(_Section):  # of the axes, where the file lacks it
 
 
 class Input(_Section):  # what is read
-    path: Annotated[Text, f"the path of a file, or {SYNTHETIC}"]
+    path: Annotated[
+        Text | Paths, f"the path of a file, or {SYNTHETIC}, or a list of paths and globs"
+    ]
     dataset: Whole | Annotated[Text, "a name"] | None = None
     scan_shape: Shape | None = None
     scan_order: Literal["auto", "scan_first", "detector_first"] = "auto"

@@ -14,7 +14,7 @@ from stem_dask.figure_data import figure_data
 from stem_dask.io.publish import publish, temporary
 from stem_dask.model import Window
 from stem_dask.options import Config
-from stem_dask.passes.analysis import analyze, choose, note_analysis
+from stem_dask.passes.analysis import analyze, choose, note_analysis, settle_common
 from stem_dask.passes.job import Job, Progress, Step
 from stem_dask.passes.normalizing import normalized
 from stem_dask.passes.writing import (
@@ -121,6 +121,7 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
     first = time.perf_counter()
     patterns, window = job.patterns(job.block()), None
     if job.config.crop.enabled:
+        settle_common(job, common)
         found = analyze(job, patterns)
         patterns = found.patterns
         with job.state.nothing_to_go_on_with():

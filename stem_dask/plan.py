@@ -220,5 +220,25 @@ def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
     return (size, True) if size < detector else (detector, False)
 
 
+def common_size(wanted: Sequence[int], detectors: Sequence[int], multiple: int) -> int:
+    """Size of the window on one axis that several datasets share: the largest, as the most of them can be cut to it.
+
+    Parameters
+    ----------
+    wanted : size of every dataset's own window on this axis, in source pixels
+    detectors : size of every dataset's detector on it
+    multiple : the window is a multiple of this wherever it crops
+
+    Examples
+    --------
+    >>> common_size([40, 44], [128, 128], 2), common_size([127, 90], [127, 256], 2), common_size([9, 9], [9, 9], 2)
+    (44, 128, 9)
+    """
+    largest = max(wanted)
+    if all(largest >= detector for detector in detectors):
+        return largest  # no dataset is cropped on this axis, or only the largest can have it
+    return math.ceil(largest / multiple) * multiple
+
+
 def _power_of_two(n: int) -> int:
     return 1 << (max(1, n).bit_length() - 1)

@@ -120,6 +120,10 @@ def find_input(config: Config) -> Found:
     """
     options = config.input
     path = options.path
+    if not isinstance(path, str):
+        raise ConfigError(
+            f"input.path names {len(path)} inputs, and this takes one; sd.load_configs makes a job of each"
+        )
     if path == SYNTHETIC:
         from stem_dask.synthetic import write_dataset
 

@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO
+from functools import partial
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from stem_dask.options import Config
     from stem_dask.pipeline import Step
     from stem_dask.results import Outcome
+
+T = TypeVar("T")
 
 #: without a terminal a line is written this often, in seconds
 LOG_EVERY = 30.0
@@ -69,19 +72,24 @@ def add_stop_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_file(options: argparse.Namespace) -> int:
-    """Load a config, run it, print what happened; returns the exit code."""
-    from stem_dask.config import load_config
+    """Load a config, run the job of every input, print what happened; returns the exit code."""
+    from stem_dask.config import load_configs
 
     flags = {
         "output.overwrite=true": options.overwrite,
         "cluster.insecure=true": options.insecure_cluster,
     }
     given = [override for override, is_set in flags.items() if is_set]
-    return run_config(load_config(options.config, [*options.overrides, *given]), options)
+    configs = load_configs(options.config, [*options.overrides, *given])
+    from stem_dask.batch import run_all
+
+    return run_all(
+        configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+    )
 
 
-def run_config(config: "Config", options: argparse.Namespace) -> int:
-    """Run a job, print what happened; returns the exit code."""
+def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float | None) -> int:
+    """Run one job, print what happened; returns the exit code."""
     from stem_dask.preflight import begun, prepare
 
     prepared = prepare(config)
@@ -89,22 +97,25 @@ def run_config(config: "Config", options: argparse.Namespace) -> int:
         from stem_dask.results import already_complete
 
         outcome = already_complete(prepared.outputs)
-        if not options.quiet:
+        if not quiet:
             show(outcome)
         return outcome.exit_code
-    with stoppable(options.time_limit), begun(prepared, restart=options.restart) as state:
+    with stoppable(time_limit), begun(prepared, restart=restart) as state:
         from stem_dask.pipeline import run  # after the lock: who comes too late is told at once
 
-        with progress_shown(options.quiet) as (say, progress):
+        with progress_shown(quiet) as (say, progress):
             outcome = run(prepared, say=say, progress=progress, state=state)
-    if not options.quiet:
+    if not quiet:
         show(outcome)
     return outcome.exit_code
 
 
 @contextlib.contextmanager
-def stoppable(time_limit: float | None) -> Iterator[None]:
-    """SIGTERM and a coming wall time stop a run like Ctrl-C: what is finished stays, and the same command goes on."""
+def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
+    """SIGTERM and a coming wall time stop a run like Ctrl-C: what is finished stays, and the same command goes on.
+
+    Yields what is empty until the run was asked to stop: an error may then be one that came of it.
+    """
     from stem_dask.errors import InterruptedRunError
 
     asked: list[int] = []
@@ -118,10 +129,10 @@ def stoppable(time_limit: float | None) -> Iterator[None]:
     timer = threading.Timer(left or 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     timer.daemon = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    if left is not None:
-        timer.start()
     try:
-        yield
+        if left is not None:
+            timer.start()
+        yield asked
     except BaseException as error:
         if asked:  # or what became of it: an import that is stopped ends in errors of many kinds
             raise InterruptedRunError(
@@ -151,18 +162,19 @@ def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) ->
 def show(outcome: "Outcome") -> None:
     """Print the closing lines of a run."""
     print("\n".join(outcome.lines))
+    if outcome.exit_code:
+        print(advice(outcome), file=sys.stderr)
+
+
+def advice(outcome: "Outcome") -> str:
+    """What to do about a run that is finished, and not as it was wanted."""
     if outcome.exit_code == 4:
-        n = outcome.results["validation"]
-        print(
-            f"too many patterns keep less than min_retention ({n['min_retention']:.4f} at worst): see the verdict, "
-            "raise crop.coverage or crop.margin_pixels, or lower validate.min_retention",
-            file=sys.stderr,
+        least = outcome.results["validation"]["min_retention"]
+        return (
+            f"too many patterns keep less than min_retention ({least:.4f} at worst): see the verdict, "
+            "raise crop.coverage or crop.margin_pixels, or lower validate.min_retention"
         )
-    if outcome.exit_code == 7:
-        print(
-            "a part of the input could not be read (results.json names it); when it can, add --overwrite to do it again",
-            file=sys.stderr,
-        )
+    return "a part of the input could not be read (results.json names it); when it can, add --overwrite to do it again"
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -180,6 +192,19 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one ended", file=sys.stderr)
         return 75
+
+
+def each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], int]) -> int:
+    """Do the work for all, each under its name when there are several; returns the highest exit code."""
+    highest = 0
+    for i, item in enumerate(items, 1):
+        if len(items) > 1:
+            print(f"[{i}/{len(items)}] {name(item)}", flush=True)
+        code = guarded(partial(work, item))
+        highest = max(highest, code)
+        if code == 75:
+            break
+    return highest
 
 
 @contextlib.contextmanager
@@ -214,6 +239,17 @@ class ProgressLine:
         if not self.quiet:
             self._erase()
             print(text, file=self.stream, flush=True)
+
+    def heading(self, text: str) -> None:
+        """Print the line that another dataset begins with."""
+        self.stage = ""
+        self.say(text)
+
+    def complain(self, text: str) -> None:
+        """Print an error, also when nothing else is printed."""
+        self._erase()
+        self.stream.flush()
+        print(text, file=sys.stderr, flush=True)
 
     def step(self, step: "Step") -> None:
         """Show that a block is done."""

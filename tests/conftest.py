@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,42 @@ def beam_file(tmp_path: Path) -> Path:
     path = tmp_path / "beam.npy"
     np.save(path, data)
     return path
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Any]:
+    """Threads that several runs share."""
+    from stem_dask.cluster import connect
+
+    with connect("threads", threads_per_worker=2) as connection:
+        yield connection
+
+
+@pytest.fixture
+def connects(shared_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One cluster for the tests of a file; the bytes that each call to connect was told."""
+    told: list[int] = []
+
+    @contextlib.contextmanager
+    def connect(**options: Any) -> Iterator[Any]:
+        told.append(options["input_bytes"])
+        yield shared_cluster
+
+    monkeypatch.setattr("stem_dask.cluster.connect", connect)
+    return told
+
+
+@pytest.fixture
+def batch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connects: list[int]) -> Path:
+    """A working directory with three small scans and a config for them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    from batches import BEAMS, write_beam
+
+    for name, half in BEAMS.items():
+        write_beam(name, half)
+    (tmp_path / "batch.yaml").write_text(
+        "input:\n  path: raw/*.npy\ncrop:\n  margin_pixels: 1\noutput:\n  path: out/{stem}.zarr\n  export: []\n"
+        "  figure: false\n  chunk_mb: 0.01\n"
+    )
+    return tmp_path

@@ -217,7 +217,8 @@ BAD = [
     ("input: {path: 2020-01-01}", "input.path is 2020-01-01; expected the path"),
     ('input: {path: "a\\0b"}', "input.path is"),
     ('input: {path: "a\\uD800"}', "input.path is"),
-    ("input: {path: [a, b]}", "input.path is [a, b]; expected"),
+    ("input: {path: []}", "input.path is []; expected the path"),
+    ("input: {path: [a, 3]}", "input.path[1] is 3; expected the path"),
     ("input: {dataset: 1.5}", "input.dataset is 1.5; expected a whole number of 0 or more, a name or null"),
     ("input: {dataset: true}", "input.dataset is true; expected"),
     ("input: {scan_shape: [0, 3]}", "input.scan_shape[0] is 0; expected [y, x] of whole numbers above 0"),
@@ -410,7 +411,8 @@ def test_all_problems_are_listed_each_with_the_line_of_its_key(load):
     )
     assert sorted(said.splitlines()) == sorted(
         [
-            "crop.yaml, line 2: input.path is missing; expected the path of a file, or synthetic",
+            "crop.yaml, line 2: input.path is missing; expected the path of a file, or synthetic, or a list of paths "
+            "and globs",
             "crop.yaml, line 5: input.mask.rows[1] is x; expected auto, the path of a .npy file, "
             "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]} or null",
             "crop.yaml, line 10: crop.align is patern; expected fixed or pattern",
@@ -520,9 +522,7 @@ def test_overrides(override, key, value, load):
     assert type(result) is type(value)
 
 
-@pytest.mark.parametrize(
-    "name", ["2020-01-01", "1e3", "3", "null", "~", "[a]", "{a: b}", "*a", "'", "#"]
-)
+@pytest.mark.parametrize("name", ["2020-01-01", "1e3", "3", "null", "~", "{a: b}", "'", "#"])
 def test_a_path_is_taken_as_it_was_typed(name, load, tmp_path):
     expected = os.path.expanduser("~") if name == "~" else str(tmp_path / name)
     assert load(MINIMAL, f"input.path={name}").input.path == expected

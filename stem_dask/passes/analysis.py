@@ -11,6 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask import report
+from stem_dask.errors import ConfigError
+from stem_dask.io.candidate import by
 from stem_dask.io.lazy import masked
 from stem_dask.io.spool import SpoolSink
 from stem_dask.known import Known
@@ -132,13 +134,42 @@ class StoredProfiles:
             yield region, {"profile": self.profile[region].values}
 
 
-def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) -> Window:
-    """The window, and what is odd about it; ``common`` is the size that several datasets share."""
-    options = job.config.crop.model_dump(exclude={"enabled"})
+def stored_window(config: Config, store: str) -> Window:
+    """The window that a finished dataset would get by itself, from its stored analysis."""
+    stored = xr.open_zarr(store, group="analysis", chunks=None)
+    return _window(config, stored.drop_vars("profile").load(), None)
+
+
+def _window(config: Config, analysis: xr.Dataset, common: Sequence[int] | None) -> Window:
+    options = config.crop.model_dump(exclude={"enabled"})
     if options["size"] == "common":
         options["size"] = "auto" if common is None else tuple(common)
+    return choose_window(analysis, **options, factor=config.downsample.factor)
+
+
+def settle_common(job: Job, common: Sequence[int] | None) -> None:
+    """A run goes on with the common size that it was begun with, or not at all.
+
+    Raises
+    ------
+    ConfigError
+        When other inputs make another size now.
+    """
+    if job.config.crop.size != "common":
+        return
+    now = "its own" if common is None else f"{by(common)} px"
+    begun = job.state.settled("common", now)
+    if begun != now:
+        raise ConfigError(
+            f"{job.folder} holds an unfinished run that crops to {begun}, the size of the inputs that it was begun with, "
+            f"and crop.size: common makes it {now} now; give the same inputs again, or add --restart to drop it"
+        )
+
+
+def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) -> Window:
+    """The window, and what is odd about it; ``common`` is the size that several datasets share."""
+    window = _window(job.config, analysis, common)
     down = job.config.downsample
-    window = choose_window(analysis, **options, factor=down.factor)
     filled = placement(analysis, window)["filled_fraction"].values
     job.warnings += report.window_warnings(window, filled)
     if job.config.output.dtype == "float16" and down.method != "fft":

@@ -1,0 +1,315 @@
+"""Several inputs in one command: one after another on one cluster; a failure stops no other, and a table says which."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stem_dask.errors import ConfigError, InterruptedRunError, StemDaskError
+from stem_dask.io.candidate import by
+from stem_dask.options import Config
+from stem_dask.preflight import Prepared, begun, prepare, token
+from stem_dask.run import ProgressLine, advice, run_one, stoppable
+from stem_dask.state import unfinished_token
+from stem_dask.table import Row, lines_of, shortfall, shown, stored_results, table
+
+if TYPE_CHECKING:
+    from stem_dask.cluster import Connection
+    from stem_dask.model import Window
+    from stem_dask.passes.job import Step
+    from stem_dask.results import Outcome
+
+T = TypeVar("T")
+
+
+@dataclass
+class Dataset:
+    """One of several inputs: its job, what is known of it, and how it ended (its row of the table)."""
+
+    config: Config
+    place: str
+    row: Row
+    #: the window that it would get by itself, for ``crop.size: common``, and the size of its detector
+    window: "Window | None" = None
+    detector: tuple[int, int] = (0, 0)
+    #: whether this command has begun it, and the job that would replace an output which this command made already
+    begun: bool = False
+    again: Config | None = None
+
+
+def run_all(
+    configs: Sequence[Config],
+    *,
+    quiet: bool = False,
+    restart: bool = False,
+    time_limit: float | None = None,
+) -> int:
+    """Run the jobs of one command and print what happened.
+
+    Parameters
+    ----------
+    configs : of one job or of several, as `stem_dask.config.load_configs` gives them; the first says which cluster
+    quiet : print errors only
+    restart : drop unfinished runs
+    time_limit : seconds until the command stops, so that the same command goes on later
+
+    Returns
+    -------
+    int
+        The highest exit code.
+
+    Raises
+    ------
+    InterruptedRunError
+        When it was asked to stop.
+    StemDaskError
+        What stops a single job, or keeps the cluster from starting.
+    """
+    if len(configs) == 1:
+        return run_one(configs[0], quiet=quiet, restart=restart, time_limit=time_limit)
+    datasets = [
+        Dataset(config, f"[{i}/{len(configs)}]", Row.of(config))
+        for i, config in enumerate(configs, 1)
+    ]
+    line = ProgressLine(sys.stdout, live=sys.stdout.isatty(), quiet=quiet)
+    with stoppable(time_limit) as asked, contextlib.ExitStack() as stack:
+        try:
+            Batch(datasets, line, asked, restart, stack).run()
+        finally:
+            line.close()
+            rows = [dataset.row for dataset in datasets]
+            if any(row.exit_code is not None for row in rows):  # else nothing has begun
+                for text in table(rows):
+                    line.say(text)
+    return max(dataset.row.exit_code or 0 for dataset in datasets)
+
+
+@dataclass
+class Batch:
+    """Several jobs on their way, and what they share."""
+
+    datasets: list[Dataset]
+    line: ProgressLine
+    #: not empty when the command was asked to stop
+    asked: Sequence[int]
+    restart: bool
+    stack: contextlib.ExitStack
+    largest: int = 0
+    connection: "Connection | None" = None
+    common: tuple[int, int] | None = None
+
+    def run(self) -> None:
+        """All jobs; an error is noted in its dataset."""
+        if self._look():
+            self._connect()
+        crop = self.datasets[0].config.crop
+        if crop.enabled and crop.size == "common":
+            self.common = self._common_size()
+        for dataset in self._open():
+            self.line.heading(f"{dataset.place} {shown(dataset.row.input)}")
+            outcome = self._tried(dataset, partial(self._one, dataset))
+            if outcome is not None:
+                self._note(dataset, outcome)
+
+    def _open(self) -> list[Dataset]:
+        return [dataset for dataset in self.datasets if dataset.row.exit_code is None]
+
+    def _connect(self) -> "Connection":
+        """The one cluster of all, made when it is first needed."""
+        if self.connection is None:
+            from stem_dask.cluster import connect
+
+            options = self.datasets[0].config.cluster.model_dump()
+            self.connection = self.stack.enter_context(connect(**options, input_bytes=self.largest))
+            self.line.say(f"cluster     {self.connection}, device cpu")
+            self.line.say(f"dashboard   {self.connection.dashboard}")
+        return self.connection
+
+    def _tried(self, dataset: Dataset, work: Callable[[], T]) -> T | None:
+        """The result of some work for a dataset; an error is told and noted, and the others go on."""
+        try:
+            return work()
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            if self.asked:  # an import that is stopped ends in errors of many kinds
+                raise
+            row = dataset.row
+            row.exit_code = 5 if isinstance(error, OSError) else 1  # of the client itself
+            if isinstance(error, StemDaskError):
+                row.exit_code = error.exit_code
+            row.words = str(error) or type(error).__name__
+            where = "" if row.input in row.words else f"{row.input}: "
+            self.line.complain(f"error: {where}{row.words}")
+            if row.exit_code == 1:  # a fault of ours: whoever mends it wants to know where
+                traceback.print_exception(error)
+            return None
+
+    def _look(self) -> bool:
+        """Whether there is anything to do; what is wrong is told when its turn comes."""
+        looked: list[tuple[Dataset, Prepared]] = []
+        for dataset in self.datasets:
+            with contextlib.suppress(StemDaskError, OSError):
+                looked.append((dataset, prepare(dataset.config)))
+        going_on = any(_is_unfinished(prepared) for _, prepared in looked)
+        waiting = []
+        for dataset, prepared in looked:
+            with contextlib.suppress(StemDaskError, OSError):
+                if not (prepared.complete or self._replaced(dataset, prepared, going_on)):
+                    waiting.append(prepared.found)
+        if waiting:
+            from stem_dask.projection import input_bytes
+
+            self.largest = max(map(input_bytes, waiting))
+        return bool(waiting)
+
+    def _replaced(self, dataset: Dataset, prepared: Prepared, going_on: bool) -> bool:
+        """Whether this very command replaced the output already, before it was interrupted.
+
+        To tell that later, leave to replace is noted for every older output before the first job begins.
+        """
+        if not dataset.config.output.overwrite:
+            return False
+        if going_on:
+            output = dataset.config.output.model_copy(update={"overwrite": False})
+            kept = dataset.config.model_copy(update={"output": output})
+            if prepare(kept).complete:
+                dataset.config, dataset.again = kept, dataset.config
+                return True
+        elif any(os.path.lexists(path) for path in prepared.outputs.all()):
+            with begun(prepared, restart=self._drops(dataset)):
+                pass
+        return False
+
+    def _drops(self, dataset: Dataset) -> bool:
+        """Whether to drop an unfinished run: one of an earlier command, not of this one."""
+        first, dataset.begun = not dataset.begun, True
+        return self.restart and first
+
+    def _common_size(self) -> tuple[int, int] | None:
+        """The size that every dataset's own window fits into, as far as one can be found."""
+        from stem_dask.plan import common_size
+
+        for dataset in self._open():
+            self.line.heading(f"{dataset.place} {shown(dataset.row.input)}: its own window")
+            dataset.window = self._tried(dataset, partial(self._own_window, dataset))
+        found = [(d.window.shape, d.detector) for d in self._open() if d.window is not None]
+        if not found:
+            return None
+        multiple = _multiple(self.datasets[0].config)
+        height, width = (
+            common_size([w[axis] for w, _ in found], [d[axis] for _, d in found], multiple)
+            for axis in (0, 1)
+        )
+        self.line.say(
+            f"common      {by((height, width))} px, which holds the windows of {len(found)}"
+        )
+        return height, width
+
+    def _own_window(self, dataset: Dataset) -> "Window":
+        """The window that a dataset would get by itself; the analysis waits for the crop."""
+        prepared = prepare(dataset.config)
+        height, width = prepared.found.source.shape[-2:]
+        dataset.detector = (int(height), int(width))
+        from stem_dask.passes.analysis import stored_window
+        from stem_dask.pipeline import window_of
+
+        with contextlib.ExitStack() as stack:
+            complete = prepared.complete
+            if not complete:
+                state = stack.enter_context(begun(prepared, restart=self._drops(dataset)))
+                complete = state.is_complete
+            if complete:
+                window = stored_window(dataset.config, prepared.outputs.path)
+            else:
+                connection, step = self._connect(), self.line.step
+                window = window_of(prepared, state, connection, say=self._brief, progress=step)
+        self.line.say(f"window      {by(window.shape)} px of {by(dataset.detector)}")
+        return window
+
+    def _one(self, dataset: Dataset) -> "Outcome":
+        """Run one job."""
+        prepared = prepare(dataset.config)
+        if self.common is not None:
+            _check_detector(dataset, self.common)
+            if prepared.complete and _stored_size(prepared) != list(self.common):
+                prepared = prepare(_another(dataset, prepared, self.common))
+        if prepared.complete:
+            from stem_dask.results import already_complete
+
+            return already_complete(prepared.outputs)
+        analyzed = self.common is not None and dataset.begun  # which was shown
+        with begun(prepared, restart=self._drops(dataset)) as state:
+            from stem_dask.pipeline import run
+
+            return run(
+                prepared,
+                say=None if analyzed else self._brief,
+                progress=self._step_after_analysis if analyzed else self.line.step,
+                state=state,
+                connection=self._connect(),
+                common=self.common,
+            )
+
+    def _step_after_analysis(self, step: "Step") -> None:
+        if not step.stage.startswith("analyze"):
+            self.line.step(step)
+
+    def _brief(self, text: str) -> None:
+        """Of what a single run says, what the table does not."""
+        if text.startswith("resuming"):
+            self.line.say(text)
+
+    def _note(self, dataset: Dataset, outcome: "Outcome") -> None:
+        """Tell how a job ended, and keep it for the table."""
+        dataset.row.exit_code = outcome.exit_code
+        dataset.row.results = outcome.results or stored_results(dataset.config)
+        for text in lines_of(outcome):
+            self.line.say(text)
+        if outcome.exit_code:
+            dataset.row.words = shortfall(dataset.row)
+            if not self.line.quiet:
+                self.line.complain(f"{shown(dataset.row.input)}: {advice(outcome)}")
+
+
+def _is_unfinished(prepared: Prepared) -> bool:
+    """Whether an earlier command has begun this job and not come to its end."""
+    mark = token(prepared.config, prepared.found, prepared.known)
+    return unfinished_token(prepared.outputs.path) == mark
+
+
+def _multiple(config: Config) -> int:
+    return config.crop.size_multiple * config.downsample.factor
+
+
+def _check_detector(dataset: Dataset, common: tuple[int, int]) -> None:
+    """Refuse a dataset that cannot be cut to the common size."""
+    from stem_dask.plan import axis_window
+
+    multiple = _multiple(dataset.config)
+    pairs = zip(common, dataset.detector, strict=True)
+    size = [axis_window(wanted, full, multiple)[0] for wanted, full in pairs]
+    if size != list(common):
+        raise ConfigError(
+            f"{dataset.row.input}: the common size is {by(common)} px, and this dataset can only have {by(size)} px, because "
+            f"its detector has {by(dataset.detector)} px; leave it out, or give crop.size"
+        )
+
+
+def _stored_size(prepared: Prepared) -> Any:
+    """Height and width of the window that a finished dataset was cut to."""
+    return stored_results(prepared.config).get("window", {}).get("size")
+
+
+def _another(dataset: Dataset, prepared: Prepared, common: tuple[int, int]) -> Config:
+    """The job that replaces a finished dataset of another size, if there is leave to."""
+    if dataset.again is None:
+        raise ConfigError(
+            f"{prepared.outputs.path} was cropped to {by(_stored_size(prepared))} px with other inputs, and the common "
+            f"size is {by(common)} px now; add --overwrite to crop these inputs again, or give the former ones"
+        )
+    return dataset.again

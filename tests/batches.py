@@ -1,0 +1,58 @@
+"""What the tests of several inputs share: made-up scans, the command, and what it left and said."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stem_dask import run
+
+#: half the width of the beam in each of three files, which sets the window
+BEAMS = {"a": 3, "b": 6, "c": 4}
+
+
+def write_beam(name: str, half: int, detector: tuple[int, int] = (40, 36)) -> None:
+    data = np.zeros((4, 3, *detector), np.uint16)
+    for y in range(4):
+        data[y, :, 19 - half : 19 + half, 17 - half : 17 + half] = 5 + y
+    np.save(f"raw/{name}.npy", data)
+
+
+def batch(*overrides: str) -> int:
+    return run.main(["batch.yaml", *overrides])
+
+
+def size_of(name: str) -> tuple[int, ...]:
+    return xr.open_zarr(f"out/{name}.zarr").patterns.shape[-2:]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The lines of the table, by input."""
+    lines = text[text.index("input ") :].splitlines()[1:-1]
+    return {line.split()[0]: line.split() for line in lines}
+
+
+def content(folder: str) -> dict[str, bytes]:
+    """What every file of the patterns holds."""
+    files = Path(folder, "patterns").rglob("*")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> Callable[[], None]:
+    """SIGTERM at the n-th call of a function; returns what takes it back."""
+    module, _, attribute = name.rpartition(".")
+    plain, calls = getattr(__import__(module, fromlist=["_"]), attribute), []
+
+    def function(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(name, function)
+    return lambda: monkeypatch.setattr(name, plain)
