@@ -287,3 +287,17 @@ def test_somebody_elses_file_stays(here: Path, beam_file: Path) -> None:
     with pytest.raises(OutputExistsError, match=r"a\.npy exists"):
         run_job(crop(here, "beam.npy", "a.npy", crop={"enabled": False}))
     assert (here / "a.npy").read_bytes() == b"mine"
+
+
+def test_several_files(here: Path, beam_file: Path, capsys: Any) -> None:
+    np.save(here / "late.npy", np.load(beam_file)[::-1])
+    (here / "torn.npy").write_bytes(beam_file.read_bytes()[:3000])
+    argv = ["convert", "--input", "*.npy", "--output", "out/{stem}.zspy", *THREADS]
+    assert cli.main(argv) == 3
+    np.testing.assert_array_equal(read(here / "out" / "late.zspy"), np.load(here / "late.npy"))
+    np.testing.assert_array_equal(read(here / "out" / "beam.zspy"), np.load(beam_file))
+    assert not (here / "out" / "torn.zspy").exists()
+    assert "torn.npy" in capsys.readouterr().err
+    argv = ["preprocess", "--input", "beam.npy", "late.npy", "--output", "{stem}.pt"]
+    assert cli.main([*argv, "--chunk_size", "7", *THREADS]) == 0
+    assert torch.load(here / "late.pt").shape == (30, 1, 40, 36)
