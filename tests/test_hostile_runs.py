@@ -79,6 +79,11 @@ BAD = [
     ("a.mib", sheared_mib, "a size is wrong"),
     ("a.pt", lambda path: path.write_bytes(b"\x80\x02cos\nsystem\n."), "never run"),
     ("a.emd", lambda path: path.mkdir(), "is a file, this is a folder"),
+    (
+        "a.tif",
+        lambda path: path.write_bytes(b"II+\0" + bytes(9)),
+        "13 bytes are fewer than its header",
+    ),
     ("a.xyz", lambda path: path.write_bytes(b"hello"), "known are .app5, .blo, .dm3"),
 ]
 
