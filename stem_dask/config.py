@@ -15,7 +15,9 @@ from stem_dask.errors import ConfigError
 from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
 
-MAX_FILE_BYTES = 2**20  # a job's file is a few kB; more is a mistake, and slow to parse
+MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
+MAX_TOKENS = 8000  # words and marks, which take 30 µs each: 1,300 pixels of a mask
+MAX_PROBLEMS = 20  # lines of a message
 MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be shown
 MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with the square
 _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
@@ -51,7 +53,7 @@ def parse_config(options: Mapping[str, Any]) -> Config:
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
-    """Options of one job from a YAML file (at most 1 MiB; no anchors, aliases, tags), relative paths made absolute.
+    """Options of one job from a YAML file (at most 64 KiB; no anchors, aliases, tags), relative paths made absolute.
 
     An override is ``key=value``; the value is YAML, or text where the key takes text. A `ConfigError`
     lists the problems, one a line, each with the line of its key; several inputs are refused (see `load_configs`).
@@ -147,7 +149,9 @@ def _read(name: str) -> str:
         with open(name, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise ConfigError(f"{name} is larger than 1 MiB; expected a YAML file of a few kB")
+            raise ConfigError(
+                f"{name} is larger than 64 KiB; expected a YAML file of a few kB (a long input.mask goes into a .npy file)"
+            )
         return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", "not UTF-8 text")
@@ -158,7 +162,10 @@ def _parse(text: str, places: dict[str, str]) -> Any:
     """The value of one YAML document; ``places`` gets the line of every key."""
     place, loader, depth = places[""], yaml.SafeLoader(""), 0
     try:
-        for token in yaml.scan(text):  # before anything is built from it
+        for count, token in enumerate(yaml.scan(text)):  # before anything is built from it
+            if count > MAX_TOKENS:
+                refused = f"more than {MAX_TOKENS:,} words and marks; a long input.mask goes into a .npy file"
+                raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
             kind = getattr(token, "id", "")  # the type stubs do not know it
             depth += (kind in _OPENING) - (kind in _CLOSING)
             if kind in ("<anchor>", "<alias>", "<tag>") or depth > MAX_DEPTH:
@@ -236,7 +243,9 @@ def _validated(options: Any, places: dict[str, str]) -> Config:
     except pydantic.ValidationError as error:
         problems = _explained(error, options)
     if problems:
-        raise ConfigError("\n".join(_place(places, key) + text for key, text in problems))
+        lines = [_place(places, key) + text for key, text in problems[:MAX_PROBLEMS]]
+        more = len(problems) - len(lines)
+        raise ConfigError("\n".join(lines + [f"and {more:,} more problems"] * (more > 0)))
     return config
 
 

@@ -49,6 +49,8 @@ class _Reader:
             raise SourceError(f"{path}: not a TIFF file: it begins with {start[:4]!r}")
         self.big = version == 43
         code, at = ("Q", 8) if self.big else ("I", 4)
+        if len(start) < at + struct.calcsize(f"<{code}"):
+            self.fail(f"{self.size:,} bytes are fewer than its header has")
         (self.first,) = struct.unpack_from(self.order + code, start, at)
 
     def fail(self, what: str) -> NoReturn:
