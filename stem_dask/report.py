@@ -120,7 +120,9 @@ def analysis_warnings(analysis: xr.Dataset) -> list[str]:
             f"values that count as 0 in the analysis: {', '.join(counted)} (the data are not changed)"
         )
     clipped = float(analysis["negative_sum"])
-    if clipped > NOTICEABLE * total:
+    if (
+        total > 0 and clipped > NOTICEABLE * total
+    ):  # with none at all every pattern is empty, which is refused
         out.append(
             f"clipped negative values amount to {clipped / total:.1%} of the intensity: the background of a "
             "dark-subtracted detector counts as signal; set analyze.threshold"

@@ -113,6 +113,28 @@ def test_a_run_on_a_bad_file(tmp_path, capsys, name, make, said):
     assert all(path.read_text() == n for n, path in older.items())
 
 
+ODD = [
+    (np.full((4, 3, 32, 32), np.nan, "f4"), "every pattern is empty"),
+    (np.full((4, 3, 32, 32), -2, "i2"), "every pattern is empty"),
+    (np.zeros((4, 3, 32, 32), "u1"), "every pattern is empty"),
+    (np.full((4, 3, 32, 32), 2**64 - 1, "u8"), "its sums do not fit into 64 bits"),
+    (np.full((4, 3, 32, 32), 2**56 + 1, "i8"), "its sums do not fit into 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("data", "said"), ODD, ids=["nan", "negative", "dark", "uint64", "int64"])
+def test_a_run_on_odd_data(tmp_path, capsys, data, said):
+    """Nothing is wrong with the file, and nothing can be done with what it holds."""
+    np.save(tmp_path / "a.npy", data)
+    config = tmp_path / "crop.yaml"
+    config.write_text(f"input: {{path: {tmp_path}/a.npy}}\noutput: {{path: {tmp_path}/b.zarr}}\ncluster: {{kind: threads}}\n")  # fmt: skip
+    assert main([str(config)]) == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path}/a.npy: ")
+    assert said in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "crop.yaml"]
+
+
 def test_a_chunk_that_is_a_link_out_of_the_store(tmp_path):
     root = zarr.open_group(tmp_path / "a.zarr", mode="w")
     root.create_array("patterns", data=numbers(), chunks=SHAPE)

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask import report
-from stem_dask.errors import ConfigError
+from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.candidate import by
 from stem_dask.io.lazy import masked
 from stem_dask.io.spool import SpoolSink
@@ -168,7 +168,10 @@ def settle_common(job: Job, common: Sequence[int] | None) -> None:
 
 def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) -> Window:
     """The window, and what is odd about it; ``common`` is the size that several datasets share."""
-    window = _window(job.config, analysis, common)
+    try:
+        window = _window(job.config, analysis, common)
+    except SourceError as error:
+        raise SourceError(job.told(error)) from error
     down = job.config.downsample
     filled = placement(analysis, window)["filled_fraction"].values
     job.warnings += report.window_warnings(window, filled)

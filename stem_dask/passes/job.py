@@ -119,8 +119,13 @@ class Job:
             )
         except SourceError as error:
             hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
-            raise SourceError(f"{error}; {hint}") from error
+            raise SourceError(f"{self.told(error)}; {hint}") from error
         self.tally.note(records)
+
+    def told(self, error: Exception) -> str:
+        """The words of an error about the data, with the file's name."""
+        path = self.prepared.found.info.path
+        return str(error) if path in str(error) else f"{path}: {error}"
 
     def room(
         self, patterns: xr.DataArray, window: Window | None, *, warn: bool = False

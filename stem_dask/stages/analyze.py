@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
+from stem_dask.errors import ConfigError, SourceError
 from stem_dask.kernels.analysis import PatternAnalysis, analyze_patterns, largest_radius
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Region
@@ -302,7 +302,11 @@ class _BlockResult:
 
 
 def _analyze_block(block: NDArray, **options: Any) -> _BlockResult:
-    return _BlockResult(block.shape[:-2], analyze_patterns(block, **options))
+    try:
+        found = analyze_patterns(block, **options)
+    except OverflowError as error:
+        raise SourceError(str(error)) from None  # the data are damaged; to try again would not help
+    return _BlockResult(block.shape[:-2], found)
 
 
 def _pick(
