@@ -120,6 +120,7 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
     """All stages in their order, then the report."""
     first = time.perf_counter()
     patterns, window = job.patterns(job.block()), None
+    job.warnings += report.calibration_warnings(job.prepared.found.info.axes)
     if job.config.crop.enabled:
         settle_common(job, common)
         found = analyze(job, patterns)

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.io.publish import named, publish, temporary
-from stem_dask.model import Window
+from stem_dask.model import LIST_DIMS, Axis, Window
 
 #: lists with one entry a pattern are left out of results.json above this many positions
 MAX_LISTED = 100_000
@@ -139,6 +139,21 @@ def analysis_warnings(analysis: xr.Dataset) -> list[str]:
             f"{n_empty:,} empty patterns: no center, left out of the statistics, cropped at the median center"
         )
     return out
+
+
+def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
+    """A word on the axes that are in pixels, because the file says nothing usable of them.
+
+    Examples
+    --------
+    >>> calibration_warnings([Axis("ky", 4, 0.1, 0.0, "1/nm"), Axis("kx", 4)])
+    ['kx in pixels: the file has no usable calibration; input.calibration gives one']
+    """
+    names = [axis.name for axis in axes if not axis.calibrated and axis.name != LIST_DIMS[0]]
+    if not names:
+        return []
+    text = "in pixels: the file has no usable calibration; input.calibration gives one"
+    return [f"{', '.join(names)} {text}"]
 
 
 def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[str]:
