@@ -76,10 +76,11 @@ def run_all(
         for i, config in enumerate(configs, 1)
     ]
     line = ProgressLine(sys.stdout, live=sys.stdout.isatty(), quiet=quiet)
-    with stoppable(time_limit) as asked, contextlib.ExitStack() as stack:
+    with stoppable(time_limit) as asked:
         try:
-            Batch(datasets, line, asked, restart, stack).run()
-        finally:
+            with contextlib.ExitStack() as stack:
+                Batch(datasets, line, asked, restart, stack).run()
+        finally:  # after what workers may say when they are stopped
             line.close()
             rows = [dataset.row for dataset in datasets]
             if any(row.exit_code is not None for row in rows):  # else nothing has begun

@@ -63,6 +63,7 @@ def beam_file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def shared_cluster() -> Iterator[Any]:
     """Threads that several runs share."""
+    import stem_dask.pipeline  # noqa: F401  takes the true connect before a test puts another in its place
     from stem_dask.cluster import connect
 
     with connect("threads", threads_per_worker=2) as connection:
