@@ -117,3 +117,15 @@ def test_the_shared_file(shared_data: Path, make_config: Any) -> None:
     truth = json.loads(name.with_suffix(".truth.json").read_text())
     analysis = sd.analyze(sd.open(name.with_suffix(".hspy"))).compute()
     assert np.argwhere(sd.suspected_hot_pixels(analysis)).tolist() == sorted(truth["hot_pixels"])
+
+
+@pytest.mark.parametrize(("enabled", "mask"), [(True, "auto"), (False, {"pixels": HOT})])
+def test_the_mask_is_stored_once(
+    hot_file: Path, make_config: Any, enabled: bool, mask: Any
+) -> None:
+    config = make_config(hot_file, crop={"enabled": enabled}, input={"mask": mask})
+    run(config)
+    stored = xr.open_zarr(config.output.path, group="analysis")["mask"]
+    assert stored.dims == ("source_ky", "source_kx")
+    assert stored.dtype == bool
+    assert np.argwhere(stored.values).tolist() == sorted(map(list, HOT))

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from stem_dask import report
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.candidate import by
-from stem_dask.io.lazy import masked
 from stem_dask.io.spool import SpoolSink
 from stem_dask.known import Known
 from stem_dask.model import Region, Window
@@ -62,7 +61,7 @@ def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
     if auto:
         job.hot = job.state.settled("hot_pixels", job.hot)
     if auto and job.hot:
-        patterns = masked(patterns, {"pixels": job.hot}, job.config.input.mask_fill)
+        patterns = job.masked(patterns, {"pixels": job.hot})
         found = _computed(job, patterns, "analyze again", "analysis-again")
     note_analysis(job, found.analysis)
     return found

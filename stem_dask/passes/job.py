@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from stem_dask import engine, report
 from stem_dask.cluster import Connection
 from stem_dask.errors import SourceError
-from stem_dask.io.lazy import corrected, lazy_patterns, masked
+from stem_dask.io.lazy import corrected, lazy_patterns
 from stem_dask.io.publish import temporary
 from stem_dask.model import Record, Window
 from stem_dask.options import Config
@@ -27,6 +29,7 @@ from stem_dask.projection import (
     input_bytes,
     memory_of,
 )
+from stem_dask.stages.mask import apply_mask, read_mask
 from stem_dask.stages.patterns import blank, lead_dims, lead_shape
 from stem_dask.state import RunState
 from stem_dask.tally import Tally
@@ -58,6 +61,8 @@ class Job:
     tally: Tally = field(default_factory=Tally)
     #: [y, x] of suspected hot pixels
     hot: list[list[int]] = field(default_factory=list)
+    #: (ky, kx) in source pixels, True for a bad one
+    mask: NDArray[np.bool_] | None = None
     #: mean and standard deviation, of a run that normalizes
     constants: dict[str, float] | None = None
 
@@ -90,7 +95,14 @@ class Job:
         lazy = corrected(lazy_patterns(self.prepared.found, block), options.dark, options.gain)
         mask = None if options.mask == "auto" else options.mask  # not known yet
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
-        return masked(lazy, listed, options.mask_fill)
+        return self.masked(lazy, listed)
+
+    def masked(self, patterns: xr.DataArray, mask: str | Mapping[str, Any] | None) -> xr.DataArray:
+        """The patterns without their bad pixels, which are noted."""
+        if mask is None:
+            return patterns
+        self.mask = read_mask(mask, patterns.shape[-2:])
+        return apply_mask(patterns, self.mask, self.config.input.mask_fill)
 
     def spare(self, patterns: xr.DataArray) -> xr.DataArray | None:
         """What stands for patterns that cannot be read, when the run shall go on without them."""

@@ -182,13 +182,21 @@ def _finish(job: Job, target: Target, written: Written) -> None:
     known = None
     if target.suffix == ".zarr":
         if written.known is not None:
-            known = written.known.analysis
             _write_profiles(target.built, written.known)
+        if written.known is not None or job.mask is not None:
+            known = _with_mask(job, written.known)
         mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
         write_dataset(target.built, "output", mean)
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
-    maximum = {"maximum": written.highest}
-    job.warnings += target.finish(known, written.valid, maximum, about)
+    job.warnings += target.finish(known, written.valid, {"maximum": written.highest}, about)
+
+
+def _with_mask(job: Job, known: Analyzed | None) -> xr.Dataset:
+    """What is known of the patterns, and the pixels that were masked."""
+    analysis = xr.Dataset() if known is None else known.analysis
+    if job.mask is None:
+        return analysis
+    return analysis.assign(mask=(("source_ky", "source_kx"), job.mask))
 
 
 def _write_profiles(built: str, known: Analyzed) -> None:
@@ -205,7 +213,7 @@ def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
     built = temporary(path)
     empty_store(built)
     _write_profiles(built, written.known)
-    write_dataset(built, "analysis", written.known.analysis)
+    write_dataset(built, "analysis", _with_mask(job, written.known))
     status = Path(job.outputs.path).stat()
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
