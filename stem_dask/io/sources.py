@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from stem_dask.errors import SourceError
 from stem_dask.io.publish import named
 
 Slices = tuple[slice, ...]
+#: what becomes of chunk files of a zarr store that are not there
+Missing = Literal["refuse", "zero"]
 
 
 class Source(Protocol):
@@ -127,12 +129,13 @@ class Hdf5Dataset:
 
 @dataclass(frozen=True)
 class ZarrArray:
-    """An array of a zarr store, format 2 or 3."""
+    """An array of a zarr store, format 2 or 3; chunk files that are missing are refused, or zeros."""
 
     path: str
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
+    missing: Missing = "refuse"
 
     @property
     def ndim(self) -> int:
@@ -140,23 +143,9 @@ class ZarrArray:
         return len(self.shape)
 
     def __getitem__(self, part: Slices) -> NDArray:
-        import zarr
+        from stem_dask.io.chunks import read_part
 
-        from stem_dask.io.verify import missing_chunk
-
-        array = zarr.open_array(self.path, path=self.name, mode="r")
-        lost = missing_chunk(self.path, self.name, array, part)
-        if lost is not None:
-            raise SourceError(
-                f"{lost} is missing or empty; without it these patterns would read as zeros"
-            )
-        try:
-            return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
-        except (ValueError, RuntimeError) as error:  # each codec has its own
-            raise SourceError(
-                f"{self.path}: array {self.name or '/'} cannot be decoded ({error}); "
-                "stem-dask verify names the damaged files of a store"
-            ) from error
+        return read_part(self.path, self.name, part, zero=self.missing == "zero")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""Chunk files of a zarr array: which a part needs, which of them are missing, and which cannot be decoded.
+
+zarr reads a missing chunk file as its fill value, whether it was never written because nothing was in it, or lost.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.errors import SourceError
+from stem_dask.io.verify import chunk_path
+
+
+def files_of(
+    store: str, name: str, array: Any, part: Sequence[slice]
+) -> Iterator[tuple[Path, tuple[slice, ...]]]:
+    """Every chunk file (a shard, where there are shards) that a part of an array needs, and what it holds."""
+    sizes = array.shards or array.chunks
+    wanted = []
+    for piece, size, n in zip(part, sizes, array.shape, strict=True):
+        wanted.append(sorted({i // size for i in range(*piece.indices(n))}))
+    for place in itertools.product(*wanted):
+        region = tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, sizes, strict=True))
+        yield chunk_path(store, name, array, place), region
+
+
+def check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zero: bool) -> None:
+    """See that the chunk files of a part are there.
+
+    Parameters
+    ----------
+    zero : missing ones are fine, because the user wants them as zeros; one of no length is not
+
+    Raises
+    ------
+    SourceError
+        With the first file that is missing or empty (as a power cut leaves it), and how many are.
+    """
+    lost, n = [], 0
+    for path, _ in files_of(store, name, array, part):
+        n += 1
+        try:
+            if path.stat().st_size:
+                continue
+            if zero:
+                raise SourceError(
+                    f"{path} is empty (0 bytes): writing it was cut short; bring it over again, or remove it, and "
+                    "input.missing_chunks=zero reads it as zeros too"
+                )
+        except FileNotFoundError:
+            if zero:
+                continue
+        lost.append(path)
+    if lost:
+        raise SourceError(
+            f"{lost[0]} is missing or empty ({len(lost):,} of the {n:,} chunk files of these patterns); "
+            f"without it they would read as {filling(array)}: bring it over again, or say that this is meant with "
+            "input.missing_chunks=zero"
+        )
+
+
+def undecodable(
+    store: str, name: str, array: Any, part: Sequence[slice]
+) -> tuple[Path, Exception] | None:
+    """The first chunk file of a part that cannot be decoded, and why; each is read by itself."""
+    for path, region in files_of(store, name, array, part):
+        try:
+            array[region]
+        except Exception as error:  # each codec has its own
+            return path, error
+    return None
+
+
+def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | None]:
+    """(missing chunk files, chunk files of the whole array, the first that is missing).
+
+    Folders are listed and no file is looked at, so that a store of many files opens quickly.
+    """
+    sizes = array.shards or array.chunks
+    counts = [math.ceil(n / size) for n, size in zip(array.shape, sizes, strict=True)]
+    n, there, folder = math.prod(counts), 0, Path(store, name)
+    for key in _keys(folder, ()) if folder.is_dir() else ():
+        there += len(key) == len(counts) and all(map(int.__lt__, key, counts))
+    first = None
+    if there < n:
+        whole = [slice(None)] * len(counts)
+        paths = (path for path, _ in files_of(store, name, array, whole))
+        first = next((path for path in paths if not path.exists()), None)
+    return n - there, n, first
+
+
+def missing_note(store: str, name: str, *, zero: bool) -> str | None:
+    """What to say of an array's missing chunk files, when there are any."""
+    import zarr
+
+    array: Any = zarr.open_array(store, path=name, mode="r")
+    lost, n, first = missing_files(store, name, array)
+    if not lost:
+        return None
+    told = f"{lost:,} of {n:,} chunk files are missing, the first is {first}"
+    if zero:
+        return f"{told}; they read as {filling(array)}"
+    return f"{told}; reading what they held is refused, unless input.missing_chunks=zero"
+
+
+def _keys(folder: Path, above: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Places of the chunk files below a folder: c/0/1 or c.0.1, in format 2 0.1 or 0/1."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            words = entry.name.split(".")
+            if not above and words[0] == "c":
+                words = words[1:]
+            if not all(word.isdecimal() for word in words):
+                continue
+            key = (*above, *map(int, words))
+            if entry.is_dir():
+                yield from _keys(Path(entry.path), key)
+            else:
+                yield key
+
+
+def filling(array: Any) -> str:
+    """What a missing chunk reads as, in words."""
+    value: Any = array.fill_value
+    return "zeros" if value is None or value == 0 else f"the fill value {value}"
+
+
+def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> NDArray:
+    """Part of an array of a zarr store.
+
+    Parameters
+    ----------
+    store, name : folder of the store, and of the array in it ("" when the store is the array)
+    part : one slice an axis, with positive steps
+    zero : missing chunk files read as zeros (the array's fill value)
+
+    Raises
+    ------
+    SourceError
+        When a chunk file is missing or cannot be decoded; names it.
+    """
+    import zarr
+
+    array: Any = zarr.open_array(store, path=name, mode="r")
+    check_there(store, name, array, part, zero=zero)
+    try:
+        return np.ascontiguousarray(array[tuple(part)])  # format 2 knows Fortran order
+    except MemoryError:
+        raise
+    except Exception as error:  # each codec has its own
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
+        path, why = undecodable(store, name, array, part) or (
+            f"{store}: array {name or '/'}",
+            error,
+        )
+        raise SourceError(
+            f"{path} cannot be decoded ({why}): it was damaged; bring it over again. stem-dask verify names all "
+            "damaged files of a store"
+        ) from error
