@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+import zarr.codecs
 from frames_made import numbers
+from numcodecs import GZip
 
 import stem_dask as sd
 from stem_dask.errors import SourceError
@@ -122,3 +124,57 @@ def test_a_run_with_missing_chunks(beam_file: Path, make_config: Any, tmp_path: 
     assert "1 of 3 chunk files are missing" in results["input"]["notes"][0]
     assert results["validation"]["n_empty"] == 10
     assert sd.open(store, missing_chunks="zero")[2:4].sum() == 0
+
+
+# --- damaged ------------------------------------------------------------------------------------------------------
+
+CHECKED = [zarr.codecs.BloscCodec(), zarr.codecs.Crc32cCodec()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("v2", {}),
+        ("v2 nested", {"compressors": GZip()}),
+        ("v2", {"compressors": None}),
+        ("v3", {"compressors": None}),
+        ("v3", {"compressors": CHECKED}),
+        ("v3 flat", {"compressors": zarr.codecs.GzipCodec()}),
+        ("v3 sharded", {}),
+        ("v3 sharded", {"compressors": CHECKED}),
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "junk"])
+def test_a_damaged_chunk_is_named(tmp_path: Path, kind: str, more: Any, damage: str) -> None:
+    store, chunk = stored(tmp_path, kind, **more)
+    good = chunk.read_bytes()
+    junk = np.random.default_rng(0).bytes(len(good) - 2)
+    chunk.write_bytes(junk if damage == "junk" else good[: len(good) // 2])
+    source = find(store).source
+    with pytest.raises(SourceError, match=rf"^{chunk} cannot be decoded \(.*\): it was damaged"):
+        source[WHOLE]
+    with pytest.raises(SourceError, match=rf"^{chunk} cannot be decoded"):
+        source[2:3, 5:6, :, :]
+    np.testing.assert_array_equal(source[0:2, :, :, :], DATA[:2])
+
+
+@pytest.mark.parametrize("kind", ["v3", "v3 sharded"])
+def test_a_checksum_that_does_not_fit_is_named(tmp_path: Path, kind: str) -> None:
+    store, chunk = stored(tmp_path, kind, compressors=CHECKED)
+    bad = bytearray(chunk.read_bytes())
+    bad[30] ^= 1
+    chunk.write_bytes(bad)
+    with pytest.raises(SourceError, match=rf"^{chunk} cannot be decoded \(.*checksum"):
+        find(store).source[WHOLE]
+
+
+def test_a_run_names_the_damaged_chunk_and_the_block(
+    beam_file: Path, make_config: Any, tmp_path: Path
+) -> None:
+    group = zarr.open_group(tmp_path / "in.zarr", mode="w")
+    group.create_array("scan", data=np.load(beam_file), chunks=(2, 5, 40, 36))
+    chunk = tmp_path / "in.zarr" / "scan" / "c/1/0/0/0"
+    os.truncate(chunk, 20)
+    told = rf"^block \[.*\]: {chunk} cannot be decoded .*; stem-dask verify names all"
+    with pytest.raises(SourceError, match=told):
+        run(make_config(tmp_path / "in.zarr"))

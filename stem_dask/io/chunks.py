@@ -156,11 +156,9 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
     except Exception as error:  # each codec has its own
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
-        path, why = undecodable(store, name, array, part) or (
-            f"{store}: array {name or '/'}",
-            error,
-        )
+        found = undecodable(store, name, array, part)
+        path, why = found or (f"{store}: array {name or '/'}", error)
+        more = "; stem-dask verify names all damaged files of the store" if name else ""
         raise SourceError(
-            f"{path} cannot be decoded ({why}): it was damaged; bring it over again. stem-dask verify names all "
-            "damaged files of a store"
+            f"{path} cannot be decoded ({why}): it was damaged, bring it over again{more}"
         ) from error
