@@ -58,12 +58,21 @@ def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
 
 
 def about_source(info: SourceInfo) -> dict[str, Any]:
-    """Attributes that tell of the microscope: what the file says of it, and what the user does."""
+    """Attributes that tell of the microscope: what the file says of it, and what the user does in its place."""
+    earlier = info.about.get("given", {})
+    given = {**earlier, **info.given}
+    axes = {**earlier.get("calibration", {}), **info.given.get("calibration", {})}
+    if axes:
+        given["calibration"] = axes
     said = {
-        "beam_energy_kv": info.given.get("beam_energy_kv"),
-        "given": info.given,
+        **info.about,
+        "beam_energy_kv": info.given.get("beam_energy_kv", info.about.get("beam_energy_kv")),
+        "given": given,
         "original_metadata": original(info.metadata),
     }
+    moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
+    if moved:  # where the zero is, is what the user says now
+        said.pop("k_origin", None)
     return {name: value for name, value in said.items() if value}
 
 

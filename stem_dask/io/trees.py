@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io import ours
 from stem_dask.io.sources import FlatFile, Hdf5Dataset, ZarrArray
 from stem_dask.model import Axis
 
@@ -133,13 +134,17 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     source = Hdf5Dataset(path, name, data.dtype, tuple(int(n) for n in data.shape))
     title = name.split("/")[1] if name.startswith("Experiments/") else name
     said = {"file": _attributes(file), "group": _attributes(parent), "dataset": _attributes(data)}
-    said = {where: attributes for where, attributes in said.items() if attributes}
+    known: dict[str, Any] = {"metadata": {}}
+    if name.startswith("Experiments/"):
+        known = ours.of_hspy(path, parent)
+    if not known.pop("ours", False):
+        known["metadata"] |= {where: attributes for where, attributes in said.items() if attributes}
     return {
         "name": title,
         "source": source,
         "axes": tuple(axes),
         "chunks": data.chunks,
-        "metadata": said,
+        **known,
     }
 
 
@@ -159,7 +164,13 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             found += [(f"{name}/{key}", group[key]) for key in sorted(group.array_keys())]
             for key, deeper in group.groups():
                 found += [(f"{name}/{key}/{k}", deeper[k]) for k in sorted(deeper.array_keys())]
-    return [_zarr_array(path, name, array, node) for name, array in found if array.ndim >= 2]
+    known = ours.of_zarr(path, node)
+    least = 2 if known is None else 3  # beside our patterns lie their positions
+    return [
+        {**_zarr_array(path, name, array, node), **(known or {} if name == "patterns" else {})}
+        for name, array in found
+        if array.ndim >= least
+    ]
 
 
 def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
@@ -209,10 +220,31 @@ def list_tensors(path: str) -> list[dict[str, Any]]:
         )
     names = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.ndim >= 3}
     axes = tensors.get("axes")
-    return [
+    found = [
         _tensor(path, str(name), tensor, axes if isinstance(axes, (list, tuple)) else ())
         for name, tensor in names.items()
     ]
+    known = ours.of_tensors(tensors)
+    if known is None or "patterns" not in names:
+        return found
+    return [_our_tensor(path, one, known, tensors) for one in found if one["name"] == "patterns"]
+
+
+def _our_tensor(
+    path: str, patterns: dict[str, Any], known: dict[str, Any], tensors: dict[str, Any]
+) -> dict[str, Any]:
+    """Patterns of a dictionary of ours with what it says of them: the scan too, when they are a list (N, 1, H, W)."""
+    analysis = tensors.get("analysis")
+    valid = analysis.get("valid") if isinstance(analysis, dict) else None
+    notes: tuple[str, ...] = ()
+    if getattr(valid, "untyped_storage", None) is not None:
+        notes = ours.lost_note(_tensor(path, "analysis.valid", valid, ())["source"])
+    axes = [axis_from(a.get("name"), a["size"], a) for a in tensors["axes"] if _describes_axis(a)]
+    shape = patterns["source"].shape
+    scan = None
+    if len(axes) == 4 and shape[1] == 1 and axes[0].size * axes[1].size == shape[0]:
+        scan = (axes[0], axes[1])
+    return {**patterns, **known, "notes": notes, "scan": scan}
 
 
 def _tensor(path: str, name: str, tensor: Any, axes: Any) -> dict[str, Any]:

@@ -60,6 +60,10 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
     out = _cut(data, origin_y.values, origin_x.values, window.shape)
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
     attrs = {**patterns.attrs, **window_attrs(window)}
+    if patterns.attrs.get("k_origin") == "window_center":
+        attrs["k_origin"] = (
+            "window_center"  # they were aligned before, and have no detector any more
+        )
     cropped = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
     return cropped.assign_coords(window_y=(lead, origin_y.values), window_x=(lead, origin_x.values))
