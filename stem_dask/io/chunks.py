@@ -22,9 +22,13 @@ def files_of(
 ) -> Iterator[tuple[Path, tuple[slice, ...]]]:
     """Every chunk file (a shard, where there are shards) that a part of an array needs, and what it holds."""
     sizes = array.shards or array.chunks
-    wanted = []
+    wanted: list[Sequence[int]] = []
     for piece, size, n in zip(part, sizes, array.shape, strict=True):
-        wanted.append(sorted({i // size for i in range(*piece.indices(n))}))
+        start, stop, step = piece.indices(n)
+        if step <= size and start < stop:  # every chunk between
+            wanted.append(range(start // size, range(start, stop, step)[-1] // size + 1))
+        else:
+            wanted.append([i // size for i in range(start, stop, step)])
     for place in itertools.product(*wanted):
         region = tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, sizes, strict=True))
         yield chunk_path(store, name, array, place), region

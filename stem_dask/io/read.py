@@ -256,7 +256,8 @@ def _stack(name: str, chosen: Candidate, view: _View, geometry: _Geometry) -> _V
         view = view.on(source, axes, f"left out the first {skip:,} patterns")
     scan = chosen.scan
     if geometry.scan_shape is None and scan is None:
-        if _kind(name) in (".pt", ".npy", ".zarr") or axes[0].name == LIST_DIMS[0]:
+        kind, named = _kind(name), axes[0].name == LIST_DIMS[0]
+        if kind in (".pt", ".npy", ".zarr") or (kind == ".hspy" and named):
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
         raise SourceError(
             f"{name}: {chosen.name} is a stack of {source.shape[0]:,} patterns of {by(source.shape[1:])} pixels; "
