@@ -1,6 +1,7 @@
 """Chunk files of a zarr input that are missing or damaged: named, never read as zeros without a word."""
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import zarr
 import zarr.codecs
-from frames_made import numbers
+from frames_made import agrees, numbers
 from numcodecs import GZip
 
 import stem_dask as sd
 from stem_dask.errors import SourceError
+from stem_dask.io import chunks
 from stem_dask.io.chunks import missing_files
 from stem_dask.io.read import find
 from stem_dask.pipeline import run
@@ -178,3 +180,32 @@ def test_a_run_names_the_damaged_chunk_and_the_block(
     told = rf"^block \[.*\]: {chunk} cannot be decoded .*; stem-dask verify names all"
     with pytest.raises(SourceError, match=told):
         run(make_config(tmp_path / "in.zarr"))
+
+
+# --- large chunks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunk_files_that_are_read_one_by_one(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "_LARGE", 0)
+    store, chunk = stored(tmp_path, kind)
+    agrees(find(store), DATA)
+    chunk.unlink()
+    agrees(find(store, missing_chunks="zero"), without((1, 1)))
+
+
+def test_large_chunks_are_decoded_one_at_a_time(tmp_path: Path) -> None:
+    """Eight of 2 MiB, into a block of 16: zarr by itself holds all of them at once."""
+    array = np.random.default_rng(0).integers(0, 9, (8, 4, 512, 512)).astype("u2")
+    zarr.create_array(str(tmp_path / "in.zarr"), data=array, chunks=(1, 4, 512, 512))
+    source = find(tmp_path / "in.zarr").source
+    tracemalloc.start()
+    try:
+        block = source[WHOLE]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(block, array)
+    assert peak < array.nbytes + 2 * array.nbytes // 8 + 2**20

@@ -146,3 +146,31 @@ def test_opening_takes_memory_that_does_not_grow(tmp_path: Path, suffix: str) ->
         find(path, **options)  # what is imported then is not of the file
         peaks.append(peak_of_opening(path, **options))
     assert peaks[1] < peaks[0] + 2**20
+
+
+def resident() -> tuple[int, int]:
+    """Memory of this process in bytes: now, and at most since it was last forgotten."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        pytest.skip("this system does not tell")
+    known = {line.split(":")[0]: line.split() for line in lines}
+    return int(known["VmRSS"][1]) * 1024, int(known["VmHWM"][1]) * 1024
+
+
+def test_the_older_order_maps_little_of_the_file(tmp_path: Path) -> None:
+    """Every scan row has elements all over the file, and mapped pages are memory of the worker."""
+    size = (64, 64, 64, 128)
+    np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.uint8, size)[...] = 1  # 32 MiB
+    source = find(tmp_path / "a.npy", scan_order="detector_first").source
+    part = (slice(5, 6), slice(0, 128), slice(None), slice(None))
+    source[part]
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not forget")
+    before, _ = resident()
+    block = source[part]
+    assert block.nbytes == 2**19
+    assert int(block.sum()) == 2**19
+    assert resident()[1] - before < 8 * 2**20

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from stem_dask.errors import SourceError
 from stem_dask.io.verify import chunk_path
 
+#: chunk files of so many bytes, decoded, are read one after another
+_LARGE = 2**20
+
 
 def files_of(
     store: str, name: str, array: Any, part: Sequence[slice]
@@ -154,6 +157,8 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
     array: Any = zarr.open_array(store, path=name, mode="r")
     check_there(store, name, array, part, zero=zero)
     try:
+        if math.prod(array.shards or array.chunks) * array.dtype.itemsize >= _LARGE:
+            return _one_by_one(store, name, array, part)
         return np.ascontiguousarray(array[tuple(part)])  # format 2 knows Fortran order
     except MemoryError:
         raise
@@ -166,3 +171,19 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
         raise SourceError(
             f"{path} cannot be decoded ({why}): it was damaged, bring it over again{more}"
         ) from error
+
+
+def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDArray:
+    """A part read chunk file by chunk file: zarr would decode ten at once, whatever memory they take."""
+    ranges = [range(*piece.indices(n)) for piece, n in zip(part, array.shape, strict=True)]
+    out = np.empty([len(wanted) for wanted in ranges], array.dtype)
+    for _, region in files_of(store, name, array, part):
+        there, here = [], []
+        for held, wanted in zip(region, ranges, strict=True):
+            first = max(0, -(-(held.start - wanted.start) // wanted.step))
+            last = min(len(wanted), -(-(held.stop - wanted.start) // wanted.step))
+            here.append(slice(first, last))
+            of_these = wanted[first:last]
+            there.append(slice(of_these.start, of_these.stop, of_these.step))
+        out[tuple(here)] = array[tuple(there)]
+    return out

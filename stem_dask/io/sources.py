@@ -92,22 +92,30 @@ class FlatFile:
         )
 
     def _mapped(self, part: Slices) -> NDArray:
-        """Scattered elements (detector slowest): let the page cache do it."""
-        need = self.offset + math.prod(self.shape) * self.dtype.itemsize
+        """Scattered elements (detector slowest): let the page cache do it, one index of the first axis at a time.
+
+        Mapped pages count as memory of the process until they are unmapped, and the system maps 64 kB around each.
+        """
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        need = self.offset + self.shape[0] * row
         if (size := Path(self.path).stat().st_size) < need:
             raise self._cut(size, need)
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-        return np.array(mapped[part], order="C")
+        out = np.empty([len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)], self.dtype)  # fmt: skip
+        for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
+            at = self.offset + i * row
+            plane[...] = np.memmap(self.path, self.dtype, "r", at, self.shape[1:])[part[1:]]
+        return out
 
 
 @dataclass(frozen=True)
 class Hdf5Dataset:
-    """A dataset of an HDF5 file."""
+    """A dataset of an HDF5 file; ``chunk_bytes`` are those of a chunk when it is decoded, 0 when there are none."""
 
     path: str
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
+    chunk_bytes: int = 0
 
     @property
     def ndim(self) -> int:
@@ -136,6 +144,7 @@ class ZarrArray:
     dtype: np.dtype
     shape: tuple[int, ...]
     missing: Missing = "refuse"
+    chunk_bytes: int = 0  # of a chunk file (a shard, where there are shards) when it is decoded
 
     @property
     def ndim(self) -> int:

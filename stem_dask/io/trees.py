@@ -131,7 +131,9 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         else:
             attrs = dict(found.attrs) if found is not None else {}
             axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
-    source = Hdf5Dataset(path, name, data.dtype, tuple(int(n) for n in data.shape))
+    shape = tuple(int(n) for n in data.shape)
+    chunk_bytes = math.prod(data.chunks or (0,)) * data.dtype.itemsize
+    source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
     title = name.split("/")[1] if name.startswith("Experiments/") else name
     said = {"file": _attributes(file), "group": _attributes(parent), "dataset": _attributes(data)}
     known: dict[str, Any] = {"metadata": {}}
@@ -189,7 +191,11 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         else:
             axes.append(Axis(dims[i] or f"axis{i}", int(size)))
     chunks = getattr(array, "shards", None) or array.chunks
-    source = ZarrArray(path, name, np.dtype(array.dtype), tuple(int(n) for n in array.shape))
+    shape, chunk_bytes = (
+        tuple(int(n) for n in array.shape),
+        math.prod(chunks) * array.dtype.itemsize,
+    )
+    source = ZarrArray(path, name, np.dtype(array.dtype), shape, chunk_bytes=int(chunk_bytes))
     return {"name": name or "array", "source": source, "axes": tuple(axes), "chunks": tuple(chunks)}
 
 
