@@ -14,7 +14,7 @@ from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.read import Found
-from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed
+from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
@@ -267,15 +267,15 @@ def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] 
 
 def _stored(source: Source) -> Source:
     """The array in the file, whatever is made of it when it is read."""
-    while (inner := getattr(source, "source", None)) is not None:
-        source = inner
+    while isinstance(source, Wrapped):
+        source = source.source
     return source
 
 
-def _read_copies(source: Source | None) -> int:
+def _read_copies(source: Source) -> int:
     """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
     n = 0
-    while source is not None:
+    while isinstance(source, Wrapped):
         n += isinstance(source, (Transposed, Flipped, ScanOfList))
-        source = getattr(source, "source", None)
+        source = source.source
     return n

@@ -1,6 +1,6 @@
 """Arrays in files, read a block at a time: what a worker needs to read is small, picklable, and opens by name.
 
-Every source has ``shape``, ``dtype``, ``ndim`` and ``source[slices]``, slices with positive steps, and gives a
+Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and gives a
 C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
 """
 
@@ -46,11 +46,6 @@ class FlatFile:
     dtype: np.dtype
     shape: tuple[int, ...]
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def __getitem__(self, part: Slices) -> NDArray:
         sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
         out = np.empty(sizes, self.dtype)
@@ -59,14 +54,14 @@ class FlatFile:
         n_whole = (
             0  # trailing axes that are read whole: one run on disk for each index of the others
         )
-        while n_whole < self.ndim and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
+        while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
-        n_outer = self.ndim - n_whole
+        n_outer = len(self.shape) - n_whole
         if n_outer > 2 and n_whole < 2:
             return self._mapped(part)
         joined = n_outer > 0 and (part[n_outer - 1].step or 1) == 1
         n_outer -= joined  # neighbours on the last partial axis are one run too
-        strides = [int(np.prod(self.shape[i + 1 :])) for i in range(self.ndim)]
+        strides = [int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape))]
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
         ranges = [range(*s.indices(n)) for s, n in zip(part[:n_outer], self.shape, strict=False)]
@@ -117,11 +112,6 @@ class Hdf5Dataset:
     shape: tuple[int, ...]
     chunk_bytes: int = 0
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def __getitem__(self, part: Slices) -> NDArray:
         import h5py
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
@@ -146,11 +136,6 @@ class ZarrArray:
     missing: Missing = "refuse"
     chunk_bytes: int = 0  # of a chunk file (a shard, where there are shards) when it is decoded
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def __getitem__(self, part: Slices) -> NDArray:
         from stem_dask.io.chunks import read_part
 
@@ -158,10 +143,21 @@ class ZarrArray:
 
 
 @dataclass(frozen=True)
-class Transposed:
-    """A source with its axes in another order: axis i of this is axis ``order[i]`` of the source."""
+class Wrapped:
+    """A source seen in another way: the numbers stay, and with them their type."""
 
     source: Source
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+
+@dataclass(frozen=True)
+class Transposed(Wrapped):
+    """A source with its axes in another order: axis i of this is axis ``order[i]`` of the source."""
+
     order: tuple[int, ...]
 
     @property
@@ -169,42 +165,21 @@ class Transposed:
         """Sizes in the new order."""
         return tuple(self.source.shape[i] for i in self.order)
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.order)
-
     def __getitem__(self, part: Slices) -> NDArray:
-        there = tuple(part[self.order.index(i)] for i in range(self.ndim))
+        there = tuple(part[self.order.index(i)] for i in range(len(self.shape)))
         return np.ascontiguousarray(self.source[there].transpose(self.order))
 
 
 @dataclass(frozen=True)
-class ScanOfList:
+class ScanOfList(Wrapped):
     """A source (n, ky, kx), the scan flattened row by row, seen as (scan_y, scan_x, ky, kx)."""
 
-    source: Source
     scan_shape: tuple[int, int]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes with the scan unfolded."""
         return (*self.scan_shape, *self.source.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return 4
 
     def __getitem__(self, part: Slices) -> NDArray:
         rows = range(*part[0].indices(self.scan_shape[0]))
@@ -223,23 +198,12 @@ class ScanOfList:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Wrapped):
     """Part of a source: on every axis ``start + step * i`` for i below ``size``."""
 
-    source: Source
     starts: tuple[int, ...]
     steps: tuple[int, ...]
     shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
 
     def __getitem__(self, part: Slices) -> NDArray:
         wanted = []
@@ -252,10 +216,8 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Indexed:
+class Indexed(Wrapped):
     """A source as dask sees it: it may also be indexed by integers and by slices that run backwards."""
-
-    source: Source
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -263,13 +225,8 @@ class Indexed:
         return self.source.shape
 
     @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """Number of axes, which dask asks for."""
         return len(self.source.shape)
 
     def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray:
