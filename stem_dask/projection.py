@@ -13,6 +13,7 @@ import numpy as np
 from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
+from stem_dask.io.merlin import RawCounts
 from stem_dask.io.read import Found
 from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
@@ -276,6 +277,6 @@ def _read_copies(source: Source) -> int:
     """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
     n = 0
     while isinstance(source, Wrapped):
-        n += isinstance(source, (Transposed, Flipped, ScanOfList))
+        n += isinstance(source, (Transposed, Flipped, ScanOfList, RawCounts))
         source = source.source
     return n

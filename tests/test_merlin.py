@@ -96,7 +96,10 @@ def test_mib_interrupted(tmp_path):
         (b"MQ1,0000", r"8 bytes are fewer than the header of a Merlin pattern has \(384\)"),
         (header(first="XQ9") + bytes(60), r"begins with 'XQ9', where MQ1 was expected"),
         (bytes(1000), r"where MQ1 was expected"),
-        (header("R64") + bytes(60), r"stored as 'R64'; of Merlin's modes U08, U16.*Raw Mode off"),
+        (
+            header("R64") + bytes(60),
+            r"raw counts \(R64\) of unknown bits from 01 chips.*Raw Mode off",
+        ),
         (header("???") + bytes(60), r"stored as '\?\?\?'"),
         (header(width=0) + bytes(60), r"states '0000' for width; it is damaged"),
         (header(length=384).replace(b"00384", b"00003") + bytes(60), "states '00003' for header"),
@@ -131,3 +134,50 @@ def test_real_mib():
     quantumdetector = pytest.importorskip("rsciio.quantumdetector")
     theirs = quantumdetector.file_reader(str(path))[0]["data"]
     np.testing.assert_array_equal(found.source[(slice(None),) * 4][:, :, ::-1], theirs)
+
+
+# --- raw mode -----------------------------------------------------------------------------------------------------
+
+
+def raw_header(bits, width, height, chips=1, layout="1x1"):
+    text = f"MQ1,000001,00384,{chips:02},{width:04},{height:04},R64,   {layout},01,2021-05-07,0.1,0,0,0,{bits},"
+    return text.encode().ljust(384, b"\0")
+
+
+def raw_frame(pattern, bits):
+    """Slow twin: each row pixel by pixel into words of 64 bits, the first pixel in the lowest bits, big-endian."""
+    slot = {1: 1, 6: 8, 12: 16}[bits]
+    words = []
+    for row in pattern:
+        for start in range(0, len(row), 64 // slot):
+            part = row[start : start + 64 // slot]
+            word = sum(int(value) << (slot * i) for i, value in enumerate(part))
+            words.append(word.to_bytes(8, "big"))
+    return b"".join(words)
+
+
+@pytest.mark.parametrize("bits", [1, 6, 12])
+def test_mib_in_raw_mode(tmp_path, bits):
+    array = np.random.default_rng(bits).integers(0, 2**bits, (3, 2, 5, 128))
+    frames = [raw_header(bits, 128, 5) + raw_frame(p, bits) for p in array.reshape(-1, 5, 128)]
+    (tmp_path / "a.mib").write_bytes(b"".join(frames))
+    found = find(tmp_path / "a.mib", scan_shape=(3, 2))
+    agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2"}[bits]))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            raw_header(24, 128, 5),
+            r"of 24 bits from 01 chips \(1x1\): of the raw mode, 1, 6 and 12 bits",
+        ),
+        (raw_header(12, 128, 5, 4, "2x2"), r"of 12 bits from 04 chips \(2x2\)"),
+        (raw_header(1, 72, 5), r"rows of 72 pixels are no whole words of 64 pixels"),
+        (raw_header(6, 12, 5), r"rows of 12 pixels are no whole words of 8 pixels"),
+    ],
+)
+def test_raw_mode_refused(tmp_path, header, message):
+    (tmp_path / "a.mib").write_bytes(header + bytes(10_000))
+    with pytest.raises(SourceError, match=message):
+        find(tmp_path / "a.mib")
