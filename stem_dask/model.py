@@ -75,7 +75,8 @@ class SourceInfo:
 
     ``axes`` has one `Axis` a dimension, slowest first; ``stored_shape`` is the array's shape in the file, before
     anything was selected or renamed. ``notes`` say what was chosen or noticed; ``metadata`` is the
-    file's own, as plain nested dictionaries; ``given`` is what the user said in its place.
+    file's own, as plain nested dictionaries; ``given`` is what the user said in its place; ``about`` are
+    attributes of the patterns that the file states (beam energy, title, and more in files of ours).
     """
 
     path: str
@@ -87,6 +88,7 @@ class SourceInfo:
     notes: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:

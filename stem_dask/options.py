@@ -116,6 +116,7 @@ class Input(_Section):  # what is read
     skip_frames: Whole = 0
     drop_columns: Whole = 0
     flip: bool = False
+    missing_chunks: Literal["refuse", "zero"] = "refuse"
     shape: Sizes | None = None
     dtype: Dtype | None = None
     offset: Place = 0

@@ -141,6 +141,7 @@ def find_input(config: Config) -> Found:
         skip_frames=options.skip_frames,
         drop_columns=options.drop_columns,
         flip=options.flip,
+        missing_chunks=options.missing_chunks,
         shape=options.shape,
         dtype=options.dtype,
         offset=options.offset,

@@ -13,8 +13,10 @@ import numpy as np
 from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
+from stem_dask.io.merlin import RawCounts
 from stem_dask.io.read import Found
-from stem_dask.io.sources import ScanOfList, Source, Transposed
+from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
+from stem_dask.io.topspin import PatternGroups
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.options import Config
@@ -26,6 +28,8 @@ _logger = logging.getLogger("stem_dask")
 #: bytes that a file takes at most, in those of the patterns: unsigned counts may need twice as many in a .pt, and HDF5 is
 #: there twice while it is put together
 FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
+#: what HDF5 with all its filters takes of a worker that reads it: 26 to 41 MB were measured
+HDF5_BYTES = 30 * 10**6
 #: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
 VALUES_KEPT = 8
 
@@ -75,18 +79,24 @@ def memory_of(
     half = dtype.kind == "f" and dtype.itemsize == 2  # kernels take float32
     masked, references = options.mask is not None, _references(config)
     copies = 0 if references else masked + (not dtype.isnative) + 2 * half
-    return footprints(
+    reads, stored = _read_copies(found.source), _stored(found.source)
+    library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
+    sizes = footprints(
         pixels * dtype.itemsize,
         math.prod(what.window) * what.patterns.itemsize,
         what.out_bytes,
-        copies=copies + _read_copies(found.source),
+        copies=copies + reads,
         corrected=4 * pixels * (1 + masked) if references else 0,
-        fixed=4 * pixels * (references + 3) if references else 0,  # and what reading one takes
+        fixed=library
+        + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
         ahead=config.analyze.ahead,
         shrunk=config.downsample.factor > 1 or what.dtype != what.patterns.newbyteorder("="),
     )
+    # a chunk is held as it lies in the file, and decoded, until its part of the block is taken from it
+    decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
+    return {"read": Footprint(decoding, pixels * dtype.itemsize * (1 + reads)), **sizes}
 
 
 def fitting_block(config: Config, found: Found, limit: int | None, threads: int) -> tuple[int, ...]:
@@ -266,10 +276,17 @@ def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] 
     return (height, width)
 
 
-def _read_copies(source: Source | None) -> int:
-    """How often a block is copied while it is read: axes in another order map the file and copy twice."""
+def _stored(source: Source) -> Source:
+    """The array in the file, whatever is made of it when it is read."""
+    while isinstance(source, Wrapped):
+        source = source.source
+    return source
+
+
+def _read_copies(source: Source) -> int:
+    """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
     n = 0
-    while source is not None:
-        n += 2 * isinstance(source, Transposed) + isinstance(source, (Flipped, ScanOfList))
-        source = getattr(source, "source", None)
+    while isinstance(source, Wrapped):
+        n += isinstance(source, (Transposed, Flipped, ScanOfList, RawCounts))
+        source = source.source
     return n

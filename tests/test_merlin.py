@@ -89,7 +89,7 @@ def test_mib_interrupted(tmp_path):
         (bytes(1000), r"where MQ1 was expected"),
         (
             mib_header("R64") + bytes(60),
-            r"stored as 'R64'; of Merlin's modes U08, U16.*Raw Mode off",
+            r"raw counts \(R64\) of unknown bits from 01 chips.*Raw Mode off",
         ),
         (mib_header("???") + bytes(60), r"stored as '\?\?\?'"),
         (mib_header(width=0) + bytes(60), r"states '0000' for width; it is damaged"),
@@ -138,3 +138,50 @@ def test_mib_whose_sizes_would_shear_it(tmp_path):
     path.write_bytes(content.replace(b",0005,0006,", b",0004,0006,", 1))
     with pytest.raises(SourceError, match=r"a\.mib: by the sizes in the header pattern 1 begins"):
         find(path, scan_shape=(3, 4))
+
+
+# --- raw mode -----------------------------------------------------------------------------------------------------
+
+
+def raw_header(bits, width, height, chips=1, layout="1x1"):
+    text = f"MQ1,000001,00384,{chips:02},{width:04},{height:04},R64,   {layout},01,2021-05-07,0.1,0,0,0,{bits},"
+    return text.encode().ljust(384, b"\0")
+
+
+def raw_frame(pattern, bits):
+    """Slow twin: each row pixel by pixel into words of 64 bits, the first pixel in the lowest bits, big-endian."""
+    slot = {1: 1, 6: 8, 12: 16}[bits]
+    words = []
+    for row in pattern:
+        for start in range(0, len(row), 64 // slot):
+            part = row[start : start + 64 // slot]
+            word = sum(int(value) << (slot * i) for i, value in enumerate(part))
+            words.append(word.to_bytes(8, "big"))
+    return b"".join(words)
+
+
+@pytest.mark.parametrize("bits", [1, 6, 12])
+def test_mib_in_raw_mode(tmp_path, bits):
+    array = np.random.default_rng(bits).integers(0, 2**bits, (3, 2, 5, 128))
+    frames = [raw_header(bits, 128, 5) + raw_frame(p, bits) for p in array.reshape(-1, 5, 128)]
+    (tmp_path / "a.mib").write_bytes(b"".join(frames))
+    found = find(tmp_path / "a.mib", scan_shape=(3, 2))
+    agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2"}[bits]))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            raw_header(24, 128, 5),
+            r"of 24 bits from 01 chips \(1x1\): of the raw mode, 1, 6 and 12 bits",
+        ),
+        (raw_header(12, 128, 5, 4, "2x2"), r"of 12 bits from 04 chips \(2x2\)"),
+        (raw_header(1, 72, 5), r"rows of 72 pixels are no whole words of 64 pixels"),
+        (raw_header(6, 12, 5), r"rows of 12 pixels are no whole words of 8 pixels"),
+    ],
+)
+def test_raw_mode_refused(tmp_path, header, message):
+    (tmp_path / "a.mib").write_bytes(header + bytes(10_000))
+    with pytest.raises(SourceError, match=message):
+        find(tmp_path / "a.mib")

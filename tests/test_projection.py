@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import zarr
@@ -173,7 +174,7 @@ def test_copies(make_config: Any, tmp_path: Path) -> None:
     order = {"scan_order": "detector_first", "path": str(tmp_path / "a.npy")}
     turned = memory_of(*both(make_config, tmp_path / "a.npy", input=order))
     n_radii = 9  # of the detector of 8 x 6 that the file then has
-    assert turned["analyze"].per_position == 3 * 8 * 6 * 2 + 4 * n_radii + 64
+    assert turned["analyze"].per_position == 2 * 8 * 6 * 2 + 4 * n_radii + 64
 
 
 def test_copies_of_reading(make_config: Any, tmp_path: Path) -> None:
@@ -213,3 +214,33 @@ def test_shapes_of_a_window_that_is_known(make_config: Any, tmp_path: Path) -> N
 def test_a_store_as_input_is_no_exception(make_config: Any, tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "in.zarr"), data=np.load(noise(tmp_path / "a.npy")))
     assert memory_of(*both(make_config, tmp_path / "in.zarr"))["analyze"].fixed == 16 * 6144
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr", "shards"])
+@pytest.mark.parametrize("more", [{}, {"flip": True}, {"scan_roi": [0, 4, 0, 6]}])
+def test_a_chunk_is_held_while_it_is_decoded(
+    make_config: Any, tmp_path: Path, kind: str, more: dict[str, Any]
+) -> None:
+    """As it lies in the file and decoded: it may be larger than the block that is taken from it."""
+    data, path = (
+        np.load(noise(tmp_path / "a.npy")),
+        tmp_path / f"in.{kind.replace('shards', 'zarr')}",
+    )
+    if kind == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("d", data=data, chunks=(8, 6, 32, 48), compression="gzip")
+    elif kind == "zarr":
+        zarr.create_array(str(path), data=data, chunks=(8, 6, 32, 48))
+    else:
+        zarr.create_array(str(path), data=data, chunks=(1, 6, 32, 48), shards=(8, 6, 32, 48))
+    config, found = both(make_config, path, input={"path": str(path), **more})
+    sizes, chunk = memory_of(config, found), 8 * 6 * 32 * 48 * 2
+    library = projection.HDF5_BYTES if kind == "h5" else 0
+    assert sizes["read"].fixed == 2 * chunk + library
+    assert sizes["analyze"].fixed == 16 * 6144 + library
+    chunk += library // 2
+    assert sizes["read"].per_position == 6144 * (1 + ("flip" in more))
+    limit = round((WORKER_BYTES + 2 * chunk + 6 * 4 * 6144) / USABLE_SHARE)
+    assert int(np.prod(fitting_block(config, found, limit, 1))) >= 6
+    with pytest.raises(MemoryBudgetError, match="cannot hold a single pattern"):
+        fitting_block(config, found, round((WORKER_BYTES + 2 * chunk) / USABLE_SHARE), 1)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from strategies import LIST, SCAN, as_array, chunkings, datasets, pattern
 
 import stem_dask as sd
+from stem_dask.errors import ConfigError
 from stem_dask.model import Axis
 from stem_dask.stages.crop import placement
 from stem_dask.stages.mask import apply_mask
@@ -310,6 +311,28 @@ def test_sliced_patterns_keep_their_calibration():
     back = sd.to_detector(sd.crop(part, analysis, sd.choose_window(analysis, size=4)), analysis)
     np.testing.assert_array_equal(back.kx, part.kx)
     np.testing.assert_array_equal(back.scan_x, part.scan_x)
+
+
+@pytest.mark.parametrize("align", ["fixed", "pattern"])
+def test_the_detector_frame_keeps_what_is_known(align):
+    """All attributes and coordinates but those of the window, and the calibration of the whole detector."""
+    patterns = calibrated(scan()).assign_attrs(beam_energy_kv=200.0, title="a", intensity="counts")
+    analysis = sd.analyze(patterns).compute()
+    cropped = sd.crop(patterns, analysis, sd.choose_window(analysis, size=6, align=align))
+    dims = ("scan_y", "scan_x")
+    valid = np.arange(cropped.scan_y.size * cropped.scan_x.size).reshape(cropped.shape[:2]) > 3
+    marked = cropped.assign_coords(valid=(dims, valid), dose=("scan_y", np.arange(cropped.sizes["scan_y"]) / 2.0))  # fmt: skip
+    back = sd.to_detector(marked, analysis)
+    detector = {"k_origin": "detector"} if align == "fixed" else {}
+    assert back.attrs == {**patterns.attrs, **detector}
+    assert {*back.coords} == {*patterns.dims, "valid", "dose"}
+    np.testing.assert_array_equal(back.valid, valid)
+    np.testing.assert_array_equal(back.dose, marked.dose)
+    for name in patterns.dims:
+        assert back[name].attrs == patterns[name].attrs
+        np.testing.assert_array_equal(back[name], patterns[name])
+    with pytest.raises(ConfigError, match="no window_y and window_x"):
+        sd.to_detector(back, analysis)
 
 
 # --- validation ---------------------------------------------------------------------------------

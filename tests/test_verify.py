@@ -179,7 +179,8 @@ def test_reading_a_store_without_one_of_its_shards(made, store, spoil):
     with pytest.raises(SourceError) as caught:
         patterns.compute()
     assert str(caught.value) == (
-        f"{store / SHARD} is missing or empty; without it these patterns would read as zeros"
+        f"{store / SHARD} is missing or empty (1 of the 3 chunk files of these patterns); without it they "
+        "would read as zeros: bring it over again, or say that this is meant with input.missing_chunks=zero"
     )
     np.testing.assert_array_equal(stem_dask.open(store, scan_roi=[0, 2, 0, 5]), made[1][:2])
     with pytest.raises(SourceError, match=r"is missing"):
@@ -228,12 +229,12 @@ def test_which_files_a_part_needs(store):
         assert missing_chunk(str(store), "patterns", array, part) == found, rows
 
 
-def test_missing_chunks_of_format_2_are_its_fill_value(tmp_path):
-    """There an absent chunk is a legal way to write zeros."""
+def test_missing_chunks_of_format_2_are_read_when_asked_for(tmp_path):
+    """There an absent chunk is a legal way to write zeros; only the user can know."""
     path = tmp_path / "old.zarr"
     array = zarr.create_array(
         path, shape=(4, 3, 8, 8), chunks=(1, 3, 8, 8), dtype="u2", zarr_format=2
     )
     array[:2] = 1
     assert missing_chunk(str(path), "", array, (slice(None),) * 4) is None
-    assert int(stem_dask.open(path).sum()) == 2 * 3 * 64
+    assert int(stem_dask.open(path, missing_chunks="zero").sum()) == 2 * 3 * 64

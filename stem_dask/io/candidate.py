@@ -23,7 +23,8 @@ class Candidate:
     """A 3D or 4D array found in a file; ``name`` is what selects it as ``input.dataset``.
 
     ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
-    the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes.
+    the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes;
+    ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Candidate:
     scan: tuple[Axis, Axis] | None = None
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    about: Mapping[str, Any] | None = None
 
 
 def by(shape: Sequence[int]) -> str:

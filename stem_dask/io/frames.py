@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.publish import named
-from stem_dask.io.sources import Slices, Source
+from stem_dask.io.sources import Slices, Wrapped
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,6 @@ class FramedFile:
     def shape(self) -> tuple[int, ...]:
         """(n, ky, kx)."""
         return (sum(run.count for run in self.runs), *self.frame_shape)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return 3
 
     def __getitem__(self, part: Slices) -> NDArray:
         frames, rows, columns = (
@@ -169,25 +164,13 @@ def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class Flipped:
+class Flipped(Wrapped):
     """A source with the rows of every pattern from bottom to top (its axis ky backwards)."""
-
-    source: Source
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the source."""
         return self.source.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
 
     def __getitem__(self, part: Slices) -> NDArray:
         height = self.shape[-2]
@@ -200,26 +183,15 @@ class Flipped:
 
 
 @dataclass(frozen=True)
-class Squeezed:
+class Squeezed(Wrapped):
     """A source without some axes of length 1; ``kept`` are the positions of those that stay."""
 
-    source: Source
     kept: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the axes that stay."""
         return tuple(self.source.shape[i] for i in self.kept)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.kept)
 
     def __getitem__(self, part: Slices) -> NDArray:
         there = [slice(0, 1)] * len(self.source.shape)

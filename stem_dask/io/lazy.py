@@ -14,7 +14,7 @@ from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
 from stem_dask.io.planes import plane
 from stem_dask.io.read import Found, ScanOrder, find
-from stem_dask.io.sources import Indexed, Source
+from stem_dask.io.sources import Indexed, Missing, Source
 from stem_dask.model import SourceInfo
 from stem_dask.plan import lead_chunks
 from stem_dask.stages.correct import apply_correction
@@ -58,12 +58,21 @@ def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
 
 
 def about_source(info: SourceInfo) -> dict[str, Any]:
-    """Attributes that tell of the microscope: what the file says of it, and what the user does."""
+    """Attributes that tell of the microscope: what the file says of it, and what the user does in its place."""
+    earlier = info.about.get("given", {})
+    given = {**earlier, **info.given}
+    axes = {**earlier.get("calibration", {}), **info.given.get("calibration", {})}
+    if axes:
+        given["calibration"] = axes
     said = {
-        "beam_energy_kv": info.given.get("beam_energy_kv"),
-        "given": info.given,
+        **info.about,
+        "beam_energy_kv": info.given.get("beam_energy_kv", info.about.get("beam_energy_kv")),
+        "given": given,
         "original_metadata": original(info.metadata),
     }
+    moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
+    if moved:  # where the zero is, is what the user says now
+        said.pop("k_origin", None)
     return {name: value for name, value in said.items() if value}
 
 
@@ -78,6 +87,7 @@ def open_patterns(
     skip_frames: int = 0,
     drop_columns: int = 0,
     flip: bool = False,
+    missing_chunks: Missing = "refuse",
     shape: Sequence[int] | None = None,
     dtype: str | None = None,
     offset: int = 0,
@@ -102,6 +112,7 @@ def open_patterns(
     skip_frames : leading patterns of a stack that are left out before the scan is folded
     drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
     flip : turn every pattern top to bottom
+    missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
     shape, dtype, offset : sizes, numpy type and first byte of a .raw file
     dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
     mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
@@ -140,6 +151,7 @@ def open_patterns(
         skip_frames=skip_frames,
         drop_columns=drop_columns,
         flip=flip,
+        missing_chunks=missing_chunks,
         shape=shape,
         dtype=dtype,
         offset=offset,

@@ -3,19 +3,49 @@
 Rows are given as they lie in the file; RosettaSciIO and HyperSpy turn them top to bottom.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, header_of, scan_axes, side_text, stack_axes, whole
 from stem_dask.io.frames import framed, refuse_sheared
+from stem_dask.io.sources import Slices, Source, Wrapped
 from stem_dask.model import Axis
 
 _FIRST = 384  # bytes of the shortest header; longer ones state their length
 _DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
+#: what the raw mode stores for counters of so many bits: 64 bits at a time, in the chip's order
+_RAW = {1: "u1", 6: "u1", 12: ">u2"}
 _TURNED = "rows are as in the file; RosettaSciIO and HyperSpy show .mib turned top to bottom, as input.flip: true does"
+
+
+@dataclass(frozen=True)
+class RawCounts(Wrapped):
+    """Patterns of one chip in raw mode (n, ky, kx): in each word of 64 bits the last pixel comes first.
+
+    The source has the words as they lie in the file; 1-bit counters are packed, eight pixels a byte.
+    """
+
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        n, height, width = self.source.shape
+        return (n, height, width * 8 if self.bits == 1 else width)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        stored = self.source[(part[0], part[1], slice(None))]
+        in_word = 8 // stored.itemsize
+        words = stored.reshape(*stored.shape[:2], stored.shape[2] // in_word, in_word)
+        pixels = words[..., ::-1].reshape(stored.shape)
+        if self.bits == 1:
+            pixels = np.unpackbits(pixels, axis=-1, bitorder="little")
+        return np.ascontiguousarray(pixels[..., part[2]])
 
 
 def list_mib(path: str) -> list[Candidate]:
@@ -26,7 +56,7 @@ def list_mib(path: str) -> list[Candidate]:
     Raises
     ------
     SourceError
-        When the header is not Merlin's, is damaged, or states a packed raw mode.
+        When the header is not Merlin's, is damaged, or states a raw mode other than that of a single chip.
     """
     words = header_of(path, _FIRST, "a Merlin pattern").decode("latin-1").split(",")
     if words[0] != "MQ1" or len(words) < 8:
@@ -35,15 +65,19 @@ def list_mib(path: str) -> list[Candidate]:
         )
     length, width, height = (_size(path, words, i) for i in (2, 4, 5))
     kind = words[6].strip()
-    if kind not in _DTYPES:
+    source: Source
+    if kind == "R64":
+        source, notes = _raw(path, words, length, height, width)
+    elif kind in _DTYPES:
+        dtype = np.dtype(_DTYPES[kind])
+        stride = length + width * height * dtype.itemsize
+        stored, notes = framed(path, 0, stride, dtype, (height, width), lead=length)
+        refuse_sheared(stored, length, b"MQ1,")
+        source = stored
+    else:
         raise SourceError(
-            f"{path}: the counts are stored as {kind[:12]!r}; of Merlin's modes {', '.join(_DTYPES)} can be read. "
-            "The raw modes (R64) are packed: record again with Raw Mode off"
+            f"{path}: the counts are stored as {kind[:12]!r}; of Merlin's modes {', '.join(_DTYPES)} and R64 can be read"
         )
-    dtype = np.dtype(_DTYPES[kind])
-    stride = length + width * height * dtype.itemsize
-    source, notes = framed(path, 0, stride, dtype, (height, width), lead=length)
-    refuse_sheared(source, length, b"MQ1,")
     header: dict[str, Any] = {
         "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
     }
@@ -57,6 +91,33 @@ def list_mib(path: str) -> list[Candidate]:
     return [
         Candidate("patterns", source, axes, metadata=header, scan=scan, notes=(*notes, _TURNED), files=files)
     ]  # fmt: skip
+
+
+def _raw(
+    path: str, words: list[str], length: int, height: int, width: int
+) -> tuple[Source, tuple[str, ...]]:
+    """The patterns of the raw mode; how many bits a counter has is the last word of the header."""
+    header = header_of(path, length, "a Merlin pattern").decode("latin-1")
+    told = [word.strip("\0 \r\n") for word in header.split(",")]
+    bits = whole([word for word in told if word][-1])
+    layout = words[7].strip()
+    if bits not in _RAW or layout.rstrip("G") != "1x1" or whole(words[3]) != 1:
+        raise SourceError(
+            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {words[3].strip()[:4]} chips ({layout[:8]}): of the "
+            "raw mode, 1, 6 and 12 bits of a single chip can be read; record again with Raw Mode off"
+        )
+    dtype = np.dtype(_RAW[bits])
+    in_word = 64 if bits == 1 else 8 // dtype.itemsize
+    if width % in_word:
+        raise SourceError(
+            f"{path}: rows of {width:,} pixels are no whole words of {in_word} pixels, as the raw mode (R64) of "
+            f"{bits} bits has them; the header is damaged"
+        )
+    columns = width // 8 if bits == 1 else width
+    stride = length + height * columns * dtype.itemsize
+    stored, notes = framed(path, 0, stride, dtype, (height, columns), lead=length)
+    refuse_sheared(stored, length, b"MQ1,")
+    return RawCounts(stored, bits), notes
 
 
 #: the first words of a pattern's header

@@ -18,10 +18,12 @@ from stem_dask.io.frames import Flipped, Squeezed
 from stem_dask.io.raw import RawLayout
 from stem_dask.io.sources import (
     FlatFile,
+    Missing,
     ScanOfList,
     Selection,
     Source,
     Transposed,
+    ZarrArray,
     identity,
     select,
 )
@@ -76,6 +78,7 @@ def find(
     skip_frames: int = 0,
     drop_columns: int = 0,
     flip: bool = False,
+    missing_chunks: Missing = "refuse",
     shape: Sequence[int] | None = None,
     dtype: str | None = None,
     offset: int = 0,
@@ -93,6 +96,7 @@ def find(
     skip_frames : leading patterns of a stack that are left out before the scan is folded
     drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
     flip : turn every pattern top to bottom
+    missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
     shape : [scan_y, scan_x, ky, kx] or [n, ky, kx], of a .raw file
     dtype : numpy's name of the type, of a .raw file
     offset : byte at which a .raw file's numbers begin
@@ -108,6 +112,7 @@ def find(
     )
     kind, candidates = open_file(name, RawLayout(shape, dtype, offset))
     chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
+    chosen = _with_missing(name, chosen, missing_chunks)
     if chosen.source.dtype.kind not in "buif" or chosen.source.dtype.itemsize > 8:
         raise SourceError(
             f"{name}: {chosen.name} is of type {chosen.source.dtype}; patterns are bool, integer or real numbers. "
@@ -129,6 +134,7 @@ def find(
         chunks=chosen.chunks if view.source is chosen.source else None,
         notes=view.notes,
         metadata=plain(chosen.metadata),
+        about=plain(chosen.about),
     )
     return Found(view.source, info, identity(name, *chosen.files))
 
@@ -187,6 +193,25 @@ def _listed(texts: list[str]) -> str:
     more = len(texts) - _MOST_LISTED
     shown = [one_line(text) for text in texts[:_MOST_LISTED]]
     return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
+    """Settle what becomes of chunk files that are not there, and note how many there are of them."""
+    stored = chosen.source.source if isinstance(chosen.source, Squeezed) else chosen.source
+    if not isinstance(stored, ZarrArray):
+        if missing == "zero":
+            raise SourceError(
+                f"{name}: input.missing_chunks is for zarr stores, whose chunks are files; leave it out"
+            )
+        return chosen
+    from stem_dask.io.chunks import missing_note
+
+    stored = replace(stored, missing=missing)
+    note = missing_note(stored.path, stored.name, zero=missing == "zero")
+    source: Source = stored
+    if isinstance(chosen.source, Squeezed):
+        source = replace(chosen.source, source=stored)
+    return replace(chosen, source=source, notes=(*chosen.notes, *([note] if note else ())))
 
 
 def _arrange(name: str, chosen: Candidate, view: _View, geometry: _Geometry) -> _View:

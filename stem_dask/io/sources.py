@@ -1,16 +1,15 @@
 """Arrays in files, read a block at a time: what a worker needs to read is small, picklable, and opens by name.
 
-Every source has ``shape``, ``dtype``, ``ndim`` and ``source[slices]``, slices with positive steps, and gives a
+Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and gives a
 C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
 """
 
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,8 @@ from stem_dask.io.damage import told
 from stem_dask.io.publish import named
 
 Slices = tuple[slice, ...]
+#: what becomes of chunk files of a zarr store that are not there
+Missing = Literal["refuse", "zero"]
 
 
 class Source(Protocol):
@@ -46,11 +47,6 @@ class FlatFile:
     dtype: np.dtype
     shape: tuple[int, ...]
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def __getitem__(self, part: Slices) -> NDArray:
         sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
         out = np.empty(sizes, self.dtype)
@@ -59,14 +55,14 @@ class FlatFile:
         n_whole = (
             0  # trailing axes that are read whole: one run on disk for each index of the others
         )
-        while n_whole < self.ndim and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
+        while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
-        n_outer = self.ndim - n_whole
+        n_outer = len(self.shape) - n_whole
         if n_outer > 2 and n_whole < 2:
             return self._mapped(part)
         joined = n_outer > 0 and (part[n_outer - 1].step or 1) == 1
         n_outer -= joined  # neighbours on the last partial axis are one run too
-        strides = [int(np.prod(self.shape[i + 1 :])) for i in range(self.ndim)]
+        strides = [int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape))]
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
         ranges = [range(*s.indices(n)) for s, n in zip(part[:n_outer], self.shape, strict=False)]
@@ -92,27 +88,30 @@ class FlatFile:
         )
 
     def _mapped(self, part: Slices) -> NDArray:
-        """Scattered elements (detector slowest): let the page cache do it."""
-        need = self.offset + math.prod(self.shape) * self.dtype.itemsize
+        """Scattered elements (detector slowest): let the page cache do it, one index of the first axis at a time.
+
+        Mapped pages count as memory of the process until they are unmapped, and the system maps 64 kB around each.
+        """
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        need = self.offset + self.shape[0] * row
         if (size := Path(self.path).stat().st_size) < need:
             raise self._cut(size, need)
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-        return np.array(mapped[part], order="C")
+        out = np.empty([len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)], self.dtype)  # fmt: skip
+        for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
+            at = self.offset + i * row
+            plane[...] = np.memmap(self.path, self.dtype, "r", at, self.shape[1:])[part[1:]]
+        return out
 
 
 @dataclass(frozen=True)
 class Hdf5Dataset:
-    """A dataset of an HDF5 file."""
+    """A dataset of an HDF5 file; ``chunk_bytes`` are those of a chunk when it is decoded, 0 when there are none."""
 
     path: str
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
+    chunk_bytes: int = 0
 
     def __getitem__(self, part: Slices) -> NDArray:
         import h5py
@@ -125,50 +124,37 @@ class Hdf5Dataset:
 
 @dataclass(frozen=True)
 class ZarrArray:
-    """An array of a zarr store, format 2 or 3."""
+    """An array of a zarr store, format 2 or 3; chunk files that are missing are refused, or zeros."""
 
     path: str
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
+    missing: Missing = "refuse"
+    chunk_bytes: int = 0  # of a chunk file (a shard, where there are shards) when it is decoded
 
     def __getitem__(self, part: Slices) -> NDArray:
-        import zarr
+        from stem_dask.io.chunks import read_part
 
-        from stem_dask.io.claims import refuse_outside
-        from stem_dask.io.verify import missing_chunk, needed_chunks
-
-        expect_codecs_of_numcodecs()
-        what = f"{self.path}: array {self.name or '/'} cannot be opened"
-        with told(what, retried=True):
-            array = zarr.open_array(self.path, path=self.name, mode="r")
-        lost = missing_chunk(self.path, self.name, array, part)
-        if lost is not None:
-            raise SourceError(
-                f"{lost} is missing or empty; without it these patterns would read as zeros"
-            )
-        for chunk in needed_chunks(self.path, self.name, array, part):
-            refuse_outside(self.path, chunk)
-        what = f"{self.path}: array {self.name or '/'} cannot be decoded"
-        with told(what, "stem-dask verify names the damaged files of a store", retried=True):
-            return np.ascontiguousarray(array[part])  # format 2 knows Fortran order
-
-
-def expect_codecs_of_numcodecs() -> None:
-    """Zarr warns of them whenever it opens an array in format 3: other programs may not read them; it does."""
-    warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
+        return read_part(self.path, self.name, part, zero=self.missing == "zero")
 
 
 @dataclass(frozen=True)
-class Transposed:
-    """A source with its axes in another order: axis i of this is axis ``order[i]`` of the source."""
+class Wrapped:
+    """A source seen in another way: the numbers stay, and with them their type."""
 
     source: Source
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+
+@dataclass(frozen=True)
+class Transposed(Wrapped):
+    """A source with its axes in another order: axis i of this is axis ``order[i]`` of the source."""
+
     order: tuple[int, ...]
 
     @property
@@ -176,42 +162,21 @@ class Transposed:
         """Sizes in the new order."""
         return tuple(self.source.shape[i] for i in self.order)
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.order)
-
     def __getitem__(self, part: Slices) -> NDArray:
-        there = tuple(part[self.order.index(i)] for i in range(self.ndim))
+        there = tuple(part[self.order.index(i)] for i in range(len(self.shape)))
         return np.ascontiguousarray(self.source[there].transpose(self.order))
 
 
 @dataclass(frozen=True)
-class ScanOfList:
+class ScanOfList(Wrapped):
     """A source (n, ky, kx), the scan flattened row by row, seen as (scan_y, scan_x, ky, kx)."""
 
-    source: Source
     scan_shape: tuple[int, int]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes with the scan unfolded."""
         return (*self.scan_shape, *self.source.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return 4
 
     def __getitem__(self, part: Slices) -> NDArray:
         rows = range(*part[0].indices(self.scan_shape[0]))
@@ -230,23 +195,12 @@ class ScanOfList:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Wrapped):
     """Part of a source: on every axis ``start + step * i`` for i below ``size``."""
 
-    source: Source
     starts: tuple[int, ...]
     steps: tuple[int, ...]
     shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
 
     def __getitem__(self, part: Slices) -> NDArray:
         wanted = []
@@ -259,10 +213,8 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Indexed:
+class Indexed(Wrapped):
     """A source as dask sees it: it may also be indexed by integers and by slices that run backwards."""
-
-    source: Source
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -270,13 +222,8 @@ class Indexed:
         return self.source.shape
 
     @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
-
-    @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """Number of axes, which dask asks for."""
         return len(self.source.shape)
 
     def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io import ours
 from stem_dask.io.candidate import Candidate
 from stem_dask.io.damage import told
 from stem_dask.io.sources import FlatFile
@@ -160,11 +161,21 @@ def list_tensors(path: str) -> list[Candidate]:
             )
         axes = tensors.get("axes")
         axes = axes if isinstance(axes, (list, tuple)) else ()
-        return [
+        found = [
             _candidate(path, str(name), tensor, records, big_endian, axes)
             for name, tensor in tensors.items()
             if isinstance(tensor, _Other) or (isinstance(tensor, _Tensor) and len(tensor.shape) > 2)
         ]
+        known = ours.of_tensors(tensors)
+        patterns = next((one for one in found if one.name == "patterns"), None)
+        if known is None or patterns is None:
+            return found
+        analysis = tensors.get("analysis")
+        valid = analysis.get("valid") if isinstance(analysis, dict) else None
+        if isinstance(valid, _Tensor):
+            positions = _candidate(path, "analysis.valid", valid, records, big_endian, ())
+            known["notes"] = ours.lost_note(positions.source)
+        return [replace(patterns, **known, scan=_scan(patterns, axes))]
 
 
 def _unpickled(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> Any:
@@ -252,6 +263,16 @@ def _axes(shape: tuple[int, ...], said: Any) -> tuple[Axis, ...]:
     elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
         plain[-2:] = known[-2:]
     return tuple(plain)
+
+
+def _scan(patterns: Candidate, said: Any) -> tuple[Axis, Axis] | None:
+    """The scan of our patterns, when they are a list of its positions, (N, 1, H, W)."""
+    shape = patterns.source.shape
+    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    if len(known) == 4 and len(shape) == 4 and shape[1] == 1:
+        y, x = known[:2]
+        return (y, x) if y.size * x.size == shape[0] else None
+    return None
 
 
 def _describes_axis(entry: Any) -> bool:

@@ -28,11 +28,6 @@ class PatternGroups:
     dtype: np.dtype
     shape: tuple[int, ...]
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def __getitem__(self, part: Slices) -> NDArray:
         import h5py
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5

@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io import ours
 from stem_dask.io.candidate import MOST_HEADER_BYTES
+from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import refuse_outside
 from stem_dask.io.damage import one_line, told
-from stem_dask.io.sources import Hdf5Dataset, ZarrArray, expect_codecs_of_numcodecs
+from stem_dask.io.hdf5_metadata import attributes_of
+from stem_dask.io.sources import Hdf5Dataset, ZarrArray
 from stem_dask.model import Axis
 
 #: what makes a folder a zarr store, or a part of one
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: groups deeper than this are not searched: link loops end here
 _MAX_DEPTH = 12
-#: attributes with which HDF5 itself ties datasets to the scales of their axes
-_OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 _MOST_GROUPS = 2  # as deep as HyperSpy nests them
 #: positions of pixels are read when there are no more than these: their number is only claimed
 _MOST_POSITIONS = 1 << 20
@@ -76,6 +77,7 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
             names = [name for name in names if isinstance(file.get(name), h5py.Dataset)]
         else:
             names = list(_walk(file, "", 0, set()))
+            names = ["patterns"] if ours.is_h5(file) else names
         return [_hdf5_dataset(path, file, name) for name in names]
 
 
@@ -93,19 +95,6 @@ def _refuse_velox(path: str, file: Any) -> None:
             f"{path}: an EMD file of Velox holds images and spectra, no scan of patterns; export the patterns "
             "from the camera's own program"
         )
-
-
-def _attributes(item: Any) -> dict[str, Any]:
-    """Attributes as far as they can be read."""
-    found = {}
-    for name in item.attrs:
-        if name in _OF_HDF5:
-            continue
-        try:
-            found[name] = item.attrs[name]
-        except (OSError, TypeError, ValueError):
-            found[name] = "not readable"
-    return found
 
 
 def _walk(group: Any, prefix: str, depth: int, seen: set[Any]) -> Iterator[str]:
@@ -159,23 +148,34 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
         scale = _scale_of(data, i)
         if found is None and scale is not None:
-            axes.append(axis_along(data.dims[i].label, int(size), scale, _attributes(scale)))
+            axes.append(axis_along(data.dims[i].label, int(size), scale, attributes_of(scale)))
         elif found is None and isinstance(along, type(data)):
             attrs = dict(along.attrs)
             axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
         else:
             attrs = dict(found.attrs) if found is not None else {}
             axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
-    source = Hdf5Dataset(path, name, data.dtype, tuple(int(n) for n in data.shape))
+    shape = tuple(int(n) for n in data.shape)
+    chunk_bytes = math.prod(data.chunks or (0,)) * data.dtype.itemsize
+    source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
     title = name.split("/")[1] if name.startswith("Experiments/") else name
-    said = {"file": _attributes(file), "group": _attributes(parent), "dataset": _attributes(data)}
+    said = {
+        "file": attributes_of(file),
+        "group": attributes_of(parent),
+        "dataset": attributes_of(data),
+    }
     said = {where: attributes for where, attributes in said.items() if attributes}
+    known: dict[str, Any] = {"metadata": said}
+    if name.startswith("Experiments/"):
+        known = ours.of_hspy(path, parent, said)
+    elif ours.is_h5(file):
+        known = ours.of_h5(path, file)
     return {
         "name": title,
         "source": source,
         "axes": tuple(axes),
         "chunks": data.chunks,
-        "metadata": said,
+        **known,
     }
 
 
@@ -197,9 +197,15 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
         if isinstance(root, zarr.Array):
             return [_zarr_array(path, "", root, None)]
         found = list(_arrays(path, "", 0))
+        known = ours.of_zarr(path, dict(root.attrs), dict(found))
+        least = 2 if known is None else 3  # beside our patterns lie their positions
         if not any(array.ndim in (3, 4) for _, array in found):
             found = list(_arrays(path, "", _MOST_GROUPS))
-        return [_zarr_array(path, name, array, root) for name, array in found if array.ndim >= 2]
+        return [
+            {**_zarr_array(path, name, array, root), **(known or {} if name == "patterns" else {})}
+            for name, array in found
+            if array.ndim >= least
+        ]
 
 
 def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -243,5 +249,7 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         else:
             axes.append(Axis(dims[i] or f"axis{i}", int(size)))
     chunks = getattr(array, "shards", None) or array.chunks
-    source = ZarrArray(path, name, np.dtype(array.dtype), tuple(int(n) for n in array.shape))
+    shape = tuple(int(n) for n in array.shape)
+    chunk_bytes = int(math.prod(chunks) * array.dtype.itemsize)
+    source = ZarrArray(path, name, np.dtype(array.dtype), shape, chunk_bytes=chunk_bytes)
     return {"name": name or "array", "source": source, "axes": tuple(axes), "chunks": tuple(chunks)}

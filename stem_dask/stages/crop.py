@@ -23,6 +23,11 @@ from stem_dask.stages.patterns import (
 )
 from stem_dask.stages.window import filled_fraction, require_computed, window_origins
 
+#: attributes that a crop adds
+OF_WINDOW = (
+    "window_size", "align", "cropped_axes", "aligned_axes", "k_origin", "global_radius", "coverage", "target_retention",
+)  # fmt: skip
+
 
 def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.DataArray:
     """Cut all patterns to one window; lazy.
@@ -60,6 +65,10 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
     out = _cut(data, origin_y.values, origin_x.values, window.shape)
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
     attrs = {**patterns.attrs, **window_attrs(window)}
+    if patterns.attrs.get("k_origin") == "window_center":
+        attrs["k_origin"] = (
+            "window_center"  # they were aligned before, and have no detector any more
+        )
     cropped = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
     return cropped.assign_coords(window_y=(lead, origin_y.values), window_x=(lead, origin_x.values))
@@ -106,7 +115,8 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
 
     Returns
     -------
-    DataArray (…, ky, kx) of the detector's size and calibration
+    DataArray (…, ky, kx) of the detector's size and calibration; attributes and coordinates are those of the patterns,
+    but for what tells of the window
     """
     if "window_y" not in cropped.coords or "window_x" not in cropped.coords:
         raise ConfigError("the patterns carry no window_y and window_x; pass what sd.crop returned")
@@ -119,7 +129,18 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
     out = _cut(blocks_of(cropped), -origin_y, -origin_x, detector)
     source = [replace(axis_of(analysis, f"source_{name}"), name=name) for name in ("ky", "kx")]
-    return as_patterns(out, (*axes_of(cropped)[:-2], *source))
+    of_window = {*OF_WINDOW}
+    if cropped.attrs.get("align") == "fixed":
+        of_window.remove("k_origin")  # the window has the coordinates of what it was cut from
+    attrs = {name: value for name, value in cropped.attrs.items() if name not in of_window}
+    lead = {*lead_dims(cropped)}
+    kept = {
+        name: coordinate.variable
+        for name, coordinate in cropped.coords.items()
+        if {*coordinate.dims} <= lead and name not in ("window_y", "window_x")
+    }
+    whole = as_patterns(out, (*axes_of(cropped)[:-2], *source), attrs)
+    return whole.assign_coords(kept)
 
 
 def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]) -> da.Array:

@@ -79,6 +79,10 @@ def downsample(
     attrs = {**patterns.attrs, "downsample_factor": factor, "downsample_method": method}
     if method != "stride" and reduce == "mean":
         attrs["intensity"] = "mean counts per source pixel"
+    elif reduce == "sum" and attrs.get("intensity", "counts") != "counts":
+        attrs["intensity"] = (
+            f"sums of {attrs['intensity']}"  # of patterns that were downsampled before
+        )
     small = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
     return small.assign_coords(

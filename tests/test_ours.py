@@ -1,0 +1,209 @@
+"""Our own outputs read back whole: a second job keeps calibration, beam energy, metadata, title, and what is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+from frames_made import numbers
+
+import stem_dask as sd
+from stem_dask.exports import export
+from stem_dask.io.read import find
+from stem_dask.model import Axis
+from stem_dask.pipeline import run
+from stem_dask.stages.patterns import as_patterns
+from stem_dask.synthetic import Synthetic, write_dataset
+
+SUFFIXES = (".zarr", ".hspy", ".h5", ".pt")
+GIVEN = {
+    "calibration": {
+        "ky": {"scale": 0.5, "units": "1/nm", "offset": -9.0},
+        "kx": {"scale": 0.25, "units": "1/nm", "offset": -4.0},
+        "scan_x": {"scale": 3.0, "units": "nm"},
+    },
+    "beam_energy_kv": 200.0,
+}
+
+
+def axes_told(patterns: xr.DataArray) -> dict[Any, tuple[Any, ...]]:
+    return {
+        dim: tuple(patterns[dim].attrs[key] for key in ("scale", "offset", "units"))
+        for dim in patterns.dims
+    }
+
+
+@pytest.fixture
+def damaged(beam_file: Path, tmp_path: Path) -> Path:
+    """A store whose rows 2 and 3 of the scan cannot be read."""
+    zarr.create_array(str(tmp_path / "in.zarr"), data=np.load(beam_file), chunks=(2, 5, 40, 36))
+    (tmp_path / "in.zarr" / "c/1/0/0/0").write_bytes(b"junk")
+    return tmp_path / "in.zarr"
+
+
+@pytest.mark.parametrize("align", ["fixed", "pattern"])
+@pytest.mark.parametrize("layout", ["scan", "nchw"])
+def test_a_cropped_dataset_is_read_back_whole(
+    damaged: Path, make_config: Any, tmp_path: Path, align: str, layout: str
+) -> None:
+    output = {
+        "export": ["hspy", "h5", "pt"],
+        "layout": layout,
+        "chunk_mb": 10 * 40 * 36 * 2 / 2**20,
+    }
+    given = {"path": str(damaged), **GIVEN}
+    run(make_config(damaged, input=given, crop={"align": align}, output=output, on_error="quarantine"))  # fmt: skip
+    stored = xr.open_zarr(tmp_path / "out.zarr")
+    for suffix in SUFFIXES:
+        patterns = sd.open(tmp_path / f"out{suffix}")
+        np.testing.assert_array_equal(patterns.values, stored.patterns.values)
+        assert axes_told(patterns) == {
+            dim: (*told[:2], told[2] or ("px" if suffix == ".hspy" else ""))
+            for dim, told in axes_told(stored.patterns.assign_coords(stored.coords)).items()
+        }
+        attrs = patterns.attrs
+        assert attrs["beam_energy_kv"] == 200
+        assert attrs["intensity"] == "counts"
+        assert attrs["k_origin"] == {"fixed": "detector", "pattern": "window_center"}[align]
+        assert (
+            "10 of 30 patterns could not be read when this was written: they are zeros"
+            in (attrs["notes"])
+        )
+        if suffix in (".zarr", ".h5"):
+            assert attrs["given"] == stored.attrs["given"]
+        if suffix != ".pt":
+            assert attrs["title"] == "in"
+
+
+def test_a_second_job_keeps_what_the_first_knew(tmp_path: Path, make_config: Any) -> None:
+    """The tags of the .dm4, what was given, and mean counts, through two jobs and every format between them."""
+    path = write_dataset(str(tmp_path / "a.dm4"), Synthetic(scan_shape=(3, 2)))
+    first = make_config(
+        path, "one.zarr", input={"path": str(path), "beam_energy_kv": 80.0}, downsample={"factor": 2},
+        output={"export": ["hspy", "h5", "pt"]},
+    )  # fmt: skip
+    run(first)
+    tags = sd.open(path).attrs["original_metadata"]
+    assert tags
+    for suffix in SUFFIXES:
+        between = tmp_path / f"one{suffix}"
+        box = {"window": [2, 10, 4, 12]}
+        run(make_config(between, "two.zarr", crop=box, validate={"min_retention": 0.0},
+                        output={"overwrite": True}))  # fmt: skip
+        root = zarr.open_group(tmp_path / "two.zarr", mode="r")
+        assert root.attrs["beam_energy_kv"] == 80
+        assert root["patterns"].attrs["intensity"] == "mean counts per source pixel"
+        known, again = axes_told(sd.open(between)), axes_told(sd.open(tmp_path / "two.zarr"))
+        assert again["ky"] == pytest.approx((known["ky"][0], known["ky"][1] + 2 * known["ky"][0], known["ky"][2]))  # fmt: skip
+        assert known["ky"][2] == "1/nm"
+        if suffix != ".pt":
+            assert root.attrs["original_metadata"] == tags
+        if suffix in (".zarr", ".h5"):
+            assert root.attrs["given"] == {"beam_energy_kv": 80.0}
+
+
+def test_what_is_given_later_goes_before(beam_file: Path, tmp_path: Path) -> None:
+    patterns = sd.open(beam_file, calibration=GIVEN["calibration"], beam_energy_kv=200)
+    export(patterns, tmp_path / "a.zarr")
+    kx = {"scale": 0.5, "units": "mrad"}
+    again = sd.open(tmp_path / "a.zarr", calibration={"kx": kx}, beam_energy_kv=60)
+    assert again.attrs["beam_energy_kv"] == 60
+    assert again.attrs["given"]["beam_energy_kv"] == 60
+    assert again.attrs["given"]["calibration"] == {**GIVEN["calibration"], "kx": kx}  # type: ignore[dict-item]
+    assert axes_told(again)["ky"] == (0.5, -9.0, "1/nm")
+
+
+def test_the_origin_holds_until_another_is_given(tmp_path: Path) -> None:
+    axes = [Axis(n, s) for n, s in zip(("scan_y", "scan_x", "ky", "kx"), (3, 4, 6, 5), strict=True)]
+    attrs = {"k_origin": "window_center", "intensity": "counts"}
+    import dask.array as da
+
+    export(as_patterns(da.from_array(numbers()), axes, attrs), tmp_path / "a.zarr")
+    assert sd.open(tmp_path / "a.zarr").attrs["k_origin"] == "window_center"
+    ky = {"scale": 1.0, "units": "mrad"}
+    kept = sd.open(tmp_path / "a.zarr", calibration={"ky": ky})
+    assert kept.attrs["k_origin"] == "window_center"
+    moved = sd.open(tmp_path / "a.zarr", calibration={"ky": {**ky, "offset": 2.0}})
+    assert "k_origin" not in moved.attrs
+
+
+def test_a_crop_of_aligned_patterns_has_no_detector(beam_file: Path, tmp_path: Path) -> None:
+    patterns = sd.open(beam_file)
+    analysis = sd.analyze(patterns).compute()
+    aligned = sd.crop(patterns, analysis, sd.choose_window(analysis, size=16, align="pattern"))
+    export(aligned, tmp_path / "a.zarr")
+    again = sd.open(tmp_path / "a.zarr")
+    known = sd.analyze(again).compute()
+    fixed = sd.crop(again, known, sd.choose_window(known, size=8))
+    assert fixed.attrs["k_origin"] == "window_center"
+    small = sd.downsample(sd.downsample(again, 2), 2, reduce="sum")
+    assert small.attrs["intensity"] == "sums of mean counts per source pixel"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_list_of_patterns_comes_back_as_one(tmp_path: Path, suffix: str) -> None:
+    array = numbers((7, 6, 5))
+    np.save(tmp_path / "list.npy", array)
+    export(sd.open(tmp_path / "list.npy"), tmp_path / f"a{suffix}")
+    patterns = sd.open(tmp_path / f"a{suffix}")
+    assert patterns.dims == ("pattern", "ky", "kx")
+    np.testing.assert_array_equal(patterns.values, array)
+
+
+def test_a_signal_of_hyperspy(tmp_path: Path) -> None:
+    """Not of ours: title, beam energy and its original metadata are kept as they are."""
+    with h5py.File(tmp_path / "a.hspy", "w") as file:
+        signal = file.create_group("Experiments/other")
+        signal.create_dataset("data", data=numbers())
+        signal.create_group("metadata/General").attrs["title"] = "of others"
+        signal.create_group("metadata/Acquisition_instrument/TEM").attrs["beam_energy"] = 300.0
+        tags = signal.create_group("original_metadata/Micro∕scope")
+        tags.attrs["_list_empty_"] = "_None_"
+        tags.attrs["lens"] = '[1, "x"]'
+        tags.create_dataset("curve", data=np.arange(3))
+        tags.create_dataset("large", data=np.zeros(100_000, "u1"), chunks=(1000,))
+        tags["out"] = h5py.ExternalLink("other.h5", "/")
+    patterns = sd.open(tmp_path / "a.hspy")
+    assert patterns.attrs["beam_energy_kv"] == 300
+    assert patterns.attrs["title"] == "of others"
+    assert patterns.attrs["original_metadata"]["original_metadata"] == {
+        "Micro/scope": {
+            "": None, "lens": [1, "x"], "curve": [0, 1, 2], "large": "100,000 values, left in the input file"
+        }
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["lost", "junk"])
+def test_a_store_whose_valid_is_damaged(
+    beam_file: Path, make_config: Any, tmp_path: Path, damage: str
+) -> None:
+    run(make_config(beam_file))
+    chunk = tmp_path / "out.zarr" / "valid" / "c/0/0"
+    chunk.unlink() if damage == "lost" else chunk.write_bytes(b"junk")
+    (note,) = find(tmp_path / "out.zarr").info.notes
+    assert note.startswith(f"which patterns could not be read before is not known: {chunk} ")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"beam_energy_kv": "high", "given": [1], "title": 5, "k_origin": ["x"], "intensity": {}},
+        {"beam_energy_kv": -1.0, "original_metadata": "none", "window": 7},
+        {"given": {"calibration": 3, "other": 1}},
+        {"axes": "none"},
+        {"axes": [{"name": "scan_y"}] * 4},
+        {"window": None, "analysis": torch.zeros(3)},
+    ],
+)
+def test_a_dictionary_that_only_looks_like_ours(tmp_path: Path, odd: dict[str, Any]) -> None:
+    names = ("scan_y", "scan_x", "ky", "kx")
+    axes = [{"name": n, "size": s} for n, s in zip(names, (3, 4, 6, 5), strict=True)]
+    content = {"patterns": torch.ones(3, 4, 6, 5), "axes": axes, "window": {}, "analysis": {}}
+    torch.save({**content, **odd}, tmp_path / "a.pt")
+    patterns = sd.open(tmp_path / "a.pt")
+    assert int(patterns.sum()) == 360
+    assert {*patterns.attrs} == {"source", "intensity", "notes"}
