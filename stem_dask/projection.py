@@ -10,21 +10,39 @@ from pathlib import Path
 
 import numpy as np
 
+from stem_dask.cluster import machine_bytes
 from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.read import Found
 from stem_dask.io.sources import ScanOfList, Source, Transposed
+from stem_dask.io.turned import READ_BYTES, detector_first
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
+from stem_dask.kernels.turn import GATHERED
 from stem_dask.options import Config
-from stem_dask.plan import MIB, Footprint, axis_window, footprints, most_positions, projected_bytes
+from stem_dask.plan import (
+    MIB,
+    SLAB_BYTES,
+    USABLE_SHARE,
+    WORKER_BYTES,
+    Footprint,
+    axis_window,
+    footprints,
+    lead_chunks,
+    most_positions,
+    projected_bytes,
+    turn_footprint,
+)
 from stem_dask.report import size, tree_bytes
 
 _logger = logging.getLogger("stem_dask")
 
 #: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
 VALUES_KEPT = 8
+#: share of the machine's memory above which a file with the detector slowest is turned first: up to it the system keeps
+#: in memory what blocks of patterns read of it, so that nothing is read twice from the disk
+CACHED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,16 +79,19 @@ def shapes(config: Config, found: Found, window: Sequence[int] | None = None) ->
 
 
 def memory_of(
-    config: Config, found: Found, window: Sequence[int] | None = None
+    config: Config,
+    found: Found,
+    window: Sequence[int] | None = None,
+    slab: Sequence[int] | None = None,
 ) -> dict[str, Footprint]:
-    """What a task of each stage holds; see `stem_dask.plan.footprints`."""
+    """What a task of each stage holds; see `stem_dask.plan.footprints`. ``slab`` as `fitting_slab` gives it, if any."""
     what, dtype, options = shapes(config, found, window), found.source.dtype, config.input
     pixels = math.prod(what.detector)
     radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
     half = dtype.kind == "f" and dtype.itemsize == 2  # kernels take float32
     masked, references = options.mask is not None, _references(config)
     copies = 0 if references else masked + (not dtype.isnative) + 2 * half
-    return footprints(
+    sizes = footprints(
         pixels * dtype.itemsize,
         math.prod(what.window) * what.patterns.itemsize,
         what.out_bytes,
@@ -81,6 +102,9 @@ def memory_of(
         cropped=config.crop.enabled,
         shrunk=config.downsample.factor > 1 or what.dtype != what.patterns.newbyteorder("="),
     )
+    if slab is not None:
+        sizes["turn"] = _turn_footprint(found, slab)
+    return sizes
 
 
 def fitting_block(config: Config, found: Found, limit: int | None, threads: int) -> tuple[int, ...]:
@@ -102,6 +126,51 @@ def fitting_block(config: Config, found: Found, limit: int | None, threads: int)
             f"needs {size(need)}; raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     return block_positions(found, config.output.chunk_mb, most)
+
+
+def turned_bytes(found: Found) -> int:
+    """Bytes of the intermediate file of an input that is turned before blocks are read; 0 when they are read directly.
+
+    It is turned when the file has the detector slowest and what has to be read of it exceeds `CACHED_SHARE` of the
+    machine's memory.
+    """
+    stored = detector_first(found.source)
+    if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
+        return 0
+    return input_bytes(found)
+
+
+def fitting_slab(
+    found: Found, block: Sequence[int], limit: int | None, threads: int
+) -> tuple[int, ...]:
+    """Pixels along ky and kx that one task turns at all positions of the scan: 256 MiB, or what the memory allows.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker's memory does not suffice for one pixel of the detector.
+    """
+    scan, detector = found.source.shape[:-2], found.source.shape[-2:]
+    plane_bytes = math.prod(scan) * found.source.dtype.itemsize
+    room = 4 * SLAB_BYTES
+    if limit is not None:
+        room = (int(limit * USABLE_SHARE) - WORKER_BYTES) // threads
+    one = _turn_footprint(found, (1, 1))
+    if one.bytes(math.prod(block)) > room:
+        raise MemoryBudgetError(
+            f"a worker with {size(limit or 0)} for {threads} thread{'s' * (threads != 1)} cannot turn the order of the "
+            f"axes: it needs {size(WORKER_BYTES + threads * one.bytes(math.prod(block)))} for a single pixel of the "
+            "detector; raise cluster.memory_limit, or use fewer threads_per_worker"
+        )
+    # a piece is as large as its slab at most
+    rest = room - READ_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
+    slab_mb = max(plane_bytes, min(SLAB_BYTES, rest // 2)) / MIB
+    return lead_chunks(detector, plane_bytes, slab_mb)
+
+
+def _turn_footprint(found: Found, slab: Sequence[int]) -> Footprint:
+    scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
+    return turn_footprint(math.prod(slab), scan, itemsize, GATHERED, READ_BYTES)
 
 
 def check_memory(
@@ -156,9 +225,11 @@ def disk_need(
     tensor = patterns if "pt" in config.output.export else 0
     smallest = what.dtype.itemsize if what.dtype.kind == "f" else 1  # small counts fit int8
     signal = patterns if "hspy" in config.output.export else 0
-    least = kept + tensor * what.known * smallest // what.dtype.itemsize
+    turned = turned_bytes(found)
+    least = turned + kept + tensor * what.known * smallest // what.dtype.itemsize
     # unsigned counts may need twice the bytes in a .pt; .hspy is there twice while it is put together
-    return DiskNeed(least, 2 * kept + again + patterns + 2 * tensor + 2 * signal)
+    most = turned + 2 * kept + again + patterns + 2 * tensor + 2 * signal
+    return DiskNeed(least, most)
 
 
 def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:
@@ -205,7 +276,7 @@ def enough_room(
     names : files and folders of the run, whose bytes are there already
     warn : say when the space might not suffice
     """
-    written = sum(map(tree_bytes, names))
+    written = _bytes_there(names)
     if not check_disk(folder, need, written) and warn:
         _logger.warning("the disk may become full: %s", disk_words(folder, need.most - written))
     try:
@@ -213,8 +284,13 @@ def enough_room(
     except OSError as error:
         if not isinstance(error, DiskFullError) and error.errno not in NO_ROOM:
             raise
-        left = max(0, need.most - sum(map(tree_bytes, names)))
+        left = max(0, need.most - _bytes_there(names))
         raise DiskFullError(f"{error}; {disk_words(folder, left)}") from error
+
+
+def _bytes_there(names: Sequence[str]) -> int:
+    """What files and folders take of the disk: the holes of a file that is not yet written are still to come."""
+    return sum(tree_bytes(name, holes=False) for name in names)
 
 
 def free_bytes(folder: Path) -> int:

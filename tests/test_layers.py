@@ -18,7 +18,7 @@ FLOORS = [
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "state", "trust"},
     {"report", "figure", "figure_data", "preflight", "exports", "describe", "projection", "results", "tally",
-     "pipeline"},
+     "turn", "pipeline"},
     {"cropper", "run", "cli", "__init__"},
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level

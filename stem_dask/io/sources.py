@@ -19,6 +19,9 @@ from stem_dask.io.publish import named
 
 Slices = tuple[slice, ...]
 
+#: shorter runs all over a file are not read one by one: a call for each takes longer than to look at its page
+MAPPED_RUN_BYTES = 4096
+
 
 class Source(Protocol):
     """An array in a file."""
@@ -59,11 +62,12 @@ class FlatFile:
         )
         while n_whole < self.ndim and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
-        n_outer = self.ndim - n_whole
-        if n_outer > 2 and n_whole < 2:
+        n_partial = self.ndim - n_whole
+        joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
+        n_outer = n_partial - joined  # neighbours on the last partial axis are one run too
+        run_bytes = int(np.prod(sizes[n_outer:])) * self.dtype.itemsize
+        if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             return self._mapped(part)
-        joined = n_outer > 0 and (part[n_outer - 1].step or 1) == 1
-        n_outer -= joined  # neighbours on the last partial axis are one run too
         strides = [int(np.prod(self.shape[i + 1 :])) for i in range(self.ndim)]
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
