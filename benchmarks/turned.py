@@ -1,6 +1,6 @@
 """Files with the detector slowest: the rate of turning them, and of reading what was turned.
 
-    python -m benchmarks.turned [--size 2] [--slab 256] [--block 64] [--direct N] [--folder FOLDER]
+    python -m benchmarks.turned [--size 2] [--slab 64] [--block 64] [--direct N] [--folder FOLDER]
 
 Writes the same scan in both orders of DM4 and measures each pass from a cold cache (what can be dropped of it), on the
 threads of this machine: turning; reading all blocks of what was turned; reading them from the file with the scan
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=float, default=2, help="GB of input")
     parser.add_argument("--detector", type=int, default=256, help="pixels along ky and kx")
-    parser.add_argument("--slab", type=float, default=256, help="MiB of a slab")
+    parser.add_argument("--slab", type=float, default=64, help="MiB of a slab")
     parser.add_argument("--block", type=float, default=64, help="MiB of a block of patterns")
     parser.add_argument("--direct", type=int, default=0, help="blocks that are read directly")
     parser.add_argument("--folder", help="where the files are made and removed again")
@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             f"{n_bytes / 1e9:.2f} GB, blocks {block}, slabs {slab} of {turn.slabs.nbytes / turn.slabs.npartitions / MIB:.0f} "
             f"MiB, pieces of {np.prod((*block, *slab)) * 2 / 1024:.0f} KiB, {dask.system.CPU_COUNT} threads"
         )
-        print(f"{'':28} {'s':>7} {'GB/s':>6} {'calls, x input':>15} {'disk, x input':>14}")
+        print(
+            f"{'':28} {'s':>7} {'CPU s':>7} {'GB/s':>6} {'calls, x input':>15} {'disk, x input':>14}"
+        )
         path = turn.sink.turned.path
         found = {
             "turn": measure("turn", [old.info.path], n_bytes, turn.run),
@@ -109,19 +111,25 @@ def measure(
     name: str, paths: list[str], n_bytes: int, work: Callable[[], object]
 ) -> dict[str, float]:
     """Time and bytes of a pass whose files are out of the cache at its beginning, as far as the system obeys."""
+    os.sync()  # what waits to be written would take its time from the pass
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
-    before, begun = counted(), time.perf_counter()
+    before, cpu, begun = counted(), time.process_time(), time.perf_counter()
     work()
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     calls, disk = (after - old for after, old in zip(counted(), before, strict=True))
-    row = {"seconds": seconds, "rate": n_bytes / seconds, "calls": calls / n_bytes, "disk": disk / n_bytes}  # fmt: skip
+    row = {
+        "seconds": seconds,
+        "cpu": cpu,
+        "rate": n_bytes / seconds,
+        "calls": calls / n_bytes,
+        "disk": disk / n_bytes,
+    }
     print(
-        f"{name:28} {seconds:7.2f} {row['rate'] / 1e9:6.2f} {row['calls']:15.2f} {row['disk']:14.2f}",
+        f"{name:28} {seconds:7.2f} {cpu:7.2f} {row['rate'] / 1e9:6.2f} {row['calls']:15.2f} {row['disk']:14.2f}",
         flush=True,
     )
     return row

@@ -12,8 +12,10 @@ from stem_dask.errors import ConfigError
 
 MIB = 2**20
 DEFAULT_CHUNK_MB = 64
-#: what one task reads of a file with the detector slowest, if the memory allows; the more, the longer are the pieces
-SLAB_BYTES = 256 * MIB
+#: what one task reads of a file with the detector slowest, at least and at most, if the memory allows
+SLAB_BYTES = (64 * MIB, 256 * MIB)
+#: and the size of the pieces that it is cut into, which tells how much: the more is read, the longer they are
+PIECE_BYTES = MIB
 #: above this many tasks the scheduler's share of the run becomes visible
 MAX_TASKS = 4000
 #: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes

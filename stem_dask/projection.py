@@ -23,6 +23,7 @@ from stem_dask.kernels.turn import GATHERED
 from stem_dask.options import Config
 from stem_dask.plan import (
     MIB,
+    PIECE_BYTES,
     SLAB_BYTES,
     USABLE_SHARE,
     WORKER_BYTES,
@@ -143,7 +144,7 @@ def turned_bytes(found: Found) -> int:
 def fitting_slab(
     found: Found, block: Sequence[int], limit: int | None, threads: int
 ) -> tuple[int, ...]:
-    """Pixels along ky and kx that one task turns at all positions of the scan: 256 MiB, or what the memory allows.
+    """Pixels along ky and kx that one task turns at all positions of the scan: 64 to 256 MiB, or what the memory allows.
 
     Raises
     ------
@@ -152,7 +153,8 @@ def fitting_slab(
     """
     scan, detector = found.source.shape[:-2], found.source.shape[-2:]
     plane_bytes = math.prod(scan) * found.source.dtype.itemsize
-    room = 4 * SLAB_BYTES
+    least, most = SLAB_BYTES
+    room = 4 * most
     if limit is not None:
         room = (int(limit * USABLE_SHARE) - WORKER_BYTES) // threads
     one = _turn_footprint(found, (1, 1))
@@ -164,7 +166,9 @@ def fitting_slab(
         )
     # a piece is as large as its slab at most
     rest = room - READ_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
-    slab_mb = max(plane_bytes, min(SLAB_BYTES, rest // 2)) / MIB
+    n_blocks = math.prod(scan) // math.prod(block)
+    wanted = min(most, max(least, PIECE_BYTES * n_blocks), rest // 2)
+    slab_mb = max(plane_bytes, wanted) / MIB
     return lead_chunks(detector, plane_bytes, slab_mb)
 
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import forward_slices
 
-from stem_dask import engine, projection
+from stem_dask import projection
+from stem_dask.describe import describe_job
 from stem_dask.errors import ConfigError, DiskFullError, MemoryBudgetError, SourceError
 from stem_dask.io import turned as module
 from stem_dask.io.read import find
@@ -19,7 +20,6 @@ from stem_dask.io.sources import FlatFile
 from stem_dask.io.turned import Turned, TurnedSink, detector_first
 from stem_dask.journal import Journal
 from stem_dask.kernels.turn import patterns_first
-from stem_dask.pipeline import run
 from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES
 from stem_dask.projection import disk_need, fitting_slab, memory_of, turned_bytes
 from stem_dask.report import tree_bytes
@@ -352,6 +352,20 @@ def test_holes_take_no_room(tmp_path: Path) -> None:
     assert tree_bytes(tmp_path / "run", holes=False) < 64**4 / 100
 
 
+def test_check_tells_of_it(
+    tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(old_file(tmp_path, numbers()))
+    found = find(config.input.path)
+    assert not any(line.startswith("turns") for line in describe_job(config, found))
+    monkeypatch.setattr(projection, "CACHED_SHARE", 0)
+    (line,) = (line for line in describe_job(config, found) if line.startswith("turns"))
+    assert (
+        line
+        == "turns       1.68 kB first, into a file of this size: the detector is slowest in the input"
+    )
+
+
 def slab_of(source: tuple[int, ...], limit: int | None, threads: int = 1) -> Any:
     _ky, _kx, _scan_y, scan_x = source
     file = FlatFile("scan.raw", 0, np.dtype("u2"), source)
@@ -363,8 +377,8 @@ def test_a_slab_that_fits(make_config: Any) -> None:
     """Planes of 128 KiB, rows of the detector of 32 MiB, blocks of 512 patterns."""
     source = (256, 256, 256, 256)
     found, slab = slab_of(source, None)
-    assert slab == (8, 256)
-    assert SLAB_BYTES == 8 * 256 * 65536 * 2
+    # 128 blocks, so that pieces of 1 MiB make slabs of 128
+    assert slab == (4, 256)
     for megabytes in (320, 400, 500, 700, 900, 1400):
         for threads in (1, 2):
             limit = megabytes * 10**6
@@ -372,7 +386,15 @@ def test_a_slab_that_fits(make_config: Any) -> None:
             found, slab = slab_of(source, limit, threads)
             sizes = memory_of(make_config("scan.raw"), found, slab=slab)
             assert sizes["turn"].bytes(512) <= room
-            assert np.prod(slab) * 65536 * 2 > min(SLAB_BYTES, room / 2 - 9e6) / 2
+            assert np.prod(slab) * 65536 * 2 > min(2**27, room / 2 - 9e6) / 2
+
+
+def test_a_slab_is_neither_small_nor_large() -> None:
+    """However few or many blocks there are."""
+    assert slab_of((256, 256, 8, 256), None)[1] == (64, 256)
+    assert SLAB_BYTES[0] == 64 * 256 * 8 * 256 * 2
+    assert slab_of((512, 512, 2048, 64), None)[1] == (2, 512)
+    assert SLAB_BYTES[1] == 2 * 512 * 2048 * 64 * 2
 
 
 def test_a_pixel_that_does_not_fit() -> None:
@@ -381,42 +403,3 @@ def test_a_pixel_that_does_not_fit() -> None:
         match=r"with 300 MB for 1 thread cannot turn .* needs 4\d\d MB for a single",
     ):
         slab_of((8, 8, 8192, 8192), 300 * 10**6)
-
-
-# --- the whole job ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["threads", "local"])
-def test_the_job_writes_the_same_bytes(
-    kind: str, tmp_path: Path, beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = np.load(beam_file)
-    new = write_dm4(tmp_path / "new.dm4", data, data.shape[:2], data.shape[2:], "uint16")
-    old = old_file(tmp_path, data)
-    sections = {
-        "output": {"export": ["pt"], "chunk_mb": 10 * 40 * 36 * 2 / 2**20},
-        "downsample": {"factor": 2},
-        "cluster": {"kind": kind, "threads_per_worker": 2, "n_workers": 1},
-    }
-    run(make_config(new, "new.zarr", **sections))
-    direct = make_config(old, "direct.zarr", **sections)
-    run(direct)
-    jobs: list[str] = []
-    plain = engine.run
-
-    def noted(*args: Any, **options: Any) -> Any:
-        jobs.append(options["job"])
-        return plain(*args, **options)
-
-    monkeypatch.setattr(engine, "run", noted)
-    monkeypatch.setattr(projection, "CACHED_SHARE", 0)
-    outcome = run(make_config(old, "turned.zarr", **sections))
-    assert jobs[0] == "turn"
-    assert outcome.exit_code == 0
-    assert not (tmp_path / "turned.run" / "turned").exists()
-    for name in ("direct", "turned"):
-        assert (tmp_path / f"{name}.pt").read_bytes() == (tmp_path / "new.pt").read_bytes()
-        for path in sorted((tmp_path / "new.zarr").rglob("c/**/*")):
-            if path.is_file():
-                twin = tmp_path / f"{name}.zarr" / path.relative_to(tmp_path / "new.zarr")
-                assert path.read_bytes() == twin.read_bytes(), twin
