@@ -54,11 +54,6 @@ from stem_dask.stages.window import choose_window
 from stem_dask.state import RunState
 from stem_dask.tally import Tally
 
-#: what report.json says of a complete run
-REPORTED = (
-    "processing_time", "speed", "memory", "peak_memory", "retries", "quarantined", "cluster", "warnings",
-)  # fmt: skip
-
 Say = Callable[[str], None]
 
 
@@ -111,8 +106,7 @@ def run(
     if state is None or state.is_complete:
         return already_complete(prepared.outputs.store)
     started = time.perf_counter()
-    shape, dtype = found.source.shape, found.source.dtype
-    n_bytes = input_bytes(found)
+    shape, dtype, n_bytes = found.source.shape, found.source.dtype, input_bytes(found)
     say(
         f"input       {found.info.path} ({' x '.join(map(str, shape))} {dtype}, {report.size(n_bytes)})"
     )
@@ -164,7 +158,7 @@ class Job:
                 publish(self.outputs.figure)
             results["processing_time"] = time.perf_counter() - started
             report.write_json(self.outputs.results, results)
-            self.state.complete({name: results[name] for name in REPORTED})
+            self.state.complete({name: results[name] for name in report.REPORTED})
         files = {path: report.tree_bytes(path) for path in self.outputs.all()}
         lines = report.summary({**results, "files": files})
         return Outcome(exit_code(self.config, results), results, lines)
@@ -240,8 +234,7 @@ class Job:
         filled = placement(analysis, window)["filled_fraction"].values
         self.warnings += report.window_warnings(window, filled)
         if self.config.output.dtype == "float16" and down.method != "fft":
-            sums = down.method == "bin" and down.reduce == "sum"
-            if not sums:  # no mean exceeds the maximum; sums are checked block by block
+            if (down.method, down.reduce) != ("bin", "sum"):  # sums are checked block by block
                 check_float16(float(analysis["max_pattern"].max()))
         return window
 
@@ -269,9 +262,8 @@ class Job:
         """The crop pass: every block to its shard, then what is known of the patterns beside it."""
         with self.state.nothing_to_go_on_with():
             out, outputs = self.outputs_of(patterns, analysis, window)
-        spare, instead = self.spare(patterns), None
-        if spare is not None:
-            _, instead = self.outputs_of(spare, analysis, window)
+        spare = self.spare(patterns)
+        instead = None if spare is None else self.outputs_of(spare, analysis, window)[1]
         shape = patterns.shape[-2:] if window is None else window.shape
         mean = None if analysis is None else analysis["mean_pattern"].values
         self.warnings += report.remainder_warnings(shape, self.config.downsample.factor, mean)

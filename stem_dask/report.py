@@ -17,6 +17,10 @@ from stem_dask.model import Window
 
 #: lists with one entry a pattern are left out of results.json above this many positions
 MAX_LISTED = 100_000
+#: what report.json says of a complete run
+REPORTED = (
+    "processing_time", "speed", "memory", "peak_memory", "retries", "quarantined", "cluster", "warnings",
+)  # fmt: skip
 #: so many positions of hot pixels are named
 MAX_HOT = 20
 #: share of the total above which clipped negatives, or a constant background, are worth a warning
