@@ -11,15 +11,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import forward_slices
 
-from stem_dask import projection
+from stem_dask import engine, projection
 from stem_dask.describe import describe_job
-from stem_dask.errors import ConfigError, DiskFullError, MemoryBudgetError, SourceError
+from stem_dask.errors import (
+    ConfigError,
+    DiskFullError,
+    InterruptedRunError,
+    MemoryBudgetError,
+    SourceError,
+)
 from stem_dask.io import turned as module
 from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile
 from stem_dask.io.turned import Turned, TurnedSink, detector_first
 from stem_dask.journal import Journal
 from stem_dask.kernels.turn import patterns_first
+from stem_dask.pipeline import run
 from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES
 from stem_dask.projection import disk_need, fitting_slab, memory_of, turned_bytes
 from stem_dask.report import tree_bytes
@@ -403,3 +410,67 @@ def test_a_pixel_that_does_not_fit() -> None:
         match=r"with 300 MB for 1 thread cannot turn .* needs 4\d\d MB for a single",
     ):
         slab_of((8, 8, 8192, 8192), 300 * 10**6)
+
+
+# --- the whole job ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["threads", "local"])
+def test_the_job_writes_the_same_bytes(
+    kind: str, tmp_path: Path, beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.load(beam_file)
+    new = write_dm4(tmp_path / "new.dm4", data, data.shape[:2], data.shape[2:], "uint16")
+    old = old_file(tmp_path, data)
+    sections = {
+        "output": {"export": ["pt"], "chunk_mb": 10 * 40 * 36 * 2 / 2**20},
+        "downsample": {"factor": 2},
+        "cluster": {"kind": kind, "threads_per_worker": 2, "n_workers": 1},
+    }
+    run(make_config(new, "new.zarr", **sections))
+    direct = make_config(old, "direct.zarr", **sections)
+    run(direct)
+    jobs: list[str] = []
+    plain = engine.run
+
+    def noted(*args: Any, **options: Any) -> Any:
+        jobs.append(options["job"])
+        return plain(*args, **options)
+
+    monkeypatch.setattr(engine, "run", noted)
+    monkeypatch.setattr(projection, "CACHED_SHARE", 0)
+    outcome = run(make_config(old, "turned.zarr", **sections))
+    assert jobs[0] == "turn"
+    assert outcome.exit_code == 0
+    assert not (tmp_path / "turned.run" / "turned").exists()
+    for name in ("direct", "turned"):
+        assert (tmp_path / f"{name}.pt").read_bytes() == (tmp_path / "new.pt").read_bytes()
+        for path in sorted((tmp_path / "new.zarr").rglob("c/**/*")):
+            if path.is_file():
+                twin = tmp_path / f"{name}.zarr" / path.relative_to(tmp_path / "new.zarr")
+                assert path.read_bytes() == twin.read_bytes(), twin
+
+
+def test_a_job_goes_on_in_the_middle_of_turning(
+    tmp_path: Path, beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it turns, and what was turned damaged: the same command gives what an undisturbed one does."""
+    data = np.load(beam_file)
+    old = old_file(tmp_path, data)
+    output = {"export": ["pt"], "chunk_mb": 10 * 40 * 36 * 2 / 2**20}
+    monkeypatch.setattr(projection, "CACHED_SHARE", 0)
+    monkeypatch.setattr(projection, "SLAB_BYTES", (8 * 36 * 60, 8 * 36 * 60))
+    run(make_config(old, "whole.zarr", output=output))
+
+    def stop(step: Any) -> None:
+        if (step.stage, step.done) == ("turn", 3):
+            raise InterruptedRunError("stopped")
+
+    with pytest.raises(InterruptedRunError):
+        run(make_config(old, output=output), progress=stop)
+    with open(tmp_path / "out.run" / "turned" / "patterns.raw", "r+b") as file:
+        file.write(bytes(1000) + b"not what was written")
+    steps: list[Any] = []
+    assert run(make_config(old, output=output), progress=steps.append).exit_code == 0
+    assert [step.total for step in steps if step.stage == "turn"] == [5] * 5
+    assert (tmp_path / "out.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
