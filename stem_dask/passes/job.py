@@ -30,6 +30,7 @@ from stem_dask.projection import (
 from stem_dask.stages.patterns import blank, lead_dims, lead_shape
 from stem_dask.state import RunState
 from stem_dask.tally import Tally
+from stem_dask.turn import needed_turn
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Job:
     tally: Tally = field(default_factory=Tally)
     #: [y, x] of suspected hot pixels
     hot: list[list[int]] = field(default_factory=list)
+    #: pixels of the detector that a task turned, of an input with the detector slowest
+    slab: tuple[int, int] | None = None
     #: mean and standard deviation, of a run that normalizes
     constants: dict[str, float] | None = None
 
@@ -85,9 +88,15 @@ class Job:
         return block
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
-        """The lazy input, corrected and without its bad pixels."""
-        options = self.config.input
-        lazy = corrected(lazy_patterns(self.prepared.found, block), options.dark, options.gain)
+        """The lazy input, turned where it must be, corrected and without its bad pixels."""
+        options, found = self.config.input, self.prepared.found
+        turn = needed_turn(found, block, self.connection, self.folder)
+        if turn is not None:
+            found, self.slab = turn.found, turn.slab
+            with self.room(lazy_patterns(found, block), None):
+                progress = self.reporter("turn", input_bytes(found))
+                self.tally.note(turn.run(self.connection.client, progress, self.state.journal))
+        lazy = corrected(lazy_patterns(found, block), options.dark, options.gain)
         mask = None if options.mask == "auto" else options.mask  # not known yet
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
         return masked(lazy, listed, options.mask_fill)
@@ -147,7 +156,7 @@ class Job:
     ) -> dict[str, Any]:
         """Speed, memory and mishaps of the run."""
         shape = None if window is None else window.shape
-        sizes = memory_of(self.config, self.prepared.found, shape)
+        sizes = memory_of(self.config, self.prepared.found, shape, self.slab)
         positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
         return {
             "speed": {
