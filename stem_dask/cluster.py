@@ -246,11 +246,16 @@ def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int,
     return n_workers, threads or max(1, cores // n_workers)
 
 
-def _limit(memory_limit: int | str | None, workers: int) -> int:
+def machine_bytes() -> int:
+    """Memory that this process may use: the machine's, or less where a container or batch system limits it."""
     from distributed.system import MEMORY_LIMIT
 
+    return int(MEMORY_LIMIT)
+
+
+def _limit(memory_limit: int | str | None, workers: int) -> int:
     if memory_limit is None:
-        return int(MEMORY_LIMIT * MEMORY_SHARE / workers)
+        return int(machine_bytes() * MEMORY_SHARE / workers)
     try:
         limit = int(parse_bytes(memory_limit))
         if limit < 1:

@@ -11,7 +11,16 @@ from stem_dask.io.read import Found
 from stem_dask.known import Known
 from stem_dask.options import Config
 from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes
-from stem_dask.projection import Shapes, disk_need, fitting_block, free_bytes, memory_of, shapes
+from stem_dask.projection import (
+    Shapes,
+    disk_need,
+    fitting_block,
+    fitting_slab,
+    free_bytes,
+    memory_of,
+    shapes,
+    turned_bytes,
+)
 from stem_dask.report import size
 
 
@@ -46,6 +55,8 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     limit, threads = planned(config.cluster, n_bytes)
     block = fitting_block(config, found, limit, threads)
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(source.shape, block, strict=False))
+    turned = turned_bytes(found)
+    slab = fitting_slab(found, block, limit, threads) if turned else None
     table = _stages(config, found, what, block, n_tasks, known)
     inner = inner_chunk(block, source.shape[:-2], what.out_bytes)
     shards = shard_shape(block, inner)
@@ -53,13 +64,15 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     pieces = f", {n_files:,} shards" if config.output.path.endswith(".zarr") else ""
     upper = "" if what.known else "at most "
     total = size(math.prod(source.shape[:-2]) * what.out_bytes)
-    need = projected_bytes(memory_of(config, found), math.prod(block), threads)
+    need = projected_bytes(memory_of(config, found, slab=slab), math.prod(block), threads)
     has = "" if limit is None else f", which has {size(limit)}"
     disk = disk_need(config, found, n_tasks)
     folder = Path(config.output.path).parent
     return (
         *table,
         f"reads       {size(n_bytes)}{_times(config, known)}",
+        *((f"turns       {size(turned)} first, into a file of this size: the detector is slowest in the input",)
+          if turned else ()),
         f"writes      {config.output.path}: {upper}{total} before compression{pieces}",
         *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{total}"
           for kind in config.output.export),

@@ -12,6 +12,10 @@ from stem_dask.errors import ConfigError
 
 MIB = 2**20
 DEFAULT_CHUNK_MB = 64
+#: what one task reads of a file with the detector slowest, at least and at most, if the memory allows
+SLAB_BYTES = (64 * MIB, 256 * MIB)
+#: and the size of the pieces that it is cut into, which tells how much: the more is read, the longer they are
+PIECE_BYTES = MIB
 #: above this many tasks the scheduler's share of the run becomes visible
 MAX_TASKS = 4000
 #: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
@@ -179,6 +183,26 @@ def footprints(
     # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
     found["export"] = Footprint(0, 4 * out)
     return found
+
+
+def turn_footprint(
+    slab_pixels: int, scan: int, itemsize: int, gathered: int, read: int
+) -> Footprint:
+    """What a task holds that turns a slab: the slab, one piece of it, the rows that are gathered, what was read at once.
+
+    Parameters
+    ----------
+    slab_pixels, scan : pixels of the detector in a slab, positions of the whole scan
+    itemsize : bytes of a pixel
+    gathered : pixels that are gathered before they are turned
+    read : bytes that are read at once where only a part of each scan is wanted
+
+    Examples
+    --------
+    >>> turn_footprint(1024, 256 * 256, 2, 128, 0).bytes(512) / 2**20
+    129.125
+    """
+    return Footprint(slab_pixels * scan * itemsize + read, (slab_pixels + gathered) * itemsize)
 
 
 def projected_bytes(sizes: Mapping[str, Footprint], positions: int, threads: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stem_dask.cluster import machine_bytes
 from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
@@ -17,10 +18,25 @@ from stem_dask.io.merlin import RawCounts
 from stem_dask.io.read import Found
 from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
+from stem_dask.io.turned import READ_BYTES, detector_first
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
+from stem_dask.kernels.turn import GATHERED
 from stem_dask.options import Config
-from stem_dask.plan import MIB, Footprint, axis_window, footprints, most_positions, projected_bytes
+from stem_dask.plan import (
+    MIB,
+    PIECE_BYTES,
+    SLAB_BYTES,
+    USABLE_SHARE,
+    WORKER_BYTES,
+    Footprint,
+    axis_window,
+    footprints,
+    lead_chunks,
+    most_positions,
+    projected_bytes,
+    turn_footprint,
+)
 from stem_dask.report import size, tree_bytes
 
 _logger = logging.getLogger("stem_dask")
@@ -32,6 +48,9 @@ FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
 HDF5_BYTES = 30 * 10**6
 #: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
 VALUES_KEPT = 8
+#: share of the machine's memory above which a file with the detector slowest is turned first: up to it the system keeps
+#: in memory what blocks of patterns read of it, so that nothing is read twice from the disk
+CACHED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -70,9 +89,12 @@ def shapes(config: Config, found: Found, window: Sequence[int] | None = None) ->
 
 
 def memory_of(
-    config: Config, found: Found, window: Sequence[int] | None = None
+    config: Config,
+    found: Found,
+    window: Sequence[int] | None = None,
+    slab: Sequence[int] | None = None,
 ) -> dict[str, Footprint]:
-    """What a task of each stage holds; see `stem_dask.plan.footprints`."""
+    """What a task of each stage holds; see `stem_dask.plan.footprints`. ``slab`` as `fitting_slab` gives it, if any."""
     what, dtype, options = shapes(config, found, window), found.source.dtype, config.input
     pixels = math.prod(what.detector)
     radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
@@ -96,7 +118,8 @@ def memory_of(
     )
     # a chunk is held as it lies in the file, and decoded, until its part of the block is taken from it
     decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
-    return {"read": Footprint(decoding, pixels * dtype.itemsize * (1 + reads)), **sizes}
+    turning = {} if slab is None else {"turn": _turn_footprint(found, slab)}
+    return {"read": Footprint(decoding, pixels * dtype.itemsize * (1 + reads)), **sizes, **turning}
 
 
 def fitting_block(config: Config, found: Found, limit: int | None, threads: int) -> tuple[int, ...]:
@@ -118,6 +141,54 @@ def fitting_block(config: Config, found: Found, limit: int | None, threads: int)
             f"needs {size(need)}; raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     return block_positions(found, config.output.chunk_mb, most)
+
+
+def turned_bytes(found: Found) -> int:
+    """Bytes of the intermediate file of an input that is turned before blocks are read; 0 when they are read directly.
+
+    It is turned when the file has the detector slowest and what has to be read of it exceeds `CACHED_SHARE` of the
+    machine's memory.
+    """
+    stored = detector_first(found.source)
+    if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
+        return 0
+    return input_bytes(found)
+
+
+def fitting_slab(
+    found: Found, block: Sequence[int], limit: int | None, threads: int
+) -> tuple[int, ...]:
+    """Pixels along ky and kx that one task turns at all positions of the scan: 64 to 256 MiB, or what the memory allows.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker's memory does not suffice for one pixel of the detector.
+    """
+    scan, detector = found.source.shape[:-2], found.source.shape[-2:]
+    plane_bytes = math.prod(scan) * found.source.dtype.itemsize
+    least, most = SLAB_BYTES
+    room = 4 * most
+    if limit is not None:
+        room = (int(limit * USABLE_SHARE) - WORKER_BYTES) // threads
+    one = _turn_footprint(found, (1, 1))
+    if one.bytes(math.prod(block)) > room:
+        raise MemoryBudgetError(
+            f"a worker with {size(limit or 0)} for {threads} thread{'s' * (threads != 1)} cannot turn the order of the "
+            f"axes: it needs {size(WORKER_BYTES + threads * one.bytes(math.prod(block)))} for a single pixel of the "
+            "detector; raise cluster.memory_limit, or use fewer threads_per_worker"
+        )
+    # a piece is as large as its slab at most
+    rest = room - READ_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
+    n_blocks = math.prod(scan) // math.prod(block)
+    wanted = min(most, max(least, PIECE_BYTES * n_blocks), rest // 2)
+    slab_mb = max(plane_bytes, wanted) / MIB
+    return lead_chunks(detector, plane_bytes, slab_mb)
+
+
+def _turn_footprint(found: Found, slab: Sequence[int]) -> Footprint:
+    scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
+    return turn_footprint(math.prod(slab), scan, itemsize, GATHERED, READ_BYTES)
 
 
 def check_memory(
@@ -169,7 +240,8 @@ def disk_need(
     again = (
         kept if config.input.mask == "auto" else 0
     )  # a second analysis, when there are hot pixels
-    least, most = kept, 2 * kept + again
+    turned = turned_bytes(found)
+    least, most = turned + kept, turned + 2 * kept + again
     if config.output.normalize != "none":
         most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
     for kind in (Path(config.output.path).suffix[1:], *config.output.export):
@@ -225,7 +297,7 @@ def enough_room(
     names : files and folders of the run, whose bytes are there already
     warn : say when the space might not suffice
     """
-    written = sum(map(tree_bytes, names))
+    written = _bytes_there(names)
     if not check_disk(folder, need, written) and warn:
         _logger.warning("the disk may become full: %s", disk_words(folder, need.most - written))
     try:
@@ -233,8 +305,13 @@ def enough_room(
     except OSError as error:
         if not isinstance(error, DiskFullError) and error.errno not in NO_ROOM:
             raise
-        left = max(0, need.most - sum(map(tree_bytes, names)))
+        left = max(0, need.most - _bytes_there(names))
         raise DiskFullError(f"{error}; {disk_words(folder, left)}") from error
+
+
+def _bytes_there(names: Sequence[str]) -> int:
+    """What files and folders take of the disk: the holes of a file that is not yet written are still to come."""
+    return sum(tree_bytes(name, holes=False) for name in names)
 
 
 def free_bytes(folder: Path) -> int:

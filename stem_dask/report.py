@@ -337,20 +337,26 @@ def size(n_bytes: float) -> str:
     return f"{value:.3g} TB"
 
 
-def tree_bytes(path: str | Path) -> int:
-    """Bytes of a file, or of all files below a folder; 0 when there is none."""
+def tree_bytes(path: str | Path, *, holes: bool = True) -> int:
+    """Bytes of a file, or of all files below a folder; 0 when there is none. Without ``holes``: what is written of them."""
     try:
         with os.scandir(path) as entries:
             return sum(
-                tree_bytes(entry.path)
+                tree_bytes(entry.path, holes=holes)
                 if entry.is_dir(follow_symlinks=False)
-                else entry.stat().st_size
+                else _file_bytes(entry.stat(), holes)
                 for entry in entries
             )
     except NotADirectoryError:
-        return os.stat(path).st_size
+        return _file_bytes(os.stat(path), holes)
     except FileNotFoundError:  # or gone in the meantime: another process works there
         return 0
+
+
+def _file_bytes(status: os.stat_result, holes: bool) -> int:
+    if holes or not hasattr(status, "st_blocks"):
+        return status.st_size
+    return min(status.st_size, 512 * status.st_blocks)
 
 
 def process_seconds() -> float:

@@ -241,6 +241,7 @@ def write_dm4(
     name: str = "Diffraction SI",
     survey: np.ndarray | None = None,
     swapped: int | None = 1,
+    detector_first: bool = False,
     pad: int = 0,
 ) -> Path:
     """Write a .dm4 laid out like those of current GMS: a thumbnail, a survey image, the 4D image.
@@ -248,6 +249,8 @@ def write_dm4(
     The file appears under its name when it is complete. ``rows`` has one array (scan_x, ky, kx) a scan row, written as
     it comes and converted to ``dtype`` where that loses nothing. The diffraction axes are zero at pixel ``size // 2``.
     ``survey`` is (scan_y, scan_x). ``swapped`` is the tag ``Data Order Swapped``; None leaves it out, as old files do.
+    ``detector_first`` is the older order, detector slowest, that goes with ``swapped=0`` or None: then ``rows`` has one
+    array (kx, scan_y, scan_x) a row of the detector.
     ``pad`` puts so many bytes before the images, so that the pixels come to lie at another place in the file.
 
     Raises
@@ -265,16 +268,19 @@ def write_dm4(
     True
     """
     (ny, nx), (ky, kx) = scan_shape, detector_shape
-    pieces = _checked(rows, (nx, ky, kx))
+    pieces = _checked(rows, (kx, ny, nx) if detector_first else (nx, ky, kx))
     counts = Stream(np.dtype(dtype), ny * nx * ky * kx, pieces)
     adf = np.zeros(scan_shape) if survey is None else np.broadcast_to(survey, scan_shape)
     grey = np.clip(255 * adf / max(adf.max(), 1e-9), 0, 255).astype(np.uint32)
     scan_axes = [(0, scan_scale_nm, "nm")] * 2
     axes = [(n // 2, k_scale_inv_nm, "1/nm") for n in (kx, ky)] + scan_axes
+    sizes = [kx, ky, nx, ny]
+    if detector_first:
+        axes, sizes = axes[2:] + axes[:2], sizes[2:] + sizes[:2]
     images = [
         _image("", _RGBA, [nx, ny], [(0, 1, "")] * 2, grey * 0x010101 + 0xFF000000, {}),
         _image("Survey", 2, [nx, ny], scan_axes, adf.astype(np.float32), {}),
-        _image(name, _dm_code(dtype), [kx, ky, nx, ny], axes, counts, _stemx_tags(swapped)),
+        _image(name, _dm_code(dtype), sizes, axes, counts, _stemx_tags(swapped)),
     ]
     tree: dict[str, Any] = {"Padding": np.zeros(pad, np.uint8)} if pad else {}
     tree |= {"ApplicationBounds": (0, 0, 1080, 1920), "ImageList": images, "InImageMode": True}

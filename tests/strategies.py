@@ -60,6 +60,17 @@ def datasets(draw, dtypes=DTYPES, smallest=1, finite=False):
     return data.reshape(*lead, height, width)
 
 
+@st.composite
+def forward_slices(draw, shape):
+    """One slice with a positive step an axis: whole, open, empty, stepped, past the end."""
+    part = []
+    for n in shape:
+        start = draw(st.none() | st.integers(0, n))
+        stop = draw(st.none() | st.integers(0, n + 2))
+        part.append(slice(start, stop, draw(st.none() | st.integers(1, 3))))
+    return tuple(part)
+
+
 def splits(size):
     """Any way to cut an axis into chunks."""
     return st.lists(st.booleans(), min_size=size - 1, max_size=size - 1).map(

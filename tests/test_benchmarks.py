@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import data, kernels, memory, resume
+from benchmarks import data, kernels, memory, resume, turned
 
 
 def test_data_stream_into_a_scan(tmp_path: Path) -> None:
@@ -29,6 +29,17 @@ def test_memory_is_measured() -> None:
     (row,) = memory.main(["--sizes", "0.02", "--kind", "threads"])
     assert row["bytes"] == 16_777_216
     assert row["peak_bytes"] > 50_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes are read from /proc")
+def test_turning_is_measured() -> None:
+    """Every pass reads its file once; the rest is what Python itself reads."""
+    options = ["--size", "0.02", "--detector", "64", "--slab", "1", "--block", "1", "--direct", "2"]
+    found = turned.main(options)
+    assert list(found) == ["turn", "turned", "scan first", "direct"]
+    for name in ("turn", "turned", "scan first"):
+        assert 1 <= found[name]["calls"] <= 1.2
+        assert found[name]["rate"] > 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process group")

@@ -99,6 +99,21 @@ def test_what_is_no_chunk_is_not_counted(tmp_path: Path) -> None:
     assert missing_files(str(store), "", array) == (1, 6, chunk)
 
 
+@pytest.mark.parametrize("kind", ["v2 nested", "v3"])
+def test_links_in_a_store(tmp_path: Path, kind: str) -> None:
+    """A chunk that leads out of the store is refused with its place; folders that lead into themselves end."""
+    store, chunk = stored(tmp_path, kind)
+    chunk.rename(tmp_path / "elsewhere")
+    chunk.symlink_to(tmp_path / "elsewhere")
+    (chunk.parent / "loop").symlink_to(chunk.parent)
+    (chunk.parent / "7").symlink_to(chunk.parent)
+    for missing in ("refuse", "zero"):
+        found = find(store, missing_chunks=missing)
+        assert found.info.notes == ()
+        with pytest.raises(SourceError, match=rf"{chunk} leads out of the store, to .*elsewhere"):
+            found.source[WHOLE]
+
+
 def test_all_chunks_are_missing(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "in.zarr"), shape=DATA.shape, chunks=(2, 3, 6, 5), dtype="u2")
     found = find(tmp_path / "in.zarr", missing_chunks="zero")

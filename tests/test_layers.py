@@ -18,7 +18,7 @@ FLOORS = [
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "state", "trust"},
     {"report", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results", "tally",
-     "known", "table"},
+     "known", "table", "turn"},
     {"passes", "pipeline"},
     {"cropper", "run", "classic", "batch", "cli", "__init__"},
 ]  # fmt: skip

@@ -177,6 +177,41 @@ def test_a_signal_of_hyperspy(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_links_in_a_h5_are_not_followed(beam_file: Path, tmp_path: Path) -> None:
+    export(sd.open(beam_file, beam_energy_kv=200), tmp_path / "a.h5")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["given/beam_energy_kv"] = 5.0
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["given"]
+        file["given"] = h5py.ExternalLink("b.h5", "given")
+        file["valid"] = h5py.SoftLink("/patterns")
+    attrs = sd.open(tmp_path / "a.h5").attrs
+    assert attrs["beam_energy_kv"] == 200
+    assert "given" not in attrs
+
+
+def test_a_valid_that_claims_more_than_can_be_looked_at(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("patterns", (2**15, 2**15, 6, 5), "u1", chunks=(1, 1, 6, 5))
+        file.create_dataset("valid", (2**15, 2**15), "?", chunks=(1, 1024))
+        for dim, name in zip(data.dims, ("scan_y", "scan_x", "ky", "kx"), strict=True):
+            dim.label = name
+    (note,) = find(tmp_path / "a.h5").info.notes
+    assert note.endswith("is not known: 1,073,741,824 are more than can be looked at")
+
+
+def test_long_metadata_of_a_h5(tmp_path: Path, beam_file: Path) -> None:
+    """What is too long for an attribute is a dataset there, and comes back as the text that it was."""
+    patterns = sd.open(beam_file)
+    tree = {"text": "x" * 40_000, "curve": [1.5, 2.5], "a/b": {"none": None, "odd": [1, "x"]}}
+    patterns.attrs["original_metadata"] = tree
+    export(patterns, tmp_path / "a.h5")
+    again = sd.open(tmp_path / "a.h5").attrs["original_metadata"]
+    assert again["text"] == "x" * 1000  # as much as is kept of any file's texts
+    assert again["curve"] == [1.5, 2.5]
+    assert again["a/b"] == {"none": None, "odd": [1, "x"]}
+
+
 @pytest.mark.parametrize("damage", ["lost", "junk"])
 def test_a_store_whose_valid_is_damaged(
     beam_file: Path, make_config: Any, tmp_path: Path, damage: str

@@ -10,6 +10,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from strategies import forward_slices
 
 from stem_dask.errors import SourceError
 from stem_dask.io.sources import (
@@ -45,17 +46,6 @@ class Memory(SimpleNamespace):
         assert all(isinstance(s, slice) and (s.step or 1) > 0 for s in part)
         self.asked.append(part)
         return np.array(self.array[part], order="C")
-
-
-@st.composite
-def forward_slices(draw, shape):
-    """One slice with a positive step an axis: whole, open, empty, stepped, past the end."""
-    part = []
-    for n in shape:
-        start = draw(st.none() | st.integers(0, n))
-        stop = draw(st.none() | st.integers(0, n + 2))
-        part.append(slice(start, stop, draw(st.none() | st.integers(1, 3))))
-    return tuple(part)
 
 
 @st.composite

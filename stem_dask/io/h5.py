@@ -86,7 +86,7 @@ def _write_tree(item: Any, tree: Mapping[str, Any]) -> None:
             _write_tree(group.require_group(key), value)
             continue
         value = json.dumps(value) if isinstance(value, Mapping) else value
-        value = "None" if value is None else value
+        value = "_None_" if value is None else value  # as HyperSpy writes it
         if group is not None and (np.size(value) > 1 or _is_long(value)):
             group.create_dataset(key, data=value)
         else:

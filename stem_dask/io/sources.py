@@ -22,6 +22,9 @@ Slices = tuple[slice, ...]
 #: what becomes of chunk files of a zarr store that are not there
 Missing = Literal["refuse", "zero"]
 
+#: shorter runs all over a file are not read one by one: a call for each takes longer than to look at its page
+MAPPED_RUN_BYTES = 4096
+
 
 class Source(Protocol):
     """An array in a file."""
@@ -57,11 +60,12 @@ class FlatFile:
         )
         while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
-        n_outer = len(self.shape) - n_whole
-        if n_outer > 2 and n_whole < 2:
+        n_partial = len(self.shape) - n_whole
+        joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
+        n_outer = n_partial - joined  # neighbours on the last partial axis are one run too
+        run_bytes = int(np.prod(sizes[n_outer:])) * self.dtype.itemsize
+        if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             return self._mapped(part)
-        joined = n_outer > 0 and (part[n_outer - 1].step or 1) == 1
-        n_outer -= joined  # neighbours on the last partial axis are one run too
         strides = [int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape))]
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)

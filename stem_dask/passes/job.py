@@ -33,6 +33,7 @@ from stem_dask.stages.mask import apply_mask, read_mask
 from stem_dask.stages.patterns import blank, lead_dims, lead_shape
 from stem_dask.state import RunState
 from stem_dask.tally import Tally
+from stem_dask.turn import needed_turn
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Job:
     hot: list[list[int]] = field(default_factory=list)
     #: (ky, kx) in source pixels, True for a bad one
     mask: NDArray[np.bool_] | None = None
+    #: pixels of the detector that a task turned, of an input with the detector slowest
+    slab: tuple[int, int] | None = None
     #: mean and standard deviation, of a run that normalizes
     constants: dict[str, float] | None = None
 
@@ -90,9 +93,15 @@ class Job:
         return block
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
-        """The lazy input, corrected and without its bad pixels."""
-        options = self.config.input
-        lazy = corrected(lazy_patterns(self.prepared.found, block), options.dark, options.gain)
+        """The lazy input, turned where it must be, corrected and without its bad pixels."""
+        options, found = self.config.input, self.prepared.found
+        turn = needed_turn(found, block, self.connection, self.folder)
+        if turn is not None:
+            found, self.slab = turn.found, turn.slab
+            with self.room(lazy_patterns(found, block), None):
+                progress = self.reporter("turn", input_bytes(found))
+                self.tally.note(turn.run(self.connection.client, progress, self.state.journal))
+        lazy = corrected(lazy_patterns(found, block), options.dark, options.gain)
         mask = None if options.mask == "auto" else options.mask  # not known yet
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
         return self.masked(lazy, listed)
@@ -164,7 +173,7 @@ class Job:
     ) -> dict[str, Any]:
         """Speed, memory and mishaps of the run."""
         shape = None if window is None else window.shape
-        sizes = memory_of(self.config, self.prepared.found, shape)
+        sizes = memory_of(self.config, self.prepared.found, shape, self.slab)
         positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
         return {
             "speed": {

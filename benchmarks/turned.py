@@ -1,0 +1,150 @@
+"""Files with the detector slowest: the rate of turning them, and of reading what was turned.
+
+    python -m benchmarks.turned [--size 2] [--slab 64] [--block 64] [--direct N] [--folder FOLDER]
+
+Writes the same scan in both orders of DM4 and measures each pass from a cold cache (what can be dropped of it), on the
+threads of this machine: turning; reading all blocks of what was turned; reading them from the file with the scan
+slowest. ``--direct N`` also reads N blocks from the file with the detector slowest, as it is.
+Bytes are those of the read calls, and where Linux tells them those that came from the disk.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dask
+import numpy as np
+
+from benchmarks.data import scan_rows, write_scan
+from stem_dask.io.lazy import block_positions
+from stem_dask.io.read import find
+from stem_dask.io.sources import Source
+from stem_dask.plan import MIB, lead_chunks
+from stem_dask.synthetic import write_dm4
+from stem_dask.turn import turn_of
+
+SCAN_X = 128
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Measure every pass; prints one line each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=float, default=2, help="GB of input")
+    parser.add_argument("--detector", type=int, default=256, help="pixels along ky and kx")
+    parser.add_argument("--slab", type=float, default=64, help="MiB of a slab")
+    parser.add_argument("--block", type=float, default=64, help="MiB of a block of patterns")
+    parser.add_argument("--direct", type=int, default=0, help="blocks that are read directly")
+    parser.add_argument("--folder", help="where the files are made and removed again")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        rows = scan_rows(int(options.size * 1e9), SCAN_X, options.detector)
+        new = find(write_scan(Path(folder) / "new.dm4", rows, SCAN_X, options.detector))
+        old = find(write_detector_first(Path(folder) / "old.dm4", new.source))
+        block = block_positions(new, options.block)
+        plane_bytes = rows * SCAN_X * new.source.dtype.itemsize
+        slab = lead_chunks(new.source.shape[2:], plane_bytes, options.slab)
+        turn = turn_of(old, block, slab, folder)
+        n_bytes = turn.sink.turned.n_bytes
+        print(
+            f"{n_bytes / 1e9:.2f} GB, blocks {block}, slabs {slab} of {turn.slabs.nbytes / turn.slabs.npartitions / MIB:.0f} "
+            f"MiB, pieces of {np.prod((*block, *slab)) * 2 / 1024:.0f} KiB, {dask.system.CPU_COUNT} threads"
+        )
+        print(
+            f"{'':28} {'s':>7} {'CPU s':>7} {'GB/s':>6} {'calls, x input':>15} {'disk, x input':>14}"
+        )
+        path = turn.sink.turned.path
+        found = {
+            "turn": measure("turn", [old.info.path], n_bytes, turn.run),
+            "turned": measure("read what was turned", [path], n_bytes, blocks(turn.found.source, block)),
+            "scan first": measure("read the scan-first file", [new.info.path], n_bytes, blocks(new.source, block)),
+        }  # fmt: skip
+        if options.direct:
+            some = blocks(old.source, block, options.direct)
+            name = f"read {options.direct} blocks directly"
+            part = options.direct * int(np.prod((*block, *new.source.shape[2:]))) * 2
+            found["direct"] = measure(name, [old.info.path], part, some)
+    return found
+
+
+def write_detector_first(path: Path, source: Source) -> Path:
+    """The same patterns with the detector slowest, some rows of the detector in memory at a time."""
+    height, width = source.shape[2:]
+    at_once = max(1, height // 16)
+
+    def rows() -> Iterator[np.ndarray]:
+        for y in range(0, height, at_once):
+            part = source[slice(None), slice(None), slice(y, y + at_once), slice(None)]
+            yield from np.ascontiguousarray(part.transpose(2, 3, 0, 1))
+
+    return write_dm4(
+        path,
+        rows(),
+        source.shape[:2],
+        (height, width),
+        source.dtype,
+        swapped=0,
+        detector_first=True,
+    )
+
+
+def blocks(source: Source, block: tuple[int, ...], most: int | None = None) -> Callable[[], None]:
+    """Reads the blocks of patterns on all threads."""
+    places = [
+        (slice(y, y + block[0]), slice(x, x + block[1]), slice(None), slice(None))
+        for y in range(0, source.shape[0], block[0])
+        for x in range(0, source.shape[1], block[1])
+    ][:most]
+
+    def read() -> None:
+        with ThreadPoolExecutor(dask.system.CPU_COUNT) as pool:
+            for _ in pool.map(lambda place: source[place].shape, places):
+                pass
+
+    return read
+
+
+def measure(
+    name: str, paths: list[str], n_bytes: int, work: Callable[[], object]
+) -> dict[str, float]:
+    """Time and bytes of a pass whose files are out of the cache at its beginning, as far as the system obeys."""
+    os.sync()  # what waits to be written would take its time from the pass
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+    before, cpu, begun = counted(), time.process_time(), time.perf_counter()
+    work()
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    calls, disk = (after - old for after, old in zip(counted(), before, strict=True))
+    row = {
+        "seconds": seconds,
+        "cpu": cpu,
+        "rate": n_bytes / seconds,
+        "calls": calls / n_bytes,
+        "disk": disk / n_bytes,
+    }
+    print(
+        f"{name:28} {seconds:7.2f} {cpu:7.2f} {row['rate'] / 1e9:6.2f} {row['calls']:15.2f} {row['disk']:14.2f}",
+        flush=True,
+    )
+    return row
+
+
+def counted() -> tuple[int, int]:
+    """Bytes that this process has read: by calls, and from the disk; 0 where the system does not count."""
+    try:
+        words = dict(
+            line.split(": ") for line in Path("/proc/self/io").read_text().splitlines() if line
+        )
+    except OSError:
+        return 0, 0
+    return int(words["rchar"]), int(words["read_bytes"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The pass before the first one, for files with the detector slowest: made of slabs, read as blocks of patterns."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+
+from stem_dask import engine
+from stem_dask.cluster import Connection
+from stem_dask.errors import ConfigError, SourceError
+from stem_dask.io.lazy import lazy_array
+from stem_dask.io.read import Found
+from stem_dask.io.turned import Turned, TurnedSink, detector_first
+from stem_dask.journal import Journal
+from stem_dask.model import Record
+from stem_dask.projection import fitting_slab, turned_bytes
+
+JOB = "turn"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A planned pass: ``found`` is the input as blocks read it once ``run`` has come to its end."""
+
+    found: Found
+    slab: tuple[int, int]
+    slabs: da.Array
+    sink: TurnedSink
+
+    def run(
+        self,
+        client: Any = None,
+        progress: engine.Progress | None = None,
+        journal: Journal | None = None,
+    ) -> list[Record]:
+        """Read the file once, slab by slab, and write it in blocks of patterns; finished slabs are only checked.
+
+        Parameters
+        ----------
+        client, progress, journal : see `stem_dask.engine.run`
+
+        Raises
+        ------
+        SourceError
+            When a part of the file cannot be read.
+        DiskFullError
+            When there is no room for the intermediate file.
+        """
+        try:
+            return engine.run(
+                {"slab": self.slabs},
+                2,
+                self.sink,
+                client=client,
+                progress=progress,
+                journal=journal,
+                job=JOB,
+            )
+        except SourceError as error:
+            raise SourceError(
+                f"{error}; the block is of the detector, which comes first in this file: every pattern needs it, so that "
+                "on_error=quarantine cannot leave it out. The same command goes on when it can be read"
+            ) from error
+
+
+def needed_turn(
+    found: Found, block: Sequence[int], connection: Connection, folder: str | Path
+) -> Turn | None:
+    """The pass of an input that must be turned, see `stem_dask.projection.turned_bytes`; None for any other.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker's memory does not suffice for one pixel of the detector.
+    """
+    if not turned_bytes(found):
+        return None
+    slab = fitting_slab(found, block, connection.worker_bytes, connection.worker_threads)
+    return turn_of(found, block, slab, folder)
+
+
+def turn_of(
+    found: Found,
+    block: Sequence[int],
+    slab: Sequence[int],
+    folder: str | Path,
+    box: Sequence[int] | None = None,
+) -> Turn:
+    """Plan the pass; nothing is read.
+
+    Parameters
+    ----------
+    found : an input whose file has the detector slowest
+    block : (scan_y, scan_x) positions that the blocks of all later passes take
+    slab : (ky, kx) pixels of one task, see `stem_dask.projection.fitting_slab`
+    folder : of the run; the intermediate file comes into ``turned`` below it
+    box : [y0, y1, x0, x1] of the detector, when only this part will be needed: only its pixels are read and written
+
+    Raises
+    ------
+    ConfigError
+        When the file has another order, or the box does not fit the detector.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from stem_dask.io.read import find
+    >>> folder = tempfile.mkdtemp()
+    >>> np.save(f"{folder}/old.npy", np.arange(24, dtype="u2").reshape(2, 3, 2, 2))
+    >>> found = find(f"{folder}/old.npy", scan_order="detector_first")
+    >>> turn = turn_of(found, (1, 2), (1, 3), folder)
+    >>> len(turn.run()), turn.found.source[(slice(0, 1), slice(1, 2), slice(None), slice(None))].tolist()
+    (2, [[[[1, 5, 9], [13, 17, 21]]]])
+    """
+    stored = detector_first(found.source, box)
+    if stored is None:
+        raise ConfigError(f"{found.info.path}: the detector is not slowest in this file")
+    ky, kx, scan_y, scan_x = stored.shape
+    turned = Turned(
+        str(Path(folder) / "turned" / "patterns.raw"),
+        stored.dtype,
+        (scan_y, scan_x, ky, kx),
+        (block[0], block[1]),
+        (slab[0], slab[1]),
+    )
+    axes = found.info.axes
+    if box is not None:
+        axes = (*axes[:2], axes[2].part(box[0], ky), axes[3].part(box[2], kx))
+    token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
+    slabs = lazy_array(stored, turned.slab, f"slab-{token}")
+    return Turn(
+        replace(found, source=turned, info=replace(found.info, axes=axes)),
+        turned.slab,
+        slabs,
+        TurnedSink(turned),
+    )
