@@ -68,6 +68,7 @@ def hdf5(path, libver):
 
 def store(path, version, **options):
     root = zarr.open_group(path, mode="w", zarr_format=version)
+    root.attrs["about"] = "words of which some may be lost " * 20
     root.create_array("patterns", data=numbers(), chunks=(3, 2, 6, 5), **options)
     return path
 

@@ -10,9 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from test_cameras import PIX, blo, empad, mrc, tvips
-from test_merlin import mib
-from test_trees_more import GUID, PLACE, tiff
+from frames_made import GUID, PIX, PLACE, blo, empad, mib, mrc, tiff, tvips
 
 from stem_dask.io.families import READERS
 from stem_dask.io.read import find
