@@ -14,7 +14,7 @@ run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
 
 test: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest -q -m "not faults" $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not faults" $(ARGS)
 
 test-faults: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults $(ARGS)

@@ -137,8 +137,7 @@ def stages(config: Any) -> list[str]:
     return sorted(set(seen))
 
 
-@pytest.mark.parametrize("target", [0.98, 0.7])
-@pytest.mark.parametrize("name", ["a.zarr", "a.hspy"])
+@pytest.mark.parametrize(("name", "target"), [("a.zarr", 0.7), ("a.hspy", 0.98)])
 def test_a_crop_of_a_converted_file_needs_no_analysis(
     here: Path, beam_file: Path, name: str, target: float
 ) -> None:

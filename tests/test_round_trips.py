@@ -51,7 +51,7 @@ def same_axes(found: dict[str, tuple[float, float, str]], known: Any) -> None:
         assert found[name][2] == units
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(calibrations, st.sampled_from([1, 2]), st.sampled_from(["u2", "i4", "f4", "f8"]))
 def test_every_export_keeps_values_and_axes(
     calibration: dict[str, Any], factor: int, dtype: str
