@@ -279,7 +279,7 @@ class Batch:
 
 def _is_unfinished(prepared: Prepared) -> bool:
     """Whether an earlier command has begun this job and not come to its end."""
-    mark = token(prepared.config, prepared.found, prepared.known)
+    mark = token(prepared.config, prepared.found)
     return unfinished_token(prepared.outputs.path) == mark
 
 

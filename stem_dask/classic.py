@@ -8,11 +8,7 @@ from stem_dask.run import add_stop_options
 
 def add_convert_options(sub: argparse.ArgumentParser) -> None:
     """The arguments of ``stem-dask convert``."""
-    sub.add_argument(
-        "--input", required=True, nargs="+", help="any readable file, files, or a glob"
-    )
-    text = "its suffix decides: .hspy, .zspy, .zarr, .h5, .npy or .pt; with several inputs {stem} is their name"
-    sub.add_argument("--output", required=True, help=text)
+    _add_common(sub, "its suffix decides: .hspy, .zspy, .zarr, .h5, .npy or .pt")
     sub.add_argument(
         "--no-rechunk",
         action="store_true",
@@ -25,7 +21,6 @@ def add_convert_options(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="analyze in the same read, so that a later crop needs no look at the data of its own",
     )
-    _add_common(sub)
 
 
 def convert_job(options: argparse.Namespace) -> dict[str, Any]:
@@ -55,11 +50,7 @@ def convert_job(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_preprocess_options(sub: argparse.ArgumentParser) -> None:
     """The arguments of ``stem-dask preprocess``."""
-    sub.add_argument(
-        "--input", required=True, nargs="+", help="any readable file, files, or a glob"
-    )
-    text = "mostly NAME.pt: a bare tensor (N, 1, H, W); with several inputs {stem} is their name"
-    sub.add_argument("--output", required=True, help=text)
+    _add_common(sub, "mostly NAME.pt: a bare tensor (N, 1, H, W)")
     sub.add_argument(
         "--downsample", type=int, default=1, metavar="K", help="K x K pixels become one"
     )
@@ -75,7 +66,6 @@ def add_preprocess_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--normalize", choices=("none", "log-zscore"), default="none", help=text)
     text = "no longer needed: memory never grows with the file"
     sub.add_argument("--memory_efficient", "--memory-efficient", action="store_true", help=text)
-    _add_common(sub)
 
 
 def preprocess_job(options: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +93,11 @@ def _paths(given: list[str]) -> str | list[str]:
     return given[0] if len(given) == 1 else given
 
 
-def _add_common(sub: argparse.ArgumentParser) -> None:
+def _add_common(sub: argparse.ArgumentParser, output: str) -> None:
+    text = "any readable file, files, or a glob"
+    sub.add_argument("--input", required=True, nargs="+", help=text)
+    text = f"{output}; with several inputs {{stem}} is their name"
+    sub.add_argument("--output", required=True, help=text)
     text = "any key of a config, such as input.scan_shape=[256,256]"
     sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     add_stop_options(sub)

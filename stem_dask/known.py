@@ -13,7 +13,7 @@ from stem_dask.io.read import Found
 from stem_dask.options import Config
 
 #: options of the input that do not change what an analysis finds
-_HARMLESS = ("path", "calibration", "beam_energy_kv", "dataset")
+_HARMLESS = ("path", "calibration", "beam_energy_kv")
 #: options of the analysis that its profiles cannot answer for
 _FIXED = ("center_method", "manual_center", "radius_metric", "threshold")
 
@@ -22,11 +22,10 @@ _FIXED = ("center_method", "manual_center", "radius_metric", "threshold")
 class Known:
     """A store with the analysis of the patterns that a job reads.
 
-    ``token`` is that of the run that made it, ``note`` what the user should know.
+    ``note`` is what the user should know. A crop is the same with it as with an analysis of its own.
     """
 
     store: str
-    token: str
     note: str
 
 
@@ -57,7 +56,7 @@ def known_analysis(config: Config, found: Found) -> Known | None:
     attrs = _ahead(path)
     if attrs is None or not _own(found, path, attrs) or _different(config, found, attrs, own=True):
         return None
-    return Known(path, str(attrs["token"]), f"the analysis is taken from {path}")
+    return Known(path, f"the analysis is taken from {path}")
 
 
 def _named(config: Config, found: Found, path: str) -> Known:
@@ -74,7 +73,7 @@ def _named(config: Config, found: Found, path: str) -> Known:
             f"analyze.from is {path}, which was made from other patterns or with other options: "
             f"{'; '.join(different)}; change them, or leave analyze.from out"
         )
-    return Known(store, str(attrs["token"]), f"the analysis is taken from {path}")
+    return Known(store, f"the analysis is taken from {path}")
 
 
 def _ahead(path: str) -> dict[str, Any] | None:
@@ -112,7 +111,9 @@ def _different(config: Config, found: Found, attrs: Mapping[str, Any], *, own: b
     if attrs["shape"] != list(found.source.shape):
         out.append(f"shape was {attrs['shape']}, and is {list(found.source.shape)}")
     # what was written together with it holds the patterns that were analyzed, and must be read as it is
-    was = defaults("input") if own else before["input"]
+    was = before["input"]
+    if own:  # its patterns may be asked for by name
+        was = {**defaults("input"), "dataset": options["input"]["dataset"]}
     out += [
         f"input.{key} was {was.get(key)}, and is {value}"
         for key, value in options["input"].items()

@@ -86,9 +86,9 @@ def prepare(config: Config) -> Prepared:
             raise ConfigError(
                 f"the output {path} would replace the input {source}; choose another output.path"
             )
-    known = known_analysis(config, found)
-    mark = token(config, found, known)
-    return Prepared(config, outputs, found, check_outputs(config, outputs, mark), known)
+    complete = check_outputs(config, outputs, token(config, found))
+    known = None if complete else known_analysis(config, found)
+    return Prepared(config, outputs, found, complete, known)
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     Path(outputs.path).parent.mkdir(parents=True, exist_ok=True)
     temporaries = tuple(temporary(path) for path in outputs.all())
     options = _deciding(to_dict(config), contents(config))
-    mark = token(config, prepared.found, prepared.known)
+    mark = token(config, prepared.found)
     with open_state(
         outputs.path,
         temporaries,
@@ -185,11 +185,10 @@ def contents(config: Config) -> dict[str, str]:
     return {key: digest_of(path, key) for key, path in _plane_files(config).items()}
 
 
-def token(config: Config, found: Found, known: Known | None) -> str:
+def token(config: Config, found: Found) -> str:
     """What can change bytes of the output: options of the stages, the state of the input and of what corrects it."""
     options = _deciding(to_dict(config), contents(config))
-    made = [] if known is None else [known.token]
-    text = json.dumps([options, found.identity, *made], sort_keys=True)
+    text = json.dumps([options, found.identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

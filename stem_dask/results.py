@@ -54,7 +54,7 @@ def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]])
     name, n_bytes, changed = prepared.found.identity
     return {
         "title": Path(name).stem,
-        "token": token(config, prepared.found, prepared.known),
+        "token": token(config, prepared.found),
         "config": to_dict(config),
         "contents": contents(config),
         "input": {
@@ -126,7 +126,7 @@ def _made(prepared: Prepared) -> dict[str, Any]:
     """What a store says in its attributes: the run that made a file of another format, and that file's state."""
     status = os.stat(prepared.outputs.path)
     return {
-        "token": token(prepared.config, prepared.found, prepared.known),
+        "token": token(prepared.config, prepared.found),
         "contents": contents(prepared.config),
         "of": [status.st_size, status.st_mtime_ns],
     }

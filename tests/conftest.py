@@ -28,6 +28,12 @@ def _no_scheduler_left_behind() -> Any:
     dask.config.set(scheduler=None)
 
 
+@pytest.fixture(autouse=True)
+def _any_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that run at the same time must not race for the dashboard's usual port."""
+    monkeypatch.setattr("stem_dask.cluster._dashboard_port", lambda: 0)
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> Any:
     """Builds a config from sections, on threads, writing into the test's folder."""

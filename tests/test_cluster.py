@@ -21,11 +21,7 @@ from stem_dask import cluster
 from stem_dask.cluster import SMALL_INPUT_BYTES, Connection, connect
 from stem_dask.errors import ConfigError
 
-
-@pytest.fixture
-def any_port(monkeypatch):
-    """Other clusters on this machine may take the usual port at the same moment."""
-    monkeypatch.setattr(cluster, "_dashboard_port", lambda: 0)
+usual_port = cluster._dashboard_port  # which the tests do without
 
 
 @pytest.fixture
@@ -152,7 +148,7 @@ def test_the_usual_port_or_any():
     with socket.socket() as taken:
         with contextlib.suppress(OSError):  # someone else has it: as good
             taken.bind(("127.0.0.1", 8787))
-        assert cluster._dashboard_port() == 0
+        assert usual_port() == 0
 
 
 def test_connection_in_words():
@@ -164,7 +160,7 @@ def test_connection_in_words():
 # --- started ----------------------------------------------------------------------------------------------------
 
 
-def test_threads_run_in_this_process(any_port, tmp_path, monkeypatch):
+def test_threads_run_in_this_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with connect("threads", threads_per_worker=3, memory_limit="2GB") as connection:
         assert (connection.kind, connection.n_workers, connection.n_threads) == ("threads", 1, 3)
@@ -178,7 +174,7 @@ def test_threads_run_in_this_process(any_port, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes(any_port, tmp_path, monkeypatch):
+def test_processes(tmp_path, monkeypatch):
     """Two of them, on this machine only; others join by address or by file; nothing is left."""
     monkeypatch.chdir(tmp_path)
     before = dask.config.get("distributed.worker.memory.terminate", None)
@@ -278,7 +274,7 @@ def test_an_open_scheduler_is_not_even_asked(monkeypatch, tmp_path):
             pass
 
 
-def test_processes_beyond_loopback_talk_by_tls(any_port, outer):
+def test_processes_beyond_loopback_talk_by_tls(outer):
     """Nobody without the keys of this run gets in; who has them joins with Dask's own settings."""
     pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
     with connect("local", host=outer, n_workers=1, threads_per_worker=1) as connection:
@@ -312,7 +308,7 @@ def test_processes_beyond_loopback_talk_by_tls(any_port, outer):
             assert joined.client.submit(int, "7").result() == 7
 
 
-def test_plain_text_beyond_loopback_is_asked_for_and_said(any_port, outer):
+def test_plain_text_beyond_loopback_is_asked_for_and_said(outer):
     with connect("local", host=outer, insecure=True, n_workers=1, threads_per_worker=1) as ours:
         address = ours.client.scheduler.address
         assert address.startswith(f"tcp://{outer}:")

@@ -201,6 +201,31 @@ def test_a_file_that_has_changed(here: Path, beam_file: Path) -> None:
     assert stages(crop(here, "a.hspy", "b.zarr")) == ["analyze", "crop"]
 
 
+def test_another_dataset_of_the_same_file(here: Path, beam_file: Path) -> None:
+    """As large as the one that was analyzed, and not the same."""
+    import h5py
+
+    with h5py.File(here / "two.h5", "w") as file:
+        file["one"] = np.load(beam_file)
+        file["two"] = np.roll(np.load(beam_file), 5, axis=-1)
+    argv = ["convert", "--input", "two.h5", "--output", "a.zarr", "--analyze", "input.dataset=one"]
+    assert cli.main([*argv, *THREADS]) == 0
+    named = {"analyze": {"from": str(here / "a.zarr")}}
+    assert stages(crop(here, "two.h5", "b.zarr", input={"dataset": "one"}, **named)) == ["crop"]
+    with pytest.raises(ConfigError, match=r"input\.dataset was one, and is two"):
+        run_job(crop(here, "two.h5", "c.zarr", input={"dataset": "two"}, **named))
+    assert stages(crop(here, "a.zarr", "d.zarr", input={"dataset": "patterns"})) == ["crop"]
+
+
+def test_a_finished_crop_stays_finished_without_the_analysis(here: Path, beam_file: Path) -> None:
+    import shutil
+
+    assert convert("a.hspy", "--analyze") == 0
+    assert stages(crop(here, "a.hspy", "b.zarr")) == ["crop"]
+    shutil.rmtree(here / "a.hspy_analysis.zarr")
+    assert run_job(crop(here, "a.hspy", "b.zarr")).lines[0].startswith("already complete")
+
+
 def test_a_crop_is_no_analysis_of_whole_patterns(here: Path, beam_file: Path) -> None:
     run_job(crop(here, "beam.npy", "b.zarr"))
     assert stages(crop(here, "b.zarr", "c.zarr")) == ["analyze", "crop"]
@@ -241,8 +266,7 @@ def test_the_shipped_configs(here: Path, name: str, made: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["convert.yaml", "preprocess.yaml"])
-def test_comments_say_the_defaults_of_the_commands(here: Path, name: str) -> None:
-    """The keys stand in the order of crop.yaml, and each is one of its keys."""
+def test_their_keys_are_those_of_crop_yaml(here: Path, name: str) -> None:
     import yaml
 
     shipped = yaml.safe_load((CONFIGS / name).read_text())
