@@ -28,10 +28,12 @@ def _no_scheduler_left_behind() -> Any:
     dask.config.set(scheduler=None)
 
 
-@pytest.fixture(autouse=True)
-def _any_port(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _any_port() -> Iterator[None]:
     """Tests that run at the same time must not race for the dashboard's usual port."""
-    monkeypatch.setattr("stem_dask.cluster._dashboard_port", lambda: 0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("stem_dask.cluster._dashboard_port", lambda: 0)
+        yield
 
 
 @pytest.fixture
