@@ -15,6 +15,7 @@ from dask.utils import parse_bytes
 
 from stem_dask.errors import ConfigError
 from stem_dask.options import Cluster
+from stem_dask.plan import PROCESS_BYTES, WORKER_BYTES, Worker
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 
 #: inputs below this run on threads: starting processes would take longer than the work
@@ -44,12 +45,11 @@ class Connection:
     n_workers: int
     n_threads: int
     dashboard: str
-    #: memory limit and threads of the worker that has least for a thread
-    worker_bytes: int | None
-    worker_threads: int
+    #: the worker that has least memory for a thread
+    worker: Worker
 
     def __str__(self) -> str:
-        per = "" if self.worker_bytes is None else f" with {self.worker_bytes / 1e9:.2f} GB"
+        per = "" if self.worker.limit is None else f" with {self.worker.limit / 1e9:.2f} GB"
         workers = f"{self.n_workers} worker{'s' * (self.n_workers != 1)}"
         return f"{self.kind}: {workers}{per}, {self.n_threads} thread{'s' * (self.n_threads != 1)}"
 
@@ -129,7 +129,7 @@ def _start(
     host: str,
     insecure: bool,
 ) -> Iterator[Connection]:
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Nanny, Worker
 
     workers, threads = _layout(kind, n_workers, threads)
     limit = _limit(memory_limit, workers)
@@ -144,6 +144,7 @@ def _start(
                 n_workers=workers,
                 threads_per_worker=threads,
                 processes=kind == "local",
+                worker_class=_without_pages(Nanny if kind == "local" else Worker),
                 memory_limit=limit,
                 host=place if kind == "local" else None,  # threads talk within the process
                 security=security,
@@ -156,6 +157,16 @@ def _start(
             port = client.scheduler_info()["services"].get("dashboard", 0)
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
             yield replace(_describe(client, text), dashboard=f"http://{LOOPBACK}:{port}/status")
+
+
+def _without_pages(worker: Any) -> Any:
+    """Workers without a dashboard of their own, which nobody looks at: Bokeh is slow to load, in every one of them."""
+
+    class Plain(worker):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "dashboard": False})
+
+    return Plain
 
 
 @contextlib.contextmanager
@@ -209,18 +220,24 @@ def _describe(client: Any, kind: str) -> Connection:
         len(workers),
         n_threads,
         str(client.dashboard_link),
-        None if least is None else int(least["memory_limit"]),
-        max((w["nthreads"] for w in workers), default=1) if least is None else least["nthreads"],
+        Worker(
+            None if least is None else int(least["memory_limit"]),
+            max((w["nthreads"] for w in workers), default=1)
+            if least is None
+            else least["nthreads"],
+            PROCESS_BYTES if kind == "threads" else WORKER_BYTES,
+        ),
     )
 
 
-def planned(options: Cluster, input_bytes: int) -> tuple[int | None, int]:
-    """Memory limit and threads of a worker, before there is one; (None, 1) for a scheduler of somebody else."""
+def planned(options: Cluster, input_bytes: int) -> Worker:
+    """A worker before there is one; nothing is known of those of somebody else's scheduler."""
     if options.address is not None or options.scheduler_file is not None:
-        return None, 1
+        return Worker(None, 1)
     kind = _kind(options.kind, input_bytes)
     workers, threads = _layout(kind, options.n_workers, options.threads_per_worker)
-    return _limit(options.memory_limit, workers), threads
+    loaded = PROCESS_BYTES if kind == "threads" else WORKER_BYTES
+    return Worker(_limit(options.memory_limit, workers), threads, loaded)
 
 
 def _kind(kind: str, input_bytes: int) -> str:

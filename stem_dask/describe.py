@@ -52,11 +52,11 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     """
     source, what = found.source, shapes(config, found)
     n_bytes = math.prod(source.shape) * source.dtype.itemsize
-    limit, threads = planned(config.cluster, n_bytes)
-    block = fitting_block(config, found, limit, threads)
+    worker = planned(config.cluster, n_bytes)
+    block = fitting_block(config, found, worker)
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(source.shape, block, strict=False))
     turned = turned_bytes(found)
-    slab = fitting_slab(found, block, limit, threads) if turned else None
+    slab = fitting_slab(found, block, worker) if turned else None
     table = _stages(config, found, what, block, n_tasks, known)
     inner = inner_chunk(block, source.shape[:-2], what.out_bytes)
     shards = shard_shape(block, inner)
@@ -64,8 +64,8 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     pieces = f", {n_files:,} shards" if config.output.path.endswith(".zarr") else ""
     upper = "" if what.known else "at most "
     total = size(math.prod(source.shape[:-2]) * what.out_bytes)
-    need = projected_bytes(memory_of(config, found, slab=slab), math.prod(block), threads)
-    has = "" if limit is None else f", which has {size(limit)}"
+    need = projected_bytes(memory_of(config, found, slab=slab), math.prod(block), worker)
+    has = "" if worker.limit is None else f", which has {size(worker.limit)}"
     disk = disk_need(config, found, n_tasks)
     folder = Path(config.output.path).parent
     return (
@@ -76,7 +76,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
         f"writes      {config.output.path}: {upper}{total} before compression{pieces}",
         *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{total}"
           for kind in config.output.export),
-        f"memory      {size(need)} a worker with {threads} thread{'s' * (threads != 1)}{has}",
+        f"memory      {size(need)} a worker with {worker.threads} thread{'s' * (worker.threads != 1)}{has}",
         f"disk        {size(disk.least)} to {size(disk.most)} in all, {size(free_bytes(folder))} free in {folder}",
         "nothing was computed",
     )  # fmt: skip

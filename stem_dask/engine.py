@@ -5,6 +5,8 @@ once; for each block the part that it needs is cut out and submitted as one task
 and hands the result to the sink's ``write`` on the worker. Only a small record comes back. See docs/engine.md.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import errno
@@ -17,10 +19,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
-import dask.array as da
 from dask._task_spec import execute_graph
 from numpy.typing import NDArray
 
@@ -36,6 +37,9 @@ from stem_dask.errors import (
 from stem_dask.grid import Grid, bounds, place
 from stem_dask.journal import Journal
 from stem_dask.model import Record, Region
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 _logger = logging.getLogger("stem_dask")
 

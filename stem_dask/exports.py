@@ -162,7 +162,7 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     array: Any = root["patterns"]
     dims = array.metadata.dimension_names
     with decoded(store, root):
-        described = xr.open_zarr(store)
+        described = xr.open_zarr(store, chunks=None)
     axes = [axis_of(described, dim) for dim in dims]
     source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
@@ -175,8 +175,8 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     if "analysis" not in root:
         return patterns, None
     with decoded(store, root["analysis"]):
-        analysis = xr.open_zarr(store, group="analysis").drop_vars("profile", errors="ignore")
-        return patterns, analysis.load()
+        stored = xr.open_zarr(store, group="analysis", chunks=None)
+        return patterns, stored.drop_vars("profile", errors="ignore").load()
 
 
 def active_client() -> Any:

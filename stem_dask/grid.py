@@ -1,20 +1,25 @@
 """The blocks that several lazy outputs share, and the part of their graph that each needs."""
 
+from __future__ import annotations
+
 import functools
+import io
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import dask.array as da
 import numpy as np
-from dask.array.optimization import optimize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
+from dask.utils import is_arraylike
 
 from stem_dask.errors import StoreError
 from stem_dask.model import Record, Region
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 
 class Grid:
@@ -39,6 +44,8 @@ class Grid:
     @functools.cached_property
     def tasks(self) -> dict[Any, Any]:
         """The optimized graph of all outputs, made once."""
+        from dask.array.optimization import optimize
+
         keys = list(flatten([array.__dask_keys__() for array in self.outputs.values()]))
         graph = HighLevelGraph.merge(*(array.dask for array in self.outputs.values()))
         return dict(optimize(graph, keys))
@@ -50,7 +57,7 @@ class Grid:
             name: (array.name, *block, *(0,) * (array.ndim - len(block)))
             for name, array in self.outputs.items()
         }
-        return self.region(index), cloudpickle.dumps((cut(self.tasks, wanted.values()), wanted))
+        return self.region(index), _pickled((cut(self.tasks, wanted.values()), wanted))
 
     def region(self, index: int) -> Region:
         """Where a block lies along the leading axes."""
@@ -84,6 +91,39 @@ def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
             part[key] = tasks[key]
             waiting.extend(tasks[key].dependencies)
     return part
+
+
+def _pickled(work: Any) -> bytes:
+    """Tasks for a worker, which read with `read_part`: dask.array takes a second and 60 MB to load, there for nothing."""
+    from dask.array.core import getter
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            return (_reader, ()) if value is getter else super().reducer_override(value)
+
+    with io.BytesIO() as file:
+        Pickler(file).dump(work)
+        return file.getvalue()
+
+
+def _reader() -> Callable[..., Any]:
+    return read_part
+
+
+def read_part(source: Any, index: Any, asarray: bool = True, lock: Any = None) -> Any:
+    """What dask.array puts into a graph to read a part of something like an array.
+
+    Examples
+    --------
+    >>> read_part(np.arange(6), slice(2, 4)).tolist()
+    [2, 3]
+    """
+    if lock or (isinstance(index, tuple) and None in index):
+        from dask.array.core import getter
+
+        return getter(source, index, asarray, lock)
+    part = source[index]
+    return part if is_arraylike(part) or not asarray else np.asarray(part)
 
 
 def place(region: Region) -> str:

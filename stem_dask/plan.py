@@ -20,8 +20,10 @@ PIECE_BYTES = MIB
 MAX_TASKS = 4000
 #: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
 INNER_CHUNK_BYTES = MIB
-#: resident memory of a worker that has loaded what tasks need and holds no block: 264 to 279 MB were measured
-WORKER_BYTES = 280 * 10**6
+#: resident memory of a worker that has loaded what tasks need and holds no block: 205 to 222 MB were measured
+WORKER_BYTES = 225 * 10**6
+#: and of the run's own process, where its threads do the work: 290 to 305 MB were measured
+PROCESS_BYTES = 305 * 10**6
 #: share of its memory limit that a worker may be expected to use
 USABLE_SHARE = 0.95
 
@@ -205,14 +207,38 @@ def turn_footprint(
     return Footprint(slab_pixels * scan * itemsize + read, (slab_pixels + gathered) * itemsize)
 
 
-def projected_bytes(sizes: Mapping[str, Footprint], positions: int, threads: int) -> int:
-    """Resident memory that a worker of so many threads needs for blocks of so many positions."""
-    return WORKER_BYTES + threads * max(stage.bytes(positions) for stage in sizes.values())
+@dataclass(frozen=True)
+class Worker:
+    """Memory of a worker.
+
+    limit : bytes it may use; None when nobody says
+    threads : tasks that it works on at the same time
+    loaded : bytes it takes before it holds a block
+    """
+
+    limit: int | None
+    threads: int
+    loaded: int = WORKER_BYTES
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that each thread has for its block."""
+        if self.limit is None:
+            return None
+        return (int(self.limit * USABLE_SHARE) - self.loaded) // self.threads
+
+    def __str__(self) -> str:
+        plural = "s" * (self.threads != 1)
+        return f"{(self.limit or 0) / 1e6:.0f} MB for {self.threads} thread{plural}"
 
 
-def most_positions(sizes: Mapping[str, Footprint], limit: int, threads: int) -> int:
-    """Positions that a block may have so that a worker stays within its memory limit; 0 when not even one fits."""
-    room = (int(limit * USABLE_SHARE) - WORKER_BYTES) // threads
+def projected_bytes(sizes: Mapping[str, Footprint], positions: int, worker: Worker) -> int:
+    """Resident memory that a worker needs for blocks of so many positions."""
+    return worker.loaded + worker.threads * max(stage.bytes(positions) for stage in sizes.values())
+
+
+def most_positions(sizes: Mapping[str, Footprint], room: int) -> int:
+    """Positions that a block may have so that it takes no more than these bytes; 0 when not even one fits."""
     return max(0, min((room - stage.fixed) // stage.per_position for stage in sizes.values()))
 
 

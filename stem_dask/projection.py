@@ -27,9 +27,8 @@ from stem_dask.plan import (
     MIB,
     PIECE_BYTES,
     SLAB_BYTES,
-    USABLE_SHARE,
-    WORKER_BYTES,
     Footprint,
+    Worker,
     axis_window,
     footprints,
     lead_chunks,
@@ -122,7 +121,7 @@ def memory_of(
     return {"read": Footprint(decoding, pixels * dtype.itemsize * (1 + reads)), **sizes, **turning}
 
 
-def fitting_block(config: Config, found: Found, limit: int | None, threads: int) -> tuple[int, ...]:
+def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:
     """Positions that a block takes along the scan: as ``output.chunk_mb`` says, or what the memory allows.
 
     Raises
@@ -130,14 +129,14 @@ def fitting_block(config: Config, found: Found, limit: int | None, threads: int)
     MemoryBudgetError
         When a worker's memory does not suffice for one pattern.
     """
-    if limit is None:
+    if worker.room is None:
         return block_positions(found, config.output.chunk_mb)
     sizes = memory_of(config, found)
-    most = most_positions(sizes, limit, threads)
+    most = most_positions(sizes, worker.room)
     if most < 1:
-        need = projected_bytes(sizes, 1, threads)
+        need = projected_bytes(sizes, 1, worker)
         raise MemoryBudgetError(
-            f"a worker with {size(limit)} for {threads} thread{'s' * (threads != 1)} cannot hold a single pattern: it "
+            f"a worker with {worker} cannot hold a single pattern: it "
             f"needs {size(need)}; raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     return block_positions(found, config.output.chunk_mb, most)
@@ -155,9 +154,7 @@ def turned_bytes(found: Found) -> int:
     return input_bytes(found)
 
 
-def fitting_slab(
-    found: Found, block: Sequence[int], limit: int | None, threads: int
-) -> tuple[int, ...]:
+def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[int, ...]:
     """Pixels along ky and kx that one task turns at all positions of the scan: 64 to 256 MiB, or what the memory allows.
 
     Raises
@@ -168,15 +165,13 @@ def fitting_slab(
     scan, detector = found.source.shape[:-2], found.source.shape[-2:]
     plane_bytes = math.prod(scan) * found.source.dtype.itemsize
     least, most = SLAB_BYTES
-    room = 4 * most
-    if limit is not None:
-        room = (int(limit * USABLE_SHARE) - WORKER_BYTES) // threads
+    room = 4 * most if worker.room is None else worker.room
     one = _turn_footprint(found, (1, 1))
     if one.bytes(math.prod(block)) > room:
         raise MemoryBudgetError(
-            f"a worker with {size(limit or 0)} for {threads} thread{'s' * (threads != 1)} cannot turn the order of the "
-            f"axes: it needs {size(WORKER_BYTES + threads * one.bytes(math.prod(block)))} for a single pixel of the "
-            "detector; raise cluster.memory_limit, or use fewer threads_per_worker"
+            f"a worker with {worker} cannot turn the order of the axes: it needs "
+            f"{size(projected_bytes({'turn': one}, math.prod(block), worker))} for a single pixel of the detector; "
+            "raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     # a piece is as large as its slab at most
     rest = room - READ_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
@@ -191,9 +186,7 @@ def _turn_footprint(found: Found, slab: Sequence[int]) -> Footprint:
     return turn_footprint(math.prod(slab), scan, itemsize, GATHERED, READ_BYTES)
 
 
-def check_memory(
-    config: Config, found: Found, block: Sequence[int], limit: int | None, threads: int
-) -> int:
+def check_memory(config: Config, found: Found, block: Sequence[int], worker: Worker) -> int:
     """Memory that a worker is projected to need at most, in bytes.
 
     Raises
@@ -202,16 +195,16 @@ def check_memory(
         When it is more than a worker has; names the block size that would fit.
     """
     sizes = memory_of(config, found)
-    need = projected_bytes(sizes, math.prod(block), threads)
-    if limit is None or need <= limit:
+    need = projected_bytes(sizes, math.prod(block), worker)
+    if worker.limit is None or need <= worker.limit:
         return need
     pattern_bytes = math.prod(found.source.shape[-2:]) * found.source.dtype.itemsize
     auto = config.model_copy(
         update={"output": config.output.model_copy(update={"chunk_mb": "auto"})}
     )
-    fits = math.prod(fitting_block(auto, found, limit, threads)) * pattern_bytes / MIB
+    fits = math.prod(fitting_block(auto, found, worker)) * pattern_bytes / MIB
     raise MemoryBudgetError(
-        f"a worker would need {size(need)} for blocks of {math.prod(block):,} patterns and has {size(limit)}; "
+        f"a worker would need {size(need)} for blocks of {math.prod(block):,} patterns and has {size(worker.limit)}; "
         f"output.chunk_mb={math.floor(fits * 100) / 100:g} fits, or raise cluster.memory_limit"
     )
 

@@ -78,7 +78,7 @@ def needed_turn(
     """
     if not turned_bytes(found):
         return None
-    slab = fitting_slab(found, block, connection.worker_bytes, connection.worker_threads)
+    slab = fitting_slab(found, block, connection.worker)
     return turn_of(found, block, slab, folder)
 
 

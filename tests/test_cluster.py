@@ -20,6 +20,7 @@ from distributed.security import Security
 from stem_dask import cluster
 from stem_dask.cluster import SMALL_INPUT_BYTES, Connection, connect
 from stem_dask.errors import ConfigError
+from stem_dask.plan import Worker
 
 usual_port = cluster._dashboard_port  # which the tests do without
 
@@ -152,9 +153,11 @@ def test_the_usual_port_or_any():
 
 
 def test_connection_in_words():
-    connection = Connection(None, "local", 2, 4, "", 3 * 10**9, 2)
+    connection = Connection(None, "local", 2, 4, "", Worker(3 * 10**9, 2))
     assert str(connection) == "local: 2 workers with 3.00 GB, 4 threads"
-    assert str(Connection(None, "threads", 1, 1, "", None, 1)) == "threads: 1 worker, 1 thread"
+    assert (
+        str(Connection(None, "threads", 1, 1, "", Worker(None, 1))) == "threads: 1 worker, 1 thread"
+    )
 
 
 # --- started ----------------------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ def test_threads_run_in_this_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with connect("threads", threads_per_worker=3, memory_limit="2GB") as connection:
         assert (connection.kind, connection.n_workers, connection.n_threads) == ("threads", 1, 3)
-        assert (connection.worker_bytes, connection.worker_threads) == (2 * 10**9, 3)
+        assert (connection.worker.limit, connection.worker.threads) == (2 * 10**9, 3)
         assert connection.client.submit(os.getpid).result() == os.getpid()
         assert connection.client.scheduler.address.startswith("inproc://")
         assert connection.dashboard.startswith("http://127.0.0.1:")
@@ -181,7 +184,7 @@ def test_processes(tmp_path, monkeypatch):
     with connect("local", n_workers=2, threads_per_worker=1, memory_limit="1GB") as connection:
         client = connection.client
         assert (connection.kind, connection.n_workers, connection.n_threads) == ("local", 2, 2)
-        assert (connection.worker_bytes, connection.worker_threads) == (10**9, 1)
+        assert (connection.worker.limit, connection.worker.threads) == (10**9, 1)
         address = client.scheduler.address
         assert address.startswith("tcp://127.0.0.1:")
         assert connection.dashboard.startswith("http://127.0.0.1:")
@@ -213,7 +216,7 @@ def _join_by_address_and_file(address, folder, pids):
     with connect("local", address=address) as joined:
         assert joined.kind == f"scheduler at {address}"
         assert (joined.n_workers, joined.n_threads) == (2, 2)
-        assert joined.worker_bytes == 10**9
+        assert joined.worker.limit == 10**9
         assert joined.client.submit(os.getpid).result() in pids
     file = folder / "scheduler.json"
     file.write_text(json.dumps({"type": "Scheduler", "address": address}))

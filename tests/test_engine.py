@@ -6,6 +6,8 @@ import itertools
 import logging
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 import zlib
@@ -17,13 +19,15 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from dask.array.core import getter
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import stem_dask as sd
 from stem_dask import engine
 from stem_dask.errors import SourceError, StoreError
-from stem_dask.grid import Grid, bounds, cut
+from stem_dask.grid import Grid, bounds, cut, read_part
 from stem_dask.io.pt import combine_crc
 from stem_dask.io.publish import damage, file_crc
 from stem_dask.journal import Journal
@@ -138,6 +142,43 @@ def test_payloads_of_an_array_in_memory_hold_their_block_only():
     array = np.random.default_rng(0).integers(0, 99, (16, 4, 32, 32)).astype("u2")
     grid = Grid({"patterns": da.from_array(array, chunks=(1, 4, 32, 32))}, 2)
     assert max(len(payload) for *_, payload in payloads(grid)) < array[:1].nbytes + 5000
+
+
+def test_a_worker_loads_no_dask_array_to_read_analyze_and_crop(beam_file, tmp_path):
+    """A fresh process does the work of two blocks; dask.array would bring xarray, pandas and scipy along."""
+    patterns = sd.open(beam_file)
+    analysis = sd.analyze(patterns).compute()
+    cropped = sd.crop(patterns, analysis, sd.choose_window(analysis))
+    small = sd.downsample(cropped, 2)
+    lazy = {"total": sd.analyze(patterns).total.data, "patterns": small.data}
+    files = [tmp_path / name for name in lazy]
+    for file, (name, array) in zip(files, lazy.items(), strict=True):
+        file.write_bytes(Grid({name: array}, 2).payload(0)[1])
+    code = (
+        "import pickle, sys\n"
+        "from stem_dask import engine\n"
+        f"for name in {[str(file) for file in files]!r}:\n"
+        "    graph, wanted = pickle.load(open(name, 'rb'))\n"
+        "    values = engine.execute_graph(graph, keys=set(wanted.values()))\n"
+        "    print([v.dtype.str for v in values.values()])\n"
+        "print(sorted({'dask.array', 'xarray', 'pandas', 'zarr'} & {*sys.modules}))"
+    )
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['<f8']", "['<f4']", "[]"]
+
+
+def test_parts_are_read_as_dask_reads_them():
+    array, lock = np.arange(24).reshape(2, 3, 4), threading.Lock()
+    for index in (slice(1), (0, slice(1, 3)), (None, slice(0, 1), 2), (0, 1, 2)):
+        for asarray in (True, False):
+            for held in (None, lock):
+                expected = getter(array, index, asarray=asarray, lock=held)
+                part = read_part(array, index, asarray, held)
+                assert type(part) is type(expected)
+                np.testing.assert_array_equal(part, expected)
+    assert type(read_part([[1, 2], [3, 4]], 1)) is np.ndarray
+    assert not lock.locked()
 
 
 def test_cut_takes_what_is_needed_and_no_more():

@@ -15,6 +15,7 @@ from stem_dask.plan import (
     MIB,
     USABLE_SHARE,
     Footprint,
+    Worker,
     axis_window,
     covering_radius,
     footprints,
@@ -88,10 +89,11 @@ footprint = st.builds(Footprint, st.integers(0, 10**8), st.integers(1, 10**8))
     st.integers(1, 64),
 )
 def test_the_largest_block_that_fits(stages, limit, threads):
-    most = most_positions(stages, limit, threads)
+    worker = Worker(limit, threads)
+    most = most_positions(stages, worker.room)
     usable = int(limit * USABLE_SHARE)
-    assert most == 0 or projected_bytes(stages, most, threads) <= usable
-    assert projected_bytes(stages, most + 1, threads) > usable
+    assert most == 0 or projected_bytes(stages, most, worker) <= usable
+    assert projected_bytes(stages, most + 1, worker) > usable
 
 
 def test_what_a_task_holds():

@@ -11,7 +11,7 @@ import zarr
 from stem_dask import projection
 from stem_dask.errors import DiskFullError, MemoryBudgetError
 from stem_dask.pipeline import run
-from stem_dask.plan import USABLE_SHARE, WORKER_BYTES
+from stem_dask.plan import USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.preflight import find_input
 from stem_dask.projection import (
     DiskNeed,
@@ -72,7 +72,7 @@ def test_bytes_on_disk(
     monkeypatch.setattr(RunState, "complete", measure)
     results = run(config).results
     window = results["analysis"]["cropped_shape"] if config.crop.enabled else None
-    block = fitting_block(config, found, None, 1)
+    block = fitting_block(config, found, Worker(None, 1))
     n_blocks = int(np.prod([-(-n // b) for n, b in zip((8, 6), block, strict=True)]))
     need = disk_need(config, found, n_blocks, window)
     overhead = 100_000  # axes, metadata, names: what does not grow with the data
@@ -128,8 +128,8 @@ def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
     sizes = memory_of(config, found)
     assert sizes["crop"].per_position == 4 * 6144
     limit = round((WORKER_BYTES + 2 * (8 * 6144 + 12 * 4 * 6144)) / USABLE_SHARE) + 100
-    assert fitting_block(config, found, limit, 2) == (2, 6)
-    need = check_memory(config, found, (2, 6), limit, 2)
+    assert fitting_block(config, found, Worker(limit, 2)) == (2, 6)
+    need = check_memory(config, found, (2, 6), Worker(limit, 2))
     assert need == WORKER_BYTES + 2 * sizes["crop"].bytes(12)
 
 
@@ -138,25 +138,25 @@ def test_a_block_that_does_not(make_config: Any, tmp_path: Path) -> None:
     np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, (4, 4, 2048, 2048))
     config = make_config(tmp_path / "large.npy", output={"chunk_mb": 128})
     found = find_input(config)
-    limit = 480 * 10**6
-    block = fitting_block(config, found, limit, 1)
+    limit = 425 * 10**6
+    block = fitting_block(config, found, Worker(limit, 1))
     assert block == (4, 4)  # as it was asked for
-    told = r"blocks of 16 patterns and has 480 MB; output\.chunk_mb=16 fits"
+    told = r"blocks of 16 patterns and has 425 MB; output\.chunk_mb=16 fits"
     with pytest.raises(MemoryBudgetError, match=told):
-        check_memory(config, found, block, limit, 1)
+        check_memory(config, found, block, Worker(limit, 1))
     smaller = make_config(tmp_path / "large.npy", output={"chunk_mb": 16})
-    block = fitting_block(smaller, found, limit, 1)
-    assert check_memory(smaller, found, block, limit, 1) <= limit
+    block = fitting_block(smaller, found, Worker(limit, 1))
+    assert check_memory(smaller, found, block, Worker(limit, 1)) <= limit
     auto = make_config(tmp_path / "large.npy")
-    assert fitting_block(auto, found, limit, 1) == block == (1, 2)
+    assert fitting_block(auto, found, Worker(limit, 1)) == block == (1, 2)
 
 
 def test_not_even_one_pattern(make_config: Any, tmp_path: Path) -> None:
     config = make_config(noise(tmp_path / "noise.npy"))
     with pytest.raises(
-        MemoryBudgetError, match=r"200 MB for 3 threads cannot hold .* needs 280 MB"
+        MemoryBudgetError, match=r"200 MB for 3 threads cannot hold .* needs 225 MB"
     ):
-        fitting_block(config, find_input(config), 200 * 10**6, 3)
+        fitting_block(config, find_input(config), Worker(200 * 10**6, 3))
 
 
 def test_copies(make_config: Any, tmp_path: Path) -> None:
@@ -241,6 +241,6 @@ def test_a_chunk_is_held_while_it_is_decoded(
     chunk += library // 2
     assert sizes["read"].per_position == 6144 * (1 + ("flip" in more))
     limit = round((WORKER_BYTES + 2 * chunk + 6 * 4 * 6144) / USABLE_SHARE)
-    assert int(np.prod(fitting_block(config, found, limit, 1))) >= 6
+    assert int(np.prod(fitting_block(config, found, Worker(limit, 1)))) >= 6
     with pytest.raises(MemoryBudgetError, match="cannot hold a single pattern"):
-        fitting_block(config, found, round((WORKER_BYTES + 2 * chunk) / USABLE_SHARE), 1)
+        fitting_block(config, found, Worker(round((WORKER_BYTES + 2 * chunk) / USABLE_SHARE), 1))

@@ -27,7 +27,7 @@ from stem_dask.io.turned import Turned, TurnedSink, detector_first
 from stem_dask.journal import Journal
 from stem_dask.kernels.turn import patterns_first
 from stem_dask.pipeline import run
-from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES
+from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.projection import disk_need, fitting_slab, memory_of, turned_bytes
 from stem_dask.report import tree_bytes
 from stem_dask.synthetic import write_dm4
@@ -377,7 +377,7 @@ def slab_of(source: tuple[int, ...], limit: int | None, threads: int = 1) -> Any
     _ky, _kx, _scan_y, scan_x = source
     file = FlatFile("scan.raw", 0, np.dtype("u2"), source)
     found: Any = type("Found", (), {"source": module.Transposed(file, (2, 3, 0, 1))})
-    return found, fitting_slab(found, (2, scan_x), limit, threads)
+    return found, fitting_slab(found, (2, scan_x), Worker(limit, threads))
 
 
 def test_a_slab_that_fits(make_config: Any) -> None:
@@ -407,7 +407,7 @@ def test_a_slab_is_neither_small_nor_large() -> None:
 def test_a_pixel_that_does_not_fit() -> None:
     with pytest.raises(
         MemoryBudgetError,
-        match=r"with 300 MB for 1 thread cannot turn .* needs 4\d\d MB for a single",
+        match=r"with 300 MB for 1 thread cannot turn .* needs 372 MB for a single",
     ):
         slab_of((8, 8, 8192, 8192), 300 * 10**6)
 

@@ -1,16 +1,20 @@
 """What belongs to the dataset ``patterns`` of a plain HDF5 file (.h5), so that any tool understands it."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from stem_dask.io.hdf5 import refuse_full_disk
 from stem_dask.io.metadata import hdf5_tree
 from stem_dask.io.publish import naming
 from stem_dask.io.store import ABOUT_SOURCE, plain
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: HDF5 refuses attributes of 64 kB; longer ones become datasets
 _LONGEST_ATTRIBUTE = 2**15

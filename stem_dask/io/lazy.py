@@ -1,13 +1,13 @@
 """A source as lazy patterns: one task a block, each opens the file by name."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.io.given import with_given
@@ -21,12 +21,18 @@ from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
 from stem_dask.stages.patterns import as_patterns
 
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
+
 
 def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
     """A dask array over a source; blocks take ``lead`` positions and the whole detector.
 
     The name is made of what identifies the file, so that the same file gives the same graph.
     """
+    import dask.array as da
+
     chunks = (*lead, *source.shape[len(lead) :])
     return da.from_array(
         Indexed(source),

@@ -1,15 +1,16 @@
 """The zarr store: format 3, whole patterns in every inner chunk, one shard a block, checksums, named dimensions."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
@@ -19,6 +20,9 @@ from stem_dask.model import Record, Region
 from stem_dask.plan import inner_chunk, shard_shape
 from stem_dask.stages.analyze import PROFILE_ATTRS
 from stem_dask.stages.patterns import blocks_of, lead_shape
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: what ``auto`` is here
 CODEC = "lz4"

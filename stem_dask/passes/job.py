@@ -86,10 +86,10 @@ class Job:
 
     def block(self) -> tuple[int, ...]:
         """Positions of a block, settled once; refused when a worker has not the memory for it."""
-        limit, threads = self.connection.worker_bytes, self.connection.worker_threads
-        block = fitting_block(self.config, self.prepared.found, limit, threads)
+        worker = self.connection.worker
+        block = fitting_block(self.config, self.prepared.found, worker)
         block = tuple(self.state.settled("block", block))
-        check_memory(self.config, self.prepared.found, block, limit, threads)
+        check_memory(self.config, self.prepared.found, block, worker)
         return block
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
@@ -182,9 +182,9 @@ class Job:
                 "bytes_per_second": input_bytes(self.prepared.found) / seconds,
             },
             "memory": {
-                "projected": projected_bytes(sizes, positions, self.connection.worker_threads),
+                "projected": projected_bytes(sizes, positions, self.connection.worker),
                 "measured": self.tally.peak_rss,
-                "limit": self.connection.worker_bytes,
+                "limit": self.connection.worker.limit,
             },
             "peak_memory": max(self.tally.peak_rss, engine.peak_rss()),
             **self.tally.words(lead_shape(patterns)),

@@ -1,11 +1,11 @@
 """Analysis of all patterns: what is known of each, and what they are together. One read gives everything."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from __future__ import annotations
 
-import dask.array as da
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
@@ -20,6 +20,10 @@ from stem_dask.stages.patterns import (
     map_patterns,
     per_pattern,
 )
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 CenterMethod = Literal["centroid", "center", "manual"]
 RadiusMetric = Literal["square", "circle"]
@@ -73,10 +77,13 @@ def analyze(
 
     Examples
     --------
+    >>> import xarray as xr
     >>> patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u1"), dims=("scan_y", "scan_x", "ky", "kx"))
     >>> analyze(patterns, target_retention=0.5).compute().radius.values.tolist()
     [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
     """
+    import dask.array as da
+
     outputs = analysis_blocks(
         patterns,
         center_method=center_method,
@@ -191,6 +198,8 @@ def analysis_dataset(
     Along the dimension ``radius`` the index is the radius itself; it has no coordinate, because the retention radius
     of each pattern bears that name.
     """
+    import xarray as xr
+
     lead = lead_dims(patterns)
     n = int(np.prod([patterns.sizes[dim] for dim in lead])) - n_missing
     data = {name: per_pattern(patterns, found[name], name) for name in PER_PATTERN}

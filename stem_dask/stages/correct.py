@@ -1,12 +1,18 @@
 """Dark and gain correction when the patterns are read: before the mask, and as float32 from there on."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.io.planes import PlaneFile
 from stem_dask.kernels.correct import correct_patterns
 from stem_dask.stages.patterns import blocks_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Plane = NDArray[np.float32] | PlaneFile
 
@@ -27,6 +33,7 @@ def apply_correction(
 
     Examples
     --------
+    >>> import xarray as xr
     >>> patterns = xr.DataArray(np.full((2, 1, 1), 7, "u1"), dims=("pattern", "ky", "kx"))
     >>> apply_correction(patterns, dark=np.array([[2]], "f4")).values.ravel().tolist()
     [5.0, 5.0]

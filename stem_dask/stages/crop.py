@@ -1,12 +1,12 @@
 """Cut every pattern to the window, and put windows back where they were."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import dask.array as da
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
@@ -22,6 +22,10 @@ from stem_dask.stages.patterns import (
     lead_shape,
 )
 from stem_dask.stages.window import filled_fraction, require_computed, window_origins
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 #: attributes that a crop adds
 OF_WINDOW = (
@@ -48,6 +52,7 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
     >>> from stem_dask.stages.analyze import analyze
     >>> from stem_dask.stages.window import choose_window
     >>> data = np.zeros((1, 2, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
+    >>> import xarray as xr
     >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
     >>> analysis = analyze(patterns).compute()
     >>> cropped = crop(patterns, analysis, choose_window(analysis, margin_pixels=0))
@@ -144,6 +149,8 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
 
 
 def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]) -> da.Array:
+    import dask.array as da
+
     lead = data.ndim - 2
     chunks = (*data.chunks[:lead], (1,), (1,))
     places = [

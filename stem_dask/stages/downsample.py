@@ -1,15 +1,19 @@
 """Fewer detector pixels, and another type for the result."""
 
+from __future__ import annotations
+
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
 from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, lead_dims
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Method = Literal["bin", "stride", "gauss", "fft"]
 Reduce = Literal["mean", "sum"]
@@ -48,6 +52,7 @@ def downsample(
 
     Examples
     --------
+    >>> import xarray as xr
     >>> patterns = xr.DataArray(np.ones((1, 2, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
     >>> small = downsample(patterns, 4)
     >>> small.shape, str(small.dtype), small.ky.values.tolist()

@@ -1,11 +1,12 @@
 """Bad pixels are replaced when the patterns are read; downstream there is no mask."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
@@ -14,6 +15,9 @@ from stem_dask.kernels.hot import hot_pixels
 from stem_dask.kernels.mask import fill_bad, neighbours
 from stem_dask.stages.patterns import blocks_of
 from stem_dask.stages.window import require_computed
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 MaskFill = Literal["zero", "median"]
 
@@ -68,6 +72,7 @@ def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
     --------
     >>> from stem_dask.stages.analyze import analyze
     >>> data = np.ones((2, 6, 7), "u2"); data[:, 4, 0] = 9
+    >>> import xarray as xr
     >>> analysis = analyze(xr.DataArray(data, dims=("pattern", "ky", "kx"))).compute()
     >>> np.argwhere(suspected_hot_pixels(analysis)).tolist()
     [[4, 0]]

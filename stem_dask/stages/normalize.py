@@ -1,16 +1,21 @@
 """Normalization of all patterns together: log(1 + x), then mean 0 and standard deviation 1 over the whole dataset."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from functools import reduce
+from typing import TYPE_CHECKING
 
-import dask.array as da
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.normalize import joined, log_moments, log_zscore
 from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 METHOD = "log-zscore"
 
@@ -56,6 +61,7 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
 
     Examples
     --------
+    >>> import xarray as xr
     >>> patterns = xr.DataArray(np.zeros((2, 4, 4)), dims=("pattern", "ky", "kx"))
     >>> float(normalize(patterns, mean=0.5, std=0.25).max())
     -2.0

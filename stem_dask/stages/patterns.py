@@ -1,14 +1,18 @@
 """What the lazy patterns are: an `xarray.DataArray` over dask, axes calibrated, whole detector in every chunk."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-import dask.array as da
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import xarray as xr
 
 from stem_dask.errors import SourceError
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 
 def as_patterns(
@@ -28,9 +32,12 @@ def as_patterns(
     Examples
     --------
     >>> axes = [Axis("pattern", 5), Axis("ky", 4, 0.5, -1.0, "1/nm"), Axis("kx", 4)]
+    >>> import dask.array as da
     >>> as_patterns(da.zeros((5, 4, 4), chunks=(2, 4, 4)), axes).ky.values.tolist()
     [-1.0, -0.5, 0.0, 0.5]
     """
+    import xarray as xr
+
     coords = {axis.name: coordinate(axis) for axis in axes}
     return xr.DataArray(
         data,
@@ -43,6 +50,8 @@ def as_patterns(
 
 def coordinate(axis: Axis, dim: str | None = None) -> xr.Variable:
     """The coordinate variable of an axis."""
+    import xarray as xr
+
     values = axis.offset + axis.scale * np.arange(axis.size)
     attrs = {"scale": axis.scale, "offset": axis.offset, "units": axis.units}
     return xr.Variable((dim or axis.name,), values, attrs)
@@ -88,6 +97,8 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
         When the dimensions are not ``(scan_y, scan_x, ky, kx)`` or ``(pattern, ky, kx)``, when there is nothing
         in them, or when the type is not bool, integer or real.
     """
+    import dask.array as da
+
     dims = tuple(str(dim) for dim in patterns.dims)
     if dims not in ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS)):
         raise SourceError(
@@ -110,6 +121,8 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
 
 def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
     """One value a pattern, on the scan's coordinates."""
+    import xarray as xr
+
     dims = lead_dims(patterns)
     coords = {dim: patterns.coords[dim] for dim in dims if dim in patterns.coords}
     return xr.DataArray(data, dims=dims, coords=coords, name=name)
@@ -117,6 +130,8 @@ def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
 
 def blank(patterns: xr.DataArray) -> xr.DataArray:
     """Patterns of the same blocks that are nothing but zeros: they stand for those that cannot be read."""
+    import dask.array as da
+
     return patterns.copy(data=da.zeros(patterns.shape, patterns.dtype, chunks=patterns.chunks))
 
 
@@ -134,9 +149,12 @@ def map_patterns(
 
     Examples
     --------
+    >>> import dask.array as da
     >>> map_patterns(lambda block: block.sum((1, 2)), da.ones((3, 4, 4), chunks=(2, 4, 4)), float).compute().tolist()
     [16.0, 16.0, 16.0]
     """
+    import dask.array as da
+
     lead = tuple(range(data.ndim - 2))
     return da.blockwise(
         _on_single_piece,

@@ -1,14 +1,19 @@
 """Sums and extremes of every block of the output, and radii from stored profiles."""
 
-import math
+from __future__ import annotations
 
-import dask.array as da
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.stages.patterns import blocks_of, map_patterns
 from stem_dask.stages.window import radii_for_target
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 
 def block_statistics(patterns: xr.DataArray) -> dict[str, da.Array]:
@@ -28,6 +33,8 @@ def block_statistics(patterns: xr.DataArray) -> dict[str, da.Array]:
 
 def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) -> da.Array:
     """Retention radii for another target, from the profiles of a stored analysis; lazy, float32 by position."""
+    import dask.array as da
+
     profile = stored["profile"].data
     total = da.from_array(np.asarray(stored["total"].values), chunks=profile.chunks[:-1])
     return da.map_blocks(

@@ -1,17 +1,21 @@
 """What the window kept of every pattern: added up again from the window as it was cut."""
 
-import math
-from typing import Any
+from __future__ import annotations
 
-import dask.array as da
+import math
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.patterns import blocks_of, lead_shape, map_patterns, per_pattern
 from stem_dask.stages.window import require_computed
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
 FLOAT_SLACK = 1e-12
@@ -40,12 +44,16 @@ def validate(
     Examples
     --------
     >>> from stem_dask import analyze, choose_window, crop
+    >>> import xarray as xr
     >>> patterns = xr.DataArray(np.ones((2, 2, 16, 16), "u1"), dims=("scan_y", "scan_x", "ky", "kx"))
     >>> analysis = analyze(patterns).compute()
     >>> cropped = crop(patterns, analysis, choose_window(analysis, size=8))
     >>> validate(patterns, cropped, analysis).compute().retention.values.tolist()
     [[0.25, 0.25], [0.25, 0.25]]
     """
+    import dask.array as da
+    import xarray as xr
+
     if lead_shape(patterns) != lead_shape(cropped):
         raise ConfigError(
             f"the patterns have {lead_shape(patterns)} positions, the cropped ones {lead_shape(cropped)}"

@@ -1,15 +1,19 @@
 """From the computed analysis to the one window, and to its place on every pattern."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import Align, Window
 from stem_dask.plan import axis_window, covering_radius
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: integers up to here come back exactly from a float32 share of the total
 _EXACT_TOTAL = 2**22
@@ -58,6 +62,7 @@ def choose_window(
     --------
     >>> from stem_dask.stages.analyze import analyze
     >>> data = np.zeros((1, 3, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
+    >>> import xarray as xr
     >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
     >>> window = choose_window(analyze(patterns).compute(), margin_pixels=1)
     >>> window.shape, window.center, window.global_radius

@@ -54,7 +54,7 @@ def test_a_budget_below_the_projection(half_gb: Path, tmp_path: Path) -> None:
     """It is refused before any task; the block that is named fits, and so does a budget 10 % above."""
     command = Command(half_gb, tmp_path, overrides=("output.chunk_mb=32",))
     with cleaned(command):
-        refused = command.finish(limited(330 * 10**6))
+        refused = command.finish(limited(275 * 10**6))
         assert refused.code == 2, refused.text
         assert not command.run_folder.exists()
         need = re.search(r"a worker would need ([\d.]+) MB", refused.text)
@@ -62,7 +62,7 @@ def test_a_budget_below_the_projection(half_gb: Path, tmp_path: Path) -> None:
         assert need is not None, refused.text
         assert fits is not None, refused.text
         projected = int(float(need[1]) * 1e6)
-        done = command.finish(limited(330 * 10**6), fits[1])
+        done = command.finish(limited(275 * 10**6), fits[1])
         assert done.code == 0, done.text
         roomy = Command(half_gb, tmp_path, "roomy", overrides=command.overrides)
         done = roomy.finish(limited(int(1.1 * projected)))
