@@ -118,6 +118,7 @@ def _say_input(prepared: Prepared, state: RunState, say: Say) -> None:
 
 def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome:
     """All stages in their order, then the report."""
+    job.rehearse()
     first = time.perf_counter()
     patterns, window = job.patterns(job.block()), None
     job.warnings += report.calibration_warnings(job.prepared.found.info.axes)

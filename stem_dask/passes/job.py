@@ -29,6 +29,7 @@ from stem_dask.projection import (
     input_bytes,
     memory_of,
 )
+from stem_dask.rehearsal import rehearse
 from stem_dask.stages.mask import apply_mask, read_mask
 from stem_dask.stages.patterns import blank, lead_dims, lead_shape
 from stem_dask.state import RunState
@@ -91,6 +92,18 @@ class Job:
         block = tuple(self.state.settled("block", block))
         check_memory(self.config, self.prepared.found, block, worker)
         return block
+
+    def rehearse(self) -> None:
+        """Have the workers load what their tasks need."""
+        config = self.config
+        analyzes = config.crop.enabled or config.analyze.ahead
+        corrects = config.input.dark is not None or config.input.gain is not None
+        rehearse(
+            self.connection.client,
+            np.dtype(np.float32) if corrects else self.prepared.found.source.dtype,
+            metric=config.analyze.radius_metric if analyzes else None,
+            bins=config.downsample.factor > 1 and config.downsample.method == "bin",
+        )
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
         """The lazy input, turned where it must be, corrected and without its bad pixels."""

@@ -1,0 +1,52 @@
+"""Workers load what tasks need before the first block: code and compiled kernels take longer than a block does."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from stem_dask.kernels.analysis import analyze_patterns
+from stem_dask.kernels.crop import crop_patterns, window_intensity
+from stem_dask.kernels.downsample import downsample_patterns
+
+#: compiling all kernels takes 10 to 20 seconds, once on a machine
+LONGEST_SECONDS = 60.0
+
+
+def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) -> None:
+    """Have every worker work on a pattern of 4 x 4 pixels; what fails here fails again, and is told, with real ones.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`
+    dtype : of the patterns
+    metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
+    bins : whether a mean or sum of pixels is made
+    """
+    from distributed import wait
+
+    calls = [  # of those that go away meanwhile the part is played by another
+        client.submit(
+            play, dtype, metric, bins, workers=[worker], allow_other_workers=True, pure=False
+        )
+        for worker in client.nthreads()
+    ]
+    with contextlib.suppress(TimeoutError):  # one that hangs keeps nobody longer
+        wait(calls, timeout=LONGEST_SECONDS)
+
+
+def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:
+    """Load the libraries and run the kernels in this process.
+
+    Examples
+    --------
+    >>> play(np.dtype("u2"), "square", bins=True)
+    """
+    import zarr  # noqa: F401
+
+    block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
+    if metric is not None:
+        analyze_patterns(block, target_retention=0.98, threshold=0, center=None, metric=metric)
+        window_intensity(crop_patterns(block, origin, origin, (2, 2)), threshold=0)
+    if bins:
+        downsample_patterns(block, 2, method="bin")
