@@ -255,7 +255,9 @@ def test_sums_that_overflow_are_refused(dtype, values, metric):
 def test_accumulators_hold_the_largest_sums():
     assert accumulator(np.dtype("u2"), 65536) == "u4"
     assert accumulator(np.dtype("u2"), 65538) == "u8"
-    assert accumulator(np.dtype("i2"), 1) == "u8"
+    assert accumulator(np.dtype("i2"), 131076) == "u4"
+    assert accumulator(np.dtype("i2"), 131080) == "u8"
+    assert accumulator(np.dtype("i8"), 1) == "u8"
 
 
 # --- crop ---------------------------------------------------------------------------------------

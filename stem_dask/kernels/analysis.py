@@ -11,13 +11,22 @@ from stem_dask.kernels.intensity import (
     accumulator,
     clean_pattern,
     lowest_counted,
+    most_summed,
     native,
     needs_cleaning,
 )
-from stem_dask.kernels.rings import circle_rings, circle_table, project, square_rings
+from stem_dask.kernels.rings import (
+    circle_rings,
+    circle_table,
+    project,
+    square_rings,
+    square_rings_inward,
+)
 
-#: patterns that are in cache together while they are added to the block's sum and maximum
+#: patterns that are in cache together while they are added to the block's sum and maximum: `_accumulate` names each
 _GROUP = 4
+#: how a pattern's rings are added up: any type by squares, whole numbers by squares, any type by circles
+_SQUARE, _INWARD, _CIRCLE = range(3)
 
 
 class PatternAnalysis(NamedTuple):
@@ -98,21 +107,24 @@ def analyze_patterns(
     total, radius = np.zeros(n), np.full(n, np.nan, np.float32)
     com = np.full((n, 2), np.nan)
     found_center = np.full((n, 2), np.nan)
-    inside = np.full((n, r_max + 1), np.nan)
+    profile = np.full((n, r_max + 1), np.nan, np.float32)
     sum_pattern = np.zeros((height, width), wide)
     max_pattern = np.zeros((height, width), block.dtype)
     odd, negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
+    # as many patterns as their narrower sums can hold
+    full = most_summed(block.dtype) if kind == np.uint32 else n + _GROUP
     given = np.array([np.nan, np.nan] if center is None else center, np.float64)
     _analyze(
         block,
         needs_cleaning(block.dtype, threshold),
         lowest_counted(block.dtype, threshold),
         given,
-        metric == "circle",
+        _CIRCLE if metric == "circle" else _SQUARE if kind == np.float64 else _INWARD,
         circle_table(height, width) if metric == "circle" else np.zeros((1, 1), np.int32),
         float(target_retention),
-        np.zeros(1, kind),
-        (total, com, found_center, radius, inside),
+        np.zeros((height, width), kind),
+        full // _GROUP,
+        (total, com, found_center, radius, profile),
         (sum_pattern, max_pattern, odd, negative_sum),
     )
     _refuse_overflow(block, total, radius, float(max_pattern.max()))
@@ -121,7 +133,7 @@ def analyze_patterns(
         com,
         found_center,
         radius,
-        _fraction(inside, total),
+        profile,
         sum_pattern,
         max_pattern,
         odd,
@@ -143,51 +155,34 @@ def _refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, largest: f
         )
 
 
-def _fraction(inside: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float32]:
-    """inside / total as float32, rounded down, so that a stored fraction never promises too much."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        exact = inside / total[:, None]
-    down = exact.astype(np.float32)
-    high = down > exact
-    down[high] = np.nextafter(down[high], np.float32(0))
-    return down
-
-
 @numba.njit(nogil=True, cache=True)
-def _analyze(block, dirty, low, given, circle, table, target, zero, per_pattern, per_block):  # type: ignore[no-untyped-def]
+def _analyze(block, dirty, low, given, way, table, target, sums, full, per_pattern, per_block):  # type: ignore[no-untyped-def]
     sum_pattern, max_pattern, odd, negative_sum = per_block
     n, height, width = block.shape
     cleaned = np.empty((_GROUP if dirty else 0, height, width), block.dtype)
-    rows, cols = np.empty(height, zero.dtype), np.empty(width, zero.dtype)
+    rows, cols = np.empty(height, sums.dtype), np.empty(width, sums.dtype)
     rings = np.empty(per_pattern[4].shape[1], sum_pattern.dtype)
-    for start in range(0, n, _GROUP):
+    for group in range(-(-n // _GROUP)):
+        start = group * _GROUP
         stop = min(start + _GROUP, n)
         if dirty:
             for i in range(start, stop):
                 clean_pattern(block[i], low, cleaned[i - start], odd, negative_sum)
-                _measure(
-                    cleaned[i - start],
-                    i,
-                    given,
-                    circle,
-                    table,
-                    target,
-                    rows,
-                    cols,
-                    rings,
-                    per_pattern,
-                )
-            _accumulate(cleaned[: stop - start], cols, sum_pattern, max_pattern)
-        else:
-            for i in range(start, stop):
-                _measure(block[i], i, given, circle, table, target, rows, cols, rings, per_pattern)
-            _accumulate(block[start:stop], cols, sum_pattern, max_pattern)
+        patterns = cleaned[: stop - start] if dirty else block[start:stop]
+        for i in range(start, stop):
+            _measure(
+                patterns[i - start], i, given, way, table, target, rows, cols, rings, per_pattern
+            )
+        _accumulate(patterns, sums, max_pattern)
+        if group % full == full - 1 or stop == n:
+            sum_pattern += sums
+            sums[:] = 0
 
 
 @numba.njit(nogil=True, cache=True)
-def _measure(pattern, i, given, circle, table, target, rows, cols, rings, per_pattern):  # type: ignore[no-untyped-def]
-    """Total, centers, radius and inside intensities of pattern i, which lies in cache."""
-    total, com, center, radius, inside = per_pattern
+def _measure(pattern, i, given, way, table, target, rows, cols, rings, per_pattern):  # type: ignore[no-untyped-def]
+    """Total, centers, radius and profile of pattern i, which lies in cache."""
+    total, com, center, radius, profile = per_pattern
     project(pattern, rows, cols)
     whole = rings.dtype.type(0)
     moment_y, moment_x = rings.dtype.type(0), rings.dtype.type(0)
@@ -207,36 +202,44 @@ def _measure(pattern, i, given, circle, table, target, rows, cols, rings, per_pa
     if not (0 <= near_y < rows.size and 0 <= near_x < cols.size):
         return  # only after an overflow, which the caller refuses
     ry, rx = int(near_y), int(near_x)
-    if circle:
+    if way == _CIRCLE:
         circle_rings(pattern, ry, rx, table, cols, rings)
+    elif way == _INWARD:
+        square_rings_inward(pattern, ry, rx, cols, rings)
     else:
         square_rings(pattern, ry, rx, cols, rings)
     outside = rings.dtype.type(0)
     least = target * float(whole)
     smallest = rings.size - 1
-    lowest = 0 if circle else 1
+    lowest = 0 if way == _CIRCLE else 1
     for r in range(rings.size - 1, -1, -1):
-        inside[i, r] = float(whole - outside)
-        if inside[i, r] >= least and r >= lowest:
+        inside = float(whole - outside)
+        if inside >= least and r >= lowest:
             smallest = r
+        fraction = inside / float(whole)
+        narrow = np.float32(fraction)
+        # rounded down, so that a stored fraction never promises too much
+        profile[i, r] = np.nextafter(narrow, np.float32(0)) if narrow > fraction else narrow
         outside += rings[r]
     radius[i] = smallest
 
 
 @numba.njit(nogil=True, cache=True)
-def _accumulate(patterns, line, sum_pattern, max_pattern):  # type: ignore[no-untyped-def]
-    """Add a few patterns to the block's sum and maximum, row by row; `line` is scratch for one row."""
-    n, height, width = patterns.shape
-    kind = line.dtype.type
+def _accumulate(patterns, sums, highest):  # type: ignore[no-untyped-def]
+    """Add up to `_GROUP` patterns to a sum of patterns and to their maximum; all four at once where there are so many."""
+    kind = sums.dtype.type
+    height, width = np.uintp(patterns.shape[1]), np.uintp(patterns.shape[2])
     for y in range(height):
-        line[:] = 0
-        highest = max_pattern[y]
-        for i in range(n):
+        total, most = sums[y], highest[y]
+        if patterns.shape[0] == 4:
+            a, b, c, d = patterns[0, y], patterns[1, y], patterns[2, y], patterns[3, y]
+            for x in range(width):
+                most[x] = max(max(most[x], max(a[x], b[x])), max(c[x], d[x]))
+                two = kind(kind(a[x]) + kind(b[x]))
+                total[x] = kind(total[x] + kind(two + kind(kind(c[x]) + kind(d[x]))))
+            continue
+        for i in range(patterns.shape[0]):
             row = patterns[i, y]
             for x in range(width):
-                value = row[x]
-                line[x] = kind(line[x] + kind(value))
-                highest[x] = max(highest[x], value)
-        to = sum_pattern[y]
-        for x in range(width):
-            to[x] += line[x]
+                most[x] = max(most[x], row[x])
+                total[x] = kind(total[x] + kind(row[x]))

@@ -38,7 +38,7 @@ def native(block: NDArray) -> NDArray:
 
 
 def accumulator(dtype: np.dtype, n_max: int) -> np.dtype:
-    """Type in which `n_max` values of `dtype` are summed: exact for integers, float64 for floats.
+    """Type in which `n_max` values of `dtype` that are not negative are summed: exact for integers, float64 for floats.
 
     Examples
     --------
@@ -47,8 +47,18 @@ def accumulator(dtype: np.dtype, n_max: int) -> np.dtype:
     """
     if dtype.kind == "f":
         return np.dtype(np.float64)
-    small = dtype.kind in "ub" and int(np.iinfo(dtype).max) * n_max < 2**32
-    return np.dtype(np.uint32 if small else np.uint64)
+    return np.dtype(np.uint32 if n_max <= most_summed(dtype) else np.uint64)
+
+
+def most_summed(dtype: np.dtype) -> int:
+    """How many values of an integer type, none negative, have a sum of 32 bits for certain.
+
+    Examples
+    --------
+    >>> most_summed(np.dtype("u2")), most_summed(np.dtype("u4"))
+    (65537, 1)
+    """
+    return (2**32 - 1) // int(np.iinfo(dtype).max)
 
 
 def needs_cleaning(dtype: np.dtype, threshold: float) -> bool:
