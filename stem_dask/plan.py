@@ -154,6 +154,7 @@ def footprints(
     cropped: bool,
     shrunk: bool,
     ahead: bool = False,
+    ingest: bool = False,
     corrected: int = 0,
     fixed: int = 0,
 ) -> dict[str, Footprint]:
@@ -166,6 +167,7 @@ def footprints(
     result : bytes of what the analysis keeps of one pattern
     cropped, shrunk : whether the window, and the output, are arrays of their own
     ahead : whether the pass that writes analyzes, too
+    ingest : whether the pass that analyzes writes the patterns, too
     corrected : bytes of one pattern after dark and gain, with its copies; 0 without them
     fixed : bytes that a task needs beside its block, such as those of dark and gain
 
@@ -181,7 +183,8 @@ def footprints(
     held = read + window * cropped + out * shrunk + 2 * out
     found = {"crop": Footprint(fixed + 8 * out + sums * ahead, held + result * ahead)}
     if cropped:
-        found["analyze"] = Footprint(fixed + sums, read + result)
+        kept = 2 * max(source, corrected) * ingest
+        found["analyze"] = Footprint(fixed + sums, read + result + kept)
     # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
     found["export"] = Footprint(0, 4 * out)
     return found

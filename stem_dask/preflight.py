@@ -254,6 +254,7 @@ def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
     for key in _NOT_DECIDING:
         if key != "layout" or suffix not in _LAYOUT_DECIDES:
             kept["output"].pop(key, None)
+    kept["analyze"].pop("ingest")
     if suffix != ".zarr":
         kept["output"]["format"] = suffix
     kept["input"] |= {key: [options["input"].get(key), digest] for key, digest in files.items()}

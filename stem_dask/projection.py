@@ -113,6 +113,7 @@ def memory_of(
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
         ahead=config.analyze.ahead,
+        ingest=config.analyze.ingest,
         shrunk=config.downsample.factor > 1 or what.dtype != what.patterns.newbyteorder("="),
     )
     # a chunk is held as it lies in the file, and decoded, until its part of the block is taken from it
@@ -235,6 +236,8 @@ def disk_need(
     )  # a second analysis, when there are hot pixels
     turned = turned_bytes(found)
     least, most = turned + kept, turned + 2 * kept + again
+    if config.analyze.ingest:
+        most += n * math.prod(what.detector) * what.patterns.itemsize
     if config.output.normalize != "none":
         most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
     for kind in (Path(config.output.path).suffix[1:], *config.output.export):

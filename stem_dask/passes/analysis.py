@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from stem_dask import report
 from stem_dask.errors import ConfigError, SourceError
+from stem_dask.exports import open_store
 from stem_dask.io.candidate import by
-from stem_dask.io.spool import SpoolSink
+from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.known import Known
 from stem_dask.model import Region, Window
 from stem_dask.options import Config
@@ -25,6 +26,7 @@ from stem_dask.stages.mask import suspected_hot_pixels
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.window import choose_window
+from stem_dask.target import Target
 
 
 class Profiles(Protocol):
@@ -47,7 +49,7 @@ class Analyzed:
 
 def analysis_options(config: Config) -> dict[str, Any]:
     """The options of the kernel."""
-    return config.analyze.model_dump(exclude={"ahead", "known"})
+    return config.analyze.model_dump(exclude={"ahead", "ingest", "known"})
 
 
 def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
@@ -56,13 +58,13 @@ def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
     if job.prepared.known is not None:
         found = _known(job.prepared.known, patterns, job.config.analyze.target_retention)
     else:
-        found = _computed(job, patterns, "analyze", "analysis")
+        found = _ingested(job, patterns) if job.config.analyze.ingest else _analyzed(job, patterns)
     job.hot = hot_pixels(found.analysis)
     if auto:
         job.hot = job.state.settled("hot_pixels", job.hot)
     if auto and job.hot:
-        patterns = job.masked(patterns, {"pixels": job.hot})
-        found = _computed(job, patterns, "analyze again", "analysis-again")
+        patterns = job.masked(found.patterns, {"pixels": job.hot})
+        found = _analyzed(job, patterns, "analyze again", "analysis-again")
     note_analysis(job, found.analysis)
     return found
 
@@ -79,16 +81,39 @@ def note_analysis(job: Job, analysis: xr.Dataset) -> None:
     job.warnings += report.analysis_warnings(analysis)
 
 
-def _computed(job: Job, patterns: xr.DataArray, stage: str, folder: str) -> Analyzed:
+def _analyzed(
+    job: Job, patterns: xr.DataArray, stage: str = "analyze", folder: str = "analysis"
+) -> Analyzed:
     """One pass: computed block by block into the run's folder, joined but for the profiles."""
-    options = analysis_options(job.config)
-    blocks = analysis_blocks(patterns, **options)
-    spare = job.spare(patterns)
-    instead = None if spare is None else analysis_blocks(spare, **options)
+    blocks, instead = _blocks(job, patterns)
     spool = SpoolSink(f"{job.folder}/{folder}")
     with job.room(patterns, None):
         job.compute(stage, blocks, instead, patterns, spool)
     return Analyzed(patterns, folded(job, patterns, spool), spool)
+
+
+def _ingested(job: Job, patterns: xr.DataArray) -> Analyzed:
+    """The same pass, which keeps the patterns compressed in the run's folder; all that follows reads them there."""
+    blocks, instead = _blocks(job, patterns)
+    spare = job.spare(patterns)
+    if spare is not None and instead is not None:
+        instead = {**instead, "patterns": spare.data}
+    copy, spool = Target(f"{job.folder}/ingested.zarr", patterns), SpoolSink(f"{job.folder}/ingest")
+    sink = Beside(copy.sink(), ("patterns",), spool)
+    with job.room(patterns, None):
+        job.compute("ingest", {**blocks, "patterns": patterns.data}, instead, patterns, sink)
+        copy.finish()
+    kept = patterns.copy(data=open_store(copy.built)[0].data)
+    return Analyzed(kept, folded(job, patterns, spool), spool)
+
+
+def _blocks(
+    job: Job, patterns: xr.DataArray
+) -> tuple[dict[str, da.Array], dict[str, da.Array] | None]:
+    """What is computed of every block, and instead of one that cannot be read."""
+    options, spare = analysis_options(job.config), job.spare(patterns)
+    instead = None if spare is None else analysis_blocks(spare, **options)
+    return analysis_blocks(patterns, **options), instead
 
 
 def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:
