@@ -267,6 +267,58 @@ def test_window_and_crop_equal_the_twins(align, metric, coverage):
     assert axis_of(back, "kx") == axis_of(patterns, "kx")
 
 
+class Asked:
+    """An array that notes which rows of the detector are asked for."""
+
+    def __init__(self, data):
+        self.data, self.shape, self.dtype, self.ndim = data, data.shape, data.dtype, data.ndim
+        self.rows = set()
+
+    def __getitem__(self, part):
+        self.rows.add((part[-2].start, part[-2].stop))
+        return self.data[part]
+
+
+def from_source(source):
+    """Lazy blocks of one row of the scan, as `sd.open` makes them."""
+    meta = np.empty((0,) * 4, source.dtype)
+    return da.from_array(source, chunks=(1, -1, -1, -1), inline_array=True, name=False, meta=meta)
+
+
+@pytest.mark.parametrize("box", [[2, 9, 4, 16], [0, 17, 3, 8], [9, 17, 0, 22]])
+def test_rows_that_no_window_has_are_not_read(box):
+    data = scan()
+    source = Asked(data)
+    axes = as_array(data)
+    read = from_source(source)
+    analysis = sd.analyze(axes).compute()
+    window = sd.choose_window(analysis, window=box, size_multiple=1)
+    found = sd.crop(axes.copy(data=read), analysis, window).compute()
+    np.testing.assert_array_equal(found, data[..., box[0] : box[1], box[2] : box[3]])
+    assert source.rows == {(box[0], box[1])}
+    masked = read.map_blocks(
+        lambda block: block, dtype="u2"
+    )  # whatever was computed is there whole
+    again = sd.crop(axes.copy(data=masked), analysis, window).compute()
+    np.testing.assert_array_equal(again, found)
+
+
+def test_rows_of_own_windows_that_leave_the_detector():
+    data = scan(seed=4)
+    source = Asked(data)
+    read = from_source(source)
+    analysis = sd.analyze(as_array(data)).compute()
+    window = sd.choose_window(analysis, size=6, align="pattern")
+    found = sd.crop(as_array(data).copy(data=read), analysis, window).compute()
+    origins = np.stack([found.window_y, found.window_x], -1).reshape(-1, 2)
+    expected = [
+        twins.crop(p, o, (6, 6)) for p, o in zip(data.reshape(-1, 17, 22), origins, strict=True)
+    ]
+    np.testing.assert_array_equal(found.values.reshape(-1, 6, 6), expected)
+    ys = origins[:, 0]
+    assert source.rows == {(max(ys.min(), 0), min(ys.max() + 6, 17))}
+
+
 def test_the_window_the_user_gives_is_cut():
     patterns = as_array(scan())
     analysis = sd.analyze(patterns).compute()

@@ -65,9 +65,9 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
             f"the analysis is of {analysis['center_y'].shape} positions, the patterns have {lead_shape(patterns)}; "
             "analyze the patterns that are cropped"
         )
-    data = blocks_of(patterns)
     origin_y, origin_x = window_origins(analysis, window)
-    out = _cut(data, origin_y.values, origin_x.values, window.shape)
+    data, first = _rows_of_windows(blocks_of(patterns), origin_y.values, window.shape[0])
+    out = _cut(data, origin_y.values - first, origin_x.values, window.shape)
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
     attrs = {**patterns.attrs, **window_attrs(window)}
     if patterns.attrs.get("k_origin") == "window_center":
@@ -146,6 +146,17 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     }
     whole = as_patterns(out, (*axes_of(cropped)[:-2], *source), attrs)
     return whole.assign_coords(kept)
+
+
+def _rows_of_windows(data: da.Array, origin_y: NDArray, height: int) -> tuple[da.Array, int]:
+    """The rows of the detector that any window has, and the first of them: the others need not be read.
+
+    Only where patterns come straight from a file: of what was computed a part would be a copy.
+    """
+    first, stop = max(int(origin_y.min()), 0), min(int(origin_y.max()) + height, data.shape[-2])
+    if len(data.dask.layers) > 1 or stop <= first:
+        return data, 0
+    return data[..., first:stop, :], first
 
 
 def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]) -> da.Array:
