@@ -17,7 +17,7 @@ FLOORS = [
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "state", "trust"},
-    {"report", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results", "tally",
+    {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results", "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},
     {"cropper", "run", "classic", "batch", "cli", "__init__"},
