@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
 from stem_dask.model import Align, Axis
+from stem_dask.panel import DPI, TICK_SIZE, color_bar, fitting, headline, inches, mark, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +22,11 @@ Pair = tuple[int, int]
 Worst = tuple[tuple[int, ...], NDArray, Pair, float]
 Panel = tuple[str, Callable[["Axes", "FigureData", Any], None], Any]
 
-COLUMNS, WIDTH_INCH, ROW_INCH, HEADER_INCH, DPI = 4, 16.0, 3.7, 0.9, 110
+COLUMNS, WIDTH, HEADER, CELL_HEIGHT = 4, 16.0, 0.9, 3.7
+# Every place is fixed, in inches: to have matplotlib measure all texts costs more than all the rest.
+LEFT, RIGHT, BELOW, ABOVE = 0.82, 0.7, 0.5, 0.5  # of a picture in its cell; a title has two lines
+TEXT_LEFT, TEXT_TOP = 0.4, 3.5  # of the text in its cell
 WINDOW, GOOD, BAD, ALLOWED, NOTHING = "#00e5ff", "#1b5e20", "#c00020", "#d17a00", "0.8"
-VIEW, BAR = (0.006, 0, 0.988, 0.995), (1.03, 0, 0.05, 1)  # place of all panels, of a colorbar
 MOST_PIXELS, MOST_TITLE, MOST_RINGS, MOST_BINS = 320, 110, 500, 60  # 320: what a panel can show
 TEXT_COLUMNS, TEXT_ROWS = 44, 25
 
@@ -66,7 +69,10 @@ def draw(report: FigureData, path: str | PathLike[str]) -> None:
     with _style():
         figure = build(report)
         try:  # matplotlib's version in the file would make the bytes differ for nothing
-            figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+            fast = {"compress_level": 1}
+            figure.savefig(
+                path, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs=fast
+            )
         except OSError as error:
             problem = f"cannot write the figure {str(path)!r}: {error}; choose a writable folder"
             raise StoreError(problem) from error
@@ -79,15 +85,21 @@ def build(report: FigureData) -> "Figure":
 
     panels = _panels(report)
     columns, rows = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
+    height, cell = HEADER + CELL_HEIGHT * rows, WIDTH / max(columns, 3)
+    left = (WIDTH - cell * columns) / 2 + LEFT
+    size = (cell - LEFT - RIGHT) / WIDTH, (CELL_HEIGHT - BELOW - ABOVE) / height
     with _style():
-        figure = Figure((WIDTH_INCH, HEADER_INCH + ROW_INCH * rows), DPI, layout="constrained")
+        figure = Figure((WIDTH, height), DPI)
         FigureCanvasAgg(figure)  # not pyplot: needs no display, leaves the caller's figures alone
-        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.12, rect=VIEW)
-        for place, (name, paint, value) in enumerate(panels, 1):
-            paint(figure.add_subplot(rows, columns, place, label=name), report, value)
+        for place, (name, paint, value) in enumerate(panels):
+            row, column = divmod(place, COLUMNS)
+            x, y = left + cell * column, CELL_HEIGHT * (rows - 1 - row) + BELOW
+            ax = figure.add_axes((x / WIDTH, y / height, *size), label=name, anchor="N")
+            paint(ax, report, value)
         verdict, color = _verdict(report)
-        title = _printable(report.title[:MOST_TITLE])
-        figure.suptitle(f"{title}\n{verdict}", color=color, fontsize=15)
+        title = f"{printable(report.title[:MOST_TITLE])}\n{verdict}"
+        look = {"y": 1 - 0.12 / height, "color": color, "fontsize": fitting(title, 100, 15)}
+        figure.suptitle(title, **look)
     return figure
 
 
@@ -123,34 +135,36 @@ def _draw_pattern(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
     """Mean or maximum with the window (own windows: the median one and the reach of all), or cropped."""
     cropped = ax.get_label() == "cropped mean"
     ys, xs, shape = report.window_y, report.window_x, report.window_shape
-    _show_pattern(ax, pattern, (cropped and report.output_axes) or report.axes)
-    if cropped or ys is None or xs is None or shape is None:
-        return
-    if report.align == "pattern":
-        reach = int(np.ptp(ys)) + shape[0], int(np.ptp(xs)) + shape[1]
-        _outline(ax, report, (int(ys.min()), int(xs.min())), reach, "reach")
-        ax.set_title(f"{ax.get_title()}\n(median window; dashed: reach of all)")
-    _outline(ax, report, (int(np.rint(np.median(ys))), int(np.rint(np.median(xs)))), shape)
+    title, boxes = "", []
+    if not (cropped or ys is None or xs is None or shape is None):
+        if report.align == "pattern":
+            reach = int(np.ptp(ys)) + shape[0], int(np.ptp(xs)) + shape[1]
+            boxes.append(("reach", (int(ys.min()), int(xs.min())), reach))
+            title = "\n(median window; dashed: reach of all)"
+        middle = int(np.rint(np.median(ys))), int(np.rint(np.median(xs)))
+        boxes.append(("window", middle, shape))
+    _show_pattern(ax, pattern, (cropped and report.output_axes) or report.axes, boxes)
+    rows, columns = pattern.shape
+    headline(ax, f"{ax.get_label()} pattern, {rows} x {columns} px{title}")
 
 
 def _draw_worst(ax: "Axes", report: FigureData, worst: Worst) -> None:
     index, pattern, origin, kept = worst
-    _show_pattern(ax, pattern, report.axes)
-    if report.window_shape:
-        _outline(ax, report, origin, report.window_shape)
+    shape = report.window_shape
+    _show_pattern(ax, pattern, report.axes, [("window", origin, shape)] if shape else [])
     place = ", ".join(str(int(i)) for i in index)
     color = BAD if kept < (report.min_retention or 0) else "black"
-    ax.set_title(f"{ax.get_label()}: scan ({place}), retention {kept:.4f}", color=color)
+    headline(ax, f"{ax.get_label()}: scan ({place}), retention {kept:.4f}", color)
 
 
 def _draw_text(ax: "Axes", report: FigureData, lines: tuple[str, ...]) -> None:
     ax.axis("off")
     wrapper = textwrap.TextWrapper(TEXT_COLUMNS, subsequent_indent="  ")
-    rows = [row for line in lines for row in wrapper.wrap(_printable(line)) or [""]]
+    rows = [row for line in lines for row in wrapper.wrap(printable(line)) or [""]]
     rows[TEXT_ROWS:] = ["…"] if len(rows) > TEXT_ROWS else []
-    x = -0.18 if len(ax.figure.axes) > 1 else 0.0  # the room of its column's tick labels
-    text = ax.text(x, 1, "\n".join(rows), va="top", family="DejaVu Sans Mono", fontsize=9)
-    text.set_in_layout(False)  # long text must not squeeze the pictures
+    x, y = np.array([TEXT_LEFT - LEFT, TEXT_TOP - BELOW]) / inches(ax)
+    text = ax.text(x, y, "\n".join(rows), va="top", family="DejaVu Sans Mono", fontsize=9)
+    text.set_linespacing(1.1)
 
 
 def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
@@ -166,25 +180,34 @@ def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
     lowest = min(target or 0.9, floor or 0.9, _finite(report.retention).min(initial=0.9))
     right = 2 * max(report.window_shape or (1, *size))
     ax.set(xlim=(0, right), ylim=(max(0.0, lowest - 0.1), 1.01))
-    ax.set(xlabel="window size (px)", ylabel="retention", title="retention against window size")
+    mark(ax.xaxis, "window size", "px", whole=True)
+    mark(ax.yaxis, "retention")
+    headline(ax, "retention against window size")
     ax.legend(loc="lower right", framealpha=1)
 
 
 def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
     known, chosen = _finite(radius), report.global_radius
-    ax.set(xlabel="radius (px)", ylabel="patterns", title="radius: every pattern is empty")
+    title = "radius: every pattern is empty"
     if known.size:
         low, high = int(known.min()), int(known.max())
         step = -(-(high - low + 1) // MOST_BINS)
         edges = (np.arange(low, high + step + 1, step) - 0.5).tolist()
         # A few patterns far out decide the window; among very many they show only on a log axis.
-        ax.hist(known, edges, color="#4c78a8", edgecolor="white", lw=0.5, log=known.size > 2000)
-        ax.set_xlim(low - 3, max(high, chosen or 0) + 3)
-        ax.set_title(f"radius per pattern: median {np.median(known):g}, max {high}")
+        log = known.size > 2000
+        counts, _, _ = ax.hist(known, edges, color="#4c78a8", edgecolor="white", lw=0.5, log=log)
+        most = float(np.max(counts))  # room for the legend above the bars
+        ax.set(
+            xlim=(low - 3, max(high, chosen or 0) + 3),
+            ylim=(0.5, 5 * most) if log else (0, 1.25 * most),
+        )
+        title = f"radius per pattern: median {np.median(known):g}, max {high}"
     if chosen is not None:
         ax.axvline(chosen, color="black", lw=2, label=f"global radius {chosen}")
-        ax.margins(y=0.2)  # room for the legend above the bars
         ax.legend(loc="upper center", framealpha=1)
+    mark(ax.xaxis, "radius", "px", whole=True)
+    mark(ax.yaxis, "patterns", whole=True)
+    headline(ax, title)
 
 
 def _draw_center(ax: "Axes", report: FigureData, center: NDArray) -> None:
@@ -196,7 +219,7 @@ def _draw_center(ax: "Axes", report: FigureData, center: NDArray) -> None:
     extend = "both" if far.max() > most else "neither"
     values, span = np.asarray(center) - middle, {"vmin": -most, "vmax": most}
     _show_scan(ax, report, values, extend, cmap="RdBu_r", **span)
-    ax.set_title(f"{ax.get_label()} − median {middle:.2f} (px)")
+    headline(ax, f"{ax.get_label()} − median {middle:.2f} (px)")
 
 
 def _draw_retention(ax: "Axes", report: FigureData, retention: NDArray) -> None:
@@ -207,16 +230,18 @@ def _draw_retention(ax: "Axes", report: FigureData, retention: NDArray) -> None:
     high = float(known.max(initial=floor + 1e-3))
     low = floor if len(below) else min(float(known.min(initial=high)), high - 1e-3)
     cmap, span = colormaps["viridis"].with_extremes(under=BAD), {"vmin": low, "vmax": high}
-    _show_scan(ax, report, values, "min" if len(below) else "neither", cmap=cmap, **span)
-    ax.set_title(f"retention ({len(below)} below {floor:g})", color=BAD if len(below) else "black")
     if values.ndim == 1:
         ax.axhline(floor, color=ALLOWED, ls="--", lw=1.4)
     if 0 < len(below) <= MOST_RINGS:  # one pixel of a large map would not be seen
         y = below[:, 0] if values.ndim == 2 else values[below[:, 0]]
         ax.scatter(below[:, -1], y, 60, facecolors="none", edgecolors=BAD, linewidths=1.5)
+    _show_scan(ax, report, values, "min" if len(below) else "neither", cmap=cmap, **span)
+    headline(ax, f"retention ({len(below)} below {floor:g})", BAD if len(below) else "black")
 
 
-def _show_pattern(ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis]) -> None:
+def _show_pattern(
+    ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis], boxes: Sequence[tuple[str, Pair, Pair]]
+) -> None:
     """Draw on a log scale, in the units of the axes; what has no logarithm is black."""
     from matplotlib.colors import LogNorm
 
@@ -230,21 +255,23 @@ def _show_pattern(ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis]) -> None
     low = float(np.clip(bright.min() / 2, bright.max() * 1e-6, bright.max() * 0.1))
     edges = (x.value(-0.5), x.value(cols - 0.5), y.value(rows - 0.5), y.value(-0.5))
     shown = ax.imshow(image.clip(low), "magma", LogNorm(low, bright.max()), extent=edges)
-    ax.set(ylabel=_printable(f"{y.name} ({y.units})"), xlabel=_printable(f"{x.name} ({x.units})"))
-    ax.set_title(f"{ax.get_label()} pattern, {rows} x {cols} px")
-    ax.locator_params(nbins=6)
-    _frame(ax, shown, 1.0 if x.units == y.units else abs(x.scale / y.scale))
+    for name, origin, shape in boxes:
+        _outline(ax, (y, x), origin, shape, name)
+    _frame(ax, 1.0 if x.units == y.units else abs(x.scale / y.scale))
+    mark(ax.xaxis, x.name, x.units)
+    mark(ax.yaxis, y.name, y.units)
+    color_bar(ax, shown)
 
 
-def _outline(ax: "Axes", report: FigureData, origin: Pair, shape: Pair, name: str = "") -> None:
+def _outline(ax: "Axes", axes: tuple[Axis, Axis], origin: Pair, shape: Pair, name: str) -> None:
     """Draw a window along the edges of its pixels; the view grows where it leaves the detector."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    y, x = map(_shown, report.axes)
+    y, x = axes
     corner = x.value(origin[1] - 0.5), y.value(origin[0] - 0.5)
     box = Rectangle(corner, x.scale * shape[1], y.scale * shape[0], fill=False, color=WINDOW, lw=2)
-    box.set(label=name or "window", ls="--" if name else "-", clip_on=False, zorder=3)
+    box.set(label=name, ls="--" if name == "reach" else "-", clip_on=False, zorder=3)
     box.set_path_effects([withStroke(linewidth=4, foreground="black")])
     ax.add_patch(box)
     ax.autoscale_view()
@@ -253,28 +280,31 @@ def _outline(ax: "Axes", report: FigureData, origin: Pair, shape: Pair, name: st
 def _show_scan(ax: "Axes", report: FigureData, values: NDArray, extend: str, **look: Any) -> None:
     """Draw one value a scan position: a map in scan indices, or a line for a list of patterns."""
     steps = [f" (step {a.scale:.3g} {a.units})" * a.calibrated for a in report.scan_axes]
-    names = [_printable(a.name + step) for a, step in zip(report.scan_axes, steps, strict=True)]
-    ax.set_xlabel(names[-1])
+    names = [a.name + step for a, step in zip(report.scan_axes, steps, strict=True)]
     if values.ndim == 1:
         ax.plot(values, ".-" if values.size <= 2000 else ",", color="C0", lw=0.8)
-    else:
-        shown = ax.imshow(np.ma.masked_invalid(values), **look)
-        ax.set_ylabel(names[0])
-        ax.locator_params(nbins=6, integer=True, min_n_ticks=1)
-        y, x = map(_shown, report.scan_axes)
-        _frame(ax, shown, abs(y.scale / x.scale) if x.units == y.units else 1.0, extend)
+        mark(ax.xaxis, names[-1], whole=True)
+        mark(ax.yaxis, "")
+        return
+    shown = ax.imshow(np.ma.masked_invalid(values), **look)
+    y, x = map(_shown, report.scan_axes)
+    _frame(ax, abs(y.scale / x.scale) if x.units == y.units else 1.0)
+    mark(ax.xaxis, names[1], whole=True)
+    mark(ax.yaxis, names[0], whole=True)
+    color_bar(ax, shown, extend)
 
 
-def _frame(ax: "Axes", shown: Any, aspect: float, extend: str = "neither") -> None:
-    """Add the colorbar, and keep true proportions unless they would leave a thin stripe."""
+def _frame(ax: "Axes", aspect: float) -> None:
+    """Keep true proportions unless they would leave a thin stripe."""
     ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
     ax.set(facecolor=NOTHING, aspect=aspect if 0.5 <= ratio <= 2 else "auto")
-    ax.figure.colorbar(shown, cax=ax.inset_axes(BAR), extend=extend)
+    ax.apply_aspect()  # now, because the size decides how many ticks have room
 
 
 def _shown(axis: Axis) -> Axis:
     """The axis as drawn: in its own units, in pixels without them."""
-    good = axis.calibrated and np.isfinite([axis.scale, axis.offset]).all() and axis.scale != 0
+    good = axis.calibrated and 1e-30 < abs(axis.scale) < 1e30
+    good = good and abs(axis.offset) < 1e9 * abs(axis.scale)
     return axis if good else replace(axis, scale=1.0, offset=0.0, units="px")
 
 
@@ -283,18 +313,20 @@ def _finite(values: NDArray | None) -> NDArray:
     return flat[np.isfinite(flat)]
 
 
-def _printable(text: str) -> str:
-    """Text that the fonts can draw and that is not taken for a formula."""
-    from matplotlib.font_manager import findfont, get_font
-
-    known = get_font(findfont("DejaVu Sans Mono")).get_charmap()
-    return "".join(c if ord(c) in known else "?" for c in text.expandtabs()).replace("$", r"\$")
-
-
 def _style() -> AbstractContextManager[None]:
     """Matplotlib's own defaults, so that the user's settings change nothing."""
-    import matplotlib.style
+    import matplotlib
 
-    ours = {"axes.titlesize": 11, "legend.fontsize": 9, "image.interpolation": "nearest"}
-    ours |= {"xtick.labelsize": 9, "ytick.labelsize": 9, "axes.formatter.useoffset": False}
-    return matplotlib.style.context(["default", ours])
+    # A title with a place is not moved, and then need not be measured against all ticks.
+    ours = {
+        "axes.titley": 1.0,
+        "legend.fontsize": 9,
+        "image.interpolation": "nearest",
+        "image.interpolation_stage": "data",
+    }
+    ours |= {"xtick.labelsize": TICK_SIZE, "ytick.labelsize": TICK_SIZE}
+    # All but the backend, which a context would not give back.
+    default: dict[Any, Any] = {
+        key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
+    }
+    return matplotlib.rc_context(default | ours)

@@ -107,7 +107,7 @@ def test_all_panels_are_written(tmp_path):
         "mean", "max", "cropped mean", "text", "worst 1", "worst 2", "worst 3", "curve", "radius",
         "center_y", "center_x", "retention",
     ]  # fmt: skip
-    assert figure.get_layout_engine() is not None
+    assert figure.get_layout_engine() is None  # fixed places; an engine draws everything twice
 
 
 def test_equal_data_give_equal_bytes(tmp_path):
@@ -376,8 +376,51 @@ def test_any_text_is_drawn(tmp_path):
     assert shown.get_text().endswith("…")
 
 
-def test_labels_and_titles_do_not_overlap():
-    figure, found = panels(make(align="pattern"))
+def long_numbers():
+    long = {"scale": 1e-4, "offset": -0.0125, "units": "1/nm"}
+    data = make((4, 5), (64, 64), align="pattern")
+    axes, output = ((Axis("ky", n, **long), Axis("kx", n, **long)) for n in (64, 12))
+    return replace(data, axes=axes, output_axes=output)
+
+
+def large_numbers():
+    data = make()
+    worst = [(index, 1e9 * pattern, *more) for index, pattern, *more in data.worst]
+    known = {"mean_pattern": 1e9 * data.mean_pattern, "center_y": 1e3 * data.center_y}
+    return replace(data, max_pattern=3e8 * data.max_pattern, worst=worst, **known)
+
+
+def small_units():
+    small = {"scale": 1.7e-7, "offset": -2.3e-5, "units": "m"}
+    return replace(make(), axes=(Axis("ky", 24, **small), Axis("kx", 32, **small)))
+
+
+def not_cropped():
+    data = make()
+    known = {"mean_pattern": data.mean_pattern, "max_pattern": data.max_pattern}
+    return FigureData(
+        title="raw", axes=data.axes, scan_axes=data.scan_axes, lines=data.lines, **known
+    )
+
+
+CASES = {
+    "usual": make,
+    "own windows": lambda: make(align="pattern"),
+    "list": lambda: make((9,)),
+    "row": lambda: make((1, 40)),
+    "column": lambda: make((40, 1)),
+    "wide": lambda: make((2, 40), (12, 60)),
+    "much text": lambda: replace(make(), lines=("all the words of a long report " * 5,) * 20),
+    "long numbers": long_numbers,
+    "large numbers": large_numbers,
+    "small units": small_units,
+    "not cropped": not_cropped,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_text_overlaps_another(case):
+    figure, found = panels(CASES[case]())
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     box = figure.bbox
@@ -386,11 +429,52 @@ def test_labels_and_titles_do_not_overlap():
         texts += [ax.title, *ax.texts]
         if ax.get_label() != "text":
             texts += [ax.xaxis.label, ax.yaxis.label]
-    extents = [text.get_window_extent(renderer) for text in texts if text.get_text()]
-    for i, one in enumerate(extents):
-        assert box.x0 <= one.x0 < one.x1 <= box.x1
-        assert box.y0 <= one.y0 < one.y1 <= box.y1
-        assert not any(one.overlaps(other) for other in extents[:i])
+            texts += [*ax.get_xticklabels(), *ax.get_yticklabels()]
+    extents = [
+        (text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()
+    ]
+    assert len(extents) > 10
+    for i, (text, one) in enumerate(extents):
+        assert box.x0 <= one.x0 < one.x1 <= box.x1, text
+        assert box.y0 <= one.y0 < one.y1 <= box.y1, text
+        assert not [(text, other) for other, place in extents[:i] if one.overlaps(place)]
+
+
+def test_bars_and_pictures_keep_clear_of_the_text_of_other_panels():
+    for case in CASES.values():
+        figure, found = panels(case())
+        figure.canvas.draw()
+        renderer = figure.canvas.get_renderer()
+        for name, ax in found.items():
+            if name == "text":
+                continue
+            around = ax.get_window_extent(renderer).padded(1)
+            around.x1 += 0.2 * DPI  # its colorbar
+            for other in set(found) - {name}:
+                for text in (*found[other].texts, found[other].title, found[other].yaxis.label):
+                    extent = text.get_window_extent(renderer)
+                    assert not (text.get_text() and around.overlaps(extent)), (name, other)
+
+
+def test_colors_are_numbered_at_their_place():
+    _, found = panels(large_numbers())
+    shown = found["mean"].images[0]
+    numbers = [(float(text.get_text()), text.get_position()[1]) for text in found["mean"].texts]
+    assert [value for value, _ in numbers] == [1e8, 1e9, 1e10]
+    for value, place in numbers:
+        assert place == pytest.approx(shown.norm(value))
+    shown = found["center_y"].images[0]
+    texts = [text.get_text() for text in found["center_y"].texts]
+    assert texts == ["−2000", "−1000", "0", "1000", "2000"]
+    assert found["center_y"].texts[2].get_position()[1] == pytest.approx(0.5)
+
+
+def test_small_units_are_numbered_with_a_common_factor():
+    _, found = panels(small_units())
+    assert found["mean"].get_xlabel() == "kx (1e-5 m)"
+    texts = [text.get_text() for text in found["mean"].get_yticklabels()]
+    assert texts == ["−2.3", "−2.2", "−2.1", "−2.0"]
+    np.testing.assert_allclose(found["mean"].get_yticks(), [-2.3e-5, -2.2e-5, -2.1e-5, -2e-5])
 
 
 def test_file_that_cannot_be_written_is_a_store_error(tmp_path):
