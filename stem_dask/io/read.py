@@ -17,6 +17,7 @@ from stem_dask.io.families import open_file
 from stem_dask.io.frames import Flipped, Squeezed
 from stem_dask.io.raw import RawLayout
 from stem_dask.io.sources import (
+    DETECTOR_FIRST,
     FlatFile,
     Missing,
     ScanOfList,
@@ -242,7 +243,7 @@ def _arrange(name: str, chosen: Candidate, view: _View, geometry: _Geometry) -> 
     if _detector_first(name, chosen, geometry.scan_order):
         note = "the detector's axes come first in the file; reading takes longer"
         view = view.on(
-            Transposed(source, (2, 3, 0, 1)), _named((*axes[2:], *axes[:2]), names), note
+            Transposed(source, DETECTOR_FIRST), _named((*axes[2:], *axes[:2]), names), note
         )
     else:
         view = replace(view, axes=_named(axes, names))

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from stem_dask.errors import SourceError
 from stem_dask.io.damage import told
 from stem_dask.io.publish import named
+from stem_dask.kernels.turn import patterns_first
 
 Slices = tuple[slice, ...]
 #: what becomes of chunk files of a zarr store that are not there
 Missing = Literal["refuse", "zero"]
 
+#: order of axes that makes (scan_y, scan_x, ky, kx) of (ky, kx, scan_y, scan_x)
+DETECTOR_FIRST = (2, 3, 0, 1)
 #: shorter runs all over a file are not read one by one: a call for each takes longer than to look at its page
 MAPPED_RUN_BYTES = 4096
 
@@ -168,7 +171,11 @@ class Transposed(Wrapped):
 
     def __getitem__(self, part: Slices) -> NDArray:
         there = tuple(part[self.order.index(i)] for i in range(len(self.shape)))
-        return np.ascontiguousarray(self.source[there].transpose(self.order))
+        found = self.source[there]
+        if self.order != DETECTOR_FIRST:
+            return np.ascontiguousarray(found.transpose(self.order))
+        ky, kx, *scan = found.shape
+        return patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
 
 
 @dataclass(frozen=True)

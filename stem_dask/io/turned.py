@@ -24,14 +24,19 @@ from numpy.typing import NDArray
 from stem_dask.errors import ConfigError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.publish import named, remove
-from stem_dask.io.sources import FlatFile, Selection, Slices, Source, Transposed
+from stem_dask.io.sources import (
+    DETECTOR_FIRST,
+    FlatFile,
+    Selection,
+    Slices,
+    Source,
+    Transposed,
+)
 from stem_dask.kernels.turn import patterns_first
 from stem_dask.model import Record, Region
 
 #: bytes that are read at once where only a part of each scan is wanted
 READ_BYTES = 2**23
-#: axes (scan_y, scan_x, ky, kx) of a source whose file has (ky, kx, scan_y, scan_x)
-_ORDER = (2, 3, 0, 1)
 _WHOLE = (slice(None),) * 4
 
 Ranges = tuple[range, range, range, range]
@@ -125,7 +130,7 @@ def _ranges(source: Source) -> tuple[FlatFile, Ranges] | None:
     """The flat file below, and the indices on its axes that the views above it leave."""
     if isinstance(source, Transposed):
         file = source.source
-        if source.order != _ORDER or not isinstance(file, FlatFile):
+        if source.order != DETECTOR_FIRST or not isinstance(file, FlatFile):
             return None
         ky, kx, y, x = map(range, file.shape)
         return file, (ky, kx, y, x)
