@@ -102,6 +102,19 @@ def pt(path):
     return path
 
 
+def packed(path, codec):
+    imwrite = pytest.importorskip("tifffile").imwrite
+    imwrite(
+        path,
+        numbers(),
+        compression=codec,
+        predictor=codec == "lzw",
+        rowsperstrip=4,
+        photometric="minisblack",
+    )
+    return path
+
+
 def raw(path):
     path.write_bytes(numbers().tobytes())
     return path
@@ -132,6 +145,9 @@ FAMILIES = {
     "tvips": (lambda f: tvips(f / "a_000.tvips", STACKED), STACK),
     "tif": (lambda f: tiff(f / "a.tif", STACKED, strips=2), STACK),
     "bigtiff": (lambda f: tiff(f / "a.tiff", STACKED, ">", big=True), STACK),
+    "tif of deflate": (lambda f: packed(f / "a.tif", "deflate"), {}),
+    "tif of lzw": (lambda f: packed(f / "a.tif", "lzw"), {}),
+    "tif of packbits": (lambda f: packed(f / "a.tif", "packbits"), {}),
     "raw": (lambda f: raw(f / "a.raw"), {"shape": SHAPE, "dtype": "u2"}),
 }
 

@@ -25,7 +25,7 @@ FLOORS = [
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
     "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
-    "fcntl", "resource", "pwd", "grp",
+    "imagecodecs", "fcntl", "resource", "pwd", "grp",
 }  # fmt: skip
 #: loaded before a word is said to the user
 LIGHT = ("run", "classic", "cli", "errors", "model", "config", "__init__")
