@@ -79,6 +79,10 @@ def zspy(path):
     for i, size in enumerate(SHAPE[:2]):
         axis = group.create_group(f"axis-{i}")
         axis.attrs.update({"name": "x", "size": size, "scale": 0.5, "offset": 1.0, "units": "nm"})
+    own = group.create_group("metadata/stem_dask")
+    own.attrs["intensity"] = "counts"
+    own.create_array("valid", data=np.ones(SHAPE[:2], bool))
+    group.create_group("original_metadata/tags").create_array("curve", data=np.arange(3))
     return path
 
 

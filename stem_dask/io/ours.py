@@ -1,22 +1,26 @@
-"""What our own outputs (.zarr, .hspy, .h5, .pt) say of themselves, so that a second job keeps it.
+"""What our own outputs (.zarr, .zspy, .hspy, .h5, .pt) say of themselves, so that a second job keeps it.
 
 Everything here is read from files that may come from anywhere, and is taken only when it is what we would have written.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io import zarr_metadata
 from stem_dask.io.candidate import number
+from stem_dask.io.damage import told
 from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
 from stem_dask.io.sources import Hdf5Dataset, Source, ZarrArray
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
 #: dimensions of patterns as we write them
 OUR_DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
+#: where a signal of HyperSpy has what is ours
+_OWN = "metadata/stem_dask"
 #: positions that are looked at at once, and at all: a damaged file may claim any number
 _POSITIONS, _MOST_POSITIONS = 2**20, 2**28
 
@@ -93,32 +97,63 @@ def of_zarr(
     }
 
 
-def of_hspy(path: str, signal: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     """What a HyperSpy signal in an HDF5 file says beside its data: of ours everything, of others the microscope.
 
-    ``attributes`` are those of the file and of the data, which are kept when the signal is not of ours.
+    ``others`` are attributes of the file and of the data, which are kept when the signal is not of ours.
     """
     import h5py
 
-    said: dict[str, Any] = {}
-    microscope = member(signal, "metadata/Acquisition_instrument/TEM", h5py.Group)
-    if microscope is not None:
-        said["beam_energy_kv"] = attributes_of(microscope).get("beam_energy")
-    general = member(signal, "metadata/General", h5py.Group)
-    if general is not None:
-        said["title"] = attributes_of(general).get("title")
-    original = member(signal, "original_metadata", h5py.Group)
-    tree = {} if original is None else tree_of(original)
-    ours = member(signal, "metadata/stem_dask", h5py.Group)
-    if ours is None:
-        kept = {"original_metadata": tree} if tree else {}
-        return {"about": about(said), "metadata": {**kept, **attributes}}
-    own = attributes_of(ours)
+    def attributes(name: str) -> dict[str, Any] | None:
+        group = member(signal, name, h5py.Group)
+        return None if group is None else attributes_of(group)
+
+    def tree(name: str) -> dict[str, Any]:
+        group = member(signal, name, h5py.Group)
+        return {} if group is None else tree_of(group)
+
+    data, valid = (member(signal, name, h5py.Dataset) for name in ("data", f"{_OWN}/valid"))
+    notes = _lost_in_hdf5(path, valid, data)
+    return {**_of_signal(attributes, tree, others), "notes": notes}
+
+
+def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
+    """The same of a HyperSpy signal in a zarr store; ``signal`` is the name of its group, ``data`` its array."""
+    import zarr
+
+    def attributes(name: str) -> dict[str, Any] | None:
+        return zarr_metadata.attributes_of(path, f"{signal}/{name}")
+
+    def tree(name: str) -> dict[str, Any]:
+        return zarr_metadata.tree_of(path, f"{signal}/{name}")
+
+    notes: tuple[str, ...] = ()
+    if attributes(f"{_OWN}/valid") is not None:
+        name = f"{signal}/{_OWN}/valid"
+        with told(f"{path}: {name} cannot be read"):
+            valid: Any = zarr.open_array(path, path=name, mode="r")
+        if valid.shape == data.shape[:-2]:
+            notes = lost_note(ZarrArray(path, name, np.dtype(valid.dtype), valid.shape))
+    return {**_of_signal(attributes, tree, {}), "notes": notes}
+
+
+def _of_signal(
+    attributes: Callable[[str], dict[str, Any] | None],
+    tree: Callable[[str], dict[str, Any]],
+    others: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the groups of a signal say, by whatever reads their attributes, and what is below them."""
+    said: dict[str, Any] = {
+        "beam_energy_kv": (attributes("metadata/Acquisition_instrument/TEM") or {}).get("beam_energy"),
+        "title": (attributes("metadata/General") or {}).get("title"),
+    }  # fmt: skip
+    original, own = tree("original_metadata"), attributes(_OWN)
+    if own is None:
+        kept = {"original_metadata": original} if original else {}
+        return {"about": about(said), "metadata": {**kept, **others}}
     said |= {name: own.get(name) for name in ("intensity", "k_origin")}
-    given = member(ours, "given", h5py.Group)
-    said["given"] = None if given is None else tree_of(given)
-    data, valid = member(signal, "data", h5py.Dataset), member(ours, "valid", h5py.Dataset)
-    return {"about": about(said), "metadata": tree, "notes": _lost_in_hdf5(path, valid, data)}
+    said["given"] = tree(f"{_OWN}/given")
+    return {"about": about(said), "metadata": original}
 
 
 def is_h5(file: Any) -> bool:
