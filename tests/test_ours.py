@@ -71,7 +71,7 @@ def test_a_cropped_dataset_is_read_back_whole(
         assert attrs["intensity"] == "counts"
         assert attrs["k_origin"] == {"fixed": "detector", "pattern": "window_center"}[align]
         assert (
-            "10 of 30 patterns could not be read when this was written: they are zeros"
+            "10 of 30 patterns could not be read when this was written: they are zeros, and stay invalid"
             in (attrs["notes"])
         )
         assert attrs["given"] == stored.attrs["given"] == GIVEN

@@ -5,16 +5,18 @@ Everything here is read from files that may come from anywhere, and is taken onl
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io import zarr_metadata
 from stem_dask.io.candidate import number
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
-from stem_dask.io.sources import Hdf5Dataset, Source, ZarrArray
+from stem_dask.io.sources import Hdf5Dataset, Slices, Source, Wrapped, ZarrArray
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
 #: dimensions of patterns as we write them
@@ -54,14 +56,29 @@ def about(said: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def lost_note(valid: Source) -> tuple[str, ...]:
-    """What to say of positions that could not be read when the file was written, from its array ``valid``."""
-    if valid.dtype.kind != "b" or not math.prod(valid.shape):
-        return ()
+@dataclass(frozen=True)
+class Positions(Wrapped):
+    """One value a pattern, seen as patterns of one pixel: (…) as (…, 1, 1), so that it is folded and cut as they are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes with two axes of length 1 behind."""
+        return (*self.source.shape, 1, 1)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        return self.source[part[:-2]][..., None, None][..., part[-2], part[-1]]
+
+
+def lost(valid: Source | None) -> dict[str, Any]:
+    """Which positions could not be read when the file was written, from its array ``valid``: as arguments of `Candidate`.
+
+    ``valid`` is left out when nothing is missing, or when the array cannot be read, which is noted.
+    """
+    if valid is None or valid.dtype.kind != "b" or not math.prod(valid.shape):
+        return {}
     if math.prod(valid.shape) > _MOST_POSITIONS:
-        return (
-            f"which patterns could not be read before is not known: {math.prod(valid.shape):,} are more than can be looked at",
-        )
+        return {"notes": (f"which patterns could not be read before is not known: {math.prod(valid.shape):,} are more "
+                          "than can be looked at",)}  # fmt: skip
     rows = max(1, _POSITIONS // max(1, math.prod(valid.shape[1:])))
     rest = (slice(None),) * (len(valid.shape) - 1)
     n = 0
@@ -70,12 +87,14 @@ def lost_note(valid: Source) -> tuple[str, ...]:
             block = valid[(slice(start, start + rows), *rest)]
             n += block.size - int(np.count_nonzero(block))
     except SourceError as error:
-        return (f"which patterns could not be read before is not known: {error}",)
+        return {"notes": (f"which patterns could not be read before is not known: {error}",)}
     if not n:
-        return ()
-    return (
-        f"{n:,} of {math.prod(valid.shape):,} patterns could not be read when this was written: they are zeros",
+        return {}
+    note = (
+        f"{n:,} of {math.prod(valid.shape):,} patterns could not be read when this was written: they are zeros, and "
+        "stay invalid"
     )
+    return {"notes": (note,), "valid": Positions(valid)}
 
 
 def of_zarr(
@@ -86,14 +105,14 @@ def of_zarr(
     if tuple(getattr(getattr(patterns, "metadata", None), "dimension_names", None) or ()) not in OUR_DIMS:  # fmt: skip
         return None
     assert patterns is not None
-    notes: tuple[str, ...] = ()
+    positions = None
     if valid is not None and valid.shape == patterns.shape[:-2]:
-        notes = lost_note(ZarrArray(path, "valid", np.dtype(valid.dtype), valid.shape))
+        positions = ZarrArray(path, "valid", np.dtype(valid.dtype), valid.shape)
     kept = attrs.get("original_metadata")
     return {
         "about": about({**attrs, **patterns.attrs}),
         "metadata": kept if isinstance(kept, dict) else None,
-        "notes": notes,
+        **lost(positions),
     }
 
 
@@ -113,8 +132,7 @@ def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]
         return {} if group is None else tree_of(group)
 
     data, valid = (member(signal, name, h5py.Dataset) for name in ("data", f"{_OWN}/valid"))
-    notes = _lost_in_hdf5(path, valid, data)
-    return {**_of_signal(attributes, tree, others), "notes": notes}
+    return {**_of_signal(attributes, tree, others), **_lost_in_hdf5(path, valid, data)}
 
 
 def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
@@ -127,14 +145,14 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
     def tree(name: str) -> dict[str, Any]:
         return zarr_metadata.tree_of(path, f"{signal}/{name}")
 
-    notes: tuple[str, ...] = ()
+    positions = None
     if attributes(f"{_OWN}/valid") is not None:
         name = f"{signal}/{_OWN}/valid"
         with told(f"{path}: {name} cannot be read"):
             valid: Any = zarr.open_array(path, path=name, mode="r")
         if valid.shape == data.shape[:-2]:
-            notes = lost_note(ZarrArray(path, name, np.dtype(valid.dtype), valid.shape))
-    return {**_of_signal(attributes, tree, {}), "notes": notes}
+            positions = ZarrArray(path, name, np.dtype(valid.dtype), valid.shape)
+    return {**_of_signal(attributes, tree, {}), **lost(positions)}
 
 
 def _of_signal(
@@ -176,14 +194,14 @@ def of_h5(path: str, file: Any) -> dict[str, Any]:
     return {
         "about": about(said),
         "metadata": None if original is None else tree_of(original),
-        "notes": _lost_in_hdf5(path, valid, patterns),
+        **_lost_in_hdf5(path, valid, patterns),
     }
 
 
-def _lost_in_hdf5(path: str, valid: Any, patterns: Any) -> tuple[str, ...]:
+def _lost_in_hdf5(path: str, valid: Any, patterns: Any) -> dict[str, Any]:
     if valid is None or patterns is None or valid.shape != patterns.shape[:-2]:
-        return ()
-    return lost_note(Hdf5Dataset(path, valid.name, valid.dtype, valid.shape))
+        return {}
+    return lost(Hdf5Dataset(path, valid.name, valid.dtype, valid.shape))
 
 
 def of_tensors(content: Mapping[Any, Any]) -> dict[str, Any] | None:

@@ -120,8 +120,10 @@ def unpacked(content: bytes, compression: int, n_bytes: int) -> bytes:
 
     Examples
     --------
-    >>> unpacked(b"\xfb7\x01ab", 32773, 8), unpacked(zlib.compress(bytes(10**6)), 8, 8)
-    (b'777777ab', b'\x00\x00\x00\x00\x00\x00\x00\x00\x00')
+    >>> unpacked(bytes([0xFB, 55, 1, 97, 98]), 32773, 8)
+    b'777777ab'
+    >>> len(unpacked(zlib.compress(bytes(10**6)), 8, 60))
+    61
     """
     if compression == 1:
         return content

@@ -1,5 +1,6 @@
 """Dark and gain correction when the patterns are read: before the mask, and as float32 from there on."""
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ def apply_correction(
 
     Returns
     -------
-    DataArray of float32, with the attribute ``corrected``; the patterns as they are when there is neither
+    DataArray of float32, with the attribute ``corrected``; the patterns as they are when there is neither. Where the
+    coordinate ``valid`` is False they stay zeros.
 
     Examples
     --------
@@ -34,10 +36,21 @@ def apply_correction(
     used = [name for name, plane in (("dark", dark), ("gain", gain)) if plane is not None]
     if not used:
         return patterns
-    out = blocks_of(patterns).map_blocks(_correct_block, dark, gain, dtype=np.dtype(np.float32))
+    data, valid = blocks_of(patterns), None
+    if "valid" in patterns.coords:
+        chunks = (*data.chunks[:-2], (1,), (1,))
+        valid = da.from_array(patterns.coords["valid"].values[..., None, None], chunks=chunks)
+    out = da.map_blocks(
+        _correct_block, data, dark, gain, valid, chunks=data.chunks, dtype=np.dtype(np.float32)
+    )
     return patterns.copy(data=out).assign_attrs(corrected=used)
 
 
-def _correct_block(block: NDArray, dark: Plane | None, gain: Plane | None) -> NDArray[np.float32]:
+def _correct_block(
+    block: NDArray, dark: Plane | None, gain: Plane | None, valid: NDArray[np.bool_] | None
+) -> NDArray[np.float32]:
     planes = (plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain))
-    return correct_patterns(block, *planes)
+    out = correct_patterns(block, *planes)
+    if valid is not None:
+        out[~valid[..., 0, 0]] = 0
+    return out
