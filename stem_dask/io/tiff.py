@@ -47,7 +47,7 @@ class _Places:
         """The page continues the last run, or begins another."""
         if not page.is_plain:
             return None
-        offset = page.offsets[0]
+        offset = int(page.offsets[0])
         if runs:
             run = runs[-1]
             step = offset - run.offset if run.count == 1 else run.stride
@@ -74,12 +74,13 @@ def list_tiff(path: str) -> list[Candidate]:
     n_bytes = prod(first.shape) * first.dtype.itemsize
     runs = places.runs
     if places.count == 1 and runs is not None and count > 1:
-        need = first.offsets[0] + count * n_bytes
+        start = int(first.offsets[0])
+        need = start + count * n_bytes
         if need > directories.size:
             directories.fail(
                 f"{count:,} pages need {need:,} bytes, the file has {directories.size:,}"
             )
-        runs = [Run(path, first.offsets[0], n_bytes, count)]
+        runs = [Run(path, start, n_bytes, count)]
     source: Source
     if runs is not None:
         source = FramedFile(tuple(runs), first.dtype, first.shape)

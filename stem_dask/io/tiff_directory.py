@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import by
@@ -16,9 +17,9 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _FILL, _DESCRIPTION, _OFFSETS, _SAMPLES, _
 _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _FORMAT = (
     317, 322, 323, 324, 325, 339,
 )  # fmt: skip
-_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of entries that are whole numbers
+_NUMBERS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}  # types of entries that are whole numbers
 _KINDS = {1: "u", 2: "i", 3: "f"}
-_MOST_ENTRIES, _MOST_PARTS = 4096, 1 << 20
+_MOST_ENTRIES, _MOST_PARTS = 4096, 1 << 16
 #: more bytes than this never come out of one: LZW without a clear code makes 3,838 of 12 bits, deflate 1,032 of one
 _MOST_EXPANDED = 2600
 #: compressions that are read, by their code
@@ -44,8 +45,8 @@ class Page:
     predictor: int
     tiled: bool
     part: tuple[int, int]
-    offsets: tuple[int, ...]
-    counts: tuple[int, ...]
+    offsets: NDArray
+    counts: NDArray
     description: str
 
     @property
@@ -63,9 +64,8 @@ class Page:
     def is_plain(self) -> bool:
         """Whether the pixels lie one after another as they are."""
         step = self.part[0] * self.part[1] * self.dtype.itemsize
-        first = self.offsets[0]
-        in_order = all(at == first + i * step for i, at in enumerate(self.offsets))
-        return self.compression == 1 and not self.tiled and in_order
+        in_order = self.compression == 1 and bool(np.all(np.diff(self.offsets) == step))
+        return in_order and not self.tiled
 
 
 class Directories:
@@ -118,19 +118,21 @@ class Directories:
         (following,) = struct.unpack_from(self.order + end, block, n * layout.size)
         return entries, following
 
-    def _numbers(
-        self, entries: dict[int, Any], tag: int, default: int | None = None
-    ) -> tuple[int, ...]:
-        """The whole numbers of an entry."""
+    def _number(self, entries: dict[int, Any], tag: int, default: int | None = None) -> int:
+        """The first whole number of an entry."""
+        if tag not in entries and default is not None:
+            return default
+        return int(self._numbers(entries, tag)[0])
+
+    def _numbers(self, entries: dict[int, Any], tag: int) -> NDArray:
+        """The whole numbers of an entry, uint64."""
         if tag not in entries:
-            if default is None:
-                self.fail(f"a page lacks the entry {tag}")
-            return (default,)
+            self.fail(f"a page lacks the entry {tag}")
         kind, n, field = entries[tag]
         if kind not in _NUMBERS or not 1 <= n <= _MOST_PARTS:
             self.fail(f"the entry {tag} of a page has the type {kind} and {n:,} values")
-        layout = struct.Struct(f"{self.order}{n}{_NUMBERS[kind]}")
-        return layout.unpack(self._field(field, layout.size))
+        dtype = np.dtype(self.order + _NUMBERS[kind])
+        return np.frombuffer(self._field(field, n * dtype.itemsize), dtype).astype(np.uint64)
 
     def _field(self, field: bytes, n_bytes: int) -> bytes:
         """The bytes of an entry: in its field, or where that points to."""
@@ -142,25 +144,25 @@ class Directories:
     def page(self, entries: dict[int, Any]) -> Page:
         """What a directory describes."""
         compression, predictor = self._coding(entries)
-        bits = self._numbers(entries, _BITS, 1)[0]
-        kind = _KINDS.get(self._numbers(entries, _FORMAT, 1)[0])
+        bits = self._number(entries, _BITS, 1)
+        kind = _KINDS.get(self._number(entries, _FORMAT, 1))
         if kind is None or bits not in ((16, 32, 64) if kind == "f" else (8, 16, 32, 64)):
             raise SourceError(f"{self.path}: pixels of {bits} bits are not read; save 8, 16 or 32")
         if predictor == 3 and kind != "f":
             self.fail(
                 f"predictor 3 is for real numbers, and the pixels are integers of {bits} bits"
             )
-        shape = (self._numbers(entries, _HEIGHT)[0], self._numbers(entries, _WIDTH)[0])
+        shape = (self._number(entries, _HEIGHT), self._number(entries, _WIDTH))
         tiled = _TILE_OFFSETS in entries
         if tiled:
-            height, width = (self._numbers(entries, tag)[0] for tag in (_TILE_HEIGHT, _TILE_WIDTH))
+            height, width = (self._number(entries, tag) for tag in (_TILE_HEIGHT, _TILE_WIDTH))
         else:
-            height, width = min(self._numbers(entries, _ROWS, shape[0])[0], shape[0]), shape[1]
+            height, width = min(self._number(entries, _ROWS, shape[0]), shape[0]), shape[1]
         if min(*shape, height, width) < 1:
             self.fail(f"a page is {by(shape)} pixels, in parts of {by((height, width))}")
         offsets = self._numbers(entries, _TILE_OFFSETS if tiled else _OFFSETS)
         tag = _TILE_COUNTS if tiled else _COUNTS
-        counts = self._numbers(entries, tag) if tag in entries else ()
+        counts = self._numbers(entries, tag) if tag in entries else np.empty(0, np.uint64)
         _, n, field = entries.get(_DESCRIPTION, (2, 0, b""))
         text = self._field(field, min(n, 10_000)).decode("utf-8", "replace").rstrip("\0")
         dtype = np.dtype(f"{self.order}{kind}{bits // 8}")
@@ -170,20 +172,20 @@ class Directories:
 
     def _coding(self, entries: dict[int, Any]) -> tuple[int, int]:
         """Compression and predictor; refused when they are none that is read, or the page has colours."""
-        compression = self._numbers(entries, _COMPRESSION, 1)[0]
+        compression = self._number(entries, _COMPRESSION, 1)
         if compression not in READ:
             name = _OTHERS.get(compression, "unknown")
             raise SourceError(
                 f"{self.path}: a page is compressed by {name} (compression {compression}), which is not read; {_REMEDY}"
             )
-        predictor = self._numbers(entries, _PREDICTOR, 1)[0]
+        predictor = self._number(entries, _PREDICTOR, 1)
         if predictor not in ((1, 2, 3) if compression in _PREDICTED else (1,)):
             raise SourceError(
                 f"{self.path}: a page has the predictor {predictor} with the compression {READ[compression]}, which is "
                 f"not read; {_REMEDY}"
             )
         for what, tag in (("values a pixel", _SAMPLES), ("order of the bits in a byte", _FILL)):
-            if (has := self._numbers(entries, tag, 1)[0]) != 1:
+            if (has := self._number(entries, tag, 1)) != 1:
                 raise SourceError(f"{self.path}: {what} {has} (expected 1) is not read; {_REMEDY}")
         return compression, predictor
 
@@ -200,13 +202,21 @@ class Directories:
             if page.offsets[0] + n_bytes > self.size:
                 self.fail(f"the pixels of a page at byte {page.offsets[0]:,} end behind the file's end")  # fmt: skip
             return
-        for i in range(n):
-            rows, columns = page.stored(i)
-            n_bytes = rows * columns * page.dtype.itemsize
-            length = page.counts[i] if page.compression != 1 else n_bytes
-            if page.offsets[i] + length > self.size:
-                self.fail(f"a part of a page at byte {page.offsets[i]:,} ends behind the file's end")  # fmt: skip
-            if n_bytes > length * _MOST_EXPANDED:
-                self.fail(
-                    f"a part of a page claims {n_bytes:,} bytes of {length:,} compressed ones"
-                )
+        # all but the last are of one size
+        for some in (slice(0, n - 1), slice(n - 1, n)):
+            rows, columns = page.stored(some.stop - 1)
+            self._check_parts(page, some, rows * columns * page.dtype.itemsize)
+
+    def _check_parts(self, page: Page, some: slice, n_bytes: int) -> None:
+        """Of parts that decode to so many bytes: whether they lie in the file, and can be as few bytes as they are."""
+        offsets = page.offsets[some]
+        if not offsets.size:
+            return
+        counts = np.full_like(offsets, min(n_bytes, self.size + 1))
+        if page.compression != 1:
+            counts = page.counts[some]
+            if n_bytes > (shortest := int(counts.min())) * _MOST_EXPANDED:
+                self.fail(f"a part of a page claims {n_bytes:,} bytes of {shortest:,} compressed ones")  # fmt: skip
+        size = np.uint64(self.size)
+        if (offsets > size).any() or (counts > size - offsets).any():
+            self.fail("a part of a page ends behind the file's end")

@@ -95,8 +95,8 @@ def _decode(directories: Directories, page: Page, number: int, part: int, whole:
     shape = page.stored(part)
     n_bytes = shape[0] * shape[1] * page.dtype.itemsize
     kind = f"{'tile' if page.tiled else 'strip'} {part + 1:,} of page {number + 1:,}"
-    length = n_bytes if page.compression == 1 else page.counts[part]
-    content = directories.take(page.offsets[part], length)
+    length = n_bytes if page.compression == 1 else int(page.counts[part])
+    content = directories.take(int(page.offsets[part]), length)
     with told(f"{directories.path}: {kind} cannot be decoded from {READ[page.compression]}"):
         content = unpacked(content, page.compression, n_bytes)
     if len(content) != n_bytes:
