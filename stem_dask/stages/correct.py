@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from stem_dask.io.planes import PlaneFile
 from stem_dask.kernels.correct import correct_patterns
-from stem_dask.stages.patterns import blocks_of
+from stem_dask.stages.patterns import blocks_of, valid_blocks
 
 Plane = NDArray[np.float32] | PlaneFile
 
@@ -36,10 +36,7 @@ def apply_correction(
     used = [name for name, plane in (("dark", dark), ("gain", gain)) if plane is not None]
     if not used:
         return patterns
-    data, valid = blocks_of(patterns), None
-    if "valid" in patterns.coords:
-        chunks = (*data.chunks[:-2], (1,), (1,))
-        valid = da.from_array(patterns.coords["valid"].values[..., None, None], chunks=chunks)
+    data, valid = blocks_of(patterns), valid_blocks(patterns)
     out = da.map_blocks(
         _correct_block, data, dark, gain, valid, chunks=data.chunks, dtype=np.dtype(np.float32)
     )
