@@ -121,6 +121,21 @@ def test_all_chunks_are_missing(tmp_path: Path) -> None:
     assert not found.source[WHOLE].any()
 
 
+def test_a_size_that_is_only_claimed(tmp_path: Path) -> None:
+    """4,294,967,296 chunk files are missing by the store's word; only those that are there are listed."""
+    store = tmp_path / "a.zarr"
+    zarr.create_array(str(store), shape=(2**32, 4, 6, 5), chunks=(1, 4, 6, 5), dtype="u2")[:1] = 1
+    tracemalloc.start()
+    try:
+        (note,) = find(store).info.notes
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert note.startswith(
+        f"4,294,967,295 of 4,294,967,296 chunk files are missing, the first is {store}/c/1/0/0/0;"
+    )
+
+
 def test_other_files_have_no_chunks(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", DATA)
     with pytest.raises(SourceError, match=r"a\.npy: input\.missing_chunks is for zarr stores"):
