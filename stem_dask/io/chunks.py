@@ -158,6 +158,9 @@ def expect_codecs_of_numcodecs() -> None:
 def _opened(store: str, name: str) -> Any:
     import zarr
 
+    from stem_dask.io.careful_blosc import use
+
+    use()
     expect_codecs_of_numcodecs()
     with told(f"{store}: array {name or '/'} cannot be opened", retried=True):
         return zarr.open_array(store, path=name, mode="r")

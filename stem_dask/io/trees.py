@@ -189,6 +189,9 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     """
     import zarr
 
+    from stem_dask.io.careful_blosc import use
+
+    use()
     expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"):
         for name in ZARR_ROOTS:
