@@ -26,6 +26,8 @@ class Tally:
     n_retries: int = 0
     #: records of blocks that could not be read, by index
     quarantined: dict[int, Record] = field(default_factory=dict)
+    #: positions that the input itself says are missing, by the array ``valid`` of an earlier run
+    lost: NDArray[np.bool_] | None = None
 
     def note(self, records: Iterable[Record]) -> None:
         """Take in the records of a pass."""
@@ -42,7 +44,7 @@ class Tally:
 
     def valid(self, lead: Sequence[int]) -> NDArray[np.bool_]:
         """Which positions of a scan (or list) could be read."""
-        valid = np.ones(tuple(lead), bool)
+        valid = np.ones(tuple(lead), bool) if self.lost is None else ~self.lost
         for record in self.quarantined.values():
             valid[tuple(slice(*part) for part in record.extra["region"])] = False
         return valid
@@ -54,7 +56,8 @@ class Tally:
             for _, record in sorted(self.quarantined.items())
         ]
         n_missing = int((~self.valid(lead)).sum())
+        n_before = 0 if self.lost is None else int(self.lost.sum())
         return {
             "retries": self.n_retries,
-            "quarantined": {"n_patterns": n_missing, "blocks": blocks},
+            "quarantined": {"n_patterns": n_missing, "before": n_before, "blocks": blocks},
         }

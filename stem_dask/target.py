@@ -1,5 +1,6 @@
 """One output file of any format while it is written: what is computed for it, where the blocks go, what comes last."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,7 @@ from stem_dask.io.pt import PtSink, layout_shape, signed_dtype
 from stem_dask.io.publish import temporary
 from stem_dask.io.spool import SpoolSink
 from stem_dask.io.store import (
+    ABOUT_SOURCE,
     StoreSink,
     finish_store,
     plain,
@@ -229,8 +231,8 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
         "intensity": attrs.get("intensity", "counts"),
         "downsample_factor": attrs.get("downsample_factor", 1),
     }
-    if "beam_energy_kv" in attrs:
-        content["beam_energy_kv"] = attrs["beam_energy_kv"]
+    # through JSON: which texts are one object, what a pickle tells, then depends on nothing but the content
+    content |= json.loads(json.dumps({name: attrs[name] for name in ABOUT_SOURCE if name in attrs}))
     found = {} if analysis is None else analysis.variables
     known = {name: found[name].values for name in BY_POSITION if name in found}
     for name in POSITION_COORDS:
@@ -263,7 +265,7 @@ def _zarr_finish(
 def _pt_sink(target: Target) -> PtSink:
     patterns, lead = target.patterns, lead_shape(target.patterns)
     bare = target.layout in ("tensor", "bare")
-    content = None if bare else content_of(patterns, target.analysis)
+    content = None if bare else {"title": target.title, **content_of(patterns, target.analysis)}
     shape = layout_shape(lead, patterns.shape[-2:], target.layout)
     return PtSink(target.built, lead, shape, str(target.dtype), content)
 
@@ -321,12 +323,14 @@ def _signal_finish(
     content = content_of(patterns, analysis)
     metadata = {**content["window"], "intensity": content["intensity"], **content["analysis"]}
     metadata["downsample_factor"] = content["downsample_factor"]
+    if "given" in content:
+        metadata["given"] = content["given"]
     signal = hspy.signal_of(
         axes_of(patterns),
         target.title,
         total,
         metadata,
-        hdf5_tree(patterns.attrs.get("original_metadata", {})),
+        hdf5_tree(content.get("original_metadata", {})),
         content.get("beam_energy_kv"),
     )
     write = hspy.write_signal if target.suffix == ".hspy" else zspy.write_signal

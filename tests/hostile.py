@@ -109,6 +109,8 @@ def _read(found: Found) -> None:
         ]
         assert block.shape == sizes
         assert block.dtype.newbyteorder("=") == found.source.dtype.newbyteorder("=")
+    if found.valid is not None:
+        assert found.valid[(slice(None),) * (len(shape))].shape == (*shape[:-2], 1, 1)
     assert all(
         np.isfinite([axis.scale, axis.offset]).all() and axis.scale for axis in found.info.axes
     )

@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -119,6 +120,44 @@ def test_all_chunks_are_missing(tmp_path: Path) -> None:
     found = find(tmp_path / "in.zarr", missing_chunks="zero")
     assert found.info.notes[0].startswith("6 of 6 chunk files are missing")
     assert not found.source[WHOLE].any()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("length", [1_819_047_278, 0, 15])
+def test_a_blosc_chunk_that_lies_about_its_length(
+    tmp_path: Path, version: int, length: int
+) -> None:
+    """c-blosc would read as far as the header says: it ended the process."""
+    codec = {2: numcodecs.Blosc("lz4"), 3: zarr.codecs.BloscCodec(cname="lz4")}[version]
+    options: Any = {"zarr_format": version, "compressors": [codec], "chunks": (3, 4, 6, 5)}
+    array = zarr.create_array(str(tmp_path / "a.zarr"), data=numbers(), **options)
+    path = tmp_path / "a.zarr" / array.metadata.encode_chunk_key((0, 0, 0, 0))
+    chunk = path.read_bytes()
+    agrees(find(tmp_path / "a.zarr"), numbers())
+    if length >= 16:
+        path.write_bytes(chunk[:12] + length.to_bytes(4, "little") + chunk[16:])
+    else:
+        path.write_bytes(chunk[:length] or chunk[:-1])
+    with pytest.raises(
+        SourceError,
+        match=r"cannot be decoded \(blosc: the header states [\d,]+ bytes, the chunk has",
+    ):
+        find(tmp_path / "a.zarr").source[(slice(0, 1),) * 4]
+
+
+def test_a_size_that_is_only_claimed(tmp_path: Path) -> None:
+    """4,294,967,296 chunk files are missing by the store's word; only those that are there are listed."""
+    store = tmp_path / "a.zarr"
+    zarr.create_array(str(store), shape=(2**32, 4, 6, 5), chunks=(1, 4, 6, 5), dtype="u2")[:1] = 1
+    tracemalloc.start()
+    try:
+        (note,) = find(store).info.notes
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert note.startswith(
+        f"4,294,967,295 of 4,294,967,296 chunk files are missing, the first is {store}/c/1/0/0/0;"
+    )
 
 
 def test_other_files_have_no_chunks(tmp_path: Path) -> None:

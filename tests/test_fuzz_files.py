@@ -17,6 +17,7 @@ from hostile import Files, damage, refused
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import stem_dask as sd
 from stem_dask.io.dm_write import encode_tags
 from stem_dask.io.families import READERS
 
@@ -79,6 +80,10 @@ def zspy(path):
     for i, size in enumerate(SHAPE[:2]):
         axis = group.create_group(f"axis-{i}")
         axis.attrs.update({"name": "x", "size": size, "scale": 0.5, "offset": 1.0, "units": "nm"})
+    own = group.create_group("metadata/stem_dask")
+    own.attrs["intensity"] = "counts"
+    own.create_array("valid", data=np.ones(SHAPE[:2], bool))
+    group.create_group("original_metadata/tags").create_array("curve", data=np.arange(3))
     return path
 
 
@@ -102,9 +107,33 @@ def pt(path):
     return path
 
 
+def packed(path, codec):
+    imwrite = pytest.importorskip("tifffile").imwrite
+    imwrite(
+        path,
+        numbers(),
+        compression=codec,
+        predictor=codec == "lzw",
+        rowsperstrip=4,
+        photometric="minisblack",
+    )
+    return path
+
+
 def raw(path):
     path.write_bytes(numbers().tobytes())
     return path
+
+
+def ours(folder, suffix):
+    """What we write ourselves, with all that we read back."""
+    patterns = sd.open(npy(folder / "a.npy"), beam_energy_kv=200)
+    valid = np.arange(12).reshape(SHAPE[:2]) > 2
+    patterns = patterns.assign_coords(valid=(("scan_y", "scan_x"), valid))
+    patterns.attrs["original_metadata"] = {"tags": {"curve": [1, 2, 3], "text": "a"}}
+    sd.export(patterns, folder / f"a{suffix}")
+    (folder / "a.npy").unlink()
+    return folder / f"a{suffix}"
 
 
 STACKED = numbers((12, 6, 5))
@@ -132,6 +161,14 @@ FAMILIES = {
     "tvips": (lambda f: tvips(f / "a_000.tvips", STACKED), STACK),
     "tif": (lambda f: tiff(f / "a.tif", STACKED, strips=2), STACK),
     "bigtiff": (lambda f: tiff(f / "a.tiff", STACKED, ">", big=True), STACK),
+    "tif of deflate": (lambda f: packed(f / "a.tif", "deflate"), {}),
+    "tif of lzw": (lambda f: packed(f / "a.tif", "lzw"), {}),
+    "tif of packbits": (lambda f: packed(f / "a.tif", "packbits"), {}),
+    "our zarr": (lambda f: ours(f, ".zarr"), {}),
+    "our zspy": (lambda f: ours(f, ".zspy"), {}),
+    "our hspy": (lambda f: ours(f, ".hspy"), {}),
+    "our h5": (lambda f: ours(f, ".h5"), {}),
+    "our pt": (lambda f: ours(f, ".pt"), {}),
     "raw": (lambda f: raw(f / "a.raw"), {"shape": SHAPE, "dtype": "u2"}),
 }
 
@@ -146,7 +183,10 @@ def sound(request, tmp_path_factory):
 
 
 def test_every_reader_is_tried(tmp_path):
-    tried = {make(tmp_path).suffix for make, _ in FAMILIES.values()}
+    tried = set()
+    for i, (make, _) in enumerate(FAMILIES.values()):
+        (tmp_path / str(i)).mkdir()
+        tried.add(make(tmp_path / str(i)).suffix)
     assert tried == READERS.keys()
 
 

@@ -26,7 +26,7 @@ FLOORS = [
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
     "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
-    "fcntl", "resource", "pwd", "grp",
+    "imagecodecs", "fcntl", "resource", "pwd", "grp",
 }  # fmt: skip
 #: loaded on every worker: what they need there is a second and 60 MB less without these at module level
 ON_WORKERS = FLOORS[1] | FLOORS[2] | FLOORS[3]

@@ -169,14 +169,43 @@ def test_mib_in_raw_mode(tmp_path, bits):
     agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2"}[bits]))
 
 
+def quad_frame(pattern, bits):
+    """Slow twin: row by row the four chips from the lower right to the upper left, the lower ones upside down."""
+    height, width = (n // 2 for n in pattern.shape)
+    rows = []
+    for y in range(height):
+        upper, lower = pattern[y], pattern[2 * height - 1 - y][::-1]
+        # upside down the right half of a lower row comes first
+        rows.append([*lower[:width], *lower[width:], *upper[width:], *upper[:width]])
+    return raw_frame(np.array(rows), bits)
+
+
+@pytest.mark.parametrize("layout", ["2x2", "2x2G"])
+@pytest.mark.parametrize("bits", [1, 6, 12])
+def test_raw_mode_of_four_chips(tmp_path, bits, layout):
+    array = np.random.default_rng(bits).integers(0, 2**bits, (3, 2, 128, 128))
+    frames = [
+        raw_header(bits, 256, 64, 4, layout) + quad_frame(p, bits)
+        for p in array.reshape(-1, 128, 128)
+    ]
+    (tmp_path / "a.mib").write_bytes(b"".join(frames))
+    found = find(tmp_path / "a.mib", scan_shape=(3, 2))
+    agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2"}[bits]))
+    assert any("turned by 180°" in note for note in found.info.notes)
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
         (
             raw_header(24, 128, 5),
-            r"of 24 bits from 01 chips \(1x1\): of the raw mode, 1, 6 and 12 bits",
+            r"of 24 bits from 01 chips \(1x1\), 5 x 128: of the raw mode, 1, 6 and 12 bits",
         ),
-        (raw_header(12, 128, 5, 4, "2x2"), r"of 12 bits from 04 chips \(2x2\)"),
+        (raw_header(12, 128, 5, 4, "2x2"), r"of 12 bits from 04 chips \(2x2\), 5 x 128: "),
+        (raw_header(12, 1024, 256, 3, "2x2"), r"of 12 bits from 03 chips \(2x2\)"),
+        (raw_header(12, 1024, 256, 4, "4x1"), r"of 12 bits from 04 chips \(4x1\)"),
+        (raw_header(24, 1024, 256, 4, "2x2"), r"of 24 bits from 04 chips \(2x2\)"),
+        (raw_header(1, 128, 32, 4, "2x2"), r"rows of 32 pixels are no whole words of 64 pixels"),
         (raw_header(1, 72, 5), r"rows of 72 pixels are no whole words of 64 pixels"),
         (raw_header(6, 12, 5), r"rows of 12 pixels are no whole words of 8 pixels"),
     ],

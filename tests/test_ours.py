@@ -12,6 +12,7 @@ import zarr
 from frames_made import numbers
 
 import stem_dask as sd
+from stem_dask.errors import SourceError
 from stem_dask.exports import export
 from stem_dask.io.read import find
 from stem_dask.model import Axis
@@ -19,7 +20,7 @@ from stem_dask.pipeline import run
 from stem_dask.stages.patterns import as_patterns
 from stem_dask.synthetic import Synthetic, write_dataset
 
-SUFFIXES = (".zarr", ".hspy", ".h5", ".pt")
+SUFFIXES = (".zarr", ".hspy", ".zspy", ".h5", ".pt")
 GIVEN = {
     "calibration": {
         "ky": {"scale": 0.5, "units": "1/nm", "offset": -9.0},
@@ -51,7 +52,7 @@ def test_a_cropped_dataset_is_read_back_whole(
     damaged: Path, make_config: Any, tmp_path: Path, align: str, layout: str
 ) -> None:
     output = {
-        "export": ["hspy", "h5", "pt"],
+        "export": ["hspy", "zspy", "h5", "pt"],
         "layout": layout,
         "chunk_mb": 10 * 40 * 36 * 2 / 2**20,
     }
@@ -62,7 +63,7 @@ def test_a_cropped_dataset_is_read_back_whole(
         patterns = sd.open(tmp_path / f"out{suffix}")
         np.testing.assert_array_equal(patterns.values, stored.patterns.values)
         assert axes_told(patterns) == {
-            dim: (*told[:2], told[2] or ("px" if suffix == ".hspy" else ""))
+            dim: (*told[:2], told[2] or ("px" if suffix in (".hspy", ".zspy") else ""))
             for dim, told in axes_told(stored.patterns.assign_coords(stored.coords)).items()
         }
         attrs = patterns.attrs
@@ -70,13 +71,11 @@ def test_a_cropped_dataset_is_read_back_whole(
         assert attrs["intensity"] == "counts"
         assert attrs["k_origin"] == {"fixed": "detector", "pattern": "window_center"}[align]
         assert (
-            "10 of 30 patterns could not be read when this was written: they are zeros"
+            "10 of 30 patterns could not be read when this was written: they are zeros, and stay invalid"
             in (attrs["notes"])
         )
-        if suffix in (".zarr", ".h5"):
-            assert attrs["given"] == stored.attrs["given"]
-        if suffix != ".pt":
-            assert attrs["title"] == "in"
+        assert attrs["given"] == stored.attrs["given"] == GIVEN
+        assert attrs["title"] == "in"
 
 
 def test_a_second_job_keeps_what_the_first_knew(tmp_path: Path, make_config: Any) -> None:
@@ -84,7 +83,7 @@ def test_a_second_job_keeps_what_the_first_knew(tmp_path: Path, make_config: Any
     path = write_dataset(str(tmp_path / "a.dm4"), Synthetic(scan_shape=(3, 2)))
     first = make_config(
         path, "one.zarr", input={"path": str(path), "beam_energy_kv": 80.0}, downsample={"factor": 2},
-        output={"export": ["hspy", "h5", "pt"]},
+        output={"export": ["hspy", "zspy", "h5", "pt"]},
     )  # fmt: skip
     run(first)
     tags = sd.open(path).attrs["original_metadata"]
@@ -100,10 +99,8 @@ def test_a_second_job_keeps_what_the_first_knew(tmp_path: Path, make_config: Any
         known, again = axes_told(sd.open(between)), axes_told(sd.open(tmp_path / "two.zarr"))
         assert again["ky"] == pytest.approx((known["ky"][0], known["ky"][1] + 2 * known["ky"][0], known["ky"][2]))  # fmt: skip
         assert known["ky"][2] == "1/nm"
-        if suffix != ".pt":
-            assert root.attrs["original_metadata"] == tags
-        if suffix in (".zarr", ".h5"):
-            assert root.attrs["given"] == {"beam_energy_kv": 80.0}
+        assert root.attrs["original_metadata"] == tags
+        assert root.attrs["given"] == {"beam_energy_kv": 80.0}
 
 
 def test_what_is_given_later_goes_before(beam_file: Path, tmp_path: Path) -> None:
@@ -175,6 +172,72 @@ def test_a_signal_of_hyperspy(tmp_path: Path) -> None:
             "": None, "lens": [1, "x"], "curve": [0, 1, 2], "large": "100,000 values, left in the input file"
         }
     }  # fmt: skip
+
+
+def signal_of_others(path: Path) -> Any:
+    """A store as HyperSpy writes it; returns the group of the signal."""
+    group = zarr.open_group(path, mode="w", zarr_format=2).create_group("Experiments/other")
+    group.create_array("data", data=numbers(), chunks=(1, 4, 6, 5))
+    group.create_group("metadata/General").attrs["title"] = "of others"
+    tem = group.create_group("metadata/Acquisition_instrument/TEM")
+    tem.attrs["beam_energy"] = 300.0
+    tags = group.create_group("original_metadata/Micro∕scope")
+    tags.attrs.update({"_list_empty_": "_None_", "lens": '[1, "x"]', "gaps": [1.5, None]})
+    tags.create_array("curve", data=np.arange(3))
+    tags.create_array("large", data=np.zeros(5000, "u1"))
+    return group
+
+
+def test_a_zarr_store_of_hyperspy(tmp_path: Path) -> None:
+    signal_of_others(tmp_path / "a.zspy")
+    patterns = sd.open(tmp_path / "a.zspy")
+    assert patterns.attrs["beam_energy_kv"] == 300
+    assert patterns.attrs["title"] == "of others"
+    assert patterns.attrs["original_metadata"]["original_metadata"] == {
+        "Micro/scope": {
+            "": None, "lens": [1, "x"], "gaps": [1.5, None], "curve": [0, 1, 2],
+            "large": "5,000 values, left in the input file",
+        }
+    }  # fmt: skip
+
+
+def test_metadata_of_a_zspy_that_are_damaged(tmp_path: Path) -> None:
+    store = tmp_path / "a.zspy"
+    signal_of_others(store)
+    inside = store / "Experiments/other"
+    file = inside / "metadata/General/.zattrs"
+    file.write_text("{")
+    with pytest.raises(
+        SourceError, match=r"a\.zspy: the attributes in .*General/\.zattrs cannot be read"
+    ):
+        sd.open(store)
+    file.write_text('["a list"]')
+    assert "title" not in sd.open(store).attrs
+    file.unlink()
+    (inside / "metadata/Acquisition_instrument").rename(tmp_path / "elsewhere")
+    (inside / "metadata/Acquisition_instrument").symlink_to(tmp_path / "elsewhere")
+    assert "beam_energy_kv" not in sd.open(store).attrs
+    chunk = inside / "original_metadata/Micro∕scope/curve/0"
+    chunk.write_bytes(b"junk")
+    with pytest.raises(SourceError, match=r"a\.zspy: Experiments/other/.*/curve cannot be read"):
+        sd.open(store)
+
+
+def test_a_pt_tells_what_it_is_in_plain_words(beam_file: Path, tmp_path: Path) -> None:
+    """For `torch.load` with weights only; equal words make equal bytes, whether they are one object or two."""
+    calibration = {"kx": {"scale": 0.25, "units": "1/nm"}}
+    patterns = sd.open(beam_file, calibration=calibration, beam_energy_kv=200)
+    for name, again in (("a", "nm"), ("b", "".join(["n", "m"]))):
+        tree = {"tags": [{"units": "nm", "other": again}, 2**40, -1.5, None, True], "ü/x": {}}
+        patterns.attrs["original_metadata"] = tree
+        (tmp_path / name).mkdir()
+        export(patterns, tmp_path / name / "x.pt", title="gold")
+    content = torch.load(tmp_path / "a" / "x.pt", weights_only=True)
+    assert content["title"] == "gold"
+    assert content["given"] == {"calibration": calibration, "beam_energy_kv": 200.0}
+    assert content["original_metadata"] == tree
+    assert content["beam_energy_kv"] == 200
+    assert (tmp_path / "a/x.pt").read_bytes() == (tmp_path / "b/x.pt").read_bytes()
 
 
 def test_links_in_a_h5_are_not_followed(beam_file: Path, tmp_path: Path) -> None:

@@ -216,12 +216,15 @@ def test_tiff_of_imagej(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x259": 5}, r"compression 5 \(expected 1\): only plain gray stacks"),
+        (
+            {"x259": 6},
+            r"a page is compressed by JPEG \(compression 6\), which is not read; save it again",
+        ),
         ({"x277": 3}, r"values a pixel 3 \(expected 1\)"),
         ({"x258": 12}, r"pixels of 12 bits"),
         ({"x339": 6}, r"pixels of 16 bits are not read"),
         ({"x256": 2**31}, r"the pixels of a page at byte 8 end behind the file"),
-        ({"x257": 0}, r"do not lie one after another"),
+        ({"x257": 0}, r"a page is 0 x 5 pixels"),
         ({"x278": 2}, r"6 x 5 has 1 strips only"),
     ],
 )
@@ -257,7 +260,7 @@ def test_tiff_of_different_pages_and_rings(tmp_path):
     end = len(whole) - 12  # the last directory's link: four bytes before its list of strips
     for target in (first, end - 2 - 9 * 12):
         path.write_bytes(whole[:end] + struct.pack("<I", target) + whole[end + 4 :])
-        with pytest.raises(SourceError, match=r"form a ring|irregular places"):
+        with pytest.raises(SourceError, match=r"form a ring"):
             find(path)
 
 

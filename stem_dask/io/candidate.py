@@ -24,7 +24,8 @@ class Candidate:
 
     ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
     the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes;
-    ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`.
+    ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`; ``valid`` is False
+    where a pattern could not be read when the file was written, shaped as patterns of one pixel.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Candidate:
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     about: Mapping[str, Any] | None = None
+    valid: Source | None = None
 
 
 def by(shape: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 zarr reads a missing chunk file as its fill value, whether it was never written because nothing was in it, or lost.
 """
 
-import itertools
 import math
 import os
 import warnings
@@ -35,9 +34,19 @@ def files_of(
             wanted.append(range(start // size, range(start, stop, step)[-1] // size + 1))
         else:
             wanted.append([i // size for i in range(start, stop, step)])
-    for place in itertools.product(*wanted):
+    for place in _places(wanted):
         region = tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, sizes, strict=True))
         yield chunk_path(store, name, array, place), region
+
+
+def _places(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+    """All combinations, the last axis fastest; `itertools.product` would first make lists of all, which may be claimed only."""
+    if not wanted:
+        yield ()
+        return
+    for first in wanted[0]:
+        for rest in _places(wanted[1:]):
+            yield (first, *rest)
 
 
 def check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zero: bool) -> None:
@@ -149,6 +158,9 @@ def expect_codecs_of_numcodecs() -> None:
 def _opened(store: str, name: str) -> Any:
     import zarr
 
+    from stem_dask.io.careful_blosc import use
+
+    use()
     expect_codecs_of_numcodecs()
     with told(f"{store}: array {name or '/'} cannot be opened", retried=True):
         return zarr.open_array(store, path=name, mode="r")

@@ -44,17 +44,19 @@ def tree_of(group: Any, level: int = 0) -> dict[str, Any]:
     """
     import h5py
 
-    tree = {_name(name): _value(value) for name, value in attributes_of(group).items()}
+    tree = {plain_name(name): plain_value(value) for name, value in attributes_of(group).items()}
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
         item = group[name]
         if isinstance(item, h5py.Group) and level < _MOST_LEVELS:
-            tree[_name(name)] = tree_of(item, level + 1)
+            tree[plain_name(name)] = tree_of(item, level + 1)
         elif isinstance(item, h5py.Dataset):
             n = 0 if item.size is None else item.size
             short = item.size is not None and n <= _MOST_ELEMENTS and n * item.dtype.itemsize <= _MOST_BYTES  # fmt: skip
-            tree[_name(name)] = _stored(item) if short else f"{n:,} values, left in the input file"
+            tree[plain_name(name)] = (
+                _stored(item) if short else f"{n:,} values, left in the input file"
+            )
     return tree
 
 
@@ -64,8 +66,8 @@ def _stored(dataset: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _name(name: str) -> str:
-    """Without the marks that RosettaSciIO puts before lists, and with the slashes that HDF5 cannot have."""
+def plain_name(name: str) -> str:
+    """A name without the marks that RosettaSciIO puts before lists, and with the slashes that HDF5 cannot have."""
     for mark in ("_list_empty_", "_tuple_empty_", "_list_", "_tuple_"):
         name = name.removeprefix(mark)
     if name.startswith("(") and name.endswith(")") and name[1:2] in ("_", ")", "."):
@@ -73,7 +75,8 @@ def _name(name: str) -> str:
     return name.replace("∕", "/")
 
 
-def _value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """An attribute as it was before `stem_dask.io.metadata.hdf5_tree`."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str) and value == "_None_":

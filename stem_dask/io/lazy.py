@@ -19,7 +19,7 @@ from stem_dask.model import SourceInfo
 from stem_dask.plan import lead_chunks
 from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
-from stem_dask.stages.patterns import as_patterns
+from stem_dask.stages.patterns import as_patterns, lead_dims
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -55,12 +55,19 @@ def block_positions(
 
 
 def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
-    """The patterns of an opened file, calibrated, blocks of ``lead`` positions along the scan."""
+    """The patterns of an opened file, calibrated, blocks of ``lead`` positions along the scan.
+
+    They have the coordinate ``valid`` when the file says that some of them are missing.
+    """
     source, info = found.source, found.info
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
     attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
     attrs |= about_source(info)
-    return as_patterns(lazy_array(source, lead, f"read-{token}"), info.axes, attrs)
+    patterns = as_patterns(lazy_array(source, lead, f"read-{token}"), info.axes, attrs)
+    if found.valid is None:
+        return patterns
+    valid = found.valid[tuple(slice(0, n) for n in found.valid.shape)][..., 0, 0]
+    return patterns.assign_coords(valid=(lead_dims(patterns), valid))
 
 
 def about_source(info: SourceInfo) -> dict[str, Any]:

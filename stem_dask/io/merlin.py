@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import Candidate, header_of, scan_axes, side_text, stack_axes, whole
+from stem_dask.io.candidate import Candidate, by, header_of, scan_axes, side_text, stack_axes, whole
 from stem_dask.io.frames import framed, refuse_sheared
 from stem_dask.io.sources import Slices, Source, Wrapped
 from stem_dask.model import Axis
@@ -22,10 +22,12 @@ _DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
 _RAW = {1: "u1", 6: "u1", 12: ">u2"}
 _TURNED = "rows are as in the file; RosettaSciIO and HyperSpy show .mib turned top to bottom, as input.flip: true does"
 
+_QUAD = "raw counts of 2x2 chips are put together as Merlin does with Raw Mode off; pyxem shows them turned by 180°"
+
 
 @dataclass(frozen=True)
 class RawCounts(Wrapped):
-    """Patterns of one chip in raw mode (n, ky, kx): in each word of 64 bits the last pixel comes first.
+    """Patterns in raw mode (n, ky, kx): in each word of 64 bits the last pixel comes first.
 
     The source has the words as they lie in the file; 1-bit counters are packed, eight pixels a byte.
     """
@@ -48,6 +50,38 @@ class RawCounts(Wrapped):
         return np.ascontiguousarray(pixels[..., part[2]])
 
 
+@dataclass(frozen=True)
+class QuadCounts(Wrapped):
+    """Patterns of four chips (n, 2 h, 2 w) from raw rows (n, h, 4 w), in which the chips lie side by side.
+
+    From left to right these are the lower right, the lower left, the upper right and the upper left chip; the two lower
+    ones are mounted upside down. LiberTEM found this by comparing raw with other patterns of the same beam
+    (https://github.com/LiberTEM/LiberTEM/issues/1135); rows are then as in files of the other modes.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        n, height, width = self.source.shape
+        return (n, 2 * height, width // 2)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        _, height, width = self.source.shape
+        size = width // 4
+        frames = range(*part[0].indices(self.shape[0]))
+        whole = np.empty((2 * height, 2 * size), self.dtype)
+        out = np.empty((len(frames), *whole[part[1:]].shape), self.dtype)
+        for target, i in zip(
+            out, frames, strict=True
+        ):  # one by one, so that no block is held twice
+            (row,) = self.source[(slice(i, i + 1), slice(0, height), slice(0, width))]
+            lower_right, lower_left, upper_right, upper_left = np.split(row, 4, axis=1)
+            whole[:height, :size], whole[:height, size:] = upper_left, upper_right
+            whole[height:, :size], whole[height:, size:] = lower_left[::-1, ::-1], lower_right[::-1, ::-1]  # fmt: skip
+            target[...] = whole[part[1:]]
+        return out
+
+
 def list_mib(path: str) -> list[Candidate]:
     """The stack of patterns of a .mib file, and its scan when the .hdr beside it states one.
 
@@ -56,7 +90,7 @@ def list_mib(path: str) -> list[Candidate]:
     Raises
     ------
     SourceError
-        When the header is not Merlin's, is damaged, or states a raw mode other than that of a single chip.
+        When the header is not Merlin's, is damaged, or states a raw mode that is not read.
     """
     words = header_of(path, _FIRST, "a Merlin pattern").decode("latin-1").split(",")
     if words[0] != "MQ1" or len(words) < 8:
@@ -87,7 +121,7 @@ def list_mib(path: str) -> list[Candidate]:
         files = (str(beside),)
         header["hdr"] = said = _settings(side_text(str(beside)))
         scan = _scan(said)
-    axes = stack_axes(source.shape[0], Axis("ky", height), Axis("kx", width))
+    axes = stack_axes(source.shape[0], *(Axis("k", n) for n in source.shape[1:]))
     return [
         Candidate("patterns", source, axes, metadata=header, scan=scan, notes=(*notes, _TURNED), files=files)
     ]  # fmt: skip
@@ -100,24 +134,28 @@ def _raw(
     header = header_of(path, length, "a Merlin pattern").decode("latin-1")
     told = [word.strip("\0 \r\n") for word in header.split(",")]
     bits = whole([word for word in told if word][-1])
-    layout = words[7].strip()
-    if bits not in _RAW or layout.rstrip("G") != "1x1" or whole(words[3]) != 1:
+    layout, chips = words[7].strip(), whole(words[3])
+    quad = (chips, layout.rstrip("G")) == (4, "2x2") and width == 4 * height
+    if bits not in _RAW or not (quad or (chips, layout.rstrip("G")) == (1, "1x1")):
         raise SourceError(
-            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {words[3].strip()[:4]} chips ({layout[:8]}): of the "
-            "raw mode, 1, 6 and 12 bits of a single chip can be read; record again with Raw Mode off"
+            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {words[3].strip()[:4]} chips ({layout[:8]}), "
+            f"{by((height, width))}: of the raw mode, 1, 6 and 12 bits of a single chip or of 2x2 chips can be read; record "
+            "again with Raw Mode off"
         )
     dtype = np.dtype(_RAW[bits])
     in_word = 64 if bits == 1 else 8 // dtype.itemsize
-    if width % in_word:
+    row = width // 4 if quad else width
+    if row % in_word:
         raise SourceError(
-            f"{path}: rows of {width:,} pixels are no whole words of {in_word} pixels, as the raw mode (R64) of "
+            f"{path}: rows of {row:,} pixels are no whole words of {in_word} pixels, as the raw mode (R64) of "
             f"{bits} bits has them; the header is damaged"
         )
     columns = width // 8 if bits == 1 else width
     stride = length + height * columns * dtype.itemsize
     stored, notes = framed(path, 0, stride, dtype, (height, columns), lead=length)
     refuse_sheared(stored, length, b"MQ1,")
-    return RawCounts(stored, bits), notes
+    counts = RawCounts(stored, bits)
+    return (QuadCounts(counts), (*notes, _QUAD)) if quad else (counts, notes)
 
 
 #: the first words of a pattern's header

@@ -1,22 +1,28 @@
-"""What our own outputs (.zarr, .hspy, .h5, .pt) say of themselves, so that a second job keeps it.
+"""What our own outputs (.zarr, .zspy, .hspy, .h5, .pt) say of themselves, so that a second job keeps it.
 
 Everything here is read from files that may come from anywhere, and is taken only when it is what we would have written.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
+from stem_dask.io import zarr_metadata
 from stem_dask.io.candidate import number
+from stem_dask.io.damage import told
 from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
-from stem_dask.io.sources import Hdf5Dataset, Source, ZarrArray
+from stem_dask.io.sources import Hdf5Dataset, Slices, Source, Wrapped, ZarrArray
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
 #: dimensions of patterns as we write them
 OUR_DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
+#: where a signal of HyperSpy has what is ours
+_OWN = "metadata/stem_dask"
 #: positions that are looked at at once, and at all: a damaged file may claim any number
 _POSITIONS, _MOST_POSITIONS = 2**20, 2**28
 
@@ -50,14 +56,29 @@ def about(said: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def lost_note(valid: Source) -> tuple[str, ...]:
-    """What to say of positions that could not be read when the file was written, from its array ``valid``."""
-    if valid.dtype.kind != "b" or not math.prod(valid.shape):
-        return ()
+@dataclass(frozen=True)
+class Positions(Wrapped):
+    """One value a pattern, seen as patterns of one pixel: (…) as (…, 1, 1), so that it is folded and cut as they are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes with two axes of length 1 behind."""
+        return (*self.source.shape, 1, 1)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        return self.source[part[:-2]][..., None, None][..., part[-2], part[-1]]
+
+
+def lost(valid: Source | None) -> dict[str, Any]:
+    """Which positions could not be read when the file was written, from its array ``valid``: as arguments of `Candidate`.
+
+    ``valid`` is left out when nothing is missing, or when the array cannot be read, which is noted.
+    """
+    if valid is None or valid.dtype.kind != "b" or not math.prod(valid.shape):
+        return {}
     if math.prod(valid.shape) > _MOST_POSITIONS:
-        return (
-            f"which patterns could not be read before is not known: {math.prod(valid.shape):,} are more than can be looked at",
-        )
+        return {"notes": (f"which patterns could not be read before is not known: {math.prod(valid.shape):,} are more "
+                          "than can be looked at",)}  # fmt: skip
     rows = max(1, _POSITIONS // max(1, math.prod(valid.shape[1:])))
     rest = (slice(None),) * (len(valid.shape) - 1)
     n = 0
@@ -66,12 +87,14 @@ def lost_note(valid: Source) -> tuple[str, ...]:
             block = valid[(slice(start, start + rows), *rest)]
             n += block.size - int(np.count_nonzero(block))
     except SourceError as error:
-        return (f"which patterns could not be read before is not known: {error}",)
+        return {"notes": (f"which patterns could not be read before is not known: {error}",)}
     if not n:
-        return ()
-    return (
-        f"{n:,} of {math.prod(valid.shape):,} patterns could not be read when this was written: they are zeros",
+        return {}
+    note = (
+        f"{n:,} of {math.prod(valid.shape):,} patterns could not be read when this was written: they are zeros, and "
+        "stay invalid"
     )
+    return {"notes": (note,), "valid": Positions(valid)}
 
 
 def of_zarr(
@@ -82,43 +105,73 @@ def of_zarr(
     if tuple(getattr(getattr(patterns, "metadata", None), "dimension_names", None) or ()) not in OUR_DIMS:  # fmt: skip
         return None
     assert patterns is not None
-    notes: tuple[str, ...] = ()
+    positions = None
     if valid is not None and valid.shape == patterns.shape[:-2]:
-        notes = lost_note(ZarrArray(path, "valid", np.dtype(valid.dtype), valid.shape))
+        positions = ZarrArray(path, "valid", np.dtype(valid.dtype), valid.shape)
     kept = attrs.get("original_metadata")
     return {
         "about": about({**attrs, **patterns.attrs}),
         "metadata": kept if isinstance(kept, dict) else None,
-        "notes": notes,
+        **lost(positions),
     }
 
 
-def of_hspy(path: str, signal: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     """What a HyperSpy signal in an HDF5 file says beside its data: of ours everything, of others the microscope.
 
-    ``attributes`` are those of the file and of the data, which are kept when the signal is not of ours.
+    ``others`` are attributes of the file and of the data, which are kept when the signal is not of ours.
     """
     import h5py
 
-    said: dict[str, Any] = {}
-    microscope = member(signal, "metadata/Acquisition_instrument/TEM", h5py.Group)
-    if microscope is not None:
-        said["beam_energy_kv"] = attributes_of(microscope).get("beam_energy")
-    general = member(signal, "metadata/General", h5py.Group)
-    if general is not None:
-        said["title"] = attributes_of(general).get("title")
-    original = member(signal, "original_metadata", h5py.Group)
-    tree = {} if original is None else tree_of(original)
-    ours = member(signal, "metadata/stem_dask", h5py.Group)
-    if ours is None:
-        kept = {"original_metadata": tree} if tree else {}
-        return {"about": about(said), "metadata": {**kept, **attributes}}
-    own = attributes_of(ours)
+    def attributes(name: str) -> dict[str, Any] | None:
+        group = member(signal, name, h5py.Group)
+        return None if group is None else attributes_of(group)
+
+    def tree(name: str) -> dict[str, Any]:
+        group = member(signal, name, h5py.Group)
+        return {} if group is None else tree_of(group)
+
+    data, valid = (member(signal, name, h5py.Dataset) for name in ("data", f"{_OWN}/valid"))
+    return {**_of_signal(attributes, tree, others), **_lost_in_hdf5(path, valid, data)}
+
+
+def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
+    """The same of a HyperSpy signal in a zarr store; ``signal`` is the name of its group, ``data`` its array."""
+    import zarr
+
+    def attributes(name: str) -> dict[str, Any] | None:
+        return zarr_metadata.attributes_of(path, f"{signal}/{name}")
+
+    def tree(name: str) -> dict[str, Any]:
+        return zarr_metadata.tree_of(path, f"{signal}/{name}")
+
+    positions = None
+    if attributes(f"{_OWN}/valid") is not None:
+        name = f"{signal}/{_OWN}/valid"
+        with told(f"{path}: {name} cannot be read"):
+            valid: Any = zarr.open_array(path, path=name, mode="r")
+        if valid.shape == data.shape[:-2]:
+            positions = ZarrArray(path, name, np.dtype(valid.dtype), valid.shape)
+    return {**_of_signal(attributes, tree, {}), **lost(positions)}
+
+
+def _of_signal(
+    attributes: Callable[[str], dict[str, Any] | None],
+    tree: Callable[[str], dict[str, Any]],
+    others: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the groups of a signal say, by whatever reads their attributes, and what is below them."""
+    said: dict[str, Any] = {
+        "beam_energy_kv": (attributes("metadata/Acquisition_instrument/TEM") or {}).get("beam_energy"),
+        "title": (attributes("metadata/General") or {}).get("title"),
+    }  # fmt: skip
+    original, own = tree("original_metadata"), attributes(_OWN)
+    if own is None:
+        kept = {"original_metadata": original} if original else {}
+        return {"about": about(said), "metadata": {**kept, **others}}
     said |= {name: own.get(name) for name in ("intensity", "k_origin")}
-    given = member(ours, "given", h5py.Group)
-    said["given"] = None if given is None else tree_of(given)
-    data, valid = member(signal, "data", h5py.Dataset), member(ours, "valid", h5py.Dataset)
-    return {"about": about(said), "metadata": tree, "notes": _lost_in_hdf5(path, valid, data)}
+    said["given"] = tree(f"{_OWN}/given")
+    return {"about": about(said), "metadata": original}
 
 
 def is_h5(file: Any) -> bool:
@@ -141,14 +194,14 @@ def of_h5(path: str, file: Any) -> dict[str, Any]:
     return {
         "about": about(said),
         "metadata": None if original is None else tree_of(original),
-        "notes": _lost_in_hdf5(path, valid, patterns),
+        **_lost_in_hdf5(path, valid, patterns),
     }
 
 
-def _lost_in_hdf5(path: str, valid: Any, patterns: Any) -> tuple[str, ...]:
+def _lost_in_hdf5(path: str, valid: Any, patterns: Any) -> dict[str, Any]:
     if valid is None or patterns is None or valid.shape != patterns.shape[:-2]:
-        return ()
-    return lost_note(Hdf5Dataset(path, valid.name, valid.dtype, valid.shape))
+        return {}
+    return lost(Hdf5Dataset(path, valid.name, valid.dtype, valid.shape))
 
 
 def of_tensors(content: Mapping[Any, Any]) -> dict[str, Any] | None:

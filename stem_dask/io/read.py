@@ -36,11 +36,16 @@ _MOST_LISTED = 12  # arrays that a message names
 
 @dataclass(frozen=True)
 class Found:
-    """The patterns of a file, and what was found out about them."""
+    """The patterns of a file, and what was found out about them.
+
+    ``valid`` is (scan_y, scan_x, 1, 1) or (pattern, 1, 1), False where the file itself says that a pattern is missing;
+    None when none is.
+    """
 
     source: Source
     info: SourceInfo
     identity: tuple[str, int, int]
+    valid: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,19 @@ def find(
         metadata=plain(chosen.metadata),
         about=plain(chosen.about),
     )
-    return Found(view.source, info, identity(name, *chosen.files))
+    valid = _valid(name, chosen, geometry, view.source.shape[:-2])
+    return Found(view.source, info, identity(name, *chosen.files), valid)
+
+
+def _valid(
+    name: str, chosen: Candidate, geometry: _Geometry, lead: tuple[int, ...]
+) -> Source | None:
+    """Which patterns are missing by the file's own word, brought into the order and to the part that are read."""
+    if chosen.valid is None:
+        return None
+    axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
+    view = _parts(name, _arrange(name, chosen, _View(chosen.valid, axes), geometry), geometry)
+    return view.source if view.source.shape[:-2] == lead else None
 
 
 def _four_axes(candidate: Candidate) -> Candidate:

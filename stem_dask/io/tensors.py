@@ -173,8 +173,9 @@ def list_tensors(path: str) -> list[Candidate]:
         analysis = tensors.get("analysis")
         valid = analysis.get("valid") if isinstance(analysis, dict) else None
         if isinstance(valid, _Tensor):
-            positions = _candidate(path, "analysis.valid", valid, records, big_endian, ())
-            known["notes"] = ours.lost_note(positions.source)
+            known |= _lost(
+                _candidate(path, "analysis.valid", valid, records, big_endian, ()), patterns
+            )
         return [replace(patterns, **known, scan=_scan(patterns, axes))]
 
 
@@ -273,6 +274,16 @@ def _scan(patterns: Candidate, said: Any) -> tuple[Axis, Axis] | None:
         y, x = known[:2]
         return (y, x) if y.size * x.size == shape[0] else None
     return None
+
+
+def _lost(valid: Candidate, patterns: Candidate) -> dict[str, Any]:
+    """Which patterns are missing; by position of the scan, also when the patterns are a list, (N, 1, H, W)."""
+    positions, lead = valid.source, patterns.source.shape[:-2]
+    if not isinstance(positions, FlatFile) or math.prod(positions.shape) != math.prod(lead):
+        return {}
+    if positions.shape != lead:
+        positions = replace(positions, shape=(math.prod(lead),))
+    return ours.lost(positions)
 
 
 def _describes_axis(entry: Any) -> bool:

@@ -189,6 +189,9 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     """
     import zarr
 
+    from stem_dask.io.careful_blosc import use
+
+    use()
     expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"):
         for name in ZARR_ROOTS:
@@ -202,10 +205,17 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
         if not any(array.ndim in (3, 4) for _, array in found):
             found = list(_arrays(path, "", _MOST_GROUPS))
         return [
-            {**_zarr_array(path, name, array, root), **(known or {} if name == "patterns" else {})}
+            {**_zarr_array(path, name, array, root), **_told_of(path, name, array, known)}
             for name, array in found
             if array.ndim >= least
         ]
+
+
+def _told_of(path: str, name: str, array: Any, ours_say: dict[str, Any] | None) -> dict[str, Any]:
+    """What is said of an array elsewhere in the store: in our own, and in the signals of HyperSpy."""
+    if name.startswith("Experiments/") and name.endswith("/data"):
+        return ours.of_zspy(path, name.removesuffix("/data"), array)
+    return ours_say or {} if name == "patterns" else {}
 
 
 def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,9 @@ def damaged_chunks(store: str) -> Iterator[str]:
     """
     import zarr
 
+    from stem_dask.io.careful_blosc import use
+
+    use()
     try:
         root = zarr.open_group(store, mode="r")
         members = sorted(root.members(max_depth=None))

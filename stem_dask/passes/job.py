@@ -115,6 +115,8 @@ class Job:
                 progress = self.reporter("turn", input_bytes(found))
                 self.tally.note(turn.run(self.connection.client, progress, self.state.journal))
         lazy = corrected(lazy_patterns(found, block), options.dark, options.gain)
+        if "valid" in lazy.coords:  # what an earlier run could not read stays missing
+            self.tally.lost = ~lazy.coords["valid"].values
         mask = None if options.mask == "auto" else options.mask  # not known yet
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
         return self.masked(lazy, listed)

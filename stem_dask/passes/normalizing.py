@@ -4,11 +4,13 @@ import math
 
 import xarray as xr
 
+from stem_dask.errors import SourceError
 from stem_dask.exports import open_store
 from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.passes.job import Job
 from stem_dask.passes.writing import note_remainder, smaller
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+from stem_dask.stages.patterns import lead_shape
 from stem_dask.target import Target
 
 
@@ -22,13 +24,15 @@ def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
         instead = {"patterns": other.data, "moments": log_statistics(other)}
     note_remainder(job, None, None)
     target = Target(f"{job.folder}/counts.zarr", out)
-    spool, n_blocks = SpoolSink(f"{job.folder}/moments"), math.prod(out.data.numblocks)
+    spool = SpoolSink(f"{job.folder}/moments")
     sink = Beside(target.sink(), ("patterns",), spool)
     outputs = {"patterns": out.data, "moments": log_statistics(out)}
     job.compute("downsample", outputs, instead, out, sink)
     unread = job.tally.quarantined
     with job.state.nothing_to_go_on_with():
-        blocks = spool.blocks(n_blocks, ("moments",))
+        if not job.tally.valid(lead_shape(out)).any():
+            raise SourceError(f"{job.prepared.found.info.path}: none of the patterns could be read")
+        blocks = spool.blocks(math.prod(out.data.numblocks), ("moments",))
         job.constants = log_constants(
             block["moments"] for i, (_, block) in enumerate(blocks) if i not in unread
         )

@@ -149,10 +149,9 @@ def _target(job: Job, out: xr.DataArray) -> Target:
     output = job.config.output
     attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
     out = out.drop_attrs(deep=False).assign_attrs(attrs)
-    if (
-        job.config.on_error == "quarantine"
-    ):  # a .pt settles the places of its arrays when it is begun
-        out = out.assign_coords(valid=(lead_dims(out), np.ones(lead_shape(out), bool)))
+    if job.config.on_error == "quarantine" or job.tally.lost is not None:
+        # a .pt settles the places of its arrays when it is begun
+        out = out.assign_coords(valid=(lead_dims(out), job.tally.valid(lead_shape(out))))
     return Target(
         job.outputs.path,
         out,

@@ -110,7 +110,9 @@ def analyze(
         center_method, manual_center, radius_metric, target_retention, threshold
     )
     found = {name: outputs[name] for name in (*PER_PATTERN, "profile")}
-    return analysis_dataset(patterns, found, reduced, options)
+    valid = patterns.coords.get("valid")
+    n_missing = 0 if valid is None else int((~valid.values).sum())
+    return analysis_dataset(patterns, found, reduced, options, n_missing)
 
 
 def analysis_blocks(

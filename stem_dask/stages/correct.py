@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stem_dask.io.planes import PlaneFile
 from stem_dask.kernels.correct import correct_patterns
-from stem_dask.stages.patterns import blocks_of
+from stem_dask.stages.patterns import blocks_of, valid_blocks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,7 +29,8 @@ def apply_correction(
 
     Returns
     -------
-    DataArray of float32, with the attribute ``corrected``; the patterns as they are when there is neither
+    DataArray of float32, with the attribute ``corrected``; the patterns as they are when there is neither. Where the
+    coordinate ``valid`` is False they stay zeros.
 
     Examples
     --------
@@ -41,10 +42,20 @@ def apply_correction(
     used = [name for name, plane in (("dark", dark), ("gain", gain)) if plane is not None]
     if not used:
         return patterns
-    out = blocks_of(patterns).map_blocks(_correct_block, dark, gain, dtype=np.dtype(np.float32))
+    import dask.array as da
+
+    data, valid = blocks_of(patterns), valid_blocks(patterns)
+    out = da.map_blocks(
+        _correct_block, data, dark, gain, valid, chunks=data.chunks, dtype=np.dtype(np.float32)
+    )
     return patterns.copy(data=out).assign_attrs(corrected=used)
 
 
-def _correct_block(block: NDArray, dark: Plane | None, gain: Plane | None) -> NDArray[np.float32]:
+def _correct_block(
+    block: NDArray, dark: Plane | None, gain: Plane | None, valid: NDArray[np.bool_] | None
+) -> NDArray[np.float32]:
     planes = (plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain))
-    return correct_patterns(block, *planes)
+    out = correct_patterns(block, *planes)
+    if valid is not None:
+        out[~valid[..., 0, 0]] = 0
+    return out

@@ -76,6 +76,8 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
         )
     cropped = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
+    if "valid" in patterns.coords:
+        cropped = cropped.assign_coords(valid=patterns.coords["valid"].variable)
     return cropped.assign_coords(window_y=(lead, origin_y.values), window_x=(lead, origin_x.values))
 
 

@@ -93,7 +93,7 @@ def downsample(
     return small.assign_coords(
         {
             name: (lead, patterns.coords[name].values)
-            for name in ("window_y", "window_x")
+            for name in ("window_y", "window_x", "valid")
             if name in patterns.coords
         }
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.normalize import joined, log_moments, log_zscore
-from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of
+from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, valid_blocks
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -21,12 +21,19 @@ METHOD = "log-zscore"
 
 
 def log_statistics(patterns: xr.DataArray) -> da.Array:
-    """Moments of log(1 + x) of every block, (…, 1, 4) float64, one entry a block; lazy, see `log_moments`."""
+    """Moments of log(1 + x) of every block, (…, 1, 4) float64, one entry a block; lazy, see `log_moments`.
+
+    Patterns whose coordinate ``valid`` is False are left out.
+    """
+    import dask.array as da
+
     data = blocks_of(patterns)
     lead = data.ndim - 2
     ones = tuple((1,) * n for n in data.numblocks[:lead])
-    return data.map_blocks(
+    return da.map_blocks(
         _moments_block,
+        data,
+        valid_blocks(patterns),
         chunks=(*ones, (1,), (4,)),
         dtype=np.float64,
         meta=np.empty((0,) * data.ndim),
@@ -76,9 +83,12 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     return as_patterns(data, axes_of(patterns), attrs)
 
 
-def _moments_block(block: NDArray) -> NDArray[np.float64]:
+def _moments_block(block: NDArray, valid: NDArray[np.bool_] | None) -> NDArray[np.float64]:
     lead = (1,) * (block.ndim - 2)
-    return log_moments(block.reshape(-1, *block.shape[-2:])).reshape(*lead, 1, 4)
+    patterns = block.reshape(-1, *block.shape[-2:])
+    if valid is not None and not valid.all():
+        patterns = patterns[valid.ravel()]
+    return log_moments(patterns).reshape(*lead, 1, 4)
 
 
 def _zscore_block(block: NDArray, mean: float, std: float) -> NDArray[np.float32]:

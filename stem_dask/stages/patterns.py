@@ -135,6 +135,16 @@ def blank(patterns: xr.DataArray) -> xr.DataArray:
     return patterns.copy(data=da.zeros(patterns.shape, patterns.dtype, chunks=patterns.chunks))
 
 
+def valid_blocks(patterns: xr.DataArray) -> da.Array | None:
+    """The coordinate ``valid`` as (…, 1, 1) in the blocks of the patterns; None when all are valid."""
+    import dask.array as da
+
+    if "valid" not in patterns.coords:
+        return None
+    chunks = (*blocks_of(patterns).chunks[:-2], (1,), (1,))
+    return da.from_array(patterns.coords["valid"].values[..., None, None], chunks=chunks)
+
+
 def map_patterns(
     function: Callable[..., Any],
     data: da.Array,
