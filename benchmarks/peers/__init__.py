@@ -121,7 +121,7 @@ def window_of(task: Task, center: NDArray, radius: NDArray) -> tuple[int, int, i
     middle = np.rint(np.median(center, axis=0))
     needed = radius + np.abs(np.rint(center) - middle).max(1)
     half = int(np.sort(needed)[math.ceil(task.coverage * len(needed)) - 1]) + task.margin
-    y, x = middle.astype(int)
+    y, x = (int(n) for n in middle)
     window = (y - half, y + half, x - half, x + half)
     if min(window) < 0 or window[1] > task.shape[2] or window[3] > task.shape[3]:
         raise SystemExit(f"the window {window} leaves the detector; take other data to compare")
