@@ -134,18 +134,26 @@ def blocks(options: argparse.Namespace) -> dict[str, float]:
 
 
 def terabyte(sizes: Sequence[dict[str, float]], cost: dict[str, float]) -> dict[str, float]:
-    """What blocks cost of a run of 1 TB: extrapolated, at the speed of the largest size."""
-    largest = sizes[-1]
-    scale = TERABYTE / 1e9 / largest["gigabytes"]
-    seconds, cpu = largest["seconds"] * scale, largest["cpu_seconds"] * scale
-    found = {
-        "seconds": seconds,
-        "wall_share": cost["seconds_per_block"] * BLOCKS_OF_TERABYTE / seconds,
-        "cpu_share": cost["cpu_seconds_per_block"] * BLOCKS_OF_TERABYTE / cpu,
-    }
+    """What blocks cost of a run of 1 TB, extrapolated on the lines through the measured sizes.
+
+    Examples
+    --------
+    >>> sizes = [{"gigabytes": g, "seconds": 2 + g, "cpu_seconds": 5 + 2 * g} for g in (1, 4)]
+    >>> found = terabyte(sizes, {"seconds_per_block": 0.005, "cpu_seconds_per_block": 0.01})
+    1 TB in 4,000 blocks, extrapolated: 1,002 s; blocks are 2.00% of the time and 2.00% of the CPU seconds (goal: below 2 %)
+    >>> round(found["seconds"])
+    1002
+    """
+    found = {}
+    for what in ("seconds", "cpu_seconds"):
+        points = [(one["gigabytes"], one[what]) for one in sizes]
+        slope, start, _ = line(points) if len(points) > 1 else (points[0][1] / points[0][0], 0, 0)
+        found[what] = start + slope * TERABYTE / 1e9
+        found[f"{what}_share"] = cost[f"{what}_per_block"] * BLOCKS_OF_TERABYTE / found[what]
     print(
-        f"1 TB in {BLOCKS_OF_TERABYTE:,} blocks, extrapolated: {seconds:,.0f} s; blocks are {found['wall_share']:.2%} "
-        f"of the time and {found['cpu_share']:.2%} of the CPU seconds (goal: below 2 %)"
+        f"1 TB in {BLOCKS_OF_TERABYTE:,} blocks, extrapolated: {found['seconds']:,.0f} s; blocks are "
+        f"{found['seconds_share']:.2%} of the time and {found['cpu_seconds_share']:.2%} of the CPU seconds "
+        "(goal: below 2 %)"
     )
     return found
 

@@ -14,7 +14,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,12 @@ class Contest:
         task = self.source.task(library, self.row.name, output, found, self.options.cores)
         python = self.options.pythons.get(library, sys.executable)
         self._ready()
-        watched = watch([python, "-m", "benchmarks.peers", json.dumps(task)])
+        try:
+            watched = watch([python, "-m", "benchmarks.peers", json.dumps(task)])
+        except SystemExit as error:  # of a peer, perhaps for want of memory: the others go on
+            self.left_out[library] = f"failed: {str(error).strip().splitlines()[-1]}"
+            remove_all(self.folder, "peer")
+            return
         words = json.loads(watched.output.strip().splitlines()[-1])
         if "cannot" in words:
             self.left_out[library] = words["cannot"]
@@ -175,14 +180,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         machine = limits.machine(scan.path, options.cores, options.written_bytes)
         paper.say_machine(say, result, machine)
         result["machine"]["bandwidths"] = machine.words()
-        result["rows"] = contests(scan, folder, options, machine, say)
+        result |= {"rows": [], "memory": [], "lines": lines}
+        for row in contests(scan, folder, options, machine, say):
+            result["rows"].append(row)
+            save(options.json, result)  # a long run that is stopped leaves what it has
         remove_all(folder, "scan")
         result["memory"] = memories(folder, options, say)
-    result["lines"] = lines
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    save(options.json, result)
     return result
+
+
+def save(path: Path | None, result: dict[str, Any]) -> None:
+    """Write the result file, if one was asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def warm_up(scan: ScanFile, folder: Path, options: argparse.Namespace) -> None:
@@ -196,19 +208,18 @@ def warm_up(scan: ScanFile, folder: Path, options: argparse.Namespace) -> None:
 
 def contests(
     scan: ScanFile, folder: Path, options: argparse.Namespace, machine: limits.Machine, say: Say
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """All rows, each for all rounds before the next begins, so that what is compared was near in time."""
     say(paper.HEADING)
-    found: list[dict[str, Any]] = []
     before: dict[str, float] = {}
     for name in options.rows:
         contest = Contest(ROWS[name], scan, folder, options)
         for _ in range(options.rounds):
             contest.turn()
-        found.append(contest.words(machine, before))
-        paper.say_row(say, found[-1])
+        words = contest.words(machine, before)
+        paper.say_row(say, words)
         remove_all(folder, "ours")
-    return found
+        yield words
 
 
 def memories(folder: Path, options: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
@@ -227,8 +238,14 @@ def memories(folder: Path, options: argparse.Namespace, say: Say) -> list[dict[s
             python = options.pythons.get(library, sys.executable)
             commands[library] = [python, "-m", "benchmarks.peers", json.dumps(task)]
         for who, command in commands.items():
-            peak = watch(command, memory=True).peak_bytes
-            found.append({"who": who, "gigabytes": gigabytes, "peak_bytes": peak})
+            try:
+                peak = watch(command, memory=True).peak_bytes
+            except SystemExit as error:
+                if who.startswith("ours"):
+                    raise
+                say(f"memory {who} at {gigabytes:g} GB failed: {str(error).splitlines()[-1]}")
+            else:
+                found.append({"who": who, "gigabytes": gigabytes, "peak_bytes": peak})
             remove_all(folder, "out")
     memory.say_growth(say, found)
     return found

@@ -20,6 +20,7 @@ from benchmarks import (
     kinds,
     limits,
     memory,
+    page,
     plot,
     resume,
     rows,
@@ -154,11 +155,32 @@ def test_table_comparison_and_picture(
     assert convert["left_out"] == dict.fromkeys(["numpy", "dask"], "would be its analysis, then its conversion")  # fmt: skip
     assert [one["who"] for one in result["memory"]] == ["ours 1x2", "numpy", "dask"]
     assert json.loads(path.read_text())["rows"] == result["rows"]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before {page.BEGIN} old {page.END} after")
+    text = page.main([str(path), str(readme)])
+    assert text.splitlines()[-2].startswith("| the same with the analysis | ")
+    assert readme.read_text() == f"before {page.BEGIN}\n{text}\n{page.END} after"
     assert plot.main([str(path), str(tmp_path / "a.png")]).stat().st_size > 10_000
     (found,) = compare.main(["--to", str(path), "--rows", "crop", "--table", *TINY[2:]])
     assert found["row"] == "crop"
     assert min(found["seconds"]) > 0
     assert "s a GB" in capsys.readouterr().out
+
+
+def test_a_peer_that_fails_is_left_out(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(command: Sequence[str], **options: Any) -> Watched:
+        if "benchmarks.peers" in command:
+            raise SystemExit("ended with exit code 1: …\nMemoryError: too much")
+        return in_process(command, **options)
+
+    monkeypatch.setattr(table, "watch", fails)
+    options = ["--rows", "convert", "--settings", "1x2", "--peers", "numpy", "--memory", "0.0003"]
+    result = table.main([*TINY, *options])
+    assert result["rows"][0]["left_out"] == {"numpy": "failed: MemoryError: too much"}
+    assert [one["who"] for one in result["memory"]] == ["ours 1x2"]
+    assert "memory numpy at 0.0003 GB failed: MemoryError: too much" in capsys.readouterr().out
 
 
 def test_every_row_has_a_command() -> None:
