@@ -37,7 +37,8 @@ TINY = 16
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure both; prints one line each and the conclusions."""
     options = parsed(argv)
-    found = paper.circumstances()
+    words = sys.argv[1:] if argv is None else argv
+    found = {"command": paper.command("benchmarks.growth", words), **paper.circumstances()}
     found["sizes"] = sizes(options)
     found["blocks"] = blocks(options)
     if found["sizes"] and found["blocks"]:

@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for speed in [*by_type, *by_size]:
         print(f"{speed.text} {speed.ours / plain[speed.kernel]:13.2f}", flush=True)
     kernels = [asdict(speed) for speed in (*by_type, *by_size)]
-    found = {**paper.circumstances(), "kernels": kernels, "jobs": []}
+    words = sys.argv[1:] if argv is None else argv
+    command = paper.command("benchmarks.kinds", words)
+    found = {"command": command, **paper.circumstances(), "kernels": kernels, "jobs": []}
     if options.whole:
         found["jobs"] = _jobs(int(options.whole * 1e9))
     if options.json:

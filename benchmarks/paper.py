@@ -2,8 +2,10 @@
 
 import os
 import platform
+import re
+import shlex
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,18 @@ HEADING = (
 PACKAGES = ("stem_dask", "numpy", "dask", "distributed", "zarr", "numba", "torch", "hyperspy")
 
 
+def command(module: str, words: Sequence[str]) -> str:
+    """The command as another could give it, without folders of this machine.
+
+    Examples
+    --------
+    >>> command("benchmarks.table", ["--peer-python", "libertem=/home/me/bin/python", "--json", "/data/a.json"])
+    'python -m benchmarks.table --peer-python libertem=python --json a.json'
+    """
+    plain = [re.sub(r"(^|=)/.*/", r"\1", word) for word in words]
+    return shlex.join(["python", "-m", module, *plain])
+
+
 def circumstances() -> dict[str, Any]:
     """Commit, machine and versions."""
     return {
@@ -31,7 +45,7 @@ def circumstances() -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "system": platform.platform(),
+            "system": platform.system(),
             "python": platform.python_version(),
         },
         "versions": {name: version(name) for name in PACKAGES},

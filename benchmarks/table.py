@@ -10,7 +10,6 @@ functions in benchmarks/peers, their seconds of work after imports. What they ma
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -167,7 +166,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="stem_dask-bench-") as name:
         folder = Path(name)
         result: dict[str, Any] = {
-            "command": shlex.join([sys.executable, "-m", "benchmarks.table", *options.argv]),
+            "command": paper.command("benchmarks.table", options.argv),
             **paper.circumstances(),
             "note": options.note,
             "gigabytes": options.gb,
