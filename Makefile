@@ -2,6 +2,7 @@
 # make test    set up on demand, then run the tests
 # make test-faults    kill, corrupt and starve real runs
 # make lint    style and types
+# make bench   rows of the table again, and the difference to the committed result (benchmarks/README.md)
 PYTHON ?= python3
 VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
@@ -25,7 +26,7 @@ lint: $(VENV)/test.done
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/test.done
-	$(VENV)/bin/python -m benchmarks.memory
+	$(VENV)/bin/python -m benchmarks.compare $(ARGS)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -1,69 +1,165 @@
-"""Speed of the kernels per core, in GB of input a second, beside yardsticks.
+"""Speed of the kernels on one core, in GB of input a CPU second, beside a copy of memory and numpy's or scipy's way.
 
-    python -m benchmarks.kernels [--patterns 256] [--detector 256]
+    python -m benchmarks.kernels [--patterns 256] [--detector 256] [--dtypes uint16 float32]
 
-Yardsticks are of one core of an AMD Zen 5 on 256 x 256 uint16; the point is the ratio, not the figure.
+The first yardstick, ``copy``, is the block copied into memory that is there already; the other is the same result by
+array functions. The point are the ratios, not the figures. `benchmarks.kinds` does this for all kinds of data.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.peers import centers_and_radii, means_of_four
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
 
+DTYPES = ("uint16", "uint8", "uint32", "int16", "float32")
+TARGET = 0.98
+#: of the block, for what takes long
+SLOW_SHARE = 8
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Measure every kernel; prints GB/s and returns them."""
+
+@dataclass(frozen=True)
+class Speed:
+    """Bytes a CPU second of one core: of ours, of a copy, and of the twin."""
+
+    kernel: str
+    dtype: str
+    detector: int
+    ours: float
+    copy: float
+    twin: float
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        return (
+            f"{self.kernel:18} {self.dtype:8} {self.detector:5} {self.ours / 1e9:7.2f} {self.ours / self.copy:8.3f} "
+            f"{self.ours / self.twin:7.1f}"
+        )
+
+
+HEADING = f"{'kernel':18} {'type':8} {'px':>5} {'GB/s':>7} {'x copy':>8} {'x twin':>7}"
+
+Work = Callable[[], object]
+
+
+def main(argv: list[str] | None = None) -> list[Speed]:
+    """Measure every kernel; prints one line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patterns", type=int, default=256)
     parser.add_argument("--detector", type=int, default=256)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args(argv)
-    n, size = options.patterns, options.detector
-    rng = np.random.default_rng(0)
-    half = np.full(n, size // 4)
-    found = {}
-    for dtype in ("uint16", "uint8", "uint32", "int16", "float32"):
-        block = rng.poisson(3, (n, size, size)).astype(dtype)
-        jobs: dict[str, tuple[Callable[[], object], float]] = {
-            "analyze square": (lambda b=block: _analyze(b, "square"), 1.0),
-            "analyze circle": (lambda b=block: _analyze(b, "circle"), 1.0),
-            "crop + retention": (lambda b=block: _crop(b, half, size // 2), 0.25),
-            "bin 2": (lambda b=block: downsample_patterns(b, 2, method="bin"), 1.0),
-            "stride 2": (lambda b=block: downsample_patterns(b, 2, method="stride"), 1.0),
-        }
-        if dtype in ("uint16", "float32"):
-            jobs["gauss 2"] = (
-                lambda b=block: downsample_patterns(b[:32], 2, method="gauss"),
-                32 / n,
-            )
-            jobs["fft 2"] = (lambda b=block: downsample_patterns(b[:32], 2, method="fft"), 32 / n)
-        for name, (job, share) in jobs.items():
-            found[f"{name} {dtype}"] = block.nbytes * share / _fastest(job, options.repeat) / 1e9
-            print(f"{name:18} {dtype:8} {found[f'{name} {dtype}']:7.2f} GB/s", flush=True)
+    print(HEADING)
+    found = []
+    for dtype in options.dtypes:
+        for speed in measure(beams(options.patterns, options.detector, dtype), options.repeat):
+            found.append(speed)
+            print(speed.text, flush=True)
     return found
 
 
-def _analyze(block: np.ndarray, metric: str) -> object:
-    return analyze_patterns(block, target_retention=0.98, threshold=0, center=None, metric=metric)
+def beams(n: int, detector: int, dtype: str) -> NDArray:
+    """(n, detector, detector): a disc with most of the counts over a weak background, near the middle."""
+    rng = np.random.default_rng(0)
+    y, x = np.ogrid[:detector, :detector]
+    distance = np.hypot(y - detector / 2 + 1, x - detector / 2 - 2)
+    mean = np.where(distance < detector / 14, 40.0, 0.1)
+    some = rng.poisson(mean, (min(n, 16), detector, detector))
+    return np.resize(some, (n, detector, detector)).astype(dtype)
 
 
-def _crop(block: np.ndarray, origin: np.ndarray, size: int) -> object:
+def measure(block: NDArray, repeat: int, only: Iterable[str] = ()) -> list[Speed]:
+    """Speed of every kernel (or of those in ``only``) on a block, each with its yardsticks.
+
+    Parameters
+    ----------
+    block : (n, ky, kx)
+    repeat : the fastest of so many is taken
+    """
+    target = np.empty_like(block)
+    copy = block.nbytes / fastest(lambda: np.copyto(target, block), repeat)
+    speeds = []
+    for name, (ours, twin, part) in works(block).items():
+        if not only or name in only:
+            n_bytes = part.nbytes
+            mine, other = n_bytes / fastest(ours, repeat), n_bytes / fastest(twin, min(repeat, 2))
+            speeds.append(Speed(name, str(block.dtype), block.shape[-1], mine, copy, other))
+    return speeds
+
+
+def works(block: NDArray) -> dict[str, tuple[Work, Work, NDArray]]:
+    """Our kernel, its twin, and the bytes that both take in, by name."""
+    n, size = len(block), block.shape[-1]
+    slow = block[: max(1, n // SLOW_SHARE)]
+    start, half = size // 4, size // 2
+    origin = np.full(n, start)
+    window = block[:, start : start + half, start : start + half]
+    return {
+        "analyze square": (lambda: _analyze(block, "square"), lambda: centers_and_radii(block, TARGET), block),
+        "analyze circle": (lambda: _analyze(block, "circle"), lambda: _circles(block), block),
+        "crop + retention": (lambda: _crop(block, origin, half), lambda: window.copy().sum((1, 2)), window),
+        "bin 2": (lambda: downsample_patterns(block, 2, method="bin"), lambda: means_of_four(block), block),
+        "stride 2": (lambda: downsample_patterns(block, 2, method="stride"), lambda: block[:, ::2, ::2].copy(), block),
+        "gauss 2": (lambda: downsample_patterns(slow, 2, method="gauss"), lambda: _gauss(slow), slow),
+        "fft 2": (lambda: downsample_patterns(slow, 2, method="fft"), lambda: _fft(slow), slow),
+    }  # fmt: skip
+
+
+def _analyze(block: NDArray, metric: str) -> object:
+    return analyze_patterns(block, target_retention=TARGET, threshold=0, center=None, metric=metric)
+
+
+def _crop(block: NDArray, origin: NDArray, size: int) -> object:
     return window_intensity(crop_patterns(block, origin, origin, (size, size)), threshold=0)
 
 
-def _fastest(job: Callable[[], object], repeat: int) -> float:
-    job()  # compiles
+def _circles(block: NDArray) -> object:
+    """Radii of discs, by sums over rounded-up distances."""
+    n, height, width = block.shape
+    centers = np.rint(centers_and_radii(block, TARGET)[0]).astype(int)
+    far = np.hypot(np.arange(-height, height)[:, None], np.arange(-width, width)[None])
+    table = np.ceil(far).astype(np.intp)
+    radii = np.empty(n)
+    for i, (pattern, (y, x)) in enumerate(zip(block, centers, strict=True)):
+        distance = table[height - y : 2 * height - y, width - x : 2 * width - x]
+        inside = np.bincount(distance.ravel(), pattern.ravel()).cumsum()
+        radii[i] = np.searchsorted(inside, TARGET * inside[-1])
+    return radii
+
+
+def _gauss(block: NDArray) -> object:
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(block.astype(np.float32), (0, 1, 1), truncate=4.0)[:, ::2, ::2]
+
+
+def _fft(block: NDArray) -> object:
+    from scipy import fft
+
+    spectrum = fft.fftshift(fft.fft2(block.astype(np.float32)), axes=(1, 2))
+    start, size = block.shape[-1] // 4, block.shape[-1] // 2
+    kept = spectrum[:, start : start + size, start : start + size]
+    return fft.ifft2(fft.ifftshift(kept, axes=(1, 2))).real / 4
+
+
+def fastest(job: Work, repeat: int) -> float:
+    """CPU seconds of the fastest run, after one that compiles."""
+    job()
     times = []
     for _ in range(repeat):
-        start = time.perf_counter()
+        start = time.process_time()
         job()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        times.append(time.process_time() - start)
+    return max(min(times), 1e-9)
 
 
 if __name__ == "__main__":

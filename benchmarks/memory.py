@@ -1,6 +1,6 @@
 """Peak memory and time of the whole job against the size of the dataset.
 
-    python -m benchmarks.memory [--sizes 0.5 1 2 4] [--kind local] [--keep FOLDER]
+    python -m benchmarks.memory [--sizes 0.5 1 2 4] [--kind local] [--json FILE]
 
 Memory is the largest sum, over all processes of the run, of anonymous resident memory (RssAnon: what the run holds
 itself, without the page cache), sampled every 20 ms. Linux only.
@@ -10,13 +10,15 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.data import scan_rows, write_scan
+from benchmarks.rows import ROOT
+from benchmarks.watch import watch
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, float]]:
@@ -53,53 +55,32 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
 
 def measure(source: Path, output: Path, kind: str, export: str) -> dict[str, float]:
     """Run the whole job in processes of its own and watch its memory."""
-    config = Path(__file__).resolve().parents[1] / "configs" / "crop.yaml"
+    config = ROOT / "configs" / "crop.yaml"
     command = [
         sys.executable, "-m", "stem_dask.run", str(config), f"input.path={source}", f"output.path={output}",
         f"output.export={export}", "output.overwrite=true", f"cluster.kind={kind}", "output.figure=false", "--quiet",
     ]  # fmt: skip
-    begun = time.perf_counter()
-    run = subprocess.Popen(command)
-    peak = 0
-    while run.poll() is None:
-        peak = max(peak, sum(_anonymous(pid) for pid in _tree(run.pid)))
-        time.sleep(0.02)
-    if run.returncode:
-        raise SystemExit(f"the run ended with exit code {run.returncode}: {' '.join(command)}")
+    watched = watch(command, memory=True)
     results = json.loads(output.with_name(f"{output.stem}_results.json").read_text())
     return {
         "bytes": results["sizes"]["input_bytes"],
-        "peak_bytes": peak,
+        "peak_bytes": watched.peak_bytes,
         "work_seconds": results["speed"]["seconds"],
-        "process_seconds": time.perf_counter() - begun,
+        "process_seconds": watched.seconds,
     }
 
 
-def _tree(root: int) -> list[int]:
-    """A process and all below it."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += children.get(pid, [])
-    return found
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    line = next((line for line in text.splitlines() if line.startswith("RssAnon")), "RssAnon: 0 kB")
-    return int(line.split()[1]) * 1024
+def say_growth(say: Callable[[str], None], found: Iterable[Mapping[str, Any]]) -> None:
+    """One line for each who was measured: the peak at every size, and the growth from the first to the last."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for one in found:
+        by_name.setdefault(one["who"], []).append(one)
+    for who, ones in by_name.items():
+        peaks = ", ".join(
+            f"{one['peak_bytes'] / 1e6:.0f} MB at {one['gigabytes']:g} GB" for one in ones
+        )
+        growth = ones[-1]["peak_bytes"] / ones[0]["peak_bytes"] - 1
+        say(f"memory {who:21} {peaks}: {growth:+.0%}")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
         settle_common(job, common)
         found = analyze(job, patterns)
         patterns = found.patterns
+        job.analyzed_after = time.perf_counter() - first
         with job.state.nothing_to_go_on_with():
             window = choose(job, found.analysis, common)
     with job.room(patterns, window, warn=True):

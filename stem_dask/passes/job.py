@@ -69,6 +69,8 @@ class Job:
     slab: tuple[int, int] | None = None
     #: mean and standard deviation, of a run that normalizes
     constants: dict[str, float] | None = None
+    #: seconds from the first submission until every pattern is analyzed; None without a pass for it
+    analyzed_after: float | None = None
 
     @property
     def config(self) -> Config:
@@ -193,6 +195,7 @@ class Job:
         return {
             "speed": {
                 "seconds": seconds,
+                "seconds_until_analyzed": self.analyzed_after,
                 "seconds_since_process_start": report.process_seconds(),
                 "bytes_per_second": input_bytes(self.prepared.found) / seconds,
             },

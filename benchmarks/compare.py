@@ -1,0 +1,106 @@
+"""Run some rows again, ours only, and print the difference to a committed result. Never fails for a time.
+
+    python -m benchmarks.compare [--to benchmarks/results/table.json] [--rows crop convert] [--rounds 1] [--seconds 60]
+
+Machines differ and are shared: what is told is also the machine's own speed (reading and encoding), then and now.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import table
+from benchmarks.rows import ROOT, ROWS, SETTINGS
+
+RESULTS = ROOT / "benchmarks" / "results"
+COMMITTED = RESULTS / "table.json"
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Measure and print the differences."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--to", type=Path, default=COMMITTED, help="a result file")
+    parser.add_argument(
+        "--gb", type=float, help="GB of input; default: as in the result file, at most 0.5"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=["crop", "convert"], metavar="ROW"
+    )
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["1x2"])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, help="leave out rows that would begin later than this"
+    )
+    parser.add_argument(
+        "--table", nargs=argparse.REMAINDER, default=[], help="further options of benchmarks.table"
+    )
+    options = parser.parse_args(argv)
+    if not options.to.exists():
+        print(f"{options.to} is not there; python -m benchmarks.table --json {options.to} makes it")
+        return []
+    before = json.loads(options.to.read_text())
+    gigabytes = options.gb or min(before["gigabytes"], 0.5)
+    begun, found = time.monotonic(), []
+    for row in options.rows:
+        if options.seconds is not None and time.monotonic() - begun > options.seconds:
+            print(f"{row} is left out: {options.seconds:g} s are over")
+            continue
+        now = table.main([
+            "--gb", str(gigabytes), "--rows", row, "--rounds", str(options.rounds), "--settings", *options.settings,
+            "--peers", "--memory", *options.table,
+        ])  # fmt: skip
+        found += differences(before, now)
+    for one in found:
+        print(text_of(one, before))
+    return found
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seconds a GB of every row and setting that both have."""
+    old = {row["row"]: row for row in before["rows"]}
+    machine = {
+        name: now["machine"]["bandwidths"][name] / before["machine"]["bandwidths"][name]
+        for name in ("read", "write")
+    }
+    found = []
+    for row in now["rows"]:
+        known = old.get(row["row"])
+        for who in () if known is None else row["runs"].keys() & known["runs"].keys():
+            pair = {
+                what: [
+                    table.median(one["runs"][who], what) / one["bytes"] * 1e9
+                    for one in (known, row)
+                ]
+                for what in ("seconds", "cpu_seconds")
+            }
+            found.append({"row": row["row"], "who": who, "machine": machine, **pair})
+    return found
+
+
+def text_of(one: dict[str, Any], before: dict[str, Any]) -> str:
+    """One line: then, now, the change, and that of the machine.
+
+    Examples
+    --------
+    >>> one = {"row": "crop", "who": "ours 1x2", "seconds": [2, 1], "cpu_seconds": [2, 2], "machine": {"read": 1, "write": 2}}
+    >>> text_of(one, {"commit": "c" * 40})
+    'crop             ours 1x2  2.00 -> 1.00 s a GB (-50%), CPU +0% since ccccccc; this machine reads +0%, writes +100%'
+    """
+
+    def change(pair: list[float]) -> str:
+        return f"{pair[1] / pair[0] - 1:+.0%}"
+
+    then, now = one["seconds"]
+    return (
+        f"{one['row']:16} {one['who']:9} {then:.2f} -> {now:.2f} s a GB ({change(one['seconds'])}), "
+        f"CPU {change(one['cpu_seconds'])} since {before['commit'][:7]}; "
+        f"this machine reads {one['machine']['read'] - 1:+.0%}, writes {one['machine']['write'] - 1:+.0%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)

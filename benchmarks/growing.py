@@ -1,0 +1,39 @@
+"""One job of `benchmarks.growth`, in a process of its own: the whole job on a source that no file holds as it is.
+
+python -m benchmarks.growing OUTPUT.zarr --tiled FILE.dm4 --rows 1000
+python -m benchmarks.growing OUTPUT.zarr --blocks-made 4000
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.growth import job_of, made_source, tiled
+from benchmarks.rows import SETTINGS
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the job."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--tiled", type=Path)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--blocks-made", type=int)
+    parser.add_argument("--setting", choices=SETTINGS, default="2x1")
+    parser.add_argument("--cores", type=int, default=2)
+    options = parser.parse_args(argv)
+    from stem_dask.pipeline import run
+
+    overrides = [text.format(cores=options.cores) for text in SETTINGS[options.setting]]
+    if options.tiled is not None:
+        source, path = tiled(options.tiled, options.rows), options.tiled
+    else:
+        source, path = made_source(options.blocks_made), options.output.with_name("made.npy")
+        np.save(path, source[(slice(0, 1), slice(0, 1), slice(None), slice(None))])
+        overrides.append(f"output.chunk_mb={source.pattern.nbytes / 2**20 * 1.01}")
+    run(job_of(source, path, options.output, overrides))
+
+
+if __name__ == "__main__":
+    main()

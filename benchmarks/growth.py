@@ -1,0 +1,214 @@
+"""How time and memory grow: with the size of the data, and with the number of blocks.
+
+    python -m benchmarks.growth [--sizes 0.5 2 8 32] [--tile 0.25] [--blocks 4000] [--json FILE]
+
+Sizes: the whole job on a scan that repeats a file of ``--tile`` GB, of simulated patterns, along scan_y. Every block
+is read from that file, with real bytes, by the same calls as ever; what is not measured is a file that exceeds the page
+cache. Memory is that of all processes (RssAnon), projected on a line.
+
+Blocks: the whole job on so many blocks of one pattern of 16 x 16 that is made, not read: what is left is what a block
+costs in the graph, the scheduler, the journal and the files. It is then set against the run of 1 TB in 4,000 blocks, at
+the speed that was measured above: an extrapolation, from the cost of a block and of a byte.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import paper
+from benchmarks.data import Made, Tiled, scan_rows, write_scan
+from benchmarks.rows import ROOT, SETTINGS
+from benchmarks.watch import watch
+
+TERABYTE = 10**12
+#: blocks of a run of 1 TB, which `stem_dask.plan` allows at most
+BLOCKS_OF_TERABYTE = 4000
+#: pixels of the pattern that costs nothing
+TINY = 16
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure both; prints one line each and the conclusions."""
+    options = parsed(argv)
+    words = sys.argv[1:] if argv is None else argv
+    found = {"command": paper.command("benchmarks.growth", words), **paper.circumstances()}
+    found["sizes"] = sizes(options)
+    found["blocks"] = blocks(options)
+    if found["sizes"] and found["blocks"]:
+        found["terabyte"] = terabyte(found["sizes"], found["blocks"])
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=float, nargs="*", default=[0.5, 2, 8, 32], help="GB")
+    parser.add_argument("--tile", type=float, default=0.25, help="GB of the file that is repeated")
+    parser.add_argument("--blocks", type=int, default=BLOCKS_OF_TERABYTE)
+    parser.add_argument("--few", type=int, default=100, help="blocks of the run that is subtracted")
+    parser.add_argument("--setting", choices=SETTINGS, default="2x1")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--scan-x", type=int, default=128)
+    parser.add_argument("--detector", type=int, default=256)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    return parser.parse_args(argv)
+
+
+def sizes(options: argparse.Namespace) -> list[dict[str, float]]:
+    """Seconds and memory of every size, and how straight the line is."""
+    found: list[dict[str, float]] = []
+    if not options.sizes:
+        return found
+    print(f"{'GB':>7} {'seconds':>9} {'cpu s':>8} {'GB/s':>7} {'peak MB':>8}")
+    with tempfile.TemporaryDirectory(prefix="stem_dask-bench-") as name:
+        tile = Path(name) / "tile.dm4"
+        rows = scan_rows(int(options.tile * 1e9), options.scan_x, options.detector)
+        write_scan(tile, rows, options.scan_x, options.detector)
+        row_bytes = options.scan_x * options.detector**2 * 2
+        for gigabytes in options.sizes:
+            rows = max(1, round(gigabytes * 1e9 / row_bytes))
+            row = _run(options, Path(name), ["--tiled", str(tile), "--rows", str(rows)])
+            found.append({"gigabytes": rows * row_bytes / 1e9, **row})
+            print(
+                f"{found[-1]['gigabytes']:7.2f} {row['seconds']:9.2f} {row['cpu_seconds']:8.1f} "
+                f"{found[-1]['gigabytes'] / row['seconds']:7.2f} {row['peak_bytes'] / 1e6:8.0f}",
+                flush=True,
+            )
+    if len(found) > 1:
+        slope, start, off = line([(f["gigabytes"], f["seconds"]) for f in found])
+        peaks = [f["peak_bytes"] for f in found]
+        print(
+            f"time = {start:.2f} s + {slope:.2f} s a GB, within {off:.0%}; "
+            f"memory {peaks[-1] / peaks[0] - 1:+.1%} from the first to the last"
+        )
+    return found
+
+
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Slope, value at 0, and the largest distance from the straight line as a share of the value.
+
+    Distances are weighed by the values, so that the largest size does not decide alone.
+
+    Examples
+    --------
+    >>> slope, start, off = line([(1, 3), (2, 5), (4, 9)])
+    >>> round(slope, 9), round(start, 9), round(off, 9)
+    (2.0, 1.0, 0.0)
+    """
+    x, y = np.array(points, float).T
+    slope, start = np.polyfit(x, y, 1, w=1 / y)
+    return float(slope), float(start), float(np.abs((slope * x + start) / y - 1).max())
+
+
+def blocks(options: argparse.Namespace) -> dict[str, float]:
+    """What a block costs, in both passes together: many blocks less few, by the difference of their numbers."""
+    if not options.blocks:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="stem_dask-bench-") as name:
+        few, many = (
+            _run(options, Path(name), ["--blocks-made", str(n)])
+            for n in (options.few, options.blocks)
+        )
+    n = options.blocks - options.few
+    found = {
+        "blocks": options.blocks,
+        "seconds": many["seconds"],
+        "seconds_per_block": (many["seconds"] - few["seconds"]) / n,
+        "cpu_seconds_per_block": (many["cpu_seconds"] - few["cpu_seconds"]) / n,
+        "peak_bytes": many["peak_bytes"],
+    }
+    print(
+        f"{options.blocks:,} blocks of nothing: {many['seconds']:.2f} s, a block costs "
+        f"{1e3 * found['seconds_per_block']:.2f} ms and {1e3 * found['cpu_seconds_per_block']:.2f} ms CPU "
+        f"in both passes; peak memory {many['peak_bytes'] / 1e6:.0f} MB"
+    )
+    return found
+
+
+def terabyte(sizes: Sequence[dict[str, float]], cost: dict[str, float]) -> dict[str, float]:
+    """What blocks cost of a run of 1 TB, extrapolated on the lines through the measured sizes.
+
+    Examples
+    --------
+    >>> sizes = [{"gigabytes": g, "seconds": 2 + g, "cpu_seconds": 5 + 2 * g} for g in (1, 4)]
+    >>> found = terabyte(sizes, {"seconds_per_block": 0.005, "cpu_seconds_per_block": 0.01})
+    1 TB in 4,000 blocks, extrapolated: 1,002 s; blocks are 2.00% of the time and 2.00% of the CPU seconds (goal: below 2 %)
+    >>> round(found["seconds"])
+    1002
+    """
+    found = {}
+    for what in ("seconds", "cpu_seconds"):
+        points = [(one["gigabytes"], one[what]) for one in sizes]
+        slope, start, _ = line(points) if len(points) > 1 else (points[0][1] / points[0][0], 0, 0)
+        found[what] = start + slope * TERABYTE / 1e9
+        found[f"{what}_share"] = cost[f"{what}_per_block"] * BLOCKS_OF_TERABYTE / found[what]
+    print(
+        f"1 TB in {BLOCKS_OF_TERABYTE:,} blocks, extrapolated: {found['seconds']:,.0f} s; blocks are "
+        f"{found['seconds_share']:.2%} of the time and {found['cpu_seconds_share']:.2%} of the CPU seconds "
+        "(goal: below 2 %)"
+    )
+    return found
+
+
+def _run(options: argparse.Namespace, folder: Path, words: list[str]) -> dict[str, float]:
+    """One job in a process of its own."""
+    output = folder / "out.zarr"
+    command = [sys.executable, "-m", "benchmarks.growing", str(output), *words]
+    command += ["--setting", options.setting, "--cores", str(options.cores)]
+    watched = watch(command, memory=True)
+    results = json.loads((folder / "out_results.json").read_text())
+    return {
+        "seconds": results["speed"]["seconds"],
+        "cpu_seconds": watched.cpu_seconds,
+        "peak_bytes": watched.peak_bytes,
+    }
+
+
+def made_source(n_blocks: int) -> Made:
+    """A scan of so many positions, in two rows, with a bright square in each pattern."""
+    pattern = np.ones((TINY, TINY), np.uint16)
+    pattern[5:9, 5:9] = 60
+    return Made(pattern, (2, max(1, n_blocks // 2)))
+
+
+def job_of(source: Any, path: Path, output: Path, overrides: Sequence[str]) -> Any:
+    """The job of configs/crop.yaml on a source that stands for what is in a file.
+
+    Parameters
+    ----------
+    source : the patterns
+    path : a file, whose name and axes the run gets
+    """
+    from stem_dask.config import load_configs
+    from stem_dask.preflight import prepare
+
+    given = [
+        f"input.path={path}", f"output.path={output}", "output.export=[]", "output.figure=false",
+        "output.codec=lz4", "output.overwrite=true", *overrides,
+    ]  # fmt: skip
+    (config,) = load_configs(ROOT / "configs" / "crop.yaml", given)
+    prepared = prepare(config)
+    info = prepared.found.info
+    axes = tuple(replace(axis, size=n) for axis, n in zip(info.axes, source.shape, strict=True))
+    found = replace(prepared.found, source=source, info=replace(info, axes=axes))
+    return replace(prepared, found=found)
+
+
+def tiled(path: Path, rows: int) -> Tiled:
+    """A file's patterns, so many rows of them."""
+    from stem_dask.io.read import find
+
+    return Tiled(find(path).source, rows)
+
+
+if __name__ == "__main__":
+    main()

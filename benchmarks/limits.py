@@ -1,0 +1,152 @@
+"""What the machine allows: bandwidths of memory, disk and codecs, and the least time that follows for a row.
+
+The bound is of what cannot be left out: the cores read the input into a cache-sized buffer and encode the output; the
+disk takes what is written, or gives what is read cold. Cores and disk may work at the same time.
+"""
+
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rows import Ours, Row
+
+MIB = 2**20
+#: of a file, for the disk's bandwidth
+WRITTEN_BYTES = 256 * MIB
+#: patterns that a codec is timed on: at most so many bytes
+SAMPLE_BYTES = 16 * MIB
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bandwidths in bytes a second."""
+
+    cores: int
+    read: float  # of all cores together, warm, into a reused buffer of 1 MiB
+    read_cold: float
+    write: float  # with fsync
+
+    def words(self) -> dict[str, float]:
+        """For the result file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Least seconds of a row, and of its parts when each has the machine for itself."""
+
+    seconds: float
+    read: float
+    encode: float
+    write: float
+
+
+def machine(source: Path, cores: int, written_bytes: int = WRITTEN_BYTES) -> Machine:
+    """Measure; the file ends in the page cache, warm."""
+    size = source.stat().st_size
+    drop_cache(source)
+    cold = size / _seconds(lambda: read_part(source, 0, size))
+    warm = max(size / _seconds(lambda: _read_together(source, cores)) for _ in range(3))
+    return Machine(cores, warm, cold, _write_bandwidth(source.parent, written_bytes))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def drop_cache(path: Path) -> None:
+    """Take a file out of the page cache, as far as the system obeys (Linux does)."""
+    os.sync()
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def read_part(path: Path, start: int, stop: int) -> None:
+    """Read a part of a file into a buffer of 1 MiB, again and again."""
+    buffer = memoryview(bytearray(MIB))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        left = stop - start
+        while left > 0:
+            n = file.readinto(buffer[: min(MIB, left)])
+            if not n:
+                return
+            left -= n
+
+
+def _read_together(path: Path, cores: int) -> None:
+    edges = np.linspace(0, path.stat().st_size, cores + 1).astype(int)
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(lambda i: read_part(path, edges[i], edges[i + 1]), range(cores)))
+
+
+def _write_bandwidth(folder: Path, n_bytes: int) -> float:
+    piece = np.random.default_rng(0).bytes(MIB)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+
+        def write() -> None:
+            for _ in range(n_bytes // MIB):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+
+        return n_bytes // MIB * MIB / _seconds(write)
+
+
+def encode_bandwidth(patterns: NDArray, codec: str) -> float:
+    """Bytes of patterns that one core encodes in a second, the best of three.
+
+    Parameters
+    ----------
+    patterns : (n, ky, kx), a sample of what is written
+    codec : ``lz4`` (blosc, in chunks of 1 MiB), ``gzip`` (level 4 after a shuffle of bytes), or ``none``
+    """
+    if codec == "none":
+        return float("inf")
+    if codec == "gzip":
+
+        def encode(chunk: NDArray) -> object:
+            shuffled = np.ascontiguousarray(chunk.reshape(-1, 1).view(np.uint8).T)
+            return zlib.compress(shuffled, 4)
+    else:
+        from stem_dask.io.codec import blosc_bytes, shuffle_of
+
+        def encode(chunk: NDArray) -> object:
+            return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
+
+    many = max(1, MIB // max(1, patterns[0].nbytes))
+    chunks = [np.ascontiguousarray(patterns[i : i + many]) for i in range(0, len(patterns), many)]
+    best = min(_seconds(lambda: [encode(chunk) for chunk in chunks]) for _ in range(3))
+    return patterns.nbytes / best
+
+
+def limit_of(row: Row, ours: Ours, found: Machine, sample: NDArray) -> Limit:
+    """Least seconds of a row on this machine.
+
+    Parameters
+    ----------
+    ours : bytes that go in and out
+    sample : (n, ky, kx), some of the output's patterns
+    """
+    warm = (row.reads - row.cold) * ours.input_bytes / found.read
+    cold = ours.input_bytes / found.read_cold if row.cold else 0.0
+    if row.codec is None:
+        return Limit(warm + cold, warm + cold, 0.0, 0.0)
+    encode = ours.output_bytes / encode_bandwidth(sample, row.codec) / found.cores
+    write = ours.stored_bytes / found.write
+    # the second pass needs what the first has found, so that a cold first one adds up
+    return Limit(cold + max(warm + encode, write), warm + cold, encode, write)

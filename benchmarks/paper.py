@@ -1,0 +1,108 @@
+"""What is printed and kept of a measurement: lines, the machine, the commit."""
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.limits import Machine
+from benchmarks.rows import ROOT
+
+Say = Callable[[str], None]
+
+HEADING = (
+    f"{'row':28} {'':9} {'seconds':>9} {'(process)':>10} {'cpu s':>8} {'GB/s':>7} {'x ours':>7} "
+    f"{'goal':>7} {'limit':>7} {'x limit':>8}"
+)
+PACKAGES = ("stem_dask", "numpy", "dask", "distributed", "zarr", "numba", "torch", "hyperspy")
+
+
+def command(module: str, words: Sequence[str]) -> str:
+    """The command as another could give it, without folders of this machine.
+
+    Examples
+    --------
+    >>> command("benchmarks.table", ["--peer-python", "libertem=/home/me/bin/python", "--json", "/data/a.json"])
+    'python -m benchmarks.table --peer-python libertem=python --json a.json'
+    """
+    plain = [re.sub(r"(^|=)/.*/", r"\1", word) for word in words]
+    return shlex.join(["python", "-m", module, *plain])
+
+
+def circumstances() -> dict[str, Any]:
+    """Commit, machine and versions."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "system": platform.system(),
+            "python": platform.python_version(),
+        },
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _git(*words: str) -> str:
+    """What git says; empty where the folder is no checkout."""
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    if file.exists():
+        for line in file.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def say_machine(say: Say, result: Mapping[str, Any], found: Machine) -> None:
+    """The machine, the commit, and the bandwidths that limits are made of."""
+    machine = result["machine"]
+    say(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
+        f"python {machine['python']}; commit {result['commit'][:12] or 'unknown'}"
+        f"{' with changes' if result['changed_files'] else ''}"
+    )
+    if result["note"]:
+        say(result["note"])
+    say(
+        f"read {found.read / 1e9:.1f} GB/s warm on {found.cores} cores, {found.read_cold / 1e9:.2f} GB/s cold; "
+        f"write and fsync {found.write / 1e9:.2f} GB/s"
+    )
+
+
+def say_row(say: Say, row: Mapping[str, Any]) -> None:
+    """One line for each contestant of a row, then who was left out."""
+    from benchmarks.table import median
+
+    limit = row["limit"]["seconds"]
+    goal = "" if row["goal"] is None else f"{row['goal']:.2f}"
+    for i, (who, runs) in enumerate(row["runs"].items()):
+        seconds = median(runs)
+        process = f"({median(runs, 'process_seconds'):.1f})"
+        title = row["title"] if i == 0 else ""
+        say(
+            f"{title:28} {who:9} {seconds:9.2f} {process:>10} "
+            f"{median(runs, 'cpu_seconds'):8.1f} {row['bytes'] / seconds / 1e9:7.2f} {seconds / row['ours']:7.2f} "
+            f"{goal:>7} {limit:7.2f} {seconds / limit:8.1f}"
+        )
+    for why in dict.fromkeys(row["left_out"].values()):
+        names = ", ".join(who for who, words in row["left_out"].items() if words == why)
+        say(f"{'':28} without {names}: {why}")
