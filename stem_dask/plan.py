@@ -155,6 +155,7 @@ def footprints(
     shrunk: bool,
     ahead: bool = False,
     ingest: bool = False,
+    in_pieces: bool = False,
     corrected: int = 0,
     fixed: int = 0,
 ) -> dict[str, Footprint]:
@@ -168,6 +169,7 @@ def footprints(
     cropped, shrunk : whether the window, and the output, are arrays of their own
     ahead : whether the pass that writes analyzes, too
     ingest : whether the pass that analyzes writes the patterns, too
+    in_pieces : whether analysis and crop read a few patterns at a time, so that no block is held as it was read
     corrected : bytes of one pattern after dark and gain, with its copies; 0 without them
     fixed : bytes that a task needs beside its block, such as those of dark and gain
 
@@ -177,7 +179,7 @@ def footprints(
     >>> sizes["crop"].bytes(512) / 2**20
     71.015625
     """
-    read = source * (1 + copies) + corrected
+    read = 0 if in_pieces and cropped else source * (1 + copies) + corrected
     # encoding holds the compressed chunks and the shard they are joined to; no codec makes them larger by much
     sums = 16 * max(source, corrected)
     held = read + window * cropped + out * shrunk + 2 * out

@@ -15,6 +15,8 @@ from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.merlin import RawCounts
+from stem_dask.io.parts import PIECE_BYTES as READ_PIECE_BYTES
+from stem_dask.io.parts import is_read_in_pieces
 from stem_dask.io.read import Found
 from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
@@ -102,6 +104,11 @@ def memory_of(
     copies = 0 if references else masked + (not dtype.isnative) + 2 * half
     reads, stored = _read_copies(found.source), _stored(found.source)
     library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
+    in_pieces = (
+        is_read_in_pieces(found.source)
+        and config.crop.enabled
+        and not (masked or references or config.analyze.ingest)
+    )
     sizes = footprints(
         pixels * dtype.itemsize,
         math.prod(what.window) * what.patterns.itemsize,
@@ -109,17 +116,20 @@ def memory_of(
         copies=copies + reads,
         corrected=4 * pixels * (1 + masked) if references else 0,
         fixed=library
+        + max(READ_PIECE_BYTES, pixels * dtype.itemsize) * in_pieces
         + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
         ahead=config.analyze.ahead,
         ingest=config.analyze.ingest,
+        in_pieces=in_pieces,
         shrunk=config.downsample.factor > 1 or what.dtype != what.patterns.newbyteorder("="),
     )
     # a chunk is held as it lies in the file, and decoded, until its part of the block is taken from it
     decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
     turning = {} if slab is None else {"turn": _turn_footprint(found, slab)}
-    return {"read": Footprint(decoding, pixels * dtype.itemsize * (1 + reads)), **sizes, **turning}
+    held = 0 if in_pieces else pixels * dtype.itemsize * (1 + reads)
+    return {"read": Footprint(decoding, max(1, held)), **sizes, **turning}
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:

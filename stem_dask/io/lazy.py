@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
+from stem_dask.io.parts import note_straight
 from stem_dask.io.planes import plane
 from stem_dask.io.read import Found, ScanOrder, find
 from stem_dask.io.sources import Indexed, Missing, Source
@@ -34,8 +35,10 @@ def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
     import dask.array as da
 
     chunks = (*lead, *source.shape[len(lead) :])
+    indexed = Indexed(source)
+    note_straight(name, indexed)
     return da.from_array(
-        Indexed(source),
+        indexed,
         chunks=chunks,
         name=name,
         asarray=False,

@@ -54,10 +54,17 @@ class FlatFile:
     shape: tuple[int, ...]
 
     def __getitem__(self, part: Slices) -> NDArray:
-        sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
-        out = np.empty(sizes, self.dtype)
+        out = np.empty(
+            [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)], self.dtype
+        )
+        self.read_into(part, out)
+        return out
+
+    def read_into(self, part: Slices, out: NDArray) -> None:
+        """Read a part into an array of its shape and type that lies in one run."""
+        sizes = out.shape
         if out.size == 0:
-            return out
+            return
         n_whole = (
             0  # trailing axes that are read whole: one run on disk for each index of the others
         )
@@ -68,7 +75,8 @@ class FlatFile:
         n_outer = n_partial - joined  # neighbours on the last partial axis are one run too
         run_bytes = int(np.prod(sizes[n_outer:])) * self.dtype.itemsize
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
-            return self._mapped(part)
+            self._mapped(part, out)
+            return
         strides = [int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape))]
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
@@ -77,7 +85,6 @@ class FlatFile:
             for run, index in zip(runs, itertools.product(*ranges), strict=True):
                 start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
                 self._fill(file, self.offset + start * self.dtype.itemsize, run)
-        return out
 
     def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:
         file.seek(position)
@@ -94,7 +101,7 @@ class FlatFile:
             f"which need {need:,} bytes; it was cut or is still being written"
         )
 
-    def _mapped(self, part: Slices) -> NDArray:
+    def _mapped(self, part: Slices, out: NDArray) -> None:
         """Scattered elements (detector slowest): let the page cache do it, one index of the first axis at a time.
 
         Mapped pages count as memory of the process until they are unmapped, and the system maps 64 kB around each.
@@ -103,11 +110,9 @@ class FlatFile:
         need = self.offset + self.shape[0] * row
         if (size := Path(self.path).stat().st_size) < need:
             raise self._cut(size, need)
-        out = np.empty([len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)], self.dtype)  # fmt: skip
         for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
             at = self.offset + i * row
             plane[...] = np.memmap(self.path, self.dtype, "r", at, self.shape[1:])[part[1:]]
-        return out
 
 
 @dataclass(frozen=True)
@@ -214,13 +219,20 @@ class Selection(Wrapped):
     shape: tuple[int, ...]
 
     def __getitem__(self, part: Slices) -> NDArray:
+        return self.source[self._wanted(part)]
+
+    def read_into(self, part: Slices, out: NDArray) -> None:
+        """Read a part into an array, of a source that can."""
+        self.source.read_into(self._wanted(part), out)  # type: ignore[attr-defined]
+
+    def _wanted(self, part: Slices) -> Slices:
         wanted = []
         for s, start, step, size in zip(part, self.starts, self.steps, self.shape, strict=True):
             first, last, by = s.indices(size)
             n = len(range(first, last, by))
             begin = start + step * first
             wanted.append(slice(begin, begin + max(0, n - 1) * step * by + (n > 0), step * by))
-        return self.source[tuple(wanted)]
+        return tuple(wanted)
 
 
 @dataclass(frozen=True)

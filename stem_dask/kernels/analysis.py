@@ -1,5 +1,6 @@
 """One look at each pattern: total, center, retention profile, radius, and what the block adds up to."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numba
@@ -100,70 +101,105 @@ def analyze_patterns(
     (1.0, 0.98, 1.0)
     """
     block = native(block)
-    n, height, width = block.shape
-    r_max = largest_radius(height, width, metric)
-    kind = accumulator(block.dtype, max(height, width) * 4)
+    options = {"target_retention": target_retention, "threshold": threshold}
+    return analyze_pieces(
+        [block], len(block), block.shape[1:], block.dtype, **options, center=center, metric=metric
+    )
+
+
+def analyze_pieces(
+    pieces: Iterable[NDArray],
+    n: int,
+    detector: tuple[int, int],
+    dtype: np.dtype,
+    *,
+    target_retention: float,
+    threshold: float,
+    center: tuple[float, float] | None,
+    metric: str,
+) -> PatternAnalysis:
+    """`analyze_patterns` of a block that comes in pieces, n patterns of a detector (ky, kx) in all.
+
+    The sums of floats depend in their last digits on the sizes of the pieces, all else on the patterns alone.
+    """
+    height, width = detector
+    dtype = native(np.empty((0, 1, 1), dtype)).dtype
+    kind = accumulator(dtype, max(height, width) * 4)
     wide = np.float64 if kind == np.float64 else np.uint64
-    total, radius = np.zeros(n), np.full(n, np.nan, np.float32)
-    com = np.full((n, 2), np.nan)
-    found_center = np.full((n, 2), np.nan)
-    profile = np.full((n, r_max + 1), np.nan, np.float32)
-    sum_pattern = np.zeros((height, width), wide)
-    max_pattern = np.zeros((height, width), block.dtype)
+    n_radii = largest_radius(height, width, metric) + 1
+    found = (
+        np.zeros(n),  # total
+        np.full((n, 2), np.nan),  # center of mass
+        np.full((n, 2), np.nan),  # center
+        np.full(n, np.nan, np.float32),  # radius
+        np.full((n, n_radii), np.nan, np.float32),  # profile
+    )
+    sum_pattern, max_pattern = np.zeros(detector, wide), np.zeros(detector, dtype)
     odd, negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
-    # as many patterns as their narrower sums can hold
-    full = most_summed(block.dtype) if kind == np.uint32 else n + _GROUP
-    given = np.array([np.nan, np.nan] if center is None else center, np.float64)
-    _analyze(
-        block,
-        needs_cleaning(block.dtype, threshold),
-        lowest_counted(block.dtype, threshold),
-        given,
+    how = (
+        needs_cleaning(dtype, threshold),
+        lowest_counted(dtype, threshold),
+        np.array([np.nan, np.nan] if center is None else center, np.float64),
         _CIRCLE if metric == "circle" else _SQUARE if kind == np.float64 else _INWARD,
         circle_table(height, width) if metric == "circle" else np.zeros((1, 1), np.int32),
         float(target_retention),
-        np.zeros((height, width), kind),
-        full // _GROUP,
-        (total, com, found_center, radius, profile),
-        (sum_pattern, max_pattern, odd, negative_sum),
     )
-    _refuse_overflow(block, total, radius, float(max_pattern.max()))
-    return PatternAnalysis(
-        total,
-        com,
-        found_center,
-        radius,
-        profile,
-        sum_pattern,
-        max_pattern,
-        odd,
-        float(negative_sum[0]),
-    )
+    sums, rings = np.zeros(detector, kind), np.zeros(n_radii, wide)
+    full = most_summed(dtype) if kind == np.uint32 else max(1, n)  # patterns that sums can hold
+    done = summed = 0
+    for piece in map(native, pieces):
+        for start in range(0, len(piece), full):
+            some = piece[start : start + full]
+            if summed + len(some) > full:
+                sum_pattern += sums
+                sums[:], summed = 0, 0
+            here = tuple(values[done : done + len(some)] for values in found)
+            _analyze(some, *how, here, sums, rings, max_pattern, odd, negative_sum)
+            _refuse_overflow(some, here[0], here[3], done)
+            done, summed = done + len(some), summed + len(some)
+    sum_pattern += sums
+    return PatternAnalysis(*found, sum_pattern, max_pattern, odd, float(negative_sum[0]))
 
 
-def _refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, largest: float) -> None:
+def _refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
     """Sums that left 64 bits: such a pattern has no center, or, of integers, a wrong one without a sign."""
     lost = (total > 0) & np.isnan(radius)
     height, width = block.shape[1:]
-    side = max(height, width)
-    if block.dtype.kind != "f" and largest * height * width * side >= 2.0**63:
+    values = height * width * max(height, width)
+    if (
+        block.dtype.kind != "f"
+        and float(np.iinfo(block.dtype).max) * values >= 2.0**63
+        and float(block.max()) * values >= 2.0**63
+    ):
+        side = max(height, width)
         lost = [pattern.clip(0).sum(dtype=np.float64) * side >= 2.0**63 for pattern in block]
     for i in np.flatnonzero(lost):
         raise OverflowError(
-            f"pattern {i} of the block has values up to {float(block[i].max()):g} and its sums do not fit into "
-            "64 bits; mask the bad pixels or repair the data"
+            f"pattern {before + i} of the block has values up to {float(block[i].max()):g} and its sums do not fit "
+            "into 64 bits; mask the bad pixels or repair the data"
         )
 
 
 @numba.njit(nogil=True, cache=True)
-def _analyze(block, dirty, low, given, way, table, target, sums, full, per_pattern, per_block):  # type: ignore[no-untyped-def]
-    sum_pattern, max_pattern, odd, negative_sum = per_block
+def _analyze(  # type: ignore[no-untyped-def]
+    block,
+    dirty,
+    low,
+    given,
+    way,
+    table,
+    target,
+    per_pattern,
+    sums,
+    rings,
+    max_pattern,
+    odd,
+    negative_sum,
+):
     n, height, width = block.shape
     cleaned = np.empty((_GROUP if dirty else 0, height, width), block.dtype)
     rows, cols = np.empty(height, sums.dtype), np.empty(width, sums.dtype)
-    rings = np.empty(per_pattern[4].shape[1], sum_pattern.dtype)
-    for group in range(-(-n // _GROUP)):
-        start = group * _GROUP
+    for start in range(0, n, _GROUP):
         stop = min(start + _GROUP, n)
         if dirty:
             for i in range(start, stop):
@@ -174,9 +210,6 @@ def _analyze(block, dirty, low, given, way, table, target, sums, full, per_patte
                 patterns[i - start], i, given, way, table, target, rows, cols, rings, per_pattern
             )
         _accumulate(patterns, sums, max_pattern)
-        if group % full == full - 1 or stop == n:
-            sum_pattern += sums
-            sums[:] = 0
 
 
 @numba.njit(nogil=True, cache=True)

@@ -85,7 +85,7 @@ def _analyzed(
     job: Job, patterns: xr.DataArray, stage: str = "analyze", folder: str = "analysis"
 ) -> Analyzed:
     """One pass: computed block by block into the run's folder, joined but for the profiles."""
-    blocks, instead = _blocks(job, patterns)
+    blocks, instead = _blocks(job, patterns, alone=True)
     spool = SpoolSink(f"{job.folder}/{folder}")
     with job.room(patterns, None):
         job.compute(stage, blocks, instead, patterns, spool)
@@ -108,12 +108,12 @@ def _ingested(job: Job, patterns: xr.DataArray) -> Analyzed:
 
 
 def _blocks(
-    job: Job, patterns: xr.DataArray
+    job: Job, patterns: xr.DataArray, *, alone: bool = False
 ) -> tuple[dict[str, da.Array], dict[str, da.Array] | None]:
     """What is computed of every block, and instead of one that cannot be read."""
     options, spare = analysis_options(job.config), job.spare(patterns)
     instead = None if spare is None else analysis_blocks(spare, **options)
-    return analysis_blocks(patterns, **options), instead
+    return analysis_blocks(patterns, **options, alone=alone), instead
 
 
 def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
-from stem_dask.kernels.analysis import PatternAnalysis, analyze_patterns, largest_radius
+from stem_dask.io.parts import Part, in_parts, pieces
+from stem_dask.kernels.analysis import PatternAnalysis, analyze_pieces, largest_radius
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Region
 from stem_dask.stages.patterns import (
@@ -123,12 +125,15 @@ def analysis_blocks(
     radius_metric: RadiusMetric,
     target_retention: float,
     threshold: float,
+    alone: bool = False,
 ) -> dict[str, da.Array]:
     """What each block of patterns gives, lazily: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block.
 
-    All outputs share the blocks of the patterns, and the kernel runs once a block for all of them.
+    All outputs share the blocks of the patterns, and the kernel runs once a block for all of them. ``alone`` says that
+    nothing else is computed from the patterns in the same pass, so that they are read in pieces where this is faster.
     """
     data = blocks_of(patterns)
+    data = in_parts(data) if alone else data
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     _check(target_retention, threshold, data.dtype)
     if radius_metric not in ("square", "circle"):
@@ -312,9 +317,10 @@ class _BlockResult:
         }
 
 
-def _analyze_block(block: NDArray, **options: Any) -> _BlockResult:
+def _analyze_block(block: NDArray | Part, **options: Any) -> _BlockResult:
+    n, detector = prod(block.shape[:-2]), (block.shape[-2], block.shape[-1])
     try:
-        found = analyze_patterns(block, **options)
+        found = analyze_pieces(pieces(block), n, detector, block.dtype, **options)
     except OverflowError as error:
         raise SourceError(str(error)) from None  # the data are damaged; to try again would not help
     return _BlockResult(block.shape[:-2], found)

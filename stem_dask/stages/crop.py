@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.parts import Part, in_parts, pieces
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Window
 from stem_dask.stages.downsample import Method, Reduce, output_shift
@@ -158,7 +159,7 @@ def _rows_of_windows(data: da.Array, origin_y: NDArray, height: int) -> tuple[da
     first, stop = max(int(origin_y.min()), 0), min(int(origin_y.max()) + height, data.shape[-2])
     if len(data.dask.layers) > 1 or stop <= first:
         return data, 0
-    return data[..., first:stop, :], first
+    return in_parts(data)[..., first:stop, :], first
 
 
 def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]) -> da.Array:
@@ -182,9 +183,15 @@ def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int,
 
 
 def _cut_block(
-    block: NDArray, origin_y: NDArray, origin_x: NDArray, *, shape: tuple[int, int]
+    block: NDArray | Part, origin_y: NDArray, origin_x: NDArray, *, shape: tuple[int, int]
 ) -> NDArray:
-    out = crop_patterns(block, origin_y, origin_x, shape)
+    origin_y, origin_x = origin_y.ravel(), origin_x.ravel()
+    out = np.empty((origin_y.size, *shape), block.dtype.newbyteorder("="))
+    done = 0
+    for piece in pieces(block):
+        here = slice(done, done + len(piece))
+        out[here] = crop_patterns(piece, origin_y[here], origin_x[here], shape)
+        done = here.stop
     return out.reshape(*block.shape[:-2], *shape)
 
 

@@ -1,0 +1,145 @@
+"""Blocks that are read a piece at a time: the same patterns and the same analysis, in little memory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stem_dask as sd
+from stem_dask.errors import SourceError
+from stem_dask.grid import Grid
+from stem_dask.io import parts
+from stem_dask.io.parts import Part, in_parts, is_read_in_pieces, pieces
+from stem_dask.io.sources import FlatFile, Selection, Transposed
+from stem_dask.pipeline import run
+from stem_dask.preflight import prepare
+from stem_dask.projection import memory_of
+from stem_dask.stages.analyze import analysis_blocks
+
+OPTIONS: dict[str, Any] = {
+    "center_method": "centroid", "manual_center": None, "radius_metric": "square", "target_retention": 0.9,
+    "threshold": 0.0,
+}  # fmt: skip
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[slice, ...], int]:
+    """A shape, a part of it with steps along the scan and rows of the detector, and bytes of a piece."""
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=3, max_size=4)))
+    part = []
+    for i, n in enumerate(shape):
+        start = draw(st.integers(0, n - 1))
+        step = draw(st.integers(1, 3)) if i < len(shape) - 2 else 1
+        part.append(slice(start, draw(st.integers(start + 1, n)), step))
+    return shape, tuple(part), draw(st.integers(1, 400))
+
+
+@settings(max_examples=60, deadline=None)
+@given(blocks(), st.sampled_from(["u1", ">u2", "<f4"]), st.booleans())
+def test_pieces_are_the_patterns_in_their_order(
+    tmp_path_factory: pytest.TempPathFactory, block: Any, dtype: str, selected: bool
+) -> None:
+    shape, part, size = block
+    data = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    path = tmp_path_factory.mktemp("parts") / "a.raw"
+    data.tofile(path)
+    source: Any = FlatFile(str(path), 0, np.dtype(dtype), shape)
+    if selected:
+        twice = tuple((n + 1) // 2 for n in shape[:-2])
+        steps = (*(2 for _ in twice), 1, 1)
+        source = Selection(source, (0,) * len(shape), steps, (*twice, *shape[-2:]))
+        data = data[tuple(slice(None, None, step) for step in steps)]
+    there, expected = Part(source, part), data[part]
+    assert (there.shape, there.dtype, there.ndim) == (expected.shape, expected.dtype, data.ndim)
+    np.testing.assert_array_equal(np.asarray(there), expected)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(parts, "PIECE_BYTES", size)
+        found = [piece.copy() for piece in pieces(there)]
+        whole = list(pieces(expected))
+    assert [len(piece) for piece in found] == [len(piece) for piece in whole]
+    assert max((p.nbytes for p in found), default=0) <= max(size, expected[:1, :1].nbytes)
+    for mine, other in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert sum(len(piece) for piece in found) == np.prod(expected.shape[:-2])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", ">i2", "u4", "u8", "f4", "f8", "?"])
+@pytest.mark.parametrize("metric", ["square", "circle"])
+def test_the_analysis_is_the_same_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, metric: str
+) -> None:
+    """Also where sums depend on the order: floats over sixteen orders of magnitude."""
+    monkeypatch.setattr(parts, "PIECE_BYTES", 3 * 12 * 10 * np.dtype(dtype).itemsize)
+    rng = np.random.default_rng(5)
+    data = rng.poisson(2, (3, 7, 12, 10)).astype(dtype)
+    if data.dtype.kind == "f":
+        data *= 10.0 ** rng.integers(-8, 8, data.shape)
+    np.save(tmp_path / "a.npy", data)
+    patterns = sd.open(tmp_path / "a.npy", chunk_mb=0.001)
+    options = {**OPTIONS, "radius_metric": metric}
+    found = {}
+    for alone in (False, True):
+        outputs = analysis_blocks(patterns, **options, alone=alone)
+        assert any("parts-" in str(k) for k in Grid(outputs, 2).tasks) == alone
+        found[alone] = {name: array.compute() for name, array in outputs.items()}
+    for name, values in found[False].items():
+        assert values.tobytes() == found[True][name].tobytes(), name
+
+
+def test_no_block_is_read_whole(
+    tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Analysis and crop of a run read 64 KiB at a time, and of the detector the rows of the window."""
+    data = np.zeros((8, 16, 64, 64), np.uint16)
+    data[:, :, 24:40, 20:44] = 9
+    np.save(tmp_path / "a.npy", data)
+    monkeypatch.setattr(parts, "PIECE_BYTES", 2**16)
+    read: list[tuple[int, ...]] = []
+    whole = FlatFile.read_into
+
+    def noted(self: FlatFile, part: Any, out: Any) -> None:
+        read.append(out.shape)
+        whole(self, part, out)
+
+    monkeypatch.setattr(FlatFile, "read_into", noted)
+    results = run(make_config(tmp_path / "a.npy", crop={"margin_pixels": 0})).results
+    assert results["window"]["size"] == [24, 24]
+    assert {shape[-2:] for shape in read} == {(64, 64), (24, 64)}
+    assert max(2 * int(np.prod(shape)) for shape in read) <= 2**16
+    assert sum(2 * int(np.prod(shape)) for shape in read) == data.nbytes * (64 + 24) // 64
+
+
+def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
+    flat = FlatFile("a.raw", 0, np.dtype("u2"), (4, 4, 8, 8))
+    assert is_read_in_pieces(flat)
+    assert not is_read_in_pieces(Transposed(flat, (2, 3, 0, 1)))
+    np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
+    patterns = sd.open(tmp_path / "a.npy")
+    assert in_parts(patterns.data).name != patterns.data.name
+    for other in (patterns.data + 1, sd.open(tmp_path / "a.npy", mask={"pixels": [[0, 0]]}).data):
+        assert in_parts(other) is other
+
+
+def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 4, 16, 16), "u2"))
+    patterns = sd.open(tmp_path / "a.npy")
+    outputs = analysis_blocks(patterns, **OPTIONS, alone=True)
+    with open(tmp_path / "a.npy", "r+b") as file:
+        file.truncate(6000)
+    with pytest.raises(SourceError, match=r"a\.npy: the file ends at byte 6,000"):
+        outputs["total"].compute()
+
+
+def test_the_projection_knows(tmp_path: Path, make_config: Any) -> None:
+    """A crop that reads in pieces holds windows only; one that masks holds the patterns, too."""
+    np.save(tmp_path / "a.npy", np.ones((4, 4, 64, 64), "u2"))
+    mask = {"path": str(tmp_path / "a.npy"), "mask": {"pixels": [[0, 0]]}}
+    plain, masked = make_config(tmp_path / "a.npy"), make_config(tmp_path / "a.npy", input=mask)
+    mine = memory_of(plain, prepare(plain).found)
+    other = memory_of(masked, prepare(masked).found)
+    pattern = 64 * 64 * 2
+    assert other["analyze"].per_position - mine["analyze"].per_position == 2 * pattern
+    assert other["crop"].per_position - mine["crop"].per_position == 2 * pattern
