@@ -169,7 +169,7 @@ def footprints(
     cropped, shrunk : whether the window, and the output, are arrays of their own
     ahead : whether the pass that writes analyzes, too
     ingest : whether the pass that analyzes writes the patterns, too
-    in_pieces : whether analysis and crop read a few patterns at a time, so that no block is held as it was read
+    in_pieces : whether a few patterns are read at a time, so that no block is held as it was read
     corrected : bytes of one pattern after dark and gain, with its copies; 0 without them
     fixed : bytes that a task needs beside its block, such as those of dark and gain
 
@@ -179,7 +179,7 @@ def footprints(
     >>> sizes["crop"].bytes(512) / 2**20
     71.015625
     """
-    read = 0 if in_pieces and cropped else source * (1 + copies) + corrected
+    read = 0 if in_pieces else source * (1 + copies) + corrected
     # encoding holds the compressed chunks and the shard they are joined to; no codec makes them larger by much
     sums = 16 * max(source, corrected)
     held = read + window * cropped + out * shrunk + 2 * out

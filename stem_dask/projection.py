@@ -106,7 +106,7 @@ def memory_of(
     library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
     in_pieces = (
         is_read_in_pieces(found.source)
-        and config.crop.enabled
+        and (config.crop.enabled or config.downsample.factor > 1)
         and not (masked or references or config.analyze.ingest)
     )
     sizes = footprints(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.parts import Part, in_parts, pieces
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
 from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, lead_dims
 
@@ -64,9 +66,11 @@ def downsample(
     data = blocks_of(patterns)
     height, width = (size // factor for size in data.shape[-2:])
     dtype = result_dtype(data.dtype, factor, method, reduce)
-    out = data.map_blocks(
-        downsample_patterns,
-        factor,
+    out = in_parts(data).map_blocks(
+        _downsample_block,
+        (height, width),
+        dtype,
+        factor=factor,
         method=method,
         reduce=reduce,
         sigma=sigma,
@@ -97,6 +101,17 @@ def downsample(
             if name in patterns.coords
         }
     )
+
+
+def _downsample_block(
+    block: NDArray | Part, shape: tuple[int, int], kind: np.dtype, **how: Any
+) -> NDArray:
+    lead = block.shape[:-2]
+    out, done = np.empty((prod(lead), *shape), kind), 0
+    for piece in pieces(block):
+        out[done : done + len(piece)] = downsample_patterns(piece, **how)
+        done += len(piece)
+    return out.reshape(*lead, *shape)
 
 
 def output_shift(factor: int, method: str) -> float:
