@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import forward_slices
 
+import stem_dask as sd
 from stem_dask import engine, projection
 from stem_dask.describe import describe_job
 from stem_dask.errors import (
@@ -443,8 +444,11 @@ def test_the_job_writes_the_same_bytes(
     assert jobs[0] == "turn"
     assert outcome.exit_code == 0
     assert not (tmp_path / "turned.run" / "turned").exists()
+    # the title and the file's own metadata, which a .pt keeps, are those of the file
+    assert (tmp_path / "turned.pt").read_bytes() == (tmp_path / "direct.pt").read_bytes()
+    found, expected = (sd.open(tmp_path / f"{name}.pt") for name in ("turned", "new"))
+    assert found.drop_attrs(deep=False).equals(expected.drop_attrs(deep=False))
     for name in ("direct", "turned"):
-        assert (tmp_path / f"{name}.pt").read_bytes() == (tmp_path / "new.pt").read_bytes()
         for path in sorted((tmp_path / "new.zarr").rglob("c/**/*")):
             if path.is_file():
                 twin = tmp_path / f"{name}.zarr" / path.relative_to(tmp_path / "new.zarr")
