@@ -116,13 +116,14 @@ class Part:
         ranges = [
             range(*s.indices(n)) for s, n in zip(self.part[:-2], self.source.shape, strict=False)
         ]
-        for step in _steps(lead, most):
-            some = [indices[s] for indices, s in zip(ranges, step, strict=True)]
-            sizes = [len(indices) for indices in some]
-            piece = buffer[: prod(sizes)]
-            there = (*(slice(r.start, r.stop, r.step) for r in some), *self.part[-2:])
-            self.source.read_into(there, piece.reshape(*sizes, height, width))
-            yield piece
+        with self.source.opened() as file:  # once, so that the system sees that it is read on
+            for step in _steps(lead, most):
+                some = [indices[s] for indices, s in zip(ranges, step, strict=True)]
+                sizes = [len(indices) for indices in some]
+                piece = buffer[: prod(sizes)]
+                there = (*(slice(r.start, r.stop, r.step) for r in some), *self.part[-2:])
+                self.source.read_into(there, piece.reshape(*sizes, height, width), file)
+                yield piece
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ C-contiguous array. They nest: a selection of a scan made of a list of patterns 
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -60,8 +61,13 @@ class FlatFile:
         self.read_into(part, out)
         return out
 
-    def read_into(self, part: Slices, out: NDArray) -> None:
-        """Read a part into an array of its shape and type that lies in one run."""
+    def opened(self) -> Any:
+        """The file, for several calls of `read_into`; errors name it."""
+        with named(self.path):
+            return open(self.path, "rb", buffering=0)
+
+    def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
+        """Read a part into an array of its shape and type that lies in one run; from the file as it is `opened`, if it is."""
         sizes = out.shape
         if out.size == 0:
             return
@@ -81,10 +87,10 @@ class FlatFile:
         first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
         runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
         ranges = [range(*s.indices(n)) for s, n in zip(part[:n_outer], self.shape, strict=False)]
-        with named(self.path), open(self.path, "rb", buffering=0) as file:
+        with named(self.path), self.opened() if file is None else nullcontext(file) as there:
             for run, index in zip(runs, itertools.product(*ranges), strict=True):
                 start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
-                self._fill(file, self.offset + start * self.dtype.itemsize, run)
+                self._fill(there, self.offset + start * self.dtype.itemsize, run)
 
     def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:
         file.seek(position)
@@ -221,9 +227,13 @@ class Selection(Wrapped):
     def __getitem__(self, part: Slices) -> NDArray:
         return self.source[self._wanted(part)]
 
-    def read_into(self, part: Slices, out: NDArray) -> None:
+    def opened(self) -> Any:
+        """The file, of a source that is one."""
+        return self.source.opened()  # type: ignore[attr-defined]
+
+    def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
         """Read a part into an array, of a source that can."""
-        self.source.read_into(self._wanted(part), out)  # type: ignore[attr-defined]
+        self.source.read_into(self._wanted(part), out, file)  # type: ignore[attr-defined]
 
     def _wanted(self, part: Slices) -> Slices:
         wanted = []
