@@ -166,13 +166,13 @@ def test_unreadable(
 
 
 def test_bytes(files: dict[str, str], tmp_path: Path, make_config: Any) -> None:
-    """The block as read, the same as float32, the window and the output as float32."""
+    """The block as read, which else is read in pieces, the same as float32, the window and the output as float32."""
     pixels = 40 * 36
     plain = make_config(tmp_path / "seen.npy")
     config = make_config(tmp_path / "seen.npy", input=files)
     found = find_input(config)
     before, sizes = memory_of(plain, found), memory_of(config, found)
-    assert sizes["analyze"].per_position == before["analyze"].per_position + 4 * pixels
+    assert sizes["analyze"].per_position == before["analyze"].per_position + (2 + 4) * pixels
     assert sizes["crop"].per_position == (2 + 4 + 4 + 2 * 4) * pixels
     assert sizes["crop"].fixed == 8 * 4 * pixels + 4 * 5 * pixels
     masked = make_config(tmp_path / "seen.npy", input={**files, "mask": {"rows": [1]}})
