@@ -75,6 +75,12 @@ class Sink(Protocol):
 
 Progress = Callable[[int, int, Record], None]
 
+#: what a `KilledWorker` means
+KILLED = (
+    "a task ended its worker several times over, most likely for want of memory: lower output.chunk_mb, or raise "
+    "cluster.memory_limit"
+)
+
 
 def run(
     outputs: Mapping[str, da.Array],
@@ -353,10 +359,7 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
                 wait_for(waiting, timeout=LAST_CALLS_SECONDS)
         client.cancel(list(waiting), force=True)
         if isinstance(error, KilledWorker):
-            raise WorkerLostError(
-                "a task ended its worker several times over, most likely for want of memory: lower output.chunk_mb, "
-                "or raise cluster.memory_limit"
-            ) from error
+            raise WorkerLostError(KILLED) from error
         raise
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from stem_dask.engine import KILLED
+from stem_dask.errors import WorkerLostError
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
@@ -18,21 +20,28 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
 
     Parameters
     ----------
-    client : a `distributed.Client`
+    client : a `distributed.Client`, or None for threads of this process, which load as they go
     dtype : of the patterns
     metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
-    """
-    from distributed import wait
 
-    calls = [  # of those that go away meanwhile the part is played by another
-        client.submit(
-            play, dtype, metric, bins, workers=[worker], allow_other_workers=True, pure=False
-        )
-        for worker in client.nthreads()
-    ]
+    Raises
+    ------
+    WorkerLostError
+        When workers end of it, as they do where their memory does not even suffice for the code.
+    """
+    if client is None:
+        return
+    from distributed import KilledWorker, wait
+
+    # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
+    # when that one has to be started again
+    calls = [client.submit(play, dtype, metric, bins, pure=False) for _ in client.nthreads()]
     with contextlib.suppress(TimeoutError):  # one that hangs keeps nobody longer
         wait(calls, timeout=LONGEST_SECONDS)
+    for call in calls:
+        if call.status == "error" and isinstance(call.exception(), KilledWorker):
+            raise WorkerLostError(KILLED) from call.exception()
 
 
 def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:

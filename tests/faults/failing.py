@@ -215,10 +215,11 @@ def warm_up(argv: list[str]) -> None:
 
     from stem_dask import engine, journal, pipeline, run
     from stem_dask.cluster import Connection
+    from stem_dask.plan import Worker
 
     @contextlib.contextmanager
     def connect(**options: Any) -> Iterator[Connection]:
-        yield Connection(None, "this process", 1, 1, "none", None, 1)
+        yield Connection(None, "this process", 1, 1, "none", Worker(None, 1))
 
     pipeline.connect = connect
     engine.RETRY_SECONDS = (0.001, 0.001, 0.001)

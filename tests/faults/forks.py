@@ -154,10 +154,11 @@ def _in_a_pool() -> Iterator[None]:
     """The engine on plain threads, as the Python API runs without a client: a cluster takes a second to start."""
     import stem_dask.pipeline
     from stem_dask.cluster import Connection
+    from stem_dask.plan import Worker
 
     @contextlib.contextmanager
     def connect(**options: Any) -> Iterator[Connection]:
-        yield Connection(None, "pool", 1, 2, "", None, 2)
+        yield Connection(None, "pool", 1, 2, "", Worker(None, 2))
 
     plain, stem_dask.pipeline.connect = stem_dask.pipeline.connect, connect
     try:
