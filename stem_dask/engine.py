@@ -25,6 +25,7 @@ import dask
 from dask._task_spec import execute_graph
 from numpy.typing import NDArray
 
+from stem_dask.allocation import keep_freed_memory
 from stem_dask.errors import (
     NO_ROOM,
     DiskFullError,
@@ -33,6 +34,7 @@ from stem_dask.errors import (
     StemDaskError,
     StoreError,
     WorkerLostError,
+    told_as,
 )
 from stem_dask.grid import Grid, bounds, place
 from stem_dask.journal import Journal
@@ -250,20 +252,27 @@ def _write_block(
 ) -> list[Record | Unreadable]:
     """One task: compute a block of every output and write it. Errors of files are tried again, with longer waits."""
     start = time.perf_counter()
+    keep_freed_memory()
     graph, wanted = pickle.loads(payload)
     tries: list[int] = []
-    try:
+
+    def written() -> tuple[dict[str, Any], int]:
         # not dask.get, whose closures keep every value until the next garbage collection
-        values = _patiently(
-            lambda: execute_graph(graph, keys=set(wanted.values())), SourceError, region, tries
-        )
+        with told_as(SourceError):
+            values = execute_graph(graph, keys=set(wanted.values()))
+        blocks = {name: values.pop(key) for name, key in wanted.items()}
+        with told_as(
+            StoreError
+        ):  # blocks in pieces are read now, and tell errors of the input as such
+            extra = sink.write(index, region, blocks)
+        return extra, sum(block.nbytes for block in blocks.values())
+
+    try:
+        extra, n_bytes = _patiently(written, region, tries)
     except SourceError as error:
         if not quarantine:
             raise
         return [Unreadable(index, str(error))]
-    blocks = {name: values[key] for name, key in wanted.items()}
-    extra = _patiently(lambda: sink.write(index, region, blocks), StoreError, region, tries)
-    n_bytes = sum(block.nbytes for block in blocks.values())
     extra = {**extra, "region": bounds(region)}
     if tries:
         extra["retries"] = len(tries)
@@ -272,19 +281,15 @@ def _write_block(
     return [Record(index, time.perf_counter() - start, n_bytes, peak_rss(), extra)]
 
 
-def _patiently(
-    work: Callable[[], Any], kind: type[StemDaskError], region: Region, tries: list[int]
-) -> Any:
-    """Do the work; errors of files are tried again after longer and longer waits, and then told as `kind`."""
+def _patiently(work: Callable[[], Any], region: Region, tries: list[int]) -> Any:
+    """Do the work; errors of files are tried again after longer and longer waits."""
     for wait_seconds in (*RETRY_SECONDS, None):
         try:
             return work()
-        except OSError as error:
-            ours = isinstance(error, StemDaskError)
-            refused = ours and error.__cause__ is None  # by us, and again the next time
+        except (SourceError, StoreError) as error:
+            refused = error.__cause__ is None  # by us, and again the next time
             if wait_seconds is None or refused or error.errno in _LASTING:
-                told = type(error) if ours else DiskFullError if error.errno in NO_ROOM else kind
-                raise told(f"block {place(region)}: {error}") from error
+                raise type(error)(f"block {place(region)}: {error}") from error
             tries.append(error.errno or 0)
             time.sleep(wait_seconds)
     return None

@@ -4,7 +4,9 @@ Every error takes one string (others do not survive the way back from a worker p
 its value, what was expected and what to do. Each is also the builtin error a caller would expect.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 #: numbers of the system's errors that say there is no room
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -74,3 +76,25 @@ class InterruptedRunError(StemDaskError, InterruptedError):
     """The run was asked to stop; the same command goes on."""
 
     exit_code = 75
+
+
+@contextlib.contextmanager
+def told_as(kind: type[SourceError] | type[StoreError]) -> Iterator[None]:
+    """Errors of the system become ours, of the input or the output; with their number, which tells whether to try again.
+
+    Examples
+    --------
+    >>> with told_as(SourceError):
+    ...     raise FileNotFoundError(2, "No such file", "scan.dm4")
+    Traceback (most recent call last):
+    stem_dask.errors.SourceError: [Errno 2] No such file: 'scan.dm4'
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StemDaskError):
+            raise
+        full = kind is StoreError and error.errno in NO_ROOM
+        ours = DiskFullError(str(error)) if full else kind(str(error))
+        ours.errno = error.errno
+        raise ours from error

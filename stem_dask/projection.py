@@ -15,8 +15,8 @@ from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.merlin import RawCounts
-from stem_dask.io.parts import PIECE_BYTES as READ_PIECE_BYTES
 from stem_dask.io.parts import is_read_in_pieces
+from stem_dask.io.pieces import PIECE_BYTES as READ_PIECE_BYTES
 from stem_dask.io.read import Found
 from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups

@@ -7,9 +7,12 @@ import numpy as np
 
 from stem_dask.engine import KILLED
 from stem_dask.errors import WorkerLostError
+from stem_dask.io.codec import blosc_bytes
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
+from stem_dask.kernels.intensity import native
+from stem_dask.kernels.sums import add_patterns
 
 #: compiling all kernels takes 10 to 20 seconds, once on a machine
 LONGEST_SECONDS = 60.0
@@ -51,11 +54,11 @@ def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:
     --------
     >>> play(np.dtype("u2"), "square", bins=True)
     """
-    import zarr  # noqa: F401
-
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
     if metric is not None:
         analyze_patterns(block, target_retention=0.98, threshold=0, center=None, metric=metric)
         window_intensity(crop_patterns(block, origin, origin, (2, 2)), threshold=0)
     if bins:
         downsample_patterns(block, 2, method="bin")
+    add_patterns(block, np.zeros(block.shape[1:]), native(block)[0, 0].copy())
+    blosc_bytes(block, "lz4", "bitshuffle")

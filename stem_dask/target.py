@@ -26,13 +26,13 @@ from stem_dask.io.store import (
     ABOUT_SOURCE,
     StoreSink,
     finish_store,
-    plain,
     store_chunks,
     write_coordinates,
     write_dataset,
     write_valid,
 )
-from stem_dask.stages.patterns import axes_of, blocks_of, lead_dims, lead_shape
+from stem_dask.io.zarr3 import plain
+from stem_dask.stages.patterns import axes_of, blocks_of, flowing, lead_dims, lead_shape
 from stem_dask.stages.validate import intensity_inside
 
 #: what of the analysis goes into a .pt, .hspy and .zspy, one value a pattern
@@ -160,9 +160,10 @@ class Target:
 
     def outputs(self) -> dict[str, da.Array]:
         """What is computed for it: ``patterns``, and ``navigator`` for HyperSpy: the intensity of each."""
-        found = {"patterns": blocks_of(self.patterns)}
+        patterns = flowing(self.patterns)
+        found = {"patterns": patterns.data}
         if FORMATS[self.suffix].navigator:
-            found["navigator"] = intensity_inside(self.patterns, 0.0)
+            found["navigator"] = intensity_inside(patterns, 0.0)
         return found
 
     def sink(self) -> engine.Sink:

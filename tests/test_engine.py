@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import stem_dask as sd
 from stem_dask import engine
-from stem_dask.errors import SourceError, StoreError
+from stem_dask.errors import SourceError, StoreError, told_as
 from stem_dask.grid import Grid, bounds, cut, read_part
 from stem_dask.io.pt import combine_crc
 from stem_dask.io.publish import damage, file_crc
@@ -531,13 +531,13 @@ def test_longer_and_longer_waits(monkeypatch):
     monkeypatch.setattr(engine.time, "sleep", slept.append)
     _STATE.update(tries=[], n_errors=99, error=stale())
     tries = []
+
+    def work():
+        with told_as(SourceError):
+            unsteady(None, {0: {"chunk-location": (2,)}})
+
     with pytest.raises(SourceError, match=r"^block \[0:2, 3:5\]: "):
-        engine._patiently(
-            lambda: unsteady(None, {0: {"chunk-location": (2,)}}),
-            SourceError,
-            (slice(0, 2), slice(3, 5)),
-            tries,
-        )
+        engine._patiently(work, (slice(0, 2), slice(3, 5)), tries)
     assert slept == [0.1, 0.5, 2.0]
     assert len(tries) == 3
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "model", "config", "options", "inputs"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal"},
+    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation"},
     {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results",
      "tally",
      "known", "table", "turn"},

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 import stem_dask as sd
 from stem_dask.errors import SourceError
 from stem_dask.grid import Grid
-from stem_dask.io import parts
-from stem_dask.io.parts import Part, in_parts, is_read_in_pieces, pieces
+from stem_dask.io import pieces as pieces_module
+from stem_dask.io.parts import Part, in_pieces, is_read_in_pieces
+from stem_dask.io.pieces import as_arrays, pieces
 from stem_dask.io.sources import FlatFile, Selection, Transposed
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
 from stem_dask.projection import memory_of
 from stem_dask.stages.analyze import analysis_blocks
+from stem_dask.stages.patterns import flowing
 
 OPTIONS: dict[str, Any] = {
     "center_method": "centroid", "manual_center": None, "radius_metric": "square", "target_retention": 0.9,
@@ -56,7 +58,7 @@ def test_pieces_are_the_patterns_in_their_order(
     assert (there.shape, there.dtype, there.ndim) == (expected.shape, expected.dtype, data.ndim)
     np.testing.assert_array_equal(np.asarray(there), expected)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(parts, "PIECE_BYTES", size)
+        patched.setattr(pieces_module, "PIECE_BYTES", size)
         found = [piece.copy() for piece in pieces(there)]
         whole = list(pieces(expected))
     assert [len(piece) for piece in found] == [len(piece) for piece in whole]
@@ -74,7 +76,7 @@ def test_the_analysis_is_the_same_to_the_last_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, metric: str
 ) -> None:
     """Also where sums depend on the order: floats over sixteen orders of magnitude."""
-    monkeypatch.setattr(parts, "PIECE_BYTES", 3 * 12 * 10 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 12 * 10 * np.dtype(dtype).itemsize)
     rng = np.random.default_rng(5)
     data = rng.poisson(2, (3, 7, 12, 10)).astype(dtype)
     if data.dtype.kind == "f":
@@ -83,10 +85,10 @@ def test_the_analysis_is_the_same_to_the_last_bit(
     patterns = sd.open(tmp_path / "a.npy", chunk_mb=0.001)
     options = {**OPTIONS, "radius_metric": metric}
     found = {}
-    for alone in (False, True):
-        outputs = analysis_blocks(patterns, **options, alone=alone)
-        assert any("parts-" in str(k) for k in Grid(outputs, 2).tasks) == alone
-        found[alone] = {name: array.compute() for name, array in outputs.items()}
+    for apart in (False, True):
+        outputs = analysis_blocks(flowing(patterns) if apart else patterns, **options)
+        assert any("parts-" in str(k) for k in Grid(outputs, 2).tasks) == apart
+        found[apart] = {name: as_arrays(array).compute() for name, array in outputs.items()}
     for name, values in found[False].items():
         assert values.tobytes() == found[True][name].tobytes(), name
 
@@ -98,7 +100,7 @@ def test_no_block_is_read_whole(
     data = np.zeros((8, 16, 64, 64), np.uint16)
     data[:, :, 24:40, 20:44] = 9
     np.save(tmp_path / "a.npy", data)
-    monkeypatch.setattr(parts, "PIECE_BYTES", 2**16)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 2**16)
     read: list[tuple[int, ...]] = []
     whole = FlatFile.read_into
 
@@ -120,19 +122,19 @@ def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
     assert not is_read_in_pieces(Transposed(flat, (2, 3, 0, 1)))
     np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
     patterns = sd.open(tmp_path / "a.npy")
-    assert in_parts(patterns.data).name != patterns.data.name
+    assert in_pieces(patterns.data).name != patterns.data.name
     for other in (patterns.data + 1, sd.open(tmp_path / "a.npy", mask={"pixels": [[0, 0]]}).data):
-        assert in_parts(other) is other
+        assert in_pieces(other) is other
 
 
 def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((4, 4, 16, 16), "u2"))
     patterns = sd.open(tmp_path / "a.npy")
-    outputs = analysis_blocks(patterns, **OPTIONS, alone=True)
+    outputs = analysis_blocks(flowing(patterns), **OPTIONS)
     with open(tmp_path / "a.npy", "r+b") as file:
         file.truncate(6000)
     with pytest.raises(SourceError, match=r"a\.npy: the file ends at byte 6,000"):
-        outputs["total"].compute()
+        as_arrays(outputs["total"]).compute()
 
 
 def test_the_projection_knows(tmp_path: Path, make_config: Any) -> None:

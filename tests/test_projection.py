@@ -10,7 +10,7 @@ import zarr
 
 from stem_dask import projection
 from stem_dask.errors import DiskFullError, MemoryBudgetError
-from stem_dask.io.parts import PIECE_BYTES
+from stem_dask.io.pieces import PIECE_BYTES
 from stem_dask.pipeline import run
 from stem_dask.plan import USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.preflight import find_input

@@ -20,13 +20,12 @@ from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     StoreSink,
     finish_store,
-    plain,
-    single_threaded_codecs,
     store_chunks,
     write_coordinates,
     write_dataset,
     write_profiles,
 )
+from stem_dask.io.zarr3 import plain
 from stem_dask.model import Axis, Record
 from stem_dask.stages.patterns import as_patterns
 
@@ -282,16 +281,18 @@ def test_a_record_that_names_no_shard_is_wrong(tmp_path):
 
 
 def test_what_a_kill_left_beside_the_shards_is_removed(tmp_path):
-    """zarr writes NAME.partial and renames it; between the two it may be killed."""
+    """A worker writes NAME.partial and renames it; between the two it may be killed."""
     path = write_store(tmp_path / "a.zarr", lazy(numbers(), (4, 5)))
     before = digests(path)
     for folder in (path, path / "patterns" / "c" / "0" / "0" / "0"):
         (folder / "0.5f3a.partial").write_bytes(b"half a shard")
     inner, shards = store_chunks(lazy(numbers(), (4, 5)))
     dims = ("scan_y", "scan_x", "ky", "kx")
-    StoreSink(str(path), SHAPE, "uint16", dims, inner, shards).create(resume=True)
+    sink = StoreSink(str(path), SHAPE, "uint16", dims, inner, shards)
+    sink.create(resume=True)
+    sink.finish([])
     assert digests(path) == before
-    StoreSink(str(path), SHAPE, "uint16", dims, inner, shards).create(resume=False)
+    sink.create(resume=False)
     assert shard_files(path) == {}
 
 
@@ -437,13 +438,3 @@ def test_plain_attributes():
     }  # fmt: skip
     assert plain(given) == expected
     json.dumps(plain(given), allow_nan=False)
-
-
-def test_codec_threads_are_given_back():
-    import numcodecs.blosc
-
-    before = numcodecs.blosc.use_threads, zarr.config.get("threading.max_workers")
-    with single_threaded_codecs():
-        assert numcodecs.blosc.use_threads is False
-        assert zarr.config.get("threading.max_workers") == 1
-    assert (numcodecs.blosc.use_threads, zarr.config.get("threading.max_workers")) == before

@@ -60,8 +60,8 @@ def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     reads: list[tuple[str, int, int]] = []
     plain = FlatFile._fill
 
-    def fill(self: FlatFile, file: Any, position: int, run_: np.ndarray) -> None:
-        reads.append((self.path, position, run_.size))
+    def fill(self: FlatFile, file: int, position: int, run_: memoryview) -> None:
+        reads.append((self.path, position, len(run_)))
         plain(self, file, position, run_)
 
     monkeypatch.setattr(FlatFile, "_fill", fill)

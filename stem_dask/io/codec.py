@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.pieces import InPieces, joined
 from stem_dask.model import Region
 
 #: ``auto`` is what every reader of a format opens: blosc lz4 in zarr and .zspy, gzip in .hspy and .h5
@@ -42,28 +43,43 @@ def one_thread_blosc() -> Iterator[None]:
 
 
 def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:
-    """A C-contiguous chunk compressed by blosc; equal chunks give equal bytes."""
-    from numcodecs import blosc
+    """A C-contiguous chunk compressed by blosc; equal chunks give equal bytes.
 
-    how = {"bitshuffle": blosc.BITSHUFFLE, "shuffle": blosc.SHUFFLE}[shuffle]
-    content = chunk.reshape(-1).view(np.uint8)
-    with one_thread_blosc():
-        packed: bytes = blosc.compress(
-            content, codec.encode(), LEVELS[codec], how, typesize=chunk.dtype.itemsize
-        )
-    return packed
+    Examples
+    --------
+    >>> len(blosc_bytes(np.zeros((1, 64, 64), "u2"), "lz4", "bitshuffle")) < 200
+    True
+    """
+    from imagecodecs import (
+        blosc_encode,  # in a millisecond, where numcodecs takes a quarter of a second to load
+    )
+
+    content: Any = chunk.reshape(-1).view(np.uint8)  # its stubs want bytes, it takes any buffer
+    packed = blosc_encode(
+        content,
+        level=LEVELS[codec],
+        compressor=codec,
+        shuffle=shuffle,
+        typesize=chunk.dtype.itemsize,
+        numthreads=1,
+    )
+    return bytes(packed)
 
 
 def whole_chunks(
-    block: NDArray, region: Region, chunks: Sequence[int]
+    block: NDArray | InPieces, region: Region, chunks: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], NDArray]]:
     """Chunks of a block and where each begins; one that reaches over the end of an axis is filled up with zeros.
 
     Parameters
     ----------
-    block : (…, ky, kx), which begins on a chunk
+    block : (…, ky, kx), an array or in pieces, which begins on a chunk
     region : where the block lies along the leading axes
     chunks : extents of a chunk, whole patterns
+
+    Returns
+    -------
+    iterator of (place, C-contiguous chunk), which lasts until the next is asked for
 
     Examples
     --------
@@ -71,16 +87,27 @@ def whole_chunks(
     >>> [(at, chunk.ravel().tolist()) for at, chunk in whole_chunks(block, (slice(4, 7),), (2, 1, 1))]
     [((4, 0, 0), [0, 1]), ((6, 0, 0), [2, 0])]
     """
-    lead = tuple(chunks[: len(region)])
-    counts = [-(-n // chunk) for n, chunk in zip(block.shape, lead, strict=False)]
-    for place in np.ndindex(*counts):
-        part = block[tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, lead, strict=True))]
-        if part.shape != tuple(chunks):
-            full = np.zeros(tuple(chunks), part.dtype)
-            full[tuple(slice(0, n) for n in part.shape)] = part
-            part = full
-        at = [r.start + i * n for r, i, n in zip(region, place, lead, strict=True)]
-        yield (*at, 0, 0), np.ascontiguousarray(part)
+    detector = block.shape[-2:]
+    height, width = (1, *block.shape[:-2])[-2:]  # a list is one row
+    rows, columns = (1, *chunks[:-2])[-2:]
+    wide = (
+        columns if rows == 1 else width
+    )  # patterns that follow each other in a chunk, or in a row of chunks
+    bands = [
+        (y, x, min(rows, height - y), min(wide, width - x))
+        for y in range(0, height, rows)
+        for x in range(0, width, wide)
+    ]
+    for (y, x, n, m), band in zip(bands, joined(block, [n * m for *_, n, m in bands]), strict=True):
+        patterns = band.reshape(n, m, *detector)
+        for left in range(0, m, columns):
+            part = patterns[:, left : left + columns]
+            if part.shape[:2] != (rows, columns):
+                full = np.zeros((rows, columns, *detector), part.dtype)
+                full[:n, : part.shape[1]] = part
+                part = full
+            at = [r.start + i for r, i in zip(region, (y, x + left)[-len(region) :], strict=True)]
+            yield (*at, 0, 0), np.ascontiguousarray(part).reshape(chunks)
 
 
 def lies_on_chunks(region: Region, chunks: Sequence[int], shape: Sequence[int]) -> bool:

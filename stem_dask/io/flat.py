@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.pieces import InPieces, split
 from stem_dask.io.publish import named
 from stem_dask.model import Record, Region
 
@@ -16,7 +17,7 @@ Run = tuple[int, int, int]
 
 
 def write_runs(
-    path: str, offset: int, lead_shape: Sequence[int], region: Region, block: NDArray
+    path: str, offset: int, lead_shape: Sequence[int], region: Region, block: NDArray | InPieces
 ) -> list[Run]:
     """Write one block: one run of bytes when it takes whole rows of the scan, else one run a row.
 
@@ -26,10 +27,9 @@ def write_runs(
     offset : byte at which the numbers begin
     lead_shape : (scan_y, scan_x) or (n,)
     region : where the block lies along these axes
-    block : (…, ky, kx), of the file's type
+    block : (…, ky, kx), an array or in pieces, of the file's type
     """
-    block = np.ascontiguousarray(block)
-    pattern_bytes = prod(block.shape[len(region) :]) * block.dtype.itemsize
+    pattern_bytes = prod(block.shape[-2:]) * block.dtype.itemsize
     row = lead_shape[-1]
     if len(region) == 1:
         starts = [region[0].start]
@@ -37,15 +37,20 @@ def write_runs(
         starts = [region[0].start * row]
     else:
         starts = [y * row + region[1].start for y in range(region[0].start, region[0].stop)]
-    runs = []
+    n = prod(block.shape[:-2]) // len(starts)
+    checksums = [0] * len(starts)
     with named(path), open(path, "r+b", buffering=0) as file:
-        for start, piece in zip(starts, block.reshape(len(starts), -1).view(np.uint8), strict=True):
-            file.seek(offset + start * pattern_bytes)
-            view = piece.data
-            while view:
-                view = view[file.write(view) :]
-            runs.append((start * pattern_bytes, piece.size, zlib.crc32(piece.data)))
-    return runs
+        for run, piece, first in split(block, [n] * len(starts)):
+            if first:
+                file.seek(offset + starts[run] * pattern_bytes)
+            content = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+            checksums[run] = zlib.crc32(content, checksums[run])
+            while content:
+                content = content[file.write(content) :]
+    return [
+        (start * pattern_bytes, n * pattern_bytes, crc)
+        for start, crc in zip(starts, checksums, strict=True)
+    ]
 
 
 def damaged_run(path: str, offset: int, runs: Iterable[Run]) -> str | None:

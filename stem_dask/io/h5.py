@@ -11,7 +11,8 @@ import numpy as np
 from stem_dask.io.hdf5 import refuse_full_disk
 from stem_dask.io.metadata import hdf5_tree
 from stem_dask.io.publish import naming
-from stem_dask.io.store import ABOUT_SOURCE, plain
+from stem_dask.io.store import ABOUT_SOURCE
+from stem_dask.io.zarr3 import plain
 
 if TYPE_CHECKING:
     import xarray as xr

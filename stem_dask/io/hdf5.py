@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
 from stem_dask.io.codec import LEVELS, blosc_bytes, lies_on_chunks, whole_chunks
+from stem_dask.io.pieces import of_type
 from stem_dask.io.publish import named
 from stem_dask.io.spool import SpoolSink
 from stem_dask.model import Record, Region
@@ -59,7 +60,7 @@ class Hdf5Sink:
         if not lies_on_chunks(region, self.chunks, self.shape):
             raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
         spooled = dict(blocks)
-        block = spooled.pop("patterns").astype(np.dtype(self.dtype), copy=False)  # and byte order
+        block = of_type(spooled.pop("patterns"), np.dtype(self.dtype))  # and byte order
         origins, packed = [], []
         for origin, chunk in whole_chunks(block, region, self.chunks):
             origins.append(origin)

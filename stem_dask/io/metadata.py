@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stem_dask.io.dm import ArrayTag
-from stem_dask.io.store import plain
+from stem_dask.io.zarr3 import plain
 
 #: bytes of JSON that are kept at most
 LIMIT = 2**20

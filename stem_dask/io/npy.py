@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.io.flat import damaged_run, joined_runs, write_runs
+from stem_dask.io.pieces import of_type
 from stem_dask.io.publish import named
 from stem_dask.model import Record, Region
 
@@ -53,7 +54,7 @@ class NpySink:
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one block at its offset."""
-        block = blocks["patterns"].astype(self._little, copy=False)
+        block = of_type(blocks["patterns"], self._little)
         lead = self.shape[: len(region)]
         return {"runs": write_runs(self.path, len(self._header), lead, region, block)}
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, StoreError
 from stem_dask.io.flat import damaged_run, joined_runs, write_runs
+from stem_dask.io.pieces import Changed, InPieces, copied
 from stem_dask.io.publish import named, naming
 from stem_dask.model import Record, Region
 
@@ -49,15 +50,25 @@ def signed_dtype(dtype: np.dtype, maximum: float | None) -> np.dtype:
     )
 
 
-def to_dtype(block: NDArray, dtype: np.dtype) -> NDArray:
-    """The block in another integer type, refusing values that would wrap."""
-    if block.dtype.kind == "u" and dtype.kind == "i" and block.size:
-        largest = int(block.max())
-        if largest > int(np.iinfo(dtype).max):
-            raise StoreError(
-                f"a value of {largest:,} does not fit {dtype}; set output.dtype: float32"
-            )
-    return block.astype(dtype, copy=False)
+def to_dtype(block: NDArray | InPieces, dtype: np.dtype) -> InPieces:
+    """The block in another integer type, refusing values that would wrap.
+
+    Examples
+    --------
+    >>> np.asarray(to_dtype(np.array([[[7]]], "u2"), np.dtype("i1"))).dtype
+    dtype('int8')
+    """
+
+    def change(piece: NDArray, here: slice, out: NDArray) -> None:
+        if piece.dtype.kind == "u" and dtype.kind == "i":
+            largest = int(piece.max())
+            if largest > int(np.iinfo(dtype).max):
+                raise StoreError(
+                    f"a value of {largest:,} does not fit {dtype}; set output.dtype: float32"
+                )
+        copied(piece, here, out)
+
+    return Changed(block, change, (block.shape[-2], block.shape[-1]), dtype)
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,9 @@ class PtSink:
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one block at its offset."""
-        block = to_dtype(blocks["patterns"], self._native)
+        block: NDArray | InPieces = blocks["patterns"]
+        if block.dtype != self._native:
+            block = to_dtype(block, self._native)
         return {"runs": write_runs(self.path, self.offset[0], self.lead_shape, region, block)}
 
     def verify(self, record: Record) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from stem_dask.errors import OutputExistsError
+from stem_dask.errors import OutputExistsError, StemDaskError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +29,12 @@ def named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        # ours say what they have to say
+        if (
+            error.filename is None
+            and error.errno is not None
+            and not isinstance(error, StemDaskError)
+        ):
             error.filename = os.fspath(path)
         raise
 

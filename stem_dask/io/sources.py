@@ -4,8 +4,8 @@ Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positi
 C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
 """
 
-import itertools
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -79,27 +79,28 @@ class FlatFile:
         n_partial = len(self.shape) - n_whole
         joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
         n_outer = n_partial - joined  # neighbours on the last partial axis are one run too
-        run_bytes = int(np.prod(sizes[n_outer:])) * self.dtype.itemsize
+        run_bytes = math.prod(sizes[n_outer:]) * self.dtype.itemsize
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             self._mapped(part, out)
             return
-        strides = [int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape))]
-        first = part[n_outer].indices(self.shape[n_outer])[0] * strides[n_outer] if joined else 0
-        runs = out.reshape(int(np.prod(sizes[:n_outer])), -1).view(np.uint8)
-        ranges = [range(*s.indices(n)) for s, n in zip(part[:n_outer], self.shape, strict=False)]
+        first = np.array([self.offset])  # byte at which each run begins
+        for axis in range(n_outer + joined):
+            wanted = range(*part[axis].indices(self.shape[axis]))
+            index = np.array(wanted[:1] if axis == n_outer else wanted)
+            stride = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
+            first = (first[:, None] + index * stride).ravel()
+        content = out.reshape(-1).view(np.uint8).data
         with named(self.path), self.opened() if file is None else nullcontext(file) as there:
-            for run, index in zip(runs, itertools.product(*ranges), strict=True):
-                start = sum(i * s for i, s in zip(index, strides, strict=False)) + first
-                self._fill(there, self.offset + start * self.dtype.itemsize, run)
+            for i, position in enumerate(first.tolist()):
+                self._fill(there.fileno(), position, content[i * run_bytes : (i + 1) * run_bytes])
 
-    def _fill(self, file: Any, position: int, run: NDArray[np.uint8]) -> None:
-        file.seek(position)
-        view = run.data
-        while view:
-            n = file.readinto(view)
+    def _fill(self, file: int, position: int, run: memoryview) -> None:
+        need = position + len(run)
+        while run:
+            n = os.preadv(file, (run,), position)
             if not n:
-                raise self._cut(file.seek(0, 2), position + run.size)
-            view = view[n:]
+                raise self._cut(os.fstat(file).st_size, need)
+            run, position = run[n:], position + n
 
     def _cut(self, size: int, need: int) -> SourceError:
         return SourceError(

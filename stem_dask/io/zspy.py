@@ -16,11 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
-from stem_dask.io.codec import LEVELS, blosc_bytes, lies_on_chunks, shuffle_of, whole_chunks
+from stem_dask.io.codec import (
+    LEVELS,
+    blosc_bytes,
+    lies_on_chunks,
+    one_thread_blosc,
+    shuffle_of,
+    whole_chunks,
+)
 from stem_dask.io.hspy import experiment
+from stem_dask.io.pieces import of_type
 from stem_dask.io.publish import damage, named, naming, remove
 from stem_dask.io.spool import SpoolSink
-from stem_dask.io.store import plain, single_threaded_codecs
+from stem_dask.io.zarr3 import plain
 from stem_dask.model import Record, Region
 
 CODEC = "lz4"
@@ -85,7 +93,7 @@ class ZspySink:
         if not lies_on_chunks(region, self.chunks, self.shape):
             raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
         rest = dict(blocks)
-        block = rest.pop("patterns").astype(np.dtype(self.dtype), copy=False)  # and byte order
+        block = of_type(rest.pop("patterns"), np.dtype(self.dtype))  # and byte order
         said = []
         for origin, chunk in whole_chunks(block, region, self.chunks):
             place = [start // size for start, size in zip(origin, self.chunks, strict=True)]
@@ -131,7 +139,7 @@ def write_signal(path: str, signal: Mapping[str, Any]) -> None:
     group = root[experiment(signal["metadata"]["General"]["title"])]
     tree = {f"axis-{i}": axis for i, axis in enumerate(signal["axes"])}
     names = ("metadata", "original_metadata", "learning_results", "attributes")
-    with single_threaded_codecs():
+    with one_thread_blosc():
         _write_tree(group, {**tree, **{name: signal[name] for name in names}})
     group.attrs.update(signal["package_info"])
 

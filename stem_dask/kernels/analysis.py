@@ -1,6 +1,5 @@
 """One look at each pattern: total, center, retention profile, radius, and what the block adds up to."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numba
@@ -102,63 +101,89 @@ def analyze_patterns(
     """
     block = native(block)
     options = {"target_retention": target_retention, "threshold": threshold}
-    return analyze_pieces(
-        [block], len(block), block.shape[1:], block.dtype, **options, center=center, metric=metric
+    analysis = Analysis(
+        len(block), block.shape[1:], block.dtype, **options, center=center, metric=metric
     )
+    analysis.add(block)
+    return analysis.result()
 
 
-def analyze_pieces(
-    pieces: Iterable[NDArray],
-    n: int,
-    detector: tuple[int, int],
-    dtype: np.dtype,
-    *,
-    target_retention: float,
-    threshold: float,
-    center: tuple[float, float] | None,
-    metric: str,
-) -> PatternAnalysis:
-    """`analyze_patterns` of a block that comes in pieces, n patterns of a detector (ky, kx) in all.
+class Analysis:
+    """`analyze_patterns` of a block that comes in pieces.
 
     The sums of floats depend in their last digits on the sizes of the pieces, all else on the patterns alone.
+
+    Parameters
+    ----------
+    n : patterns of the whole block
+    detector, dtype : of the patterns
+    target_retention, threshold, center, metric : see `analyze_patterns`
     """
-    height, width = detector
-    dtype = native(np.empty((0, 1, 1), dtype)).dtype
-    kind = accumulator(dtype, max(height, width) * 4)
-    wide = np.float64 if kind == np.float64 else np.uint64
-    n_radii = largest_radius(height, width, metric) + 1
-    found = (
-        np.zeros(n),  # total
-        np.full((n, 2), np.nan),  # center of mass
-        np.full((n, 2), np.nan),  # center
-        np.full(n, np.nan, np.float32),  # radius
-        np.full((n, n_radii), np.nan, np.float32),  # profile
-    )
-    sum_pattern, max_pattern = np.zeros(detector, wide), np.zeros(detector, dtype)
-    odd, negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
-    how = (
-        needs_cleaning(dtype, threshold),
-        lowest_counted(dtype, threshold),
-        np.array([np.nan, np.nan] if center is None else center, np.float64),
-        _CIRCLE if metric == "circle" else _SQUARE if kind == np.float64 else _INWARD,
-        circle_table(height, width) if metric == "circle" else np.zeros((1, 1), np.int32),
-        float(target_retention),
-    )
-    sums, rings = np.zeros(detector, kind), np.zeros(n_radii, wide)
-    full = most_summed(dtype) if kind == np.uint32 else max(1, n)  # patterns that sums can hold
-    done = summed = 0
-    for piece in map(native, pieces):
-        for start in range(0, len(piece), full):
-            some = piece[start : start + full]
-            if summed + len(some) > full:
-                sum_pattern += sums
-                sums[:], summed = 0, 0
-            here = tuple(values[done : done + len(some)] for values in found)
-            _analyze(some, *how, here, sums, rings, max_pattern, odd, negative_sum)
-            _refuse_overflow(some, here[0], here[3], done)
-            done, summed = done + len(some), summed + len(some)
-    sum_pattern += sums
-    return PatternAnalysis(*found, sum_pattern, max_pattern, odd, float(negative_sum[0]))
+
+    def __init__(
+        self,
+        n: int,
+        detector: tuple[int, int],
+        dtype: np.dtype,
+        *,
+        target_retention: float,
+        threshold: float,
+        center: tuple[float, float] | None,
+        metric: str,
+    ) -> None:
+        height, width = detector
+        dtype = native(np.empty((0, 1, 1), dtype)).dtype
+        kind = accumulator(dtype, max(height, width) * 4)
+        wide = np.float64 if kind == np.float64 else np.uint64
+        n_radii = largest_radius(height, width, metric) + 1
+        self.found = (
+            np.zeros(n),  # total
+            np.full((n, 2), np.nan),  # center of mass
+            np.full((n, 2), np.nan),  # center
+            np.full(n, np.nan, np.float32),  # radius
+            np.full((n, n_radii), np.nan, np.float32),  # profile
+        )
+        self.total, self.highest = np.zeros(detector, wide), np.zeros(detector, dtype)
+        self.odd, self.negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
+        self.how = (
+            needs_cleaning(dtype, threshold),
+            lowest_counted(dtype, threshold),
+            np.array([np.nan, np.nan] if center is None else center, np.float64),
+            _CIRCLE if metric == "circle" else _SQUARE if kind == np.float64 else _INWARD,
+            circle_table(height, width) if metric == "circle" else np.zeros((1, 1), np.int32),
+            float(target_retention),
+        )
+        self.sums, self.rings = np.zeros(detector, kind), np.zeros(n_radii, wide)
+        #: patterns that sums can hold, that they do hold, and that were analyzed
+        self.full = most_summed(dtype) if kind == np.uint32 else max(1, n)
+        self.summed = self.done = 0
+
+    def add(self, piece: NDArray) -> None:
+        """Analyze the next patterns, (..., ky, kx).
+
+        Raises
+        ------
+        OverflowError
+            When a pattern's sums leave 64 bits.
+        """
+        piece = native(piece)
+        for start in range(0, len(piece), self.full):
+            some = piece[start : start + self.full]
+            if self.summed + len(some) > self.full:
+                self.total += self.sums
+                self.sums[:], self.summed = 0, 0
+            here = tuple(values[self.done : self.done + len(some)] for values in self.found)
+            sums = (self.sums, self.rings, self.highest, self.odd, self.negative_sum)
+            _analyze(some, *self.how, here, *sums)
+            _refuse_overflow(some, here[0], here[3], self.done)
+            self.done, self.summed = self.done + len(some), self.summed + len(some)
+
+    def result(self) -> PatternAnalysis:
+        """What was found in all of them."""
+        self.total += self.sums
+        self.sums[:], self.summed = 0, 0
+        negative = float(self.negative_sum[0])
+        return PatternAnalysis(*self.found, self.total, self.highest, self.odd, negative)
 
 
 def _refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:

@@ -14,7 +14,11 @@ from stem_dask.kernels.intensity import (
 
 
 def crop_patterns(
-    block: NDArray, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]
+    block: NDArray,
+    origin_y: NDArray,
+    origin_x: NDArray,
+    shape: tuple[int, int],
+    out: NDArray | None = None,
 ) -> NDArray:
     """Cut ``shape`` out of each pattern, starting at its own origin; 0 where the window leaves the detector.
 
@@ -23,6 +27,7 @@ def crop_patterns(
     block : (n, ky, kx) array
     origin_y, origin_x : (n,) integers, the window's first row and column; may be negative
     shape : (height, width) of the window
+    out : (n, height, width) array of the block's type that is filled; default a new one
 
     Returns
     -------
@@ -37,9 +42,10 @@ def crop_patterns(
     dtype = block.dtype.newbyteorder("=")
     half = dtype == np.float16  # numba has no arithmetic for it, but its bits can be moved
     kept = native(block.astype(dtype, copy=False).view(np.uint16) if half else block)
-    out = np.empty((len(kept), *shape), kept.dtype)
-    _crop(kept, np.asarray(origin_y, np.int64).ravel(), np.asarray(origin_x, np.int64).ravel(), out)
-    return out.view(dtype)
+    out = np.empty((len(kept), *shape), dtype) if out is None else out
+    origins = (np.asarray(origin, np.int64).ravel() for origin in (origin_y, origin_x))
+    _crop(kept, *origins, out.view(kept.dtype))
+    return out
 
 
 @numba.njit(nogil=True, cache=True)
@@ -96,10 +102,11 @@ def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]
 def _intensity_of(pattern, zero):  # type: ignore[no-untyped-def]
     kind = zero.dtype.type
     total = kind(0)
-    for y in range(pattern.shape[0]):
-        row = pattern[y]
-        for x in range(row.size):
-            total = kind(total + kind(row[x]))
+    values = pattern.reshape(
+        pattern.size
+    )  # one long row: the ends of short ones would take most of the time
+    for i in range(values.size):
+        total = kind(total + kind(values[i]))
     return total
 
 

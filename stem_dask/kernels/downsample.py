@@ -41,7 +41,13 @@ def result_dtype(dtype: np.dtype, factor: int, method: str, reduce: str) -> np.d
 
 
 def downsample_patterns(
-    block: NDArray, factor: int, *, method: str, reduce: str = "mean", sigma: float | None = None
+    block: NDArray,
+    factor: int,
+    *,
+    method: str,
+    reduce: str = "mean",
+    sigma: float | None = None,
+    out: NDArray | None = None,
 ) -> NDArray:
     """Downsample each pattern of a block by an integer factor.
 
@@ -52,6 +58,7 @@ def downsample_patterns(
     method : {"bin", "stride", "gauss", "fft"}
     reduce : {"mean", "sum"}, for ``bin``
     sigma : float, for ``gauss``, in pixels of the input; default ``0.5 * factor``
+    out : array of the result's shape and type that is filled; default a new one
 
     Returns
     -------
@@ -62,36 +69,37 @@ def downsample_patterns(
     >>> downsample_patterns(np.arange(16.0).reshape(1, 4, 4), 2, method="bin")[0].tolist()
     [[2.5, 4.5], [10.5, 12.5]]
     """
-    dtype = result_dtype(block.dtype, factor, method, reduce)
-    if factor == 1:
-        return block.astype(dtype, copy=False)
-    *lead, height, width = block.shape
-    height, width = height // factor * factor, width // factor * factor
-    block = block[..., :height, :width]
-    if method == "stride":
-        return np.ascontiguousarray(block[..., ::factor, ::factor], dtype)
-    if method == "bin":
-        out = _bin_block(block, factor, reduce == "mean", dtype)
+    *lead, height, width = (
+        *block.shape[:-2],
+        block.shape[-2] // factor,
+        block.shape[-1] // factor,
+    )
+    if out is None:
+        dtype = result_dtype(block.dtype, factor, method, reduce)
+        out = np.empty((*lead, height, width), dtype)
+    block = block[..., : height * factor, : width * factor]
+    if factor == 1 or method == "stride":
+        out[...] = block[..., ::factor, ::factor]
+    elif method == "bin":
+        _bin_block(block, factor, reduce == "mean", out.reshape(-1, height, width))
     elif method == "gauss":
-        out = _gauss(block, factor, 0.5 * factor if sigma is None else sigma, dtype)
+        _gauss(block, factor, 0.5 * factor if sigma is None else sigma, out)
     elif method == "fft":
-        out = _fft(block, factor, dtype)
+        _fft(block, factor, out)
     else:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-    return out.reshape(*lead, height // factor, width // factor)
+    return out
 
 
-def _bin_block(block: NDArray, factor: int, mean: bool, dtype: np.dtype) -> NDArray:
+def _bin_block(block: NDArray, factor: int, mean: bool, out: NDArray) -> None:
     block = native(block)
     kind = accumulator(block.dtype, factor * factor)
     if mean and block.dtype.itemsize == 8:
         kind = np.dtype(np.float64)  # sums of 64-bit integers could wrap
     elif block.dtype.kind == "i":
         kind = np.dtype(np.int64)
-    out = np.empty((len(block), block.shape[1] // factor, block.shape[2] // factor), dtype)
     scale = 1.0 / (factor * factor) if mean else 1.0
     _bin(block, factor, scale, mean, np.zeros(block.shape[2], kind), out)
-    return out
 
 
 @numba.njit(nogil=True, cache=True)
@@ -113,31 +121,23 @@ def _bin(block, factor, scale, mean, line, out):  # type: ignore[no-untyped-def]
                 to[x] = result(total * scale) if mean else result(total)
 
 
-def _gauss(block: NDArray, factor: int, sigma: float, dtype: np.dtype) -> NDArray:
+def _gauss(block: NDArray, factor: int, sigma: float, out: NDArray) -> None:
     """Smooth pattern by pattern, so that they stay in cache and no second block is needed."""
     from scipy.ndimage import gaussian_filter
 
-    out = _empty(block, factor, dtype)
     for place in np.ndindex(block.shape[:-2]):
-        smooth = gaussian_filter(block[place].astype(dtype), sigma, mode="reflect", truncate=4.0)
+        pattern = block[place].astype(out.dtype)
+        smooth = gaussian_filter(pattern, sigma, mode="reflect", truncate=4.0)
         out[place] = smooth[::factor, ::factor]
-    return out
 
 
-def _fft(block: NDArray, factor: int, dtype: np.dtype) -> NDArray:
+def _fft(block: NDArray, factor: int, out: NDArray) -> None:
     """Keep the centered part of the spectrum, pattern by pattern so that the spectra stay in cache."""
     from scipy import fft
 
-    out = _empty(block, factor, dtype)
     (full_height, full_width), (height, width) = block.shape[-2:], out.shape[-2:]
     top, left = full_height // 2 - height // 2, full_width // 2 - width // 2
     for place in np.ndindex(block.shape[:-2]):
-        spectrum = fft.fftshift(fft.fft2(block[place].astype(dtype, copy=False)))
+        spectrum = fft.fftshift(fft.fft2(block[place].astype(out.dtype, copy=False)))
         kept = spectrum[top : top + height, left : left + width]
         out[place] = fft.ifft2(fft.ifftshift(kept)).real / factor**2
-    return out
-
-
-def _empty(block: NDArray, factor: int, dtype: np.dtype) -> NDArray:
-    *lead, height, width = block.shape
-    return np.empty((*lead, height // factor, width // factor), dtype)

@@ -23,7 +23,7 @@ from stem_dask.stages.analyze import analysis_attrs, analysis_blocks, fold_analy
 from stem_dask.stages.crop import placement
 from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
-from stem_dask.stages.patterns import lead_dims, lead_shape
+from stem_dask.stages.patterns import flowing, lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.window import choose_window
 from stem_dask.target import Target
@@ -85,7 +85,7 @@ def _analyzed(
     job: Job, patterns: xr.DataArray, stage: str = "analyze", folder: str = "analysis"
 ) -> Analyzed:
     """One pass: computed block by block into the run's folder, joined but for the profiles."""
-    blocks, instead = _blocks(job, patterns, alone=True)
+    blocks, instead = _blocks(job, patterns)
     spool = SpoolSink(f"{job.folder}/{folder}")
     with job.room(patterns, None):
         job.compute(stage, blocks, instead, patterns, spool)
@@ -101,19 +101,19 @@ def _ingested(job: Job, patterns: xr.DataArray) -> Analyzed:
     copy, spool = Target(f"{job.folder}/ingested.zarr", patterns), SpoolSink(f"{job.folder}/ingest")
     sink = Beside(copy.sink(), ("patterns",), spool)
     with job.room(patterns, None):
-        job.compute("ingest", {**blocks, "patterns": patterns.data}, instead, patterns, sink)
+        job.compute("ingest", {**blocks, **copy.outputs()}, instead, patterns, sink)
         copy.finish()
     kept = patterns.copy(data=open_store(copy.built)[0].data)
     return Analyzed(kept, folded(job, patterns, spool), spool)
 
 
 def _blocks(
-    job: Job, patterns: xr.DataArray, *, alone: bool = False
+    job: Job, patterns: xr.DataArray
 ) -> tuple[dict[str, da.Array], dict[str, da.Array] | None]:
     """What is computed of every block, and instead of one that cannot be read."""
     options, spare = analysis_options(job.config), job.spare(patterns)
     instead = None if spare is None else analysis_blocks(spare, **options)
-    return analysis_blocks(patterns, **options, alone=alone), instead
+    return analysis_blocks(flowing(patterns), **options), instead
 
 
 def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:

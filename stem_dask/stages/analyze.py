@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
-from stem_dask.io.parts import Part, in_parts, pieces
-from stem_dask.kernels.analysis import PatternAnalysis, analyze_pieces, largest_radius
+from stem_dask.io.pieces import InPieces, Later, Picked
+from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Region
 from stem_dask.stages.patterns import (
@@ -125,15 +125,12 @@ def analysis_blocks(
     radius_metric: RadiusMetric,
     target_retention: float,
     threshold: float,
-    alone: bool = False,
 ) -> dict[str, da.Array]:
     """What each block of patterns gives, lazily: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block.
 
-    All outputs share the blocks of the patterns, and the kernel runs once a block for all of them. ``alone`` says that
-    nothing else is computed from the patterns in the same pass, so that they are read in pieces where this is faster.
+    All outputs share the blocks of the patterns, and the kernel runs once a block for all of them.
     """
     data = blocks_of(patterns)
-    data = in_parts(data) if alone else data
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     _check(target_retention, threshold, data.dtype)
     if radius_metric not in ("square", "circle"):
@@ -317,13 +314,27 @@ class _BlockResult:
         }
 
 
-def _analyze_block(block: NDArray | Part, **options: Any) -> _BlockResult:
-    n, detector = prod(block.shape[:-2]), (block.shape[-2], block.shape[-1])
-    try:
-        found = analyze_pieces(pieces(block), n, detector, block.dtype, **options)
-    except OverflowError as error:
-        raise SourceError(str(error)) from None  # the data are damaged; to try again would not help
-    return _BlockResult(block.shape[:-2], found)
+class _Watching:
+    """The analysis of one block, while its patterns pass."""
+
+    def __init__(self, block: NDArray | InPieces, **options: Any) -> None:
+        self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
+        self.analysis = Analysis(prod(self.lead), detector, block.dtype, **options)
+
+    def add(self, piece: NDArray) -> None:
+        try:
+            self.analysis.add(piece)
+        except OverflowError as error:
+            raise SourceError(
+                str(error)
+            ) from None  # the data are damaged; to try again would not help
+
+    def result(self) -> _BlockResult:
+        return _BlockResult(self.lead, self.analysis.result())
+
+
+def _analyze_block(block: NDArray | InPieces, **options: Any) -> Later:
+    return Later(block, lambda: _Watching(block, **options))
 
 
 def _pick(
@@ -341,8 +352,11 @@ def _pick(
     )
 
 
-def _pick_block(result: _BlockResult, name: str, by_block: bool) -> NDArray:
-    value = result.values[name]
-    if by_block:
-        return value.reshape((1,) * len(result.lead) + value.shape)
-    return value.reshape(result.lead + value.shape[1:])
+def _pick_block(result: Later, name: str, by_block: bool) -> NDArray | Picked:
+    def pick(found: _BlockResult) -> NDArray:
+        value = found.values[name]
+        if by_block:
+            return value.reshape((1,) * len(found.lead) + value.shape)
+        return value.reshape(found.lead + value.shape[1:])
+
+    return result.pick(pick)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.io.parts import Part, in_parts, pieces
+from stem_dask.io.parts import in_pieces
+from stem_dask.io.pieces import Changed, InPieces, as_arrays
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Window
 from stem_dask.stages.downsample import Method, Reduce, output_shift
@@ -135,7 +136,7 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
         )
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
     origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
-    out = _cut(blocks_of(cropped), -origin_y, -origin_x, detector)
+    out = _cut(in_pieces(blocks_of(cropped)), -origin_y, -origin_x, detector)
     source = [replace(axis_of(analysis, f"source_{name}"), name=name) for name in ("ky", "kx")]
     of_window = {*OF_WINDOW}
     if cropped.attrs.get("align") == "fixed":
@@ -159,7 +160,7 @@ def _rows_of_windows(data: da.Array, origin_y: NDArray, height: int) -> tuple[da
     first, stop = max(int(origin_y.min()), 0), min(int(origin_y.max()) + height, data.shape[-2])
     if len(data.dask.layers) > 1 or stop <= first:
         return data, 0
-    return in_parts(data)[..., first:stop, :], first
+    return in_pieces(data)[..., first:stop, :], first
 
 
 def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]) -> da.Array:
@@ -171,7 +172,7 @@ def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int,
         da.from_array(np.ascontiguousarray(origin)[..., None, None], chunks=chunks)
         for origin in (origin_y, origin_x)
     ]
-    return da.map_blocks(
+    cut = da.map_blocks(
         _cut_block,
         data,
         *places,
@@ -180,19 +181,18 @@ def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int,
         dtype=data.dtype.newbyteorder("="),
         meta=np.empty((0,) * data.ndim, data.dtype.newbyteorder("=")),
     )
+    return as_arrays(cut)
 
 
 def _cut_block(
-    block: NDArray | Part, origin_y: NDArray, origin_x: NDArray, *, shape: tuple[int, int]
-) -> NDArray:
+    block: NDArray | InPieces, origin_y: NDArray, origin_x: NDArray, *, shape: tuple[int, int]
+) -> Changed:
     origin_y, origin_x = origin_y.ravel(), origin_x.ravel()
-    out = np.empty((origin_y.size, *shape), block.dtype.newbyteorder("="))
-    done = 0
-    for piece in pieces(block):
-        here = slice(done, done + len(piece))
-        out[here] = crop_patterns(piece, origin_y[here], origin_x[here], shape)
-        done = here.stop
-    return out.reshape(*block.shape[:-2], *shape)
+
+    def cut(piece: NDArray, here: slice, out: NDArray) -> None:
+        crop_patterns(piece, origin_y[here], origin_x[here], shape, out)
+
+    return Changed(block, cut, shape, block.dtype.newbyteorder("="))
 
 
 def placement(

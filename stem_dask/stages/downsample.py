@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.io.parts import Part, in_parts, pieces
+from stem_dask.io.parts import in_pieces
+from stem_dask.io.pieces import Changed, InPieces, as_arrays, copied
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
 from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, lead_dims
 
@@ -66,7 +66,7 @@ def downsample(
     data = blocks_of(patterns)
     height, width = (size // factor for size in data.shape[-2:])
     dtype = result_dtype(data.dtype, factor, method, reduce)
-    out = in_parts(data).map_blocks(
+    out = in_pieces(data).map_blocks(
         _downsample_block,
         (height, width),
         dtype,
@@ -92,7 +92,7 @@ def downsample(
         attrs["intensity"] = (
             f"sums of {attrs['intensity']}"  # of patterns that were downsampled before
         )
-    small = as_patterns(out, axes, attrs)
+    small = as_patterns(as_arrays(out), axes, attrs)
     lead = lead_dims(patterns)
     return small.assign_coords(
         {
@@ -104,14 +104,12 @@ def downsample(
 
 
 def _downsample_block(
-    block: NDArray | Part, shape: tuple[int, int], kind: np.dtype, **how: Any
-) -> NDArray:
-    lead = block.shape[:-2]
-    out, done = np.empty((prod(lead), *shape), kind), 0
-    for piece in pieces(block):
-        out[done : done + len(piece)] = downsample_patterns(piece, **how)
-        done += len(piece)
-    return out.reshape(*lead, *shape)
+    block: NDArray | InPieces, shape: tuple[int, int], kind: np.dtype, **how: Any
+) -> Changed:
+    def smaller(piece: NDArray, here: slice, out: NDArray) -> None:
+        downsample_patterns(piece, **how, out=out)
+
+    return Changed(block, smaller, shape, kind)
 
 
 def output_shift(factor: int, method: str) -> float:
@@ -131,8 +129,8 @@ def cast(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
         raise ConfigError(f"dtype is {dtype!r}; expected auto, float32 or float16")
     if dtype == "auto" or patterns.dtype == np.dtype(dtype):
         return patterns
-    data = blocks_of(patterns).map_blocks(_cast_block, dtype, dtype=np.dtype(dtype))
-    return patterns.copy(data=data)
+    data = in_pieces(blocks_of(patterns)).map_blocks(_cast_block, dtype, dtype=np.dtype(dtype))
+    return patterns.copy(data=as_arrays(data))
 
 
 def check_float16(largest: float) -> None:
@@ -144,13 +142,15 @@ def check_float16(largest: float) -> None:
         )
 
 
-def _cast_block(block: NDArray, dtype: str) -> NDArray:
-    if dtype == "float16" and block.size:
-        finite = (
-            np.where(np.isfinite(block), np.abs(block), 0) if block.dtype.kind == "f" else block
-        )
-        check_float16(max(float(finite.max()), -float(finite.min())))
-    return block.astype(dtype)
+def _cast_block(block: NDArray | InPieces, dtype: str) -> Changed:
+    change = _as_float16 if dtype == "float16" else copied
+    return Changed(block, change, (block.shape[-2], block.shape[-1]), np.dtype(dtype))
+
+
+def _as_float16(piece: NDArray, here: slice, out: NDArray) -> None:
+    finite = np.where(np.isfinite(piece), np.abs(piece), 0) if piece.dtype.kind == "f" else piece
+    check_float16(max(float(finite.max()), -float(finite.min())))
+    copied(piece, here, out)
 
 
 def _check(

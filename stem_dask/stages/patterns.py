@@ -119,6 +119,13 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
     return data if data.numblocks[-2:] == (1, 1) else data.rechunk(whole)
 
 
+def flowing(patterns: xr.DataArray) -> xr.DataArray:
+    """The same patterns in blocks that are gone through piece by piece, where they can be: for stages and sinks that know them."""
+    from stem_dask.io.parts import in_pieces
+
+    return patterns.copy(data=in_pieces(blocks_of(patterns)))
+
+
 def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
     """One value a pattern, on the scan's coordinates."""
     import xarray as xr

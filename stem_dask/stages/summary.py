@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.pieces import InPieces, Later, Picked
+from stem_dask.kernels.intensity import native
+from stem_dask.kernels.sums import add_patterns
 from stem_dask.stages.patterns import blocks_of, map_patterns
 from stem_dask.stages.window import radii_for_target
 
@@ -19,12 +22,17 @@ if TYPE_CHECKING:
 def block_statistics(patterns: xr.DataArray) -> dict[str, da.Array]:
     """``highest`` finite value and ``sum`` (ky, kx) of every block, float64; one entry a block. Lazy."""
     data = blocks_of(patterns)
-    lead = data.ndim - 2
+    lead, (height, width) = data.ndim - 2, data.shape[-2:]
+    raw = map_patterns(_statistics_block, data, object)
     ones = tuple((1,) * n for n in data.numblocks[:lead])
-    highest = map_patterns(_highest_block, data, np.float64, by_block=True)
-    total = data.map_blocks(
-        _sum_block,
-        chunks=(*ones, *data.chunks[lead:]),
+    highest = raw.map_blocks(
+        _pick_block, 0, chunks=ones, dtype=np.float64, meta=np.empty((0,) * lead)
+    )
+    total = raw.map_blocks(
+        _pick_block,
+        1,
+        chunks=(*ones, (height,), (width,)),
+        new_axis=[lead, lead + 1],
         dtype=np.float64,
         meta=np.empty((0,) * data.ndim),
     )
@@ -50,14 +58,30 @@ def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) ->
     )
 
 
-def _highest_block(block: NDArray) -> NDArray[np.float64]:
-    finite = block[np.isfinite(block)] if block.dtype.kind == "f" else block
-    highest = float(finite.max()) if finite.size else -math.inf
-    return np.full((1,) * (block.ndim - 2), highest)
+class _Statistics:
+    """Adds patterns up as they pass."""
+
+    def __init__(self, block: NDArray | InPieces) -> None:
+        self.lead = (1,) * (block.ndim - 2)
+        self.total = np.zeros(block.shape[-2:])
+        dtype = native(np.empty((0, 1, 1), block.dtype)).dtype
+        lowest = -math.inf if dtype.kind == "f" else np.iinfo(dtype).min
+        self.highest = np.full(block.shape[-1], lowest, dtype)
+
+    def add(self, piece: NDArray) -> None:
+        add_patterns(piece, self.total, self.highest)
+
+    def result(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        highest = np.full(self.lead, float(self.highest.max()))
+        return highest, self.total.reshape(*self.lead, *self.total.shape)
 
 
-def _sum_block(block: NDArray) -> NDArray[np.float64]:
-    return np.asarray(block.sum(axis=tuple(range(block.ndim - 2)), dtype=np.float64, keepdims=True))
+def _statistics_block(block: NDArray | InPieces) -> Later:
+    return Later(block, lambda: _Statistics(block))
+
+
+def _pick_block(found: Later, which: int) -> NDArray | Picked:
+    return found.pick(lambda statistics: statistics[which])
 
 
 def _radii_block(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.pieces import InPieces, Later, Picked
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.patterns import blocks_of, lead_shape, map_patterns, per_pattern
 from stem_dask.stages.window import require_computed
@@ -100,8 +101,25 @@ def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
     return map_patterns(_inside_block, blocks_of(cropped), np.float64, threshold=threshold)
 
 
-def _inside_block(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
-    return window_intensity(block, threshold=threshold).reshape(block.shape[:-2])
+def _inside_block(block: NDArray | InPieces, *, threshold: float) -> NDArray | Picked:
+    lead = block.shape[:-2]
+    found = Later(block, lambda: _Inside(math.prod(lead), threshold))
+    return found.pick(lambda inside: inside.reshape(lead))
+
+
+class _Inside:
+    """Adds up each of n patterns as it passes."""
+
+    def __init__(self, n: int, threshold: float) -> None:
+        self.found, self.threshold, self.done = np.empty(n), threshold, 0
+
+    def add(self, piece: NDArray) -> None:
+        here = slice(self.done, self.done + len(piece))
+        self.found[here] = window_intensity(piece, threshold=self.threshold)
+        self.done = here.stop
+
+    def result(self) -> NDArray[np.float64]:
+        return self.found
 
 
 def retention_statistics(

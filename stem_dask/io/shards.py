@@ -1,0 +1,80 @@
+"""Shards of zarr format 3, written as the chunks come: no more than one chunk is held, and no thread is changed.
+
+Layout as the specification of ``sharding_indexed`` has it: encoded chunks, then for each chunk of the grid its offset and
+length as uint64 (all bits set where there is none), then the CRC-32C of these. zarr's own writer makes the same, but holds
+the whole shard three times over, and its tasks wait for one thread of the process.
+"""
+
+import os
+import zlib
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.io.codec import whole_chunks
+from stem_dask.io.pieces import InPieces
+from stem_dask.io.publish import named
+from stem_dask.io.zarr3 import checked, encoded
+from stem_dask.model import Region
+
+_MISSING = 2**64 - 1
+
+
+def write_shard(
+    path: Path,
+    block: NDArray | InPieces,
+    region: Region,
+    chunks: Sequence[int],
+    shard: Sequence[int],
+    codec: str,
+) -> tuple[int, int]:
+    """Write one block as one shard, under a temporary name that is then renamed.
+
+    Parameters
+    ----------
+    path : of the shard
+    block : (…, ky, kx), which begins on the shard
+    region : where it lies along the leading axes
+    chunks, shard : extents of an inner chunk and of the shard
+    codec : one of `stem_dask.io.codec.CODECS`
+
+    Returns
+    -------
+    CRC-32 and length of the file
+    """
+    counts = [whole // part for whole, part in zip(shard, chunks, strict=True)]
+    places = np.full((prod(counts), 2), _MISSING, "<u8")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    crc = n_bytes = 0
+    with named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb", buffering=0) as file:
+                for origin, chunk in whole_chunks(block, region, chunks):
+                    inside = [
+                        (start - part.start) // size
+                        for start, part, size in zip(origin, region, chunks, strict=False)
+                    ]
+                    grid = counts[: len(region)]
+                    content = encoded(chunk, codec)
+                    places[np.ravel_multi_index(inside, grid)] = n_bytes, len(content)
+                    crc, n_bytes = _appended(file, content, crc), n_bytes + len(content)
+                index = checked(places.tobytes())
+                crc, n_bytes = _appended(file, index, crc), n_bytes + len(index)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    return crc, n_bytes
+
+
+def _appended(file: object, content: bytes, crc: int) -> int:
+    """Write all of it; returns the checksum so far."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]  # type: ignore[attr-defined]
+    return zlib.crc32(content, crc)

@@ -1,0 +1,333 @@
+"""Blocks that are gone through a few patterns at a time, and what is found on the way."""
+
+import gc
+import itertools
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stem_dask.exports import open_store
+from stem_dask.io import pieces as pieces_module
+from stem_dask.io.codec import whole_chunks
+from stem_dask.io.parts import in_pieces
+from stem_dask.io.pieces import (
+    Changed,
+    InPieces,
+    Later,
+    as_arrays,
+    copied,
+    joined,
+    of_type,
+    split,
+)
+from stem_dask.kernels.sums import add_patterns
+from stem_dask.stages.downsample import downsample
+from stem_dask.stages.patterns import flowing
+from stem_dask.stages.summary import block_statistics
+
+
+class Seen:
+    """Keeps everything that passes."""
+
+    def __init__(self) -> None:
+        self.patterns: list[np.ndarray] = []
+
+    def add(self, piece: np.ndarray) -> None:
+        self.patterns.append(piece.copy())
+
+    def result(self) -> np.ndarray:
+        return np.concatenate(self.patterns)
+
+
+def numbers(*shape: int, dtype: str = "u2") -> np.ndarray:
+    return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+
+
+def plus_one(piece: np.ndarray, here: slice, out: np.ndarray) -> None:
+    np.add(piece, 1, out=out)
+
+
+def changed(block: Any) -> Changed:
+    return Changed(block, plus_one, block.shape[-2:], block.dtype)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three patterns of 2 x 2 uint16 at once."""
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 8)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_what_is_made_of_what_is_made() -> None:
+    block = numbers(2, 7, 2, 2)
+    twice = changed(changed(block))
+    assert (twice.shape, twice.dtype, twice.ndim, twice.nbytes) == (
+        block.shape,
+        block.dtype,
+        4,
+        112,
+    )
+    assert [len(piece) for piece in twice.pieces()] == [3, 3, 1, 3, 3, 1]
+    np.testing.assert_array_equal(np.asarray(twice), block + 2)
+    np.testing.assert_array_equal(twice[1, 2:], block[1, 2:] + 2)
+    assert np.asarray(twice, np.float32).dtype == np.float32
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_places_of_the_patterns() -> None:
+    places: list[tuple[int, int]] = []
+
+    def note(piece: np.ndarray, here: slice, out: np.ndarray) -> None:
+        places.append((here.start, here.stop))
+        out[...] = piece
+
+    np.asarray(Changed(numbers(7, 2, 2), note, (2, 2), np.dtype("u2")))
+    assert places == [(0, 3), (3, 6), (6, 7)]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_watchers_see_every_pattern_once() -> None:
+    block = numbers(2, 7, 2, 2)
+    first = changed(block)
+    second = changed(first)
+    before, after = Later(first, Seen), Later(second, Seen)
+    assert before.found is None
+    for _ in second.pieces():
+        pass
+    np.testing.assert_array_equal(before.found, block.reshape(-1, 2, 2) + 1)
+    np.testing.assert_array_equal(after.found, block.reshape(-1, 2, 2) + 2)
+    np.asarray(second)  # again: nobody watches any more
+    assert len(before.found) == 14
+
+
+def test_who_asks_first_goes_through_the_block() -> None:
+    block = changed(numbers(5, 2, 2))
+    total = Later(block, Seen).pick(lambda seen: seen.sum(axis=0))
+    assert not isinstance(total, np.ndarray)
+    np.testing.assert_array_equal(np.asarray(total), (numbers(5, 2, 2) + 1).sum(axis=0))
+    assert total.nbytes == 4 * 8
+
+
+def test_of_an_array_it_is_known_at_once() -> None:
+    total = Later(numbers(5, 2, 2), Seen).pick(lambda seen: seen.sum(axis=0))
+    assert isinstance(total, np.ndarray)
+    np.testing.assert_array_equal(total, numbers(5, 2, 2).sum(axis=0))
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_what_was_broken_off_is_begun_anew() -> None:
+    block = changed(numbers(7, 2, 2))
+    seen = Later(block, Seen)
+    stream = block.pieces()
+    next(stream)
+    stream.close()
+    assert seen.found is None
+    np.asarray(block)
+    np.testing.assert_array_equal(seen.found, numbers(7, 2, 2) + 1)
+
+
+def test_no_cycle_keeps_a_block_that_was_gone_through() -> None:
+    class Large(np.ndarray):
+        """An array that a weak reference can point to."""
+
+    gc.disable()
+    try:
+        block = np.zeros((3, 2, 2)).view(Large)
+        gone = weakref.ref(block)
+        made = changed(block)
+        later = Later(made, Seen)
+        np.asarray(made)
+        del block, made
+        assert gone() is None
+        assert later.found.shape == (3, 2, 2)
+    finally:
+        gc.enable()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 40), st.booleans())
+def test_runs(lengths: list[int], size: int, apart: bool) -> None:
+    """Split and joined again, patterns are the same in the same order, whatever the pieces."""
+    data = numbers(sum(lengths), 1, 3)
+    block: Any = Changed(data, copied, (1, 3), data.dtype) if apart else data
+    edges = np.cumsum([0, *lengths])
+    expected = [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pieces_module, "PIECE_BYTES", size)
+        found: dict[int, list[np.ndarray]] = {}
+        for run, piece, first in split(block, lengths):
+            assert first == (run not in found)
+            found.setdefault(run, []).append(piece.copy())
+        assert list(found) == [i for i, n in enumerate(lengths) if n]
+        for mine, other in zip(found.values(), expected, strict=True):
+            np.testing.assert_array_equal(np.concatenate(mine), other)
+        whole = [run.copy() for run in joined(block, [n for n in lengths if n])]
+        for mine, other in zip(whole, expected, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+def test_more_patterns_than_runs() -> None:
+    with pytest.raises(ValueError, match="more patterns than the runs"):
+        list(split(numbers(2 * 2**20, 1, 1), [2**20]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 6)),
+    st.tuples(st.integers(1, 4), st.integers(1, 6)),
+    st.integers(1, 200),
+    st.booleans(),
+)
+def test_chunks_of_a_block(
+    shape: tuple[int, int], chunks: tuple[int, int], size: int, listed: bool
+) -> None:
+    """As a slow twin cuts them out of the padded array."""
+    data = numbers(*shape, 2, 3) + 1
+    region: tuple[slice, ...] = (slice(8, 8 + shape[0]), slice(12, 12 + shape[1]))
+    if listed:
+        data, region, chunks = (
+            data.reshape(-1, 2, 3),
+            (slice(8, 8 + shape[0] * shape[1]),),
+            chunks[1:],
+        )
+    full = np.zeros(
+        [-(-n // c) * c for n, c in zip(data.shape, chunks, strict=False)] + [2, 3], "u2"
+    )
+    full[tuple(slice(n) for n in data.shape)] = data
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pieces_module, "PIECE_BYTES", size)
+        block = Changed(data, copied, (2, 3), data.dtype)
+        found = {at: chunk.copy() for at, chunk in whole_chunks(block, region, (*chunks, 2, 3))}
+        arrays = {at: chunk.copy() for at, chunk in whole_chunks(data, region, (*chunks, 2, 3))}
+    expected = {
+        (*(r.start + i * c for r, i, c in zip(region, place, chunks, strict=True)), 0, 0): full[
+            tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks, strict=True))
+        ]
+        for place in np.ndindex(*(n // c for n, c in zip(full.shape, chunks, strict=False)))
+    }
+    assert list(found) == list(arrays) == list(expected)
+    for at, chunk in expected.items():
+        np.testing.assert_array_equal(found[at], chunk)
+        np.testing.assert_array_equal(arrays[at], chunk)
+
+
+def test_types() -> None:
+    block = numbers(3, 2, 2)
+    assert of_type(block, np.dtype("u2")) is block
+    assert of_type(block, np.dtype(">u2")).dtype == np.dtype(">u2")
+    swapped = of_type(changed(block), np.dtype(">u2"))
+    assert isinstance(swapped, InPieces)
+    np.testing.assert_array_equal(np.asarray(swapped), block + 1)
+
+
+def test_lazy_blocks_are_arrays_for_everybody_and_pieces_for_those_who_know() -> None:
+    import xarray as xr
+
+    data = numbers(4, 6, 8, 8)
+    patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx")).chunk(scan_y=2)
+    small = downsample(patterns, 2, method="stride")
+    assert (small.data + 1).compute().shape == (4, 6, 4, 4)
+    apart = in_pieces(small.data)
+    assert isinstance(apart.blocks[0, 0].compute(), InPieces)
+    np.testing.assert_array_equal(as_arrays(apart).compute(), data[..., ::2, ::2])
+    assert in_pieces(apart) is apart
+    assert in_pieces(patterns.data) is patterns.data
+
+
+@pytest.mark.parametrize(
+    "dtype", ["u1", "u2", ">u2", "u4", "u8", "i1", "i2", "i4", "?", "f2", "f4", "f8"]
+)
+def test_sums_and_highest(dtype: str) -> None:
+    """The twin: numpy over the whole block."""
+    rng = np.random.default_rng(3)
+    block = rng.integers(-50 if np.dtype(dtype).kind == "i" else 0, 100, (5, 9, 7)).astype(dtype)
+    total, highest = np.zeros((9, 7)), np.zeros(7, block.dtype.newbyteorder("="))
+    highest = (
+        highest.view("u1")
+        if dtype == "?"
+        else highest.astype("f4" if dtype == "f2" else highest.dtype)
+    )
+    highest[:] = block.min()
+    for piece in (block[:2], block[2:]):
+        add_patterns(piece, total, highest)
+    np.testing.assert_array_equal(total, block.astype("f8").sum(axis=0))
+    np.testing.assert_array_equal(highest, block.max(axis=(0, 1)))
+
+
+def test_sums_hold_the_largest_counts() -> None:
+    block = np.full((70_000, 1, 2), 65535, "u2")  # more than 32 bits hold
+    total, highest = np.zeros((1, 2)), np.zeros(2, "u2")
+    add_patterns(block, total, highest)
+    assert total.tolist() == [[70_000 * 65535] * 2]
+
+
+def test_statistics_of_floats_leave_out_what_is_not_finite() -> None:
+    import xarray as xr
+
+    data = np.array([1.0, np.nan, np.inf, -np.inf, 7.0, 2.0]).reshape(6, 1, 1)
+    patterns = xr.DataArray(data, dims=("pattern", "ky", "kx")).chunk(pattern=3)
+    found = block_statistics(patterns)
+    assert found["highest"].compute().tolist() == [1.0, 7.0]
+    assert found["sum"].compute().shape == (2, 1, 1)
+    dark = block_statistics(patterns.copy(data=np.full((6, 1, 1), np.nan)))
+    assert dark["highest"].compute().max() == -np.inf
+
+
+def test_a_crop_that_is_written_reads_each_pattern_once(
+    tmp_path: Any, make_config: Any, monkeypatch: Any
+) -> None:
+    """Cut, measured, made smaller, summed up and encoded while it passes."""
+    from stem_dask.io.parts import Part
+    from stem_dask.pipeline import run
+
+    data = np.zeros((4, 8, 32, 32), "u2")
+    data[:, :, 12:20, 10:22] = 9
+    np.save(tmp_path / "a.npy", data)
+    passes: list[int] = []
+    plain = Part._pieces
+
+    def noted(self: Part) -> Any:
+        passes.append(int(np.prod(self.shape[:-2])))
+        return plain(self)
+
+    monkeypatch.setattr(Part, "_pieces", noted)
+    outcome = run(
+        make_config(tmp_path / "a.npy", downsample={"factor": 2}, output={"dtype": "float16"})
+    )
+    assert sum(passes) == 2 * 32  # analysis, and crop
+    assert outcome.results["validation"]["min_retention"] == 1.0
+    patterns, _ = open_store(tmp_path / "out.zarr")
+    assert patterns.dtype == np.float16
+    assert float(patterns.max()) == 9.0
+
+
+def test_a_conversion_with_analysis_reads_each_pattern_once(
+    tmp_path: Any, make_config: Any, monkeypatch: Any
+) -> None:
+    from stem_dask.io.parts import Part
+    from stem_dask.pipeline import run
+
+    np.save(tmp_path / "a.npy", numbers(4, 8, 8, 8))
+    passes: list[int] = []
+    plain = Part._pieces
+
+    def noted(self: Part) -> Any:
+        passes.append(int(np.prod(self.shape[:-2])))
+        return plain(self)
+
+    monkeypatch.setattr(Part, "_pieces", noted)
+    run(make_config(tmp_path / "a.npy", crop={"enabled": False}, analyze={"ahead": True}))
+    assert sum(passes) == 32
+    patterns, _ = open_store(tmp_path / "out.zarr")
+    np.testing.assert_array_equal(patterns.values, numbers(4, 8, 8, 8))
+
+
+def test_flowing_is_for_sets_of_patterns() -> None:
+    import xarray as xr
+
+    patterns = xr.DataArray(numbers(4, 8, 8), dims=("pattern", "ky", "kx"))
+    assert flowing(patterns).data.compute().shape == (4, 8, 8)
