@@ -146,47 +146,44 @@ class Footprint:
 
 def footprints(
     source: int,
-    window: int,
     out: int,
     *,
     copies: int,
     result: int,
     cropped: bool,
-    shrunk: bool,
+    waiting: int = 0,
     ahead: bool = False,
-    ingest: bool = False,
     in_pieces: bool = False,
-    corrected: int = 0,
     fixed: int = 0,
 ) -> dict[str, Footprint]:
     """What a task of each stage holds at its peak.
 
+    Patterns pass a few at a time from the source to the file, so that windows, smaller patterns and their encoded chunks
+    are never there for a whole block, but for what waits.
+
     Parameters
     ----------
-    source, window, out : bytes of one pattern as read, in its window, and as stored
-    copies : how often a block is copied after reading: for a mask, another byte order, another order of the axes
+    source, out : bytes of one pattern as read, and as stored
+    copies : how often a block is copied while it is read: for another order of the axes
     result : bytes of what the analysis keeps of one pattern
-    cropped, shrunk : whether the window, and the output, are arrays of their own
+    cropped : whether there is a pass that analyzes, before the one that writes
+    waiting : bytes of one pattern that are kept until its block is complete
     ahead : whether the pass that writes analyzes, too
-    ingest : whether the pass that analyzes writes the patterns, too
     in_pieces : whether a few patterns are read at a time, so that no block is held as it was read
-    corrected : bytes of one pattern after dark and gain, with its copies; 0 without them
-    fixed : bytes that a task needs beside its block, such as those of dark and gain
+    fixed : bytes that a task needs beside its block, such as those of dark and gain, and of the pieces
 
     Examples
     --------
-    >>> sizes = footprints(131072, 8192, 2048, copies=0, result=600, cropped=True, shrunk=True)
-    >>> sizes["crop"].bytes(512) / 2**20
-    71.015625
+    >>> sizes = footprints(131072, 2048, copies=0, result=600, cropped=True, in_pieces=True, fixed=2**20)
+    >>> sizes["crop"].bytes(512) / 2**20, sizes["analyze"].bytes(512) / 2**20
+    (1.01953125, 3.29296875)
     """
-    read = 0 if in_pieces else source * (1 + copies) + corrected
-    # encoding holds the compressed chunks and the shard they are joined to; no codec makes them larger by much
-    sums = 16 * max(source, corrected)
-    held = read + window * cropped + out * shrunk + 2 * out
-    found = {"crop": Footprint(fixed + 8 * out + sums * ahead, held + result * ahead)}
+    read = 0 if in_pieces else source * (1 + copies)
+    sums = 16 * source  # of the widest type, and what becomes of them
+    kept = 8 + waiting + result * ahead
+    found = {"crop": Footprint(fixed + 8 * out + sums * ahead, read + kept)}
     if cropped:
-        kept = 2 * max(source, corrected) * ingest
-        found["analyze"] = Footprint(fixed + sums, read + result + kept)
+        found["analyze"] = Footprint(fixed + sums, read + result)
     # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
     found["export"] = Footprint(0, 4 * out)
     return found

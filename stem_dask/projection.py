@@ -47,6 +47,8 @@ _logger = logging.getLogger("stem_dask")
 FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
 #: what HDF5 with all its filters takes of a worker that reads it: 26 to 41 MB were measured
 HDF5_BYTES = 30 * 10**6
+#: buffers that patterns pass through, each of a piece: as read, cut, made smaller, in a chunk, encoded
+PASSING = 5
 #: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
 VALUES_KEPT = 8
 #: share of the machine's memory above which a file with the detector slowest is turned first: up to it the system keeps
@@ -96,40 +98,38 @@ def memory_of(
     slab: Sequence[int] | None = None,
 ) -> dict[str, Footprint]:
     """What a task of each stage holds; see `stem_dask.plan.footprints`. ``slab`` as `fitting_slab` gives it, if any."""
-    what, dtype, options = shapes(config, found, window), found.source.dtype, config.input
+    what, dtype = shapes(config, found, window), found.source.dtype
     pixels = math.prod(what.detector)
     radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
-    half = dtype.kind == "f" and dtype.itemsize == 2  # kernels take float32
-    masked, references = options.mask is not None, _references(config)
-    copies = 0 if references else masked + (not dtype.isnative) + 2 * half
+    references = _references(config)
     reads, stored = _read_copies(found.source), _stored(found.source)
     library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
-    in_pieces = (
-        is_read_in_pieces(found.source)
-        and (config.crop.enabled or config.downsample.factor > 1)
-        and not (masked or references or config.analyze.ingest)
-    )
+    in_pieces = is_read_in_pieces(found.source)
+    piece = pixels * max(1, READ_PIECE_BYTES // (pixels * dtype.itemsize))
+    widest = max(kind.itemsize for kind in (dtype, what.patterns, what.dtype))
     sizes = footprints(
         pixels * dtype.itemsize,
-        math.prod(what.window) * what.patterns.itemsize,
         what.out_bytes,
-        copies=copies + reads,
-        corrected=4 * pixels * (1 + masked) if references else 0,
+        copies=reads,
         fixed=library
-        + max(READ_PIECE_BYTES, pixels * dtype.itemsize) * in_pieces
+        + PASSING * piece * widest
         + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
+        waiting=_waiting(config, what),
         ahead=config.analyze.ahead,
-        ingest=config.analyze.ingest,
         in_pieces=in_pieces,
-        shrunk=config.downsample.factor > 1 or what.dtype != what.patterns.newbyteorder("="),
     )
     # a chunk is held as it lies in the file, and decoded, until its part of the block is taken from it
     decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
     turning = {} if slab is None else {"turn": _turn_footprint(found, slab)}
     held = 0 if in_pieces else pixels * dtype.itemsize * (1 + reads)
     return {"read": Footprint(decoding, max(1, held)), **sizes, **turning}
+
+
+def _waiting(config: Config, what: Shapes) -> int:
+    """Bytes of one pattern that a task keeps until all of its block are there: encoded chunks, and the same as one file."""
+    return 2 * what.out_bytes * (Path(config.output.path).suffix in (".hspy", ".h5"))
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:

@@ -97,13 +97,15 @@ def test_the_largest_block_that_fits(stages, limit, threads):
 
 
 def test_what_a_task_holds():
-    """A mean of 2 x 2 of a 64 x 64 window of 256 x 256 uint16, masked: read and copied, cut, reduced, encoded."""
-    options = {"copies": 1, "result": 600, "cropped": True, "shrunk": True}
-    stages = footprints(131072, 8192, 4096, **options)
-    assert stages["analyze"].bytes(10) == 16 * 131072 + 10 * (2 * 131072 + 600)
-    assert stages["crop"].bytes(10) == 8 * 4096 + 10 * (2 * 131072 + 8192 + 3 * 4096)
+    """Patterns of 131,072 bytes become 4,096; blocks are read and put in order, and pass from there."""
+    options = {"copies": 1, "result": 600, "cropped": True, "waiting": 2 * 4096, "fixed": 1000}
+    stages = footprints(131072, 4096, **options)
+    assert stages["analyze"].bytes(10) == 1000 + 16 * 131072 + 10 * (2 * 131072 + 600)
+    assert stages["crop"].bytes(10) == 1000 + 8 * 4096 + 10 * (2 * 131072 + 8 + 2 * 4096)
     assert stages["export"].bytes(10) == 10 * 4 * 4096
-    assert "analyze" not in footprints(8, 8, 8, copies=0, result=1, cropped=False, shrunk=False)
+    assert "analyze" not in footprints(8, 8, copies=0, result=1, cropped=False)
+    passing = footprints(131072, 4096, **{**options, "waiting": 0}, in_pieces=True, ahead=True)
+    assert passing["crop"] == Footprint(1000 + 8 * 4096 + 16 * 131072, 8 + 600)
 
 
 @many

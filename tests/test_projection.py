@@ -12,9 +12,10 @@ from stem_dask import projection
 from stem_dask.errors import DiskFullError, MemoryBudgetError
 from stem_dask.io.pieces import PIECE_BYTES
 from stem_dask.pipeline import run
-from stem_dask.plan import USABLE_SHARE, WORKER_BYTES, Worker
+from stem_dask.plan import USABLE_SHARE, WORKER_BYTES, Footprint, Worker
 from stem_dask.preflight import find_input
 from stem_dask.projection import (
+    PASSING,
     DiskNeed,
     check_disk,
     check_memory,
@@ -122,52 +123,71 @@ def test_other_errors_pass(tmp_path: Path) -> None:
 # --- memory -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def single(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of one pattern."""
+    monkeypatch.setattr(projection, "READ_PIECE_BYTES", 6144)
+
+
+@pytest.mark.usefixtures("single")
 def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
-    """By hand: uint16 patterns of 64 x 48 read in pieces, a window of all of them, encoded: 3 x 6,144 bytes a position."""
+    """By hand: uint16 patterns of 64 x 48 pass one at a time; an export holds 4 x 6,144 bytes a position."""
     config = make_config(noise(tmp_path / "noise.npy"))
     found = find_input(config)
     sizes = memory_of(config, found)
-    assert sizes["crop"].per_position == 3 * 6144
-    each = PIECE_BYTES + 8 * 6144 + 12 * 3 * 6144
-    limit = round((WORKER_BYTES + 2 * each) / USABLE_SHARE) + 100
+    assert sizes["crop"] == Footprint(PASSING * 6144 + 8 * 6144, 8)
+    assert sizes["export"] == Footprint(0, 4 * 6144)
+    limit = round((WORKER_BYTES + 2 * 12 * 4 * 6144) / USABLE_SHARE) + 100
     assert fitting_block(config, found, Worker(limit, 2)) == (2, 6)
     need = check_memory(config, found, (2, 6), Worker(limit, 2))
-    assert need == WORKER_BYTES + 2 * sizes["crop"].bytes(12)
+    assert need == WORKER_BYTES + 2 * sizes["export"].bytes(12)
+
+
+def test_what_passes(make_config: Any, tmp_path: Path) -> None:
+    """Buffers of a piece each, as wide as the widest type on the way; chunks of HDF5 wait until their block is complete."""
+    path = noise(tmp_path / "noise.npy")
+    piece = PIECE_BYTES // 6144 * 6144 // 2
+    config, found = both(make_config, path)
+    assert memory_of(config, found)["crop"].fixed == PASSING * piece * 2 + 8 * 6144
+    config, found = both(make_config, path, downsample={"factor": 4})
+    assert memory_of(config, found)["crop"].fixed == PASSING * piece * 4 + 8 * 6144 // 8
+    config, found = both(make_config, path, name="out.h5", crop={"enabled": False})
+    assert memory_of(config, found)["crop"].per_position == 8 + 2 * 6144
 
 
 def test_a_block_that_does_not(make_config: Any, tmp_path: Path) -> None:
-    """Patterns of 8 MiB: two fit, sixteen do not."""
+    """Patterns of 8 MiB: four fit, sixteen do not."""
     np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, (4, 4, 2048, 2048))
     config = make_config(tmp_path / "large.npy", output={"chunk_mb": 128})
     found = find_input(config)
-    limit = 390 * 10**6
+    limit = 430 * 10**6
     block = fitting_block(config, found, Worker(limit, 1))
     assert block == (4, 4)  # as it was asked for
-    told = r"blocks of 16 patterns and has 390 MB; output\.chunk_mb=16 fits"
+    told = r"blocks of 16 patterns and has 430 MB; output\.chunk_mb=32 fits"
     with pytest.raises(MemoryBudgetError, match=told):
         check_memory(config, found, block, Worker(limit, 1))
-    smaller = make_config(tmp_path / "large.npy", output={"chunk_mb": 16})
+    smaller = make_config(tmp_path / "large.npy", output={"chunk_mb": 32})
     block = fitting_block(smaller, found, Worker(limit, 1))
     assert check_memory(smaller, found, block, Worker(limit, 1)) <= limit
     auto = make_config(tmp_path / "large.npy")
-    assert fitting_block(auto, found, Worker(limit, 1)) == block == (1, 2)
+    assert fitting_block(auto, found, Worker(limit, 1)) == block == (1, 4)
 
 
 def test_not_even_one_pattern(make_config: Any, tmp_path: Path) -> None:
     config = make_config(noise(tmp_path / "noise.npy"))
     with pytest.raises(
-        MemoryBudgetError, match=r"200 MB for 3 threads cannot hold .* needs 232 MB"
+        MemoryBudgetError, match=r"200 MB for 3 threads cannot hold .* needs 257 MB"
     ):
         fitting_block(config, find_input(config), Worker(200 * 10**6, 3))
 
 
 def test_copies(make_config: Any, tmp_path: Path) -> None:
-    """A mask and another order of the axes take more; another byte order and half precision a piece at a time."""
+    """Another order of the axes takes more; a mask, another byte order and half precision a piece at a time."""
     plain = memory_of(*both(make_config, noise(tmp_path / "a.npy")))["analyze"].per_position
     np.save(tmp_path / "mask.npy", np.zeros((64, 48), bool))
     mask = {"mask": str(tmp_path / "mask.npy"), "path": str(tmp_path / "a.npy")}
     masked = memory_of(*both(make_config, tmp_path / "a.npy", input=mask))
-    assert masked["analyze"].per_position == plain + 2 * 6144
+    assert masked["analyze"].per_position == plain
     np.save(tmp_path / "b.npy", np.load(tmp_path / "a.npy").astype(">u2"))
     swapped = memory_of(*both(make_config, tmp_path / "b.npy"))
     assert swapped["analyze"].per_position == plain
@@ -213,11 +233,16 @@ def test_shapes_of_a_window_that_is_known(make_config: Any, tmp_path: Path) -> N
     assert (known.window, known.out, known.dtype) == ((32, 48), (8, 12), np.float32)
 
 
+@pytest.mark.usefixtures("single")
 def test_a_store_as_input_is_no_exception(make_config: Any, tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "in.zarr"), data=np.load(noise(tmp_path / "a.npy")))
-    assert memory_of(*both(make_config, tmp_path / "in.zarr"))["analyze"].fixed == 16 * 6144
+    assert (
+        memory_of(*both(make_config, tmp_path / "in.zarr"))["analyze"].fixed
+        == (16 + PASSING) * 6144
+    )
 
 
+@pytest.mark.usefixtures("single")
 @pytest.mark.parametrize("kind", ["h5", "zarr", "shards"])
 @pytest.mark.parametrize("more", [{}, {"flip": True}, {"scan_roi": [0, 4, 0, 6]}])
 def test_a_chunk_is_held_while_it_is_decoded(
@@ -239,7 +264,7 @@ def test_a_chunk_is_held_while_it_is_decoded(
     sizes, chunk = memory_of(config, found), 8 * 6 * 32 * 48 * 2
     library = projection.HDF5_BYTES if kind == "h5" else 0
     assert sizes["read"].fixed == 2 * chunk + library
-    assert sizes["analyze"].fixed == 16 * 6144 + library
+    assert sizes["analyze"].fixed == (16 + PASSING) * 6144 + library
     chunk += library // 2
     assert sizes["read"].per_position == 6144 * (1 + ("flip" in more))
     limit = round((WORKER_BYTES + 2 * chunk + 6 * 4 * 6144) / USABLE_SHARE)

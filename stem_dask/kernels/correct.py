@@ -5,7 +5,10 @@ from numpy.typing import NDArray
 
 
 def correct_patterns(
-    block: NDArray, dark: NDArray[np.float32] | None, gain: NDArray[np.float32] | None
+    block: NDArray,
+    dark: NDArray[np.float32] | None,
+    gain: NDArray[np.float32] | None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """``(pattern - dark) * gain`` as float32; large counts lose no digit before the background is off.
 
@@ -14,6 +17,7 @@ def correct_patterns(
     block : (..., ky, kx), any real type and byte order
     dark : (ky, kx), counts without a beam, or None
     gain : (ky, kx), factor of each pixel, or None
+    out : array of the block's shape that is filled; default a new one
 
     Examples
     --------
@@ -21,7 +25,7 @@ def correct_patterns(
     >>> correct_patterns(block, np.array([[1, 6]], "f4"), np.array([[2, 2]], "f4")).tolist()
     [[[4.0, -2.0]]]
     """
-    out = np.empty(block.shape, np.float32)
+    out = np.empty(block.shape, np.float32) if out is None else out
     with np.errstate(
         over="ignore", invalid="ignore"
     ):  # infinite values are counted by the analysis

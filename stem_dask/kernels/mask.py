@@ -36,7 +36,10 @@ def neighbours(mask: NDArray[np.bool_]) -> list[tuple[tuple[int, int], NDArray[n
 
 
 def fill_bad(
-    block: NDArray, mask: NDArray[np.bool_], near: list[tuple[tuple[int, int], NDArray]] | None
+    block: NDArray,
+    mask: NDArray[np.bool_],
+    near: list[tuple[tuple[int, int], NDArray]] | None,
+    out: NDArray | None = None,
 ) -> NDArray:
     """Replace bad pixels by 0, or by the median of their good neighbours (rounded for integers).
 
@@ -45,6 +48,7 @@ def fill_bad(
     block : (..., ky, kx)
     mask : (ky, kx), True = bad
     near : result of `neighbours`, or None to fill with 0
+    out : array of the block's shape and type that is filled; default a new one
 
     Examples
     --------
@@ -53,7 +57,8 @@ def fill_bad(
     >>> float(fill_bad(block, mask, neighbours(mask))[0, 1, 1]), float(fill_bad(block, mask, None)[0, 1, 1])
     (4.0, 0.0)
     """
-    out = block.astype(block.dtype.newbyteorder("="), copy=True)
+    out = np.empty(block.shape, block.dtype.newbyteorder("=")) if out is None else out
+    out[...] = block
     out[..., mask] = 0
     for (y, x), good in near or []:
         if len(good):

@@ -3,13 +3,17 @@
 import numpy as np
 from numpy.typing import NDArray
 
+#: moments of nothing
+NO_MOMENTS = np.array([0.0, 0.0, 0.0, np.inf])
 
-def log_moments(patterns: NDArray) -> NDArray[np.float64]:
+
+def log_moments(patterns: NDArray, before: NDArray[np.float64] = NO_MOMENTS) -> NDArray[np.float64]:
     """Number, mean, sum of squared deviations of log(1 + x) over all pixels, and the lowest x (NaN when any is NaN).
 
     Parameters
     ----------
     patterns : (n, ky, kx), any real type
+    before : moments of other patterns, to which these are added
 
     Returns
     -------
@@ -21,8 +25,8 @@ def log_moments(patterns: NDArray) -> NDArray[np.float64]:
     >>> log_moments(np.array([[[0.0, np.e - 1]]])).round(12).tolist()
     [2.0, 0.5, 0.5, 0.0]
     """
-    total = np.array([0.0, 0.0, 0.0, np.inf])
-    for pattern in patterns:
+    total = before
+    for pattern in patterns if before[3] >= 0 else ():
         lowest = float(pattern.min())
         if not lowest >= 0:
             return np.array([0.0, 0.0, 0.0, lowest])
@@ -44,15 +48,17 @@ def joined(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
     return np.array([n, mean, squares, np.minimum(a[3], b[3])])
 
 
-def log_zscore(patterns: NDArray, mean: float, std: float) -> NDArray[np.float32]:
-    """(log(1 + x) - mean) / std of every pixel, computed in float64.
+def log_zscore(
+    patterns: NDArray, mean: float, std: float, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """(log(1 + x) - mean) / std of every pixel, computed in float64; into ``out`` of the same shape if it is given.
 
     Examples
     --------
     >>> log_zscore(np.array([[[0.0, np.e - 1]]]), 0.5, 0.5).round(6).tolist()
     [[[-1.0, 1.0]]]
     """
-    out = np.empty(patterns.shape, np.float32)
+    out = np.empty(patterns.shape, np.float32) if out is None else out
     for pattern, into in zip(patterns, out, strict=True):
         logs = np.log1p(pattern, dtype=np.float64)
         logs -= mean

@@ -10,7 +10,7 @@ from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.passes.job import Job
 from stem_dask.passes.writing import note_remainder, smaller
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
-from stem_dask.stages.patterns import lead_shape
+from stem_dask.stages.patterns import flowing, lead_shape
 from stem_dask.target import Target
 
 
@@ -21,12 +21,12 @@ def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
     spare, instead = job.spare(patterns), None
     if spare is not None:
         other = smaller(job, spare)
-        instead = {"patterns": other.data, "moments": log_statistics(other)}
+        instead = {"patterns": other.data, "moments": log_statistics(flowing(other))}
     note_remainder(job, None, None)
     target = Target(f"{job.folder}/counts.zarr", out)
     spool = SpoolSink(f"{job.folder}/moments")
     sink = Beside(target.sink(), ("patterns",), spool)
-    outputs = {"patterns": out.data, "moments": log_statistics(out)}
+    outputs = {**target.outputs(), "moments": log_statistics(flowing(out))}
     job.compute("downsample", outputs, instead, out, sink)
     unread = job.tally.quarantined
     with job.state.nothing_to_go_on_with():

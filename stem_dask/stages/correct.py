@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.parts import in_pieces
+from stem_dask.io.pieces import Changed, InPieces, as_arrays
 from stem_dask.io.planes import PlaneFile
 from stem_dask.kernels.correct import correct_patterns
 from stem_dask.stages.patterns import blocks_of, valid_blocks
@@ -45,17 +47,34 @@ def apply_correction(
     import dask.array as da
 
     data, valid = blocks_of(patterns), valid_blocks(patterns)
+    dtype = np.dtype(np.float32)
     out = da.map_blocks(
-        _correct_block, data, dark, gain, valid, chunks=data.chunks, dtype=np.dtype(np.float32)
+        _correct_block,
+        in_pieces(data),
+        dark,
+        gain,
+        valid,
+        chunks=data.chunks,
+        dtype=dtype,
+        meta=np.empty((0,) * data.ndim, dtype),
     )
-    return patterns.copy(data=out).assign_attrs(corrected=used)
+    return patterns.copy(data=as_arrays(out)).assign_attrs(corrected=used)
 
 
 def _correct_block(
-    block: NDArray, dark: Plane | None, gain: Plane | None, valid: NDArray[np.bool_] | None
-) -> NDArray[np.float32]:
-    planes = (plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain))
-    out = correct_patterns(block, *planes)
-    if valid is not None:
-        out[~valid[..., 0, 0]] = 0
-    return out
+    block: NDArray | InPieces,
+    dark: Plane | None,
+    gain: Plane | None,
+    valid: NDArray[np.bool_] | None,
+) -> Changed:
+    background, factors = (
+        plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain)
+    )
+    lost = None if valid is None else ~valid.ravel()
+
+    def correct(piece: NDArray, here: slice, out: NDArray) -> None:
+        correct_patterns(piece, background, factors, out)
+        if lost is not None:
+            out[lost[here]] = 0
+
+    return Changed(block, correct, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.parts import in_pieces
+from stem_dask.io.pieces import Changed, InPieces, as_arrays
 from stem_dask.io.planes import read_plane
 from stem_dask.kernels.hot import hot_pixels
 from stem_dask.kernels.mask import fill_bad, neighbours
@@ -48,8 +50,19 @@ def apply_mask(
     if mask_fill not in ("zero", "median"):
         raise ConfigError(f"mask_fill is {mask_fill!r}; expected zero or median")
     near = neighbours(mask) if mask_fill == "median" else None
-    out = data.map_blocks(fill_bad, mask, near, dtype=data.dtype.newbyteorder("="))
-    return patterns.copy(data=out).assign_attrs(masked_pixels=int(mask.sum()))
+    dtype = data.dtype.newbyteorder("=")
+    meta = np.empty((0,) * data.ndim, dtype)
+    out = in_pieces(data).map_blocks(_fill_block, mask, near, dtype=dtype, meta=meta)
+    return patterns.copy(data=as_arrays(out)).assign_attrs(masked_pixels=int(mask.sum()))
+
+
+def _fill_block(
+    block: NDArray | InPieces, mask: NDArray[np.bool_], near: list[Any] | None
+) -> Changed:
+    def fill(piece: NDArray, here: slice, out: NDArray) -> None:
+        fill_bad(piece, mask, near, out)
+
+    return Changed(block, fill, (block.shape[-2], block.shape[-1]), block.dtype.newbyteorder("="))
 
 
 def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:

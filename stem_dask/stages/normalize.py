@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.kernels.normalize import joined, log_moments, log_zscore
+from stem_dask.io.parts import in_pieces
+from stem_dask.io.pieces import Changed, InPieces, Later, Picked, as_arrays
+from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
 from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, valid_blocks
 
 if TYPE_CHECKING:
@@ -73,23 +75,44 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     >>> float(normalize(patterns, mean=0.5, std=0.25).max())
     -2.0
     """
-    data = blocks_of(patterns).map_blocks(_zscore_block, mean=mean, std=std, dtype=np.float32)
+    blocks = in_pieces(blocks_of(patterns))
+    meta = np.empty((0,) * blocks.ndim, np.float32)
+    data = blocks.map_blocks(_zscore_block, mean=mean, std=std, dtype=np.float32, meta=meta)
     attrs = {
         **patterns.attrs,
         "intensity": f"z-score of log(1 + {patterns.attrs.get('intensity', 'counts')})",
         "normalization": {"method": METHOD, "mean": mean, "std": std},
     }
     attrs.pop("maximum", None)
-    return as_patterns(data, axes_of(patterns), attrs)
+    return as_patterns(as_arrays(data), axes_of(patterns), attrs)
 
 
-def _moments_block(block: NDArray, valid: NDArray[np.bool_] | None) -> NDArray[np.float64]:
-    lead = (1,) * (block.ndim - 2)
-    patterns = block.reshape(-1, *block.shape[-2:])
-    if valid is not None and not valid.all():
-        patterns = patterns[valid.ravel()]
-    return log_moments(patterns).reshape(*lead, 1, 4)
+def _moments_block(
+    block: NDArray | InPieces, valid: NDArray[np.bool_] | None
+) -> NDArray[np.float64] | Picked:
+    shape = (*(1,) * (block.ndim - 2), 1, 4)
+    counted = None if valid is None else valid.ravel()
+    return Later(block, lambda: _Moments(counted)).pick(lambda moments: moments.reshape(shape))
 
 
-def _zscore_block(block: NDArray, mean: float, std: float) -> NDArray[np.float32]:
-    return log_zscore(block.reshape(-1, *block.shape[-2:]), mean, std).reshape(block.shape)
+class _Moments:
+    """Joins the moments of the patterns of a block as they pass, but for those that are not valid."""
+
+    def __init__(self, valid: NDArray[np.bool_] | None) -> None:
+        self.valid, self.found, self.done = valid, NO_MOMENTS, 0
+
+    def add(self, piece: NDArray) -> None:
+        here = slice(self.done, self.done + len(piece))
+        self.done = here.stop
+        counted = piece if self.valid is None else piece[self.valid[here]]
+        self.found = log_moments(counted, self.found)
+
+    def result(self) -> NDArray[np.float64]:
+        return self.found
+
+
+def _zscore_block(block: NDArray | InPieces, mean: float, std: float) -> Changed:
+    def change(piece: NDArray, here: slice, out: NDArray) -> None:
+        log_zscore(piece, mean, std, out)
+
+    return Changed(block, change, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))
