@@ -10,6 +10,7 @@ from stem_dask.config import defaults, to_dict
 from stem_dask.errors import ConfigError
 from stem_dask.io.publish import stem
 from stem_dask.io.read import Found
+from stem_dask.io.zarr3 import read_document
 from stem_dask.options import Config
 
 #: options of the input that do not change what an analysis finds
@@ -78,19 +79,19 @@ def _named(config: Config, found: Found, path: str) -> Known:
 
 def _ahead(path: str) -> dict[str, Any] | None:
     """Attributes of a store that holds an analysis made ahead of a crop, with those of its analysis; else None."""
-    import zarr
-
-    if not os.path.isdir(path):
-        return None
     try:
-        root = zarr.open_group(path, mode="r")
-        group = root["analysis"]
-        attrs: dict[str, Any] = {**root.attrs, "analysis": dict(group.attrs)}
-        shape = list(group["center_y"].shape) + list(group["mean_pattern"].shape)  # type: ignore[index,union-attr]
+        root, group = _document(path), _document(path, "analysis")
+        attrs: dict[str, Any] = {**root["attributes"], "analysis": group["attributes"]}
+        arrays = (_document(path, "analysis", name) for name in ("center_y", "mean_pattern"))
+        shape = [size for array in arrays for size in array["shape"]]
         whole = attrs["config"]["analyze"]["ahead"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
     return {**attrs, "shape": shape} if whole else None
+
+
+def _document(*names: str) -> dict[str, Any]:
+    return read_document(os.path.join(*names)) or {}
 
 
 def _own(found: Found, store: str, attrs: Mapping[str, Any]) -> bool:

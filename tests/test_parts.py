@@ -12,9 +12,10 @@ import stem_dask as sd
 from stem_dask.errors import SourceError
 from stem_dask.grid import Grid
 from stem_dask.io import pieces as pieces_module
+from stem_dask.io.frames import Flipped, FramedFile, Run, Squeezed
 from stem_dask.io.parts import Part, in_pieces, is_read_in_pieces
 from stem_dask.io.pieces import as_arrays, pieces
-from stem_dask.io.sources import FlatFile, Selection, Transposed
+from stem_dask.io.sources import FlatFile, ScanOfList, Selection, Transposed, ZarrArray
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
 from stem_dask.projection import memory_of
@@ -37,6 +38,38 @@ def blocks(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[slice, ...], int]:
         step = draw(st.integers(1, 3)) if i < len(shape) - 2 else 1
         part.append(slice(start, draw(st.integers(start + 1, n)), step))
     return shape, tuple(part), draw(st.integers(1, 400))
+
+
+def views(data: np.ndarray, path: Path) -> dict[str, tuple[Any, np.ndarray]]:
+    """Sources of a file in other ways, and the patterns (4, 6, ky, kx) or (24, ky, kx) that they hold."""
+    data.tofile(path)
+    flat = FlatFile(str(path), 0, data.dtype, (24, 5, 8))
+    frames = FramedFile(
+        (Run(str(path), 0, 80, 10), Run(str(path), 800, 80, 14)), data.dtype, (5, 8)
+    )
+    folded = data.reshape(4, 6, 5, 8)
+    return {
+        "folded": (ScanOfList(flat, (4, 6)), folded),
+        "flipped": (Flipped(ScanOfList(flat, (4, 6))), folded[..., ::-1, :]),
+        "frames": (frames, data),
+        "folded frames": (Selection(ScanOfList(frames, (4, 6)), (1, 0, 0, 0), (2, 3, 1, 1), (2, 2, 5, 8)),
+                          folded[1::2, ::3]),
+        "squeezed": (Squeezed(FlatFile(str(path), 0, data.dtype, (4, 1, 6, 5, 8)), (0, 2, 3, 4)), folded),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["folded", "flipped", "frames", "folded frames", "squeezed"])
+def test_pieces_of_what_is_seen_in_another_way(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 80)
+    data = np.arange(24 * 5 * 8, dtype="<u2").reshape(24, 5, 8)
+    source, expected = views(data, tmp_path / "a.raw")[kind]
+    assert is_read_in_pieces(source)
+    part = (*(slice(1, n) for n in expected.shape[:-2]), slice(1, 4), slice(0, 8))
+    found = [piece.copy() for piece in Part(source, part).pieces()]
+    assert max(len(piece) for piece in found) <= 5  # three patterns of five rows are five of three
+    np.testing.assert_array_equal(np.concatenate(found), expected[part].reshape(-1, 3, 8))
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,6 +152,8 @@ def test_no_block_is_read_whole(
 def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
     flat = FlatFile("a.raw", 0, np.dtype("u2"), (4, 4, 8, 8))
     assert is_read_in_pieces(flat)
+    assert is_read_in_pieces(Selection(Flipped(flat), (0,) * 4, (1,) * 4, (2, 2, 8, 8)))
+    assert not is_read_in_pieces(ZarrArray("a.zarr", "", np.dtype("u2"), (4, 4, 8, 8)))
     assert not is_read_in_pieces(Transposed(flat, (2, 3, 0, 1)))
     np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
     patterns = sd.open(tmp_path / "a.npy")
@@ -138,12 +173,12 @@ def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:
 
 
 def test_the_projection_knows(tmp_path: Path, make_config: Any) -> None:
-    """What is read in pieces is never there as a block; what is turned is, twice for a moment."""
-    np.save(tmp_path / "a.npy", np.ones((4, 4, 64, 64), "u2"))
-    flip = {"path": str(tmp_path / "a.npy"), "flip": True}
-    plain, flipped = make_config(tmp_path / "a.npy"), make_config(tmp_path / "a.npy", input=flip)
+    """What is read in pieces is never there as a block; what is put in another order is, twice for a moment."""
+    np.save(tmp_path / "a.npy", np.ones((8, 8, 8, 8), "u2"))
+    order = {"path": str(tmp_path / "a.npy"), "scan_order": "detector_first"}
+    plain, turned = make_config(tmp_path / "a.npy"), make_config(tmp_path / "a.npy", input=order)
     mine = memory_of(plain, prepare(plain).found)
-    other = memory_of(flipped, prepare(flipped).found)
-    pattern = 64 * 64 * 2
+    other = memory_of(turned, prepare(turned).found)
+    pattern = 8 * 8 * 2
     assert other["analyze"].per_position - mine["analyze"].per_position == 2 * pattern
     assert other["crop"].per_position - mine["crop"].per_position == 2 * pattern

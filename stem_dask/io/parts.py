@@ -1,4 +1,4 @@
-"""Blocks of flat files, read a few patterns at a time."""
+"""Blocks of files whose patterns lie one after another, read a few at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError, told_as
+from stem_dask.io.frames import Flipped, FramedFile, Squeezed
+from stem_dask.io.merlin import QuadCounts, RawCounts
 from stem_dask.io.pieces import InPieces, behind, piece_patterns, steps
-from stem_dask.io.sources import FlatFile, Indexed, Selection, Slices, Source
+from stem_dask.io.sources import FlatFile, Indexed, ScanOfList, Selection, Slices, Source
 
 if TYPE_CHECKING:
     import dask.array as da
 
+#: ways to see a source that change nothing but the order of patterns, or each pattern by itself
+_VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts)
 #: sources of the lazy arrays that are nothing but a file, by the name of the array
 _straight: WeakValueDictionary[str, Indexed] = WeakValueDictionary()
 
@@ -28,7 +32,14 @@ def note_straight(name: str, source: Indexed) -> None:
 
 
 def is_read_in_pieces(source: Source) -> bool:
-    """Whether a few patterns of it are read as fast as many: they lie one after another, and nothing is decoded."""
+    """Whether a few patterns of it are read as fast as many: each lies in one piece, and by itself."""
+    while isinstance(source, _VIEWS):
+        source = source.source
+    return isinstance(source, (FlatFile, FramedFile))
+
+
+def _is_flat(source: Source) -> bool:
+    """Whether it can be read into an array that is there already."""
     inner = source.source if isinstance(source, Selection) else source
     return isinstance(inner, FlatFile)
 
@@ -66,7 +77,7 @@ class Part(InPieces):
     ((1, 2, 2, 2), [[[[4, 5], [6, 7]], [[8, 9], [10, 11]]]])
     """
 
-    def __init__(self, source: FlatFile | Selection, part: Slices) -> None:
+    def __init__(self, source: Source, part: Slices) -> None:
         sizes = zip(part, source.shape, strict=True)
         super().__init__(tuple(len(range(*s.indices(n))) for s, n in sizes), source.dtype)
         self.source, self.part = source, part
@@ -77,24 +88,35 @@ class Part(InPieces):
         return np.asarray(self.source[self.part], dtype)
 
     def _pieces(self) -> Iterator[NDArray]:
-        """Read into the same buffer; errors of the file are told as such, for whoever asks may be writing another one."""
-        *lead, height, width = self.shape
-        most = piece_patterns(self)
-        buffer = np.empty((min(most, max(1, prod(lead))), height, width), self.dtype)
+        """Errors of the file are told as such, for whoever asks may be writing another one."""
+        with told_as(SourceError):
+            yield from self._read_into_one() if _is_flat(self.source) else self._read()
+
+    def _read(self) -> Iterator[NDArray]:
+        for there, _ in self._places():
+            yield self.source[there].reshape(-1, *self.shape[-2:])
+
+    def _read_into_one(self) -> Iterator[NDArray]:
+        """Into the same buffer, and through a file that is opened once, so that the system sees that it is read on."""
+        source: Any = self.source
+        buffer = np.empty((0, *self.shape[-2:]), self.dtype)
+        with source.opened() as file:
+            for there, sizes in self._places():
+                n = prod(sizes)
+                if len(buffer) < n:
+                    buffer = np.empty((n, *self.shape[-2:]), self.dtype)
+                source.read_into(there, buffer[:n].reshape(*sizes, *self.shape[-2:]), file)
+                yield buffer[:n]
+
+    def _places(self) -> Iterator[tuple[Slices, list[int]]]:
+        """Where each piece lies in the source, and its sizes along the leading axes."""
         ranges = [
             range(*s.indices(n)) for s, n in zip(self.part[:-2], self.source.shape, strict=False)
         ]
-        with (
-            told_as(SourceError),
-            self.source.opened() as file,
-        ):  # once: the system sees that it is read on
-            for step in steps(lead, most):
-                some = [indices[s] for indices, s in zip(ranges, step, strict=True)]
-                sizes = [len(indices) for indices in some]
-                piece = buffer[: prod(sizes)]
-                there = (*(slice(r.start, r.stop, r.step) for r in some), *self.part[-2:])
-                self.source.read_into(there, piece.reshape(*sizes, height, width), file)
-                yield piece
+        for step in steps(self.shape[:-2], piece_patterns(self)):
+            some = [indices[s] for indices, s in zip(ranges, step, strict=True)]
+            where = (slice(r.start, r.stop, r.step) for r in some)
+            yield (*where, *self.part[-2:]), [len(r) for r in some]
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,7 @@ def analysis_dataset(
     Along the dimension ``radius`` the index is the radius itself; it has no coordinate, because the retention radius
     of each pattern bears that name.
     """
+    import pandas as pd
     import xarray as xr
 
     lead = lead_dims(patterns)
@@ -223,7 +224,7 @@ def analysis_dataset(
     data["n_empty"] = xr.DataArray(n - filled)
     axes = [axis_of(patterns, dim) for dim in ("ky", "kx")]
     coords = {
-        "kind": list(ODD_PIXELS),
+        "kind": pd.Index(list(ODD_PIXELS)),  # see `coordinate`
         **{dim: coordinate(axis, dim) for dim, axis in zip(dims, axes, strict=True)},
     }
     return xr.Dataset(data, coords=coords, attrs=dict(options))

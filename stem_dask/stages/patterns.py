@@ -50,9 +50,11 @@ def as_patterns(
 
 def coordinate(axis: Axis, dim: str | None = None) -> xr.Variable:
     """The coordinate variable of an axis."""
+    import pandas as pd
     import xarray as xr
 
-    values = axis.offset + axis.scale * np.arange(axis.size)
+    # as an index already: of an array xarray asks whether it is one of pint or cupy, and loads these to find out
+    values: Any = pd.Index(axis.offset + axis.scale * np.arange(axis.size))
     attrs = {"scale": axis.scale, "offset": axis.offset, "units": axis.units}
     return xr.Variable((dim or axis.name,), values, attrs)
 
