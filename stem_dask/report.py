@@ -370,9 +370,17 @@ def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write results.json under a temporary name and publish it; NaN becomes null."""
     partial = temporary(path)
     with named(partial), open(partial, "w", encoding="utf-8") as file:
-        json.dump(_jsonable(results), file, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(_text(_jsonable(results), "") + "\n")
     publish(path)
+
+
+def _text(value: Any, margin: str) -> str:
+    """JSON with a line for each entry of a dictionary; a list of thousands takes one, and little time."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, allow_nan=False)
+    inner = margin + " "
+    lines = (f"{inner}{json.dumps(key)}: {_text(entry, inner)}" for key, entry in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
 
 
 def _jsonable(value: Any) -> Any:

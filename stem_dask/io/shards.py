@@ -46,7 +46,9 @@ def write_shard(
     -------
     CRC-32 and length of the file
     """
-    counts = [whole // part for whole, part in zip(shard, chunks, strict=True)]
+    counts = [whole // part for whole, part in zip(shard, chunks, strict=True)][: len(region)]
+    strides = [prod(counts[i + 1 :]) for i in range(len(counts))]
+    first, step = [part.start for part in region], chunks[: len(region)]
     places = np.full((prod(counts), 2), _MISSING, "<u8")
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     crc = n_bytes = 0
@@ -55,13 +57,10 @@ def write_shard(
         try:
             with open(partial, "wb", buffering=0) as file:
                 for origin, chunk in whole_chunks(block, region, chunks):
-                    inside = [
-                        (start - part.start) // size
-                        for start, part, size in zip(origin, region, chunks, strict=False)
-                    ]
-                    grid = counts[: len(region)]
+                    inside = zip(origin, first, step, strides, strict=False)
+                    place = sum((at - start) // size * n for at, start, size, n in inside)
                     content = encoded(chunk, codec)
-                    places[np.ravel_multi_index(inside, grid)] = n_bytes, len(content)
+                    places[place] = n_bytes, len(content)
                     crc, n_bytes = _appended(file, content, crc), n_bytes + len(content)
                 index = checked(places.tobytes())
                 crc, n_bytes = _appended(file, index, crc), n_bytes + len(index)

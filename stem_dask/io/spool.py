@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
-from stem_dask.io.publish import damage, file_crc, named, remove
+from stem_dask.io.publish import damage, named, remove
 from stem_dask.model import Record, Region
 
 
@@ -42,11 +42,13 @@ class SpoolSink:
                 for name, array in arrays.items()
             ],
         }
+        head = json.dumps(words).encode() + b"\n"
+        contents: list[Any] = [head, *(array.data for array in arrays.values())]
+        crc = n_bytes = 0
         with named(partial), open(partial, "wb") as file:
-            file.write(json.dumps(words).encode() + b"\n")
-            for array in arrays.values():
-                file.write(array.data)
-        crc, n_bytes = file_crc(partial)
+            for content in contents:
+                file.write(content)
+                crc, n_bytes = zlib.crc32(content, crc), n_bytes + memoryview(content).nbytes
         os.replace(partial, path)
         return {"spool_crc": crc, "spool_bytes": n_bytes}
 
