@@ -33,7 +33,7 @@ from stem_dask.io.store import (
 )
 from stem_dask.io.zarr3 import plain
 from stem_dask.stages.patterns import axes_of, blocks_of, flowing, lead_dims, lead_shape
-from stem_dask.stages.validate import intensity_inside
+from stem_dask.stages.validate import inside_of_blocks
 
 #: what of the analysis goes into a .pt, .hspy and .zspy, one value a pattern
 BY_POSITION = (
@@ -163,7 +163,7 @@ class Target:
         patterns = flowing(self.patterns)
         found = {"patterns": patterns.data}
         if FORMATS[self.suffix].navigator:
-            found["navigator"] = intensity_inside(patterns, 0.0)
+            found["navigator"] = inside_of_blocks(patterns, 0.0, "navigator")
         return found
 
     def sink(self) -> engine.Sink:

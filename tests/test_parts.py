@@ -14,7 +14,7 @@ from stem_dask.grid import Grid
 from stem_dask.io import pieces as pieces_module
 from stem_dask.io.frames import Flipped, FramedFile, Run, Squeezed
 from stem_dask.io.parts import Part, in_pieces, is_read_in_pieces
-from stem_dask.io.pieces import as_arrays, pieces
+from stem_dask.io.pieces import pieces
 from stem_dask.io.sources import FlatFile, ScanOfList, Selection, Transposed, ZarrArray
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
@@ -121,7 +121,7 @@ def test_the_analysis_is_the_same_to_the_last_bit(
     for apart in (False, True):
         outputs = analysis_blocks(flowing(patterns) if apart else patterns, **options)
         assert any("parts-" in str(k) for k in Grid(outputs, 2).tasks) == apart
-        found[apart] = {name: as_arrays(array).compute() for name, array in outputs.items()}
+        found[apart] = {name: array.compute() for name, array in outputs.items()}
     for name, values in found[False].items():
         assert values.tobytes() == found[True][name].tobytes(), name
 
@@ -169,7 +169,7 @@ def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:
     with open(tmp_path / "a.npy", "r+b") as file:
         file.truncate(6000)
     with pytest.raises(SourceError, match=r"a\.npy: the file ends at byte 6,000"):
-        as_arrays(outputs["total"]).compute()
+        outputs["total"].compute()
 
 
 def test_the_projection_knows(tmp_path: Path, make_config: Any) -> None:

@@ -28,8 +28,8 @@ class Watcher(Protocol):
     def add(self, piece: NDArray) -> None:
         """Take the next patterns, (n, ky, kx); they last until the next ones come."""
 
-    def result(self) -> Any:
-        """What was found, when all have passed."""
+    def result(self) -> dict[str, NDArray]:
+        """What was found, when all have passed, by name."""
 
 
 class InPieces:
@@ -127,23 +127,24 @@ class Changed(InPieces):
 class Later:
     """What a watcher finds of a block: at once of an array, of a block in pieces when somebody goes through it.
 
-    Who asks before goes through it for that alone.
+    Who asks before goes through it for that alone. Sinks take it for all arrays in the result.
 
     Examples
     --------
     >>> class Count:
     ...     n = 0
     ...     def add(self, piece): self.n += len(piece)
-    ...     def result(self): return self.n
+    ...     def result(self): return {"n": np.array(self.n)}
     >>> copy = Changed(np.ones((2, 3, 1, 1)), copied, (1, 1), np.dtype("f8"))
     >>> count = Later(copy, Count)
-    >>> count.found, float(np.asarray(copy).sum()), count.found
+    >>> count.found, float(np.asarray(copy).sum()), int(count.found["n"])
     (None, 6.0, 6)
     """
 
     def __init__(self, block: NDArray | InPieces, watcher: Callable[[], Watcher]) -> None:
-        self.watcher, self.found = watcher, None
+        self.watcher = watcher
         self.block: InPieces | None = None
+        self.found: Any = None
         if isinstance(block, InPieces):
             self.block = block
             block.later.append(self)
@@ -153,31 +154,24 @@ class Later:
             watching.add(piece)
         self.found = watching.result()
 
-    def get(self) -> Any:
+    def get(self) -> dict[str, NDArray]:
         """The result."""
         if self.block is not None:
             for _ in self.block.pieces():
                 pass
-        return self.found
-
-    def pick(self, made: Callable[[Any], NDArray]) -> NDArray | Picked:
-        """An array that is made of the result: a real one if that is there."""
-        return Picked(self, made) if self.block is not None else made(self.found)
-
-
-class Picked:
-    """An array that is made of something `Later`, when it is asked for."""
-
-    def __init__(self, later: Later, made: Callable[[Any], NDArray]) -> None:
-        self.later, self.made = later, made
+        found: dict[str, NDArray] = self.found
+        return found
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
-        return int(np.asarray(self).nbytes)
+        """Bytes of the arrays in the result."""
+        return sum(array.nbytes for array in self.get().values())
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
-        return np.asarray(self.made(self.later.get()), dtype)
+
+def picked(later: Later, name: str) -> NDArray:
+    """One of the arrays in the result."""
+    array: NDArray = later.get()[name]
+    return array
 
 
 def pieces(block: NDArray | InPieces) -> Iterator[NDArray]:

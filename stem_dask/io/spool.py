@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.pieces import Later
 from stem_dask.io.publish import damage, named, remove
 from stem_dask.model import Record, Region
 
@@ -29,11 +30,16 @@ class SpoolSink:
             remove(self.folder)
         Path(self.folder).mkdir(parents=True, exist_ok=True)
 
-    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+    def write(
+        self, index: int, region: Region, blocks: Mapping[str, NDArray | Later]
+    ) -> dict[str, Any]:
         """Write one file under a temporary name and rename it: a line of JSON, then the arrays."""
         path = self._path(index)
         partial = path.with_suffix(".partial")
-        arrays = {name: np.ascontiguousarray(block) for name, block in blocks.items()}
+        found: dict[str, NDArray] = {}
+        for name, block in blocks.items():
+            found |= block.get() if isinstance(block, Later) else {name: block}
+        arrays = {name: np.ascontiguousarray(block) for name, block in found.items()}
         words = {
             # bounds travel with the blocks, so that a file tells by itself where it belongs
             "region": [[int(s.start), int(s.stop)] for s in region],

@@ -19,7 +19,13 @@ from stem_dask.known import Known
 from stem_dask.model import Region, Window
 from stem_dask.options import Config
 from stem_dask.passes.job import Job
-from stem_dask.stages.analyze import analysis_attrs, analysis_blocks, fold_analysis
+from stem_dask.stages.analyze import (
+    PER_PATTERN,
+    REDUCED,
+    analysis_attrs,
+    analysis_of_blocks,
+    fold_analysis,
+)
 from stem_dask.stages.crop import placement
 from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
@@ -112,15 +118,14 @@ def _blocks(
 ) -> tuple[dict[str, da.Array], dict[str, da.Array] | None]:
     """What is computed of every block, and instead of one that cannot be read."""
     options, spare = analysis_options(job.config), job.spare(patterns)
-    instead = None if spare is None else analysis_blocks(spare, **options)
-    return analysis_blocks(flowing(patterns), **options), instead
+    instead = None if spare is None else {"analysis": analysis_of_blocks(spare, **options)}
+    return {"analysis": analysis_of_blocks(flowing(patterns), **options)}, instead
 
 
 def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:
     """The analysis from the blocks of a pass, without the profiles."""
     options = analysis_options(job.config)
-    names = [name for name in analysis_blocks(patterns, **options) if name != "profile"]
-    stored = spool.blocks(math.prod(patterns.data.numblocks), names)
+    stored = spool.blocks(math.prod(patterns.data.numblocks), (*PER_PATTERN, *REDUCED))
     n_missing = int((~job.tally.valid(lead_shape(patterns))).sum())
     return fold_analysis(patterns, stored, analysis_attrs(**options), n_missing)
 

@@ -24,12 +24,12 @@ from stem_dask.model import Window
 from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pixels
 from stem_dask.passes.job import Job
 from stem_dask.results import provenance
-from stem_dask.stages.analyze import analysis_blocks
+from stem_dask.stages.analyze import analysis_of_blocks
 from stem_dask.stages.crop import complete_analysis, crop
 from stem_dask.stages.downsample import cast, downsample
 from stem_dask.stages.patterns import axes_of, flowing, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
-from stem_dask.stages.validate import intensity_inside
+from stem_dask.stages.validate import inside_of_blocks
 from stem_dask.target import FORMATS, Target
 
 
@@ -59,7 +59,7 @@ def cropped(
     """The lazy output of a crop, and the intensity in each window, summed anew from what was cut."""
     cut = crop(patterns, found.analysis, window)
     return smaller(job, cut), {
-        "inside": intensity_inside(flowing(cut), float(found.analysis.attrs["threshold"]))
+        "inside": inside_of_blocks(flowing(cut), float(found.analysis.attrs["threshold"]))
     }
 
 
@@ -86,10 +86,10 @@ def write_converted(job: Job, patterns: xr.DataArray) -> Written:
     with job.state.nothing_to_go_on_with():
         out = smaller(job, patterns)
         options = analysis_options(job.config)
-        beside = analysis_blocks(flowing(patterns), **options) if ahead else {}
+        beside = {"analysis": analysis_of_blocks(flowing(patterns), **options)} if ahead else {}
     spare, instead = job.spare(patterns), None
     if spare is not None:
-        blocks = analysis_blocks(spare, **options) if ahead else {}
+        blocks = {"analysis": analysis_of_blocks(spare, **options)} if ahead else {}
         instead = smaller(job, spare), blocks
     note_remainder(job, None, None)
     return _written(job, "convert", out, beside, instead, source=patterns)
@@ -122,9 +122,9 @@ def _written(
     spare = None
     if instead is not None:
         other = cast(instead[0], output.dtype)
-        summed = block_statistics(flowing(other))
-        spare = {**_target(job, other).outputs(), **summed, **instead[1]}
-    outputs = {**target.outputs(), **block_statistics(flowing(out)), **beside}
+        spare = _target(job, other).outputs()
+        spare |= {"statistics": block_statistics(flowing(other)), **instead[1]}
+    outputs = {**target.outputs(), "statistics": block_statistics(flowing(out)), **beside}
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
     published = job.state.published(path, stage, n_blocks)
     # what the spool holds may be damaged also when the output has its name

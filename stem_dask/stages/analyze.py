@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
-from stem_dask.io.pieces import InPieces, Later, Picked
+from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Region
@@ -117,6 +117,32 @@ def analyze(
     return analysis_dataset(patterns, found, reduced, options, n_missing)
 
 
+def analysis_of_blocks(
+    patterns: xr.DataArray,
+    *,
+    center_method: CenterMethod,
+    manual_center: tuple[float, float] | None,
+    radius_metric: RadiusMetric,
+    target_retention: float,
+    threshold: float,
+) -> da.Array:
+    """The same as one lazy array, whose blocks are `Later`: all arrays of a block by their names, as a sink takes them."""
+    data = blocks_of(patterns)
+    detector = (int(data.shape[-2]), int(data.shape[-1]))
+    _check(target_retention, threshold, data.dtype)
+    if radius_metric not in ("square", "circle"):
+        raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
+    return map_patterns(
+        _analyze_block,
+        data,
+        object,
+        target_retention=target_retention,
+        threshold=threshold,
+        center=given_center(center_method, manual_center, detector),
+        metric=radius_metric,
+    )
+
+
 def analysis_blocks(
     patterns: xr.DataArray,
     *,
@@ -132,19 +158,14 @@ def analysis_blocks(
     """
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
-    _check(target_retention, threshold, data.dtype)
-    if radius_metric not in ("square", "circle"):
-        raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
-    center = given_center(center_method, manual_center, detector)
     n_radii = largest_radius(*detector, radius_metric) + 1
-    raw = map_patterns(
-        _analyze_block,
-        data,
-        object,
+    raw = analysis_of_blocks(
+        patterns,
+        center_method=center_method,
+        manual_center=manual_center,
+        radius_metric=radius_metric,
         target_retention=target_retention,
         threshold=threshold,
-        center=center,
-        metric=radius_metric,
     )
     kept = (
         np.dtype(np.uint8)
@@ -290,29 +311,33 @@ def _check(target_retention: float, threshold: float, dtype: np.dtype) -> None:
         raise ConfigError(str(error)) from error
 
 
-class _BlockResult:
-    """What one block gave, kept together so that the kernel runs once for all outputs."""
-
-    def __init__(self, lead: tuple[int, ...], found: PatternAnalysis) -> None:
-        self.lead = lead
-        filled = found.profile[found.total > 0]
-        least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
-        self.values: dict[str, NDArray] = {
-            "center_y": found.center[:, 0],
-            "center_x": found.center[:, 1],
-            "com_y": found.com[:, 0],
-            "com_x": found.com[:, 1],
-            "radius": found.radius,
-            "total": found.total,
-            "profile": found.profile,
-            "sum_pattern": found.sum_pattern,
-            "max_pattern": found.max_pattern,
-            "odd": found.odd,
-            "negative_sum": np.array([found.negative_sum]),
-            "profile_sum": filled.sum(axis=0, dtype=np.float64),
-            "profile_min": least.astype(np.float64),
-            "n_filled": np.array([len(filled)]),
-        }
+def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, NDArray]:
+    """What one block gave, by name; `REDUCED` with axes of length 1 in place of the scan's."""
+    filled = found.profile[found.total > 0]
+    least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
+    by_position: dict[str, NDArray] = {
+        "center_y": found.center[:, 0],
+        "center_x": found.center[:, 1],
+        "radius": found.radius,
+        "total": found.total,
+        "com_y": found.com[:, 0],
+        "com_x": found.com[:, 1],
+        "profile": found.profile,
+    }
+    by_block: dict[str, NDArray] = {
+        "sum_pattern": found.sum_pattern,
+        "max_pattern": found.max_pattern,
+        "odd": found.odd,
+        "negative_sum": np.array([found.negative_sum]),
+        "profile_sum": filled.sum(axis=0, dtype=np.float64),
+        "profile_min": least.astype(np.float64),
+        "n_filled": np.array([len(filled)]),
+    }
+    ones = (1,) * len(lead)
+    return {
+        **{name: value.reshape(lead + value.shape[1:]) for name, value in by_position.items()},
+        **{name: value.reshape(ones + value.shape) for name, value in by_block.items()},
+    }
 
 
 class _Watching:
@@ -330,8 +355,8 @@ class _Watching:
                 str(error)
             ) from None  # the data are damaged; to try again would not help
 
-    def result(self) -> _BlockResult:
-        return _BlockResult(self.lead, self.analysis.result())
+    def result(self) -> dict[str, NDArray]:
+        return _block_arrays(self.lead, self.analysis.result())
 
 
 def _analyze_block(block: NDArray | InPieces, **options: Any) -> Later:
@@ -343,21 +368,10 @@ def _pick(
 ) -> da.Array:
     lead_chunks = tuple((1,) * n for n in raw.numblocks) if by_block else raw.chunks
     return raw.map_blocks(
-        _pick_block,
+        picked,
         name,
-        by_block,
         chunks=(*lead_chunks, *((size,) for size in shape)),
         new_axis=list(range(raw.ndim, raw.ndim + len(shape))) or None,
         dtype=dtype,
         meta=np.empty((0,) * (raw.ndim + len(shape)), dtype),
     )
-
-
-def _pick_block(result: Later, name: str, by_block: bool) -> NDArray | Picked:
-    def pick(found: _BlockResult) -> NDArray:
-        value = found.values[name]
-        if by_block:
-            return value.reshape((1,) * len(found.lead) + value.shape)
-        return value.reshape(found.lead + value.shape[1:])
-
-    return result.pick(pick)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.io.parts import in_pieces
-from stem_dask.io.pieces import Changed, InPieces, Later, Picked, as_arrays
+from stem_dask.io.pieces import Changed, InPieces, Later, as_arrays
 from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
-from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, valid_blocks
+from stem_dask.stages.patterns import (
+    as_patterns,
+    axes_of,
+    blocks_of,
+    map_patterns,
+    valid_blocks,
+)
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -23,23 +29,20 @@ METHOD = "log-zscore"
 
 
 def log_statistics(patterns: xr.DataArray) -> da.Array:
-    """Moments of log(1 + x) of every block, (…, 1, 4) float64, one entry a block; lazy, see `log_moments`.
+    """Moments of log(1 + x) of every block, see `log_moments`; lazy, blocks are `Later` with ``moments``, (…, 1, 4).
 
     Patterns whose coordinate ``valid`` is False are left out.
     """
+    data, valid = blocks_of(patterns), valid_blocks(patterns)
+    if valid is None:
+        return map_patterns(_moments_block, data, object)
     import dask.array as da
 
-    data = blocks_of(patterns)
-    lead = data.ndim - 2
-    ones = tuple((1,) * n for n in data.numblocks[:lead])
-    return da.map_blocks(
-        _moments_block,
-        data,
-        valid_blocks(patterns),
-        chunks=(*ones, (1,), (4,)),
-        dtype=np.float64,
-        meta=np.empty((0,) * data.ndim),
-    )
+    lead = tuple(range(data.ndim - 2))
+    return da.blockwise(
+        _valid_moments_block, lead, data, (*lead, -2, -1), valid[..., 0, 0], lead, concatenate=False,
+        dtype=object, meta=np.empty((0,) * len(lead), object),
+    )  # fmt: skip
 
 
 def log_constants(moments: Iterable[NDArray]) -> dict[str, float]:
@@ -87,19 +90,20 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     return as_patterns(as_arrays(data), axes_of(patterns), attrs)
 
 
-def _moments_block(
-    block: NDArray | InPieces, valid: NDArray[np.bool_] | None
-) -> NDArray[np.float64] | Picked:
-    shape = (*(1,) * (block.ndim - 2), 1, 4)
+def _moments_block(block: NDArray | InPieces, valid: NDArray[np.bool_] | None = None) -> Later:
     counted = None if valid is None else valid.ravel()
-    return Later(block, lambda: _Moments(counted)).pick(lambda moments: moments.reshape(shape))
+    return Later(block, lambda: _Moments((1,) * (block.ndim - 2), counted))
+
+
+def _valid_moments_block(pieces: list[list[Any]], valid: NDArray[np.bool_]) -> Later:
+    return _moments_block(pieces[0][0], valid)
 
 
 class _Moments:
     """Joins the moments of the patterns of a block as they pass, but for those that are not valid."""
 
-    def __init__(self, valid: NDArray[np.bool_] | None) -> None:
-        self.valid, self.found, self.done = valid, NO_MOMENTS, 0
+    def __init__(self, lead: tuple[int, ...], valid: NDArray[np.bool_] | None) -> None:
+        self.lead, self.valid, self.found, self.done = lead, valid, NO_MOMENTS, 0
 
     def add(self, piece: NDArray) -> None:
         here = slice(self.done, self.done + len(piece))
@@ -107,8 +111,8 @@ class _Moments:
         counted = piece if self.valid is None else piece[self.valid[here]]
         self.found = log_moments(counted, self.found)
 
-    def result(self) -> NDArray[np.float64]:
-        return self.found
+    def result(self) -> dict[str, NDArray]:
+        return {"moments": self.found.reshape(*self.lead, 1, 4)}
 
 
 def _zscore_block(block: NDArray | InPieces, mean: float, std: float) -> Changed:

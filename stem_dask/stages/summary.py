@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.pieces import InPieces, Later, Picked
+from stem_dask.io.pieces import InPieces, Later
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.sums import add_patterns
 from stem_dask.stages.patterns import blocks_of, map_patterns
@@ -19,24 +19,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def block_statistics(patterns: xr.DataArray) -> dict[str, da.Array]:
-    """``highest`` finite value and ``sum`` (ky, kx) of every block, float64; one entry a block. Lazy."""
-    data = blocks_of(patterns)
-    lead, (height, width) = data.ndim - 2, data.shape[-2:]
-    raw = map_patterns(_statistics_block, data, object)
-    ones = tuple((1,) * n for n in data.numblocks[:lead])
-    highest = raw.map_blocks(
-        _pick_block, 0, chunks=ones, dtype=np.float64, meta=np.empty((0,) * lead)
-    )
-    total = raw.map_blocks(
-        _pick_block,
-        1,
-        chunks=(*ones, (height,), (width,)),
-        new_axis=[lead, lead + 1],
-        dtype=np.float64,
-        meta=np.empty((0,) * data.ndim),
-    )
-    return {"highest": highest, "sum": total}
+def block_statistics(patterns: xr.DataArray) -> da.Array:
+    """``highest`` finite value and ``sum`` (ky, kx) of every block, float64; lazy, blocks are `Later`."""
+    return map_patterns(_statistics_block, blocks_of(patterns), object)
 
 
 def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) -> da.Array:
@@ -71,17 +56,13 @@ class _Statistics:
     def add(self, piece: NDArray) -> None:
         add_patterns(piece, self.total, self.highest)
 
-    def result(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def result(self) -> dict[str, NDArray]:
         highest = np.full(self.lead, float(self.highest.max()))
-        return highest, self.total.reshape(*self.lead, *self.total.shape)
+        return {"highest": highest, "sum": self.total.reshape(*self.lead, *self.total.shape)}
 
 
 def _statistics_block(block: NDArray | InPieces) -> Later:
     return Later(block, lambda: _Statistics(block))
-
-
-def _pick_block(found: Later, which: int) -> NDArray | Picked:
-    return found.pick(lambda statistics: statistics[which])
 
 
 def _radii_block(

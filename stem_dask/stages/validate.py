@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.io.pieces import InPieces, Later, Picked
+from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.patterns import blocks_of, lead_shape, map_patterns, per_pattern
 from stem_dask.stages.window import require_computed
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
 FLOAT_SLACK = 1e-12
+#: name of the intensity in a window, where it waits in the run's folder
+INSIDE = "inside"
 
 
 def validate(
@@ -98,28 +100,34 @@ def _statistics_block(retention: NDArray, *options: Any) -> NDArray[np.float64]:
 
 def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
     """Intensity of every cropped pattern, float64 by position; lazy."""
-    return map_patterns(_inside_block, blocks_of(cropped), np.float64, threshold=threshold)
+    raw = inside_of_blocks(cropped, threshold)
+    return raw.map_blocks(picked, INSIDE, dtype=np.float64, meta=np.empty((0,) * raw.ndim))
 
 
-def _inside_block(block: NDArray | InPieces, *, threshold: float) -> NDArray | Picked:
-    lead = block.shape[:-2]
-    found = Later(block, lambda: _Inside(math.prod(lead), threshold))
-    return found.pick(lambda inside: inside.reshape(lead))
+def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE) -> da.Array:
+    """The same; lazy blocks are `Later`, with the array by this name."""
+    data = blocks_of(cropped)
+    return map_patterns(_inside_block, data, object, threshold=threshold, known_as=name)
+
+
+def _inside_block(block: NDArray | InPieces, *, threshold: float, known_as: str) -> Later:
+    return Later(block, lambda: _Inside(block.shape[:-2], threshold, known_as))
 
 
 class _Inside:
-    """Adds up each of n patterns as it passes."""
+    """Adds up each pattern of a block as it passes."""
 
-    def __init__(self, n: int, threshold: float) -> None:
-        self.found, self.threshold, self.done = np.empty(n), threshold, 0
+    def __init__(self, lead: tuple[int, ...], threshold: float, name: str) -> None:
+        self.lead, self.threshold, self.name = lead, threshold, name
+        self.found, self.done = np.empty(math.prod(lead)), 0
 
     def add(self, piece: NDArray) -> None:
         here = slice(self.done, self.done + len(piece))
         self.found[here] = window_intensity(piece, threshold=self.threshold)
         self.done = here.stop
 
-    def result(self) -> NDArray[np.float64]:
-        return self.found
+    def result(self) -> dict[str, NDArray]:
+        return {self.name: self.found.reshape(self.lead)}
 
 
 def retention_statistics(
