@@ -163,20 +163,20 @@ def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
     return None if found[0] == wanted[0] else f"{path} does not hold what was written (checksum)"
 
 
-def sync_tree(path: Path) -> None:
+def sync_tree(path: str | Path) -> None:
     """fsync a file, or every file and folder below a folder."""
-    if path.is_dir():
+    if os.path.isdir(path):
         for folder, _, files in os.walk(path):
             for name in files:
-                sync(Path(folder) / name)
-            sync(Path(folder))
+                sync(os.path.join(folder, name))
+            sync(folder)
     else:
         sync(path)
 
 
-def sync(path: Path) -> None:
+def sync(path: str | Path) -> None:
     """fsync one file or folder; systems that cannot open folders are spared the folder."""
-    if path.is_dir() and os.name == "nt":
+    if os.name == "nt" and os.path.isdir(path):
         return
     handle = os.open(path, os.O_RDONLY)
     try:

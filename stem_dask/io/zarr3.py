@@ -137,12 +137,12 @@ def read_document(folder: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def write_document(folder: str | Path, document: Mapping[str, Any]) -> None:
+def write_document(folder: str | Path, document: Mapping[str, Any], indent: int | None = 2) -> None:
     """Make a folder a node of the store."""
     path = Path(folder, DOCUMENT)
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2, allow_nan=False))
+        path.write_text(json.dumps(document, indent=indent, allow_nan=False))
 
 
 def write_array(
@@ -199,7 +199,8 @@ def consolidate(path: str | Path) -> None:
         if document.get("node_type") == "group":
             document["consolidated_metadata"] = _consolidated({})
         nodes[name] = document
-    write_document(path, {**root, "consolidated_metadata": _consolidated(nodes)})
+    # on one line: it is long, and everything in it stands in its own place, too
+    write_document(path, {**root, "consolidated_metadata": _consolidated(nodes)}, indent=None)
 
 
 def _consolidated(nodes: Mapping[str, Any]) -> dict[str, Any]:
