@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
 from dask._task_spec import execute_graph
-from numpy.typing import NDArray
 
 from stem_dask.allocation import keep_freed_memory
 from stem_dask.errors import (
@@ -65,8 +64,11 @@ class Sink(Protocol):
     def create(self, *, resume: bool) -> None:
         """Make the empty output under its temporary name, or keep what is there when resuming."""
 
-    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write one block of every output; returns what `verify` and `finish` need to know, as JSON can hold it."""
+    def write(self, index: int, region: Region, blocks: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one block of every output; returns what `verify` and `finish` need to know, as JSON can hold it.
+
+        Blocks are arrays; those of patterns may be `stem_dask.io.pieces.InPieces`, and what is found on the way `Later`.
+        """
 
     def verify(self, record: Record) -> str | None:
         """What is wrong with a block that a record speaks of, read again from the disk; None when it is whole."""
@@ -261,9 +263,8 @@ def _write_block(
         with told_as(SourceError):
             values = execute_graph(graph, keys=set(wanted.values()))
         blocks = {name: values.pop(key) for name, key in wanted.items()}
-        with told_as(
-            StoreError
-        ):  # blocks in pieces are read now, and tell errors of the input as such
+        # blocks in pieces are read only now, and tell errors of the input as such
+        with told_as(StoreError):
             extra = sink.write(index, region, blocks)
         return extra, sum(block.nbytes for block in blocks.values())
 

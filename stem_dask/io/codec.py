@@ -50,9 +50,8 @@ def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:
     >>> len(blosc_bytes(np.zeros((1, 64, 64), "u2"), "lz4", "bitshuffle")) < 200
     True
     """
-    from imagecodecs import (
-        blosc_encode,  # in a millisecond, where numcodecs takes a quarter of a second to load
-    )
+    # loaded in a millisecond, where numcodecs takes a quarter of a second
+    from imagecodecs import blosc_encode
 
     content: Any = chunk.reshape(-1).view(np.uint8)  # its stubs want bytes, it takes any buffer
     packed = blosc_encode(
@@ -90,9 +89,8 @@ def whole_chunks(
     detector = block.shape[-2:]
     height, width = (1, *block.shape[:-2])[-2:]  # a list is one row
     rows, columns = (1, *chunks[:-2])[-2:]
-    wide = (
-        columns if rows == 1 else width
-    )  # patterns that follow each other in a chunk, or in a row of chunks
+    # patterns that follow each other in a chunk, or in a row of chunks
+    wide = columns if rows == 1 else width
     bands = [
         (y, x, min(rows, height - y), min(wide, width - x))
         for y in range(0, height, rows)
