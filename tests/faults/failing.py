@@ -231,6 +231,8 @@ def warm_up(argv: list[str]) -> None:
     from zarr.core.sync import cleanup_resources
 
     cleanup_resources()
+    for thread in set(threading.enumerate()) - {threading.main_thread()}:
+        thread.join(60)  # zarr tells its own to end, and does not wait for it
     left = [thread.name for thread in threading.enumerate()]
     assert left == ["MainThread"], left
     gc.disable()
