@@ -36,8 +36,8 @@ PATIENCE = 60
 class Moment:
     """SIGKILL at the n-th event of a kind, counted in one process.
 
-    ``name``: a rename to a name in the output's folder; ``block``: any other rename; ``file``: one that is written under
-    its own name; ``removal``: of a file or folder; ``line``: of the journal. ``after`` is after the event; before the end
+    ``name``: a rename to a name in the output's folder; ``block``: any other rename; ``file``: one that is written in
+    one piece; ``removal``: of a file or folder; ``line``: of the journal. ``after`` is after the event; before the end
     of a file or a line means that it is torn.
     """
 
