@@ -43,7 +43,7 @@ def reference(config: Path, forks: Forks, tmp_path_factory: pytest.TempPathFacto
     """The undisturbed run, under another name."""
     command = Command(config, tmp_path_factory.mktemp("reference"), forks, "reference")
     with cleaned(command):
-        done = command.finish()
+        done = command.finish(kind="threads")
         assert done.code == 0, done.text
     return command
 
