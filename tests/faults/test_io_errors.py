@@ -49,7 +49,7 @@ class Broken:
     forks: Forks
 
     def run(self, root: Path, kind: str, error: int = errno.EIO, **disk: Any) -> Run:
-        answer = self.folder / f"{root.name}.json"
+        answer = self.folder / f"answer-{root.name}.json"
         request = {
             "answer": str(answer),
             "disk": {"root": str(root), "kind": kind, "error": error, **disk},
