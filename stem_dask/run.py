@@ -135,6 +135,9 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
         yield asked
     except BaseException as error:
         if asked:  # or what became of it: an import that is stopped ends in errors of many kinds
+            # a signal within the text of an exec (dataclasses, in imports) has Python end itself with SIGINT's code at
+            # the last, whatever ours is, unless another exec went well
+            exec("")
             raise InterruptedRunError(
                 "asked to stop; the same command goes on where this one ended"
             ) from error

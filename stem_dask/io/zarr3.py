@@ -138,11 +138,13 @@ def read_document(folder: str | Path) -> dict[str, Any] | None:
 
 
 def write_document(folder: str | Path, document: Mapping[str, Any], indent: int | None = 2) -> None:
-    """Make a folder a node of the store."""
+    """Make a folder a node of the store; an older document stays until the new one is whole."""
     path = Path(folder, DOCUMENT)
+    partial = path.with_name(f"{DOCUMENT}.partial")
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=indent, allow_nan=False))
+        partial.write_text(json.dumps(document, indent=indent, allow_nan=False))
+        os.replace(partial, path)  # a run that goes on keeps its shards only below a whole one
 
 
 def write_array(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Forks
 from harness import Command, cleaned
 from small import Small
 
@@ -31,32 +32,37 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def reference(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def reference(config: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Command:
     """The undisturbed run, under another name."""
-    command = Command(config, tmp_path_factory.mktemp("reference"), "reference")
+    command = Command(config, tmp_path_factory.mktemp("reference"), forks, "reference")
     with cleaned(command):
-        done = command.finish()
+        done = command.finish(kind="threads")
         assert done.code == 0, done.text
     return command
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
-    small = Small(tmp_path_factory.mktemp("small"))
-    yield small
-    small.forks.close()
+def small(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return Small(tmp_path_factory.mktemp("small"), forks)
 
 
 @pytest.fixture
-def command(config: Path, tmp_path: Path) -> Iterator[Command]:
-    command = Command(config, tmp_path)
+def command(config: Path, forks: Forks, tmp_path: Path) -> Iterator[Command]:
+    command = Command(config, tmp_path, forks)
     with cleaned(command):
         yield command
 
 
 @pytest.fixture(scope="session")
 def killed_at(
-    config: Path, tmp_path_factory: pytest.TempPathFactory
+    config: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Command, str], None]:
     """Puts into a command's folder what a run leaves that was killed at a fault; each fault is run once."""
     folders: dict[str, Path] = {}
@@ -64,7 +70,7 @@ def killed_at(
     def put(command: Command, fault: str) -> None:
         if fault not in folders:
             folder = tmp_path_factory.mktemp("killed")
-            template = Command(config, folder)
+            template = Command(config, folder, forks)
             with cleaned(template):
                 done = template.finish(kind="threads", fault=fault)
                 assert done.code == -9, done.text

@@ -1,20 +1,16 @@
-"""Runs the real command in forked children of a warm process, on a disk that refuses a certain call.
+"""Runs the real command in a fork (see `forks`), on a disk that refuses a certain call.
 
-Started as a program it is the server: it imports everything, runs once, and then forks for every request, so that a run
-costs a part of a second. Python's own calls are refused as the kernel would: what was asked for has not happened (of a
+Python's own calls are refused as the kernel would: what was asked for has not happened (of a
 close it has, and what was written may be lost), and only open and rename tell the name of the file. HDF5 calls the
 system itself; its files are refused as a whole, when they are opened and closed.
 """
 
 import builtins
 import contextlib
-import gc
 import io
 import json
 import os
 import re
-import signal
-import socket
 import sys
 import threading
 import traceback
@@ -209,11 +205,21 @@ def one_run(disk: Disk, argv: list[str]) -> dict[str, Any]:
     return {"code": code, "refused": disk.refused, "calls": disk.calls}
 
 
-def warm_up(argv: list[str]) -> None:
-    """Run once on threads of this process, and leave no thread behind: a fork has one only."""
+def main(argv: Sequence[str]) -> int:
+    """In a fork of `forks`: the disk and the file for the answer, as JSON, then the command line."""
+    request = json.loads(argv[0])
+    _one_after_another()
+    answer = one_run(Disk(**request["disk"]), list(argv[1:]))
+    with open(request["answer"], "w") as file:
+        json.dump(answer, file)
+    return int(answer["code"])
+
+
+def _one_after_another() -> None:
+    """One task at a time, so that a call is known again in the next run; nobody waits, and every line is synced."""
     import dask
 
-    from stem_dask import engine, journal, pipeline, run
+    from stem_dask import engine, journal, pipeline
     from stem_dask.cluster import Connection
     from stem_dask.plan import Worker
 
@@ -223,40 +229,6 @@ def warm_up(argv: list[str]) -> None:
 
     pipeline.connect = connect
     engine.RETRY_SECONDS = (0.001, 0.001, 0.001)
-    journal.SYNC_SECONDS = -1.0  # every line goes to the disk
-    dask.system.CPU_COUNT = 1  # one task at a time, so that a call is known again in the next run
+    journal.SYNC_SECONDS = -1.0
+    dask.system.CPU_COUNT = 1
     dask.config.set(scheduler="sync")
-    code = run.main(argv)
-    assert code == 0, code
-    from zarr.core.sync import cleanup_resources
-
-    cleanup_resources()
-    left = [thread.name for thread in threading.enumerate()]
-    assert left == ["MainThread"], left
-    gc.disable()
-
-
-def serve(address: str, argv: list[str]) -> None:
-    """Fork for each connection: one line of JSON comes, one goes back."""
-    warm_up(argv)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"{address}.new")
-    listener.listen(16)
-    os.rename(f"{address}.new", address)  # whoever sees it can connect
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        connection, _ = listener.accept()
-        if not os.fork():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            request = json.loads(connection.makefile().readline())
-            log = os.open(request["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            answer = one_run(Disk(**request["disk"]), request["argv"])
-            connection.sendall(json.dumps(answer).encode())
-            os._exit(0)
-        connection.close()
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:])

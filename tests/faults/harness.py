@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from forks import Fork, Forks
 
 #: one line of the scan a block
 N_BLOCKS = 24
@@ -21,10 +22,10 @@ JOBS = ("analyze", "crop", "export .pt scan", "export .hspy")
 PATIENCE = 60.0
 POLL = 0.003
 
-#: Python imports this at its start, in the client and in each worker. FAULT is `before|after PATH-END [nth]`: the process
+#: The client begins with this, and Python imports it at the start of each worker. FAULT is `before|after PATH-END [nth]`: the process
 #: that renames something to that name ends its whole group there; `torn PATH-END` ends only itself, before the rename,
-#: and only once; `remove PATH-END` is the moment before a folder is removed, `interrupt MODULE` a SIGTERM when
-#: a module is looked for, `memory MODULE` 600 MB taken by a worker then. No clock is involved.
+#: and only once; `remove PATH-END` is the moment before a folder is removed, `interrupt MODULE` a SIGTERM
+#: within an exec when a module is looked for, `memory MODULE` 600 MB taken by a worker then. No clock is involved.
 SITE = """
 import os, signal
 
@@ -60,7 +61,7 @@ if fault:
         class Finder:
             def find_spec(self, name, path=None, target=None):
                 if name == end:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    exec("os.kill(os.getpid(), signal.SIGTERM)")
 
         sys.meta_path.insert(0, Finder())
 
@@ -91,10 +92,14 @@ if fault:
 
 @dataclass
 class Command:
-    """One command line, its output folder, and the processes that were started with it."""
+    """One command line, its output folder, and the processes that were started with it.
+
+    The client is a fork of a process that has imported everything; without ``forks`` it is a Python of its own.
+    """
 
     config: Path
     folder: Path
+    forks: Forks | None
     name: str = "scan"
     overrides: tuple[str, ...] = ()
     started: list["Started"] = field(default_factory=list)
@@ -117,6 +122,7 @@ class Command:
         kind: str = "local",
         fault: str = "",
         limits: dict[int, int] | None = None,
+        own_python: bool = False,
     ) -> "Started":
         """Start it in a session of its own; `more` are options (first) and overrides (last)."""
         site = self.folder / "site"
@@ -129,38 +135,20 @@ class Command:
             cluster += ["cluster.threads_per_worker=2"]
         flags = [text for text in more if text.startswith("-") or text.isdigit()]
         values = [text for text in more if text not in flags]
-        argv = [
-            sys.executable,
-            "-m",
-            "stem_dask.run",
-            *flags,
-            str(self.config),
-            f"output.path={self.store}",
-        ]
+        argv = [*flags, str(self.config), f"output.path={self.store}"]
         argv += [*cluster, *self.overrides, *values]
-
-        def limit() -> None:
-            import resource
-
-            for what, n in (limits or {}).items():
-                resource.setrlimit(what, (n, n))
-
         mark = str(self.folder / "fault_mark")
         path = f"{site}{os.pathsep}{Path(__file__).resolve().parents[2]}"  # this checkout's package
         environment = {**os.environ, "PYTHONPATH": path, "FAULT": fault, "FAULT_MARK": mark}
         environment.pop("SLURM_JOB_END_TIME", None)
         log = self.folder / f"log{len(self.started)}"
-        with open(log, "wb") as file:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=limit if limits else None,
-                env=environment,
-                cwd=self.folder,
-            )
+        process: Fork | subprocess.Popen[bytes]
+        if own_python or self.forks is None:
+            assert not limits, "a fork can be limited"
+            process = _python("stem_dask.run", argv, log, environment, self.folder)
+        else:
+            how = {"environment": environment, "folder": str(self.folder), "limits": limits or {}}
+            process = self.forks.start("stem_dask.run", argv, log, before=SITE, **how)
         self.started.append(Started(process, log))
         return self.started[-1]
 
@@ -187,9 +175,24 @@ class Command:
             started.kill()
 
 
+def _python(
+    program: str, argv: Sequence[str], log: Path, environment: dict[str, str], folder: Path
+) -> subprocess.Popen[bytes]:
+    with open(log, "wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", program, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+            cwd=folder,
+        )
+
+
 @dataclass
 class Started:
-    process: subprocess.Popen[bytes]
+    process: Fork | subprocess.Popen[bytes]
     log: Path
 
     @property

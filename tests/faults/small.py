@@ -23,8 +23,8 @@ JOBS = {STORE: "crop", ".pt": "export .pt scan", ".hspy": "export .hspy"}
 class Small:
     """The data, a server of forks, and the outputs of undisturbed runs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.forks = folder, Forks(folder)
+    def __init__(self, folder: Path, forks: Forks) -> None:
+        self.folder, self.forks = folder, forks
         rng = np.random.default_rng(1)
         y, x = np.mgrid[:16, :16]
         data = np.zeros((N_BLOCKS, 4, 16, 16), np.uint16)
@@ -53,13 +53,12 @@ class Small:
         kinds: Sequence[str] = ("pt",),
         at: Moment | None = None,
         pool: bool = True,
-        forks: Forks | None = None,
     ) -> Ended:
         """The command line of a run to its end."""
         overrides = [f"{key}={value}" for key, value in CONFIGS[config].items()]
         overrides += [f"output.path={folder}/scan.zarr", f"output.export=[{', '.join(kinds)}]"]
         argv = [*flags, str(self.folder / "crop.yaml"), *overrides, "cluster.threads_per_worker=2"]
-        return (forks or self.forks).finish("stem_dask.run", *argv, at=at, pool=pool)
+        return self.forks.finish("stem_dask.run", *argv, at=at, pool=pool)
 
 
 def content(path: Path) -> Any:

@@ -1,27 +1,23 @@
 """A batch that is killed outright: between its two sweeps, and in the second; the same command goes on."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from stem_dask import run
+from forks import Ended, Forks
 
 pytestmark = pytest.mark.faults
 
 CONFIG = """
-input: {path: raw/*.npy}
+input: {path: FOLDER/raw/*.npy}
 crop: {size: common, margin_pixels: 1}
-output: {path: "out/{stem}.zarr", export: [pt], figure: false, chunk_mb: 0.01}
+output: {path: "FOLDER/out/{stem}.zarr", export: [pt], figure: false, chunk_mb: 0.01}
 cluster: {kind: threads, threads_per_worker: 2}
 """
 #: ends the process at the n-th call of a function
 KILL = """
-import os, signal, sys
+import os, signal
 import {module} as module
 plain, calls = module.{name}, []
 def function(*args, **options):
@@ -30,15 +26,36 @@ def function(*args, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(*args, **options)
 module.{name} = function
-from stem_dask import run
-run.main(["batch.yaml", "--quiet"])
 """
+
+
+def write_scans(folder: Path) -> Path:
+    """Three scans whose discs differ in size, and the config."""
+    (folder / "raw").mkdir()
+    for i, half in enumerate((3, 6, 4)):
+        data = np.zeros((4, 3, 40, 36), np.uint16)
+        data[:, :, 19 - half : 19 + half, 17 - half : 17 + half] = 5 + i
+        np.save(folder / f"raw/{i}.npy", data)
+    (folder / "batch.yaml").write_text(CONFIG.replace("FOLDER", str(folder)))
+    return folder / "batch.yaml"
+
+
+def batch(forks: Forks, config: Path, before: str = "") -> Ended:
+    return forks.finish("stem_dask.run", str(config), "--quiet", pool=False, before=before)
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """All bytes of the outputs that hold patterns."""
     files = [*folder.glob("*.pt"), *folder.glob("*.zarr/patterns/**/*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = batch(forks, write_scans(folder))
+    assert ended.code == 0, ended.text
+    return content(folder / "out")
 
 
 @pytest.mark.parametrize(
@@ -51,24 +68,22 @@ def content(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_killed(
-    module: str, name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str,
+    name: str,
+    call: int,
+    forks: Forks,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("raw").mkdir()
-    Path("batch.yaml").write_text(CONFIG)
-    for i, half in enumerate((3, 6, 4)):
-        data = np.zeros((4, 3, 40, 36), np.uint16)
-        data[:, :, 19 - half : 19 + half, 17 - half : 17 + half] = 5 + i
-        np.save(f"raw/{i}.npy", data)
-    code = KILL.format(module=module, name=name, call=call)
-    done = subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL
-    journals = {path.parent.name: path.read_bytes() for path in Path("out").glob("*.run/journal")}
+    config = write_scans(tmp_path)
+    ended = batch(forks, config, KILL.format(module=module, name=name, call=call))
+    assert ended.code == -signal.SIGKILL, ended.text
+    journals = {path: path.read_bytes() for path in tmp_path.glob("out/*.run/journal")}
     assert journals
-    assert run.main(["batch.yaml", "--quiet"]) == 0
-    for folder, known in journals.items():
-        assert Path("out", folder, "journal").read_bytes().startswith(known)
-    resumed = content(Path("out"))
+    ended = batch(forks, config)
+    assert ended.code == 0, ended.text
+    for path, known in journals.items():
+        assert path.read_bytes().startswith(known)
+    resumed = content(tmp_path / "out")
     assert len([path for path in resumed if path.endswith(".pt")]) == 3
-    assert run.main(["batch.yaml", "--quiet", "output.path=again/{stem}.zarr"]) == 0
-    assert content(Path("again")) == resumed
+    assert resumed == undisturbed

@@ -16,19 +16,25 @@ DAMAGES = {2: truncate, 5: zero, 11: flip, 17: Path.unlink}
 
 
 @pytest.mark.parametrize(
-    ("fault", "pattern", "job"),
+    ("fault", "pattern", "job", "kind"),
     [
-        ("after crop/000022.block", "scan.run/analysis/{:06d}.block", "analyze"),
-        ("before scan.zarr", "scan.zarr.incomplete/patterns/c/{}/0/0/0", "crop"),
+        ("after crop/000022.block", "scan.run/analysis/{:06d}.block", "analyze", "threads"),
+        ("before scan.zarr", "scan.zarr.incomplete/patterns/c/{}/0/0/0", "crop", "local"),
     ],
 )
 def test_damaged_blocks(
-    fault: str, pattern: str, job: str, command: Command, reference: Command, killed_at: Put
+    fault: str,
+    pattern: str,
+    job: str,
+    kind: str,
+    command: Command,
+    reference: Command,
+    killed_at: Put,
 ) -> None:
     killed_at(command, fault)
     for index, damage in DAMAGES.items():
         damage(command.folder / pattern.format(index))
-    run = command.finish()
+    run = command.finish(kind=kind)
     assert run.code == 0, run.text
     for index in DAMAGES:
         assert str(command.folder / pattern.format(index)) in run.text
@@ -74,7 +80,7 @@ def test_a_torn_journal(command: Command, reference: Command, killed_at: Put) ->
     command.journal.write_bytes(b"\n".join(kept[:-2]) + b"\n" + kept[-1][: len(kept[-1]) // 2])
     before = command.lines()
     assert len(before) == len(kept) - 2 > N_BLOCKS
-    run = command.finish()
+    run = command.finish(kind="threads")
     assert run.code == 0, run.text
     assert f"resuming    {len(before)} finished" in run.text
     assert_identical(command, reference)
@@ -92,16 +98,17 @@ def test_a_journal_without_its_last_line_end(
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "export", "job"),
-    [(12_000, "[pt, hspy]", 0), (150_000, "[hspy]", 3)],
+    ("n_bytes", "export", "job", "kind"),
+    [(12_000, "[pt, hspy]", 0, "local"), (150_000, "[hspy]", 3, "threads")],
 )
 def test_a_full_disk(
-    n_bytes: int, export: str, job: int, command: Command, reference: Command
+    n_bytes: int, export: str, job: int, kind: str, command: Command, reference: Command
 ) -> None:
     """No file may grow beyond a limit: exit code 5, no torn file under a final name, and later the run goes on."""
     import resource
 
-    run = command.finish(f"output.export={export}", limits={resource.RLIMIT_FSIZE: n_bytes})
+    limits = {resource.RLIMIT_FSIZE: n_bytes}
+    run = command.finish(f"output.export={export}", kind=kind, limits=limits)
     assert run.code == 5, run.text
     # dask's own log of a failed task has a traceback of another form
     assert "Traceback (most" not in run.text

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from harness import JOBS, N_BLOCKS, Command, assert_identical, cleaned
 
 pytestmark = pytest.mark.faults
@@ -36,8 +37,8 @@ def resize(place: Path, kilobytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(place)], check=True)
 
 
-def test_what_cannot_fit_does_not_start(config: Path, small_disk: Path) -> None:
-    command = Command(config, small_disk)
+def test_what_cannot_fit_does_not_start(config: Path, forks: Forks, small_disk: Path) -> None:
+    command = Command(config, small_disk, forks)
     resize(small_disk, 100)
     with cleaned(command):
         done = command.finish(kind="threads")
@@ -47,9 +48,11 @@ def test_what_cannot_fit_does_not_start(config: Path, small_disk: Path) -> None:
     assert command.lines() == []
 
 
-def test_a_disk_that_becomes_full(config: Path, reference: Command, small_disk: Path) -> None:
+def test_a_disk_that_becomes_full(
+    config: Path, forks: Forks, reference: Command, small_disk: Path
+) -> None:
     """Room is made little by little: each time it ends with exit code 5 and the need, and goes on where it was."""
-    command = Command(config, small_disk)
+    command = Command(config, small_disk, forks)
     before: list[tuple[str, int]] = []
     ended = set()
     with cleaned(command):

@@ -4,18 +4,13 @@ import contextlib
 import errno
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import Forks
 
 pytestmark = pytest.mark.faults
 
@@ -34,7 +29,6 @@ CHAINS = {
 }
 OUTPUTS = ("scan.zarr", "scan.pt", "scan.hspy", "scan_results.json")
 N_BLOCKS = 2
-PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -48,75 +42,46 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Server:
+class Broken:
     """Runs the command on a disk that refuses calls; see failing.py."""
 
     folder: Path
-
-    @property
-    def address(self) -> str:
-        return str(self.folder / "socket")
-
-    def argv(self, root: Path) -> list[str]:
-        return [str(self.folder / "crop.yaml"), f"output.path={root}/scan.zarr", "--quiet"]
+    forks: Forks
 
     def run(self, root: Path, kind: str, error: int = errno.EIO, **disk: Any) -> Run:
-        log = self.folder / f"{root.name}.log"
+        answer = self.folder / f"answer-{root.name}.json"
         request = {
-            "argv": self.argv(root),
-            "log": str(log),
+            "answer": str(answer),
             "disk": {"root": str(root), "kind": kind, "error": error, **disk},
         }
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
-            connection.connect(self.address)
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            answer = b"".join(iter(lambda: connection.recv(2**20), b""))
-        text = log.read_text()
-        assert answer, text
-        return Run(**json.loads(answer), text=text)
+        argv = [str(self.folder / "crop.yaml"), f"output.path={root}/scan.zarr", "--quiet"]
+        ended = self.forks.finish("failing", json.dumps(request), *argv)
+        assert answer.exists(), ended.text
+        words = json.loads(answer.read_text())
+        answer.unlink()
+        return Run(**words, text=ended.text)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a scan of 4 x 3 patterns of 16 x 16, two rows a block."""
-    server = Server(tmp_path_factory.mktemp("io"))
+def disk(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Broken:
+    """A scan of 4 x 3 patterns of 16 x 16, two rows a block, and an undisturbed run."""
+    disk = Broken(tmp_path_factory.mktemp("io"), forks)
     data = np.random.default_rng(0).poisson(3, (4, 3, 16, 16)).astype(np.uint16)
     data[:, :, 5:9, 5:9] += 60
-    np.save(server.folder / "beam.npy", data)
-    config = CONFIG.replace("BEAM", str(server.folder / "beam.npy"))
-    (server.folder / "crop.yaml").write_text(config)
-    here = Path(__file__).resolve()
-    argv = [sys.executable, str(here.with_name("failing.py")), server.address]
-    argv += server.argv(server.folder / "reference")
-    environment = {**os.environ, "PYTHONPATH": str(here.parents[2])}
-    with open(server.folder / "server.log", "wb") as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
-    try:
-        end = time.monotonic() + PATIENCE
-        while not os.path.exists(server.address):
-            assert process.poll() is None, (server.folder / "server.log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        yield server
-    finally:
-        process.kill()
-        process.wait()
+    np.save(disk.folder / "beam.npy", data)
+    config = CONFIG.replace("BEAM", str(disk.folder / "beam.npy"))
+    (disk.folder / "crop.yaml").write_text(config)
+    run = disk.run(disk.folder / "reference", "none")
+    assert run.code == 0, run.text
+    return disk
 
 
-@pytest.fixture(scope="module")
-def chains(server: Server) -> Iterator[dict[str, Future[int]]]:
-    """All chains, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        yield {kind: pool.submit(chain, server, kind) for kind in CHAINS}
-
-
-def chain(server: Server, kind: str) -> int:
+def chain(disk: Broken, kind: str) -> int:
     """The same command again and again; each time the next call that had not its turn is refused."""
     error, how = CHAINS[kind]
-    root, reference = server.folder / kind, contents(server.folder / "reference")
+    root, reference = disk.folder / kind, contents(disk.folder / "reference")
     spared: list[str] = []
-    while (run := server.run(root, kind, error, spared=spared, how=how)).refused:
+    while (run := disk.run(root, kind, error, spared=spared, how=how)).refused:
         spared.append(run.refused[0]["turn"])
         if spared[-1].startswith("close") and run.refused[0]["file"] == "scan.run/lock":
             break  # which is gone by then
@@ -128,26 +93,26 @@ def chain(server: Server, kind: str) -> int:
 
 
 @pytest.mark.parametrize("kind", CHAINS)
-def test_one_call_after_another(kind: str, chains: dict[str, Future[int]]) -> None:
-    assert chains[kind].result() >= 20
+def test_one_call_after_another(kind: str, disk: Broken) -> None:
+    assert chain(disk, kind) >= 20
 
 
 @pytest.mark.parametrize("kind", ["open", "write", "close", "rename"])
-def test_errors_that_pass(kind: str, server: Server) -> None:
+def test_errors_that_pass(kind: str, disk: Broken) -> None:
     """Within a task a call is tried again: every file of every block is refused once."""
-    root = server.folder / f"passing-{kind}"
-    run = server.run(root, kind, how="passing")
+    root = disk.folder / f"passing-{kind}"
+    run = disk.run(root, kind, how="passing")
     assert run.code == 0, run.text
     assert len(run.refused) == 4 * N_BLOCKS + (kind != "rename")  # .pt has no file a block
-    assert_complete(root, contents(server.folder / "reference"))
+    assert_complete(root, contents(disk.folder / "reference"))
 
 
-def test_on_disk_before_it_bears_its_name(server: Server) -> None:
+def test_on_disk_before_it_bears_its_name(disk: Broken) -> None:
     """What is renamed has been brought to the disk, all of it, and after its last write."""
-    root = server.folder / "order"
-    run = server.run(root, "none")
+    root = disk.folder / "order"
+    run = disk.run(root, "none")
     assert run.code == 0, run.text
-    assert_complete(root, contents(server.folder / "reference"))
+    assert_complete(root, contents(disk.folder / "reference"))
     for name in OUTPUTS:
         published = run.calls.index(["rename", name])
         files = [name] if (root / name).is_file() else sorted(contents(root / name))

@@ -1,9 +1,12 @@
 """SIGKILL at every stage: the same command goes on, computes only what is missing, and ends with the same bytes."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from forks import Moment
 from harness import JOBS, N_BLOCKS, Command, assert_identical, n_lines, read, workers
+from small import Small, content
 
 pytestmark = pytest.mark.faults
 
@@ -22,7 +25,7 @@ CHAINS = {
         ("rename", "before scan.zarr", "threads"),
     ],
     "exports": [
-        ("rename", "after scan.zarr", "local"),
+        ("rename", "after scan.zarr", "threads"),
         ("export", "lines export .pt scan 3", "local"),
         ("export", "lines export .pt scan 3", "threads"),
         ("rename", "before scan.pt", "threads"),
@@ -40,6 +43,8 @@ WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hsp
 #: how many jobs are over when an output gets its name
 OVER = {"scan.zarr": 2, "scan.pt": 3}
 N_IN_FLIGHT = 3 * 2
+#: small files that a run of the small scan writes until its store is complete
+N_FILES = 72
 
 
 def test_a_killed_worker(command: Command, reference: Command) -> None:
@@ -135,6 +140,24 @@ def _shards(command: Command) -> dict[int, tuple[int, int]]:
             status = path.stat()
             found[int(path.parts[-4])] = (status.st_ino, status.st_mtime_ns)
     return found
+
+
+def test_kills_while_a_store_is_finished(small: Small, tmp_path: Path) -> None:
+    """Its last documents are torn one after another, that of the patterns among them: all shards stay."""
+    torn = set()
+    for nth in range(N_FILES - 9, N_FILES + 1):
+        folder = tmp_path / str(nth)
+        folder.mkdir()
+        ended = small.run(folder, "A", kinds=(), at=Moment("file", nth, False))
+        assert ended.code == -9, ended.text
+        torn |= {str(path.relative_to(folder)) for path in folder.rglob("*.partial")}
+        journal = (folder / "scan.run" / "journal").read_bytes()
+        ended = small.run(folder, "A", kinds=())
+        assert ended.code == 0, ended.text
+        assert (folder / "scan.run" / "journal").read_bytes() == journal
+        assert content(folder / "scan.zarr") == small.references["A"][".zarr"]
+    store = "scan.zarr.incomplete"
+    assert torn >= {f"{store}/zarr.json.partial", f"{store}/patterns/zarr.json.partial"}
 
 
 def test_a_kill_before_the_folders_are_removed(command: Command, reference: Command) -> None:

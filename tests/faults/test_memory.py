@@ -23,14 +23,13 @@ def write_beam(path: Path, n_bytes: int) -> Path:
     n = n_bytes // (128 * 256 * 256 * 2)
     data = np.lib.format.open_memmap(path, "w+", np.uint16, (n, 128, 256, 256))
     data[:, :, 126:130, 120:136] = 100
-    data.flush()
     (path.parent / "crop.yaml").write_text(CONFIG.replace("BEAM", str(path)))
     return path.parent / "crop.yaml"
 
 
 @pytest.fixture(scope="module")
-def half_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_beam(tmp_path_factory.mktemp("half") / "beam.npy", 2**29)
+def quarter_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_beam(tmp_path_factory.mktemp("quarter") / "beam.npy", 2**28)
 
 
 def limited(n_bytes: int) -> str:
@@ -38,9 +37,10 @@ def limited(n_bytes: int) -> str:
 
 
 def test_8_gb_through_two_workers_of_512_mb(tmp_path: Path) -> None:
-    command = Command(write_beam(tmp_path / "beam.npy", 2**33), tmp_path)
+    command = Command(write_beam(tmp_path / "beam.npy", 2**33), tmp_path, None)
     with cleaned(command):
-        done = command.finish(limited(LIMIT))
+        done = command.start(limited(LIMIT))
+        done.wait(240)
     (tmp_path / "beam.npy").unlink()
     assert done.code == 0, done.text
     assert "restart" not in done.text.lower()  # of a worker, by its nanny
@@ -50,9 +50,9 @@ def test_8_gb_through_two_workers_of_512_mb(tmp_path: Path) -> None:
     assert memory["measured"] < 0.95 * LIMIT  # where Dask pauses a worker
 
 
-def test_a_budget_below_the_projection(half_gb: Path, tmp_path: Path) -> None:
+def test_a_budget_below_the_projection(quarter_gb: Path, tmp_path: Path) -> None:
     """It is refused before any task; the block that is named fits, and so does a budget 10 % above."""
-    command = Command(half_gb, tmp_path, overrides=("output.chunk_mb=32",))
+    command = Command(quarter_gb, tmp_path, None, overrides=("output.chunk_mb=32",))
     with cleaned(command):
         refused = command.finish(limited(275 * 10**6))
         assert refused.code == 2, refused.text
@@ -64,7 +64,7 @@ def test_a_budget_below_the_projection(half_gb: Path, tmp_path: Path) -> None:
         projected = int(float(need[1]) * 1e6)
         done = command.finish(limited(275 * 10**6), fits[1])
         assert done.code == 0, done.text
-        roomy = Command(half_gb, tmp_path, "roomy", overrides=command.overrides)
+        roomy = Command(quarter_gb, tmp_path, None, "roomy", overrides=command.overrides)
         done = roomy.finish(limited(int(1.1 * projected)))
         roomy.clean()
         assert done.code == 0, done.text
@@ -73,11 +73,11 @@ def test_a_budget_below_the_projection(half_gb: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_needs_more_all_the_same(
-    half_gb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quarter_gb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told as memory: the limit is what the projection allows, and every worker is made to take more."""
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")  # sooner at the end
-    command = Command(half_gb, tmp_path, overrides=("output.chunk_mb=16",))
+    command = Command(quarter_gb, tmp_path, None, overrides=("output.chunk_mb=16",))
     with cleaned(command):
         done = command.finish(limited(LIMIT), fault="memory stem_dask.kernels.analysis")
     assert done.code == 5, done.text
