@@ -22,7 +22,7 @@ FLOORS = [
      "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},
-    {"cropper", "run", "classic", "batch", "cli", "__init__"},
+    {"cropper", "run", "classic", "batch", "job_array", "cli", "__init__"},
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
