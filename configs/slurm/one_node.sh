@@ -22,9 +22,12 @@ trap 'kill -TERM "$run"' TERM
 wait "$run"; code=$?
 while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
 if [ "$code" = 75 ] || [ "$code" = 143 ]; then
-    state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")
+    # not the job's own number: one task has that of the whole array
+    task=$SLURM_JOB_ID
+    [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    state=$(squeue --noheader --format=%T --jobs="$task")
     if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
-        scontrol requeue "$SLURM_JOB_ID"
+        scontrol requeue "$task"
     fi
 fi
 exit "$code"
