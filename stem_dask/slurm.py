@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,12 +158,15 @@ def slurm_cluster(
     own_cluster = _replacing()
     with contextlib.ExitStack() as stack:
         keys = stack.enter_context(tempfile.TemporaryDirectory(prefix="keys-", dir=folder))
-        cluster = own_cluster(
-            **options,
-            scheduler_options=dict(scheduler),
-            security=security,
-            shared_temp_directory=keys,
-        )
+        with warnings.catch_warnings():
+            # somebody may take the port between our look and the start; the address that is printed is right
+            warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
+            cluster = own_cluster(
+                **options,
+                scheduler_options=dict(scheduler),
+                security=security,
+                shared_temp_directory=keys,
+            )
         stack.callback(cluster.close)
         cluster.scale(jobs=jobs.least)
         try:

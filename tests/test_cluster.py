@@ -6,13 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dask
 import dask.array as da
 import distributed
+import numpy as np
 import psutil
 import pytest
+from batches import content
 from distributed import LocalCluster, default_client
 from distributed.comm import connect as reach
 from distributed.security import Security
@@ -359,6 +362,50 @@ def test_an_address_that_is_none(address):
     with pytest.raises(ValueError, match="No clients found"):
         default_client()
     assert int(da.ones(3, chunks=1).sum().compute()) == 3
+
+
+@contextlib.contextmanager
+def _processes(folder):
+    """A scheduler and two workers as anybody starts them; gives the file that the scheduler writes."""
+    file = str(folder / "scheduler.json")
+    dask_command = [sys.executable, "-m", "dask"]
+    quiet = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+    lines = [["scheduler", *quiet], *[["worker", "--nthreads", "1", "--no-dashboard"]] * 2]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cluster.__file__).parents[1])}
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(folder / "cluster.log", "wb"))
+        for line in lines:
+            process = subprocess.Popen(
+                [*dask_command, *line, "--scheduler-file", file], stdout=log, stderr=log, env=environment, cwd=folder
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        end = time.monotonic() + 60
+        while (folder / "cluster.log").read_bytes().count(b"Registered to") < 2:
+            assert time.monotonic() < end, (folder / "cluster.log").read_text()
+            time.sleep(0.1)
+        yield file
+
+
+def test_processes_joined_by_a_file_write_what_threads_write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = np.random.default_rng(4).integers(0, 9, (12, 5, 40, 36)).astype(np.uint16)
+    data[:, :, 12:24, 10:22] += 5000
+    np.save("a.npy", data)
+    Path("a.yaml").write_text(
+        "input: {path: a.npy}\noutput: {path: a.zarr, export: [pt, hspy], figure: false, chunk_mb: 0.02}\n"
+    )
+    stores = []
+    with _processes(tmp_path) as file:
+        for where in ("threads", file):
+            words = ["a.yaml", f"output.path={len(stores)}/a.zarr", "--cluster", where, "--quiet"]
+            assert run.main(words) == 0
+            stores.append(Path(str(len(stores))))
+    threads, joined = (content(f"{store}/a.zarr") for store in stores)
+    assert len(threads) > 12
+    assert joined == threads
+    for name in ("a.pt", "a.hspy"):
+        assert (stores[1] / name).read_bytes() == (stores[0] / name).read_bytes()
 
 
 # --- beyond loopback --------------------------------------------------------------------------------------------

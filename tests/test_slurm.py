@@ -192,12 +192,13 @@ def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
     monkeypatch.setattr("stem_dask.slurm.GONE_SECONDS", 0.5)
     with workers(folder, n_workers=2) as connection:
         client = connection.client
-        assert client.run(lambda dask_worker: dask_worker.memory_manager.memory_spill_fraction)
+        spill = client.run(lambda dask_worker: dask_worker.memory_manager.memory_spill_fraction)
+        assert set(spill.values()) == {False}
         jobs = set()
         end = time.monotonic() + PATIENCE
         while len(jobs) < 2:
             assert time.monotonic() < end
-            jobs.add(client.submit(os.environ.get, "SLURM_JOB_ID", pure=False).result())
+            jobs.add(client.submit(os.getenv, "SLURM_JOB_ID", pure=False).result())
             time.sleep(0.2)
         assert int(client.submit(int, "7", pure=False).result()) == 7
     until_done()
