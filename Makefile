@@ -1,6 +1,7 @@
 # make run     set up on demand, then run the main job on a made-up dataset (ARGS="input.path=scan.dm4 ..." for yours)
 # make test    set up on demand, then run the tests
 # make test-faults    kill, corrupt and starve real runs
+# make slurm-ci   install the SLURM that tests/test_slurm.py starts on this machine (Debian, as root)
 # make lint    style and types
 # make bench   rows of the table again, and the difference to the committed result (benchmarks/README.md)
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 CONFIG ?= configs/crop.yaml
 ARGS   ?=
 
-.PHONY: run test test-faults lint bench clean
+.PHONY: run test test-faults slurm-ci lint bench clean
 
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
@@ -19,6 +20,10 @@ test: $(VENV)/test.done
 
 test-faults: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults $(ARGS)
+
+slurm-ci:
+	command -v slurmctld munged > /dev/null || { apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge; }
 
 lint: $(VENV)/test.done
 	$(VENV)/bin/ruff check .

@@ -125,9 +125,10 @@ class Batch:
             from stem_dask.cluster import connect
 
             options = self.datasets[0].config.cluster.model_dump()
-            self.connection = self.stack.enter_context(connect(**options, input_bytes=self.largest))
-            self.line.say(f"cluster     {self.connection}, device cpu")
-            self.line.say(f"dashboard   {self.connection.dashboard}")
+            asked = connect(**options, input_bytes=self.largest, say=self.line.say)
+            self.connection = self.stack.enter_context(asked)
+            for text in self.connection.lines():
+                self.line.say(text)
         return self.connection
 
     def _tried(self, dataset: Dataset, work: Callable[[], T]) -> T | None:

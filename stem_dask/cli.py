@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stem_dask.options import Config
 
 from stem_dask.classic import add_convert_options, add_preprocess_options
+from stem_dask.job_array import add_batch_options, run_configs, write_script
 from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, progress_shown, run_file, show
 
 
@@ -113,6 +114,29 @@ def verify_command(options: argparse.Namespace) -> int:
             f"{options.store} is damaged: {'; '.join(damaged)}; make it again with output.overwrite=true"
         )
     print(f"{options.store}: every chunk is there and holds what was written")
+    return 0
+
+
+def batch_command(options: argparse.Namespace) -> int:
+    """The jobs of several configs, here or as a job array."""
+    from stem_dask.errors import ConfigError
+
+    if not options.slurm:
+        if options.submit:
+            raise ConfigError("--submit needs --slurm; without it the jobs run here")
+        return run_configs(options)
+    print("\n".join(write_script(options)))
+    return 0
+
+
+def keys_command(options: argparse.Namespace) -> int:
+    """Keys for a cluster of the user's own."""
+    import shlex
+
+    from stem_dask.trust import write_keys
+
+    for name, value in write_keys(options.folder).items():
+        print(f"export {name}={shlex.quote(value)}")
     return 0
 
 
@@ -310,6 +334,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--dataset", help="name or number of the array, when the file holds several"
         )
+    text = "the jobs of several configs: one after another here, or as a job array of SLURM"
+    add_batch_options(add("batch", batch_command, text))
+    text = "make keys for a scheduler and workers of your own, and print what has Dask use them"
+    sub = add("keys", keys_command, text)
+    sub.add_argument("folder", help="where they go; all nodes must see it, and nobody else")
     add_convert_options(add("convert", convert_command, "write files in another format"))
     text = "make tensors for training: downsample, cast, normalize"
     add_preprocess_options(add("preprocess", preprocess_command, text))

@@ -1,4 +1,4 @@
-"""Where the job runs: threads of this process, a local cluster, or a scheduler that is there already. One Client."""
+"""Where the job runs: threads, processes, jobs of SLURM, or a scheduler that is there already. One Client."""
 
 import contextlib
 import logging
@@ -6,7 +6,7 @@ import os
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +14,22 @@ import dask
 from dask.utils import parse_bytes
 
 from stem_dask.errors import ConfigError
+from stem_dask.limits import ONE_THREAD, machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
 from stem_dask.plan import PROCESS_BYTES, WORKER_BYTES, Worker
+from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
+from stem_dask.tunnel import tunnel
+from stem_dask.versions import refuse_other_versions
 
 #: inputs below this run on threads: starting processes would take longer than the work
 SMALL_INPUT_BYTES = 2**30
 #: share of the machine's memory that our own workers may use together
 MEMORY_SHARE = 0.8
-LOOPBACK = "127.0.0.1"
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+#: how long workers of somebody else's scheduler may take to come
+WORKERS_SECONDS = 60
+KINDS = ("auto", "threads", "local", "slurm")
 
 _SETTINGS = {
     # tasks keep nothing between blocks, so there is nothing to spill, and a pause would only hide a leak
@@ -53,6 +60,12 @@ class Connection:
         workers = f"{self.n_workers} worker{'s' * (self.n_workers != 1)}"
         return f"{self.kind}: {workers}{per}, {self.n_threads} thread{'s' * (self.n_threads != 1)}"
 
+    def lines(self) -> list[str]:
+        """What a run says of it: where it runs, the dashboard, and how to reach that from another machine."""
+        from_afar = tunnel(self.dashboard, os.environ, socket.gethostname())
+        more = [] if from_afar is None else [f"            from your computer: {from_afar}"]
+        return [f"cluster     {self}, device cpu", f"dashboard   {self.dashboard}", *more]
+
 
 @contextlib.contextmanager
 def connect(
@@ -65,49 +78,110 @@ def connect(
     n_workers: int | None = None,
     threads_per_worker: int | None = None,
     memory_limit: int | str | None = None,
+    jobs: int | Sequence[int] = 1,
+    walltime: str | None = None,
+    queue: str | None = None,
+    account: str | None = None,
+    job_extra: Sequence[str] = (),
+    log_directory: str | None = None,
     input_bytes: int = 0,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Connection]:
     """Start or join the cluster that the job runs on; what was started is closed at the end.
 
     Parameters
     ----------
-    kind : ``threads``, ``local`` (processes), or ``auto``: threads below 1 GiB of input, else local
-    host : name or address of this machine where the processes of ``local`` listen, beyond loopback by TLS with keys
-        of this run (needs the package ``cryptography``); default loopback. The dashboard stays on loopback
+    kind : ``threads``, ``local`` (processes), ``slurm`` (jobs), or ``auto``: threads below 1 GiB of input, else local
+    host : name or address of this machine where processes and jobs of ours find it, beyond loopback by TLS with keys of
+        this run (needs the package ``cryptography``); default loopback, of ``slurm`` all. The dashboard stays on loopback
     address : of a scheduler that is running, such as ``tls://node1:8786``
     scheduler_file : written by such a scheduler
     insecure : accept plain text beyond loopback, where everybody who can reach the scheduler can run code
-    n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread
+    n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread. Of ``slurm``: of
+        each job, default one
     memory_limit : of each worker, bytes or text such as ``4GB``; default its part of 80 % of what this process may use
+    jobs : of ``slurm``, how many, or (least, most), between which they follow the work
+    walltime : of each of these jobs, as hours:minutes:seconds; a worker hands over in time, and another job follows
+    queue, account, job_extra : SLURM's partition and account, and other options of sbatch, such as ``--constraint=a``
+    log_directory : where the jobs' output goes, seen by all nodes; default ``~/.stem_dask/jobs``
     input_bytes : size of the input, for ``auto``
+    say : gets a line for the user when there is something to wait for
 
     Raises
     ------
     ConfigError
-        When the scheduler does not answer or is open to everybody, or options contradict each other.
+        When the scheduler does not answer, has other versions or is open to everybody, SLURM does not take the jobs, or
+        options contradict each other.
     """
     others = address is not None or scheduler_file is not None
-    if host is not None and (others or kind != "local"):
+    if host is not None and (others or kind not in ("local", "slurm")):
         raise ConfigError(
             f"cluster.host is {host!r}, where processes of ours would listen; "
-            "it needs kind: local, without address or scheduler_file"
+            "it needs kind: local or slurm, without address or scheduler_file"
         )
     if others:
         with _join(address, scheduler_file, insecure) as connection:
             yield connection
         return
     kind = _kind(kind, input_bytes)
-    if kind not in ("threads", "local"):
-        raise ConfigError(f"cluster.kind is {kind!r}; expected auto, threads or local")
+    if kind not in KINDS:
+        raise ConfigError(f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or slurm")
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
-    with (
-        dask.config.set(_settings()),
-        _start(
-            kind, n_workers, threads_per_worker, memory_limit, host or LOOPBACK, insecure
-        ) as connection,
-    ):
-        yield connection
+    with dask.config.set(_settings()), contextlib.ExitStack() as stack:
+        if kind == "slurm":
+            asked = _jobs(n_workers, threads_per_worker, memory_limit, jobs, walltime)
+            asked = replace(
+                asked,
+                queue=queue,
+                account=account,
+                extra=tuple(job_extra),
+                folder=log_directory or LOG_DIRECTORY,
+            )
+            started = _start_jobs(asked, host, insecure, say or (lambda text: None))
+        else:
+            started = _start(
+                kind, n_workers, threads_per_worker, memory_limit, host or LOOPBACK, insecure
+            )
+        yield stack.enter_context(started)
+
+
+def _jobs(
+    n_workers: int | None,
+    threads: int | None,
+    memory_limit: int | str | None,
+    jobs: int | Sequence[int],
+    walltime: str | None,
+) -> Jobs:
+    """What every job is asked to be; there is no default of what a site may not give."""
+    if walltime is None or memory_limit is None:
+        key = "walltime" if walltime is None else "memory_limit"
+        raise ConfigError(f"cluster.{key} is missing; cluster.kind: slurm asks SLURM for it")
+    least, most = (jobs, jobs) if isinstance(jobs, int) else jobs
+    if not 1 <= least <= most:
+        raise ConfigError(f"cluster.jobs is {jobs}; expected a number above 0, or [least, most]")
+    workers, threads = _layout("slurm", n_workers, threads)
+    return Jobs(least, most, workers, threads, _limit(memory_limit, workers), walltime)
+
+
+@contextlib.contextmanager
+def _start_jobs(
+    jobs: Jobs, host: str | None, insecure: bool, say: Callable[[str], None]
+) -> Iterator[Connection]:
+    security = own_security(host or EVERYWHERE, insecure=insecure)
+    port = _dashboard_port()
+    place = {} if host is None else {"host": host}
+    scheduler = {**place, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
+    with slurm_cluster(
+        jobs, scheduler=scheduler, security=security, settings=_settings(), say=say
+    ) as client:
+        yield _on_loopback(_describe(client, _at("slurm", client.scheduler.address)))
+
+
+def _on_loopback(connection: Connection) -> Connection:
+    """The dashboard of a scheduler of ours is reached on this machine only, whatever address Dask makes of it."""
+    port = connection.client.scheduler_info()["services"].get("dashboard", 0)
+    return replace(connection, dashboard=f"http://{LOOPBACK}:{port}/status")
 
 
 def _settings() -> dict[str, Any]:
@@ -136,7 +210,9 @@ def _start(
     security = own_security(host, insecure=insecure)
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
-    with tempfile.TemporaryDirectory(prefix="stem_dask-", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix="stem_dask-", dir=node_folder(), ignore_cleanup_errors=True
+    ) as scratch:
         with warnings.catch_warnings():
             # somebody may take the port between our look and the start; the address that is printed is right
             warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
@@ -144,7 +220,7 @@ def _start(
                 n_workers=workers,
                 threads_per_worker=threads,
                 processes=kind == "local",
-                worker_class=_without_pages(Nanny if kind == "local" else Worker),
+                worker_class=_plain(Nanny if kind == "local" else Worker),
                 memory_limit=limit,
                 host=place if kind == "local" else None,  # threads talk within the process
                 security=security,
@@ -154,17 +230,22 @@ def _start(
                 silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
             )
         with cluster, Client(cluster) as client:
-            port = client.scheduler_info()["services"].get("dashboard", 0)
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
-            yield replace(_describe(client, text), dashboard=f"http://{LOOPBACK}:{port}/status")
+            yield _on_loopback(_describe(client, text))
 
 
-def _without_pages(worker: Any) -> Any:
-    """Workers without a dashboard of their own, which nobody looks at: Bokeh is slow to load, in every one of them."""
+def _plain(worker: Any) -> Any:
+    """Workers without a dashboard of their own, which nobody looks at, and with one thread for each library.
+
+    Bokeh is slow to load, in every one of them. A batch job often has OMP_NUM_THREADS at all of its cores, which Dask takes.
+    """
 
     class Plain(worker):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "dashboard": False})
+            if hasattr(self, "pre_spawn_env"):  # of a process of its own
+                self.pre_spawn_env.update(ONE_THREAD)
+                self.env.update(ONE_THREAD)
 
     return Plain
 
@@ -189,9 +270,26 @@ def _join(address: str | None, scheduler_file: str | None, insecure: bool) -> It
             f"{where} does not answer: {error}; check cluster.address, and for tls:// distributed.comm.tls"
         ) from error
     with Client(address, timeout=20) as client:
-        if not client.nthreads():
-            client.wait_for_workers(1, timeout=60)
-        yield _describe(client, _at("scheduler", client.scheduler.address))
+        yield connection_of(client, "scheduler")
+
+
+def connection_of(client: Any, kind: str = "client") -> Connection:
+    """The connection of a `distributed.Client` that somebody else made; it stays open.
+
+    Raises
+    ------
+    ConfigError
+        When no worker comes within a minute, or one has other versions.
+    """
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_SECONDS)
+    except TimeoutError as error:
+        where = client.scheduler.address
+        raise ConfigError(
+            f"the scheduler at {where} has no worker after {WORKERS_SECONDS} s; start some (dask worker)"
+        ) from error
+    refuse_other_versions(client)
+    return _describe(client, _at(kind, client.scheduler.address))
 
 
 async def _knock(address: str) -> None:
@@ -247,7 +345,7 @@ def _kind(kind: str, input_bytes: int) -> str:
 
 
 def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int, int]:
-    cores = dask.system.CPU_COUNT
+    cores = usable_cores()
     for name, value in (("n_workers", n_workers), ("threads_per_worker", threads)):
         if value is not None and value < 1:
             raise ConfigError(f"cluster.{name} is {value}; expected at least 1")
@@ -258,16 +356,11 @@ def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int,
                 "set threads_per_worker, or kind: local"
             )
         return 1, threads or cores
+    if kind == "slurm":  # of each job; how many cores a node has is not known here
+        return n_workers or 1, threads or 1
     if n_workers is None:
         return max(1, cores // (threads or 1)), threads or 1
     return n_workers, threads or max(1, cores // n_workers)
-
-
-def machine_bytes() -> int:
-    """Memory that this process may use: the machine's, or less where a container or batch system limits it."""
-    from distributed.system import MEMORY_LIMIT
-
-    return int(MEMORY_LIMIT)
 
 
 def _limit(memory_limit: int | str | None, workers: int) -> int:

@@ -24,6 +24,7 @@ _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
 _CLOSING = ("]", "}", "<block end>")
 _PATHS = (
     "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
+    "cluster.log_directory",
 )  # fmt: skip
 _SHOWN_CHARACTERS = 80
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
@@ -270,8 +271,8 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
     found += [(key, text) for wrong, key, text in _combinations(config) if wrong]
     for section, key, other, need in NEEDS:
         value, seen = (getattr(getattr(config, section), name) for name in (key, other))
-        if value != defaults(section)[key] and seen != need:
-            text = f"{section}.{key} is {_show(value)}, which needs {other}: {_show(need)}"
+        if value != defaults(section)[key] and seen not in need:
+            text = f"{section}.{key} is {_show(value)}, which needs {other}: {' or '.join(map(_show, need))}"
             found.append((f"{section}.{key}", f"{text}, but it is {_show(seen)}"))
     return found
 
@@ -308,6 +309,9 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     yield analyze.ingest and not crop, "analyze.ingest", text
     text = "analyze.ingest keeps a copy while it analyzes, and with analyze.from nothing is analyzed; leave one out"
     yield analyze.ingest and analyze.known is not None, "analyze.ingest", text
+    for key in ("walltime", "memory_limit"):
+        missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
+        yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"
     yield analyze.known is not None and not crop, "analyze.from", "analyze.from needs crop.enabled: true"  # fmt: skip
 
 

@@ -62,22 +62,29 @@ Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host
 Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
 Bytes = Annotated[int, Field(gt=0, lt=2**63), "bytes"]
 Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
+_WALLTIME = r"^([0-9]+-)?[0-9]+:[0-5][0-9]:[0-5][0-9]$"
+Walltime = Annotated[str, Field(pattern=_WALLTIME), 'hours:minutes:seconds in quotes, such as "12:00:00" or "2-00:00:00"']  # fmt: skip
+Word = Annotated[str, Field(pattern=r"^\w[\w.,:@+-]*$"), "a name"]
+_Ordered = AfterValidator(lambda pair: pair if pair[0] <= pair[1] else _refuse())
+JobRange = Annotated[tuple[Count, Count], _List, _Ordered, "[least, most]"]
+Directive = Annotated[str, Field(pattern=r"^--?[A-Za-z][^\p{Cc}]*$")]
+Directives = Annotated[tuple[Directive, ...], _List, "a list of options of sbatch such as --constraint=skylake"]  # fmt: skip
 Formats = tuple[Literal["pt", "hspy", "zspy", "h5", "npy"], ...]
 Exports = Annotated[Formats, _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
 _CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, scan_x, ky, kx, with a scale other than 0"
 
-#: in a section, a key that is not at its default needs another key to have this value
-NEEDS: tuple[tuple[str, str, str, str | None], ...] = (
-    ("analyze", "manual_center", "center_method", "manual"),
-    ("crop", "window", "align", "fixed"),
-    ("crop", "window", "size", "auto"),
-    ("downsample", "reduce", "method", "bin"),
-    ("downsample", "sigma", "method", "gauss"),
-    ("cluster", "host", "kind", "local"),
-    ("cluster", "address", "kind", "auto"),  # one of the two would be ignored
-    ("cluster", "scheduler_file", "kind", "auto"),
-    ("cluster", "scheduler_file", "address", None),
+#: in a section, a key that is not at its default needs another key to have one of these values
+NEEDS: tuple[tuple[str, str, str, tuple[str | None, ...]], ...] = (
+    ("analyze", "manual_center", "center_method", ("manual",)),
+    ("crop", "window", "align", ("fixed",)),
+    ("crop", "window", "size", ("auto",)),
+    ("downsample", "reduce", "method", ("bin",)),
+    ("downsample", "sigma", "method", ("gauss",)),
+    ("cluster", "host", "kind", ("local", "slurm")),
+    ("cluster", "address", "kind", ("auto",)),  # one of the two would be ignored
+    ("cluster", "scheduler_file", "kind", ("auto",)),
+    ("cluster", "scheduler_file", "address", (None,)),
 )
 
 
@@ -183,7 +190,7 @@ class Output(_Section):  # what is written
 
 
 class Cluster(_Section):  # where the work runs; sizes are per worker
-    kind: Literal["auto", "threads", "local"] = "auto"
+    kind: Literal["auto", "threads", "local", "slurm"] = "auto"
     host: Host | None = None
     address: Address | None = None
     scheduler_file: File | None = None
@@ -191,6 +198,12 @@ class Cluster(_Section):  # where the work runs; sizes are per worker
     n_workers: Count | None = None
     threads_per_worker: Count | None = None
     memory_limit: Bytes | Memory | None = None
+    jobs: Count | JobRange = 1  # these ask SLURM for jobs: kind slurm, and stem-dask batch --slurm
+    walltime: Walltime | None = None
+    queue: Word | None = None
+    account: Word | None = None
+    job_extra: Directives = ()
+    log_directory: File | None = None
 
 
 class Config(_Section):

@@ -3,12 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from stem_dask import report
-from stem_dask.cluster import Connection, connect
+from stem_dask.cluster import Connection, connect, connection_of
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
 from stem_dask.io.publish import publish, temporary
@@ -29,6 +29,9 @@ from stem_dask.projection import input_bytes
 from stem_dask.results import Outcome, already_complete, exit_code, results_of_run
 from stem_dask.state import RunState
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 __all__ = ["Step", "run", "window_of"]
 
 #: what report.json says of a complete run
@@ -45,7 +48,7 @@ def run(
     say: Say | None = None,
     progress: Progress | None = None,
     state: RunState | None = None,
-    connection: Connection | None = None,
+    connection: "Connection | Client | None" = None,
     common: Sequence[int] | None = None,
 ) -> Outcome:
     """Run the whole job of a config.
@@ -56,7 +59,8 @@ def run(
     say : gets one line at a time for the user
     progress : gets a `Step` after each block
     state : lock and journal of the run, when the caller holds them already (see `stem_dask.preflight.begun`)
-    connection : a cluster that several runs share; default one for this run, as the config says
+    connection : a cluster that several runs share (see `stem_dask.connect`), or a `distributed.Client` of any other;
+        default one for this run, as the config says
     common : size of the window that several datasets share, for ``crop.size: common``
 
     Returns
@@ -80,11 +84,13 @@ def run(
     started = time.perf_counter()
     _say_input(prepared, state, say)
     if connection is not None:
+        if not isinstance(connection, Connection):
+            connection = connection_of(connection)
         return _complete(Job(prepared, connection, state, progress), started, common)
     cluster = prepared.config.cluster.model_dump()
-    with connect(**cluster, input_bytes=input_bytes(prepared.found)) as connection:
-        say(f"cluster     {connection}, device cpu")
-        say(f"dashboard   {connection.dashboard}")
+    with connect(**cluster, input_bytes=input_bytes(prepared.found), say=say) as connection:
+        for line in connection.lines():
+            say(line)
         return _complete(Job(prepared, connection, state, progress), started, common)
 
 

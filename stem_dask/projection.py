@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stem_dask.cluster import machine_bytes
 from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
@@ -24,6 +23,7 @@ from stem_dask.io.turned import READ_BYTES, detector_first
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.turn import GATHERED
+from stem_dask.limits import machine_bytes
 from stem_dask.options import Config
 from stem_dask.plan import (
     MIB,

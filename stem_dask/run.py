@@ -51,6 +51,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key=value", help="override any key of the config"
     )
     parser.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        help="auto, threads, local, slurm, the address of a scheduler, or the file that describes it; replaces the "
+        "config's cluster.kind, host, address and scheduler_file",
+    )
+    parser.add_argument(
         "--insecure-cluster",
         action="store_true",
         help="as cluster.insecure=true: a scheduler beyond this machine may do without TLS",
@@ -80,12 +86,29 @@ def run_file(options: argparse.Namespace) -> int:
         "cluster.insecure=true": options.insecure_cluster,
     }
     given = [override for override, is_set in flags.items() if is_set]
+    given += [] if options.cluster is None else where(options.cluster)
     configs = load_configs(options.config, [*options.overrides, *given])
     from stem_dask.batch import run_all
 
     return run_all(
         configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
     )
+
+
+def where(text: str) -> list[str]:
+    """What ``--cluster`` stands for; the place that a config names makes way, the rest of its section stays.
+
+    Examples
+    --------
+    >>> where("tls://node1:8786")[0], where("slurm")[-1]
+    ('cluster.address=tls://node1:8786', 'cluster.kind=slurm')
+    """
+    chosen = {"address": "null", "scheduler_file": "null", "kind": "auto"}
+    is_file = os.sep in text or text.endswith(".json")
+    key = "address" if "://" in text else "scheduler_file" if is_file else "kind"
+    if text not in ("local", "slurm"):
+        chosen["host"] = "null"  # nothing of ours would listen there
+    return [f"cluster.{name}={value}" for name, value in {**chosen, key: text}.items()]
 
 
 def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float | None) -> int:

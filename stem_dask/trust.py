@@ -2,7 +2,9 @@
 
 import ipaddress
 import json
+import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from stem_dask.errors import ConfigError
@@ -99,3 +101,40 @@ def own_security(host: str, *, insecure: bool) -> Any:
             f"cluster.host is {host}, beyond loopback, where TLS needs the package cryptography, which is missing; "
             "pip install cryptography, or leave cluster.host at null"
         ) from error
+
+
+def write_keys(folder: str | Path) -> dict[str, str]:
+    """Make keys for a scheduler, its workers and its clients, and write them into a folder.
+
+    Who can read the folder can give the scheduler orders; only its owner reads the files.
+
+    Returns
+    -------
+    dict
+        Variables of the environment that have all programs of Dask use the keys, and nothing without them.
+
+    Raises
+    ------
+    ConfigError
+        When the package for the keys is missing.
+    """
+    from distributed.security import Security
+
+    try:
+        own = Security.temporary()
+    except ImportError as error:
+        raise ConfigError(
+            "keys for TLS need the package cryptography, which is missing; pip install -c constraints.txt cryptography"
+        ) from error
+    place = Path(folder).absolute()
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths = {"CERT": str(place / "cert.pem"), "KEY": str(place / "key.pem")}
+    texts = {"CERT": own.tls_client_cert, "KEY": own.tls_client_key}
+    for part, path in paths.items():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(texts[part])
+    comm = "DASK_DISTRIBUTED__COMM__"
+    found = {f"{comm}REQUIRE_ENCRYPTION": "True", f"{comm}TLS__CA_FILE": paths["CERT"]}
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        found |= {f"{comm}TLS__{role}__{part}": path for part, path in paths.items()}
+    return found

@@ -16,17 +16,18 @@ FLOORS = [
     {"errors", "model", "config", "options", "inputs"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation"},
+    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation",
+     "limits", "slurm", "tunnel", "versions"},
     {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results",
      "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},
-    {"cropper", "run", "classic", "batch", "cli", "__init__"},
+    {"cropper", "run", "classic", "batch", "job_array", "cli", "__init__"},
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
     "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
-    "imagecodecs", "fcntl", "resource", "pwd", "grp",
+    "imagecodecs", "dask_jobqueue", "fcntl", "resource", "pwd", "grp",
 }  # fmt: skip
 #: loaded on every worker: what they need there is a second and 60 MB less without these at module level
 ON_WORKERS = FLOORS[1] | FLOORS[2] | FLOORS[3]

@@ -1,0 +1,54 @@
+#!/bin/bash
+# One dataset on several nodes: a scheduler beside the run, and a worker process for every core of every node.
+# Submit from the folder that has .venv: sbatch configs/slurm/many_nodes.sh CONFIG [key=value ...]
+#SBATCH --job-name=stem-dask
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=64G
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+source .venv/bin/activate || exit 1
+
+# the keys of this job, in a folder that all nodes see and nobody else reads: without TLS everybody could run code
+folder=$(mktemp -d "$HOME/.stem_dask-XXXXXX")
+trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$folder"' EXIT
+keys=$(stem-dask keys "$folder") || exit 1
+eval "$keys"
+
+# tasks keep nothing, so that there is nothing to spill; and one thread for each library in each worker
+export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+
+log=stem-dask-cluster-$SLURM_JOB_ID.log
+dask scheduler --protocol tls --port 0 --dashboard-address 127.0.0.1:8787 --scheduler-file "$folder/scheduler.json" \
+    >> "$log" 2>&1 &
+until [ -s "$folder/scheduler.json" ]; do
+    kill -0 $! || exit 1
+    sleep 1
+done
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" dask worker --scheduler-file "$folder/scheduler.json" \
+    --nworkers "$SLURM_CPUS_PER_TASK" --nthreads 1 --no-dashboard --local-directory "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}" \
+    --memory-limit "$((SLURM_MEM_PER_NODE * 8 / 10 / SLURM_CPUS_PER_TASK))MiB" >> "$log" 2>&1 &
+job=("$@" cluster.kind=auto "cluster.scheduler_file=$folder/scheduler.json")
+
+# SLURM signals this shell before the wall time. The run stops in order (exit code 75), and the task goes back into the
+# queue, where the same command goes on; the same when a node fails (--requeue).
+stem-dask run "${job[@]}" &
+run=$!
+trap 'kill -TERM "$run"' TERM
+wait "$run"; code=$?
+while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
+if [ "$code" = 75 ] || [ "$code" = 143 ]; then
+    # not the job's own number: one task has that of the whole array
+    task=$SLURM_JOB_ID
+    [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    state=$(squeue --noheader --format=%T --jobs="$task")
+    if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
+        scontrol requeue "$task"
+    fi
+fi
+exit "$code"

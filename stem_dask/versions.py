@@ -1,0 +1,51 @@
+"""Whether the other end of a connection has the versions that this one has: what differs fails late and in odd ways."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stem_dask.errors import ConfigError
+
+#: what has to agree, and in how many parts of its version; None: in all
+COMPARED = {"python": 2, "dask": None, "distributed": None, "numpy": 2, "stem_dask": None}
+
+
+def refuse_other_versions(client: Any) -> None:
+    """Compare scheduler and workers of a `distributed.Client` with this process.
+
+    Raises
+    ------
+    ConfigError
+        When one of them differs in a version that matters.
+    """
+    found = differences(client.get_versions(packages=["stem_dask"]))
+    if found:
+        raise ConfigError(
+            f"the scheduler at {client.scheduler.address} has other versions: {'; '.join(found)}; "
+            "install the same ones there (pip install -c constraints.txt), or start this command with theirs"
+        )
+
+
+def differences(versions: Mapping[str, Any]) -> list[str]:
+    """What `distributed.Client.get_versions` tells, as one text for each place and package that differs.
+
+    Examples
+    --------
+    >>> of = lambda dask: {"packages": {"python": "3.11.2.final.0", "dask": dask}}
+    >>> differences({"client": of("2026.7.1"), "scheduler": of("2026.7.1"), "workers": {"tcp://a:1": of("2026.1.0")}})
+    ['worker tcp://a:1 has dask 2026.1.0, here is 2026.7.1']
+    """
+    here = versions["client"]["packages"]
+    places = {"the scheduler": versions["scheduler"]}
+    places |= {f"worker {address}": told for address, told in versions["workers"].items()}
+    found = []
+    for place, told in places.items():
+        there = (told or {}).get("packages", {})
+        for package, parts in COMPARED.items():
+            mine, theirs = (_part(seen.get(package), parts) for seen in (here, there))
+            if mine != theirs:
+                found.append(f"{place} has {package} {theirs}, here is {mine}")
+    return found
+
+
+def _part(version: str | None, parts: int | None) -> str:
+    return "missing" if version is None else ".".join(version.split(".")[:parts])

@@ -1,0 +1,153 @@
+"""stem-dask batch: several configs here, and as a job array for SLURM (which tests/test_slurm.py runs)."""
+
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stem_dask import cli, job_array
+
+TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with two configs: one of two scans, and one of one."""
+    monkeypatch.chdir(tmp_path)
+    data = np.zeros((4, 3, 40, 36), np.uint16)
+    data[:, :, 14:22, 12:20] = 5
+    for name in ("a 1", "b", "c"):
+        np.save(f"{name}.npy", data)
+    rest = (
+        "export: [], figure: false}\ncluster: {kind: threads, walltime: '1:00:00', queue: long}\n"
+    )
+    Path("two.yaml").write_text(
+        "input: {path: [a 1.npy, b.npy]}\noutput: {path: 'out/{stem}.zarr', " + rest
+    )
+    Path("one.yaml").write_text("input: {path: c.npy}\noutput: {path: out/c.zarr, " + rest)
+    return tmp_path
+
+
+def batch(*words):
+    return cli.main(["batch", *words])
+
+
+def tasks(text):
+    """The words of every task."""
+    lines = [line for line in text.splitlines() if ") job=(" in line]
+    return [shlex.split(line.partition("job=(")[2].removesuffix(") ;;")) for line in lines]
+
+
+def test_several_configs_run_here(folder, connects, capsys):
+    assert batch("two.yaml", "one.yaml", "crop.size=12") == 0
+    sizes = {path.name: xr.open_zarr(path).patterns.shape for path in Path("out").glob("*.zarr")}
+    assert sizes == dict.fromkeys(["a 1.zarr", "b.zarr", "c.zarr"], (4, 3, 12, 12))
+    assert "[1/2] two.yaml" in capsys.readouterr().out
+
+
+def test_a_config_that_fails_stops_no_other(folder, connects, capsys):
+    assert batch("gone.yaml", "one.yaml") == 2
+    assert Path("out/c.zarr").exists()
+    assert "gone.yaml" in capsys.readouterr().err
+
+
+def test_the_script(folder, capsys):
+    more = ("cluster.account=lab", "cluster.job_extra=[--constraint=a b]", "crop.size=12")
+    options = ("--slurm", "--overwrite", "--at-once", "2", "--cpus-per-task", "8", "--mem", "32G")
+    assert batch("two.yaml", "one.yaml", *more, *options) == 0
+    path = folder / "stem-dask-batch.sh"
+    text = path.read_text()
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"wrote {path}: 3 datasets, one a task", f"submit it with: sbatch {path}"]
+    asked = [
+        line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")
+    ]
+    assert asked == [
+        "--job-name=stem-dask", "--array=1-3%2", "--nodes=1", "--ntasks=1", "--cpus-per-task=8", "--mem=32G",
+        "--time=1:00:00", "--signal=B:TERM@120", "--requeue", "--open-mode=append",
+        f"--output={folder}/stem-dask-batch-%A_%a.log", "--partition=long", "--account=lab", "--constraint=a b",
+    ]  # fmt: skip
+    assert tasks(text) == [
+        [f"{folder}/{config}.yaml", *more, f"input.path={folder}/{name}.npy", f"output.path={folder}/out/{name}.zarr", "--overwrite"]
+        for config, name in [("two", "a 1"), ("two", "b"), ("one", "c")]
+    ]  # fmt: skip
+    assert subprocess.run(["bash", "-n", path], check=True).returncode == 0
+    assert not Path("out").exists()
+
+
+def test_a_task_is_a_run_of_its_dataset(folder, connects, monkeypatch):
+    """What the script calls gives the job of that input alone, with the output's name filled in."""
+    from stem_dask import run
+
+    seen = []
+    monkeypatch.setattr("stem_dask.batch.run_one", lambda config, **_: seen.append(config) or 0)
+    assert batch("two.yaml", "--slurm") == 0
+    for words in tasks(Path("stem-dask-batch.sh").read_text()):
+        assert run.main(words) == 0
+    assert [(c.input.path, c.output.path) for c in seen] == [
+        (f"{folder}/{name}.npy", f"{folder}/out/{name}.zarr") for name in ("a 1", "b")
+    ]
+
+
+def test_the_same_script_again_and_another_one(folder, capsys):
+    assert batch("one.yaml", "--slurm") == 0
+    assert batch("one.yaml", "--slurm") == 0
+    assert batch("two.yaml", "--slurm") == 2
+    assert (
+        "stem-dask-batch.sh exists and is another one; remove it, or name"
+        in capsys.readouterr().err
+    )
+    assert batch("two.yaml", "--slurm", "--script", "jobs.sh") == 0
+    assert f"--output={folder}/jobs-%A_%a.log" in Path("jobs.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["two.yaml", "crop.size=common"], "crop.size is common, which needs all datasets in one run; use stem-dask run"),
+        (["one.yaml", "cluster.kind=slurm", "cluster.memory_limit=1GB"], "every task of the array is a job of SLURM already"),
+        (["one.yaml", "cluster.walltime=null"], "cluster.walltime is missing, the time that SLURM gives a task"),
+        (["one.yaml", "cluster.walltime=0:04:59"], "cluster.walltime is 0:04:59; a task needs at least 5 minutes"),
+        (["one.yaml", "one.yaml"], "out/c.zarr, and so would"),
+        (["one.yaml", "--cpus-per-task", "0"], "--cpus-per-task is 0; expected a whole number above 0"),
+        (["one.yaml", "--at-once", "0"], "--at-once is 0; expected a whole number above 0"),
+        (["crop.size=12"], "no config among crop.size=12; give a YAML file before key=value"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_an_array(folder, capsys, words, told):
+    assert batch(*words, "--slurm") == 2
+    assert told in capsys.readouterr().err
+    assert not Path("stem-dask-batch.sh").exists()
+
+
+def test_submit_needs_slurm(folder, capsys, monkeypatch):
+    assert batch("one.yaml", "--submit") == 2
+    assert "--submit needs --slurm" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(folder))
+    assert batch("one.yaml", "--slurm", "--submit") == 2
+    assert "was not submitted: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["one_node", "many_nodes"])
+def test_templates_end_as_the_array_does(name):
+    text = (TEMPLATES / f"{name}.sh").read_text()
+    assert text.endswith(job_array._END.format(command="stem-dask run"))
+    assert f"--signal=B:TERM@{job_array.SIGNAL_SECONDS}" in text
+    subprocess.run(["bash", "-n", TEMPLATES / f"{name}.sh"], check=True)
+
+
+def test_keys(tmp_path, capsys):
+    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
+    assert cli.main(["keys", str(tmp_path / "keys")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+    assert found["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] == "True"
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        key = Path(found[f"DASK_DISTRIBUTED__COMM__TLS__{role}__KEY"])
+        assert "PRIVATE KEY" in key.read_text()
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
