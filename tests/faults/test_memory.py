@@ -1,11 +1,13 @@
 """The projection of a worker's memory holds: data many times larger pass through small workers, and no smaller one starts."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Forks
 from harness import Command, cleaned
 
 pytestmark = pytest.mark.faults
@@ -20,9 +22,15 @@ output: {path: scan.zarr, export: [pt], figure: false}
 
 def write_beam(path: Path, n_bytes: int) -> Path:
     """A scan of 256 x 256 uint16 patterns, each a small disc; pages without counts are holes, so that it is soon there."""
-    n = n_bytes // (128 * 256 * 256 * 2)
-    data = np.lib.format.open_memmap(path, "w+", np.uint16, (n, 128, 256, 256))
-    data[:, :, 126:130, 120:136] = 100
+    n, row = n_bytes // (128 * 256 * 256 * 2), 256 * 2
+    offset = np.lib.format.open_memmap(path, "w+", np.uint16, (n, 128, 256, 256)).offset
+    disc = np.zeros((4, 256), np.uint16)
+    disc[:, 120:136] = 100
+    with open(
+        path, "r+b", buffering=0
+    ) as file:  # not through the mapping, which fills the holes in memory
+        for i in range(n * 128):
+            os.pwrite(file.fileno(), disc, offset + i * 256 * row + 126 * row)
     (path.parent / "crop.yaml").write_text(CONFIG.replace("BEAM", str(path)))
     return path.parent / "crop.yaml"
 
@@ -50,9 +58,9 @@ def test_8_gb_through_two_workers_of_512_mb(tmp_path: Path) -> None:
     assert memory["measured"] < 0.95 * LIMIT  # where Dask pauses a worker
 
 
-def test_a_budget_below_the_projection(quarter_gb: Path, tmp_path: Path) -> None:
+def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path: Path) -> None:
     """It is refused before any task; the block that is named fits, and so does a budget 10 % above."""
-    command = Command(quarter_gb, tmp_path, None, overrides=("output.chunk_mb=32",))
+    command = Command(quarter_gb, tmp_path, forks, overrides=("output.chunk_mb=32",))
     with cleaned(command):
         refused = command.finish(limited(275 * 10**6))
         assert refused.code == 2, refused.text
@@ -64,7 +72,7 @@ def test_a_budget_below_the_projection(quarter_gb: Path, tmp_path: Path) -> None
         projected = int(float(need[1]) * 1e6)
         done = command.finish(limited(275 * 10**6), fits[1])
         assert done.code == 0, done.text
-        roomy = Command(quarter_gb, tmp_path, None, "roomy", overrides=command.overrides)
+        roomy = Command(quarter_gb, tmp_path, forks, "roomy", overrides=command.overrides)
         done = roomy.finish(limited(int(1.1 * projected)))
         roomy.clean()
         assert done.code == 0, done.text
@@ -73,11 +81,11 @@ def test_a_budget_below_the_projection(quarter_gb: Path, tmp_path: Path) -> None
 
 
 def test_a_worker_that_needs_more_all_the_same(
-    quarter_gb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quarter_gb: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told as memory: the limit is what the projection allows, and every worker is made to take more."""
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")  # sooner at the end
-    command = Command(quarter_gb, tmp_path, None, overrides=("output.chunk_mb=16",))
+    command = Command(quarter_gb, tmp_path, forks, overrides=("output.chunk_mb=16",))
     with cleaned(command):
         done = command.finish(limited(LIMIT), fault="memory stem_dask.kernels.analysis")
     assert done.code == 5, done.text
