@@ -124,3 +124,16 @@ def test_processes_joined_by_a_file_write_what_threads_write(tmp_path, monkeypat
     assert joined == threads
     for name in ("a.pt", "a.hspy"):
         assert (stores[1] / name).read_bytes() == (stores[0] / name).read_bytes()
+
+
+def test_a_job_on_anybodys_client_or_on_a_shared_connection(beam_file, make_config):
+    import stem_dask as sd
+
+    configs = [make_config(beam_file, name=f"{name}.zarr") for name in "abc"]
+    assert sd.run_config(configs[0]).exit_code == 0
+    with sd.connect("threads", threads_per_worker=2) as connection:
+        assert sd.run_config(configs[1], connection=connection).exit_code == 0
+        assert sd.run_config(configs[2], connection=connection.client).exit_code == 0
+        assert connection.client.submit(int, "7").result() == 7
+    first, *others = (content(config.output.path) for config in configs)
+    assert others == [first, first]
