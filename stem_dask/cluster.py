@@ -172,8 +172,10 @@ def _start_jobs(
     port = _dashboard_port()
     place = {} if host is None else {"host": host}
     scheduler = {**place, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
+    # ours, or what the user has set: the workers are told, because they start on other machines
+    settings = {key: dask.config.get(key) for key in _SETTINGS if ".worker." in key}
     with slurm_cluster(
-        jobs, scheduler=scheduler, security=security, settings=_settings(), say=say
+        jobs, scheduler=scheduler, security=security, settings=settings, say=say
     ) as client:
         yield _on_loopback(_describe(client, _at("slurm", client.scheduler.address)))
 

@@ -148,7 +148,7 @@ def slurm_cluster(
     Raises
     ------
     ConfigError
-        When dask-jobqueue is missing, SLURM refuses the jobs, or all end before their workers come.
+        When dask-jobqueue is missing, SLURM does not take the jobs, or all end before their workers come.
     """
     from distributed import Client
 
@@ -168,16 +168,24 @@ def slurm_cluster(
                 shared_temp_directory=keys,
             )
         stack.callback(cluster.close)
+        _refuse_what_slurm_refuses(cluster.job_script())  # a cluster whose jobs fail does not close
         cluster.scale(jobs=jobs.least)
-        try:
-            stack.enter_context(cluster)
-        except (RuntimeError, OSError) as error:  # what sbatch said, or that there is none
-            raise ConfigError(f"SLURM did not take the jobs: {_last_line(str(error))}") from error
+        stack.enter_context(cluster)
         client = stack.enter_context(Client(cluster))
         _wait_for_one(client, cluster, folder, say)
         # with equal numbers, too: who has handed over is replaced
         cluster.adapt(minimum_jobs=jobs.least, maximum_jobs=jobs.most, wait_count=IDLE_SECONDS)
         yield client
+
+
+def _refuse_what_slurm_refuses(script: str) -> None:
+    line = ["sbatch", "--test-only"]
+    try:
+        done = subprocess.run(line, input=script, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"no job can be submitted: {error}; is this a SLURM cluster?") from error
+    if done.returncode:
+        raise ConfigError(f"SLURM does not take the jobs: {_last_line(done.stderr)}")
 
 
 def _replacing() -> Any:

@@ -6,23 +6,20 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dask
 import dask.array as da
 import distributed
-import numpy as np
 import psutil
 import pytest
-from batches import content
 from distributed import LocalCluster, default_client
 from distributed.comm import connect as reach
 from distributed.security import Security
 
-from stem_dask import cluster, run
+from stem_dask import cluster
 from stem_dask.cluster import SMALL_INPUT_BYTES, Connection, connect
-from stem_dask.config import load_config, parse_config
+from stem_dask.config import parse_config
 from stem_dask.errors import ConfigError
 from stem_dask.limits import ONE_THREAD
 from stem_dask.plan import Worker
@@ -169,71 +166,6 @@ def test_connection_in_words():
     )
 
 
-@pytest.mark.parametrize(
-    ("where", "kind", "address", "file", "host"),
-    [
-        ("threads", "threads", None, None, None),
-        ("local", "local", None, None, "10.0.0.5"),
-        ("slurm", "slurm", None, None, "10.0.0.5"),
-        ("tls://node1:8786", "auto", "tls://node1:8786", None, None),
-        ("s.json", "auto", None, "s.json", None),
-        ("jobs/scheduler", "auto", None, "jobs/scheduler", None),
-    ],
-)
-def test_cluster_on_the_command_line(tmp_path, where, kind, address, file, host):
-    """It takes the place of what the config says; sizes and what SLURM is asked for stay."""
-    config = tmp_path / "a.yaml"
-    config.write_text(
-        "input: {path: a.npy}\noutput: {path: a.zarr}\ncluster: {kind: local, host: 10.0.0.5, n_workers: 3, "
-        "walltime: '1:00:00', memory_limit: 2GB, queue: long}\n"
-    )
-    options = load_config(config, run.where(where)).cluster
-    assert (options.kind, options.address, options.host) == (kind, address, host)
-    assert options.scheduler_file == (file and os.path.abspath(file))
-    assert (options.n_workers, options.walltime, options.queue) == (3, "1:00:00", "long")
-
-
-def test_a_place_that_is_none(tmp_path):
-    config = tmp_path / "a.yaml"
-    config.write_text("input: {path: a.npy}\noutput: {path: a.zarr}\n")
-    with pytest.raises(ConfigError, match=r"cluster\.kind is pbs; expected auto, threads, local"):
-        load_config(config, run.where("pbs"))
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"memory_limit": "1GB"}, r"cluster\.walltime is missing; cluster\.kind: slurm asks"),
-        ({"walltime": "1:00:00"}, r"cluster\.memory_limit is missing"),
-        ({"walltime": "soon", "memory_limit": "1GB"}, r"walltime is 'soon'; expected hours:min"),
-        ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": 0}, "cluster.jobs is 0; expected"),
-        ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": (3, 2)}, "number above 0, or"),
-    ],
-)
-def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
-    with (
-        pytest.raises(ConfigError, match=told),
-        connect("slurm", host="127.0.0.1", log_directory=str(tmp_path / "jobs"), **options),
-    ):
-        pass
-
-
-def test_without_dask_jobqueue_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
-    with (
-        pytest.raises(ConfigError, match=r"needs the package dask-jobqueue; .*stem_dask\[hpc\]"),
-        connect(
-            "slurm",
-            host="127.0.0.1",
-            walltime="1:00:00",
-            memory_limit="1GB",
-            log_directory=str(tmp_path),
-        ),
-    ):
-        pass
-
-
 def test_jobs_in_plan():
     options = parse_config(
         {
@@ -362,50 +294,6 @@ def test_an_address_that_is_none(address):
     with pytest.raises(ValueError, match="No clients found"):
         default_client()
     assert int(da.ones(3, chunks=1).sum().compute()) == 3
-
-
-@contextlib.contextmanager
-def _processes(folder):
-    """A scheduler and two workers as anybody starts them; gives the file that the scheduler writes."""
-    file = str(folder / "scheduler.json")
-    dask_command = [sys.executable, "-m", "dask"]
-    quiet = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
-    lines = [["scheduler", *quiet], *[["worker", "--nthreads", "1", "--no-dashboard"]] * 2]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cluster.__file__).parents[1])}
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(open(folder / "cluster.log", "wb"))
-        for line in lines:
-            process = subprocess.Popen(
-                [*dask_command, *line, "--scheduler-file", file], stdout=log, stderr=log, env=environment, cwd=folder
-            )  # fmt: skip
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-        end = time.monotonic() + 60
-        while (folder / "cluster.log").read_bytes().count(b"Registered to") < 2:
-            assert time.monotonic() < end, (folder / "cluster.log").read_text()
-            time.sleep(0.1)
-        yield file
-
-
-def test_processes_joined_by_a_file_write_what_threads_write(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    data = np.random.default_rng(4).integers(0, 9, (12, 5, 40, 36)).astype(np.uint16)
-    data[:, :, 12:24, 10:22] += 5000
-    np.save("a.npy", data)
-    Path("a.yaml").write_text(
-        "input: {path: a.npy}\noutput: {path: a.zarr, export: [pt, hspy], figure: false, chunk_mb: 0.02}\n"
-    )
-    stores = []
-    with _processes(tmp_path) as file:
-        for where in ("threads", file):
-            words = ["a.yaml", f"output.path={len(stores)}/a.zarr", "--cluster", where, "--quiet"]
-            assert run.main(words) == 0
-            stores.append(Path(str(len(stores))))
-    threads, joined = (content(f"{store}/a.zarr") for store in stores)
-    assert len(threads) > 12
-    assert joined == threads
-    for name in ("a.pt", "a.hspy"):
-        assert (stores[1] / name).read_bytes() == (stores[0] / name).read_bytes()
 
 
 # --- beyond loopback --------------------------------------------------------------------------------------------

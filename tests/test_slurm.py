@@ -17,7 +17,7 @@ from stem_dask.cluster import connect
 from stem_dask.errors import ConfigError
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
-PATIENCE = 100.0
+PATIENCE = 90.0
 N_BLOCKS = 24
 pytestmark = pytest.mark.timeout(400)
 
@@ -208,7 +208,7 @@ def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
 def test_jobs_that_slurm_does_not_take(folder):
     pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
     with (
-        pytest.raises(ConfigError, match=r"SLURM did not take the jobs: .*invalid partition"),
+        pytest.raises(ConfigError, match=r"SLURM does not take the jobs: .*Invalid partition"),
         workers(folder, queue="nowhere"),
     ):
         pass
