@@ -1,7 +1,8 @@
 # make run     set up on demand, then run the main job on a made-up dataset (ARGS="input.path=scan.dm4 ..." for yours)
 # make test    set up on demand, then run the tests
 # make test-faults    kill, corrupt and starve real runs
-# make slurm-ci   install the SLURM that tests/test_slurm.py starts on this machine (Debian, as root)
+# make slurm-ci   install the SLURM that make test-slurm starts on this machine (Debian, as root)
+# make test-slurm    run jobs, job arrays and templates on it; says why it skips where there is none
 # make lint    style and types
 # make bench   rows of the table again, and the difference to the committed result (benchmarks/README.md)
 PYTHON ?= python3
@@ -10,16 +11,19 @@ PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 CONFIG ?= configs/crop.yaml
 ARGS   ?=
 
-.PHONY: run test test-faults slurm-ci lint bench clean
+.PHONY: run test test-faults test-slurm slurm-ci lint bench clean
 
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
 
 test: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not faults" $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slurm" $(ARGS)
 
 test-faults: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults $(ARGS)
+
+test-slurm: $(VENV)/test.done
+	$(VENV)/bin/python -m pytest -q -m slurm tests/test_slurm.py $(ARGS)
 
 slurm-ci:
 	command -v slurmctld munged > /dev/null || { apt-get update -qq && \

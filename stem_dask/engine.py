@@ -48,6 +48,8 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 #: tasks in flight for each thread: enough that none waits, few enough that memory stays bounded
 IN_FLIGHT = 3
+#: how often the workers are counted, in seconds
+WORKERS_SECONDS = 5.0
 #: how long the calls in flight may take to end after an error
 LAST_CALLS_SECONDS = 60
 #: output bytes of finished blocks that one task looks at again, and how many blocks: each takes less time than a task
@@ -343,9 +345,9 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     from distributed import KilledWorker, as_completed
     from distributed import wait as wait_for
 
-    n_threads = sum(client.nthreads().values()) or 1
+    most, asked = _most_in_flight(client), time.monotonic()
     calls = iter(calls)
-    first = itertools.islice(calls, n_threads * IN_FLIGHT)
+    first = itertools.islice(calls, most)
     waiting = {client.submit(f, *args, pure=False) for f, args in first}
     # with results: a record that is fetched later may lie on a worker that hangs by then
     done = as_completed(waiting, loop=client.loop, with_results=True)
@@ -353,7 +355,9 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
         for future, result in done:
             waiting.discard(future)
             yield result
-            for f, args in itertools.islice(calls, 1):
+            if time.monotonic() - asked > WORKERS_SECONDS:
+                most, asked = _most_in_flight(client), time.monotonic()
+            for f, args in itertools.islice(calls, max(0, most - len(waiting))):
                 waiting.add(new := client.submit(f, *args, pure=False))
                 done.add(new)
     except BaseException as error:
@@ -367,6 +371,11 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
         if isinstance(error, KilledWorker):
             raise WorkerLostError(KILLED) from error
         raise
+
+
+def _most_in_flight(client: Any) -> int:
+    """Workers may join and leave while a job runs."""
+    return (sum(client.nthreads().values()) or 1) * IN_FLIGHT
 
 
 def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:

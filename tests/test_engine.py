@@ -778,3 +778,29 @@ def test_combined_checksums_of_long_pieces():
     pieces = [np.arange(n, dtype="u1").tobytes() for n in (3_000_001, 1, 2**20)]
     assert prod(len(p) for p in pieces) > 2**40
     assert combine_crc((len(p), zlib.crc32(p)) for p in pieces) == zlib.crc32(b"".join(pieces))
+
+
+def test_workers_that_join_get_tasks(monkeypatch):
+    """Three in flight for each thread there is by then."""
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(engine, "WORKERS_SECONDS", 0.0)
+    issued, most, got = 0, [], 0
+
+    def calls():
+        nonlocal issued
+        for i in range(40):
+            issued += 1
+            yield int, (i,)
+
+    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
+        for _ in engine.in_flight(client, calls()):
+            got += 1
+            most.append(issued - got)
+            if got == 10:
+                cluster.scale(3)
+                client.wait_for_workers(3)
+    assert got == 40
+    assert max(most[:9]) <= 3
+    assert max(most) == 9 - 1  # one has just come back

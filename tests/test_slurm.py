@@ -19,7 +19,7 @@ from stem_dask.errors import ConfigError
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 PATIENCE = 90.0
 N_BLOCKS = 24
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
 #: Python imports this at its start. In the first run of a task, after the tenth shard was written, the command that is
 #: named for the task is called for its job, and the process waits for what comes of it.
