@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ LOG_EVERY = 30.0
 
 #: SLURM kills at its end time; the way out takes a few seconds
 BEFORE_WALL_TIME = 60.0
+#: a signal that came where nobody would hear of it comes again after so many seconds
+AGAIN_SECONDS = 0.05
+#: where Python calls back for weak references
+_CALLBACKS = (f"{os.sep}weakref.py", f"{os.sep}_weakrefset.py")
 
 EXIT_CODES = """exit codes:
   0 complete   2 configuration or existing output   3 input unreadable   4 too many patterns below min_retention
@@ -143,7 +148,12 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
 
     asked: list[int] = []
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if is_unheard(frame):
+            again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         signal.signal(number, signal.SIG_IGN)  # once is enough, and the way out takes a few seconds
         asked.append(number)
         raise KeyboardInterrupt  # which nobody on the way takes for an error of his own
@@ -169,6 +179,18 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
         timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_unheard(frame: FrameType | None) -> bool:
+    """Whether an error would be dropped here: Python does so in finalizers and in callbacks of weak references and the
+    garbage collector.
+    """
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in ("__del__", "_gc_callback") or code.co_filename.endswith(_CALLBACKS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) -> float | None:

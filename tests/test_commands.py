@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -351,3 +352,39 @@ def test_a_log_gets_a_line_every_30_seconds() -> None:
     assert len(lines) == 4
     assert "\r" not in log.getvalue()
     assert lines[-1].startswith("analyze     20/20")
+
+
+@pytest.mark.parametrize("where", ["finalizer", "garbage collector"])
+def test_a_signal_where_errors_are_dropped_comes_again(where: str) -> None:
+    """Python only prints what a finalizer or a callback of the garbage collector raises, and goes on."""
+    import gc
+    import signal
+    import time
+
+    from stem_dask.errors import InterruptedRunError
+    from stem_dask.run import stoppable
+
+    def signalled() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(100))
+
+    class Late:
+        def __del__(self) -> None:
+            signalled()
+
+    def _gc_callback(phase: str, info: object) -> None:  # as Dask names its own
+        gc.callbacks.remove(_gc_callback)
+        signalled()
+
+    def wait() -> None:
+        if where == "finalizer":
+            Late()
+        else:
+            gc.callbacks.append(_gc_callback)
+            gc.collect()
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            time.sleep(0.001)
+
+    with pytest.raises(InterruptedRunError, match="asked to stop"), stoppable(None):
+        wait()
