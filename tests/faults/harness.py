@@ -201,7 +201,8 @@ class Started:
 
     @property
     def text(self) -> str:
-        return self.log.read_text(errors="replace")
+        # a fork makes it a moment after it was asked for
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def wait(self, seconds: float = PATIENCE) -> int:
         try:
