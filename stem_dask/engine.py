@@ -264,7 +264,7 @@ def _write_block(
         # not dask.get, whose closures keep every value until the next garbage collection
         with told_as(SourceError):
             values = execute_graph(graph, keys=set(wanted.values()))
-        blocks = {name: values.pop(key) for name, key in wanted.items()}
+        blocks = {name: values[key] for name, key in wanted.items()}
         # blocks in pieces are read only now, and tell errors of the input as such
         with told_as(StoreError):
             extra = sink.write(index, region, blocks)

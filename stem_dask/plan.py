@@ -20,9 +20,9 @@ PIECE_BYTES = MIB
 MAX_TASKS = 4000
 #: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
 INNER_CHUNK_BYTES = MIB
-#: resident memory of a worker that has loaded what tasks need and holds no block: 210 MB were measured
+#: resident memory of a worker that has loaded what tasks need and holds no block: 197 MB were measured
 WORKER_BYTES = 225 * 10**6
-#: and of the run's own process, where its threads do the work: 290 MB were measured
+#: and of the run's own process, where its threads do the work: 281 MB were measured
 PROCESS_BYTES = 305 * 10**6
 #: share of its memory limit that a worker may be expected to use
 USABLE_SHARE = 0.95
@@ -151,6 +151,7 @@ def footprints(
     copies: int,
     result: int,
     cropped: bool,
+    exported: bool = True,
     waiting: int = 0,
     ahead: bool = False,
     in_pieces: bool = False,
@@ -167,6 +168,7 @@ def footprints(
     copies : how often a block is copied while it is read: for another order of the axes
     result : bytes of what the analysis keeps of one pattern
     cropped : whether there is a pass that analyzes, before the one that writes
+    exported : whether the store is read again: for other files, or to normalize it
     waiting : bytes of one pattern that are kept until its block is complete
     ahead : whether the pass that writes analyzes, too
     in_pieces : whether a few patterns are read at a time, so that no block is held as it was read
@@ -184,8 +186,9 @@ def footprints(
     found = {"crop": Footprint(fixed + 8 * out + sums * ahead, read + kept)}
     if cropped:
         found["analyze"] = Footprint(fixed + sums, read + result)
-    # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
-    found["export"] = Footprint(0, 4 * out)
+    if exported:
+        # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
+        found["export"] = Footprint(0, 4 * out)
     return found
 
 

@@ -116,6 +116,7 @@ def memory_of(
         + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
+        exported=bool(config.output.export) or config.output.normalize != "none",
         waiting=_waiting(config, what),
         ahead=config.analyze.ahead,
         in_pieces=in_pieces,

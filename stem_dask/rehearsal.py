@@ -1,11 +1,16 @@
 """Workers load what tasks need before the first block: code and compiled kernels take longer than a block does."""
 
 import contextlib
-import importlib
 from typing import Any
 
 import numpy as np
 
+# what comes with the tasks is loaded with this module: they would load it
+import stem_dask.io.spool
+import stem_dask.io.store
+import stem_dask.stages.crop
+import stem_dask.stages.summary
+import stem_dask.stages.validate  # noqa: F401
 from stem_dask.engine import KILLED
 from stem_dask.errors import WorkerLostError
 from stem_dask.io.codec import blosc_bytes
@@ -15,11 +20,6 @@ from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.sums import add_patterns
 
-#: what comes with the tasks, which would load it
-_NEEDED = (
-    "stem_dask.stages.crop", "stem_dask.stages.summary", "stem_dask.stages.validate", "stem_dask.io.spool",
-    "stem_dask.io.store",
-)  # fmt: skip
 #: compiling all kernels takes 10 to 20 seconds, once on a machine
 LONGEST_SECONDS = 60.0
 
@@ -60,8 +60,6 @@ def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:
     --------
     >>> play(np.dtype("u2"), "square", bins=True)
     """
-    for name in _NEEDED:
-        importlib.import_module(name)
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
     if metric is not None:
         analyze_patterns(block, target_retention=0.98, threshold=0, center=None, metric=metric)

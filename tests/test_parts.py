@@ -13,14 +13,14 @@ from stem_dask.errors import SourceError
 from stem_dask.grid import Grid
 from stem_dask.io import pieces as pieces_module
 from stem_dask.io.frames import Flipped, FramedFile, Run, Squeezed
-from stem_dask.io.parts import Part, in_pieces, is_read_in_pieces
+from stem_dask.io.parts import Part, is_read_in_pieces
 from stem_dask.io.pieces import pieces
 from stem_dask.io.sources import FlatFile, ScanOfList, Selection, Transposed, ZarrArray
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
 from stem_dask.projection import memory_of
 from stem_dask.stages.analyze import analysis_blocks
-from stem_dask.stages.patterns import flowing
+from stem_dask.stages.patterns import flowing, in_pieces
 
 OPTIONS: dict[str, Any] = {
     "center_method": "centroid", "manual_center": None, "radius_metric": "square", "target_retention": 0.9,

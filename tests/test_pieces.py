@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from stem_dask.exports import open_store
 from stem_dask.io import pieces as pieces_module
 from stem_dask.io.codec import whole_chunks
-from stem_dask.io.parts import in_pieces
+from stem_dask.io.parts import Part
 from stem_dask.io.pieces import (
     Changed,
     InPieces,
     Later,
-    as_arrays,
     copied,
     joined,
     of_type,
@@ -27,7 +26,7 @@ from stem_dask.io.pieces import (
 )
 from stem_dask.kernels.sums import add_patterns
 from stem_dask.stages.downsample import downsample
-from stem_dask.stages.patterns import flowing
+from stem_dask.stages.patterns import as_arrays, flowing, in_pieces
 from stem_dask.stages.summary import block_statistics
 
 
@@ -60,6 +59,20 @@ def changed(block: Any) -> Changed:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three patterns of 2 x 2 uint16 at once."""
     monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 8)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many patterns of a file each pass went through."""
+    found: list[int] = []
+    plain = Part._pieces
+
+    def noted(self: Part) -> Any:
+        found.append(int(np.prod(self.shape[:-2])))
+        return plain(self)
+
+    monkeypatch.setattr(Part, "_pieces", noted)
+    return found
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -277,23 +290,14 @@ def test_statistics_of_floats_leave_out_what_is_not_finite() -> None:
 
 
 def test_a_crop_that_is_written_reads_each_pattern_once(
-    tmp_path: Any, make_config: Any, monkeypatch: Any
+    tmp_path: Any, make_config: Any, passes: list[int]
 ) -> None:
     """Cut, measured, made smaller, summed up and encoded while it passes."""
-    from stem_dask.io.parts import Part
     from stem_dask.pipeline import run
 
     data = np.zeros((4, 8, 32, 32), "u2")
     data[:, :, 12:20, 10:22] = 9
     np.save(tmp_path / "a.npy", data)
-    passes: list[int] = []
-    plain = Part._pieces
-
-    def noted(self: Part) -> Any:
-        passes.append(int(np.prod(self.shape[:-2])))
-        return plain(self)
-
-    monkeypatch.setattr(Part, "_pieces", noted)
     outcome = run(
         make_config(tmp_path / "a.npy", downsample={"factor": 2}, output={"dtype": "float16"})
     )
@@ -305,20 +309,11 @@ def test_a_crop_that_is_written_reads_each_pattern_once(
 
 
 def test_a_conversion_with_analysis_reads_each_pattern_once(
-    tmp_path: Any, make_config: Any, monkeypatch: Any
+    tmp_path: Any, make_config: Any, passes: list[int]
 ) -> None:
-    from stem_dask.io.parts import Part
     from stem_dask.pipeline import run
 
     np.save(tmp_path / "a.npy", numbers(4, 8, 8, 8))
-    passes: list[int] = []
-    plain = Part._pieces
-
-    def noted(self: Part) -> Any:
-        passes.append(int(np.prod(self.shape[:-2])))
-        return plain(self)
-
-    monkeypatch.setattr(Part, "_pieces", noted)
     run(make_config(tmp_path / "a.npy", crop={"enabled": False}, analyze={"ahead": True}))
     assert sum(passes) == 32
     patterns, _ = open_store(tmp_path / "out.zarr")

@@ -104,6 +104,10 @@ def test_what_a_task_holds():
     assert stages["crop"].bytes(10) == 1000 + 8 * 4096 + 10 * (2 * 131072 + 8 + 2 * 4096)
     assert stages["export"].bytes(10) == 10 * 4 * 4096
     assert "analyze" not in footprints(8, 8, copies=0, result=1, cropped=False)
+    assert set(footprints(8, 8, copies=0, result=1, cropped=True, exported=False)) == {
+        "analyze",
+        "crop",
+    }
     passing = footprints(131072, 4096, **{**options, "waiting": 0}, in_pieces=True, ahead=True)
     assert passing["crop"] == Footprint(1000 + 8 * 4096 + 16 * 131072, 8 + 600)
 

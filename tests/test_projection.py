@@ -132,8 +132,7 @@ def single(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("single")
 def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
     """By hand: uint16 patterns of 64 x 48 pass one at a time; an export holds 4 x 6,144 bytes a position."""
-    config = make_config(noise(tmp_path / "noise.npy"))
-    found = find_input(config)
+    config, found = both(make_config, noise(tmp_path / "noise.npy"), output={"export": ["pt"]})
     sizes = memory_of(config, found)
     assert sizes["crop"] == Footprint(PASSING * 6144 + 8 * 6144, 8)
     assert sizes["export"] == Footprint(0, 4 * 6144)
@@ -141,6 +140,7 @@ def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
     assert fitting_block(config, found, Worker(limit, 2)) == (2, 6)
     need = check_memory(config, found, (2, 6), Worker(limit, 2))
     assert need == WORKER_BYTES + 2 * sizes["export"].bytes(12)
+    assert "export" not in memory_of(*both(make_config, tmp_path / "noise.npy"))
 
 
 def test_what_passes(make_config: Any, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_what_passes(make_config: Any, tmp_path: Path) -> None:
 def test_a_block_that_does_not(make_config: Any, tmp_path: Path) -> None:
     """Patterns of 8 MiB: four fit, sixteen do not."""
     np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, (4, 4, 2048, 2048))
-    config = make_config(tmp_path / "large.npy", output={"chunk_mb": 128})
+    config = make_config(tmp_path / "large.npy", output={"chunk_mb": 128, "export": ["pt"]})
     found = find_input(config)
     limit = 430 * 10**6
     block = fitting_block(config, found, Worker(limit, 1))
@@ -166,10 +166,10 @@ def test_a_block_that_does_not(make_config: Any, tmp_path: Path) -> None:
     told = r"blocks of 16 patterns and has 430 MB; output\.chunk_mb=32 fits"
     with pytest.raises(MemoryBudgetError, match=told):
         check_memory(config, found, block, Worker(limit, 1))
-    smaller = make_config(tmp_path / "large.npy", output={"chunk_mb": 32})
+    smaller = make_config(tmp_path / "large.npy", output={"chunk_mb": 32, "export": ["pt"]})
     block = fitting_block(smaller, found, Worker(limit, 1))
     assert check_memory(smaller, found, block, Worker(limit, 1)) <= limit
-    auto = make_config(tmp_path / "large.npy")
+    auto = make_config(tmp_path / "large.npy", output={"export": ["pt"]})
     assert fitting_block(auto, found, Worker(limit, 1)) == block == (1, 4)
 
 
@@ -258,7 +258,9 @@ def test_a_chunk_is_held_while_it_is_decoded(
         zarr.create_array(str(path), data=data, chunks=(8, 6, 32, 48))
     else:
         zarr.create_array(str(path), data=data, chunks=(1, 6, 32, 48), shards=(8, 6, 32, 48))
-    config, found = both(make_config, path, input={"path": str(path), **more})
+    config, found = both(
+        make_config, path, input={"path": str(path), **more}, output={"export": ["pt"]}
+    )
     sizes, chunk = memory_of(config, found), 8 * 6 * 32 * 48 * 2
     library = projection.HDF5_BYTES if kind == "h5" else 0
     assert sizes["read"].fixed == 2 * chunk + library

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -14,11 +14,8 @@ from numpy.typing import NDArray
 from stem_dask.errors import SourceError, told_as
 from stem_dask.io.frames import Flipped, FramedFile, Squeezed
 from stem_dask.io.merlin import QuadCounts, RawCounts
-from stem_dask.io.pieces import InPieces, behind, piece_patterns, steps
+from stem_dask.io.pieces import InPieces, piece_patterns, steps
 from stem_dask.io.sources import FlatFile, Indexed, ScanOfList, Selection, Slices, Source
-
-if TYPE_CHECKING:
-    import dask.array as da
 
 #: ways to see a source that change nothing but the order of patterns, or each pattern by itself
 _VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts)
@@ -44,24 +41,12 @@ def _is_flat(source: Source) -> bool:
     return isinstance(inner, FlatFile)
 
 
-def in_pieces(data: da.Array) -> da.Array:
-    """The same blocks in pieces, for a function that takes them so; other arrays as they are."""
-    import dask.array as da
-
-    made = behind(data)
-    if made is not None:
-        return made
-    source = _straight.get(data.name)
+def read_in_pieces(name: str) -> InParts | None:
+    """The parts of the file that a lazy array of this name is, where they are read in pieces."""
+    source = _straight.get(name)
     if source is None or not is_read_in_pieces(source.source):
-        return data
-    return da.from_array(
-        _InParts(source.source),
-        chunks=data.chunks,
-        name=f"parts-{data.name}",
-        asarray=False,
-        inline_array=True,
-        meta=np.empty((0,) * data.ndim, data.dtype),
-    )
+        return None
+    return InParts(source.source)
 
 
 class Part(InPieces):
@@ -120,7 +105,7 @@ class Part(InPieces):
 
 
 @dataclass(frozen=True)
-class _InParts(Indexed):
+class InParts(Indexed):
     """A source that gives parts in place of arrays, where it is asked for blocks."""
 
     def __getitem__(self, key: tuple[slice | int, ...]) -> Any:

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import dask.array as da
-
 #: bytes that are worked on at once
 PIECE_BYTES = 2**21
-#: name of a lazy array of whole blocks, before that of the same blocks in pieces
-_WHOLE = "whole-"
 
 
 class Watcher(Protocol):
@@ -240,21 +235,6 @@ def of_type(block: NDArray | InPieces, dtype: np.dtype) -> NDArray | InPieces:
 def copied(piece: NDArray, here: slice, out: NDArray) -> None:
     """The patterns as they are, in the type of ``out``."""
     np.copyto(out, piece, casting="unsafe")
-
-
-def as_arrays(data: da.Array) -> da.Array:
-    """Lazy blocks in pieces as the arrays that everybody expects; `stem_dask.io.parts.in_pieces` takes that back."""
-    return data.map_blocks(np.asarray, name=_WHOLE + data.name, dtype=data.dtype, meta=data._meta)
-
-
-def behind(data: da.Array) -> da.Array | None:
-    """The blocks in pieces of which lazy arrays are made, if they are."""
-    import dask.array as da
-
-    name = data.name.removeprefix(_WHOLE)
-    if name == data.name or name not in data.dask.layers:
-        return None
-    return da.Array(data.dask, name, data.chunks, meta=data._meta)
 
 
 def piece_patterns(block: NDArray | InPieces) -> int:

@@ -81,6 +81,7 @@ class StoreSink:
     def create(self, *, resume: bool) -> None:
         """Make the group and the empty array; what another run left there is removed."""
         if resume and self._is_begun():
+            self._remove_torn()  # they take room, which may be what the run was stopped for
             return
         remove(self.path)
         write_document(self.path, group_document())
@@ -122,10 +123,14 @@ class StoreSink:
         inside = ["0"] * (len(self.shape) - len(region))
         return Path(self._folder, "c", *place, *inside)
 
+    def _remove_torn(self) -> None:
+        """Shards that workers were writing when they were killed."""
+        for torn in Path(self.path).rglob("*.partial"):
+            remove(torn)
+
     def finish(self, records: Sequence[Record]) -> None:
         """See that every shard is there; `finish_store` closes the store when its other groups are written."""
-        for torn in Path(self.path).rglob("*.partial"):  # of workers that were killed
-            remove(torn)
+        self._remove_torn()
         for record in records:
             shard = os.path.join(self.path, str(record.extra["shard"]))
             if not os.path.exists(shard) or os.path.getsize(shard) != record.extra["bytes"]:

@@ -144,13 +144,7 @@ def analysis_of_blocks(
 
 
 def analysis_blocks(
-    patterns: xr.DataArray,
-    *,
-    center_method: CenterMethod,
-    manual_center: tuple[float, float] | None,
-    radius_metric: RadiusMetric,
-    target_retention: float,
-    threshold: float,
+    patterns: xr.DataArray, *, radius_metric: RadiusMetric, **options: Any
 ) -> dict[str, da.Array]:
     """What each block of patterns gives, lazily: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block.
 
@@ -159,14 +153,7 @@ def analysis_blocks(
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     n_radii = largest_radius(*detector, radius_metric) + 1
-    raw = analysis_of_blocks(
-        patterns,
-        center_method=center_method,
-        manual_center=manual_center,
-        radius_metric=radius_metric,
-        target_retention=target_retention,
-        threshold=threshold,
-    )
+    raw = analysis_of_blocks(patterns, radius_metric=radius_metric, **options)
     kept = (
         np.dtype(np.uint8)
         if data.dtype == np.bool_

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.parts import in_pieces
-from stem_dask.io.pieces import Changed, InPieces, as_arrays
+from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.io.planes import PlaneFile
 from stem_dask.kernels.correct import correct_patterns
-from stem_dask.stages.patterns import blocks_of, valid_blocks
+from stem_dask.stages.patterns import as_arrays, blocks_of, in_pieces, valid_blocks
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.io.parts import in_pieces
-from stem_dask.io.pieces import Changed, InPieces, as_arrays
+from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Window
 from stem_dask.stages.downsample import Method, Reduce, output_shift
 from stem_dask.stages.patterns import (
+    as_arrays,
     as_patterns,
     axes_of,
     axis_of,
     blocks_of,
+    in_pieces,
     lead_dims,
     lead_shape,
 )

@@ -9,10 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.io.parts import in_pieces
-from stem_dask.io.pieces import Changed, InPieces, as_arrays, copied
+from stem_dask.io.pieces import Changed, InPieces, copied
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
-from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, lead_dims
+from stem_dask.stages.patterns import (
+    as_arrays,
+    as_patterns,
+    axes_of,
+    blocks_of,
+    in_pieces,
+    lead_dims,
+)
 
 if TYPE_CHECKING:
     import xarray as xr

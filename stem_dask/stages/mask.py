@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.io.parts import in_pieces
-from stem_dask.io.pieces import Changed, InPieces, as_arrays
+from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.io.planes import read_plane
 from stem_dask.kernels.hot import hot_pixels
 from stem_dask.kernels.mask import fill_bad, neighbours
-from stem_dask.stages.patterns import blocks_of
+from stem_dask.stages.patterns import as_arrays, blocks_of, in_pieces
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:

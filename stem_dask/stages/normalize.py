@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
-from stem_dask.io.parts import in_pieces
-from stem_dask.io.pieces import Changed, InPieces, Later, as_arrays
+from stem_dask.io.pieces import Changed, InPieces, Later
 from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
 from stem_dask.stages.patterns import (
+    as_arrays,
     as_patterns,
     axes_of,
     blocks_of,
+    in_pieces,
     map_patterns,
     valid_blocks,
 )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
 
+#: name of a lazy array of whole blocks, before that of the same blocks in pieces
+_WHOLE = "whole-"
+
 
 def as_patterns(
     data: da.Array, axes: Sequence[Axis], attrs: Mapping[str, Any] | None = None
@@ -121,10 +124,35 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
     return data if data.numblocks[-2:] == (1, 1) else data.rechunk(whole)
 
 
+def in_pieces(data: da.Array) -> da.Array:
+    """The same blocks in pieces, for a function that takes them so; other arrays as they are."""
+    import dask.array as da
+
+    from stem_dask.io.parts import read_in_pieces
+
+    name = data.name.removeprefix(_WHOLE)
+    if name != data.name and name in data.dask.layers:
+        return da.Array(data.dask, name, data.chunks, meta=data._meta)
+    parts = read_in_pieces(data.name)
+    if parts is None:
+        return data
+    return da.from_array(
+        parts,
+        chunks=data.chunks,
+        name=f"parts-{data.name}",
+        asarray=False,
+        inline_array=True,
+        meta=np.empty((0,) * data.ndim, data.dtype),
+    )
+
+
+def as_arrays(data: da.Array) -> da.Array:
+    """Lazy blocks in pieces as the arrays that everybody expects; `in_pieces` takes that back."""
+    return data.map_blocks(np.asarray, name=_WHOLE + data.name, dtype=data.dtype, meta=data._meta)
+
+
 def flowing(patterns: xr.DataArray) -> xr.DataArray:
     """The same patterns in blocks that are gone through piece by piece, where they can be: for stages and sinks that know them."""
-    from stem_dask.io.parts import in_pieces
-
     return patterns.copy(data=in_pieces(blocks_of(patterns)))
 
 
