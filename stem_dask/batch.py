@@ -1,7 +1,6 @@
 """Several inputs in one command: one after another on one cluster; a failure stops no other, and a table says which."""
 
 import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stem_dask.errors import ConfigError, InterruptedRunError, StemDaskError
 from stem_dask.io.candidate import by
 from stem_dask.options import Config
-from stem_dask.preflight import Prepared, begun, prepare, token
+from stem_dask.preflight import Prepared, begun, is_there, prepare, token
 from stem_dask.run import ProgressLine, advice, run_one, stoppable
 from stem_dask.state import unfinished_token
 from stem_dask.table import Row, lines_of, shortfall, shown, stored_results, table
@@ -182,7 +181,7 @@ class Batch:
             if prepare(kept).complete:
                 dataset.config, dataset.again = kept, dataset.config
                 return True
-        elif any(os.path.lexists(path) for path in prepared.outputs.all()):
+        elif any(is_there(path) for path in prepared.outputs.all()):
             with begun(prepared, restart=self._drops(dataset)):
                 pass
         return False
@@ -226,7 +225,7 @@ class Batch:
                 state = stack.enter_context(begun(prepared, restart=self._drops(dataset)))
                 complete = state.is_complete
             if complete:
-                window = stored_window(dataset.config, prepared.outputs.path)
+                window = stored_window(dataset.config, prepared.outputs.store)
             else:
                 connection, step = self._connect(), self.line.step
                 window = window_of(prepared, state, connection, say=self._brief, progress=step)
@@ -311,7 +310,7 @@ def _another(dataset: Dataset, prepared: Prepared, common: tuple[int, int]) -> C
     """The job that replaces a finished dataset of another size, if there is leave to."""
     if dataset.again is None:
         raise ConfigError(
-            f"{prepared.outputs.path} was cropped to {by(_stored_size(prepared))} px with other inputs, and the common "
+            f"{prepared.outputs.store} was cropped to {by(_stored_size(prepared))} px with other inputs, and the common "
             f"size is {by(common)} px now; add --overwrite to crop these inputs again, or give the former ones"
         )
     return dataset.again

@@ -93,7 +93,7 @@ def check_command(options: argparse.Namespace) -> int:
 
         print("\n".join(describe_job(config, prepared.found, prepared.known)))
         if prepared.complete:
-            print(f"already complete: {prepared.outputs.path}")
+            print(f"already complete: {prepared.outputs.store}")
         return 0
 
     configs = load_configs(options.config, options.overrides)
@@ -192,7 +192,10 @@ def crop_command(options: argparse.Namespace) -> int:
     """Crop one file into one file, with the options and defaults of the earlier script."""
     from stem_dask.errors import ConfigError
     from stem_dask.io.publish import refuse_existing, remove, run_folder
+    from stem_dask.urls import refuse_url
 
+    for name, given in (("--output", options.output), ("--input", options.input)):
+        refuse_url(name, given, "this command works on files here; use stem-dask run")
     output = Path(options.output).absolute()
     if output.suffix not in (".pt", ".hspy", ".zarr"):
         raise ConfigError(

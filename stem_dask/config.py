@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from stem_dask.errors import ConfigError
 from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
+from stem_dask.urls import without_secrets
 
 MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
 MAX_TOKENS = 8000  # words and marks, which take 30 µs each: 1,300 pixels of a mask
@@ -24,7 +25,7 @@ _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
 _CLOSING = ("]", "}", "<block end>")
 _PATHS = (
     "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
-    "cluster.log_directory",
+    "cluster.log_directory", "output.local_folder",
 )  # fmt: skip
 _SHOWN_CHARACTERS = 80
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
@@ -116,7 +117,7 @@ def _only(configs: list[Config]) -> Config:
 
 def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> list[Config]:
     """Validated options of every job, relative paths made absolute."""
-    for text in [overrides] if isinstance(overrides, str) else overrides:
+    for text in without_secrets([overrides] if isinstance(overrides, str) else [*overrides]):
         _override(data, text, places)
     options = to_dict(_validated(data, places))
     for section, key in (dotted.split(".") for dotted in _PATHS):
@@ -239,7 +240,7 @@ def _validated(options: Any, places: dict[str, str]) -> Config:
         # the keys of a section may all be commented out, which makes it null
         options = {k: {} if v is None and k in SECTIONS else v for k, v in options.items()}
     try:
-        config = Config.model_validate(options)
+        config = Config.model_validate(without_secrets(options))
         problems = _contradictions(config)
     except pydantic.ValidationError as error:
         problems = _explained(error, options)
@@ -368,8 +369,7 @@ def _models_in(hint: Any) -> Iterator[type[BaseModel]]:
 
 def _hint(model: type[BaseModel], key: str) -> Any:
     """The type of a key, with its words; None when there is no such key."""
-    fields = model.model_fields.items()
-    names = (name for name, field in fields if (field.alias or name) == key)
+    names = (n for n, field in model.model_fields.items() if (field.alias or n) == key)
     return model.__annotations__.get(next(names, ""))
 
 

@@ -11,6 +11,7 @@ from stem_dask.io.read import Found
 from stem_dask.known import Known
 from stem_dask.options import Config
 from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes
+from stem_dask.preflight import Outputs
 from stem_dask.projection import (
     Shapes,
     disk_need,
@@ -67,15 +68,15 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     need = projected_bytes(memory_of(config, found, slab=slab), math.prod(block), worker)
     has = "" if worker.limit is None else f", which has {size(worker.limit)}"
     disk = disk_need(config, found, n_tasks)
-    folder = Path(config.output.path).parent
+    outputs = Outputs.of(config)
+    folder = Path(outputs.path).parent
     return (
         *table,
         f"reads       {size(n_bytes)}{_times(config, known)}",
         *((f"turns       {size(turned)} first, into a file of this size: the detector is slowest in the input",)
           if turned else ()),
         f"writes      {config.output.path}: {upper}{total} before compression{pieces}",
-        *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{total}"
-          for kind in config.output.export),
+        *(f"exports     {path}: {upper}{total}" for path in outputs.exports),
         f"memory      {size(need)} a worker with {worker.threads} thread{'s' * (worker.threads != 1)}{has}",
         f"disk        {size(disk.least)} to {size(disk.most)} in all, {size(free_bytes(folder))} free in {folder}",
         "nothing was computed",

@@ -9,6 +9,7 @@ import xarray as xr
 
 from stem_dask import engine
 from stem_dask.io.lazy import lazy_array
+from stem_dask.io.objects import zarr_store
 from stem_dask.io.publish import publish, refuse_existing, remove, temporary
 from stem_dask.io.sources import ZarrArray, identity
 from stem_dask.io.store import ABOUT_SOURCE
@@ -16,6 +17,7 @@ from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.target import POSITION_COORDS, Target
+from stem_dask.urls import refuse_url
 
 
 def export(
@@ -71,6 +73,8 @@ def export(
     >>> int(xr.open_zarr(path).patterns.sum())
     384
     """
+    way = "files are written here; into an object store goes the .zarr of a run, as output.path"
+    refuse_url("path", str(path), way)
     path = str(Path(path).absolute())
     patterns = _regular(
         as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
@@ -158,11 +162,11 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     """The patterns of a store, lazy, one block a shard; and its analysis (small arrays), when it has one."""
     import zarr
 
-    root = zarr.open_group(store, mode="r")
+    root = zarr.open_group(zarr_store(store), mode="r")
     array: Any = root["patterns"]
     dims = array.metadata.dimension_names
     with decoded(store, root):
-        described = xr.open_zarr(store, chunks=None)
+        described = xr.open_zarr(zarr_store(store), chunks=None)
     axes = [axis_of(described, dim) for dim in dims]
     source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
@@ -175,7 +179,7 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     if "analysis" not in root:
         return patterns, None
     with decoded(store, root["analysis"]):
-        stored = xr.open_zarr(store, group="analysis", chunks=None)
+        stored = xr.open_zarr(zarr_store(store), group="analysis", chunks=None)
         return patterns, stored.drop_vars("profile", errors="ignore").load()
 
 

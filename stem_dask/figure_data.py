@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stem_dask.figure import FigureData
+from stem_dask.io.objects import zarr_store
 from stem_dask.model import Axis, Window
 from stem_dask.report import summary
 from stem_dask.stages.patterns import axes_of, axis_of
@@ -31,7 +32,9 @@ def figure_data(
     """
     import zarr
 
-    root = zarr.open_group(store, mode="r")  # xarray would open every array of the three groups
+    root = zarr.open_group(
+        zarr_store(store), mode="r"
+    )  # xarray would open every array of the three groups
     axes = axes_of(patterns)
     common: dict[str, Any] = {
         "title": str(root.attrs["title"]),

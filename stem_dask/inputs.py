@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stem_dask.errors import ConfigError
 from stem_dask.options import SYNTHETIC
+from stem_dask.urls import check_path, is_url
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _WAYS = "{stem} (the input's name without its suffix), {name} or {parent} (the folder it is in)"
@@ -35,7 +36,14 @@ def found_inputs(given: str | Sequence[str]) -> list[str]:
 
 
 def _found(text: str) -> list[str]:
-    if text == SYNTHETIC or "://" in text:
+    check_path("input.path", text)
+    if is_url(text):
+        if glob.has_magic(text):
+            raise ConfigError(
+                f"input.path is {text}: globs are for files here; give the URLs one by one, as a list"
+            )
+        return [text.rstrip("/")]
+    if text == SYNTHETIC:
         return [text]
     path = os.path.expanduser(text)
     if not glob.has_magic(path) or os.path.lexists(path):

@@ -178,6 +178,7 @@ class Output(_Section):  # what is written
     overwrite: bool = False
     chunk_mb: Literal["auto"] | Positive = "auto"
     figure: bool = True
+    local_folder: File | None = None  # of a URL: what stays here, default the working directory
 
     @model_validator(mode="before")
     @classmethod

@@ -26,7 +26,7 @@ from stem_dask.passes.writing import (
 )
 from stem_dask.preflight import Prepared, begun, prepare
 from stem_dask.projection import input_bytes
-from stem_dask.results import Outcome, already_complete, exit_code, results_of_run
+from stem_dask.results import Outcome, already_complete, exit_code, results_of_run, stored_bytes
 from stem_dask.state import RunState
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
         results["processing_time"] = time.perf_counter() - started
         report.write_json(job.outputs.results, results)
         job.state.complete({name: results[name] for name in REPORTED})
-    files = {path: report.tree_bytes(path) for path in job.outputs.all()}
+    files = {path: stored_bytes(path) for path in job.outputs.all()}
     lines = report.summary({**results, "files": files})
     return Outcome(exit_code(job.config, results), results, lines)
 
@@ -166,7 +166,7 @@ def _results(
         results["normalization"] = {"method": job.config.output.normalize, **job.constants}
     if job.outputs.figure:
         draw(
-            figure_data(job.outputs.path, patterns, window, results), temporary(job.outputs.figure)
+            figure_data(job.outputs.store, patterns, window, results), temporary(job.outputs.figure)
         )
         publish(job.outputs.figure)
     return results

@@ -10,36 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from stem_dask.config import to_dict
-from stem_dask.errors import ConfigError, OutputExistsError
+from stem_dask.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.io.given import with_given
+from stem_dask.io.objects import at, remove_below
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
-from stem_dask.io.publish import refuse_existing, stem, temporary
+from stem_dask.io.publish import refuse_existing, run_folder, stem, temporary
 from stem_dask.io.read import Found, find
+from stem_dask.io.zarr3 import DOCUMENT, read_document
 from stem_dask.known import Known, beside, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
-from stem_dask.state import RunState, open_state, unfinished_token
+from stem_dask.owner import Owner, owned
+from stem_dask.state import RunState, open_state, unfinished_token, unfinished_url
 from stem_dask.trust import scheduler_address
+from stem_dask.urls import check_path, is_url, refuse_url
 
 #: options that say where and how, not what: they do not change a byte of the store
-_NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure")
+_NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure", "local_folder")
 #: formats whose bytes the layout decides
 _LAYOUT_DECIDES = (".pt",)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of a run, all beside its first: mostly a store, else one file of another format."""
+    """The files of a run, all beside its first: mostly a store, else one file of another format.
+
+    A store in an object store has a ``url``; ``path`` is then where its small parts are built, and what is beside it.
+    """
 
     path: str
     exports: tuple[str, ...]
     results: str
     figure: str | None
     analysis: str | None
+    url: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> "Outputs":
         """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
-        path = config.output.path
+        path, url = config.output.path, None
+        if is_url(path):
+            path, url = (
+                str(Path(config.output.local_folder or ".", Path(path).name).absolute()),
+                path,
+            )
         name = stem(path)
         alone = config.analyze.ahead and beside(path) != path
         return cls(
@@ -48,10 +61,20 @@ class Outputs:
             f"{name}_results.json",
             f"{name}_visualization.png" if config.output.figure else None,
             beside(path) if alone else None,
+            url,
         )
+
+    @property
+    def store(self) -> str:
+        """The first output, where it is when it is complete."""
+        return self.path if self.url is None else self.url
 
     def all(self) -> tuple[str, ...]:
         """Every name."""
+        return (self.store, *self.local()[1:])
+
+    def local(self) -> tuple[str, ...]:
+        """Every name here."""
         more = (name for name in (self.analysis, self.figure) if name is not None)
         return (self.path, *self.exports, self.results, *more)
 
@@ -78,6 +101,7 @@ def prepare(config: Config) -> Prepared:
     check_device(config.device)
     check_scheduler(config.cluster)
     outputs = Outputs.of(config)
+    check_places(config, outputs)
     found = described(config, find_input(config))
     check_planes(config, found)
     source = Path(found.info.path).resolve()
@@ -96,18 +120,38 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.state.open_state`."""
     config, outputs = prepared.config, prepared.outputs
     Path(outputs.path).parent.mkdir(parents=True, exist_ok=True)
-    temporaries = tuple(temporary(path) for path in outputs.all())
+    temporaries = tuple(temporary(path) for path in outputs.local())
     options = _deciding(to_dict(config), contents(config))
     mark = token(config, prepared.found)
-    with open_state(
-        outputs.path,
-        temporaries,
-        mark,
-        options,
-        restart=restart,
-        is_complete=lambda: check_outputs(config, outputs, mark),
-    ) as state:
-        yield state
+    elsewhere = contextlib.ExitStack()  # the hold on an output that other machines see
+    owners: list[Owner] = []
+
+    def is_complete() -> bool:
+        if outputs.url is not None:
+            owners.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
+        return check_outputs(config, outputs, mark)
+
+    state_of = open_state(
+        outputs.path, temporaries, mark, options, restart=restart, is_complete=is_complete
+    )
+    try:
+        with state_of as state, elsewhere:  # ends before the lock here does
+            if owners:
+                state.still_ours = owners[0].check
+            yield state
+    except BaseException:
+        if outputs.url is not None and unfinished_token(outputs.path) is None:
+            _remove_rest(outputs.url)
+        raise
+    finally:
+        elsewhere.close()
+
+
+def _remove_rest(url: str) -> None:
+    """Shards of a run that failed and left nothing to go on with; a complete output stays."""
+    with contextlib.suppress(StemDaskError):  # the first error is told
+        if not at(url, DOCUMENT).is_file():
+            remove_below(url)
 
 
 def find_input(config: Config) -> Found:
@@ -127,7 +171,7 @@ def find_input(config: Config) -> Found:
     if path == SYNTHETIC:
         from stem_dask.synthetic import write_dataset
 
-        path = str(Path(config.output.path).absolute().parent / "synthetic.dm4")
+        path = str(Path(Outputs.of(config).path).absolute().parent / "synthetic.dm4")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not Path(path).exists():
             write_dataset(path)
@@ -155,6 +199,38 @@ def described(config: Config, found: Found) -> Found:
     return with_given(
         found, calibration, options.beam_energy_kv, options.scan_roi, options.scan_step
     )
+
+
+def check_places(config: Config, outputs: Outputs) -> None:
+    """Refuse what cannot be done with a URL.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for key in KEYS:
+        refuse_url(
+            f"input.{key}", getattr(config.input, key), "it is read from a file here; copy it"
+        )
+    for key, path in (("output.path", outputs.store), ("analyze.from", config.analyze.known)):
+        check_path(key, path)
+    source, url = config.input.path, outputs.url
+    check_path("input.path", source)
+    if url is None:
+        if config.output.local_folder is not None:
+            raise ConfigError(
+                f"output.local_folder is {config.output.local_folder}, which is for an output.path that is a URL, and it is "
+                f"{outputs.path}; leave it out"
+            )
+        return
+    if Path(url).suffix != ".zarr":
+        raise ConfigError(
+            f"output.path is {url}: into an object store only .zarr is written; write the file here, and copy it there"
+        )
+    if is_url(source) and (f"{source}/".startswith(f"{url}/") or url.startswith(f"{source}/")):
+        raise ConfigError(
+            f"the output {url} would replace the input {source}; choose another output.path"
+        )
 
 
 def check_device(device: str) -> str:
@@ -202,22 +278,46 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
     """
     if config.output.overwrite or unfinished_token(outputs.path) == mark:
         return False
-    if not os.path.lexists(outputs.path):
+    if not _output_is_there(outputs):
         for path in outputs.all():
             refuse_existing(path, overwrite=False)
         return False
     attrs = _about(outputs)
-    missing = [Path(path).name for path in outputs.all() if not Path(path).exists()]
+    missing = [Path(path).name for path in outputs.all() if not is_there(path)]
     if attrs.get("token") == mark and not missing:
         return True
+    when = "replace it when the new one is complete"
+    if outputs.url is not None:
+        when = "replace it; it ends as soon as the first shard of the new one is written"
+        if not attrs:
+            raise OutputExistsError(
+                f"{outputs.url} holds objects and is no finished output: they are of something else, or of a run that did "
+                f"not end and has its folder elsewhere (output.local_folder). Choose another output.path, go on with that "
+                "run, or set output.overwrite=true to remove them"
+            )
     raise OutputExistsError(
-        f"{outputs.path} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
-        "output.overwrite=true to replace it when the new one is complete"
+        f"{outputs.store} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
+        f"output.overwrite=true to {when}"
     )
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a file, a folder, or anything below a URL."""
+    return bool(at(path).exists()) if is_url(path) else os.path.lexists(path)
+
+
+def _output_is_there(outputs: Outputs) -> bool:
+    """Whether the first output is; shards of an unfinished run of ours are none."""
+    if outputs.url is None or unfinished_url(outputs.path) != outputs.url:
+        return is_there(outputs.store)
+    return bool(at(outputs.url, DOCUMENT).is_file())
 
 
 def _about(outputs: Outputs) -> dict[str, Any]:
     """What an existing output says of the run that made it: a store in its attributes, any other in results.json."""
+    if outputs.url is not None:
+        attrs = (read_document(outputs.url) or {}).get("attributes", {})
+        return attrs if isinstance(attrs, dict) else {}
     import zarr
 
     try:
@@ -254,6 +354,8 @@ def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
     for key in _NOT_DECIDING:
         if key != "layout" or suffix not in _LAYOUT_DECIDES:
             kept["output"].pop(key, None)
+    if is_url(options["output"]["path"]):
+        kept["output"]["url"] = options["output"]["path"]
     kept["analyze"].pop("ingest")
     if suffix != ".zarr":
         kept["output"]["format"] = suffix

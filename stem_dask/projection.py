@@ -39,6 +39,7 @@ from stem_dask.plan import (
     turn_footprint,
 )
 from stem_dask.report import size, tree_bytes
+from stem_dask.urls import is_url
 
 _logger = logging.getLogger("stem_dask")
 
@@ -130,7 +131,8 @@ def memory_of(
 
 def _waiting(config: Config, what: Shapes) -> int:
     """Bytes of one pattern that a task keeps until all of its block are there: encoded chunks, and the same as one file."""
-    return 2 * what.out_bytes * (Path(config.output.path).suffix in (".hspy", ".h5"))
+    joined = is_url(config.output.path) or Path(config.output.path).suffix in (".hspy", ".h5")
+    return 2 * what.out_bytes * joined
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:
@@ -251,7 +253,8 @@ def disk_need(
         most += n * math.prod(what.detector) * what.patterns.itemsize
     if config.output.normalize != "none":
         most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
-    for kind in (Path(config.output.path).suffix[1:], *config.output.export):
+    here = [] if is_url(config.output.path) else [Path(config.output.path).suffix[1:]]
+    for kind in (*here, *config.output.export):
         most += FILE_TAKES[kind] * patterns
         least += patterns * what.known * (kind == "npy")
         if kind == "pt":

@@ -1,6 +1,8 @@
 """Workers load what tasks need before the first block: code and compiled kernels take longer than a block does."""
 
 import contextlib
+import socket
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ import stem_dask.stages.crop
 import stem_dask.stages.summary
 import stem_dask.stages.validate  # noqa: F401
 from stem_dask.engine import KILLED
-from stem_dask.errors import WorkerLostError
+from stem_dask.errors import SourceError, StemDaskError, WorkerLostError
 from stem_dask.io.codec import blosc_bytes
+from stem_dask.io.objects import below
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
@@ -51,6 +54,44 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
     for call in calls:
         if call.status == "error" and isinstance(call.exception(), KilledWorker):
             raise WorkerLostError(KILLED) from call.exception()
+
+
+def reach(client: Any, urls: Sequence[str]) -> None:
+    """Have the workers look into the object stores of a job: their environment is their own.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`, or None for threads of this process, whose access was seen before
+    urls : of the input and the output
+
+    Raises
+    ------
+    SourceError
+        When one of them cannot; names it, and why.
+    """
+    if client is None or not urls:
+        return
+    from distributed import wait
+
+    calls = [client.submit(unreached, tuple(urls), pure=False) for _ in client.nthreads()]
+    with contextlib.suppress(TimeoutError):
+        wait(calls, timeout=LONGEST_SECONDS)
+    for call in calls:
+        if call.status == "finished" and (why := call.result()):
+            raise SourceError(
+                f"a worker on {why[0]} cannot reach the data: {why[1]}. Start workers with the environment that this "
+                "command has: the variables AWS_*, or the files of AWS_PROFILE"
+            )
+
+
+def unreached(urls: Sequence[str]) -> tuple[str, str] | None:
+    """Name of this machine, and why it cannot list what is in an object store; None when it can."""
+    try:
+        for url in urls:
+            next(below(url), None)
+    except StemDaskError as error:
+        return socket.gethostname(), str(error)
+    return None
 
 
 def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:

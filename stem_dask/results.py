@@ -11,6 +11,7 @@ import xarray as xr
 
 from stem_dask import report
 from stem_dask.config import to_dict
+from stem_dask.io.objects import below, zarr_store
 from stem_dask.model import Window
 from stem_dask.options import Config
 from stem_dask.preflight import Outputs, Prepared, contents, n_quarantined, token
@@ -19,6 +20,7 @@ from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
 from stem_dask.stages.window import choose_window
+from stem_dask.urls import is_url
 
 #: targets that the verdict offers when little was gained
 OTHER_TARGETS = (0.95, 0.9)
@@ -39,7 +41,7 @@ def already_complete(outputs: Outputs) -> Outcome:
     """There is nothing to do."""
     n = n_quarantined(outputs)
     missing = f", without {n:,} patterns that could not be read" if n else ""
-    return Outcome(7 if n else 0, {}, (f"already complete: {outputs.path}{missing}",))
+    return Outcome(7 if n else 0, {}, (f"already complete: {outputs.store}{missing}",))
 
 
 def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def results_of_run(
     shape = out.shape[-2:] if window is None else window.shape
     n_patterns = math.prod(lead_shape(out))
     found = report.results_of(known, statistics, patterns.shape[-2:], shape, n_patterns, window)
-    path = prepared.outputs.path
+    path = prepared.outputs.store
     made = {} if path.endswith(".zarr") else _made(prepared)
     return (
         found
@@ -109,7 +111,7 @@ def results_of_run(
                 "dtype": str(prepared.found.source.dtype),
                 "notes": info.notes,
             },
-            "sizes": report.sizes(input_bytes(prepared.found), out.nbytes, report.tree_bytes(path)),
+            "sizes": report.sizes(input_bytes(prepared.found), out.nbytes, stored_bytes(path)),
             "hot_pixels": {
                 "number": len(hot),
                 "positions": hot[: report.MAX_HOT],
@@ -120,6 +122,13 @@ def results_of_run(
             else verdict(config, path, known, window),
         }
     )
+
+
+def stored_bytes(path: str) -> int:
+    """Bytes of a file, of all files below a folder, or of all objects below a URL."""
+    if is_url(path):
+        return sum(status.st_size for _, status in below(path))
+    return report.tree_bytes(path)
 
 
 def _made(prepared: Prepared) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def verdict(config: Config, store: str, known: xr.Dataset, window: Window) -> li
     if not report.gained_little(window, known):
         return []
     options = config.crop.model_dump(exclude={"enabled", "size", "window"})
-    stored = xr.open_zarr(store, group="analysis", chunks=None)
+    stored = xr.open_zarr(zarr_store(store), group="analysis", chunks=None)
     first, rows = lead_dims(stored)[0], stored["profile"].encoding["chunks"][0]
     together = math.ceil(stored.sizes[first] / VERDICT_TASKS / rows) * rows
     stored = stored.chunk({**dict.fromkeys(stored.dims, -1), first: together})

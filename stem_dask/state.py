@@ -26,6 +26,8 @@ class RunState:
         self.journal = Journal(folder / "journal")
         self.resumable = True
         self.is_complete = False
+        #: raises when another run has taken the output over, which only one in an object store can be
+        self.still_ours: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def nothing_to_go_on_with(self) -> Iterator[None]:
@@ -162,6 +164,13 @@ def unfinished_token(store: str) -> str | None:
     """Token of an unfinished run of this output, if there is one."""
     before = _read(Path(run_folder(store)) / "run.json")
     return None if before is None or before.get("complete") else str(before.get("token"))
+
+
+def unfinished_url(store: str) -> str | None:
+    """Where in an object store an unfinished run writes that has its folder beside this name."""
+    before = _read(Path(run_folder(store)) / "run.json") or {}
+    output = before.get("options", {}).get("output", {})
+    return None if before.get("complete") else output.get("url")
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

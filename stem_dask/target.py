@@ -19,6 +19,7 @@ from stem_dask.io.codec import CODECS, LARGEST_CHUNK
 from stem_dask.io.hdf5 import Hdf5Sink
 from stem_dask.io.metadata import hdf5_tree
 from stem_dask.io.npy import NpySink
+from stem_dask.io.object_sink import ObjectStoreSink
 from stem_dask.io.pt import PtSink, layout_shape, signed_dtype
 from stem_dask.io.publish import temporary
 from stem_dask.io.spool import SpoolSink
@@ -74,6 +75,7 @@ class Target:
     codec : one of `stem_dask.io.codec.CODECS`
     rechunk : chunks of whole patterns of about 1 MiB; False makes one chunk of each block
     folder : where blocks wait until they are joined; default ``PATH.incomplete.blocks``
+    url : of a store in an object store: its shards go there, the rest is built here; see `stem_dask.io.object_sink`
 
     Raises
     ------
@@ -101,6 +103,7 @@ class Target:
     codec: str = "auto"
     rechunk: bool = True
     folder: str = ""
+    url: str = ""
 
     def __post_init__(self) -> None:
         if self.suffix not in FORMATS:
@@ -248,7 +251,8 @@ def _zarr_sink(target: Target) -> engine.Sink:
     _, shards = store_chunks(patterns, target.rechunk)
     dims = tuple(map(str, patterns.dims))
     dtype = str(target.dtype)
-    return StoreSink(target.built, patterns.shape, dtype, dims, chunks, shards, target.codec)
+    options = (target.built, patterns.shape, dtype, dims, chunks, shards, target.codec)
+    return ObjectStoreSink(*options, target.url) if target.url else StoreSink(*options)
 
 
 def _zarr_finish(

@@ -1,9 +1,17 @@
 """Fixtures that several test files share."""
 
 import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -34,6 +42,56 @@ def _any_port() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("stem_dask.cluster._dashboard_port", lambda: 0)
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of a server on this machine that speaks S3."""
+    pytest.importorskip("obstore", reason="the package obstore is not installed (extra test)")
+    for name in ("moto", "flask", "flask_cors"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"the package {name} is not installed (extra test)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert server.poll() is None, "the server of moto ended"
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+#: no message, log or file may hold it
+SECRET = "canary/of+a-secret-key"
+
+
+@pytest.fixture
+def bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new bucket, with credentials in the environment and nothing else there."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "canary-key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"b{uuid4().hex}"
+    request = urllib.request.Request(f"{s3_server}/{name}", method="PUT")
+    with urllib.request.urlopen(request) as answer:
+        assert answer.status == 200
+    return f"s3://{name}"
 
 
 @pytest.fixture

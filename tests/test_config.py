@@ -106,6 +106,7 @@ def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
             "overwrite": False,
             "chunk_mb": "auto",
             "figure": True,
+            "local_folder": None,
         },
         "cluster": {
             "kind": "auto",

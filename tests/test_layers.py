@@ -13,10 +13,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: lowest first; a module may import from its own floor and from those below
 FLOORS = [
-    {"errors", "model", "config", "options", "inputs"},
+    {"errors", "model", "config", "options", "inputs", "urls"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation",
+    {"engine", "grid", "cluster", "journal", "lock", "owner", "state", "trust", "rehearsal", "allocation",
      "limits", "slurm", "tunnel", "versions"},
     {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results",
      "tally",
@@ -27,7 +27,7 @@ FLOORS = [
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
     "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
-    "imagecodecs", "dask_jobqueue", "fcntl", "resource", "pwd", "grp",
+    "imagecodecs", "dask_jobqueue", "obstore", "fcntl", "resource", "pwd", "grp",
 }  # fmt: skip
 #: loaded on every worker: what they need there is a second and 60 MB less without these at module level
 ON_WORKERS = FLOORS[1] | FLOORS[2] | FLOORS[3]

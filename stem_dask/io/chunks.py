@@ -5,6 +5,7 @@ zarr reads a missing chunk file as its fill value, whether it was never written 
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import SourceError
+from stem_dask.errors import SourceError, StemDaskError
 from stem_dask.io.claims import refuse_outside
 from stem_dask.io.damage import one_line, told
+from stem_dask.io.objects import at, below, zarr_store
 from stem_dask.io.verify import chunk_path
+from stem_dask.urls import is_url
 
 #: chunk files of so many bytes, decoded, are read one after another
 _LARGE = 2**20
@@ -63,6 +66,8 @@ def check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zer
         out of the store.
     """
     lost, n = [], 0
+    if is_url(store):  # told when it is read: a question for each would double the requests
+        return
     for path, _ in files_of(store, name, array, part):
         n += 1
         refuse_outside(store, path)
@@ -93,6 +98,8 @@ def undecodable(
     for path, region in files_of(store, name, array, part):
         try:
             array[region]
+        except StemDaskError:
+            raise
         except Exception as error:  # each codec has its own
             return path, error
     return None
@@ -105,8 +112,8 @@ def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | N
     """
     sizes = array.shards or array.chunks
     counts = [math.ceil(n / size) for n, size in zip(array.shape, sizes, strict=True)]
-    n, there, folder = math.prod(counts), 0, Path(store, name)
-    for key in _keys(folder, (), len(counts)) if folder.is_dir() else ():
+    n, there = math.prod(counts), 0
+    for key in _places_there(store, name, len(counts)):
         there += len(key) == len(counts) and all(map(int.__lt__, key, counts))
     first = None
     if there < n:
@@ -126,6 +133,18 @@ def missing_note(store: str, name: str, *, zero: bool) -> str | None:
     if zero:
         return f"{words}; they read as {filling(array)}"
     return f"{words}; reading what they held is refused, unless input.missing_chunks=zero"
+
+
+def _places_there(store: str, name: str, n_axes: int) -> Iterator[tuple[int, ...]]:
+    """Places of the chunk files of an array."""
+    folder = at(store, name)
+    if not is_url(store):
+        yield from _keys(folder, (), n_axes) if folder.is_dir() else ()
+        return
+    for key, _ in below(str(folder)):
+        words = re.split("[./]", key.removeprefix("c/").removeprefix("c."))
+        if all(word.isdecimal() for word in words):
+            yield tuple(map(int, words))
 
 
 def _keys(folder: Path, above: tuple[int, ...], n_axes: int) -> Iterator[tuple[int, ...]]:
@@ -155,7 +174,7 @@ def expect_codecs_of_numcodecs() -> None:
     warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
 
 
-def _opened(store: str, name: str) -> Any:
+def _opened(store: str, name: str, *, whole: bool = False) -> Any:
     import zarr
 
     from stem_dask.io.careful_blosc import use
@@ -163,7 +182,7 @@ def _opened(store: str, name: str) -> Any:
     use()
     expect_codecs_of_numcodecs()
     with told(f"{store}: array {name or '/'} cannot be opened", retried=True):
-        return zarr.open_array(store, path=name, mode="r")
+        return zarr.open_array(zarr_store(store, whole=whole), path=name, mode="r")
 
 
 def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> NDArray:
@@ -180,13 +199,13 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
     SourceError
         When the array cannot be opened, or a chunk file is missing, outside of the store, or cannot be decoded; names it.
     """
-    array = _opened(store, name)
+    array = _opened(store, name, whole=not zero)
     check_there(store, name, array, part, zero=zero)
     try:
         if math.prod(array.shards or array.chunks) * array.dtype.itemsize >= _LARGE:
             return _one_by_one(store, name, array, part)
         return np.ascontiguousarray(array[tuple(part)])  # format 2 knows Fortran order
-    except MemoryError:
+    except (MemoryError, StemDaskError):
         raise
     except Exception as error:  # each codec has its own
         if isinstance(error, OSError) and error.errno is not None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import by
+from stem_dask.io.objects import ObjectPath, below
 from stem_dask.io.sources import Source
+from stem_dask.urls import is_url
 
 #: no file is this large; chunks that were never written may make one say so
 _MOST_BYTES = 10**14
@@ -47,6 +49,9 @@ def refuse_impossible(path: str, name: str, source: Source) -> None:
 
 def _sizes(path: str) -> Iterator[int]:
     """Bytes of a file, or of each file of a store."""
+    if is_url(path):
+        yield from (status.st_size for _, status in below(path))
+        return
     if not os.path.isdir(path):
         yield os.stat(path).st_size
     for folder, _, names in os.walk(path):
@@ -54,7 +59,7 @@ def _sizes(path: str) -> Iterator[int]:
             yield os.lstat(os.path.join(folder, name)).st_size
 
 
-def refuse_outside(store: str, path: Path) -> None:
+def refuse_outside(store: str, path: Path | ObjectPath) -> None:
     """A link inside of a store must not lead out of it: what it points to was not written with the store.
 
     Raises
@@ -62,6 +67,8 @@ def refuse_outside(store: str, path: Path) -> None:
     SourceError
         When the path is, or lies behind, a link to another place.
     """
+    if isinstance(path, ObjectPath):  # they know no links
+        return
     real, home = os.path.realpath(path), os.path.realpath(store)
     if os.path.commonpath([real, home]) != home:
         raise SourceError(

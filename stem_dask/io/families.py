@@ -14,10 +14,12 @@ import numpy as np
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, scan_axes
 from stem_dask.io.damage import one_line, told
+from stem_dask.io.objects import at
 from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
 from stem_dask.io.trees import ZARR_ROOTS
 from stem_dask.model import Axis
+from stem_dask.urls import is_url
 
 
 def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
@@ -55,6 +57,9 @@ def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
 
 
 def _check_name(name: str, suffix: str) -> None:
+    if is_url(name):
+        _check_url(name, suffix)
+        return
     path = Path(name)
     if suffix not in READERS:
         content = recognise(path) if path.is_file() else None
@@ -92,6 +97,18 @@ def _check_name(name: str, suffix: str) -> None:
         )
 
 
+def _check_url(name: str, suffix: str) -> None:
+    if suffix != ".zarr":
+        raise SourceError(
+            f"{name}: from an object store only .zarr is read; copy the file here first, for example with aws s3 cp, and "
+            "convert it into the store: stem-dask convert --input FILE --output s3://BUCKET/NAME.zarr"
+        )
+    if not at(name).is_dir():
+        raise SourceError(
+            f"{name}: there is nothing of this name in the object store; check input.path and AWS_ENDPOINT_URL"
+        )
+
+
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),
@@ -124,12 +141,12 @@ def recognise(path: Path) -> tuple[str, tuple[str, ...]] | None:
     """
     with open(path, "rb") as file:
         start = file.read(256)
-    for at, magic, kind, suffixes in _MAGIC:
-        if start[at : at + len(magic)] != magic:
+    for place, magic, kind, suffixes in _MAGIC:
+        if start[place : place + len(magic)] != magic:
             continue
         if "Gatan" in kind:  # few bytes, so the byte order, 0 or 1, is asked too
-            at = 8 if magic[-1] == 3 else 12
-            if start[at : at + 4] not in (b"\0\0\0\0", b"\0\0\0\1"):
+            order = 8 if magic[-1] == 3 else 12
+            if start[order : order + 4] not in (b"\0\0\0\0", b"\0\0\0\1"):
                 continue
         return kind, suffixes
     return None

@@ -21,6 +21,7 @@ from stem_dask.plan import lead_chunks
 from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
 from stem_dask.stages.patterns import as_patterns, lead_dims
+from stem_dask.urls import is_url
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -119,7 +120,8 @@ def open_patterns(
 
     Parameters
     ----------
-    path : a file of a kind in `stem_dask.io.families.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy
+    path : a file of a kind in `stem_dask.io.families.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy, or a .zarr
+        in an object store, s3://bucket/NAME.zarr
     dataset : name or number of the array, when the file holds several
     scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not say its own
     scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file says
@@ -158,7 +160,7 @@ def open_patterns(
     ('scan_y', 'scan_x', 'ky', 'kx')
     """
     found = find(
-        Path(path).absolute(),
+        path if is_url(path) else Path(path).absolute(),
         dataset=dataset,
         scan_shape=scan_shape,
         scan_order=scan_order,

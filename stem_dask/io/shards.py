@@ -7,7 +7,7 @@ the whole shard three times over, and its tasks wait for one thread of the proce
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from uuid import uuid4
@@ -46,29 +46,42 @@ def write_shard(
     -------
     CRC-32 and length of the file
     """
-    counts = [whole // part for whole, part in zip(shard, chunks, strict=True)][: len(region)]
-    strides = [prod(counts[i + 1 :]) for i in range(len(counts))]
-    first, step = [part.start for part in region], chunks[: len(region)]
-    places = np.full((prod(counts), 2), _MISSING, "<u8")
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     crc = n_bytes = 0
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb", buffering=0) as file:
-                for origin, chunk in whole_chunks(block, region, chunks):
-                    inside = zip(origin, first, step, strides, strict=False)
-                    place = sum((at - start) // size * n for at, start, size, n in inside)
-                    content = encoded(chunk, codec)
-                    places[place] = n_bytes, len(content)
+                for content in shard_pieces(block, region, chunks, shard, codec):
                     crc, n_bytes = _appended(file, content, crc), n_bytes + len(content)
-                index = checked(places.tobytes())
-                crc, n_bytes = _appended(file, index, crc), n_bytes + len(index)
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     return crc, n_bytes
+
+
+def shard_pieces(
+    block: NDArray | InPieces,
+    region: Region,
+    chunks: Sequence[int],
+    shard: Sequence[int],
+    codec: str,
+) -> Iterator[bytes]:
+    """The bytes of a shard one after another: its encoded chunks as they come, and the index; see `write_shard`."""
+    counts = [whole // part for whole, part in zip(shard, chunks, strict=True)][: len(region)]
+    strides = [prod(counts[i + 1 :]) for i in range(len(counts))]
+    first, step = [part.start for part in region], chunks[: len(region)]
+    places = np.full((prod(counts), 2), _MISSING, "<u8")
+    n_bytes = 0
+    for origin, chunk in whole_chunks(block, region, chunks):
+        inside = zip(origin, first, step, strides, strict=False)
+        place = sum((at - start) // size * n for at, start, size, n in inside)
+        content = encoded(chunk, codec)
+        places[place] = n_bytes, len(content)
+        n_bytes += len(content)
+        yield content
+    yield checked(places.tobytes())
 
 
 def _appended(file: object, content: bytes, crc: int) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.damage import told
+from stem_dask.io.objects import at
 from stem_dask.io.publish import named
 from stem_dask.kernels.turn import patterns_first
 
@@ -282,11 +283,11 @@ def identity(path: str, *more: str) -> tuple[str, int, int]:
 
     With ``more`` files that belong to it, size and time are sums: when one of them changes, they do.
     """
-    file = Path(path)
+    file = at(path)
     if file.is_dir():
         roots = [file / name for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata")]
         file = next((root for root in roots if root.exists()), file)
-    stats = [file.stat(), *(Path(one).stat() for one in more)]
+    stats = [file.stat(), *(at(one).stat() for one in more)]
     return (str(path), sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats))
 
 

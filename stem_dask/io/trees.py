@@ -18,8 +18,10 @@ from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import refuse_outside
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.hdf5_metadata import attributes_of
+from stem_dask.io.objects import at, zarr_store
 from stem_dask.io.sources import Hdf5Dataset, ZarrArray
 from stem_dask.model import Axis
+from stem_dask.urls import is_url
 
 #: what makes a folder a zarr store, or a part of one
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
@@ -195,10 +197,12 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"):
         for name in ZARR_ROOTS:
-            refuse_outside(path, Path(path, name))
-        root = zarr.open(path, mode="r")
+            refuse_outside(path, at(path, name))
+        root = zarr.open(zarr_store(path), mode="r")
         if isinstance(root, zarr.Array):
             return [_zarr_array(path, "", root, None)]
+        if is_url(path):
+            return _arrays_below(path, root)
         found = list(_arrays(path, "", 0))
         known = ours.of_zarr(path, dict(root.attrs), dict(found))
         least = 2 if known is None else 3  # beside our patterns lie their positions
@@ -209,6 +213,23 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             for name, array in found
             if array.ndim >= least
         ]
+
+
+def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
+    """Of a store whose documents are one (consolidated): each of them would be a request, or more."""
+    from zarr import Array
+
+    members = root.members(max_depth=None if root.metadata.consolidated_metadata else 0)
+    arrays = {name: array for name, array in members if isinstance(array, Array)}
+    known = ours.of_zarr(path, dict(root.attrs), arrays)
+    least = 2 if known is None else 3
+    first = {name: array for name, array in arrays.items() if "/" not in name}
+    chosen = first if any(array.ndim in (3, 4) for array in first.values()) else arrays
+    return [
+        {**_zarr_array(path, name, array, root), **(known or {} if name == "patterns" else {})}
+        for name, array in sorted(chosen.items())
+        if array.ndim >= least
+    ]
 
 
 def _told_of(path: str, name: str, array: Any, ours_say: dict[str, Any] | None) -> dict[str, Any]:

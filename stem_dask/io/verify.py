@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stem_dask.errors import SourceError
+from stem_dask.errors import SourceError, StemDaskError
+from stem_dask.io.objects import at, zarr_store
 
 
 def damaged_chunks(store: str) -> Iterator[str]:
@@ -24,8 +25,10 @@ def damaged_chunks(store: str) -> Iterator[str]:
 
     use()
     try:
-        root = zarr.open_group(store, mode="r")
+        root = zarr.open_group(zarr_store(store), mode="r")
         members = sorted(root.members(max_depth=None))
+    except StemDaskError:
+        raise
     except Exception as error:  # zarr raises many kinds for a damaged store
         raise SourceError(f"{store}: not a readable zarr store: {error}") from error
     for name, array in members:
@@ -37,6 +40,8 @@ def damaged_chunks(store: str) -> Iterator[str]:
                     continue
                 try:
                     array[region]
+                except StemDaskError:
+                    raise
                 except Exception as error:  # each codec has its own
                     yield f"{path} cannot be decoded ({error})"
 
@@ -82,9 +87,12 @@ def decoded(store: str, group: Any) -> Iterator[None]:
         ) from error
 
 
-def _lost(path: Path) -> bool:
+def _lost(path: Any) -> bool:
     """Not there, or of no length, as after a power cut: zarr reads zeros for both."""
-    return not path.exists() or path.stat().st_size == 0
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def chunk_files(array: Any) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
@@ -95,6 +103,6 @@ def chunk_files(array: Any) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]
         yield place, tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, sizes, strict=True))
 
 
-def chunk_path(store: str, name: str, array: Any, place: Sequence[int]) -> Path:
-    """File of a chunk in a format 3 store."""
-    return Path(store, name, array.metadata.encode_chunk_key(tuple(place)))
+def chunk_path(store: str, name: str, array: Any, place: Sequence[int]) -> Any:
+    """File, or object, of a chunk."""
+    return at(store, name, array.metadata.encode_chunk_key(tuple(place)))

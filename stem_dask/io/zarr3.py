@@ -16,7 +16,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.errors import StemDaskError
 from stem_dask.io.codec import LEVELS, blosc_bytes, shuffle_of
+from stem_dask.io.objects import at
 from stem_dask.io.publish import named, remove
 
 #: what ``auto`` is here
@@ -131,7 +133,9 @@ def checked(content: bytes) -> bytes:
 def read_document(folder: str | Path) -> dict[str, Any] | None:
     """What a folder says of itself; None when it is no node of a store, or a torn one."""
     try:
-        found = json.loads(Path(folder, DOCUMENT).read_bytes())
+        found = json.loads(at(folder, DOCUMENT).read_bytes())
+    except StemDaskError:  # of an object store
+        raise
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

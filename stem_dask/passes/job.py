@@ -29,12 +29,13 @@ from stem_dask.projection import (
     input_bytes,
     memory_of,
 )
-from stem_dask.rehearsal import rehearse
+from stem_dask.rehearsal import reach, rehearse
 from stem_dask.stages.mask import apply_mask, read_mask
 from stem_dask.stages.patterns import blank, lead_dims, lead_shape
 from stem_dask.state import RunState
 from stem_dask.tally import Tally
 from stem_dask.turn import needed_turn
+from stem_dask.urls import is_url
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class Job:
             metric=config.analyze.radius_metric if analyzes else None,
             bins=config.downsample.factor > 1 and config.downsample.method == "bin",
         )
+        places = (self.prepared.found.info.path, self.outputs.store)
+        reach(self.connection.client, [place for place in places if is_url(place)])
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
         """The lazy input, turned where it must be, corrected and without its bad pixels."""
@@ -172,7 +175,7 @@ class Job:
         shape = None if window is None else window.shape
         n_blocks = math.prod(patterns.data.numblocks)
         need = disk_need(self.config, self.prepared.found, n_blocks, shape)
-        paths = self.outputs.all()
+        paths = self.outputs.local()
         # an older output that is replaced takes room of its own until the new one is complete
         ours = [path for path in paths if not self.state.is_older(path)]
         names = (self.folder, *map(temporary, paths), *ours)

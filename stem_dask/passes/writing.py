@@ -1,6 +1,7 @@
 """The pass that writes: every block of the output to its place, then what is known of the patterns beside it."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from stem_dask import report
 from stem_dask.exports import export_from_store, export_job
-from stem_dask.io.publish import publish, temporary
+from stem_dask.io.object_sink import publish_objects
+from stem_dask.io.objects import at
+from stem_dask.io.publish import publish, remove, temporary
 from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     empty_store,
@@ -20,6 +23,7 @@ from stem_dask.io.store import (
     write_dataset,
     write_profiles,
 )
+from stem_dask.io.zarr3 import DOCUMENT
 from stem_dask.model import Window
 from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pixels
 from stem_dask.passes.job import Job
@@ -115,7 +119,7 @@ def _written(
 
     ``found`` and ``window`` are of a crop; ``source`` are the patterns that are analyzed on the way.
     """
-    path, output = job.outputs.path, job.config.output
+    output = job.config.output
     with job.state.nothing_to_go_on_with():
         out = cast(small, output.dtype)
         target = _target(job, out)
@@ -126,7 +130,7 @@ def _written(
         spare |= {"statistics": block_statistics(flowing(other)), **instead[1]}
     outputs = {**target.outputs(), "statistics": block_statistics(flowing(out)), **beside}
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
-    published = job.state.published(path, stage, n_blocks)
+    published = _is_published(job, stage, n_blocks)
     # what the spool holds may be damaged also when the output has its name
     sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
     job.compute(stage, outputs, spare, out, sink)
@@ -141,10 +145,31 @@ def _written(
         written = replace(written, known=Analyzed(source, analysis, spool))
     if not published:
         _finish(job, target, written)
-        publish(path, drop=job.outputs.results)
+        _publish(job)
     if job.outputs.analysis is not None:
         _write_analysis_alone(job, job.outputs.analysis, written)
     return written
+
+
+def _is_published(job: Job, stage: str, n_blocks: int) -> bool:
+    """Whether the output of a run that goes on is complete already."""
+    path, url = job.outputs.path, job.outputs.url
+    if url is None:
+        return job.state.published(path, stage, n_blocks)
+    noted = len(job.state.journal.records(stage)) == n_blocks
+    # the older output's document went before the first block was written
+    return noted and not os.path.lexists(temporary(path)) and bool(at(url, DOCUMENT).is_file())
+
+
+def _publish(job: Job) -> None:
+    """Have the output appear under its name."""
+    path, url = job.outputs.path, job.outputs.url
+    if url is None:
+        publish(path, drop=job.outputs.results)
+        return
+    job.state.still_ours()
+    remove(job.outputs.results)
+    publish_objects(temporary(path), url)
 
 
 def _target(job: Job, out: xr.DataArray) -> Target:
@@ -162,6 +187,7 @@ def _target(job: Job, out: xr.DataArray) -> Target:
         codec=output.codec,
         rechunk=output.rechunk,
         folder=f"{job.folder}/chunks",
+        url=job.outputs.url or "",
     )
 
 
@@ -228,7 +254,7 @@ def write_export(job: Job, path: str, n_blocks: int) -> None:
     name = export_job(path, output.layout, codec, output.rechunk)
     if not job.state.published(path, name, n_blocks):
         job.warnings += export_from_store(
-            job.outputs.path,
+            job.outputs.store,
             path,
             layout=output.layout,
             codec=codec,

@@ -1,0 +1,305 @@
+"""Objects in a store that speaks S3: the only module that knows the protocol's library (obstore), and what its errors mean.
+
+Nothing that the library says reaches a message as it is: its texts hold addresses, keys' names and answers of the server.
+"""
+
+import errno
+import os
+import re
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from stem_dask.errors import ConfigError, SourceError, StemDaskError, StoreError
+from stem_dask.io.object_access import opened
+from stem_dask.urls import is_url, split_url
+
+T = TypeVar("T")
+
+#: an object of more bytes is sent in parts of so many, of which so many are under way at once
+PART_BYTES, PARTS_AT_ONCE = 8 * 2**20, 4
+#: objects that one request removes or a page of a listing holds
+PAGE = 1000
+_CODE = re.compile(r"<Code>([A-Za-z]{3,40})</Code>")
+_STATUS = re.compile(r"status code: ([1-5][0-9]{2})\b")
+_REFUSED = {
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthFailure",
+}  # fmt: skip
+_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a store says of an object: bytes, its mark (ETag), and when it was written, with the names of `os.stat`."""
+
+    st_size: int
+    etag: str
+    st_mtime_ns: int
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """A place in an object store, with what those who read a zarr store ask of a `pathlib.Path`.
+
+    Examples
+    --------
+    >>> folder = ObjectPath("s3://lab/scan.zarr")
+    >>> str(folder / "patterns" / "zarr.json"), folder.name
+    ('s3://lab/scan.zarr/patterns/zarr.json', 'scan.zarr')
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: object) -> "ObjectPath":
+        return ObjectPath(f"{self.url}/{name}") if str(name) else self
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.url.rpartition("/")[2]
+
+    def stat(self) -> Status:
+        """Of the object; FileNotFoundError when there is none."""
+        return look(self.url)
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            look(self.url)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether there are objects below this name."""
+        return next(below(self.url), None) is not None
+
+    def exists(self) -> bool:
+        """Whether there is anything."""
+        return self.is_dir() or self.is_file()
+
+    def read_bytes(self) -> bytes:
+        """The whole object; FileNotFoundError when there is none."""
+        return read(self.url)
+
+
+def at(*names: str | Path) -> Any:
+    """The place that joined names tell: a `pathlib.Path`, or its twin in an object store.
+
+    Examples
+    --------
+    >>> at("/data/scan.zarr", "patterns"), at("s3://lab/scan.zarr", "patterns")
+    (PosixPath('/data/scan.zarr/patterns'), ObjectPath(url='s3://lab/scan.zarr/patterns'))
+    """
+    if not is_url(names[0]):
+        return Path(*names)
+    place = ObjectPath(str(names[0]).rstrip("/"))
+    for name in names[1:]:
+        place = place / name
+    return place
+
+
+def zarr_store(path: str, *, whole: bool = False) -> Any:
+    """What zarr and xarray open: a folder's name as it is, or a reader of the objects below a URL.
+
+    Parameters
+    ----------
+    whole : chunks that are not there are an error of ours, and not zeros (in object stores only)
+    """
+    if not is_url(path):
+        return path
+    from stem_dask.io.zarr_objects import ObjectsBelow
+
+    return ObjectsBelow(path, whole=whole)
+
+
+def look(url: str) -> Status:
+    """What the store says of an object; FileNotFoundError when there is none."""
+    import obstore
+
+    store, key = located(url)
+    said = asked(SourceError, url, lambda: obstore.head(store, key))
+    return _status(said)
+
+
+def read(url: str) -> bytes:
+    """A whole object; FileNotFoundError when there is none."""
+    import obstore
+
+    store, key = located(url)
+    return asked(SourceError, url, lambda: bytes(obstore.get(store, key).bytes()))
+
+
+def below(url: str) -> Iterator[tuple[str, Status]]:
+    """Names, from the URL on, and states of all objects below it, in the order of their names."""
+    import obstore
+
+    store, key = located(url)
+    pages = iter(asked(SourceError, url, lambda: obstore.list(store, key, chunk_size=PAGE)))
+    while page := asked(SourceError, url, lambda: next(pages, None)):
+        for said in page:
+            yield str(said["path"])[len(key) + 1 :], _status(said)
+
+
+def put(url: str, content: bytes, *, onto: str | None = None) -> str:
+    """Write an object, all of it or nothing; returns its mark (ETag).
+
+    Parameters
+    ----------
+    onto : the mark of the object that it replaces; "" when there must be none. Default: whatever is there.
+
+    Raises
+    ------
+    FileExistsError
+        When something else is there than ``onto`` says.
+    StoreError
+        When it cannot be written.
+    """
+    import obstore
+
+    store, key = located(url)
+    mode: Any = "create" if onto == "" else "overwrite" if onto is None else {"e_tag": onto}
+    large = len(content) > PART_BYTES
+    said = asked(
+        StoreError,
+        url,
+        lambda: obstore.put(
+            store,
+            key,
+            content,
+            mode=mode,
+            use_multipart=large,
+            chunk_size=PART_BYTES,
+            max_concurrency=PARTS_AT_ONCE,
+        ),
+    )
+    return str(said["e_tag"])
+
+
+def remove(url: str) -> None:
+    """Remove an object; a missing one is fine."""
+    import obstore
+
+    store, key = located(url)
+    try:
+        asked(StoreError, url, lambda: obstore.delete(store, key))
+    except FileNotFoundError:
+        return
+
+
+def remove_below(url: str) -> None:
+    """Remove all objects below a URL."""
+    import obstore
+
+    store, key = located(url)
+    names = [f"{key}/{name}" for name, _ in below(url)]
+    for start in range(0, len(names), PAGE):
+        page = names[start : start + PAGE]
+        asked(StoreError, url, lambda page=page: obstore.delete(store, page))  # type: ignore[misc]
+
+
+def located(url: str) -> tuple[Any, str]:
+    """The bucket, opened, and the key in it.
+
+    Raises
+    ------
+    ConfigError
+        When the text is no such URL, the library is missing, or there are no credentials.
+    """
+    bucket, key = split_url(url)
+    try:
+        return opened(bucket), key
+    except ImportError:
+        raise ConfigError(
+            f"{url}: object stores need the package obstore, which is not installed here: pip install 'stem_dask[cloud]'"
+        ) from None
+
+
+def asked(kind: type[SourceError] | type[StoreError], url: str, call: Callable[[], T]) -> T:
+    """What a call of the library returns; what it raises is told in our words.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError
+        When the object is not there, or not as it was expected.
+    SourceError, StoreError
+        As ``kind`` says; with the number of a system's error, by which the engine tells whether to try again.
+    """
+    try:
+        return call()
+    except Exception as error:
+        reason = explained(kind, url, error)
+    raise reason from reason.__cause__  # not within the except, where the library's error would go along
+
+
+async def asked_later(url: str, answer: Awaitable[T]) -> T:
+    """The same of an answer that is waited for; errors are of the input."""
+    try:
+        return await answer
+    except StemDaskError:
+        raise
+    except Exception as error:
+        reason = explained(SourceError, url, error)
+    raise reason from reason.__cause__
+
+
+def explained(
+    kind: type[SourceError] | type[StoreError], url: str, error: Exception
+) -> OSError | MemoryError:
+    """An error of ours for one of the library, without any of its words but a code of S3's own list."""
+    if isinstance(error, MemoryError):
+        return MemoryError(f"{url}: not enough memory")
+    name, text = type(error).__name__, str(error)
+    found = _CODE.search(text)
+    code = found[1] if found else ""
+    if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+        return FileNotFoundError(errno.ENOENT, "there is no such object", url)
+    if name in ("AlreadyExistsError", "PreconditionError") or code == "ConditionalRequestConflict":
+        return FileExistsError(errno.EEXIST, "another object is there", url)
+    number, words = _words(name, code, text)
+    ours = kind(f"{url}: {words}")
+    ours.errno = number
+    ours.__cause__ = OSError(number, words, url)
+    return ours
+
+
+def _words(name: str, code: str, text: str) -> tuple[int, str]:
+    """Number of a system's error, and what to say."""
+    named = f" ({code})" if code else ""
+    if code == "NoSuchBucket":
+        return errno.EACCES, "there is no such bucket; check its name, AWS_ENDPOINT_URL and AWS_REGION"  # fmt: skip
+    if code in _REFUSED or name == "UnauthenticatedError":
+        return errno.EACCES, f"the store refuses the credentials{named}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"  # fmt: skip
+    if code in _ELSEWHERE:
+        return errno.EACCES, f"the bucket is in another region{named}; set AWS_REGION"
+    if name == "PermissionDeniedError" or code == "AccessDenied":
+        return errno.EACCES, f"access is denied{named}; check what these credentials may do there"
+    if name == "NotSupportedError" or code == "NotImplemented":
+        return errno.ENOTSUP, f"the store does not know this request{named}"
+    if code == "SlowDown" or code:
+        return errno.EIO, f"the store answers with an error{named}"
+    if status := _STATUS.search(text):
+        return errno.EIO, f"the store answers with an error (status {status[1]})"
+    return errno.EIO, f"{_endpoint()} does not answer; check AWS_ENDPOINT_URL and the network"
+
+
+def _endpoint() -> str:
+    """The server, as far as it can be told: without what may stand before its name."""
+    text = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    parts = urlsplit(text)
+    if not parts.hostname:
+        return "the store"
+    return f"the store at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+
+def _status(said: Any) -> Status:
+    """As the library tells it; a time of whole seconds gets the mark for its fraction, so that two states differ."""
+    etag = str(said["e_tag"])
+    seconds = int(said["last_modified"].timestamp())
+    return Status(int(said["size"]), etag, seconds * 10**9 + zlib.crc32(etag.encode()) % 10**9)
