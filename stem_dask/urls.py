@@ -10,8 +10,9 @@ T = TypeVar("T")
 
 SCHEME = "s3://"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
-#: something stands before the name of the bucket, which nobody but the user may see
-_SECRET = re.compile(r"://[^/\s]*@")
+#: a name and a word before the bucket, or a signature behind it, which nobody but the user may see
+_SECRET = re.compile(r"://[^/\s]*@|s3://[^/\s]*:|https?://\S*\?")
+_BEFORE = re.compile(r"://[^/\s]*[@:]")
 KEYS = "keys come from the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
 
@@ -44,7 +45,7 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
     >>> split_url("s3://lab/raw/scan.zarr/")
     ('lab', 'raw/scan.zarr')
     """
-    if _SECRET.search(url):
+    if _BEFORE.search(url):
         raise ConfigError(
             f"{what} has something before the name of the bucket; give s3://bucket/key alone: {KEYS}"
         )
@@ -54,7 +55,7 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
         raise ConfigError(
             f"{what} is no URL that is known here; of URLs only s3://bucket/key can be given"
         )
-    if not key or "//" in key or {".", ".."} & set(key.split("/")):
+    if {"", ".", ".."} & set(key.split("/")):
         raise ConfigError(
             f"{what} names the bucket {bucket} and no object in it; give s3://{bucket}/NAME.zarr"
         )

@@ -19,7 +19,7 @@ from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
 from stem_dask.io.trees import ZARR_ROOTS
 from stem_dask.model import Axis
-from stem_dask.urls import is_url
+from stem_dask.urls import check_path, is_url
 
 
 def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
@@ -41,6 +41,7 @@ def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
 
 
 def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
+    check_path("the input", name)
     suffix = Path(name).suffix.lower()
     _check_name(name, suffix)
     kind, reader, _ = READERS[suffix]

@@ -276,7 +276,7 @@ def _words(name: str, code: str, text: str) -> tuple[int, str]:
         return errno.EACCES, "there is no such bucket; check its name, AWS_ENDPOINT_URL and AWS_REGION"  # fmt: skip
     if code in _REFUSED or name == "UnauthenticatedError":
         return errno.EACCES, f"the store refuses the credentials{named}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"  # fmt: skip
-    if code in _ELSEWHERE:
+    if code in _ELSEWHERE or "redirect" in text:
         return errno.EACCES, f"the bucket is in another region{named}; set AWS_REGION"
     if name == "PermissionDeniedError" or code == "AccessDenied":
         return errno.EACCES, f"access is denied{named}; check what these credentials may do there"

@@ -9,6 +9,7 @@ from typing import Any
 
 from stem_dask.errors import SourceError, StemDaskError
 from stem_dask.io.objects import at, zarr_store
+from stem_dask.urls import check_path
 
 
 def damaged_chunks(store: str) -> Iterator[str]:
@@ -24,6 +25,7 @@ def damaged_chunks(store: str) -> Iterator[str]:
     from stem_dask.io.careful_blosc import use
 
     use()
+    check_path("the store", store)
     try:
         root = zarr.open_group(zarr_store(store), mode="r")
         members = sorted(root.members(max_depth=None))

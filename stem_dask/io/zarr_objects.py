@@ -44,6 +44,8 @@ class ObjectsBelow(Store):
     def __str__(self) -> str:
         return self.url
 
+    __repr__ = __str__
+
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:

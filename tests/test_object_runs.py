@@ -1,0 +1,270 @@
+"""Whole jobs whose input and output are in an object store: the same bytes, going on, and what is left behind."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from conftest import SECRET
+from s3_faults import Between, between, error
+from test_objects import upload
+
+import stem_dask as sd
+from stem_dask.cli import main
+from stem_dask.errors import ConfigError, LockedError, OutputExistsError, SourceError, StoreError
+from stem_dask.io import object_access, objects
+from stem_dask.io.zarr3 import read_document
+from stem_dask.owner import Owner
+from stem_dask.pipeline import run
+from stem_dask.preflight import begun, prepare
+
+#: a block for two rows of the scan
+CHUNK_MB = 0.03
+
+
+@pytest.fixture
+def server(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
+    """Every request passes it."""
+    monkeypatch.setattr(object_access, "TRIES", 1)
+    monkeypatch.setattr("stem_dask.engine.RETRY_SECONDS", (0.0, 0.0, 0.0))
+    with between(s3_server) as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", found.address)
+        yield found
+
+
+@pytest.fixture
+def job(make_config: Any, beam_file: Path, bucket: str, tmp_path: Path) -> Callable[..., Any]:
+    """Builds a job from the file of `beam_file`, or another input, into the bucket."""
+
+    def make(name: str = "out.zarr", source: Path | str = beam_file, **output: Any) -> Any:
+        here = {"path": f"{bucket}/{name}", "local_folder": str(tmp_path), "chunk_mb": CHUNK_MB}
+        return make_config(source, output={**here, **output})
+
+    return make
+
+
+def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
+    job: Any, make_config: Any, beam_file: Path, bucket: str, tmp_path: Path
+) -> None:
+    output = {"chunk_mb": CHUNK_MB, "export": ["pt", "h5"], "figure": True}
+    local = run(make_config(beam_file, "local.zarr", output=output))
+    converted = {"crop": {"enabled": False}, "analyze": {"ahead": True}}
+    stored = tmp_path / "stored.zarr"
+    run(make_config(beam_file, stored.name, output={"chunk_mb": CHUNK_MB}, **converted))
+    source, url = f"{bucket}/raw/scan.zarr", f"{bucket}/out.zarr"
+    upload(stored, source)
+    config = job(source=source, export=["pt", "h5"], figure=True)
+    prepared = prepare(config)
+    assert prepared.known is not None
+    assert prepared.known.note == f"the analysis is taken from {source}"
+    done = run(config)
+    assert done.exit_code == local.exit_code == 0
+    assert done.results["window"] == local.results["window"]
+    there = {name: objects.read(f"{url}/{name}") for name, _ in objects.below(url)}
+    here = tmp_path / "local.zarr"
+    chunks = {str(f.relative_to(here)): f.read_bytes() for f in here.rglob("c/**/*") if f.is_file()}
+    assert len([name for name in chunks if name.startswith("patterns/")]) == 3
+    assert {name: there[name] for name in chunks} == chunks
+    assert sum(map(len, there.values())) == done.results["sizes"]["stored_bytes"]
+    for suffix in ("pt", "h5"):  # which are written here
+        assert (tmp_path / f"out.{suffix}").stat().st_size > 10_000
+    assert sorted(p.name for p in tmp_path.glob("out*")) == [
+        "out.h5", "out.pt", "out.run", "out_results.json", "out_visualization.png",
+    ]  # fmt: skip
+    assert np.array_equal(sd.open(url).values, sd.open(here).values)
+    assert not objects.at(f"{url}.owner").exists()
+    assert run(config).lines == (f"already complete: {url}",)
+    with pytest.raises(OutputExistsError, match=r"made with other options \(output.codec\).*it ends as soon as the first"):  # fmt: skip
+        run(job(source=source, export=["pt", "h5"], figure=True, codec="zstd"))
+    objects.put(f"{url}/patterns/c/9/9/9/9", b"of an older grid")
+    run(job(source=source, codec="gzip", overwrite=True))
+    assert not objects.at(f"{url}/patterns/c/9/9/9/9").exists()
+    assert np.array_equal(sd.open(url).values, sd.open(here).values)
+
+
+def test_a_run_that_failed_goes_on(job: Any, server: Between, bucket: str, tmp_path: Path) -> None:
+    config, url = job(), f"{bucket}/out.zarr"
+    run(config)
+    before = {name: objects.read(f"{url}/{name}") for name, _ in objects.below(url)}
+    objects.put(f"{url}/zarr.json", before["zarr.json"].replace(b'"token"', b'"was"'))
+    server.answer = lambda method, path: (
+        (503, error("SlowDown")) if method == "PUT" and "patterns/c/2/" in path else None
+    )
+    with pytest.raises(OutputExistsError):
+        run(config)
+    assert "zarr.json" in dict(objects.below(url))
+    config = job(overwrite=True)
+    with pytest.raises(StoreError, match=rf"{url}/patterns/c/2/0/0/0: the store answers with an error \(SlowDown\)"):  # fmt: skip
+        run(config)
+    there = [name for name, _ in objects.below(url)]
+    assert "zarr.json" not in there  # the older output has ended
+    assert [name for name in there if name.startswith("patterns/c/")] == [
+        "patterns/c/0/0/0/0",
+        "patterns/c/1/0/0/0",
+    ]
+    assert not objects.at(f"{url}.owner").is_file()
+    # one that is cut, one that another program wrote, and one that is as it was
+    objects.put(f"{url}/patterns/c/0/0/0/0", before["patterns/c/0/0/0/0"][:-1] + b"x")
+    server.answer, server.asked = lambda method, path: None, []
+    with pytest.raises(OutputExistsError, match="holds objects and is no finished output"):
+        prepare(job(local_folder=str(tmp_path / "elsewhere")))
+    done = run(config)
+    assert [path.partition("patterns/c/")[2][0] for path in server.puts("patterns/c/")] == ["2", "0"]  # fmt: skip
+    after = {name: objects.read(f"{url}/{name}") for name, _ in objects.below(url)}
+    assert after.pop("zarr.json").replace(b'"overwrite": true', b'"overwrite": false') == before.pop("zarr.json")  # fmt: skip
+    assert after == before
+    assert done.exit_code == 0
+    last = [path for method, path in server.asked if method == "PUT" and ".owner" not in path][-1]
+    assert last.endswith("out.zarr/zarr.json")
+
+
+def test_a_put_that_fails_for_a_moment_is_tried_again(
+    job: Any, server: Between, bucket: str
+) -> None:
+    failed: list[str] = []
+
+    def answer(method: str, path: str) -> tuple[int, bytes] | None:
+        if method == "PUT" and "patterns/c/1/" in path and len(failed) < 3:
+            failed.append(path)
+            return 500, error("InternalError")
+        return None
+
+    server.answer = answer
+    done = run(job())
+    # three answers: the library asks twice, then the block is tried again
+    assert (done.exit_code, done.results["retries"], len(failed)) == (0, 1, 3)
+    assert objects.at(f"{bucket}/out.zarr/patterns/c/1/0/0/0").is_file()
+
+
+def test_access_that_is_lost_ends_the_run(job: Any, server: Between, bucket: str) -> None:
+    server.answer = lambda method, path: (
+        (403, error("AccessDenied", f"<AWSAccessKeyId>{SECRET}</AWSAccessKeyId>"))
+        if method == "PUT" and "patterns/c/" in path
+        else None
+    )
+    with pytest.raises(StoreError, match=r"block .*patterns/c/.*access is denied") as caught:
+        run(job())
+    assert caught.value.exit_code == 5
+    assert SECRET not in str(caught.value)
+    server.answer = lambda method, path: (403, error("AccessDenied")) if method == "GET" else None
+    with pytest.raises(SourceError, match="access is denied") as caught:
+        run(job())
+    assert caught.value.exit_code == 3
+
+
+def test_a_run_that_cannot_go_on_leaves_what_was_there(job: Any, bucket: str, tmp_path: Path) -> None:  # fmt: skip
+    url = f"{bucket}/out.zarr"
+    run(job())
+    before = dict(objects.below(url))
+    np.save(tmp_path / "empty.npy", np.zeros((4, 4, 16, 16), np.uint16))
+    with pytest.raises(SourceError, match="empty"):
+        run(job(source=tmp_path / "empty.npy", overwrite=True))
+    assert dict(objects.below(url)) == before
+    assert run(job()).lines == (f"already complete: {url}",)
+    with pytest.raises(SourceError, match="empty"):
+        run(job("new.zarr", source=tmp_path / "empty.npy"))
+    assert not list(tmp_path.glob("new*"))
+    assert list(objects.below(bucket + "/new.zarr")) == []
+    assert not objects.at(f"{bucket}/new.zarr.owner").is_file()
+
+
+def test_two_machines_do_not_write_one_output(job: Any, bucket: str, tmp_path: Path) -> None:
+    url = f"{bucket}/out.zarr"
+    other = Owner(url, str(tmp_path / "elsewhere.run"))
+    other.take()
+    with pytest.raises(LockedError, match="in use by a run on"):
+        run(job())
+    assert not list(tmp_path.glob("out*"))
+    other.release()
+    prepared = prepare(job())
+    with begun(prepared) as state:
+        objects.put(f"{url}.owner", b'{"run": "of somebody else"}')
+        with pytest.raises(LockedError, match="another run took it over"):
+            run(prepared, state=state)
+    assert not objects.at(f"{url}/zarr.json").is_file()
+    assert objects.read(f"{url}.owner") == b'{"run": "of somebody else"}'
+
+
+def test_commands_know_urls_and_nothing_tells_the_secret(
+    bucket: str, beam_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("DEBUG")
+    url = f"{bucket}/a/out.zarr"
+    words = [str(Path(__file__).parents[1] / "configs" / "crop.yaml"), f"input.path={beam_file}", f"output.path={url}"]  # fmt: skip
+    words += ["output.export=[]", "cluster.kind=threads"]
+    assert main(["check", *words]) == 0
+    said = capsys.readouterr().out
+    assert f"writes      {url}: at most" in said
+    assert f"free in {tmp_path}" in said
+    assert main(["run", *words]) == 0
+    assert f"file        {url} (" in capsys.readouterr().out
+    assert main(["info", url]) == 0
+    assert "patterns    6 x 5 x 18 x 18 uint16" in capsys.readouterr().out
+    assert main(["verify", url]) == 0
+    assert "every chunk is there" in capsys.readouterr().out
+    objects.remove(f"{url}/analysis/radius/c/0/0")
+    content = objects.read(f"{url}/patterns/c/0/0/0/0")
+    objects.put(f"{url}/patterns/c/0/0/0/0", content[:40] + b"?" + content[41:])
+    assert main(["verify", url]) == 5
+    said = capsys.readouterr().err
+    assert f"{url}/analysis/radius/c/0/0 is missing or empty" in said
+    assert f"{url}/patterns/c/0/0/0/0 cannot be decoded" in said
+    assert main(["verify", f"{bucket}/none.zarr"]) == 3
+    assert capsys.readouterr().err.startswith(
+        f"error: {bucket}/none.zarr: not a readable zarr store"
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(object_access, "TRIES", 0)
+    assert main(["run", *words, "output.codec=zstd"]) == 3
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {url}")
+    assert "does not answer" in said.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"out_results.json", "run.json", "journal"} <= {path.name for path in files}
+    texts = [path.read_bytes() for path in files] + [said.err.encode(), caplog.text.encode()]
+    monkeypatch.undo()
+    assert not any(SECRET.encode() in text or b"canary-key" in text for text in texts)
+
+
+def test_what_cannot_be_written_into_an_object_store_is_refused(
+    job: Any, make_config: Any, bucket: str, tmp_path: Path
+) -> None:
+    def refused(config: Any, match: str) -> None:
+        with pytest.raises(ConfigError, match=match):
+            prepare(config)
+
+    np.save(tmp_path / "dark.npy", np.zeros((40, 36), np.float32))
+    refused(make_config(tmp_path / "beam.npy", output={"local_folder": "/x"}), "local_folder is /x, .* leave it out")  # fmt: skip
+    plain = {"crop": {"enabled": False}}
+    refused(make_config(tmp_path / "beam.npy", output={"path": f"{bucket}/out.h5"}, **plain), "only .zarr is written")  # fmt: skip
+    refused(make_config(f"{bucket}/a.zarr", output={"path": f"{bucket}/a.zarr"}), "would replace the input")  # fmt: skip
+    refused(make_config(f"{bucket}/a.zarr", input={"path": f"{bucket}/a.zarr", "dark": f"{bucket}/dark.npy"}), "read from a file here")  # fmt: skip
+    with pytest.raises(ConfigError, match="files are written here"):
+        sd.export(sd.open(tmp_path / "beam.npy"), f"{bucket}/out.pt")
+
+
+def test_workers_have_access_of_their_own(job: Any, bucket: str, monkeypatch: Any) -> None:
+    config = job()
+    options = config.model_copy(
+        update={"cluster": config.cluster.model_copy(update={"kind": "local", "n_workers": 1})}
+    )
+    done = run(options)
+    assert done.exit_code == 0
+    url = f"{bucket}/out.zarr"
+    assert (read_document(url) or {})["attributes"]["token"]
+    assert zarr.open_group(objects.zarr_store(url), mode="r")["patterns"].shape == (6, 5, 18, 18)
+
+    from distributed import LocalCluster
+
+    with monkeypatch.context() as without:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            without.delenv(name)
+        without.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        cluster = LocalCluster(1, threads_per_worker=1, dashboard_address=":0", processes=True)
+    words = "a worker on .* cannot reach the data: there are no credentials .* Start workers with"
+    with cluster, cluster.get_client() as client, pytest.raises(SourceError, match=words):
+        run(job("second.zarr"), connection=client)

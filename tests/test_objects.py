@@ -1,0 +1,256 @@
+"""Objects in a store that speaks S3: what is read and written, whose they are, and what is said when it fails."""
+
+import errno
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from conftest import SECRET
+from s3_faults import between, error
+
+from stem_dask.cli import main
+from stem_dask.config import config_of, parse_config
+from stem_dask.errors import ConfigError, LockedError, SourceError, StemDaskError, StoreError
+from stem_dask.io import object_access, objects
+from stem_dask.io.read import find
+from stem_dask.owner import SILENT_SECONDS, Owner, owned
+from stem_dask.rehearsal import unreached
+from stem_dask.urls import split_url
+
+WHOLE = (slice(None),) * 4
+
+
+@pytest.fixture
+def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_access, "TRIES", 1)
+
+
+def upload(folder: Path, url: str) -> None:
+    """A store that was written here, as objects."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            objects.put(f"{url}/{file.relative_to(folder)}", file.read_bytes())
+
+
+def test_objects_are_written_listed_and_removed(bucket: str) -> None:
+    url = f"{bucket}/a.zarr"
+    mark = objects.put(f"{url}/c/0", b"abc")
+    objects.put(f"{url}/zarr.json", b"{}")
+    objects.put(f"{bucket}/a.zarr.owner", b"beside")
+    large = bytes(objects.PART_BYTES) + b"in two parts"
+    objects.put(f"{url}/large", large)
+    status = objects.look(f"{url}/c/0")
+    assert (status.st_size, status.etag) == (3, mark)
+    assert abs(status.st_mtime_ns / 1e9 - time.time()) < 60
+    assert [name for name, _ in objects.below(url)] == ["c/0", "large", "zarr.json"]
+    assert objects.read(f"{url}/large") == large
+    place = objects.at(url)
+    assert (place.is_dir(), place.is_file(), (place / "c" / "0").is_file()) == (True, False, True)
+    objects.remove_below(url)
+    objects.remove(f"{url}/none")
+    assert not place.exists()
+    assert objects.read(f"{bucket}/a.zarr.owner") == b"beside"
+    with pytest.raises(FileNotFoundError, match=r"there is no such object: 's3://.*c/0'"):
+        objects.read(f"{url}/c/0")
+
+
+def test_writing_on_condition(bucket: str) -> None:
+    url = f"{bucket}/a"
+    first = objects.put(url, b"1", onto="")
+    with pytest.raises(FileExistsError, match="another object is there"):
+        objects.put(url, b"2", onto="")
+    objects.put(url, b"2", onto=first)
+    with pytest.raises(FileExistsError):
+        objects.put(url, b"3", onto=first)
+    assert objects.read(url) == b"2"
+
+
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        (f"s3://key:{SECRET}@lab/a.zarr", "something before the name of the bucket"),
+        (f"https://lab/a.zarr?X-Amz-Signature={SECRET}", "of URLs only s3://bucket/key"),
+        (f"s3://key:{SECRET}/a.zarr", "something before the name of the bucket"),
+    ],
+)
+def test_what_may_be_secret_in_a_url_is_never_shown(
+    url: str, match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(f"input: {{path: '{url}'}}\noutput: {{path: out.zarr}}\n")
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("input: {path: a.npy}\noutput: {path: out.zarr}\n")
+    commands: list[list[str]] = [
+        ["check", str(config)],
+        ["check", str(plain), f"output.path={url}"],
+        ["info", url, "b.npy"],
+        ["verify", url],
+        ["crop", "--input", "a.npy", "--output", url],
+    ]
+    commands.append(["check", str(plain), f"output.path:{url}"])
+    with pytest.raises(ConfigError, match=match):
+        parse_config({"input": {"path": [url]}, "output": {"path": "a.zarr"}})
+    for command in commands:
+        assert main(command) == 2, command
+        said = capsys.readouterr()
+        assert match in said.err
+        assert SECRET not in said.err + said.out
+    for url in ("s3://lab", "s3://lab/../a.zarr", "s3://lab//a.zarr"):
+        with pytest.raises(ConfigError, match="names the bucket lab and no object"):
+            split_url(url)
+
+
+@pytest.mark.usefixtures("few_tries")
+def test_errors_are_told_in_our_words(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    with between(s3_server) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        leaks = f"<AWSAccessKeyId>{SECRET}</AWSAccessKeyId><StringToSign>{SECRET}</StringToSign>"
+        for code, status, number, words in [
+            ("AccessDenied", 403, errno.EACCES, r"access is denied \(AccessDenied\)"),
+            ("InvalidAccessKeyId", 403, errno.EACCES, "the store refuses the credentials"),
+            ("ExpiredToken", 400, errno.EACCES, "the store refuses the credentials"),
+            ("PermanentRedirect", 301, errno.EACCES, "is in another region.*set AWS_REGION"),
+            ("NotImplemented", 501, errno.ENOTSUP, "does not know this request"),
+            ("SlowDown", 503, errno.EIO, r"answers with an error \(SlowDown\)"),
+            ("", 500, errno.EIO, r"answers with an error \(status 500\)"),
+        ]:
+            body = error(code, leaks)
+            server.answer = lambda method, path, said=(status, body): said
+            for kind, call in (
+                (SourceError, lambda: objects.read(f"{bucket}/a")),
+                (StoreError, lambda: objects.put(f"{bucket}/a", b"1")),
+                (SourceError, lambda: list(objects.below(f"{bucket}/a"))),
+            ):
+                with pytest.raises(kind, match=f"^{bucket}/a: .*{words}") as caught:
+                    call()
+                assert caught.value.errno == number
+                chain = [caught.value, caught.value.__cause__]
+                assert SECRET not in "".join(map(str, chain))
+                # what the library raised does not go along
+                assert caught.value.__cause__.__context__ is None
+                assert caught.value.__context__ is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(SourceError, match=r"the store at 127.0.0.1:9 does not answer; check AWS"):
+        objects.read(f"{bucket}/a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    with pytest.raises(SourceError, match="there is no such bucket"):
+        objects.read("s3://nowhere/a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:1")
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL has something before") as refused:
+        objects.read(f"{bucket}/a")
+    assert SECRET not in str(refused.value)
+
+
+def test_credentials_come_from_a_profile(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    url = f"{bucket}/a"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match=r"there are no credentials .* on .*; keys come from"):
+        objects.put(url, b"1")
+    assert "there are no credentials" in unreached([url])[1]
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    objects.put(url, b"public")
+    monkeypatch.delenv("AWS_SKIP_SIGNATURE")
+    keys, config = tmp_path / "keys", tmp_path / "config"
+    keys.write_text(f"[lab]\naws_access_key_id = k\naws_secret_access_key = {SECRET}%\n")
+    config.write_text("[profile lab]\nregion = eu-west-1\n[profile sso]\nsso_session = x\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.delenv("AWS_REGION")
+    objects.put(url, b"2")
+    assert objects.read(url) == b"2"
+    assert unreached([url]) is None
+    assert object_access.opened(split_url(url)[0]).config["region"] == "eu-west-1"
+    monkeypatch.setenv("AWS_PROFILE", "sso")
+    with pytest.raises(
+        ConfigError, match=r"no keys of that name .*export-credentials --profile sso"
+    ):
+        objects.read(url)
+    keys.write_text("no section")
+    with pytest.raises(ConfigError, match="cannot be read as a file of profiles"):
+        objects.read(url)
+
+
+def test_an_output_has_one_owner(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    url = f"{bucket}/out.zarr"
+    with owned(url, tmp_path / "here.run") as owner:
+        owner.check()
+        with pytest.raises(
+            LockedError, match=r"out.zarr is in use by a run on .*process \d+, since"
+        ):
+            Owner(url, tmp_path / "elsewhere.run").take()
+        # of a run that died here, in this folder, we hold the lock of the file system
+        second = Owner(url, tmp_path / "here.run")
+        second.take()
+        with pytest.raises(LockedError, match="another run took it over"):
+            owner.check()
+        second.check()
+    assert objects.look(f"{url}.owner").etag == second.etag  # the first one left it alone
+    third = Owner(url, tmp_path / "elsewhere.run")
+    now = time.time()
+    monkeypatch.setattr("stem_dask.owner.time.time", lambda: now + SILENT_SECONDS + 5)
+    third.take()
+    assert second.lost is False
+    second.beat()
+    assert second.lost
+    third.release()
+    assert not objects.at(f"{url}.owner").is_file()
+
+
+@pytest.mark.usefixtures("few_tries")
+def test_a_store_without_conditions_is_told(s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    with between(s3_server) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        server.answer = lambda method, path: (501, error("NotImplemented")) if method == "PUT" else None  # fmt: skip
+        with owned(f"{bucket}/out.zarr", tmp_path) as owner:
+            owner.check()
+    assert "runs on two machines are not kept apart" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zarr_format": 2, "chunks": (2, 3, 8, 8)},
+        {"zarr_format": 2, "chunks": (2, 3, 8, 8), "chunk_key_encoding": {"name": "v2", "separator": "/"}},
+        {"chunks": (1, 3, 8, 8)},
+        {"chunks": (1, 1, 8, 8), "shards": (2, 2, 8, 8)},
+    ],
+    ids=["v2", "v2 nested", "v3", "v3 sharded"],
+)  # fmt: skip
+def test_stores_of_others_are_read(bucket: str, tmp_path: Path, options: dict) -> None:
+    data = np.arange(1, 4 * 6 * 8 * 8 + 1).reshape(4, 6, 8, 8).astype("u2")
+    root = zarr.open_group(tmp_path / "in.zarr", mode="w", zarr_format=options.pop("zarr_format", 3))  # fmt: skip
+    root.create_array("data", shape=data.shape, dtype=data.dtype, **options)[...] = data
+    url = f"{bucket}/in.zarr"
+    upload(tmp_path / "in.zarr", url)
+    found = find(url)
+    assert np.array_equal(found.source[WHOLE], data)
+    assert np.array_equal(found.source[(slice(1, 4, 2), slice(2, 5), *WHOLE[2:])], data[1:4:2, 2:5])
+    assert find(tmp_path / "in.zarr").info.chunks == found.info.chunks
+    names = [name for name, _ in objects.below(f"{url}/data") if not name.startswith((".z", "z"))]
+    lost, damaged = sorted(names)[-1], sorted(names)[0]
+    objects.put(f"{url}/data/{damaged}", b"nothing of use")
+    objects.remove(f"{url}/data/{lost}")
+    assert any("1 of" in note and lost in note for note in find(url).info.notes)
+    with pytest.raises(SourceError, match=f"{url}/data/{lost} is missing; without it"):
+        found.source[(slice(3, 4), slice(5, 6), *WHOLE[2:])]
+    with pytest.raises(SourceError, match=f"{url}/data/{damaged} cannot be decoded"):
+        found.source[(slice(1), slice(1), *WHOLE[2:])]
+    assert not find(url, missing_chunks="zero").source[(slice(3, 4), slice(5, 6), *WHOLE[2:])].any()
+
+
+def test_what_an_object_store_does_not_hold_is_refused(bucket: str, tmp_path: Path) -> None:
+    for path, kind, match in [
+        (f"{bucket}/scan.dm4", SourceError, r"only .zarr is read; copy the file here first"),
+        (f"{bucket}/none.zarr", SourceError, "there is nothing of this name"),
+        (f"{bucket}/*.zarr", ConfigError, "globs are for files here"),
+    ]:
+        with pytest.raises(kind, match=match) as caught:
+            find(config_of(path).input.path)
+        assert isinstance(caught.value, StemDaskError)
+    objects.put(f"{bucket}/odd.zarr/readme", b"not a store")
+    with pytest.raises(SourceError, match=r"odd.zarr: not a readable zarr store"):
+        find(f"{bucket}/odd.zarr")
