@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -29,12 +30,13 @@ SILENT_SECONDS = 180.0
 class Owner:
     """The hold of one run on an output; made by `owned`."""
 
-    def __init__(self, url: str, folder: str) -> None:
-        self.url = f"{url}.owner"
-        self.words = {
+    def __init__(self, url: str, folder: str | Path) -> None:
+        self.url, self.store = f"{url}.owner", url
+        #: names the last owner that had the folder: when it did not end, its object waits for the next one
+        self.note = Path(folder, "owner")
+        self.words: dict[str, Any] = {
             "run": uuid4().hex,
             "host": socket.gethostname(),
-            "folder": os.path.abspath(folder),
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
@@ -42,48 +44,50 @@ class Owner:
         self.lost = False
 
     def take(self) -> None:
-        """Become the owner, or raise LockedError: of a dead run its place is taken over."""
+        """Become the owner, or raise LockedError; the place of a dead run is taken over."""
+        before = self.note.read_text() if self.note.exists() else None
+        onto = self._free_to_take(before)
+        self.note.parent.mkdir(parents=True, exist_ok=True)
+        self.note.write_text(self.words["run"])
         try:
-            self.etag = self._put("")
-            return
-        except FileExistsError:
-            pass
+            self.etag = self._put(onto)
+        except (FileExistsError, FileNotFoundError):
+            if not self._is_ours():
+                raise LockedError(
+                    f"{self.store}: another run has just begun; wait for it"
+                ) from None
+
+    def _free_to_take(self, before: str | None) -> str:
+        """The mark of the object that can be replaced, "" when there is none."""
         try:
             status, words = objects.look(self.url), self._read()
-        except FileNotFoundError:  # it has just ended
-            self.etag = self._put("")
-            return
-        # of a run here, in this folder, we hold the lock by now
-        is_dead = all(words.get(key) == self.words[key] for key in ("host", "folder"))
+        except FileNotFoundError:
+            return ""
         silent = time.time() - status.st_mtime_ns / 1e9
+        # we hold the lock of the folder: the run that had it before is dead
+        is_dead = before is not None and words.get("run") == before
         if not is_dead and silent < SILENT_SECONDS:
             raise LockedError(
-                f"{self.url.removesuffix('.owner')} is in use by a run on {words.get('host')}, process "
-                f"{words.get('pid')}, since {words.get('since')}; wait for it, or choose another output.path (a run that "
-                f"died there is given up after {SILENT_SECONDS / 60:.0f} minutes)"
+                f"{self.store} is in use by a run on {words.get('host')}, process {words.get('pid')}, since "
+                f"{words.get('since')}; wait for it, or choose another output.path (a run that died there is given up "
+                f"after {SILENT_SECONDS / 60:.0f} minutes)"
             )
-        try:
-            self.etag = self._put(status.etag)
-        except FileExistsError:
-            raise LockedError(
-                f"{self.url.removesuffix('.owner')}: another run has just begun it; wait for it"
-            ) from None
+        return status.etag
 
     def beat(self) -> None:
         """Renew the object; find out whether another run has taken the output over."""
-        try:
-            self.etag = self._put(self.etag)
-        except (FileExistsError, FileNotFoundError):
-            self.lost = not self._is_ours()
-        except StemDaskError:
-            return  # the store does not answer: the next time
+        with contextlib.suppress(StemDaskError):  # the store does not answer: the next time
+            try:
+                self.etag = self._put(self.etag)
+            except (FileExistsError, FileNotFoundError):
+                self.lost = not self._is_ours()
 
     def check(self) -> None:
         """Raise LockedError when the output is another run's by now."""
         self.beat()
         if self.lost:
             raise LockedError(
-                f"{self.url.removesuffix('.owner')}: another run took it over, because this one was silent for too long "
+                f"{self.store}: another run took it over, because this one was silent for too long "
                 "(or the clocks of the machines differ); wait for it"
             )
 
@@ -92,6 +96,7 @@ class Owner:
         with contextlib.suppress(StemDaskError):
             if not self.lost and self._is_ours():
                 objects.remove(self.url)
+                self.note.unlink(missing_ok=True)
 
     def _is_ours(self) -> bool:
         """Whether the object is this run's; its mark is noted: an answer may have been lost on its way."""
@@ -113,7 +118,7 @@ class Owner:
 
 
 @contextlib.contextmanager
-def owned(url: str, folder: str) -> Iterator[Owner]:
+def owned(url: str, folder: str | Path) -> Iterator[Owner]:
     """Hold an output in an object store, or raise at once.
 
     Parameters

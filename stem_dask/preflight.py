@@ -129,7 +129,11 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     def is_complete() -> bool:
         if outputs.url is not None:
             owners.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
-        return check_outputs(config, outputs, mark)
+        try:
+            return check_outputs(config, outputs, mark)
+        except BaseException:
+            elsewhere.close()  # it has a file in the folder, which goes when it is empty
+            raise
 
     state_of = open_state(
         outputs.path, temporaries, mark, options, restart=restart, is_complete=is_complete
@@ -280,6 +284,11 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
         return False
     if not _output_is_there(outputs):
         for path in outputs.all():
+            if outputs.url is not None and os.path.lexists(path):
+                raise OutputExistsError(
+                    f"{path} exists, of another output of this name; choose another output.local_folder, or set "
+                    "output.overwrite=true to replace it"
+                )
             refuse_existing(path, overwrite=False)
         return False
     attrs = _about(outputs)

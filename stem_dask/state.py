@@ -193,9 +193,9 @@ def _stamp(path: str | Path) -> list[int]:
 
 
 def _empty(folder: Path) -> None:
-    """Remove everything but the lock, which its owner holds."""
+    """Remove everything but the lock, which its owner holds, and the name of an owner elsewhere."""
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if entry.name != "lock":
+        if entry.name not in ("lock", "owner"):
             remove(entry)
 
 

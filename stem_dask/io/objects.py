@@ -121,26 +121,26 @@ def zarr_store(path: str, *, whole: bool = False) -> Any:
 
 def look(url: str) -> Status:
     """What the store says of an object; FileNotFoundError when there is none."""
+    store, key = located(url)
     import obstore
 
-    store, key = located(url)
     said = asked(SourceError, url, lambda: obstore.head(store, key))
     return _status(said)
 
 
 def read(url: str) -> bytes:
     """A whole object; FileNotFoundError when there is none."""
+    store, key = located(url)
     import obstore
 
-    store, key = located(url)
     return asked(SourceError, url, lambda: bytes(obstore.get(store, key).bytes()))
 
 
 def below(url: str) -> Iterator[tuple[str, Status]]:
     """Names, from the URL on, and states of all objects below it, in the order of their names."""
+    store, key = located(url)
     import obstore
 
-    store, key = located(url)
     pages = iter(asked(SourceError, url, lambda: obstore.list(store, key, chunk_size=PAGE)))
     while page := asked(SourceError, url, lambda: next(pages, None)):
         for said in page:
@@ -161,9 +161,9 @@ def put(url: str, content: bytes, *, onto: str | None = None) -> str:
     StoreError
         When it cannot be written.
     """
+    store, key = located(url)
     import obstore
 
-    store, key = located(url)
     mode: Any = "create" if onto == "" else "overwrite" if onto is None else {"e_tag": onto}
     large = len(content) > PART_BYTES
     said = asked(
@@ -184,9 +184,9 @@ def put(url: str, content: bytes, *, onto: str | None = None) -> str:
 
 def remove(url: str) -> None:
     """Remove an object; a missing one is fine."""
+    store, key = located(url)
     import obstore
 
-    store, key = located(url)
     try:
         asked(StoreError, url, lambda: obstore.delete(store, key))
     except FileNotFoundError:
@@ -195,9 +195,9 @@ def remove(url: str) -> None:
 
 def remove_below(url: str) -> None:
     """Remove all objects below a URL."""
+    store, key = located(url)
     import obstore
 
-    store, key = located(url)
     names = [f"{key}/{name}" for name, _ in below(url)]
     for start in range(0, len(names), PAGE):
         page = names[start : start + PAGE]

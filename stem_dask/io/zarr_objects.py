@@ -1,5 +1,6 @@
 """Objects below a URL as zarr reads a store. Nothing is written through it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -65,14 +66,14 @@ class ObjectsBelow(Store):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Several parts, one after another."""
-        return [await self.get(key, prototype, part) for key, part in key_ranges]
+        """Several parts at once."""
+        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object of this name."""
+        store, place = located(f"{self.url}/{key}")
         import obstore
 
-        store, place = located(f"{self.url}/{key}")
         try:
             await asked_later(f"{self.url}/{key}", obstore.head_async(store, place))
         except FileNotFoundError:
@@ -115,25 +116,25 @@ class ObjectsBelow(Store):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names directly below one."""
-        import obstore
-
         url = f"{self.url}/{prefix}".rstrip("/")
         store, key = located(url)
+        import obstore
+
         found: Any = await asked_later(url, obstore.list_with_delimiter_async(store, key))
         for path in (*found["common_prefixes"], *(said["path"] for said in found["objects"])):
             yield str(path).rstrip("/").rpartition("/")[2]
 
 
-async def _get(url: str, part: ByteRequest | None) -> bytes:
+async def _get(url: str, part: ByteRequest | None) -> Any:
+    store, key = located(url)
     import obstore
 
-    store, key = located(url)
     if isinstance(part, RangeByteRequest):
-        return bytes(await obstore.get_range_async(store, key, start=part.start, end=part.end))
+        return await obstore.get_range_async(store, key, start=part.start, end=part.end)
     options: Any = {}
     if isinstance(part, OffsetByteRequest):
         options = {"range": {"offset": part.offset}}
     elif isinstance(part, SuffixByteRequest):
         options = {"range": {"suffix": part.suffix}}
     found = await obstore.get_async(store, key, options=options)
-    return bytes(await found.bytes_async())
+    return await found.bytes_async()
