@@ -61,8 +61,18 @@ def marks(url: str) -> dict[str, str]:
 
 
 def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
-    run: Any, job: Any, make_config: Any, beam_file: Path, bucket: str, tmp_path: Path
+    run: Any,
+    job: Any,
+    make_config: Any,
+    beam_file: Path,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
+    # what it shows is read from the store; drawing it takes longer than everything here
+    monkeypatch.setattr(
+        "stem_dask.pipeline.draw", lambda data, path: Path(path).write_text(data.title)
+    )
     local = run(make_config(beam_file, "local.zarr", output={"chunk_mb": CHUNK_MB}))
     converted = {"crop": {"enabled": False}, "analyze": {"ahead": True}}
     stored = tmp_path / "stored.zarr"
@@ -82,6 +92,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     assert len([name for name in chunks if name.startswith("patterns/")]) == 3
     assert {name: there[name] for name in chunks} == chunks
     assert sum(map(len, there.values())) == done.results["sizes"]["stored_bytes"]
+    assert (tmp_path / "out_visualization.png").read_text() == "scan"
     assert np.array_equal(np.load(tmp_path / "out.npy"), sd.open(here).values)  # written here
     assert sorted(p.name for p in tmp_path.glob("out*")) == [
         "out.npy", "out.run", "out_results.json", "out_visualization.png",
@@ -277,10 +288,13 @@ def test_workers_have_access_of_their_own(job: Any, bucket: str, monkeypatch: An
             without.delenv(name)
         without.setenv("AWS_EC2_METADATA_DISABLED", "true")
         cluster = LocalCluster(1, threads_per_worker=1, dashboard_address=":0", processes=True)
+    config = job()
     words = "a worker on .* cannot reach the data: there are no credentials .* Start workers with"
     with cluster, cluster.get_client() as client:
         with pytest.raises(SourceError, match=words):
-            pipeline.run(job(), connection=client)
+            pipeline.run(config, connection=client)
         client.run(lambda: os.environ.update(access))
-        assert pipeline.run(job(), connection=client).exit_code == 0
-    assert sd.open(f"{bucket}/out.zarr").shape == (6, 5, 18, 18)
+        crop = config.crop.model_copy(update={"enabled": False})
+        converted = pipeline.run(config.model_copy(update={"crop": crop}), connection=client)
+    assert converted.exit_code == 0
+    assert sd.open(f"{bucket}/out.zarr").shape == (6, 5, 40, 36)
