@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stem_dask.errors import ConfigError, InterruptedRunError, StemDaskError
 from stem_dask.io.candidate import by
 from stem_dask.options import Config
-from stem_dask.preflight import Prepared, begun, is_there, prepare, token
+from stem_dask.outputs import is_there
+from stem_dask.preflight import Prepared, begun, prepare, token
 from stem_dask.run import ProgressLine, advice, run_one, stoppable
 from stem_dask.state import unfinished_token
 from stem_dask.table import Row, lines_of, shortfall, shown, stored_results, table

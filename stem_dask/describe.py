@@ -10,8 +10,8 @@ from stem_dask.cluster import planned
 from stem_dask.io.read import Found
 from stem_dask.known import Known
 from stem_dask.options import Config
+from stem_dask.outputs import Outputs
 from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes
-from stem_dask.preflight import Outputs
 from stem_dask.projection import (
     Shapes,
     disk_need,
@@ -137,7 +137,7 @@ def config_for(found: Found, overrides: Sequence[str] = ()) -> str:
     name = Path(found.info.path)
     header = "".join(f"# {line}\n" for line in describe_file(found))
     for key, value in (
-        ("input.path", json.dumps(str(name))),
+        ("input.path", json.dumps(found.info.path)),
         ("output.path", json.dumps(f"{name.stem}_cropped.zarr")),
         *(override.split("=", 1) for override in overrides),
     ):

@@ -60,7 +60,8 @@ class Owner:
     def _free_to_take(self, before: str | None) -> str:
         """The mark of the object that can be replaced, "" when there is none."""
         try:
-            status, words = objects.look(self.url), self._read()
+            with objects.of_output():
+                status, words = objects.look(self.url), self._read()
         except FileNotFoundError:
             return ""
         silent = time.time() - status.st_mtime_ns / 1e9

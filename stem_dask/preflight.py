@@ -12,71 +12,23 @@ from typing import Any
 from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.io.given import with_given
-from stem_dask.io.objects import at, remove_below
+from stem_dask.io.objects import at, of_output, remove_below
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
-from stem_dask.io.publish import refuse_existing, run_folder, stem, temporary
+from stem_dask.io.publish import refuse_existing, run_folder, temporary
 from stem_dask.io.read import Found, find
 from stem_dask.io.zarr3 import DOCUMENT, read_document
-from stem_dask.known import Known, beside, known_analysis
+from stem_dask.known import Known, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
+from stem_dask.outputs import Outputs, check_places, is_there
 from stem_dask.owner import Owner, owned
 from stem_dask.state import RunState, open_state, unfinished_token, unfinished_url
 from stem_dask.trust import scheduler_address
-from stem_dask.urls import check_path, is_url, refuse_url
+from stem_dask.urls import is_url
 
 #: options that say where and how, not what: they do not change a byte of the store
 _NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure", "local_folder")
 #: formats whose bytes the layout decides
 _LAYOUT_DECIDES = (".pt",)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files of a run, all beside its first: mostly a store, else one file of another format.
-
-    A store in an object store has a ``url``; ``path`` is then where its small parts are built, and what is beside it.
-    """
-
-    path: str
-    exports: tuple[str, ...]
-    results: str
-    figure: str | None
-    analysis: str | None
-    url: str | None = None
-
-    @classmethod
-    def of(cls, config: Config) -> "Outputs":
-        """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
-        path, url = config.output.path, None
-        if is_url(path):
-            path, url = (
-                str(Path(config.output.local_folder or ".", Path(path).name).absolute()),
-                path,
-            )
-        name = stem(path)
-        alone = config.analyze.ahead and beside(path) != path
-        return cls(
-            path,
-            tuple(f"{name}.{kind}" for kind in config.output.export),
-            f"{name}_results.json",
-            f"{name}_visualization.png" if config.output.figure else None,
-            beside(path) if alone else None,
-            url,
-        )
-
-    @property
-    def store(self) -> str:
-        """The first output, where it is when it is complete."""
-        return self.path if self.url is None else self.url
-
-    def all(self) -> tuple[str, ...]:
-        """Every name."""
-        return (self.store, *self.local()[1:])
-
-    def local(self) -> tuple[str, ...]:
-        """Every name here."""
-        more = (name for name in (self.analysis, self.figure) if name is not None)
-        return (self.path, *self.exports, self.results, *more)
 
 
 @dataclass(frozen=True)
@@ -205,38 +157,6 @@ def described(config: Config, found: Found) -> Found:
     )
 
 
-def check_places(config: Config, outputs: Outputs) -> None:
-    """Refuse what cannot be done with a URL.
-
-    Raises
-    ------
-    ConfigError
-    """
-    for key in KEYS:
-        refuse_url(
-            f"input.{key}", getattr(config.input, key), "it is read from a file here; copy it"
-        )
-    for key, path in (("output.path", outputs.store), ("analyze.from", config.analyze.known)):
-        check_path(key, path)
-    source, url = config.input.path, outputs.url
-    check_path("input.path", source)
-    if url is None:
-        if config.output.local_folder is not None:
-            raise ConfigError(
-                f"output.local_folder is {config.output.local_folder}, which is for an output.path that is a URL, and it is "
-                f"{outputs.path}; leave it out"
-            )
-        return
-    if Path(url).suffix != ".zarr":
-        raise ConfigError(
-            f"output.path is {url}: into an object store only .zarr is written; write the file here, and copy it there"
-        )
-    if is_url(source) and (f"{source}/".startswith(f"{url}/") or url.startswith(f"{source}/")):
-        raise ConfigError(
-            f"the output {url} would replace the input {source}; choose another output.path"
-        )
-
-
 def check_device(device: str) -> str:
     """The device that is used, or an error: a GPU that was asked for is never replaced by the CPU."""
     if device == "gpu":
@@ -280,9 +200,13 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
     OutputExistsError
         When an output exists that is not of an equal run, and overwriting was not asked for.
     """
-    if config.output.overwrite or unfinished_token(outputs.path) == mark:
+    if config.output.overwrite:
         return False
-    if not _output_is_there(outputs):
+    with of_output():
+        there = _output_is_there(outputs)
+    if unfinished_token(outputs.path) == mark and not (there and _of_others(outputs, mark)):
+        return False
+    if not there:
         for path in outputs.all():
             if outputs.url is not None and os.path.lexists(path):
                 raise OutputExistsError(
@@ -298,6 +222,7 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
     when = "replace it when the new one is complete"
     if outputs.url is not None:
         when = "replace it; it ends as soon as the first shard of the new one is written"
+        missing = [f"{name} (in {Path(outputs.path).parent}, see output.local_folder)" for name in missing]  # fmt: skip
         if not attrs:
             raise OutputExistsError(
                 f"{outputs.url} holds objects and is no finished output: they are of something else, or of a run that did "
@@ -310,11 +235,6 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
     )
 
 
-def is_there(path: str) -> bool:
-    """Whether there is a file, a folder, or anything below a URL."""
-    return bool(at(path).exists()) if is_url(path) else os.path.lexists(path)
-
-
 def _output_is_there(outputs: Outputs) -> bool:
     """Whether the first output is; shards of an unfinished run of ours are none."""
     if outputs.url is None or unfinished_url(outputs.path) != outputs.url:
@@ -322,10 +242,16 @@ def _output_is_there(outputs: Outputs) -> bool:
     return bool(at(outputs.url, DOCUMENT).is_file())
 
 
+def _of_others(outputs: Outputs, mark: str) -> bool:
+    """Whether a finished output in an object store is of another job: one that ran elsewhere since ours was stopped."""
+    return outputs.url is not None and _about(outputs).get("token") != mark
+
+
 def _about(outputs: Outputs) -> dict[str, Any]:
     """What an existing output says of the run that made it: a store in its attributes, any other in results.json."""
     if outputs.url is not None:
-        attrs = (read_document(outputs.url) or {}).get("attributes", {})
+        with of_output():
+            attrs = (read_document(outputs.url) or {}).get("attributes", {})
         return attrs if isinstance(attrs, dict) else {}
     import zarr
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import stem_dask.stages.crop
 import stem_dask.stages.summary
 import stem_dask.stages.validate  # noqa: F401
 from stem_dask.engine import KILLED
-from stem_dask.errors import SourceError, StemDaskError, WorkerLostError
+from stem_dask.errors import SourceError, StemDaskError, StoreError, WorkerLostError
 from stem_dask.io.codec import blosc_bytes
 from stem_dask.io.objects import below
 from stem_dask.kernels.analysis import analyze_patterns
@@ -56,17 +56,17 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
             raise WorkerLostError(KILLED) from call.exception()
 
 
-def reach(client: Any, urls: Sequence[str]) -> None:
+def reach(client: Any, urls: Mapping[str, type[SourceError] | type[StoreError]]) -> None:
     """Have the workers look into the object stores of a job: their environment is their own.
 
     Parameters
     ----------
     client : a `distributed.Client`, or None for threads of this process, whose access was seen before
-    urls : of the input and the output
+    urls : of the input and the output, each with the error to raise
 
     Raises
     ------
-    SourceError
+    SourceError, StoreError
         When one of them cannot; names it, and why.
     """
     if client is None or not urls:
@@ -78,19 +78,20 @@ def reach(client: Any, urls: Sequence[str]) -> None:
         wait(calls, timeout=LONGEST_SECONDS)
     for call in calls:
         if call.status == "finished" and (why := call.result()):
-            raise SourceError(
-                f"a worker on {why[0]} cannot reach the data: {why[1]}. Start workers with the environment that this "
+            host, url, words = why
+            raise urls[url](
+                f"a worker on {host} cannot reach {url}: {words}. Start workers with the environment that this "
                 "command has: the variables AWS_*, or the files of AWS_PROFILE"
             )
 
 
-def unreached(urls: Sequence[str]) -> tuple[str, str] | None:
-    """Name of this machine, and why it cannot list what is in an object store; None when it can."""
-    try:
-        for url in urls:
+def unreached(urls: Sequence[str]) -> tuple[str, str, str] | None:
+    """Name of this machine, the first URL below which it cannot list what there is, and why; None when it can."""
+    for url in urls:
+        try:
             next(below(url), None)
-    except StemDaskError as error:
-        return socket.gethostname(), str(error)
+        except StemDaskError as error:
+            return socket.gethostname(), url, str(error).removeprefix(f"{url}: ")
     return None
 
 

@@ -14,7 +14,8 @@ from stem_dask.config import to_dict
 from stem_dask.io.objects import below, zarr_store
 from stem_dask.model import Window
 from stem_dask.options import Config
-from stem_dask.preflight import Outputs, Prepared, contents, n_quarantined, token
+from stem_dask.outputs import Outputs
+from stem_dask.preflight import Prepared, contents, n_quarantined, token
 from stem_dask.projection import input_bytes
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii

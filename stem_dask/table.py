@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stem_dask.io.candidate import by
 from stem_dask.options import Config
+from stem_dask.urls import is_url
 
 if TYPE_CHECKING:
     from stem_dask.results import Outcome
@@ -99,7 +100,7 @@ def shortfall(row: Row) -> str:
 
 def stored_results(config: Config) -> Mapping[str, Any]:
     """What results.json says of a finished job; nothing when it cannot be read."""
-    from stem_dask.preflight import Outputs
+    from stem_dask.outputs import Outputs
 
     try:
         results = json.loads(Path(Outputs.of(config).results).read_text(encoding="utf-8"))
@@ -110,5 +111,7 @@ def stored_results(config: Config) -> Mapping[str, Any]:
 
 def shown(path: str) -> str:
     """A path for people: relative when it lies below the working directory."""
+    if is_url(path):
+        return path
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

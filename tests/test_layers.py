@@ -18,7 +18,7 @@ FLOORS = [
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "owner", "state", "trust", "rehearsal", "allocation",
      "limits", "slurm", "tunnel", "versions"},
-    {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results",
+    {"report", "panel", "figure", "figure_data", "outputs", "preflight", "exports", "target", "describe", "projection", "results",
      "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},

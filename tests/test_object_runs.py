@@ -141,6 +141,12 @@ def test_a_run_that_failed_goes_on(
     server.answer, server.asked = lambda method, path: None, []
     with pytest.raises(OutputExistsError, match="holds objects and is no finished output"):
         prepare(job(local_folder=str(tmp_path / "elsewhere")))
+    objects.put(
+        f"{url}/zarr.json", b'{"attributes": {"token": "of another job, finished elsewhere"}}'
+    )
+    with pytest.raises(OutputExistsError):
+        run(job())
+    objects.remove(f"{url}/zarr.json")
     done = run(config)
     assert [path.partition("patterns/c/")[2][0] for path in server.puts("patterns/c/")] == ["2", "0"]  # fmt: skip
     assert objects.read(f"{url}/zarr.json") == root.replace(b'"overwrite": false', b'"overwrite": true')  # fmt: skip
@@ -180,8 +186,10 @@ def test_access_that_is_lost_ends_the_run(run: Any, job: Any, server: Between, b
     assert caught.value.exit_code == 5
     assert SECRET not in str(caught.value)
     server.answer = lambda method, path: (403, error("AccessDenied")) if method == "GET" else None
-    with pytest.raises(SourceError, match="access is denied") as caught:
+    with pytest.raises(StoreError, match="access is denied"):
         run(job())
+    with pytest.raises(SourceError, match="access is denied") as caught:
+        run(job(source=f"{bucket}/in.zarr"))
     assert caught.value.exit_code == 3
 
 
@@ -234,6 +242,8 @@ def test_commands_know_urls_and_nothing_tells_the_secret(
     assert f"free in {tmp_path}" in said
     assert main(["run", *words]) == 0
     assert f"file        {url} (" in capsys.readouterr().out
+    assert main(["init", url]) == 0
+    assert f'path: "{url}"' in capsys.readouterr().out
     assert main(["info", url]) == 0
     assert "patterns    6 x 5 x 18 x 18 uint16" in capsys.readouterr().out
     assert main(["verify", url]) == 0
@@ -251,7 +261,7 @@ def test_commands_know_urls_and_nothing_tells_the_secret(
     )
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(object_access, "TRIES", 0)
-    assert main(["run", *words, "output.codec=zstd"]) == 3
+    assert main(["run", *words, "output.codec=zstd"]) == 5
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {url}")
     assert "does not answer" in said.err
@@ -289,9 +299,9 @@ def test_workers_have_access_of_their_own(job: Any, bucket: str, monkeypatch: An
         without.setenv("AWS_EC2_METADATA_DISABLED", "true")
         cluster = LocalCluster(1, threads_per_worker=1, dashboard_address=":0", processes=True)
     config = job()
-    words = "a worker on .* cannot reach the data: there are no credentials .* Start workers with"
+    words = "a worker on .* cannot reach s3://.*/out.zarr: there are no credentials .* Start workers with"
     with cluster, cluster.get_client() as client:
-        with pytest.raises(SourceError, match=words):
+        with pytest.raises(StoreError, match=words):
             pipeline.run(config, connection=client)
         client.run(lambda: os.environ.update(access))
         crop = config.crop.model_copy(update={"enabled": False})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import SourceError, StoreError
+from stem_dask.errors import StoreError
 from stem_dask.io import objects
 from stem_dask.io.pieces import InPieces, of_type
 from stem_dask.io.publish import remove
@@ -63,16 +63,16 @@ class ObjectStoreSink(StoreSink):
         chunk has one for whoever reads it.
         """
         url = f"{self.url}/{record.extra.get('shard')}"
-        try:
-            return _differs(url, record, objects.look(url))
-        except FileNotFoundError:
-            return _differs(url, record, None)
-        except SourceError as error:
-            raise StoreError(str(error)) from error
+        with objects.of_output():
+            try:
+                return _differs(url, record, objects.look(url))
+            except FileNotFoundError:
+                return _differs(url, record, None)
 
     def finish(self, records: Sequence[Record]) -> None:
         """See that every shard is there, in one listing."""
-        there = dict(objects.below(f"{self.url}/patterns/c"))
+        with objects.of_output():
+            there = dict(objects.below(f"{self.url}/patterns/c"))
         for record in records:
             name = str(record.extra["shard"])
             status = there.get(name.removeprefix("patterns/c/"))

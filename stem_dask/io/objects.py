@@ -3,6 +3,7 @@
 Nothing that the library says reaches a message as it is: its texts hold addresses, keys' names and answers of the server.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -119,6 +120,29 @@ def zarr_store(path: str, *, whole: bool = False) -> Any:
     return ObjectsBelow(path, whole=whole)
 
 
+@contextlib.contextmanager
+def of_output() -> Iterator[None]:
+    """What cannot be read within is told as an error of the output, not of the input.
+
+    Raises
+    ------
+    StoreError
+
+    Examples
+    --------
+    >>> with of_output():
+    ...     raise SourceError("s3://lab/scan.zarr: access is denied")
+    Traceback (most recent call last):
+    stem_dask.errors.StoreError: s3://lab/scan.zarr: access is denied
+    """
+    try:
+        yield
+    except SourceError as error:
+        ours = StoreError(str(error))
+        ours.errno = error.errno
+        raise ours from error.__cause__
+
+
 def look(url: str) -> Status:
     """What the store says of an object; FileNotFoundError when there is none."""
     store, key = located(url)
@@ -198,7 +222,8 @@ def remove_below(url: str) -> None:
     store, key = located(url)
     import obstore
 
-    names = [f"{key}/{name}" for name, _ in below(url)]
+    with of_output():
+        names = [f"{key}/{name}" for name, _ in below(url)]
     for start in range(0, len(names), PAGE):
         page = names[start : start + PAGE]
         asked(StoreError, url, lambda page=page: obstore.delete(store, page))  # type: ignore[misc]

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from stem_dask import engine, report
 from stem_dask.cluster import Connection
-from stem_dask.errors import SourceError
+from stem_dask.errors import SourceError, StoreError
 from stem_dask.io.lazy import corrected, lazy_patterns
 from stem_dask.io.publish import temporary
 from stem_dask.model import Record, Window
 from stem_dask.options import Config
+from stem_dask.outputs import Outputs
 from stem_dask.plan import projected_bytes
-from stem_dask.preflight import Outputs, Prepared
+from stem_dask.preflight import Prepared
 from stem_dask.projection import (
     check_memory,
     disk_need,
@@ -107,8 +108,10 @@ class Job:
             metric=config.analyze.radius_metric if analyzes else None,
             bins=config.downsample.factor > 1 and config.downsample.method == "bin",
         )
-        places = (self.prepared.found.info.path, self.outputs.store)
-        reach(self.connection.client, [place for place in places if is_url(place)])
+        places: dict[str, type[SourceError] | type[StoreError]]
+        places = {self.prepared.found.info.path: SourceError, self.outputs.store: StoreError}
+        urls = {place: kind for place, kind in places.items() if is_url(place)}
+        reach(self.connection.client, urls)
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
         """The lazy input, turned where it must be, corrected and without its bad pixels."""

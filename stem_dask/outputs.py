@@ -1,0 +1,99 @@
+"""The names of everything that a run writes: beside its first output, or, when that is in an object store, in a folder here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from stem_dask.errors import ConfigError
+from stem_dask.io.objects import at
+from stem_dask.io.planes import KEYS
+from stem_dask.io.publish import stem
+from stem_dask.known import beside
+from stem_dask.options import Config
+from stem_dask.urls import check_path, is_url, refuse_url
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run, all beside its first: mostly a store, else one file of another format.
+
+    A store in an object store has a ``url``; ``path`` is then where its small parts are built, and what is beside it.
+    """
+
+    path: str
+    exports: tuple[str, ...]
+    results: str
+    figure: str | None
+    analysis: str | None
+    url: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> "Outputs":
+        """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
+        path, url = config.output.path, None
+        if is_url(path):
+            path, url = (
+                str(Path(config.output.local_folder or ".", Path(path).name).absolute()),
+                path,
+            )
+        name = stem(path)
+        alone = config.analyze.ahead and beside(path) != path
+        return cls(
+            path,
+            tuple(f"{name}.{kind}" for kind in config.output.export),
+            f"{name}_results.json",
+            f"{name}_visualization.png" if config.output.figure else None,
+            beside(path) if alone else None,
+            url,
+        )
+
+    @property
+    def store(self) -> str:
+        """The first output, where it is when it is complete."""
+        return self.path if self.url is None else self.url
+
+    def all(self) -> tuple[str, ...]:
+        """Every name."""
+        return (self.store, *self.local()[1:])
+
+    def local(self) -> tuple[str, ...]:
+        """Every name here."""
+        more = (name for name in (self.analysis, self.figure) if name is not None)
+        return (self.path, *self.exports, self.results, *more)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a file, a folder, or anything below a URL."""
+    return bool(at(path).exists()) if is_url(path) else os.path.lexists(path)
+
+
+def check_places(config: Config, outputs: Outputs) -> None:
+    """Refuse what cannot be done with a URL.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for key in KEYS:
+        refuse_url(
+            f"input.{key}", getattr(config.input, key), "it is read from a file here; copy it"
+        )
+    for key, path in (("output.path", outputs.store), ("analyze.from", config.analyze.known)):
+        check_path(key, path)
+    source, url = config.input.path, outputs.url
+    check_path("input.path", source)
+    if url is None:
+        if config.output.local_folder is not None:
+            raise ConfigError(
+                f"output.local_folder is {config.output.local_folder}, which is for an output.path that is a URL, and it is "
+                f"{outputs.path}; leave it out"
+            )
+        return
+    if Path(url).suffix != ".zarr":
+        raise ConfigError(
+            f"output.path is {url}: into an object store only .zarr is written; write the file here, and copy it there"
+        )
+    if is_url(source) and (f"{source}/".startswith(f"{url}/") or url.startswith(f"{source}/")):
+        raise ConfigError(
+            f"the output {url} would replace the input {source}; choose another output.path"
+        )
