@@ -206,9 +206,15 @@ def test_damaged(sound, tmp_path):
     assert min(tried.values()) > 0  # the mutations neither miss nor destroy everything
 
 
+def some_of(content):
+    """All files of most families, some from all over a store of many."""
+    return list(content)[:: max(1, len(content) // (12 * MORE))]
+
+
 def test_cut_anywhere(sound, tmp_path):
     """Each file of a family in turn, at fifty places and at both ends."""
-    for name, content in sound.content.items():
+    for name in some_of(sound.content):
+        content = sound.content[name]
         cuts = {
             0,
             1,
@@ -222,7 +228,7 @@ def test_cut_anywhere(sound, tmp_path):
 
 def test_lost(sound, tmp_path):
     """Without one of its files, with a folder or a loop in its place, or with a link to nowhere."""
-    for name in sound.content:
+    for name in some_of(sound.content):
         rest = {n: content for n, content in sound.content.items() if n != name}
         path = Files(sound.path, rest).write(tmp_path / "lost")
         place = Path(tmp_path / "lost" / name)
