@@ -119,7 +119,7 @@ def _say_input(prepared: Prepared, state: RunState, say: Say) -> None:
         say(f"            {note}")
     n_done = sum(len(records) for records in state.journal.known.values())
     if n_done:
-        say(f"resuming    {n_done:,} finished blocks; they are read again and checked")
+        say(f"resuming    {n_done:,} finished blocks; they are checked again")
 
 
 def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome:

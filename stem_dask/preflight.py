@@ -16,6 +16,8 @@ from stem_dask.io.objects import at, of_output, remove_below
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
 from stem_dask.io.publish import refuse_existing, run_folder, temporary
 from stem_dask.io.read import Found, find
+from stem_dask.io.sources import DETECTOR_SLOWEST
+from stem_dask.io.turned import detector_first
 from stem_dask.io.zarr3 import DOCUMENT, read_document
 from stem_dask.known import Known, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
@@ -23,7 +25,7 @@ from stem_dask.outputs import Outputs, check_places, is_there
 from stem_dask.owner import Owner, owned
 from stem_dask.state import RunState, open_state, unfinished_token, unfinished_url
 from stem_dask.trust import scheduler_address
-from stem_dask.urls import is_url
+from stem_dask.urls import is_url, refuse_url
 
 #: options that say where and how, not what: they do not change a byte of the store
 _NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure", "local_folder")
@@ -56,6 +58,8 @@ def prepare(config: Config) -> Prepared:
     check_places(config, outputs)
     found = described(config, find_input(config))
     check_planes(config, found)
+    if is_url(found.info.path) and detector_first(found.source) is not None:
+        refuse_url("input.path", found.info.path, DETECTOR_SLOWEST)
     source = Path(found.info.path).resolve()
     for path in outputs.all():
         if source == Path(path).resolve() or Path(path).resolve() in source.parents:

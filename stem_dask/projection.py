@@ -17,7 +17,7 @@ from stem_dask.io.merlin import RawCounts
 from stem_dask.io.parts import is_read_in_pieces
 from stem_dask.io.pieces import PIECE_BYTES as READ_PIECE_BYTES
 from stem_dask.io.read import Found
-from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
+from stem_dask.io.sources import REQUEST_BYTES, Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
 from stem_dask.io.turned import READ_BYTES, detector_first
 from stem_dask.kernels.analysis import largest_radius
@@ -113,6 +113,7 @@ def memory_of(
         what.out_bytes,
         copies=reads,
         fixed=library
+        + REQUEST_BYTES * is_url(found.info.path)
         + PASSING * piece * widest
         + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,

@@ -158,7 +158,7 @@ def test_a_run_that_failed_goes_on(
 
 
 def test_a_put_that_fails_for_a_moment_is_tried_again(
-    run: Any, job: Any, server: Between, bucket: str
+    run: Any, job: Any, server: Between, bucket: str, beam_file: Path
 ) -> None:
     failed: list[str] = []
 
@@ -168,11 +168,16 @@ def test_a_put_that_fails_for_a_moment_is_tried_again(
             return 500, error("InternalError")
         return None
 
+    source = f"{bucket}/beam.npy"  # which is read by ranges
+    objects.put(source, beam_file.read_bytes())
     server.answer = answer
-    done = run(job())
+    done = run(job(source=source))
     # three answers: the library asks twice, then the block is tried again
     assert (done.exit_code, done.results["retries"], len(failed)) == (0, 1, 3)
-    assert objects.at(f"{bucket}/out.zarr/patterns/c/1/0/0/0").is_file()
+    beam = np.load(beam_file)
+    cropped = sd.open(f"{bucket}/out.zarr")
+    assert cropped.shape == (6, 5, 18, 18)
+    assert np.array_equal(cropped.sum(("ky", "kx")).values, beam.sum((2, 3)))
 
 
 def test_access_that_is_lost_ends_the_run(run: Any, job: Any, server: Between, bucket: str) -> None:

@@ -16,7 +16,9 @@ from stem_dask.errors import ConfigError, LockedError, SourceError, StemDaskErro
 from stem_dask.io import object_access, objects
 from stem_dask.io.read import find
 from stem_dask.owner import SILENT_SECONDS, Owner, owned
+from stem_dask.preflight import prepare
 from stem_dask.rehearsal import unreached
+from stem_dask.synthetic import write_dm4
 from stem_dask.urls import split_url
 
 WHOLE = (slice(None),) * 4
@@ -244,7 +246,12 @@ def test_stores_of_others_are_read(bucket: str, tmp_path: Path, options: dict) -
 
 def test_what_an_object_store_does_not_hold_is_refused(bucket: str, tmp_path: Path) -> None:
     for path, kind, match in [
-        (f"{bucket}/scan.dm4", SourceError, r"only .zarr is read; copy the file here first"),
+        (
+            f"{bucket}/scan.hspy",
+            SourceError,
+            r"only .zarr, .dm3, .dm4, .npy, .raw are read; copy the file here first",
+        ),
+        (f"{bucket}/scan.dm4", SourceError, "there is nothing of this name"),
         (f"{bucket}/none.zarr", SourceError, "there is nothing of this name"),
         (f"{bucket}/*.zarr", ConfigError, "globs are for files here"),
     ]:
@@ -254,3 +261,47 @@ def test_what_an_object_store_does_not_hold_is_refused(bucket: str, tmp_path: Pa
     objects.put(f"{bucket}/odd.zarr/readme", b"not a store")
     with pytest.raises(SourceError, match=r"odd.zarr: not a readable zarr store"):
         find(f"{bucket}/odd.zarr")
+
+
+@pytest.mark.usefixtures("few_tries")
+def test_files_in_one_piece_are_read_by_ranges(s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    data = np.arange(4 * 6 * 16 * 12).reshape(4, 6, 16, 12).astype("u2")
+    np.save(tmp_path / "scan.npy", data)
+    (tmp_path / "scan.raw").write_bytes(b"head" + data.tobytes())
+    write_dm4(tmp_path / "scan.dm4", data, (4, 6), (16, 12), data.dtype)
+    part = (slice(1, 4, 2), slice(2, 5), slice(3, 9), slice(1, 7))
+    with between(s3_server) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        for name, options in [
+            ("scan.npy", {}),
+            ("scan.raw", {"shape": data.shape, "dtype": "u2", "offset": 4}),
+            ("scan.dm4", {}),
+        ]:
+            here, url = tmp_path / name, f"{bucket}/{name}"
+            objects.put(url, here.read_bytes())
+            found = find(url, **options)
+            assert np.array_equal(found.source[WHOLE], data)
+            assert np.array_equal(found.source[part], data[part])
+            assert found.info.axes == find(here, **options).info.axes
+            server.asked.clear()
+            rows = found.source[(slice(1, 3), *WHOLE[1:])]
+            assert np.array_equal(rows, data[1:3])
+            # one look at its size, and one request for all
+            assert [method for method, _ in server.asked] == ["HEAD", "GET"]
+        server.answer = lambda method, path: (503, error("SlowDown")) if method == "GET" else None
+        with pytest.raises(SourceError, match=r"scan.dm4: the store answers with an error"):
+            found.source[WHOLE]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    objects.put(f"{bucket}/scan.dm4", (tmp_path / "scan.dm4").read_bytes()[:8000])
+    with pytest.raises(SourceError, match=r"scan.dm4: the file ends at byte 8,000"):
+        found.source[WHOLE]
+    with pytest.raises(SourceError, match=r"scan.dm4: "):
+        find(f"{bucket}/scan.dm4")
+    objects.put(f"{bucket}/odd.npy", (tmp_path / "scan.dm4").read_bytes())
+    with pytest.raises(SourceError, match=r"by its content it is a Gatan DM4 file; rename it"):
+        find(f"{bucket}/odd.npy")
+    np.save(tmp_path / "turned.npy", data.transpose(2, 3, 0, 1).copy())
+    objects.put(f"{bucket}/turned.npy", (tmp_path / "turned.npy").read_bytes())
+    config = config_of(f"{bucket}/turned.npy", ["input.scan_order=detector_first"])
+    with pytest.raises(ConfigError, match=r"the detector's axes come first in it.* copy it here"):
+        prepare(config)

@@ -10,12 +10,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite, prod
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io.object_file import opened_file
+from stem_dask.io.objects import at
 from stem_dask.model import Axis
 
 MAX_LOADED = 4096  # longer arrays and strings are described by an ArrayTag, not loaded
@@ -195,11 +196,11 @@ def _text(data: bytes) -> str:
 def _parse(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     """Tag tree and byte order ("<" or ">") of a file."""
     name = os.fspath(path)
-    if not Path(name).is_file():  # a pipe would block for ever
+    if not at(name).is_file():  # a pipe would block for ever
         raise SourceError(f"{name}: there is no such file; check the path")
     try:
-        with open(name, "rb") as stream:
-            parser = _Parser(stream, os.fstat(stream.fileno()).st_size, name)
+        with opened_file(name) as stream:
+            parser = _Parser(stream, at(name).stat().st_size, name)
             parser.header()
             return parser.group("", 0), parser.order
     except OSError as error:

@@ -14,6 +14,7 @@ import numpy as np
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, scan_axes
 from stem_dask.io.damage import one_line, told
+from stem_dask.io.object_file import opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
@@ -48,7 +49,7 @@ def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
     if suffix == ".raw":
         from stem_dask.io.empad import xml_beside
 
-        xml = None if layout.given else xml_beside(name)
+        xml = None if layout.given or is_url(name) else xml_beside(name)
         return (READERS[".xml"][0], _empad(xml)) if xml else (kind, list_raw(name, layout))
     if layout.given:
         raise SourceError(
@@ -63,7 +64,7 @@ def _check_name(name: str, suffix: str) -> None:
         return
     path = Path(name)
     if suffix not in READERS:
-        content = recognise(path) if path.is_file() else None
+        content = recognise(name) if path.is_file() else None
         raise SourceError(
             f"{name}: files ending in {suffix or 'nothing'} are not known; "
             + (f"by its content it is {content[0]}: rename it to {path.stem}{content[1][0]}" if content else
@@ -87,27 +88,38 @@ def _check_name(name: str, suffix: str) -> None:
         return
     if path.stat().st_size == 0:
         raise SourceError(f"{name}: the file is empty (0 bytes)")
-    content = recognise(path)
+    _check_content(name, suffix)
+
+
+def _check_content(name: str, suffix: str) -> None:
+    content = recognise(name)
     if content is not None and suffix not in (
         *content[1],
         ".raw",
     ):  # a .raw may begin with any bytes
         raise SourceError(
             f"{name}: the name ends in {suffix}, but by its content it is {content[0]}; "
-            f"rename it to {path.stem}{content[1][0]}"
+            f"rename it to {Path(name).stem}{content[1][0]}"
         )
 
 
 def _check_url(name: str, suffix: str) -> None:
-    if suffix != ".zarr":
+    if suffix not in (".zarr", *BY_RANGES):
         raise SourceError(
-            f"{name}: from an object store only .zarr is read; copy the file here first, for example with aws s3 cp, and "
-            "convert it into the store: stem-dask convert --input FILE --output s3://BUCKET/NAME.zarr"
+            f"{name}: from an object store only .zarr, {', '.join(BY_RANGES)} are read; copy the file here first, for example "
+            "with aws s3 cp, and convert it into the store: stem-dask convert --input FILE --output s3://BUCKET/NAME.zarr"
         )
-    if not at(name).is_dir():
+    is_folder, place = READERS[suffix][2], at(name)
+    if not (place.is_dir() if is_folder else place.is_file()):
         raise SourceError(
             f"{name}: there is nothing of this name in the object store; check input.path and AWS_ENDPOINT_URL"
         )
+    if not is_folder:
+        _check_content(name, suffix)
+
+
+#: files whose numbers lie in one piece: of an object store they are read by ranges of bytes
+BY_RANGES = (".dm3", ".dm4", ".npy", ".raw")
 
 
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
@@ -129,7 +141,7 @@ _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
 )
 
 
-def recognise(path: Path) -> tuple[str, tuple[str, ...]] | None:
+def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
     """What a file is by its first bytes, and the endings that such files have; None when they say nothing.
 
     Examples
@@ -137,10 +149,10 @@ def recognise(path: Path) -> tuple[str, tuple[str, ...]] | None:
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     np.save(file, np.zeros(3)); file.flush()
-    ...     recognise(Path(file.name))
+    ...     recognise(file.name)
     ('a numpy file', ('.npy',))
     """
-    with open(path, "rb") as file:
+    with opened_file(path) as file:
         start = file.read(256)
     for place, magic, kind, suffixes in _MAGIC:
         if start[place : place + len(magic)] != magic:
@@ -181,7 +193,7 @@ def _scan_of(tags: object) -> tuple[Axis, Axis] | None:
 
 
 def _npy(name: str) -> list[Candidate]:
-    with told(f"{name}: not a readable .npy file"), open(name, "rb") as file:
+    with told(f"{name}: not a readable .npy file"), opened_file(name) as file:
         version = np.lib.format.read_magic(file)
         read = (
             np.lib.format.read_array_header_1_0
@@ -199,7 +211,7 @@ def _npy(name: str) -> list[Candidate]:
     if min(shape, default=0) < 0:
         raise SourceError(f"{name}: the header says the shape {shape}; the file is damaged")
     n_bytes = math.prod(shape) * dtype.itemsize
-    size = Path(name).stat().st_size
+    size = at(name).stat().st_size
     if offset + n_bytes > size:
         raise SourceError(
             f"{name}: the header says {by(shape)} {dtype}, {n_bytes:,} bytes, but {size - offset:,} follow; "

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.objects import at
 from stem_dask.io.sources import FlatFile
 from stem_dask.model import Axis
 
@@ -65,7 +65,7 @@ def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
     n_bytes = dtype.itemsize
     for n in shape:
         n_bytes *= n
-    has = Path(path).stat().st_size - layout.offset
+    has = at(path).stat().st_size - layout.offset
     if n_bytes > has:
         per_pattern = shape[-2] * shape[-1] * dtype.itemsize
         raise SourceError(

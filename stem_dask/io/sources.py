@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.damage import told
+from stem_dask.io.object_file import ObjectFile, opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.publish import named
 from stem_dask.kernels.turn import patterns_first
+from stem_dask.urls import is_url
 
 Slices = tuple[slice, ...]
 #: what becomes of chunk files of a zarr store that are not there
@@ -27,6 +29,10 @@ Missing = Literal["refuse", "zero"]
 
 #: order of axes that makes (scan_y, scan_x, ky, kx) of (ky, kx, scan_y, scan_x)
 DETECTOR_FIRST = (2, 3, 0, 1)
+#: of whole patterns that are asked for at once in an object store, where parts of them are wanted
+REQUEST_BYTES = 2**23
+#: why such a file is not read by ranges of bytes
+DETECTOR_SLOWEST = "the detector's axes come first in it, so that every pattern is spread over all of it; copy it here first"
 #: shorter runs all over a file are not read one by one: a call for each takes longer than to look at its page
 MAPPED_RUN_BYTES = 4096
 
@@ -65,7 +71,7 @@ class FlatFile:
     def opened(self) -> Any:
         """The file, for several calls of `read_into`; errors name it."""
         with named(self.path):
-            return open(self.path, "rb", buffering=0)
+            return opened_file(self.path, buffered=False)
 
     def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
         """Read a part into an array of its shape and type that lies in one run; from the file as it is `opened`, if it is."""
@@ -77,6 +83,9 @@ class FlatFile:
         )
         while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
+        if is_url(self.path) and n_whole < 2 < len(self.shape):
+            self._from_whole_patterns(part, out, file)
+            return
         n_partial = len(self.shape) - n_whole
         joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
         n_outer = n_partial - joined  # neighbours on the last partial axis are one run too
@@ -93,14 +102,34 @@ class FlatFile:
         content = out.reshape(-1).view(np.uint8).data
         with named(self.path), self.opened() if file is None else nullcontext(file) as there:
             for i, position in enumerate(first.tolist()):
-                self._fill(there.fileno(), position, content[i * run_bytes : (i + 1) * run_bytes])
+                self._fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
 
-    def _fill(self, file: int, position: int, run: memoryview) -> None:
+    def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
+        """Parts of patterns in an object store: a request takes as long as many bytes do, so whole patterns are asked for."""
+        height, width = self.shape[-2:]
+        some = max(1, REQUEST_BYTES // (height * width * self.dtype.itemsize))
+        *outer, last = (range(*s.indices(n)) for s, n in zip(part[:-2], self.shape, strict=False))
+        for place in np.ndindex(*map(len, outer)):
+            row = [slice(r[i], r[i] + 1) for r, i in zip(outer, place, strict=True)]
+            for start in range(0, len(last), some):
+                these = last[start : start + some]
+                whole = np.empty((*(1,) * len(row), len(these), height, width), self.dtype)
+                there = slice(these.start, these.stop, these.step)
+                self.read_into((*row, there, slice(height), slice(width)), whole, file)
+                here = (*place, slice(start, start + len(these)))
+                out[here] = whole.reshape(-1, height, width)[:, part[-2], part[-1]]
+
+    def _fill(self, file: Any, position: int, run: memoryview) -> None:
         need = position + len(run)
+        if isinstance(file, ObjectFile):
+            if need > file.size:
+                raise self._cut(file.size, need)
+            file.fill(position, run)
+            return
         while run:
-            n = os.preadv(file, (run,), position)
+            n = os.preadv(file.fileno(), (run,), position)
             if not n:
-                raise self._cut(os.fstat(file).st_size, need)
+                raise self._cut(os.fstat(file.fileno()).st_size, need)
             run, position = run[n:], position + n
 
     def _cut(self, size: int, need: int) -> SourceError:
