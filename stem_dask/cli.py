@@ -16,12 +16,20 @@ if TYPE_CHECKING:
 from stem_dask.classic import add_convert_options, add_preprocess_options
 from stem_dask.job_array import add_batch_options, run_configs, write_script
 from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, progress_shown, run_file, show
+from stem_dask.urls import without_secrets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch a command; returns the exit code."""
-    options = _parser().parse_args(argv)
-    return guarded(lambda: int(options.command(options)))
+    words = sys.argv[1:] if argv is None else [*argv]
+
+    def command() -> int:
+        options = _parser().parse_args(
+            without_secrets(words)
+        )  # it shows words that it does not know
+        return int(options.command(options))
+
+    return guarded(command)
 
 
 def run_command(options: argparse.Namespace) -> int:

@@ -12,6 +12,8 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from stem_dask.urls import without_secrets
+
 if TYPE_CHECKING:
     from stem_dask.options import Config
     from stem_dask.pipeline import Step
@@ -45,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_run_options(parser)
-    options = parser.parse_intermixed_args(argv)
-    return guarded(lambda: run_file(options))
+    words = sys.argv[1:] if argv is None else [*argv]
+    # within: the parser shows words that it does not know
+    return guarded(lambda: run_file(parser.parse_intermixed_args(without_secrets(words))))
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Objects in a store that speaks S3: what is read and written, whose they are, and what is said when it fails."""
 
 import errno
+import sys
 import time
 from pathlib import Path
 
@@ -94,6 +95,9 @@ def test_what_may_be_secret_in_a_url_is_never_shown(
     commands.append(["check", str(plain), f"output.path:{url}"])
     with pytest.raises(ConfigError, match=match):
         parse_config({"input": {"path": [url]}, "output": {"path": "a.zarr"}})
+    commands.append(
+        ["run", str(plain), "--quiet", f"output.path={url}"]
+    )  # which argparse does not take
     for command in commands:
         assert main(command) == 2, command
         said = capsys.readouterr()
@@ -174,6 +178,16 @@ def test_credentials_come_from_a_profile(bucket: str, tmp_path: Path, monkeypatc
     keys.write_text("no section")
     with pytest.raises(ConfigError, match="cannot be read as a file of profiles"):
         objects.read(url)
+
+
+def test_a_missing_library_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    object_access._opened.cache_clear()
+    for name in ("obstore", "obstore.store"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ConfigError, match=r"the package obstore, .*pip install 'stem_dask\[cloud\]'"
+    ):
+        objects.look(f"{bucket}/a")
 
 
 def test_an_output_has_one_owner(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
