@@ -98,20 +98,25 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
         with state_of as state, elsewhere:  # ends before the lock here does
             if owners:
                 state.still_ours = owners[0].check
-            yield state
-    except BaseException:
-        if outputs.url is not None and unfinished_token(outputs.path) is None:
-            _remove_rest(outputs.url)
-        raise
+            try:
+                yield state
+            except BaseException:
+                if not state.goes_on and outputs.url is not None:
+                    _remove_shards(outputs, state)
+                raise
     finally:
         elsewhere.close()
 
 
-def _remove_rest(url: str) -> None:
-    """Shards of a run that failed and left nothing to go on with; a complete output stays."""
+def _remove_shards(outputs: Outputs, state: RunState) -> None:
+    """Those of a run that failed and cannot go on; what others wrote stays, as does a complete output."""
+    begun_here = os.path.lexists(temporary(outputs.path))
+    if outputs.url is None or state.is_complete or not begun_here:
+        return
     with contextlib.suppress(StemDaskError):  # the first error is told
-        if not at(url, DOCUMENT).is_file():
-            remove_below(url)
+        state.still_ours()
+        if not at(outputs.url, DOCUMENT).is_file():
+            remove_below(outputs.url)
 
 
 def find_input(config: Config) -> Found:

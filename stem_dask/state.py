@@ -78,11 +78,16 @@ class RunState:
             if entry.is_dir():
                 remove(entry)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether, after an error, there is something for the same command to go on with."""
+        return self.resumable and bool(self.journal.known)
+
     def leave(self) -> None:
         """After an error: keep what can be resumed, else leave nothing behind."""
         with contextlib.suppress(OSError):  # the first error is told, not what became of it
             self.journal.close()
-        if not (self.resumable and self.journal.known):
+        if not self.goes_on:
             for path in self.temporaries:
                 remove(path)
             _empty(self.folder)

@@ -220,15 +220,28 @@ def test_two_machines_do_not_write_one_output(
     url = f"{bucket}/out.zarr"
     other = Owner(url, tmp_path / "elsewhere.run")
     other.take()
-    with pytest.raises(LockedError, match="in use by a run on"):
-        run(job())
-    assert not list(tmp_path.glob("out*"))
+    free = prepare(job())
+    shard = f"{url}/patterns/c/0/0/0/0"
+    objects.put(shard, b"of the other run")
+    for config in (free, job(overwrite=True)):
+        with pytest.raises(LockedError, match="in use by a run on"):
+            run(config)
+        assert not list(tmp_path.glob("out*"))
+        assert objects.read(shard) == b"of the other run"
     other.release()
-    prepared = prepare(job())
-    with begun(prepared) as state:
-        objects.put(f"{url}.owner", b'{"run": "of somebody else"}')
-        with pytest.raises(LockedError, match="another run took it over"):
+    with pytest.raises(OutputExistsError, match="is no finished output"):
+        run(free)
+    assert not list(tmp_path.glob("out*"))
+    prepared = prepare(job(overwrite=True))
+
+    def taken_over() -> None:
+        with begun(prepared) as state:
+            objects.put(f"{url}.owner", b'{"run": "of somebody else"}')
             run(prepared, state=state)
+
+    with pytest.raises(LockedError, match="another run took it over"):
+        taken_over()
+    assert objects.read(shard) == b"of the other run"
     assert not objects.at(f"{url}/zarr.json").is_file()
     assert objects.read(f"{url}.owner") == b'{"run": "of somebody else"}'
 

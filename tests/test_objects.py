@@ -231,10 +231,9 @@ def test_a_store_without_conditions_is_told(s3_server: str, bucket: str, tmp_pat
     [
         {"zarr_format": 2, "chunks": (2, 3, 8, 8)},
         {"zarr_format": 2, "chunks": (2, 3, 8, 8), "chunk_key_encoding": {"name": "v2", "separator": "/"}},
-        {"chunks": (1, 3, 8, 8)},
         {"chunks": (1, 1, 8, 8), "shards": (2, 2, 8, 8)},
     ],
-    ids=["v2", "v2 nested", "v3", "v3 sharded"],
+    ids=["v2", "v2 nested", "v3 sharded"],
 )  # fmt: skip
 def test_stores_of_others_are_read(bucket: str, tmp_path: Path, options: dict) -> None:
     data = np.arange(1, 4 * 6 * 8 * 8 + 1).reshape(4, 6, 8, 8).astype("u2")

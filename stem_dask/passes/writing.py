@@ -133,6 +133,7 @@ def _written(
     published = _is_published(job, stage, n_blocks)
     # what the spool holds may be damaged also when the output has its name
     sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
+    job.state.still_ours()  # what is there is removed now, unless it is ours
     job.compute(stage, outputs, spare, out, sink)
     written = _joined(job, out, spool, n_blocks)
     if found is not None and window is not None:
