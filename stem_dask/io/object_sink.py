@@ -85,7 +85,7 @@ def _differs(url: str, record: Record, found: objects.Status | None) -> str | No
     if found is None:
         return f"{url} is missing"
     if found.st_size != record.extra.get("bytes"):
-        return f"{url} has {found.st_size:,} bytes, not the {record.extra.get('bytes'):,} that were written"
+        return f"{url} has {found.st_size:,} bytes, not the {record.extra.get('bytes', 0):,} that were written"
     if found.etag != record.extra.get("etag"):
         return f"{url} is not what was written: another object has its name (ETag)"
     return None
