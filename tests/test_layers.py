@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "model", "config", "options", "inputs"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation",
+    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation", "submission",
      "limits", "slurm", "tunnel", "versions"},
     {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results",
      "tally",
