@@ -20,6 +20,8 @@ from stem_dask.io.sources import (
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
+#: which axes are of diffraction space, see `_is_reciprocal`
+_SCAN_FIRST = [False, False, True, True]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         )
     else:
         view = replace(view, axes=_named(axes, names))
+        if geometry.scan_order == "auto" and [_is_reciprocal(axis.units) for axis in axes] == _SCAN_FIRST[::-1]:  # fmt: skip
+            units = ", ".join(axis.units for axis in axes)
+            note = f"by the units ({units}) the detector might come first; input.scan_order: detector_first turns it"
+            view = view.on(source, view.axes, note)
     if geometry.scan_shape is not None and tuple(geometry.scan_shape) != view.source.shape[:2]:
         raise SourceError(
             f"{name}: input.scan_shape is {by(geometry.scan_shape)}, but the data are a scan of "
@@ -190,18 +196,18 @@ def _backwards(axis: Axis) -> Axis:
 
 
 def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
-    """By the user's word, else by the file's tag, else by the units of the axes, else refuse (DM files only)."""
+    """By the user's word, else by the file's own, else (DM files only) by the units of the axes, or refuse."""
     if scan_order != "auto":
         return scan_order == "detector_first"
-    if _kind(name) not in (".dm3", ".dm4"):
-        return False
     if chosen.swapped is not None:
         return not chosen.swapped
-    reciprocal = [_is_reciprocal(axis.units) for axis in chosen.axes]
-    if reciprocal[:2] == [False, False] and reciprocal[2:] == [True, True]:
-        return False
-    if reciprocal[:2] == [True, True] and reciprocal[2:] == [False, False]:
+    if tuple(axis.name for axis in chosen.axes) == (*DETECTOR_DIMS, *SCAN_DIMS):
         return True
+    if _kind(name) not in (".dm3", ".dm4"):
+        return False
+    reciprocal = [_is_reciprocal(axis.units) for axis in chosen.axes]
+    if reciprocal in (_SCAN_FIRST, _SCAN_FIRST[::-1]):
+        return reciprocal != _SCAN_FIRST
     units = ", ".join(axis.units or "none" for axis in chosen.axes)
     raise SourceError(
         f"{name}: cannot tell scan from detector: no Data Order Swapped tag, and the units are ({units}); "

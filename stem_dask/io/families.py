@@ -56,6 +56,11 @@ def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
 
 def _check_name(name: str, suffix: str) -> None:
     path = Path(name)
+    if suffix == ".npz":
+        raise SourceError(
+            f"{name}: an archive of numpy arrays is not read; save the one with the patterns by itself: "
+            "numpy.save('patterns.npy', numpy.load('that.npz')['patterns'])"
+        )
     if suffix not in READERS:
         content = recognise(path) if path.is_file() else None
         raise SourceError(

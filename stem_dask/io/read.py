@@ -146,7 +146,7 @@ def _choose(
         raise SourceError(f"{name}: the file holds no array of numbers")
     if dataset is not None:
         for number, candidate in enumerate(candidates):
-            if dataset in (candidate.name, number):
+            if dataset in (candidate.name, f"/{candidate.name}", number):
                 return candidate, []
         raise SourceError(f"{name}: there is no dataset {dataset!r}; the file holds {listing}")
     for n_axes in (4, 3):
