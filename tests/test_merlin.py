@@ -6,12 +6,16 @@ from frames_made import (
     MIB_DTYPES,
     SHAPE,
     agrees,
+    by_turns,
     hdr,
     knows,
     mib,
     mib_header,
     numbers,
     opens_in_little,
+    quad_frame,
+    raw_frame,
+    raw_header,
     real,
 )
 
@@ -144,25 +148,6 @@ def test_mib_whose_sizes_would_shear_it(tmp_path):
 # --- raw mode -----------------------------------------------------------------------------------------------------
 
 
-def raw_header(bits, width, height, chips=1, layout="1x1"):
-    text = f"MQ1,000001,00384,{chips:02},{width:04},{height:04},R64,   {layout},01,2021-05-07,0.1,0,0,0,{bits},"
-    return text.encode().ljust(384, b"\0")
-
-
-def raw_frame(pattern, bits):
-    """Slow twin: each row pixel by pixel into words of 64 bits, the first pixel in the lowest bits, big-endian."""
-    if bits == 24:
-        return raw_frame(pattern >> 12, 12) + raw_frame(pattern & 4095, 12)
-    slot = {1: 1, 6: 8, 12: 16}[bits]
-    words = []
-    for row in pattern:
-        for start in range(0, len(row), 64 // slot):
-            part = row[start : start + 64 // slot]
-            word = sum(int(value) << (slot * i) for i, value in enumerate(part))
-            words.append(word.to_bytes(8, "big"))
-    return b"".join(words)
-
-
 @pytest.mark.parametrize("bits", [1, 6, 12, 24])
 def test_mib_in_raw_mode(tmp_path, bits):
     array = np.random.default_rng(bits).integers(0, 2**bits, (3, 2, 5, 128))
@@ -178,29 +163,13 @@ def test_mib_in_raw_mode(tmp_path, bits):
 @pytest.mark.parametrize("first", ["0", "1"])
 def test_two_thresholds_by_turns(tmp_path, first):
     """Each pattern's header says which counter it is of; the two are stacks of their own."""
-    path = mib(tmp_path / "a.mib", numbers((13, 6, 5)))
-    frames = [bytearray(frame) for frame in np.frombuffer(path.read_bytes(), "u1").reshape(13, -1)]
-    counters = [first, "1" if first == "0" else "0"] * 7
-    for frame, counter in zip(frames, counters, strict=False):
-        at = [i for i, byte in enumerate(frame) if byte == ord(",")][10] + 1
-        frame[at : at + 1] = counter.encode()
-    path.write_bytes(b"".join(frames))
+    counters = [first, "1" if first == "0" else "0"]
+    path = by_turns(tmp_path / "a.mib", numbers((13, 6, 5)), counters)
     with pytest.raises(SourceError, match=r"2 arrays of 3 axes; .* input\.dataset: counter \d: "):
         find(path)
     found = find(path, dataset=f"counter {counters[1]}", scan_shape=(2, 3))
     agrees(found, numbers((13, 6, 5))[1::2].reshape(2, 3, 6, 5).astype(">u2"))
     assert find(path, dataset=f"counter {first}", scan_shape=(7, 1)).info.shape == (7, 1, 6, 5)
-
-
-def quad_frame(pattern, bits):
-    """Slow twin: row by row the four chips from the lower right to the upper left, the lower ones upside down."""
-    height, width = (n // 2 for n in pattern.shape)
-    rows = []
-    for y in range(height):
-        upper, lower = pattern[y], pattern[2 * height - 1 - y][::-1]
-        # upside down the right half of a lower row comes first
-        rows.append([*lower[:width], *lower[width:], *upper[width:], *upper[:width]])
-    return raw_frame(np.array(rows), bits)
 
 
 @pytest.mark.parametrize("layout", ["2x2", "2x2G"])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, header_of, scan_axes, side_text, stack_axes, whole
+from stem_dask.io.damage import one_line
 from stem_dask.io.frames import FramedFile, framed, refuse_sheared
 from stem_dask.io.sources import Selection, Slices, Source, Wrapped
 from stem_dask.model import Axis
@@ -202,7 +203,7 @@ def _raw(
     single = (chips, layout.rstrip("G")) == (1, "1x1") and not (bits == 24 and width % 2)
     if bits not in _RAW or not (single or (quad and bits != 24)):
         raise SourceError(
-            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {words[3].strip()[:4]} chips ({layout[:8]}), "
+            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {one_line(words[3])[:4]} chips ({one_line(layout)[:8]}), "
             f"{by((height, width))}: of the raw mode, 1, 6, 12 and 24 bits of a single chip and 1, 6 and 12 bits of 2x2 chips "
             "can be read; record again with Raw Mode off"
         )
