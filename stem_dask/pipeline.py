@@ -134,7 +134,7 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
     first = time.perf_counter()
     block, window = job.block(), None
     read_windows_only(job, block)
-    patterns = job.patterns(block)
+    patterns, found = job.patterns(block), None
     job.warnings += report.calibration_warnings(job.prepared.found.info.axes)
     if job.config.crop.enabled:
         settle_common(job, common)
@@ -144,10 +144,11 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
         with job.state.nothing_to_go_on_with():
             window = choose(job, found.analysis, common)
     with job.room(patterns, window, warn=True):
-        if window is not None:
+        if job.config.output.normalize != "none":
+            scores, inside = normalized(job, patterns, found, window)
+            written = write_normalized(job, scores, found, window, inside)
+        elif found is not None and window is not None:
             written = write_cropped(job, found, window)
-        elif job.config.output.normalize != "none":
-            written = write_normalized(job, normalized(job, patterns))
         else:
             written = write_converted(job, patterns)
             if written.known is not None:

@@ -237,7 +237,8 @@ def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) 
     down = job.config.downsample
     filled = placement(analysis, window)["filled_fraction"].values
     job.warnings += report.window_warnings(window, filled)
-    if job.config.output.dtype == "float16" and down.method != "fft":
+    output = job.config.output
+    if output.dtype == "float16" and down.method != "fft" and output.normalize == "none":
         sums = down.method == "bin" and down.reduce == "sum"
         if not sums:  # no mean exceeds the maximum; sums are checked block by block
             check_float16(float(analysis["max_pattern"].max()))
