@@ -169,11 +169,22 @@ def odd_axes(path, *axes):
 def test_odd_axes_of_hyperspy(tmp_path):
     """Scales that are none mean pixels; bytes that are no text harm nothing; an axis that is not even has no scale."""
     nan, none = {"scale": np.nan, "units": "nm"}, {"units": "nm"}
-    bad = {"scale": "0.5", "offset": "x", "units": b"n\xff", "name": b"\xfe"}
+    bad = {"scale": ["0.5"], "offset": "x", "units": b"n\xff", "name": b"\xfe"}
     patterns = open_patterns(odd_axes(tmp_path / "a.hspy", nan, none, {"scale": 0}, bad))
     assert [axis(patterns, dim) for dim in SCAN] == [(1.0, 0.0, "")] * 3 + [(0.5, 0.0, "n?")]
     export(patterns, tmp_path / "b.hspy")
     assert axis(open_patterns(tmp_path / "b.hspy"), "kx") == (0.5, 0.0, "n?")
+
+
+@pytest.mark.parametrize("name", [b"Experiments/t\xfc/data", b"a\xff/b"])
+def test_names_that_are_no_utf8(tmp_path, name):
+    with h5py.File(tmp_path / "a.hspy", "w") as file:
+        file[name] = numbers()
+        file[name].parent.create_group(b"original_metadata/\xfe")
+    patterns = open_patterns(tmp_path / "a.hspy")
+    same(patterns, numbers())
+    export(patterns, tmp_path / "b.hspy")
+    same(open_patterns(tmp_path / "b.hspy"), numbers())
 
 
 def test_the_detector_first_by_the_words_of_other_files(tmp_path):

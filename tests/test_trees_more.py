@@ -337,6 +337,8 @@ def test_unknown_endings_list_all_the_known(tmp_path):
     np.savez(tmp_path / "a.npz", numbers())
     with pytest.raises(SourceError, match=r"a\.npz: an archive of numpy arrays is not read; save"):
         find(tmp_path / "a.npz")
+    with pytest.raises(SourceError, match=r"a\.hdr: the settings of a Merlin file; open the \.mib"):
+        find(tmp_path / "a.hdr")
     (tmp_path / "a.dat").write_bytes(b"hello")
     with pytest.raises(SourceError, match=r"\.dat are not known; known are") as caught:
         find(tmp_path / "a.dat")

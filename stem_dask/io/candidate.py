@@ -68,7 +68,9 @@ def calibrated(name: str, size: int, scale: Any, offset: Any = 0.0, units: str =
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None: of text too, as headers have it."""
+    """A finite number, or None: of text too, as headers have it, and of an array of one, as MATLAB writes it."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     try:
         found = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -84,6 +86,8 @@ def text_of(value: Any) -> str:
     >>> text_of("nm\udcff"), text_of(b"1/nm"), text_of(3)
     ('nm?', '1/nm', '3')
     """
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(value).encode("utf-8", "replace").decode()

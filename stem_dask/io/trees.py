@@ -74,13 +74,13 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
         _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
-            names = [f"Experiments/{name}/data" for name in experiments]
-            names = [name for name in names if isinstance(file.get(name), h5py.Dataset)]
+            names = [f"Experiments/{_escaped(name)}/data" for name in experiments]
+            names = [name for name in names if isinstance(file.get(_bytes(name)), h5py.Dataset)]
         else:
             others: list[str] = []
             names = list(_walk(file, "", 0, set(), others))
             names = ["patterns"] if ours.is_h5(file) else names
-            if others and not any(file[name].ndim > 2 for name in names):
+            if others and not any(file[_bytes(name)].ndim > 2 for name in names):
                 raise SourceError(
                     f"{path}: no 4D array of numbers and no stack of patterns; the file has "
                     + "; ".join(others[:_MOST_OTHERS])
@@ -104,6 +104,25 @@ def _refuse_velox(path: str, file: Any) -> None:
         )
 
 
+def _escaped(name: str | bytes) -> str:
+    """h5py gives names that are no UTF-8, such as titles in Latin-1, as bytes."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _link(group: Any, name: str | bytes) -> Any:
+    """What kind of a link a name is; of names that are no UTF-8 h5py says it in its own lower words only."""
+    import h5py
+
+    if isinstance(name, str):
+        return group.get(name, getlink=True)
+    hard = group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD
+    return h5py.HardLink() if hard else None
+
+
 def _walk(group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]) -> Iterator[str]:
     """Names of numeric datasets below a group; soft and external links are not followed, loops are cut.
 
@@ -113,18 +132,18 @@ def _walk(group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]
 
     if depth > _MAX_DEPTH:
         return
-    for name in group:
-        link = group.get(name, getlink=True)
+    for key in group:
+        link, name = _link(group, key), _escaped(key)
         if isinstance(link, h5py.ExternalLink):
             there = one_line(f"{link.filename}:{link.path}")
             others.append(
                 f"{one_line(prefix + name)}, a link to {there}, which is not followed (open that file)"
             )
-        elif isinstance(link, h5py.SoftLink) and group.get(name) is None:
+        elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
             others.append(f"{one_line(prefix + name)}, a link to {one_line(link.path)}, where nothing is")  # fmt: skip
         if not isinstance(link, h5py.HardLink):
             continue
-        item = group[name]
+        item = group[key]
         where = h5py.h5o.get_info(item.id)
         if (where.fileno, where.addr) in seen:
             continue
@@ -167,7 +186,7 @@ def _refuse_lost_parts(path: str, name: str, data: Any) -> None:
 
 
 def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
-    data = file[name]
+    data = file[_bytes(name)]
     _refuse_lost_parts(path, name, data)
     parent = data.parent
     axes, told_axes = [], []
