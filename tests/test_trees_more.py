@@ -106,6 +106,7 @@ def test_app5(tmp_path, session, shape):
     [
         lambda i: ("nan", 1e-9),
         lambda i: ("?", "?"),
+        lambda i: (1e-9, 1e-9),
         lambda i: (i // 5 * 1e-9, i % 5 * 1e-9),
         lambda i: (i // 4 * 1e-9, (i % 4) * (1 if i < 8 else -1) * 1e-9),
     ],
@@ -293,6 +294,33 @@ def test_dm_stack_that_states_its_scan(tmp_path):
         write(X=5, Y=3)
     with pytest.raises(SourceError, match="give its scan"):
         write(X=4)
+
+
+def test_dm_images_go_by_the_numbers_that_are_shown(tmp_path):
+    """A thumbnail is left out, and the next image stays number 1."""
+    from stem_dask.io.dm_write import encode_tags
+
+    images = [
+        {
+            "ImageData": {
+                "Data": array.ravel(),
+                "DataType": np.uint32(10),
+                "Dimensions": [np.uint32(n) for n in array.shape[::-1]],
+            },
+            "ImageTags": {"Meta Data": {"Data Order Swapped": np.uint8(1)}},
+        }
+        for array in (numbers((6, 5)), numbers(), numbers() + 1)
+    ]
+    tree = {"ImageList": images, "Thumbnails": [{"ImageIndex": np.uint32(0)}]}
+    (tmp_path / "a.dm4").write_bytes(encode_tags(tree))
+    with pytest.raises(
+        SourceError, match=r"2 arrays of 4 axes; .*: image 1: 3 x 4.*; image 2: 3 x"
+    ):
+        find(tmp_path / "a.dm4")
+    for number in (1, 2):
+        agrees(find(tmp_path / "a.dm4", dataset=number), numbers() + number - 1)
+    with pytest.raises(SourceError, match="there is no dataset 0; the file holds image 1: "):
+        find(tmp_path / "a.dm4", dataset=0)
 
 
 # --- content and name -------------------------------------------------------------------------------------------

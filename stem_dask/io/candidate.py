@@ -22,7 +22,7 @@ MOST_HEADER_BYTES = 4 << 20
 class Candidate:
     """A 3D or 4D array found in a file; ``name`` is what selects it as ``input.dataset``.
 
-    ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
+    ``number`` is that of the file itself, where its name has one, and selects it, too; ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
     the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes, also where
     another file says it in its own way (False: the detector comes first);
     ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`; ``valid`` is False
@@ -32,6 +32,7 @@ class Candidate:
     name: str
     source: Source
     axes: tuple[Axis, ...]
+    number: int | None = None
     chunks: tuple[int, ...] | None = None
     swapped: bool | None = None
     metadata: Mapping[str, Any] | None = None

@@ -155,6 +155,7 @@ def _dm(name: str) -> list[Candidate]:
             f"image {image.index}" + (f" ({image.name})" if image.name else ""),
             FlatFile(name, image.offset, image.dtype, image.shape),
             image.axes,
+            number=image.index,
             swapped=image.swapped,
             metadata=image.tags,
             scan=_scan_of(image.tags.get("4D STEM Tags")),

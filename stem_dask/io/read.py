@@ -145,7 +145,8 @@ def _choose(
     if not candidates:
         raise SourceError(f"{name}: the file holds no array of numbers")
     if dataset is not None:
-        for number, candidate in enumerate(candidates):
+        for position, candidate in enumerate(candidates):
+            number = position if candidate.number is None else candidate.number
             if dataset in (candidate.name, f"/{candidate.name}", number):
                 return candidate, []
         raise SourceError(f"{name}: there is no dataset {dataset!r}; the file holds {listing}")
