@@ -84,7 +84,7 @@ def text_of(value: Any) -> str:
 
     Examples
     --------
-    >>> text_of("nm\udcff"), text_of(b"1/nm"), text_of(3)
+    >>> text_of("nm" + chr(0xDCFF)), text_of(b"1/nm"), text_of(3)
     ('nm?', '1/nm', '3')
     """
     if isinstance(value, np.ndarray) and value.size == 1:
