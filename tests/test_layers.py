@@ -22,7 +22,7 @@ FLOORS = [
      "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},
-    {"cropper", "run", "classic", "batch", "job_array", "cli", "__init__"},
+    {"cropper", "run", "classic", "batch", "job_array", "crop_command", "cli", "__init__"},
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
@@ -33,7 +33,7 @@ INSIDE_FUNCTIONS = {
 ON_WORKERS = FLOORS[1] | FLOORS[2] | FLOORS[3]
 NOT_ON_WORKERS = {"dask.array", "xarray", "pandas"}
 #: loaded before a word is said to the user
-LIGHT = ("run", "classic", "cli", "errors", "model", "config", "__init__")
+LIGHT = ("run", "classic", "crop_command", "cli", "errors", "model", "config", "__init__")
 HEAVY = {"dask", "numba", "numpy", "xarray", "zarr", "scipy", "pydantic"}
 
 
