@@ -142,7 +142,11 @@ def test_other_memory(command: Command) -> None:
     data = np.zeros((24, 16, 256, 256), np.uint16)
     data[:, :, 120:136, 118:138] = np.arange(24)[:, None, None, None] + 1
     np.save(command.folder / "large.npy", data)
-    options = (f"input.path={command.folder}/large.npy", "output.chunk_mb=auto", "output.export=[pt]")
+    options = (
+        f"input.path={command.folder}/large.npy",
+        "output.chunk_mb=auto",
+        "output.export=[pt]",
+    )
     small = ("cluster.memory_limit=950MB", "cluster.threads_per_worker=16")
     run = command.finish(*options, *small, kind="threads", fault="after analysis/000001.block")
     assert run.code == -9, run.text
