@@ -210,7 +210,7 @@ def _analyze(  # type: ignore[no-untyped-def]
         for i in range(start, stop):
             pattern = block[i]
             project(pattern, rows, cols)
-            ry, rx = _find_center(i, given, rows, cols, rings, per_pattern)
+            ry, rx, whole = _find_center(i, given, rows, cols, rings, per_pattern)
             if ry < 0:
                 continue
             if table is not None:
@@ -219,13 +219,13 @@ def _analyze(  # type: ignore[no-untyped-def]
                 square_rings_inward(pattern, ry, rx, cols, rings)
             else:
                 square_rings(pattern, ry, rx, cols, rings)
-            _find_radius(i, rings, target, 1 if table is None else 0, per_pattern)
+            _find_radius(i, rings, whole, target, 1 if table is None else 0, per_pattern)
         _accumulate(block[start:stop], sums, highest)
 
 
 @numba.njit(nogil=True, cache=True)
 def _find_center(i, given, rows, cols, rings, per_pattern):  # type: ignore[no-untyped-def]
-    """Total and centers of pattern i, from its sums along both axes; the window center, or -1 where there is none."""
+    """Total and centers of pattern i, from its sums along both axes; the window center, or -1 where there is none, and the total."""
     total, com, center, _, _ = per_pattern
     kind = rings.dtype.type
     whole, moment_y, moment_x = kind(0), kind(0), kind(0)
@@ -242,15 +242,14 @@ def _find_center(i, given, rows, cols, rings, per_pattern):  # type: ignore[no-u
     near_y, near_x = np.rint(center[i, 0]), np.rint(center[i, 1])
     # outside only after an overflow, which the caller refuses
     if not (whole > 0 and 0 <= near_y < rows.size and 0 <= near_x < cols.size):
-        return -1, -1
-    return int(near_y), int(near_x)
+        return -1, -1, whole
+    return int(near_y), int(near_x), whole
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_radius(i, rings, target, lowest, per_pattern):  # type: ignore[no-untyped-def]
+def _find_radius(i, rings, whole, target, lowest, per_pattern):  # type: ignore[no-untyped-def]
     """Profile of pattern i, and its radius, which is ``lowest`` at least."""
     _, _, _, radius, profile = per_pattern
-    whole = rings.sum()
     least = target * float(whole)
     outside = rings.dtype.type(0)
     smallest = rings.size - 1
