@@ -175,7 +175,7 @@ class Analysis:
             here = tuple(values[self.done : self.done + len(some)] for values in self.found)
             sums = (self.sums, self.rings, self.highest, self.odd, self.negative_sum)
             _analyze(some, *self.how, here, *sums)
-            _refuse_overflow(some, here[0], here[3], self.done)
+            refuse_overflow(some, here[0], here[3], self.done)
             self.done, self.summed = self.done + len(some), self.summed + len(some)
 
     def result(self) -> PatternAnalysis:
@@ -186,7 +186,7 @@ class Analysis:
         return PatternAnalysis(*self.found, self.total, self.highest, self.odd, negative)
 
 
-def _refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
+def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
     """Sums that left 64 bits: such a pattern has no center, or, of integers, a wrong one without a sign."""
     lost = (total > 0) & np.isnan(radius)
     height, width = block.shape[1:]
