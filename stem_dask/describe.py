@@ -52,7 +52,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     """
     source, what = found.source, shapes(config, found)
     n_bytes = math.prod(source.shape) * source.dtype.itemsize
-    worker = planned(config.cluster, n_bytes)
+    worker = planned(config.cluster, n_bytes, config.device)
     block = fitting_block(config, found, worker)
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(source.shape, block, strict=False))
     turned = turned_bytes(found)

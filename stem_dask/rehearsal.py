@@ -1,6 +1,7 @@
 """Workers load what tasks need before the first block: code and compiled kernels take longer than a block does."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,14 @@ from stem_dask.kernels.sums import add_patterns
 LONGEST_SECONDS = 60.0
 
 
-def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) -> None:
+def rehearse(
+    client: Any,
+    dtype: np.dtype,
+    *,
+    metric: str | None,
+    bins: bool,
+    on_gpu: Callable[[], None] | None = None,
+) -> None:
     """Have every worker work on a pattern of 4 x 4 pixels; what fails here fails again, and is told, with real ones.
 
     Parameters
@@ -33,6 +41,7 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
     dtype : of the patterns
     metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
+    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.compiled.Kernels`
 
     Raises
     ------
@@ -45,7 +54,9 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
 
     # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
     # when that one has to be started again
-    calls = [client.submit(play, dtype, metric, bins, pure=False) for _ in client.nthreads()]
+    calls = [
+        client.submit(play, dtype, metric, bins, on_gpu, pure=False) for _ in client.nthreads()
+    ]
     with contextlib.suppress(TimeoutError):  # one that hangs keeps nobody longer
         wait(calls, timeout=LONGEST_SECONDS)
     for call in calls:
@@ -53,7 +64,9 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
             raise WorkerLostError(KILLED) from call.exception()
 
 
-def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:
+def play(
+    dtype: np.dtype, metric: str | None, bins: bool, on_gpu: Callable[[], None] | None = None
+) -> None:
     """Load the libraries and run the kernels in this process.
 
     Examples
@@ -68,3 +81,5 @@ def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:
         downsample_patterns(block, 2, method="bin")
     add_patterns(block, np.zeros(block.shape[1:]), native(block)[0, 0].copy())
     blosc_bytes(block, "lz4", "bitshuffle")
+    if on_gpu is not None:
+        on_gpu()

@@ -17,7 +17,7 @@ FLOORS = [
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation",
-     "limits", "slurm", "tunnel", "versions"},
+     "limits", "slurm", "tunnel", "versions", "gpus", "processes"},
     {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results",
      "tally",
      "known", "table", "turn"},

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from stem_dask import engine, report
 from stem_dask.cluster import Connection
 from stem_dask.errors import SourceError
+from stem_dask.gpus import refuse_missing
 from stem_dask.io.lazy import corrected, lazy_patterns
 from stem_dask.io.publish import temporary
-from stem_dask.model import Record, Window
+from stem_dask.kernels.compiled import Kernels
+from stem_dask.model import Device, Record, Window
 from stem_dask.options import Config
 from stem_dask.plan import projected_bytes
 from stem_dask.preflight import Outputs, Prepared
@@ -28,6 +30,7 @@ from stem_dask.projection import (
     fitting_block,
     input_bytes,
     memory_of,
+    shapes,
 )
 from stem_dask.rehearsal import rehearse
 from stem_dask.stages.mask import apply_mask, read_mask
@@ -78,6 +81,11 @@ class Job:
         return self.prepared.config
 
     @property
+    def device(self) -> Device:
+        """Where the kernels run; settled by `stem_dask.preflight.prepare`."""
+        return "gpu" if self.config.device == "gpu" else "cpu"
+
+    @property
     def outputs(self) -> Outputs:
         """The names of the files."""
         return self.prepared.outputs
@@ -105,6 +113,21 @@ class Job:
             np.dtype(np.float32) if corrects else self.prepared.found.source.dtype,
             metric=config.analyze.radius_metric if analyzes else None,
             bins=config.downsample.factor > 1 and config.downsample.method == "bin",
+            on_gpu=None if self.device == "cpu" else self._kernels(),
+        )
+
+    def _kernels(self) -> Kernels:
+        """The kernels that the workers' GPUs need."""
+        config, what = self.config, shapes(self.config, self.prepared.found)
+        refuse_missing(self.connection.client)
+        analyzes = config.crop.enabled or config.analyze.ahead
+        options = config.downsample.model_dump(exclude={"sigma"})
+        return Kernels(
+            what.patterns,
+            what.detector,
+            config.analyze.threshold,
+            config.analyze.radius_metric if analyzes else None,
+            options if config.crop.enabled or options["factor"] > 1 else None,
         )
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:

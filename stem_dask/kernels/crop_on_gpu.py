@@ -1,202 +1,24 @@
-"""The kernels on a GPU: the same results and types as `stem_dask.kernels.analysis`, ``crop`` and ``downsample``.
+"""`stem_dask.kernels.crop` and ``downsample`` on a GPU, in one launch: the same results and types, of gauss and fft to 1e-5.
 
-Sums of floats have another order than on the CPU. cupy is loaded when something is done, not before.
+cupy is loaded when something is done, not before.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.analysis import PatternAnalysis, largest_radius, refuse_overflow
-from stem_dask.kernels.cuda_code import (
-    ANALYSIS_THREADS,
-    BATCH,
-    CROP_THREADS,
-    WARP,
-    Code,
-    analysis_code,
-    analysis_shared_bytes,
-    compared,
-    crop_code,
-    load_pixels,
-    stored,
-    wide,
-)
+from stem_dask.kernels.compiled import kernel
+from stem_dask.kernels.cuda_code import CROP_THREADS, WARP, compared, crop_code, stored
 from stem_dask.kernels.downsample import result_dtype
-from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
+from stem_dask.kernels.intensity import lowest_counted
 from stem_dask.kernels.ring import SLOT_BYTES, Ring, download, shared_buffer
 
-#: threads of a block, and blocks, for what is not worth more thought
-_FOLD_THREADS, _FOLD_BLOCKS = 256, 1024
-#: shared memory that every kernel may have without asking
-_SHARED_BYTES = 48 * 1024
 #: a factor by which nothing is left of a window, so that it is only added up
 _ALL = 2**30
-
-_lock = threading.Lock()
-_modules: dict[Code, Any] = {}
-
-
-def _kernel(code: Code, name: str, shared: int = 0) -> Any:
-    """A kernel, compiled the first time in this process."""
-    import cupy
-
-    with _lock:
-        module = _modules.get(code)
-        if module is None:
-            module = _modules[code] = cupy.RawModule(code=code.text, options=code.options())
-        kernel = module.get_function(name)
-        if shared > _SHARED_BYTES:
-            kernel.max_dynamic_shared_size_bytes = shared
-    return kernel
-
-
-class Analysis:
-    """`stem_dask.kernels.analysis.Analysis` on the GPU: patterns come in pieces, from host memory.
-
-    Parameters
-    ----------
-    n, detector, dtype, target_retention, threshold, center, metric : see there
-    slot_bytes : see `stem_dask.kernels.ring.Ring`; the sums of floats depend on it in their last digits
-    """
-
-    def __init__(
-        self,
-        n: int,
-        detector: tuple[int, int],
-        dtype: np.dtype,
-        *,
-        target_retention: float,
-        threshold: float,
-        center: tuple[float, float] | None,
-        metric: str,
-        slot_bytes: int = SLOT_BYTES,
-    ) -> None:
-        self.works: list[_Analyzing] = []
-        radii = largest_radius(*detector, metric) + 1
-        self.found: tuple[NDArray, ...] = (
-            np.empty(n),  # total
-            np.empty((n, 2)),  # center of mass
-            np.empty((n, 2)),  # center
-            np.empty(n, np.float32),  # radius
-            np.empty((n, radii), np.float32),  # profile
-            np.empty((n, len(ODD_PIXELS)), np.uint32),
-            np.empty(n),  # what negative values amounted to
-        )
-
-        def work(size: int) -> _Analyzing:
-            made = _Analyzing(
-                size, detector, stored(dtype), radii, target_retention, threshold, center, metric
-            )
-            self.works.append(made)
-            return made
-
-        self.ring = Ring(n, detector, dtype, work, slot_bytes)
-
-    def add(self, piece: NDArray) -> None:
-        """Analyze the next patterns, (n, ky, kx).
-
-        Raises
-        ------
-        OverflowError
-            When a pattern's sums leave 64 bits.
-        """
-        self._keep(self.ring.add(piece))
-
-    def result(self) -> PatternAnalysis:
-        """What was found in all of them."""
-        self._keep(self.ring.rest())
-        total, com, center, radius, profile, odd, negative = self.found
-        totals, highest = zip(*(work.patterns() for work in self.works), strict=True)
-        return PatternAnalysis(
-            total,
-            com,
-            center,
-            radius,
-            profile,
-            np.add.reduce(totals),
-            np.maximum.reduce(highest),
-            odd.sum(axis=0, dtype=np.int64),
-            float(negative.sum()),
-        )
-
-    def _keep(self, done: Iterator[tuple[slice, list[NDArray]]]) -> None:
-        for here, arrays in done:
-            for all_of_them, values in zip(self.found, arrays, strict=True):
-                all_of_them[here] = values[: here.stop - here.start]
-
-
-class _Analyzing:
-    """The analysis of the patterns of a slot, one time after another."""
-
-    def __init__(
-        self,
-        size: int,
-        detector: tuple[int, int],
-        dtype: np.dtype,
-        radii: int,
-        target: float,
-        threshold: float,
-        center: tuple[float, float] | None,
-        metric: str,
-    ) -> None:
-        import cupy
-
-        self.detector, self.pixels = detector, prod(detector)
-        shapes = (
-            (size,),
-            (size, 2),
-            (size, 2),
-            (size,),
-            (size, radii),
-            (size, len(ODD_PIXELS)),
-            (size,),
-        )
-        kinds = ("f8", "f8", "f8", "f4", "f4", "u4", "f8")
-        self.on_gpu, self.in_host = shared_buffer(list(zip(shapes, kinds, strict=True)))
-        self.batch = min(size, BATCH)
-        groups = -(-size // self.batch)
-        kept, summed = compared(dtype), wide(dtype)
-        self.sums = cupy.empty((groups, *detector), summed), cupy.empty((groups, *detector), kept)
-        self.total, self.highest = cupy.zeros(detector, summed), cupy.zeros(detector, kept)
-        y, x = (np.nan, np.nan) if center is None else center
-        low = lowest_counted(kept, threshold)
-        self.options = (low, np.float64(y), np.float64(x), np.float64(target), np.int32(radii))
-        vectors = self.pixels // load_pixels(dtype, detector[1])
-        self.adders = -(-vectors // ANALYSIS_THREADS)
-        self.shared = analysis_shared_bytes(dtype, detector, radii, ANALYSIS_THREADS)
-        code = analysis_code(dtype, detector[1], threshold=threshold, metric=metric)
-        self.analyze = _kernel(code, "analyze", self.shared)
-        self.fold = _kernel(code, "fold")
-
-    def start(self, patterns: Any, here: slice) -> None:
-        n, (height, width) = here.stop - here.start, self.detector
-        groups = -(-n // self.batch)
-        sizes = (np.int64(n), np.int32(height), np.int32(width))
-        shares = (np.int32(self.batch), np.int32(self.adders))
-        arguments = (patterns, *sizes, *shares, *self.options, *self.on_gpu[1:], *self.sums)
-        grid = (groups * (self.batch + self.adders),)
-        self.analyze(grid, (ANALYSIS_THREADS,), arguments, shared_mem=self.shared)
-        arguments = (*self.sums, np.int32(groups), np.int64(self.pixels), self.total, self.highest)
-        grid = (min(_FOLD_BLOCKS, -(-self.pixels // _FOLD_THREADS)),)
-        self.fold(grid, (_FOLD_THREADS,), arguments)
-        download(self.on_gpu, self.in_host)
-
-    def finish(self, patterns: NDArray, here: slice) -> tuple[slice, list[NDArray]]:
-        arrays: list[NDArray] = self.in_host[1:]
-        n = len(patterns)
-        refuse_overflow(native(patterns), arrays[0][:n], arrays[3][:n], here.start)
-        return here, arrays
-
-    def patterns(self) -> tuple[NDArray, NDArray]:
-        """Sum and maximum of all patterns that passed here."""
-        return self.total.get(), self.highest.get()
 
 
 class Cutting:
@@ -280,7 +102,7 @@ class _Cutting:
             self.then = _gauss(factor, width) if method == "gauss" else _fft(factor)
             factor = 1
         code = crop_code(dtype, threshold=threshold, factor=factor, method=method, reduce=reduce)
-        self.crop = _kernel(code, "crop")
+        self.crop = kernel(code, "crop")
 
     def start(self, patterns: Any, here: slice) -> None:
         import cupy
