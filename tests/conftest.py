@@ -57,6 +57,14 @@ def make_config(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without cupy, whatever this one has."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+
+
+@pytest.fixture
 def beam_file(tmp_path: Path) -> Path:
     """A small scan (6, 5, 40, 36) uint16 with a moving square beam, in a .npy file."""
     data = np.zeros((6, 5, 40, 36), np.uint16)

@@ -63,15 +63,11 @@ def compiled(text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def launch(
-    library: ctypes.CDLL,
-    name: str,
-    grid: int,
-    block: int,
-    values: Sequence[Any],
-    *,
-    backwards: bool = False,
-) -> None:
+#: whether threads and blocks run in the opposite order, in which a missing barrier shows
+backwards = False
+
+
+def launch(library: ctypes.CDLL, name: str, grid: int, block: int, values: Sequence[Any]) -> None:
     """Run a kernel; arrays are passed as pointers, numpy scalars as they are."""
     kept = [
         np.array([v.ctypes.data], np.uint64) if isinstance(v, np.ndarray) else np.array([v])

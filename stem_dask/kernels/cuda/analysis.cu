@@ -41,6 +41,8 @@ typedef SUM RING;
 
 __device__ __forceinline__ SUM *sums_of(u64 *shared) { return reinterpret_cast<SUM *>(shared); }
 
+#pragma nv_diag_suppress 186 // of types without a sign none is negative
+
 // Why a value that is not 0 does not count
 __device__ __noinline__ void note_odd(VALUE value, VALUE low, u64 *odd, double *negative) {
     if (value != value) atomicAdd(odd, 1ull);
