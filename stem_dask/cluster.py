@@ -129,7 +129,9 @@ def connect(
         return
     kind = _kind(kind, input_bytes, device)
     if kind not in KINDS:
-        raise ConfigError(f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+        raise ConfigError(
+            f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
     with dask.config.set(_settings()), contextlib.ExitStack() as stack:

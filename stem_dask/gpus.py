@@ -36,6 +36,20 @@ def n_gpus() -> int:
     return int(cupy.cuda.runtime.getDeviceCount())
 
 
+def gpu_bytes() -> int:
+    """Memory of the GPU that this process works on."""
+    import cupy
+
+    return int(cupy.cuda.runtime.memGetInfo()[1])
+
+
+def held_bytes() -> int:
+    """What this process has taken of it at most, for arrays; cupy keeps it."""
+    import cupy
+
+    return int(cupy.get_default_memory_pool().total_bytes())
+
+
 def chosen_device(device: str, cluster: Cluster) -> tuple[Device, str]:
     """The device that is used, and why, if that was left open.
 

@@ -270,6 +270,7 @@ def _difference(attrs: Mapping[str, Any], config: Config, missing: list[str]) ->
         for key in options
         if old[section].get(key) != options[key]
     ]
+    changed += ["device"] * (old["device"] != new["device"])
     if changed:
         return f", made with other options ({', '.join(changed)})"
     return (

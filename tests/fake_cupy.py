@@ -5,6 +5,7 @@ It counts what is copied and launched. Work is done at once, so that a result wh
 
 import sys
 import threading
+import weakref
 from collections import Counter
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,28 @@ class Array(np.ndarray):
 #: uploads, downloads, bytes up, bytes down, launches, compilations
 counted: Counter[str] = Counter()
 _current = threading.local()
+
+
+class Pool:
+    """Memory that is held by arrays, in steps of 512 bytes, and the most that was."""
+
+    def __init__(self) -> None:
+        self.held = self.most = 0
+        self.lock = threading.RLock()  # arrays may end at any time
+
+    def take(self, array: Array) -> None:
+        n = -(-array.nbytes // 512) * 512
+        with self.lock:
+            self.held += n
+            self.most = max(self.most, self.held)
+        weakref.finalize(array, self.give, n)
+
+    def give(self, n: int) -> None:
+        with self.lock:
+            self.held -= n
+
+    def total_bytes(self) -> int:
+        return self.most
 
 
 class Stream:
@@ -96,28 +119,37 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
 
     emulated.needs_compiler()
 
+    pool = Pool()
+
     def empty(shape: Any, dtype: Any = float) -> Array:
-        made = np.empty(shape, dtype)
+        made = zeros(shape, dtype)
         made.view(np.uint8).fill(0xA5) if made.size else None  # nobody shall trust it to be 0
-        return made.view(Array)
+        return made
 
     def zeros(shape: Any, dtype: Any = float) -> Array:
-        return np.zeros(shape, dtype).view(Array)
-
-    def properties(device: int) -> dict[str, Any]:
-        return {"name": b"Emulated GPU"}
+        made = np.zeros(shape, dtype).view(Array)
+        pool.take(made)
+        return made
 
     cuda = _module(
         "cupy.cuda",
         Stream=Stream,
         get_current_stream=lambda: getattr(_current, "stream", None),
         runtime=_module(
-            "runtime", getDeviceCount=lambda: n_devices, getDeviceProperties=properties
+            "runtime", getDeviceCount=lambda: n_devices, memGetInfo=lambda: (2**30, 2**31)
         ),
         Device=lambda: _module("device", attributes={"MaxSharedMemoryPerBlockOptin": 232448}, id=0),
     )
     ndimage = _module("ndimage", gaussian_filter=scipy.ndimage.gaussian_filter)
-    cupy = _module("cupy", empty=empty, zeros=zeros, cuda=cuda, RawModule=RawModule, fft=np.fft)
+    cupy = _module(
+        "cupy",
+        empty=empty,
+        zeros=zeros,
+        cuda=cuda,
+        RawModule=RawModule,
+        fft=np.fft,
+        get_default_memory_pool=lambda: pool,
+    )
     cupyx = _module("cupyx", empty_pinned=lambda shape, dtype=float: np.empty(shape, dtype))
     named = {
         "cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx, "cupyx.scipy": _module("scipy", ndimage=ndimage),

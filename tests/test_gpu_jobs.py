@@ -58,7 +58,9 @@ def test_a_job_on_the_gpu_writes_the_same_bytes(
     assert played["bytes up"] == n * 40 * 36 * 2 + n * height * 36 * 2 + places
     # a block's patterns: what is known of each, their sum, their maximum; and its windows
     assert played["downloads"] == n_blocks * (1 + 2) + n_blocks
-    with pytest.raises(OutputExistsError, match=r"made with other options|device"):
+    memory = json.loads((folder / "gpu.run" / "report.json").read_text())["memory"]["gpu"]
+    assert 0 < memory["measured"] <= memory["projected"]
+    with pytest.raises(OutputExistsError, match=r"with other options \(device\)"):
         run(make_config(beam_file, "gpu.zarr", **sections))
 
 

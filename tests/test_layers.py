@@ -18,7 +18,7 @@ FLOORS = [
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation",
      "limits", "slurm", "tunnel", "versions", "gpus", "processes"},
-    {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results",
+    {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results", "gpu_memory",
      "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},

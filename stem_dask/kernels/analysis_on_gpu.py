@@ -25,7 +25,16 @@ from stem_dask.kernels.cuda_code import (
     wide,
 )
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
-from stem_dask.kernels.ring import SLOT_BYTES, Ring, download, shared_buffer
+from stem_dask.kernels.ring import (
+    SLOT_BYTES,
+    Ring,
+    Taken,
+    buffer_bytes,
+    download,
+    shared_buffer,
+    slots_of,
+    taken,
+)
 
 #: threads of a block, and blocks, for what is not worth more thought
 _FOLD_THREADS, _FOLD_BLOCKS = 256, 1024
@@ -128,17 +137,7 @@ class _Analyzing:
         import cupy
 
         self.detector, self.pixels = detector, prod(detector)
-        shapes = (
-            (size,),
-            (size, 2),
-            (size, 2),
-            (size,),
-            (size, radii),
-            (size, len(ODD_PIXELS)),
-            (size,),
-        )
-        kinds = ("f8", "f8", "f8", "f4", "f4", "u4", "f8")
-        self.on_gpu, self.in_host = shared_buffer(list(zip(shapes, kinds, strict=True)))
+        self.on_gpu, self.in_host = shared_buffer(_fields(size, radii))
         self.batch = min(size, BATCH)
         groups = -(-size // self.batch)
         kept, summed = compared(dtype), wide(dtype)
@@ -190,3 +189,32 @@ def _refuse_large(detector: tuple[int, int], shared: int) -> None:
             f"a detector of {detector[0]} x {detector[1]} pixels needs {shared} bytes of shared memory, and the GPU has "
             f"{has}; set device: cpu"
         )
+
+
+def _fields(size: int, radii: int) -> list[tuple[tuple[int, ...], str]]:
+    """Shapes and types of what the kernel finds of so many patterns, in the order of its arguments."""
+    return [
+        ((size,), "f8"),  # total
+        ((size, 2), "f8"),  # center of mass
+        ((size, 2), "f8"),  # center
+        ((size,), "f4"),  # radius
+        ((size, radii), "f4"),  # profile
+        ((size, len(ODD_PIXELS)), "u4"),
+        ((size,), "f8"),  # what negative values amounted to
+    ]
+
+
+def ring_bytes(n: int, detector: tuple[int, int], dtype: np.dtype, metric: str) -> Taken:
+    """Memory that an `Analysis` of n patterns takes.
+
+    Examples
+    --------
+    >>> ring_bytes(1000, (256, 256), np.dtype("u2"), "square").on_gpu / 2**20
+    35.0576171875
+    """
+    kept = stored(dtype)
+    size, slots = slots_of(n, detector, kept)
+    found = buffer_bytes(_fields(size, largest_radius(*detector, metric) + 1))
+    # of each batch, and of all
+    sums = (-(-size // BATCH) + 1) * prod(detector) * (8 + compared(kept).itemsize)
+    return taken(slots, size * prod(detector) * kept.itemsize, found, sums)

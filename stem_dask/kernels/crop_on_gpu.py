@@ -6,6 +6,7 @@ cupy is loaded when something is done, not before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,21 @@ from stem_dask.kernels.compiled import kernel
 from stem_dask.kernels.cuda_code import CROP_THREADS, WARP, compared, crop_code, stored
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.intensity import lowest_counted
-from stem_dask.kernels.ring import SLOT_BYTES, Ring, download, shared_buffer
+from stem_dask.kernels.ring import (
+    SLOT_BYTES,
+    Ring,
+    Taken,
+    buffer_bytes,
+    download,
+    shared_buffer,
+    slots_of,
+    taken,
+)
 
 #: a factor by which nothing is left of a window, so that it is only added up
 _ALL = 2**30
+#: copies of the windows that smoothing and transforming hold, in the type of the result: cupy's and cuFFT's own included
+_COPIES = {"gauss": 5, "fft": 14}
 
 
 class Cutting:
@@ -193,3 +205,31 @@ def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]
     origin = np.zeros(len(block), np.int32)
     options: dict[str, Any] = {"threshold": threshold, "factor": _ALL, "method": "stride"}
     return cut_patterns(block, origin, origin, block.shape[1:], **options)[1]
+
+
+def ring_bytes(
+    n: int,
+    detector: tuple[int, int],
+    dtype: np.dtype,
+    shape: tuple[int, int],
+    *,
+    factor: int,
+    method: str,
+    reduce: str,
+) -> Taken:
+    """Memory that a `Cutting` of n patterns takes.
+
+    Examples
+    --------
+    >>> how = {"factor": 2, "method": "bin", "reduce": "mean"}
+    >>> ring_bytes(1000, (256, 256), np.dtype("u2"), (64, 64), **how).on_gpu / 2**20
+    33.01171875
+    """
+    kept, result = stored(dtype), result_dtype(dtype, factor, method, reduce)
+    size, slots = slots_of(n, detector, kept)
+    out = (size, shape[0] // factor, shape[1] // factor)
+    found = buffer_bytes([(out, stored(result)), ((size,), "f8")])
+    more = 2 * 4 * size
+    if factor > 1 and method in _COPIES:
+        more += size * prod(shape) * (kept.itemsize + _COPIES[method] * result.itemsize)
+    return taken(slots, size * prod(detector) * kept.itemsize, found, more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ SLOT_BYTES = 16 * 2**20
 SLOTS = 2
 #: where arrays begin in a buffer that they share, in bytes
 _ALIGNED = 256
+#: what cupy's rounding of sizes adds to a slot
+_ROUNDED = 8 * 512
 
 
 class Work(Protocol):
@@ -81,11 +83,8 @@ class Ring:
         slot_bytes: int = SLOT_BYTES,
     ) -> None:
         dtype = stored(dtype)
-        self.size = slot_patterns(n, detector, dtype, slot_bytes)
-        self.slots = [
-            Slot((self.size, *detector), dtype, work)
-            for _ in range(min(SLOTS, -(-max(1, n) // self.size)))
-        ]
+        self.size, slots = slots_of(n, detector, dtype, slot_bytes)
+        self.slots = [Slot((self.size, *detector), dtype, work) for _ in range(slots)]
         self.current = 0
 
     def __del__(self) -> None:
@@ -131,17 +130,53 @@ class Ring:
         return self.slots[self.slots.index(slot) - 1].here.stop
 
 
-def slot_patterns(
+def slots_of(
     n: int, detector: tuple[int, int], dtype: np.dtype, slot_bytes: int = SLOT_BYTES
-) -> int:
-    """Patterns that a slot holds.
+) -> tuple[int, int]:
+    """Patterns that a slot of a `Ring` for n patterns holds, and how many slots it has.
 
     Examples
     --------
-    >>> slot_patterns(1000, (256, 256), np.dtype("u2")), slot_patterns(5, (256, 256), np.dtype("u2"))
-    (128, 5)
+    >>> slots_of(1000, (256, 256), np.dtype("u2")), slots_of(5, (256, 256), np.dtype("u2"))
+    ((128, 2), (5, 1))
     """
-    return max(1, min(n, slot_bytes // (prod(detector) * dtype.itemsize)))
+    size = max(1, min(n, slot_bytes // (prod(detector) * dtype.itemsize)))
+    return size, min(SLOTS, -(-max(1, n) // size))
+
+
+class Taken(NamedTuple):
+    """Bytes of memory: on the GPU, and pinned in the host."""
+
+    on_gpu: int
+    in_host: int
+
+
+def taken(slots: int, patterns: int, found: int, more: int) -> Taken:
+    """What a `Ring` takes.
+
+    Parameters
+    ----------
+    slots : how many there are
+    patterns, found : bytes of a slot's patterns, and of what comes back
+    more : what else a slot has on the GPU
+    """
+    on_gpu = slots * (patterns + found + more + _ROUNDED)
+    return Taken(on_gpu, slots * (patterns + found))
+
+
+def buffer_bytes(fields: Sequence[tuple[tuple[int, ...], Any]]) -> int:
+    """Bytes of a `shared_buffer`.
+
+    Examples
+    --------
+    >>> buffer_bytes([((3,), "f8"), ((100, 2), "f4")])
+    1280
+    """
+    return sum(_aligned(prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in fields)
+
+
+def _aligned(n: int) -> int:
+    return -(-n // _ALIGNED) * _ALIGNED
 
 
 def shared_buffer(fields: Sequence[tuple[tuple[int, ...], Any]]) -> tuple[list[Any], list[Any]]:
@@ -162,7 +197,7 @@ def shared_buffer(fields: Sequence[tuple[tuple[int, ...], Any]]) -> tuple[list[A
     for shape, dtype in fields:
         n = prod(shape) * np.dtype(dtype).itemsize
         places.append(slice(end, end + n))
-        end += -(-n // _ALIGNED) * _ALIGNED
+        end += _aligned(n)
     sides = []
     for buffer in (cupy.empty(max(1, end), np.uint8), cupyx.empty_pinned(max(1, end), np.uint8)):
         arrays = [
