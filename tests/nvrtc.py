@@ -15,6 +15,8 @@ def _library() -> ctypes.CDLL | None:
     for folder in sys.path:
         found = sorted(Path(folder or ".").glob("nvidia/*/lib/libnvrtc.so.1*"))
         if found:
+            for part in found[-1].parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(part))  # which older ones look for in the system's folders only
             return ctypes.CDLL(str(found[-1]))
     return None
 

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import gpu
 from stem_dask import cli
 from stem_dask.cluster import connect
 from stem_dask.cropper import CroppingConfig, DiffractionCropper
-from stem_dask.errors import ConfigError, OutputExistsError
+from stem_dask.describe import describe_job
+from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError
 from stem_dask.gpus import chosen_device, refuse_missing
 from stem_dask.options import Cluster
 from stem_dask.pipeline import run
+from stem_dask.preflight import prepare
 
 BLOCKS = {"output": {"chunk_mb": 0.02}}
 
@@ -129,6 +132,42 @@ def test_a_gpu_that_is_missing(
     assert "device cpu; chosen by auto, because no GPU can be used" in capsys.readouterr().out
     attrs = json.loads((output / "zarr.json").read_text())["attributes"]
     assert attrs["config"]["device"] == "cpu"
+
+
+def test_a_gpu_too_small(
+    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(beam_file, **BLOCKS, device="gpu")
+    told = describe_job(config, prepare(config).found)
+    line = next(line for line in told if line.startswith("gpu "))
+    assert line.endswith("kB of its memory for the tasks of a worker")
+    runtime = sys.modules["cupy.cuda"].runtime
+    monkeypatch.setattr(runtime, "memGetInfo", lambda: (9000, 10_000))
+    words = r"need \d+\.\d kB on its GPU, which has 10.0 kB; use fewer threads_per_worker"
+    with pytest.raises(MemoryBudgetError, match=words):
+        run(config)
+
+
+def test_the_benchmark_runs(played: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--gb",
+        "0.00002",
+        "--detector",
+        "32",
+        "--dtypes",
+        "uint16",
+        "--rounds",
+        "1",
+        "--job-gb",
+        "0.00003",
+    ]
+    found = gpu.main(words)
+    assert [*found] == [
+        line[:24].strip() + " " + line[25:33].strip()
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert len(found) == 10
+    assert all(speed > 0 for speed in found.values())
 
 
 def test_which_device_is_chosen(played: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ class Analysis:
         metric: str,
         slot_bytes: int = SLOT_BYTES,
     ) -> None:
-        self.works: list[_Analyzing] = []
+        self.works: list[AnalysisOfSlot] = []
         radii = largest_radius(*detector, metric) + 1
         self.found: tuple[NDArray, ...] = (
             np.empty(n),  # total
@@ -78,8 +78,8 @@ class Analysis:
             np.empty(n),  # what negative values amounted to
         )
 
-        def work(size: int) -> _Analyzing:
-            made = _Analyzing(
+        def work(size: int) -> AnalysisOfSlot:
+            made = AnalysisOfSlot(
                 size, detector, stored(dtype), radii, target_retention, threshold, center, metric
             )
             self.works.append(made)
@@ -120,7 +120,7 @@ class Analysis:
                 all_of_them[here] = values[: here.stop - here.start]
 
 
-class _Analyzing:
+class AnalysisOfSlot:
     """The analysis of the patterns of a slot, one time after another."""
 
     def __init__(

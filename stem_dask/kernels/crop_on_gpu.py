@@ -64,9 +64,9 @@ class Cutting:
     ) -> None:
         origins = np.stack([np.ravel(origin_y), np.ravel(origin_x)]).astype(np.int32)
 
-        def work(size: int) -> _Cutting:
+        def work(size: int) -> WindowsOfSlot:
             how = {"method": method, "reduce": reduce}
-            return _Cutting(
+            return WindowsOfSlot(
                 size, np.dtype(dtype), origins, shape, threshold, sigma, factor=factor, **how
             )
 
@@ -81,7 +81,7 @@ class Cutting:
         return self.ring.rest()
 
 
-class _Cutting:
+class WindowsOfSlot:
     """Windows of the patterns of a slot, one time after another."""
 
     def __init__(
