@@ -25,7 +25,7 @@ MANY = 2**31
 
 
 def task_memory(config: Config, what: Shapes, positions: int = MANY) -> Taken:
-    """What one task takes at most of those that use the GPU; nothing without one.
+    """What one task of each pass takes of the GPU together, because cupy keeps what a pass took; nothing without one.
 
     Parameters
     ----------
@@ -40,8 +40,7 @@ def task_memory(config: Config, what: Shapes, positions: int = MANY) -> Taken:
     if config.device == "gpu" and (crop.enabled or down.factor > 1):
         how = down.model_dump(exclude={"sigma"})
         taken.append(crop_on_gpu.ring_bytes(positions, detector, dtype, what.window, **how))
-    on_gpu = max((task.on_gpu for task in taken), default=0)
-    return Taken(on_gpu, max((task.in_host for task in taken), default=0))
+    return Taken(sum(task.on_gpu for task in taken), sum(task.in_host for task in taken))
 
 
 def with_cuda(config: Config, worker: Worker) -> Worker:

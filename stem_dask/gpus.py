@@ -28,9 +28,16 @@ def missing_gpu() -> str | None:
 
 
 def n_gpus() -> int:
-    """How many GPUs this machine lets us use; 0 without cupy."""
-    if missing_gpu() is not None:
-        return 0
+    """How many GPUs this process may use, for a worker on each.
+
+    Raises
+    ------
+    ConfigError
+        When there is none.
+    """
+    why = missing_gpu()
+    if why is not None:
+        raise ConfigError(f"cluster.kind is gpu, but no GPU can be used: {why}")
     import cupy
 
     return int(cupy.cuda.runtime.getDeviceCount())

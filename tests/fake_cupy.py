@@ -81,9 +81,6 @@ class Kernel:
         self.library, self.name = library, name
         self.max_dynamic_shared_size_bytes = 0
 
-    def compile(self) -> None:
-        counted["compiled ahead"] += 1
-
     def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
         assert shared_mem <= max(48 * 1024, self.max_dynamic_shared_size_bytes)
         assert all(isinstance(a, (Array, np.generic)) for a in args), [type(a) for a in args]
@@ -116,6 +113,7 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
     import scipy.ndimage
 
     import stem_dask.kernels.compiled as kernels
+    import stem_dask.kernels.ring as ring
 
     emulated.needs_compiler()
 
@@ -158,5 +156,6 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
     for name, module in named.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(kernels, "_modules", {})
+    monkeypatch.setattr(ring, "_idle", [])
     counted.clear()
     return counted

@@ -56,8 +56,8 @@ class Kernels:
             width, threshold, metric = self.detector[1], self.threshold, self.metric
             code = analysis_code(stored(self.dtype), width, threshold=threshold, metric=metric)
             for name in ("analyze", "fold"):
-                kernel(code, name).compile()
+                kernel(code, name)
         if self.cut is not None:
             copies = self.cut["method"] in ("gauss", "fft")
             how = {**self.cut, "factor": 1} if copies else self.cut
-            kernel(crop_code(self.dtype, threshold=self.threshold, **how), "crop").compile()
+            kernel(crop_code(self.dtype, threshold=self.threshold, **how), "crop")

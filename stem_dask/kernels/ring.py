@@ -15,6 +15,8 @@ from stem_dask.kernels.cuda_code import stored
 SLOT_BYTES = 16 * 2**20
 #: buffers, each with its stream: one is filled while the other is worked on
 SLOTS = 2
+#: streams that nobody uses: cupy keeps memory for each of them, and new ones would never get it
+_idle: list[Any] = []
 #: where arrays begin in a buffer that they share, in bytes
 _ALIGNED = 256
 #: what cupy's rounding of sizes adds to a slot
@@ -40,7 +42,7 @@ class Slot:
         import cupy
         import cupyx
 
-        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream = _idle.pop() if _idle else cupy.cuda.Stream(non_blocking=True)
         self.host: NDArray = cupyx.empty_pinned(shape, dtype)
         with self.stream:
             self.device = cupy.empty(shape, dtype)
@@ -90,6 +92,7 @@ class Ring:
     def __del__(self) -> None:
         for slot in getattr(self, "slots", ()):
             slot.stream.synchronize()  # its memory may be another's from now on
+            _idle.append(slot.stream)
 
     def add(self, piece: NDArray) -> Iterator[Any]:
         """Take the next patterns, (n, ky, kx); gives what older ones led to, which lasts until the next is asked for."""
