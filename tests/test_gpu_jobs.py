@@ -220,3 +220,6 @@ def test_a_process_for_each_gpu(played: Counter[str], monkeypatch: pytest.Monkey
         connect("gpu", threads_per_worker=2),
     ):
         pass
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ConfigError, match=r"is gpu, but no GPU can be used"), connect("gpu"):
+        pass
