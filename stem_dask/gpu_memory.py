@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stem_dask.errors import MemoryBudgetError
-from stem_dask.gpus import gpu_bytes
+from stem_dask.gpus import own_gpu
 from stem_dask.kernels import analysis_on_gpu, crop_on_gpu
 from stem_dask.kernels.ring import Taken
 from stem_dask.options import Config
@@ -51,16 +52,17 @@ def with_cuda(config: Config, worker: Worker) -> Worker:
 
 
 def check_gpus(client: Client, need: int) -> None:
-    """Compare what the tasks of a worker need on its GPU with what that has.
+    """Compare what the tasks of each worker need on its GPU with what that has for all of its workers.
 
     Raises
     ------
     MemoryBudgetError
         When it has less.
     """
-    has = min(client.run(gpu_bytes).values())
-    if need > has:
-        raise MemoryBudgetError(
-            f"the tasks of a worker need {size(need)} on its GPU, which has {size(has)}; use fewer threads_per_worker, "
-            "or set device: cpu"
-        )
+    workers = Counter(client.run(own_gpu).values())
+    for (gpu, has), n in workers.items():
+        if n * need > has:
+            raise MemoryBudgetError(
+                f"the tasks of {n} worker{'s' * (n != 1)} need {size(n * need)} on the GPU {gpu}, which has {size(has)}; "
+                "use fewer workers or threads_per_worker, or set device: cpu"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.errors import ConfigError
@@ -43,11 +44,13 @@ def n_gpus() -> int:
     return int(cupy.cuda.runtime.getDeviceCount())
 
 
-def gpu_bytes() -> int:
-    """Memory of the GPU that this process works on."""
+def own_gpu() -> tuple[str, int]:
+    """The GPU that this process works on, by machine and place, and its memory in bytes."""
     import cupy
 
-    return int(cupy.cuda.runtime.memGetInfo()[1])
+    runtime = cupy.cuda.runtime
+    place = runtime.deviceGetPCIBusId(runtime.getDevice())
+    return f"{place} of {socket.gethostname()}", int(runtime.memGetInfo()[1])
 
 
 def held_bytes() -> int:

@@ -134,7 +134,11 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
         Stream=Stream,
         get_current_stream=lambda: getattr(_current, "stream", None),
         runtime=_module(
-            "runtime", getDeviceCount=lambda: n_devices, memGetInfo=lambda: (2**30, 2**31)
+            "runtime",
+            getDeviceCount=lambda: n_devices,
+            memGetInfo=lambda: (2**30, 2**31),
+            getDevice=lambda: 0,
+            deviceGetPCIBusId=lambda device: "0000:00:00.0",
         ),
         Device=lambda: _module("device", attributes={"MaxSharedMemoryPerBlockOptin": 232448}, id=0),
     )

@@ -7,22 +7,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import dask.array as da
 import fake_cupy
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+import stem_dask as sd
 from benchmarks import gpu
 from stem_dask import cli
 from stem_dask.cluster import connect
 from stem_dask.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.describe import describe_job
 from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError
-from stem_dask.gpus import chosen_device, refuse_missing
+from stem_dask.gpus import chosen_device, missing_gpu, refuse_missing
 from stem_dask.options import Cluster
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
 
+REAL = missing_gpu()
 BLOCKS = {"output": {"chunk_mb": 0.02}}
 
 
@@ -89,6 +93,49 @@ def test_other_jobs_too(
     assert played[f"launches of {launched}"] == 6
 
 
+@pytest.mark.parametrize(
+    "how", [{"method": "bin"}, {"method": "gauss", "sigma": 0.8}, {"method": "fft"}]
+)
+def test_the_functions_on_the_gpu(how: Any, played: Counter[str]) -> None:
+    """Of floats, in blocks of a list; a second downsampling starts from what came back."""
+    data = np.random.default_rng(3).normal(1, 2, (7, 20, 24)).astype("f4")
+    data[2] = 0
+    patterns = xr.DataArray(da.from_array(data, chunks=(3, -1, -1)), dims=("pattern", "ky", "kx"))
+    found, made = {}, {}
+    for device in ("cpu", "gpu"):
+        found[device] = sd.analyze(patterns, target_retention=0.8, device=device).compute()
+        window = sd.choose_window(found["cpu"], size=[12, 16], align="pattern")
+        cut = sd.crop(patterns, found["cpu"], window, device=device)
+        small = sd.downsample(cut, 2, **how, device=device)
+        kept = sd.validate(patterns, cut, found["cpu"]).compute()
+        made[device] = cut, small, sd.downsample(small, 2, device=device), kept.retention
+    xr.testing.assert_allclose(found["gpu"], found["cpu"], rtol=1.2e-7)
+    for mine, theirs in zip(made["gpu"], made["cpu"], strict=True):
+        np.testing.assert_allclose(mine.values, theirs.values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["bin", "gauss", "fft"])
+def test_a_job_on_a_real_gpu(
+    method: str, tmp_path: Path, make_config: Any, connects: list[int]
+) -> None:
+    """The CPU's results, in no more memory than was projected."""
+    if REAL is not None:
+        pytest.skip(f"no GPU: {REAL}")
+    data = np.random.default_rng(5).poisson(3, (24, 20, 96, 128)).astype("u2")
+    data[:, :, 30:50, 40:70] += 50
+    np.save(tmp_path / "scan.npy", data)
+    sections = {"output": {"chunk_mb": 6}, "downsample": {"factor": 2, "method": method}}
+    for device in ("cpu", "gpu"):
+        run(make_config(tmp_path / "scan.npy", f"{device}.zarr", **sections, device=device))
+    if method == "bin":
+        assert contents(tmp_path / "gpu.zarr") == contents(tmp_path / "cpu.zarr")
+    made = {device: sd.open(tmp_path / f"{device}.zarr").values for device in ("cpu", "gpu")}
+    np.testing.assert_allclose(made["gpu"], made["cpu"], rtol=1e-5, atol=1e-4)
+    memory = json.loads((tmp_path / "gpu.run" / "report.json").read_text())["memory"]["gpu"]
+    assert 0 < memory["measured"] <= memory["projected"]
+
+
 def test_the_cropper_on_the_gpu(played: Counter[str]) -> None:
     data = torch.zeros((12, 1, 24, 20), dtype=torch.int16)
     for i in range(12):
@@ -132,6 +179,8 @@ def test_a_gpu_that_is_missing(
     assert "device cpu; chosen by auto, because no GPU can be used" in capsys.readouterr().out
     attrs = json.loads((output / "zarr.json").read_text())["attributes"]
     assert attrs["config"]["device"] == "cpu"
+    assert cli.main([*job, "device=cpu"]) == 0  # the same job
+    assert "already complete" in capsys.readouterr().out
 
 
 def test_a_gpu_too_small(
@@ -143,7 +192,7 @@ def test_a_gpu_too_small(
     assert line.endswith("kB of its memory for the tasks of a worker")
     runtime = sys.modules["cupy.cuda"].runtime
     monkeypatch.setattr(runtime, "memGetInfo", lambda: (9000, 10_000))
-    words = r"need \d+ kB on its GPU, which has 10 kB; use fewer threads_per_worker"
+    words = r"of 1 worker need \d+ kB on the GPU 0000:00:00.0 of .*, which has 10 kB; use fewer"
     with pytest.raises(MemoryBudgetError, match=words):
         run(config)
 
