@@ -349,7 +349,7 @@ def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int,
             raise ConfigError(
                 f"cluster.kind gpu has one thread a worker, threads_per_worker is {threads}; leave it out"
             )
-        return n_workers or n_gpus(), 1
+        return n_gpus(n_workers), 1
     if kind == "slurm":  # of each job; how many cores a node has is not known here
         return n_workers or 1, threads or 1
     if n_workers is None:

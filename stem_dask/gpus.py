@@ -28,20 +28,25 @@ def missing_gpu() -> str | None:
     return None if n else "the machine has none"
 
 
-def n_gpus() -> int:
-    """How many GPUs this process may use, for a worker on each.
+def n_gpus(wanted: int | None = None) -> int:
+    """For how many workers there is a GPU: so many as are wanted, or all that this process may use.
 
     Raises
     ------
     ConfigError
-        When there is none.
+        When there are fewer, or none.
     """
     why = missing_gpu()
     if why is not None:
         raise ConfigError(f"cluster.kind is gpu, but no GPU can be used: {why}")
     import cupy
 
-    return int(cupy.cuda.runtime.getDeviceCount())
+    has = int(cupy.cuda.runtime.getDeviceCount())
+    if wanted is not None and wanted > has:
+        raise ConfigError(
+            f"cluster.n_workers is {wanted}, and there are {has} GPUs for a worker each; leave it out"
+        )
+    return wanted or has
 
 
 def own_gpu() -> tuple[str, int]:

@@ -22,6 +22,8 @@ from stem_dask.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.describe import describe_job
 from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError
 from stem_dask.gpus import chosen_device, missing_gpu, refuse_missing
+from stem_dask.io.cut import CutOnGpu
+from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.options import Cluster
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
@@ -112,6 +114,50 @@ def test_the_functions_on_the_gpu(how: Any, played: Counter[str]) -> None:
     xr.testing.assert_allclose(found["gpu"], found["cpu"], rtol=1.2e-7)
     for mine, theirs in zip(made["gpu"], made["cpu"], strict=True):
         np.testing.assert_allclose(mine.values, theirs.values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_device_that_is_none() -> None:
+    patterns = xr.DataArray(np.ones((2, 4, 4)), dims=("pattern", "ky", "kx"))
+    analysis = sd.analyze(patterns).compute()
+    window = sd.choose_window(analysis, size=2)
+    for call in (
+        lambda: sd.analyze(patterns, device="cuda"),  # type: ignore[arg-type]
+        lambda: sd.crop(patterns, analysis, window, device="auto"),  # type: ignore[arg-type]
+        lambda: sd.downsample(patterns, 2, device="GPU"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError, match="expected cpu or gpu"):
+            call()
+
+
+def test_a_block_of_windows(played: Counter[str]) -> None:
+    """Intensities come with whatever is made of the windows, or when they are asked for."""
+    block = np.random.default_rng(1).poisson(4, (2, 3, 12, 12)).astype("u2")
+    y, x = np.arange(6) - 2, np.arange(6)
+    windows = crop_patterns(block, y, x, (6, 7))
+    expected = window_intensity(windows, threshold=2)
+
+    class Kept:
+        def __init__(self) -> None:
+            self.found: list[float] = []
+
+        def note(self, inside: np.ndarray) -> None:
+            self.found += inside.tolist()
+
+        def result(self) -> dict[str, np.ndarray]:
+            return {"inside": np.array(self.found)}
+
+    cut = CutOnGpu(block, y, x, (6, 7), 2.0)
+    assert (cut.counts(2.0), cut.counts(0.0)) == (True, False)
+    small = cut.smaller(factor=2, method="stride", reduce="mean", sigma=None)
+    assert (small.shape, small.dtype, small.counts(2.0)) == ((2, 3, 3, 3), "u2", False)
+    later = cut.intensities(Kept)
+    np.testing.assert_array_equal(np.asarray(small), windows[:, :6:2, :6:2].reshape(2, 3, 3, 3))
+    assert later.block is None
+    np.testing.assert_array_equal(later.get()["inside"], expected)
+    launches = played["launches of crop"]
+    np.testing.assert_array_equal(cut.intensities(Kept).get()["inside"], expected)
+    assert played["launches of crop"] == launches + 1
+    np.testing.assert_array_equal(np.asarray(cut).reshape(windows.shape), windows)
 
 
 @pytest.mark.gpu
@@ -267,6 +313,11 @@ def test_a_process_for_each_gpu(played: Counter[str], monkeypatch: pytest.Monkey
     with (
         pytest.raises(ConfigError, match="one thread a worker"),
         connect("gpu", threads_per_worker=2),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match="n_workers is 2, and there are 1 GPUs"),
+        connect("gpu", n_workers=2),
     ):
         pass
     monkeypatch.setitem(sys.modules, "cupy", None)

@@ -18,6 +18,7 @@ from stem_dask.model import Device, Region
 from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
+    check_device,
     coordinate,
     lead_dims,
     map_patterns,
@@ -135,6 +136,7 @@ def analysis_of_blocks(
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     _check(target_retention, threshold, data.dtype)
+    check_device(device)
     if radius_metric not in ("square", "circle"):
         raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
     return map_patterns(

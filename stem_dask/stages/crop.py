@@ -21,6 +21,7 @@ from stem_dask.stages.patterns import (
     axes_of,
     axis_of,
     blocks_of,
+    check_device,
     in_pieces,
     lead_dims,
     lead_shape,
@@ -68,6 +69,7 @@ def crop(
     ((1, 2, 6, 6), 288, 13)
     """
     require_computed(analysis)
+    check_device(device)
     if lead_shape(patterns) != analysis["center_y"].shape:
         raise ConfigError(
             f"the analysis is of {analysis['center_y'].shape} positions, the patterns have {lead_shape(patterns)}; "

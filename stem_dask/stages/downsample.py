@@ -18,6 +18,7 @@ from stem_dask.stages.patterns import (
     as_patterns,
     axes_of,
     blocks_of,
+    check_device,
     in_pieces,
     lead_dims,
 )
@@ -71,6 +72,7 @@ def downsample(
     ((1, 2, 2, 2), 'float32', [1.5, 5.5])
     """
     _check(patterns, factor, method, reduce, sigma)
+    check_device(device)
     if factor == 1:
         return patterns
     data = blocks_of(patterns)
