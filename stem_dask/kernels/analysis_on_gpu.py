@@ -210,7 +210,7 @@ def ring_bytes(n: int, detector: tuple[int, int], dtype: np.dtype, metric: str) 
     Examples
     --------
     >>> ring_bytes(1000, (256, 256), np.dtype("u2"), "square").on_gpu / 2**20
-    35.0576171875
+    34.775390625
     """
     kept = stored(dtype)
     size, slots = slots_of(n, detector, kept)
