@@ -1,5 +1,6 @@
 // CUDA on one core of a CPU, for the tests: every thread of a block is a fiber, which runs until it waits for others.
 // Warps and blocks wait as on a GPU; `backwards` turns the order of the threads, so that a missing barrier shows.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -32,9 +33,10 @@ inline double __longlong_as_double(long long bits) { double value; memcpy(&value
 template <class T, class U> T atomicAdd(T *at, U more) { T old = *at; *at += more; return old; }
 inline int atomicMin(int *at, int value) { int old = *at; *at = std::min(old, value); return old; }
 
-struct Fiber { ucontext_t context; std::vector<char> stack; bool done; };
+// begun by setcontext, and left and entered by jumps, which ask nothing of the system
+struct Fiber { ucontext_t context; jmp_buf place; std::vector<char> stack; bool begun, done; };
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static int current;
 static void (*body)(void *);
 static void *body_of;
@@ -49,7 +51,8 @@ inline void wait(Barrier &barrier) {
         barrier.arrived = 0;
         ++barrier.generation;
     } else
-        while (barrier.generation == generation) swapcontext(&fibers[current].context, &scheduler);
+        while (barrier.generation == generation)
+            if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
 }
 inline void __syncthreads() { wait(block_barrier); }
 
@@ -65,7 +68,14 @@ template <class T> T __shfl_down_sync(unsigned int, T value, int step) {
 static void enter() {
     body(body_of);
     fibers[current].done = true;
-    swapcontext(&fibers[current].context, &scheduler);
+    _longjmp(scheduler, 1);
+}
+
+static void go_on(Fiber &fiber) {
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
 }
 
 static void run_block(int threads, bool backwards) {
@@ -75,7 +85,7 @@ static void run_block(int threads, bool backwards) {
     std::fill(shared, shared + (1 << 15), 0xdeadbeefdeadbeefull); // what another block left
     for (int t = 0; t < threads; ++t) {
         Fiber &fiber = fibers[t];
-        fiber.done = false;
+        fiber.begun = fiber.done = false;
         fiber.stack.resize(1 << 16);
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -88,7 +98,7 @@ static void run_block(int threads, bool backwards) {
             current = backwards ? threads - 1 - k : k;
             if (fibers[current].done) continue;
             threadIdx.x = current;
-            swapcontext(&scheduler, &fibers[current].context);
+            go_on(fibers[current]);
             left += !fibers[current].done;
         }
     }

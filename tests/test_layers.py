@@ -26,7 +26,7 @@ FLOORS = [
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
-    "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
+    "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "cupyx", "dask_cuda", "h5py", "hdf5plugin", "distributed",
     "imagecodecs", "dask_jobqueue", "fcntl", "resource", "pwd", "grp",
 }  # fmt: skip
 #: loaded on every worker: what they need there is a second and 60 MB less without these at module level

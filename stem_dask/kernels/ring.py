@@ -42,7 +42,10 @@ class Slot:
         import cupy
         import cupyx
 
-        self.stream = _idle.pop() if _idle else cupy.cuda.Stream(non_blocking=True)
+        try:  # not a look first: several threads take them
+            self.stream = _idle.pop()
+        except IndexError:
+            self.stream = cupy.cuda.Stream(non_blocking=True)
         self.host: NDArray = cupyx.empty_pinned(shape, dtype)
         with self.stream:
             self.device = cupy.empty(shape, dtype)
