@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure; prints one line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mb", type=float, default=32, help="MB of a block")
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="uint16 and others")
     parser.add_argument("--detectors", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--whole", type=float, default=0, help="GB of a whole job's input")
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     print(f"{HEADING} {'/ uint16 256':>13}")
     by_type = [
-        speed for dtype in DTYPES for speed in _measured(dtype, 256, options.mb, options.repeat)
+        speed
+        for dtype in options.dtypes
+        for speed in _measured(dtype, 256, options.mb, options.repeat)
     ]
     by_size = [
         speed

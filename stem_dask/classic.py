@@ -1,7 +1,11 @@
 """convert and preprocess: the commands of the earlier scripts, as options of a job."""
 
 import argparse
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stem_dask.io.read import Found
 
 from stem_dask.run import add_stop_options
 
@@ -87,6 +91,31 @@ def preprocess_job(options: argparse.Namespace) -> dict[str, Any]:
             "figure": False,
         },
     }
+
+
+def separated(options: argparse.Namespace) -> None:
+    """Words of the form key=value behind ``--input`` are options of the config, unless there is a file of that name.
+
+    Examples
+    --------
+    >>> given = argparse.Namespace(input=["a.npy", "crop.size=40"], overrides=[])
+    >>> separated(given); given.input, given.overrides
+    (['a.npy'], ['crop.size=40'])
+    """
+    words = [w for w in options.input or () if "=" in w and not os.path.lexists(w)]
+    if words:
+        options.input = [word for word in options.input if word not in words]
+        options.overrides = [*words, *options.overrides]
+
+
+def chunk_mb(found: "Found", n_patterns: int) -> float:
+    """MiB of so many patterns, as ``output.chunk_mb`` takes it."""
+    from stem_dask.errors import ConfigError
+
+    if n_patterns < 1:
+        raise ConfigError(f"--chunk_size is {n_patterns}; expected a number of patterns above 0")
+    source = found.source
+    return n_patterns * source.shape[-1] * source.shape[-2] * source.dtype.itemsize / 2**20
 
 
 def _paths(given: list[str]) -> str | list[str]:

@@ -2,20 +2,18 @@
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stem_dask.io.read import Found
     from stem_dask.options import Config
 
-from stem_dask.classic import add_convert_options, add_preprocess_options
+from stem_dask.classic import add_convert_options, add_preprocess_options, chunk_mb, separated
+from stem_dask.crop_command import add_crop_options, crop_command
 from stem_dask.job_array import add_batch_options, run_configs, write_script
-from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, progress_shown, run_file, show
+from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,6 +142,7 @@ def convert_command(options: argparse.Namespace) -> int:
     """A file in another format."""
     from stem_dask.classic import convert_job
 
+    separated(options)
     return _run_job(options, convert_job(options))
 
 
@@ -151,6 +150,7 @@ def preprocess_command(options: argparse.Namespace) -> int:
     """A tensor for training, with the options of the earlier script."""
     from stem_dask.classic import preprocess_job
 
+    separated(options)
     return _run_job(options, preprocess_job(options), options.chunk_size)
 
 
@@ -176,125 +176,6 @@ def _in_chunks(config: "Config", n_patterns: int) -> "Config":
     mib = chunk_mb(find_input(config), n_patterns)
     output = config.output.model_copy(update={"chunk_mb": mib})
     return config.model_copy(update={"output": output})
-
-
-def chunk_mb(found: "Found", n_patterns: int) -> float:
-    """MiB of so many patterns, as ``output.chunk_mb`` takes it."""
-    from stem_dask.errors import ConfigError
-
-    if n_patterns < 1:
-        raise ConfigError(f"--chunk_size is {n_patterns}; expected a number of patterns above 0")
-    source = found.source
-    return n_patterns * source.shape[-1] * source.shape[-2] * source.dtype.itemsize / 2**20
-
-
-def crop_command(options: argparse.Namespace) -> int:
-    """Crop one file into one file, with the options and defaults of the earlier script."""
-    from stem_dask.errors import ConfigError
-    from stem_dask.io.publish import refuse_existing, remove, run_folder
-
-    output = Path(options.output).absolute()
-    if output.suffix not in (".pt", ".hspy", ".zarr"):
-        raise ConfigError(
-            f"--output {options.output}: expected a name ending in .pt, .hspy or .zarr"
-        )
-    if (options.input is None) == (not options.test_mode):
-        raise ConfigError("give --input FILE, or --test-mode for made-up data")
-    beside = [output.with_name(f"{output.stem}_results.json")]
-    if not options.no_visualization:
-        beside.append(output.with_name(f"{output.stem}_visualization.png"))
-    for path in (output, *beside):
-        refuse_existing(path, options.overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(run_folder(output))
-    folder.mkdir(exist_ok=True)
-    try:
-        source = (
-            _test_data(folder, options) if options.test_mode else Path(options.input).absolute()
-        )
-        return _crop(options, source, output, folder, beside)
-    finally:
-        remove(folder)
-
-
-def _crop(
-    options: argparse.Namespace, source: Path, output: Path, folder: Path, beside: list[Path]
-) -> int:
-    """Run the job into the run's folder, export from there, and move what was asked for beside the output."""
-    from stem_dask.config import config_of, configs_from
-    from stem_dask.exports import export_from_store
-    from stem_dask.io.publish import publish, temporary
-    from stem_dask.pipeline import run
-    from stem_dask.preflight import find_input
-
-    found = find_input(config_of(source, options.overrides))
-    store = folder / f"{output.stem}.zarr"
-    job = _crop_options(options, str(source), str(store), found)
-    (config,) = configs_from(job, options.overrides)
-    with progress_shown(options.quiet) as (say, progress):
-        outcome = run(config, say=say, progress=progress)
-    notes: list[str] = []
-    if output.suffix == ".zarr":
-        shutil.move(store, temporary(output))
-        publish(output)
-    else:
-        as_tensor = output.suffix == ".pt" and source.suffix == ".pt"
-        channel = len(found.info.stored_shape) == 4 and len(found.source.shape) == 3
-        layout = ("tensor" if channel else "bare") if as_tensor else "scan"
-        notes = export_from_store(
-            str(store),
-            str(output),
-            layout=layout,
-            keep_dtype=as_tensor,
-            overwrite=options.overwrite,
-        )
-    for path in beside:
-        shutil.move(folder / path.name, path)
-    if not options.quiet:
-        kept = tuple(line for line in outcome.lines if not line.startswith("file "))
-        noted = tuple(f"warning     {note}" for note in notes)
-        written = tuple(f"file        {path}" for path in (output, *beside))
-        show(replace(outcome, lines=(*kept, *noted, *written)))
-    return outcome.exit_code
-
-
-def _crop_options(
-    options: argparse.Namespace, source: str, store: str, found: "Found"
-) -> dict[str, Any]:
-    crop: dict[str, Any] = {
-        "coverage": options.coverage,
-        "margin_pixels": options.margin_pixels,
-        "align": options.align,
-    }
-    if options.size is not None:
-        crop["size"] = options.size
-    analyze: dict[str, Any] = {
-        "target_retention": options.target_retention,
-        "center_method": options.center_method,
-    }
-    if options.manual_center is not None:
-        analyze["manual_center"] = options.manual_center
-    output: dict[str, Any] = {"path": store, "export": [], "figure": not options.no_visualization}
-    if options.chunk_size is not None:
-        output["chunk_mb"] = chunk_mb(found, options.chunk_size)
-    return {
-        "input": {"path": source},
-        "analyze": analyze,
-        "crop": crop,
-        "validate": {"min_retention": options.min_retention},
-        "output": output,
-        "device": "gpu" if options.use_gpu else "cpu",
-    }
-
-
-def _test_data(folder: Path, options: argparse.Namespace) -> Path:
-    import torch
-
-    from stem_dask.cropper import create_test_data
-
-    path = folder / "test_data.pt"
-    torch.save(create_test_data(options.test_patterns, options.test_size), path)
-    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -342,42 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     add_convert_options(add("convert", convert_command, "write files in another format"))
     text = "make tensors for training: downsample, cast, normalize"
     add_preprocess_options(add("preprocess", preprocess_command, text))
-    _add_crop_options(add("crop", crop_command, "crop one file into one file"))
+    add_crop_options(add("crop", crop_command, "crop files, each into one file"))
     return parser
-
-
-def _add_crop_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--input", help="any readable file")
-    sub.add_argument("--output", required=True, help="its suffix decides: .pt, .hspy or .zarr")
-    text = "any key of a config, such as input.scan_shape=[256,256]"
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
-    sub.add_argument(
-        "--target-retention", type=float, default=0.98, help="share of the intensity to keep"
-    )
-    sub.add_argument("--min-retention", type=float, default=0.95, help="lowest acceptable share")
-    sub.add_argument("--margin-pixels", type=int, default=3, help="added around the radius")
-    sub.add_argument(
-        "--align",
-        choices=("pattern", "fixed"),
-        default="pattern",
-        help="each pattern, or one window",
-    )
-    sub.add_argument(
-        "--coverage", type=float, default=1.0, help="share of the patterns that set the radius"
-    )
-    sub.add_argument("--size", type=int, help="size of the window, instead of the radius found")
-    sub.add_argument(
-        "--center-method", choices=("centroid", "center", "manual"), default="centroid"
-    )
-    sub.add_argument("--manual-center", type=float, nargs=2, metavar=("Y", "X"))
-    sub.add_argument("--chunk-size", type=int, help="patterns a task")
-    sub.add_argument("--use-gpu", action="store_true")
-    sub.add_argument("--no-visualization", action="store_true", help="no picture")
-    sub.add_argument("--quiet", action="store_true", help="print errors only")
-    sub.add_argument("--overwrite", action="store_true", help="replace an older output")
-    sub.add_argument("--test-mode", action="store_true", help="crop made-up Airy discs")
-    sub.add_argument("--test-patterns", type=int, default=100)
-    sub.add_argument("--test-size", type=int, default=256)
 
 
 if __name__ == "__main__":

@@ -298,8 +298,6 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"
     yield output.codec not in ("auto", "none") and suffix in (".pt", ".npy"), "output.codec", text
     normalized = output.normalize != "none"
-    text = "output.normalize needs crop.enabled: false; crop first, then normalize the store that the crop made"
-    yield normalized and crop, "output.normalize", text
     text = "analyze.ahead needs crop.enabled: false; a crop analyzes in any case"
     yield analyze.ahead and crop, "analyze.ahead", text
     changed = config.downsample.factor > 1 or output.dtype != "auto" or normalized

@@ -73,7 +73,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     return (
         *table,
         f"reads       {size(n_bytes)}{_times(config, known)}",
-        *((f"turns       {size(turned)} first, into a file of this size: the detector is slowest in the input",)
+        *((f"turns       {'at most ' * (known is not None)}{size(turned)} first, into a file of this size: the detector is slowest in the input",)
           if turned else ()),
         f"writes      {config.output.path}: {upper}{total} before compression{pieces}",
         *(f"exports     {Path(config.output.path).with_suffix('.' + kind)}: {upper}{total}"

@@ -15,43 +15,32 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import dask
 from dask._task_spec import execute_graph
 
 from stem_dask.allocation import keep_freed_memory
 from stem_dask.errors import (
     NO_ROOM,
     DiskFullError,
-    InterruptedRunError,
     SourceError,
     StemDaskError,
     StoreError,
-    WorkerLostError,
     told_as,
 )
 from stem_dask.grid import Grid, bounds, place
 from stem_dask.journal import Journal
 from stem_dask.model import Record, Region
+from stem_dask.submission import Call, in_flight
 
 if TYPE_CHECKING:
     import dask.array as da
 
 _logger = logging.getLogger("stem_dask")
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
-
-#: tasks in flight for each thread: enough that none waits, few enough that memory stays bounded
-IN_FLIGHT = 3
-#: how often the workers are counted, in seconds
-WORKERS_SECONDS = 5.0
-#: how long the calls in flight may take to end after an error
-LAST_CALLS_SECONDS = 60
 #: output bytes of finished blocks that one task looks at again, and how many blocks: each takes less time than a task
 VERIFIED_BYTES, VERIFIED_BLOCKS = 2**28, 64
 #: waits before a task that met a read or write error tries again, in seconds
@@ -80,12 +69,6 @@ class Sink(Protocol):
 
 
 Progress = Callable[[int, int, Record], None]
-
-#: what a `KilledWorker` means
-KILLED = (
-    "a task ended its worker several times over, most likely for want of memory: lower output.chunk_mb, or raise "
-    "cluster.memory_limit"
-)
 
 
 def run(
@@ -331,67 +314,3 @@ def peak_rss() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
-    """Results of calls as they come, with only a few submitted at a time.
-
-    The first error stops the submission and is raised as the worker raised it, when the few calls that are in flight
-    have ended: none of them shall write into what the caller now removes. An interrupt does not wait.
-    """
-    if client is None:
-        yield from _in_threads(calls)
-        return
-    from distributed import KilledWorker, as_completed
-    from distributed import wait as wait_for
-
-    most, asked = _most_in_flight(client), time.monotonic()
-    calls = iter(calls)
-    first = itertools.islice(calls, most)
-    waiting = {client.submit(f, *args, pure=False) for f, args in first}
-    # with results: a record that is fetched later may lie on a worker that hangs by then
-    done = as_completed(waiting, loop=client.loop, with_results=True)
-    try:
-        for future, result in done:
-            waiting.discard(future)
-            yield result
-            if time.monotonic() - asked > WORKERS_SECONDS:
-                most, asked = _most_in_flight(client), time.monotonic()
-            for f, args in itertools.islice(calls, max(0, most - len(waiting))):
-                waiting.add(new := client.submit(f, *args, pure=False))
-                done.add(new)
-    except BaseException as error:
-        if isinstance(error, (Exception, GeneratorExit)) and not isinstance(
-            error, InterruptedRunError
-        ):
-            # when no worker is left they never end
-            with client.as_current(), contextlib.suppress(TimeoutError):
-                wait_for(waiting, timeout=LAST_CALLS_SECONDS)
-        client.cancel(list(waiting), force=True)
-        if isinstance(error, KilledWorker):
-            raise WorkerLostError(KILLED) from error
-        raise
-
-
-def _most_in_flight(client: Any) -> int:
-    """Workers may join and leave while a job runs."""
-    return (sum(client.nthreads().values()) or 1) * IN_FLIGHT
-
-
-def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:
-    n_threads = dask.system.CPU_COUNT
-    calls = iter(calls)
-    with ThreadPoolExecutor(n_threads) as pool:
-        waiting = {
-            pool.submit(f, *args) for f, args in itertools.islice(calls, n_threads * IN_FLIGHT)
-        }
-        try:
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()  # first: it may bring more calls
-                    waiting |= {pool.submit(f, *args) for f, args in itertools.islice(calls, 1)}
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            raise

@@ -18,16 +18,21 @@ N_WORST = 3
 
 
 def figure_data(
-    store: str, patterns: "xr.DataArray", window: Window | None, results: Mapping[str, Any]
+    store: str,
+    patterns: "xr.DataArray",
+    window: Window | None,
+    results: Mapping[str, Any],
+    n_worst: int = N_WORST,
 ) -> FigureData:
     """Collect the figure's arrays: the analysis and means from the store, the worst patterns from the source.
 
     Parameters
     ----------
     store : finished zarr store
-    patterns : the lazy source; three of its patterns are read
+    patterns : the lazy source
     window : the window that was cut, or None when nothing was cropped
     results : what results.json says
+    n_worst : so many patterns are read from the source and shown; 0 where it holds the windows only
     """
     import zarr
 
@@ -60,7 +65,7 @@ def figure_data(
     order = np.argsort(
         np.where(np.isfinite(known["retention"]), known["retention"], np.inf), axis=None
     )
-    for flat in order[:N_WORST]:
+    for flat in order[:n_worst]:
         index = np.unravel_index(flat, known["retention"].shape)
         kept = float(known["retention"][index])
         if np.isfinite(kept):

@@ -10,11 +10,17 @@ import xarray as xr
 from stem_dask import report
 from stem_dask.cluster import Connection, connect, connection_of
 from stem_dask.figure import draw
-from stem_dask.figure_data import figure_data
+from stem_dask.figure_data import N_WORST, figure_data
 from stem_dask.io.publish import publish, temporary
 from stem_dask.model import Window
 from stem_dask.options import Config
-from stem_dask.passes.analysis import analyze, choose, note_analysis, settle_common
+from stem_dask.passes.analysis import (
+    analyze,
+    choose,
+    note_analysis,
+    read_windows_only,
+    settle_common,
+)
 from stem_dask.passes.job import Job, Progress, Step
 from stem_dask.passes.normalizing import normalized
 from stem_dask.passes.writing import (
@@ -128,7 +134,9 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
     """All stages in their order, then the report."""
     job.rehearse()
     first = time.perf_counter()
-    patterns, window = job.patterns(job.block()), None
+    block, window = job.block(), None
+    read_windows_only(job, block)
+    patterns, found = job.patterns(block), None
     job.warnings += report.calibration_warnings(job.prepared.found.info.axes)
     if job.config.crop.enabled:
         settle_common(job, common)
@@ -138,10 +146,11 @@ def _complete(job: Job, started: float, common: Sequence[int] | None) -> Outcome
         with job.state.nothing_to_go_on_with():
             window = choose(job, found.analysis, common)
     with job.room(patterns, window, warn=True):
-        if window is not None:
+        if job.config.output.normalize != "none":
+            scores, inside = normalized(job, patterns, found, window)
+            written = write_normalized(job, scores, found, window, inside)
+        elif found is not None and window is not None:
             written = write_cropped(job, found, window)
-        elif job.config.output.normalize != "none":
-            written = write_normalized(job, normalized(job, patterns))
         else:
             written = write_converted(job, patterns)
             if written.known is not None:
@@ -168,7 +177,10 @@ def _results(
         results["normalization"] = {"method": job.config.output.normalize, **job.constants}
     if job.outputs.figure:
         draw(
-            figure_data(job.outputs.path, patterns, window, results), temporary(job.outputs.figure)
+            figure_data(
+                job.outputs.path, patterns, window, results, N_WORST if job.box is None else 0
+            ),
+            temporary(job.outputs.figure),
         )
         publish(job.outputs.figure)
     return results

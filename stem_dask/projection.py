@@ -20,7 +20,7 @@ from stem_dask.io.pieces import PIECE_BYTES as READ_PIECE_BYTES
 from stem_dask.io.read import Found
 from stem_dask.io.sources import Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
-from stem_dask.io.turned import READ_BYTES, detector_first
+from stem_dask.io.turned import READ_BYTES, Placed, detector_first
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.turn import GATHERED
@@ -165,7 +165,7 @@ def turned_bytes(found: Found) -> int:
     stored = detector_first(found.source)
     if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
         return 0
-    return input_bytes(found)
+    return math.prod(stored.shape) * stored.dtype.itemsize
 
 
 def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[int, ...]:
@@ -176,7 +176,9 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
     MemoryBudgetError
         When a worker's memory does not suffice for one pixel of the detector.
     """
-    scan, detector = found.source.shape[:-2], found.source.shape[-2:]
+    stored = detector_first(found.source)
+    assert stored is not None
+    scan, detector = stored.shape[2:], stored.shape[:2]
     plane_bytes = math.prod(scan) * found.source.dtype.itemsize
     least, most = SLAB_BYTES
     room = 4 * most if worker.room is None else worker.room
@@ -373,6 +375,6 @@ def _read_copies(source: Source) -> int:
     """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
     n = 0
     while isinstance(source, Wrapped):
-        n += isinstance(source, (Transposed, Flipped, ScanOfList, RawCounts))
+        n += isinstance(source, (Transposed, Flipped, Placed, ScanOfList, RawCounts))
         source = source.source
     return n

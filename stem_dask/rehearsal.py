@@ -12,7 +12,6 @@ import stem_dask.io.store
 import stem_dask.stages.crop
 import stem_dask.stages.summary
 import stem_dask.stages.validate  # noqa: F401
-from stem_dask.engine import KILLED
 from stem_dask.errors import WorkerLostError
 from stem_dask.io.codec import blosc_bytes
 from stem_dask.kernels.analysis import analyze_patterns
@@ -20,6 +19,7 @@ from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.sums import add_patterns
+from stem_dask.submission import KILLED
 
 #: compiling all kernels takes 10 to 20 seconds, once on a machine
 LONGEST_SECONDS = 60.0

@@ -13,7 +13,8 @@ from stem_dask.cluster import Connection
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.read import Found
-from stem_dask.io.turned import Turned, TurnedSink, detector_first
+from stem_dask.io.sources import Source
+from stem_dask.io.turned import Placed, Turned, TurnedSink, detector_first
 from stem_dask.journal import Journal
 from stem_dask.model import Record
 from stem_dask.projection import fitting_slab, turned_bytes
@@ -87,22 +88,21 @@ def turn_of(
     block: Sequence[int],
     slab: Sequence[int],
     folder: str | Path,
-    box: Sequence[int] | None = None,
 ) -> Turn:
     """Plan the pass; nothing is read.
 
     Parameters
     ----------
-    found : an input whose file has the detector slowest
+    found : an input whose file has the detector slowest; of one that is `stem_dask.io.turned.only_box` only the box is
+        read and written
     block : (scan_y, scan_x) positions that the blocks of all later passes take
     slab : (ky, kx) pixels of one task, see `stem_dask.projection.fitting_slab`
     folder : of the run; the intermediate file comes into ``turned`` below it
-    box : [y0, y1, x0, x1] of the detector, when only this part will be needed: only its pixels are read and written
 
     Raises
     ------
     ConfigError
-        When the file has another order, or the box does not fit the detector.
+        When the file has another order.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def turn_of(
     >>> len(turn.run()), turn.found.source[(slice(0, 1), slice(1, 2), slice(None), slice(None))].tolist()
     (2, [[[[1, 5, 9], [13, 17, 21]]]])
     """
-    stored = detector_first(found.source, box)
+    stored = detector_first(found.source)
     if stored is None:
         raise ConfigError(f"{found.info.path}: the detector is not slowest in this file")
     ky, kx, scan_y, scan_x = stored.shape
@@ -126,13 +126,13 @@ def turn_of(
         (block[0], block[1]),
         (slab[0], slab[1]),
     )
-    axes = found.info.axes
-    if box is not None:
-        axes = (*axes[:2], axes[2].part(box[0], ky), axes[3].part(box[2], kx))
+    source: Source = turned
+    if isinstance(found.source, Placed):
+        source = replace(found.source, source=turned)
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
     slabs = lazy_array(stored, turned.slab, f"slab-{token}")
     return Turn(
-        replace(found, source=turned, info=replace(found.info, axes=axes)),
+        replace(found, source=source),
         turned.slab,
         slabs,
         TurnedSink(turned),

@@ -64,15 +64,22 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
 
 
-@pytest.fixture
-def beam_file(tmp_path: Path) -> Path:
-    """A small scan (6, 5, 40, 36) uint16 with a moving square beam, in a .npy file."""
+@pytest.fixture(scope="session")
+def beam() -> Any:
+    """A small scan (6, 5, 40, 36) uint16 with a moving square beam; nobody writes into it."""
     data = np.zeros((6, 5, 40, 36), np.uint16)
     for y in range(6):
         for x in range(5):
             data[y, x, 16 + y // 2 : 22 + y // 2, 14 + x // 2 : 20 + x // 2] = 10 + x
+    data.setflags(write=False)
+    return data
+
+
+@pytest.fixture
+def beam_file(beam: Any, tmp_path: Path) -> Path:
+    """The same in a .npy file."""
     path = tmp_path / "beam.npy"
-    np.save(path, data)
+    np.save(path, beam)
     return path
 
 

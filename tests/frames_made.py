@@ -157,6 +157,60 @@ def mib(path, array, kind="U16", length=384):
     return path
 
 
+def by_turns(path, array, counters):
+    """Patterns of two counters, one after the other."""
+    frames = np.frombuffer(mib(path, array).read_bytes(), "u1").reshape(len(array), -1).copy()
+    for i, frame in enumerate(frames):
+        frame[np.flatnonzero(frame == ord(","))[10] + 1] = ord(counters[i % 2])
+    path.write_bytes(frames.tobytes())
+    return path
+
+
+def raw_header(bits, width, height, chips=1, layout="1x1"):
+    text = f"MQ1,000001,00384,{chips:02},{width:04},{height:04},R64,   {layout},01,2021-05-07,0.1,0,0,0,{bits},"
+    return text.encode().ljust(384, b"\0")
+
+
+def raw_frame(pattern, bits):
+    """Slow twin: each row pixel by pixel into words of 64 bits, the first pixel in the lowest bits, big-endian."""
+    if bits == 24:
+        return raw_frame(pattern >> 12, 12) + raw_frame(pattern & 4095, 12)
+    slot = {1: 1, 6: 8, 12: 16}[bits]
+    words = []
+    for row in pattern:
+        for start in range(0, len(row), 64 // slot):
+            part = row[start : start + 64 // slot]
+            word = sum(int(value) << (slot * i) for i, value in enumerate(part))
+            words.append(word.to_bytes(8, "big"))
+    return b"".join(words)
+
+
+def quad_frame(pattern, bits):
+    """Slow twin: row by row the four chips from the lower right to the upper left, the lower ones upside down."""
+    height, width = (n // 2 for n in pattern.shape)
+    rows = []
+    for y in range(height):
+        upper, lower = pattern[y], pattern[2 * height - 1 - y][::-1]
+        # upside down the right half of a lower row comes first
+        rows.append([*lower[:width], *lower[width:], *upper[width:], *upper[:width]])
+    return raw_frame(np.array(rows), bits)
+
+
+def raw_mib(path, array, bits, chips=1):
+    """Patterns in the raw mode of one chip, or of 2x2."""
+    quad = chips == 4
+    height, width = (n // 2 for n in array.shape[-2:]) if quad else array.shape[-2:]
+    head = raw_header(
+        bits, width * (chips if bits < 24 else 2), height, chips, "2x2" if quad else "1x1"
+    )
+    frames = [
+        head + (quad_frame if quad else raw_frame)(p, bits)
+        for p in array.reshape(-1, *array.shape[-2:])
+    ]
+    path.write_bytes(b"".join(frames))
+    return path
+
+
 def hdr(path, **settings):
     lines = [f"{name}:\t{value}" for name, value in settings.items()]
     path.with_suffix(".hdr").write_text("\r\n".join(["HDR,\t", *lines, "End\t"]))

@@ -309,6 +309,33 @@ def test_crop_errors(
     assert [path.name for path in here.iterdir()] == ["beam.npy"]
 
 
+def test_crop_of_several_files(here: Path, beam_file: Path, capsys: Any, connects: Any) -> None:
+    """A glob and an output pattern; words behind --input; one failure stops no other, and the table says which."""
+    data = np.load(beam_file)
+    (here / "raw").mkdir()
+    for name in "ac":
+        np.save(here / f"raw/{name}.npy", data)
+    (here / "raw/b.npy").write_bytes(b"\x93NUMPY\1\0")
+    argv = ["crop", "--input", "raw/*.npy", "analyze.threshold=1", "--output", "out/{stem}.zarr"]
+    assert cli.main([*argv, "--no-visualization"]) == 3
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-5:-3] == [
+        "input      output      window      mean    min     exit",
+        "raw/a.npy  out/a.zarr  14 x 14 px  1.0000  1.0000  0",
+    ]
+    assert said.out.splitlines()[-3].startswith("raw/b.npy  out/b.zarr")
+    assert said.out.endswith("2 of 3 complete\n")
+    assert "b.npy: not a readable .npy file" in said.err
+    made = sorted(path.name for path in (here / "out").iterdir())
+    assert made == ["a.zarr", "a_results.json", "c.zarr", "c_results.json"]
+    for more, message in (
+        (["--output", "out.zarr"], "one name for 3 inputs"),
+        (["--output", "out/{stem}.zarr", "crop.size=common"], "stem-dask run configs/batch.yaml"),
+    ):
+        assert cli.main([*argv[:3], *more]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_crop_refuses_an_existing_output(here: Path, beam_file: Path, capsys: Any) -> None:
     (here / "a.pt").write_text("precious")
     assert cli.main(["crop", "--input", "beam.npy", "--output", "a.pt"]) == 2

@@ -280,7 +280,6 @@ def test_their_keys_are_those_of_crop_yaml(here: Path, name: str) -> None:
     ("override", "words"),
     [
         ("output.path=a.pt", "a crop keeps a store: use .*a.zarr, and name pt in output.export"),
-        ("output.normalize=log-zscore", "crop first, then normalize the store"),
         ("analyze.ahead=true", "a crop analyzes in any case"),
     ],
 )

@@ -25,17 +25,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stem_dask as sd
-from stem_dask import engine
+from stem_dask import engine, submission
 from stem_dask.errors import SourceError, StoreError, told_as
 from stem_dask.grid import Grid, bounds, cut, read_part
 from stem_dask.io.pt import combine_crc
 from stem_dask.io.publish import damage, file_crc
 from stem_dask.journal import Journal
 from stem_dask.model import Record
+from stem_dask.submission import in_flight
 
 DRAWN = settings(max_examples=40, deadline=None)
 N_THREADS = 2
-WINDOW = N_THREADS * engine.IN_FLIGHT
+WINDOW = N_THREADS * submission.IN_FLIGHT
 
 
 @pytest.fixture(scope="module")
@@ -197,18 +198,18 @@ def square(n):
 
 
 def test_all_results_come_once(client):
-    assert sorted(engine.in_flight(client, ((square, (n,)) for n in range(50)))) == [
+    assert sorted(in_flight(client, ((square, (n,)) for n in range(50)))) == [
         n * n for n in range(50)
     ]
-    assert list(engine.in_flight(client, [])) == []
+    assert list(in_flight(client, [])) == []
 
 
 def test_only_a_window_is_submitted(client):
-    """Never more submitted than came back, plus three for each thread."""
+    """Never more submitted than came back, plus four for each thread."""
     submitted = []
     calls = ((square, (n,)) for n in range(60) if submitted.append(n) is None)
     ahead = []
-    for yielded, _ in enumerate(engine.in_flight(client, calls)):
+    for yielded, _ in enumerate(in_flight(client, calls)):
         ahead.append(len(submitted) - yielded)
     assert len(submitted) == len(ahead) == 60
     assert max(ahead) == ahead[0] <= WINDOW + 1
@@ -221,7 +222,7 @@ def test_no_more_at_once_than_threads(client):
     state = (running, most, lock)
     _STATE["running"] = state
 
-    assert len(list(engine.in_flight(client, ((_count, (n,)) for n in range(40))))) == 40
+    assert len(list(in_flight(client, ((_count, (n,)) for n in range(40))))) == 40
     assert 1 <= max(most) <= N_THREADS
 
 
@@ -249,7 +250,7 @@ def test_the_first_error_stops_it_and_is_raised_as_it_was(client):
     submitted = []
     calls = ((fail, (n,)) for n in range(100_000) if submitted.append(n) is None)
     with pytest.raises(SourceError, match=r"^block 3: the file was cut$") as caught:
-        list(engine.in_flight(client, calls))
+        list(in_flight(client, calls))
     assert type(caught.value) is SourceError
     assert len(submitted) < 2000
 
@@ -270,14 +271,14 @@ def test_an_error_waits_for_what_still_runs(client):
     """Else a late task would write into what is being removed, or into the next run's output."""
     _STATE.update(barrier=threading.Barrier(2), ended=[])
     with pytest.raises(SourceError, match="it fails"):
-        list(engine.in_flight(client, [(_fail_when_the_other_runs, ()), (_work_on, ())]))
+        list(in_flight(client, [(_fail_when_the_other_runs, ()), (_work_on, ())]))
     assert _STATE["ended"] == [True]
 
 
 def test_whoever_stops_listening_stops_the_submission(client):
     submitted = []
     calls = ((square, (n,)) for n in range(1000) if submitted.append(n) is None)
-    results = engine.in_flight(client, calls)
+    results = in_flight(client, calls)
     next(results)
     results.close()
     assert len(submitted) <= 2 * WINDOW
@@ -781,10 +782,10 @@ def test_combined_checksums_of_long_pieces():
 
 
 def test_workers_that_join_get_tasks(monkeypatch):
-    """Three in flight for each thread there is by then."""
+    """Four in flight for each thread there is by then."""
     from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(engine, "WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr(submission, "WORKERS_SECONDS", 0.0)
     issued, most, got = 0, [], 0
 
     def calls():
@@ -795,12 +796,12 @@ def test_workers_that_join_get_tasks(monkeypatch):
 
     options = {"processes": False, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
-        for _ in engine.in_flight(client, calls()):
+        for _ in in_flight(client, calls()):
             got += 1
             most.append(issued - got)
             if got == 10:
                 cluster.scale(3)
                 client.wait_for_workers(3)
     assert got == 40
-    assert max(most[:9]) <= 3
-    assert max(most) == 9 - 1  # one has just come back
+    assert max(most[:9]) <= 4
+    assert max(most) == 12 - 1  # one has just come back

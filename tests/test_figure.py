@@ -419,10 +419,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_text_overlaps_another(case):
+def test_no_text_overlaps_another_or_the_panels_of_others(case):
     figure, found = panels(CASES[case]())
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
+    texts_are_apart(figure, found, renderer)
+    panels_keep_clear(found, renderer)
+
+
+def texts_are_apart(figure, found, renderer):
     box = figure.bbox
     texts = [figure._suptitle]
     for ax in found.values():
@@ -440,20 +445,17 @@ def test_no_text_overlaps_another(case):
         assert not [(text, other) for other, place in extents[:i] if one.overlaps(place)]
 
 
-def test_bars_and_pictures_keep_clear_of_the_text_of_other_panels():
-    for case in CASES.values():
-        figure, found = panels(case())
-        figure.canvas.draw()
-        renderer = figure.canvas.get_renderer()
-        for name, ax in found.items():
-            if name == "text":
-                continue
-            around = ax.get_window_extent(renderer).padded(1)
-            around.x1 += 0.2 * DPI  # its colorbar
-            for other in set(found) - {name}:
-                for text in (*found[other].texts, found[other].title, found[other].yaxis.label):
-                    extent = text.get_window_extent(renderer)
-                    assert not (text.get_text() and around.overlaps(extent)), (name, other)
+def panels_keep_clear(found, renderer):
+    """Bars and pictures keep clear of the text of other panels."""
+    for name, ax in found.items():
+        if name == "text":
+            continue
+        around = ax.get_window_extent(renderer).padded(1)
+        around.x1 += 0.2 * DPI  # its colorbar
+        for other in set(found) - {name}:
+            for text in (*found[other].texts, found[other].title, found[other].yaxis.label):
+                extent = text.get_window_extent(renderer)
+                assert not (text.get_text() and around.overlaps(extent)), (name, other)
 
 
 def test_colors_are_numbered_at_their_place():

@@ -16,13 +16,13 @@ FLOORS = [
     {"errors", "model", "config", "options", "inputs"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
-    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation",
+    {"engine", "grid", "cluster", "journal", "lock", "state", "trust", "rehearsal", "allocation", "submission",
      "limits", "slurm", "tunnel", "versions", "gpus", "processes"},
     {"report", "panel", "figure", "figure_data", "preflight", "exports", "target", "describe", "projection", "results", "gpu_memory",
      "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},
-    {"cropper", "run", "classic", "batch", "job_array", "cli", "__init__"},
+    {"cropper", "run", "classic", "batch", "job_array", "crop_command", "cli", "__init__"},
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
@@ -33,7 +33,7 @@ INSIDE_FUNCTIONS = {
 ON_WORKERS = FLOORS[1] | FLOORS[2] | FLOORS[3]
 NOT_ON_WORKERS = {"dask.array", "xarray", "pandas"}
 #: loaded before a word is said to the user
-LIGHT = ("run", "classic", "cli", "errors", "model", "config", "__init__")
+LIGHT = ("run", "classic", "crop_command", "cli", "errors", "model", "config", "__init__")
 HEAVY = {"dask", "numba", "numpy", "xarray", "zarr", "scipy", "pydantic"}
 
 

@@ -1,5 +1,6 @@
 """What one run could not read is missing for the next one, too: it is no empty pattern, and no measured zero."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import xarray as xr
 import zarr
 
 import stem_dask as sd
+from stem_dask.config import parse_config
 from stem_dask.errors import SourceError
 from stem_dask.exports import export
 from stem_dask.pipeline import run
@@ -18,21 +20,30 @@ FORMATS = [("zarr", "scan"), ("hspy", "scan"), ("zspy", "scan"), ("h5", "scan"),
 BLOCK = {"chunk_mb": 10 * 40 * 36 * 2 / 2**20}
 
 
-@pytest.fixture
-def data(beam_file: Path) -> np.ndarray:
-    """(6, 5, 40, 36)."""
-    return np.load(beam_file)
-
-
-@pytest.fixture
-def partly_read(data: np.ndarray, make_config: Any, tmp_path: Path) -> Path:
-    """Whole patterns of a run that could not read rows 2 and 3 of the scan; beside it the other formats."""
-    store = tmp_path / "input.zarr"
-    zarr.create_array(str(store), data=data, chunks=(2, 5, 40, 36))
+@pytest.fixture(scope="module")
+def made(beam: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that could not read rows 2 and 3 of the scan."""
+    folder = tmp_path_factory.mktemp("made")
+    store = folder / "input.zarr"
+    zarr.create_array(str(store), data=beam, chunks=(2, 5, 40, 36))
     (store / "c/1/0/0/0").write_bytes(b"not what was written")
-    output = {**BLOCK, "export": ["hspy", "zspy", "h5", "pt"]}
-    config = make_config(store, "one.zarr", crop={"enabled": False}, output=output, on_error="quarantine")  # fmt: skip
+    config = parse_config(
+        {
+            "input": {"path": str(store)},
+            "crop": {"enabled": False},
+            "output": {**BLOCK, "path": str(folder / "one.zarr"), "export": ["hspy", "zspy", "h5", "pt"], "figure": False},
+            "cluster": {"kind": "threads", "threads_per_worker": 2},
+            "on_error": "quarantine",
+        }
+    )  # fmt: skip
     assert run(config).exit_code == 7
+    return folder
+
+
+@pytest.fixture
+def partly_read(made: Path, tmp_path: Path) -> Path:
+    """The whole patterns of such a run; beside it the other formats."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path / "one.zarr"
 
 
@@ -53,7 +64,7 @@ def converted(path: Path, suffix: str, layout: str) -> Path:
 
 @pytest.mark.parametrize(("suffix", "layout"), FORMATS)
 def test_a_crop_of_it(
-    partly_read: Path, suffix: str, layout: str, data: np.ndarray, missing: np.ndarray, make_config: Any,
+    partly_read: Path, suffix: str, layout: str, beam: np.ndarray, missing: np.ndarray, make_config: Any,
     beam_file: Path,
 ) -> None:  # fmt: skip
     """As of a run that reads the damaged file itself; blocks of other sizes than those that were lost."""
@@ -70,7 +81,7 @@ def test_a_crop_of_it(
     assert np.array_equal(ours.valid.values, ~missing)
     assert np.isnan(ours.analysis.retention.values[missing]).all()
     assert not ours.patterns.values[missing].any()
-    assert np.allclose(ours.analysis.mean_pattern.values, data[~missing].mean(0), rtol=1e-12)
+    assert np.allclose(ours.analysis.mean_pattern.values, beam[~missing].mean(0), rtol=1e-12)
     assert np.allclose(ours.output.mean_pattern.values, ours.patterns.values[~missing].mean(0))
     assert ours.attrs["quarantined"] == 10
     content = torch.load(Path(config.output.path).with_suffix(".pt"), weights_only=True)
@@ -94,7 +105,7 @@ def test_parts_of_the_scan(partly_read: Path, missing: np.ndarray, make_config: 
 
 
 def test_dark_and_gain_do_not_make_them_patterns(
-    partly_read: Path, data: np.ndarray, missing: np.ndarray, make_config: Any, tmp_path: Path
+    partly_read: Path, beam: np.ndarray, missing: np.ndarray, make_config: Any, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "dark.npy", np.full((40, 36), -3.0))
     given = {"path": str(partly_read), "dark": str(tmp_path / "dark.npy")}
@@ -102,16 +113,16 @@ def test_dark_and_gain_do_not_make_them_patterns(
     assert run(config).exit_code == 7
     patterns = xr.open_zarr(config.output.path).patterns.values
     assert not patterns[missing].any()
-    np.testing.assert_array_equal(patterns[~missing], data[~missing].astype("f4") + 3)
+    np.testing.assert_array_equal(patterns[~missing], beam[~missing].astype("f4") + 3)
 
 
 def test_they_are_no_part_of_a_normalization(
-    partly_read: Path, data: np.ndarray, missing: np.ndarray, make_config: Any
+    partly_read: Path, beam: np.ndarray, missing: np.ndarray, make_config: Any
 ) -> None:
     options = {"crop": {"enabled": False}, "output": {"normalize": "log-zscore", **BLOCK}}
     config = make_config(partly_read, "two.zarr", **options)
     outcome = run(config)
-    logs = np.log1p(data[~missing].astype("f8"))
+    logs = np.log1p(beam[~missing].astype("f8"))
     constants = outcome.results["normalization"]
     assert constants["mean"] == pytest.approx(logs.mean(), rel=1e-12)
     assert constants["std"] == pytest.approx(logs.std(), rel=1e-12)
@@ -119,13 +130,13 @@ def test_they_are_no_part_of_a_normalization(
 
 
 def test_in_python(
-    partly_read: Path, data: np.ndarray, missing: np.ndarray, tmp_path: Path
+    partly_read: Path, beam: np.ndarray, missing: np.ndarray, tmp_path: Path
 ) -> None:
     patterns = sd.open(partly_read)
     assert np.array_equal(patterns.valid.values, ~missing)
     analysis = sd.analyze(patterns).compute()
     assert int(analysis.n_empty) == 0
-    np.testing.assert_allclose(analysis.mean_pattern, data[~missing].mean(0), rtol=1e-12)
+    np.testing.assert_allclose(analysis.mean_pattern, beam[~missing].mean(0), rtol=1e-12)
     cropped = sd.crop(patterns, analysis, sd.choose_window(analysis, size=16))
     export(sd.downsample(cropped, 2), tmp_path / "small.h5")
     assert np.array_equal(sd.open(tmp_path / "small.h5").valid.values, ~missing)

@@ -6,16 +6,21 @@ from frames_made import (
     MIB_DTYPES,
     SHAPE,
     agrees,
+    by_turns,
     hdr,
     knows,
     mib,
     mib_header,
     numbers,
     opens_in_little,
+    quad_frame,
+    raw_frame,
+    raw_header,
     real,
 )
 
 from stem_dask.errors import SourceError
+from stem_dask.io.parts import Part
 from stem_dask.io.read import find
 
 
@@ -143,41 +148,28 @@ def test_mib_whose_sizes_would_shear_it(tmp_path):
 # --- raw mode -----------------------------------------------------------------------------------------------------
 
 
-def raw_header(bits, width, height, chips=1, layout="1x1"):
-    text = f"MQ1,000001,00384,{chips:02},{width:04},{height:04},R64,   {layout},01,2021-05-07,0.1,0,0,0,{bits},"
-    return text.encode().ljust(384, b"\0")
-
-
-def raw_frame(pattern, bits):
-    """Slow twin: each row pixel by pixel into words of 64 bits, the first pixel in the lowest bits, big-endian."""
-    slot = {1: 1, 6: 8, 12: 16}[bits]
-    words = []
-    for row in pattern:
-        for start in range(0, len(row), 64 // slot):
-            part = row[start : start + 64 // slot]
-            word = sum(int(value) << (slot * i) for i, value in enumerate(part))
-            words.append(word.to_bytes(8, "big"))
-    return b"".join(words)
-
-
-@pytest.mark.parametrize("bits", [1, 6, 12])
+@pytest.mark.parametrize("bits", [1, 6, 12, 24])
 def test_mib_in_raw_mode(tmp_path, bits):
     array = np.random.default_rng(bits).integers(0, 2**bits, (3, 2, 5, 128))
-    frames = [raw_header(bits, 128, 5) + raw_frame(p, bits) for p in array.reshape(-1, 5, 128)]
+    width = 256 if bits == 24 else 128  # both halves are counted
+    frames = [raw_header(bits, width, 5) + raw_frame(p, bits) for p in array.reshape(-1, 5, 128)]
     (tmp_path / "a.mib").write_bytes(b"".join(frames))
     found = find(tmp_path / "a.mib", scan_shape=(3, 2))
-    agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2"}[bits]))
+    agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2", 24: "u4"}[bits]))
+    part = Part(found.source, (slice(1, 3), slice(2), slice(5), slice(128)))
+    np.testing.assert_array_equal(np.concatenate(list(part.pieces())), array[1:].reshape(4, 5, 128))
 
 
-def quad_frame(pattern, bits):
-    """Slow twin: row by row the four chips from the lower right to the upper left, the lower ones upside down."""
-    height, width = (n // 2 for n in pattern.shape)
-    rows = []
-    for y in range(height):
-        upper, lower = pattern[y], pattern[2 * height - 1 - y][::-1]
-        # upside down the right half of a lower row comes first
-        rows.append([*lower[:width], *lower[width:], *upper[width:], *upper[:width]])
-    return raw_frame(np.array(rows), bits)
+@pytest.mark.parametrize("first", ["0", "1"])
+def test_two_thresholds_by_turns(tmp_path, first):
+    """Each pattern's header says which counter it is of; the two are stacks of their own."""
+    counters = [first, "1" if first == "0" else "0"]
+    path = by_turns(tmp_path / "a.mib", numbers((13, 6, 5)), counters)
+    with pytest.raises(SourceError, match=r"2 arrays of 3 axes; .* input\.dataset: counter \d: "):
+        find(path)
+    found = find(path, dataset=f"counter {counters[1]}", scan_shape=(2, 3))
+    agrees(found, numbers((13, 6, 5))[1::2].reshape(2, 3, 6, 5).astype(">u2"))
+    assert find(path, dataset=f"counter {first}", scan_shape=(7, 1)).info.shape == (7, 1, 6, 5)
 
 
 @pytest.mark.parametrize("layout", ["2x2", "2x2G"])
@@ -198,8 +190,8 @@ def test_raw_mode_of_four_chips(tmp_path, bits, layout):
     ("header", "message"),
     [
         (
-            raw_header(24, 128, 5),
-            r"of 24 bits from 01 chips \(1x1\), 5 x 128: of the raw mode, 1, 6 and 12 bits",
+            raw_header(24, 129, 5),
+            r"of 24 bits from 01 chips \(1x1\), 5 x 129: of the raw mode, 1, 6, 12 and 24 bits",
         ),
         (raw_header(12, 128, 5, 4, "2x2"), r"of 12 bits from 04 chips \(2x2\), 5 x 128: "),
         (raw_header(12, 1024, 256, 3, "2x2"), r"of 12 bits from 03 chips \(2x2\)"),

@@ -148,6 +148,28 @@ def test_a_store_says_its_constants(config: Any, beam_file: Path, tmp_path: Path
     np.testing.assert_array_equal(there["patterns"], root.patterns)
 
 
+def test_a_crop_is_normalized_in_one_job(
+    config: Any, tmp_path: Path, make_config: Any, beam_file: Path
+) -> None:
+    """The z-scores are those of the cropped, smaller patterns; what was kept is told as without them."""
+    np.save(beam_file, np.load(beam_file).astype("u4") * 7000)  # more than float16 holds
+    sections = {"crop": {"align": "pattern", "margin_pixels": 1}, "downsample": {"factor": 2}}
+    plain = run(make_config(beam_file, "plain.zarr", **sections))
+    output = {"export": ["pt"], "dtype": "float16"}
+    found = run(config("y.zarr", output=output, **sections))
+    counts, scores = (xr.open_zarr(tmp_path / f"{name}.zarr") for name in ("plain", "y"))
+    np.testing.assert_allclose(scores.patterns, zscores(counts.patterns.values), atol=4e-3)
+    assert scores.patterns.dtype == np.float16
+    for key in ("window", "validation"):
+        assert found.results[key] == plain.results[key]
+    assert set(found.results["normalization"]) == {"method", "mean", "std"}
+    mine, theirs = (
+        xr.open_zarr(tmp_path / f"{name}.zarr", group="analysis") for name in ("y", "plain")
+    )
+    np.testing.assert_array_equal(mine.retention, theirs.retention)
+    assert torch.load(tmp_path / "y.pt").shape == (30, 1, *counts.patterns.shape[-2:])
+
+
 def test_what_was_stopped_goes_on(config: Any, tmp_path: Path) -> None:
     whole = config("whole.pt")
     run(whole)

@@ -132,6 +132,92 @@ def test_hyperspy_layout_with_broken_links(tmp_path, link):
     same(open_patterns(path), numbers())
 
 
+def strange(file):
+    """Everything but patterns."""
+    file["fields"] = np.zeros(SHAPE, [("a", "u2"), ("b", "f4")])
+    file.create_dataset("ragged", SHAPE, h5py.vlen_dtype("u2"))
+    file["out"] = h5py.ExternalLink("gone.h5", "/x")
+    file["soft"] = h5py.SoftLink("/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (strange, r"the file has fields: 4 x 5 x 6 x 7 of type .*u2.* no numbers; out, a link to gone\.h5:/x, which .*; "
+                  r"ragged: .* of type object.*; soft, a link to /nowhere, where nothing is$"),
+        (lambda file: file.create_dataset("a", SHAPE, "u2", external=[("gone.bin", 0, 1680)]),
+         r"the numbers of a are not in this file but in gone\.bin; copy"),
+    ],
+)  # fmt: skip
+def test_what_an_hdf5_has_instead_of_patterns_is_named(tmp_path, make, message):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+    with pytest.raises(SourceError, match=message):
+        find(tmp_path / "a.h5")
+
+
+def odd_axes(path, *axes):
+    """A signal of HyperSpy whose axes say so."""
+    with h5py.File(hdf5(path, numbers()), "r+") as file:
+        for i, attrs in enumerate(axes):
+            group = next(iter(file["Experiments"].values())).require_group(f"axis-{i}")
+            group.attrs.clear()
+            group.attrs.update(attrs)
+    return path
+
+
+def test_odd_axes_of_hyperspy(tmp_path):
+    """Scales that are none mean pixels; bytes that are no text harm nothing; an axis that is not even has no scale."""
+    nan, none = {"scale": np.nan, "units": "nm"}, {"units": "nm"}
+    bad = {"scale": ["0.5"], "offset": "x", "units": b"n\xff", "name": b"\xfe"}
+    patterns = open_patterns(odd_axes(tmp_path / "a.hspy", nan, none, {"scale": 0}, bad))
+    assert [axis(patterns, dim) for dim in SCAN] == [(1.0, 0.0, "")] * 3 + [(0.5, 0.0, "n?")]
+    export(patterns, tmp_path / "b.hspy")
+    assert axis(open_patterns(tmp_path / "b.hspy"), "kx") == (0.5, 0.0, "n?")
+
+
+@pytest.mark.parametrize("name", [b"Experiments/t\xfc/data", b"a\xff/b"])
+def test_names_that_are_no_utf8(tmp_path, name):
+    with h5py.File(tmp_path / "a.hspy", "w") as file:
+        file[name] = numbers()
+        file[name].parent.create_group(b"original_metadata/\xfe")
+    patterns = open_patterns(tmp_path / "a.hspy")
+    same(patterns, numbers())
+    export(patterns, tmp_path / "b.hspy")
+    same(open_patterns(tmp_path / "b.hspy"), numbers())
+
+
+def test_the_detector_first_by_the_words_of_other_files(tmp_path):
+    """HyperSpy's navigate, names of axes; units alone only make a note."""
+    turned = numbers().transpose(2, 3, 0, 1)
+    flags = [{"scale": i, "units": "nm", "navigate": i > 2} for i in (1, 2, 3, 4)]
+    patterns = open_patterns(odd_axes(tmp_path / "a.hspy", *flags))
+    same(patterns, turned)
+    assert [axis(patterns, dim)[0] for dim in SCAN] == [3, 4, 1, 2]
+    names = ["ky", "kx", "scan_y", "scan_x"]
+    zarr.create_array(tmp_path / "b.zarr", data=numbers(), dimension_names=names)
+    same(open_patterns(tmp_path / "b.zarr"), turned)
+    same(open_patterns(tmp_path / "b.zarr", scan_order="scan_first"), numbers())
+    units = [{"scale": 1, "units": word} for word in ("1/nm", "1/nm", "nm", "nm")]
+    patterns = open_patterns(odd_axes(tmp_path / "c.hspy", *units))
+    same(patterns, numbers())
+    assert "input.scan_order: detector_first" in patterns.attrs["notes"][-1]
+
+
+def test_zarr_of_unknown_codecs_and_impossible_chunks(tmp_path):
+    said = tmp_path / "a.zarr/zarr.json"
+    for old, new, message in (
+        ('"name": "bytes"', '"name": "magic"', r"coded in a way that is not known here \(.*magic"),
+        ('"chunk_shape": [\n        4', '"chunk_shape": [\n        0', r"states chunks of 0 x 5 x 6 x 7"),
+    ):  # fmt: skip
+        zarr.create_array(tmp_path / "a.zarr", data=numbers(), chunks=SHAPE, overwrite=True)
+        text = said.read_text()
+        assert old in text
+        said.write_text(text.replace(old, new))
+        with pytest.raises(SourceError, match=message):
+            find(tmp_path / "a.zarr")
+
+
 def test_several_datasets_are_listed_and_chosen(tmp_path):
     path = hdf5(tmp_path / "a.h5", numbers(), name="one")
     with h5py.File(path, "r+") as file:
@@ -140,7 +226,8 @@ def test_several_datasets_are_listed_and_chosen(tmp_path):
         SourceError, match=r"2 arrays of 4 axes; choose one .*one: 4 x 5 .*two: 4 x 5"
     ):
         find(path)
-    same(open_patterns(path, dataset="two"), numbers() + 1)
+    for name in ("two", "/two"):
+        same(open_patterns(path, dataset=name), numbers() + 1)
     same(open_patterns(path, dataset=0), numbers())
     with pytest.raises(SourceError, match=r"no dataset 'three'; the file holds one: .*; two: "):
         find(path, dataset="three")
@@ -300,16 +387,41 @@ def test_pt_with_several_tensors(tmp_path):
         (lambda t: t.zeros(3, 4, 4, dtype=t.complex64), "Save the intensity"),
         (lambda t: t.zeros(3, 4, 4).to_sparse(), r"tensor is sparse; save tensor\.to_dense\(\)"),
         (
-            lambda t: t.zeros(3, 4, 5).transpose(1, 2),
+            lambda t: t.zeros(3, 4, 1).expand(3, 4, 5),
             r"not contiguous; save tensor\.contiguous\(\)",
         ),
-        (lambda t: [t.zeros(3, 4, 5)], "holds a list; expected a tensor or a dictionary"),
-        (lambda t: {"a": 1, "b": t.zeros(3, 4)}, "holds no array of numbers"),
+        (lambda t: "words", "holds a str; expected a tensor, or a dictionary or list of them"),
+        (
+            lambda t: {"a": 1, "b": t.zeros(3, 4)},
+            r"no 4D tensor .*; the file holds b: 3 x 4 float32",
+        ),
+        (lambda t: [t.zeros(SHAPE)] * 2, "choose one with input.dataset: 0: 4 x 5 x 6 x 7; 1: 4 x"),
     ],
 )
 def test_pt_refused(tmp_path, what, message):
     with pytest.raises(SourceError, match=message):
         find(save(tmp_path / "a.pt", what))
+
+
+def test_pt_of_axes_in_another_order_and_tensors_within(tmp_path):
+    """`permute` and channels_last leave the numbers where they are; containers may hold each other."""
+    array = numbers(dtype="i4")
+    for what in (
+        lambda t: t.from_numpy(array.transpose(2, 3, 0, 1).copy()).permute(2, 3, 0, 1),
+        lambda t: t.from_numpy(array).contiguous(memory_format=t.channels_last),
+        lambda t: {"scan": {"data": t.from_numpy(array), "dark": t.zeros(6, 7)}, "n": [1]},
+        lambda t: (t.from_numpy(array), "a word"),
+    ):
+        path = save(tmp_path / "a.pt", what)
+        source = find(path).source
+        np.testing.assert_array_equal(source[(slice(None),) * 4], array)
+        part = (slice(1, 3), slice(0, 5, 2), slice(2, 4), slice(3, 4))
+        np.testing.assert_array_equal(source[part], array[part])
+    assert find(save(path, lambda t: {"scan": {"a": t.zeros(SHAPE)}}), dataset="scan/a")
+    ring: list = []
+    ring.append({"again": ring})
+    with pytest.raises(SourceError, match="the file holds no array of numbers"):
+        find(save(path, lambda t: ring))
 
 
 def test_pt_of_old_torch_and_cut_files(tmp_path):

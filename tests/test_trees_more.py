@@ -106,6 +106,7 @@ def test_app5(tmp_path, session, shape):
     [
         lambda i: ("nan", 1e-9),
         lambda i: ("?", "?"),
+        lambda i: (1e-9, 1e-9),
         lambda i: (i // 5 * 1e-9, i % 5 * 1e-9),
         lambda i: (i // 4 * 1e-9, (i % 4) * (1 if i < 8 else -1) * 1e-9),
     ],
@@ -222,7 +223,7 @@ def test_tiff_of_imagej(tmp_path):
         ),
         ({"x277": 3}, r"values a pixel 3 \(expected 1\)"),
         ({"x258": 12}, r"pixels of 12 bits"),
-        ({"x339": 6}, r"pixels of 16 bits are not read"),
+        ({"x339": 6}, r"complex numbers are not read"),
         ({"x256": 2**31}, r"the pixels of a page at byte 8 end behind the file"),
         ({"x257": 0}, r"a page is 0 x 5 pixels"),
         ({"x278": 2}, r"6 x 5 has 1 strips only"),
@@ -295,6 +296,33 @@ def test_dm_stack_that_states_its_scan(tmp_path):
         write(X=4)
 
 
+def test_dm_images_go_by_the_numbers_that_are_shown(tmp_path):
+    """A thumbnail is left out, and the next image stays number 1."""
+    from stem_dask.io.dm_write import encode_tags
+
+    images = [
+        {
+            "ImageData": {
+                "Data": array.ravel(),
+                "DataType": np.uint32(10),
+                "Dimensions": [np.uint32(n) for n in array.shape[::-1]],
+            },
+            "ImageTags": {"Meta Data": {"Data Order Swapped": np.uint8(1)}},
+        }
+        for array in (numbers((6, 5)), numbers(), numbers() + 1)
+    ]
+    tree = {"ImageList": images, "Thumbnails": [{"ImageIndex": np.uint32(0)}]}
+    (tmp_path / "a.dm4").write_bytes(encode_tags(tree))
+    with pytest.raises(
+        SourceError, match=r"2 arrays of 4 axes; .*: image 1: 3 x 4.*; image 2: 3 x"
+    ):
+        find(tmp_path / "a.dm4")
+    for number in (1, 2):
+        agrees(find(tmp_path / "a.dm4", dataset=number), numbers() + number - 1)
+    with pytest.raises(SourceError, match="there is no dataset 0; the file holds image 1: "):
+        find(tmp_path / "a.dm4", dataset=0)
+
+
 # --- content and name -------------------------------------------------------------------------------------------
 
 
@@ -334,6 +362,11 @@ def test_a_store_under_the_name_of_a_file(tmp_path):
 
 
 def test_unknown_endings_list_all_the_known(tmp_path):
+    np.savez(tmp_path / "a.npz", numbers())
+    with pytest.raises(SourceError, match=r"a\.npz: an archive of numpy arrays is not read; save"):
+        find(tmp_path / "a.npz")
+    with pytest.raises(SourceError, match=r"a\.hdr: the settings of a Merlin file; open the \.mib"):
+        find(tmp_path / "a.hdr")
     (tmp_path / "a.dat").write_bytes(b"hello")
     with pytest.raises(SourceError, match=r"\.dat are not known; known are") as caught:
         find(tmp_path / "a.dat")

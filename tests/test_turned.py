@@ -2,11 +2,13 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import forward_slices
@@ -24,11 +26,12 @@ from stem_dask.errors import (
 from stem_dask.io import turned as module
 from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile
-from stem_dask.io.turned import Turned, TurnedSink, detector_first
+from stem_dask.io.turned import Turned, TurnedSink, detector_first, only_box
 from stem_dask.journal import Journal
 from stem_dask.kernels.turn import patterns_first
 from stem_dask.pipeline import run
 from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES, Worker
+from stem_dask.preflight import prepare
 from stem_dask.projection import disk_need, fitting_slab, memory_of, turned_bytes
 from stem_dask.report import tree_bytes
 from stem_dask.synthetic import write_dm4
@@ -104,7 +107,7 @@ def test_slabs_are_what_the_patterns_are(tmp_path: Path, data: st.DataObject) ->
         flip=data.draw(st.booleans()),
     ).source
     box = data.draw(st.sampled_from([None, (0, 7, 0, 6), (2, 5, 1, 2)]))
-    stored = detector_first(source, box)
+    stored = detector_first(source if box is None else only_box(source, box))
     assert stored is not None
     expected = source[WHOLE].transpose(2, 3, 0, 1)
     if box is not None:
@@ -154,11 +157,14 @@ def test_files_of_another_order_are_not_turned(tmp_path: Path) -> None:
             turn_of(found, (1, 1), (1, 1), tmp_path)
 
 
-@pytest.mark.parametrize("box", [(0, 8, 0, 6), (3, 3, 0, 6), (-1, 3, 0, 6), (0, 7, 2, 7)])
-def test_a_box_outside_is_refused(box: tuple[int, ...], tmp_path: Path) -> None:
+@given(part=forward_slices(SHAPE), box=st.sampled_from([(0, 7, 0, 6), (2, 5, 1, 2), (6, 7, 5, 6)]))
+@DRAWN
+def test_outside_of_the_box_is_zero(tmp_path: Path, part: Any, box: tuple[int, ...]) -> None:
     source = find(old_file(tmp_path, numbers())).source
-    with pytest.raises(ConfigError, match=r"does not fit the detector of 7 x 6 pixels"):
-        detector_first(source, box)
+    expected = np.zeros_like(numbers())
+    inside = (..., slice(*box[:2]), slice(*box[2:]))
+    expected[inside] = numbers()[inside]
+    np.testing.assert_array_equal(only_box(source, box)[part], expected[part])
 
 
 # --- both passes ------------------------------------------------------------------------------------------------
@@ -229,14 +235,14 @@ def test_a_known_window_is_all_that_is_read(
     patterns = numbers((6, 8, 16, 12))
     found = find(old_file(tmp_path, patterns))
     reads = reads_of(monkeypatch)
-    turn = turn_of(found, (2, 8), (2, 5), tmp_path, box=(3, 8, 2, 11))
+    narrow = replace(found, source=only_box(found.source, (3, 8, 2, 11)))
+    turn = turn_of(narrow, (2, 8), (2, 5), tmp_path)
     turn.run()
-    assert sum(n for _, _, n in reads) == 5 * 9 * 6 * 8 * 2
-    np.testing.assert_array_equal(turn.found.source[WHOLE], patterns[:, :, 3:8, 2:11])
-    before, after = found.info.axes, turn.found.info.axes
-    assert after[:2] == before[:2]
-    for axis, whole, start, n in zip(after[2:], before[2:], (3, 2), (5, 9), strict=True):
-        assert (axis.size, axis.value(0)) == (n, whole.value(start))
+    assert sum(n for _, _, n in reads) == turn.sink.turned.n_bytes == 5 * 9 * 6 * 8 * 2
+    got = turn.found.source[WHOLE]
+    np.testing.assert_array_equal(got[:, :, 3:8, 2:11], patterns[:, :, 3:8, 2:11])
+    assert got.sum() == patterns[:, :, 3:8, 2:11].sum()
+    assert turn.found.info.axes == found.info.axes
 
 
 # --- mishaps ----------------------------------------------------------------------------------------------------
@@ -453,6 +459,51 @@ def test_the_job_writes_the_same_bytes(
             if path.is_file():
                 twin = tmp_path / f"{name}.zarr" / path.relative_to(tmp_path / "new.zarr")
                 assert path.read_bytes() == twin.read_bytes(), twin
+
+
+@pytest.mark.parametrize("align", ["fixed", "pattern"])
+def test_a_window_known_before_is_all_that_is_turned(
+    align: str,
+    tmp_path: Path,
+    beam_file: Path,
+    make_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    connects: list[int],
+) -> None:
+    """The analysis of an earlier conversion tells the windows; the output is as without turning."""
+    data = np.load(beam_file)
+    old = old_file(tmp_path, data)
+    crop = {"enabled": False}
+    run(make_config(old, "known.zarr", crop=crop, analyze={"ahead": True}, output={"export": []}))
+    sections = {
+        "crop": {"align": align, "margin_pixels": 0},
+        "analyze": {"from": str(tmp_path / "known.zarr"), "target_retention": 0.99},
+        "output": {"export": ["pt"], "chunk_mb": 10 * 40 * 36 * 2 / 2**20},
+    }
+    direct = run(make_config(old, "direct.zarr", **sections))
+    monkeypatch.setattr(projection, "CACHED_SHARE", 0)
+    config = make_config(old, "turned.zarr", **sections)
+    assert any(
+        line.startswith("turns       at most") for line in describe_job(config, *seen_by(config))
+    )
+    monkeypatch.setattr(projection, "SLAB_BYTES", (1, 1))
+    reads = reads_of(monkeypatch)
+    outcome = run(config)
+    analysis = xr.open_zarr(tmp_path / "direct.zarr", group="analysis")
+    box = 1
+    for name, n in zip("yx", direct.results["window"]["size"], strict=True):
+        first = analysis[f"window_{name}"].values
+        full = data.shape[2 if name == "y" else 3]
+        box *= min(full, int(first.max()) + n) - max(0, int(first.min()))
+    assert sum(n for path, _, n in reads if path == str(old)) == box * data[:, :, 0, 0].nbytes
+    assert box < data[0, 0].size
+    assert outcome.results["window"] == direct.results["window"]
+    assert (tmp_path / "turned.pt").read_bytes() == (tmp_path / "direct.pt").read_bytes()
+
+
+def seen_by(config: Any) -> tuple[Any, Any]:
+    prepared = prepare(config)
+    return prepared.found, prepared.known
 
 
 def test_a_job_goes_on_in_the_middle_of_turning(

@@ -22,8 +22,9 @@ MOST_HEADER_BYTES = 4 << 20
 class Candidate:
     """A 3D or 4D array found in a file; ``name`` is what selects it as ``input.dataset``.
 
-    ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
-    the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes;
+    ``number`` is that of the file itself, where its name has one, and selects it, too; ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
+    the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes, also where
+    another file says it in its own way (False: the detector comes first);
     ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`; ``valid`` is False
     where a pattern could not be read when the file was written, shaped as patterns of one pixel.
     """
@@ -31,6 +32,7 @@ class Candidate:
     name: str
     source: Source
     axes: tuple[Axis, ...]
+    number: int | None = None
     chunks: tuple[int, ...] | None = None
     swapped: bool | None = None
     metadata: Mapping[str, Any] | None = None
@@ -67,12 +69,29 @@ def calibrated(name: str, size: int, scale: Any, offset: Any = 0.0, units: str =
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None: of text too, as headers have it."""
+    """A finite number, or None: of text too, as headers have it, and of an array of one, as MATLAB writes it."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     try:
         found = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
+
+
+def text_of(value: Any) -> str:
+    """A text that can be written everywhere: HDF5 gives bytes that are no UTF-8 as halves of characters.
+
+    Examples
+    --------
+    >>> text_of("nm" + chr(0xDCFF)), text_of(b"1/nm"), text_of(3)
+    ('nm?', '1/nm', '3')
+    """
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def whole(value: Any) -> int | None:
@@ -152,6 +171,8 @@ def _plain(value: Any, left: list[int], level: int) -> Any:
         value = value.item()
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace").rstrip("\x00")
+    if isinstance(value, str):
+        value = text_of(value)
     if isinstance(value, np.ndarray):
         value = value[:_MOST_ITEMS].tolist() if value.ndim == 1 else str(value.shape)
     if value is None or isinstance(value, bool | int):
@@ -167,7 +188,7 @@ def _plain(value: Any, left: list[int], level: int) -> Any:
                 left[1] += 1
                 continue
             left[0] -= 1
-            kept[str(key)[:_MOST_TEXT]] = _plain(item, left, level + 1)
+            kept[text_of(key)[:_MOST_TEXT]] = _plain(item, left, level + 1)
         return kept
     if isinstance(value, list | tuple):
         return [_plain(item, left, level + 1) for item in value[:_MOST_ITEMS]]

@@ -53,14 +53,10 @@ def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:
     # loaded in a millisecond, where numcodecs takes a quarter of a second
     from imagecodecs import blosc_encode
 
-    content: Any = chunk.reshape(-1).view(np.uint8)  # its stubs want bytes, it takes any buffer
+    # its stubs want bytes; only of an array it believes the size of an element, without which nothing is shuffled well
+    content: Any = chunk.reshape(-1)
     packed = blosc_encode(
-        content,
-        level=LEVELS[codec],
-        compressor=codec,
-        shuffle=shuffle,
-        typesize=chunk.dtype.itemsize,
-        numthreads=1,
+        content, level=LEVELS[codec], compressor=codec, shuffle=shuffle, numthreads=1
     )
     return bytes(packed)
 

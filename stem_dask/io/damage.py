@@ -1,6 +1,7 @@
 """What a library raises over content that it cannot make sense of becomes one line for the user."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from stem_dask.errors import SourceError, StemDaskError
@@ -18,7 +19,8 @@ def one_line(text: object) -> str:
     >>> one_line(ValueError("no\\n  chunk \\x00 here"))
     'no chunk here'
     """
-    words = "".join(c if c.isprintable() else " " for c in str(text)).split()
+    text = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "something else", str(text))
+    words = "".join(c if c.isprintable() else " " for c in text).split()
     line = " ".join(words)
     return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]} …"
 

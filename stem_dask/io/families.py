@@ -56,6 +56,8 @@ def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
 
 def _check_name(name: str, suffix: str) -> None:
     path = Path(name)
+    if suffix in _NEIGHBOURS:
+        raise SourceError(f"{name}: {_NEIGHBOURS[suffix]}")
     if suffix not in READERS:
         content = recognise(path) if path.is_file() else None
         raise SourceError(
@@ -92,6 +94,12 @@ def _check_name(name: str, suffix: str) -> None:
         )
 
 
+#: what users name in place of what can be read
+_NEIGHBOURS = {
+    ".hdr": "the settings of a Merlin file; open the .mib beside it",
+    ".npz": "an archive of numpy arrays is not read; save the one with the patterns by itself: "
+    "numpy.save('patterns.npy', numpy.load('that.npz')['patterns'])",
+}
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),
@@ -147,6 +155,7 @@ def _dm(name: str) -> list[Candidate]:
             f"image {image.index}" + (f" ({image.name})" if image.name else ""),
             FlatFile(name, image.offset, image.dtype, image.shape),
             image.axes,
+            number=image.index,
             swapped=image.swapped,
             metadata=image.tags,
             scan=_scan_of(image.tags.get("4D STEM Tags")),

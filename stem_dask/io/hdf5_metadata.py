@@ -46,7 +46,8 @@ def tree_of(group: Any, level: int = 0) -> dict[str, Any]:
 
     tree = {plain_name(name): plain_value(value) for name, value in attributes_of(group).items()}
     for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        # names that are no UTF-8 come as bytes, and h5py does not find their links
+        if isinstance(name, bytes) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
         item = group[name]
         if isinstance(item, h5py.Group) and level < _MOST_LEVELS:

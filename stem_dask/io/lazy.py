@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.arrange import ScanOrder
 from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
 from stem_dask.io.parts import note_straight
 from stem_dask.io.planes import plane
-from stem_dask.io.read import Found, ScanOrder, find
+from stem_dask.io.read import Found, find
 from stem_dask.io.sources import Indexed, Missing, Source
 from stem_dask.model import SourceInfo
 from stem_dask.plan import lead_chunks

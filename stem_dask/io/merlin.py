@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, header_of, scan_axes, side_text, stack_axes, whole
-from stem_dask.io.frames import framed, refuse_sheared
-from stem_dask.io.sources import Slices, Source, Wrapped
+from stem_dask.io.damage import one_line
+from stem_dask.io.frames import FramedFile, framed, refuse_sheared
+from stem_dask.io.sources import Selection, Slices, Source, Wrapped
 from stem_dask.model import Axis
 
 _FIRST = 384  # bytes of the shortest header; longer ones state their length
 _DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
 #: what the raw mode stores for counters of so many bits: 64 bits at a time, in the chip's order
-_RAW = {1: "u1", 6: "u1", 12: ">u2"}
+_RAW = {1: "u1", 6: "u1", 12: ">u2", 24: ">u2"}
 _TURNED = "rows are as in the file; RosettaSciIO and HyperSpy show .mib turned top to bottom, as input.flip: true does"
 
+#: position of the counter's number among the words of a pattern's header
+_COUNTER = 11
 _QUAD = "raw counts of 2x2 chips are put together as Merlin does with Raw Mode off; pyxem shows them turned by 180°"
 
 
@@ -82,8 +85,36 @@ class QuadCounts(Wrapped):
         return out
 
 
+@dataclass(frozen=True)
+class LongCounts(Wrapped):
+    """Patterns of 24 bits (n, ky, kx) from the two halves of 12 bits (n, 2 ky, kx) of each, the higher one first.
+
+    So LiberTEM decodes them (``decode_r24_swap`` in libertem/io/dataset/mib.py).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        n, height, width = self.source.shape
+        return (n, height // 2, width)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Counts up to 2^24."""
+        return np.dtype(np.uint32)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        height = self.shape[1]
+        rows = part[1].indices(height)
+        high = self.source[(part[0], slice(*rows), part[2])].astype(self.dtype)
+        low = self.source[(part[0], slice(rows[0] + height, rows[1] + height, rows[2]), part[2])]
+        return (high << 12) + low
+
+
 def list_mib(path: str) -> list[Candidate]:
     """The stack of patterns of a .mib file, and its scan when the .hdr beside it states one.
+
+    Of a file in which the patterns of two counters (thresholds) alternate, the stack of each.
 
     The scan is ``ScanX`` and ``ScanY``, or what is left of the frames by lines of ``Frames per Trigger``.
 
@@ -121,10 +152,43 @@ def list_mib(path: str) -> list[Candidate]:
         files = (str(beside),)
         header["hdr"] = said = _settings(side_text(str(beside)))
         scan = _scan(said)
-    axes = stack_axes(source.shape[0], *(Axis("k", n) for n in source.shape[1:]))
     return [
-        Candidate("patterns", source, axes, metadata=header, scan=scan, notes=(*notes, _TURNED), files=files)
-    ]  # fmt: skip
+        Candidate(
+            name,
+            one,
+            stack_axes(one.shape[0], *(Axis("k", n) for n in one.shape[1:])),
+            metadata=header,
+            scan=scan,
+            notes=(*notes, _TURNED),
+            files=files,
+        )
+        for name, one in _by_counter(path, words, source)
+    ]
+
+
+def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, Source]]:
+    """The patterns, or those of each counter where they take turns, by the number in each pattern's header."""
+    stored = source
+    while isinstance(stored, Wrapped):
+        stored = stored.source
+    assert isinstance(stored, FramedFile)
+    run = stored.runs[0]
+    with open(path, "rb") as file:
+        file.seek(run.stride)
+        second = file.read(_FIRST).decode("latin-1").split(",")
+    if len(second) <= _COUNTER or len(words) <= _COUNTER or second[0] != "MQ1":
+        return [("patterns", source)]
+    counters = [said[_COUNTER].strip() for said in (words, second)]
+    if sorted(counters) != ["0", "1"]:
+        return [("patterns", source)]
+    n, *pattern = source.shape
+    return [
+        (
+            f"counter {counter}",
+            Selection(source, (i, 0, 0), (2, 1, 1), ((n - i + 1) // 2, *pattern)),
+        )
+        for i, counter in enumerate(counters)
+    ]
 
 
 def _raw(
@@ -136,12 +200,15 @@ def _raw(
     bits = whole([word for word in told if word][-1])
     layout, chips = words[7].strip(), whole(words[3])
     quad = (chips, layout.rstrip("G")) == (4, "2x2") and width == 4 * height
-    if bits not in _RAW or not (quad or (chips, layout.rstrip("G")) == (1, "1x1")):
+    single = (chips, layout.rstrip("G")) == (1, "1x1") and not (bits == 24 and width % 2)
+    if bits not in _RAW or not (single or (quad and bits != 24)):
         raise SourceError(
-            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {words[3].strip()[:4]} chips ({layout[:8]}), "
-            f"{by((height, width))}: of the raw mode, 1, 6 and 12 bits of a single chip or of 2x2 chips can be read; record "
-            "again with Raw Mode off"
+            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {one_line(words[3])[:4]} chips ({one_line(layout)[:8]}), "
+            f"{by((height, width))}: of the raw mode, 1, 6, 12 and 24 bits of a single chip and 1, 6 and 12 bits of 2x2 chips "
+            "can be read; record again with Raw Mode off"
         )
+    if bits == 24:  # the header counts both halves, side by side; they lie one behind the other
+        height, width = 2 * height, width // 2
     dtype = np.dtype(_RAW[bits])
     in_word = 64 if bits == 1 else 8 // dtype.itemsize
     row = width // 4 if quad else width
@@ -155,6 +222,8 @@ def _raw(
     stored, notes = framed(path, 0, stride, dtype, (height, columns), lead=length)
     refuse_sheared(stored, length, b"MQ1,")
     counts = RawCounts(stored, bits)
+    if bits == 24:
+        return LongCounts(counts), notes
     return (QuadCounts(counts), (*notes, _QUAD)) if quad else (counts, notes)
 
 

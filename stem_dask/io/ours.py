@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io import zarr_metadata
-from stem_dask.io.candidate import number
+from stem_dask.io.candidate import number, text_of
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
 from stem_dask.io.sources import Hdf5Dataset, Slices, Source, Wrapped, ZarrArray
@@ -50,7 +50,7 @@ def about(said: Mapping[str, Any]) -> dict[str, Any]:
         found |= {"given": kept} if kept else {}
     for name in ("title", "intensity"):
         if isinstance(said.get(name), str) and 0 < len(said[name]) <= 1000:
-            found[name] = said[name]
+            found[name] = text_of(said[name])
     if said.get("k_origin") in ("detector", "window_center"):
         found["k_origin"] = said["k_origin"]
     return found

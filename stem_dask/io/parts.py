@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError, told_as
 from stem_dask.io.frames import Flipped, FramedFile, Squeezed
-from stem_dask.io.merlin import QuadCounts, RawCounts
+from stem_dask.io.merlin import LongCounts, QuadCounts, RawCounts
 from stem_dask.io.pieces import InPieces, piece_patterns, steps
 from stem_dask.io.sources import FlatFile, Indexed, ScanOfList, Selection, Slices, Source
 
 #: ways to see a source that change nothing but the order of patterns, or each pattern by itself
-_VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts)
+_VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
 #: sources of the lazy arrays that are nothing but a file, by the name of the array
 _straight: WeakValueDictionary[str, Indexed] = WeakValueDictionary()
 

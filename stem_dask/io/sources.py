@@ -124,7 +124,10 @@ class FlatFile:
 
 @dataclass(frozen=True)
 class Hdf5Dataset:
-    """A dataset of an HDF5 file; ``chunk_bytes`` are those of a chunk when it is decoded, 0 when there are none."""
+    """A dataset of an HDF5 file; ``chunk_bytes`` are those of a chunk when it is decoded, 0 when there are none.
+
+    In ``name`` bytes that are no UTF-8 are escaped as Python escapes those of file names.
+    """
 
     path: str
     name: str
@@ -138,7 +141,8 @@ class Hdf5Dataset:
 
         what = f"{self.path}: dataset {self.name} cannot be read"
         with told(what, retried=True), h5py.File(self.path, "r") as file:
-            return np.asarray(file[self.name][part])
+            name = self.name.encode("utf-8", "surrogateescape")
+            return np.asarray(file[name][part])
 
 
 @dataclass(frozen=True)

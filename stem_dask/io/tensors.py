@@ -10,7 +10,7 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io import ours
-from stem_dask.io.candidate import Candidate
-from stem_dask.io.damage import told
-from stem_dask.io.sources import FlatFile
+from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.damage import one_line, told
+from stem_dask.io.sources import FlatFile, Source, Transposed
 from stem_dask.io.trees import axis_from
 from stem_dask.model import Axis
 
 _REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
+_MOST_CONTAINERS = 200  # dictionaries and lists that are searched; also how deep
 _MOST_PICKLE_BYTES = 64 << 20  # a dictionary of tensors needs some hundred bytes for each
 _STORAGES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -154,18 +155,31 @@ def list_tensors(path: str) -> list[Candidate]:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             loaded = _unpickled(archive, records)
             big_endian = _text(archive, records.get("byteorder")) == "big"
-        tensors = loaded if isinstance(loaded, dict) else {"tensor": loaded}
-        if not isinstance(loaded, (dict, _Tensor, _Other)):
+        if not isinstance(loaded, (dict, list, tuple, _Tensor, _Other)):
             raise SourceError(
-                f"{path}: holds a {type(loaded).__name__}; expected a tensor or a dictionary"
+                f"{path}: holds a {type(loaded).__name__}; expected a tensor, or a dictionary or list of them"
             )
+        tensors = loaded if isinstance(loaded, dict) else {"tensor": loaded}
+        named: list[tuple[str, Any]] = [(str(name), one) for name, one in tensors.items()]
+        if not any(isinstance(one, _Other) or _n_axes(one) > 2 for _, one in named):
+            named = list(_within(loaded, "", set()))
         axes = tensors.get("axes")
         axes = axes if isinstance(axes, (list, tuple)) else ()
         found = [
-            _candidate(path, str(name), tensor, records, big_endian, axes)
-            for name, tensor in tensors.items()
-            if isinstance(tensor, _Other) or (isinstance(tensor, _Tensor) and len(tensor.shape) > 2)
+            _candidate(path, name, tensor, records, big_endian, axes)
+            for name, tensor in named
+            if isinstance(tensor, _Other) or _n_axes(tensor) > 2
         ]
+        if named and not found:
+            listed = [
+                f"{name}: {by(one.shape)} {one.kind}"
+                for name, one in named
+                if isinstance(one, _Tensor)
+            ]
+            raise SourceError(
+                f"{path}: no 4D tensor (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds "
+                + (one_line("; ".join(listed)) or "no tensor")
+            )
         known = ours.of_tensors(tensors)
         patterns = next((one for one in found if one.name == "patterns"), None)
         if known is None or patterns is None:
@@ -177,6 +191,24 @@ def list_tensors(path: str) -> list[Candidate]:
                 _candidate(path, "analysis.valid", valid, records, big_endian, ()), patterns
             )
         return [replace(patterns, **known, scan=_scan(patterns, axes))]
+
+
+def _n_axes(content: Any) -> int:
+    return len(content.shape) if isinstance(content, _Tensor) else 0
+
+
+def _within(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """All tensors in dictionaries and lists of them, by the keys that lead there; what holds itself is cut."""
+    if isinstance(content, (_Tensor, _Other)):
+        yield name or "tensor", content
+    elif (
+        isinstance(content, (dict, list, tuple))
+        and id(content) not in seen
+        and len(seen) < _MOST_CONTAINERS
+    ):
+        seen.add(id(content))
+        for key, item in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _within(item, f"{name}/{key}" if name else str(key), seen)
 
 
 def _unpickled(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> Any:
@@ -204,13 +236,18 @@ def _candidate(
     big_endian: bool,
     axes: Any,
 ) -> Candidate:
-    if isinstance(tensor, _Other) or not _contiguous(tensor):
-        said = (
-            tensor.what
-            if isinstance(tensor, _Other)
-            else "not contiguous; save tensor.contiguous()"
+    if isinstance(tensor, _Other):
+        raise SourceError(f"{path}: {name} is {tensor.what}")
+    order = tuple(range(len(tensor.shape)))  # axes of the tensor, slowest first as they are stored
+    if not _contiguous(tensor):
+        order = tuple(sorted(order, key=lambda i: -tensor.strides[i]))
+        stored = replace(
+            tensor,
+            shape=tuple(tensor.shape[i] for i in order),
+            strides=tuple(tensor.strides[i] for i in order),
         )
-        raise SourceError(f"{path}: {name} is {said}")
+        if not _contiguous(stored):
+            raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
     try:
         dtype = np.dtype(tensor.kind).newbyteorder(">" if big_endian else "<")
     except TypeError as error:
@@ -231,7 +268,10 @@ def _candidate(
         raise SourceError(
             f"{path}: {name} needs {offset + n_bytes:,} bytes; the file has {size:,}: it was cut"
         )
-    return Candidate(name, FlatFile(path, offset, dtype, shape), _axes(shape, axes))
+    source: Source = FlatFile(path, offset, dtype, tuple(shape[i] for i in order))
+    if order != tuple(range(len(shape))):
+        source = Transposed(source, tuple(order.index(i) for i in range(len(shape))))
+    return Candidate(name, source, _axes(shape, axes))
 
 
 def _contiguous(tensor: _Tensor) -> bool:

@@ -24,6 +24,7 @@ _MOST_ENTRIES, _MOST_PARTS = 4096, 1 << 16
 _MOST_EXPANDED = 2600
 #: compressions that are read, by their code
 READ = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits"}
+#: elsewhere the tag means nothing to libtiff, which writes it all the same, and differences to tifffile
 _PREDICTED = (5, 8, 32946)
 _OTHERS = {
     2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000",
@@ -147,7 +148,10 @@ class Directories:
         bits = self._number(entries, _BITS, 1)
         kind = _KINDS.get(self._number(entries, _FORMAT, 1))
         if kind is None or bits not in ((16, 32, 64) if kind == "f" else (8, 16, 32, 64)):
-            raise SourceError(f"{self.path}: pixels of {bits} bits are not read; save 8, 16 or 32")
+            what = "complex numbers" if kind is None else f"pixels of {bits} bits"
+            raise SourceError(
+                f"{self.path}: {what} are not read; save real ones of 8, 16 or 32 bits"
+            )
         if predictor == 3 and kind != "f":
             self.fail(
                 f"predictor 3 is for real numbers, and the pixels are integers of {bits} bits"
@@ -181,8 +185,8 @@ class Directories:
         predictor = self._number(entries, _PREDICTOR, 1)
         if predictor not in ((1, 2, 3) if compression in _PREDICTED else (1,)):
             raise SourceError(
-                f"{self.path}: a page has the predictor {predictor} with the compression {READ[compression]}, which is "
-                f"not read; {_REMEDY}"
+                f"{self.path}: a page has the predictor {predictor} with the compression {READ[compression]}, which programs "
+                f"understand in different ways; {_REMEDY}"
             )
         for what, tag in (("values a pixel", _SAMPLES), ("order of the bits in a byte", _FILL)):
             if (has := self._number(entries, tag, 1)) != 1:

@@ -167,6 +167,8 @@ def _scan(group: Any, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
     start, end = _position(group, 0), _position(group, n - 1)
     if start is None or end is None:
         return None, ""
+    if start == end and n > 1:
+        return None, "the beam stood at one place in the first and in the last pattern"
     # rows follow one another, so that the end of the first is found without looking at each of its positions
     width = bisect_left(range(1, n), True, key=lambda i: _row(group, i) != start[0]) + 1
     if n % width:

@@ -3,6 +3,7 @@
 Each function lists the arrays as keyword arguments of `stem_dask.io.candidate.Candidate`.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io import ours
-from stem_dask.io.candidate import MOST_HEADER_BYTES
+from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import refuse_outside
 from stem_dask.io.damage import one_line, told
@@ -26,27 +27,27 @@ ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: groups deeper than this are not searched: link loops end here
 _MAX_DEPTH = 12
 _MOST_GROUPS = 2  # as deep as HyperSpy nests them
+_MOST_OTHERS = 6  # things that are no patterns, and are named all the same
 #: positions of pixels are read when there are no more than these: their number is only claimed
 _MOST_POSITIONS = 1 << 20
 
 
 def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
     """An axis from attributes that may be missing, zero or odd: then it is in pixels."""
-
-    def number(key: str, default: float) -> float:
-        try:
-            value = float(attrs.get(key, default))
-        except (TypeError, ValueError):
-            return default
-        return value if math.isfinite(value) else default
-
-    scale = number("scale", 1.0)
-    units = attrs.get("units", "")
-    units = units.decode("utf-8", "replace") if isinstance(units, bytes) else str(units)
+    scale, units = number(attrs.get("scale")), text_of(attrs.get("units", ""))
+    if not scale:
+        return Axis(text_of(name), size)
     if in_brackets := re.findall(r"\[(.+?)\]", units):  # as NCEM writes them: [n_m], [n_m^-1]
         units = " ".join(in_brackets).replace("_", "")
-    known = scale != 0 and units not in ("", "_None_", "None", "<undefined>")
-    return Axis(str(name), size, scale or 1.0, number("offset", 0.0), units if known else "")
+    known = units not in ("", "_None_", "None", "<undefined>")
+    offset = number(attrs.get("offset")) or 0.0
+    return Axis(text_of(name), size, scale, offset, units if known else "")
+
+
+def _scan_last(axes: list[dict[str, Any]]) -> bool | None:
+    """False, as `Candidate.swapped` has it, where HyperSpy's attributes of four axes say that the last two are the scan."""
+    flags = [bool(attrs.get("navigate")) for attrs in axes]
+    return False if flags == [False, False, True, True] else None
 
 
 def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis:
@@ -73,11 +74,17 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
         _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
-            names = [f"Experiments/{name}/data" for name in experiments]
-            names = [name for name in names if isinstance(file.get(name), h5py.Dataset)]
+            names = [f"Experiments/{_escaped(name)}/data" for name in experiments]
+            names = [name for name in names if isinstance(file.get(_bytes(name)), h5py.Dataset)]
         else:
-            names = list(_walk(file, "", 0, set()))
+            others: list[str] = []
+            names = list(_walk(file, "", 0, set(), others))
             names = ["patterns"] if ours.is_h5(file) else names
+            if others and not any(file[_bytes(name)].ndim > 2 for name in names):
+                raise SourceError(
+                    f"{path}: no 4D array of numbers and no stack of patterns; the file has "
+                    + "; ".join(others[:_MOST_OTHERS])
+                )
         return [_hdf5_dataset(path, file, name) for name in names]
 
 
@@ -97,16 +104,46 @@ def _refuse_velox(path: str, file: Any) -> None:
         )
 
 
-def _walk(group: Any, prefix: str, depth: int, seen: set[Any]) -> Iterator[str]:
-    """Names of numeric datasets below a group; soft and external links are not followed, loops are cut."""
+def _escaped(name: str | bytes) -> str:
+    """h5py gives names that are no UTF-8, such as titles in Latin-1, as bytes."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _link(group: Any, name: str | bytes) -> Any:
+    """What kind of a link a name is; of names that are no UTF-8 h5py says it in its own lower words only."""
+    import h5py
+
+    if isinstance(name, str):
+        return group.get(name, getlink=True)
+    hard = group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD
+    return h5py.HardLink() if hard else None
+
+
+def _walk(group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]) -> Iterator[str]:
+    """Names of numeric datasets below a group; soft and external links are not followed, loops are cut.
+
+    What a user might have meant, and is not read, is told to ``others``.
+    """
     import h5py
 
     if depth > _MAX_DEPTH:
         return
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+    for key in group:
+        link, name = _link(group, key), _escaped(key)
+        if isinstance(link, h5py.ExternalLink):
+            there = one_line(f"{link.filename}:{link.path}")
+            others.append(
+                f"{one_line(prefix + name)}, a link to {there}, which is not followed (open that file)"
+            )
+        elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
+            others.append(f"{one_line(prefix + name)}, a link to {one_line(link.path)}, where nothing is")  # fmt: skip
+        if not isinstance(link, h5py.HardLink):
             continue
-        item = group[name]
+        item = group[key]
         where = h5py.h5o.get_info(item.id)
         if (where.fileno, where.addr) in seen:
             continue
@@ -114,8 +151,11 @@ def _walk(group: Any, prefix: str, depth: int, seen: set[Any]) -> Iterator[str]:
         if isinstance(item, h5py.Dataset):
             if item.ndim >= 2 and item.dtype.kind in "buifc":
                 yield f"{prefix}{name}"
+            elif item.ndim >= 2:
+                kind = one_line(item.dtype)
+                others.append(f"{one_line(prefix + name)}: {by(item.shape)} of type {kind}, which are no numbers")  # fmt: skip
         elif isinstance(item, h5py.Group):
-            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen)
+            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others)
 
 
 def _scale_of(data: Any, i: int) -> Any:
@@ -128,7 +168,14 @@ def _scale_of(data: Any, i: int) -> Any:
 
 
 def _refuse_lost_parts(path: str, name: str, data: Any) -> None:
-    """A virtual dataset whose parts lie in files that are not there would read as zeros."""
+    """A virtual dataset whose parts lie in files that are not there would read as zeros; what lies outside of the file
+    as plain bytes is looked for in whatever folder the program is started.
+    """
+    if data.external:
+        raise SourceError(
+            f"{path}: the numbers of {name} are not in this file but in {one_line(data.external[0][0])}; copy the dataset "
+            "into a file of its own where it was written, or open that file as a .raw with input.shape and input.dtype"
+        )
     for part in data.virtual_sources() if data.is_virtual else ():
         if part.file_name != "." and "%" not in part.file_name:  # % stands for a number
             other = Path(path).parent / part.file_name
@@ -139,10 +186,10 @@ def _refuse_lost_parts(path: str, name: str, data: Any) -> None:
 
 
 def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
-    data = file[name]
+    data = file[_bytes(name)]
     _refuse_lost_parts(path, name, data)
     parent = data.parent
-    axes = []
+    axes, told_axes = [], []
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
@@ -153,7 +200,8 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
             attrs = dict(along.attrs)
             axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
         else:
-            attrs = dict(found.attrs) if found is not None else {}
+            attrs = attributes_of(found) if found is not None else {}
+            told_axes.append(attrs)
             axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
     shape = tuple(int(n) for n in data.shape)
     chunk_bytes = math.prod(data.chunks or (0,)) * data.dtype.itemsize
@@ -175,6 +223,7 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         "source": source,
         "axes": tuple(axes),
         "chunks": data.chunks,
+        "swapped": _scan_last(told_axes),
         **known,
     }
 
@@ -193,7 +242,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
 
     use()
     expect_codecs_of_numcodecs()
-    with told(f"{path}: not a readable zarr store"):
+    with told(f"{path}: not a readable zarr store"), _codecs_known(path):
         for name in ZARR_ROOTS:
             refuse_outside(path, Path(path, name))
         root = zarr.open(path, mode="r")
@@ -209,6 +258,20 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             for name, array in found
             if array.ndim >= least
         ]
+
+
+@contextlib.contextmanager
+def _codecs_known(path: str) -> Iterator[None]:
+    """A codec that is not installed is no damage."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        if not re.search("unknown codec|codec not available", str(error), re.IGNORECASE):
+            raise
+        raise SourceError(
+            f"{path}: chunks are coded in a way that is not known here ({one_line(error)}); save it again with blosc, "
+            "zstd or gzip where it can be read"
+        ) from error
 
 
 def _told_of(path: str, name: str, array: Any, ours_say: dict[str, Any] | None) -> dict[str, Any]:
@@ -248,18 +311,29 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     if isinstance(named, (list, tuple)) and len(named) == array.ndim:
         dims = [name if isinstance(name, str) else None for name in named]
     parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
-    axes = []
+    axes, told_axes = [], []
     for i, size in enumerate(array.shape):
         if parent is not None and dims[i] and dims[i] in parent:
             along = parent[dims[i]]
             axes.append(axis_along(dims[i], int(size), along, dict(along.attrs)))
         elif parent is not None and f"axis-{i}" in parent:  # as HyperSpy writes .zspy
             attrs = dict(parent[f"axis-{i}"].attrs)
+            told_axes.append(attrs)
             axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
         else:
             axes.append(Axis(dims[i] or f"axis{i}", int(size)))
     chunks = getattr(array, "shards", None) or array.chunks
+    if 0 in chunks and 0 not in array.shape:
+        raise SourceError(
+            f"{path}: {name or 'the array'} states chunks of {by(chunks)}; its metadata are damaged"
+        )
     shape = tuple(int(n) for n in array.shape)
     chunk_bytes = int(math.prod(chunks) * array.dtype.itemsize)
     source = ZarrArray(path, name, np.dtype(array.dtype), shape, chunk_bytes=chunk_bytes)
-    return {"name": name or "array", "source": source, "axes": tuple(axes), "chunks": tuple(chunks)}
+    return {
+        "name": name or "array",
+        "source": source,
+        "axes": tuple(axes),
+        "chunks": tuple(chunks),
+        "swapped": _scan_last(told_axes),
+    }

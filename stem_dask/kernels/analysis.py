@@ -7,13 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.kernels.intensity import (
-    ODD_PIXELS,
+    GROUP,
+    Intensity,
     accumulator,
-    clean_pattern,
-    lowest_counted,
     most_summed,
     native,
-    needs_cleaning,
 )
 from stem_dask.kernels.rings import (
     circle_rings,
@@ -22,11 +20,6 @@ from stem_dask.kernels.rings import (
     square_rings,
     square_rings_inward,
 )
-
-#: patterns that are in cache together while they are added to the block's sum and maximum: `_accumulate` names each
-_GROUP = 4
-#: how a pattern's rings are added up: any type by squares, whole numbers by squares, any type by circles
-_SQUARE, _INWARD, _CIRCLE = range(3)
 
 
 class PatternAnalysis(NamedTuple):
@@ -144,13 +137,11 @@ class Analysis:
             np.full((n, n_radii), np.nan, np.float32),  # profile
         )
         self.total, self.highest = np.zeros(detector, wide), np.zeros(detector, dtype)
-        self.odd, self.negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
+        self.intensity = Intensity(detector, dtype, threshold)
         self.how = (
-            needs_cleaning(dtype, threshold),
-            lowest_counted(dtype, threshold),
             np.array([np.nan, np.nan] if center is None else center, np.float64),
-            _CIRCLE if metric == "circle" else _SQUARE if kind == np.float64 else _INWARD,
-            circle_table(height, width) if metric == "circle" else np.zeros((1, 1), np.int32),
+            None if kind == np.float64 else True,
+            circle_table(height, width) if metric == "circle" else None,
             float(target_retention),
         )
         self.sums, self.rings = np.zeros(detector, kind), np.zeros(n_radii, wide)
@@ -166,24 +157,24 @@ class Analysis:
         OverflowError
             When a pattern's sums leave 64 bits.
         """
-        piece = native(piece)
-        for start in range(0, len(piece), self.full):
-            some = piece[start : start + self.full]
-            if self.summed + len(some) > self.full:
+        piece, before = native(piece), self.done
+        for some in self.intensity.parts(piece, self.full):
+            n = len(some)
+            if self.summed + n > self.full:
                 self.total += self.sums
                 self.sums[:], self.summed = 0, 0
-            here = tuple(values[self.done : self.done + len(some)] for values in self.found)
-            sums = (self.sums, self.rings, self.highest, self.odd, self.negative_sum)
-            _analyze(some, *self.how, here, *sums)
-            refuse_overflow(some, here[0], here[3], self.done)
-            self.done, self.summed = self.done + len(some), self.summed + len(some)
+            here = tuple(values[self.done : self.done + n] for values in self.found)
+            _analyze(some, *self.how, here, self.sums, self.rings, self.highest.view(some.dtype))
+            self.done, self.summed = self.done + n, self.summed + n
+        total, _, _, radius, _ = self.found
+        refuse_overflow(piece, total[before : self.done], radius[before : self.done], before)
 
     def result(self) -> PatternAnalysis:
         """What was found in all of them."""
         self.total += self.sums
         self.sums[:], self.summed = 0, 0
-        negative = float(self.negative_sum[0])
-        return PatternAnalysis(*self.found, self.total, self.highest, self.odd, negative)
+        odd, negative = self.intensity.odd, float(self.intensity.negative_sum[0])
+        return PatternAnalysis(*self.found, self.total, self.highest, odd, negative)
 
 
 def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
@@ -205,71 +196,63 @@ def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int
         )
 
 
+# What `_analyze` calls is compiled again with it: it calls all by itself, and what is None is left out.
+
+
 @numba.njit(nogil=True, cache=True)
 def _analyze(  # type: ignore[no-untyped-def]
-    block,
-    dirty,
-    low,
-    given,
-    way,
-    table,
-    target,
-    per_pattern,
-    sums,
-    rings,
-    max_pattern,
-    odd,
-    negative_sum,
+    block, given, whole_numbers, table, target, per_pattern, sums, rings, highest
 ):
     n, height, width = block.shape
-    cleaned = np.empty((_GROUP if dirty else 0, height, width), block.dtype)
     rows, cols = np.empty(height, sums.dtype), np.empty(width, sums.dtype)
-    for start in range(0, n, _GROUP):
-        stop = min(start + _GROUP, n)
-        if dirty:
-            for i in range(start, stop):
-                clean_pattern(block[i], low, cleaned[i - start], odd, negative_sum)
-        patterns = cleaned[: stop - start] if dirty else block[start:stop]
+    for start in range(0, n, GROUP):
+        stop = min(start + GROUP, n)
         for i in range(start, stop):
-            _measure(
-                patterns[i - start], i, given, way, table, target, rows, cols, rings, per_pattern
-            )
-        _accumulate(patterns, sums, max_pattern)
+            pattern = block[i]
+            project(pattern, rows, cols)
+            ry, rx, whole = _find_center(i, given, rows, cols, rings, per_pattern)
+            if ry < 0:
+                continue
+            if table is not None:
+                circle_rings(pattern, ry, rx, table, cols, rings)
+            elif whole_numbers is not None:
+                square_rings_inward(pattern, ry, rx, cols, rings)
+            else:
+                square_rings(pattern, ry, rx, cols, rings)
+            _find_radius(i, rings, whole, target, 1 if table is None else 0, per_pattern)
+        _accumulate(block[start:stop], sums, highest)
 
 
 @numba.njit(nogil=True, cache=True)
-def _measure(pattern, i, given, way, table, target, rows, cols, rings, per_pattern):  # type: ignore[no-untyped-def]
-    """Total, centers, radius and profile of pattern i, which lies in cache."""
-    total, com, center, radius, profile = per_pattern
-    project(pattern, rows, cols)
-    whole = rings.dtype.type(0)
-    moment_y, moment_x = rings.dtype.type(0), rings.dtype.type(0)
+def _find_center(i, given, rows, cols, rings, per_pattern):  # type: ignore[no-untyped-def]
+    """Total and centers of pattern i, from its sums along both axes; the window center, or -1 where there is none, and the total."""
+    total, com, center, _, _ = per_pattern
+    kind = rings.dtype.type
+    whole, moment_y, moment_x = kind(0), kind(0), kind(0)
     for y in range(rows.size):
         whole += rows[y]
-        moment_y += rings.dtype.type(rows[y]) * rings.dtype.type(y)
+        moment_y += kind(rows[y]) * kind(y)
     for x in range(cols.size):
-        moment_x += rings.dtype.type(cols[x]) * rings.dtype.type(x)
+        moment_x += kind(cols[x]) * kind(x)
     total[i] = whole
     if whole > 0:
         com[i, 0], com[i, 1] = moment_y / whole, moment_x / whole
     center[i, 0] = com[i, 0] if np.isnan(given[0]) else given[0]
     center[i, 1] = com[i, 1] if np.isnan(given[1]) else given[1]
-    if not whole > 0:
-        return
     near_y, near_x = np.rint(center[i, 0]), np.rint(center[i, 1])
-    if not (0 <= near_y < rows.size and 0 <= near_x < cols.size):
-        return  # only after an overflow, which the caller refuses
-    ry, rx = int(near_y), int(near_x)
-    if way == _CIRCLE:
-        circle_rings(pattern, ry, rx, table, cols, rings)
-    elif way == _INWARD:
-        square_rings_inward(pattern, ry, rx, cols, rings)
-    else:
-        square_rings(pattern, ry, rx, cols, rings)
-    outside = rings.dtype.type(0)
+    # outside only after an overflow, which the caller refuses
+    if not (whole > 0 and 0 <= near_y < rows.size and 0 <= near_x < cols.size):
+        return -1, -1, whole
+    return int(near_y), int(near_x), whole
+
+
+@numba.njit(nogil=True, cache=True)
+def _find_radius(i, rings, whole, target, lowest, per_pattern):  # type: ignore[no-untyped-def]
+    """Profile of pattern i, and its radius, which is ``lowest`` at least."""
+    _, _, _, radius, profile = per_pattern
     least = target * float(whole)
+    outside = rings.dtype.type(0)
     smallest = rings.size - 1
-    lowest = 0 if way == _CIRCLE else 1
     for r in range(rings.size - 1, -1, -1):
         inside = float(whole - outside)
         if inside >= least and r >= lowest:
@@ -284,7 +267,7 @@ def _measure(pattern, i, given, way, table, target, rows, cols, rings, per_patte
 
 @numba.njit(nogil=True, cache=True)
 def _accumulate(patterns, sums, highest):  # type: ignore[no-untyped-def]
-    """Add up to `_GROUP` patterns to a sum of patterns and to their maximum; all four at once where there are so many."""
+    """Add up to `GROUP` patterns to a sum of patterns and to their maximum; all four at once where there are so many."""
     kind = sums.dtype.type
     height, width = np.uintp(patterns.shape[1]), np.uintp(patterns.shape[2])
     for y in range(height):

@@ -4,13 +4,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.intensity import (
-    accumulator,
-    clean_pattern,
-    lowest_counted,
-    native,
-    needs_cleaning,
-)
+from stem_dask.kernels.intensity import Intensity, accumulator, native
 
 
 def crop_patterns(
@@ -40,8 +34,8 @@ def crop_patterns(
     [[0, 0], [1, 2]]
     """
     dtype = block.dtype.newbyteorder("=")
-    half = dtype == np.float16  # numba has no arithmetic for it, but its bits can be moved
-    kept = native(block.astype(dtype, copy=False).view(np.uint16) if half else block)
+    # only bits are moved, so that one compiled version does for all types of a size
+    kept = native(block.astype(dtype, copy=False).view(f"u{dtype.itemsize}"))
     out = np.empty((len(kept), *shape), dtype) if out is None else out
     origins = (np.asarray(origin, np.int64).ravel() for origin in (origin_y, origin_x))
     _crop(kept, *origins, out.view(kept.dtype))
@@ -86,15 +80,12 @@ def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]
     array([5.])
     """
     block = native(block)
-    out = np.empty(len(block))
-    kind = accumulator(block.dtype, block.shape[1] * block.shape[2])
-    _intensity(
-        block,
-        needs_cleaning(block.dtype, threshold),
-        lowest_counted(block.dtype, threshold),
-        np.zeros(1, kind),
-        out,
-    )
+    out, done = np.empty(len(block)), 0
+    zero = np.zeros(1, accumulator(block.dtype, block.shape[1] * block.shape[2]))
+    intensity = Intensity((block.shape[1], block.shape[2]), block.dtype, threshold)
+    for some in intensity.parts(block, max(1, len(block))):
+        _intensity(some, zero, out[done : done + len(some)])
+        done += len(some)
     return out
 
 
@@ -111,13 +102,6 @@ def _intensity_of(pattern, zero):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _intensity(block, dirty, low, zero, out):  # type: ignore[no-untyped-def]
-    n, height, width = block.shape
-    cleaned = np.empty((height, width), block.dtype)
-    odd, negative_sum = np.zeros(4, np.int64), np.zeros(1)
-    for i in range(n):
-        if dirty:
-            clean_pattern(block[i], low, cleaned, odd, negative_sum)
-            out[i] = _intensity_of(cleaned, zero)
-        else:
-            out[i] = _intensity_of(block[i], zero)
+def _intensity(block, zero, out):  # type: ignore[no-untyped-def]
+    for i in range(len(block)):
+        out[i] = _intensity_of(block[i], zero)

@@ -1,6 +1,7 @@
 """What counts as intensity, and the form in which kernels get their blocks."""
 
 import math
+from collections.abc import Iterator
 
 import numba
 import numpy as np
@@ -8,6 +9,10 @@ from numpy.typing import NDArray
 
 #: columns of the counts that come with every analysis
 ODD_PIXELS = ("nan", "infinite", "negative", "below_threshold")
+#: patterns that kernels add up at once: sums of floats depend on it
+GROUP = 4
+#: bytes of patterns, at least one group, of which copies are made that hold only what counts
+_CLEANED_BYTES = 2**18
 
 
 def native(block: NDArray) -> NDArray:
@@ -86,31 +91,81 @@ def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
     return dtype.type(math.ceil(threshold))
 
 
-@numba.njit(nogil=True, cache=True)
-def clean_pattern(pattern, low, out, odd, negative_sum):  # type: ignore[no-untyped-def]
-    """Write the intensity of `pattern` to `out`: NaN, infinite, negative and values below `low` become 0.
+def intensity_dtype(dtype: np.dtype) -> np.dtype:
+    """Type in which intensities of a native type are held: nothing negative counts, so that it needs no sign.
 
-    Adds to ``odd`` how many of each there were and to ``negative_sum[0]`` what the negative ones amounted to.
+    Kernels that follow meet fewer types, and each costs seconds to compile.
+
+    Examples
+    --------
+    >>> intensity_dtype(np.dtype("i2")), intensity_dtype(np.dtype("f4"))
+    (dtype('uint16'), dtype('float32'))
     """
-    height, width = pattern.shape
-    for y in range(height):
-        row = pattern[y]
-        to = out[y]
-        odd_row = 0
-        for x in range(width):
-            value = row[x]
-            good = (value >= low) & (value - value == 0)
-            odd_row += (not good) & (value != 0)
-            to[x] = value if good else 0
-        if odd_row:
+    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
+
+
+class Intensity:
+    """What counts of patterns: NaN, infinite, negative and values below a threshold become 0, and are themselves counted.
+
+    Parameters
+    ----------
+    detector, dtype : of the patterns, a type from `native`
+    threshold : values below it do not count
+
+    Examples
+    --------
+    >>> block = np.array([[[5.0, np.nan, -3.0, 0.5]]])
+    >>> intensity = Intensity((1, 4), block.dtype, 1.0)
+    >>> [some.tolist() for some in intensity.parts(block, 9)], intensity.odd.tolist(), float(intensity.negative_sum[0])
+    ([[[[5.0, 0.0, 0.0, 0.0]]]], [1, 0, 1, 1], 3.0)
+    """
+
+    def __init__(self, detector: tuple[int, int], dtype: np.dtype, threshold: float) -> None:
+        self.low = lowest_counted(dtype, threshold)
+        self.odd, self.negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
+        self.whole = not needs_cleaning(dtype, threshold)
+        groups = _CLEANED_BYTES // (GROUP * math.prod(detector) * dtype.itemsize)
+        n = 0 if self.whole else GROUP * max(1, groups)
+        self.cleaned = np.empty((n, *detector), intensity_dtype(dtype))
+
+    def parts(self, block: NDArray, most: int) -> Iterator[NDArray]:
+        """Patterns from `native`, up to ``most`` at a time, as `intensity_dtype`; they last until the next are asked for."""
+        step = most if self.whole else min(most, len(self.cleaned))
+        for start in range(0, len(block), step):
+            some = block[start : start + step]
+            if not self.whole:
+                out = self.cleaned[: len(some)]
+                _clean(some, self.low, out, self.odd, self.negative_sum)
+                some = out
+            yield some
+
+
+@numba.njit(nogil=True, cache=True)
+def _clean(block, low, out, odd, negative_sum):  # type: ignore[no-untyped-def]
+    n, height, width = block.shape
+    for i in range(n):
+        for y in range(height):
+            row, to = block[i, y], out[i, y]
+            odd_row = 0
             for x in range(width):
                 value = row[x]
-                if value != value:
-                    odd[0] += 1
-                elif value - value != 0:
-                    odd[1] += 1
-                elif value < 0:
-                    odd[2] += 1
-                    negative_sum[0] -= value
-                elif 0 < value < low:
-                    odd[3] += 1
+                good = (value >= low) & (value - value == 0)
+                odd_row += (not good) & (value != 0)
+                to[x] = value if good else 0
+            if odd_row:
+                _tell_odd(row, low, odd, negative_sum)
+
+
+@numba.njit(nogil=True, cache=True)
+def _tell_odd(row, low, odd, negative_sum):  # type: ignore[no-untyped-def]
+    for x in range(row.size):
+        value = row[x]
+        if value != value:
+            odd[0] += 1
+        elif value - value != 0:
+            odd[1] += 1
+        elif value < 0:
+            odd[2] += 1
+            negative_sum[0] -= value
+        elif 0 < value < low:
+            odd[3] += 1

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import dask.array as da
@@ -14,11 +14,14 @@ from stem_dask import report
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.exports import open_store
 from stem_dask.io.candidate import by
+from stem_dask.io.lazy import lazy_patterns
 from stem_dask.io.spool import Beside, SpoolSink
+from stem_dask.io.turned import only_box
 from stem_dask.known import Known
 from stem_dask.model import Region, Window
 from stem_dask.options import Config
 from stem_dask.passes.job import Job
+from stem_dask.projection import turned_bytes
 from stem_dask.stages.analyze import (
     PER_PATTERN,
     REDUCED,
@@ -31,7 +34,7 @@ from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
 from stem_dask.stages.patterns import flowing, lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
-from stem_dask.stages.window import choose_window
+from stem_dask.stages.window import choose_window, window_origins
 from stem_dask.target import Target
 
 
@@ -148,6 +151,36 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
     return Analyzed(patterns, analysis, profiles)
 
 
+def read_windows_only(job: Job, block: Sequence[int]) -> None:
+    """Of an input that has to be turned, read what the windows have, where they are known before anything is read."""
+    if not turned_bytes(job.prepared.found):
+        return
+    job.box = job.state.settled("box", _reach(job, block))
+    if job.box is not None:
+        found = job.prepared.found
+        narrow = replace(found, source=only_box(found.source, job.box))
+        job.prepared = replace(job.prepared, found=narrow)
+
+
+def _reach(job: Job, block: Sequence[int]) -> list[int] | None:
+    """[y0, y1, x0, x1] of the detector that the windows of an analysis made before have; None when more may be needed."""
+    known, given = job.prepared.known, job.config.input
+    if known is None or job.config.crop.size == "common":
+        return None
+    if given.mask == "auto" or (given.mask is not None and given.mask_fill == "median"):
+        return None  # another analysis, or pixels around the window
+    patterns = lazy_patterns(job.prepared.found, block)
+    analysis = _known(known, patterns, job.config.analyze.target_retention).analysis
+    window = _window(job.config, analysis, None)
+    reach = []
+    for origin, size, full in zip(
+        window_origins(analysis, window), window.shape, patterns.shape[-2:], strict=True
+    ):
+        reach += [max(0, int(origin.min())), min(full, int(origin.max()) + size)]
+    y0, y1, x0, x1 = reach
+    return reach if y0 < y1 and x0 < x1 else None
+
+
 @dataclass(frozen=True)
 class StoredProfiles:
     """Profiles in a finished store."""
@@ -205,7 +238,8 @@ def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) 
     down = job.config.downsample
     filled = placement(analysis, window)["filled_fraction"].values
     job.warnings += report.window_warnings(window, filled)
-    if job.config.output.dtype == "float16" and down.method != "fft":
+    output = job.config.output
+    if output.dtype == "float16" and down.method != "fft" and output.normalize == "none":
         sums = down.method == "bin" and down.reduce == "sum"
         if not sums:  # no mean exceeds the maximum; sums are checked block by block
             check_float16(float(analysis["max_pattern"].max()))

@@ -71,6 +71,8 @@ class Job:
     mask: NDArray[np.bool_] | None = None
     #: pixels of the detector that a task turned, of an input with the detector slowest
     slab: tuple[int, int] | None = None
+    #: [y0, y1, x0, x1] of the detector that is read, where the windows were known before; None for all
+    box: list[int] | None = None
     #: mean and standard deviation, of a run that normalizes
     constants: dict[str, float] | None = None
     #: seconds from the first submission until every pattern is analyzed; None without a pass for it
@@ -150,7 +152,7 @@ class Job:
         if turn is not None:
             found, self.slab = turn.found, turn.slab
             with self.room(lazy_patterns(found, block), None):
-                progress = self.reporter("turn", input_bytes(found))
+                progress = self.reporter("turn", turn.sink.turned.n_bytes)
                 self.tally.note(turn.run(self.connection.client, progress, self.state.journal))
         lazy = corrected(lazy_patterns(found, block), options.dark, options.gain)
         if "valid" in lazy.coords:  # what an earlier run could not read stays missing

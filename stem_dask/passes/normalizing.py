@@ -2,31 +2,41 @@
 
 import math
 
+import dask.array as da
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.exports import open_store
 from stem_dask.io.spool import Beside, SpoolSink
+from stem_dask.model import Window
+from stem_dask.passes.analysis import Analyzed
 from stem_dask.passes.job import Job
-from stem_dask.passes.writing import note_remainder, smaller
+from stem_dask.passes.writing import cropped, inside_of, note_remainder, smaller
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
 from stem_dask.stages.patterns import flowing, lead_shape
 from stem_dask.target import Target
 
 
-def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
-    """Lazy z-scores of the logarithms of the patterns, which wait in a store of the run."""
+def normalized(
+    job: Job, patterns: xr.DataArray, found: Analyzed | None = None, window: Window | None = None
+) -> tuple[xr.DataArray, NDArray[np.float64] | None]:
+    """Lazy z-scores of the logarithms of the patterns, which wait in a store of the run.
+
+    With ``found`` and ``window`` they are cropped before; the second value is then what each window holds.
+    """
     with job.state.nothing_to_go_on_with():
-        out = smaller(job, patterns)
+        out, beside = _counts(job, patterns, found, window)
     spare, instead = job.spare(patterns), None
     if spare is not None:
-        other = smaller(job, spare)
-        instead = {"patterns": other.data, "moments": log_statistics(flowing(other))}
-    note_remainder(job, None, None)
+        other, empty = _counts(job, spare, found, window)
+        instead = {"patterns": other.data, "moments": log_statistics(flowing(other)), **empty}
+    note_remainder(job, window, None if found is None else found.analysis["mean_pattern"].values)
     target = Target(f"{job.folder}/counts.zarr", out)
     spool = SpoolSink(f"{job.folder}/moments")
     sink = Beside(target.sink(), ("patterns",), spool)
-    outputs = {**target.outputs(), "moments": log_statistics(flowing(out))}
+    outputs = {**target.outputs(), "moments": log_statistics(flowing(out)), **beside}
     job.compute("downsample", outputs, instead, out, sink)
     unread = job.tally.quarantined
     with job.state.nothing_to_go_on_with():
@@ -38,4 +48,14 @@ def normalized(job: Job, patterns: xr.DataArray) -> xr.DataArray:
         )
     target.finish()
     counts, _ = open_store(target.built)
-    return normalize(counts, **job.constants)
+    inside = None if found is None else inside_of(job, out, spool)
+    return normalize(counts, **job.constants), inside
+
+
+def _counts(
+    job: Job, patterns: xr.DataArray, found: Analyzed | None, window: Window | None
+) -> tuple[xr.DataArray, dict[str, da.Array]]:
+    """The patterns as they are normalized, and what is found on the way."""
+    if found is None or window is None:
+        return smaller(job, patterns), {}
+    return cropped(job, patterns, found, window)

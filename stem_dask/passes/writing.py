@@ -98,9 +98,18 @@ def write_converted(job: Job, patterns: xr.DataArray) -> Written:
     return _written(job, "convert", out, beside, instead, source=patterns)
 
 
-def write_normalized(job: Job, patterns: xr.DataArray) -> Written:
-    """The second pass of a normalization: from the store in the run's folder to the output."""
-    return _written(job, "normalize", patterns, {}, None)
+def write_normalized(
+    job: Job,
+    patterns: xr.DataArray,
+    found: Analyzed | None = None,
+    window: Window | None = None,
+    inside: NDArray[np.float64] | None = None,
+) -> Written:
+    """The second pass of a normalization: from the store in the run's folder to the output.
+
+    ``found``, ``window`` and ``inside``, what each window holds, are of a crop.
+    """
+    return _written(job, "normalize", patterns, {}, None, found=found, window=window, inside=inside)
 
 
 def _written(
@@ -113,10 +122,12 @@ def _written(
     found: Analyzed | None = None,
     window: Window | None = None,
     source: xr.DataArray | None = None,
+    inside: NDArray[np.float64] | None = None,
 ) -> Written:
     """Run a pass into the output's own format, and publish it.
 
-    ``found`` and ``window`` are of a crop; ``source`` are the patterns that are analyzed on the way.
+    ``found`` and ``window`` are of a crop, ``inside`` of one whose pass was another; ``source`` are the patterns that are
+    analyzed on the way.
     """
     path, output = job.outputs.path, job.config.output
     with job.state.nothing_to_go_on_with():
@@ -134,6 +145,8 @@ def _written(
     sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
     job.compute(stage, outputs, spare, out, sink)
     written = _joined(job, out, spool, n_blocks)
+    if inside is not None:
+        written = replace(written, inside=inside)
     if found is not None and window is not None:
         axes, down = axes_of(found.patterns)[-2:], job.config.downsample
         analysis = complete_analysis(found.analysis, window, written.inside, axes, down)
@@ -179,6 +192,16 @@ def _joined(job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int) -> Wri
         total += block["sum"][(0,) * len(lead)]
     inside[~valid] = np.nan
     return Written(out, None, valid, inside, total / max(1, valid.sum()), highest)
+
+
+def inside_of(job: Job, out: xr.DataArray, spool: SpoolSink) -> NDArray[np.float64]:
+    """The intensity in each window, from the blocks of a pass that cropped; NaN where a pattern is missing."""
+    lead = lead_shape(out)
+    inside = np.full(lead, np.nan)
+    for region, block in spool.blocks(math.prod(out.data.numblocks), ("inside",)):
+        inside[region] = block["inside"]
+    inside[~job.tally.valid(lead)] = np.nan
+    return inside
 
 
 def _finish(job: Job, target: Target, written: Written) -> None:

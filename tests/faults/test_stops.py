@@ -142,13 +142,18 @@ def test_other_memory(command: Command) -> None:
     data = np.zeros((24, 16, 256, 256), np.uint16)
     data[:, :, 120:136, 118:138] = np.arange(24)[:, None, None, None] + 1
     np.save(command.folder / "large.npy", data)
-    options = (f"input.path={command.folder}/large.npy", "output.chunk_mb=auto", "output.export=[]")
+    options = (
+        f"input.path={command.folder}/large.npy",
+        "output.chunk_mb=auto",
+        "output.export=[pt]",
+    )
     small = ("cluster.memory_limit=950MB", "cluster.threads_per_worker=16")
     run = command.finish(*options, *small, kind="threads", fault="after analysis/000001.block")
     assert run.code == -9, run.text
     run = command.finish(*options, kind="threads")
     assert run.code == 0, run.text
-    assert set(command.lines()) == {(job, i) for job in ("analyze", "crop") for i in range(6)}
+    jobs = ("analyze", "crop", "export .pt scan")
+    assert set(command.lines()) == {(job, i) for job in jobs for i in range(6)}
     patterns = xr.open_zarr(command.store).patterns.load()
     assert (patterns.max(("scan_x", "ky", "kx")) == np.arange(24) + 1).all()
     assert int(patterns.sum()) == int(data.sum())

@@ -1,0 +1,160 @@
+"""Calls that run on workers, or on threads of this process: a few in flight, results as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import pickle
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Any
+from uuid import uuid4
+
+import dask
+
+from stem_dask.errors import InterruptedRunError, WorkerLostError
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+#: calls in flight for each thread at most: enough that none waits, few enough that memory stays bounded; when only half
+#: are left, the others are submitted together, which costs the scheduler little more than one
+IN_FLIGHT = 4
+#: how often the workers are counted, in seconds
+WORKERS_SECONDS = 5.0
+#: how long the calls in flight may take to end after an error
+LAST_CALLS_SECONDS = 60
+#: what a `KilledWorker` means
+KILLED = (
+    "a task ended its worker several times over, most likely for want of memory: lower output.chunk_mb, or raise "
+    "cluster.memory_limit"
+)
+
+
+def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
+    """Results of calls as they come, with only a few submitted at a time.
+
+    The first error stops the submission and is raised as the worker raised it, when the few calls that are in flight
+    have ended: none of them shall write into what the caller now removes. An interrupt does not wait.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`, or None for threads of this process
+    calls : functions and their arguments; an iterator may go on after it was exhausted, because of a result
+    """
+    if client is None:
+        yield from _in_threads(calls)
+        return
+    from distributed import KilledWorker
+
+    flight = _Flight(client, calls)
+    try:
+        yield from flight.results()
+    except BaseException as error:
+        flight.stop(
+            wait=isinstance(error, (Exception, GeneratorExit))
+            and not isinstance(error, InterruptedRunError)
+        )
+        if isinstance(error, KilledWorker):
+            raise WorkerLostError(KILLED) from error
+        raise
+    finally:
+        if client.status == "running":
+            client.unsubscribe_topic(client.id)
+
+
+class _Flight:
+    """Calls on the workers of a client.
+
+    What a call returns comes as an event, in the stream of messages that tells of its end: to fetch each result would
+    take a connection to its worker, and twice the time of scheduler and workers.
+    """
+
+    def __init__(self, client: Any, calls: Iterable[Call]) -> None:
+        from distributed import as_completed
+
+        self.client, self.calls = client, enumerate(calls)
+        self.name = f"stem_dask-{uuid4().hex}"
+        self.returned: dict[int, bytes] = {}
+        self.waiting: set[Any] = set()
+        self.done = as_completed(loop=client.loop)
+        # the scheduler forgets what was said to a client when that is gone
+        client.subscribe_topic(client.id, _note(self.name, self.returned))
+
+    def _submit(self, n: int) -> None:
+        some = list(itertools.islice(self.calls, n))
+        if not some:
+            return
+        # of one group of tasks: the scheduler keeps them until a thread is free
+        keys = [(self.name, number) for number, _ in some]
+        work = [call for _, call in some]
+        futures = self.client.map(_report, keys, work, to=self.client.id, key=keys, pure=False)
+        self.waiting.update(futures)
+        self.done.update(futures)
+
+    def results(self) -> Iterator[Any]:
+        """What the calls return."""
+        most, asked = _most_in_flight(self.client), time.monotonic()
+        self._submit(most)
+        for future in self.done:
+            self.waiting.discard(future)
+            if future.status != "finished":
+                future.result()  # raises
+            yield pickle.loads(self.returned.pop(future.key[1]))
+            if time.monotonic() - asked > WORKERS_SECONDS:
+                most, asked = _most_in_flight(self.client), time.monotonic()
+            if len(self.waiting) <= most // 2:
+                self._submit(most - len(self.waiting))
+
+    def stop(self, *, wait: bool) -> None:
+        """Cancel what has not begun, and let the rest end first, if asked for."""
+        from distributed import wait as wait_for
+
+        if wait:
+            # when no worker is left they never end
+            with self.client.as_current(), contextlib.suppress(TimeoutError):
+                wait_for(self.waiting, timeout=LAST_CALLS_SECONDS)
+        self.client.cancel(list(self.waiting), force=True)
+
+
+def _note(flight: str, returned: dict[int, bytes]) -> Callable[[Any], None]:
+    """What takes the events of a flight; Dask keeps it as long as the client, so that it must not hold more."""
+
+    def note(event: tuple[float, Any]) -> None:
+        said = event[1]
+        if not isinstance(said, dict) and said[0] == flight:  # Dask's own are dictionaries
+            returned[said[1]] = said[2]
+
+    return note
+
+
+def _report(key: tuple[str, int], call: Call, *, to: str) -> None:
+    """One task."""
+    from distributed import get_worker
+
+    function, arguments = call
+    get_worker().log_event(to, (*key, pickle.dumps(function(*arguments))))
+
+
+def _most_in_flight(client: Any) -> int:
+    """Workers may join and leave while a job runs."""
+    return (sum(client.nthreads().values()) or 1) * IN_FLIGHT
+
+
+def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:
+    n_threads = dask.system.CPU_COUNT
+    calls = iter(calls)
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting = {
+            pool.submit(f, *args) for f, args in itertools.islice(calls, n_threads * IN_FLIGHT)
+        }
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()  # first: it may bring more calls
+                    waiting |= {pool.submit(f, *args) for f, args in itertools.islice(calls, 1)}
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
