@@ -48,5 +48,5 @@ $(VENV)/run.done: pyproject.toml constraints.txt
 
 $(VENV)/test.done: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[torch,test]'
+	$(PIP) -e '.[torch,test,gpu-compile]'
 	@touch $@ $(VENV)/run.done

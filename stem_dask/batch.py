@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stem_dask.errors import ConfigError, InterruptedRunError, StemDaskError
+from stem_dask.gpus import chosen_device
 from stem_dask.io.candidate import by
 from stem_dask.options import Config
 from stem_dask.outputs import is_there
@@ -124,10 +125,13 @@ class Batch:
         if self.connection is None:
             from stem_dask.cluster import connect
 
-            options = self.datasets[0].config.cluster.model_dump()
-            asked = connect(**options, input_bytes=self.largest, say=self.line.say)
+            config = self.datasets[0].config
+            device, why = chosen_device(config.device, config.cluster)
+            options = config.cluster.model_dump()
+            options |= {"input_bytes": self.largest, "device": device}
+            asked = connect(**options, say=self.line.say)
             self.connection = self.stack.enter_context(asked)
-            for text in self.connection.lines():
+            for text in self.connection.lines(f"{device}{why}"):
                 self.line.say(text)
         return self.connection
 

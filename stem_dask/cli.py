@@ -96,7 +96,7 @@ def check_command(options: argparse.Namespace) -> int:
         prepared = prepare(config)
         from stem_dask.describe import describe_job
 
-        print("\n".join(describe_job(config, prepared.found, prepared.known)))
+        print("\n".join(describe_job(prepared.config, prepared.found, prepared.known)))
         if prepared.complete:
             print(f"already complete: {prepared.outputs.store}")
         return 0

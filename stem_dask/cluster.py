@@ -14,9 +14,11 @@ import dask
 from dask.utils import parse_bytes
 
 from stem_dask.errors import ConfigError
-from stem_dask.limits import ONE_THREAD, machine_bytes, node_folder, usable_cores
+from stem_dask.gpus import cuda_cluster, n_gpus
+from stem_dask.limits import machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
 from stem_dask.plan import PROCESS_BYTES, WORKER_BYTES, Worker
+from stem_dask.processes import LOOPBACK, processes
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 from stem_dask.tunnel import tunnel
@@ -26,10 +28,10 @@ from stem_dask.versions import refuse_other_versions
 SMALL_INPUT_BYTES = 2**30
 #: share of the machine's memory that our own workers may use together
 MEMORY_SHARE = 0.8
-LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+EVERYWHERE = "0.0.0.0"
 #: how long workers of somebody else's scheduler may take to come
 WORKERS_SECONDS = 60
-KINDS = ("auto", "threads", "local", "slurm")
+KINDS = ("auto", "threads", "local", "slurm", "gpu")
 
 _SETTINGS = {
     # tasks keep nothing between blocks, so there is nothing to spill, and a pause would only hide a leak
@@ -60,11 +62,11 @@ class Connection:
         workers = f"{self.n_workers} worker{'s' * (self.n_workers != 1)}"
         return f"{self.kind}: {workers}{per}, {self.n_threads} thread{'s' * (self.n_threads != 1)}"
 
-    def lines(self) -> list[str]:
-        """What a run says of it: where it runs, the dashboard, and how to reach that from another machine."""
+    def lines(self, device: str = "cpu") -> list[str]:
+        """What a run says of it: where it runs, on what, the dashboard, and how to reach that from another machine."""
         from_afar = tunnel(self.dashboard, os.environ, socket.gethostname())
         more = [] if from_afar is None else [f"            from your computer: {from_afar}"]
-        return [f"cluster     {self}, device cpu", f"dashboard   {self.dashboard}", *more]
+        return [f"cluster     {self}, device {device}", f"dashboard   {self.dashboard}", *more]
 
 
 @contextlib.contextmanager
@@ -85,13 +87,15 @@ def connect(
     job_extra: Sequence[str] = (),
     log_directory: str | None = None,
     input_bytes: int = 0,
+    device: str = "cpu",
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Connection]:
     """Start or join the cluster that the job runs on; what was started is closed at the end.
 
     Parameters
     ----------
-    kind : ``threads``, ``local`` (processes), ``slurm`` (jobs), or ``auto``: threads below 1 GiB of input, else local
+    kind : ``threads``, ``local`` (processes), ``slurm`` (jobs), ``gpu`` (a process for each GPU), or ``auto``: threads
+        below 1 GiB of input, or to share one GPU, else local
     host : name or address of this machine where processes and jobs of ours find it, beyond loopback by TLS with keys of
         this run (needs the package ``cryptography``); default loopback, of ``slurm`` all. The dashboard stays on loopback
     address : of a scheduler that is running, such as ``tls://node1:8786``
@@ -104,7 +108,7 @@ def connect(
     walltime : of each of these jobs, as hours:minutes:seconds; a worker hands over in time, and another job follows
     queue, account, job_extra : SLURM's partition and account, and other options of sbatch, such as ``--constraint=a``
     log_directory : where the jobs' output goes, seen by all nodes; default ``~/.stem_dask/jobs``
-    input_bytes : size of the input, for ``auto``
+    input_bytes, device : size of the input and ``cpu`` or ``gpu``, for ``auto``
     say : gets a line for the user when there is something to wait for
 
     Raises
@@ -123,9 +127,11 @@ def connect(
         with _join(address, scheduler_file, insecure) as connection:
             yield connection
         return
-    kind = _kind(kind, input_bytes)
+    kind = _kind(kind, input_bytes, device)
     if kind not in KINDS:
-        raise ConfigError(f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or slurm")
+        raise ConfigError(
+            f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
     with dask.config.set(_settings()), contextlib.ExitStack() as stack:
@@ -205,7 +211,7 @@ def _start(
     host: str,
     insecure: bool,
 ) -> Iterator[Connection]:
-    from distributed import Client, LocalCluster, Nanny, Worker
+    from distributed import Client, LocalCluster
 
     workers, threads = _layout(kind, n_workers, threads)
     limit = _limit(memory_limit, workers)
@@ -218,38 +224,18 @@ def _start(
         with warnings.catch_warnings():
             # somebody may take the port between our look and the start; the address that is printed is right
             warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=threads,
-                processes=kind == "local",
-                worker_class=_plain(Nanny if kind == "local" else Worker),
+            start = cuda_cluster if kind == "gpu" else LocalCluster
+            cluster = start(
+                **processes(kind, workers, threads, place),
                 memory_limit=limit,
-                host=place if kind == "local" else None,  # threads talk within the process
                 security=security,
                 dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
-                worker_dashboard_address=f"{LOOPBACK}:0",
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
             )
         with cluster, Client(cluster) as client:
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
             yield _on_loopback(_describe(client, text))
-
-
-def _plain(worker: Any) -> Any:
-    """Workers without a dashboard of their own, which nobody looks at, and with one thread for each library.
-
-    Bokeh is slow to load, in every one of them. A batch job often has OMP_NUM_THREADS at all of its cores, which Dask takes.
-    """
-
-    class Plain(worker):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "dashboard": False})
-            if hasattr(self, "pre_spawn_env"):  # of a process of its own
-                self.pre_spawn_env.update(ONE_THREAD)
-                self.env.update(ONE_THREAD)
-
-    return Plain
 
 
 @contextlib.contextmanager
@@ -330,19 +316,19 @@ def _describe(client: Any, kind: str) -> Connection:
     )
 
 
-def planned(options: Cluster, input_bytes: int) -> Worker:
+def planned(options: Cluster, input_bytes: int, device: str = "cpu") -> Worker:
     """A worker before there is one; nothing is known of those of somebody else's scheduler."""
     if options.address is not None or options.scheduler_file is not None:
         return Worker(None, 1)
-    kind = _kind(options.kind, input_bytes)
+    kind = _kind(options.kind, input_bytes, device)
     workers, threads = _layout(kind, options.n_workers, options.threads_per_worker)
     loaded = PROCESS_BYTES if kind == "threads" else WORKER_BYTES
     return Worker(_limit(options.memory_limit, workers), threads, loaded)
 
 
-def _kind(kind: str, input_bytes: int) -> str:
-    if kind == "auto":
-        return "threads" if input_bytes < SMALL_INPUT_BYTES else "local"
+def _kind(kind: str, input_bytes: int, device: str) -> str:
+    if kind == "auto":  # processes would each take room on the GPU for themselves
+        return "threads" if input_bytes < SMALL_INPUT_BYTES or device == "gpu" else "local"
     return kind
 
 
@@ -358,6 +344,12 @@ def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int,
                 "set threads_per_worker, or kind: local"
             )
         return 1, threads or cores
+    if kind == "gpu":
+        if threads not in (None, 1):
+            raise ConfigError(
+                f"cluster.kind gpu has one thread a worker, threads_per_worker is {threads}; leave it out"
+            )
+        return n_gpus(n_workers), 1
     if kind == "slurm":  # of each job; how many cores a node has is not known here
         return n_workers or 1, threads or 1
     if n_workers is None:

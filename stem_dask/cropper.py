@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.gpus import chosen_device
 from stem_dask.io.publish import publish, temporary
+from stem_dask.kernels import crop_on_gpu
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, Axis
-from stem_dask.preflight import check_device
+from stem_dask.options import Cluster
 from stem_dask.report import results_of, size, write_json
 from stem_dask.stages.analyze import analyze
 from stem_dask.stages.patterns import as_patterns
@@ -102,7 +104,7 @@ class DiffractionCropper:
 
     def __init__(self, config: CroppingConfig | None = None) -> None:
         self.config = config or CroppingConfig()
-        check_device("gpu" if self.config.use_gpu else "cpu")
+        self.device = chosen_device("gpu" if self.config.use_gpu else "cpu", Cluster())[0]
 
     def process_dataset(
         self, data: Any, save_path: str | os.PathLike[str] | None = None
@@ -156,6 +158,7 @@ class DiffractionCropper:
             center_method=self.config.center_method,
             manual_center=self.config.manual_center,
             target_retention=self.config.target_retention,
+            device=self.device,
         ).compute()
         window = choose_window(
             found, coverage=1.0, margin_pixels=self.config.margin_pixels, align="pattern"
@@ -189,6 +192,10 @@ class DiffractionCropper:
         origins = (np.where(filled[:, None], centers, middle) - np.array(shape) // 2).astype(
             np.int64
         )
+        if self.device == "gpu":
+            y, x = origins[:, 0], origins[:, 1]
+            windows, _ = crop_on_gpu.cut_patterns(patterns, y, x, (shape[0], shape[1]))
+            return _like(data, windows)
         out = np.empty((len(patterns), *shape), patterns.dtype)
         for part in self._chunks(len(patterns)):
             out[part] = crop_patterns(
@@ -276,6 +283,8 @@ class DiffractionCropper:
         )
 
     def _intensity(self, patterns: NDArray) -> NDArray[np.float64]:
+        if self.device == "gpu":
+            return crop_on_gpu.window_intensity(patterns, threshold=0.0)
         parts = [
             window_intensity(patterns[part], threshold=0.0) for part in self._chunks(len(patterns))
         ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stem_dask.cluster import planned
+from stem_dask.gpu_memory import task_memory, with_cuda
 from stem_dask.io.read import Found
 from stem_dask.known import Known
 from stem_dask.options import Config
@@ -53,7 +54,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     """
     source, what = found.source, shapes(config, found)
     n_bytes = math.prod(source.shape) * source.dtype.itemsize
-    worker = planned(config.cluster, n_bytes)
+    worker = with_cuda(config, planned(config.cluster, n_bytes, config.device))
     block = fitting_block(config, found, worker)
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(source.shape, block, strict=False))
     turned = turned_bytes(found)
@@ -70,6 +71,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     disk = disk_need(config, found, n_tasks)
     outputs = Outputs.of(config)
     folder = Path(outputs.path).parent
+    on_gpu = worker.threads * task_memory(config, what, math.prod(block)).on_gpu
     return (
         *table,
         f"reads       {size(n_bytes)}{_times(config, known)}",
@@ -78,6 +80,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
         f"writes      {config.output.path}: {upper}{total} before compression{pieces}",
         *(f"exports     {path}: {upper}{total}" for path in outputs.exports),
         f"memory      {size(need)} a worker with {worker.threads} thread{'s' * (worker.threads != 1)}{has}",
+        *((f"gpu         {size(on_gpu)} of its memory for the tasks of a worker",) if on_gpu else ()),
         f"disk        {size(disk.least)} to {size(disk.most)} in all, {size(free_bytes(folder))} free in {folder}",
         "nothing was computed",
     )  # fmt: skip

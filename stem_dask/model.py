@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Align = Literal["fixed", "pattern"]
+Device = Literal["cpu", "gpu"]
 
 SCAN_DIMS = ("scan_y", "scan_x")
 LIST_DIMS = ("pattern",)

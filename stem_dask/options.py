@@ -191,7 +191,7 @@ class Output(_Section):  # what is written
 
 
 class Cluster(_Section):  # where the work runs; sizes are per worker
-    kind: Literal["auto", "threads", "local", "slurm"] = "auto"
+    kind: Literal["auto", "threads", "local", "slurm", "gpu"] = "auto"
     host: Host | None = None
     address: Address | None = None
     scheduler_file: File | None = None

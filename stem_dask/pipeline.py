@@ -94,8 +94,10 @@ def run(
             connection = connection_of(connection)
         return _complete(Job(prepared, connection, state, progress), started, common)
     cluster = prepared.config.cluster.model_dump()
-    with connect(**cluster, input_bytes=input_bytes(prepared.found), say=say) as connection:
-        for line in connection.lines():
+    device = prepared.config.device
+    cluster |= {"input_bytes": input_bytes(prepared.found), "device": device}
+    with connect(**cluster, say=say) as connection:
+        for line in connection.lines(f"{device}{prepared.device_note}"):
             say(line)
         return _complete(Job(prepared, connection, state, progress), started, common)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError, StemDaskError
+from stem_dask.gpus import chosen_device
 from stem_dask.io.given import with_given
 from stem_dask.io.objects import at, of_output, remove_below
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
@@ -35,13 +36,15 @@ _LAYOUT_DECIDES = (".pt",)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that may begin, or one that needs not (``complete``)."""
+    """A job that may begin, or one that needs not (``complete``); its ``device`` is cpu or gpu."""
 
     config: Config
     outputs: Outputs
     found: Found
     complete: bool
     known: Known | None = None
+    #: what is to say of the device, when it was chosen by ``auto``
+    device_note: str = ""
 
 
 def prepare(config: Config) -> Prepared:
@@ -52,7 +55,8 @@ def prepare(config: Config) -> Prepared:
     StemDaskError
         When the device, the scheduler, the input or an existing output stands against the job.
     """
-    check_device(config.device)
+    device, why = chosen_device(config.device, config.cluster)
+    config = config.model_copy(update={"device": device})
     check_scheduler(config.cluster)
     outputs = Outputs.of(config)
     check_places(config, outputs)
@@ -68,7 +72,7 @@ def prepare(config: Config) -> Prepared:
             )
     complete = check_outputs(config, outputs, token(config, found))
     known = None if complete else known_analysis(config, found)
-    return Prepared(config, outputs, found, complete, known)
+    return Prepared(config, outputs, found, complete, known, why)
 
 
 @contextlib.contextmanager
@@ -164,15 +168,6 @@ def described(config: Config, found: Found) -> Found:
     return with_given(
         found, calibration, options.beam_energy_kv, options.scan_roi, options.scan_step
     )
-
-
-def check_device(device: str) -> str:
-    """The device that is used, or an error: a GPU that was asked for is never replaced by the CPU."""
-    if device == "gpu":
-        raise ConfigError(
-            "device is gpu, but this version has no GPU kernels yet; set device: cpu (or auto, which takes the cpu)"
-        )
-    return "cpu"
 
 
 def check_scheduler(options: Cluster) -> None:
@@ -321,6 +316,7 @@ def _difference(attrs: Mapping[str, Any], config: Config, missing: list[str]) ->
         for key in options
         if old[section].get(key) != options[key]
     ]
+    changed += ["device"] * (old["device"] != new["device"])
     if changed:
         return f", made with other options ({', '.join(changed)})"
     return (

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.errors import NO_ROOM, DiskFullError, MemoryBudgetError
+from stem_dask.gpu_memory import task_memory
 from stem_dask.io.frames import Flipped
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.merlin import RawCounts
@@ -115,6 +116,7 @@ def memory_of(
         fixed=library
         + REQUEST_BYTES * is_url(found.info.path)
         + PASSING * piece * widest
+        + task_memory(config, what).in_host
         + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,

@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,14 @@ from stem_dask.submission import KILLED
 LONGEST_SECONDS = 60.0
 
 
-def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) -> None:
+def rehearse(
+    client: Any,
+    dtype: np.dtype,
+    *,
+    metric: str | None,
+    bins: bool,
+    on_gpu: Callable[[], None] | None = None,
+) -> None:
     """Have every worker work on a pattern of 4 x 4 pixels; what fails here fails again, and is told, with real ones.
 
     Parameters
@@ -36,6 +43,7 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
     dtype : of the patterns
     metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
+    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.compiled.Kernels`
 
     Raises
     ------
@@ -48,7 +56,9 @@ def rehearse(client: Any, dtype: np.dtype, *, metric: str | None, bins: bool) ->
 
     # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
     # when that one has to be started again
-    calls = [client.submit(play, dtype, metric, bins, pure=False) for _ in client.nthreads()]
+    calls = [
+        client.submit(play, dtype, metric, bins, on_gpu, pure=False) for _ in client.nthreads()
+    ]
     with contextlib.suppress(TimeoutError):  # one that hangs keeps nobody longer
         wait(calls, timeout=LONGEST_SECONDS)
     for call in calls:
@@ -95,7 +105,9 @@ def unreached(urls: Sequence[str]) -> tuple[str, str, str] | None:
     return None
 
 
-def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:
+def play(
+    dtype: np.dtype, metric: str | None, bins: bool, on_gpu: Callable[[], None] | None = None
+) -> None:
     """Load the libraries and run the kernels in this process.
 
     Examples
@@ -110,3 +122,5 @@ def play(dtype: np.dtype, metric: str | None, bins: bool) -> None:
         downsample_patterns(block, 2, method="bin")
     add_patterns(block, np.zeros(block.shape[1:]), native(block)[0, 0].copy())
     blosc_bytes(block, "lz4", "bitshuffle")
+    if on_gpu is not None:
+        on_gpu()

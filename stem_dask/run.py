@@ -61,7 +61,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
         metavar="WHERE",
-        help="auto, threads, local, slurm, the address of a scheduler, or the file that describes it; replaces the "
+        help="auto, threads, local, slurm, gpu, the address of a scheduler, or the file that describes it; replaces the "
         "config's cluster.kind, host, address and scheduler_file",
     )
     parser.add_argument(

@@ -114,6 +114,14 @@ def make_config(tmp_path: Path) -> Any:
     return make
 
 
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without cupy, whatever this one has."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+
+
 @pytest.fixture(scope="session")
 def beam() -> Any:
     """A small scan (6, 5, 40, 36) uint16 with a moving square beam; nobody writes into it."""

@@ -72,9 +72,10 @@ def test_auto_goes_by_the_size_of_the_input(started, kind, input_bytes, expected
 def test_unknown_kind(started):
     with (
         pytest.raises(
-            ConfigError, match=r"cluster\.kind is 'gpu'; expected auto, threads, local or slurm"
+            ConfigError,
+            match=r"cluster\.kind is 'pbs'; expected auto, threads, local, slurm or gpu",
         ),
-        connect("gpu"),
+        connect("pbs"),
     ):
         pass
     assert started == []

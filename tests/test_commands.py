@@ -92,7 +92,6 @@ def test_overrides_and_relative_paths(
         (["input.path=beam.txt"], 3, ["beam.txt", ".dm4"]),
         (["input.pth=beam.npy"], 2, ["input.pth", "path", "dataset"]),
         (["crop.coverage=2"], 2, ["crop.coverage", "2"]),
-        (["input.path=beam.npy", "device=gpu"], 2, ["device is gpu"]),
         (["input.path=beam.npy", "crop.window=[0, 50, 0, 10]"], 2, ["[0, 50, 0, 10]", "40 x 36"]),
         (
             ["input.path=beam.npy", "analyze.threshold=1000"],
@@ -303,7 +302,7 @@ def test_crop_test_mode_and_other_suffixes(here: Path, beam_file: Path) -> None:
     ],
 )
 def test_crop_errors(
-    here: Path, beam_file: Path, capsys: Any, argv: list[str], code: int, message: str
+    no_gpu: None, here: Path, beam_file: Path, capsys: Any, argv: list[str], code: int, message: str
 ) -> None:
     assert cli.main(["crop", *argv]) == code
     assert message in capsys.readouterr().err

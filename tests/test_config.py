@@ -321,7 +321,7 @@ BAD = [
     ("output: {chunk_mb: 0}", "output.chunk_mb is 0; expected auto or a number above 0"),
     ("output: {chunk_mb: 1e2}", "(this is text in YAML; write 100)"),
     # cluster, device and the top
-    ("cluster: {kind: pbs}", "expected auto, threads, local or slurm"),
+    ("cluster: {kind: pbs}", "expected auto, threads, local, slurm or gpu"),
     ("cluster: {kind: slurm, memory_limit: 4GB}", "cluster.kind is slurm, which needs cluster.walltime"),
     ("cluster: {kind: slurm, walltime: '1:00:00'}", "cluster.kind is slurm, which needs cluster.memory_limit"),
     ("cluster: {walltime: 2:00:00}", "cluster.walltime is 7200; expected hours:minutes:seconds in quotes, such as"),

@@ -179,7 +179,7 @@ def test_bad_data_are_refused(data: torch.Tensor, message: str) -> None:
         DiffractionCropper(QUIET).process_dataset(data)
 
 
-def test_gpu_is_never_replaced_silently() -> None:
+def test_gpu_is_never_replaced_silently(no_gpu: None) -> None:
     with pytest.raises(ValueError, match="device is gpu"):
         DiffractionCropper(CroppingConfig(use_gpu=True))
 

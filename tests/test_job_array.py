@@ -132,7 +132,7 @@ def test_submit_needs_slurm(folder, capsys, monkeypatch):
     assert "was not submitted: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["one_node", "many_nodes"])
+@pytest.mark.parametrize("name", ["one_node", "many_nodes", "gpu_node"])
 def test_templates_end_as_the_array_does(name):
     text = (TEMPLATES / f"{name}.sh").read_text()
     assert text.endswith(job_array._END.format(command="stem-dask run"))

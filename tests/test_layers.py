@@ -17,8 +17,9 @@ FLOORS = [
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "owner", "state", "trust", "rehearsal", "allocation", "submission",
-     "limits", "slurm", "tunnel", "versions"},
+     "limits", "slurm", "tunnel", "versions", "gpus", "processes"},
     {"report", "panel", "figure", "figure_data", "outputs", "preflight", "exports", "target", "describe", "projection", "results",
+     "gpu_memory",
      "tally",
      "known", "table", "turn"},
     {"passes", "pipeline"},
@@ -26,7 +27,7 @@ FLOORS = [
 ]  # fmt: skip
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
-    "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "dask_cuda", "h5py", "hdf5plugin", "distributed",
+    "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "cupyx", "dask_cuda", "h5py", "hdf5plugin", "distributed",
     "imagecodecs", "dask_jobqueue", "obstore", "fcntl", "resource", "pwd", "grp",
 }  # fmt: skip
 #: loaded on every worker: what they need there is a second and 60 MB less without these at module level

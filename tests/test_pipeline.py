@@ -300,11 +300,6 @@ def test_progress_and_words(beam_file: Path, make_config: Any) -> None:
     ]
 
 
-def test_gpu_is_refused_and_not_replaced(beam_file: Path, make_config: Any) -> None:
-    with pytest.raises(ConfigError, match="device is gpu"):
-        run(make_config(beam_file, device="gpu"))
-
-
 def test_too_little_memory_does_not_drop_an_unfinished_run(
     beam_file: Path, make_config: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -59,14 +59,13 @@ class InPieces:
 
     def pieces(self) -> Iterator[NDArray]:
         """A few patterns at a time, (n, ky, kx), in the order of the scan; they last until the next are asked for."""
-        asked = list(self.later)
-        watchers = [later.watcher() for later in asked]
+        asked = [(later, later.watcher()) for later in self.later]
         for piece in self._pieces():
-            for watcher in watchers:
+            for _, watcher in asked:
                 watcher.add(piece)
             yield piece
-        for later, watcher in zip(asked, watchers, strict=True):
-            later.found, later.block = watcher.result(), None
+        for later, watcher in asked:
+            later.note(watcher)
             self.later.remove(later)  # no cycle shall keep the block
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
@@ -148,6 +147,10 @@ class Later:
         for piece in pieces(block):
             watching.add(piece)
         self.found = watching.result()
+
+    def note(self, watcher: Watcher) -> None:
+        """All patterns have passed the watcher."""
+        self.found, self.block = watcher.result(), None
 
     def get(self) -> dict[str, NDArray]:
         """The result."""

@@ -167,7 +167,7 @@ class Analysis:
             _analyze(some, *self.how, here, self.sums, self.rings, self.highest.view(some.dtype))
             self.done, self.summed = self.done + n, self.summed + n
         total, _, _, radius, _ = self.found
-        _refuse_overflow(piece, total[before : self.done], radius[before : self.done], before)
+        refuse_overflow(piece, total[before : self.done], radius[before : self.done], before)
 
     def result(self) -> PatternAnalysis:
         """What was found in all of them."""
@@ -177,7 +177,7 @@ class Analysis:
         return PatternAnalysis(*self.found, self.total, self.highest, odd, negative)
 
 
-def _refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
+def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
     """Sums that left 64 bits: such a pattern has no center, or, of integers, a wrong one without a sign."""
     lost = (total > 0) & np.isnan(radius)
     height, width = block.shape[1:]

@@ -123,7 +123,8 @@ def _blocks(
     """What is computed of every block, and instead of one that cannot be read."""
     options, spare = analysis_options(job.config), job.spare(patterns)
     instead = None if spare is None else {"analysis": analysis_of_blocks(spare, **options)}
-    return {"analysis": analysis_of_blocks(flowing(patterns), **options)}, instead
+    blocks = analysis_of_blocks(flowing(patterns), **options, device=job.device)
+    return {"analysis": blocks}, instead
 
 
 def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from stem_dask import engine, report
 from stem_dask.cluster import Connection
 from stem_dask.errors import SourceError, StoreError
+from stem_dask.gpu_memory import check_gpus, task_memory, with_cuda
+from stem_dask.gpus import held_bytes, refuse_missing
 from stem_dask.io.lazy import corrected, lazy_patterns
 from stem_dask.io.publish import temporary
-from stem_dask.model import Record, Window
+from stem_dask.kernels.compiled import Kernels
+from stem_dask.model import Device, Record, Window
 from stem_dask.options import Config
 from stem_dask.outputs import Outputs
-from stem_dask.plan import projected_bytes
+from stem_dask.plan import Worker, projected_bytes
 from stem_dask.preflight import Prepared
 from stem_dask.projection import (
     check_memory,
@@ -29,6 +32,7 @@ from stem_dask.projection import (
     fitting_block,
     input_bytes,
     memory_of,
+    shapes,
 )
 from stem_dask.rehearsal import reach, rehearse
 from stem_dask.stages.mask import apply_mask, read_mask
@@ -82,6 +86,16 @@ class Job:
         return self.prepared.config
 
     @property
+    def device(self) -> Device:
+        """Where the kernels run; settled by `stem_dask.preflight.prepare`."""
+        return "gpu" if self.config.device == "gpu" else "cpu"
+
+    @property
+    def worker(self) -> Worker:
+        """The worker that has least memory for a thread."""
+        return with_cuda(self.config, self.connection.worker)
+
+    @property
     def outputs(self) -> Outputs:
         """The names of the files."""
         return self.prepared.outputs
@@ -93,11 +107,18 @@ class Job:
 
     def block(self) -> tuple[int, ...]:
         """Positions of a block, settled once; refused when a worker has not the memory for it."""
-        worker = self.connection.worker
+        worker = self.worker
         block = fitting_block(self.config, self.prepared.found, worker)
         block = tuple(self.state.settled("block", block))
         check_memory(self.config, self.prepared.found, block, worker)
+        if self.device == "gpu":
+            check_gpus(self.connection.client, self._on_gpu(math.prod(block)))
         return block
+
+    def _on_gpu(self, positions: int, window: Sequence[int] | None = None) -> int:
+        """Bytes that the tasks of a worker take of its GPU at most."""
+        what = shapes(self.config, self.prepared.found, window)
+        return self.worker.threads * task_memory(self.config, what, positions).on_gpu
 
     def rehearse(self) -> None:
         """Have the workers load what their tasks need."""
@@ -109,11 +130,26 @@ class Job:
             np.dtype(np.float32) if corrects else self.prepared.found.source.dtype,
             metric=config.analyze.radius_metric if analyzes else None,
             bins=config.downsample.factor > 1 and config.downsample.method == "bin",
+            on_gpu=None if self.device == "cpu" else self._kernels(),
         )
         places: dict[str, type[SourceError] | type[StoreError]]
         places = {self.prepared.found.info.path: SourceError, self.outputs.store: StoreError}
         urls = {place: kind for place, kind in places.items() if is_url(place)}
         reach(self.connection.client, urls)
+
+    def _kernels(self) -> Kernels:
+        """The kernels that the workers' GPUs need."""
+        config, what = self.config, shapes(self.config, self.prepared.found)
+        refuse_missing(self.connection.client)
+        analyzes = config.crop.enabled or config.analyze.ahead
+        options = config.downsample.model_dump(exclude={"sigma"})
+        return Kernels(
+            what.patterns,
+            what.detector,
+            config.analyze.threshold,
+            config.analyze.radius_metric if analyzes else None,
+            options if config.crop.enabled or options["factor"] > 1 else None,
+        )
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
         """The lazy input, turned where it must be, corrected and without its bad pixels."""
@@ -200,6 +236,10 @@ class Job:
         shape = None if window is None else window.shape
         sizes = memory_of(self.config, self.prepared.found, shape, self.slab)
         positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
+        gpu = {}
+        if self.device == "gpu":
+            held = self.connection.client.run(held_bytes).values()
+            gpu = {"gpu": {"projected": self._on_gpu(positions), "measured": max(held)}}
         return {
             "speed": {
                 "seconds": seconds,
@@ -208,9 +248,10 @@ class Job:
                 "bytes_per_second": input_bytes(self.prepared.found) / seconds,
             },
             "memory": {
-                "projected": projected_bytes(sizes, positions, self.connection.worker),
+                "projected": projected_bytes(sizes, positions, self.worker),
                 "measured": self.tally.peak_rss,
                 "limit": self.connection.worker.limit,
+                **gpu,
             },
             "peak_memory": max(self.tally.peak_rss, engine.peak_rss()),
             **self.tally.words(lead_shape(patterns)),

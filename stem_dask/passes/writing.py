@@ -54,14 +54,15 @@ class Written:
 
 def smaller(job: Job, patterns: xr.DataArray) -> xr.DataArray:
     """The patterns with fewer pixels."""
-    return downsample(patterns, **job.config.downsample.model_dump())
+    how = job.config.downsample.model_dump()
+    return downsample(patterns, **how, device=job.device)
 
 
 def cropped(
     job: Job, patterns: xr.DataArray, found: Analyzed, window: Window
 ) -> tuple[xr.DataArray, dict[str, da.Array]]:
     """The lazy output of a crop, and the intensity in each window, summed anew from what was cut."""
-    cut = crop(patterns, found.analysis, window)
+    cut = crop(patterns, found.analysis, window, device=job.device)
     return smaller(job, cut), {
         "inside": inside_of_blocks(flowing(cut), float(found.analysis.attrs["threshold"]))
     }
@@ -90,7 +91,9 @@ def write_converted(job: Job, patterns: xr.DataArray) -> Written:
     with job.state.nothing_to_go_on_with():
         out = smaller(job, patterns)
         options = analysis_options(job.config)
-        beside = {"analysis": analysis_of_blocks(flowing(patterns), **options)} if ahead else {}
+        device = job.device
+        blocks = analysis_of_blocks(flowing(patterns), **options, device=device) if ahead else None
+        beside = {} if blocks is None else {"analysis": blocks}
     spare, instead = job.spare(patterns), None
     if spare is not None:
         blocks = {"analysis": analysis_of_blocks(spare, **options)} if ahead else {}

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.pieces import InPieces, Later, picked
+from stem_dask.kernels import analysis_on_gpu
 from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
-from stem_dask.model import Region
+from stem_dask.model import Device, Region
 from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
+    check_device,
     coordinate,
     lead_dims,
     map_patterns,
@@ -53,6 +55,7 @@ def analyze(
     radius_metric: RadiusMetric = "square",
     target_retention: float = 0.98,
     threshold: float = 0.0,
+    device: Device = "cpu",
 ) -> xr.Dataset:
     """Find every pattern's center, total and retention radius; a reduction over all patterns.
 
@@ -64,6 +67,7 @@ def analyze(
     radius_metric : ``square`` (the window that will be cut) or ``circle``
     target_retention : share of the intensity, 0 < target <= 1, that the radius keeps
     threshold : values below it do not count, in counts
+    device : ``cpu``, or ``gpu`` of the worker; of whole numbers the result is the same
 
     Returns
     -------
@@ -93,6 +97,7 @@ def analyze(
         radius_metric=radius_metric,
         target_retention=target_retention,
         threshold=threshold,
+        device=device,
     )
     n_lead = len(lead_dims(patterns))
     reduced = {
@@ -125,11 +130,13 @@ def analysis_of_blocks(
     radius_metric: RadiusMetric,
     target_retention: float,
     threshold: float,
+    device: Device = "cpu",
 ) -> da.Array:
     """The same as one lazy array, whose blocks are `Later`: all arrays of a block by their names, as a sink takes them."""
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     _check(target_retention, threshold, data.dtype)
+    check_device(device)
     if radius_metric not in ("square", "circle"):
         raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
     return map_patterns(
@@ -140,6 +147,7 @@ def analysis_of_blocks(
         threshold=threshold,
         center=given_center(center_method, manual_center, detector),
         metric=radius_metric,
+        device=device,
     )
 
 
@@ -330,9 +338,13 @@ def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, ND
 class _Watching:
     """The analysis of one block, while its patterns pass."""
 
-    def __init__(self, block: NDArray | InPieces, **options: Any) -> None:
+    def __init__(self, block: NDArray | InPieces, device: Device, **options: Any) -> None:
         self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
-        self.analysis = Analysis(prod(self.lead), detector, block.dtype, **options)
+        kind = Analysis if device == "cpu" else analysis_on_gpu.Analysis
+        try:
+            self.analysis = kind(prod(self.lead), detector, block.dtype, **options)
+        except ValueError as error:  # the detector is too large for the GPU
+            raise ConfigError(str(error)) from error
 
     def add(self, piece: NDArray) -> None:
         try:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.kernels.crop import crop_patterns
-from stem_dask.model import Axis, Window
+from stem_dask.model import Axis, Device, Window
 from stem_dask.stages.downsample import Method, Reduce, output_shift
 from stem_dask.stages.patterns import (
     as_arrays,
@@ -20,6 +21,7 @@ from stem_dask.stages.patterns import (
     axes_of,
     axis_of,
     blocks_of,
+    check_device,
     in_pieces,
     lead_dims,
     lead_shape,
@@ -36,7 +38,9 @@ OF_WINDOW = (
 )  # fmt: skip
 
 
-def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.DataArray:
+def crop(
+    patterns: xr.DataArray, analysis: xr.Dataset, window: Window, *, device: Device = "cpu"
+) -> xr.DataArray:
     """Cut all patterns to one window; lazy.
 
     Parameters
@@ -44,6 +48,8 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
     patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), as analyzed
     analysis : computed result of `analyze`
     window : result of `choose_window`
+    device : ``cpu``, or ``gpu`` of the worker, where `downsample` and `validate` go on with the windows; the result is the
+        same
 
     Returns
     -------
@@ -63,6 +69,7 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
     ((1, 2, 6, 6), 288, 13)
     """
     require_computed(analysis)
+    check_device(device)
     if lead_shape(patterns) != analysis["center_y"].shape:
         raise ConfigError(
             f"the analysis is of {analysis['center_y'].shape} positions, the patterns have {lead_shape(patterns)}; "
@@ -70,7 +77,8 @@ def crop(patterns: xr.DataArray, analysis: xr.Dataset, window: Window) -> xr.Dat
         )
     origin_y, origin_x = window_origins(analysis, window)
     data, first = _rows_of_windows(blocks_of(patterns), origin_y.values, window.shape[0])
-    out = _cut(data, origin_y.values - first, origin_x.values, window.shape)
+    threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
+    out = _cut(data, origin_y.values - first, origin_x.values, window.shape, threshold)
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
     attrs = {**patterns.attrs, **window_attrs(window)}
     if patterns.attrs.get("k_origin") == "window_center":
@@ -164,7 +172,14 @@ def _rows_of_windows(data: da.Array, origin_y: NDArray, height: int) -> tuple[da
     return in_pieces(data)[..., first:stop, :], first
 
 
-def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]) -> da.Array:
+def _cut(
+    data: da.Array,
+    origin_y: NDArray,
+    origin_x: NDArray,
+    shape: tuple[int, int],
+    threshold: float | None = None,
+) -> da.Array:
+    """Windows of all patterns; with a threshold on the GPU, which adds up what counts in each."""
     import dask.array as da
 
     lead = data.ndim - 2
@@ -178,6 +193,7 @@ def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int,
         data,
         *places,
         shape=shape,
+        threshold=threshold,
         chunks=(*data.chunks[:lead], (shape[0],), (shape[1],)),
         dtype=data.dtype.newbyteorder("="),
         meta=np.empty((0,) * data.ndim, data.dtype.newbyteorder("=")),
@@ -186,9 +202,16 @@ def _cut(data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int,
 
 
 def _cut_block(
-    block: NDArray | InPieces, origin_y: NDArray, origin_x: NDArray, *, shape: tuple[int, int]
-) -> Changed:
+    block: NDArray | InPieces,
+    origin_y: NDArray,
+    origin_x: NDArray,
+    *,
+    shape: tuple[int, int],
+    threshold: float | None,
+) -> InPieces:
     origin_y, origin_x = origin_y.ravel(), origin_x.ravel()
+    if threshold is not None:
+        return CutOnGpu(block, origin_y, origin_x, shape, threshold)
 
     def cut(piece: NDArray, here: slice, out: NDArray) -> None:
         crop_patterns(piece, origin_y[here], origin_x[here], shape, out)

@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import Changed, InPieces, copied
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
+from stem_dask.model import Device
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
     axes_of,
     blocks_of,
+    check_device,
     in_pieces,
     lead_dims,
 )
@@ -36,6 +39,7 @@ def downsample(
     method: Method = "bin",
     reduce: Reduce = "mean",
     sigma: float | None = None,
+    device: Device = "cpu",
 ) -> xr.DataArray:
     """Make patterns smaller by an integer factor; lazy.
 
@@ -47,6 +51,7 @@ def downsample(
         k-th pixel), ``fft`` (the centered part of the spectrum)
     reduce : ``mean`` or ``sum``, for ``bin``
     sigma : of the Gaussian in source pixels, for ``gauss``; default ``0.5 * factor``
+    device : ``cpu``, or ``gpu`` of the worker; the result is the same, of gauss and fft to 1e-5
 
     Returns
     -------
@@ -67,6 +72,7 @@ def downsample(
     ((1, 2, 2, 2), 'float32', [1.5, 5.5])
     """
     _check(patterns, factor, method, reduce, sigma)
+    check_device(device)
     if factor == 1:
         return patterns
     data = blocks_of(patterns)
@@ -76,6 +82,7 @@ def downsample(
         _downsample_block,
         (height, width),
         dtype,
+        device,
         factor=factor,
         method=method,
         reduce=reduce,
@@ -110,8 +117,11 @@ def downsample(
 
 
 def _downsample_block(
-    block: NDArray | InPieces, shape: tuple[int, int], kind: np.dtype, **how: Any
-) -> Changed:
+    block: NDArray | InPieces, shape: tuple[int, int], kind: np.dtype, device: Device, **how: Any
+) -> InPieces:
+    if device == "gpu":
+        return (block if isinstance(block, CutOnGpu) else CutOnGpu.whole(block)).smaller(**how)
+
     def smaller(piece: NDArray, here: slice, out: NDArray) -> None:
         downsample_patterns(piece, **how, out=out)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stem_dask.errors import SourceError
+from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 
 if TYPE_CHECKING:
@@ -154,6 +154,12 @@ def as_arrays(data: da.Array) -> da.Array:
 def flowing(patterns: xr.DataArray) -> xr.DataArray:
     """The same patterns in blocks that are gone through piece by piece, where they can be: for stages and sinks that know them."""
     return patterns.copy(data=in_pieces(blocks_of(patterns)))
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is none."""
+    if device not in ("cpu", "gpu"):
+        raise ConfigError(f"device is {device!r}; expected cpu or gpu")
 
 
 def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.patterns import blocks_of, lead_shape, map_patterns, per_pattern
@@ -111,7 +112,12 @@ def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE
 
 
 def _inside_block(block: NDArray | InPieces, *, threshold: float, known_as: str) -> Later:
-    return Later(block, lambda: _Inside(block.shape[:-2], threshold, known_as))
+    def watcher() -> _Inside:
+        return _Inside(block.shape[:-2], threshold, known_as)
+
+    if isinstance(block, CutOnGpu) and block.counts(threshold):
+        return block.intensities(watcher)
+    return Later(block, watcher)
 
 
 class _Inside:
@@ -122,9 +128,12 @@ class _Inside:
         self.found, self.done = np.empty(math.prod(lead)), 0
 
     def add(self, piece: NDArray) -> None:
-        here = slice(self.done, self.done + len(piece))
-        self.found[here] = window_intensity(piece, threshold=self.threshold)
-        self.done = here.stop
+        self.note(window_intensity(piece, threshold=self.threshold))
+
+    def note(self, inside: NDArray[np.float64]) -> None:
+        """What the next windows hold."""
+        here = slice(self.done, self.done + len(inside))
+        self.found[here], self.done = inside, here.stop
 
     def result(self) -> dict[str, NDArray]:
         return {self.name: self.found.reshape(self.lead)}

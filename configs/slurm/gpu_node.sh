@@ -1,0 +1,34 @@
+#!/bin/bash
+# One dataset on one node with GPUs: a worker process for each GPU that SLURM gives here. Needs the extra gpu (README).
+# Submit from the folder that has .venv: sbatch configs/slurm/gpu_node.sh CONFIG [key=value ...]
+#SBATCH --job-name=stem-dask
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=64G
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+source .venv/bin/activate || exit 1
+job=("$@" device=gpu cluster.kind=gpu)
+
+# SLURM signals this shell before the wall time. The run stops in order (exit code 75), and the task goes back into the
+# queue, where the same command goes on; the same when a node fails (--requeue).
+stem-dask run "${job[@]}" &
+run=$!
+trap 'kill -TERM "$run"' TERM
+wait "$run"; code=$?
+while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
+if [ "$code" = 75 ] || [ "$code" = 143 ]; then
+    # not the job's own number: one task has that of the whole array
+    task=$SLURM_JOB_ID
+    [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    state=$(squeue --noheader --format=%T --jobs="$task")
+    if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
+        scontrol requeue "$task"
+    fi
+fi
+exit "$code"

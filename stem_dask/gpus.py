@@ -1,0 +1,135 @@
+"""The GPUs of this machine: whether there are any, and a worker for each."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from stem_dask.errors import ConfigError
+from stem_dask.model import Device
+from stem_dask.options import Cluster
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_INSTALL = "pip install -c constraints.txt '.[gpu]' (or '.[gpu12]' for CUDA 12)"
+
+
+def missing_gpu() -> str | None:
+    """Why this process has no GPU to work on; None when it has one."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"cupy cannot be loaded ({error}): {_INSTALL}"
+    try:
+        n = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # of the driver, with a type of cupy's own
+        return f"the driver finds none ({error})"
+    return None if n else "the machine has none"
+
+
+def n_gpus(wanted: int | None = None) -> int:
+    """For how many workers there is a GPU: so many as are wanted, or all that this process may use.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer, or none.
+    """
+    why = missing_gpu()
+    if why is not None:
+        raise ConfigError(f"cluster.kind is gpu, but no GPU can be used: {why}")
+    import cupy
+
+    has = int(cupy.cuda.runtime.getDeviceCount())
+    if wanted is not None and wanted > has:
+        raise ConfigError(
+            f"cluster.n_workers is {wanted}, and there are {has} GPUs for a worker each; leave it out"
+        )
+    return wanted or has
+
+
+def own_gpu() -> tuple[str, int]:
+    """The GPU that this process works on, by machine and place, and its memory in bytes."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    place = runtime.deviceGetPCIBusId(runtime.getDevice())
+    return f"{place} of {socket.gethostname()}", int(runtime.memGetInfo()[1])
+
+
+def held_bytes() -> int:
+    """What this process has taken of it at most, for arrays; cupy keeps it."""
+    import cupy
+
+    return int(cupy.get_default_memory_pool().total_bytes())
+
+
+def chosen_device(device: str, cluster: Cluster) -> tuple[Device, str]:
+    """The device that is used, and why, if that was left open.
+
+    A GPU that was asked for is never replaced by the CPU. Of workers on other machines nothing is known here: `refuse_missing`
+    looks at them.
+
+    Raises
+    ------
+    ConfigError
+        When a GPU was asked for and there is none, or workers for GPUs without work for them.
+
+    Examples
+    --------
+    >>> chosen_device("cpu", Cluster())
+    ('cpu', '')
+    """
+    if device == "cpu":
+        if cluster.kind == "gpu":
+            raise ConfigError(
+                "cluster.kind gpu starts a worker for each GPU, and device is cpu, which leaves them idle; "
+                "set device: gpu, or cluster.kind: local"
+            )
+        return "cpu", ""
+    elsewhere = cluster.address or cluster.scheduler_file or cluster.kind == "slurm"
+    if elsewhere:
+        return (
+            ("gpu", "") if device == "gpu" else ("cpu", "; auto does not look for GPUs of others")
+        )
+    why = missing_gpu()
+    if why is None:
+        return "gpu", "" if device == "gpu" else "; chosen by auto"
+    if device == "gpu" or cluster.kind == "gpu":
+        key = "device is gpu" if device == "gpu" else "cluster.kind is gpu"
+        raise ConfigError(f"{key}, but no GPU can be used: {why}. Or set device: cpu")
+    return "cpu", f"; chosen by auto, because no GPU can be used: {why}"
+
+
+def refuse_missing(client: Client) -> None:
+    """Refuse a cluster with a worker that has no GPU.
+
+    Raises
+    ------
+    ConfigError
+        Names the worker and what it lacks.
+    """
+    for worker, why in client.run(missing_gpu).items():
+        if why is not None:
+            raise ConfigError(
+                f"device is gpu, but the worker {worker} can use none: {why}. Or set device: cpu"
+            )
+
+
+def cuda_cluster(**options: Any) -> Any:
+    """dask-cuda's cluster: one process with one thread for each GPU, which it sees as its first.
+
+    Raises
+    ------
+    ConfigError
+        When dask-cuda is not installed.
+    """
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise ConfigError(
+            f"cluster.kind is gpu, which needs dask-cuda ({error}): {_INSTALL}"
+        ) from error
+    # tasks keep nothing on the GPU, so that there is nothing to spill from it
+    return LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, **options)

@@ -1,0 +1,63 @@
+"""Kernels for the GPU, compiled once in a process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stem_dask.kernels.cuda_code import Code, analysis_code, crop_code, stored
+
+#: shared memory that every kernel may have without asking
+_SHARED_BYTES = 48 * 1024
+
+_lock = threading.Lock()
+_modules: dict[Code, Any] = {}
+
+
+def kernel(code: Code, name: str, shared: int = 0) -> Any:
+    """A kernel, compiled the first time in this process."""
+    import cupy
+
+    with _lock:
+        module = _modules.get(code)
+        if module is None:
+            module = _modules[code] = cupy.RawModule(code=code.text, options=code.options())
+        found = module.get_function(name)
+        if shared > _SHARED_BYTES:
+            found.max_dynamic_shared_size_bytes = shared
+    return found
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a job, to be compiled before they are needed.
+
+    Parameters
+    ----------
+    dtype, detector : of the patterns
+    threshold : values below it do not count
+    metric : of the analysis; None without one
+    cut : ``factor``, ``method`` and ``reduce`` of what becomes of the patterns on the GPU; None for nothing
+    """
+
+    dtype: np.dtype
+    detector: tuple[int, int]
+    threshold: float
+    metric: str | None
+    cut: Mapping[str, Any] | None
+
+    def __call__(self) -> None:
+        """Compile them in this process."""
+        if self.metric is not None:
+            width, threshold, metric = self.detector[1], self.threshold, self.metric
+            code = analysis_code(stored(self.dtype), width, threshold=threshold, metric=metric)
+            for name in ("analyze", "fold"):
+                kernel(code, name)
+        if self.cut is not None:
+            copies = self.cut["method"] in ("gauss", "fft")
+            how = {**self.cut, "factor": 1} if copies else self.cut
+            kernel(crop_code(self.dtype, threshold=self.threshold, **how), "crop")

@@ -1,0 +1,39 @@
+"""Workers on this machine: what Dask's clusters are told of them."""
+
+from typing import Any
+
+from stem_dask.limits import ONE_THREAD
+
+LOOPBACK = "127.0.0.1"
+
+
+def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, Any]:
+    """What tells the kinds of clusters on this machine apart."""
+    from distributed import Nanny, Worker
+
+    if kind == "gpu":  # with workers and threads of its own
+        return {"n_workers": workers, "host": place}
+    return {
+        "n_workers": workers,
+        "threads_per_worker": threads,
+        "processes": kind == "local",
+        "worker_class": _plain(Nanny if kind == "local" else Worker),
+        "worker_dashboard_address": f"{LOOPBACK}:0",
+        "host": place if kind == "local" else None,  # threads talk within the process
+    }
+
+
+def _plain(worker: Any) -> Any:
+    """Workers without a dashboard of their own, which nobody looks at, and with one thread for each library.
+
+    Bokeh is slow to load, in every one of them. A batch job often has OMP_NUM_THREADS at all of its cores, which Dask takes.
+    """
+
+    class Plain(worker):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "dashboard": False})
+            if hasattr(self, "pre_spawn_env"):  # of a process of its own
+                self.pre_spawn_env.update(ONE_THREAD)
+                self.env.update(ONE_THREAD)
+
+    return Plain

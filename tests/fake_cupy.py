@@ -1,0 +1,165 @@
+"""A GPU that is none: as much of cupy as the package uses, on numpy, with kernels that g++ compiled (see emulated.py).
+
+It counts what is copied and launched. Work is done at once, so that a result which is used too early is not seen here.
+"""
+
+import sys
+import threading
+import weakref
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+import emulated
+import numpy as np
+import pytest
+
+
+class Array(np.ndarray):
+    """An array on the GPU: numpy may not touch it but through `get`, `set` and cupy's own functions."""
+
+    def set(self, values: np.ndarray, stream: Any = None) -> None:
+        assert type(values) is np.ndarray
+        assert values.dtype == self.dtype
+        assert values.shape == self.shape
+        counted["uploads"] += 1
+        counted["bytes up"] += values.nbytes
+        self[...] = values.view(Array)
+
+    def get(self, stream: Any = None, out: Any = None, blocking: bool = True) -> np.ndarray:
+        counted["downloads"] += 1
+        counted["bytes down"] += self.nbytes
+        out = np.empty(self.shape, self.dtype) if out is None else out
+        out[...] = self.view(np.ndarray)
+        return out
+
+
+#: uploads, downloads, bytes up, bytes down, launches, compilations
+counted: Counter[str] = Counter()
+_current = threading.local()
+
+
+class Pool:
+    """Memory that is held by arrays, in steps of 512 bytes, and the most that was."""
+
+    def __init__(self) -> None:
+        self.held = self.most = 0
+        self.lock = threading.RLock()  # arrays may end at any time
+
+    def take(self, array: Array) -> None:
+        n = -(-array.nbytes // 512) * 512
+        with self.lock:
+            self.held += n
+            self.most = max(self.most, self.held)
+        weakref.finalize(array, self.give, n)
+
+    def give(self, n: int) -> None:
+        with self.lock:
+            self.held -= n
+
+    def total_bytes(self) -> int:
+        return self.most
+
+
+class Stream:
+    def __init__(self, non_blocking: bool = False) -> None:
+        assert non_blocking
+
+    def __enter__(self) -> "Stream":
+        _current.stream = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _current.stream = None
+
+    def synchronize(self) -> None:
+        counted["waits"] += 1
+
+
+class Kernel:
+    def __init__(self, library: Any, name: str) -> None:
+        self.library, self.name = library, name
+        self.max_dynamic_shared_size_bytes = 0
+
+    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
+        assert shared_mem <= max(48 * 1024, self.max_dynamic_shared_size_bytes)
+        assert all(isinstance(a, (Array, np.generic)) for a in args), [type(a) for a in args]
+        assert getattr(_current, "stream", None) is not None
+        counted[f"launches of {self.name}"] += 1
+        emulated.launch(
+            self.library, self.name, grid[0], block[0],
+            [a.view(np.ndarray) if isinstance(a, Array) else a for a in args],
+        )  # fmt: skip
+
+
+class RawModule:
+    def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+        counted["compilations"] += 1
+        defines = tuple(option[2:] for option in options if option.startswith("-D"))
+        self.library = emulated.compiled(code, defines)
+
+    def get_function(self, name: str) -> Kernel:
+        return Kernel(self.library, name)
+
+
+def _module(name: str, **content: Any) -> ModuleType:
+    made = ModuleType(name)
+    made.__dict__.update(content)
+    return made
+
+
+def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str]":
+    """Have ``import cupy`` find this one; returns what is counted from now on."""
+    import scipy.ndimage
+
+    import stem_dask.kernels.compiled as kernels
+    import stem_dask.kernels.ring as ring
+
+    emulated.needs_compiler()
+
+    pool = Pool()
+
+    def empty(shape: Any, dtype: Any = float) -> Array:
+        made = zeros(shape, dtype)
+        made.view(np.uint8).fill(0xA5) if made.size else None  # nobody shall trust it to be 0
+        return made
+
+    def zeros(shape: Any, dtype: Any = float) -> Array:
+        made = np.zeros(shape, dtype).view(Array)
+        pool.take(made)
+        return made
+
+    cuda = _module(
+        "cupy.cuda",
+        Stream=Stream,
+        get_current_stream=lambda: getattr(_current, "stream", None),
+        runtime=_module(
+            "runtime",
+            getDeviceCount=lambda: n_devices,
+            memGetInfo=lambda: (2**30, 2**31),
+            getDevice=lambda: 0,
+            deviceGetPCIBusId=lambda device: "0000:00:00.0",
+        ),
+        Device=lambda: _module("device", attributes={"MaxSharedMemoryPerBlockOptin": 232448}, id=0),
+    )
+    ndimage = _module("ndimage", gaussian_filter=scipy.ndimage.gaussian_filter)
+    cupy = _module(
+        "cupy",
+        empty=empty,
+        zeros=zeros,
+        cuda=cuda,
+        RawModule=RawModule,
+        fft=np.fft,
+        get_default_memory_pool=lambda: pool,
+    )
+    cupyx = _module("cupyx", empty_pinned=lambda shape, dtype=float: np.empty(shape, dtype))
+    named = {
+        "cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx, "cupyx.scipy": _module("scipy", ndimage=ndimage),
+        "cupyx.scipy.ndimage": ndimage,
+    }  # fmt: skip
+    for name, module in named.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(kernels, "_modules", {})
+    monkeypatch.setattr(ring, "_idle", [])
+    counted.clear()
+    return counted

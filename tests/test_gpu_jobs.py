@@ -1,0 +1,325 @@
+"""Whole jobs with device: gpu, on a GPU that is played (see fake_cupy.py): outputs, copies, and what is refused."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dask.array as da
+import fake_cupy
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import stem_dask as sd
+from benchmarks import gpu
+from stem_dask import cli
+from stem_dask.cluster import connect
+from stem_dask.cropper import CroppingConfig, DiffractionCropper
+from stem_dask.describe import describe_job
+from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError
+from stem_dask.gpus import chosen_device, missing_gpu, refuse_missing
+from stem_dask.io.cut import CutOnGpu
+from stem_dask.kernels.crop import crop_patterns, window_intensity
+from stem_dask.options import Cluster
+from stem_dask.pipeline import run
+from stem_dask.preflight import prepare
+
+REAL = missing_gpu()
+BLOCKS = {"output": {"chunk_mb": 0.02}}
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch, connects: list[int]) -> Counter[str]:
+    """What the GPU counts."""
+    monkeypatch.setattr("stem_dask.kernels.analysis_on_gpu.ANALYSIS_THREADS", 64)
+    monkeypatch.setattr("stem_dask.kernels.crop_on_gpu.CROP_THREADS", 64)
+    return fake_cupy.install(monkeypatch)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a store, but for the attributes that name the job."""
+    files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+    return {name: f.read_bytes() for name, f in files.items() if name != "zarr.json"}
+
+
+def test_a_job_on_the_gpu_writes_the_same_bytes(
+    beam_file: Path, make_config: Any, played: Counter[str]
+) -> None:
+    """Every pattern goes up once a pass, of the second what its window may need; only results come back."""
+    sections = {**BLOCKS, "crop": {"align": "pattern"}, "downsample": {"factor": 2}}
+    assert run(make_config(beam_file, "cpu.zarr", **sections)).exit_code == 0
+    assert not played
+    config = make_config(beam_file, "gpu.zarr", **sections, device="gpu")
+    assert run(config).exit_code == 0
+    folder = Path(config.output.path).parent
+    assert contents(folder / "gpu.zarr") == contents(folder / "cpu.zarr")
+    n_blocks, n = 6, 30
+    assert {name: played[name] for name in played if "launches" in name} == {
+        "launches of analyze": n_blocks, "launches of fold": n_blocks, "launches of crop": n_blocks,
+    }  # fmt: skip
+    origins = json.loads((folder / "gpu_results.json").read_text())["analysis"]
+    height = int(origins["cropped_shape"][0]) + 2  # windows begin in rows that differ by 2
+    places = 2 * 4 * n
+    assert played["bytes up"] == n * 40 * 36 * 2 + n * height * 36 * 2 + places
+    # a block's patterns: what is known of each, their sum, their maximum; and its windows
+    assert played["downloads"] == n_blocks * (1 + 2) + n_blocks
+    memory = json.loads((folder / "gpu.run" / "report.json").read_text())["memory"]["gpu"]
+    assert 0 < memory["measured"] <= memory["projected"]
+    with pytest.raises(OutputExistsError, match=r"with other options \(device\)"):
+        run(make_config(beam_file, "gpu.zarr", **sections))
+
+
+@pytest.mark.parametrize(
+    ("launched", "sections"),
+    [
+        ("crop", {"crop": {"enabled": False}, "downsample": {"factor": 2, "method": "stride"}}),
+        ("analyze", {"crop": {"enabled": False}, "analyze": {"ahead": True}}),
+        ("analyze", {"analyze": {"threshold": 11.0, "radius_metric": "circle"}}),
+    ],
+    ids=["converted", "analyzed ahead", "circles"],
+)
+def test_other_jobs_too(
+    launched: str, sections: Any, beam_file: Path, make_config: Any, played: Counter[str]
+) -> None:
+    """Beside a mask, which the CPU applies before."""
+    path = {"path": str(beam_file), "mask": {"pixels": [[18, 16]]}}
+    for device in ("cpu", "gpu"):
+        options = {**BLOCKS, **sections, "input": path, "device": device}
+        run(make_config(beam_file, f"{device}.zarr", **options))
+    folder = beam_file.parent
+    assert contents(folder / "gpu.zarr") == contents(folder / "cpu.zarr")
+    assert played[f"launches of {launched}"] == 6
+
+
+@pytest.mark.parametrize(
+    "how", [{"method": "bin"}, {"method": "gauss", "sigma": 0.8}, {"method": "fft"}]
+)
+def test_the_functions_on_the_gpu(how: Any, played: Counter[str]) -> None:
+    """Of floats, in blocks of a list; a second downsampling starts from what came back."""
+    data = np.random.default_rng(3).normal(1, 2, (7, 20, 24)).astype("f4")
+    data[2] = 0
+    patterns = xr.DataArray(da.from_array(data, chunks=(3, -1, -1)), dims=("pattern", "ky", "kx"))
+    found, made = {}, {}
+    for device in ("cpu", "gpu"):
+        found[device] = sd.analyze(patterns, target_retention=0.8, device=device).compute()
+        window = sd.choose_window(found["cpu"], size=[12, 16], align="pattern")
+        cut = sd.crop(patterns, found["cpu"], window, device=device)
+        small = sd.downsample(cut, 2, **how, device=device)
+        kept = sd.validate(patterns, cut, found["cpu"]).compute()
+        made[device] = cut, small, sd.downsample(small, 2, device=device), kept.retention
+    xr.testing.assert_allclose(found["gpu"], found["cpu"], rtol=1.2e-7)
+    for mine, theirs in zip(made["gpu"], made["cpu"], strict=True):
+        np.testing.assert_allclose(mine.values, theirs.values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_device_that_is_none() -> None:
+    patterns = xr.DataArray(np.ones((2, 4, 4)), dims=("pattern", "ky", "kx"))
+    analysis = sd.analyze(patterns).compute()
+    window = sd.choose_window(analysis, size=2)
+    for call in (
+        lambda: sd.analyze(patterns, device="cuda"),  # type: ignore[arg-type]
+        lambda: sd.crop(patterns, analysis, window, device="auto"),  # type: ignore[arg-type]
+        lambda: sd.downsample(patterns, 2, device="GPU"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError, match="expected cpu or gpu"):
+            call()
+
+
+def test_a_block_of_windows(played: Counter[str]) -> None:
+    """Intensities come with whatever is made of the windows, or when they are asked for."""
+    block = np.random.default_rng(1).poisson(4, (2, 3, 12, 12)).astype("u2")
+    y, x = np.arange(6) - 2, np.arange(6)
+    windows = crop_patterns(block, y, x, (6, 7))
+    expected = window_intensity(windows, threshold=2)
+
+    class Kept:
+        def __init__(self) -> None:
+            self.found: list[float] = []
+
+        def note(self, inside: np.ndarray) -> None:
+            self.found += inside.tolist()
+
+        def result(self) -> dict[str, np.ndarray]:
+            return {"inside": np.array(self.found)}
+
+    cut = CutOnGpu(block, y, x, (6, 7), 2.0)
+    assert (cut.counts(2.0), cut.counts(0.0)) == (True, False)
+    small = cut.smaller(factor=2, method="stride", reduce="mean", sigma=None)
+    assert (small.shape, small.dtype, small.counts(2.0)) == ((2, 3, 3, 3), "u2", False)
+    later = cut.intensities(Kept)
+    np.testing.assert_array_equal(np.asarray(small), windows[:, :6:2, :6:2].reshape(2, 3, 3, 3))
+    assert later.block is None
+    np.testing.assert_array_equal(later.get()["inside"], expected)
+    launches = played["launches of crop"]
+    np.testing.assert_array_equal(cut.intensities(Kept).get()["inside"], expected)
+    assert played["launches of crop"] == launches + 1
+    np.testing.assert_array_equal(np.asarray(cut).reshape(windows.shape), windows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["bin", "gauss", "fft"])
+def test_a_job_on_a_real_gpu(
+    method: str, tmp_path: Path, make_config: Any, connects: list[int]
+) -> None:
+    """The CPU's results, in no more memory than was projected."""
+    if REAL is not None:
+        pytest.skip(f"no GPU: {REAL}")
+    data = np.random.default_rng(5).poisson(3, (24, 20, 96, 128)).astype("u2")
+    data[:, :, 30:50, 40:70] += 50
+    np.save(tmp_path / "scan.npy", data)
+    sections = {"output": {"chunk_mb": 6}, "downsample": {"factor": 2, "method": method}}
+    for device in ("cpu", "gpu"):
+        run(make_config(tmp_path / "scan.npy", f"{device}.zarr", **sections, device=device))
+    if method == "bin":
+        assert contents(tmp_path / "gpu.zarr") == contents(tmp_path / "cpu.zarr")
+    made = {device: sd.open(tmp_path / f"{device}.zarr").values for device in ("cpu", "gpu")}
+    np.testing.assert_allclose(made["gpu"], made["cpu"], rtol=1e-5, atol=1e-4)
+    memory = json.loads((tmp_path / "gpu.run" / "report.json").read_text())["memory"]["gpu"]
+    assert 0 < memory["measured"] <= memory["projected"]
+
+
+def test_the_cropper_on_the_gpu(played: Counter[str]) -> None:
+    data = torch.zeros((12, 1, 24, 20), dtype=torch.int16)
+    for i in range(12):
+        data[i, 0, 8 + i // 4 : 13 + i // 4, 7:12] = 5 + i
+    options: dict[str, Any] = {"verbose": False, "chunk_size": 5}
+    expected, told = DiffractionCropper(CroppingConfig(**options)).process_dataset(data)
+    config = CroppingConfig(**options, use_gpu=True)
+    found, told_too = DiffractionCropper(config).process_dataset(data)
+    assert torch.equal(found, expected)
+    assert told_too["validation"] == told["validation"]
+    np.testing.assert_equal(told_too["analysis"], told["analysis"])
+    assert played["launches of analyze"] == 3
+
+
+def test_a_detector_too_large_for_the_gpu(
+    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ModuleType("device")
+    device.attributes = {"MaxSharedMemoryPerBlockOptin": 1000}  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys.modules["cupy.cuda"], "Device", lambda: device)
+    with pytest.raises(
+        ConfigError, match=r"40 x 36 pixels needs \d+ bytes .* has 1000; set device: cpu"
+    ):
+        run(make_config(beam_file, device="gpu"))
+
+
+def test_a_gpu_that_is_missing(
+    no_gpu: None, beam_file: Path, make_config: Any, capsys: Any, connects: list[int]
+) -> None:
+    """Asked for it is an error before anything is written; auto says what it chose."""
+    words = "device is gpu, but no GPU can be used: cupy cannot be loaded"
+    with pytest.raises(ConfigError, match=words):
+        run(make_config(beam_file, device="gpu"))
+    output = beam_file.parent / "cli.zarr"
+    job = ["run", "configs/crop.yaml", f"input.path={beam_file}", f"output.path={output}"]
+    job += ["output.export=[]", "output.figure=false"]
+    assert cli.main([*job, "device=gpu"]) == 2
+    assert words in capsys.readouterr().err
+    assert not output.exists()
+    assert cli.main([*job, "device=auto", "cluster.kind=threads"]) == 0
+    assert "device cpu; chosen by auto, because no GPU can be used" in capsys.readouterr().out
+    attrs = json.loads((output / "zarr.json").read_text())["attributes"]
+    assert attrs["config"]["device"] == "cpu"
+    assert cli.main([*job, "device=cpu"]) == 0  # the same job
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_a_gpu_too_small(
+    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(beam_file, **BLOCKS, device="gpu")
+    told = describe_job(config, prepare(config).found)
+    line = next(line for line in told if line.startswith("gpu "))
+    assert line.endswith("kB of its memory for the tasks of a worker")
+    runtime = sys.modules["cupy.cuda"].runtime
+    monkeypatch.setattr(runtime, "memGetInfo", lambda: (9000, 10_000))
+    words = r"of 1 worker need \d+ kB on the GPU 0000:00:00.0 of .*, which has 10 kB; use fewer"
+    with pytest.raises(MemoryBudgetError, match=words):
+        run(config)
+
+
+def test_the_benchmark_runs(played: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--gb",
+        "0.00002",
+        "--detector",
+        "32",
+        "--dtypes",
+        "uint16",
+        "--rounds",
+        "1",
+        "--job-gb",
+        "0.00003",
+    ]
+    found = gpu.main(words)
+    assert [*found] == [
+        line[:24].strip() + " " + line[25:33].strip()
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert len(found) == 10
+    assert all(speed > 0 for speed in found.values())
+
+
+def test_which_device_is_chosen(played: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen_device("auto", Cluster()) == ("gpu", "; chosen by auto")
+    assert chosen_device("gpu", Cluster(kind="gpu")) == ("gpu", "")
+    with pytest.raises(ConfigError, match="leaves them idle; set device: gpu"):
+        chosen_device("cpu", Cluster(kind="gpu"))
+    far = Cluster(address="tls://node1:8786")
+    assert chosen_device("auto", far) == ("cpu", "; auto does not look for GPUs of others")
+    runtime = sys.modules["cupy.cuda"].runtime
+    monkeypatch.setattr(runtime, "getDeviceCount", lambda: 0)
+    with pytest.raises(ConfigError, match=r"cluster\.kind is gpu, but .*: the machine has none"):
+        chosen_device("auto", Cluster(kind="gpu"))
+    assert chosen_device("gpu", far) == ("gpu", "")  # the workers are asked, when there are some
+    monkeypatch.setattr(runtime, "getDeviceCount", lambda: 1 / 0)
+    with pytest.raises(ConfigError, match=r"the driver finds none \(division by zero\)"):
+        chosen_device("gpu", Cluster())
+
+
+def test_workers_without_a_gpu_are_refused(no_gpu: None, shared_cluster: Any) -> None:
+    with pytest.raises(ConfigError, match=r"the worker \S+ can use none: cupy cannot be loaded"):
+        refuse_missing(shared_cluster.client)
+
+
+def test_a_process_for_each_gpu(played: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """dask-cuda is told what a cluster of ours is told, and asked for only then."""
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with pytest.raises(ConfigError, match=r"needs dask-cuda .*pip install"), connect("gpu"):
+        pass
+    told: dict[str, Any] = {}
+
+    def begin(**options: Any) -> None:
+        told.update(options)
+        raise InterruptedError
+
+    cuda = ModuleType("dask_cuda")
+    cuda.LocalCUDACluster = begin  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_cuda", cuda)
+    with pytest.raises(InterruptedError), connect("gpu", memory_limit="3GB"):
+        pass
+    expected = {
+        "n_workers": 1,
+        "threads_per_worker": 1,
+        "memory_limit": 3 * 10**9,
+        "device_memory_limit": 0,
+    }
+    assert expected.items() <= told.items()
+    with (
+        pytest.raises(ConfigError, match="one thread a worker"),
+        connect("gpu", threads_per_worker=2),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match="n_workers is 2, and there are 1 GPUs"),
+        connect("gpu", n_workers=2),
+    ):
+        pass
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ConfigError, match=r"is gpu, but no GPU can be used"), connect("gpu"):
+        pass
