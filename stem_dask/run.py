@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -188,9 +189,10 @@ def is_unheard(frame: FrameType | None) -> bool:
     """Whether an error would be dropped here: Python does so in finalizers and in callbacks of weak references and the
     garbage collector.
     """
+    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
         code = frame.f_code
-        if code.co_name in ("__del__", "_gc_callback") or code.co_filename.endswith(_CALLBACKS):
+        if code.co_name == "__del__" or code in collecting or code.co_filename.endswith(_CALLBACKS):
             return True
         frame = frame.f_back
     return False

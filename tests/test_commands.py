@@ -398,15 +398,17 @@ def test_a_signal_where_errors_are_dropped_comes_again(where: str) -> None:
         def __del__(self) -> None:
             signalled()
 
-    def _gc_callback(phase: str, info: object) -> None:  # as Dask names its own
-        gc.callbacks.remove(_gc_callback)
-        signalled()
+    def callback(phase: str, info: object) -> None:
+        try:
+            signalled()
+        finally:
+            gc.callbacks.remove(callback)
 
     def wait() -> None:
         if where == "finalizer":
             Late()
         else:
-            gc.callbacks.append(_gc_callback)
+            gc.callbacks.append(callback)
             gc.collect()
         end = time.monotonic() + 10
         while time.monotonic() < end:
