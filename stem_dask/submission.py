@@ -17,6 +17,9 @@ from stem_dask.errors import InterruptedRunError, WorkerLostError
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
+#: what calls returned, pickled, by flight and number, until it is asked for
+_returned: dict[str, dict[int, bytes]] = {}
+
 #: calls in flight for each thread at most: enough that none waits, few enough that memory stays bounded; when only half
 #: are left, the others are submitted together, which costs the scheduler little more than one
 IN_FLIGHT = 4
@@ -59,8 +62,7 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
             raise WorkerLostError(KILLED) from error
         raise
     finally:
-        if client.status == "running":
-            client.unsubscribe_topic(client.id)
+        del _returned[flight.name]
 
 
 class _Flight:
@@ -75,20 +77,21 @@ class _Flight:
 
         self.client, self.calls = client, enumerate(calls)
         self.name = f"stem_dask-{uuid4().hex}"
-        self.returned: dict[int, bytes] = {}
+        self.returned = _returned[self.name] = {}
         self.waiting: set[Any] = set()
         self.done = as_completed(loop=client.loop)
-        # the scheduler forgets what was said to a client when that is gone
-        client.subscribe_topic(client.id, _note(self.name, self.returned))
+        # of a client's own topic the scheduler forgets all when the client is gone
+        client.subscribe_topic(client.id, _note)
 
     def _submit(self, n: int) -> None:
         some = list(itertools.islice(self.calls, n))
         if not some:
             return
         # of one group of tasks: the scheduler keeps them until a thread is free
-        keys = [(self.name, number) for number, _ in some]
-        work = [call for _, call in some]
-        futures = self.client.map(_report, keys, work, to=self.client.id, key=keys, pure=False)
+        numbers, work = zip(*some, strict=True)
+        keys = [(self.name, number) for number in numbers]
+        how = {"flight": self.name, "to": self.client.id}
+        futures = self.client.map(_report, numbers, work, key=keys, pure=False, **how)
         self.waiting.update(futures)
         self.done.update(futures)
 
@@ -117,23 +120,20 @@ class _Flight:
         self.client.cancel(list(self.waiting), force=True)
 
 
-def _note(flight: str, returned: dict[int, bytes]) -> Callable[[Any], None]:
-    """What takes the events of a flight; Dask keeps it as long as the client, so that it must not hold more."""
-
-    def note(event: tuple[float, Any]) -> None:
-        said = event[1]
-        if not isinstance(said, dict) and said[0] == flight:  # Dask's own are dictionaries
-            returned[said[1]] = said[2]
-
-    return note
+def _note(event: tuple[float, Any]) -> None:
+    """Takes the events of all flights: there is one such function for a client."""
+    if not isinstance(event[1], dict):  # Dask's own are dictionaries
+        flight, number, result = event[1]
+        if flight in _returned:
+            _returned[flight][number] = result
 
 
-def _report(key: tuple[str, int], call: Call, *, to: str) -> None:
+def _report(number: int, call: Call, *, flight: str, to: str) -> None:
     """One task."""
     from distributed import get_worker
 
     function, arguments = call
-    get_worker().log_event(to, (*key, pickle.dumps(function(*arguments))))
+    get_worker().log_event(to, (flight, number, pickle.dumps(function(*arguments))))
 
 
 def _most_in_flight(client: Any) -> int:

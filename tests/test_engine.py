@@ -204,6 +204,15 @@ def test_all_results_come_once(client):
     assert list(in_flight(client, [])) == []
 
 
+def test_two_at_once_do_not_mix(client):
+    """Two jobs of one client, in threads of their own, or one within the other."""
+    both = [in_flight(client, ((square, (n,)) for n in range(first, 90, 2))) for first in (0, 1)]
+    pairs = list(zip(*both, strict=True))
+    for first in (0, 1):
+        assert sorted(pair[first] for pair in pairs) == [n * n for n in range(first, 90, 2)]
+    assert not submission._returned
+
+
 def test_only_a_window_is_submitted(client):
     """Never more submitted than came back, plus four for each thread."""
     submitted = []

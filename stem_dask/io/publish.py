@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -13,6 +15,9 @@ from stem_dask.errors import OutputExistsError, StemDaskError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+#: files and folders that are brought to disk at the same time
+SYNCED_AT_ONCE = 8
 
 
 @contextlib.contextmanager
@@ -164,14 +169,17 @@ def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
 
 
 def sync_tree(path: str | Path) -> None:
-    """fsync a file, or every file and folder below a folder."""
-    if os.path.isdir(path):
-        for folder, _, files in os.walk(path):
-            for name in files:
-                sync(os.path.join(folder, name))
-            sync(folder)
-    else:
+    """fsync a file, or every file and folder below a folder, some at a time: each waits for the disk, which takes them together."""
+    if not os.path.isdir(path):
         sync(path)
+        return
+    folders, files = [], []
+    for folder, _, names in os.walk(path):
+        folders.append(folder)
+        files += [os.path.join(folder, name) for name in names]
+    with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
+        for _ in itertools.chain(pool.map(sync, files), pool.map(sync, folders)):
+            pass  # the first error is raised
 
 
 def sync(path: str | Path) -> None:
