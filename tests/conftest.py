@@ -68,13 +68,11 @@ def s3_server() -> Iterator[str]:
         server.wait()
 
 
-#: no message, log or file may hold it
-SECRET = "canary/of+a-secret-key"
-
-
 @pytest.fixture
 def bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of a new bucket, with credentials in the environment and nothing else there."""
+    from s3_faults import SECRET
+
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in {

@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import urlsplit
 
+#: no message, log or file may hold it
+SECRET = "canary/of+a-secret-key"
 #: method and path -> status and body of an answer; None asks the real server
 Answer = Callable[[str, str], tuple[int, bytes] | None]
 

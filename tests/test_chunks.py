@@ -263,4 +263,5 @@ def test_large_chunks_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert np.array_equal(block, array)
-    assert peak < array.nbytes + 2 * array.nbytes // 8 + 2**20
+    # a chunk as it lies in the file, decoded, and the one before, which zarr's loop may not have let go yet
+    assert peak < array.nbytes + 3 * array.nbytes // 8 + 2**20

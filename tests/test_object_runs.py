@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SECRET
-from s3_faults import Between, between, error
+from s3_faults import SECRET, Between, between, error
 from test_objects import upload
 
 import stem_dask as sd

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import SECRET
-from s3_faults import between, error
+from s3_faults import SECRET, between, error
 
 from stem_dask.cli import main
 from stem_dask.config import config_of, parse_config

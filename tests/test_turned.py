@@ -4,6 +4,7 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -383,7 +384,8 @@ def test_check_tells_of_it(
 def slab_of(source: tuple[int, ...], limit: int | None, threads: int = 1) -> Any:
     _ky, _kx, _scan_y, scan_x = source
     file = FlatFile("scan.raw", 0, np.dtype("u2"), source)
-    found: Any = type("Found", (), {"source": module.Transposed(file, (2, 3, 0, 1))})
+    source, info = module.Transposed(file, (2, 3, 0, 1)), SimpleNamespace(path="scan.raw")
+    found: Any = SimpleNamespace(source=source, info=info)
     return found, fitting_slab(found, (2, scan_x), Worker(limit, threads))
 
 
