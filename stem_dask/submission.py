@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickle
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
@@ -19,6 +21,9 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 #: what calls returned, pickled, by flight and number, until it is asked for
 _returned: dict[str, dict[int, bytes]] = {}
+#: flights that each client has under way
+_flights: Counter[str] = Counter()
+_lock = threading.Lock()
 
 #: calls in flight for each thread at most: enough that none waits, few enough that memory stays bounded; when only half
 #: are left, the others are submitted together, which costs the scheduler little more than one
@@ -62,7 +67,7 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
             raise WorkerLostError(KILLED) from error
         raise
     finally:
-        del _returned[flight.name]
+        flight.end()
 
 
 class _Flight:
@@ -80,8 +85,10 @@ class _Flight:
         self.returned = _returned[self.name] = {}
         self.waiting: set[Any] = set()
         self.done = as_completed(loop=client.loop)
-        # of a client's own topic the scheduler forgets all when the client is gone
-        client.subscribe_topic(client.id, _note)
+        with _lock:
+            _flights[client.id] += 1
+            # of a client's own topic the scheduler forgets all when the client is gone
+            client.subscribe_topic(client.id, _note)
 
     def _submit(self, n: int) -> None:
         some = list(itertools.islice(self.calls, n))
@@ -118,6 +125,16 @@ class _Flight:
             with self.client.as_current(), contextlib.suppress(TimeoutError):
                 wait_for(self.waiting, timeout=LAST_CALLS_SECONDS)
         self.client.cancel(list(self.waiting), force=True)
+
+    def end(self) -> None:
+        """Nothing more is expected; a client that leaves while it is subscribed is an error in the scheduler's log."""
+        del _returned[self.name]
+        with _lock:
+            _flights[self.client.id] -= 1
+            if not _flights[self.client.id]:
+                del _flights[self.client.id]
+                if self.client.status == "running":
+                    self.client.unsubscribe_topic(self.client.id)
 
 
 def _note(event: tuple[float, Any]) -> None:

@@ -211,6 +211,16 @@ def test_two_at_once_do_not_mix(client):
     for first in (0, 1):
         assert sorted(pair[first] for pair in pairs) == [n * n for n in range(first, 90, 2)]
     assert not submission._returned
+    assert not submission._flights
+    if hasattr(
+        client, "scheduler"
+    ):  # a client that leaves while it is subscribed is an error in the scheduler's log
+        client.submit(int).result()  # what was said before has arrived when this has
+        assert client.run_on_scheduler(_subscribers, topic=client.id) == []
+
+
+def _subscribers(dask_scheduler, topic):
+    return sorted(dask_scheduler._broker._topics[topic].subscribers)
 
 
 def test_only_a_window_is_submitted(client):
