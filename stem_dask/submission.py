@@ -73,8 +73,8 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
 class _Flight:
     """Calls on the workers of a client.
 
-    What a call returns comes as an event, in the stream of messages that tells of its end: to fetch each result would
-    take a connection to its worker, and twice the time of scheduler and workers.
+    What a call returns comes as an event, in the stream of messages that tells of its end: to fetch each result takes two
+    more requests, and with calls that are submitted one by one 1.7 times the processor time of scheduler and workers.
     """
 
     def __init__(self, client: Any, calls: Iterable[Call]) -> None:
@@ -139,10 +139,10 @@ class _Flight:
 
 def _note(event: tuple[float, Any]) -> None:
     """Takes the events of all flights: there is one such function for a client."""
-    if not isinstance(event[1], dict):  # Dask's own are dictionaries
-        flight, number, result = event[1]
-        if flight in _returned:
-            _returned[flight][number] = result
+    said = event[1]  # Dask's own are dictionaries
+    if isinstance(said, (list, tuple)) and len(said) == 3 and said[0] in _returned:
+        flight, number, result = said
+        _returned[flight][number] = result
 
 
 def _report(number: int, call: Call, *, flight: str, to: str) -> None:
