@@ -13,15 +13,14 @@ from stem_dask.gpus import chosen_device
 from stem_dask.io.candidate import by
 from stem_dask.options import Config
 from stem_dask.outputs import is_there
-from stem_dask.preflight import Prepared, begun, prepare, token
+from stem_dask.preflight import Prepared, begun, input_lines, prepare, token
 from stem_dask.run import ProgressLine, advice, run_one, stoppable
 from stem_dask.state import unfinished_token
 from stem_dask.table import Row, lines_of, shortfall, shown, stored_results, table
 
 if TYPE_CHECKING:
     from stem_dask.cluster import Connection
-    from stem_dask.model import Window
-    from stem_dask.passes.job import Step
+    from stem_dask.model import Step, Window
     from stem_dask.results import Outcome
 
 T = TypeVar("T")
@@ -124,8 +123,10 @@ class Batch:
         """The one cluster of all, made when it is first needed."""
         if self.connection is None:
             from stem_dask.cluster import connect
+            from stem_dask.pipeline import load_meanwhile
 
             config = self.datasets[0].config
+            load_meanwhile()
             device, why = chosen_device(config.device, config.cluster)
             options = config.cluster.model_dump()
             options |= {"input_bytes": self.largest, "device": device}
@@ -168,9 +169,7 @@ class Batch:
                 if not (prepared.complete or self._replaced(dataset, prepared, going_on)):
                     waiting.append(prepared.found)
         if waiting:
-            from stem_dask.projection import input_bytes
-
-            self.largest = max(map(input_bytes, waiting))
+            self.largest = max(found.n_bytes for found in waiting)
         return bool(waiting)
 
     def _replaced(self, dataset: Dataset, prepared: Prepared, going_on: bool) -> bool:
@@ -222,7 +221,7 @@ class Batch:
         height, width = prepared.found.source.shape[-2:]
         dataset.detector = (int(height), int(width))
         from stem_dask.passes.analysis import stored_window
-        from stem_dask.pipeline import window_of
+        from stem_dask.passes.whole import window_of
 
         with contextlib.ExitStack() as stack:
             complete = prepared.complete
@@ -233,7 +232,9 @@ class Batch:
                 window = stored_window(dataset.config, prepared.outputs.store)
             else:
                 connection, step = self._connect(), self.line.step
-                window = window_of(prepared, state, connection, say=self._brief, progress=step)
+                for text in input_lines(prepared, state):
+                    self._brief(text)
+                window = window_of(prepared, state, connection, step)
         self.line.say(f"window      {by(window.shape)} px of {by(dataset.detector)}")
         return window
 
@@ -259,6 +260,7 @@ class Batch:
                 state=state,
                 connection=self._connect(),
                 common=self.common,
+                alone=True,
             )
 
     def _step_after_analysis(self, step: "Step") -> None:

@@ -56,6 +56,8 @@ class Connection:
     dashboard: str
     #: the worker that has least memory for a thread
     worker: Worker
+    #: whether the workers are processes of their own, which end with the connection
+    ours: bool = False
 
     def __str__(self) -> str:
         per = "" if self.worker.limit is None else f" with {self.worker.limit / 1e9:.2f} GB"
@@ -183,7 +185,8 @@ def _start_jobs(
     with slurm_cluster(
         jobs, scheduler=scheduler, security=security, settings=settings, say=say
     ) as client:
-        yield _on_loopback(_describe(client, _at("slurm", client.scheduler.address)))
+        there = _describe(client, _at("slurm", client.scheduler.address))
+        yield replace(_on_loopback(there), ours=True)
 
 
 def _on_loopback(connection: Connection) -> Connection:
@@ -235,7 +238,7 @@ def _start(
             )
         with cluster, Client(cluster) as client:
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
-            yield _on_loopback(_describe(client, text))
+            yield replace(_on_loopback(_describe(client, text)), ours=kind != "threads")
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def _crop(
     job = _crop_options(options, str(source), str(store), found)
     (config,) = configs_from(job, options.overrides)
     with progress_shown(options.quiet) as (say, progress):
-        outcome = run(config, say=say, progress=progress)
+        outcome = run(config, say=say, progress=progress, alone=True)
     if row is not None:
         row.results = outcome.results
     notes: list[str] = []

@@ -24,11 +24,12 @@ from stem_dask.kernels import crop_on_gpu
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, Axis
 from stem_dask.options import Cluster
-from stem_dask.report import results_of, size, write_json
+from stem_dask.report import results_of, write_json
 from stem_dask.stages.analyze import analyze
 from stem_dask.stages.patterns import as_patterns
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
 from stem_dask.stages.window import choose_window
+from stem_dask.units import size
 
 _logger = logging.getLogger("stem_dask")
 

@@ -23,7 +23,7 @@ from stem_dask.projection import (
     shapes,
     turned_bytes,
 )
-from stem_dask.report import size
+from stem_dask.units import size
 
 
 def describe_file(found: Found) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from stem_dask.kernels import analysis_on_gpu, crop_on_gpu
 from stem_dask.kernels.ring import Taken
 from stem_dask.options import Config
 from stem_dask.plan import Worker
-from stem_dask.report import size
+from stem_dask.units import size
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -1,6 +1,6 @@
 """The nouns that travel between the rooms: frozen, small, picklable."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -110,3 +110,17 @@ class Record:
     bytes_out: int
     peak_rss: int
     extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block done, for whoever shows the progress."""
+
+    stage: str
+    done: int
+    total: int
+    input_bytes: int
+    record: Record
+
+
+Progress = Callable[[Step], None]

@@ -26,6 +26,7 @@ from stem_dask.outputs import Outputs, check_places, is_there
 from stem_dask.owner import Owner, owned
 from stem_dask.state import RunState, open_state, unfinished_token, unfinished_url
 from stem_dask.trust import scheduler_address
+from stem_dask.units import size
 from stem_dask.urls import is_url, refuse_url
 
 #: options that say where and how, not what: they do not change a byte of the store
@@ -121,6 +122,20 @@ def _remove_shards(outputs: Outputs, state: RunState) -> None:
         state.still_ours()
         if not at(outputs.url, DOCUMENT).is_file():
             remove_below(outputs.url)
+
+
+def input_lines(prepared: Prepared, state: RunState) -> list[str]:
+    """What a run says of its input, and of what it goes on with."""
+    found = prepared.found
+    shape, dtype = found.source.shape, found.source.dtype
+    what = f"{' x '.join(map(str, shape))} {dtype}, {size(found.n_bytes)}"
+    lines = [f"input       {found.info.path} ({what})"]
+    notes = (*found.info.notes, *([prepared.known.note] if prepared.known else []))
+    lines += [f"            {note}" for note in notes]
+    n_done = sum(len(records) for records in state.journal.known.values())
+    if n_done:
+        lines.append(f"resuming    {n_done:,} finished blocks; they are checked again")
+    return lines
 
 
 def find_input(config: Config) -> Found:

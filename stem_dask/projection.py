@@ -39,7 +39,8 @@ from stem_dask.plan import (
     projected_bytes,
     turn_footprint,
 )
-from stem_dask.report import size, tree_bytes
+from stem_dask.report import tree_bytes
+from stem_dask.units import size
 from stem_dask.urls import is_url
 
 _logger = logging.getLogger("stem_dask")
@@ -335,11 +336,6 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def input_bytes(found: Found) -> int:
-    """Bytes of the patterns as they are read."""
-    return math.prod(found.source.shape) * found.source.dtype.itemsize
 
 
 def _references(config: Config) -> int:

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 
 # what comes with the tasks is loaded with this module: they would load it
+import stem_dask.io.parts
 import stem_dask.io.spool
 import stem_dask.io.store
 import stem_dask.stages.crop
 import stem_dask.stages.summary
 import stem_dask.stages.validate  # noqa: F401
+from stem_dask.allocation import exempt_from_collection
 from stem_dask.errors import SourceError, StemDaskError, StoreError, WorkerLostError
 from stem_dask.io.codec import blosc_bytes
 from stem_dask.io.objects import below
 from stem_dask.kernels.analysis import analyze_patterns
+from stem_dask.kernels.blas import load_without_blas
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.intensity import native
@@ -34,6 +37,7 @@ def rehearse(
     metric: str | None,
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
+    ours: bool = False,
 ) -> None:
     """Have every worker work on a pattern of 4 x 4 pixels; what fails here fails again, and is told, with real ones.
 
@@ -44,6 +48,7 @@ def rehearse(
     metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
     on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.compiled.Kernels`
+    ours : whether the workers' processes end with the run
 
     Raises
     ------
@@ -57,7 +62,8 @@ def rehearse(
     # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
     # when that one has to be started again
     calls = [
-        client.submit(play, dtype, metric, bins, on_gpu, pure=False) for _ in client.nthreads()
+        client.submit(play, dtype, metric, bins, on_gpu, ours, pure=False)
+        for _ in client.nthreads()
     ]
     with contextlib.suppress(TimeoutError):  # one that hangs keeps nobody longer
         wait(calls, timeout=LONGEST_SECONDS)
@@ -106,7 +112,11 @@ def unreached(urls: Sequence[str]) -> tuple[str, str, str] | None:
 
 
 def play(
-    dtype: np.dtype, metric: str | None, bins: bool, on_gpu: Callable[[], None] | None = None
+    dtype: np.dtype,
+    metric: str | None,
+    bins: bool,
+    on_gpu: Callable[[], None] | None = None,
+    ours: bool = False,
 ) -> None:
     """Load the libraries and run the kernels in this process.
 
@@ -114,6 +124,7 @@ def play(
     --------
     >>> play(np.dtype("u2"), "square", bins=True)
     """
+    load_without_blas()
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
     if metric is not None:
         analyze_patterns(block, target_retention=0.98, threshold=0, center=None, metric=metric)
@@ -124,3 +135,5 @@ def play(
     blosc_bytes(block, "lz4", "bitshuffle")
     if on_gpu is not None:
         on_gpu()
+    if ours:
+        exempt_from_collection()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stem_dask.io.publish import named, publish, temporary
 from stem_dask.model import LIST_DIMS, Axis, Window
+from stem_dask.units import size
 
 #: lists with one entry a pattern are left out of results.json above this many positions
 MAX_LISTED = 100_000
@@ -319,22 +320,6 @@ def versions(*names: str) -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in names}
-
-
-def size(n_bytes: float) -> str:
-    """Bytes for people, in powers of 1000.
-
-    Examples
-    --------
-    >>> size(2_147_483_648), size(512)
-    ('2.15 GB', '512 B')
-    """
-    value = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def tree_bytes(path: str | Path, *, holes: bool = True) -> int:

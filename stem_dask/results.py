@@ -16,7 +16,6 @@ from stem_dask.model import Window
 from stem_dask.options import Config
 from stem_dask.outputs import Outputs
 from stem_dask.preflight import Prepared, contents, n_quarantined, token
-from stem_dask.projection import input_bytes
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
@@ -112,7 +111,7 @@ def results_of_run(
                 "dtype": str(prepared.found.source.dtype),
                 "notes": info.notes,
             },
-            "sizes": report.sizes(input_bytes(prepared.found), out.nbytes, stored_bytes(path)),
+            "sizes": report.sizes(prepared.found.n_bytes, out.nbytes, stored_bytes(path)),
             "hot_pixels": {
                 "number": len(hot),
                 "positions": hot[: report.MAX_HOT],

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from stem_dask.urls import without_secrets
 
 if TYPE_CHECKING:
+    from stem_dask.model import Step
     from stem_dask.options import Config
-    from stem_dask.pipeline import Step
     from stem_dask.results import Outcome
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float |
         from stem_dask.pipeline import run  # after the lock: who comes too late is told at once
 
         with progress_shown(quiet) as (say, progress):
-            outcome = run(prepared, say=say, progress=progress, state=state)
+            outcome = run(prepared, say=say, progress=progress, state=state, alone=True)
     if not quiet:
         show(outcome)
     return outcome.exit_code

@@ -101,14 +101,14 @@ def test_quiet_prints_errors_only(here: Path, capsys: Any) -> None:
 def test_a_fault_of_ours_is_traced_and_stops_no_other(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stem_dask import pipeline
+    from stem_dask.passes import whole
 
-    plain = pipeline.choose
+    plain = whole.choose
 
     def choose(job: Any, *args: Any) -> Any:
         return 1 / 0 if "/b." in job.outputs.path else plain(job, *args)
 
-    monkeypatch.setattr("stem_dask.pipeline.choose", choose)
+    monkeypatch.setattr("stem_dask.passes.whole.choose", choose)
     assert batch() == 1
     said = capsys.readouterr()
     assert "ZeroDivisionError" in said.err
@@ -176,7 +176,7 @@ def test_an_error_that_came_of_the_stop_ends_the_batch(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An import that is stopped ends in errors of many kinds; the next dataset must not begin."""
-    from stem_dask import pipeline
+    from stem_dask.passes import whole
 
     def choose(*args: Any) -> Any:
         try:
@@ -185,7 +185,7 @@ def test_an_error_that_came_of_the_stop_ends_the_batch(
         except KeyboardInterrupt:
             raise ImportError("half an import") from None
 
-    monkeypatch.setattr(pipeline, "choose", choose)
+    monkeypatch.setattr(whole, "choose", choose)
     assert batch() == 75
     assert not list(Path("out").glob("*.zarr"))
 

@@ -16,8 +16,7 @@ import yaml
 
 from stem_dask import cli, run
 from stem_dask.config import load_config
-from stem_dask.model import Record
-from stem_dask.pipeline import Step
+from stem_dask.model import Record, Step
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: lowest first; a module may import from its own floor and from those below
 FLOORS = [
-    {"errors", "model", "config", "options", "inputs", "urls"},
+    {"errors", "model", "config", "options", "inputs", "urls", "units"},
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "owner", "state", "trust", "rehearsal", "allocation", "submission",
@@ -178,6 +178,31 @@ def test_an_open_scheduler_is_refused_before_dask(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 []"
     assert "tcp://192.0.2.1:8786" in done.stderr
+
+
+def test_a_cluster_starts_before_the_passes_are_loaded() -> None:
+    code = (
+        "import sys, stem_dask.pipeline\n"
+        "print(sorted({'dask.array', 'numba', 'xarray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_of_ours_is_ready_without_blas_and_its_libraries_are_not_looked_through() -> None:
+    code = (
+        "import gc, sys, numpy as np\n"
+        "from stem_dask.rehearsal import play\n"
+        "play(np.dtype('u2'), 'square', True)\n"
+        "print('scipy.linalg' in sys.modules, gc.get_freeze_count())\n"
+        "play(np.dtype('u2'), 'square', True, ours=True)\n"
+        "print(gc.get_freeze_count() > 100_000)\n"
+        "from numba.np import arraymath, linalg\n"
+        "arraymath.ensure_blas(), linalg.ensure_blas()\n"
+        "print('scipy.linalg' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "0", "True", "True"]
 
 
 def test_public_names_agree_with_the_stub() -> None:

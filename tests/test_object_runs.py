@@ -70,7 +70,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
 ) -> None:
     # what it shows is read from the store; drawing it takes longer than everything here
     monkeypatch.setattr(
-        "stem_dask.pipeline.draw", lambda data, path: Path(path).write_text(data.title)
+        "stem_dask.passes.whole.draw", lambda data, path: Path(path).write_text(data.title)
     )
     local = run(make_config(beam_file, "local.zarr", output={"chunk_mb": CHUNK_MB}))
     converted = {"crop": {"enabled": False}, "analyze": {"ahead": True}}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
+from stem_dask.io.buffers import buffer_for
 from stem_dask.io.publish import named
 from stem_dask.io.sources import Slices, Wrapped
 
@@ -55,7 +56,8 @@ class FramedFile:
         frames, rows, columns = (
             range(*s.indices(n)) for s, n in zip(part, self.shape, strict=True)
         )
-        out = np.empty((len(frames), len(rows), len(columns)), self.dtype)
+        shape = (len(frames), len(rows), len(columns))
+        out = buffer_for(self.runs[0].offset, shape, self.dtype)
         if out.size == 0:
             return out
         width = self.frame_shape[1]

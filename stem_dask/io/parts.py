@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError, told_as
+from stem_dask.io.buffers import buffer_for
 from stem_dask.io.frames import Flipped, FramedFile, Squeezed
 from stem_dask.io.merlin import LongCounts, QuadCounts, RawCounts
 from stem_dask.io.pieces import InPieces, piece_patterns, steps
@@ -35,10 +36,10 @@ def is_read_in_pieces(source: Source) -> bool:
     return isinstance(source, (FlatFile, FramedFile))
 
 
-def _is_flat(source: Source) -> bool:
-    """Whether it can be read into an array that is there already."""
+def _flat(source: Source) -> FlatFile | None:
+    """The file, of a source that can be read into an array that is there already."""
     inner = source.source if isinstance(source, Selection) else source
-    return isinstance(inner, FlatFile)
+    return inner if isinstance(inner, FlatFile) else None
 
 
 def read_in_pieces(name: str) -> InParts | None:
@@ -75,13 +76,14 @@ class Part(InPieces):
     def _pieces(self) -> Iterator[NDArray]:
         """Errors of the file are told as such, for whoever asks may be writing another one."""
         with told_as(SourceError):
-            yield from self._read_into_one() if _is_flat(self.source) else self._read()
+            flat = _flat(self.source)
+            yield from self._read() if flat is None else self._read_into_one(flat.offset)
 
     def _read(self) -> Iterator[NDArray]:
         for there, _ in self._places():
             yield self.source[there].reshape(-1, *self.shape[-2:])
 
-    def _read_into_one(self) -> Iterator[NDArray]:
+    def _read_into_one(self, offset: int) -> Iterator[NDArray]:
         """Into the same buffer, and through a file that is opened once, so that the system sees that it is read on."""
         source: Any = self.source
         buffer = np.empty((0, *self.shape[-2:]), self.dtype)
@@ -89,7 +91,7 @@ class Part(InPieces):
             for there, sizes in self._places():
                 n = prod(sizes)
                 if len(buffer) < n:
-                    buffer = np.empty((n, *self.shape[-2:]), self.dtype)
+                    buffer = buffer_for(offset, (n, *self.shape[-2:]), self.dtype)
                 source.read_into(there, buffer[:n].reshape(*sizes, *self.shape[-2:]), file)
                 yield buffer[:n]
 

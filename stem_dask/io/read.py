@@ -4,6 +4,7 @@
 The families of files it knows are in `stem_dask.io.families`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,11 @@ class Found:
     info: SourceInfo
     identity: tuple[str, int, int]
     valid: Source | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the patterns as they are read."""
+        return math.prod(self.source.shape) * self.source.dtype.itemsize
 
 
 def find(

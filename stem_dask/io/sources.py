@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
+from stem_dask.io.buffers import buffer_for
 from stem_dask.io.damage import told
 from stem_dask.io.object_file import ObjectFile, opened_file
 from stem_dask.io.objects import at
@@ -62,9 +63,8 @@ class FlatFile:
     shape: tuple[int, ...]
 
     def __getitem__(self, part: Slices) -> NDArray:
-        out = np.empty(
-            [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)], self.dtype
-        )
+        sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
+        out = buffer_for(self.offset, sizes, self.dtype)
         self.read_into(part, out)
         return out
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stem_dask.gpus import held_bytes, refuse_missing
 from stem_dask.io.lazy import corrected, lazy_patterns
 from stem_dask.io.publish import temporary
 from stem_dask.kernels.compiled import Kernels
-from stem_dask.model import Device, Record, Window
+from stem_dask.model import Device, Progress, Step, Window
 from stem_dask.options import Config
 from stem_dask.outputs import Outputs
 from stem_dask.plan import Worker, projected_bytes
@@ -30,7 +30,6 @@ from stem_dask.projection import (
     disk_need,
     enough_room,
     fitting_block,
-    input_bytes,
     memory_of,
     shapes,
 )
@@ -41,20 +40,6 @@ from stem_dask.state import RunState
 from stem_dask.tally import Tally
 from stem_dask.turn import needed_turn
 from stem_dask.urls import is_url
-
-
-@dataclass(frozen=True)
-class Step:
-    """One block done, for whoever shows the progress."""
-
-    stage: str
-    done: int
-    total: int
-    input_bytes: int
-    record: Record
-
-
-Progress = Callable[[Step], None]
 
 
 @dataclass
@@ -131,6 +116,7 @@ class Job:
             metric=config.analyze.radius_metric if analyzes else None,
             bins=config.downsample.factor > 1 and config.downsample.method == "bin",
             on_gpu=None if self.device == "cpu" else self._kernels(),
+            ours=self.connection.ours,
         )
         places: dict[str, type[SourceError] | type[StoreError]]
         places = {self.prepared.found.info.path: SourceError, self.outputs.store: StoreError}
@@ -193,7 +179,7 @@ class Job:
                 len(lead_dims(like)),
                 sink,
                 client=self.connection.client,
-                progress=self.reporter(stage, input_bytes(self.prepared.found)),
+                progress=self.reporter(stage, self.prepared.found.n_bytes),
                 journal=self.state.journal,
                 job=stage,
                 instead=instead,
@@ -245,7 +231,7 @@ class Job:
                 "seconds": seconds,
                 "seconds_until_analyzed": self.analyzed_after,
                 "seconds_since_process_start": report.process_seconds(),
-                "bytes_per_second": input_bytes(self.prepared.found) / seconds,
+                "bytes_per_second": self.prepared.found.n_bytes / seconds,
             },
             "memory": {
                 "projected": projected_bytes(sizes, positions, self.worker),
