@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
 from stem_dask.io.pieces import InPieces, split
-from stem_dask.io.publish import named
+from stem_dask.io.publish import begin_sync, named
 from stem_dask.model import Record, Region
 
 #: first byte behind the offset, length in bytes, CRC-32
@@ -47,6 +47,8 @@ def write_runs(
             checksums[run] = zlib.crc32(content, checksums[run])
             while content:
                 content = content[file.write(content) :]
+        for start in starts:
+            begin_sync(file, offset + start * pattern_bytes, n * pattern_bytes)
     return [
         (start * pattern_bytes, n * pattern_bytes, crc)
         for start, crc in zip(starts, checksums, strict=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stem_dask.io.codec import whole_chunks
 from stem_dask.io.pieces import InPieces
-from stem_dask.io.publish import named
+from stem_dask.io.publish import begin_sync, named
 from stem_dask.io.zarr3 import checked, encoded
 from stem_dask.model import Region
 
@@ -54,6 +54,7 @@ def write_shard(
             with open(partial, "wb", buffering=0) as file:
                 for content in shard_pieces(block, region, chunks, shard, codec):
                     crc, n_bytes = _appended(file, content, crc), n_bytes + len(content)
+                begin_sync(file)
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
