@@ -355,16 +355,21 @@ def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write results.json under a temporary name and publish it; NaN becomes null."""
     partial = temporary(path)
     with named(partial), open(partial, "w", encoding="utf-8") as file:
-        file.write(_text(_jsonable(results), "") + "\n")
+        file.write(_text(results, "") + "\n")
     publish(path)
 
 
 def _text(value: Any, margin: str) -> str:
     """JSON with a line for each entry of a dictionary; a list of thousands takes one, and little time."""
-    if not isinstance(value, dict) or not value:
-        return json.dumps(value, allow_nan=False)
+    if not isinstance(value, Mapping) or not value:
+        try:
+            return json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):  # NaN in it, or what JSON does not know
+            return json.dumps(_jsonable(value), allow_nan=False)
     inner = margin + " "
-    lines = (f"{inner}{json.dumps(key)}: {_text(entry, inner)}" for key, entry in value.items())
+    lines = (
+        f"{inner}{json.dumps(str(key))}: {_text(entry, inner)}" for key, entry in value.items()
+    )
     return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
 
 
