@@ -93,15 +93,15 @@ class FlatFile:
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             self._mapped(part, out)
             return
-        first = np.array([self.offset])  # byte at which each run begins
+        first = [self.offset]  # byte at which each run begins
         for axis in range(n_outer + joined):
             wanted = range(*part[axis].indices(self.shape[axis]))
-            index = np.array(wanted[:1] if axis == n_outer else wanted)
             stride = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
-            first = (first[:, None] + index * stride).ravel()
+            indices = wanted[:1] if axis == n_outer else wanted
+            first = [begin + index * stride for begin in first for index in indices]
         content = out.reshape(-1).view(np.uint8).data
         with named(self.path), self.opened() if file is None else nullcontext(file) as there:
-            for i, position in enumerate(first.tolist()):
+            for i, position in enumerate(first):
                 self._fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
 
     def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
