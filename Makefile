@@ -16,11 +16,12 @@ ARGS   ?=
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
 
+# tests start many processes: each would compile the package anew where the environment keeps Python from writing bytecode
 test: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slurm" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slurm" $(ARGS)
 
 test-faults: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m faults tests/faults $(ARGS)
 
 test-slurm: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest -q -m slurm tests/test_slurm.py $(ARGS)
