@@ -61,7 +61,7 @@ def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("stem_dask.pipeline", "choose", 2),
+        ("stem_dask.passes.whole", "choose", 2),
         ("stem_dask.plan", "common_size", 1),
         ("stem_dask.passes.writing", "complete_analysis", 1),
         ("stem_dask.passes.writing", "complete_analysis", 2),
