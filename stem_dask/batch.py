@@ -123,10 +123,10 @@ class Batch:
         """The one cluster of all, made when it is first needed."""
         if self.connection is None:
             from stem_dask.cluster import connect
-            from stem_dask.pipeline import load_meanwhile
+            from stem_dask.pipeline import PASSES, load_meanwhile
 
             config = self.datasets[0].config
-            load_meanwhile()
+            load_meanwhile(PASSES)
             device, why = chosen_device(config.device, config.cluster)
             options = config.cluster.model_dump()
             options |= {"input_bytes": self.largest, "device": device}

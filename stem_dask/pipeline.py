@@ -73,28 +73,29 @@ def run(
     if connection is not None:
         if not isinstance(connection, Connection):
             connection = connection_of(connection)
-        return _passes().complete(prepared, state, connection, **options)
+        return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
     device = prepared.config.device
     cluster = prepared.config.cluster.model_dump()
     cluster |= {"input_bytes": prepared.found.n_bytes, "device": device}
-    load_meanwhile()
+    load_meanwhile(PASSES)
     with connect(**cluster, say=say) as connection:
         for line in connection.lines(f"{device}{prepared.device_note}"):
             say(line)
-        return _passes().complete(prepared, state, connection, **options)
+        return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
 
 
-def _passes() -> Any:
-    return importlib.import_module(PASSES)
+def load_meanwhile(name: str) -> None:
+    """Begin to load a module, in a thread; what cannot be loaded is told by whoever needs it next.
 
-
-def load_meanwhile() -> None:
-    """Begin to load what does the work, in a thread; what cannot be loaded is told by whoever needs it next."""
+    Parameters
+    ----------
+    name : `PASSES`, or another module that takes its time
+    """
     # first and by itself: of two threads that load packages which need each other, one may see half of one
     import distributed  # noqa: F401
 
     def load() -> None:
         with contextlib.suppress(Exception):
-            _passes()
+            importlib.import_module(name)
 
     threading.Thread(target=load, daemon=True).start()

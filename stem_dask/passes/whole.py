@@ -30,6 +30,7 @@ from stem_dask.passes.writing import (
     write_export,
     write_normalized,
 )
+from stem_dask.pipeline import load_meanwhile
 from stem_dask.preflight import Prepared
 from stem_dask.results import Outcome, exit_code, results_of_run, stored_bytes
 from stem_dask.state import RunState
@@ -69,6 +70,8 @@ def complete(
     job.rehearse()
     if alone:
         exempt_from_collection()
+    if job.outputs.figure:
+        load_meanwhile("matplotlib.backends.backend_agg")
     first = time.perf_counter()
     block, window = job.block(), None
     read_windows_only(job, block)
