@@ -38,6 +38,10 @@ def test_raw(raw, dtype, before):
 def test_raw_with_bytes_behind_is_noted(raw):
     found = find(raw(numbers(), 0, 7), shape=SHAPE, dtype="uint16")
     assert found.info.notes == ("7 bytes after the patterns are not read",)
+    first = find(raw(numbers()), shape=[6, 6, 5], dtype="uint16", scan_shape=(2, 3))
+    agrees(first, numbers().reshape(12, 6, 5)[:6].reshape(2, 3, 6, 5))
+    assert first.info.notes[0] == "6 patterns after the first 6 are not read"
+    found = find(raw(numbers(), 0, 7), shape=SHAPE, dtype="uint16")
     assert found.info.metadata == {"shape": list(SHAPE), "dtype": "uint16", "offset": 0}
 
 
@@ -55,6 +59,10 @@ def test_raw_with_bytes_behind_is_noted(raw):
          "file has 718, 11 patterns of 6 x 5; check"),
         ({"shape": SHAPE, "dtype": "f4"}, "need 1,440 bytes, the file has 720, 6 patterns"),
         ({"shape": (2**30, 2**30, 2**30, 2**30), "dtype": "f4"}, "the file has 720, 0 patterns"),
+        ({"shape": (3, 4, 6, 4), "dtype": "u2"}, "15 patterns; input.shape 3 x 4 x 6 x 4 needs 12; check"),
+        ({"shape": (3, 4, 6, 7), "dtype": "u1"}, "are 504 bytes, but 720 are there: a size or the type is wrong; check"),
+        ({"shape": (3, 3, 6, 5), "dtype": "u2"}, r"12 patterns; input\.shape 3 x 3 x 6 x 5 needs 9; .*; the first 9 are read with "
+         r"input\.shape: \[9, 6, 5\] and input\.scan_shape: \[3, 3\], the last with input\.skip_frames: 3"),
         ({"shape": SHAPE, "dtype": "f4", "offset": 5000}, "the file has 0, 0 patterns"),
     ],
 )  # fmt: skip
@@ -94,6 +102,7 @@ def test_skip_frames(raw):
         find(path, **options, scan_shape=(3, 4), skip_frames=1)
     with pytest.raises(SourceError, match=r"skip_frames is 14, but there are 14 patterns"):
         find(path, **options, skip_frames=14)
+    path = raw(numbers())
     with pytest.raises(SourceError, match=r"are a scan of 3 x 4 already; leave it out"):
         find(path, shape=SHAPE, dtype="u2", skip_frames=1)
 

@@ -221,7 +221,7 @@ def test_tiff_of_imagej(tmp_path):
             {"x259": 6},
             r"a page is compressed by JPEG \(compression 6\), which is not read; save it again",
         ),
-        ({"x277": 3}, r"values a pixel 3 \(expected 1\)"),
+        ({"x277": 3}, r"3 values a pixel \(expected 1\)"),
         ({"x258": 12}, r"pixels of 12 bits"),
         ({"x339": 6}, r"complex numbers are not read"),
         ({"x256": 2**31}, r"the pixels of a page at byte 8 end behind the file"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Literal
 
@@ -120,7 +121,7 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
         raise SourceError(
             f"{name}: {chosen.name} is a stack of {source.shape[0]:,} patterns of {by(source.shape[1:])} pixels; "
-            "give its scan as input.scan_shape: [scan_y, scan_x]"
+            f"give its scan as input.scan_shape: [scan_y, scan_x]{_perhaps(chosen.hint, source.shape[0])}"
         )
     told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
@@ -137,10 +138,23 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}"
             + _fitting(source.shape[0], n_y, n_x, skip)
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
+            + ("" if told == "input" else "; input.scan_shape takes its place")
         )
     note = () if told == "input" else (f"the file states a scan of {n_y:,} x {n_x:,}",)
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
     return view.on(ScanOfList(source, (n_y, n_x)), folded, *note)
+
+
+def _perhaps(hint: str, n: int) -> str:
+    """What the scan of ``n`` patterns might be: by a header, or a square one."""
+    side = isqrt(n)
+    return (
+        f" ({hint})"
+        if hint
+        else f" ({side} x {side} would fit)"
+        if side > 1 and side * side == n
+        else ""
+    )
 
 
 def _fitting(n: int, height: int, width: int, skip: int) -> str:
