@@ -85,6 +85,8 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
     names = (*SCAN_DIMS, *DETECTOR_DIMS)
     if _detector_first(name, chosen, geometry.scan_order):
         note = "the detector's axes come first in the file; reading takes longer"
+        if chosen.swapped is None and geometry.scan_order == "auto":
+            note += f" (by {', '.join(axis.units or axis.name for axis in axes)})"
         view = view.on(
             Transposed(source, DETECTOR_FIRST), _named((*axes[2:], *axes[:2]), names), note
         )
@@ -210,18 +212,18 @@ def _backwards(axis: Axis) -> Axis:
 
 
 def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
-    """By the user's word, else by the file's own, else (DM files only) by the units of the axes, or refuse."""
+    """By the user's word, else by the file's own, else by the units of the axes; DM files that do not tell are refused."""
     if scan_order != "auto":
         return scan_order == "detector_first"
     if chosen.swapped is not None:
         return not chosen.swapped
     if tuple(axis.name for axis in chosen.axes) == (*DETECTOR_DIMS, *SCAN_DIMS):
         return True
-    if _kind(name) not in (".dm3", ".dm4"):
-        return False
     reciprocal = [_is_reciprocal(axis.units) for axis in chosen.axes]
     if reciprocal in (_SCAN_FIRST, _SCAN_FIRST[::-1]):
         return reciprocal != _SCAN_FIRST
+    if _kind(name) not in (".dm3", ".dm4"):
+        return False
     units = ", ".join(axis.units or "none" for axis in chosen.axes)
     raise SourceError(
         f"{name}: cannot tell scan from detector: no Data Order Swapped tag, and the units are ({units}); "

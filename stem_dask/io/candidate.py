@@ -27,7 +27,7 @@ class Candidate:
     another file says it in its own way (False: the detector comes first);
     ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`; ``valid`` is False
     where a pattern could not be read when the file was written, shaped as patterns of one pixel; ``hint`` is what a header
-    says of the scan without saying which it is.
+    says of the scan without saying which it is; ``fault`` is why the array cannot be read, told when it is chosen.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Candidate:
     about: Mapping[str, Any] | None = None
     valid: Source | None = None
     hint: str = ""
+    fault: str = ""
 
 
 def by(shape: Sequence[int]) -> str:
