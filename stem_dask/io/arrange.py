@@ -33,7 +33,7 @@ class Geometry:
     scan_order: ScanOrder
     scan_roi: Sequence[int] | None
     scan_step: int
-    skip_frames: int
+    skip_frames: int | Sequence[int]
     drop_columns: int
     flip: bool
 
@@ -77,7 +77,7 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         raise SourceError(
             f"{name}: {chosen.name} has {len(source.shape)} axes; expected 4 or a stack of patterns"
         )
-    if geometry.skip_frames:
+    if any(_ends(geometry)):
         raise SourceError(
             f"{name}: input.skip_frames is {geometry.skip_frames}, but the data are a scan of {by(source.shape[:2])} "
             "already; leave it out, or take a part with input.scan_roi"
@@ -106,16 +106,17 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
 
 def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
     """Fold a stack of patterns into the scan that the user or the file gives."""
-    source, axes, skip = view.source, view.axes, geometry.skip_frames
-    if skip >= source.shape[0]:
+    source, axes, (first, last) = view.source, view.axes, _ends(geometry)
+    if first + last >= source.shape[0]:
         raise SourceError(
-            f"{name}: input.skip_frames is {skip:,}, but there are {source.shape[0]:,} patterns"
+            f"{name}: input.skip_frames is {geometry.skip_frames}, but there are {source.shape[0]:,} patterns"
         )
-    if skip:
-        rest = (source.shape[0] - skip, *source.shape[1:])
-        source = Selection(source, (skip, 0, 0), (1, 1, 1), rest)
-        axes = (axes[0].part(skip, rest[0]), *axes[1:])
-        view = view.on(source, axes, f"left out the first {skip:,} patterns")
+    if first or last:
+        rest = (source.shape[0] - first - last, *source.shape[1:])
+        source = Selection(source, (first, 0, 0), (1, 1, 1), rest)
+        axes = (axes[0].part(first, rest[0]), *axes[1:])
+        end = f" and the last {last:,}" if last else ""
+        view = view.on(source, axes, f"left out the first {first:,}{end} patterns")
     scan = chosen.scan
     if geometry.scan_shape is None and scan is None:
         ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
@@ -138,7 +139,7 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
         whose = "scan_shape" if told == "input" else "the scan that the file states,"
         raise SourceError(
             f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}"
-            + _fitting(source.shape[0], n_y, n_x, skip)
+            + _fitting(source.shape[0], n_y, n_x, (first, last))
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
             + ("" if told == "input" else "; input.scan_shape takes its place")
         )
@@ -150,22 +151,28 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
 def _perhaps(hint: str, n: int) -> str:
     """What the scan of ``n`` patterns might be: by a header, or a square one."""
     side = isqrt(n)
-    return (
-        f" ({hint})"
-        if hint
-        else f" ({side} x {side} would fit)"
-        if side > 1 and side * side == n
-        else ""
-    )
+    if hint:
+        return f" ({hint})"
+    return f" ({side} x {side} would fit)" if side > 1 and side * side == n else ""
 
 
-def _fitting(n: int, height: int, width: int, skip: int) -> str:
-    """What would fit ``n`` patterns, when ``height x width`` does not."""
+def _ends(geometry: Geometry) -> tuple[int, int]:
+    """Patterns that are left out at the beginning and at the end."""
+    skip = geometry.skip_frames
+    return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
+
+
+def _fitting(n: int, height: int, width: int, ends: tuple[int, int]) -> str:
+    """What would fit ``n`` patterns, of which ``ends`` are left out already, when ``height x width`` does not."""
+    first, last = ends
     hints = []
     if n >= width and n % width == 0:
         hints.append(f"{n // width} x {width} would fit")
     if (more := n - height * width) > 0:
-        hints.append(f"input.skip_frames: {skip + more} would leave out {more:,} at the beginning")
+        begin = first + more if not last else [first + more, last]
+        hints.append(
+            f"input.skip_frames: {begin} would leave out {more:,} at the beginning, [{first}, {last + more}] at the end"
+        )
     return "".join(f"; {hint}" for hint in hints)
 
 

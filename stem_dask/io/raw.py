@@ -74,16 +74,14 @@ def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
             f"{max(0, has):,}, {max(0, has) // per_pattern:,} patterns of {by(shape[-2:])}; {_CHECK}"
         )
     n_more, odd = divmod(has - n_bytes, per_pattern)
-    if len(shape) == 4 and n_more and not odd:
-        n = math.prod(shape[:2])
-        raise SourceError(
-            f"{path}: {n + n_more:,} patterns; input.shape {by(shape)} needs {n:,}; {_CHECK}; the first {n:,} are read with input.shape: "
-            f"{[n, *shape[2:]]} and input.scan_shape: {list(shape[:2])}, the last with input.skip_frames: {n_more} too"
-        )
     if n_more and not odd:
-        notes: tuple[str, ...] = (f"{n_more:,} patterns after the first {shape[0]:,} are not read",)
-    else:
-        notes = bytes_behind(path, "patterns", shape, dtype, has - n_bytes, _CHECK)
+        n = math.prod(shape[:-2])
+        fold = f", input.scan_shape: {list(shape[:2])}" if len(shape) == 4 else ""
+        raise SourceError(
+            f"{path}: {n + n_more:,} patterns; input.shape {by(shape)} needs {n:,}; {_CHECK}, or leave some out with input.shape: "
+            f"{[n + n_more, *shape[-2:]]}{fold} and input.skip_frames: [0, {n_more}]"
+        )
+    notes = bytes_behind(path, "patterns", shape, dtype, has - n_bytes, _CHECK)
     axes = tuple(Axis(f"axis{i}", n) for i, n in enumerate(shape))
     said = {"shape": list(shape), "dtype": str(dtype), "offset": layout.offset}
     return [Candidate("array", source, axes, metadata=said, notes=notes)]
