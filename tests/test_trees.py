@@ -246,6 +246,15 @@ def test_scales_that_netcdf_names_alone(tmp_path):
     assert found == [(1.0, 0.0, "nm"), (1.5, 0.0, "nm"), (1.0, 0.0, ""), (0.5, 0.0, "nm")]
 
 
+def test_chunks_that_were_never_written_are_noted(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("data", SHAPE, "u2", chunks=(1, 5, 6, 7), fillvalue=3)
+        data[:3] = numbers()[:3]
+    patterns = open_patterns(tmp_path / "a.h5")
+    np.testing.assert_array_equal(patterns[3], 3)
+    assert patterns.attrs["notes"] == ["1 of 4 chunks were never written; they read as 3"]
+
+
 def test_a_dataset_by_its_links_and_others_that_cannot_be_read(tmp_path):
     path = hdf5(tmp_path / "a.h5", numbers(), name="entry/detector/data")
     with h5py.File(path, "r+") as file:

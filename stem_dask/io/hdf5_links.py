@@ -1,5 +1,6 @@
 """Where the numbers of an HDF5 dataset are: under which names, in which other files, in a coding that is known or not."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from stem_dask.io.damage import one_line, told
 
 #: filters of HDF5 itself have lower numbers; others come with plugins
 _FIRST_PLUGIN = 256
+#: counting takes some 0.4 s for so many chunks
+_MOST_COUNTED = 10**6
 
 
 def escaped(name: str | bytes) -> str:
@@ -46,6 +49,17 @@ def fault_of(path: str, name: str, data: Any) -> str:
                 "where it can be read (h5repack -f GZIP=1)"
             )
     return ""
+
+
+def unwritten(data: Any) -> tuple[str, ...]:
+    """A note on chunks of a dataset that were never written, as when an acquisition was stopped: HDF5 fills them in."""
+    if data.chunks is None or data.ndim < 3:
+        return ()
+    n = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
+    there = data.id.get_num_chunks() if n <= _MOST_COUNTED else n
+    if there >= n:
+        return ()
+    return (f"{n - there:,} of {n:,} chunks were never written; they read as {data.fillvalue}",)
 
 
 def _is_known(code: int) -> bool:

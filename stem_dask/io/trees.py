@@ -18,7 +18,7 @@ from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import refuse_outside
 from stem_dask.io.damage import one_line, told
-from stem_dask.io.hdf5_links import as_bytes, escaped, fault_of
+from stem_dask.io.hdf5_links import as_bytes, escaped, fault_of, unwritten
 from stem_dask.io.hdf5_metadata import attributes_of
 from stem_dask.io.objects import at, zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
@@ -195,7 +195,7 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     shape, chunks = tuple(int(n) for n in data.shape), data.chunks
     chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
-    notes = _odd_flags(told_axes)
+    notes = (*_odd_flags(told_axes), *unwritten(data))
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
         source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
