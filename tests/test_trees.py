@@ -246,6 +246,20 @@ def test_scales_that_netcdf_names_alone(tmp_path):
     assert found == [(1.0, 0.0, "nm"), (1.5, 0.0, "nm"), (1.0, 0.0, ""), (0.5, 0.0, "nm")]
 
 
+def test_a_broken_array_beside_the_patterns_does_no_harm(tmp_path):
+    root = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    for name in ("data", "other"):
+        root.create_array(name, data=numbers(), chunks=SHAPE)
+    said = tmp_path / "a.zarr/other/.zarray"
+    said.write_text(said.read_text().replace("<u2", "|O"))
+    patterns = open_patterns(tmp_path / "a.zarr")
+    same(patterns, numbers())
+    assert patterns.attrs["notes"][0].startswith("other cannot be read (No Zarr data type found")
+    (tmp_path / "a.zarr/data/.zarray").write_text("{")
+    with pytest.raises(SourceError, match=r"a\.zarr: not a readable zarr store"):
+        find(tmp_path / "a.zarr")
+
+
 def test_chunks_that_were_never_written_are_noted(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("data", SHAPE, "u2", chunks=(1, 5, 6, 7), fillvalue=3)

@@ -246,18 +246,25 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             return [_zarr_array(path, "", root, None)]
         if is_url(path):
             return _arrays_below(path, root)
-        found = list(_arrays(path, "", 0))
+        broken: dict[str, Exception] = {}
+        found = list(_arrays(path, "", 0, broken))
         known = ours.of_zarr(path, dict(root.attrs), dict(found))
         least = 2 if known is None else 3  # beside our patterns lie their positions
         if Path(path, _SIGNALS).is_dir():
-            found = [one for one in _arrays(path, _SIGNALS, 1) if one[0].endswith("/data")]
+            found = [one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")]
         elif known is None:
-            found = list(_arrays(path, "", _MAX_DEPTH))
-        return [
+            found = list(_arrays(path, "", _MAX_DEPTH, broken))
+        if broken and not any(array.ndim == 4 for _, array in found):
+            raise next(iter(broken.values()))
+        listed = [
             {**_zarr_array(path, name, array, root), **_told_of(path, name, array, known)}
             for name, array in found
             if array.ndim >= least
         ]
+        lost = tuple(
+            f"{one_line(name)} cannot be read ({one_line(error)})" for name, error in broken.items()
+        )
+        return [{**one, "notes": (*one.get("notes", ()), *lost)} for one in listed]
 
 
 def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
@@ -298,8 +305,10 @@ def _told_of(path: str, name: str, array: Any, ours_say: dict[str, Any] | None) 
     return ours_say or {} if name == "patterns" else {}
 
 
-def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Name and array of every member, one after another: zarr itself opens all at once, and tells of one fault only."""
+def _arrays(
+    path: str, prefix: str, depth: int, broken: dict[str, Exception]
+) -> Iterator[tuple[str, Any]]:
+    """Name and array of every member, one after another; what cannot be opened is put into ``broken``."""
     import zarr
 
     for folder in sorted(Path(path, prefix).iterdir()):
@@ -309,11 +318,15 @@ def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
         if not roots:
             continue
         name = f"{prefix}{folder.name}"
-        node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
+        try:
+            node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
+        except Exception as error:  # each part of zarr has its own
+            broken[name] = error
+            continue
         if isinstance(node, zarr.Array):
             yield name, node
         elif depth:
-            yield from _arrays(path, f"{name}/", depth - 1)
+            yield from _arrays(path, f"{name}/", depth - 1, broken)
 
 
 def _is_group(roots: list[Path]) -> bool:
