@@ -127,6 +127,8 @@ BY_RANGES = (".dm3", ".dm4", ".npy", ".raw")
 #: what users name in place of what can be read
 _NEIGHBOURS = {
     ".hdr": "the settings of a Merlin file; open the .mib beside it",
+    ".zip": "an archive is not read; unpack it and open what was in it",
+    ".gz": "a compressed file is not read; unpack it first",
     ".npz": "an archive of numpy arrays is not read; save the one with the patterns by itself: "
     "numpy.save('patterns.npy', numpy.load('that.npz')['patterns'])",
 }

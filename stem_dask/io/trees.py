@@ -239,6 +239,10 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     use()
     expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"), _codecs_known(path):
+        if not is_url(path) and not any(Path(path, name).exists() for name in ZARR_ROOTS):
+            raise SourceError(
+                f"{path}: not a readable zarr store: it holds none of {', '.join(ZARR_ROOTS)}; copy it again from where it was written"
+            )
         for name in ZARR_ROOTS:
             refuse_outside(path, at(path, name))
         root = zarr.open(zarr_store(path), mode="r")
