@@ -205,6 +205,8 @@ def test_the_detector_first_by_the_words_of_other_files(tmp_path):
     patterns = open_patterns(odd_axes(tmp_path / "c.hspy", *units))
     same(patterns, turned)
     assert patterns.attrs["notes"][-1].endswith("(by 1/nm, 1/nm, nm, nm)")
+    export(open_patterns(tmp_path / "c.hspy", scan_order="scan_first"), tmp_path / "c.h5")
+    same(open_patterns(tmp_path / "c.h5"), numbers())  # the names of the axes say it
     said = [{**attrs, "navigate": i < 2} for i, attrs in enumerate(units)]
     patterns = open_patterns(odd_axes(tmp_path / "d.hspy", *said))
     same(patterns, numbers())

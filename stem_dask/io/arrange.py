@@ -224,8 +224,9 @@ def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
         return scan_order == "detector_first"
     if chosen.swapped is not None:
         return not chosen.swapped
-    if tuple(axis.name for axis in chosen.axes) == (*DETECTOR_DIMS, *SCAN_DIMS):
-        return True
+    names = tuple(axis.name for axis in chosen.axes)
+    if names in ((*DETECTOR_DIMS, *SCAN_DIMS), (*SCAN_DIMS, *DETECTOR_DIMS)):
+        return names[0] == DETECTOR_DIMS[0]
     reciprocal = [_is_reciprocal(axis.units) for axis in chosen.axes]
     if reciprocal in (_SCAN_FIRST, _SCAN_FIRST[::-1]):
         return reciprocal != _SCAN_FIRST
