@@ -157,7 +157,7 @@ def _hint(description: str) -> str:
 
     Examples
     --------
-    >>> _hint("ImageJ=1.5\nimages=12\nslices=4\nframes=3\n")
+    >>> _hint("ImageJ=1.5\\nimages=12\\nslices=4\\nframes=3\\n")
     'by ImageJ frames 3, slices 4'
     >>> _hint('<OME><Pixels SizeZ="4" SizeC="1" SizeT="3"/></OME>')
     'by OME SizeT 3, SizeZ 4'
