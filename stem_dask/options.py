@@ -41,6 +41,7 @@ Positive = Annotated[float, Field(gt=0), "a number above 0"]
 Kilovolts = Annotated[float, Field(gt=0, le=10_000), "kilovolts, a number above 0 such as 200"]
 Shape = Annotated[tuple[Count, Count], _List, "[y, x] of whole numbers above 0"]
 Point = Annotated[tuple[Amount, Amount], _List, "[y, x] of numbers of 0 or more"]
+Ends = Annotated[tuple[Whole, Whole], _List, "[leading, trailing]"]
 Edges = tuple[Whole, Whole, Whole, Whole]
 Box = Annotated[Edges, _List, _Rising, "[y0, y1, x0, x1] with y0 < y1 and x0 < x1"]
 Indices = Annotated[tuple[Whole, ...], _List]
@@ -120,7 +121,7 @@ class Input(_Section):  # what is read
     scan_order: Literal["auto", "scan_first", "detector_first"] = "auto"
     scan_roi: Box | None = None
     scan_step: Count = 1
-    skip_frames: Whole = 0
+    skip_frames: Whole | Ends = 0
     drop_columns: Whole = 0
     flip: bool = False
     missing_chunks: Literal["refuse", "zero"] = "refuse"

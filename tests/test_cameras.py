@@ -59,6 +59,23 @@ def test_blo_cut_and_longer(tmp_path):
     found = find(path)
     agrees(found, array)
     assert "bytes after the 12 patterns of the scan are not read" in found.info.notes
+    with pytest.raises(
+        SourceError, match=r"12 patterns; .* states, 3 x 3 needs 9; 4 x 3 would fit"
+    ):
+        find(blo(path, array, nx=3))
+
+
+def test_blo_sheared_where_the_patterns_are_dark(tmp_path):
+    """Zeros where a mark should be are a pattern that was never written only when all of it is zeros."""
+    array = numbers(SQUARE, "u1")
+    array[..., :2, :] = array[..., 4:, :] = 0
+    with pytest.raises(SourceError, match=r"pattern 1 begins at byte 4,143, but b'\\x00\\x00' is"):
+        find(blo(tmp_path / "a.blo", array, size=5))
+    path = blo(tmp_path / "a.blo", array)
+    content = path.read_bytes()
+    path.write_bytes(content[: -42 * 4] + bytes(42 * 4))  # the last four were never written
+    array.reshape(12, 6, 6)[8:] = 0
+    agrees(find(path), array)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +190,8 @@ def test_direct_electron_without_a_raster(tmp_path, changes):
         ({"x12": ("I", 4)}, r"MRC mode 4 \(complex or packed"),
         ({"x8": ("I", 13)}, r"says 13 x 6 x 5 uint16 from byte 1,024 on, 1,804 bytes in all, but the file has 1,744: 12 p"),
         ({"x8": ("I", 0)}, r"says 0 x 6 x 5"),
+        ({"x8": ("I", 11)}, r"11 x 6 x 5 uint16 are 660 bytes, but 720 are there: a size or the type is wrong; if the"),
+        ({"x0": ("I", 4)}, r"12 x 6 x 4 uint16 are 576 bytes, .* rename a copy to \.raw and give .* input.offset: 1024"),
         ({"x8": ("I", 2**32 - 1)}, r"says 4,294,967,295 x 6"),
         ({"x92": ("I", 2**32 - 1)}, r"from byte 4,294,968,319 on.* 0 patterns"),
     ],

@@ -241,7 +241,7 @@ BAD = [
     ("input: {scan_step: 0}", "input.scan_step is 0; expected a whole number above 0"),
     ("input: {scan_step: '3'}", "is '3'; expected a whole number above 0 (this is text in YAML; write 3)"),
     ("input: {scan_step: 2.0}", "input.scan_step is 2.0; expected a whole number above 0"),
-    ("input: {skip_frames: -1}", "input.skip_frames is -1; expected a whole number of 0 or more"),
+    ("input: {skip_frames: -1}", "input.skip_frames is -1; expected a whole number of 0 or more or [leading, trailing]"),
     ("input: {shape: [4, 5]}", "input.shape is [4, 5]; expected [scan_y, scan_x, ky, kx] or [n, ky, kx]"),
     ("input: {dtype: '>u 2'}", "input.dtype is '>u 2'; expected a numpy type such as uint16"),
     ("input: {offset: -1}", "input.offset is -1; expected a whole number of 0 or more"),

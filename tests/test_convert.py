@@ -46,6 +46,18 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(hs.load(path, lazy=True).data)
 
 
+def test_patterns_without_any_intensity_are_told(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in (np.nan, -2.0):
+        np.save("beam.npy", np.full((2, 3, 8, 8), value, np.float32))
+        assert convert("a.zarr", "--overwrite") == 0
+        assert "no value is above 0: all are zero, negative or NaN" in capsys.readouterr().out
+    np.save("beam.npy", np.array([[[[-1.0, np.nan], [1.0, 0.0]]]], np.float32))
+    assert convert("a.zarr", "--overwrite") == 0
+    assert "no value is above 0" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["a.zarr", "a.hspy", "a.zspy", "a.h5", "a.npy", "a.pt"])
 @pytest.mark.parametrize("flags", [(), ("--no-rechunk", "--chunk-mb", "0.02", "--analyze")])
 def test_every_format_holds_the_patterns(

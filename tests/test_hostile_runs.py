@@ -150,6 +150,19 @@ def test_a_chunk_that_is_a_link_out_of_the_store(tmp_path):
     assert find(tmp_path / "b.zarr").source[(slice(0, 1),) * 4].shape == (1, 1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("6, 5)", "6, 4)"), ("6, 5)", "5, 5)"), ("(3,", "(2,"), ("<u2", "<u1"), (">u2", "|b1")],
+)
+def test_a_npy_that_says_less_than_it_holds(tmp_path, right, wrong):
+    """Read all the same, every pattern but the first would begin in the one before."""
+    np.save(tmp_path / "a.npy", numbers().astype(">u2" if right == ">u2" else "<u2"))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(right.encode(), wrong.encode(), 1))
+    with pytest.raises(SourceError, match=r"a\.npy: .* but 720 are there: a size or the type is"):
+        find(tmp_path / "a.npy")
+
+
 def test_files_that_are_odd_but_sound(tmp_path):
     """Python 2's long integers in a .npy; a .zarr whose names of axes are no names."""
     text = "{'descr': '<u2', 'fortran_order': False, 'shape': (3L, 4L, 6L, 5L), }"
@@ -158,6 +171,11 @@ def test_files_that_are_odd_but_sound(tmp_path):
     found = find(tmp_path / "a.npy")
     np.testing.assert_array_equal(found.source[(slice(None),) * 4], numbers())
     assert "4 bytes after the array are not read" in found.info.notes
+    with open(tmp_path / "two.npy", "wb") as file:
+        np.save(file, numbers())
+        np.save(file, numbers())
+    found = find(tmp_path / "two.npy")
+    assert "bytes after the array, another one, are not read" in found.info.notes[0]
     root = zarr.open_group(tmp_path / "b.zarr", mode="w", zarr_format=2)
     array = root.create_array("patterns", data=numbers(), chunks=SHAPE)
     for names in (7, "abcd", [1, None, "ky", {}], {"a": 1}):

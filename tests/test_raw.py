@@ -55,6 +55,11 @@ def test_raw_with_bytes_behind_is_noted(raw):
          "file has 718, 11 patterns of 6 x 5; check"),
         ({"shape": SHAPE, "dtype": "f4"}, "need 1,440 bytes, the file has 720, 6 patterns"),
         ({"shape": (2**30, 2**30, 2**30, 2**30), "dtype": "f4"}, "the file has 720, 0 patterns"),
+        ({"shape": (3, 4, 6, 4), "dtype": "u2"}, "15 patterns; input.shape 3 x 4 x 6 x 4 needs 12; check"),
+        ({"shape": (3, 4, 6, 7), "dtype": "u1"}, "are 504 bytes, but 720 are there: a size or the type is wrong; check"),
+        ({"shape": (10, 6, 5), "dtype": "u2"}, r"input\.shape: \[12, 6, 5\] and input\.skip_frames: \[0, 2\]"),
+        ({"shape": (3, 3, 6, 5), "dtype": "u2"}, r"12 patterns; input\.shape 3 x 3 x 6 x 5 needs 9; .* leave some out with "
+         r"input\.shape: \[12, 6, 5\], input\.scan_shape: \[3, 3\] and input\.skip_frames: \[0, 3\]"),
         ({"shape": SHAPE, "dtype": "f4", "offset": 5000}, "the file has 0, 0 patterns"),
     ],
 )  # fmt: skip
@@ -85,6 +90,15 @@ def test_skip_frames(raw):
     found = find(path, **options, scan_shape=(3, 4), skip_frames=2)
     agrees(found, numbers((14, 6, 5))[2:].reshape(SHAPE))
     assert "left out the first 2 patterns" in found.info.notes
+    found = find(path, **options, scan_shape=(3, 3), skip_frames=(2, 3))
+    agrees(found, numbers((14, 6, 5))[2:11].reshape(3, 3, 6, 5))
+    assert "left out the first 2 and the last 3 patterns" in found.info.notes
+    with pytest.raises(
+        SourceError, match=r"skip_frames: \[4, 1\] would .* 2 at .*, \[2, 3\] at the end"
+    ):
+        find(path, **options, scan_shape=(3, 3), skip_frames=(2, 1))
+    with pytest.raises(SourceError, match=r"skip_frames is \(7, 7\), but there are 14 patterns"):
+        find(path, **options, skip_frames=(7, 7))
     with pytest.raises(
         SourceError,
         match=r"14 patterns; scan_shape 3 x 4 needs 12; input.skip_frames: 2 would leave out 2 at",
@@ -94,6 +108,7 @@ def test_skip_frames(raw):
         find(path, **options, scan_shape=(3, 4), skip_frames=1)
     with pytest.raises(SourceError, match=r"skip_frames is 14, but there are 14 patterns"):
         find(path, **options, skip_frames=14)
+    path = raw(numbers())
     with pytest.raises(SourceError, match=r"are a scan of 3 x 4 already; leave it out"):
         find(path, shape=SHAPE, dtype="u2", skip_frames=1)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,44 @@ def test_what_tifffile_writes(tmp_path: Path, dtype: str, codec: str | None) -> 
         np.testing.assert_array_equal(whole(found.source), array)
         part = (slice(1, 3), slice(1, 4, 2), slice(3, 20, 4), slice(33, 36))
         np.testing.assert_array_equal(found.source[part], array[part])
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lzma"])
+def test_newer_codecs(tmp_path: Path, codec: str) -> None:
+    for dtype, predictor, part in (("u2", 2, PARTS[1]), (">f4", 3, PARTS[2]), ("u1", False, {})):
+        array = counts(dtype)
+        tifffile.imwrite(tmp_path / "a.tif", array, compression=codec, predictor=predictor,
+                         photometric="minisblack", **part)  # fmt: skip
+        np.testing.assert_array_equal(whole(find(tmp_path / "a.tif").source), array)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "packbits"}, {"tile": (16, 16)}])
+def test_bits(tmp_path: Path, options: dict[str, Any]) -> None:
+    array = counts("u1") > 0
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", **options)
+    source: Any = find(tmp_path / "a.tif").source
+    assert source.dtype == bool
+    np.testing.assert_array_equal(whole(source), array)
+    np.testing.assert_array_equal(source[1:2, :, 3:9, 30:], array[1:2, :, 3:9, 30:])
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
+def test_scan_lines_that_tifffile_takes_for_colours(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Of 3 or 4 patterns in a line it makes one page of so many planes; its description has the shape that was meant."""
+    array, path = counts("u2"), tmp_path / "a.tif"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tifffile.imwrite(path, array, photometric=None, **options)
+    with tifffile.TiffFile(path) as file:
+        assert [page.samplesperpixel for page in file.pages] == [4, 4, 4]
+    source: Any = find(path).source
+    np.testing.assert_array_equal(whole(source), array)
+    np.testing.assert_array_equal(source[1:3, 1:4:2, 5:9, :], array[1:3, 1:4:2, 5:9])
+    tifffile.imwrite(path, array, photometric="rgb", planarconfig="separate", metadata=None)
+    with pytest.raises(SourceError, match=r"4 values a pixel \(expected 1\)"):
+        find(path)
 
 
 @pytest.mark.parametrize("codec", ["tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits"])
@@ -184,7 +223,8 @@ def test_damaged(strip: Any, content: bytes, compression: int, message: str) -> 
     ("tags", "message"),
     [
         ({"x259": 7}, r"compressed by JPEG \(compression 7\), which is not read; save it again as plain gray"),
-        ({"x259": 50000}, r"compressed by Zstandard \(compression 50000\)"),
+        ({"x259": 50001}, r"compressed by WebP \(compression 50001\)"),
+        ({"x258": 1, "x317": 2}, r"pixels of 1 bits are not read"),
         ({"x259": 4242}, r"compressed by unknown \(compression 4242\)"),
         ({"x317": 4}, r"the predictor 4 with the compression deflate"),
         ({"x317": 3}, r"predictor 3 is for real numbers"),

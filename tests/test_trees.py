@@ -71,6 +71,7 @@ def test_hspy_written_by_hyperspy(tmp_path):
         signal.axes_manager[i].offset = offset
         signal.axes_manager[i].units = units
     signal.metadata.General.title = "a scan"
+    signal.metadata.set_item("Acquisition_instrument.TEM.camera_length", 45.0)
     signal.save(tmp_path / "a.hspy", chunks=(2, 5, 6, 7))
     found = find(tmp_path / "a.hspy")
     assert found.info.axes == (
@@ -80,6 +81,8 @@ def test_hspy_written_by_hyperspy(tmp_path):
         Axis("kx", 7, 3.0, -9.0, "1/nm"),
     )
     assert found.info.chunks == (2, 5, 6, 7)
+    kept = found.info.metadata["metadata"]
+    assert kept["Acquisition_instrument"] == {"TEM": {"camera_length": 45.0}}
     same(open_patterns(tmp_path / "a.hspy"), array)
     same(open_patterns(tmp_path / "a.hspy", dataset="a scan"), array)
 
@@ -188,7 +191,7 @@ def test_names_that_are_no_utf8(tmp_path, name):
 
 
 def test_the_detector_first_by_the_words_of_other_files(tmp_path):
-    """HyperSpy's navigate, names of axes; units alone only make a note."""
+    """HyperSpy's navigate, else names of axes, else their units, which are noted beside HyperSpy's word."""
     turned = numbers().transpose(2, 3, 0, 1)
     flags = [{"scale": i, "units": "nm", "navigate": i > 2} for i in (1, 2, 3, 4)]
     patterns = open_patterns(odd_axes(tmp_path / "a.hspy", *flags))
@@ -200,8 +203,99 @@ def test_the_detector_first_by_the_words_of_other_files(tmp_path):
     same(open_patterns(tmp_path / "b.zarr", scan_order="scan_first"), numbers())
     units = [{"scale": 1, "units": word} for word in ("1/nm", "1/nm", "nm", "nm")]
     patterns = open_patterns(odd_axes(tmp_path / "c.hspy", *units))
+    same(patterns, turned)
+    assert patterns.attrs["notes"][-1].endswith("(by 1/nm, 1/nm, nm, nm)")
+    export(open_patterns(tmp_path / "c.hspy", scan_order="scan_first"), tmp_path / "c.h5")
+    same(open_patterns(tmp_path / "c.h5"), numbers())  # the names of the axes say it
+    said = [{**attrs, "navigate": i < 2} for i, attrs in enumerate(units)]
+    patterns = open_patterns(odd_axes(tmp_path / "d.hspy", *said))
     same(patterns, numbers())
     assert "input.scan_order: detector_first" in patterns.attrs["notes"][-1]
+    said = [{"navigate": i < 3} for i in range(4)]
+    patterns = open_patterns(odd_axes(tmp_path / "e.hspy", *said))
+    same(patterns, numbers())
+    assert patterns.attrs["notes"][-1].startswith("HyperSpy calls 3 of the 4 axes navigation")
+
+
+def test_emd_of_hyperspy_is_turned_back(tmp_path):
+    """RosettaSciIO writes and reads the data of an .emd transposed; others, such as ncempy, do not."""
+    hs = pytest.importorskip("hyperspy.api")
+    signal = hs.signals.Signal2D(numbers())
+    units = ("nm", "um", "1/nm", "1/nm")
+    for i, (along, unit) in enumerate(zip(signal.axes_manager._axes, units, strict=True)):
+        along.name, along.scale, along.offset, along.units = f"a{i}", 2.0**i, -i, unit
+    signal.save(tmp_path / "a.emd")
+    patterns = open_patterns(tmp_path / "a.emd")
+    same(patterns, numbers())
+    assert [axis(patterns, dim) for dim in SCAN] == [(2.0**i, -i, u) for i, u in enumerate(units)]
+    assert "reverse" in patterns.attrs["notes"][0]
+    signal.inav[0].save(tmp_path / "b.emd")
+    same(open_patterns(tmp_path / "b.emd", scan_shape=(2, 2)), numbers()[:, 0].reshape(2, 2, 6, 7))
+
+
+def test_scales_that_netcdf_names_alone(tmp_path):
+    """An axis has no label there, its scale has a name; one without values is no calibration."""
+    path = hdf5(tmp_path / "a.h5", numbers(), name="data")
+    with h5py.File(path, "r+") as file:
+        for i, (dim, n) in enumerate(zip(("ky", "kx", "scan_y", "scan_x"), SHAPE, strict=True)):
+            scale = file.create_dataset(dim, data=np.arange(n) * 0.5 * i)
+            scale.make_scale(dim)
+            scale.attrs["units"] = "nm"
+            file["data"].dims[i].attach_scale(scale)
+    patterns = open_patterns(path)
+    same(patterns, numbers().transpose(2, 3, 0, 1))
+    found = [axis(patterns, dim) for dim in SCAN]
+    assert found == [(1.0, 0.0, "nm"), (1.5, 0.0, "nm"), (1.0, 0.0, ""), (0.5, 0.0, "nm")]
+
+
+def test_a_broken_array_beside_the_patterns_does_no_harm(tmp_path):
+    root = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    for name in ("data", "other"):
+        root.create_array(name, data=numbers(), chunks=SHAPE)
+    said = tmp_path / "a.zarr/other/.zarray"
+    said.write_text(said.read_text().replace("<u2", "|O"))
+    patterns = open_patterns(tmp_path / "a.zarr")
+    same(patterns, numbers())
+    assert patterns.attrs["notes"][0].startswith("other cannot be read (No Zarr data type found")
+    (tmp_path / "a.zarr/data/.zarray").write_text("{")
+    with pytest.raises(SourceError, match=r"a\.zarr: not a readable zarr store"):
+        find(tmp_path / "a.zarr")
+
+
+def test_chunks_that_were_never_written_are_noted(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("data", SHAPE, "u2", chunks=(1, 5, 6, 7), fillvalue=3)
+        data[:3] = numbers()[:3]
+    patterns = open_patterns(tmp_path / "a.h5")
+    np.testing.assert_array_equal(patterns[3], 3)
+    assert patterns.attrs["notes"] == ["1 of 4 chunks were never written; they read as 3"]
+
+
+def test_a_dataset_by_its_links_and_others_that_cannot_be_read(tmp_path):
+    path = hdf5(tmp_path / "a.h5", numbers(), name="entry/detector/data")
+    with h5py.File(path, "r+") as file:
+        file["entry/data"] = h5py.SoftLink("/entry/detector")
+        file["hard"] = file["entry/detector/data"]
+        file["nowhere"] = h5py.SoftLink("/gone")
+        file.create_dataset("out", (4, 5), "u2", external=[("gone.bin", 0, 40)])
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((4, 5, 6))
+        plist.set_filter(32845, h5py.h5z.FLAG_OPTIONAL, (1,))
+        space = h5py.h5s.create_simple((4, 5, 6))
+        h5py.h5d.create(file.id, b"coded", h5py.h5t.NATIVE_UINT16, space, plist)
+    for dataset in (None, "/entry/data/data", "hard", "entry/detector/data"):
+        same(open_patterns(path, dataset=dataset), numbers())
+    for dataset, message in (
+        ("out", r"the numbers of out are not in this file but in gone\.bin"),
+        (
+            "coded",
+            r"a\.h5: coded is coded by the HDF5 filter 32845 \(without a name\), which is not kno",
+        ),
+        ("nowhere", r"there is no dataset 'nowhere'; the file holds"),
+        ("entry", r"there is no dataset 'entry'"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            find(path, dataset=dataset)
 
 
 def test_zarr_of_unknown_codecs_and_impossible_chunks(tmp_path):
@@ -273,10 +367,11 @@ def test_zarr_array_and_group(tmp_path, version):
     same(open_patterns(tmp_path / "g.zarr", dataset="deep/er/data"), array)
     same(open_patterns(tmp_path / "g.zarr"), array)
     group.create_array("list", data=array.reshape(20, 6, 7))
-    same(open_patterns(tmp_path / "g.zarr"), array.reshape(20, 6, 7), LIST)
+    same(open_patterns(tmp_path / "g.zarr"), array)
+    same(open_patterns(tmp_path / "g.zarr", dataset="list"), array.reshape(20, 6, 7), LIST)
+    group.create_array("a/b/c/d/scan", data=array + 1)
     group.create_array("scan", data=array + 1)
-    group.create_array("other", data=array + 2)
-    with pytest.raises(SourceError, match=r"2 arrays of 4 axes; .* other: 4 x 5 .*; scan: 4 x 5"):
+    with pytest.raises(SourceError, match=r"3 arrays of 4 axes; .* a/b/c/d/scan: 4 x 5 .*; scan: "):
         find(tmp_path / "g.zarr")
     same(open_patterns(tmp_path / "g.zarr", dataset="scan"), array + 1)
 

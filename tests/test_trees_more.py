@@ -206,6 +206,12 @@ def test_tiff_of_imagej(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SourceError, match="12 pages need"):
         find(path)
+    axes = b"ImageJ=1.5\nimages=12\nchannels=1\nslices=4\nframes=3\n"
+    path = tiff(tmp_path / "c.tiff", array, description=axes)
+    with pytest.raises(SourceError, match=r"scan_y, scan_x\] \(by ImageJ frames 3, slices 4\)$"):
+        find(path)
+    with pytest.raises(SourceError, match=r"scan_y, scan_x\] \(3 x 3 would fit\)$"):
+        find(tiff(tmp_path / "c.tiff", array[:9]))
     n_bytes = 2 * 65536 * 65536 + 1000
     path = tiff(
         tmp_path / "b.tiff", np.zeros((1, 256, 256), "u2"), pixels_first=False,
@@ -221,7 +227,7 @@ def test_tiff_of_imagej(tmp_path):
             {"x259": 6},
             r"a page is compressed by JPEG \(compression 6\), which is not read; save it again",
         ),
-        ({"x277": 3}, r"values a pixel 3 \(expected 1\)"),
+        ({"x277": 3}, r"3 values a pixel \(expected 1\)"),
         ({"x258": 12}, r"pixels of 12 bits"),
         ({"x339": 6}, r"complex numbers are not read"),
         ({"x256": 2**31}, r"the pixels of a page at byte 8 end behind the file"),

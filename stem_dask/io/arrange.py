@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Geometry:
     scan_order: ScanOrder
     scan_roi: Sequence[int] | None
     scan_step: int
-    skip_frames: int
+    skip_frames: int | Sequence[int]
     drop_columns: int
     flip: bool
 
@@ -76,7 +77,7 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         raise SourceError(
             f"{name}: {chosen.name} has {len(source.shape)} axes; expected 4 or a stack of patterns"
         )
-    if geometry.skip_frames:
+    if any(_ends(geometry)):
         raise SourceError(
             f"{name}: input.skip_frames is {geometry.skip_frames}, but the data are a scan of {by(source.shape[:2])} "
             "already; leave it out, or take a part with input.scan_roi"
@@ -84,6 +85,8 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
     names = (*SCAN_DIMS, *DETECTOR_DIMS)
     if _detector_first(name, chosen, geometry.scan_order):
         note = "the detector's axes come first in the file; reading takes longer"
+        if chosen.swapped is None and geometry.scan_order == "auto":
+            note += f" (by {', '.join(axis.units or axis.name for axis in axes)})"
         view = view.on(
             Transposed(source, DETECTOR_FIRST), _named((*axes[2:], *axes[:2]), names), note
         )
@@ -103,16 +106,17 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
 
 def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
     """Fold a stack of patterns into the scan that the user or the file gives."""
-    source, axes, skip = view.source, view.axes, geometry.skip_frames
-    if skip >= source.shape[0]:
+    source, axes, (first, last) = view.source, view.axes, _ends(geometry)
+    if first + last >= source.shape[0]:
         raise SourceError(
-            f"{name}: input.skip_frames is {skip:,}, but there are {source.shape[0]:,} patterns"
+            f"{name}: input.skip_frames is {geometry.skip_frames}, but there are {source.shape[0]:,} patterns"
         )
-    if skip:
-        rest = (source.shape[0] - skip, *source.shape[1:])
-        source = Selection(source, (skip, 0, 0), (1, 1, 1), rest)
-        axes = (axes[0].part(skip, rest[0]), *axes[1:])
-        view = view.on(source, axes, f"left out the first {skip:,} patterns")
+    if first or last:
+        rest = (source.shape[0] - first - last, *source.shape[1:])
+        source = Selection(source, (first, 0, 0), (1, 1, 1), rest)
+        axes = (axes[0].part(first, rest[0]), *axes[1:])
+        end = f" and the last {last:,}" if last else ""
+        view = view.on(source, axes, f"left out the first {first:,}{end} patterns")
     scan = chosen.scan
     if geometry.scan_shape is None and scan is None:
         ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
@@ -120,7 +124,7 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
         raise SourceError(
             f"{name}: {chosen.name} is a stack of {source.shape[0]:,} patterns of {by(source.shape[1:])} pixels; "
-            "give its scan as input.scan_shape: [scan_y, scan_x]"
+            f"give its scan as input.scan_shape: [scan_y, scan_x]{_perhaps(chosen.hint, source.shape[0])}"
         )
     told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
@@ -135,21 +139,40 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
         whose = "scan_shape" if told == "input" else "the scan that the file states,"
         raise SourceError(
             f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}"
-            + _fitting(source.shape[0], n_y, n_x, skip)
+            + _fitting(source.shape[0], n_y, n_x, (first, last))
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
+            + ("" if told == "input" else "; input.scan_shape takes its place")
         )
     note = () if told == "input" else (f"the file states a scan of {n_y:,} x {n_x:,}",)
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
     return view.on(ScanOfList(source, (n_y, n_x)), folded, *note)
 
 
-def _fitting(n: int, height: int, width: int, skip: int) -> str:
-    """What would fit ``n`` patterns, when ``height x width`` does not."""
+def _perhaps(hint: str, n: int) -> str:
+    """What the scan of ``n`` patterns might be: by a header, or a square one."""
+    side = isqrt(n)
+    if hint:
+        return f" ({hint})"
+    return f" ({side} x {side} would fit)" if side > 1 and side * side == n else ""
+
+
+def _ends(geometry: Geometry) -> tuple[int, int]:
+    """Patterns that are left out at the beginning and at the end."""
+    skip = geometry.skip_frames
+    return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
+
+
+def _fitting(n: int, height: int, width: int, ends: tuple[int, int]) -> str:
+    """What would fit ``n`` patterns, of which ``ends`` are left out already, when ``height x width`` does not."""
+    first, last = ends
     hints = []
     if n >= width and n % width == 0:
         hints.append(f"{n // width} x {width} would fit")
     if (more := n - height * width) > 0:
-        hints.append(f"input.skip_frames: {skip + more} would leave out {more:,} at the beginning")
+        begin = first + more if not last else [first + more, last]
+        hints.append(
+            f"input.skip_frames: {begin} would leave out {more:,} at the beginning, [{first}, {last + more}] at the end"
+        )
     return "".join(f"; {hint}" for hint in hints)
 
 
@@ -196,18 +219,19 @@ def _backwards(axis: Axis) -> Axis:
 
 
 def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
-    """By the user's word, else by the file's own, else (DM files only) by the units of the axes, or refuse."""
+    """By the user's word, else by the file's own, else by the units of the axes; DM files that do not tell are refused."""
     if scan_order != "auto":
         return scan_order == "detector_first"
     if chosen.swapped is not None:
         return not chosen.swapped
-    if tuple(axis.name for axis in chosen.axes) == (*DETECTOR_DIMS, *SCAN_DIMS):
-        return True
-    if _kind(name) not in (".dm3", ".dm4"):
-        return False
+    names = tuple(axis.name for axis in chosen.axes)
+    if names in ((*DETECTOR_DIMS, *SCAN_DIMS), (*SCAN_DIMS, *DETECTOR_DIMS)):
+        return names[0] == DETECTOR_DIMS[0]
     reciprocal = [_is_reciprocal(axis.units) for axis in chosen.axes]
     if reciprocal in (_SCAN_FIRST, _SCAN_FIRST[::-1]):
         return reciprocal != _SCAN_FIRST
+    if _kind(name) not in (".dm3", ".dm4"):
+        return False
     units = ", ".join(axis.units or "none" for axis in chosen.axes)
     raise SourceError(
         f"{name}: cannot tell scan from detector: no Data Order Swapped tag, and the units are ({units}); "

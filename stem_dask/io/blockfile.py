@@ -46,8 +46,14 @@ def list_blo(path: str) -> list[Candidate]:
         said["scan y"], said["scan x"], said["step y (nm)"], said["step x (nm)"], units="nm"
     )
     if scan is not None and (n := scan[0].size * scan[1].size) < source.shape[0]:
-        source = _first(source, n)
-        notes = (f"bytes after the {n:,} patterns of the scan are not read",)
+        with open(path, "rb") as file:
+            file.seek(start + n * (size * size + _LEAD))
+            after = file.read(2)
+        if (
+            after != _MARK
+        ):  # else there are more patterns than the scan has, which is told when it is folded
+            source = _first(source, n)
+            notes = (f"bytes after the {n:,} patterns of the scan are not read",)
     refuse_sheared(source, _LEAD, _MARK)
     density = said["pixels per cm x 100"]
     step = 100 / density if density else None

@@ -26,7 +26,8 @@ class Candidate:
     the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes, also where
     another file says it in its own way (False: the detector comes first);
     ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`; ``valid`` is False
-    where a pattern could not be read when the file was written, shaped as patterns of one pixel.
+    where a pattern could not be read when the file was written, shaped as patterns of one pixel; ``hint`` is what a header
+    says of the scan without saying which it is; ``fault`` is why the array cannot be read, told when it is chosen.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Candidate:
     files: tuple[str, ...] = ()
     about: Mapping[str, Any] | None = None
     valid: Source | None = None
+    hint: str = ""
+    fault: str = ""
 
 
 def by(shape: Sequence[int]) -> str:
@@ -133,6 +136,43 @@ def header_of(path: str, n_bytes: int, what: str) -> bytes:
             f"{path}: {len(header):,} bytes are fewer than the header of {what} has ({n_bytes:,}); the file was cut"
         )
     return header
+
+
+def bytes_behind(
+    path: str, what: str, shape: Sequence[int], dtype: np.dtype, rest: int, remedy: str
+) -> tuple[str, ...]:
+    """A note on bytes that follow the numbers of a file.
+
+    Parameters
+    ----------
+    path : name of the file
+    what : what the numbers are, for the note
+    shape, dtype : as a header or the user says
+    rest : bytes that follow
+    remedy : what to do when the sizes are right
+
+    Raises
+    ------
+    SourceError
+        When they are as many as another row, column or pattern would have: one of the sizes is too small then, and
+        patterns would be shifted one against the other.
+
+    Examples
+    --------
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 3, "cut them off")
+    ('3 bytes after the array are not read',)
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 6, "cut them off")
+    Traceback (most recent call last):
+    stem_dask.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 30 are there: a size or the type is wrong; cut them off
+    """
+    if rest <= 0:
+        return ()
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes and rest >= n_bytes // max(shape, default=1):
+        raise SourceError(
+            f"{path}: {by(shape)} {dtype} are {n_bytes:,} bytes, but {n_bytes + rest:,} are there: a size or the type is wrong; {remedy}"
+        )
+    return (f"{rest:,} bytes after the {what} are not read",)
 
 
 def side_text(path: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import Candidate, by, scan_axes
+from stem_dask.io.candidate import Candidate, by, bytes_behind, scan_axes
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.object_file import opened_file
 from stem_dask.io.objects import at
@@ -127,6 +127,8 @@ BY_RANGES = (".dm3", ".dm4", ".npy", ".raw")
 #: what users name in place of what can be read
 _NEIGHBOURS = {
     ".hdr": "the settings of a Merlin file; open the .mib beside it",
+    ".zip": "an archive is not read; unpack it and open what was in it",
+    ".gz": "a compressed file is not read; unpack it first",
     ".npz": "an archive of numpy arrays is not read; save the one with the patterns by itself: "
     "numpy.save('patterns.npy', numpy.load('that.npz')['patterns'])",
 }
@@ -229,9 +231,20 @@ def _npy(name: str) -> list[Candidate]:
     source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
     if fortran:
         source = Transposed(source, tuple(range(len(shape)))[::-1])
-    rest = size - offset - n_bytes
-    notes = (f"{rest:,} bytes after the array are not read",) if rest else ()
+    notes = _behind_npy(name, offset + n_bytes, shape, dtype)
     return [Candidate("array", source, _plain_axes(shape), notes=notes)]
+
+
+def _behind_npy(name: str, end: int, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, ...]:
+    """A note on what follows the array; another one is nothing wrong, `numpy.save` puts them one behind the other."""
+    rest = at(name).stat().st_size - end
+    if rest >= 6:
+        with opened_file(name) as file:
+            file.seek(end)
+            if file.read(6) == b"\x93NUMPY":
+                return (f"{rest:,} bytes after the array, another one, are not read",)
+    remedy = "if they are right, save it again: numpy.save(path, numpy.load(path))"
+    return bytes_behind(name, "array", shape, dtype, rest, remedy)
 
 
 def _hdf5(name: str) -> list[Candidate]:

@@ -17,6 +17,9 @@ from stem_dask.io.buffers import buffer_for
 from stem_dask.io.publish import named
 from stem_dask.io.sources import Slices, Wrapped
 
+#: bytes of a pattern that are looked at to see whether it was ever written
+_MOST_LOOKED_AT = 2**24
+
 
 @dataclass(frozen=True)
 class Run:
@@ -157,8 +160,9 @@ def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
         for i in {min(1, run.count - 1), run.count - 1}:
             at = run.offset - lead + i * run.stride
             file.seek(at)
-            found = file.read(len(mark))
-            if found != mark and any(found):  # zeros: reserved on the disk, and never written
+            whole = file.read(min(run.stride, _MOST_LOOKED_AT))
+            found = whole[: len(mark)]
+            if found != mark and any(whole):  # zeros: reserved on the disk, and never written
                 raise SourceError(
                     f"{run.path}: by the sizes in the header pattern {i:,} begins at byte {at:,}, but {found!r} is there "
                     f"instead of {mark!r}; a size is wrong, or the file is damaged"

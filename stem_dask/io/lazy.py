@@ -102,7 +102,7 @@ def open_patterns(
     scan_order: ScanOrder = "auto",
     scan_roi: Sequence[int] | None = None,
     scan_step: int = 1,
-    skip_frames: int = 0,
+    skip_frames: int | Sequence[int] = 0,
     drop_columns: int = 0,
     flip: bool = False,
     missing_chunks: Missing = "refuse",
@@ -128,7 +128,7 @@ def open_patterns(
     scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file says
     scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
     scan_step : every n-th position of it
-    skip_frames : leading patterns of a stack that are left out before the scan is folded
+    skip_frames : leading patterns of a stack that are left out before the scan is folded, or [leading, trailing]
     drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
     flip : turn every pattern top to bottom
     missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``

@@ -15,6 +15,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io.candidate import (
     Candidate,
     by,
+    bytes_behind,
     calibrated,
     header_of,
     scan_axes,
@@ -66,7 +67,8 @@ def list_mrc(path: str) -> list[Candidate]:
             f"{path}: the header says {by(shape)} {dtype} from byte {offset:,} on, {need:,} bytes in all, but the file "
             f"has {size:,}: {max(0, size - offset) // pattern_bytes:,} patterns; it was cut, or the header is damaged"
         )
-    notes = (f"{size - need:,} bytes after the patterns are not read",) if need < size else ()
+    remedy = f"if the header is right, rename a copy to .raw and give input.shape, input.dtype and input.offset: {offset}"
+    notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy)
     said: dict[str, Any] = {
         "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": _labels(header)}
     }  # fmt: skip

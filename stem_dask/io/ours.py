@@ -167,7 +167,9 @@ def _of_signal(
     }  # fmt: skip
     original, own = tree("original_metadata"), attributes(_OWN)
     if own is None:
-        kept = {"original_metadata": original} if original else {}
+        known = {k: v for k, v in tree("metadata").items() if not k.startswith("_")}
+        kept = {"original_metadata": original, "metadata": known}
+        kept = {name: said for name, said in kept.items() if said}
         return {"about": about(said), "metadata": {**kept, **others}}
     said |= {name: own.get(name) for name in ("intensity", "k_origin")}
     said["given"] = tree(f"{_OWN}/given")

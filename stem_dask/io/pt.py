@@ -63,7 +63,7 @@ def to_dtype(block: NDArray | InPieces, dtype: np.dtype) -> InPieces:
         if piece.dtype.kind == "u" and dtype.kind == "i":
             largest = int(piece.max())
             if largest > int(np.iinfo(dtype).max):
-                raise StoreError(
+                raise ConfigError(
                     f"a value of {largest:,} does not fit {dtype}; set output.dtype: float32"
                 )
         copied(piece, here, out)

@@ -1,15 +1,18 @@
 """Files without a header: shape, type and place come from the config."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.candidate import Candidate, by, bytes_behind
 from stem_dask.io.objects import at
 from stem_dask.io.sources import FlatFile
 from stem_dask.model import Axis
+
+_CHECK = "check input.shape, input.dtype and input.offset"
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,23 @@ def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
     if dtype.kind not in "buif" or dtype.itemsize > 8:
         raise SourceError(f"{path}: input.dtype is {layout.dtype!r}; patterns are real numbers")
     source = FlatFile(path, layout.offset, dtype, shape)
-    n_bytes = dtype.itemsize
-    for n in shape:
-        n_bytes *= n
+    n_bytes = math.prod(shape) * dtype.itemsize
+    per_pattern = math.prod(shape[-2:]) * dtype.itemsize
     has = at(path).stat().st_size - layout.offset
     if n_bytes > has:
-        per_pattern = shape[-2] * shape[-1] * dtype.itemsize
         raise SourceError(
             f"{path}: {by(shape)} {dtype} from byte {layout.offset:,} on need {n_bytes:,} bytes, the file has "
-            f"{max(0, has):,}, {max(0, has) // per_pattern:,} patterns of {by(shape[-2:])}; "
-            "check input.shape, input.dtype and input.offset"
+            f"{max(0, has):,}, {max(0, has) // per_pattern:,} patterns of {by(shape[-2:])}; {_CHECK}"
         )
-    notes = (f"{has - n_bytes:,} bytes after the patterns are not read",) if has > n_bytes else ()
+    n_more, odd = divmod(has - n_bytes, per_pattern)
+    if n_more and not odd:
+        n = math.prod(shape[:-2])
+        fold = f", input.scan_shape: {list(shape[:2])}" if len(shape) == 4 else ""
+        raise SourceError(
+            f"{path}: {n + n_more:,} patterns; input.shape {by(shape)} needs {n:,}; {_CHECK}, or leave some out with input.shape: "
+            f"{[n + n_more, *shape[-2:]]}{fold} and input.skip_frames: [0, {n_more}]"
+        )
+    notes = bytes_behind(path, "patterns", shape, dtype, has - n_bytes, _CHECK)
     axes = tuple(Axis(f"axis{i}", n) for i, n in enumerate(shape))
     said = {"shape": list(shape), "dtype": str(dtype), "offset": layout.offset}
     return [Candidate("array", source, axes, metadata=said, notes=notes)]

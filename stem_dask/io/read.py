@@ -17,7 +17,7 @@ from stem_dask.io.damage import one_line
 from stem_dask.io.families import open_file
 from stem_dask.io.frames import Squeezed
 from stem_dask.io.raw import RawLayout
-from stem_dask.io.sources import Missing, Source, ZarrArray, identity
+from stem_dask.io.sources import Hdf5Dataset, Missing, Source, Wrapped, ZarrArray, identity
 from stem_dask.model import Axis, SourceInfo
 
 _MOST_LISTED = 12  # arrays that a message names
@@ -50,7 +50,7 @@ def find(
     scan_order: ScanOrder = "auto",
     scan_roi: Sequence[int] | None = None,
     scan_step: int = 1,
-    skip_frames: int = 0,
+    skip_frames: int | Sequence[int] = 0,
     drop_columns: int = 0,
     flip: bool = False,
     missing_chunks: Missing = "refuse",
@@ -68,7 +68,7 @@ def find(
     scan_order : which axes are the scan: ``scan_first``, ``detector_first``, or ``auto`` (as the file says)
     scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
     scan_step : take every n-th position of it
-    skip_frames : leading patterns of a stack that are left out before the scan is folded
+    skip_frames : leading patterns of a stack that are left out before the scan is folded, or [leading, trailing]
     drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
     flip : turn every pattern top to bottom
     missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
@@ -87,6 +87,8 @@ def find(
     )
     kind, candidates = open_file(name, RawLayout(shape, dtype, offset))
     chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
+    if chosen.fault:
+        raise SourceError(chosen.fault)
     chosen = _with_missing(name, chosen, missing_chunks)
     if chosen.source.dtype.kind not in "buif" or chosen.source.dtype.itemsize > 8:
         raise SourceError(
@@ -155,6 +157,9 @@ def _choose(
             number = position if candidate.number is None else candidate.number
             if dataset in (candidate.name, f"/{candidate.name}", number):
                 return candidate, []
+        linked = _behind_link(name, candidates, dataset)
+        if linked is not None:
+            return linked, [f"{dataset} is a link to {linked.name}"]
         raise SourceError(f"{name}: there is no dataset {dataset!r}; the file holds {listing}")
     for n_axes in (4, 3):
         fitting = [c for c in candidates if len(c.source.shape) == n_axes]
@@ -174,6 +179,22 @@ def _choose(
     raise SourceError(
         f"{name}: no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
     )
+
+
+def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> Candidate | None:
+    """The array of an HDF5 file that has another name, too, as NeXus files have them."""
+    if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
+        return None
+    from stem_dask.io.hdf5_links import name_behind
+
+    found = name_behind(name, dataset, [c.name for c in candidates])
+    return next((c for c in candidates if c.name == found), None)
+
+
+def _is_hdf5(source: Source) -> bool:
+    while isinstance(source, Wrapped):
+        source = source.source
+    return isinstance(source, Hdf5Dataset)
 
 
 def _listed(texts: list[str]) -> str:

@@ -22,6 +22,7 @@ from stem_dask.io import ours
 from stem_dask.io.candidate import Candidate, by
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.sources import FlatFile, Source, Transposed
+from stem_dask.io.strided import StridedFile, span
 from stem_dask.io.trees import axis_from
 from stem_dask.model import Axis
 
@@ -69,6 +70,14 @@ class _Other:
     what: str
 
 
+class _Numpy:
+    """A number or an array of numpy, left alone: whatever the pickle says of it is dropped."""
+
+    def __init__(self, *said: Any) -> None: ...
+
+    def __setstate__(self, said: Any) -> None: ...
+
+
 def _tensor(storage: _Storage, first: int, shape: Any, strides: Any, *more: Any) -> Any:
     if len(more) > 2 and more[2]:  # numbers that are to be negated or conjugated
         return _Other("a view that is not worked out yet; save tensor.resolve_neg().resolve_conj()")
@@ -100,6 +109,14 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
     ("torch.serialization", "_get_layout"): _Name,
+    ("_codecs", "encode"): _Numpy,  # bytes, in the pickles that torch writes
+    ("numpy", "dtype"): _Numpy,
+    ("numpy", "ndarray"): _Numpy,
+    **{
+        (f"numpy.{core}.multiarray", name): _Numpy
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    },
 }
 _TYPES = (
     "float",
@@ -155,6 +172,10 @@ def list_tensors(path: str) -> list[Candidate]:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             loaded = _unpickled(archive, records)
             big_endian = _text(archive, records.get("byteorder")) == "big"
+        if isinstance(loaded, _Numpy):
+            raise SourceError(
+                f"{path}: holds a numpy array, not a tensor; save torch.from_numpy(array), or numpy.save(path, array)"
+            )
         if not isinstance(loaded, (dict, list, tuple, _Tensor, _Other)):
             raise SourceError(
                 f"{path}: holds a {type(loaded).__name__}; expected a tensor, or a dictionary or list of them"
@@ -238,16 +259,8 @@ def _candidate(
 ) -> Candidate:
     if isinstance(tensor, _Other):
         raise SourceError(f"{path}: {name} is {tensor.what}")
-    order = tuple(range(len(tensor.shape)))  # axes of the tensor, slowest first as they are stored
-    if not _contiguous(tensor):
-        order = tuple(sorted(order, key=lambda i: -tensor.strides[i]))
-        stored = replace(
-            tensor,
-            shape=tuple(tensor.shape[i] for i in order),
-            strides=tuple(tensor.strides[i] for i in order),
-        )
-        if not _contiguous(stored):
-            raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
+    if any(stride < 1 < size for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
+        raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
     try:
         dtype = np.dtype(tensor.kind).newbyteorder(">" if big_endian else "<")
     except TypeError as error:
@@ -257,7 +270,7 @@ def _candidate(
     shape, entry = tensor.shape, records[f"data/{tensor.storage.key}"]
     if min(shape) < 0 or tensor.first < 0 or entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is damaged")
-    n_bytes = math.prod(shape) * dtype.itemsize
+    n_bytes = span(shape, tensor.strides) * dtype.itemsize
     begin = tensor.first * dtype.itemsize
     if begin + n_bytes > entry.file_size:
         raise SourceError(
@@ -268,19 +281,31 @@ def _candidate(
         raise SourceError(
             f"{path}: {name} needs {offset + n_bytes:,} bytes; the file has {size:,}: it was cut"
         )
-    source: Source = FlatFile(path, offset, dtype, tuple(shape[i] for i in order))
-    if order != tuple(range(len(shape))):
-        source = Transposed(source, tuple(order.index(i) for i in range(len(shape))))
-    return Candidate(name, source, _axes(shape, axes))
+    return Candidate(name, _source(path, offset, dtype, tensor), _axes(shape, axes))
 
 
-def _contiguous(tensor: _Tensor) -> bool:
+def _source(path: str, offset: int, dtype: np.dtype, tensor: _Tensor) -> Source:
+    """The elements one after another, where they lie so, perhaps with the axes in another order; else at their distances."""
+    shape, strides = tensor.shape, tensor.strides
+    if _contiguous(shape, strides):
+        return FlatFile(path, offset, dtype, shape)
+    order = sorted(
+        range(len(shape)), key=lambda i: -strides[i]
+    )  # slowest first, as they are stored
+    stored = tuple(shape[i] for i in order)
+    if _contiguous(stored, tuple(strides[i] for i in order)):
+        there = FlatFile(path, offset, dtype, stored)
+        return Transposed(there, tuple(order.index(i) for i in range(len(shape))))
+    return StridedFile(path, offset, dtype, shape, strides)
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether the last axis is fastest and nothing lies between; strides along one element do not matter."""
     step, expected = 1, []
-    for size in reversed(tensor.shape):
+    for size in reversed(shape):
         expected.append(step)
         step *= size
-    pairs = zip(tensor.shape, tensor.strides, reversed(expected), strict=True)
+    pairs = zip(shape, strides, reversed(expected), strict=True)
     return step == 0 or all(size == 1 or stride == right for size, stride, right in pairs)
 
 

@@ -3,17 +3,15 @@
 Plain pages that lie in a row are read where they are; others through `stem_dask.io.tiff_packed`.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import Candidate, scan_axes, stack_axes, whole
+from stem_dask.io.candidate import Candidate, scan_axes, stack_axes
 from stem_dask.io.frames import FramedFile, Run
 from stem_dask.io.sources import Source
-from stem_dask.io.tiff_directory import READ, Directories, Page
+from stem_dask.io.tiff_directory import READ, Directories, Page, stated_shape
 from stem_dask.io.tiff_packed import PackedPages
 from stem_dask.model import Axis
 
@@ -40,8 +38,9 @@ class _Places:
             self.known, self.step = self.known[::2], self.step * 2
         self.count += 1
         self.largest = max(self.largest, prod(page.part) * page.dtype.itemsize)
-        if self.runs is not None:
-            self.runs = self._joined(self.runs, page)
+        for i in range(page.planes):
+            if self.runs is not None:
+                self.runs = self._joined(self.runs, page.plane(i))
 
     def _joined(self, runs: list[Run], page: Page) -> list[Run] | None:
         """The page continues the last run, or begins another."""
@@ -70,6 +69,7 @@ def list_tiff(path: str) -> list[Candidate]:
     with open(path, "rb") as stream:
         directories = Directories(path, stream)
         first, places = _walk(directories)
+        planes = directories.planes
     count, scan = _stated(first.description)
     n_bytes = prod(first.shape) * first.dtype.itemsize
     runs = places.runs
@@ -86,7 +86,7 @@ def list_tiff(path: str) -> list[Candidate]:
         source = FramedFile(tuple(runs), first.dtype, first.shape)
     else:
         known, largest = tuple(places.known), places.largest + n_bytes
-        source = PackedPages(path, first.dtype, first.shape, places.count, known, places.step, largest)  # fmt: skip
+        source = PackedPages(path, first.dtype, first.shape, places.count * planes, known, places.step, largest, planes)  # fmt: skip
     n = source.shape[0]
     said = {
         "description": first.description,
@@ -94,7 +94,16 @@ def list_tiff(path: str) -> list[Candidate]:
         "compression": READ[first.compression],
     }
     axes = stack_axes(n, Axis("ky", first.shape[0]), Axis("kx", first.shape[1]))
-    return [Candidate("pages", source, axes, metadata=said, scan=scan if count == n else None)]
+    return [
+        Candidate(
+            "pages",
+            source,
+            axes,
+            metadata=said,
+            scan=scan if count == n else None,
+            hint=_hint(first.description),
+        )
+    ]
 
 
 def _walk(directories: Directories) -> tuple[Page, _Places]:
@@ -104,7 +113,7 @@ def _walk(directories: Directories) -> tuple[Page, _Places]:
     while at:
         entries, following = directories.read(at)
         page = directories.page(entries)
-        first = first or page
+        first = first or page.plane(0)
         if (page.shape, page.dtype) != (first.shape, first.dtype):
             raise SourceError(
                 f"{directories.path}: page {places.count + 1:,} is {page.shape} {page.dtype}, the first {first.shape} "
@@ -136,14 +145,33 @@ def _stated(description: str) -> tuple[int, tuple[Axis, Axis] | None]:
     found = re.search(r"^images=(\d{1,12})$", description, re.MULTILINE)
     if found and description.startswith("ImageJ="):
         return int(found[1]), None
-    shape: Any = None
-    if description.startswith('{"shape":'):
-        try:
-            shape = json.loads(description).get("shape")
-        except (ValueError, RecursionError):
-            return 1, None
-    sizes = [whole(n) for n in shape] if isinstance(shape, list) else []
-    if None in sizes or len(sizes) not in (3, 4):
+    shape = stated_shape(description)
+    if len(shape) not in (3, 4):
         return 1, None
-    lead = [n for n in sizes[:-2] if n is not None]
+    lead = shape[:-2]
     return prod(lead), scan_axes(*lead) if len(lead) == 2 else None
+
+
+def _hint(description: str) -> str:
+    """The axes of a stack that ImageJ and OME write, in their own words: which of them the scan is they cannot say.
+
+    Examples
+    --------
+    >>> _hint("ImageJ=1.5\\nimages=12\\nslices=4\\nframes=3\\n")
+    'by ImageJ frames 3, slices 4'
+    >>> _hint('<OME><Pixels SizeZ="4" SizeC="1" SizeT="3"/></OME>')
+    'by OME SizeT 3, SizeZ 4'
+    """
+    if description.startswith("ImageJ="):
+        writer, sizes = (
+            "ImageJ",
+            re.findall(r"^(frames|slices|channels)=(\d{1,9})$", description, re.MULTILINE),
+        )
+    elif "<OME" in description:
+        writer, sizes = "OME", re.findall(r"\b(Size[TZC])=\"(\d{1,9})\"", description)
+    else:
+        return ""
+    slowest = ("frames", "slices", "channels", "SizeT", "SizeZ", "SizeC")
+    said = [(name, n) for name, n in dict(sizes).items() if n != "1"]
+    said.sort(key=lambda pair: slowest.index(pair[0]))
+    return f"by {writer} " + ", ".join(f"{name} {n}" for name, n in said) if said else ""

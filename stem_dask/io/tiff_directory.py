@@ -1,36 +1,46 @@
 """Directories of TIFF and BigTIFF files: what a page is, and where its strips or tiles lie; no pixel is read."""
 
+import json
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import by
+from stem_dask.io.candidate import by, whole
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _FILL, _DESCRIPTION, _OFFSETS, _SAMPLES, _ROWS, _COUNTS = (
     256, 257, 258, 259, 266, 270, 273, 277, 278, 279,
 )  # fmt: skip
-_PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _FORMAT = (
-    317, 322, 323, 324, 325, 339,
+_PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _FORMAT = (
+    284, 317, 322, 323, 324, 325, 339,
 )  # fmt: skip
 _NUMBERS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}  # types of entries that are whole numbers
 _KINDS = {1: "u", 2: "i", 3: "f"}
 _MOST_ENTRIES, _MOST_PARTS = 4096, 1 << 16
 #: more bytes than this never come out of one: LZW without a clear code makes 3,838 of 12 bits, deflate 1,032 of one
 _MOST_EXPANDED = 2600
+_MOST_EXPANDED_BY = {34925: 10_000, 50000: 40_000}
 #: compressions that are read, by their code
-READ = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits"}
+READ = {
+    1: "none",
+    5: "LZW",
+    8: "deflate",
+    32946: "deflate",
+    32773: "PackBits",
+    34925: "LZMA",
+    50000: "Zstandard",
+}
 #: elsewhere the tag means nothing to libtiff, which writes it all the same, and differences to tifffile
-_PREDICTED = (5, 8, 32946)
+_PREDICTED = (5, 8, 32946, 34925, 50000)
 _OTHERS = {
     2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000",
-    34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+    34887: "LERC", 34933: "PNG", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
-_REMEDY = "save it again as plain gray pages (uncompressed, LZW, deflate or PackBits), or convert it to .npy or .zarr"
+_REMEDY = "save it again as plain gray pages (uncompressed, deflate, LZW, Zstandard), or convert it to .npy or .zarr"
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Page:
     """One pattern (ky, kx): what its pixels are, and the place and length of each part (a strip or a tile).
 
     ``part`` are rows and columns of a part; the last strip has as many rows as are left, a tile has all of them.
+    Of bool the pixels are packed, eight a byte, each row from a new one on. A directory may describe several
+    ``planes``, which lie one behind the other; each is a pattern.
     """
 
     shape: tuple[int, int]
@@ -49,6 +61,15 @@ class Page:
     offsets: NDArray
     counts: NDArray
     description: str
+    planes: int = 1
+
+    def plane(self, number: int) -> "Page":
+        """One of the planes."""
+        if self.planes == 1:
+            return self
+        n = self.grid[0] * self.grid[1]
+        some = slice(number * n, (number + 1) * n)
+        return replace(self, offsets=self.offsets[some], counts=self.counts[some], planes=1)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -61,12 +82,19 @@ class Page:
         rows = self.part[0] if self.tiled else min(self.part[0], self.shape[0] - top)
         return rows, self.part[1]
 
+    def n_bytes(self, number: int) -> int:
+        """What a part decodes to."""
+        rows, columns = self.stored(number)
+        return rows * (
+            -(-columns // 8) if self.dtype.kind == "b" else columns * self.dtype.itemsize
+        )
+
     @property
     def is_plain(self) -> bool:
         """Whether the pixels lie one after another as they are."""
         step = self.part[0] * self.part[1] * self.dtype.itemsize
         in_order = self.compression == 1 and bool(np.all(np.diff(self.offsets) == step))
-        return in_order and not self.tiled
+        return in_order and not self.tiled and self.dtype.kind != "b"
 
 
 class Directories:
@@ -78,8 +106,8 @@ class Directories:
         When it is no TIFF file; by each function, when the file is cut, damaged, or of a kind that is not read.
     """
 
-    def __init__(self, path: str, stream: BinaryIO) -> None:
-        self.path, self.stream = path, stream
+    def __init__(self, path: str, stream: BinaryIO, planes: int = 1) -> None:
+        self.path, self.stream, self.planes = path, stream, planes
         self.size = os.fstat(stream.fileno()).st_size
         start = self.take(0, 16 if self.size >= 16 else 8)
         self.order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
@@ -147,11 +175,13 @@ class Directories:
         compression, predictor = self._coding(entries)
         bits = self._number(entries, _BITS, 1)
         kind = _KINDS.get(self._number(entries, _FORMAT, 1))
-        if kind is None or bits not in ((16, 32, 64) if kind == "f" else (8, 16, 32, 64)):
+        known = {"f": (16, 32, 64), "i": (8, 16, 32, 64), "u": (1, 8, 16, 32, 64)}
+        if kind is None or bits not in known[kind] or (bits == 1 and predictor != 1):
             what = "complex numbers" if kind is None else f"pixels of {bits} bits"
             raise SourceError(
                 f"{self.path}: {what} are not read; save real ones of 8, 16 or 32 bits"
             )
+        kind, bits = ("b", 8) if bits == 1 else (kind, bits)
         if predictor == 3 and kind != "f":
             self.fail(
                 f"predictor 3 is for real numbers, and the pixels are integers of {bits} bits"
@@ -170,9 +200,26 @@ class Directories:
         _, n, field = entries.get(_DESCRIPTION, (2, 0, b""))
         text = self._field(field, min(n, 10_000)).decode("utf-8", "replace").rstrip("\0")
         dtype = np.dtype(f"{self.order}{kind}{bits // 8}")
-        page = Page(shape, dtype, compression, predictor, tiled, (height, width), offsets, counts, text)  # fmt: skip
-        self._check(page)
+        planes = self._planes(entries, text)
+        page = Page(shape, dtype, compression, predictor, tiled, (height, width), offsets, counts, text, planes)  # fmt: skip
+        for i in range(planes):
+            self._check(page.plane(i))
         return page
+
+    def _planes(self, entries: dict[int, Any], text: str) -> int:
+        """Values a pixel: 1, or as many planes as the patterns of a scan line that tifffile took for colours.
+
+        It does so when there are 3 or 4 of them, and its description has the shape that was meant.
+        """
+        n = self._number(entries, _SAMPLES, 1)
+        if n != 1 and self.planes == 1 and len(shape := stated_shape(text)) > 2 and shape[-3] == n:
+            self.planes = n
+        apart = n == 1 or self._number(entries, _PLANAR, 1) == 2
+        if n != self.planes or not apart:
+            raise SourceError(
+                f"{self.path}: {n} values a pixel (expected 1) are not read; {_REMEDY}"
+            )
+        return n
 
     def _coding(self, entries: dict[int, Any]) -> tuple[int, int]:
         """Compression and predictor; refused when they are none that is read, or the page has colours."""
@@ -188,9 +235,10 @@ class Directories:
                 f"{self.path}: a page has the predictor {predictor} with the compression {READ[compression]}, which programs "
                 f"understand in different ways; {_REMEDY}"
             )
-        for what, tag in (("values a pixel", _SAMPLES), ("order of the bits in a byte", _FILL)):
-            if (has := self._number(entries, tag, 1)) != 1:
-                raise SourceError(f"{self.path}: {what} {has} (expected 1) is not read; {_REMEDY}")
+        if (has := self._number(entries, _FILL, 1)) != 1:
+            raise SourceError(
+                f"{self.path}: order of the bits in a byte {has} (expected 1) is not read; {_REMEDY}"
+            )
         return compression, predictor
 
     def _check(self, page: Page) -> None:
@@ -208,8 +256,7 @@ class Directories:
             return
         # all but the last are of one size
         for some in (slice(0, n - 1), slice(n - 1, n)):
-            rows, columns = page.stored(some.stop - 1)
-            self._check_parts(page, some, rows * columns * page.dtype.itemsize)
+            self._check_parts(page, some, page.n_bytes(some.stop - 1))
 
     def _check_parts(self, page: Page, some: slice, n_bytes: int) -> None:
         """Of parts that decode to so many bytes: whether they lie in the file, and can be as few bytes as they are."""
@@ -219,8 +266,27 @@ class Directories:
         counts = np.full_like(offsets, min(n_bytes, self.size + 1))
         if page.compression != 1:
             counts = page.counts[some]
-            if n_bytes > (shortest := int(counts.min())) * _MOST_EXPANDED:
+            most = _MOST_EXPANDED_BY.get(page.compression, _MOST_EXPANDED)
+            if n_bytes > (shortest := int(counts.min())) * most:
                 self.fail(f"a part of a page claims {n_bytes:,} bytes of {shortest:,} compressed ones")  # fmt: skip
         size = np.uint64(self.size)
         if (offsets > size).any() or (counts > size - offsets).any():
             self.fail("a part of a page ends behind the file's end")
+
+
+def stated_shape(description: str) -> list[int]:
+    """The shape that tifffile notes in the first page; empty when there is none.
+
+    Examples
+    --------
+    >>> stated_shape('{"shape": [3, 4, 64, 64]}')
+    [3, 4, 64, 64]
+    """
+    if not description.startswith('{"shape":'):
+        return []
+    try:
+        shape = json.loads(description).get("shape")
+    except (ValueError, RecursionError):
+        return []
+    sizes = [whole(n) for n in shape] if isinstance(shape, list) else []
+    return [] if None in sizes else [n for n in sizes if n is not None]

@@ -7,6 +7,7 @@ are a chain through the file, only every n-th is kept, so that a stack of any le
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from stem_dask.io.damage import COPY, told
 from stem_dask.io.publish import named
 from stem_dask.io.sources import Slices
 from stem_dask.io.tiff_directory import READ, Directories, Page
+
+#: names that imagecodecs has for compressions
+_DECODERS = {5: "lzw", 32773: "packbits", 34925: "lzma", 50000: "zstd"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class PackedPages:
     known : where the directories of pages 0, step, 2 * step … are
     step : see ``known``
     chunk_bytes : those of a strip or tile when it is decoded
+    planes : pages that each directory describes
     """
 
     path: str
@@ -40,6 +45,7 @@ class PackedPages:
     known: tuple[int, ...]
     step: int
     chunk_bytes: int
+    planes: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,7 +62,7 @@ class PackedPages:
         whole = np.empty(self.frame_shape, self.dtype)
         wanted = (slice(rows.start, rows.stop, rows.step), slice(columns.start, columns.stop, columns.step))  # fmt: skip
         with named(self.path), open(self.path, "rb") as stream:
-            directories = Directories(self.path, stream)
+            directories = Directories(self.path, stream, self.planes)
             pages = zip(frames, self._pages(directories, frames), strict=True)
             for target, (number, page) in zip(out, pages, strict=True):
                 for i in _overlapping(page, rows, columns):
@@ -67,16 +73,20 @@ class PackedPages:
     def _pages(self, directories: Directories, frames: range) -> Iterator[Page]:
         """What is said of some pages, in rising order."""
         number, at = 0, self.known[0]  # of the directory that is read next
+        entries: dict[int, Any] = {}
         for frame in frames:
-            nearest = frame // self.step
+            wanted = frame // self.planes
+            nearest = wanted // self.step
             if nearest * self.step > number:
                 number, at = nearest * self.step, self.known[nearest]
-            while number <= frame:
+            while number <= wanted:
                 entries, at = directories.read(at)
                 number += 1
-                if not at and number < self.count:
-                    directories.fail(f"there are {number:,} pages, where {self.count:,} were")
-            page = directories.page(entries)
+                if not at and number < self.count // self.planes:
+                    directories.fail(
+                        f"there are {number:,} pages, where {self.count // self.planes:,} were"
+                    )
+            page = directories.page(entries).plane(frame % self.planes)
             if (page.shape, page.dtype) != (self.frame_shape, self.dtype):
                 directories.fail(f"page {frame + 1:,} is {page.shape} {page.dtype} now")
             yield page
@@ -93,7 +103,7 @@ def _overlapping(page: Page, rows: range, columns: range) -> Iterator[int]:
 def _decode(directories: Directories, page: Page, number: int, part: int, whole: NDArray) -> None:
     """Put the pixels of a strip or tile to their place in the page."""
     shape = page.stored(part)
-    n_bytes = shape[0] * shape[1] * page.dtype.itemsize
+    n_bytes = page.n_bytes(part)
     kind = f"{'tile' if page.tiled else 'strip'} {part + 1:,} of page {number + 1:,}"
     length = n_bytes if page.compression == 1 else int(page.counts[part])
     content = directories.take(int(page.offsets[part]), length)
@@ -104,7 +114,11 @@ def _decode(directories: Directories, page: Page, number: int, part: int, whole:
         raise SourceError(
             f"{directories.path}: {kind} decodes to {more} bytes, where {n_bytes:,} were expected; {COPY}"
         )
-    values = undone(np.frombuffer(content, page.dtype).reshape(shape), page.predictor)
+    if page.dtype.kind == "b":
+        bits = np.frombuffer(content, np.uint8).reshape(shape[0], -1)
+        values = np.unpackbits(bits, axis=1, count=shape[1]).view(np.bool_)
+    else:
+        values = undone(np.frombuffer(content, page.dtype).reshape(shape), page.predictor)
     y, x = (i * n for i, n in zip(divmod(part, page.grid[1]), page.part, strict=True))
     place = whole[y : y + shape[0], x : x + shape[1]]
     place[...] = values[: place.shape[0], : place.shape[1]]
@@ -133,9 +147,9 @@ def unpacked(content: bytes, compression: int, n_bytes: int) -> bytes:
         if len(found) <= n_bytes and not stream.eof:
             raise ValueError("it ends too early")
         return found
-    from imagecodecs import lzw_decode, packbits_decode
+    import imagecodecs
 
-    decode = lzw_decode if compression == 5 else packbits_decode
+    decode = getattr(imagecodecs, f"{_DECODERS[compression]}_decode")
     return bytes(decode(content, out=n_bytes + 1))
 
 

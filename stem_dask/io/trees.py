@@ -18,9 +18,10 @@ from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import refuse_outside
 from stem_dask.io.damage import one_line, told
+from stem_dask.io.hdf5_links import as_bytes, escaped, fault_of, unwritten
 from stem_dask.io.hdf5_metadata import attributes_of
 from stem_dask.io.objects import at, zarr_store
-from stem_dask.io.sources import Hdf5Dataset, ZarrArray
+from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
 from stem_dask.model import Axis
 from stem_dask.urls import is_url
 
@@ -28,7 +29,8 @@ from stem_dask.urls import is_url
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: groups deeper than this are not searched: link loops end here
 _MAX_DEPTH = 12
-_MOST_GROUPS = 2  # as deep as HyperSpy nests them
+#: where HyperSpy puts its signals; below each are groups and arrays of metadata
+_SIGNALS = "Experiments/"
 _MOST_OTHERS = 6  # things that are no patterns, and are named all the same
 #: positions of pixels are read when there are no more than these: their number is only claimed
 _MOST_POSITIONS = 1 << 20
@@ -46,10 +48,22 @@ def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
     return Axis(text_of(name), size, scale, offset, units if known else "")
 
 
-def _scan_last(axes: list[dict[str, Any]]) -> bool | None:
-    """False, as `Candidate.swapped` has it, where HyperSpy's attributes of four axes say that the last two are the scan."""
+def _detector_last(axes: list[dict[str, Any]]) -> bool | None:
+    """Whether the detector comes last, as `Candidate.swapped` has it, by HyperSpy's attributes of four axes; or None."""
     flags = [bool(attrs.get("navigate")) for attrs in axes]
-    return False if flags == [False, False, True, True] else None
+    if flags not in ([True, True, False, False], [False, False, True, True]):
+        return None
+    return flags[0]
+
+
+def _odd_flags(axes: list[dict[str, Any]]) -> tuple[str, ...]:
+    """A note where HyperSpy's attributes make other signals of four axes than patterns."""
+    n = sum(bool(attrs.get("navigate")) for attrs in axes)
+    if len(axes) != 4 or n not in (1, 3):
+        return ()
+    return (
+        f"HyperSpy calls {n} of the 4 axes navigation; they are taken as scan_y, scan_x, ky, kx",
+    )
 
 
 def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis:
@@ -76,13 +90,13 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
         _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
-            names = [f"Experiments/{_escaped(name)}/data" for name in experiments]
-            names = [name for name in names if isinstance(file.get(_bytes(name)), h5py.Dataset)]
+            names = [f"Experiments/{escaped(name)}/data" for name in experiments]
+            names = [name for name in names if isinstance(file.get(as_bytes(name)), h5py.Dataset)]
         else:
             others: list[str] = []
             names = list(_walk(file, "", 0, set(), others))
             names = ["patterns"] if ours.is_h5(file) else names
-            if others and not any(file[_bytes(name)].ndim > 2 for name in names):
+            if others and not any(file[as_bytes(name)].ndim > 2 for name in names):
                 raise SourceError(
                     f"{path}: no 4D array of numbers and no stack of patterns; the file has "
                     + "; ".join(others[:_MOST_OTHERS])
@@ -106,15 +120,6 @@ def _refuse_velox(path: str, file: Any) -> None:
         )
 
 
-def _escaped(name: str | bytes) -> str:
-    """h5py gives names that are no UTF-8, such as titles in Latin-1, as bytes."""
-    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
-
-
 def _link(group: Any, name: str | bytes) -> Any:
     """What kind of a link a name is; of names that are no UTF-8 h5py says it in its own lower words only."""
     import h5py
@@ -135,7 +140,7 @@ def _walk(group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]
     if depth > _MAX_DEPTH:
         return
     for key in group:
-        link, name = _link(group, key), _escaped(key)
+        link, name = _link(group, key), escaped(key)
         if isinstance(link, h5py.ExternalLink):
             there = one_line(f"{link.filename}:{link.path}")
             others.append(
@@ -160,36 +165,18 @@ def _walk(group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]
             yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others)
 
 
-def _scale_of(data: Any, i: int) -> Any:
-    """The first dimension scale of an axis, where its name is that of the axis; None where there is none."""
+def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
+    """Name and positions of an axis by its first dimension scale; netCDF names the scale alone."""
     try:
         scales = data.dims[i].values()
+        label = data.dims[i].label or (scales[0].name or "").rpartition("/")[2] if scales else ""
     except (OSError, RuntimeError, TypeError, ValueError):  # a reference that leads nowhere
         return None
-    return scales[0] if scales and data.dims[i].label else None
-
-
-def _refuse_lost_parts(path: str, name: str, data: Any) -> None:
-    """A virtual dataset whose parts lie in files that are not there would read as zeros; what lies outside of the file
-    as plain bytes is looked for in whatever folder the program is started.
-    """
-    if data.external:
-        raise SourceError(
-            f"{path}: the numbers of {name} are not in this file but in {one_line(data.external[0][0])}; copy the dataset "
-            "into a file of its own where it was written, or open that file as a .raw with input.shape and input.dtype"
-        )
-    for part in data.virtual_sources() if data.is_virtual else ():
-        if part.file_name != "." and "%" not in part.file_name:  # % stands for a number
-            other = Path(path).parent / part.file_name
-            if not other.is_file():
-                raise SourceError(
-                    f"{path}: a part of {name} is in {one_line(other)}, which is not there; copy it too"
-                )
+    return (label, scales[0]) if label else None
 
 
 def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
-    data = file[_bytes(name)]
-    _refuse_lost_parts(path, name, data)
+    data = file[as_bytes(name)]
     parent = data.parent
     axes, told_axes = [], []
     for i, size in enumerate(data.shape):
@@ -197,7 +184,7 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
         scale = _scale_of(data, i)
         if found is None and scale is not None:
-            axes.append(axis_along(data.dims[i].label, int(size), scale, attributes_of(scale)))
+            axes.append(axis_along(scale[0], int(size), scale[1], attributes_of(scale[1])))
         elif found is None and isinstance(along, type(data)):
             attrs = dict(along.attrs)
             axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
@@ -205,9 +192,14 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
             attrs = attributes_of(found) if found is not None else {}
             told_axes.append(attrs)
             axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
-    shape = tuple(int(n) for n in data.shape)
-    chunk_bytes = math.prod(data.chunks or (0,)) * data.dtype.itemsize
-    source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
+    shape, chunks = tuple(int(n) for n in data.shape), data.chunks
+    chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
+    source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
+    notes = (*_odd_flags(told_axes), *unwritten(data))
+    if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
+        source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
+        chunks = chunks and chunks[::-1]
+        notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
     title = name.split("/")[1] if name.startswith("Experiments/") else name
     said = {
         "file": attributes_of(file),
@@ -224,9 +216,11 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         "name": title,
         "source": source,
         "axes": tuple(axes),
-        "chunks": data.chunks,
-        "swapped": _scan_last(told_axes),
+        "chunks": chunks,
+        "swapped": _detector_last(told_axes),
+        "fault": fault_of(path, name, data),
         **known,
+        "notes": (*notes, *known.get("notes", ())),
     }
 
 
@@ -245,6 +239,10 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     use()
     expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"), _codecs_known(path):
+        if not is_url(path) and not any(Path(path, name).exists() for name in ZARR_ROOTS):
+            raise SourceError(
+                f"{path}: not a readable zarr store: it holds none of {', '.join(ZARR_ROOTS)}; copy it again from where it was written"
+            )
         for name in ZARR_ROOTS:
             refuse_outside(path, at(path, name))
         root = zarr.open(zarr_store(path), mode="r")
@@ -252,16 +250,25 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             return [_zarr_array(path, "", root, None)]
         if is_url(path):
             return _arrays_below(path, root)
-        found = list(_arrays(path, "", 0))
+        broken: dict[str, Exception] = {}
+        found = list(_arrays(path, "", 0, broken))
         known = ours.of_zarr(path, dict(root.attrs), dict(found))
         least = 2 if known is None else 3  # beside our patterns lie their positions
-        if not any(array.ndim in (3, 4) for _, array in found):
-            found = list(_arrays(path, "", _MOST_GROUPS))
-        return [
+        if Path(path, _SIGNALS).is_dir():
+            found = [one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")]
+        elif known is None:
+            found = list(_arrays(path, "", _MAX_DEPTH, broken))
+        if broken and not any(array.ndim == 4 for _, array in found):
+            raise next(iter(broken.values()))
+        listed = [
             {**_zarr_array(path, name, array, root), **_told_of(path, name, array, known)}
             for name, array in found
             if array.ndim >= least
         ]
+        lost = tuple(
+            f"{one_line(name)} cannot be read ({one_line(error)})" for name, error in broken.items()
+        )
+        return [{**one, "notes": (*one.get("notes", ()), *lost)} for one in listed]
 
 
 def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
@@ -273,7 +280,7 @@ def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
     known = ours.of_zarr(path, dict(root.attrs), arrays)
     least = 2 if known is None else 3
     first = {name: array for name, array in arrays.items() if "/" not in name}
-    chosen = first if any(array.ndim in (3, 4) for array in first.values()) else arrays
+    chosen = arrays if known is None else first
     return [
         {**_zarr_array(path, name, array, root), **(known or {} if name == "patterns" else {})}
         for name, array in sorted(chosen.items())
@@ -302,8 +309,10 @@ def _told_of(path: str, name: str, array: Any, ours_say: dict[str, Any] | None) 
     return ours_say or {} if name == "patterns" else {}
 
 
-def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Name and array of every member, one after another: zarr itself opens all at once, and tells of one fault only."""
+def _arrays(
+    path: str, prefix: str, depth: int, broken: dict[str, Exception]
+) -> Iterator[tuple[str, Any]]:
+    """Name and array of every member, one after another; what cannot be opened is put into ``broken``."""
     import zarr
 
     for folder in sorted(Path(path, prefix).iterdir()):
@@ -313,11 +322,15 @@ def _arrays(path: str, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
         if not roots:
             continue
         name = f"{prefix}{folder.name}"
-        node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
+        try:
+            node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
+        except Exception as error:  # each part of zarr has its own
+            broken[name] = error
+            continue
         if isinstance(node, zarr.Array):
             yield name, node
         elif depth:
-            yield from _arrays(path, f"{name}/", depth - 1)
+            yield from _arrays(path, f"{name}/", depth - 1, broken)
 
 
 def _is_group(roots: list[Path]) -> bool:
@@ -356,5 +369,6 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         "source": source,
         "axes": tuple(axes),
         "chunks": tuple(chunks),
-        "swapped": _scan_last(told_axes),
+        "swapped": _detector_last(told_axes),
+        "notes": _odd_flags(told_axes),
     }

@@ -243,6 +243,8 @@ def _finish(job: Job, target: Target, written: Written) -> None:
         write_dataset(target.built, "output", mean)
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     job.warnings += target.finish(known, written.valid, {"maximum": written.highest}, about)
+    if not written.highest > 0 and written.valid.any():
+        job.warnings.append("no value is above 0: all are zero, negative or NaN; check the input")
 
 
 def _with_mask(job: Job, known: Analyzed | None) -> xr.Dataset:

@@ -1,0 +1,90 @@
+"""Where the numbers of an HDF5 dataset are: under which names, in which other files, in a coding that is known or not."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stem_dask.io.damage import one_line, told
+
+#: filters of HDF5 itself have lower numbers; others come with plugins
+_FIRST_PLUGIN = 256
+#: counting takes some 0.4 s for so many chunks
+_MOST_COUNTED = 10**6
+
+
+def escaped(name: str | bytes) -> str:
+    """h5py gives names that are no UTF-8, such as titles in Latin-1, as bytes."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+
+
+def as_bytes(name: str) -> bytes:
+    """The name as the file has it, which h5py always finds."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def fault_of(path: str, name: str, data: Any) -> str:
+    """Why a dataset cannot be read, as a message; empty when nothing speaks against it.
+
+    A virtual dataset whose parts lie in files that are not there would read as zeros; what lies outside of the file as
+    plain bytes is looked for in whatever folder the program is started.
+    """
+    if data.external:
+        return (
+            f"{path}: the numbers of {name} are not in this file but in {one_line(data.external[0][0])}; copy the dataset "
+            "into a file of its own where it was written, or open that file as a .raw with input.shape and input.dtype"
+        )
+    for part in data.virtual_sources() if data.is_virtual else ():
+        if part.file_name != "." and "%" not in part.file_name:  # % stands for a number
+            other = Path(path).parent / part.file_name
+            if not other.is_file():
+                return f"{path}: a part of {name} is in {one_line(other)}, which is not there; copy it too"
+    properties = data.id.get_create_plist()
+    for i in range(properties.get_nfilters()):
+        code, _, _, title = properties.get_filter(i)
+        if code >= _FIRST_PLUGIN and not _is_known(code):
+            what = one_line(title.decode("utf-8", "replace")) or "without a name"
+            return (
+                f"{path}: {name} is coded by the HDF5 filter {code} ({what}), which is not known here; save it again with gzip "
+                "where it can be read (h5repack -f GZIP=1)"
+            )
+    return ""
+
+
+def unwritten(data: Any) -> tuple[str, ...]:
+    """A note on chunks of a dataset that were never written, as when an acquisition was stopped: HDF5 fills them in."""
+    if data.chunks is None or data.ndim < 3:
+        return ()
+    n = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
+    there = data.id.get_num_chunks() if n <= _MOST_COUNTED else n
+    if there >= n:
+        return ()
+    return (f"{n - there:,} of {n:,} chunks were never written; they read as {data.fillvalue}",)
+
+
+def _is_known(code: int) -> bool:
+    import h5py
+    import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
+
+    return bool(h5py.h5z.filter_avail(code))
+
+
+def name_behind(path: str, name: str, known: Iterable[str]) -> str | None:
+    """Which of the datasets that are known has this name too, by a link within the file; None when none has."""
+    import h5py
+
+    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
+        item = file.get(as_bytes(name))
+        if not isinstance(item, h5py.Dataset):
+            return None
+        place = _place(item)
+        return next(
+            (one for one in known if one in file and _place(file[as_bytes(one)]) == place), None
+        )
+
+
+def _place(item: Any) -> tuple[int, int]:
+    import h5py
+
+    info = h5py.h5o.get_info(item.id)
+    return info.fileno, info.addr
