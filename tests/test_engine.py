@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import stem_dask as sd
 from stem_dask import engine, submission
-from stem_dask.errors import SourceError, StoreError, told_as
+from stem_dask.errors import MemoryBudgetError, NoMemoryError, SourceError, StoreError, told_as
 from stem_dask.grid import Grid, bounds, cut, read_part
 from stem_dask.io.pt import combine_crc
 from stem_dask.io.publish import damage, file_crc
@@ -554,6 +554,23 @@ def test_an_error_of_the_program_is_raised_as_it_is(client, tmp_path):
     _STATE.update(tries=[], n_errors=99, error=ZeroDivisionError("by hand"))
     with pytest.raises(ZeroDivisionError, match=r"^by hand$"):
         engine.run({"patterns": unsteady_patterns()}, 2, FolderSink(tmp_path / "o"), client=client)
+    assert _STATE["tries"].count(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError(), NoMemoryError, r"^block \[4:6, 0:2\]: the memory of the process is full; lower output"),
+        (MemoryError("3 GiB"), NoMemoryError, r"^block \[4:6, 0:2\]: 3 GiB; lower output\.chunk_mb, or use fewer"),
+        (MemoryBudgetError("ours"), MemoryBudgetError, "^ours$"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("no_waits")
+def test_memory_that_is_full(client, tmp_path, error, kind, message):
+    _STATE.update(tries=[], n_errors=99, error=error)
+    with pytest.raises(kind, match=message) as caught:
+        engine.run({"patterns": unsteady_patterns()}, 2, FolderSink(tmp_path / "o"), client=client)
+    assert type(caught.value) is kind
     assert _STATE["tries"].count(2) == 1
 
 
