@@ -9,7 +9,6 @@ import pytest
 
 from stem_dask.kernels.cuda_code import Code
 
-
 #: what cupy adds to the options of every program
 CUPYS = ("-ftz=true", "--device-as-default-execution-space")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from distributed import Nanny
 
 import stem_dask as sd
 from benchmarks import gpu
@@ -283,7 +284,9 @@ def test_a_gpu_that_becomes_full(
     assert pool.held == 0
 
 
-def test_what_says_that_a_gpu_is_full(played: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_says_that_a_gpu_is_full(
+    played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CUDA by a number, also where not even that much is left that it could be asked."""
     from stem_dask.kernels.full import told_when_full
 
@@ -368,6 +371,7 @@ def test_a_process_for_each_gpu(played: Counter[str], monkeypatch: pytest.Monkey
         "device_memory_limit": 0,
     }
     assert expected.items() <= told.items()
+    assert issubclass(told["worker_class"], Nanny)  # of ours, with one thread for each library
     with (
         pytest.raises(ConfigError, match="one thread a worker"),
         connect("gpu", threads_per_worker=2),

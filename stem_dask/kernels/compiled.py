@@ -27,8 +27,8 @@ def kernel(code: Code, name: str, shared: int = 0) -> Any:
         if module is None:
             module = _modules[code] = cupy.RawModule(code=code.text, options=code.options())
         found = module.get_function(name)
-        if shared > _SHARED_BYTES:
-            found.max_dynamic_shared_size_bytes = shared
+        if shared > _SHARED_BYTES:  # never less than another thread asked for
+            found.max_dynamic_shared_size_bytes = max(shared, found.max_dynamic_shared_size_bytes)
     return found
 
 

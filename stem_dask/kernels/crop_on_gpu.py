@@ -121,6 +121,11 @@ class WindowsOfSlot:
         self.crop = kernel(code, "crop")
 
     def start(self, patterns: Any, here: slice) -> None:
+        self.launch(patterns, here)
+        download(self.on_gpu, self.in_host)
+
+    def launch(self, patterns: Any, here: slice) -> None:
+        """Queue the kernels; what they make stays on the GPU."""
         import cupy
 
         n, (height, width) = len(patterns), patterns.shape[1:]
@@ -136,8 +141,9 @@ class WindowsOfSlot:
         shared = 8 * CROP_THREADS // WARP
         self.crop((n,), (CROP_THREADS,), arguments, shared_mem=shared)
         if self.then is not None:
-            self.then(cut, out)  # of a slot that is not full, too: what is done with the rest is not looked at
-        download(self.on_gpu, self.in_host)
+            self.then(
+                cut, out
+            )  # of a slot that is not full, too: what is done with the rest is not looked at
 
     def finish(self, patterns: NDArray, here: slice) -> tuple[NDArray, NDArray]:
         out, inside = self.in_host[1:]

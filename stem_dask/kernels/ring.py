@@ -93,7 +93,9 @@ class Ring:
         dtype = stored(dtype)
         self.size, slots = slots_of(n, detector, dtype, slot_bytes)
         self.slots: list[Slot] = []
-        for _ in range(slots):  # the first one's stream goes back when there is no room for the second
+        for _ in range(
+            slots
+        ):  # the first one's stream goes back when there is no room for the second
             self.slots.append(Slot((self.size, *detector), dtype, work))
         self.current = 0
 
