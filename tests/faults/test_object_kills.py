@@ -1,5 +1,6 @@
 """SIGKILL while a run writes into an object store: the same command goes on, and writes only what is missing."""
 
+import hashlib
 import json
 import os
 import signal
@@ -66,7 +67,10 @@ def test_kills_of_a_run_into_an_object_store(
         code, text = run()
         assert code == 0, text
         assert server.puts("patterns/c/") == []
-    there = {name: objects.read(f"{url}/{name}") for name, _ in objects.below(url)}
-    expected = small.references["A"][".zarr"]
-    assert {name: there.get(name) for name in expected} == expected
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    marks = {name: status.etag.strip('"') for name, status in objects.below(url)}
+    for name, content in small.references["A"][
+        ".zarr"
+    ].items():  # but the documents, with the output's name
+        assert marks[name] == hashlib.md5(content).hexdigest(), name
     assert not objects.at(f"{url}.owner").is_file()
