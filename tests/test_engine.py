@@ -26,7 +26,14 @@ from hypothesis import strategies as st
 
 import stem_dask as sd
 from stem_dask import engine, submission
-from stem_dask.errors import MemoryBudgetError, NoMemoryError, SourceError, StoreError, told_as
+from stem_dask.errors import (
+    MemoryBudgetError,
+    NoMemoryError,
+    SourceError,
+    StoreError,
+    WorkerLostError,
+    told_as,
+)
 from stem_dask.grid import Grid, bounds, cut, read_part
 from stem_dask.io.pt import combine_crc
 from stem_dask.io.publish import damage, file_crc
@@ -815,6 +822,18 @@ def test_combined_checksums_of_long_pieces():
     pieces = [np.arange(n, dtype="u1").tobytes() for n in (3_000_001, 1, 2**20)]
     assert prod(len(p) for p in pieces) > 2**40
     assert combine_crc((len(p), zlib.crc32(p)) for p in pieces) == zlib.crc32(b"".join(pieces))
+
+
+def test_workers_that_do_not_come_back():
+    """Where the scheduler is told to wait for so long, as in the template for many nodes."""
+    options = {"processes": False, "n_workers": 0, "dashboard_address": ":0"}
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "50ms"}),
+        Client(**options, set_as_default=False) as client,
+        pytest.raises(WorkerLostError, match="all workers have gone") as caught,
+    ):
+        list(in_flight(client, [(int, ("7",))]))
+    assert caught.value.exit_code == 5
 
 
 def test_workers_that_join_get_tasks(monkeypatch):
