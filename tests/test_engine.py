@@ -849,7 +849,7 @@ def test_workers_that_join_get_tasks(monkeypatch):
             issued += 1
             yield int, (i,)
 
-    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
         for _ in in_flight(client, calls()):
             got += 1
