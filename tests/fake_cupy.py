@@ -206,6 +206,7 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
             deviceGetPCIBusId=lambda device: "0000:00:00.0",
             CUDARuntimeError=CUDARuntimeError,
         ),
+        cufft=_module("cufft"),
         memory=_module("memory", OutOfMemoryError=OutOfMemoryError),
         Device=lambda: _module("device", attributes={"MaxSharedMemoryPerBlockOptin": 232448}, id=0),
     )

@@ -284,6 +284,26 @@ def test_a_gpu_that_becomes_full(
     assert pool.held == 0
 
 
+def test_a_toolkit_that_is_missing(
+    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cupy loads parts of it when they are needed first."""
+    down = {"downsample": {"factor": 2, "method": "fft"}}
+    with monkeypatch.context() as without:
+        without.delattr(sys.modules["cupy.cuda"], "cufft")
+        with pytest.raises(ConfigError, match=r"fft needs cuFFT \(cannot import .*\): install the CUDA toolkit"):  # fmt: skip
+            run(make_config(beam_file, "fft.zarr", **BLOCKS, **down, device="gpu"))
+
+    def missing(module: Any, name: str) -> Any:
+        raise RuntimeError("CuPy failed to load libnvrtc.so.13: OSError\nand more")
+
+    monkeypatch.setattr(fake_cupy.RawModule, "get_function", missing)
+    words = r"kernels cannot be compiled \(CuPy failed to load libnvrtc.so.13: OSError\): install the CUDA toolkit"
+    for sections in ({}, {**down, "crop": {"enabled": False}}):
+        with pytest.raises(ConfigError, match=words):
+            run(make_config(beam_file, "none.zarr", **BLOCKS, **sections, device="gpu"))
+
+
 def test_what_says_that_a_gpu_is_full(
     played: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.compiled import kernel
+from stem_dask.kernels.compiled import TOOLKIT, kernel
 from stem_dask.kernels.cuda_code import CROP_THREADS, WARP, compared, crop_code, stored
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.intensity import lowest_counted
@@ -163,6 +163,12 @@ def _gauss(factor: int, sigma: float) -> Callable[[Any, Any], None]:
 
 
 def _fft(factor: int) -> Callable[[Any, Any], None]:
+    try:
+        from cupy.cuda import cufft  # noqa: F401  it would be looked for at the first transform
+    except ImportError as error:
+        line = str(error).partition("\n")[0]
+        raise ValueError(f"downsample.method fft needs cuFFT ({line}): {TOOLKIT}") from error
+
     def smaller(cut: Any, out: Any) -> None:
         import cupy
         from cupy import fft
