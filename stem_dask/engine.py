@@ -26,6 +26,7 @@ from stem_dask.allocation import keep_freed_memory
 from stem_dask.errors import (
     NO_ROOM,
     DiskFullError,
+    NoMemoryError,
     SourceError,
     StemDaskError,
     StoreError,
@@ -278,7 +279,14 @@ def _patiently(work: Callable[[], Any], region: Region, tries: list[int]) -> Any
                 raise type(error)(f"block {place(region)}: {error}") from error
             tries.append(error.errno or 0)
             time.sleep(wait_seconds)
-    return None
+        except MemoryError as error:
+            if isinstance(error, StemDaskError):
+                raise
+            full = str(error) or "the memory of the process is full"
+            break  # not within the except: its error would go along, and keep what the task held
+    raise NoMemoryError(
+        f"block {place(region)}: {full}; lower output.chunk_mb, or use fewer cluster.threads_per_worker"
+    )
 
 
 def _verify_blocks(sink: Sink, records: Sequence[Record]) -> list[Record | Damaged]:

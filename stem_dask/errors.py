@@ -48,10 +48,17 @@ class OutputExistsError(StoreError, FileExistsError):
     exit_code = 2
 
 
-class MemoryBudgetError(StemDaskError, MemoryError):
+# MemoryError comes first where it is a base: in the other order such an error does not survive the way from a worker
+class MemoryBudgetError(MemoryError, StemDaskError):
     """The work does not fit into the memory that was allowed."""
 
     exit_code = 2
+
+
+class NoMemoryError(MemoryError, StemDaskError):
+    """A task found no room in the memory of its process, or of its GPU."""
+
+    exit_code = 5
 
 
 class RetentionError(StemDaskError, ValueError):

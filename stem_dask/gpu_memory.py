@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from stem_dask.errors import MemoryBudgetError
@@ -52,17 +53,23 @@ def with_cuda(config: Config, worker: Worker) -> Worker:
 
 
 def check_gpus(client: Client, need: int) -> None:
-    """Compare what the tasks of each worker need on its GPU with what that has for all of its workers.
+    """Compare what the tasks of each worker need on its GPU with what is free there for all of its workers.
 
     Raises
     ------
     MemoryBudgetError
-        When it has less.
+        When it is less.
     """
-    workers = Counter(client.run(own_gpu).values())
-    for (gpu, has), n in workers.items():
-        if n * need > has:
+    try:
+        gpus = sorted(client.run(own_gpu).values())
+    except MemoryError as error:
+        raise MemoryBudgetError(str(error)) from error
+    for name, group in groupby(gpus, key=attrgetter("name")):
+        workers = list(group)
+        n, has = len(workers), workers[0].has
+        free = min(worker.free for worker in workers) + sum(worker.kept for worker in workers)
+        if n * need > free:
             raise MemoryBudgetError(
-                f"the tasks of {n} worker{'s' * (n != 1)} need {size(n * need)} on the GPU {gpu}, which has {size(has)}; "
-                "use fewer workers or threads_per_worker, or set device: cpu"
+                f"the tasks of {n} worker{'s' * (n != 1)} need {size(n * need)} on the GPU {name}, which has {size(has)}, "
+                f"{size(free)} of it free; use fewer workers or threads_per_worker, or set device: cpu"
             )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stem_dask.errors import ConfigError
+from stem_dask.kernels.full import gpu_name, told_when_full
 from stem_dask.model import Device
 from stem_dask.options import Cluster
 
@@ -49,13 +49,28 @@ def n_gpus(wanted: int | None = None) -> int:
     return wanted or has
 
 
-def own_gpu() -> tuple[str, int]:
-    """The GPU that this process works on, by machine and place, and its memory in bytes."""
+class Gpu(NamedTuple):
+    """Memory of a GPU in bytes: all, what is free, and what this process keeps of it and does not use now."""
+
+    name: str
+    has: int
+    free: int
+    kept: int
+
+
+@told_when_full
+def own_gpu() -> Gpu:
+    """The GPU that this process works on.
+
+    Raises
+    ------
+    MemoryError
+        When it has not even the memory that a process needs to ask.
+    """
     import cupy
 
-    runtime = cupy.cuda.runtime
-    place = runtime.deviceGetPCIBusId(runtime.getDevice())
-    return f"{place} of {socket.gethostname()}", int(runtime.memGetInfo()[1])
+    free, has = cupy.cuda.runtime.memGetInfo()
+    return Gpu(gpu_name(), int(has), int(free), int(cupy.get_default_memory_pool().free_bytes()))
 
 
 def held_bytes() -> int:

@@ -38,6 +38,10 @@ if [ "$code" = 75 ] || [ "$code" = 143 ]; then
         scontrol requeue "$task"
     fi
 fi
+if [ "$code" = 137 ]; then
+    echo "error: the run was killed, most likely for want of memory, and would be again: it does not go back into the queue." \\
+        "With more memory (sbatch --mem) or fewer workers (cluster.n_workers) the same command goes on" >&2
+fi
 exit "$code"
 """
 

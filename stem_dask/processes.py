@@ -11,8 +11,8 @@ def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, An
     """What tells the kinds of clusters on this machine apart."""
     from distributed import Nanny, Worker
 
-    if kind == "gpu":  # with workers and threads of its own
-        return {"n_workers": workers, "host": place}
+    if kind == "gpu":  # with threads and processes of its own
+        return {"n_workers": workers, "host": place, "worker_class": _plain(Nanny)}
     return {
         "n_workers": workers,
         "threads_per_worker": threads,

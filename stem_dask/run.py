@@ -34,7 +34,7 @@ _CALLBACKS = (f"{os.sep}weakref.py", f"{os.sep}_weakrefset.py")
 
 EXIT_CODES = """exit codes:
   0 complete   2 configuration or existing output   3 input unreadable   4 too many patterns below min_retention
-  5 disk, or a worker lost   6 output in use by a live run   7 finished without what could not be read
+  5 disk, memory, or a worker lost   6 output in use by a live run   7 finished without what could not be read
   75 interrupted, the same command goes on   1 internal error"""
 
 

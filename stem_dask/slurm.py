@@ -24,6 +24,9 @@ LOG_DIRECTORY = "~/.stem_dask/jobs"
 WATCHER_BYTES = 300 * 10**6
 #: a worker that has nothing to do for so many seconds is given up, where the number of jobs may change
 IDLE_SECONDS = 60
+#: another job is asked for when the workers have more than this under way, each on average; Dask is never shown more than a
+#: few tasks a thread, so that with its own 5 s no job would be added for blocks that take less than a second
+BUSY_SECONDS = 0.1
 #: how often the queue is asked about jobs that have not come yet, in seconds
 ASK_EVERY = 2.0
 
@@ -174,7 +177,12 @@ def slurm_cluster(
         client = stack.enter_context(Client(cluster))
         _wait_for_one(client, cluster, folder, say)
         # with equal numbers, too: who has handed over is replaced
-        cluster.adapt(minimum_jobs=jobs.least, maximum_jobs=jobs.most, wait_count=IDLE_SECONDS)
+        cluster.adapt(
+            minimum_jobs=jobs.least,
+            maximum_jobs=jobs.most,
+            wait_count=IDLE_SECONDS,
+            target_duration=BUSY_SECONDS,
+        )
         yield client
 
 

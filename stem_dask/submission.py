@@ -37,6 +37,8 @@ KILLED = (
     "a task ended its worker several times over, most likely for want of memory: lower output.chunk_mb, or raise "
     "cluster.memory_limit"
 )
+#: where a scheduler was told not to wait for workers for ever (``distributed.scheduler.no-workers-timeout``)
+ALL_GONE = "all workers have gone, and none came back in time: their output says why; with new ones the same command goes on"
 
 
 def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
@@ -54,6 +56,7 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
         yield from _in_threads(calls)
         return
     from distributed import KilledWorker
+    from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
     flight = _Flight(client, calls)
     try:
@@ -65,6 +68,8 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
         )
         if isinstance(error, KilledWorker):
             raise WorkerLostError(KILLED) from error
+        if isinstance(error, (NoWorkerError, NoValidWorkerError)):
+            raise WorkerLostError(ALL_GONE) from error
         raise
     finally:
         flight.end()

@@ -3,6 +3,7 @@
 It counts what is copied and launched. Work is done at once, so that a result which is used too early is not seen here.
 """
 
+import math
 import sys
 import threading
 import weakref
@@ -39,16 +40,34 @@ counted: Counter[str] = Counter()
 _current = threading.local()
 
 
-class Pool:
-    """Memory that is held by arrays, in steps of 512 bytes, and the most that was."""
+class OutOfMemoryError(MemoryError):
+    """With arguments that only cupy's own class can be made of again."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int, total: int) -> None:
+        super().__init__(
+            f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes)."
+        )
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__("cudaErrorMemoryAllocation: out of memory" if status == 2 else "?")
+
+
+class Pool:
+    """Memory that is held by arrays, in steps of 512 bytes, the most that was, and how much there is."""
+
+    def __init__(self, limit: float = math.inf) -> None:
         self.held = self.most = 0
+        self.limit = limit
         self.lock = threading.RLock()  # arrays may end at any time
 
     def take(self, array: Array) -> None:
         n = -(-array.nbytes // 512) * 512
         with self.lock:
+            if self.held + n > self.limit:
+                raise OutOfMemoryError(n, self.held)
             self.held += n
             self.most = max(self.most, self.held)
         weakref.finalize(array, self.give, n)
@@ -60,10 +79,34 @@ class Pool:
     def total_bytes(self) -> int:
         return self.most
 
+    def free_bytes(self) -> int:
+        return self.most - self.held
+
+
+class PinnedPool:
+    """Memory of the host in powers of two, kept by its size for whoever wants the same; ``held`` never becomes less."""
+
+    def __init__(self) -> None:
+        self.held, self.free = 0, Counter[int]()
+
+    def empty(self, shape: Any, dtype: Any = float) -> np.ndarray:
+        made = np.empty(shape, dtype)
+        size = 1 << max(9, (made.nbytes - 1).bit_length())
+        if self.free[size]:
+            self.free[size] -= 1
+        else:
+            self.held += size
+        weakref.finalize(made, self.free.update, {size: 1})
+        return made
+
 
 class Stream:
+    """What is `queued` on it may still run until somebody waits for it; what is in `over` is through before what comes."""
+
     def __init__(self, non_blocking: bool = False) -> None:
         assert non_blocking
+        self.queued: set[object] = set()
+        self.over: set[object] = set()
 
     def __enter__(self) -> "Stream":
         _current.stream = self
@@ -74,6 +117,28 @@ class Stream:
 
     def synchronize(self) -> None:
         counted["waits"] += 1
+        self.queued.clear()
+
+    def record(self) -> set[object]:
+        return self.queued | self.over
+
+    def wait_event(self, event: set[object]) -> None:
+        self.over |= event
+
+
+def transform(name: str) -> Any:
+    """numpy's, with plans as cupy has them: a thread's, by size, whose memory two transforms must not use at once."""
+
+    def run(patterns: Array) -> Any:
+        stream, plans = _current.stream, _current.__dict__.setdefault("plans", {})
+        work, by = plans.get((name, patterns.shape), (None, stream))
+        assert by is stream or work in stream.over or work not in by.queued
+        plans[name, patterns.shape] = this, _ = object(), stream
+        stream.queued.add(this)
+        counted["transforms"] += 1
+        return getattr(np.fft, name)(patterns)
+
+    return run
 
 
 class Kernel:
@@ -117,7 +182,7 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
 
     emulated.needs_compiler()
 
-    pool = Pool()
+    pool, pinned = Pool(), PinnedPool()
 
     def empty(shape: Any, dtype: Any = float) -> Array:
         made = zeros(shape, dtype)
@@ -139,7 +204,10 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
             memGetInfo=lambda: (2**30, 2**31),
             getDevice=lambda: 0,
             deviceGetPCIBusId=lambda device: "0000:00:00.0",
+            CUDARuntimeError=CUDARuntimeError,
         ),
+        cufft=_module("cufft"),
+        memory=_module("memory", OutOfMemoryError=OutOfMemoryError),
         Device=lambda: _module("device", attributes={"MaxSharedMemoryPerBlockOptin": 232448}, id=0),
     )
     ndimage = _module("ndimage", gaussian_filter=scipy.ndimage.gaussian_filter)
@@ -149,10 +217,16 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
         zeros=zeros,
         cuda=cuda,
         RawModule=RawModule,
-        fft=np.fft,
+        fft=_module(
+            "fft",
+            fft2=transform("fft2"),
+            ifft2=transform("ifft2"),
+            fftshift=np.fft.fftshift,
+            ifftshift=np.fft.ifftshift,
+        ),
         get_default_memory_pool=lambda: pool,
     )
-    cupyx = _module("cupyx", empty_pinned=lambda shape, dtype=float: np.empty(shape, dtype))
+    cupyx = _module("cupyx", empty_pinned=pinned.empty, pinned=pinned)
     named = {
         "cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx, "cupyx.scipy": _module("scipy", ndimage=ndimage),
         "cupyx.scipy.ndimage": ndimage,

@@ -9,6 +9,9 @@ import pytest
 
 from stem_dask.kernels.cuda_code import Code
 
+#: what cupy adds to the options of every program
+CUPYS = ("-ftz=true", "--device-as-default-execution-space")
+
 
 @cache
 def _library() -> ctypes.CDLL | None:
@@ -28,7 +31,7 @@ def compiled(code: Code, arch: str) -> tuple[bytes, str]:
         pytest.skip(
             "no NVRTC to compile the kernels with: pip install -c constraints.txt '.[gpu-compile]'"
         )
-    options = [o.encode() for o in code.options(f"--gpu-architecture={arch}")]
+    options = [o.encode() for o in code.options(*CUPYS, f"--gpu-architecture={arch}")]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(
         ctypes.byref(program), code.text.encode(), b"kernels.cu", 0, None, None

@@ -68,6 +68,7 @@ def between(real: str) -> Iterator[Between]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *words: None  # type: ignore[method-assign]  # who asked may be gone
     state = Between(f"http://127.0.0.1:{server.server_address[1]}", real)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -26,7 +26,14 @@ from hypothesis import strategies as st
 
 import stem_dask as sd
 from stem_dask import engine, submission
-from stem_dask.errors import SourceError, StoreError, told_as
+from stem_dask.errors import (
+    MemoryBudgetError,
+    NoMemoryError,
+    SourceError,
+    StoreError,
+    WorkerLostError,
+    told_as,
+)
 from stem_dask.grid import Grid, bounds, cut, read_part
 from stem_dask.io.pt import combine_crc
 from stem_dask.io.publish import damage, file_crc
@@ -557,6 +564,23 @@ def test_an_error_of_the_program_is_raised_as_it_is(client, tmp_path):
     assert _STATE["tries"].count(2) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError(), NoMemoryError, r"^block \[4:6, 0:2\]: the memory of the process is full; lower output"),
+        (MemoryError("3 GiB"), NoMemoryError, r"^block \[4:6, 0:2\]: 3 GiB; lower output\.chunk_mb, or use fewer"),
+        (MemoryBudgetError("ours"), MemoryBudgetError, "^ours$"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("no_waits")
+def test_memory_that_is_full(client, tmp_path, error, kind, message):
+    _STATE.update(tries=[], n_errors=99, error=error)
+    with pytest.raises(kind, match=message) as caught:
+        engine.run({"patterns": unsteady_patterns()}, 2, FolderSink(tmp_path / "o"), client=client)
+    assert type(caught.value) is kind
+    assert _STATE["tries"].count(2) == 1
+
+
 def test_longer_and_longer_waits(monkeypatch):
     slept = []
     monkeypatch.setattr(engine.time, "sleep", slept.append)
@@ -800,6 +824,18 @@ def test_combined_checksums_of_long_pieces():
     assert combine_crc((len(p), zlib.crc32(p)) for p in pieces) == zlib.crc32(b"".join(pieces))
 
 
+def test_workers_that_do_not_come_back():
+    """Where the scheduler is told to wait for so long, as in the template for many nodes."""
+    options = {"processes": False, "n_workers": 0, "dashboard_address": ":0"}
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "50ms"}),
+        Client(**options, set_as_default=False) as client,
+        pytest.raises(WorkerLostError, match="all workers have gone") as caught,
+    ):
+        list(in_flight(client, [(int, ("7",))]))
+    assert caught.value.exit_code == 5
+
+
 def test_workers_that_join_get_tasks(monkeypatch):
     """Four in flight for each thread there is by then."""
     from distributed import Client, LocalCluster
@@ -813,7 +849,7 @@ def test_workers_that_join_get_tasks(monkeypatch):
             issued += 1
             yield int, (i,)
 
-    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
         for _ in in_flight(client, calls()):
             got += 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from distributed import Nanny
 
 import stem_dask as sd
 from benchmarks import gpu
@@ -20,7 +21,7 @@ from stem_dask import cli
 from stem_dask.cluster import connect
 from stem_dask.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.describe import describe_job
-from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError
+from stem_dask.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
 from stem_dask.gpus import chosen_device, missing_gpu, refuse_missing
 from stem_dask.io.cut import CutOnGpu
 from stem_dask.kernels.crop import crop_patterns, window_intensity
@@ -237,10 +238,90 @@ def test_a_gpu_too_small(
     line = next(line for line in told if line.startswith("gpu "))
     assert line.endswith("kB of its memory for the tasks of a worker")
     runtime = sys.modules["cupy.cuda"].runtime
-    monkeypatch.setattr(runtime, "memGetInfo", lambda: (9000, 10_000))
-    words = r"of 1 worker need \d+ kB on the GPU 0000:00:00.0 of .*, which has 10 kB; use fewer"
+    monkeypatch.setattr(runtime, "memGetInfo", lambda: (9000, 2**30))
+    words = r"of 1 worker need \d+ kB on the GPU 0000:00:00.0 of .*, which has 1.07 GB, 9 kB of it free; use"
     with pytest.raises(MemoryBudgetError, match=words):
         run(config)
+
+    def full() -> None:
+        raise runtime.CUDARuntimeError(2)
+
+    monkeypatch.setattr(runtime, "memGetInfo", full)
+    with pytest.raises(MemoryBudgetError, match=r"0000:00:00.0 of .* is full: cudaErrorMemory"):
+        run(config)
+
+
+def test_a_gpu_that_becomes_full(
+    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task finds no room: the others end, it is told, and the same command goes on when there is some."""
+    run(make_config(beam_file, "cpu.zarr", **BLOCKS))
+    pool, taken = sys.modules["cupy"].get_default_memory_pool(), Counter[str]()
+    take = pool.take
+
+    def once_full(array: Any) -> None:
+        taken["arrays"] += 1
+        pool.limit = pool.held if taken["arrays"] == 16 else np.inf
+        take(array)
+
+    monkeypatch.setattr(pool, "take", once_full)
+    config = make_config(beam_file, "gpu.zarr", **BLOCKS, device="gpu")
+    words = (
+        r"block \[.*\]: the memory of the GPU 0000:00:00\.0 of .* is full: Out of memory allocating [\d,]+ bytes "
+        r"\(.*\); 1,073,741,824 of its 2,147,483,648 bytes are free\. .*; device: cpu does without it; lower "
+        r"output\.chunk_mb, or use fewer cluster\.threads_per_worker"
+    )
+    with pytest.raises(NoMemoryError, match=words) as caught:
+        run(config)
+    assert (caught.value.exit_code, caught.value.__context__) == (5, None)
+    del caught
+    journal = beam_file.parent / "gpu.run" / "journal"
+    noted = journal.read_bytes().count(b'"job": "analyze"')
+    assert played["launches of analyze"] == 5  # of all but that one
+    assert run(config).exit_code == 0
+    assert played["launches of analyze"] == 5 + 6 - noted
+    assert contents(beam_file.parent / "gpu.zarr") == contents(beam_file.parent / "cpu.zarr")
+    assert pool.held == 0
+
+
+def test_a_toolkit_that_is_missing(
+    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cupy loads parts of it when they are needed first."""
+    down = {"downsample": {"factor": 2, "method": "fft"}}
+    with monkeypatch.context() as without:
+        without.delattr(sys.modules["cupy.cuda"], "cufft")
+        with pytest.raises(ConfigError, match=r"fft needs cuFFT \(cannot import .*\): install the CUDA toolkit"):  # fmt: skip
+            run(make_config(beam_file, "fft.zarr", **BLOCKS, **down, device="gpu"))
+
+    def missing(module: Any, name: str) -> Any:
+        raise RuntimeError("CuPy failed to load libnvrtc.so.13: OSError\nand more")
+
+    monkeypatch.setattr(fake_cupy.RawModule, "get_function", missing)
+    words = r"kernels cannot be compiled \(CuPy failed to load libnvrtc.so.13: OSError\): install the CUDA toolkit"
+    for sections in ({}, {**down, "crop": {"enabled": False}}):
+        with pytest.raises(ConfigError, match=words):
+            run(make_config(beam_file, "none.zarr", **BLOCKS, **sections, device="gpu"))
+
+
+def test_what_says_that_a_gpu_is_full(
+    played: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA by a number, also where not even that much is left that it could be asked."""
+    from stem_dask.kernels.full import told_when_full
+
+    error = sys.modules["cupy.cuda"].runtime.CUDARuntimeError
+
+    def failing(number: int) -> None:
+        raise error(number)
+
+    with pytest.raises(MemoryError, match=r"is full: cudaErrorMemoryAllocation: out of memory; 1,0.* free"):  # fmt: skip
+        told_when_full(failing)(2)
+    with pytest.raises(error, match=r"^\?$"):
+        told_when_full(failing)(700)
+    monkeypatch.setattr(sys.modules["cupy.cuda"].runtime, "memGetInfo", lambda: failing(2))
+    with pytest.raises(MemoryError, match=r"is full: cudaErrorMemoryAllocation: out of memory\. An"):  # fmt: skip
+        told_when_full(failing)(2)
 
 
 def test_the_benchmark_runs(played: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +391,7 @@ def test_a_process_for_each_gpu(played: Counter[str], monkeypatch: pytest.Monkey
         "device_memory_limit": 0,
     }
     assert expected.items() <= told.items()
+    assert issubclass(told["worker_class"], Nanny)  # of ours, with one thread for each library
     with (
         pytest.raises(ConfigError, match="one thread a worker"),
         connect("gpu", threads_per_worker=2),

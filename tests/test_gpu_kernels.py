@@ -3,6 +3,7 @@
 Marked gpu: the same on a real one, by NVIDIA's compiler.
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,8 @@ def made(dtype: str, shape: tuple[int, int, int]) -> np.ndarray:
     if block.dtype.kind == "f":
         block[0, 4, 1:4] = np.nan, np.inf, -np.inf
         block[2] *= 0.3
+    if dtype == "<f2":
+        block[3] *= 3e-6  # smaller than normal halves, all of them
     return block
 
 
@@ -162,6 +165,20 @@ def test_windows_equal_the_cpus(dtype: str, how: Any, gpu: str) -> None:
     agree(inside, window_intensity(cut, threshold=1), exact, "inside")
     whole = crop_on_gpu.window_intensity(block, threshold=0)
     agree(whole, window_intensity(block, threshold=0), exact, "whole")
+
+
+def test_memory_is_what_was_projected(gpu: str) -> None:
+    """Of blocks that become smaller, as at the end of a scan."""
+    if gpu == "real":
+        pytest.skip("jobs on a real one are compared with what was projected")
+    detector, how = (12, 10), {"factor": 2, "method": "fft", "reduce": "mean"}
+    need = crop_on_gpu.ring_bytes(9, detector, np.dtype("u2"), (8, 6), **how)
+    for n in (9, 8, 5, 2, 1, 9):
+        block, origin = np.ones((n, *detector), "u2"), np.zeros(n, int)
+        crop_on_gpu.cut_patterns(block, origin, origin, (8, 6), threshold=0, **how)
+    pinned, pool = sys.modules["cupyx"].pinned, sys.modules["cupy"].get_default_memory_pool()
+    assert 4096 + 512 * 2 <= pinned.held <= need.in_host
+    assert 9 * 240 + 9 * 4 * 12 <= pool.most <= need.on_gpu
 
 
 def test_what_leaves_64_bits_is_refused(gpu: str) -> None:

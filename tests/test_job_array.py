@@ -1,5 +1,6 @@
 """stem-dask batch: several configs here, and as a job array for SLURM (which tests/test_slurm.py runs)."""
 
+import os
 import shlex
 import stat
 import subprocess
@@ -138,6 +139,21 @@ def test_templates_end_as_the_array_does(name):
     assert text.endswith(job_array._END.format(command="stem-dask run"))
     assert f"--signal=B:TERM@{job_array.SIGNAL_SECONDS}" in text
     subprocess.run(["bash", "-n", TEMPLATES / f"{name}.sh"], check=True)
+
+
+def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
+    """As the system kills for want of memory; it would be the same again."""
+    for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    script = "job=(crop.yaml)\n" + job_array._END.format(command="run")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 137
+    assert "for want of memory, and would be again: it does not go back into the queue. With" in done.stderr  # fmt: skip
+    assert not (tmp_path / "called").exists()
 
 
 def test_keys(tmp_path, capsys):

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import frames_made
 import numpy as np
 import pytest
 import zarr
@@ -261,7 +262,7 @@ def test_what_an_object_store_does_not_hold_is_refused(bucket: str, tmp_path: Pa
         (
             f"{bucket}/scan.hspy",
             SourceError,
-            r"only .zarr, .dm3, .dm4, .npy, .raw are read; copy the file here first",
+            r"only .zarr, .dm3, .dm4, .npy, .raw, .mib, .blo, .mrc are read; copy the file here first",
         ),
         (f"{bucket}/scan.dm4", SourceError, "there is nothing of this name"),
         (f"{bucket}/none.zarr", SourceError, "there is nothing of this name"),
@@ -317,3 +318,50 @@ def test_files_in_one_piece_are_read_by_ranges(s3_server: str, bucket: str, tmp_
     config = config_of(f"{bucket}/turned.npy", ["input.scan_order=detector_first"])
     with pytest.raises(ConfigError, match=r"the detector's axes come first in it.* copy it here"):
         prepare(config)
+
+
+@pytest.mark.usefixtures("few_tries")
+def test_cameras_files_are_read_by_ranges(s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """As here, with the files beside them; patterns behind headers some at a time, however few of their rows are wanted."""
+    array = frames_made.numbers((12, 6, 8))
+    frames_made.mib(tmp_path / "scan.mib", array)
+    frames_made.hdr(tmp_path / "scan.mib", ScanX=4, ScanY=3)
+    frames_made.raw_mib(tmp_path / "raw.mib", array % 4096, 12)
+    frames_made.by_turns(tmp_path / "turns.mib", array, "0101")
+    frames_made.blo(tmp_path / "scan.blo", array.reshape(3, 4, 6, 8)[..., :6] % 250)
+    frames_made.info(frames_made.mrc(tmp_path / "scan.mrc", array), "scan_info.txt")
+    for file in tmp_path.iterdir():
+        objects.put(f"{bucket}/{file.name}", file.read_bytes())
+    part = (slice(0, 3, 2), slice(1, 4), slice(2, 5), slice(1, 6, 2))
+    with between(s3_server) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        for name, options in [
+            ("scan.mib", {}),
+            ("raw.mib", {"scan_shape": (3, 4)}),
+            ("turns.mib", {"dataset": "counter 1", "scan_shape": (2, 3)}),
+            ("scan.blo", {}),
+            ("scan.mrc", {}),
+        ]:
+            here, found = find(tmp_path / name, **options), find(f"{bucket}/{name}", **options)
+            assert (found.info.axes, found.info.notes) == (here.info.axes, here.info.notes)
+            assert found.source.shape == here.source.shape
+            assert np.array_equal(found.source[part], here.source[part])
+            server.asked.clear()
+            assert np.array_equal(found.source[WHOLE], here.source[WHOLE])
+            heads = ["HEAD"] * (name == "scan.mrc")  # of a file in one piece the size is looked at
+            assert [method for method, _ in server.asked] == [*heads, "GET"]
+        frame = array[0].nbytes + 384
+        monkeypatch.setattr("stem_dask.io.frames.REQUEST_BYTES", 5 * frame)
+        source, expected = find(f"{bucket}/scan.mib").source, find(tmp_path / "scan.mib").source
+        for wanted, n in [(WHOLE, 3), ((slice(None), slice(0, 4, 2), *WHOLE[2:]), 3)]:
+            server.asked.clear()
+            assert np.array_equal(source[wanted], expected[wanted])
+            assert len(server.asked) == n
+    cut = (tmp_path / "scan.mib").read_bytes()[: 5 * frame]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    objects.put(f"{bucket}/scan.mib", cut)
+    with pytest.raises(SourceError, match=r"scan.mib: bytes .* were asked for, and .* came; it was rep|InvalidRange"):  # fmt: skip
+        source[WHOLE]
+    objects.put(f"{bucket}/scan.mib", cut[:300])
+    with pytest.raises(SourceError, match="300 bytes are fewer than the header of a Merlin"):
+        find(f"{bucket}/scan.mib")

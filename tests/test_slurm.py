@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from batches import content
 
 from stem_dask import cli, run
 from stem_dask.cluster import connect
+from stem_dask.config import load_config
 from stem_dask.errors import ConfigError
+from stem_dask.pipeline import run as run_job
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 PATIENCE = 90.0
@@ -38,6 +41,18 @@ if how and "SLURM_RESTART_COUNT" not in os.environ:
             subprocess.run([*how.split(), task])
             time.sleep(60)
     os.replace = os.rename = rename
+"""
+
+
+#: the same, for workers that write no shard before there are enough of them
+SLOW = """
+import os, time
+plain, end = os.replace, time.monotonic() + 60
+def rename(source, target, *args, **options):
+    while "/patterns/c/" in str(target) and not os.path.exists("enough") and time.monotonic() < end:
+        time.sleep(0.05)
+    plain(source, target, *args, **options)
+os.replace = os.rename = rename
 """
 
 
@@ -203,6 +218,40 @@ def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
         assert int(client.submit(int, "7", pure=False).result()) == 7
     until_done()
     assert list((folder / "jobs").glob("keys-*")) == []
+
+
+def test_jobs_follow_the_work(folder, plain, monkeypatch):
+    """One job, a second while there is more to do than it has under way, and one again when there is nothing."""
+    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    monkeypatch.setattr("stem_dask.slurm.IDLE_SECONDS", 2)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}/site{os.pathsep}{os.environ['PYTHONPATH']}")
+    overrides = [f"input.path={plain}/a.npy", "output.path=grown.zarr"]
+    with workers(folder, jobs=[1, 2]) as connection:
+
+        def n_workers():
+            return len(connection.client.nthreads())
+
+        def until(n):
+            end = time.monotonic() + PATIENCE
+            while n_workers() != n:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+
+        def grown():
+            until(2)
+            (folder / "enough").touch()
+
+        assert n_workers() == 1
+        config = load_config(plain / "job.yaml", overrides)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(grown)
+            run_job(config, connection=connection)
+            waiting.result()
+        until(1)
+    same("grown.zarr", plain)
+    until_done()
 
 
 def test_jobs_that_slurm_does_not_take(folder):

@@ -23,6 +23,9 @@ eval "$keys"
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
+# a step with workers that SLURM ended, for want of memory perhaps, does not come back: no use in waiting for the wall time
+export DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=300s
+
 log=stem-dask-cluster-$SLURM_JOB_ID.log
 dask scheduler --protocol tls --port 0 --dashboard-address 127.0.0.1:8787 --scheduler-file "$folder/scheduler.json" \
     >> "$log" 2>&1 &
@@ -50,5 +53,9 @@ if [ "$code" = 75 ] || [ "$code" = 143 ]; then
     if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
         scontrol requeue "$task"
     fi
+fi
+if [ "$code" = 137 ]; then
+    echo "error: the run was killed, most likely for want of memory, and would be again: it does not go back into the queue." \
+        "With more memory (sbatch --mem) or fewer workers (cluster.n_workers) the same command goes on" >&2
 fi
 exit "$code"

@@ -7,6 +7,7 @@ import numpy as np
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, calibrated, header_of, scan_axes, stack_axes
 from stem_dask.io.frames import FramedFile, Run, framed, refuse_sheared
+from stem_dask.io.object_file import opened_file
 
 _HEADER = struct.Struct("<6sH3I5H2dI2Hd")
 _NAMES = ("id", "magic", "offset of the image", "offset of the patterns", "flags", "size of a pattern",
@@ -34,7 +35,7 @@ def list_blo(path: str) -> list[Candidate]:
     size, start = said["size of a pattern"], said["offset of the patterns"]
     u1 = np.dtype("u1")
     source, notes = framed(path, start, size * size + _LEAD, u1, (size, size), lead=_LEAD)
-    with open(path, "rb") as file:
+    with opened_file(path) as file:
         file.seek(start)
         mark = file.read(2)
     if mark != _MARK:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io.object_file import opened_file
+from stem_dask.io.objects import at
 from stem_dask.io.sources import Source
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 
@@ -129,8 +130,8 @@ def header_of(path: str, n_bytes: int, what: str) -> bytes:
     SourceError
         When the file is shorter.
     """
-    with open(path, "rb") as file:
-        header = file.read(n_bytes)
+    with opened_file(path) as file:
+        header: bytes = file.read(n_bytes)
     if len(header) < n_bytes:
         raise SourceError(
             f"{path}: {len(header):,} bytes are fewer than the header of {what} has ({n_bytes:,}); the file was cut"
@@ -184,9 +185,10 @@ def side_text(path: str) -> str:
         When it is missing, unreadable, or too large for what it should be.
     """
     try:
-        if (size := Path(path).stat().st_size) > MOST_HEADER_BYTES:
+        if (size := at(path).stat().st_size) > MOST_HEADER_BYTES:
             raise SourceError(f"{path}: {size:,} bytes are too many for a text of settings")
-        return Path(path).read_bytes().decode("utf-8-sig", "replace")
+        text: str = at(path).read_bytes().decode("utf-8-sig", "replace")
+        return text
     except FileNotFoundError as error:
         raise SourceError(f"{path}: there is no such file beside the data; copy it too") from error
 

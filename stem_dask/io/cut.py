@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.errors import ConfigError
 from stem_dask.io.pieces import InPieces, Later, Watcher, pieces
 from stem_dask.kernels.crop_on_gpu import Cutting
 from stem_dask.kernels.downsample import result_dtype
@@ -91,9 +92,12 @@ class CutOnGpu(InPieces):
 
     def _passed(self) -> Iterator[tuple[NDArray, NDArray]]:
         n, detector = prod(self.shape[:-2]), (self.block.shape[-2], self.block.shape[-1])
-        cutting = Cutting(
-            n, detector, self.block.dtype, *self.window, threshold=self.threshold, **self.how
-        )
+        try:
+            cutting = Cutting(
+                n, detector, self.block.dtype, *self.window, threshold=self.threshold, **self.how
+            )
+        except ValueError as error:  # a part of CUDA is missing
+            raise ConfigError(str(error)) from error
         for piece in pieces(self.block):
             yield from cutting.add(piece)
         yield from cutting.rest()

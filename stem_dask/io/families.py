@@ -120,8 +120,8 @@ def _check_url(name: str, suffix: str) -> None:
         _check_content(name, suffix)
 
 
-#: files whose numbers lie in one piece: of an object store they are read by ranges of bytes
-BY_RANGES = (".dm3", ".dm4", ".npy", ".raw")
+#: files whose patterns lie in one piece each: of an object store they are read by ranges of bytes
+BY_RANGES = (".dm3", ".dm4", ".npy", ".raw", ".mib", ".blo", ".mrc")
 
 
 #: what users name in place of what can be read

@@ -7,15 +7,17 @@ import itertools
 from bisect import bisect_left
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.buffers import buffer_for
+from stem_dask.io.object_file import ObjectFile, opened_file
+from stem_dask.io.objects import at
 from stem_dask.io.publish import named
-from stem_dask.io.sources import Slices, Wrapped
+from stem_dask.io.sources import REQUEST_BYTES, Slices, Wrapped
+from stem_dask.urls import is_url
 
 #: bytes of a pattern that are looked at to see whether it was ever written
 _MOST_LOOKED_AT = 2**24
@@ -72,6 +74,11 @@ class FramedFile:
             first, last = bisect_left(frames, start), bisect_left(frames, start + run.count)
             if first == last:
                 continue
+            if is_url(run.path):
+                some = frames[first:last]
+                there = range(some.start - start, some.stop - start, some.step)
+                self._from_store(run, there, part, out[first:last])
+                continue
             with named(run.path), open(run.path, "rb", buffering=0) as file:
                 for i in range(first, last):
                     target = out[i] if as_stored else lines
@@ -86,6 +93,18 @@ class FramedFile:
                         where = slice(columns.start, columns.stop, columns.step)
                         out[i] = lines[:: rows.step, where]
         return out
+
+    def _from_store(self, run: Run, frames: range, part: Slices, out: NDArray) -> None:
+        """Patterns of a run in an object store: whole, and some with each request, which takes as long as many bytes do."""
+        n_bytes = prod(self.frame_shape) * self.dtype.itemsize
+        file, n = ObjectFile(run.path), max(1, REQUEST_BYTES // (run.stride * frames.step))
+        for begin in range(0, len(frames), n):
+            some = frames[begin : begin + n]
+            content = np.empty((some[-1] - some[0]) * run.stride + n_bytes, np.uint8)
+            file.fill(run.offset + some[0] * run.stride, content.data)
+            for i, frame in enumerate(some, begin):
+                pixels = content[(frame - some[0]) * run.stride :][:n_bytes].view(self.dtype)
+                out[i] = pixels.reshape(self.frame_shape)[part[1:]]
 
 
 def _cut(path: str, size: int, frame: int) -> SourceError:
@@ -124,7 +143,7 @@ def framed(
             f"{path}: the header says patterns of {frame_shape[0]:,} x {frame_shape[1]:,} {dtype} every {stride:,} "
             "bytes, which cannot be; it is damaged, or of another format"
         )
-    after = Path(path).stat().st_size - offset
+    after = at(path).stat().st_size - offset
     # what follows the pixels may be missing from the last pattern
     count = (after - lead - n_bytes) // stride + 1 if after >= lead + n_bytes else 0
     if count == 0:
@@ -156,15 +175,15 @@ def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
         When one of them does not; read all the same, patterns would be shifted one against the other.
     """
     run = source.runs[0]
-    with named(run.path), open(run.path, "rb") as file:
+    with named(run.path), opened_file(run.path) as file:
         for i in {min(1, run.count - 1), run.count - 1}:
-            at = run.offset - lead + i * run.stride
-            file.seek(at)
+            place = run.offset - lead + i * run.stride
+            file.seek(place)
             whole = file.read(min(run.stride, _MOST_LOOKED_AT))
             found = whole[: len(mark)]
             if found != mark and any(whole):  # zeros: reserved on the disk, and never written
                 raise SourceError(
-                    f"{run.path}: by the sizes in the header pattern {i:,} begins at byte {at:,}, but {found!r} is there "
+                    f"{run.path}: by the sizes in the header pattern {i:,} begins at byte {place:,}, but {found!r} is there "
                     f"instead of {mark!r}; a size is wrong, or the file is damaged"
                 )
 

@@ -14,6 +14,8 @@ from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, header_of, scan_axes, side_text, stack_axes, whole
 from stem_dask.io.damage import one_line
 from stem_dask.io.frames import FramedFile, framed, refuse_sheared
+from stem_dask.io.object_file import opened_file
+from stem_dask.io.objects import at
 from stem_dask.io.sources import Selection, Slices, Source, Wrapped
 from stem_dask.model import Axis
 
@@ -147,10 +149,11 @@ def list_mib(path: str) -> list[Candidate]:
         "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
     }
     scan, files = None, tuple[str, ...]()
-    beside = next((p for p in map(Path(path).with_suffix, (".hdr", ".HDR")) if p.is_file()), None)
+    stem = path[: -len(Path(path).suffix)]  # of a URL, too
+    beside = next((stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file()), None)
     if beside is not None:
-        files = (str(beside),)
-        header["hdr"] = said = _settings(side_text(str(beside)))
+        files = (beside,)
+        header["hdr"] = said = _settings(side_text(beside))
         scan = _scan(said)
     return [
         Candidate(
@@ -173,7 +176,7 @@ def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, 
         stored = stored.source
     assert isinstance(stored, FramedFile)
     run = stored.runs[0]
-    with open(path, "rb") as file:
+    with opened_file(path) as file:
         file.seek(run.stride)
         second = file.read(_FIRST).decode("latin-1").split(",")
     if len(second) <= _COUNTER or len(words) <= _COUNTER or second[0] != "MQ1":

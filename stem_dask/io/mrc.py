@@ -22,6 +22,7 @@ from stem_dask.io.candidate import (
     side_text,
     stack_axes,
 )
+from stem_dask.io.objects import at
 from stem_dask.io.sources import FlatFile
 from stem_dask.model import Axis
 
@@ -60,7 +61,7 @@ def list_mrc(path: str) -> list[Candidate]:
         dtype = np.dtype("i1")
     offset = _HEADER_BYTES + struct.unpack_from(order + "I", header, 92)[0]
     shape = (n, height, width)
-    need, size = offset + math.prod(shape) * dtype.itemsize, Path(path).stat().st_size
+    need, size = offset + math.prod(shape) * dtype.itemsize, at(path).stat().st_size
     if min(shape) < 1 or need > size:
         pattern_bytes = max(1, height * width * dtype.itemsize)
         raise SourceError(
@@ -100,12 +101,11 @@ def _labels(header: bytes) -> list[str]:
 
 def _info_file(path: str) -> str | None:
     """The file of settings that belongs to a movie: of its own name, or of its acquisition."""
-    movie = Path(path)
-    stem = movie.stem
+    folder, stem = path[: -len(Path(path).name)], Path(path).stem
     names = [f"{stem}_info.txt", f"{stem.removesuffix('_movie')}_info.txt"]
     if part := _MOVIE.fullmatch(stem):
         names.append(f"{part[1]}info.txt")
-    return next((str(p) for name in names if (p := movie.with_name(name)).is_file()), None)
+    return next((folder + name for name in names if at(folder + name).is_file()), None)
 
 
 def _settings(text: str) -> dict[str, str]:

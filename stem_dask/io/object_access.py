@@ -77,7 +77,7 @@ def _access(given: Mapping[str, str]) -> tuple[dict[str, str], Any]:
     if name:
         raise ConfigError(
             f"AWS_PROFILE is {name}, and {profile.files[0]} has no keys of that name (roles and single sign-on are not "
-            f"followed); run: eval $(aws configure export-credentials --profile {name} --format env)"
+            f'followed); run: eval "$(aws configure export-credentials --profile {name} --format env)"'
         )
     if any(given.get(variable) for variable in _ROLES) or _in_the_cloud(given):
         return config, None

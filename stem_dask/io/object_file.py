@@ -1,5 +1,6 @@
 """A file in an object store, read by ranges of bytes: for formats whose numbers lie one after another."""
 
+import functools
 import io
 from typing import Any
 
@@ -12,11 +13,16 @@ HEADER_BYTES = 2**16
 
 
 class ObjectFile(io.RawIOBase):
-    """An object as a file that is open for reading; its size is that of when it was opened."""
+    """An object as a file that is open for reading; its size is that of when it was first asked for."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self.url, self.size, self.place = url, look(url).st_size, 0
+        self.url, self.place = url, 0
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes."""
+        return look(self.url).st_size
 
     def readable(self) -> bool:
         """It is."""

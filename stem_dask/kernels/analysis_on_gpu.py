@@ -156,6 +156,11 @@ class AnalysisOfSlot:
 
     def start(self, patterns: Any, here: slice) -> None:
         """See `stem_dask.kernels.ring.Work`."""
+        self.launch(patterns, here)
+        download(self.on_gpu, self.in_host)
+
+    def launch(self, patterns: Any, here: slice) -> None:
+        """Queue the kernels; what they find stays on the GPU."""
         n, (height, width) = here.stop - here.start, self.detector
         groups = -(-n // self.batch)
         sizes = (np.int64(n), np.int32(height), np.int32(width))
@@ -166,7 +171,6 @@ class AnalysisOfSlot:
         arguments = (*self.sums, np.int32(groups), np.int64(self.pixels), self.total, self.highest)
         grid = (min(_FOLD_BLOCKS, -(-self.pixels // _FOLD_THREADS)),)
         self.fold(grid, (_FOLD_THREADS,), arguments)
-        download(self.on_gpu, self.in_host)
 
     def finish(self, patterns: NDArray, here: slice) -> tuple[slice, list[NDArray]]:
         """Place of the patterns and what was found of each, as the kernel's arrays."""

@@ -14,21 +14,36 @@ from stem_dask.kernels.cuda_code import Code, analysis_code, crop_code, stored
 #: shared memory that every kernel may have without asking
 _SHARED_BYTES = 48 * 1024
 
+#: what to do where a part of CUDA's toolkit cannot be loaded
+TOOLKIT = "install the CUDA toolkit, or pip install -c constraints.txt 'cupy-cuda13x[ctk]'; or set device: cpu"
+
 _lock = threading.Lock()
 _modules: dict[Code, Any] = {}
 
 
 def kernel(code: Code, name: str, shared: int = 0) -> Any:
-    """A kernel, compiled the first time in this process."""
+    """A kernel, compiled the first time in this process.
+
+    Raises
+    ------
+    ValueError
+        When there is no compiler.
+    """
     import cupy
 
     with _lock:
         module = _modules.get(code)
         if module is None:
             module = _modules[code] = cupy.RawModule(code=code.text, options=code.options())
-        found = module.get_function(name)
-        if shared > _SHARED_BYTES:
-            found.max_dynamic_shared_size_bytes = shared
+        try:
+            found = module.get_function(name)
+        except (ImportError, RuntimeError) as error:
+            if hasattr(error, "status"):  # of CUDA itself
+                raise
+            line = str(error).partition("\n")[0]
+            raise ValueError(f"the GPU's kernels cannot be compiled ({line}): {TOOLKIT}") from error
+        if shared > _SHARED_BYTES:  # never less than another thread asked for
+            found.max_dynamic_shared_size_bytes = max(shared, found.max_dynamic_shared_size_bytes)
     return found
 
 

@@ -5,6 +5,7 @@ cupy is loaded when something is done, not before.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.compiled import kernel
+from stem_dask.kernels.compiled import TOOLKIT, kernel
 from stem_dask.kernels.cuda_code import CROP_THREADS, WARP, compared, crop_code, stored
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.intensity import lowest_counted
@@ -31,6 +32,9 @@ from stem_dask.kernels.ring import (
 _ALL = 2**30
 #: copies of the windows that smoothing and transforming hold, in the type of the result: cupy's and cuFFT's own included
 _COPIES = {"gauss": 5, "fft": 14}
+#: when the last transform of each thread is through: cupy's plans, and the memory they work in, are a thread's, and those of
+#: its streams would meet there
+_transforms = threading.local()
 
 
 class Cutting:
@@ -117,6 +121,11 @@ class WindowsOfSlot:
         self.crop = kernel(code, "crop")
 
     def start(self, patterns: Any, here: slice) -> None:
+        self.launch(patterns, here)
+        download(self.on_gpu, self.in_host)
+
+    def launch(self, patterns: Any, here: slice) -> None:
+        """Queue the kernels; what they make stays on the GPU."""
         import cupy
 
         n, (height, width) = len(patterns), patterns.shape[1:]
@@ -132,8 +141,9 @@ class WindowsOfSlot:
         shared = 8 * CROP_THREADS // WARP
         self.crop((n,), (CROP_THREADS,), arguments, shared_mem=shared)
         if self.then is not None:
-            self.then(cut[:n], out[:n])
-        download(self.on_gpu, self.in_host)
+            self.then(
+                cut, out
+            )  # of a slot that is not full, too: what is done with the rest is not looked at
 
     def finish(self, patterns: NDArray, here: slice) -> tuple[NDArray, NDArray]:
         out, inside = self.in_host[1:]
@@ -153,16 +163,28 @@ def _gauss(factor: int, sigma: float) -> Callable[[Any, Any], None]:
 
 
 def _fft(factor: int) -> Callable[[Any, Any], None]:
+    try:
+        from cupy.cuda import cufft  # noqa: F401  it would be looked for at the first transform
+    except ImportError as error:
+        line = str(error).partition("\n")[0]
+        raise ValueError(f"downsample.method fft needs cuFFT ({line}): {TOOLKIT}") from error
+
     def smaller(cut: Any, out: Any) -> None:
+        import cupy
         from cupy import fft
 
         height, width = out.shape[1:]
         full_height, full_width = factor * height, factor * width
+        stream = cupy.cuda.get_current_stream()
+        before = getattr(_transforms, "last", None)
+        if before is not None:
+            stream.wait_event(before)
         patterns = cut[:, :full_height, :full_width].astype(out.dtype)
         spectrum = fft.fftshift(fft.fft2(patterns), axes=(1, 2))
         top, left = full_height // 2 - height // 2, full_width // 2 - width // 2
         kept = spectrum[:, top : top + height, left : left + width]
         out[...] = fft.ifft2(fft.ifftshift(kept, axes=(1, 2))).real / factor**2
+        _transforms.last = stream.record()
 
     return smaller
 
@@ -229,7 +251,7 @@ def ring_bytes(
     size, slots = slots_of(n, detector, kept)
     out = (size, shape[0] // factor, shape[1] // factor)
     found = buffer_bytes([(out, stored(result)), ((size,), "f8")])
-    more = 2 * 4 * size
+    more = places = 2 * 4 * size
     if factor > 1 and method in _COPIES:
         more += size * prod(shape) * (kept.itemsize + _COPIES[method] * result.itemsize)
-    return taken(slots, size * prod(detector) * kept.itemsize, found, more)
+    return taken(slots, size * prod(detector) * kept.itemsize, found, more, places)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.kernels.cuda_code import stored
+from stem_dask.kernels.full import told_when_full
 
 #: bytes of patterns in one buffer: long enough that the bus and the kernels reach their speed
 SLOT_BYTES = 16 * 2**20
@@ -36,6 +37,7 @@ class Work(Protocol):
 class Slot:
     """Patterns in pinned memory, the same on the GPU, and a stream."""
 
+    @told_when_full
     def __init__(
         self, shape: tuple[int, int, int], dtype: np.dtype, work: Callable[[int], Work]
     ) -> None:
@@ -53,6 +55,7 @@ class Slot:
         self.here = slice(0, 0)
         self.busy = False
 
+    @told_when_full
     def start(self) -> None:
         """Copy the patterns and work on them; returns before that is done."""
         n = self.here.stop - self.here.start
@@ -89,7 +92,11 @@ class Ring:
     ) -> None:
         dtype = stored(dtype)
         self.size, slots = slots_of(n, detector, dtype, slot_bytes)
-        self.slots = [Slot((self.size, *detector), dtype, work) for _ in range(slots)]
+        self.slots: list[Slot] = []
+        for _ in range(
+            slots
+        ):  # the first one's stream goes back when there is no room for the second
+            self.slots.append(Slot((self.size, *detector), dtype, work))
         self.current = 0
 
     def __del__(self) -> None:
@@ -157,17 +164,24 @@ class Taken(NamedTuple):
     in_host: int
 
 
-def taken(slots: int, patterns: int, found: int, more: int) -> Taken:
+def taken(slots: int, patterns: int, found: int, more: int, pinned: int = 0) -> Taken:
     """What a `Ring` takes.
 
     Parameters
     ----------
     slots : how many there are
     patterns, found : bytes of a slot's patterns, and of what comes back
-    more : what else a slot has on the GPU
+    more, pinned : what else a slot has on the GPU, and pinned
+
+    Examples
+    --------
+    >>> taken(2, 2**24 - 100, 3000, 0).in_host / 2**20
+    64.017578125
     """
     on_gpu = slots * (patterns + found + more + _ROUNDED)
-    return Taken(on_gpu, slots * (patterns + found))
+    # cupy makes a power of two of pinned sizes, and keeps those of smaller blocks beside these: less than as much again
+    in_host = sum(1 << max(9, (size - 1).bit_length()) for size in (patterns, found, pinned))
+    return Taken(on_gpu, 2 * slots * in_host)
 
 
 def buffer_bytes(fields: Sequence[tuple[tuple[int, ...], Any]]) -> int:

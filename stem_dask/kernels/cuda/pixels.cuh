@@ -31,12 +31,14 @@ __device__ __forceinline__ Pixels load(const PIXEL *from) {
 }
 
 #if HALF
-// IEEE 754 binary16 as float, exactly: the exponent is moved by a product with 2^112
+// IEEE 754 binary16 as float, exactly. No float on the way is subnormal: cupy compiles with -ftz=true, which makes them 0
 __device__ __forceinline__ float value_of(unsigned short half) {
-    if ((half & 0x7c00u) == 0x7c00u)
-        return __int_as_float((half & 0x8000u) << 16 | 0x7f800000u | (half & 0x3ffu) << 13);
-    float moved = __int_as_float((half & 0x7fffu) << 13) * __int_as_float(0x77800000);
-    return half & 0x8000u ? -moved : moved;
+    const unsigned int bits = half & 0x7fffu;
+    float size;
+    if (bits >= 0x7c00u) size = __int_as_float(0x7f800000u | bits << 13); // infinite, or none
+    else if (bits < 0x400u) size = (float)bits * __int_as_float(0x33800000); // in steps of 2^-24
+    else size = __int_as_float((bits << 13) + (112u << 23)); // another zero of the exponent
+    return half & 0x8000u ? -size : size;
 }
 #else
 __device__ __forceinline__ VALUE value_of(PIXEL pixel) { return pixel; }
