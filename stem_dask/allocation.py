@@ -31,7 +31,6 @@ def exempt_from_collection() -> None:
     """Let Python's garbage collector pass over all objects that there are: a round over those of loaded libraries takes
     0.1 s, in the middle of a task.
 
-    For processes of ours only: of somebody else's, what is garbage later would stay.
+    For processes of ours only: of somebody else's, what is garbage now or later would stay.
     """
-    gc.collect()
     gc.freeze()

@@ -1,5 +1,6 @@
 """Figures of a run in words and numbers: results.json, warnings, the verdict, the ten lines at the end."""
 
+import contextlib
 import json
 import math
 import os
@@ -345,9 +346,13 @@ def _file_bytes(status: os.stat_result, holes: bool) -> int:
 
 
 def process_seconds() -> float:
-    """Seconds since this process was started, imports included."""
+    """Seconds since this process was started, imports included; to 0.01 s on Linux, elsewhere perhaps to 1 s."""
+    with contextlib.suppress(OSError, AttributeError), open("/proc/self/stat", "rb") as file:
+        ticks = int(file.read().rpartition(b")")[2].split()[19])  # from the start of the system
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     import psutil  # type: ignore[import-untyped]  # comes with distributed
 
+    # of the time at which the system started it may know whole seconds only
     return time.time() - float(psutil.Process().create_time())
 
 

@@ -1,6 +1,9 @@
 """The whole job: what it writes, what it refuses, what it leaves behind."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,13 @@ from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError, 
 from stem_dask.pipeline import run
 
 NOTHING: dict[str, Any] = {}
+
+
+def test_seconds_of_a_process_are_its_own() -> None:
+    code = "from stem_dask.report import process_seconds; print(process_seconds())"
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < time.perf_counter() - begun
 
 
 def test_store_holds_the_windows_and_what_is_known(beam_file: Path, make_config: Any) -> None:
