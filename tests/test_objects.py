@@ -329,6 +329,8 @@ def test_cameras_files_are_read_by_ranges(s3_server: str, bucket: str, tmp_path:
     frames_made.raw_mib(tmp_path / "raw.mib", array % 4096, 12)
     frames_made.by_turns(tmp_path / "turns.mib", array, "0101")
     frames_made.blo(tmp_path / "scan.blo", array.reshape(3, 4, 6, 8)[..., :6] % 250)
+    with open(tmp_path / "scan.blo", "ab") as file:
+        file.write(bytes(100))  # no pattern, but as long as two
     frames_made.info(frames_made.mrc(tmp_path / "scan.mrc", array), "scan_info.txt")
     for file in tmp_path.iterdir():
         objects.put(f"{bucket}/{file.name}", file.read_bytes())

@@ -47,7 +47,7 @@ def list_blo(path: str) -> list[Candidate]:
         said["scan y"], said["scan x"], said["step y (nm)"], said["step x (nm)"], units="nm"
     )
     if scan is not None and (n := scan[0].size * scan[1].size) < source.shape[0]:
-        with open(path, "rb") as file:
+        with opened_file(path) as file:
             file.seek(start + n * (size * size + _LEAD))
             after = file.read(2)
         if (
