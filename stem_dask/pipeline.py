@@ -98,4 +98,5 @@ def load_meanwhile(name: str) -> None:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
-    threading.Thread(target=load, daemon=True).start()
+    # no daemon: Python waits for it at the end, instead of ending in the middle of an import
+    threading.Thread(target=load).start()
