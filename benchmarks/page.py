@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import COMMITTED
+from benchmarks.compare import RESULTS
 from benchmarks.rows import ROOT
 from benchmarks.table import median
 
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- benchmarks.page -->", "<!-- end -->"
 def main(argv: list[str] | None = None) -> str:
     """Replace what stands between the marks of a page; returns the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path, nargs="?", default=COMMITTED)
+    parser.add_argument("result", type=Path, nargs="?", default=RESULTS / "table.json")
     parser.add_argument("page", type=Path, nargs="?", default=ROOT / "README.md")
     options = parser.parse_args(argv)
     text = markdown(json.loads(options.result.read_text()))

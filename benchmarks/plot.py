@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import COMMITTED
+from benchmarks.compare import RESULTS
 from benchmarks.rows import ROOT
 from benchmarks.table import median
 
@@ -23,7 +23,7 @@ COLORS = {
 def main(argv: list[str] | None = None) -> Path:
     """Draw; returns the picture's path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path, nargs="?", default=COMMITTED)
+    parser.add_argument("result", type=Path, nargs="?", default=RESULTS / "table.json")
     parser.add_argument("picture", type=Path, nargs="?", default=PICTURE)
     options = parser.parse_args(argv)
     result = json.loads(options.result.read_text())
