@@ -41,8 +41,7 @@ _SETTINGS = {
     "distributed.worker.memory.terminate": 0.98,
     # a worker that is silent for this time is killed, and its tasks go elsewhere; looked at as often, so twice at most
     "distributed.scheduler.worker-ttl": "60s",
-    # the stacks that the dashboard shows are looked at ten times a second, not a hundred times: a tenth of a worker's time
-    # outside of its tasks
+    # Dask looks at the stacks that its dashboard shows a hundred times a second, for a few per cent of a worker's time
     "distributed.worker.profile.interval": "100ms",
     "distributed.admin.large-graph-warning-threshold": "1GB",
 }
