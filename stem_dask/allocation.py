@@ -27,10 +27,12 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, KEPT)
 
 
+@functools.cache
 def exempt_from_collection() -> None:
     """Let Python's garbage collector pass over all objects that there are: a round over those of loaded libraries takes
     0.1 s, in the middle of a task.
 
-    For processes of ours only: of somebody else's, what is garbage now or later would stay.
+    For processes of ours only: of somebody else's, what is garbage now or later would stay. And once in a process: what a
+    job of many leaves must not pile up.
     """
     gc.freeze()

@@ -21,8 +21,8 @@ MAX_TASKS = 4000
 #: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
 INNER_CHUNK_BYTES = MIB
 #: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured
-WORKER_BYTES = 205 * 10**6
-#: and of the run's own process, where its threads do the work: 267 MB were measured
+WORKER_BYTES = 190 * 10**6
+#: and of the run's own process, where its threads do the work: 271 MB were measured
 PROCESS_BYTES = 295 * 10**6
 #: share of its memory limit that a worker may be expected to use
 USABLE_SHARE = 0.95
