@@ -220,6 +220,9 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
 
 def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDArray:
     """A part read chunk file by chunk file: zarr would decode ten at once, whatever memory they take."""
+    from zarr.core.buffer import default_buffer_prototype
+
+    buffers = default_buffer_prototype().nd_buffer
     ranges = [range(*piece.indices(n)) for piece, n in zip(part, array.shape, strict=True)]
     out = np.empty([len(wanted) for wanted in ranges], array.dtype)
     for _, region in files_of(store, name, array, part):
@@ -230,5 +233,7 @@ def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDA
             here.append(slice(first, last))
             of_these = wanted[first:last]
             there.append(slice(of_these.start, of_these.stop, of_these.step))
-        out[tuple(here)] = array[tuple(there)]
+        # straight into its place: zarr's loop may still hold the chunk before, and a copy would come on top of both
+        place = buffers.from_numpy_array(out[tuple(here)])
+        array.get_basic_selection(tuple(there), out=place)
     return out
