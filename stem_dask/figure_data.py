@@ -1,68 +1,59 @@
-"""From a finished store to what the figure shows."""
+"""From what a run knows to what the figure shows."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 
 from stem_dask.figure import FigureData
-from stem_dask.io.objects import zarr_store
-from stem_dask.model import Axis, Window
+from stem_dask.model import Window
 from stem_dask.report import summary
-from stem_dask.stages.patterns import axes_of, axis_of
-
-if TYPE_CHECKING:
-    import xarray as xr
-    import zarr
+from stem_dask.stages.patterns import axes_of
 
 N_WORST = 3
+#: arrays of the analysis that are drawn as they are
+_SHOWN = (
+    "mean_pattern", "max_pattern", "window_y", "window_x", "center_y", "center_x", "radius", "retention",
+)  # fmt: skip
 
 
 def figure_data(
-    store: str,
-    patterns: "xr.DataArray",
+    patterns: xr.DataArray,
+    out: xr.DataArray,
+    mean: NDArray[np.float64],
+    analysis: xr.Dataset | None,
     window: Window | None,
     results: Mapping[str, Any],
+    *,
+    title: str,
     n_worst: int = N_WORST,
 ) -> FigureData:
-    """Collect the figure's arrays: the analysis and means from the store, the worst patterns from the source.
+    """Collect the figure's arrays: what is known of the patterns, and the worst patterns from the source.
 
     Parameters
     ----------
-    store : finished zarr store
-    patterns : the lazy source
+    patterns, out : the lazy source and the lazy output
+    mean : (ky, kx) mean output pattern
+    analysis : complete analysis of a crop, None without one
     window : the window that was cut, or None when nothing was cropped
     results : what results.json says
+    title : of the dataset
     n_worst : so many patterns are read from the source and shown; 0 where it holds the windows only
     """
-    import zarr
-
-    # xarray would open every array of the three groups
-    root = zarr.open_group(zarr_store(store), mode="r")
     axes = axes_of(patterns)
     common: dict[str, Any] = {
-        "title": str(root.attrs["title"]),
+        "title": title,
         "axes": axes[-2:],
         "scan_axes": axes[:-2],
-        "output_axes": (_axis(root, "ky"), _axis(root, "kx")),
-        "cropped_mean": np.asarray(root["output/mean_pattern"]),
+        "output_axes": axes_of(out)[-2:],
+        "cropped_mean": mean,
         "lines": summary({**results, "files": {}}),
     }
-    if window is None:
+    if window is None or analysis is None:
         return FigureData(**common)
-    known: dict[str, Any] = {
-        name: np.asarray(root[f"analysis/{name}"])
-        for name in (
-            "mean_pattern",
-            "max_pattern",
-            "window_y",
-            "window_x",
-            "center_y",
-            "center_x",
-            "radius",
-            "retention",
-        )
-    }
+    known: dict[str, Any] = {name: analysis[name].values for name in _SHOWN}
     worst = []
     order = np.argsort(
         np.where(np.isfinite(known["retention"]), known["retention"], np.inf), axis=None
@@ -74,7 +65,7 @@ def figure_data(
             pattern = np.asarray(patterns.data[index].compute(scheduler="sync"))
             place = (int(known["window_y"][index]), int(known["window_x"][index]))
             worst.append((tuple(int(i) for i in index), pattern, place, kept))
-    curve_mean = np.asarray(root["analysis/curve_mean"])
+    curve_mean = analysis["curve_mean"].values
     return FigureData(
         **common,
         **known,
@@ -83,16 +74,9 @@ def figure_data(
         worst=worst,
         curve_size=2 * np.arange(1, len(curve_mean)),
         curve_mean=curve_mean[1:],
-        curve_min=np.asarray(root["analysis/curve_min"])[1:],
+        curve_min=analysis["curve_min"].values[1:],
         target_retention=window.target_retention,
         min_retention=float(results["limits"]["min_retention"]),
         global_radius=window.global_radius,
     )
 
-
-def _axis(root: "zarr.Group", dim: str) -> Axis:
-    """An axis of the output from its coordinate, whose attributes xarray would only hand on."""
-    import xarray as xr
-
-    stored = root[dim]
-    return axis_of(xr.Dataset(coords={dim: (dim, np.asarray(stored), dict(stored.attrs))}), dim)

@@ -76,6 +76,11 @@ class Job:
         return "gpu" if self.config.device == "gpu" else "cpu"
 
     @property
+    def title(self) -> str:
+        """Title of the outputs: the input's name."""
+        return Path(self.prepared.found.identity[0]).stem
+
+    @property
     def worker(self) -> Worker:
         """The worker that has least memory for a thread."""
         return with_cuda(self.config, self.connection.worker)

@@ -115,11 +115,16 @@ def _results(
     if job.constants is not None:
         results["normalization"] = {"method": job.config.output.normalize, **job.constants}
     if job.outputs.figure:
-        draw(
-            figure_data(
-                job.outputs.store, patterns, window, results, N_WORST if job.box is None else 0
-            ),
-            temporary(job.outputs.figure),
+        shown = figure_data(
+            patterns,
+            written.out,
+            written.mean,
+            analysis,
+            window,
+            results,
+            title=job.title,
+            n_worst=N_WORST if job.box is None else 0,
         )
+        draw(shown, temporary(job.outputs.figure))
         publish(job.outputs.figure)
     return results

@@ -200,7 +200,7 @@ def _target(job: Job, out: xr.DataArray) -> Target:
         job.outputs.path,
         out,
         layout=output.layout,
-        title=Path(job.prepared.found.identity[0]).stem,
+        title=job.title,
         codec=output.codec,
         rechunk=output.rechunk,
         folder=f"{job.folder}/chunks",
