@@ -123,7 +123,8 @@ class Batch:
         """The one cluster of all, made when it is first needed."""
         if self.connection is None:
             from stem_dask.cluster import connect
-            from stem_dask.pipeline import PASSES, load_meanwhile
+            from stem_dask.loading import load_meanwhile
+            from stem_dask.pipeline import PASSES
 
             config = self.datasets[0].config
             load_meanwhile(PASSES)

@@ -13,6 +13,7 @@ from typing import Any
 import dask
 from dask.utils import parse_bytes
 
+from stem_dask.dashboard import LATER, load_when_opened
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import cuda_cluster, n_gpus
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
@@ -181,7 +182,7 @@ def _start_jobs(
     security = own_security(host or EVERYWHERE, insecure=insecure)
     port = _dashboard_port()
     place = {} if host is None else {"host": host}
-    scheduler = {**place, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
+    scheduler = {**place, **LATER, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
     # ours, or what the user has set: the workers are told, because they start on other machines
     settings = {key: dask.config.get(key) for key in _SETTINGS if ".worker." in key}
     with slurm_cluster(
@@ -235,9 +236,11 @@ def _start(
                 memory_limit=limit,
                 security=security,
                 dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
+                scheduler_kwargs=LATER,
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
             )
+        load_when_opened(cluster.scheduler)
         with cluster, Client(cluster) as client:
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
             yield replace(_on_loopback(_describe(client, text)), ours=kind != "threads")

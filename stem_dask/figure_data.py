@@ -79,4 +79,3 @@ def figure_data(
         min_retention=float(results["limits"]["min_retention"]),
         global_radius=window.global_radius,
     )
-

@@ -1,13 +1,12 @@
 """A whole job: its config, its cluster, and all passes."""
 
-import contextlib
 import importlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.cluster import Connection, connect, connection_of
+from stem_dask.loading import load_meanwhile
 from stem_dask.model import Progress, Step
 from stem_dask.options import Config
 from stem_dask.preflight import Prepared, begun, input_lines, prepare
@@ -82,21 +81,3 @@ def run(
         for line in connection.lines(f"{device}{prepared.device_note}"):
             say(line)
         return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
-
-
-def load_meanwhile(name: str) -> None:
-    """Begin to load a module, in a thread; what cannot be loaded is told by whoever needs it next.
-
-    Parameters
-    ----------
-    name : `PASSES`, or another module that takes its time
-    """
-    # first and by itself: of two threads that load packages which need each other, one may see half of one
-    import distributed  # noqa: F401
-
-    def load() -> None:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-
-    # no daemon: Python waits for it at the end, instead of ending in the middle of an import
-    threading.Thread(target=load).start()

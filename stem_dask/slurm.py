@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stem_dask.dashboard import load_when_opened
 from stem_dask.errors import ConfigError
 from stem_dask.limits import ONE_THREAD
 
@@ -143,7 +144,7 @@ def slurm_cluster(
 
     Parameters
     ----------
-    scheduler : where the scheduler listens, and its dashboard
+    scheduler : where the scheduler listens, and its dashboard (`stem_dask.dashboard.LATER`)
     security : keys of this run, or None for plain text
     settings : of Dask, for the workers
     say : gets a line for the user while there is no worker
@@ -171,6 +172,7 @@ def slurm_cluster(
                 shared_temp_directory=keys,
             )
         stack.callback(cluster.close)
+        load_when_opened(cluster.scheduler)
         _refuse_what_slurm_refuses(cluster.job_script())  # a cluster whose jobs fail does not close
         cluster.scale(jobs=jobs.least)
         stack.enter_context(cluster)

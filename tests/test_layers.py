@@ -17,7 +17,7 @@ FLOORS = [
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "owner", "state", "trust", "rehearsal", "allocation", "submission",
-     "limits", "slurm", "tunnel", "versions", "gpus", "processes"},
+     "limits", "slurm", "tunnel", "versions", "gpus", "processes", "loading", "dashboard"},
     {"report", "panel", "figure", "figure_data", "outputs", "preflight", "exports", "target", "describe", "projection", "results",
      "gpu_memory",
      "tally",

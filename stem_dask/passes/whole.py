@@ -13,6 +13,7 @@ from stem_dask.cluster import Connection
 from stem_dask.figure import draw
 from stem_dask.figure_data import N_WORST, figure_data
 from stem_dask.io.publish import publish, temporary
+from stem_dask.loading import load_meanwhile
 from stem_dask.model import Progress, Window
 from stem_dask.passes.analysis import (
     analyze,
@@ -30,7 +31,6 @@ from stem_dask.passes.writing import (
     write_export,
     write_normalized,
 )
-from stem_dask.pipeline import load_meanwhile
 from stem_dask.preflight import Prepared
 from stem_dask.results import Outcome, exit_code, results_of_run, stored_bytes
 from stem_dask.state import RunState
@@ -71,7 +71,7 @@ def complete(
     if alone:
         exempt_from_collection()
     if job.outputs.figure:
-        load_meanwhile("matplotlib.backends.backend_agg")
+        load_meanwhile("matplotlib.figure", "matplotlib.backends.backend_agg")
     first = time.perf_counter()
     block, window = job.block(), None
     read_windows_only(job, block)
