@@ -7,7 +7,6 @@ disk takes what is written, or gives what is read cold. Cores and disk may work 
 import os
 import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -118,10 +117,10 @@ def encode_bandwidth(patterns: NDArray, codec: str) -> float:
     if codec == "none":
         return float("inf")
     if codec == "gzip":
+        from stem_dask.io.codec import bytes_apart, deflated
 
         def encode(chunk: NDArray) -> object:
-            shuffled = np.ascontiguousarray(chunk.reshape(-1, 1).view(np.uint8).T)
-            return zlib.compress(shuffled, 4)
+            return deflated(bytes_apart(chunk), 4)
     else:
         from stem_dask.io.codec import blosc_bytes, shuffle_of
 

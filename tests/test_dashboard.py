@@ -31,11 +31,9 @@ def test_the_first_who_opens_a_page_gets_it(kind):
         with ThreadPoolExecutor(3) as pool:
             plots, root, status = pool.map(opened, asked)
         assert root[:2] == status[:2] == (200, link)
-        assert "<title>Dask Diagnostic UI</title>" in status[2] and "bokeh" in status[2]
-        assert (plots[0], '"Individual Task Stream": "/individual-task-stream"' in plots[2]) == (
-            200,
-            True,
-        )
+        assert "<title>Dask Diagnostic UI</title>" in status[2]
+        assert plots[0] == 200
+        assert '"Individual Task Stream": "/individual-task-stream"' in plots[2]
         assert opened(urljoin(link, "/health"))[::2] == (200, "ok")
         assert opened(urljoin(link, "/no-such-page"))[0] == 404
         assert connection.client.submit(int, "7").result() == 7

@@ -35,7 +35,7 @@ from stem_dask.errors import (
     told_as,
 )
 from stem_dask.grid import Grid, bounds, cut, read_part
-from stem_dask.io.pt import combine_crc
+from stem_dask.io.checksums import combine_crc
 from stem_dask.io.publish import damage, file_crc
 from stem_dask.journal import Journal
 from stem_dask.model import Record

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.checksums import crc32
 from stem_dask.io.pieces import InPieces, joined
 from stem_dask.model import Region
 
@@ -14,6 +15,8 @@ from stem_dask.model import Region
 CODECS = ("auto", "lz4", "zstd", "gzip", "none")
 #: lz4 and zstd are those of blosc
 LEVELS = {"lz4": 5, "zstd": 1, "gzip": 4}
+#: begins a file of gzip: deflate, no time, no name, unknown system
+_GZIP = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 #: the largest chunk that blosc takes, in bytes; HDF5 takes twice as much
 LARGEST_CHUNK = 2**31 - 17
 
@@ -59,6 +62,62 @@ def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:
         content, level=LEVELS[codec], compressor=codec, shuffle=shuffle, numthreads=1
     )
     return bytes(packed)
+
+
+def deflated(content: Any, level: int) -> bytes:
+    """Bytes compressed as zlib does, by zlib-ng: two to four times as fast, and a little smaller.
+
+    Examples
+    --------
+    >>> import zlib
+    >>> zlib.decompress(deflated(b"abc", 4))
+    b'abc'
+    """
+    from imagecodecs import zlibng_encode
+
+    return bytes(zlibng_encode(content, level=level))
+
+
+def gzipped(content: Any, level: int) -> bytes:
+    """The same as a file of gzip (RFC 1952), which has no time and no name in it: equal bytes give equal files.
+
+    Examples
+    --------
+    >>> import gzip
+    >>> gzip.decompress(gzipped(b"abc", 4))
+    b'abc'
+    """
+    ends = crc32(content).to_bytes(4, "little") + (len(content) % 2**32).to_bytes(4, "little")
+    # zlib's own two bytes in front, and its checksum of four, go
+    return _GZIP + deflated(content, level)[2:-4] + ends
+
+
+def bytes_apart(chunk: NDArray) -> NDArray[np.uint8]:
+    """HDF5's filter ``shuffle``: the first bytes of all elements, then all second ones …
+
+    Parameters
+    ----------
+    chunk : C-contiguous, of any shape
+
+    Returns
+    -------
+    (bytes of an element, elements)
+
+    Examples
+    --------
+    >>> bytes_apart(np.array([1, 258], "<u2")).tolist()
+    [[1, 2], [0, 1]]
+    """
+    size = chunk.dtype.itemsize
+    if size not in (2, 4):
+        parts = chunk.reshape(-1).view(np.uint8).reshape(-1, size)
+        return np.ascontiguousarray(parts.T)
+    # of whole elements, of which the processor takes many at once: 11 instead of 3 GB/s of uint16
+    words = chunk.reshape(-1).view(f"<u{size}")
+    out = np.empty((size, words.size), np.uint8)
+    for i in range(size):
+        np.copyto(out[i], words >> (8 * i) if i else words, casting="unsafe")
+    return out
 
 
 def whole_chunks(

@@ -1,6 +1,5 @@
 """Blocks of a scan written at their place among numbers that lie one after another: .pt and .npy."""
 
-import zlib
 from collections.abc import Iterable, Sequence
 from math import prod
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.checksums import crc32
 from stem_dask.io.pieces import InPieces, split
 from stem_dask.io.publish import begin_sync, named
 from stem_dask.model import Record, Region
@@ -44,7 +44,7 @@ def write_runs(
             if first:
                 file.seek(offset + starts[run] * pattern_bytes)
             content = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-            checksums[run] = zlib.crc32(content, checksums[run])
+            checksums[run] = crc32(content, checksums[run])
             while content:
                 content = content[file.write(content) :]
         for start in starts:
@@ -61,7 +61,7 @@ def damaged_run(path: str, offset: int, runs: Iterable[Run]) -> str | None:
         with open(path, "rb") as file:
             for start, length, crc in runs:
                 file.seek(offset + start)
-                if zlib.crc32(file.read(length)) != crc:
+                if crc32(file.read(length)) != crc:
                     return f"{path} does not hold what was written at byte {start:,}"
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"

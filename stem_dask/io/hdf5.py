@@ -8,7 +8,6 @@ import errno
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
-from stem_dask.io.codec import LEVELS, blosc_bytes, lies_on_chunks, whole_chunks
+from stem_dask.io.codec import (
+    LEVELS,
+    blosc_bytes,
+    bytes_apart,
+    deflated,
+    lies_on_chunks,
+    whole_chunks,
+)
 from stem_dask.io.pieces import of_type
 from stem_dask.io.publish import named
 from stem_dask.io.spool import SpoolSink
@@ -124,6 +130,7 @@ def pack_chunk(chunk: NDArray, codec: str) -> bytes:
 
     Examples
     --------
+    >>> import zlib
     >>> zlib.decompress(pack_chunk(np.array([[1, 258]], "<u2"), "gzip"))
     b'\\x01\\x02\\x00\\x01'
     """
@@ -132,8 +139,7 @@ def pack_chunk(chunk: NDArray, codec: str) -> bytes:
         return chunk.tobytes()
     if codec != "gzip":
         return blosc_bytes(chunk, codec, "bitshuffle")
-    shuffled = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.dtype.itemsize).T
-    return zlib.compress(np.ascontiguousarray(shuffled).data, LEVELS[codec])
+    return deflated(bytes_apart(chunk), LEVELS[codec])
 
 
 def _filters(codec: str) -> dict[str, Any]:

@@ -6,8 +6,7 @@ torch, and the checksums of the zip records are put right at the end from those 
 
 import os
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, StoreError
+from stem_dask.io.checksums import combine_crc, crc32
 from stem_dask.io.flat import damaged_run, joined_runs, write_runs
 from stem_dask.io.pieces import Changed, InPieces, copied
 from stem_dask.io.publish import named, naming
@@ -180,68 +180,6 @@ def layout_shape(lead: Sequence[int], detector: Sequence[int], layout: str) -> t
     raise ConfigError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
 
 
-def combine_crc(pieces: Iterable[tuple[int, int]]) -> int:
-    """CRC-32 of joined pieces from (length, crc) of each.
-
-    Source: M. Adler's crc32_combine in zlib; appending n zero bytes is a linear map over GF(2), raised to the n-th
-    power by squaring.
-
-    Examples
-    --------
-    >>> combine_crc([(3, zlib.crc32(b"abc")), (4, zlib.crc32(b"defg"))]) == zlib.crc32(b"abcdefg")
-    True
-    """
-    total = 0
-    for length, crc in pieces:
-        for matrix in _powers(length):
-            total = _times(matrix, total)
-        total ^= crc
-    return total
-
-
-def _powers(length: int) -> list[list[int]]:
-    """The maps for the set bits of ``length``: 1, 2, 4, … zero bytes."""
-    found = []
-    matrix = _ONE_BYTE
-    while length:
-        if length & 1:
-            found.append(matrix)
-        length >>= 1
-        if length:
-            matrix = _squared(tuple(matrix))
-    return found
-
-
-def _times(matrix: Sequence[int], vector: int) -> int:
-    total, i = 0, 0
-    while vector:
-        if vector & 1:
-            total ^= matrix[i]
-        vector >>= 1
-        i += 1
-    return total
-
-
-_SQUARES: dict[tuple[int, ...], list[int]] = {}
-
-
-def _squared(matrix: tuple[int, ...]) -> list[int]:
-    if matrix not in _SQUARES:
-        _SQUARES[matrix] = [_times(matrix, column) for column in matrix]
-    return _SQUARES[matrix]
-
-
-def _one_byte() -> list[int]:
-    """The map that appends eight zero bits, polynomial 0xEDB88320 (reflected)."""
-    bit = [0xEDB88320, *(1 << i for i in range(31))]
-    for _ in range(3):
-        bit = [_times(bit, column) for column in bit]
-    return bit
-
-
-_ONE_BYTE = _one_byte()
-
-
 def _torch() -> Any:
     try:
         import torch
@@ -324,7 +262,7 @@ def _mend_checksums(path: str, known: Mapping[int, int]) -> None:
             crc = known.get(data)
             if crc is None:
                 file.seek(data)
-                crc = zlib.crc32(file.read(entry.file_size))
+                crc = crc32(file.read(entry.file_size))
             word = crc.to_bytes(4, "little")
             file.seek(data + entry.file_size)
             if file.read(4) == b"PK\x07\x08":

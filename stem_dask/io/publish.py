@@ -5,13 +5,13 @@ import functools
 import itertools
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 from stem_dask.errors import OutputExistsError, StemDaskError
+from stem_dask.io.checksums import crc32
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def file_crc(path: str | Path) -> tuple[int, int]:
     crc = n_bytes = 0
     with open(path, "rb") as file:
         while piece := file.read(2**20):
-            crc, n_bytes = zlib.crc32(piece, crc), n_bytes + len(piece)
+            crc, n_bytes = crc32(piece, crc), n_bytes + len(piece)
     return crc, n_bytes
 
 

@@ -6,7 +6,6 @@ the whole shard three times over, and its tasks wait for one thread of the proce
 """
 
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -15,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.checksums import crc32
 from stem_dask.io.codec import whole_chunks
 from stem_dask.io.pieces import InPieces
 from stem_dask.io.publish import begin_sync, named
@@ -90,4 +90,4 @@ def _appended(file: object, content: bytes, crc: int) -> int:
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]  # type: ignore[attr-defined]
-    return zlib.crc32(content, crc)
+    return crc32(content, crc)

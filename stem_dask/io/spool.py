@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.checksums import crc32
 from stem_dask.io.pieces import Later
 from stem_dask.io.publish import damage, named, remove
 from stem_dask.model import Record, Region
@@ -44,7 +44,7 @@ class SpoolSink:
             # bounds travel with the blocks, so that a file tells by itself where it belongs
             "region": [[int(s.start), int(s.stop)] for s in region],
             "arrays": [
-                [name, array.dtype.str, array.shape, zlib.crc32(array.data)]
+                [name, array.dtype.str, array.shape, crc32(array.data)]
                 for name, array in arrays.items()
             ],
         }
@@ -54,7 +54,7 @@ class SpoolSink:
         with named(partial), open(partial, "wb") as file:
             for content in contents:
                 file.write(content)
-                crc, n_bytes = zlib.crc32(content, crc), n_bytes + memoryview(content).nbytes
+                crc, n_bytes = crc32(content, crc), n_bytes + memoryview(content).nbytes
         os.replace(partial, path)
         return {"spool_crc": crc, "spool_bytes": n_bytes}
 
@@ -87,7 +87,7 @@ class SpoolSink:
                         file.seek(n_bytes, os.SEEK_CUR)
                         continue
                     content = file.read(n_bytes)
-                    if len(content) != n_bytes or zlib.crc32(content) != crc:
+                    if len(content) != n_bytes or crc32(content) != crc:
                         raise StoreError(
                             f"{path} does not hold what was written; the same command makes it again"
                         )

@@ -12,7 +12,6 @@ so both passes, and the writes between them, move long runs of bytes.
 
 import itertools
 import math
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.io.checksums import crc32
 from stem_dask.io.frames import Flipped
 from stem_dask.io.publish import named, remove
 from stem_dask.io.sources import (
@@ -268,7 +268,7 @@ class TurnedSink:
             for (y, x), place in places:
                 piece = patterns_first(planes[:, y.start : y.stop, x.start : x.stop])
                 view = piece.reshape(-1).view(np.uint8).data
-                crc = zlib.crc32(view, crc)
+                crc = crc32(view, crc)
                 file.seek(place.offset)
                 while view:
                     view = view[file.write(view) :]
@@ -280,7 +280,7 @@ class TurnedSink:
         region = tuple(slice(*bounds) for bounds in record.extra["region"])
         try:
             for place in self.turned.pieces_of(region):
-                crc = zlib.crc32(place[_WHOLE].data, crc)
+                crc = crc32(place[_WHOLE].data, crc)
         except OSError as error:
             return f"{self.turned.path} cannot be read: {error}"
         if crc == record.extra.get("turned_crc"):

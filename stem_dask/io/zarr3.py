@@ -4,7 +4,6 @@ zarr itself reads them; writing some thirty small arrays through it takes half a
 its own several times. The documents are those that zarr 3.1 writes, which a test compares.
 """
 
-import gzip
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StemDaskError
-from stem_dask.io.codec import LEVELS, blosc_bytes, shuffle_of
+from stem_dask.io.codec import LEVELS, blosc_bytes, gzipped, shuffle_of
 from stem_dask.io.objects import at
 from stem_dask.io.publish import named, remove
 
@@ -114,8 +113,7 @@ def encoded(chunk: NDArray, codec: str = "auto") -> bytes:
     if codec == "none":
         return checked(chunk.tobytes())
     if codec == "gzip":
-        content = chunk.reshape(-1).view(np.uint8).data
-        return checked(gzip.compress(content, LEVELS[codec], mtime=0))  # no time of day
+        return checked(gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec]))
     return checked(blosc_bytes(chunk, codec, shuffle_of(chunk.dtype)))
 
 

@@ -4,9 +4,7 @@ The layout is that of RosettaSciIO's ZSPY: ``Experiments/TITLE`` with ``data``, 
 whose plain values are attributes and whose arrays are arrays.
 """
 
-import gzip
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.checksums import crc32
 from stem_dask.io.codec import (
     LEVELS,
     blosc_bytes,
+    gzipped,
     lies_on_chunks,
     one_thread_blosc,
     shuffle_of,
@@ -105,7 +105,7 @@ class ZspySink:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_bytes(content)
                 os.replace(partial, file)
-            said.append([name, zlib.crc32(content), len(content)])
+            said.append([name, crc32(content), len(content)])
         return {"chunks": said, **SpoolSink(self.spool).write(index, region, rest)}
 
     def verify(self, record: Record) -> str | None:
@@ -192,10 +192,9 @@ def _compressor(codec: str, dtype: np.dtype) -> Any:
 
 def _packed(chunk: NDArray, codec: str) -> bytes:
     """The bytes of a chunk file: always the same for the same numbers, while numcodecs' gzip writes the time."""
-
     codec = CODEC if codec == "auto" else codec
     if codec == "none":
         return chunk.tobytes()
     if codec == "gzip":
-        return gzip.compress(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec], mtime=0)
+        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
     return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
