@@ -16,7 +16,7 @@ def add_convert_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--no-rechunk",
         action="store_true",
-        help="chunks as large as the blocks that are read, instead of about 1 MiB of whole patterns",
+        help="chunks as large as the blocks that are read, instead of about 1 MiB (.zspy: 8 MiB) of whole patterns",
     )
     sub.add_argument("--chunk-mb", type=float, default=64.0, help="MiB that one task reads (64)")
     sub.add_argument("--codec", choices=("auto", "lz4", "zstd", "gzip", "none"), default="auto")

@@ -51,7 +51,7 @@ def export(
     journal, folder : of a run that can be resumed: what is unfinished then stays after an error
     codec : ``lz4``, ``zstd`` (both of blosc), ``gzip``, ``none``, or ``auto``: lz4 in .zarr and .zspy, and gzip in .hspy and
         .h5, which every reader of HDF5 opens; .pt and .npy are not compressed
-    rechunk : chunks of whole patterns of about 1 MiB; False makes one chunk of each block
+    rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
 
     Returns
     -------

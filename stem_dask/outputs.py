@@ -12,6 +12,9 @@ from stem_dask.known import beside
 from stem_dask.options import Config
 from stem_dask.urls import check_path, is_url, refuse_url
 
+#: what this process loads to write a kind of file
+LIBRARIES = {".pt": "torch", ".hspy": "h5py", ".h5": "h5py", ".zspy": "zarr"}
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -51,6 +54,11 @@ class Outputs:
     def store(self) -> str:
         """The first output, where it is when it is complete."""
         return self.path if self.url is None else self.url
+
+    def libraries(self) -> tuple[str, ...]:
+        """Packages that writing them takes, in the run's own process; they take a second to load."""
+        kinds = [Path(path).suffix for path in (self.path, *self.exports)]
+        return tuple(LIBRARIES[kind] for kind in kinds if kind in LIBRARIES)
 
     def all(self) -> tuple[str, ...]:
         """Every name."""

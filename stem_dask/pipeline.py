@@ -76,7 +76,7 @@ def run(
     device = prepared.config.device
     cluster = prepared.config.cluster.model_dump()
     cluster |= {"input_bytes": prepared.found.n_bytes, "device": device}
-    load_meanwhile(PASSES)
+    load_meanwhile(PASSES, *prepared.outputs.libraries())
     with connect(**cluster, say=say) as connection:
         for line in connection.lines(f"{device}{prepared.device_note}"):
             say(line)

@@ -20,6 +20,8 @@ PIECE_BYTES = MIB
 MAX_TASKS = 4000
 #: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
 INNER_CHUNK_BYTES = MIB
+#: where each chunk is a file in folders of its own, a terabyte shall not become millions of them
+FILE_CHUNK_BYTES = 8 * MIB
 #: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured
 WORKER_BYTES = 190 * 10**6
 #: and of the run's own process, where its threads do the work: 271 MB were measured
@@ -86,9 +88,12 @@ def _positions(n: int, pattern_bytes: int, chunk_mb: float | str, most: int | No
 
 
 def inner_chunk(
-    lead_chunk: Sequence[int], lead_shape: Sequence[int], pattern_bytes: int
+    lead_chunk: Sequence[int],
+    lead_shape: Sequence[int],
+    pattern_bytes: int,
+    most_bytes: int = INNER_CHUNK_BYTES,
 ) -> tuple[int, ...]:
-    """Positions in one inner chunk of the store: whole patterns, about 1 MiB.
+    """Positions in one inner chunk of the store: whole patterns, at most 1 MiB, or what ``most_bytes`` says.
 
     Where several blocks lie along an axis the inner chunk divides them, so that a shard is exactly a block. A block
     that covers its axis may be rounded up instead, and prime sizes do not end in chunks of one pattern.
@@ -100,7 +105,7 @@ def inner_chunk(
     >>> inner_chunk((6, 251), (100, 251), 2 * 20 * 20)
     (3, 251)
     """
-    positions = max(1, INNER_CHUNK_BYTES // max(1, pattern_bytes))
+    positions = max(1, most_bytes // max(1, pattern_bytes))
     chunks: list[int] = []
     for chunk, size in zip(reversed(lead_chunk), reversed(lead_shape), strict=True):
         if positions >= chunk:

@@ -27,6 +27,7 @@ from stem_dask.kernels.turn import GATHERED
 from stem_dask.limits import machine_bytes
 from stem_dask.options import Config
 from stem_dask.plan import (
+    FILE_CHUNK_BYTES,
     MIB,
     PIECE_BYTES,
     SLAB_BYTES,
@@ -118,6 +119,7 @@ def memory_of(
         + REQUEST_BYTES * is_url(found.info.path)
         + PASSING * piece * widest
         + task_memory(config, what).in_host
+        + _filled_chunk(config)
         + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
@@ -137,6 +139,12 @@ def _waiting(config: Config, what: Shapes) -> int:
     """Bytes of one pattern that a task keeps until all of its block are there: encoded chunks, and the same as one file."""
     joined = is_url(config.output.path) or Path(config.output.path).suffix in (".hspy", ".h5")
     return 2 * what.out_bytes * joined
+
+
+def _filled_chunk(config: Config) -> int:
+    """Bytes of a chunk of a .zspy that is filled piece by piece, and of it encoded; all others are smaller than a piece."""
+    made = (Path(config.output.path).suffix[1:], *config.output.export)
+    return 2 * FILE_CHUNK_BYTES * ("zspy" in made)
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from stem_dask.io.store import (
     write_valid,
 )
 from stem_dask.io.zarr3 import plain
+from stem_dask.plan import FILE_CHUNK_BYTES, INNER_CHUNK_BYTES
 from stem_dask.stages.patterns import axes_of, blocks_of, flowing, lead_dims, lead_shape
 from stem_dask.stages.validate import inside_of_blocks
 
@@ -73,7 +74,7 @@ class Target:
     keep_dtype : for .pt: keep unsigned types
     title : in the metadata
     codec : one of `stem_dask.io.codec.CODECS`
-    rechunk : chunks of whole patterns of about 1 MiB; False makes one chunk of each block
+    rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
     folder : where blocks wait until they are joined; default ``PATH.incomplete.blocks``
     url : of a store in an object store: its shards go there, the rest is built here; see `stem_dask.io.object_sink`
 
@@ -152,7 +153,7 @@ class Target:
         ConfigError
             When it has more bytes than can be compressed.
         """
-        inner, _ = store_chunks(self.patterns, self.rechunk)
+        inner, _ = store_chunks(self.patterns, self.rechunk, FORMATS[self.suffix].chunk_bytes)
         n_bytes = prod(inner) * self.patterns.dtype.itemsize
         if n_bytes > LARGEST_CHUNK:
             raise ConfigError(
@@ -220,6 +221,7 @@ class Format:
     finish: Finish
     packed: bool = True
     navigator: bool = False
+    chunk_bytes: int = INNER_CHUNK_BYTES
 
 
 def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, Any]:
@@ -364,5 +366,5 @@ FORMATS = {
     ".hspy": Format(_hdf5_sink, _signal_finish, navigator=True),
     ".npy": Format(_npy_sink, lambda target, patterns, analysis, about: [], packed=False),
     ".h5": Format(_hdf5_sink, _h5_finish),
-    ".zspy": Format(_zspy_sink, _signal_finish, navigator=True),
+    ".zspy": Format(_zspy_sink, _signal_finish, navigator=True, chunk_bytes=FILE_CHUNK_BYTES),
 }

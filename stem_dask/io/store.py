@@ -28,7 +28,7 @@ from stem_dask.io.zarr3 import (
     write_document,
 )
 from stem_dask.model import Record, Region
-from stem_dask.plan import inner_chunk, shard_shape
+from stem_dask.plan import INNER_CHUNK_BYTES, inner_chunk, shard_shape
 from stem_dask.stages.analyze import PROFILE_ATTRS
 from stem_dask.stages.patterns import blocks_of, lead_shape
 
@@ -40,11 +40,11 @@ _POSITIONS = 2**20
 
 
 def store_chunks(
-    patterns: xr.DataArray, rechunk: bool = True
+    patterns: xr.DataArray, rechunk: bool = True, most_bytes: int = INNER_CHUNK_BYTES
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(inner chunk, shard) of the output for lazy patterns whose blocks are one shard each.
 
-    With ``rechunk`` an inner chunk is whole patterns of about 1 MiB, without it the whole block.
+    With ``rechunk`` an inner chunk is whole patterns of up to ``most_bytes``, without it the whole block.
 
     Raises
     ------
@@ -62,7 +62,9 @@ def store_chunks(
     lead = tuple(chunks[0] for chunks in data.chunks[:n_lead])
     detector = data.shape[-2:]
     pattern_bytes = int(np.prod(detector)) * data.dtype.itemsize
-    inner = inner_chunk(lead, lead_shape(patterns), pattern_bytes) if rechunk else lead
+    inner = lead
+    if rechunk:
+        inner = inner_chunk(lead, lead_shape(patterns), pattern_bytes, most_bytes)
     return (*inner, *detector), (*shard_shape(lead, inner), *detector)
 
 
