@@ -6,8 +6,9 @@ import os
 import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import dask
@@ -19,7 +20,7 @@ from stem_dask.gpus import cuda_cluster, n_gpus
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
 from stem_dask.plan import PROCESS_BYTES, WORKER_BYTES, Worker
-from stem_dask.processes import LOOPBACK, processes
+from stem_dask.processes import LOOPBACK, copied_from_one, processes
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 from stem_dask.tunnel import tunnel
@@ -139,7 +140,8 @@ def connect(
         )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
-    with dask.config.set(_settings()), contextlib.ExitStack() as stack:
+    ours = {**_SETTINGS, **(copied_from_one() if kind == "local" else {})}
+    with dask.config.set(_settings(ours)), contextlib.ExitStack() as stack:
         if kind == "slurm":
             asked = _jobs(n_workers, threads_per_worker, memory_limit, jobs, walltime)
             asked = replace(
@@ -198,12 +200,12 @@ def _on_loopback(connection: Connection) -> Connection:
     return replace(connection, dashboard=f"http://{LOOPBACK}:{port}/status")
 
 
-def _settings() -> dict[str, Any]:
+def _settings(ours: Mapping[str, Any] = MappingProxyType(_SETTINGS)) -> dict[str, Any]:
     """Ours; what the user has set himself, in dask's files or the environment, stays."""
     shipped = dask.config.merge(*dask.config.defaults)
     return {
         name: value
-        for name, value in _SETTINGS.items()
+        for name, value in ours.items()
         if dask.config.get(name) == dask.config.get(name, config=shipped)
     }
 

@@ -1,10 +1,15 @@
 """Workers on this machine: what Dask's clusters are told of them."""
 
+import multiprocessing
+import os
+import sys
 from typing import Any
 
 from stem_dask.limits import ONE_THREAD
 
 LOOPBACK = "127.0.0.1"
+#: what workers are copies of has loaded these
+LOADED = ["distributed.nanny", "stem_dask.rehearsal"]
 
 
 def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, Any]:
@@ -23,6 +28,20 @@ def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, An
     }
 
 
+def copied_from_one() -> dict[str, Any]:
+    """Dask's settings by which worker processes begin as copies of one that has loaded their code, instead of each loading
+    it: on a node with many cores they would ask a network's disk for the same thousands of files all at once.
+    """
+    import distributed.utils
+
+    # elsewhere a copy of a process may lack what the system keeps for it
+    if sys.platform != "linux" or not hasattr(distributed.utils, "_forkserver_preload_set"):
+        return {}
+    multiprocessing.get_context("forkserver").set_forkserver_preload(LOADED)
+    distributed.utils._forkserver_preload_set = True  # Dask would load pandas, in all of them
+    return {"distributed.worker.multiprocessing-method": "forkserver"}
+
+
 def _plain(worker: Any) -> Any:
     """Workers without a dashboard of their own, which nobody looks at, and with one thread for each library.
 
@@ -34,6 +53,7 @@ def _plain(worker: Any) -> Any:
             super().__init__(*args, **{**options, "dashboard": False})
             if hasattr(self, "pre_spawn_env"):  # of a process of its own
                 self.pre_spawn_env.update(ONE_THREAD)
-                self.env.update(ONE_THREAD)
+                # what it is a copy of has the variables of an earlier time
+                self.env.update({**os.environ, **self.env, **ONE_THREAD})
 
     return Plain

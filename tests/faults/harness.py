@@ -56,10 +56,13 @@ if fault:
     os.replace, os.rename = patched(os.replace), patched(os.rename)
 
     if moment == "interrupt":
-        import sys
+        import sys, threading
 
         class Finder:
             def find_spec(self, name, path=None, target=None):
+                main = threading.current_thread() is threading.main_thread()
+                if not main and name == end.partition(".")[0]:
+                    raise ImportError("left to the main thread, where signals are heard")
                 if name == end:
                     exec("os.kill(os.getpid(), signal.SIGTERM)")
 
@@ -70,7 +73,7 @@ if fault:
 
         class Hungry:
             def find_spec(self, name, path=None, target=None):
-                if name == end and "spawn_main" in " ".join(sys.orig_argv):
+                if name == end and "forkserver" in " ".join(sys.orig_argv):
                     taken.append(bytearray(b"x" * 600_000_000))
 
         taken = []
@@ -245,11 +248,12 @@ def members(group: int) -> list[str]:
 
 
 def workers(pid: int) -> list[psutil.Process]:
-    """Worker processes of a client: its spawned children, without the resource tracker."""
+    """Worker processes of a client: copies of the one child that has loaded their code."""
     return [
-        child
-        for child in psutil.Process(pid).children(recursive=True)
-        if "spawn_main" in " ".join(child.cmdline())
+        worker
+        for child in psutil.Process(pid).children()
+        if "forkserver" in " ".join(child.cmdline())
+        for worker in child.children()
     ]
 
 

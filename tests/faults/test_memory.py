@@ -77,7 +77,8 @@ def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path:
         roomy.clean()
         assert done.code == 0, done.text
     memory = json.loads((roomy.run_folder / "report.json").read_text())["memory"]
-    assert 0.6 * projected <= memory["measured"] <= 1.1 * memory["projected"]
+    # what was refused stands for the whole detector: the window was not known
+    assert 0.6 * memory["projected"] <= memory["measured"] <= 1.1 * memory["projected"]
 
 
 def test_a_worker_that_needs_more_all_the_same(
@@ -87,7 +88,7 @@ def test_a_worker_that_needs_more_all_the_same(
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")  # sooner at the end
     command = Command(quarter_gb, tmp_path, forks, overrides=("output.chunk_mb=16",))
     with cleaned(command):
-        done = command.finish(limited(LIMIT), fault="memory stem_dask.kernels.analysis")
+        done = command.finish(limited(LIMIT), fault="memory imagecodecs")
     assert done.code == 5, done.text
     assert "memory" in done.text
     assert "KilledWorker" not in done.text
