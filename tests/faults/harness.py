@@ -249,12 +249,15 @@ def members(group: int) -> list[str]:
 
 def workers(pid: int) -> list[psutil.Process]:
     """Worker processes of a client: copies of the one child that has loaded their code."""
-    return [
-        worker
-        for child in psutil.Process(pid).children()
-        if "forkserver" in " ".join(child.cmdline())
-        for worker in child.children()
-    ]
+    below = psutil.Process(pid).children(
+        recursive=True
+    )  # looks at all processes once, which takes a while
+    copied = [child.pid for child in below if child.ppid() == pid and _has_the_code(child)]
+    return [child for child in below if child.ppid() in copied]
+
+
+def _has_the_code(process: psutil.Process) -> bool:
+    return "forkserver" in " ".join(process.cmdline())
 
 
 def read(path: Path) -> bytes:

@@ -24,8 +24,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hung_worker(command: Command, reference: Command) -> None:
     """Stopped in the middle of the crop: killed by its nanny, replaced, no block is noted twice."""
     run = command.start()
-    run.until(lambda: n_lines(command, "crop") >= 4, "four cropped rows")
+    run.until(lambda: n_lines(command, "analyze") >= 4, "four analyzed rows")
     victim = workers(run.process.pid)[0]
+    run.until(lambda: n_lines(command, "crop") >= 4, "four cropped rows")
     victim.send_signal(signal.SIGSTOP)
     assert n_lines(command, "crop") < N_BLOCKS, "too late to be a test"
     run.until(lambda: not victim.is_running(), "the end of the hung worker")
