@@ -29,8 +29,11 @@ SMALL_INPUT_BYTES = 2**30
 #: share of the machine's memory that our own workers may use together
 MEMORY_SHARE = 0.8
 EVERYWHERE = "0.0.0.0"
+#: how long somebody else's scheduler may take to answer, also when the connection was lost
+ANSWER_SECONDS = 20
 #: how long workers of somebody else's scheduler may take to come
 WORKERS_SECONDS = 60
+Say = Callable[[str], None]
 KINDS = ("auto", "threads", "local", "slurm", "gpu")
 
 _SETTINGS = {
@@ -92,7 +95,7 @@ def connect(
     log_directory: str | None = None,
     input_bytes: int = 0,
     device: str = "cpu",
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Iterator[Connection]:
     """Start or join the cluster that the job runs on; what was started is closed at the end.
 
@@ -128,7 +131,7 @@ def connect(
             "it needs kind: local or slurm, without address or scheduler_file"
         )
     if others:
-        with _join(address, scheduler_file, insecure) as connection:
+        with _join(address, scheduler_file, insecure, say) as connection:
             yield connection
         return
     kind = _kind(kind, input_bytes, device)
@@ -175,9 +178,7 @@ def _jobs(
 
 
 @contextlib.contextmanager
-def _start_jobs(
-    jobs: Jobs, host: str | None, insecure: bool, say: Callable[[str], None]
-) -> Iterator[Connection]:
+def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Iterator[Connection]:
     security = own_security(host or EVERYWHERE, insecure=insecure)
     port = _dashboard_port()
     place = {} if host is None else {"host": host}
@@ -244,9 +245,11 @@ def _start(
 
 
 @contextlib.contextmanager
-def _join(address: str | None, scheduler_file: str | None, insecure: bool) -> Iterator[Connection]:
+def _join(
+    address: str | None, scheduler_file: str | None, insecure: bool, say: Say | None
+) -> Iterator[Connection]:
     from distributed import Client
-    from distributed.utils import LoopRunner
+    from distributed.utils import LoopRunner, silence_logging_cmgr
 
     where = address or f"the scheduler of {scheduler_file}"
     if scheduler_file is not None and not os.path.exists(scheduler_file):
@@ -259,25 +262,34 @@ def _join(address: str | None, scheduler_file: str | None, insecure: bool) -> It
         # a client that fails would stay behind: everything after may wait for it, and a later client for its end
         LoopRunner().run_sync(_knock, address)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
+        what = "cluster.address" if scheduler_file is None else "whether it has ended since"
         raise ConfigError(
-            f"{where} does not answer: {error}; check cluster.address, and for tls:// distributed.comm.tls"
+            f"{where} does not answer: {error}; check {what}, and for tls:// distributed.comm.tls"
         ) from error
-    with Client(address, timeout=20) as client:
-        yield connection_of(client, "scheduler")
+    # what becomes of a lost connection is told once, by us
+    with silence_logging_cmgr(logging.CRITICAL), Client(address, timeout=ANSWER_SECONDS) as client:
+        yield connection_of(client, "scheduler", say)
 
 
-def connection_of(client: Any, kind: str = "client") -> Connection:
+def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:
     """The connection of a `distributed.Client` that somebody else made; it stays open.
+
+    Parameters
+    ----------
+    kind : what the run calls it
+    say : gets a line for the user when there is no worker yet
 
     Raises
     ------
     ConfigError
         When no worker comes within a minute, or one has other versions.
     """
+    where = client.scheduler.address
+    if say is not None and not client.nthreads():
+        say(f"cluster     waiting for a worker of {where}, {WORKERS_SECONDS} s at most")
     try:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)
     except TimeoutError as error:
-        where = client.scheduler.address
         raise ConfigError(
             f"the scheduler at {where} has no worker after {WORKERS_SECONDS} s; start some (dask worker)"
         ) from error
@@ -289,7 +301,7 @@ async def _knock(address: str) -> None:
     from distributed.comm import connect as reach
     from distributed.security import Security
 
-    comm = await reach(address, timeout=20, **Security().get_connection_args("client"))
+    comm = await reach(address, timeout=ANSWER_SECONDS, **Security().get_connection_args("client"))
     await comm.close()
 
 

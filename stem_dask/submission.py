@@ -9,13 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 from uuid import uuid4
 
 import dask
 
-from stem_dask.errors import InterruptedRunError, WorkerLostError
+from stem_dask.errors import InterruptedRunError, StemDaskError, WorkerLostError
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -41,6 +41,38 @@ KILLED = (
 ALL_GONE = "all workers have gone, and none came back in time: their output says why; with new ones the same command goes on"
 
 
+def is_lost(client: Any, error: BaseException) -> bool:
+    """Whether an error came of a scheduler that is not there any more; Dask then cancels everything, or says what it was about
+    to do.
+    """
+    return isinstance(error, CancelledError) or (
+        isinstance(error, Exception)
+        and not isinstance(error, StemDaskError)
+        and client.status != "running"
+    )
+
+
+@contextlib.contextmanager
+def connected(client: Any) -> Iterator[None]:
+    """Have what is done with a client's workers say that their scheduler has gone, when it has.
+
+    Raises
+    ------
+    WorkerLostError
+    """
+    # a client that gave up before, in a batch, has none
+    where = "" if client.scheduler is None else f" at {client.scheduler.address}"
+    try:
+        yield
+    except Exception as error:
+        if not is_lost(client, error):
+            raise
+        raise WorkerLostError(
+            f"the scheduler{where} is not there any more: it has ended, or the network is gone; "
+            "start one with workers, and the same command goes on"
+        ) from error
+
+
 def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     """Results of calls as they come, with only a few submitted at a time.
 
@@ -58,21 +90,23 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     from distributed import KilledWorker
     from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
-    flight = _Flight(client, calls)
-    try:
-        yield from flight.results()
-    except BaseException as error:
-        flight.stop(
-            wait=isinstance(error, (Exception, GeneratorExit))
-            and not isinstance(error, InterruptedRunError)
-        )
-        if isinstance(error, KilledWorker):
-            raise WorkerLostError(KILLED) from error
-        if isinstance(error, (NoWorkerError, NoValidWorkerError)):
-            raise WorkerLostError(ALL_GONE) from error
-        raise
-    finally:
-        flight.end()
+    with connected(client):
+        flight = _Flight(client, calls)
+        try:
+            yield from flight.results()
+        except BaseException as error:
+            if not is_lost(client, error):  # else there is nobody who could stop anything
+                flight.stop(
+                    wait=isinstance(error, (Exception, GeneratorExit))
+                    and not isinstance(error, InterruptedRunError)
+                )
+            if isinstance(error, KilledWorker):
+                raise WorkerLostError(KILLED) from error
+            if isinstance(error, (NoWorkerError, NoValidWorkerError)):
+                raise WorkerLostError(ALL_GONE) from error
+            raise
+        finally:
+            flight.end()
 
 
 class _Flight:
