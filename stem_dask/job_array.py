@@ -166,7 +166,8 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {value}; expected a whole number above 0")
     at_once = "" if options.at_once is None else f"%{options.at_once}"
-    log = Path(options.script).absolute().with_suffix("")
+    # what SLURM fills in begins with %
+    log = str(Path(options.script).absolute().with_suffix("")).replace("%", "%%")
     asked = [
         "--job-name=stem-dask",
         f"--array=1-{n}{at_once}",
@@ -182,7 +183,8 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
     ]
     given = {"partition": cluster.queue, "account": cluster.account}
     asked += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*asked, *cluster.job_extra]
+    # as in a shell, or SLURM would end at the first space of a folder's name; what the user gave is as SLURM shall see it
+    return [*map(shlex.quote, asked), *cluster.job_extra]
 
 
 def _jobs(files: Sequence[str], overrides: Sequence[str]) -> list[tuple[str, "Config"]]:

@@ -156,6 +156,10 @@ def slurm_cluster(
     from distributed import Client
 
     folder = Path(jobs.folder).expanduser()
+    if re.search(r"\s", str(folder)):  # dask-jobqueue writes names into the jobs as they are
+        raise ConfigError(
+            f"cluster.log_directory is {str(folder)!r}; expected a folder that all nodes see, without a space in its name"
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = cluster_options(jobs, settings)
     own_cluster = _replacing()

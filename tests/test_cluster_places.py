@@ -62,13 +62,17 @@ def test_a_place_that_is_none(tmp_path):
         ({"walltime": "soon", "memory_limit": "1GB"}, r"walltime is 'soon'; expected hours:min"),
         ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": 0}, "cluster.jobs is 0; expected"),
         ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": (3, 2)}, "number above 0, or"),
+        (
+            {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/tmp/my logs"},
+            r"log_directory is '/tmp/my logs'; expected .*without a space",
+        ),
     ],
 )
 def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
     pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
     with (
         pytest.raises(ConfigError, match=told),
-        connect("slurm", host="127.0.0.1", log_directory=str(tmp_path / "jobs"), **options),
+        connect("slurm", host="127.0.0.1", **{"log_directory": str(tmp_path / "jobs"), **options}),
     ):
         pass
 

@@ -56,6 +56,15 @@ def test_a_config_that_fails_stops_no_other(folder, connects, capsys):
     assert "gone.yaml" in capsys.readouterr().err
 
 
+def test_folders_that_slurm_would_misread(folder, capsys):
+    """A space ends what SLURM takes for a name, and what begins with % stands for something."""
+    inside = folder / "10% of a scan"
+    inside.mkdir()
+    assert batch("one.yaml", "--slurm", "--script", str(inside / "job.sh")) == 0
+    line = next(x for x in (inside / "job.sh").read_text().splitlines() if "--output=" in x)
+    assert shlex.split(line) == ["#SBATCH", f"--output={folder}/10%% of a scan/job-%A_%a.log"]
+
+
 def test_the_script(folder, capsys):
     more = ("cluster.account=lab", "cluster.job_extra=[--constraint=a b]", "crop.size=12")
     options = ("--slurm", "--overwrite", "--at-once", "2", "--cpus-per-task", "8", "--mem", "32G")
