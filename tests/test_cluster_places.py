@@ -18,8 +18,9 @@ from batches import content
 from stem_dask import cluster, run
 from stem_dask.cluster import connect
 from stem_dask.config import load_config
-from stem_dask.errors import ConfigError, WorkerLostError
+from stem_dask.errors import ConfigError, SourceError, StoreError, WorkerLostError
 from stem_dask.pipeline import run as run_job
+from stem_dask.rehearsal import see, unseen
 from stem_dask.submission import connected
 
 
@@ -208,6 +209,36 @@ def test_the_file_of_a_scheduler_that_has_ended(tmp_path, monkeypatch):
             connect(scheduler_file=str(file)),
         ):
             pass
+
+
+def test_folders_that_other_machines_do_not_see(monkeypatch):
+    """Each has a /tmp of its own; a shared one may show what is new a little later."""
+    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0, 0.0))
+    answers = [("node7", "/tmp/a.run"), None, OSError("a worker that is starting again"), None]
+
+    class Client:
+        def run(self, function, paths, on_error):
+            assert (function, paths, on_error) == (unseen, ("/data/a.dm4", "/tmp/a.run"), "ignore")
+            return {"tcp://a:1": None, "tcp://b:1": answers.pop(0)}
+
+    places = {"/data/a.dm4": SourceError, "/tmp/a.run": StoreError}
+    see(Client(), places)
+    assert len(answers) == 2  # looked twice
+    see(Client(), places)
+    answers[:] = [("node7", "/tmp/a.run")] * 3
+    with pytest.raises(StoreError, match=r"on node7 does not see /tmp/a\.run; .* all machines"):
+        see(Client(), places)
+
+
+def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):
+    asked = []
+    monkeypatch.setattr("stem_dask.passes.job.see", lambda client, places: asked.append([*places]))
+    config = make_config(beam_file)
+    with connect("threads", threads_per_worker=1) as connection:
+        run_job(config, connection=connection)
+        assert asked == []
+        run_job(make_config(beam_file, name="b.zarr"), connection=connection.client)
+    assert asked == [[str(beam_file), config.output.path.replace("out.zarr", "b.run")]]
 
 
 def test_a_job_on_anybodys_client_or_on_a_shared_connection(beam_file, make_config):
