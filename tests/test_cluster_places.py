@@ -53,6 +53,10 @@ def test_a_place_that_is_none(tmp_path):
     config.write_text("input: {path: a.npy}\noutput: {path: a.zarr}\n")
     with pytest.raises(ConfigError, match=r"cluster\.kind is pbs; expected auto, threads, local"):
         load_config(config, run.where("pbs"))
+    with pytest.raises(
+        ConfigError, match=r"--cluster is node1:8786; expected tls://node1:8786, or"
+    ):
+        run.where("node1:8786")
 
 
 @pytest.mark.parametrize(
