@@ -150,6 +150,29 @@ def test_templates_end_as_the_array_does(name):
     subprocess.run(["bash", "-n", TEMPLATES / f"{name}.sh"], check=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"SLURM_MEM_PER_NODE": "4096"}, "4096"),
+        ({"SLURM_MEM_PER_CPU": "1000"}, "8000"),
+        ({"SLURM_MEM_PER_NODE": "0"}, "777"),
+        ({}, "777"),
+    ],
+)
+def test_many_nodes_have_a_memory_limit_however_it_was_asked_for(tmp_path, given, expected):
+    """With --mem=0 SLURM says nothing, and Dask takes 0 for no limit."""
+    (tmp_path / "free").write_text("#!/bin/bash\necho 'Mem: 777 1 2'\n")
+    (tmp_path / "free").chmod(0o755)
+    text = (TEMPLATES / "many_nodes.sh").read_text()
+    lines = [line for line in text.splitlines() if line.startswith(("mem=", '[ "$mem"'))]
+    script = "\n".join([*lines, 'echo "$mem"'])
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_ON_NODE": "8", **given}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
+
+
 def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
     """As the system kills for want of memory; it would be the same again."""
     for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip
