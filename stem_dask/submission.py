@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import pickle
 import threading
 import time
@@ -16,6 +17,8 @@ from uuid import uuid4
 import dask
 
 from stem_dask.errors import InterruptedRunError, StemDaskError, WorkerLostError
+
+_logger = logging.getLogger("stem_dask")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -30,6 +33,8 @@ _lock = threading.Lock()
 IN_FLIGHT = 4
 #: how often the workers are counted, in seconds
 WORKERS_SECONDS = 5.0
+#: how often it is seen whether there is a worker at all, in seconds
+ALONE_SECONDS = 30.0
 #: how long the calls in flight may take to end after an error
 LAST_CALLS_SECONDS = 60
 #: what a `KilledWorker` means
@@ -124,6 +129,8 @@ class _Flight:
         self.returned = _returned[self.name] = {}
         self.waiting: set[Any] = set()
         self.done = as_completed(loop=client.loop)
+        self.over = threading.Event()
+        threading.Thread(target=_watch, args=(client, self.over), daemon=True).start()
         with _lock:
             _flights[client.id] += 1
             # of a client's own topic the scheduler forgets all when the client is gone
@@ -167,6 +174,7 @@ class _Flight:
 
     def end(self) -> None:
         """Nothing more is expected; a client that leaves while it is subscribed is an error in the scheduler's log."""
+        self.over.set()
         del _returned[self.name]
         with _lock:
             _flights[self.client.id] -= 1
@@ -174,6 +182,19 @@ class _Flight:
                 del _flights[self.client.id]
                 if self.client.status == "running":
                     self.client.unsubscribe_topic(self.client.id)
+
+
+def _watch(client: Any, over: threading.Event) -> None:
+    """Say that no worker is left, and that one has come: without any, calls wait, and nothing else would tell."""
+    told = False
+    while not over.wait(ALONE_SECONDS):
+        with contextlib.suppress(Exception):  # of a lost connection, which the flight itself meets
+            alone = not client.nthreads()
+            if alone and not told:
+                _logger.warning("no worker is left; the run waits until there is one")
+            elif told and not alone:
+                _logger.warning("there are workers again; the run goes on")
+            told = alone
 
 
 def _note(event: tuple[float, Any]) -> None:
