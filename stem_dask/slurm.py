@@ -248,6 +248,9 @@ def _wait_for_one(client: Any, cluster: Any, folder: Path, say: Callable[[str], 
 
 
 def _queued(numbers: list[str]) -> bool:
-    """Whether a job is waiting or running; SLURM forgets those that ended."""
+    """Whether a job is waiting or running; SLURM forgets those that ended. While it does not answer, they are taken to be."""
     line = ["squeue", "--noheader", "--format=%i", "--jobs", ",".join(numbers)]
-    return bool(subprocess.run(line, capture_output=True, check=False).stdout.strip())
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return True
+    return bool(done.stdout.strip())

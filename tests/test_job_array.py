@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stem_dask import cli, job_array
+from stem_dask import cli, job_array, slurm
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 
@@ -186,6 +186,40 @@ def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
     assert done.returncode == 137
     assert "for want of memory, and would be again: it does not go back into the queue. With" in done.stderr  # fmt: skip
     assert not (tmp_path / "called").exists()
+
+
+def test_a_busy_slurm_is_asked_again(tmp_path):
+    """A task that was stopped before its wall time would else be lost."""
+    once = "[ -e {0} ] || {{ touch {0}; exit 1; }}"
+    programs = {
+        "run": "exit 75",
+        "squeue": once.format("asked") + "; echo RUNNING",
+        "scontrol": once.format("tried") + '; echo "$@" >> called',
+        "sleep": "",
+    }
+    for name, content in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    script = "job=(crop.yaml)\n" + job_array._END.format(command="run")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 75
+    assert (tmp_path / "called").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "expected"),
+    [
+        (0, "7\n", "", True),
+        (0, "", "", False),
+        (1, "", "slurm_load_jobs error: Invalid job id specified", False),
+        (1, "", "slurm_load_jobs error: Unable to contact slurm controller", True),
+    ],
+)
+def test_jobs_of_a_slurm_that_does_not_answer_are_waited_for(monkeypatch, code, out, err, expected):
+    done = subprocess.CompletedProcess([], code, out, err)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert slurm._queued(["7"]) is expected
 
 
 def test_keys(tmp_path, capsys):
