@@ -73,7 +73,8 @@ def run(
         say(line)
     if connection is not None:
         if not isinstance(connection, Connection):
-            connection = connection_of(connection, say=say)
+            with connected(connection):
+                connection = connection_of(connection, say=say)
         with connected(connection.client):
             return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
     device = prepared.config.device

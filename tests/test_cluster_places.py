@@ -245,6 +245,13 @@ def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypa
     assert asked == [[str(beam_file), config.output.path.replace("out.zarr", "b.run")]]
 
 
+def test_a_client_that_was_closed(beam_file, make_config):
+    with connect("threads", threads_per_worker=1) as connection:
+        client = connection.client
+    with pytest.raises(WorkerLostError, match="the scheduler is not there any more"):
+        run_job(make_config(beam_file), connection=client)
+
+
 def test_a_job_on_anybodys_client_or_on_a_shared_connection(beam_file, make_config):
     import stem_dask as sd
 
