@@ -110,7 +110,7 @@ def see(client: Any, paths: Mapping[str, type[SourceError] | type[StoreError]]) 
 
     Parameters
     ----------
-    client : a `distributed.Client`
+    client : a `distributed.Client`, or None for threads of this process
     paths : of the input and the run's folder, which are there, each with the error to raise
 
     Raises
@@ -118,6 +118,8 @@ def see(client: Any, paths: Mapping[str, type[SourceError] | type[StoreError]]) 
     SourceError, StoreError
         When a worker does not see one of them; names its machine.
     """
+    if client is None:
+        return
     missing: list[tuple[str, str]] = []
     for wait_seconds in (*SEEN_SECONDS, 0.0):
         found = client.run(unseen, tuple(paths), on_error="ignore")

@@ -61,10 +61,17 @@ def is_lost(client: Any, error: BaseException) -> bool:
 def connected(client: Any) -> Iterator[None]:
     """Have what is done with a client's workers say that their scheduler has gone, when it has.
 
+    Parameters
+    ----------
+    client : a `distributed.Client`, or None for threads of this process
+
     Raises
     ------
     WorkerLostError
     """
+    if client is None:
+        yield
+        return
     # a client that gave up before, in a batch, has none
     where = "" if client.scheduler is None else f" at {client.scheduler.address}"
     try:

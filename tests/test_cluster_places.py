@@ -184,6 +184,8 @@ def test_what_a_lost_scheduler_leads_to(code):
         raise errors[code]
     with pytest.raises(ConfigError, match="ours"), connected(Client()):
         raise ConfigError("ours")
+    with pytest.raises(ValueError, match="of a thread"), connected(None):
+        raise ValueError("of a thread")
     Client.scheduler = None
     with pytest.raises(WorkerLostError, match="the scheduler is not there"), connected(Client()):
         raise errors[code]
@@ -226,6 +228,7 @@ def test_folders_that_other_machines_do_not_see(monkeypatch):
             return {"tcp://a:1": None, "tcp://b:1": answers.pop(0)}
 
     places = {"/data/a.dm4": SourceError, "/tmp/a.run": StoreError}
+    see(None, places)
     see(Client(), places)
     assert len(answers) == 2  # looked twice
     see(Client(), places)
