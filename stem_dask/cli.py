@@ -185,6 +185,25 @@ def _in_chunks(config: "Config", n_patterns: int) -> "Config":
     return config.model_copy(update={"output": output})
 
 
+class _InAnyOrder(argparse.ArgumentParser):
+    """The parser of a command, whose words may stand before, between and after its options.
+
+    argparse by itself gives all positional arguments what comes first, so that ``run crop.yaml --quiet crop.size=40`` would not
+    be understood; its remedy is a method that the parser above this one does not call.
+    """
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._within:  # called by the remedy
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stem-dask",
@@ -192,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_InAnyOrder)
 
     def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)

@@ -6,9 +6,8 @@ import os
 import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import dask
@@ -31,8 +30,11 @@ SMALL_INPUT_BYTES = 2**30
 #: share of the machine's memory that our own workers may use together
 MEMORY_SHARE = 0.8
 EVERYWHERE = "0.0.0.0"
+#: how long somebody else's scheduler may take to answer, also when the connection was lost
+ANSWER_SECONDS = 20
 #: how long workers of somebody else's scheduler may take to come
 WORKERS_SECONDS = 60
+Say = Callable[[str], None]
 KINDS = ("auto", "threads", "local", "slurm", "gpu")
 
 _SETTINGS = {
@@ -94,7 +96,7 @@ def connect(
     log_directory: str | None = None,
     input_bytes: int = 0,
     device: str = "cpu",
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Iterator[Connection]:
     """Start or join the cluster that the job runs on; what was started is closed at the end.
 
@@ -130,7 +132,7 @@ def connect(
             "it needs kind: local or slurm, without address or scheduler_file"
         )
     if others:
-        with _join(address, scheduler_file, insecure) as connection:
+        with _join(address, scheduler_file, insecure, say) as connection:
             yield connection
         return
     kind = _kind(kind, input_bytes, device)
@@ -140,8 +142,7 @@ def connect(
         )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
-    ours = {**_SETTINGS, **(copied_from_one() if kind == "local" else {})}
-    with dask.config.set(_settings(ours)), contextlib.ExitStack() as stack:
+    with dask.config.set(_settings(kind)), contextlib.ExitStack() as stack:
         if kind == "slurm":
             asked = _jobs(n_workers, threads_per_worker, memory_limit, jobs, walltime)
             asked = replace(
@@ -178,9 +179,7 @@ def _jobs(
 
 
 @contextlib.contextmanager
-def _start_jobs(
-    jobs: Jobs, host: str | None, insecure: bool, say: Callable[[str], None]
-) -> Iterator[Connection]:
+def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Iterator[Connection]:
     security = own_security(host or EVERYWHERE, insecure=insecure)
     port = _dashboard_port()
     place = {} if host is None else {"host": host}
@@ -200,9 +199,10 @@ def _on_loopback(connection: Connection) -> Connection:
     return replace(connection, dashboard=f"http://{LOOPBACK}:{port}/status")
 
 
-def _settings(ours: Mapping[str, Any] = MappingProxyType(_SETTINGS)) -> dict[str, Any]:
+def _settings(kind: str) -> dict[str, Any]:
     """Ours; what the user has set himself, in dask's files or the environment, stays."""
     shipped = dask.config.merge(*dask.config.defaults)
+    ours = {**_SETTINGS, **(copied_from_one() if kind == "local" else {})}
     return {
         name: value
         for name, value in ours.items()
@@ -249,9 +249,11 @@ def _start(
 
 
 @contextlib.contextmanager
-def _join(address: str | None, scheduler_file: str | None, insecure: bool) -> Iterator[Connection]:
+def _join(
+    address: str | None, scheduler_file: str | None, insecure: bool, say: Say | None
+) -> Iterator[Connection]:
     from distributed import Client
-    from distributed.utils import LoopRunner
+    from distributed.utils import LoopRunner, silence_logging_cmgr
 
     where = address or f"the scheduler of {scheduler_file}"
     if scheduler_file is not None and not os.path.exists(scheduler_file):
@@ -264,25 +266,34 @@ def _join(address: str | None, scheduler_file: str | None, insecure: bool) -> It
         # a client that fails would stay behind: everything after may wait for it, and a later client for its end
         LoopRunner().run_sync(_knock, address)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
+        what = "cluster.address" if scheduler_file is None else "whether it has ended since"
         raise ConfigError(
-            f"{where} does not answer: {error}; check cluster.address, and for tls:// distributed.comm.tls"
+            f"{where} does not answer: {error}; check {what}, and for tls:// distributed.comm.tls"
         ) from error
-    with Client(address, timeout=20) as client:
-        yield connection_of(client, "scheduler")
+    # what becomes of a lost connection is told once, by us
+    with silence_logging_cmgr(logging.CRITICAL), Client(address, timeout=ANSWER_SECONDS) as client:
+        yield connection_of(client, "scheduler", say)
 
 
-def connection_of(client: Any, kind: str = "client") -> Connection:
+def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:
     """The connection of a `distributed.Client` that somebody else made; it stays open.
+
+    Parameters
+    ----------
+    kind : what the run calls it
+    say : gets a line for the user when there is no worker yet
 
     Raises
     ------
     ConfigError
         When no worker comes within a minute, or one has other versions.
     """
+    where = client.scheduler.address
+    if say is not None and not client.nthreads():
+        say(f"cluster     waiting for a worker of {where}, {WORKERS_SECONDS} s at most")
     try:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)
     except TimeoutError as error:
-        where = client.scheduler.address
         raise ConfigError(
             f"the scheduler at {where} has no worker after {WORKERS_SECONDS} s; start some (dask worker)"
         ) from error
@@ -294,7 +305,7 @@ async def _knock(address: str) -> None:
     from distributed.comm import connect as reach
     from distributed.security import Security
 
-    comm = await reach(address, timeout=20, **Security().get_connection_args("client"))
+    comm = await reach(address, timeout=ANSWER_SECONDS, **Security().get_connection_args("client"))
     await comm.close()
 
 

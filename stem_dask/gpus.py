@@ -6,26 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.full import gpu_name, told_when_full
+from stem_dask.kernels.present import INSTALL, missing_gpu
 from stem_dask.model import Device
 from stem_dask.options import Cluster
 
 if TYPE_CHECKING:
     from distributed import Client
-
-_INSTALL = "pip install -c constraints.txt '.[gpu]' (or '.[gpu12]' for CUDA 12)"
-
-
-def missing_gpu() -> str | None:
-    """Why this process has no GPU to work on; None when it has one."""
-    try:
-        import cupy
-    except ImportError as error:
-        return f"cupy cannot be loaded ({error}): {_INSTALL}"
-    try:
-        n = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # of the driver, with a type of cupy's own
-        return f"the driver finds none ({error})"
-    return None if n else "the machine has none"
 
 
 def n_gpus(wanted: int | None = None) -> int:
@@ -144,7 +130,7 @@ def cuda_cluster(**options: Any) -> Any:
         from dask_cuda import LocalCUDACluster
     except ImportError as error:
         raise ConfigError(
-            f"cluster.kind is gpu, which needs dask-cuda ({error}): {_INSTALL}"
+            f"cluster.kind is gpu, which needs dask-cuda ({error}): {INSTALL}"
         ) from error
     # tasks keep nothing on the GPU, so that there is nothing to spill from it
     return LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, **options)

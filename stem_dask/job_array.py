@@ -33,10 +33,12 @@ if [ "$code" = 75 ] || [ "$code" = 143 ]; then
     # not the job's own number: one task has that of the whole array
     task=$SLURM_JOB_ID
     [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
-    state=$(squeue --noheader --format=%T --jobs="$task")
-    if [ "$state" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ]; then
-        scontrol requeue "$task"
-    fi
+    for _ in 1 2 3; do # a busy SLURM does not answer at once
+        state=$(squeue --noheader --format=%T --jobs="$task") || {{ sleep 5; continue; }}
+        [ "$state" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ] || break
+        scontrol requeue "$task" && break
+        sleep 5
+    done
 fi
 if [ "$code" = 137 ]; then
     echo "error: the run was killed, most likely for want of memory, and would be again: it does not go back into the queue." \\
@@ -166,7 +168,8 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {value}; expected a whole number above 0")
     at_once = "" if options.at_once is None else f"%{options.at_once}"
-    log = Path(options.script).absolute().with_suffix("")
+    # what SLURM fills in begins with %
+    log = str(Path(options.script).absolute().with_suffix("")).replace("%", "%%")
     asked = [
         "--job-name=stem-dask",
         f"--array=1-{n}{at_once}",
@@ -182,7 +185,8 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
     ]
     given = {"partition": cluster.queue, "account": cluster.account}
     asked += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*asked, *cluster.job_extra]
+    # as in a shell, or SLURM would end at the first space of a folder's name; what the user gave is as SLURM shall see it
+    return [*map(shlex.quote, asked), *cluster.job_extra]
 
 
 def _jobs(files: Sequence[str], overrides: Sequence[str]) -> list[tuple[str, "Config"]]:

@@ -56,6 +56,12 @@ class Owner:
                 raise LockedError(
                     f"{self.store}: another run has just begun; wait for it"
                 ) from None
+        except StoreError as error:
+            if (
+                error.errno == errno.EACCES and before is None
+            ):  # refused, so that nothing was written
+                self.note.unlink()
+            raise
 
     def _free_to_take(self, before: str | None) -> str:
         """The mark of the object that can be replaced, "" when there is none."""

@@ -11,6 +11,7 @@ from stem_dask.model import Progress, Step
 from stem_dask.options import Config
 from stem_dask.preflight import Prepared, begun, input_lines, prepare
 from stem_dask.state import RunState
+from stem_dask.submission import connected
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -71,8 +72,10 @@ def run(
         say(line)
     if connection is not None:
         if not isinstance(connection, Connection):
-            connection = connection_of(connection)
-        return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
+            with connected(connection):
+                connection = connection_of(connection, say=say)
+        with connected(connection.client):
+            return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
     device = prepared.config.device
     cluster = prepared.config.cluster.model_dump()
     cluster |= {"input_bytes": prepared.found.n_bytes, "device": device}
@@ -80,4 +83,5 @@ def run(
     with connect(**cluster, say=say) as connection:
         for line in connection.lines(f"{device}{prepared.device_note}"):
             say(line)
-        return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
+        with connected(connection.client):
+            return importlib.import_module(PASSES).complete(prepared, state, connection, **options)

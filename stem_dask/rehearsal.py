@@ -1,7 +1,9 @@
 """Workers load what tasks need before the first block: code and compiled kernels take longer than a block does."""
 
 import contextlib
+import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,8 @@ from stem_dask.submission import KILLED
 
 #: compiling all kernels takes 10 to 20 seconds, once on a machine
 LONGEST_SECONDS = 60.0
+#: how long a new folder may take to be seen on other machines: looked at again after so many seconds each
+SEEN_SECONDS = (0.2, 1.0, 3.0)
 
 
 def rehearse(
@@ -99,6 +103,45 @@ def reach(client: Any, urls: Mapping[str, type[SourceError] | type[StoreError]])
                 f"a worker on {host} cannot reach {url}: {words}. Start workers with the environment that this "
                 "command has: the variables AWS_*, or the files of AWS_PROFILE"
             )
+
+
+def see(client: Any, paths: Mapping[str, type[SourceError] | type[StoreError]]) -> None:
+    """Have workers on other machines look for the files of a job: a folder that each machine has for itself is no place for them.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`, or None for threads of this process
+    paths : of the input and the run's folder, which are there, each with the error to raise
+
+    Raises
+    ------
+    SourceError, StoreError
+        When a worker does not see one of them; names its machine.
+    """
+    if client is None:
+        return
+    missing: list[tuple[str, str]] = []
+    for wait_seconds in (*SEEN_SECONDS, 0.0):
+        found = client.run(unseen, tuple(paths), on_error="ignore")
+        missing = [here for here in found.values() if isinstance(here, tuple)]
+        if not missing:
+            return
+        time.sleep(wait_seconds)
+    host, path = missing[0]
+    raise paths[path](
+        f"a worker on {host} does not see {path}; input and output must be in folders that all machines of the cluster share"
+    )
+
+
+def unseen(paths: Sequence[str]) -> tuple[str, str] | None:
+    """Name of this machine and the first path that is not there; None when all are.
+
+    Examples
+    --------
+    >>> unseen(["/"])
+    """
+    missing = [path for path in paths if not os.path.exists(path)]
+    return (socket.gethostname(), missing[0]) if missing else None
 
 
 def unreached(urls: Sequence[str]) -> tuple[str, str, str] | None:

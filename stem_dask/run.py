@@ -107,11 +107,20 @@ def run_file(options: argparse.Namespace) -> int:
 def where(text: str) -> list[str]:
     """What ``--cluster`` stands for; the place that a config names makes way, the rest of its section stays.
 
+    Raises
+    ------
+    ConfigError
+        When it is an address without a protocol.
+
     Examples
     --------
     >>> where("tls://node1:8786")[0], where("slurm")[-1]
     ('cluster.address=tls://node1:8786', 'cluster.kind=slurm')
     """
+    if "://" not in text and text.rpartition(":")[2].isdigit():
+        from stem_dask.errors import ConfigError
+
+        raise ConfigError(f"--cluster is {text}; expected tls://{text}, or tcp://{text}")
     chosen = {"address": "null", "scheduler_file": "null", "kind": "auto"}
     is_file = os.sep in text or text.endswith(".json")
     key = "address" if "://" in text else "scheduler_file" if is_file else "kind"

@@ -157,6 +157,10 @@ def slurm_cluster(
     from distributed import Client
 
     folder = Path(jobs.folder).expanduser()
+    if re.search(r"\s", str(folder)):  # dask-jobqueue writes names into the jobs as they are
+        raise ConfigError(
+            f"cluster.log_directory is {str(folder)!r}; expected a folder that all nodes see, without a space in its name"
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = cluster_options(jobs, settings)
     own_cluster = _replacing()
@@ -246,6 +250,9 @@ def _wait_for_one(client: Any, cluster: Any, folder: Path, say: Callable[[str], 
 
 
 def _queued(numbers: list[str]) -> bool:
-    """Whether a job is waiting or running; SLURM forgets those that ended."""
+    """Whether a job is waiting or running; SLURM forgets those that ended. While it does not answer, they are taken to be."""
     line = ["squeue", "--noheader", "--format=%i", "--jobs", ",".join(numbers)]
-    return bool(subprocess.run(line, capture_output=True, check=False).stdout.strip())
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return True
+    return bool(done.stdout.strip())

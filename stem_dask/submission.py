@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import pickle
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 from uuid import uuid4
 
 import dask
 
-from stem_dask.errors import InterruptedRunError, WorkerLostError
+from stem_dask.errors import InterruptedRunError, StemDaskError, WorkerLostError
+
+_logger = logging.getLogger("stem_dask")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -30,6 +33,8 @@ _lock = threading.Lock()
 IN_FLIGHT = 4
 #: how often the workers are counted, in seconds
 WORKERS_SECONDS = 5.0
+#: how often it is seen whether there is a worker at all, in seconds
+ALONE_SECONDS = 30.0
 #: how long the calls in flight may take to end after an error
 LAST_CALLS_SECONDS = 60
 #: what a `KilledWorker` means
@@ -39,6 +44,45 @@ KILLED = (
 )
 #: where a scheduler was told not to wait for workers for ever (``distributed.scheduler.no-workers-timeout``)
 ALL_GONE = "all workers have gone, and none came back in time: their output says why; with new ones the same command goes on"
+
+
+def is_lost(client: Any, error: BaseException) -> bool:
+    """Whether an error came of a scheduler that is not there any more; Dask then cancels everything, or says what it was about
+    to do.
+    """
+    return isinstance(error, CancelledError) or (
+        isinstance(error, Exception)
+        and not isinstance(error, StemDaskError)
+        and client.status != "running"
+    )
+
+
+@contextlib.contextmanager
+def connected(client: Any) -> Iterator[None]:
+    """Have what is done with a client's workers say that their scheduler has gone, when it has.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`, or None for threads of this process
+
+    Raises
+    ------
+    WorkerLostError
+    """
+    if client is None:
+        yield
+        return
+    # a client that gave up before, in a batch, has none
+    where = "" if client.scheduler is None else f" at {client.scheduler.address}"
+    try:
+        yield
+    except Exception as error:
+        if not is_lost(client, error):
+            raise
+        raise WorkerLostError(
+            f"the scheduler{where} is not there any more: it has ended, or the network is gone; "
+            "start one with workers, and the same command goes on"
+        ) from error
 
 
 def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
@@ -58,21 +102,23 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     from distributed import KilledWorker
     from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
-    flight = _Flight(client, calls)
-    try:
-        yield from flight.results()
-    except BaseException as error:
-        flight.stop(
-            wait=isinstance(error, (Exception, GeneratorExit))
-            and not isinstance(error, InterruptedRunError)
-        )
-        if isinstance(error, KilledWorker):
-            raise WorkerLostError(KILLED) from error
-        if isinstance(error, (NoWorkerError, NoValidWorkerError)):
-            raise WorkerLostError(ALL_GONE) from error
-        raise
-    finally:
-        flight.end()
+    with connected(client):
+        flight = _Flight(client, calls)
+        try:
+            yield from flight.results()
+        except BaseException as error:
+            if not is_lost(client, error):  # else there is nobody who could stop anything
+                flight.stop(
+                    wait=isinstance(error, (Exception, GeneratorExit))
+                    and not isinstance(error, InterruptedRunError)
+                )
+            if isinstance(error, KilledWorker):
+                raise WorkerLostError(KILLED) from error
+            if isinstance(error, (NoWorkerError, NoValidWorkerError)):
+                raise WorkerLostError(ALL_GONE) from error
+            raise
+        finally:
+            flight.end()
 
 
 class _Flight:
@@ -90,6 +136,8 @@ class _Flight:
         self.returned = _returned[self.name] = {}
         self.waiting: set[Any] = set()
         self.done = as_completed(loop=client.loop)
+        self.over = threading.Event()
+        threading.Thread(target=_watch, args=(client, self.over), daemon=True).start()
         with _lock:
             _flights[client.id] += 1
             # of a client's own topic the scheduler forgets all when the client is gone
@@ -133,6 +181,7 @@ class _Flight:
 
     def end(self) -> None:
         """Nothing more is expected; a client that leaves while it is subscribed is an error in the scheduler's log."""
+        self.over.set()
         del _returned[self.name]
         with _lock:
             _flights[self.client.id] -= 1
@@ -140,6 +189,19 @@ class _Flight:
                 del _flights[self.client.id]
                 if self.client.status == "running":
                     self.client.unsubscribe_topic(self.client.id)
+
+
+def _watch(client: Any, over: threading.Event) -> None:
+    """Say that no worker is left, and that one has come: without any, calls wait, and nothing else would tell."""
+    told = False
+    while not over.wait(ALONE_SECONDS):
+        with contextlib.suppress(Exception):  # of a lost connection, which the flight itself meets
+            alone = not client.nthreads()
+            if alone and not told:
+                _logger.warning("no worker is left; the run waits until there is one")
+            elif told and not alone:
+                _logger.warning("there are workers again; the run goes on")
+            told = alone
 
 
 def _note(event: tuple[float, Any]) -> None:

@@ -26,7 +26,7 @@ def refuse_other_versions(client: Any) -> None:
 
 
 def differences(versions: Mapping[str, Any]) -> list[str]:
-    """What `distributed.Client.get_versions` tells, as one text for each place and package that differs.
+    """What `distributed.Client.get_versions` tells, as one text for each version that differs.
 
     Examples
     --------
@@ -37,14 +37,25 @@ def differences(versions: Mapping[str, Any]) -> list[str]:
     here = versions["client"]["packages"]
     places = {"the scheduler": versions["scheduler"]}
     places |= {f"worker {address}": told for address, told in versions["workers"].items()}
-    found = []
+    found: dict[str, list[str]] = {}
     for place, told in places.items():
         there = (told or {}).get("packages", {})
         for package, parts in COMPARED.items():
             mine, theirs = (_part(seen.get(package), parts) for seen in (here, there))
             if mine != theirs:
-                found.append(f"{place} has {package} {theirs}, here is {mine}")
-    return found
+                found.setdefault(f"{package} {theirs}, here is {mine}", []).append(place)
+    return [f"{_named(where)} has {what}" for what, where in found.items()]
+
+
+def _named(places: list[str]) -> str:
+    """The first of them and how many more there are: a cluster may have hundreds of workers.
+
+    Examples
+    --------
+    >>> _named(["worker tcp://a:1"] * 40)
+    'worker tcp://a:1 (and 39 more)'
+    """
+    return places[0] + (f" (and {len(places) - 1} more)" if len(places) > 1 else "")
 
 
 def _part(version: str | None, parts: int | None) -> str:

@@ -1,11 +1,15 @@
 """Where a job runs by the command line: --cluster, jobs of SLURM that cannot be, and processes that others started."""
 
 import contextlib
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +18,10 @@ from batches import content
 from stem_dask import cluster, run
 from stem_dask.cluster import connect
 from stem_dask.config import load_config
-from stem_dask.errors import ConfigError
+from stem_dask.errors import ConfigError, SourceError, StoreError, WorkerLostError
+from stem_dask.pipeline import run as run_job
+from stem_dask.rehearsal import see, unseen
+from stem_dask.submission import connected
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,10 @@ def test_a_place_that_is_none(tmp_path):
     config.write_text("input: {path: a.npy}\noutput: {path: a.zarr}\n")
     with pytest.raises(ConfigError, match=r"cluster\.kind is pbs; expected auto, threads, local"):
         load_config(config, run.where("pbs"))
+    with pytest.raises(
+        ConfigError, match=r"--cluster is node1:8786; expected tls://node1:8786, or"
+    ):
+        run.where("node1:8786")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +67,17 @@ def test_a_place_that_is_none(tmp_path):
         ({"walltime": "soon", "memory_limit": "1GB"}, r"walltime is 'soon'; expected hours:min"),
         ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": 0}, "cluster.jobs is 0; expected"),
         ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": (3, 2)}, "number above 0, or"),
+        (
+            {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/tmp/my logs"},
+            r"log_directory is '/tmp/my logs'; expected .*without a space",
+        ),
     ],
 )
 def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
     pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
     with (
         pytest.raises(ConfigError, match=told),
-        connect("slurm", host="127.0.0.1", log_directory=str(tmp_path / "jobs"), **options),
+        connect("slurm", host="127.0.0.1", **{"log_directory": str(tmp_path / "jobs"), **options}),
     ):
         pass
 
@@ -83,26 +98,31 @@ def test_without_dask_jobqueue_the_extra_is_named(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def _processes(folder):
-    """A scheduler and two workers as anybody starts them; gives the file that the scheduler writes."""
+def _processes(folder, n_workers=2):
+    """A scheduler and workers as anybody starts them; gives the file that the scheduler writes, and the process of that."""
     file = str(folder / "scheduler.json")
     dask_command = [sys.executable, "-m", "dask"]
     quiet = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
-    lines = [["scheduler", *quiet], *[["worker", "--nthreads", "1", "--no-dashboard"]] * 2]
+    lines = [["scheduler", *quiet], *[["worker", "--nthreads", "1", "--no-dashboard"]] * n_workers]
     environment = {**os.environ, "PYTHONPATH": str(Path(cluster.__file__).parents[1])}
+    started = []
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(open(folder / "cluster.log", "wb"))
         for line in lines:
             process = subprocess.Popen(
                 [*dask_command, *line, "--scheduler-file", file], stdout=log, stderr=log, env=environment, cwd=folder
             )  # fmt: skip
+            started.append(process)
             stack.callback(process.wait)
             stack.callback(process.terminate)
         end = time.monotonic() + 60
-        while (folder / "cluster.log").read_bytes().count(b"Registered to") < 2:
+        while (folder / "cluster.log").read_bytes().count(b"Registered to") < n_workers:
             assert time.monotonic() < end, (folder / "cluster.log").read_text()
             time.sleep(0.1)
-        yield file
+        while not os.path.exists(file):
+            assert time.monotonic() < end, (folder / "cluster.log").read_text()
+            time.sleep(0.1)
+        yield file, started[0]
 
 
 def test_processes_joined_by_a_file_write_what_threads_write(tmp_path, monkeypatch):
@@ -114,7 +134,7 @@ def test_processes_joined_by_a_file_write_what_threads_write(tmp_path, monkeypat
         "input: {path: a.npy}\noutput: {path: a.zarr, export: [pt, hspy], figure: false, chunk_mb: 0.02}\n"
     )
     stores = []
-    with _processes(tmp_path) as file:
+    with _processes(tmp_path) as (file, _):
         for where in ("threads", file):
             words = ["a.yaml", f"output.path={len(stores)}/a.zarr", "--cluster", where, "--quiet"]
             assert run.main(words) == 0
@@ -124,6 +144,115 @@ def test_processes_joined_by_a_file_write_what_threads_write(tmp_path, monkeypat
     assert joined == threads
     for name in ("a.pt", "a.hspy"):
         assert (stores[1] / name).read_bytes() == (stores[0] / name).read_bytes()
+
+
+def test_a_scheduler_that_ends_says_so_and_the_run_goes_on(tmp_path, beam_file, make_config):
+    """On another one, and to the same bytes."""
+
+    def end_it(step):
+        if step.stage == "crop" and step.done == 1:
+            scheduler.kill()
+            scheduler.wait()
+
+    output = {"chunk_mb": 0.01}
+    plain = make_config(beam_file, name="plain.zarr", output=output)
+    assert run_job(plain).exit_code == 0
+    with _processes(tmp_path) as (file, scheduler):
+        config = make_config(
+            beam_file, output=output, cluster={"kind": "auto", "scheduler_file": file}
+        )
+        with pytest.raises(
+            WorkerLostError, match=r"at tcp://127\.0\.0\.1:\d+ is not there any"
+        ) as lost:
+            run_job(config, progress=end_it)
+    assert lost.value.exit_code == 5
+    assert not Path(config.output.path).exists()
+    assert run_job(make_config(beam_file, output=output)).exit_code == 0
+    assert content(config.output.path) == content(plain.output.path)
+
+
+@pytest.mark.parametrize("code", ["connection lost", "connection closed"])
+def test_what_a_lost_scheduler_leads_to(code):
+    """Dask cancels what was submitted; what comes later finds the client closed."""
+
+    class Client:
+        status = "running" if code == "connection lost" else "closed"
+        scheduler = SimpleNamespace(address="tcp://a:1")
+
+    errors = {"connection lost": CancelledError(), "connection closed": OSError("pool closing")}
+    with pytest.raises(WorkerLostError, match="at tcp://a:1 is not there"), connected(Client()):
+        raise errors[code]
+    with pytest.raises(ConfigError, match="ours"), connected(Client()):
+        raise ConfigError("ours")
+    with pytest.raises(ValueError, match="of a thread"), connected(None):
+        raise ValueError("of a thread")
+    Client.scheduler = None
+    with pytest.raises(WorkerLostError, match="the scheduler is not there"), connected(Client()):
+        raise errors[code]
+
+
+def test_a_scheduler_without_workers_is_waited_for_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "WORKERS_SECONDS", 0.2)
+    said = []
+    with (
+        _processes(tmp_path, n_workers=0) as (file, _),
+        pytest.raises(ConfigError, match=r"has no worker after 0\.2 s; start some \(dask worker"),
+        connect(scheduler_file=file, say=said.append),
+    ):
+        pass
+    assert len(said) == 1
+    assert said[0].startswith("cluster     waiting for a worker of tcp://127.0.0.1:")
+
+
+def test_the_file_of_a_scheduler_that_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.2)
+    file = tmp_path / "scheduler.json"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # nobody listens there
+        file.write_text(json.dumps({"address": f"tcp://127.0.0.1:{probe.getsockname()[1]}"}))
+        with (
+            pytest.raises(ConfigError, match=r"scheduler\.json does not answer: .*has ended since"),
+            connect(scheduler_file=str(file)),
+        ):
+            pass
+
+
+def test_folders_that_other_machines_do_not_see(monkeypatch):
+    """Each has a /tmp of its own; a shared one may show what is new a little later."""
+    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0, 0.0))
+    answers = [("node7", "/tmp/a.run"), None, OSError("a worker that is starting again"), None]
+
+    class Client:
+        def run(self, function, paths, on_error):
+            assert (function, paths, on_error) == (unseen, ("/data/a.dm4", "/tmp/a.run"), "ignore")
+            return {"tcp://a:1": None, "tcp://b:1": answers.pop(0)}
+
+    places = {"/data/a.dm4": SourceError, "/tmp/a.run": StoreError}
+    see(None, places)
+    see(Client(), places)
+    assert len(answers) == 2  # looked twice
+    see(Client(), places)
+    answers[:] = [("node7", "/tmp/a.run")] * 3
+    with pytest.raises(StoreError, match=r"on node7 does not see /tmp/a\.run; .* all machines"):
+        see(Client(), places)
+
+
+def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):
+    asked = []
+    monkeypatch.setattr("stem_dask.passes.job.see", lambda client, places: asked.append([*places]))
+    config = make_config(beam_file)
+    with connect("threads", threads_per_worker=1) as connection:
+        run_job(config, connection=connection)
+        assert asked == []
+        run_job(make_config(beam_file, name="b.zarr"), connection=connection.client)
+    assert asked == [[str(beam_file), config.output.path.replace("out.zarr", "b.run")]]
+
+
+def test_a_client_that_was_closed(beam_file, make_config):
+    with connect("threads", threads_per_worker=1) as connection:
+        client = connection.client
+    with pytest.raises(WorkerLostError, match="the scheduler is not there any more"):
+        run_job(make_config(beam_file), connection=client)
 
 
 def test_a_job_on_anybodys_client_or_on_a_shared_connection(beam_file, make_config):

@@ -20,7 +20,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from dask.array.core import getter
-from distributed import Client
+from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -836,10 +836,29 @@ def test_workers_that_do_not_come_back():
     assert caught.value.exit_code == 5
 
 
+def test_that_no_worker_is_left_is_told(monkeypatch):
+    """The run waits, and goes on when one comes."""
+    monkeypatch.setattr(submission, "ALONE_SECONDS", 0.01)
+    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
+    told = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            told.append(record.getMessage())
+            cluster.scale(1)
+
+    listener, logger = Listener(), logging.getLogger("stem_dask")
+    with LocalCluster(n_workers=0, **options) as cluster, Client(cluster) as client:
+        logger.addHandler(listener)
+        try:
+            assert list(in_flight(client, [(int, ("7",))])) == [7]
+        finally:
+            logger.removeHandler(listener)
+    assert told[0] == "no worker is left; the run waits until there is one"
+
+
 def test_workers_that_join_get_tasks(monkeypatch):
     """Four in flight for each thread there is by then."""
-    from distributed import Client, LocalCluster
-
     monkeypatch.setattr(submission, "WORKERS_SECONDS", 0.0)
     issued, most, got = 0, [], 0
 

@@ -22,9 +22,10 @@ from stem_dask.cluster import connect
 from stem_dask.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.describe import describe_job
 from stem_dask.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
-from stem_dask.gpus import chosen_device, missing_gpu, refuse_missing
+from stem_dask.gpus import chosen_device, refuse_missing
 from stem_dask.io.cut import CutOnGpu
 from stem_dask.kernels.crop import crop_patterns, window_intensity
+from stem_dask.kernels.present import missing_gpu
 from stem_dask.options import Cluster
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
@@ -361,6 +362,46 @@ def test_which_device_is_chosen(played: Counter[str], monkeypatch: pytest.Monkey
     monkeypatch.setattr(runtime, "getDeviceCount", lambda: 1 / 0)
     with pytest.raises(ConfigError, match=r"the driver finds none \(division by zero\)"):
         chosen_device("gpu", Cluster())
+
+
+@pytest.mark.parametrize(
+    ("has", "told"),
+    [
+        (0, r"NVIDIA's driver is not there \(nvidia-smi"),
+        (
+            12040,
+            r"NVIDIA's driver is for CUDA 12\.4, and cupy for 13\.2; install a newer driver, or a cupy for CUDA 12: pip",
+        ),
+        (13000, r"the driver finds none \(no device\)"),
+    ],
+)
+def test_what_is_wrong_with_the_driver(played: Any, monkeypatch: Any, has: int, told: str) -> None:
+    """CUDA says of no driver at all that it is too old."""
+    runtime = sys.modules["cupy.cuda"].runtime
+
+    def none() -> int:
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(runtime, "getDeviceCount", none)
+    monkeypatch.setattr(runtime, "driverGetVersion", lambda: has, raising=False)
+    monkeypatch.setattr(runtime, "runtimeGetVersion", lambda: 13020, raising=False)
+    with pytest.raises(ConfigError, match=f"device is gpu, but no GPU can be used: {told}"):
+        chosen_device("gpu", Cluster())
+
+
+def test_stages_in_python_on_a_machine_without_a_gpu(no_gpu: None, beam_file: Path) -> None:
+    """What cupy raises would say neither what was asked for nor what to do."""
+    patterns = sd.open(beam_file)
+    words = r"device is gpu, but no GPU can be used: cupy cannot be loaded .*Or set device: cpu"
+    analyzed = sd.analyze(patterns).compute()
+    window = sd.choose_window(analyzed)
+    for lazy in (
+        sd.analyze(patterns, device="gpu"),
+        sd.crop(patterns, analyzed, window, device="gpu"),
+        sd.downsample(patterns, 2, device="gpu"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            lazy.compute()
 
 
 def test_workers_without_a_gpu_are_refused(no_gpu: None, shared_cluster: Any) -> None:

@@ -12,12 +12,12 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from stem_dask.gpus import missing_gpu
 from stem_dask.kernels import analysis_on_gpu, crop_on_gpu
 from stem_dask.kernels.analysis import PatternAnalysis, analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.cuda_code import analysis_code
 from stem_dask.kernels.downsample import downsample_patterns
+from stem_dask.kernels.present import missing_gpu
 
 REAL = missing_gpu()
 

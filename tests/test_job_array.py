@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stem_dask import cli, job_array
+from stem_dask import cli, job_array, slurm
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 
@@ -54,6 +54,15 @@ def test_a_config_that_fails_stops_no_other(folder, connects, capsys):
     assert batch("gone.yaml", "one.yaml") == 2
     assert Path("out/c.zarr").exists()
     assert "gone.yaml" in capsys.readouterr().err
+
+
+def test_folders_that_slurm_would_misread(folder, capsys):
+    """A space ends what SLURM takes for a name, and what begins with % stands for something."""
+    inside = folder / "10% of a scan"
+    inside.mkdir()
+    assert batch("one.yaml", "--slurm", "--script", str(inside / "job.sh")) == 0
+    line = next(x for x in (inside / "job.sh").read_text().splitlines() if "--output=" in x)
+    assert shlex.split(line) == ["#SBATCH", f"--output={folder}/10%% of a scan/job-%A_%a.log"]
 
 
 def test_the_script(folder, capsys):
@@ -141,6 +150,29 @@ def test_templates_end_as_the_array_does(name):
     subprocess.run(["bash", "-n", TEMPLATES / f"{name}.sh"], check=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"SLURM_MEM_PER_NODE": "4096"}, "4096"),
+        ({"SLURM_MEM_PER_CPU": "1000"}, "8000"),
+        ({"SLURM_MEM_PER_NODE": "0"}, "777"),
+        ({}, "777"),
+    ],
+)
+def test_many_nodes_have_a_memory_limit_however_it_was_asked_for(tmp_path, given, expected):
+    """With --mem=0 SLURM says nothing, and Dask takes 0 for no limit."""
+    (tmp_path / "free").write_text("#!/bin/bash\necho 'Mem: 777 1 2'\n")
+    (tmp_path / "free").chmod(0o755)
+    text = (TEMPLATES / "many_nodes.sh").read_text()
+    lines = [line for line in text.splitlines() if line.startswith(("mem=", '[ "$mem"'))]
+    script = "\n".join([*lines, 'echo "$mem"'])
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_ON_NODE": "8", **given}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
+
+
 def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
     """As the system kills for want of memory; it would be the same again."""
     for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip
@@ -154,6 +186,40 @@ def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
     assert done.returncode == 137
     assert "for want of memory, and would be again: it does not go back into the queue. With" in done.stderr  # fmt: skip
     assert not (tmp_path / "called").exists()
+
+
+def test_a_busy_slurm_is_asked_again(tmp_path):
+    """A task that was stopped before its wall time would else be lost."""
+    once = "[ -e {0} ] || {{ touch {0}; exit 1; }}"
+    programs = {
+        "run": "exit 75",
+        "squeue": once.format("asked") + "; echo RUNNING",
+        "scontrol": once.format("tried") + '; echo "$@" >> called',
+        "sleep": "",
+    }
+    for name, content in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    script = "job=(crop.yaml)\n" + job_array._END.format(command="run")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 75
+    assert (tmp_path / "called").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "expected"),
+    [
+        (0, "7\n", "", True),
+        (0, "", "", False),
+        (1, "", "slurm_load_jobs error: Invalid job id specified", False),
+        (1, "", "slurm_load_jobs error: Unable to contact slurm controller", True),
+    ],
+)
+def test_jobs_of_a_slurm_that_does_not_answer_are_waited_for(monkeypatch, code, out, err, expected):
+    done = subprocess.CompletedProcess([], code, out, err)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert slurm._queued(["7"]) is expected
 
 
 def test_keys(tmp_path, capsys):

@@ -111,6 +111,16 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     assert np.array_equal(sd.open(url).values, sd.open(here).values)
 
 
+def test_keys_that_may_only_read_leave_nothing_behind(
+    run: Any, job: Any, server: Between, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    server.answer = lambda method, path: (403, error("AccessDenied")) if method == "PUT" else None
+    with pytest.raises(StoreError, match=r"out\.zarr\.owner: access is denied \(AccessDenied\)"):
+        run(job())
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_run_that_failed_goes_on(
     run: Any, job: Any, server: Between, bucket: str, tmp_path: Path
 ) -> None:

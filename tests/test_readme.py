@@ -1,6 +1,7 @@
 """The README's code runs as it stands, and what it names is there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,24 @@ def test_keys_and_commands_are_real() -> None:
     ):
         fields = SECTIONS[section].model_fields.items()
         assert key in {field.alias or name for name, field in fields}
+
+
+def command_lines() -> list[list[str]]:
+    """The words of every command line of ours that stands in a block."""
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    found = re.findall(r"^stem-dask ([^#>\n]+)", text, re.MULTILINE)
+    return [shlex.split(words) for words in found]
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_command_lines_are_understood(words: list[str]) -> None:
+    from stem_dask.cli import _parser
+
+    assert _parser().parse_args(words).command
+
+
+def test_there_are_command_lines() -> None:
+    assert len(command_lines()) > 12
 
 
 def test_make_targets_are_real() -> None:

@@ -149,6 +149,28 @@ def test_an_array_is_requeued_at_its_wall_time_and_goes_on(folder, plain, monkey
     assert not Path("out/a.zarr").exists()
 
 
+def test_an_array_in_a_folder_with_a_space_of_which_a_task_fails(
+    folder, plain, monkeypatch, capsys
+):
+    """The log is where it was said, the other task is not touched, and no failure goes back into the queue."""
+    place = folder / "my scans"
+    (place / "raw").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    (place / "raw" / "scan 1.npy").write_bytes((plain / "a.npy").read_bytes())
+    (place / "raw" / "scan 2.npy").write_bytes(b"")
+    words = [str(plain / "job.yaml"), "input.path=raw/*.npy", "--slurm", "--submit"]
+    assert cli.main(["batch", *words, "--cpus-per-task", "1", "--mem", "1500M"]) == 0
+    number = re.search(r"Submitted batch job (\d+)", capsys.readouterr().out).group(1)
+    logs = [f"stem-dask-batch-{number}_{task}.log" for task in (1, 2)]
+    until_done(*logs)
+    assert "the file is empty" in Path(logs[1]).read_text()
+    states = [about(f"{number}_{task}", "JobState") for task in (1, 2)]
+    assert states == ["COMPLETED", "FAILED"]
+    assert about(f"{number}_2", "ExitCode") == "3:0"
+    assert about(f"{number}_2", "Restarts") == "0"
+    same("out/scan 1.zarr", plain)
+
+
 @pytest.mark.parametrize("name", ["one_node", "many_nodes"])
 def test_the_templates(folder, plain, monkeypatch, name):
     if name == "many_nodes":

@@ -26,10 +26,12 @@ if [ "$code" = 75 ] || [ "$code" = 143 ]; then
     # not the job's own number: one task has that of the whole array
     task=$SLURM_JOB_ID
     [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    state=$(squeue --noheader --format=%T --jobs="$task")
-    if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
-        scontrol requeue "$task"
-    fi
+    for _ in 1 2 3; do # a busy SLURM does not answer at once
+        state=$(squeue --noheader --format=%T --jobs="$task") || { sleep 5; continue; }
+        [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] || break
+        scontrol requeue "$task" && break
+        sleep 5
+    done
 fi
 if [ "$code" = 137 ]; then
     echo "error: the run was killed, most likely for want of memory, and would be again: it does not go back into the queue." \

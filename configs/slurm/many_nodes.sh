@@ -26,6 +26,10 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THRE
 # a step with workers that SLURM ended, for want of memory perhaps, does not come back: no use in waiting for the wall time
 export DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=300s
 
+# MiB on each node, as asked for by --mem or by --mem-per-cpu; all of it with --mem=0
+mem=${SLURM_MEM_PER_NODE:-$((${SLURM_MEM_PER_CPU:-0} * SLURM_CPUS_ON_NODE))}
+[ "$mem" -gt 0 ] || mem=$(free -m | awk '/^Mem/ {print $2}')
+
 log=stem-dask-cluster-$SLURM_JOB_ID.log
 dask scheduler --protocol tls --port 0 --dashboard-address 127.0.0.1:8787 --scheduler-file "$folder/scheduler.json" \
     >> "$log" 2>&1 &
@@ -35,7 +39,7 @@ until [ -s "$folder/scheduler.json" ]; do
 done
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" dask worker --scheduler-file "$folder/scheduler.json" \
     --nworkers "$SLURM_CPUS_PER_TASK" --nthreads 1 --no-dashboard --local-directory "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}" \
-    --memory-limit "$((SLURM_MEM_PER_NODE * 8 / 10 / SLURM_CPUS_PER_TASK))MiB" >> "$log" 2>&1 &
+    --memory-limit "$((mem * 8 / 10 / SLURM_CPUS_PER_TASK))MiB" >> "$log" 2>&1 &
 job=("$@" cluster.kind=auto "cluster.scheduler_file=$folder/scheduler.json")
 
 # SLURM signals this shell before the wall time. The run stops in order (exit code 75), and the task goes back into the
@@ -49,10 +53,12 @@ if [ "$code" = 75 ] || [ "$code" = 143 ]; then
     # not the job's own number: one task has that of the whole array
     task=$SLURM_JOB_ID
     [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    state=$(squeue --noheader --format=%T --jobs="$task")
-    if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
-        scontrol requeue "$task"
-    fi
+    for _ in 1 2 3; do # a busy SLURM does not answer at once
+        state=$(squeue --noheader --format=%T --jobs="$task") || { sleep 5; continue; }
+        [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] || break
+        scontrol requeue "$task" && break
+        sleep 5
+    done
 fi
 if [ "$code" = 137 ]; then
     echo "error: the run was killed, most likely for want of memory, and would be again: it does not go back into the queue." \

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stem_dask.kernels.cuda_code import stored
 from stem_dask.kernels.full import told_when_full
+from stem_dask.kernels.present import refuse_missing_gpu
 
 #: bytes of patterns in one buffer: long enough that the bus and the kernels reach their speed
 SLOT_BYTES = 16 * 2**20
@@ -80,6 +81,11 @@ class Ring:
     detector, dtype : of them, any byte order
     work : makes the `Work` of a slot, for so many patterns
     slot_bytes : of patterns in a slot; at least one pattern
+
+    Raises
+    ------
+    ValueError
+        When there is no GPU.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Ring:
         work: Callable[[int], Work],
         slot_bytes: int = SLOT_BYTES,
     ) -> None:
+        refuse_missing_gpu()
         dtype = stored(dtype)
         self.size, slots = slots_of(n, detector, dtype, slot_bytes)
         self.slots: list[Slot] = []

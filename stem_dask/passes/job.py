@@ -33,13 +33,16 @@ from stem_dask.projection import (
     memory_of,
     shapes,
 )
-from stem_dask.rehearsal import reach, rehearse
+from stem_dask.rehearsal import reach, rehearse, see
 from stem_dask.stages.mask import apply_mask, read_mask
 from stem_dask.stages.patterns import blank, lead_dims, lead_shape
 from stem_dask.state import RunState
 from stem_dask.tally import Tally
 from stem_dask.turn import needed_turn
 from stem_dask.urls import is_url
+
+#: kinds of clusters whose workers are on this machine for sure
+HERE = ("threads", "local", "gpu")
 
 
 @dataclass
@@ -125,8 +128,10 @@ class Job:
         )
         places: dict[str, type[SourceError] | type[StoreError]]
         places = {self.prepared.found.info.path: SourceError, self.outputs.store: StoreError}
-        urls = {place: kind for place, kind in places.items() if is_url(place)}
-        reach(self.connection.client, urls)
+        reach(self.connection.client, {at: kind for at, kind in places.items() if is_url(at)})
+        if not self.connection.kind.startswith(HERE):
+            places = {self.prepared.found.info.path: SourceError, self.folder: StoreError}
+            see(self.connection.client, {at: k for at, k in places.items() if not is_url(at)})
 
     def _kernels(self) -> Kernels:
         """The kernels that the workers' GPUs need."""
