@@ -13,7 +13,7 @@ from typing import Any
 import dask
 from dask.utils import parse_bytes
 
-from stem_dask.dashboard import LATER, load_when_opened
+from stem_dask.dashboard import LATER, load_when_opened, usual_port
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import cuda_cluster, n_gpus
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
@@ -181,7 +181,7 @@ def _jobs(
 @contextlib.contextmanager
 def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Iterator[Connection]:
     security = own_security(host or EVERYWHERE, insecure=insecure)
-    port = _dashboard_port()
+    port = usual_port()
     place = {} if host is None else {"host": host}
     scheduler = {**place, **LATER, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
     # ours, or what the user has set: the workers are told, because they start on other machines
@@ -237,7 +237,7 @@ def _start(
                 **processes(kind, workers, threads, place),
                 memory_limit=limit,
                 security=security,
-                dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
+                dashboard_address=f"{LOOPBACK}:{usual_port()}",
                 scheduler_kwargs=LATER,
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
@@ -390,13 +390,3 @@ def _limit(memory_limit: int | str | None, workers: int) -> int:
         raise ConfigError(
             f"cluster.memory_limit is {memory_limit!r}; expected bytes, or text such as 4GB"
         ) from error
-
-
-def _dashboard_port() -> int:
-    """The usual port when it is free, so that a tunnel can be set up beforehand; else any."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((LOOPBACK, 8787))
-        except OSError:
-            return 0
-    return 8787

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from stem_dask.loading import load
+from stem_dask.processes import LOOPBACK
 
 #: of a `distributed.Scheduler` whose dashboard comes later; its HTTP server listens all the same
 LATER = {"dashboard": False}
+USUAL_PORT = 8787
 PAGES = "distributed.dashboard.scheduler"
+
+
+def usual_port() -> int:
+    """The port of dashboards when it is free, so that a tunnel can be set up beforehand; else 0, which stands for any."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, USUAL_PORT))
+        except OSError:
+            return 0
+    return USUAL_PORT
 
 
 def load_when_opened(scheduler: Any) -> None:

@@ -40,7 +40,7 @@ def _no_scheduler_left_behind() -> Any:
 def _any_port() -> Iterator[None]:
     """Tests that run at the same time must not race for the dashboard's usual port."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("stem_dask.cluster._dashboard_port", lambda: 0)
+        patched.setattr("stem_dask.cluster.usual_port", lambda: 0)
         yield
 
 

@@ -24,7 +24,7 @@ from stem_dask.errors import ConfigError
 from stem_dask.limits import ONE_THREAD
 from stem_dask.plan import Worker
 
-usual_port = cluster._dashboard_port  # which the tests do without
+usual_port = cluster.usual_port  # which the tests do without
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def no_client(monkeypatch):
 @contextlib.contextmanager
 def started(kind, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_dashboard_port", lambda: 0)
+        patch.setattr(cluster, "usual_port", lambda: 0)
         with cluster.connect(kind, **options) as connection:
             yield connection.client
 

@@ -59,9 +59,9 @@ def test_the_silence_that_is_allowed() -> None:
 
     name = "distributed.scheduler.worker-ttl"
     with dask.config.set({name: "5 minutes"}):
-        assert _settings()[name] == "60s"
+        assert _settings("threads")[name] == "60s"
     with dask.config.set({name: "7s"}):
-        assert name not in _settings()
+        assert name not in _settings("threads")
 
 
 @contextlib.contextmanager
