@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stem_dask.io.damage import one_line, told
+from stem_dask.io.damage import one_line
+from stem_dask.io.hdf5_heaps import opened_hdf5
 
 #: filters of HDF5 itself have lower numbers; others come with plugins
 _FIRST_PLUGIN = 256
@@ -73,7 +74,7 @@ def name_behind(path: str, name: str, known: Iterable[str]) -> str | None:
     """Which of the datasets that are known has this name too, by a link within the file; None when none has."""
     import h5py
 
-    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
+    with opened_hdf5(path) as file:
         item = file.get(as_bytes(name))
         if not isinstance(item, h5py.Dataset):
             return None

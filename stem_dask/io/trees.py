@@ -18,6 +18,7 @@ from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import refuse_outside
 from stem_dask.io.damage import one_line, told
+from stem_dask.io.hdf5_heaps import opened_hdf5
 from stem_dask.io.hdf5_links import as_bytes, escaped, fault_of, unwritten
 from stem_dask.io.hdf5_metadata import attributes_of
 from stem_dask.io.objects import at, zarr_store
@@ -86,7 +87,7 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
     """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
     import h5py
 
-    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
+    with opened_hdf5(path) as file:
         _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
