@@ -1,14 +1,19 @@
 """What files of other programs showed that ours did not: damage, single images, spectra, signs, archives."""
 
+import shutil
 import subprocess
 import sys
 
 import h5py
 import numpy as np
 import pytest
-from frames_made import SHAPE, numbers
+import zarr
+from frames_made import SHAPE, info, mrc, numbers, tiff
 
+from stem_dask.errors import SourceError
 from stem_dask.io.read import find
+
+ALL = (slice(None),) * 4
 
 
 def with_texts(path):
@@ -43,4 +48,96 @@ def test_a_block_of_zeros_among_the_texts_of_hdf5_is_told(tmp_path, zeros, endin
 def test_texts_of_hdf5_are_read_as_before(tmp_path):
     found = find(with_texts(tmp_path / "a.h5"))
     assert [axis.units for axis in found.info.axes] == ["A^-1"] * 4
-    np.testing.assert_array_equal(found.source[(slice(None),) * 4], numbers())
+    np.testing.assert_array_equal(found.source[ALL], numbers())
+
+
+# --- what is no scan of patterns ----------------------------------------------------------------------------------
+
+
+def test_a_single_image_is_called_one(tmp_path):
+    path = tiff(tmp_path / "a.tif", numbers((1, 6, 5)))
+    with pytest.raises(SourceError, match=r"is a single image of 6 x 5 pixels, no scan of patt.*\[1, 1\]"):  # fmt: skip
+        find(path)
+    assert find(path, scan_shape=(1, 1)).source.shape == (1, 1, 6, 5)
+
+
+def spectra(path, shape, units="", flags=()):
+    """A signal as HyperSpy writes it."""
+    with h5py.File(path, "w") as file:
+        signal = file.create_group("Experiments/a")
+        signal["data"] = numbers(shape)
+        for i, (size, flag) in enumerate(zip(shape, flags, strict=True)):
+            axis = signal.create_group(f"axis-{i}")
+            axis.attrs.update({"scale": 1.0, "offset": 0.0, "size": size, "navigate": flag})
+            axis.attrs["units"] = units if i == len(shape) - 1 else "nm"
+    return path
+
+
+@pytest.mark.parametrize(
+    ("units", "flags", "message"),
+    [
+        ("eV", (True, True, False), r"in eV, as of spectra, which are no patterns"),
+        ("", (True, True, False), r"calls 2 of the 3 axes navigation, as of a map of spectra"),
+        ("", (True, False, False), r"input\.scan_shape: \[scan_y, scan_x\] \(3 x 3 would fit\)"),
+    ],
+)
+def test_spectra_are_called_spectra(tmp_path, units, flags, message):
+    with pytest.raises(SourceError, match=message):
+        find(spectra(tmp_path / "a.hspy", (9, 6, 20), units, flags))
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".zspy"])
+def test_a_store_in_an_archive_is_told_how_to_unpack(tmp_path, ending):
+    folder = tmp_path / "store"
+    zarr.create_array(folder, data=numbers(), chunks=(1, 2, 6, 5))
+    packed = tmp_path / f"a{ending}"
+    shutil.move(shutil.make_archive(tmp_path / "a", "zip", folder), packed)
+    with pytest.raises(SourceError, match=r"in a zip archive is not read; unpack it: python -m z") as caught:  # fmt: skip
+        find(packed)
+    # the way out is one
+    command = str(caught.value).rpartition("unpack it: ")[2].split()
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(find(tmp_path / command[-1]).source[ALL], numbers())
+
+
+# --- .mrc ---------------------------------------------------------------------------------------------------------
+
+
+def bytes_of_mrc(path, array, least, most, version):
+    at = {"x76": ("f", least), "x80": ("f", most), "x108": ("I", version)}
+    return mrc(path, array, 0, **at)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_bytes_of_mrc_below_zero_are_signed(tmp_path, order):
+    array = numbers((12, 6, 5), "i1") - 64
+    at = {"x76": ("f", -64), "x80": ("f", 63), "x108": ("I", 20141)}
+    found = find(mrc(tmp_path / "a.mrc", array, 0, order, **at), scan_shape=(3, 4))
+    assert found.source.dtype == "i1"
+    np.testing.assert_array_equal(found.source[ALL], array.reshape(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "version", "noted"),
+    [(0, 250, 20140, 0), (0, -1, 20140, 1), (0, -1, 0, 0), (-1000, 5, 20140, 1), (np.nan, 3, 20141, 1)],
+)  # fmt: skip
+def test_bytes_of_mrc_are_counts(tmp_path, least, most, version, noted):
+    array = numbers((12, 6, 5), "u1")
+    found = find(bytes_of_mrc(tmp_path / "a.mrc", array, least, most, version), scan_shape=(3, 4))
+    np.testing.assert_array_equal(found.source[ALL], array.reshape(SHAPE))
+    assert sum("counts of 0 to 255" in note for note in found.info.notes) == noted
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["region", "whole"])
+def test_a_path_that_is_no_raster_is_never_folded(tmp_path, ours):
+    """Direct Electron states the path of a region by itself; as many positions as a raster has may be at random."""
+    path = mrc(tmp_path / "a.mrc", numbers((12, 6, 5)))
+    changes = {"Scan - ROI Size X": 4, "Scan - ROI Size Y": 3, "Scan - ROI Type": "Random",
+               "Scan - ROI Enable": "Enable" if ours else "Disable"}  # fmt: skip
+    info(path, "a_info.txt", **changes)
+    if not ours:
+        assert find(path).source.shape == SHAPE
+        return
+    with pytest.raises(SourceError, match=r"states a scan of the type Random, not row by row"):
+        find(path)
+    assert find(path, scan_shape=(2, 6)).source.shape == (2, 6, 6, 5)

@@ -23,6 +23,8 @@ from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
 #: which axes are of diffraction space, see `_is_reciprocal`
 _SCAN_FIRST = [False, False, True, True]
+#: units of spectra
+_ENERGIES = ("ev", "kev", "mev")
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,7 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
         ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
         if ours or _kind(name) in (".pt", ".npy", ".zarr"):
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
-        raise SourceError(
-            f"{name}: {chosen.name} is a stack of {source.shape[0]:,} patterns of {by(source.shape[1:])} pixels; "
-            f"give its scan as input.scan_shape: [scan_y, scan_x]{_perhaps(chosen.hint, source.shape[0])}"
-        )
+        raise SourceError(f"{name}: {chosen.name} {_without_scan(chosen.hint, axes)}")
     told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
         n_y, n_x = geometry.scan_shape
@@ -148,12 +147,22 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
     return view.on(ScanOfList(source, (n_y, n_x)), folded, *note)
 
 
-def _perhaps(hint: str, n: int) -> str:
-    """What the scan of ``n`` patterns might be: by a header, or a square one."""
-    side = isqrt(n)
-    if hint:
-        return f" ({hint})"
-    return f" ({side} x {side} would fit)" if side > 1 and side * side == n else ""
+def _without_scan(hint: str, axes: Sequence[Axis]) -> str:
+    """What a stack without a scan is, what to do about it, and what the scan might be: by a header, or a square one."""
+    n, side = axes[0].size, isqrt(axes[0].size)
+    pixels = by([axis.size for axis in axes[1:]])
+    spectra = next((axis for axis in axes if axis.units.lower() in _ENERGIES), None)
+    if n == 1:
+        return (
+            f"is a single image of {pixels} pixels, no scan of patterns; "
+            "input.scan_shape: [1, 1] takes it as a scan of one"
+        )
+    if spectra is not None:
+        hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"
+    if not hint and side * side == n:
+        hint = f"{side} x {side} would fit"
+    said = f" ({hint})" if hint else ""
+    return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{said}"
 
 
 def _ends(geometry: Geometry) -> tuple[int, int]:

@@ -6,6 +6,7 @@ ending the file is refused with the name it should have: nothing is opened by a 
 
 import math
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def _check_name(name: str, suffix: str) -> None:
             f"{name}: the name ends in {suffix}, but by its content it is a zarr store; rename it to {path.stem}.zarr"
         )
     if path.is_dir() != is_folder:
+        if is_folder and zipfile.is_zipfile(path):
+            raise SourceError(
+                f"{name}: {kind} in a zip archive is not read; unpack it: python -m zipfile -e {path.name} "
+                f"{path.stem}_unpacked{suffix}"
+            )
         expected = "a folder" if is_folder else "a file"
         raise SourceError(
             f"{name}: {kind} is {expected}, this is {'a file' if is_folder else 'a folder'}"

@@ -57,6 +57,15 @@ def _detector_last(axes: list[dict[str, Any]]) -> bool | None:
     return flags[0]
 
 
+def _spectra(axes: list[dict[str, Any]]) -> str:
+    """A hint where HyperSpy's attributes make a map of spectra of three axes."""
+    if [attrs.get("navigate") for attrs in axes] != [True, True, False]:
+        return ""
+    return (
+        "HyperSpy calls 2 of the 3 axes navigation, as of a map of spectra, which are no patterns"
+    )
+
+
 def _odd_flags(axes: list[dict[str, Any]]) -> tuple[str, ...]:
     """A note where HyperSpy's attributes make other signals of four axes than patterns."""
     n = sum(bool(attrs.get("navigate")) for attrs in axes)
@@ -219,6 +228,7 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         "axes": tuple(axes),
         "chunks": chunks,
         "swapped": _detector_last(told_axes),
+        "hint": _spectra(told_axes),
         "fault": fault_of(path, name, data),
         **known,
         "notes": (*notes, *known.get("notes", ())),
@@ -371,5 +381,6 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         "axes": tuple(axes),
         "chunks": tuple(chunks),
         "swapped": _detector_last(told_axes),
+        "hint": _spectra(told_axes),
         "notes": _odd_flags(told_axes),
     }
