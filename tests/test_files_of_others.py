@@ -100,6 +100,23 @@ def test_a_store_in_an_archive_is_told_how_to_unpack(tmp_path, ending):
     np.testing.assert_array_equal(find(tmp_path / command[-1]).source[ALL], numbers())
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n", "git lfs pull"),
+        ("/annex/objects/SHA256E-s9--0a.dm4\n", "git annex get"),
+        ("\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page, not the file"),
+        ("<HTML><head></head></HTML>", "a web page, not the file"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".dm4", ".hspy", ".npy", ".pt", ".raw", ".tif", ".mib"])
+def test_what_lies_in_place_of_a_file(tmp_path, ending, text, message):
+    path = tmp_path / f"a{ending}"
+    path.write_text(text)
+    with pytest.raises(SourceError, match=message):
+        find(path)
+
+
 # --- .mrc ---------------------------------------------------------------------------------------------------------
 
 
