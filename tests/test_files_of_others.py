@@ -7,6 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from frames_made import SHAPE, info, mrc, numbers, tiff
 
@@ -158,3 +159,81 @@ def test_a_path_that_is_no_raster_is_never_folded(tmp_path, ours):
     with pytest.raises(SourceError, match=r"states a scan of the type Random, not row by row"):
         find(path)
     assert find(path, scan_shape=(2, 6)).source.shape == (2, 6, 6, 5)
+
+
+# --- arrays with names and attributes -----------------------------------------------------------------------------
+
+
+def labelled(dims):
+    array = xr.DataArray(numbers(), dims=("scan_y", "scan_x", "ky", "kx"), name="patterns")
+    array = array.assign_coords(ky=np.arange(6) * 0.1 - 0.3, kx=np.arange(5) * 0.2)
+    return array.transpose(*dims).to_dataset()
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        ("kx", "ky", "scan_x", "scan_y"),
+        ("scan_x", "scan_y", "kx", "ky"),
+        ("scan_y", "scan_x", "kx", "ky"),
+        ("ky", "kx", "scan_y", "scan_x"),
+        ("scan_y", "scan_x", "ky", "kx"),
+    ],
+)
+def test_axes_that_bear_our_names_are_put_in_order(tmp_path, dims):
+    labelled(dims).to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
+    found = find(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(found.source[ALL], numbers())
+    assert [axis.scale for axis in found.info.axes[2:]] == pytest.approx([0.1, 0.2])
+    part = (slice(1, 3), slice(0, 4, 2), slice(2, 5), slice(1, 2))
+    np.testing.assert_array_equal(found.source[part], numbers()[part])
+    # the user's word is the last
+    as_it_is = find(tmp_path / "a.zarr", scan_order="scan_first")
+    assert as_it_is.source.shape == labelled(dims)["patterns"].shape
+
+
+def test_a_list_that_bears_our_names_is_put_in_order(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = numbers((12, 6, 5)).transpose(2, 1, 0)
+        for i, name in enumerate(("kx", "ky", "pattern")):
+            file[name] = np.arange(file["data"].shape[i]) * 1.0
+            file[name].make_scale(name)
+            file["data"].dims[i].attach_scale(file[name])
+    found = find(tmp_path / "a.h5", scan_shape=(3, 4))
+    np.testing.assert_array_equal(found.source[ALL], numbers())
+
+
+@pytest.mark.parametrize("packing", [{"scale_factor": 0.5, "add_offset": 10.0}, {"add_offset": 1}])
+@pytest.mark.parametrize("form", [2, 3, "h5"])
+def test_packed_numbers_are_no_counts(tmp_path, packing, form):
+    """What xarray and netCDF write with a scale and an offset was read without them."""
+    path = tmp_path / ("a.h5" if form == "h5" else "a.zarr")
+    data = labelled(("scan_y", "scan_x", "ky", "kx")).astype("f4")
+    if form == "h5":
+        with h5py.File(path, "w") as file:
+            file["data"] = numbers()
+            file["data"].attrs.update(packing)
+    else:
+        encoding = {"patterns": {"dtype": "int16", "_FillValue": -99, **packing}}
+        data.to_zarr(path, encoding=encoding, zarr_format=form, consolidated=False)
+    with pytest.raises(SourceError, match=r"are packed, value = .* save the values"):
+        find(path)
+    if form == "h5":
+        return
+    # the way out is one
+    opened = xr.open_zarr(path, consolidated=False).drop_encoding()
+    opened.to_zarr(tmp_path / "b.zarr", consolidated=False)
+    np.testing.assert_array_equal(find(tmp_path / "b.zarr").source[ALL], numbers().astype("f4"))
+
+
+def test_a_scale_of_one_is_no_packing(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = numbers()
+        file["data"].attrs.update({"scale_factor": 1.0, "add_offset": np.zeros(1)})
+    np.testing.assert_array_equal(find(tmp_path / "a.h5").source[ALL], numbers())
+
+
+def test_what_was_never_written_is_noted(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", SHAPE, "u2", fillvalue=3)
+    assert "nothing of it was ever written; it reads as 3" in find(tmp_path / "a.h5").info.notes

@@ -62,6 +62,9 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         When the array has another number of axes, scan and detector cannot be told apart, or the user says what does
         not fit.
     """
+    if geometry.scan_order == "auto" and chosen.swapped is None:
+        view = _by_names(view)
+        chosen = replace(chosen, axes=view.axes)
     source, axes = view.source, view.axes
     if (
         isinstance(source, FlatFile)
@@ -103,6 +106,18 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
             f"{name}: input.scan_shape is {by(geometry.scan_shape)}, but the data are a scan of "
             f"{by(view.source.shape[:2])}; leave scan_shape out"
         )
+    return view
+
+
+def _by_names(view: View) -> View:
+    """Axes that bear the names of ours in another order are put into it; whether the detector comes first is told elsewhere."""
+    names = tuple(axis.name for axis in view.axes)
+    for wanted in ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS)):
+        if sorted(names) != sorted(wanted) or names in (wanted, (*DETECTOR_DIMS, *SCAN_DIMS)):
+            continue
+        order = tuple(names.index(name) for name in wanted)
+        note = f"the axes of the file are {', '.join(names)}; they are put in order"
+        return view.on(Transposed(view.source, order), [view.axes[i] for i in order], note)
     return view
 
 

@@ -53,9 +53,12 @@ def fault_of(path: str, name: str, data: Any) -> str:
 
 
 def unwritten(data: Any) -> tuple[str, ...]:
-    """A note on chunks of a dataset that were never written, as when an acquisition was stopped: HDF5 fills them in."""
-    if data.chunks is None or data.ndim < 3:
+    """A note on what was never written of a dataset, as when an acquisition was stopped: HDF5 fills it in."""
+    if data.ndim < 3 or data.external or data.is_virtual:
         return ()
+    if data.chunks is None:
+        nothing = data.size and not data.id.get_storage_size()
+        return (f"nothing of it was ever written; it reads as {data.fillvalue}",) if nothing else ()
     n = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
     there = data.id.get_num_chunks() if n <= _MOST_COUNTED else n
     if there >= n:

@@ -16,7 +16,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io import ours
 from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
-from stem_dask.io.claims import refuse_outside
+from stem_dask.io.claims import packed, refuse_outside
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.hdf5_heaps import opened_hdf5
 from stem_dask.io.hdf5_links import as_bytes, escaped, fault_of, unwritten
@@ -229,7 +229,7 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         "chunks": chunks,
         "swapped": _detector_last(told_axes),
         "hint": _spectra(told_axes),
-        "fault": fault_of(path, name, data),
+        "fault": fault_of(path, name, data) or packed(path, name, attributes_of(data)),
         **known,
         "notes": (*notes, *known.get("notes", ())),
     }
@@ -382,5 +382,6 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         "chunks": tuple(chunks),
         "swapped": _detector_last(told_axes),
         "hint": _spectra(told_axes),
+        "fault": packed(path, name or "the array", array.attrs),
         "notes": _odd_flags(told_axes),
     }
