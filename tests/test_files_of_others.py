@@ -237,3 +237,20 @@ def test_what_was_never_written_is_noted(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", SHAPE, "u2", fillvalue=3)
     assert "nothing of it was ever written; it reads as 3" in find(tmp_path / "a.h5").info.notes
+
+
+@pytest.mark.parametrize(
+    ("length", "reciprocal"),
+    [("nm", "1/nm"), ("Å", "Å⁻¹"), ("µm", "$A^{-1}$"), ("μm", "nm^-1"), ("Angstrom", "µrad"), ("\u212b", "1 / Å")],
+)  # fmt: skip
+def test_units_tell_a_detector_that_comes_first(tmp_path, length, reciprocal):
+    """However they are written: a unit that was not understood left scan and detector mixed up."""
+    array = numbers()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = array.transpose(2, 3, 0, 1)
+        for i, size in enumerate(file["data"].shape):
+            file[f"dim{i}"] = np.arange(size) * 0.5
+            file[f"dim{i}"].attrs["units"] = reciprocal if i < 2 else length
+    found = find(tmp_path / "a.h5")
+    np.testing.assert_array_equal(found.source[ALL], array)
+    assert any("the detector's axes come first" in note for note in found.info.notes)

@@ -1,5 +1,7 @@
 """How the patterns of a file lie: which axes are the scan, what is folded, left out or turned; nothing is read."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
@@ -23,6 +25,8 @@ from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
 #: which axes are of diffraction space, see `_is_reciprocal`
 _SCAN_FIRST = [False, False, True, True]
+#: units of a specimen
+_LENGTHS = ("nm", "um", "\u03bcm", "å", "a", "pm", "mm", "m", "angstrom", "nanometer", "micron")
 #: units of spectra
 _ENERGIES = ("ev", "kev", "mev")
 
@@ -264,15 +268,23 @@ def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
 
 
 def _is_reciprocal(units: str) -> bool | None:
-    """Whether a unit is one of diffraction space; None when it does not tell."""
-    plain_units = units.replace(" ", "").lower()
+    """Whether a unit is one of diffraction space, in whatever way it is written; None when it does not tell.
+
+    Examples
+    --------
+    >>> [_is_reciprocal(u) for u in ("1 / Å", "nm⁻¹", "$A^{-1}$", "[n_m^-1]", "mrad", "µm", "Angstrom", "counts")]
+    [True, True, True, True, True, False, False, None]
+    """
+    # the one sign of two that look alike (micro and mu, angstrom and ring), and raised digits as plain ones
+    plain_units = unicodedata.normalize("NFKC", units).replace("\u2212", "-").lower()
+    plain_units = re.sub(r"[\s_${}\[\]]", "", plain_units)
     if (
         plain_units.startswith("1/")
-        or plain_units.endswith("^-1")
-        or plain_units in ("mrad", "rad")
+        or plain_units.endswith("-1")
+        or plain_units in ("mrad", "rad", "urad", "\u03bcrad")
     ):
         return True
-    return False if plain_units in ("nm", "um", "µm", "å", "a", "pm", "mm", "m") else None
+    return False if plain_units in _LENGTHS else None
 
 
 def _named(axes: Sequence[Axis], names: Sequence[str]) -> tuple[Axis, ...]:
