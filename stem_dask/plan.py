@@ -304,3 +304,61 @@ def common_size(wanted: Sequence[int], detectors: Sequence[int], multiple: int) 
 
 def _power_of_two(n: int) -> int:
     return 1 << (max(1, n).bit_length() - 1)
+
+
+def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
+    """Refuse a window [y0, y1, x0, x1] that is empty or leaves the detector (ky, kx).
+
+    Raises
+    ------
+    ConfigError
+        When it does.
+
+    Examples
+    --------
+    >>> check_window([0, 24, 2, 20], (24, 20))
+    """
+    y0, y1, x0, x1 = window
+    if not (0 <= y0 < y1 <= detector[0] and 0 <= x0 < x1 <= detector[1]):
+        raise ConfigError(
+            f"window {list(window)} does not fit the detector of {detector[0]} x {detector[1]} pixels; "
+            "give [y0, y1, x0, x1] with 0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width"
+        )
+
+
+def check_factor(factor: int, detector: Sequence[int]) -> None:
+    """Refuse a downsampling of the detector (ky, kx) that would leave no pixel of an axis.
+
+    Raises
+    ------
+    ConfigError
+        When it would.
+
+    Examples
+    --------
+    >>> check_factor(20, (24, 20))
+    """
+    if factor < 1 or factor > min(detector):
+        raise ConfigError(
+            f"downsample factor is {factor}; expected 1 to {min(detector)}, the shorter detector axis"
+        )
+
+
+def check_center(center: Sequence[float], detector: Sequence[int]) -> None:
+    """Refuse a center (y, x) outside of the detector (ky, kx).
+
+    Raises
+    ------
+    ConfigError
+        When it is.
+
+    Examples
+    --------
+    >>> check_center((23, 0.5), (24, 20))
+    """
+    y, x = center
+    if not (0 <= y <= detector[0] - 1 and 0 <= x <= detector[1] - 1):
+        raise ConfigError(
+            f"manual_center ({y:g}, {x:g}) lies outside the detector of {detector[0]} x {detector[1]} pixels; "
+            "give (y, x) in source pixels"
+        )

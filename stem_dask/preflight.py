@@ -24,6 +24,7 @@ from stem_dask.known import Known, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
 from stem_dask.outputs import Outputs, check_places, is_there
 from stem_dask.owner import Owner, owned
+from stem_dask.plan import check_center, check_factor, check_window
 from stem_dask.state import RunState, open_state, unfinished_token, unfinished_url
 from stem_dask.trust import scheduler_address
 from stem_dask.units import size
@@ -63,6 +64,7 @@ def prepare(config: Config) -> Prepared:
     check_places(config, outputs)
     found = described(config, find_input(config))
     check_planes(config, found)
+    check_detector(config, found)
     if is_url(found.info.path) and detector_first(found.source) is not None:
         refuse_url("input.path", found.info.path, DETECTOR_SLOWEST)
     source = Path(found.info.path).resolve()
@@ -197,6 +199,22 @@ def check_planes(config: Config, found: Found) -> None:
     detector = found.source.shape[-2:]
     for key, path in _plane_files(config).items():
         (read_plane if key == "mask" else reference)(path, key, detector)
+
+
+def check_detector(config: Config, found: Found) -> None:
+    """Refuse a window, a center or a factor that the detector is too small for, before anything is read.
+
+    Raises
+    ------
+    ConfigError
+        When one of them does not fit.
+    """
+    detector = found.source.shape[-2:]
+    check_factor(config.downsample.factor, detector)
+    if config.crop.enabled and config.crop.window is not None:
+        check_window(config.crop.window, detector)
+    if config.analyze.center_method == "manual" and config.analyze.manual_center is not None:
+        check_center(config.analyze.manual_center, detector)
 
 
 def contents(config: Config) -> dict[str, str]:

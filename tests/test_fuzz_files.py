@@ -218,7 +218,8 @@ def test_every_reader_is_tried(tmp_path):
 
 def test_damaged(sound, tmp_path):
     tried = {True: 0, False: 0}
-    n = 40 if Path(sound.path).suffix in (".zarr", ".zspy") else 120  # zarr takes 30 ms each
+    # zarr takes 30 ms each; one of 40 is still read, and what is drawn depends on what else was loaded
+    n = 100 if Path(sound.path).suffix in (".zarr", ".zspy") else 120
 
     @settings(DRAWN, max_examples=n * MORE)
     @given(damage(sound))

@@ -229,6 +229,7 @@ def test_damaged(strip: Any, content: bytes, compression: int, message: str) -> 
         ({"x317": 4}, r"the predictor 4 with the compression deflate"),
         ({"x317": 3}, r"predictor 3 is for real numbers"),
         ({"x259": 32773, "x317": 2}, r"the predictor 2 with the compression PackBits, which programs understand in different ways"),
+        ({"x32997": 12}, r"a page is a volume of 12 slices, which is not read; save it again"),
         ({"x266": 2}, r"order of the bits in a byte 2 \(expected 1\)"),
         ({"x256": 50_000, "x257": 50_000, "x278": 50_000}, r"claims 5,000,000,000 bytes of \d+ compressed ones"),
         ({"x278": 5}, r"a page of 6 x 5 has 1 strips only"),

@@ -1,5 +1,7 @@
 """How the patterns of a file lie: which axes are the scan, what is folded, left out or turned; nothing is read."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
@@ -23,6 +25,10 @@ from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
 #: which axes are of diffraction space, see `_is_reciprocal`
 _SCAN_FIRST = [False, False, True, True]
+#: units of a specimen
+_LENGTHS = ("nm", "um", "\u03bcm", "å", "a", "pm", "mm", "m", "angstrom", "nanometer", "micron")
+#: units of spectra
+_ENERGIES = ("ev", "kev", "mev")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,9 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         When the array has another number of axes, scan and detector cannot be told apart, or the user says what does
         not fit.
     """
+    if geometry.scan_order == "auto" and chosen.swapped is None:
+        view = _by_names(view)
+        chosen = replace(chosen, axes=view.axes)
     source, axes = view.source, view.axes
     if (
         isinstance(source, FlatFile)
@@ -104,6 +113,18 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
     return view
 
 
+def _by_names(view: View) -> View:
+    """Axes that bear the names of ours in another order are put into it; whether the detector comes first is told elsewhere."""
+    names = tuple(axis.name for axis in view.axes)
+    for wanted in ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS)):
+        if sorted(names) != sorted(wanted) or names in (wanted, (*DETECTOR_DIMS, *SCAN_DIMS)):
+            continue
+        order = tuple(names.index(name) for name in wanted)
+        note = f"the axes of the file are {', '.join(names)}; they are put in order"
+        return view.on(Transposed(view.source, order), [view.axes[i] for i in order], note)
+    return view
+
+
 def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
     """Fold a stack of patterns into the scan that the user or the file gives."""
     source, axes, (first, last) = view.source, view.axes, _ends(geometry)
@@ -122,10 +143,7 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
         ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
         if ours or _kind(name) in (".pt", ".npy", ".zarr"):
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
-        raise SourceError(
-            f"{name}: {chosen.name} is a stack of {source.shape[0]:,} patterns of {by(source.shape[1:])} pixels; "
-            f"give its scan as input.scan_shape: [scan_y, scan_x]{_perhaps(chosen.hint, source.shape[0])}"
-        )
+        raise SourceError(f"{name}: {chosen.name} {_without_scan(chosen.hint, axes)}")
     told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
         n_y, n_x = geometry.scan_shape
@@ -148,12 +166,22 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
     return view.on(ScanOfList(source, (n_y, n_x)), folded, *note)
 
 
-def _perhaps(hint: str, n: int) -> str:
-    """What the scan of ``n`` patterns might be: by a header, or a square one."""
-    side = isqrt(n)
-    if hint:
-        return f" ({hint})"
-    return f" ({side} x {side} would fit)" if side > 1 and side * side == n else ""
+def _without_scan(hint: str, axes: Sequence[Axis]) -> str:
+    """What a stack without a scan is, what to do about it, and what the scan might be: by a header, or a square one."""
+    n, side = axes[0].size, isqrt(axes[0].size)
+    pixels = by([axis.size for axis in axes[1:]])
+    spectra = next((axis for axis in axes if axis.units.lower() in _ENERGIES), None)
+    if n == 1:
+        return (
+            f"is a single image of {pixels} pixels, no scan of patterns; "
+            "input.scan_shape: [1, 1] takes it as a scan of one"
+        )
+    if spectra is not None:
+        hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"
+    if not hint and side * side == n:
+        hint = f"{side} x {side} would fit"
+    said = f" ({hint})" if hint else ""
+    return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{said}"
 
 
 def _ends(geometry: Geometry) -> tuple[int, int]:
@@ -240,15 +268,23 @@ def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
 
 
 def _is_reciprocal(units: str) -> bool | None:
-    """Whether a unit is one of diffraction space; None when it does not tell."""
-    plain_units = units.replace(" ", "").lower()
+    """Whether a unit is one of diffraction space, in whatever way it is written; None when it does not tell.
+
+    Examples
+    --------
+    >>> [_is_reciprocal(u) for u in ("1 / Å", "nm⁻¹", "$A^{-1}$", "[n_m^-1]", "mrad", "µm", "Angstrom", "counts")]
+    [True, True, True, True, True, False, False, None]
+    """
+    # the one sign of two that look alike (micro and mu, angstrom and ring), and raised digits as plain ones
+    plain_units = unicodedata.normalize("NFKC", units).replace("\u2212", "-").lower()
+    plain_units = re.sub(r"[\s_${}\[\]]", "", plain_units)
     if (
         plain_units.startswith("1/")
-        or plain_units.endswith("^-1")
-        or plain_units in ("mrad", "rad")
+        or plain_units.endswith("-1")
+        or plain_units in ("mrad", "rad", "urad", "\u03bcrad")
     ):
         return True
-    return False if plain_units in ("nm", "um", "µm", "å", "a", "pm", "mm", "m") else None
+    return False if plain_units in _LENGTHS else None
 
 
 def _named(axes: Sequence[Axis], names: Sequence[str]) -> tuple[Axis, ...]:

@@ -2,11 +2,12 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import by
+from stem_dask.io.candidate import by, number
 from stem_dask.io.objects import ObjectPath, below
 from stem_dask.io.sources import Source
 from stem_dask.urls import is_url
@@ -44,6 +45,26 @@ def refuse_impossible(path: str, name: str, source: Source) -> None:
     raise SourceError(
         f"{path}: {name} claims {by(source.shape)} {source.dtype}, {said / 1e12:,.0f} TB, but {stored:,} bytes are "
         "stored; its sizes are damaged"
+    )
+
+
+def packed(path: str, name: str, attrs: Mapping[str, Any]) -> str:
+    """Why numbers that stand for others (netCDF's ``scale_factor`` and ``add_offset``) are not read; empty where they do not.
+
+    Examples
+    --------
+    >>> packed("a.h5", "data", {"scale_factor": 1.0, "add_offset": 0})
+    ''
+    """
+    scale, offset = (
+        value if (value := number(attrs.get(key))) is not None else without
+        for key, without in (("scale_factor", 1.0), ("add_offset", 0.0))
+    )
+    if (scale, offset) == (1.0, 0.0):
+        return ""
+    return (
+        f"{path}: the numbers of {name} are packed, value = {scale:g} * number + {offset:g} (attributes scale_factor and add_offset); "
+        "save the values (with xarray: dataset.drop_encoding().to_zarr(PATH)), or take the attributes away where the numbers themselves are meant"
     )
 
 

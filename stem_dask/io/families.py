@@ -6,6 +6,7 @@ ending the file is refused with the name it should have: nothing is opened by a 
 
 import math
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def _check_name(name: str, suffix: str) -> None:
             f"{name}: the name ends in {suffix}, but by its content it is a zarr store; rename it to {path.stem}.zarr"
         )
     if path.is_dir() != is_folder:
+        if is_folder and zipfile.is_zipfile(path):
+            raise SourceError(
+                f"{name}: {kind} in a zip archive is not read; unpack it: python -m zipfile -e {path.name} "
+                f"{path.stem}_unpacked{suffix}"
+            )
         expected = "a folder" if is_folder else "a file"
         raise SourceError(
             f"{name}: {kind} is {expected}, this is {'a file' if is_folder else 'a folder'}"
@@ -94,6 +100,11 @@ def _check_name(name: str, suffix: str) -> None:
 
 
 def _check_content(name: str, suffix: str) -> None:
+    with opened_file(name) as file:
+        start = file.read(64).lstrip().lower()
+    for words, what in _IN_PLACE:
+        if start.startswith(words):
+            raise SourceError(f"{name}: {what}")
     content = recognise(name)
     if content is not None and suffix not in (
         *content[1],
@@ -132,6 +143,13 @@ _NEIGHBOURS = {
     ".npz": "an archive of numpy arrays is not read; save the one with the patterns by itself: "
     "numpy.save('patterns.npy', numpy.load('that.npz')['patterns'])",
 }
+#: how small texts begin that lie where the file should be
+_IN_PLACE = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself; get it with: git lfs pull"),
+    (b"/annex/objects/", "a pointer of git-annex, not the file itself; get it with: git annex get"),
+    (b"<!doctype html", "a web page, not the file, as a download without its login gives; download it again"),
+    (b"<html", "a web page, not the file, as a download without its login gives; download it again"),
+)  # fmt: skip
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),

@@ -1,14 +1,18 @@
 """Where the numbers of an HDF5 dataset are: under which names, in which other files, in a coding that is known or not."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stem_dask.io.damage import one_line, told
+from stem_dask.io.candidate import by
+from stem_dask.io.damage import one_line
+from stem_dask.io.hdf5_heaps import opened_hdf5
 
 #: filters of HDF5 itself have lower numbers; others come with plugins
 _FIRST_PLUGIN = 256
+#: groups deeper than this are not searched: link loops end here
+MAX_DEPTH = 12
 #: counting takes some 0.4 s for so many chunks
 _MOST_COUNTED = 10**6
 
@@ -21,6 +25,61 @@ def escaped(name: str | bytes) -> str:
 def as_bytes(name: str) -> bytes:
     """The name as the file has it, which h5py always finds."""
     return name.encode("utf-8", "surrogateescape")
+
+
+def _tell_link(group: Any, key: str | bytes, prefix: str, others: list[str]) -> None:
+    """Tell of a link that leads out of the file, or nowhere; of names that are no UTF-8 h5py does not say."""
+    import h5py
+
+    link = group.get(key, getlink=True) if isinstance(key, str) else None
+    if isinstance(link, h5py.ExternalLink):
+        there = one_line(f"{link.filename}:{link.path}")
+        others.append(
+            f"{one_line(prefix + escaped(key))}, a link to {there}, which is not followed (open that file)"
+        )
+    elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
+        others.append(
+            f"{one_line(prefix + escaped(key))}, a link to {one_line(link.path)}, where nothing is"
+        )
+
+
+def datasets_below(file: Any, others: list[str]) -> Iterator[tuple[str, Any]]:
+    """Names and datasets of numbers with two or more axes; soft and external links are not followed, loops are cut.
+
+    What a user might have meant, and is not read, is told to ``others``.
+    """
+    yield from _walk(file, "", 0, set(), others)
+
+
+def _walk(
+    group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]
+) -> Iterator[tuple[str, Any]]:
+    import h5py
+
+    if depth > MAX_DEPTH:
+        return
+    for key in group:
+        name = escaped(key)
+        # below h5py's own names for links and members, which take three times as long
+        if group.id.links.get_info(as_bytes(name)).type != h5py.h5l.TYPE_HARD:
+            _tell_link(group, key, prefix, others)
+            continue
+        opened = h5py.h5o.open(group.id, as_bytes(name))
+        if not isinstance(opened, (h5py.h5d.DatasetID, h5py.h5g.GroupID)):
+            continue
+        item = (h5py.Dataset if isinstance(opened, h5py.h5d.DatasetID) else h5py.Group)(opened)
+        where = h5py.h5o.get_info(item.id)
+        if (where.fileno, where.addr) in seen:
+            continue
+        seen.add((where.fileno, where.addr))
+        if isinstance(item, h5py.Dataset):
+            if item.ndim >= 2 and item.dtype.kind in "buifc":
+                yield f"{prefix}{name}", item
+            elif item.ndim >= 2:
+                kind = one_line(item.dtype)
+                others.append(f"{one_line(prefix + name)}: {by(item.shape)} of type {kind}, which are no numbers")  # fmt: skip
+        elif isinstance(item, h5py.Group):
+            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others)
 
 
 def fault_of(path: str, name: str, data: Any) -> str:
@@ -52,9 +111,12 @@ def fault_of(path: str, name: str, data: Any) -> str:
 
 
 def unwritten(data: Any) -> tuple[str, ...]:
-    """A note on chunks of a dataset that were never written, as when an acquisition was stopped: HDF5 fills them in."""
-    if data.chunks is None or data.ndim < 3:
+    """A note on what was never written of a dataset, as when an acquisition was stopped: HDF5 fills it in."""
+    if data.ndim < 3 or data.external or data.is_virtual:
         return ()
+    if data.chunks is None:
+        nothing = data.size and not data.id.get_storage_size()
+        return (f"nothing of it was ever written; it reads as {data.fillvalue}",) if nothing else ()
     n = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
     there = data.id.get_num_chunks() if n <= _MOST_COUNTED else n
     if there >= n:
@@ -73,7 +135,7 @@ def name_behind(path: str, name: str, known: Iterable[str]) -> str | None:
     """Which of the datasets that are known has this name too, by a link within the file; None when none has."""
     import h5py
 
-    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
+    with opened_hdf5(path) as file:
         item = file.get(as_bytes(name))
         if not isinstance(item, h5py.Dataset):
             return None

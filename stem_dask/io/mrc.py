@@ -22,6 +22,7 @@ from stem_dask.io.candidate import (
     side_text,
     stack_axes,
 )
+from stem_dask.io.damage import one_line
 from stem_dask.io.objects import at
 from stem_dask.io.sources import FlatFile
 from stem_dask.model import Axis
@@ -29,6 +30,8 @@ from stem_dask.model import Axis
 _HEADER_BYTES = 1024
 _DTYPES = {0: "u1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _IMOD_STAMP, _IMOD_SIGNED = 1146047817, 1
+#: versions of the format by which bytes count from -128; cameras state them and count from 0 all the same
+_SIGNED_VERSIONS = (20140, 20141)
 #: YYYYMMDD_number[_suffix][_part]_movie.mrc, as Direct Electron names movies
 _MOVIE = re.compile(r"(\d{8}_\d+_)(?:.+_)?movie")
 
@@ -55,10 +58,7 @@ def list_mrc(path: str) -> list[Candidate]:
         raise SourceError(
             f"{path}: MRC mode {mode} (complex or packed numbers) is not read; save modes 0, 1, 2, 6 or 12"
         )
-    dtype = np.dtype(order + _DTYPES[mode])
-    stamp, flags = struct.unpack_from(order + "2I", header, 152)
-    if mode == 0 and stamp == _IMOD_STAMP and flags & _IMOD_SIGNED:
-        dtype = np.dtype("i1")
+    dtype, signs = _type(header, order, mode)
     offset = _HEADER_BYTES + struct.unpack_from(order + "I", header, 92)[0]
     shape = (n, height, width)
     need, size = offset + math.prod(shape) * dtype.itemsize, at(path).stat().st_size
@@ -69,22 +69,22 @@ def list_mrc(path: str) -> list[Candidate]:
             f"has {size:,}: {max(0, size - offset) // pattern_bytes:,} patterns; it was cut, or the header is damaged"
         )
     remedy = f"if the header is right, rename a copy to .raw and give input.shape, input.dtype and input.offset: {offset}"
-    notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy)
+    notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy) + signs
     said: dict[str, Any] = {
         "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": _labels(header)}
     }  # fmt: skip
-    ky, kx, scan = Axis("ky", height), Axis("kx", width), None
+    ky, kx, scan, hint = Axis("ky", height), Axis("kx", width), None, ""
     info = _info_file(path)
     if info is not None:
         said["info"] = settings = _settings(side_text(info))
-        scan = _scan(settings)
+        scan, hint = _scan(settings), _not_by_rows(settings)
         ky, kx = (
             calibrated(f"k{x}", axis.size, _positive(settings, f"Diffraction Pixel Size {x.upper()}"), 0.0, "1/nm")
             for x, axis in (("y", ky), ("x", kx))
         )  # fmt: skip
     source = FlatFile(path, offset, dtype, shape)
     return [
-        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=notes,
+        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=notes, hint=hint,
                   files=() if info is None else (info,))
     ]  # fmt: skip
 
@@ -92,6 +92,24 @@ def list_mrc(path: str) -> list[Candidate]:
 def _sizes(header: bytes, order: str) -> tuple[int, ...]:
     """Columns, rows, patterns, mode."""
     return struct.unpack_from(order + "4I", header)
+
+
+def _type(header: bytes, order: str, mode: int) -> tuple[np.dtype, tuple[str, ...]]:
+    """The type of the numbers; of mode 0, whose sign programs disagree on, by IMOD's mark, else by the least value stated."""
+    if mode != 0:
+        return np.dtype(order + _DTYPES[mode]), ()
+    stamp, flags = struct.unpack_from(order + "2I", header, 152)
+    if stamp == _IMOD_STAMP:
+        return np.dtype("i1" if flags & _IMOD_SIGNED else "u1"), ()
+    least, most = struct.unpack_from(order + "2f", header, 76)
+    if -128 <= least < 0 and least <= most <= 127:
+        return np.dtype("i1"), ()
+    [version] = struct.unpack_from(order + "I", header, 108)
+    stated = 0 <= least <= most  # the other way round it is not known
+    if version not in _SIGNED_VERSIONS or stated:
+        return np.dtype("u1"), ()
+    note = "bytes are read as counts of 0 to 255, as cameras write them; the format itself has them from -128 to 127"
+    return np.dtype("u1"), (note,)
 
 
 def _labels(header: bytes) -> list[str]:
@@ -119,15 +137,30 @@ def _positive(settings: dict[str, str], name: str) -> str | None:
     return None if value.startswith("-") else value
 
 
+def _path_of(settings: dict[str, str]) -> str:
+    """The path of the beam; that of a region of interest is stated by itself."""
+    path = settings.get("Scan - Type", "Raster")
+    in_region = settings.get("Scan - ROI Enable") == "Enable"
+    return settings.get("Scan - ROI Type", path) if in_region else path
+
+
+def _not_by_rows(settings: dict[str, str]) -> str:
+    """Why the scan of an info file is not taken, where its positions are no raster."""
+    if settings.get("Scan - Enable") != "Enable" or _path_of(settings) == "Raster":
+        return ""
+    return f"its _info.txt states a scan of the type {one_line(_path_of(settings))}, not row by row"
+
+
 def _scan(settings: dict[str, str]) -> tuple[Axis, Axis] | None:
     """The raster that was scanned; none where there was no scan, another path than a raster, or several repeats."""
     told = {
         "Scan - Enable": "Enable",
-        "Scan - Type": "Raster",
         "Scan - Repeats": "1",
         "Scan - Points Per Camera Frame": "1",
     }
     if any(settings.get(name, value) != value for name, value in told.items()):
+        return None
+    if _path_of(settings) != "Raster":
         return None
     if "Scan - Enable" not in settings:
         return None

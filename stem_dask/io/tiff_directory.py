@@ -18,6 +18,7 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _FILL, _DESCRIPTION, _OFFSETS, _SAMPLES, _
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _FORMAT = (
     284, 317, 322, 323, 324, 325, 339,
 )  # fmt: skip
+_DEPTH = 32997  # of SGI, and of tifffile's volumetric pages
 _NUMBERS = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}  # types of entries that are whole numbers
 _KINDS = {1: "u", 2: "i", 3: "f"}
 _MOST_ENTRIES, _MOST_PARTS = 4096, 1 << 16
@@ -211,6 +212,10 @@ class Directories:
 
         It does so when there are 3 or 4 of them, and its description has the shape that was meant.
         """
+        if (depth := self._number(entries, _DEPTH, 1)) != 1:
+            raise SourceError(
+                f"{self.path}: a page is a volume of {depth:,} slices, which is not read; {_REMEDY}"
+            )
         n = self._number(entries, _SAMPLES, 1)
         if n != 1 and self.planes == 1 and len(shape := stated_shape(text)) > 2 and shape[-3] == n:
             self.planes = n

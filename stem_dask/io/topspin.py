@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
 from stem_dask.io.damage import told
+from stem_dask.io.hdf5_heaps import opened_hdf5
 from stem_dask.io.sources import Slices
 from stem_dask.model import Axis
 
@@ -62,9 +63,8 @@ def list_app5(path: str) -> list[Candidate]:
     SourceError
         When it is no readable HDF5 file, or has no patterns.
     """
-    import h5py
 
-    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
+    with opened_hdf5(path) as file:
         tops = [file] if "Metadata" in file else [g for g in _groups(file).values()]
         found = [
             _scan_of_patterns(path, group)

@@ -16,9 +16,17 @@ from stem_dask.errors import SourceError
 from stem_dask.io import ours
 from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
-from stem_dask.io.claims import refuse_outside
+from stem_dask.io.claims import packed, refuse_outside
 from stem_dask.io.damage import one_line, told
-from stem_dask.io.hdf5_links import as_bytes, escaped, fault_of, unwritten
+from stem_dask.io.hdf5_heaps import opened_hdf5
+from stem_dask.io.hdf5_links import (
+    MAX_DEPTH,
+    as_bytes,
+    datasets_below,
+    escaped,
+    fault_of,
+    unwritten,
+)
 from stem_dask.io.hdf5_metadata import attributes_of
 from stem_dask.io.objects import at, zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
@@ -27,8 +35,6 @@ from stem_dask.urls import is_url
 
 #: what makes a folder a zarr store, or a part of one
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
-#: groups deeper than this are not searched: link loops end here
-_MAX_DEPTH = 12
 #: where HyperSpy puts its signals; below each are groups and arrays of metadata
 _SIGNALS = "Experiments/"
 _MOST_OTHERS = 6  # things that are no patterns, and are named all the same
@@ -54,6 +60,15 @@ def _detector_last(axes: list[dict[str, Any]]) -> bool | None:
     if flags not in ([True, True, False, False], [False, False, True, True]):
         return None
     return flags[0]
+
+
+def _spectra(axes: list[dict[str, Any]]) -> str:
+    """A hint where HyperSpy's attributes make a map of spectra of three axes."""
+    if [attrs.get("navigate") for attrs in axes] != [True, True, False]:
+        return ""
+    return (
+        "HyperSpy calls 2 of the 3 axes navigation, as of a map of spectra, which are no patterns"
+    )
 
 
 def _odd_flags(axes: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -86,22 +101,29 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
     """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
     import h5py
 
-    with told(f"{path}: not a readable HDF5 file"), h5py.File(path, "r") as file:
+    with opened_hdf5(path) as file:
         _refuse_velox(path, file)
         experiments = file.get("Experiments")
         if isinstance(experiments, h5py.Group):
             names = [f"Experiments/{escaped(name)}/data" for name in experiments]
-            names = [name for name in names if isinstance(file.get(as_bytes(name)), h5py.Dataset)]
+            signals = [(name, file.get(as_bytes(name))) for name in names]
+            return [
+                _hdf5_dataset(path, file, name, data)
+                for name, data in signals
+                if isinstance(data, h5py.Dataset)
+            ]
+        others: list[str] = []
+        if not ours.is_h5(file):
+            listed = datasets_below(file, others)
+            found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
         else:
-            others: list[str] = []
-            names = list(_walk(file, "", 0, set(), others))
-            names = ["patterns"] if ours.is_h5(file) else names
-            if others and not any(file[as_bytes(name)].ndim > 2 for name in names):
-                raise SourceError(
-                    f"{path}: no 4D array of numbers and no stack of patterns; the file has "
-                    + "; ".join(others[:_MOST_OTHERS])
-                )
-        return [_hdf5_dataset(path, file, name) for name in names]
+            found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
+        if others and not any(len(one["source"].shape) > 2 for one in found):
+            raise SourceError(
+                f"{path}: no 4D array of numbers and no stack of patterns; the file has "
+                + "; ".join(others[:_MOST_OTHERS])
+            )
+        return found
 
 
 def _refuse_velox(path: str, file: Any) -> None:
@@ -120,51 +142,6 @@ def _refuse_velox(path: str, file: Any) -> None:
         )
 
 
-def _link(group: Any, name: str | bytes) -> Any:
-    """What kind of a link a name is; of names that are no UTF-8 h5py says it in its own lower words only."""
-    import h5py
-
-    if isinstance(name, str):
-        return group.get(name, getlink=True)
-    hard = group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD
-    return h5py.HardLink() if hard else None
-
-
-def _walk(group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]) -> Iterator[str]:
-    """Names of numeric datasets below a group; soft and external links are not followed, loops are cut.
-
-    What a user might have meant, and is not read, is told to ``others``.
-    """
-    import h5py
-
-    if depth > _MAX_DEPTH:
-        return
-    for key in group:
-        link, name = _link(group, key), escaped(key)
-        if isinstance(link, h5py.ExternalLink):
-            there = one_line(f"{link.filename}:{link.path}")
-            others.append(
-                f"{one_line(prefix + name)}, a link to {there}, which is not followed (open that file)"
-            )
-        elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
-            others.append(f"{one_line(prefix + name)}, a link to {one_line(link.path)}, where nothing is")  # fmt: skip
-        if not isinstance(link, h5py.HardLink):
-            continue
-        item = group[key]
-        where = h5py.h5o.get_info(item.id)
-        if (where.fileno, where.addr) in seen:
-            continue
-        seen.add((where.fileno, where.addr))
-        if isinstance(item, h5py.Dataset):
-            if item.ndim >= 2 and item.dtype.kind in "buifc":
-                yield f"{prefix}{name}"
-            elif item.ndim >= 2:
-                kind = one_line(item.dtype)
-                others.append(f"{one_line(prefix + name)}: {by(item.shape)} of type {kind}, which are no numbers")  # fmt: skip
-        elif isinstance(item, h5py.Group):
-            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others)
-
-
 def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
     """Name and positions of an axis by its first dimension scale; netCDF names the scale alone."""
     try:
@@ -175,8 +152,20 @@ def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
     return (label, scales[0]) if label else None
 
 
-def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
-    data = file[as_bytes(name)]
+def _title(name: str) -> str:
+    return name.split("/")[1] if name.startswith("Experiments/") else name
+
+
+def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
+    if data.ndim < 3:  # listed, never taken; a file may have one for each pattern
+        shape = tuple(int(n) for n in data.shape)
+        plain = tuple(Axis(f"axis{i}", n) for i, n in enumerate(shape))
+        return {
+            "name": _title(name),
+            "source": Hdf5Dataset(path, name, data.dtype, shape),
+            "axes": plain,
+            "fault": fault_of(path, name, data),
+        }
     parent = data.parent
     axes, told_axes = [], []
     for i, size in enumerate(data.shape):
@@ -200,12 +189,12 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
         source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
         notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
-    title = name.split("/")[1] if name.startswith("Experiments/") else name
     said = {
         "file": attributes_of(file),
         "group": attributes_of(parent),
         "dataset": attributes_of(data),
     }
+    fault = fault_of(path, name, data) or packed(path, name, said["dataset"])
     said = {where: attributes for where, attributes in said.items() if attributes}
     known: dict[str, Any] = {"metadata": said}
     if name.startswith("Experiments/"):
@@ -213,12 +202,13 @@ def _hdf5_dataset(path: str, file: Any, name: str) -> dict[str, Any]:
     elif ours.is_h5(file):
         known = ours.of_h5(path, file)
     return {
-        "name": title,
+        "name": _title(name),
         "source": source,
         "axes": tuple(axes),
         "chunks": chunks,
         "swapped": _detector_last(told_axes),
-        "fault": fault_of(path, name, data),
+        "hint": _spectra(told_axes),
+        "fault": fault,
         **known,
         "notes": (*notes, *known.get("notes", ())),
     }
@@ -257,7 +247,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
         if Path(path, _SIGNALS).is_dir():
             found = [one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")]
         elif known is None:
-            found = list(_arrays(path, "", _MAX_DEPTH, broken))
+            found = list(_arrays(path, "", MAX_DEPTH, broken))
         if broken and not any(array.ndim == 4 for _, array in found):
             raise next(iter(broken.values()))
         listed = [
@@ -370,5 +360,7 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         "axes": tuple(axes),
         "chunks": tuple(chunks),
         "swapped": _detector_last(told_axes),
+        "hint": _spectra(told_axes),
+        "fault": packed(path, name or "the array", array.attrs),
         "notes": _odd_flags(told_axes),
     }

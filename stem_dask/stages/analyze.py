@@ -15,6 +15,7 @@ from stem_dask.kernels import analysis_on_gpu
 from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Device, Region
+from stem_dask.plan import check_center
 from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
@@ -285,11 +286,7 @@ def given_center(
     if manual is None:
         raise ConfigError("center_method is manual, which needs manual_center: (y, x) in pixels")
     y, x = (float(value) for value in manual)
-    if not (0 <= y <= detector[0] - 1 and 0 <= x <= detector[1] - 1):
-        raise ConfigError(
-            f"manual_center ({y:g}, {x:g}) lies outside the detector of {detector[0]} x {detector[1]} pixels; "
-            "give (y, x) in source pixels"
-        )
+    check_center((y, x), detector)
     return (y, x)
 
 

@@ -13,6 +13,7 @@ from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import Changed, InPieces, copied
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
 from stem_dask.model import Device
+from stem_dask.plan import check_factor
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
@@ -182,8 +183,4 @@ def _check(
         )
     if reduce == "sum" and method != "bin":
         raise ConfigError(f"downsample reduce: sum goes with method bin, not {method}")
-    smallest = min(patterns.sizes["ky"], patterns.sizes["kx"])
-    if factor < 1 or factor > smallest:
-        raise ConfigError(
-            f"downsample factor is {factor}; expected 1 to {smallest}, the shorter detector axis"
-        )
+    check_factor(factor, (patterns.sizes["ky"], patterns.sizes["kx"]))

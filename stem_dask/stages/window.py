@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import Align, Window
-from stem_dask.plan import axis_window, covering_radius
+from stem_dask.plan import axis_window, check_window, covering_radius
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -244,12 +244,8 @@ def _wanted_size(
 
 
 def _given_window(window: Sequence[int], detector: tuple[int, int]) -> tuple[int, int]:
+    check_window(window, detector)
     y0, y1, x0, x1 = window
-    if not (0 <= y0 < y1 <= detector[0] and 0 <= x0 < x1 <= detector[1]):
-        raise ConfigError(
-            f"window {list(window)} does not fit the detector of {detector[0]} x {detector[1]} pixels; "
-            "give [y0, y1, x0, x1] with 0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width"
-        )
     return (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
 
 
