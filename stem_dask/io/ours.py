@@ -16,6 +16,7 @@ from stem_dask.io import zarr_metadata
 from stem_dask.io.candidate import number, text_of
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
+from stem_dask.io.hdf5_scales import labels
 from stem_dask.io.sources import Hdf5Dataset, Slices, Source, Wrapped, ZarrArray
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
@@ -181,7 +182,7 @@ def is_h5(file: Any) -> bool:
     import h5py
 
     patterns = member(file, "patterns", h5py.Dataset)
-    return patterns is not None and tuple(dim.label for dim in patterns.dims) in OUR_DIMS
+    return patterns is not None and labels(patterns) in OUR_DIMS
 
 
 def of_h5(path: str, file: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from stem_dask.io.hdf5_links import (
     unwritten,
 )
 from stem_dask.io.hdf5_metadata import attributes_of
+from stem_dask.io.hdf5_scales import first_scale, labels
 from stem_dask.io.objects import at, zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
 from stem_dask.model import Axis
@@ -144,12 +145,11 @@ def _refuse_velox(path: str, file: Any) -> None:
 
 def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
     """Name and positions of an axis by its first dimension scale; netCDF names the scale alone."""
-    try:
-        scales = data.dims[i].values()
-        label = data.dims[i].label or (scales[0].name or "").rpartition("/")[2] if scales else ""
-    except (OSError, RuntimeError, TypeError, ValueError):  # a reference that leads nowhere
+    scale = first_scale(data, i)
+    if scale is None:
         return None
-    return (label, scales[0]) if label else None
+    label = labels(data)[i] or text_of(scale.name or "").rpartition("/")[2]
+    return (label, scale) if label else None
 
 
 def _title(name: str) -> str:

@@ -1,0 +1,51 @@
+"""Names and scales of the axes of an HDF5 dataset, read as the attributes that they are.
+
+HDF5's own functions for them (h5py's ``dims``) believe whatever size and type these attributes have, and end the process where
+they are damaged, or were written by hand.
+"""
+
+from typing import Any
+
+from stem_dask.io.candidate import text_of
+
+
+def labels(data: Any) -> tuple[str, ...]:
+    """The name of each axis of a dataset; "" for one without.
+
+    Examples
+    --------
+    >>> import h5py
+    >>> with h5py.File("of.h5", "w", driver="core", backing_store=False) as file:
+    ...     data = file.create_dataset("scan", (2, 3), "u2")
+    ...     data.dims[1].label = "kx"
+    ...     labels(data)
+    ('', 'kx')
+    """
+    stored = _one_an_axis(data, "DIMENSION_LABELS")
+    if stored is None or not all(isinstance(text, (str, bytes)) for text in stored):
+        return ("",) * data.ndim
+    return tuple(text_of(text) for text in stored)
+
+
+def first_scale(data: Any, i: int) -> Any:
+    """The first scale of axis ``i``, a dataset; None when there is none, or a reference that leads nowhere."""
+    import h5py
+
+    stored = _one_an_axis(data, "DIMENSION_LIST")
+    if stored is None or h5py.check_vlen_dtype(stored.dtype) != h5py.ref_dtype:
+        return None
+    try:
+        scale = data.file[stored[i][0]] if len(stored[i]) else None
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError):
+        return None
+    return scale if isinstance(scale, h5py.Dataset) else None
+
+
+def _one_an_axis(data: Any, name: str) -> Any:
+    """An attribute that has one value for each axis; None when it is not there, of another shape, or cannot be read."""
+    try:
+        if name not in data.attrs or data.attrs.get_id(name).shape != (data.ndim,):
+            return None
+        return data.attrs[name]
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError):
+        return None
