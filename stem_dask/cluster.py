@@ -18,8 +18,8 @@ from stem_dask.errors import ConfigError
 from stem_dask.gpus import cuda_cluster, n_gpus
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
-from stem_dask.plan import PROCESS_BYTES, WORKER_BYTES, Worker
-from stem_dask.processes import LOOPBACK, copied_from_one, processes
+from stem_dask.plan import Worker
+from stem_dask.processes import LOOPBACK, copied_from_one, loaded_bytes, processes
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 from stem_dask.tunnel import tunnel
@@ -332,7 +332,7 @@ def _describe(client: Any, kind: str) -> Connection:
             max((w["nthreads"] for w in workers), default=1)
             if least is None
             else least["nthreads"],
-            PROCESS_BYTES if kind == "threads" else WORKER_BYTES,
+            loaded_bytes(kind),
         ),
     )
 
@@ -343,8 +343,7 @@ def planned(options: Cluster, input_bytes: int, device: str = "cpu") -> Worker:
         return Worker(None, 1)
     kind = _kind(options.kind, input_bytes, device)
     workers, threads = _layout(kind, options.n_workers, options.threads_per_worker)
-    loaded = PROCESS_BYTES if kind == "threads" else WORKER_BYTES
-    return Worker(_limit(options.memory_limit, workers), threads, loaded)
+    return Worker(_limit(options.memory_limit, workers), threads, loaded_bytes(kind))
 
 
 def _kind(kind: str, input_bytes: int, device: str) -> str:

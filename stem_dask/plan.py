@@ -22,9 +22,10 @@ MAX_TASKS = 4000
 INNER_CHUNK_BYTES = MIB
 #: where each chunk is a file in folders of its own, a terabyte shall not become millions of them
 FILE_CHUNK_BYTES = 8 * MIB
-#: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured, and 152 of one that
-#: is a copy of a process that has loaded it
+#: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured
 WORKER_BYTES = 190 * 10**6
+#: the same of one that is a copy of a process that has loaded it: 152 MB were measured
+COPY_BYTES = 165 * 10**6
 #: and of the run's own process, where its threads do the work: 271 MB were measured
 PROCESS_BYTES = 295 * 10**6
 #: share of its memory limit that a worker may be expected to use
@@ -158,6 +159,7 @@ def footprints(
     result: int,
     cropped: bool,
     exported: bool = True,
+    packed: bool = True,
     waiting: int = 0,
     ahead: bool = False,
     in_pieces: bool = False,
@@ -175,6 +177,7 @@ def footprints(
     result : bytes of what the analysis keeps of one pattern
     cropped : whether there is a pass that analyzes, before the one that writes
     exported : whether the store is read again: for other files, or to normalize it
+    packed : whether one of these files is HDF5, whose blocks are compressed as a whole
     waiting : bytes of one pattern that are kept until its block is complete
     ahead : whether the pass that writes analyzes, too
     in_pieces : whether a few patterns are read at a time, so that no block is held as it was read
@@ -193,8 +196,9 @@ def footprints(
     if cropped:
         found["analyze"] = Footprint(fixed + sums, read + result)
     if exported:
-        # a compressed shard, its patterns, and a copy as the wider type, or packed and joined
-        found["export"] = Footprint(0, 4 * out)
+        # of noise were measured: 3 for .pt, .npy and .zspy (a compressed shard, what is decoded of it, and the patterns), 4 for
+        # HDF5 (the patterns, and what is packed of them, by itself and joined)
+        found["export"] = Footprint(0, (4 if packed else 3) * out)
     return found
 
 

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from stem_dask.limits import ONE_THREAD
+from stem_dask.plan import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
 
 LOOPBACK = "127.0.0.1"
 #: what workers are copies of has loaded these
@@ -26,6 +27,13 @@ def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, An
         "worker_dashboard_address": f"{LOOPBACK}:0",
         "host": place if kind == "local" else None,  # threads talk within the process
     }
+
+
+def loaded_bytes(kind: str) -> int:
+    """Resident memory of a worker of a kind of cluster, before it holds a block."""
+    if kind == "threads":
+        return PROCESS_BYTES
+    return COPY_BYTES if kind.startswith("local") and sys.platform == "linux" else WORKER_BYTES
 
 
 def copied_from_one() -> dict[str, Any]:

@@ -124,6 +124,7 @@ def memory_of(
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
         exported=bool(config.output.export) or config.output.normalize != "none",
+        packed=not {"hspy", "h5"}.isdisjoint(_kinds(config)),
         waiting=_waiting(config, what),
         ahead=config.analyze.ahead,
         in_pieces=in_pieces,
@@ -143,8 +144,12 @@ def _waiting(config: Config, what: Shapes) -> int:
 
 def _filled_chunk(config: Config) -> int:
     """Bytes of a chunk of a .zspy that is filled piece by piece, and of it encoded; all others are smaller than a piece."""
-    made = (Path(config.output.path).suffix[1:], *config.output.export)
-    return 2 * FILE_CHUNK_BYTES * ("zspy" in made)
+    return 2 * FILE_CHUNK_BYTES * ("zspy" in _kinds(config))
+
+
+def _kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of files that are made."""
+    return (Path(config.output.path).suffix[1:], *config.output.export)
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:

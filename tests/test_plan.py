@@ -103,6 +103,7 @@ def test_what_a_task_holds():
     assert stages["analyze"].bytes(10) == 1000 + 16 * 131072 + 10 * (2 * 131072 + 600)
     assert stages["crop"].bytes(10) == 1000 + 8 * 4096 + 10 * (2 * 131072 + 8 + 2 * 4096)
     assert stages["export"].bytes(10) == 10 * 4 * 4096
+    assert footprints(131072, 4096, packed=False, **options)["export"].bytes(10) == 10 * 3 * 4096
     assert "analyze" not in footprints(8, 8, copies=0, result=1, cropped=False)
     assert set(footprints(8, 8, copies=0, result=1, cropped=True, exported=False)) == {
         "analyze",

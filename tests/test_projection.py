@@ -131,15 +131,18 @@ def single(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("single")
 def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
-    """By hand: uint16 patterns of 64 x 48 pass one at a time; an export holds 4 x 6,144 bytes a position."""
+    """By hand: uint16 patterns of 64 x 48 pass one at a time; a .pt holds 3 x 6,144 bytes a position."""
     config, found = both(make_config, noise(tmp_path / "noise.npy"), output={"export": ["pt"]})
     sizes = memory_of(config, found)
     assert sizes["crop"] == Footprint(PASSING * 6144 + 8 * 6144, 8)
-    assert sizes["export"] == Footprint(0, 4 * 6144)
-    limit = round((WORKER_BYTES + 2 * 12 * 4 * 6144) / USABLE_SHARE) + 100
+    assert sizes["export"] == Footprint(0, 3 * 6144)
+    limit = round((WORKER_BYTES + 2 * 12 * 3 * 6144) / USABLE_SHARE) + 100
     assert fitting_block(config, found, Worker(limit, 2)) == (2, 6)
     need = check_memory(config, found, (2, 6), Worker(limit, 2))
     assert need == WORKER_BYTES + 2 * sizes["export"].bytes(12)
+    for kind in ("hspy", "h5"):  # whose blocks are packed as a whole
+        more = both(make_config, tmp_path / "noise.npy", output={"export": ["pt", kind]})
+        assert memory_of(*more)["export"] == Footprint(0, 4 * 6144)
     assert "export" not in memory_of(*both(make_config, tmp_path / "noise.npy"))
 
 
@@ -160,10 +163,10 @@ def test_a_block_that_does_not(make_config: Any, tmp_path: Path) -> None:
     np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint16, (4, 4, 2048, 2048))
     config = make_config(tmp_path / "large.npy", output={"chunk_mb": 128, "export": ["pt"]})
     found = find_input(config)
-    limit = 430 * 10**6
+    limit = 400 * 10**6
     block = fitting_block(config, found, Worker(limit, 1))
     assert block == (4, 4)  # as it was asked for
-    told = r"blocks of 16 patterns and has 430 MB; output\.chunk_mb=32 fits"
+    told = r"blocks of 16 patterns and has 400 MB; output\.chunk_mb=32 fits"
     with pytest.raises(MemoryBudgetError, match=told):
         check_memory(config, found, block, Worker(limit, 1))
     smaller = make_config(tmp_path / "large.npy", output={"chunk_mb": 32, "export": ["pt"]})

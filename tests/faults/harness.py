@@ -249,9 +249,8 @@ def members(group: int) -> list[str]:
 
 def workers(pid: int) -> list[psutil.Process]:
     """Worker processes of a client: copies of the one child that has loaded their code."""
-    below = psutil.Process(pid).children(
-        recursive=True
-    )  # looks at all processes once, which takes a while
+    # this looks at all processes, which takes a while: once
+    below = psutil.Process(pid).children(recursive=True)
     copied = [child.pid for child in below if child.ppid() == pid and _has_the_code(child)]
     return [child for child in below if child.ppid() in copied]
 
