@@ -1,7 +1,7 @@
-"""Runs a lazy output block by block into a sink: one task a block, a few in flight, nothing held.
+"""Runs a lazy output block by block into a sink: one call a block, a few in flight, nothing held.
 
 The protocol is small. The lazy outputs share one grid of blocks over the leading (scan) axes. Their graph is optimized
-once; for each block the part that it needs is cut out and submitted as one task, which reads, runs all fused stages
+once; for each block the part that it needs is cut out and submitted as one call, which reads, runs all fused stages
 and hands the result to the sink's ``write`` on the worker. Only a small record comes back. See docs/engine.md.
 """
 
@@ -195,6 +195,7 @@ class _Work:
     ) -> None:
         self.grid, self.sink, self.known, self.spare = grid, sink, known, spare
         self.unreadable = dict(unreadable)
+        self.new = grid.n_blocks - len(known)
         self.calls = iter(self._first(dict(known)))
         self.waiting: collections.deque[int] = collections.deque()
 
@@ -211,6 +212,10 @@ class _Work:
     def __iter__(self) -> Iterator[Call]:
         return self
 
+    def __length_hint__(self) -> int:
+        """Blocks to write; a second look takes as long as many of them, and is not counted."""
+        return self.new + len(self.waiting)
+
     def __next__(self) -> Call:
         if self.waiting:
             return self._write(self.waiting.popleft())
@@ -219,6 +224,7 @@ class _Work:
     def _first(self, known: Mapping[int, Record]) -> Iterator[Call]:
         for index in range(self.grid.n_blocks):
             if index not in known:
+                self.new -= 1
                 yield self._write(index)
         for records in _batches(known.values()):
             yield _verify_blocks, (self.sink, records)

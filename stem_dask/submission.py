@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
+import operator
 import pickle
+import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 from uuid import uuid4
@@ -22,15 +25,21 @@ _logger = logging.getLogger("stem_dask")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
-#: what calls returned, pickled, by flight and number, until it is asked for
-_returned: dict[str, dict[int, bytes]] = {}
+#: what flights are told, by their name: results of calls, and futures that are done
+_news: dict[str, queue.SimpleQueue[Any]] = {}
 #: flights that each client has under way
 _flights: Counter[str] = Counter()
 _lock = threading.Lock()
 
-#: calls in flight for each thread at most: enough that none waits, few enough that memory stays bounded; when only half
+#: tasks in flight for each thread at most: enough that none waits, few enough that memory stays bounded; when only half
 #: are left, the others are submitted together, which costs the scheduler little more than one
 IN_FLIGHT = 4
+#: short calls share a task, up to so many seconds of them: a task costs scheduler and worker 10 ms, a call in it less than 1
+TASK_SECONDS = 1.0
+#: calls in flight at most, where tasks have several: each is some kB, and Dask warns of graphs above 10 MB
+CALLS_IN_FLIGHT = 1000
+#: so many tasks are left for each thread when tasks are made: towards the end they are shorter, so that no thread waits long
+TASKS_LEFT = 4
 #: how often the workers are counted, in seconds
 WORKERS_SECONDS = 5.0
 #: how often it is seen whether there is a worker at all, in seconds
@@ -124,18 +133,20 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
 class _Flight:
     """Calls on the workers of a client.
 
-    What a call returns comes as an event, in the stream of messages that tells of its end: to fetch each result takes two
-    more requests, and with calls that are submitted one by one 1.7 times the processor time of scheduler and workers.
+    What a call returns comes as an event, in the stream of messages that tells of the end of tasks, and before it: to fetch
+    each result takes two more requests, and with calls that are submitted one by one 1.7 times the processor time of
+    scheduler and workers.
     """
 
     def __init__(self, client: Any, calls: Iterable[Call]) -> None:
-        from distributed import as_completed
-
-        self.client, self.calls = client, enumerate(calls)
+        self.client, self.calls, self.numbers = client, iter(calls), itertools.count()
         self.name = f"stem_dask-{uuid4().hex}"
-        self.returned = _returned[self.name] = {}
-        self.waiting: set[Any] = set()
-        self.done = as_completed(loop=client.loop)
+        self.news = _news[self.name] = queue.SimpleQueue()
+        #: tasks that have not ended, and numbers of calls whose result has not come
+        self.futures: set[Any] = set()
+        self.missing: set[int] = set()
+        #: what a call takes, as far as it is known
+        self.seconds = math.inf
         self.over = threading.Event()
         threading.Thread(target=_watch, args=(client, self.over), daemon=True).start()
         with _lock:
@@ -143,31 +154,50 @@ class _Flight:
             # of a client's own topic the scheduler forgets all when the client is gone
             client.subscribe_topic(client.id, _note)
 
-    def _submit(self, n: int) -> None:
-        some = list(itertools.islice(self.calls, n))
+    def _submit(self, threads: int) -> None:
+        """Bring the calls in flight to what is allowed, when half of them have come back."""
+        left = operator.length_hint(self.calls, 0)  # 0 of an iterator that does not tell
+        timely, few = int(TASK_SECONDS / self.seconds), CALLS_IN_FLIGHT // (threads * IN_FLIGHT)
+        size = max(1, min(timely, few, left // (threads * TASKS_LEFT)))
+        most = threads * IN_FLIGHT * size
+        if len(self.missing) > most // 2:
+            return
+        some = list(itertools.islice(self.calls, most - len(self.missing)))
         if not some:
             return
+        numbers = list(itertools.islice(self.numbers, len(some)))
+        self.missing.update(numbers)
         # of one group of tasks: the scheduler keeps them until a thread is free
-        numbers, work = zip(*some, strict=True)
-        keys = [(self.name, number) for number in numbers]
+        starts = range(0, len(some), size)
+        work = [some[i : i + size] for i in starts]
+        keys = [(self.name, numbers[i]) for i in starts]
         how = {"flight": self.name, "to": self.client.id}
-        futures = self.client.map(_report, numbers, work, key=keys, pure=False, **how)
-        self.waiting.update(futures)
-        self.done.update(futures)
+        futures = self.client.map(_report, numbers[::size], work, key=keys, pure=False, **how)
+        self.futures.update(futures)
+        for future in futures:
+            future.add_done_callback(self.news.put)
 
     def results(self) -> Iterator[Any]:
         """What the calls return."""
-        most, asked = _most_in_flight(self.client), time.monotonic()
-        self._submit(most)
-        for future in self.done:
-            self.waiting.discard(future)
-            if future.status != "finished":
-                future.result()  # raises
-            yield pickle.loads(self.returned.pop(future.key[1]))
+        threads, asked = _threads(self.client), time.monotonic()
+        self._submit(threads)
+        while self.missing or self.futures:
+            news = self.news.get()
+            if isinstance(news, tuple):
+                number, seconds, result = news
+                if number not in self.missing:  # its task ran again, because a worker was lost
+                    continue
+                self.missing.remove(number)
+                known = math.isfinite(self.seconds)
+                self.seconds = (self.seconds + seconds) / 2 if known else seconds
+                yield pickle.loads(result)
+            else:
+                self.futures.discard(news)
+                if news.status != "finished":
+                    news.result()  # raises
             if time.monotonic() - asked > WORKERS_SECONDS:
-                most, asked = _most_in_flight(self.client), time.monotonic()
-            if len(self.waiting) <= most // 2:
-                self._submit(most - len(self.waiting))
+                threads, asked = _threads(self.client), time.monotonic()
+            self._submit(threads)
 
     def stop(self, *, wait: bool) -> None:
         """Cancel what has not begun, and let the rest end first, if asked for."""
@@ -176,13 +206,13 @@ class _Flight:
         if wait:
             # when no worker is left they never end
             with self.client.as_current(), contextlib.suppress(TimeoutError):
-                wait_for(self.waiting, timeout=LAST_CALLS_SECONDS)
-        self.client.cancel(list(self.waiting), force=True)
+                wait_for(self.futures, timeout=LAST_CALLS_SECONDS)
+        self.client.cancel(list(self.futures), force=True)
 
     def end(self) -> None:
         """Nothing more is expected; a client that leaves while it is subscribed is an error in the scheduler's log."""
         self.over.set()
-        del _returned[self.name]
+        del _news[self.name]
         with _lock:
             _flights[self.client.id] -= 1
             if not _flights[self.client.id]:
@@ -207,22 +237,23 @@ def _watch(client: Any, over: threading.Event) -> None:
 def _note(event: tuple[float, Any]) -> None:
     """Takes the events of all flights: there is one such function for a client."""
     said = event[1]  # Dask's own are dictionaries
-    if isinstance(said, (list, tuple)) and len(said) == 3 and said[0] in _returned:
-        flight, number, result = said
-        _returned[flight][number] = result
+    if isinstance(said, (list, tuple)) and len(said) == 4 and said[0] in _news:
+        _news[said[0]].put(tuple(said[1:]))
 
 
-def _report(number: int, call: Call, *, flight: str, to: str) -> None:
-    """One task."""
+def _report(first: int, calls: Sequence[Call], *, flight: str, to: str) -> None:
+    """One task; what came of a call is told at once, so that it is kept when a later one fails."""
     from distributed import get_worker
 
-    function, arguments = call
-    get_worker().log_event(to, (flight, number, pickle.dumps(function(*arguments))))
+    for number, (function, arguments) in enumerate(calls, first):
+        start = time.perf_counter()
+        result = pickle.dumps(function(*arguments))
+        get_worker().log_event(to, (flight, number, time.perf_counter() - start, result))
 
 
-def _most_in_flight(client: Any) -> int:
-    """Workers may join and leave while a job runs."""
-    return (sum(client.nthreads().values()) or 1) * IN_FLIGHT
+def _threads(client: Any) -> int:
+    """Threads of the workers, which may join and leave while a job runs; 1 when there is none."""
+    return sum(client.nthreads().values()) or 1
 
 
 def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:

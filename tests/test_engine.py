@@ -20,7 +20,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from dask.array.core import getter
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,7 +217,7 @@ def test_two_at_once_do_not_mix(client):
     pairs = list(zip(*both, strict=True))
     for first in (0, 1):
         assert sorted(pair[first] for pair in pairs) == [n * n for n in range(first, 90, 2)]
-    assert not submission._returned
+    assert not submission._news
     assert not submission._flights
     if hasattr(
         client, "scheduler"
@@ -308,6 +308,90 @@ def test_whoever_stops_listening_stops_the_submission(client):
     next(results)
     results.close()
     assert len(submitted) <= 2 * WINDOW
+
+
+class Counted:
+    """Calls that tell how many are left."""
+
+    def __init__(self, calls):
+        self.calls = list(calls)
+
+    def __iter__(self):
+        return self
+
+    def __length_hint__(self):
+        return len(self.calls)
+
+    def __next__(self):
+        if not self.calls:
+            raise StopIteration
+        return self.calls.pop(0)
+
+
+@pytest.fixture
+def one_thread():
+    """A client of one worker with one thread, and the numbers of calls of the tasks that it is given."""
+    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
+        sizes, submit = [], client.map
+
+        def counting(function, numbers, work, **how):
+            sizes.extend(map(len, work))
+            return submit(function, numbers, work, **how)
+
+        client.map = counting
+        yield client, sizes
+
+
+def test_short_calls_share_tasks(one_thread):
+    """All of them come once; the first and the last by themselves, so that no thread works on when others have ended."""
+    client, sizes = one_thread
+    assert sorted(in_flight(client, Counted((square, (n,)) for n in range(1000)))) == [
+        n * n for n in range(1000)
+    ]
+    assert sum(sizes) == 1000
+    assert sizes[: submission.IN_FLIGHT] == [1] * submission.IN_FLIGHT
+    assert sizes[-1] == 1
+    assert max(sizes) == (1000 - submission.IN_FLIGHT) // submission.TASKS_LEFT
+    assert len(sizes) < 100
+
+
+def test_long_calls_have_tasks_of_their_own(one_thread, monkeypatch):
+    client, sizes = one_thread
+    monkeypatch.setattr(submission, "TASK_SECONDS", 0.0)
+    assert len(list(in_flight(client, Counted((square, (n,)) for n in range(100))))) == 100
+    assert sizes == [1] * 100
+
+
+def test_no_more_in_flight_than_the_scheduler_takes(one_thread, monkeypatch):
+    client, sizes = one_thread
+    monkeypatch.setattr(submission, "CALLS_IN_FLIGHT", 3 * submission.IN_FLIGHT)
+    assert len(list(in_flight(client, Counted((square, (n,)) for n in range(100))))) == 100
+    assert max(sizes) == 3
+
+
+def test_what_was_done_before_an_error_in_the_same_task_comes(one_thread):
+    client, sizes = one_thread
+    results, calls = [], [(square, (n,)) for n in range(60)]
+    calls[40] = (fail, (3,))
+    with pytest.raises(SourceError, match=r"^block 3: the file was cut$"):
+        results.extend(in_flight(client, Counted(calls)))
+    assert max(sizes) > 1
+    # and perhaps what later tasks told before the error was heard of
+    assert results[:40] == [n * n for n in range(40)]
+
+
+def test_a_result_that_comes_twice_counts_once(one_thread):
+    """Of a task that runs again, because its worker was lost after it had told of some calls."""
+    client, _ = one_thread
+    calls = ((_told_before, (n, client.id)) for n in range(20))
+    assert list(in_flight(client, calls)) == list(range(20))
+
+
+def _told_before(n, client_id):
+    (flight,) = submission._news
+    get_worker().log_event(client_id, (flight, n, 0.1, pickle.dumps(n)))
+    return n
 
 
 # --- run --------------------------------------------------------------------------------------------------------
