@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.data import Tiled
 from benchmarks.growth import job_of, made_source, tiled
 from benchmarks.rows import SETTINGS
 
@@ -27,11 +28,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args(argv)
     from stem_dask import submission
+    from stem_dask.io import parts
     from stem_dask.pipeline import run
 
     overrides = [text.format(cores=options.cores) for text in SETTINGS[options.setting]]
     if options.tiled is not None:
         source, path = tiled(options.tiled, options.rows), options.tiled
+        parts.VIEWS += (Tiled,)  # read as what it repeats is
     else:
         source, path = made_source(options.blocks_made), options.output.with_name("made.npy")
         np.save(path, source[(slice(0, 1), slice(0, 1), slice(None), slice(None))])

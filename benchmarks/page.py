@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import RESULTS
-from benchmarks.rows import ROOT
+from benchmarks.rows import ROOT, ROWS
 from benchmarks.table import median
 
 BEGIN, END = "<!-- benchmarks.page -->", "<!-- end -->"
@@ -51,17 +51,18 @@ def replaced(page: str, text: str) -> str:
 def markdown(result: Mapping[str, Any]) -> str:
     """Circumstances, and a line for each row: seconds of each, the goal, the limit; then memory."""
     names = list(dict.fromkeys(who for row in result["rows"] for who in row["runs"]))
-    heads = ["seconds", *names, "goal", "limit", "ours / limit"]
+    heads = ["seconds", *names, "goal", "limit", "ours / limit", "goal / its limit"]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in result["rows"]:
         limit = row["limit"]["seconds"]
         cells = [_seconds(median(row["runs"][who])) if who in row["runs"] else "–" for who in names]
         goal = "–" if row["goal"] is None else _seconds(row["goal"])
-        lines.append(_line([row["title"], *cells, goal, _seconds(limit), f"{row['ours'] / limit:.1f}"]))  # fmt: skip
+        ours = f"{row['ours'] / limit:.1f}"
+        lines.append(_line([row["title"], *cells, goal, _seconds(limit), ours, _aim(row["row"])]))
     for size in dict.fromkeys(one["gigabytes"] for one in result["memory"]):
         peaks = {o["who"]: o["peak_bytes"] for o in result["memory"] if o["gigabytes"] == size}
         cells = [f"{peaks[who] / 1e9:.2f}" if who in peaks else "–" for who in names]
-        lines.append(_line([f"peak memory at {size:g} GB, GB", *cells, "0.8", "–", "–"]))
+        lines.append(_line([f"peak memory at {size:g} GB, GB", *cells, "0.8", "–", "–", "–"]))
     machine = result["machine"]
     said = (
         f"{result['gigabytes']:g} GB, {result['cores']} of {machine['cores']} cores ({machine['processor']}), "
@@ -69,6 +70,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
     note = f"**{result['note'][0].upper()}{result['note'][1:]}.**\n\n" if result["note"] else ""
     return f"{note}{said}:\n\n" + "\n".join(lines)
+
+
+def _aim(name: str) -> str:
+    """How far a goal was from the limit of the machine that it was set for."""
+    row = ROWS[name]
+    return f"{row.goal / row.goal_limit:.1f}" if row.goal and row.goal_limit else "–"
 
 
 def _line(cells: list[str]) -> str:

@@ -19,7 +19,7 @@ from stem_dask.io.pieces import InPieces, piece_patterns, steps
 from stem_dask.io.sources import FlatFile, Indexed, ScanOfList, Selection, Slices, Source
 
 #: ways to see a source that change nothing but the order of patterns, or each pattern by itself
-_VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
+VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
 #: sources of the lazy arrays that are nothing but a file, by the name of the array
 _straight: WeakValueDictionary[str, Indexed] = WeakValueDictionary()
 
@@ -31,7 +31,7 @@ def note_straight(name: str, source: Indexed) -> None:
 
 def is_read_in_pieces(source: Source) -> bool:
     """Whether a few patterns of it are read as fast as many: each lies in one piece, and by itself."""
-    while isinstance(source, _VIEWS):
+    while isinstance(source, VIEWS):
         source = source.source
     return isinstance(source, (FlatFile, FramedFile))
 

@@ -101,8 +101,12 @@ class FlatFile:
             first = [begin + index * stride for begin in first for index in indices]
         content = out.reshape(-1).view(np.uint8).data
         with named(self.path), self.opened() if file is None else nullcontext(file) as there:
+            system = None if isinstance(there, ObjectFile) else there.fileno()
             for i, position in enumerate(first):
-                self._fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
+                run = content[i * run_bytes : (i + 1) * run_bytes]
+                # as a rule the system gives all that it is asked for
+                if system is None or os.preadv(system, (run,), position) < run_bytes:
+                    self._fill(there, position, run)
 
     def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
         """Parts of patterns in an object store: a request takes as long as many bytes do, so whole patterns are asked for."""

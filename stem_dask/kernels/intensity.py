@@ -1,5 +1,6 @@
 """What counts as intensity, and the form in which kernels get their blocks."""
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -36,12 +37,14 @@ def native(block: NDArray) -> NDArray:
         block = block.view(np.uint8)
     elif block.dtype.kind == "f" and block.dtype.itemsize == 2:
         block = block.astype(np.float32)
-    block = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
+    if not (block.flags.c_contiguous and block.flags.aligned and block.dtype.isnative):
+        block = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
     block = block.reshape(-1, *block.shape[-2:])
     block.setflags(write=False)
     return block
 
 
+@functools.cache
 def accumulator(dtype: np.dtype, n_max: int) -> np.dtype:
     """Type in which `n_max` values of `dtype` that are not negative are summed: exact for integers, float64 for floats.
 
@@ -55,6 +58,7 @@ def accumulator(dtype: np.dtype, n_max: int) -> np.dtype:
     return np.dtype(np.uint32 if n_max <= most_summed(dtype) else np.uint64)
 
 
+@functools.cache
 def most_summed(dtype: np.dtype) -> int:
     """How many values of an integer type, none negative, have a sum of 32 bits for certain.
 
@@ -71,6 +75,7 @@ def needs_cleaning(dtype: np.dtype, threshold: float) -> bool:
     return dtype.kind != "u" or threshold > 0
 
 
+@functools.cache
 def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
     """The smallest value at or above `threshold` that `dtype` can hold.
 
