@@ -1,6 +1,5 @@
 """How patterns are compressed: the same few words for every format that compresses."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -30,19 +29,6 @@ def shuffle_of(dtype: np.dtype) -> Literal["bitshuffle", "shuffle"]:
     ('bitshuffle', 'shuffle')
     """
     return "bitshuffle" if dtype.kind in "uib" else "shuffle"
-
-
-@contextlib.contextmanager
-def one_thread_blosc() -> Iterator[None]:
-    """One thread a task for compression: threads are dask's, and bytes do not depend on how many there are."""
-    import numcodecs.blosc
-
-    before = numcodecs.blosc.use_threads
-    numcodecs.blosc.use_threads = False
-    try:
-        yield
-    finally:
-        numcodecs.blosc.use_threads = before
 
 
 def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:

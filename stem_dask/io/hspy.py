@@ -21,7 +21,8 @@ def experiment(title: str) -> str:
     >>> experiment("gold/on carbon"), experiment("")
     ('Experiments/gold-on carbon', 'Experiments/__unnamed__')
     """
-    return f"Experiments/{title.replace('/', '-') or '__unnamed__'}"
+    # dots alone are no name of a folder
+    return f"Experiments/{title.replace('/', '-') if title.strip('.') else '__unnamed__'}"
 
 
 def signal_of(

@@ -13,8 +13,8 @@ from stem_dask.io.zarr3 import plain
 LIMIT = 2**20
 #: elements of a list, or characters of a text, that are kept at most: fewer when the whole is too large
 _LONGEST = (4096, 256, 16)
-#: names that mean something to the reader of a .hspy
-_RESERVED = ("_sig_", "_list_", "_tuple_", "_bs_", "_datetime_", "_hspy_", "_ragged_shapes_")
+#: names that mean something to the reader of a .hspy, or to zarr
+_RESERVED = ("_sig_", "_list_", "_tuple_", "_bs_", "_datetime_", "_hspy_", "_ragged_shapes_", ".z")
 
 
 def original(metadata: Mapping[str, Any]) -> dict[str, Any]:

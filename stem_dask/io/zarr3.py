@@ -139,10 +139,15 @@ def read_document(folder: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def write_document(folder: str | Path, document: Mapping[str, Any], indent: int | None = 2) -> None:
+def write_document(
+    folder: str | Path,
+    document: Mapping[str, Any],
+    indent: int | None = 2,
+    name: str = DOCUMENT,
+) -> None:
     """Make a folder a node of the store; an older document stays until the new one is whole."""
-    path = Path(folder, DOCUMENT)
-    partial = path.with_name(f"{DOCUMENT}.partial")
+    path = Path(folder, name)
+    partial = path.with_name(f"{name}.partial")
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(document, indent=indent, allow_nan=False))

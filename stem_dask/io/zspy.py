@@ -4,6 +4,7 @@ The layout is that of RosettaSciIO's ZSPY: ``Experiments/TITLE`` with ``data``, 
 whose plain values are attributes and whose arrays are arrays.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,23 +16,15 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
 from stem_dask.io.checksums import crc32
-from stem_dask.io.codec import (
-    LEVELS,
-    blosc_bytes,
-    gzipped,
-    lies_on_chunks,
-    one_thread_blosc,
-    shuffle_of,
-    whole_chunks,
-)
+from stem_dask.io.codec import lies_on_chunks, whole_chunks
 from stem_dask.io.hspy import experiment
 from stem_dask.io.pieces import of_type
-from stem_dask.io.publish import damage, named, naming, remove
+from stem_dask.io.publish import damage, named, remove
 from stem_dask.io.spool import SpoolSink
-from stem_dask.io.zarr3 import plain
+from stem_dask.io.zarr2 import ARRAY, array_document, packed, write_array, write_group
+from stem_dask.io.zarr3 import write_document
 from stem_dask.model import Record, Region
 
-CODEC = "lz4"
 _FORMAT = {"file_format": "ZSpy", "file_format_version": "3.3"}
 
 
@@ -68,25 +61,23 @@ class ZspySink:
                 remove(torn)
         else:
             remove(self.path)
-            with named(self.path):
-                self._create_array(self.path)
+            write_group(self.path, _FORMAT)
+            for part in Path(self._data).parents[:-1]:
+                write_group(Path(self.path, part))
+            # last: a run that goes on keeps what is below a whole one
+            write_document(Path(self.path, self._data), self._document(), name=ARRAY)
         SpoolSink(self.spool).create(resume=resume)
 
-    def _create_array(self, place: Any) -> Any:
-        import zarr
-
-        root = zarr.create_group(place, zarr_format=2, attributes=_FORMAT)
-        return _array(root, self._data, self.shape, np.dtype(self.dtype), self.chunks, self.codec)
+    def _document(self) -> dict[str, Any]:
+        return array_document(self.shape, np.dtype(self.dtype), self.chunks, self.codec)
 
     def _is_begun(self) -> bool:
         """Whether an array like this one is there: another run may have left one of other chunks or codec."""
-        import zarr
-
         try:
-            there = zarr.open_array(self.path, path=self._data, mode="r").metadata
-        except (OSError, ValueError, KeyError, TypeError):  # none, or not one that zarr can read
+            there = json.loads(Path(self.path, self._data, ARRAY).read_bytes())
+        except (OSError, ValueError):  # none, or a torn one
             return False
-        return bool(there == self._create_array({}).metadata)
+        return bool(there == self._document())
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write the chunks of one block, each under a temporary name that is then renamed."""
@@ -100,7 +91,7 @@ class ZspySink:
             name = "/".join(map(str, place))
             file = self._file(name)
             partial = file.with_name(f"{file.name}.{index}.partial")
-            content = _packed(chunk, self.codec)
+            content = packed(chunk, self.codec)
             with named(partial):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_bytes(content)
@@ -130,71 +121,25 @@ class ZspySink:
         return Path(self.path, self._data, name)
 
 
-@naming
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
     """Write all but the data of a signal (see `stem_dask.io.hspy.signal_of`) into the store that holds them."""
-    import zarr
-
-    root = zarr.open_group(path, mode="r+")
-    group = root[experiment(signal["metadata"]["General"]["title"])]
     tree = {f"axis-{i}": axis for i, axis in enumerate(signal["axes"])}
     names = ("metadata", "original_metadata", "learning_results", "attributes")
-    with one_thread_blosc():
-        _write_tree(group, {**tree, **{name: signal[name] for name in names}})
-    group.attrs.update(signal["package_info"])
+    tree |= {name: signal[name] for name in names} | signal["package_info"]
+    _write_tree(Path(path, experiment(signal["metadata"]["General"]["title"])), tree)
 
 
-def _write_tree(group: Any, tree: Mapping[str, Any]) -> None:
+def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
     """Nested dictionaries as groups, arrays as arrays, plain values as attributes, as HyperSpy reads them."""
     attrs = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            _write_tree(group.require_group(key), value)
+            _write_tree(folder / key, value)
         elif isinstance(value, np.ndarray):
-            array = _array(group, key, value.shape, value.dtype, value.shape, "auto")
-            array[...] = value
+            write_array(folder / key, value)
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             numbered = {str(i): item for i, item in enumerate(value)}
-            _write_tree(group.require_group(f"_list_{len(value)}_{key}"), numbered)
+            _write_tree(folder / f"_list_{len(value)}_{key}", numbered)
         else:
             attrs[key] = "_None_" if value is None else value
-    group.attrs.update(plain(attrs))
-
-
-def _array(
-    group: Any, name: str, shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int], codec: str
-) -> Any:
-    return group.create_array(
-        name,
-        shape=tuple(shape),
-        dtype=dtype.newbyteorder("="),
-        chunks=tuple(max(1, n) for n in chunks),
-        compressors=_compressor(codec, dtype),
-        fill_value=0,
-        chunk_key_encoding={"name": "v2", "separator": "/"},
-        config={"write_empty_chunks": True},
-        overwrite=True,  # what an interrupted finish left
-    )
-
-
-def _compressor(codec: str, dtype: np.dtype) -> Any:
-    """What the array says of its chunks; see `_packed`."""
-    import numcodecs
-
-    codec = CODEC if codec == "auto" else codec
-    if codec == "none":
-        return None
-    if codec == "gzip":
-        return numcodecs.GZip(LEVELS[codec])
-    shuffle = {"bitshuffle": 2, "shuffle": 1}[shuffle_of(dtype)]
-    return numcodecs.Blosc(codec, LEVELS[codec], shuffle)
-
-
-def _packed(chunk: NDArray, codec: str) -> bytes:
-    """The bytes of a chunk file: always the same for the same numbers, while numcodecs' gzip writes the time."""
-    codec = CODEC if codec == "auto" else codec
-    if codec == "none":
-        return chunk.tobytes()
-    if codec == "gzip":
-        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
-    return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
+    write_group(folder, attrs)
