@@ -96,12 +96,12 @@ class Hdf5Sink:
                 **_filters(self.codec),
             )
             for _, spooled in spool.blocks(len(records), ("bytes", "sizes", "origins")):
-                start = 0
-                packed = spooled["bytes"].tobytes()
-                for origin, size in zip(spooled["origins"], spooled["sizes"], strict=True):
-                    place = tuple(int(i) for i in origin)
-                    data.id.write_direct_chunk(place, packed[start : start + size])
-                    start += int(size)
+                start, packed = 0, spooled["bytes"]
+                for origin, size in zip(
+                    spooled["origins"].tolist(), spooled["sizes"].tolist(), strict=True
+                ):
+                    data.id.write_direct_chunk(tuple(origin), packed[start : start + size])
+                    start += size
 
 
 def refuse_full_disk(path: str, n_bytes: int) -> None:
