@@ -48,6 +48,10 @@ _SETTINGS = {
     # Dask looks at the stacks that its dashboard shows a hundred times a second, for a few per cent of a worker's time
     "distributed.worker.profile.interval": "100ms",
     "distributed.admin.large-graph-warning-threshold": "1GB",
+    # of the last messages between its parts Dask keeps a thousand, which are our blocks to be: 70 kB for each of them
+    "distributed.admin.low-level-log-length": 20,
+    # and all of these look fifty times a second whether they are stuck
+    "distributed.admin.tick.interval": "200ms",
 }
 
 
