@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import forward_slices
 
 import stem_dask as sd
-from stem_dask import engine, projection
+from stem_dask import engine, projection, rehearsal
 from stem_dask.describe import describe_job
 from stem_dask.errors import (
     ConfigError,
@@ -29,7 +29,10 @@ from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile
 from stem_dask.io.turned import Turned, TurnedSink, detector_first, only_box
 from stem_dask.journal import Journal
+from stem_dask.kernels import turn as turn_kernel
+from stem_dask.kernels.tiles import turn_tiles
 from stem_dask.kernels.turn import patterns_first
+from stem_dask.passes import job
 from stem_dask.pipeline import run
 from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.preflight import prepare
@@ -92,6 +95,27 @@ def test_patterns_first_of_a_part_of_larger_planes() -> None:
     np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
 
 
+@pytest.mark.parametrize("past_cache", [True, False])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (300, 70), (513, 32)])
+def test_tiles_are_written_where_they_belong(
+    shape: tuple[int, int], dtype: str, past_cache: bool
+) -> None:
+    """Wherever a run begins and ends in a line of the cache; what lies beside it stays as it is."""
+    rows = numbers(shape, dtype)
+    for first in (0, 3):
+        out = np.full((shape[1], shape[0] + 7), 77, dtype)
+        turn_tiles(rows, out, first, past_cache=past_cache)
+        np.testing.assert_array_equal(out[:, first : first + shape[0]], rows.T)
+        assert (np.delete(out, np.s_[first : first + shape[0]], axis=1) == 77).all()
+    assert rows.flags.writeable
+
+
+def test_numbers_of_sixteen_bytes_are_turned_too() -> None:
+    planes = numbers((3, 2, 5), "c16")
+    np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
+
+
 # --- what is read of the file -----------------------------------------------------------------------------------
 
 
@@ -116,6 +140,28 @@ def test_slabs_are_what_the_patterns_are(tmp_path: Path, data: st.DataObject) ->
     assert stored.shape == expected.shape
     part = data.draw(forward_slices(stored.shape))
     np.testing.assert_array_equal(stored[part], expected[part])
+
+
+@given(
+    part=forward_slices(SHAPE),
+    dtype=st.sampled_from(["u1", "<u2", ">u2", "i2", "u4", "<f4", ">f4", "f8"]),
+    at_once=st.integers(1, 50),
+)
+@DRAWN
+def test_planes_are_turned_some_at_a_time(
+    tmp_path: Path, part: Any, dtype: str, at_once: int
+) -> None:
+    patterns = numbers(dtype=dtype)
+    found = find(raw_file(tmp_path, patterns), shape=(7, 6, 5, 4), dtype=dtype, **DETECTOR_FIRST)
+    for cached in (0, 2**23):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(turn_kernel, "GATHERED", at_once)
+            patched.setattr(turn_kernel, "GATHERED_BYTES", 0)
+            patched.setattr(turn_kernel, "CACHED_BYTES", cached)
+            got = found.source[part]
+        assert got.dtype == patterns.dtype
+        assert got.flags.c_contiguous
+        np.testing.assert_array_equal(got, patterns[part])
 
 
 def test_a_slab_is_one_run_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,6 +507,69 @@ def test_the_job_writes_the_same_bytes(
             if path.is_file():
                 twin = tmp_path / f"{name}.zarr" / path.relative_to(tmp_path / "new.zarr")
                 assert path.read_bytes() == twin.read_bytes(), twin
+
+
+@pytest.mark.parametrize("align", ["fixed", "pattern"])
+def test_the_crop_reads_nothing_but_the_windows(
+    align: str, tmp_path: Path, beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that is not turned first, too: rows and columns of the detector; of the other order whole rows."""
+    data = np.load(beam_file)
+    full = data.shape[2:]
+    old = old_file(tmp_path, data)
+    new = write_dm4(tmp_path / "new.dm4", data, data.shape[:2], full, "uint16")
+    reach: dict[str, list[set[tuple[int, int]]]] = {}
+    plain = FlatFile.read_into
+
+    def noted(self: FlatFile, part: Any, out: Any, file: Any = None) -> None:
+        first = 0 if self.path == str(old) else 2
+        axes = [s.indices(n)[:2] for s, n in zip(part, self.shape, strict=True)][first : first + 2]
+        for seen, axis in zip(reach.setdefault(self.path, [set(), set()]), axes, strict=True):
+            seen.add(axis)
+        plain(self, part, out, file)
+
+    crop = {"align": align, "margin_pixels": 0}
+    for path in (old, new):
+        known = tmp_path / f"{path.stem}-known.zarr"
+        apart = {"crop": {"enabled": False}, "analyze": {"ahead": True}, "output": {"export": []}}
+        run(make_config(path, known.name, **apart))
+        monkeypatch.setattr(FlatFile, "read_into", noted)
+        sections = {"crop": crop, "analyze": {"from": str(known)}, "output": {"export": []}}
+        run(make_config(path, f"{path.stem}.zarr", **sections))
+        monkeypatch.setattr(FlatFile, "read_into", plain)
+    stored = xr.open_zarr(tmp_path / "old.zarr", group="analysis")
+    sizes = xr.open_zarr(tmp_path / "old.zarr").patterns.shape[2:]
+    expected = [
+        (max(0, int(origin.min())), min(n, int(origin.max()) + size))
+        for origin, size, n in zip(
+            (stored.window_y.values, stored.window_x.values), sizes, full, strict=True
+        )
+    ]
+    assert expected[1] != (0, full[1])
+    for axis in (0, 1):
+        seen = reach[str(old)][axis]
+        assert (min(a for a, _ in seen), max(b for _, b in seen)) == expected[axis]
+    assert reach[str(new)] == [{expected[0]}, {(0, full[1])}]
+    patterns = [xr.open_zarr(tmp_path / f"{name}.zarr").patterns for name in ("old", "new")]
+    np.testing.assert_array_equal(*patterns)
+
+
+def test_workers_compile_the_turn_before_the_first_block(
+    tmp_path: Path, beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.load(beam_file).astype(">i2")
+    old = tmp_path / "old.npy"
+    np.save(old, data.transpose(2, 3, 0, 1))
+    asked: list[Any] = []
+    monkeypatch.setattr(job, "rehearse", lambda *args, turned, **kwargs: asked.append(turned))
+    run(make_config(beam_file, "new.zarr"))
+    run(make_config(old, "old.zarr", input={"scan_order": "detector_first"}))
+    assert asked == [None, np.dtype(">i2")]
+    shapes: list[Any] = []
+    monkeypatch.setattr(rehearsal, "patterns_first", lambda planes: shapes.append(planes.dtype))
+    rehearsal.play(np.dtype("f4"), None, False, turned=None)
+    rehearsal.play(np.dtype("f4"), None, False, turned=asked[1])
+    assert shapes == [np.dtype(">i2")]
 
 
 @pytest.mark.parametrize("align", ["fixed", "pattern"])

@@ -5,11 +5,11 @@ C-contiguous array. They nest: a selection of a scan made of a list of patterns 
 """
 
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from stem_dask.io.damage import told
 from stem_dask.io.object_file import ObjectFile, opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.publish import named
-from stem_dask.kernels.turn import patterns_first
+from stem_dask.kernels.turn import patterns_first, planes_at_once, turn_into
 from stem_dask.urls import is_url
 
 Slices = tuple[slice, ...]
@@ -145,11 +145,16 @@ class FlatFile:
         """
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         need = self.offset + self.shape[0] * row
-        if (size := Path(self.path).stat().st_size) < need:
-            raise self._cut(size, need)
-        for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
-            at = self.offset + i * row
-            plane[...] = np.memmap(self.path, self.dtype, "r", at, self.shape[1:])[part[1:]]
+        with named(self.path), self.opened() as file:
+            if (size := os.fstat(file.fileno()).st_size) < need:
+                raise self._cut(size, need)
+            for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
+                at = self.offset + i * row
+                inside = at % mmap.ALLOCATIONGRANULARITY
+                with mmap.mmap(
+                    file.fileno(), inside + row, access=mmap.ACCESS_READ, offset=at - inside
+                ) as there:
+                    plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
 
 
 @dataclass(frozen=True)
@@ -217,11 +222,29 @@ class Transposed(Wrapped):
 
     def __getitem__(self, part: Slices) -> NDArray:
         there = tuple(part[self.order.index(i)] for i in range(len(self.shape)))
+        if self.order == DETECTOR_FIRST and isinstance(self.source, FlatFile):
+            return self._turned(self.source, there)
         found = self.source[there]
         if self.order != DETECTOR_FIRST:
             return np.ascontiguousarray(found.transpose(self.order))
         ky, kx, *scan = found.shape
         return patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
+
+    def _turned(self, file: FlatFile, part: Slices) -> NDArray:
+        """A part of a file with the detector slowest: a few planes at a time, which are turned while they are in the cache."""
+        ky, kx, *scan = (range(*s.indices(n)) for s, n in zip(part, file.shape, strict=True))
+        shape = (len(scan[0]), len(scan[1]), len(ky), len(kx))
+        out = np.empty((shape[0] * shape[1], shape[2] * shape[3]), self.dtype)
+        if out.size == 0:
+            return out.reshape(shape)
+        at_once = planes_at_once(shape[0] * shape[1] * self.dtype.itemsize)
+        rows, columns = max(1, at_once // len(kx)), min(at_once, len(kx))
+        for y in range(0, len(ky), rows):
+            for x in range(0, len(kx), columns):
+                some = (_slice(ky[y : y + rows]), _slice(kx[x : x + columns]), *part[2:])
+                planes = file[some]
+                turn_into(planes.reshape(-1, *planes.shape[2:]), out, y * len(kx) + x)
+        return out.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -309,6 +332,11 @@ class Indexed(Wrapped):
                 part.append(slice(forward.start, forward.stop, forward.step))
                 after.append(slice(None, None, -1))
         return self.source[tuple(part)][tuple(after)]
+
+
+def _slice(indices: range) -> slice:
+    """What picks indices that do not run backwards."""
+    return slice(indices.start, indices.stop, indices.step)
 
 
 def identity(path: str, *more: str) -> tuple[str, int, int]:
