@@ -26,7 +26,6 @@ from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.sums import add_patterns
-from stem_dask.kernels.turn import patterns_first
 from stem_dask.submission import KILLED
 
 #: compiling all kernels takes 10 to 20 seconds, once on a machine
@@ -43,7 +42,6 @@ def rehearse(
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
     ours: bool = False,
-    turned: np.dtype | None = None,
 ) -> None:
     """Have every worker work on a pattern of 4 x 4 pixels; what fails here fails again, and is told, with real ones.
 
@@ -55,7 +53,6 @@ def rehearse(
     bins : whether a mean or sum of pixels is made
     on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.compiled.Kernels`
     ours : whether the workers' processes end with the run
-    turned : type of the numbers in a file with the detector slowest; None for any other
 
     Raises
     ------
@@ -69,7 +66,7 @@ def rehearse(
     # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
     # when that one has to be started again
     calls = [
-        client.submit(play, dtype, metric, bins, on_gpu, ours, turned, pure=False)
+        client.submit(play, dtype, metric, bins, on_gpu, ours, pure=False)
         for _ in client.nthreads()
     ]
     with contextlib.suppress(TimeoutError):  # one that hangs keeps nobody longer
@@ -163,7 +160,6 @@ def play(
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
     ours: bool = False,
-    turned: np.dtype | None = None,
 ) -> None:
     """Load the libraries and run the kernels in this process.
 
@@ -179,8 +175,6 @@ def play(
     if bins:
         downsample_patterns(block, 2, method="bin")
     add_patterns(block, np.zeros(block.shape[1:]), native(block)[0, 0].copy())
-    if turned is not None:
-        patterns_first(np.ones((4, 1, 4), turned))
     blosc_bytes(block, "lz4", "bitshuffle")
     if on_gpu is not None:
         on_gpu()

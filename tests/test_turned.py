@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import forward_slices
 
 import stem_dask as sd
-from stem_dask import engine, projection, rehearsal
+from stem_dask import engine, projection
 from stem_dask.describe import describe_job
 from stem_dask.errors import (
     ConfigError,
@@ -24,15 +24,14 @@ from stem_dask.errors import (
     MemoryBudgetError,
     SourceError,
 )
+from stem_dask.io import sources
 from stem_dask.io import turned as module
 from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile
 from stem_dask.io.turned import Turned, TurnedSink, detector_first, only_box
 from stem_dask.journal import Journal
 from stem_dask.kernels import turn as turn_kernel
-from stem_dask.kernels.tiles import turn_tiles
-from stem_dask.kernels.turn import patterns_first
-from stem_dask.passes import job
+from stem_dask.kernels.turn import gathering, patterns_first
 from stem_dask.pipeline import run
 from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.preflight import prepare
@@ -95,25 +94,18 @@ def test_patterns_first_of_a_part_of_larger_planes() -> None:
     np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
 
 
-@pytest.mark.parametrize("past_cache", [True, False])
-@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (300, 70), (513, 32)])
-def test_tiles_are_written_where_they_belong(
-    shape: tuple[int, int], dtype: str, past_cache: bool
-) -> None:
-    """Wherever a run begins and ends in a line of the cache; what lies beside it stays as it is."""
-    rows = numbers(shape, dtype)
-    for first in (0, 3):
-        out = np.full((shape[1], shape[0] + 7), 77, dtype)
-        turn_tiles(rows, out, first, past_cache=past_cache)
-        np.testing.assert_array_equal(out[:, first : first + shape[0]], rows.T)
-        assert (np.delete(out, np.s_[first : first + shape[0]], axis=1) == 77).all()
-    assert rows.flags.writeable
-
-
-def test_numbers_of_sixteen_bytes_are_turned_too() -> None:
-    planes = numbers((3, 2, 5), "c16")
-    np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
+def test_planes_are_gathered_side_by_side() -> None:
+    """As many as fit the cache, or all; rows that are no power of two apart."""
+    for n, positions, dtype, expected in (
+        (65536, 512, "u2", 512),
+        (65536, 2**16, "f4", 128),
+        (3, 512, "u1", 3),
+    ):
+        rows = gathering(n, positions, np.dtype(dtype))
+        assert rows.shape == (expected, positions)
+        assert rows.strides == (positions * rows.itemsize + 64, rows.itemsize)
+    assert gathering(0, 5, np.dtype("u2")).shape == (0, 5)
+    assert gathering(9, 0, np.dtype("u2")).shape == (9, 0)
 
 
 # --- what is read of the file -----------------------------------------------------------------------------------
@@ -146,22 +138,23 @@ def test_slabs_are_what_the_patterns_are(tmp_path: Path, data: st.DataObject) ->
     part=forward_slices(SHAPE),
     dtype=st.sampled_from(["u1", "<u2", ">u2", "i2", "u4", "<f4", ">f4", "f8"]),
     at_once=st.integers(1, 50),
+    mapped=st.sampled_from([0, 4096]),
 )
 @DRAWN
 def test_planes_are_turned_some_at_a_time(
-    tmp_path: Path, part: Any, dtype: str, at_once: int
+    tmp_path: Path, part: Any, dtype: str, at_once: int, mapped: int
 ) -> None:
+    """Also of longer runs, which are read and not mapped."""
     patterns = numbers(dtype=dtype)
     found = find(raw_file(tmp_path, patterns), shape=(7, 6, 5, 4), dtype=dtype, **DETECTOR_FIRST)
-    for cached in (0, 2**23):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(turn_kernel, "GATHERED", at_once)
-            patched.setattr(turn_kernel, "GATHERED_BYTES", 0)
-            patched.setattr(turn_kernel, "CACHED_BYTES", cached)
-            got = found.source[part]
-        assert got.dtype == patterns.dtype
-        assert got.flags.c_contiguous
-        np.testing.assert_array_equal(got, patterns[part])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(turn_kernel, "GATHERED", at_once)
+        patched.setattr(turn_kernel, "GATHERED_BYTES", 0)
+        patched.setattr(sources, "MAPPED_RUN_BYTES", mapped)
+        got = found.source[part]
+    assert got.dtype == patterns.dtype
+    assert got.flags.c_contiguous
+    np.testing.assert_array_equal(got, patterns[part])
 
 
 def test_a_slab_is_one_run_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,24 +545,6 @@ def test_the_crop_reads_nothing_but_the_windows(
     assert reach[str(new)] == [{expected[0]}, {(0, full[1])}]
     patterns = [xr.open_zarr(tmp_path / f"{name}.zarr").patterns for name in ("old", "new")]
     np.testing.assert_array_equal(*patterns)
-
-
-def test_workers_compile_the_turn_before_the_first_block(
-    tmp_path: Path, beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = np.load(beam_file).astype(">i2")
-    old = tmp_path / "old.npy"
-    np.save(old, data.transpose(2, 3, 0, 1))
-    asked: list[Any] = []
-    monkeypatch.setattr(job, "rehearse", lambda *args, turned, **kwargs: asked.append(turned))
-    run(make_config(beam_file, "new.zarr"))
-    run(make_config(old, "old.zarr", input={"scan_order": "detector_first"}))
-    assert asked == [None, np.dtype(">i2")]
-    shapes: list[Any] = []
-    monkeypatch.setattr(rehearsal, "patterns_first", lambda planes: shapes.append(planes.dtype))
-    rehearsal.play(np.dtype("f4"), None, False, turned=None)
-    rehearsal.play(np.dtype("f4"), None, False, turned=asked[1])
-    assert shapes == [np.dtype(">i2")]
 
 
 @pytest.mark.parametrize("align", ["fixed", "pattern"])

@@ -21,7 +21,7 @@ from stem_dask.io.damage import told
 from stem_dask.io.object_file import ObjectFile, opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.publish import named
-from stem_dask.kernels.turn import patterns_first, planes_at_once, turn_into
+from stem_dask.kernels.turn import gathering, patterns_first
 from stem_dask.urls import is_url
 
 Slices = tuple[slice, ...]
@@ -74,7 +74,7 @@ class FlatFile:
             return opened_file(self.path, buffered=False)
 
     def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
-        """Read a part into an array of its shape and type that lies in one run; from the file as it is `opened`, if it is."""
+        """Read a part into an array of its shape and type; from the file as it is `opened`, if it is."""
         sizes = out.shape
         if out.size == 0:
             return
@@ -92,6 +92,11 @@ class FlatFile:
         run_bytes = math.prod(sizes[n_outer:]) * self.dtype.itemsize
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             self._mapped(part, out)
+            return
+        if not out.flags.c_contiguous:  # of several runs in memory
+            whole = np.empty_like(out, order="C")
+            self.read_into(part, whole, file)
+            out[...] = whole
             return
         first = [self.offset]  # byte at which each run begins
         for axis in range(n_outer + joined):
@@ -231,20 +236,20 @@ class Transposed(Wrapped):
         return patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
 
     def _turned(self, file: FlatFile, part: Slices) -> NDArray:
-        """A part of a file with the detector slowest: a few planes at a time, which are turned while they are in the cache."""
-        ky, kx, *scan = (range(*s.indices(n)) for s, n in zip(part, file.shape, strict=True))
-        shape = (len(scan[0]), len(scan[1]), len(ky), len(kx))
-        out = np.empty((shape[0] * shape[1], shape[2] * shape[3]), self.dtype)
-        if out.size == 0:
-            return out.reshape(shape)
-        at_once = planes_at_once(shape[0] * shape[1] * self.dtype.itemsize)
-        rows, columns = max(1, at_once // len(kx)), min(at_once, len(kx))
-        for y in range(0, len(ky), rows):
-            for x in range(0, len(kx), columns):
-                some = (_slice(ky[y : y + rows]), _slice(kx[x : x + columns]), *part[2:])
-                planes = file[some]
-                turn_into(planes.reshape(-1, *planes.shape[2:]), out, y * len(kx) + x)
-        return out.reshape(shape)
+        """A part of a file with the detector slowest: some planes at a time, which are turned while they are in the cache."""
+        ky, kx, y, x = (range(*s.indices(n)) for s, n in zip(part, file.shape, strict=True))
+        out = np.empty((len(y) * len(x), len(ky) * len(kx)), self.dtype)
+        gathered = gathering(out.shape[1], len(out), self.dtype)
+        height, width = max(1, len(gathered) // (len(kx) or 1)), min(len(gathered), len(kx)) or 1
+        for i in range(0, len(ky), height):
+            for j in range(0, len(kx), width):
+                some = ky[i : i + height], kx[j : j + width]
+                rows = gathered[: len(some[0]) * len(some[1])]
+                planes = rows.reshape(*map(len, (*some, y, x)))  # a view
+                file.read_into((*map(_slice, some), *part[2:]), planes)
+                first = i * len(kx) + j
+                out[:, first : first + len(rows)] = rows.T
+        return out.reshape(*map(len, (y, x, ky, kx)))
 
 
 @dataclass(frozen=True)

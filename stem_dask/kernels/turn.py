@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-#: planes that are turned at once, at least; or so many bytes of them, which fit the core's own cache
-GATHERED, GATHERED_BYTES = 128, 2**20
-#: of a result; a larger one is not read into the cache before it is written
-CACHED_BYTES = 2**23
+#: planes that are gathered before they are turned, at least; or so many bytes of them. They fit the core's own cache, and a
+#: result that does not is written in runs that are not short
+GATHERED, GATHERED_BYTES = 128, 2**19
+#: bytes between gathered rows: without them rows of a power of two lie in the same few lines of the cache
+_GAP = 64
 
 
 def patterns_first(planes: NDArray) -> NDArray:
@@ -27,45 +28,28 @@ def patterns_first(planes: NDArray) -> NDArray:
     """
     n, height, width = planes.shape
     out = np.empty((height * width, n), planes.dtype)
-    at_once = planes_at_once(height * width * planes.dtype.itemsize)
-    for start in range(0, n, at_once):
-        turn_into(planes[start : start + at_once], out, start)
+    rows = gathering(n, height * width, planes.dtype)
+    for start in range(0, n, len(rows) or 1):
+        some = planes[start : start + len(rows)]
+        rows[: len(some)].reshape(some.shape)[...] = some  # a view
+        out[:, start : start + len(some)] = rows[: len(some)].T
     return out.reshape(height, width, n)
 
 
-def planes_at_once(plane_bytes: int) -> int:
-    """How many planes of so many bytes are best turned at once.
+def gathering(n: int, positions: int, dtype: np.dtype) -> NDArray:
+    """An array for some of n planes, a row each; ``rows.T`` is what they are in patterns.
+
+    Returns
+    -------
+    ndarray (planes, positions), each row in one piece; its content is not set
 
     Examples
     --------
-    >>> planes_at_once(1024), planes_at_once(2**20), planes_at_once(0)
-    (1024, 128, 1048576)
+    >>> [gathering(n, 512, np.dtype("u2")).shape for n in (65536, 3)]
+    [(512, 512), (3, 512)]
+    >>> gathering(65536, 2**12, np.dtype("u2")).shape
+    (128, 4096)
     """
-    return max(GATHERED, GATHERED_BYTES // max(1, plane_bytes))
-
-
-def turn_into(planes: NDArray, out: NDArray, first: int) -> None:
-    """Put planes where they belong in patterns: ``out[:, first : first + n] = planes.reshape(n, -1).T``.
-
-    Parameters
-    ----------
-    planes : (n, scan_y, scan_x), as many as `planes_at_once` says; they are gathered first where they do not lie together
-    out : (positions, pixels), C-contiguous, of the same dtype
-    first : pixel of the first plane
-
-    Examples
-    --------
-    >>> out = np.zeros((2, 4), "u2")
-    >>> turn_into(np.array([[[1, 2]], [[3, 4]]], "u2"), out, 1)
-    >>> out.tolist()
-    [[0, 1, 3, 0], [0, 2, 4, 0]]
-    """
-    rows = np.require(planes, requirements=["C", "A"]).reshape(len(planes), -1)
-    if rows.dtype.itemsize > 8:
-        out[:, first : first + len(rows)] = rows.T
-        return
-    from stem_dask.kernels.tiles import turn_tiles  # numba, which the start of a run does without
-
-    # only bits are moved, so that one compiled version does for all types of a size
-    bits = np.dtype(f"u{rows.dtype.itemsize}")
-    turn_tiles(rows.view(bits), out.view(bits), first, past_cache=out.nbytes > CACHED_BYTES)
+    at_once = GATHERED_BYTES // max(1, positions * dtype.itemsize)
+    rows = min(n, max(GATHERED, at_once))
+    return np.empty((rows, positions + _GAP // dtype.itemsize), dtype)[:, :positions]

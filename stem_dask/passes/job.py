@@ -19,7 +19,6 @@ from stem_dask.gpu_memory import check_gpus, task_memory, with_cuda
 from stem_dask.gpus import held_bytes, refuse_missing
 from stem_dask.io.lazy import corrected, lazy_patterns
 from stem_dask.io.publish import temporary
-from stem_dask.io.turned import detector_first
 from stem_dask.kernels.compiled import Kernels
 from stem_dask.model import Device, Progress, Step, Window
 from stem_dask.options import Config
@@ -119,15 +118,13 @@ class Job:
         config = self.config
         analyzes = config.crop.enabled or config.analyze.ahead
         corrects = config.input.dark is not None or config.input.gain is not None
-        source = self.prepared.found.source
         rehearse(
             self.connection.client,
-            np.dtype(np.float32) if corrects else source.dtype,
+            np.dtype(np.float32) if corrects else self.prepared.found.source.dtype,
             metric=config.analyze.radius_metric if analyzes else None,
             bins=config.downsample.factor > 1 and config.downsample.method == "bin",
             on_gpu=None if self.device == "cpu" else self._kernels(),
             ours=self.connection.ours,
-            turned=None if detector_first(source) is None else source.dtype,
         )
         places: dict[str, type[SourceError] | type[StoreError]]
         places = {self.prepared.found.info.path: SourceError, self.outputs.store: StoreError}
