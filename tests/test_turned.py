@@ -95,10 +95,12 @@ def test_patterns_first_of_a_part_of_larger_planes() -> None:
 
 
 def test_planes_are_gathered_side_by_side() -> None:
-    """As many as fit the cache, or all; rows that are no power of two apart."""
+    """As many as fit the cache, or all, more of them where patterns are large; rows that are no power of two apart."""
     for n, positions, dtype, expected in (
         (65536, 512, "u2", 512),
         (65536, 2**16, "f4", 128),
+        (16384, 512, "u2", 256),
+        (2048, 512, "u2", 128),
         (3, 512, "u1", 3),
     ):
         rows = gathering(n, positions, np.dtype(dtype))

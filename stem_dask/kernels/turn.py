@@ -3,9 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-#: planes that are gathered before they are turned, at least; or so many bytes of them. They fit the core's own cache, and a
-#: result that does not is written in runs that are not short
-GATHERED, GATHERED_BYTES = 128, 2**19
+#: planes that are gathered before they are turned: they and a row of a piece fit the core's own cache
+GATHERED = 128
+#: of large patterns, which do not fit it, up to this share of their pixels, and as many bytes: a run that is written to
+#: memory shall not be short
+SHARE, GATHERED_BYTES = 64, 2**19
 #: bytes between gathered rows: without them rows of a power of two lie in the same few lines of the cache
 _GAP = 64
 
@@ -45,11 +47,9 @@ def gathering(n: int, positions: int, dtype: np.dtype) -> NDArray:
 
     Examples
     --------
-    >>> [gathering(n, 512, np.dtype("u2")).shape for n in (65536, 3)]
-    [(512, 512), (3, 512)]
-    >>> gathering(65536, 2**12, np.dtype("u2")).shape
-    (128, 4096)
+    >>> [gathering(n, 512, np.dtype("u2")).shape for n in (65536, 2048, 3)]
+    [(512, 512), (128, 512), (3, 512)]
     """
-    at_once = GATHERED_BYTES // max(1, positions * dtype.itemsize)
-    rows = min(n, max(GATHERED, at_once))
+    most = GATHERED_BYTES // max(1, positions * dtype.itemsize)
+    rows = min(n, max(GATHERED, min(most, n // SHARE)))
     return np.empty((rows, positions + _GAP // dtype.itemsize), dtype)[:, :positions]
