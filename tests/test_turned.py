@@ -24,12 +24,14 @@ from stem_dask.errors import (
     MemoryBudgetError,
     SourceError,
 )
+from stem_dask.io import sources
 from stem_dask.io import turned as module
 from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile
 from stem_dask.io.turned import Turned, TurnedSink, detector_first, only_box
 from stem_dask.journal import Journal
-from stem_dask.kernels.turn import patterns_first
+from stem_dask.kernels import turn as turn_kernel
+from stem_dask.kernels.turn import gathering, patterns_first
 from stem_dask.pipeline import run
 from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.preflight import prepare
@@ -92,6 +94,22 @@ def test_patterns_first_of_a_part_of_larger_planes() -> None:
     np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
 
 
+def test_planes_are_gathered_side_by_side() -> None:
+    """As many as fit the cache, or all, more of them where patterns are large; rows that are no power of two apart."""
+    for n, positions, dtype, expected in (
+        (65536, 512, "u2", 512),
+        (65536, 2**16, "f4", 128),
+        (16384, 512, "u2", 256),
+        (2048, 512, "u2", 128),
+        (3, 512, "u1", 3),
+    ):
+        rows = gathering(n, positions, np.dtype(dtype))
+        assert rows.shape == (expected, positions)
+        assert rows.strides == (positions * rows.itemsize + 64, rows.itemsize)
+    assert gathering(0, 5, np.dtype("u2")).shape == (0, 5)
+    assert gathering(9, 0, np.dtype("u2")).shape == (9, 0)
+
+
 # --- what is read of the file -----------------------------------------------------------------------------------
 
 
@@ -116,6 +134,29 @@ def test_slabs_are_what_the_patterns_are(tmp_path: Path, data: st.DataObject) ->
     assert stored.shape == expected.shape
     part = data.draw(forward_slices(stored.shape))
     np.testing.assert_array_equal(stored[part], expected[part])
+
+
+@given(
+    part=forward_slices(SHAPE),
+    dtype=st.sampled_from(["u1", "<u2", ">u2", "i2", "u4", "<f4", ">f4", "f8"]),
+    at_once=st.integers(1, 50),
+    mapped=st.sampled_from([0, 4096]),
+)
+@DRAWN
+def test_planes_are_turned_some_at_a_time(
+    tmp_path: Path, part: Any, dtype: str, at_once: int, mapped: int
+) -> None:
+    """Also of longer runs, which are read and not mapped."""
+    patterns = numbers(dtype=dtype)
+    found = find(raw_file(tmp_path, patterns), shape=(7, 6, 5, 4), dtype=dtype, **DETECTOR_FIRST)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(turn_kernel, "GATHERED", at_once)
+        patched.setattr(turn_kernel, "GATHERED_BYTES", 0)
+        patched.setattr(sources, "MAPPED_RUN_BYTES", mapped)
+        got = found.source[part]
+    assert got.dtype == patterns.dtype
+    assert got.flags.c_contiguous
+    np.testing.assert_array_equal(got, patterns[part])
 
 
 def test_a_slab_is_one_run_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,6 +502,51 @@ def test_the_job_writes_the_same_bytes(
             if path.is_file():
                 twin = tmp_path / f"{name}.zarr" / path.relative_to(tmp_path / "new.zarr")
                 assert path.read_bytes() == twin.read_bytes(), twin
+
+
+@pytest.mark.parametrize("align", ["fixed", "pattern"])
+def test_the_crop_reads_nothing_but_the_windows(
+    align: str, tmp_path: Path, beam_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that is not turned first, too: rows and columns of the detector; of the other order whole rows."""
+    data = np.load(beam_file)
+    full = data.shape[2:]
+    old = old_file(tmp_path, data)
+    new = write_dm4(tmp_path / "new.dm4", data, data.shape[:2], full, "uint16")
+    reach: dict[str, list[set[tuple[int, int]]]] = {}
+    plain = FlatFile.read_into
+
+    def noted(self: FlatFile, part: Any, out: Any, file: Any = None) -> None:
+        first = 0 if self.path == str(old) else 2
+        axes = [s.indices(n)[:2] for s, n in zip(part, self.shape, strict=True)][first : first + 2]
+        for seen, axis in zip(reach.setdefault(self.path, [set(), set()]), axes, strict=True):
+            seen.add(axis)
+        plain(self, part, out, file)
+
+    crop = {"align": align, "margin_pixels": 0}
+    for path in (old, new):
+        known = tmp_path / f"{path.stem}-known.zarr"
+        apart = {"crop": {"enabled": False}, "analyze": {"ahead": True}, "output": {"export": []}}
+        run(make_config(path, known.name, **apart))
+        monkeypatch.setattr(FlatFile, "read_into", noted)
+        sections = {"crop": crop, "analyze": {"from": str(known)}, "output": {"export": []}}
+        run(make_config(path, f"{path.stem}.zarr", **sections))
+        monkeypatch.setattr(FlatFile, "read_into", plain)
+    stored = xr.open_zarr(tmp_path / "old.zarr", group="analysis")
+    sizes = xr.open_zarr(tmp_path / "old.zarr").patterns.shape[2:]
+    expected = [
+        (max(0, int(origin.min())), min(n, int(origin.max()) + size))
+        for origin, size, n in zip(
+            (stored.window_y.values, stored.window_x.values), sizes, full, strict=True
+        )
+    ]
+    assert expected[1] != (0, full[1])
+    for axis in (0, 1):
+        seen = reach[str(old)][axis]
+        assert (min(a for a, _ in seen), max(b for _, b in seen)) == expected[axis]
+    assert reach[str(new)] == [{expected[0]}, {(0, full[1])}]
+    patterns = [xr.open_zarr(tmp_path / f"{name}.zarr").patterns for name in ("old", "new")]
+    np.testing.assert_array_equal(*patterns)
 
 
 @pytest.mark.parametrize("align", ["fixed", "pattern"])

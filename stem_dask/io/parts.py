@@ -17,6 +17,7 @@ from stem_dask.io.frames import Flipped, FramedFile, Squeezed
 from stem_dask.io.merlin import LongCounts, QuadCounts, RawCounts
 from stem_dask.io.pieces import InPieces, piece_patterns, steps
 from stem_dask.io.sources import FlatFile, Indexed, ScanOfList, Selection, Slices, Source
+from stem_dask.io.turned import detector_first
 
 #: ways to see a source that change nothing but the order of patterns, or each pattern by itself
 VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
@@ -48,6 +49,12 @@ def read_in_pieces(name: str) -> InParts | None:
     if source is None or not is_read_in_pieces(source.source):
         return None
     return InParts(source.source)
+
+
+def pixels_apart(name: str) -> bool:
+    """Whether the lazy array of this name is a file with the detector slowest, of which each pixel is read by itself."""
+    source = _straight.get(name)
+    return source is not None and detector_first(source.source) is not None
 
 
 class Part(InPieces):

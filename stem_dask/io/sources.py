@@ -5,11 +5,11 @@ C-contiguous array. They nest: a selection of a scan made of a list of patterns 
 """
 
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from stem_dask.io.damage import told
 from stem_dask.io.object_file import ObjectFile, opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.publish import named
-from stem_dask.kernels.turn import patterns_first
+from stem_dask.kernels.turn import gathering, patterns_first
 from stem_dask.urls import is_url
 
 Slices = tuple[slice, ...]
@@ -74,7 +74,7 @@ class FlatFile:
             return opened_file(self.path, buffered=False)
 
     def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
-        """Read a part into an array of its shape and type that lies in one run; from the file as it is `opened`, if it is."""
+        """Read a part into an array of its shape and type; from the file as it is `opened`, if it is."""
         sizes = out.shape
         if out.size == 0:
             return
@@ -92,6 +92,11 @@ class FlatFile:
         run_bytes = math.prod(sizes[n_outer:]) * self.dtype.itemsize
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             self._mapped(part, out)
+            return
+        if not out.flags.c_contiguous:  # of several runs in memory
+            whole = np.empty_like(out, order="C")
+            self.read_into(part, whole, file)
+            out[...] = whole
             return
         first = [self.offset]  # byte at which each run begins
         for axis in range(n_outer + joined):
@@ -149,11 +154,16 @@ class FlatFile:
         """
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         need = self.offset + self.shape[0] * row
-        if (size := Path(self.path).stat().st_size) < need:
-            raise self._cut(size, need)
-        for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
-            at = self.offset + i * row
-            plane[...] = np.memmap(self.path, self.dtype, "r", at, self.shape[1:])[part[1:]]
+        with named(self.path), self.opened() as file:
+            if (size := os.fstat(file.fileno()).st_size) < need:
+                raise self._cut(size, need)
+            for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
+                at = self.offset + i * row
+                inside = at % mmap.ALLOCATIONGRANULARITY
+                with mmap.mmap(
+                    file.fileno(), inside + row, access=mmap.ACCESS_READ, offset=at - inside
+                ) as there:
+                    plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
 
 
 @dataclass(frozen=True)
@@ -221,11 +231,29 @@ class Transposed(Wrapped):
 
     def __getitem__(self, part: Slices) -> NDArray:
         there = tuple(part[self.order.index(i)] for i in range(len(self.shape)))
+        if self.order == DETECTOR_FIRST and isinstance(self.source, FlatFile):
+            return self._turned(self.source, there)
         found = self.source[there]
         if self.order != DETECTOR_FIRST:
             return np.ascontiguousarray(found.transpose(self.order))
         ky, kx, *scan = found.shape
         return patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
+
+    def _turned(self, file: FlatFile, part: Slices) -> NDArray:
+        """A part of a file with the detector slowest: some planes at a time, which are turned while they are in the cache."""
+        ky, kx, y, x = (range(*s.indices(n)) for s, n in zip(part, file.shape, strict=True))
+        out = np.empty((len(y) * len(x), len(ky) * len(kx)), self.dtype)
+        gathered = gathering(out.shape[1], len(out), self.dtype)
+        height, width = max(1, len(gathered) // (len(kx) or 1)), min(len(gathered), len(kx)) or 1
+        for i in range(0, len(ky), height):
+            for j in range(0, len(kx), width):
+                some = ky[i : i + height], kx[j : j + width]
+                rows = gathered[: len(some[0]) * len(some[1])]
+                planes = rows.reshape(*map(len, (*some, y, x)))  # a view
+                file.read_into((*map(_slice, some), *part[2:]), planes)
+                first = i * len(kx) + j
+                out[:, first : first + len(rows)] = rows.T
+        return out.reshape(*map(len, (y, x, ky, kx)))
 
 
 @dataclass(frozen=True)
@@ -313,6 +341,11 @@ class Indexed(Wrapped):
                 part.append(slice(forward.start, forward.stop, forward.step))
                 after.append(slice(None, None, -1))
         return self.source[tuple(part)][tuple(after)]
+
+
+def _slice(indices: range) -> slice:
+    """What picks indices that do not run backwards."""
+    return slice(indices.start, indices.stop, indices.step)
 
 
 def identity(path: str, *more: str) -> tuple[str, int, int]:

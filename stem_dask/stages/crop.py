@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.io.cut import CutOnGpu
+from stem_dask.io.parts import pixels_apart
 from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Device, Window
@@ -76,9 +77,9 @@ def crop(
             "analyze the patterns that are cropped"
         )
     origin_y, origin_x = window_origins(analysis, window)
-    data, first = _rows_of_windows(blocks_of(patterns), origin_y.values, window.shape[0])
+    data, (y0, x0) = _reach(blocks_of(patterns), origin_y.values, origin_x.values, window.shape)
     threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
-    out = _cut(data, origin_y.values - first, origin_x.values, window.shape, threshold)
+    out = _cut(data, origin_y.values - y0, origin_x.values - x0, window.shape, threshold)
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
     attrs = {**patterns.attrs, **window_attrs(window)}
     if patterns.attrs.get("k_origin") == "window_center":
@@ -161,15 +162,23 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     return whole.assign_coords(kept)
 
 
-def _rows_of_windows(data: da.Array, origin_y: NDArray, height: int) -> tuple[da.Array, int]:
-    """The rows of the detector that any window has, and the first of them: the others need not be read.
+def _reach(
+    data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]
+) -> tuple[da.Array, tuple[int, int]]:
+    """The part of the detector that any window has, and its first pixel: the rest need not be read.
 
-    Only where patterns come straight from a file: of what was computed a part would be a copy.
+    Rows only, where a row is one run in the file; and only where patterns come straight from a file: of what was computed a
+    part would be a copy.
     """
-    first, stop = max(int(origin_y.min()), 0), min(int(origin_y.max()) + height, data.shape[-2])
-    if len(data.dask.layers) > 1 or stop <= first:
-        return data, 0
-    return in_pieces(data)[..., first:stop, :], first
+    y, x = (
+        slice(max(int(origin.min()), 0), min(int(origin.max()) + size, full))
+        for origin, size, full in zip((origin_y, origin_x), shape, data.shape[-2:], strict=True)
+    )
+    if len(data.dask.layers) > 1 or y.stop <= y.start or x.stop <= x.start:
+        return data, (0, 0)
+    if not pixels_apart(data.name):
+        x = slice(0, data.shape[-1])
+    return in_pieces(data)[..., y, x], (y.start, x.start)
 
 
 def _cut(
