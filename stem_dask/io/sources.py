@@ -106,12 +106,9 @@ class FlatFile:
             first = [begin + index * stride for begin in first for index in indices]
         content = out.reshape(-1).view(np.uint8).data
         with named(self.path), self.opened() if file is None else nullcontext(file) as there:
-            system = None if isinstance(there, ObjectFile) else there.fileno()
+            fill = self._fetch if isinstance(there, ObjectFile) else self._fill
             for i, position in enumerate(first):
-                run = content[i * run_bytes : (i + 1) * run_bytes]
-                # as a rule the system gives all that it is asked for
-                if system is None or os.preadv(system, (run,), position) < run_bytes:
-                    self._fill(there, position, run)
+                fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
 
     def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
         """Parts of patterns in an object store: a request takes as long as many bytes do, so whole patterns are asked for."""
@@ -128,18 +125,17 @@ class FlatFile:
                 here = (*place, slice(start, start + len(these)))
                 out[here] = whole.reshape(-1, height, width)[:, part[-2], part[-1]]
 
+    def _fetch(self, file: ObjectFile, position: int, run: memoryview) -> None:
+        if (need := position + len(run)) > file.size:
+            raise self._cut(file.size, need)
+        file.fill(position, run)
+
     def _fill(self, file: Any, position: int, run: memoryview) -> None:
-        need = position + len(run)
-        if isinstance(file, ObjectFile):
-            if need > file.size:
-                raise self._cut(file.size, need)
-            file.fill(position, run)
-            return
-        while run:
-            n = os.preadv(file.fileno(), (run,), position)
-            if not n:
-                raise self._cut(os.fstat(file.fileno()).st_size, need)
+        while n := os.preadv(file.fileno(), (run,), position):
+            if n == len(run):  # as a rule
+                return
             run, position = run[n:], position + n
+        raise self._cut(os.fstat(file.fileno()).st_size, position + len(run))
 
     def _cut(self, size: int, need: int) -> SourceError:
         return SourceError(
