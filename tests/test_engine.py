@@ -343,9 +343,10 @@ def one_thread():
         yield client, sizes
 
 
-def test_short_calls_share_tasks(one_thread):
+def test_short_calls_share_tasks(one_thread, monkeypatch):
     """All of them come once; the first and the last by themselves, so that no thread works on when others have ended."""
     client, sizes = one_thread
+    monkeypatch.setattr(submission, "TASK_SECONDS", 1e6)
     assert sorted(in_flight(client, Counted((square, (n,)) for n in range(1000)))) == [
         n * n for n in range(1000)
     ]
@@ -365,13 +366,15 @@ def test_long_calls_have_tasks_of_their_own(one_thread, monkeypatch):
 
 def test_no_more_in_flight_than_the_scheduler_takes(one_thread, monkeypatch):
     client, sizes = one_thread
+    monkeypatch.setattr(submission, "TASK_SECONDS", 1e6)
     monkeypatch.setattr(submission, "CALLS_IN_FLIGHT", 3 * submission.IN_FLIGHT)
     assert len(list(in_flight(client, Counted((square, (n,)) for n in range(100))))) == 100
     assert max(sizes) == 3
 
 
-def test_what_was_done_before_an_error_in_the_same_task_comes(one_thread):
+def test_what_was_done_before_an_error_in_the_same_task_comes(one_thread, monkeypatch):
     client, sizes = one_thread
+    monkeypatch.setattr(submission, "TASK_SECONDS", 1e6)
     results, calls = [], [(square, (n,)) for n in range(60)]
     calls[40] = (fail, (3,))
     with pytest.raises(SourceError, match=r"^block 3: the file was cut$"):
