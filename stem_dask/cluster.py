@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from stem_dask.gpus import cuda_cluster, n_gpus
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
 from stem_dask.plan import Worker
-from stem_dask.processes import LOOPBACK, copied_from_one, loaded_bytes, processes
+from stem_dask.processes import LOOPBACK, copied_from_one, loaded_bytes, processes, started
+from stem_dask.scratch import scratch
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 from stem_dask.tunnel import tunnel
@@ -220,30 +220,33 @@ def _start(
     insecure: bool,
 ) -> Iterator[Connection]:
     from distributed import Client, LocalCluster
+    from distributed.utils import silence_logging_cmgr
 
     workers, threads = _layout(kind, n_workers, threads)
     limit = _limit(memory_limit, workers)
     security = own_security(host, insecure=insecure)
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
-    with tempfile.TemporaryDirectory(
-        prefix="stem_dask-", dir=node_folder(), ignore_cleanup_errors=True
-    ) as scratch:
-        with warnings.catch_warnings():
-            # somebody may take the port between our look and the start; the address that is printed is right
-            warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-            start = cuda_cluster if kind == "gpu" else LocalCluster
-            cluster = start(
-                **processes(kind, workers, threads, place),
-                memory_limit=limit,
-                security=security,
-                dashboard_address=f"{LOOPBACK}:{usual_port()}",
-                scheduler_kwargs=LATER,
-                local_directory=scratch,
-                silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
-            )
-        load_when_opened(cluster.scheduler)
-        with cluster, Client(cluster) as client:
+    # and what Dask says of comms that close while it stops is of no use
+    with silence_logging_cmgr(logging.CRITICAL), scratch(node_folder()) as folder:
+
+        def start() -> Any:
+            with warnings.catch_warnings():
+                # somebody may take the port between our look and the start; the address that is printed is right
+                warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
+                cluster = (cuda_cluster if kind == "gpu" else LocalCluster)(
+                    **processes(kind, workers, threads, place),
+                    memory_limit=limit,
+                    security=security,
+                    dashboard_address=f"{LOOPBACK}:{usual_port()}",
+                    scheduler_kwargs=LATER,
+                    local_directory=folder,
+                    silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
+                )
+            load_when_opened(cluster.scheduler)
+            return cluster
+
+        with started(start, deaf=kind != "threads") as cluster, Client(cluster) as client:
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
             yield replace(_on_loopback(_describe(client, text)), ours=kind != "threads")
 
