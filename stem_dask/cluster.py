@@ -15,12 +15,14 @@ from dask.utils import parse_bytes
 from stem_dask.dashboard import LATER, load_when_opened, usual_port
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import cuda_cluster, n_gpus
+from stem_dask.hearing import listening
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
 from stem_dask.plan import Worker
 from stem_dask.processes import LOOPBACK, copied_from_one, loaded_bytes, processes, started
 from stem_dask.scratch import scratch
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
+from stem_dask.submission import connected
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 from stem_dask.tunnel import tunnel
 from stem_dask.versions import refuse_other_versions
@@ -275,7 +277,10 @@ def _join(
         ) from error
     # what becomes of a lost connection is told once, by us
     with silence_logging_cmgr(logging.CRITICAL), Client(address, timeout=ANSWER_SECONDS) as client:
-        yield connection_of(client, "scheduler", say)
+        with connected(client):
+            connection = connection_of(client, "scheduler", say)
+        with listening(client):
+            yield connection
 
 
 def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:

@@ -17,6 +17,8 @@ from uuid import uuid4
 import dask
 
 from stem_dask.errors import InterruptedRunError, StemDaskError, WorkerLostError
+from stem_dask.hearing import listening, silence
+from stem_dask.versions import own_versions, refuse_other_versions, refuse_task_of_others
 
 _logger = logging.getLogger("stem_dask")
 
@@ -59,7 +61,7 @@ def is_lost(client: Any, error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def connected(client: Any) -> Iterator[None]:
-    """Have what is done with a client's workers say that their scheduler has gone, when it has.
+    """Have what is done with a client's workers say that their scheduler has gone, or hangs, when it does.
 
     Parameters
     ----------
@@ -75,13 +77,14 @@ def connected(client: Any) -> Iterator[None]:
     # a client that gave up before, in a batch, has none
     where = "" if client.scheduler is None else f" at {client.scheduler.address}"
     try:
-        yield
+        with listening(client):
+            yield
     except Exception as error:
         if not is_lost(client, error):
             raise
+        why = silence(client) or "is not there any more: it has ended, or the network is gone"
         raise WorkerLostError(
-            f"the scheduler{where} is not there any more: it has ended, or the network is gone; "
-            "start one with workers, and the same command goes on"
+            f"the scheduler{where} {why}; start one with workers, and the same command goes on"
         ) from error
 
 
@@ -112,6 +115,8 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
                     wait=isinstance(error, (Exception, GeneratorExit))
                     and not isinstance(error, InterruptedRunError)
                 )
+            if isinstance(error, Exception) and not isinstance(error, StemDaskError):
+                _refuse_who_joined(client, error)
             if isinstance(error, KilledWorker):
                 raise WorkerLostError(KILLED) from error
             if isinstance(error, (NoWorkerError, NoValidWorkerError)):
@@ -119,6 +124,14 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
             raise
         finally:
             flight.end()
+
+
+def _refuse_who_joined(client: Any, error: Exception) -> None:
+    """A worker that joined with other versions may not even be able to read its task; that is told instead."""
+    if is_lost(client, error):
+        return
+    with contextlib.suppress(OSError, TimeoutError):  # the first error is told
+        refuse_other_versions(client)
 
 
 class _Flight:
@@ -150,7 +163,7 @@ class _Flight:
         # of one group of tasks: the scheduler keeps them until a thread is free
         numbers, work = zip(*some, strict=True)
         keys = [(self.name, number) for number in numbers]
-        how = {"flight": self.name, "to": self.client.id}
+        how = {"flight": self.name, "to": self.client.id, "versions": own_versions()}
         futures = self.client.map(_report, numbers, work, key=keys, pure=False, **how)
         self.waiting.update(futures)
         self.done.update(futures)
@@ -212,10 +225,11 @@ def _note(event: tuple[float, Any]) -> None:
         _returned[flight][number] = result
 
 
-def _report(number: int, call: Call, *, flight: str, to: str) -> None:
+def _report(number: int, call: Call, *, flight: str, to: str, versions: tuple[str, ...]) -> None:
     """One task."""
     from distributed import get_worker
 
+    refuse_task_of_others(versions)
     function, arguments = call
     get_worker().log_event(to, (flight, number, pickle.dumps(function(*arguments))))
 

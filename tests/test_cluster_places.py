@@ -176,6 +176,7 @@ def test_what_a_lost_scheduler_leads_to(code):
     """Dask cancels what was submitted; what comes later finds the client closed."""
 
     class Client:
+        id, cluster = "lost", None
         status = "running" if code == "connection lost" else "closed"
         scheduler = SimpleNamespace(address="tcp://a:1")
 
