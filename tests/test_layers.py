@@ -22,7 +22,7 @@ FLOORS = [
     {"report", "panel", "figure", "figure_data", "outputs", "preflight", "exports", "target", "describe", "projection", "results",
      "gpu_memory",
      "tally",
-     "known", "table", "turn"},
+     "known", "table", "turn", "fitting"},
     {"passes", "pipeline"},
     {"cropper", "run", "classic", "batch", "job_array", "crop_command", "cli", "__init__"},
 ]  # fmt: skip
