@@ -238,6 +238,31 @@ def test_folders_that_other_machines_do_not_see(monkeypatch):
         see(Client(), places)
 
 
+def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
+    """Told before anything is written: a .zarr would be written on the other machine."""
+    import xarray as xr
+
+    import stem_dask as sd
+
+    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0,))
+    monkeypatch.setattr("stem_dask.rehearsal.unseen", _unseen)
+    patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
+    with connect("threads", threads_per_worker=1) as connection:
+        told = rf"a worker on node7 does not see {tmp_path}; .*folders that all machines"
+        with pytest.raises(StoreError, match=told):
+            sd.export(patterns, tmp_path / "new" / "a.zarr", client=connection.client)
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.undo()
+        sd.export(patterns, tmp_path / "new" / "a.zarr", client=connection.client)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def _unseen(paths):
+    """What a worker with a disk of its own answers."""
+    assert os.path.isdir(paths[0])
+    return "node7", paths[0]
+
+
 def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):
     asked = []
     monkeypatch.setattr("stem_dask.passes.job.see", lambda client, places: asked.append([*places]))
