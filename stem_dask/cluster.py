@@ -15,7 +15,7 @@ from dask.utils import parse_bytes
 from stem_dask.dashboard import LATER, load_when_opened, usual_port
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import cuda_cluster, n_gpus
-from stem_dask.hearing import listening
+from stem_dask.hearing import knock, listening
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
 from stem_dask.plan import Worker
@@ -269,7 +269,7 @@ def _join(
     address = scheduler_address(address, scheduler_file, insecure=insecure)
     try:
         # a client that fails would stay behind: everything after may wait for it, and a later client for its end
-        LoopRunner().run_sync(_knock, address)
+        LoopRunner().run_sync(knock, address, ANSWER_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
         what = "cluster.address" if scheduler_file is None else "whether it has ended since"
         raise ConfigError(
@@ -302,19 +302,19 @@ def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> 
     try:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)
     except TimeoutError as error:
+        limits = [
+            w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()
+        ]
+        if limits:  # Dask gives no task to a worker whose memory is nearly full
+            raise ConfigError(
+                f"no worker of the scheduler at {where} takes tasks after {WORKERS_SECONDS} s: their memory is full, of "
+                f"{min(limits) / 1e6:.0f} MB at least; start some with more (dask worker --memory-limit)"
+            ) from error
         raise ConfigError(
             f"the scheduler at {where} has no worker after {WORKERS_SECONDS} s; start some (dask worker)"
         ) from error
     refuse_other_versions(client)
     return _describe(client, _at(kind, client.scheduler.address))
-
-
-async def _knock(address: str) -> None:
-    from distributed.comm import connect as reach
-    from distributed.security import Security
-
-    comm = await reach(address, timeout=ANSWER_SECONDS, **Security().get_connection_args("client"))
-    await comm.close()
 
 
 def _at(kind: str, address: str) -> str:

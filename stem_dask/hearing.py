@@ -20,6 +20,21 @@ _listening: set[str] = set()
 _given_up: set[str] = set()
 
 
+async def knock(address: str, seconds: float) -> None:
+    """Connect to a scheduler and leave again.
+
+    Raises
+    ------
+    OSError
+        When it does not answer in time.
+    """
+    from distributed.comm import connect as reach
+    from distributed.security import Security
+
+    comm = await reach(address, timeout=seconds, **Security().get_connection_args("client"))
+    await comm.close()
+
+
 @contextlib.contextmanager
 def listening(client: Any) -> Iterator[None]:
     """Ask the scheduler of a client again and again; when it is silent for too long, the client is closed.

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from batches import content
+from distributed import Client, LocalCluster
+from distributed.core import Status
 
 from stem_dask import cluster, run
 from stem_dask.cluster import connect
@@ -80,6 +82,24 @@ def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
         connect("slurm", host="127.0.0.1", **{"log_directory": str(tmp_path / "jobs"), **options}),
     ):
         pass
+
+
+def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, beam_file):
+    """In a process of its own: what is left behind would be told at its end."""
+    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        f"input: {{path: {beam_file}}}\noutput: {{path: {tmp_path}/a.zarr}}\ncluster: {{walltime: '1:00:00', "
+        f"memory_limit: 1GB, log_directory: {tmp_path}/jobs, jobs: [1, 16]}}\n"
+    )
+    line = [sys.executable, "-m", "stem_dask.run", str(config), "--cluster", "slurm", "--quiet"]
+    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(Path(cluster.__file__).parents[1])}  # fmt: skip
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no job can be submitted: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert list((tmp_path / "jobs").iterdir()) == []
 
 
 def test_without_dask_jobqueue_the_extra_is_named(tmp_path, monkeypatch):
@@ -203,6 +223,19 @@ def test_a_scheduler_without_workers_is_waited_for_and_told(tmp_path, monkeypatc
         pass
     assert len(said) == 1
     assert said[0].startswith("cluster     waiting for a worker of tcp://127.0.0.1:")
+
+
+def test_workers_whose_memory_is_full_are_called_so(monkeypatch):
+    monkeypatch.setattr(cluster, "WORKERS_SECONDS", 0.2)
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
+    with (
+        LocalCluster(**options, memory_limit=50_000_000, dashboard_address=":0") as small,
+        Client(small) as client,
+    ):
+        client.run(lambda dask_worker: setattr(dask_worker, "status", Status.paused))
+        told = r"takes tasks after 0\.2 s: their memory is full, of 50 MB at least; start some with more"
+        with pytest.raises(ConfigError, match=told):
+            cluster.connection_of(client)
 
 
 def test_the_file_of_a_scheduler_that_has_ended(tmp_path, monkeypatch):
