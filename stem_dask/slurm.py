@@ -162,7 +162,12 @@ def slurm_cluster(
         raise ConfigError(
             f"cluster.log_directory is {str(folder)!r}; expected a folder that all nodes see, without a space in its name"
         )
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.log_directory is {str(folder)!r}, which cannot be made: {error.strerror}; expected a folder that all nodes see"
+        ) from error
     options = cluster_options(jobs, settings)
     own_cluster = _replacing()
     with contextlib.ExitStack() as stack:

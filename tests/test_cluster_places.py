@@ -73,6 +73,10 @@ def test_a_place_that_is_none(tmp_path):
             {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/tmp/my logs"},
             r"log_directory is '/tmp/my logs'; expected .*without a space",
         ),
+        (
+            {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/dev/null/jobs"},
+            r"log_directory is '/dev/null/jobs', which cannot be made: Not a directory; expected",
+        ),
     ],
 )
 def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
