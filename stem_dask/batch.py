@@ -116,6 +116,13 @@ class Batch:
             if outcome is not None:
                 self._note(dataset, outcome)
 
+    def _refuse_too_small(self, prepared: Prepared) -> None:
+        """While there are no workers whose memory could be looked at."""
+        if self.connection is None:
+            from stem_dask.fitting import refuse_too_small
+
+            refuse_too_small(prepared)
+
     def _open(self) -> list[Dataset]:
         return [dataset for dataset in self.datasets if dataset.row.exit_code is None]
 
@@ -168,6 +175,7 @@ class Batch:
         for dataset, prepared in looked:
             with contextlib.suppress(StemDaskError, OSError):
                 if not (prepared.complete or self._replaced(dataset, prepared, going_on)):
+                    self._refuse_too_small(prepared)
                     waiting.append(prepared.found)
         if waiting:
             self.largest = max(found.n_bytes for found in waiting)
@@ -227,6 +235,7 @@ class Batch:
         with contextlib.ExitStack() as stack:
             complete = prepared.complete
             if not complete:
+                self._refuse_too_small(prepared)
                 state = stack.enter_context(begun(prepared, restart=self._drops(dataset)))
                 complete = state.is_complete
             if complete:
@@ -250,6 +259,7 @@ class Batch:
             from stem_dask.results import already_complete
 
             return already_complete(prepared.outputs)
+        self._refuse_too_small(prepared)
         analyzed = self.common is not None and dataset.begun  # which was shown
         with begun(prepared, restart=self._drops(dataset)) as state:
             from stem_dask.pipeline import run

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,21 @@ from dask.utils import parse_bytes
 from stem_dask.dashboard import LATER, load_when_opened, usual_port
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import cuda_cluster, n_gpus
+from stem_dask.hearing import knock, listening
 from stem_dask.limits import machine_bytes, node_folder, usable_cores
 from stem_dask.options import Cluster
 from stem_dask.plan import Worker
-from stem_dask.processes import LOOPBACK, copied_from_one, loaded_bytes, processes
+from stem_dask.processes import (
+    LOOPBACK,
+    SETTINGS,
+    copied_from_one,
+    loaded_bytes,
+    processes,
+    started,
+)
+from stem_dask.scratch import scratch
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
+from stem_dask.submission import connected
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 from stem_dask.tunnel import tunnel
 from stem_dask.versions import refuse_other_versions
@@ -36,23 +45,6 @@ ANSWER_SECONDS = 20
 WORKERS_SECONDS = 60
 Say = Callable[[str], None]
 KINDS = ("auto", "threads", "local", "slurm", "gpu")
-
-_SETTINGS = {
-    # tasks keep nothing between blocks, so there is nothing to spill, and a pause would only hide a leak
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.95,
-    "distributed.worker.memory.terminate": 0.98,
-    # a worker that is silent for this time is killed, and its tasks go elsewhere; looked at as often, so twice at most
-    "distributed.scheduler.worker-ttl": "60s",
-    # Dask looks at the stacks that its dashboard shows a hundred times a second, for a few per cent of a worker's time
-    "distributed.worker.profile.interval": "100ms",
-    "distributed.admin.large-graph-warning-threshold": "1GB",
-    # of the last messages between its parts Dask keeps a thousand, which are our blocks to be: 70 kB for each of them
-    "distributed.admin.low-level-log-length": 20,
-    # and all of these look fifty times a second whether they are stuck
-    "distributed.admin.tick.interval": "200ms",
-}
 
 
 @dataclass(frozen=True)
@@ -189,7 +181,7 @@ def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Itera
     place = {} if host is None else {"host": host}
     scheduler = {**place, **LATER, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
     # ours, or what the user has set: the workers are told, because they start on other machines
-    settings = {key: dask.config.get(key) for key in _SETTINGS if ".worker." in key}
+    settings = {key: dask.config.get(key) for key in SETTINGS if ".worker." in key}
     with slurm_cluster(
         jobs, scheduler=scheduler, security=security, settings=settings, say=say
     ) as client:
@@ -206,7 +198,7 @@ def _on_loopback(connection: Connection) -> Connection:
 def _settings(kind: str) -> dict[str, Any]:
     """Ours; what the user has set himself, in dask's files or the environment, stays."""
     shipped = dask.config.merge(*dask.config.defaults)
-    ours = {**_SETTINGS, **(copied_from_one() if kind == "local" else {})}
+    ours = {**SETTINGS, **(copied_from_one() if kind == "local" else {})}
     return {
         name: value
         for name, value in ours.items()
@@ -224,30 +216,33 @@ def _start(
     insecure: bool,
 ) -> Iterator[Connection]:
     from distributed import Client, LocalCluster
+    from distributed.utils import silence_logging_cmgr
 
     workers, threads = _layout(kind, n_workers, threads)
     limit = _limit(memory_limit, workers)
     security = own_security(host, insecure=insecure)
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
-    with tempfile.TemporaryDirectory(
-        prefix="stem_dask-", dir=node_folder(), ignore_cleanup_errors=True
-    ) as scratch:
-        with warnings.catch_warnings():
-            # somebody may take the port between our look and the start; the address that is printed is right
-            warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-            start = cuda_cluster if kind == "gpu" else LocalCluster
-            cluster = start(
-                **processes(kind, workers, threads, place),
-                memory_limit=limit,
-                security=security,
-                dashboard_address=f"{LOOPBACK}:{usual_port()}",
-                scheduler_kwargs=LATER,
-                local_directory=scratch,
-                silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
-            )
-        load_when_opened(cluster.scheduler)
-        with cluster, Client(cluster) as client:
+    # and what Dask says of comms that close while it stops is of no use
+    with silence_logging_cmgr(logging.CRITICAL), scratch(node_folder()) as folder:
+
+        def start() -> Any:
+            with warnings.catch_warnings():
+                # somebody may take the port between our look and the start; the address that is printed is right
+                warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
+                cluster = (cuda_cluster if kind == "gpu" else LocalCluster)(
+                    **processes(kind, workers, threads, place),
+                    memory_limit=limit,
+                    security=security,
+                    dashboard_address=f"{LOOPBACK}:{usual_port()}",
+                    scheduler_kwargs=LATER,
+                    local_directory=folder,
+                    silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
+                )
+            load_when_opened(cluster.scheduler)
+            return cluster
+
+        with started(start, deaf=kind != "threads") as cluster, Client(cluster) as client:
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
             yield replace(_on_loopback(_describe(client, text)), ours=kind != "threads")
 
@@ -268,7 +263,7 @@ def _join(
     address = scheduler_address(address, scheduler_file, insecure=insecure)
     try:
         # a client that fails would stay behind: everything after may wait for it, and a later client for its end
-        LoopRunner().run_sync(_knock, address)
+        LoopRunner().run_sync(knock, address, ANSWER_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
         what = "cluster.address" if scheduler_file is None else "whether it has ended since"
         raise ConfigError(
@@ -276,7 +271,10 @@ def _join(
         ) from error
     # what becomes of a lost connection is told once, by us
     with silence_logging_cmgr(logging.CRITICAL), Client(address, timeout=ANSWER_SECONDS) as client:
-        yield connection_of(client, "scheduler", say)
+        with connected(client):
+            connection = connection_of(client, "scheduler", say)
+        with listening(client):
+            yield connection
 
 
 def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:
@@ -298,19 +296,19 @@ def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> 
     try:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)
     except TimeoutError as error:
+        limits = [
+            w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()
+        ]
+        if limits:  # Dask gives no task to a worker whose memory is nearly full
+            raise ConfigError(
+                f"no worker of the scheduler at {where} takes tasks after {WORKERS_SECONDS} s: their memory is full, of "
+                f"{min(limits) / 1e6:.0f} MB at least; start some with more (dask worker --memory-limit)"
+            ) from error
         raise ConfigError(
             f"the scheduler at {where} has no worker after {WORKERS_SECONDS} s; start some (dask worker)"
         ) from error
     refuse_other_versions(client)
     return _describe(client, _at(kind, client.scheduler.address))
-
-
-async def _knock(address: str) -> None:
-    from distributed.comm import connect as reach
-    from distributed.security import Security
-
-    comm = await reach(address, timeout=ANSWER_SECONDS, **Security().get_connection_args("client"))
-    await comm.close()
 
 
 def _at(kind: str, address: str) -> str:

@@ -1,6 +1,7 @@
 """Write patterns as .zarr, .pt, .hspy, .npy, .h5 or .zspy: lazy in, a file out, block by block."""
 
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from stem_dask import engine
+from stem_dask.errors import StoreError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.publish import publish, refuse_existing, remove, temporary
@@ -63,6 +65,8 @@ def export(
         When the file exists and ``overwrite`` is False.
     ConfigError
         When the suffix, layout or codec is unknown, or the format has no codecs.
+    StoreError
+        When workers do not see the folder.
 
     Examples
     --------
@@ -86,12 +90,15 @@ def export(
         path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
     )
     refuse_existing(path, overwrite)
+    client = active_client() if client is None else client
+    if client is not None and journal is None:  # of a run this is known
+        _refuse_unseen(client, path)
     try:
         engine.run(
             target.outputs(),
             len(lead_dims(patterns)),
             target.sink(),
-            client=active_client() if client is None else client,
+            client=client,
             progress=progress,
             journal=journal,
             job=export_job(path, layout, codec, rechunk),
@@ -106,6 +113,18 @@ def export(
         if journal is None:
             remove(target.spool)
     return notes
+
+
+def _refuse_unseen(client: Any, path: str) -> None:
+    """Refuse workers on machines that do not see the output's folder: a .zarr would be written there, and missing here."""
+    from stem_dask.rehearsal import see
+
+    folder = next(parent for parent in Path(path).parents if parent.exists())
+    with tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder) as made:
+        try:
+            see(client, {made: StoreError})
+        except StoreError as error:
+            raise StoreError(str(error).replace(made, str(folder))) from None
 
 
 def export_from_store(

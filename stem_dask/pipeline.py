@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.cluster import Connection, connect, connection_of
+from stem_dask.fitting import refuse_too_small
 from stem_dask.loading import load_meanwhile
 from stem_dask.model import Progress, Step
 from stem_dask.options import Config
@@ -76,6 +77,7 @@ def run(
                 connection = connection_of(connection, say=say)
         with connected(connection.client):
             return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
+    refuse_too_small(prepared)
     device = prepared.config.device
     cluster = prepared.config.cluster.model_dump()
     cluster |= {"input_bytes": prepared.found.n_bytes, "device": device}

@@ -1,16 +1,88 @@
-"""Workers on this machine: what Dask's clusters are told of them."""
+"""Workers on this machine: what Dask's clusters are told of them, and how they are started."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
+
+import dask
 
 from stem_dask.limits import ONE_THREAD
 from stem_dask.plan import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
 
+#: what our clusters ask of Dask
+SETTINGS = {
+    # tasks keep nothing between blocks, so there is nothing to spill, and a pause would only hide a leak
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.95,
+    "distributed.worker.memory.terminate": 0.98,
+    # a worker that is silent for this time is killed, and its tasks go elsewhere; looked at as often, so twice at most
+    "distributed.scheduler.worker-ttl": "60s",
+    # Dask looks at the stacks that its dashboard shows a hundred times a second, for a few per cent of a worker's time
+    "distributed.worker.profile.interval": "100ms",
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+    # of the last messages between its parts Dask keeps a thousand, which are our blocks to be: 70 kB for each of them
+    "distributed.admin.low-level-log-length": 20,
+    # and all of these look fifty times a second whether they are stuck
+    "distributed.admin.tick.interval": "200ms",
+}
 LOOPBACK = "127.0.0.1"
+#: how Dask starts processes: its setting, its default, and ours
+METHOD, SPAWN, FORKSERVER = "distributed.worker.multiprocessing-method", "spawn", "forkserver"
 #: what workers are copies of has loaded these
 LOADED = ["distributed.nanny", "stem_dask.rehearsal"]
+#: how long a start that was interrupted may take to come to its end, in seconds
+START_SECONDS = 20.0
+
+
+def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
+    """A cluster of Dask, started; an interrupt waits for the end of the start, because half a cluster cannot be closed.
+
+    Parameters
+    ----------
+    start : makes the cluster
+    deaf : whether processes that it starts do not hear Ctrl-C, which a terminal sends to all: the run stops them in order
+
+    Examples
+    --------
+    >>> started(lambda: "a cluster", deaf=False)
+    'a cluster'
+    """
+    made: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            if deaf:
+                _block_interrupts()
+            made.set_result(start())
+        except BaseException as error:
+            made.set_exception(error)
+
+    # signals come to the main thread, and what is raised there would end the start in the middle
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        thread.start()
+        return made.result()
+    except BaseException:
+        if thread.ident is not None:  # else it never began
+            with contextlib.suppress(Exception):  # the first error is told
+                made.result(START_SECONDS).close()
+        raise
+
+
+def _block_interrupts() -> None:
+    """SIGINT in this thread, and in all threads and processes that come of it."""
+    if hasattr(signal, "pthread_sigmask"):
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # whoever starts it hears again
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, Any]:
@@ -33,7 +105,16 @@ def loaded_bytes(kind: str) -> int:
     """Resident memory of a worker of a kind of cluster, before it holds a block."""
     if kind == "threads":
         return PROCESS_BYTES
-    return COPY_BYTES if kind.startswith("local") and sys.platform == "linux" else WORKER_BYTES
+    return COPY_BYTES if kind.startswith("local") and _may_be_copies() else WORKER_BYTES
+
+
+def _may_be_copies() -> bool:
+    """Whether nothing speaks against copies: elsewhere one may lack what the system keeps for it, and a user may have set
+    another way, which he has also where it is Dask's default.
+    """
+    asked = dask.config.get(METHOD, None, config=dask.config.collect())  # files and environment
+    now = dask.config.get(METHOD, SPAWN)
+    return sys.platform == "linux" and asked in (None, FORKSERVER) and now in (SPAWN, FORKSERVER)
 
 
 def copied_from_one() -> dict[str, Any]:
@@ -42,12 +123,11 @@ def copied_from_one() -> dict[str, Any]:
     """
     import distributed.utils
 
-    # elsewhere a copy of a process may lack what the system keeps for it
-    if sys.platform != "linux" or not hasattr(distributed.utils, "_forkserver_preload_set"):
+    if not _may_be_copies() or not hasattr(distributed.utils, "_forkserver_preload_set"):
         return {}
     multiprocessing.get_context("forkserver").set_forkserver_preload(LOADED)
     distributed.utils._forkserver_preload_set = True  # Dask would load pandas, in all of them
-    return {"distributed.worker.multiprocessing-method": "forkserver"}
+    return {METHOD: FORKSERVER}
 
 
 def _plain(worker: Any) -> Any:

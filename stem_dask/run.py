@@ -243,6 +243,12 @@ def guarded(work: Callable[[], int]) -> int:
     """Do the work; an error of ours ends in its message and exit code, not in a traceback."""
     from stem_dask.errors import StemDaskError
 
+    before = None
+    with contextlib.suppress(
+        ValueError
+    ):  # of a thread that is not the main one, which hears no signals
+        # raises KeyboardInterrupt, also before there is anything to stop
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return work()
     except StemDaskError as error:
@@ -252,8 +258,12 @@ def guarded(work: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 5
     except KeyboardInterrupt:
+        exec("")  # see `stoppable`
         print("interrupted; the same command goes on where this one ended", file=sys.stderr)
         return 75
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], int]) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from stem_dask.dashboard import load_when_opened
 from stem_dask.errors import ConfigError
 from stem_dask.limits import ONE_THREAD
+from stem_dask.processes import started
 
 #: where a job's output goes and, while it runs, the keys: as most sites have it, all nodes see the home folder
 LOG_DIRECTORY = "~/.stem_dask/jobs"
@@ -161,22 +162,33 @@ def slurm_cluster(
         raise ConfigError(
             f"cluster.log_directory is {str(folder)!r}; expected a folder that all nodes see, without a space in its name"
         )
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.log_directory is {str(folder)!r}, which cannot be made: {error.strerror}; expected a folder that all nodes see"
+        ) from error
     options = cluster_options(jobs, settings)
     own_cluster = _replacing()
     with contextlib.ExitStack() as stack:
         keys = stack.enter_context(tempfile.TemporaryDirectory(prefix="keys-", dir=folder))
-        with warnings.catch_warnings():
-            # somebody may take the port between our look and the start; the address that is printed is right
-            warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-            cluster = own_cluster(
-                **options,
-                scheduler_options=dict(scheduler),
-                security=security,
-                shared_temp_directory=keys,
-            )
+
+        def start() -> Any:
+            with warnings.catch_warnings():
+                # somebody may take the port between our look and the start; the address that is printed is right
+                warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
+                cluster = own_cluster(
+                    **options,
+                    scheduler_options=dict(scheduler),
+                    security=security,
+                    shared_temp_directory=keys,
+                )
+            load_when_opened(cluster.scheduler)
+            return cluster
+
+        cluster = started(start)
+        stack.callback(_close_keys, cluster)
         stack.callback(cluster.close)
-        load_when_opened(cluster.scheduler)
         _refuse_what_slurm_refuses(cluster.job_script())  # a cluster whose jobs fail does not close
         cluster.scale(jobs=jobs.least)
         stack.enter_context(cluster)
@@ -190,6 +202,13 @@ def slurm_cluster(
             target_duration=BUSY_SECONDS,
         )
         yield client
+
+
+def _close_keys(cluster: Any) -> None:
+    """dask-jobqueue holds the files of the keys open, and would look for them when their folder has gone."""
+    for name, file in vars(cluster).items():
+        if name.startswith("_job_") and hasattr(file, "close"):
+            file.close()
 
 
 def _refuse_what_slurm_refuses(script: str) -> None:

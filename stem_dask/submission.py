@@ -20,6 +20,8 @@ from uuid import uuid4
 import dask
 
 from stem_dask.errors import InterruptedRunError, StemDaskError, WorkerLostError
+from stem_dask.hearing import listening, silence
+from stem_dask.versions import own_versions, refuse_other_versions, refuse_task_of_others
 
 _logger = logging.getLogger("stem_dask")
 
@@ -68,7 +70,7 @@ def is_lost(client: Any, error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def connected(client: Any) -> Iterator[None]:
-    """Have what is done with a client's workers say that their scheduler has gone, when it has.
+    """Have what is done with a client's workers say that their scheduler has gone, or hangs, when it does.
 
     Parameters
     ----------
@@ -84,13 +86,14 @@ def connected(client: Any) -> Iterator[None]:
     # a client that gave up before, in a batch, has none
     where = "" if client.scheduler is None else f" at {client.scheduler.address}"
     try:
-        yield
+        with listening(client):
+            yield
     except Exception as error:
         if not is_lost(client, error):
             raise
+        why = silence(client) or "is not there any more: it has ended, or the network is gone"
         raise WorkerLostError(
-            f"the scheduler{where} is not there any more: it has ended, or the network is gone; "
-            "start one with workers, and the same command goes on"
+            f"the scheduler{where} {why}; start one with workers, and the same command goes on"
         ) from error
 
 
@@ -121,6 +124,8 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
                     wait=isinstance(error, (Exception, GeneratorExit))
                     and not isinstance(error, InterruptedRunError)
                 )
+            if isinstance(error, Exception) and not isinstance(error, StemDaskError):
+                _refuse_who_joined(client, error)
             if isinstance(error, KilledWorker):
                 raise WorkerLostError(KILLED) from error
             if isinstance(error, (NoWorkerError, NoValidWorkerError)):
@@ -128,6 +133,14 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
             raise
         finally:
             flight.end()
+
+
+def _refuse_who_joined(client: Any, error: Exception) -> None:
+    """A worker that joined with other versions may not even be able to read its task; that is told instead."""
+    if is_lost(client, error):
+        return
+    with contextlib.suppress(OSError, TimeoutError):  # the first error is told
+        refuse_other_versions(client)
 
 
 class _Flight:
@@ -171,7 +184,7 @@ class _Flight:
         starts = range(0, len(some), size)
         work = [some[i : i + size] for i in starts]
         keys = [(self.name, numbers[i]) for i in starts]
-        how = {"flight": self.name, "to": self.client.id}
+        how = {"flight": self.name, "to": self.client.id, "versions": own_versions()}
         futures = self.client.map(_report, numbers[::size], work, key=keys, pure=False, **how)
         self.futures.update(futures)
         for future in futures:
@@ -182,7 +195,12 @@ class _Flight:
         threads, asked = _threads(self.client), time.monotonic()
         self._submit(threads)
         while self.missing or self.futures:
-            news = self.news.get()
+            try:
+                news = self.news.get(timeout=WORKERS_SECONDS)
+            except queue.Empty:
+                news = None
+                if self.client.status == "closed":  # given up, and nobody is left to say so
+                    raise CancelledError(self.name) from None
             if isinstance(news, tuple):
                 number, seconds, result = news
                 if number not in self.missing:  # its task ran again, because a worker was lost
@@ -191,7 +209,7 @@ class _Flight:
                 known = math.isfinite(self.seconds)
                 self.seconds = (self.seconds + seconds) / 2 if known else seconds
                 yield pickle.loads(result)
-            else:
+            elif news is not None:
                 self.futures.discard(news)
                 if news.status != "finished":
                     news.result()  # raises
@@ -241,10 +259,13 @@ def _note(event: tuple[float, Any]) -> None:
         _news[said[0]].put(tuple(said[1:]))
 
 
-def _report(first: int, calls: Sequence[Call], *, flight: str, to: str) -> None:
+def _report(
+    first: int, calls: Sequence[Call], *, flight: str, to: str, versions: tuple[str, ...]
+) -> None:
     """One task; what came of a call is told at once, so that it is kept when a later one fails."""
     from distributed import get_worker
 
+    refuse_task_of_others(versions)
     for number, (function, arguments) in enumerate(calls, first):
         start = time.perf_counter()
         result = pickle.dumps(function(*arguments))

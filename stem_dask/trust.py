@@ -64,7 +64,7 @@ def scheduler_address(address: str | None, scheduler_file: str | None, *, insecu
                 raise TypeError(f"its address is {address!r}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{where} is not usable ({error!r}); expected what `dask scheduler --scheduler-file` writes"
+                f"{where} is not usable ({type(error).__name__}: {error}); expected what `dask scheduler --scheduler-file` writes"
             ) from error
     if is_open(address) and not insecure:
         raise ConfigError(

@@ -1,6 +1,10 @@
 """Whether the other end of a connection has the versions that this one has: what differs fails late and in odd ways."""
 
-from collections.abc import Mapping
+import functools
+import importlib
+import platform
+import socket
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stem_dask.errors import ConfigError
@@ -23,6 +27,42 @@ def refuse_other_versions(client: Any) -> None:
             f"the scheduler at {client.scheduler.address} has other versions: {'; '.join(found)}; "
             "install the same ones there (pip install -c constraints.txt), or start this command with theirs"
         )
+
+
+@functools.cache
+def own_versions() -> tuple[str, ...]:
+    """What has to agree, of this process, in the order of `COMPARED`."""
+    found = {
+        name: importlib.import_module(name).__version__ for name in COMPARED if name != "python"
+    }
+    found["python"] = platform.python_version()
+    return tuple(_part(found[name], parts) for name, parts in COMPARED.items())
+
+
+def refuse_task_of_others(versions: Sequence[str]) -> None:
+    """On a worker, before a task is begun: workers may join when those that there were have been compared.
+
+    Parameters
+    ----------
+    versions : `own_versions` of who submitted the task
+
+    Raises
+    ------
+    ConfigError
+        When those of this process differ.
+
+    Examples
+    --------
+    >>> refuse_task_of_others(own_versions())
+    """
+    if tuple(versions) == own_versions():
+        return
+    pairs = zip(COMPARED, own_versions(), versions, strict=False)
+    found = [f"{name} {here}, the run has {there}" for name, here, there in pairs if here != there]
+    raise ConfigError(
+        f"a worker on {socket.gethostname()} that joined has {'; '.join(found) or 'other versions'}; stop it, and the same "
+        "command goes on; or install the same ones there (pip install -c constraints.txt)"
+    )
 
 
 def differences(versions: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,8 @@ MpiDefault=none
 ReturnToService=2
 KillWait=5
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=8000 State=UNKNOWN
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=8000 Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE DefMemPerCPU=500 State=UP
 """
 
@@ -61,6 +62,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         host=host, controller=controller, daemon=daemon, folder=folder, cores=os.cpu_count()
     )
     (folder / "slurm.conf").write_text(text)
+    # a GPU in name only, for scripts that ask for one
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
     (folder / "munge.key").write_bytes(os.urandom(64))
     (folder / "munge.key").chmod(0o400)
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}

@@ -323,7 +323,7 @@ def test_an_open_scheduler_is_not_even_asked(monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(cluster, "_knock", refuse)
+    monkeypatch.setattr(cluster, "knock", refuse)
     monkeypatch.setattr(distributed, "Client", refuse)
     address, file = "tcp://192.0.2.1:8786", tmp_path / "scheduler.json"
     file.write_text(json.dumps({"type": "Scheduler", "address": address}))

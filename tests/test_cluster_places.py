@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from batches import content
+from distributed import Client, LocalCluster
+from distributed.core import Status
 
 from stem_dask import cluster, run
 from stem_dask.cluster import connect
@@ -71,6 +73,10 @@ def test_a_place_that_is_none(tmp_path):
             {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/tmp/my logs"},
             r"log_directory is '/tmp/my logs'; expected .*without a space",
         ),
+        (
+            {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/dev/null/jobs"},
+            r"log_directory is '/dev/null/jobs', which cannot be made: Not a directory; expected",
+        ),
     ],
 )
 def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
@@ -80,6 +86,24 @@ def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
         connect("slurm", host="127.0.0.1", **{"log_directory": str(tmp_path / "jobs"), **options}),
     ):
         pass
+
+
+def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, beam_file):
+    """In a process of its own: what is left behind would be told at its end."""
+    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        f"input: {{path: {beam_file}}}\noutput: {{path: {tmp_path}/a.zarr}}\ncluster: {{walltime: '1:00:00', "
+        f"memory_limit: 1GB, log_directory: {tmp_path}/jobs, jobs: [1, 16]}}\n"
+    )
+    line = [sys.executable, "-m", "stem_dask.run", str(config), "--cluster", "slurm", "--quiet"]
+    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(Path(cluster.__file__).parents[1])}  # fmt: skip
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no job can be submitted: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert list((tmp_path / "jobs").iterdir()) == []
 
 
 def test_without_dask_jobqueue_the_extra_is_named(tmp_path, monkeypatch):
@@ -176,6 +200,7 @@ def test_what_a_lost_scheduler_leads_to(code):
     """Dask cancels what was submitted; what comes later finds the client closed."""
 
     class Client:
+        id, cluster = "lost", None
         status = "running" if code == "connection lost" else "closed"
         scheduler = SimpleNamespace(address="tcp://a:1")
 
@@ -202,6 +227,19 @@ def test_a_scheduler_without_workers_is_waited_for_and_told(tmp_path, monkeypatc
         pass
     assert len(said) == 1
     assert said[0].startswith("cluster     waiting for a worker of tcp://127.0.0.1:")
+
+
+def test_workers_whose_memory_is_full_are_called_so(monkeypatch):
+    monkeypatch.setattr(cluster, "WORKERS_SECONDS", 0.2)
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
+    with (
+        LocalCluster(**options, memory_limit=50_000_000, dashboard_address=":0") as small,
+        Client(small) as client,
+    ):
+        client.run(lambda dask_worker: setattr(dask_worker, "status", Status.paused))
+        told = r"takes tasks after 0\.2 s: their memory is full, of 50 MB at least; start some with more"
+        with pytest.raises(ConfigError, match=told):
+            cluster.connection_of(client)
 
 
 def test_the_file_of_a_scheduler_that_has_ended(tmp_path, monkeypatch):
@@ -235,6 +273,31 @@ def test_folders_that_other_machines_do_not_see(monkeypatch):
     answers[:] = [("node7", "/tmp/a.run")] * 3
     with pytest.raises(StoreError, match=r"on node7 does not see /tmp/a\.run; .* all machines"):
         see(Client(), places)
+
+
+def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
+    """Told before anything is written: a .zarr would be written on the other machine."""
+    import xarray as xr
+
+    import stem_dask as sd
+
+    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0,))
+    monkeypatch.setattr("stem_dask.rehearsal.unseen", _unseen)
+    patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
+    with connect("threads", threads_per_worker=1) as connection:
+        told = rf"a worker on node7 does not see {tmp_path}; .*folders that all machines"
+        with pytest.raises(StoreError, match=told):
+            sd.export(patterns, tmp_path / "new" / "a.zarr", client=connection.client)
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.undo()
+        sd.export(patterns, tmp_path / "new" / "a.zarr", client=connection.client)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def _unseen(paths):
+    """What a worker with a disk of its own answers."""
+    assert os.path.isdir(paths[0])
+    return "node7", paths[0]
 
 
 def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):

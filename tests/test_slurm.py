@@ -17,6 +17,7 @@ from stem_dask import cli, run
 from stem_dask.cluster import connect
 from stem_dask.config import load_config
 from stem_dask.errors import ConfigError
+from stem_dask.kernels.present import missing_gpu
 from stem_dask.pipeline import run as run_job
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
@@ -188,6 +189,25 @@ def test_the_templates(folder, plain, monkeypatch, name):
     assert f"cluster     {kind}" in log
     same("one.zarr", plain)
     assert list((folder / "home").glob(".stem_dask*")) == []
+
+
+def test_the_template_for_gpus_where_there_is_none(folder, plain):
+    """SLURM gives one that is none: the run is refused, and does not go back into the queue."""
+    if missing_gpu() is None:
+        pytest.skip("there is a GPU")
+    Path(".venv").symlink_to(sys.prefix)
+    asked = ("--cpus-per-task=1", "--mem=1500M", "--time=10", "--output=log")
+    text = said("sbatch", *asked, str(TEMPLATES / "gpu_node.sh"), *one(plain))
+    number = re.search(r"Submitted batch job (\d+)", text).group(1)
+    until_done("log")
+    log = Path("log").read_text()
+    assert re.fullmatch(r"error: device is gpu, .*no GPU can be used: .*\n", log), log
+    assert [about(number, what) for what in ("JobState", "ExitCode", "Restarts")] == [
+        "FAILED",
+        "2:0",
+        "0",
+    ]
+    assert list(folder.glob("one*")) == []
 
 
 def one(plain, *more):

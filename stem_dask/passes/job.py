@@ -114,8 +114,9 @@ class Job:
         return self.worker.threads * task_memory(self.config, what, positions).on_gpu
 
     def rehearse(self) -> None:
-        """Have the workers load what their tasks need."""
+        """Have the workers load what their tasks need; refused first when they have not the memory for a pattern."""
         config = self.config
+        fitting_block(config, self.prepared.found, self.worker)
         analyzes = config.crop.enabled or config.analyze.ahead
         corrects = config.input.dark is not None or config.input.gain is not None
         rehearse(

@@ -50,6 +50,32 @@ def test_a_hung_worker_that_wakes_up(command: Command, reference: Command) -> No
     assert_identical(command, reference)
 
 
+@pytest.mark.parametrize("moment", ["before", "in the middle"])
+def test_a_stop_while_the_scheduler_hangs(
+    moment: str, command: Command, reference: Command
+) -> None:
+    """Its connection stays open, and nobody answers: the way out takes no longer than ever."""
+    with _cluster(command.folder) as pids:
+        where = f"cluster.scheduler_file={command.folder}/scheduler.json"
+        if moment == "before":
+            os.kill(pids[-1], signal.SIGSTOP)
+        run = command.start(where, kind="auto")
+        if moment == "before":
+            run.until(lambda: "input " in run.text, "the first words")
+        else:
+            run.until(lambda: n_lines(command, "crop") >= 4, "four cropped rows")
+            os.kill(pids[-1], signal.SIGSTOP)
+            assert n_lines(command, "crop") < N_BLOCKS, "too late to be a test"
+        run.process.send_signal(signal.SIGTERM)
+        assert run.wait(10) == 75, run.text
+        assert "Traceback" not in run.text
+    assert run.gone() == []
+    run = command.finish(kind="threads")
+    assert run.code == 0, run.text
+    assert ("resuming" in run.text) == (moment == "in the middle")
+    assert_identical(command, reference)
+
+
 def test_the_silence_that_is_allowed() -> None:
     """Twice ours is less than 150 s; what somebody has set himself stays."""
     import dask
@@ -66,7 +92,7 @@ def test_the_silence_that_is_allowed() -> None:
 
 @contextlib.contextmanager
 def _cluster(folder: Path) -> Iterator[list[int]]:
-    """A scheduler and two workers; gives the processes of the workers."""
+    """A scheduler and two workers; gives the processes of the workers, and last that of the scheduler."""
     path = f"{folder}/scheduler.json"
     package = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": package}
@@ -87,7 +113,7 @@ def _cluster(folder: Path) -> Iterator[list[int]]:
         while read(folder / "cluster.log").count(b"Registered to") < 2:
             assert time.monotonic() < end, read(folder / "cluster.log")
             time.sleep(POLL)
-        yield [process.pid for process in processes[1:]]
+        yield [process.pid for process in (*processes[1:], processes[0])]
     finally:
         for process in processes:
             process.kill()

@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from harness import N_BLOCKS, Command, Started, assert_identical, n_lines, read
+from harness import N_BLOCKS, Command, Started, assert_identical, members, n_lines, read
 
 pytestmark = pytest.mark.faults
 
@@ -59,6 +59,34 @@ def test_a_stop_while_the_cluster_starts(command: Command, reference: Command) -
     run = command.finish(kind="threads")
     assert run.code == 0, run.text
     assert_identical(command, reference)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_a_stop_while_workers_start_is_one_line(how: str, command: Command) -> None:
+    """Half a cluster cannot be closed, and its processes hear Ctrl-C too: nothing of that is shown, and nothing stays."""
+    for words in ("input ", "forkserver", "dashboard "):  # in what is said, or among the processes
+        run = command.start(own_python=True)
+        run.until(
+            lambda run=run, words=words: (
+                words in run.text or any(words in line for line in members(run.process.pid))
+            ),
+            words,
+        )
+        if how == "Ctrl-C":
+            os.killpg(run.process.pid, signal.SIGINT)
+        else:
+            run.process.send_signal(signal.SIGTERM)
+        _stopped(run)
+        told = run.text[run.text.index("error: ") :]
+        assert told == "error: asked to stop; the same command goes on where this one ended\n"
+    assert not command.store.exists()
+
+
+def test_a_stop_before_anything_is_begun(command: Command) -> None:
+    """While the first packages are loaded."""
+    run = command.start(own_python=True, fault="interrupt numpy.linalg")
+    assert run.wait(WAY_OUT) == 75, run.text
+    assert run.text == "interrupted; the same command goes on where this one ended\n"
 
 
 def test_a_time_limit(command: Command, reference: Command) -> None:

@@ -1,0 +1,65 @@
+"""Workers that would not have the memory for a job are not started, and no job of SLURM is submitted for them."""
+
+import numpy as np
+import pytest
+
+from stem_dask import batch, pipeline
+from stem_dask.config import load_configs
+from stem_dask.errors import MemoryBudgetError
+from stem_dask.fitting import refuse_too_small
+from stem_dask.pipeline import run as run_job
+from stem_dask.preflight import prepare
+
+SLURM = {"kind": "slurm", "walltime": "1:00:00"}
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch):
+    def connect(**options):
+        raise AssertionError("a cluster is started")
+
+    monkeypatch.setattr(pipeline, "connect", connect)
+    monkeypatch.setattr("stem_dask.cluster.connect", connect)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        (
+            {**SLURM, "memory_limit": "200MB", "threads_per_worker": 1},
+            r"with 200 MB for 1 thread cannot hold a single",
+        ),
+        ({**SLURM, "memory_limit": "1GB", "threads_per_worker": 90}, "1000 MB for 90 threads"),
+        ({"kind": "local", "memory_limit": "1MB", "threads_per_worker": 1}, "1 MB for 1 thread"),
+        ({"kind": "threads", "memory_limit": "150MB", "threads_per_worker": 1}, "150 MB for 1"),
+    ],
+)
+def test_too_little_memory_is_refused_before_anything_starts(
+    tmp_path, make_config, nothing_starts, cluster, told
+):
+    source = tmp_path / "scan.npy"
+    np.save(source, np.ones((40, 40, 128, 128), np.uint16))
+    config = make_config(source, cluster=cluster)
+    with pytest.raises(MemoryBudgetError, match=told) as caught:
+        run_job(config)
+    assert caught.value.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.npy"]
+
+
+def test_enough_or_nothing_known_is_taken(beam_file, make_config):
+    enough = {**SLURM, "memory_limit": "1GB"}
+    for cluster in (enough, {"kind": "auto", "address": "tls://a:1", "memory_limit": "1MB"}):
+        refuse_too_small(prepare(make_config(beam_file, cluster=cluster)))
+
+
+def test_a_batch_of_which_none_fits_starts_nothing(tmp_path, beam_file, nothing_starts, capsys):
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        f"input: {{path: ['{beam_file}', '{beam_file}']}}\noutput: {{path: '{tmp_path}/{{stem}}.zarr', figure: false}}\n"
+        "cluster: {kind: slurm, walltime: '1:00:00', memory_limit: 150MB}\n"
+    )
+    other = tmp_path / "other.npy"
+    other.write_bytes(beam_file.read_bytes())
+    configs = load_configs(config, [f"input.path=[{beam_file}, {other}]"])
+    assert batch.run_all(configs) == 2
+    assert capsys.readouterr().err.count("cannot hold a single pattern") == 2

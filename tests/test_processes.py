@@ -1,0 +1,97 @@
+"""How workers on this machine are started, and what they hold before there is work."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import dask
+import pytest
+
+from stem_dask import processes
+from stem_dask.cluster import planned
+from stem_dask.options import Cluster
+from stem_dask.plan import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
+from stem_dask.processes import METHOD, copied_from_one, loaded_bytes, started
+
+
+class Half:
+    """A cluster that says when it is closed."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_an_interrupt_waits_until_what_was_begun_can_be_closed():
+    cluster, goes_on = Half(), threading.Event()
+
+    def start():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        assert goes_on.wait(10)
+        return cluster
+
+    def heard(number, frame):
+        goes_on.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            started(start, deaf=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cluster.closed
+
+
+def test_a_start_that_fails_or_takes_too_long(monkeypatch):
+    monkeypatch.setattr(processes, "START_SECONDS", 0.01)
+    with pytest.raises(OSError, match="no port"):
+        started(lambda: (_ for _ in ()).throw(OSError("no port")), deaf=False)
+    end = threading.Event()
+
+    def start():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        end.wait(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        started(start, deaf=False)
+    end.set()
+
+
+def test_what_is_started_does_not_hear_an_interrupt():
+    code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    line = [sys.executable, "-c", code]
+    there = started(lambda: subprocess.run(line, capture_output=True, text=True, check=True))
+    assert "SIGINT" in there.stdout
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "expected"),
+    [
+        ("threads", None, PROCESS_BYTES),
+        ("local", None, COPY_BYTES),
+        ("local at tls://a:1", "forkserver", COPY_BYTES),
+        ("local", "spawn", WORKER_BYTES),
+        ("local", "fork", WORKER_BYTES),
+        ("slurm", None, WORKER_BYTES),
+        ("scheduler", None, WORKER_BYTES),
+    ],
+)
+def test_what_a_worker_holds_goes_by_how_it_was_started(monkeypatch, kind, asked, expected):
+    """Also where a user asks for what is Dask's default."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    name = "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"
+    if asked is not None:
+        monkeypatch.setenv(name, asked)
+    assert loaded_bytes(kind) == expected
+    if kind == "local":
+        assert planned(Cluster(kind=kind), 0).loaded == expected
+        assert bool(copied_from_one()) == (expected == COPY_BYTES)
+    if asked is None and kind == "local":
+        with dask.config.set({METHOD: "fork"}):
+            assert loaded_bytes(kind) == WORKER_BYTES
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert loaded_bytes(kind) == WORKER_BYTES
