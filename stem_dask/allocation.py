@@ -5,10 +5,11 @@ import functools
 import gc
 import os
 
-#: in bytes: larger pieces come from the system and go back to it, and so much of the others may be kept for the next
+#: in bytes: larger pieces come from the system and go back to it, and so much of the others may be kept for the next; in
+#: one place, not in one for each thread
 FROM_SYSTEM, KEPT = 4 * 2**20, 16 * 2**20
 #: names of these in the C library (malloc.h of glibc)
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 @functools.cache
@@ -25,6 +26,7 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, FROM_SYSTEM)
         mallopt(_TRIM_THRESHOLD, KEPT)
+        mallopt(_ARENA_MAX, 1)
 
 
 @functools.cache

@@ -17,10 +17,11 @@ from stem_dask.plan import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
 
 #: what our clusters ask of Dask
 SETTINGS = {
-    # tasks keep nothing between blocks, so there is nothing to spill, and a pause would only hide a leak
+    # tasks keep nothing between blocks, so there is nothing to spill, and a worker that paused might wait for ever: what its
+    # process keeps for the next block does not become less
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.95,
+    "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.98,
     # a worker that is silent for this time is killed, and its tasks go elsewhere; looked at as often, so twice at most
     "distributed.scheduler.worker-ttl": "60s",

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from distributed import Worker
 from forks import Forks
 from harness import Command, cleaned
+
+import stem_dask as sd
 
 pytestmark = pytest.mark.faults
 
@@ -55,7 +59,7 @@ def test_8_gb_through_two_workers_of_512_mb(tmp_path: Path) -> None:
     memory = json.loads((command.run_folder / "report.json").read_text())["memory"]
     assert memory["limit"] == LIMIT
     assert 0.6 * memory["projected"] <= memory["measured"] <= 1.1 * memory["projected"]
-    assert memory["measured"] < 0.95 * LIMIT  # where Dask pauses a worker
+    assert memory["measured"] < 0.95 * LIMIT  # well below where Dask ends it
 
 
 def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path: Path) -> None:
@@ -92,3 +96,30 @@ def test_a_worker_that_needs_more_all_the_same(
     assert "memory" in done.text
     assert "KilledWorker" not in done.text
     assert not command.store.exists()
+
+
+def test_a_worker_that_is_nearly_full_goes_on() -> None:
+    """Dask would have it wait until its memory is less, which may never be: nothing that it holds can be dropped."""
+    limit = 400 * 10**6
+    with sd.connect("local", n_workers=1, memory_limit=limit) as connection:
+        (full,) = connection.client.run(_fill_up, limit).values()
+        assert 0.95 * limit < full < 0.98 * limit  # above it Dask ends the process
+        (after,) = connection.client.run(_after_a_look, wait=True).values()
+        assert after == "running"
+        assert connection.client.submit(int, "7").result(timeout=20) == 7
+
+
+def _fill_up(limit: int, dask_worker: Worker) -> int:
+    """Hold so much that 96.5 % of the limit are reached; returns what the process has."""
+    dask_worker.ballast = np.ones(int(0.965 * limit) - _resident(), np.uint8)
+    return _resident()
+
+
+async def _after_a_look(dask_worker: Worker) -> str:
+    """The worker's state when Dask has looked at its memory."""
+    await dask_worker.memory_manager.memory_monitor(dask_worker)
+    return str(dask_worker.status.name)
+
+
+def _resident() -> int:
+    return psutil.Process().memory_info().rss
