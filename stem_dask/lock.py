@@ -20,6 +20,8 @@ from stem_dask.io.publish import named
 HEARTBEAT_SECONDS = 5.0
 #: an owner on another host that was silent for so long is taken for dead
 SILENT_SECONDS = 60.0
+#: waits for the name of a new owner, in seconds
+NAMED_SECONDS = (0.01, 0.05, 0.2)
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def _acquire(path: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            owner = _owner(handle)
+            owner = _live_owner(handle)
             os.close(handle)
             raise LockedError(_refusal(path, owner)) from None
         # the former owner may have removed the file between our open and our lock
@@ -102,6 +104,26 @@ def _owner(handle: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return words if isinstance(words, dict) else {}
+
+
+def _live_owner(handle: int) -> dict[str, Any]:
+    """The owner of a lock that is held: whoever just took it may not have written its name yet over that of a dead one."""
+    for wait_seconds in NAMED_SECONDS:
+        owner = _owner(handle)
+        if owner and (owner.get("host") != socket.gethostname() or _lives(owner.get("pid"))):
+            return owner
+        time.sleep(wait_seconds)
+    return _owner(handle)
+
+
+def _lives(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
+        return False
+    except PermissionError:  # of somebody else
+        return True
+    return True
 
 
 def _refusal(path: Path, owner: dict[str, Any]) -> str:

@@ -30,6 +30,21 @@ def path(tmp_path):
 # --- races ------------------------------------------------------------------------------------------------------
 
 
+def test_a_new_owner_that_has_not_written_its_name_yet(path, monkeypatch):
+    """What the file says is of a process that has ended: who comes in this moment waits for the name, and not for long."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    words = {"host": HERE, "pid": ended.pid, "since": "long ago"}
+    with locked(path):
+        mine = path.read_text()
+        path.write_text(json.dumps(words))
+        with pytest.raises(LockedError, match=f"process {ended.pid}"), locked(path):
+            pass  # it does not come
+        monkeypatch.setattr(module.time, "sleep", lambda seconds: path.write_text(mine))
+        with pytest.raises(LockedError, match=f"process {os.getpid()}"), locked(path):
+            pass
+
+
 def _race(path, barrier, won):
     """Rounds in which all try at once, and whoever has it holds it until all have tried."""
     for number in range(N_ROUNDS):
