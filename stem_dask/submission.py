@@ -36,7 +36,7 @@ _lock = threading.Lock()
 #: tasks in flight for each thread at most: enough that none waits, few enough that memory stays bounded; when only half
 #: are left, the others are submitted together, which costs the scheduler little more than one
 IN_FLIGHT = 4
-#: short calls share a task, up to so many seconds of them: a task costs scheduler and worker 10 ms, a call in it less than 1
+#: short calls share a task, up to so many seconds of them: a task costs scheduler and worker 10 ms, a call in it about 2
 TASK_SECONDS = 1.0
 #: calls in flight at most, where tasks have several: each is some kB, and Dask warns of graphs above 10 MB
 CALLS_IN_FLIGHT = 1000
