@@ -197,6 +197,15 @@ def test_what_a_run_says_of_its_place(monkeypatch):
 # --- started ----------------------------------------------------------------------------------------------------
 
 
+def test_few_of_the_last_messages_are_kept():
+    """Our blocks to be are in them: a thousand, Dask's own choice, made the client grow with their number."""
+    with connect("threads", threads_per_worker=1) as connection:
+        for n in range(100):
+            connection.client.submit(int, str(n), pure=False).result()
+        kept = connection.client.scheduler_comm.recent_message_log
+        assert 0 < len(kept) <= 20
+
+
 def test_threads_run_in_this_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with connect("threads", threads_per_worker=3, memory_limit="2GB") as connection:
