@@ -13,7 +13,7 @@ from stem_dask.options import Config
 from stem_dask.urls import check_path, is_url, refuse_url
 
 #: what this process loads to write a kind of file
-LIBRARIES = {".pt": "torch", ".hspy": "h5py", ".h5": "h5py"}
+LIBRARIES = {".hspy": "h5py", ".h5": "h5py"}
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,22 @@
-"""PyTorch files written block by block: a skeleton with empty tensors, then every block at its own offset.
-
-``torch.save`` under ``skip_data`` makes a valid file whose tensors are holes; workers write bytes into them without
-torch, and the checksums of the zip records are put right at the end from those of the pieces.
-"""
+"""PyTorch files written block by block: an archive with a hole, every block at its own offset in it, and the hole's
+checksum, from those of the pieces, at the end."""
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, StoreError
-from stem_dask.io.checksums import combine_crc, crc32
+from stem_dask.io.checksums import combine_crc
 from stem_dask.io.flat import damaged_run, joined_runs, write_runs
 from stem_dask.io.pieces import Changed, InPieces, copied
-from stem_dask.io.publish import named, naming
+from stem_dask.io.publish import named
+from stem_dask.io.torch_archive import Hole, records_of, write_records
 from stem_dask.model import Record, Region
 
 LAYOUTS = ("scan", "nchw", "tensor", "bare")
@@ -101,20 +99,8 @@ class PtSink:
         return np.dtype(self.dtype).newbyteorder("=")
 
     def create(self, *, resume: bool) -> None:
-        """Write the skeleton, and the small tensors into it; around what is there when resuming."""
-        mode = "r+b" if resume and os.path.exists(self.path) else "wb"
-        torch = _torch()
-        patterns = _without_memory(f"{self.path}.hole", self.tensor_shape, self._native)
-        whole = patterns
-        if self.content is not None:
-            whole = {"patterns": patterns, **_tensors(self.content)}
-        with named(self.path), open(self.path, mode) as file, torch.serialization.skip_data():
-            torch.save(whole, file)
-            file.truncate()
-        small = list(_arrays(self.content or {}))
-        first, *places = _storage_offsets(self.path, 1 + len(small))
-        self.offset[:] = [first]
-        self._write_small(places, small)
+        """Write the archive around the patterns; blocks that are there stay when resuming."""
+        self._write_around("r+b" if resume and os.path.exists(self.path) else "wb", 0)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one block at its offset."""
@@ -128,10 +114,10 @@ class PtSink:
         return damaged_run(self.path, self.offset[0], record.extra["runs"])
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Put the checksums of the zip records right; refuses when the blocks do not tile the tensor."""
+        """Put the checksum right; refuses when the blocks do not tile the tensor."""
         n_bytes = prod(self.tensor_shape) * self._native.itemsize
         runs = joined_runs(self.path, records, n_bytes)
-        _mend_checksums(self.path, {self.offset[0]: combine_crc((n, crc) for _, n, crc in runs)})
+        self._write_around("r+b", combine_crc((n, crc) for _, n, crc in runs))
 
     def fill(self, content: Mapping[str, Any]) -> None:
         """Write the small tensors anew, when the file is finished otherwise: what is known after all blocks only.
@@ -145,24 +131,25 @@ class PtSink:
         StoreError
             When it has others: the places of all tensors are settled when the file is begun.
         """
-        small = list(_arrays(content))
         begun, wanted = _layout(self.content or {}), _layout(content)
         if begun != wanted:
             raise StoreError(
                 f"{self.path} was begun for {', '.join(begun) or 'no arrays'}, and is to hold "
                 f"{', '.join(wanted) or 'none'}; name them all, with their types, when it is begun"
             )
-        first, *places = _storage_offsets(self.path, 1 + len(small))
         with zipfile.ZipFile(self.path) as archive:
             (patterns,) = (e.CRC for e in archive.infolist() if e.filename.endswith("/data/0"))
-        self._write_small(places, small)
-        _mend_checksums(self.path, {first: patterns})
+        self._write_around("r+b", patterns, content)
 
-    def _write_small(self, places: Sequence[int], small: Sequence[NDArray]) -> None:
-        with named(self.path), open(self.path, "r+b") as file:
-            for place, array in zip(places, small, strict=True):
-                file.seek(place)
-                file.write(array.tobytes())
+    def _write_around(self, mode: str, crc: int, later: Mapping[str, Any] | None = None) -> None:
+        """Write all but the patterns, whose checksum is ``crc``."""
+        whole: Any = Hole(self.tensor_shape, self._native)
+        if self.content is not None:
+            whole = {"patterns": whole, **self.content, **(later or {})}
+        records = records_of(whole)
+        self.offset[:] = [one.first for one in records if isinstance(one.content, Hole)]
+        with named(self.path), open(self.path, mode) as file:
+            write_records(file, records, crc)
 
 
 def layout_shape(lead: Sequence[int], detector: Sequence[int], layout: str) -> tuple[int, ...]:
@@ -180,38 +167,8 @@ def layout_shape(lead: Sequence[int], detector: Sequence[int], layout: str) -> t
     raise ConfigError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ConfigError("exporting .pt needs torch: pip install stem_dask[torch]") from error
-    return torch
-
-
-def _without_memory(path: str, shape: Sequence[int], dtype: np.dtype) -> Any:
-    """A tensor of any size over a file that is one hole: it takes neither memory nor disk."""
-    torch = _torch()
-    n_bytes = prod(shape) * dtype.itemsize
-    with named(path), open(path, "wb") as file:
-        file.truncate(n_bytes)
-    try:
-        storage = torch.UntypedStorage.from_file(path, True, n_bytes)
-    finally:
-        os.remove(path)  # the mapping keeps it; a kill later leaves nothing
-    return torch.empty(0, dtype=getattr(torch, str(dtype))).set_(storage, 0, tuple(shape))
-
-
-def _arrays(content: Mapping[str, Any]) -> Iterator[NDArray]:
-    """The arrays of nested dictionaries in the order in which `torch.save` meets them."""
-    for value in content.values():
-        if isinstance(value, Mapping):
-            yield from _arrays(value)
-        elif isinstance(value, np.ndarray):
-            yield np.ascontiguousarray(value)
-
-
 def _layout(content: Mapping[str, Any]) -> list[str]:
-    """Names, types and shapes of the arrays of nested dictionaries, in the order of `_arrays`."""
+    """Names, types and shapes of the arrays of nested dictionaries."""
     found = []
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -219,61 +176,3 @@ def _layout(content: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, np.ndarray):
             found.append(f"{key}: {value.dtype} {value.shape}")
     return found
-
-
-def _tensors(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as they are, arrays as empty tensors of their shape."""
-    torch = _torch()
-    out: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            out[key] = _tensors(value)
-        elif isinstance(value, np.ndarray):
-            out[key] = torch.empty(value.shape, dtype=getattr(torch, str(value.dtype)))
-        else:
-            out[key] = value
-    return out
-
-
-def _storage_offsets(path: str, n: int) -> list[int]:
-    """Byte offsets of the first n storages of the file, in the order in which their tensors were saved."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-    with open(path, "rb") as file:
-        return [_data_offset(file, entries[f"data/{i}"]) for i in range(n)]
-
-
-def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where a record's bytes begin: after its local header, whose name and extra field have their own lengths."""
-    file.seek(entry.header_offset + 26)
-    name, extra = np.frombuffer(file.read(4), "<u2").tolist()
-    return entry.header_offset + 30 + name + extra
-
-
-@naming
-def _mend_checksums(path: str, known: Mapping[int, int]) -> None:
-    """Correct the CRC of every stored record: in its descriptor after the data, and in the central directory."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        central = archive.start_dir
-    with open(path, "r+b") as file:
-        for entry in entries:
-            data = _data_offset(file, entry)
-            crc = known.get(data)
-            if crc is None:
-                file.seek(data)
-                crc = crc32(file.read(entry.file_size))
-            word = crc.to_bytes(4, "little")
-            file.seek(data + entry.file_size)
-            if file.read(4) == b"PK\x07\x08":
-                file.seek(data + entry.file_size + 4)
-            else:
-                file.seek(entry.header_offset + 14)
-            file.write(word)
-            file.seek(central + 16)
-            file.write(word)
-            file.seek(central + 28)
-            name, extra, comment = np.frombuffer(file.read(6), "<u2").tolist()
-            central += 46 + name + extra + comment
-        file.flush()
-        os.fsync(file.fileno())

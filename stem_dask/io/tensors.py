@@ -23,18 +23,14 @@ from stem_dask.io.candidate import Candidate, by
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.sources import FlatFile, Source, Transposed
 from stem_dask.io.strided import StridedFile, span
+from stem_dask.io.torch_archive import STORAGES
 from stem_dask.io.trees import axis_from
 from stem_dask.model import Axis
 
 _REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
 _MOST_CONTAINERS = 200  # dictionaries and lists that are searched; also how deep
 _MOST_PICKLE_BYTES = 64 << 20  # a dictionary of tensors needs some hundred bytes for each
-_STORAGES = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
-}  # fmt: skip
+_STORAGES = {**STORAGES, "UntypedStorage": "uint8"}
 
 
 @dataclass(frozen=True)
