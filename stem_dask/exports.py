@@ -14,7 +14,7 @@ from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.publish import publish, refuse_existing, remove, temporary
 from stem_dask.io.sources import ZarrArray, identity
-from stem_dask.io.store import ABOUT_SOURCE
+from stem_dask.io.store import ABOUT_SOURCE, open_group
 from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
@@ -185,7 +185,7 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     array: Any = root["patterns"]
     dims = array.metadata.dimension_names
     with decoded(store, root):
-        described = xr.open_zarr(zarr_store(store), chunks=None)
+        described = open_group(store)
     axes = [axis_of(described, dim) for dim in dims]
     source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
@@ -198,7 +198,7 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     if "analysis" not in root:
         return patterns, None
     with decoded(store, root["analysis"]):
-        stored = xr.open_zarr(zarr_store(store), group="analysis", chunks=None)
+        stored = open_group(store, "analysis")
         return patterns, stored.drop_vars("profile", errors="ignore").load()
 
 

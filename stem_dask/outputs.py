@@ -58,7 +58,8 @@ class Outputs:
     def libraries(self) -> tuple[str, ...]:
         """Packages that writing them takes, in the run's own process; they take a second to load."""
         kinds = [Path(path).suffix for path in (self.path, *self.exports)]
-        return tuple(LIBRARIES[kind] for kind in kinds if kind in LIBRARIES)
+        names = [LIBRARIES[kind] for kind in kinds if kind in LIBRARIES]
+        return (*names, *["zarr"] * bool(self.exports))  # which are made from the store
 
     def all(self) -> tuple[str, ...]:
         """Every name."""

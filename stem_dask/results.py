@@ -11,7 +11,8 @@ import xarray as xr
 
 from stem_dask import report
 from stem_dask.config import to_dict
-from stem_dask.io.objects import below, zarr_store
+from stem_dask.io.objects import below
+from stem_dask.io.store import open_group
 from stem_dask.model import Window
 from stem_dask.options import Config
 from stem_dask.outputs import Outputs
@@ -146,7 +147,7 @@ def verdict(config: Config, store: str, known: xr.Dataset, window: Window) -> li
     if not report.gained_little(window, known):
         return []
     options = config.crop.model_dump(exclude={"enabled", "size", "window"})
-    stored = xr.open_zarr(zarr_store(store), group="analysis", chunks=None)
+    stored = open_group(store, "analysis")
     first, rows = lead_dims(stored)[0], stored["profile"].encoding["chunks"][0]
     together = math.ceil(stored.sizes[first] / VERDICT_TASKS / rows) * rows
     stored = stored.chunk({**dict.fromkeys(stored.dims, -1), first: together})

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.objects import zarr_store
 from stem_dask.io.pieces import InPieces, of_type
 from stem_dask.io.publish import damage, remove
 from stem_dask.io.shards import write_shard
@@ -146,6 +147,22 @@ def write_coordinates(path: str, patterns: xr.DataArray) -> None:
     for dim in patterns.dims:
         values = patterns.coords[dim]
         write_array(Path(path, str(dim)), values.values, (str(dim),), attrs=values.attrs)
+
+
+def open_group(store: str, name: str = "") -> xr.Dataset:
+    """The arrays of a group of a store of ours, lazy; nothing of a file's attributes is taken for times or scales."""
+    import pandas as pd
+    import xarray as xr
+
+    plainly: dict[str, Any] = {"chunks": None, "decode_cf": False, "create_default_indexes": False}
+    found = xr.open_zarr(zarr_store(store), group=name or None, **plainly)
+    # as indexes already: of an array xarray asks whether it is one of pint or cupy, and loads these to find out
+    axes = {
+        dim: (dim, pd.Index(found[dim].values), found[dim].attrs)
+        for dim in found.sizes
+        if dim in found.variables and found[dim].dims == (dim,)  # radius is an array, too
+    }
+    return found.assign_coords(axes)
 
 
 def write_valid(path: str, valid: NDArray[np.bool_], dims: Sequence[str]) -> None:

@@ -15,8 +15,8 @@ from stem_dask.errors import ConfigError, SourceError
 from stem_dask.exports import open_store
 from stem_dask.io.candidate import by
 from stem_dask.io.lazy import lazy_patterns
-from stem_dask.io.objects import zarr_store
 from stem_dask.io.spool import Beside, SpoolSink
+from stem_dask.io.store import open_group
 from stem_dask.io.turned import only_box
 from stem_dask.known import Known
 from stem_dask.model import Region, Window
@@ -137,7 +137,7 @@ def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:
 
 def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
     """An analysis that was made before; the radii are found again where another target was asked for."""
-    stored = xr.open_zarr(zarr_store(known.store), group="analysis", chunks=None)
+    stored = open_group(known.store, "analysis")
     analysis = stored.drop_vars("profile").load()
     kinds = analysis.attrs.pop("kind")  # text is kept in the attributes of a store
     analysis = analysis.assign_coords(kind=kinds)
@@ -200,7 +200,7 @@ class StoredProfiles:
 
 def stored_window(config: Config, store: str) -> Window:
     """The window that a finished dataset would get by itself, from its stored analysis."""
-    stored = xr.open_zarr(zarr_store(store), group="analysis", chunks=None)
+    stored = open_group(store, "analysis")
     return _window(config, stored.drop_vars("profile").load(), None)
 
 
