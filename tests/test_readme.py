@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, and what it names is there."""
+"""The code of the README and of docs/ runs as it stands, and what they name is there."""
 
 import re
 import shlex
@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+TEXT = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -24,21 +28,31 @@ def test_there_is_code_to_run() -> None:
     assert len(BLOCKS) == 2
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+def anchor(heading: str) -> str:
+    """What a link to a heading ends with."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page]):
+        name, _, part = target.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        if part:
+            assert part in map(anchor, re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE))
 
 
 def test_keys_and_commands_are_real() -> None:
     from stem_dask.cli import _parser
     from stem_dask.options import SECTIONS
 
-    commands = set(re.findall(r"^stem-dask (\w+)", README, re.MULTILINE))
+    commands = set(re.findall(r"^stem-dask (\w+)", TEXT, re.MULTILINE))
     known = next(a for a in _parser()._actions if a.choices).choices
     assert commands
     assert commands <= set(known)
     for section, key in re.findall(
-        r"\b(input|analyze|crop|validate|downsample|output|cluster)\.(\w+)=", README
+        r"\b(input|analyze|crop|validate|downsample|output|cluster)\.(\w+)=", TEXT
     ):
         fields = SECTIONS[section].model_fields.items()
         assert key in {field.alias or name for name, field in fields}
@@ -46,7 +60,7 @@ def test_keys_and_commands_are_real() -> None:
 
 def command_lines() -> list[list[str]]:
     """The words of every command line of ours that stands in a block."""
-    text = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
     found = re.findall(r"^stem-dask ([^#>\n]+)", text, re.MULTILINE)
     return [shlex.split(words) for words in found]
 
@@ -64,5 +78,5 @@ def test_there_are_command_lines() -> None:
 
 def test_make_targets_are_real() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make (\w+)", README)):
+    for target in set(re.findall(r"`?make (\w+)", TEXT)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
