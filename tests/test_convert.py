@@ -76,6 +76,24 @@ def test_every_format_holds_the_patterns(
         assert found.profile.shape == (6, 5, 41)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i2", "f4"])
+@pytest.mark.parametrize("threshold", ["0", "3"])
+def test_the_analysis_on_the_way_changes_nothing(here: Path, dtype: str, threshold: str) -> None:
+    """Sums and the largest value come from the analysis, where that counts every value, and else from a second look."""
+    patterns = np.random.default_rng(5).integers(0, 9, (6, 5, 16, 12)).astype(dtype)
+    patterns[2, 3, 4, 5] = 100
+    patterns[1, 1] = -4 if dtype in ("i2", "f4") else 0
+    np.save("beam.npy", patterns)
+    small = ("--chunk-mb", "0.002", f"analyze.threshold={threshold}", "--no-rechunk")
+    assert convert("a.zarr", *small) == convert("b.zarr", "--analyze", *small) == 0
+    for name in ("a.zarr", "b.zarr"):
+        assert xr.open_zarr(here / name).patterns.attrs["maximum"] == 100
+    assert (
+        convert("a.hspy") == convert("b.hspy", "--analyze", f"analyze.threshold={threshold}") == 0
+    )
+    assert (here / "a.hspy").read_bytes() == (here / "b.hspy").read_bytes()
+
+
 def test_the_same_command_again(here: Path, beam_file: Path, capsys: Any) -> None:
     assert convert("a.hspy") == 0
     stamp = (here / "a.hspy").stat().st_mtime_ns

@@ -140,9 +140,8 @@ def _written(
     spare = None
     if instead is not None:
         other = cast(instead[0], output.dtype)
-        spare = _target(job, other).outputs()
-        spare |= {"statistics": block_statistics(flowing(other)), **instead[1]}
-    outputs = {**target.outputs(), "statistics": block_statistics(flowing(out)), **beside}
+        spare = {**_target(job, other).outputs(), **_statistics(job, other, source), **instead[1]}
+    outputs = {**target.outputs(), **_statistics(job, out, source), **beside}
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
     published = _is_published(job, stage, n_blocks)
     # what the spool holds may be damaged also when the output has its name
@@ -166,6 +165,15 @@ def _written(
     if job.outputs.analysis is not None:
         _write_analysis_alone(job, job.outputs.analysis, written)
     return written
+
+
+def _statistics(job: Job, out: xr.DataArray, source: xr.DataArray | None) -> dict[str, da.Array]:
+    """Sums and the largest value of each block of the output; the analysis of ``source`` has those of counts that all count."""
+    analyze = job.config.analyze
+    counts = source is not None and source.dtype.kind == "u" and source.dtype == out.dtype
+    if counts and analyze.ahead and not analyze.threshold:
+        return {}
+    return {"statistics": block_statistics(flowing(out))}
 
 
 def _is_published(job: Job, stage: str, n_blocks: int) -> bool:
@@ -213,10 +221,12 @@ def _joined(job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int) -> Wri
     lead = lead_shape(out)
     valid = job.tally.valid(lead)
     inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
-    for region, block in spool.blocks(n_blocks, ("inside", "highest", "sum")):
+    wanted = ("inside", "highest", "sum", "max_pattern", "sum_pattern")
+    for region, block in spool.blocks(n_blocks, wanted):
         inside[region] = block.get("inside", np.nan)
-        highest = max(highest, float(block["highest"].max()))
-        total += block["sum"][(0,) * len(lead)]
+        most, added = ("highest", "sum") if "sum" in block else ("max_pattern", "sum_pattern")
+        highest = max(highest, float(block[most].max()))
+        total += block[added][(0,) * len(lead)]
     inside[~valid] = np.nan
     return Written(out, None, valid, inside, total / max(1, valid.sum()), highest)
 
