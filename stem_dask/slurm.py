@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def script_lines(settings: Mapping[str, Any]) -> list[str]:
         f"DASK_{key.replace('.', '__').replace('-', '_').upper()}": value
         for key, value in settings.items()
     }
-    return [f"export {name}={value}" for name, value in {**ONE_THREAD, **names}.items()]
+    return [f"export {name}={shlex.quote(str(v))}" for name, v in {**ONE_THREAD, **names}.items()]
 
 
 def cluster_options(jobs: Jobs, settings: Mapping[str, Any]) -> dict[str, Any]:
