@@ -1,6 +1,7 @@
 """Write patterns as .zarr, .pt, .hspy, .npy, .h5 or .zspy: lazy in, a file out, block by block."""
 
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ import numpy as np
 import xarray as xr
 
 from stem_dask import engine
-from stem_dask.errors import StoreError
+from stem_dask.errors import SourceError, StoreError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
+from stem_dask.io.parts import files_of
 from stem_dask.io.publish import publish, refuse_existing, remove, temporary
 from stem_dask.io.sources import ZarrArray, identity
 from stem_dask.io.store import ABOUT_SOURCE
 from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
+from stem_dask.submission import connected
 from stem_dask.target import POSITION_COORDS, Target
 from stem_dask.urls import refuse_url
 
@@ -65,8 +68,8 @@ def export(
         When the file exists and ``overwrite`` is False.
     ConfigError
         When the suffix, layout or codec is unknown, or the format has no codecs.
-    StoreError
-        When workers do not see the folder.
+    SourceError, StoreError
+        When workers do not see the input, or the folder of the output.
 
     Examples
     --------
@@ -92,7 +95,7 @@ def export(
     refuse_existing(path, overwrite)
     client = active_client() if client is None else client
     if client is not None and journal is None:  # of a run this is known
-        _refuse_unseen(client, path)
+        _refuse_unseen(client, patterns, path)
     try:
         engine.run(
             target.outputs(),
@@ -115,14 +118,20 @@ def export(
     return notes
 
 
-def _refuse_unseen(client: Any, path: str) -> None:
-    """Refuse workers on machines that do not see the output's folder: a .zarr would be written there, and missing here."""
+def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
+    """Refuse workers on machines that do not see the input, or the output's folder: a .zarr would be written there, and
+    missing here.
+    """
     from stem_dask.rehearsal import see
 
+    places: dict[str, type[SourceError] | type[StoreError]]
+    files = files_of(patterns.data.dask.layers)
+    places = {file: SourceError for file in files if os.path.exists(file)}  # else that is told
     folder = next(parent for parent in Path(path).parents if parent.exists())
     with tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder) as made:
         try:
-            see(client, {made: StoreError})
+            with connected(client):
+                see(client, {**places, made: StoreError})
         except StoreError as error:
             raise StoreError(str(error).replace(made, str(folder))) from None
 

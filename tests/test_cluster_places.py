@@ -273,6 +273,11 @@ def test_folders_that_other_machines_do_not_see(monkeypatch):
     answers[:] = [("node7", "/tmp/a.run")] * 3
     with pytest.raises(StoreError, match=r"on node7 does not see /tmp/a\.run; .* all machines"):
         see(Client(), places)
+    many = {n: (f"node{n}", "/data/a.dm4") for n in (9, 7, 3, 5, 7)} | {0: ("a", "/tmp/a.run")}
+    monkeypatch.setattr(Client, "run", lambda *args, **options: many)
+    told = r"workers on node3, node5, node7 and 1 more do not see /data/a\.dm4; "
+    with pytest.raises(SourceError, match=told):
+        see(Client(), places)
 
 
 def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
@@ -296,8 +301,26 @@ def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
 
 def _unseen(paths):
     """What a worker with a disk of its own answers."""
-    assert os.path.isdir(paths[0])
+    assert os.path.exists(paths[0])
     return "node7", paths[0]
+
+
+def test_an_export_of_what_workers_do_not_see(tmp_path, monkeypatch):
+    """The input is in the graph, whatever has been made of it; what is in memory is not read any more."""
+    import stem_dask as sd
+
+    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0,))
+    monkeypatch.setattr("stem_dask.rehearsal.unseen", _unseen)
+    np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
+    patterns = sd.downsample(sd.open(tmp_path / "a.npy"), 2)
+    out = tmp_path / "a.zarr"
+    with connect("threads", threads_per_worker=1) as connection:
+        told = rf"a worker on node7 does not see {tmp_path}/a\.npy; .*folders that all machines"
+        with pytest.raises(SourceError, match=told):
+            sd.export(patterns, out, client=connection.client)
+        with pytest.raises(StoreError, match=rf"on node7 does not see {tmp_path}; "):
+            sd.export(patterns.persist(), out, client=connection.client)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
 def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):
