@@ -1,5 +1,6 @@
 """Write patterns as .zarr, .pt, .hspy, .npy, .h5 or .zspy: lazy in, a file out, block by block."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -14,7 +15,14 @@ from stem_dask.errors import SourceError, StoreError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.parts import files_of
-from stem_dask.io.publish import publish, refuse_existing, remove, temporary
+from stem_dask.io.publish import (
+    make_folder,
+    publish,
+    refuse_existing,
+    remove,
+    telling,
+    temporary,
+)
 from stem_dask.io.sources import ZarrArray, identity
 from stem_dask.io.store import ABOUT_SOURCE
 from stem_dask.io.verify import decoded
@@ -46,7 +54,7 @@ def export(
     Parameters
     ----------
     patterns : (…, ky, kx)
-    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy
+    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; its folder is made where it is missing
     analysis : what is known of each pattern, stored with them (a .npy has no place for it, nor for the axes)
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
         (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W), ``bare`` the bare tensor as the patterns are
@@ -69,7 +77,7 @@ def export(
     ConfigError
         When the suffix, layout or codec is unknown, or the format has no codecs.
     SourceError, StoreError
-        When workers do not see the input, or the folder of the output.
+        When workers do not see the input, or the folder of the output; or nothing can be written there.
 
     Examples
     --------
@@ -96,18 +104,21 @@ def export(
     client = active_client() if client is None else client
     if client is not None and journal is None:  # of a run this is known
         _refuse_unseen(client, patterns, path)
+    make_folder(path)
     try:
-        engine.run(
-            target.outputs(),
-            len(lead_dims(patterns)),
-            target.sink(),
-            client=client,
-            progress=progress,
-            journal=journal,
-            job=export_job(path, layout, codec, rechunk),
-        )
-        notes = target.finish()
-        publish(path)
+        # of a run the file on the way is named: it stays there
+        with telling(path) if journal is None else contextlib.nullcontext():
+            engine.run(
+                target.outputs(),
+                len(lead_dims(patterns)),
+                target.sink(),
+                client=client,
+                progress=progress,
+                journal=journal,
+                job=export_job(path, layout, codec, rechunk),
+            )
+            notes = target.finish()
+            publish(path)
     except BaseException:
         if journal is None:
             remove(temporary(path))
@@ -127,8 +138,9 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
     places: dict[str, type[SourceError] | type[StoreError]]
     files = files_of(patterns.data.dask.layers)
     places = {file: SourceError for file in files if os.path.exists(file)}  # else that is told
-    folder = next(parent for parent in Path(path).parents if parent.exists())
-    with tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder) as made:
+    folder = next(parent for parent in Path(path).parents if parent.is_dir())
+    own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
+    with telling(path), own as made:
         try:
             with connected(client):
                 see(client, {**places, made: StoreError})
