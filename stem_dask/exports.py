@@ -28,7 +28,7 @@ from stem_dask.io.store import ABOUT_SOURCE
 from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
-from stem_dask.submission import connected
+from stem_dask.submission import connected, refuse_no_client
 from stem_dask.target import POSITION_COORDS, Target
 from stem_dask.urls import refuse_url
 
@@ -75,7 +75,7 @@ def export(
     OutputExistsError
         When the file exists and ``overwrite`` is False.
     ConfigError
-        When the suffix, layout or codec is unknown, or the format has no codecs.
+        When the suffix, layout or codec is unknown, or the format has no codecs; or the client is none that can wait.
     SourceError, StoreError
         When workers do not see the input, or the folder of the output; or nothing can be written there.
 
@@ -102,6 +102,8 @@ def export(
     )
     refuse_existing(path, overwrite)
     client = active_client() if client is None else client
+    if client is not None:
+        refuse_no_client(client)
     if client is not None and journal is None:  # of a run this is known
         _refuse_unseen(client, patterns, path)
     make_folder(path)

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import dask
 
-from stem_dask.errors import InterruptedRunError, StemDaskError, WorkerLostError
+from stem_dask.errors import ConfigError, InterruptedRunError, StemDaskError, WorkerLostError
 from stem_dask.hearing import listening, silence
 from stem_dask.versions import own_versions, refuse_other_versions, refuse_task_of_others
 
@@ -66,6 +66,27 @@ def is_lost(client: Any, error: BaseException) -> bool:
         and not isinstance(error, StemDaskError)
         and client.status != "running"
     )
+
+
+def refuse_no_client(client: Any) -> None:
+    """Refuse what a user gives in place of a client that can be waited for.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else, such as a cluster, or asynchronous.
+    """
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise ConfigError(
+            f"the client is a {type(client).__name__}; expected a distributed.Client, such as Client(cluster) or Client(address)"
+        )
+    if client.asynchronous:
+        raise ConfigError(
+            f"the client of {client.scheduler.address} is asynchronous, and what is called here waits for its workers; use a "
+            "Client without asynchronous=True, in a coroutine by asyncio.to_thread"
+        )
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Where a job runs by the command line: --cluster, jobs of SLURM that cannot be, and processes that others started."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -332,6 +333,38 @@ def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypa
         assert asked == []
         run_job(make_config(beam_file, name="b.zarr"), connection=connection.client)
     assert asked == [[str(beam_file), config.output.path.replace("out.zarr", "b.run")]]
+
+
+def test_what_is_no_client_that_waits(tmp_path, beam_file, make_config):
+    """A cluster, an address, and a client of a program with a loop of its own: it was an AttributeError, or a TypeError."""
+    import stem_dask as sd
+
+    config, out = make_config(beam_file), tmp_path / "out.h5"
+
+    def refused(client, told):
+        with pytest.raises(ConfigError, match=told):
+            run_job(config, connection=client)
+        with pytest.raises(ConfigError, match=told):
+            sd.export(sd.open(beam_file), out, client=client)
+
+    refused(
+        "tls://node1:8786",
+        r"^the client is a str; expected a distributed\.Client, such as Client\(cl",
+    )
+
+    async def program():
+        options = {"n_workers": 1, "processes": False, "dashboard_address": ":0"}
+        async with (
+            LocalCluster(asynchronous=True, **options) as there,
+            Client(there, asynchronous=True) as client,
+        ):
+            refused(there, "^the client is a LocalCluster; expected")
+            refused(client, r"^the client of inproc://\S+ is asynchronous, .*asyncio\.to_thread$")
+            with pytest.raises(ConfigError, match="is asynchronous"):
+                sd.export(sd.open(beam_file), out)  # the active one
+
+    asyncio.run(program())
+    assert [path.name for path in tmp_path.iterdir()] == [beam_file.name]
 
 
 def test_a_client_that_was_closed(beam_file, make_config):
