@@ -182,7 +182,9 @@ class _Flight:
         #: what a call takes, as far as it is known
         self.seconds = math.inf
         self.over = threading.Event()
-        threading.Thread(target=_watch, args=(client, self.over), daemon=True).start()
+        #: when something came back
+        self.heard = time.monotonic()
+        threading.Thread(target=_watch, args=(self,), daemon=True).start()
         with _lock:
             _flights[client.id] += 1
             # of a client's own topic the scheduler forgets all when the client is gone
@@ -218,6 +220,7 @@ class _Flight:
         while self.missing or self.futures:
             try:
                 news = self.news.get(timeout=WORKERS_SECONDS)
+                self.heard = time.monotonic()
             except queue.Empty:
                 news = None
                 if self.client.status == "closed":  # given up, and nobody is left to say so
@@ -260,17 +263,34 @@ class _Flight:
                     self.client.unsubscribe_topic(self.client.id)
 
 
-def _watch(client: Any, over: threading.Event) -> None:
-    """Say that no worker is left, and that one has come: without any, calls wait, and nothing else would tell."""
-    told = False
-    while not over.wait(ALONE_SECONDS):
+def _watch(flight: _Flight) -> None:
+    """Say why nothing comes of a flight: no worker is left, or they wait until their memory is less; and that there is one again."""
+    said, client = "", flight.client
+    while not flight.over.wait(ALONE_SECONDS):
         with contextlib.suppress(Exception):  # of a lost connection, which the flight itself meets
-            alone = not client.nthreads()
-            if alone and not told:
-                _logger.warning("no worker is left; the run waits until there is one")
-            elif told and not alone:
+            idle = _why_idle(client, time.monotonic() - flight.heard)
+            if idle and idle != said:
+                _logger.warning(idle)
+            elif said and not idle:
                 _logger.warning("there are workers again; the run goes on")
-            told = alone
+            said = idle
+
+
+def _why_idle(client: Any, silent_seconds: float) -> str:
+    """What the user can do something about; empty when there is nothing."""
+    n_workers = len(client.nthreads())
+    if not n_workers:
+        return "no worker is left; the run waits until there is one"
+    n_running = len(client.sync(client.scheduler.ncores_running, workers=None))
+    if n_running == n_workers or silent_seconds < ALONE_SECONDS / 2:
+        return ""
+    states = [w["status"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if "paused" not in states:
+        return ""
+    return (
+        f"{states.count('paused')} of {len(states)} workers wait until less of their memory is used, which may be never; stop "
+        "the run, start workers with more memory, or with distributed.worker.memory.pause at False, and the same command goes on"
+    )
 
 
 def _note(event: tuple[float, Any]) -> None:
