@@ -95,10 +95,13 @@ def check_command(options: argparse.Namespace) -> int:
 
         prepared = prepare(config)
         from stem_dask.describe import describe_job
+        from stem_dask.fitting import refuse_unfit
 
         print("\n".join(describe_job(prepared.config, prepared.found, prepared.known)))
         if prepared.complete:
             print(f"already complete: {prepared.outputs.store}")
+        else:
+            refuse_unfit(prepared)
         return 0
 
     configs = load_configs(options.config, options.overrides)

@@ -127,8 +127,13 @@ def connect(
             f"cluster.host is {host!r}, where processes of ours would listen; "
             "it needs kind: local or slurm, without address or scheduler_file"
         )
+    import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
+
     if others:
-        with _join(address, scheduler_file, insecure, say) as connection:
+        with (
+            dask.config.set(_settings("scheduler")),
+            _join(address, scheduler_file, insecure, say) as connection,
+        ):
             yield connection
         return
     kind = _kind(kind, input_bytes, device)
@@ -136,8 +141,6 @@ def connect(
         raise ConfigError(
             f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
         )
-    import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
-
     with dask.config.set(_settings(kind)), contextlib.ExitStack() as stack:
         if kind == "slurm":
             asked = _jobs(n_workers, threads_per_worker, memory_limit, jobs, walltime)
@@ -181,7 +184,7 @@ def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Itera
     place = {} if host is None else {"host": host}
     scheduler = {**place, **LATER, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
     # ours, or what the user has set: the workers are told, because they start on other machines
-    settings = {key: dask.config.get(key) for key in SETTINGS if ".worker." in key}
+    settings = {key: dask.config.get(key) for key in SETTINGS}
     with slurm_cluster(
         jobs, scheduler=scheduler, security=security, settings=settings, say=say
     ) as client:

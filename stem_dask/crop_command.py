@@ -71,7 +71,7 @@ def _crop_into(
 ) -> int:
     """Crop one input, or made-up data, into one file."""
     from stem_dask.errors import ConfigError
-    from stem_dask.io.publish import refuse_existing, remove, run_folder
+    from stem_dask.io.publish import make_folder, refuse_existing, remove, run_folder
 
     output = Path(place).absolute()
     if output.suffix not in (".pt", ".hspy", ".zarr"):
@@ -81,7 +81,7 @@ def _crop_into(
         beside.append(output.with_name(f"{output.stem}_visualization.png"))
     for path in (output, *beside):
         refuse_existing(path, options.overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     folder = Path(run_folder(output))
     folder.mkdir(exist_ok=True)
     try:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import chosen_device
-from stem_dask.io.publish import publish, temporary
+from stem_dask.io.publish import make_folder, publish, temporary
 from stem_dask.kernels import crop_on_gpu
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, Axis
@@ -298,7 +298,7 @@ class DiffractionCropper:
     def _save(self, path: Path, data: Any, cropped: Any, results: dict[str, Any]) -> None:
         import torch
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         tensor = cropped if isinstance(cropped, torch.Tensor) else torch.from_numpy(cropped)
         with open(
             temporary(path), "wb"

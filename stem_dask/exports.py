@@ -1,6 +1,8 @@
 """Write patterns as .zarr, .pt, .hspy, .npy, .h5 or .zspy: lazy in, a file out, block by block."""
 
+import contextlib
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,24 @@ import numpy as np
 import xarray as xr
 
 from stem_dask import engine
-from stem_dask.errors import StoreError
+from stem_dask.errors import SourceError, StoreError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
-from stem_dask.io.publish import publish, refuse_existing, remove, temporary
+from stem_dask.io.parts import files_of
+from stem_dask.io.publish import (
+    make_folder,
+    publish,
+    refuse_existing,
+    remove,
+    telling,
+    temporary,
+)
 from stem_dask.io.sources import ZarrArray, identity
 from stem_dask.io.store import ABOUT_SOURCE, open_group
 from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
+from stem_dask.submission import connected, refuse_no_client
 from stem_dask.target import POSITION_COORDS, Target
 from stem_dask.urls import refuse_url
 
@@ -43,7 +54,7 @@ def export(
     Parameters
     ----------
     patterns : (…, ky, kx)
-    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy
+    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; its folder is made where it is missing
     analysis : what is known of each pattern, stored with them (a .npy has no place for it, nor for the axes)
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
         (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W), ``bare`` the bare tensor as the patterns are
@@ -64,9 +75,9 @@ def export(
     OutputExistsError
         When the file exists and ``overwrite`` is False.
     ConfigError
-        When the suffix, layout or codec is unknown, or the format has no codecs.
-    StoreError
-        When workers do not see the folder.
+        When the suffix, layout or codec is unknown, or the format has no codecs; or the client is none that can wait.
+    SourceError, StoreError
+        When workers do not see the input, or the folder of the output; or nothing can be written there.
 
     Examples
     --------
@@ -91,20 +102,25 @@ def export(
     )
     refuse_existing(path, overwrite)
     client = active_client() if client is None else client
+    if client is not None:
+        refuse_no_client(client)
     if client is not None and journal is None:  # of a run this is known
-        _refuse_unseen(client, path)
+        _refuse_unseen(client, patterns, path)
+    make_folder(path)
     try:
-        engine.run(
-            target.outputs(),
-            len(lead_dims(patterns)),
-            target.sink(),
-            client=client,
-            progress=progress,
-            journal=journal,
-            job=export_job(path, layout, codec, rechunk),
-        )
-        notes = target.finish()
-        publish(path)
+        # of a run the file on the way is named: it stays there
+        with telling(path) if journal is None else contextlib.nullcontext():
+            engine.run(
+                target.outputs(),
+                len(lead_dims(patterns)),
+                target.sink(),
+                client=client,
+                progress=progress,
+                journal=journal,
+                job=export_job(path, layout, codec, rechunk),
+            )
+            notes = target.finish()
+            publish(path)
     except BaseException:
         if journal is None:
             remove(temporary(path))
@@ -115,14 +131,21 @@ def export(
     return notes
 
 
-def _refuse_unseen(client: Any, path: str) -> None:
-    """Refuse workers on machines that do not see the output's folder: a .zarr would be written there, and missing here."""
+def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
+    """Refuse workers on machines that do not see the input, or the output's folder: a .zarr would be written there, and
+    missing here.
+    """
     from stem_dask.rehearsal import see
 
-    folder = next(parent for parent in Path(path).parents if parent.exists())
-    with tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder) as made:
+    places: dict[str, type[SourceError] | type[StoreError]]
+    files = files_of(patterns.data.dask.layers)
+    places = {file: SourceError for file in files if os.path.exists(file)}  # else that is told
+    folder = next(parent for parent in Path(path).parents if parent.is_dir())
+    own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
+    with telling(path), own as made:
         try:
-            see(client, {made: StoreError})
+            with connected(client):
+                see(client, {**places, made: StoreError})
         except StoreError as error:
             raise StoreError(str(error).replace(made, str(folder))) from None
 

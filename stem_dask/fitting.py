@@ -19,6 +19,19 @@ def refuse_too_small(prepared: Prepared) -> None:
     worker = planned(config.cluster, found.n_bytes, config.device)
     if worker.room is None or (worker.room > 0 and config.cluster.kind != "slurm"):
         return
+    refuse_unfit(prepared)
+
+
+def refuse_unfit(prepared: Prepared) -> None:
+    """The same for all workers of ours, however long it takes: what a run would refuse.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker will not have the memory.
+    """
+    config, found = prepared.config, prepared.found
+    worker = planned(config.cluster, found.n_bytes, config.device)
     from stem_dask.gpu_memory import with_cuda
     from stem_dask.projection import check_memory, fitting_block
 

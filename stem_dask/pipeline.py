@@ -12,7 +12,7 @@ from stem_dask.model import Progress, Step
 from stem_dask.options import Config
 from stem_dask.preflight import Prepared, begun, input_lines, prepare
 from stem_dask.state import RunState
-from stem_dask.submission import connected
+from stem_dask.submission import connected, refuse_no_client
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -59,6 +59,8 @@ def run(
         When the job cannot be done; nothing appears under a final name, and older outputs stay.
     """
     say = say or (lambda text: None)
+    if connection is not None and not isinstance(connection, Connection):
+        refuse_no_client(connection)
     prepared = config if isinstance(config, Prepared) else prepare(config)
     options: dict[str, Any] = {"progress": progress, "common": common, "alone": alone}
     if not prepared.complete and state is None:

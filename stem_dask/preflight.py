@@ -15,7 +15,7 @@ from stem_dask.gpus import chosen_device
 from stem_dask.io.given import with_given
 from stem_dask.io.objects import at, of_output, remove_below
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
-from stem_dask.io.publish import refuse_existing, run_folder, temporary
+from stem_dask.io.publish import make_folder, refuse_existing, run_folder, temporary
 from stem_dask.io.read import Found, find
 from stem_dask.io.sources import DETECTOR_SLOWEST
 from stem_dask.io.turned import detector_first
@@ -82,7 +82,7 @@ def prepare(config: Config) -> Prepared:
 def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.state.open_state`."""
     config, outputs = prepared.config, prepared.outputs
-    Path(outputs.path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(outputs.path)
     temporaries = tuple(temporary(path) for path in outputs.local())
     options = _deciding(to_dict(config), contents(config))
     mark = token(config, prepared.found)
@@ -158,7 +158,7 @@ def find_input(config: Config) -> Found:
         from stem_dask.synthetic import write_dataset
 
         path = str(Path(Outputs.of(config).path).absolute().parent / "synthetic.dm4")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         if not Path(path).exists():
             write_dataset(path)
     return find(

@@ -31,6 +31,7 @@ from stem_dask.plan import (
     MIB,
     PIECE_BYTES,
     SLAB_BYTES,
+    USABLE_SHARE,
     Footprint,
     Worker,
     axis_window,
@@ -165,10 +166,10 @@ def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ..
     sizes = memory_of(config, found)
     most = most_positions(sizes, worker.room)
     if most < 1:
-        need = projected_bytes(sizes, 1, worker)
+        need = projected_bytes(sizes, 1, worker) / USABLE_SHARE
         raise MemoryBudgetError(
             f"a worker with {worker} cannot hold a single pattern: it "
-            f"needs {size(need)}; raise cluster.memory_limit, or use fewer threads_per_worker"
+            f"needs {math.ceil(need / 1e6):,} MB; raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     return block_positions(found, config.output.chunk_mb, most)
 
@@ -238,7 +239,7 @@ def check_memory(config: Config, found: Found, block: Sequence[int], worker: Wor
     fits = math.prod(fitting_block(auto, found, worker)) * pattern_bytes / MIB
     raise MemoryBudgetError(
         f"a worker would need {size(need)} for blocks of {math.prod(block):,} patterns and has {size(worker.limit)}; "
-        f"output.chunk_mb={math.floor(fits * 100) / 100:g} fits, or raise cluster.memory_limit"
+        f"output.chunk_mb={math.floor(fits * 100) / 100:g} fits, or raise cluster.memory_limit to {math.ceil(need / 1e6)}MB"
     )
 
 

@@ -18,6 +18,7 @@ import stem_dask.stages.summary
 import stem_dask.stages.validate  # noqa: F401
 from stem_dask.allocation import exempt_from_collection
 from stem_dask.errors import SourceError, StemDaskError, StoreError, WorkerLostError
+from stem_dask.io.absent import SHARED
 from stem_dask.io.codec import blosc_bytes
 from stem_dask.io.objects import below
 from stem_dask.kernels.analysis import analyze_patterns
@@ -116,7 +117,7 @@ def see(client: Any, paths: Mapping[str, type[SourceError] | type[StoreError]]) 
     Raises
     ------
     SourceError, StoreError
-        When a worker does not see one of them; names its machine.
+        When a worker does not see one of them; names its machine, or the first ones.
     """
     if client is None:
         return
@@ -127,10 +128,22 @@ def see(client: Any, paths: Mapping[str, type[SourceError] | type[StoreError]]) 
         if not missing:
             return
         time.sleep(wait_seconds)
-    host, path = missing[0]
-    raise paths[path](
-        f"a worker on {host} does not see {path}; input and output must be in folders that all machines of the cluster share"
-    )
+    path = min((path for _, path in missing), key=[*paths].index)
+    hosts = sorted({host for host, at in missing if at == path})
+    who = f"a worker on {hosts[0]} does" if len(hosts) == 1 else f"workers on {_some(hosts)} do"
+    raise paths[path](f"{who} not see {path}; {SHARED}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three, and how many more there are.
+
+    Examples
+    --------
+    >>> _some(["a", "b"]), _some(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    more = f" and {len(names) - 3} more" * (len(names) > 3)
+    return ", ".join(names[:3]) + more
 
 
 def unseen(paths: Sequence[str]) -> tuple[str, str] | None:

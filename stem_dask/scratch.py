@@ -1,14 +1,20 @@
-"""A folder for the files of workers on this machine; what a run that was killed has left of its own is removed."""
+"""Folders of a run for its workers: their files on this machine, and keys; what a run that was killed has left is removed."""
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from stem_dask.errors import LockedError
+from stem_dask.lock import locked
+
 #: of such folders; "new" while nobody holds it yet
 PREFIX, NEW = "stem_dask-workers-", "stem_dask-new-"
+#: of folders with keys, and of what is held while there is one
+KEYS, HELD = "keys-", ".lock"
 
 
 @contextlib.contextmanager
@@ -64,3 +70,34 @@ def _remove_abandoned(place: Path) -> None:
             if handle is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(handle)
+
+
+@contextlib.contextmanager
+def keys(place: str | Path) -> Iterator[str]:
+    """A folder that only its owner reads, below one that other machines see too; removed at the end, as are those of dead runs.
+
+    Beside it lies a lock (`stem_dask.lock`), which is held before the folder is made, and longer than it lasts: that of a run
+    on this machine is free at its end, and of one elsewhere that was silent for a minute. Without locks nothing is removed
+    but the own folder.
+
+    Examples
+    --------
+    >>> with keys(tempfile.mkdtemp()) as folder:
+    ...     oct(os.stat(folder).st_mode & 0o777)
+    '0o700'
+    """
+    for lock in Path(place).glob(f"{KEYS}*{HELD}"):
+        with contextlib.suppress(OSError, LockedError):
+            if os.lstat(lock).st_uid == os.getuid():
+                with locked(lock):
+                    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    folder = Path(place) / f"{KEYS}{secrets.token_hex(8)}"
+    lock = folder.with_name(folder.name + HELD)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock))
+        except (OSError, LockedError):
+            lock.unlink(missing_ok=True)
+        folder.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield str(folder)

@@ -5,9 +5,9 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +19,7 @@ from stem_dask.dashboard import load_when_opened
 from stem_dask.errors import ConfigError
 from stem_dask.limits import ONE_THREAD
 from stem_dask.processes import started
+from stem_dask.scratch import keys
 
 #: where a job's output goes and, while it runs, the keys: as most sites have it, all nodes see the home folder
 LOG_DIRECTORY = "~/.stem_dask/jobs"
@@ -104,7 +105,7 @@ def script_lines(settings: Mapping[str, Any]) -> list[str]:
         f"DASK_{key.replace('.', '__').replace('-', '_').upper()}": value
         for key, value in settings.items()
     }
-    return [f"export {name}={value}" for name, value in {**ONE_THREAD, **names}.items()]
+    return [f"export {name}={shlex.quote(str(v))}" for name, v in {**ONE_THREAD, **names}.items()]
 
 
 def cluster_options(jobs: Jobs, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def slurm_cluster(
     options = cluster_options(jobs, settings)
     own_cluster = _replacing()
     with contextlib.ExitStack() as stack:
-        keys = stack.enter_context(tempfile.TemporaryDirectory(prefix="keys-", dir=folder))
+        keys_folder = stack.enter_context(keys(folder))
 
         def start() -> Any:
             with warnings.catch_warnings():
@@ -181,7 +182,7 @@ def slurm_cluster(
                     **options,
                     scheduler_options=dict(scheduler),
                     security=security,
-                    shared_temp_directory=keys,
+                    shared_temp_directory=keys_folder,
                 )
             load_when_opened(cluster.scheduler)
             return cluster

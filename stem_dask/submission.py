@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import dask
 
-from stem_dask.errors import InterruptedRunError, StemDaskError, WorkerLostError
+from stem_dask.errors import ConfigError, InterruptedRunError, StemDaskError, WorkerLostError
 from stem_dask.hearing import listening, silence
 from stem_dask.versions import own_versions, refuse_other_versions, refuse_task_of_others
 
@@ -66,6 +66,27 @@ def is_lost(client: Any, error: BaseException) -> bool:
         and not isinstance(error, StemDaskError)
         and client.status != "running"
     )
+
+
+def refuse_no_client(client: Any) -> None:
+    """Refuse what a user gives in place of a client that can be waited for.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else, such as a cluster, or asynchronous.
+    """
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise ConfigError(
+            f"the client is a {type(client).__name__}; expected a distributed.Client, such as Client(cluster) or Client(address)"
+        )
+    if client.asynchronous:
+        raise ConfigError(
+            f"the client of {client.scheduler.address} is asynchronous, and what is called here waits for its workers; use a "
+            "Client without asynchronous=True, in a coroutine by asyncio.to_thread"
+        )
 
 
 @contextlib.contextmanager
@@ -161,7 +182,9 @@ class _Flight:
         #: what a call takes, as far as it is known
         self.seconds = math.inf
         self.over = threading.Event()
-        threading.Thread(target=_watch, args=(client, self.over), daemon=True).start()
+        #: when something came back
+        self.heard = time.monotonic()
+        threading.Thread(target=_watch, args=(self,), daemon=True).start()
         with _lock:
             _flights[client.id] += 1
             # of a client's own topic the scheduler forgets all when the client is gone
@@ -197,6 +220,7 @@ class _Flight:
         while self.missing or self.futures:
             try:
                 news = self.news.get(timeout=WORKERS_SECONDS)
+                self.heard = time.monotonic()
             except queue.Empty:
                 news = None
                 if self.client.status == "closed":  # given up, and nobody is left to say so
@@ -239,17 +263,34 @@ class _Flight:
                     self.client.unsubscribe_topic(self.client.id)
 
 
-def _watch(client: Any, over: threading.Event) -> None:
-    """Say that no worker is left, and that one has come: without any, calls wait, and nothing else would tell."""
-    told = False
-    while not over.wait(ALONE_SECONDS):
+def _watch(flight: _Flight) -> None:
+    """Say why nothing comes of a flight: no worker is left, or they wait until their memory is less; and that there is one again."""
+    said, client = "", flight.client
+    while not flight.over.wait(ALONE_SECONDS):
         with contextlib.suppress(Exception):  # of a lost connection, which the flight itself meets
-            alone = not client.nthreads()
-            if alone and not told:
-                _logger.warning("no worker is left; the run waits until there is one")
-            elif told and not alone:
+            idle = _why_idle(client, time.monotonic() - flight.heard)
+            if idle and idle != said:
+                _logger.warning(idle)
+            elif said and not idle:
                 _logger.warning("there are workers again; the run goes on")
-            told = alone
+            said = idle
+
+
+def _why_idle(client: Any, silent_seconds: float) -> str:
+    """What the user can do something about; empty when there is nothing."""
+    n_workers = len(client.nthreads())
+    if not n_workers:
+        return "no worker is left; the run waits until there is one"
+    n_running = len(client.sync(client.scheduler.ncores_running, workers=None))
+    if n_running == n_workers or silent_seconds < ALONE_SECONDS / 2:
+        return ""
+    states = [w["status"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if "paused" not in states:
+        return ""
+    return (
+        f"{states.count('paused')} of {len(states)} workers wait until less of their memory is used, which may be never; stop "
+        "the run, start workers with more memory, or with distributed.worker.memory.pause at False, and the same command goes on"
+    )
 
 
 def _note(event: tuple[float, Any]) -> None:

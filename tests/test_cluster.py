@@ -197,9 +197,17 @@ def test_what_a_run_says_of_its_place(monkeypatch):
 # --- started ----------------------------------------------------------------------------------------------------
 
 
-def test_few_of_the_last_messages_are_kept():
+@pytest.mark.parametrize("whose", ["ours", "others"])
+def test_few_of_the_last_messages_are_kept(whose):
     """Our blocks to be are in them: a thousand, Dask's own choice, made the client grow with their number."""
-    with connect("threads", threads_per_worker=1) as connection:
+    with contextlib.ExitStack() as stack:
+        options = {"kind": "threads", "threads_per_worker": 1}
+        if whose == "others":
+            there = stack.enter_context(
+                LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=":0")
+            )
+            options = {"address": there.scheduler_address}
+        connection = stack.enter_context(connect(**options))
         for n in range(100):
             connection.client.submit(int, str(n), pure=False).result()
         kept = connection.client.scheduler_comm.recent_message_log

@@ -1,5 +1,6 @@
 """Where a job runs by the command line: --cluster, jobs of SLURM that cannot be, and processes that others started."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -273,6 +274,11 @@ def test_folders_that_other_machines_do_not_see(monkeypatch):
     answers[:] = [("node7", "/tmp/a.run")] * 3
     with pytest.raises(StoreError, match=r"on node7 does not see /tmp/a\.run; .* all machines"):
         see(Client(), places)
+    many = {n: (f"node{n}", "/data/a.dm4") for n in (9, 7, 3, 5, 7)} | {0: ("a", "/tmp/a.run")}
+    monkeypatch.setattr(Client, "run", lambda *args, **options: many)
+    told = r"workers on node3, node5, node7 and 1 more do not see /data/a\.dm4; "
+    with pytest.raises(SourceError, match=told):
+        see(Client(), places)
 
 
 def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
@@ -296,8 +302,26 @@ def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
 
 def _unseen(paths):
     """What a worker with a disk of its own answers."""
-    assert os.path.isdir(paths[0])
+    assert os.path.exists(paths[0])
     return "node7", paths[0]
+
+
+def test_an_export_of_what_workers_do_not_see(tmp_path, monkeypatch):
+    """The input is in the graph, whatever has been made of it; what is in memory is not read any more."""
+    import stem_dask as sd
+
+    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0,))
+    monkeypatch.setattr("stem_dask.rehearsal.unseen", _unseen)
+    np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
+    patterns = sd.downsample(sd.open(tmp_path / "a.npy"), 2)
+    out = tmp_path / "a.zarr"
+    with connect("threads", threads_per_worker=1) as connection:
+        told = rf"a worker on node7 does not see {tmp_path}/a\.npy; .*folders that all machines"
+        with pytest.raises(SourceError, match=told):
+            sd.export(patterns, out, client=connection.client)
+        with pytest.raises(StoreError, match=rf"on node7 does not see {tmp_path}; "):
+            sd.export(patterns.persist(), out, client=connection.client)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
 def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):
@@ -309,6 +333,38 @@ def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypa
         assert asked == []
         run_job(make_config(beam_file, name="b.zarr"), connection=connection.client)
     assert asked == [[str(beam_file), config.output.path.replace("out.zarr", "b.run")]]
+
+
+def test_what_is_no_client_that_waits(tmp_path, beam_file, make_config):
+    """A cluster, an address, and a client of a program with a loop of its own: it was an AttributeError, or a TypeError."""
+    import stem_dask as sd
+
+    config, out = make_config(beam_file), tmp_path / "out.h5"
+
+    def refused(client, told):
+        with pytest.raises(ConfigError, match=told):
+            run_job(config, connection=client)
+        with pytest.raises(ConfigError, match=told):
+            sd.export(sd.open(beam_file), out, client=client)
+
+    refused(
+        "tls://node1:8786",
+        r"^the client is a str; expected a distributed\.Client, such as Client\(cl",
+    )
+
+    async def program():
+        options = {"n_workers": 1, "processes": False, "dashboard_address": ":0"}
+        async with (
+            LocalCluster(asynchronous=True, **options) as there,
+            Client(there, asynchronous=True) as client,
+        ):
+            refused(there, "^the client is a LocalCluster; expected")
+            refused(client, r"^the client of inproc://\S+ is asynchronous, .*asyncio\.to_thread$")
+            with pytest.raises(ConfigError, match="is asynchronous"):
+                sd.export(sd.open(beam_file), out)  # the active one
+
+    asyncio.run(program())
+    assert [path.name for path in tmp_path.iterdir()] == [beam_file.name]
 
 
 def test_a_client_that_was_closed(beam_file, make_config):

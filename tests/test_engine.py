@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from dask.array.core import getter
 from distributed import Client, LocalCluster, get_worker
+from distributed.core import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -942,6 +943,29 @@ def test_that_no_worker_is_left_is_told(monkeypatch):
         finally:
             logger.removeHandler(listener)
     assert told[0] == "no worker is left; the run waits until there is one"
+
+
+@pytest.mark.parametrize("silent", [0.0, 1e9])
+def test_that_workers_are_paused_is_told(monkeypatch, silent):
+    """Dask has a worker wait that is nearly full, where it was not told otherwise; nothing said why a run stood still."""
+    monkeypatch.setattr(submission, "ALONE_SECONDS", 1.0)
+    options = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with LocalCluster(n_workers=2, **options) as cluster, Client(cluster) as client:
+        assert submission._why_idle(client, silent) == ""
+        cluster.workers[0].status = Status.paused
+
+        def n_running():
+            return len(client.sync(client.scheduler.ncores_running, workers=None))
+
+        while n_running() == 2:
+            pass  # the scheduler hears it in a moment
+        told = submission._why_idle(client, silent)
+        assert told.startswith("1 of 2 workers wait until less of their memory" if silent else "")
+        assert bool(told) == bool(silent)
+        cluster.workers[0].status = Status.running
+        while n_running() < 2:
+            pass
+        assert submission._why_idle(client, silent) == ""
 
 
 def test_workers_that_join_get_tasks(monkeypatch):

@@ -1,9 +1,11 @@
 """Workers that would not have the memory for a job are not started, and no job of SLURM is submitted for them."""
 
+import re
+
 import numpy as np
 import pytest
 
-from stem_dask import batch, pipeline
+from stem_dask import batch, cli, pipeline
 from stem_dask.config import load_configs
 from stem_dask.errors import MemoryBudgetError
 from stem_dask.fitting import refuse_too_small
@@ -63,3 +65,27 @@ def test_a_batch_of_which_none_fits_starts_nothing(tmp_path, beam_file, nothing_
     configs = load_configs(config, [f"input.path=[{beam_file}, {other}]"])
     assert batch.run_all(configs) == 2
     assert capsys.readouterr().err.count("cannot hold a single pattern") == 2
+
+
+@pytest.mark.parametrize("chunk_mb", ["auto", 16])
+def test_the_memory_that_is_named_suffices(tmp_path, make_config, capsys, chunk_mb):
+    """And `check` refuses what a run refuses, when it has said all: it told the two numbers and ended with 0."""
+    source = tmp_path / "scan.npy"
+    np.save(source, np.zeros((8, 128, 128, 128), np.uint16))
+    words = ["check", str(tmp_path / "a.yaml"), f"output.chunk_mb={chunk_mb}"]
+    (tmp_path / "a.yaml").write_text(
+        f"input: {{path: {source}}}\noutput: {{path: {tmp_path}/a.zarr, export: [hspy], figure: false}}\n"
+        "cluster: {kind: local, n_workers: 1, threads_per_worker: 1}\n"
+    )
+    given = 175 if chunk_mb == "auto" else 190
+    assert cli.main([*words, f"cluster.memory_limit={given}MB"]) == 2
+    told = capsys.readouterr()
+    pattern = {
+        "auto": rf"a worker with {given} MB for 1 thread cannot hold a single pattern: it needs (\d+) MB; raise",
+        16: rf"would need .* and has {given} MB; output\.chunk_mb=.* fits, or raise cluster.memory_limit to (\d+)MB$",
+    }[chunk_mb]
+    need = int(re.search(pattern, told.err).group(1))
+    assert cli.main([*words, f"cluster.memory_limit={need - 1}MB"]) == 2
+    capsys.readouterr()
+    assert cli.main([*words, f"cluster.memory_limit={need}MB"]) == 0
+    assert f"which has {need} MB\n" in capsys.readouterr().out

@@ -1,16 +1,22 @@
 """stem-dask batch: several configs here, and as a job array for SLURM (which tests/test_slurm.py runs)."""
 
+import contextlib
+import json
 import os
 import shlex
 import stat
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from stem_dask import cli, job_array, slurm
+from stem_dask import cli, cluster, job_array, slurm
+from stem_dask.limits import ONE_THREAD
+from stem_dask.processes import SETTINGS
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 
@@ -148,6 +154,50 @@ def test_templates_end_as_the_array_does(name):
     assert text.endswith(job_array._END.format(command="stem-dask run"))
     assert f"--signal=B:TERM@{job_array.SIGNAL_SECONDS}" in text
     subprocess.run(["bash", "-n", TEMPLATES / f"{name}.sh"], check=True)
+
+
+#: what a worker that starts with an environment takes from it
+TAKEN = """
+import json, os, sys, dask, distributed
+settings, names = json.loads(sys.argv[1])
+print(json.dumps([{key: dask.config.get(key) for key in settings}, {name: os.getenv(name) for name in names}]))
+"""
+
+
+def _lines_of_jobs(monkeypatch):
+    """Of the script of a job that a run asks for."""
+    given = {}
+
+    @contextlib.contextmanager
+    def jobs(asked, **options):
+        given.update(options)
+        yield SimpleNamespace(scheduler=SimpleNamespace(address="tcp://127.0.0.1:1"))
+
+    connection = cluster.Connection(None, "slurm", 1, 1, "", cluster.Worker(None, 1))
+    monkeypatch.setattr(cluster, "slurm_cluster", jobs)
+    monkeypatch.setattr(cluster, "_describe", lambda client, kind: connection)
+    monkeypatch.setattr(cluster, "_on_loopback", lambda there: there)
+    asked = {"host": "127.0.0.1", "walltime": "1:00:00", "memory_limit": "1GB"}
+    with cluster.connect("slurm", **asked):
+        pass
+    return slurm.script_lines(given["settings"])
+
+
+def _lines_of_the_template(monkeypatch):
+    text = (TEMPLATES / "many_nodes.sh").read_text()
+    return [line for line in text.splitlines() if line.startswith("export ")]
+
+
+@pytest.mark.parametrize("lines_of", [_lines_of_jobs, _lines_of_the_template])
+def test_workers_on_other_machines_are_set_as_those_here(monkeypatch, lines_of):
+    """Above all, not to wait until their memory is less, which may be never."""
+    kept = {k: v for k, v in os.environ.items() if k not in ONE_THREAD and k[:5] != "DASK_"}
+    words = ["-c", TAKEN, json.dumps([[*SETTINGS], [*ONE_THREAD]])]
+    script = "\n".join([*lines_of(monkeypatch), shlex.join([sys.executable, *words])])
+    done = subprocess.run(
+        ["bash", "-c", script], env=kept, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [SETTINGS, ONE_THREAD]
 
 
 @pytest.mark.parametrize(

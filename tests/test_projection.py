@@ -179,7 +179,7 @@ def test_a_block_that_does_not(make_config: Any, tmp_path: Path) -> None:
 def test_not_even_one_pattern(make_config: Any, tmp_path: Path) -> None:
     config = make_config(noise(tmp_path / "noise.npy"))
     with pytest.raises(
-        MemoryBudgetError, match=r"200 MB for 3 threads cannot hold .* needs 222 MB"
+        MemoryBudgetError, match=r"200 MB for 3 threads cannot hold .* needs 234 MB"
     ):
         fitting_block(config, find_input(config), Worker(200 * 10**6, 3))
 

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import slurm_node
@@ -19,6 +20,7 @@ from stem_dask.config import load_config
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.present import missing_gpu
 from stem_dask.pipeline import run as run_job
+from stem_dask.processes import SETTINGS
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 PATIENCE = 90.0
@@ -249,8 +251,10 @@ def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
     monkeypatch.setattr("stem_dask.slurm.GONE_SECONDS", 0.5)
     with workers(folder, n_workers=2) as connection:
         client = connection.client
-        spill = client.run(lambda dask_worker: dask_worker.memory_manager.memory_spill_fraction)
-        assert set(spill.values()) == {False}
+        settings = client.run(lambda keys: {key: dask.config.get(key) for key in keys}, [*SETTINGS])
+        assert list(settings.values()) == [SETTINGS] * len(client.nthreads())
+        pause = client.run(lambda dask_worker: dask_worker.memory_manager.memory_pause_fraction)
+        assert set(pause.values()) == {False}
         jobs = set()
         end = time.monotonic() + PATIENCE
         while len(jobs) < 2:

@@ -19,9 +19,16 @@ trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$folder"' EXIT
 keys=$(stem-dask keys "$folder") || exit 1
 eval "$keys"
 
-# tasks keep nothing, so that there is nothing to spill; and one thread for each library in each worker
+# as a run sets them for workers of its own (stem_dask/processes.py): above all, tasks keep nothing, so that there is nothing
+# to spill, and a worker that waited until its memory is less might wait for ever
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False
-export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=0.98
+export DASK_DISTRIBUTED__WORKER__PROFILE__INTERVAL=100ms DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=60s
+export DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH=20 DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL=200ms
+export DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD=1GB
+# and one thread for each library in each worker
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1
+export NUMBA_NUM_THREADS=1 BLOSC_NTHREADS=1
 
 # a step with workers that SLURM ended, for want of memory perhaps, does not come back: no use in waiting for the wall time
 export DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=300s

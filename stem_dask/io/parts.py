@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError, told_as
+from stem_dask.io.absent import path_of, present
 from stem_dask.io.buffers import buffer_for
 from stem_dask.io.frames import Flipped, FramedFile, Squeezed
 from stem_dask.io.merlin import LongCounts, QuadCounts, RawCounts
@@ -25,9 +26,22 @@ VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCo
 _straight: WeakValueDictionary[str, Indexed] = WeakValueDictionary()
 
 
+#: and the same in pieces, by the same name, which a graph holds in place of them
+_in_parts: WeakValueDictionary[str, InParts] = WeakValueDictionary()
+#: what the name of a lazy array in pieces has before it
+PARTS = "parts-"
+
+
 def note_straight(name: str, source: Indexed) -> None:
     """Remember that the lazy array of this name is what the source holds."""
     _straight[name] = source
+
+
+def files_of(names: Iterable[str]) -> list[str]:
+    """Files and folders that lazy arrays are read from, of these names (layers of a graph), sorted."""
+    plain = [name.removeprefix(PARTS) for name in names]
+    sources = [known.get(name) for name in plain for known in (_straight, _in_parts)]
+    return sorted({path for one in sources if (path := path_of(one)) is not None})
 
 
 def is_read_in_pieces(source: Source) -> bool:
@@ -48,7 +62,7 @@ def read_in_pieces(name: str) -> InParts | None:
     source = _straight.get(name)
     if source is None or not is_read_in_pieces(source.source):
         return None
-    return InParts(source.source)
+    return _in_parts.setdefault(name, InParts(source.source))
 
 
 def pixels_apart(name: str) -> bool:
@@ -78,11 +92,12 @@ class Part(InPieces):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         if self.later:
             return super().__array__(dtype, copy)
-        return np.asarray(self.source[self.part], dtype)
+        with present(self.source):
+            return np.asarray(self.source[self.part], dtype)
 
     def _pieces(self) -> Iterator[NDArray]:
         """Errors of the file are told as such, for whoever asks may be writing another one."""
-        with told_as(SourceError):
+        with told_as(SourceError), present(self.source):
             flat = _flat(self.source)
             yield from self._read() if flat is None else self._read_into_one(flat.offset)
 

@@ -10,7 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
-from stem_dask.errors import OutputExistsError, StemDaskError
+from stem_dask.errors import (
+    NO_ROOM,
+    DiskFullError,
+    OutputExistsError,
+    StemDaskError,
+    StoreError,
+)
 from stem_dask.io.checksums import crc32
 
 P = ParamSpec("P")
@@ -53,6 +59,49 @@ def naming(write: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str,
             return write(path, *args, **options)
 
     return written
+
+
+def make_folder(path: str | Path) -> None:
+    """Make the folder that an output goes into, where it is not there yet.
+
+    Raises
+    ------
+    StoreError
+        When that cannot be done, or nothing can be written there; names the folder.
+    """
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        at = "" if error.filename in (None, str(folder)) else f" ({error.filename})"
+        why = "there is a file of that name" if folder.is_file() else error.strerror
+        raise StoreError(
+            f"the folder {folder} cannot be made: {why}{at}; choose another output"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"nothing can be written into the folder {folder}: it is not yours, or its disk takes nothing; choose another output"
+        )
+
+
+@contextlib.contextmanager
+def telling(path: str | Path) -> Iterator[None]:
+    """Errors of the system while an output is made tell the output, and not the file on the way to it.
+
+    Examples
+    --------
+    >>> with telling("scan.pt"):
+    ...     open("/no/such/folder/scan.pt.incomplete")
+    Traceback (most recent call last):
+    stem_dask.errors.StoreError: scan.pt cannot be written: No such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StemDaskError) or error.errno is None:
+            raise
+        kind = DiskFullError if error.errno in NO_ROOM else StoreError
+        raise kind(f"{path} cannot be written: {os.strerror(error.errno)}") from error
 
 
 def temporary(path: str | Path) -> str:

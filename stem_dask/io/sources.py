@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
+from stem_dask.io.absent import present
 from stem_dask.io.buffers import buffer_for
 from stem_dask.io.damage import told
 from stem_dask.io.object_file import ObjectFile, opened_file
@@ -336,7 +337,8 @@ class Indexed(Wrapped):
                 forward = range(*k.indices(size))[::-1]
                 part.append(slice(forward.start, forward.stop, forward.step))
                 after.append(slice(None, None, -1))
-        return self.source[tuple(part)][tuple(after)]
+        with present(self.source):
+            return self.source[tuple(part)][tuple(after)]
 
 
 def _slice(indices: range) -> slice:

@@ -128,7 +128,7 @@ def in_pieces(data: da.Array) -> da.Array:
     """The same blocks in pieces, for a function that takes them so; other arrays as they are."""
     import dask.array as da
 
-    from stem_dask.io.parts import read_in_pieces
+    from stem_dask.io.parts import PARTS, read_in_pieces
 
     name = data.name.removeprefix(_WHOLE)
     if name != data.name and name in data.dask.layers:
@@ -139,7 +139,7 @@ def in_pieces(data: da.Array) -> da.Array:
     return da.from_array(
         parts,
         chunks=data.chunks,
-        name=f"parts-{data.name}",
+        name=f"{PARTS}{data.name}",
         asarray=False,
         inline_array=True,
         meta=np.empty((0,) * data.ndim, data.dtype),
