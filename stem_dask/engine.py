@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dask._task_spec import execute_graph
-
 from stem_dask.allocation import keep_freed_memory
 from stem_dask.errors import (
     NO_ROOM,
@@ -32,7 +30,7 @@ from stem_dask.errors import (
     StoreError,
     told_as,
 )
-from stem_dask.grid import Grid, bounds, place
+from stem_dask.grid import Grid, bounds, computed, place
 from stem_dask.journal import Journal
 from stem_dask.model import Record, Region
 from stem_dask.submission import Call, in_flight
@@ -251,9 +249,8 @@ def _write_block(
     tries: list[int] = []
 
     def written() -> tuple[dict[str, Any], int]:
-        # not dask.get, whose closures keep every value until the next garbage collection
         with told_as(SourceError):
-            values = execute_graph(graph, keys=set(wanted.values()))
+            values = computed(graph, wanted.values())
         blocks = {name: values[key] for name, key in wanted.items()}
         # blocks in pieces are read only now, and tell errors of the input as such
         with told_as(StoreError):

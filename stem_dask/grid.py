@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+import pickle
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import numpy as np
+from cloudpickle.cloudpickle import list_registry_pickle_by_value
+from dask._task_spec import DataNode, _execute_subgraph
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import is_arraylike
@@ -73,7 +79,11 @@ class Grid:
         )
 
     def _block(self, index: int) -> tuple[int, ...]:
-        return tuple(int(i) for i in np.unravel_index(index, self.numblocks))
+        block = []
+        for n in reversed(self.numblocks):
+            index, i = divmod(index, n)
+            block.append(i)
+        return tuple(reversed(block))
 
 
 def bounds(region: Region) -> list[list[int]]:
@@ -82,32 +92,89 @@ def bounds(region: Region) -> list[list[int]]:
 
 
 def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
-    """The tasks that the keys need, out of a low-level graph."""
+    """The tasks that the keys need, out of a low-level graph, each after those that it needs.
+
+    Examples
+    --------
+    >>> from dask._task_spec import Alias, DataNode
+    >>> list(cut({"c": Alias("c", "b"), "b": Alias("b", "a"), "a": DataNode("a", 1), "z": DataNode("z", 2)}, ["c"]))
+    ['a', 'b', 'c']
+    """
     part: dict[Any, Any] = {}
     waiting = list(keys)
     while waiting:
-        key = waiting.pop()
-        if key not in part:
-            part[key] = tasks[key]
-            waiting.extend(tasks[key].dependencies)
+        key = waiting[-1]
+        missing = [needed for needed in tasks[key].dependencies if needed not in part]
+        waiting += missing
+        if not missing:
+            part[waiting.pop()] = tasks[key]
     return part
 
 
+def computed(part: Mapping[Any, Any], wanted: Collection[Any]) -> dict[Any, Any]:
+    """Values of the wanted keys; ``part`` is what `cut` gives. What nobody needs any more is let go.
+
+    Dask looks for the best order first, which takes longer than to call the few tasks of a block; and the closures of
+    ``dask.get`` keep every value until the next garbage collection.
+    """
+    uses = Counter(key for task in part.values() for key in task.dependencies)
+    values: dict[Any, Any] = {}
+    for key, task in part.items():
+        values[key] = task(values)
+        for needed in task.dependencies:
+            uses[needed] -= 1
+            if not uses[needed] and needed not in wanted:
+                del values[needed]
+    return values
+
+
+def computed_within(tasks: Mapping[Any, Any], key: Any, names: Iterable[Any], *values: Any) -> Any:
+    """What Dask puts into a graph for several tasks in one, which get ``values`` by these names."""
+    given = {name: DataNode(name, value) for name, value in zip(names, values, strict=True)}
+    return computed(cut({**tasks, **given}, [key]), [key])[key]
+
+
 def _pickled(work: Any) -> bytes:
-    """Tasks for a worker, which read with `read_part`: dask.array takes a second and 60 MB to load, there for nothing."""
-    from dask.array.core import getter
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        def reducer_override(self, value: Any) -> Any:
-            return (_reader, ()) if value is getter else super().reducer_override(value)
-
+    """Tasks for a worker. Of functions that it cannot import cloudpickle takes the code along, for twice the time."""
+    plain, cloud = _picklers()
+    with contextlib.suppress(Exception), io.BytesIO() as file:  # the second says what is wrong
+        plain(file).dump(work)
+        pickled = file.getvalue()
+        # what Dask asks of its own messages, too
+        if b"__main__" not in pickled and not list_registry_pickle_by_value():
+            return pickled
     with io.BytesIO() as file:
-        Pickler(file).dump(work)
+        cloud(file).dump(work)
         return file.getvalue()
 
 
-def _reader() -> Callable[..., Any]:
-    return read_part
+@functools.cache
+def _picklers() -> tuple[type[pickle.Pickler], type[pickle.Pickler]]:
+    """Picklers that put functions of ours in place of some of Dask's."""
+    from dask.array.core import getter
+
+    # dask.array takes a second and 60 MB to load, there for nothing
+    ours = {getter: read_part, _execute_subgraph: computed_within}
+
+    def instead(value: Any) -> Any:
+        if type(value) is FunctionType and value in ours:
+            return _ours, (ours[value].__name__,)
+        return None
+
+    class Plain(pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            return instead(value) or NotImplemented
+
+    class Cloud(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            return instead(value) or super().reducer_override(value)
+
+    return Plain, Cloud
+
+
+def _ours(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = globals()[name]
+    return function
 
 
 def read_part(source: Any, index: Any, asarray: bool = True, lock: Any = None) -> Any:

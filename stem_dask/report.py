@@ -35,8 +35,7 @@ def statistics(values: NDArray) -> dict[str, float]:
     >>> statistics(np.array([1.0, np.nan, 3.0]))
     {'mean': 2.0, 'std': 1.0, 'min': 1.0, 'max': 3.0, 'median': 2.0}
     """
-    finite = np.asarray(values, np.float64)
-    finite = finite[np.isfinite(finite)]
+    finite = values[np.isfinite(values)].astype(np.float64)
     names: dict[str, Callable[[NDArray], Any]] = {
         "mean": np.mean,
         "std": np.std,

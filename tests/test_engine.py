@@ -19,6 +19,8 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
+from dask._task_spec import Task, TaskRef
 from dask.array.core import getter
 from distributed import Client, LocalCluster, get_worker
 from distributed.core import Status
@@ -35,7 +37,7 @@ from stem_dask.errors import (
     WorkerLostError,
     told_as,
 )
-from stem_dask.grid import Grid, bounds, cut, read_part
+from stem_dask.grid import Grid, bounds, computed, cut, read_part
 from stem_dask.io.checksums import combine_crc
 from stem_dask.io.publish import damage, file_crc
 from stem_dask.journal import Journal
@@ -153,6 +155,53 @@ def test_payloads_of_an_array_in_memory_hold_their_block_only():
     assert max(len(payload) for *_, payload in payloads(grid)) < array[:1].nbytes + 5000
 
 
+def test_payloads_of_a_fixed_window_hold_no_origins():
+    """They are the same for all patterns: of the 32,768 of this block they would take 4 bytes each, twice."""
+    made = da.ones((256, 128, 8, 8), "u1", chunks=-1)
+    patterns = xr.DataArray(made, dims=("scan_y", "scan_x", "ky", "kx"))
+    analysis = sd.analyze(patterns).compute()
+    cropped = sd.crop(patterns, analysis, sd.choose_window(analysis, size=4))
+    assert len(Grid({"patterns": cropped.data}, 2).payload(0)[1]) < 4000
+
+
+def test_functions_of_a_script_travel_with_their_code(monkeypatch):
+    """A worker cannot import them; others go by their name."""
+    twice = lambda block: 2 * block  # noqa: E731
+    named = Grid({"one": da.ones((2, 3), chunks=(1, 3)).map_blocks(np.negative)}, 1)
+    assert b"cloudpickle" not in named.payload(0)[1]
+    for name in ("__main__", __name__):
+        monkeypatch.setattr(twice, "__module__", name)
+        grid = Grid({"one": da.ones((2, 3), chunks=(1, 3)).map_blocks(twice)}, 1)
+        assert b"cloudpickle" in grid.payload(0)[1]
+        np.testing.assert_array_equal(evaluate(grid.payload(0)[1])["one"], [[2, 2, 2]])
+
+
+def test_values_are_let_go_when_nobody_needs_them():
+    alive = weakref.WeakSet()
+
+    def made(*blocks):
+        counts.append(len(alive))
+        block = Block(sum(block.value for block in blocks) + 1)
+        alive.add(block)
+        return block
+
+    counts = []
+    tasks = {i: Task(i, made, *([TaskRef(i - 1)] if i else [])) for i in range(4)}
+    tasks[4] = Task(4, made, TaskRef(0), TaskRef(3))
+    values = computed(cut(tasks, [4, 2]), [4, 2])
+    assert {key: block.value for key, block in values.items()} == {2: 3, 4: 6}
+    # 0 is needed to the end, 1 only by 2, which is wanted
+    assert counts == [0, 1, 2, 2, 3]
+    assert len(alive) == 2
+
+
+class Block:
+    """Something that can be watched."""
+
+    def __init__(self, value):
+        self.value = value
+
+
 def test_a_worker_loads_no_dask_array_to_read_analyze_and_crop(beam_file, tmp_path):
     """A fresh process does the work of two blocks; dask.array would bring xarray, pandas and scipy along."""
     patterns = sd.open(beam_file)
@@ -168,7 +217,7 @@ def test_a_worker_loads_no_dask_array_to_read_analyze_and_crop(beam_file, tmp_pa
         "from stem_dask import engine\n"
         f"for name in {[str(file) for file in files]!r}:\n"
         "    graph, wanted = pickle.load(open(name, 'rb'))\n"
-        "    values = engine.execute_graph(graph, keys=set(wanted.values()))\n"
+        "    values = engine.computed(graph, wanted.values())\n"
         "    print([v.dtype.str for v in values.values()])\n"
         "print(sorted({'dask.array', 'xarray', 'pandas', 'zarr'} & {*sys.modules}))"
     )

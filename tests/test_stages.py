@@ -13,11 +13,13 @@ import twins
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.array_utils import byte_bounds
 from strategies import LIST, SCAN, as_array, chunkings, datasets, pattern
 
 import stem_dask as sd
 from stem_dask.errors import ConfigError
 from stem_dask.model import Axis
+from stem_dask.stages.analyze import _analyze_block, analysis_attrs, fold_analysis
 from stem_dask.stages.crop import placement
 from stem_dask.stages.mask import apply_mask
 from stem_dask.stages.patterns import as_patterns, axis_of, map_patterns
@@ -265,6 +267,33 @@ def test_window_and_crop_equal_the_twins(align, metric, coverage):
         restored = back.values.reshape(-1, 17, 22)[i]
         np.testing.assert_array_equal(restored, np.where(inside, data.reshape(-1, 17, 22)[i], 0))
     assert axis_of(back, "kx") == axis_of(patterns, "kx")
+
+
+@pytest.mark.parametrize(("align", "n"), [("fixed", 1), ("pattern", 15)])
+def test_what_is_the_same_for_all_patterns_takes_the_memory_of_one(align, n):
+    analysis = sd.analyze(as_array(scan())).compute()
+    window = sd.choose_window(analysis, align=align, size=6)
+    placed = placement(analysis, window)
+    for name in ("window_y", "window_x", "filled_fraction"):
+        values = placed[name].values
+        ends = byte_bounds(values)
+        assert (ends[1] - ends[0], values.size) == (n * values.itemsize, 15), name
+
+
+@pytest.mark.parametrize(("method", "one"), [("centroid", True), ("center", False)])
+def test_center_and_center_of_mass_are_one_array_where_they_are_the_same(method, one):
+    data = scan()
+    center = None if method == "centroid" else (8.0, 11.0)
+    options = {"target_retention": 0.98, "threshold": 0.0}
+    block = _analyze_block(data, center=center, metric="square", device="cpu", **options).get()
+    attrs = analysis_attrs(method, None, "square", **options)
+    folded = fold_analysis(as_array(data), [((slice(0, 3), slice(0, 5)), block)], attrs)
+    expected = sd.analyze(as_array(data), center_method=method).compute()
+    for axis in "yx":
+        center, mass = folded[f"center_{axis}"], folded[f"com_{axis}"]
+        np.testing.assert_array_equal(mass, expected[f"com_{axis}"])
+        np.testing.assert_array_equal(center, expected[f"center_{axis}"])
+        assert np.shares_memory(center.values, mass.values) is one
 
 
 class Asked:

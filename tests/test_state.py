@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,26 @@ def test_whether_an_output_bears_its_final_name(output, kind, n_noted, built, ol
         assert state.published(path, "crop", 3) is expected
         assert os.path.lexists(temporary(path)) is built  # and nothing else is touched
         assert os.path.lexists(path) is older
+
+
+def test_all_that_is_below_a_folder_is_brought_to_disk_once(tmp_path, monkeypatch):
+    """Of thousands of files nothing but the names is held."""
+    for i in range(40):
+        folder = tmp_path / "out" / str(i) / "0"
+        folder.mkdir(parents=True)
+        for j in range(50):
+            (folder / str(j)).touch()
+    synced = []
+    monkeypatch.setattr(publishing, "sync", synced.append)
+    tracemalloc.start()
+    try:
+        publishing.sync_tree(tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sorted(synced) == sorted(map(str, [tmp_path / "out", *(tmp_path / "out").rglob("*")]))
+    assert len(synced) == 1 + 40 * 2 + 40 * 50
+    assert peak < 1000 * len(synced)
 
 
 class Killed(BaseException):

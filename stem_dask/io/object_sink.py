@@ -5,7 +5,6 @@ of a local store is; at the end it is sent after them, and last of all the docum
 that reads zarr finds a store. Removing that document is also how an older output ends.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ class ObjectStoreSink(StoreSink):
         self, index: int, region: Region, blocks: Mapping[str, NDArray | InPieces]
     ) -> dict[str, Any]:
         """Put one shard; its mark (ETag) tells later whether it is still the same."""
-        name = os.path.relpath(self._shard(region), self.path)
+        name = self._shard(region)
         block = of_type(blocks["patterns"], np.dtype(self.dtype))
         pieces = shard_pieces(block, region, self.inner, self.shards, self.codec)
         content = b"".join(pieces)

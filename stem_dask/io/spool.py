@@ -35,7 +35,7 @@ class SpoolSink:
     ) -> dict[str, Any]:
         """Write one file under a temporary name and rename it: a line of JSON, then the arrays."""
         path = self._path(index)
-        partial = path.with_suffix(".partial")
+        partial = f"{path}.partial"
         found: dict[str, NDArray] = {}
         for name, block in blocks.items():
             found |= block.get() if isinstance(block, Later) else {name: block}
@@ -94,8 +94,8 @@ class SpoolSink:
                     found[name] = np.frombuffer(content, dtype).reshape(shape)
             yield tuple(slice(*bounds) for bounds in words["region"]), found
 
-    def _path(self, index: int) -> Path:
-        return Path(self.folder) / f"{index:06d}.block"
+    def _path(self, index: int) -> str:
+        return os.path.join(self.folder, f"{index:06d}.block")
 
 
 @dataclass(frozen=True)

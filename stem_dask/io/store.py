@@ -109,10 +109,11 @@ class StoreSink:
         self, index: int, region: Region, blocks: Mapping[str, NDArray | InPieces]
     ) -> dict[str, Any]:
         """Write one shard, under a temporary name that is then renamed."""
-        shard = self._shard(region)
+        name = self._shard(region)
         block = of_type(blocks["patterns"], np.dtype(self.dtype))
+        shard = Path(self.path, name)
         crc, n_bytes = write_shard(shard, block, region, self.inner, self.shards, self.codec)
-        return {"shard": os.path.relpath(shard, self.path), "crc": crc, "bytes": n_bytes}
+        return {"shard": name, "crc": crc, "bytes": n_bytes}
 
     def verify(self, record: Record) -> str | None:
         """Compare the shard with the checksum in the record."""
@@ -120,11 +121,11 @@ class StoreSink:
         shard = os.path.join(self.path, str(said.get("shard")))
         return damage(shard, (said.get("crc"), said.get("bytes")))
 
-    def _shard(self, region: Region) -> Path:
-        """The file of the shard that holds a region; a region is one block, and a block is one shard."""
+    def _shard(self, region: Region) -> str:
+        """Name within the store of the shard that holds a region; a region is one block, and a block is one shard."""
         place = [str(part.start // size) for part, size in zip(region, self.shards, strict=False)]
         inside = ["0"] * (len(self.shape) - len(region))
-        return Path(self._folder, "c", *place, *inside)
+        return os.path.join("patterns", "c", *place, *inside)
 
     def _remove_torn(self) -> None:
         """Shards that workers were writing when they were killed."""

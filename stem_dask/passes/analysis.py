@@ -30,7 +30,7 @@ from stem_dask.stages.analyze import (
     analysis_of_blocks,
     fold_analysis,
 )
-from stem_dask.stages.crop import placement
+from stem_dask.stages.crop import filled_fractions
 from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
 from stem_dask.stages.patterns import flowing, lead_dims, lead_shape
@@ -237,8 +237,7 @@ def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) 
     except SourceError as error:
         raise SourceError(job.told(error)) from error
     down = job.config.downsample
-    filled = placement(analysis, window)["filled_fraction"].values
-    job.warnings += report.window_warnings(window, filled)
+    job.warnings += report.window_warnings(window, filled_fractions(analysis, window))
     output = job.config.output
     if output.dtype == "float16" and down.method != "fft" and output.normalize == "none":
         sums = down.method == "bin" and down.reduce == "sum"

@@ -41,13 +41,12 @@ from stem_dask.target import FORMATS, Target
 class Written:
     """The output, lazily; what is known of its patterns; what a pass found on its way.
 
-    ``inside`` is the intensity in the window by position, ``mean`` the mean output pattern, ``highest`` its largest value.
+    ``mean`` is the mean output pattern, ``highest`` its largest value.
     """
 
     out: xr.DataArray
     known: Analyzed | None
     valid: NDArray[np.bool_]
-    inside: NDArray[np.float64]
     mean: NDArray[np.float64]
     highest: float
 
@@ -148,12 +147,11 @@ def _written(
     sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
     job.state.still_ours()  # what is there is removed now, unless it is ours
     job.compute(stage, outputs, spare, out, sink)
-    written = _joined(job, out, spool, n_blocks)
-    if inside is not None:
-        written = replace(written, inside=inside)
+    written, summed = _joined(job, out, spool, n_blocks)
+    inside = summed if inside is None else inside
     if found is not None and window is not None:
         axes, down = axes_of(found.patterns)[-2:], job.config.downsample
-        analysis = complete_analysis(found.analysis, window, written.inside, axes, down)
+        analysis = complete_analysis(found.analysis, window, inside, axes, down)
         written = replace(written, known=Analyzed(found.patterns, analysis, found.profiles))
     elif source is not None and job.config.analyze.ahead:
         analysis = folded(job, source, spool)
@@ -216,8 +214,10 @@ def _target(job: Job, out: xr.DataArray) -> Target:
     )
 
 
-def _joined(job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int) -> Written:
-    """What the blocks of a pass tell of the whole."""
+def _joined(
+    job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int
+) -> tuple[Written, NDArray[np.float64]]:
+    """What the blocks of a pass tell of the whole, and the intensity in each window by position (NaN without a crop)."""
     lead = lead_shape(out)
     valid = job.tally.valid(lead)
     inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
@@ -228,7 +228,7 @@ def _joined(job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int) -> Wri
         highest = max(highest, float(block[most].max()))
         total += block[added][(0,) * len(lead)]
     inside[~valid] = np.nan
-    return Written(out, None, valid, inside, total / max(1, valid.sum()), highest)
+    return Written(out, None, valid, total / max(1, valid.sum()), highest), inside
 
 
 def inside_of(job: Job, out: xr.DataArray, spool: SpoolSink) -> NDArray[np.float64]:

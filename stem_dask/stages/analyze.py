@@ -35,6 +35,8 @@ RadiusMetric = Literal["square", "circle"]
 
 #: one value a pattern, in the order of the store
 PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
+#: of a centroid the center of mass is the center: one array for both
+COM_IS = {"com_y": "center_y", "com_x": "center_x"}
 PROFILE_ATTRS = {"long_name": "intensity inside radius / total"}
 #: one array a block, and how blocks are joined
 REDUCED = {
@@ -259,9 +261,11 @@ def fold_analysis(
     ``n_missing`` patterns could not be read: they look like empty ones, and count as none at all.
     """
     shape = tuple(int(patterns.sizes[dim]) for dim in lead_dims(patterns))
+    same = COM_IS if options["center_method"] == "centroid" else {}
     found = {
         name: np.empty(shape, np.float32 if name == "radius" else np.float64)
         for name in PER_PATTERN
+        if name not in same
     }
     reduced: dict[str, NDArray] = {}
     for region, block in blocks:
@@ -270,6 +274,7 @@ def fold_analysis(
         for name, join in REDUCED.items():
             part = block[name][(0,) * len(region)]
             reduced[name] = join(reduced[name], part) if name in reduced else part
+    found |= {name: found[other] for name, other in same.items()}
     return analysis_dataset(patterns, found, reduced, options, n_missing)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -188,19 +189,25 @@ def _cut(
     shape: tuple[int, int],
     threshold: float | None = None,
 ) -> da.Array:
-    """Windows of all patterns; with a threshold on the GPU, which adds up what counts in each."""
+    """Windows of all patterns; with a threshold on the GPU, which adds up what counts in each.
+
+    Blocks get the origins of their patterns, or the ``one`` of all: thousands of blocks shall not each hold the same.
+    """
     import dask.array as da
 
-    lead = data.ndim - 2
+    lead, origins = data.ndim - 2, (origin_y, origin_x)
+    same = all(origin.min() == origin.max() for origin in origins)
     chunks = (*data.chunks[:lead], (1,), (1,))
     places = [
         da.from_array(np.ascontiguousarray(origin)[..., None, None], chunks=chunks)
-        for origin in (origin_y, origin_x)
+        for origin in origins
+        if not same
     ]
     cut = da.map_blocks(
         _cut_block,
         data,
         *places,
+        one=(int(origin_y.flat[0]), int(origin_x.flat[0])) if same else None,
         shape=shape,
         threshold=threshold,
         chunks=(*data.chunks[:lead], (shape[0],), (shape[1],)),
@@ -212,13 +219,15 @@ def _cut(
 
 def _cut_block(
     block: NDArray | InPieces,
-    origin_y: NDArray,
-    origin_x: NDArray,
-    *,
+    *origins: NDArray,
+    one: tuple[int, int] | None,
     shape: tuple[int, int],
     threshold: float | None,
 ) -> InPieces:
-    origin_y, origin_x = origin_y.ravel(), origin_x.ravel()
+    if one is None:
+        origin_y, origin_x = (origin.ravel() for origin in origins)
+    else:
+        origin_y, origin_x = (np.full(prod(block.shape[:-2]), first) for first in one)
     if threshold is not None:
         return CutOnGpu(block, origin_y, origin_x, shape, threshold)
 
@@ -239,17 +248,27 @@ def placement(
     window outside the detector), ``center_out_y, center_out_x`` (float64, output pixels after downsampling by
     ``factor``): ``(center - window - a) / factor``, a the source position of output pixel 0 in its window
     """
-    origin_y, origin_x = window_origins(analysis, window)
-    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    filled = filled_fraction(origin_y.values, origin_x.values, window.shape, detector)
-    shift = output_shift(factor, method)
-    return {
-        "window_y": origin_y,
-        "window_x": origin_x,
-        "filled_fraction": analysis["center_y"].copy(data=filled),
-        "center_out_y": (analysis["center_y"] - origin_y - shift) / factor,
-        "center_out_x": (analysis["center_x"] - origin_x - shift) / factor,
+    origins = window_origins(analysis, window)
+    found = {
+        "window_y": origins[0],
+        "window_x": origins[1],
+        "filled_fraction": analysis["center_y"].copy(data=filled_fractions(analysis, window)),
     }
+    for axis, origin in zip("yx", origins, strict=True):
+        center = analysis[f"center_{axis}"] - origin
+        center -= output_shift(factor, method)
+        center /= factor
+        found[f"center_out_{axis}"] = center
+    return found
+
+
+def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
+    """Share of each window that lies outside the detector; of a fixed one it takes the memory of one."""
+    origin_y, origin_x = (origin.values for origin in window_origins(analysis, window))
+    here = (slice(0, 1 if window.align == "fixed" else None),) * origin_y.ndim
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
+    return np.broadcast_to(filled, origin_y.shape)
 
 
 class Downsampling(Protocol):
@@ -284,7 +303,8 @@ def complete_analysis(
     """
     total = analysis["total"].values
     with np.errstate(invalid="ignore", divide="ignore"):
-        retention = np.where(total > 0, inside / total, np.nan)
+        retention = inside / total
+    retention[~(total > 0)] = np.nan
     mean = down.factor > 1 and down.method != "stride" and down.reduce == "mean"
     kinds, counts = analysis["kind"].values.tolist(), analysis["odd_pixels"].values.tolist()
     attrs = {

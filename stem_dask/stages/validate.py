@@ -163,7 +163,10 @@ def retention_statistics(
     (0.975, 1)
     """
     filled = np.isfinite(retention)
-    values, weights = retention[filled], total[filled]
+    if filled.all():  # no copies, of a value for each of millions of patterns
+        values, weights = retention.ravel(), total.ravel()
+    else:
+        values, weights = retention[filled], total[filled]
     if not values.size:
         nothing: dict[str, float | int] = dict.fromkeys(STATISTICS[:6], math.nan)
         return {**nothing, "n_target": 0, "n_min": 0, "n_empty": int(retention.size)}
@@ -183,5 +186,6 @@ def retention_statistics(
 def _n_reached(values: NDArray, totals: NDArray, level: float, slack: float) -> int:
     """How many reach a level; the quotient inside / total may fall below it although inside does not."""
     if slack == 0:
-        return int((np.rint(values * totals) >= level * totals).sum())
+        inside = values * totals
+        return int((np.rint(inside, out=inside) >= level * totals).sum())
     return int((values >= level - slack).sum())

@@ -81,7 +81,8 @@ def choose_window(
     if analysis.attrs["radius_metric"] == "circle" and margin == 0:
         margin = 1
         notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
-    smallest = covering_radius(needed[np.isfinite(needed)], coverage)
+    covered = needed[np.isfinite(needed)]
+    smallest = covering_radius(covered, coverage)
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
     wanted = _wanted_size(size, window, smallest + margin)
     if window is not None:
@@ -98,7 +99,6 @@ def choose_window(
             cropped.append(name)
         else:
             notes.append(f"{name} is not cropped: the window would reach its {full} pixels")
-    covered = needed[np.isfinite(needed)]
     return Window(
         shape=(sizes[0], sizes[1]),
         align=align,
@@ -129,26 +129,32 @@ def _needed_radii(
     middle = _median_center(analysis, filled)
     needed = radii.astype(np.float64)
     if align == "fixed":
-        row, col = _window_centers(analysis)
-        needed = needed + np.maximum(np.abs(row - middle[0]), np.abs(col - middle[1]))
+        shift, other = _window_centers(analysis)
+        for centers, center in zip((shift, other), middle, strict=True):
+            centers -= center
+            np.abs(centers, out=centers)
+        needed += np.maximum(shift, other, out=shift)
     return needed, middle
 
 
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[xr.DataArray, xr.DataArray]:
-    """First row and column of the window on every pattern: int32, may be negative, 0 on an uncropped axis."""
-    row, col = _window_centers(analysis)
-    filled = np.isfinite(np.asarray(analysis["radius"].values))
-    middle = _median_center(analysis, filled)
+    """First row and column of the window on every pattern: int32, may be negative, 0 on an uncropped axis.
+
+    Where it is the same for all patterns, it takes the memory of one, and cannot be written to.
+    """
+    template = analysis["center_y"]
     origins = []
-    for axis, (name, centers) in enumerate((("ky", row), ("kx", col))):
+    for axis, name in enumerate(("ky", "kx")):
         half = window.shape[axis] // 2
-        if name not in window.cropped_axes:
-            values = np.zeros(filled.shape, np.int32)
-        elif window.align == "fixed":
-            values = np.full(filled.shape, window.center[axis] - half, np.int32)
+        values: NDArray
+        if name in window.cropped_axes and window.align == "pattern":
+            filled = np.isfinite(np.asarray(analysis["radius"].values))
+            middle = _median_center(analysis, filled)[axis]
+            centers = _window_centers(analysis)[axis]
+            values = (np.where(filled, centers, middle) - half).astype(np.int32)
         else:
-            values = (np.where(filled, centers, middle[axis]) - half).astype(np.int32)
-        template = analysis["center_y"]
+            first = window.center[axis] - half if name in window.cropped_axes else 0
+            values = np.broadcast_to(np.int32(first), template.shape)
         origins.append(template.copy(data=values).rename("window_" + name[1]))
     return origins[0], origins[1]
 
