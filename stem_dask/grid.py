@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import numpy as np
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
-from dask._task_spec import DataNode, _execute_subgraph
+from dask import _task_spec
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import is_arraylike
@@ -130,7 +130,9 @@ def computed(part: Mapping[Any, Any], wanted: Collection[Any]) -> dict[Any, Any]
 
 def computed_within(tasks: Mapping[Any, Any], key: Any, names: Iterable[Any], *values: Any) -> Any:
     """What Dask puts into a graph for several tasks in one, which get ``values`` by these names."""
-    given = {name: DataNode(name, value) for name, value in zip(names, values, strict=True)}
+    given = {
+        name: _task_spec.DataNode(name, value) for name, value in zip(names, values, strict=True)
+    }
     return computed(cut({**tasks, **given}, [key]), [key])[key]
 
 
@@ -154,7 +156,9 @@ def _picklers() -> tuple[type[pickle.Pickler], type[pickle.Pickler]]:
     from dask.array.core import getter
 
     # dask.array takes a second and 60 MB to load, there for nothing
-    ours = {getter: read_part, _execute_subgraph: computed_within}
+    ours: dict[Any, Callable[..., Any]] = {getter: read_part}
+    if hasattr(_task_spec, "_execute_subgraph"):  # not of Dask's public interface
+        ours[_task_spec._execute_subgraph] = computed_within
 
     def instead(value: Any) -> Any:
         if type(value) is FunctionType and value in ours:
