@@ -429,9 +429,10 @@ def test_what_was_done_before_an_error_in_the_same_task_comes(one_thread, monkey
     calls[40] = (fail, (3,))
     with pytest.raises(SourceError, match=r"^block 3: the file was cut$"):
         results.extend(in_flight(client, Counted(calls)))
-    assert max(sizes) > 1
-    # and perhaps what later tasks told before the error was heard of
-    assert results[:40] == [n * n for n in range(40)]
+    # its task; a small one that was submitted later may have run before those that waited in the scheduler
+    first = max(start for start in itertools.accumulate(sizes, initial=0) if start <= 40)
+    assert first < 40
+    assert {n * n for n in range(first, 40)} <= set(results)
 
 
 def test_a_result_that_comes_twice_counts_once(one_thread):
