@@ -25,6 +25,8 @@ T = TypeVar("T")
 #: without a terminal a line is written this often, in seconds
 LOG_EVERY = 30.0
 
+#: overrides that say where a job runs
+PLACES = ("cluster.kind=", "cluster.address=", "cluster.scheduler_file=")
 #: SLURM kills at its end time; the way out takes a few seconds
 BEFORE_WALL_TIME = 60.0
 #: a signal that came where nobody would hear of it comes again after so many seconds
@@ -95,7 +97,7 @@ def run_file(options: argparse.Namespace) -> int:
         "cluster.insecure=true": options.insecure_cluster,
     }
     given = [override for override, is_set in flags.items() if is_set]
-    given += [] if options.cluster is None else where(options.cluster)
+    given += [] if options.cluster is None else where(options.cluster, options.overrides)
     configs = load_configs(options.config, [*options.overrides, *given])
     from stem_dask.batch import run_all
 
@@ -104,13 +106,13 @@ def run_file(options: argparse.Namespace) -> int:
     )
 
 
-def where(text: str) -> list[str]:
+def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
     """What ``--cluster`` stands for; the place that a config names makes way, the rest of its section stays.
 
     Raises
     ------
     ConfigError
-        When it is an address without a protocol.
+        When it is an address without a protocol, or an override of the same command names another place.
 
     Examples
     --------
@@ -126,7 +128,13 @@ def where(text: str) -> list[str]:
     key = "address" if "://" in text else "scheduler_file" if is_file else "kind"
     if text not in ("local", "slurm"):
         chosen["host"] = "null"  # nothing of ours would listen there
-    return [f"cluster.{name}={value}" for name, value in {**chosen, key: text}.items()]
+    given = [f"cluster.{name}={value}" for name, value in {**chosen, key: text}.items()]
+    for override in overrides:
+        if override.startswith(PLACES) and override not in given:
+            from stem_dask.errors import ConfigError
+
+            raise ConfigError(f"--cluster {text} and {override} are two places; leave one out")
+    return given
 
 
 def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float | None) -> int:

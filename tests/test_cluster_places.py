@@ -62,6 +62,17 @@ def test_a_place_that_is_none(tmp_path):
         run.where("node1:8786")
 
 
+@pytest.mark.parametrize("other", ["cluster.address=tcp://127.0.0.1:1", "cluster.kind=threads"])
+def test_two_places_in_one_command(tmp_path, capsys, other):
+    """The override was passed over without a word."""
+    config = tmp_path / "a.yaml"
+    config.write_text("input: {path: a.npy}\noutput: {path: a.zarr}\n")
+    assert run.main([str(config), "--cluster", "local", other]) == 2
+    told = f"error: --cluster local and {other} are two places; leave one out\n"
+    assert capsys.readouterr().err == told
+    assert run.where("local", ["cluster.kind=local", "output.path=b"]) == run.where("local")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -223,6 +223,43 @@ def test_many_nodes_have_a_memory_limit_however_it_was_asked_for(tmp_path, given
     assert done.stdout.strip() == expected
 
 
+def test_keys_of_killed_jobs_are_removed_by_the_next(tmp_path):
+    """Of jobs that SLURM does not know, or has ended, and of this one before it was requeued; not where SLURM is silent."""
+    answers = {
+        1: "RUNNING",
+        2: "",
+        3: "squeue: error: Invalid job id specified",
+        4: "squeue: error: timed out",
+        7: "RUNNING",
+    }
+    told = "".join(f"--jobs={number}) echo '{answer}';;\n" for number, answer in answers.items())
+    (tmp_path / "squeue").write_text(f'#!/bin/bash\ncase "$3" in\n{told}esac\n')
+    (tmp_path / "squeue").chmod(0o755)
+    home = tmp_path / "home"
+    for number in answers:
+        (home / f".stem_dask-big-iron-{number}-abcdef").mkdir(parents=True)
+    (home / ".stem_dask-other-2-abcdef").mkdir()
+    text = (TEMPLATES / "many_nodes.sh").read_text()
+    script = text[text.index("own=$HOME") : text.index("trap ")] + 'echo "$folder"'
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "SLURM_CLUSTER_NAME": "big-iron",
+        "SLURM_JOB_ID": "7",
+    }
+    for _ in range(2):  # with none to remove, too
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        made = Path(done.stdout.strip())
+        assert made.name.startswith(".stem_dask-big-iron-7-")
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
+        left = {path.name for path in home.iterdir()} - {made.name}
+        assert left == {
+            ".stem_dask-big-iron-1-abcdef", ".stem_dask-big-iron-4-abcdef", ".stem_dask-other-2-abcdef",
+        }  # fmt: skip
+
+
 def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
     """As the system kills for want of memory; it would be the same again."""
     for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip

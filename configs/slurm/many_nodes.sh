@@ -14,7 +14,14 @@
 source .venv/bin/activate || exit 1
 
 # the keys of this job, in a folder that all nodes see and nobody else reads: without TLS everybody could run code
-folder=$(mktemp -d "$HOME/.stem_dask-XXXXXX")
+own=$HOME/.stem_dask-$SLURM_CLUSTER_NAME
+for old in "$own"-*; do # a job that was killed has left its own; SLURM knows of no such job any more
+    number=${old#"$own-"}
+    number=${number%-*}
+    state=$(squeue --noheader --format=%T --jobs="$number" 2>&1)
+    if [ "$number" = "$SLURM_JOB_ID" ] || [ -z "$state" ] || [[ $state == *"Invalid job id"* ]]; then rm -rf "$old"; fi
+done
+folder=$(mktemp -d "$own-$SLURM_JOB_ID-XXXXXX")
 trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$folder"' EXIT
 keys=$(stem-dask keys "$folder") || exit 1
 eval "$keys"
