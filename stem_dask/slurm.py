@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -224,6 +225,7 @@ def _refuse_what_slurm_refuses(script: str) -> None:
 
 def _replacing() -> Any:
     """dask-jobqueue's cluster, which of its own replaces a job that has ended only where the job had a single worker."""
+    heard = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
@@ -231,6 +233,9 @@ def _replacing() -> Any:
             "cluster.kind is slurm, which needs the package dask-jobqueue; "
             "pip install -c constraints.txt 'stem_dask[hpc]', or choose another cluster.kind"
         ) from error
+    if signal.getsignal(signal.SIGINT) is not heard:
+        # loading it has Ctrl-C end the process with exit code 0, a run that could go on as well as a notebook
+        signal.signal(signal.SIGINT, heard)
 
     class Replacing(SLURMCluster):  # type: ignore[misc]
         def _update_worker_status(self, op: str, msg: Any) -> None:

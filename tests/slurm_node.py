@@ -1,6 +1,7 @@
 """A SLURM of one node on this machine, for the tests: its own keys, ports and folders, gone when they end."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import socket
@@ -9,8 +10,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
 PATIENCE = 60.0
+
+
+def need_jobqueue() -> None:
+    """Skip a test where dask-jobqueue is not installed; to load it here would have Ctrl-C end this process with code 0."""
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        pytest.skip("kind: slurm needs the extra hpc")
+
 
 #: no accounting, no cgroups; credentials expire soon, because a job that is requeued waits for that
 CONF = """

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import slurm_node
 from batches import content
 from distributed import Client, LocalCluster
 from distributed.core import Status
@@ -92,7 +93,7 @@ def test_two_places_in_one_command(tmp_path, capsys, other):
     ],
 )
 def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    slurm_node.need_jobqueue()
     with (
         pytest.raises(ConfigError, match=told),
         connect("slurm", host="127.0.0.1", **{"log_directory": str(tmp_path / "jobs"), **options}),
@@ -102,7 +103,7 @@ def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
 
 def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, beam_file):
     """In a process of its own: what is left behind would be told at its end."""
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    slurm_node.need_jobqueue()
     pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
     config = tmp_path / "a.yaml"
     config.write_text(
@@ -116,6 +117,22 @@ def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, beam_file):
     assert done.stderr.startswith("error: no job can be submitted: ")
     assert len(done.stderr.splitlines()) == 1
     assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_an_interrupt_stays_what_it_was():
+    """dask-jobqueue, when it is loaded, has Ctrl-C end the process as if all were well."""
+    slurm_node.need_jobqueue()
+    code = """
+import os, signal
+from stem_dask.slurm import _replacing
+_replacing()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    line = [sys.executable, "-c", code]
+    assert subprocess.run(line, capture_output=True, text=True, check=False).stdout == "heard\n"
 
 
 def test_without_dask_jobqueue_the_extra_is_named(tmp_path, monkeypatch):

@@ -225,7 +225,7 @@ def workers(folder, **options):
 
 
 def test_a_run_asks_for_its_jobs(folder, plain, capsys):
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    slurm_node.need_jobqueue()
     options = [
         "memory_limit=800MB",
         "n_workers=2",
@@ -246,7 +246,7 @@ def test_a_run_asks_for_its_jobs(folder, plain, capsys):
 
 def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
     """Two workers in a job, which leave after some seconds; another job brings two others, and the work goes on."""
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    slurm_node.need_jobqueue()
     monkeypatch.setattr("stem_dask.slurm.lifetime", lambda walltime: (6, 0))
     monkeypatch.setattr("stem_dask.slurm.GONE_SECONDS", 0.5)
     with workers(folder, n_workers=2) as connection:
@@ -268,7 +268,7 @@ def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
 
 def test_jobs_follow_the_work(folder, plain, monkeypatch):
     """One job, a second while there is more to do than it has under way, and one again when there is nothing."""
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    slurm_node.need_jobqueue()
     monkeypatch.setattr("stem_dask.slurm.IDLE_SECONDS", 2)
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(SLOW)
@@ -301,7 +301,7 @@ def test_jobs_follow_the_work(folder, plain, monkeypatch):
 
 
 def test_jobs_that_slurm_does_not_take(folder):
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    slurm_node.need_jobqueue()
     with (
         pytest.raises(ConfigError, match=r"SLURM does not take the jobs: .*Invalid partition"),
         workers(folder, queue="nowhere"),
@@ -310,7 +310,7 @@ def test_jobs_that_slurm_does_not_take(folder):
 
 
 def test_jobs_that_end_at_once(folder, monkeypatch):
-    pytest.importorskip("dask_jobqueue", reason="kind: slurm needs the extra hpc")
+    slurm_node.need_jobqueue()
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with (
         pytest.raises(ConfigError, match=r"ended before a worker came: .*/no/such/python.*log_dir"),
