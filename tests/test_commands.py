@@ -415,3 +415,22 @@ def test_a_signal_where_errors_are_dropped_comes_again(where: str) -> None:
 
     with pytest.raises(InterruptedRunError, match="asked to stop"), stoppable(None):
         wait()
+
+
+def test_whatever_a_library_makes_of_a_stop_ends_in_the_same_way() -> None:
+    """Some turn what is raised while they are imported into an ImportError, torch for one."""
+    import signal
+    import time
+
+    from stem_dask.errors import InterruptedRunError
+    from stem_dask.run import stoppable
+
+    def imported() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt as error:
+            raise ImportError("cannot be loaded") from error
+
+    with pytest.raises(InterruptedRunError, match="asked to stop"), stoppable(None):
+        imported()

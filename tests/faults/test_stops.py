@@ -212,8 +212,7 @@ def test_an_interrupt_beside_the_passes(command: Command) -> None:
 
 
 def test_a_stop_within_an_import(command: Command, reference: Command) -> None:
-    """Torch turns what is raised while it is imported into an ImportError; the way out is the same."""
-    run = command.start(kind="threads", fault="interrupt torch.functional", own_python=True)
+    run = command.start(kind="threads", fault="interrupt h5py._hl.files", own_python=True)
     _stopped(run, noise=True)
     assert command.counts()["crop"] == N_BLOCKS
     run = command.finish(kind="threads")
