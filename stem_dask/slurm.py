@@ -233,7 +233,12 @@ def _replacing() -> Any:
             "cluster.kind is slurm, which needs the package dask-jobqueue; "
             "pip install -c constraints.txt 'stem_dask[hpc]', or choose another cluster.kind"
         ) from error
-    if signal.getsignal(signal.SIGINT) is not heard:
+    except ValueError as error:  # it sets a handler of signals, which other threads must not
+        raise ConfigError(
+            f"cluster.kind is slurm, and dask-jobqueue cannot be loaded in this thread: {error}; "
+            "import dask_jobqueue in the main thread first"
+        ) from error
+    if heard is not None and signal.getsignal(signal.SIGINT) is not heard:
         # loading it has Ctrl-C end the process with exit code 0, a run that could go on as well as a notebook
         signal.signal(signal.SIGINT, heard)
 

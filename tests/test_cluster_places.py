@@ -135,6 +135,23 @@ except KeyboardInterrupt:
     assert subprocess.run(line, capture_output=True, text=True, check=False).stdout == "heard\n"
 
 
+def test_jobs_from_another_thread_say_what_to_load_first():
+    slurm_node.need_jobqueue()
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from stem_dask.errors import ConfigError
+from stem_dask.slurm import _replacing
+error = ThreadPoolExecutor(1).submit(_replacing).exception()
+print(isinstance(error, ConfigError), error)
+"""
+    line = [sys.executable, "-c", code]
+    told = subprocess.run(line, capture_output=True, text=True, check=False).stdout
+    assert told.startswith(
+        "True cluster.kind is slurm, and dask-jobqueue cannot be loaded in this thread: "
+    )
+    assert told.endswith("; import dask_jobqueue in the main thread first\n")
+
+
 def test_without_dask_jobqueue_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with (

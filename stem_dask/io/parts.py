@@ -24,8 +24,6 @@ from stem_dask.io.turned import detector_first
 VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
 #: sources of the lazy arrays that are nothing but a file, by the name of the array
 _straight: WeakValueDictionary[str, Indexed] = WeakValueDictionary()
-
-
 #: and the same in pieces, by the same name, which a graph holds in place of them
 _in_parts: WeakValueDictionary[str, InParts] = WeakValueDictionary()
 #: what the name of a lazy array in pieces has before it
