@@ -138,10 +138,12 @@ class Analysis:
         )
         self.total, self.highest = np.zeros(detector, wide), np.zeros(detector, dtype)
         self.intensity = Intensity(detector, dtype, threshold)
+        floats = kind == np.float64
         self.how = (
             np.array([np.nan, np.nan] if center is None else center, np.float64),
-            None if kind == np.float64 else True,
             circle_table(height, width) if metric == "circle" else None,
+            True if metric == "square" and not floats else None,  # inward
+            True if metric == "square" and floats else None,  # outward
             float(target_retention),
         )
         self.sums, self.rings = np.zeros(detector, kind), np.zeros(n_radii, wide)
@@ -196,12 +198,13 @@ def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int
         )
 
 
-# What `_analyze` calls is compiled again with it: it calls all by itself, and what is None is left out.
+# What `_analyze` calls is compiled again with it, which takes seconds: it calls all by itself, and of the three ways to
+# get the rings those that are None are left out.
 
 
 @numba.njit(nogil=True, cache=True)
 def _analyze(  # type: ignore[no-untyped-def]
-    block, given, whole_numbers, table, target, per_pattern, sums, rings, highest
+    block, given, table, inward, outward, target, per_pattern, sums, rings, highest
 ):
     n, height, width = block.shape
     rows, cols = np.empty(height, sums.dtype), np.empty(width, sums.dtype)
@@ -215,9 +218,9 @@ def _analyze(  # type: ignore[no-untyped-def]
                 continue
             if table is not None:
                 circle_rings(pattern, ry, rx, table, cols, rings)
-            elif whole_numbers is not None:
+            elif inward is not None:
                 square_rings_inward(pattern, ry, rx, cols, rings)
-            else:
+            elif outward is not None:
                 square_rings(pattern, ry, rx, cols, rings)
             _find_radius(i, rings, whole, target, 1 if table is None else 0, per_pattern)
         _accumulate(block[start:stop], sums, highest)
