@@ -1,6 +1,7 @@
 """What a reader owes to any file whatever, and ways to damage one: cut, overwritten, lengthened, lying in its fields."""
 
 import json
+import random
 import re
 import shutil
 import struct
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from stem_dask.errors import SourceError
 from stem_dask.io.read import Found, find
@@ -61,12 +61,17 @@ class Files:
         }
         return cls(path.name, content, options)
 
-    def write(self, folder: Path) -> Path:
-        """Lay the files out in an emptied folder."""
-        shutil.rmtree(folder, ignore_errors=True)
+    def write(self, folder: Path, over: "Files | None" = None) -> Path:
+        """Lay the files out in an emptied folder; what of ``over``, which lies there, is the very same stays."""
+        if over is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        there = {} if over is None else over.content
+        for name in there.keys() - self.content.keys():
+            (folder / name).unlink()
         for name, content in self.content.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            if there.get(name) is not content:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
         return folder / self.path
 
 
@@ -117,47 +122,46 @@ def _read(found: Found) -> None:
     json.dumps(found.info.metadata, allow_nan=False)
 
 
-@st.composite
-def damage(draw: Any, files: Files, header: int = 1 << 16) -> Files:
-    """The same files, one of them changed in one to four places, mostly in its first ``header`` bytes."""
-    name = draw(st.sampled_from(sorted(files.content)))
-    content = bytearray(files.content[name])
-    for _ in range(draw(st.integers(1, 4))):
-        content = draw(_change(bytes(content), header))
-    return Files(files.path, {**files.content, name: bytes(content)}, files.options)
+def damage(files: Files, number: int, header: int = 1 << 16) -> Files:
+    """The same files, one of them changed in one to four places, mostly in its first ``header`` bytes.
+
+    Each ``number`` is another way, the same whenever it is tried.
+    """
+    draw = random.Random(f"{files.path} {number}")
+    name = draw.choice(sorted(files.content))
+    content = files.content[name]
+    for _ in range(draw.randint(1, 4)):
+        content = bytes(_change(bytearray(content), header, draw))
+    return Files(files.path, {**files.content, name: content}, files.options)
 
 
-@st.composite
-def _change(draw: Any, content: bytes, header: int) -> bytearray:
-    out = bytearray(content)
+def _change(out: bytearray, header: int, draw: random.Random) -> bytearray:
     end = max(1, min(len(out), header))
-    kind = draw(
-        st.sampled_from(
-            ["lie", "lie", "lie", "word", "word", "flip", "fill", "cut", "append", "move"]
-        )
+    kind = draw.choice(
+        ["lie", "lie", "lie", "word", "word", "flip", "fill", "cut", "append", "move"]
     )
-    at = draw(st.integers(0, end - 1))
+    at = draw.randrange(end)
     if kind == "lie":
-        code = draw(st.sampled_from("BHIQ"))
+        code = draw.choice("BHIQ")
         n = struct.calcsize(code)
-        at -= at % draw(st.sampled_from([1, n]))
-        value = draw(st.sampled_from(LIES) | st.integers(0, 2**64 - 1)) % 2 ** (8 * n)
-        out[at : at + n] = struct.pack(draw(st.sampled_from("<>")) + code, value)
+        at -= at % draw.choice([1, n])
+        value = draw.choice([*LIES, draw.getrandbits(64)]) % 2 ** (8 * n)
+        out[at : at + n] = struct.pack(draw.choice("<>") + code, value)
     elif kind == "word":
-        words = list(re.finditer(rb"\d[\d.e+-]*|\"[^\"]*\"", content[:header]))
+        words = list(re.finditer(rb"\d[\d.e+-]*|\"[^\"]*\"", out[:header]))
         if words:
             word = words[at % len(words)]
-            out[word.start() : word.end()] = draw(st.sampled_from(WORDS))
+            out[word.start() : word.end()] = draw.choice(WORDS)
     elif kind == "flip":
-        out[at : at + 1] = bytes([out[at] ^ 1 << draw(st.integers(0, 7))]) if out else b"x"
+        out[at : at + 1] = bytes([out[at] ^ 1 << draw.randrange(8)]) if out else b"x"
     elif kind == "fill":
-        out[at : at + draw(st.integers(1, 64))] = draw(st.binary(min_size=1, max_size=64))
+        out[at : at + draw.randint(1, 64)] = draw.randbytes(draw.randint(1, 64))
     elif kind == "cut":
-        del out[draw(st.integers(0, len(out))) :]
+        del out[draw.randint(0, len(out)) :]
     elif kind == "move":
-        source = draw(st.integers(0, end - 1))
-        n = draw(st.integers(1, 64))
+        source = draw.randrange(end)
+        n = draw.randint(1, 64)
         out[at : at + n] = out[source : source + n]
     else:
-        out += draw(st.binary(min_size=1, max_size=100))
+        out += draw.randbytes(draw.randint(1, 100))
     return out

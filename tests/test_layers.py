@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ NOT_ON_WORKERS = {"dask.array", "xarray", "pandas"}
 #: loaded before a word is said to the user
 LIGHT = ("run", "classic", "crop_command", "cli", "errors", "model", "config", "__init__")
 HEAVY = {"dask", "numba", "numpy", "xarray", "zarr", "scipy", "pydantic"}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def floor(module: str) -> int:
@@ -78,7 +84,7 @@ def module_level(tree: ast.Module) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_go_down(path: Path) -> None:
     own = floor(name_of(path))
-    for module in imports(ast.parse(path.read_text())):
+    for module in imports(parsed(path)):
         if module.startswith("stem_dask."):
             target = module.removeprefix("stem_dask.")
             if target.split(".")[0] in {room for rooms in FLOORS for room in rooms}:
@@ -89,7 +95,7 @@ def test_imports_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").glob("*.py")), ids=name_of)
 def test_kernels_know_nothing_but_numbers(path: Path) -> None:
-    for module in imports(ast.parse(path.read_text())):
+    for module in imports(parsed(path)):
         top = module.split(".")[0]
         assert top not in {"dask", "xarray", "zarr", "distributed", "pydantic"}, module
         if top == "stem_dask":
@@ -98,7 +104,7 @@ def test_kernels_know_nothing_but_numbers(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_heavy_packages_stay_inside_functions(path: Path) -> None:
-    tops = {module.split(".")[0] for module in module_level(ast.parse(path.read_text()))}
+    tops = {module.split(".")[0] for module in module_level(parsed(path))}
     assert not tops & INSIDE_FUNCTIONS
     if name_of(path) in ("run", "cli", "errors", "__init__"):
         assert not tops & HEAVY
@@ -107,7 +113,7 @@ def test_heavy_packages_stay_inside_functions(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_workers_load_little(path: Path) -> None:
     if name_of(path).split(".")[0] in ON_WORKERS:
-        for module in module_level(ast.parse(path.read_text())):
+        for module in module_level(parsed(path)):
             assert module not in NOT_ON_WORKERS
             assert not module.startswith("dask.array.")
 
@@ -116,7 +122,7 @@ def test_workers_load_little(path: Path) -> None:
 def test_rooms_stay_small(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 400
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, FUNCTIONS):
             doc = ast.get_docstring(node, clean=False)
             lines = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
@@ -125,7 +131,7 @@ def test_rooms_stay_small(path: Path) -> None:
 
 def test_only_commands_print() -> None:
     for path in FILES:
-        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        calls = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)]
         prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
         assert not prints or name_of(path) in ("run", "cli"), path
 

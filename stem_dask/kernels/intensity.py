@@ -141,7 +141,7 @@ class Intensity:
             if not self.whole:
                 out = self.cleaned[: len(some)]
                 _clean(some, self.low, out, self.odd, self.negative_sum)
-                some = native(out)  # read-only, as what is whole: one compiled version does for both
+                some = native(out)  # read-only like what is whole: compiled once for both
             yield some
 
 
