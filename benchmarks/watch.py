@@ -51,10 +51,13 @@ def watch(
     SystemExit
         When the command fails, with the end of what it printed.
     """
+    environment = {**os.environ, **(env or {})}
+    # else each process would compile the package anew, which nobody's does
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     begun = time.perf_counter()
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         whole = [sys.executable, "-c", _WAIT_FOR_ALL, *command]
-        run = subprocess.Popen(whole, stdout=said, stderr=said, env={**os.environ, **(env or {})})
+        run = subprocess.Popen(whole, stdout=said, stderr=said, env=environment)
         peak = _watch_memory(run.pid) if memory else 0
         _, status, usage = os.wait4(run.pid, 0)
         seconds = time.perf_counter() - begun
