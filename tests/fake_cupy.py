@@ -1,13 +1,15 @@
 """A GPU that is none: as much of cupy as the package uses, on numpy, with kernels that g++ compiled (see emulated.py).
 
-It counts what is copied and launched. Work is done at once, so that a result which is used too early is not seen here.
+It counts what is copied and launched. What is queued on a stream is done as late as can be, when somebody waits for it: a
+result that is used too early is not there, and what is written over too early arrives wrong.
 """
 
 import math
 import sys
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -25,14 +27,25 @@ class Array(np.ndarray):
         assert values.shape == self.shape
         counted["uploads"] += 1
         counted["bytes up"] += values.nbytes
-        self[...] = values.view(Array)
+        stream.later(lambda: np.copyto(self, values.view(Array)))
 
     def get(self, stream: Any = None, out: Any = None, blocking: bool = True) -> np.ndarray:
         counted["downloads"] += 1
         counted["bytes down"] += self.nbytes
         out = np.empty(self.shape, self.dtype) if out is None else out
-        out[...] = self.view(np.ndarray)
+        stream = stream or _current.__dict__.get("stream")
+        if blocking:
+            if stream is not None:
+                stream.run()
+            out[...] = self.view(np.ndarray)
+        else:
+            stream.later(lambda: np.copyto(out, self.view(np.ndarray)))
         return out
+
+    def astype(self, *args: Any, **options: Any) -> Any:
+        """numpy's, and all that is calculated with it, at once: then what was queued before must be over."""
+        _current.stream.run()
+        return super().astype(*args, **options)
 
 
 #: uploads, downloads, bytes up, bytes down, launches, compilations
@@ -91,6 +104,7 @@ class PinnedPool:
 
     def empty(self, shape: Any, dtype: Any = float) -> np.ndarray:
         made = np.empty(shape, dtype)
+        made.reshape(-1).view(np.uint8).fill(0x5A)  # what lay there before is not what shall come
         size = 1 << max(9, (made.nbytes - 1).bit_length())
         if self.free[size]:
             self.free[size] -= 1
@@ -105,6 +119,7 @@ class Stream:
 
     def __init__(self, non_blocking: bool = False) -> None:
         assert non_blocking
+        self.waiting: deque[Callable[[], object]] = deque()
         self.queued: set[object] = set()
         self.over: set[object] = set()
 
@@ -115,8 +130,16 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         _current.stream = None
 
+    def later(self, work: Callable[[], object]) -> None:
+        self.waiting.append(work)
+
+    def run(self) -> None:
+        while self.waiting:
+            self.waiting.popleft()()
+
     def synchronize(self) -> None:
         counted["waits"] += 1
+        self.run()
         self.queued.clear()
 
     def record(self) -> set[object]:
@@ -151,10 +174,10 @@ class Kernel:
         assert all(isinstance(a, (Array, np.generic)) for a in args), [type(a) for a in args]
         assert getattr(_current, "stream", None) is not None
         counted[f"launches of {self.name}"] += 1
-        emulated.launch(
-            self.library, self.name, grid[0], block[0],
-            [a.view(np.ndarray) if isinstance(a, Array) else a for a in args],
-        )  # fmt: skip
+        plain = [a.view(np.ndarray) if isinstance(a, Array) else a for a in args]
+        _current.stream.later(
+            lambda: emulated.launch(self.library, self.name, grid[0], block[0], plain)
+        )
 
 
 class RawModule:

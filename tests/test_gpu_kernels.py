@@ -18,6 +18,7 @@ from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.cuda_code import analysis_code
 from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.present import missing_gpu
+from stem_dask.kernels.ring import Slot
 
 REAL = missing_gpu()
 
@@ -127,6 +128,34 @@ def test_a_missing_barrier_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> N
         )
         found = analyzed(block, piece=3, slot=3, **options)
         assert found.profile.tobytes() != expected.profile.tobytes()
+
+
+def test_a_missing_wait_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise without waiting for what was found, and when new patterns are laid over those that are still to be sent."""
+    if gpu == "real":
+        pytest.skip("of the emulation")
+    block = made("u1", (6, 16, 64))
+    options: dict[str, Any] = {
+        "target_retention": 0.9, "threshold": 0, "center": None, "metric": "square",
+    }  # fmt: skip
+    expected = analyze_patterns(block, **options)
+    finish, start = Slot.finish, Slot.start
+
+    def too_early(slot: Slot) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(slot.stream, "synchronize", lambda: None)
+            return finish(slot)
+
+    def laid_over(slot: Slot) -> None:
+        start(slot)
+        slot.host[:] = 1
+
+    for name, broken in (("finish", too_early), ("start", laid_over)):
+        with monkeypatch.context() as patched:
+            patched.setattr(Slot, name, broken)
+            found = analyzed(block, piece=2, slot=2, **options)
+        assert found.total.tobytes() != expected.total.tobytes()
+    assert analyzed(block, piece=2, slot=2, **options).total.tobytes() == expected.total.tobytes()
 
 
 CUTS = [

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ from stem_dask.processes import SETTINGS
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 PATIENCE = 90.0
 N_BLOCKS = 24
+#: what a run asks of the one node
+SMALL = ("memory_limit=800MB", "n_workers=2", "threads_per_worker=1", "host=127.0.0.1")
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
 #: Python imports this at its start. In the first run of a task, after the tenth shard was written, the command that is
@@ -226,20 +229,45 @@ def workers(folder, **options):
 
 def test_a_run_asks_for_its_jobs(folder, plain, capsys):
     slurm_node.need_jobqueue()
-    options = [
-        "memory_limit=800MB",
-        "n_workers=2",
-        "threads_per_worker=1",
-        "host=127.0.0.1",
-        f"log_directory={folder}/jobs",
-    ]
-    overrides = [f"cluster.{option}" for option in options]
+    overrides = [f"cluster.{option}" for option in (*SMALL, f"log_directory={folder}/jobs")]
     assert run.main(one(plain, "--cluster", "slurm", *overrides)) == 0
     out = capsys.readouterr().out
     assert re.search(r"waiting for one of SLURM's jobs \d+ \(squeue --me\)", out)
     assert re.search(
         r"cluster     slurm at tcp://127\.0\.0\.1:\d+: 2 workers with 0\.80 GB, 2 threads", out
     )
+    same("one.zarr", plain)
+    until_done()
+
+
+@pytest.mark.parametrize("when", ["its jobs wait", "its workers work"])
+def test_ctrl_c_gives_the_jobs_back(folder, plain, monkeypatch, when):
+    """Of whatever the jobs are doing, and the same command goes on."""
+    slurm_node.need_jobqueue()
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}/site{os.pathsep}{os.environ['PYTHONPATH']}")
+    overrides = [f"cluster.{option}" for option in (*SMALL, f"log_directory={folder}/jobs")]
+    words = one(plain, "--cluster", "slurm", *overrides)
+    waits = ["cluster.job_extra=[--begin=now+1hour]"] if when == "its jobs wait" else []
+    command = [sys.executable, "-m", "stem_dask.run", *words, *waits]
+    with open("said", "w") as file:
+        run_of_ours = subprocess.Popen(command, stdout=file, stderr=file)
+    end = time.monotonic() + PATIENCE
+    while not (
+        "waiting for one of SLURM's jobs" in Path("said").read_text()
+        if waits
+        else Path("one.zarr.incomplete/patterns/c").exists()
+    ):
+        assert time.monotonic() < end and run_of_ours.poll() is None, Path("said").read_text()
+        time.sleep(0.1)
+    run_of_ours.send_signal(signal.SIGINT)
+    assert run_of_ours.wait(PATIENCE) == 75, Path("said").read_text()
+    assert "the same command goes on" in Path("said").read_text()
+    until_done()
+    assert list((folder / "jobs").glob("keys-*")) == []
+    (folder / "enough").touch()
+    assert run.main(words) == 0
     same("one.zarr", plain)
     until_done()
 
