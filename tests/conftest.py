@@ -44,6 +44,14 @@ def _any_port() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waits() -> Iterator[None]:
+    """What is read or written in vain is tried again at once; does not reach processes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("stem_dask.engine.RETRY_SECONDS", (0.0, 0.0, 0.0))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Address of a server on this machine that speaks S3."""

@@ -80,12 +80,6 @@ def chunks_of(n):
     )  # fmt: skip
 
 
-@pytest.fixture
-def no_waits(monkeypatch):
-    """Tries again at once; does not reach processes."""
-    monkeypatch.setattr(engine, "RETRY_SECONDS", (0, 0, 0))
-
-
 def payloads(grid):
     return [(index, *grid.payload(index)) for index in range(grid.n_blocks)]
 
@@ -639,7 +633,6 @@ def wrapped():
 @pytest.mark.parametrize("where", ["read", "write"])
 @pytest.mark.parametrize("error", [stale, wrapped])
 @pytest.mark.parametrize("n_errors", [2, 3])
-@pytest.mark.usefixtures("no_waits")
 def test_an_error_that_passes(client, tmp_path, where, error, n_errors):
     _STATE.update(tries=[], n_errors=n_errors, error=error())
     sink = (FolderSink if where == "read" else UnsteadySink)(tmp_path / "out")
@@ -653,7 +646,6 @@ def test_an_error_that_passes(client, tmp_path, where, error, n_errors):
 @pytest.mark.parametrize(
     ("where", "kind"), [("read", SourceError), ("write", StoreError)], ids=["read", "write"]
 )
-@pytest.mark.usefixtures("no_waits")
 def test_an_error_that_stays(client, tmp_path, where, kind):
     """Four tries, then it is said in whose block it was."""
     _STATE.update(tries=[], n_errors=99, error=stale())
@@ -686,7 +678,6 @@ def test_an_error_that_stays(client, tmp_path, where, kind):
     ],
     ids=["full", "permission", "refusal"],
 )
-@pytest.mark.usefixtures("no_waits")
 def test_what_will_not_pass_is_not_tried_again(client, tmp_path, error, message):
     _STATE.update(tries=[], n_errors=99, error=error)
     with pytest.raises(StoreError, match=message):
@@ -694,7 +685,6 @@ def test_what_will_not_pass_is_not_tried_again(client, tmp_path, error, message)
     assert _STATE["tries"].count(2) == 1
 
 
-@pytest.mark.usefixtures("no_waits")
 def test_an_error_of_the_program_is_raised_as_it_is(client, tmp_path):
     _STATE.update(tries=[], n_errors=99, error=ZeroDivisionError("by hand"))
     with pytest.raises(ZeroDivisionError, match=r"^by hand$"):
@@ -710,7 +700,6 @@ def test_an_error_of_the_program_is_raised_as_it_is(client, tmp_path):
         (MemoryBudgetError("ours"), MemoryBudgetError, "^ours$"),
     ],
 )  # fmt: skip
-@pytest.mark.usefixtures("no_waits")
 def test_memory_that_is_full(client, tmp_path, error, kind, message):
     _STATE.update(tries=[], n_errors=99, error=error)
     with pytest.raises(kind, match=message) as caught:
@@ -854,7 +843,6 @@ def test_the_only_block_is_damaged(client, tmp_path):
     np.testing.assert_array_equal(np.load(sink.path(0)), patterns.compute())
 
 
-@pytest.mark.usefixtures("no_waits")
 def test_a_run_that_stopped_goes_on(client, tmp_path):
     """What is missing is computed, what was noted is only read."""
     _STATE.update(tries=[], n_errors=99, error=stale())

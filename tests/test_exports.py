@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from stem_dask import cluster, engine
+from stem_dask import cluster
 from stem_dask.errors import (
     ConfigError,
     InterruptedRunError,
@@ -191,12 +191,6 @@ def test_existing_files_are_kept_and_replaced_on_demand(tmp_path, suffix):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.fixture
-def no_waits(monkeypatch):
-    """Read and write errors are tried again at once; does not reach processes."""
-    monkeypatch.setattr(engine, "RETRY_SECONDS", (0, 0, 0))
-
-
 def failing(kind=OSError):
     """Patterns whose last block raises."""
 
@@ -215,7 +209,6 @@ def failing(kind=OSError):
     [("none", OSError), ("threads", OSError), ("threads", ValueError), ("processes", ValueError)],
     indirect=["client"],
 )  # read errors of processes, with their waits, are in the next test
-@pytest.mark.usefixtures("no_waits")
 def test_a_failing_block_leaves_nothing(tmp_path, client, suffix, kind):
     """An error of a file is told with its block; any other as it was raised."""
     raised, message = (
@@ -243,7 +236,6 @@ def test_a_read_error_of_another_process_tells_its_block(tmp_path, processes):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.usefixtures("no_waits")
 def test_a_write_error_tells_its_block(tmp_path, suffix, monkeypatch):
     sink = SINKS[suffix]
     write = sink.write
@@ -465,7 +457,6 @@ def test_damaged_blocks_are_named_and_computed_again(a_run, whole, caplog, spoil
         assert any(str(file) in line for line in said)
 
 
-@pytest.mark.usefixtures("no_waits")
 def test_a_run_that_stopped_in_the_middle_goes_on(a_run, whole):
     """What is kept is what the journal knows; the bytes are those of a run in one go."""
 

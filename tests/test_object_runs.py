@@ -37,7 +37,6 @@ CHUNK_MB = 0.03
 def server(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
     """Every request passes it."""
     monkeypatch.setattr(object_access, "TRIES", 1)
-    monkeypatch.setattr("stem_dask.engine.RETRY_SECONDS", (0.0, 0.0, 0.0))
     with between(s3_server) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL", found.address)
         yield found

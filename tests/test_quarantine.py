@@ -10,7 +10,6 @@ import pytest
 import xarray as xr
 import zarr
 
-from stem_dask import engine
 from stem_dask.errors import SourceError
 from stem_dask.io.sources import FlatFile
 from stem_dask.pipeline import run
@@ -33,11 +32,6 @@ def damaged(data: np.ndarray, tmp_path: Path) -> Path:
     chunk = store / "c" / "1" / "0" / "0" / "0"
     chunk.write_bytes(b"not what was written")
     return store
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "RETRY_SECONDS", (0.0, 0.0, 0.0))
 
 
 def test_it_stops_and_names_block_and_file(damaged: Path, make_config: Any, tmp_path: Path) -> None:
