@@ -45,11 +45,14 @@ def _any_port() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_waits() -> Iterator[None]:
-    """What is read or written in vain is tried again at once; does not reach processes."""
+def retry_seconds() -> Iterator[tuple[float, ...]]:
+    """What is read or written in vain is tried again at once, which does not reach processes; gives how long it would wait."""
+    from stem_dask import engine
+
+    usual = engine.RETRY_SECONDS
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("stem_dask.engine.RETRY_SECONDS", (0.0, 0.0, 0.0))
-        yield
+        patched.setattr(engine, "RETRY_SECONDS", (0.0,) * len(usual))
+        yield usual
 
 
 @pytest.fixture(scope="session")

@@ -708,8 +708,9 @@ def test_memory_that_is_full(client, tmp_path, error, kind, message):
     assert _STATE["tries"].count(2) == 1
 
 
-def test_longer_and_longer_waits(monkeypatch):
+def test_longer_and_longer_waits(monkeypatch, retry_seconds):
     slept = []
+    monkeypatch.setattr(engine, "RETRY_SECONDS", retry_seconds)
     monkeypatch.setattr(engine.time, "sleep", slept.append)
     _STATE.update(tries=[], n_errors=99, error=stale())
     tries = []
