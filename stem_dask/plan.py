@@ -12,6 +12,8 @@ from stem_dask.errors import ConfigError
 
 MIB = 2**20
 DEFAULT_CHUNK_MB = 64
+#: of a file with the detector slowest, whose pixels lie apart: the longer the run of each, the less the system has to look up
+APART_CHUNK_MB = 128
 #: what one task reads of a file with the detector slowest, at least and at most, if the memory allows
 SLAB_BYTES = (64 * MIB, 256 * MIB)
 #: and the size of the pieces that it is cut into, which tells how much: the more is read, the longer they are
@@ -38,6 +40,7 @@ def lead_chunks(
     chunk_mb: float | str = "auto",
     most: int | None = None,
     source_chunk: Sequence[int] | None = None,
+    auto_mb: int = DEFAULT_CHUNK_MB,
 ) -> tuple[int, ...]:
     """How many positions along each scan axis (or of a list) one block takes.
 
@@ -48,7 +51,7 @@ def lead_chunks(
     ----------
     lead_shape : (scan_y, scan_x) or (n,)
     pattern_bytes : bytes of one pattern in the source
-    chunk_mb : MiB of input in a block; ``auto`` is 64, doubled until there are at most 4,000 tasks
+    chunk_mb : MiB of input in a block; ``auto`` is ``auto_mb``, doubled until there are at most 4,000 tasks
     most : positions in a block that the memory allows, at least 1 (see `most_positions`); for ``auto``
     source_chunk : extents of the source's chunks on the same axes
 
@@ -61,7 +64,10 @@ def lead_chunks(
     >>> lead_chunks((100, 100), 131072, source_chunk=(3, 50))
     (3, 100)
     """
-    positions = _positions(prod(lead_shape), pattern_bytes, chunk_mb, most)
+    if chunk_mb == "auto":
+        positions = _positions(prod(lead_shape), pattern_bytes, auto_mb, most)
+    else:
+        positions = max(1, int(float(chunk_mb) * MIB // pattern_bytes))
     room = 2**63 if most is None else most
     chunks: list[int] = []
     for i in range(len(lead_shape) - 1, -1, -1):  # fill the fastest axis first
@@ -78,11 +84,9 @@ def lead_chunks(
     return tuple(chunks)
 
 
-def _positions(n: int, pattern_bytes: int, chunk_mb: float | str, most: int | None) -> int:
-    """How many patterns a block may hold."""
-    if chunk_mb != "auto":
-        return max(1, int(float(chunk_mb) * MIB // pattern_bytes))
-    target: float = DEFAULT_CHUNK_MB * MIB
+def _positions(n: int, pattern_bytes: int, auto_mb: int, most: int | None) -> int:
+    """How many patterns a block holds where nobody said how much."""
+    target: float = auto_mb * MIB
     while n * pattern_bytes / target > MAX_TASKS:
         target *= 2
     positions = int(target // pattern_bytes)

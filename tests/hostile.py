@@ -145,7 +145,7 @@ def _change(out: bytearray, header: int, draw: random.Random) -> bytearray:
         code = draw.choice("BHIQ")
         n = struct.calcsize(code)
         at -= at % draw.choice([1, n])
-        value = draw.choice([*LIES, draw.getrandbits(64)]) % 2 ** (8 * n)
+        value = draw.choice([draw.choice(LIES), draw.getrandbits(64)]) % 2 ** (8 * n)
         out[at : at + n] = struct.pack(draw.choice("<>") + code, value)
     elif kind == "word":
         words = list(re.finditer(rb"\d[\d.e+-]*|\"[^\"]*\"", out[:header]))

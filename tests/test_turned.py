@@ -26,6 +26,7 @@ from stem_dask.errors import (
 )
 from stem_dask.io import sources
 from stem_dask.io import turned as module
+from stem_dask.io.lazy import block_positions
 from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile
 from stem_dask.io.turned import Turned, TurnedSink, detector_first, only_box
@@ -187,6 +188,21 @@ def test_a_part_of_the_scan_reads_only_its_rows(
     np.testing.assert_array_equal(got, patterns[4:36:2, 3:60:2].transpose(2, 3, 0, 1))
     assert sum(n for _, _, n in reads) == stored.bytes_read == 5 * 4 * 31 * 80 * 2
     assert {n for _, _, n in reads} == {31 * 80 * 2}
+
+
+def test_blocks_are_larger_where_pixels_lie_apart(tmp_path: Path) -> None:
+    """The sparse file is opened only; what is asked for, and what the memory allows, stays as it is."""
+    (tmp_path / "a.raw").touch()
+    os.truncate(tmp_path / "a.raw", 2**29)
+    shape = {"scan_first": [64, 64, 256, 256], "detector_first": [256, 256, 64, 64]}
+    scan, detector = (
+        find(str(tmp_path / "a.raw"), shape=stored, dtype="u2", scan_order=order)
+        for order, stored in shape.items()
+    )
+    assert scan.source.shape == detector.source.shape == (64, 64, 256, 256)
+    assert [block_positions(found) for found in (scan, detector)] == [(8, 64), (16, 64)]
+    assert block_positions(detector, 64) == (8, 64)
+    assert block_positions(detector, "auto", 700) == (8, 64)
 
 
 def test_files_of_another_order_are_not_turned(tmp_path: Path) -> None:

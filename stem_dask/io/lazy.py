@@ -17,8 +17,9 @@ from stem_dask.io.parts import note_straight
 from stem_dask.io.planes import plane
 from stem_dask.io.read import Found, find
 from stem_dask.io.sources import Indexed, Missing, Source
+from stem_dask.io.turned import detector_first
 from stem_dask.model import SourceInfo
-from stem_dask.plan import lead_chunks
+from stem_dask.plan import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
 from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
 from stem_dask.stages.patterns import as_patterns, lead_dims
@@ -56,7 +57,8 @@ def block_positions(
     shape, dtype = found.source.shape, found.source.dtype
     pattern_bytes = int(np.prod(shape[-2:])) * dtype.itemsize
     part = None if found.info.chunks is None else found.info.chunks[:-2]
-    return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, most, part)
+    auto = DEFAULT_CHUNK_MB if detector_first(found.source) is None else APART_CHUNK_MB
+    return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, most, part, auto)
 
 
 def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
@@ -138,7 +140,7 @@ def open_patterns(
     mask_fill : ``zero``, or ``median`` of the good neighbours
     calibration : what the file lacks, by axis: ``{"ky": {"scale": 0.01, "units": "1/nm"}}``, perhaps with ``offset``
     beam_energy_kv : energy of the electrons in keV
-    chunk_mb : MiB of input in a block; ``auto`` is 64
+    chunk_mb : MiB of input in a block; ``auto`` is 64, or 128 where the file has the detector slowest
 
     Returns
     -------
