@@ -51,9 +51,10 @@ def lead_chunks(
     ----------
     lead_shape : (scan_y, scan_x) or (n,)
     pattern_bytes : bytes of one pattern in the source
-    chunk_mb : MiB of input in a block; ``auto`` is ``auto_mb``, doubled until there are at most 4,000 tasks
+    chunk_mb : MiB of input in a block; ``auto`` is 64, or ``auto_mb``, doubled until there are at most 4,000 tasks
     most : positions in a block that the memory allows, at least 1 (see `most_positions`); for ``auto``
     source_chunk : extents of the source's chunks on the same axes
+    auto_mb : MiB that ``auto`` begins with
 
     Examples
     --------
