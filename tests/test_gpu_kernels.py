@@ -21,6 +21,7 @@ from stem_dask.kernels.present import missing_gpu
 from stem_dask.kernels.ring import Slot
 
 REAL = missing_gpu()
+SQUARE: dict[str, Any] = {"target_retention": 0.9, "threshold": 0, "center": None, "metric": "square"}  # fmt: skip
 
 
 @pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.gpu)])
@@ -114,10 +115,7 @@ def test_a_missing_barrier_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> N
     if gpu == "real":
         pytest.skip("of the emulation")
     block = made("u1", (3, 16, 64))
-    options: dict[str, Any] = {
-        "target_retention": 0.9, "threshold": 0, "center": None, "metric": "square",
-    }  # fmt: skip
-    expected = analyze_patterns(block, **options)
+    expected = analyze_patterns(block, **SQUARE)
     code = analysis_code(np.dtype("u1"), 64, threshold=0, metric="square")
     scratch = "        __syncthreads();\n        for (int k = threadIdx.x"
     for old, new in ((scratch, scratch.split("\n")[1]), ("ry + r - 1 < height", "ry + r < height")):
@@ -126,7 +124,7 @@ def test_a_missing_barrier_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(
             "stem_dask.kernels.analysis_on_gpu.analysis_code", lambda *a, code=broken, **k: code
         )
-        found = analyzed(block, piece=3, slot=3, **options)
+        found = analyzed(block, piece=3, slot=3, **SQUARE)
         assert found.profile.tobytes() != expected.profile.tobytes()
 
 
@@ -135,10 +133,7 @@ def test_a_missing_wait_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None
     if gpu == "real":
         pytest.skip("of the emulation")
     block = made("u1", (6, 16, 64))
-    options: dict[str, Any] = {
-        "target_retention": 0.9, "threshold": 0, "center": None, "metric": "square",
-    }  # fmt: skip
-    expected = analyze_patterns(block, **options)
+    expected = analyze_patterns(block, **SQUARE)
     finish, start = Slot.finish, Slot.start
 
     def too_early(slot: Slot) -> Any:
@@ -153,9 +148,9 @@ def test_a_missing_wait_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None
     for name, broken in (("finish", too_early), ("start", laid_over)):
         with monkeypatch.context() as patched:
             patched.setattr(Slot, name, broken)
-            found = analyzed(block, piece=2, slot=2, **options)
+            found = analyzed(block, piece=2, slot=2, **SQUARE)
         assert found.total.tobytes() != expected.total.tobytes()
-    assert analyzed(block, piece=2, slot=2, **options).total.tobytes() == expected.total.tobytes()
+    assert analyzed(block, piece=2, slot=2, **SQUARE).total.tobytes() == expected.total.tobytes()
 
 
 CUTS = [
@@ -213,8 +208,5 @@ def test_memory_is_what_was_projected(gpu: str) -> None:
 def test_what_leaves_64_bits_is_refused(gpu: str) -> None:
     block = np.zeros((3, 4, 4), "u8")
     block[2] = 2**62
-    options: dict[str, Any] = {
-        "target_retention": 0.9, "threshold": 0, "center": None, "metric": "square",
-    }  # fmt: skip
     with pytest.raises(OverflowError, match="pattern 2 of the block has values up to"):
-        analyzed(block, piece=3, slot=2, **options)
+        analyzed(block, piece=3, slot=2, **SQUARE)

@@ -254,16 +254,19 @@ def test_ctrl_c_gives_the_jobs_back(folder, plain, monkeypatch, when):
     with open("said", "w") as file:
         run_of_ours = subprocess.Popen(command, stdout=file, stderr=file)
     end = time.monotonic() + PATIENCE
-    while not (
-        "waiting for one of SLURM's jobs" in Path("said").read_text()
-        if waits
-        else Path("one.zarr.incomplete/patterns/c").exists()
-    ):
-        assert time.monotonic() < end, Path("said").read_text()
-        assert run_of_ours.poll() is None, Path("said").read_text()
-        time.sleep(0.1)
-    run_of_ours.send_signal(signal.SIGINT)
-    assert run_of_ours.wait(PATIENCE) == 75, Path("said").read_text()
+    try:
+        while not (
+            "waiting for one of SLURM's jobs" in Path("said").read_text()
+            if waits
+            else Path("one.zarr.incomplete/patterns/c").exists()
+        ):
+            assert time.monotonic() < end, Path("said").read_text()
+            assert run_of_ours.poll() is None, Path("said").read_text()
+            time.sleep(0.1)
+        run_of_ours.send_signal(signal.SIGINT)
+        assert run_of_ours.wait(PATIENCE) == 75, Path("said").read_text()
+    finally:
+        run_of_ours.kill()
     assert "the same command goes on" in Path("said").read_text()
     until_done()
     assert list((folder / "jobs").glob("keys-*")) == []
