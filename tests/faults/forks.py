@@ -5,7 +5,6 @@ forks a child, in a session of its own, which runs the command line to its end a
 with SIGKILL at a moment that was asked for. Moments are counted, no clock is involved.
 """
 
-import atexit
 import contextlib
 import faulthandler
 import gc
@@ -217,9 +216,6 @@ def _child(request: dict[str, Any]) -> NoReturn:
             _kill_at(Moment(*request["at"]))
         with _in_a_pool() if pool else contextlib.nullcontext():
             code = importlib.import_module(request["program"]).main(request["argv"])
-        if not pool:  # as Python does it, but for taking itself apart
-            threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:

@@ -25,7 +25,8 @@ POLL = 0.003
 #: The client begins with this, and Python imports it at the start of each worker. FAULT is `before|after PATH-END [nth]`: the process
 #: that renames something to that name ends its whole group there; `torn PATH-END` ends only itself, before the rename,
 #: and only once; `remove PATH-END` is the moment before a folder is removed, `interrupt MODULE` a SIGTERM
-#: within an exec when a module is looked for, `memory MODULE` 600 MB taken by a worker then. No clock is involved.
+#: within an exec when a module is looked for, `memory MODULE` 600 MB taken by a worker then, `endless MODULE` a thread
+#: beside the main one that never ends to look for it. No clock is involved.
 SITE = """
 import os, signal
 
@@ -67,6 +68,16 @@ if fault:
                     exec("os.kill(os.getpid(), signal.SIGTERM)")
 
         sys.meta_path.insert(0, Finder())
+
+    if moment == "endless":
+        import sys, threading
+
+        class Endless:
+            def find_spec(self, name, path=None, target=None):
+                if name == end and threading.current_thread() is not threading.main_thread():
+                    threading.Event().wait()
+
+        sys.meta_path.insert(0, Endless())
 
     if moment == "memory":
         import sys

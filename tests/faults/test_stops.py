@@ -89,6 +89,14 @@ def test_a_stop_before_anything_is_begun(command: Command) -> None:
     assert run.text == "interrupted; the same command goes on where this one ended\n"
 
 
+def test_a_stop_waits_for_no_package(command: Command) -> None:
+    """On a cluster's disk packages take a while to load, which is begun beside the start of the workers."""
+    run = command.start(own_python=True, fault="endless h5py")
+    run.until(lambda: "dashboard " in run.text, "the cluster")
+    os.killpg(run.process.pid, signal.SIGINT)
+    _stopped(run)
+
+
 def test_a_time_limit(command: Command, reference: Command) -> None:
     """Again and again with little time: each start gets further, the last one finishes."""
     run = command.finish("--time-limit", "1", kind="threads", own_python=True)
