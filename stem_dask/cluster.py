@@ -23,6 +23,7 @@ from stem_dask.processes import (
     LOOPBACK,
     SETTINGS,
     copied_from_one,
+    end_if_read_again,
     loaded_bytes,
     processes,
     started,
@@ -121,6 +122,7 @@ def connect(
         When the scheduler does not answer, has other versions or is open to everybody, SLURM does not take the jobs, or
         options contradict each other.
     """
+    end_if_read_again()
     others = address is not None or scheduler_file is not None
     if host is not None and (others or kind not in ("local", "slurm")):
         raise ConfigError(

@@ -11,6 +11,7 @@ from stem_dask.loading import load_meanwhile
 from stem_dask.model import Progress, Step
 from stem_dask.options import Config
 from stem_dask.preflight import Prepared, begun, input_lines, prepare
+from stem_dask.processes import end_if_read_again
 from stem_dask.state import RunState
 from stem_dask.submission import connected, refuse_no_client
 
@@ -58,6 +59,7 @@ def run(
     StemDaskError
         When the job cannot be done; nothing appears under a final name, and older outputs stay.
     """
+    end_if_read_again()
     say = say or (lambda text: None)
     if connection is not None and not isinstance(connection, Connection):
         refuse_no_client(connection)

@@ -12,6 +12,7 @@ from typing import Any
 
 import dask
 
+from stem_dask.errors import ConfigError
 from stem_dask.limits import ONE_THREAD
 from stem_dask.plan import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
 
@@ -63,7 +64,7 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
                 _block_interrupts()
             made.set_result(start())
         except BaseException as error:
-            made.set_exception(error)
+            made.set_exception(_told(error))
 
     # signals come to the main thread, and what is raised there would end the start in the middle
     thread = threading.Thread(target=work, daemon=True)
@@ -75,6 +76,25 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
             with contextlib.suppress(Exception):  # the first error is told
                 made.result(START_SECONDS).close()
         raise
+
+
+def end_if_read_again() -> None:
+    """End a worker process that, as Python has it do when it starts, reads the script that started it, and would do all of
+    that once more; the process that waits for it says so.
+    """
+    this = multiprocessing.current_process()
+    if getattr(this, "_inheriting", False) and this.name.startswith("Dask Worker process"):
+        raise SystemExit(1)
+
+
+def _told(error: BaseException) -> BaseException:
+    """What Dask says of a worker process that ended too early, in words that help; else the error itself."""
+    if not (isinstance(error, RuntimeError) and str(error).endswith("failed to start.")):
+        return error
+    return ConfigError(
+        "a worker process ended while it started; each reads the script that starts it, so put what the script does under "
+        'if __name__ == "__main__": (or else see what it printed above)'
+    )
 
 
 def _block_interrupts() -> None:

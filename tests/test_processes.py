@@ -71,6 +71,30 @@ def test_a_start_that_fails_or_takes_too_long(monkeypatch):
     end.set()
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        "stem_dask.connect('local', n_workers=1).__enter__()",
+        "stem_dask.run_config(stem_dask.load_config('crop.yaml'))",
+    ],
+)
+def test_a_script_that_its_workers_would_run_again(tmp_path, beam_file, work):
+    """It would start workers of workers, without end; users of notebooks have never seen that line of Python's."""
+    (tmp_path / "crop.yaml").write_text(
+        f"{{input: {{path: {beam_file}}}, output: {{path: out.zarr}}, cluster: {{kind: local, n_workers: 1}}}}"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(f"import stem_dask\n\n{work}\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    told = [line for line in done.stderr.splitlines() if not line.startswith(" ")]
+    assert done.returncode == 1
+    assert told[-1].startswith(
+        "stem_dask.errors.ConfigError: a worker process ended while it started"
+    )
+    assert 'if __name__ == "__main__":' in told[-1]
+    assert "semaphore" not in done.stderr
+
+
 def test_what_is_started_does_not_hear_an_interrupt():
     code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     line = [sys.executable, "-c", code]
