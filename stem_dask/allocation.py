@@ -8,6 +8,8 @@ import os
 #: in bytes: larger pieces come from the system and go back to it, and so much of the others may be kept for the next; in
 #: one place, not in one for each thread
 FROM_SYSTEM, KEPT = 4 * 2**20, 16 * 2**20
+#: after how many new objects the garbage collector makes a round: as Python has it, and while packages are loaded
+USUAL, MANY = gc.get_threshold(), 200_000
 #: names of these in the C library (malloc.h of glibc)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
@@ -29,6 +31,13 @@ def keep_freed_memory() -> None:
         mallopt(_ARENA_MAX, 1)
 
 
+def postpone_collection() -> None:
+    """Have Python's garbage collector wait until `exempt_from_collection`: packages that are loaded make hundreds of
+    thousands of objects, none of them garbage, and its rounds over them take a third of that time. For processes of ours only.
+    """
+    gc.set_threshold(MANY)
+
+
 @functools.cache
 def exempt_from_collection() -> None:
     """Let Python's garbage collector pass over all objects that there are: a round over those of loaded libraries takes
@@ -38,3 +47,4 @@ def exempt_from_collection() -> None:
     job of many leaves must not pile up.
     """
     gc.freeze()
+    gc.set_threshold(*USUAL)

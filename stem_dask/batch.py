@@ -132,10 +132,12 @@ class Batch:
             from stem_dask.cluster import connect
             from stem_dask.loading import load_meanwhile
             from stem_dask.pipeline import PASSES
+            from stem_dask.workers import begin
 
             config = self.datasets[0].config
-            load_meanwhile(PASSES)
             device, why = chosen_device(config.device, config.cluster)
+            begin(config.cluster, self.largest, device)
+            load_meanwhile(PASSES, alone=True)
             options = config.cluster.model_dump()
             options |= {"input_bytes": self.largest, "device": device}
             asked = connect(**options, say=self.line.say)

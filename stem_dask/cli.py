@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 from stem_dask.classic import add_convert_options, add_preprocess_options, chunk_mb, separated
 from stem_dask.crop_command import add_crop_options, crop_command
 from stem_dask.job_array import add_batch_options, run_configs, write_script
-from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, leave, run_file
+from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, program, run_file
 from stem_dask.urls import without_secrets
 
 
@@ -256,10 +256,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def program() -> NoReturn:
-    """What is installed as ``stem-dask``."""
-    leave(main())
+def stem_dask() -> NoReturn:
+    """What is installed under this name."""
+    program(main)
 
 
 if __name__ == "__main__":
-    program()
+    stem_dask()

@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
-from dask.utils import parse_bytes
 
 from stem_dask.dashboard import LATER, load_when_opened, usual_port
 from stem_dask.errors import ConfigError
-from stem_dask.gpus import cuda_cluster, n_gpus
+from stem_dask.gpus import cuda_cluster
 from stem_dask.hearing import knock, listening
-from stem_dask.limits import machine_bytes, node_folder, usable_cores
-from stem_dask.options import Cluster
+from stem_dask.limits import node_folder
 from stem_dask.plan import Worker
 from stem_dask.processes import (
     LOOPBACK,
@@ -34,11 +32,8 @@ from stem_dask.submission import connected
 from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
 from stem_dask.tunnel import tunnel
 from stem_dask.versions import refuse_other_versions
+from stem_dask.workers import kind_of, layout, limit_of
 
-#: inputs below this run on threads: starting processes would take longer than the work
-SMALL_INPUT_BYTES = 2**30
-#: share of the machine's memory that our own workers may use together
-MEMORY_SHARE = 0.8
 EVERYWHERE = "0.0.0.0"
 #: how long somebody else's scheduler may take to answer, also when the connection was lost
 ANSWER_SECONDS = 20
@@ -138,7 +133,7 @@ def connect(
         ):
             yield connection
         return
-    kind = _kind(kind, input_bytes, device)
+    kind = kind_of(kind, input_bytes, device)
     if kind not in KINDS:
         raise ConfigError(
             f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
@@ -175,8 +170,8 @@ def _jobs(
     least, most = (jobs, jobs) if isinstance(jobs, int) else jobs
     if not 1 <= least <= most:
         raise ConfigError(f"cluster.jobs is {jobs}; expected a number above 0, or [least, most]")
-    workers, threads = _layout("slurm", n_workers, threads)
-    return Jobs(least, most, workers, threads, _limit(memory_limit, workers), walltime)
+    workers, threads = layout("slurm", n_workers, threads)
+    return Jobs(least, most, workers, threads, limit_of(memory_limit, workers), walltime)
 
 
 @contextlib.contextmanager
@@ -223,8 +218,8 @@ def _start(
     from distributed import Client, LocalCluster
     from distributed.utils import silence_logging_cmgr
 
-    workers, threads = _layout(kind, n_workers, threads)
-    limit = _limit(memory_limit, workers)
+    workers, threads = layout(kind, n_workers, threads)
+    limit = limit_of(memory_limit, workers)
     security = own_security(host, insecure=insecure)
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
@@ -342,57 +337,3 @@ def _describe(client: Any, kind: str) -> Connection:
             loaded_bytes(kind),
         ),
     )
-
-
-def planned(options: Cluster, input_bytes: int, device: str = "cpu") -> Worker:
-    """A worker before there is one; nothing is known of those of somebody else's scheduler."""
-    if options.address is not None or options.scheduler_file is not None:
-        return Worker(None, 1)
-    kind = _kind(options.kind, input_bytes, device)
-    workers, threads = _layout(kind, options.n_workers, options.threads_per_worker)
-    return Worker(_limit(options.memory_limit, workers), threads, loaded_bytes(kind))
-
-
-def _kind(kind: str, input_bytes: int, device: str) -> str:
-    if kind == "auto":  # processes would each take room on the GPU for themselves
-        return "threads" if input_bytes < SMALL_INPUT_BYTES or device == "gpu" else "local"
-    return kind
-
-
-def _layout(kind: str, n_workers: int | None, threads: int | None) -> tuple[int, int]:
-    cores = usable_cores()
-    for name, value in (("n_workers", n_workers), ("threads_per_worker", threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"cluster.{name} is {value}; expected at least 1")
-    if kind == "threads":
-        if n_workers not in (None, 1):
-            raise ConfigError(
-                f"cluster.kind threads is one worker, n_workers is {n_workers}; "
-                "set threads_per_worker, or kind: local"
-            )
-        return 1, threads or cores
-    if kind == "gpu":
-        if threads not in (None, 1):
-            raise ConfigError(
-                f"cluster.kind gpu has one thread a worker, threads_per_worker is {threads}; leave it out"
-            )
-        return n_gpus(n_workers), 1
-    if kind == "slurm":  # of each job; how many cores a node has is not known here
-        return n_workers or 1, threads or 1
-    if n_workers is None:
-        return max(1, cores // (threads or 1)), threads or 1
-    return n_workers, threads or max(1, cores // n_workers)
-
-
-def _limit(memory_limit: int | str | None, workers: int) -> int:
-    if memory_limit is None:
-        return int(machine_bytes() * MEMORY_SHARE / workers)
-    try:
-        limit = int(parse_bytes(memory_limit))
-        if limit < 1:
-            raise ValueError(f"{limit} bytes")
-        return limit
-    except (ValueError, IndexError) as error:
-        raise ConfigError(
-            f"cluster.memory_limit is {memory_limit!r}; expected bytes, or text such as 4GB"
-        ) from error

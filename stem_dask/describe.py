@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from stem_dask.cluster import planned
 from stem_dask.gpu_memory import task_memory, with_cuda
 from stem_dask.io.read import Found
 from stem_dask.known import Known
@@ -24,6 +23,7 @@ from stem_dask.projection import (
     turned_bytes,
 )
 from stem_dask.units import size
+from stem_dask.workers import planned
 
 
 def describe_file(found: Found) -> tuple[str, ...]:

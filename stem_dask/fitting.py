@@ -1,7 +1,7 @@
 """Whether workers that are still to be started will have the memory that a job needs."""
 
-from stem_dask.cluster import planned
 from stem_dask.preflight import Prepared
+from stem_dask.workers import planned
 
 
 def refuse_too_small(prepared: Prepared) -> None:

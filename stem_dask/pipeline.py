@@ -14,6 +14,7 @@ from stem_dask.preflight import Prepared, begun, input_lines, prepare
 from stem_dask.processes import end_if_read_again
 from stem_dask.state import RunState
 from stem_dask.submission import connected, refuse_no_client
+from stem_dask.workers import begin
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -85,7 +86,8 @@ def run(
     device = prepared.config.device
     cluster = prepared.config.cluster.model_dump()
     cluster |= {"input_bytes": prepared.found.n_bytes, "device": device}
-    load_meanwhile(PASSES, *prepared.outputs.libraries())
+    begin(prepared.config.cluster, prepared.found.n_bytes, device)
+    load_meanwhile(PASSES, *prepared.outputs.libraries(), alone=alone)
     with connect(**cluster, say=say) as connection:
         for line in connection.lines(f"{device}{prepared.device_note}"):
             say(line)

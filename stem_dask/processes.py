@@ -37,8 +37,10 @@ SETTINGS = {
 LOOPBACK = "127.0.0.1"
 #: how Dask starts processes: its setting, its default, and ours
 METHOD, SPAWN, FORKSERVER = "distributed.worker.multiprocessing-method", "spawn", "forkserver"
+#: what Dask puts into the environment of a worker's process before it starts, where a user has not set other values
+BEFORE_SPAWN = {"MALLOC_TRIM_THRESHOLD_": 65536}
 #: what workers are copies of has loaded these
-LOADED = ["distributed.nanny", "stem_dask.rehearsal"]
+LOADED = ["stem_dask.copied"]
 #: how long a start that was interrupted may take to come to its end, in seconds
 START_SECONDS = 20.0
 
@@ -146,9 +148,36 @@ def copied_from_one() -> dict[str, Any]:
 
     if not _may_be_copies() or not hasattr(distributed.utils, "_forkserver_preload_set"):
         return {}
-    multiprocessing.get_context("forkserver").set_forkserver_preload(LOADED)
+    multiprocessing.get_context(FORKSERVER).set_forkserver_preload(LOADED)
     distributed.utils._forkserver_preload_set = True  # Dask would load pandas, in all of them
     return {METHOD: FORKSERVER}
+
+
+def begin_copies() -> None:
+    """Start the process that workers will be copies of, which loads their code while this one still loads Dask.
+
+    Its environment is what Dask gives its workers' processes before they start, and it does not hear Ctrl-C.
+    """
+    if not _may_be_copies():
+        return
+    from multiprocessing import forkserver
+
+    multiprocessing.get_context(FORKSERVER).set_forkserver_preload(LOADED)
+    settings = {**BEFORE_SPAWN, **dask.config.get("distributed.nanny.pre-spawn-environ", {})}
+    wanted = {name: str(value) for name, value in settings.items() if value is not None}
+    wanted |= {name: os.environ[name] for name in wanted if name in os.environ} | ONE_THREAD
+    before = {name: os.environ.get(name) for name in wanted}
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    _block_interrupts()
+    try:
+        os.environ.update(wanted)
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def _plain(worker: Any) -> Any:

@@ -377,10 +377,16 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def leave(code: int) -> NoReturn:
-    """End this process, without Python's way out: that waits for packages which are still being loaded, for ever if a
-    signal had come while this thread held the lock of one.
+def program(command: Callable[[], int]) -> NoReturn:
+    """Do a command in a process that is there for it, and end the process.
+
+    Without Python's way out: that waits for packages which are still being loaded, for ever if a signal had come while
+    this thread held the lock of one.
     """
+    from stem_dask.allocation import postpone_collection
+
+    postpone_collection()
+    code = command()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -390,4 +396,4 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    leave(main())
+    program(main)

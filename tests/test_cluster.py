@@ -17,12 +17,13 @@ from distributed import LocalCluster, default_client
 from distributed.comm import connect as reach
 from distributed.security import Security
 
-from stem_dask import cluster
-from stem_dask.cluster import SMALL_INPUT_BYTES, Connection, connect
+from stem_dask import cluster, workers
+from stem_dask.cluster import Connection, connect
 from stem_dask.config import parse_config
 from stem_dask.errors import ConfigError
 from stem_dask.limits import ONE_THREAD
 from stem_dask.plan import Worker
+from stem_dask.workers import SMALL_INPUT_BYTES
 
 usual_port = cluster.usual_port  # which the tests do without
 
@@ -117,8 +118,8 @@ def test_where_nothing_of_ours_listens_no_host_is_taken(started, options):
     ],
 )
 def test_workers_and_threads(monkeypatch, kind, n_workers, threads, expected):
-    monkeypatch.setattr(cluster, "usable_cores", lambda: 8)
-    assert cluster._layout(kind, n_workers, threads) == expected
+    monkeypatch.setattr(workers, "usable_cores", lambda: 8)
+    assert workers.layout(kind, n_workers, threads) == expected
 
 
 def test_threads_are_one_worker():
@@ -134,11 +135,11 @@ def test_threads_are_one_worker():
     [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (123, 123), ("500e6", 5 * 10**8)],
 )
 def test_memory_limit(text, expected):
-    assert cluster._limit(text, 7) == expected
+    assert workers.limit_of(text, 7) == expected
 
 
 def test_memory_limit_is_a_part_of_what_there_is():
-    assert 0 < cluster._limit(None, 4) == pytest.approx(cluster._limit(None, 1) / 4, abs=1)
+    assert 0 < workers.limit_of(None, 4) == pytest.approx(workers.limit_of(None, 1) / 4, abs=1)
 
 
 @pytest.mark.parametrize("text", ["much", "4 bananas"])
@@ -175,7 +176,7 @@ def test_jobs_in_plan():
             "cluster": {"kind": "slurm", "walltime": "1:00:00", "memory_limit": "4GB", "threads_per_worker": 2},
         }
     ).cluster  # fmt: skip
-    planned = cluster.planned(options, 0)
+    planned = workers.planned(options, 0)
     assert (planned.limit, planned.threads) == (4 * 10**9, 2)
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"kernels", "plan"},
     {"stages", "io", "synthetic"},
     {"engine", "grid", "cluster", "journal", "lock", "owner", "state", "trust", "rehearsal", "allocation", "submission",
-     "limits", "slurm", "tunnel", "versions", "gpus", "processes", "loading", "dashboard",
+     "limits", "slurm", "tunnel", "versions", "gpus", "processes", "workers", "copied", "loading", "dashboard",
      "scratch", "hearing"},
     {"report", "panel", "figure", "figure_data", "outputs", "preflight", "exports", "target", "describe", "projection", "results",
      "gpu_memory",

@@ -1,0 +1,13 @@
+"""What worker processes are copies of: one process loads this, and nobody else does."""
+
+import gc
+
+from stem_dask.allocation import postpone_collection
+from stem_dask.kernels.blas import load_without_blas
+from stem_dask.loading import load
+
+postpone_collection()
+load("distributed.nanny")
+load("stem_dask.rehearsal")
+load_without_blas()
+gc.freeze()  # a round of a copy's collector over what it shares would make that its own
