@@ -343,7 +343,7 @@ class Run:
     def files_of(self, index):
         """The files that hold a block, and where in them it lies."""
         if self.path.suffix == ".zarr":
-            return self.built / "patterns" / "c" / str(index) / "0" / "0" / "0", None
+            return self.built / "patterns" / f"c.{index}.0.0.0", None
         if self.path.suffix == ".zspy":
             return self.built / "Experiments/4D-STEM/data" / str(index) / "0" / "0" / "0", None
         if self.path.suffix in (".hspy", ".h5"):

@@ -86,7 +86,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     assert done.results["window"] == local.results["window"]
     there = {name: objects.read(f"{url}/{name}") for name, _ in objects.below(url)}
     here = tmp_path / "local.zarr"
-    chunks = {str(f.relative_to(here)): f.read_bytes() for f in here.rglob("c/**/*") if f.is_file()}
+    chunks = {str(f.relative_to(here)): f.read_bytes() for f in here.rglob("c.*")}
     assert len([name for name in chunks if name.startswith("patterns/")]) == 3
     assert {name: there[name] for name in chunks} == chunks
     assert sum(map(len, there.values())) == done.results["sizes"]["stored_bytes"]
@@ -100,13 +100,13 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     assert run(config).lines == (f"already complete: {url}",)
     with pytest.raises(OutputExistsError, match=r"made with other options \(output.codec\).*it ends as soon as the first"):  # fmt: skip
         run(job(source=source, export=["npy"], figure=True, codec="zstd"))
-    objects.put(f"{url}/patterns/c/9/9/9/9", b"of an older grid")
+    objects.put(f"{url}/patterns/c.9.9.9.9", b"of an older grid")
     changed = job(codec="gzip", overwrite=True)
     analyze = changed.analyze.model_copy(
         update={"known": source}
     )  # of the file that it was made from
     run(changed.model_copy(update={"analyze": analyze}))
-    assert not objects.at(f"{url}/patterns/c/9/9/9/9").exists()
+    assert not objects.at(f"{url}/patterns/c.9.9.9.9").exists()
     assert np.array_equal(sd.open(url).values, sd.open(here).values)
 
 
@@ -128,23 +128,23 @@ def test_a_run_that_failed_goes_on(
     before, root = marks(url), objects.read(f"{url}/zarr.json")
     objects.put(f"{url}/zarr.json", root.replace(b'"token"', b'"was"'))
     server.answer = lambda method, path: (
-        (503, error("SlowDown")) if method == "PUT" and "patterns/c/2/" in path else None
+        (503, error("SlowDown")) if method == "PUT" and "patterns/c.2." in path else None
     )
     with pytest.raises(OutputExistsError):
         run(config)
     assert "zarr.json" in dict(objects.below(url))
     config = job(overwrite=True)
-    with pytest.raises(StoreError, match=rf"{url}/patterns/c/2/0/0/0: the store answers with an error \(SlowDown\)"):  # fmt: skip
+    with pytest.raises(StoreError, match=rf"{url}/patterns/c.2.0.0.0: the store answers with an error \(SlowDown\)"):  # fmt: skip
         run(config)
     there = [name for name, _ in objects.below(url)]
     assert "zarr.json" not in there  # the older output has ended
-    assert [name for name in there if name.startswith("patterns/c/")] == [
-        "patterns/c/0/0/0/0",
-        "patterns/c/1/0/0/0",
+    assert [name for name in there if name.startswith("patterns/c.")] == [
+        "patterns/c.0.0.0.0",
+        "patterns/c.1.0.0.0",
     ]
     assert not objects.at(f"{url}.owner").is_file()
     # one that is cut, one that another program wrote, and one that is as it was
-    shard = f"{url}/patterns/c/0/0/0/0"
+    shard = f"{url}/patterns/c.0.0.0.0"
     objects.put(shard, objects.read(shard)[:-1] + b"x")
     server.answer, server.asked = lambda method, path: None, []
     with pytest.raises(OutputExistsError, match="holds objects and is no finished output"):
@@ -156,7 +156,7 @@ def test_a_run_that_failed_goes_on(
         run(job())
     objects.remove(f"{url}/zarr.json")
     done = run(config)
-    assert [path.partition("patterns/c/")[2][0] for path in server.puts("patterns/c/")] == ["2", "0"]  # fmt: skip
+    assert [path.partition("patterns/c.")[2][0] for path in server.puts("patterns/c.")] == ["2", "0"]  # fmt: skip
     assert objects.read(f"{url}/zarr.json") == root.replace(b'"overwrite": false', b'"overwrite": true')  # fmt: skip
     after = marks(url)
     assert {**after, "zarr.json": ""} == {**before, "zarr.json": ""}
@@ -171,7 +171,7 @@ def test_a_put_that_fails_for_a_moment_is_tried_again(
     failed: list[str] = []
 
     def answer(method: str, path: str) -> tuple[int, bytes] | None:
-        if method == "PUT" and "patterns/c/1/" in path and len(failed) < 3:
+        if method == "PUT" and "patterns/c.1." in path and len(failed) < 3:
             failed.append(path)
             return 500, error("InternalError")
         return None
@@ -191,10 +191,10 @@ def test_a_put_that_fails_for_a_moment_is_tried_again(
 def test_access_that_is_lost_ends_the_run(run: Any, job: Any, server: Between, bucket: str) -> None:
     server.answer = lambda method, path: (
         (403, error("AccessDenied", f"<AWSAccessKeyId>{SECRET}</AWSAccessKeyId>"))
-        if method == "PUT" and "patterns/c/" in path
+        if method == "PUT" and "patterns/c." in path
         else None
     )
-    with pytest.raises(StoreError, match=r"block .*patterns/c/.*access is denied") as caught:
+    with pytest.raises(StoreError, match=r"block .*patterns/c\..*access is denied") as caught:
         run(job())
     assert caught.value.exit_code == 5
     assert SECRET not in str(caught.value)
@@ -229,7 +229,7 @@ def test_two_machines_do_not_write_one_output(
     other = Owner(url, tmp_path / "elsewhere.run")
     other.take()
     free = prepare(job())
-    shard = f"{url}/patterns/c/0/0/0/0"
+    shard = f"{url}/patterns/c.0.0.0.0"
     objects.put(shard, b"of the other run")
     for config in (free, job(overwrite=True)):
         with pytest.raises(LockedError, match="in use by a run on"):
@@ -274,13 +274,13 @@ def test_commands_know_urls_and_nothing_tells_the_secret(
     assert "patterns    6 x 5 x 18 x 18 uint16" in capsys.readouterr().out
     assert main(["verify", url]) == 0
     assert "every chunk is there" in capsys.readouterr().out
-    objects.remove(f"{url}/analysis/radius/c/0/0")
-    content = objects.read(f"{url}/patterns/c/0/0/0/0")
-    objects.put(f"{url}/patterns/c/0/0/0/0", content[:40] + b"?" + content[41:])
+    objects.remove(f"{url}/analysis/radius/c.0.0")
+    content = objects.read(f"{url}/patterns/c.0.0.0.0")
+    objects.put(f"{url}/patterns/c.0.0.0.0", content[:40] + b"?" + content[41:])
     assert main(["verify", url]) == 5
     said = capsys.readouterr().err
-    assert f"{url}/analysis/radius/c/0/0 is missing or empty" in said
-    assert f"{url}/patterns/c/0/0/0/0 cannot be decoded" in said
+    assert f"{url}/analysis/radius/c.0.0 is missing or empty" in said
+    assert f"{url}/patterns/c.0.0.0.0 cannot be decoded" in said
     assert main(["verify", f"{bucket}/none.zarr"]) == 3
     assert capsys.readouterr().err.startswith(
         f"error: {bucket}/none.zarr: not a readable zarr store"

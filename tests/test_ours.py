@@ -280,7 +280,7 @@ def test_a_store_whose_valid_is_damaged(
     beam_file: Path, make_config: Any, tmp_path: Path, damage: str
 ) -> None:
     run(make_config(beam_file))
-    chunk = tmp_path / "out.zarr" / "valid" / "c/0/0"
+    chunk = tmp_path / "out.zarr" / "valid" / "c.0.0"
     chunk.unlink() if damage == "lost" else chunk.write_bytes(b"junk")
     (note,) = find(tmp_path / "out.zarr").info.notes
     assert note.startswith(f"which patterns could not be read before is not known: {chunk} ")

@@ -144,6 +144,7 @@ def test_what_copies_are_made_of_has_the_environment_of_a_worker():
     code = """
 import os, signal, dask
 from stem_dask.processes import begin_copies
+os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
 os.environ.update(MKL_NUM_THREADS="7", THEIRS="a")
 mine = {"MALLOC_TRIM_THRESHOLD_": 1234, "THEIRS": "b", "MINE": "c", "NONE": None}
 with dask.config.set({"distributed.nanny.pre-spawn-environ": mine}):

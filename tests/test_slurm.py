@@ -40,7 +40,7 @@ if how and "SLURM_RESTART_COUNT" not in os.environ:
     plain, left = os.replace, [10]
     def rename(source, target, *args, **options):
         plain(source, target, *args, **options)
-        left[0] -= "/patterns/c/" in str(target)
+        left[0] -= "/patterns/c." in str(target)
         if left[0] == 0:
             left[0] = -1
             task = "_".join(os.environ["SLURM_ARRAY_" + name] for name in ("JOB_ID", "TASK_ID"))
@@ -55,7 +55,7 @@ SLOW = """
 import os, time
 plain, end = os.replace, time.monotonic() + 60
 def rename(source, target, *args, **options):
-    while "/patterns/c/" in str(target) and not os.path.exists("enough") and time.monotonic() < end:
+    while "/patterns/c." in str(target) and not os.path.exists("enough") and time.monotonic() < end:
         time.sleep(0.05)
     plain(source, target, *args, **options)
 os.replace = os.rename = rename

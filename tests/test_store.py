@@ -1,6 +1,7 @@
 """The zarr store: opened by everyone without a warning, one shard a block, and a flipped bit is noticed."""
 
 import hashlib
+import itertools
 import json
 from dataclasses import replace
 from math import prod
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from stem_dask import engine
 from stem_dask.errors import StoreError
+from stem_dask.io import store
 from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     StoreSink,
@@ -66,12 +68,8 @@ def write_store(path, patterns, client=None, analysis=None):
 
 def shard_files(path):
     """Index of the shard -> its file."""
-    folder = Path(path) / "patterns" / "c"
-    return {
-        tuple(map(int, file.relative_to(folder).parts)): file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+    files = sorted((Path(path) / "patterns").glob("c.*"))
+    return {tuple(map(int, file.name.split(".")[1:])): file for file in files}
 
 
 def digests(path):
@@ -284,8 +282,8 @@ def test_what_a_kill_left_beside_the_shards_is_removed(tmp_path):
     """A worker writes NAME.partial and renames it; between the two it may be killed."""
     path = write_store(tmp_path / "a.zarr", lazy(numbers(), (4, 5)))
     before = digests(path)
-    for folder in (path, path / "patterns" / "c" / "0" / "0" / "0"):
-        (folder / "0.5f3a.partial").write_bytes(b"half a shard")
+    for folder in (path, path / "patterns"):
+        (folder / "c.0.0.0.0.5f3a.partial").write_bytes(b"half a shard")
     inner, shards = store_chunks(lazy(numbers(), (4, 5)))
     dims = ("scan_y", "scan_x", "ky", "kx")
     sink = StoreSink(str(path), SHAPE, "uint16", dims, inner, shards)
@@ -419,13 +417,40 @@ def test_going_on_in_a_store_of_another_codec_starts_anew(tmp_path, codec):
     assert shard_files(path) == {}
 
 
-def test_profiles_are_written_block_by_block(tmp_path):
-    path = str(write_store(tmp_path / "a.zarr", lazy(numbers(), (4, 5))))
-    profile = np.arange(7 * 5 * 3, dtype="f4").reshape(7, 5, 3)
-    regions = [(slice(0, 4), slice(0, 5)), (slice(4, 7), slice(0, 5))]
+@pytest.mark.parametrize("most", [(2**20, 256), (2**20, 2), (1, 256)], ids=["one", "few", "own"])
+@pytest.mark.parametrize(
+    ("shape", "chunk"),
+    [((7, 5), (4, 5)), ((7, 5), (2, 3)), ((9,), (2,)), ((3, 4), (3, 4)), ((2, 2, 3), (1, 2, 2))],
+    ids=["rows", "columns", "list", "whole", "stack"],
+)
+def test_profiles_are_written_block_by_block(tmp_path, monkeypatch, shape, chunk, most):
+    """Several rows of blocks in a file, as many as its bounds allow, at least one; a torn file of before goes."""
+    monkeypatch.setattr(store, "PROFILE_FILE_BYTES", most[0])
+    monkeypatch.setattr(store, "PROFILE_FILE_CHUNKS", most[1])
+    profile = np.random.default_rng(0).random((*shape, 3)).astype("f4")
+    grid = [range(0, n, size) for n, size in zip(shape, chunk, strict=True)]
+    regions = [
+        tuple(slice(a, min(a + size, n)) for a, size, n in zip(at, chunk, shape, strict=True))
+        for at in itertools.product(*grid)
+    ]
     blocks = ((region, {"profile": profile[region]}) for region in regions)
-    write_profiles(path, blocks, ("scan_y", "scan_x", "bin"), (7, 5), (4, 5))
-    np.testing.assert_array_equal(zarr.open_array(path, path="analysis/profile")[...], profile)
+    dims = [*(f"i{i}" for i in range(len(shape))), "radius"]
+    folder = tmp_path / "analysis" / "profile"
+    folder.mkdir(parents=True)
+    (folder / "c.99").write_bytes(b"torn")
+    write_profiles(str(tmp_path), blocks, dims, shape, chunk)
+    array = zarr.open_array(tmp_path, path="analysis/profile", mode="r")
+    np.testing.assert_array_equal(array[...], profile)
+    assert array.chunks == (*chunk, 3)
+    in_row, rows = len(regions) // len(grid[0]), len(grid[0])
+    each = max(1, min(most[1] // in_row, rows)) if most[0] > 1 else 1
+    assert array.shards == (each * chunk[0], *(len(g) * c for g, c in zip(grid[1:], chunk[1:], strict=True)), 3)  # fmt: skip
+    assert len(list(folder.glob("c.*"))) == -(-rows // each)
+
+
+def test_no_profiles(tmp_path):
+    write_profiles(str(tmp_path), iter(()), ("i", "radius"), (0,), (1,))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plain_attributes():

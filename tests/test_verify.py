@@ -19,8 +19,8 @@ from stem_dask.stages.patterns import as_patterns
 
 SHAPE = (6, 5, 16, 12)
 PLACES = range(20)
-SHARD = "patterns/c/1/0/0/0"
-ANALYSIS = "analysis/radius/c/0/0"
+SHARD = "patterns/c.1.0.0.0"
+ANALYSIS = "analysis/radius/c.0.0"
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ def test_the_files_under_test_are_all_there_are(store):
     files = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
     chunks = {name for name in files if not name.endswith("zarr.json")}
     assert {SHARD, ANALYSIS} < chunks
-    assert {f"patterns/c/{i}/0/0/0" for i in range(3)} < chunks
+    assert {f"patterns/c.{i}.0.0.0" for i in range(3)} < chunks
     assert len([name for name in chunks if name.startswith("patterns/")]) == 3
 
 
-@pytest.mark.parametrize("name", [SHARD, ANALYSIS, "analysis/center_y/c/0/0", "ky/c/0"])
+@pytest.mark.parametrize("name", [SHARD, ANALYSIS, "analysis/center_y/c.0.0", "ky/c.0"])
 def test_a_missing_file(store, capsys, name):
     (store / name).unlink()
     assert f"{store / name} is missing or empty" in refused(capsys, store, 5)
@@ -128,7 +128,7 @@ def test_the_command_names_a_cut_and_a_flipped_file(store, capsys, name):
         assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("name", [ANALYSIS, "ky/c/0"])
+@pytest.mark.parametrize("name", [ANALYSIS, "ky/c.0"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b""), flipped])
 def test_an_export_of_a_store_with_a_damaged_small_array(store, tmp_path, name, damage):
     """Axes and analysis go into the file: a lost chunk of theirs must not read as zeros."""
@@ -140,7 +140,7 @@ def test_an_export_of_a_store_with_a_damaged_small_array(store, tmp_path, name, 
 
 def test_every_damaged_file_is_named(store, capsys):
     for i in range(3):
-        (store / f"patterns/c/{i}/0/0/0").unlink()
+        (store / f"patterns/c.{i}.0.0.0").unlink()
     os.truncate(store / ANALYSIS, 3)
     said = refused(capsys, store, 5)
     assert said.count("is missing or empty") == 3
@@ -204,7 +204,7 @@ def test_a_damaged_shard_is_never_read_as_patterns(store, spoil):
 
 def test_exporting_a_store_without_one_of_its_shards(store, tmp_path):
     (store / SHARD).unlink()
-    with pytest.raises(SourceError, match=r"patterns/c/1/0/0/0 is missing"):
+    with pytest.raises(SourceError, match=r"patterns/c.1.0.0.0 is missing"):
         export(stem_dask.open(store), tmp_path / "b.zarr")
     assert [path.name for path in tmp_path.iterdir()] == ["scan.zarr"]
 
@@ -214,7 +214,7 @@ def test_which_files_a_part_needs(store):
     whole = (slice(None), slice(None), slice(None), slice(None))
     assert missing_chunk(str(store), "patterns", array, whole) is None
     lost = chunk_path(str(store), "patterns", array, (2, 0, 0, 0))
-    assert lost == store / "patterns/c/2/0/0/0"
+    assert lost == store / "patterns/c.2.0.0.0"
     lost.unlink()
     assert missing_chunk(str(store), "patterns", array, whole) == lost
     for rows, found in [

@@ -71,10 +71,10 @@ class ObjectStoreSink(StoreSink):
     def finish(self, records: Sequence[Record]) -> None:
         """See that every shard is there, in one listing."""
         with objects.of_output():
-            there = dict(objects.below(f"{self.url}/patterns/c"))
+            there = dict(objects.below(f"{self.url}/patterns"))
         for record in records:
             name = str(record.extra["shard"])
-            status = there.get(name.removeprefix("patterns/c/"))
+            status = there.get(name.removeprefix("patterns/"))
             if (what := _differs(f"{self.url}/{name}", record, status)) is not None:
                 raise StoreError(f"{what}; the same command makes it again")
 

@@ -6,7 +6,7 @@ the whole shard three times over, and its tasks wait for one thread of the proce
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from uuid import uuid4
@@ -73,11 +73,22 @@ def shard_pieces(
     counts = [whole // part for whole, part in zip(shard, chunks, strict=True)][: len(region)]
     strides = [prod(counts[i + 1 :]) for i in range(len(counts))]
     first, step = [part.start for part in region], chunks[: len(region)]
-    places = np.full((prod(counts), 2), _MISSING, "<u8")
+
+    def placed() -> Iterator[tuple[int, NDArray]]:
+        for origin, chunk in whole_chunks(block, region, chunks):
+            inside = zip(origin, first, step, strides, strict=False)
+            yield sum((at - start) // size * n for at, start, size, n in inside), chunk
+
+    return indexed(placed(), prod(counts), codec)
+
+
+def indexed(
+    chunks: Iterable[tuple[int, NDArray]], n_chunks: int, codec: str = "auto"
+) -> Iterator[bytes]:
+    """The bytes of a shard: chunks, each with its place among all that the shard has room for, then the index."""
+    places = np.full((n_chunks, 2), _MISSING, "<u8")
     n_bytes = 0
-    for origin, chunk in whole_chunks(block, region, chunks):
-        inside = zip(origin, first, step, strides, strict=False)
-        place = sum((at - start) // size * n for at, start, size, n in inside)
+    for place, chunk in chunks:
         content = encoded(chunk, codec)
         places[place] = n_bytes, len(content)
         n_bytes += len(content)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +17,22 @@ from numpy.typing import NDArray
 from stem_dask.errors import StoreError
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.pieces import InPieces, of_type
-from stem_dask.io.publish import damage, remove
-from stem_dask.io.shards import write_shard
+from stem_dask.io.publish import damage, named, remove
+from stem_dask.io.shards import indexed, write_shard
 from stem_dask.io.zarr3 import (
     DOCUMENT,
     array_document,
+    chunk_name,
     consolidate,
+    filled,
     group_document,
     plain,
     read_document,
     write_array,
-    write_chunk,
     write_document,
 )
 from stem_dask.model import Record, Region
-from stem_dask.plan import INNER_CHUNK_BYTES, inner_chunk, shard_shape
+from stem_dask.plan import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
 from stem_dask.stages.analyze import PROFILE_ATTRS
 from stem_dask.stages.patterns import blocks_of, lead_shape
 
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 #: per-position arrays of the analysis are small: chunks of up to this many positions
 _POSITIONS = 2**20
+#: a file of profiles has so many bytes before they are packed, and so many chunks, at most
+PROFILE_FILE_BYTES, PROFILE_FILE_CHUNKS = 64 * MIB, 256
 
 
 def store_chunks(
@@ -123,9 +128,9 @@ class StoreSink:
 
     def _shard(self, region: Region) -> str:
         """Name within the store of the shard that holds a region; a region is one block, and a block is one shard."""
-        place = [str(part.start // size) for part, size in zip(region, self.shards, strict=False)]
-        inside = ["0"] * (len(self.shape) - len(region))
-        return os.path.join("patterns", "c", *place, *inside)
+        place = [part.start // size for part, size in zip(region, self.shards, strict=False)]
+        inside = [0] * (len(self.shape) - len(region))
+        return os.path.join("patterns", chunk_name([*place, *inside]))
 
     def _remove_torn(self) -> None:
         """Shards that workers were writing when they were killed."""
@@ -197,23 +202,41 @@ def write_profiles(
 ) -> None:
     """Write the retention profiles into the group ``analysis``, block by block: they may exceed memory.
 
+    A block is a chunk, and many rows of them share a file: a terabyte has thousands.
+
     Parameters
     ----------
-    blocks : region along the leading axes, and ``profile`` (…, radius), of each chunk
+    blocks : region along the leading axes, and ``profile`` (…, radius), of each chunk, in the order of the grid
     dims, lead : names of the axes, and sizes of the leading ones
     chunk : positions of a block
     """
     folder = Path(path, "analysis", "profile")
     remove(folder)
-    for i, (region, block) in enumerate(blocks):
-        profile = block["profile"]
-        n = profile.shape[-1]
-        if not i:
-            shape, chunks = (*lead, n), (*chunk, n)
-            document = array_document(shape, profile.dtype, dims, chunks, attrs=PROFILE_ATTRS)
-            write_document(folder, document)
-        place = [part.start // size for part, size in zip(region, chunk, strict=True)]
-        write_chunk(folder, (*place, 0), profile, (*chunk, n))
+    grid = [-(-n // size) for n, size in zip(lead, chunk, strict=True)]
+
+    def numbered() -> Iterator[tuple[int, NDArray]]:
+        for region, block in blocks:
+            place = [part.start // size for part, size in zip(region, chunk, strict=True)]
+            yield int(np.ravel_multi_index(place, grid)), block["profile"]
+
+    chunks = numbered()
+    first = next(chunks, None)
+    if first is None:
+        return
+    n, dtype = first[1].shape[-1], first[1].dtype
+    whole = (*chunk, n)
+    in_row = prod(grid[1:])
+    row_bytes = in_row * prod(whole) * dtype.itemsize
+    rows = min(grid[0], max(1, min(PROFILE_FILE_BYTES // row_bytes, PROFILE_FILE_CHUNKS // in_row)))
+    shard = [k * size for k, size in zip((rows, *grid[1:]), chunk, strict=True)]
+    document = array_document((*lead, n), dtype, dims, whole, (*shard, n), attrs=PROFILE_ATTRS)
+    write_document(folder, document)
+    together = rows * in_row
+    for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):
+        file = Path(folder, chunk_name([i, *[0] * len(lead)]))
+        placed = ((index % together, filled(values, whole)) for index, values in part)
+        with named(file), open(file, "wb") as out:
+            out.writelines(indexed(placed, together))
 
 
 #: attributes of the patterns that tell of the microscope; in a store they are those of the root

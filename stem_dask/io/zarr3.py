@@ -71,7 +71,7 @@ def array_document(
         "shape": list(shape),
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": files}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": zero,
         "codecs": codecs,
         "attributes": plain(attrs or {}),
@@ -182,14 +182,29 @@ def write_chunk(
     folder: str | Path, place: Sequence[int], values: NDArray, chunks: Sequence[int]
 ) -> None:
     """Write one chunk of an array; at the end of an axis it is filled up with zeros."""
-    if values.shape != tuple(chunks):
-        full = np.zeros(tuple(chunks), values.dtype)
-        full[tuple(slice(0, n) for n in values.shape)] = values
-        values = full
-    path = Path(folder, "c", *map(str, place))
+    path = Path(folder, chunk_name(place))
     with named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(values))
+        path.write_bytes(encoded(filled(values, chunks)))
+
+
+def chunk_name(place: Sequence[int]) -> str:
+    """Name of a chunk's file, within the folder of its array: a new folder takes longer to make than a file to write.
+
+    Examples
+    --------
+    >>> chunk_name((3, 0)), chunk_name(())
+    ('c.3.0', 'c')
+    """
+    return ".".join(["c", *map(str, place)])
+
+
+def filled(values: NDArray, chunks: Sequence[int]) -> NDArray:
+    """A whole chunk, of what there is of it at the end of an axis."""
+    if values.shape == tuple(chunks):
+        return values
+    full = np.zeros(tuple(chunks), values.dtype)
+    full[tuple(slice(0, n) for n in values.shape)] = values
+    return full
 
 
 def consolidate(path: str | Path) -> None:

@@ -130,7 +130,7 @@ class Model:
 
     def unreadable(self) -> bool:
         """Whether an export still needs a damaged shard of the store that the unfinished run has published."""
-        lost = {int(rel.split("/")[2]) for rel in self.damaged if rel.startswith("patterns/c/")}
+        lost = {int(rel.split(".")[1]) for rel in self.damaged if rel.startswith("patterns/c.")}
         if not lost or not self.made(STORE):
             return False
         left = (self.blocks() - set(self.counts())) | set(self.spoiled())

@@ -19,7 +19,7 @@ DAMAGES = {2: truncate, 5: zero, 11: flip, 17: Path.unlink}
     ("fault", "pattern", "job", "kind"),
     [
         ("after crop/000022.block", "scan.run/analysis/{:06d}.block", "analyze", "threads"),
-        ("before scan.zarr", "scan.zarr.incomplete/patterns/c/{}/0/0/0", "crop", "local"),
+        ("before scan.zarr", "scan.zarr.incomplete/patterns/c.{}.0.0.0", "crop", "local"),
     ],
 )
 def test_damaged_blocks(

@@ -19,8 +19,8 @@ CHAINS = {
         ("analysis", "before analysis/{:06}.block", "threads"),
         ("analysis", "after analysis/{:06}.block", "threads"),
         ("crop", "lines crop 3", "local"),
-        ("crop", "before patterns/c/{}/0/0/0", "local"),  # a worker, its shard has no name yet
-        ("crop", "after patterns/c/{}/0/0/0", "threads"),
+        ("crop", "before patterns/c.{}.0.0.0", "local"),  # a worker, its shard has no name yet
+        ("crop", "after patterns/c.{}.0.0.0", "threads"),
         ("crop", "after crop/{:06}.block", "local"),
         ("rename", "before scan.zarr", "threads"),
     ],
@@ -60,7 +60,7 @@ def test_a_killed_worker(command: Command, reference: Command) -> None:
 
 def test_a_worker_killed_while_it_writes(command: Command, reference: Command) -> None:
     """Its shard has been written and has no name yet; another worker takes over within the same run."""
-    run = command.finish(fault="torn patterns/c/10/0/0/0")
+    run = command.finish(fault="torn patterns/c.10.0.0.0")
     assert (command.folder / "fault_mark").exists()
     assert run.code == 0, run.text
     assert_identical(command, reference)
@@ -137,7 +137,7 @@ def _shards(command: Command) -> dict[int, tuple[int, int]]:
     """Block: identity and time of its shard's file, wherever the store is by now."""
     found = {}
     for store in (command.store, command.folder / f"{command.store.name}.incomplete"):
-        for path in store.glob("patterns/c/*/0/0/0"):
+        for path in store.glob("patterns/c.*.0.0.0"):
             status = path.stat()
             found[int(path.parts[-4])] = (status.st_ino, status.st_mtime_ns)
     return found
@@ -180,7 +180,7 @@ def test_replacing_an_older_output(command: Command, reference: Command) -> None
     shutil.copytree(reference.store, command.store)
     metadata = command.store / "zarr.json"
     metadata.write_text(metadata.read_text().replace('"token": "', '"token": "0'))
-    (command.store / "patterns" / "c" / "3" / "0" / "0" / "0").write_bytes(b"older")
+    (command.store / "patterns" / "c.3.0.0.0").write_bytes(b"older")
     for suffix in (".pt", ".hspy"):
         command.store.with_suffix(suffix).write_bytes(b"older")
     refused = command.finish(kind="threads")

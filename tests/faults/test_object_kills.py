@@ -17,7 +17,7 @@ from stem_dask.io import objects
 pytestmark = pytest.mark.faults
 
 #: what is being put when the process is killed, and whether it arrives: shards, and the document that makes them an output
-MOMENTS = [("scan.zarr/patterns/c/2/", True), ("scan.zarr/zarr.json", False)]
+MOMENTS = [("scan.zarr/patterns/c.2.", True), ("scan.zarr/zarr.json", False)]
 
 
 def test_kills_of_a_run_into_an_object_store(
@@ -55,7 +55,7 @@ def test_kills_of_a_run_into_an_object_store(
             server.asked, server.answer = [], answer
             code, text = run()
             assert code == -9, text
-            written = {int(p.partition("patterns/c/")[2][0]) for p in server.puts("patterns/c/")}
+            written = {int(p.partition("patterns/c.")[2][0]) for p in server.puts("patterns/c.")}
             assert not written & before
             assert before <= noted()
             assert not objects.at(f"{url}/zarr.json").is_file()
@@ -66,7 +66,7 @@ def test_kills_of_a_run_into_an_object_store(
         server.asked, server.answer = [], lambda method, path: None
         code, text = run()
         assert code == 0, text
-        assert server.puts("patterns/c/") == []
+        assert server.puts("patterns/c.") == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     marks = {name: status.etag.strip('"') for name, status in objects.below(url)}
     for name, content in small.references["A"][
