@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import xarray as xr
 
 from stem_dask import report
@@ -152,12 +153,14 @@ def verdict(config: Config, store: str, known: xr.Dataset, window: Window) -> li
     together = math.ceil(stored.sizes[first] / VERDICT_TASKS / rows) * rows
     stored = stored.chunk({**dict.fromkeys(stored.dims, -1), first: together})
     exact = known["max_pattern"].dtype.kind in "ui"
+    metric = str(known.attrs["radius_metric"])
+    targets = [target for target in OTHER_TARGETS if target < window.target_retention]
+    # together, so that profiles are read once
+    found = dask.compute(*(stored_radii(stored, target, metric, exact) for target in targets))
     by_target: dict[float, int] = {}
-    for target in OTHER_TARGETS:
-        if target < window.target_retention:
-            radii = stored_radii(stored, target, str(known.attrs["radius_metric"]), exact)
-            other = known.assign(radius=known["radius"].copy(data=radii.compute()))
-            by_target[target] = choose_window(other, **options).global_radius or 0
+    for target, radii in zip(targets, found, strict=True):
+        other = known.assign(radius=known["radius"].copy(data=radii))
+        by_target[target] = choose_window(other, **options).global_radius or 0
     return report.verdict(window, known, by_target)
 
 
