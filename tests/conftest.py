@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import contextlib
+import gc
 import importlib.util
 import os
 import socket
@@ -16,7 +17,17 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
+# what is loaded to collect five thousand tests is no garbage
+USUAL = gc.get_threshold()
+gc.set_threshold(200_000)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Rounds of the garbage collector within tests pass over it."""
+    gc.freeze()
+    gc.set_threshold(*USUAL)
 
 
 @pytest.fixture(scope="session")
