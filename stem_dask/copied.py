@@ -3,11 +3,11 @@
 import gc
 
 from stem_dask.allocation import postpone_collection
-from stem_dask.kernels.blas import load_without_blas
+from stem_dask.kernels.blas import load_numba
 from stem_dask.loading import load
 
 postpone_collection()
 load("distributed.nanny")
 load("stem_dask.rehearsal")
-load_without_blas()
+load_numba()
 gc.freeze()  # a round of a copy's collector over what it shares would make that its own

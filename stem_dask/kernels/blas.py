@@ -24,3 +24,17 @@ def load_without_blas() -> None:
     finally:
         linalg.ensure_blas = look
     arraymath.ensure_blas = look
+
+
+def load_numba() -> None:
+    """Have numba know all its functions and types, as it does for the first kernel of a process.
+
+    Examples
+    --------
+    >>> load_numba()
+    """
+    load_without_blas()
+    from numba.core.registry import cpu_target
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
