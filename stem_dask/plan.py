@@ -26,8 +26,9 @@ INNER_CHUNK_BYTES = MIB
 FILE_CHUNK_BYTES = 8 * MIB
 #: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured
 WORKER_BYTES = 190 * 10**6
-#: the same of one that is a copy of a process that has loaded it: 152 MB were measured
-COPY_BYTES = 165 * 10**6
+#: the same of one that is a copy of a process that has loaded it, with which it shares much: 105 to 119 MB were measured, and
+#: 143 where it has loaded what an export reads with, too
+COPY_BYTES = 145 * 10**6
 #: and of the run's own process, where its threads do the work: 271 MB were measured
 PROCESS_BYTES = 295 * 10**6
 #: share of its memory limit that a worker may be expected to use

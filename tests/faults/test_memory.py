@@ -24,24 +24,25 @@ output: {path: scan.zarr, export: [pt], figure: false}
 """
 
 
-def write_beam(path: Path, n_bytes: int) -> Path:
+def write_beam(path: Path, n_bytes: int, rows: int = 4, columns: int = 16) -> Path:
     """A scan of 256 x 256 uint16 patterns, each a small disc; pages without counts are holes, so that it is soon there."""
     n, row = n_bytes // (128 * 256 * 256 * 2), 256 * 2
     offset = np.lib.format.open_memmap(path, "w+", np.uint16, (n, 128, 256, 256)).offset
-    disc = np.zeros((4, 256), np.uint16)
-    disc[:, 120:136] = 100
+    disc = np.zeros((rows, 256), np.uint16)
+    disc[:, 128 - columns // 2 : 128 + columns // 2] = 100
     with open(
         path, "r+b", buffering=0
     ) as file:  # not through the mapping, which fills the holes in memory
         for i in range(n * 128):
-            os.pwrite(file.fileno(), disc, offset + i * 256 * row + 126 * row)
+            os.pwrite(file.fileno(), disc, offset + i * 256 * row + (128 - rows // 2) * row)
     (path.parent / "crop.yaml").write_text(CONFIG.replace("BEAM", str(path)))
     return path.parent / "crop.yaml"
 
 
 @pytest.fixture(scope="module")
 def quarter_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_beam(tmp_path_factory.mktemp("quarter") / "beam.npy", 2**28)
+    """With counts everywhere, so that the window is what stands for it before it is known: the whole detector."""
+    return write_beam(tmp_path_factory.mktemp("quarter") / "beam.npy", 2**28, 256, 256)
 
 
 def limited(n_bytes: int) -> str:
@@ -66,7 +67,7 @@ def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path:
     """It is refused before any task; the block that is named fits, and so does a budget 10 % above."""
     command = Command(quarter_gb, tmp_path, forks, overrides=("output.chunk_mb=32",))
     with cleaned(command):
-        refused = command.finish(limited(250 * 10**6))
+        refused = command.finish(limited(215 * 10**6))
         assert refused.code == 2, refused.text
         assert not command.run_folder.exists()
         need = re.search(r"a worker would need ([\d.]+) MB", refused.text)
@@ -74,7 +75,7 @@ def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path:
         assert need is not None, refused.text
         assert fits is not None, refused.text
         projected = int(float(need[1]) * 1e6)
-        done = command.finish(limited(250 * 10**6), fits[1])
+        done = command.finish(limited(215 * 10**6), fits[1])
         assert done.code == 0, done.text
         roomy = Command(quarter_gb, tmp_path, forks, "roomy", overrides=command.overrides)
         done = roomy.finish(limited(int(1.1 * projected)))
