@@ -256,10 +256,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def stem_dask() -> NoReturn:
-    """What is installed under this name."""
+def entry_point() -> NoReturn:
+    """What is installed as ``stem-dask``."""
     program(main)
 
 
 if __name__ == "__main__":
-    stem_dask()
+    entry_point()
