@@ -44,7 +44,7 @@ WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hsp
 OVER = {"scan.zarr": 2, "scan.pt": 3}
 N_IN_FLIGHT = 3 * 2
 #: small files that a run of the small scan writes until its store is complete
-N_FILES = 72
+N_FILES = 66
 
 
 def test_a_killed_worker(command: Command, reference: Command) -> None:
@@ -139,7 +139,7 @@ def _shards(command: Command) -> dict[int, tuple[int, int]]:
     for store in (command.store, command.folder / f"{command.store.name}.incomplete"):
         for path in store.glob("patterns/c.*.0.0.0"):
             status = path.stat()
-            found[int(path.parts[-4])] = (status.st_ino, status.st_mtime_ns)
+            found[int(path.name.split(".")[1])] = (status.st_ino, status.st_mtime_ns)
     return found
 
 
