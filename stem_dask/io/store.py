@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 #: per-position arrays of the analysis are small: chunks of up to this many positions
 _POSITIONS = 2**20
-#: a file of profiles has so many bytes before they are packed, and so many chunks, at most
-PROFILE_FILE_BYTES, PROFILE_FILE_CHUNKS = 64 * MIB, 256
+#: a file of profiles has so many bytes before they are packed, and so many chunks, at most; several are sent to an object store
+#: at once, each of them whole
+PROFILE_FILE_BYTES, PROFILE_FILE_CHUNKS = 16 * MIB, 256
 
 
 def store_chunks(
