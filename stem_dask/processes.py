@@ -174,7 +174,7 @@ def begin_copies() -> None:
         forkserver.ensure_running()
     finally:
         for name, value in before.items():
-            del os.environ[name]
+            os.environ.pop(name, None)  # a stop may have come before it was set
             if value is not None:
                 os.environ[name] = value
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)

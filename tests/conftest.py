@@ -17,9 +17,9 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-# what is loaded to collect five thousand tests is no garbage
-USUAL = gc.get_threshold()
-gc.set_threshold(200_000)
+from stem_dask.allocation import USUAL, postpone_collection
+
+postpone_collection()  # what is loaded to collect five thousand tests is no garbage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
