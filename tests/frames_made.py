@@ -254,40 +254,19 @@ def app5(path, array, session="", scale=0.02, place=None):
     return path
 
 
-def tiff(
-    path, array, order="<", big=False, pixels_first=True, strips=1, description=b"", **changes
-):
-    """Pages of plain pixels; each directory before or behind them."""
-    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
-    head = b"II" if order == "<" else b"MM"
-    word, entry, count = ("Q", "HHQ8s", "Q") if big else ("I", "HHI4s", "H")
-    out = bytearray(head + struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, 0) if big else (42, 0))))  # fmt: skip
-    link = len(out) - (8 if big else 4)
-    for page in array:
-        data, rows = page.astype(array.dtype.newbyteorder(order)).tobytes(), page.shape[0]
-        tags = {256: page.shape[1], 257: rows, 258: page.itemsize * 8, 259: 1, 277: 1, 278: -(-rows // strips), 339: kind}  # fmt: skip
-        if pixels_first:
-            at = len(out)
-            out += data
-        places = len(out)
-        size = (8 if big else 2) + 9 * (20 if big else 12) + (8 if big else 4)
-        if not pixels_first:
-            at = places + size + strips * 8 + len(description)
-        offsets = [at + i * tags[278] * page.shape[1] * page.itemsize for i in range(strips)]
-        fields = [(t, 4, 1, struct.pack(order + "I", v)) for t, v in (tags | changes).items()]  # fmt: skip
-        where = places + size
-        listed = struct.pack(f"{order}{strips}I", *offsets)
-        fields.append((273, 4, strips, listed if len(listed) <= (8 if big else 4) else struct.pack(order + word, where)))  # fmt: skip
-        fields.append((270, 2, len(description), struct.pack(order + word, where + strips * 8)))
-        out[link : link + len(struct.pack(word, 0))] = struct.pack(order + word, places)
-        out += struct.pack(order + count, len(fields))
-        for tag, code, n, field in sorted(fields):
-            out += struct.pack(order + entry, tag, code, n, field.ljust(8 if big else 4, b"\0"))
-        link = len(out)
-        out += bytes(8 if big else 4)
-        out += struct.pack(f"{order}{strips}I", *offsets).ljust(strips * 8, b"\0") + description
-        if not pixels_first:
-            out += data
-        description = b""  # on the first page only, so that the second lies elsewhere
-    path.write_bytes(bytes(out))
+def tiff(path, array, order="<", big=False, rows=None, description=None):
+    """A stack as tifffile writes it, page by page; the first page has the description."""
+    import tifffile
+
+    with tifffile.TiffWriter(path, byteorder=order, bigtiff=big) as file:
+        for page in array:
+            file.write(
+                page,
+                photometric="minisblack",
+                contiguous=False,
+                metadata=None,
+                rowsperstrip=rows,
+                description=description,
+            )
+            description = None
     return path

@@ -185,7 +185,7 @@ FAMILIES = {
     "empad's raw": (lambda f: empad(f)[0].with_name("scan_x4_y3.raw"), {}),
     "mrc": (lambda f: info(mrc(f / "a.mrc", STACKED), "a_info.txt"), {}),
     "tvips": (lambda f: tvips(f / "a_000.tvips", STACKED), STACK),
-    "tif": (lambda f: tiff(f / "a.tif", STACKED, strips=2), STACK),
+    "tif": (lambda f: tiff(f / "a.tif", STACKED, rows=3), STACK),
     "bigtiff": (lambda f: tiff(f / "a.tiff", STACKED, ">", big=True), STACK),
     "tif of deflate": (lambda f: packed(f / "a.tif", "deflate"), {}),
     "tif of lzw": (lambda f: packed(f / "a.tif", "lzw"), {}),

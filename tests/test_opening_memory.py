@@ -76,8 +76,8 @@ def made_tif(path: Path, n: int) -> Path:
 
 
 def made_tiff(path: Path, n: int) -> Path:
-    said = f"ImageJ=1.5\nimages={n * n}\n".encode()
-    return grown(tiff(path, ONE, pixels_first=False, description=said), 1000 + n * n * ONE.nbytes)
+    text = f"ImageJ=1.5\nimages={n * n}\n"
+    return grown(tiff(path, ONE, description=text), 1000 + n * n * ONE.nbytes)
 
 
 def made_xml(path: Path, n: int) -> Path:

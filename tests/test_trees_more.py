@@ -5,6 +5,7 @@ import struct
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from frames_made import (
     GUID,
@@ -183,11 +184,10 @@ def test_hdf5_opens_in_little_memory(tmp_path):
 
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("pixels_first", [False, True])
-@pytest.mark.parametrize(("dtype", "strips"), [("u1", 1), ("u2", 2), ("f4", 3), ("i4", 1)])
-def test_tiff(tmp_path, big, order, pixels_first, dtype, strips):
+@pytest.mark.parametrize(("dtype", "rows"), [("u1", None), ("u2", 3), ("f4", 2), ("i4", None)])
+def test_tiff(tmp_path, big, order, dtype, rows):
     array = numbers((12, 6, 5), dtype)
-    path = tiff(tmp_path / "a.tif", array, order, big, pixels_first, strips, b"a description" * 3)
+    path = tiff(tmp_path / "a.tif", array, order, big, rows, "a description" * 3)
     found = find(path, scan_shape=(3, 4))
     agrees(found, array.reshape(SHAPE))
     assert len(found.source.source.runs) <= 2
@@ -198,77 +198,40 @@ def test_tiff(tmp_path, big, order, pixels_first, dtype, strips):
 
 def test_tiff_of_imagej(tmp_path):
     array = numbers((12, 6, 5))
-    path = tiff(
-        tmp_path / "a.tiff", array[:1], pixels_first=False, description=b"ImageJ=1.5\nimages=12\n"
-    )
+    path = tiff(tmp_path / "a.tiff", array[:1], description="ImageJ=1.5\nimages=12\n")
     path.write_bytes(path.read_bytes() + array[1:].tobytes())
     agrees(find(path, scan_shape=(3, 4)), array.reshape(SHAPE))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SourceError, match="12 pages need"):
         find(path)
-    axes = b"ImageJ=1.5\nimages=12\nchannels=1\nslices=4\nframes=3\n"
+    axes = "ImageJ=1.5\nimages=12\nchannels=1\nslices=4\nframes=3\n"
     path = tiff(tmp_path / "c.tiff", array, description=axes)
     with pytest.raises(SourceError, match=r"scan_y, scan_x\] \(by ImageJ frames 3, slices 4\)$"):
         find(path)
     with pytest.raises(SourceError, match=r"scan_y, scan_x\] \(3 x 3 would fit\)$"):
         find(tiff(tmp_path / "c.tiff", array[:9]))
     n_bytes = 2 * 65536 * 65536 + 1000
-    path = tiff(
-        tmp_path / "b.tiff", np.zeros((1, 256, 256), "u2"), pixels_first=False,
-        description=b"ImageJ=1.5\nimages=65536\n",
-    )  # fmt: skip
+    one = np.zeros((1, 256, 256), "u2")
+    path = tiff(tmp_path / "b.tiff", one, description="ImageJ=1.5\nimages=65536\n")
     assert opens_in_little(path, n_bytes, scan_shape=(256, 256)).source.shape == (256,) * 4
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"x259": 6},
-            r"a page is compressed by JPEG \(compression 6\), which is not read; save it again",
-        ),
-        ({"x277": 3}, r"3 values a pixel \(expected 1\)"),
-        ({"x258": 12}, r"pixels of 12 bits"),
-        ({"x339": 6}, r"complex numbers are not read"),
-        ({"x256": 2**31}, r"the pixels of a page at byte 8 end behind the file"),
-        ({"x257": 0}, r"a page is 0 x 5 pixels"),
-        ({"x278": 2}, r"6 x 5 has 1 strips only"),
-    ],
-)
-def test_tiff_refused(tmp_path, changes, message):
-    tags = {int(name[1:]): value for name, value in changes.items()}
-    path = tmp_path / "a.tif"
-    original = tiff(path, numbers((2, 6, 5))).read_bytes()
-    for tag, value in tags.items():
-        at = original.index(struct.pack("<HHI", tag, 4, 1)) + 8
-        path.write_bytes(original[:at] + struct.pack("<I", value) + original[at + 4 :])
-    with pytest.raises(SourceError, match=message) as caught:
-        find(path)
-    assert "a.tif: " in str(caught.value)
 
 
 def test_tiff_cut_anywhere(tmp_path):
     path = tiff(tmp_path / "a.tif", numbers((3, 6, 5)))
     whole = path.read_bytes()
-    for n in range(1, len(whole) - 8, 7):
+    for n in range(1, len(whole), 7):
         path.write_bytes(whole[:n])
         with pytest.raises(SourceError, match=r"a\.tif: "):
             find(path, scan_shape=(1, 3))
 
 
-def test_tiff_of_different_pages_and_rings(tmp_path):
-    path = tiff(tmp_path / "a.tif", numbers((2, 6, 5)))
-    whole = path.read_bytes()
-    at = whole.rindex(struct.pack("<HHI", 257, 4, 1)) + 8
-    path.write_bytes(whole[:at] + struct.pack("<I", 5) + whole[at + 4 :])
+def test_tiff_of_different_pages(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for shape in ((6, 5), (5, 5)):
+            file.write(np.zeros(shape, "u2"), contiguous=False, metadata=None)
     with pytest.raises(SourceError, match=r"page 2 is \(5, 5\) uint16, the first \(6, 5\) uint16"):
         find(path)
-    first = struct.unpack_from("<I", whole, 4)[0]
-    end = len(whole) - 12  # the last directory's link: four bytes before its list of strips
-    for target in (first, end - 2 - 9 * 12):
-        path.write_bytes(whole[:end] + struct.pack("<I", target) + whole[end + 4 :])
-        with pytest.raises(SourceError, match=r"form a ring"):
-            find(path)
 
 
 # --- flattened stacks of Gatan files ----------------------------------------------------------------------------
