@@ -31,6 +31,7 @@ from stem_dask.errors import (
     told_as,
 )
 from stem_dask.grid import Grid, bounds, computed, place
+from stem_dask.io.pieces import input_left_out
 from stem_dask.journal import Journal
 from stem_dask.model import Record, Region
 from stem_dask.submission import Call, in_flight
@@ -79,7 +80,7 @@ def run(
     progress: Progress | None = None,
     journal: Journal | None = None,
     job: str = "",
-    instead: Mapping[str, da.Array] | None = None,
+    quarantine: bool = False,
     unreadable: Mapping[int, str] = MappingProxyType({}),
 ) -> list[Record]:
     """Compute lazy outputs into a sink.
@@ -93,8 +94,7 @@ def run(
     progress : called with (blocks done, blocks, record) after each block
     journal, job : where finished blocks are noted; blocks noted there are read again from the disk, and only those
         that are damaged or missing are computed again
-    instead : outputs of the same blocks that read nothing; a block whose input cannot be read then gets these and is
-        quarantined, which its record says, where otherwise the run stops
+    quarantine : a block whose input cannot be read is computed from zeros, which its record says; else the run stops
     unreadable : blocks that are known for that, and why: they are not tried again
 
     Returns
@@ -113,8 +113,7 @@ def run(
         journal.forget(job)
         known = {}
     sink.create(resume=bool(known))
-    spare = None if instead is None else Grid(instead, n_lead)
-    work = _Work(grid, sink, known, spare, unreadable)
+    work = _Work(grid, sink, known, quarantine, unreadable)
     records: list[Record] = []
     with contextlib.closing(in_flight(client, work)) as done:
         for result in itertools.chain.from_iterable(done):
@@ -188,10 +187,10 @@ class _Work:
         grid: Grid,
         sink: Sink,
         known: dict[int, Record],
-        spare: Grid | None,
+        quarantine: bool,
         unreadable: Mapping[int, str],
     ) -> None:
-        self.grid, self.sink, self.known, self.spare = grid, sink, known, spare
+        self.grid, self.sink, self.known, self.quarantine = grid, sink, known, quarantine
         self.unreadable = dict(unreadable)
         self.new = grid.n_blocks - len(known)
         self.calls = iter(self._first(dict(known)))
@@ -228,10 +227,9 @@ class _Work:
             yield _verify_blocks, (self.sink, records)
 
     def _write(self, index: int) -> Call:
-        why = self.unreadable.get(index)
-        grid = self.grid if why is None or self.spare is None else self.spare
-        region, payload = grid.payload(index)
-        return _write_block, (payload, self.sink, index, region, self.spare is not None, why)
+        region, payload = self.grid.payload(index)
+        why = self.unreadable.get(index) if self.quarantine else None
+        return _write_block, (payload, self.sink, index, region, self.quarantine, why)
 
 
 def _write_block(
@@ -258,7 +256,8 @@ def _write_block(
         return extra, sum(block.nbytes for block in blocks.values())
 
     try:
-        extra, n_bytes = _patiently(written, region, tries)
+        with contextlib.nullcontext() if why is None else input_left_out():
+            extra, n_bytes = _patiently(written, region, tries)
     except SourceError as error:
         if not quarantine:
             raise

@@ -14,7 +14,6 @@ from stem_dask import engine
 from stem_dask.errors import SourceError, StoreError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
-from stem_dask.io.parts import files_of
 from stem_dask.io.publish import (
     make_folder,
     publish,
@@ -138,8 +137,8 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
     from stem_dask.rehearsal import see
 
     places: dict[str, type[SourceError] | type[StoreError]]
-    files = files_of(patterns.data.dask.layers)
-    places = {file: SourceError for file in files if os.path.exists(file)}  # else that is told
+    source = patterns.attrs.get("source")
+    places = {source: SourceError} if source and os.path.exists(source) else {}
     folder = next(parent for parent in Path(path).parents if parent.is_dir())
     own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
     with telling(path), own as made:

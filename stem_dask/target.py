@@ -34,7 +34,7 @@ from stem_dask.io.store import (
 )
 from stem_dask.io.zarr3 import plain
 from stem_dask.plan import FILE_CHUNK_BYTES, INNER_CHUNK_BYTES
-from stem_dask.stages.patterns import axes_of, blocks_of, flowing, lead_dims, lead_shape
+from stem_dask.stages.patterns import axes_of, blocks_of, lead_dims, lead_shape
 from stem_dask.stages.validate import inside_of_blocks
 
 #: what of the analysis goes into a .pt, .hspy and .zspy, one value a pattern
@@ -164,8 +164,8 @@ class Target:
 
     def outputs(self) -> dict[str, da.Array]:
         """What is computed for it: ``patterns``, and ``navigator`` for HyperSpy: the intensity of each."""
-        patterns = flowing(self.patterns)
-        found = {"patterns": patterns.data}
+        patterns = self.patterns
+        found = {"patterns": blocks_of(patterns)}
         if FORMATS[self.suffix].navigator:
             found["navigator"] = inside_of_blocks(patterns, 0.0, "navigator")
         return found

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 import stem_dask as sd
 from stem_dask.errors import SourceError
-from stem_dask.grid import Grid
 from stem_dask.io import pieces as pieces_module
 from stem_dask.io.frames import Flipped, FramedFile, Run, Squeezed
-from stem_dask.io.parts import Part, is_read_in_pieces
-from stem_dask.io.pieces import pieces
+from stem_dask.io.lazy import block_positions, lazy_blocks
+from stem_dask.io.parts import BlockReader, Part, is_read_in_pieces
+from stem_dask.io.pieces import input_left_out, pieces
+from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile, ScanOfList, Selection, Transposed, ZarrArray
 from stem_dask.pipeline import run
 from stem_dask.preflight import prepare
 from stem_dask.projection import memory_of
 from stem_dask.stages.analyze import analysis_blocks
-from stem_dask.stages.patterns import flowing, in_pieces
 
 OPTIONS: dict[str, Any] = {
     "center_method": "centroid", "manual_center": None, "radius_metric": "square", "target_retention": 0.9,
@@ -115,12 +115,16 @@ def test_the_analysis_is_the_same_to_the_last_bit(
     if data.dtype.kind == "f":
         data *= 10.0 ** rng.integers(-8, 8, data.shape)
     np.save(tmp_path / "a.npy", data)
-    patterns = sd.open(tmp_path / "a.npy", chunk_mb=0.001)
+    file = find(tmp_path / "a.npy")
+    patterns = {
+        False: sd.open(tmp_path / "a.npy", chunk_mb=0.001),
+        True: lazy_blocks(file, block_positions(file, 0.001)),
+    }
     options = {**OPTIONS, "radius_metric": metric}
     found = {}
     for apart in (False, True):
-        outputs = analysis_blocks(flowing(patterns) if apart else patterns, **options)
-        assert any("parts-" in str(k) for k in Grid(outputs, 2).tasks) == apart
+        assert isinstance(patterns[apart].data.blocks[0, 0].compute(), Part) == apart
+        outputs = analysis_blocks(patterns[apart], **options)
         found[apart] = {name: array.compute() for name, array in outputs.items()}
     for name, values in found[False].items():
         assert values.tobytes() == found[True][name].tobytes(), name
@@ -155,17 +159,23 @@ def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
     assert is_read_in_pieces(Selection(Flipped(flat), (0,) * 4, (1,) * 4, (2, 2, 8, 8)))
     assert not is_read_in_pieces(ZarrArray("a.zarr", "", np.dtype("u2"), (4, 4, 8, 8)))
     assert not is_read_in_pieces(Transposed(flat, (2, 3, 0, 1)))
-    np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
-    patterns = sd.open(tmp_path / "a.npy")
-    assert in_pieces(patterns.data).name != patterns.data.name
-    for other in (patterns.data + 1, patterns.data.rechunk((1, 3, 8, 8))):
-        assert in_pieces(other) is other
+    data = np.ones((2, 3, 8, 8), "u2")
+    data.tofile(tmp_path / "a.raw")
+    whole = tuple(slice(0, n) for n in data.shape)
+    for source in (
+        flat := FlatFile(str(tmp_path / "a.raw"), 0, data.dtype, data.shape),
+        Transposed(flat, (2, 3, 0, 1)),
+    ):
+        key = tuple(slice(0, n) for n in source.shape)
+        assert isinstance(BlockReader(source)[key], Part) == (source is flat)
+    with input_left_out():
+        assert not BlockReader(flat)[whole].any()
 
 
 def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((4, 4, 16, 16), "u2"))
-    patterns = sd.open(tmp_path / "a.npy")
-    outputs = analysis_blocks(flowing(patterns), **OPTIONS)
+    file_found = find(tmp_path / "a.npy")
+    outputs = analysis_blocks(lazy_blocks(file_found, (4, 4)), **OPTIONS)
     with open(tmp_path / "a.npy", "r+b") as file:
         file.truncate(6000)
     with pytest.raises(SourceError, match=r"a\.npy: the file ends at byte 6,000"):

@@ -25,8 +25,8 @@ from stem_dask.io.pieces import (
     split,
 )
 from stem_dask.kernels.sums import add_patterns
-from stem_dask.stages.downsample import downsample
-from stem_dask.stages.patterns import as_arrays, flowing, in_pieces
+from stem_dask.stages.downsample import downsample, downsample_blocks
+from stem_dask.stages.patterns import as_arrays
 from stem_dask.stages.summary import block_statistics
 
 
@@ -236,18 +236,19 @@ def test_types() -> None:
     np.testing.assert_array_equal(np.asarray(swapped), block + 1)
 
 
-def test_lazy_blocks_are_arrays_for_everybody_and_pieces_for_those_who_know() -> None:
+def test_blocks_of_public_functions_are_arrays() -> None:
     import xarray as xr
 
     data = numbers(4, 6, 8, 8)
     patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx")).chunk(scan_y=2)
     small = downsample(patterns, 2, method="stride")
-    assert (small.data + 1).compute().shape == (4, 6, 4, 4)
-    apart = in_pieces(small.data)
-    assert isinstance(apart.blocks[0, 0].compute(), InPieces)
-    np.testing.assert_array_equal(as_arrays(apart).compute(), data[..., ::2, ::2])
-    assert in_pieces(apart) is apart
-    assert in_pieces(patterns.data) is patterns.data
+    assert isinstance(small.data.blocks[0, 0].compute(), np.ndarray)
+    np.testing.assert_array_equal((small + 1).compute(), data[..., ::2, ::2] + 1)
+    of_a_job = downsample_blocks(
+        patterns, 2, method="stride", reduce="mean", sigma=None, device="cpu"
+    )
+    assert isinstance(of_a_job.data.blocks[0, 0].compute(), InPieces)
+    np.testing.assert_array_equal(as_arrays(of_a_job), data[..., ::2, ::2])
 
 
 @pytest.mark.parametrize(
@@ -318,10 +319,3 @@ def test_a_conversion_with_analysis_reads_each_pattern_once(
     assert sum(passes) == 32
     patterns, _ = open_store(tmp_path / "out.zarr")
     np.testing.assert_array_equal(patterns.values, numbers(4, 8, 8, 8))
-
-
-def test_flowing_is_for_sets_of_patterns() -> None:
-    import xarray as xr
-
-    patterns = xr.DataArray(numbers(4, 8, 8), dims=("pattern", "ky", "kx"))
-    assert flowing(patterns).data.compute().shape == (4, 8, 8)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stem_dask.io.arrange import ScanOrder
 from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
-from stem_dask.io.parts import note_straight
+from stem_dask.io.parts import BlockReader
 from stem_dask.io.planes import plane
 from stem_dask.io.read import Found, find
 from stem_dask.io.sources import Indexed, Missing, Source
@@ -22,7 +22,7 @@ from stem_dask.model import SourceInfo
 from stem_dask.plan import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
 from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
-from stem_dask.stages.patterns import as_patterns, lead_dims
+from stem_dask.stages.patterns import as_arrays, as_patterns, lead_dims
 from stem_dask.urls import is_url
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
+def lazy_array(
+    source: Source, lead: Sequence[int], name: str, reader: type[Indexed] = Indexed
+) -> da.Array:
     """A dask array over a source; blocks take ``lead`` positions and the whole detector.
 
     The name is made of what identifies the file, so that the same file gives the same graph.
@@ -38,10 +40,8 @@ def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
     import dask.array as da
 
     chunks = (*lead, *source.shape[len(lead) :])
-    indexed = Indexed(source)
-    note_straight(name, indexed)
     return da.from_array(
-        indexed,
+        reader(source),
         chunks=chunks,
         name=name,
         asarray=False,
@@ -61,7 +61,14 @@ def block_positions(
     return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, most, part, auto)
 
 
-def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
+def lazy_blocks(found: Found, lead: Sequence[int]) -> xr.DataArray:
+    """The same as `lazy_patterns` for the tasks of a job, whose blocks need not be arrays."""
+    return lazy_patterns(found, lead, BlockReader)
+
+
+def lazy_patterns(
+    found: Found, lead: Sequence[int], reader: type[Indexed] = Indexed
+) -> xr.DataArray:
     """The patterns of an opened file, calibrated, blocks of ``lead`` positions along the scan.
 
     They have the coordinate ``valid`` when the file says that some of them are missing.
@@ -70,7 +77,8 @@ def lazy_patterns(found: Found, lead: Sequence[int]) -> xr.DataArray:
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
     attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
     attrs |= about_source(info)
-    patterns = as_patterns(lazy_array(source, lead, f"read-{token}"), info.axes, attrs)
+    data = lazy_array(source, lead, f"{reader.__name__.lower()}-{token}", reader)
+    patterns = as_patterns(data, info.axes, attrs)
     if found.valid is None:
         return patterns
     valid = found.valid[tuple(slice(0, n) for n in found.valid.shape)][..., 0, 0]
@@ -178,8 +186,10 @@ def open_patterns(
         offset=offset,
     )
     found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
-    patterns = corrected(lazy_patterns(found, block_positions(found, chunk_mb)), dark, gain)
-    return masked(patterns, mask, mask_fill)
+    patterns = lazy_patterns(found, block_positions(found, chunk_mb))
+    if dark is None and gain is None and mask is None:
+        return patterns  # a slice of it reads no more than the slice
+    return as_arrays(masked(corrected(patterns, dark, gain), mask, mask_fill))
 
 
 def corrected(

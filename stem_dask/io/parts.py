@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError, told_as
-from stem_dask.io.absent import path_of, present
+from stem_dask.io.absent import present
 from stem_dask.io.buffers import buffer_for
 from stem_dask.io.frames import Flipped, FramedFile, Squeezed
 from stem_dask.io.merlin import LongCounts, QuadCounts, RawCounts
-from stem_dask.io.pieces import InPieces, piece_patterns, steps
+from stem_dask.io.pieces import InPieces, is_input_left_out, piece_patterns, steps
 from stem_dask.io.sources import FlatFile, Indexed, ScanOfList, Selection, Slices, Source
-from stem_dask.io.turned import detector_first
 
 #: ways to see a source that change nothing but the order of patterns, or each pattern by itself
 VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
-#: sources of the lazy arrays that are nothing but a file, by the name of the array
-_straight: WeakValueDictionary[str, Indexed] = WeakValueDictionary()
-#: and the same in pieces, by the same name, which a graph holds in place of them
-_in_parts: WeakValueDictionary[str, InParts] = WeakValueDictionary()
-#: what the name of a lazy array in pieces has before it
-PARTS = "parts-"
-
-
-def note_straight(name: str, source: Indexed) -> None:
-    """Remember that the lazy array of this name is what the source holds."""
-    _straight[name] = source
-
-
-def files_of(names: Iterable[str]) -> list[str]:
-    """Files and folders that lazy arrays are read from, of these names (layers of a graph), sorted."""
-    plain = [name.removeprefix(PARTS) for name in names]
-    sources = [known.get(name) for name in plain for known in (_straight, _in_parts)]
-    return sorted({path for one in sources if (path := path_of(one)) is not None})
 
 
 def is_read_in_pieces(source: Source) -> bool:
@@ -53,20 +33,6 @@ def _flat(source: Source) -> FlatFile | None:
     """The file, of a source that can be read into an array that is there already."""
     inner = source.source if isinstance(source, Selection) else source
     return inner if isinstance(inner, FlatFile) else None
-
-
-def read_in_pieces(name: str) -> InParts | None:
-    """The parts of the file that a lazy array of this name is, where they are read in pieces."""
-    source = _straight.get(name)
-    if source is None or not is_read_in_pieces(source.source):
-        return None
-    return _in_parts.setdefault(name, InParts(source.source))
-
-
-def pixels_apart(name: str) -> bool:
-    """Whether the lazy array of this name is a file with the detector slowest, of which each pixel is read by itself."""
-    source = _straight.get(name)
-    return source is not None and detector_first(source.source) is not None
 
 
 class Part(InPieces):
@@ -127,10 +93,13 @@ class Part(InPieces):
 
 
 @dataclass(frozen=True)
-class InParts(Indexed):
-    """A source that gives parts in place of arrays, where it is asked for blocks."""
+class BlockReader(Indexed):
+    """A source that gives blocks to the tasks of a job: `Part` where patterns are read a few at a time, else arrays."""
 
     def __getitem__(self, key: tuple[slice | int, ...]) -> Any:
-        if all(isinstance(k, slice) and (k.step or 1) > 0 for k in key):
+        if is_input_left_out():
+            shape = (len(range(*part.indices(n))) for part, n in zip(key, self.shape, strict=True))  # type: ignore[union-attr]
+            return np.zeros(tuple(shape), self.dtype)
+        if is_read_in_pieces(self.source) and all((part.step or 1) > 0 for part in key):  # type: ignore[union-attr]
             return Part(self.source, key)  # type: ignore[arg-type]
         return super().__getitem__(key)

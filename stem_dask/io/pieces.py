@@ -6,7 +6,9 @@ one. Whoever takes a block takes both. What is found on the way, such as sums, i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from math import prod
 from typing import Any, Protocol
 
@@ -15,6 +17,23 @@ from numpy.typing import NDArray
 
 #: bytes that are worked on at once
 PIECE_BYTES = 2**21
+
+_left_out: ContextVar[bool] = ContextVar("left_out", default=False)
+
+
+@contextlib.contextmanager
+def input_left_out() -> Iterator[None]:
+    """Blocks that are computed inside are zeros; nothing is read."""
+    token = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
+
+
+def is_input_left_out() -> bool:
+    """Whether blocks are computed without their input."""
+    return _left_out.get()
 
 
 class Watcher(Protocol):

@@ -33,7 +33,7 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.crop import filled_fractions
 from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
-from stem_dask.stages.patterns import flowing, lead_dims, lead_shape
+from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.window import choose_window, window_origins
 from stem_dask.target import Target
@@ -95,36 +95,27 @@ def _analyzed(
     job: Job, patterns: xr.DataArray, stage: str = "analyze", folder: str = "analysis"
 ) -> Analyzed:
     """One pass: computed block by block into the run's folder, joined but for the profiles."""
-    blocks, instead = _blocks(job, patterns)
     spool = SpoolSink(f"{job.folder}/{folder}")
     with job.room(patterns, None):
-        job.compute(stage, blocks, instead, patterns, spool)
+        job.compute(stage, _blocks(job, patterns), patterns, spool)
     return Analyzed(patterns, folded(job, patterns, spool), spool)
 
 
 def _ingested(job: Job, patterns: xr.DataArray) -> Analyzed:
     """The same pass, which keeps the patterns compressed in the run's folder; all that follows reads them there."""
-    blocks, instead = _blocks(job, patterns)
-    spare = job.spare(patterns)
-    if spare is not None and instead is not None:
-        instead = {**instead, "patterns": spare.data}
     copy, spool = Target(f"{job.folder}/ingested.zarr", patterns), SpoolSink(f"{job.folder}/ingest")
     sink = Beside(copy.sink(), ("patterns",), spool)
     with job.room(patterns, None):
-        job.compute("ingest", {**blocks, **copy.outputs()}, instead, patterns, sink)
+        job.compute("ingest", {**_blocks(job, patterns), **copy.outputs()}, patterns, sink)
         copy.finish()
     kept = patterns.copy(data=open_store(copy.built)[0].data)
     return Analyzed(kept, folded(job, patterns, spool), spool)
 
 
-def _blocks(
-    job: Job, patterns: xr.DataArray
-) -> tuple[dict[str, da.Array], dict[str, da.Array] | None]:
-    """What is computed of every block, and instead of one that cannot be read."""
-    options, spare = analysis_options(job.config), job.spare(patterns)
-    instead = None if spare is None else {"analysis": analysis_of_blocks(spare, **options)}
-    blocks = analysis_of_blocks(flowing(patterns), **options, device=job.device)
-    return {"analysis": blocks}, instead
+def _blocks(job: Job, patterns: xr.DataArray) -> dict[str, da.Array]:
+    """What is computed of every block."""
+    options = analysis_options(job.config)
+    return {"analysis": analysis_of_blocks(patterns, **options, device=job.device)}
 
 
 def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:

@@ -17,8 +17,9 @@ from stem_dask.cluster import Connection
 from stem_dask.errors import SourceError, StoreError
 from stem_dask.gpu_memory import check_gpus, task_memory, with_cuda
 from stem_dask.gpus import held_bytes, refuse_missing
-from stem_dask.io.lazy import corrected, lazy_patterns
+from stem_dask.io.lazy import corrected, lazy_blocks
 from stem_dask.io.publish import temporary
+from stem_dask.io.turned import detector_first
 from stem_dask.kernels.compiled import Kernels
 from stem_dask.model import Device, Progress, Step, Window
 from stem_dask.options import Config
@@ -35,7 +36,7 @@ from stem_dask.projection import (
 )
 from stem_dask.rehearsal import reach, rehearse, see
 from stem_dask.stages.mask import apply_mask, read_mask
-from stem_dask.stages.patterns import blank, lead_dims, lead_shape
+from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.state import RunState
 from stem_dask.tally import Tally
 from stem_dask.turn import needed_turn
@@ -63,6 +64,8 @@ class Job:
     slab: tuple[int, int] | None = None
     #: [y0, y1, x0, x1] of the detector that is read, where the windows were known before; None for all
     box: list[int] | None = None
+    #: whether the patterns are read from a file with the detector axes slowest
+    detector_first: bool = False
     #: mean and standard deviation, of a run that normalizes
     constants: dict[str, float] | None = None
     #: seconds from the first submission until every pattern is analyzed; None without a pass for it
@@ -154,10 +157,11 @@ class Job:
         turn = needed_turn(found, block, self.connection, self.folder)
         if turn is not None:
             found, self.slab = turn.found, turn.slab
-            with self.room(lazy_patterns(found, block), None):
+            with self.room(lazy_blocks(found, block), None):
                 progress = self.reporter("turn", turn.sink.turned.n_bytes)
                 self.tally.note(turn.run(self.connection.client, progress, self.state.journal))
-        lazy = corrected(lazy_patterns(found, block), options.dark, options.gain)
+        self.detector_first = detector_first(found.source) is not None
+        lazy = corrected(lazy_blocks(found, block), options.dark, options.gain)
         if "valid" in lazy.coords:  # what an earlier run could not read stays missing
             self.tally.lost = ~lazy.coords["valid"].values
         mask = None if options.mask == "auto" else options.mask  # not known yet
@@ -171,15 +175,10 @@ class Job:
         self.mask = read_mask(mask, patterns.shape[-2:])
         return apply_mask(patterns, self.mask, self.config.input.mask_fill)
 
-    def spare(self, patterns: xr.DataArray) -> xr.DataArray | None:
-        """What stands for patterns that cannot be read, when the run shall go on without them."""
-        return None if self.config.on_error == "stop" else blank(patterns)
-
     def compute(
         self,
         stage: str,
         outputs: Mapping[str, da.Array],
-        instead: Mapping[str, da.Array] | None,
         like: xr.DataArray,
         sink: engine.Sink,
     ) -> None:
@@ -193,7 +192,7 @@ class Job:
                 progress=self.reporter(stage, self.prepared.found.n_bytes),
                 journal=self.state.journal,
                 job=stage,
-                instead=instead,
+                quarantine=self.config.on_error == "quarantine",
                 unreadable=self.tally.unreadable,
             )
         except SourceError as error:

@@ -15,7 +15,7 @@ from stem_dask.passes.analysis import Analyzed
 from stem_dask.passes.job import Job
 from stem_dask.passes.writing import cropped, inside_of, note_remainder, smaller
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
-from stem_dask.stages.patterns import flowing, lead_shape
+from stem_dask.stages.patterns import lead_shape
 from stem_dask.target import Target
 
 
@@ -28,16 +28,12 @@ def normalized(
     """
     with job.state.nothing_to_go_on_with():
         out, beside = _counts(job, patterns, found, window)
-    spare, instead = job.spare(patterns), None
-    if spare is not None:
-        other, empty = _counts(job, spare, found, window)
-        instead = {"patterns": other.data, "moments": log_statistics(flowing(other)), **empty}
     note_remainder(job, window, None if found is None else found.analysis["mean_pattern"].values)
     target = Target(f"{job.folder}/counts.zarr", out)
     spool = SpoolSink(f"{job.folder}/moments")
     sink = Beside(target.sink(), ("patterns",), spool)
-    outputs = {**target.outputs(), "moments": log_statistics(flowing(out)), **beside}
-    job.compute("downsample", outputs, instead, out, sink)
+    outputs = {**target.outputs(), "moments": log_statistics(out), **beside}
+    job.compute("downsample", outputs, out, sink)
     unread = job.tally.quarantined
     with job.state.nothing_to_go_on_with():
         if not job.tally.valid(lead_shape(out)).any():

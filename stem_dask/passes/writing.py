@@ -29,9 +29,9 @@ from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pi
 from stem_dask.passes.job import Job
 from stem_dask.results import provenance
 from stem_dask.stages.analyze import analysis_of_blocks
-from stem_dask.stages.crop import complete_analysis, crop
-from stem_dask.stages.downsample import cast, downsample
-from stem_dask.stages.patterns import axes_of, flowing, lead_dims, lead_shape
+from stem_dask.stages.crop import complete_analysis, crop_blocks
+from stem_dask.stages.downsample import cast_blocks, downsample_blocks
+from stem_dask.stages.patterns import axes_of, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import inside_of_blocks
 from stem_dask.target import FORMATS, Target
@@ -54,17 +54,18 @@ class Written:
 def smaller(job: Job, patterns: xr.DataArray) -> xr.DataArray:
     """The patterns with fewer pixels."""
     how = job.config.downsample.model_dump()
-    return downsample(patterns, **how, device=job.device)
+    return downsample_blocks(patterns, **how, device=job.device)
 
 
 def cropped(
     job: Job, patterns: xr.DataArray, found: Analyzed, window: Window
 ) -> tuple[xr.DataArray, dict[str, da.Array]]:
     """The lazy output of a crop, and the intensity in each window, summed anew from what was cut."""
-    cut = crop(patterns, found.analysis, window, device=job.device)
-    return smaller(job, cut), {
-        "inside": inside_of_blocks(flowing(cut), float(found.analysis.attrs["threshold"]))
-    }
+    cut = crop_blocks(
+        patterns, found.analysis, window, device=job.device, detector_first=job.detector_first
+    )
+    threshold = float(found.analysis.attrs["threshold"])
+    return smaller(job, cut), {"inside": inside_of_blocks(cut, threshold)}
 
 
 def note_remainder(job: Job, window: Window | None, mean: NDArray | None) -> None:
@@ -78,10 +79,8 @@ def write_cropped(job: Job, found: Analyzed, window: Window) -> Written:
     patterns, analysis = found.patterns, found.analysis
     with job.state.nothing_to_go_on_with():
         out, beside = cropped(job, patterns, found, window)
-    spare = job.spare(patterns)
-    instead = None if spare is None else cropped(job, spare, found, window)
     note_remainder(job, window, analysis["mean_pattern"].values)
-    return _written(job, "crop", out, beside, instead, found=found, window=window)
+    return _written(job, "crop", out, beside, found=found, window=window)
 
 
 def write_converted(job: Job, patterns: xr.DataArray) -> Written:
@@ -91,14 +90,10 @@ def write_converted(job: Job, patterns: xr.DataArray) -> Written:
         out = smaller(job, patterns)
         options = analysis_options(job.config)
         device = job.device
-        blocks = analysis_of_blocks(flowing(patterns), **options, device=device) if ahead else None
+        blocks = analysis_of_blocks(patterns, **options, device=device) if ahead else None
         beside = {} if blocks is None else {"analysis": blocks}
-    spare, instead = job.spare(patterns), None
-    if spare is not None:
-        blocks = {"analysis": analysis_of_blocks(spare, **options)} if ahead else {}
-        instead = smaller(job, spare), blocks
     note_remainder(job, None, None)
-    return _written(job, "convert", out, beside, instead, source=patterns)
+    return _written(job, "convert", out, beside, source=patterns)
 
 
 def write_normalized(
@@ -112,7 +107,7 @@ def write_normalized(
 
     ``found``, ``window`` and ``inside``, what each window holds, are of a crop.
     """
-    return _written(job, "normalize", patterns, {}, None, found=found, window=window, inside=inside)
+    return _written(job, "normalize", patterns, {}, found=found, window=window, inside=inside)
 
 
 def _written(
@@ -120,7 +115,6 @@ def _written(
     stage: str,
     small: xr.DataArray,
     beside: Mapping[str, da.Array],
-    instead: tuple[xr.DataArray, Mapping[str, da.Array]] | None,
     *,
     found: Analyzed | None = None,
     window: Window | None = None,
@@ -134,19 +128,15 @@ def _written(
     """
     output = job.config.output
     with job.state.nothing_to_go_on_with():
-        out = cast(small, output.dtype)
+        out = cast_blocks(small, output.dtype)
         target = _target(job, out)
-    spare = None
-    if instead is not None:
-        other = cast(instead[0], output.dtype)
-        spare = {**_target(job, other).outputs(), **_statistics(job, other, source), **instead[1]}
     outputs = {**target.outputs(), **_statistics(job, out, source), **beside}
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
     published = _is_published(job, stage, n_blocks)
     # what the spool holds may be damaged also when the output has its name
     sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
     job.state.still_ours()  # what is there is removed now, unless it is ours
-    job.compute(stage, outputs, spare, out, sink)
+    job.compute(stage, outputs, out, sink)
     written, summed = _joined(job, out, spool, n_blocks)
     inside = summed if inside is None else inside
     if found is not None and window is not None:
@@ -171,7 +161,7 @@ def _statistics(job: Job, out: xr.DataArray, source: xr.DataArray | None) -> dic
     counts = source is not None and source.dtype.kind == "u" and source.dtype == out.dtype
     if counts and analyze.ahead and not analyze.threshold:
         return {}
-    return {"statistics": block_statistics(flowing(out))}
+    return {"statistics": block_statistics(out)}
 
 
 def _is_published(job: Job, stage: str, n_blocks: int) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.pieces import Changed, InPieces
+from stem_dask.io.pieces import Changed, InPieces, is_input_left_out
 from stem_dask.io.planes import PlaneFile
 from stem_dask.kernels.correct import correct_patterns
-from stem_dask.stages.patterns import as_arrays, blocks_of, in_pieces, valid_blocks
+from stem_dask.stages.patterns import blocks_of, valid_blocks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,7 +50,7 @@ def apply_correction(
     dtype = np.dtype(np.float32)
     out = da.map_blocks(
         _correct_block,
-        in_pieces(data),
+        data,
         dark,
         gain,
         valid,
@@ -57,7 +58,7 @@ def apply_correction(
         dtype=dtype,
         meta=np.empty((0,) * data.ndim, dtype),
     )
-    return patterns.copy(data=as_arrays(out)).assign_attrs(corrected=used)
+    return patterns.copy(data=out).assign_attrs(corrected=used)
 
 
 def _correct_block(
@@ -70,6 +71,8 @@ def _correct_block(
         plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain)
     )
     lost = None if valid is None else ~valid.ravel()
+    if is_input_left_out():
+        lost = np.ones(prod(block.shape[:-2]), bool)
 
     def correct(piece: NDArray, here: slice, out: NDArray) -> None:
         correct_patterns(piece, background, factors, out)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.io.cut import CutOnGpu
-from stem_dask.io.parts import pixels_apart
 from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Device, Window
@@ -24,7 +23,6 @@ from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
     check_device,
-    in_pieces,
     lead_dims,
     lead_shape,
 )
@@ -70,6 +68,22 @@ def crop(
     >>> cropped.shape, int(cropped.sum()), int(cropped.window_y[0, 0])
     ((1, 2, 6, 6), 288, 13)
     """
+    return as_arrays(crop_blocks(patterns, analysis, window, device=device))
+
+
+def crop_blocks(
+    patterns: xr.DataArray,
+    analysis: xr.Dataset,
+    window: Window,
+    *,
+    device: Device = "cpu",
+    detector_first: bool = False,
+) -> xr.DataArray:
+    """The same as `crop` for the tasks of a job, whose blocks need not be arrays.
+
+    ``detector_first`` tells that every pixel of the source is read by itself: only the columns of the windows are then
+    read, where else whole rows are.
+    """
     require_computed(analysis)
     check_device(device)
     if lead_shape(patterns) != analysis["center_y"].shape:
@@ -78,7 +92,9 @@ def crop(
             "analyze the patterns that are cropped"
         )
     origin_y, origin_x = window_origins(analysis, window)
-    data, (y0, x0) = _reach(blocks_of(patterns), origin_y.values, origin_x.values, window.shape)
+    data, (y0, x0) = _reach(
+        blocks_of(patterns), origin_y.values, origin_x.values, window.shape, detector_first
+    )
     threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
     out = _cut(data, origin_y.values - y0, origin_x.values - x0, window.shape, threshold)
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
@@ -147,7 +163,7 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
         )
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
     origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
-    out = _cut(in_pieces(blocks_of(cropped)), -origin_y, -origin_x, detector)
+    out = _cut(blocks_of(cropped), -origin_y, -origin_x, detector)
     source = [replace(axis_of(analysis, f"source_{name}"), name=name) for name in ("ky", "kx")]
     of_window = {*OF_WINDOW}
     if cropped.attrs.get("align") == "fixed":
@@ -160,11 +176,15 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
         if {*coordinate.dims} <= lead and name not in ("window_y", "window_x")
     }
     whole = as_patterns(out, (*axes_of(cropped)[:-2], *source), attrs)
-    return whole.assign_coords(kept)
+    return as_arrays(whole.assign_coords(kept))
 
 
 def _reach(
-    data: da.Array, origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int]
+    data: da.Array,
+    origin_y: NDArray,
+    origin_x: NDArray,
+    shape: tuple[int, int],
+    detector_first: bool,
 ) -> tuple[da.Array, tuple[int, int]]:
     """The part of the detector that any window has, and its first pixel: the rest need not be read.
 
@@ -177,9 +197,9 @@ def _reach(
     )
     if len(data.dask.layers) > 1 or y.stop <= y.start or x.stop <= x.start:
         return data, (0, 0)
-    if not pixels_apart(data.name):
+    if not detector_first:
         x = slice(0, data.shape[-1])
-    return in_pieces(data)[..., y, x], (y.start, x.start)
+    return data[..., y, x], (y.start, x.start)
 
 
 def _cut(
@@ -203,7 +223,7 @@ def _cut(
         for origin in origins
         if not same
     ]
-    cut = da.map_blocks(
+    return da.map_blocks(
         _cut_block,
         data,
         *places,
@@ -214,7 +234,6 @@ def _cut(
         dtype=data.dtype.newbyteorder("="),
         meta=np.empty((0,) * data.ndim, data.dtype.newbyteorder("=")),
     )
-    return as_arrays(cut)
 
 
 def _cut_block(

@@ -20,7 +20,6 @@ from stem_dask.stages.patterns import (
     axes_of,
     blocks_of,
     check_device,
-    in_pieces,
     lead_dims,
 )
 
@@ -72,6 +71,22 @@ def downsample(
     >>> small.shape, str(small.dtype), small.ky.values.tolist()
     ((1, 2, 2, 2), 'float32', [1.5, 5.5])
     """
+    small = downsample_blocks(
+        patterns, factor, method=method, reduce=reduce, sigma=sigma, device=device
+    )
+    return small if factor == 1 else as_arrays(small)
+
+
+def downsample_blocks(
+    patterns: xr.DataArray,
+    factor: int,
+    *,
+    method: Method,
+    reduce: Reduce,
+    sigma: float | None,
+    device: Device,
+) -> xr.DataArray:
+    """The same as `downsample` for the tasks of a job, whose blocks need not be arrays."""
     _check(patterns, factor, method, reduce, sigma)
     check_device(device)
     if factor == 1:
@@ -79,7 +94,7 @@ def downsample(
     data = blocks_of(patterns)
     height, width = (size // factor for size in data.shape[-2:])
     dtype = result_dtype(data.dtype, factor, method, reduce)
-    out = in_pieces(data).map_blocks(
+    out = data.map_blocks(
         _downsample_block,
         (height, width),
         dtype,
@@ -106,7 +121,7 @@ def downsample(
         attrs["intensity"] = (
             f"sums of {attrs['intensity']}"  # of patterns that were downsampled before
         )
-    small = as_patterns(as_arrays(out), axes, attrs)
+    small = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
     return small.assign_coords(
         {
@@ -142,12 +157,18 @@ def cast(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
     ConfigError
         For an unknown type at once; for a value above 65504 when the block that holds it is computed.
     """
+    small = cast_blocks(patterns, dtype)
+    return small if small is patterns else as_arrays(small)
+
+
+def cast_blocks(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
+    """The same as `cast` for the tasks of a job, whose blocks need not be arrays."""
     if dtype not in ("auto", "float32", "float16"):
         raise ConfigError(f"dtype is {dtype!r}; expected auto, float32 or float16")
     if dtype == "auto" or patterns.dtype == np.dtype(dtype):
         return patterns
-    data = in_pieces(blocks_of(patterns)).map_blocks(_cast_block, dtype, dtype=np.dtype(dtype))
-    return patterns.copy(data=as_arrays(data))
+    data = blocks_of(patterns).map_blocks(_cast_block, dtype, dtype=np.dtype(dtype))
+    return patterns.copy(data=data)
 
 
 def check_float16(largest: float) -> None:

@@ -14,7 +14,7 @@ from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.io.planes import read_plane
 from stem_dask.kernels.hot import hot_pixels
 from stem_dask.kernels.mask import fill_bad, neighbours
-from stem_dask.stages.patterns import as_arrays, blocks_of, in_pieces
+from stem_dask.stages.patterns import blocks_of
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def apply_mask(
     near = neighbours(mask) if mask_fill == "median" else None
     dtype = data.dtype.newbyteorder("=")
     meta = np.empty((0,) * data.ndim, dtype)
-    out = in_pieces(data).map_blocks(_fill_block, mask, near, dtype=dtype, meta=meta)
-    return patterns.copy(data=as_arrays(out)).assign_attrs(masked_pixels=int(mask.sum()))
+    out = data.map_blocks(_fill_block, mask, near, dtype=dtype, meta=meta)
+    return patterns.copy(data=out).assign_attrs(masked_pixels=int(mask.sum()))
 
 
 def _fill_block(

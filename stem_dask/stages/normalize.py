@@ -13,11 +13,9 @@ from stem_dask.errors import ConfigError
 from stem_dask.io.pieces import Changed, InPieces, Later
 from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
 from stem_dask.stages.patterns import (
-    as_arrays,
     as_patterns,
     axes_of,
     blocks_of,
-    in_pieces,
     map_patterns,
     valid_blocks,
 )
@@ -79,7 +77,7 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     >>> float(normalize(patterns, mean=0.5, std=0.25).max())
     -2.0
     """
-    blocks = in_pieces(blocks_of(patterns))
+    blocks = blocks_of(patterns)
     meta = np.empty((0,) * blocks.ndim, np.float32)
     data = blocks.map_blocks(_zscore_block, mean=mean, std=std, dtype=np.float32, meta=meta)
     attrs = {
@@ -88,7 +86,7 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
         "normalization": {"method": METHOD, "mean": mean, "std": std},
     }
     attrs.pop("maximum", None)
-    return as_patterns(as_arrays(data), axes_of(patterns), attrs)
+    return as_patterns(data, axes_of(patterns), attrs)
 
 
 def _moments_block(block: NDArray | InPieces, valid: NDArray[np.bool_] | None = None) -> Later:

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
 
-#: name of a lazy array of whole blocks, before that of the same blocks in pieces
-_WHOLE = "whole-"
-
 
 def as_patterns(
     data: da.Array, axes: Sequence[Axis], attrs: Mapping[str, Any] | None = None
@@ -124,36 +121,10 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
     return data if data.numblocks[-2:] == (1, 1) else data.rechunk(whole)
 
 
-def in_pieces(data: da.Array) -> da.Array:
-    """The same blocks in pieces, for a function that takes them so; other arrays as they are."""
-    import dask.array as da
-
-    from stem_dask.io.parts import PARTS, read_in_pieces
-
-    name = data.name.removeprefix(_WHOLE)
-    if name != data.name and name in data.dask.layers:
-        return da.Array(data.dask, name, data.chunks, meta=data._meta)
-    parts = read_in_pieces(data.name)
-    if parts is None:
-        return data
-    return da.from_array(
-        parts,
-        chunks=data.chunks,
-        name=f"{PARTS}{data.name}",
-        asarray=False,
-        inline_array=True,
-        meta=np.empty((0,) * data.ndim, data.dtype),
-    )
-
-
-def as_arrays(data: da.Array) -> da.Array:
-    """Lazy blocks in pieces as the arrays that everybody expects; `in_pieces` takes that back."""
-    return data.map_blocks(np.asarray, name=_WHOLE + data.name, dtype=data.dtype, meta=data._meta)
-
-
-def flowing(patterns: xr.DataArray) -> xr.DataArray:
-    """The same patterns in blocks that are gone through piece by piece, where they can be: for stages and sinks that know them."""
-    return patterns.copy(data=in_pieces(blocks_of(patterns)))
+def as_arrays(patterns: xr.DataArray) -> xr.DataArray:
+    """The same lazy patterns with numpy arrays as blocks, as everyone but the tasks of a job expects."""
+    data = patterns.data
+    return patterns.copy(data=data.map_blocks(np.asarray, dtype=data.dtype, meta=data._meta))
 
 
 def check_device(device: str) -> None:
@@ -169,13 +140,6 @@ def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
     dims = lead_dims(patterns)
     coords = {dim: patterns.coords[dim] for dim in dims if dim in patterns.coords}
     return xr.DataArray(data, dims=dims, coords=coords, name=name)
-
-
-def blank(patterns: xr.DataArray) -> xr.DataArray:
-    """Patterns of the same blocks that are nothing but zeros: they stand for those that cannot be read."""
-    import dask.array as da
-
-    return patterns.copy(data=da.zeros(patterns.shape, patterns.dtype, chunks=patterns.chunks))
 
 
 def valid_blocks(patterns: xr.DataArray) -> da.Array | None:
