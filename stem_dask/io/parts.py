@@ -97,9 +97,12 @@ class BlockReader(Indexed):
     """A source that gives blocks to the tasks of a job: `Part` where patterns are read a few at a time, else arrays."""
 
     def __getitem__(self, key: tuple[slice | int, ...]) -> Any:
+        slices = tuple(part for part in key if isinstance(part, slice))
+        if len(slices) < len(key):  # not a block
+            return super().__getitem__(key)
         if is_input_left_out():
-            shape = (len(range(*part.indices(n))) for part, n in zip(key, self.shape, strict=True))  # type: ignore[union-attr]
-            return np.zeros(tuple(shape), self.dtype)
-        if is_read_in_pieces(self.source) and all((part.step or 1) > 0 for part in key):  # type: ignore[union-attr]
-            return Part(self.source, key)  # type: ignore[arg-type]
+            sizes = zip(slices, self.shape, strict=True)
+            return np.zeros(tuple(len(range(*part.indices(n))) for part, n in sizes), self.dtype)
+        if is_read_in_pieces(self.source) and all((part.step or 1) > 0 for part in slices):
+            return Part(self.source, slices)
         return super().__getitem__(key)
