@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import itertools
 import pickle
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import prod
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import numpy as np
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
-from dask import _task_spec
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
-from dask.utils import is_arraylike
 
 from stem_dask.errors import StoreError
 from stem_dask.model import Record, Region
@@ -128,73 +123,13 @@ def computed(part: Mapping[Any, Any], wanted: Collection[Any]) -> dict[Any, Any]
     return values
 
 
-def computed_within(tasks: Mapping[Any, Any], key: Any, names: Iterable[Any], *values: Any) -> Any:
-    """What Dask puts into a graph for several tasks in one, which get ``values`` by these names."""
-    given = {
-        name: _task_spec.DataNode(name, value) for name, value in zip(names, values, strict=True)
-    }
-    return computed(cut({**tasks, **given}, [key]), [key])[key]
-
-
 def _pickled(work: Any) -> bytes:
-    """Tasks for a worker. Of functions that it cannot import cloudpickle takes the code along, for twice the time."""
-    plain, cloud = _picklers()
-    with contextlib.suppress(Exception), io.BytesIO() as file:  # the second says what is wrong
-        plain(file).dump(work)
-        pickled = file.getvalue()
-        # what Dask asks of its own messages, too
+    """Tasks for a worker. Functions that it cannot import travel with their code, which takes twice the time."""
+    with contextlib.suppress(Exception):  # cloudpickle says what is wrong
+        pickled = pickle.dumps(work)
         if b"__main__" not in pickled and not list_registry_pickle_by_value():
             return pickled
-    with io.BytesIO() as file:
-        cloud(file).dump(work)
-        return file.getvalue()
-
-
-@functools.cache
-def _picklers() -> tuple[type[pickle.Pickler], type[pickle.Pickler]]:
-    """Picklers that put functions of ours in place of some of Dask's."""
-    from dask.array.core import getter
-
-    # dask.array takes a second and 60 MB to load, there for nothing
-    ours: dict[Any, Callable[..., Any]] = {getter: read_part}
-    if hasattr(_task_spec, "_execute_subgraph"):  # not of Dask's public interface
-        ours[_task_spec._execute_subgraph] = computed_within
-
-    def instead(value: Any) -> Any:
-        if type(value) is FunctionType and value in ours:
-            return _ours, (ours[value].__name__,)
-        return None
-
-    class Plain(pickle.Pickler):
-        def reducer_override(self, value: Any) -> Any:
-            return instead(value) or NotImplemented
-
-    class Cloud(cloudpickle.Pickler):  # type: ignore[misc]
-        def reducer_override(self, value: Any) -> Any:
-            return instead(value) or super().reducer_override(value)
-
-    return Plain, Cloud
-
-
-def _ours(name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = globals()[name]
-    return function
-
-
-def read_part(source: Any, index: Any, asarray: bool = True, lock: Any = None) -> Any:
-    """What dask.array puts into a graph to read a part of something like an array.
-
-    Examples
-    --------
-    >>> read_part(np.arange(6), slice(2, 4)).tolist()
-    [2, 3]
-    """
-    if lock or (isinstance(index, tuple) and None in index):
-        from dask.array.core import getter
-
-        return getter(source, index, asarray, lock)
-    part = source[index]
-    return part if is_arraylike(part) or not asarray else np.asarray(part)
+    return cloudpickle.dumps(work)
 
 
 def place(region: Region) -> str:

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from dask._task_spec import Task, TaskRef
-from dask.array.core import getter
 from distributed import Client, LocalCluster, get_worker
 from distributed.core import Status
 from hypothesis import given, settings
@@ -37,11 +36,15 @@ from stem_dask.errors import (
     WorkerLostError,
     told_as,
 )
-from stem_dask.grid import Grid, bounds, computed, cut, read_part
+from stem_dask.grid import Grid, bounds, computed, cut
 from stem_dask.io.checksums import combine_crc
+from stem_dask.io.lazy import lazy_blocks
 from stem_dask.io.publish import damage, file_crc
+from stem_dask.io.read import find
 from stem_dask.journal import Journal
 from stem_dask.model import Record
+from stem_dask.stages.crop import crop_blocks
+from stem_dask.stages.downsample import downsample_blocks
 from stem_dask.submission import in_flight
 
 DRAWN = settings(max_examples=40, deadline=None)
@@ -198,39 +201,29 @@ class Block:
 
 def test_a_worker_loads_no_dask_array_to_read_analyze_and_crop(beam_file, tmp_path):
     """A fresh process does the work of two blocks; dask.array would bring xarray, pandas and scipy along."""
-    patterns = sd.open(beam_file)
-    analysis = sd.analyze(patterns).compute()
-    cropped = sd.crop(patterns, analysis, sd.choose_window(analysis))
-    small = sd.downsample(cropped, 2)
-    lazy = {"total": sd.analyze(patterns).total.data, "patterns": small.data}
+    patterns = lazy_blocks(find(beam_file), (2, 8))
+    analysis = sd.analyze(sd.open(beam_file)).compute()
+    cropped = crop_blocks(patterns, analysis, sd.choose_window(analysis))
+    how = {"method": "bin", "reduce": "mean", "sigma": None, "device": "cpu"}
+    small = downsample_blocks(cropped, 2, **how)
+    total = sd.analyze(patterns).total.data
+    lazy = {"total": total, "patterns": small.data}
     files = [tmp_path / name for name in lazy]
     for file, (name, array) in zip(files, lazy.items(), strict=True):
         file.write_bytes(Grid({name: array}, 2).payload(0)[1])
     code = (
         "import pickle, sys\n"
+        "import numpy as np\n"
         "from stem_dask import engine\n"
         f"for name in {[str(file) for file in files]!r}:\n"
         "    graph, wanted = pickle.load(open(name, 'rb'))\n"
         "    values = engine.computed(graph, wanted.values())\n"
-        "    print([v.dtype.str for v in values.values()])\n"
+        "    print([np.asarray(v).dtype.str for v in values.values()])\n"
         "print(sorted({'dask.array', 'xarray', 'pandas', 'zarr'} & {*sys.modules}))"
     )
     run = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["['<f8']", "['<f4']", "[]"]
-
-
-def test_parts_are_read_as_dask_reads_them():
-    array, lock = np.arange(24).reshape(2, 3, 4), threading.Lock()
-    for index in (slice(1), (0, slice(1, 3)), (None, slice(0, 1), 2), (0, 1, 2)):
-        for asarray in (True, False):
-            for held in (None, lock):
-                expected = getter(array, index, asarray=asarray, lock=held)
-                part = read_part(array, index, asarray, held)
-                assert type(part) is type(expected)
-                np.testing.assert_array_equal(part, expected)
-    assert type(read_part([[1, 2], [3, 4]], 1)) is np.ndarray
-    assert not lock.locked()
 
 
 def test_cut_takes_what_is_needed_and_no_more():

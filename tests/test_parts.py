@@ -13,7 +13,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io import pieces as pieces_module
 from stem_dask.io.frames import Flipped, FramedFile, Run, Squeezed
 from stem_dask.io.lazy import block_positions, lazy_blocks
-from stem_dask.io.parts import BlockReader, Part, is_read_in_pieces
+from stem_dask.io.parts import Part, is_read_in_pieces, read_block
 from stem_dask.io.pieces import input_left_out, pieces
 from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile, ScanOfList, Selection, Transposed, ZarrArray
@@ -159,17 +159,21 @@ def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
     assert is_read_in_pieces(Selection(Flipped(flat), (0,) * 4, (1,) * 4, (2, 2, 8, 8)))
     assert not is_read_in_pieces(ZarrArray("a.zarr", "", np.dtype("u2"), (4, 4, 8, 8)))
     assert not is_read_in_pieces(Transposed(flat, (2, 3, 0, 1)))
-    data = np.ones((2, 3, 8, 8), "u2")
+    data = np.arange(384, dtype="u2").reshape(2, 3, 8, 8)
     data.tofile(tmp_path / "a.raw")
-    whole = tuple(slice(0, n) for n in data.shape)
-    for source in (
-        flat := FlatFile(str(tmp_path / "a.raw"), 0, data.dtype, data.shape),
-        Transposed(flat, (2, 3, 0, 1)),
-    ):
-        key = tuple(slice(0, n) for n in source.shape)
-        assert isinstance(BlockReader(source)[key], Part) == (source is flat)
-    with input_left_out():
-        assert not BlockReader(flat)[whole].any()
+    flat = FlatFile(str(tmp_path / "a.raw"), 0, data.dtype, data.shape)
+    for source in (flat, Transposed(flat, (2, 3, 0, 1))):
+        region = tuple(slice(0, n) for n in source.shape)
+        expected = source[region]
+        block = read_block(source, region)
+        np.testing.assert_array_equal(
+            np.concatenate(list(block.pieces())).ravel(), expected.ravel()
+        )
+        part = block[..., 1:2, 0:2]
+        assert isinstance(part, Part)
+        np.testing.assert_array_equal(part, expected[..., 1:2, 0:2])
+        with input_left_out():
+            assert not read_block(source, region).any()
 
 
 def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:

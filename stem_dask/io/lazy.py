@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from stem_dask.io.arrange import ScanOrder
 from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
-from stem_dask.io.parts import BlockReader
+from stem_dask.io.parts import read_block
 from stem_dask.io.planes import plane
 from stem_dask.io.read import Found, find
 from stem_dask.io.sources import Indexed, Missing, Source
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def lazy_array(
-    source: Source, lead: Sequence[int], name: str, reader: type[Indexed] = Indexed
-) -> da.Array:
+def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
     """A dask array over a source; blocks take ``lead`` positions and the whole detector.
 
     The name is made of what identifies the file, so that the same file gives the same graph.
@@ -41,7 +40,7 @@ def lazy_array(
 
     chunks = (*lead, *source.shape[len(lead) :])
     return da.from_array(
-        reader(source),
+        Indexed(source),
         chunks=chunks,
         name=name,
         asarray=False,
@@ -61,13 +60,30 @@ def block_positions(
     return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, most, part, auto)
 
 
+def block_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
+    """The same for the tasks of a job, whose blocks need not be arrays.
+
+    The tasks are of this package: those of `dask.array.from_array` would have every worker import dask.array.
+    """
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    shape = source.shape
+    chunks = da.core.normalize_chunks((*lead, *shape[len(lead) :]), shape, dtype=source.dtype)
+    keys = itertools.product([name], *(range(len(sizes)) for sizes in chunks))
+    regions = da.core.slices_from_chunks(chunks)
+    tasks = {key: (read_block, source, region) for key, region in zip(keys, regions, strict=True)}
+    graph = HighLevelGraph.from_collections(name, tasks)
+    return da.Array(graph, name, chunks, meta=np.empty((0,) * len(shape), source.dtype))
+
+
 def lazy_blocks(found: Found, lead: Sequence[int]) -> xr.DataArray:
     """The same as `lazy_patterns` for the tasks of a job, whose blocks need not be arrays."""
-    return lazy_patterns(found, lead, BlockReader)
+    return lazy_patterns(found, lead, block_array)
 
 
 def lazy_patterns(
-    found: Found, lead: Sequence[int], reader: type[Indexed] = Indexed
+    found: Found, lead: Sequence[int], as_dask: Callable[..., da.Array] = lazy_array
 ) -> xr.DataArray:
     """The patterns of an opened file, calibrated, blocks of ``lead`` positions along the scan.
 
@@ -77,7 +93,7 @@ def lazy_patterns(
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
     attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
     attrs |= about_source(info)
-    data = lazy_array(source, lead, f"{reader.__name__.lower()}-{token}", reader)
+    data = as_dask(source, lead, f"{as_dask.__name__}-{token}")
     patterns = as_patterns(data, info.axes, attrs)
     if found.valid is None:
         return patterns

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -15,8 +14,8 @@ from stem_dask.io.absent import present
 from stem_dask.io.buffers import buffer_for
 from stem_dask.io.frames import Flipped, FramedFile, Squeezed
 from stem_dask.io.merlin import LongCounts, QuadCounts, RawCounts
-from stem_dask.io.pieces import InPieces, is_input_left_out, piece_patterns, steps
-from stem_dask.io.sources import FlatFile, Indexed, ScanOfList, Selection, Slices, Source
+from stem_dask.io.pieces import InPieces, is_input_left_out, piece_patterns, pieces, steps
+from stem_dask.io.sources import FlatFile, ScanOfList, Selection, Slices, Source
 
 #: ways to see a source that change nothing but the order of patterns, or each pattern by itself
 VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
@@ -53,6 +52,16 @@ class Part(InPieces):
         super().__init__(tuple(len(range(*s.indices(n))) for s, n in sizes), source.dtype)
         self.source, self.part = source, part
 
+    def __getitem__(self, key: Any) -> Any:
+        """Rows and columns of all its patterns are a part again; anything else is an array."""
+        if not isinstance(key, tuple) or len(key) != 3 or key[0] is not Ellipsis:
+            return super().__getitem__(key)
+        detector = (
+            slice(part.start + inner.start, part.start + inner.stop)
+            for part, inner in zip(self.part[-2:], key[1:], strict=True)
+        )
+        return Part(self.source, (*self.part[:-2], *detector))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         if self.later:
             return super().__array__(dtype, copy)
@@ -63,7 +72,12 @@ class Part(InPieces):
         """Errors of the file are told as such, for whoever asks may be writing another one."""
         with told_as(SourceError), present(self.source):
             flat = _flat(self.source)
-            yield from self._read() if flat is None else self._read_into_one(flat.offset)
+            if flat is not None:
+                yield from self._read_into_one(flat.offset)
+            elif is_read_in_pieces(self.source):
+                yield from self._read()
+            else:  # a part of it takes as long as all
+                yield from pieces(self.source[self.part])
 
     def _read(self) -> Iterator[NDArray]:
         for there, _ in self._places():
@@ -92,17 +106,9 @@ class Part(InPieces):
             yield (*where, *self.part[-2:]), [len(r) for r in some]
 
 
-@dataclass(frozen=True)
-class BlockReader(Indexed):
-    """A source that gives blocks to the tasks of a job: `Part` where patterns are read a few at a time, else arrays."""
-
-    def __getitem__(self, key: tuple[slice | int, ...]) -> Any:
-        slices = tuple(part for part in key if isinstance(part, slice))
-        if len(slices) < len(key):  # not a block
-            return super().__getitem__(key)
-        if is_input_left_out():
-            sizes = zip(slices, self.shape, strict=True)
-            return np.zeros(tuple(len(range(*part.indices(n))) for part, n in sizes), self.dtype)
-        if is_read_in_pieces(self.source) and all((part.step or 1) > 0 for part in slices):
-            return Part(self.source, slices)
-        return super().__getitem__(key)
+def read_block(source: Source, region: Slices) -> Any:
+    """A block of a source, which is read when it is gone through."""
+    if is_input_left_out():
+        sizes = zip(region, source.shape, strict=True)
+        return np.zeros(tuple(len(range(*part.indices(n))) for part, n in sizes), source.dtype)
+    return Part(source, region)

@@ -199,7 +199,19 @@ def _reach(
         return data, (0, 0)
     if not detector_first:
         x = slice(0, data.shape[-1])
-    return data[..., y, x], (y.start, x.start)
+    part = data.map_blocks(
+        _part_of_detector,
+        y,
+        x,
+        chunks=(*data.chunks[:-2], (y.stop - y.start,), (x.stop - x.start,)),
+        dtype=data.dtype,
+        meta=data._meta,
+    )
+    return part, (y.start, x.start)
+
+
+def _part_of_detector(block: NDArray | InPieces, y: slice, x: slice) -> Any:
+    return block[..., y, x]
 
 
 def _cut(
