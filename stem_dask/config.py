@@ -304,10 +304,6 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     changed = config.downsample.factor > 1 or output.dtype != "auto" or normalized
     text = "analyze.ahead needs patterns as they are read: downsample.factor 1, output.dtype auto, no normalize"
     yield analyze.ahead and changed, "analyze.ahead", text
-    text = "analyze.ingest needs crop.enabled: true; other jobs read their input once in any case"
-    yield analyze.ingest and not crop, "analyze.ingest", text
-    text = "analyze.ingest keeps a copy while it analyzes, and with analyze.from nothing is analyzed; leave one out"
-    yield analyze.ingest and analyze.known is not None, "analyze.ingest", text
     for key in ("walltime", "memory_limit"):
         missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
         yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"

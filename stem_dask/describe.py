@@ -127,10 +127,8 @@ def _times(config: Config, known: Known | None) -> str:
     """How often the input is read."""
     if known is not None:
         return f", once: {known.note}"
-    if config.input.mask == "auto" and not config.analyze.ingest:
+    if config.input.mask == "auto":
         return ", twice, or three times when there are hot pixels: to analyze, to analyze without them, to crop"
-    if config.analyze.ingest:
-        return ", once: the crop reads a compressed copy in the run's folder"
     return ", twice: once to analyze, once to crop" if config.crop.enabled else ""
 
 

@@ -28,7 +28,6 @@ def figure_data(
     results: Mapping[str, Any],
     *,
     title: str,
-    n_worst: int = N_WORST,
 ) -> FigureData:
     """Collect the figure's arrays: what is known of the patterns, and the worst patterns from the source.
 
@@ -40,7 +39,6 @@ def figure_data(
     window : the window that was cut, or None when nothing was cropped
     results : what results.json says
     title : of the dataset
-    n_worst : so many patterns are read from the source and shown; 0 where it holds the windows only
     """
     axes = axes_of(patterns)
     common: dict[str, Any] = {
@@ -58,7 +56,7 @@ def figure_data(
     order = np.argsort(
         np.where(np.isfinite(known["retention"]), known["retention"], np.inf), axis=None
     )
-    for flat in order[:n_worst]:
+    for flat in order[:N_WORST]:
         index = np.unravel_index(flat, known["retention"].shape)
         kept = float(known["retention"][index])
         if np.isfinite(kept):

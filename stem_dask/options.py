@@ -143,7 +143,6 @@ class Analyze(_Section):  # how centers and radii are found
     target_retention: Fraction = 0.98
     threshold: Amount = 0.0
     ahead: bool = False  # also without a crop, for a later one
-    ingest: bool = False  # keep a compressed copy for the second pass
     known: File | None = Field(default=None, alias="from")  # an analysis that was made before
 
 

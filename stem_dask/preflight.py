@@ -328,7 +328,6 @@ def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
             kept["output"].pop(key, None)
     if is_url(options["output"]["path"]):
         kept["output"]["url"] = options["output"]["path"]
-    kept["analyze"].pop("ingest")
     if suffix != ".zarr":
         kept["output"]["format"] = suffix
     kept["input"] |= {key: [options["input"].get(key), digest] for key, digest in files.items()}

@@ -20,7 +20,7 @@ from stem_dask.io.pieces import PIECE_BYTES as READ_PIECE_BYTES
 from stem_dask.io.read import Found
 from stem_dask.io.sources import REQUEST_BYTES, Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
-from stem_dask.io.turned import READ_BYTES, Placed, detector_first
+from stem_dask.io.turned import READ_BYTES, detector_first
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.turn import GATHERED
@@ -269,8 +269,6 @@ def disk_need(
     )  # a second analysis, when there are hot pixels
     turned = turned_bytes(found)
     least, most = turned + kept, turned + 2 * kept + again
-    if config.analyze.ingest:
-        most += n * math.prod(what.detector) * what.patterns.itemsize
     if config.output.normalize != "none":
         most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
     here = [] if is_url(config.output.path) else [Path(config.output.path).suffix[1:]]
@@ -389,6 +387,6 @@ def _read_copies(source: Source) -> int:
     """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
     n = 0
     while isinstance(source, Wrapped):
-        n += isinstance(source, (Transposed, Flipped, Placed, ScanOfList, RawCounts))
+        n += isinstance(source, (Transposed, Flipped, ScanOfList, RawCounts))
         source = source.source
     return n

@@ -13,8 +13,7 @@ from stem_dask.cluster import Connection
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.read import Found
-from stem_dask.io.sources import Source
-from stem_dask.io.turned import Placed, Turned, TurnedSink, detector_first
+from stem_dask.io.turned import Turned, TurnedSink, detector_first
 from stem_dask.journal import Journal
 from stem_dask.model import Record
 from stem_dask.projection import fitting_slab, turned_bytes
@@ -93,8 +92,7 @@ def turn_of(
 
     Parameters
     ----------
-    found : an input whose file has the detector slowest; of one that is `stem_dask.io.turned.only_box` only the box is
-        read and written
+    found : an input whose file has the detector axes slowest
     block : (scan_y, scan_x) positions that the blocks of all later passes take
     slab : (ky, kx) pixels of one task, see `stem_dask.projection.fitting_slab`
     folder : of the run; the intermediate file comes into ``turned`` below it
@@ -126,13 +124,10 @@ def turn_of(
         (block[0], block[1]),
         (slab[0], slab[1]),
     )
-    source: Source = turned
-    if isinstance(found.source, Placed):
-        source = replace(found.source, source=turned)
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
     slabs = lazy_array(stored, turned.slab, f"slab-{token}")
     return Turn(
-        replace(found, source=source),
+        replace(found, source=turned),
         turned.slab,
         slabs,
         TurnedSink(turned),

@@ -81,7 +81,6 @@ def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
             "target_retention": 0.98,
             "threshold": 0.0,
             "ahead": False,
-            "ingest": False,
             "from": None,
         },
         "crop": {

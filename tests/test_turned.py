@@ -2,7 +2,6 @@
 
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,13 +28,12 @@ from stem_dask.io import turned as module
 from stem_dask.io.lazy import block_positions
 from stem_dask.io.read import find
 from stem_dask.io.sources import FlatFile
-from stem_dask.io.turned import Turned, TurnedSink, detector_first, only_box
+from stem_dask.io.turned import Turned, TurnedSink, detector_first
 from stem_dask.journal import Journal
 from stem_dask.kernels import turn as turn_kernel
 from stem_dask.kernels.turn import gathering, patterns_first
 from stem_dask.pipeline import run
 from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES, Worker
-from stem_dask.preflight import prepare
 from stem_dask.projection import disk_need, fitting_slab, memory_of, turned_bytes
 from stem_dask.report import tree_bytes
 from stem_dask.synthetic import write_dm4
@@ -117,7 +115,7 @@ def test_planes_are_gathered_side_by_side() -> None:
 @given(data=st.data())
 @DRAWN
 def test_slabs_are_what_the_patterns_are(tmp_path: Path, data: st.DataObject) -> None:
-    """Also of a part of the scan, every n-th position, turned patterns, and with a box of the detector."""
+    """Also of a part of the scan, every n-th position, and flipped patterns."""
     path = old_file(tmp_path, numbers())
     source = find(
         path,
@@ -126,12 +124,9 @@ def test_slabs_are_what_the_patterns_are(tmp_path: Path, data: st.DataObject) ->
         drop_columns=data.draw(st.integers(0, 1)),
         flip=data.draw(st.booleans()),
     ).source
-    box = data.draw(st.sampled_from([None, (0, 7, 0, 6), (2, 5, 1, 2)]))
-    stored = detector_first(source if box is None else only_box(source, box))
+    stored = detector_first(source)
     assert stored is not None
     expected = source[WHOLE].transpose(2, 3, 0, 1)
-    if box is not None:
-        expected = expected[box[0] : box[1], box[2] : box[3]]
     assert stored.shape == expected.shape
     part = data.draw(forward_slices(stored.shape))
     np.testing.assert_array_equal(stored[part], expected[part])
@@ -215,16 +210,6 @@ def test_files_of_another_order_are_not_turned(tmp_path: Path) -> None:
             turn_of(found, (1, 1), (1, 1), tmp_path)
 
 
-@given(part=forward_slices(SHAPE), box=st.sampled_from([(0, 7, 0, 6), (2, 5, 1, 2), (6, 7, 5, 6)]))
-@DRAWN
-def test_outside_of_the_box_is_zero(tmp_path: Path, part: Any, box: tuple[int, ...]) -> None:
-    source = find(old_file(tmp_path, numbers())).source
-    expected = np.zeros_like(numbers())
-    inside = (..., slice(*box[:2]), slice(*box[2:]))
-    expected[inside] = numbers()[inside]
-    np.testing.assert_array_equal(only_box(source, box)[part], expected[part])
-
-
 # --- both passes ------------------------------------------------------------------------------------------------
 
 
@@ -285,22 +270,6 @@ def test_bytes_and_runs_of_both_passes(tmp_path: Path, monkeypatch: pytest.Monke
     assert sum(n for _, _, n in reads) == patterns.nbytes
     ends = [position + n for _, position, n in reads]
     assert [position for _, position, _ in reads] == [0, *ends[:-1]]
-
-
-def test_a_known_window_is_all_that_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    patterns = numbers((6, 8, 16, 12))
-    found = find(old_file(tmp_path, patterns))
-    reads = reads_of(monkeypatch)
-    narrow = replace(found, source=only_box(found.source, (3, 8, 2, 11)))
-    turn = turn_of(narrow, (2, 8), (2, 5), tmp_path)
-    turn.run()
-    assert sum(n for _, _, n in reads) == turn.sink.turned.n_bytes == 5 * 9 * 6 * 8 * 2
-    got = turn.found.source[WHOLE]
-    np.testing.assert_array_equal(got[:, :, 3:8, 2:11], patterns[:, :, 3:8, 2:11])
-    assert got.sum() == patterns[:, :, 3:8, 2:11].sum()
-    assert turn.found.info.axes == found.info.axes
 
 
 # --- mishaps ----------------------------------------------------------------------------------------------------
@@ -564,51 +533,6 @@ def test_the_crop_reads_nothing_but_the_windows(
     assert reach[str(new)] == [{expected[0]}, {(0, full[1])}]
     patterns = [xr.open_zarr(tmp_path / f"{name}.zarr").patterns for name in ("old", "new")]
     np.testing.assert_array_equal(*patterns)
-
-
-@pytest.mark.parametrize("align", ["fixed", "pattern"])
-def test_a_window_known_before_is_all_that_is_turned(
-    align: str,
-    tmp_path: Path,
-    beam_file: Path,
-    make_config: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    connects: list[int],
-) -> None:
-    """The analysis of an earlier conversion tells the windows; the output is as without turning."""
-    data = np.load(beam_file)
-    old = old_file(tmp_path, data)
-    crop = {"enabled": False}
-    run(make_config(old, "known.zarr", crop=crop, analyze={"ahead": True}, output={"export": []}))
-    sections = {
-        "crop": {"align": align, "margin_pixels": 0},
-        "analyze": {"from": str(tmp_path / "known.zarr"), "target_retention": 0.99},
-        "output": {"export": ["pt"], "chunk_mb": 10 * 40 * 36 * 2 / 2**20},
-    }
-    direct = run(make_config(old, "direct.zarr", **sections))
-    monkeypatch.setattr(projection, "CACHED_SHARE", 0)
-    config = make_config(old, "turned.zarr", **sections)
-    assert any(
-        line.startswith("turns       at most") for line in describe_job(config, *seen_by(config))
-    )
-    monkeypatch.setattr(projection, "SLAB_BYTES", (1, 1))
-    reads = reads_of(monkeypatch)
-    outcome = run(config)
-    analysis = xr.open_zarr(tmp_path / "direct.zarr", group="analysis")
-    box = 1
-    for name, n in zip("yx", direct.results["window"]["size"], strict=True):
-        first = analysis[f"window_{name}"].values
-        full = data.shape[2 if name == "y" else 3]
-        box *= min(full, int(first.max()) + n) - max(0, int(first.min()))
-    assert sum(n for path, _, n in reads if path == str(old)) == box * data[:, :, 0, 0].nbytes
-    assert box < data[0, 0].size
-    assert outcome.results["window"] == direct.results["window"]
-    assert (tmp_path / "turned.pt").read_bytes() == (tmp_path / "direct.pt").read_bytes()
-
-
-def seen_by(config: Any) -> tuple[Any, Any]:
-    prepared = prepare(config)
-    return prepared.found, prepared.known
 
 
 def test_a_job_goes_on_in_the_middle_of_turning(

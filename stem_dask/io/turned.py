@@ -30,7 +30,6 @@ from stem_dask.io.sources import (
     Slices,
     Source,
     Transposed,
-    Wrapped,
 )
 from stem_dask.kernels.turn import patterns_first
 from stem_dask.model import Record, Region
@@ -40,7 +39,6 @@ READ_BYTES = 2**23
 _WHOLE = (slice(None),) * 4
 
 Ranges = tuple[range, range, range, range]
-Box = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -90,66 +88,18 @@ class DetectorFirst:
         return out
 
 
-@dataclass(frozen=True)
-class Placed(Wrapped):
-    """Patterns of which a box is all that will be asked for: the source holds it, the rest of the detector reads as 0.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = file.write(bytes([1, 2])), file.flush()
-    ...     placed = Placed(FlatFile(file.name, 0, np.dtype("u1"), (1, 1, 1, 2)), (1, 0), (2, 3))
-    ...     placed[(slice(1), slice(1), slice(2), slice(3))].tolist()
-    [[[[0, 0, 0], [1, 2, 0]]]]
-    """
-
-    origin: tuple[int, int]
-    detector: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes with the whole detector."""
-        return (*self.source.shape[:-2], *self.detector)
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
-        there, here = list(part[:-2]), []
-        for s, n, start, size in zip(
-            part[-2:], self.detector, self.origin, self.source.shape[-2:], strict=True
-        ):
-            wanted = range(*s.indices(n))
-            inside = [i for i, place in enumerate(wanted) if start <= place < start + size]
-            first = wanted[inside[0]] - start if inside else 0
-            there.append(slice(first, first + len(inside) * wanted.step, wanted.step))
-            here.append(slice(inside[0], inside[-1] + 1) if inside else slice(0))
-        out = np.zeros(sizes, self.dtype)
-        if all(s.stop for s in here):
-            out[(..., *here)] = self.source[tuple(there)]
-        return out
-
-
-def only_box(source: Source, box: Box) -> Placed:
-    """Patterns of which [y0, y1, x0, x1] of the detector are read, and the rest is 0."""
-    y0, y1, x0, x1 = box
-    lead, detector = source.shape[:-2], source.shape[-2:]
-    starts = (*(0 for _ in lead), y0, x0)
-    part = Selection(source, starts, (1,) * len(starts), (*lead, y1 - y0, x1 - x0))
-    return Placed(part, (y0, x0), (detector[0], detector[1]))
-
-
 def detector_first(source: Source) -> DetectorFirst | None:
     """What lies beneath patterns of a flat file with the detector slowest; None for patterns that do not come from one.
 
     Parameters
     ----------
-    source : (scan_y, scan_x, ky, kx), perhaps turned top to bottom, or a part of the scan; of `Placed` its box
+    source : (scan_y, scan_x, ky, kx), perhaps flipped, or a part of the scan
 
     Examples
     --------
     >>> flat = FlatFile("scan.dm4", 512, np.dtype("u2"), (64, 48, 8, 6))
-    >>> detector_first(only_box(Transposed(flat, (2, 3, 0, 1)), (10, 20, 0, 48))).shape
-    (10, 48, 8, 6)
+    >>> detector_first(Transposed(flat, (2, 3, 0, 1))).shape
+    (64, 48, 8, 6)
     >>> detector_first(flat) is None
     True
     """
@@ -167,8 +117,6 @@ def _ranges(source: Source) -> tuple[FlatFile, Ranges] | None:
             return None
         ky, kx, y, x = map(range, file.shape)
         return file, (ky, kx, y, x)
-    if isinstance(source, Placed):
-        return _ranges(source.source)
     if not isinstance(source, (Flipped, Selection)):
         return None
     beneath = _ranges(source.source)

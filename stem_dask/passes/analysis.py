@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import dask.array as da
@@ -12,17 +12,13 @@ from numpy.typing import NDArray
 
 from stem_dask import report
 from stem_dask.errors import ConfigError, SourceError
-from stem_dask.exports import open_store
 from stem_dask.io.candidate import by
-from stem_dask.io.lazy import lazy_patterns
-from stem_dask.io.spool import Beside, SpoolSink
+from stem_dask.io.spool import SpoolSink
 from stem_dask.io.store import open_group
-from stem_dask.io.turned import only_box
 from stem_dask.known import Known
 from stem_dask.model import Region, Window
 from stem_dask.options import Config
 from stem_dask.passes.job import Job
-from stem_dask.projection import turned_bytes
 from stem_dask.stages.analyze import (
     PER_PATTERN,
     REDUCED,
@@ -35,8 +31,7 @@ from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
-from stem_dask.stages.window import choose_window, window_origins
-from stem_dask.target import Target
+from stem_dask.stages.window import choose_window
 
 
 class Profiles(Protocol):
@@ -59,7 +54,7 @@ class Analyzed:
 
 def analysis_options(config: Config) -> dict[str, Any]:
     """The options of the kernel."""
-    return config.analyze.model_dump(exclude={"ahead", "ingest", "known"})
+    return config.analyze.model_dump(exclude={"ahead", "known"})
 
 
 def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
@@ -68,7 +63,7 @@ def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
     if job.prepared.known is not None:
         found = _known(job.prepared.known, patterns, job.config.analyze.target_retention)
     else:
-        found = _ingested(job, patterns) if job.config.analyze.ingest else _analyzed(job, patterns)
+        found = _analyzed(job, patterns)
     job.hot = hot_pixels(found.analysis)
     if auto:
         job.hot = job.state.settled("hot_pixels", job.hot)
@@ -101,17 +96,6 @@ def _analyzed(
     return Analyzed(patterns, folded(job, patterns, spool), spool)
 
 
-def _ingested(job: Job, patterns: xr.DataArray) -> Analyzed:
-    """The same pass, which keeps the patterns compressed in the run's folder; all that follows reads them there."""
-    copy, spool = Target(f"{job.folder}/ingested.zarr", patterns), SpoolSink(f"{job.folder}/ingest")
-    sink = Beside(copy.sink(), ("patterns",), spool)
-    with job.room(patterns, None):
-        job.compute("ingest", {**_blocks(job, patterns), **copy.outputs()}, patterns, sink)
-        copy.finish()
-    kept = patterns.copy(data=open_store(copy.built)[0].data)
-    return Analyzed(kept, folded(job, patterns, spool), spool)
-
-
 def _blocks(job: Job, patterns: xr.DataArray) -> dict[str, da.Array]:
     """What is computed of every block."""
     options = analysis_options(job.config)
@@ -141,36 +125,6 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
         analysis["radius"] = analysis["radius"].copy(data=radii.compute())
         analysis.attrs["target_retention"] = target
     return Analyzed(patterns, analysis, profiles)
-
-
-def read_windows_only(job: Job, block: Sequence[int]) -> None:
-    """Of an input that has to be turned, read what the windows have, where they are known before anything is read."""
-    if not turned_bytes(job.prepared.found):
-        return
-    job.box = job.state.settled("box", _reach(job, block))
-    if job.box is not None:
-        found = job.prepared.found
-        narrow = replace(found, source=only_box(found.source, job.box))
-        job.prepared = replace(job.prepared, found=narrow)
-
-
-def _reach(job: Job, block: Sequence[int]) -> list[int] | None:
-    """[y0, y1, x0, x1] of the detector that the windows of an analysis made before have; None when more may be needed."""
-    known, given = job.prepared.known, job.config.input
-    if known is None or job.config.crop.size == "common":
-        return None
-    if given.mask == "auto" or (given.mask is not None and given.mask_fill == "median"):
-        return None  # another analysis, or pixels around the window
-    patterns = lazy_patterns(job.prepared.found, block)
-    analysis = _known(known, patterns, job.config.analyze.target_retention).analysis
-    window = _window(job.config, analysis, None)
-    reach = []
-    for origin, size, full in zip(
-        window_origins(analysis, window), window.shape, patterns.shape[-2:], strict=True
-    ):
-        reach += [max(0, int(origin.min())), min(full, int(origin.max()) + size)]
-    y0, y1, x0, x1 = reach
-    return reach if y0 < y1 and x0 < x1 else None
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,6 @@ class Job:
     mask: NDArray[np.bool_] | None = None
     #: pixels of the detector that a task turned, of an input with the detector slowest
     slab: tuple[int, int] | None = None
-    #: [y0, y1, x0, x1] of the detector that is read, where the windows were known before; None for all
-    box: list[int] | None = None
     #: whether the patterns are read from a file with the detector axes slowest
     detector_first: bool = False
     #: mean and standard deviation, of a run that normalizes

@@ -11,7 +11,7 @@ from stem_dask import report
 from stem_dask.allocation import exempt_from_collection
 from stem_dask.cluster import Connection
 from stem_dask.figure import draw
-from stem_dask.figure_data import N_WORST, figure_data
+from stem_dask.figure_data import figure_data
 from stem_dask.io.publish import publish, temporary
 from stem_dask.loading import load_meanwhile
 from stem_dask.model import Progress, Window
@@ -19,7 +19,6 @@ from stem_dask.passes.analysis import (
     analyze,
     choose,
     note_analysis,
-    read_windows_only,
     settle_common,
 )
 from stem_dask.passes.job import Job
@@ -74,7 +73,6 @@ def complete(
         load_meanwhile("matplotlib.figure", "matplotlib.backends.backend_agg")
     first = time.perf_counter()
     block, window = job.block(), None
-    read_windows_only(job, block)
     patterns, found = job.patterns(block), None
     job.warnings += report.calibration_warnings(job.prepared.found.info.axes)
     if job.config.crop.enabled:
@@ -123,7 +121,6 @@ def _results(
             window,
             results,
             title=job.title,
-            n_worst=N_WORST if job.box is None else 0,
         )
         draw(shown, temporary(job.outputs.figure))
         publish(job.outputs.figure)
