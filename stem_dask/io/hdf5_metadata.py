@@ -63,7 +63,12 @@ def tree_of(group: Any, level: int = 0) -> dict[str, Any]:
 
 def _stored(dataset: Any) -> Any:
     """The numbers of a small dataset, or its text, which is there when it is too long for an attribute."""
-    value = np.asarray(dataset[...]).tolist()
+    return _decoded(np.asarray(dataset[...]).tolist())
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
