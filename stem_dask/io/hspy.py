@@ -23,9 +23,8 @@ def experiment(title: str) -> str:
     >>> experiment("gold/on carbon"), experiment("")
     ('Experiments/gold-on carbon', 'Experiments/__unnamed__')
     """
-    # no longer than the name of a folder may be, in which .zspy has it; dots alone are none
-    name = title.replace("/", "-").replace("\0", "").encode()[:200].decode("utf-8", "ignore")
-    return f"Experiments/{name if name.strip('. ') else '__unnamed__'}"
+    # dots alone are no name of a folder
+    return f"Experiments/{title.replace('/', '-') if title.strip('.') else '__unnamed__'}"
 
 
 def signal_of(
@@ -49,6 +48,7 @@ def signal_of(
     """
     n_lead = len(axes) - 2
     signal_type = dig(known, "Signal.signal_type") or ""
+    title = title if title.strip(".") else ""  # as in `experiment`: RosettaSciIO writes there
     names = {"scan_y": "y", "scan_x": "x"}
     described = [
         _axis(axis, names.get(axis.name, axis.name), i, i < n_lead) for i, axis in enumerate(axes)

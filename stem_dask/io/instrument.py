@@ -357,7 +357,7 @@ def plain_tree(value: Any, level: int = 0) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (bytes, str)):
-        text = text_of(value).replace("\0", "")
+        text = text_of(value)
         return text if len(text) <= _MOST_TEXT and not text.endswith(_ELSEWHERE) else None
     if isinstance(value, int) and not -(2**63) <= value < 2**63:  # as HDF5 holds them
         return None
