@@ -52,9 +52,9 @@ def _microscope(found: Found) -> list[str]:
     info = found.info
     energy = info.given.get("beam_energy_kv", info.about.get("beam_energy_kv"))
     length = info.about.get("camera_length_mm")
-    said = [f"{energy:g} kV"] if energy else []
-    said += [f"camera length {length:g} mm"] if length else []
-    return [f"beam        {', '.join(said)}"] if said else []
+    words = [f"{energy:g} kV"] if energy else []
+    words += [f"camera length {length:g} mm"] if length else []
+    return [f"beam        {', '.join(words)}"] if words else []
 
 
 def describe_job(config: Config, found: Found, known: Known | None = None) -> tuple[str, ...]:

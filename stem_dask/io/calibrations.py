@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stem_dask.io.candidate import calibrated, number, text_of
+from stem_dask.io.damage import one_line
 from stem_dask.io.hdf5_links import as_bytes
 from stem_dask.io.hdf5_metadata import attributes_of, member
 from stem_dask.io.instrument import dig, stated
@@ -21,16 +22,18 @@ _IN_FILE = "4DSTEM_experiment/metadata/calibration"
 _PIXELS = ("", "pixel", "pixels", "px")
 
 
-def with_stated(file: Any, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_stated(path: str, file: Any, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The arrays of an HDF5 file, as arguments of `Candidate`, with what programs state beside them.
 
     An axis that is calibrated already is left as it is.
     """
     about = stated("HDF5", lambda place: _value(file, place))
-    return [_with_stated(file, one, about) if len(one["axes"]) > 2 else one for one in found]
+    return [_with_stated(path, file, one, about) if len(one["axes"]) > 2 else one for one in found]
 
 
-def _with_stated(file: Any, one: dict[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def _with_stated(
+    path: str, file: Any, one: dict[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
     data = file.get(as_bytes(one["name"]))
     properties = _properties(data)
     calibration = _calibration(file, data, one["name"].count("/") + 1)
@@ -38,7 +41,7 @@ def _with_stated(file: Any, one: dict[str, Any], about: Mapping[str, Any]) -> di
     if properties is not None:
         axes = _nion_axes(axes, properties)
         about = _joined(about, stated("Nion", properties))
-        more = _nion_dimensions(axes, properties)
+        more = _nion_dimensions(path, one["name"], axes, properties)
     if calibration is not None:
         axes = _py4dstem_axes(axes, calibration)
         about = _joined(about, stated("py4DSTEM", lambda place: _value(calibration, place)))
@@ -64,8 +67,17 @@ def _value(group: Any, place: str) -> tuple[Any, str | None]:
         return attributes_of(above).get(name), None
     if data.size != 1 or data.dtype.itemsize > 4096:
         return None, None
-    units = data.attrs.get("units")
-    return np.asarray(data[()]).reshape(-1)[0], None if units is None else text_of(units)
+    try:
+        value = np.asarray(data[()]).reshape(-1)[0]
+    except (
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # damaged, which the patterns need not be
+        return None, None
+    units = attributes_of(data).get("units")
+    return value, None if units is None else text_of(units)
 
 
 # --- Nion Swift ---
@@ -77,28 +89,31 @@ def _properties(data: Any) -> dict[str, Any] | None:
     if not isinstance(text, (str, bytes)) or len(text) > _MOST_PROPERTIES:
         return None
     try:
-        said = json.loads(text)
+        properties = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    is_item = isinstance(said, dict) and "datum_dimension_count" in said
-    return said if is_item else None
+    is_item = isinstance(properties, dict) and "datum_dimension_count" in properties
+    return properties if is_item else None
 
 
 def _nion_axes(axes: tuple[Axis, ...], properties: Mapping[str, Any]) -> tuple[Axis, ...]:
-    told = properties.get("dimensional_calibrations")
-    if not isinstance(told, list) or len(told) != len(axes):
+    stated_axes = properties.get("dimensional_calibrations")
+    if not isinstance(stated_axes, list) or len(stated_axes) != len(axes):
         return axes
     return tuple(
-        _calibrated(axis, dig(one, "scale"), dig(one, "offset"), dig(one, "units"))
-        for axis, one in zip(axes, told, strict=True)
+        _calibrated(axis, dig(its, "scale"), dig(its, "offset"), dig(its, "units"))
+        for axis, its in zip(axes, stated_axes, strict=True)
     )
 
 
-def _nion_dimensions(axes: tuple[Axis, ...], properties: Mapping[str, Any]) -> dict[str, Any]:
-    """What the counts of dimensions say of the scan, as arguments of `Candidate`."""
+def _nion_dimensions(
+    path: str, name: str, axes: tuple[Axis, ...], properties: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The scan, by the counts of dimensions of each kind, as arguments of `Candidate`."""
     datum, collection = (properties.get(f"{k}_dimension_count") for k in ("datum", "collection"))
     if datum != 2:
-        return {"fault": f"Nion Swift states data of {datum} axes at each position, as of spectra; patterns have 2 axes"}  # fmt: skip
+        return {"fault": f"{path}: {one_line(name)} is no array of patterns: Nion Swift states data of {one_line(datum)} "
+                "dimensions at each position, and patterns have 2; choose another array with input.dataset"}  # fmt: skip
     if collection == 1 and len(axes) == 3:
         row, column = (replace(axis, name=n) for axis, n in zip((Axis("", 1), axes[0]), SCAN_DIMS, strict=True))  # fmt: skip
         return {"scan": (row, column)}
@@ -126,15 +141,15 @@ def _calibration(file: Any, data: Any, levels: int) -> Any:
 
 
 def _py4dstem_axes(axes: tuple[Axis, ...], calibration: Any) -> tuple[Axis, ...]:
-    def said(name: str) -> Any:
+    def value(name: str) -> Any:
         return _value(calibration, name)[0]
 
     spaces = ("R", "R", "Q", "Q") if len(axes) == 4 else ()
-    origin = (0.0, 0.0, number(said("qx0_mean")) or 0.0, number(said("qy0_mean")) or 0.0)
+    origin = (0.0, 0.0, number(value("qx0_mean")) or 0.0, number(value("qy0_mean")) or 0.0)
     found = list(axes)
     for i, space in enumerate(spaces):
-        size = number(said(f"{space}_pixel_size"))
-        units = said(f"{space}_pixel_units") or said(f"{space}_pixel_size_units")
+        size = number(value(f"{space}_pixel_size"))
+        units = value(f"{space}_pixel_units") or value(f"{space}_pixel_size_units")
         if size is not None:
             found[i] = _calibrated(axes[i], size, -origin[i] * size, units)
     return tuple(found)
@@ -155,18 +170,18 @@ def of_abtem(attrs: Mapping[str, Any], one: dict[str, Any]) -> dict[str, Any]:
         return one
     axes = one["axes"]
     if isinstance(new, dict):
-        told = [dig(new, f"axes.axis_{i}") for i in range(len(axes))]
+        along = [dig(new, f"axes.axis_{i}") for i in range(len(axes))]
         instrument: Any = new
-        shifted = dig(told[-1], "fftshift")
+        shifted = dig(along[-1], "fftshift")
     else:
         assert isinstance(old, dict)
         ensemble, steps = _list(old.get("ensemble_axes_metadata")), _list(old.get("sampling"))
-        told = [*ensemble, *map(_reciprocal, axes[-2:], steps)]
+        along = [*ensemble, *map(_reciprocal, axes[-2:], steps)]
         instrument, shifted = old.get("metadata"), old.get("fftshift")
-    if len(told) == len(axes):
+    if len(along) == len(axes):
         axes = tuple(
-            _calibrated(axis, dig(along, "sampling"), dig(along, "offset"), dig(along, "units"))
-            for axis, along in zip(axes, told, strict=True)
+            _calibrated(axis, dig(its, "sampling"), dig(its, "offset"), dig(its, "units"))
+            for axis, its in zip(axes, along, strict=True)
         )
     notes = one.get("notes", ())
     if shifted is False:

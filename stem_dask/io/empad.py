@@ -52,7 +52,7 @@ def list_empad(path: str) -> list[Candidate]:
                 f"patterns of {Path(raw).name}; rows 128 and 129 are not image, left out",
             ),
             files=(raw,),
-            about=stated("EMPAD", lambda place: (_said(root, place), None)),
+            about=stated("EMPAD", lambda place: (_text(root, place), None)),
         )
     ]
 
@@ -112,7 +112,7 @@ def _scan(root: ET.Element, raw: str) -> tuple[Axis, Axis] | None:
     return scan
 
 
-def _said(root: ET.Element, place: str) -> str | None:
+def _text(root: ET.Element, place: str) -> str | None:
     """The text of an element, or its attribute where the last name begins with @."""
     path, _, attribute = place.partition("/@")
     found = root.find(path)

@@ -26,6 +26,8 @@ from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 OUR_DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
 #: where a signal of HyperSpy has what is ours
 _OWN = "metadata/stem_dask"
+#: nodes of a signal's metadata that belong to its array; the one of ours is read by itself
+_LEFT_OUT = {"metadata": ("_HyperSpy", "stem_dask")}
 #: positions that are looked at at once, and at all: a damaged file may claim any number
 _POSITIONS, _MOST_POSITIONS = 2**20, 2**28
 
@@ -129,7 +131,7 @@ def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]
 
     def tree(name: str) -> dict[str, Any]:
         group = member(signal, name, h5py.Group)
-        return {} if group is None else tree_of(group)
+        return {} if group is None else tree_of(group, without=_LEFT_OUT.get(name, ()))
 
     data, valid = (member(signal, name, h5py.Dataset) for name in ("data", f"{_OWN}/valid"))
     return {**_of_signal(attributes, tree, others), **_lost_in_hdf5(path, valid, data)}
@@ -143,7 +145,7 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
         return zarr_metadata.attributes_of(path, f"{signal}/{name}")
 
     def tree(name: str) -> dict[str, Any]:
-        return zarr_metadata.tree_of(path, f"{signal}/{name}")
+        return zarr_metadata.tree_of(path, f"{signal}/{name}", _LEFT_OUT.get(name, ()))
 
     positions = None
     if attributes(f"{_OWN}/valid") is not None:

@@ -118,7 +118,7 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
         if not ours.is_h5(file):
             listed = datasets_below(file, others)
             found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
-            found = with_stated(file, found)
+            found = with_stated(path, file, found)
         else:
             found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
         if others and not any(len(one["source"].shape) > 2 for one in found):

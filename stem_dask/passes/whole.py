@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -122,7 +123,7 @@ def _results(
             analysis,
             window,
             results,
-            title=job.title,
+            title=Path(job.prepared.found.info.path).stem,
             n_worst=N_WORST if job.box is None else 0,
         )
         draw(shown, temporary(job.outputs.figure))
