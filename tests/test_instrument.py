@@ -138,6 +138,7 @@ def test_values_that_are_not_known_are_left_out(tmp_path: Path) -> None:
            "STEM Camera Length": 900.0}  # fmt: skip
     known = stated("Gatan", {"Microscope Info": tem})
     assert known == {"camera_length_mm": 320.0, "acquisition_mode": "TEM"}
+    assert stated("Gatan", {"Microscope Info": {"Illumination Mode": "", "Name": {"a": 1}}}) == {}
     imaging = stated("Gatan", {"Microscope Info": {**tem, "Imaging Mode": "MAG1"}})
     assert imaging == {"magnification": 320.0, "acquisition_mode": "TEM"}
 

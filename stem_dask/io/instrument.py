@@ -117,7 +117,7 @@ class Tag:
         if found is None or not self.when(lookup):
             return None
         if not isinstance(self.reads, str):
-            return self.reads(found)
+            return self.reads(found) if isinstance(found, (str, bytes)) and _text(found) else None
         stated = number(found)
         if stated is None:
             return None
