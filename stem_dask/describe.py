@@ -41,9 +41,20 @@ def describe_file(found: Found) -> tuple[str, ...]:
         else:
             what = "NOT CALIBRATED"
         lines.append(f"axis        {axis.name:8} {axis.size:6,}  {what}")
+    lines += _microscope(found)
     lines.append(f"chunks      {'one run of bytes' if info.chunks is None else _by(info.chunks)}")
     lines += [f"note        {note}" for note in info.notes]
     return tuple(lines)
+
+
+def _microscope(found: Found) -> list[str]:
+    """A line with beam energy and camera length, where the file or the user states one of them."""
+    info = found.info
+    energy = info.given.get("beam_energy_kv", info.about.get("beam_energy_kv"))
+    length = info.about.get("camera_length_mm")
+    words = [f"{energy:g} kV"] if energy else []
+    words += [f"camera length {length:g} mm"] if length else []
+    return [f"beam        {', '.join(words)}"] if words else []
 
 
 def describe_job(config: Config, found: Found, known: Known | None = None) -> tuple[str, ...]:

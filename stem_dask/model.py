@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 Align = Literal["fixed", "pattern"]
@@ -90,6 +91,11 @@ class SourceInfo:
     metadata: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The title that the file states, else its name."""
+        return str(self.about.get("title") or Path(self.path).stem)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -57,7 +56,7 @@ def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]])
     config, info = prepared.config, prepared.found.info
     name, n_bytes, changed = prepared.found.identity
     return {
-        "title": Path(name).stem,
+        "title": info.title,
         "token": token(config, prepared.found),
         "config": to_dict(config),
         "contents": contents(config),

@@ -338,7 +338,7 @@ def _signal_finish(
         total,
         metadata,
         hdf5_tree(content.get("original_metadata", {})),
-        content.get("beam_energy_kv"),
+        hspy.signal_metadata(content),
     )
     write = hspy.write_signal if target.suffix == ".hspy" else zspy.write_signal
     write(target.built, signal)

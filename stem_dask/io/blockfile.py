@@ -7,6 +7,7 @@ import numpy as np
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, calibrated, header_of, scan_axes, stack_axes
 from stem_dask.io.frames import FramedFile, Run, framed, refuse_sheared
+from stem_dask.io.instrument import stated
 from stem_dask.io.object_file import opened_file
 
 _HEADER = struct.Struct("<6sH3I5H2dI2Hd")
@@ -60,7 +61,8 @@ def list_blo(path: str) -> list[Candidate]:
     step = 100 / density if density else None
     ky, kx = (calibrated(name, size, step, 0.0, "cm") for name in ("ky", "kx"))
     axes = stack_axes(source.shape[0], ky, kx)
-    return [Candidate("patterns", source, axes, metadata=said, scan=scan, notes=notes)]
+    about = stated("NanoMEGAS block file", said)
+    return [Candidate("patterns", source, axes, metadata=said, scan=scan, notes=notes, about=about)]
 
 
 def _first(source: FramedFile, n: int) -> FramedFile:

@@ -84,7 +84,7 @@ def number(value: Any) -> float | None:
 
 
 def text_of(value: Any) -> str:
-    """A text that can be written everywhere: HDF5 gives bytes that are no UTF-8 as halves of characters.
+    """A text that can be written everywhere, which HDF5's halves of characters and zeros cannot.
 
     Examples
     --------
@@ -94,8 +94,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return str(value).encode("utf-8", "replace").decode()
+        value = value.decode("utf-8", "replace")
+    return str(value).encode("utf-8", "replace").decode().replace("\0", "")
 
 
 def whole(value: Any) -> int | None:

@@ -52,7 +52,8 @@ class DmImage:
 
     ``index`` is its position in the file's ``ImageList``; ``shape`` and ``axes`` are in numpy order, slowest first;
     ``dtype`` has the file's byte order (uint8 for binary images); the pixels lie at byte ``offset``. ``swapped`` is the
-    tag ``ImageTags/Meta Data/Data Order Swapped`` (true: the detector axes are the fast ones), ``tags`` all ImageTags.
+    tag ``ImageTags/Meta Data/Data Order Swapped`` (true: the detector axes are the fast ones), ``tags`` all ImageTags;
+    ``intensity_units`` are those of the pixels' values.
     """
 
     index: int
@@ -64,6 +65,7 @@ class DmImage:
     axes: tuple[Axis, ...]
     swapped: bool | None
     tags: dict[str, Any] = field(repr=False)
+    intensity_units: str = ""
 
 
 class _Parser:
@@ -302,6 +304,7 @@ def _image(path: str, order: str, index: int, entry: Any) -> DmImage | None:
         axes=tuple(axes),
         swapped=bool(swapped) if isinstance(swapped, int) else None,
         tags=tags if isinstance(tags, dict) else {},
+        intensity_units=str(_dig(entry, "ImageData", "Calibrations", "Brightness", "Units") or ""),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, calibrated, number, scan_axes, side_text, stack_axes
 from stem_dask.io.frames import framed
+from stem_dask.io.instrument import stated
 from stem_dask.model import Axis
 
 _SIZE, _ROWS = 128, 130  # the last two rows hold the camera's own numbers
@@ -51,6 +52,7 @@ def list_empad(path: str) -> list[Candidate]:
                 f"patterns of {Path(raw).name}; rows 128 and 129 are not image, left out",
             ),
             files=(raw,),
+            about=stated("EMPAD", lambda place: (_text(root, place), None)),
         )
     ]
 
@@ -108,6 +110,15 @@ def _scan(root: ET.Element, raw: str) -> tuple[Axis, Axis] | None:
         step = wide / factor / max(n_y, n_x) * 1e9
         return scan_axes(n_y, n_x, step, step, units="nm")
     return scan
+
+
+def _text(root: ET.Element, place: str) -> str | None:
+    """The text of an element, or its attribute where the last name begins with @."""
+    path, _, attribute = place.partition("/@")
+    found = root.find(path)
+    if found is None:
+        return None
+    return found.get(attribute) if attribute else found.text
 
 
 def _tree(element: ET.Element, left: list[int], level: int) -> Any:

@@ -139,6 +139,9 @@ BY_RANGES = (".dm3", ".dm4", ".npy", ".raw", ".mib", ".blo", ".mrc")
 _NEIGHBOURS = {
     ".hdr": "the settings of a Merlin file; open the .mib beside it",
     ".zip": "an archive is not read; unpack it and open what was in it",
+    ".nhdf": "an export of Nion Swift, which is an HDF5 file; rename a copy to end in .h5 and open that",
+    ".ndata1": "an export of Nion Swift, which is a zip archive; unpack it (python -m zipfile -e FILE FOLDER) and open "
+    "data.npy in it; its calibration is in metadata.json: give it as input.calibration and input.beam_energy_kv",
     ".gz": "a compressed file is not read; unpack it first",
     ".npz": "an archive of numpy arrays is not read; save the one with the patterns by itself: "
     "numpy.save('patterns.npy', numpy.load('that.npz')['patterns'])",
@@ -199,6 +202,7 @@ def _plain_axes(shape: tuple[int, ...]) -> tuple[Axis, ...]:
 
 def _dm(name: str) -> list[Candidate]:
     from stem_dask.io.dm import list_images
+    from stem_dask.io.instrument import stated
 
     return [
         Candidate(
@@ -208,6 +212,10 @@ def _dm(name: str) -> list[Candidate]:
             number=image.index,
             swapped=image.swapped,
             metadata=image.tags,
+            about={
+                "title": image.name,
+                **stated("Gatan", {**image.tags, "Brightness units": image.intensity_units}),
+            },
             scan=_scan_of(image.tags.get("4D STEM Tags")),
         )
         for image in list_images(name)

@@ -37,10 +37,10 @@ def member(group: Any, path: str, kind: type) -> Any:
     return group if isinstance(group, kind) else None
 
 
-def tree_of(group: Any, level: int = 0) -> dict[str, Any]:
+def tree_of(group: Any, level: int = 0, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """A group of metadata as nested dictionaries: what `stem_dask.io.metadata.hdf5_tree` and RosettaSciIO made of it.
 
-    Large arrays are not read.
+    Large arrays are not read, nor what is called as in ``without``.
     """
     import h5py
 
@@ -48,6 +48,8 @@ def tree_of(group: Any, level: int = 0) -> dict[str, Any]:
     for name in group:
         # names that are no UTF-8 come as bytes, and h5py does not find their links
         if isinstance(name, bytes) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        if name in without:
             continue
         item = group[name]
         if isinstance(item, h5py.Group) and level < _MOST_LEVELS:
@@ -63,7 +65,12 @@ def tree_of(group: Any, level: int = 0) -> dict[str, Any]:
 
 def _stored(dataset: Any) -> Any:
     """The numbers of a small dataset, or its text, which is there when it is too long for an attribute."""
-    value = np.asarray(dataset[...]).tolist()
+    return _decoded(np.asarray(dataset[...]).tolist())
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 

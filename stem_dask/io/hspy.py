@@ -6,6 +6,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from stem_dask.io.hdf5 import refuse_full_disk
+from stem_dask.io.instrument import NAMES, checked, dig, plain_tree, tree_at
+from stem_dask.io.metadata import hdf5_name
 from stem_dask.io.publish import naming
 from stem_dask.model import Axis
 
@@ -31,7 +33,7 @@ def signal_of(
     total: NDArray,
     metadata: Mapping[str, Any],
     original_metadata: Mapping[str, Any],
-    beam_energy_kv: float | None,
+    known: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A signal without its data, as the nested dictionary that HyperSpy's writers take.
 
@@ -42,16 +44,15 @@ def signal_of(
     total : (scan_y, scan_x) or (pattern,), the navigator
     metadata : plain values and arrays for the node ``stem_dask`` of the metadata
     original_metadata : of the file that was read, see `stem_dask.io.metadata.hdf5_tree`
-    beam_energy_kv : in keV, where HyperSpy looks for it
+    known : metadata in the form of HyperSpy's, see `signal_metadata`
     """
     n_lead = len(axes) - 2
+    signal_type = dig(known, "Signal.signal_type") or ""
+    title = title if title.strip(".") else ""  # as in `experiment`: RosettaSciIO writes there
     names = {"scan_y": "y", "scan_x": "x"}
     described = [
         _axis(axis, names.get(axis.name, axis.name), i, i < n_lead) for i, axis in enumerate(axes)
     ]
-    microscope = {}
-    if beam_energy_kv is not None:
-        microscope = {"Acquisition_instrument": {"TEM": {"beam_energy": float(beam_energy_kv)}}}
     nothing: dict[str, Any] = {
         "original_metadata": {},
         "learning_results": {},
@@ -68,17 +69,56 @@ def signal_of(
     return {
         "axes": described,
         "metadata": {
-            "General": {"title": title},
-            "Signal": {"signal_type": ""},
+            **tree_at({"General.title": title, "Signal.signal_type": signal_type}, dict(known)),
             "_HyperSpy": {"_sig_navigator": navigator},
             "stem_dask": dict(metadata),
-            **microscope,
         },
         "attributes": {"_lazy": True, "ragged": False},
         "package_info": PACKAGE,
         **nothing,
         "original_metadata": dict(original_metadata),
     }
+
+
+def of_signal(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata of a HyperSpy signal say, as attributes of the patterns.
+
+    Left out are names that begin with an underscore, our own node, the log of loading and saving, markers, and all of
+    ``Signal`` but its type and its quantity: these belong to the array that was read.
+
+    Examples
+    --------
+    >>> tem = {"beam_energy": 200.0, "rocking_angle": 1.0}
+    >>> of_signal({"General": {"title": "area 3"}, "Acquisition_instrument": {"TEM": tem}})
+    {'title': 'area 3', 'beam_energy_kv': 200.0, 'metadata': {'Acquisition_instrument': {'TEM': {'rocking_angle': 1.0}}}}
+    """
+    tree = plain_tree({k: v for k, v in metadata.items() if k not in ("stem_dask", "Markers")})
+    general, signal = (tree.get(name) for name in ("General", "Signal"))
+    found: dict[str, Any] = {}
+    if isinstance(general, dict):
+        general.pop("FileIO", None)
+        title = general.pop("title", None)
+        found = {"title": title} if isinstance(title, str) and title else {}
+    if isinstance(signal, dict):
+        tree["Signal"] = {k: signal[k] for k in ("signal_type", "quantity") if signal.get(k)}
+    flat = checked({name: dig(tree, place) for name, place in NAMES.items()})
+    for name in flat:
+        *groups, leaf = NAMES[name].split(".")
+        del dig(tree, ".".join(groups))[leaf]
+    tree = _pruned(tree)
+    return {**found, **flat, **({"metadata": tree} if tree else {})}
+
+
+def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """HyperSpy's metadata of patterns, from their attributes: the reverse of `of_signal`, without the title.
+
+    Examples
+    --------
+    >>> signal_metadata({"beam_energy_kv": 60.0, "metadata": {"Sample": {"description": "Au"}}, "k_origin": "detector"})
+    {'Sample': {'description': 'Au'}, 'Acquisition_instrument': {'TEM': {'beam_energy': 60.0}}}
+    """
+    tree: dict[str, Any] = _named(plain_tree(attrs.get("metadata") or {}))
+    return tree_at({NAMES[name]: attrs[name] for name in NAMES if name in attrs}, tree)
 
 
 @naming
@@ -89,6 +129,17 @@ def write_signal(path: str, signal: Mapping[str, Any]) -> None:
     arrays = signal["metadata"]["stem_dask"].values()
     refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
     file_writer(path, signal, write_dataset=False, show_progressbar=False)
+
+
+def _named(tree: dict[str, Any]) -> dict[str, Any]:
+    """With names that an HDF5 file can have."""
+    return {hdf5_name(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+
+def _pruned(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without groups in which nothing is left."""
+    inner = {k: _pruned(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    return {k: v for k, v in inner.items() if v != {}}
 
 
 def _axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def about_source(info: SourceInfo) -> dict[str, Any]:
     moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
     if moved:  # where the zero is, is what the user says now
         said.pop("k_origin", None)
-    return {name: value for name, value in said.items() if value}
+    # an angle of 0 is stated; an empty text is not
+    return {name: value for name, value in said.items() if value or value == 0.0}
 
 
 def open_patterns(

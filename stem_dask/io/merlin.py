@@ -3,6 +3,7 @@
 Rows are given as they lie in the file; RosettaSciIO and HyperSpy turn them top to bottom.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by, header_of, scan_axes, side_text, stack_axes, whole
 from stem_dask.io.damage import one_line
 from stem_dask.io.frames import FramedFile, framed, refuse_sheared
+from stem_dask.io.instrument import stated
 from stem_dask.io.object_file import opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.sources import Selection, Slices, Source, Wrapped
@@ -25,6 +27,8 @@ _DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
 _RAW = {1: "u1", 6: "u1", 12: ">u2", 24: ">u2"}
 _TURNED = "rows are as in the file; RosettaSciIO and HyperSpy show .mib turned top to bottom, as input.flip: true does"
 
+#: the time of a pattern as the longer headers have it, in UTC
+_STAMP = re.compile(r"\d{4}-\d{2}-\d{2}T[\d:.]+Z")
 #: position of the counter's number among the words of a pattern's header
 _COUNTER = 11
 _QUAD = "raw counts of 2x2 chips are put together as Merlin does with Raw Mode off; pyxem shows them turned by 180°"
@@ -148,6 +152,8 @@ def list_mib(path: str) -> list[Candidate]:
     header: dict[str, Any] = {
         "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
     }
+    stamp = _STAMP.search(",".join(words))
+    about = stated("Merlin", {**header, "timestamp": stamp[0] if stamp else "".join(words[9:10])})
     scan, files = None, tuple[str, ...]()
     stem = path[: -len(Path(path).suffix)]  # of a URL, too
     beside = next((stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file()), None)
@@ -164,6 +170,7 @@ def list_mib(path: str) -> list[Candidate]:
             scan=scan,
             notes=(*notes, _TURNED),
             files=files,
+            about=about,
         )
         for name, one in _by_counter(path, words, source)
     ]

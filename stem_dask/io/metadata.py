@@ -66,10 +66,11 @@ def hdf5_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     >>> hdf5_tree({"a/b": [1, "x"], "c": None})
     {'a∕b': '[1, "x"]', 'c': None}
     """
-    return {_name(key): _value(value) for key, value in tree.items()}
+    return {hdf5_name(key): _value(value) for key, value in tree.items()}
 
 
-def _name(key: str) -> str:
+def hdf5_name(key: str) -> str:
+    """A name that a group, a dataset or an attribute can have, and RosettaSciIO takes for no mark of its own."""
     name = key.replace("/", "∕").replace("\0", "")
     return f"({name})" if name in ("", ".", "..") or name.startswith(_RESERVED) else name
 

@@ -23,6 +23,7 @@ from stem_dask.io.candidate import (
     stack_axes,
 )
 from stem_dask.io.damage import one_line
+from stem_dask.io.instrument import stated
 from stem_dask.io.objects import at
 from stem_dask.io.sources import FlatFile
 from stem_dask.model import Axis
@@ -85,7 +86,7 @@ def list_mrc(path: str) -> list[Candidate]:
     source = FlatFile(path, offset, dtype, shape)
     return [
         Candidate("patterns", source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=notes, hint=hint,
-                  files=() if info is None else (info,))
+                  files=() if info is None else (info,), about=stated("Direct Electron", said.get("info", {})))
     ]  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from stem_dask.io.candidate import number, text_of
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
 from stem_dask.io.hdf5_scales import labels
+from stem_dask.io.hspy import of_signal
+from stem_dask.io.instrument import checked
 from stem_dask.io.sources import Hdf5Dataset, Slices, Source, Wrapped, ZarrArray
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
@@ -24,6 +26,8 @@ from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 OUR_DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
 #: where a signal of HyperSpy has what is ours
 _OWN = "metadata/stem_dask"
+#: nodes of a signal's metadata that belong to its array; the one of ours is read by itself
+_LEFT_OUT = {"metadata": ("_HyperSpy", "stem_dask")}
 #: positions that are looked at at once, and at all: a damaged file may claim any number
 _POSITIONS, _MOST_POSITIONS = 2**20, 2**28
 
@@ -36,10 +40,7 @@ def about(said: Mapping[str, Any]) -> dict[str, Any]:
     >>> about({"beam_energy_kv": 200, "k_origin": "elsewhere", "title": "scan", "token": "1f"})
     {'beam_energy_kv': 200.0, 'title': 'scan'}
     """
-    found: dict[str, Any] = {}
-    energy = number(said.get("beam_energy_kv"))
-    if energy is not None and energy > 0:
-        found["beam_energy_kv"] = energy
+    found = checked(said)
     given = said.get("given")
     if isinstance(given, Mapping):
         calibration, energy = given.get("calibration"), number(given.get("beam_energy_kv"))
@@ -118,7 +119,7 @@ def of_zarr(
 
 
 def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-    """What a HyperSpy signal in an HDF5 file says beside its data: of ours everything, of others the microscope.
+    """What a HyperSpy signal in an HDF5 file says beside its data: its metadata, and of ours everything.
 
     ``others`` are attributes of the file and of the data, which are kept when the signal is not of ours.
     """
@@ -130,7 +131,7 @@ def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]
 
     def tree(name: str) -> dict[str, Any]:
         group = member(signal, name, h5py.Group)
-        return {} if group is None else tree_of(group)
+        return {} if group is None else tree_of(group, without=_LEFT_OUT.get(name, ()))
 
     data, valid = (member(signal, name, h5py.Dataset) for name in ("data", f"{_OWN}/valid"))
     return {**_of_signal(attributes, tree, others), **_lost_in_hdf5(path, valid, data)}
@@ -144,7 +145,7 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
         return zarr_metadata.attributes_of(path, f"{signal}/{name}")
 
     def tree(name: str) -> dict[str, Any]:
-        return zarr_metadata.tree_of(path, f"{signal}/{name}")
+        return zarr_metadata.tree_of(path, f"{signal}/{name}", _LEFT_OUT.get(name, ()))
 
     positions = None
     if attributes(f"{_OWN}/valid") is not None:
@@ -162,15 +163,12 @@ def _of_signal(
     others: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the groups of a signal say, by whatever reads their attributes, and what is below them."""
-    said: dict[str, Any] = {
-        "beam_energy_kv": (attributes("metadata/Acquisition_instrument/TEM") or {}).get("beam_energy"),
-        "title": (attributes("metadata/General") or {}).get("title"),
-    }  # fmt: skip
+    known = {k: v for k, v in tree("metadata").items() if not k.startswith("_")}
+    said = of_signal(known)
     original, own = tree("original_metadata"), attributes(_OWN)
     if own is None:
-        known = {k: v for k, v in tree("metadata").items() if not k.startswith("_")}
         kept = {"original_metadata": original, "metadata": known}
-        kept = {name: said for name, said in kept.items() if said}
+        kept = {name: part for name, part in kept.items() if part}
         return {"about": about(said), "metadata": {**kept, **others}}
     said |= {name: own.get(name) for name in ("intensity", "k_origin")}
     said["given"] = tree(f"{_OWN}/given")
@@ -194,6 +192,8 @@ def of_h5(path: str, file: Any) -> dict[str, Any]:
     original = member(file, "original_metadata", h5py.Group)
     said = {**attributes_of(file), **attributes_of(patterns)}
     said["given"] = None if given is None else tree_of(given)
+    metadata = member(file, "metadata", h5py.Group)
+    said["metadata"] = None if metadata is None else tree_of(metadata)
     return {
         "about": about(said),
         "metadata": None if original is None else tree_of(original),

@@ -5,9 +5,10 @@ The families of files it knows are in `stem_dask.io.families`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from stem_dask.errors import SourceError
 from stem_dask.io.arrange import Geometry, ScanOrder, View, arranged, parted
@@ -111,10 +112,22 @@ def find(
         chunks=chosen.chunks if view.source is chosen.source else None,
         notes=view.notes,
         metadata=plain(chosen.metadata),
-        about=plain(chosen.about),
+        about=_about(chosen.about or {}),
     )
     valid = _valid(name, chosen, geometry, view.source.shape[:-2])
     return Found(view.source, info, identity(name, *chosen.files), valid)
+
+
+_NOTHING: tuple[Any, ...] = (None, "", {})
+
+
+def _about(about: Mapping[str, Any]) -> dict[str, Any]:
+    """As plain JSON; the metadata of a signal are that already, and keep their long texts."""
+    kept = {"metadata": about["metadata"]} if about.get("metadata") else {}
+    return {
+        **plain({k: v for k, v in about.items() if k != "metadata" and v not in _NOTHING}),
+        **kept,
+    }
 
 
 def _valid(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import StoreError
+from stem_dask.io.instrument import NAMES
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.pieces import InPieces, of_type
 from stem_dask.io.publish import damage, named, remove
@@ -240,8 +241,8 @@ def write_profiles(
             out.writelines(indexed(placed, together))
 
 
-#: attributes of the patterns that tell of the microscope; in a store they are those of the root
-ABOUT_SOURCE = ("beam_energy_kv", "given", "original_metadata")
+#: attributes of the patterns about the microscope and the measurement; in a store they are those of the root
+ABOUT_SOURCE = (*NAMES, "given", "metadata", "original_metadata")
 
 
 def empty_store(path: str) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_heaps import opened_hdf5
+from stem_dask.io.instrument import stated
 from stem_dask.io.sources import Slices
 from stem_dask.model import Axis
 
@@ -67,7 +68,7 @@ def list_app5(path: str) -> list[Candidate]:
     with opened_hdf5(path) as file:
         tops = [file] if "Metadata" in file else [g for g in _groups(file).values()]
         found = [
-            _scan_of_patterns(path, group)
+            replace(_scan_of_patterns(path, group), about=stated("Topspin", _settings(top)))
             for top in tops
             for group in _groups(top).values()
             if "0" in group
@@ -107,23 +108,38 @@ def _scan_of_patterns(path: str, group: Any) -> Candidate:
         for x, size in zip("yx", source.shape[1:], strict=True)
     )
     scan, note = _scan(group, n)
-    said = {"pattern 0": _text(group, 0)[:1000], "session": name}
+    said = {"pattern 0": _text(group, "0/")[:1000], "session": name}
     return Candidate(
         name, source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=(note,) if note else ()
     )
 
 
-def _text(group: Any, i: int) -> str:
-    """What Topspin says of a pattern; nothing when it is missing or beyond all reason."""
-    data = group.get(f"{i}/Metadata")
+def _text(group: Any, prefix: str) -> str:
+    """The metadata of a pattern (prefix ``"0/"``), or of a group; nothing when missing or beyond all reason."""
+    data = group.get(f"{prefix}Metadata")
     if data is None or data.shape != () or data.dtype.itemsize > MOST_HEADER_BYTES:
         return ""
     value = data[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
+def _settings(top: Any) -> dict[str, str]:
+    """Settings of the microscope and words on the session, by name, from the metadata of the whole."""
+    root = _parsed(_text(top, ""))
+    if root is None:
+        return {}
+    items = {item.findtext("Name"): item.findtext("Value") for item in root.iter("Item")}
+    items |= {
+        name: root.findtext(name) for name in ("Specimen", "SystemName", "Title", "CreatedDateTime")
+    }
+    return {name: value for name, value in items.items() if name and value}
+
+
 def _xml(group: Any, i: int) -> ET.Element | None:
-    text = _text(group, i)
+    return _parsed(_text(group, f"{i}/"))
+
+
+def _parsed(text: str) -> ET.Element | None:
     # it says utf-16 but is not; entities could grow without end
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
     if "<!" in text:

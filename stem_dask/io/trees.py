@@ -14,6 +14,7 @@ import numpy as np
 
 from stem_dask.errors import SourceError
 from stem_dask.io import ours
+from stem_dask.io.calibrations import of_abtem, with_stated
 from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import packed, refuse_outside
@@ -117,6 +118,7 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
         if not ours.is_h5(file):
             listed = datasets_below(file, others)
             found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
+            found = with_stated(path, file, found)
         else:
             found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
         if others and not any(len(one["source"].shape) > 2 for one in found):
@@ -251,7 +253,10 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
         if broken and not any(array.ndim == 4 for _, array in found):
             raise next(iter(broken.values()))
         listed = [
-            {**_zarr_array(path, name, array, root), **_told_of(path, name, array, known)}
+            of_abtem(
+                root.attrs,
+                {**_zarr_array(path, name, array, root), **_told_of(path, name, array, known)},
+            )
             for name, array in found
             if array.ndim >= least
         ]
@@ -272,7 +277,10 @@ def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
     first = {name: array for name, array in arrays.items() if "/" not in name}
     chosen = arrays if known is None else first
     return [
-        {**_zarr_array(path, name, array, root), **(known or {} if name == "patterns" else {})}
+        of_abtem(
+            root.attrs,
+            {**_zarr_array(path, name, array, root), **(known or {} if name == "patterns" else {})},
+        )
         for name, array in sorted(chosen.items())
         if array.ndim >= least
     ]

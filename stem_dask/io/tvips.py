@@ -9,12 +9,25 @@ import numpy as np
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, header_of, stack_axes
 from stem_dask.io.frames import FramedFile, framed
+from stem_dask.io.instrument import stated
+from stem_dask.io.object_file import opened_file
 from stem_dask.model import Axis
 
 _HEADER = struct.Struct("<13I")
 _NAMES = ("size", "version", "dimx", "dimy", "bitsperpixel", "offsetx", "offsety", "binx", "biny", "pixelsize", "ht",
           "magtotal", "frameheaderbytes")  # fmt: skip
 _DTYPES = {8: "u1", 16: "<u2"}
+_FRAME = struct.Struct("<16xf2I5f")  # of version 2, the beginning
+_FRAME_NAMES = (
+    "current",
+    "mag",
+    "mode",
+    "stage x",
+    "stage y",
+    "stage z",
+    "stage alpha",
+    "stage beta",
+)
 _OLD_LEAD = 12  # bytes before each pattern in files of version 1
 _PART = re.compile(r"(.*)_(\d{3,})", re.DOTALL)
 
@@ -58,7 +71,20 @@ def list_tvips(path: str) -> list[Candidate]:
     if more:
         notes += (f"a series of {len(more) + 1} files",)
     axes = stack_axes(source.shape[0], Axis("ky", frame[0]), Axis("kx", frame[1]))
-    return [Candidate("patterns", source, axes, metadata=said, notes=notes, files=more)]
+    about = stated("TVIPS", {**said, **_first_frame(path, said)})
+    return [
+        Candidate("patterns", source, axes, metadata=said, notes=notes, files=more, about=about)
+    ]
+
+
+def _first_frame(path: str, said: dict[str, int]) -> dict[str, float]:
+    """What the header of the first pattern states; headers of version 1 state nothing."""
+    if said["version"] == 1 or said["frameheaderbytes"] < _FRAME.size:
+        return {}
+    with opened_file(path) as file:
+        file.seek(said["size"])
+        header = file.read(_FRAME.size)
+    return dict(zip(_FRAME_NAMES, _FRAME.unpack(header), strict=True))
 
 
 def _parts(path: str, part: re.Match[str] | None) -> tuple[str, ...]:

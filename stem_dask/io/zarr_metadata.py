@@ -38,22 +38,24 @@ def attributes_of(store: str, name: str) -> dict[str, Any] | None:
     return {}
 
 
-def tree_of(store: str, name: str) -> dict[str, Any]:
+def tree_of(store: str, name: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """A group of metadata as nested dictionaries, in the form that it had before `stem_dask.io.metadata.hdf5_tree`.
 
-    Large arrays are not read.
+    Large arrays are not read, nor what is called as in ``without``.
     """
-    return _tree(store, name, 0, [_MOST_NODES])
+    return _tree(store, name, 0, [_MOST_NODES], without)
 
 
-def _tree(store: str, name: str, level: int, left: list[int]) -> dict[str, Any]:
+def _tree(
+    store: str, name: str, level: int, left: list[int], without: tuple[str, ...] = ()
+) -> dict[str, Any]:
     said = attributes_of(store, name)
     if said is None:
         return {}
     tree = {plain_name(key): plain_value(value) for key, value in said.items()}
     for folder in sorted(Path(store, name).iterdir()):
         left[0] -= 1
-        if folder.is_symlink() or not folder.is_dir() or left[0] < 0:
+        if folder.is_symlink() or not folder.is_dir() or left[0] < 0 or folder.name in without:
             continue
         inner = f"{name}/{folder.name}"
         if (folder / ".zarray").is_file():

@@ -25,6 +25,7 @@ from stem_dask.io.zarr2 import ARRAY, array_document, packed, write_array, write
 from stem_dask.io.zarr3 import write_document
 from stem_dask.model import Record, Region
 
+_LONGEST_NAME = 200  # bytes: a name of a folder may have 255 on most systems
 _FORMAT = {"file_format": "ZSpy", "file_format_version": "3.3"}
 
 
@@ -52,7 +53,7 @@ class ZspySink:
 
     @property
     def _data(self) -> str:
-        return f"{experiment(self.title)}/data"
+        return f"{_folder(self.title)}/data"
 
     def create(self, *, resume: bool) -> None:
         """Make the groups and the empty array; what another run left there is removed."""
@@ -121,12 +122,17 @@ class ZspySink:
         return Path(self.path, self._data, name)
 
 
+def _folder(title: str) -> str:
+    """The group of a signal, no longer than the name of a folder may be."""
+    return experiment(title.encode()[:_LONGEST_NAME].decode("utf-8", "ignore"))
+
+
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
     """Write all but the data of a signal (see `stem_dask.io.hspy.signal_of`) into the store that holds them."""
     tree = {f"axis-{i}": axis for i, axis in enumerate(signal["axes"])}
     names = ("metadata", "original_metadata", "learning_results", "attributes")
     tree |= {name: signal[name] for name in names} | signal["package_info"]
-    _write_tree(Path(path, experiment(signal["metadata"]["General"]["title"])), tree)
+    _write_tree(Path(path, _folder(signal["metadata"]["General"]["title"])), tree)
 
 
 def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:

@@ -81,8 +81,8 @@ class Job:
 
     @property
     def title(self) -> str:
-        """Title of the outputs: the input's name."""
-        return Path(self.prepared.found.identity[0]).stem
+        """Title of the outputs: that of the input, else its name."""
+        return self.prepared.found.info.title
 
     @property
     def worker(self) -> Worker:

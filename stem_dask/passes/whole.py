@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -120,7 +121,7 @@ def _results(
             analysis,
             window,
             results,
-            title=job.title,
+            title=Path(job.prepared.found.info.path).stem,
         )
         draw(shown, temporary(job.outputs.figure))
         publish(job.outputs.figure)
