@@ -53,7 +53,10 @@ class Sink(Protocol):
     """Where blocks go. ``create`` and ``finish`` run in the client, ``write`` and ``verify`` on workers."""
 
     def create(self, *, resume: bool) -> None:
-        """Make the empty output under its temporary name, or keep what is there when resuming."""
+        """Make the empty output under its temporary name, or keep what is there when resuming.
+
+        From then on no worker of an earlier start can write into it; see `stem_dask.io.staging`.
+        """
 
     def write(self, index: int, region: Region, blocks: Mapping[str, Any]) -> dict[str, Any]:
         """Write one block of every output; returns what `verify` and `finish` need to know, as JSON can hold it.

@@ -10,6 +10,7 @@ from stem_dask.errors import StoreError
 from stem_dask.io.checksums import crc32
 from stem_dask.io.pieces import InPieces, split
 from stem_dask.io.publish import begin_sync, named
+from stem_dask.io.staging import append, mark, refuse_late
 from stem_dask.model import Record, Region
 
 #: first byte behind the offset, length in bytes, CRC-32
@@ -17,7 +18,12 @@ Run = tuple[int, int, int]
 
 
 def write_runs(
-    path: str, offset: int, lead_shape: Sequence[int], region: Region, block: NDArray | InPieces
+    path: str,
+    offset: int,
+    lead_shape: Sequence[int],
+    region: Region,
+    block: NDArray | InPieces,
+    nonce: bytes,
 ) -> list[Run]:
     """Write one block: one run of bytes when it takes whole rows of the scan, else one run a row.
 
@@ -28,6 +34,12 @@ def write_runs(
     lead_shape : (scan_y, scan_x) or (n,)
     region : where the block lies along these axes
     block : (…, ky, kx), an array or in pieces, of the file's type
+    nonce : with which the file must end, see `stem_dask.io.staging`
+
+    Raises
+    ------
+    StoreError
+        When it ends with that of a later start.
     """
     pattern_bytes = prod(block.shape[-2:]) * block.dtype.itemsize
     row = lead_shape[-1]
@@ -44,11 +56,11 @@ def write_runs(
             if first:
                 file.seek(offset + starts[run] * pattern_bytes)
             content = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-            checksums[run] = crc32(content, checksums[run])
-            while content:
-                content = content[file.write(content) :]
+            refuse_late(file, path, nonce)
+            checksums[run] = append(file, content, checksums[run])
         for start in starts:
             begin_sync(file, offset + start * pattern_bytes, n * pattern_bytes)
+        mark(file, crc32(nonce))
     return [
         (start * pattern_bytes, n * pattern_bytes, crc)
         for start, crc in zip(starts, checksums, strict=True)

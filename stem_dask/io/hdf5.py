@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,17 @@ class Hdf5Sink:
     chunks: tuple[int, ...]
     dataset: str
     codec: str = "auto"
+    stage: list[str] = field(default_factory=list, compare=False)
+
+    @property
+    def _spool(self) -> SpoolSink:
+        return SpoolSink(self.spool, self.stage)
 
     def create(self, *, resume: bool) -> None:
         """Make the folder for the chunks; the file itself is made at the end."""
         with named(self.path), open(self.path, "wb"):
             pass  # as long as the temporary name is there, the output is not complete
-        SpoolSink(self.spool).create(resume=resume)
+        self._spool.create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Compress the chunks of one block and leave them in the run's folder."""
@@ -74,17 +79,18 @@ class Hdf5Sink:
         spooled["bytes"] = np.frombuffer(b"".join(packed), np.uint8)
         spooled["sizes"] = np.array([len(content) for content in packed], np.int64)
         spooled["origins"] = np.array(origins, np.int64)
-        return SpoolSink(self.spool).write(index, region, spooled)
+        return self._spool.write(index, region, spooled)
 
     def verify(self, record: Record) -> str | None:
         """Compare the file of a block with its checksum."""
-        return SpoolSink(self.spool).verify(record)
+        return self._spool.verify(record)
 
     def finish(self, records: Sequence[Record]) -> None:
         """Append all chunks in the order of their block."""
         import h5py
 
-        spool = SpoolSink(self.spool)
+        spool = self._spool
+        spool.finish(records)
         sizes = (blocks["sizes"].sum() for _, blocks in spool.blocks(len(records), ("sizes",)))
         refuse_full_disk(self.path, int(sum(sizes)))
         with h5py.File(self.path, "w") as file:

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from stem_dask.io.flat import damaged_run, joined_runs, write_runs
 from stem_dask.io.pieces import of_type
-from stem_dask.io.publish import named
+from stem_dask.io.publish import named, remove
+from stem_dask.io.staging import begin_in_place, refuse_other_bytes
 from stem_dask.model import Record, Region
 
 
@@ -29,6 +30,8 @@ class NpySink:
     path: str
     shape: tuple[int, ...]
     dtype: str
+    #: of this start, see `stem_dask.io.staging`
+    nonce: list[bytes] = field(default_factory=list, compare=False)
 
     @property
     def _little(self) -> np.dtype:
@@ -47,21 +50,31 @@ class NpySink:
 
     def create(self, *, resume: bool) -> None:
         """Write the header, and make the file as long as it will be; around what is there when resuming."""
-        mode = "r+b" if resume and os.path.exists(self.path) else "wb"
+        if not resume:
+            remove(self.path)
+        mode = "r+b" if os.path.exists(self.path) else "wb"
         with named(self.path), open(self.path, mode) as file:
             file.write(self._header)
-            file.truncate(len(self._header) + prod(self.shape) * self._little.itemsize)
+            file.truncate(len(self._header) + self._n_bytes)
+        self.nonce[:] = [begin_in_place(self.path)]
+
+    @property
+    def _n_bytes(self) -> int:
+        return prod(self.shape) * self._little.itemsize
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one block at its offset."""
         block = of_type(blocks["patterns"], self._little)
-        lead = self.shape[: len(region)]
-        return {"runs": write_runs(self.path, len(self._header), lead, region, block)}
+        lead, offset = self.shape[: len(region)], len(self._header)
+        return {"runs": write_runs(self.path, offset, lead, region, block, self.nonce[0])}
 
     def verify(self, record: Record) -> str | None:
         """Read a block again and compare it with its checksums."""
         return damaged_run(self.path, len(self._header), record.extra["runs"])
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Refuse when the blocks do not tile the array."""
-        joined_runs(self.path, records, prod(self.shape) * self._little.itemsize)
+        """Refuse when the blocks do not tile the array, or are not as they were written."""
+        joined_runs(self.path, records, self._n_bytes)
+        refuse_other_bytes(self.path, self.nonce[0], records, self.verify)
+        with named(self.path):
+            os.truncate(self.path, len(self._header) + self._n_bytes)

@@ -15,7 +15,8 @@ from stem_dask.errors import ConfigError, StoreError
 from stem_dask.io.checksums import combine_crc
 from stem_dask.io.flat import damaged_run, joined_runs, write_runs
 from stem_dask.io.pieces import Changed, InPieces, copied
-from stem_dask.io.publish import named
+from stem_dask.io.publish import named, remove
+from stem_dask.io.staging import begin_in_place, refuse_other_bytes
 from stem_dask.io.torch_archive import Hole, records_of, write_records
 from stem_dask.model import Record, Region
 
@@ -88,6 +89,8 @@ class PtSink:
     dtype: str
     content: Mapping[str, Any] | None
     offset: list[int] = field(default_factory=list)
+    #: of this start, see `stem_dask.io.staging`
+    nonce: list[bytes] = field(default_factory=list, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes with every task; the content is for the client only, and may take megabytes."""
@@ -100,23 +103,28 @@ class PtSink:
 
     def create(self, *, resume: bool) -> None:
         """Write the archive around the patterns; blocks that are there stay when resuming."""
-        self._write_around("r+b" if resume and os.path.exists(self.path) else "wb", 0)
+        if not resume:
+            remove(self.path)
+        self._write_around("r+b" if os.path.exists(self.path) else "wb", 0)
+        self.nonce[:] = [begin_in_place(self.path)]
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one block at its offset."""
         block: NDArray | InPieces = blocks["patterns"]
         if block.dtype != self._native:
             block = to_dtype(block, self._native)
-        return {"runs": write_runs(self.path, self.offset[0], self.lead_shape, region, block)}
+        options = (self.path, self.offset[0], self.lead_shape, region, block, self.nonce[0])
+        return {"runs": write_runs(*options)}
 
     def verify(self, record: Record) -> str | None:
         """Read a block again and compare it with its checksums."""
         return damaged_run(self.path, self.offset[0], record.extra["runs"])
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Put the checksum right; refuses when the blocks do not tile the tensor."""
+        """Put the checksum right; refuses when the blocks do not tile the tensor, or are not as they were written."""
         n_bytes = prod(self.tensor_shape) * self._native.itemsize
         runs = joined_runs(self.path, records, n_bytes)
+        refuse_other_bytes(self.path, self.nonce[0], records, self.verify)
         self._write_around("r+b", combine_crc((n, crc) for _, n, crc in runs))
 
     def fill(self, content: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """An output appears under its final name only when it is complete: temporary names, fsync, rename."""
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -21,6 +22,8 @@ from stem_dask.io.checksums import crc32
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: a worker of a killed run may add files to a folder while it is removed: one for each of its threads
+REMOVE_ATTEMPTS = 100
 #: files and folders that are brought to disk at the same time
 SYNCED_AT_ONCE = 8
 
@@ -150,10 +153,15 @@ def run_folder(path: str | Path) -> str:
 def remove(path: str | Path) -> None:
     """Remove a file or a folder; a missing one is fine, a link is removed and not followed."""
     path = Path(path)
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    for attempts_left in reversed(range(REMOVE_ATTEMPTS)):
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            return
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not attempts_left:
+                raise
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:

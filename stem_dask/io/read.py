@@ -5,12 +5,13 @@ The families of files it knows are in `stem_dask.io.families`.
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stem_dask.errors import SourceError
+from stem_dask.errors import SourceError, told_as
 from stem_dask.io.arrange import Geometry, ScanOrder, View, arranged, parted
 from stem_dask.io.candidate import Candidate, by, plain
 from stem_dask.io.claims import refuse_impossible
@@ -36,11 +37,38 @@ class Found:
     info: SourceInfo
     identity: tuple[str, int, int]
     valid: Source | None = None
+    #: the further files that ``identity`` is about
+    files: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the patterns as they are read."""
         return math.prod(self.source.shape) * self.source.dtype.itemsize
+
+    def change(self) -> str | None:
+        """How the file, or one that belongs to it, differs from the one that was opened; None when it does not.
+
+        Raises
+        ------
+        SourceError
+            When it is gone, or cannot be looked at.
+        """
+        path, size, modified = self.identity
+        try:
+            with told_as(SourceError):
+                _, size_now, modified_now = identity(path, *self.files)
+        except SourceError as error:
+            raise SourceError(
+                f"{path} was removed, or cannot be reached any more: {error}"
+            ) from error
+        if (size, modified) == (size_now, modified_now):
+            return None
+        found = [f"size {size:,} -> {size_now:,}"] if size != size_now else []
+        if modified != modified_now:
+            found.append(
+                "modified" if self.files else f"modified {_time(modified)} -> {_time(modified_now)}"
+            )
+        return ", ".join(found)
 
 
 def find(
@@ -115,7 +143,12 @@ def find(
         about=_about(chosen.about or {}),
     )
     valid = _valid(name, chosen, geometry, view.source.shape[:-2])
-    return Found(view.source, info, identity(name, *chosen.files), valid)
+    return Found(view.source, info, identity(name, *chosen.files), valid, chosen.files)
+
+
+def _time(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest // 10**6:03}"
 
 
 _NOTHING: tuple[Any, ...] = (None, "", {})

@@ -5,19 +5,17 @@ length as uint64 (all bits set where there is none), then the CRC-32C of these. 
 the whole shard three times over, and its tasks wait for one thread of the process.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.checksums import crc32
 from stem_dask.io.codec import whole_chunks
 from stem_dask.io.pieces import InPieces
-from stem_dask.io.publish import begin_sync, named
+from stem_dask.io.publish import begin_sync
+from stem_dask.io.staging import append, mark, staged
 from stem_dask.io.zarr3 import checked, encoded
 from stem_dask.model import Region
 
@@ -31,6 +29,7 @@ def write_shard(
     chunks: Sequence[int],
     shard: Sequence[int],
     codec: str,
+    stage: str | None = None,
 ) -> tuple[int, int]:
     """Write one block as one shard, under a temporary name that is then renamed.
 
@@ -41,24 +40,20 @@ def write_shard(
     region : where it lies along the leading axes
     chunks, shard : extents of an inner chunk and of the shard
     codec : one of `stem_dask.io.codec.CODECS`
+    stage : folder of the temporary name, see `stem_dask.io.staging`; default that of the shard, which is made
 
     Returns
     -------
     CRC-32 and length of the file
     """
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    crc = n_bytes = 0
-    with named(path):
+    if stage is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb", buffering=0) as file:
-                for content in shard_pieces(block, region, chunks, shard, codec):
-                    crc, n_bytes = _appended(file, content, crc), n_bytes + len(content)
-                begin_sync(file)
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    crc = n_bytes = 0
+    with staged(path, stage or path.parent) as file:
+        for content in shard_pieces(block, region, chunks, shard, codec):
+            crc, n_bytes = append(file, content, crc), n_bytes + len(content)
+        begin_sync(file)
+        mark(file, crc)
     return crc, n_bytes
 
 
@@ -94,11 +89,3 @@ def indexed(
         n_bytes += len(content)
         yield content
     yield checked(places.tobytes())
-
-
-def _appended(file: object, content: bytes, crc: int) -> int:
-    """Write all of it; returns the checksum so far."""
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]  # type: ignore[attr-defined]
-    return crc32(content, crc)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from stem_dask.errors import StoreError
 from stem_dask.io.checksums import crc32
 from stem_dask.io.pieces import Later
-from stem_dask.io.publish import damage, named, remove
+from stem_dask.io.publish import damage, remove
+from stem_dask.io.staging import append, begin_staging, mark, refuse_other_files, staged
 from stem_dask.model import Record, Region
 
 
@@ -23,19 +24,20 @@ class SpoolSink:
     """Writes the blocks of all outputs of one task to one file; `blocks` gives them back in order."""
 
     folder: str
+    #: the staging folder of this start
+    stage: list[str] = field(default_factory=list, compare=False)
 
     def create(self, *, resume: bool) -> None:
         """Make the folder; what another run left there is removed."""
         if not resume:
             remove(self.folder)
         Path(self.folder).mkdir(parents=True, exist_ok=True)
+        self.stage[:] = [begin_staging(self.folder)]
 
     def write(
         self, index: int, region: Region, blocks: Mapping[str, NDArray | Later]
     ) -> dict[str, Any]:
         """Write one file under a temporary name and rename it: a line of JSON, then the arrays."""
-        path = self._path(index)
-        partial = f"{path}.partial"
         found: dict[str, NDArray] = {}
         for name, block in blocks.items():
             found |= block.get() if isinstance(block, Later) else {name: block}
@@ -51,20 +53,25 @@ class SpoolSink:
         head = json.dumps(words).encode() + b"\n"
         contents: list[Any] = [head, *(array.data for array in arrays.values())]
         crc = n_bytes = 0
-        with named(partial), open(partial, "wb") as file:
+        with staged(self._path(index), self.stage[0]) as file:
             for content in contents:
-                file.write(content)
-                crc, n_bytes = crc32(content, crc), n_bytes + memoryview(content).nbytes
-        os.replace(partial, path)
+                crc, n_bytes = append(file, content, crc), n_bytes + memoryview(content).nbytes
+            mark(file, crc)
         return {"spool_crc": crc, "spool_bytes": n_bytes}
 
     def verify(self, record: Record) -> str | None:
         """Compare the file with the checksum in its record."""
-        wanted = (record.extra.get("spool_crc"), record.extra.get("spool_bytes"))
-        return damage(self._path(record.index), wanted)
+        path, *wanted = self._noted(record)
+        return damage(path, (wanted[0], wanted[1]))
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Nothing to do: whoever made the sink reads `blocks`."""
+        """Compare every file with its record; `blocks` reads them."""
+        refuse_other_files(self._noted(record) for record in records)
+
+    def _noted(self, record: Record) -> tuple[str, int | None, int | None]:
+        """File of a block, and its CRC-32 and length as the record says."""
+        extra = record.extra
+        return self._path(record.index), extra.get("spool_crc"), extra.get("spool_bytes")
 
     def blocks(
         self, n: int, names: Sequence[str] | None = None

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from stem_dask.io.objects import zarr_store
 from stem_dask.io.pieces import InPieces, of_type
 from stem_dask.io.publish import damage, named, remove
 from stem_dask.io.shards import indexed, write_shard
+from stem_dask.io.staging import begin_staging, refuse_other_files, remove_unfinished
 from stem_dask.io.zarr3 import (
     DOCUMENT,
     array_document,
@@ -87,15 +88,16 @@ class StoreSink:
     inner: tuple[int, ...]
     shards: tuple[int, ...]
     codec: str = "auto"
+    #: the staging folder of this start
+    stage: list[str] = field(default_factory=list, compare=False, kw_only=True)
 
     def create(self, *, resume: bool) -> None:
         """Make the group and the empty array; what another run left there is removed."""
-        if resume and self._is_begun():
-            self._remove_torn()  # they take room, which may be what the run was stopped for
-            return
-        remove(self.path)
-        write_document(self.path, group_document())
-        write_document(self._folder, self._document)
+        if not (resume and self._is_begun()):
+            remove(self.path)
+            write_document(self.path, group_document())
+            write_document(self._folder, self._document)
+        self.stage[:] = [begin_staging(self.path)]
 
     @property
     def _folder(self) -> Path:
@@ -119,7 +121,8 @@ class StoreSink:
         name = self._shard(region)
         block = of_type(blocks["patterns"], np.dtype(self.dtype))
         shard = Path(self.path, name)
-        crc, n_bytes = write_shard(shard, block, region, self.inner, self.shards, self.codec)
+        options = (self.inner, self.shards, self.codec, self.stage[0])
+        crc, n_bytes = write_shard(shard, block, region, *options)
         return {"shard": name, "crc": crc, "bytes": n_bytes}
 
     def verify(self, record: Record) -> str | None:
@@ -134,20 +137,14 @@ class StoreSink:
         inside = [0] * (len(self.shape) - len(region))
         return os.path.join("patterns", chunk_name([*place, *inside]))
 
-    def _remove_torn(self) -> None:
-        """Shards that workers were writing when they were killed."""
-        for torn in Path(self.path).rglob("*.partial"):
-            remove(torn)
-
     def finish(self, records: Sequence[Record]) -> None:
-        """See that every shard is there; `finish_store` closes the store when its other groups are written."""
-        self._remove_torn()
-        for record in records:
-            shard = os.path.join(self.path, str(record.extra["shard"]))
-            if not os.path.exists(shard) or os.path.getsize(shard) != record.extra["bytes"]:
-                raise StoreError(
-                    f"{shard} is not as it was written; the same command makes it again"
-                )
+        """Compare every shard with its record; `finish_store` closes the store when its other groups are written."""
+        remove_unfinished(self.path)
+        found = (record.extra for record in records)
+        refuse_other_files(
+            (os.path.join(self.path, extra["shard"]), extra["crc"], extra["bytes"])
+            for extra in found
+        )
 
 
 def write_coordinates(path: str, patterns: xr.DataArray) -> None:

@@ -12,8 +12,9 @@ so both passes, and the writes between them, move long runs of bytes.
 
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from stem_dask.io.sources import (
     Source,
     Transposed,
 )
+from stem_dask.io.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
 from stem_dask.kernels.turn import patterns_first
 from stem_dask.model import Record, Region
 
@@ -196,6 +198,8 @@ class TurnedSink:
     """Takes slabs (ky, kx, scan_y, scan_x) as the output ``slab``, and writes their pieces into the intermediate file."""
 
     turned: Turned
+    #: of this start, see `stem_dask.io.staging`
+    nonce: list[bytes] = field(default_factory=list, compare=False)
 
     def create(self, *, resume: bool) -> None:
         """Make the file, empty and of its full size; one that is there is kept when resuming."""
@@ -205,6 +209,7 @@ class TurnedSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         with named(path), open(path, "ab") as file:
             file.truncate(self.turned.n_bytes)
+        self.nonce[:] = [begin_in_place(path)]
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write the pieces of one slab; the record has the CRC-32 of all of them, in their order."""
@@ -216,10 +221,10 @@ class TurnedSink:
             for (y, x), place in places:
                 piece = patterns_first(planes[:, y.start : y.stop, x.start : x.stop])
                 view = piece.reshape(-1).view(np.uint8).data
-                crc = crc32(view, crc)
                 file.seek(place.offset)
-                while view:
-                    view = view[file.write(view) :]
+                refuse_late(file, path, self.nonce[0])
+                crc = append(file, view, crc)
+            mark(file, crc32(self.nonce[0]))
         return {"turned_crc": crc}
 
     def verify(self, record: Record) -> str | None:
@@ -236,7 +241,10 @@ class TurnedSink:
         return f"{self.turned.path} does not hold what was written (checksum)"
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Nothing to do: `Turned` reads the file as it is."""
+        """Refuse when the file does not hold what was written; `Turned` reads it as it is."""
+        refuse_other_bytes(self.turned.path, self.nonce[0], records, self.verify)
+        with named(self.turned.path):
+            os.truncate(self.turned.path, self.turned.n_bytes)
 
 
 def _span(indices: range) -> slice:

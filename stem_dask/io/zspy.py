@@ -5,9 +5,8 @@ whose plain values are attributes and whose arrays are arrays.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from stem_dask.io.checksums import crc32
 from stem_dask.io.codec import lies_on_chunks, whole_chunks
 from stem_dask.io.hspy import experiment
 from stem_dask.io.pieces import of_type
-from stem_dask.io.publish import damage, named, remove
+from stem_dask.io.publish import damage, remove
 from stem_dask.io.spool import SpoolSink
+from stem_dask.io.staging import append, remove_unfinished, staged
 from stem_dask.io.zarr2 import ARRAY, array_document, packed, write_array, write_group
 from stem_dask.io.zarr3 import write_document
 from stem_dask.model import Record, Region
@@ -50,6 +50,11 @@ class ZspySink:
     chunks: tuple[int, ...]
     title: str
     codec: str = "auto"
+    stage: list[str] = field(default_factory=list, compare=False)
+
+    @property
+    def _spool(self) -> SpoolSink:
+        return SpoolSink(self.spool, self.stage)
 
     @property
     def _data(self) -> str:
@@ -58,8 +63,7 @@ class ZspySink:
     def create(self, *, resume: bool) -> None:
         """Make the groups and the empty array; what another run left there is removed."""
         if resume and self._is_begun():
-            for torn in Path(self.path).rglob("*.partial"):
-                remove(torn)
+            remove_unfinished(self.path)
         else:
             remove(self.path)
             write_group(self.path, _FORMAT)
@@ -67,7 +71,7 @@ class ZspySink:
                 write_group(Path(self.path, part))
             # last: a run that goes on keeps what is below a whole one
             write_document(Path(self.path, self._data), self._document(), name=ARRAY)
-        SpoolSink(self.spool).create(resume=resume)
+        self._spool.create(resume=resume)
 
     def _document(self) -> dict[str, Any]:
         return array_document(self.shape, np.dtype(self.dtype), self.chunks, self.codec)
@@ -90,15 +94,12 @@ class ZspySink:
         for origin, chunk in whole_chunks(block, region, self.chunks):
             place = [start // size for start, size in zip(origin, self.chunks, strict=True)]
             name = "/".join(map(str, place))
-            file = self._file(name)
-            partial = file.with_name(f"{file.name}.{index}.partial")
             content = packed(chunk, self.codec)
-            with named(partial):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(content)
-                os.replace(partial, file)
+            with staged(self._file(name), self.stage[0]) as file:
+                append(file, content)
+                self._make_folders(place)
             said.append([name, crc32(content), len(content)])
-        return {"chunks": said, **SpoolSink(self.spool).write(index, region, rest)}
+        return {"chunks": said, **self._spool.write(index, region, rest)}
 
     def verify(self, record: Record) -> str | None:
         """Compare the files of a block with their checksums."""
@@ -106,7 +107,7 @@ class ZspySink:
             what = damage(self._file(name), (crc, n_bytes))
             if what is not None:
                 return what
-        return SpoolSink(self.spool).verify(record)
+        return self._spool.verify(record)
 
     def finish(self, records: Sequence[Record]) -> None:
         """See that every chunk is there; `write_signal` adds what else belongs to a signal."""
@@ -117,6 +118,15 @@ class ZspySink:
                     raise StoreError(
                         f"{file} is not as it was written; the same command makes it again"
                     )
+
+        self._spool.finish(records)
+
+    def _make_folders(self, place: Sequence[int]) -> None:
+        """Make the folders of a chunk, but none of the array: a late worker would leave a store that nobody finishes."""
+        folder = Path(self.path, self._data)
+        for number in place[:-1]:
+            folder /= str(number)
+            folder.mkdir(exist_ok=True)
 
     def _file(self, name: str) -> Path:
         return Path(self.path, self._data, name)

@@ -158,6 +158,7 @@ class Job:
             with self.room(lazy_blocks(found, block), None):
                 progress = self.reporter("turn", turn.sink.turned.n_bytes)
                 self.tally.note(turn.run(self.connection.client, progress, self.state.journal))
+            self.refuse_changed_input()
         self.detector_first = detector_first(found.source) is not None
         lazy = corrected(lazy_blocks(found, block), options.dark, options.gain)
         if "valid" in lazy.coords:  # what an earlier run could not read stays missing
@@ -194,9 +195,22 @@ class Job:
                 unreadable=self.tally.unreadable,
             )
         except SourceError as error:
+            self.refuse_changed_input()
             hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
             raise SourceError(f"{self.told(error)}; {hint}") from error
+        self.refuse_changed_input()
         self.tally.note(records)
+
+    def refuse_changed_input(self) -> None:
+        """Raise SourceError when the input is not the file that was opened; the results so far are then of no use."""
+        change = self.prepared.found.change()
+        if change is None:
+            return
+        with self.state.nothing_to_go_on_with():
+            raise SourceError(
+                f"{self.prepared.found.info.path} changed while it was read ({change}); the results so far are dropped: "
+                "run the same command again when nothing writes to the file any more"
+            )
 
     def told(self, error: Exception) -> str:
         """The words of an error about the data, with the file's name."""

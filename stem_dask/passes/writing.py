@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask import report
+from stem_dask.errors import SourceError
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.io.object_sink import publish_objects
 from stem_dask.io.objects import at
@@ -141,7 +142,13 @@ def _written(
     inside = summed if inside is None else inside
     if found is not None and window is not None:
         axes, down = axes_of(found.patterns)[-2:], job.config.downsample
-        analysis = complete_analysis(found.analysis, window, inside, axes, down)
+        try:
+            analysis = complete_analysis(found.analysis, window, inside, axes, down)
+        except SourceError as error:
+            with job.state.nothing_to_go_on_with():
+                raise SourceError(
+                    f"{job.told(error)}. Run the same command again when nothing writes to the file any more"
+                ) from error
         written = replace(written, known=Analyzed(found.patterns, analysis, found.profiles))
     elif source is not None and job.config.analyze.ahead:
         analysis = folded(job, source, spool)
@@ -176,6 +183,7 @@ def _is_published(job: Job, stage: str, n_blocks: int) -> bool:
 
 def _publish(job: Job) -> None:
     """Have the output appear under its name."""
+    job.refuse_changed_input()
     path, url = job.outputs.path, job.outputs.url
     if url is None:
         publish(path, drop=job.outputs.results)

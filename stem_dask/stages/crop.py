@@ -26,6 +26,7 @@ from stem_dask.stages.patterns import (
     lead_dims,
     lead_shape,
 )
+from stem_dask.stages.validate import retention_of
 from stem_dask.stages.window import filled_fraction, require_computed, window_origins
 
 if TYPE_CHECKING:
@@ -331,11 +332,13 @@ def complete_analysis(
     ----------
     inside : intensity in each window as it was cut, by position
     source_axes : ky and kx of the detector as read
+
+    Raises
+    ------
+    SourceError
+        When a window holds more than its pattern, see `stem_dask.stages.validate.retention_of`.
     """
-    total = analysis["total"].values
-    with np.errstate(invalid="ignore", divide="ignore"):
-        retention = inside / total
-    retention[~(total > 0)] = np.nan
+    retention = retention_of(inside, analysis["total"].values)
     mean = down.factor > 1 and down.method != "stride" and down.reduce == "mean"
     kinds, counts = analysis["kind"].values.tolist(), analysis["odd_pixels"].values.tolist()
     attrs = {

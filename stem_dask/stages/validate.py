@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
+from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels.crop import window_intensity
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
 FLOAT_SLACK = 1e-12
+#: a retention above 1 by more than this is an error
+ABOVE_ONE = 1e-9
 #: name of the intensity in a window, where it waits in the run's folder
 INSIDE = "inside"
 
@@ -45,6 +47,11 @@ def validate(
     -------
     Dataset with ``retention`` by position (float64, NaN when empty) and the scalars of `retention_statistics`
 
+    Raises
+    ------
+    SourceError
+        When a retention is computed and exceeds 1: ``patterns`` are no longer those that were analyzed.
+
     Examples
     --------
     >>> from stem_dask import analyze, choose_window, crop
@@ -67,8 +74,13 @@ def validate(
         raise ConfigError(f"min_retention is {min_retention}; expected 0 <= min_retention <= 1")
     inside = intensity_inside(cropped, float(analysis.attrs["threshold"]))
     total = np.asarray(analysis["total"].values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        retention = da.where(total > 0, inside / np.where(total > 0, total, 1), np.nan)
+    retention = da.map_blocks(
+        retention_of,
+        inside,
+        da.from_array(total, inside.chunks),
+        dtype=np.float64,
+        meta=np.empty(0),
+    )
     slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
     target = float(cropped.attrs.get("target_retention", analysis.attrs["target_retention"]))
     # an array, not dask.delayed: that would optimize a graph of its own and read every block a second time
@@ -89,6 +101,34 @@ def validate(
         kind = np.int64 if name.startswith("n_") else np.float64
         data[name] = xr.DataArray(statistics[i].astype(kind))
     return xr.Dataset(data)
+
+
+def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.float64]:
+    """Share of each pattern's intensity that its window holds, NaN where the pattern is empty.
+
+    Parameters
+    ----------
+    inside, total : intensity in the window, and in the whole pattern, by position
+
+    Raises
+    ------
+    SourceError
+        When a share exceeds 1: the two sums are of different data.
+
+    Examples
+    --------
+    >>> retention_of(np.array([3.0, 0.0]), np.array([4.0, 0.0])).tolist()
+    [0.75, nan]
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        retention = np.where(total > 0, inside / total, np.nan)
+    above = retention[retention > 1 + ABOVE_ONE]
+    if above.size:
+        raise SourceError(
+            f"the retention of {above.size:,} patterns exceeds 1 (up to {above.max():.6g}): their windows hold more than "
+            "the whole patterns did when they were analyzed, so the data changed in between"
+        )
+    return retention
 
 
 STATISTICS = ("mean", "median", "min", "max", "std", "total_ratio", "n_target", "n_min", "n_empty")

@@ -23,12 +23,13 @@ PATIENCE = 60.0
 POLL = 0.003
 
 #: The client begins with this, and Python imports it at the start of each worker. FAULT is `before|after PATH-END [nth]`: the process
-#: that renames something to that name ends its whole group there; `torn PATH-END` ends only itself, before the rename,
-#: and only once; `remove PATH-END` is the moment before a folder is removed, `interrupt MODULE` a SIGTERM
+#: that renames something to that name ends its whole group there; `held PATH-END` stops (SIGSTOP) only itself, before the
+#: rename; `torn PATH-END` ends only itself, before the rename, and only once; `remove PATH-END` is the moment before a folder is removed, `interrupt MODULE` a SIGTERM
 #: within an exec when a module is looked for, `memory MODULE` 600 MB taken by a worker then, `endless MODULE` a thread
-#: beside the main one that never ends to look for it. No clock is involved.
+#: beside the main one that never ends to look for it, `asleep NAME` a process that stops itself (SIGSTOP) before it makes
+#: an unfinished file of that name, and only once. No clock is involved.
 SITE = """
-import os, signal
+import os, signal, threading
 
 fault = os.environ.get("FAULT", "").split()
 if fault:
@@ -43,6 +44,8 @@ if fault:
                 hit = nth == 0
             if hit and moment == "before":
                 os.killpg(0, signal.SIGKILL)
+            if hit and moment == "held":
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # at once
             if hit and moment == "torn":
                 try:
                     os.close(os.open(os.environ["FAULT_MARK"], os.O_CREAT | os.O_EXCL))
@@ -56,8 +59,23 @@ if fault:
 
     os.replace, os.rename = patched(os.replace), patched(os.rename)
 
+    if moment == "asleep":
+        import sys
+
+        def asleep(event, arguments):
+            if event != "open" or not isinstance(arguments[0], str):
+                return
+            if f"/{end}." in arguments[0] and arguments[0].endswith(".partial"):
+                try:
+                    os.close(os.open(os.environ["FAULT_MARK"], os.O_CREAT | os.O_EXCL))
+                    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # at once
+                except FileExistsError:
+                    pass
+
+        sys.addaudithook(asleep)
+
     if moment == "interrupt":
-        import sys, threading
+        import sys
 
         class Finder:
             def find_spec(self, name, path=None, target=None):
@@ -70,7 +88,7 @@ if fault:
         sys.meta_path.insert(0, Finder())
 
     if moment == "endless":
-        import sys, threading
+        import sys
 
         class Endless:
             def find_spec(self, name, path=None, target=None):
@@ -139,9 +157,6 @@ class Command:
         own_python: bool = False,
     ) -> "Started":
         """Start it in a session of its own; `more` are options (first) and overrides (last)."""
-        site = self.folder / "site"
-        site.mkdir(exist_ok=True)
-        (site / "sitecustomize.py").write_text(SITE)
         cluster = [f"cluster.kind={kind}"]
         if kind == "local":
             cluster += ["cluster.n_workers=2", "cluster.threads_per_worker=1"]
@@ -152,7 +167,7 @@ class Command:
         argv = [*flags, str(self.config), f"output.path={self.store}"]
         argv += [*cluster, *self.overrides, *values]
         mark = str(self.folder / "fault_mark")
-        path = f"{site}{os.pathsep}{Path(__file__).resolve().parents[2]}"  # this checkout's package
+        path = _python_path(self.folder)
         environment = {**os.environ, "PYTHONPATH": path, "FAULT": fault, "FAULT_MARK": mark}
         environment.pop("SLURM_JOB_END_TIME", None)
         log = self.folder / f"log{len(self.started)}"
@@ -187,6 +202,14 @@ class Command:
     def clean(self) -> None:
         for started in self.started:
             started.kill()
+
+
+def _python_path(folder: Path) -> str:
+    """Where Python finds this checkout's package, and what it begins with."""
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(SITE)
+    return f"{site}{os.pathsep}{Path(__file__).resolve().parents[2]}"
 
 
 def _python(
@@ -337,3 +360,32 @@ def cleaned(*commands: Command) -> Iterator[None]:
     finally:
         for command in commands:
             command.clean()
+
+
+@contextlib.contextmanager
+def external_cluster(folder: Path, **environment: str) -> Iterator[list[int]]:
+    """A scheduler and two workers; gives the processes of the workers, and last that of the scheduler."""
+    path = f"{folder}/scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": _python_path(folder), **environment}
+    file = ["--scheduler-file", path]
+    lines = [
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0", *file],
+        *[["worker", "--no-nanny", "--nthreads", "1", "--no-dashboard", *file]] * 2,
+    ]
+    processes = []
+    try:
+        with open(folder / "cluster.log", "wb") as log:
+            for line in lines:
+                argv = [sys.executable, "-m", "dask", *line]
+                processes.append(
+                    subprocess.Popen(argv, stdout=log, stderr=log, env=environment, cwd=folder)
+                )
+        end = time.monotonic() + PATIENCE
+        while read(folder / "cluster.log").count(b"Registered to") < 2:
+            assert time.monotonic() < end, read(folder / "cluster.log")
+            time.sleep(POLL)
+        yield [process.pid for process in (*processes[1:], processes[0])]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

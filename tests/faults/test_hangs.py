@@ -1,16 +1,10 @@
 """A worker that hangs: the work goes on elsewhere, and what it does when it wakes up counts no more."""
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from harness import N_BLOCKS, PATIENCE, POLL, Command, assert_identical, n_lines, read, workers
+from harness import N_BLOCKS, Command, assert_identical, external_cluster, n_lines, workers
 
 pytestmark = pytest.mark.faults
 
@@ -37,7 +31,7 @@ def test_a_hung_worker(command: Command, reference: Command) -> None:
 
 def test_a_hung_worker_that_wakes_up(command: Command, reference: Command) -> None:
     """On a cluster without nannies nobody kills it: it finishes its task when another worker has done it."""
-    with _cluster(command.folder) as pids:
+    with external_cluster(command.folder) as pids:
         run = command.start(f"cluster.scheduler_file={command.folder}/scheduler.json", kind="auto")
         run.until(lambda: n_lines(command, "crop") >= 4, "four cropped rows")
         os.kill(pids[0], signal.SIGSTOP)
@@ -55,7 +49,7 @@ def test_a_stop_while_the_scheduler_hangs(
     moment: str, command: Command, reference: Command
 ) -> None:
     """Its connection stays open, and nobody answers: the way out takes no longer than ever."""
-    with _cluster(command.folder) as pids:
+    with external_cluster(command.folder) as pids:
         where = f"cluster.scheduler_file={command.folder}/scheduler.json"
         if moment == "before":
             os.kill(pids[-1], signal.SIGSTOP)
@@ -88,33 +82,3 @@ def test_the_silence_that_is_allowed() -> None:
         assert _settings("threads")[name] == "60s"
     with dask.config.set({name: "7s"}):
         assert name not in _settings("threads")
-
-
-@contextlib.contextmanager
-def _cluster(folder: Path) -> Iterator[list[int]]:
-    """A scheduler and two workers; gives the processes of the workers, and last that of the scheduler."""
-    path = f"{folder}/scheduler.json"
-    package = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": package}
-    file = ["--scheduler-file", path]
-    lines = [
-        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0", *file],
-        *[["worker", "--no-nanny", "--nthreads", "1", "--no-dashboard", *file]] * 2,
-    ]
-    processes = []
-    try:
-        with open(folder / "cluster.log", "wb") as log:
-            for line in lines:
-                argv = [sys.executable, "-m", "dask", *line]
-                processes.append(
-                    subprocess.Popen(argv, stdout=log, stderr=log, env=environment, cwd=folder)
-                )
-        end = time.monotonic() + PATIENCE
-        while read(folder / "cluster.log").count(b"Registered to") < 2:
-            assert time.monotonic() < end, read(folder / "cluster.log")
-            time.sleep(POLL)
-        yield [process.pid for process in (*processes[1:], processes[0])]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
