@@ -19,6 +19,7 @@ from stem_dask.io.publish import (
     make_folder,
     publish,
     refuse_existing,
+    refuse_taken,
     remove,
     telling,
     temporary,
@@ -101,6 +102,8 @@ def export(
         path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
     )
     refuse_existing(path, overwrite)
+    if journal is None:  # a run knows what it has built
+        refuse_taken(path, target.spool)
     client = active_client() if client is None else client
     if client is not None:
         refuse_no_client(client)
@@ -120,6 +123,8 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
+            if journal is not None:
+                journal.hold()
             publish(path)
     except BaseException:
         if journal is None:

@@ -25,12 +25,12 @@ class Output:
         self.store = str(folder / "scan.zarr")
         self.other = str(folder / "scan.pt")
         self.folder = Path(run_folder(self.store))
-        self.temporaries = tuple(temporary(path) for path in (self.store, self.other))
+        self.outputs = (self.store, self.other)
+        self.temporaries = tuple(temporary(path) for path in self.outputs)
 
     def begin(self, token="t1", options=OPTIONS, *, restart=False, complete=False):
         return open_state(
-            self.store,
-            self.temporaries,
+            self.outputs,
             token,
             options,
             restart=restart,
@@ -89,7 +89,11 @@ def test_a_complete_run(output, tmp_path):
     with output.begin() as state:
         assert (state.folder, state.is_complete) == (output.folder, False)
         assert unfinished_token(output.store) == "t1"
-        assert output.words() == {"token": "t1", "options": json.loads(json.dumps(OPTIONS))}
+        assert output.words() == {
+            "token": "t1",
+            "options": json.loads(json.dumps(OPTIONS)),
+            "outputs": ["scan.zarr", "scan.pt"],
+        }
         assert (output.folder / "lock").exists()
         (output.folder / "crop").mkdir()
         (output.folder / "crop" / "000000.block").write_text("block")
@@ -133,7 +137,7 @@ def test_a_folder_in_which_nothing_was_left_goes(output, tmp_path):
 
     with (
         pytest.raises(StoreError, match="it exists"),
-        open_state(output.store, (), "t", {}, restart=False, is_complete=refuse),
+        open_state(output.outputs, "t", {}, restart=False, is_complete=refuse),
     ):
         raise AssertionError("it was refused")
     assert listing(tmp_path) == []

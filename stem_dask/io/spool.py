@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import StoreError
 from stem_dask.io.checksums import crc32
 from stem_dask.io.pieces import Later
-from stem_dask.io.publish import damage, named, remove
+from stem_dask.io.publish import damage, named
 from stem_dask.model import Record, Region
 
 
@@ -25,9 +25,7 @@ class SpoolSink:
     folder: str
 
     def create(self, *, resume: bool) -> None:
-        """Make the folder; what another run left there is removed."""
-        if not resume:
-            remove(self.folder)
+        """Make the folder; blocks that another run left there are written anew."""
         Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def write(
