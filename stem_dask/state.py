@@ -107,6 +107,7 @@ class RunState:
         """A choice that must stay the same when the run goes on: the first one that was made."""
         words = self._words()
         if name not in words:
+            self.still_ours()
             words[name] = value
             _write(self.folder / WORDS, words)
         return words[name]
@@ -175,10 +176,9 @@ def open_state(
     with _removed_when_empty(folder), locked(folder / "lock") as lock:
         if lock.without:
             _logger.warning(
-                "%s: this file system has no file locks (%s); only the heartbeat in %s keeps two runs apart",
-                folder.parent,
+                "%s: this file system has no file locks (%s); only the heartbeat of this file keeps two runs apart",
+                lock.path,
                 lock.without,
-                lock.path.name,
             )
         sync(folder.parent)
         refuse_foreign(folder)
