@@ -119,16 +119,17 @@ def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool
     from stem_dask.outputs import check_lengths
     from stem_dask.preflight import begun, prepare
     from stem_dask.results import already_complete
+    from stem_dask.state import token_of
 
     kept = replace(outputs, path=outputs.exports[0], exports=()) if outputs.exports else outputs
     check_lengths(outputs)
-    # the store is still there when a kill kept it from being removed
+    # the store, or the folder, is still there when a kill kept them from being removed
     prepared = prepare(config, outputs if os.path.lexists(outputs.store) else kept)
-    if prepared.complete and prepared.outputs == kept:
+    if prepared.complete and token_of(outputs.path) is None:
         return already_complete(kept)
-    prepared = replace(prepared, outputs=outputs)
-    if outputs.exports and not prepared.complete:
-        _refuse_store_of_others(prepared)
+    if not prepared.complete:
+        prepared = replace(prepared, outputs=outputs)
+        _refuse_store_of_others(outputs)
     with begun(prepared, restart=restart) as state:
         if state.is_complete:
             outcome = already_complete(kept)
@@ -140,7 +141,7 @@ def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool
             said = tuple(line for line in outcome.lines if not line.startswith("file "))
             files = tuple(f"file        {path}" for path in kept.local())
             outcome = replace(outcome, lines=(*said, *files))
-        if outputs.exports:
+        if prepared.outputs != kept:
             _drop_store(replace(prepared, outputs=kept), outputs.store)
         state.forget()
     return outcome
@@ -161,16 +162,16 @@ def _drop_store(prepared: "Prepared", store: str) -> None:
     remove(store)
 
 
-def _refuse_store_of_others(prepared: "Prepared") -> None:
+def _refuse_store_of_others(outputs: "Outputs") -> None:
     """Refuse a store in the place of the one that the output is made from, which is removed in the end."""
     from stem_dask.errors import OutputExistsError
     from stem_dask.state import token_of
 
-    outputs = prepared.outputs
-    if os.path.lexists(outputs.store) and token_of(outputs.store) is None:
+    store = outputs.store
+    if outputs.exports and os.path.lexists(store) and token_of(store) is None:
         raise OutputExistsError(
-            f"{outputs.store} exists, and {Path(outputs.exports[0]).name} is made from a store of that name; move it away, "
-            "or choose another --output"
+            f"{store} exists, and {Path(outputs.exports[0]).name} is made from a store of that name; move it away, or choose "
+            "another --output"
         )
 
 

@@ -123,9 +123,7 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
-            if journal is not None:
-                journal.hold()
-            publish(path)
+            publish(path, hold=None if journal is None else journal.hold)
     except BaseException:
         if journal is None:
             remove(temporary(path))

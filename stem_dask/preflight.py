@@ -115,7 +115,7 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     try:
         with state_of as state, elsewhere:  # ends before the lock here does
             if owners:
-                state.holds.append(owners[0].check)
+                state.elsewhere.append(owners[0].check)
             try:
                 yield state
             except BaseException:

@@ -57,18 +57,17 @@ class RunState:
         self.journal = Journal(folder / "journal", hold)
         self.resumable = True
         self.is_complete = False
-        #: each raises when another run has taken the output over
-        self.holds = [hold]
+        #: each raises when another run has taken the output over: the lock, and the hold on an object store
+        self.hold, self.elsewhere = hold, list[Callable[[], None]]()
 
     def still_ours(self) -> None:
         """Raise LockedError when another run has taken the output over: this one must change nothing any more."""
-        for hold in self.holds:
+        for hold in (self.hold, *self.elsewhere):
             hold()
 
     def publish(self, path: str, *, drop: str | None = None) -> None:
         """Give an output its final name, as long as it is this run's to give."""
-        self.still_ours()
-        publish(path, drop=drop)
+        publish(path, drop=drop, hold=self.still_ours)
 
     @contextlib.contextmanager
     def nothing_to_go_on_with(self) -> Iterator[None]:
@@ -137,7 +136,7 @@ class RunState:
         if self.goes_on:
             return
         with contextlib.suppress(LockedError):
-            self.still_ours()
+            self.hold()  # that of an object store was given up before
             for path in self.outputs:
                 remove(temporary(path))
             _empty(self.folder)

@@ -243,18 +243,24 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
         )
 
 
-def publish(path: str | Path, *, drop: str | None = None) -> None:
+def publish(
+    path: str | Path, *, drop: str | None = None, hold: Callable[[], None] | None = None
+) -> None:
     """Bring ``PATH.incomplete`` to disk and give it its final name, replacing an older output.
 
     A file replaces a file in one step. A folder cannot: the older one steps aside as ``PATH.replaced`` for the moment
     between two renames, and is removed after. When a kill stopped it anywhere, calling it again does the rest.
 
     ``drop`` is a file that says that the older outputs are complete: it goes just before they are mixed with new ones.
+    ``hold`` raises when another run has taken the output over: nothing gets or loses a name then.
     """
     path, built = Path(path), Path(temporary(path))
     aside = Path(replaced(path))
     if os.path.lexists(built):
         sync_tree(built)
+    if hold is not None:
+        hold()
+    if os.path.lexists(built):
         if drop is not None:
             remove(drop)
         if os.path.lexists(path) and kind_of(built) == kind_of(path) == "a folder":
