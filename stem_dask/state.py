@@ -202,7 +202,8 @@ def open_state(
             _begin(folder, outputs, {"token": token, "options": options, "outputs": names})
         else:
             _refuse_newcomer(folder, outputs[0])
-            _write(folder / WORDS, {**before, "outputs": sorted({*built, *names})})
+            if not {*names} <= {*built}:
+                _write(folder / WORDS, {**before, "outputs": sorted({*built, *names})})
         state = RunState(folder, outputs, lock.check)
         try:
             yield state
