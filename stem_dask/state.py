@@ -202,6 +202,8 @@ def open_state(
             _begin(folder, outputs, {"token": token, "options": options, "outputs": names})
         else:
             _refuse_newcomer(folder, outputs[0])
+            for path in outputs:
+                _refuse_links(temporary(path))
             if not {*names} <= {*built}:
                 _write(folder / WORDS, {**before, "outputs": sorted({*built, *names})})
         state = RunState(folder, outputs, lock.check)
@@ -312,11 +314,18 @@ def refuse_foreign(folder: Path) -> None:
                 f"{folder / name} is {kinds[name]}, and the run needs that name; move it away"
             )
     for name in filter(_FOLDERS.fullmatch, kinds):
-        link = next((entry for entry in _below(folder / name) if os.path.islink(entry)), None)
-        if link is not None:
-            raise ConfigError(
-                f"{link} is a link, which a run neither makes nor follows; move it away"
-            )
+        _refuse_links(folder / name)
+
+
+def _refuse_links(path: str | Path) -> None:
+    """Refuse a link in the place of a file or folder, or anywhere below it."""
+    if os.path.islink(path):
+        raise ConfigError(f"{path} is a link, which a run neither makes nor follows; move it away")
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:  # says what is a link without a look at each file
+            for entry in entries:
+                if entry.is_symlink() or entry.is_dir():
+                    _refuse_links(entry.path)
 
 
 def _is_run(folder: Path, kinds: Mapping[str, str]) -> bool:
@@ -337,12 +346,6 @@ def _is_ours(path: Path) -> bool:
     """Whether a run.json is of a run, or damaged, which those of other programs need not be."""
     words = _parsed(_content(path))
     return not isinstance(words, dict) or "token" in words
-
-
-def _below(path: Path) -> Iterator[str]:
-    yield str(path)
-    for root, folders, files in os.walk(path):
-        yield from (os.path.join(root, name) for name in (*folders, *files))
 
 
 def _unfinished(folder: Path, *, restart: bool) -> dict[str, Any] | None:

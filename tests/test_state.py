@@ -621,6 +621,23 @@ def test_a_link_in_the_folder_of_a_run(output, tmp_path, name, restart):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "name", ["scan.zarr.incomplete", "scan.pt.incomplete", "scan.zarr.incomplete/zarr.json"]
+)
+def test_a_link_in_what_an_unfinished_run_has_built(output, tmp_path, name):
+    output.stop()
+    thesis(tmp_path / "home")
+    (tmp_path / name).rename(tmp_path / "was")
+    (tmp_path / name).symlink_to(tmp_path / "home")
+    before = snapshot(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{name} is a link, which a run"), output.begin():
+        raise AssertionError("it was refused")
+    assert snapshot(tmp_path) == before
+    with output.begin(restart=True):  # removes the link, and not what it leads to
+        assert not os.path.lexists(output.temporaries[0])
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "x"
+
+
 @pytest.mark.parametrize("entries", [[], ["lock"], ["lock", "run.partial"], ["lock", "owner"]])
 def test_what_a_kill_leaves_at_the_very_beginning(output, tmp_path, entries):
     output.folder.mkdir()
