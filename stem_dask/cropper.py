@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import chosen_device
 from stem_dask.io.publish import (
+    made_beside,
     make_folder,
     opened,
     publish,
@@ -241,7 +242,7 @@ class DiffractionCropper:
 
         figure_data = self._figure_data(_patterns(data), _patterns(cropped), analysis)
         if save_path is not None:
-            refuse_taken(Path(save_path))
+            refuse_taken(made_beside(Path(save_path)))
             draw(figure_data, temporary(Path(save_path)))
             publish(Path(save_path))
         return build(figure_data)
@@ -311,7 +312,7 @@ class DiffractionCropper:
         make_folder(path)
         for name in (path, *beside):
             refuse_existing(name, overwrite=True)
-            refuse_taken(name)
+            refuse_taken(made_beside(name))
         tensor = cropped if isinstance(cropped, torch.Tensor) else torch.from_numpy(cropped)
         # a file, not a name: the name would end up in the archive
         with opened(temporary(path), "wb") as file:

@@ -16,6 +16,7 @@ from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.parts import files_of
 from stem_dask.io.publish import (
+    made_beside,
     make_folder,
     publish,
     refuse_existing,
@@ -103,7 +104,7 @@ def export(
     )
     refuse_existing(path, overwrite)
     if journal is None:  # a run knows what it has built
-        refuse_taken(path, target.spool)
+        refuse_taken((*made_beside(path), target.spool))
     client = active_client() if client is None else client
     if client is not None:
         refuse_no_client(client)
@@ -123,6 +124,7 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
+            refuse_existing(path, overwrite)  # it may have appeared since
             publish(path, hold=None if journal is None else journal.hold)
     except BaseException:
         if journal is None:

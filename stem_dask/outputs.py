@@ -100,12 +100,12 @@ def check_lengths(outputs: Outputs) -> None:
         there = next(str(folder) for folder in Path(path).parents if os.path.isdir(folder))
         longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
         for name in Path(path).parts:
-            if len(os.fsencode(name)) > longest:
+            if 0 < longest < len(os.fsencode(name)):
                 raise ConfigError(
                     f"output.path is {outputs.store}, and the run needs the name {name}: it has {len(os.fsencode(name))} "
                     f"bytes, and a name may have {longest}; choose a shorter output.path"
                 )
-        if len(os.fsencode(path)) + BELOW_BYTES >= whole:
+        if 0 < whole <= len(os.fsencode(path)) + BELOW_BYTES:
             raise ConfigError(
                 f"output.path is {outputs.store}: a path with what the run makes below it may have {whole:,} bytes; choose a "
                 "shorter output.path"

@@ -6,6 +6,7 @@ are replaced), ``journal`` and the blocks that wait to be joined. After a comple
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -67,6 +68,8 @@ class RunState:
 
     def publish(self, path: str, *, drop: str | None = None) -> None:
         """Give an output its final name, as long as it is this run's to give."""
+        if path == self.outputs[0]:
+            _refuse_newcomer(self.folder, path)
         publish(path, drop=drop, hold=self.still_ours)
 
     @contextlib.contextmanager
@@ -174,11 +177,7 @@ def open_state(
     refuse_foreign(folder)  # before there is a lock in it
     with _removed_when_empty(folder), locked(folder / "lock") as lock:
         if lock.without:
-            _logger.warning(
-                "%s: this file system has no file locks (%s); only the heartbeat of this file keeps two runs apart",
-                lock.path,
-                lock.without,
-            )
+            _say_no_locks(folder.parent, lock.without)
         sync(folder.parent)
         refuse_foreign(folder)
         if is_complete():
@@ -196,8 +195,7 @@ def open_state(
         names = [Path(path).name for path in outputs]
         built = [] if before is None else before.get("outputs", names)
         for path in outputs:
-            if Path(path).name not in built:
-                refuse_taken(path)
+            refuse_taken(_not_made(path, before, built))
         if before is None or restart:
             _begin(folder, outputs, {"token": token, "options": options, "outputs": names})
         else:
@@ -214,6 +212,24 @@ def open_state(
             raise
         finally:
             state.journal.close()
+
+
+@functools.cache
+def _say_no_locks(place: Path, why: str) -> None:
+    """Once for all datasets of a command."""
+    _logger.warning(
+        "%s: this file system has no file locks (%s); only the heartbeat in NAME.run/lock keeps two runs apart",
+        place,
+        why,
+    )
+
+
+def _not_made(path: str, before: Mapping[str, Any] | None, built: Sequence[str]) -> tuple[str, ...]:
+    """The names beside an output that are not of the unfinished run: a folder steps aside only where it was older."""
+    name, made = Path(path).name, made_beside(path)
+    if name not in built:
+        return made
+    return made[1:] if before and name not in before.get("older", {}) else ()
 
 
 def _begin(folder: Path, outputs: Sequence[str], words: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from batches import batch
 import stem_dask as sd
 from stem_dask import CroppingConfig, DiffractionCropper, cli, create_test_data
 from stem_dask.errors import OutputExistsError
+from stem_dask.io import publish as publishing
+from stem_dask.target import Target
 
 CASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "g1_no_flock_run"
 THREADS = ("cluster.kind=threads", "cluster.threads_per_worker=1")
@@ -241,6 +243,61 @@ def test_a_path_that_is_too_long(here, capsys):
     assert not (here / ("d" * 200)).exists()
 
 
+# --- outputs that appear, and runs that are taken over, in the meantime ------------------------------------------
+
+
+@pytest.fixture
+def before_it_is_published(here, monkeypatch):
+    """Does something when an output is complete and has its temporary name yet."""
+    plain = publishing.sync_tree
+
+    def between(name, action):
+        def sync_tree(path):
+            plain(path)
+            if Path(path).name == f"{name}.incomplete":
+                action()
+
+        monkeypatch.setattr(publishing, "sync_tree", sync_tree)
+
+    return between
+
+
+def test_a_run_that_was_taken_over_publishes_nothing(here, capsys, before_it_is_published):
+    """It was paused for too long: the output is that of the run that took it over."""
+    seen = {}
+
+    def take_over():
+        words = {"host": "node-77", "pid": 4, "since": "2026-01-02 03:04:05", "run": "another"}
+        (here / "scan.run" / "lock").write_text(json.dumps(words))
+        seen.update(snapshot(here))
+
+    before_it_is_published("scan.zarr", take_over)
+    assert cli.main(["run", "crop.yaml", "--quiet"]) == 6
+    assert "scan.run was taken over by a run on node-77, process 4" in capsys.readouterr().err
+    assert not (here / "scan.zarr").exists()
+    assert snapshot(here) == seen
+
+
+@pytest.mark.parametrize("name", ["scan.zarr", "scan.pt"])
+def test_an_output_that_appears_during_the_run(here, capsys, name):
+    """Nobody gave leave to replace it."""
+    make = folder if name == "scan.zarr" else file
+
+    def finish(self, *args, plain=Target.finish, **options):
+        notes = plain(self, *args, **options)
+        if self.path == str(here / name):
+            make(here / name)
+        return notes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Target, "finish", finish)
+        assert cli.main(["run", "crop.yaml", "--quiet"]) == 2
+    assert f"{here / name} " in capsys.readouterr().err
+    assert (here / name).is_dir() is (name == "scan.zarr")
+    (here / name).rename(here / "mine")
+    assert cli.main(["run", "crop.yaml", "--quiet"]) == 0
+
+
 # --- stem-dask crop ---------------------------------------------------------------------------------------------
 
 
@@ -352,12 +409,11 @@ def test_a_job_on_a_file_system_without_locks(here, capsys, caplog, monkeypatch,
     with begun(prepare(load_config("crop.yaml"))):
         assert cli.main(["run", "crop.yaml"]) == 6
         assert f"scan.run is in use by a run on {os.uname().nodename}" in capsys.readouterr().err
-    caplog.clear()
     assert cli.main(["run", "crop.yaml", "--quiet"]) == 0
     (line,) = [record.getMessage() for record in caplog.records if record.name == "stem_dask"]
     assert line == (
-        f"{here}/scan.run/lock: this file system has no file locks ({os.strerror(number)}); only the heartbeat of this file "
-        "keeps two runs apart"
+        f"{here}: this file system has no file locks ({os.strerror(number)}); only the heartbeat in NAME.run/lock keeps two "
+        "runs apart"
     )
 
 

@@ -737,6 +737,18 @@ def test_a_name_that_an_unfinished_run_of_fewer_outputs_did_not_make(output):
         assert not os.path.lexists(output.temporaries[1])
 
 
+def test_a_folder_stepped_aside_only_where_there_was_an_older_one(output, tmp_path):
+    output.stop()
+    thesis(tmp_path / "scan.zarr.replaced")
+    for restart in (False, True):
+        with (
+            pytest.raises(StoreError, match=r"scan\.zarr\.replaced exists \(a folder\)"),
+            output.begin(restart=restart),
+        ):
+            raise AssertionError("it was refused")
+    assert (tmp_path / "scan.zarr.replaced" / "thesis.txt").read_text() == "x"
+
+
 def test_a_file_beside_an_output_that_is_no_folder_stays(output, tmp_path):
     """Only folders step aside: SCAN.pt.replaced is nobody's but the user's."""
     (tmp_path / "scan.pt.replaced").write_text("mine")

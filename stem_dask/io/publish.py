@@ -182,19 +182,19 @@ def kind_of(path: str | Path) -> str:
     return "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a file"
 
 
-def refuse_taken(path: str | Path, *more: str) -> None:
-    """Raise when another file bears one of the names, or of ``more``, that are needed while an output is built.
+def refuse_taken(names: Iterable[str]) -> None:
+    """Raise when a file bears one of the names that are needed while an output is built.
 
     Raises
     ------
     OutputExistsError
         Names the file; nothing is changed.
     """
-    for name in (*made_beside(path), *more):
+    for name in names:
         if os.path.lexists(name):
             raise OutputExistsError(
-                f"{name} exists ({kind_of(name)}) and is of no unfinished run; {Path(path).name} is built under that name: "
-                "move it away, delete it if a killed export left it, or choose another output"
+                f"{name} exists ({kind_of(name)}) and is of no unfinished run; the output is built under that name: move it "
+                "away, delete it if a killed export left it, or choose another output"
             )
 
 
