@@ -75,7 +75,8 @@ def export(
     Raises
     ------
     OutputExistsError
-        When the file exists and ``overwrite`` is False.
+        When the file exists and ``overwrite`` is False; it is a link, or a folder in the place of a file; or another file
+        bears a temporary name that the export needs, such as ``NAME.incomplete``.
     ConfigError
         When the suffix, layout or codec is unknown, or the format has no codecs; or the client is none that can wait.
     SourceError, StoreError
@@ -124,8 +125,8 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
-            refuse_existing(path, overwrite)  # it may have appeared since
-            publish(path, hold=None if journal is None else journal.hold)
+            _refuse_since(path, overwrite, journal)
+            publish(path)
     except BaseException:
         if journal is None:
             remove(temporary(path))
@@ -134,6 +135,13 @@ def export(
         if journal is None:
             remove(target.spool)
     return notes
+
+
+def _refuse_since(path: str, overwrite: bool, journal: Journal | None) -> None:
+    """Refuse to replace a file that appeared since the export began, and to go on with a run that was taken over."""
+    refuse_existing(path, overwrite)
+    if journal is not None:
+        journal.hold()
 
 
 def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:

@@ -79,15 +79,22 @@ class Lock:
 
 
 @contextlib.contextmanager
-def locked(path: str | Path) -> Iterator[Lock]:
+def locked(path: str | Path, *, needs_flock: bool = False) -> Iterator[Lock]:
     """Hold the lock, or raise at once.
+
+    Parameters
+    ----------
+    path : of the lock file; its folder is made where it is missing
+    needs_flock : the heartbeat alone does not suffice
 
     Raises
     ------
     LockedError
         When a live run holds it; the message names host, process and since when.
+    OSError
+        When the file cannot be made, is a link or no regular file; or the file system has no locks, with ``needs_flock``.
     """
-    lock = _acquire(Path(path))
+    lock = _acquire(Path(path), needs_flock)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
     beat.start()
@@ -103,8 +110,8 @@ def locked(path: str | Path) -> Iterator[Lock]:
             os.close(lock.handle)  # the file is gone: nothing can be lost with it
 
 
-def _acquire(path: Path) -> Lock:
-    handle, without = _held(path)
+def _acquire(path: Path, needs_flock: bool) -> Lock:
+    handle, without = _held(path, needs_flock)
     try:
         owner = _owner(handle)
         silent = time.time() - os.fstat(handle).st_mtime
@@ -126,7 +133,7 @@ def _acquire(path: Path) -> Lock:
     return lock
 
 
-def _held(path: Path) -> tuple[int, str]:
+def _held(path: Path, needs_flock: bool) -> tuple[int, str]:
     """The open file under the system's lock, and why there is no such lock ("" where there is)."""
     import fcntl
 
@@ -139,6 +146,9 @@ def _held(path: Path) -> tuple[int, str]:
                 owner = _live_owner(handle)
                 os.close(handle)
                 raise LockedError(_refusal(path, owner)) from None
+            if needs_flock:
+                os.close(handle)
+                raise
             without = os.strerror(error.errno or 0)
         # the former owner may have removed the file between our open and our lock
         with contextlib.suppress(FileNotFoundError):

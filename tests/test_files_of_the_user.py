@@ -22,6 +22,10 @@ CASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "g1_n
 THREADS = ("cluster.kind=threads", "cluster.threads_per_worker=1")
 
 
+class Killed(BaseException):
+    """The process ends here."""
+
+
 def folder(path):
     (path / "raw").mkdir(parents=True)
     (path / "thesis.txt").write_text("x")
@@ -278,6 +282,40 @@ def test_a_run_that_was_taken_over_publishes_nothing(here, capsys, before_it_is_
     assert snapshot(here) == seen
 
 
+@pytest.mark.parametrize("text", ["", '{"token": "1'])
+@pytest.mark.parametrize("name", ["scan.zarr", "scan.pt"])
+def test_an_unfinished_run_whose_words_are_lost(here, capsys, before_it_is_published, name, text):
+    """The power failed: what is finished is not dropped without being asked; every line that says what to type works."""
+
+    killed = []
+
+    def kill():
+        if not killed:
+            killed.append(name)
+            raise Killed
+
+    before_it_is_published(name, kill)
+    with pytest.raises(Killed):
+        cli.main(["run", "crop.yaml", "--quiet"])
+    words = here / "scan.run" / "run.json"
+    words.write_text(text)
+    before = snapshot(here)
+    flags = []
+    for _ in range(3):
+        assert cli.main(["run", "crop.yaml", *flags]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert snapshot(here) == before
+        if "output.overwrite=true" in said.err:  # the store has its name already
+            flags.append("output.overwrite=true")
+            continue
+        what = "is damaged" if text else "is empty"
+        assert f"{words} {what}, so that the run in {here}/scan.run cannot go on" in said.err
+        assert "add --restart" in said.err
+        break
+    assert cli.main(["run", "crop.yaml", *flags, "--restart", "--quiet"]) == 0
+
+
 @pytest.mark.parametrize("name", ["scan.zarr", "scan.pt"])
 def test_an_output_that_appears_during_the_run(here, capsys, name):
     """Nobody gave leave to replace it."""
@@ -299,10 +337,6 @@ def test_an_output_that_appears_during_the_run(here, capsys, name):
 
 
 # --- stem-dask crop ---------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".hspy", ".zarr"])
