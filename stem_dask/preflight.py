@@ -28,6 +28,7 @@ from stem_dask.plan import check_center, check_factor, check_window
 from stem_dask.state import (
     RunState,
     open_state,
+    refuse_damaged,
     refuse_foreign,
     unfinished_token,
     unfinished_url,
@@ -267,6 +268,7 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
     missing = [Path(path).name for path in outputs.all() if not is_there(path)]
     if attrs.get("token") == mark and not missing:
         return True
+    refuse_damaged(Path(run_folder(outputs.path)), "--restart --overwrite")
     when = "replace it when the new one is complete"
     if outputs.url is not None:
         when = "replace it; it ends as soon as the first shard of the new one is written"

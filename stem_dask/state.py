@@ -378,12 +378,26 @@ def _unfinished(folder: Path, *, restart: bool) -> dict[str, Any] | None:
     words = _words_of(folder)
     if words is not None:
         return None if words.get("complete") else words
-    if restart:
-        return {}
-    what = "is damaged" if path.stat().st_size else "is empty"
-    raise ConfigError(
-        f"{path} {what}, so that the run in {folder} cannot go on; add --restart to drop what it has finished and begin again"
-    )
+    if not restart:
+        refuse_damaged(folder, "--restart")
+    return {}
+
+
+def refuse_damaged(folder: Path, flags: str) -> None:
+    """Refuse a run.json that cannot be read; ``flags`` drop the run and what is in its way.
+
+    Raises
+    ------
+    ConfigError
+        Also when the folder is not of a run.
+    """
+    refuse_foreign(folder)
+    path = folder / WORDS
+    if os.path.lexists(path) and _words_of(folder) is None:
+        what = "is damaged" if path.stat().st_size else "is empty"
+        raise ConfigError(
+            f"{path} {what}, so that the run in {folder} cannot go on; add {flags} to drop what it has finished and begin again"
+        )
 
 
 def _empty(folder: Path) -> None:
