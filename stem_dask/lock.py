@@ -217,7 +217,7 @@ def _lives(pid: Any) -> bool:
 def _is_process(owner: dict[str, Any]) -> bool:
     """Whether the process that a file of this host names still runs; another process may have its number by now."""
     pid = owner.get("pid")
-    return _lives(pid) and owner.get("started") == _started(pid)
+    return _lives(pid) and _started(pid) in ("", owner.get("started"))
 
 
 def _started(pid: Any) -> str:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -427,6 +428,21 @@ def test_a_number_that_another_process_has_by_now(path, no_locks):
     path.write_text(json.dumps({**words, "started": "1"}))
     with locked(path):
         assert json.loads(path.read_text())["run"] != words["run"]
+
+
+def test_a_process_of_which_the_system_does_not_say_when_it_began(path, no_locks, monkeypatch):
+    """One of another user, where /proc shows everybody only their own."""
+    with locked(path):
+        read_text = Path.read_text
+
+        def hidden(self, *args, **options):
+            if self.name == "stat":
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+            return read_text(self, *args, **options)
+
+        monkeypatch.setattr(Path, "read_text", hidden)
+        with pytest.raises(LockedError, match="in use by a run on"), locked(path):
+            raise AssertionError("two have it")
 
 
 @pytest.mark.parametrize("age", [0, SILENT_SECONDS + 1])
