@@ -16,9 +16,11 @@ from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.parts import files_of
 from stem_dask.io.publish import (
+    made_beside,
     make_folder,
     publish,
     refuse_existing,
+    refuse_taken,
     remove,
     telling,
     temporary,
@@ -73,7 +75,8 @@ def export(
     Raises
     ------
     OutputExistsError
-        When the file exists and ``overwrite`` is False.
+        When the file exists and ``overwrite`` is False; it is a link, or a folder in the place of a file; or another file
+        bears a temporary name that the export needs, such as ``NAME.incomplete``.
     ConfigError
         When the suffix, layout or codec is unknown, or the format has no codecs; or the client is none that can wait.
     SourceError, StoreError
@@ -101,6 +104,8 @@ def export(
         path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
     )
     refuse_existing(path, overwrite)
+    if journal is None:  # a run knows what it has built
+        refuse_taken((*made_beside(path), target.spool))
     client = active_client() if client is None else client
     if client is not None:
         refuse_no_client(client)
@@ -120,6 +125,7 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
+            _refuse_since(path, overwrite, journal)
             publish(path)
     except BaseException:
         if journal is None:
@@ -129,6 +135,13 @@ def export(
         if journal is None:
             remove(target.spool)
     return notes
+
+
+def _refuse_since(path: str, overwrite: bool, journal: Journal | None) -> None:
+    """Refuse to replace a file that appeared since the export began, and to go on with a run that was taken over."""
+    refuse_existing(path, overwrite)
+    if journal is not None:
+        journal.hold()
 
 
 def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:

@@ -22,10 +22,17 @@ from stem_dask.io.turned import detector_first
 from stem_dask.io.zarr3 import DOCUMENT, read_document
 from stem_dask.known import Known, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
-from stem_dask.outputs import Outputs, check_places, is_there
+from stem_dask.outputs import Outputs, check_places, is_there, refuse_other_kinds
 from stem_dask.owner import Owner, owned
 from stem_dask.plan import check_center, check_factor, check_window
-from stem_dask.state import RunState, open_state, unfinished_token, unfinished_url
+from stem_dask.state import (
+    RunState,
+    open_state,
+    refuse_damaged,
+    refuse_foreign,
+    unfinished_token,
+    unfinished_url,
+)
 from stem_dask.trust import scheduler_address
 from stem_dask.units import size
 from stem_dask.urls import is_url, refuse_url
@@ -49,8 +56,13 @@ class Prepared:
     device_note: str = ""
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, outputs: Outputs | None = None) -> Prepared:
     """Look at everything that can be wrong before dask is loaded or a cluster exists.
+
+    Parameters
+    ----------
+    config : of the job
+    outputs : names of its files; default those that the config gives
 
     Raises
     ------
@@ -60,7 +72,7 @@ def prepare(config: Config) -> Prepared:
     device, why = chosen_device(config.device, config.cluster)
     config = config.model_copy(update={"device": device})
     check_scheduler(config.cluster)
-    outputs = Outputs.of(config)
+    outputs = Outputs.of(config) if outputs is None else outputs
     check_places(config, outputs)
     found = described(config, find_input(config))
     check_planes(config, found)
@@ -74,6 +86,9 @@ def prepare(config: Config) -> Prepared:
                 f"the output {path} would replace the input {source}; choose another output.path"
             )
     complete = check_outputs(config, outputs, token(config, found))
+    if not complete:
+        refuse_other_kinds(outputs)
+        refuse_foreign(Path(run_folder(outputs.path)))
     known = None if complete else known_analysis(config, found)
     return Prepared(config, outputs, found, complete, known, why)
 
@@ -83,7 +98,6 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.state.open_state`."""
     config, outputs = prepared.config, prepared.outputs
     make_folder(outputs.path)
-    temporaries = tuple(temporary(path) for path in outputs.local())
     options = _deciding(to_dict(config), contents(config))
     mark = token(config, prepared.found)
     elsewhere = contextlib.ExitStack()  # the hold on an output that other machines see
@@ -98,13 +112,11 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
             elsewhere.close()  # it has a file in the folder, which goes when it is empty
             raise
 
-    state_of = open_state(
-        outputs.path, temporaries, mark, options, restart=restart, is_complete=is_complete
-    )
+    state_of = open_state(outputs.local(), mark, options, restart=restart, is_complete=is_complete)
     try:
         with state_of as state, elsewhere:  # ends before the lock here does
             if owners:
-                state.still_ours = owners[0].check
+                state.elsewhere.append(owners[0].check)
             try:
                 yield state
             except BaseException:
@@ -256,6 +268,7 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
     missing = [Path(path).name for path in outputs.all() if not is_there(path)]
     if attrs.get("token") == mark and not missing:
         return True
+    refuse_damaged(Path(run_folder(outputs.path)), "--restart --overwrite")
     when = "replace it when the new one is complete"
     if outputs.url is not None:
         when = "replace it; it ends as soon as the first shard of the new one is written"

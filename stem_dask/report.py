@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stem_dask.io.publish import named, publish, temporary
+from stem_dask.io.publish import named, opened, publish, temporary
 from stem_dask.model import LIST_DIMS, Axis, Window
 from stem_dask.units import size
 
@@ -358,7 +358,7 @@ def process_seconds() -> float:
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write results.json under a temporary name and publish it; NaN becomes null."""
     partial = temporary(path)
-    with named(partial), open(partial, "w", encoding="utf-8") as file:
+    with named(partial), opened(partial, "w") as file:
         file.write(_text(results, "") + "\n")
     publish(path)
 

@@ -97,7 +97,7 @@ def results_of_run(
     n_patterns = math.prod(lead_shape(out))
     found = report.results_of(known, statistics, patterns.shape[-2:], shape, n_patterns, window)
     path = prepared.outputs.store
-    made = {} if path.endswith(".zarr") else _made(prepared)
+    made = {} if path.endswith(".zarr") else made_by(prepared)
     return (
         found
         | made
@@ -132,7 +132,7 @@ def stored_bytes(path: str) -> int:
     return report.tree_bytes(path)
 
 
-def _made(prepared: Prepared) -> dict[str, Any]:
+def made_by(prepared: Prepared) -> dict[str, Any]:
     """What a store says in its attributes: the run that made a file of another format, and that file's state."""
     status = os.stat(prepared.outputs.path)
     return {

@@ -13,7 +13,7 @@ from stem_dask.allocation import exempt_from_collection
 from stem_dask.cluster import Connection
 from stem_dask.figure import draw
 from stem_dask.figure_data import N_WORST, figure_data
-from stem_dask.io.publish import publish, temporary
+from stem_dask.io.publish import temporary
 from stem_dask.loading import load_meanwhile
 from stem_dask.model import Progress, Window
 from stem_dask.passes.analysis import (
@@ -99,6 +99,7 @@ def complete(
             write_export(job, path, math.prod(written.out.data.numblocks))
         results = _results(job, patterns, written, window, time.perf_counter() - first)
         results["processing_time"] = time.perf_counter() - started
+        job.state.still_ours()
         report.write_json(job.outputs.results, results)
         job.state.complete({name: results[name] for name in REPORTED})
     files = {path: stored_bytes(path) for path in job.outputs.all()}
@@ -127,5 +128,5 @@ def _results(
             n_worst=N_WORST if job.box is None else 0,
         )
         draw(shown, temporary(job.outputs.figure))
-        publish(job.outputs.figure)
+        job.state.publish(job.outputs.figure)
     return results

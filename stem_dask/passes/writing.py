@@ -16,7 +16,7 @@ from stem_dask.errors import SourceError
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.io.object_sink import publish_objects
 from stem_dask.io.objects import at
-from stem_dask.io.publish import publish, remove, temporary
+from stem_dask.io.publish import remove, temporary
 from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     empty_store,
@@ -196,7 +196,7 @@ def _publish(job: Job) -> None:
     job.refuse_changed_input()
     path, url = job.outputs.path, job.outputs.url
     if url is None:
-        publish(path, drop=job.outputs.results)
+        job.state.publish(path, drop=job.outputs.results)
         return
     job.state.still_ours()
     remove(job.outputs.results)
@@ -291,7 +291,7 @@ def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
     status = Path(job.outputs.path).stat()
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
-    publish(path)
+    job.state.publish(path)
 
 
 def write_export(job: Job, path: str, n_blocks: int) -> None:
