@@ -14,6 +14,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_heaps import opened_hdf5
+from stem_dask.io.hdf5_metadata import is_safe
 from stem_dask.io.sources import Slices
 from stem_dask.model import Axis
 
@@ -117,6 +118,8 @@ def _text(group: Any, i: int) -> str:
     """What Topspin says of a pattern; nothing when it is missing or beyond all reason."""
     data = group.get(f"{i}/Metadata")
     if data is None or data.shape != () or data.dtype.itemsize > MOST_HEADER_BYTES:
+        return ""
+    if not is_safe(data.dtype):
         return ""
     value = data[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
