@@ -103,12 +103,12 @@ def refuse_hostile(store: str) -> None:
         for file in DOCUMENTS:
             try:
                 document = json.loads((folder / file).read_bytes())
+                is_array |= isinstance(document, dict) and "shape" in document
                 _check(store, name, document)
             except HostileStoreError:
                 raise
             except (OSError, ValueError):  # not there, or not to be opened
                 continue
-            is_array |= isinstance(document, dict) and "shape" in document
         if not is_array:
             children = (
                 entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
@@ -130,15 +130,16 @@ def _check(store: str, name: str, document: Any) -> None:
             raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
     for holder in (document, document.get("consolidated_metadata")):
         nodes = holder.get("metadata") if isinstance(holder, dict) else None
-        for path, node in nodes.items() if isinstance(nodes, dict) else ():
-            _check(store, f"{name}/{path}".strip("/").removesuffix("/.zarray"), node)
+        if isinstance(nodes, dict):
+            for path, node in nodes.items():
+                _check(store, f"{name}/{path}".strip("/").removesuffix("/.zarray"), node)
 
 
 def _check_format_2(where: str, document: dict[str, Any]) -> None:
     filters = document.get("filters") or []
     codecs = [*(filters if isinstance(filters, list) else [filters]), document.get("compressor")]
     names = {_checked(where, codec, "id", CODECS_2) for codec in codecs if codec is not None}
-    kind = document.get("dtype")
+    kind: Any = document.get("dtype")
     kinds = [field[1] for field in kind] if _is_structure(kind) else [kind]
     if not (all(map(_is_plain, kinds)) or (kind == "|O" and names.intersection(_TEXTS))):
         raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
