@@ -517,7 +517,7 @@ def test_pt_of_axes_in_another_order_and_tensors_within(tmp_path):
     assert find(save(path, lambda t: {"scan": {"a": t.zeros(SHAPE)}}), dataset="scan/a")
     ring: list = []
     ring.append({"again": ring})
-    with pytest.raises(SourceError, match="the file holds no array of numbers"):
+    with pytest.raises(SourceError, match="goes too deep, or repeats itself"):
         find(save(path, lambda t: ring))
 
 
