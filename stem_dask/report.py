@@ -168,19 +168,9 @@ def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[st
 
 
 def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
-    """A word on pixels that stand out of the mean pattern when those found before are masked.
-
-    Examples
-    --------
-    >>> left_hot_warnings([[3, 4]])
-    ['1 pixel still looks hot after masking (input.mask: auto): [3, 4]; list all bad pixels as input.mask.pixels']
-    """
-    if not hot:
-        return []
-    look = "pixel still looks" if len(hot) == 1 else "pixels still look"
-    return [
-        f"{len(hot):,} {look} hot after masking (input.mask: auto): {_where(hot)}; list all bad pixels as input.mask.pixels"
-    ]
+    """A word on pixels that stand out of the mean pattern when those found before are masked."""
+    text = "suspected hot pixels remain after masking (input.mask: auto)"
+    return [f"{text}: {_where(hot)}; list all bad pixels as input.mask.pixels"] if hot else []
 
 
 def _where(hot: Sequence[Sequence[int]]) -> str:
