@@ -78,8 +78,9 @@ def analyze(
     Returns
     -------
     Dataset, lazy: ``center_y, center_x, total, com_y, com_x`` (float64) and ``radius`` (float32) by position in
-    source pixels, ``profile`` (…, radius) the share of a pattern's intensity inside each radius, ``mean_pattern``
-    and ``max_pattern`` (source_ky, source_kx), ``curve_mean`` and ``curve_min`` (radius), ``odd_pixels``.
+    source pixels, ``profile`` (…, radius) the share of a pattern's intensity inside each radius, ``mean_pattern``,
+    ``max_pattern`` and ``lit`` (source_ky, source_kx; ``lit`` is in how many patterns of a sample of 256 a pixel is above
+    zero), ``curve_mean`` and ``curve_min`` (radius), ``odd_pixels``.
     ``.compute()`` it before `choose_window`; that is the one barrier of the job.
 
     Raises
