@@ -29,7 +29,7 @@ from stem_dask.processes import (
 from stem_dask.scratch import scratch
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.submission import connected
-from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
+from stem_dask.trust import OPEN, is_loopback, is_open, own_security, protection, scheduler_address
 from stem_dask.tunnel import tunnel
 from stem_dask.versions import refuse_other_versions
 from stem_dask.workers import kind_of, layout, limit_of
@@ -56,6 +56,8 @@ class Connection:
     worker: Worker
     #: whether the workers are processes of their own, which end with the connection
     ours: bool = False
+    #: what keeps others from giving the scheduler orders
+    protection: str = ""
 
     def __str__(self) -> str:
         per = "" if self.worker.limit is None else f" with {self.worker.limit / 1e9:.2f} GB"
@@ -66,7 +68,13 @@ class Connection:
         """What a run says of it: where it runs, on what, the dashboard, and how to reach that from another machine."""
         from_afar = tunnel(self.dashboard, os.environ, socket.gethostname())
         more = [] if from_afar is None else [f"            from your computer: {from_afar}"]
-        return [f"cluster     {self}, device {device}", f"dashboard   {self.dashboard}", *more]
+        guard = [f"protection  {self.protection}"] if self.protection else []
+        return [
+            f"cluster     {self}, device {device}",
+            *guard,
+            f"dashboard   {self.dashboard}",
+            *more,
+        ]
 
 
 @contextlib.contextmanager
@@ -96,11 +104,12 @@ def connect(
     ----------
     kind : ``threads``, ``local`` (processes), ``slurm`` (jobs), ``gpu`` (a process for each GPU), or ``auto``: threads
         below 1 GiB of input, or to share one GPU, else local
-    host : name or address of this machine where processes and jobs of ours find it, beyond loopback by TLS with keys of
-        this run (needs the package ``cryptography``); default loopback, of ``slurm`` all. The dashboard stays on loopback
+    host : name or address of this machine where workers find the scheduler; default loopback, of ``slurm`` all. Processes
+        and jobs talk by TLS with keys of this run. The dashboard stays on loopback, where every user of the machine can
+        read it
     address : of a scheduler that is running, such as ``tls://node1:8786``
     scheduler_file : written by such a scheduler
-    insecure : accept plain text beyond loopback, where everybody who can reach the scheduler can run code
+    insecure : do without TLS, so that everybody who can reach the scheduler can run code as you
     n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread. Of ``slurm``: of
         each job, default one
     memory_limit : of each worker, bytes or text such as ``4GB``; default its part of 80 % of what this process may use
@@ -220,7 +229,7 @@ def _start(
 
     workers, threads = layout(kind, n_workers, threads)
     limit = limit_of(memory_limit, workers)
-    security = own_security(host, insecure=insecure)
+    security = None if kind == "threads" else own_security(host, insecure=insecure)
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
     # and what Dask says of comms that close while it stops is of no use
@@ -336,4 +345,5 @@ def _describe(client: Any, kind: str) -> Connection:
             else least["nthreads"],
             loaded_bytes(kind),
         ),
+        protection=protection(client.scheduler.address),
     )

@@ -13,7 +13,7 @@ from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.gpus import chosen_device
 from stem_dask.io.given import with_given
-from stem_dask.io.objects import at, of_output, remove_below
+from stem_dask.io.objects import at, of_output, remove_below, zarr_store
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
 from stem_dask.io.publish import make_folder, refuse_existing, run_folder, temporary
 from stem_dask.io.read import Found, find
@@ -307,7 +307,7 @@ def _about(outputs: Outputs) -> dict[str, Any]:
 
     try:
         if Path(outputs.path).is_dir() and outputs.path.endswith(".zarr"):
-            return dict(zarr.open_group(outputs.path, mode="r").attrs)
+            return dict(zarr.open_group(zarr_store(outputs.path), mode="r").attrs)
         results = json.loads(Path(outputs.results).read_text())
         status = os.stat(outputs.path)
         if results["of"] == [status.st_size, status.st_mtime_ns]:

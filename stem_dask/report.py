@@ -161,12 +161,21 @@ def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[st
     """A word on the hot pixels that are suspected: how many, where, and what to do."""
     if not hot:
         return []
-    where = ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT])
-    more = f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else ""
-    found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, above 5 times each neighbour in the mean pattern"
+    found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, in the mean pattern above 6 times all but 5 of their 24 neighbours"
     if masked:
-        return [f"{found}, masked (input.mask: auto): {where}{more}"]
-    return [f"{found}: {where}{more}; set input.mask=auto, or list them as input.mask.pixels"]
+        return [f"{found}, masked (input.mask: auto): {_where(hot)}"]
+    return [f"{found}: {_where(hot)}; set input.mask=auto, or list them as input.mask.pixels"]
+
+
+def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
+    """A word on pixels that stand out of the mean pattern when those found before are masked."""
+    text = "suspected hot pixels remain after masking (input.mask: auto)"
+    return [f"{text}: {_where(hot)}; list all bad pixels as input.mask.pixels"] if hot else []
+
+
+def _where(hot: Sequence[Sequence[int]]) -> str:
+    listed = ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT])
+    return listed + (f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else "")
 
 
 def pedestal(analysis: xr.Dataset) -> tuple[float, float]:

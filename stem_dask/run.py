@@ -70,7 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure-cluster",
         action="store_true",
-        help="as cluster.insecure=true: a scheduler beyond this machine may do without TLS",
+        help="as cluster.insecure=true: do without TLS",
     )
     add_stop_options(parser)
 

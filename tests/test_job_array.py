@@ -310,7 +310,6 @@ def test_jobs_of_a_slurm_that_does_not_answer_are_waited_for(monkeypatch, code, 
 
 
 def test_keys(tmp_path, capsys):
-    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
     assert cli.main(["keys", str(tmp_path / "keys")]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = dict(line.removeprefix("export ").split("=", 1) for line in lines)

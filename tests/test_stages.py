@@ -285,8 +285,9 @@ def test_center_and_center_of_mass_are_one_array_where_they_are_the_same(method,
     data = scan()
     center = None if method == "centroid" else (8.0, 11.0)
     options = {"target_retention": 0.98, "threshold": 0.0}
-    block = _analyze_block(data, center=center, metric="square", device="cpu", **options).get()
-    attrs = analysis_attrs(method, None, "square", **options)
+    options |= {"center": center, "metric": "square", "device": "cpu"}
+    block = _analyze_block(data, np.ones(data.shape[:-2], bool), **options).get()
+    attrs = analysis_attrs(method, None, "square", target_retention=0.98, threshold=0.0)
     folded = fold_analysis(as_array(data), [((slice(0, 3), slice(0, 5)), block)], attrs)
     expected = sd.analyze(as_array(data), center_method=method).compute()
     for axis in "yx":

@@ -7,6 +7,7 @@ they are damaged, or were written by hand.
 from typing import Any
 
 from stem_dask.io.candidate import text_of
+from stem_dask.io.hdf5_metadata import is_safe
 
 
 def labels(data: Any) -> tuple[str, ...]:
@@ -44,7 +45,10 @@ def first_scale(data: Any, i: int) -> Any:
 def _one_an_axis(data: Any, name: str) -> Any:
     """An attribute that has one value for each axis; None when it is not there, of another shape, or cannot be read."""
     try:
-        if name not in data.attrs or data.attrs.get_id(name).shape != (data.ndim,):
+        if name not in data.attrs:
+            return None
+        stored = data.attrs.get_id(name)
+        if stored.shape != (data.ndim,) or not is_safe(stored.dtype):
             return None
         return data.attrs[name]
     except (OSError, RuntimeError, TypeError, ValueError, KeyError):

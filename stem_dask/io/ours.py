@@ -19,6 +19,7 @@ from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
 from stem_dask.io.hdf5_scales import labels
 from stem_dask.io.hspy import of_signal
 from stem_dask.io.instrument import checked
+from stem_dask.io.objects import zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Slices, Source, Wrapped, ZarrArray
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
@@ -151,7 +152,7 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
     if attributes(f"{_OWN}/valid") is not None:
         name = f"{signal}/{_OWN}/valid"
         with told(f"{path}: {name} cannot be read"):
-            valid: Any = zarr.open_array(path, path=name, mode="r")
+            valid: Any = zarr.open_array(zarr_store(path), path=name, mode="r")
         if valid.shape == data.shape[:-2]:
             positions = ZarrArray(path, name, np.dtype(valid.dtype), valid.shape)
     return {**_of_signal(attributes, tree, {}), **lost(positions)}

@@ -14,6 +14,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_heaps import opened_hdf5
+from stem_dask.io.hdf5_metadata import is_safe
 from stem_dask.io.instrument import stated
 from stem_dask.io.sources import Slices
 from stem_dask.model import Axis
@@ -118,6 +119,8 @@ def _text(group: Any, prefix: str) -> str:
     """The metadata of a pattern (prefix ``"0/"``), or of a group; nothing when missing or beyond all reason."""
     data = group.get(f"{prefix}Metadata")
     if data is None or data.shape != () or data.dtype.itemsize > MOST_HEADER_BYTES:
+        return ""
+    if not is_safe(data.dtype):
         return ""
     value = data[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -28,7 +28,7 @@ from stem_dask.io.hdf5_links import (
     fault_of,
     unwritten,
 )
-from stem_dask.io.hdf5_metadata import attributes_of
+from stem_dask.io.hdf5_metadata import attributes_of, is_safe
 from stem_dask.io.hdf5_scales import first_scale, labels
 from stem_dask.io.objects import at, zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
@@ -136,7 +136,7 @@ def _refuse_velox(path: str, file: Any) -> None:
     version = file.get("Version")
     if not isinstance(version, h5py.Dataset) or version.size != 1 or version.dtype.kind not in "OS":
         return
-    if version.dtype.itemsize > MOST_HEADER_BYTES:
+    if version.dtype.itemsize > MOST_HEADER_BYTES or not is_safe(version.dtype):
         return
     if "Velox" in str(np.asarray(version[...]).reshape(-1)[0]):
         raise SourceError(
@@ -177,7 +177,7 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         if found is None and scale is not None:
             axes.append(axis_along(scale[0], int(size), scale[1], attributes_of(scale[1])))
         elif found is None and isinstance(along, type(data)):
-            attrs = dict(along.attrs)
+            attrs = attributes_of(along)
             axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
         else:
             attrs = attributes_of(found) if found is not None else {}
@@ -226,9 +226,8 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     """
     import zarr
 
-    from stem_dask.io.careful_blosc import use
+    from stem_dask.io.zarr_guard import refuse_hostile
 
-    use()
     expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"), _codecs_known(path):
         if not is_url(path) and not any(Path(path, name).exists() for name in ZARR_ROOTS):
@@ -237,6 +236,8 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             )
         for name in ZARR_ROOTS:
             refuse_outside(path, at(path, name))
+        if not is_url(path):
+            refuse_hostile(path)
         root = zarr.open(zarr_store(path), mode="r")
         if isinstance(root, zarr.Array):
             return [_zarr_array(path, "", root, None)]
@@ -313,6 +314,8 @@ def _arrays(
     """Name and array of every member, one after another; what cannot be opened is put into ``broken``."""
     import zarr
 
+    from stem_dask.io.zarr_guard import HostileStoreError
+
     for folder in sorted(Path(path, prefix).iterdir()):
         roots = [root for name in ZARR_ROOTS if (root := folder / name).is_file()]
         for root in roots:
@@ -321,7 +324,9 @@ def _arrays(
             continue
         name = f"{prefix}{folder.name}"
         try:
-            node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
+            node = None if _is_group(roots) else zarr.open(zarr_store(path), path=name, mode="r")
+        except HostileStoreError:
+            raise
         except Exception as error:  # each part of zarr has its own
             broken[name] = error
             continue

@@ -75,6 +75,7 @@ def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
     if auto and job.hot:
         patterns = job.masked(found.patterns, {"pixels": job.hot})
         found = _analyzed(job, patterns, "analyze again", "analysis-again")
+        job.warnings += report.left_hot_warnings(hot_pixels(found.analysis))
     note_analysis(job, found.analysis)
     return found
 

@@ -13,6 +13,7 @@ from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels import analysis_on_gpu
 from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
+from stem_dask.kernels.hot import add_lit
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Device, Region
 from stem_dask.plan import check_center
@@ -24,6 +25,7 @@ from stem_dask.stages.patterns import (
     lead_dims,
     map_patterns,
     per_pattern,
+    sampled,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ REDUCED = {
     "profile_sum": np.add,
     "profile_min": np.fmin,
     "n_filled": np.add,
+    "lit": np.add,
 }
 
 
@@ -75,8 +78,9 @@ def analyze(
     Returns
     -------
     Dataset, lazy: ``center_y, center_x, total, com_y, com_x`` (float64) and ``radius`` (float32) by position in
-    source pixels, ``profile`` (…, radius) the share of a pattern's intensity inside each radius, ``mean_pattern``
-    and ``max_pattern`` (source_ky, source_kx), ``curve_mean`` and ``curve_min`` (radius), ``odd_pixels``.
+    source pixels, ``profile`` (…, radius) the share of a pattern's intensity inside each radius, ``mean_pattern``,
+    ``max_pattern`` and ``lit`` (source_ky, source_kx; ``lit`` is in how many patterns of a sample of 256 a pixel is above
+    zero), ``curve_mean`` and ``curve_min`` (radius), ``odd_pixels``.
     ``.compute()`` it before `choose_window`; that is the one barrier of the job.
 
     Raises
@@ -108,7 +112,7 @@ def analyze(
             outputs[name],
             chunk=lambda x, axis, keepdims: x,
             aggregate=lambda x, axis, keepdims, join=join: join.reduce(
-                x, axis=axis, keepdims=keepdims
+                x, axis=axis, keepdims=keepdims, dtype=x.dtype
             ),
             axis=tuple(range(n_lead)),
             dtype=outputs[name].dtype,
@@ -136,16 +140,20 @@ def analysis_of_blocks(
     device: Device = "cpu",
 ) -> da.Array:
     """The same as one lazy array, whose blocks are `Later`: all arrays of a block by their names, as a sink takes them."""
+    import dask.array as da
+
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     _check(target_retention, threshold, data.dtype)
     check_device(device)
     if radius_metric not in ("square", "circle"):
         raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
+    lead = data.shape[:-2]
     return map_patterns(
         _analyze_block,
         data,
         object,
+        da.from_array(sampled(lead), chunks=data.chunks[:-2]),
         target_retention=target_retention,
         threshold=threshold,
         center=given_center(center_method, manual_center, detector),
@@ -184,6 +192,7 @@ def analysis_blocks(
         "profile_sum": ((n_radii,), np.float64),
         "profile_min": ((n_radii,), np.float64),
         "n_filled": ((1,), np.int64),
+        "lit": (detector, np.uint16),
     }
     for name, (shape, dtype) in by_block.items():
         outputs[name] = _pick(raw, name, shape, dtype, by_block=True)
@@ -234,6 +243,8 @@ def analysis_dataset(
     dims = ("source_ky", "source_kx")
     data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(max(n, 1)), dims=dims)
     data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
+    about_lit = {"long_name": "patterns of the sample in which the pixel is lit"}
+    data["lit"] = xr.DataArray(reduced["lit"], dims=dims, attrs=about_lit)
     filled = reduced["n_filled"][0]
     # with no filled pattern the sums are 0, and so is the mean
     data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims="radius")
@@ -308,7 +319,9 @@ def _check(target_retention: float, threshold: float, dtype: np.dtype) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, NDArray]:
+def _block_arrays(
+    lead: tuple[int, ...], found: PatternAnalysis, lit: NDArray
+) -> dict[str, NDArray]:
     """What one block gave, by name; `REDUCED` with axes of length 1 in place of the scan's."""
     filled = found.profile[found.total > 0]
     least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
@@ -329,6 +342,7 @@ def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, ND
         "profile_sum": filled.sum(axis=0, dtype=np.float64),
         "profile_min": least.astype(np.float64),
         "n_filled": np.array([len(filled)]),
+        "lit": lit,
     }
     ones = (1,) * len(lead)
     return {
@@ -340,8 +354,12 @@ def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, ND
 class _Watching:
     """The analysis of one block, while its patterns pass."""
 
-    def __init__(self, block: NDArray | InPieces, device: Device, **options: Any) -> None:
+    def __init__(
+        self, block: NDArray | InPieces, in_sample: NDArray, device: Device, **options: Any
+    ) -> None:
         self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
+        self.in_sample, self.done = in_sample.ravel(), 0
+        self.threshold, self.lit = options["threshold"], np.zeros(detector, np.uint16)
         kind = Analysis if device == "cpu" else analysis_on_gpu.Analysis
         try:
             self.analysis = kind(prod(self.lead), detector, block.dtype, **options)
@@ -355,13 +373,17 @@ class _Watching:
             raise SourceError(
                 str(error)
             ) from None  # the data are damaged; to try again would not help
+        here = self.in_sample[self.done : self.done + len(piece)]
+        for pattern in piece[here]:
+            add_lit(pattern, self.threshold, self.lit)
+        self.done += len(piece)
 
     def result(self) -> dict[str, NDArray]:
-        return _block_arrays(self.lead, self.analysis.result())
+        return _block_arrays(self.lead, self.analysis.result(), self.lit)
 
 
-def _analyze_block(block: NDArray | InPieces, **options: Any) -> Later:
-    return Later(block, lambda: _Watching(block, **options))
+def _analyze_block(block: NDArray | InPieces, in_sample: NDArray, **options: Any) -> Later:
+    return Later(block, lambda: _Watching(block, in_sample, **options))
 
 
 def _pick(

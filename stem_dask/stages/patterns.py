@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 #: name of a lazy array of whole blocks, before that of the same blocks in pieces
 _WHOLE = "whole-"
+#: patterns of a sample at most
+SAMPLE = 256
 
 
 def as_patterns(
@@ -171,6 +175,27 @@ def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
     return xr.DataArray(data, dims=dims, coords=coords, name=name)
 
 
+def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of the positions are in a sample of at most 256, evenly spread over the scan; by its shape alone.
+
+    Examples
+    --------
+    >>> sampled((1000,)).sum(), sampled((3, 4)).all(), np.argwhere(sampled((64, 64)))[:2].tolist()
+    (np.int64(256), np.True_, [[2, 2], [2, 6]])
+    """
+    counts = [min(n, math.isqrt(SAMPLE)) if len(lead) > 1 else min(n, SAMPLE) for n in lead]
+    for i in reversed(range(len(lead))):
+        others = math.prod(counts) // counts[i]
+        counts[i] = min(lead[i], SAMPLE // others)
+    out = np.zeros(tuple(lead), np.bool_)
+    chosen = [
+        ((np.arange(count) + 0.5) * n // count).astype(int)
+        for n, count in zip(lead, counts, strict=True)
+    ]
+    out[np.ix_(*chosen)] = True
+    return out
+
+
 def blank(patterns: xr.DataArray) -> xr.DataArray:
     """Patterns of the same blocks that are nothing but zeros: they stand for those that cannot be read."""
     import dask.array as da
@@ -192,11 +217,13 @@ def map_patterns(
     function: Callable[..., Any],
     data: da.Array,
     dtype: Any,
-    *,
+    *along: da.Array,
     by_block: bool = False,
     **options: Any,
 ) -> da.Array:
-    """Lazy ``function(block, **options)`` without the detector axes: a value by position, or one a block.
+    """Lazy ``function(block, *along, **options)`` without the detector axes: a value by position, or one a block.
+
+    ``along`` have one value a position, in the same blocks.
 
     `map_blocks` with ``drop_axis`` would copy every block, to join what are single pieces along the detector.
 
@@ -214,6 +241,7 @@ def map_patterns(
         lead,
         data,
         tuple(range(data.ndim)),
+        *(part for values in along for part in (values, lead)),
         function=function,
         concatenate=False,
         adjust_chunks=dict.fromkeys(lead, lambda size: 1) if by_block else None,
@@ -224,6 +252,6 @@ def map_patterns(
 
 
 def _on_single_piece(
-    pieces: list[list[Any]], *, function: Callable[..., Any], **options: Any
+    pieces: list[list[Any]], *along: Any, function: Callable[..., Any], **options: Any
 ) -> Any:
-    return function(pieces[0][0], **options)
+    return function(pieces[0][0], *along, **options)
