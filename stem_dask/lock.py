@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stem_dask.errors import LockedError
+from stem_dask.errors import ConfigError, LockedError
 from stem_dask.io.publish import named
 
 HEARTBEAT_SECONDS = 5.0
@@ -50,7 +50,12 @@ def locked(path: str | Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    import fcntl
+    try:
+        import fcntl
+    except ImportError:
+        raise ConfigError(
+            "this Python has no module fcntl, which locks the output; on Windows, run stem_dask in WSL2"
+        ) from None
 
     while True:
         handle = _opened(path)

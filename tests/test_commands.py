@@ -434,3 +434,16 @@ def test_whatever_a_library_makes_of_a_stop_ends_in_the_same_way() -> None:
 
     with pytest.raises(InterruptedRunError, match="asked to stop"), stoppable(None):
         imported()
+
+
+def test_without_fcntl_one_line_names_wsl2(
+    here: Path, beam_file: Path, crop_yaml: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    argv = [crop_yaml, "input.path=beam.npy", "output.path=a.zarr"]
+    assert run.main(argv) == 2
+    assert cli.main(["crop", "--input", "beam.npy", "--output", "b.pt"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("on Windows, run stem_dask in WSL2" in line for line in lines)
