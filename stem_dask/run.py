@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -377,6 +379,63 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Unfailing(io.TextIOWrapper):
+    """Standard output or error of a command: a reader that has left, or a full disk, loses text and stops nothing.
+
+    ``lost`` is the error that lost text, if any.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write text, or lose it."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.lost = error
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or lose it."""
+        try:
+            super().flush()
+        except OSError as error:
+            self.lost = error
+
+
+def refuse_lost_output() -> None:
+    """After a command whose result is what it prints: an error where that was lost, unless its reader had enough.
+
+    Raises
+    ------
+    StoreError
+    """
+    sys.stdout.flush()
+    error = getattr(sys.stdout, "lost", None)
+    if error is not None and error.errno != errno.EPIPE:
+        from stem_dask.errors import StoreError
+
+        raise StoreError(f"cannot write to standard output: {error.strerror}; print it elsewhere")
+
+
+def _open_streams() -> None:
+    """Standard streams that cannot fail; one that is closed becomes /dev/null, so that no file of a run gets its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        stream = getattr(sys, name)
+        if stream is None:
+            unfailing = Unfailing(open(number, "wb"), encoding="utf-8")
+        else:
+            unfailing = Unfailing(
+                stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering
+            )
+        setattr(sys, name, unfailing)
+
+
 def program(command: Callable[[], int]) -> NoReturn:
     """Do a command in a process that is there for it, and end the process.
 
@@ -385,13 +444,11 @@ def program(command: Callable[[], int]) -> NoReturn:
     """
     from stem_dask.allocation import postpone_collection
 
+    _open_streams()
     postpone_collection()
     code = command()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        sys.exit(code)  # Python says what it thinks of it
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

@@ -1,5 +1,6 @@
 """What a user types and sees: python -m stem_dask.run, stem-dask, messages, exit codes, progress."""
 
+import errno
 import io
 import json
 import os
@@ -447,3 +448,54 @@ def test_without_fcntl_one_line_names_wsl2(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all("on Windows, run stem_dask in WSL2" in line for line in lines)
+
+
+# --- standard output and error that cannot be written to ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "2>&1 | head -n 1 >/dev/null; exit ${PIPESTATUS[0]}",
+        ">/dev/full 2>/dev/full",
+        "<&- >&- 2>&-",
+    ],
+)
+def test_a_log_that_cannot_be_written_does_not_end_a_run(
+    here: Path, beam_file: Path, crop_yaml: str, where: str
+) -> None:
+    """The exit code is the run's: 4, with a warning and an error line besides; on processes that inherit the streams."""
+    command = (
+        f"{sys.executable} -m stem_dask.run {crop_yaml} input.path=beam.npy output.path=a.zarr output.export=[] "
+        f"output.figure=false crop.size=4 cluster.kind=local cluster.n_workers=1 {where}"
+    )
+    done = subprocess.run(["bash", "-c", command], check=False, timeout=120)
+    assert done.returncode == 4
+    assert xr.open_zarr(here / "a.zarr").patterns.shape == (6, 5, 4, 4)
+
+
+class Full(io.BytesIO):
+    def write(self, content: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_text_that_cannot_be_written_is_lost() -> None:
+    stream = run.Unfailing(Full(), encoding="utf-8", line_buffering=True)
+    assert stream.lost is None
+    print("one line", file=stream)
+    stream.flush()
+    assert stream.lost is not None
+    assert stream.lost.errno == errno.ENOSPC
+    with pytest.raises(UnicodeEncodeError):
+        run.Unfailing(io.BytesIO(), encoding="ascii").write("\N{MICRO SIGN}")
+
+
+def test_a_config_that_is_lost_is_an_error(here: Path, beam_file: Path) -> None:
+    """What ``init`` prints is its result; a reader that has seen enough is no error."""
+    init = f"{sys.executable} -m stem_dask.cli init beam.npy"
+    command = f"{init} >/dev/full; echo $?; {init} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["5", "0"]
+    assert "cannot write to standard output: No space left on device" in done.stderr
