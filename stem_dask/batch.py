@@ -14,7 +14,7 @@ from stem_dask.io.candidate import by
 from stem_dask.options import Config
 from stem_dask.outputs import is_there
 from stem_dask.preflight import Prepared, begun, input_lines, prepare, token
-from stem_dask.run import ProgressLine, advice, run_one, stoppable
+from stem_dask.run import ProgressLine, run_one, shortcoming, stoppable
 from stem_dask.state import unfinished_token
 from stem_dask.table import Row, lines_of, shortfall, shown, stored_results, table
 
@@ -260,7 +260,7 @@ class Batch:
         if prepared.complete:
             from stem_dask.results import already_complete
 
-            return already_complete(prepared.outputs)
+            return already_complete(prepared.config, prepared.outputs)
         self._refuse_too_small(prepared)
         analyzed = self.common is not None and dataset.begun  # which was shown
         with begun(prepared, restart=self._drops(dataset)) as state:
@@ -294,7 +294,7 @@ class Batch:
         if outcome.exit_code:
             dataset.row.words = shortfall(dataset.row)
             if not self.line.quiet:
-                self.line.complain(f"{shown(dataset.row.input)}: {advice(outcome)}")
+                self.line.complain(f"{shown(dataset.row.input)}: {shortcoming(outcome)}")
 
 
 def _is_unfinished(prepared: Prepared) -> bool:

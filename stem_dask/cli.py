@@ -13,15 +13,8 @@ if TYPE_CHECKING:
 from stem_dask.classic import add_convert_options, add_preprocess_options, chunk_mb, separated
 from stem_dask.crop_command import add_crop_options, crop_command
 from stem_dask.job_array import add_batch_options, run_configs, write_script
-from stem_dask.run import (
-    EXIT_CODES,
-    add_run_options,
-    each,
-    guarded,
-    program,
-    refuse_lost_output,
-    run_file,
-)
+from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, program, run_file
+from stem_dask.streams import refuse_lost_output
 from stem_dask.urls import without_secrets
 
 

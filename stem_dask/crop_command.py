@@ -22,6 +22,7 @@ def crop_command(options: argparse.Namespace) -> int:
     from stem_dask.urls import refuse_url
 
     separated(options)
+    options.overwrite |= "output.overwrite=true" in options.overrides  # as advice has it
     for name, places in (("--output", [options.output]), ("--input", options.input or [])):
         for place in places:
             refuse_url(name, place, "this command works on files here; use stem-dask run")

@@ -74,7 +74,7 @@ def prepare(config: Config) -> Prepared:
                 f"the output {path} would replace the input {source}; choose another output.path"
             )
     complete = check_outputs(config, outputs, token(config, found))
-    known = None if complete else known_analysis(config, found)
+    known = None if complete else known_analysis(config, found, contents(config))
     return Prepared(config, outputs, found, complete, known, why)
 
 

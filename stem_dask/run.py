@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import errno
 import gc
-import io
 import os
 import signal
 import sys
@@ -147,7 +145,7 @@ def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float |
     if prepared.complete:
         from stem_dask.results import already_complete
 
-        outcome = already_complete(prepared.outputs)
+        outcome = already_complete(prepared.config, prepared.outputs)
         if not quiet:
             show(outcome)
         return outcome.exit_code
@@ -235,17 +233,13 @@ def show(outcome: "Outcome") -> None:
     """Print the closing lines of a run."""
     print("\n".join(outcome.lines))
     if outcome.exit_code:
-        print(advice(outcome), file=sys.stderr)
+        print(shortcoming(outcome), file=sys.stderr)
 
 
-def advice(outcome: "Outcome") -> str:
-    """What to do about a run that is finished, and not as it was wanted."""
+def shortcoming(outcome: "Outcome") -> str:
+    """Why a finished run has an exit code other than 0, and where to read what helps."""
     if outcome.exit_code == 4:
-        least = outcome.results["validation"]["min_retention"]
-        return (
-            f"too many patterns keep less than min_retention ({least:.4f} at worst): see the verdict, "
-            "raise crop.coverage or crop.margin_pixels, or lower validate.min_retention"
-        )
+        return "too many patterns keep less than validate.min_retention; add one of the lines called advice to the command"
     return "a part of the input could not be read (results.json names it); when it can, add --overwrite to do it again"
 
 
@@ -379,63 +373,6 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Unfailing(io.TextIOWrapper):
-    """Standard output or error of a command: a reader that has left, or a full disk, loses text and stops nothing.
-
-    ``lost`` is the error that lost text, if any.
-    """
-
-    lost: OSError | None = None
-
-    def write(self, text: str) -> int:
-        """Write text, or lose it."""
-        try:
-            return super().write(text)
-        except OSError as error:
-            self.lost = error
-            return len(text)
-
-    def flush(self) -> None:
-        """Write what is buffered, or lose it."""
-        try:
-            super().flush()
-        except OSError as error:
-            self.lost = error
-
-
-def refuse_lost_output() -> None:
-    """After a command whose result is what it prints: an error where that was lost, unless its reader had enough.
-
-    Raises
-    ------
-    StoreError
-    """
-    sys.stdout.flush()
-    error = getattr(sys.stdout, "lost", None)
-    if error is not None and error.errno != errno.EPIPE:
-        from stem_dask.errors import StoreError
-
-        raise StoreError(f"cannot write to standard output: {error.strerror}; print it elsewhere")
-
-
-def _open_streams() -> None:
-    """Standard streams that cannot fail; one that is closed becomes /dev/null, so that no file of a run gets its number."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    for number, name in enumerate(("stdout", "stderr"), 1):
-        stream = getattr(sys, name)
-        if stream is None:
-            unfailing = Unfailing(open(number, "wb"), encoding="utf-8")
-        else:
-            unfailing = Unfailing(
-                stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering
-            )
-        setattr(sys, name, unfailing)
-
-
 def program(command: Callable[[], int]) -> NoReturn:
     """Do a command in a process that is there for it, and end the process.
 
@@ -443,8 +380,9 @@ def program(command: Callable[[], int]) -> NoReturn:
     this thread held the lock of one.
     """
     from stem_dask.allocation import postpone_collection
+    from stem_dask.streams import open_streams
 
-    _open_streams()
+    open_streams()
     postpone_collection()
     code = command()
     sys.stdout.flush()

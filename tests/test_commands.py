@@ -18,6 +18,7 @@ import yaml
 from stem_dask import cli, run
 from stem_dask.config import load_config
 from stem_dask.model import Record, Step
+from stem_dask.streams import Unfailing
 
 
 @pytest.fixture
@@ -480,14 +481,14 @@ class Full(io.BytesIO):
 
 
 def test_text_that_cannot_be_written_is_lost() -> None:
-    stream = run.Unfailing(Full(), encoding="utf-8", line_buffering=True)
+    stream = Unfailing(Full(), encoding="utf-8", line_buffering=True)
     assert stream.lost is None
     print("one line", file=stream)
     stream.flush()
     assert stream.lost is not None
     assert stream.lost.errno == errno.ENOSPC
     with pytest.raises(UnicodeEncodeError):
-        run.Unfailing(io.BytesIO(), encoding="ascii").write("\N{MICRO SIGN}")
+        Unfailing(io.BytesIO(), encoding="ascii").write("\N{MICRO SIGN}")
 
 
 def test_a_config_that_is_lost_is_an_error(here: Path, beam_file: Path) -> None:
