@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from stem_dask.errors import ConfigError
 from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
+from stem_dask.units import next_multiples
 from stem_dask.urls import without_secrets
 
 MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
@@ -308,6 +309,10 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     yield analyze.ingest and not crop, "analyze.ingest", text
     text = "analyze.ingest keeps a copy while it analyzes, and with analyze.from nothing is analyzed; leave one out"
     yield analyze.ingest and analyze.known is not None, "analyze.ingest", text
+    multiple = config.crop.size_multiple * config.downsample.factor
+    odd = [n for n in config.crop.given or () if n % multiple and config.crop.window is None]
+    text = f"crop.size is {_show(to_dict(config)['crop']['size'])}; "
+    yield bool(odd), "crop.size", text + next_multiples(odd[0], multiple) if odd else ""
     for key in ("walltime", "memory_limit"):
         missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
         yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.units import next_multiples
 
 MIB = 2**20
 DEFAULT_CHUNK_MB = 64
@@ -290,6 +291,53 @@ def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
         raise ConfigError(f"a window of {wanted} pixels was asked for; it needs at least 1")
     size = math.ceil(wanted / multiple) * multiple
     return (size, True) if size < detector else (detector, False)
+
+
+def check_size(
+    size: Sequence[int],
+    detector: Sequence[int],
+    multiple: int,
+    *,
+    keeps_whole: bool,
+    given: str,
+) -> None:
+    """Refuse a size (height, width) of the window that was given and would not be kept as it is.
+
+    Parameters
+    ----------
+    size, detector : (ky, kx) in pixels; an axis may be kept whole whatever its size
+    multiple : the size of a cropped axis is a multiple of this
+    keeps_whole : whether a window that exceeds the detector is the whole axis
+    given : what the user gave, for the message
+
+    Raises
+    ------
+    ConfigError
+        When it is no multiple, or exceeds the detector.
+
+    Examples
+    --------
+    >>> check_size((40, 25), (50, 25), 2, keeps_whole=False, given="size is (40, 25)")
+    """
+    height, width = detector
+    for n, full in zip(size, detector, strict=True):
+        if n > full and not keeps_whole:
+            raise ConfigError(
+                f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
+            )
+        if 0 < n < full and n % multiple:
+            raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
+
+
+def uncropped(name: str, full: int) -> str:
+    """What is said of an axis that the window covers.
+
+    Examples
+    --------
+    >>> uncropped("ky", 76)
+    'ky is not cropped: the window would reach its 76 pixels'
+    """
+    return f"{name} is not cropped: the window would reach its {full} pixels"
 
 
 def common_size(wanted: Sequence[int], detectors: Sequence[int], multiple: int) -> int:

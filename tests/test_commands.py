@@ -145,7 +145,7 @@ def test_exit_code_4_is_explained(here: Path, beam_file: Path, crop_yaml: str, c
         [crop_yaml, "input.path=beam.npy", "output.path=a.zarr", "crop.size=4", "output.export=[]"]
     )
     assert code == 4
-    assert "too many patterns keep less than min_retention" in capsys.readouterr().err
+    assert "too many patterns keep less than validate.min_retention" in capsys.readouterr().err
     assert (here / "a.zarr").is_dir()
 
 
@@ -189,6 +189,35 @@ def test_info_and_init_take_what_a_file_does_not_say(here: Path, capsys: Any) ->
     assert config.on_error == "quarantine"
     assert cli.main(["info", "scan.raw", "input.shap=[4, 3, 8, 6]"]) == 2
     assert "did you mean shape" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["crop.size=41"], 2, "crop.size is 41; expected a multiple of 2 (size_multiple x downsampling): 40 or 42"),
+        (["crop.size=1000"], 2, "crop.size is 1000, larger than the detector of 40 x 36 pixels; give at most that, or"),
+        (["crop.size=[20,38]"], 2, "crop.size is [20, 38], larger than the detector of 40 x 36 pixels"),
+        (["crop.window=[0,21,0,36]"], 2, "crop.window is [0, 21, 0, 36]; expected a multiple of 2"),
+        (["crop.size=1000", "crop.align=pattern"], 0, "ky is not cropped: the window would reach its 40 pixels"),
+        (["crop.size=36"], 0, "kx is not cropped: the window would reach its 36 pixels"),
+        (["cluster.memory_limit=4"], 2, "cluster.memory_limit is 4; expected a number with its unit, such as 4GB"),
+        (["cluster.memory_limit=4B"], 2, "memory_limit is '4B'; expected at least 1 MB, as a number with its unit"),
+    ],
+)  # fmt: skip
+def test_check_says_what_a_run_says(
+    here: Path,
+    beam_file: Path,
+    crop_yaml: str,
+    capsys: Any,
+    overrides: list[str],
+    code: int,
+    words: str,
+) -> None:
+    argv = [crop_yaml, "input.path=beam.npy", "output.path=a.zarr", "output.export=[]", *overrides]
+    for command in (["check", *argv], ["run", *argv, "output.figure=false"]):
+        assert cli.main(command) == code
+        said = capsys.readouterr()
+        assert words in (said.err if code else said.out)
 
 
 def test_check_computes_nothing_and_says_what_will_be(

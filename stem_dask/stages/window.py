@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import Align, Window
-from stem_dask.plan import axis_window, check_window, covering_radius
+from stem_dask.plan import axis_window, check_size, check_window, covering_radius, uncropped
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,8 +41,9 @@ def choose_window(
     coverage : share of the non-empty patterns, 0 < coverage <= 1, whose own radius the window must hold
     margin_pixels : added to the radius, in source pixels
     align : ``fixed``, one window for the dataset; ``pattern``, each pattern around its own center
-    size : ``auto``, n, or [ny, nx] in source pixels
-    window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window
+    size : ``auto``, n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with
+        ``align="fixed"`` at most the detector
+    window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window of such a size
     size_multiple : the output's size is a multiple of this
     factor : the detector downsampling that follows
     target_retention : another target than the analysis was made with; decided from the stored profiles
@@ -91,6 +92,10 @@ def choose_window(
                 f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
             )
         middle = _given_window(window, detector)
+    if window is not None or size != "auto":
+        given = f"size is {size}" if window is None else f"window is {list(window)}"
+        multiple = size_multiple * factor
+        check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
     sizes, cropped = [], []
     for name, n, full in zip(("ky", "kx"), wanted, detector, strict=True):
         kept, crops = axis_window(n, full, size_multiple * factor)
@@ -98,7 +103,7 @@ def choose_window(
         if crops:
             cropped.append(name)
         else:
-            notes.append(f"{name} is not cropped: the window would reach its {full} pixels")
+            notes.append(uncropped(name, full))
     return Window(
         shape=(sizes[0], sizes[1]),
         align=align,
