@@ -310,9 +310,9 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     text = "analyze.ingest keeps a copy while it analyzes, and with analyze.from nothing is analyzed; leave one out"
     yield analyze.ingest and analyze.known is not None, "analyze.ingest", text
     multiple = config.crop.size_multiple * config.downsample.factor
-    odd = [n for n in config.crop.given or () if n % multiple and config.crop.window is None]
     text = f"crop.size is {_show(to_dict(config)['crop']['size'])}; "
-    yield bool(odd), "crop.size", text + next_multiples(odd[0], multiple) if odd else ""
+    for n in () if config.crop.window else config.crop.given or ():
+        yield n % multiple != 0, "crop.size", text + next_multiples(n, multiple)
     for key in ("walltime", "memory_limit"):
         missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
         yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"

@@ -305,8 +305,8 @@ def check_size(
 
     Parameters
     ----------
-    size, detector : (ky, kx) in pixels; an axis may be kept whole whatever its size
-    multiple : the size of a cropped axis is a multiple of this
+    size, detector : (ky, kx) in pixels
+    multiple : the size of a cropped axis is a multiple of this; of the whole axis it need not be
     keeps_whole : whether a window that exceeds the detector is the whole axis
     given : what the user gave, for the message
 
@@ -330,34 +330,8 @@ def check_size(
 
 
 def uncropped(name: str, full: int) -> str:
-    """What is said of an axis that the window covers.
-
-    Examples
-    --------
-    >>> uncropped("ky", 76)
-    'ky is not cropped: the window would reach its 76 pixels'
-    """
+    """What is said of an axis that the window covers."""
     return f"{name} is not cropped: the window would reach its {full} pixels"
-
-
-def common_size(wanted: Sequence[int], detectors: Sequence[int], multiple: int) -> int:
-    """Size of the window on one axis that several datasets share: the largest, as the most of them can be cut to it.
-
-    Parameters
-    ----------
-    wanted : size of every dataset's own window on this axis, in source pixels
-    detectors : size of every dataset's detector on it
-    multiple : the window is a multiple of this wherever it crops
-
-    Examples
-    --------
-    >>> common_size([40, 44], [128, 128], 2), common_size([127, 90], [127, 256], 2), common_size([9, 9], [9, 9], 2)
-    (44, 128, 9)
-    """
-    largest = max(wanted)
-    if all(largest >= detector for detector in detectors):
-        return largest  # no dataset is cropped on this axis, or only the largest can have it
-    return math.ceil(largest / multiple) * multiple
 
 
 def _power_of_two(n: int) -> int:

@@ -121,7 +121,7 @@ def test_workers_load_little(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_rooms_stay_small(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= 450
     for node in ast.walk(parsed(path)):
         if isinstance(node, FUNCTIONS):
             doc = ast.get_docstring(node, clean=False)

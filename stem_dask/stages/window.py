@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -116,6 +118,53 @@ def choose_window(
         setters=tuple(tuple(index) for index in np.argwhere(needed == smallest)[:5].tolist()),
         notes=tuple(notes),
     )
+
+
+def common_size(
+    wanted: Sequence[Sequence[int]], detectors: Sequence[Sequence[int]], multiple: int
+) -> tuple[int, int]:
+    """Size of the window that several datasets share: the largest of those that fit together.
+
+    A dataset fits a size that holds its own window and that its detector has. Of all sizes that are the largest of the
+    datasets they fit, the one for most datasets is taken; of equals the larger. The order of the datasets does not matter.
+
+    Parameters
+    ----------
+    wanted : (height, width) of every dataset's own window, in source pixels
+    detectors : (ky, kx) of every dataset
+    multiple : the window is a multiple of this wherever it crops
+
+    Examples
+    --------
+    >>> common_size([(40, 40), (44, 40)], [(128, 128), (128, 128)], 2)
+    (44, 40)
+    >>> common_size([(40, 40), (44, 44), (90, 90)], [(64, 64), (64, 64), (256, 256)], 2)
+    (44, 44)
+    """
+    own, full = np.asarray(wanted), np.asarray(detectors)
+    rounded = -(-own // multiple) * multiple
+    heights, widths = (sorted({*own[:, i].tolist(), *rounded[:, i].tolist()}) for i in (0, 1))
+    best = (0, 0, (0, 0))
+    for size in itertools.product(heights, widths):
+        who = fits(own, full, size, multiple)
+        if who.any() and size == _largest(own[who], full[who], multiple):
+            best = max(best, (int(who.sum()), math.prod(size), size))
+    return best[2]
+
+
+def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDArray[np.bool_]:
+    """Which datasets, of their own windows and detectors (n, 2), can be cut to a size and lose nothing of their windows."""
+    here = np.asarray(size)
+    cropped = (here < full) & (here % multiple == 0)
+    return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
+
+
+def _largest(own: NDArray, full: NDArray, multiple: int) -> tuple[int, int]:
+    """The smallest size that holds all windows: a multiple, but for an axis that is whole in all datasets that reach it."""
+    largest = own.max(axis=0)
+    whole = (largest >= full).all(axis=0)
+    size = np.where(whole, largest, -(-largest // multiple) * multiple)
+    return int(size[0]), int(size[1])
 
 
 def _needed_radii(
