@@ -45,8 +45,8 @@ def too_little_kept(config: Config, results: Mapping[str, Any]) -> str:
     if below <= allowed:
         return ""
     return (
-        f"{below:,} of {n:,} patterns keep less than validate.min_retention {config.validation.min_retention:g}, "
-        f"{validation['min_retention']:.4f} at least; crop.coverage {config.crop.coverage:g} allows {allowed:,}"
+        f"{below:,} of {n:,} patterns keep less than validate.min_retention {config.validation.min_retention:g} "
+        f"(lowest: {validation['min_retention']:.4f}); crop.coverage {config.crop.coverage:g} allows {allowed:,}"
     )
 
 
