@@ -311,7 +311,7 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     yield analyze.ingest and analyze.known is not None, "analyze.ingest", text
     multiple = config.crop.size_multiple * config.downsample.factor
     text = f"crop.size is {_show(to_dict(config)['crop']['size'])}; "
-    for n in () if config.crop.window else config.crop.given or ():
+    for n in () if config.crop.window else sorted({*(config.crop.given or ())}):
         yield n % multiple != 0, "crop.size", text + next_multiples(n, multiple)
     for key in ("walltime", "memory_limit"):
         missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None

@@ -83,7 +83,7 @@ SITUATIONS = {
         ["crop.window=null ", "crop.window=null crop.size=28 ", "validate.min_retention=0."],
     ),
     "too little, with room for outliers": (
-        outlier, ["crop.size=14", "crop.coverage=0.9", "downsample.factor=2", "crop.align=pattern"], 4, "",
+        outlier, ["crop.size=12", "crop.coverage=0.9", "downsample.factor=2", "crop.align=pattern"], 4, "",
         ["crop.size=auto ", "crop.size=", "validate.min_retention=0."],
     ),
     "too little, of discs": (

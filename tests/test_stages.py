@@ -356,7 +356,7 @@ def test_the_window_the_user_gives_is_cut():
     assert (window.align, window.shape) == ("fixed", (8, 12))
     assert (int(cropped.window_y[0, 0]), int(cropped.window_x[0, 0])) == (1, 4)
     np.testing.assert_array_equal(cropped, scan()[..., 1:9, 4:16])
-    for size, align in ([5, 22], "fixed"), ([5, 40], "pattern"):
+    for size, align in (np.array([5, 22]), "fixed"), ([5, 40], "pattern"):
         both = sd.choose_window(analysis, size=size, align=align, size_multiple=1)
         assert (both.shape, both.cropped_axes) == ((5, 22), ("ky",))
         assert both.notes == ("kx is not cropped: the window would reach its 22 pixels",)

@@ -94,7 +94,7 @@ def choose_window(
                 f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
             )
         middle = _given_window(window, detector)
-    if window is not None or size != "auto":
+    if window is not None or not isinstance(size, str):
         given = f"size is {size}" if window is None else f"window is {list(window)}"
         multiple = size_multiple * factor
         check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
