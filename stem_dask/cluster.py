@@ -112,7 +112,7 @@ def connect(
     insecure : do without TLS, so that everybody who can reach the scheduler can run code as you
     n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread. Of ``slurm``: of
         each job, default one
-    memory_limit : of each worker, bytes or text such as ``4GB``; default its part of 80 % of what this process may use
+    memory_limit : of each worker, bytes (at least 1 MB) or text such as ``4GB``; default its part of 80 % of what this process may use
     jobs : of ``slurm``, how many, or (least, most), between which they follow the work
     walltime : of each of these jobs, as hours:minutes:seconds; a worker hands over in time, and another job follows
     queue, account, job_extra : SLURM's partition and account, and other options of sbatch, such as ``--constraint=a``

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from stem_dask.errors import ConfigError
 from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
+from stem_dask.units import next_multiples
 from stem_dask.urls import without_secrets
 
 MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
@@ -308,6 +309,10 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     yield analyze.ingest and not crop, "analyze.ingest", text
     text = "analyze.ingest keeps a copy while it analyzes, and with analyze.from nothing is analyzed; leave one out"
     yield analyze.ingest and analyze.known is not None, "analyze.ingest", text
+    multiple = config.crop.size_multiple * config.downsample.factor
+    text = f"crop.size is {_show(to_dict(config)['crop']['size'])}; "
+    for n in () if config.crop.window else sorted({*(config.crop.given or ())}):
+        yield n % multiple != 0, "crop.size", text + next_multiples(n, multiple)
     for key in ("walltime", "memory_limit"):
         missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
         yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"

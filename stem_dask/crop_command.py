@@ -27,6 +27,7 @@ def crop_command(options: argparse.Namespace) -> int:
     from stem_dask.urls import refuse_url
 
     separated(options)
+    options.overwrite |= "output.overwrite=true" in options.overrides  # as advice has it
     for name, places in (("--output", [options.output]), ("--input", options.input or [])):
         for place in places:
             refuse_url(name, place, "this command works on files here; use stem-dask run")
@@ -126,13 +127,13 @@ def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool
     # the store, or the folder, is still there when a kill kept them from being removed
     prepared = prepare(config, outputs if os.path.lexists(outputs.store) else kept)
     if prepared.complete and token_of(outputs.path) is None:
-        return already_complete(kept)
+        return already_complete(config, kept)
     if not prepared.complete:
         prepared = replace(prepared, outputs=outputs)
         _refuse_store_of_others(outputs)
     with begun(prepared, restart=restart) as state:
         if state.is_complete:
-            outcome = already_complete(kept)
+            outcome = already_complete(config, kept)
         else:
             from stem_dask.pipeline import run
 

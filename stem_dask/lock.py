@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from stem_dask.errors import LockedError
+from stem_dask.errors import ConfigError, LockedError
 from stem_dask.io.publish import named
 
 HEARTBEAT_SECONDS = 5.0
@@ -135,7 +135,12 @@ def _acquire(path: Path, needs_flock: bool) -> Lock:
 
 def _held(path: Path, needs_flock: bool) -> tuple[int, str]:
     """The open file under the system's lock, and why there is no such lock ("" where there is)."""
-    import fcntl
+    try:
+        import fcntl
+    except ImportError:
+        raise ConfigError(
+            "this Python has no module fcntl, which locks the output; on Windows, run stem_dask in WSL2"
+        ) from None
 
     while True:
         handle, without = _opened(path), ""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.units import next_multiples
 
 MIB = 2**20
 DEFAULT_CHUNK_MB = 64
@@ -292,24 +293,45 @@ def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
     return (size, True) if size < detector else (detector, False)
 
 
-def common_size(wanted: Sequence[int], detectors: Sequence[int], multiple: int) -> int:
-    """Size of the window on one axis that several datasets share: the largest, as the most of them can be cut to it.
+def check_size(
+    size: Sequence[int],
+    detector: Sequence[int],
+    multiple: int,
+    *,
+    keeps_whole: bool,
+    given: str,
+) -> None:
+    """Refuse a size (height, width) of the window that was given and would not be kept as it is.
 
     Parameters
     ----------
-    wanted : size of every dataset's own window on this axis, in source pixels
-    detectors : size of every dataset's detector on it
-    multiple : the window is a multiple of this wherever it crops
+    size, detector : (ky, kx) in pixels
+    multiple : the size of a cropped axis is a multiple of this; of the whole axis it need not be
+    keeps_whole : whether a window that exceeds the detector is the whole axis
+    given : what the user gave, for the message
+
+    Raises
+    ------
+    ConfigError
+        When it is no multiple, or exceeds the detector.
 
     Examples
     --------
-    >>> common_size([40, 44], [128, 128], 2), common_size([127, 90], [127, 256], 2), common_size([9, 9], [9, 9], 2)
-    (44, 128, 9)
+    >>> check_size((40, 25), (50, 25), 2, keeps_whole=False, given="size is (40, 25)")
     """
-    largest = max(wanted)
-    if all(largest >= detector for detector in detectors):
-        return largest  # no dataset is cropped on this axis, or only the largest can have it
-    return math.ceil(largest / multiple) * multiple
+    height, width = detector
+    for n, full in zip(size, detector, strict=True):
+        if n > full and not keeps_whole:
+            raise ConfigError(
+                f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
+            )
+        if 0 < n < full and n % multiple:
+            raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
+
+
+def uncropped(name: str, full: int) -> str:
+    """What is said of an axis that the window covers."""
+    return f"{name} is not cropped: the window would reach its {full} pixels"
 
 
 def _power_of_two(n: int) -> int:

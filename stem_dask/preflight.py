@@ -24,7 +24,7 @@ from stem_dask.known import Known, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
 from stem_dask.outputs import Outputs, check_places, is_there, refuse_other_kinds
 from stem_dask.owner import Owner, owned
-from stem_dask.plan import check_center, check_factor, check_window
+from stem_dask.plan import check_center, check_factor, check_size, check_window
 from stem_dask.state import (
     RunState,
     open_state,
@@ -89,7 +89,7 @@ def prepare(config: Config, outputs: Outputs | None = None) -> Prepared:
     if not complete:
         refuse_other_kinds(outputs)
         refuse_foreign(Path(run_folder(outputs.path)))
-    known = None if complete else known_analysis(config, found)
+    known = None if complete else known_analysis(config, found, contents(config))
     return Prepared(config, outputs, found, complete, known, why)
 
 
@@ -221,10 +221,16 @@ def check_detector(config: Config, found: Found) -> None:
     ConfigError
         When one of them does not fit.
     """
-    detector = found.source.shape[-2:]
+    detector, crop = found.source.shape[-2:], config.crop
     check_factor(config.downsample.factor, detector)
-    if config.crop.enabled and config.crop.window is not None:
-        check_window(config.crop.window, detector)
+    if crop.enabled and crop.window is not None:
+        check_window(crop.window, detector)
+    if crop.given is not None:
+        multiple = crop.size_multiple * config.downsample.factor
+        whole, given = crop.align == "pattern", f"crop.size is {to_dict(config)['crop']['size']}"
+        if crop.window is not None:
+            given = f"crop.window is {list(crop.window)}"
+        check_size(crop.given, detector, multiple, keeps_whole=whole, given=given)
     if config.analyze.center_method == "manual" and config.analyze.manual_center is not None:
         check_center(config.analyze.manual_center, detector)
 

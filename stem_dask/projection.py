@@ -359,19 +359,12 @@ def _references(config: Config) -> int:
 
 def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] | None:
     """The window's size as far as the config gives it."""
-    crop = config.crop
-    if not crop.enabled:
+    if not config.crop.enabled:
         return detector
-    if crop.window is not None:
-        y0, y1, x0, x1 = crop.window
-        wanted: tuple[int, int] = (y1 - y0, x1 - x0)
-    elif isinstance(crop.size, int):
-        wanted = (crop.size, crop.size)
-    elif not isinstance(crop.size, str):
-        wanted = (crop.size[0], crop.size[1])
-    else:
+    wanted = config.crop.given
+    if wanted is None:
         return None
-    multiple = crop.size_multiple * config.downsample.factor
+    multiple = config.crop.size_multiple * config.downsample.factor
     height, width = (
         axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
     )

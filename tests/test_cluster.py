@@ -132,7 +132,7 @@ def test_threads_are_one_worker():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (123, 123), ("500e6", 5 * 10**8)],
+    [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (2**20, 2**20), ("500e6", 5 * 10**8)],
 )
 def test_memory_limit(text, expected):
     assert workers.limit_of(text, 7) == expected
@@ -142,11 +142,12 @@ def test_memory_limit_is_a_part_of_what_there_is():
     assert 0 < workers.limit_of(None, 4) == pytest.approx(workers.limit_of(None, 1) / 4, abs=1)
 
 
-@pytest.mark.parametrize("text", ["much", "4 bananas"])
+@pytest.mark.parametrize("text", ["much", "4 bananas", "4", 4, "999kB"])
 def test_memory_limit_refused(text):
     with (
         pytest.raises(
-            ConfigError, match=rf"memory_limit is '{text}'; expected bytes, or text such"
+            ConfigError,
+            match=rf"memory_limit is {text!r}; expected at least 1 MB, as a number with",
         ),
         connect("threads", memory_limit=text),
     ):

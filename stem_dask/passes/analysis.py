@@ -64,18 +64,21 @@ def analysis_options(config: Config) -> dict[str, Any]:
 
 def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
     """Everything that is known of the patterns; once more without their hot pixels, when these shall be masked."""
-    auto = job.config.input.mask == "auto"
-    if job.prepared.known is not None:
-        found = _known(job.prepared.known, patterns, job.config.analyze.target_retention)
+    auto, known = job.config.input.mask == "auto", job.prepared.known
+    if known is not None:
+        found = _known(known, patterns, job.config.analyze.target_retention)
     else:
         found = _ingested(job, patterns) if job.config.analyze.ingest else _analyzed(job, patterns)
     job.hot = hot_pixels(found.analysis)
     if auto:
-        job.hot = job.state.settled("hot_pixels", job.hot)
+        job.hot = job.state.settled("hot_pixels", job.hot if known is None else known.hot)
     if auto and job.hot:
         patterns = job.masked(found.patterns, {"pixels": job.hot})
-        found = _analyzed(job, patterns, "analyze again", "analysis-again")
-        job.warnings += report.left_hot_warnings(hot_pixels(found.analysis))
+        if known is None:
+            found = _analyzed(job, patterns, "analyze again", "analysis-again")
+            job.warnings += report.left_hot_warnings(hot_pixels(found.analysis))
+        else:  # it was made without them
+            found = replace(found, patterns=patterns)
     note_analysis(job, found.analysis)
     return found
 
@@ -140,7 +143,13 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
     """An analysis that was made before; the radii are found again where another target was asked for."""
     stored = open_group(known.store, "analysis")
     analysis = stored.drop_vars("profile").load()
-    kinds = analysis.attrs.pop("kind")  # text is kept in the attributes of a store
+    # text is kept in the attributes of a store; a crop keeps the counts there, too
+    if "odd_pixels" in analysis.attrs:
+        counts = analysis.attrs.pop("odd_pixels")
+        analysis["odd_pixels"] = ("kind", np.array(list(counts.values()), np.int64))
+        kinds = list(counts)
+    else:
+        kinds = analysis.attrs.pop("kind")
     analysis = analysis.assign_coords(kind=kinds)
     chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
     profiles = StoredProfiles(stored["profile"], chunks)

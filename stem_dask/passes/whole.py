@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from stem_dask import report
+from stem_dask.advice import advice, verdict
 from stem_dask.allocation import exempt_from_collection
 from stem_dask.cluster import Connection
 from stem_dask.figure import draw
@@ -114,6 +115,9 @@ def _results(
     analysis = None if written.known is None or window is None else written.known.analysis
     results = results_of_run(job.prepared, patterns, written.out, analysis, window, job.hot)
     results |= job.measured(patterns, window, seconds)
+    known = None if written.known is None else written.known.analysis
+    results["verdict"] = verdict(job.config, results, analysis, window)
+    results["advice"] = advice(job.config, job.outputs.store, results, known, window, job.hot)
     if job.constants is not None:
         results["normalization"] = {"method": job.config.output.normalize, **job.constants}
     if job.outputs.figure:
