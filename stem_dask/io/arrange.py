@@ -10,6 +10,7 @@ from typing import Literal
 
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.fits import frame_way, scan_ways
 from stem_dask.io.frames import Flipped
 from stem_dask.io.sources import (
     DETECTOR_FIRST,
@@ -153,15 +154,19 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
     n_y, n_x = (axis.size for axis in scan)
     if n_y < 1 or n_x < 1:
         raise SourceError(f"{name}: scan_shape is {n_y} x {n_x}; both sizes must be 1 or more")
+    framed = frame_way(name, chosen.source, n_y * n_x)
     if n_y * n_x != source.shape[0]:
-        whose = "scan_shape" if told == "input" else "the scan that the file states,"
+        whose = "input.scan_shape" if told == "input" else "the scan that the file states,"
+        ways = [f"{keys} ({words})" for keys, words in scan_ways(source.shape[0], (n_y, n_x), (first, last))]
+        if framed:
+            ways.insert(0, framed)
         raise SourceError(
-            f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}"
-            + _fitting(source.shape[0], n_y, n_x, (first, last))
+            f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}; set {'; or '.join(ways)}"
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
-            + ("" if told == "input" else "; input.scan_shape takes its place")
         )
     note = () if told == "input" else (f"the file states a scan of {n_y:,} x {n_x:,}",)
+    if framed and (first or last):
+        note += (f"the size of the file also fits {framed}; check that patterns do not shift",)
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
     return view.on(ScanOfList(source, (n_y, n_x)), folded, *note)
 
@@ -188,20 +193,6 @@ def _ends(geometry: Geometry) -> tuple[int, int]:
     """Patterns that are left out at the beginning and at the end."""
     skip = geometry.skip_frames
     return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
-
-
-def _fitting(n: int, height: int, width: int, ends: tuple[int, int]) -> str:
-    """What would fit ``n`` patterns, of which ``ends`` are left out already, when ``height x width`` does not."""
-    first, last = ends
-    hints = []
-    if n >= width and n % width == 0:
-        hints.append(f"{n // width} x {width} would fit")
-    if (more := n - height * width) > 0:
-        begin = first + more if not last else [first + more, last]
-        hints.append(
-            f"input.skip_frames: {begin} would leave out {more:,} at the beginning, [{first}, {last + more}] at the end"
-        )
-    return "".join(f"; {hint}" for hint in hints)
 
 
 def parted(name: str, view: View, geometry: Geometry) -> View:

@@ -54,7 +54,8 @@ def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
         return (READERS[".xml"][0], _empad(xml)) if xml else (kind, list_raw(name, layout))
     if layout.given:
         raise SourceError(
-            f"{name}: input.shape, input.dtype and input.offset are for .raw files; {kind} says its own: leave them out"
+            f"{name}: input.shape, input.dtype, input.offset, input.frame_header and input.frame_footer are for .raw files; "
+            f"{kind} says its own: leave them out"
         )
     return kind, reader(name)
 
@@ -249,12 +250,13 @@ def _npy(name: str) -> list[Candidate]:
     source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
     if fortran:
         source = Transposed(source, tuple(range(len(shape)))[::-1])
-    notes = _behind_npy(name, offset + n_bytes, shape, dtype)
+    notes = _behind_npy(name, offset, source.source if isinstance(source, Transposed) else source)
     return [Candidate("array", source, _plain_axes(shape), notes=notes)]
 
 
-def _behind_npy(name: str, end: int, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, ...]:
+def _behind_npy(name: str, offset: int, stored: Source) -> tuple[str, ...]:
     """A note on what follows the array; another one is nothing wrong, `numpy.save` puts them one behind the other."""
+    end = offset + math.prod(stored.shape) * stored.dtype.itemsize
     rest = at(name).stat().st_size - end
     if rest >= 6:
         with opened_file(name) as file:
@@ -262,7 +264,7 @@ def _behind_npy(name: str, end: int, shape: tuple[int, ...], dtype: np.dtype) ->
             if file.read(6) == b"\x93NUMPY":
                 return (f"{rest:,} bytes after the array, another one, are not read",)
     remedy = "if they are right, save it again: numpy.save(path, numpy.load(path))"
-    return bytes_behind(name, "array", shape, dtype, rest, remedy)
+    return bytes_behind(name, "array", stored.shape, stored.dtype, rest, remedy, offset)
 
 
 def _hdf5(name: str) -> list[Candidate]:

@@ -57,6 +57,8 @@ def find(
     shape: Sequence[int] | None = None,
     dtype: str | None = None,
     offset: int = 0,
+    frame_header: int = 0,
+    frame_footer: int = 0,
 ) -> Found:
     """Look into a file and settle where the patterns are and how they lie.
 
@@ -74,7 +76,8 @@ def find(
     missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
     shape : [scan_y, scan_x, ky, kx] or [n, ky, kx], of a .raw file
     dtype : numpy's name of the type, of a .raw file
-    offset : byte at which a .raw file's numbers begin
+    offset : byte at which a .raw file's first pattern begins, or the header before it
+    frame_header, frame_footer : bytes before and after each pattern of a .raw file
 
     Raises
     ------
@@ -85,7 +88,7 @@ def find(
     geometry = Geometry(
         scan_shape, scan_order, scan_roi, scan_step, skip_frames, drop_columns, flip
     )
-    kind, candidates = open_file(name, RawLayout(shape, dtype, offset))
+    kind, candidates = open_file(name, RawLayout(shape, dtype, offset, frame_header, frame_footer))
     chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
     if chosen.fault:
         raise SourceError(chosen.fault)
