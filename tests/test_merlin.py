@@ -81,7 +81,9 @@ def test_an_hdr_that_says_no_scan(tmp_path, settings):
 
 def test_mib_interrupted(tmp_path):
     path = mib(tmp_path / "a.mib", numbers((65280, 1, 1)), "U08")
-    with pytest.raises(SourceError, match=r"65,280 patterns; .* 65,536; set input.scan_shape: \[255, 256\]"):
+    with pytest.raises(
+        SourceError, match=r"65,280 patterns; .* 65,536; set input.scan_shape: \[255, 256\]"
+    ):
         find(path, scan_shape=(256, 256))
 
 

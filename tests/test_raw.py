@@ -96,7 +96,8 @@ def test_skip_frames(raw):
     agrees(found, numbers((14, 6, 5))[2:11].reshape(3, 3, 6, 5))
     assert "left out the first 2 and the last 3 patterns" in found.info.notes
     with pytest.raises(
-        SourceError, match=r"skip_frames: \[4, 1\] \(without the first 2\); or .*: \[2, 3\] \(without the last 2\)$"
+        SourceError,
+        match=r"skip_frames: \[4, 1\] \(without the first 2\); or .*: \[2, 3\] \(without the last 2\)$",
     ):
         find(path, **options, scan_shape=(3, 3), skip_frames=(2, 1))
     with pytest.raises(SourceError, match=r"skip_frames is \(7, 7\), but there are 14 patterns"):
@@ -106,7 +107,9 @@ def test_skip_frames(raw):
         match=r"14 patterns; input.scan_shape 3 x 4 needs 12; set .*input.skip_frames: 2 \(without the first 2\)",
     ):
         find(path, **options, scan_shape=(3, 4))
-    with pytest.raises(SourceError, match=r"13 patterns; .* input.skip_frames: 2 .without the first"):
+    with pytest.raises(
+        SourceError, match=r"13 patterns; .* input.skip_frames: 2 .without the first"
+    ):
         find(path, **options, scan_shape=(3, 4), skip_frames=1)
     with pytest.raises(SourceError, match=r"skip_frames is 14, but there are 14 patterns"):
         find(path, **options, skip_frames=14)

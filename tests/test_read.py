@@ -157,7 +157,8 @@ def test_scan_shape(npy):
     path = npy(numbers((20, 6, 7)))
     same(open_patterns(path, scan_shape=(4, 5)), numbers())
     with pytest.raises(
-        SourceError, match=r"20 patterns; input.scan_shape 5 x 5 needs 25; set input.scan_shape: \[4, 5\]"
+        SourceError,
+        match=r"20 patterns; input.scan_shape 5 x 5 needs 25; set input.scan_shape: \[4, 5\]",
     ):
         find(path, scan_shape=(5, 5))
     with pytest.raises(

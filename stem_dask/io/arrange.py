@@ -157,7 +157,10 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
     framed = frame_way(name, chosen.source, n_y * n_x)
     if n_y * n_x != source.shape[0]:
         whose = "input.scan_shape" if told == "input" else "the scan that the file states,"
-        ways = [f"{keys} ({words})" for keys, words in scan_ways(source.shape[0], (n_y, n_x), (first, last))]
+        ways = [
+            f"{keys} ({words})"
+            for keys, words in scan_ways(source.shape[0], (n_y, n_x), (first, last))
+        ]
         if framed:
             ways.insert(0, framed)
         raise SourceError(

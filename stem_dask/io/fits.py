@@ -10,6 +10,7 @@ from stem_dask.io.frames import FramedFile, Run
 from stem_dask.io.objects import at
 from stem_dask.io.sources import FlatFile, Source, Wrapped
 
+
 def scan_ways(
     n: int, scan: tuple[int, int], ends: tuple[int, int] = (0, 0)
 ) -> list[tuple[str, str]]:
@@ -46,7 +47,10 @@ def scan_ways(
         keys = f"input.scan_shape: [{height}, {width + columns}], input.drop_columns: {columns}"
         # a flyback longer than the line is less likely than more lines
         at_first = 0 if columns < width else len(ways)
-        ways.insert(at_first, (keys, f"lines that end with {columns:,} flyback pattern{'s' * (columns > 1)}"))
+        ways.insert(
+            at_first,
+            (keys, f"lines that end with {columns:,} flyback pattern{'s' * (columns > 1)}"),
+        )
     if odd or height == 1:
         begin = first + more if not last else [first + more, last]
         ways.append((f"input.skip_frames: {begin}", f"without the first {more:,}"))

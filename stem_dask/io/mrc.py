@@ -66,13 +66,19 @@ def list_mrc(path: str) -> list[Candidate]:
     if min(shape) < 1 or need > size:
         pattern_bytes = max(1, height * width * dtype.itemsize)
         there = max(0, size - offset) // pattern_bytes
-        way = f"; for these {as_raw(path, (there, height, width), dtype, offset)}" if there and min(shape) else ""
+        way = (
+            f"; for these {as_raw(path, (there, height, width), dtype, offset)}"
+            if there and min(shape)
+            else ""
+        )
         raise SourceError(
             f"{path}: the header says {by(shape)} {dtype} from byte {offset:,} on, {need:,} bytes in all, but the file "
             f"has {size:,}: {there:,} patterns; it was cut, or the header is damaged{way}"
         )
     more, odd = divmod(size - need, math.prod(shape[1:]) * dtype.itemsize)
-    remedy = "if the number of patterns is wrong, " + as_raw(path, (n + more, height, width), dtype, offset)
+    remedy = "if the number of patterns is wrong, " + as_raw(
+        path, (n + more, height, width), dtype, offset
+    )
     if odd:
         remedy = f"if the header is wrong, link the file as a .raw (ln -s) and give its sizes and input.offset={offset}"
     notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy, offset) + signs

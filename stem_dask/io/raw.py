@@ -149,7 +149,9 @@ def _fewer(
         _checked(path, replace(layout, shape=stack), stack, dtype)
     except SourceError:  # what follows them is no part of a pattern
         return []
-    return ["set " + ", ".join(filter(None, (f"input.shape: {list(stack)}", keys))) for keys in ways]
+    return [
+        "set " + ", ".join(filter(None, (f"input.shape: {list(stack)}", keys))) for keys in ways
+    ]
 
 
 def _more(layout: RawLayout, shape: tuple[int, ...], more: int, per_pattern: int) -> list[str]:
