@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from stem_dask.errors import SourceError
+from stem_dask.io.axis_names import order_by
 from stem_dask.io.candidate import Candidate, by
 from stem_dask.io.fits import frame_way, scan_ways
 from stem_dask.io.frames import Flipped
@@ -115,15 +116,17 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
 
 
 def _by_names(view: View) -> View:
-    """Axes that bear the names of ours in another order are put into it; whether the detector comes first is told elsewhere."""
-    names = tuple(axis.name for axis in view.axes)
-    for wanted in ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS)):
-        if sorted(names) != sorted(wanted) or names in (wanted, (*DETECTOR_DIMS, *SCAN_DIMS)):
-            continue
-        order = tuple(names.index(name) for name in wanted)
-        note = f"the axes of the file are {', '.join(names)}; they are put in order"
-        return view.on(Transposed(view.source, order), [view.axes[i] for i in order], note)
-    return view
+    """The axes in the order that their names ask for, under our names."""
+    if len(view.axes) not in (3, 4):
+        return view
+    order, note = order_by([axis.name for axis in view.axes])
+    notes = (note,) if note else ()
+    if order is None:
+        return view.on(view.source, view.axes, *notes)
+    axes = [view.axes[i] for i in order]
+    names = (*SCAN_DIMS, *DETECTOR_DIMS) if len(order) == 4 else (axes[0].name, *DETECTOR_DIMS)
+    source = view.source if order == tuple(range(len(order))) else Transposed(view.source, order)
+    return view.on(source, _named(axes, names), *notes)
 
 
 def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:

@@ -152,6 +152,17 @@ def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
     return (label, scale) if label else None
 
 
+def _names(data: Any) -> tuple[str, ...]:
+    """The names of the axes without scales: HDF5's labels, or the attribute ``axes`` of NeXus in the dataset or its group."""
+    if any(found := labels(data)):
+        return found
+    for attrs in (attributes_of(data), attributes_of(data.parent)):
+        axes = attrs.get("axes")
+        if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
+            return tuple(text_of(name) for name in axes)
+    return ("",) * data.ndim
+
+
 def _title(name: str) -> str:
     return name.split("/")[1] if name.startswith("Experiments/") else name
 
@@ -168,6 +179,7 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         }
     parent = data.parent
     axes, told_axes = [], []
+    names = _names(data)
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
@@ -180,7 +192,7 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         else:
             attrs = attributes_of(found) if found is not None else {}
             told_axes.append(attrs)
-            axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
+            axes.append(axis_from(attrs.get("name", names[i] or f"axis{i}"), int(size), attrs))
     shape, chunks = tuple(int(n) for n in data.shape), data.chunks
     chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
