@@ -110,7 +110,7 @@ def test_a_header_of_a_raw_file(tmp_path):
         assert f"set input.offset: {n}" in found.info.notes[0]
         agrees(find(path, shape=array.shape, dtype="u2", offset=n), array)
     path.write_bytes(b"h" * 1023 + array.tobytes())
-    message, ways = refused(path, shape=array.shape, dtype="u2")
+    _, ways = refused(path, shape=array.shape, dtype="u2")
     assert ways[-1] == {"offset": 1023}
 
 
@@ -273,7 +273,7 @@ def test_bytes_at_each_pattern_that_a_header_does_not_state(tmp_path, kind):
     head, body = head[: len(head) - 12 * stride], head[len(head) - 12 * stride :]
     frames = [body[i * stride : (i + 1) * stride] + b"\0" * 3 for i in range(12)]
     path.write_bytes(head + b"".join(frames))
-    with pytest.raises(SourceError, match="header or|header or footer") as caught:
+    with pytest.raises(SourceError, match=r"header or") as caught:
         find(path)
     message = str(caught.value)
     before, after = message.split("input.frame_header=")[0], message.rsplit(", or ", 1)[1]

@@ -170,11 +170,11 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}; set {'; or '.join(ways)}"
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
         )
-    note = () if told == "input" else (f"the file states a scan of {n_y:,} x {n_x:,}",)
+    notes = [] if told == "input" else [f"the file states a scan of {n_y:,} x {n_x:,}"]
     if framed and (first or last):
-        note += (f"the size of the file also fits {framed}; check that patterns do not shift",)
+        notes.append(f"the size of the file also fits {framed}; check that patterns do not shift")
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
-    return view.on(ScanOfList(source, (n_y, n_x)), folded, *note)
+    return view.on(ScanOfList(source, (n_y, n_x)), folded, *notes)
 
 
 def _without_scan(hint: str, axes: Sequence[Axis]) -> str:

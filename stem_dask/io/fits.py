@@ -3,8 +3,6 @@
 Each way that is named gives the right number of bytes and patterns exactly.
 """
 
-from math import prod
-
 from stem_dask.io.candidate import as_raw
 from stem_dask.io.frames import FramedFile, Run
 from stem_dask.io.objects import at
@@ -67,9 +65,10 @@ def frame_way(name: str, source: Source, n: int) -> str:
         return ""
     while isinstance(source, Wrapped):
         source = source.source
-    pixels = prod(source.shape[-2:]) * source.dtype.itemsize
+    height, width = source.shape[-2:]
+    pixels = height * width * source.dtype.itemsize
     if isinstance(source, FlatFile):
-        source = FramedFile((Run(source.path, source.offset, pixels, n),), source.dtype, source.shape[-2:])  # fmt: skip
+        source = FramedFile((Run(source.path, source.offset, pixels, n),), source.dtype, (height, width))  # fmt: skip
     if not isinstance(source, FramedFile) or len(source.runs) > 1:
         return ""
     [run] = source.runs

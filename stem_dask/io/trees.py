@@ -100,31 +100,38 @@ def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis
 
 def list_hdf5(path: str) -> list[dict[str, Any]]:
     """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
+    unlocked: list[str] = []
+    with opened_hdf5(path, unlocked) as file:
+        found = _listed(path, file)
+    return [{**one, "notes": (*one.get("notes", ()), *unlocked)} for one in found]
+
+
+def _listed(path: str, file: Any) -> list[dict[str, Any]]:
+    """The same of a file that is open."""
     import h5py
 
-    with opened_hdf5(path) as file:
-        _refuse_velox(path, file)
-        experiments = file.get("Experiments")
-        if isinstance(experiments, h5py.Group):
-            names = [f"Experiments/{escaped(name)}/data" for name in experiments]
-            signals = [(name, file.get(as_bytes(name))) for name in names]
-            return [
-                _hdf5_dataset(path, file, name, data)
-                for name, data in signals
-                if isinstance(data, h5py.Dataset)
-            ]
-        others: list[str] = []
-        if not ours.is_h5(file):
-            listed = datasets_below(file, others)
-            found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
-        else:
-            found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
-        if others and not any(len(one["source"].shape) > 2 for one in found):
-            raise SourceError(
-                f"{path}: no 4D array of numbers and no stack of patterns; the file has "
-                + "; ".join(others[:_MOST_OTHERS])
-            )
-        return found
+    _refuse_velox(path, file)
+    experiments = file.get("Experiments")
+    if isinstance(experiments, h5py.Group):
+        names = [f"Experiments/{escaped(name)}/data" for name in experiments]
+        signals = [(name, file.get(as_bytes(name))) for name in names]
+        return [
+            _hdf5_dataset(path, file, name, data)
+            for name, data in signals
+            if isinstance(data, h5py.Dataset)
+        ]
+    others: list[str] = []
+    if not ours.is_h5(file):
+        listed = datasets_below(file, others)
+        found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
+    else:
+        found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
+    if others and not any(len(one["source"].shape) > 2 for one in found):
+        raise SourceError(
+            f"{path}: no 4D array of numbers and no stack of patterns; the file has "
+            + "; ".join(others[:_MOST_OTHERS])
+        )
+    return found
 
 
 def _refuse_velox(path: str, file: Any) -> None:
