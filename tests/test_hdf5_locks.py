@@ -91,7 +91,7 @@ def test_a_file_system_without_locks(tmp_path):
         "from stem_dask.io.read import find; from stem_dask.io.hdf5 import Hdf5Sink\n"
         "found = find('a.h5'); print(found.info.notes)\n"
         "array = found.source[(slice(None),) * 4]\n"
-        "sink = Hdf5Sink('b.h5', 'spool', array.shape, 'u2', array.shape, 'data')\n"
+        "sink = Hdf5Sink('./b.h5', 'spool', array.shape, 'u2', array.shape, 'data')\n"
         "sink.create(resume=False)\n"
         "sink.write(0, tuple(slice(0, n) for n in array.shape[:2]), {'patterns': array})\n"
         "from stem_dask.model import Record\n"
