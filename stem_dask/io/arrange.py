@@ -11,6 +11,7 @@ from typing import Literal
 from stem_dask.errors import SourceError
 from stem_dask.io.axis_names import order_by
 from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.containers import of_many
 from stem_dask.io.fits import frame_way, scan_ways
 from stem_dask.io.frames import Flipped
 from stem_dask.io.sources import (
@@ -147,7 +148,11 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
         ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
         if ours or _kind(name) in (".pt", ".npy", ".zarr"):
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
-        raise SourceError(f"{name}: {chosen.name} {_without_scan(chosen.hint, axes)}")
+        if chosen.part:
+            raise SourceError(
+                f"{name}: {chosen.name} is a stack of {axes[0].size:,} patterns: {chosen.part}"
+            )
+        raise SourceError(f"{name}: {chosen.name} {_without_scan(name, chosen.hint, axes)}")
     told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
         n_y, n_x = geometry.scan_shape
@@ -170,14 +175,15 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}; set {'; or '.join(ways)}"
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
         )
-    notes = [] if told == "input" else [f"the file states a scan of {n_y:,} x {n_x:,}"]
+    notes = [chosen.part.partition("; join them")[0]] if chosen.part else []
+    notes += [] if told == "input" else [f"the file states a scan of {n_y:,} x {n_x:,}"]
     if framed and (first or last):
         notes.append(f"the size of the file also fits {framed}; check that patterns do not shift")
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
     return view.on(ScanOfList(source, (n_y, n_x)), folded, *notes)
 
 
-def _without_scan(hint: str, axes: Sequence[Axis]) -> str:
+def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
     """What a stack without a scan is, what to do about it, and what the scan might be: by a header, or a square one."""
     n, side = axes[0].size, isqrt(axes[0].size)
     pixels = by([axis.size for axis in axes[1:]])
@@ -185,7 +191,7 @@ def _without_scan(hint: str, axes: Sequence[Axis]) -> str:
     if n == 1:
         return (
             f"is a single image of {pixels} pixels, no scan of patterns; "
-            "input.scan_shape: [1, 1] takes it as a scan of one"
+            f"input.scan_shape: [1, 1] reads it as a scan of one{of_many(name)}"
         )
     if spectra is not None:
         hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"

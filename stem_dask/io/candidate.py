@@ -30,7 +30,7 @@ class Candidate:
     another file says it in its own way (False: the detector comes first);
     ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`; ``valid`` is False
     where a pattern could not be read when the file was written, shaped as patterns of one pixel; ``hint`` is what a header
-    says of the scan without saying which it is; ``fault`` is why the array cannot be read, told when it is chosen.
+    says of the scan without saying which it is; ``part`` says of which larger acquisition this is a part; ``fault`` is why the array cannot be read, told when it is chosen.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Candidate:
     about: Mapping[str, Any] | None = None
     valid: Source | None = None
     hint: str = ""
+    part: str = ""
     fault: str = ""
 
 

@@ -13,6 +13,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io.arrange import Geometry, ScanOrder, View, arranged, parted
 from stem_dask.io.candidate import Candidate, by, plain
 from stem_dask.io.claims import refuse_impossible
+from stem_dask.io.containers import can_be_quoted
 from stem_dask.io.damage import one_line
 from stem_dask.io.families import open_file
 from stem_dask.io.frames import Squeezed
@@ -179,8 +180,30 @@ def _choose(
                 else []
             )
             return fitting[0], notes
+    series = next((c for c in candidates if len(c.source.shape) > 4), None)
     raise SourceError(
         f"{name}: no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
+        + ("" if series is None else f"; {_one_of_series(name, series)}")
+    )
+
+
+def _one_of_series(name: str, series: Candidate) -> str:
+    """How to write the first scan of an array with more than four axes into a file that can be read."""
+    source, n_axes = series.source, len(series.source.shape)
+    inside = source.name if isinstance(source, (Hdf5Dataset, ZarrArray)) else ""
+    first = ", ".join("0" * (n_axes - 4))
+    if isinstance(source, Hdf5Dataset):
+        array, needs = f"h5py.File('{name}')['{inside}']", "h5py, hdf5plugin, numpy"
+    elif isinstance(source, ZarrArray):
+        array, needs = f"zarr.open('{name}')" + (f"['{inside}']" if inside else ""), "numpy, zarr"
+    else:
+        array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
+    if not can_be_quoted(name, inside) or not (inside or name.endswith((".npy", ".zarr"))):
+        return f"write one scan of the {n_axes} axes into a file of its own"
+    out = f"{Path(name).stem}_0.npy"
+    return (
+        f"of {n_axes} axes write one scan into a file of its own: "
+        f"python -c \"import {needs}; numpy.save('{out}', {array}[{first}])\", then open {out}"
     )
 
 

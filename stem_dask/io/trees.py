@@ -17,14 +17,18 @@ from stem_dask.io import ours
 from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import packed, refuse_outside
+from stem_dask.io.containers import ZARR_ROOTS
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.hdf5_heaps import opened_hdf5
 from stem_dask.io.hdf5_links import (
     MAX_DEPTH,
+    Outside,
     as_bytes,
     datasets_below,
     escaped,
     fault_of,
+    in_other_files,
+    part_of,
     unwritten,
 )
 from stem_dask.io.hdf5_metadata import attributes_of
@@ -34,8 +38,6 @@ from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
 from stem_dask.model import Axis
 from stem_dask.urls import is_url
 
-#: what makes a folder a zarr store, or a part of one
-ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: where HyperSpy puts its signals; below each are groups and arrays of metadata
 _SIGNALS = "Experiments/"
 _MOST_OTHERS = 6  # things that are no patterns, and are named all the same
@@ -121,16 +123,21 @@ def _listed(path: str, file: Any) -> list[dict[str, Any]]:
             if isinstance(data, h5py.Dataset)
         ]
     others: list[str] = []
+    links: list[Outside] = []
     if not ours.is_h5(file):
-        listed = datasets_below(file, others)
+        listed = datasets_below(file, others, links)
         found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
     else:
         found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
-    if others and not any(len(one["source"].shape) > 2 for one in found):
-        raise SourceError(
-            f"{path}: no 4D array of numbers and no stack of patterns; the file has "
-            + "; ".join(others[:_MOST_OTHERS])
+    without = not any(len(one["source"].shape) > 2 for one in found)
+    if without and (others or links):
+        has = "; the file has " + "; ".join(others[:_MOST_OTHERS]) if others else ""
+        what = (
+            in_other_files(path, links)
+            if links
+            else "no 4D array of numbers and no stack of patterns"
         )
+        raise SourceError(f"{path}: {what}{has}")
     return found
 
 
@@ -208,6 +215,9 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
         notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
+    part, doubt = part_of(path, name, attributes_of(data)) if len(shape) == 3 else ("", "")
+    if "MATLAB_class" in data.attrs:
+        notes += (f"MATLAB stores axes in reverse: there it is {by(shape[::-1])}",)
     said = {
         "file": attributes_of(file),
         "group": attributes_of(parent),
@@ -226,7 +236,8 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         "axes": tuple(axes),
         "chunks": chunks,
         "swapped": _detector_last(told_axes),
-        "hint": _spectra(told_axes),
+        "hint": _spectra(told_axes) or doubt,
+        "part": part,
         "fault": fault,
         **known,
         "notes": (*notes, *known.get("notes", ())),
