@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, get_args, get_origin
@@ -13,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from stem_dask.errors import ConfigError
-from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
+from stem_dask.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.urls import without_secrets
 
@@ -29,7 +28,6 @@ _PATHS = (
     "cluster.log_directory", "output.local_folder",
 )  # fmt: skip
 _SHOWN_CHARACTERS = 80
-_NO_UTF8 = re.compile("[\udc80-\udcff]")  # how Python has such bytes of a file's name
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
 
 
@@ -340,8 +338,8 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         else:
             shown = "empty" if value is None and not key else _show(value)
             text = f"{key or 'the content'} is {shown}; expected {_expected(hint)}"
-            if isinstance(value, str) and _NO_UTF8.search(value):
-                text = f"{key} is {_renamed(value, of_input=top == 'input')}"
+            if isinstance(value, str) and NO_UTF8.search(value):
+                text = f"{key} is {renamed(value, of_input=top == 'input')}"
             numeric = kind in ("int_type", "float_type") and isinstance(value, str)
             if numeric and _NUMBER.fullmatch(value):  # 1e-3 is text in YAML 1.1, and so is "3"
                 number = float(value)
@@ -350,22 +348,6 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         if [*map(len, (key, text))] > [*map(len, found.get((top, leaf), ("", "")))]:
             found[top, leaf] = (key, text)
     return list(found.values())
-
-
-def _renamed(path: str, *, of_input: bool) -> str:
-    r"""A name with bytes that are not UTF-8, such as those of Latin-1, and what to do about it.
-
-    Examples
-    --------
-    >>> _renamed("5_" + chr(0xDCB5) + "m.npy", of_input=True)
-    '5_\\xb5m.npy, which is not UTF-8; rename the file: mv 5_*m.npy 5__m.npy'
-    """
-    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    if not of_input:
-        return f"{shown}, which is not UTF-8; choose another name"
-    old, new = (_NO_UTF8.sub(sign, path) for sign in "*_")
-    pattern = "*".join(shlex.quote(part) if part else "" for part in old.split("*"))
-    return f"{shown}, which is not UTF-8; rename the file: mv {pattern} {shlex.quote(new)}"
 
 
 def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:

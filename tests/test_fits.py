@@ -12,7 +12,6 @@ import zarr
 from frames_made import SHAPE, agrees, mib, mrc, numbers, tvips
 
 from stem_dask.errors import SourceError
-from stem_dask.io.dm_write import encode_tags
 from stem_dask.io.read import find
 
 WAY = r"input\.\w+: (?:\[[^\]]*\]|[\w.]+)"
@@ -281,19 +280,6 @@ def test_bytes_at_each_pattern_that_a_header_does_not_state(tmp_path, kind):
     after = after.split(";")[0].removeprefix("input.frame_header=")
     link = before + (f"input.frame_header={lead} " if lead else "") + after[after.index("input.frame_footer") :]  # fmt: skip
     np.testing.assert_array_equal(followed(link, tmp_path), array.reshape(SHAPE))
-
-
-def test_a_dm4_whose_data_are_other_than_it_states(tmp_path):
-    """A scan that was stopped, or dimensions that were edited: what is there can be read as plain numbers."""
-    array = numbers((12, 6, 5))
-    for n_y in (2, 4):
-        image = {"Data": array.ravel(), "DataType": 10, "Dimensions": [5, 6, 4, n_y]}
-        tags = {"Meta Data": {"Data Order Swapped": True}}
-        path = tmp_path / f"a{n_y}.dm4"
-        path.write_bytes(encode_tags({"ImageList": [{"ImageData": image, "ImageTags": tags}]}))
-        with pytest.raises(SourceError, match=r"Dimensions say .* x 4 x 6 x 5") as caught:
-            find(path)
-        np.testing.assert_array_equal(followed(str(caught.value), tmp_path), array.reshape(SHAPE))
 
 
 # --- the cases of the issue -------------------------------------------------------------------------------------

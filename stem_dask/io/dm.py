@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import as_raw
 from stem_dask.io.object_file import opened_file
 from stem_dask.io.objects import at
 from stem_dask.model import Axis
@@ -286,17 +285,15 @@ def _image(path: str, order: str, index: int, entry: Any) -> DmImage | None:
     if not isinstance(data, ArrayTag) or code in _RGBA_TYPES:
         return None
     name = str(_dig(entry, "Name") or "")
-    tags = _dig(entry, "ImageTags")
-    swapped = _dig(tags, "Meta Data", "Data Order Swapped")
     shape = tuple(_children(_dig(entry, "ImageData", "Dimensions")))[::-1]  # DM: fastest first
     fault = _fault(shape, code, data.n_bytes)
     if fault:
         if 1 <= len(shape) <= 2:
             return None
         fault += f"; the file is cut or its header is wrong: {_REMEDY}"
-        if swapped:
-            fault += _patterns_there(path, order, shape, code, data)
         raise SourceError(f"{path}: image {index} ({name[:60]!r}): {fault}")
+    tags = _dig(entry, "ImageTags")
+    swapped = _dig(tags, "Meta Data", "Data Order Swapped")
     found = list(_children(_dig(entry, "ImageData", "Calibrations", "Dimension")))
     found = (found + [None] * len(shape))[: len(shape)][::-1]  # scripts write fewer or more
     axes = [_axis(f"axis{i}", *pair) for i, pair in enumerate(zip(shape, found, strict=True))]
@@ -306,17 +303,6 @@ def _image(path: str, order: str, index: int, entry: Any) -> DmImage | None:
         swapped=bool(swapped) if isinstance(swapped, int) else None,
         tags=tags if isinstance(tags, dict) else {},
     )
-
-
-def _patterns_there(
-    path: str, order: str, shape: tuple[Any, ...], code: Any, data: ArrayTag
-) -> str:
-    """How to read the patterns of an image whose data are complete patterns, but not as many as it states."""
-    if code not in _PIXEL_DTYPES or not all(type(size) is int and size > 0 for size in shape):
-        return ""
-    dtype = np.dtype(order + _PIXEL_DTYPES[code])
-    n, odd = divmod(data.n_bytes, prod(shape[-2:]) * dtype.itemsize)
-    return "" if odd or not n else f"; or {as_raw(path, (n, *shape[-2:]), dtype, data.offset)}"
 
 
 def _fault(shape: tuple[Any, ...], code: Any, n_bytes: int) -> str:

@@ -181,6 +181,13 @@ def _title(name: str) -> str:
     return name.split("/")[1] if name.startswith("Experiments/") else name
 
 
+def _reversed(data: Any) -> tuple[str, ...]:
+    """A note on MATLAB's order of axes, which is that of the file turned round."""
+    if "MATLAB_class" not in data.attrs:
+        return ()
+    return (f"MATLAB stores axes in reverse: there it is {by(data.shape[::-1])}",)
+
+
 def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
     if data.ndim < 3:  # listed, never taken; a file may have one for each pattern
         shape = tuple(int(n) for n in data.shape)
@@ -210,14 +217,12 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
     shape, chunks = tuple(int(n) for n in data.shape), data.chunks
     chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
-    notes = (*_odd_flags(told_axes), *unwritten(data))
+    notes = (*_odd_flags(told_axes), *unwritten(data), *_reversed(data))
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
         source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
         notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
     part, doubt = part_of(path, name, attributes_of(data)) if len(shape) == 3 else ("", "")
-    if "MATLAB_class" in data.attrs:
-        notes += (f"MATLAB stores axes in reverse: there it is {by(shape[::-1])}",)
     said = {
         "file": attributes_of(file),
         "group": attributes_of(parent),
