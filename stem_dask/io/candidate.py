@@ -175,9 +175,9 @@ def bytes_behind(
     >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 4, "cut them off")
     Traceback (most recent call last):
     stem_dask.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 28 are there: a size or the type is wrong, or each of 2 patterns has a header or footer of 2 bytes: ln -s a.npy a.raw, then open a.raw with input.shape=[2,3,4] input.dtype=uint8 input.offset=0 input.frame_header=2, or input.frame_footer=2; cut them off
-    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 6, "cut them off")
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 7, "cut them off")
     Traceback (most recent call last):
-    stem_dask.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 30 are there: a size or the type is wrong; cut them off
+    stem_dask.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 31 are there: a size or the type is wrong; cut them off
     """
     if rest <= 0:
         return ()

@@ -6,7 +6,10 @@ they are damaged, or were written by hand.
 
 from typing import Any
 
+import numpy as np
+
 from stem_dask.io.candidate import text_of
+from stem_dask.io.hdf5_metadata import attributes_of
 
 
 def labels(data: Any) -> tuple[str, ...]:
@@ -25,6 +28,17 @@ def labels(data: Any) -> tuple[str, ...]:
     if stored is None or not all(isinstance(text, (str, bytes)) for text in stored):
         return ("",) * data.ndim
     return tuple(text_of(text) for text in stored)
+
+
+def names_of(data: Any) -> tuple[str, ...]:
+    """The names of axes that need no scales: HDF5's labels, or the attribute ``axes`` of NeXus in the dataset or its group."""
+    if any(found := labels(data)):
+        return found
+    for item in (data, data.parent):
+        axes = attributes_of(item).get("axes")
+        if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
+            return tuple(text_of(name) for name in axes)
+    return ("",) * data.ndim
 
 
 def first_scale(data: Any, i: int) -> Any:

@@ -32,7 +32,7 @@ from stem_dask.io.hdf5_links import (
     unwritten,
 )
 from stem_dask.io.hdf5_metadata import attributes_of
-from stem_dask.io.hdf5_scales import first_scale, labels
+from stem_dask.io.hdf5_scales import first_scale, labels, names_of
 from stem_dask.io.objects import at, zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
 from stem_dask.model import Axis
@@ -166,17 +166,6 @@ def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
     return (label, scale) if label else None
 
 
-def _names(data: Any) -> tuple[str, ...]:
-    """The names of the axes without scales: HDF5's labels, or the attribute ``axes`` of NeXus in the dataset or its group."""
-    if any(found := labels(data)):
-        return found
-    for attrs in (attributes_of(data), attributes_of(data.parent)):
-        axes = attrs.get("axes")
-        if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
-            return tuple(text_of(name) for name in axes)
-    return ("",) * data.ndim
-
-
 def _title(name: str) -> str:
     return name.split("/")[1] if name.startswith("Experiments/") else name
 
@@ -200,7 +189,7 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         }
     parent = data.parent
     axes, told_axes = [], []
-    names = _names(data)
+    names = names_of(data)
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
