@@ -4,12 +4,12 @@ HDF5's own functions for them (h5py's ``dims``) believe whatever size and type t
 they are damaged, or were written by hand.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from stem_dask.io.candidate import text_of
-from stem_dask.io.hdf5_metadata import attributes_of
 
 
 def labels(data: Any) -> tuple[str, ...]:
@@ -30,12 +30,15 @@ def labels(data: Any) -> tuple[str, ...]:
     return tuple(text_of(text) for text in stored)
 
 
-def names_of(data: Any) -> tuple[str, ...]:
-    """The names of axes that need no scales: HDF5's labels, or the attribute ``axes`` of NeXus in the dataset or its group."""
+def names_of(data: Any, *said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of axes that need no scales: HDF5's labels, or the attribute ``axes`` of NeXus.
+
+    ``said`` are the attributes of the dataset, then those of its group.
+    """
     if any(found := labels(data)):
         return found
-    for item in (data, data.parent):
-        axes = attributes_of(item).get("axes")
+    for attributes in said:
+        axes = attributes.get("axes")
         if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
             return tuple(text_of(name) for name in axes)
     return ("",) * data.ndim

@@ -170,11 +170,11 @@ def _title(name: str) -> str:
     return name.split("/")[1] if name.startswith("Experiments/") else name
 
 
-def _reversed(data: Any) -> tuple[str, ...]:
+def _reversed(attrs: dict[str, Any], shape: tuple[int, ...]) -> tuple[str, ...]:
     """A note on MATLAB's order of axes, which is that of the file turned round."""
-    if "MATLAB_class" not in data.attrs:
+    if "MATLAB_class" not in attrs:
         return ()
-    return (f"MATLAB stores axes in reverse: there it is {by(data.shape[::-1])}",)
+    return (f"MATLAB stores axes in reverse: there it is {by(shape[::-1])}",)
 
 
 def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
@@ -188,8 +188,13 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
             "fault": fault_of(path, name, data),
         }
     parent = data.parent
+    said = {
+        "file": attributes_of(file),
+        "group": attributes_of(parent),
+        "dataset": attributes_of(data),
+    }
     axes, told_axes = [], []
-    names = names_of(data)
+    names = names_of(data, said["dataset"], said["group"])
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
@@ -206,18 +211,13 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
     shape, chunks = tuple(int(n) for n in data.shape), data.chunks
     chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
-    notes = (*_odd_flags(told_axes), *unwritten(data), *_reversed(data))
+    notes = (*_odd_flags(told_axes), *unwritten(data), *_reversed(said["dataset"], shape))
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
         source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
         notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
-    part, doubt = part_of(path, name, attributes_of(data)) if len(shape) == 3 else ("", "")
-    said = {
-        "file": attributes_of(file),
-        "group": attributes_of(parent),
-        "dataset": attributes_of(data),
-    }
     fault = fault_of(path, name, data) or packed(path, name, said["dataset"])
+    part, doubt = part_of(path, name, said["dataset"]) if len(shape) == 3 else ("", "")
     said = {where: attributes for where, attributes in said.items() if attributes}
     known: dict[str, Any] = {"metadata": said}
     if name.startswith("Experiments/"):
