@@ -67,8 +67,9 @@ def _check_name(name: str, suffix: str) -> None:
     if suffix in _NEIGHBOURS:
         raise SourceError(f"{name}: {_NEIGHBOURS[suffix]}")
     if not path.exists():
+        unknown = "" if suffix in ("", *READERS) else f"; {_not_known(suffix)}"
         raise SourceError(
-            f"{name}: there is no such file; check input.path (relative to {Path.cwd()})"
+            f"{name}: there is no such file; check input.path (relative to {Path.cwd()}){unknown}"
         )
     is_folder = suffix in READERS and READERS[suffix][2]
     if path.is_dir():
@@ -80,6 +81,14 @@ def _check_name(name: str, suffix: str) -> None:
     _check_content(name, suffix)
     if is_folder:
         raise SourceError(f"{name}: {READERS[suffix][0]} is a folder, this is a file")
+
+
+def _extension(suffix: str) -> str:
+    return f"the file extension {suffix} is not known" if suffix else "a file without extension"
+
+
+def _not_known(suffix: str) -> str:
+    return f"{_extension(suffix)}; known are {', '.join(sorted(READERS))}"
 
 
 def _check_content(name: str, suffix: str) -> None:
@@ -94,13 +103,12 @@ def _check_content(name: str, suffix: str) -> None:
         if what and (suffix != ".pt" or way != COPY):  # a damaged .pt is told by its reader
             raise SourceError(f"{name}: {what}; {way}")
     if suffix not in READERS:
-        known = f"known are {', '.join(sorted(READERS))}"
-        if content is not None:
-            known = (
-                f"by its content it is {content[0]}: rename it to {Path(name).stem}{content[1][0]}"
-            )
-        what = f"the file extension {suffix} is not known" if suffix else "a file without extension"
-        raise SourceError(f"{name}: {what}; {known}")
+        if content is None:
+            raise SourceError(f"{name}: {_not_known(suffix)}")
+        rename = f"rename it to {Path(name).stem}{content[1][0]}"
+        raise SourceError(
+            f"{name}: {_extension(suffix)}; by its content it is {content[0]}: {rename}"
+        )
     if content is not None and suffix not in content[1]:
         raise SourceError(
             f"{name}: the name ends in {suffix}, but by its content it is {content[0]}; "
