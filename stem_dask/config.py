@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from stem_dask.errors import ConfigError
-from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
+from stem_dask.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.units import next_multiples
 from stem_dask.urls import without_secrets
@@ -343,6 +343,8 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         else:
             shown = "empty" if value is None and not key else _show(value)
             text = f"{key or 'the content'} is {shown}; expected {_expected(hint)}"
+            if isinstance(value, str) and NO_UTF8.search(value):
+                text = f"{key} is {renamed(value, of_input=top == 'input')}"
             numeric = kind in ("int_type", "float_type") and isinstance(value, str)
             if numeric and _NUMBER.fullmatch(value):  # 1e-3 is text in YAML 1.1, and so is "3"
                 number = float(value)

@@ -127,6 +127,8 @@ class Input(_Section):  # what is read
     shape: Sizes | None = None
     dtype: Dtype | None = None
     offset: Place = 0
+    frame_header: Place = 0
+    frame_footer: Place = 0
     dark: Npy | None = None
     gain: Npy | None = None
     mask: Literal["auto"] | Npy | Annotated[Mask, _MASK] | None = None

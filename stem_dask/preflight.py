@@ -187,6 +187,8 @@ def find_input(config: Config) -> Found:
         shape=options.shape,
         dtype=options.dtype,
         offset=options.offset,
+        frame_header=options.frame_header,
+        frame_footer=options.frame_footer,
     )
 
 

@@ -67,6 +67,8 @@ def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
             "shape": None,
             "dtype": None,
             "offset": 0,
+            "frame_header": 0,
+            "frame_footer": 0,
             "dark": None,
             "gain": None,
             "mask": None,

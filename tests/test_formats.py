@@ -469,6 +469,6 @@ def test_scales_of_another_program_are_read(tmp_path):
         Axis("y", 3, 2.0, 5.0, "nm"),
         Axis("x", 4),
         Axis("qy", 6, 0.25, -1.0, "nm"),
-        Axis("axis3", 5),
+        Axis("qx", 5),
     )
     assert found["metadata"] == {}

@@ -4,7 +4,10 @@ HDF5's own functions for them (h5py's ``dims``) believe whatever size and type t
 they are damaged, or were written by hand.
 """
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from stem_dask.io.candidate import text_of
 from stem_dask.io.hdf5_metadata import is_safe
@@ -26,6 +29,20 @@ def labels(data: Any) -> tuple[str, ...]:
     if stored is None or not all(isinstance(text, (str, bytes)) for text in stored):
         return ("",) * data.ndim
     return tuple(text_of(text) for text in stored)
+
+
+def names_of(data: Any, *said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of axes that need no scales: HDF5's labels, or the attribute ``axes`` of NeXus.
+
+    ``said`` are the attributes of the dataset, then those of its group.
+    """
+    if any(found := labels(data)):
+        return found
+    for attributes in said:
+        axes = attributes.get("axes")
+        if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
+            return tuple(text_of(name) for name in axes)
+    return ("",) * data.ndim
 
 
 def first_scale(data: Any, i: int) -> Any:

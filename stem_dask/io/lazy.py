@@ -112,6 +112,8 @@ def open_patterns(
     shape: Sequence[int] | None = None,
     dtype: str | None = None,
     offset: int = 0,
+    frame_header: int = 0,
+    frame_footer: int = 0,
     dark: str | Path | NDArray | None = None,
     gain: str | Path | NDArray | None = None,
     mask: str | Mapping[str, Sequence[Any]] | NDArray | None = None,
@@ -136,6 +138,7 @@ def open_patterns(
     flip : turn every pattern top to bottom
     missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
     shape, dtype, offset : sizes, numpy type and first byte of a .raw file
+    frame_header, frame_footer : bytes before and after each pattern of a .raw file
     dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
     mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
     mask_fill : ``zero``, or ``median`` of the good neighbours
@@ -177,6 +180,8 @@ def open_patterns(
         shape=shape,
         dtype=dtype,
         offset=offset,
+        frame_header=frame_header,
+        frame_footer=frame_footer,
     )
     found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
     patterns = corrected(lazy_patterns(found, block_positions(found, chunk_mb)), dark, gain)
