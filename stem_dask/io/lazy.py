@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,23 @@ from stem_dask.urls import is_url
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+
+def _after_fork() -> None:
+    """Give a forked process its own threads: of its parent's Dask pool and client it has only the objects."""
+    threaded = sys.modules.get("dask.threaded")
+    if threaded is None:
+        return
+    import dask
+
+    threaded.default_pool = None  # type: ignore[attr-defined]
+    threaded.pools.clear()
+    if dask.config.get("scheduler", None) == "dask.distributed":
+        dask.config.set(scheduler="threads")
+
+
+# before Python 3.12 nothing warns of a fork after threads were started, and the child would wait for them for ever
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
