@@ -126,7 +126,6 @@ def _crop(
             str(store),
             str(output),
             layout=layout,
-            keep_dtype=as_tensor,
             overwrite=options.overwrite,
         )
     for path in beside:
