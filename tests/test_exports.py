@@ -653,9 +653,7 @@ def test_pt_keep_dtype(tmp_path):
 
 def test_pt_refuses_values_that_would_wrap(tmp_path):
     huge = np.full(SHAPE, 2**63, "u8")
-    text = (
-        r"a \.pt holds values up to 9,223,372,036,854,775,807, the data reach {}; use float32 \(sd\.cast"
-    )
+    text = r"a \.pt holds values up to 9,223,372,036,854,775,807, the data reach {}; use float32 \(sd\.cast"
     with pytest.raises(ConfigError, match=text.format("9,223,372,036,854,775,808")):
         export(lazy(huge), tmp_path / "a.pt")
     with dask.config.set(scheduler=lambda *args, **options: pytest.fail("something was computed")):
@@ -716,7 +714,14 @@ def test_every_command_writes_the_same_type(tmp_path, monkeypatch, way):
         words = {
             "run": ["run", "a.yaml"],
             "convert": ["convert", "--input", "a.npy", "--output", "out.pt"],
-            "preprocess": ["preprocess", "--input", "a.npy", "--output", "out.pt", "output.dtype=auto"],
+            "preprocess": [
+                "preprocess",
+                "--input",
+                "a.npy",
+                "--output",
+                "out.pt",
+                "output.dtype=auto",
+            ],
             "crop": ["crop", "--input", "a.npy", "--output", "out.pt"],
             "crop a tensor": ["crop", "--input", "a_tensor.pt", "--output", "out.pt"],
         }[way]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io import ours
 from stem_dask.io.candidate import Candidate, by, bytes_behind, scan_axes
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.object_file import opened_file
@@ -250,7 +251,8 @@ def _npy(name: str) -> list[Candidate]:
     if fortran:
         source = Transposed(source, tuple(range(len(shape)))[::-1])
     notes = _behind_npy(name, offset + n_bytes, shape, dtype)
-    return [Candidate("array", source, _plain_axes(shape), notes=notes)]
+    about = ours.of_results(name, source.shape)
+    return [Candidate("array", source, _plain_axes(shape), notes=notes, about=about)]
 
 
 def _behind_npy(name: str, end: int, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, ...]:

@@ -100,12 +100,11 @@ def downsample(
             axis, size=size, scale=axis.scale * factor, offset=axis.offset + axis.scale * shift
         )
     attrs = {**patterns.attrs, "downsample_factor": factor, "downsample_method": method}
+    said, mean = attrs.get("intensity", "counts"), "mean counts per source pixel"
     if method != "stride" and reduce == "mean":
-        attrs["intensity"] = "mean counts per source pixel"
-    elif reduce == "sum" and attrs.get("intensity", "counts") != "counts":
-        attrs["intensity"] = (
-            f"sums of {attrs['intensity']}"  # of patterns that were downsampled before
-        )
+        attrs["intensity"] = mean if said in ("counts", mean) else f"means of {said}"
+    elif reduce == "sum" and said != "counts":
+        attrs["intensity"] = f"sums of {said}"  # of patterns that were downsampled before
     small = as_patterns(as_arrays(out), axes, attrs)
     lead = lead_dims(patterns)
     return small.assign_coords(
