@@ -17,7 +17,7 @@ from stem_dask.errors import ConfigError
 from stem_dask.io import h5, hspy, zspy
 from stem_dask.io.codec import CODECS, LARGEST_CHUNK
 from stem_dask.io.hdf5 import Hdf5Sink
-from stem_dask.io.metadata import hdf5_tree
+from stem_dask.io.metadata import from_text, hdf5_tree
 from stem_dask.io.npy import NpySink
 from stem_dask.io.object_sink import ObjectStoreSink
 from stem_dask.io.pt import PtSink, check_int64, layout_shape, signed_dtype
@@ -203,7 +203,7 @@ class Target:
         DiskFullError
             When there is no room for it.
         """
-        patterns = self.patterns.assign_attrs(attrs or {})
+        patterns = self.patterns.assign_attrs({**from_text(self.patterns.attrs), **(attrs or {})})
         if valid is not None:
             patterns = patterns.assign_coords(valid=(lead_dims(patterns), np.asarray(valid)))
         analysis = self.analysis if analysis is None else analysis
@@ -232,7 +232,7 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
         {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
         for a in axes_of(patterns)
     ]
-    attrs = plain(patterns.attrs)
+    attrs = plain(from_text(patterns.attrs))
     content: dict[str, Any] = {
         "axes": axes,
         "window": {name: attrs[name] for name in WINDOW_ATTRS if name in attrs},

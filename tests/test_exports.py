@@ -656,9 +656,11 @@ def test_pt_refuses_values_that_would_wrap(tmp_path):
     text = r"a \.pt holds values up to 9,223,372,036,854,775,807, the data reach {}; use float32 \(sd\.cast"
     with pytest.raises(ConfigError, match=text.format("9,223,372,036,854,775,808")):
         export(lazy(huge), tmp_path / "a.pt")
-    with dask.config.set(scheduler=lambda *args, **options: pytest.fail("something was computed")):
-        with pytest.raises(ConfigError, match=text.format("10,000,000,000,000,000,000")):
-            export(lazy(huge, maximum=1e19), tmp_path / "a.pt")
+    with (
+        dask.config.set(scheduler=lambda *args, **options: pytest.fail("something was computed")),
+        pytest.raises(ConfigError, match=text.format("10,000,000,000,000,000,000")),
+    ):
+        export(lazy(huge, maximum=1e19), tmp_path / "a.pt")
     assert list(tmp_path.iterdir()) == []
     largest = np.full(SHAPE, 2**63 - 1, "u8")
     export(lazy(largest, maximum=float(2**63 - 1)), tmp_path / "b.pt")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.errors import ConfigError
 from stem_dask.io.arrange import ScanOrder
 from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
@@ -181,8 +182,13 @@ def open_patterns(
     >>> open_patterns(f"{folder}/scan.npy").dims
     ('scan_y', 'scan_x', 'ky', 'kx')
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(
+            f"path is a {type(path).__name__}; expected the path of a file: sd.analyze, sd.crop and the others take arrays and "
+            "signals as they are"
+        )
     found = find(
-        path if is_url(path) else Path(path).absolute(),
+        path if is_url(path) else Path(path).expanduser().absolute(),
         dataset=dataset,
         scan_shape=scan_shape,
         scan_order=scan_order,

@@ -1,5 +1,6 @@
 """The file's own metadata, bounded and as plain JSON; and in the form that an HDF5 file can hold."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -88,3 +89,28 @@ def _value(value: Any) -> Any:
     except ValueError:  # rows of different lengths
         array = np.array(None)
     return array if array.dtype.kind in "biuf" and value else json.dumps(value, ensure_ascii=False)
+
+
+def as_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that a netCDF file can hold: dictionaries as JSON, and none that are None; see `from_text`.
+
+    Examples
+    --------
+    >>> as_text({"given": {"beam_energy_kv": 200.0}, "global_radius": None, "align": "fixed"})
+    {'given': '{"beam_energy_kv": 200.0}', 'align': 'fixed'}
+    """
+    return {
+        name: json.dumps(plain(value), ensure_ascii=False) if isinstance(value, Mapping) else value
+        for name, value in attrs.items()
+        if value is not None
+    }
+
+
+def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes before `as_text`; a text that is no JSON of a dictionary stays."""
+    found = dict(attrs)
+    for name in ("given", "original_metadata"):
+        if isinstance(attrs.get(name), str):
+            with contextlib.suppress(ValueError):
+                found[name] = json.loads(attrs[name])
+    return found

@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
+from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels.crop import window_intensity
-from stem_dask.stages.patterns import blocks_of, lead_shape, map_patterns, per_pattern
+from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.crop import refuse_other_windows
+from stem_dask.stages.matching import differing, refuse_other_patterns, regular
+from stem_dask.stages.patterns import (
+    axis_of,
+    blocks_of,
+    labelled,
+    lead_dims,
+    lead_shape,
+    map_patterns,
+    per_pattern,
+)
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
@@ -21,12 +32,14 @@ if TYPE_CHECKING:
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
 FLOAT_SLACK = 1e-12
+#: a window that holds more than its pattern, by more than this, is not of that pattern
+RETENTION_SLACK = 1e-9
 #: name of the intensity in a window, where it waits in the run's folder
 INSIDE = "inside"
 
 
 def validate(
-    patterns: xr.DataArray,
+    patterns: Any,
     cropped: xr.DataArray,
     analysis: xr.Dataset,
     *,
@@ -45,6 +58,13 @@ def validate(
     -------
     Dataset with ``retention`` by position (float64, NaN when empty) and the scalars of `retention_statistics`
 
+    Raises
+    ------
+    ConfigError
+        When the three do not belong together, as far as coordinates and attributes tell.
+    SourceError
+        When it is computed, and a window holds more than its pattern.
+
     Examples
     --------
     >>> from stem_dask import analyze, choose_window, crop
@@ -58,6 +78,7 @@ def validate(
     import dask.array as da
     import xarray as xr
 
+    patterns, cropped = patterns_of(patterns), patterns_of(cropped)
     if lead_shape(patterns) != lead_shape(cropped):
         raise ConfigError(
             f"the patterns have {lead_shape(patterns)} positions, the cropped ones {lead_shape(cropped)}"
@@ -65,10 +86,22 @@ def validate(
     require_computed(analysis)
     if not 0 <= min_retention <= 1:
         raise ConfigError(f"min_retention is {min_retention}; expected 0 <= min_retention <= 1")
+    refuse_other_windows(cropped, analysis, "validate before downsampling")
+    refuse_other_patterns(patterns, analysis)
+    found = None
+    for dim in lead_dims(patterns):
+        axes = (axis_of(one, dim) for one in (cropped, patterns))
+        found = found or differing(dim, *map(regular, axes))
+    if found is None and cropped.dtype.newbyteorder("=") != patterns.dtype.newbyteorder("="):
+        found = f"the type is {cropped.dtype}, not {patterns.dtype}"
+    if found is not None:
+        raise ConfigError(
+            f"the windows are not those of the patterns: {found}; pass what sd.crop returned"
+        )
     inside = intensity_inside(cropped, float(analysis.attrs["threshold"]))
     total = np.asarray(analysis["total"].values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        retention = da.where(total > 0, inside / np.where(total > 0, total, 1), np.nan)
+    totals = da.from_array(total, chunks=inside.chunks)
+    retention = da.map_blocks(_retention_block, inside, totals, dtype=np.float64)
     slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
     target = float(cropped.attrs.get("target_retention", analysis.attrs["target_retention"]))
     # an array, not dask.delayed: that would optimize a graph of its own and read every block a second time
@@ -88,7 +121,18 @@ def validate(
     for i, name in enumerate(STATISTICS):
         kind = np.int64 if name.startswith("n_") else np.float64
         data[name] = xr.DataArray(statistics[i].astype(kind))
-    return xr.Dataset(data)
+    return labelled(xr.Dataset(data))
+
+
+def _retention_block(inside: NDArray, total: NDArray) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        retention: NDArray[np.float64] = np.where(total > 0, inside / total, np.nan)
+    if (retention > 1 + RETENTION_SLACK).any():
+        raise SourceError(
+            f"a window holds {np.nanmax(retention):g} times the intensity of its pattern: the windows are not those of the "
+            "patterns (scaled since?), or the file changed while it was read"
+        )
+    return retention
 
 
 STATISTICS = ("mean", "median", "min", "max", "std", "total_ratio", "n_target", "n_min", "n_empty")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import Align, Window
-from stem_dask.plan import axis_window, check_window, covering_radius
+from stem_dask.plan import axis_window, check_window, covering_radius, whole_number
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -239,14 +239,17 @@ def _wanted_size(
             )
         if len(window) != 4:
             raise ConfigError(f"window is {list(window)}; expected [y0, y1, x0, x1]")
+        for n in window:
+            whole_number(f"window is {list(window)}, and a bound", n, "integers")
         return (window[1] - window[0], window[3] - window[2])
     if isinstance(size, str) and size == "auto":
         return (2 * radius, 2 * radius)
     if isinstance(size, (int, np.integer)):
         return (int(size), int(size))
-    if isinstance(size, str) or len(size) != 2:
+    if isinstance(size, (str, float)) or len(size) != 2:
         raise ConfigError(f"size is {size!r}; expected auto, n, or [ny, nx] in source pixels")
-    return (int(size[0]), int(size[1]))
+    height, width = (whole_number(f"size is {list(size)}, and a side", n, "integers") for n in size)
+    return height, width
 
 
 def _given_window(window: Sequence[int], detector: tuple[int, int]) -> tuple[int, int]:
@@ -261,8 +264,11 @@ def _check(
     require_computed(analysis)
     if not 0 < coverage <= 1:
         raise ConfigError(f"coverage is {coverage}; expected 0 < coverage <= 1")
+    whole_number("margin_pixels", margin, "an integer >= 0")
     if margin < 0:
         raise ConfigError(f"margin_pixels is {margin}; expected an integer >= 0")
+    whole_number("size_multiple", size_multiple, "an integer >= 1")
+    whole_number("factor", factor, "an integer >= 1")
     if size_multiple < 1 or factor < 1:
         raise ConfigError(
             f"size_multiple is {size_multiple} and factor {factor}; both are integers >= 1"
