@@ -73,7 +73,7 @@ def _crop_into(
     from stem_dask.errors import ConfigError
     from stem_dask.io.publish import make_folder, refuse_existing, remove, run_folder
 
-    output = Path(place).absolute()
+    output = Path(place).expanduser().absolute()
     if output.suffix not in (".pt", ".hspy", ".zarr"):
         raise ConfigError(f"--output {place}: expected a name ending in .pt, .hspy or .zarr")
     beside = [output.with_name(f"{output.stem}_results.json")]
@@ -85,7 +85,9 @@ def _crop_into(
     folder = Path(run_folder(output))
     folder.mkdir(exist_ok=True)
     try:
-        source = _test_data(folder, options) if given is None else Path(given).absolute()
+        source = (
+            _test_data(folder, options) if given is None else Path(given).expanduser().absolute()
+        )
         return _crop(options, source, output, folder, beside, row)
     finally:
         remove(folder)

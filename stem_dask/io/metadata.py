@@ -92,25 +92,37 @@ def _value(value: Any) -> Any:
 
 
 def as_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes that a netCDF file can hold: dictionaries as JSON, and none that are None; see `from_text`.
+    """Attributes that a netCDF file can hold: dictionaries and lists of texts as JSON, and none that are None.
 
     Examples
     --------
-    >>> as_text({"given": {"beam_energy_kv": 200.0}, "global_radius": None, "align": "fixed"})
-    {'given': '{"beam_energy_kv": 200.0}', 'align': 'fixed'}
+    >>> as_text({"given": {"beam_energy_kv": 200.0}, "global_radius": None, "window_size": [8, 8], "cropped_axes": ["ky"]})
+    {'given': '{"beam_energy_kv": 200.0}', 'window_size': [8, 8], 'cropped_axes': '["ky"]'}
     """
     return {
-        name: json.dumps(plain(value), ensure_ascii=False) if isinstance(value, Mapping) else value
-        for name, value in attrs.items()
+        name: json.dumps(value, ensure_ascii=False) if _is_tree(value) else value
+        for name, value in plain(attrs).items()
         if value is not None
     }
 
 
 def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes before `as_text`; a text that is no JSON of a dictionary stays."""
+    """The attributes before `as_text`.
+
+    Examples
+    --------
+    >>> from_text({"given": '{"beam_energy_kv": 200.0}', "cropped_axes": '["ky"]', "title": "[gold]"})
+    {'given': {'beam_energy_kv': 200.0}, 'cropped_axes': ['ky'], 'title': '[gold]'}
+    """
     found = dict(attrs)
-    for name in ("given", "original_metadata"):
-        if isinstance(attrs.get(name), str):
+    for name, value in attrs.items():
+        if isinstance(value, str) and value[:1] in ("{", "["):
             with contextlib.suppress(ValueError):
-                found[name] = json.loads(attrs[name])
+                found[name] = json.loads(value)
     return found
+
+
+def _is_tree(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return not value or not all(isinstance(item, (int, float, np.number)) for item in value)
+    return isinstance(value, Mapping)

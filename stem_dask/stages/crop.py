@@ -65,8 +65,8 @@ def crop(
     Returns
     -------
     DataArray (…, height, width) of the same type, 0 where a window leaves the detector; coordinates ``window_y``
-    and ``window_x`` (int32) hold every window's first row and column in source pixels. Attributes that are dictionaries, such as
-    ``original_metadata``, become JSON text, so that ``cropped.to_netcdf()`` works
+    and ``window_x`` (int32) hold every window's first row and column in source pixels. Attributes that are dictionaries or lists of
+    texts, such as ``original_metadata``, become JSON text, so that ``cropped.to_netcdf()`` works
 
     Raises
     ------

@@ -122,9 +122,11 @@ def _needed_radii(
     """
     filled = np.isfinite(radii)
     if not filled.any():
+        threshold = analysis.attrs["threshold"]
+        remedy = "lower analyze.threshold or check the data" if threshold else "check the data"
         raise SourceError(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
-            f"the threshold ({analysis.attrs['threshold']:g}) count as 0; lower analyze.threshold or check the data"
+            f"the threshold ({threshold:g}) count as 0; {remedy}"
         )
     middle = _median_center(analysis, filled)
     needed = radii.astype(np.float64)
