@@ -150,7 +150,7 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
     axes = axes_of(patterns)  # the calibration may be given anew
     names = (*lead_dims(patterns), "source_ky", "source_kx")
     coords = {name: coordinate(axis, name) for name, axis in zip(names, axes, strict=True)}
-    analysis = labelled(analysis.assign_coords(coords, kind=kinds))
+    analysis = labelled(analysis.assign_coords({**coords, "kind": kinds}))
     chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
     profiles = StoredProfiles(stored["profile"], chunks)
     if analysis.attrs["target_retention"] != target:
