@@ -165,6 +165,7 @@ def open_group(store: str, name: str = "") -> xr.Dataset:
     found = xr.open_zarr(zarr_store(store), group=name or None, **plainly)
     if "radius" in found.sizes:  # the dimension of the profiles in earlier versions
         found = found.rename_dims(radius=PROFILE_RADIUS)
+        found = found.assign_coords({PROFILE_RADIUS: pd.RangeIndex(found.sizes[PROFILE_RADIUS])})
     # as indexes already: of an array xarray asks whether it is one of pint or cupy, and loads these to find out
     axes = {
         dim: (dim, pd.Index(found[dim].values), found[dim].attrs)
