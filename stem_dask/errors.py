@@ -18,7 +18,7 @@ T = TypeVar("T")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: a key of a config in a message, and its value
 _KEY = re.compile(
-    r"(?<![\w./\\-])(input|analyze|crop|validate|downsample|output|cluster)\.([a-z_]+)(?![\w./])"
+    r"(?<![\w./\\-])(input|analyze|crop|validate|downsample|output|cluster)\.([a-z_]+)(?!\w|/|\.\w)"
     r"(?:=([\w.+-]*\w)|(?:=|: )(\[[^\]]*\]|(?:true|false|null|\d+|float\d\d|scan_first|detector_first)\b))?"
 )
 _VALUES = {"true": "True", "false": "False", "null": "None"}

@@ -5,6 +5,7 @@ Everything here is read from files that may come from anywhere, and is taken onl
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,8 @@ def of_results(path: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
     They lie beside it as PATH_results.json, or as NAME_results.json where it is an export of NAME.zarr.
     """
     for name in (path, str(Path(path).with_suffix(""))):
+        if not os.path.isfile(f"{name}_results.json"):
+            continue
         try:
             with open(f"{name}_results.json", "rb") as file:
                 said = json.loads(file.read(_MOST_RESULTS))
