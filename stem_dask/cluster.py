@@ -1,12 +1,14 @@
 """Where the job runs: threads, processes, jobs of SLURM, or a scheduler that is there already. One Client."""
 
+import atexit
 import contextlib
 import logging
 import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Any
 
 import dask
@@ -45,7 +47,7 @@ KINDS = ("auto", "threads", "local", "slurm", "gpu")
 
 @dataclass(frozen=True)
 class Connection:
-    """A client and what the run says of it."""
+    """A client and what a run says of it; what `connect` started ends with `close`, or with the block of a ``with``."""
 
     client: Any
     kind: str
@@ -58,6 +60,29 @@ class Connection:
     ours: bool = False
     #: what keeps others from giving the scheduler orders
     protection: str = ""
+    _started: contextlib.ExitStack = field(
+        default_factory=contextlib.ExitStack, repr=False, compare=False
+    )
+
+    def close(self) -> None:
+        """End what `connect` started; a second call does nothing."""
+        atexit.unregister(self.close)
+        self._started.close()
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        atexit.unregister(self.close)
+        return self._started.__exit__(kind, error, traceback)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}, dashboard {self.dashboard}>"
 
     def __str__(self) -> str:
         per = "" if self.worker.limit is None else f" with {self.worker.limit / 1e9:.2f} GB"
@@ -77,7 +102,6 @@ class Connection:
         ]
 
 
-@contextlib.contextmanager
 def connect(
     kind: str = "auto",
     *,
@@ -97,8 +121,10 @@ def connect(
     input_bytes: int = 0,
     device: str = "cpu",
     say: Say | None = None,
-) -> Iterator[Connection]:
-    """Start or join the cluster that the job runs on; what was started is closed at the end.
+) -> Connection:
+    """Start or join the cluster that work runs on; its client becomes the active one.
+
+    As a `distributed.Client` it can be used at once, until ``close()`` or the end of the program, or in a ``with`` statement.
 
     Parameters
     ----------
@@ -125,6 +151,13 @@ def connect(
     ConfigError
         When the scheduler does not answer, has other versions or is open to everybody, SLURM does not take the jobs, or
         options contradict each other.
+
+    Examples
+    --------
+    >>> cluster = connect("threads", threads_per_worker=2)
+    >>> cluster.client.submit(sum, [1, 2]).result()
+    3
+    >>> cluster.close()
     """
     end_if_read_again()
     others = address is not None or scheduler_file is not None
@@ -135,20 +168,17 @@ def connect(
         )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
-    if others:
-        with (
-            dask.config.set(_settings("scheduler")),
-            _join(address, scheduler_file, insecure, say) as connection,
-        ):
-            yield connection
-        return
-    kind = kind_of(kind, input_bytes, device)
-    if kind not in KINDS:
-        raise ConfigError(
-            f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
-        )
-    with dask.config.set(_settings(kind)), contextlib.ExitStack() as stack:
-        if kind == "slurm":
+    if not others:
+        kind = kind_of(kind, input_bytes, device)
+        if kind not in KINDS:
+            raise ConfigError(
+                f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+            )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(_settings("scheduler" if others else kind)))
+        if others:
+            cluster = _join(address, scheduler_file, insecure, say)
+        elif kind == "slurm":
             asked = _jobs(n_workers, threads_per_worker, memory_limit, jobs, walltime)
             asked = replace(
                 asked,
@@ -157,12 +187,15 @@ def connect(
                 extra=tuple(job_extra),
                 folder=log_directory or LOG_DIRECTORY,
             )
-            started = _start_jobs(asked, host, insecure, say or (lambda text: None))
+            cluster = _start_jobs(asked, host, insecure, say or (lambda text: None))
         else:
-            started = _start(
+            cluster = _start(
                 kind, n_workers, threads_per_worker, memory_limit, host or LOOPBACK, insecure
             )
-        yield stack.enter_context(started)
+        connection = stack.enter_context(cluster)
+        connection = replace(connection, _started=stack.pop_all())
+    atexit.register(connection.close)  # which also keeps a connection that has no name
+    return connection
 
 
 def _jobs(
@@ -264,6 +297,7 @@ def _join(
     from distributed.utils import LoopRunner, silence_logging_cmgr
 
     where = address or f"the scheduler of {scheduler_file}"
+    scheduler_file = scheduler_file and os.path.expanduser(scheduler_file)
     if scheduler_file is not None and not os.path.exists(scheduler_file):
         raise ConfigError(
             f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"

@@ -85,12 +85,12 @@ def _crop_into(
     from stem_dask.errors import ConfigError
     from stem_dask.io.publish import make_folder
 
-    output = Path(place).absolute()
+    output = Path(place).expanduser().absolute()
     if output.suffix not in (".pt", ".hspy", ".zarr"):
         raise ConfigError(f"--output {place}: expected a name ending in .pt, .hspy or .zarr")
     outputs = _outputs(output, figure=not options.no_visualization)
     make_folder(output)
-    source = _test_data(output, options) if given is None else Path(given).absolute()
+    source = _test_data(output, options) if given is None else Path(given).expanduser().absolute()
     config = _config(options, source, output, outputs)
     with stoppable(time_limit):
         outcome = _outcome(config, outputs, quiet=options.quiet, restart=options.restart)

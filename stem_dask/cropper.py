@@ -146,7 +146,7 @@ class DiffractionCropper:
             f"min {validation['min_retention']:.4f}, {results['processing_time']:.2f} s"
         )
         if save_path is not None:
-            self._save(Path(save_path), data, cropped, results)
+            self._save(Path(save_path).expanduser(), data, cropped, results)
         return cropped, results
 
     def analyze_patterns(self, data: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from stem_dask.io.sources import ZarrArray, identity
 from stem_dask.io.store import ABOUT_SOURCE, open_group
 from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.submission import connected, refuse_no_client
 from stem_dask.target import POSITION_COORDS, Target
@@ -36,7 +37,7 @@ from stem_dask.urls import refuse_url
 
 
 def export(
-    patterns: xr.DataArray,
+    patterns: Any,
     path: str | Path,
     *,
     analysis: xr.Dataset | None = None,
@@ -55,7 +56,7 @@ def export(
 
     Parameters
     ----------
-    patterns : (…, ky, kx)
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `analyze`
     path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; its folder is made where it is missing
     analysis : what is known of each pattern, stored with them (a .npy has no place for it, nor for the axes)
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
@@ -93,7 +94,8 @@ def export(
     """
     way = "files are written here; into an object store goes the .zarr of a run, as output.path"
     refuse_url("path", str(path), way)
-    path = str(Path(path).absolute())
+    path = str(Path(path).expanduser().absolute())
+    patterns = patterns_of(patterns)
     patterns = _regular(
         as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
             {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}

@@ -1,9 +1,11 @@
 """Integer decisions made before any pixel is read: chunks, shards, bytes of a task, and the window's size."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -358,18 +360,37 @@ def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
         )
 
 
-def check_factor(factor: int, detector: Sequence[int]) -> None:
-    """Refuse a downsampling of the detector (ky, kx) that would leave no pixel of an axis.
+def whole_number(name: str, value: Any, expected: str) -> int:
+    """An integer of Python or numpy as it is; anything else is refused, never rounded.
 
     Raises
     ------
     ConfigError
-        When it would.
+
+    Examples
+    --------
+    >>> whole_number("factor", np.int64(2), "an integer")
+    2
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!s}; expected {expected}") from None
+
+
+def check_factor(factor: int, detector: Sequence[int]) -> None:
+    """Refuse a downsampling of the detector (ky, kx) that is not an integer, or would leave no pixel of an axis.
+
+    Raises
+    ------
+    ConfigError
+        When it is, or would.
 
     Examples
     --------
     >>> check_factor(20, (24, 20))
     """
+    whole_number("downsample factor", factor, "an integer")
     if factor < 1 or factor > min(detector):
         raise ConfigError(
             f"downsample factor is {factor}; expected 1 to {min(detector)}, the shorter detector axis"

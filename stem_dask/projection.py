@@ -17,6 +17,7 @@ from stem_dask.io.lazy import block_positions
 from stem_dask.io.merlin import RawCounts
 from stem_dask.io.parts import is_read_in_pieces
 from stem_dask.io.pieces import PIECE_BYTES as READ_PIECE_BYTES
+from stem_dask.io.pt import signed_dtype
 from stem_dask.io.read import Found
 from stem_dask.io.sources import REQUEST_BYTES, Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
@@ -278,8 +279,8 @@ def disk_need(
         most += FILE_TAKES[kind] * patterns
         least += patterns * what.known * (kind == "npy")
         if kind == "pt":
-            smallest = what.dtype.itemsize if what.dtype.kind == "f" else 1  # small counts fit int8
-            least += patterns * what.known * smallest // what.dtype.itemsize
+            wide = signed_dtype(what.dtype).itemsize
+            least += patterns * what.known * wide // what.dtype.itemsize
     return DiskNeed(least, most)
 
 

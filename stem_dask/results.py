@@ -116,6 +116,7 @@ def results_of_run(
             "limits": limits,
             "scan_shape": lead_shape(out),
             "output": {"shape": out.shape, "dtype": str(out.dtype)},
+            "intensity": out.attrs.get("intensity", "counts"),
             "input": {
                 "path": info.path,
                 "shape": patterns.shape,

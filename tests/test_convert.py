@@ -1,6 +1,7 @@
 """convert and preprocess as commands; an analysis that rides along, and the crop that takes it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
+import stem_dask as sd
 from stem_dask import cli, run
 from stem_dask.config import load_config, parse_config
 from stem_dask.errors import ConfigError, OutputExistsError
@@ -194,6 +196,43 @@ def test_a_crop_of_a_converted_file_needs_no_analysis(
         "odd_pixels",
     }
     assert {key: one.attrs[key] for key in kept} == {key: two.attrs[key] for key in kept}
+
+
+def as_before(store: Path) -> None:
+    """Make of a store what earlier versions wrote: the dimension of profiles bore the name of the radius, without coordinate."""
+
+    def renamed(document: Any) -> Any:
+        if isinstance(document, dict):
+            return {
+                key: renamed(value)
+                for key, value in document.items()
+                if not key.endswith("profile_radius")
+            }
+        if isinstance(document, list):
+            return [renamed(item) for item in document]
+        return "radius" if document == "profile_radius" else document
+
+    shutil.rmtree(store / "analysis" / "profile_radius")
+    for file in store.rglob("zarr.json"):
+        file.write_text(json.dumps(renamed(json.loads(file.read_text()))))
+
+
+def test_the_analysis_of_an_earlier_version_is_read(here: Path, beam_file: Path) -> None:
+    assert convert("a.zarr", "--analyze", "--chunk-mb", "0.02") == 0
+    options = {"analyze": {"target_retention": 0.7}, "validate": {"min_retention": 0.5}}
+    assert stages(crop(here, "a.zarr", "new.zarr", **options)) == ["crop"]
+    as_before(here / "a.zarr")
+    assert xr.open_zarr(here / "a.zarr", group="analysis").curve_min.dims == ("radius",)
+    assert cli.main(["verify", "a.zarr"]) == 0
+    assert stages(crop(here, "a.zarr", "old.zarr", **options)) == ["crop"]
+    for group in (None, "analysis"):
+        xr.testing.assert_equal(
+            *(xr.open_zarr(here / f"{n}.zarr", group=group) for n in ("old", "new"))
+        )
+    stored = xr.open_zarr(here / "a.zarr", group="analysis").load()
+    assert sd.choose_window(stored, target_retention=0.7).global_radius == int(
+        xr.open_zarr(here / "new.zarr").patterns.global_radius
+    )
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_to_detector_refuses_what_it_cannot_put_back(patterns, analysis):
     ("data", "dims", "text"),
     [
         (np.ones((2, 3, 4)), ("y", "ky", "kx"), r"dimensions .* expected \(scan_y, scan_x, ky, kx"),
-        (np.ones((2, 3, 4, 5)), ("scan_y", "scan_x", "kx", "ky"), "rename or transpose"),
+        (np.ones((2, 3, 4, 5)), ("a", "b", "ky", "kx"), "rename or transpose"),
         (np.ones((2, 3, 4), complex), LIST, "type complex128; expected bool, integer or float"),
         (np.ones((2, 3, 4), "M8[s]"), LIST, "type datetime64"),
         (np.ones((2, 0, 4, 5)), SCAN, "there is nothing in them"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io import ours
 from stem_dask.io.candidate import Candidate, by, bytes_behind, scan_axes
 from stem_dask.io.containers import in_folder, in_zip
 from stem_dask.io.damage import COPY, one_line, told
@@ -257,7 +258,8 @@ def _npy(name: str) -> list[Candidate]:
     if fortran:
         source = Transposed(source, tuple(range(len(shape)))[::-1])
     notes = _behind_npy(name, offset, source.source if isinstance(source, Transposed) else source)
-    return [Candidate("array", source, _plain_axes(shape), notes=notes)]
+    about = ours.of_results(name, source.shape)
+    return [Candidate("array", source, _plain_axes(shape), notes=notes, about=about)]
 
 
 def _behind_npy(name: str, offset: int, stored: Source) -> tuple[str, ...]:

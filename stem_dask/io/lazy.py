@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.errors import ConfigError
 from stem_dask.io.arrange import ScanOrder
 from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
@@ -28,6 +31,23 @@ from stem_dask.urls import is_url
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+
+def _after_fork() -> None:
+    """Give a forked process its own threads: of its parent's Dask pool and client it has only the objects."""
+    threaded = sys.modules.get("dask.threaded")
+    if threaded is None:
+        return
+    import dask
+
+    threaded.default_pool = None  # type: ignore[attr-defined]
+    threaded.pools.clear()
+    if dask.config.get("scheduler", None) == "dask.distributed":
+        dask.config.set(scheduler="threads")
+
+
+# before Python 3.12 nothing warns of a fork after threads were started, and the child would wait for them for ever
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
@@ -166,8 +186,13 @@ def open_patterns(
     >>> open_patterns(f"{folder}/scan.npy").dims
     ('scan_y', 'scan_x', 'ky', 'kx')
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(
+            f"path is a {type(path).__name__}; expected the path of a file: sd.analyze, sd.crop and the others take arrays and "
+            "signals as they are"
+        )
     found = find(
-        path if is_url(path) else Path(path).absolute(),
+        path if is_url(path) else Path(path).expanduser().absolute(),
         dataset=dataset,
         scan_shape=scan_shape,
         scan_order=scan_order,

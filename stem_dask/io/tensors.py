@@ -74,6 +74,8 @@ def list_tensors(path: str) -> list[Candidate]:
                 f"{path}: no 4D tensor (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds "
                 + (one_line("; ".join(listed)) or "no tensor")
             )
+        if isinstance(loaded, Tensor):
+            return [replace(one, about=ours.of_results(path, one.source.shape)) for one in found]
         known = ours.of_tensors(tensors)
         patterns = next((one for one in found if one.name == "patterns"), None)
         if known is None or patterns is None:

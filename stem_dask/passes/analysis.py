@@ -33,7 +33,14 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.crop import filled_fractions
 from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
-from stem_dask.stages.patterns import flowing, lead_dims, lead_shape
+from stem_dask.stages.patterns import (
+    axes_of,
+    coordinate,
+    flowing,
+    labelled,
+    lead_dims,
+    lead_shape,
+)
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.window import choose_window, window_origins
 from stem_dask.target import Target
@@ -150,7 +157,10 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
         kinds = list(counts)
     else:
         kinds = analysis.attrs.pop("kind")
-    analysis = analysis.assign_coords(kind=kinds)
+    axes = axes_of(patterns)  # the calibration may be given anew
+    names = (*lead_dims(patterns), "source_ky", "source_kx")
+    coords = {name: coordinate(axis, name) for name, axis in zip(names, axes, strict=True)}
+    analysis = labelled(analysis.assign_coords({**coords, "kind": kinds}))
     chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
     profiles = StoredProfiles(stored["profile"], chunks)
     if analysis.attrs["target_retention"] != target:

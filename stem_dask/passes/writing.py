@@ -29,10 +29,10 @@ from stem_dask.model import Window
 from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pixels
 from stem_dask.passes.job import Job
 from stem_dask.results import provenance
-from stem_dask.stages.analyze import analysis_of_blocks
+from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks
 from stem_dask.stages.crop import complete_analysis, crop
 from stem_dask.stages.downsample import cast, downsample
-from stem_dask.stages.patterns import axes_of, flowing, lead_dims, lead_shape
+from stem_dask.stages.patterns import attrs_of, axes_of, flowing, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import inside_of_blocks
 from stem_dask.target import FORMATS, Target
@@ -270,14 +270,15 @@ def _with_mask(job: Job, known: Analyzed | None) -> xr.Dataset:
     analysis = xr.Dataset() if known is None else known.analysis
     if job.mask is None:
         return analysis
-    return analysis.assign(mask=(("source_ky", "source_kx"), job.mask))
+    mask = (("source_ky", "source_kx"), job.mask, attrs_of("mask"))
+    return analysis.assign(mask=mask)
 
 
 def _write_profiles(built: str, known: Analyzed) -> None:
     lead, dims = lead_shape(known.patterns), lead_dims(known.patterns)
     profiles = known.profiles.blocks(math.prod(known.patterns.data.numblocks), ("profile",))
     chunk = tuple(chunks[0] for chunks in known.patterns.data.chunks[: len(lead)])
-    write_profiles(built, profiles, (*dims, "radius"), lead, chunk)
+    write_profiles(built, profiles, (*dims, PROFILE_RADIUS), lead, chunk)
 
 
 def _write_analysis_alone(job: Job, path: str, written: Written) -> None:

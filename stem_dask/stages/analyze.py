@@ -17,11 +17,13 @@ from stem_dask.kernels.hot import add_lit
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Device, Region
 from stem_dask.plan import check_center
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
     check_device,
     coordinate,
+    labelled,
     lead_dims,
     map_patterns,
     per_pattern,
@@ -39,7 +41,8 @@ RadiusMetric = Literal["square", "circle"]
 PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
 #: of a centroid the center of mass is the center: one array for both
 COM_IS = {"com_y": "center_y", "com_x": "center_x"}
-PROFILE_ATTRS = {"long_name": "intensity inside radius / total"}
+#: dimension of the profiles; ``radius`` is the retention radius of each pattern
+PROFILE_RADIUS = "profile_radius"
 #: one array a block, and how blocks are joined
 REDUCED = {
     "sum_pattern": np.add,
@@ -54,7 +57,7 @@ REDUCED = {
 
 
 def analyze(
-    patterns: xr.DataArray,
+    patterns: Any,
     *,
     center_method: CenterMethod = "centroid",
     manual_center: tuple[float, float] | None = None,
@@ -67,7 +70,7 @@ def analyze(
 
     Parameters
     ----------
-    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx)
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx): a DataArray, an array of numpy or Dask, or a HyperSpy signal
     center_method : ``centroid`` of each pattern, ``center`` of the detector, or ``manual``
     manual_center : (y, x) in source pixels, inside the detector; with ``manual``
     radius_metric : ``square`` (the window that will be cut) or ``circle``
@@ -78,9 +81,9 @@ def analyze(
     Returns
     -------
     Dataset, lazy: ``center_y, center_x, total, com_y, com_x`` (float64) and ``radius`` (float32) by position in
-    source pixels, ``profile`` (…, radius) the share of a pattern's intensity inside each radius, ``mean_pattern``,
-    ``max_pattern`` and ``lit`` (source_ky, source_kx; ``lit`` is in how many patterns of a sample of 256 a pixel is above
-    zero), ``curve_mean`` and ``curve_min`` (radius), ``odd_pixels``.
+    source pixels, ``profile`` (…, profile_radius) the share of a pattern's intensity inside each radius,
+    ``mean_pattern``, ``max_pattern`` and ``lit`` (source_ky, source_kx; ``lit`` is in how many patterns of a sample of 256
+    a pixel is above zero), ``curve_mean`` and ``curve_min`` (profile_radius), ``odd_pixels``.
     ``.compute()`` it before `choose_window`; that is the one barrier of the job.
 
     Raises
@@ -97,6 +100,7 @@ def analyze(
     """
     import dask.array as da
 
+    patterns = patterns_of(patterns)
     outputs = analysis_blocks(
         patterns,
         center_method=center_method,
@@ -225,11 +229,7 @@ def analysis_dataset(
     options: Mapping[str, Any],
     n_missing: int = 0,
 ) -> xr.Dataset:
-    """Name what was found; works on dask arrays and on numpy arrays alike.
-
-    Along the dimension ``radius`` the index is the radius itself; it has no coordinate, because the retention radius
-    of each pattern bears that name.
-    """
+    """Name what was found; works on dask arrays and on numpy arrays alike."""
     import pandas as pd
     import xarray as xr
 
@@ -237,27 +237,25 @@ def analysis_dataset(
     n = int(np.prod([patterns.sizes[dim] for dim in lead])) - n_missing
     data = {name: per_pattern(patterns, found[name], name) for name in PER_PATTERN}
     if "profile" in found:
-        data["profile"] = xr.DataArray(
-            found["profile"], dims=(*lead, "radius"), attrs=PROFILE_ATTRS
-        )
+        data["profile"] = xr.DataArray(found["profile"], dims=(*lead, PROFILE_RADIUS))
     dims = ("source_ky", "source_kx")
     data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(max(n, 1)), dims=dims)
     data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
-    about_lit = {"long_name": "patterns of the sample in which the pixel is lit"}
-    data["lit"] = xr.DataArray(reduced["lit"], dims=dims, attrs=about_lit)
+    data["lit"] = xr.DataArray(reduced["lit"], dims=dims)
     filled = reduced["n_filled"][0]
     # with no filled pattern the sums are 0, and so is the mean
-    data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims="radius")
-    data["curve_min"] = xr.DataArray(reduced["profile_min"], dims="radius")
+    data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims=PROFILE_RADIUS)
+    data["curve_min"] = xr.DataArray(reduced["profile_min"], dims=PROFILE_RADIUS)
     data["odd_pixels"] = xr.DataArray(reduced["odd"], dims="kind")
     data["negative_sum"] = xr.DataArray(reduced["negative_sum"][0])
     data["n_empty"] = xr.DataArray(n - filled)
     axes = [axis_of(patterns, dim) for dim in ("ky", "kx")]
     coords = {
         "kind": pd.Index(list(ODD_PIXELS)),  # see `coordinate`
+        PROFILE_RADIUS: pd.RangeIndex(reduced["profile_min"].shape[0]),
         **{dim: coordinate(axis, dim) for dim, axis in zip(dims, axes, strict=True)},
     }
-    return xr.Dataset(data, coords=coords, attrs=dict(options))
+    return labelled(xr.Dataset(data, coords=coords, attrs=dict(options)))
 
 
 def fold_analysis(

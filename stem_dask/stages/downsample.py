@@ -14,6 +14,7 @@ from stem_dask.io.pieces import Changed, InPieces, copied
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
 from stem_dask.model import Device
 from stem_dask.plan import check_factor
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
@@ -34,7 +35,7 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def downsample(
-    patterns: xr.DataArray,
+    patterns: Any,
     factor: int = 1,
     *,
     method: Method = "bin",
@@ -72,8 +73,10 @@ def downsample(
     >>> small.shape, str(small.dtype), small.ky.values.tolist()
     ((1, 2, 2, 2), 'float32', [1.5, 5.5])
     """
+    patterns = patterns_of(patterns)
     _check(patterns, factor, method, reduce, sigma)
     check_device(device)
+    factor = int(factor)
     if factor == 1:
         return patterns
     data = blocks_of(patterns)
@@ -100,12 +103,11 @@ def downsample(
             axis, size=size, scale=axis.scale * factor, offset=axis.offset + axis.scale * shift
         )
     attrs = {**patterns.attrs, "downsample_factor": factor, "downsample_method": method}
+    said, mean = attrs.get("intensity", "counts"), "mean counts per source pixel"
     if method != "stride" and reduce == "mean":
-        attrs["intensity"] = "mean counts per source pixel"
-    elif reduce == "sum" and attrs.get("intensity", "counts") != "counts":
-        attrs["intensity"] = (
-            f"sums of {attrs['intensity']}"  # of patterns that were downsampled before
-        )
+        attrs["intensity"] = mean if said in ("counts", mean) else f"means of {said}"
+    elif reduce == "sum" and said != "counts":
+        attrs["intensity"] = f"sums of {said}"  # of patterns that were downsampled before
     small = as_patterns(as_arrays(out), axes, attrs)
     lead = lead_dims(patterns)
     return small.assign_coords(
@@ -134,7 +136,7 @@ def output_shift(factor: int, method: str) -> float:
     return (factor - 1) / 2 if method == "bin" else 0.0
 
 
-def cast(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
+def cast(patterns: Any, dtype: str) -> xr.DataArray:
     """Another type for the result: ``auto`` keeps it; float16 refuses values it cannot hold. Lazy.
 
     Raises
@@ -144,6 +146,7 @@ def cast(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
     """
     if dtype not in ("auto", "float32", "float16"):
         raise ConfigError(f"dtype is {dtype!r}; expected auto, float32 or float16")
+    patterns = patterns_of(patterns)
     if dtype == "auto" or patterns.dtype == np.dtype(dtype):
         return patterns
     data = in_pieces(blocks_of(patterns)).map_blocks(_cast_block, dtype, dtype=np.dtype(dtype))
@@ -154,7 +157,7 @@ def check_float16(largest: float) -> None:
     """Refuse float16 for values that would become infinite."""
     if largest > FLOAT16_MAX:
         raise ConfigError(
-            f"output.dtype float16 holds values up to {FLOAT16_MAX:g}, the data reach {largest:g}; "
+            f"dtype float16 holds values up to {FLOAT16_MAX:g}, the data reach {largest:g}; "
             "use float32, or auto to keep the type"
         )
 

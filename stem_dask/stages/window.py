@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import Align, Window
-from stem_dask.plan import axis_window, check_size, check_window, covering_radius, uncropped
+from stem_dask.plan import (
+    axis_window,
+    check_size,
+    check_window,
+    covering_radius,
+    uncropped,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -176,9 +183,11 @@ def _needed_radii(
     """
     filled = np.isfinite(radii)
     if not filled.any():
+        threshold = analysis.attrs["threshold"]
+        remedy = "lower analyze.threshold or check the data" if threshold else "check the data"
         raise SourceError(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
-            f"the threshold ({analysis.attrs['threshold']:g}) count as 0; lower analyze.threshold or check the data"
+            f"the threshold ({threshold:g}) count as 0; {remedy}"
         )
     middle = _median_center(analysis, filled)
     needed = radii.astype(np.float64)
@@ -293,14 +302,17 @@ def _wanted_size(
             )
         if len(window) != 4:
             raise ConfigError(f"window is {list(window)}; expected [y0, y1, x0, x1]")
+        for n in window:
+            whole_number(f"window is {list(window)}, and a bound", n, "integers")
         return (window[1] - window[0], window[3] - window[2])
     if isinstance(size, str) and size == "auto":
         return (2 * radius, 2 * radius)
     if isinstance(size, (int, np.integer)):
         return (int(size), int(size))
-    if isinstance(size, str) or len(size) != 2:
+    if isinstance(size, (str, float)) or len(size) != 2:
         raise ConfigError(f"size is {size!r}; expected auto, n, or [ny, nx] in source pixels")
-    return (int(size[0]), int(size[1]))
+    height, width = (whole_number(f"size is {list(size)}, and a side", n, "integers") for n in size)
+    return height, width
 
 
 def _given_window(window: Sequence[int], detector: tuple[int, int]) -> tuple[int, int]:
@@ -315,8 +327,11 @@ def _check(
     require_computed(analysis)
     if not 0 < coverage <= 1:
         raise ConfigError(f"coverage is {coverage}; expected 0 < coverage <= 1")
+    whole_number("margin_pixels", margin, "an integer >= 0")
     if margin < 0:
         raise ConfigError(f"margin_pixels is {margin}; expected an integer >= 0")
+    whole_number("size_multiple", size_multiple, "an integer >= 1")
+    whole_number("factor", factor, "an integer >= 1")
     if size_multiple < 1 or factor < 1:
         raise ConfigError(
             f"size_multiple is {size_multiple} and factor {factor}; both are integers >= 1"
