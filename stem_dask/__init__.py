@@ -32,6 +32,12 @@ _PUBLIC = {
     "StemDaskError": ("stem_dask.errors", "StemDaskError"),
 }
 
+#: functions whose errors name their arguments, as those of configs and commands name keys
+_OF_ARRAYS = {
+    "open", "suspected_hot_pixels", "analyze", "choose_window", "crop", "to_detector", "validate", "downsample", "cast", "export",
+    "connect",
+}  # fmt: skip
+
 __all__ = [*_PUBLIC, "__version__"]
 
 
@@ -40,6 +46,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'stem_dask' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
     value = getattr(importlib.import_module(module), attribute)
+    if name in _OF_ARRAYS:
+        value = importlib.import_module("stem_dask.errors").speaking_python(value)
+        value.__module__, value.__qualname__ = __name__, name  # where pickle finds it
     globals()[name] = value
     return value
 

@@ -1,6 +1,7 @@
 """Several inputs in one command: one after another on one cluster; a failure stops no other, and a table says which."""
 
 import contextlib
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from stem_dask.io.candidate import by
 from stem_dask.options import Config
 from stem_dask.outputs import is_there
 from stem_dask.preflight import Prepared, begun, input_lines, prepare, token
-from stem_dask.run import ProgressLine, advice, run_one, stoppable
+from stem_dask.run import ProgressLine, run_one, shortcoming, stoppable
 from stem_dask.state import unfinished_token
 from stem_dask.table import Row, lines_of, shortfall, shown, stored_results, table
 
@@ -207,8 +208,8 @@ class Batch:
         return self.restart and first
 
     def _common_size(self) -> tuple[int, int] | None:
-        """The size that every dataset's own window fits into, as far as one can be found."""
-        from stem_dask.plan import common_size
+        """The size for the datasets that fit together; the others are refused when their turn comes."""
+        from stem_dask.stages.window import common_size
 
         for dataset in self._open():
             self.line.heading(f"{dataset.place} {shown(dataset.row.input)}: its own window")
@@ -216,15 +217,12 @@ class Batch:
         found = [(d.window.shape, d.detector) for d in self._open() if d.window is not None]
         if not found:
             return None
-        multiple = _multiple(self.datasets[0].config)
-        height, width = (
-            common_size([w[axis] for w, _ in found], [d[axis] for _, d in found], multiple)
-            for axis in (0, 1)
-        )
-        self.line.say(
-            f"common      {by((height, width))} px, which holds the windows of {len(found)}"
-        )
-        return height, width
+        windows, detectors = zip(*found, strict=True)
+        common = common_size(windows, detectors, _multiple(self.datasets[0].config))
+        fitting = sum(_fits(dataset, common) for dataset in self._open())
+        of = f" of {len(found)}" if fitting < len(found) else ""
+        self.line.say(f"common      {by(common)} px, which holds the windows of {fitting}{of}")
+        return common
 
     def _own_window(self, dataset: Dataset) -> "Window":
         """The window that a dataset would get by itself; the analysis waits for the crop."""
@@ -254,13 +252,13 @@ class Batch:
         """Run one job."""
         prepared = prepare(dataset.config)
         if self.common is not None:
-            _check_detector(dataset, self.common)
+            _check_common(dataset, self.common)
             if prepared.complete and _stored_size(prepared) != list(self.common):
                 prepared = prepare(_another(dataset, prepared, self.common))
         if prepared.complete:
             from stem_dask.results import already_complete
 
-            return already_complete(prepared.outputs)
+            return already_complete(prepared.config, prepared.outputs)
         self._refuse_too_small(prepared)
         analyzed = self.common is not None and dataset.begun  # which was shown
         with begun(prepared, restart=self._drops(dataset)) as state:
@@ -294,7 +292,7 @@ class Batch:
         if outcome.exit_code:
             dataset.row.words = shortfall(dataset.row)
             if not self.line.quiet:
-                self.line.complain(f"{shown(dataset.row.input)}: {advice(outcome)}")
+                self.line.complain(f"{shown(dataset.row.input)}: {shortcoming(outcome)}")
 
 
 def _is_unfinished(prepared: Prepared) -> bool:
@@ -307,18 +305,30 @@ def _multiple(config: Config) -> int:
     return config.crop.size_multiple * config.downsample.factor
 
 
-def _check_detector(dataset: Dataset, common: tuple[int, int]) -> None:
-    """Refuse a dataset that cannot be cut to the common size."""
-    from stem_dask.plan import axis_window
+def _fits(dataset: Dataset, common: tuple[int, int]) -> bool:
+    """Whether a dataset can be cut to the common size, and loses nothing of its own window."""
+    import numpy as np
 
-    multiple = _multiple(dataset.config)
-    pairs = zip(common, dataset.detector, strict=True)
-    size = [axis_window(wanted, full, multiple)[0] for wanted, full in pairs]
-    if size != list(common):
-        raise ConfigError(
-            f"{dataset.row.input}: the common size is {by(common)} px, and this dataset can only have {by(size)} px, because "
-            f"its detector has {by(dataset.detector)} px; leave it out, or give crop.size"
-        )
+    from stem_dask.stages.window import fits
+
+    if dataset.window is None:
+        return False
+    own, full = np.array([dataset.window.shape]), np.array([dataset.detector])
+    return bool(fits(own, full, common, _multiple(dataset.config))[0])
+
+
+def _check_common(dataset: Dataset, common: tuple[int, int]) -> None:
+    """Refuse a dataset that does not fit the common size."""
+    if dataset.window is None or _fits(dataset, common):
+        return
+    path, own = dataset.row.input, dataset.window.shape
+    larger = any(n > most for n, most in zip(own, common, strict=True))
+    why = (
+        f"its own window of {by(own)} px does not fit into the common size of {by(common)} px"
+        if larger
+        else f"its detector of {by(dataset.detector)} px cannot have the common size of {by(common)} px"
+    )
+    raise ConfigError(f"{path}: {why}; crop it alone: {shlex.quote(f'input.path={path}')}")
 
 
 def _stored_size(prepared: Prepared) -> Any:

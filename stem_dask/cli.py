@@ -14,6 +14,7 @@ from stem_dask.classic import add_convert_options, add_preprocess_options, chunk
 from stem_dask.crop_command import add_crop_options, crop_command
 from stem_dask.job_array import add_batch_options, run_configs, write_script
 from stem_dask.run import EXIT_CODES, add_run_options, each, guarded, program, run_file
+from stem_dask.streams import refuse_lost_output
 from stem_dask.urls import without_secrets
 
 
@@ -24,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         # within: the parser shows words that it does not know
         options = _parser().parse_args(without_secrets(words))
-        return int(options.command(options))
+        code = int(options.command(options))
+        if options.command in PRINTING:
+            refuse_lost_output()
+        return code
 
     return guarded(command)
 
@@ -186,6 +190,10 @@ def _in_chunks(config: "Config", n_patterns: int) -> "Config":
     mib = chunk_mb(find_input(config), n_patterns)
     output = config.output.model_copy(update={"chunk_mb": mib})
     return config.model_copy(update={"output": output})
+
+
+#: commands whose result is what they print
+PRINTING = (info_command, init_command, check_command, keys_command)
 
 
 class _InAnyOrder(argparse.ArgumentParser):

@@ -1,12 +1,14 @@
 """Where the job runs: threads, processes, jobs of SLURM, or a scheduler that is there already. One Client."""
 
+import atexit
 import contextlib
 import logging
 import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Any
 
 import dask
@@ -29,7 +31,7 @@ from stem_dask.processes import (
 from stem_dask.scratch import scratch
 from stem_dask.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.submission import connected
-from stem_dask.trust import OPEN, is_loopback, is_open, own_security, scheduler_address
+from stem_dask.trust import OPEN, is_loopback, is_open, own_security, protection, scheduler_address
 from stem_dask.tunnel import tunnel
 from stem_dask.versions import refuse_other_versions
 from stem_dask.workers import kind_of, layout, limit_of
@@ -45,7 +47,7 @@ KINDS = ("auto", "threads", "local", "slurm", "gpu")
 
 @dataclass(frozen=True)
 class Connection:
-    """A client and what the run says of it."""
+    """A client and what a run says of it; what `connect` started ends with `close`, or with the block of a ``with``."""
 
     client: Any
     kind: str
@@ -56,6 +58,31 @@ class Connection:
     worker: Worker
     #: whether the workers are processes of their own, which end with the connection
     ours: bool = False
+    #: what keeps others from giving the scheduler orders
+    protection: str = ""
+    _started: contextlib.ExitStack = field(
+        default_factory=contextlib.ExitStack, repr=False, compare=False
+    )
+
+    def close(self) -> None:
+        """End what `connect` started; a second call does nothing."""
+        atexit.unregister(self.close)
+        self._started.close()
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        atexit.unregister(self.close)
+        return self._started.__exit__(kind, error, traceback)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}, dashboard {self.dashboard}>"
 
     def __str__(self) -> str:
         per = "" if self.worker.limit is None else f" with {self.worker.limit / 1e9:.2f} GB"
@@ -66,10 +93,15 @@ class Connection:
         """What a run says of it: where it runs, on what, the dashboard, and how to reach that from another machine."""
         from_afar = tunnel(self.dashboard, os.environ, socket.gethostname())
         more = [] if from_afar is None else [f"            from your computer: {from_afar}"]
-        return [f"cluster     {self}, device {device}", f"dashboard   {self.dashboard}", *more]
+        guard = [f"protection  {self.protection}"] if self.protection else []
+        return [
+            f"cluster     {self}, device {device}",
+            *guard,
+            f"dashboard   {self.dashboard}",
+            *more,
+        ]
 
 
-@contextlib.contextmanager
 def connect(
     kind: str = "auto",
     *,
@@ -89,21 +121,24 @@ def connect(
     input_bytes: int = 0,
     device: str = "cpu",
     say: Say | None = None,
-) -> Iterator[Connection]:
-    """Start or join the cluster that the job runs on; what was started is closed at the end.
+) -> Connection:
+    """Start or join the cluster that work runs on; its client becomes the active one.
+
+    As a `distributed.Client` it can be used at once, until ``close()`` or the end of the program, or in a ``with`` statement.
 
     Parameters
     ----------
     kind : ``threads``, ``local`` (processes), ``slurm`` (jobs), ``gpu`` (a process for each GPU), or ``auto``: threads
         below 1 GiB of input, or to share one GPU, else local
-    host : name or address of this machine where processes and jobs of ours find it, beyond loopback by TLS with keys of
-        this run (needs the package ``cryptography``); default loopback, of ``slurm`` all. The dashboard stays on loopback
+    host : name or address of this machine where workers find the scheduler; default loopback, of ``slurm`` all. Processes
+        and jobs talk by TLS with keys of this run. The dashboard stays on loopback, where every user of the machine can
+        read it
     address : of a scheduler that is running, such as ``tls://node1:8786``
     scheduler_file : written by such a scheduler
-    insecure : accept plain text beyond loopback, where everybody who can reach the scheduler can run code
+    insecure : do without TLS, so that everybody who can reach the scheduler can run code as you
     n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread. Of ``slurm``: of
         each job, default one
-    memory_limit : of each worker, bytes or text such as ``4GB``; default its part of 80 % of what this process may use
+    memory_limit : of each worker, bytes (at least 1 MB) or text such as ``4GB``; default its part of 80 % of what this process may use
     jobs : of ``slurm``, how many, or (least, most), between which they follow the work
     walltime : of each of these jobs, as hours:minutes:seconds; a worker hands over in time, and another job follows
     queue, account, job_extra : SLURM's partition and account, and other options of sbatch, such as ``--constraint=a``
@@ -116,6 +151,13 @@ def connect(
     ConfigError
         When the scheduler does not answer, has other versions or is open to everybody, SLURM does not take the jobs, or
         options contradict each other.
+
+    Examples
+    --------
+    >>> cluster = connect("threads", threads_per_worker=2)
+    >>> cluster.client.submit(sum, [1, 2]).result()
+    3
+    >>> cluster.close()
     """
     end_if_read_again()
     others = address is not None or scheduler_file is not None
@@ -126,20 +168,17 @@ def connect(
         )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
-    if others:
-        with (
-            dask.config.set(_settings("scheduler")),
-            _join(address, scheduler_file, insecure, say) as connection,
-        ):
-            yield connection
-        return
-    kind = kind_of(kind, input_bytes, device)
-    if kind not in KINDS:
-        raise ConfigError(
-            f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
-        )
-    with dask.config.set(_settings(kind)), contextlib.ExitStack() as stack:
-        if kind == "slurm":
+    if not others:
+        kind = kind_of(kind, input_bytes, device)
+        if kind not in KINDS:
+            raise ConfigError(
+                f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+            )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(_settings("scheduler" if others else kind)))
+        if others:
+            cluster = _join(address, scheduler_file, insecure, say)
+        elif kind == "slurm":
             asked = _jobs(n_workers, threads_per_worker, memory_limit, jobs, walltime)
             asked = replace(
                 asked,
@@ -148,12 +187,15 @@ def connect(
                 extra=tuple(job_extra),
                 folder=log_directory or LOG_DIRECTORY,
             )
-            started = _start_jobs(asked, host, insecure, say or (lambda text: None))
+            cluster = _start_jobs(asked, host, insecure, say or (lambda text: None))
         else:
-            started = _start(
+            cluster = _start(
                 kind, n_workers, threads_per_worker, memory_limit, host or LOOPBACK, insecure
             )
-        yield stack.enter_context(started)
+        connection = stack.enter_context(cluster)
+        connection = replace(connection, _started=stack.pop_all())
+    atexit.register(connection.close)  # which also keeps a connection that has no name
+    return connection
 
 
 def _jobs(
@@ -220,7 +262,7 @@ def _start(
 
     workers, threads = layout(kind, n_workers, threads)
     limit = limit_of(memory_limit, workers)
-    security = own_security(host, insecure=insecure)
+    security = None if kind == "threads" else own_security(host, insecure=insecure)
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
     # and what Dask says of comms that close while it stops is of no use
@@ -255,6 +297,7 @@ def _join(
     from distributed.utils import LoopRunner, silence_logging_cmgr
 
     where = address or f"the scheduler of {scheduler_file}"
+    scheduler_file = scheduler_file and os.path.expanduser(scheduler_file)
     if scheduler_file is not None and not os.path.exists(scheduler_file):
         raise ConfigError(
             f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"
@@ -336,4 +379,5 @@ def _describe(client: Any, kind: str) -> Connection:
             else least["nthreads"],
             loaded_bytes(kind),
         ),
+        protection=protection(client.scheduler.address),
     )

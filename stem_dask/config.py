@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel
 
 from stem_dask.errors import ConfigError
-from stem_dask.inputs import found_inputs, named_outputs, refuse_circles
+from stem_dask.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
 from stem_dask.options import NEEDS, SECTIONS, SYNTHETIC, Config
+from stem_dask.units import next_multiples
 from stem_dask.urls import without_secrets
 
 MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
@@ -304,6 +305,10 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     changed = config.downsample.factor > 1 or output.dtype != "auto" or normalized
     text = "analyze.ahead needs patterns as they are read: downsample.factor 1, output.dtype auto, no normalize"
     yield analyze.ahead and changed, "analyze.ahead", text
+    multiple = config.crop.size_multiple * config.downsample.factor
+    text = f"crop.size is {_show(to_dict(config)['crop']['size'])}; "
+    for n in () if config.crop.window else sorted({*(config.crop.given or ())}):
+        yield n % multiple != 0, "crop.size", text + next_multiples(n, multiple)
     for key in ("walltime", "memory_limit"):
         missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
         yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"
@@ -334,6 +339,8 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         else:
             shown = "empty" if value is None and not key else _show(value)
             text = f"{key or 'the content'} is {shown}; expected {_expected(hint)}"
+            if isinstance(value, str) and NO_UTF8.search(value):
+                text = f"{key} is {renamed(value, of_input=top == 'input')}"
             numeric = kind in ("int_type", "float_type") and isinstance(value, str)
             if numeric and _NUMBER.fullmatch(value):  # 1e-3 is text in YAML 1.1, and so is "3"
                 number = float(value)

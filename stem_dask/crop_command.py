@@ -1,7 +1,8 @@
 """crop: one file, or several, each cropped into one file, with the options and defaults of the earlier script."""
 
 import argparse
-import shutil
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stem_dask.io.read import Found
+    from stem_dask.options import Config
+    from stem_dask.outputs import Outputs
+    from stem_dask.preflight import Prepared
+    from stem_dask.results import Outcome
     from stem_dask.table import Row
 
 from stem_dask.classic import chunk_mb, separated
-from stem_dask.run import each, progress_shown, show
+from stem_dask.run import add_stop_options, each, progress_shown, show, stoppable
 
 
 def crop_command(options: argparse.Namespace) -> int:
@@ -22,17 +27,18 @@ def crop_command(options: argparse.Namespace) -> int:
     from stem_dask.urls import refuse_url
 
     separated(options)
+    options.overwrite |= "output.overwrite=true" in options.overrides  # as advice has it
     for name, places in (("--output", [options.output]), ("--input", options.input or [])):
         for place in places:
             refuse_url(name, place, "this command works on files here; use stem-dask run")
     if (not options.input) == (not options.test_mode):
         raise ConfigError("give --input FILE, or --test-mode for made-up data")
     if options.test_mode:
-        return _crop_into(options, None, options.output)
+        return _crop_into(options, None, options.output, time_limit=options.time_limit)
     inputs = found_inputs(options.input)
     outputs = named_outputs(inputs, options.output)
     if len(inputs) == 1:
-        return _crop_into(options, inputs[0], outputs[0])
+        return _crop_into(options, inputs[0], outputs[0], time_limit=options.time_limit)
     if any(word.replace(" ", "") == "crop.size=common" for word in options.overrides):
         raise ConfigError(
             "crop.size=common needs the windows of all inputs first: stem-dask run configs/batch.yaml with these paths "
@@ -47,10 +53,12 @@ def _crop_all(options: argparse.Namespace, inputs: Sequence[str], outputs: Seque
     from stem_dask.table import Row, table
 
     rows = [Row(source, output) for source, output in zip(inputs, outputs, strict=True)]
+    started, limit = time.monotonic(), options.time_limit
 
     def crop_one(row: Row) -> int:
+        left = None if limit is None else max(0.0, limit - (time.monotonic() - started))
         try:
-            row.exit_code = _crop_into(options, row.input, row.output, row)
+            row.exit_code = _crop_into(options, row.input, row.output, row, left)
         except InterruptedRunError:
             raise
         except (StemDaskError, OSError) as error:
@@ -67,76 +75,122 @@ def _crop_all(options: argparse.Namespace, inputs: Sequence[str], outputs: Seque
 
 
 def _crop_into(
-    options: argparse.Namespace, given: str | None, place: str, row: "Row | None" = None
+    options: argparse.Namespace,
+    given: str | None,
+    place: str,
+    row: "Row | None" = None,
+    time_limit: float | None = None,
 ) -> int:
-    """Crop one input, or made-up data, into one file."""
+    """Crop one input, or made-up data, into one file: a job whose store goes when the file is made from it."""
     from stem_dask.errors import ConfigError
-    from stem_dask.io.publish import make_folder, refuse_existing, remove, run_folder
+    from stem_dask.io.publish import make_folder
 
-    output = Path(place).absolute()
+    output = Path(place).expanduser().absolute()
     if output.suffix not in (".pt", ".hspy", ".zarr"):
         raise ConfigError(f"--output {place}: expected a name ending in .pt, .hspy or .zarr")
-    beside = [output.with_name(f"{output.stem}_results.json")]
-    if not options.no_visualization:
-        beside.append(output.with_name(f"{output.stem}_visualization.png"))
-    for path in (output, *beside):
-        refuse_existing(path, options.overwrite)
+    outputs = _outputs(output, figure=not options.no_visualization)
     make_folder(output)
-    folder = Path(run_folder(output))
-    folder.mkdir(exist_ok=True)
-    try:
-        source = _test_data(folder, options) if given is None else Path(given).absolute()
-        return _crop(options, source, output, folder, beside, row)
-    finally:
-        remove(folder)
+    source = _test_data(output, options) if given is None else Path(given).expanduser().absolute()
+    config = _config(options, source, output, outputs)
+    with stoppable(time_limit):
+        outcome = _outcome(config, outputs, quiet=options.quiet, restart=options.restart)
+    if row is not None:
+        row.results = outcome.results
+    if not options.quiet:
+        show(outcome)
+    return outcome.exit_code
 
 
-def _crop(
-    options: argparse.Namespace,
-    source: Path,
-    output: Path,
-    folder: Path,
-    beside: list[Path],
-    row: "Row | None",
-) -> int:
-    """Run the job into the run's folder, export from there, and move what was asked for beside the output."""
+def _outputs(output: Path, *, figure: bool) -> "Outputs":
+    """The names: a .pt or .hspy is exported from a store beside it, ``NAME.pt.zarr``."""
+    from stem_dask.outputs import Outputs
+
+    name, is_store = output.with_name(output.stem), output.suffix == ".zarr"
+    return Outputs(
+        str(output) if is_store else f"{output}.zarr",
+        () if is_store else (str(output),),
+        f"{name}_results.json",
+        f"{name}_visualization.png" if figure else None,
+        None,
+    )
+
+
+def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool) -> "Outcome":
+    """Run the job, or go on with it, unless it is complete already."""
+    from stem_dask.outputs import check_lengths
+    from stem_dask.preflight import begun, prepare
+    from stem_dask.results import already_complete
+    from stem_dask.state import token_of
+
+    kept = replace(outputs, path=outputs.exports[0], exports=()) if outputs.exports else outputs
+    check_lengths(outputs)
+    # the store, or the folder, is still there when a kill kept them from being removed
+    prepared = prepare(config, outputs if os.path.lexists(outputs.store) else kept)
+    if prepared.complete and token_of(outputs.path) is None:
+        return already_complete(config, kept)
+    if not prepared.complete:
+        prepared = replace(prepared, outputs=outputs)
+        _refuse_store_of_others(outputs)
+    with begun(prepared, restart=restart) as state:
+        if state.is_complete:
+            outcome = already_complete(config, kept)
+        else:
+            from stem_dask.pipeline import run
+
+            with progress_shown(quiet) as (say, progress):
+                outcome = run(prepared, say=say, progress=progress, state=state, alone=True)
+            said = tuple(line for line in outcome.lines if not line.startswith("file "))
+            files = tuple(f"file        {path}" for path in kept.local())
+            outcome = replace(outcome, lines=(*said, *files))
+        if prepared.outputs != kept:
+            _drop_store(replace(prepared, outputs=kept), outputs.store)
+        state.forget()
+    return outcome
+
+
+def _drop_store(prepared: "Prepared", store: str) -> None:
+    """Remove the store that the output was made from, when results.json says what the store said of the run."""
+    import json
+
+    from stem_dask.io.publish import opened, remove
+    from stem_dask.report import write_json
+    from stem_dask.results import made_by
+
+    path = prepared.outputs.results
+    with opened(path, "r") as file:
+        results = json.load(file)
+    write_json(path, {**results, **made_by(prepared)})
+    remove(store)
+
+
+def _refuse_store_of_others(outputs: "Outputs") -> None:
+    """Refuse a store in the place of the one that the output is made from, which is removed in the end."""
+    from stem_dask.errors import OutputExistsError
+    from stem_dask.state import token_of
+
+    store = outputs.store
+    if outputs.exports and os.path.lexists(store) and token_of(store) is None:
+        raise OutputExistsError(
+            f"{store} exists, and {Path(outputs.exports[0]).name} is made from a store of that name; move it away, or choose "
+            "another --output"
+        )
+
+
+def _config(
+    options: argparse.Namespace, source: Path, output: Path, outputs: "Outputs"
+) -> "Config":
     from stem_dask.config import config_of, configs_from
-    from stem_dask.exports import export_from_store
-    from stem_dask.io.publish import publish, temporary
-    from stem_dask.pipeline import run
     from stem_dask.preflight import find_input
 
     found = find_input(config_of(source, options.overrides))
-    store = folder / f"{output.stem}.zarr"
-    job = _crop_options(options, str(source), str(store), found)
+    job = _crop_options(options, str(source), outputs.path, found)
     (config,) = configs_from(job, options.overrides)
-    with progress_shown(options.quiet) as (say, progress):
-        outcome = run(config, say=say, progress=progress, alone=True)
-    if row is not None:
-        row.results = outcome.results
-    notes: list[str] = []
-    if output.suffix == ".zarr":
-        shutil.move(store, temporary(output))
-        publish(output)
-    else:
-        as_tensor = output.suffix == ".pt" and source.suffix == ".pt"
-        channel = len(found.info.stored_shape) == 4 and len(found.source.shape) == 3
-        layout = ("tensor" if channel else "bare") if as_tensor else "scan"
-        notes = export_from_store(
-            str(store),
-            str(output),
-            layout=layout,
-            keep_dtype=as_tensor,
-            overwrite=options.overwrite,
-        )
-    for path in beside:
-        shutil.move(folder / path.name, path)
-    if not options.quiet:
-        kept = tuple(line for line in outcome.lines if not line.startswith("file "))
-        noted = tuple(f"warning     {note}" for note in notes)
-        written = tuple(f"file        {path}" for path in (output, *beside))
-        show(replace(outcome, lines=(*kept, *noted, *written)))
-    return outcome.exit_code
+    if output.suffix != ".pt" or source.suffix != ".pt":
+        return config
+    channel = len(found.info.stored_shape) == 4 and len(found.source.shape) == 3
+    # a bare tensor in the rank of the input, which no config asks for
+    layout = {"layout": "tensor" if channel else "bare"}
+    return config.model_copy(update={"output": config.output.model_copy(update=layout)})
 
 
 def _crop_options(
@@ -155,7 +209,12 @@ def _crop_options(
     }
     if options.manual_center is not None:
         analyze["manual_center"] = options.manual_center
-    output: dict[str, Any] = {"path": store, "export": [], "figure": not options.no_visualization}
+    output: dict[str, Any] = {
+        "path": store,
+        "export": [],
+        "figure": not options.no_visualization,
+        "overwrite": options.overwrite,
+    }
     if options.chunk_size is not None:
         output["chunk_mb"] = chunk_mb(found, options.chunk_size)
     return {
@@ -168,13 +227,20 @@ def _crop_options(
     }
 
 
-def _test_data(folder: Path, options: argparse.Namespace) -> Path:
+def _test_data(output: Path, options: argparse.Namespace) -> Path:
+    """Made-up data in a file beside the output, which stays: the same command goes on with it."""
     import torch
 
     from stem_dask.cropper import create_test_data
+    from stem_dask.io.publish import made_beside, opened, publish, refuse_taken, temporary
 
-    path = folder / "test_data.pt"
-    torch.save(create_test_data(options.test_patterns, options.test_size), path)
+    size = f"{options.test_patterns}x{options.test_size}"
+    path = output.with_name(f"{output.stem}_test_data_{size}.pt")
+    if not path.exists():
+        refuse_taken(made_beside(path))
+        with opened(temporary(path), "wb") as file:
+            torch.save(create_test_data(options.test_patterns, options.test_size), file)
+        publish(path)
     return path
 
 
@@ -207,8 +273,7 @@ def add_crop_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--chunk-size", type=int, help="patterns a task")
     sub.add_argument("--use-gpu", action="store_true")
     sub.add_argument("--no-visualization", action="store_true", help="no picture")
-    sub.add_argument("--quiet", action="store_true", help="print errors only")
-    sub.add_argument("--overwrite", action="store_true", help="replace an older output")
+    add_stop_options(sub)
     sub.add_argument("--test-mode", action="store_true", help="crop made-up Airy discs")
     sub.add_argument("--test-patterns", type=int, default=100)
     sub.add_argument("--test-size", type=int, default=256)

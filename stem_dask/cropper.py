@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
 from stem_dask.gpus import chosen_device
-from stem_dask.io.publish import make_folder, publish, temporary
+from stem_dask.io.publish import (
+    made_beside,
+    make_folder,
+    opened,
+    publish,
+    refuse_existing,
+    refuse_taken,
+    temporary,
+)
 from stem_dask.kernels import crop_on_gpu
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, Axis
@@ -138,7 +146,7 @@ class DiffractionCropper:
             f"min {validation['min_retention']:.4f}, {results['processing_time']:.2f} s"
         )
         if save_path is not None:
-            self._save(Path(save_path), data, cropped, results)
+            self._save(Path(save_path).expanduser(), data, cropped, results)
         return cropped, results
 
     def analyze_patterns(self, data: Any) -> dict[str, Any]:
@@ -234,6 +242,7 @@ class DiffractionCropper:
 
         figure_data = self._figure_data(_patterns(data), _patterns(cropped), analysis)
         if save_path is not None:
+            refuse_taken(made_beside(Path(save_path)))
             draw(figure_data, temporary(Path(save_path)))
             publish(Path(save_path))
         return build(figure_data)
@@ -298,17 +307,20 @@ class DiffractionCropper:
     def _save(self, path: Path, data: Any, cropped: Any, results: dict[str, Any]) -> None:
         import torch
 
+        stem = path.with_suffix("")
+        beside = (f"{stem}_results.json", f"{stem}_visualization.png")
         make_folder(path)
+        for name in (path, *beside):
+            refuse_existing(name, overwrite=True)
+            refuse_taken(made_beside(name))
         tensor = cropped if isinstance(cropped, torch.Tensor) else torch.from_numpy(cropped)
-        with open(
-            temporary(path), "wb"
-        ) as file:  # a file, not a name: the name would end up in the archive
+        # a file, not a name: the name would end up in the archive
+        with opened(temporary(path), "wb") as file:
             torch.save(tensor, file)
         publish(path)
-        stem = path.with_suffix("")
-        write_json(f"{stem}_results.json", {**results, "config": asdict(self.config)})
+        write_json(beside[0], {**results, "config": asdict(self.config)})
         if self.config.visualization:
-            self.visualize_results(data, cropped, results["analysis"], f"{stem}_visualization.png")
+            self.visualize_results(data, cropped, results["analysis"], beside[1])
         self._say(f"saved {path} ({size(path.stat().st_size)})")
 
     def _say(self, text: str) -> None:

@@ -11,7 +11,7 @@ from stem_dask.io.read import Found
 from stem_dask.known import Known
 from stem_dask.options import Config
 from stem_dask.outputs import Outputs
-from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes
+from stem_dask.plan import inner_chunk, projected_bytes, shard_shape, task_bytes, uncropped
 from stem_dask.projection import (
     Shapes,
     disk_need,
@@ -85,6 +85,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     on_gpu = worker.threads * task_memory(config, what, math.prod(block)).on_gpu
     return (
         *table,
+        *_uncropped(config, what),
         f"reads       {size(n_bytes)}{_times(config, known)}",
         *((f"turns       {'at most ' * (known is not None)}{size(turned)} first, into a file of this size: the detector is slowest in the input",)
           if turned else ()),
@@ -95,6 +96,14 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
         f"disk        {size(disk.least)} to {size(disk.most)} in all, {size(free_bytes(folder))} free in {folder}",
         "nothing was computed",
     )  # fmt: skip
+
+
+def _uncropped(config: Config, what: Shapes) -> list[str]:
+    """The axes that a given window covers."""
+    if config.crop.given is None:
+        return []
+    axes = zip(("ky", "kx"), what.window, what.detector, strict=True)
+    return [f"warning     {uncropped(name, full)}" for name, size, full in axes if size == full]
 
 
 def _stages(

@@ -15,9 +15,11 @@ from stem_dask.errors import SourceError, StoreError
 from stem_dask.io.lazy import lazy_array
 from stem_dask.io.objects import zarr_store
 from stem_dask.io.publish import (
+    made_beside,
     make_folder,
     publish,
     refuse_existing,
+    refuse_taken,
     remove,
     telling,
     temporary,
@@ -26,6 +28,7 @@ from stem_dask.io.sources import ZarrArray, identity
 from stem_dask.io.store import ABOUT_SOURCE, open_group
 from stem_dask.io.verify import decoded
 from stem_dask.journal import Journal
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.submission import connected, refuse_no_client
 from stem_dask.target import POSITION_COORDS, Target
@@ -33,7 +36,7 @@ from stem_dask.urls import refuse_url
 
 
 def export(
-    patterns: xr.DataArray,
+    patterns: Any,
     path: str | Path,
     *,
     analysis: xr.Dataset | None = None,
@@ -52,7 +55,7 @@ def export(
 
     Parameters
     ----------
-    patterns : (…, ky, kx)
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `analyze`
     path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; its folder is made where it is missing
     analysis : what is known of each pattern, stored with them (a .npy has no place for it, nor for the axes)
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
@@ -72,7 +75,8 @@ def export(
     Raises
     ------
     OutputExistsError
-        When the file exists and ``overwrite`` is False.
+        When the file exists and ``overwrite`` is False; it is a link, or a folder in the place of a file; or another file
+        bears a temporary name that the export needs, such as ``NAME.incomplete``.
     ConfigError
         When the suffix, layout or codec is unknown, or the format has no codecs; or the client is none that can wait.
     SourceError, StoreError
@@ -89,7 +93,8 @@ def export(
     """
     way = "files are written here; into an object store goes the .zarr of a run, as output.path"
     refuse_url("path", str(path), way)
-    path = str(Path(path).absolute())
+    path = str(Path(path).expanduser().absolute())
+    patterns = patterns_of(patterns)
     patterns = _regular(
         as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
             {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
@@ -100,6 +105,8 @@ def export(
         path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
     )
     refuse_existing(path, overwrite)
+    if journal is None:  # a run knows what it has built
+        refuse_taken((*made_beside(path), target.spool))
     client = active_client() if client is None else client
     if client is not None:
         refuse_no_client(client)
@@ -119,6 +126,7 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
+            _refuse_since(path, overwrite, journal)
             publish(path)
     except BaseException:
         if journal is None:
@@ -128,6 +136,13 @@ def export(
         if journal is None:
             remove(target.spool)
     return notes
+
+
+def _refuse_since(path: str, overwrite: bool, journal: Journal | None) -> None:
+    """Refuse to replace a file that appeared since the export began, and to go on with a run that was taken over."""
+    refuse_existing(path, overwrite)
+    if journal is not None:
+        journal.hold()
 
 
 def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:

@@ -4,6 +4,7 @@ import fnmatch
 import glob
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from stem_dask.urls import check_path, is_url
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _WAYS = "{stem} (the input's name without its suffix), {name} or {parent} (the folder it is in)"
+
+#: bytes of a file's name that are not UTF-8, as Python has them
+NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def found_inputs(given: str | Sequence[str]) -> list[str]:
@@ -52,6 +56,22 @@ def _found(text: str) -> list[str]:
     if not matches:
         raise ConfigError(f"input.path is {text}, and nothing matches it (from {os.getcwd()})")
     return [os.path.abspath(match) for match in matches]
+
+
+def renamed(path: str, *, of_input: bool) -> str:
+    r"""A name with bytes that are not UTF-8, such as those of Latin-1, and what to do about it.
+
+    Examples
+    --------
+    >>> renamed("5_" + chr(0xDCB5) + "m.npy", of_input=True)
+    '5_\\xb5m.npy, which is not UTF-8; rename the file: mv 5_*m.npy 5__m.npy'
+    """
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    if not of_input:
+        return f"{shown}, which is not UTF-8; choose another name"
+    old, new = (NO_UTF8.sub(sign, path) for sign in "*_")
+    pattern = "*".join(shlex.quote(part) if part else "" for part in old.split("*"))
+    return f"{shown}, which is not UTF-8; rename the file: mv {pattern} {shlex.quote(new)}"
 
 
 def named_outputs(inputs: Sequence[str], pattern: str) -> list[str]:

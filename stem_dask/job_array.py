@@ -62,7 +62,9 @@ def add_batch_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--cpus-per-task", type=int, default=4, metavar="N", help="cores of each task (4)"
     )
-    sub.add_argument("--mem", default="16G", help="memory of each task, as sbatch takes it (16G)")
+    sub.add_argument(
+        "--mem", default="16G", help="memory of each task with its unit, as sbatch takes it (16G)"
+    )
     sub.add_argument(
         "--at-once", type=int, metavar="N", help="run no more than so many tasks at a time"
     )
@@ -167,6 +169,10 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
         if value is not None and value < 1:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {value}; expected a whole number above 0")
+    if options.mem.isdecimal() and int(options.mem):  # 0 is all of the node
+        raise ConfigError(
+            f"--mem is {options.mem}, which SLURM takes for MB; give its unit, such as {options.mem}G"
+        )
     at_once = "" if options.at_once is None else f"%{options.at_once}"
     # what SLURM fills in begins with %
     log = str(Path(options.script).absolute().with_suffix("")).replace("%", "%%")

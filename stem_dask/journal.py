@@ -1,12 +1,15 @@
 """What a run has finished, line by line, so that the same command goes on where it was stopped."""
 
+import contextlib
 import json
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from stem_dask.io.publish import named
+from stem_dask.io.publish import named, opened, sync
 from stem_dask.model import Record
 
 #: a finished block is on disk at the latest after this many seconds
@@ -29,8 +32,10 @@ class Journal:
     {'crc': 7}
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, hold: Callable[[], None] = lambda: None) -> None:
         self.path = Path(path)
+        #: raises when another run has taken the output over; asked once a second at most
+        self.hold = hold
         self.known: dict[str, dict[int, Record]] = {}
         for line in self._lines():
             if "forgotten" in line:
@@ -47,8 +52,9 @@ class Journal:
                 self.known.setdefault(str(line["job"]), {})[record.index] = record
             except (KeyError, TypeError, ValueError):
                 continue
-        self._file: BinaryIO | None = None
+        self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
+        self._later: threading.Timer | None = None
 
     def records(self, job: str) -> dict[int, Record]:
         """The blocks of a job that were finished, by index."""
@@ -73,26 +79,49 @@ class Journal:
             self._write({"forgotten": job})
 
     def _write(self, words: dict[str, Any]) -> None:
+        due = time.monotonic() - self._synced > SYNC_SECONDS
+        if due:
+            self.hold()
         if self._file is None:
-            self._file = open(self.path, "ab")  # noqa: SIM115  closed by close()
+            is_new = not os.path.lexists(self.path)
+            self._file = opened(self.path, "ab")
+            if is_new:
+                sync(self.path.parent)
             if self._file.tell():
                 self._file.write(b"\n")  # ends a torn line, so that the next one is whole
         with named(self.path):
             self._file.write(json.dumps(words).encode() + b"\n")
             self._file.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
+        if due:
             self.sync()
+        elif self._later is None:
+            self._later = threading.Timer(SYNC_SECONDS, self._sync_quietly)
+            self._later.daemon = True
+            self._later.start()
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
-        if self._file is not None:
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+        file = self._file
+        if file is not None:
             with named(self.path):
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
         self._synced = time.monotonic()
+
+    def _sync_quietly(self) -> None:
+        """For the lines that no other follows within a second; what goes wrong, goes wrong again when the journal is closed."""
+        with contextlib.suppress(OSError, ValueError):
+            self.sync()
 
     def close(self) -> None:
         """Bring all lines to the disk and close; closed it is, whatever happens."""
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+            later.join()
         file, self._file = self._file, None
         if file is not None:
             with named(self.path), file:
@@ -100,10 +129,12 @@ class Journal:
                 os.fsync(file.fileno())
 
     def _lines(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return []
         found = []
-        for text in self.path.read_bytes().split(b"\n"):
+        with opened(self.path, "rb") as file:
+            content = file.read()
+        for text in content.split(b"\n"):
             try:
                 line = json.loads(text)
             except ValueError:

@@ -1,6 +1,7 @@
-"""What this process may use of its machine: cores, memory, and a disk of the node; SLURM and cgroups may allow a part."""
+"""What this process may use of its machine: cores, memory, and a disk of the node; batch systems and cgroups may allow a part."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,15 @@ import dask
 
 #: a memory limit above this is how version 1 of cgroups says that there is none
 _NO_LIMIT = 2**62
+#: variables in which PBS (Torque, PBS Professional), LSF and Grid Engine state the cores of a job: the first that is set counts
+_CORES = (
+    ("PBS_NUM_PPN", "NCPUS", "PBS_NP"),
+    ("LSB_DJOB_NUMPROC", "LSB_MAX_NUM_PROCESSORS"),
+    ("NSLOTS",),
+)
+#: variables in which they state the memory of a job on this node, and the memory of each of its slots
+_MEMORY = ("PBS_RESC_MEM", "LSB_CG_MEMLIMIT", "SGE_HGR_m_mem_free")
+_SLOT_MEMORY = ("SGE_HGR_h_vmem",)
 #: libraries that would start a thread for every core of the machine, in each of our workers: one thread each
 ONE_THREAD = {
     name: "1"
@@ -20,16 +30,29 @@ ONE_THREAD = {
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
-    """Cores that this process may use: of its affinity, its cgroup's quota, and what SLURM gave.
+    """Cores that this process may use: the least of its affinity, its cgroup's quota, and what a batch system gave.
 
     Examples
     --------
-    >>> usable_cores({"SLURM_CPUS_PER_TASK": "1", "SLURM_CPUS_ON_NODE": "64"})
-    1
+    >>> usable_cores({"SLURM_CPUS_PER_TASK": "1", "SLURM_CPUS_ON_NODE": "64"}), usable_cores({"NSLOTS": "1"})
+    (1, 1)
     """
-    given = slurm_cores(environment)
+    given = [slurm_cores(environment), *batch_cores(environment)]
     # Dask looks at the affinity and at the quota of versions 1 and 2 of cgroups
-    return dask.system.CPU_COUNT if given is None else min(given, dask.system.CPU_COUNT)
+    return min([dask.system.CPU_COUNT, *(cores for cores in given if cores is not None)])
+
+
+def batch_cores(environment: Mapping[str, str]) -> list[int]:
+    """Cores that PBS, LSF and Grid Engine gave the job.
+
+    Examples
+    --------
+    >>> batch_cores({"PBS_NUM_PPN": "4", "PBS_NP": "16"}), batch_cores({})
+    ([4], [])
+    """
+    found = ((_number(environment, name) for name in names) for names in _CORES)
+    first = (next((cores for cores in system if cores), None) for system in found)
+    return [cores for cores in first if cores is not None]
 
 
 def slurm_cores(environment: Mapping[str, str]) -> int | None:
@@ -47,12 +70,40 @@ def slurm_cores(environment: Mapping[str, str]) -> int | None:
 def machine_bytes(environment: Mapping[str, str] = os.environ) -> int:
     """Memory that this process may use: the machine's, or less where a container or batch system limits it.
 
-    Dask's own limit does not see what a batch system gave: it reads the outermost cgroup only, and not SLURM's variables.
+    Dask's own limit does not see what a batch system gave: it reads the outermost cgroup only, and no variables.
     """
     import psutil  # type: ignore[import-untyped]  # comes with distributed
 
     limits = [psutil.virtual_memory().total, slurm_bytes(environment), cgroup_bytes()]
+    limits += batch_bytes(environment)
     return min(limit for limit in limits if limit is not None)
+
+
+def batch_bytes(environment: Mapping[str, str]) -> list[int]:
+    """Memory that PBS, LSF and Grid Engine gave the job on this node: bytes, LSF's in hexadecimal, or with a unit.
+
+    Examples
+    --------
+    >>> batch_bytes({"PBS_RESC_MEM": "16gb"})[0] == batch_bytes({"LSB_CG_MEMLIMIT": "0x400000000"})[0] == 16 * 2**30
+    True
+    >>> batch_bytes({"SGE_HGR_h_vmem": "2.000G", "NSLOTS": "4"})[0] == 8 * 2**30
+    True
+    """
+    slots = _number(environment, "NSLOTS") or 1
+    found = [_bytes(environment.get(name, "")) for name in _MEMORY]
+    found += [slots * _bytes(environment.get(name, "")) for name in _SLOT_MEMORY]
+    return [limit for limit in found if limit]
+
+
+def _bytes(text: str) -> int:
+    """Bytes, from ``0x…``, or a decimal number with or without a unit (in powers of 1024); 0 for anything else."""
+    if re.fullmatch("0x[0-9a-fA-F]{1,16}", text):
+        return int(text, 16)
+    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,9})?)([kmgt]?)b?", text.lower())
+    if found is None:
+        return 0
+    number, unit = found.groups()
+    return int(float(number) * 1024 ** " kmgt".index(unit or " "))
 
 
 def slurm_bytes(environment: Mapping[str, str]) -> int | None:

@@ -61,8 +61,7 @@ _SUFFIXES = "zarr/?|zspy/?|hspy|h5|npy|pt"
 Product = Annotated[str, Field(pattern=rf"{_FILE}({_SUFFIXES})$"), _Bare, "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
 Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
-Bytes = Annotated[int, Field(gt=0, lt=2**63), "bytes"]
-Memory = Annotated[str, Field(pattern=_MEMORY), "text such as 4GB or 4GiB"]
+Memory = Annotated[str, Field(pattern=_MEMORY), "a number with its unit, such as 4GB or 4GiB"]
 _WALLTIME = r"^([0-9]+-)?[0-9]+:[0-5][0-9]:[0-5][0-9]$"
 Walltime = Annotated[str, Field(pattern=_WALLTIME), 'hours:minutes:seconds in quotes, such as "12:00:00" or "2-00:00:00"']  # fmt: skip
 Word = Annotated[str, Field(pattern=r"^\w[\w.,:@+-]*$"), "a name"]
@@ -128,6 +127,8 @@ class Input(_Section):  # what is read
     shape: Sizes | None = None
     dtype: Dtype | None = None
     offset: Place = 0
+    frame_header: Place = 0
+    frame_footer: Place = 0
     dark: Npy | None = None
     gain: Npy | None = None
     mask: Literal["auto"] | Npy | Annotated[Mask, _MASK] | None = None
@@ -154,6 +155,16 @@ class Crop(_Section):  # what is cut from every pattern
     size: Literal["auto", "common"] | Count | Shape = "auto"
     window: Box | None = None
     size_multiple: Count = 2
+
+    @property
+    def given(self) -> tuple[int, int] | None:
+        """Height and width of the window as far as they are given; None where the analysis finds them."""
+        if self.enabled and self.window is not None:
+            y0, y1, x0, x1 = self.window
+            return y1 - y0, x1 - x0
+        if not self.enabled or isinstance(self.size, str):
+            return None
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class Validate(_Section):  # what is checked after cropping
@@ -198,7 +209,7 @@ class Cluster(_Section):  # where the work runs; sizes are per worker
     insecure: bool = False
     n_workers: Count | None = None
     threads_per_worker: Count | None = None
-    memory_limit: Bytes | Memory | None = None
+    memory_limit: Memory | None = None
     jobs: Count | JobRange = 1  # these ask SLURM for jobs: kind slurm, and stem-dask batch --slurm
     walltime: Walltime | None = None
     queue: Word | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from stem_dask.errors import ConfigError
 from stem_dask.io.objects import at
 from stem_dask.io.planes import KEYS
-from stem_dask.io.publish import stem
+from stem_dask.io.publish import made_beside, refuse_existing, run_folder, stem
 from stem_dask.known import beside
 from stem_dask.options import Config
 from stem_dask.urls import check_path, is_url, refuse_url
@@ -71,6 +71,47 @@ class Outputs:
         return (self.path, *self.exports, self.results, *more)
 
 
+#: bytes of the longest path below an output or a run's folder, such as /patterns/c.0.0.0.0.HEX.partial
+BELOW_BYTES = 160
+
+
+def refuse_other_kinds(outputs: Outputs) -> None:
+    """Refuse a link, a file in the place of a folder, or a folder in the place of a file, before anything is computed.
+
+    Raises
+    ------
+    OutputExistsError
+    """
+    paths = outputs.local()
+    for path in paths if outputs.url is None else paths[1:]:
+        refuse_existing(path, overwrite=True)
+
+
+def check_lengths(outputs: Outputs) -> None:
+    """Refuse outputs of which a name, or that of a temporary file, is longer than the file system allows.
+
+    Raises
+    ------
+    ConfigError
+    """
+    paths = outputs.local()
+    made = [name for path in paths for name in made_beside(path)]
+    for path in map(os.path.abspath, (*paths, *made, run_folder(outputs.path))):
+        there = next(str(folder) for folder in Path(path).parents if os.path.isdir(folder))
+        longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
+        for name in Path(path).parts:
+            if 0 < longest < len(os.fsencode(name)):
+                raise ConfigError(
+                    f"output.path is {outputs.store}, and the run needs the name {name}: it has {len(os.fsencode(name))} "
+                    f"bytes, and a name may have {longest}; choose a shorter output.path"
+                )
+        if 0 < whole <= len(os.fsencode(path)) + BELOW_BYTES:
+            raise ConfigError(
+                f"output.path is {outputs.store}: a path with what the run makes below it may have {whole:,} bytes; choose a "
+                "shorter output.path"
+            )
+
+
 def is_there(path: str) -> bool:
     """Whether there is a file, a folder, or anything below a URL."""
     return bool(at(path).exists()) if is_url(path) else os.path.lexists(path)
@@ -91,6 +132,7 @@ def check_places(config: Config, outputs: Outputs) -> None:
         check_path(key, path)
     source, url = config.input.path, outputs.url
     check_path("input.path", source)
+    check_lengths(outputs)
     if url is None:
         if config.output.local_folder is not None:
             raise ConfigError(

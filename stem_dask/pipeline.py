@@ -72,7 +72,7 @@ def run(
     if state is None or state.is_complete:
         from stem_dask.results import already_complete
 
-        return already_complete(prepared.outputs)
+        return already_complete(prepared.config, prepared.outputs)
     options["started"] = time.perf_counter()
     for line in input_lines(prepared, state):
         say(line)

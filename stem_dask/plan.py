@@ -1,14 +1,17 @@
 """Integer decisions made before any pixel is read: chunks, shards, bytes of a task, and the window's size."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.units import next_multiples
 
 MIB = 2**20
 DEFAULT_CHUNK_MB = 64
@@ -292,24 +295,45 @@ def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
     return (size, True) if size < detector else (detector, False)
 
 
-def common_size(wanted: Sequence[int], detectors: Sequence[int], multiple: int) -> int:
-    """Size of the window on one axis that several datasets share: the largest, as the most of them can be cut to it.
+def check_size(
+    size: Sequence[int],
+    detector: Sequence[int],
+    multiple: int,
+    *,
+    keeps_whole: bool,
+    given: str,
+) -> None:
+    """Refuse a size (height, width) of the window that was given and would not be kept as it is.
 
     Parameters
     ----------
-    wanted : size of every dataset's own window on this axis, in source pixels
-    detectors : size of every dataset's detector on it
-    multiple : the window is a multiple of this wherever it crops
+    size, detector : (ky, kx) in pixels
+    multiple : the size of a cropped axis is a multiple of this; of the whole axis it need not be
+    keeps_whole : whether a window that exceeds the detector is the whole axis
+    given : what the user gave, for the message
+
+    Raises
+    ------
+    ConfigError
+        When it is no multiple, or exceeds the detector.
 
     Examples
     --------
-    >>> common_size([40, 44], [128, 128], 2), common_size([127, 90], [127, 256], 2), common_size([9, 9], [9, 9], 2)
-    (44, 128, 9)
+    >>> check_size((40, 25), (50, 25), 2, keeps_whole=False, given="size is (40, 25)")
     """
-    largest = max(wanted)
-    if all(largest >= detector for detector in detectors):
-        return largest  # no dataset is cropped on this axis, or only the largest can have it
-    return math.ceil(largest / multiple) * multiple
+    height, width = detector
+    for n, full in zip(size, detector, strict=True):
+        if n > full and not keeps_whole:
+            raise ConfigError(
+                f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
+            )
+        if 0 < n < full and n % multiple:
+            raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
+
+
+def uncropped(name: str, full: int) -> str:
+    """What is said of an axis that the window covers."""
+    return f"{name} is not cropped: the window would reach its {full} pixels"
 
 
 def _power_of_two(n: int) -> int:
@@ -336,18 +360,37 @@ def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
         )
 
 
-def check_factor(factor: int, detector: Sequence[int]) -> None:
-    """Refuse a downsampling of the detector (ky, kx) that would leave no pixel of an axis.
+def whole_number(name: str, value: Any, expected: str) -> int:
+    """An integer of Python or numpy as it is; anything else is refused, never rounded.
 
     Raises
     ------
     ConfigError
-        When it would.
+
+    Examples
+    --------
+    >>> whole_number("factor", np.int64(2), "an integer")
+    2
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!s}; expected {expected}") from None
+
+
+def check_factor(factor: int, detector: Sequence[int]) -> None:
+    """Refuse a downsampling of the detector (ky, kx) that is not an integer, or would leave no pixel of an axis.
+
+    Raises
+    ------
+    ConfigError
+        When it is, or would.
 
     Examples
     --------
     >>> check_factor(20, (24, 20))
     """
+    whole_number("downsample factor", factor, "an integer")
     if factor < 1 or factor > min(detector):
         raise ConfigError(
             f"downsample factor is {factor}; expected 1 to {min(detector)}, the shorter detector axis"

@@ -13,7 +13,7 @@ from stem_dask.config import to_dict
 from stem_dask.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.gpus import chosen_device
 from stem_dask.io.given import with_given
-from stem_dask.io.objects import at, of_output, remove_below
+from stem_dask.io.objects import at, of_output, remove_below, zarr_store
 from stem_dask.io.planes import KEYS, digest_of, read_plane, reference
 from stem_dask.io.publish import make_folder, refuse_existing, run_folder, temporary
 from stem_dask.io.read import Found, find
@@ -22,10 +22,17 @@ from stem_dask.io.turned import detector_first
 from stem_dask.io.zarr3 import DOCUMENT, read_document
 from stem_dask.known import Known, known_analysis
 from stem_dask.options import SYNTHETIC, Cluster, Config
-from stem_dask.outputs import Outputs, check_places, is_there
+from stem_dask.outputs import Outputs, check_places, is_there, refuse_other_kinds
 from stem_dask.owner import Owner, owned
-from stem_dask.plan import check_center, check_factor, check_window
-from stem_dask.state import RunState, open_state, unfinished_token, unfinished_url
+from stem_dask.plan import check_center, check_factor, check_size, check_window
+from stem_dask.state import (
+    RunState,
+    open_state,
+    refuse_damaged,
+    refuse_foreign,
+    unfinished_token,
+    unfinished_url,
+)
 from stem_dask.trust import scheduler_address
 from stem_dask.units import size
 from stem_dask.urls import is_url, refuse_url
@@ -49,8 +56,13 @@ class Prepared:
     device_note: str = ""
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, outputs: Outputs | None = None) -> Prepared:
     """Look at everything that can be wrong before dask is loaded or a cluster exists.
+
+    Parameters
+    ----------
+    config : of the job
+    outputs : names of its files; default those that the config gives
 
     Raises
     ------
@@ -60,7 +72,7 @@ def prepare(config: Config) -> Prepared:
     device, why = chosen_device(config.device, config.cluster)
     config = config.model_copy(update={"device": device})
     check_scheduler(config.cluster)
-    outputs = Outputs.of(config)
+    outputs = Outputs.of(config) if outputs is None else outputs
     check_places(config, outputs)
     found = described(config, find_input(config))
     check_planes(config, found)
@@ -74,7 +86,10 @@ def prepare(config: Config) -> Prepared:
                 f"the output {path} would replace the input {source}; choose another output.path"
             )
     complete = check_outputs(config, outputs, token(config, found))
-    known = None if complete else known_analysis(config, found)
+    if not complete:
+        refuse_other_kinds(outputs)
+        refuse_foreign(Path(run_folder(outputs.path)))
+    known = None if complete else known_analysis(config, found, contents(config))
     return Prepared(config, outputs, found, complete, known, why)
 
 
@@ -83,7 +98,6 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.state.open_state`."""
     config, outputs = prepared.config, prepared.outputs
     make_folder(outputs.path)
-    temporaries = tuple(temporary(path) for path in outputs.local())
     options = _deciding(to_dict(config), contents(config))
     mark = token(config, prepared.found)
     elsewhere = contextlib.ExitStack()  # the hold on an output that other machines see
@@ -98,13 +112,11 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
             elsewhere.close()  # it has a file in the folder, which goes when it is empty
             raise
 
-    state_of = open_state(
-        outputs.path, temporaries, mark, options, restart=restart, is_complete=is_complete
-    )
+    state_of = open_state(outputs.local(), mark, options, restart=restart, is_complete=is_complete)
     try:
         with state_of as state, elsewhere:  # ends before the lock here does
             if owners:
-                state.still_ours = owners[0].check
+                state.elsewhere.append(owners[0].check)
             try:
                 yield state
             except BaseException:
@@ -175,6 +187,8 @@ def find_input(config: Config) -> Found:
         shape=options.shape,
         dtype=options.dtype,
         offset=options.offset,
+        frame_header=options.frame_header,
+        frame_footer=options.frame_footer,
     )
 
 
@@ -209,10 +223,16 @@ def check_detector(config: Config, found: Found) -> None:
     ConfigError
         When one of them does not fit.
     """
-    detector = found.source.shape[-2:]
+    detector, crop = found.source.shape[-2:], config.crop
     check_factor(config.downsample.factor, detector)
-    if config.crop.enabled and config.crop.window is not None:
-        check_window(config.crop.window, detector)
+    if crop.enabled and crop.window is not None:
+        check_window(crop.window, detector)
+    if crop.given is not None:
+        multiple = crop.size_multiple * config.downsample.factor
+        whole, given = crop.align == "pattern", f"crop.size is {to_dict(config)['crop']['size']}"
+        if crop.window is not None:
+            given = f"crop.window is {list(crop.window)}"
+        check_size(crop.given, detector, multiple, keeps_whole=whole, given=given)
     if config.analyze.center_method == "manual" and config.analyze.manual_center is not None:
         check_center(config.analyze.manual_center, detector)
 
@@ -256,6 +276,7 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
     missing = [Path(path).name for path in outputs.all() if not is_there(path)]
     if attrs.get("token") == mark and not missing:
         return True
+    refuse_damaged(Path(run_folder(outputs.path)), "--restart --overwrite")
     when = "replace it when the new one is complete"
     if outputs.url is not None:
         when = "replace it; it ends as soon as the first shard of the new one is written"
@@ -294,7 +315,7 @@ def _about(outputs: Outputs) -> dict[str, Any]:
 
     try:
         if Path(outputs.path).is_dir() and outputs.path.endswith(".zarr"):
-            return dict(zarr.open_group(outputs.path, mode="r").attrs)
+            return dict(zarr.open_group(zarr_store(outputs.path), mode="r").attrs)
         results = json.loads(Path(outputs.results).read_text())
         status = os.stat(outputs.path)
         if results["of"] == [status.st_size, status.st_mtime_ns]:

@@ -17,6 +17,7 @@ from stem_dask.io.lazy import block_positions
 from stem_dask.io.merlin import RawCounts
 from stem_dask.io.parts import is_read_in_pieces
 from stem_dask.io.pieces import PIECE_BYTES as READ_PIECE_BYTES
+from stem_dask.io.pt import signed_dtype
 from stem_dask.io.read import Found
 from stem_dask.io.sources import REQUEST_BYTES, Hdf5Dataset, ScanOfList, Source, Transposed, Wrapped
 from stem_dask.io.topspin import PatternGroups
@@ -276,8 +277,8 @@ def disk_need(
         most += FILE_TAKES[kind] * patterns
         least += patterns * what.known * (kind == "npy")
         if kind == "pt":
-            smallest = what.dtype.itemsize if what.dtype.kind == "f" else 1  # small counts fit int8
-            least += patterns * what.known * smallest // what.dtype.itemsize
+            wide = signed_dtype(what.dtype).itemsize
+            least += patterns * what.known * wide // what.dtype.itemsize
     return DiskNeed(least, most)
 
 
@@ -357,19 +358,12 @@ def _references(config: Config) -> int:
 
 def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] | None:
     """The window's size as far as the config gives it."""
-    crop = config.crop
-    if not crop.enabled:
+    if not config.crop.enabled:
         return detector
-    if crop.window is not None:
-        y0, y1, x0, x1 = crop.window
-        wanted: tuple[int, int] = (y1 - y0, x1 - x0)
-    elif isinstance(crop.size, int):
-        wanted = (crop.size, crop.size)
-    elif not isinstance(crop.size, str):
-        wanted = (crop.size[0], crop.size[1])
-    else:
+    wanted = config.crop.given
+    if wanted is None:
         return None
-    multiple = crop.size_multiple * config.downsample.factor
+    multiple = config.crop.size_multiple * config.downsample.factor
     height, width = (
         axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
     )

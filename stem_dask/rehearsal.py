@@ -23,6 +23,7 @@ from stem_dask.io.codec import blosc_bytes
 from stem_dask.io.objects import below
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.blas import load_without_blas
+from stem_dask.kernels.caching import CACHE
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.intensity import native
@@ -43,7 +44,7 @@ def rehearse(
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
     ours: bool = False,
-) -> None:
+) -> bool:
     """Have every worker work on a pattern of 4 x 4 pixels; what fails here fails again, and is told, with real ones.
 
     Parameters
@@ -55,13 +56,18 @@ def rehearse(
     on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.compiled.Kernels`
     ours : whether the workers' processes end with the run
 
+    Returns
+    -------
+    bool
+        Whether the compiled kernels are kept on the disk, as far as is known.
+
     Raises
     ------
     WorkerLostError
         When workers end of it, as they do where their memory does not even suffice for the code.
     """
     if client is None:
-        return
+        return True
     from distributed import KilledWorker, wait
 
     # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
@@ -75,6 +81,7 @@ def rehearse(
     for call in calls:
         if call.status == "error" and isinstance(call.exception(), KilledWorker):
             raise WorkerLostError(KILLED) from call.exception()
+    return all(call.result() for call in calls if call.status == "finished")
 
 
 def reach(client: Any, urls: Mapping[str, type[SourceError] | type[StoreError]]) -> None:
@@ -173,12 +180,12 @@ def play(
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
     ours: bool = False,
-) -> None:
-    """Load the libraries and run the kernels in this process.
+) -> bool:
+    """Load the libraries and run the kernels in this process; returns whether compiled kernels are kept on the disk.
 
     Examples
     --------
-    >>> play(np.dtype("u2"), "square", bins=True)
+    >>> kept = play(np.dtype("u2"), "square", bins=True)
     """
     load_without_blas()
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
@@ -193,3 +200,4 @@ def play(
         on_gpu()
     if ours:
         exempt_from_collection()
+    return CACHE

@@ -1,4 +1,4 @@
-"""Figures of a run in words and numbers: results.json, warnings, the verdict, the ten lines at the end."""
+"""Figures of a run in words and numbers: results.json, warnings, the ten lines at the end."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stem_dask.io.publish import named, publish, temporary
+from stem_dask.io.publish import named, opened, publish, temporary
 from stem_dask.model import LIST_DIMS, Axis, Window
 from stem_dask.units import size
 
@@ -23,8 +23,6 @@ MAX_LISTED = 100_000
 MAX_HOT = 20
 #: share of the total above which clipped negatives, or a constant background, are worth a warning
 NOTICEABLE = 0.05
-#: an output with more than this share of the pixels has hardly been cropped
-LITTLE_GAINED = 0.8
 
 
 def statistics(values: NDArray) -> dict[str, float]:
@@ -121,18 +119,16 @@ def analysis_warnings(analysis: xr.Dataset) -> list[str]:
             f"values that count as 0 in the analysis: {', '.join(counted)} (the data are not changed)"
         )
     clipped = float(analysis["negative_sum"])
-    if (
-        total > 0 and clipped > NOTICEABLE * total
-    ):  # with none at all every pattern is empty, which is refused
-        out.append(
-            f"clipped negative values amount to {clipped / total:.1%} of the intensity: the background of a "
-            "dark-subtracted detector counts as signal; set analyze.threshold"
-        )
+    if _many_are_clipped(analysis):
+        text = f"clipped negative values amount to {clipped / total:.1%} of the intensity"
+        if not analysis.attrs["threshold"]:
+            text += ": the background of a dark-subtracted detector counts as signal"
+        out.append(text)
     level, share = pedestal(analysis)
     if share > NOTICEABLE:
         out.append(
             f"a constant background of about {level:.3g} counts in every pixel makes up {share:.0%} of the "
-            f"intensity and widens the window; set analyze.threshold above it or subtract it"
+            "intensity and widens the window"
         )
     n_empty = int(analysis["n_empty"])
     if n_empty:
@@ -161,12 +157,21 @@ def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[st
     """A word on the hot pixels that are suspected: how many, where, and what to do."""
     if not hot:
         return []
-    where = ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT])
-    more = f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else ""
-    found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, above 5 times each neighbour in the mean pattern"
+    found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, in the mean pattern above 6 times all but 5 of their 24 neighbours"
     if masked:
-        return [f"{found}, masked (input.mask: auto): {where}{more}"]
-    return [f"{found}: {where}{more}; set input.mask=auto, or list them as input.mask.pixels"]
+        return [f"{found}, masked (input.mask: auto): {_where(hot)}"]
+    return [f"{found}: {_where(hot)}"]
+
+
+def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
+    """A word on pixels that stand out of the mean pattern when those found before are masked."""
+    text = "suspected hot pixels remain after masking (input.mask: auto)"
+    return [f"{text}: {_where(hot)}; list all bad pixels as input.mask.pixels"] if hot else []
+
+
+def _where(hot: Sequence[Sequence[int]]) -> str:
+    listed = ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT])
+    return listed + (f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else "")
 
 
 def pedestal(analysis: xr.Dataset) -> tuple[float, float]:
@@ -175,6 +180,33 @@ def pedestal(analysis: xr.Dataset) -> tuple[float, float]:
     level = float(np.percentile(mean, 5))
     total = float(mean.sum())
     return level, level * mean.size / total if total > 0 else 0.0
+
+
+def _many_are_clipped(analysis: xr.Dataset) -> bool:
+    """Whether negative values were clipped that amount to much."""
+    total = float(np.nansum(analysis["total"].values))
+    # with no intensity at all every pattern is empty, which is refused
+    return total > 0 and float(analysis["negative_sum"]) > NOTICEABLE * total
+
+
+def background_threshold(analysis: xr.Dataset) -> float | None:
+    """A value above the background, for ``analyze.threshold``; None where no background is noticeable or none can be told.
+
+    The darkest tenth of the pixels of the mean pattern holds only background. The threshold is just above what 98 % of these
+    pixels reach in any pattern, so that they count as 0 in every pattern.
+    """
+    if not _many_are_clipped(analysis) and pedestal(analysis)[1] <= NOTICEABLE:
+        return None
+    mean, highest = analysis["mean_pattern"].values, analysis["max_pattern"].values
+    dark = highest[mean <= np.percentile(mean, 10)].astype(np.float64)
+    most = float(np.percentile(dark, 98, method="higher"))
+    if highest.dtype.kind in "ui":
+        threshold = most + 1
+    else:
+        step = 10.0 ** (math.floor(math.log10(most)) - 2) if most > 0 else 0.0
+        threshold = (math.floor(most / step) + 1) * step if step else 0.0
+    # else it would take the beam, too
+    return threshold if most > 0 and mean.max() > threshold else None
 
 
 def window_warnings(window: Window, filled: NDArray) -> list[str]:
@@ -212,44 +244,10 @@ def remainder_warnings(
     return out
 
 
-def gained_little(window: Window, analysis: xr.Dataset) -> bool:
-    """Whether the window keeps most of the detector's pixels."""
+def kept_pixels(window: Window, analysis: xr.Dataset) -> float:
+    """The window's share of the detector's pixels."""
     pixels = analysis.sizes["source_ky"] * analysis.sizes["source_kx"]
-    return window.shape[0] * window.shape[1] > LITTLE_GAINED * pixels
-
-
-def verdict(window: Window, analysis: xr.Dataset, by_target: Mapping[float, int]) -> list[str]:
-    """A word on a crop that gained little, and what other options would give.
-
-    Parameters
-    ----------
-    by_target : global radius for other targets at the same coverage and margin, from the stored profiles
-    """
-    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    kept = window.shape[0] * window.shape[1] / (detector[0] * detector[1])
-    smallest = min(detector)
-    ways = [
-        f"target_retention {target:g} would give {2 * radius} px"
-        for target, radius in by_target.items()
-        if 2 * radius < smallest
-    ]
-    ways += [
-        f"coverage {coverage} would give {2 * radius} px"
-        for coverage, radius in window.radius_at.items()
-        if radius < (window.global_radius or 0) and 2 * radius < smallest
-    ]
-    half = smallest // 4
-    mean, least = analysis["curve_mean"].values, analysis["curve_min"].values
-    if half > 1 and np.isfinite(mean[half]):
-        ways.append(
-            f"size {2 * half} would keep {mean[half]:.1%} on average, {least[half]:.1%} at worst"
-        )
-    level, share = pedestal(analysis)
-    if share > NOTICEABLE:
-        ways.append(
-            f"a threshold above {level:.3g} would remove the background, {share:.0%} of the intensity"
-        )
-    return [f"little was gained: the window keeps {kept:.0%} of the pixels", *ways]
+    return window.shape[0] * window.shape[1] / int(pixels)
 
 
 def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
@@ -296,13 +294,28 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
             "valid says which"
         )
     lines += [f"warning     {text}" for text in results["warnings"]]
-    lines += [f"verdict     {text}" for text in results["verdict"] or ["ok"]]
+    lines += ["verdict     ok"] * (not results["verdict"]) + judgement_lines(results)
     lines += [f"file        {path} ({size(n)})" for path, n in results["files"].items()]
     lines.append(
         f"speed       {size(results['speed']['bytes_per_second'])}/s, {results['speed']['seconds']:.1f} s, "
         f"peak memory {size(results['peak_memory'])} a process"
     )
     return tuple(lines)
+
+
+def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:
+    """What is wrong with a run, and overrides that change it; ``before`` goes in front of these.
+
+    Examples
+    --------
+    >>> advice = {"crop.size=40": "gives 40 x 40 px"}
+    >>> judgement_lines({"verdict": ["little was gained"], "advice": advice})
+    ['verdict     little was gained', 'advice      crop.size=40', '            gives 40 x 40 px']
+    """
+    out = [f"verdict     {text}" for text in results["verdict"]]
+    for line, gives in results["advice"].items():
+        out += [f"advice      {' '.join([*before, line])}", f"            {gives}"]
+    return out
 
 
 def sizes(input_bytes: int, output_bytes: int, stored_bytes: int) -> dict[str, float]:
@@ -358,7 +371,7 @@ def process_seconds() -> float:
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write results.json under a temporary name and publish it; NaN becomes null."""
     partial = temporary(path)
-    with named(partial), open(partial, "w", encoding="utf-8") as file:
+    with named(partial), opened(partial, "w") as file:
         file.write(_text(results, "") + "\n")
     publish(path)
 

@@ -1,32 +1,26 @@
 """What a run found and made: results.json, and how it ended."""
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import dask
 import xarray as xr
 
 from stem_dask import report
+from stem_dask.advice import too_little_kept
 from stem_dask.config import to_dict
 from stem_dask.io.objects import below
-from stem_dask.io.store import open_group
 from stem_dask.model import Window
 from stem_dask.options import Config
 from stem_dask.outputs import Outputs
 from stem_dask.preflight import Prepared, contents, n_quarantined, token
-from stem_dask.stages.patterns import lead_dims, lead_shape
-from stem_dask.stages.summary import stored_radii
+from stem_dask.stages.patterns import lead_shape
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
-from stem_dask.stages.window import choose_window
 from stem_dask.urls import is_url
-
-#: targets that the verdict offers when little was gained
-OTHER_TARGETS = (0.95, 0.9)
-#: in so many tasks at most the stored profiles are read for it
-VERDICT_TASKS = 64
 
 
 @dataclass(frozen=True)
@@ -38,11 +32,27 @@ class Outcome:
     lines: tuple[str, ...]
 
 
-def already_complete(outputs: Outputs) -> Outcome:
-    """There is nothing to do."""
-    n = n_quarantined(outputs)
-    missing = f", without {n:,} patterns that could not be read" if n else ""
-    return Outcome(7 if n else 0, {}, (f"already complete: {outputs.store}{missing}",))
+def already_complete(config: Config, outputs: Outputs) -> Outcome:
+    """There is nothing to do; the exit code is that of the run that did it."""
+    results = _stored(outputs)
+    if n := n_quarantined(outputs):
+        results = {**results, "quarantined": {"n_patterns": n}}
+    words = f", without {n:,} patterns that could not be read" if n else ""
+    lines = [f"already complete: {outputs.store}{words}"]
+    code = exit_code(config, results)
+    if code == 4:
+        lines += report.judgement_lines(results)
+    return Outcome(code, {}, tuple(lines))
+
+
+def _stored(outputs: Outputs) -> dict[str, Any]:
+    """What results.json says of a finished run; it can be read only as far as nobody has edited it."""
+    nothing = {"validation": {}, "quarantined": {"n_patterns": 0}, "verdict": [], "advice": {}}
+    try:
+        found = json.loads(Path(outputs.results).read_text(encoding="utf-8"))
+        return {**nothing, **found}
+    except (OSError, ValueError, TypeError):
+        return nothing
 
 
 def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def results_of_run(
     n_patterns = math.prod(lead_shape(out))
     found = report.results_of(known, statistics, patterns.shape[-2:], shape, n_patterns, window)
     path = prepared.outputs.store
-    made = {} if path.endswith(".zarr") else _made(prepared)
+    made = {} if path.endswith(".zarr") else made_by(prepared)
     return (
         found
         | made
@@ -106,6 +116,7 @@ def results_of_run(
             "limits": limits,
             "scan_shape": lead_shape(out),
             "output": {"shape": out.shape, "dtype": str(out.dtype)},
+            "intensity": out.attrs.get("intensity", "counts"),
             "input": {
                 "path": info.path,
                 "shape": patterns.shape,
@@ -118,9 +129,6 @@ def results_of_run(
                 "positions": hot[: report.MAX_HOT],
                 "masked": config.input.mask == "auto",
             },
-            "verdict": []
-            if known is None or window is None
-            else verdict(config, path, known, window),
         }
     )
 
@@ -132,7 +140,7 @@ def stored_bytes(path: str) -> int:
     return report.tree_bytes(path)
 
 
-def _made(prepared: Prepared) -> dict[str, Any]:
+def made_by(prepared: Prepared) -> dict[str, Any]:
     """What a store says in its attributes: the run that made a file of another format, and that file's state."""
     status = os.stat(prepared.outputs.path)
     return {
@@ -142,34 +150,8 @@ def _made(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def verdict(config: Config, store: str, known: xr.Dataset, window: Window) -> list[str]:
-    """A word on a crop that gained little; reads the stored profiles to say what would gain more."""
-    if not report.gained_little(window, known):
-        return []
-    options = config.crop.model_dump(exclude={"enabled", "size", "window"})
-    stored = open_group(store, "analysis")
-    first, rows = lead_dims(stored)[0], stored["profile"].encoding["chunks"][0]
-    together = math.ceil(stored.sizes[first] / VERDICT_TASKS / rows) * rows
-    stored = stored.chunk({**dict.fromkeys(stored.dims, -1), first: together})
-    exact = known["max_pattern"].dtype.kind in "ui"
-    metric = str(known.attrs["radius_metric"])
-    targets = [target for target in OTHER_TARGETS if target < window.target_retention]
-    # together, so that profiles are read once
-    found = dask.compute(*(stored_radii(stored, target, metric, exact) for target in targets))
-    by_target: dict[float, int] = {}
-    for target, radii in zip(targets, found, strict=True):
-        other = known.assign(radius=known["radius"].copy(data=radii))
-        by_target[target] = choose_window(other, **options).global_radius or 0
-    return report.verdict(window, known, by_target)
-
-
 def exit_code(config: Config, results: Mapping[str, Any]) -> int:
     """7 when patterns could not be read; 4 when more than the coverage leaves out are below the minimum."""
     if results["quarantined"]["n_patterns"]:
         return 7
-    validation = results["validation"]
-    if "passes_min_threshold" not in validation:
-        return 0
-    n = validation["n_patterns"] - validation["n_empty"]
-    allowed = n - math.ceil(config.crop.coverage * n)
-    return 4 if n - validation["passes_min_threshold"] > allowed else 0
+    return 4 if too_little_kept(config, results) else 0

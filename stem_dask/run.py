@@ -70,7 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure-cluster",
         action="store_true",
-        help="as cluster.insecure=true: a scheduler beyond this machine may do without TLS",
+        help="as cluster.insecure=true: do without TLS",
     )
     add_stop_options(parser)
 
@@ -145,7 +145,7 @@ def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float |
     if prepared.complete:
         from stem_dask.results import already_complete
 
-        outcome = already_complete(prepared.outputs)
+        outcome = already_complete(prepared.config, prepared.outputs)
         if not quiet:
             show(outcome)
         return outcome.exit_code
@@ -233,17 +233,13 @@ def show(outcome: "Outcome") -> None:
     """Print the closing lines of a run."""
     print("\n".join(outcome.lines))
     if outcome.exit_code:
-        print(advice(outcome), file=sys.stderr)
+        print(shortcoming(outcome), file=sys.stderr)
 
 
-def advice(outcome: "Outcome") -> str:
-    """What to do about a run that is finished, and not as it was wanted."""
+def shortcoming(outcome: "Outcome") -> str:
+    """Why a finished run has an exit code other than 0, and where to read what helps."""
     if outcome.exit_code == 4:
-        least = outcome.results["validation"]["min_retention"]
-        return (
-            f"too many patterns keep less than min_retention ({least:.4f} at worst): see the verdict, "
-            "raise crop.coverage or crop.margin_pixels, or lower validate.min_retention"
-        )
+        return "too many patterns keep less than validate.min_retention; add one of the lines called advice to the command"
     return "a part of the input could not be read (results.json names it); when it can, add --overwrite to do it again"
 
 
@@ -384,14 +380,13 @@ def program(command: Callable[[], int]) -> NoReturn:
     this thread held the lock of one.
     """
     from stem_dask.allocation import postpone_collection
+    from stem_dask.streams import open_streams
 
+    open_streams()
     postpone_collection()
     code = command()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        sys.exit(code)  # Python says what it thinks of it
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

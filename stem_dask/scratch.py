@@ -89,13 +89,13 @@ def keys(place: str | Path) -> Iterator[str]:
     for lock in Path(place).glob(f"{KEYS}*{HELD}"):
         with contextlib.suppress(OSError, LockedError):
             if os.lstat(lock).st_uid == os.getuid():
-                with locked(lock):
+                with locked(lock, needs_flock=True):
                     shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
     folder = Path(place) / f"{KEYS}{secrets.token_hex(8)}"
     lock = folder.with_name(folder.name + HELD)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(lock))
+            stack.enter_context(locked(lock, needs_flock=True))
         except (OSError, LockedError):
             lock.unlink(missing_ok=True)
         folder.mkdir(mode=0o700)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,10 +74,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def lines_of(outcome: "Outcome") -> list[str]:
-    """What is said of one of several datasets at its end: one line, and the warnings."""
+    """What is said of one of several datasets at its end: one line, the warnings, the verdict unless it is ok, the advice."""
     results = outcome.results
     if not results:
         return list(outcome.lines)
+    from stem_dask.report import judgement_lines  # which loads xarray
+
     kept, window = results["validation"], results.get("window")
     parts = ["not cropped"] if window is None else [f"{by(window['size'])} px"]
     if "mean_retention" in kept:
@@ -85,7 +88,9 @@ def lines_of(outcome: "Outcome") -> list[str]:
         )
     parts.append(f"{results['processing_time']:.1f} s")
     done = f"done        {shown(results['config']['output']['path'])}: {', '.join(parts)}"
-    return [done, *(text for text in outcome.lines if text.startswith(("warning", "quarantined")))]
+    warnings = [text for text in outcome.lines if text.startswith(("warning", "quarantined"))]
+    only = shlex.quote(f"input.path={results['config']['input']['path']}")
+    return [done, *warnings, *judgement_lines(results, only)]
 
 
 def shortfall(row: Row) -> str:

@@ -17,10 +17,10 @@ from stem_dask.errors import ConfigError
 from stem_dask.io import h5, hspy, zspy
 from stem_dask.io.codec import CODECS, LARGEST_CHUNK
 from stem_dask.io.hdf5 import Hdf5Sink
-from stem_dask.io.metadata import hdf5_tree
+from stem_dask.io.metadata import from_text, hdf5_tree
 from stem_dask.io.npy import NpySink
 from stem_dask.io.object_sink import ObjectStoreSink
-from stem_dask.io.pt import PtSink, layout_shape, signed_dtype
+from stem_dask.io.pt import PtSink, check_int64, layout_shape, signed_dtype
 from stem_dask.io.publish import temporary
 from stem_dask.io.spool import SpoolSink
 from stem_dask.io.store import (
@@ -121,6 +121,8 @@ class Target:
                 f"{self.path}: the codec is {self.codec}, but {self.suffix} files are not compressed; "
                 f"leave it at auto, or write one of {packed}"
             )
+        if self.dtype == np.int64 and self.patterns.attrs.get("maximum", 0) > 2.0**63:
+            check_int64(self.patterns.attrs["maximum"])  # a float: of 2**63 itself `PtSink` decides
 
     @property
     def suffix(self) -> str:
@@ -141,7 +143,7 @@ class Target:
     def dtype(self) -> np.dtype:
         """Type of the patterns in the file."""
         if self.suffix == ".pt" and not self.keep_dtype:
-            return signed_dtype(self.patterns.dtype, self.patterns.attrs.get("maximum"))
+            return signed_dtype(self.patterns.dtype)
         return self.patterns.dtype.newbyteorder("=")
 
     @property
@@ -201,7 +203,7 @@ class Target:
         DiskFullError
             When there is no room for it.
         """
-        patterns = self.patterns.assign_attrs(attrs or {})
+        patterns = self.patterns.assign_attrs({**from_text(self.patterns.attrs), **(attrs or {})})
         if valid is not None:
             patterns = patterns.assign_coords(valid=(lead_dims(patterns), np.asarray(valid)))
         analysis = self.analysis if analysis is None else analysis
@@ -230,7 +232,7 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
         {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
         for a in axes_of(patterns)
     ]
-    attrs = plain(patterns.attrs)
+    attrs = plain(from_text(patterns.attrs))
     content: dict[str, Any] = {
         "axes": axes,
         "window": {name: attrs[name] for name in WINDOW_ATTRS if name in attrs},
@@ -288,16 +290,7 @@ def _pt_finish(
             del arrays["valid"]  # it says nothing
         arrays = {name: arrays[name] for name in sorted(arrays, key=[*begun, *arrays].index)}
         sink.fill({"analysis": arrays})
-    highest, dtype = patterns.attrs.get("maximum"), target.patterns.dtype
-    if target.dtype == dtype:
-        return []
-    why = (
-        "the largest value is not known"
-        if highest is None
-        else f"the largest value is {highest:,.0f}"
-    )
-    name = Path(target.path).name
-    return [f"{name} holds {target.dtype}: torch neither adds nor compares {dtype}, and {why}"]
+    return []
 
 
 def _npy_sink(target: Target) -> engine.Sink:

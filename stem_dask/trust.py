@@ -1,4 +1,4 @@
-"""Who can give a scheduler orders: on loopback this machine, with TLS who has its keys, in plain text everybody."""
+"""Who can give a scheduler orders: with TLS who has its keys, in plain text every user of this machine, or everybody."""
 
 import ipaddress
 import json
@@ -9,7 +9,8 @@ from typing import Any
 
 from stem_dask.errors import ConfigError
 
-#: what a plain scheduler beyond loopback means, for errors and for the run's text
+#: what a plain scheduler means, beyond loopback and on it, for errors and for the run's text
+LOCALLY_OPEN = "not encrypted: every user of this machine can run code as you and read the data"
 OPEN = "not encrypted: everybody who can reach it can run code and read the data"
 
 _NOT_PLAIN = ("tls", "wss", "inproc")
@@ -46,6 +47,24 @@ def is_open(address: str) -> bool:
     return not is_loopback(place.rpartition(":")[0].removeprefix("[").removesuffix("]"))
 
 
+def protection(address: str) -> str:
+    """What keeps others from giving orders to the scheduler at this address, for the run's text.
+
+    Examples
+    --------
+    >>> protection("tls://127.0.0.1:8786")
+    'TLS: only processes with the keys of this scheduler can connect'
+    >>> protection("tcp://127.0.0.1:8786").partition(":")[0]
+    'not encrypted'
+    """
+    scheme, _, _ = address.rpartition("://")
+    if scheme == "inproc":
+        return "the scheduler runs within this process and listens on no port"
+    if scheme in _NOT_PLAIN:
+        return "TLS: only processes with the keys of this scheduler can connect"
+    return OPEN if is_open(address) else LOCALLY_OPEN
+
+
 def scheduler_address(address: str | None, scheduler_file: str | None, *, insecure: bool) -> str:
     """The address of a scheduler that is there already, given itself or by the file that it wrote.
 
@@ -76,12 +95,12 @@ def scheduler_address(address: str | None, scheduler_file: str | None, *, insecu
 
 
 def own_security(host: str, *, insecure: bool) -> Any:
-    """What a cluster of ours that listens on ``host`` needs: None on loopback, else keys of this run.
+    """Keys of this run for a cluster that listens on ``host``; None where the user accepts plain text.
 
     Raises
     ------
     ConfigError
-        When this machine has no such address, or the package for the keys is missing.
+        When this machine has no such address.
     """
     from distributed.security import Security
 
@@ -92,15 +111,7 @@ def own_security(host: str, *, insecure: bool) -> Any:
         raise ConfigError(
             f"cluster.host is {host}: {error}; expected a name or address of this machine"
         ) from error
-    if insecure or is_loopback(host):
-        return None
-    try:
-        return Security.temporary()
-    except ImportError as error:
-        raise ConfigError(
-            f"cluster.host is {host}, beyond loopback, where TLS needs the package cryptography, which is missing; "
-            "pip install cryptography, or leave cluster.host at null"
-        ) from error
+    return None if insecure else Security.temporary()
 
 
 def write_keys(folder: str | Path) -> dict[str, str]:
@@ -112,20 +123,10 @@ def write_keys(folder: str | Path) -> dict[str, str]:
     -------
     dict
         Variables of the environment that have all programs of Dask use the keys, and nothing without them.
-
-    Raises
-    ------
-    ConfigError
-        When the package for the keys is missing.
     """
     from distributed.security import Security
 
-    try:
-        own = Security.temporary()
-    except ImportError as error:
-        raise ConfigError(
-            "keys for TLS need the package cryptography, which is missing; pip install -c constraints.txt cryptography"
-        ) from error
+    own = Security.temporary()
     place = Path(folder).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = {"CERT": str(place / "cert.pem"), "KEY": str(place / "key.pem")}

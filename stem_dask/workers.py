@@ -13,6 +13,8 @@ from stem_dask.processes import begin_copies, loaded_bytes
 SMALL_INPUT_BYTES = 2**30
 #: share of the machine's memory that our own workers may use together
 MEMORY_SHARE = 0.8
+#: bytes of a memory limit below which its unit must have been forgotten
+LEAST_MEMORY = 10**6
 
 
 def begin(options: Cluster, input_bytes: int, device: str = "cpu") -> None:
@@ -70,10 +72,10 @@ def limit_of(memory_limit: int | str | None, workers: int) -> int:
         return int(machine_bytes() * MEMORY_SHARE / workers)
     try:
         limit = int(parse_bytes(memory_limit))
-        if limit < 1:
-            raise ValueError(f"{limit} bytes")
-        return limit
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError):
+        limit = 0
+    if limit < LEAST_MEMORY:
         raise ConfigError(
-            f"cluster.memory_limit is {memory_limit!r}; expected bytes, or text such as 4GB"
-        ) from error
+            f"memory_limit is {memory_limit!r}; expected at least 1 MB, as a number with its unit such as '4GB'"
+        )
+    return limit

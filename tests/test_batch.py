@@ -72,7 +72,7 @@ def test_the_table_is_aligned_and_says_why(here: Path, capsys: Any) -> None:
         == ["4", "12", "patterns", "below", "min_retention", "0.95"][-6:]
     )
     assert rows(said.out)["raw/a.npy"][-1] == "0"
-    assert "raw/b.npy: too many patterns keep less than min_retention" in said.err
+    assert "raw/b.npy: too many patterns keep less than validate.min_retention" in said.err
     results = json.loads(Path("out/b_results.json").read_text())
     assert f"{results['validation']['mean_retention']:.4f}" in rows(said.out)["raw/b.npy"]
 

@@ -1,5 +1,7 @@
 """One window for several inputs: the largest; what does not fit, what comes later, and going on after a stop."""
 
+import itertools
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from batches import BEAMS, batch, content, rows, size_of, stopped, write_beam
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stem_dask import run
-from stem_dask.plan import axis_window, common_size
+from stem_dask.plan import axis_window
+from stem_dask.stages.window import common_size, fits
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def test_the_common_window_is_the_largest(here: Path, connects: list[int], capsy
 
 
 @pytest.mark.parametrize(
-    "where", ["stem_dask.plan.common_size", "stem_dask.passes.writing.complete_analysis"]
+    "where", ["stem_dask.stages.window.common_size", "stem_dask.passes.writing.complete_analysis"]
 )
 def test_a_stop_between_and_in_the_sweeps(
     here: Path, where: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
@@ -114,8 +119,11 @@ def test_what_cannot_have_the_common_size_says_so(here: Path, capsys: Any) -> No
     np.save("raw/small.npy", data)
     assert batch("crop.size=common") == 2
     said = capsys.readouterr()
-    assert "the common size is 16 x 16 px, and this dataset can only have 14 x 16 px" in said.err
-    assert "its detector has 14 x 36 px" in said.err
+    refused = (
+        "its detector of 14 x 36 px cannot have the common size of 16 x 16 px; crop it alone: "
+    )
+    assert refused in said.err
+    assert "16 x 16 px, which holds the windows of 3 of 4" in said.out
     assert {size_of(name) for name in BEAMS} == {(16, 16)}
     assert not Path("out/small.zarr").exists()
 
@@ -129,12 +137,38 @@ def test_a_broken_file_is_left_out_of_the_common_size(here: Path, capsys: Any) -
     assert "which holds the windows of 2" in said.out
 
 
+@pytest.mark.parametrize("name", ["0", "bb", "z"])
+def test_one_large_window_does_not_refuse_the_others(here: Path, capsys: Any, name: str) -> None:
+    """Three fit together; the fourth, on another detector, fails alone, whatever its place, and can be cropped alone."""
+    write_beam(name, 17, (64, 64))
+    assert batch("crop.size=common") == 2
+    said = capsys.readouterr()
+    assert {size_of(each) for each in BEAMS} == {(16, 16)}
+    assert "common      16 x 16 px, which holds the windows of 3 of 4" in said.out
+    assert [row[-1] == "0" for row in rows(said.out).values()].count(True) == 3
+    assert said.err.count("error: ") == 1
+    assert (
+        "its own window of 38 x 38 px does not fit into the common size of 16 x 16 px" in said.err
+    )
+    words = shlex.split(said.err.rpartition("crop it alone: ")[2])
+    assert words == [f"input.path={here}/raw/{name}.npy"]
+    assert batch("crop.size=common", *words) == 0
+    assert "resuming" in capsys.readouterr().out
+    assert size_of(name) == (38, 38)
+
+
+def test_different_detectors_that_fit_together(here: Path) -> None:
+    write_beam("d", 7, (64, 50))
+    assert batch("crop.size=common", "--quiet") == 0
+    assert {size_of(name) for name in "abcd"} == {(18, 18)}
+
+
 @pytest.mark.parametrize(
     ("wanted", "detectors", "multiple", "size", "who"),
     [
         ([40, 44], [128, 128], 2, 44, [True, True]),
         ([9, 9], [9, 9], 2, 9, [True, True]),  # whole on both
-        ([127, 90], [127, 256], 2, 128, [False, True]),  # the odd one is left out, not the others
+        ([127, 90], [127, 256], 2, 127, [True, False]),  # one of the two, and the larger
         ([14, 16], [14, 40], 2, 16, [False, True]),
         ([14, 13], [40, 13], 2, 14, [True, False]),
         ([12, 28], [30, 40], 4, 28, [True, True]),
@@ -144,5 +178,32 @@ def test_a_broken_file_is_left_out_of_the_common_size(here: Path, capsys: Any) -
 def test_common_size_of_an_axis(
     wanted: list[int], detectors: list[int], multiple: int, size: int, who: list[bool]
 ) -> None:
-    assert common_size(wanted, detectors, multiple) == size
-    assert [axis_window(size, n, multiple)[0] == size for n in detectors] == who
+    own, full = ([(n, 10) for n in given] for given in (wanted, detectors))
+    assert common_size(own, full, multiple) == (size, 10)
+    assert fits(np.array(own), np.array(full), (size, 10), multiple).tolist() == who
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_common_size_is_of_the_most_that_fit_together(data: st.DataObject) -> None:
+    """By trying every subset: none that is larger has a size, and the order changes nothing."""
+    multiple = data.draw(st.sampled_from([1, 2, 4]))
+    pair = st.tuples(st.integers(1, 9), st.integers(1, 9))
+    full = data.draw(st.lists(pair, min_size=1, max_size=5))
+    own = []
+    for detector in full:
+        sizes = [axis_window(data.draw(st.integers(1, n)), n, multiple)[0] for n in detector]
+        own.append((sizes[0], sizes[1]))
+    size = common_size(own, full, multiple)
+    who = fits(np.array(own), np.array(full), size, multiple)
+
+    def together(some: tuple[int, ...]) -> bool:
+        sizes = itertools.product(range(1, 13), repeat=2)
+        one, two = (np.array([of[i] for i in some]) for of in (own, full))
+        return any(fits(one, two, each, multiple).all() for each in sizes)
+
+    assert who.sum() >= 1
+    larger = itertools.combinations(range(len(full)), int(who.sum()) + 1)
+    assert not any(together(some) for some in larger)
+    order = data.draw(st.permutations(range(len(full))))
+    assert common_size([own[i] for i in order], [full[i] for i in order], multiple) == size

@@ -52,7 +52,10 @@ def test_blo_cut_and_longer(tmp_path):
     path = blo(tmp_path / "a.blo", array)
     whole = path.read_bytes()
     path.write_bytes(whole[: 0x1010 + 42 * 8 + 10])
-    with pytest.raises(SourceError, match=r"8 patterns; .* 3 x 4 needs 12; 2 x 4 would fit \(10 b"):
+    with pytest.raises(
+        SourceError,
+        match=r"8 patterns; .* 3 x 4 needs 12; set input.scan_shape: \[2, 4\] .* \(10 b",
+    ):
         find(path)
     agrees(find(path, scan_shape=(2, 4)), array[:2])
     path.write_bytes(whole + bytes(100))
@@ -60,7 +63,8 @@ def test_blo_cut_and_longer(tmp_path):
     agrees(found, array)
     assert "bytes after the 12 patterns of the scan are not read" in found.info.notes
     with pytest.raises(
-        SourceError, match=r"12 patterns; .* states, 3 x 3 needs 9; 4 x 3 would fit"
+        SourceError,
+        match=r"12 patterns; .* states, 3 x 3 needs 9; set .*drop_columns: 1 .*; or input.scan_shape: \[4, 3\]",
     ):
         find(blo(path, array, nx=3))
 
@@ -190,8 +194,8 @@ def test_direct_electron_without_a_raster(tmp_path, changes):
         ({"x12": ("I", 4)}, r"MRC mode 4 \(complex or packed"),
         ({"x8": ("I", 13)}, r"says 13 x 6 x 5 uint16 from byte 1,024 on, 1,804 bytes in all, but the file has 1,744: 12 p"),
         ({"x8": ("I", 0)}, r"says 0 x 6 x 5"),
-        ({"x8": ("I", 11)}, r"11 x 6 x 5 uint16 are 660 bytes, but 720 are there: a size or the type is wrong; if the"),
-        ({"x0": ("I", 4)}, r"12 x 6 x 4 uint16 are 576 bytes, .* rename a copy to \.raw and give .* input.offset: 1024"),
+        ({"x8": ("I", 11)}, r"11 x 6 x 5 uint16 are 660 bytes, but 720 are there: a size or the type is wrong; if the number .* input.shape=\[12,6,5\]"),
+        ({"x0": ("I", 4)}, r"12 x 6 x 4 uint16 are 576 bytes, .* input.offset=1024 input.frame_header=12, or .*_footer=12; if"),
         ({"x8": ("I", 2**32 - 1)}, r"says 4,294,967,295 x 6"),
         ({"x92": ("I", 2**32 - 1)}, r"from byte 4,294,968,319 on.* 0 patterns"),
     ],
@@ -259,6 +263,60 @@ def test_empad_series(tmp_path):
     agrees(find(xml, scan_shape=(3, 4)), frames.reshape(3, 4, 128, 128))
 
 
+def modes(search, acquire, pix=None):
+    """The sizes of both modes, (scan_y, scan_x), as an .xml has them."""
+    body = "".join(
+        f"<scan_parameters mode='{mode}'><scan_resolution_y>{y}</scan_resolution_y>"
+        f"<scan_resolution_x>{x}</scan_resolution_x></scan_parameters>"
+        for mode, (y, x) in (("search", search), ("acquire", acquire))
+    )
+    return body + (f"<pix_y>{pix[0]}</pix_y><pix_x>{pix[1]}</pix_x>" if pix else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "scan"),
+    [
+        ("scan_x12_y1.raw", modes((1, 12), (12, 1)), (1, 12)),  # both fit, the name decides
+        ("scan_x1_y12.raw", modes((1, 12), (12, 1)), (12, 1)),
+        ("scan.raw", modes((3, 4), (64, 64)), (3, 4)),  # only one fits
+        ("scan.raw", modes((64, 64), (3, 4)), (3, 4)),
+        ("scan_x4_y3.raw", modes((64, 64), (32, 32)), (3, 4)),
+        ("scan_x9_y9.raw", modes((64, 64), (4, 3)), (4, 3)),
+        ("scan_x6_y2.raw", modes((1, 12), (12, 1), (2, 6)), (2, 6)),
+    ],
+)
+def test_the_size_of_an_empads_scan(tmp_path, name, body, scan):
+    """The .xml has the sizes of two modes, and not which was used."""
+    xml, frames = empad(tmp_path, body, name=name)
+    found = find(xml)
+    agrees(found, frames.reshape(*scan, 128, 128))
+    assert any(f"the scan is {scan[0]} x {scan[1]} by" in note for note in found.info.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "both"),
+    [
+        ("scan.raw", modes((1, 12), (12, 1)), r"\[1, 12\] by the mode search or \[12, 1\] by the mode acquire"),
+        ("scan_x4_y3.raw", modes((1, 12), (12, 1)), r"\[1, 12\] by .* or \[3, 4\] by the name of the .raw or \[12, 1\] by"),
+        ("scan.raw", modes((5, 5), (6, 6)), r"\[5, 5\] by the mode search or \[6, 6\]"),
+    ],
+)  # fmt: skip
+def test_a_scan_of_an_empad_in_doubt_is_refused(tmp_path, name, body, both):
+    xml, frames = empad(tmp_path, body, name=name)
+    with pytest.raises(SourceError, match=rf"input.scan_shape: \[scan_y, scan_x\] \({both}"):
+        find(xml)
+    agrees(find(xml, scan_shape=(1, 12)), frames.reshape(1, 12, 128, 128))
+
+
+def test_case_c1(shared_data):
+    folder = shared_data / "cases" / "c1_empad_search_turned"
+    if not folder.is_dir():
+        pytest.skip("the shared cases are not on this machine")
+    found = find(folder / "scan.xml")
+    assert found.info.shape == (1, 4, 128, 128)
+    assert any("not 4 x 1 by the mode acquire" in note for note in found.info.notes)
+
+
 def test_a_raw_with_a_layout_is_not_asked_of_the_xml(tmp_path):
     _, frames = empad(tmp_path)
     found = find(tmp_path / "scan_x4_y3.raw", shape=(3, 4, 130, 128), dtype="<f4")
@@ -307,7 +365,7 @@ def test_tvips(tmp_path, version, lead, dtype):
     agrees(found, array[2:].reshape(SHAPE))
     assert found.info.metadata["pixelsize"] == 15500
     assert not found.info.axes[2].calibrated
-    with pytest.raises(SourceError, match=r"14 patterns; .*skip_frames: 2 would leave out 2"):
+    with pytest.raises(SourceError, match=r"14 patterns; .*skip_frames: 2 .without the first 2"):
         find(path, scan_shape=(3, 4))
 
 

@@ -132,7 +132,7 @@ def test_threads_are_one_worker():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (123, 123), ("500e6", 5 * 10**8)],
+    [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (2**20, 2**20), ("500e6", 5 * 10**8)],
 )
 def test_memory_limit(text, expected):
     assert workers.limit_of(text, 7) == expected
@@ -142,11 +142,12 @@ def test_memory_limit_is_a_part_of_what_there_is():
     assert 0 < workers.limit_of(None, 4) == pytest.approx(workers.limit_of(None, 1) / 4, abs=1)
 
 
-@pytest.mark.parametrize("text", ["much", "4 bananas"])
+@pytest.mark.parametrize("text", ["much", "4 bananas", "4", 4, "999kB"])
 def test_memory_limit_refused(text):
     with (
         pytest.raises(
-            ConfigError, match=rf"memory_limit is '{text}'; expected bytes, or text such"
+            ConfigError,
+            match=rf"memory_limit is {text!r}; expected at least 1 MB, as a number with",
         ),
         connect("threads", memory_limit=text),
     ):
@@ -259,7 +260,9 @@ def test_processes(tmp_path, monkeypatch):
         assert (connection.kind, connection.n_workers, connection.n_threads) == ("local", 2, 2)
         assert (connection.worker.limit, connection.worker.threads) == (10**9, 1)
         address = client.scheduler.address
-        assert address.startswith("tcp://127.0.0.1:")
+        assert address.startswith("tls://127.0.0.1:")
+        assert all(worker.startswith("tls://127.0.0.1:") for worker in client.nthreads())
+        assert "protection  TLS: only processes with the keys" in "\n".join(connection.lines())
         assert connection.dashboard.startswith("http://127.0.0.1:")
         _pages_are_on_loopback(client)
         pids = set(client.run(os.getpid).values())
@@ -269,7 +272,9 @@ def test_processes(tmp_path, monkeypatch):
         assert os.getpid() not in pids
         folders = set(client.run(lambda dask_worker: dask_worker.local_directory).values())
         assert all(Path(folder).is_dir() for folder in folders)
-        _join_by_address_and_file(address, tmp_path, pids)
+        _nobody_else_gets_in(client)
+        with dask.config.set(_settings_for(client.security)):
+            _join_by_address_and_file(address, tmp_path, pids)
     assert not any(Path(folder).exists() for folder in folders)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert dask.config.get("distributed.worker.memory.terminate", None) == before
@@ -285,6 +290,25 @@ def _pages_are_on_loopback(client):
 
     assert client.run_on_scheduler(of_scheduler) == {"127.0.0.1"}
     assert list(client.run(of_worker).values()) == [{"127.0.0.1"}] * len(client.nthreads())
+
+
+def _nobody_else_gets_in(client):
+    """Neither the scheduler nor a worker or its nanny takes an order without the keys, or by keys of somebody else."""
+    said = client.scheduler_info(n_workers=-1)
+    places = [said["address"], *said["workers"], *(w["nanny"] for w in said["workers"].values())]
+    for keys in (Security(), Security.temporary()):
+        for place in places:
+            for tried in (place, place.replace("tls://", "tcp://")):
+                with pytest.raises((OSError, TypeError, RuntimeError)):
+                    client.sync(reach, tried, timeout=2, **keys.get_connection_args("client"))
+
+
+def _settings_for(keys):
+    return {
+        "distributed.comm.tls.ca-file": keys.tls_ca_file,
+        "distributed.comm.tls.client.cert": keys.tls_client_cert,
+        "distributed.comm.tls.client.key": keys.tls_client_key,
+    }
 
 
 def _join_by_address_and_file(address, folder, pids):
@@ -354,7 +378,6 @@ def test_an_open_scheduler_is_not_even_asked(monkeypatch, tmp_path):
 
 def test_processes_beyond_loopback_talk_by_tls(outer):
     """Nobody without the keys of this run gets in; who has them joins with Dask's own settings."""
-    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
     with connect("local", host=outer, n_workers=1, threads_per_worker=1) as connection:
         client = connection.client
         address = client.scheduler.address
@@ -364,10 +387,7 @@ def test_processes_beyond_loopback_talk_by_tls(outer):
         assert connection.dashboard.startswith("http://127.0.0.1:")
         _pages_are_on_loopback(client)
         assert int(da.ones(6, chunks=2).sum().compute()) == 6
-        for keys in (Security(), Security.temporary()):
-            for place in (address, address.replace("tls://", "tcp://")):
-                with pytest.raises((OSError, TypeError, RuntimeError)):
-                    client.sync(reach, place, timeout=2, **keys.get_connection_args("client"))
+        _nobody_else_gets_in(client)
         script = f"from distributed import Client; Client({address!r}, timeout=2)"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode == 1
@@ -375,13 +395,10 @@ def test_processes_beyond_loopback_talk_by_tls(outer):
         with pytest.raises(ConfigError, match=r"does not answer: .*comm\.tls"):  # noqa: SIM117
             with connect(address=address):
                 pass
-        keys = client.security
-        settings = {
-            "distributed.comm.tls.ca-file": keys.tls_ca_file,
-            "distributed.comm.tls.client.cert": keys.tls_client_cert,
-            "distributed.comm.tls.client.key": keys.tls_client_key,
-        }
-        with dask.config.set(settings), connect(address=address) as joined:
+        with (
+            dask.config.set(_settings_for(client.security)),
+            connect(address=address) as joined,
+        ):
             assert joined.kind == f"scheduler at {address}"
             assert joined.client.submit(int, "7").result() == 7
 

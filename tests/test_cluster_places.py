@@ -104,7 +104,6 @@ def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
 def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, beam_file):
     """In a process of its own: what is left behind would be told at its end."""
     slurm_node.need_jobqueue()
-    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
     config = tmp_path / "a.yaml"
     config.write_text(
         f"input: {{path: {beam_file}}}\noutput: {{path: {tmp_path}/a.zarr}}\ncluster: {{walltime: '1:00:00', "

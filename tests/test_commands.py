@@ -1,5 +1,6 @@
 """What a user types and sees: python -m stem_dask.run, stem-dask, messages, exit codes, progress."""
 
+import errno
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import yaml
 from stem_dask import cli, run
 from stem_dask.config import load_config
 from stem_dask.model import Record, Step
+from stem_dask.streams import Unfailing
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_exit_code_4_is_explained(here: Path, beam_file: Path, crop_yaml: str, c
         [crop_yaml, "input.path=beam.npy", "output.path=a.zarr", "crop.size=4", "output.export=[]"]
     )
     assert code == 4
-    assert "too many patterns keep less than min_retention" in capsys.readouterr().err
+    assert "too many patterns keep less than validate.min_retention" in capsys.readouterr().err
     assert (here / "a.zarr").is_dir()
 
 
@@ -187,6 +189,35 @@ def test_info_and_init_take_what_a_file_does_not_say(here: Path, capsys: Any) ->
     assert config.on_error == "quarantine"
     assert cli.main(["info", "scan.raw", "input.shap=[4, 3, 8, 6]"]) == 2
     assert "did you mean shape" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["crop.size=41"], 2, "crop.size is 41; expected a multiple of 2 (size_multiple x downsampling): 40 or 42"),
+        (["crop.size=1000"], 2, "crop.size is 1000, larger than the detector of 40 x 36 pixels; give at most that, or"),
+        (["crop.size=[20,38]"], 2, "crop.size is [20, 38], larger than the detector of 40 x 36 pixels"),
+        (["crop.window=[0,21,0,36]"], 2, "crop.window is [0, 21, 0, 36]; expected a multiple of 2"),
+        (["crop.size=1000", "crop.align=pattern"], 0, "ky is not cropped: the window would reach its 40 pixels"),
+        (["crop.size=36"], 0, "kx is not cropped: the window would reach its 36 pixels"),
+        (["cluster.memory_limit=4"], 2, "cluster.memory_limit is 4; expected a number with its unit, such as 4GB"),
+        (["cluster.memory_limit=4B"], 2, "memory_limit is '4B'; expected at least 1 MB, as a number with its unit"),
+    ],
+)  # fmt: skip
+def test_check_says_what_a_run_says(
+    here: Path,
+    beam_file: Path,
+    crop_yaml: str,
+    capsys: Any,
+    overrides: list[str],
+    code: int,
+    words: str,
+) -> None:
+    argv = [crop_yaml, "input.path=beam.npy", "output.path=a.zarr", "output.export=[]", *overrides]
+    for command in (["check", *argv], ["run", *argv, "output.figure=false"]):
+        assert cli.main(command) == code
+        said = capsys.readouterr()
+        assert words in (said.err if code else said.out)
 
 
 def test_check_computes_nothing_and_says_what_will_be(
@@ -434,3 +465,67 @@ def test_whatever_a_library_makes_of_a_stop_ends_in_the_same_way() -> None:
 
     with pytest.raises(InterruptedRunError, match="asked to stop"), stoppable(None):
         imported()
+
+
+def test_without_fcntl_one_line_names_wsl2(
+    here: Path, beam_file: Path, crop_yaml: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    argv = [crop_yaml, "input.path=beam.npy", "output.path=a.zarr"]
+    assert run.main(argv) == 2
+    assert cli.main(["crop", "--input", "beam.npy", "--output", "b.pt"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("on Windows, run stem_dask in WSL2" in line for line in lines)
+
+
+# --- standard output and error that cannot be written to ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "2>&1 | head -n 1 >/dev/null; exit ${PIPESTATUS[0]}",
+        ">/dev/full 2>/dev/full",
+        "<&- >&- 2>&-",
+    ],
+)
+def test_a_log_that_cannot_be_written_does_not_end_a_run(
+    here: Path, beam_file: Path, crop_yaml: str, where: str
+) -> None:
+    """The exit code is the run's: 4, with a warning and an error line besides; on processes that inherit the streams."""
+    command = (
+        f"{sys.executable} -m stem_dask.run {crop_yaml} input.path=beam.npy output.path=a.zarr output.export=[] "
+        f"output.figure=false crop.size=4 cluster.kind=local cluster.n_workers=1 {where}"
+    )
+    done = subprocess.run(["bash", "-c", command], check=False, timeout=120)
+    assert done.returncode == 4
+    assert xr.open_zarr(here / "a.zarr").patterns.shape == (6, 5, 4, 4)
+
+
+class Full(io.BytesIO):
+    def write(self, content: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_text_that_cannot_be_written_is_lost() -> None:
+    stream = Unfailing(Full(), encoding="utf-8", line_buffering=True)
+    assert stream.lost is None
+    print("one line", file=stream)
+    stream.flush()
+    assert stream.lost is not None
+    assert stream.lost.errno == errno.ENOSPC
+    with pytest.raises(UnicodeEncodeError):
+        Unfailing(io.BytesIO(), encoding="ascii").write("\N{MICRO SIGN}")
+
+
+def test_a_config_that_is_lost_is_an_error(here: Path, beam_file: Path) -> None:
+    """What ``init`` prints is its result; a reader that has seen enough is no error."""
+    init = f"{sys.executable} -m stem_dask.cli init beam.npy"
+    command = f"{init} >/dev/full; echo $?; {init} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["5", "0"]
+    assert "cannot write to standard output: No space left on device" in done.stderr

@@ -1,6 +1,7 @@
 """convert and preprocess as commands; an analysis that rides along, and the crop that takes it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
+import stem_dask as sd
 from stem_dask import cli, run
 from stem_dask.config import load_config, parse_config
 from stem_dask.errors import ConfigError, OutputExistsError
@@ -196,6 +198,43 @@ def test_a_crop_of_a_converted_file_needs_no_analysis(
     assert {key: one.attrs[key] for key in kept} == {key: two.attrs[key] for key in kept}
 
 
+def as_before(store: Path) -> None:
+    """Make of a store what earlier versions wrote: the dimension of profiles bore the name of the radius, without coordinate."""
+
+    def renamed(document: Any) -> Any:
+        if isinstance(document, dict):
+            return {
+                key: renamed(value)
+                for key, value in document.items()
+                if not key.endswith("profile_radius")
+            }
+        if isinstance(document, list):
+            return [renamed(item) for item in document]
+        return "radius" if document == "profile_radius" else document
+
+    shutil.rmtree(store / "analysis" / "profile_radius")
+    for file in store.rglob("zarr.json"):
+        file.write_text(json.dumps(renamed(json.loads(file.read_text()))))
+
+
+def test_the_analysis_of_an_earlier_version_is_read(here: Path, beam_file: Path) -> None:
+    assert convert("a.zarr", "--analyze", "--chunk-mb", "0.02") == 0
+    options = {"analyze": {"target_retention": 0.7}, "validate": {"min_retention": 0.5}}
+    assert stages(crop(here, "a.zarr", "new.zarr", **options)) == ["crop"]
+    as_before(here / "a.zarr")
+    assert xr.open_zarr(here / "a.zarr", group="analysis").curve_min.dims == ("radius",)
+    assert cli.main(["verify", "a.zarr"]) == 0
+    assert stages(crop(here, "a.zarr", "old.zarr", **options)) == ["crop"]
+    for group in (None, "analysis"):
+        xr.testing.assert_equal(
+            *(xr.open_zarr(here / f"{n}.zarr", group=group) for n in ("old", "new"))
+        )
+    stored = xr.open_zarr(here / "a.zarr", group="analysis").load()
+    assert sd.choose_window(stored, target_retention=0.7).global_radius == int(
+        xr.open_zarr(here / "new.zarr").patterns.global_radius
+    )
+
+
 @pytest.mark.parametrize(
     "sections",
     [
@@ -259,6 +298,106 @@ def test_a_finished_crop_stays_finished_without_the_analysis(here: Path, beam_fi
 def test_a_crop_is_no_analysis_of_whole_patterns(here: Path, beam_file: Path) -> None:
     run_job(crop(here, "beam.npy", "b.zarr"))
     assert stages(crop(here, "b.zarr", "c.zarr")) == ["analyze", "crop"]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"crop": {"size": 16}},
+        {"crop": {"coverage": 0.9, "margin_pixels": 0, "align": "pattern"}},
+        {"analyze": {"target_retention": 0.7}, "validate": {"min_retention": 0.5}},
+        {"crop": {"size": 12}, "downsample": {"factor": 2}, "output": {"dtype": "float32"}},
+    ],
+)
+@pytest.mark.parametrize("mask", [None, "auto"])
+def test_a_finished_crop_lends_its_analysis(
+    here: Path, beam_file: Path, sections: dict[str, Any], mask: str | None
+) -> None:
+    """Another target, coverage, margin or size takes one pass, and gives what an analysis of its own gives."""
+    data = np.load(beam_file)
+    data[:, :, 30, 5] = 900  # a hot pixel
+    np.save(beam_file, data)
+    given = {"mask": mask}
+    run_job(crop(here, "beam.npy", "first.zarr", input=given))
+    plain, reused = ({"output": {}, **sections} for _ in range(2))
+    for name, options in (("plain", plain), ("reused", reused)):
+        fixed = {
+            "path": str(here / f"{name}.zarr"),
+            "export": [],
+            "figure": False,
+            "chunk_mb": 0.03,
+        }
+        options["output"] = {**options["output"], **fixed}
+    reused["analyze"] = {**reused.get("analyze", {}), "from": str(here / "first.zarr")}
+    run_job(crop(here, "beam.npy", "plain.zarr", input=given, **plain))
+    assert stages(crop(here, "beam.npy", "reused.zarr", input=given, **reused)) == ["crop"]
+    for group in (None, "analysis"):
+        one, two = (
+            xr.open_zarr(here / f"{name}.zarr", group=group) for name in ("plain", "reused")
+        )
+        xr.testing.assert_equal(one, two)
+        assert one.attrs.get("hot_pixels") == two.attrs.get("hot_pixels")
+        assert one.attrs.get("odd_pixels") == two.attrs.get("odd_pixels")
+    assert chunks(here / "plain.zarr") == chunks(here / "reused.zarr")
+
+
+def test_a_finished_crop_lends_its_analysis_on_the_command_line(
+    here: Path, beam_file: Path, capsys: Any
+) -> None:
+    argv = [str(CONFIGS / "crop.yaml"), "input.path=beam.npy", "output.export=[]", *THREADS]
+    argv += ["output.figure=false"]
+    assert run.main([*argv, "output.path=a1.zarr"]) == 0
+    assert "analyze " in capsys.readouterr().out
+    from_a1 = ["crop.size=[30, 28]", "analyze.from=a1.zarr"]
+    check = ["check", *argv, *from_a1, "output.path=b.zarr"]
+    assert cli.main(check) == 0
+    assert ", once: the analysis is taken from" in capsys.readouterr().out
+    assert run.main([*argv, *from_a1, "output.path=b.zarr"]) == 0
+    assert "analyze " not in capsys.readouterr().out
+    assert xr.open_zarr("b.zarr").patterns.shape[-2:] == (30, 28)
+    # also in place, where the older output is kept until the new one is complete
+    assert run.main([*argv, *from_a1, "output.path=a1.zarr", "output.overwrite=true"]) == 0
+    assert "analyze " not in capsys.readouterr().out
+    for group in (None, "analysis"):
+        xr.testing.assert_equal(*(xr.open_zarr(f"{n}.zarr", group=group) for n in ("b", "a1")))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"analyze": {"threshold": 2.0}},
+        {"analyze": {"radius_metric": "circle"}},
+        {"input": {"scan_step": 2}},
+        {"input": {"scan_roi": [0, 3, 0, 3]}},
+        {"input": {"mask": "auto"}},
+    ],
+)
+def test_a_crop_with_another_analysis_does_not_lend_its_own(
+    here: Path, beam_file: Path, sections: dict[str, Any]
+) -> None:
+    run_job(crop(here, "beam.npy", "a.zarr"))
+    ((section, ((key, _),)),) = ((name, tuple(value.items())) for name, value in sections.items())
+    analyze = {**sections.get("analyze", {}), "from": str(here / "a.zarr")}
+    with pytest.raises(ConfigError, match=rf"analyze\.from is .*{section}\.{key} was"):
+        run_job(crop(here, "beam.npy", "b.zarr", **{**sections, "analyze": analyze}))
+
+
+def test_an_analysis_with_another_dark_reference(here: Path, beam_file: Path) -> None:
+    """The name of the file is the same, its content is not."""
+    np.save("dark.npy", np.zeros((40, 36), np.float32))
+    given = {"dark": str(here / "dark.npy")}
+    run_job(crop(here, "beam.npy", "a.zarr", input=given))
+    np.save("dark.npy", np.ones((40, 36), np.float32))
+    named = {"from": str(here / "a.zarr")}
+    with pytest.raises(ConfigError, match=r"the content of input\.dark has changed"):
+        run_job(crop(here, "beam.npy", "b.zarr", input=given, analyze=named))
+
+
+def test_a_crop_does_not_lend_its_analysis_to_its_own_patterns(here: Path, beam_file: Path) -> None:
+    run_job(crop(here, "beam.npy", "a.zarr", crop={"size": [40, 36]}))
+    named = {"from": str(here / "a.zarr")}
+    with pytest.raises(ConfigError, match="another file, or another state of it"):
+        run_job(crop(here, "a.zarr", "b.zarr", analyze=named))
 
 
 # --- preprocess -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import zipfile
 from math import prod
 from pathlib import Path
 
+import dask
 import dask.array as da
 import h5py
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from stem_dask import cluster
+import stem_dask as sd
+from stem_dask import cli, cluster
 from stem_dask.errors import (
     ConfigError,
     InterruptedRunError,
@@ -160,8 +162,9 @@ def test_values_of_any_scan_and_type(tmp_path, suffix, shape, lead, dtype):
     export(lazy(array, lead), tmp_path / f"a{suffix}")
     found = values(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(found, array)
-    assert found.dtype.kind == array.dtype.kind
-    assert found.dtype.itemsize == array.dtype.itemsize
+    expected = np.dtype("i2") if (dtype, suffix) == ("bool", ".pt") else array.dtype
+    assert found.dtype.kind == expected.kind
+    assert found.dtype.itemsize == expected.itemsize
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -567,7 +570,7 @@ def test_zarr_and_back(tmp_path):
     assert again.data.chunks == patterns.data.chunks
     xr.testing.assert_equal(again.compute(), patterns.compute())
     export_from_store(str(tmp_path / "a.zarr"), str(tmp_path / "a.pt"))
-    assert str(load_pt(tmp_path / "a.pt")["patterns"].dtype) == "torch.int16"
+    assert str(load_pt(tmp_path / "a.pt")["patterns"].dtype) == "torch.int32"
 
 
 @pytest.mark.parametrize("chunks", [((1, 3, 2), (5,)), ((2, 4), (5,)), ((6,), (2, 3))])
@@ -617,27 +620,29 @@ def test_pt_content(tmp_path):
     assert (known["window_x"].numpy() == 7).all()
 
 
+@pytest.mark.parametrize("layout", ["scan", "nchw", "tensor"])
 @pytest.mark.parametrize(
-    ("dtype", "maximum", "expected"),
+    ("dtype", "expected"),
     [
-        ("u2", 59, "int8"), ("u2", 300, "int16"), ("u2", 32767, "int16"), ("u2", 32768, "int32"),
-        ("u2", None, "int32"), ("u4", None, "int64"), ("u4", 70000, "int32"), ("u8", None, "int64"),
-        ("u1", None, "uint8"), ("i2", None, "int16"), ("f4", None, "float32"), ("f2", None, "float16"),
+        ("?", "int16"), ("u1", "int16"), ("u2", "int32"), (">u2", "int32"), ("u4", "int64"), ("u8", "int64"),
+        ("i1", "int8"), ("i2", "int16"), ("i4", "int32"), ("i8", "int64"),
+        ("f2", "float16"), ("f4", "float32"), ("f8", "float64"),
     ],
 )  # fmt: skip
-def test_pt_type_that_torch_can_count_with(tmp_path, dtype, maximum, expected):
-    array = numbers(dtype="i8") % 60
-    array[0, 0, 0, 0] = maximum or 59
-    attrs = {} if maximum is None else {"maximum": maximum}
-    notes = export(lazy(array.astype(dtype), **attrs), tmp_path / "a.pt")
-    tensor = load_pt(tmp_path / "a.pt")["patterns"]
-    assert str(tensor.dtype) == f"torch.{expected}"
-    np.testing.assert_array_equal(tensor.numpy(), array)
-    assert bool((tensor + tensor == 2 * tensor).all())  # as it cannot with uint16
-    why = "is not known" if maximum is None else f"is {maximum:,}"
-    note = f"torch neither adds nor compares {np.dtype(dtype)}, and the largest value {why}"
-    kept = np.dtype(dtype) == np.dtype(expected)
-    assert notes == ([] if kept else [f"a.pt holds {expected}: {note}"])
+def test_pt_type_depends_on_the_type_alone(tmp_path, dtype, expected, layout):
+    for i, largest in enumerate((1, np.inf)):
+        kind = np.dtype(dtype).kind
+        most = {"b": 1, "f": 60000}.get(kind) or np.iinfo(dtype).max
+        array = numbers(dtype="i8") % 2
+        array[1, 2, 3, 4] = int(min(largest, most, np.iinfo("i8").max))
+        attrs = {"maximum": float(array.max())}
+        assert export(lazy(array.astype(dtype), **attrs), tmp_path / f"{i}.pt", layout=layout) == []
+        loaded = load_pt(tmp_path / f"{i}.pt")
+        tensor = loaded if layout == "tensor" else loaded["patterns"]
+        assert str(tensor.dtype) == f"torch.{expected}"
+        np.testing.assert_array_equal(tensor.numpy().reshape(SHAPE), array)
+        if kind in "bu" and dtype != "u8":  # room for the sum of two
+            assert int((tensor + tensor).max()) == 2 * int(array.max())
 
 
 def test_pt_keep_dtype(tmp_path):
@@ -647,14 +652,87 @@ def test_pt_keep_dtype(tmp_path):
 
 
 def test_pt_refuses_values_that_would_wrap(tmp_path):
-    with pytest.raises(ConfigError, match=r"a value of [123],[1357]99 does not fit int8"):
-        export(lazy(numbers(), maximum=100), tmp_path / "a.pt")
     huge = np.full(SHAPE, 2**63, "u8")
-    with pytest.raises(ConfigError, match=r"9,223,372,036,854,775,808 does not fit int64"):
+    text = r"a \.pt holds values up to 9,223,372,036,854,775,807, the data reach {}; use float32 \(sd\.cast"
+    with pytest.raises(ConfigError, match=text.format("9,223,372,036,854,775,808")):
         export(lazy(huge), tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match=r"more than int64 holds"):
-        export(lazy(huge, maximum=2**63), tmp_path / "a.pt")
+    with (
+        dask.config.set(scheduler=lambda *args, **options: pytest.fail("something was computed")),
+        pytest.raises(ConfigError, match=text.format("10,000,000,000,000,000,000")),
+    ):
+        export(lazy(huge, maximum=1e19), tmp_path / "a.pt")
     assert list(tmp_path.iterdir()) == []
+    largest = np.full(SHAPE, 2**63 - 1, "u8")
+    export(lazy(largest, maximum=float(2**63 - 1)), tmp_path / "b.pt")
+    np.testing.assert_array_equal(values(tmp_path / "b.pt"), largest)
+    export(sd.cast(lazy(huge), "float32"), tmp_path / "a.pt")  # as the message says
+    assert (values(tmp_path / "a.pt") == 2.0**63).all()
+
+
+def test_convert_refuses_values_beyond_int64(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.full((3, 2, 8, 8), 2**63, "u8"))
+    words = ["convert", "--input", "a.npy", "--output", "out.pt"]
+    assert cli.main(words) == 2
+    assert "the data reach 9,223,372,036,854,775,808; use float32" in capsys.readouterr().err
+    assert not Path("out.pt").exists()
+    assert cli.main([*words, "output.dtype=float32", "--restart"]) == 0  # as the message says
+    assert str(load_pt("out.pt")["patterns"].dtype) == "torch.float32"
+
+
+def test_all_tensors_of_a_batch_have_one_type(tmp_path, shared_data, make_config):
+    """Case p1: counts of two scans in one `DataLoader` with workers."""
+    data = pytest.importorskip("torch.utils.data", reason="the package torch is not installed")
+    datasets = []
+    for name in ("a", "b"):
+        source = shared_data / "cases" / "p1_pt_types_of_a_batch" / f"{name}.npy"
+        sd.run_config(make_config(source, f"{name}.zarr", output={"export": ["pt"]}))
+        patterns = load_pt(tmp_path / f"{name}.pt")["patterns"]
+        datasets.append(data.TensorDataset(patterns.flatten(0, 1)))
+    for workers in (0, 2):
+        loader = data.DataLoader(
+            data.ConcatDataset(datasets),
+            batch_size=24,
+            num_workers=workers,
+            timeout=30 if workers else 0,
+        )
+        [(batch,)] = loader
+        assert sorted(set(batch.flatten().tolist())) == [0, 100, 300]
+    first = datasets[0][0][0]
+    assert sorted(set((first + first).flatten().tolist())) == [0, 200]
+
+
+@pytest.mark.parametrize("way", ["run", "convert", "preprocess", "crop", "crop a tensor", "export"])
+def test_every_command_writes_the_same_type(tmp_path, monkeypatch, way):
+    monkeypatch.chdir(tmp_path)
+    data = np.zeros((3, 2, 32, 32), "u2")
+    data[..., 14:18, 14:18] = 7
+    np.save("a.npy", data)
+    torch = pytest.importorskip("torch", reason="the package torch is not installed")
+    torch.save(torch.from_numpy(data), "a_tensor.pt")
+    if way == "export":
+        sd.export(sd.open("a.npy"), "out.pt")
+    else:
+        words = {
+            "run": ["run", "a.yaml"],
+            "convert": ["convert", "--input", "a.npy", "--output", "out.pt"],
+            "preprocess": [
+                "preprocess",
+                "--input",
+                "a.npy",
+                "--output",
+                "out.pt",
+                "output.dtype=auto",
+            ],
+            "crop": ["crop", "--input", "a.npy", "--output", "out.pt"],
+            "crop a tensor": ["crop", "--input", "a_tensor.pt", "--output", "out.pt"],
+        }[way]
+        output = "output: {path: out.zarr, export: [pt], figure: false}"
+        Path("a.yaml").write_text(f"input: {{path: a.npy}}\n{output}\n")
+        assert cli.main(words) == 0
+    found = load_pt(tmp_path / "out.pt")
+    tensor = found["patterns"] if isinstance(found, dict) else found
+    assert (str(tensor.dtype), int(tensor.sum())) == ("torch.int32", int(data.sum()))
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])

@@ -160,6 +160,7 @@ FAMILIES = {
     "hspy": (lambda f: hspy(f / "a.hspy"), {}),
     "hdf5 of before 1.8": (lambda f: hdf5(f / "a.h5", "earliest"), {}),
     "hdf5 of today": (lambda f: hdf5(f / "a.hdf5", "latest"), {}),
+    "nexus": (lambda f: hdf5(f / "a.nxs", "latest"), {}),
     "emd of ncem": (lambda f: emd_of(f / "a.emd", "data/cube", 1, 1, False), {}),
     "emd of py4dstem": (lambda f: emd_of(f / "a.emd", "root/datacube", "array", 0, True), {}),
     "app5": (lambda f: app5(f / "a.app5", numbers()), {}),
@@ -196,6 +197,10 @@ FAMILIES = {
     "our h5": (lambda f: ours(f, ".h5"), {}),
     "our pt": (lambda f: ours(f, ".pt"), {}),
     "raw": (lambda f: raw(f / "a.raw"), {"shape": SHAPE, "dtype": "u2"}),
+    "raw with headers": (
+        lambda f: raw(f / "a.raw"),
+        {"shape": (3, 4, 5, 5), "dtype": "u2", "frame_header": 10},
+    ),
 }
 
 

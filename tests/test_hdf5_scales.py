@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import stem_dask as sd
+from stem_dask.errors import SourceError
 from stem_dask.io.hdf5_scales import first_scale, labels
 
 SHAPE = (2, 3, 4, 5)
@@ -55,3 +56,53 @@ def test_scales_as_hdf5_writes_them(tmp_path: Path) -> None:
     axes = sd.open(tmp_path / "a.h5").coords
     np.testing.assert_allclose(axes["ky"].values, np.arange(4) / 10, atol=1e-15)
     np.testing.assert_allclose(axes["kx"].values, np.arange(5) / 10, atol=1e-15)
+
+
+def forged(item: Any, name: str, shape: tuple[int, ...] = (4,)) -> None:
+    """An attribute or dataset whose bytes h5py takes for addresses of Python objects."""
+    kind = h5py.h5t.create(h5py.h5t.OPAQUE, 8)
+    kind.set_tag(b"NUMPY:|O")
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    content = np.full(shape, 0x4141414141, "u8").view("V8")
+    if isinstance(item, h5py.AttributeManager):
+        made = h5py.h5a.create(item._id, name.encode(), kind, space)
+        made.write(content, mtype=kind)
+    else:
+        made = h5py.h5d.create(item.id, name.encode(), kind, space)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, content, mtype=kind)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_addresses_of_objects_are_not_followed(tmp_path: Path, labelled: bool) -> None:
+    """Each of them would end the process, or run what lies at the address."""
+    values = np.arange(120, dtype="u2").reshape(SHAPE)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("patterns", data=values)
+        for item in (file, data):
+            forged(item.attrs, "title")
+        forged(file, "Version", (1,))
+        if labelled:
+            for name in ("DIMENSION_LABELS", "DIMENSION_LIST"):
+                forged(data.attrs, name)
+        else:
+            file["dim1"] = np.arange(2.0)
+            forged(file["dim1"].attrs, "name", ())
+    np.testing.assert_array_equal(sd.open(tmp_path / "a.h5").values, values)
+    with h5py.File(tmp_path / "a.hspy", "w") as file:
+        signal = file.create_group("Experiments/s")
+        signal["data"] = values
+        for group in ("original_metadata", "metadata/General"):
+            signal.create_group(group)
+            forged(signal[group], "thing")
+            forged(signal[group].attrs, "title", ())
+    found = sd.open(tmp_path / "a.hspy")
+    np.testing.assert_array_equal(found.values, values)
+    assert "Python objects, which are never read" in str(found.attrs["original_metadata"])
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        forged(file, "patterns", SHAPE)
+    with pytest.raises(SourceError, match="which are no numbers"):
+        sd.open(tmp_path / "b.h5")
+    with h5py.File(tmp_path / "b.hspy", "w") as file:
+        forged(file.create_group("Experiments/s"), "data", SHAPE)
+    with pytest.raises(SourceError, match="type object"):
+        sd.open(tmp_path / "b.hspy")

@@ -1,6 +1,7 @@
 """Hot pixels: found in the mean pattern, always told, masked when asked, and settled when a run goes on."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ def test_they_are_told_and_left(hot_file: Path, make_config: Any, tmp_path: Path
     config = make_config(hot_file)
     outcome = run(config)
     (said,) = [text for text in outcome.results["warnings"] if "hot" in text]
-    assert said.startswith("3 suspected hot pixels, above 5 times each neighbour")
-    assert "[0, 35], [3, 4], [39, 0]; set input.mask=auto" in said
+    assert said.startswith(
+        "3 suspected hot pixels, in the mean pattern above 6 times all but 5 of their 24 neighbours: "
+    )
+    assert "[0, 35], [3, 4], [39, 0]" in said
     assert any("suspected hot" in line for line in outcome.lines)
     results = json.loads((tmp_path / "out_results.json").read_text())
     assert results["hot_pixels"] == {"number": 3, "positions": sorted(HOT), "masked": False}
@@ -42,8 +45,8 @@ def test_they_are_told_and_left(hot_file: Path, make_config: Any, tmp_path: Path
 
 
 def test_only_twenty_are_named(tmp_path: Path, make_config: Any) -> None:
-    data = np.ones((2, 2, 20, 20), "u2")
-    data[..., ::2, ::2] = 9
+    data = np.ones((2, 2, 30, 30), "u2")
+    data[..., ::3, 1:30:3] = 90
     np.save(tmp_path / "grid.npy", data)
     outcome = run(make_config(tmp_path / "grid.npy"))
     assert len(outcome.results["hot_pixels"]["positions"]) == 20
@@ -117,6 +120,71 @@ def test_the_shared_file(shared_data: Path, make_config: Any) -> None:
     truth = json.loads(name.with_suffix(".truth.json").read_text())
     analysis = sd.analyze(sd.open(name.with_suffix(".hspy"))).compute()
     assert np.argwhere(sd.suspected_hot_pixels(analysis)).tolist() == sorted(truth["hot_pixels"])
+
+
+@pytest.mark.parametrize("name", ["au_np_descan_u16", "au_np_gms_stemx_u16"])
+def test_pairs_and_rows_on_shared_data(
+    name: str, shared_data: Path, make_config: Any, tmp_path: Path
+) -> None:
+    """Centers, radii and the window are those of the data without hot pixels, where these see no intensity."""
+    (path,) = [p for p in (shared_data / "sim").glob(f"{name}.*") if p.suffix != ".json"]
+    clean = sd.open(path)
+    height, width = clean.shape[-2:]
+    row = [[2, x] for x in range(width)]
+    places = [[0, 0], [height - 1, 5], [6, 9], [6, 10], [height - 6, 8], [height - 5, 8], *row]
+    data = clean.values.copy()
+    y, x = np.transpose(places)
+    data[..., y, x] = 0
+    np.save(tmp_path / "clean.npy", data)
+    data[..., y, x] = 60_000
+    np.save(tmp_path / "hot.npy", data)
+    run(make_config(tmp_path / "clean.npy", "clean.zarr"))
+    outcome = run(make_config(tmp_path / "hot.npy", input={"mask": "auto"}))
+    assert outcome.results["hot_pixels"] == {
+        "number": len(places), "positions": sorted(places)[:20], "masked": True,
+    }  # fmt: skip
+    assert not any("remain" in text for text in outcome.results["warnings"])
+    mine, theirs = (
+        xr.open_zarr(tmp_path / n, group="analysis") for n in ("out.zarr", "clean.zarr")
+    )
+    for name in ("center_y", "center_x", "radius", "retention"):
+        np.testing.assert_array_equal(mine[name], theirs[name])
+
+
+def test_what_is_left_is_said(hot_file: Path, make_config: Any) -> None:
+    """Of eight together the inner four are found only when the others are gone."""
+    data = np.load(hot_file)
+    data[..., 30:32, 3:7] = 50_000
+    np.save(hot_file, data)
+    outcome = run(make_config(hot_file, input={"mask": "auto"}))
+    (said,) = [text for text in outcome.results["warnings"] if "remain" in text]
+    assert said == (
+        "suspected hot pixels remain after masking (input.mask: auto): [30, 4], [30, 5], [31, 4], [31, 5]; list all bad "
+        "pixels as input.mask.pixels"
+    )
+
+
+@pytest.mark.parametrize("part", [(20, 13), (300,)])
+def test_a_pixel_that_is_lit_in_half_of_the_sample(part: tuple[int, ...]) -> None:
+    """The sample is spread over the scan, and the same for all chunks."""
+    n = math.prod(part)
+    data = np.zeros((n, 9, 9), "u2")
+    data[:, 3:6, 3:6] = 9
+    data[: n // 2 + 20, 0, 0] = 50  # a little more than half
+    data[: n // 2 - 20, 8, 8] = 50  # a little less
+    dims = ("pattern",) if len(part) == 1 else ("scan_y", "scan_x")
+    patterns = xr.DataArray(data.reshape(*part, 9, 9), dims=(*dims, "ky", "kx"))
+    found = [sd.analyze(patterns.chunk({dims[0]: size})).compute() for size in (1, 7, n)]
+    for one in found:
+        assert np.argwhere(sd.suspected_hot_pixels(one)).tolist() == [[0, 0]]
+        xr.testing.assert_identical(one["lit"], found[0]["lit"])
+    assert 240 < int(found[0]["lit"].max()) <= 256
+
+
+def test_an_analysis_of_another_version(hot_file: Path) -> None:
+    analysis = sd.analyze(sd.open(hot_file)).compute().drop_vars("lit")
+    with pytest.raises(ConfigError, match=r"no variable 'lit'.* analyze the patterns again"):
+        sd.suspected_hot_pixels(analysis)
 
 
 @pytest.mark.parametrize(("enabled", "mask"), [(True, "auto"), (False, {"pixels": HOT})])

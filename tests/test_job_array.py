@@ -130,6 +130,7 @@ def test_the_same_script_again_and_another_one(folder, capsys):
         (["one.yaml", "cluster.walltime=0:04:59"], "cluster.walltime is 0:04:59; a task needs at least 5 minutes"),
         (["one.yaml", "one.yaml"], "out/c.zarr, and so would"),
         (["one.yaml", "--cpus-per-task", "0"], "--cpus-per-task is 0; expected a whole number above 0"),
+        (["one.yaml", "--mem", "64"], "--mem is 64, which SLURM takes for MB; give its unit, such as 64G"),
         (["one.yaml", "--at-once", "0"], "--at-once is 0; expected a whole number above 0"),
         (["crop.size=12"], "no config among crop.size=12; give a YAML file before key=value"),
     ],
@@ -310,7 +311,6 @@ def test_jobs_of_a_slurm_that_does_not_answer_are_waited_for(monkeypatch, code, 
 
 
 def test_keys(tmp_path, capsys):
-    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
     assert cli.main(["keys", str(tmp_path / "keys")]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = dict(line.removeprefix("export ").split("=", 1) for line in lines)

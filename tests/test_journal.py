@@ -154,25 +154,53 @@ def test_a_journal_that_cannot_be_read_is_not_taken_for_an_empty_one(path):
         Journal(path)
 
 
+class Later:
+    """A timer whose time comes when the test says so."""
+
+    def __init__(self, seconds, function):
+        self.seconds, self.function, self.daemon = seconds, function, False
+
+    def start(self):
+        self.waiting.append(self)
+
+    def cancel(self):
+        if self in self.waiting:
+            self.waiting.remove(self)
+
+    def join(self):
+        pass
+
+
 def test_lines_are_brought_to_the_disk(path, monkeypatch):
-    """At once when the last time is long ago, and at the end in any case."""
+    """At once when the last time is long ago, else within a second, and at the end; the folder when the file is made."""
     synced = []
-    monkeypatch.setattr(module.os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+
+    def fsync(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        synced.append(os.fstat(handle).st_size if name == str(path) else name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.threading, "Timer", Later)
+    waiting = Later.waiting = []
     journal = Journal(path)
     journal.append("crop", record(0))
-    assert synced == []
+    assert synced == [str(path.parent)], "the folder, which has a new file"
+    assert [timer.seconds for timer in waiting] == [module.SYNC_SECONDS]
     now[0] += module.SYNC_SECONDS + 0.01
     journal.append("crop", record(1))
-    assert synced == [path.stat().st_size]
+    assert synced[1:] == [path.stat().st_size]
+    assert waiting == []
     journal.append("crop", record(2))
-    assert len(synced) == 1
-    journal.sync()
     journal.append("crop", record(3))
+    assert len(synced) == 2
+    (timer,) = waiting  # one for all lines of a second
+    timer.function()  # no other block is finished in this second
+    assert synced[2:] == [path.stat().st_size]
+    journal.append("crop", record(4))
     journal.close()
-    assert len(synced) == 3
-    assert synced[-1] == path.stat().st_size
+    assert synced[3:] == [path.stat().st_size]
 
 
 def test_lines_say_what_they_are(path):

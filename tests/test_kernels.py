@@ -10,7 +10,7 @@ from stem_dask.kernels.analysis import analyze_patterns, largest_radius
 from stem_dask.kernels.correct import correct_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns, result_dtype
-from stem_dask.kernels.hot import hot_pixels
+from stem_dask.kernels.hot import add_lit, hot_pixels
 from stem_dask.kernels.intensity import accumulator, native
 from stem_dask.kernels.mask import fill_bad, neighbours
 
@@ -409,32 +409,92 @@ def test_what_float32_cannot_hold_becomes_infinite_without_a_warning():
 # --- hot pixels ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1), (2, 2), (9, 13)])
+def hot(patterns):
+    lit = (patterns > 0).sum(0)
+    return hot_pixels(patterns.sum(0) / len(patterns), lit, len(patterns), len(patterns))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (4, 1), (2, 2), (3, 3), (9, 13)])
 def test_hot_pixels(shape):
     rng = np.random.default_rng(4)
-    for n in (1, 2, 7, 40):
-        patterns = rng.poisson(rng.choice([0.0, 0.02, 1.0, 9.0], shape), (n, *shape))
-        found = hot_pixels(patterns.sum(0) / n, patterns.max(0), n)
+    n_found = 0
+    for n in (1, 2, 7, 40, 300):
+        rates = rng.choice([0.0, 0.02, 1.0, 9.0, 200.0], shape, p=[0.4, 0.3, 0.2, 0.05, 0.05])
+        patterns = rng.poisson(rates, (n, *shape))
+        found = hot(patterns)
         np.testing.assert_array_equal(found, twins.hot(patterns))
+        n_found += found.sum()
+    assert n_found or shape != (9, 13)
+
+
+CLUSTERS = {
+    "one": [(7, 7)],
+    "a pair": [(7, 7), (7, 8)],
+    "a pair one above the other": [(7, 7), (8, 7)],
+    "a diagonal pair": [(7, 7), (8, 8)],
+    "a square": [(7, 7), (7, 8), (8, 7), (8, 8)],
+    "three in a row": [(7, 7), (7, 8), (7, 9)],
+    "a row": [(10, x) for x in range(40)],
+    "a column": [(y, 30) for y in range(36)],
+    "corners": [(0, 0), (0, 39), (35, 0), (35, 39)],
+    "a pair in a corner": [(0, 0), (0, 1)],
+    "a square in a corner": [(34, 38), (34, 39), (35, 38), (35, 39)],
+    "a pair at an edge": [(35, 17), (34, 17)],
+    **{f"row {y}": [(y, x) for x in range(40)] for y in (0, 1, 34, 35)},
+    **{f"column {x}": [(y, x) for y in range(36)] for x in (0, 1, 38, 39)},
+}
+
+
+@pytest.mark.parametrize("value", [15, 5000])
+@pytest.mark.parametrize("where", CLUSTERS)
+def test_clusters_of_hot_pixels(where, value):
+    """All of them and no other, with a beam elsewhere and a faint background."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:36, :40]
+    beam = 40.0 * ((y - 18) ** 2 + (x - 20) ** 2 <= 25) + 0.02
+    patterns = rng.poisson(beam, (60, 36, 40))
+    rows, columns = np.array(CLUSTERS[where]).T
+    patterns[:, rows, columns] = value
+    found = hot(patterns)
+    np.testing.assert_array_equal(found, twins.hot(patterns))
+    assert np.argwhere(found).tolist() == sorted(map(list, CLUSTERS[where]))
+
+
+@pytest.mark.parametrize("pair", [[(18, 19), (18, 20)], [(17, 25), (18, 25)], [(18, 26), (18, 27)]])
+def test_hot_pixels_within_the_beam_and_at_its_rim(pair):
+    y, x = np.mgrid[:36, :40]
+    patterns = np.random.default_rng(3).poisson(
+        40.0 * ((y - 18) ** 2 + (x - 20) ** 2 <= 25) + 0.02, (60, 36, 40)
+    )
+    assert not hot(patterns).any()
+    patterns[:, [pair[0][0], pair[1][0]], [pair[0][1], pair[1][1]]] = 5000
+    assert np.argwhere(hot(patterns)).tolist() == [list(place) for place in pair]
 
 
 def test_single_counts_in_the_dark_are_not_hot():
     patterns = np.zeros((150, 9, 9), "u2")
     patterns[3, 7, 7] = 1
-    patterns[:9, 1, 7] = 40
+    patterns[:74, 1, 7] = 40  # a spot of one grain
     patterns[:, 2:5, 2:5] = 200
     patterns[:, 8, 0] = 1  # faint, but always there
-    patterns[::2, 0, 4] = 60_000
-    found = hot_pixels(patterns.mean(0), patterns.max(0), 150)
-    assert np.argwhere(found).tolist() == [[0, 4], [8, 0]]
+    patterns[::2, 8, 4] = 60_000
+    assert np.argwhere(hot(patterns)).tolist() == [[8, 0], [8, 4]]
 
 
-def test_exactly_five_times_is_not_hot():
+def test_exactly_six_times_is_not_hot():
     mean = np.ones((3, 3))
-    mean[0, 0] = 5
-    assert not hot_pixels(mean, mean, 4).any()
-    mean[0, 0] = np.nextafter(5, 6)
-    assert np.argwhere(hot_pixels(mean, mean, 4)).tolist() == [[0, 0]]
+    mean[0, 0] = 6
+    assert not hot_pixels(mean, mean, 400, 1).any()
+    mean[0, 0] = np.nextafter(6, 7)
+    assert np.argwhere(hot_pixels(mean, mean, 400, 1)).tolist() == [[0, 0]]
+
+
+def test_lit_pixels_are_counted_as_intensity_counts():
+    lit = np.zeros((2, 3), "u2")
+    for dtype in ("f4", "i2", "u1", "?"):
+        add_lit(np.array([[0, 1, 1], [1, 0, 1]], dtype), 0, lit)
+    add_lit(np.array([[np.nan, np.inf, -1], [0.5, 3, 2]]), 2, lit)
+    assert lit.tolist() == [[0, 4, 4], [4, 1, 5]]
 
 
 # --- mask ---------------------------------------------------------------------------------------

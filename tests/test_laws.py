@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import as_array, chunkings, datasets, shares
 
 import stem_dask as sd
+from stem_dask.errors import ConfigError
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.stages.window import radii_for_target
 
@@ -90,7 +91,8 @@ def test_results_do_not_depend_on_the_chunks(data, draw, target, metric, align):
 def test_the_window_and_what_lies_outside_add_up_to_the_total(data, draw, align):
     patterns = as_array(data)
     analysis = sd.analyze(patterns, target_retention=0.9).compute()
-    size = draw.draw(st.tuples(*(st.integers(1, n + 2) for n in data.shape[-2:])))
+    beyond = 2 * (align == "pattern")
+    size = draw.draw(st.tuples(*(st.integers(1, n + beyond) for n in data.shape[-2:])))
     window = sd.choose_window(analysis, size=size, align=align, size_multiple=1)
     cropped = sd.crop(patterns, analysis, window)
     back = sd.to_detector(cropped, analysis)
@@ -193,17 +195,28 @@ def test_another_target_on_floats_keeps_at_least_the_target(data, first, second,
     st.integers(1, 4), st.integers(0, 4), aligns,
 )  # fmt: skip
 def test_window_sizes(data, size, multiple, factor, margin, align):
-    """The output of a cropped axis is a multiple; a window that would reach the detector is the whole axis."""
+    """The output of a cropped axis is a multiple; a window that would reach the detector is the whole axis.
+
+    A given size is kept or refused.
+    """
     patterns = as_array(data)
     analysis = sd.analyze(patterns, target_retention=0.5).compute()
-    window = sd.choose_window(
-        analysis,
-        size=size,
-        size_multiple=multiple,
-        factor=factor,
-        margin_pixels=margin,
-        align=align,
+    options = {
+        "size": size,
+        "size_multiple": multiple,
+        "factor": factor,
+        "margin_pixels": margin,
+        "align": align,
+    }
+    refused = size != "auto" and any(
+        (size < full and size % (multiple * factor)) or (size > full and align == "fixed")
+        for full in data.shape[-2:]
     )
+    if refused:
+        with pytest.raises(ConfigError, match=f"size is {size}"):
+            sd.choose_window(analysis, **options)
+        return
+    window = sd.choose_window(analysis, **options)
     wanted = 2 * window.global_radius if size == "auto" else size
     rounded = math.ceil(wanted / (multiple * factor)) * multiple * factor
     cropped = sd.crop(patterns, analysis, window)

@@ -1,4 +1,4 @@
-"""What a machine, a cgroup and SLURM allow; and how the dashboard is reached from afar."""
+"""What a machine, a cgroup and a batch system allow; and how the dashboard is reached from afar."""
 
 import os
 import tempfile
@@ -57,6 +57,44 @@ def test_cores_are_what_the_narrowest_allows(monkeypatch):
 )  # fmt: skip
 def test_memory_of_slurm(environment, expected):
     assert slurm_bytes(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores"),
+    [
+        ({"NCPUS": "3"}, 3),  # PBS Professional
+        ({"PBS_NUM_PPN": "2", "PBS_NP": "8"}, 2),  # Torque: of this node, and of four
+        ({"PBS_NP": "5"}, 5),
+        ({"LSB_DJOB_NUMPROC": "4", "LSB_MAX_NUM_PROCESSORS": "6"}, 4),
+        ({"LSB_MAX_NUM_PROCESSORS": "6"}, 6),
+        ({"NSLOTS": "2"}, 2),
+        ({"NSLOTS": "2", "SLURM_CPUS_PER_TASK": "1"}, 1),
+        ({"NSLOTS": "undefined", "NCPUS": "0", "PBS_NP": ""}, 8),
+        ({"NSLOTS": "64"}, 8),
+    ],
+)
+def test_cores_of_other_batch_systems(monkeypatch, environment, cores):
+    monkeypatch.setattr(dask.system, "CPU_COUNT", 8)
+    assert usable_cores(environment) == cores
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"PBS_RESC_MEM": str(3 * 2**20)}, 3 * 2**20),
+        ({"PBS_RESC_MEM": "512mb"}, 512 * 2**20),
+        ({"LSB_CG_MEMLIMIT": "0x20000000"}, 512 * 2**20),
+        ({"SGE_HGR_m_mem_free": "0.500G", "NSLOTS": "4"}, 512 * 2**20),
+        ({"SGE_HGR_h_vmem": "64.000M", "NSLOTS": "4"}, 256 * 2**20),
+        ({"SGE_HGR_h_vmem": "64M"}, 64 * 2**20),
+        ({"PBS_RESC_MEM": "9gb", "SLURM_MEM_PER_NODE": "100"}, 100 * 2**20),
+        ({"PBS_RESC_MEM": "lots", "LSB_CG_MEMLIMIT": "", "SGE_HGR_h_vmem": "0"}, None),
+    ],
+)
+def test_memory_of_other_batch_systems(monkeypatch, environment, expected):
+    monkeypatch.setattr("stem_dask.limits.cgroup_bytes", lambda: None)
+    total = psutil.virtual_memory().total
+    assert machine_bytes(environment) == min(total, expected or total)
 
 
 def write(root, files):

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +123,49 @@ def test_the_folder_goes_just_before_the_file_is_made(path, monkeypatch):
     monkeypatch.setattr(module.os, "open", remove_then_open)
     with locked(path):
         assert path.exists()
+
+
+def test_the_file_is_replaced_between_open_and_lock(path, monkeypatch):
+    """The former owner removes it and another run makes its own: a lock on the removed one would protect nothing."""
+    import fcntl
+
+    flock, inodes = fcntl.flock, []
+
+    def replaced(handle, how):
+        inodes.append(os.fstat(handle).st_ino)
+        if len(inodes) == 1:
+            path.rename(path.with_name("removed"))  # the file stays, so that no inode is used twice
+            path.touch()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with locked(path):
+        assert inodes == [path.with_name("removed").stat().st_ino, path.stat().st_ino]
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with pytest.raises(LockedError), locked(path):
+            raise AssertionError("two have it")
+
+
+# --- links and other files in its place -------------------------------------------------------------------------
+
+
+def test_a_link_is_not_followed(path):
+    path.parent.mkdir()
+    victim = path.parent.parent / "victim.txt"
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"), locked(path):
+        raise AssertionError("it is a link")
+    assert victim.read_text() == "precious"
+    assert path.is_symlink()
+
+
+def test_a_pipe_is_no_lock(path):
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"), locked(path):
+        raise AssertionError("it is a pipe")
+    assert path.is_fifo()
 
 
 # --- one host ---------------------------------------------------------------------------------------------------
@@ -279,18 +323,24 @@ def test_the_heartbeat(path, monkeypatch):
     assert not path.exists()
 
 
-def test_the_heartbeat_does_not_bring_back_what_was_removed(path, monkeypatch):
-    beats = []
+@pytest.mark.parametrize("words", [None, {"host": "node-77", "run": "another"}])
+def test_the_heartbeat_touches_nothing_of_others(path, monkeypatch, words):
+    """A file that was removed does not come back, and the lock of the next owner gets no older owner's beats."""
+    looks, opened = [], os.open
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.001)
-    utime = os.utime
-    monkeypatch.setattr(module.os, "utime", lambda path: (beats.append(1), utime(path)))
     with locked(path):
         path.unlink()
-        end, n = time.monotonic() + 20, len(beats)
-        while len(beats) < n + 2 and time.monotonic() < end:
+        if words is not None:
+            path.write_text(json.dumps(words))
+            os.utime(path, (0, 0))
+        monkeypatch.setattr(os, "open", lambda *args: (looks.append(1), opened(*args))[1])
+        end = time.monotonic() + 20
+        while len(looks) < 6 and time.monotonic() < end:
             os.sched_yield()
-        assert len(beats) >= n + 2
-        assert not path.exists()
+        assert len(looks) >= 6
+        assert path.exists() is (words is not None)
+        assert words is None or path.stat().st_mtime == 0
+    assert path.exists() is (words is not None)
 
 
 def test_a_few_beats_may_be_lost():
@@ -310,3 +360,144 @@ def test_a_lock_that_cannot_be_written_is_not_held(path, monkeypatch):
         assert caught.value.filename == str(path)
     with locked(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+# --- file systems without locks ---------------------------------------------------------------------------------
+
+#: ENOLCK of NFS, ENOSYS of Lustre, EINVAL and EOPNOTSUPP of others, 524 of Cray's DVS
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, 524)
+
+
+def flock_ends_in(monkeypatch, number):
+    import fcntl
+
+    def refuse(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    flock_ends_in(monkeypatch, errno.ENOSYS)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_what_says_that_another_process_holds_it(path, monkeypatch, number):
+    flock_ends_in(monkeypatch, number)
+    with pytest.raises(LockedError, match="is in use by another run"), locked(path):
+        raise AssertionError("another process holds it")
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_a_file_system_without_locks(path, monkeypatch, no_locks, number):
+    """The words decide, between two runs of this host as well."""
+    flock_ends_in(monkeypatch, number)
+    for _ in range(2):
+        with locked(path) as lock:
+            assert lock.without == os.strerror(number)
+            message = rf"in use by a run on {re.escape(HERE)}, process {os.getpid()}, since"
+            with pytest.raises(LockedError, match=message), locked(path):
+                raise AssertionError("two have it")
+            lock.check()
+        assert not path.exists()
+
+
+def test_with_locks_there_is_nothing_to_say(path):
+    with locked(path) as lock:
+        assert lock.without == ""
+
+
+def test_another_process_without_locks(path, no_locks):
+    with held_by_another_process(path) as process:
+        os.utime(path, (0, 0))  # paused for long, and alive
+        with pytest.raises(LockedError, match=f"process {process.pid}"), locked(path):
+            raise AssertionError("two have it")
+        process.kill()
+        process.wait(20)
+        os.utime(path)  # it touched the file a moment before it died
+        with locked(path):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists()
+
+
+def test_a_number_that_another_process_has_by_now(path, no_locks):
+    with locked(path):
+        words = json.loads(path.read_text())
+    path.write_text(json.dumps({**words, "started": "1"}))
+    with locked(path):
+        assert json.loads(path.read_text())["run"] != words["run"]
+
+
+def test_a_process_of_which_the_system_does_not_say_when_it_began(path, no_locks, monkeypatch):
+    """One of another user, where /proc shows everybody only their own."""
+    with locked(path):
+        read_text = Path.read_text
+
+        def hidden(self, *args, **options):
+            if self.name == "stat":
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+            return read_text(self, *args, **options)
+
+        monkeypatch.setattr(Path, "read_text", hidden)
+        with pytest.raises(LockedError, match="in use by a run on"), locked(path):
+            raise AssertionError("two have it")
+
+
+@pytest.mark.parametrize("age", [0, SILENT_SECONDS + 1])
+def test_a_number_in_another_container(path, no_locks, age):
+    """It says nothing here, although the host has the same name: the heartbeat decides."""
+    with locked(path):
+        words = json.loads(path.read_text())
+    path.write_text(json.dumps({**words, "numbering": "of another start of the machine", "pid": 0}))
+    os.utime(path, (time.time() - age,) * 2)
+    if age:
+        with locked(path):
+            return
+    with pytest.raises(LockedError, match="in use by a run on"), locked(path):
+        raise AssertionError("two have it")
+
+
+@pytest.mark.parametrize("age", [0, SILENT_SECONDS + 1])
+def test_an_owner_on_another_host_without_locks(path, no_locks, age):
+    other_host(path, age)
+    if age:
+        with locked(path):
+            return
+    with pytest.raises(LockedError, match="node-77"), locked(path):
+        raise AssertionError("two have it")
+
+
+# --- taken over -------------------------------------------------------------------------------------------------
+
+
+def test_two_hosts_take_over_at_once(path, monkeypatch):
+    """Both found the owner silent; of both that wrote their words the last one has it."""
+    other_host(path, SILENT_SECONDS + 1)
+    winner = json.dumps({"host": "node-78", "pid": 5, "since": "now", "run": "of node-78"})
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: path.write_text(winner))
+    with pytest.raises(LockedError, match="a run on node-78, process 5"), locked(path):
+        raise AssertionError("two have it")
+    assert path.read_text() == winner
+
+
+def test_an_owner_that_was_taken_over_notices(path):
+    with locked(path) as lock:
+        lock.check()
+        winner = json.dumps({"host": "node-78", "pid": 5, "since": "now", "run": "of node-78"})
+        path.write_text(winner)
+        with pytest.raises(
+            LockedError, match="taken over by a run on node-78, process 5"
+        ) as caught:
+            lock.check()
+        assert caught.value.exit_code == 6
+    assert path.read_text() == winner
+
+
+def test_an_owner_whose_file_is_gone_notices(path):
+    with locked(path) as lock:
+        path.unlink()
+        with pytest.raises(LockedError, match=r"scan\.run/lock is gone"):
+            lock.check()
+    assert not path.exists()

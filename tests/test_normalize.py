@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+import stem_dask as sd
 from stem_dask.errors import ConfigError
 from stem_dask.kernels.normalize import joined, log_moments, log_zscore
 from stem_dask.model import Axis
@@ -194,3 +195,47 @@ def test_negative_counts_leave_nothing(tmp_path: Path, make_config: Any) -> None
     with pytest.raises(ConfigError, match="hold -1"):
         run(job)
     assert [path.name for path in tmp_path.iterdir()] == ["n.npy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "expected"),
+    [
+        ("out.pt", {"normalize": "log-zscore", "layout": "tensor"}, "z-score of log(1 + counts)"),
+        ("out.pt", {"normalize": "log-zscore", "layout": "scan"}, "z-score of log(1 + counts)"),
+        ("out.npy", {"normalize": "log-zscore"}, "z-score of log(1 + counts)"),
+        ("out.zarr", {"normalize": "log-zscore", "export": ["pt"], "layout": "tensor"}, "z-score of log(1 + counts)"),
+        ("out.pt", {"layout": "tensor"}, "counts"),
+    ],
+)  # fmt: skip
+def test_an_opened_tensor_says_what_its_values_are(
+    make_config: Any, tmp_path: Path, name: str, sections: dict[str, Any], expected: str
+) -> None:
+    np.save(tmp_path / "counts.npy", COUNTS)
+    sections = {"output": sections, "crop": {"enabled": False}}
+    for factor in (1, 2):
+        folder = tmp_path / str(factor)
+        config = make_config(
+            tmp_path / "counts.npy", f"{factor}/{name}", downsample={"factor": factor}, **sections
+        )
+        run(config)
+        means = (
+            expected.replace("counts", "mean counts per source pixel") if factor == 2 else expected
+        )
+        for path in sorted(folder.glob("out.*")):
+            if path.suffix in (".pt", ".npy", ".zarr"):
+                assert sd.open(path).intensity == means, path
+
+
+def test_results_beside_another_tensor_say_nothing_of_it(make_config: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "counts.npy", COUNTS)
+    output = {"normalize": "log-zscore", "layout": "tensor"}
+    run(make_config(tmp_path / "counts.npy", "out.pt", output=output, crop={"enabled": False}))
+    results = json.loads((tmp_path / "out.pt_results.json").read_text())
+    del results["intensity"]  # as of earlier versions
+    (tmp_path / "out.pt_results.json").write_text(json.dumps(results))
+    assert sd.open(tmp_path / "out.pt").intensity == "z-score of log(1 + counts)"
+    torch.save(torch.ones(4, 5, 6, 8), tmp_path / "out.pt")
+    assert sd.open(tmp_path / "out.pt").intensity == "counts"
+    for text in ("", "[]", '{"output": 3}', "{" * 5000):
+        (tmp_path / "out.pt_results.json").write_text(text)
+        assert sd.open(tmp_path / "out.pt").intensity == "counts"

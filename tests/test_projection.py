@@ -49,7 +49,7 @@ def noise(path: Path, dtype: str = "u2") -> Path:
         ("u1", {}),
         ("u2", {"crop": {"size": 20}}),
         ("f4", {"crop": {"size": 20}}),
-        ("u2", {"crop": {"size": [20, 64]}, "downsample": {"factor": 2}}),
+        ("u2", {"crop": {"size": [20, 48]}, "downsample": {"factor": 2}}),
         ("u2", {"crop": {"enabled": False}, "downsample": {"factor": 2, "reduce": "sum"}}),
         ("u1", {"output": {"export": [], "dtype": "float32"}}),
         ("f4", {"output": {"export": ["hspy"]}}),

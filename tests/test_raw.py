@@ -37,7 +37,9 @@ def test_raw(raw, dtype, before):
 
 def test_raw_with_bytes_behind_is_noted(raw):
     found = find(raw(numbers(), 0, 7), shape=SHAPE, dtype="uint16")
-    assert found.info.notes == ("7 bytes after the patterns are not read",)
+    assert found.info.notes == (
+        "7 bytes after the patterns are not read; for a header at the beginning of the file set input.offset: 7",
+    )
     assert found.info.metadata == {"shape": list(SHAPE), "dtype": "uint16", "offset": 0}
 
 
@@ -52,14 +54,14 @@ def test_raw_with_bytes_behind_is_noted(raw):
         ({"shape": SHAPE, "dtype": "c8"}, "patterns are real numbers"),
         ({"shape": SHAPE, "dtype": "object"}, "patterns are real numbers"),
         ({"shape": SHAPE, "dtype": "u2", "offset": 2}, r"3 x 4 x 6 x 5 uint16 from byte 2 on need 720 bytes, the "
-         "file has 718, 11 patterns of 6 x 5; check"),
+         r"file has 718, 11 patterns of 6 x 5; set input.shape: \[11, 6, 5\], input.scan_shape: \[2, 4\], input.skip_frames: \[0, 3\]; check"),
         ({"shape": SHAPE, "dtype": "f4"}, "need 1,440 bytes, the file has 720, 6 patterns"),
         ({"shape": (2**30, 2**30, 2**30, 2**30), "dtype": "f4"}, "the file has 720, 0 patterns"),
-        ({"shape": (3, 4, 6, 4), "dtype": "u2"}, "15 patterns; input.shape 3 x 4 x 6 x 4 needs 12; check"),
-        ({"shape": (3, 4, 6, 7), "dtype": "u1"}, "are 504 bytes, but 720 are there: a size or the type is wrong; check"),
-        ({"shape": (10, 6, 5), "dtype": "u2"}, r"input\.shape: \[12, 6, 5\] and input\.skip_frames: \[0, 2\]"),
-        ({"shape": (3, 3, 6, 5), "dtype": "u2"}, r"12 patterns; input\.shape 3 x 3 x 6 x 5 needs 9; .* leave some out with "
-         r"input\.shape: \[12, 6, 5\], input\.scan_shape: \[3, 3\] and input\.skip_frames: \[0, 3\]"),
+        ({"shape": (3, 4, 6, 4), "dtype": "u2"}, r"12 bytes more at each pattern, .*: input.frame_header: 12 or input.frame_footer: 12; or 15 patterns, .*columns: 1; or check"),
+        ({"shape": (3, 4, 6, 7), "dtype": "u1"}, "need 504 bytes, the file has 720: 18 bytes more at each pattern, a header or a footer: input.frame_header: 18 or"),
+        ({"shape": (10, 6, 5), "dtype": "u2"}, r"frame_header: 12 or .*: 12; or 12 patterns are there: input\.shape: \[12, 6, 5\]; or check"),
+        ({"shape": (3, 3, 6, 5), "dtype": "u2"}, r"frame_footer: 20; or 12 patterns, .*: input\.shape: \[12, 6, 5\], "
+         r"input\.scan_shape: \[3, 4\], input\.drop_columns: 1; or 12 patterns, 4 complete lines of 3: .* input.scan_shape: \[4, 3\]; or check"),
         ({"shape": SHAPE, "dtype": "f4", "offset": 5000}, "the file has 0, 0 patterns"),
     ],
 )  # fmt: skip
@@ -94,17 +96,20 @@ def test_skip_frames(raw):
     agrees(found, numbers((14, 6, 5))[2:11].reshape(3, 3, 6, 5))
     assert "left out the first 2 and the last 3 patterns" in found.info.notes
     with pytest.raises(
-        SourceError, match=r"skip_frames: \[4, 1\] would .* 2 at .*, \[2, 3\] at the end"
+        SourceError,
+        match=r"skip_frames: \[4, 1\] \(without the first 2\); or .*: \[2, 3\] \(without the last 2\)$",
     ):
         find(path, **options, scan_shape=(3, 3), skip_frames=(2, 1))
     with pytest.raises(SourceError, match=r"skip_frames is \(7, 7\), but there are 14 patterns"):
         find(path, **options, skip_frames=(7, 7))
     with pytest.raises(
         SourceError,
-        match=r"14 patterns; scan_shape 3 x 4 needs 12; input.skip_frames: 2 would leave out 2 at",
+        match=r"14 patterns; input.scan_shape 3 x 4 needs 12; set .*input.skip_frames: 2 \(without the first 2\)",
     ):
         find(path, **options, scan_shape=(3, 4))
-    with pytest.raises(SourceError, match=r"13 patterns; .* input.skip_frames: 2 would leave out"):
+    with pytest.raises(
+        SourceError, match=r"13 patterns; .* input.skip_frames: 2 .without the first"
+    ):
         find(path, **options, scan_shape=(3, 4), skip_frames=1)
     with pytest.raises(SourceError, match=r"skip_frames is 14, but there are 14 patterns"):
         find(path, **options, skip_frames=14)
@@ -122,7 +127,7 @@ def test_the_error_does_the_arithmetic(raw):
     path = raw(np.zeros(65280, "u1"))
     with pytest.raises(
         SourceError,
-        match=r"65,280 patterns; scan_shape 256 x 256 needs 65,536; 255 x 256 would fit$",
+        match=r"65,280 patterns; input.scan_shape 256 x 256 needs 65,536; set input.scan_shape: \[255, 256\] \(",
     ):
         find(path, shape=(65280, 1, 1), dtype="u1", scan_shape=(256, 256))
 

@@ -60,10 +60,10 @@ def npy(tmp_path):
 
 def test_wrong_suffix_lists_the_known(tmp_path):
     with pytest.raises(
-        SourceError, match=r"ending in \.jpg are not known; known are .*\.dm3, \.dm4, .*\.h5"
+        SourceError, match=r"extension \.jpg is not known; known are .*\.dm3, \.dm4, .*\.h5"
     ):
         find(tmp_path / "a.jpg")
-    with pytest.raises(SourceError, match=r"ending in nothing are not known"):
+    with pytest.raises(SourceError, match=r"a: there is no such file"):
         find(tmp_path / "a")
 
 
@@ -157,12 +157,13 @@ def test_scan_shape(npy):
     path = npy(numbers((20, 6, 7)))
     same(open_patterns(path, scan_shape=(4, 5)), numbers())
     with pytest.raises(
-        SourceError, match=r"20 patterns; scan_shape 5 x 5 needs 25; 4 x 5 would fit"
+        SourceError,
+        match=r"20 patterns; input.scan_shape 5 x 5 needs 25; set input.scan_shape: \[4, 5\]",
     ):
         find(path, scan_shape=(5, 5))
     with pytest.raises(
         SourceError,
-        match=r"20 patterns; scan_shape 5 x 3 needs 15; input.skip_frames: 5 would leave out 5 at",
+        match=r"20 patterns; input.scan_shape 5 x 3 needs 15; set input.scan_shape: \[5, 4\], input.drop_columns: 1",
     ):
         find(path, scan_shape=(5, 3))
     for wrong in ((-4, -5), (0, 20), (20, 0)):

@@ -179,8 +179,6 @@ def test_an_array_in_a_folder_with_a_space_of_which_a_task_fails(
 
 @pytest.mark.parametrize("name", ["one_node", "many_nodes"])
 def test_the_templates(folder, plain, monkeypatch, name):
-    if name == "many_nodes":
-        pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
     Path(".venv").symlink_to(sys.prefix)
     (folder / "home").mkdir()
     monkeypatch.setenv("HOME", str(folder / "home"))
@@ -234,7 +232,7 @@ def test_a_run_asks_for_its_jobs(folder, plain, capsys):
     out = capsys.readouterr().out
     assert re.search(r"waiting for one of SLURM's jobs \d+ \(squeue --me\)", out)
     assert re.search(
-        r"cluster     slurm at tcp://127\.0\.0\.1:\d+: 2 workers with 0\.80 GB, 2 threads", out
+        r"cluster     slurm at tls://127\.0\.0\.1:\d+: 2 workers with 0\.80 GB, 2 threads", out
     )
     same("one.zarr", plain)
     until_done()

@@ -285,8 +285,9 @@ def test_center_and_center_of_mass_are_one_array_where_they_are_the_same(method,
     data = scan()
     center = None if method == "centroid" else (8.0, 11.0)
     options = {"target_retention": 0.98, "threshold": 0.0}
-    block = _analyze_block(data, center=center, metric="square", device="cpu", **options).get()
-    attrs = analysis_attrs(method, None, "square", **options)
+    options |= {"center": center, "metric": "square", "device": "cpu"}
+    block = _analyze_block(data, np.ones(data.shape[:-2], bool), **options).get()
+    attrs = analysis_attrs(method, None, "square", target_retention=0.98, threshold=0.0)
     folded = fold_analysis(as_array(data), [((slice(0, 3), slice(0, 5)), block)], attrs)
     expected = sd.analyze(as_array(data), center_method=method).compute()
     for axis in "yx":
@@ -351,14 +352,15 @@ def test_rows_of_own_windows_that_leave_the_detector():
 def test_the_window_the_user_gives_is_cut():
     patterns = as_array(scan())
     analysis = sd.analyze(patterns).compute()
-    window = sd.choose_window(analysis, window=[2, 9, 4, 16], size_multiple=4)
+    window = sd.choose_window(analysis, window=[1, 9, 4, 16], size_multiple=4)
     cropped = sd.crop(patterns, analysis, window)
     assert (window.align, window.shape) == ("fixed", (8, 12))
     assert (int(cropped.window_y[0, 0]), int(cropped.window_x[0, 0])) == (1, 4)
     np.testing.assert_array_equal(cropped, scan()[..., 1:9, 4:16])
-    both = sd.choose_window(analysis, size=[5, 40], size_multiple=1)
-    assert (both.shape, both.cropped_axes) == ((5, 22), ("ky",))
-    assert both.notes == ("kx is not cropped: the window would reach its 22 pixels",)
+    for size, align in (np.array([5, 22]), "fixed"), ([5, 40], "pattern"):
+        both = sd.choose_window(analysis, size=size, align=align, size_multiple=1)
+        assert (both.shape, both.cropped_axes) == ((5, 22), ("ky",))
+        assert both.notes == ("kx is not cropped: the window would reach its 22 pixels",)
 
 
 @pytest.mark.parametrize("align", ["fixed", "pattern"])
@@ -367,7 +369,7 @@ def test_the_window_the_user_gives_is_cut():
 def test_calibration_of_the_output(cropped, method, k, align):
     patterns = calibrated(scan())
     analysis = sd.analyze(patterns).compute()
-    window = sd.choose_window(analysis, size=[8, 12 if cropped else 50], align=align, factor=k)
+    window = sd.choose_window(analysis, size=[8, 16 if cropped else 22], align=align, factor=k)
     small = sd.downsample(sd.crop(patterns, analysis, window), k, method=method)
     assert small.attrs["k_origin"] == ("detector" if align == "fixed" else "window_center")
     origin = [middle - size // 2 for middle, size in zip(window.center, window.shape, strict=True)]

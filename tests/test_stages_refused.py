@@ -52,6 +52,23 @@ def test_analyze_refuses(patterns, options, text):
         ({"coverage": 1.5}, "coverage is 1.5"),
         ({"margin_pixels": -1}, "margin_pixels is -1; expected an integer >= 0"),
         ({"size_multiple": 0}, "size_multiple is 0 and factor 1"),
+        (
+            {"size": 9},
+            r"size is 9; expected a multiple of 2 \(size_multiple x downsampling\): 8 or 10",
+        ),
+        (
+            {"size": [8, 10], "factor": 2},
+            r"size is \[8, 10\]; expected a multiple of 4 .*: 8 or 12",
+        ),
+        ({"size": 1}, "expected a multiple of 2 .*: 2$"),
+        (
+            {"size": 1000},
+            "size is 1000, larger than the detector of 17 x 22 pixels; give at most that",
+        ),
+        (
+            {"window": [2, 9, 4, 16]},
+            r"window is \[2, 9, 4, 16\]; expected a multiple of 2 .*: 6 or 8",
+        ),
         ({"factor": 0}, "size_multiple is 2 and factor 0"),
         ({"target_retention": 2}, "target_retention is 2.0; expected 0 <"),
         ({"align": "patern"}, "align is 'patern'; expected fixed or pattern"),
@@ -127,7 +144,7 @@ def test_to_detector_refuses_what_it_cannot_put_back(patterns, analysis):
     ("data", "dims", "text"),
     [
         (np.ones((2, 3, 4)), ("y", "ky", "kx"), r"dimensions .* expected \(scan_y, scan_x, ky, kx"),
-        (np.ones((2, 3, 4, 5)), ("scan_y", "scan_x", "kx", "ky"), "rename or transpose"),
+        (np.ones((2, 3, 4, 5)), ("a", "b", "ky", "kx"), "rename or transpose"),
         (np.ones((2, 3, 4), complex), LIST, "type complex128; expected bool, integer or float"),
         (np.ones((2, 3, 4), "M8[s]"), LIST, "type datetime64"),
         (np.ones((2, 0, 4, 5)), SCAN, "there is nothing in them"),

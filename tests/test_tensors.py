@@ -4,6 +4,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import zipfile
 
@@ -153,3 +154,93 @@ def test_a_lazy_view_is_refused(tmp_path):
     ):
         find(tmp_path / "a.pt")
     np.testing.assert_array_equal(tensor.numpy(force=True), -1)
+
+
+# --- hostile descriptions ---------------------------------------------------------------------------------------
+
+
+def bomb(ways: int, levels: int, opening: bytes, closing: bytes) -> bytes:
+    """A value that holds the one before it many times, level by level: small in the file, endless when it is gone through."""
+    parts = [b"K\x07q\x00"]
+    for level in range(levels):
+        again = b"h" + bytes([level])
+        parts.append(b"0" + opening + again * ways + closing + b"q" + bytes([level + 1]))
+    return b"".join(parts)
+
+
+SOUND = b"ctorch._utils\n_rebuild_tensor_v2\n"
+TUPLES, LISTS = bomb(10, 22, b"(", b"t"), bomb(10, 22, b"](", b"e")
+HOSTILE = {
+    "a key of nested tuples": b"}" + TUPLES + b"K\x01s",
+    "a key that shares tuples": b"}" + bomb(2, 3, b"(", b"t") + b"K\x01s",
+    "a key that is a list": b"}]K\x01s",
+    "a value of nested tuples": b"}X\x01\x00\x00\x00a" + TUPLES + b"s",
+    "a value of nested lists": b"}X\x08\x00\x00\x00patterns" + LISTS + b"s",
+    "a long text many times": b"}X\x01\x00\x00\x00aX" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\x00](" + b"h\x00" * 1000 + b"es",
+    "a list that holds itself": b"]q\x00h\x00a",
+    "a dictionary that holds itself": b"}q\x00X\x01\x00\x00\x00ah\x00s",
+    "lists without end": b"(" + b"]" * 100_000 + b"l",
+    "lists in lists": b"]" * 5000 + b"a" * 4999,
+    "state of a function": SOUND + b"N}X\x04\x00\x00\x00nameK\x01s\x86b",
+    "slots of a type": b"ctorch\nFloatStorage\nN}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xs\x86b",
+    "slots of a layout": b"ctorch.serialization\n_get_layout\nX\x01\x00\x00\x00a\x85RN}X\x04\x00\x00\x00nameK\x01s\x86b",
+    "slots of a list": b"]N}X\x04\x00\x00\x00nameK\x01s\x86b",
+    "a new object": b"ctorch\nSize\n)\x81",
+    "an instance": b"(icollections\nOrderedDict\n",
+    "an object by its mark": b"(ccollections\nOrderedDict\no",
+    "an extension": b"\x82\x01",
+    "a call of a number": b"K\x07)R",
+    "a call without arguments": SOUND + b"NR",
+    "a tensor of nothing": SOUND + b"(NK\x00)))Nt" + b"R",
+    "a size for a size": b"ctorch\nSize\nX\x01\x00\x00\x00a\x85R",
+    "a number of a million digits": b"\x8b" + struct.pack("<i", 1_000_000) + b"\xff" * 1_000_000,
+    "whole numbers of one hash": b"}(" + b"".join(
+        b"\x8a\x0f" + (i * (2**61 - 1)).to_bytes(15, "little") + b"N" for i in range(1, 100_000)) + b"u",
+    "tuples of one hash": b"}(" + b"".join(b"J" + struct.pack("<i", i) + b"\x85N" for i in range(10_000)) + b"u",
+    "a mark that is taken away": b"(0.",
+    "a memory that is not there": b"h\x07",
+    "append to a tuple": b")K\x01a",
+    "an item of a list": b"]K\x01K\x01s",
+    "a name made of numbers": b"K\x01K\x02\x93",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_descriptions_end_soon_and_change_nothing(sound, tmp_path, what):
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(sound.read_bytes())
+    rewritten(bad, {"data.pkl": b"\x80\x04" + HOSTILE[what] + b"."})
+    began = time.process_time()
+    with pytest.raises(SourceError, match=r"bad\.pt: "):
+        find(bad)
+    assert time.process_time() - began < 2
+    agrees(find(sound), numbers(dtype="i2"))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_torch_writes_is_read(tmp_path, protocol):
+    """Models, optimizers and every kind of plain value beside the patterns."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 1, 5, 5)).sum().backward()
+    optimizer.step()
+    shared = (1, 2)
+    beside = {
+        "model": model.state_dict(),  # an OrderedDict with a state
+        "optimizer": optimizer.state_dict(),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "size": torch.Size([3, 4]),
+        "device": torch.device("cpu"),
+        "type": torch.float32,
+        "layout": torch.strided,
+        "large": 2**70,
+        "values": [None, True, -1, 1.5, "a", b"b", shared, shared, [], {}],
+        "array": np.arange(3),
+        3: "number",
+        None: "nothing",
+        2.5: "float",
+        (1, "a"): "tuple",
+    }
+    whole = {**beside, "patterns": torch.from_numpy(numbers(dtype="i2"))}
+    torch.save(whole, tmp_path / "a.pt", pickle_protocol=protocol)
+    agrees(find(tmp_path / "a.pt", dataset="patterns"), numbers(dtype="i2"))

@@ -302,7 +302,6 @@ def test_dm_images_go_by_the_numbers_that_are_shown(tmp_path):
         (b"\0\0\0\4" + bytes(8) + b"\0\0\0\1", ".hspy", "a Gatan DM4 file; rename it to a.dm4"),
         (b"\0\0\0\3" + bytes(4) + b"\0\0\0\1", ".mib", "a Gatan DM3 file; rename it to a.dm3"),
         (b"\x93NUMPY\1\0", ".mrc", "a numpy file; rename it to a.npy"),
-        (b"PK\3\4", ".npy", r"a zip archive, such as torch\.save writes; rename it to a.pt"),
         (b"IMGBLO\2\1", ".h5", "a NanoMEGAS block file; rename it to a.blo"),
         (b"MQ1,0001", ".blo", "a Merlin file; rename it to a.mib"),
         (b"II*\0", ".dm3", "a TIFF file; rename it to a.tif"),
@@ -320,7 +319,7 @@ def test_content_contradicts_the_name(tmp_path, content, suffix, said):
         find(path)
     unknown = tmp_path / "a.dat"
     unknown.write_bytes(content.ljust(2000, b"\0"))
-    with pytest.raises(SourceError, match=r"files ending in \.dat are not known; by its content"):
+    with pytest.raises(SourceError, match=r"the file extension \.dat is not known; by its content"):
         find(unknown)
 
 
@@ -332,12 +331,15 @@ def test_a_store_under_the_name_of_a_file(tmp_path):
 
 def test_unknown_endings_list_all_the_known(tmp_path):
     np.savez(tmp_path / "a.npz", numbers())
-    with pytest.raises(SourceError, match=r"a\.npz: an archive of numpy arrays is not read; save"):
+    with pytest.raises(
+        SourceError,
+        match=r"a\.npz: an archive of numpy arrays .* unpack it: .*a_unpacked/arr_0\.npy",
+    ):
         find(tmp_path / "a.npz")
     with pytest.raises(SourceError, match=r"a\.hdr: the settings of a Merlin file; open the \.mib"):
         find(tmp_path / "a.hdr")
     (tmp_path / "a.dat").write_bytes(b"hello")
-    with pytest.raises(SourceError, match=r"\.dat are not known; known are") as caught:
+    with pytest.raises(SourceError, match=r"extension \.dat is not known; known are") as caught:
         find(tmp_path / "a.dat")
     assert all(suffix in str(caught.value) for suffix in READERS)
 

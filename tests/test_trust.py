@@ -2,12 +2,11 @@
 
 import json
 import socket
-import sys
 
 import pytest
 
 from stem_dask.errors import ConfigError
-from stem_dask.trust import is_loopback, is_open, own_security, scheduler_address
+from stem_dask.trust import is_loopback, is_open, own_security, protection, scheduler_address
 
 
 @pytest.fixture
@@ -78,6 +77,20 @@ def test_open_schedulers(names, address, is_it):
     assert scheduler_address(address, None, insecure=True) == address
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("tls://127.0.0.1:8786", "TLS: only processes with the keys"),
+        ("tls://node1:8786", "TLS: only processes with the keys"),
+        ("tcp://127.0.0.1:8786", "not encrypted: every user of this machine can run code as you"),
+        ("tcp://node1:8786", "not encrypted: everybody who can reach it"),
+        ("inproc://192.0.2.1/1/1", "listens on no port"),
+    ],
+)
+def test_the_protection_in_words(names, address, words):
+    assert words in protection(address)
+
+
 def test_the_address_in_a_schedulers_file(tmp_path):
     file = tmp_path / "scheduler.json"
     file.write_text(json.dumps({"address": "tcp://192.0.2.1:8786"}))
@@ -106,16 +119,9 @@ def test_a_host_that_is_not_this_machine(host):
         own_security(host, insecure=False)
 
 
-def test_keys_are_for_others_only(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cryptography", None)
-    assert own_security("127.0.0.1", insecure=False) is None
-    assert own_security("0.0.0.0", insecure=True) is None
-    with pytest.raises(ConfigError, match=r"host is 0\.0\.0\.0, .* pip install cryptography"):
-        own_security("0.0.0.0", insecure=False)
-
-
-def test_keys_are_new_each_time():
-    pytest.importorskip("cryptography", reason="keys for TLS need the package cryptography")
-    first, second = (own_security("0.0.0.0", insecure=False) for _ in range(2))
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_keys_are_new_each_time(host):
+    assert own_security(host, insecure=True) is None
+    first, second = (own_security(host, insecure=False) for _ in range(2))
     assert first.require_encryption
     assert first.tls_scheduler_key != second.tls_scheduler_key

@@ -239,19 +239,29 @@ def correct(pattern, dark, gain):
 
 
 def hot(patterns):
-    """Pixels above 5 times each neighbour in the sum, which not fewer than 10 patterns (or half of them) explain."""
-    total = patterns.sum(0)
-    out = np.zeros(total.shape, bool)
-    for y, x in np.ndindex(total.shape):
+    """Pixels above 6 times the sixth largest neighbour, above the noise of the median one, and lit in half of the patterns."""
+    n = len(patterns)
+    mean = patterns.sum(0) / n
+    out = np.zeros(mean.shape, bool)
+    for y, x in np.ndindex(mean.shape):
         around = [
-            total[row, col]
-            for row in range(max(y - 1, 0), min(y + 2, total.shape[0]))
-            for col in range(max(x - 1, 0), min(x + 2, total.shape[1]))
+            mean[row, col]
+            for row in range(max(y - 2, 0), min(y + 3, mean.shape[0]))
+            for col in range(max(x - 2, 0), min(x + 3, mean.shape[1]))
             if (row, col) != (y, x)
         ]
-        few = min(10, len(patterns) / 2)
-        lit = total[y, x] >= few * patterns[:, y, x].max()
-        out[y, x] = bool(around) and total[y, x] > 5 * max(around) and lit
+        sides = [
+            min(i + 3, size) - max(i - 2, 0) for i, size in zip((y, x), mean.shape, strict=True)
+        ]
+        also_hot = max(sides)  # 5 but in corners
+        if len(around) <= also_hot:
+            continue
+        median = np.median(around)
+        noise = np.sqrt(max(median, 1 / n) / n)
+        stands_out = (
+            mean[y, x] > 6 * sorted(around)[-also_hot - 1] and mean[y, x] > median + 8 * noise
+        )
+        out[y, x] = stands_out and sum(p[y, x] > 0 for p in patterns) >= n / 2
     return out
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from stem_dask.errors import SourceError
+from stem_dask.io.axis_names import order_by
 from stem_dask.io.candidate import Candidate, by
+from stem_dask.io.containers import of_many
+from stem_dask.io.fits import frame_way, scan_ways
 from stem_dask.io.frames import Flipped
 from stem_dask.io.sources import (
     DETECTOR_FIRST,
@@ -114,15 +117,17 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
 
 
 def _by_names(view: View) -> View:
-    """Axes that bear the names of ours in another order are put into it; whether the detector comes first is told elsewhere."""
-    names = tuple(axis.name for axis in view.axes)
-    for wanted in ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS)):
-        if sorted(names) != sorted(wanted) or names in (wanted, (*DETECTOR_DIMS, *SCAN_DIMS)):
-            continue
-        order = tuple(names.index(name) for name in wanted)
-        note = f"the axes of the file are {', '.join(names)}; they are put in order"
-        return view.on(Transposed(view.source, order), [view.axes[i] for i in order], note)
-    return view
+    """The axes in the order that their names ask for, under our names."""
+    if len(view.axes) not in (3, 4):
+        return view
+    order, note = order_by([axis.name for axis in view.axes])
+    notes = (note,) if note else ()
+    if order is None:
+        return view.on(view.source, view.axes, *notes)
+    axes = [view.axes[i] for i in order]
+    names = (*SCAN_DIMS, *DETECTOR_DIMS) if len(order) == 4 else (axes[0].name, *DETECTOR_DIMS)
+    source = view.source if order == tuple(range(len(order))) else Transposed(view.source, order)
+    return view.on(source, _named(axes, names), *notes)
 
 
 def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
@@ -143,7 +148,11 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
         ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
         if ours or _kind(name) in (".pt", ".npy", ".zarr"):
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
-        raise SourceError(f"{name}: {chosen.name} {_without_scan(chosen.hint, axes)}")
+        if chosen.part:
+            raise SourceError(
+                f"{name}: {chosen.name} is a stack of {axes[0].size:,} patterns: {chosen.part}"
+            )
+        raise SourceError(f"{name}: {chosen.name} {_without_scan(name, chosen.hint, axes)}")
     told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
         n_y, n_x = geometry.scan_shape
@@ -153,20 +162,28 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
     n_y, n_x = (axis.size for axis in scan)
     if n_y < 1 or n_x < 1:
         raise SourceError(f"{name}: scan_shape is {n_y} x {n_x}; both sizes must be 1 or more")
+    framed = frame_way(name, chosen.source, n_y * n_x)
     if n_y * n_x != source.shape[0]:
-        whose = "scan_shape" if told == "input" else "the scan that the file states,"
+        whose = "input.scan_shape" if told == "input" else "the scan that the file states,"
+        ways = [
+            f"{keys} ({words})"
+            for keys, words in scan_ways(source.shape[0], (n_y, n_x), (first, last))
+        ]
+        if framed:
+            ways.insert(0, framed)
         raise SourceError(
-            f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}"
-            + _fitting(source.shape[0], n_y, n_x, (first, last))
+            f"{name}: {source.shape[0]:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}; set {'; or '.join(ways)}"
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
-            + ("" if told == "input" else "; input.scan_shape takes its place")
         )
-    note = () if told == "input" else (f"the file states a scan of {n_y:,} x {n_x:,}",)
+    notes = [chosen.part.partition("; join them")[0]] if chosen.part else []
+    notes += [] if told == "input" else [f"the file states a scan of {n_y:,} x {n_x:,}"]
+    if framed and (first or last):
+        notes.append(f"the size of the file also fits {framed}; check that patterns do not shift")
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
-    return view.on(ScanOfList(source, (n_y, n_x)), folded, *note)
+    return view.on(ScanOfList(source, (n_y, n_x)), folded, *notes)
 
 
-def _without_scan(hint: str, axes: Sequence[Axis]) -> str:
+def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
     """What a stack without a scan is, what to do about it, and what the scan might be: by a header, or a square one."""
     n, side = axes[0].size, isqrt(axes[0].size)
     pixels = by([axis.size for axis in axes[1:]])
@@ -174,7 +191,7 @@ def _without_scan(hint: str, axes: Sequence[Axis]) -> str:
     if n == 1:
         return (
             f"is a single image of {pixels} pixels, no scan of patterns; "
-            "input.scan_shape: [1, 1] takes it as a scan of one"
+            f"input.scan_shape: [1, 1] reads it as a scan of one{of_many(name)}"
         )
     if spectra is not None:
         hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"
@@ -188,20 +205,6 @@ def _ends(geometry: Geometry) -> tuple[int, int]:
     """Patterns that are left out at the beginning and at the end."""
     skip = geometry.skip_frames
     return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
-
-
-def _fitting(n: int, height: int, width: int, ends: tuple[int, int]) -> str:
-    """What would fit ``n`` patterns, of which ``ends`` are left out already, when ``height x width`` does not."""
-    first, last = ends
-    hints = []
-    if n >= width and n % width == 0:
-        hints.append(f"{n // width} x {width} would fit")
-    if (more := n - height * width) > 0:
-        begin = first + more if not last else [first + more, last]
-        hints.append(
-            f"input.skip_frames: {begin} would leave out {more:,} at the beginning, [{first}, {last + more}] at the end"
-        )
-    return "".join(f"; {hint}" for hint in hints)
 
 
 def parted(name: str, view: View, geometry: Geometry) -> View:

@@ -1,8 +1,10 @@
 """What a reader of one file family hands over: an array, its axes, and what the header says; nothing of the data."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ class Candidate:
     another file says it in its own way (False: the detector comes first);
     ``about`` are attributes of the patterns that the file itself says, see `stem_dask.io.ours.about`; ``valid`` is False
     where a pattern could not be read when the file was written, shaped as patterns of one pixel; ``hint`` is what a header
-    says of the scan without saying which it is; ``fault`` is why the array cannot be read, told when it is chosen.
+    says of the scan without saying which it is; ``part`` says of which larger acquisition this is a part; ``fault`` is why the array cannot be read, told when it is chosen.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Candidate:
     about: Mapping[str, Any] | None = None
     valid: Source | None = None
     hint: str = ""
+    part: str = ""
     fault: str = ""
 
 
@@ -140,7 +143,13 @@ def header_of(path: str, n_bytes: int, what: str) -> bytes:
 
 
 def bytes_behind(
-    path: str, what: str, shape: Sequence[int], dtype: np.dtype, rest: int, remedy: str
+    path: str,
+    what: str,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    rest: int,
+    remedy: str,
+    offset: int = 0,
 ) -> tuple[str, ...]:
     """A note on bytes that follow the numbers of a file.
 
@@ -151,29 +160,69 @@ def bytes_behind(
     shape, dtype : as a header or the user says
     rest : bytes that follow
     remedy : what to do when the sizes are right
+    offset : byte at which the numbers begin
 
     Raises
     ------
     SourceError
-        When they are as many as another row, column or pattern would have: one of the sizes is too small then, and
-        patterns would be shifted one against the other.
+        When they are as many as another row, column or pattern would have, or the same number for each pattern: one of
+        the sizes is too small then, or patterns have headers, and each would be shifted against the one before.
 
     Examples
     --------
     >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 3, "cut them off")
     ('3 bytes after the array are not read',)
-    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 6, "cut them off")
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 4, "cut them off")
     Traceback (most recent call last):
-    stem_dask.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 30 are there: a size or the type is wrong; cut them off
+    stem_dask.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 28 are there: a size or the type is wrong, or each of 2 patterns has a header or footer of 2 bytes: ln -s a.npy a.raw, then open a.raw with input.shape=[2,3,4] input.dtype=uint8 input.offset=0 input.frame_header=2, or input.frame_footer=2; cut them off
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 7, "cut them off")
+    Traceback (most recent call last):
+    stem_dask.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 31 are there: a size or the type is wrong; cut them off
     """
     if rest <= 0:
         return ()
     n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes and rest >= n_bytes // max(shape, default=1):
+    n = math.prod(shape[:-2])
+    wrong = f"{path}: {by(shape)} {dtype} are {n_bytes:,} bytes, but {n_bytes + rest:,} are there: a size or the type is wrong"
+    if n > 1 and rest % n == 0 and rest < n_bytes:
+        with_frames = as_raw(path, (n, *shape[-2:]), dtype, offset, more=rest // n)
         raise SourceError(
-            f"{path}: {by(shape)} {dtype} are {n_bytes:,} bytes, but {n_bytes + rest:,} are there: a size or the type is wrong; {remedy}"
+            f"{wrong}, or each of {n:,} patterns has a header or footer of {rest // n:,} bytes: {with_frames}; {remedy}"
         )
+    if n_bytes and rest >= n_bytes // max(shape, default=1):
+        raise SourceError(f"{wrong}; {remedy}")
     return (f"{rest:,} bytes after the {what} are not read",)
+
+
+def as_raw(
+    path: str, shape: Sequence[int], dtype: np.dtype, offset: int, header: int = 0, more: int = 0
+) -> str:
+    """How to read a file of another kind as plain numbers, through a link with a name of its own.
+
+    Parameters
+    ----------
+    path : name of the file
+    shape : [n, ky, kx]
+    dtype : type of a pixel
+    offset : byte at which the first pattern, or the header before it, begins
+    header : bytes before each pattern
+    more : bytes at each pattern that are either before or after it
+
+    Examples
+    --------
+    >>> as_raw("/raw/a.mrc", (34, 16, 16), np.dtype("u2"), 1024)
+    'ln -s /raw/a.mrc a.raw, then open a.raw with input.shape=[34,16,16] input.dtype=uint16 input.offset=1024'
+    """
+    link = shlex.quote(f"{Path(path).stem}.raw")
+    kind = dtype.name if dtype.isnative else f"'{dtype.str}'"
+    sizes = ",".join(map(str, shape))
+    keys = f"input.shape=[{sizes}] input.dtype={kind} input.offset={offset}"
+    if more:
+        before = f" input.frame_header={header}" if header else ""
+        keys += f" input.frame_header={header + more}, or{before} input.frame_footer={more}"
+    elif header:
+        keys += f" input.frame_header={header}"
+    return f"ln -s {shlex.quote(path)} {link}, then open {link} with {keys}"
 
 
 def side_text(path: str) -> str:

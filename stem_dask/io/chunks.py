@@ -177,9 +177,6 @@ def expect_codecs_of_numcodecs() -> None:
 def _opened(store: str, name: str, *, whole: bool = False) -> Any:
     import zarr
 
-    from stem_dask.io.careful_blosc import use
-
-    use()
     expect_codecs_of_numcodecs()
     with told(f"{store}: array {name or '/'} cannot be opened", retried=True):
         return zarr.open_array(zarr_store(store, whole=whole), path=name, mode="r")

@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 
 from stem_dask.errors import SourceError
-from stem_dask.io.candidate import Candidate, calibrated, number, scan_axes, side_text, stack_axes
+from stem_dask.io.candidate import (
+    Candidate,
+    by,
+    calibrated,
+    number,
+    scan_axes,
+    side_text,
+    stack_axes,
+)
 from stem_dask.io.frames import framed
 from stem_dask.io.instrument import stated
 from stem_dask.model import Axis
 
 _SIZE, _ROWS = 128, 130  # the last two rows hold the camera's own numbers
 _SCAN_IN_NAME = re.compile(r"_x(\d+)_y(\d+)\.raw$", re.IGNORECASE)
+_NAME = "the name of the .raw"
 
 
 def list_empad(path: str) -> list[Candidate]:
@@ -40,15 +49,20 @@ def list_empad(path: str) -> list[Candidate]:
     per_nm = step * 1e9 if step is not None else None
     offset = -_SIZE / 2 * (per_nm or 0.0)
     ky, kx = (calibrated(axis, _SIZE, per_nm, offset, "1/nm") for axis in ("ky", "kx"))
+    scan, words = None, ""
+    if root.find(".//scan_parameters/series_count") is None:  # else patterns at one place
+        scan, words = _chosen(_sizes(root, raw), source.shape[0])
     return [
         Candidate(
             "patterns",
             source,
             stack_axes(source.shape[0], ky, kx),
             metadata=_tree(root, [2000], 0),
-            scan=_scan(root, raw),
+            scan=None if scan is None else _calibrated(root, *scan),
+            hint="" if scan is not None else words,
             notes=(
                 *notes,
+                *((words,) if scan is not None and words else ()),
                 f"patterns of {Path(raw).name}; rows 128 and 129 are not image, left out",
             ),
             files=(raw,),
@@ -82,22 +96,57 @@ def _parse(path: str) -> ET.Element:
         raise SourceError(f"{path}: not readable XML: {error}") from error
 
 
-def _scan(root: ET.Element, raw: str) -> tuple[Axis, Axis] | None:
-    """By pix_y and pix_x, else by the parameters of the acquisition, else by the name of the .raw."""
-    if root.find(".//scan_parameters/series_count") is not None:
-        return None  # a series of patterns at one place
-    sizes = (root.findtext("pix_y"), root.findtext("pix_x"))
-    if None in sizes:
-        told = root.find(".//scan_parameters[@mode='acquire']")
+def _sizes(root: ET.Element, raw: str) -> dict[str, tuple[int, int]]:
+    """Every (scan_y, scan_x) that is stated, by where it is: the .xml has the sizes of both modes, and not which was used."""
+    stated = {"pix_y and pix_x": (root.findtext("pix_y"), root.findtext("pix_x"))}
+    for mode in ("acquire", "search"):
+        told = root.find(f".//scan_parameters[@mode='{mode}']")
         if told is not None:
             sizes = (told.findtext("scan_resolution_y"), told.findtext("scan_resolution_x"))
-    if None in sizes and (in_name := _SCAN_IN_NAME.search(raw)):
-        sizes = (in_name[2], in_name[1])
-    scan = scan_axes(*sizes)
-    if scan is None:
-        return None
+            stated[f"the mode {mode}"] = sizes
+    if in_name := _SCAN_IN_NAME.search(raw):
+        stated[_NAME] = (in_name[2], in_name[1])
+    scans = ((where, scan_axes(*sizes)) for where, sizes in stated.items())
+    return {where: (scan[0].size, scan[1].size) for where, scan in scans if scan is not None}
+
+
+def _chosen(stated: dict[str, tuple[int, int]], n: int) -> tuple[tuple[int, int] | None, str]:
+    """The scan that was used for ``n`` patterns, and a word on other sizes that are stated.
+
+    Of the sizes that fit, it is the only one, or else the one in the name of the .raw that the .xml confirms. None when
+    several remain.
+
+    Examples
+    --------
+    >>> _chosen({"the mode acquire": (4, 1), "the mode search": (1, 4), "the name of the .raw": (1, 4)}, 4)
+    ((1, 4), 'the scan is 1 x 4 by the mode search and the name of the .raw, not 4 x 1 by the mode acquire')
+    >>> _chosen({"the mode acquire": (4, 1), "the mode search": (1, 4)}, 4)
+    (None, '[1, 4] by the mode search or [4, 1] by the mode acquire')
+    """
+    by_scan: dict[tuple[int, int], list[str]] = {}
+    for where, scan in stated.items():
+        by_scan.setdefault(scan, []).append(where)
+    fitting = [scan for scan in by_scan if scan[0] * scan[1] == n]
+    confirmed = [scan for scan in fitting if _NAME in by_scan[scan] and len(by_scan[scan]) > 1]
+    left = confirmed or fitting or ([stated[_NAME]] if _NAME in stated else list(by_scan))
+    if len(left) != 1:
+        words = (f"{list(scan)} by {' and '.join(by_scan[scan])}" for scan in sorted(left))
+        return None, " or ".join(words)
+    [scan] = left
+    others = [
+        f"{by(other)} by {' and '.join(where)}" for other, where in by_scan.items() if other != scan
+    ]
+    if not others:
+        return scan, ""
+    return (
+        scan,
+        f"the scan is {by(scan)} by {' and '.join(by_scan[scan])}, not {' or '.join(others)}",
+    )
+
+
+def _calibrated(root: ET.Element, n_y: int, n_x: int) -> tuple[Axis, Axis] | None:
+    """The axes of the scan, in nm where the .xml has the field of view."""
     field = root.find(".//optics.get_full_scan_field_of_view")
-    n_y, n_x = scan[0].size, scan[1].size
     if field is not None:
         meters = [number(word) for word in re.findall(r"[-+.\deE]+", field.text or "")]
         if len(meters) == 2 and None not in meters:
@@ -109,7 +158,7 @@ def _scan(root: ET.Element, raw: str) -> tuple[Axis, Axis] | None:
     if wide and factor:
         step = wide / factor / max(n_y, n_x) * 1e9
         return scan_axes(n_y, n_x, step, step, units="nm")
-    return scan
+    return scan_axes(n_y, n_x)
 
 
 def _text(root: ET.Element, place: str) -> str | None:

@@ -6,20 +6,20 @@ ending the file is refused with the name it should have: nothing is opened by a 
 
 import math
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from stem_dask.errors import SourceError
+from stem_dask.io import ours
 from stem_dask.io.candidate import Candidate, by, bytes_behind, scan_axes
-from stem_dask.io.damage import one_line, told
+from stem_dask.io.containers import in_folder, in_zip
+from stem_dask.io.damage import COPY, one_line, told
 from stem_dask.io.object_file import opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.raw import RawLayout, list_raw
 from stem_dask.io.sources import FlatFile, Source, Transposed
-from stem_dask.io.trees import ZARR_ROOTS
 from stem_dask.model import Axis
 from stem_dask.urls import check_path, is_url
 
@@ -54,7 +54,8 @@ def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
         return (READERS[".xml"][0], _empad(xml)) if xml else (kind, list_raw(name, layout))
     if layout.given:
         raise SourceError(
-            f"{name}: input.shape, input.dtype and input.offset are for .raw files; {kind} says its own: leave them out"
+            f"{name}: input.shape, input.dtype, input.offset, input.frame_header and input.frame_footer are for .raw files; "
+            f"{kind} says its own: leave them out"
         )
     return kind, reader(name)
 
@@ -66,37 +67,29 @@ def _check_name(name: str, suffix: str) -> None:
     path = Path(name)
     if suffix in _NEIGHBOURS:
         raise SourceError(f"{name}: {_NEIGHBOURS[suffix]}")
-    if suffix not in READERS:
-        content = recognise(name) if path.is_file() else None
-        raise SourceError(
-            f"{name}: files ending in {suffix or 'nothing'} are not known; "
-            + (f"by its content it is {content[0]}: rename it to {path.stem}{content[1][0]}" if content else
-               f"known are {', '.join(sorted(READERS))}")
-        )  # fmt: skip
     if not path.exists():
+        unknown = "" if suffix in ("", *READERS) else f"; {_not_known(suffix)}"
         raise SourceError(
-            f"{name}: there is no such file; check input.path (relative to {Path.cwd()})"
+            f"{name}: there is no such file; check input.path (relative to {Path.cwd()}){unknown}"
         )
-    kind, _, is_folder = READERS[suffix]
-    if path.is_dir() and not is_folder and any((path / n).exists() for n in ZARR_ROOTS):
-        raise SourceError(
-            f"{name}: the name ends in {suffix}, but by its content it is a zarr store; rename it to {path.stem}.zarr"
-        )
-    if path.is_dir() != is_folder:
-        if is_folder and zipfile.is_zipfile(path):
-            raise SourceError(
-                f"{name}: {kind} in a zip archive is not read; unpack it: python -m zipfile -e {path.name} "
-                f"{path.stem}_unpacked{suffix}"
-            )
-        expected = "a folder" if is_folder else "a file"
-        raise SourceError(
-            f"{name}: {kind} is {expected}, this is {'a file' if is_folder else 'a folder'}"
-        )
-    if is_folder:
+    is_folder = suffix in READERS and READERS[suffix][2]
+    if path.is_dir():
+        if not is_folder:
+            raise SourceError(f"{name}: {in_folder(path, READERS)}")
         return
     if path.stat().st_size == 0:
         raise SourceError(f"{name}: the file is empty (0 bytes)")
     _check_content(name, suffix)
+    if is_folder:
+        raise SourceError(f"{name}: {READERS[suffix][0]} is a folder, this is a file")
+
+
+def _extension(suffix: str) -> str:
+    return f"the file extension {suffix} is not known" if suffix else "a file without extension"
+
+
+def _not_known(suffix: str) -> str:
+    return f"{_extension(suffix)}; known are {', '.join(sorted(READERS))}"
 
 
 def _check_content(name: str, suffix: str) -> None:
@@ -105,11 +98,19 @@ def _check_content(name: str, suffix: str) -> None:
     for words, what in _IN_PLACE:
         if start.startswith(words):
             raise SourceError(f"{name}: {what}")
-    content = recognise(name)
-    if content is not None and suffix not in (
-        *content[1],
-        ".raw",
-    ):  # a .raw may begin with any bytes
+    content = None if suffix == ".raw" else recognise(name)  # a .raw may begin with any bytes
+    if content is not None and content[1] == (".pt",) and not is_url(name):
+        what, way = in_zip(name) or ("a zip archive", COPY)
+        if what and (suffix != ".pt" or way != COPY):  # a damaged .pt is told by its reader
+            raise SourceError(f"{name}: {what}; {way}")
+    if suffix not in READERS:
+        if content is None:
+            raise SourceError(f"{name}: {_not_known(suffix)}")
+        rename = f"rename it to {Path(name).stem}{content[1][0]}"
+        raise SourceError(
+            f"{name}: {_extension(suffix)}; by its content it is {content[0]}: {rename}"
+        )
+    if content is not None and suffix not in content[1]:
         raise SourceError(
             f"{name}: the name ends in {suffix}, but by its content it is {content[0]}; "
             f"rename it to {Path(name).stem}{content[1][0]}"
@@ -138,28 +139,27 @@ BY_RANGES = (".dm3", ".dm4", ".npy", ".raw", ".mib", ".blo", ".mrc")
 #: what users name in place of what can be read
 _NEIGHBOURS = {
     ".hdr": "the settings of a Merlin file; open the .mib beside it",
-    ".zip": "an archive is not read; unpack it and open what was in it",
     ".nhdf": "an export of Nion Swift, which is an HDF5 file; rename a copy to end in .h5 and open that",
     ".ndata1": "an export of Nion Swift, which is a zip archive; unpack it (python -m zipfile -e FILE FOLDER) and open "
     "data.npy in it; its calibration is in metadata.json: give it as input.calibration and input.beam_energy_kv",
-    ".gz": "a compressed file is not read; unpack it first",
-    ".npz": "an archive of numpy arrays is not read; save the one with the patterns by itself: "
-    "numpy.save('patterns.npy', numpy.load('that.npz')['patterns'])",
+    ".gz": "a compressed file is not read; unpack it (gunzip -k) and open what was in it",
 }
 #: how small texts begin that lie where the file should be
 _IN_PLACE = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself; get it with: git lfs pull"),
     (b"/annex/objects/", "a pointer of git-annex, not the file itself; get it with: git annex get"),
     (b"<!doctype html", "a web page, not the file, as a download without its login gives; download it again"),
+    (b"matlab 5.0 mat-file", "a MATLAB file of the format before 7.3 is not read; in MATLAB, save(name, '-v7.3'), then rename it to .h5"),
     (b"<html", "a web page, not the file, as a download without its login gives; download it again"),
 )  # fmt: skip
 #: (byte, what stands there, what the file is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5")),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5", ".nxs")),
+    (0, b"MATLAB 7.3 MAT-file", "an HDF5 file of MATLAB 7.3", (".h5", ".hdf5")),
     (0, b"\x00\x00\x00\x03", "a Gatan DM3 file", (".dm3", ".dm4")),
     (0, b"\x00\x00\x00\x04", "a Gatan DM4 file", (".dm4", ".dm3")),
     (0, b"\x93NUMPY", "a numpy file", (".npy",)),
-    (0, b"PK\x03\x04", "a zip archive, such as torch.save writes", (".pt",)),
+    (0, b"PK\x03\x04", "a PyTorch file", (".pt",)),
     (0, b"IMGBLO\x02\x01", "a NanoMEGAS block file", (".blo",)),
     (0, b"MQ1,", "a Merlin file", (".mib",)),
     (0, b"II*\x00", "a TIFF file", (".tif", ".tiff")),
@@ -257,12 +257,14 @@ def _npy(name: str) -> list[Candidate]:
     source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
     if fortran:
         source = Transposed(source, tuple(range(len(shape)))[::-1])
-    notes = _behind_npy(name, offset + n_bytes, shape, dtype)
-    return [Candidate("array", source, _plain_axes(shape), notes=notes)]
+    notes = _behind_npy(name, offset, source.source if isinstance(source, Transposed) else source)
+    about = ours.of_results(name, source.shape)
+    return [Candidate("array", source, _plain_axes(shape), notes=notes, about=about)]
 
 
-def _behind_npy(name: str, end: int, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, ...]:
+def _behind_npy(name: str, offset: int, stored: Source) -> tuple[str, ...]:
     """A note on what follows the array; another one is nothing wrong, `numpy.save` puts them one behind the other."""
+    end = offset + math.prod(stored.shape) * stored.dtype.itemsize
     rest = at(name).stat().st_size - end
     if rest >= 6:
         with opened_file(name) as file:
@@ -270,7 +272,7 @@ def _behind_npy(name: str, end: int, shape: tuple[int, ...], dtype: np.dtype) ->
             if file.read(6) == b"\x93NUMPY":
                 return (f"{rest:,} bytes after the array, another one, are not read",)
     remedy = "if they are right, save it again: numpy.save(path, numpy.load(path))"
-    return bytes_behind(name, "array", shape, dtype, rest, remedy)
+    return bytes_behind(name, "array", stored.shape, stored.dtype, rest, remedy, offset)
 
 
 def _hdf5(name: str) -> list[Candidate]:
@@ -357,5 +359,6 @@ READERS: dict[str, tuple[str, Callable[[str], list[Candidate]], bool]] = {
     ".tif": ("a TIFF file", _tiff, False),
     ".tiff": ("a TIFF file", _tiff, False),
     ".emd": ("an EMD file", _hdf5, False),
+    ".nxs": ("a NeXus file", _hdf5, False),
     ".raw": ("a file of plain numbers", _raw, False),
 }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import SourceError
 from stem_dask.io.buffers import buffer_for
+from stem_dask.io.candidate import as_raw
 from stem_dask.io.object_file import ObjectFile, opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.publish import named
@@ -25,12 +26,13 @@ _MOST_LOOKED_AT = 2**24
 
 @dataclass(frozen=True)
 class Run:
-    """``count`` patterns of a file: pattern i begins at byte ``offset + i * stride``."""
+    """``count`` patterns of a file: pattern i begins at byte ``offset + i * stride``, behind a header of ``lead`` bytes."""
 
     path: str
     offset: int
     stride: int
     count: int
+    lead: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def framed(
     dtype: np.dtype,
     frame_shape: tuple[int, int],
     lead: int = 0,
+    *,
+    marked: bool = True,
 ) -> tuple[FramedFile, tuple[str, ...]]:
     """The patterns that a file has from ``offset`` on, as many as it holds whole, and a note on what is left over.
 
@@ -131,11 +135,13 @@ def framed(
     dtype : type of a pixel, in the byte order of the file
     frame_shape : (ky, kx)
     lead : bytes of the header before each pattern
+    marked : whether the file marks where each pattern begins, so that `refuse_sheared` can check the sizes
 
     Raises
     ------
     SourceError
-        When a size is impossible, or not one pattern is whole.
+        When a size is impossible, not one pattern is complete, or the patterns are not marked and the bytes left over
+        are the same number for each.
     """
     n_bytes = prod(frame_shape) * dtype.itemsize
     if min(frame_shape) < 1 or stride < lead + n_bytes:
@@ -152,12 +158,17 @@ def framed(
             "was cut, or the header is damaged"
         )
     rest = max(0, after - count * stride)
+    if rest and count > 1 and rest % count == 0 and not marked:
+        raise SourceError(
+            f"{path}: {rest // count:,} bytes more at each of {count:,} patterns than the header says: a longer header or a "
+            f"footer; {as_raw(path, (count, *frame_shape), dtype, offset, lead, rest // count)}"
+        )
     notes = (
         (f"{rest:,} bytes after pattern {count:,} are less than a pattern; not read",)
         if rest
         else ()
     )
-    return FramedFile((Run(path, offset + lead, stride, count),), dtype, frame_shape), notes
+    return FramedFile((Run(path, offset + lead, stride, count, lead),), dtype, frame_shape), notes
 
 
 def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:

@@ -43,7 +43,7 @@ def write_about(
     refuse_full_disk(path, sum(variable.nbytes for variable in known.values()))
     source = {key: patterns.attrs[key] for key in ABOUT_SOURCE if key in patterns.attrs}
     own = {key: value for key, value in patterns.attrs.items() if key not in source}
-    with h5py.File(path, "r+") as file:
+    with h5py.File(path, "r+", locking=False) as file:
         _write_tree(file, hdf5_tree(plain({**about, **source})))
         data = file["patterns"]
         _write_tree(data, hdf5_tree(plain(own)))

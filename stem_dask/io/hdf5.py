@@ -93,7 +93,7 @@ class Hdf5Sink:
         spool.finish(records)
         sizes = (blocks["sizes"].sum() for _, blocks in spool.blocks(len(records), ("sizes",)))
         refuse_full_disk(self.path, int(sum(sizes)))
-        with h5py.File(self.path, "w") as file:
+        with h5py.File(self.path, "w", locking=False) as file:
             data = file.create_dataset(
                 self.dataset,
                 self.shape,

@@ -1,14 +1,21 @@
 """Where the numbers of an HDF5 dataset are: under which names, in which other files, in a coding that is known or not."""
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from stem_dask.io.candidate import by
+from stem_dask.errors import SourceError
+from stem_dask.io.candidate import by, whole
+from stem_dask.io.containers import can_be_quoted
 from stem_dask.io.damage import one_line
 from stem_dask.io.hdf5_heaps import opened_hdf5
 
+#: as DECTRIS names the files of an acquisition
+_DATA_FILE = re.compile(r"(.+)_data_\d+\.h5")
 #: filters of HDF5 itself have lower numbers; others come with plugins
 _FIRST_PLUGIN = 256
 #: groups deeper than this are not searched: link loops end here
@@ -27,32 +34,45 @@ def as_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _tell_link(group: Any, key: str | bytes, prefix: str, others: list[str]) -> None:
+@dataclass(frozen=True)
+class Outside:
+    """A link in ``group`` to the object ``target`` of another file."""
+
+    group: str
+    file: str
+    target: str
+
+
+def _tell_link(
+    group: Any, key: str | bytes, prefix: str, others: list[str], links: list[Outside]
+) -> None:
     """Tell of a link that leads out of the file, or nowhere; of names that are no UTF-8 h5py does not say."""
     import h5py
 
     link = group.get(key, getlink=True) if isinstance(key, str) else None
     if isinstance(link, h5py.ExternalLink):
-        there = one_line(f"{link.filename}:{link.path}")
-        others.append(
-            f"{one_line(prefix + escaped(key))}, a link to {there}, which is not followed (open that file)"
-        )
+        links.append(Outside(prefix.rstrip("/"), str(link.filename), str(link.path).strip("/")))
     elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
         others.append(
             f"{one_line(prefix + escaped(key))}, a link to {one_line(link.path)}, where nothing is"
         )
 
 
-def datasets_below(file: Any, others: list[str]) -> Iterator[tuple[str, Any]]:
+def datasets_below(file: Any, others: list[str], links: list[Outside]) -> Iterator[tuple[str, Any]]:
     """Names and datasets of numbers with two or more axes; soft and external links are not followed, loops are cut.
 
-    What a user might have meant, and is not read, is told to ``others``.
+    ``others`` takes what a user might have meant and is not read, ``links`` the links to other files.
     """
-    yield from _walk(file, "", 0, set(), others)
+    yield from _walk(file, "", 0, set(), others, links)
 
 
 def _walk(
-    group: Any, prefix: str, depth: int, seen: set[Any], others: list[str]
+    group: Any,
+    prefix: str,
+    depth: int,
+    seen: set[Any],
+    others: list[str],
+    links: list[Outside],
 ) -> Iterator[tuple[str, Any]]:
     import h5py
 
@@ -62,7 +82,7 @@ def _walk(
         name = escaped(key)
         # below h5py's own names for links and members, which take three times as long
         if group.id.links.get_info(as_bytes(name)).type != h5py.h5l.TYPE_HARD:
-            _tell_link(group, key, prefix, others)
+            _tell_link(group, key, prefix, others, links)
             continue
         opened = h5py.h5o.open(group.id, as_bytes(name))
         if not isinstance(opened, (h5py.h5d.DatasetID, h5py.h5g.GroupID)):
@@ -79,7 +99,95 @@ def _walk(
                 kind = one_line(item.dtype)
                 others.append(f"{one_line(prefix + name)}: {by(item.shape)} of type {kind}, which are no numbers")  # fmt: skip
         elif isinstance(item, h5py.Group):
-            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others)
+            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others, links)
+
+
+def in_other_files(path: str, links: Sequence[Outside]) -> str:
+    """Where the patterns of a file of links are, as a message that says how to open them.
+
+    A detector's master file, or NeXus, lists the data files of one acquisition in a group.
+    """
+    sets: dict[tuple[str, str], list[Outside]] = {}
+    for link in links:
+        sets.setdefault((link.group, link.target), []).append(link)
+    parts = max(sets.values(), key=len)
+    folder = Path(path).parent
+    missing = [one_line(link.file) for link in parts if not (folder / link.file).is_file()]
+    if missing:
+        return f"the patterns are in {missing[0]}, which is not there; copy it too"
+    if len(parts) == 1:
+        [link] = parts
+        return (
+            f"the patterns are in another file; set input.path: {one_line(folder / link.file)} and input.dataset: "
+            f"{one_line(link.target)}"
+        )
+    listed = f"g = h5py.File('{path}')['{parts[0].group or '/'}']; d = [g[k] for k in sorted(g, key=len) if g[k].ndim == 3]"
+    return (
+        f"a master file: the patterns are in {len(parts):,} files, {one_line(parts[0].file)} to "
+        f"{one_line(parts[-1].file)}; "
+        + _join(listed, Path(path).stem.removesuffix("_master"), path, parts[0].group)
+    )
+
+
+def part_of(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
+    """What a dataset is a part of and how to open the whole, and a word where that is in doubt.
+
+    By the numbers of its images, by the files beside it and by their master file: detectors of DECTRIS write
+    NAME_data_000001.h5 and so on, and list them in NAME_master.h5.
+    """
+    file = Path(path)
+    found = _DATA_FILE.fullmatch(file.name)
+    low, high = (whole(attrs.get(f"image_nr_{end}")) for end in ("low", "high"))
+    if not found:
+        return (
+            ("", "")
+            if (low or 1) == 1
+            else (f"it holds patterns from {low:,} on of several files", "")
+        )
+    stem, there = found[1], sorted(file.parent.glob(f"{escape(found[1])}_data_*.h5"))
+    n_files = max(len(there), _listed_by(file.with_name(f"{stem}_master.h5")))
+    if n_files < 2 and (low or 1) == 1:
+        return (
+            "",
+            "a detector's data file; its master file states the scan, or whether there are more",
+        )
+    which = f"patterns {low:,} to {high:,}" if low and high else "a part"
+    words = f"it holds {which} of an acquisition in {max(n_files, 2):,} files or more"
+    if len(there) < n_files or n_files < 2:
+        return (
+            f"{words}, of which {len(there):,} here; copy the others and the master file, too",
+            "",
+        )
+    listed = (
+        f"d = [h5py.File(p)['{name}'] for p in sorted(glob.glob('{file.parent / stem}_data_*.h5'))]"
+    )
+    words = f"it holds {which} of an acquisition in {n_files:,} files, {there[0].name} to {there[-1].name}"
+    return f"{words}; {_join(listed, stem, name, str(file.parent))}", ""
+
+
+def _listed_by(master: Path) -> int:
+    """How many data files a master file links to; 0 without one."""
+    if not master.is_file():
+        return 0
+    links: list[Outside] = []
+    try:
+        with opened_hdf5(str(master)) as file:
+            for _ in datasets_below(file, [], links):
+                pass
+    except SourceError:  # which opening the master itself says
+        return 0
+    return len({link.file for link in links})
+
+
+def _join(listed: str, stem: str, *quoted: str) -> str:
+    """A line of Python that makes one store of datasets ``d``; ``quoted`` are the names in it that come from a file."""
+    if not can_be_quoted(stem, *quoted):
+        return "join them into one dataset, or rename files and groups to plain names"
+    joined = "da.concatenate([da.from_array(x) for x in d]).rechunk((64, -1, -1))"
+    return (
+        f"join them: python -c \"import dask.array as da, glob, h5py, hdf5plugin; {listed}; {joined}.to_zarr('{stem}.zarr')\", "
+        f"then open {stem}.zarr with input.scan_shape=[scan_y,scan_x]"
+    )
 
 
 def fault_of(path: str, name: str, data: Any) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 
 #: levels of groups, elements of an array, and bytes of one element that are kept
 _MOST_LEVELS, _MOST_ELEMENTS, _MOST_BYTES = 12, 4096, 1 << 20
+#: stands for values that would make Python objects of whatever bytes are in the file
+NOT_READ = "Python objects, which are never read"
 #: attributes with which HDF5 itself ties datasets to the scales of their axes
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 
@@ -18,10 +20,36 @@ def attributes_of(item: Any) -> dict[str, Any]:
         if name in _OF_HDF5:
             continue
         try:
-            found[name] = item.attrs[name]
+            safe = is_safe(item.attrs.get_id(name).dtype)
+            found[name] = item.attrs[name] if safe else NOT_READ
         except (OSError, TypeError, ValueError):
             found[name] = "not readable"
     return found
+
+
+def is_safe(dtype: np.dtype) -> bool:
+    """Whether h5py makes values of this type without taking bytes of the file for the addresses of Python objects.
+
+    It does so for opaque values that call themselves ``NUMPY:|O``; texts, references and lists are objects, too, but sound.
+
+    Examples
+    --------
+    >>> import h5py
+    >>> [is_safe(np.dtype(kind)) for kind in ("f4", "f4, S3", "O", "i2, O", h5py.string_dtype())]
+    [True, True, False, False, True]
+    """
+    import h5py
+
+    if dtype.subdtype is not None:
+        return is_safe(dtype.base)
+    if dtype.fields is not None:
+        return all(is_safe(field[0]) for field in dtype.fields.values())
+    if dtype.kind != "O":
+        return True
+    lists = h5py.check_vlen_dtype(dtype)
+    if lists is not None:
+        return is_safe(np.dtype(lists))
+    return h5py.check_string_dtype(dtype) is not None or h5py.check_ref_dtype(dtype) is not None
 
 
 def member(group: Any, path: str, kind: type) -> Any:
@@ -57,9 +85,8 @@ def tree_of(group: Any, level: int = 0, without: tuple[str, ...] = ()) -> dict[s
         elif isinstance(item, h5py.Dataset):
             n = 0 if item.size is None else item.size
             short = item.size is not None and n <= _MOST_ELEMENTS and n * item.dtype.itemsize <= _MOST_BYTES  # fmt: skip
-            tree[plain_name(name)] = (
-                _stored(item) if short else f"{n:,} values, left in the input file"
-            )
+            left = f"{n:,} values, left in the input file" if is_safe(item.dtype) else NOT_READ
+            tree[plain_name(name)] = _stored(item) if short and left != NOT_READ else left
     return tree
 
 

@@ -4,9 +4,13 @@ HDF5's own functions for them (h5py's ``dims``) believe whatever size and type t
 they are damaged, or were written by hand.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from stem_dask.io.candidate import text_of
+from stem_dask.io.hdf5_metadata import is_safe
 
 
 def labels(data: Any) -> tuple[str, ...]:
@@ -27,6 +31,20 @@ def labels(data: Any) -> tuple[str, ...]:
     return tuple(text_of(text) for text in stored)
 
 
+def names_of(data: Any, *said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of axes that need no scales: HDF5's labels, or the attribute ``axes`` of NeXus.
+
+    ``said`` are the attributes of the dataset, then those of its group.
+    """
+    if any(found := labels(data)):
+        return found
+    for attributes in said:
+        axes = attributes.get("axes")
+        if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
+            return tuple(text_of(name) for name in axes)
+    return ("",) * data.ndim
+
+
 def first_scale(data: Any, i: int) -> Any:
     """The first scale of axis ``i``, a dataset; None when there is none, or a reference that leads nowhere."""
     import h5py
@@ -44,7 +62,10 @@ def first_scale(data: Any, i: int) -> Any:
 def _one_an_axis(data: Any, name: str) -> Any:
     """An attribute that has one value for each axis; None when it is not there, of another shape, or cannot be read."""
     try:
-        if name not in data.attrs or data.attrs.get_id(name).shape != (data.ndim,):
+        if name not in data.attrs:
+            return None
+        stored = data.attrs.get_id(name)
+        if stored.shape != (data.ndim,) or not is_safe(stored.dtype):
             return None
         return data.attrs[name]
     except (OSError, RuntimeError, TypeError, ValueError, KeyError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.errors import ConfigError
 from stem_dask.io.arrange import ScanOrder
 from stem_dask.io.given import with_given
 from stem_dask.io.metadata import original
@@ -29,6 +32,23 @@ from stem_dask.urls import is_url
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+
+def _after_fork() -> None:
+    """Give a forked process its own threads: of its parent's Dask pool and client it has only the objects."""
+    threaded = sys.modules.get("dask.threaded")
+    if threaded is None:
+        return
+    import dask
+
+    threaded.default_pool = None  # type: ignore[attr-defined]
+    threaded.pools.clear()
+    if dask.config.get("scheduler", None) == "dask.distributed":
+        dask.config.set(scheduler="threads")
+
+
+# before Python 3.12 nothing warns of a fork after threads were started, and the child would wait for them for ever
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
@@ -136,6 +156,8 @@ def open_patterns(
     shape: Sequence[int] | None = None,
     dtype: str | None = None,
     offset: int = 0,
+    frame_header: int = 0,
+    frame_footer: int = 0,
     dark: str | Path | NDArray | None = None,
     gain: str | Path | NDArray | None = None,
     mask: str | Mapping[str, Sequence[Any]] | NDArray | None = None,
@@ -160,6 +182,7 @@ def open_patterns(
     flip : turn every pattern top to bottom
     missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
     shape, dtype, offset : sizes, numpy type and first byte of a .raw file
+    frame_header, frame_footer : bytes before and after each pattern of a .raw file
     dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
     mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
     mask_fill : ``zero``, or ``median`` of the good neighbours
@@ -187,8 +210,13 @@ def open_patterns(
     >>> open_patterns(f"{folder}/scan.npy").dims
     ('scan_y', 'scan_x', 'ky', 'kx')
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(
+            f"path is a {type(path).__name__}; expected the path of a file: sd.analyze, sd.crop and the others take arrays and "
+            "signals as they are"
+        )
     found = find(
-        path if is_url(path) else Path(path).absolute(),
+        path if is_url(path) else Path(path).expanduser().absolute(),
         dataset=dataset,
         scan_shape=scan_shape,
         scan_order=scan_order,
@@ -201,6 +229,8 @@ def open_patterns(
         shape=shape,
         dtype=dtype,
         offset=offset,
+        frame_header=frame_header,
+        frame_footer=frame_footer,
     )
     found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
     patterns = lazy_patterns(found, block_positions(found, chunk_mb))

@@ -1,5 +1,6 @@
 """The file's own metadata, bounded and as plain JSON; and in the form that an HDF5 file can hold."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -89,3 +90,40 @@ def _value(value: Any) -> Any:
     except ValueError:  # rows of different lengths
         array = np.array(None)
     return array if array.dtype.kind in "biuf" and value else json.dumps(value, ensure_ascii=False)
+
+
+def as_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that a netCDF file can hold: dictionaries and lists of texts as JSON, and none that are None.
+
+    Examples
+    --------
+    >>> as_text({"given": {"beam_energy_kv": 200.0}, "global_radius": None, "window_size": [8, 8], "cropped_axes": ["ky"]})
+    {'given': '{"beam_energy_kv": 200.0}', 'window_size': [8, 8], 'cropped_axes': '["ky"]'}
+    """
+    return {
+        name: json.dumps(value, ensure_ascii=False) if _is_tree(value) else value
+        for name, value in plain(attrs).items()
+        if value is not None
+    }
+
+
+def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes before `as_text`.
+
+    Examples
+    --------
+    >>> from_text({"given": '{"beam_energy_kv": 200.0}', "cropped_axes": '["ky"]', "title": "[gold]"})
+    {'given': {'beam_energy_kv': 200.0}, 'cropped_axes': ['ky'], 'title': '[gold]'}
+    """
+    found = dict(attrs)
+    for name, value in attrs.items():
+        if isinstance(value, str) and value[:1] in ("{", "["):
+            with contextlib.suppress(ValueError):
+                found[name] = json.loads(value)
+    return found
+
+
+def _is_tree(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return not value or not all(isinstance(item, (int, float, np.number)) for item in value)
+    return isinstance(value, Mapping)

@@ -14,6 +14,7 @@ import numpy as np
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import (
     Candidate,
+    as_raw,
     by,
     bytes_behind,
     calibrated,
@@ -65,12 +66,23 @@ def list_mrc(path: str) -> list[Candidate]:
     need, size = offset + math.prod(shape) * dtype.itemsize, at(path).stat().st_size
     if min(shape) < 1 or need > size:
         pattern_bytes = max(1, height * width * dtype.itemsize)
+        there = max(0, size - offset) // pattern_bytes
+        way = (
+            f"; for these {as_raw(path, (there, height, width), dtype, offset)}"
+            if there and min(shape)
+            else ""
+        )
         raise SourceError(
             f"{path}: the header says {by(shape)} {dtype} from byte {offset:,} on, {need:,} bytes in all, but the file "
-            f"has {size:,}: {max(0, size - offset) // pattern_bytes:,} patterns; it was cut, or the header is damaged"
+            f"has {size:,}: {there:,} patterns; it was cut, or the header is damaged{way}"
         )
-    remedy = f"if the header is right, rename a copy to .raw and give input.shape, input.dtype and input.offset: {offset}"
-    notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy) + signs
+    more, odd = divmod(size - need, math.prod(shape[1:]) * dtype.itemsize)
+    remedy = "if the number of patterns is wrong, " + as_raw(
+        path, (n + more, height, width), dtype, offset
+    )
+    if odd:
+        remedy = f"if the header is wrong, link the file as a .raw (ln -s) and give its sizes and input.offset={offset}"
+    notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy, offset) + signs
     said: dict[str, Any] = {
         "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": _labels(header)}
     }  # fmt: skip

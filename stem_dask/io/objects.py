@@ -107,14 +107,18 @@ def at(*names: str | Path) -> Any:
 
 
 def zarr_store(path: str, *, whole: bool = False) -> Any:
-    """What zarr and xarray open: a folder's name as it is, or a reader of the objects below a URL.
+    """What zarr and xarray open: a reader of a folder or of the objects below a URL, which refuses arrays that could run code.
 
     Parameters
     ----------
     whole : chunks that are not there are an error of ours, and not zeros (in object stores only)
     """
+    from stem_dask.io.careful_blosc import use
+    from stem_dask.io.zarr_guard import GuardedFolder
+
+    use()
     if not is_url(path):
-        return path
+        return GuardedFolder(path, read_only=True)
     from stem_dask.io.zarr_objects import ObjectsBelow
 
     return ObjectsBelow(path, whole=whole)

@@ -3,9 +3,12 @@
 Everything here is read from files that may come from anywhere, and is taken only when it is what we would have written.
 """
 
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from stem_dask.io.hdf5_metadata import attributes_of, member, tree_of
 from stem_dask.io.hdf5_scales import labels
 from stem_dask.io.hspy import of_signal
 from stem_dask.io.instrument import checked
+from stem_dask.io.objects import zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Slices, Source, Wrapped, ZarrArray
 from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
@@ -28,6 +32,10 @@ OUR_DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
 _OWN = "metadata/stem_dask"
 #: nodes of a signal's metadata that belong to its array; the one of ours is read by itself
 _LEFT_OUT = {"metadata": ("_HyperSpy", "stem_dask")}
+#: what the values of earlier versions' normalized tensors are, whose results do not say it
+_SCORES = "z-score of log(1 + counts)"
+#: bytes of results that are read; a center for each of 100,000 patterns takes some
+_MOST_RESULTS = 64 << 20
 #: positions that are looked at at once, and at all: a damaged file may claim any number
 _POSITIONS, _MOST_POSITIONS = 2**20, 2**28
 
@@ -151,7 +159,7 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
     if attributes(f"{_OWN}/valid") is not None:
         name = f"{signal}/{_OWN}/valid"
         with told(f"{path}: {name} cannot be read"):
-            valid: Any = zarr.open_array(path, path=name, mode="r")
+            valid: Any = zarr.open_array(zarr_store(path), path=name, mode="r")
         if valid.shape == data.shape[:-2]:
             positions = ZarrArray(path, name, np.dtype(valid.dtype), valid.shape)
     return {**_of_signal(attributes, tree, {}), **lost(positions)}
@@ -205,6 +213,27 @@ def _lost_in_hdf5(path: str, valid: Any, patterns: Any) -> dict[str, Any]:
     if valid is None or patterns is None or valid.shape != patterns.shape[:-2]:
         return {}
     return lost(Hdf5Dataset(path, valid.name, valid.dtype, valid.shape))
+
+
+def of_results(path: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """What the results of a run say of its bare tensor or array ``path``, as `about`; None without such results.
+
+    They lie beside it as PATH_results.json, or as NAME_results.json where it is an export of NAME.zarr.
+    """
+    for name in (path, str(Path(path).with_suffix(""))):
+        if not os.path.isfile(f"{name}_results.json"):
+            continue
+        try:
+            with open(f"{name}_results.json", "rb") as file:
+                said = json.loads(file.read(_MOST_RESULTS))
+            same = math.prod(said["output"]["shape"]) == math.prod(shape)
+            same = same and tuple(said["output"]["shape"][-2:]) == shape[-2:]
+            normalized = "normalization" in said
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if same:
+            return about({"intensity": said.get("intensity", _SCORES if normalized else None)})
+    return None
 
 
 def of_tensors(content: Mapping[Any, Any]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from os.path import expanduser
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def read_plane(path: str | PathLike[str], key: str, detector: Sequence[int]) -> 
         When it cannot be read, has another shape or holds no numbers; names the file and both shapes.
     """
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = np.load(expanduser(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _unreadable(path, key, error) from error
     if not isinstance(mapped, np.ndarray):

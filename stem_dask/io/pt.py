@@ -23,48 +23,49 @@ from stem_dask.model import Record, Region
 LAYOUTS = ("scan", "nchw", "tensor", "bare")
 
 
-def signed_dtype(dtype: np.dtype, maximum: float | None) -> np.dtype:
-    """Type for counts in a tensor: torch neither adds nor compares uint16, uint32 and uint64.
+def signed_dtype(dtype: np.dtype) -> np.dtype:
+    """Type of a tensor for patterns of a type: signed, with room for the sum of two.
 
-    Those become the smallest signed type that holds the largest value (of the type, when it is not known); every
-    other type stays.
+    It depends on the type alone, so that all files of a batch agree. uint64 becomes int64 too, which refuses values beyond
+    it, see `check_int64`; signed and float types stay.
 
     Examples
     --------
-    >>> signed_dtype(np.dtype("u2"), 300), signed_dtype(np.dtype("u2"), None), signed_dtype(np.dtype("u1"), 9)
-    (dtype('int16'), dtype('int32'), dtype('uint8'))
+    >>> [str(signed_dtype(np.dtype(kind))) for kind in ("?", "u1", "u2", "u4", "u8", "i2", "f4")]
+    ['int16', 'int16', 'int32', 'int64', 'int64', 'int16', 'float32']
     """
-    if dtype.kind != "u" or dtype.itemsize == 1:
+    if dtype.kind not in "bu":
         return dtype
-    largest = int(np.iinfo(dtype).max) if maximum is None else int(maximum)
-    for size in (1, 2, 4, 8):
-        signed = np.dtype(f"i{size}")
-        if largest <= int(np.iinfo(signed).max):
-            return signed
-    if maximum is None:
-        return np.dtype(np.int64)  # checked block by block
-    raise ConfigError(
-        f"the largest value is {largest:,}, more than int64 holds; torch has no usable type for it: "
-        "set output.dtype: float32"
-    )
+    return np.dtype(f"i{min(2 * dtype.itemsize, 8)}")
+
+
+def check_int64(largest: float) -> None:
+    """Refuse a tensor of int64 for values that would wrap.
+
+    Raises
+    ------
+    ConfigError
+        When the largest value exceeds int64.
+    """
+    if largest > np.iinfo(np.int64).max:
+        raise ConfigError(
+            f"a .pt holds values up to {np.iinfo(np.int64).max:,}, the data reach {largest:,.0f}; "
+            "use float32 (sd.cast, or output.dtype=float32)"
+        )
 
 
 def to_dtype(block: NDArray | InPieces, dtype: np.dtype) -> InPieces:
-    """The block in another integer type, refusing values that would wrap.
+    """The block in the type of its tensor, refusing values that would wrap.
 
     Examples
     --------
-    >>> np.asarray(to_dtype(np.array([[[7]]], "u2"), np.dtype("i1"))).dtype
-    dtype('int8')
+    >>> np.asarray(to_dtype(np.array([[[7]]], "u2"), np.dtype("i4"))).dtype
+    dtype('int32')
     """
 
     def change(piece: NDArray, here: slice, out: NDArray) -> None:
-        if piece.dtype.kind == "u" and dtype.kind == "i":
-            largest = int(piece.max())
-            if largest > int(np.iinfo(dtype).max):
-                raise ConfigError(
-                    f"a value of {largest:,} does not fit {dtype}; set output.dtype: float32"
-                )
+        if piece.dtype == np.uint64 and dtype == np.int64:
+            check_int64(int(piece.max()))
         copied(piece, here, out)
 
     return Changed(block, change, (block.shape[-2], block.shape[-1]), dtype)

@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,6 +151,75 @@ def run_folder(path: str | Path) -> str:
     return f"{stem(path)}.run"
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether an output of this name is a folder: a zarr store is, every other output is one file.
+
+    Examples
+    --------
+    >>> is_folder("scan.zarr"), is_folder("scan.zspy"), is_folder("scan.pt")
+    (True, True, False)
+    """
+    return Path(path).suffix.lower() in (".zarr", ".zspy")
+
+
+def made_beside(path: str | Path) -> tuple[str, ...]:
+    """The names beside an output that exist while it is built and published.
+
+    Examples
+    --------
+    >>> made_beside("scan.zarr"), made_beside("scan.pt")
+    (('scan.zarr.incomplete', 'scan.zarr.replaced'), ('scan.pt.incomplete',))
+    """
+    return (temporary(path), replaced(path)) if is_folder(path) else (temporary(path),)
+
+
+def kind_of(path: str | Path) -> str:
+    """What bears a name: a link, a folder, or a file.
+
+    Examples
+    --------
+    >>> kind_of("/"), kind_of("/dev/null")
+    ('a folder', 'a file')
+    """
+    mode = os.lstat(path).st_mode
+    return "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a file"
+
+
+def refuse_taken(names: Iterable[str]) -> None:
+    """Raise when a file bears one of the names that are needed while an output is built.
+
+    Raises
+    ------
+    OutputExistsError
+        Names the file; nothing is changed.
+    """
+    for name in names:
+        if os.path.lexists(name):
+            raise OutputExistsError(
+                f"{name} exists ({kind_of(name)}) and is of no unfinished run; the output is built under that name: move it "
+                "away, delete it if a killed export left it, or choose another output"
+            )
+
+
+def opened(path: str | Path, mode: str) -> IO[Any]:
+    """Open a file; a link in its place is an error and is not followed.
+
+    Examples
+    --------
+    >>> import tempfile; folder = tempfile.mkdtemp()
+    >>> os.symlink("/dev/null", f"{folder}/link")
+    >>> opened(f"{folder}/link", "rb")
+    Traceback (most recent call last):
+    OSError: [Errno 40] Too many levels of symbolic links: ...
+    """
+    encoding = None if "b" in mode else "utf-8"
+    return open(path, mode, encoding=encoding, opener=_unfollowed)
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def remove(path: str | Path) -> None:
     """Remove a file or a folder; a missing one is fine, a link is removed and not followed."""
     path = Path(path)
@@ -165,34 +235,49 @@ def remove(path: str | Path) -> None:
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
-    """Raise when there is an output already and overwriting was not asked for."""
-    if os.path.lexists(path) and not overwrite:
+    """Raise when an output exists and overwriting was not asked for, or what exists is no output of this kind."""
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
         raise OutputExistsError(
             f"{path} exists; choose another output, or set output.overwrite=true to replace it when the new one "
             "is complete"
         )
+    there, wanted = kind_of(path), "a folder" if is_folder(path) else "a file"
+    if there != wanted:
+        raise OutputExistsError(
+            f"{path} is {there}, and the output is {wanted}: overwriting replaces earlier outputs only; move it away, or "
+            "choose another output"
+        )
 
 
-def publish(path: str | Path, *, drop: str | None = None) -> None:
+def publish(
+    path: str | Path, *, drop: str | None = None, hold: Callable[[], None] | None = None
+) -> None:
     """Bring ``PATH.incomplete`` to disk and give it its final name, replacing an older output.
 
     A file replaces a file in one step. A folder cannot: the older one steps aside as ``PATH.replaced`` for the moment
     between two renames, and is removed after. When a kill stopped it anywhere, calling it again does the rest.
 
     ``drop`` is a file that says that the older outputs are complete: it goes just before they are mixed with new ones.
+    ``hold`` raises when another run has taken the output over: nothing gets or loses a name then.
     """
     path, built = Path(path), Path(temporary(path))
     aside = Path(replaced(path))
     if os.path.lexists(built):
         sync_tree(built)
+    if hold is not None:
+        hold()
+    if os.path.lexists(built):
         if drop is not None:
             remove(drop)
-        if path.is_dir() and not path.is_symlink():
+        if os.path.lexists(path) and kind_of(built) == kind_of(path) == "a folder":
             remove(aside)
             os.rename(path, aside)
         os.replace(built, path)
         sync(path.parent)
-    remove(aside)
+    if is_folder(path):
+        remove(aside)
 
 
 def file_crc(path: str | Path) -> tuple[int, int]:

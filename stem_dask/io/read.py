@@ -15,6 +15,7 @@ from stem_dask.errors import SourceError, told_as
 from stem_dask.io.arrange import Geometry, ScanOrder, View, arranged, parted
 from stem_dask.io.candidate import Candidate, by, plain
 from stem_dask.io.claims import refuse_impossible
+from stem_dask.io.containers import can_be_quoted
 from stem_dask.io.damage import one_line
 from stem_dask.io.families import open_file
 from stem_dask.io.frames import Squeezed
@@ -86,6 +87,8 @@ def find(
     shape: Sequence[int] | None = None,
     dtype: str | None = None,
     offset: int = 0,
+    frame_header: int = 0,
+    frame_footer: int = 0,
 ) -> Found:
     """Look into a file and settle where the patterns are and how they lie.
 
@@ -103,7 +106,8 @@ def find(
     missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
     shape : [scan_y, scan_x, ky, kx] or [n, ky, kx], of a .raw file
     dtype : numpy's name of the type, of a .raw file
-    offset : byte at which a .raw file's numbers begin
+    offset : byte at which a .raw file's first pattern begins, or the header before it
+    frame_header, frame_footer : bytes before and after each pattern of a .raw file
 
     Raises
     ------
@@ -114,7 +118,7 @@ def find(
     geometry = Geometry(
         scan_shape, scan_order, scan_roi, scan_step, skip_frames, drop_columns, flip
     )
-    kind, candidates = open_file(name, RawLayout(shape, dtype, offset))
+    kind, candidates = open_file(name, RawLayout(shape, dtype, offset, frame_header, frame_footer))
     chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
     if chosen.fault:
         raise SourceError(chosen.fault)
@@ -222,8 +226,30 @@ def _choose(
                 else []
             )
             return fitting[0], notes
+    series = next((c for c in candidates if len(c.source.shape) > 4), None)
     raise SourceError(
         f"{name}: no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
+        + ("" if series is None else f"; {_one_of_series(name, series)}")
+    )
+
+
+def _one_of_series(name: str, series: Candidate) -> str:
+    """How to write the first scan of an array with more than four axes into a file that can be read."""
+    source, n_axes = series.source, len(series.source.shape)
+    inside = source.name if isinstance(source, (Hdf5Dataset, ZarrArray)) else ""
+    first = ", ".join("0" * (n_axes - 4))
+    if isinstance(source, Hdf5Dataset):
+        array, needs = f"h5py.File('{name}')['{inside}']", "h5py, hdf5plugin, numpy"
+    elif isinstance(source, ZarrArray):
+        array, needs = f"zarr.open('{name}')" + (f"['{inside}']" if inside else ""), "numpy, zarr"
+    else:
+        array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
+    if not can_be_quoted(name, inside) or not (inside or name.endswith((".npy", ".zarr"))):
+        return f"write one scan of the {n_axes} axes into a file of its own"
+    out = f"{Path(name).stem}_0.npy"
+    return (
+        f"of {n_axes} axes write one scan into a file of its own: "
+        f"python -c \"import {needs}; numpy.save('{out}', {array}[{first}])\", then open {out}"
     )
 
 

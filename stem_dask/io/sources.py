@@ -19,6 +19,7 @@ from stem_dask.errors import SourceError
 from stem_dask.io.absent import present
 from stem_dask.io.buffers import buffer_for
 from stem_dask.io.damage import told
+from stem_dask.io.hdf5_heaps import hdf5_file
 from stem_dask.io.object_file import ObjectFile, opened_file
 from stem_dask.io.objects import at
 from stem_dask.io.publish import named
@@ -177,11 +178,10 @@ class Hdf5Dataset:
     chunk_bytes: int = 0
 
     def __getitem__(self, part: Slices) -> NDArray:
-        import h5py
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
 
         what = f"{self.path}: dataset {self.name} cannot be read"
-        with told(what, retried=True), h5py.File(self.path, "r") as file:
+        with told(what, retried=True), hdf5_file(self.path) as file:
             name = self.name.encode("utf-8", "surrogateescape")
             return np.asarray(file[name][part])
 

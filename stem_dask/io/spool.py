@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stem_dask.errors import StoreError
 from stem_dask.io.checksums import crc32
 from stem_dask.io.pieces import Later
-from stem_dask.io.publish import damage, remove
+from stem_dask.io.publish import damage
 from stem_dask.io.staging import append, begin_staging, mark, refuse_other_files, staged
 from stem_dask.model import Record, Region
 
@@ -28,9 +28,7 @@ class SpoolSink:
     stage: list[str] = field(default_factory=list, compare=False)
 
     def create(self, *, resume: bool) -> None:
-        """Make the folder; what another run left there is removed."""
-        if not resume:
-            remove(self.folder)
+        """Make the folder; blocks that another run left there are written anew."""
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         self.stage[:] = [begin_staging(self.folder)]
 

@@ -35,8 +35,8 @@ from stem_dask.io.zarr3 import (
 )
 from stem_dask.model import Record, Region
 from stem_dask.plan import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
-from stem_dask.stages.analyze import PROFILE_ATTRS
-from stem_dask.stages.patterns import blocks_of, lead_shape
+from stem_dask.stages.analyze import PROFILE_RADIUS
+from stem_dask.stages.patterns import attrs_of, blocks_of, lead_shape
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -161,11 +161,14 @@ def open_group(store: str, name: str = "") -> xr.Dataset:
 
     plainly: dict[str, Any] = {"chunks": None, "decode_cf": False, "create_default_indexes": False}
     found = xr.open_zarr(zarr_store(store), group=name or None, **plainly)
+    if "radius" in found.sizes:  # the dimension of the profiles in earlier versions
+        found = found.rename_dims(radius=PROFILE_RADIUS)
+        found = found.assign_coords({PROFILE_RADIUS: pd.RangeIndex(found.sizes[PROFILE_RADIUS])})
     # as indexes already: of an array xarray asks whether it is one of pint or cupy, and loads these to find out
     axes = {
         dim: (dim, pd.Index(found[dim].values), found[dim].attrs)
         for dim in found.sizes
-        if dim in found.variables and found[dim].dims == (dim,)  # radius is an array, too
+        if dim in found.variables and found[dim].dims == (dim,)
     }
     return found.assign_coords(axes)
 
@@ -205,7 +208,7 @@ def write_profiles(
 
     Parameters
     ----------
-    blocks : region along the leading axes, and ``profile`` (…, radius), of each chunk, in the order of the grid
+    blocks : region along the leading axes, and ``profile`` (…, profile_radius), of each chunk, in the order of the grid
     dims, lead : names of the axes, and sizes of the leading ones
     chunk : positions of a block
     """
@@ -228,7 +231,9 @@ def write_profiles(
     row_bytes = in_row * prod(whole) * dtype.itemsize
     rows = min(grid[0], max(1, min(PROFILE_FILE_BYTES // row_bytes, PROFILE_FILE_CHUNKS // in_row)))
     shard = [k * size for k, size in zip((rows, *grid[1:]), chunk, strict=True)]
-    document = array_document((*lead, n), dtype, dims, whole, (*shard, n), attrs=PROFILE_ATTRS)
+    document = array_document(
+        (*lead, n), dtype, dims, whole, (*shard, n), attrs=attrs_of("profile")
+    )
     write_document(folder, document)
     together = rows * in_row
     for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):

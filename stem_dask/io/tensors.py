@@ -1,17 +1,13 @@
 """Tensors in files of ``torch.save``, found without torch: loading it takes longer than a bad file may take.
 
-Such a file is a zip archive of plain records: one is a pickle that describes the tensors, each storage is another. The
-pickle is read by an unpickler that knows the names torch writes for tensors and no others, so nothing of it is run.
+Such a file is a zip archive of plain records: one is a pickle that describes the tensors, each storage is another. For the
+pickle see `stem_dask.io.torch_pickle`.
 """
 
-import io
 import math
-import pickle
-import pickletools
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,131 +19,12 @@ from stem_dask.io.candidate import Candidate, by
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.sources import FlatFile, Source, Transposed
 from stem_dask.io.strided import StridedFile, span
-from stem_dask.io.torch_archive import STORAGES
+from stem_dask.io.torch_pickle import MOST_BYTES, Numpy, Other, Tensor, described
 from stem_dask.io.trees import axis_from
 from stem_dask.model import Axis
 
 _REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
 _MOST_CONTAINERS = 200  # dictionaries and lists that are searched; also how deep
-_MOST_PICKLE_BYTES = 64 << 20  # a dictionary of tensors needs some hundred bytes for each
-_STORAGES = {**STORAGES, "UntypedStorage": "uint8"}
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A type of torch, by its name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """A record of the archive with the numbers of one or more tensors."""
-
-    key: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """What the pickle says of a tensor; ``first`` is the position of its first element in the storage."""
-
-    storage: _Storage
-    kind: str
-    first: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Other:
-    """A tensor of a form that is not plain numbers one after another; says which, and what to do."""
-
-    what: str
-
-
-class _Numpy:
-    """A number or an array of numpy, left alone: whatever the pickle says of it is dropped."""
-
-    def __init__(self, *said: Any) -> None: ...
-
-    def __setstate__(self, said: Any) -> None: ...
-
-
-def _tensor(storage: _Storage, first: int, shape: Any, strides: Any, *more: Any) -> Any:
-    if len(more) > 2 and more[2]:  # numbers that are to be negated or conjugated
-        return _Other("a view that is not worked out yet; save tensor.resolve_neg().resolve_conj()")
-    return _Tensor(storage, storage.kind, first, tuple(shape), tuple(strides))
-
-
-def _tensor_of_type(
-    storage: _Storage, first: int, shape: Any, strides: Any, grad: Any, hooks: Any, kind: _Name, *more: Any
-) -> Any:  # fmt: skip
-    return replace(_tensor(storage, first, shape, strides, grad, hooks, *more), kind=kind.name)
-
-
-def _parameter(data: Any, *more: Any) -> Any:
-    return data
-
-
-def _sparse(*said: Any) -> _Other:
-    return _Other("sparse; save tensor.to_dense()")
-
-
-#: what a pickle may name, beside the types of torch
-_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): _Name,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
-    ("torch.serialization", "_get_layout"): _Name,
-    ("_codecs", "encode"): _Numpy,  # bytes, in the pickles that torch writes
-    ("numpy", "dtype"): _Numpy,
-    ("numpy", "ndarray"): _Numpy,
-    **{
-        (f"numpy.{core}.multiarray", name): _Numpy
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    },
-}
-_TYPES = (
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "uint",
-    "int",
-    "short",
-    "long",
-    "bool",
-    "complex",
-    "sparse",
-    "strided",
-)
-
-
-class _Reader(pickle.Unpickler):
-    """Gives descriptions of tensors; any name that torch does not write for plain ones is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get((module, name))
-        if known is not None:
-            return known
-        if module in ("torch", "torch.storage") and name in _STORAGES:
-            return _Name(_STORAGES[name])
-        if module == "torch" and name.startswith(_TYPES):
-            return _Name(name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}")
-
-    def persistent_load(self, said: Any) -> _Storage:
-        word, kind, key, *_ = said
-        if word != "storage" or not isinstance(kind, _Name) or not isinstance(key, str):
-            raise pickle.UnpicklingError("it refers to something that is no storage of a tensor")
-        return _Storage(key, kind.name)
 
 
 def list_tensors(path: str) -> list[Candidate]:
@@ -168,42 +45,44 @@ def list_tensors(path: str) -> list[Candidate]:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             loaded = _unpickled(archive, records)
             big_endian = _text(archive, records.get("byteorder")) == "big"
-        if isinstance(loaded, _Numpy):
+        if isinstance(loaded, Numpy):
             raise SourceError(
                 f"{path}: holds a numpy array, not a tensor; save torch.from_numpy(array), or numpy.save(path, array)"
             )
-        if not isinstance(loaded, (dict, list, tuple, _Tensor, _Other)):
+        if not isinstance(loaded, (dict, list, tuple, Tensor, Other)):
             raise SourceError(
                 f"{path}: holds a {type(loaded).__name__}; expected a tensor, or a dictionary or list of them"
             )
         tensors = loaded if isinstance(loaded, dict) else {"tensor": loaded}
         named: list[tuple[str, Any]] = [(str(name), one) for name, one in tensors.items()]
-        if not any(isinstance(one, _Other) or _n_axes(one) > 2 for _, one in named):
+        if not any(isinstance(one, Other) or _n_axes(one) > 2 for _, one in named):
             named = list(_within(loaded, "", set()))
         axes = tensors.get("axes")
         axes = axes if isinstance(axes, (list, tuple)) else ()
         found = [
             _candidate(path, name, tensor, records, big_endian, axes)
             for name, tensor in named
-            if isinstance(tensor, _Other) or _n_axes(tensor) > 2
+            if isinstance(tensor, Other) or _n_axes(tensor) > 2
         ]
         if named and not found:
             listed = [
                 f"{name}: {by(one.shape)} {one.kind}"
                 for name, one in named
-                if isinstance(one, _Tensor)
+                if isinstance(one, Tensor)
             ]
             raise SourceError(
                 f"{path}: no 4D tensor (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds "
                 + (one_line("; ".join(listed)) or "no tensor")
             )
+        if isinstance(loaded, Tensor):
+            return [replace(one, about=ours.of_results(path, one.source.shape)) for one in found]
         known = ours.of_tensors(tensors)
         patterns = next((one for one in found if one.name == "patterns"), None)
         if known is None or patterns is None:
             return found
         analysis = tensors.get("analysis")
         valid = analysis.get("valid") if isinstance(analysis, dict) else None
-        if isinstance(valid, _Tensor):
+        if isinstance(valid, Tensor):
             known |= _lost(
                 _candidate(path, "analysis.valid", valid, records, big_endian, ()), patterns
             )
@@ -211,12 +90,12 @@ def list_tensors(path: str) -> list[Candidate]:
 
 
 def _n_axes(content: Any) -> int:
-    return len(content.shape) if isinstance(content, _Tensor) else 0
+    return len(content.shape) if isinstance(content, Tensor) else 0
 
 
 def _within(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """All tensors in dictionaries and lists of them, by the keys that lead there; what holds itself is cut."""
-    if isinstance(content, (_Tensor, _Other)):
+    if isinstance(content, (Tensor, Other)):
         yield name or "tensor", content
     elif (
         isinstance(content, (dict, list, tuple))
@@ -230,13 +109,9 @@ def _within(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]
 
 def _unpickled(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> Any:
     entry = records["data.pkl"]
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > _MOST_PICKLE_BYTES:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > MOST_BYTES:
         raise ValueError("its description is compressed, or too long")
-    content = archive.read(entry)
-    for code, argument, _ in pickletools.genops(content):  # before anything is made room for
-        if isinstance(argument, int) and "PUT" in code.name and argument > len(content):
-            raise ValueError("its description is damaged")
-    return _Reader(io.BytesIO(content)).load()
+    return described(archive.read(entry))
 
 
 def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None) -> str:
@@ -248,12 +123,12 @@ def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None) -> str:
 def _candidate(
     path: str,
     name: str,
-    tensor: _Tensor | _Other,
+    tensor: Tensor | Other,
     records: dict[str, zipfile.ZipInfo],
     big_endian: bool,
     axes: Any,
 ) -> Candidate:
-    if isinstance(tensor, _Other):
+    if isinstance(tensor, Other):
         raise SourceError(f"{path}: {name} is {tensor.what}")
     if any(stride < 1 < size for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
         raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
@@ -280,7 +155,7 @@ def _candidate(
     return Candidate(name, _source(path, offset, dtype, tensor), _axes(shape, axes))
 
 
-def _source(path: str, offset: int, dtype: np.dtype, tensor: _Tensor) -> Source:
+def _source(path: str, offset: int, dtype: np.dtype, tensor: Tensor) -> Source:
     """The elements one after another, where they lie so, perhaps with the axes in another order; else at their distances."""
     shape, strides = tensor.shape, tensor.strides
     if _contiguous(shape, strides):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import MOST_HEADER_BYTES, Candidate, calibrated, scan_axes, stack_axes
 from stem_dask.io.damage import told
-from stem_dask.io.hdf5_heaps import opened_hdf5
+from stem_dask.io.hdf5_heaps import hdf5_file, opened_hdf5
+from stem_dask.io.hdf5_metadata import is_safe
 from stem_dask.io.instrument import stated
 from stem_dask.io.sources import Slices
 from stem_dask.model import Axis
@@ -31,7 +32,6 @@ class PatternGroups:
     shape: tuple[int, ...]
 
     def __getitem__(self, part: Slices) -> NDArray:
-        import h5py
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
 
         numbers, rows, columns = (
@@ -41,7 +41,7 @@ class PatternGroups:
         if out.size == 0:
             return out
         what = f"{self.path}: patterns of {self.group} cannot be read"
-        with told(what, retried=True), h5py.File(self.path, "r") as file:
+        with told(what, retried=True), hdf5_file(self.path) as file:
             for pattern, i in zip(out, numbers, strict=True):
                 with told(f"{self.path}: pattern {i} of {self.group} cannot be read", retried=True):
                     data = file[f"{self.group}/{i}/Data"]
@@ -64,8 +64,8 @@ def list_app5(path: str) -> list[Candidate]:
     SourceError
         When it is no readable HDF5 file, or has no patterns.
     """
-
-    with opened_hdf5(path) as file:
+    unlocked: list[str] = []
+    with opened_hdf5(path, unlocked) as file:
         tops = [file] if "Metadata" in file else [g for g in _groups(file).values()]
         found = [
             replace(_scan_of_patterns(path, group), about=stated("Topspin", _settings(top)))
@@ -77,7 +77,7 @@ def list_app5(path: str) -> list[Candidate]:
         raise SourceError(
             f"{path}: no scan of patterns: no group of patterns named by their numbers, as Topspin writes them"
         )
-    return found
+    return [replace(one, notes=(*one.notes, *unlocked)) for one in found]
 
 
 def _groups(parent: Any) -> dict[str, Any]:
@@ -118,6 +118,8 @@ def _text(group: Any, prefix: str) -> str:
     """The metadata of a pattern (prefix ``"0/"``), or of a group; nothing when missing or beyond all reason."""
     data = group.get(f"{prefix}Metadata")
     if data is None or data.shape != () or data.dtype.itemsize > MOST_HEADER_BYTES:
+        return ""
+    if not is_safe(data.dtype):
         return ""
     value = data[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -18,25 +18,27 @@ from stem_dask.io.calibrations import of_abtem, with_stated
 from stem_dask.io.candidate import MOST_HEADER_BYTES, by, number, text_of
 from stem_dask.io.chunks import expect_codecs_of_numcodecs
 from stem_dask.io.claims import packed, refuse_outside
+from stem_dask.io.containers import ZARR_ROOTS
 from stem_dask.io.damage import one_line, told
 from stem_dask.io.hdf5_heaps import opened_hdf5
 from stem_dask.io.hdf5_links import (
     MAX_DEPTH,
+    Outside,
     as_bytes,
     datasets_below,
     escaped,
     fault_of,
+    in_other_files,
+    part_of,
     unwritten,
 )
-from stem_dask.io.hdf5_metadata import attributes_of
-from stem_dask.io.hdf5_scales import first_scale, labels
+from stem_dask.io.hdf5_metadata import attributes_of, is_safe
+from stem_dask.io.hdf5_scales import first_scale, labels, names_of
 from stem_dask.io.objects import at, zarr_store
 from stem_dask.io.sources import Hdf5Dataset, Source, Transposed, ZarrArray
 from stem_dask.model import Axis
 from stem_dask.urls import is_url
 
-#: what makes a folder a zarr store, or a part of one
-ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 #: where HyperSpy puts its signals; below each are groups and arrays of metadata
 _SIGNALS = "Experiments/"
 _MOST_OTHERS = 6  # things that are no patterns, and are named all the same
@@ -101,32 +103,44 @@ def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis
 
 def list_hdf5(path: str) -> list[dict[str, Any]]:
     """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
+    unlocked: list[str] = []
+    with opened_hdf5(path, unlocked) as file:
+        found = _listed(path, file)
+    return [{**one, "notes": (*one.get("notes", ()), *unlocked)} for one in found]
+
+
+def _listed(path: str, file: Any) -> list[dict[str, Any]]:
+    """The same of a file that is open."""
     import h5py
 
-    with opened_hdf5(path) as file:
-        _refuse_velox(path, file)
-        experiments = file.get("Experiments")
-        if isinstance(experiments, h5py.Group):
-            names = [f"Experiments/{escaped(name)}/data" for name in experiments]
-            signals = [(name, file.get(as_bytes(name))) for name in names]
-            return [
-                _hdf5_dataset(path, file, name, data)
-                for name, data in signals
-                if isinstance(data, h5py.Dataset)
-            ]
-        others: list[str] = []
-        if not ours.is_h5(file):
-            listed = datasets_below(file, others)
-            found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
-            found = with_stated(path, file, found)
-        else:
-            found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
-        if others and not any(len(one["source"].shape) > 2 for one in found):
-            raise SourceError(
-                f"{path}: no 4D array of numbers and no stack of patterns; the file has "
-                + "; ".join(others[:_MOST_OTHERS])
-            )
-        return found
+    _refuse_velox(path, file)
+    experiments = file.get("Experiments")
+    if isinstance(experiments, h5py.Group):
+        names = [f"Experiments/{escaped(name)}/data" for name in experiments]
+        signals = [(name, file.get(as_bytes(name))) for name in names]
+        return [
+            _hdf5_dataset(path, file, name, data)
+            for name, data in signals
+            if isinstance(data, h5py.Dataset)
+        ]
+    others: list[str] = []
+    links: list[Outside] = []
+    if not ours.is_h5(file):
+        listed = datasets_below(file, others, links)
+        found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
+        found = with_stated(path, file, found)
+    else:
+        found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
+    without = not any(len(one["source"].shape) > 2 for one in found)
+    if without and (others or links):
+        has = "; the file has " + "; ".join(others[:_MOST_OTHERS]) if others else ""
+        what = (
+            in_other_files(path, links)
+            if links
+            else "no 4D array of numbers and no stack of patterns"
+        )
+        raise SourceError(f"{path}: {what}{has}")
+    return found
 
 
 def _refuse_velox(path: str, file: Any) -> None:
@@ -136,7 +150,7 @@ def _refuse_velox(path: str, file: Any) -> None:
     version = file.get("Version")
     if not isinstance(version, h5py.Dataset) or version.size != 1 or version.dtype.kind not in "OS":
         return
-    if version.dtype.itemsize > MOST_HEADER_BYTES:
+    if version.dtype.itemsize > MOST_HEADER_BYTES or not is_safe(version.dtype):
         return
     if "Velox" in str(np.asarray(version[...]).reshape(-1)[0]):
         raise SourceError(
@@ -158,6 +172,13 @@ def _title(name: str) -> str:
     return name.split("/")[1] if name.startswith("Experiments/") else name
 
 
+def _reversed(attrs: dict[str, Any], shape: tuple[int, ...]) -> tuple[str, ...]:
+    """A note on MATLAB's order of axes, which is that of the file turned round."""
+    if "MATLAB_class" not in attrs:
+        return ()
+    return (f"MATLAB stores axes in reverse: there it is {by(shape[::-1])}",)
+
+
 def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
     if data.ndim < 3:  # listed, never taken; a file may have one for each pattern
         shape = tuple(int(n) for n in data.shape)
@@ -169,7 +190,13 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
             "fault": fault_of(path, name, data),
         }
     parent = data.parent
+    said = {
+        "file": attributes_of(file),
+        "group": attributes_of(parent),
+        "dataset": attributes_of(data),
+    }
     axes, told_axes = [], []
+    names = names_of(data, said["dataset"], said["group"])
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
@@ -177,26 +204,22 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         if found is None and scale is not None:
             axes.append(axis_along(scale[0], int(size), scale[1], attributes_of(scale[1])))
         elif found is None and isinstance(along, type(data)):
-            attrs = dict(along.attrs)
+            attrs = attributes_of(along)
             axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
         else:
             attrs = attributes_of(found) if found is not None else {}
             told_axes.append(attrs)
-            axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
+            axes.append(axis_from(attrs.get("name", names[i] or f"axis{i}"), int(size), attrs))
     shape, chunks = tuple(int(n) for n in data.shape), data.chunks
     chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
-    notes = (*_odd_flags(told_axes), *unwritten(data))
+    notes = (*_odd_flags(told_axes), *unwritten(data), *_reversed(said["dataset"], shape))
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
         source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
         notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
-    said = {
-        "file": attributes_of(file),
-        "group": attributes_of(parent),
-        "dataset": attributes_of(data),
-    }
     fault = fault_of(path, name, data) or packed(path, name, said["dataset"])
+    part, doubt = part_of(path, name, said["dataset"]) if len(shape) == 3 else ("", "")
     said = {where: attributes for where, attributes in said.items() if attributes}
     known: dict[str, Any] = {"metadata": said}
     if name.startswith("Experiments/"):
@@ -209,7 +232,8 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         "axes": tuple(axes),
         "chunks": chunks,
         "swapped": _detector_last(told_axes),
-        "hint": _spectra(told_axes),
+        "hint": _spectra(told_axes) or doubt,
+        "part": part,
         "fault": fault,
         **known,
         "notes": (*notes, *known.get("notes", ())),
@@ -226,9 +250,8 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     """
     import zarr
 
-    from stem_dask.io.careful_blosc import use
+    from stem_dask.io.zarr_guard import refuse_hostile
 
-    use()
     expect_codecs_of_numcodecs()
     with told(f"{path}: not a readable zarr store"), _codecs_known(path):
         if not is_url(path) and not any(Path(path, name).exists() for name in ZARR_ROOTS):
@@ -237,6 +260,8 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             )
         for name in ZARR_ROOTS:
             refuse_outside(path, at(path, name))
+        if not is_url(path):
+            refuse_hostile(path)
         root = zarr.open(zarr_store(path), mode="r")
         if isinstance(root, zarr.Array):
             return [_zarr_array(path, "", root, None)]
@@ -313,6 +338,8 @@ def _arrays(
     """Name and array of every member, one after another; what cannot be opened is put into ``broken``."""
     import zarr
 
+    from stem_dask.io.zarr_guard import HostileStoreError
+
     for folder in sorted(Path(path, prefix).iterdir()):
         roots = [root for name in ZARR_ROOTS if (root := folder / name).is_file()]
         for root in roots:
@@ -321,7 +348,9 @@ def _arrays(
             continue
         name = f"{prefix}{folder.name}"
         try:
-            node = None if _is_group(roots) else zarr.open(path, path=name, mode="r")
+            node = None if _is_group(roots) else zarr.open(zarr_store(path), path=name, mode="r")
+        except HostileStoreError:
+            raise
         except Exception as error:  # each part of zarr has its own
             broken[name] = error
             continue

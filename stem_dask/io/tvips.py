@@ -62,10 +62,10 @@ def list_tvips(path: str) -> list[Candidate]:
     frame = (said["dimy"], said["dimx"])
     lead = said["frameheaderbytes"] if said["version"] == 2 else _OLD_LEAD
     stride = lead + frame[0] * frame[1] * dtype.itemsize
-    source, notes = framed(path, said["size"], stride, dtype, frame, lead)
+    source, notes = framed(path, said["size"], stride, dtype, frame, lead, marked=False)
     more = _parts(path, part)
     for other in more:
-        then, rest = framed(other, 0, stride, dtype, frame, lead)
+        then, rest = framed(other, 0, stride, dtype, frame, lead, marked=False)
         source = FramedFile((*source.runs, *then.runs), dtype, frame)
         notes += rest
     if more:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from stem_dask.errors import SourceError
 from stem_dask.io.candidate import side_text
 from stem_dask.io.damage import told
 from stem_dask.io.hdf5_metadata import plain_name, plain_value
+from stem_dask.io.objects import zarr_store
 
 #: levels of groups, groups and arrays in all, and elements of an array that are kept
 _MOST_LEVELS, _MOST_NODES, _MOST_ELEMENTS = 12, 2000, 4096
@@ -66,11 +68,20 @@ def _tree(
 
 
 def _stored(store: str, name: str) -> Any:
-    """The numbers of a small array."""
+    """The numbers or texts of a small array; others are left in the file."""
     import zarr
 
+    from stem_dask.io.zarr_guard import HostileStoreError
+
     with told(f"{store}: {name} cannot be read"):
-        array = zarr.open_array(store, path=name, mode="r")
+        try:
+            array = zarr.open_array(zarr_store(store), path=name, mode="r")
+        except HostileStoreError:
+            raise
+        except (
+            SourceError
+        ) as error:  # as HyperSpy writes lists of texts, and arrays of different lengths
+            return f"left in the input file: {error}"
         n = math.prod(array.shape)
         if n > _MOST_ELEMENTS:
             return f"{n:,} values, left in the input file"

@@ -15,6 +15,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from stem_dask.errors import SourceError
 from stem_dask.io.objects import asked_later, below, located
+from stem_dask.io.zarr_guard import check_document
 
 #: documents that may be missing; every other object is a chunk
 _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
@@ -61,7 +62,9 @@ class ObjectsBelow(Store):
                     "that this is meant with input.missing_chunks=zero"
                 ) from None
             return None
-        return prototype.buffer.from_bytes(content)
+        found = prototype.buffer.from_bytes(content)
+        check_document(self.url, key, found)
+        return found
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.kernels.caching import CACHE
 from stem_dask.kernels.intensity import (
     GROUP,
     Intensity,
@@ -202,7 +203,7 @@ def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int
 # get the rings those that are None are left out.
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _analyze(  # type: ignore[no-untyped-def]
     block, given, table, inward, outward, target, per_pattern, sums, rings, highest
 ):
@@ -226,7 +227,7 @@ def _analyze(  # type: ignore[no-untyped-def]
         _accumulate(block[start:stop], sums, highest)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _find_center(i, given, rows, cols, rings, per_pattern):  # type: ignore[no-untyped-def]
     """Total and centers of pattern i, from its sums along both axes; the window center, or -1 where there is none, and the total."""
     total, com, center, _, _ = per_pattern
@@ -249,7 +250,7 @@ def _find_center(i, given, rows, cols, rings, per_pattern):  # type: ignore[no-u
     return int(near_y), int(near_x), whole
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _find_radius(i, rings, whole, target, lowest, per_pattern):  # type: ignore[no-untyped-def]
     """Profile of pattern i, and its radius, which is ``lowest`` at least."""
     _, _, _, radius, profile = per_pattern
@@ -268,7 +269,7 @@ def _find_radius(i, rings, whole, target, lowest, per_pattern):  # type: ignore[
     radius[i] = smallest
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _accumulate(patterns, sums, highest):  # type: ignore[no-untyped-def]
     """Add up to `GROUP` patterns to a sum of patterns and to their maximum; all four at once where there are so many."""
     kind = sums.dtype.type

@@ -4,6 +4,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.kernels.caching import CACHE
 from stem_dask.kernels.intensity import Intensity, accumulator, native
 
 
@@ -42,7 +43,7 @@ def crop_patterns(
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _crop(block, origin_y, origin_x, out):  # type: ignore[no-untyped-def]
     n, height, width = block.shape
     rows, cols = out.shape[1:]
@@ -89,7 +90,7 @@ def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]
     return out
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@numba.njit(nogil=True, cache=CACHE, fastmath={"reassoc", "nsz"})
 def _intensity_of(pattern, zero):  # type: ignore[no-untyped-def]
     kind = zero.dtype.type
     total = kind(0)
@@ -101,7 +102,7 @@ def _intensity_of(pattern, zero):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _intensity(block, zero, out):  # type: ignore[no-untyped-def]
     for i in range(len(block)):
         out[i] = _intensity_of(block[i], zero)

@@ -7,6 +7,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.kernels.caching import CACHE
 from stem_dask.kernels.intensity import accumulator, native
 
 METHODS = ("bin", "stride", "gauss", "fft")
@@ -102,7 +103,7 @@ def _bin_block(block: NDArray, factor: int, mean: bool, out: NDArray) -> None:
     _bin(block, factor, scale, mean, np.zeros(block.shape[2], kind), out)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _bin(block, factor, scale, mean, line, out):  # type: ignore[no-untyped-def]
     n, rows, cols = out.shape
     kind, result = line.dtype.type, out.dtype.type

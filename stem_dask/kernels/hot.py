@@ -3,37 +3,83 @@
 import numpy as np
 from numpy.typing import NDArray
 
-#: a pixel is suspected above so many times the largest of its neighbours
-TIMES = 5.0
-#: and when its sum is at least so many times its largest value, or half the number of patterns
-LIT = 10
+#: a pixel is suspected above so many times all of its neighbours
+TIMES = 6.0
+#: and when it exceeds the median of its neighbours by so many standard deviations of counted electrons
+DEVIATIONS = 8.0
+_REACH = 2
+_AROUND = tuple(
+    (dy, dx)
+    for dy in range(2 * _REACH + 1)
+    for dx in range(2 * _REACH + 1)
+    if (dy, dx) != (_REACH, _REACH)
+)
 
 
-def hot_pixels(mean: NDArray, highest: NDArray, n_patterns: int) -> NDArray[np.bool_]:
-    """Pixels above 5 times the largest of their 8 neighbours that are lit in more than a few patterns.
+def hot_pixels(mean: NDArray, lit: NDArray, n_patterns: int, n_sampled: int) -> NDArray[np.bool_]:
+    """Pixels far above their neighbours that are lit in at least half of the patterns.
 
-    At an edge the neighbours that exist count. A pixel that owes its mean to few patterns is no defect: where hardly an
-    electron arrives, one with two counts in the whole scan stands among zeros.
+    A pixel is hot when its mean exceeds 6 times the sixth largest of its 24 neighbours (5 x 5), and their median m by
+    8 sqrt(max(m, 1/n) / n), and it is lit in at least half of a sample. So up to five neighbours may be hot as well: a pair,
+    three in a row, a square of four, a whole row or column. At an edge the neighbours that exist count, and in a corner only
+    three or four of them may be hot. A pixel that owes its mean to few patterns is no defect: where hardly an electron
+    arrives, one with two counts in the whole scan stands among zeros.
 
     Parameters
     ----------
-    mean, highest : (ky, kx) mean and maximum pattern, finite and not negative
-    n_patterns : how many patterns they are of
+    mean : (ky, kx) mean pattern in counts, finite and not negative
+    lit : (ky, kx) in how many patterns of the sample each pixel is above zero
+    n_patterns, n_sampled : how many patterns the mean, and the sample, are of
 
     Examples
     --------
-    >>> mean = np.ones((3, 4)); mean[0, 1] = 6
-    >>> np.argwhere(hot_pixels(mean, mean, 100)).tolist()
-    [[0, 1]]
+    >>> mean = np.ones((3, 4)); mean[0, 1:3] = 7
+    >>> np.argwhere(hot_pixels(mean, np.full((3, 4), 9), 100, 9)).tolist()
+    [[0, 1], [0, 2]]
     """
+    mean = np.asarray(mean, np.float64)
+    padded = np.pad(mean, _REACH, constant_values=np.nan)
     height, width = mean.shape
-    if mean.size == 1:
-        return np.zeros(mean.shape, np.bool_)  # nothing to compare with
-    padded = np.pad(np.asarray(mean, np.float64), 1, constant_values=-np.inf)
-    largest = np.full(mean.shape, -np.inf)
-    for dy in range(3):
-        for dx in range(3):
-            if (dy, dx) != (1, 1):
-                np.maximum(largest, padded[dy : dy + height, dx : dx + width], out=largest)
-    lit = n_patterns * mean >= min(LIT, n_patterns / 2) * np.asarray(highest, np.float64)
-    return (mean > TIMES * largest) & lit
+    # 6 times the sixth largest is below the mean where 6 times at most five are not
+    near = np.zeros(mean.shape, np.int8)
+    for dy, dx in _AROUND:
+        near += TIMES * padded[dy : dy + height, dx : dx + width] >= mean
+    rows, columns = (_sides(n) for n in mean.shape)
+    also_hot = np.maximum(rows[:, None], columns)
+    suspected = (near <= also_hot) & (rows[:, None] * columns - 1 > also_hot)
+    suspected &= (2 * lit >= n_sampled) & (n_patterns * mean > DEVIATIONS)
+    y, x = np.nonzero(suspected)
+    if y.size:
+        median = np.nanmedian([padded[y + dy, x + dx] for dy, dx in _AROUND], axis=0)
+        noise = np.sqrt(np.maximum(median, 1 / n_patterns) / n_patterns)
+        suspected[y, x] = mean[y, x] > median + DEVIATIONS * noise
+    return suspected
+
+
+def _sides(n: int) -> NDArray:
+    """How many of the five rows around each of n rows there are."""
+    i = np.arange(n)
+    return np.minimum(i, _REACH) + np.minimum(n - 1 - i, _REACH) + 1
+
+
+def add_lit(pattern: NDArray, threshold: float, lit: NDArray) -> None:
+    """Count where a pattern is lit: above zero, at or above the threshold, and finite.
+
+    Parameters
+    ----------
+    pattern : (ky, kx)
+    threshold : in counts
+    lit : (ky, kx) integers, which are added to
+
+    Examples
+    --------
+    >>> lit = np.zeros((1, 4), "u2")
+    >>> add_lit(np.array([[0, 3, np.inf, -1]]), 0, lit); lit.tolist()
+    [[0, 1, 0, 0]]
+    """
+    counts = pattern > 0
+    if threshold > 0:
+        counts &= pattern >= threshold
+    if pattern.dtype.kind == "f":
+        counts &= np.isfinite(pattern)
+    lit += counts

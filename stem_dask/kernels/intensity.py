@@ -8,6 +8,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.kernels.caching import CACHE
+
 #: columns of the counts that come with every analysis
 ODD_PIXELS = ("nan", "infinite", "negative", "below_threshold")
 #: patterns that kernels add up at once: sums of floats depend on it
@@ -145,7 +147,7 @@ class Intensity:
             yield some
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _clean(block, low, out, odd, negative_sum):  # type: ignore[no-untyped-def]
     n, height, width = block.shape
     for i in range(n):
@@ -161,7 +163,7 @@ def _clean(block, low, out, odd, negative_sum):  # type: ignore[no-untyped-def]
                 _tell_odd(row, low, odd, negative_sum)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _tell_odd(row, low, odd, negative_sum):  # type: ignore[no-untyped-def]
     for x in range(row.size):
         value = row[x]

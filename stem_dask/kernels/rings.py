@@ -7,11 +7,13 @@ All functions work on one pattern in cache, walk rows contiguously, and add in t
 import numba
 import numpy as np
 
+from stem_dask.kernels.caching import CACHE
+
 #: sums of floats may be reordered (SIMD); the result stays the same for the same pattern on the same machine
 _FAST = {"reassoc", "nsz"}
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)
+@numba.njit(nogil=True, cache=CACHE, fastmath=_FAST)
 def project(pattern, rows, cols):  # type: ignore[no-untyped-def]
     """Sums along both axes: ``rows[y] = sum_x``, ``cols[x] = sum_y``, in one traversal."""
     height, width = pattern.shape
@@ -28,13 +30,13 @@ def project(pattern, rows, cols):  # type: ignore[no-untyped-def]
         rows[y] = total
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def square_ring(distance):  # type: ignore[no-untyped-def]
     """Smallest r whose interval ``-r … r-1`` contains the signed distance from the center."""
     return distance + 1 if distance >= 0 else -distance
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)
+@numba.njit(nogil=True, cache=CACHE, fastmath=_FAST)
 def square_rings(pattern, ry, rx, wings, rings):  # type: ignore[no-untyped-def]
     """``rings[r]`` = intensity that the window of half-size r has and that of r - 1 has not.
 
@@ -72,7 +74,7 @@ def square_rings(pattern, ry, rx, wings, rings):  # type: ignore[no-untyped-def]
         rings[square_ring(x - rx)] += wings[x]
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def square_rings_inward(pattern, ry, rx, cols, rings):  # type: ignore[no-untyped-def]
     """`square_rings` of whole numbers, from the column sums: half of the pixels need not be looked at again.
 
@@ -128,7 +130,7 @@ def circle_table(height: int, width: int) -> np.ndarray:
     return root
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)
+@numba.njit(nogil=True, cache=CACHE, fastmath=_FAST)
 def circle_rings(pattern, ry, rx, table, fold, rings):  # type: ignore[no-untyped-def]
     """``rings[r]`` = intensity of the pixels with ``(r-1)² < (y-ry)² + (x-rx)² <= r²``.
 

@@ -4,6 +4,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.kernels.caching import CACHE
 from stem_dask.kernels.intensity import accumulator, native
 
 
@@ -31,7 +32,7 @@ def add_patterns(block: NDArray, total: NDArray[np.float64], highest: NDArray) -
     _add_whole(block, np.zeros(block.shape[2], wide), total, highest)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _add_whole(block, line, total, highest):  # type: ignore[no-untyped-def]
     n, height, width = block.shape
     kind, width = line.dtype.type, np.uintp(width)
@@ -53,7 +54,7 @@ def _add_whole(block, line, total, highest):  # type: ignore[no-untyped-def]
             total[y, x] += line[x]
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=CACHE)
 def _add_floats(block, total, highest, largest):  # type: ignore[no-untyped-def]
     n, height, width = block.shape
     for y in range(height):  # outermost, so that a row of the sum stays in the core's first cache

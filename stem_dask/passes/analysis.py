@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import dask.array as da
@@ -29,7 +29,7 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.crop import filled_fractions
 from stem_dask.stages.downsample import check_float16
 from stem_dask.stages.mask import suspected_hot_pixels
-from stem_dask.stages.patterns import lead_dims, lead_shape
+from stem_dask.stages.patterns import axes_of, coordinate, labelled, lead_dims, lead_shape
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.window import choose_window
 
@@ -59,17 +59,21 @@ def analysis_options(config: Config) -> dict[str, Any]:
 
 def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
     """Everything that is known of the patterns; once more without their hot pixels, when these shall be masked."""
-    auto = job.config.input.mask == "auto"
-    if job.prepared.known is not None:
-        found = _known(job.prepared.known, patterns, job.config.analyze.target_retention)
+    auto, known = job.config.input.mask == "auto", job.prepared.known
+    if known is not None:
+        found = _known(known, patterns, job.config.analyze.target_retention)
     else:
         found = _analyzed(job, patterns)
     job.hot = hot_pixels(found.analysis)
     if auto:
-        job.hot = job.state.settled("hot_pixels", job.hot)
+        job.hot = job.state.settled("hot_pixels", job.hot if known is None else known.hot)
     if auto and job.hot:
         patterns = job.masked(found.patterns, {"pixels": job.hot})
-        found = _analyzed(job, patterns, "analyze again", "analysis-again")
+        if known is None:
+            found = _analyzed(job, patterns, "analyze again", "analysis-again")
+            job.warnings += report.left_hot_warnings(hot_pixels(found.analysis))
+        else:  # it was made without them
+            found = replace(found, patterns=patterns)
     note_analysis(job, found.analysis)
     return found
 
@@ -114,8 +118,17 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
     """An analysis that was made before; the radii are found again where another target was asked for."""
     stored = open_group(known.store, "analysis")
     analysis = stored.drop_vars("profile").load()
-    kinds = analysis.attrs.pop("kind")  # text is kept in the attributes of a store
-    analysis = analysis.assign_coords(kind=kinds)
+    # text is kept in the attributes of a store; a crop keeps the counts there, too
+    if "odd_pixels" in analysis.attrs:
+        counts = analysis.attrs.pop("odd_pixels")
+        analysis["odd_pixels"] = ("kind", np.array(list(counts.values()), np.int64))
+        kinds = list(counts)
+    else:
+        kinds = analysis.attrs.pop("kind")
+    axes = axes_of(patterns)  # the calibration may be given anew
+    names = (*lead_dims(patterns), "source_ky", "source_kx")
+    coords = {name: coordinate(axis, name) for name, axis in zip(names, axes, strict=True)}
+    analysis = labelled(analysis.assign_coords({**coords, "kind": kinds}))
     chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
     profiles = StoredProfiles(stored["profile"], chunks)
     if analysis.attrs["target_retention"] != target:

@@ -120,7 +120,7 @@ class Job:
         fitting_block(config, self.prepared.found, self.worker)
         analyzes = config.crop.enabled or config.analyze.ahead
         corrects = config.input.dark is not None or config.input.gain is not None
-        rehearse(
+        kept = rehearse(
             self.connection.client,
             np.dtype(np.float32) if corrects else self.prepared.found.source.dtype,
             metric=config.analyze.radius_metric if analyzes else None,
@@ -128,6 +128,11 @@ class Job:
             on_gpu=None if self.device == "cpu" else self._kernels(),
             ours=self.connection.ours,
         )
+        if not kept:
+            self.warnings.append(
+                "kernels are compiled again in every process, for 10 to 20 s: neither the folder of stem_dask nor the user's "
+                "cache can be written; set NUMBA_CACHE_DIR to a folder that only you can write"
+            )
         places: dict[str, type[SourceError] | type[StoreError]]
         places = {self.prepared.found.info.path: SourceError, self.outputs.store: StoreError}
         reach(self.connection.client, {at: kind for at, kind in places.items() if is_url(at)})

@@ -9,11 +9,12 @@ from typing import Any
 import xarray as xr
 
 from stem_dask import report
+from stem_dask.advice import advice, verdict
 from stem_dask.allocation import exempt_from_collection
 from stem_dask.cluster import Connection
 from stem_dask.figure import draw
 from stem_dask.figure_data import figure_data
-from stem_dask.io.publish import publish, temporary
+from stem_dask.io.publish import temporary
 from stem_dask.loading import load_meanwhile
 from stem_dask.model import Progress, Window
 from stem_dask.passes.analysis import (
@@ -97,6 +98,7 @@ def complete(
             write_export(job, path, math.prod(written.out.data.numblocks))
         results = _results(job, patterns, written, window, time.perf_counter() - first)
         results["processing_time"] = time.perf_counter() - started
+        job.state.still_ours()
         report.write_json(job.outputs.results, results)
         job.state.complete({name: results[name] for name in REPORTED})
     files = {path: stored_bytes(path) for path in job.outputs.all()}
@@ -111,6 +113,9 @@ def _results(
     analysis = None if written.known is None or window is None else written.known.analysis
     results = results_of_run(job.prepared, patterns, written.out, analysis, window, job.hot)
     results |= job.measured(patterns, window, seconds)
+    known = None if written.known is None else written.known.analysis
+    results["verdict"] = verdict(job.config, results, analysis, window)
+    results["advice"] = advice(job.config, job.outputs.store, results, known, window, job.hot)
     if job.constants is not None:
         results["normalization"] = {"method": job.config.output.normalize, **job.constants}
     if job.outputs.figure:
@@ -124,5 +129,5 @@ def _results(
             title=Path(job.prepared.found.info.path).stem,
         )
         draw(shown, temporary(job.outputs.figure))
-        publish(job.outputs.figure)
+        job.state.publish(job.outputs.figure)
     return results

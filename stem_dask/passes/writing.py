@@ -16,7 +16,7 @@ from stem_dask.errors import SourceError
 from stem_dask.exports import export_from_store, export_job
 from stem_dask.io.object_sink import publish_objects
 from stem_dask.io.objects import at
-from stem_dask.io.publish import publish, remove, temporary
+from stem_dask.io.publish import remove, temporary
 from stem_dask.io.spool import Beside, SpoolSink
 from stem_dask.io.store import (
     empty_store,
@@ -29,10 +29,10 @@ from stem_dask.model import Window
 from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pixels
 from stem_dask.passes.job import Job
 from stem_dask.results import provenance
-from stem_dask.stages.analyze import analysis_of_blocks
+from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks
 from stem_dask.stages.crop import complete_analysis, crop_blocks
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
-from stem_dask.stages.patterns import axes_of, lead_dims, lead_shape
+from stem_dask.stages.patterns import attrs_of, axes_of, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import inside_of_blocks
 from stem_dask.target import FORMATS, Target
@@ -186,7 +186,7 @@ def _publish(job: Job) -> None:
     job.refuse_changed_input()
     path, url = job.outputs.path, job.outputs.url
     if url is None:
-        publish(path, drop=job.outputs.results)
+        job.state.publish(path, drop=job.outputs.results)
         return
     job.state.still_ours()
     remove(job.outputs.results)
@@ -260,14 +260,15 @@ def _with_mask(job: Job, known: Analyzed | None) -> xr.Dataset:
     analysis = xr.Dataset() if known is None else known.analysis
     if job.mask is None:
         return analysis
-    return analysis.assign(mask=(("source_ky", "source_kx"), job.mask))
+    mask = (("source_ky", "source_kx"), job.mask, attrs_of("mask"))
+    return analysis.assign(mask=mask)
 
 
 def _write_profiles(built: str, known: Analyzed) -> None:
     lead, dims = lead_shape(known.patterns), lead_dims(known.patterns)
     profiles = known.profiles.blocks(math.prod(known.patterns.data.numblocks), ("profile",))
     chunk = tuple(chunks[0] for chunks in known.patterns.data.chunks[: len(lead)])
-    write_profiles(built, profiles, (*dims, "radius"), lead, chunk)
+    write_profiles(built, profiles, (*dims, PROFILE_RADIUS), lead, chunk)
 
 
 def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
@@ -281,7 +282,7 @@ def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
     status = Path(job.outputs.path).stat()
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
-    publish(path)
+    job.state.publish(path)
 
 
 def write_export(job: Job, path: str, n_blocks: int) -> None:

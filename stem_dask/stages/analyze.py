@@ -13,17 +13,21 @@ from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels import analysis_on_gpu
 from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
+from stem_dask.kernels.hot import add_lit
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.model import Device, Region
 from stem_dask.plan import check_center
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
     check_device,
     coordinate,
+    labelled,
     lead_dims,
     map_patterns,
     per_pattern,
+    sampled,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +41,8 @@ RadiusMetric = Literal["square", "circle"]
 PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
 #: of a centroid the center of mass is the center: one array for both
 COM_IS = {"com_y": "center_y", "com_x": "center_x"}
-PROFILE_ATTRS = {"long_name": "intensity inside radius / total"}
+#: dimension of the profiles; ``radius`` is the retention radius of each pattern
+PROFILE_RADIUS = "profile_radius"
 #: one array a block, and how blocks are joined
 REDUCED = {
     "sum_pattern": np.add,
@@ -47,11 +52,12 @@ REDUCED = {
     "profile_sum": np.add,
     "profile_min": np.fmin,
     "n_filled": np.add,
+    "lit": np.add,
 }
 
 
 def analyze(
-    patterns: xr.DataArray,
+    patterns: Any,
     *,
     center_method: CenterMethod = "centroid",
     manual_center: tuple[float, float] | None = None,
@@ -64,7 +70,7 @@ def analyze(
 
     Parameters
     ----------
-    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx)
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx): a DataArray, an array of numpy or Dask, or a HyperSpy signal
     center_method : ``centroid`` of each pattern, ``center`` of the detector, or ``manual``
     manual_center : (y, x) in source pixels, inside the detector; with ``manual``
     radius_metric : ``square`` (the window that will be cut) or ``circle``
@@ -75,8 +81,9 @@ def analyze(
     Returns
     -------
     Dataset, lazy: ``center_y, center_x, total, com_y, com_x`` (float64) and ``radius`` (float32) by position in
-    source pixels, ``profile`` (…, radius) the share of a pattern's intensity inside each radius, ``mean_pattern``
-    and ``max_pattern`` (source_ky, source_kx), ``curve_mean`` and ``curve_min`` (radius), ``odd_pixels``.
+    source pixels, ``profile`` (…, profile_radius) the share of a pattern's intensity inside each radius,
+    ``mean_pattern``, ``max_pattern`` and ``lit`` (source_ky, source_kx; ``lit`` is in how many patterns of a sample of 256
+    a pixel is above zero), ``curve_mean`` and ``curve_min`` (profile_radius), ``odd_pixels``.
     ``.compute()`` it before `choose_window`; that is the one barrier of the job.
 
     Raises
@@ -93,6 +100,7 @@ def analyze(
     """
     import dask.array as da
 
+    patterns = patterns_of(patterns)
     outputs = analysis_blocks(
         patterns,
         center_method=center_method,
@@ -108,7 +116,7 @@ def analyze(
             outputs[name],
             chunk=lambda x, axis, keepdims: x,
             aggregate=lambda x, axis, keepdims, join=join: join.reduce(
-                x, axis=axis, keepdims=keepdims
+                x, axis=axis, keepdims=keepdims, dtype=x.dtype
             ),
             axis=tuple(range(n_lead)),
             dtype=outputs[name].dtype,
@@ -136,16 +144,20 @@ def analysis_of_blocks(
     device: Device = "cpu",
 ) -> da.Array:
     """The same as one lazy array, whose blocks are `Later`: all arrays of a block by their names, as a sink takes them."""
+    import dask.array as da
+
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     _check(target_retention, threshold, data.dtype)
     check_device(device)
     if radius_metric not in ("square", "circle"):
         raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
+    lead = data.shape[:-2]
     return map_patterns(
         _analyze_block,
         data,
         object,
+        da.from_array(sampled(lead), chunks=data.chunks[:-2]),
         target_retention=target_retention,
         threshold=threshold,
         center=given_center(center_method, manual_center, detector),
@@ -184,6 +196,7 @@ def analysis_blocks(
         "profile_sum": ((n_radii,), np.float64),
         "profile_min": ((n_radii,), np.float64),
         "n_filled": ((1,), np.int64),
+        "lit": (detector, np.uint16),
     }
     for name, (shape, dtype) in by_block.items():
         outputs[name] = _pick(raw, name, shape, dtype, by_block=True)
@@ -216,11 +229,7 @@ def analysis_dataset(
     options: Mapping[str, Any],
     n_missing: int = 0,
 ) -> xr.Dataset:
-    """Name what was found; works on dask arrays and on numpy arrays alike.
-
-    Along the dimension ``radius`` the index is the radius itself; it has no coordinate, because the retention radius
-    of each pattern bears that name.
-    """
+    """Name what was found; works on dask arrays and on numpy arrays alike."""
     import pandas as pd
     import xarray as xr
 
@@ -228,25 +237,25 @@ def analysis_dataset(
     n = int(np.prod([patterns.sizes[dim] for dim in lead])) - n_missing
     data = {name: per_pattern(patterns, found[name], name) for name in PER_PATTERN}
     if "profile" in found:
-        data["profile"] = xr.DataArray(
-            found["profile"], dims=(*lead, "radius"), attrs=PROFILE_ATTRS
-        )
+        data["profile"] = xr.DataArray(found["profile"], dims=(*lead, PROFILE_RADIUS))
     dims = ("source_ky", "source_kx")
     data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(max(n, 1)), dims=dims)
     data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
+    data["lit"] = xr.DataArray(reduced["lit"], dims=dims)
     filled = reduced["n_filled"][0]
     # with no filled pattern the sums are 0, and so is the mean
-    data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims="radius")
-    data["curve_min"] = xr.DataArray(reduced["profile_min"], dims="radius")
+    data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims=PROFILE_RADIUS)
+    data["curve_min"] = xr.DataArray(reduced["profile_min"], dims=PROFILE_RADIUS)
     data["odd_pixels"] = xr.DataArray(reduced["odd"], dims="kind")
     data["negative_sum"] = xr.DataArray(reduced["negative_sum"][0])
     data["n_empty"] = xr.DataArray(n - filled)
     axes = [axis_of(patterns, dim) for dim in ("ky", "kx")]
     coords = {
         "kind": pd.Index(list(ODD_PIXELS)),  # see `coordinate`
+        PROFILE_RADIUS: pd.RangeIndex(reduced["profile_min"].shape[0]),
         **{dim: coordinate(axis, dim) for dim, axis in zip(dims, axes, strict=True)},
     }
-    return xr.Dataset(data, coords=coords, attrs=dict(options))
+    return labelled(xr.Dataset(data, coords=coords, attrs=dict(options)))
 
 
 def fold_analysis(
@@ -308,7 +317,9 @@ def _check(target_retention: float, threshold: float, dtype: np.dtype) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, NDArray]:
+def _block_arrays(
+    lead: tuple[int, ...], found: PatternAnalysis, lit: NDArray
+) -> dict[str, NDArray]:
     """What one block gave, by name; `REDUCED` with axes of length 1 in place of the scan's."""
     filled = found.profile[found.total > 0]
     least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
@@ -329,6 +340,7 @@ def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, ND
         "profile_sum": filled.sum(axis=0, dtype=np.float64),
         "profile_min": least.astype(np.float64),
         "n_filled": np.array([len(filled)]),
+        "lit": lit,
     }
     ones = (1,) * len(lead)
     return {
@@ -340,8 +352,12 @@ def _block_arrays(lead: tuple[int, ...], found: PatternAnalysis) -> dict[str, ND
 class _Watching:
     """The analysis of one block, while its patterns pass."""
 
-    def __init__(self, block: NDArray | InPieces, device: Device, **options: Any) -> None:
+    def __init__(
+        self, block: NDArray | InPieces, in_sample: NDArray, device: Device, **options: Any
+    ) -> None:
         self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
+        self.in_sample, self.done = in_sample.ravel(), 0
+        self.threshold, self.lit = options["threshold"], np.zeros(detector, np.uint16)
         kind = Analysis if device == "cpu" else analysis_on_gpu.Analysis
         try:
             self.analysis = kind(prod(self.lead), detector, block.dtype, **options)
@@ -355,13 +371,17 @@ class _Watching:
             raise SourceError(
                 str(error)
             ) from None  # the data are damaged; to try again would not help
+        here = self.in_sample[self.done : self.done + len(piece)]
+        for pattern in piece[here]:
+            add_lit(pattern, self.threshold, self.lit)
+        self.done += len(piece)
 
     def result(self) -> dict[str, NDArray]:
-        return _block_arrays(self.lead, self.analysis.result())
+        return _block_arrays(self.lead, self.analysis.result(), self.lit)
 
 
-def _analyze_block(block: NDArray | InPieces, **options: Any) -> Later:
-    return Later(block, lambda: _Watching(block, **options))
+def _analyze_block(block: NDArray | InPieces, in_sample: NDArray, **options: Any) -> Later:
+    return Later(block, lambda: _Watching(block, in_sample, **options))
 
 
 def _pick(

@@ -11,11 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError
+from stem_dask.io.candidate import by
 from stem_dask.io.cut import CutOnGpu
+from stem_dask.io.metadata import as_text
 from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Device, Window
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.downsample import Method, Reduce, output_shift
+from stem_dask.stages.matching import (
+    detector_of,
+    differing,
+    refuse_other_patterns,
+    regular,
+)
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
@@ -23,8 +32,8 @@ from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
     check_device,
+    labelled,
     lead_dims,
-    lead_shape,
 )
 from stem_dask.stages.validate import retention_of
 from stem_dask.stages.window import filled_fraction, require_computed, window_origins
@@ -40,13 +49,13 @@ OF_WINDOW = (
 
 
 def crop(
-    patterns: xr.DataArray, analysis: xr.Dataset, window: Window, *, device: Device = "cpu"
+    patterns: Any, analysis: xr.Dataset, window: Window, *, device: Device = "cpu"
 ) -> xr.DataArray:
     """Cut all patterns to one window; lazy.
 
     Parameters
     ----------
-    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), as analyzed
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), as analyzed; see `analyze`
     analysis : computed result of `analyze`
     window : result of `choose_window`
     device : ``cpu``, or ``gpu`` of the worker, where `downsample` and `validate` go on with the windows; the result is the
@@ -55,7 +64,13 @@ def crop(
     Returns
     -------
     DataArray (…, height, width) of the same type, 0 where a window leaves the detector; coordinates ``window_y``
-    and ``window_x`` (int32) hold every window's first row and column in source pixels
+    and ``window_x`` (int32) hold every window's first row and column in source pixels. Attributes that are dictionaries or lists of
+    texts, such as ``original_metadata``, become JSON text, so that ``cropped.to_netcdf()`` works
+
+    Raises
+    ------
+    ConfigError
+        When the analysis is still lazy, or of other patterns.
 
     Examples
     --------
@@ -87,11 +102,8 @@ def crop_blocks(
     """
     require_computed(analysis)
     check_device(device)
-    if lead_shape(patterns) != analysis["center_y"].shape:
-        raise ConfigError(
-            f"the analysis is of {analysis['center_y'].shape} positions, the patterns have {lead_shape(patterns)}; "
-            "analyze the patterns that are cropped"
-        )
+    patterns = patterns_of(patterns)
+    refuse_other_patterns(patterns, analysis)
     origin_y, origin_x = window_origins(analysis, window)
     data, (y0, x0) = _reach(
         blocks_of(patterns), origin_y.values, origin_x.values, window.shape, detector_first
@@ -99,7 +111,7 @@ def crop_blocks(
     threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
     out = _cut(data, origin_y.values - y0, origin_x.values - x0, window.shape, threshold)
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
-    attrs = {**patterns.attrs, **window_attrs(window)}
+    attrs = as_text({**patterns.attrs, **window_attrs(window), **_detector_attrs(analysis)})
     if patterns.attrs.get("k_origin") == "window_center":
         attrs["k_origin"] = (
             "window_center"  # they were aligned before, and have no detector any more
@@ -154,19 +166,19 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     -------
     DataArray (…, ky, kx) of the detector's size and calibration; attributes and coordinates are those of the patterns,
     but for what tells of the window
+
+    Raises
+    ------
+    ConfigError
+        When the patterns are not the result of `crop`, or the analysis is of another detector.
     """
-    if "window_y" not in cropped.coords or "window_x" not in cropped.coords:
-        raise ConfigError("the patterns carry no window_y and window_x; pass what sd.crop returned")
-    if int(cropped.attrs.get("downsample_factor", 1)) != 1:
-        raise ConfigError(
-            f"the patterns were downsampled by {cropped.attrs['downsample_factor']}; "
-            "restore the detector's frame before downsampling"
-        )
+    cropped = patterns_of(cropped)
+    refuse_other_windows(cropped, analysis, "restore the detector's frame before downsampling")
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
     origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
     out = _cut(blocks_of(cropped), -origin_y, -origin_x, detector)
-    source = [replace(axis_of(analysis, f"source_{name}"), name=name) for name in ("ky", "kx")]
-    of_window = {*OF_WINDOW}
+    source = detector_of(analysis)
+    of_window = {*OF_WINDOW, *_detector_attrs(analysis)}
     if cropped.attrs.get("align") == "fixed":
         of_window.remove("k_origin")  # the window has the coordinates of what it was cut from
     attrs = {name: value for name, value in cropped.attrs.items() if name not in of_window}
@@ -178,6 +190,42 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     }
     whole = as_patterns(out, (*axes_of(cropped)[:-2], *source), attrs)
     return as_arrays(whole.assign_coords(kept))
+
+
+def _detector_attrs(analysis: xr.Dataset) -> dict[str, Any]:
+    """Size, scale and offset of the detector's axes, by which `refuse_other_windows` knows it again."""
+    axes = detector_of(analysis)
+    return {f"detector_{a.name}": [float(a.size), a.scale, a.offset] for a in axes}
+
+
+def refuse_other_windows(cropped: xr.DataArray, analysis: xr.Dataset, when: str) -> None:
+    """Refuse patterns that are not windows of an analyzed detector; ``when`` says what to do before they are downsampled.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if "window_y" not in cropped.coords or "window_x" not in cropped.coords:
+        raise ConfigError("the patterns carry no window_y and window_x; pass what sd.crop returned")
+    if int(cropped.attrs.get("downsample_factor", 1)) != 1:
+        raise ConfigError(
+            f"the patterns were downsampled by {cropped.attrs['downsample_factor']}; {when}"
+        )
+    size = list(cropped.attrs.get("window_size", cropped.shape[-2:]))
+    if size != list(cropped.shape[-2:]):
+        raise ConfigError(
+            f"the windows were cropped to {by(size)} px and have {by(cropped.shape[-2:])} px now; pass what sd.crop returned"
+        )
+    for axis in detector_of(analysis):
+        n, scale, offset = cropped.attrs.get(
+            f"detector_{axis.name}", (axis.size, axis.scale, axis.offset)
+        )
+        made = replace(axis, size=int(n), scale=scale, offset=offset)
+        found = differing(axis.name, regular(made), regular(axis))
+        if found is not None:
+            raise ConfigError(
+                f"the windows are of another detector: {found}; pass the analysis that they were cropped with"
+            )
 
 
 def _reach(
@@ -350,4 +398,4 @@ def complete_analysis(
     }
     added = placement(analysis, window, down.factor, down.method)
     added["retention"] = analysis["total"].copy(data=retention)
-    return analysis.drop_vars(["odd_pixels", "kind"]).assign(added).assign_attrs(attrs)
+    return labelled(analysis.drop_vars(["odd_pixels", "kind"]).assign(added).assign_attrs(attrs))

@@ -14,6 +14,7 @@ from stem_dask.io.pieces import Changed, InPieces, copied
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
 from stem_dask.model import Device
 from stem_dask.plan import check_factor
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
@@ -33,7 +34,7 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def downsample(
-    patterns: xr.DataArray,
+    patterns: Any,
     factor: int = 1,
     *,
     method: Method = "bin",
@@ -71,6 +72,7 @@ def downsample(
     >>> small.shape, str(small.dtype), small.ky.values.tolist()
     ((1, 2, 2, 2), 'float32', [1.5, 5.5])
     """
+    patterns = patterns_of(patterns)
     small = downsample_blocks(
         patterns, factor, method=method, reduce=reduce, sigma=sigma, device=device
     )
@@ -89,6 +91,7 @@ def downsample_blocks(
     """The same as `downsample` for the tasks of a job, whose blocks need not be arrays."""
     _check(patterns, factor, method, reduce, sigma)
     check_device(device)
+    factor = int(factor)
     if factor == 1:
         return patterns
     data = blocks_of(patterns)
@@ -115,12 +118,11 @@ def downsample_blocks(
             axis, size=size, scale=axis.scale * factor, offset=axis.offset + axis.scale * shift
         )
     attrs = {**patterns.attrs, "downsample_factor": factor, "downsample_method": method}
+    said, mean = attrs.get("intensity", "counts"), "mean counts per source pixel"
     if method != "stride" and reduce == "mean":
-        attrs["intensity"] = "mean counts per source pixel"
-    elif reduce == "sum" and attrs.get("intensity", "counts") != "counts":
-        attrs["intensity"] = (
-            f"sums of {attrs['intensity']}"  # of patterns that were downsampled before
-        )
+        attrs["intensity"] = mean if said in ("counts", mean) else f"means of {said}"
+    elif reduce == "sum" and said != "counts":
+        attrs["intensity"] = f"sums of {said}"  # of patterns that were downsampled before
     small = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
     return small.assign_coords(
@@ -149,7 +151,7 @@ def output_shift(factor: int, method: str) -> float:
     return (factor - 1) / 2 if method == "bin" else 0.0
 
 
-def cast(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
+def cast(patterns: Any, dtype: str) -> xr.DataArray:
     """Another type for the result: ``auto`` keeps it; float16 refuses values it cannot hold. Lazy.
 
     Raises
@@ -157,6 +159,7 @@ def cast(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
     ConfigError
         For an unknown type at once; for a value above 65504 when the block that holds it is computed.
     """
+    patterns = patterns_of(patterns)
     small = cast_blocks(patterns, dtype)
     return small if small is patterns else as_arrays(small)
 
@@ -175,7 +178,7 @@ def check_float16(largest: float) -> None:
     """Refuse float16 for values that would become infinite."""
     if largest > FLOAT16_MAX:
         raise ConfigError(
-            f"output.dtype float16 holds values up to {FLOAT16_MAX:g}, the data reach {largest:g}; "
+            f"dtype float16 holds values up to {FLOAT16_MAX:g}, the data reach {largest:g}; "
             "use float32, or auto to keep the type"
         )
 

@@ -14,7 +14,7 @@ from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.io.planes import read_plane
 from stem_dask.kernels.hot import hot_pixels
 from stem_dask.kernels.mask import fill_bad, neighbours
-from stem_dask.stages.patterns import blocks_of
+from stem_dask.stages.patterns import blocks_of, lead_shape, sampled
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def _fill_block(
 
 
 def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
-    """Pixels whose mean is above 5 times the largest of their 8 neighbours, and not by a few patterns alone.
+    """Pixels far above their neighbours in the mean pattern that are lit in at least half of a sample of the patterns.
+
+    Hot are pixels above 6 times all but five of their 24 neighbours, which may be hot as well: singles, pairs, squares of
+    four, whole rows and columns are found, larger clusters are not.
 
     Parameters
     ----------
@@ -78,7 +81,7 @@ def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
     Raises
     ------
     ConfigError
-        When the analysis is lazy.
+        When the analysis is lazy, or was made by a version that did not count where patterns are lit.
 
     Examples
     --------
@@ -90,8 +93,13 @@ def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
     [[4, 0]]
     """
     require_computed(analysis)
-    mean, highest = analysis["mean_pattern"].values, analysis["max_pattern"].values
-    return hot_pixels(mean, highest, int(analysis["total"].size))
+    if "lit" not in analysis:
+        raise ConfigError(
+            "the analysis has no variable 'lit', because another version of stem_dask made it; analyze the patterns again"
+        )
+    n_sampled = int(sampled(lead_shape(analysis)).sum())
+    mean, lit = analysis["mean_pattern"].values, analysis["lit"].values
+    return hot_pixels(mean, lit, int(analysis["total"].size), n_sampled)
 
 
 def read_mask(

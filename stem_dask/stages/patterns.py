@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
-from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
+from stem_dask.model import LIST_DIMS, SCAN_DIMS, Axis
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+#: patterns of a sample at most
+SAMPLE = 256
+#: long name and units of each variable of an analysis or validation
+LABELS = {
+    "center_y": ("row of the center", "px"),
+    "center_x": ("column of the center", "px"),
+    "com_y": ("row of the center of mass", "px"),
+    "com_x": ("column of the center of mass", "px"),
+    "radius": ("retention radius", "px"),
+    "total": ("intensity", "counts"),
+    "profile": ("share of the intensity inside a radius", "1"),
+    "profile_radius": ("radius of the profile", "px"),
+    "mean_pattern": ("mean pattern", "counts"),
+    "max_pattern": ("maximum pattern", "counts"),
+    "lit": ("number of sampled patterns in which the pixel is above zero", "1"),
+    "curve_mean": ("mean share of the intensity inside a radius", "1"),
+    "curve_min": ("smallest share of the intensity inside a radius", "1"),
+    "odd_pixels": ("number of values that count as 0", "1"),
+    "kind": ("why a value counts as 0", "1"),
+    "negative_sum": ("sum of the negative values", "counts"),
+    "n_empty": ("number of empty patterns", "1"),
+    "window_y": ("first row of the window", "px"),
+    "window_x": ("first column of the window", "px"),
+    "filled_fraction": ("share of the window outside the detector", "1"),
+    "center_out_y": ("row of the center in the output", "px"),
+    "center_out_x": ("column of the center in the output", "px"),
+    "mask": ("bad pixels", "1"),
+    "retention": ("share of the intensity inside the window", "1"),
+    "mean": ("mean retention", "1"),
+    "median": ("median retention", "1"),
+    "min": ("smallest retention", "1"),
+    "max": ("largest retention", "1"),
+    "std": ("standard deviation of the retention", "1"),
+    "total_ratio": ("intensity inside all windows / intensity of all patterns", "1"),
+    "n_target": ("number of patterns that reach the target", "1"),
+    "n_min": ("number of patterns that reach the minimum", "1"),
+}
+_AXIS_NAMES = {
+    "scan_y": "slow scan axis", "scan_x": "fast scan axis", "pattern": "number of the pattern",
+    "source_ky": "detector row", "source_kx": "detector column",
+}  # fmt: skip
+
+
+def attrs_of(name: str) -> dict[str, str]:
+    """Long name and units of a variable of an analysis or validation."""
+    text, units = LABELS[name]
+    return {"long_name": text, "units": units}
+
+
+def labelled(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with a long name and units for every variable."""
+    for name in LABELS:
+        if name in dataset.variables:
+            dataset[name].attrs = attrs_of(name)
+    for name, text in _AXIS_NAMES.items():
+        if name in dataset.coords:
+            dataset[name].attrs = {"long_name": text, **dataset[name].attrs}
+    return dataset
 
 
 def as_patterns(
@@ -67,6 +128,8 @@ def axis_of(patterns: xr.DataArray | xr.Dataset, dim: str) -> Axis:
     if dim not in patterns.coords:
         return Axis(dim, size)
     values = patterns.coords[dim]
+    if values.dtype.kind not in "iuf":  # of stacked dimensions, for example
+        return Axis(dim, size)
     scale, units = float(values.attrs.get("scale", 1.0)), str(values.attrs.get("units", ""))
     first = float(values[0])
     if size == 1 or float(values[1]) == first + scale:
@@ -101,12 +164,6 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
     """
     import dask.array as da
 
-    dims = tuple(str(dim) for dim in patterns.dims)
-    if dims not in ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS)):
-        raise SourceError(
-            f"the patterns have dimensions {dims}; expected (scan_y, scan_x, ky, kx) or (pattern, ky, kx): "
-            "rename or transpose them"
-        )
     if patterns.dtype.kind not in "buif" or patterns.dtype.itemsize > 8:
         raise SourceError(
             f"the patterns are of type {patterns.dtype}; expected bool, integer or float up to 64 bits"
@@ -142,6 +199,27 @@ def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
     return xr.DataArray(data, dims=dims, coords=coords, name=name)
 
 
+def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of the positions are in a sample of at most 256, evenly spread over the scan; by its shape alone.
+
+    Examples
+    --------
+    >>> sampled((1000,)).sum(), sampled((3, 4)).all(), np.argwhere(sampled((64, 64)))[:2].tolist()
+    (np.int64(256), np.True_, [[2, 2], [2, 6]])
+    """
+    counts = [min(n, math.isqrt(SAMPLE)) if len(lead) > 1 else min(n, SAMPLE) for n in lead]
+    for i in reversed(range(len(lead))):
+        others = math.prod(counts) // counts[i]
+        counts[i] = min(lead[i], SAMPLE // others)
+    out = np.zeros(tuple(lead), np.bool_)
+    chosen = [
+        ((np.arange(count) + 0.5) * n // count).astype(int)
+        for n, count in zip(lead, counts, strict=True)
+    ]
+    out[np.ix_(*chosen)] = True
+    return out
+
+
 def valid_blocks(patterns: xr.DataArray) -> da.Array | None:
     """The coordinate ``valid`` as (…, 1, 1) in the blocks of the patterns; None when all are valid."""
     import dask.array as da
@@ -156,11 +234,13 @@ def map_patterns(
     function: Callable[..., Any],
     data: da.Array,
     dtype: Any,
-    *,
+    *along: da.Array,
     by_block: bool = False,
     **options: Any,
 ) -> da.Array:
-    """Lazy ``function(block, **options)`` without the detector axes: a value by position, or one a block.
+    """Lazy ``function(block, *along, **options)`` without the detector axes: a value by position, or one a block.
+
+    ``along`` have one value a position, in the same blocks.
 
     `map_blocks` with ``drop_axis`` would copy every block, to join what are single pieces along the detector.
 
@@ -178,6 +258,7 @@ def map_patterns(
         lead,
         data,
         tuple(range(data.ndim)),
+        *(part for values in along for part in (values, lead)),
         function=function,
         concatenate=False,
         adjust_chunks=dict.fromkeys(lead, lambda size: 1) if by_block else None,
@@ -188,6 +269,6 @@ def map_patterns(
 
 
 def _on_single_piece(
-    pieces: list[list[Any]], *, function: Callable[..., Any], **options: Any
+    pieces: list[list[Any]], *along: Any, function: Callable[..., Any], **options: Any
 ) -> Any:
-    return function(pieces[0][0], **options)
+    return function(pieces[0][0], *along, **options)

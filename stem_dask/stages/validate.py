@@ -12,7 +12,18 @@ from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels.crop import window_intensity
-from stem_dask.stages.patterns import blocks_of, lead_shape, map_patterns, per_pattern
+from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.crop import refuse_other_windows
+from stem_dask.stages.matching import differing, refuse_other_patterns, regular
+from stem_dask.stages.patterns import (
+    axis_of,
+    blocks_of,
+    labelled,
+    lead_dims,
+    lead_shape,
+    map_patterns,
+    per_pattern,
+)
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
@@ -28,7 +39,7 @@ INSIDE = "inside"
 
 
 def validate(
-    patterns: xr.DataArray,
+    patterns: Any,
     cropped: xr.DataArray,
     analysis: xr.Dataset,
     *,
@@ -49,8 +60,10 @@ def validate(
 
     Raises
     ------
+    ConfigError
+        When the three do not belong together, as far as coordinates and attributes tell.
     SourceError
-        When a retention is computed and exceeds 1: ``patterns`` are no longer those that were analyzed.
+        When a retention is computed and exceeds 1.
 
     Examples
     --------
@@ -65,6 +78,7 @@ def validate(
     import dask.array as da
     import xarray as xr
 
+    patterns, cropped = patterns_of(patterns), patterns_of(cropped)
     if lead_shape(patterns) != lead_shape(cropped):
         raise ConfigError(
             f"the patterns have {lead_shape(patterns)} positions, the cropped ones {lead_shape(cropped)}"
@@ -72,6 +86,18 @@ def validate(
     require_computed(analysis)
     if not 0 <= min_retention <= 1:
         raise ConfigError(f"min_retention is {min_retention}; expected 0 <= min_retention <= 1")
+    refuse_other_windows(cropped, analysis, "validate before downsampling")
+    refuse_other_patterns(patterns, analysis)
+    found = None
+    for dim in lead_dims(patterns):
+        axes = (axis_of(one, dim) for one in (cropped, patterns))
+        found = found or differing(dim, *map(regular, axes))
+    if found is None and cropped.dtype.newbyteorder("=") != patterns.dtype.newbyteorder("="):
+        found = f"the type is {cropped.dtype}, not {patterns.dtype}"
+    if found is not None:
+        raise ConfigError(
+            f"the windows are not those of the patterns: {found}; pass what sd.crop returned"
+        )
     inside = intensity_inside(cropped, float(analysis.attrs["threshold"]))
     total = np.asarray(analysis["total"].values)
     retention = da.map_blocks(
@@ -100,7 +126,7 @@ def validate(
     for i, name in enumerate(STATISTICS):
         kind = np.int64 if name.startswith("n_") else np.float64
         data[name] = xr.DataArray(statistics[i].astype(kind))
-    return xr.Dataset(data)
+    return labelled(xr.Dataset(data))
 
 
 def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.float64]:
@@ -126,7 +152,7 @@ def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.floa
     if above.size:
         raise SourceError(
             f"the retention of {above.size:,} patterns exceeds 1 (up to {above.max():.6g}): their windows hold more than "
-            "the whole patterns did when they were analyzed, so the data changed in between"
+            "the whole patterns did when they were analyzed: the data changed in between, or the windows are of other patterns"
         )
     return retention
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +12,14 @@ from numpy.typing import NDArray
 
 from stem_dask.errors import ConfigError, SourceError
 from stem_dask.model import Align, Window
-from stem_dask.plan import axis_window, check_window, covering_radius
+from stem_dask.plan import (
+    axis_window,
+    check_size,
+    check_window,
+    covering_radius,
+    uncropped,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,8 +50,9 @@ def choose_window(
     coverage : share of the non-empty patterns, 0 < coverage <= 1, whose own radius the window must hold
     margin_pixels : added to the radius, in source pixels
     align : ``fixed``, one window for the dataset; ``pattern``, each pattern around its own center
-    size : ``auto``, n, or [ny, nx] in source pixels
-    window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window
+    size : ``auto``, n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with
+        ``align="fixed"`` at most the detector
+    window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window of such a size
     size_multiple : the output's size is a multiple of this
     factor : the detector downsampling that follows
     target_retention : another target than the analysis was made with; decided from the stored profiles
@@ -91,6 +101,10 @@ def choose_window(
                 f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
             )
         middle = _given_window(window, detector)
+    if window is not None or not isinstance(size, str):
+        given = f"size is {size}" if window is None else f"window is {list(window)}"
+        multiple = size_multiple * factor
+        check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
     sizes, cropped = [], []
     for name, n, full in zip(("ky", "kx"), wanted, detector, strict=True):
         kept, crops = axis_window(n, full, size_multiple * factor)
@@ -98,7 +112,7 @@ def choose_window(
         if crops:
             cropped.append(name)
         else:
-            notes.append(f"{name} is not cropped: the window would reach its {full} pixels")
+            notes.append(uncropped(name, full))
     return Window(
         shape=(sizes[0], sizes[1]),
         align=align,
@@ -113,6 +127,53 @@ def choose_window(
     )
 
 
+def common_size(
+    wanted: Sequence[Sequence[int]], detectors: Sequence[Sequence[int]], multiple: int
+) -> tuple[int, int]:
+    """Size of the window that several datasets share: the largest of those that fit together.
+
+    A dataset fits a size that holds its own window and that its detector has. Of all sizes that are the largest of the
+    datasets they fit, the one for most datasets is taken; of equals the larger. The order of the datasets does not matter.
+
+    Parameters
+    ----------
+    wanted : (height, width) of every dataset's own window, in source pixels
+    detectors : (ky, kx) of every dataset
+    multiple : the window is a multiple of this wherever it crops
+
+    Examples
+    --------
+    >>> common_size([(40, 40), (44, 40)], [(128, 128), (128, 128)], 2)
+    (44, 40)
+    >>> common_size([(40, 40), (44, 44), (90, 90)], [(64, 64), (64, 64), (256, 256)], 2)
+    (44, 44)
+    """
+    own, full = np.asarray(wanted), np.asarray(detectors)
+    rounded = -(-own // multiple) * multiple
+    heights, widths = (sorted({*own[:, i].tolist(), *rounded[:, i].tolist()}) for i in (0, 1))
+    best = (0, 0, (0, 0))
+    for size in itertools.product(heights, widths):
+        who = fits(own, full, size, multiple)
+        if who.any() and size == _largest(own[who], full[who], multiple):
+            best = max(best, (int(who.sum()), math.prod(size), size))
+    return best[2]
+
+
+def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDArray[np.bool_]:
+    """Which datasets, of their own windows and detectors (n, 2), can be cut to a size and lose nothing of their windows."""
+    here = np.asarray(size)
+    cropped = (here < full) & (here % multiple == 0)
+    return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
+
+
+def _largest(own: NDArray, full: NDArray, multiple: int) -> tuple[int, int]:
+    """The smallest size that holds all windows: a multiple, but for an axis that is whole in all datasets that reach it."""
+    largest = own.max(axis=0)
+    whole = (largest >= full).all(axis=0)
+    size = np.where(whole, largest, -(-largest // multiple) * multiple)
+    return int(size[0]), int(size[1])
+
+
 def _needed_radii(
     analysis: xr.Dataset, radii: NDArray, align: str
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
@@ -122,9 +183,11 @@ def _needed_radii(
     """
     filled = np.isfinite(radii)
     if not filled.any():
+        threshold = analysis.attrs["threshold"]
+        remedy = "lower analyze.threshold or check the data" if threshold else "check the data"
         raise SourceError(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
-            f"the threshold ({analysis.attrs['threshold']:g}) count as 0; lower analyze.threshold or check the data"
+            f"the threshold ({threshold:g}) count as 0; {remedy}"
         )
     middle = _median_center(analysis, filled)
     needed = radii.astype(np.float64)
@@ -239,14 +302,17 @@ def _wanted_size(
             )
         if len(window) != 4:
             raise ConfigError(f"window is {list(window)}; expected [y0, y1, x0, x1]")
+        for n in window:
+            whole_number(f"window is {list(window)}, and a bound", n, "integers")
         return (window[1] - window[0], window[3] - window[2])
     if isinstance(size, str) and size == "auto":
         return (2 * radius, 2 * radius)
     if isinstance(size, (int, np.integer)):
         return (int(size), int(size))
-    if isinstance(size, str) or len(size) != 2:
+    if isinstance(size, (str, float)) or len(size) != 2:
         raise ConfigError(f"size is {size!r}; expected auto, n, or [ny, nx] in source pixels")
-    return (int(size[0]), int(size[1]))
+    height, width = (whole_number(f"size is {list(size)}, and a side", n, "integers") for n in size)
+    return height, width
 
 
 def _given_window(window: Sequence[int], detector: tuple[int, int]) -> tuple[int, int]:
@@ -261,8 +327,11 @@ def _check(
     require_computed(analysis)
     if not 0 < coverage <= 1:
         raise ConfigError(f"coverage is {coverage}; expected 0 < coverage <= 1")
+    whole_number("margin_pixels", margin, "an integer >= 0")
     if margin < 0:
         raise ConfigError(f"margin_pixels is {margin}; expected an integer >= 0")
+    whole_number("size_multiple", size_multiple, "an integer >= 1")
+    whole_number("factor", factor, "an integer >= 1")
     if size_multiple < 1 or factor < 1:
         raise ConfigError(
             f"size_multiple is {size_multiple} and factor {factor}; both are integers >= 1"

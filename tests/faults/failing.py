@@ -110,6 +110,7 @@ class Disk:
         if not (self.holds(file) and set(mode) & set("wax+")):
             return self.open(file, mode, buffering, *args, **more)
         self.call("open", file, named=True)
+        more.pop("opener", None)  # which keeps links out, and there are none
         raw = raw_file(self, os.fspath(file), mode.replace("b", "").replace("t", ""))
         if buffering == 0:
             return raw

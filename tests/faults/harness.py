@@ -109,16 +109,14 @@ if fault:
         sys.meta_path.insert(0, Hungry())
 
     if moment == "remove":
-        import shutil
+        plain_rmdir = os.rmdir
 
-        plain_rmtree = shutil.rmtree
-
-        def rmtree(path, *args, **options):
+        def rmdir(path, *args, **options):
             if str(path).endswith(end):
                 os.killpg(0, signal.SIGKILL)
-            plain_rmtree(path, *args, **options)
+            plain_rmdir(path, *args, **options)
 
-        shutil.rmtree = rmtree
+        os.rmdir = rmdir
 """
 
 

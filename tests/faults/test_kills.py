@@ -44,7 +44,7 @@ WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hsp
 OVER = {"scan.zarr": 2, "scan.pt": 3}
 N_IN_FLIGHT = 3 * 2
 #: small files that a run of the small scan writes until its store is complete
-N_FILES = 66
+N_FILES = 64
 
 
 def test_a_killed_worker(command: Command, reference: Command) -> None:
@@ -199,3 +199,33 @@ def test_replacing_an_older_output(command: Command, reference: Command) -> None
     run = command.finish(again, kind="threads")
     assert run.code == 0, run.text
     assert_identical(command, reference)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "at"),
+    [
+        (".pt", Moment("line", 4, True)),  # analyzed in part
+        (".pt", Moment("line", 9, False)),  # cropped in part, and the line is torn
+        (".hspy", Moment("line", 15, True)),  # exported in part
+        (".pt", Moment("name", 4, True)),  # between the outputs
+        (".zarr", Moment("line", 9, True)),
+    ],
+)
+def test_a_killed_crop_command(small: Small, tmp_path: Path, suffix: str, at: Moment) -> None:
+    """The command of the earlier script goes on like every other, and leaves what an undisturbed one does."""
+
+    def crop(name: str, at: Moment | None = None) -> tuple[int, str]:
+        paths = ["--input", f"{small.folder}/beam.npy", "--output", f"{tmp_path}/{name}{suffix}"]
+        flags = ["--no-visualization", "--min-retention", "0.1", "--chunk-size", "4"]
+        ended = small.forks.finish("stem_dask.cli", "crop", *paths, *flags, at=at)
+        return ended.code, ended.text
+
+    assert crop("a")[0] == 0
+    assert crop("b", at)[0] == -9
+    code, text = crop("b")
+    assert code == 0, text
+    assert "resuming    " in text
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"{name}{end}" for name in "ab" for end in (suffix, "_results.json")}
+    whole, resumed = (content(tmp_path / f"{name}{suffix}") for name in "ab")
+    assert resumed == whole

@@ -46,7 +46,7 @@ def quarter_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def limited(n_bytes: int) -> str:
-    return f"cluster.memory_limit={n_bytes}"
+    return f"cluster.memory_limit={n_bytes}B"
 
 
 def test_8_gb_through_two_workers_of_512_mb(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_an_interrupt_beside_the_passes(command: Command) -> None:
 
     def attempt(error: type[BaseException]) -> None:
         unused = {"restart": False, "is_complete": lambda: False}
-        with open_state(str(command.store), (), "token", {}, **unused) as state:
+        with open_state((str(command.store),), "token", {}, **unused) as state:
             if not state.journal.known:
                 state.journal.append("analyze", Record(0, 0.1, 1, 1, {}))
             with state.nothing_to_go_on_with():
