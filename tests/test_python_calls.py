@@ -271,6 +271,8 @@ def test_a_stored_analysis_is_known_again(patterns, tmp_path, beam_file, make_co
         (lambda p, c, a: sd.to_detector(c, sd.analyze(p.assign_coords(ky=p.ky + 1)).compute()), r"ky\[0\] is -2 1/nm, not -1 1/nm"),
         (lambda p, c, a: sd.to_detector(c[..., 1:], a), "were cropped to 14 x 14 px and have 14 x 13"),
         (lambda p, c, a: sd.to_detector(p, a), "no window_y"),
+        (lambda p, c, a: sd.validate(p, c.assign_coords(ky=c.ky * 2), a), r"coordinates than their crop: ky\[0\] is"),
+        (lambda p, c, a: sd.to_detector(c.assign_coords(kx=c.kx / 2), a), r"coordinates than their crop: kx\[0\] is"),
     ],
 )  # fmt: skip
 def test_windows_that_do_not_belong_are_refused(patterns, cropped, analysis, call, text):

@@ -22,6 +22,7 @@ from stem_dask.stages.downsample import Method, Reduce, output_shift
 from stem_dask.stages.matching import (
     detector_of,
     differing,
+    positions,
     refuse_other_patterns,
     regular,
 )
@@ -216,15 +217,28 @@ def refuse_other_windows(cropped: xr.DataArray, analysis: xr.Dataset, when: str)
         raise ConfigError(
             f"the windows were cropped to {by(size)} px and have {by(cropped.shape[-2:])} px now; pass what sd.crop returned"
         )
+    if "align" not in cropped.attrs:  # attributes were dropped
+        return
     for axis in detector_of(analysis):
-        n, scale, offset = cropped.attrs.get(
-            f"detector_{axis.name}", (axis.size, axis.scale, axis.offset)
+        name, n = axis.name, int(cropped.sizes[axis.name])
+        size, scale, offset = cropped.attrs.get(
+            f"detector_{name}", (axis.size, axis.scale, axis.offset)
         )
-        made = replace(axis, size=int(n), scale=scale, offset=offset)
-        found = differing(axis.name, regular(made), regular(axis))
+        found = differing(
+            name, regular(replace(axis, size=int(size), scale=scale, offset=offset)), regular(axis)
+        )
         if found is not None:
             raise ConfigError(
                 f"the windows are of another detector: {found}; pass the analysis that they were cropped with"
+            )
+        first = axis.value(float(cropped.coords[f"window_{name[1]}"].values.flat[0]))
+        if name in cropped.attrs["aligned_axes"]:
+            first = -axis.scale * (n // 2)
+        expected = regular(replace(axis, size=n, offset=first))
+        found = differing(name, positions(cropped, name), expected)
+        if found is not None:
+            raise ConfigError(
+                f"the windows have other coordinates than their crop: {found}; pass what sd.crop returned"
             )
 
 
