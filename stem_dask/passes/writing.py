@@ -30,11 +30,11 @@ from stem_dask.passes.analysis import Analyzed, analysis_options, folded, hot_pi
 from stem_dask.passes.job import Job
 from stem_dask.results import provenance
 from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks
-from stem_dask.stages.crop import complete_analysis, crop_blocks
+from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
 from stem_dask.stages.patterns import attrs_of, axes_of, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
-from stem_dask.stages.validate import inside_of_blocks
+from stem_dask.stages.validate import complete_analysis, inside_of_blocks
 from stem_dask.target import FORMATS, Target
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from stem_dask.io.pieces import Changed, InPieces
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.model import Axis, Device, Window
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.downsample import Method, Reduce, output_shift
+from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.matching import (
     detector_of,
     differing,
@@ -33,10 +32,8 @@ from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
     check_device,
-    labelled,
     lead_dims,
 )
-from stem_dask.stages.validate import retention_of
 from stem_dask.stages.window import filled_fraction, require_computed, window_origins
 
 if TYPE_CHECKING:
@@ -363,53 +360,3 @@ def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
     filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
     return np.broadcast_to(filled, origin_y.shape)
-
-
-class Downsampling(Protocol):
-    """The options of the downsampling that follows, as the config has them."""
-
-    @property
-    def factor(self) -> int:
-        """Pixels that become one."""
-
-    @property
-    def method(self) -> Method:
-        """bin, stride, gauss or fft."""
-
-    @property
-    def reduce(self) -> Reduce:
-        """mean or sum."""
-
-
-def complete_analysis(
-    analysis: xr.Dataset,
-    window: Window,
-    inside: NDArray[np.float64],
-    source_axes: Sequence[Axis],
-    down: Downsampling,
-) -> xr.Dataset:
-    """The analysis with what the crop added: retention and `placement`, options and calibration as attributes.
-
-    Parameters
-    ----------
-    inside : intensity in each window as it was cut, by position
-    source_axes : ky and kx of the detector as read
-
-    Raises
-    ------
-    SourceError
-        When a window holds more than its pattern, see `stem_dask.stages.validate.retention_of`.
-    """
-    retention = retention_of(inside, analysis["total"].values)
-    mean = down.factor > 1 and down.method != "stride" and down.reduce == "mean"
-    kinds, counts = analysis["kind"].values.tolist(), analysis["odd_pixels"].values.tolist()
-    attrs = {
-        **analysis.attrs,
-        **window_attrs(window),
-        "source_calibration": {a.name: [a.scale, a.offset, a.units] for a in source_axes},
-        "odd_pixels": dict(zip(kinds, counts, strict=True)),
-        "intensity": "mean counts per source pixel" if mean else "counts",
-    }
-    added = placement(analysis, window, down.factor, down.method)
-    added["retention"] = analysis["total"].copy(data=retention)
-    return labelled(analysis.drop_vars(["odd_pixels", "kind"]).assign(added).assign_attrs(attrs))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,10 @@ from stem_dask.errors import ConfigError, SourceError
 from stem_dask.io.cut import CutOnGpu
 from stem_dask.io.pieces import InPieces, Later, picked
 from stem_dask.kernels.crop import window_intensity
+from stem_dask.model import Axis, Window
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.crop import refuse_other_windows
+from stem_dask.stages.crop import placement, refuse_other_windows, window_attrs
+from stem_dask.stages.downsample import Method, Reduce
 from stem_dask.stages.matching import differing, refuse_other_patterns, regular
 from stem_dask.stages.patterns import (
     axis_of,
@@ -155,6 +158,56 @@ def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.floa
             "the whole patterns did when they were analyzed: the data changed in between, or the windows are of other patterns"
         )
     return retention
+
+
+class Downsampling(Protocol):
+    """The options of the downsampling that follows, as the config has them."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels that become one."""
+
+    @property
+    def method(self) -> Method:
+        """bin, stride, gauss or fft."""
+
+    @property
+    def reduce(self) -> Reduce:
+        """mean or sum."""
+
+
+def complete_analysis(
+    analysis: xr.Dataset,
+    window: Window,
+    inside: NDArray[np.float64],
+    source_axes: Sequence[Axis],
+    down: Downsampling,
+) -> xr.Dataset:
+    """The analysis with what the crop added: retention and `placement`, options and calibration as attributes.
+
+    Parameters
+    ----------
+    inside : intensity in each window as it was cut, by position
+    source_axes : ky and kx of the detector as read
+
+    Raises
+    ------
+    SourceError
+        When a window holds more than its pattern, see `stem_dask.stages.validate.retention_of`.
+    """
+    retention = retention_of(inside, analysis["total"].values)
+    mean = down.factor > 1 and down.method != "stride" and down.reduce == "mean"
+    kinds, counts = analysis["kind"].values.tolist(), analysis["odd_pixels"].values.tolist()
+    attrs = {
+        **analysis.attrs,
+        **window_attrs(window),
+        "source_calibration": {a.name: [a.scale, a.offset, a.units] for a in source_axes},
+        "odd_pixels": dict(zip(kinds, counts, strict=True)),
+        "intensity": "mean counts per source pixel" if mean else "counts",
+    }
+    added = placement(analysis, window, down.factor, down.method)
+    added["retention"] = analysis["total"].copy(data=retention)
+    return labelled(analysis.drop_vars(["odd_pixels", "kind"]).assign(added).assign_attrs(attrs))
 
 
 STATISTICS = ("mean", "median", "min", "max", "std", "total_ratio", "n_target", "n_min", "n_empty")
