@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import warnings
 import zipfile
+from pathlib import Path
 
 import h5py
 import hdf5plugin
@@ -361,7 +362,9 @@ def dm_image(array):
 def test_an_image_of_a_folder(tmp_path):
     for i in range(3):
         tifffile.imwrite(tmp_path / f"{i}.tif", numbers((6, 5)))
-    assert f"stem-dask info {tmp_path} prints how to stack them" in refusal(tmp_path / "1.tif")
+    message = refusal(tmp_path / "1.tif")
+    folder = re.search(r"one image of many: stem-dask info (\S+) prints how to stack", message)[1]
+    assert "stack them: python -c" in refusal(Path(folder))
 
 
 # --- the cases of the issue -------------------------------------------------------------------------------------

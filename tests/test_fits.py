@@ -109,6 +109,10 @@ def test_a_header_of_a_raw_file(tmp_path):
         found = find(path, shape=array.shape, dtype="u2")
         assert f"set input.offset: {n}" in found.info.notes[0]
         agrees(find(path, shape=array.shape, dtype="u2", offset=n), array)
+    path.write_bytes(b"h" * 1000 + array.tobytes())  # as many as 20 headers of 50 bytes
+    message, ways = refused(path, shape=array.shape, dtype="u2")
+    assert "one header of 1,000 bytes before all patterns" in message
+    agrees(find(path, shape=array.shape, dtype="u2", **ways[-1]), array)
     path.write_bytes(b"h" * 1023 + array.tobytes())
     _, ways = refused(path, shape=array.shape, dtype="u2")
     assert ways[-1] == {"offset": 1023}

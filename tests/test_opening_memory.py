@@ -108,7 +108,7 @@ def made_tvips(path: Path, n: int) -> Path:
 
 
 MADE: dict[str, Callable[[Path, int], Path]] = {
-    ".dm4": made_dm4, ".npy": made_npy, ".hspy": made_hdf5, ".hdf5": made_hdf5, ".h5": made_hdf5, ".emd": made_hdf5,
+    ".dm4": made_dm4, ".npy": made_npy, ".hspy": made_hdf5, ".hdf5": made_hdf5, ".h5": made_hdf5, ".emd": made_hdf5, ".nxs": made_hdf5,
     ".zarr": made_zarr, ".zspy": made_zarr, ".pt": made_pt, ".mib": made_mib, ".blo": made_blo, ".mrc": made_mrc,
     ".xml": made_xml, ".tvips": made_tvips, ".app5": made_app5, ".tif": made_tif, ".tiff": made_tiff, ".raw": made_raw,
 }  # fmt: skip

@@ -189,10 +189,8 @@ def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
     pixels = by([axis.size for axis in axes[1:]])
     spectra = next((axis for axis in axes if axis.units.lower() in _ENERGIES), None)
     if n == 1:
-        return (
-            f"is a single image of {pixels} pixels, no scan of patterns; "
-            f"input.scan_shape: [1, 1] reads it as a scan of one{of_many(name)}"
-        )
+        single = f"is a single image of {pixels} pixels, no scan of patterns"
+        return f"{of_many(name) or single}; input.scan_shape: [1, 1] reads it as a scan of one"
     if spectra is not None:
         hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"
     if not hint and side * side == n:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from stem_dask.errors import SourceError
 from stem_dask.io.candidate import Candidate
 from stem_dask.io.damage import one_line
+from stem_dask.urls import is_url
 
 #: what makes a folder a zarr store, or a part of one
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
@@ -180,8 +181,10 @@ def _order(names: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
 def of_many(path: str) -> str:
     """A word on a single image that has others beside it, as one file for each position of a scan."""
     folder, suffix = Path(path).parent, Path(path).suffix.lower()
+    if is_url(path):
+        return ""
     with os.scandir(folder) as entries:
         same = (entry for entry in entries if Path(entry.name).suffix.lower() == suffix)
         if len(list(islice(same, 2))) < 2:
             return ""
-    return f"; if each file has one pattern of a scan, stem-dask info {shlex.quote(str(folder))} prints how to stack them"
+    return f"is one image of many: stem-dask info {shlex.quote(os.path.relpath(folder))} prints how to stack them"

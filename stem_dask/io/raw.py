@@ -169,8 +169,11 @@ def _more(layout: RawLayout, shape: tuple[int, ...], more: int, per_pattern: int
         gap = more // (n - 1)
         ways.append(f"a gap of {gap:,} bytes between patterns: input.frame_footer: {gap}")
     whole, odd = divmod(more, per_pattern)
+    if odd and ways:
+        at_first = f"one header of {more:,} bytes before all patterns: input.offset: {layout.offset + more}"
+        return [*ways, at_first]
     if odd:
-        return ways
+        return []
     stack = f"input.shape: {[n + whole, height, width]}"
     if len(lead) == 1:
         skip = "" if ways else f", input.skip_frames: [0, {whole}] to leave out the last {whole:,}"
