@@ -84,7 +84,7 @@ def export(
 
     Examples
     --------
-    >>> import tempfile; path = tempfile.mkdtemp() + "/scan.zarr"
+    >>> import numpy as np, tempfile, xarray as xr; path = tempfile.mkdtemp() + "/scan.zarr"
     >>> patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
     >>> export(patterns, path)
     []

@@ -75,7 +75,6 @@ def test_a_file_that_is_written_while_it_is_read(
         ("out.npy", {"crop": {"enabled": False}}, "convert"),
         ("out.zarr", {"output": {"normalize": "log-zscore"}}, "downsample"),
         ("out.zarr", {"output": {"normalize": "log-zscore"}}, "normalize"),
-        ("out.zarr", {"analyze": {"ingest": True}}, "ingest"),
     ],
 )
 def test_every_pass_looks_at_the_input(

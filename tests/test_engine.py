@@ -203,7 +203,7 @@ def test_a_worker_loads_no_dask_array_to_read_analyze_and_crop(beam_file, tmp_pa
     """A fresh process does the work of two blocks; dask.array would bring xarray, pandas and scipy along."""
     patterns = lazy_blocks(find(beam_file), (2, 8))
     analysis = sd.analyze(sd.open(beam_file)).compute()
-    cropped = crop_blocks(patterns, analysis, sd.choose_window(analysis))
+    cropped = crop_blocks(patterns, analysis, sd.choose_window(analysis), detector_first=False)
     how = {"method": "bin", "reduce": "mean", "sigma": None, "device": "cpu"}
     small = downsample_blocks(cropped, 2, **how)
     total = sd.analyze(patterns).total.data

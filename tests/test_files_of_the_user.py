@@ -166,7 +166,7 @@ def test_a_file_of_the_user_in_the_folder_of_a_run_stays(here):
     "words",
     [
         ["crop.yaml", "output.export=[pt, hspy, h5, npy, zspy]"],
-        ["crop.yaml", "analyze.ingest=true", "input.mask=auto"],
+        ["crop.yaml", "input.mask=auto"],
         ["crop.yaml", "output.normalize=log-zscore", "output.export=[]"],
         ["crop.yaml", "crop.enabled=false", "output.path=scan.hspy", "output.export=[]", "analyze.ahead=true"],
     ],

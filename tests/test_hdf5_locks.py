@@ -93,9 +93,9 @@ def test_a_file_system_without_locks(tmp_path):
         "array = found.source[(slice(None),) * 4]\n"
         "sink = Hdf5Sink('./b.h5', 'spool', array.shape, 'u2', array.shape, 'data')\n"
         "sink.create(resume=False)\n"
-        "sink.write(0, tuple(slice(0, n) for n in array.shape[:2]), {'patterns': array})\n"
+        "extra = sink.write(0, tuple(slice(0, n) for n in array.shape[:2]), {'patterns': array})\n"
         "from stem_dask.model import Record\n"
-        "sink.finish([Record(0, 0.0, 0, 0, {})])\n"
+        "sink.finish([Record(0, 0.0, 0, 0, extra)])\n"
     )
     for number in (37, 38):  # of NFS without lockd, of Lustre
         there = {**os.environ, "LD_PRELOAD": str(tmp_path / "lock.so"), "FLOCK_ERRNO": str(number)}

@@ -82,7 +82,7 @@ BAD = [
     (
         "a.tif",
         lambda path: path.write_bytes(b"II+\0" + bytes(9)),
-        "13 bytes are fewer than its header",
+        "not a readable TIFF file",
     ),
     ("a.xyz", lambda path: path.write_bytes(b"hello"), "known are .app5, .blo, .dm3"),
 ]

@@ -205,9 +205,9 @@ def open_patterns(
 
     Examples
     --------
-    >>> import tempfile; folder = tempfile.mkdtemp()
+    >>> import numpy as np, stem_dask as sd, tempfile; folder = tempfile.mkdtemp()
     >>> np.save(f"{folder}/scan.npy", np.ones((3, 4, 8, 8), "u2"))
-    >>> open_patterns(f"{folder}/scan.npy").dims
+    >>> sd.open(f"{folder}/scan.npy").dims
     ('scan_y', 'scan_x', 'ky', 'kx')
     """
     if not isinstance(path, (str, os.PathLike)):

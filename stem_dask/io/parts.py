@@ -54,12 +54,12 @@ class Part(InPieces):
 
     def __getitem__(self, key: Any) -> Any:
         """Rows and columns of all its patterns are a part again; anything else is an array."""
-        if not isinstance(key, tuple) or len(key) != 3 or key[0] is not Ellipsis:
+        whole, (y, x) = (slice(None),) * (self.ndim - 2), key[-2:]
+        if key[:-2] != whole or not isinstance(y, slice) or not isinstance(x, slice):
             return super().__getitem__(key)
-        detector = (
-            slice(part.start + inner.start, part.start + inner.stop)
-            for part, inner in zip(self.part[-2:], key[1:], strict=True)
-        )
+        sizes = zip(self.source.shape[-2:], self.part[-2:], (y, x), strict=True)
+        ranges = (range(n)[part][inner] for n, part, inner in sizes)
+        detector = (slice(r.start, r.stop, r.step) for r in ranges)
         return Part(self.source, (*self.part[:-2], *detector))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:

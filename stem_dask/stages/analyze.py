@@ -93,6 +93,7 @@ def analyze(
 
     Examples
     --------
+    >>> import numpy as np
     >>> import xarray as xr
     >>> patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u1"), dims=("scan_y", "scan_x", "ky", "kx"))
     >>> analyze(patterns, target_retention=0.5).compute().radius.values.tolist()

@@ -72,6 +72,7 @@ def crop(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from stem_dask.stages.analyze import analyze
     >>> from stem_dask.stages.window import choose_window
     >>> data = np.zeros((1, 2, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
@@ -91,12 +92,12 @@ def crop_blocks(
     window: Window,
     *,
     device: Device = "cpu",
-    detector_first: bool = False,
+    detector_first: bool | None = None,
 ) -> xr.DataArray:
     """The same as `crop` for the tasks of a job, whose blocks need not be arrays.
 
-    ``detector_first`` tells that every pixel of the source is read by itself: only the columns of the windows are then
-    read, where else whole rows are.
+    ``detector_first`` tells whether every pixel of the source is read by itself: only the columns of the windows are then
+    read, where else whole rows are. None is for arrays, whose blocks Dask slices.
     """
     require_computed(analysis)
     check_device(device)
@@ -244,7 +245,7 @@ def _reach(
     origin_y: NDArray,
     origin_x: NDArray,
     shape: tuple[int, int],
-    detector_first: bool,
+    detector_first: bool | None,
 ) -> tuple[da.Array, tuple[int, int]]:
     """The part of the detector that any window has, and its first pixel: the rest need not be read.
 
@@ -259,6 +260,8 @@ def _reach(
         return data, (0, 0)
     if not detector_first:
         x = slice(0, data.shape[-1])
+    if detector_first is None:
+        return data[..., y, x], (y.start, x.start)
     part = data.map_blocks(
         _part_of_detector,
         y,
@@ -271,7 +274,7 @@ def _reach(
 
 
 def _part_of_detector(block: NDArray | InPieces, y: slice, x: slice) -> Any:
-    return block[..., y, x]
+    return block[(*(slice(None),) * (block.ndim - 2), y, x)]
 
 
 def _cut(

@@ -66,6 +66,7 @@ def downsample(
 
     Examples
     --------
+    >>> import numpy as np
     >>> import xarray as xr
     >>> patterns = xr.DataArray(np.ones((1, 2, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
     >>> small = downsample(patterns, 4)

@@ -85,6 +85,7 @@ def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from stem_dask.stages.analyze import analyze
     >>> data = np.ones((2, 6, 7), "u2"); data[:, 4, 0] = 9
     >>> import xarray as xr

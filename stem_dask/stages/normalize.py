@@ -74,7 +74,7 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     --------
     >>> import xarray as xr
     >>> patterns = xr.DataArray(np.zeros((2, 4, 4)), dims=("pattern", "ky", "kx"))
-    >>> float(normalize(patterns, mean=0.5, std=0.25).max())
+    >>> float(normalize(patterns, mean=0.5, std=0.25).values.max())
     -2.0
     """
     blocks = blocks_of(patterns)

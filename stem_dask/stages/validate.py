@@ -70,6 +70,7 @@ def validate(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from stem_dask import analyze, choose_window, crop
     >>> import xarray as xr
     >>> patterns = xr.DataArray(np.ones((2, 2, 16, 16), "u1"), dims=("scan_y", "scan_x", "ky", "kx"))

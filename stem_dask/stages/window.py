@@ -70,6 +70,7 @@ def choose_window(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from stem_dask.stages.analyze import analyze
     >>> data = np.zeros((1, 3, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
     >>> import xarray as xr
