@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.sources import Slices, Wrapped
-from stem_dask.synthetic import Synthetic, pattern_row, write_dm4
+from stem_dask.readers.source import Slices, Wrapped
+from stem_dask.writers.synthetic import Synthetic, pattern_row, write_dm4
 
 #: rows that are simulated; the rest repeats them, so that writing runs at the disk's speed
 SIMULATED_ROWS = 4

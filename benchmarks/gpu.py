@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data import scan_rows, simulated_rows, write_scan
-from stem_dask.config import parse_config
+from stem_dask.config.load import parse_config
+from stem_dask.job.run import run
 from stem_dask.kernels.analysis import largest_radius
-from stem_dask.kernels.analysis_on_gpu import Analysis, AnalysisOfSlot
-from stem_dask.kernels.crop_on_gpu import Cutting, WindowsOfSlot
-from stem_dask.kernels.cuda_code import BATCH
-from stem_dask.pipeline import run
+from stem_dask.kernels.gpu.analysis import Analysis, AnalysisOfSlot
+from stem_dask.kernels.gpu.code import BATCH
+from stem_dask.kernels.gpu.crop import Cutting, WindowsOfSlot
 
 TARGET = 0.98
 #: launches that are timed together, so that the time to queue one does not count

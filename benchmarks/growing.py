@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="2x1")
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args(argv)
-    from stem_dask import submission
-    from stem_dask.io import parts
-    from stem_dask.pipeline import run
+    from stem_dask.engine import submit as submission
+    from stem_dask.job.run import run
+    from stem_dask.readers import batches as parts
 
     overrides = [text.format(cores=options.cores) for text in SETTINGS[options.setting]]
     if options.tiled is not None:

@@ -28,7 +28,7 @@ from benchmarks.rows import ROOT, SETTINGS
 from benchmarks.watch import watch
 
 TERABYTE = 10**12
-#: blocks of a run of 1 TB, which `stem_dask.plan` allows at most
+#: blocks of a run of 1 TB, which `stem_dask.core.chunks` allows at most
 BLOCKS_OF_TERABYTE = 4000
 #: pixels of the pattern that costs nothing
 TINY = 16
@@ -188,8 +188,8 @@ def job_of(source: Any, path: Path, output: Path, overrides: Sequence[str]) -> A
     source : the patterns
     path : a file, whose name and axes the run gets
     """
-    from stem_dask.config import load_configs
-    from stem_dask.preflight import prepare
+    from stem_dask.config.load import load_configs
+    from stem_dask.job.prepare import prepare
 
     given = [
         f"input.path={path}", f"output.path={output}", "output.export=[]", "output.figure=false",
@@ -205,7 +205,7 @@ def job_of(source: Any, path: Path, output: Path, overrides: Sequence[str]) -> A
 
 def tiled(path: Path, rows: int) -> Tiled:
     """A file's patterns, so many rows of them."""
-    from stem_dask.io.read import find
+    from stem_dask.readers.open import find
 
     return Tiled(find(path).source, rows)
 

@@ -117,12 +117,12 @@ def encode_bandwidth(patterns: NDArray, codec: str) -> float:
     if codec == "none":
         return float("inf")
     if codec == "gzip":
-        from stem_dask.io.codec import bytes_apart, deflated
+        from stem_dask.writers.codecs import bytes_apart, deflated
 
         def encode(chunk: NDArray) -> object:
             return deflated(bytes_apart(chunk), 4)
     else:
-        from stem_dask.io.codec import blosc_bytes, shuffle_of
+        from stem_dask.writers.codecs import blosc_bytes, shuffle_of
 
         def encode(chunk: NDArray) -> object:
             return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))

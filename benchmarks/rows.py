@@ -41,7 +41,7 @@ def _run(*overrides: str) -> tuple[str, ...]:
 
 
 def _convert(*options: str) -> tuple[str, ...]:
-    return ("stem_dask.cli", "convert", *options)
+    return ("stem_dask.cli.main", "convert", *options)
 
 
 ROWS = {
@@ -58,7 +58,7 @@ ROWS = {
         Row("hspy-lz4", "dm4 -> hspy lz4", 1.3, _convert("--codec", "lz4"), "hspy", goal_limit=0.4),
         Row("zspy", "dm4 -> zspy lz4", 1.6, _convert("--codec", "lz4"), "zspy"),
         Row("pt", "dm4 -> .pt, downsample 2", 3.0,
-            ("stem_dask.cli", "preprocess", "--downsample", "2", "--dtype", "float32"), "pt", codec="none"),
+            ("stem_dask.cli.main", "preprocess", "--downsample", "2", "--dtype", "float32"), "pt", codec="none"),
     )
 }  # fmt: skip
 

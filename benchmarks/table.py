@@ -120,7 +120,7 @@ class ScanFile:
     """The input, and how its pixels lie in it, which peers are told."""
 
     def __init__(self, path: Path) -> None:
-        from stem_dask.io.read import find
+        from stem_dask.readers.open import find
 
         found = find(path)
         self.path, self.source = path, found.source
@@ -148,7 +148,7 @@ def median(runs: Sequence[dict[str, float]], what: str = "seconds") -> float:
 
 def remove_all(folder: Path, name: str) -> None:
     """Remove an output and what lies beside it."""
-    from stem_dask.io.publish import remove
+    from stem_dask.storage.publish import remove
 
     for path in folder.glob(f"{name}*"):
         remove(path)

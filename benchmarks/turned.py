@@ -20,12 +20,12 @@ import dask
 import numpy as np
 
 from benchmarks.data import scan_rows, write_scan
-from stem_dask.io.lazy import block_positions
-from stem_dask.io.read import find
-from stem_dask.io.sources import Source
-from stem_dask.plan import MIB, lead_chunks
-from stem_dask.synthetic import write_dm4
-from stem_dask.turn import turn_of
+from stem_dask.core.chunks import MIB, lead_chunks
+from stem_dask.job.transpose import turn_of
+from stem_dask.readers.open import find
+from stem_dask.readers.source import Source
+from stem_dask.stages.open import block_positions
+from stem_dask.writers.synthetic import write_dm4
 
 SCAN_X = 128
 

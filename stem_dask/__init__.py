@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 #: public name -> (module, name there); loaded on first use, so that --help and errors come at once
 _PUBLIC = {
-    "open": ("stem_dask.io.lazy", "open_patterns"),
+    "open": ("stem_dask.stages.open", "open_patterns"),
     "suspected_hot_pixels": ("stem_dask.stages.mask", "suspected_hot_pixels"),
     "analyze": ("stem_dask.stages.analyze", "analyze"),
     "choose_window": ("stem_dask.stages.window", "choose_window"),
@@ -21,15 +21,15 @@ _PUBLIC = {
     "validate": ("stem_dask.stages.validate", "validate"),
     "downsample": ("stem_dask.stages.downsample", "downsample"),
     "cast": ("stem_dask.stages.downsample", "cast"),
-    "export": ("stem_dask.exports", "export"),
-    "connect": ("stem_dask.cluster", "connect"),
-    "load_config": ("stem_dask.config", "load_config"),
-    "load_configs": ("stem_dask.config", "load_configs"),
-    "run_config": ("stem_dask.pipeline", "run"),
-    "DiffractionCropper": ("stem_dask.cropper", "DiffractionCropper"),
-    "CroppingConfig": ("stem_dask.cropper", "CroppingConfig"),
-    "create_test_data": ("stem_dask.cropper", "create_test_data"),
-    "StemDaskError": ("stem_dask.errors", "StemDaskError"),
+    "export": ("stem_dask.writers.export", "export"),
+    "connect": ("stem_dask.cluster.connect", "connect"),
+    "load_config": ("stem_dask.config.load", "load_config"),
+    "load_configs": ("stem_dask.config.load", "load_configs"),
+    "run_config": ("stem_dask.job.run", "run"),
+    "DiffractionCropper": ("stem_dask.job.cropper", "DiffractionCropper"),
+    "CroppingConfig": ("stem_dask.job.cropper", "CroppingConfig"),
+    "create_test_data": ("stem_dask.job.cropper", "create_test_data"),
+    "StemDaskError": ("stem_dask.core.errors", "StemDaskError"),
 }
 
 #: functions whose errors name their arguments, as those of configs and commands name keys
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
     module, attribute = _PUBLIC[name]
     value = getattr(importlib.import_module(module), attribute)
     if name in _OF_ARRAYS:
-        value = importlib.import_module("stem_dask.errors").speaking_python(value)
+        value = importlib.import_module("stem_dask.config.arguments").speaking_python(value)
         value.__module__, value.__qualname__ = __name__, name  # where pickle finds it
     globals()[name] = value
     return value

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stem_dask import run
+from stem_dask.cli import run
 
 #: half the width of the beam in each of three files, which sets the window
 BEAMS = {"a": 3, "b": 6, "c": 4}

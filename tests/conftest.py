@@ -17,7 +17,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from stem_dask.allocation import USUAL, postpone_collection
+from stem_dask.core.machine import USUAL, postpone_collection
 
 postpone_collection()  # what is loaded to collect five thousand tests is no garbage
 
@@ -51,14 +51,14 @@ def _no_scheduler_left_behind() -> Any:
 def _any_port() -> Iterator[None]:
     """Tests that run at the same time must not race for the dashboard's usual port."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("stem_dask.cluster.usual_port", lambda: 0)
+        patched.setattr("stem_dask.cluster.connect.usual_port", lambda: 0)
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def retry_seconds() -> Iterator[tuple[float, ...]]:
     """What is read or written in vain is tried again at once, which does not reach processes; gives how long it would wait."""
-    from stem_dask import engine
+    from stem_dask.engine import run as engine
 
     usual = engine.RETRY_SECONDS
     with pytest.MonkeyPatch.context() as patched:
@@ -117,7 +117,7 @@ def bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
 @pytest.fixture
 def make_config(tmp_path: Path) -> Any:
     """Builds a config from sections, on threads, writing into the test's folder."""
-    from stem_dask.config import parse_config
+    from stem_dask.config.load import parse_config
 
     def make(path: Path | str, name: str = "out.zarr", **sections: Any) -> Any:
         options: dict[str, Any] = {
@@ -164,8 +164,8 @@ def beam_file(beam: Any, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def shared_cluster() -> Iterator[Any]:
     """Threads that several runs share."""
-    import stem_dask.pipeline  # noqa: F401  takes the true connect before a test puts another in its place
-    from stem_dask.cluster import connect
+    import stem_dask.job.run  # noqa: F401  takes the true connect before a test puts another in its place
+    from stem_dask.cluster.connect import connect
 
     with connect("threads", threads_per_worker=2) as connection:
         yield connection
@@ -181,7 +181,7 @@ def connects(shared_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         told.append(options["input_bytes"])
         yield shared_cluster
 
-    monkeypatch.setattr("stem_dask.cluster.connect", connect)
+    monkeypatch.setattr("stem_dask.cluster.connect.connect", connect)
     return told
 
 

@@ -200,8 +200,8 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
     """Have ``import cupy`` find this one; returns what is counted from now on."""
     import scipy.ndimage
 
-    import stem_dask.kernels.compiled as kernels
-    import stem_dask.kernels.ring as ring
+    import stem_dask.kernels.gpu.buffers as ring
+    import stem_dask.kernels.gpu.compile as kernels
 
     emulated.needs_compiler()
 

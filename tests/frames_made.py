@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from stem_dask.io.read import find
+from stem_dask.readers.open import find
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
 SHAPE = (3, 4, 6, 5)

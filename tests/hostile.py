@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stem_dask.errors import SourceError
-from stem_dask.io.read import Found, find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.open import Found, find
 
 #: what numbers of a header are set to: nothing, one, the largest of each width, minus one, a size beyond any disk
 LIES = (

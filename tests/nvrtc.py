@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stem_dask.kernels.cuda_code import Code
+from stem_dask.kernels.gpu.code import Code
 
 #: what cupy adds to the options of every program
 CUPYS = ("-ftz=true", "--device-as-default-execution-space")

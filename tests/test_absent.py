@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 
 import stem_dask as sd
-from stem_dask.errors import SourceError
-from stem_dask.io.absent import path_of
+from stem_dask.core.errors import SourceError
+from stem_dask.storage.errors import path_of
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".zspy", ".hspy", ".h5", ".npy", ".pt"])

@@ -11,7 +11,8 @@ import pytest
 import xarray as xr
 from batches import batch
 
-from stem_dask import cli, run
+from stem_dask.cli import main as cli
+from stem_dask.cli import run
 
 CONFIG = """
 input: {path: scan.npy}

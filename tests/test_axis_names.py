@@ -6,8 +6,8 @@ import pytest
 import zarr
 from frames_made import agrees, numbers
 
-from stem_dask.io.axis_names import order_by
-from stem_dask.io.read import find
+from stem_dask.readers.axis_names import order_by
+from stem_dask.readers.open import find
 
 TRUTH = numbers((3, 4, 6, 5))
 #: names of scan_y, scan_x, ky, kx in the words of many programs

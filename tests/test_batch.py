@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from batches import BEAMS, batch, rows, size_of, stopped, write_beam
 
-from stem_dask import cli, run
-from stem_dask.batch import run_all
-from stem_dask.config import load_configs
-from stem_dask.errors import InterruptedRunError
-from stem_dask.io.publish import run_folder
-from stem_dask.lock import locked
-from stem_dask.table import Row, shortfall, table
+from stem_dask.cli import main as cli
+from stem_dask.cli import run
+from stem_dask.cli.jobs import Row, run_all, shortfall, table
+from stem_dask.config.load import load_configs
+from stem_dask.core.errors import InterruptedRunError
+from stem_dask.engine.lock import locked
+from stem_dask.storage.publish import run_folder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -101,14 +101,14 @@ def test_quiet_prints_errors_only(here: Path, capsys: Any) -> None:
 def test_a_fault_of_ours_is_traced_and_stops_no_other(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stem_dask.passes import whole
+    from stem_dask.job import passes as whole
 
     plain = whole.choose
 
     def choose(job: Any, *args: Any) -> Any:
         return 1 / 0 if "/b." in job.outputs.path else plain(job, *args)
 
-    monkeypatch.setattr("stem_dask.passes.whole.choose", choose)
+    monkeypatch.setattr("stem_dask.job.passes.choose", choose)
     assert batch() == 1
     said = capsys.readouterr()
     assert "ZeroDivisionError" in said.err
@@ -158,7 +158,7 @@ def test_rows_of_what_is_not_whole() -> None:
 def test_a_stop_ends_the_batch_and_the_same_command_goes_on(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    back = stopped(monkeypatch, "stem_dask.passes.writing.complete_analysis", 2)
+    back = stopped(monkeypatch, "stem_dask.job.writing.complete_analysis", 2)
     assert batch() == 75
     said = capsys.readouterr()
     assert "the same command goes on" in said.err
@@ -176,7 +176,7 @@ def test_an_error_that_came_of_the_stop_ends_the_batch(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An import that is stopped ends in errors of many kinds; the next dataset must not begin."""
-    from stem_dask.passes import whole
+    from stem_dask.job import passes as whole
 
     def choose(*args: Any) -> Any:
         try:
@@ -200,7 +200,7 @@ def test_overwriting_goes_on_too(here: Path, capsys: Any, monkeypatch: pytest.Mo
     """A queue that starts the same command again must come to an end: what was replaced is not replaced again."""
     assert batch("--quiet") == 0
     before = {name: os.stat(f"out/{name}.zarr/zarr.json").st_mtime_ns for name in BEAMS}
-    back = stopped(monkeypatch, "stem_dask.passes.writing.complete_analysis", 2)
+    back = stopped(monkeypatch, "stem_dask.job.writing.complete_analysis", 2)
     assert batch("--quiet", "--overwrite") == 75
     back()
     middle = {name: os.stat(f"out/{name}.zarr/zarr.json").st_mtime_ns for name in BEAMS}
@@ -218,7 +218,7 @@ def test_overwriting_goes_on_too(here: Path, capsys: Any, monkeypatch: pytest.Mo
 
 
 def test_the_shipped_config_runs(here: Path) -> None:
-    from stem_dask.synthetic import Synthetic, write_dataset
+    from stem_dask.writers.synthetic import Synthetic, write_dataset
 
     for seed, name in enumerate(("one", "two")):
         write_dataset(f"raw/{name}.dm4", Synthetic(scan_shape=(4, 3), seed=seed))

@@ -184,11 +184,11 @@ def test_a_peer_that_fails_is_left_out(
 
 
 def test_every_row_has_a_command() -> None:
-    from stem_dask.cli import _parser
+    from stem_dask.cli.main import _parser
 
     for row in rows.ROWS.values():
         _, _, module, *words = rows.our_command(row, "2x1", Path("a.dm4"), Path("b.zarr"), 2)  # fmt: skip
-        if module == "stem_dask.cli":
+        if module == "stem_dask.cli.main":
             options = _parser().parse_args(words)
             assert "cluster.threads_per_worker=1" in options.overrides
         else:

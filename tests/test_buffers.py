@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stem_dask.io.buffers import buffer_for
+from stem_dask.readers.flat import buffer_for
 
 
 @given(st.integers(0, 2**40), st.lists(st.integers(0, 9), min_size=1, max_size=4))

@@ -42,7 +42,7 @@ def test_the_case_of_an_image_that_cannot_be_written(shared_data: Path, tmp_path
     shutil.copy(case / "a.npy", tmp_path / "a.npy")
     command = (
         f"mount --bind {PACKAGE} {PACKAGE} && mount -o remount,ro,bind {PACKAGE} && "
-        f"{sys.executable} -m stem_dask.cli convert --input a.npy --output out.zarr"
+        f"{sys.executable} -m stem_dask.cli.main convert --input a.npy --output out.zarr"
     )
     environment = {
         name: value

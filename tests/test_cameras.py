@@ -20,8 +20,8 @@ from frames_made import (  # fmt: skip
     tvips,
 )
 
-from stem_dask.errors import SourceError
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.open import find
 
 # --- .blo -------------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,12 @@ import yaml
 from frames_made import hdr, mib, numbers
 
 import stem_dask as sd
-from stem_dask.config import to_dict
-from stem_dask.errors import ConfigError, InterruptedRunError, SourceError
-from stem_dask.io import objects
-from stem_dask.io.read import find
-from stem_dask.pipeline import run
-from stem_dask.run import main
+from stem_dask.cli.run import main
+from stem_dask.config.load import to_dict
+from stem_dask.core.errors import ConfigError, InterruptedRunError, SourceError
+from stem_dask.job.run import run
+from stem_dask.readers.open import find
+from stem_dask.storage import s3 as objects
 
 CHANGED = r"beam\.npy changed while it was read \({}\); the results so far are dropped: run the same command again"
 MODIFIED = r"modified 20\d\d-\d\d-\d\d [\d:.]+ -> 20\d\d-\d\d-\d\d [\d:.]+"
@@ -91,7 +91,7 @@ def test_the_turned_copy_of_a_file_that_changed_is_not_used(
 ) -> None:
     path = tmp_path / "beam.npy"
     np.save(path, np.ascontiguousarray(beam.transpose(2, 3, 0, 1)))
-    monkeypatch.setattr("stem_dask.projection.CACHED_SHARE", 0)
+    monkeypatch.setattr("stem_dask.job.memory_and_disk.CACHED_SHARE", 0)
     config = make_config(path, input={"scan_order": "detector_first"})
     with pytest.raises(SourceError, match=CHANGED.format(MODIFIED)):
         run(config, progress=when("turn", -1, lambda: os.utime(path, (2e9, 2e9))))

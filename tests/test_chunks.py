@@ -14,12 +14,12 @@ from frames_made import agrees, numbers
 from numcodecs import GZip
 
 import stem_dask as sd
-from stem_dask.errors import SourceError
-from stem_dask.io import chunks
-from stem_dask.io.chunks import missing_files
-from stem_dask.io.read import find
-from stem_dask.pipeline import run
-from stem_dask.preflight import prepare, token
+from stem_dask.core.errors import SourceError
+from stem_dask.job.prepare import prepare, token
+from stem_dask.job.run import run
+from stem_dask.readers import zarr_chunks as chunks
+from stem_dask.readers.open import find
+from stem_dask.readers.zarr_chunks import missing_files
 
 WHOLE = (slice(None),) * 4
 #: how an array may be stored, and the file of the chunk at scan rows 2 and 3, columns 3 to 5

@@ -17,13 +17,14 @@ from distributed import LocalCluster, default_client
 from distributed.comm import connect as reach
 from distributed.security import Security
 
-from stem_dask import cluster, workers
-from stem_dask.cluster import Connection, connect
-from stem_dask.config import parse_config
-from stem_dask.errors import ConfigError
-from stem_dask.limits import ONE_THREAD
-from stem_dask.plan import Worker
-from stem_dask.workers import SMALL_INPUT_BYTES
+from stem_dask.cluster import connect as cluster
+from stem_dask.cluster import layout as workers
+from stem_dask.cluster.connect import Connection, connect
+from stem_dask.cluster.layout import SMALL_INPUT_BYTES
+from stem_dask.config.load import parse_config
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.machine import ONE_THREAD
+from stem_dask.core.model import Worker
 
 usual_port = cluster.usual_port  # which the tests do without
 

@@ -19,13 +19,13 @@ from batches import content
 from distributed import Client, LocalCluster
 from distributed.core import Status
 
-from stem_dask import cluster, run
-from stem_dask.cluster import connect
-from stem_dask.config import load_config
-from stem_dask.errors import ConfigError, SourceError, StoreError, WorkerLostError
-from stem_dask.pipeline import run as run_job
-from stem_dask.rehearsal import see, unseen
-from stem_dask.submission import connected
+from stem_dask.cli import run
+from stem_dask.cluster import connect as cluster
+from stem_dask.cluster.connect import connect
+from stem_dask.config.load import load_config
+from stem_dask.core.errors import ConfigError, SourceError, StoreError, WorkerLostError
+from stem_dask.engine.clients import connected, see, unseen
+from stem_dask.job.run import run as run_job
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, beam_file):
         f"memory_limit: 1GB, log_directory: {tmp_path}/jobs, jobs: [1, 16]}}\n"
     )
     line = [sys.executable, "-m", "stem_dask.run", str(config), "--cluster", "slurm", "--quiet"]
-    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(Path(cluster.__file__).parents[1])}  # fmt: skip
+    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(Path(cluster.__file__).parents[2])}  # fmt: skip
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no job can be submitted: ")
@@ -123,7 +123,7 @@ def test_an_interrupt_stays_what_it_was():
     slurm_node.need_jobqueue()
     code = """
 import os, signal
-from stem_dask.slurm import _replacing
+from stem_dask.cluster.slurm import _replacing
 _replacing()
 try:
     os.kill(os.getpid(), signal.SIGINT)
@@ -138,8 +138,8 @@ def test_jobs_from_another_thread_say_what_to_load_first():
     slurm_node.need_jobqueue()
     code = """
 from concurrent.futures import ThreadPoolExecutor
-from stem_dask.errors import ConfigError
-from stem_dask.slurm import _replacing
+from stem_dask.core.errors import ConfigError
+from stem_dask.cluster.slurm import _replacing
 error = ThreadPoolExecutor(1).submit(_replacing).exception()
 print(isinstance(error, ConfigError), error)
 """
@@ -173,7 +173,7 @@ def _processes(folder, n_workers=2):
     dask_command = [sys.executable, "-m", "dask"]
     quiet = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
     lines = [["scheduler", *quiet], *[["worker", "--nthreads", "1", "--no-dashboard"]] * n_workers]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cluster.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cluster.__file__).parents[2])}
     started = []
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(open(folder / "cluster.log", "wb"))
@@ -302,7 +302,7 @@ def test_the_file_of_a_scheduler_that_has_ended(tmp_path, monkeypatch):
 
 def test_folders_that_other_machines_do_not_see(monkeypatch):
     """Each has a /tmp of its own; a shared one may show what is new a little later."""
-    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("stem_dask.engine.clients.SEEN_SECONDS", (0.0, 0.0))
     answers = [("node7", "/tmp/a.run"), None, OSError("a worker that is starting again"), None]
 
     class Client:
@@ -331,8 +331,8 @@ def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
 
     import stem_dask as sd
 
-    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0,))
-    monkeypatch.setattr("stem_dask.rehearsal.unseen", _unseen)
+    monkeypatch.setattr("stem_dask.engine.clients.SEEN_SECONDS", (0.0,))
+    monkeypatch.setattr("stem_dask.engine.clients.unseen", _unseen)
     patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
     with connect("threads", threads_per_worker=1) as connection:
         told = rf"a worker on node7 does not see {tmp_path}; .*folders that all machines"
@@ -354,8 +354,8 @@ def test_an_export_of_what_workers_do_not_see(tmp_path, monkeypatch):
     """The patterns name the file that they come from; arrays in memory come from none."""
     import stem_dask as sd
 
-    monkeypatch.setattr("stem_dask.rehearsal.SEEN_SECONDS", (0.0,))
-    monkeypatch.setattr("stem_dask.rehearsal.unseen", _unseen)
+    monkeypatch.setattr("stem_dask.engine.clients.SEEN_SECONDS", (0.0,))
+    monkeypatch.setattr("stem_dask.engine.clients.unseen", _unseen)
     np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
     patterns = sd.downsample(sd.open(tmp_path / "a.npy"), 2)
     out = tmp_path / "a.zarr"
@@ -370,7 +370,7 @@ def test_an_export_of_what_workers_do_not_see(tmp_path, monkeypatch):
 
 def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):
     asked = []
-    monkeypatch.setattr("stem_dask.passes.job.see", lambda client, places: asked.append([*places]))
+    monkeypatch.setattr("stem_dask.job.context.see", lambda client, places: asked.append([*places]))
     config = make_config(beam_file)
     with connect("threads", threads_per_worker=1) as connection:
         run_job(config, connection=connection)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stem_dask.io.checksums import crc32
-from stem_dask.io.codec import bytes_apart, deflated, gzipped
-from stem_dask.io.hdf5 import pack_chunk
+from stem_dask.storage.checksums import crc32
+from stem_dask.writers.codecs import bytes_apart, deflated, gzipped
+from stem_dask.writers.hdf5 import pack_chunk
 
 TYPES = ["?", "u1", "<u2", ">u2", "<i4", ">f4", "f2", "<f8", ">u8"]
 

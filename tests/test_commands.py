@@ -15,10 +15,11 @@ import torch
 import xarray as xr
 import yaml
 
-from stem_dask import cli, run
-from stem_dask.config import load_config
-from stem_dask.model import Record, Step
-from stem_dask.streams import Unfailing
+from stem_dask.cli import main as cli
+from stem_dask.cli import progress, run
+from stem_dask.cli.streams import Unfailing
+from stem_dask.config.load import load_config
+from stem_dask.core.model import Record, Step
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_newcomers_command(here: Path, crop_yaml: str) -> None:
     ]  # fmt: skip
     assert "dashboard   http://127.0.0.1:" in done.stdout
     assert "retention   mean" in done.stdout
-    from stem_dask.synthetic import Synthetic, beam_centers
+    from stem_dask.writers.synthetic import Synthetic, beam_centers
 
     analysis = xr.open_zarr(here / "out" / "synthetic.zarr", group="analysis")
     cy, cx = beam_centers(Synthetic())
@@ -387,7 +388,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_one_live_line() -> None:
     clock = iter(range(100))
-    line = run.ProgressLine(screen := Terminal(), live=True, clock=lambda: float(next(clock)))
+    line = progress.ProgressLine(screen := Terminal(), live=True, clock=lambda: float(next(clock)))
     for step in steps(8):
         line.step(step)
     line.close()
@@ -401,7 +402,7 @@ def test_a_terminal_gets_one_live_line() -> None:
 
 def test_a_log_gets_a_line_every_30_seconds() -> None:
     clock = iter(range(0, 1000, 7))
-    line = run.ProgressLine(log := io.StringIO(), live=False, clock=lambda: float(next(clock)))
+    line = progress.ProgressLine(log := io.StringIO(), live=False, clock=lambda: float(next(clock)))
     for step in steps(20):
         line.step(step)
     lines = log.getvalue().splitlines()
@@ -417,8 +418,8 @@ def test_a_signal_where_errors_are_dropped_comes_again(where: str) -> None:
     import signal
     import time
 
-    from stem_dask.errors import InterruptedRunError
-    from stem_dask.run import stoppable
+    from stem_dask.cli.signals import stoppable
+    from stem_dask.core.errors import InterruptedRunError
 
     def signalled() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -453,8 +454,8 @@ def test_whatever_a_library_makes_of_a_stop_ends_in_the_same_way() -> None:
     import signal
     import time
 
-    from stem_dask.errors import InterruptedRunError
-    from stem_dask.run import stoppable
+    from stem_dask.cli.signals import stoppable
+    from stem_dask.core.errors import InterruptedRunError
 
     def imported() -> None:
         try:
@@ -522,7 +523,7 @@ def test_text_that_cannot_be_written_is_lost() -> None:
 
 def test_a_config_that_is_lost_is_an_error(here: Path, beam_file: Path) -> None:
     """What ``init`` prints is its result; a reader that has seen enough is no error."""
-    init = f"{sys.executable} -m stem_dask.cli init beam.npy"
+    init = f"{sys.executable} -m stem_dask.cli.main init beam.npy"
     command = f"{init} >/dev/full; echo $?; {init} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], check=False, timeout=120, capture_output=True, text=True

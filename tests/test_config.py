@@ -15,9 +15,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_dask import config as module
-from stem_dask.config import Config, defaults, load_config, parse_config, to_dict
-from stem_dask.errors import ConfigError
+from stem_dask.config import load as module
+from stem_dask.config.load import defaults, load_config, parse_config, to_dict
+from stem_dask.config.options import Config
+from stem_dask.core.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "crop.yaml"
 MINIMAL = "input: {path: synthetic}\noutput: {path: a.zarr}\n"
@@ -723,7 +724,7 @@ def test_random_overrides(scratch, key, text):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, stem_dask.config; "
+        "import sys, stem_dask.config.load; "
         "print(*sorted({'numpy', 'dask', 'xarray', 'zarr', 'numba', 'torch'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,11 +19,11 @@ import zarr
 from frames_made import SHAPE, agrees, numbers
 from test_dm import one_image
 
-from stem_dask.config import parse_config
-from stem_dask.errors import ConfigError, SourceError
-from stem_dask.io.containers import can_be_quoted
-from stem_dask.io.dm_write import encode_tags
-from stem_dask.io.read import find
+from stem_dask.config.load import parse_config
+from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.readers.containers import can_be_quoted
+from stem_dask.readers.open import find
+from stem_dask.writers.dm import encode_tags
 
 
 @pytest.fixture

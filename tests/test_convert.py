@@ -11,10 +11,11 @@ import torch
 import xarray as xr
 
 import stem_dask as sd
-from stem_dask import cli, run
-from stem_dask.config import load_config, parse_config
-from stem_dask.errors import ConfigError, OutputExistsError
-from stem_dask.pipeline import run as run_job
+from stem_dask.cli import main as cli
+from stem_dask.cli import run
+from stem_dask.config.load import load_config, parse_config
+from stem_dask.core.errors import ConfigError, OutputExistsError
+from stem_dask.job.run import run as run_job
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 THREADS = ("cluster.kind=threads", "cluster.threads_per_worker=2")

@@ -9,13 +9,13 @@ import pytest
 import xarray as xr
 import zarr
 
-from stem_dask.errors import ConfigError, OutputExistsError
-from stem_dask.io import planes
-from stem_dask.io.lazy import open_patterns
-from stem_dask.io.pieces import PIECE_BYTES
-from stem_dask.pipeline import run
-from stem_dask.preflight import find_input, prepare
-from stem_dask.projection import PASSING, memory_of, shapes
+from stem_dask.core.batches import PIECE_BYTES
+from stem_dask.core.errors import ConfigError, OutputExistsError
+from stem_dask.job.memory_and_disk import PASSING, memory_of, shapes
+from stem_dask.job.prepare import find_input, prepare
+from stem_dask.job.run import run
+from stem_dask.stages import references as planes
+from stem_dask.stages.open import open_patterns
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_changed_file_refuses_to_resume(
         raise OSError(28, "no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr("stem_dask.target.StoreSink", full)
+        patched.setattr("stem_dask.writers.formats.StoreSink", full)
         with pytest.raises(OSError, match="no room"):
             run(config)
     np.save(files["gain"], np.load(files["gain"]) * 2)

@@ -9,7 +9,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from stem_dask.cluster import connect
+from stem_dask.cluster.connect import connect
 
 
 def opened(link: str) -> tuple[int, str, str]:
@@ -42,7 +42,7 @@ def test_the_first_who_opens_a_page_gets_it(kind):
 def test_bokeh_is_loaded_by_the_first_request_only():
     code = """
 import sys, urllib.request
-from stem_dask.cluster import connect
+from stem_dask.cluster.connect import connect
 with connect("threads", memory_limit="1GB") as connection:
     print("bokeh" in sys.modules)
     urllib.request.urlopen(connection.dashboard, timeout=60).close()

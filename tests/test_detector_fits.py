@@ -2,7 +2,7 @@
 
 import pytest
 
-from stem_dask import cli
+from stem_dask.cli import main as cli
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
@@ -20,7 +20,7 @@ def test_refused_before_the_first_read(
 ):
     """A window beyond the detector was told after the whole analysis; a factor beyond it ended in a traceback."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stem_dask.io.sources.FlatFile.read_into", None)  # nothing may be read
+    monkeypatch.setattr("stem_dask.readers.flat.FlatFile.read_into", None)  # nothing may be read
     (tmp_path / "crop.yaml").write_text(f"input: {{path: {beam_file.name}}}\noutput: {{path: out.zarr}}\n")  # fmt: skip
     method = ["analyze.center_method=manual"] if "center" in override else []
     assert cli.main([command, "crop.yaml", override, *method]) == 2

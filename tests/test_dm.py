@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stem_dask.errors import ConfigError, SourceError
-from stem_dask.io.dm import ArrayTag, DmImage, list_images, read_tags
-from stem_dask.io.dm_write import Stream, encode_tags
-from stem_dask.model import Axis
-from stem_dask.synthetic import Synthetic, write_dataset
+from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.metadata import ArrayTag
+from stem_dask.core.model import Axis
+from stem_dask.readers.dm import DmImage, list_images, read_tags
+from stem_dask.writers.dm import Stream, encode_tags
+from stem_dask.writers.synthetic import Synthetic, write_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL_FILES = [

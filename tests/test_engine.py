@@ -27,8 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stem_dask as sd
-from stem_dask import engine, submission
-from stem_dask.errors import (
+from stem_dask.core.errors import (
     MemoryBudgetError,
     NoMemoryError,
     SourceError,
@@ -36,16 +35,18 @@ from stem_dask.errors import (
     WorkerLostError,
     told_as,
 )
-from stem_dask.grid import Grid, bounds, computed, cut
-from stem_dask.io.checksums import combine_crc
-from stem_dask.io.lazy import lazy_blocks
-from stem_dask.io.publish import damage, file_crc
-from stem_dask.io.read import find
-from stem_dask.journal import Journal
-from stem_dask.model import Record
+from stem_dask.core.model import Record
+from stem_dask.engine import run as engine
+from stem_dask.engine import submit as submission
+from stem_dask.engine.blocks import Grid, bounds, computed, cut
+from stem_dask.engine.journal import Journal
+from stem_dask.engine.submit import in_flight
+from stem_dask.readers.open import find
 from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import downsample_blocks
-from stem_dask.submission import in_flight
+from stem_dask.stages.open import lazy_blocks
+from stem_dask.storage.checksums import combine_crc
+from stem_dask.storage.publish import damage, file_crc
 
 DRAWN = settings(max_examples=40, deadline=None)
 N_THREADS = 2
@@ -214,10 +215,10 @@ def test_a_worker_loads_no_dask_array_to_read_analyze_and_crop(beam_file, tmp_pa
     code = (
         "import pickle, sys\n"
         "import numpy as np\n"
-        "from stem_dask import engine\n"
+        "from stem_dask.engine.blocks import computed\n"
         f"for name in {[str(file) for file in files]!r}:\n"
         "    graph, wanted = pickle.load(open(name, 'rb'))\n"
-        "    values = engine.computed(graph, wanted.values())\n"
+        "    values = computed(graph, wanted.values())\n"
         "    print([np.asarray(v).dtype.str for v in values.values()])\n"
         "print(sorted({'dask.array', 'xarray', 'pandas', 'zarr'} & {*sys.modules}))"
     )

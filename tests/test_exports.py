@@ -17,24 +17,31 @@ import xarray as xr
 import zarr
 
 import stem_dask as sd
-from stem_dask import cli, cluster
-from stem_dask.errors import (
+from stem_dask.cli import main as cli
+from stem_dask.cluster import connect as cluster
+from stem_dask.core.errors import (
     ConfigError,
     InterruptedRunError,
     OutputExistsError,
     SourceError,
     StoreError,
 )
-from stem_dask.exports import active_client, export, export_from_store, export_job, open_store
-from stem_dask.io.hdf5 import Hdf5Sink
-from stem_dask.io.npy import NpySink
-from stem_dask.io.pt import PtSink
-from stem_dask.io.publish import publish, temporary
-from stem_dask.io.store import StoreSink
-from stem_dask.io.zspy import ZspySink
-from stem_dask.journal import Journal
-from stem_dask.model import Axis, Record
+from stem_dask.core.model import Axis, Record
+from stem_dask.engine.journal import Journal
 from stem_dask.stages.patterns import as_patterns
+from stem_dask.storage.publish import publish, temporary
+from stem_dask.writers.export import (
+    active_client,
+    export,
+    export_from_store,
+    export_job,
+    open_store,
+)
+from stem_dask.writers.hdf5 import Hdf5Sink
+from stem_dask.writers.npy import NpySink
+from stem_dask.writers.torch import PtSink
+from stem_dask.writers.zarr import StoreSink
+from stem_dask.writers.zspy import ZspySink
 
 MODULE = sys.modules[export.__module__]
 SHAPE = (6, 5, 12, 10)

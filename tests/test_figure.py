@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stem_dask.errors import StoreError
-from stem_dask.figure import DPI, FigureData, build, draw
-from stem_dask.model import Axis
+from stem_dask.core.errors import StoreError
+from stem_dask.core.model import Axis
+from stem_dask.report.figure import DPI, FigureData, build, draw
 
 SIMULATED = (
     Path(__file__).resolve().parents[2] / "shared" / "data" / "sim" / "au_np_descan_u16.hspy"
@@ -487,8 +487,8 @@ def test_file_that_cannot_be_written_is_a_store_error(tmp_path):
 def test_drawing_imports_no_pyplot_and_importing_no_matplotlib(tmp_path):
     code = (
         "import sys, numpy as np\n"
-        "from stem_dask.figure import FigureData, draw\n"
-        "from stem_dask.model import Axis\n"
+        "from stem_dask.report.figure import FigureData, draw\n"
+        "from stem_dask.core.model import Axis\n"
         "assert 'matplotlib' not in sys.modules\n"
         "axes = (Axis('ky', 4), Axis('kx', 5))\n"
         "scan = (Axis('scan_y', 1), Axis('scan_x', 1))\n"

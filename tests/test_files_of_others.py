@@ -11,8 +11,8 @@ import xarray as xr
 import zarr
 from frames_made import SHAPE, info, mrc, numbers, tiff
 
-from stem_dask.errors import SourceError
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.open import find
 
 ALL = (slice(None),) * 4
 
@@ -39,7 +39,7 @@ def test_a_block_of_zeros_among_the_texts_of_hdf5_is_told(tmp_path, zeros, endin
     content[heap + zeros[0] : heap + zeros[1]] = bytes(zeros[1] - zeros[0])
     path.write_bytes(content)
     # in a process of its own: HDF5 would walk on the spot, and no signal reaches Python then
-    command = [sys.executable, "-m", "stem_dask.cli", "info", str(path)]
+    command = [sys.executable, "-m", "stem_dask.cli.main", "info", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3, done.stderr
     assert f"texts at byte {heap:,} have no end" in done.stderr
@@ -258,14 +258,14 @@ def test_units_tell_a_detector_that_comes_first(tmp_path, length, reciprocal):
 
 def test_a_file_of_many_images_is_listed_without_their_attributes(tmp_path, monkeypatch):
     """One dataset for each pattern, as scripts write them: 20,000 took 18 s to be refused, and take 6."""
-    from stem_dask.io import trees
+    from stem_dask.readers import hdf5
 
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for i in range(50):
             file[f"group/{i}"] = numbers((6, 5))
             file[f"group/{i}"].attrs["units"] = "counts"
     asked = []
-    monkeypatch.setattr(trees, "attributes_of", lambda item: asked.append(item.name) or {})
+    monkeypatch.setattr(hdf5, "attributes_of", lambda item: asked.append(item.name) or {})
     with pytest.raises(SourceError, match=r"no 4D array .* group/0: 6 x 5 uint16; .* and 38 more"):
         find(tmp_path / "a.h5")
     assert not asked

@@ -13,10 +13,11 @@ import xarray as xr
 from batches import batch
 
 import stem_dask as sd
-from stem_dask import CroppingConfig, DiffractionCropper, cli, create_test_data
-from stem_dask.errors import OutputExistsError
-from stem_dask.io import publish as publishing
-from stem_dask.target import Target
+from stem_dask import CroppingConfig, DiffractionCropper, create_test_data
+from stem_dask.cli import main as cli
+from stem_dask.core.errors import OutputExistsError
+from stem_dask.storage import publish as publishing
+from stem_dask.writers.formats import Target
 
 CASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "g1_no_flock_run"
 THREADS = ("cluster.kind=threads", "cluster.threads_per_worker=1")
@@ -172,7 +173,7 @@ def test_a_file_of_the_user_in_the_folder_of_a_run_stays(here):
     ],
 )  # fmt: skip
 def test_a_run_leaves_nothing_that_it_would_not_know_again(here, words):
-    """Every folder that a job makes is one of the names that `stem_dask.state` knows."""
+    """Every folder that a job makes is one of the names that `stem_dask.engine.state` knows."""
     assert cli.main(["run", *words, "--quiet"]) == 0
     (run,) = here.glob("*.run")
     assert sorted(path.name for path in run.iterdir()) == ["journal", "report.json", "run.json"]
@@ -361,10 +362,10 @@ def test_crop_goes_on(here, monkeypatch, capsys, suffix, at):
     whole = [f"b{suffix}" if word == f"a{suffix}" else word for word in argv]
     assert cli.main([*whole, "--quiet"]) == 0
     places = {
-        "crop": "stem_dask.passes.writing._joined",
-        "export": "stem_dask.exports.publish",
-        "results": "stem_dask.report.write_json",
-        "cleanup": "stem_dask.state.RunState.forget",
+        "crop": "stem_dask.job.writing._joined",
+        "export": "stem_dask.writers.export.publish",
+        "results": "stem_dask.report.text.write_json",
+        "cleanup": "stem_dask.engine.state.RunState.forget",
     }
     with monkeypatch.context() as patch:
 
@@ -434,14 +435,14 @@ def test_a_job_on_a_file_system_without_locks(here, capsys, caplog, monkeypatch,
     """It runs, says once that the heartbeat alone keeps runs apart, and that it does."""
     import fcntl
 
-    from stem_dask.config import load_config
-    from stem_dask.preflight import begun, prepare
+    from stem_dask.config.load import load_config
+    from stem_dask.job.prepare import begun, prepare
 
     def refuse(handle, how):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr("stem_dask.lock.SETTLE_SECONDS", 0)
+    monkeypatch.setattr("stem_dask.engine.lock.SETTLE_SECONDS", 0)
     with begun(prepare(load_config("crop.yaml"))):
         assert cli.main(["run", "crop.yaml"]) == 6
         assert f"scan.run is in use by a run on {os.uname().nodename}" in capsys.readouterr().err
@@ -467,7 +468,7 @@ def test_the_case_of_a_mount_without_locks(tmp_path):
     line = [
         sys.executable,
         "-m",
-        "stem_dask.cli",
+        "stem_dask.cli.main",
         "convert",
         "--input",
         CASE / "a.npy",

@@ -11,8 +11,8 @@ import yaml
 import zarr
 from frames_made import SHAPE, agrees, mib, mrc, numbers, tvips
 
-from stem_dask.errors import SourceError
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.open import find
 
 WAY = r"input\.\w+: (?:\[[^\]]*\]|[\w.]+)"
 

@@ -5,12 +5,14 @@ import re
 import numpy as np
 import pytest
 
-from stem_dask import batch, cli, pipeline
-from stem_dask.config import load_configs
-from stem_dask.errors import MemoryBudgetError
-from stem_dask.fitting import refuse_too_small
-from stem_dask.pipeline import run as run_job
-from stem_dask.preflight import prepare
+from stem_dask.cli import jobs as batch
+from stem_dask.cli import main as cli
+from stem_dask.config.load import load_configs
+from stem_dask.core.errors import MemoryBudgetError
+from stem_dask.job import run as pipeline
+from stem_dask.job.fitting import refuse_too_small
+from stem_dask.job.prepare import prepare
+from stem_dask.job.run import run as run_job
 
 SLURM = {"kind": "slurm", "walltime": "1:00:00"}
 
@@ -21,7 +23,7 @@ def nothing_starts(monkeypatch):
         raise AssertionError("a cluster is started")
 
     monkeypatch.setattr(pipeline, "connect", connect)
-    monkeypatch.setattr("stem_dask.cluster.connect", connect)
+    monkeypatch.setattr("stem_dask.cluster.connect.connect", connect)
 
 
 @pytest.mark.parametrize(

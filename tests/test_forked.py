@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import stem_dask as sd
-from stem_dask.synthetic import Synthetic, write_dataset
+from stem_dask.writers.synthetic import Synthetic, write_dataset
 
 # newer Pythons warn of every fork of a process with threads
 pytestmark = [

@@ -33,8 +33,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import stem_dask as sd
-from stem_dask.io.dm_write import encode_tags
-from stem_dask.io.families import READERS
+from stem_dask.readers.formats import READERS
+from stem_dask.writers.dm import encode_tags
 
 MORE = int(os.environ.get("STEM_DASK_FUZZ", "1"))
 DRAWN = settings(

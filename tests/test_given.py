@@ -10,10 +10,10 @@ import xarray as xr
 from rsciio.hspy import file_reader
 
 import stem_dask as sd
-from stem_dask.errors import ConfigError, OutputExistsError
-from stem_dask.io.lazy import open_patterns
-from stem_dask.io.read import find
-from stem_dask.pipeline import run
+from stem_dask.core.errors import ConfigError, OutputExistsError
+from stem_dask.job.run import run
+from stem_dask.readers.open import find
+from stem_dask.stages.open import open_patterns
 
 GIVEN = {
     "ky": {"scale": 0.5, "units": "1/nm", "offset": -10.0},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nvrtc import compiled
 
-from stem_dask.kernels.cuda_code import analysis_code, crop_code
+from stem_dask.kernels.gpu.code import analysis_code, crop_code
 
 #: each with another type of the analysis and of the crop, so that all of them meet a compiler
 ARCHITECTURES = [

@@ -17,18 +17,18 @@ from distributed import Nanny
 
 import stem_dask as sd
 from benchmarks import gpu
-from stem_dask import cli
-from stem_dask.cluster import connect
-from stem_dask.cropper import CroppingConfig, DiffractionCropper
-from stem_dask.describe import describe_job
-from stem_dask.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
-from stem_dask.gpus import chosen_device, refuse_missing
-from stem_dask.io.cut import CutOnGpu
+from stem_dask.cli import main as cli
+from stem_dask.cluster.connect import connect
+from stem_dask.cluster.gpu import chosen_device, refuse_missing
+from stem_dask.config.options import Cluster
+from stem_dask.core.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
+from stem_dask.job.cropper import CroppingConfig, DiffractionCropper
+from stem_dask.job.describe import describe_job
+from stem_dask.job.prepare import prepare
+from stem_dask.job.run import run
 from stem_dask.kernels.crop import crop_patterns, window_intensity
-from stem_dask.kernels.present import missing_gpu
-from stem_dask.options import Cluster
-from stem_dask.pipeline import run
-from stem_dask.preflight import prepare
+from stem_dask.kernels.gpu.device import missing_gpu
+from stem_dask.stages.gpu import CutOnGpu
 
 REAL = missing_gpu()
 BLOCKS = {"output": {"chunk_mb": 0.02}}
@@ -37,8 +37,8 @@ BLOCKS = {"output": {"chunk_mb": 0.02}}
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, connects: list[int]) -> Counter[str]:
     """What the GPU counts."""
-    monkeypatch.setattr("stem_dask.kernels.analysis_on_gpu.ANALYSIS_THREADS", 64)
-    monkeypatch.setattr("stem_dask.kernels.crop_on_gpu.CROP_THREADS", 64)
+    monkeypatch.setattr("stem_dask.kernels.gpu.analysis.ANALYSIS_THREADS", 64)
+    monkeypatch.setattr("stem_dask.kernels.gpu.crop.CROP_THREADS", 64)
     return fake_cupy.install(monkeypatch)
 
 
@@ -309,7 +309,7 @@ def test_what_says_that_a_gpu_is_full(
     played: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA by a number, also where not even that much is left that it could be asked."""
-    from stem_dask.kernels.full import told_when_full
+    from stem_dask.kernels.gpu.device import told_when_full
 
     error = sys.modules["cupy.cuda"].runtime.CUDARuntimeError
 

@@ -12,13 +12,14 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from stem_dask.kernels import analysis_on_gpu, crop_on_gpu
 from stem_dask.kernels.analysis import PatternAnalysis, analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
-from stem_dask.kernels.cuda_code import analysis_code
 from stem_dask.kernels.downsample import downsample_patterns
-from stem_dask.kernels.present import missing_gpu
-from stem_dask.kernels.ring import Slot
+from stem_dask.kernels.gpu import analysis as analysis_on_gpu
+from stem_dask.kernels.gpu import crop as crop_on_gpu
+from stem_dask.kernels.gpu.buffers import Slot
+from stem_dask.kernels.gpu.code import analysis_code
+from stem_dask.kernels.gpu.device import missing_gpu
 
 REAL = missing_gpu()
 SQUARE: dict[str, Any] = {"target_retention": 0.9, "threshold": 0, "center": None, "metric": "square"}  # fmt: skip
@@ -32,8 +33,8 @@ def gpu(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             pytest.skip(f"no GPU: {REAL}")
     else:
         fake_cupy.install(monkeypatch)
-        monkeypatch.setattr("stem_dask.kernels.analysis_on_gpu.ANALYSIS_THREADS", 64)
-        monkeypatch.setattr("stem_dask.kernels.crop_on_gpu.CROP_THREADS", 64)
+        monkeypatch.setattr("stem_dask.kernels.gpu.analysis.ANALYSIS_THREADS", 64)
+        monkeypatch.setattr("stem_dask.kernels.gpu.crop.CROP_THREADS", 64)
     return request.param
 
 
@@ -96,7 +97,7 @@ def test_the_analysis_equals_the_cpus(
 ) -> None:
     block = made(dtype, shape) if dtype != "?" else np.eye(3, 9, dtype=bool)[:, None]
     options = {"threshold": threshold, "center": center, "metric": metric}
-    monkeypatch.setattr("stem_dask.kernels.analysis_on_gpu.BATCH", 2)
+    monkeypatch.setattr("stem_dask.kernels.gpu.analysis.BATCH", 2)
     for target in (0.5, 1.0):
         expected = analyze_patterns(block, target_retention=target, **options)
         found = analyzed(block, piece=2, slot=3, target_retention=target, **options)
@@ -122,7 +123,7 @@ def test_a_missing_barrier_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert old in code.text
         broken = code._replace(text=code.text.replace(old, new))
         monkeypatch.setattr(
-            "stem_dask.kernels.analysis_on_gpu.analysis_code", lambda *a, code=broken, **k: code
+            "stem_dask.kernels.gpu.analysis.analysis_code", lambda *a, code=broken, **k: code
         )
         found = analyzed(block, piece=3, slot=3, **SQUARE)
         assert found.profile.tobytes() != expected.profile.tobytes()

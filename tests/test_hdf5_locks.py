@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from frames_made import agrees, numbers
 
-from stem_dask.errors import SourceError
-from stem_dask.io.hdf5_heaps import hdf5_file
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.hdf5_heaps import hdf5_file
+from stem_dask.readers.open import find
 
 NO_FLOCK = """
 #include <errno.h>
@@ -88,13 +88,13 @@ def test_a_file_system_without_locks(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["data"] = numbers()
     code = (
-        "from stem_dask.io.read import find; from stem_dask.io.hdf5 import Hdf5Sink\n"
+        "from stem_dask.readers.open import find; from stem_dask.writers.hdf5 import Hdf5Sink\n"
         "found = find('a.h5'); print(found.info.notes)\n"
         "array = found.source[(slice(None),) * 4]\n"
         "sink = Hdf5Sink('./b.h5', 'spool', array.shape, 'u2', array.shape, 'data')\n"
         "sink.create(resume=False)\n"
         "extra = sink.write(0, tuple(slice(0, n) for n in array.shape[:2]), {'patterns': array})\n"
-        "from stem_dask.model import Record\n"
+        "from stem_dask.core.model import Record\n"
         "sink.finish([Record(0, 0.0, 0, 0, extra)])\n"
     )
     for number in (37, 38):  # of NFS without lockd, of Lustre

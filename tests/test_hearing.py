@@ -10,12 +10,13 @@ import pytest
 from distributed import Client, LocalCluster
 from test_cluster_places import _processes
 
-from stem_dask import hearing, versions
-from stem_dask.errors import ConfigError, WorkerLostError
-from stem_dask.hearing import listening, silence
-from stem_dask.pipeline import run as run_job
-from stem_dask.submission import connected, in_flight
-from stem_dask.versions import own_versions, refuse_task_of_others
+from stem_dask.core.errors import ConfigError, WorkerLostError
+from stem_dask.engine import hearing, versions
+from stem_dask.engine.clients import connected
+from stem_dask.engine.hearing import listening, silence
+from stem_dask.engine.submit import in_flight
+from stem_dask.engine.versions import own_versions, refuse_task_of_others
+from stem_dask.job.run import run as run_job
 
 
 class Scheduler:
@@ -131,7 +132,7 @@ def test_a_worker_that_joins_in_the_middle_does_not_compute(monkeypatch):
     """Neither where it can read its tasks, nor where it cannot."""
     options = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
-        monkeypatch.setattr("stem_dask.submission.own_versions", lambda: ("3.10",))
+        monkeypatch.setattr("stem_dask.engine.submit.own_versions", lambda: ("3.10",))
         with pytest.raises(ConfigError, match=r"a worker on .* that joined has python"):
             list(in_flight(client, [(int, ("7",))]))
         monkeypatch.undo()
@@ -139,7 +140,7 @@ def test_a_worker_that_joins_in_the_middle_does_not_compute(monkeypatch):
         def refused(client):
             raise ConfigError("worker tcp://a:1 has stem_dask missing")
 
-        monkeypatch.setattr("stem_dask.submission.refuse_other_versions", refused)
+        monkeypatch.setattr("stem_dask.engine.submit.refuse_other_versions", refused)
         with pytest.raises(ConfigError, match="stem_dask missing"):
             list(in_flight(client, [(int, ("x",))]))
         with pytest.raises(ConfigError, match="said by the task"):

@@ -9,10 +9,10 @@ import pytest
 import zarr
 from frames_made import SHAPE, blo, mib, numbers
 
-from stem_dask.errors import SourceError
-from stem_dask.io.read import find
-from stem_dask.run import main
-from stem_dask.synthetic import Synthetic, write_dataset
+from stem_dask.cli.run import main
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.open import find
+from stem_dask.writers.synthetic import Synthetic, write_dataset
 
 
 def cut_dm4(path):

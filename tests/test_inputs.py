@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from stem_dask.config import load_config, load_configs, parse_config
-from stem_dask.errors import ConfigError
-from stem_dask.preflight import find_input
+from stem_dask.config.load import load_config, load_configs, parse_config
+from stem_dask.core.errors import ConfigError
+from stem_dask.job.prepare import find_input
 
 
 @pytest.fixture

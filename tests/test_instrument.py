@@ -16,10 +16,10 @@ import zarr
 from frames_made import blo, mrc, numbers
 
 import stem_dask as sd
-from stem_dask.errors import SourceError
-from stem_dask.io.instrument import NAMES, stated
-from stem_dask.io.read import find
-from stem_dask.pipeline import run
+from stem_dask.core.errors import SourceError
+from stem_dask.core.instrument import NAMES, stated
+from stem_dask.job.run import run
+from stem_dask.readers.open import find
 
 hs = pytest.importorskip("hyperspy.api")
 
@@ -154,7 +154,7 @@ def test_what_the_user_gives_replaces_what_the_file_states(
 
 
 def test_info_prints_beam_energy_and_camera_length(shared_data: Path, capsys: Any) -> None:
-    from stem_dask import cli
+    from stem_dask.cli import main as cli
 
     assert cli.main(["info", str(shared_data / "sim/au_np_gms_stemx_u16.dm4")]) == 0
     assert "beam        200 kV, camera length 550 mm\n" in capsys.readouterr().out

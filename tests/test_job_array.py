@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stem_dask import cli, cluster, job_array, slurm
-from stem_dask.limits import ONE_THREAD
-from stem_dask.processes import SETTINGS
+from stem_dask.cli import job_array
+from stem_dask.cli import main as cli
+from stem_dask.cluster import connect as cluster
+from stem_dask.cluster import slurm
+from stem_dask.cluster.local import SETTINGS
+from stem_dask.core.machine import ONE_THREAD
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 
@@ -97,10 +100,10 @@ def test_the_script(folder, capsys):
 
 def test_a_task_is_a_run_of_its_dataset(folder, connects, monkeypatch):
     """What the script calls gives the job of that input alone, with the output's name filled in."""
-    from stem_dask import run
+    from stem_dask.cli import run
 
     seen = []
-    monkeypatch.setattr("stem_dask.batch.run_one", lambda config, **_: seen.append(config) or 0)
+    monkeypatch.setattr("stem_dask.cli.jobs.run_one", lambda config, **_: seen.append(config) or 0)
     assert batch("two.yaml", "--slurm") == 0
     for words in tasks(Path("stem-dask-batch.sh").read_text()):
         assert run.main(words) == 0

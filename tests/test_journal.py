@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_dask import journal as module
-from stem_dask.journal import Journal
-from stem_dask.model import Record
+from stem_dask.core.model import Record
+from stem_dask.engine import journal as module
+from stem_dask.engine.journal import Journal
 
 DRAWN = settings(max_examples=60, deadline=None)
 

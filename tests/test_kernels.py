@@ -7,12 +7,10 @@ import pytest
 import twins
 
 from stem_dask.kernels.analysis import analyze_patterns, largest_radius
-from stem_dask.kernels.correct import correct_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns, result_dtype
-from stem_dask.kernels.hot import add_lit, hot_pixels
 from stem_dask.kernels.intensity import accumulator, native
-from stem_dask.kernels.mask import fill_bad, neighbours
+from stem_dask.kernels.pixels import add_lit, correct_patterns, fill_bad, hot_pixels, neighbours
 
 SHAPE = (3, 5, 17, 22)
 DTYPES = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "f2", "f4", "f8"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import as_array, chunkings, datasets, shares
 
 import stem_dask as sd
-from stem_dask.errors import ConfigError
+from stem_dask.core.errors import ConfigError
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.stages.window import radii_for_target
 

@@ -7,7 +7,8 @@ import dask
 import psutil
 import pytest
 
-from stem_dask.limits import (
+from stem_dask.cluster.connect import tunnel
+from stem_dask.core.machine import (
     cgroup_bytes,
     machine_bytes,
     node_folder,
@@ -15,7 +16,6 @@ from stem_dask.limits import (
     slurm_cores,
     usable_cores,
 )
-from stem_dask.tunnel import tunnel
 
 GIB = 2**30
 LINK = "http://127.0.0.1:8787/status"
@@ -92,7 +92,7 @@ def test_cores_of_other_batch_systems(monkeypatch, environment, cores):
     ],
 )
 def test_memory_of_other_batch_systems(monkeypatch, environment, expected):
-    monkeypatch.setattr("stem_dask.limits.cgroup_bytes", lambda: None)
+    monkeypatch.setattr("stem_dask.core.machine.cgroup_bytes", lambda: None)
     total = psutil.virtual_memory().total
     assert machine_bytes(environment) == min(total, expected or total)
 
@@ -145,11 +145,11 @@ def test_memory_of_a_cgroup(tmp_path, files, expected):
 
 def test_memory_is_what_the_narrowest_allows(monkeypatch):
     total = psutil.virtual_memory().total
-    monkeypatch.setattr("stem_dask.limits.cgroup_bytes", lambda: None)
+    monkeypatch.setattr("stem_dask.core.machine.cgroup_bytes", lambda: None)
     assert machine_bytes({}) == total
     assert machine_bytes({"SLURM_MEM_PER_NODE": "100"}) == 100 * 2**20
     assert machine_bytes({"SLURM_MEM_PER_NODE": str(2**40)}) == total
-    monkeypatch.setattr("stem_dask.limits.cgroup_bytes", lambda: 99 * 2**20)
+    monkeypatch.setattr("stem_dask.core.machine.cgroup_bytes", lambda: 99 * 2**20)
     assert machine_bytes({"SLURM_MEM_PER_NODE": "100"}) == 99 * 2**20
 
 

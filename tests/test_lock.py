@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from stem_dask import lock as module
-from stem_dask.errors import LockedError, StemDaskError
-from stem_dask.lock import HEARTBEAT_SECONDS, SILENT_SECONDS, locked
+from stem_dask.core.errors import LockedError, StemDaskError
+from stem_dask.engine import lock as module
+from stem_dask.engine.lock import HEARTBEAT_SECONDS, SILENT_SECONDS, locked
 
 HERE = socket.gethostname()
 N_PROCESSES, N_ROUNDS = 4, 100
@@ -209,7 +209,7 @@ def test_a_refusal_names_the_owner_and_changes_nothing(path):
 
 HOLD = """
 import sys
-from stem_dask.lock import locked
+from stem_dask.engine.lock import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

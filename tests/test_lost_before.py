@@ -11,10 +11,10 @@ import xarray as xr
 import zarr
 
 import stem_dask as sd
-from stem_dask.config import parse_config
-from stem_dask.errors import SourceError
-from stem_dask.exports import export
-from stem_dask.pipeline import run
+from stem_dask.config.load import parse_config
+from stem_dask.core.errors import SourceError
+from stem_dask.job.run import run
+from stem_dask.writers.export import export
 
 FORMATS = [("zarr", "scan"), ("hspy", "scan"), ("zspy", "scan"), ("h5", "scan"), ("pt", "scan"), ("pt", "nchw")]  # fmt: skip
 BLOCK = {"chunk_mb": 10 * 40 * 36 * 2 / 2**20}

@@ -19,9 +19,9 @@ from frames_made import (
     real,
 )
 
-from stem_dask.errors import SourceError
-from stem_dask.io.parts import Part
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.batches import Part
+from stem_dask.readers.open import find
 
 
 @pytest.mark.parametrize("kind", ["U08", "U16", "U32"])

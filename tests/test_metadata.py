@@ -14,15 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rsciio.hspy import file_reader
 
-from stem_dask.io import metadata as module
-from stem_dask.io.dm import ArrayTag
-from stem_dask.io.metadata import LIMIT, hdf5_tree, original
-from stem_dask.io.pt import PtSink
-from stem_dask.model import Axis
-from stem_dask.pipeline import run
+from stem_dask.core import metadata as module
+from stem_dask.core.metadata import LIMIT, ArrayTag, hdf5_tree, original
+from stem_dask.core.model import Axis
+from stem_dask.job.run import run
 from stem_dask.stages.patterns import as_patterns
-from stem_dask.synthetic import Synthetic, write_dataset
-from stem_dask.target import FORMATS, Target
+from stem_dask.writers.formats import FORMATS, Target
+from stem_dask.writers.synthetic import Synthetic, write_dataset
+from stem_dask.writers.torch import PtSink
 
 
 def test_the_tags_of_a_dm4_are_kept(tmp_path: Path, make_config: Any) -> None:

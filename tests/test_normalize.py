@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 import stem_dask as sd
-from stem_dask.errors import ConfigError
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.model import Axis
+from stem_dask.job.run import run
 from stem_dask.kernels.normalize import joined, log_moments, log_zscore
-from stem_dask.model import Axis
-from stem_dask.pipeline import run
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
 from stem_dask.stages.patterns import as_patterns
 

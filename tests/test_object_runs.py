@@ -11,12 +11,19 @@ from s3_faults import SECRET, Between, between, error
 from test_objects import upload
 
 import stem_dask as sd
-from stem_dask import pipeline
-from stem_dask.cli import main
-from stem_dask.errors import ConfigError, LockedError, OutputExistsError, SourceError, StoreError
-from stem_dask.io import object_access, objects
-from stem_dask.owner import Owner
-from stem_dask.preflight import begun, prepare
+from stem_dask.cli.main import main
+from stem_dask.core.errors import (
+    ConfigError,
+    LockedError,
+    OutputExistsError,
+    SourceError,
+    StoreError,
+)
+from stem_dask.engine.owner import Owner
+from stem_dask.job import run as pipeline
+from stem_dask.job.prepare import begun, prepare
+from stem_dask.storage import s3 as object_access
+from stem_dask.storage import s3 as objects
 
 
 @pytest.fixture
@@ -69,7 +76,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
 ) -> None:
     # what it shows is read from the store; drawing it takes longer than everything here
     monkeypatch.setattr(
-        "stem_dask.passes.whole.draw", lambda data, path: Path(path).write_text(data.title)
+        "stem_dask.job.passes.draw", lambda data, path: Path(path).write_text(data.title)
     )
     local = run(make_config(beam_file, "local.zarr", output={"chunk_mb": CHUNK_MB}))
     converted = {"crop": {"enabled": False}, "analyze": {"ahead": True}}

@@ -11,16 +11,17 @@ import pytest
 import zarr
 from s3_faults import SECRET, between, error
 
-from stem_dask.cli import main
-from stem_dask.config import config_of, parse_config
-from stem_dask.errors import ConfigError, LockedError, SourceError, StemDaskError, StoreError
-from stem_dask.io import object_access, objects
-from stem_dask.io.read import find
-from stem_dask.owner import SILENT_SECONDS, Owner, owned
-from stem_dask.preflight import prepare
-from stem_dask.rehearsal import unreached
-from stem_dask.synthetic import write_dm4
-from stem_dask.urls import split_url
+from stem_dask.cli.main import main
+from stem_dask.config.load import config_of, parse_config
+from stem_dask.core.errors import ConfigError, LockedError, SourceError, StemDaskError, StoreError
+from stem_dask.engine.owner import SILENT_SECONDS, Owner, owned
+from stem_dask.job.prepare import prepare
+from stem_dask.job.warm_up import unreached
+from stem_dask.readers.open import find
+from stem_dask.storage import s3 as object_access
+from stem_dask.storage import s3 as objects
+from stem_dask.storage.urls import split_url
+from stem_dask.writers.synthetic import write_dm4
 
 WHOLE = (slice(None),) * 4
 
@@ -207,7 +208,7 @@ def test_an_output_has_one_owner(bucket: str, tmp_path: Path, monkeypatch: pytes
     assert objects.look(f"{url}.owner").etag == second.etag  # the first one left it alone
     third = Owner(url, tmp_path / "elsewhere.run")
     now = time.time()
-    monkeypatch.setattr("stem_dask.owner.time.time", lambda: now + SILENT_SECONDS + 5)
+    monkeypatch.setattr("stem_dask.engine.owner.time.time", lambda: now + SILENT_SECONDS + 5)
     third.take()
     assert second.lost is False
     second.beat()
@@ -353,7 +354,7 @@ def test_cameras_files_are_read_by_ranges(s3_server: str, bucket: str, tmp_path:
             heads = ["HEAD"] * (name == "scan.mrc")  # of a file in one piece the size is looked at
             assert [method for method, _ in server.asked] == [*heads, "GET"]
         frame = array[0].nbytes + 384
-        monkeypatch.setattr("stem_dask.io.frames.REQUEST_BYTES", 5 * frame)
+        monkeypatch.setattr("stem_dask.readers.flat.REQUEST_BYTES", 5 * frame)
         source, expected = find(f"{bucket}/scan.mib").source, find(tmp_path / "scan.mib").source
         for wanted, n in [(WHOLE, 3), ((slice(None), slice(0, 4, 2), *WHOLE[2:]), 3)]:
             server.asked.clear()

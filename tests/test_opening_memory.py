@@ -12,9 +12,9 @@ import pytest
 import zarr
 from frames_made import GUID, PIX, PLACE, blo, empad, mib, mrc, tiff, tvips
 
-from stem_dask.io.families import READERS
-from stem_dask.io.read import find
-from stem_dask.synthetic import write_dm4
+from stem_dask.readers.formats import READERS
+from stem_dask.readers.open import find
+from stem_dask.writers.synthetic import write_dm4
 
 DETECTOR = (8, 8)
 ONE = np.zeros((1, *DETECTOR), "u2")

@@ -12,13 +12,13 @@ import zarr
 from frames_made import numbers
 
 import stem_dask as sd
-from stem_dask.errors import SourceError
-from stem_dask.exports import export
-from stem_dask.io.read import find
-from stem_dask.model import Axis
-from stem_dask.pipeline import run
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import Axis
+from stem_dask.job.run import run
+from stem_dask.readers.open import find
 from stem_dask.stages.patterns import as_patterns
-from stem_dask.synthetic import Synthetic, write_dataset
+from stem_dask.writers.export import export
+from stem_dask.writers.synthetic import Synthetic, write_dataset
 
 SUFFIXES = (".zarr", ".hspy", ".zspy", ".h5", ".pt")
 GIVEN = {

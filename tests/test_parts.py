@@ -9,18 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stem_dask as sd
-from stem_dask.errors import SourceError
-from stem_dask.io import pieces as pieces_module
-from stem_dask.io.frames import Flipped, FramedFile, Run, Squeezed
-from stem_dask.io.lazy import block_positions, lazy_blocks
-from stem_dask.io.parts import Part, is_read_in_pieces, read_block
-from stem_dask.io.pieces import input_left_out, pieces
-from stem_dask.io.read import find
-from stem_dask.io.sources import FlatFile, ScanOfList, Selection, Transposed, ZarrArray
-from stem_dask.pipeline import run
-from stem_dask.preflight import prepare
-from stem_dask.projection import memory_of
+from stem_dask.core import batches as pieces_module
+from stem_dask.core.batches import input_left_out, pieces
+from stem_dask.core.errors import SourceError
+from stem_dask.job.memory_and_disk import memory_of
+from stem_dask.job.prepare import prepare
+from stem_dask.job.run import run
+from stem_dask.readers.arrays import ZarrArray
+from stem_dask.readers.batches import Part, is_read_in_pieces, read_block
+from stem_dask.readers.flat import FlatFile, FramedFile, Run
+from stem_dask.readers.open import find
+from stem_dask.readers.views import Flipped, ScanOfList, Selection, Squeezed, Transposed
 from stem_dask.stages.analyze import analysis_blocks
+from stem_dask.stages.open import block_positions, lazy_blocks
 
 OPTIONS: dict[str, Any] = {
     "center_method": "centroid", "manual_center": None, "radius_metric": "square", "target_retention": 0.9,

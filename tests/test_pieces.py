@@ -10,24 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_dask.exports import open_store
-from stem_dask.io import pieces as pieces_module
-from stem_dask.io.codec import whole_chunks
-from stem_dask.io.parts import Part
-from stem_dask.io.pieces import (
-    Changed,
-    InPieces,
-    Later,
-    copied,
-    joined,
-    of_type,
-    picked,
-    split,
-)
+from stem_dask.core import batches as pieces_module
+from stem_dask.core.batches import Changed, InPieces, Later, copied, joined, of_type, picked, split
 from stem_dask.kernels.sums import add_patterns
+from stem_dask.readers.batches import Part
 from stem_dask.stages.downsample import downsample, downsample_blocks
 from stem_dask.stages.patterns import as_arrays
 from stem_dask.stages.summary import block_statistics
+from stem_dask.writers.codecs import whole_chunks
+from stem_dask.writers.export import open_store
 
 
 class Seen:
@@ -294,7 +285,7 @@ def test_a_crop_that_is_written_reads_each_pattern_once(
     tmp_path: Any, make_config: Any, passes: list[int]
 ) -> None:
     """Cut, measured, made smaller, summed up and encoded while it passes."""
-    from stem_dask.pipeline import run
+    from stem_dask.job.run import run
 
     data = np.zeros((4, 8, 32, 32), "u2")
     data[:, :, 12:20, 10:22] = 9
@@ -312,7 +303,7 @@ def test_a_crop_that_is_written_reads_each_pattern_once(
 def test_a_conversion_with_analysis_reads_each_pattern_once(
     tmp_path: Any, make_config: Any, passes: list[int]
 ) -> None:
-    from stem_dask.pipeline import run
+    from stem_dask.job.run import run
 
     np.save(tmp_path / "a.npy", numbers(4, 8, 8, 8))
     run(make_config(tmp_path / "a.npy", crop={"enabled": False}, analyze={"ahead": True}))

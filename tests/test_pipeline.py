@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stem_dask.errors import ConfigError, MemoryBudgetError, OutputExistsError, SourceError
-from stem_dask.pipeline import run
+from stem_dask.core.errors import ConfigError, MemoryBudgetError, OutputExistsError, SourceError
+from stem_dask.job.run import run
 
 NOTHING: dict[str, Any] = {}
 
 
 def test_seconds_of_a_process_are_its_own() -> None:
-    code = "from stem_dask.report import process_seconds; print(process_seconds())"
+    code = "from stem_dask.report.text import process_seconds; print(process_seconds())"
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) < time.perf_counter() - begun
@@ -320,7 +320,7 @@ def test_too_little_memory_does_not_drop_an_unfinished_run(
     """The same command on a smaller machine is refused; on the first one it goes on where it was."""
     config = make_config(beam_file, output={"chunk_mb": 0.01})
     with monkeypatch.context() as patch:
-        patch.setattr("stem_dask.passes.writing.complete_analysis", lambda *args: 1 / 0)
+        patch.setattr("stem_dask.job.writing.complete_analysis", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(config)
     journal = (tmp_path / "out.run" / "journal").read_bytes()

@@ -8,22 +8,22 @@ import twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_dask.errors import ConfigError
-from stem_dask.plan import (
+from stem_dask.core.chunks import (
     INNER_CHUNK_BYTES,
     MAX_TASKS,
     MIB,
-    USABLE_SHARE,
-    Footprint,
-    Worker,
-    axis_window,
-    covering_radius,
-    footprints,
     inner_chunk,
     lead_chunks,
+    shard_shape,
+)
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.model import USABLE_SHARE, Worker
+from stem_dask.core.window import axis_window, covering_radius
+from stem_dask.job.footprint import (
+    Footprint,
+    footprints,
     most_positions,
     projected_bytes,
-    shard_shape,
     task_bytes,
 )
 

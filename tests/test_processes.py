@@ -9,11 +9,11 @@ import threading
 import dask
 import pytest
 
-from stem_dask import processes
-from stem_dask.options import Cluster
-from stem_dask.plan import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
-from stem_dask.processes import METHOD, copied_from_one, loaded_bytes, started
-from stem_dask.workers import SMALL_INPUT_BYTES, begin, planned
+from stem_dask.cluster import local as processes
+from stem_dask.cluster.layout import SMALL_INPUT_BYTES, begin, planned
+from stem_dask.cluster.local import METHOD, copied_from_one, loaded_bytes, started
+from stem_dask.config.options import Cluster
+from stem_dask.core.model import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_script_that_its_workers_would_run_again(tmp_path, beam_file, work):
     told = [line for line in done.stderr.splitlines() if not line.startswith(" ")]
     assert done.returncode == 1
     assert told[-1].startswith(
-        "stem_dask.errors.ConfigError: a worker process ended while it started"
+        "stem_dask.core.errors.ConfigError: a worker process ended while it started"
     )
     assert 'if __name__ == "__main__":' in told[-1]
     assert "semaphore" not in done.stderr
@@ -143,7 +143,7 @@ def test_what_copies_are_made_of_has_the_environment_of_a_worker():
     """
     code = """
 import os, signal, dask
-from stem_dask.processes import begin_copies
+from stem_dask.cluster.local import begin_copies
 os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
 os.environ.update(MKL_NUM_THREADS="7", THEIRS="a")
 mine = {"MALLOC_TRIM_THRESHOLD_": 1234, "THEIRS": "b", "MINE": "c", "NONE": None}
@@ -166,7 +166,7 @@ print(*(there.get(name) for name in names), bool(blocked >> (signal.SIGINT - 1) 
 
 def test_copies_are_begun_for_processes_of_ours_only(monkeypatch):
     begun = []
-    monkeypatch.setattr("stem_dask.workers.begin_copies", lambda: begun.append(1))
+    monkeypatch.setattr("stem_dask.cluster.layout.begin_copies", lambda: begun.append(1))
     for options in (
         {"kind": "threads"},
         {"address": "tls://a:1"},
@@ -185,7 +185,7 @@ def test_garbage_is_collected_again_when_all_is_loaded():
     """And what was loaded in between is passed over."""
     code = """
 import gc
-from stem_dask.allocation import exempt_from_collection, postpone_collection
+from stem_dask.core.machine import exempt_from_collection, postpone_collection
 before = gc.get_threshold()
 postpone_collection()
 assert gc.get_threshold()[0] > 100 * before[0]
@@ -198,7 +198,7 @@ print(gc.get_threshold() == before, gc.get_freeze_count() > 1000)
 def test_dask_is_loaded_without_scipy_which_is_there_all_the_same():
     code = """
 import sys
-from stem_dask.loading import load_dask_array
+from stem_dask.core.machine import load_dask_array
 load_dask_array()
 print("dask.array" in sys.modules, "scipy" in sys.modules)
 import numpy as np

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import zarr
 
-from stem_dask import projection
-from stem_dask.errors import DiskFullError, MemoryBudgetError
-from stem_dask.io.pieces import PIECE_BYTES
-from stem_dask.pipeline import run
-from stem_dask.plan import USABLE_SHARE, WORKER_BYTES, Footprint, Worker
-from stem_dask.preflight import find_input
-from stem_dask.projection import (
+from stem_dask.core.batches import PIECE_BYTES
+from stem_dask.core.errors import DiskFullError, MemoryBudgetError
+from stem_dask.core.model import USABLE_SHARE, WORKER_BYTES, Worker
+from stem_dask.engine.state import RunState
+from stem_dask.job import memory_and_disk as projection
+from stem_dask.job.footprint import Footprint
+from stem_dask.job.memory_and_disk import (
     PASSING,
     DiskNeed,
     check_disk,
@@ -25,8 +25,9 @@ from stem_dask.projection import (
     memory_of,
     shapes,
 )
-from stem_dask.report import tree_bytes
-from stem_dask.state import RunState
+from stem_dask.job.prepare import find_input
+from stem_dask.job.run import run
+from stem_dask.report.text import tree_bytes
 
 
 def noise(path: Path, dtype: str = "u2") -> Path:

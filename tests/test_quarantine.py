@@ -10,10 +10,10 @@ import pytest
 import xarray as xr
 import zarr
 
-from stem_dask.errors import SourceError
-from stem_dask.io.sources import FlatFile
-from stem_dask.pipeline import run
-from stem_dask.preflight import begun, prepare
+from stem_dask.core.errors import SourceError
+from stem_dask.job.prepare import begun, prepare
+from stem_dask.job.run import run
+from stem_dask.readers.flat import FlatFile
 
 #: 30 x 5 patterns; the store below keeps two scan rows in a chunk, and so does a block
 BLOCK = {"chunk_mb": 10 * 40 * 36 * 2 / 2**20}

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from frames_made import SHAPE, agrees, numbers, opens_in_little
 
-from stem_dask.errors import SourceError
-from stem_dask.io.candidate import plain
-from stem_dask.io.frames import Flipped, FramedFile, Run, framed
-from stem_dask.io.lazy import open_patterns
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.flat import FramedFile, Run, framed
+from stem_dask.readers.open import find
+from stem_dask.readers.source import plain
+from stem_dask.readers.views import Flipped
+from stem_dask.stages.open import open_patterns
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import zarr
 
-from stem_dask.errors import ConfigError, SourceError
-from stem_dask.io.lazy import open_patterns
-from stem_dask.io.read import find
+from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.readers.open import find
+from stem_dask.stages.open import open_patterns
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHAPE = (4, 5, 6, 7)

@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stem_dask.synthetic import Synthetic, write_dataset
+    from stem_dask.writers.synthetic import Synthetic, write_dataset
 
     monkeypatch.chdir(tmp_path)
     write_dataset("scan.dm4", Synthetic(scan_shape=(8, 6)))
@@ -44,8 +44,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_keys_and_commands_are_real() -> None:
-    from stem_dask.cli import _parser
-    from stem_dask.options import SECTIONS
+    from stem_dask.cli.main import _parser
+    from stem_dask.config.options import SECTIONS
 
     commands = set(re.findall(r"^stem-dask (\w+)", TEXT, re.MULTILINE))
     known = next(a for a in _parser()._actions if a.choices).choices
@@ -67,7 +67,7 @@ def command_lines() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
 def test_command_lines_are_understood(words: list[str]) -> None:
-    from stem_dask.cli import _parser
+    from stem_dask.cli.main import _parser
 
     assert _parser().parse_args(words).command
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rsciio.hspy import file_reader
 
 import stem_dask as sd
-from stem_dask.config import parse_config
-from stem_dask.pipeline import run
+from stem_dask.config.load import parse_config
+from stem_dask.job.run import run
 
 NAMES = ("scan_y", "scan_x", "ky", "kx")
 SHAPE = (3, 2, 12, 10)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from stem_dask import scratch as module
-from stem_dask.lock import SILENT_SECONDS
-from stem_dask.scratch import PREFIX, keys, scratch
+from stem_dask.cluster import scratch as module
+from stem_dask.cluster.scratch import PREFIX, keys, scratch
+from stem_dask.engine.lock import SILENT_SECONDS
 
 HOLDS = """
 import sys, time

@@ -15,13 +15,14 @@ import pytest
 import slurm_node
 from batches import content
 
-from stem_dask import cli, run
-from stem_dask.cluster import connect
-from stem_dask.config import load_config
-from stem_dask.errors import ConfigError
-from stem_dask.kernels.present import missing_gpu
-from stem_dask.pipeline import run as run_job
-from stem_dask.processes import SETTINGS
+from stem_dask.cli import main as cli
+from stem_dask.cli import run
+from stem_dask.cluster.connect import connect
+from stem_dask.cluster.local import SETTINGS
+from stem_dask.config.load import load_config
+from stem_dask.core.errors import ConfigError
+from stem_dask.job.run import run as run_job
+from stem_dask.kernels.gpu.device import missing_gpu
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 PATIENCE = 90.0
@@ -277,8 +278,8 @@ def test_ctrl_c_gives_the_jobs_back(folder, plain, monkeypatch, when):
 def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
     """Two workers in a job, which leave after some seconds; another job brings two others, and the work goes on."""
     slurm_node.need_jobqueue()
-    monkeypatch.setattr("stem_dask.slurm.lifetime", lambda walltime: (6, 0))
-    monkeypatch.setattr("stem_dask.slurm.GONE_SECONDS", 0.5)
+    monkeypatch.setattr("stem_dask.cluster.slurm.lifetime", lambda walltime: (6, 0))
+    monkeypatch.setattr("stem_dask.cluster.slurm.GONE_SECONDS", 0.5)
     with workers(folder, n_workers=2) as connection:
         client = connection.client
         settings = client.run(lambda keys: {key: dask.config.get(key) for key in keys}, [*SETTINGS])
@@ -299,7 +300,7 @@ def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
 def test_jobs_follow_the_work(folder, plain, monkeypatch):
     """One job, a second while there is more to do than it has under way, and one again when there is nothing."""
     slurm_node.need_jobqueue()
-    monkeypatch.setattr("stem_dask.slurm.IDLE_SECONDS", 2)
+    monkeypatch.setattr("stem_dask.cluster.slurm.IDLE_SECONDS", 2)
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(SLOW)
     monkeypatch.setenv("PYTHONPATH", f"{folder}/site{os.pathsep}{os.environ['PYTHONPATH']}")

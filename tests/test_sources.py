@@ -12,18 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from strategies import forward_slices
 
-from stem_dask.errors import SourceError
-from stem_dask.io.sources import (
-    FlatFile,
-    Hdf5Dataset,
-    Indexed,
-    ScanOfList,
-    Selection,
-    Transposed,
-    ZarrArray,
-    identity,
-    select,
-)
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
+from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.source import identity
+from stem_dask.readers.views import Indexed, ScanOfList, Selection, Transposed, select
 
 SHAPE = (4, 5, 6, 7)
 DRAWN = settings(

@@ -17,8 +17,8 @@ from numpy.lib.array_utils import byte_bounds
 from strategies import LIST, SCAN, as_array, chunkings, datasets, pattern
 
 import stem_dask as sd
-from stem_dask.errors import ConfigError
-from stem_dask.model import Axis
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.model import Axis
 from stem_dask.stages.analyze import _analyze_block, analysis_attrs, fold_analysis
 from stem_dask.stages.crop import placement
 from stem_dask.stages.mask import apply_mask

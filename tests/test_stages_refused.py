@@ -8,7 +8,7 @@ from strategies import LIST, SCAN, as_array
 from test_stages import scan
 
 import stem_dask as sd
-from stem_dask.errors import ConfigError, SourceError
+from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.stages.mask import apply_mask, read_mask
 
 

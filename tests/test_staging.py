@@ -15,16 +15,16 @@ import pytest
 from numpy.typing import NDArray
 from test_exports import values
 
-from stem_dask.errors import StoreError
-from stem_dask.io import staging
-from stem_dask.io.pieces import Changed
-from stem_dask.io.publish import publish
-from stem_dask.io.spool import SpoolSink
-from stem_dask.io.turned import Turned, TurnedSink
-from stem_dask.model import Axis, Record, Region
-from stem_dask.pipeline import run
+from stem_dask.core.batches import Changed
+from stem_dask.core.errors import StoreError
+from stem_dask.core.model import Axis, Record, Region
+from stem_dask.job.run import run
+from stem_dask.readers.detector_first import Turned, TurnedSink
 from stem_dask.stages.patterns import as_patterns
-from stem_dask.target import FORMATS, Target
+from stem_dask.storage import staging
+from stem_dask.storage.publish import publish
+from stem_dask.writers.formats import FORMATS, Target
+from stem_dask.writers.spool import SpoolSink
 
 SHAPE = (4, 3, 8, 6)
 REGIONS: tuple[Region, ...] = ((slice(0, 2), slice(0, 3)), (slice(2, 4), slice(0, 3)))
@@ -329,7 +329,7 @@ def test_a_folder_that_grows_while_it_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker of a killed run may still be at it."""
-    from stem_dask.io.publish import remove
+    from stem_dask.storage.publish import remove
 
     folder, late = tmp_path / "scan.zarr.incomplete", [b"1", b"2"]
     (folder / "patterns").mkdir(parents=True)

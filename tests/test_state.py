@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from stem_dask.errors import ConfigError, InterruptedRunError, LockedError, StoreError
-from stem_dask.io import publish as publishing
-from stem_dask.io.publish import publish, run_folder, temporary
-from stem_dask.model import Record
-from stem_dask.state import open_state, unfinished_token
+from stem_dask.core.errors import ConfigError, InterruptedRunError, LockedError, StoreError
+from stem_dask.core.model import Record
+from stem_dask.engine.state import open_state, unfinished_token
+from stem_dask.storage import publish as publishing
+from stem_dask.storage.publish import publish, run_folder, temporary
 
 OPTIONS = {"crop": {"size": 8, "roi": (1, 2)}, "output": {"dtype": "uint16"}, "device": "cpu"}
 
@@ -812,7 +812,7 @@ def test_an_owner_that_was_taken_over_changes_nothing_any_more(output, tmp_path,
 
 def test_the_journal_takes_no_line_of_an_owner_that_was_taken_over(output, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("stem_dask.journal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stem_dask.engine.journal.time.monotonic", lambda: now[0])
     with pytest.raises(LockedError, match="taken over"), output.begin() as state:  # noqa: PT012
         note(state, 1)
         take_over(output)

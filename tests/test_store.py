@@ -15,11 +15,14 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stem_dask import engine
-from stem_dask.errors import StoreError
-from stem_dask.io import store
-from stem_dask.io.spool import Beside, SpoolSink
-from stem_dask.io.store import (
+from stem_dask.core.errors import StoreError
+from stem_dask.core.metadata import plain
+from stem_dask.core.model import Axis, Record
+from stem_dask.engine import run as engine
+from stem_dask.stages.patterns import as_patterns
+from stem_dask.writers import zarr as store
+from stem_dask.writers.spool import Beside, SpoolSink
+from stem_dask.writers.zarr import (
     StoreSink,
     finish_store,
     store_chunks,
@@ -27,9 +30,6 @@ from stem_dask.io.store import (
     write_dataset,
     write_profiles,
 )
-from stem_dask.io.zarr3 import plain
-from stem_dask.model import Axis, Record
-from stem_dask.stages.patterns import as_patterns
 
 SHAPE = (7, 5, 12, 10)
 AXES = (

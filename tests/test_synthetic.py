@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from stem_dask.errors import ConfigError
-from stem_dask.io.dm import list_images, read_tags
-from stem_dask.synthetic import (
+from stem_dask.core.errors import ConfigError
+from stem_dask.readers.dm import list_images, read_tags
+from stem_dask.writers.synthetic import (
     Synthetic,
     beam_centers,
     pattern_row,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from frames_made import SHAPE, agrees, numbers
 
-from stem_dask.errors import SourceError
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.open import find
 
 torch = pytest.importorskip("torch")
 
@@ -96,7 +96,7 @@ def test_axes_of_one_and_views_of_a_storage(tmp_path):
 
 def test_torch_is_not_loaded(sound):
     code = (
-        f"import sys; from stem_dask.io.read import find; found = find({str(sound)!r})\n"
+        f"import sys; from stem_dask.readers.open import find; found = find({str(sound)!r})\n"
         "print(found.source.shape, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,11 +12,11 @@ from frames_made import numbers
 from PIL import Image
 
 import stem_dask as sd
-from stem_dask.errors import SourceError
-from stem_dask.io.frames import FramedFile
-from stem_dask.io.read import find
-from stem_dask.io.tiff import TiffPages
-from stem_dask.pipeline import run
+from stem_dask.core.errors import SourceError
+from stem_dask.job.run import run
+from stem_dask.readers.flat import FramedFile
+from stem_dask.readers.open import find
+from stem_dask.readers.tiff import TiffPages
 
 SHAPE = (3, 4, 21, 37)
 TYPES = ("u1", "u2", "u4", "i2", "f4", "f8")

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
 
-from stem_dask.errors import ConfigError
-from stem_dask.io.torch_archive import Hole, records_of, write_records
+from stem_dask.core.errors import ConfigError
+from stem_dask.writers.torch import Hole, records_of, write_records
 
 torch = pytest.importorskip("torch")
 

@@ -11,12 +11,12 @@ import pytest
 import xarray as xr
 import zarr
 
-from stem_dask.errors import SourceError
-from stem_dask.exports import export
-from stem_dask.io.lazy import open_patterns
-from stem_dask.io.pt import PtSink
-from stem_dask.io.read import find
-from stem_dask.model import Axis
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import Axis
+from stem_dask.readers.open import find
+from stem_dask.stages.open import open_patterns
+from stem_dask.writers.export import export
+from stem_dask.writers.torch import PtSink
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHAPE = (4, 5, 6, 7)

@@ -20,9 +20,9 @@ from frames_made import (
     tiff,
 )
 
-from stem_dask.errors import SourceError
-from stem_dask.io.families import READERS
-from stem_dask.io.read import find
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.formats import READERS
+from stem_dask.readers.open import find
 
 # --- EMD --------------------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ def test_tiff_of_different_pages(tmp_path):
 
 
 def test_dm_stack_that_states_its_scan(tmp_path):
-    from stem_dask.io.dm_write import encode_tags
+    from stem_dask.writers.dm import encode_tags
 
     array = numbers((12, 6, 5))
 
@@ -267,7 +267,7 @@ def test_dm_stack_that_states_its_scan(tmp_path):
 
 def test_dm_images_go_by_the_numbers_that_are_shown(tmp_path):
     """A thumbnail is left out, and the next image stays number 1."""
-    from stem_dask.io.dm_write import encode_tags
+    from stem_dask.writers.dm import encode_tags
 
     images = [
         {
@@ -359,8 +359,8 @@ def test_every_family_refuses_nothing_and_noise(tmp_path, suffix):
 
 def test_a_run_on_a_camera_file(tmp_path):
     """From a stack behind headers to the store: the config's keys reach the reader, workers open it by name."""
-    from stem_dask.config import parse_config
-    from stem_dask.pipeline import run
+    from stem_dask.config.load import parse_config
+    from stem_dask.job.run import run
 
     y, x = np.indices((16, 16))
     pattern = np.where((y - 9) ** 2 + (x - 7) ** 2 <= 9, 50, 0)

@@ -5,8 +5,14 @@ import socket
 
 import pytest
 
-from stem_dask.errors import ConfigError
-from stem_dask.trust import is_loopback, is_open, own_security, protection, scheduler_address
+from stem_dask.cluster.security import (
+    is_loopback,
+    is_open,
+    own_security,
+    protection,
+    scheduler_address,
+)
+from stem_dask.core.errors import ConfigError
 
 
 @pytest.fixture

@@ -14,31 +14,33 @@ from hypothesis import strategies as st
 from strategies import forward_slices
 
 import stem_dask as sd
-from stem_dask import engine, projection
-from stem_dask.describe import describe_job
-from stem_dask.errors import (
+from stem_dask.core.chunks import SLAB_BYTES
+from stem_dask.core.errors import (
     ConfigError,
     DiskFullError,
     InterruptedRunError,
     MemoryBudgetError,
     SourceError,
 )
-from stem_dask.io import sources
-from stem_dask.io import turned as module
-from stem_dask.io.lazy import block_positions
-from stem_dask.io.read import find
-from stem_dask.io.sources import FlatFile
-from stem_dask.io.staging import NONCE_BYTES
-from stem_dask.io.turned import Turned, TurnedSink, detector_first
-from stem_dask.journal import Journal
-from stem_dask.kernels import turn as turn_kernel
-from stem_dask.kernels.turn import gathering, patterns_first
-from stem_dask.pipeline import run
-from stem_dask.plan import SLAB_BYTES, USABLE_SHARE, WORKER_BYTES, Worker
-from stem_dask.projection import disk_need, fitting_slab, memory_of, turned_bytes
-from stem_dask.report import tree_bytes
-from stem_dask.synthetic import write_dm4
-from stem_dask.turn import turn_of
+from stem_dask.core.model import USABLE_SHARE, WORKER_BYTES, Worker
+from stem_dask.engine import run as engine
+from stem_dask.engine.journal import Journal
+from stem_dask.job import memory_and_disk as projection
+from stem_dask.job.describe import describe_job
+from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, turned_bytes
+from stem_dask.job.run import run
+from stem_dask.job.transpose import turn_of
+from stem_dask.kernels import transpose as turn_kernel
+from stem_dask.kernels.transpose import gathering, patterns_first
+from stem_dask.readers import detector_first as module
+from stem_dask.readers import flat as sources
+from stem_dask.readers.detector_first import Turned, TurnedSink, detector_first
+from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.open import find
+from stem_dask.report.text import tree_bytes
+from stem_dask.stages.open import block_positions
+from stem_dask.storage.staging import NONCE_BYTES
+from stem_dask.writers.synthetic import write_dm4
 
 DRAWN = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -10,12 +10,12 @@ import xarray as xr
 import zarr
 
 import stem_dask
-from stem_dask.cli import main
-from stem_dask.errors import SourceError
-from stem_dask.exports import export, export_from_store
-from stem_dask.io.verify import chunk_path, damaged_chunks, missing_chunk
-from stem_dask.model import Axis
+from stem_dask.cli.main import main
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import Axis
+from stem_dask.readers.zarr_chunks import chunk_path, damaged_chunks, missing_chunk
 from stem_dask.stages.patterns import as_patterns
+from stem_dask.writers.export import export, export_from_store
 
 SHAPE = (6, 5, 16, 12)
 PLACES = range(20)

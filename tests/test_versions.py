@@ -3,9 +3,9 @@
 import pytest
 from distributed import Client, LocalCluster
 
-from stem_dask.cluster import connect, connection_of
-from stem_dask.errors import ConfigError
-from stem_dask.versions import differences
+from stem_dask.cluster.connect import connect, connection_of
+from stem_dask.core.errors import ConfigError
+from stem_dask.engine.versions import differences
 
 HERE = {
     "python": "3.11.2.final.0", "dask": "2026.7.1", "distributed": "2026.7.1", "numpy": "2.3.1",
@@ -71,7 +71,7 @@ def test_a_client_of_others_is_taken_and_stays_open(others):
 
 
 def test_a_scheduler_without_workers(monkeypatch):
-    monkeypatch.setattr("stem_dask.cluster.WORKERS_SECONDS", 0.1)
+    monkeypatch.setattr("stem_dask.cluster.connect.WORKERS_SECONDS", 0.1)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
         Client(empty) as client,

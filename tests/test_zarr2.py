@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from stem_dask.io.zarr2 import array_document, packed, write_array, write_group
+from stem_dask.writers.zspy import array_document, packed, write_array, write_group
 
 TYPES = ("?", "i1", "u2", ">u2", "i4", "u8", "f4", ">f4", "f8", "c8", "c16")
 SHAPES = ((2, 3), (7,), (1, 2, 3), ())

@@ -12,19 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
-from stem_dask.io import pieces as pieces_module
-from stem_dask.io.codec import LEVELS, blosc_bytes, shuffle_of
-from stem_dask.io.pieces import Changed, copied
-from stem_dask.io.publish import file_crc
-from stem_dask.io.shards import write_shard
-from stem_dask.io.zarr3 import (
-    array_document,
-    consolidate,
-    group_document,
-    read_document,
-    write_array,
-    write_document,
-)
+from stem_dask.core import batches as pieces_module
+from stem_dask.core.batches import Changed, copied
+from stem_dask.storage.publish import file_crc, read_document, write_document
+from stem_dask.writers.codecs import LEVELS, blosc_bytes, shuffle_of
+from stem_dask.writers.shards import write_shard
+from stem_dask.writers.zarr import array_document, consolidate, group_document, write_array
 
 CODECS = ["auto", "lz4", "zstd", "gzip", "none"]
 

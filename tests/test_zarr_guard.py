@@ -15,9 +15,9 @@ from numcodecs.abc import Codec
 from numcodecs.registry import codec_registry
 
 import stem_dask as sd
-from stem_dask.cli import main
-from stem_dask.errors import SourceError
-from stem_dask.pipeline import run
+from stem_dask.cli.main import main
+from stem_dask.core.errors import SourceError
+from stem_dask.job.run import run
 
 PICKLE = {"id": "pickle", "protocol": 5}
 PICKLE_3 = {"name": "numcodecs.pickle", "configuration": {"protocol": 5}}

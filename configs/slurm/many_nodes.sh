@@ -26,7 +26,7 @@ trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$folder"' EXIT
 keys=$(stem-dask keys "$folder") || exit 1
 eval "$keys"
 
-# as a run sets them for workers of its own (stem_dask/processes.py): above all, tasks keep nothing, so that there is nothing
+# as a run sets them for workers of its own (stem_dask/cluster/local.py): above all, tasks keep nothing, so that there is nothing
 # to spill, and a worker that waited until its memory is less might wait for ever
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False
 export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=0.98

@@ -7,14 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.kernels.caching import CACHE
-from stem_dask.kernels.intensity import (
-    GROUP,
-    Intensity,
-    accumulator,
-    most_summed,
-    native,
-)
-from stem_dask.kernels.rings import (
+from stem_dask.kernels.intensity import GROUP, Intensity, accumulator, most_summed, native
+from stem_dask.kernels.radial import (
     circle_rings,
     circle_table,
     project,

@@ -12,8 +12,10 @@ from stem_dask.kernels.caching import CACHE
 
 #: columns of the counts that come with every analysis
 ODD_PIXELS = ("nan", "infinite", "negative", "below_threshold")
+
 #: patterns that kernels add up at once: sums of floats depend on it
 GROUP = 4
+
 #: bytes of patterns, at least one group, of which copies are made that hold only what counts
 _CLEANED_BYTES = 2**18
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError, SourceError
-from stem_dask.io.pieces import InPieces, Later, picked
-from stem_dask.kernels import analysis_on_gpu
+from stem_dask.core.batches import InPieces, Later, picked
+from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.model import Device, Region
+from stem_dask.core.window import check_center
 from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
-from stem_dask.kernels.hot import add_lit
+from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
-from stem_dask.model import Device, Region
-from stem_dask.plan import check_center
+from stem_dask.kernels.pixels import add_lit
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import (
     axis_of,
@@ -35,14 +35,18 @@ if TYPE_CHECKING:
     import xarray as xr
 
 CenterMethod = Literal["centroid", "center", "manual"]
+
 RadiusMetric = Literal["square", "circle"]
 
 #: one value a pattern, in the order of the store
 PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
+
 #: of a centroid the center of mass is the center: one array for both
 COM_IS = {"com_y": "center_y", "com_x": "center_x"}
+
 #: dimension of the profiles; ``radius`` is the retention radius of each pattern
 PROFILE_RADIUS = "profile_radius"
+
 #: one array a block, and how blocks are joined
 REDUCED = {
     "sum_pattern": np.add,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stem_dask.errors import SourceError
-from stem_dask.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.stages.patterns import as_patterns
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.pieces import Changed, InPieces, is_input_left_out
-from stem_dask.io.planes import PlaneFile
-from stem_dask.kernels.correct import correct_patterns
+from stem_dask.core.batches import Changed, InPieces, is_input_left_out
+from stem_dask.kernels.pixels import correct_patterns
 from stem_dask.stages.patterns import blocks_of, valid_blocks
+from stem_dask.stages.references import PlaneFile
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +27,7 @@ def apply_correction(
     Parameters
     ----------
     patterns : (…, ky, kx)
-    dark, gain : (ky, kx), see `stem_dask.io.planes.reference`; or the file that a worker reads it from
+    dark, gain : (ky, kx), see `stem_dask.stages.references.reference`; or the file that a worker reads it from
 
     Returns
     -------

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
-from stem_dask.io.candidate import by
-from stem_dask.io.cut import CutOnGpu
-from stem_dask.io.metadata import as_text
-from stem_dask.io.pieces import Changed, InPieces
+from stem_dask.core.batches import Changed, InPieces
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.metadata import as_text
+from stem_dask.core.model import Axis, Device, Window
+from stem_dask.core.text import by
 from stem_dask.kernels.crop import crop_patterns
-from stem_dask.model import Axis, Device, Window
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.downsample import output_shift
+from stem_dask.stages.gpu import CutOnGpu
 from stem_dask.stages.matching import (
     detector_of,
     differing,

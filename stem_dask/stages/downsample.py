@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
-from stem_dask.io.cut import CutOnGpu
-from stem_dask.io.pieces import Changed, InPieces, copied
+from stem_dask.core.batches import Changed, InPieces, copied
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.model import Device
+from stem_dask.core.window import check_factor
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
-from stem_dask.model import Device
-from stem_dask.plan import check_factor
 from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.gpu import CutOnGpu
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Method = Literal["bin", "stride", "gauss", "fft"]
+
 Reduce = Literal["mean", "sum"]
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
-from stem_dask.io.pieces import Changed, InPieces
-from stem_dask.io.planes import read_plane
-from stem_dask.kernels.hot import hot_pixels
-from stem_dask.kernels.mask import fill_bad, neighbours
+from stem_dask.core.batches import Changed, InPieces
+from stem_dask.core.errors import ConfigError
+from stem_dask.kernels.pixels import fill_bad, hot_pixels, neighbours
 from stem_dask.stages.patterns import blocks_of, lead_shape, sampled
+from stem_dask.stages.references import read_plane
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
-from stem_dask.model import DETECTOR_DIMS, Axis
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.model import DETECTOR_DIMS, Axis
 from stem_dask.stages.patterns import axis_of, lead_dims, lead_shape
 
 if TYPE_CHECKING:

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError
-from stem_dask.io.pieces import Changed, InPieces, Later
+from stem_dask.core.batches import Changed, InPieces, Later
+from stem_dask.core.errors import ConfigError
 from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
-from stem_dask.stages.patterns import (
-    as_patterns,
-    axes_of,
-    blocks_of,
-    map_patterns,
-    valid_blocks,
-)
+from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, map_patterns, valid_blocks
 
 if TYPE_CHECKING:
     import dask.array as da

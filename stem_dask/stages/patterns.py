@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError, SourceError
-from stem_dask.model import LIST_DIMS, SCAN_DIMS, Axis
+from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.model import LIST_DIMS, SCAN_DIMS, Axis
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: patterns of a sample at most
 SAMPLE = 256
+
 #: long name and units of each variable of an analysis or validation
 LABELS = {
     "center_y": ("row of the center", "px"),
@@ -53,6 +54,7 @@ LABELS = {
     "n_target": ("number of patterns that reach the target", "1"),
     "n_min": ("number of patterns that reach the minimum", "1"),
 }
+
 _AXIS_NAMES = {
     "scan_y": "slow scan axis", "scan_x": "fast scan axis", "pattern": "number of the pattern",
     "source_ky": "detector row", "source_kx": "detector column",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.io.pieces import InPieces, Later
+from stem_dask.core.batches import InPieces, Later
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.sums import add_patterns
 from stem_dask.stages.patterns import blocks_of, map_patterns

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError, SourceError
-from stem_dask.io.cut import CutOnGpu
-from stem_dask.io.pieces import InPieces, Later, picked
+from stem_dask.core.batches import InPieces, Later, picked
+from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.model import Axis, Window
 from stem_dask.kernels.crop import window_intensity
-from stem_dask.model import Axis, Window
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.crop import placement, refuse_other_windows, window_attrs
 from stem_dask.stages.downsample import Method, Reduce
+from stem_dask.stages.gpu import CutOnGpu
 from stem_dask.stages.matching import differing, refuse_other_patterns, regular
 from stem_dask.stages.patterns import (
     axis_of,
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
 FLOAT_SLACK = 1e-12
+
 #: a retention above 1 by more than this is an error
 ABOVE_ONE = 1e-9
+
 #: name of the intensity in a window, where it waits in the run's folder
 INSIDE = "inside"
 

@@ -10,22 +10,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.errors import ConfigError, SourceError
-from stem_dask.model import Align, Window
-from stem_dask.plan import (
-    axis_window,
-    check_size,
-    check_window,
-    covering_radius,
-    uncropped,
-    whole_number,
-)
+from stem_dask.core.chunks import check_size, uncropped, whole_number
+from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.model import Align, Window
+from stem_dask.core.window import axis_window, check_window, covering_radius
 
 if TYPE_CHECKING:
     import xarray as xr
 
 #: integers up to here come back exactly from a float32 share of the total
 _EXACT_TOTAL = 2**22
+
 #: coverages whose radius is always reported
 COVERAGES = (1.0, 0.999, 0.99)
 

@@ -183,7 +183,8 @@ def hdf5(disk: Disk, plain: Any) -> type:
 
 def one_run(disk: Disk, argv: list[str]) -> dict[str, Any]:
     """Run the command in this process; what came of it."""
-    from stem_dask import engine, run
+    from stem_dask.cli import run
+    from stem_dask.engine import run as engine
 
     plain = engine._write_block
 
@@ -220,9 +221,11 @@ def _one_after_another() -> None:
     """One task at a time, so that a call is known again in the next run; nobody waits, and every line is synced."""
     import dask
 
-    from stem_dask import engine, journal, pipeline
-    from stem_dask.cluster import Connection
-    from stem_dask.plan import Worker
+    from stem_dask.cluster.connect import Connection
+    from stem_dask.core.model import Worker
+    from stem_dask.engine import journal
+    from stem_dask.engine import run as engine
+    from stem_dask.job import run as pipeline
 
     @contextlib.contextmanager
     def connect(**options: Any) -> Iterator[Connection]:

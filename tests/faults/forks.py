@@ -172,10 +172,10 @@ def _warm(folder: Path) -> None:
     import numpy as np
     from zarr.core.sync import cleanup_resources
 
-    import stem_dask.batch
-    import stem_dask.cli
-    import stem_dask.io.verify  # noqa: F401
-    from stem_dask.run import main
+    import stem_dask.cli.jobs
+    import stem_dask.cli.main
+    import stem_dask.readers.zarr_chunks  # noqa: F401
+    from stem_dask.cli.run import main
 
     data = np.zeros((2, 2, 16, 16), np.uint16)
     data[..., 6:9, 6:9] = 9
@@ -196,8 +196,8 @@ def _warm(folder: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Export a finished store, as the Python API does it; returns the exit code."""
-    from stem_dask.exports import export_from_store
-    from stem_dask.run import guarded
+    from stem_dask.cli.signals import guarded
+    from stem_dask.writers.export import export_from_store
 
     store, path = argv
     return guarded(lambda: len(export_from_store(store, path)) and 0)
@@ -248,24 +248,24 @@ def _settle(request: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _in_a_pool() -> Iterator[None]:
     """The engine on plain threads, as the Python API runs without a client: a cluster takes a second to start."""
-    import stem_dask.pipeline
-    from stem_dask.cluster import Connection
-    from stem_dask.plan import Worker
+    import stem_dask.job.run
+    from stem_dask.cluster.connect import Connection
+    from stem_dask.core.model import Worker
 
     @contextlib.contextmanager
     def connect(**options: Any) -> Iterator[Connection]:
         yield Connection(None, "pool", 1, 2, "", Worker(None, 2))
 
-    plain, stem_dask.pipeline.connect = stem_dask.pipeline.connect, connect
+    plain, stem_dask.job.run.connect = stem_dask.job.run.connect, connect
     try:
         yield
     finally:
-        stem_dask.pipeline.connect = plain
+        stem_dask.job.run.connect = plain
 
 
 def _kill_at(moment: Moment) -> None:
     """Count the events of a kind, and end this process at one of them."""
-    from stem_dask.journal import Journal
+    from stem_dask.engine.journal import Journal
 
     events = itertools.count(1)
 

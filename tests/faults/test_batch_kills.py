@@ -61,10 +61,10 @@ def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("stem_dask.passes.whole", "choose", 2),
-        ("stem_dask.plan", "common_size", 1),
-        ("stem_dask.passes.writing", "complete_analysis", 1),
-        ("stem_dask.passes.writing", "complete_analysis", 2),
+        ("stem_dask.job.passes", "choose", 2),
+        ("stem_dask.core.chunks", "common_size", 1),
+        ("stem_dask.job.writing", "complete_analysis", 1),
+        ("stem_dask.job.writing", "complete_analysis", 2),
     ],
 )
 def test_killed(

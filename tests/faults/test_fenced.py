@@ -20,7 +20,7 @@ from harness import (
     tree,
 )
 
-from stem_dask.io.verify import damaged_chunks
+from stem_dask.readers.zarr_chunks import damaged_chunks
 
 pytestmark = pytest.mark.faults
 

@@ -75,7 +75,7 @@ def test_the_silence_that_is_allowed() -> None:
     import dask
     import distributed  # noqa: F401  brings its defaults
 
-    from stem_dask.cluster import _settings
+    from stem_dask.cluster.connect import _settings
 
     name = "distributed.scheduler.worker-ttl"
     with dask.config.set({name: "5 minutes"}):

@@ -217,7 +217,7 @@ def test_a_killed_crop_command(small: Small, tmp_path: Path, suffix: str, at: Mo
     def crop(name: str, at: Moment | None = None) -> tuple[int, str]:
         paths = ["--input", f"{small.folder}/beam.npy", "--output", f"{tmp_path}/{name}{suffix}"]
         flags = ["--no-visualization", "--min-retention", "0.1", "--chunk-size", "4"]
-        ended = small.forks.finish("stem_dask.cli", "crop", *paths, *flags, at=at)
+        ended = small.forks.finish("stem_dask.cli.main", "crop", *paths, *flags, at=at)
         return ended.code, ended.text
 
     assert crop("a")[0] == 0

@@ -178,7 +178,7 @@ class Story(RuleBasedStateMachine):
         if how is not None and not model.pt_damaged:
             self._damage_store(which, how)
         store, path = model.path(STORE), model.folder / f"other{kind}"
-        said = self.small.forks.finish("stem_dask.cli", "verify", str(store))
+        said = self.small.forks.finish("stem_dask.cli.main", "verify", str(store))
         assert said.code == (5 if model.damaged else 0), said.text
         for name in model.references["A"][STORE]:
             assert (f"{store / name} " in said.text) == (name in model.damaged), said.text

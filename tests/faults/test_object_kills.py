@@ -12,7 +12,7 @@ from harness import PATIENCE, read
 from s3_faults import between
 from small import CONFIGS, N_BLOCKS, Small
 
-from stem_dask.io import objects
+from stem_dask.storage import s3 as objects
 
 pytestmark = pytest.mark.faults
 

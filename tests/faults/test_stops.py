@@ -197,9 +197,9 @@ def test_other_memory(command: Command) -> None:
 
 def test_an_interrupt_beside_the_passes(command: Command) -> None:
     """Where an error of the data leaves nothing, an interrupt keeps what is finished."""
-    from stem_dask.errors import ConfigError, InterruptedRunError
-    from stem_dask.model import Record
-    from stem_dask.state import open_state
+    from stem_dask.core.errors import ConfigError, InterruptedRunError
+    from stem_dask.core.model import Record
+    from stem_dask.engine.state import open_state
 
     def attempt(error: type[BaseException]) -> None:
         unused = {"restart": False, "is_complete": lambda: False}

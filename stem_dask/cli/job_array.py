@@ -1,0 +1,222 @@
+"""stem-dask batch: several configs in one command, one after another here, or as a job array of SLURM, a dataset a task."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stem_dask.cli.run import add_stop_options
+from stem_dask.cli.signals import each
+from stem_dask.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stem_dask.config.options import Cluster, Config
+
+#: SLURM signals so many seconds before the wall time; it may be a minute early
+SIGNAL_SECONDS = 120
+
+#: less time than this would mostly be start and signal
+LEAST_SECONDS = 300
+
+#: what follows the list of datasets; a task that its user cancelled must not come back, so that its state is asked for
+_END = """
+# SLURM signals this shell before the wall time. The run stops in order (exit code 75), and the task goes back into the
+# queue, where the same command goes on; the same when a node fails (--requeue).
+{command} "${{job[@]}}" &
+run=$!
+trap 'kill -TERM "$run"' TERM
+wait "$run"; code=$?
+while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
+if [ "$code" = 75 ] || [ "$code" = 143 ]; then
+    # not the job's own number: one task has that of the whole array
+    task=$SLURM_JOB_ID
+    [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+    for _ in 1 2 3; do # a busy SLURM does not answer at once
+        state=$(squeue --noheader --format=%T --jobs="$task") || {{ sleep 5; continue; }}
+        [ "$state" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ] || break
+        scontrol requeue "$task" && break
+        sleep 5
+    done
+fi
+if [ "$code" = 137 ]; then
+    echo "error: the run was killed, most likely for want of memory, and would be again: it does not go back into the queue." \\
+        "With more memory (sbatch --mem) or fewer workers (cluster.n_workers) the same command goes on" >&2
+fi
+exit "$code"
+"""
+
+
+def add_batch_options(sub: argparse.ArgumentParser) -> None:
+    """The arguments of ``stem-dask batch``."""
+    text = "YAML files, then overrides of any key in all of them"
+    sub.add_argument("words", nargs="+", metavar="CONFIG | key=value", help=text)
+    add_stop_options(sub)
+    text = "write a job array for SLURM, one dataset a task, instead of running here"
+    sub.add_argument("--slurm", action="store_true", help=text)
+    sub.add_argument("--submit", action="store_true", help="with --slurm: submit it, too")
+    sub.add_argument(
+        "--script", default="stem-dask-batch.sh", help="file to write (stem-dask-batch.sh)"
+    )
+    sub.add_argument(
+        "--cpus-per-task", type=int, default=4, metavar="N", help="cores of each task (4)"
+    )
+    sub.add_argument(
+        "--mem", default="16G", help="memory of each task with its unit, as sbatch takes it (16G)"
+    )
+    sub.add_argument(
+        "--at-once", type=int, metavar="N", help="run no more than so many tasks at a time"
+    )
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Which words are configs, and which are key=value.
+
+    Examples
+    --------
+    >>> split_words(["a.yaml", "b.yaml", "crop.size=40"])
+    (['a.yaml', 'b.yaml'], ['crop.size=40'])
+    """
+    files = [word for word in words if "=" not in word or os.path.lexists(word)]
+    if not files:
+        raise ConfigError(f"no config among {', '.join(words)}; give a YAML file before key=value")
+    return files, [word for word in words if word not in files]
+
+
+def run_configs(options: argparse.Namespace) -> int:
+    """Run all jobs of all configs here, one after another; returns the highest exit code."""
+    from stem_dask.cli.jobs import run_all
+    from stem_dask.config.load import load_configs
+
+    files, overrides = split_words(options.words)
+    flags = ["output.overwrite=true"] if options.overwrite else []
+    started = time.monotonic()
+
+    def run(file: str) -> int:
+        limit = options.time_limit
+        left = None if limit is None else max(0.0, limit - (time.monotonic() - started))
+        configs = load_configs(file, [*overrides, *flags])
+        return run_all(configs, quiet=options.quiet, restart=options.restart, time_limit=left)
+
+    return each(files, str, run)
+
+
+def write_script(options: argparse.Namespace) -> list[str]:
+    """Write the job array, and submit it when that was asked for; returns what to tell the user.
+
+    Raises
+    ------
+    ConfigError
+        When a job cannot be one of an array, or another file is in the way.
+    """
+    import subprocess
+
+    files, overrides = split_words(options.words)
+    jobs = _jobs(files, overrides)
+    text = script(jobs, overrides, options)
+    path = Path(options.script).absolute()
+    if path.exists() and path.read_text() != text:
+        raise ConfigError(
+            f"--script {path} exists and is another one; remove it, or name another file"
+        )
+    path.write_text(text)
+    told = [f"wrote {path}: {len(jobs)} datasets, one a task"]
+    if not options.submit:
+        return [*told, f"submit it with: sbatch {shlex.quote(str(path))}"]
+    try:
+        done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"{path} was not submitted: {error}; is this a SLURM cluster?") from error
+    if done.returncode:
+        raise ConfigError(f"{path} was not submitted: {done.stderr.strip()}")
+    return [*told, done.stdout.strip()]
+
+
+def script(
+    jobs: Sequence[tuple[str, "Config"]], overrides: Sequence[str], options: argparse.Namespace
+) -> str:
+    """The job array for some jobs, each with the file that its options come from."""
+    from stem_dask.cluster.slurm import seconds_of
+
+    cluster = jobs[0][1].cluster
+    if cluster.walltime is None:
+        raise ConfigError(
+            "cluster.walltime is missing, the time that SLURM gives a task; add cluster.walltime=12:00:00"
+        )
+    if seconds_of(cluster.walltime) < LEAST_SECONDS:
+        raise ConfigError(
+            f"cluster.walltime is {cluster.walltime}; a task needs at least {LEAST_SECONDS // 60} minutes, because it "
+            "is asked to stop two to three minutes before"
+        )
+    head = [f"#SBATCH {text}" for text in _directives(len(jobs), cluster, options)]
+    flags = [flag for flag in ("quiet", "overwrite") if getattr(options, flag)]
+    cases = []
+    for number, (file, config) in enumerate(jobs, 1):
+        own = [f"input.path={config.input.path}", f"output.path={config.output.path}"]
+        words = [os.path.abspath(file), *overrides, *own, *(f"--{flag}" for flag in flags)]
+        cases.append(f"{number}) job=({shlex.join(words)}) ;;")
+    place = ["", f"cd {shlex.quote(os.getcwd())} || exit 1", "case $SLURM_ARRAY_TASK_ID in"]
+    command = f"{shlex.quote(sys.executable)} -m stem_dask.run"
+    lines = ["#!/bin/bash", *head, *place, *cases, "*) exit 1 ;;", "esac"]
+    return "\n".join(lines) + "\n" + _END.format(command=command)
+
+
+def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list[str]:
+    """What SLURM is asked for."""
+    for name in ("cpus_per_task", "at_once"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is {value}; expected a whole number above 0")
+    if options.mem.isdecimal() and int(options.mem):  # 0 is all of the node
+        raise ConfigError(
+            f"--mem is {options.mem}, which SLURM takes for MB; give its unit, such as {options.mem}G"
+        )
+    at_once = "" if options.at_once is None else f"%{options.at_once}"
+    # what SLURM fills in begins with %
+    log = str(Path(options.script).absolute().with_suffix("")).replace("%", "%%")
+    asked = [
+        "--job-name=stem-dask",
+        f"--array=1-{n}{at_once}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={options.cpus_per_task}",
+        f"--mem={options.mem}",
+        f"--time={cluster.walltime}",
+        f"--signal=B:TERM@{SIGNAL_SECONDS}",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={log}-%A_%a.log",
+    ]
+    given = {"partition": cluster.queue, "account": cluster.account}
+    asked += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    # as in a shell, or SLURM would end at the first space of a folder's name; what the user gave is as SLURM shall see it
+    return [*map(shlex.quote, asked), *cluster.job_extra]
+
+
+def _jobs(files: Sequence[str], overrides: Sequence[str]) -> list[tuple[str, "Config"]]:
+    """Every dataset of every config, and the file that it comes from."""
+    from stem_dask.config.load import load_configs
+
+    jobs = [(file, config) for file in files for config in load_configs(file, overrides)]
+    makers: dict[str, str] = {}
+    for file, config in jobs:
+        if config.crop.enabled and config.crop.size == "common":
+            raise ConfigError(
+                f"{file}: crop.size is common, which needs all datasets in one run; use stem-dask run, or crop.size=auto"
+            )
+        if config.cluster.kind == "slurm":
+            raise ConfigError(
+                f"{file}: cluster.kind is slurm, and every task of the array is a job of SLURM already; use "
+                "cluster.kind=auto"
+            )
+        if config.output.path in makers:
+            raise ConfigError(
+                f"{file}: {config.input.path} would become {config.output.path}, and so would {makers[config.output.path]}; "
+                "give each config its own output.path"
+            )
+        makers[config.output.path] = str(config.input.path)
+    return jobs

@@ -1,0 +1,280 @@
+"""stem-dask: all commands."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from stem_dask.cli.job_array import add_batch_options, run_configs, write_script
+from stem_dask.cli.legacy import (
+    add_convert_options,
+    add_crop_options,
+    add_preprocess_options,
+    chunk_mb,
+    crop_command,
+    separated,
+)
+from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
+from stem_dask.cli.signals import each, guarded, program
+from stem_dask.cli.streams import refuse_lost_output
+from stem_dask.storage.urls import without_secrets
+
+if TYPE_CHECKING:
+    from stem_dask.config.options import Config
+    from stem_dask.readers.open import Found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch a command; returns the exit code."""
+    words = sys.argv[1:] if argv is None else [*argv]
+
+    def command() -> int:
+        # within: the parser shows words that it does not know
+        options = _parser().parse_args(without_secrets(words))
+        code = int(options.command(options))
+        if options.command in PRINTING:
+            refuse_lost_output()
+        return code
+
+    return guarded(command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """The whole job of a config."""
+    return run_file(options)
+
+
+def info_command(options: argparse.Namespace) -> int:
+    """What files hold."""
+    from stem_dask.config.inputs import found_inputs
+
+    def info(path: str) -> int:
+        found = _found(path, overrides)
+        from stem_dask.job.describe import describe_file
+
+        print("\n".join(describe_file(found)))
+        return 0
+
+    files, overrides = _files_and_overrides(options)
+    return each(found_inputs(files), str, info)
+
+
+def init_command(options: argparse.Namespace) -> int:
+    """A config for a file."""
+    from stem_dask.core.errors import ConfigError
+
+    files, overrides = _files_and_overrides(options)
+    if len(files) > 1:
+        raise ConfigError(
+            f"init takes one file, not {len(files)}; in its config, input.path may be a list or a glob"
+        )
+    found = _found(files[0], overrides)
+    from stem_dask.job.describe import config_for
+
+    print(config_for(found, overrides), end="")
+    return 0
+
+
+def _files_and_overrides(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Which words are files, and which are key=value."""
+    from stem_dask.core.errors import ConfigError
+
+    files = [word for word in options.words if "=" not in word or os.path.lexists(word)]
+    if not files:
+        raise ConfigError(f"no file among {', '.join(options.words)}; give one before key=value")
+    overrides = [word for word in options.words if word not in files]
+    if options.dataset is not None:
+        overrides.append(f"input.dataset={options.dataset}")
+    return files, overrides
+
+
+def _found(path: str, overrides: Sequence[str]) -> "Found":
+    from stem_dask.config.load import config_of
+    from stem_dask.job.prepare import described, find_input
+
+    config = config_of(path, overrides)
+    return described(config, find_input(config))
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """What a config would do, for each of its inputs."""
+    from stem_dask.config.load import load_configs
+
+    def check(config: "Config") -> int:
+        from stem_dask.job.prepare import prepare
+
+        prepared = prepare(config)
+        from stem_dask.job.describe import describe_job
+        from stem_dask.job.fitting import refuse_unfit
+
+        print("\n".join(describe_job(prepared.config, prepared.found, prepared.known)))
+        if prepared.complete:
+            print(f"already complete: {prepared.outputs.store}")
+        else:
+            refuse_unfit(prepared)
+        return 0
+
+    configs = load_configs(options.config, options.overrides)
+    code = each(configs, lambda config: str(config.input.path), check)
+    if len(configs) > 1:
+        print(f"{len(configs)} datasets")
+    return code
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    """Test every chunk of a finished store."""
+    from stem_dask.core.errors import StoreError
+    from stem_dask.readers.zarr_chunks import damaged_chunks
+
+    damaged = list(damaged_chunks(options.store))
+    if damaged:
+        raise StoreError(
+            f"{options.store} is damaged: {'; '.join(damaged)}; make it again with output.overwrite=true"
+        )
+    print(f"{options.store}: every chunk is there and holds what was written")
+    return 0
+
+
+def batch_command(options: argparse.Namespace) -> int:
+    """The jobs of several configs, here or as a job array."""
+    from stem_dask.core.errors import ConfigError
+
+    if not options.slurm:
+        if options.submit:
+            raise ConfigError("--submit needs --slurm; without it the jobs run here")
+        return run_configs(options)
+    print("\n".join(write_script(options)))
+    return 0
+
+
+def keys_command(options: argparse.Namespace) -> int:
+    """Keys for a cluster of the user's own."""
+    import shlex
+
+    from stem_dask.cluster.security import write_keys
+
+    for name, value in write_keys(options.folder).items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+def convert_command(options: argparse.Namespace) -> int:
+    """A file in another format."""
+    from stem_dask.cli.legacy import convert_job
+
+    separated(options)
+    return _run_job(options, convert_job(options))
+
+
+def preprocess_command(options: argparse.Namespace) -> int:
+    """A tensor for training, with the options of the earlier script."""
+    from stem_dask.cli.legacy import preprocess_job
+
+    separated(options)
+    return _run_job(options, preprocess_job(options), options.chunk_size)
+
+
+def _run_job(
+    options: argparse.Namespace, job: dict[str, Any], chunk_size: int | None = None
+) -> int:
+    from stem_dask.cli.jobs import run_all
+    from stem_dask.config.load import configs_from
+
+    flag = ["output.overwrite=true"] if options.overwrite else []
+    configs = configs_from(job, [*options.overrides, *flag])
+    if chunk_size is not None:
+        configs = [_in_chunks(config, chunk_size) for config in configs]
+    return run_all(
+        configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+    )
+
+
+def _in_chunks(config: "Config", n_patterns: int) -> "Config":
+    """The job with so many patterns a task."""
+    from stem_dask.job.prepare import find_input
+
+    mib = chunk_mb(find_input(config), n_patterns)
+    output = config.output.model_copy(update={"chunk_mb": mib})
+    return config.model_copy(update={"output": output})
+
+
+#: commands whose result is what they print
+PRINTING = (info_command, init_command, check_command, keys_command)
+
+
+class _InAnyOrder(argparse.ArgumentParser):
+    """The parser of a command, whose words may stand before, between and after its options.
+
+    argparse by itself gives all positional arguments what comes first, so that ``run crop.yaml --quiet crop.size=40`` would not
+    be understood; its remedy is a method that the parser above this one does not call.
+    """
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._within:  # called by the remedy
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stem-dask",
+        description="Out-of-core 4D-STEM preprocessing: read, find the window, crop, check, downsample, export.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_InAnyOrder)
+
+    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    add_run_options(add("run", run_command, "run the whole job of a config"))
+    sub = add("check", check_command, "say what a config would do; computes nothing")
+    sub.add_argument("config", help="YAML file")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override any key of the config"
+    )
+    sub = add("verify", verify_command, "read a finished store again and test every checksum")
+    sub.add_argument("store", help="NAME.zarr")
+    example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"
+    for name, command, text in (
+        ("info", info_command, "say what a file holds"),
+        ("init", init_command, example),
+    ):
+        sub = add(name, command, text)
+        sub.add_argument(
+            "words",
+            nargs="+",
+            metavar="FILE | key=value",
+            help="a file (of info: several, or globs), then what it does not say, such as input.scan_shape=[256,256]",
+        )
+        sub.add_argument(
+            "--dataset", help="name or number of the array, when the file holds several"
+        )
+    text = "the jobs of several configs: one after another here, or as a job array of SLURM"
+    add_batch_options(add("batch", batch_command, text))
+    text = "make keys for a scheduler and workers of your own, and print what has Dask use them"
+    sub = add("keys", keys_command, text)
+    sub.add_argument("folder", help="where they go; all nodes must see it, and nobody else")
+    add_convert_options(add("convert", convert_command, "write files in another format"))
+    text = "make tensors for training: downsample, cast, normalize"
+    add_preprocess_options(add("preprocess", preprocess_command, text))
+    add_crop_options(add("crop", crop_command, "crop files, each into one file"))
+    return parser
+
+
+def entry_point() -> NoReturn:
+    """What is installed as ``stem-dask``."""
+    program(main)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,118 @@
+"""python -m stem_dask.run CONFIG [key=value ...]: the whole job of a config file."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from stem_dask.cli.signals import guarded, program
+from stem_dask.storage.urls import without_secrets
+
+#: overrides that say where a job runs
+PLACES = ("cluster.kind=", "cluster.address=", "cluster.scheduler_file=")
+
+EXIT_CODES = """exit codes:
+  0 complete   2 configuration or existing output   3 input unreadable   4 too many patterns below min_retention
+  5 disk, memory, or a worker lost   6 output in use by a live run   7 finished without what could not be read
+  75 interrupted, the same command goes on   1 internal error"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a config; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stem_dask.run",
+        description="Read a 4D-STEM dataset, find its window, crop, check, downsample, store and export it.",
+        epilog="example: python -m stem_dask.run configs/crop.yaml input.path=scan.dm4 output.path=out/scan.zarr\n\n"
+        + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_options(parser)
+    words = sys.argv[1:] if argv is None else [*argv]
+    # within: the parser shows words that it does not know
+    return guarded(lambda: run_file(parser.parse_intermixed_args(without_secrets(words))))
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a run, which ``stem-dask run`` takes too."""
+    parser.add_argument("config", help="YAML file, see configs/crop.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override any key of the config"
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        help="auto, threads, local, slurm, gpu, the address of a scheduler, or the file that describes it; replaces the "
+        "config's cluster.kind, host, address and scheduler_file",
+    )
+    parser.add_argument(
+        "--insecure-cluster",
+        action="store_true",
+        help="as cluster.insecure=true: do without TLS",
+    )
+    add_stop_options(parser)
+
+
+def add_stop_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that can be stopped and goes on."""
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
+    parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="stop in time, so that the same command goes on later",
+    )
+
+
+def run_file(options: argparse.Namespace) -> int:
+    """Load a config, run the job of every input, print what happened; returns the exit code."""
+    from stem_dask.config.load import load_configs
+
+    flags = {
+        "output.overwrite=true": options.overwrite,
+        "cluster.insecure=true": options.insecure_cluster,
+    }
+    given = [override for override, is_set in flags.items() if is_set]
+    given += [] if options.cluster is None else where(options.cluster, options.overrides)
+    configs = load_configs(options.config, [*options.overrides, *given])
+    from stem_dask.cli.jobs import run_all
+
+    return run_all(
+        configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+    )
+
+
+def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
+    """What ``--cluster`` stands for; the place that a config names makes way, the rest of its section stays.
+
+    Raises
+    ------
+    ConfigError
+        When it is an address without a protocol, or an override of the same command names another place.
+
+    Examples
+    --------
+    >>> where("tls://node1:8786")[0], where("slurm")[-1]
+    ('cluster.address=tls://node1:8786', 'cluster.kind=slurm')
+    """
+    if "://" not in text and text.rpartition(":")[2].isdigit():
+        from stem_dask.core.errors import ConfigError
+
+        raise ConfigError(f"--cluster is {text}; expected tls://{text}, or tcp://{text}")
+    chosen = {"address": "null", "scheduler_file": "null", "kind": "auto"}
+    is_file = os.sep in text or text.endswith(".json")
+    key = "address" if "://" in text else "scheduler_file" if is_file else "kind"
+    if text not in ("local", "slurm"):
+        chosen["host"] = "null"  # nothing of ours would listen there
+    given = [f"cluster.{name}={value}" for name, value in {**chosen, key: text}.items()]
+    for override in overrides:
+        if override.startswith(PLACES) and override not in given:
+            from stem_dask.core.errors import ConfigError
+
+            raise ConfigError(f"--cluster {text} and {override} are two places; leave one out")
+    return given
+
+
+if __name__ == "__main__":
+    program(main)

@@ -1,0 +1,202 @@
+"""Workers on this machine: what Dask's clusters are told of them, and how they are started."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import dask
+
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.machine import ONE_THREAD
+from stem_dask.core.model import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
+
+#: what our clusters ask of Dask
+SETTINGS = {
+    # tasks keep nothing between blocks, so there is nothing to spill, and a worker that paused might wait for ever: what its
+    # process keeps for the next block does not become less
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.98,
+    # a worker that is silent for this time is killed, and its tasks go elsewhere; looked at as often, so twice at most
+    "distributed.scheduler.worker-ttl": "60s",
+    # Dask looks at the stacks that its dashboard shows a hundred times a second, for a few per cent of a worker's time
+    "distributed.worker.profile.interval": "100ms",
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+    # of the last messages between its parts Dask keeps a thousand, which are our blocks to be: 70 kB for each of them
+    "distributed.admin.low-level-log-length": 20,
+    # and all of these look fifty times a second whether they are stuck
+    "distributed.admin.tick.interval": "200ms",
+}
+
+LOOPBACK = "127.0.0.1"
+
+#: how Dask starts processes: its setting, its default, and ours
+METHOD, SPAWN, FORKSERVER = "distributed.worker.multiprocessing-method", "spawn", "forkserver"
+
+#: what Dask puts into the environment of a worker's process before it starts, where a user has not set other values
+BEFORE_SPAWN = {"MALLOC_TRIM_THRESHOLD_": 65536}
+
+#: what workers are copies of has loaded these
+LOADED = ["stem_dask.cluster.copied"]
+
+#: how long a start that was interrupted may take to come to its end, in seconds
+START_SECONDS = 20.0
+
+
+def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
+    """A cluster of Dask, started; an interrupt waits for the end of the start, because half a cluster cannot be closed.
+
+    Parameters
+    ----------
+    start : makes the cluster
+    deaf : whether processes that it starts do not hear Ctrl-C, which a terminal sends to all: the run stops them in order
+
+    Examples
+    --------
+    >>> started(lambda: "a cluster", deaf=False)
+    'a cluster'
+    """
+    made: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            if deaf:
+                _block_interrupts()
+            made.set_result(start())
+        except BaseException as error:
+            made.set_exception(_told(error))
+
+    # signals come to the main thread, and what is raised there would end the start in the middle
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        thread.start()
+        return made.result()
+    except BaseException:
+        if thread.ident is not None:  # else it never began
+            with contextlib.suppress(Exception):  # the first error is told
+                made.result(START_SECONDS).close()
+        raise
+
+
+def end_if_read_again() -> None:
+    """End a worker process that, as Python has it do when it starts, reads the script that started it, and would do all of
+    that once more; the process that waits for it says so.
+    """
+    this = multiprocessing.current_process()
+    if getattr(this, "_inheriting", False) and this.name.startswith("Dask Worker process"):
+        raise SystemExit(1)
+
+
+def _told(error: BaseException) -> BaseException:
+    """What Dask says of a worker process that ended too early, in words that help; else the error itself."""
+    if not (isinstance(error, RuntimeError) and str(error).endswith("failed to start.")):
+        return error
+    return ConfigError(
+        "a worker process ended while it started; each reads the script that starts it, so put what the script does under "
+        'if __name__ == "__main__": (or else see what it printed above)'
+    )
+
+
+def _block_interrupts() -> None:
+    """SIGINT in this thread, and in all threads and processes that come of it."""
+    if hasattr(signal, "pthread_sigmask"):
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # whoever starts it hears again
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, Any]:
+    """What tells the kinds of clusters on this machine apart."""
+    from distributed import Nanny, Worker
+
+    if kind == "gpu":  # with threads and processes of its own
+        return {"n_workers": workers, "host": place, "worker_class": _plain(Nanny)}
+    return {
+        "n_workers": workers,
+        "threads_per_worker": threads,
+        "processes": kind == "local",
+        "worker_class": _plain(Nanny if kind == "local" else Worker),
+        "worker_dashboard_address": f"{LOOPBACK}:0",
+        "host": place if kind == "local" else None,  # threads talk within the process
+    }
+
+
+def loaded_bytes(kind: str) -> int:
+    """Resident memory of a worker of a kind of cluster, before it holds a block."""
+    if kind == "threads":
+        return PROCESS_BYTES
+    return COPY_BYTES if kind.startswith("local") and _may_be_copies() else WORKER_BYTES
+
+
+def _may_be_copies() -> bool:
+    """Whether nothing speaks against copies: elsewhere one may lack what the system keeps for it, and a user may have set
+    another way, which he has also where it is Dask's default.
+    """
+    asked = dask.config.get(METHOD, None, config=dask.config.collect())  # files and environment
+    now = dask.config.get(METHOD, SPAWN)
+    return sys.platform == "linux" and asked in (None, FORKSERVER) and now in (SPAWN, FORKSERVER)
+
+
+def copied_from_one() -> dict[str, Any]:
+    """Dask's settings by which worker processes begin as copies of one that has loaded their code, instead of each loading
+    it: on a node with many cores they would ask a network's disk for the same thousands of files all at once.
+    """
+    import distributed.utils
+
+    if not _may_be_copies() or not hasattr(distributed.utils, "_forkserver_preload_set"):
+        return {}
+    multiprocessing.get_context(FORKSERVER).set_forkserver_preload(LOADED)
+    distributed.utils._forkserver_preload_set = True  # Dask would load pandas, in all of them
+    return {METHOD: FORKSERVER}
+
+
+def begin_copies() -> None:
+    """Start the process that workers will be copies of, which loads their code while this one still loads Dask.
+
+    Its environment is what Dask gives its workers' processes before they start, and it does not hear Ctrl-C.
+    """
+    if not _may_be_copies():
+        return
+    from multiprocessing import forkserver
+
+    multiprocessing.get_context(FORKSERVER).set_forkserver_preload(LOADED)
+    settings = {**BEFORE_SPAWN, **dask.config.get("distributed.nanny.pre-spawn-environ", {})}
+    wanted = {name: str(value) for name, value in settings.items() if value is not None}
+    wanted |= {name: os.environ[name] for name in wanted if name in os.environ} | ONE_THREAD
+    before = {name: os.environ.get(name) for name in wanted}
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    _block_interrupts()
+    try:
+        os.environ.update(wanted)
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)  # a stop may have come before it was set
+            if value is not None:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+
+def _plain(worker: Any) -> Any:
+    """Workers without a dashboard of their own, which nobody looks at, and with one thread for each library.
+
+    Bokeh is slow to load, in every one of them. A batch job often has OMP_NUM_THREADS at all of its cores, which Dask takes.
+    """
+
+    class Plain(worker):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "dashboard": False})
+            if hasattr(self, "pre_spawn_env"):  # of a process of its own
+                self.pre_spawn_env.update(ONE_THREAD)
+                # what it is a copy of has the variables of an earlier time
+                self.env.update({**os.environ, **self.env, **ONE_THREAD})
+
+    return Plain

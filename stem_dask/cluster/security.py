@@ -1,0 +1,142 @@
+"""Who can give a scheduler orders: with TLS who has its keys, in plain text every user of this machine, or everybody."""
+
+import ipaddress
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from stem_dask.core.errors import ConfigError
+
+#: what a plain scheduler means, beyond loopback and on it, for errors and for the run's text
+LOCALLY_OPEN = "not encrypted: every user of this machine can run code as you and read the data"
+
+OPEN = "not encrypted: everybody who can reach it can run code and read the data"
+
+_NOT_PLAIN = ("tls", "wss", "inproc")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address means this machine only; a name that nobody knows does not.
+
+    Examples
+    --------
+    >>> [is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "192.0.2.1", "::", "")]
+    [True, True, True, False, False, False]
+    """
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    # an address of IPv6 may name its interface behind a %
+    places = (str(place[0]).partition("%")[0] for *_, place in found)
+    return all(ipaddress.ip_address(place).is_loopback for place in places)
+
+
+def is_open(address: str) -> bool:
+    """Whether a scheduler at this address takes plain text from other machines.
+
+    Examples
+    --------
+    >>> [is_open(a) for a in ("tcp://[::1]:8786", "tls://node1:8786", "tcp://192.0.2.1:8786")]
+    [False, False, True]
+    """
+    scheme, _, place = address.rpartition("://")
+    if scheme in _NOT_PLAIN or ":" not in address:  # without a port it is none, and Dask says so
+        return False
+    return not is_loopback(place.rpartition(":")[0].removeprefix("[").removesuffix("]"))
+
+
+def protection(address: str) -> str:
+    """What keeps others from giving orders to the scheduler at this address, for the run's text.
+
+    Examples
+    --------
+    >>> protection("tls://127.0.0.1:8786")
+    'TLS: only processes with the keys of this scheduler can connect'
+    >>> protection("tcp://127.0.0.1:8786").partition(":")[0]
+    'not encrypted'
+    """
+    scheme, _, _ = address.rpartition("://")
+    if scheme == "inproc":
+        return "the scheduler runs within this process and listens on no port"
+    if scheme in _NOT_PLAIN:
+        return "TLS: only processes with the keys of this scheduler can connect"
+    return OPEN if is_open(address) else LOCALLY_OPEN
+
+
+def scheduler_address(address: str | None, scheduler_file: str | None, *, insecure: bool) -> str:
+    """The address of a scheduler that is there already, given itself or by the file that it wrote.
+
+    Raises
+    ------
+    ConfigError
+        When the file holds no address, or the scheduler is open to everybody and ``insecure`` is false.
+    """
+    where = "cluster.address"
+    if address is None:
+        where = f"cluster.scheduler_file {scheduler_file}"
+        try:
+            with open(str(scheduler_file), encoding="utf-8") as file:
+                address = json.load(file)["address"]
+            if not isinstance(address, str):
+                raise TypeError(f"its address is {address!r}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{where} is not usable ({type(error).__name__}: {error}); expected what `dask scheduler --scheduler-file` writes"
+            ) from error
+    if is_open(address) and not insecure:
+        raise ConfigError(
+            f"{where}: the scheduler at {address!r} is not on loopback and {OPEN}; start one that has a tls:// address "
+            "(distributed.comm.tls in Dask's configuration), or accept it with cluster.insecure=true "
+            "(stem-dask run --insecure-cluster)"
+        )
+    return address
+
+
+def own_security(host: str, *, insecure: bool) -> Any:
+    """Keys of this run for a cluster that listens on ``host``; None where the user accepts plain text.
+
+    Raises
+    ------
+    ConfigError
+        When this machine has no such address.
+    """
+    from distributed.security import Security
+
+    try:
+        family, *_, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(place, family=family).close()  # Dask would not say what is wrong
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"cluster.host is {host}: {error}; expected a name or address of this machine"
+        ) from error
+    return None if insecure else Security.temporary()
+
+
+def write_keys(folder: str | Path) -> dict[str, str]:
+    """Make keys for a scheduler, its workers and its clients, and write them into a folder.
+
+    Who can read the folder can give the scheduler orders; only its owner reads the files.
+
+    Returns
+    -------
+    dict
+        Variables of the environment that have all programs of Dask use the keys, and nothing without them.
+    """
+    from distributed.security import Security
+
+    own = Security.temporary()
+    place = Path(folder).absolute()
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths = {"CERT": str(place / "cert.pem"), "KEY": str(place / "key.pem")}
+    texts = {"CERT": own.tls_client_cert, "KEY": own.tls_client_key}
+    for part, path in paths.items():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(texts[part])
+    comm = "DASK_DISTRIBUTED__COMM__"
+    found = {f"{comm}REQUIRE_ENCRYPTION": "True", f"{comm}TLS__CA_FILE": paths["CERT"]}
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        found |= {f"{comm}TLS__{role}__{part}": path for part, path in paths.items()}
+    return found

@@ -1,0 +1,64 @@
+"""The errors of stem_dask, each with the exit code the command line ends with.
+
+Every error takes one string (others do not survive the way back from a worker process) that says what is wrong with
+its value, what was expected and what to do. Each is also the builtin error a caller would expect.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from stem_dask.core.errors import StemDaskError
+
+P = ParamSpec("P")
+
+T = TypeVar("T")
+
+#: a key of a config in a message, and its value
+_KEY = re.compile(
+    r"(?<![\w./\\-])(input|analyze|crop|validate|downsample|output|cluster)\.([a-z_]+)(?!\w|/|\.\w)"
+    r"(?:=([\w.+-]*\w)|(?:=|: )(\[[^\]]*\]|(?:true|false|null|\d+|float\d\d|scan_first|detector_first)\b))?"
+)
+
+_VALUES = {"true": "True", "false": "False", "null": "None"}
+
+
+def in_python(text: str) -> str:
+    """A message about keys of a config as one about arguments of a function.
+
+    Examples
+    --------
+    >>> in_python("out.pt exists; set output.overwrite=true, or give input.scan_shape: [4, 8] for input.npy")
+    'out.pt exists; set overwrite=True, or give scan_shape=[4, 8] for input.npy'
+    >>> in_python("set output.dtype=float32, or lower analyze.threshold")
+    "set dtype='float32', or lower threshold"
+    """
+
+    from stem_dask.config.options import SECTIONS
+
+    def argument(found: re.Match[str]) -> str:
+        section, name, value = found[1], found[2], found[3] or found[4]
+        fields = SECTIONS[section].model_fields.items()
+        if name not in {field.alias or own for own, field in fields}:
+            return found[0]  # a file of this name
+        if value is None:
+            return name
+        word = value[0].isalpha() and value not in _VALUES
+        return f"{name}={repr(value) if word else _VALUES.get(value, value)}"
+
+    return _KEY.sub(argument, text)
+
+
+def speaking_python(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function, whose errors name its arguments: the functions below it serve the command line, too."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*args, **options)
+        except StemDaskError as error:
+            error.args = (in_python(str(error)),)
+            raise
+
+    return called

@@ -1,0 +1,409 @@
+"""Options from YAML and from the command line, with errors that name the key, the line and the valid keys."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Annotated, Any, get_args, get_origin
+
+import pydantic
+import yaml
+from pydantic import BaseModel
+
+from stem_dask.config.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
+from stem_dask.config.options import NEEDS, SECTIONS, SYNTHETIC, Config
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.text import next_multiples
+from stem_dask.storage.urls import without_secrets
+
+MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
+
+MAX_TOKENS = 8000  # words and marks, which take 30 µs each: 1,300 pixels of a mask
+
+MAX_PROBLEMS = 20  # lines of a message
+
+MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be shown
+
+MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with the square
+
+_OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
+
+_CLOSING = ("]", "}", "<block end>")
+
+_PATHS = (
+    "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
+    "cluster.log_directory", "output.local_folder",
+)  # fmt: skip
+
+_SHOWN_CHARACTERS = 80
+
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
+
+
+def defaults(section: str) -> dict[str, Any]:
+    """Every key of a section that has a default, and this default."""
+    fields = SECTIONS[section].model_fields.items()
+    return {f.alias or name: f.default for name, f in fields if not f.is_required()}
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The options as plain dictionaries, lists and numbers, for YAML, JSON and `parse_config`."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def parse_config(options: Mapping[str, Any]) -> Config:
+    """Options from one dictionary per section; paths are taken as they are.
+
+    Examples
+    --------
+    >>> config = parse_config({"input": {"path": "a.dm4"}, "output": {"path": "a.zarr"}})
+    >>> config.crop.margin_pixels, to_dict(config)["validate"], defaults("validate")
+    (3, {'min_retention': 0.95}, {'min_retention': 0.95})
+    """
+    return _validated(options, {})
+
+
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
+    """Options of one job from a YAML file (at most 64 KiB; no anchors, aliases, tags), relative paths made absolute.
+
+    An override is ``key=value``; the value is YAML, or text where the key takes text. A `ConfigError`
+    lists the problems, one a line, each with the line of its key; several inputs are refused (see `load_configs`).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    ...     print("{input: {path: synthetic}, output: {path: a.zarr}}", file=file, flush=True)
+    ...     load_config(file.name, ["crop.size=[40, 44]"]).crop.size
+    (40, 44)
+    """
+    return _only(load_configs(path, overrides))
+
+
+def load_configs(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> list[Config]:
+    """Options as `load_config` takes them, for every input that ``input.path`` names: a path, a glob, or a list.
+
+    In ``output.path``, ``{stem}`` stands for the name of the input without its suffix, ``{name}`` for the name with it,
+    ``{parent}`` for the name of its folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    ...     print("{input: {path: [/b.dm4, /a.dm4]}, output: {path: '/out/{stem}.zarr'}}", file=file, flush=True)
+    ...     [(config.input.path, config.output.path) for config in load_configs(file.name)]
+    [('/a.dm4', '/out/a.zarr'), ('/b.dm4', '/out/b.zarr')]
+    """
+    places = {"": os.fspath(path)}
+    return _overridden(_parse(_read(places[""]), places), overrides, places)
+
+
+def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
+    """Options for an input file alone: the defaults, and overrides as `load_config` takes them.
+
+    Examples
+    --------
+    >>> config_of("/data/scan.mib", ["input.scan_shape=[4, 8]"]).input.scan_shape
+    (4, 8)
+    """
+    data = {"input": {"path": os.fspath(path)}, "output": {"path": "not-written.zarr"}}
+    return _only(configs_from(data, overrides))
+
+
+def configs_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> list[Config]:
+    """As `parse_config`, for each of the inputs, with overrides as `load_config` takes them, and absolute paths."""
+    return _overridden(dict(options), overrides, {"": "the command line"})
+
+
+def _only(configs: list[Config]) -> Config:
+    if len(configs) > 1:
+        raise ConfigError(
+            f"input.path names {len(configs)} inputs ({configs[0].input.path} …), and one is expected here; "
+            "run and check take several, and so does sd.load_configs"
+        )
+    return configs[0]
+
+
+def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> list[Config]:
+    """Validated options of every job, relative paths made absolute."""
+    for text in without_secrets([overrides] if isinstance(overrides, str) else [*overrides]):
+        _override(data, text, places)
+    options = to_dict(_validated(data, places))
+    for section, key in (dotted.split(".") for dotted in _PATHS):
+        text = options[section][key]
+        if isinstance(text, str) and text not in (SYNTHETIC, "auto") and "://" not in text:
+            options[section][key] = os.path.abspath(os.path.expanduser(text))
+    try:
+        return [parse_config(job) for job in _jobs(options)]
+    except ConfigError as error:
+        key = str(error).partition(" ")[0]  # every message begins with it
+        raise ConfigError(_place(places, key) + str(error)) from None
+
+
+def _jobs(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options of every job, with an input and an output of its own."""
+    given, output, known = options["input"]["path"], options["output"], options["analyze"]["from"]
+    inputs = found_inputs(given)
+    if len(inputs) > 1 and known is not None:
+        raise ConfigError(
+            f"analyze.from is {known}, the analysis of one input, and there are {len(inputs)}; leave it out"
+        )
+    paths = named_outputs(inputs, output["path"])
+    refuse_circles(inputs, given, paths, output["export"])
+    for path, name in zip(inputs, paths, strict=True):
+        own = {"input": {**options["input"], "path": path}, "output": {**output, "path": name}}
+        yield {**options, **own}
+
+
+def _read(name: str) -> str:
+    try:
+        with open(name, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"{name} is larger than 64 KiB; expected a YAML file of a few kB (a long input.mask goes into a .npy file)"
+            )
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "not UTF-8 text")
+        raise ConfigError(f"{name}: {reason}; expected a YAML file") from None
+
+
+def _parse(text: str, places: dict[str, str]) -> Any:
+    """The value of one YAML document; ``places`` gets the line of every key."""
+    place, loader, depth = places[""], yaml.SafeLoader(""), 0
+    try:
+        for count, token in enumerate(yaml.scan(text)):  # before anything is built from it
+            if count > MAX_TOKENS:
+                refused = f"more than {MAX_TOKENS:,} words and marks; a long input.mask goes into a .npy file"
+                raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
+            kind = getattr(token, "id", "")  # the type stubs do not know it
+            depth += (kind in _OPENING) - (kind in _CLOSING)
+            if kind in ("<anchor>", "<alias>", "<tag>") or depth > MAX_DEPTH:
+                refused = "anchors, aliases, tags (&, *, ! before a value) or too deep nesting"
+                raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
+        node = yaml.compose(text, yaml.SafeLoader)
+        return None if node is None else _plain(loader, node, "", places)
+    except yaml.MarkedYAMLError as error:
+        place += f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+    raise ConfigError(f"{place}: not usable as YAML: {reason}")
+
+
+def _plain(loader: yaml.SafeLoader, node: yaml.Node, key: str, places: dict[str, str]) -> Any:
+    places.setdefault(key, f"{places['']}, line {node.start_mark.line + 1}")
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(loader, n, f"{key}[{i}]", places) for i, n in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode):
+        with suppress(yaml.YAMLError, ValueError, OverflowError):  # such as the date 2020-99-99
+            if len(node.value) <= MAX_VALUE_CHARACTERS:
+                return loader.construct_object(node)
+        return node.value
+    result: dict[str, Any] = {}
+    for name, value in node.value:
+        word = repr(name.value)[1:-1] if isinstance(name.value, str) else f"a {name.id}"
+        full = f"{key}.{word}".lstrip(".")
+        if word in result:
+            problem = f"{full} is given twice, the first time in{places[full].rpartition(',')[2]}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
+        places[full] = f"{places['']}, line {name.start_mark.line + 1}"
+        result[word] = _plain(loader, value, full, places)
+    return result
+
+
+def _override(data: Any, text: str, places: dict[str, str]) -> None:
+    """Set one key; what is wrong with it is found when all options are validated."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    section, dot, key = name.partition(".")
+    model, place = SECTIONS.get(section, Config), f"override {repr(text)[1:-1]}"
+    if not equals or not section:
+        raise ConfigError(f"{place}: expected key=value. Valid keys: {', '.join(_keys(model))}")
+    data = data if isinstance(data, dict) else {}  # what else it is comes out then, too
+    inside = [old for old in places if old.startswith((f"{name}.", f"{name}["))]
+    places |= {section: places.get(section, place)} | dict.fromkeys([name, *inside], place)
+    if dot and data.get(section) is None:
+        data[section] = {}
+    target, leaf = (data[section], key) if dot else (data, section)
+    if isinstance(target, dict):
+        target[leaf] = _chosen(value, _hint(model, leaf))
+
+
+def _chosen(text: str, hint: Any) -> Any:
+    """The YAML value of an override, or its text where only that suits the key."""
+    value: Any = text
+    with suppress(ConfigError):
+        value = _parse(text, {"": ""})
+    if isinstance(value, str):
+        return value if text[:1] in ("'", '"') else text  # YAML ends `scan #3.dm4` at the #
+    for candidate in (value, text):
+        with suppress(pydantic.ValidationError):
+            pydantic.TypeAdapter(hint).validate_python(candidate, strict=True)
+            return candidate
+    return value
+
+
+def _validated(options: Any, places: dict[str, str]) -> Config:
+    if isinstance(options, Mapping):
+        # the keys of a section may all be commented out, which makes it null
+        options = {k: {} if v is None and k in SECTIONS else v for k, v in options.items()}
+    try:
+        config = Config.model_validate(without_secrets(options))
+        problems = _contradictions(config)
+    except pydantic.ValidationError as error:
+        problems = _explained(error, options)
+    if problems:
+        lines = [_place(places, key) + text for key, text in problems[:MAX_PROBLEMS]]
+        more = len(problems) - len(lines)
+        raise ConfigError("\n".join(lines + [f"and {more:,} more problems"] * (more > 0)))
+    return config
+
+
+def _place(places: dict[str, str], key: str) -> str:
+    """Where a key was given, or else what would hold it."""
+    while key and key not in places:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return f"{places[key]}: " if key in places else ""
+
+
+def _contradictions(config: Config) -> list[tuple[str, str]]:
+    """What is right alone and wrong together, as (key, message)."""
+    found = []
+    least, target = config.validation.min_retention, config.analyze.target_retention
+    if config.analyze.center_method == "manual" and config.analyze.manual_center is None:
+        text = "analyze.manual_center is missing; center_method: manual needs it, as [y, x]"
+        found.append(("analyze.center_method", text))
+    if least > target:
+        keys = ("validate.min_retention", "analyze.target_retention")
+        text = f"{keys[0]} is {least}, more than {keys[1]}, which is {target}; change one of them"
+        found.append((keys[not config.validation.model_fields_set], text))  # the one that was given
+    found += [(key, text) for wrong, key, text in _combinations(config) if wrong]
+    for section, key, other, need in NEEDS:
+        value, seen = (getattr(getattr(config, section), name) for name in (key, other))
+        if value != defaults(section)[key] and seen not in need:
+            text = f"{section}.{key} is {_show(value)}, which needs {other}: {' or '.join(map(_show, need))}"
+            found.append((f"{section}.{key}", f"{text}, but it is {_show(seen)}"))
+    return found
+
+
+def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
+    """What the jobs cannot do: (whether it was asked for, key, message)."""
+    output, analyze, crop = config.output, config.analyze, config.crop.enabled
+    name, suffix = os.path.splitext(output.path)
+    store = suffix == ".zarr"
+    yield (
+        config.input.mask == "auto" and not crop,
+        "input.mask",
+        "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels",
+    )
+    yield (
+        crop and not store,
+        "output.path",
+        f"output.path is {output.path}; a crop keeps a store: use {name}.zarr, and name {suffix[1:]} in output.export",
+    )
+    for key, given in (("export", bool(output.export)), ("figure", output.figure)):
+        text = f"output.{key} is {_show(to_dict(config)['output'][key])}, which needs a store: output.path must end in .zarr"
+        yield given and not store, f"output.{key}", text
+    text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"
+    yield output.codec not in ("auto", "none") and suffix in (".pt", ".npy"), "output.codec", text
+    normalized = output.normalize != "none"
+    text = "analyze.ahead needs crop.enabled: false; a crop analyzes in any case"
+    yield analyze.ahead and crop, "analyze.ahead", text
+    changed = config.downsample.factor > 1 or output.dtype != "auto" or normalized
+    text = "analyze.ahead needs patterns as they are read: downsample.factor 1, output.dtype auto, no normalize"
+    yield analyze.ahead and changed, "analyze.ahead", text
+    multiple = config.crop.size_multiple * config.downsample.factor
+    text = f"crop.size is {_show(to_dict(config)['crop']['size'])}; "
+    for n in () if config.crop.window else sorted({*(config.crop.given or ())}):
+        yield n % multiple != 0, "crop.size", text + next_multiples(n, multiple)
+    for key in ("walltime", "memory_limit"):
+        missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
+        yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"
+    yield analyze.known is not None and not crop, "analyze.from", "analyze.from needs crop.enabled: true"  # fmt: skip
+
+
+def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str, str]]:
+    """One message per key: of the branches of a union, the one that got deepest says most."""
+    found: dict[Any, tuple[str, str]] = {}
+    for detail in error.errors(include_url=False):
+        loc, kind, key, value = detail["loc"], detail["type"], "", options
+        for step in loc:  # the names of a union's branches are not in the options
+            if isinstance(value, Mapping) and step in value:
+                key, value = f"{key}.{step}".lstrip("."), value[step]
+            elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
+                key, value = f"{key}[{step}]", value[step]
+        top, leaf = (*map(str, loc), "", "")[:2]
+        model = SECTIONS.get(top, Config)
+        hint = _hint(model, leaf or top) or model
+        if kind in ("extra_forbidden", "invalid_key"):
+            valid = _keys(_model_at(loc))
+            close = difflib.get_close_matches(str(loc[-1]), valid, 1)
+            text = f"{key} is not a key" + (f"; did you mean {close[0]}?" if close else ".")
+            text += f" Valid keys: {', '.join(valid)}"
+        elif kind == "missing" and isinstance(loc[-1], str):
+            key = ".".join(map(str, loc))
+            text = f"{key} is missing; expected {_expected(hint)}"
+        else:
+            shown = "empty" if value is None and not key else _show(value)
+            text = f"{key or 'the content'} is {shown}; expected {_expected(hint)}"
+            if isinstance(value, str) and NO_UTF8.search(value):
+                text = f"{key} is {renamed(value, of_input=top == 'input')}"
+            numeric = kind in ("int_type", "float_type") and isinstance(value, str)
+            if numeric and _NUMBER.fullmatch(value):  # 1e-3 is text in YAML 1.1, and so is "3"
+                number = float(value)
+                shown = _show(int(number) if number.is_integer() else number)
+                text += f" (this is text in YAML; write {shown})"
+        if [*map(len, (key, text))] > [*map(len, found.get((top, leaf), ("", "")))]:
+            found[top, leaf] = (key, text)
+    return list(found.values())
+
+
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model whose key a location names; the names of a union's branches are no keys, and are passed over."""
+    model: type[BaseModel] = Config
+    for step in loc[:-1]:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if step in fields:
+            model = next(_models_in(fields[str(step)].annotation), model)
+    return model
+
+
+def _models_in(hint: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        yield hint
+    for part in get_args(hint):
+        yield from _models_in(part)
+
+
+def _hint(model: type[BaseModel], key: str) -> Any:
+    """The type of a key, with its words; None when there is no such key."""
+    names = (n for n, field in model.model_fields.items() if (field.alias or n) == key)
+    return model.__annotations__.get(next(names, ""))
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _expected(hint: Any) -> str:
+    """The words for a type, such as "auto, a whole number above 0 or null"."""
+    texts = [text for text in get_args(hint) if isinstance(text, str)]
+    if isinstance(hint, type):
+        names = {type(None): "null", bool: "true or false"}
+        return names.get(hint) or f"a section with the keys {', '.join(_keys(hint))}"
+    if get_origin(hint) is Annotated:
+        return texts[-1]
+    words = texts or [_expected(part) for part in get_args(hint)]
+    return " or ".join([", ".join(words[:-1]), words[-1]][len(words) == 1 :])
+
+
+def _show(value: Any) -> str:
+    """A value as YAML would have it, cut to a readable length."""
+    try:
+        text = yaml.safe_dump(value, default_flow_style=True, width=2**20, allow_unicode=True)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"

@@ -1,0 +1,201 @@
+"""Integer decisions made before any pixel is read: chunks, shards, bytes of a task, and the window's size."""
+
+import math
+import operator
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.text import next_multiples
+
+MIB = 2**20
+
+DEFAULT_CHUNK_MB = 64
+
+#: of a file with the detector slowest, whose pixels lie apart: the longer the run of each, the less the system has to look up
+APART_CHUNK_MB = 128
+
+#: what one task reads of a file with the detector slowest, at least and at most, if the memory allows
+SLAB_BYTES = (64 * MIB, 256 * MIB)
+
+#: and the size of the pieces that it is cut into, which tells how much: the more is read, the longer they are
+PIECE_BYTES = MIB
+
+#: above this many tasks the scheduler's share of the run becomes visible
+MAX_TASKS = 4000
+
+#: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
+INNER_CHUNK_BYTES = MIB
+
+#: where each chunk is a file in folders of its own, a terabyte shall not become millions of them
+FILE_CHUNK_BYTES = 8 * MIB
+
+
+def lead_chunks(
+    lead_shape: Sequence[int],
+    pattern_bytes: int,
+    chunk_mb: float | str = "auto",
+    most: int | None = None,
+    source_chunk: Sequence[int] | None = None,
+    auto_mb: int = DEFAULT_CHUNK_MB,
+) -> tuple[int, ...]:
+    """How many positions along each scan axis (or of a list) one block takes.
+
+    Whole scan rows when they fit, else a part of one row. Extents that do not cover an axis are powers of two, or
+    multiples of the source's own chunks (where the memory allows), so that no chunk is decoded twice.
+
+    Parameters
+    ----------
+    lead_shape : (scan_y, scan_x) or (n,)
+    pattern_bytes : bytes of one pattern in the source
+    chunk_mb : MiB of input in a block; ``auto`` is 64, or ``auto_mb``, doubled until there are at most 4,000 tasks
+    most : positions in a block that the memory allows, at least 1 (see `most_positions`); for ``auto``
+    source_chunk : extents of the source's chunks on the same axes
+    auto_mb : MiB that ``auto`` begins with
+
+    Examples
+    --------
+    >>> lead_chunks((256, 256), 131072)
+    (2, 256)
+    >>> lead_chunks((1, 100_000), 131072)
+    (1, 512)
+    >>> lead_chunks((100, 100), 131072, source_chunk=(3, 50))
+    (3, 100)
+    """
+    if chunk_mb == "auto":
+        positions = _positions(prod(lead_shape), pattern_bytes, auto_mb, most)
+    else:
+        positions = max(1, int(float(chunk_mb) * MIB // pattern_bytes))
+    room = 2**63 if most is None else most
+    chunks: list[int] = []
+    for i in range(len(lead_shape) - 1, -1, -1):  # fill the fastest axis first
+        size, part = lead_shape[i], 1 if source_chunk is None else max(1, source_chunk[i])
+        if positions >= size:
+            take = size
+        elif part > 1 and positions > 1 and part <= room:
+            take = min(size, max(1, positions // part) * part)
+        else:
+            take = _power_of_two(positions)
+        chunks.insert(0, take)
+        positions = max(1, positions // take) if take == size else 1
+        room //= take
+    return tuple(chunks)
+
+
+def _positions(n: int, pattern_bytes: int, auto_mb: int, most: int | None) -> int:
+    """How many patterns a block holds where nobody said how much."""
+    target: float = auto_mb * MIB
+    while n * pattern_bytes / target > MAX_TASKS:
+        target *= 2
+    positions = int(target // pattern_bytes)
+    return max(1, positions if most is None else min(positions, most))
+
+
+def inner_chunk(
+    lead_chunk: Sequence[int],
+    lead_shape: Sequence[int],
+    pattern_bytes: int,
+    most_bytes: int = INNER_CHUNK_BYTES,
+) -> tuple[int, ...]:
+    """Positions in one inner chunk of the store: whole patterns, at most 1 MiB, or what ``most_bytes`` says.
+
+    Where several blocks lie along an axis the inner chunk divides them, so that a shard is exactly a block. A block
+    that covers its axis may be rounded up instead, and prime sizes do not end in chunks of one pattern.
+
+    Examples
+    --------
+    >>> inner_chunk((2, 256), (256, 256), 2 * 60 * 60)
+    (1, 128)
+    >>> inner_chunk((6, 251), (100, 251), 2 * 20 * 20)
+    (3, 251)
+    """
+    positions = max(1, most_bytes // max(1, pattern_bytes))
+    chunks: list[int] = []
+    for chunk, size in zip(reversed(lead_chunk), reversed(lead_shape), strict=True):
+        if positions >= chunk:
+            take = chunk
+        elif chunk >= size:
+            take = _power_of_two(positions)
+        else:
+            take = max(n for n in range(1, positions + 1) if chunk % n == 0)
+        chunks.insert(0, take)
+        positions = max(1, positions // take) if take == chunk else 1
+    return tuple(chunks)
+
+
+def shard_shape(lead_chunk: Sequence[int], inner: Sequence[int]) -> tuple[int, ...]:
+    """A block's extents, rounded up to a multiple of the inner chunk.
+
+    Examples
+    --------
+    >>> shard_shape((7, 11), (4, 11))
+    (8, 11)
+    """
+    return tuple(
+        math.ceil(size / part) * part for size, part in zip(lead_chunk, inner, strict=True)
+    )
+
+
+def check_size(
+    size: Sequence[int],
+    detector: Sequence[int],
+    multiple: int,
+    *,
+    keeps_whole: bool,
+    given: str,
+) -> None:
+    """Refuse a size (height, width) of the window that was given and would not be kept as it is.
+
+    Parameters
+    ----------
+    size, detector : (ky, kx) in pixels
+    multiple : the size of a cropped axis is a multiple of this; of the whole axis it need not be
+    keeps_whole : whether a window that exceeds the detector is the whole axis
+    given : what the user gave, for the message
+
+    Raises
+    ------
+    ConfigError
+        When it is no multiple, or exceeds the detector.
+
+    Examples
+    --------
+    >>> check_size((40, 25), (50, 25), 2, keeps_whole=False, given="size is (40, 25)")
+    """
+    height, width = detector
+    for n, full in zip(size, detector, strict=True):
+        if n > full and not keeps_whole:
+            raise ConfigError(
+                f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
+            )
+        if 0 < n < full and n % multiple:
+            raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
+
+
+def uncropped(name: str, full: int) -> str:
+    """What is said of an axis that the window covers."""
+    return f"{name} is not cropped: the window would reach its {full} pixels"
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (max(1, n).bit_length() - 1)
+
+
+def whole_number(name: str, value: Any, expected: str) -> int:
+    """An integer of Python or numpy as it is; anything else is refused, never rounded.
+
+    Raises
+    ------
+    ConfigError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> whole_number("factor", np.int64(2), "an integer")
+    2
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!s}; expected {expected}") from None

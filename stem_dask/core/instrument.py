@@ -1,0 +1,414 @@
+"""What files state about the microscope: the tags of each family of files, our names for them, and HyperSpy's places.
+
+`FAMILIES` is the one table: a new family is one entry there. Values that are unknown are left out: no number, a text
+without letters, and zero or less where only a positive number makes sense (a voltage, a camera length).
+"""
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from stem_dask.core.metadata import number, text_of
+
+_TEM = "Acquisition_instrument.TEM."
+
+#: attribute of the patterns, which ends in its unit -> its place in HyperSpy's metadata, in the same unit
+NAMES = {
+    "beam_energy_kv": f"{_TEM}beam_energy",
+    "camera_length_mm": f"{_TEM}camera_length",
+    "magnification": f"{_TEM}magnification",
+    "microscope": f"{_TEM}microscope",
+    "acquisition_mode": f"{_TEM}acquisition_mode",
+    "convergence_angle_mrad": f"{_TEM}convergence_angle",
+    "beam_current_na": f"{_TEM}beam_current",
+    "exposure_s": f"{_TEM}Detector.Camera.exposure",
+    "dwell_time_s": f"{_TEM}dwell_time",
+    "scan_rotation_deg": f"{_TEM}rotation",
+    "stage_tilt_alpha_deg": f"{_TEM}Stage.tilt_alpha",
+    "stage_tilt_beta_deg": f"{_TEM}Stage.tilt_beta",
+    "stage_x_mm": f"{_TEM}Stage.x",
+    "stage_y_mm": f"{_TEM}Stage.y",
+    "stage_z_mm": f"{_TEM}Stage.z",
+}
+
+_TEXTS = ("microscope", "acquisition_mode")
+
+_ANY_SIGN = tuple(name for name in NAMES if name.startswith(("stage_", "scan_rotation")))
+
+#: by the unit of our name, what one of another unit is
+_UNITS: dict[str, dict[str, float]] = {
+    "kv": {"V": 1e-3, "eV": 1e-3, "kV": 1, "keV": 1},
+    "mm": {"m": 1e3, "cm": 10, "mm": 1, "0.1 mm": 0.1, "um": 1e-3},
+    "mrad": {"rad": 1e3, "mrad": 1},
+    "deg": {"deg": 1, "0.01 deg": 0.01, "rad": math.degrees(1)},
+    "s": {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
+    "na": {"A": 1e9, "nA": 1},
+}
+
+#: returns what a file states at a place (names joined by slashes), and its unit where the file states that, too
+Lookup = Callable[[str], tuple[Any, str | None]]
+
+#: bytes of JSON that are kept of a signal's metadata, characters of a text, elements of an array, levels
+_MOST_BYTES, _MOST_TEXT, _MOST_ELEMENTS, _MOST_LEVELS = 1 << 20, 1 << 15, 4096, 16
+
+_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?(?: ?([AP]M))?", re.IGNORECASE)
+
+
+def _text(value: Any) -> str | None:
+    text = text_of(value).strip()
+    return text if any(map(str.isalnum, text)) else None
+
+
+def _mode(value: Any) -> str:
+    """The mode of the microscope as HyperSpy names it, from Gatan's name of the illumination."""
+    text = text_of(value)
+    return next((mode for mode in ("STEM", "SEM") if mode in text), "TEM")
+
+
+def _date(value: Any) -> str | None:
+    """The date of a text in ISO form; of 05/06/2019 the month comes first, as HyperSpy reads it."""
+    start = re.split("[ T]", text_of(value).strip())[0].replace(".", "/")
+    for form in ("%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y"):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(start, form).date().isoformat()
+    return None
+
+
+def _time(value: Any) -> str | None:
+    """The time of a text in ISO form."""
+    found = _CLOCK.search(text_of(value))
+    if found is None:
+        return None
+    hour, minute, second, half = found.groups()
+    of_day = int(hour) if half is None else int(hour) % 12 + 12 * (half.upper() == "PM")
+    return f"{of_day:02}:{minute}:{second or '00'}" if of_day < 24 else None
+
+
+def _quantity(value: Any) -> str | None:
+    """What pixels count, in HyperSpy's words."""
+    unit = _text(value)
+    return "Electrons (Counts)" if value == "e-" else unit and f"Intensity ({unit})"
+
+
+def _time_zone(value: Any) -> str | None:
+    return "UTC" if text_of(value).endswith("Z") else None
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One value in the files of a family.
+
+    Parameters
+    ----------
+    place : where it is; of two tags with one name, the first that is stated counts
+    name : one of `NAMES`, or a place in HyperSpy's metadata
+    reads : unit of a number (empty for a bare number), or the function that reads a text
+    when : whether the tag means this, by other tags of the file
+    """
+
+    place: str
+    name: str
+    reads: str | Callable[[Any], Any] = ""
+    when: Callable[[Lookup], bool] = lambda _: True
+
+    def value(self, lookup: Lookup) -> Any:
+        """The value in our unit; None when the file does not state it."""
+        found, unit = lookup(self.place)
+        if found is None or not self.when(lookup):
+            return None
+        if not isinstance(self.reads, str):
+            return self.reads(found) if isinstance(found, (str, bytes)) and _text(found) else None
+        stated = number(found)
+        if stated is None:
+            return None
+        known = _UNITS.get(self.name.rpartition("_")[2], {})
+        factor = known.get(unit or "", known.get(self.reads, 1))
+        # 0.57 m are 570 mm, not 569.9999999999999
+        return float(f"{stated * factor:.12g}") if factor > 1 else stated * factor
+
+
+def _gatan_says(place: str, *expected: str) -> Callable[[Lookup], bool]:
+    return lambda lookup: lookup(f"Microscope Info/{place}")[0] in expected
+
+
+_in_tem = _gatan_says("Illumination Mode", "TEM")
+
+_in_diffraction = _gatan_says("Imaging Mode", "DIFFRACTION")
+
+_INFO, _STAGE = "Microscope Info", "Microscope Info/Stage Position"
+
+_EXPOSURE = "Acquisition/Parameters/Detector/exposure (s)"
+
+_ACQUIRE = "scan_parameters[@mode='acquire']"
+
+#: by family, the tags that its files may have
+FAMILIES: dict[str, tuple[Tag, ...]] = {
+    "Gatan": (  # places in ImageTags; the choice of the magnification is that of RosettaSciIO
+        Tag(f"{_INFO}/Voltage", "beam_energy_kv", "V"),
+        Tag(f"{_INFO}/STEM Camera Length", "camera_length_mm", "mm", lambda at: not _in_tem(at)),
+        Tag(f"{_INFO}/Indicated Magnification", "camera_length_mm", "mm",
+            lambda at: _in_tem(at) and _in_diffraction(at)),
+        Tag(f"{_INFO}/Indicated Magnification", "magnification", "",
+            lambda at: not (_in_tem(at) and _in_diffraction(at))),
+        Tag("Session Info/Microscope", "microscope", _text),
+        Tag(f"{_INFO}/Name", "microscope", _text),
+        Tag(f"{_INFO}/Microscope", "microscope", _text),
+        Tag(f"{_INFO}/Illumination Mode", "acquisition_mode", _mode),
+        Tag(f"{_INFO}/Probe Current (nA)", "beam_current_na", "nA"),
+        Tag(f"{_STAGE}/Stage Alpha", "stage_tilt_alpha_deg", "deg"),
+        Tag(f"{_STAGE}/Stage Beta", "stage_tilt_beta_deg", "deg"),
+        Tag(f"{_STAGE}/Stage X", "stage_x_mm", "um"),
+        Tag(f"{_STAGE}/Stage Y", "stage_y_mm", "um"),
+        Tag(f"{_STAGE}/Stage Z", "stage_z_mm", "um"),
+        Tag(_EXPOSURE, "exposure_s", "s"),
+        Tag(_EXPOSURE, f"{_TEM}Camera.exposure", "", lambda at: at("DigiScan")[0] is None),
+        Tag("DigiScan/Sample Time", "dwell_time_s", "us"),
+        Tag("SI/Acquisition/Pixel time (s)", "dwell_time_s", "s"),
+        Tag("DigiScan/Rotation", "scan_rotation_deg", "deg"),
+        Tag("SI/Acquisition/Date", "General.date", _date),
+        Tag("SI/Acquisition/Start time", "General.time", _time),
+        Tag("DataBar/Acquisition Date", "General.date", _date),
+        Tag("DataBar/Acquisition Time", "General.time", _time),
+        Tag("Session Info/Operator", "General.authors", _text),
+        Tag("Session Info/Specimen", "Sample.description", _text),
+        Tag("Brightness units", "Signal.quantity", _quantity),  # of ImageData/Calibrations
+    ),
+    "NanoMEGAS block file": (
+        Tag("beam energy (V)", "beam_energy_kv", "V"),
+        Tag("camera length", "camera_length_mm", "0.1 mm"),
+        Tag("scan rotation", "scan_rotation_deg", "0.01 deg"),
+    ),
+    "Topspin": (
+        Tag("GunHighVoltage", "beam_energy_kv", "V"),
+        Tag("DiffractionCameraLength", "camera_length_mm", "m"),
+        Tag("Specimen", "Sample.description", _text),
+        Tag("SystemName", "microscope", _text),
+        Tag("Title", "title", _text),
+        Tag("CreatedDateTime", "General.date", _date),
+        Tag("CreatedDateTime", "General.time", _time),
+    ),
+    "EMPAD": (  # places in the XML, of three versions of the camera's program
+        Tag("iom_measurements/high_voltage", "beam_energy_kv", "V"),
+        Tag("iom_measurements/source.get_voltage", "beam_energy_kv", "V"),
+        Tag("iom_measurements/ColumnSourceHighVoltage", "beam_energy_kv", "V"),
+        Tag("iom_measurements/nominal_camera_length", "camera_length_mm", "m"),
+        Tag("iom_measurements/optics.get_cameralength", "camera_length_mm", "m"),
+        Tag("iom_measurements/ColumnOpticsGetCameraLengthNominalCameraLength", "camera_length_mm", "m"),
+        Tag("exposure_time", "exposure_s", "ms"),
+        Tag(f"{_ACQUIRE}/scan_rotation", "scan_rotation_deg", "deg"),
+        Tag("timestamp/@isoformat", "General.date", _date),
+        Tag("timestamp/@isoformat", "General.time", _time),
+    ),
+    "Merlin": (
+        Tag("pattern/exposure (s)", "exposure_s", "s"),
+        Tag("pattern/exposure (s)", "Acquisition_instrument.dwell_time"),  # where RosettaSciIO has it
+        Tag("timestamp", "General.date", _date),
+        Tag("timestamp", "General.time", _time),
+        Tag("timestamp", "General.time_zone", _time_zone),
+    ),
+    "Direct Electron": (
+        Tag("Instrument Accelerating Voltage (V)", "beam_energy_kv", "V"),
+        Tag("Instrument Project Camera Length (centimeters)", "camera_length_mm", "cm"),
+        Tag("Instrument Project Magnification", "magnification"),
+        Tag("Frame Exposure Time (nanoseconds)", "exposure_s", "ns"),
+        Tag("Scan - Dwell Time (microseconds)", "dwell_time_s", "us"),
+        Tag("Scan - Rotation", "scan_rotation_deg", "deg"),
+    ),
+    "TVIPS": (  # one number is the camera length in diffraction (mode 2), the magnification in imaging (mode 1)
+        Tag("ht", "beam_energy_kv", "kV", lambda at: at("ht")[0] < 10_000),
+        Tag("ht", "beam_energy_kv", "V"),
+        Tag("magtotal", "camera_length_mm", "mm", lambda at: at("mode")[0] == 2),
+        Tag("magtotal", "magnification", "", lambda at: at("mode")[0] == 1),
+        Tag("stage alpha", "stage_tilt_alpha_deg", "deg"),
+        Tag("stage beta", "stage_tilt_beta_deg", "deg"),
+    ),
+    "HDF5": (  # NeXus as DECTRIS writes it, Diamond's ePSIC, py4DSTEM before version 0.13
+        Tag("entry/instrument/beam/incident_energy", "beam_energy_kv", "eV"),
+        Tag("entry/instrument/source/energy", "beam_energy_kv", "eV"),
+        Tag("entry/instrument/detector/detector_distance", "camera_length_mm", "m"),
+        Tag("entry/instrument/detector/count_time", "exposure_s", "s"),
+        Tag("entry/instrument/detector/frame_time", "dwell_time_s", "s"),
+        Tag("metadata/ht_value(V)", "beam_energy_kv", "V"),
+        Tag("metadata/nominal_camera_length(m)", "camera_length_mm", "m"),
+        Tag("metadata/magnification", "magnification"),
+        Tag("metadata/nominal_scan_rotation", "scan_rotation_deg", "deg"),
+        Tag("4DSTEM_experiment/metadata/microscope/accelerating_voltage", "beam_energy_kv", "V"),
+        Tag("4DSTEM_experiment/metadata/microscope/beam_energy", "beam_energy_kv", "eV"),
+        Tag("4DSTEM_experiment/metadata/microscope/camera_length", "camera_length_mm", "mm"),
+        Tag("4DSTEM_experiment/metadata/microscope/magnification", "magnification"),
+    ),
+    "py4DSTEM": (  # places in the calibration of a data cube
+        Tag("convergence_semiangle_mrad", "convergence_angle_mrad", "mrad"),
+        Tag("probe_convergence_semiangle_mrad", "convergence_angle_mrad", "mrad"),
+    ),
+    "abTEM": (
+        Tag("energy", "beam_energy_kv", "eV"),
+        Tag("semiangle_cutoff", "convergence_angle_mrad", "mrad"),
+    ),
+    "Nion": (  # places in the properties of a data item; nion/swift/model/Metadata.py lists them
+        Tag("metadata/instrument/high_tension", "beam_energy_kv", "V"),
+        Tag("metadata/hardware_source/autostem/high_tension_v", "beam_energy_kv", "V"),
+        Tag("metadata/hardware_source/autostem/high_tension", "beam_energy_kv", "V"),
+        Tag("metadata/hardware_source/high_tension", "beam_energy_kv", "V"),
+        Tag("metadata/instrument/convergence_angle", "convergence_angle_mrad", "rad"),
+        Tag("metadata/hardware_source/convergence_angle_rad", "convergence_angle_mrad", "rad"),
+        Tag("metadata/instrument/beam_current", "beam_current_na", "A"),
+        Tag("metadata/hardware_source/beam_current_a", "beam_current_na", "A"),
+        Tag("metadata/hardware_source/exposure", "exposure_s", "s"),
+        Tag("metadata/hardware_source/pixel_time_us", "dwell_time_s", "us"),
+        Tag("metadata/scan/rotation", "scan_rotation_deg", "rad"),
+        Tag("metadata/hardware_source/rotation", "scan_rotation_deg", "rad"),
+        Tag("session_metadata/instrument", "microscope", _text),
+        Tag("session_metadata/microscopist", "General.authors", _text),
+        Tag("session_metadata/sample", "Sample.description", _text),
+        Tag("title", "title", _text),
+    ),
+}  # fmt: skip
+
+
+def stated(family: str, lookup: Lookup | Mapping[str, Any]) -> dict[str, Any]:
+    """What a file states about its microscope, as attributes of the patterns.
+
+    Parameters
+    ----------
+    family : a key of `FAMILIES`
+    lookup : the file's own tags as nested dictionaries, or a function that finds them
+
+    Returns
+    -------
+    dict, with names of `NAMES`; what has none of them is in ``metadata``, in the form of HyperSpy's metadata
+
+    Examples
+    --------
+    >>> stated("Gatan", {"Microscope Info": {"Voltage": 200000.0, "STEM Camera Length": 0.0}})
+    {'beam_energy_kv': 200.0}
+    >>> stated("abTEM", {"energy": 60e3, "semiangle_cutoff": 25})
+    {'beam_energy_kv': 60.0, 'convergence_angle_mrad': 25.0}
+    """
+    find = (
+        (lambda place: (dig(lookup, place, "/"), None)) if isinstance(lookup, Mapping) else lookup
+    )
+    found: dict[str, Any] = {}
+    for tag in FAMILIES[family]:
+        if tag.name not in found and _usable(tag.name, value := tag.value(find)):
+            found[tag.name] = value
+    others = {name: found.pop(name) for name in list(found) if "." in name}
+    return {**found, "metadata": tree_at(others)} if others else found
+
+
+def _usable(name: str, value: Any) -> bool:
+    return value is not None and (isinstance(value, str) or name in _ANY_SIGN or value > 0)
+
+
+def checked(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Of attributes that a file of ours may have, those that are as `stated` and `of_signal` return them."""
+    found: dict[str, Any] = {}
+    for name in NAMES:
+        value = said.get(name)
+        value = _text(value) if name in _TEXTS and isinstance(value, str) else _real(value)
+        if _usable(name, value) and isinstance(value, str) == (name in _TEXTS):
+            found[name] = value
+    tree = plain_tree(said.get("metadata"))
+    return {**found, "metadata": tree} if isinstance(tree, dict) and tree else found
+
+
+def _real(value: Any) -> float | None:
+    """A finite number that is one in the file: no text, no bool."""
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number(value) if is_number else None
+
+
+def dig(tree: Any, place: str, between: str = ".") -> Any:
+    """What is at a place in nested dictionaries, or None.
+
+    Examples
+    --------
+    >>> dig({"a": {"b": 3}}, "a.b"), dig({"a": 3}, "a.b")
+    (3, None)
+    """
+    for name in place.split(between):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def tree_at(values: Mapping[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Nested dictionaries with values at their places."""
+    tree = {} if tree is None else tree
+    for place, value in values.items():
+        *groups, leaf = place.split(".")
+        inner = tree
+        for name in groups:
+            if not isinstance(inner.get(name), dict):
+                inner[name] = {}
+            inner = inner[name]
+        inner[leaf] = value
+    return tree
+
+
+def plain_tree(value: Any, level: int = 0) -> Any:
+    """Metadata as plain JSON; None for what is too long, too deep, not finite, or of a kind that JSON lacks."""
+    if level > _MOST_LEVELS:
+        return None
+    if isinstance(value, Mapping):
+        inner = {text_of(k): plain_tree(v, level + 1) for k, v in value.items() if not str(k).startswith("_")}  # fmt: skip
+        tree = {k: v for k, v in inner.items() if v is not None}
+        return tree if level or len(json.dumps(tree)) <= _MOST_BYTES else {}
+    if isinstance(value, np.ndarray):
+        value = value.tolist() if value.size <= _MOST_ELEMENTS else None
+    if isinstance(value, (list, tuple)):
+        kept = [plain_tree(item, level + 1) for item in value[: _MOST_ELEMENTS + 1]]
+        return None if None in kept or len(kept) > _MOST_ELEMENTS else kept
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (bytes, str)):
+        text = text_of(value)
+        return text if len(text) <= _MOST_TEXT and not text.endswith(_ELSEWHERE) else None
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # as HDF5 holds them
+        return None
+    return value if isinstance(value, (bool, int)) or _real(value) is not None else None
+
+
+#: how `stem_dask.readers.hdf5_metadata.tree_of` describes what it does not read
+_ELSEWHERE = " values, left in the input file"
+
+
+def of_signal(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata of a HyperSpy signal say, as attributes of the patterns.
+
+    Left out are names that begin with an underscore, our own node, the log of loading and saving, markers, and all of
+    ``Signal`` but its type and its quantity: these belong to the array that was read.
+
+    Examples
+    --------
+    >>> tem = {"beam_energy": 200.0, "rocking_angle": 1.0}
+    >>> of_signal({"General": {"title": "area 3"}, "Acquisition_instrument": {"TEM": tem}})
+    {'title': 'area 3', 'beam_energy_kv': 200.0, 'metadata': {'Acquisition_instrument': {'TEM': {'rocking_angle': 1.0}}}}
+    """
+    tree = plain_tree({k: v for k, v in metadata.items() if k not in ("stem_dask", "Markers")})
+    general, signal = (tree.get(name) for name in ("General", "Signal"))
+    found: dict[str, Any] = {}
+    if isinstance(general, dict):
+        general.pop("FileIO", None)
+        title = general.pop("title", None)
+        found = {"title": title} if isinstance(title, str) and title else {}
+    if isinstance(signal, dict):
+        tree["Signal"] = {k: signal[k] for k in ("signal_type", "quantity") if signal.get(k)}
+    flat = checked({name: dig(tree, place) for name, place in NAMES.items()})
+    for name in flat:
+        *groups, leaf = NAMES[name].split(".")
+        del dig(tree, ".".join(groups))[leaf]
+    tree = _pruned(tree)
+    return {**found, **flat, **({"metadata": tree} if tree else {})}
+
+
+def _pruned(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without groups in which nothing is left."""
+    inner = {k: _pruned(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    return {k: v for k, v in inner.items() if v != {}}

@@ -1,0 +1,174 @@
+"""The nouns that travel between the rooms: frozen, small, picklable."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Align = Literal["fixed", "pattern"]
+
+Device = Literal["cpu", "gpu"]
+
+SCAN_DIMS = ("scan_y", "scan_x")
+
+LIST_DIMS = ("pattern",)
+
+DETECTOR_DIMS = ("ky", "kx")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One calibrated axis: ``value = offset + scale * index``; pixel centers lie at integer indices.
+
+    Examples
+    --------
+    >>> Axis("ky", 4, scale=0.5, offset=-1.0, units="1/nm").value(2)
+    0.0
+    """
+
+    name: str
+    size: int
+    scale: float = 1.0
+    offset: float = 0.0
+    units: str = ""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the source gave this axis a unit other than pixels."""
+        return self.units not in ("", "px", "pixel", "pixels")
+
+    def value(self, index: float) -> float:
+        """Position of a pixel index in this axis's units."""
+        return self.offset + self.scale * index
+
+    def part(self, start: int, size: int, step: int = 1) -> "Axis":
+        """The axis of ``size`` elements ``start, start + step, …`` of this one."""
+        return replace(
+            self, size=size, scale=self.scale * step, offset=self.offset + self.scale * start
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window that is cut from every pattern.
+
+    ``shape`` is (height, width) in source pixels. ``center`` is the window center (y, x) shared by all patterns when
+    ``align`` is ``fixed``; with ``pattern`` every pattern's own center is used. An axis that is not in
+    ``cropped_axes`` is kept whole.
+    """
+
+    shape: tuple[int, int]
+    align: Align
+    center: tuple[int, int]
+    cropped_axes: tuple[str, ...]
+    global_radius: int | None
+    coverage: float
+    target_retention: float
+    radius_at: dict[str, int] = field(default_factory=dict)
+    setters: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def aligned_axes(self) -> tuple[str, ...]:
+        """Axes on which each pattern's center was brought to the same place."""
+        return self.cropped_axes if self.align == "pattern" else ()
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a reader found in a file, before any pixel was read.
+
+    ``axes`` has one `Axis` a dimension, slowest first; ``stored_shape`` is the array's shape in the file, before
+    anything was selected or renamed. ``notes`` say what was chosen or noticed; ``metadata`` is the
+    file's own, as plain nested dictionaries; ``given`` is what the user said in its place; ``about`` are
+    attributes of the patterns that the file states (beam energy, title, and more in files of ours).
+    """
+
+    path: str
+    kind: str
+    axes: tuple[Axis, ...]
+    dtype: str
+    stored_shape: tuple[int, ...] = ()
+    chunks: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The title that the file states, else its name."""
+        return str(self.about.get("title") or Path(self.path).stem)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(axis.size for axis in self.axes)
+
+
+#: where a block lies along the leading (scan) axes
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a task says of the block it wrote: its number, its time, what it made, what the sink wants to know."""
+
+    index: int
+    seconds: float
+    bytes_out: int
+    peak_rss: int
+    extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block done, for whoever shows the progress."""
+
+    stage: str
+    done: int
+    total: int
+    input_bytes: int
+    record: Record
+
+
+Progress = Callable[[Step], None]
+
+#: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured
+WORKER_BYTES = 190 * 10**6
+
+#: the same of one that is a copy of a process that has loaded it, with which it shares much: 105 to 119 MB were measured, and
+#: 143 where it has loaded what an export reads with, too
+COPY_BYTES = 145 * 10**6
+
+#: and of the run's own process, where its threads do the work: 271 MB were measured
+PROCESS_BYTES = 295 * 10**6
+
+#: share of its memory limit that a worker may be expected to use
+USABLE_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Memory of a worker.
+
+    limit : bytes it may use; None when nobody says
+    threads : tasks that it works on at the same time
+    loaded : bytes it takes before it holds a block
+    """
+
+    limit: int | None
+    threads: int
+    loaded: int = WORKER_BYTES
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that each thread has for its block."""
+        if self.limit is None:
+            return None
+        return (int(self.limit * USABLE_SHARE) - self.loaded) // self.threads
+
+    def __str__(self) -> str:
+        plural = "s" * (self.threads != 1)
+        has = "no known limit" if self.limit is None else f"{self.limit / 1e6:.0f} MB"
+        return f"{has} for {self.threads} thread{plural}"

@@ -1,0 +1,331 @@
+"""Runs a lazy output block by block into a sink: one call a block, a few in flight, nothing held.
+
+The protocol is small. The lazy outputs share one grid of blocks over the leading (scan) axes. Their graph is optimized
+once; for each block the part that it needs is cut out and submitted as one call, which reads, runs all fused stages
+and hands the result to the sink's ``write`` on the worker. Only a small record comes back. See docs/engine.md.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stem_dask.core.batches import input_left_out
+from stem_dask.core.errors import (
+    NO_ROOM,
+    DiskFullError,
+    NoMemoryError,
+    SourceError,
+    StemDaskError,
+    StoreError,
+    told_as,
+)
+from stem_dask.core.machine import keep_freed_memory
+from stem_dask.core.model import Record, Region
+from stem_dask.engine.blocks import Grid, bounds, computed, place
+from stem_dask.engine.journal import Journal
+from stem_dask.engine.submit import Call, in_flight
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+_logger = logging.getLogger("stem_dask")
+
+#: output bytes of finished blocks that one task looks at again, and how many blocks: each takes less time than a task
+VERIFIED_BYTES, VERIFIED_BLOCKS = 2**28, 64
+
+#: waits before a task that met a read or write error tries again, in seconds
+RETRY_SECONDS = (0.1, 0.5, 2.0)
+
+#: errors of the system that do not go away by themselves
+_LASTING = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Sink(Protocol):
+    """Where blocks go. ``create`` and ``finish`` run in the client, ``write`` and ``verify`` on workers."""
+
+    def create(self, *, resume: bool) -> None:
+        """Make the empty output under its temporary name, or keep what is there when resuming.
+
+        From then on no worker of an earlier start can write into it; see `stem_dask.storage.staging`.
+        """
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one block of every output; returns what `verify` and `finish` need to know, as JSON can hold it.
+
+        Blocks are arrays; those of patterns may be `stem_dask.core.batches.InPieces`, and what is found on the way `Later`.
+        """
+
+    def verify(self, record: Record) -> str | None:
+        """What is wrong with a block that a record speaks of, read again from the disk; None when it is whole."""
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Make the output complete; records come in the order of their index."""
+
+
+Progress = Callable[[int, int, Record], None]
+
+
+def run(
+    outputs: Mapping[str, da.Array],
+    n_lead: int,
+    sink: Sink,
+    *,
+    client: Any = None,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+    job: str = "",
+    quarantine: bool = False,
+    unreadable: Mapping[int, str] = MappingProxyType({}),
+) -> list[Record]:
+    """Compute lazy outputs into a sink.
+
+    Parameters
+    ----------
+    outputs : dask arrays by name, with the same number of blocks along the leading axes and one along the others
+    n_lead : how many leading axes carry the blocks: 2 for a scan, 1 for a list of patterns
+    sink : receives every block once
+    client : a `distributed.Client`, or None for threads of this process
+    progress : called with (blocks done, blocks, record) after each block
+    journal, job : where finished blocks are noted; blocks noted there are read again from the disk, and only those
+        that are damaged or missing are computed again
+    quarantine : a block whose input cannot be read is computed from zeros, which its record says; else the run stops
+    unreadable : blocks that are known for that, and why: they are not tried again
+
+    Returns
+    -------
+    list of Record, in the order of the blocks
+
+    Raises
+    ------
+    StoreError
+        When the blocks of the outputs do not belong together.
+    """
+    grid = Grid(outputs, n_lead)
+    known = {} if journal is None else journal.records(job)
+    if journal is not None and not all(grid.holds(record) for record in known.values()):
+        _logger.warning("%s: blocks have another size than before; all are computed again", job)
+        journal.forget(job)
+        known = {}
+    sink.create(resume=bool(known))
+    work = _Work(grid, sink, known, quarantine, unreadable)
+    records: list[Record] = []
+    with contextlib.closing(in_flight(client, work)) as done:
+        for result in itertools.chain.from_iterable(done):
+            if isinstance(result, Damaged):
+                _logger.warning("%s: %s; it is computed again", job or "block", result.what)
+                work.again(result.index)
+                continue
+            if isinstance(result, Unreadable):
+                _logger.warning("%s: %s; it is quarantined", job or "block", result.what)
+                work.without(result.index, result.what)
+                continue
+            if journal is not None and result.index not in known:
+                journal.append(job, result)
+            known.pop(result.index, None)
+            records.append(result)
+            if progress is not None:
+                progress(len(records), grid.n_blocks, result)
+    records.sort(key=lambda record: record.index)
+    with completing(job or "the output"):
+        sink.finish(records)
+    return records
+
+
+@contextlib.contextmanager
+def completing(what: str) -> Iterator[None]:
+    """Errors of files while an output is completed, as ours; HDF5 hides a failed write behind that of closing the file.
+
+    Examples
+    --------
+    >>> with completing("scan.h5"):
+    ...     raise OSError(errno.EIO, "Input/output error")
+    Traceback (most recent call last):
+    stem_dask.core.errors.StoreError: scan.h5 cannot be completed: Input/output error
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, StemDaskError) or not isinstance(cause, OSError):
+            raise
+        why = os.strerror(cause.errno) if cause.errno else str(cause)
+        why += f": {cause.filename}" if cause.filename else ""
+        told = DiskFullError if cause.errno in NO_ROOM else StoreError
+        raise told(f"{what} cannot be completed: {why}") from error
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A block that was noted as finished and is not what it was."""
+
+    index: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A block whose input cannot be read, of a run that goes on without it."""
+
+    index: int
+    what: str
+
+
+class _Work:
+    """The calls that are left, in order: new blocks, then a second look at the finished ones, then damaged ones.
+
+    An iterator that may go on after it was exhausted, because a second look can bring more work.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        sink: Sink,
+        known: dict[int, Record],
+        quarantine: bool,
+        unreadable: Mapping[int, str],
+    ) -> None:
+        self.grid, self.sink, self.known, self.quarantine = grid, sink, known, quarantine
+        self.unreadable = dict(unreadable)
+        self.new = grid.n_blocks - len(known)
+        self.calls = iter(self._first(dict(known)))
+        self.waiting: collections.deque[int] = collections.deque()
+
+    def again(self, index: int) -> None:
+        """A block has to be computed after all."""
+        self.known.pop(index, None)
+        self.waiting.append(index)
+
+    def without(self, index: int, what: str) -> None:
+        """A block has to do without its input."""
+        self.unreadable[index] = what
+        self.waiting.append(index)
+
+    def __iter__(self) -> Iterator[Call]:
+        return self
+
+    def __length_hint__(self) -> int:
+        """Blocks to write; a second look takes as long as many of them, and is not counted."""
+        return self.new + len(self.waiting)
+
+    def __next__(self) -> Call:
+        if self.waiting:
+            return self._write(self.waiting.popleft())
+        return next(self.calls)
+
+    def _first(self, known: Mapping[int, Record]) -> Iterator[Call]:
+        for index in range(self.grid.n_blocks):
+            if index not in known:
+                self.new -= 1
+                yield self._write(index)
+        for records in _batches(known.values()):
+            yield _verify_blocks, (self.sink, records)
+
+    def _write(self, index: int) -> Call:
+        region, payload = self.grid.payload(index)
+        why = self.unreadable.get(index) if self.quarantine else None
+        return _write_block, (payload, self.sink, index, region, self.quarantine, why)
+
+
+def _write_block(
+    payload: bytes,
+    sink: Sink,
+    index: int,
+    region: Region,
+    quarantine: bool = False,
+    why: str | None = None,
+) -> list[Record | Unreadable]:
+    """One task: compute a block of every output and write it. Errors of files are tried again, with longer waits."""
+    start = time.perf_counter()
+    keep_freed_memory()
+    graph, wanted = pickle.loads(payload)
+    tries: list[int] = []
+
+    def written() -> tuple[dict[str, Any], int]:
+        with told_as(SourceError):
+            values = computed(graph, wanted.values())
+        blocks = {name: values[key] for name, key in wanted.items()}
+        # blocks in pieces are read only now, and tell errors of the input as such
+        with told_as(StoreError):
+            extra = sink.write(index, region, blocks)
+        return extra, sum(block.nbytes for block in blocks.values())
+
+    try:
+        with contextlib.nullcontext() if why is None else input_left_out():
+            extra, n_bytes = _patiently(written, region, tries)
+    except SourceError as error:
+        if not quarantine:
+            raise
+        return [Unreadable(index, str(error))]
+    extra = {**extra, "region": bounds(region)}
+    if tries:
+        extra["retries"] = len(tries)
+    if why is not None:
+        extra["quarantined"] = why
+    return [Record(index, time.perf_counter() - start, n_bytes, peak_rss(), extra)]
+
+
+def _patiently(work: Callable[[], Any], region: Region, tries: list[int]) -> Any:
+    """Do the work; errors of files are tried again after longer and longer waits."""
+    for wait_seconds in (*RETRY_SECONDS, None):
+        try:
+            return work()
+        except (SourceError, StoreError) as error:
+            refused = error.__cause__ is None  # by us, and again the next time
+            if wait_seconds is None or refused or error.errno in _LASTING:
+                raise type(error)(f"block {place(region)}: {error}") from error
+            tries.append(error.errno or 0)
+            time.sleep(wait_seconds)
+        except MemoryError as error:
+            if isinstance(error, StemDaskError):
+                raise
+            full = str(error) or "the memory of the process is full"
+            break  # not within the except: its error would go along, and keep what the task held
+    raise NoMemoryError(
+        f"block {place(region)}: {full}; lower output.chunk_mb, or use fewer cluster.threads_per_worker"
+    )
+
+
+def _verify_blocks(sink: Sink, records: Sequence[Record]) -> list[Record | Damaged]:
+    """One task: look at finished blocks again."""
+    found = ((record, sink.verify(record)) for record in records)
+    return [r if what is None else Damaged(r.index, what) for r, what in found]
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """What one task looks at again."""
+    batch: list[Record] = []
+    for record in records:
+        batch.append(record)
+        if len(batch) == VERIFIED_BLOCKS or sum(r.bytes_out for r in batch) >= VERIFIED_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, in bytes; 0 where the system does not tell."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
+        for line in file:
+            # getrusage would start with what the parent had when it made this process
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return 0
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,424 @@
+"""What a job will need before it runs: memory of a worker, bytes on disk; and the refusal when there is less."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from stem_dask.config.options import Config
+from stem_dask.core.batches import PIECE_BYTES as READ_PIECE_BYTES
+from stem_dask.core.chunks import FILE_CHUNK_BYTES, MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
+from stem_dask.core.errors import NO_ROOM, DiskFullError, MemoryBudgetError
+from stem_dask.core.machine import machine_bytes
+from stem_dask.core.model import USABLE_SHARE, Worker
+from stem_dask.core.text import size
+from stem_dask.core.window import axis_window
+from stem_dask.job.footprint import (
+    Footprint,
+    footprints,
+    most_positions,
+    projected_bytes,
+    turn_footprint,
+)
+from stem_dask.kernels.analysis import largest_radius
+from stem_dask.kernels.downsample import result_dtype
+from stem_dask.kernels.gpu import analysis as analysis_on_gpu
+from stem_dask.kernels.gpu import crop as crop_on_gpu
+from stem_dask.kernels.gpu.buffers import Taken
+from stem_dask.kernels.transpose import GATHERED
+from stem_dask.readers.arrays import Hdf5Dataset
+from stem_dask.readers.batches import is_read_in_pieces
+from stem_dask.readers.detector_first import READ_BYTES, detector_first
+from stem_dask.readers.flat import REQUEST_BYTES
+from stem_dask.readers.mib import RawCounts
+from stem_dask.readers.open import Found
+from stem_dask.readers.source import Source, Wrapped
+from stem_dask.readers.topspin import PatternGroups
+from stem_dask.readers.views import Flipped, ScanOfList, Transposed
+from stem_dask.report.text import tree_bytes
+from stem_dask.stages.open import block_positions
+from stem_dask.storage.urls import is_url
+from stem_dask.writers.torch import signed_dtype
+
+_logger = logging.getLogger("stem_dask")
+
+#: bytes that a file takes at most, in those of the patterns: unsigned counts may need twice as many in a .pt, and HDF5 is
+#: there twice while it is put together
+FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
+
+#: what HDF5 with all its filters takes of a worker that reads it: 26 to 41 MB were measured
+HDF5_BYTES = 30 * 10**6
+
+#: buffers that patterns pass through, each of a piece: as read, cut, made smaller, in a chunk, encoded
+PASSING = 5
+
+#: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
+VALUES_KEPT = 8
+
+#: share of the machine's memory above which a file with the detector slowest is turned first: up to it the system keeps
+#: in memory what blocks of patterns read of it, so that nothing is read twice from the disk
+CACHED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Detector, window and output pattern of a job; the whole detector stands for a window that is not known yet."""
+
+    detector: tuple[int, int]
+    window: tuple[int, int]
+    out: tuple[int, int]
+    dtype: np.dtype
+    known: bool
+    patterns: np.dtype  # of what is analyzed and cropped
+
+    @property
+    def out_bytes(self) -> int:
+        """Bytes of one output pattern."""
+        return math.prod(self.out) * self.dtype.itemsize
+
+
+def shapes(config: Config, found: Found, window: Sequence[int] | None = None) -> Shapes:
+    """What becomes of one pattern; ``window`` is the size that was found, when it was."""
+    detector = (int(found.source.shape[-2]), int(found.source.shape[-1]))
+    given = _given_window(config, detector) if window is None else (int(window[0]), int(window[1]))
+    cut = given or detector
+    down = config.downsample
+    patterns = found.source.dtype
+    if _references(config):
+        patterns = np.dtype(np.float32)
+    dtype = result_dtype(patterns, down.factor, down.method, down.reduce)
+    if config.output.normalize != "none":
+        dtype = np.dtype(np.float32)
+    if config.output.dtype != "auto":
+        dtype = np.dtype(config.output.dtype)
+    out = (cut[0] // down.factor, cut[1] // down.factor)
+    return Shapes(detector, cut, out, dtype, given is not None, patterns)
+
+
+def memory_of(
+    config: Config,
+    found: Found,
+    window: Sequence[int] | None = None,
+    slab: Sequence[int] | None = None,
+) -> dict[str, Footprint]:
+    """What a task of each stage holds; see `stem_dask.job.footprint.footprints`. ``slab`` as `fitting_slab` gives it, if any."""
+    what, dtype = shapes(config, found, window), found.source.dtype
+    pixels = math.prod(what.detector)
+    radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
+    references = _references(config)
+    reads, stored = _read_copies(found.source), _stored(found.source)
+    library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
+    in_pieces = is_read_in_pieces(found.source)
+    piece = pixels * max(1, READ_PIECE_BYTES // (pixels * dtype.itemsize))
+    widest = max(kind.itemsize for kind in (dtype, what.patterns, what.dtype))
+    sizes = footprints(
+        pixels * dtype.itemsize,
+        what.out_bytes,
+        copies=reads,
+        fixed=library
+        + REQUEST_BYTES * is_url(found.info.path)
+        + PASSING * piece * widest
+        + task_memory(config, what).in_host
+        + _filled_chunk(config)
+        + (4 * pixels * (references + 3) if references else 0),  # and what reading one takes
+        result=4 * radii + 8 * VALUES_KEPT,
+        cropped=config.crop.enabled,
+        exported=bool(config.output.export) or config.output.normalize != "none",
+        packed=not {"hspy", "h5"}.isdisjoint(_kinds(config)),
+        waiting=_waiting(config, what),
+        ahead=config.analyze.ahead,
+        in_pieces=in_pieces,
+    )
+    # a chunk is held as it lies in the file, and decoded, until its part of the block is taken from it
+    decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
+    turning = {} if slab is None else {"turn": _turn_footprint(found, slab)}
+    held = 0 if in_pieces else pixels * dtype.itemsize * (1 + reads)
+    return {"read": Footprint(decoding, max(1, held)), **sizes, **turning}
+
+
+def _waiting(config: Config, what: Shapes) -> int:
+    """Bytes of one pattern that a task keeps until all of its block are there: encoded chunks, and the same as one file."""
+    joined = is_url(config.output.path) or Path(config.output.path).suffix in (".hspy", ".h5")
+    return 2 * what.out_bytes * joined
+
+
+def _filled_chunk(config: Config) -> int:
+    """Bytes of a chunk of a .zspy that is filled piece by piece, and of it encoded; all others are smaller than a piece."""
+    return 2 * FILE_CHUNK_BYTES * ("zspy" in _kinds(config))
+
+
+def _kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of files that are made."""
+    return (Path(config.output.path).suffix[1:], *config.output.export)
+
+
+def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:
+    """Positions that a block takes along the scan: as ``output.chunk_mb`` says, or what the memory allows.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker's memory does not suffice for one pattern.
+    """
+    if worker.room is None:
+        return block_positions(found, config.output.chunk_mb)
+    sizes = memory_of(config, found)
+    most = most_positions(sizes, worker.room)
+    if most < 1:
+        need = projected_bytes(sizes, 1, worker) / USABLE_SHARE
+        raise MemoryBudgetError(
+            f"a worker with {worker} cannot hold a single pattern: it "
+            f"needs {math.ceil(need / 1e6):,} MB; raise cluster.memory_limit, or use fewer threads_per_worker"
+        )
+    return block_positions(found, config.output.chunk_mb, most)
+
+
+def turned_bytes(found: Found) -> int:
+    """Bytes of the intermediate file of an input that is turned before blocks are read; 0 when they are read directly.
+
+    It is turned when the file has the detector slowest and what has to be read of it exceeds `CACHED_SHARE` of the
+    machine's memory.
+    """
+    stored = detector_first(found.source)
+    if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
+        return 0
+    return math.prod(stored.shape) * stored.dtype.itemsize
+
+
+def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[int, ...]:
+    """Pixels along ky and kx that one task turns at all positions of the scan: 64 to 256 MiB, or what the memory allows.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker's memory does not suffice for one pixel of the detector.
+    """
+    stored = detector_first(found.source)
+    assert stored is not None
+    scan, detector = stored.shape[2:], stored.shape[:2]
+    plane_bytes = math.prod(scan) * found.source.dtype.itemsize
+    least, most = SLAB_BYTES
+    room = 4 * most if worker.room is None else worker.room
+    one = _turn_footprint(found, (1, 1))
+    if one.bytes(math.prod(block)) > room:
+        raise MemoryBudgetError(
+            f"a worker with {worker} cannot turn the order of the axes: it needs "
+            f"{size(projected_bytes({'turn': one}, math.prod(block), worker))} for a single pixel of the detector; "
+            "raise cluster.memory_limit, or use fewer threads_per_worker"
+        )
+    # a piece is as large as its slab at most
+    rest = room - READ_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
+    n_blocks = math.prod(scan) // math.prod(block)
+    wanted = min(most, max(least, PIECE_BYTES * n_blocks), rest // 2)
+    slab_mb = max(plane_bytes, wanted) / MIB
+    return lead_chunks(detector, plane_bytes, slab_mb)
+
+
+def _turn_footprint(found: Found, slab: Sequence[int]) -> Footprint:
+    scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
+    return turn_footprint(math.prod(slab), scan, itemsize, GATHERED, READ_BYTES)
+
+
+def check_memory(config: Config, found: Found, block: Sequence[int], worker: Worker) -> int:
+    """Memory that a worker is projected to need at most, in bytes.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When it is more than a worker has; names the block size that would fit.
+    """
+    sizes = memory_of(config, found)
+    need = projected_bytes(sizes, math.prod(block), worker)
+    if worker.limit is None or need <= worker.limit:
+        return need
+    pattern_bytes = math.prod(found.source.shape[-2:]) * found.source.dtype.itemsize
+    auto = config.model_copy(
+        update={"output": config.output.model_copy(update={"chunk_mb": "auto"})}
+    )
+    fits = math.prod(fitting_block(auto, found, worker)) * pattern_bytes / MIB
+    raise MemoryBudgetError(
+        f"a worker would need {size(need)} for blocks of {math.prod(block):,} patterns and has {size(worker.limit)}; "
+        f"output.chunk_mb={math.floor(fits * 100) / 100:g} fits, or raise cluster.memory_limit to {math.ceil(need / 1e6)}MB"
+    )
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a job writes: at least, whatever compression gains, and at most."""
+
+    least: int
+    most: int
+
+
+def disk_need(
+    config: Config, found: Found, n_blocks: int, window: Sequence[int] | None = None
+) -> DiskNeed:
+    """What a job writes, with all that waits in its folder; only .pt and what is kept of each pattern are not packed."""
+    what = shapes(config, found, window)
+    n = math.prod(found.source.shape[:-2])
+    patterns = n * what.out_bytes
+    kept = n * 8 + n_blocks * 8 * math.prod(what.out) if what.known else 0
+    if config.crop.enabled or config.analyze.ahead:
+        radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
+        itemsize = what.patterns.itemsize
+        kept += n * (4 * radii + 8 * VALUES_KEPT)
+        kept += n_blocks * math.prod(what.detector) * (8 + itemsize)
+    again = (
+        kept if config.input.mask == "auto" else 0
+    )  # a second analysis, when there are hot pixels
+    turned = turned_bytes(found)
+    least, most = turned + kept, turned + 2 * kept + again
+    if config.output.normalize != "none":
+        most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
+    here = [] if is_url(config.output.path) else [Path(config.output.path).suffix[1:]]
+    for kind in (*here, *config.output.export):
+        most += FILE_TAKES[kind] * patterns
+        least += patterns * what.known * (kind == "npy")
+        if kind == "pt":
+            wide = signed_dtype(what.dtype).itemsize
+            least += patterns * what.known * wide // what.dtype.itemsize
+    return DiskNeed(least, most)
+
+
+def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:
+    """Compare a need with the free space; whether it suffices in any case.
+
+    Parameters
+    ----------
+    folder : where the outputs are, or will be
+    need : result of `disk_need`
+    written : bytes of it that are there already
+
+    Raises
+    ------
+    DiskFullError
+        When the space cannot suffice, whatever compression gains.
+    """
+    free = free_bytes(folder)
+    least, most = (max(0, n - written) for n in (need.least, need.most))
+    if free < least:
+        raise DiskFullError(
+            f"at least {size(least)} more are needed: {disk_words(folder, most)}. Or write elsewhere (output.path), or "
+            "export less (output.export)"
+        )
+    return free >= most
+
+
+def disk_words(folder: Path, need: int) -> str:
+    """How much a job may still need, and how much there is."""
+    return (
+        f"the job writes up to {size(need)} more ({need:,} bytes) in {folder}, which has {size(free_bytes(folder))} "
+        "free; make room, and the same command goes on"
+    )
+
+
+@contextlib.contextmanager
+def enough_room(
+    folder: Path, need: DiskNeed, names: Sequence[str], *, warn: bool = False
+) -> Iterator[None]:
+    """Compare the disk with a need before the work inside; a disk that is full all the same is told with the need.
+
+    Parameters
+    ----------
+    folder, need : see `check_disk`
+    names : files and folders of the run, whose bytes are there already
+    warn : say when the space might not suffice
+    """
+    written = _bytes_there(names)
+    if not check_disk(folder, need, written) and warn:
+        _logger.warning("the disk may become full: %s", disk_words(folder, need.most - written))
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, DiskFullError) and error.errno not in NO_ROOM:
+            raise
+        left = max(0, need.most - _bytes_there(names))
+        raise DiskFullError(f"{error}; {disk_words(folder, left)}") from error
+
+
+def _bytes_there(names: Sequence[str]) -> int:
+    """What files and folders take of the disk: the holes of a file that is not yet written are still to come."""
+    return sum(tree_bytes(name, holes=False) for name in names)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is, or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _references(config: Config) -> int:
+    """How many of dark and gain there are; one of them makes the patterns float32."""
+    return (config.input.dark is not None) + (config.input.gain is not None)
+
+
+def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] | None:
+    """The window's size as far as the config gives it."""
+    if not config.crop.enabled:
+        return detector
+    wanted = config.crop.given
+    if wanted is None:
+        return None
+    multiple = config.crop.size_multiple * config.downsample.factor
+    height, width = (
+        axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
+    )
+    return (height, width)
+
+
+def _stored(source: Source) -> Source:
+    """The array in the file, whatever is made of it when it is read."""
+    while isinstance(source, Wrapped):
+        source = source.source
+    return source
+
+
+def _read_copies(source: Source) -> int:
+    """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
+    n = 0
+    while isinstance(source, Wrapped):
+        n += isinstance(source, (Transposed, Flipped, ScanOfList, RawCounts))
+        source = source.source
+    return n
+
+
+#: what cupy and CUDA take of a process; estimated, and not measured yet
+CUDA_BYTES = 400 * 10**6
+
+#: more patterns than a block has: the buffers do not grow with it
+MANY = 2**31
+
+
+def task_memory(config: Config, what: Shapes, positions: int = MANY) -> Taken:
+    """What one task of each pass takes of the GPU together, because cupy keeps what a pass took; nothing without one.
+
+    Parameters
+    ----------
+    what : of the job's patterns
+    positions : patterns of a block
+    """
+    analyze, crop, down = config.analyze, config.crop, config.downsample
+    detector, dtype, taken = what.detector, what.patterns, []
+    if config.device == "gpu" and (crop.enabled or analyze.ahead):
+        metric = analyze.radius_metric
+        taken.append(analysis_on_gpu.ring_bytes(positions, detector, dtype, metric))
+    if config.device == "gpu" and (crop.enabled or down.factor > 1):
+        how = down.model_dump(exclude={"sigma"})
+        taken.append(crop_on_gpu.ring_bytes(positions, detector, dtype, what.window, **how))
+    return Taken(sum(task.on_gpu for task in taken), sum(task.in_host for task in taken))
+
+
+def with_cuda(config: Config, worker: Worker) -> Worker:
+    """A worker that has loaded what the device needs."""
+    if config.device != "gpu":
+        return worker
+    return replace(worker, loaded=worker.loaded + CUDA_BYTES)

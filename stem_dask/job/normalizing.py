@@ -1,0 +1,57 @@
+"""The first pass of a normalization: smaller patterns into a store in the run's folder, and the constants of all."""
+
+import math
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import Window
+from stem_dask.job.analysis import Analyzed
+from stem_dask.job.context import Job
+from stem_dask.job.writing import cropped, inside_of, note_remainder, smaller
+from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+from stem_dask.stages.patterns import lead_shape
+from stem_dask.writers.export import open_store
+from stem_dask.writers.formats import Target
+from stem_dask.writers.spool import Beside, SpoolSink
+
+
+def normalized(
+    job: Job, patterns: xr.DataArray, found: Analyzed | None = None, window: Window | None = None
+) -> tuple[xr.DataArray, NDArray[np.float64] | None]:
+    """Lazy z-scores of the logarithms of the patterns, which wait in a store of the run.
+
+    With ``found`` and ``window`` they are cropped before; the second value is then what each window holds.
+    """
+    with job.state.nothing_to_go_on_with():
+        out, beside = _counts(job, patterns, found, window)
+    note_remainder(job, window, None if found is None else found.analysis["mean_pattern"].values)
+    target = Target(f"{job.folder}/counts.zarr", out)
+    spool = SpoolSink(f"{job.folder}/moments")
+    sink = Beside(target.sink(), ("patterns",), spool)
+    outputs = {**target.outputs(), "moments": log_statistics(out), **beside}
+    job.compute("downsample", outputs, out, sink)
+    unread = job.tally.quarantined
+    with job.state.nothing_to_go_on_with():
+        if not job.tally.valid(lead_shape(out)).any():
+            raise SourceError(f"{job.prepared.found.info.path}: none of the patterns could be read")
+        blocks = spool.blocks(math.prod(out.data.numblocks), ("moments",))
+        job.constants = log_constants(
+            block["moments"] for i, (_, block) in enumerate(blocks) if i not in unread
+        )
+    target.finish()
+    counts, _ = open_store(target.built)
+    inside = None if found is None else inside_of(job, out, spool)
+    return normalize(counts, **job.constants), inside
+
+
+def _counts(
+    job: Job, patterns: xr.DataArray, found: Analyzed | None, window: Window | None
+) -> tuple[xr.DataArray, dict[str, da.Array]]:
+    """The patterns as they are normalized, and what is found on the way."""
+    if found is None or window is None:
+        return smaller(job, patterns), {}
+    return cropped(job, patterns, found, window)

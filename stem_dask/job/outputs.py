@@ -1,0 +1,150 @@
+"""The names of everything that a run writes: beside its first output, or, when that is in an object store, in a folder here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from stem_dask.config.options import Config
+from stem_dask.core.errors import ConfigError
+from stem_dask.job.earlier import beside
+from stem_dask.stages.references import KEYS
+from stem_dask.storage.publish import made_beside, refuse_existing, run_folder, stem
+from stem_dask.storage.s3 import at
+from stem_dask.storage.urls import check_path, is_url, refuse_url
+
+#: what this process loads to write a kind of file
+LIBRARIES = {".hspy": "h5py", ".h5": "h5py"}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run, all beside its first: mostly a store, else one file of another format.
+
+    A store in an object store has a ``url``; ``path`` is then where its small parts are built, and what is beside it.
+    """
+
+    path: str
+    exports: tuple[str, ...]
+    results: str
+    figure: str | None
+    analysis: str | None
+    url: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> "Outputs":
+        """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
+        path, url = config.output.path, None
+        if is_url(path):
+            path, url = (
+                str(Path(config.output.local_folder or ".", Path(path).name).absolute()),
+                path,
+            )
+        name = stem(path)
+        alone = config.analyze.ahead and beside(path) != path
+        return cls(
+            path,
+            tuple(f"{name}.{kind}" for kind in config.output.export),
+            f"{name}_results.json",
+            f"{name}_visualization.png" if config.output.figure else None,
+            beside(path) if alone else None,
+            url,
+        )
+
+    @property
+    def store(self) -> str:
+        """The first output, where it is when it is complete."""
+        return self.path if self.url is None else self.url
+
+    def libraries(self) -> tuple[str, ...]:
+        """Packages that writing them takes, in the run's own process; they take a second to load."""
+        kinds = [Path(path).suffix for path in (self.path, *self.exports)]
+        names = [LIBRARIES[kind] for kind in kinds if kind in LIBRARIES]
+        return (*names, *["zarr"] * bool(self.exports))  # which are made from the store
+
+    def all(self) -> tuple[str, ...]:
+        """Every name."""
+        return (self.store, *self.local()[1:])
+
+    def local(self) -> tuple[str, ...]:
+        """Every name here."""
+        more = (name for name in (self.analysis, self.figure) if name is not None)
+        return (self.path, *self.exports, self.results, *more)
+
+
+#: bytes of the longest path below an output or a run's folder, such as /patterns/c.0.0.0.0.HEX.partial
+BELOW_BYTES = 160
+
+
+def refuse_other_kinds(outputs: Outputs) -> None:
+    """Refuse a link, a file in the place of a folder, or a folder in the place of a file, before anything is computed.
+
+    Raises
+    ------
+    OutputExistsError
+    """
+    paths = outputs.local()
+    for path in paths if outputs.url is None else paths[1:]:
+        refuse_existing(path, overwrite=True)
+
+
+def check_lengths(outputs: Outputs) -> None:
+    """Refuse outputs of which a name, or that of a temporary file, is longer than the file system allows.
+
+    Raises
+    ------
+    ConfigError
+    """
+    paths = outputs.local()
+    made = [name for path in paths for name in made_beside(path)]
+    for path in map(os.path.abspath, (*paths, *made, run_folder(outputs.path))):
+        there = next(str(folder) for folder in Path(path).parents if os.path.isdir(folder))
+        longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
+        for name in Path(path).parts:
+            if 0 < longest < len(os.fsencode(name)):
+                raise ConfigError(
+                    f"output.path is {outputs.store}, and the run needs the name {name}: it has {len(os.fsencode(name))} "
+                    f"bytes, and a name may have {longest}; choose a shorter output.path"
+                )
+        if 0 < whole <= len(os.fsencode(path)) + BELOW_BYTES:
+            raise ConfigError(
+                f"output.path is {outputs.store}: a path with what the run makes below it may have {whole:,} bytes; choose a "
+                "shorter output.path"
+            )
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a file, a folder, or anything below a URL."""
+    return bool(at(path).exists()) if is_url(path) else os.path.lexists(path)
+
+
+def check_places(config: Config, outputs: Outputs) -> None:
+    """Refuse what cannot be done with a URL.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for key in KEYS:
+        refuse_url(
+            f"input.{key}", getattr(config.input, key), "it is read from a file here; copy it"
+        )
+    for key, path in (("output.path", outputs.store), ("analyze.from", config.analyze.known)):
+        check_path(key, path)
+    source, url = config.input.path, outputs.url
+    check_path("input.path", source)
+    check_lengths(outputs)
+    if url is None:
+        if config.output.local_folder is not None:
+            raise ConfigError(
+                f"output.local_folder is {config.output.local_folder}, which is for an output.path that is a URL, and it is "
+                f"{outputs.path}; leave it out"
+            )
+        return
+    if Path(url).suffix != ".zarr":
+        raise ConfigError(
+            f"output.path is {url}: into an object store only .zarr is written; write the file here, and copy it there"
+        )
+    if is_url(source) and (f"{source}/".startswith(f"{url}/") or url.startswith(f"{source}/")):
+        raise ConfigError(
+            f"the output {url} would replace the input {source}; choose another output.path"
+        )

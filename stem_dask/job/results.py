@@ -1,0 +1,157 @@
+"""What a run found and made: results.json, and how it ended."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from stem_dask.config.load import to_dict
+from stem_dask.config.options import Config
+from stem_dask.core.model import Window
+from stem_dask.job.advice import too_little_kept
+from stem_dask.job.outputs import Outputs
+from stem_dask.job.prepare import Prepared, contents, n_quarantined, token
+from stem_dask.report import text as report
+from stem_dask.stages.patterns import lead_shape
+from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
+from stem_dask.storage.s3 import below
+from stem_dask.storage.urls import is_url
+
+
+def exit_code(config: Config, results: Mapping[str, Any]) -> int:
+    """7 when patterns could not be read; 4 when more than the coverage leaves out are below the minimum."""
+    if results["quarantined"]["n_patterns"]:
+        return 7
+    return 4 if too_little_kept(config, results) else 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: exit code, results, and the lines for the user."""
+
+    exit_code: int
+    results: Mapping[str, Any]
+    lines: tuple[str, ...]
+
+
+def already_complete(config: Config, outputs: Outputs) -> Outcome:
+    """There is nothing to do; the exit code is that of the run that did it."""
+    results = _stored(outputs)
+    if n := n_quarantined(outputs):
+        results = {**results, "quarantined": {"n_patterns": n}}
+    words = f", without {n:,} patterns that could not be read" if n else ""
+    lines = [f"already complete: {outputs.store}{words}"]
+    code = exit_code(config, results)
+    if code == 4:
+        lines += report.judgement_lines(results)
+    return Outcome(code, {}, tuple(lines))
+
+
+def _stored(outputs: Outputs) -> dict[str, Any]:
+    """What results.json says of a finished run; it can be read only as far as nobody has edited it."""
+    nothing = {"validation": {}, "quarantined": {"n_patterns": 0}, "verdict": [], "advice": {}}
+    try:
+        found = json.loads(Path(outputs.results).read_text(encoding="utf-8"))
+        return {**nothing, **found}
+    except (OSError, ValueError, TypeError):
+        return nothing
+
+
+def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Attributes of the store's root: how it came to be.
+
+    Parameters
+    ----------
+    n_missing : patterns that could not be read
+    hot : [y, x] of suspected hot pixels
+    """
+    config, info = prepared.config, prepared.found.info
+    name, n_bytes, changed = prepared.found.identity
+    return {
+        "title": info.title,
+        "token": token(config, prepared.found),
+        "config": to_dict(config),
+        "contents": contents(config),
+        "input": {
+            "path": name,
+            "bytes": n_bytes,
+            "modified_ns": changed,
+            "notes": list(info.notes),
+        },
+        "versions": report.versions("stem_dask", "numpy", "dask", "zarr", "numba"),
+        "quarantined": n_missing,
+        "hot_pixels": hot,
+    }
+
+
+def results_of_run(
+    prepared: Prepared,
+    patterns: xr.DataArray,
+    out: xr.DataArray,
+    known: xr.Dataset | None,
+    window: Window | None,
+    hot: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """What results.json says of the data; of the suspected hot pixels it names the first."""
+    config, info = prepared.config, prepared.found.info
+    limits = {
+        "target_retention": config.analyze.target_retention,
+        "min_retention": config.validation.min_retention,
+    }
+    statistics = None
+    if known is not None:
+        slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
+        retention, total = known["retention"].values, known["total"].values
+        target, minimum = limits["target_retention"], limits["min_retention"]
+        statistics = retention_statistics(retention, total, target, minimum, slack)
+        statistics["n_empty"] = int(known["n_empty"])
+    shape = out.shape[-2:] if window is None else window.shape
+    n_patterns = math.prod(lead_shape(out))
+    found = report.results_of(known, statistics, patterns.shape[-2:], shape, n_patterns, window)
+    path = prepared.outputs.store
+    made = {} if path.endswith(".zarr") else made_by(prepared)
+    return (
+        found
+        | made
+        | {
+            "config": to_dict(config),
+            "limits": limits,
+            "scan_shape": lead_shape(out),
+            "output": {"shape": out.shape, "dtype": str(out.dtype)},
+            "intensity": out.attrs.get("intensity", "counts"),
+            "input": {
+                "path": info.path,
+                "shape": patterns.shape,
+                "dtype": str(prepared.found.source.dtype),
+                "notes": info.notes,
+            },
+            "sizes": report.sizes(prepared.found.n_bytes, out.nbytes, stored_bytes(path)),
+            "hot_pixels": {
+                "number": len(hot),
+                "positions": hot[: report.MAX_HOT],
+                "masked": config.input.mask == "auto",
+            },
+        }
+    )
+
+
+def stored_bytes(path: str) -> int:
+    """Bytes of a file, of all files below a folder, or of all objects below a URL."""
+    if is_url(path):
+        return sum(status.st_size for _, status in below(path))
+    return report.tree_bytes(path)
+
+
+def made_by(prepared: Prepared) -> dict[str, Any]:
+    """What a store says in its attributes: the run that made a file of another format, and that file's state."""
+    status = os.stat(prepared.outputs.path)
+    return {
+        "token": token(prepared.config, prepared.found),
+        "contents": contents(prepared.config),
+        "of": [status.st_size, status.st_mtime_ns],
+    }

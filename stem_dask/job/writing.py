@@ -1,0 +1,300 @@
+"""The pass that writes: every block of the output to its place, then what is known of the patterns beside it."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import Window
+from stem_dask.job.analysis import Analyzed, analysis_options, folded, hot_pixels
+from stem_dask.job.context import Job
+from stem_dask.job.results import provenance
+from stem_dask.report import text as report
+from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks
+from stem_dask.stages.crop import crop_blocks
+from stem_dask.stages.downsample import cast_blocks, downsample_blocks
+from stem_dask.stages.patterns import attrs_of, axes_of, lead_dims, lead_shape
+from stem_dask.stages.summary import block_statistics
+from stem_dask.stages.validate import complete_analysis, inside_of_blocks
+from stem_dask.storage.publish import DOCUMENT, remove, temporary
+from stem_dask.storage.s3 import at
+from stem_dask.writers.export import export_from_store, export_job
+from stem_dask.writers.formats import FORMATS, Target
+from stem_dask.writers.spool import Beside, SpoolSink
+from stem_dask.writers.zarr import empty_store, finish_store, write_dataset, write_profiles
+from stem_dask.writers.zarr_s3 import publish_objects
+
+
+@dataclass(frozen=True)
+class Written:
+    """The output, lazily; what is known of its patterns; what a pass found on its way.
+
+    ``mean`` is the mean output pattern, ``highest`` its largest value.
+    """
+
+    out: xr.DataArray
+    known: Analyzed | None
+    valid: NDArray[np.bool_]
+    mean: NDArray[np.float64]
+    highest: float
+
+
+def smaller(job: Job, patterns: xr.DataArray) -> xr.DataArray:
+    """The patterns with fewer pixels."""
+    how = job.config.downsample.model_dump()
+    return downsample_blocks(patterns, **how, device=job.device)
+
+
+def cropped(
+    job: Job, patterns: xr.DataArray, found: Analyzed, window: Window
+) -> tuple[xr.DataArray, dict[str, da.Array]]:
+    """The lazy output of a crop, and the intensity in each window, summed anew from what was cut."""
+    cut = crop_blocks(
+        patterns, found.analysis, window, device=job.device, detector_first=job.detector_first
+    )
+    threshold = float(found.analysis.attrs["threshold"])
+    return smaller(job, cut), {"inside": inside_of_blocks(cut, threshold)}
+
+
+def note_remainder(job: Job, window: Window | None, mean: NDArray | None) -> None:
+    """Say what downsampling drops at the end of an axis."""
+    shape = job.prepared.found.source.shape[-2:] if window is None else window.shape
+    job.warnings += report.remainder_warnings(shape, job.config.downsample.factor, mean)
+
+
+def write_cropped(job: Job, found: Analyzed, window: Window) -> Written:
+    """The crop pass: every block to its shard, then the analysis, complete with what was retained."""
+    patterns, analysis = found.patterns, found.analysis
+    with job.state.nothing_to_go_on_with():
+        out, beside = cropped(job, patterns, found, window)
+    note_remainder(job, window, analysis["mean_pattern"].values)
+    return _written(job, "crop", out, beside, found=found, window=window)
+
+
+def write_converted(job: Job, patterns: xr.DataArray) -> Written:
+    """One pass from the source to a file of any format; the analysis for a later crop comes from the same read."""
+    ahead = job.config.analyze.ahead
+    with job.state.nothing_to_go_on_with():
+        out = smaller(job, patterns)
+        options = analysis_options(job.config)
+        device = job.device
+        blocks = analysis_of_blocks(patterns, **options, device=device) if ahead else None
+        beside = {} if blocks is None else {"analysis": blocks}
+    note_remainder(job, None, None)
+    return _written(job, "convert", out, beside, source=patterns)
+
+
+def write_normalized(
+    job: Job,
+    patterns: xr.DataArray,
+    found: Analyzed | None = None,
+    window: Window | None = None,
+    inside: NDArray[np.float64] | None = None,
+) -> Written:
+    """The second pass of a normalization: from the store in the run's folder to the output.
+
+    ``found``, ``window`` and ``inside``, what each window holds, are of a crop.
+    """
+    return _written(job, "normalize", patterns, {}, found=found, window=window, inside=inside)
+
+
+def _written(
+    job: Job,
+    stage: str,
+    small: xr.DataArray,
+    beside: Mapping[str, da.Array],
+    *,
+    found: Analyzed | None = None,
+    window: Window | None = None,
+    source: xr.DataArray | None = None,
+    inside: NDArray[np.float64] | None = None,
+) -> Written:
+    """Run a pass into the output's own format, and publish it.
+
+    ``found`` and ``window`` are of a crop, ``inside`` of one whose pass was another; ``source`` are the patterns that are
+    analyzed on the way.
+    """
+    output = job.config.output
+    with job.state.nothing_to_go_on_with():
+        out = cast_blocks(small, output.dtype)
+        target = _target(job, out)
+    outputs = {**target.outputs(), **_statistics(job, out, source), **beside}
+    spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
+    published = _is_published(job, stage, n_blocks)
+    # what the spool holds may be damaged also when the output has its name
+    sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
+    job.state.still_ours()  # what is there is removed now, unless it is ours
+    job.compute(stage, outputs, out, sink)
+    written, summed = _joined(job, out, spool, n_blocks)
+    inside = summed if inside is None else inside
+    if found is not None and window is not None:
+        axes, down = axes_of(found.patterns)[-2:], job.config.downsample
+        try:
+            analysis = complete_analysis(found.analysis, window, inside, axes, down)
+        except SourceError as error:
+            with job.state.nothing_to_go_on_with():
+                raise SourceError(
+                    f"{job.told(error)}. Run the same command again when nothing writes to the file any more"
+                ) from error
+        written = replace(written, known=Analyzed(found.patterns, analysis, found.profiles))
+    elif source is not None and job.config.analyze.ahead:
+        analysis = folded(job, source, spool)
+        job.hot = hot_pixels(analysis)
+        written = replace(written, known=Analyzed(source, analysis, spool))
+    if not published:
+        _finish(job, target, written)
+        _publish(job)
+    if job.outputs.analysis is not None:
+        _write_analysis_alone(job, job.outputs.analysis, written)
+    return written
+
+
+def _statistics(job: Job, out: xr.DataArray, source: xr.DataArray | None) -> dict[str, da.Array]:
+    """Sums and the largest value of each block of the output; the analysis of ``source`` has those of counts that all count."""
+    analyze = job.config.analyze
+    counts = source is not None and source.dtype.kind == "u" and source.dtype == out.dtype
+    if counts and analyze.ahead and not analyze.threshold:
+        return {}
+    return {"statistics": block_statistics(out)}
+
+
+def _is_published(job: Job, stage: str, n_blocks: int) -> bool:
+    """Whether the output of a run that goes on is complete already."""
+    path, url = job.outputs.path, job.outputs.url
+    if url is None:
+        return job.state.published(path, stage, n_blocks)
+    noted = len(job.state.journal.records(stage)) == n_blocks
+    # the older output's document went before the first block was written
+    return noted and not os.path.lexists(temporary(path)) and bool(at(url, DOCUMENT).is_file())
+
+
+def _publish(job: Job) -> None:
+    """Have the output appear under its name."""
+    job.refuse_changed_input()
+    path, url = job.outputs.path, job.outputs.url
+    if url is None:
+        job.state.publish(path, drop=job.outputs.results)
+        return
+    job.state.still_ours()
+    remove(job.outputs.results)
+    publish_objects(temporary(path), url)
+
+
+def _target(job: Job, out: xr.DataArray) -> Target:
+    output = job.config.output
+    attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
+    out = out.drop_attrs(deep=False).assign_attrs(attrs)
+    if job.config.on_error == "quarantine" or job.tally.lost is not None:
+        # a .pt settles the places of its arrays when it is begun
+        out = out.assign_coords(valid=(lead_dims(out), job.tally.valid(lead_shape(out))))
+    return Target(
+        job.outputs.path,
+        out,
+        layout=output.layout,
+        title=job.title,
+        codec=output.codec,
+        rechunk=output.rechunk,
+        folder=f"{job.folder}/chunks",
+        url=job.outputs.url or "",
+    )
+
+
+def _joined(
+    job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int
+) -> tuple[Written, NDArray[np.float64]]:
+    """What the blocks of a pass tell of the whole, and the intensity in each window by position (NaN without a crop)."""
+    lead = lead_shape(out)
+    valid = job.tally.valid(lead)
+    inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
+    wanted = ("inside", "highest", "sum", "max_pattern", "sum_pattern")
+    for region, block in spool.blocks(n_blocks, wanted):
+        inside[region] = block.get("inside", np.nan)
+        most, added = ("highest", "sum") if "sum" in block else ("max_pattern", "sum_pattern")
+        highest = max(highest, float(block[most].max()))
+        total += block[added][(0,) * len(lead)]
+    inside[~valid] = np.nan
+    return Written(out, None, valid, total / max(1, valid.sum()), highest), inside
+
+
+def inside_of(job: Job, out: xr.DataArray, spool: SpoolSink) -> NDArray[np.float64]:
+    """The intensity in each window, from the blocks of a pass that cropped; NaN where a pattern is missing."""
+    lead = lead_shape(out)
+    inside = np.full(lead, np.nan)
+    for region, block in spool.blocks(math.prod(out.data.numblocks), ("inside",)):
+        inside[region] = block["inside"]
+    inside[~job.tally.valid(lead)] = np.nan
+    return inside
+
+
+def _finish(job: Job, target: Target, written: Written) -> None:
+    """What is known only after the pass, into the file that is not published yet."""
+    known = None
+    if target.suffix == ".zarr":
+        if written.known is not None:
+            _write_profiles(target.built, written.known)
+        if written.known is not None or job.mask is not None:
+            known = _with_mask(job, written.known)
+        mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
+        write_dataset(target.built, "output", mean)
+    about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
+    job.warnings += target.finish(known, written.valid, {"maximum": written.highest}, about)
+    if not written.highest > 0 and written.valid.any():
+        job.warnings.append("no value is above 0: all are zero, negative or NaN; check the input")
+
+
+def _with_mask(job: Job, known: Analyzed | None) -> xr.Dataset:
+    """What is known of the patterns, and the pixels that were masked."""
+    analysis = xr.Dataset() if known is None else known.analysis
+    if job.mask is None:
+        return analysis
+    mask = (("source_ky", "source_kx"), job.mask, attrs_of("mask"))
+    return analysis.assign(mask=mask)
+
+
+def _write_profiles(built: str, known: Analyzed) -> None:
+    lead, dims = lead_shape(known.patterns), lead_dims(known.patterns)
+    profiles = known.profiles.blocks(math.prod(known.patterns.data.numblocks), ("profile",))
+    chunk = tuple(chunks[0] for chunks in known.patterns.data.chunks[: len(lead)])
+    write_profiles(built, profiles, (*dims, PROFILE_RADIUS), lead, chunk)
+
+
+def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
+    """A store with nothing but the analysis, beside a file that has no place for it."""
+    if written.known is None:
+        return
+    built = temporary(path)
+    empty_store(built)
+    _write_profiles(built, written.known)
+    write_dataset(built, "analysis", _with_mask(job, written.known))
+    status = Path(job.outputs.path).stat()
+    about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
+    finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
+    job.state.publish(path)
+
+
+def write_export(job: Job, path: str, n_blocks: int) -> None:
+    """Write one more format from the finished store."""
+    output, kind = job.config.output, Path(path).suffix
+    codec = output.codec if FORMATS[kind].packed else "auto"
+    name = export_job(path, output.layout, codec, output.rechunk)
+    if not job.state.published(path, name, n_blocks):
+        job.warnings += export_from_store(
+            job.outputs.store,
+            path,
+            layout=output.layout,
+            codec=codec,
+            rechunk=output.rechunk,
+            overwrite=output.overwrite or job.state.replaces(path),
+            client=job.connection.client,
+            progress=job.reporter(f"export {kind[1:]}", 0),
+            journal=job.state.journal,
+            folder=f"{job.folder}/export{kind}",
+        )
+    job.tally.note(job.state.journal.records(name).values())

@@ -1,0 +1,245 @@
+"""Patterns on their way to a GPU: a small ring of buffers, so that copying, kernels and what comes back overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.kernels.gpu.code import stored
+from stem_dask.kernels.gpu.device import refuse_missing_gpu, told_when_full
+
+#: bytes of patterns in one buffer: long enough that the bus and the kernels reach their speed
+SLOT_BYTES = 16 * 2**20
+
+#: buffers, each with its stream: one is filled while the other is worked on
+SLOTS = 2
+
+#: streams that nobody uses: cupy keeps memory for each of them, and new ones would never get it
+_idle: list[Any] = []
+
+#: where arrays begin in a buffer that they share, in bytes
+_ALIGNED = 256
+
+#: what cupy's rounding of sizes adds to a slot
+_ROUNDED = 8 * 512
+
+
+class Work(Protocol):
+    """What is done with the patterns of one slot; it has buffers for as many as a slot holds."""
+
+    def start(self, patterns: Any, here: slice) -> None:
+        """Queue kernels for patterns on the GPU (n, ky, kx), and copies of what they give; ``here`` is their place."""
+
+    def finish(self, patterns: NDArray, here: slice) -> Any:
+        """What was found, when all of it is there; ``patterns`` are the same in host memory."""
+
+
+class Slot:
+    """Patterns in pinned memory, the same on the GPU, and a stream."""
+
+    @told_when_full
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: np.dtype, work: Callable[[int], Work]
+    ) -> None:
+        import cupy
+        import cupyx
+
+        try:  # not a look first: several threads take them
+            self.stream = _idle.pop()
+        except IndexError:
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.host: NDArray = cupyx.empty_pinned(shape, dtype)
+        with self.stream:
+            self.device = cupy.empty(shape, dtype)
+            self.work = work(shape[0])
+        self.here = slice(0, 0)
+        self.busy = False
+
+    @told_when_full
+    def start(self) -> None:
+        """Copy the patterns and work on them; returns before that is done."""
+        n = self.here.stop - self.here.start
+        with self.stream:
+            self.device[:n].set(self.host[:n], stream=self.stream)
+            self.work.start(self.device[:n], self.here)
+        self.busy = True
+
+    def finish(self) -> Any:
+        """Wait for what was found."""
+        self.stream.synchronize()
+        self.busy = False
+        return self.work.finish(self.host[: self.here.stop - self.here.start], self.here)
+
+
+class Ring:
+    """Takes patterns a few at a time, and gives what a `Work` makes of them, in their order.
+
+    Parameters
+    ----------
+    n : patterns that will come
+    detector, dtype : of them, any byte order
+    work : makes the `Work` of a slot, for so many patterns
+    slot_bytes : of patterns in a slot; at least one pattern
+
+    Raises
+    ------
+    ValueError
+        When there is no GPU.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        detector: tuple[int, int],
+        dtype: np.dtype,
+        work: Callable[[int], Work],
+        slot_bytes: int = SLOT_BYTES,
+    ) -> None:
+        refuse_missing_gpu()
+        dtype = stored(dtype)
+        self.size, slots = slots_of(n, detector, dtype, slot_bytes)
+        self.slots: list[Slot] = []
+        for _ in range(
+            slots
+        ):  # the first one's stream goes back when there is no room for the second
+            self.slots.append(Slot((self.size, *detector), dtype, work))
+        self.current = 0
+
+    def __del__(self) -> None:
+        for slot in getattr(self, "slots", ()):
+            slot.stream.synchronize()  # its memory may be another's from now on
+            _idle.append(slot.stream)
+
+    def add(self, piece: NDArray) -> Iterator[Any]:
+        """Take the next patterns, (n, ky, kx); gives what older ones led to, which lasts until the next is asked for."""
+        if piece.dtype == np.bool_:
+            piece = piece.view(np.uint8)
+        while len(piece):
+            slot = self.slots[self.current]
+            if slot.busy:
+                yield slot.finish()
+                slot.here = slice(self._after(slot), self._after(slot))
+            begun = slot.here.stop - slot.here.start
+            some = piece[: self.size - begun]
+            np.copyto(slot.host[begun : begun + len(some)], some)
+            slot.here = slice(slot.here.start, slot.here.stop + len(some))
+            piece = piece[len(some) :]
+            if begun + len(some) == self.size:
+                self._start(slot)
+
+    def rest(self) -> Iterator[Any]:
+        """What the last patterns lead to."""
+        slot = self.slots[self.current]
+        if not slot.busy and slot.here.stop > slot.here.start:
+            self._start(slot)
+        for k in range(len(self.slots)):
+            slot = self.slots[(self.current + k) % len(self.slots)]
+            if slot.busy:
+                yield slot.finish()
+
+    def _start(self, slot: Slot) -> None:
+        slot.start()
+        self.current = (self.current + 1) % len(self.slots)
+        after = self.slots[self.current]
+        if not after.busy:
+            after.here = slice(slot.here.stop, slot.here.stop)
+
+    def _after(self, slot: Slot) -> int:
+        """Where the patterns that come now begin: after those of the slot before."""
+        return self.slots[self.slots.index(slot) - 1].here.stop
+
+
+def slots_of(
+    n: int, detector: tuple[int, int], dtype: np.dtype, slot_bytes: int = SLOT_BYTES
+) -> tuple[int, int]:
+    """Patterns that a slot of a `Ring` for n patterns holds, and how many slots it has.
+
+    Examples
+    --------
+    >>> slots_of(1000, (256, 256), np.dtype("u2")), slots_of(5, (256, 256), np.dtype("u2"))
+    ((128, 2), (5, 1))
+    """
+    size = max(1, min(n, slot_bytes // (prod(detector) * dtype.itemsize)))
+    return size, min(SLOTS, -(-max(1, n) // size))
+
+
+class Taken(NamedTuple):
+    """Bytes of memory: on the GPU, and pinned in the host."""
+
+    on_gpu: int
+    in_host: int
+
+
+def taken(slots: int, patterns: int, found: int, more: int, pinned: int = 0) -> Taken:
+    """What a `Ring` takes.
+
+    Parameters
+    ----------
+    slots : how many there are
+    patterns, found : bytes of a slot's patterns, and of what comes back
+    more, pinned : what else a slot has on the GPU, and pinned
+
+    Examples
+    --------
+    >>> taken(2, 2**24 - 100, 3000, 0).in_host / 2**20
+    64.017578125
+    """
+    on_gpu = slots * (patterns + found + more + _ROUNDED)
+    # cupy makes a power of two of pinned sizes, and keeps those of smaller blocks beside these: less than as much again
+    in_host = sum(1 << max(9, (size - 1).bit_length()) for size in (patterns, found, pinned))
+    return Taken(on_gpu, 2 * slots * in_host)
+
+
+def buffer_bytes(fields: Sequence[tuple[tuple[int, ...], Any]]) -> int:
+    """Bytes of a `shared_buffer`.
+
+    Examples
+    --------
+    >>> buffer_bytes([((3,), "f8"), ((100, 2), "f4")])
+    1280
+    """
+    return sum(_aligned(prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in fields)
+
+
+def _aligned(n: int) -> int:
+    return -(-n // _ALIGNED) * _ALIGNED
+
+
+def shared_buffer(fields: Sequence[tuple[tuple[int, ...], Any]]) -> tuple[list[Any], list[Any]]:
+    """Arrays on the GPU and the same in pinned memory, one after another: what is found comes back in one copy.
+
+    Parameters
+    ----------
+    fields : shape and type of each
+
+    Returns
+    -------
+    (on the GPU, in host memory): the whole buffer as bytes first, then the arrays in it
+    """
+    import cupy
+    import cupyx
+
+    places, end = [], 0
+    for shape, dtype in fields:
+        n = prod(shape) * np.dtype(dtype).itemsize
+        places.append(slice(end, end + n))
+        end += _aligned(n)
+    sides = []
+    for buffer in (cupy.empty(max(1, end), np.uint8), cupyx.empty_pinned(max(1, end), np.uint8)):
+        arrays = [
+            buffer[place].view(dtype).reshape(shape)
+            for place, (shape, dtype) in zip(places, fields, strict=True)
+        ]
+        sides.append([buffer, *arrays])
+    return sides[0], sides[1]
+
+
+def download(on_gpu: Sequence[Any], in_host: Sequence[NDArray]) -> None:
+    """Queue the copy of a `shared_buffer`."""
+    import cupy
+
+    on_gpu[0].get(stream=cupy.cuda.get_current_stream(), out=in_host[0], blocking=False)

@@ -1,0 +1,259 @@
+"""`stem_dask.kernels.crop` and ``downsample`` on a GPU, in one launch: the same results and types, of gauss and fft to 1e-5.
+
+cupy is loaded when something is done, not before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.kernels.downsample import result_dtype
+from stem_dask.kernels.gpu.buffers import (
+    SLOT_BYTES,
+    Ring,
+    Taken,
+    buffer_bytes,
+    download,
+    shared_buffer,
+    slots_of,
+    taken,
+)
+from stem_dask.kernels.gpu.code import CROP_THREADS, WARP, compared, crop_code, stored
+from stem_dask.kernels.gpu.compile import TOOLKIT, kernel
+from stem_dask.kernels.intensity import lowest_counted
+
+#: a factor by which nothing is left of a window, so that it is only added up
+_ALL = 2**30
+
+#: copies of the windows that smoothing and transforming hold, in the type of the result: cupy's and cuFFT's own included
+_COPIES = {"gauss": 5, "fft": 14}
+
+#: when the last transform of each thread is through: cupy's plans, and the memory they work in, are a thread's, and those of
+#: its streams would meet there
+_transforms = threading.local()
+
+
+class Cutting:
+    """Cuts windows out of patterns that come in pieces, makes them smaller, and adds up what each window holds.
+
+    Parameters
+    ----------
+    n, detector, dtype : of the patterns
+    origin_y, origin_x : (n,) integers, each window's first row and column; may be negative
+    shape : (height, width) of the window
+    threshold : values below it do not count for the intensity inside
+    factor, method, reduce, sigma : see `stem_dask.kernels.downsample.downsample_patterns`
+    slot_bytes : see `stem_dask.kernels.gpu.buffers.Ring`
+    """
+
+    def __init__(
+        self,
+        n: int,
+        detector: tuple[int, int],
+        dtype: np.dtype,
+        origin_y: NDArray,
+        origin_x: NDArray,
+        shape: tuple[int, int],
+        *,
+        threshold: float,
+        factor: int = 1,
+        method: str = "bin",
+        reduce: str = "mean",
+        sigma: float | None = None,
+        slot_bytes: int = SLOT_BYTES,
+    ) -> None:
+        origins = np.stack([np.ravel(origin_y), np.ravel(origin_x)]).astype(np.int32)
+
+        def work(size: int) -> WindowsOfSlot:
+            how = {"method": method, "reduce": reduce}
+            return WindowsOfSlot(
+                size, np.dtype(dtype), origins, shape, threshold, sigma, factor=factor, **how
+            )
+
+        self.ring = Ring(n, detector, dtype, work, slot_bytes)
+
+    def add(self, piece: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
+        """Take the next patterns; gives smaller ones (n, …) and the intensity inside (n,), until the next are asked for."""
+        return self.ring.add(piece)
+
+    def rest(self) -> Iterator[tuple[NDArray, NDArray]]:
+        """The last ones."""
+        return self.ring.rest()
+
+
+class WindowsOfSlot:
+    """Windows of the patterns of a slot, one time after another."""
+
+    def __init__(
+        self,
+        size: int,
+        dtype: np.dtype,
+        origins: NDArray[np.int32],
+        shape: tuple[int, int],
+        threshold: float,
+        sigma: float | None,
+        *,
+        factor: int,
+        method: str,
+        reduce: str,
+    ) -> None:
+        import cupy
+        import cupyx
+
+        kept = stored(dtype)
+        self.shape, self.origins = shape, origins
+        self.result = result_dtype(dtype, factor, method, reduce)
+        out = (size, shape[0] // factor, shape[1] // factor)
+        self.on_gpu, self.in_host = shared_buffer([(out, stored(self.result)), ((size,), "f8")])
+        self.places = cupyx.empty_pinned((2, size), np.int32), cupy.empty((2, size), np.int32)
+        self.low = lowest_counted(compared(kept), threshold)
+        self.cut, self.then = None, None
+        if factor > 1 and method in ("gauss", "fft"):
+            self.cut = cupy.empty((size, *shape), kept)
+            width = 0.5 * factor if sigma is None else sigma
+            self.then = _gauss(factor, width) if method == "gauss" else _fft(factor)
+            factor = 1
+        code = crop_code(dtype, threshold=threshold, factor=factor, method=method, reduce=reduce)
+        self.crop = kernel(code, "crop")
+
+    def start(self, patterns: Any, here: slice) -> None:
+        self.launch(patterns, here)
+        download(self.on_gpu, self.in_host)
+
+    def launch(self, patterns: Any, here: slice) -> None:
+        """Queue the kernels; what they make stays on the GPU."""
+        import cupy
+
+        n, (height, width) = len(patterns), patterns.shape[1:]
+        host, places = self.places
+        host[:, :n] = self.origins[:, here]
+        places.set(host, stream=cupy.cuda.get_current_stream())
+        out, inside = self.on_gpu[1:]
+        cut = out if self.cut is None else self.cut
+        sizes = (np.int32(self.shape[0]), np.int32(self.shape[1]))
+        arguments = (
+            patterns, np.int32(height), np.int32(width), places[0], places[1], *sizes, self.low, cut, inside,
+        )  # fmt: skip
+        shared = 8 * CROP_THREADS // WARP
+        self.crop((n,), (CROP_THREADS,), arguments, shared_mem=shared)
+        if self.then is not None:
+            self.then(
+                cut, out
+            )  # of a slot that is not full, too: what is done with the rest is not looked at
+
+    def finish(self, patterns: NDArray, here: slice) -> tuple[NDArray, NDArray]:
+        out, inside = self.in_host[1:]
+        return out[: len(patterns)].view(self.result), inside[: len(patterns)]
+
+
+def _gauss(factor: int, sigma: float) -> Callable[[Any, Any], None]:
+    def smaller(cut: Any, out: Any) -> None:
+        from cupyx.scipy.ndimage import gaussian_filter
+
+        height, width = (factor * size for size in out.shape[1:])
+        patterns = cut[:, :height, :width].astype(out.dtype)
+        smooth = gaussian_filter(patterns, (0, sigma, sigma), mode="reflect", truncate=4.0)
+        out[...] = smooth[:, ::factor, ::factor]
+
+    return smaller
+
+
+def _fft(factor: int) -> Callable[[Any, Any], None]:
+    try:
+        from cupy.cuda import cufft  # noqa: F401  it would be looked for at the first transform
+    except ImportError as error:
+        line = str(error).partition("\n")[0]
+        raise ValueError(f"downsample.method fft needs cuFFT ({line}): {TOOLKIT}") from error
+
+    def smaller(cut: Any, out: Any) -> None:
+        import cupy
+        from cupy import fft
+
+        height, width = out.shape[1:]
+        full_height, full_width = factor * height, factor * width
+        stream = cupy.cuda.get_current_stream()
+        before = getattr(_transforms, "last", None)
+        if before is not None:
+            stream.wait_event(before)
+        patterns = cut[:, :full_height, :full_width].astype(out.dtype)
+        spectrum = fft.fftshift(fft.fft2(patterns), axes=(1, 2))
+        top, left = full_height // 2 - height // 2, full_width // 2 - width // 2
+        kept = spectrum[:, top : top + height, left : left + width]
+        out[...] = fft.ifft2(fft.ifftshift(kept, axes=(1, 2))).real / factor**2
+        _transforms.last = stream.record()
+
+    return smaller
+
+
+def cut_patterns(
+    block: NDArray,
+    origin_y: NDArray,
+    origin_x: NDArray,
+    shape: tuple[int, int],
+    *,
+    threshold: float = 0.0,
+    factor: int = 1,
+    method: str = "bin",
+    reduce: str = "mean",
+    sigma: float | None = None,
+    slot_bytes: int = SLOT_BYTES,
+) -> tuple[NDArray, NDArray[np.float64]]:
+    """`crop_patterns`, `downsample_patterns` and `window_intensity` of a block (n, ky, kx) at once.
+
+    Returns
+    -------
+    (n, height // factor, width // factor) smaller windows, and (n,) the intensity in each whole window
+    """
+    made = Cutting(
+        len(block), block.shape[1:], block.dtype, origin_y, origin_x, shape, threshold=threshold, factor=factor,
+        method=method, reduce=reduce, sigma=sigma, slot_bytes=slot_bytes,
+    )  # fmt: skip
+    dtype = result_dtype(block.dtype, factor, method, reduce)
+    out, inside = np.empty((len(block), *(k // factor for k in shape)), dtype), np.empty(len(block))
+    done = 0
+    for step in (made.add(block), made.rest()):
+        for windows, intensity in step:
+            here = slice(done, done + len(windows))
+            out[here], inside[here], done = windows, intensity, here.stop
+    return out, inside
+
+
+def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
+    """`stem_dask.kernels.crop.window_intensity` of a block (n, ky, kx)."""
+    origin = np.zeros(len(block), np.int32)
+    options: dict[str, Any] = {"threshold": threshold, "factor": _ALL, "method": "stride"}
+    return cut_patterns(block, origin, origin, block.shape[1:], **options)[1]
+
+
+def ring_bytes(
+    n: int,
+    detector: tuple[int, int],
+    dtype: np.dtype,
+    shape: tuple[int, int],
+    *,
+    factor: int,
+    method: str,
+    reduce: str,
+) -> Taken:
+    """Memory that a `Cutting` of n patterns takes.
+
+    Examples
+    --------
+    >>> how = {"factor": 2, "method": "bin", "reduce": "mean"}
+    >>> ring_bytes(1000, (256, 256), np.dtype("u2"), (64, 64), **how).on_gpu / 2**20
+    33.01171875
+    """
+    kept, result = stored(dtype), result_dtype(dtype, factor, method, reduce)
+    size, slots = slots_of(n, detector, kept)
+    out = (size, shape[0] // factor, shape[1] // factor)
+    found = buffer_bytes([(out, stored(result)), ((size,), "f8")])
+    more = places = 2 * 4 * size
+    if factor > 1 and method in _COPIES:
+        more += size * prod(shape) * (kept.itemsize + _COPIES[method] * result.itemsize)
+    return taken(slots, size * prod(detector) * kept.itemsize, found, more, places)

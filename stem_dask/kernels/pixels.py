@@ -1,0 +1,186 @@
+"""Replace the bad pixels of every pattern."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def neighbours(mask: NDArray[np.bool_]) -> list[tuple[tuple[int, int], NDArray[np.int64]]]:
+    """For every bad pixel the good pixels around it: of the nearest square ring that has any.
+
+    Parameters
+    ----------
+    mask : (ky, kx), True = bad
+
+    Returns
+    -------
+    list of ((y, x), (n, 2) indices); n is 0 when every pixel is bad
+
+    Examples
+    --------
+    >>> mask = np.zeros((3, 3), bool); mask[0, 0] = True
+    >>> neighbours(mask)[0][1].tolist()
+    [[0, 1], [1, 0], [1, 1]]
+    """
+    height, width = mask.shape
+    found = []
+    for y, x in np.argwhere(mask):
+        good = np.empty((0, 2), np.int64)
+        for reach in range(1, max(height, width)):
+            top, left = max(y - reach, 0), max(x - reach, 0)
+            around = mask[top : y + reach + 1, left : x + reach + 1]
+            good = np.argwhere(~around) + np.array([top, left])
+            if len(good):
+                break
+        found.append(((int(y), int(x)), good))
+    return found
+
+
+def fill_bad(
+    block: NDArray,
+    mask: NDArray[np.bool_],
+    near: list[tuple[tuple[int, int], NDArray]] | None,
+    out: NDArray | None = None,
+) -> NDArray:
+    """Replace bad pixels by 0, or by the median of their good neighbours (rounded for integers).
+
+    Parameters
+    ----------
+    block : (..., ky, kx)
+    mask : (ky, kx), True = bad
+    near : result of `neighbours`, or None to fill with 0
+    out : array of the block's shape and type that is filled; default a new one
+
+    Examples
+    --------
+    >>> block = np.arange(9.0).reshape(1, 3, 3)
+    >>> mask = np.zeros((3, 3), bool); mask[1, 1] = True
+    >>> float(fill_bad(block, mask, neighbours(mask))[0, 1, 1]), float(fill_bad(block, mask, None)[0, 1, 1])
+    (4.0, 0.0)
+    """
+    out = np.empty(block.shape, block.dtype.newbyteorder("=")) if out is None else out
+    out[...] = block
+    out[..., mask] = 0
+    for (y, x), good in near or []:
+        if len(good):
+            median = np.median(block[..., good[:, 0], good[:, 1]], axis=-1)
+            out[..., y, x] = median if out.dtype.kind == "f" else np.rint(median)
+    return out
+
+
+#: a pixel is suspected above so many times all of its neighbours
+TIMES = 6.0
+
+#: and when it exceeds the median of its neighbours by so many standard deviations of counted electrons
+DEVIATIONS = 8.0
+
+_REACH = 2
+
+_AROUND = tuple(
+    (dy, dx)
+    for dy in range(2 * _REACH + 1)
+    for dx in range(2 * _REACH + 1)
+    if (dy, dx) != (_REACH, _REACH)
+)
+
+
+def hot_pixels(mean: NDArray, lit: NDArray, n_patterns: int, n_sampled: int) -> NDArray[np.bool_]:
+    """Pixels far above their neighbours that are lit in at least half of the patterns.
+
+    A pixel is hot when its mean exceeds 6 times the sixth largest of its 24 neighbours (5 x 5), and their median m by
+    8 sqrt(max(m, 1/n) / n), and it is lit in at least half of a sample. So up to five neighbours may be hot as well: a pair,
+    three in a row, a square of four, a whole row or column. At an edge the neighbours that exist count, and in a corner only
+    three or four of them may be hot. A pixel that owes its mean to few patterns is no defect: where hardly an electron
+    arrives, one with two counts in the whole scan stands among zeros.
+
+    Parameters
+    ----------
+    mean : (ky, kx) mean pattern in counts, finite and not negative
+    lit : (ky, kx) in how many patterns of the sample each pixel is above zero
+    n_patterns, n_sampled : how many patterns the mean, and the sample, are of
+
+    Examples
+    --------
+    >>> mean = np.ones((3, 4)); mean[0, 1:3] = 7
+    >>> np.argwhere(hot_pixels(mean, np.full((3, 4), 9), 100, 9)).tolist()
+    [[0, 1], [0, 2]]
+    """
+    mean = np.asarray(mean, np.float64)
+    padded = np.pad(mean, _REACH, constant_values=np.nan)
+    height, width = mean.shape
+    # 6 times the sixth largest is below the mean where 6 times at most five are not
+    near = np.zeros(mean.shape, np.int8)
+    for dy, dx in _AROUND:
+        near += TIMES * padded[dy : dy + height, dx : dx + width] >= mean
+    rows, columns = (_sides(n) for n in mean.shape)
+    also_hot = np.maximum(rows[:, None], columns)
+    suspected = (near <= also_hot) & (rows[:, None] * columns - 1 > also_hot)
+    suspected &= (2 * lit >= n_sampled) & (n_patterns * mean > DEVIATIONS)
+    y, x = np.nonzero(suspected)
+    if y.size:
+        median = np.nanmedian([padded[y + dy, x + dx] for dy, dx in _AROUND], axis=0)
+        noise = np.sqrt(np.maximum(median, 1 / n_patterns) / n_patterns)
+        suspected[y, x] = mean[y, x] > median + DEVIATIONS * noise
+    return suspected
+
+
+def _sides(n: int) -> NDArray:
+    """How many of the five rows around each of n rows there are."""
+    i = np.arange(n)
+    return np.minimum(i, _REACH) + np.minimum(n - 1 - i, _REACH) + 1
+
+
+def add_lit(pattern: NDArray, threshold: float, lit: NDArray) -> None:
+    """Count where a pattern is lit: above zero, at or above the threshold, and finite.
+
+    Parameters
+    ----------
+    pattern : (ky, kx)
+    threshold : in counts
+    lit : (ky, kx) integers, which are added to
+
+    Examples
+    --------
+    >>> lit = np.zeros((1, 4), "u2")
+    >>> add_lit(np.array([[0, 3, np.inf, -1]]), 0, lit); lit.tolist()
+    [[0, 1, 0, 0]]
+    """
+    counts = pattern > 0
+    if threshold > 0:
+        counts &= pattern >= threshold
+    if pattern.dtype.kind == "f":
+        counts &= np.isfinite(pattern)
+    lit += counts
+
+
+def correct_patterns(
+    block: NDArray,
+    dark: NDArray[np.float32] | None,
+    gain: NDArray[np.float32] | None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """``(pattern - dark) * gain`` as float32; large counts lose no digit before the background is off.
+
+    Parameters
+    ----------
+    block : (..., ky, kx), any real type and byte order
+    dark : (ky, kx), counts without a beam, or None
+    gain : (ky, kx), factor of each pixel, or None
+    out : array of the block's shape that is filled; default a new one
+
+    Examples
+    --------
+    >>> block = np.array([[[3, 5]]], ">u2")
+    >>> correct_patterns(block, np.array([[1, 6]], "f4"), np.array([[2, 2]], "f4")).tolist()
+    [[[4.0, -2.0]]]
+    """
+    out = np.empty(block.shape, np.float32) if out is None else out
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # infinite values are counted by the analysis
+        if dark is None:
+            out[...] = block
+        else:
+            np.subtract(block, dark, out=out, dtype=np.float64, casting="unsafe")
+        if gain is not None:
+            np.multiply(out, gain, out=out)
+    return out

@@ -1,1 +1,0 @@
-"""The passes of a job over all patterns: analysis, writing, normalization; and what they share."""

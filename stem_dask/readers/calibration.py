@@ -1,0 +1,213 @@
+"""What Nion Swift, py4DSTEM, abTEM and NeXus state beside an array in HDF5 and zarr: axes and microscope."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stem_dask.core.instrument import dig, stated
+from stem_dask.core.metadata import number, text_of
+from stem_dask.core.model import SCAN_DIMS, Axis
+from stem_dask.readers.hdf5_links import as_bytes
+from stem_dask.readers.hdf5_metadata import attributes_of, member
+from stem_dask.readers.source import calibrated
+from stem_dask.storage.errors import one_line
+
+#: a longer attribute is not the properties of a data item
+_MOST_PROPERTIES = 1 << 24
+
+#: where py4DSTEM has the calibration of a data cube: in one of the groups above it, by version; in the file before 0.13
+_BESIDE = ("calibration", "metadatabundle/calibration", "_metadata/calibration")
+
+_IN_FILE = "4DSTEM_experiment/metadata/calibration"
+
+_PIXELS = ("", "pixel", "pixels", "px")
+
+
+def with_stated(path: str, file: Any, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The arrays of an HDF5 file, as arguments of `Candidate`, with what programs state beside them.
+
+    An axis that is calibrated already is left as it is.
+    """
+    about = stated("HDF5", lambda place: _value(file, place))
+    return [_with_stated(path, file, one, about) if len(one["axes"]) > 2 else one for one in found]
+
+
+def _with_stated(
+    path: str, file: Any, one: dict[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    data = file.get(as_bytes(one["name"]))
+    properties = _properties(data)
+    calibration = _calibration(file, data, one["name"].count("/") + 1)
+    axes, more = one["axes"], {}
+    if properties is not None:
+        axes = _nion_axes(axes, properties)
+        about = _joined(about, stated("Nion", properties))
+        more = _nion_dimensions(path, one["name"], axes, properties)
+    if calibration is not None:
+        axes = _py4dstem_axes(axes, calibration)
+        about = _joined(about, stated("py4DSTEM", lambda place: _value(calibration, place)))
+    notes = (*one.get("notes", ()), *more.pop("notes", ()))
+    known = _joined(about, one.get("about") or {})
+    return {**one, "axes": axes, **more, "notes": notes, "about": known}
+
+
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    return {**first, **second, "metadata": {**first.get("metadata", {}), **second.get("metadata", {})}}  # fmt: skip
+
+
+def _value(group: Any, place: str) -> tuple[Any, str | None]:
+    """A small dataset or attribute below a group, and its ``units``; links are not followed."""
+    import h5py
+
+    parent, _, name = place.rpartition("/")
+    above = member(group, parent, h5py.Group) if parent else group
+    if above is None:
+        return None, None
+    data = member(above, name, h5py.Dataset)
+    if data is None:
+        return attributes_of(above).get(name), None
+    if data.size != 1 or data.dtype.itemsize > 4096:
+        return None, None
+    try:
+        value = np.asarray(data[()]).reshape(-1)[0]
+    except (
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # damaged, which the patterns need not be
+        return None, None
+    units = attributes_of(data).get("units")
+    return value, None if units is None else text_of(units)
+
+
+# --- Nion Swift ---
+
+
+def _properties(data: Any) -> dict[str, Any] | None:
+    """The properties of a data item, which Nion Swift writes as JSON."""
+    text = attributes_of(data).get("properties")
+    if not isinstance(text, (str, bytes)) or len(text) > _MOST_PROPERTIES:
+        return None
+    try:
+        properties = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_item = isinstance(properties, dict) and "datum_dimension_count" in properties
+    return properties if is_item else None
+
+
+def _nion_axes(axes: tuple[Axis, ...], properties: Mapping[str, Any]) -> tuple[Axis, ...]:
+    stated_axes = properties.get("dimensional_calibrations")
+    if not isinstance(stated_axes, list) or len(stated_axes) != len(axes):
+        return axes
+    return tuple(
+        _calibrated(axis, dig(its, "scale"), dig(its, "offset"), dig(its, "units"))
+        for axis, its in zip(axes, stated_axes, strict=True)
+    )
+
+
+def _nion_dimensions(
+    path: str, name: str, axes: tuple[Axis, ...], properties: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The scan, by the counts of dimensions of each kind, as arguments of `Candidate`."""
+    datum, collection = (properties.get(f"{k}_dimension_count") for k in ("datum", "collection"))
+    if datum != 2:
+        return {"fault": f"{path}: {one_line(name)} is no array of patterns: Nion Swift states data of {one_line(datum)} "
+                "dimensions at each position, and patterns have 2; choose another array with input.dataset"}  # fmt: skip
+    if collection == 1 and len(axes) == 3:
+        row, column = (replace(axis, name=n) for axis, n in zip((Axis("", 1), axes[0]), SCAN_DIMS, strict=True))  # fmt: skip
+        return {"scan": (row, column)}
+    if collection == 1 and properties.get("is_sequence") is True and len(axes) == 4:
+        return {"notes": (f"Nion Swift states a sequence of {axes[0].size:,} line scans of {axes[1].size:,} positions: "
+                          "scan_y is their order in time, not a direction of the scan",)}  # fmt: skip
+    return {}
+
+
+# --- py4DSTEM ---
+
+
+def _calibration(file: Any, data: Any, levels: int) -> Any:
+    """The group with the calibration of a data cube, which lies so many levels deep, or None."""
+    import h5py
+
+    above = data.parent
+    for _ in range(levels):
+        for place in _BESIDE:
+            group = member(above, place, h5py.Group)
+            if group is not None:
+                return group
+        above = above.parent
+    return member(file, _IN_FILE, h5py.Group)
+
+
+def _py4dstem_axes(axes: tuple[Axis, ...], calibration: Any) -> tuple[Axis, ...]:
+    def value(name: str) -> Any:
+        return _value(calibration, name)[0]
+
+    spaces = ("R", "R", "Q", "Q") if len(axes) == 4 else ()
+    origin = (0.0, 0.0, number(value("qx0_mean")) or 0.0, number(value("qy0_mean")) or 0.0)
+    found = list(axes)
+    for i, space in enumerate(spaces):
+        size = number(value(f"{space}_pixel_size"))
+        units = value(f"{space}_pixel_units") or value(f"{space}_pixel_size_units")
+        if size is not None:
+            found[i] = _calibrated(axes[i], size, -origin[i] * size, units)
+    return tuple(found)
+
+
+# --- abTEM ---
+
+
+def of_abtem(attrs: Mapping[str, Any], one: dict[str, Any]) -> dict[str, Any]:
+    """An array of a zarr store, as arguments of `Candidate`, with what abTEM's ``to_zarr`` states of it.
+
+    Version 1.0.9 and older state keyword arguments, newer ones the metadata of all axes.
+    """
+    name = one["name"]
+    number_of = name.removeprefix("array")
+    new, old = attrs.get(f"metadata{number_of}"), attrs.get(f"kwargs{number_of}")
+    if not name.startswith("array") or not (isinstance(new, dict) or isinstance(old, dict)):
+        return one
+    axes = one["axes"]
+    if isinstance(new, dict):
+        along = [dig(new, f"axes.axis_{i}") for i in range(len(axes))]
+        instrument: Any = new
+        shifted = dig(along[-1], "fftshift")
+    else:
+        assert isinstance(old, dict)
+        ensemble, steps = _list(old.get("ensemble_axes_metadata")), _list(old.get("sampling"))
+        along = [*ensemble, *map(_reciprocal, axes[-2:], steps)]
+        instrument, shifted = old.get("metadata"), old.get("fftshift")
+    if len(along) == len(axes):
+        axes = tuple(
+            _calibrated(axis, dig(its, "sampling"), dig(its, "offset"), dig(its, "units"))
+            for axis, its in zip(axes, along, strict=True)
+        )
+    notes = one.get("notes", ())
+    if shifted is False:
+        notes += ("abTEM states fftshift=False: the beam is at the corners of the patterns, not in their middle",)  # fmt: skip
+    about = stated("abTEM", instrument) if isinstance(instrument, dict) else {}
+    return {**one, "axes": axes, "notes": notes, "about": about}
+
+
+def _reciprocal(axis: Axis, step: Any) -> dict[str, Any]:
+    """What newer versions state of an axis of the detector, from its sampling."""
+    return {"sampling": step, "units": "1/Å", "offset": -(axis.size // 2) * (number(step) or 0.0)}
+
+
+def _list(value: Any) -> list[Any]:
+    """A list, or a tuple as abTEM writes it."""
+    value = value.get("_value") if isinstance(value, dict) else value
+    return list(value) if isinstance(value, list) else []
+
+
+def _calibrated(axis: Axis, scale: Any, offset: Any, units: Any) -> Axis:
+    """An axis with the calibration that a program states, unless it has one already."""
+    text = "" if units is None else text_of(units).strip()
+    if axis.calibrated or text in _PIXELS:
+        return axis
+    return calibrated(axis.name, axis.size, scale, offset, text)

@@ -1,0 +1,355 @@
+"""Arrays in files, read a block at a time: what a worker needs to read is small, picklable, and opens by name.
+
+Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and gives a
+C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.errors import SourceError
+from stem_dask.readers.source import Slices, as_raw
+from stem_dask.storage.publish import named
+from stem_dask.storage.s3 import ObjectFile, at, opened_file
+from stem_dask.storage.urls import is_url
+
+#: of whole patterns that are asked for at once in an object store, where parts of them are wanted
+REQUEST_BYTES = 2**23
+
+#: shorter runs all over a file are not read one by one: a call for each takes longer than to look at its page
+MAPPED_RUN_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class FlatFile:
+    """Elements one after another in a file, from a byte offset on, the last axis fastest."""
+
+    path: str
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
+        out = buffer_for(self.offset, sizes, self.dtype)
+        self.read_into(part, out)
+        return out
+
+    def opened(self) -> Any:
+        """The file, for several calls of `read_into`; errors name it."""
+        with named(self.path):
+            return opened_file(self.path, buffered=False)
+
+    def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
+        """Read a part into an array of its shape and type; from the file as it is `opened`, if it is."""
+        sizes = out.shape
+        if out.size == 0:
+            return
+        n_whole = (
+            0  # trailing axes that are read whole: one run on disk for each index of the others
+        )
+        while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
+            n_whole += 1
+        if is_url(self.path) and n_whole < 2 < len(self.shape):
+            self._from_whole_patterns(part, out, file)
+            return
+        n_partial = len(self.shape) - n_whole
+        joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
+        n_outer = n_partial - joined  # neighbours on the last partial axis are one run too
+        run_bytes = math.prod(sizes[n_outer:]) * self.dtype.itemsize
+        if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
+            self._mapped(part, out)
+            return
+        if not out.flags.c_contiguous:  # of several runs in memory
+            whole = np.empty_like(out, order="C")
+            self.read_into(part, whole, file)
+            out[...] = whole
+            return
+        first = [self.offset]  # byte at which each run begins
+        for axis in range(n_outer + joined):
+            wanted = range(*part[axis].indices(self.shape[axis]))
+            stride = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
+            indices = wanted[:1] if axis == n_outer else wanted
+            first = [begin + index * stride for begin in first for index in indices]
+        content = out.reshape(-1).view(np.uint8).data
+        with named(self.path), self.opened() if file is None else nullcontext(file) as there:
+            fill = self._fetch if isinstance(there, ObjectFile) else self._fill
+            for i, position in enumerate(first):
+                fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
+
+    def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
+        """Parts of patterns in an object store: a request takes as long as many bytes do, so whole patterns are asked for."""
+        height, width = self.shape[-2:]
+        some = max(1, REQUEST_BYTES // (height * width * self.dtype.itemsize))
+        *outer, last = (range(*s.indices(n)) for s, n in zip(part[:-2], self.shape, strict=False))
+        for place in np.ndindex(*map(len, outer)):
+            row = [slice(r[i], r[i] + 1) for r, i in zip(outer, place, strict=True)]
+            for start in range(0, len(last), some):
+                these = last[start : start + some]
+                whole = np.empty((*(1,) * len(row), len(these), height, width), self.dtype)
+                there = slice(these.start, these.stop, these.step)
+                self.read_into((*row, there, slice(height), slice(width)), whole, file)
+                here = (*place, slice(start, start + len(these)))
+                out[here] = whole.reshape(-1, height, width)[:, part[-2], part[-1]]
+
+    def _fetch(self, file: ObjectFile, position: int, run: memoryview) -> None:
+        if (need := position + len(run)) > file.size:
+            raise self._cut(file.size, need)
+        file.fill(position, run)
+
+    def _fill(self, file: Any, position: int, run: memoryview) -> None:
+        while n := os.preadv(file.fileno(), (run,), position):
+            if n == len(run):  # as a rule
+                return
+            run, position = run[n:], position + n
+        raise self._cut(os.fstat(file.fileno()).st_size, position + len(run))
+
+    def _cut(self, size: int, need: int) -> SourceError:
+        return SourceError(
+            f"{self.path}: the file ends at byte {size:,}, in the middle of the data, "
+            f"which need {need:,} bytes; it was cut or is still being written"
+        )
+
+    def _mapped(self, part: Slices, out: NDArray) -> None:
+        """Scattered elements (detector slowest): let the page cache do it, one index of the first axis at a time.
+
+        Mapped pages count as memory of the process until they are unmapped, and the system maps 64 kB around each.
+        """
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        need = self.offset + self.shape[0] * row
+        with named(self.path), self.opened() as file:
+            if (size := os.fstat(file.fileno()).st_size) < need:
+                raise self._cut(size, need)
+            for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
+                at = self.offset + i * row
+                inside = at % mmap.ALLOCATIONGRANULARITY
+                with mmap.mmap(
+                    file.fileno(), inside + row, access=mmap.ACCESS_READ, offset=at - inside
+                ) as there:
+                    plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
+
+
+#: bytes of a pattern that are looked at to see whether it was ever written
+_MOST_LOOKED_AT = 2**24
+
+
+@dataclass(frozen=True)
+class Run:
+    """``count`` patterns of a file: pattern i begins at byte ``offset + i * stride``, behind a header of ``lead`` bytes."""
+
+    path: str
+    offset: int
+    stride: int
+    count: int
+    lead: int = 0
+
+
+@dataclass(frozen=True)
+class FramedFile:
+    """A stack (n, ky, kx) of patterns that lie in runs, one after another; ``frame_shape`` is (ky, kx).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = file.write(b"".join(b"head" + bytes([i] * 6) for i in range(5)))
+    ...     file.flush()
+    ...     frames = FramedFile((Run(file.name, 4, 10, 5),), np.dtype("u1"), (2, 3))
+    ...     frames[1:4:2, :1, :].tolist()
+    [[[1, 1, 1]], [[3, 3, 3]]]
+    """
+
+    runs: tuple[Run, ...]
+    dtype: np.dtype
+    frame_shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        return (sum(run.count for run in self.runs), *self.frame_shape)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        frames, rows, columns = (
+            range(*s.indices(n)) for s, n in zip(part, self.shape, strict=True)
+        )
+        shape = (len(frames), len(rows), len(columns))
+        out = buffer_for(self.runs[0].offset, shape, self.dtype)
+        if out.size == 0:
+            return out
+        width = self.frame_shape[1]
+        as_stored = columns == range(width) and rows.step == 1
+        lines = np.empty((rows[-1] - rows[0] + 1, width), self.dtype)  # those rows, read as one run
+        skipped = rows[0] * width * self.dtype.itemsize
+        starts = itertools.accumulate((run.count for run in self.runs), initial=0)
+        for run, start in zip(self.runs, starts, strict=False):
+            first, last = bisect_left(frames, start), bisect_left(frames, start + run.count)
+            if first == last:
+                continue
+            if is_url(run.path):
+                some = frames[first:last]
+                there = range(some.start - start, some.stop - start, some.step)
+                self._from_store(run, there, part, out[first:last])
+                continue
+            with named(run.path), open(run.path, "rb", buffering=0) as file:
+                for i in range(first, last):
+                    target = out[i] if as_stored else lines
+                    file.seek(run.offset + (frames[i] - start) * run.stride + skipped)
+                    view = target.reshape(-1).view(np.uint8).data
+                    while view:
+                        n = file.readinto(view)
+                        if not n:
+                            raise _cut(run.path, file.seek(0, 2), frames[i])
+                        view = view[n:]
+                    if not as_stored:
+                        where = slice(columns.start, columns.stop, columns.step)
+                        out[i] = lines[:: rows.step, where]
+        return out
+
+    def _from_store(self, run: Run, frames: range, part: Slices, out: NDArray) -> None:
+        """Patterns of a run in an object store: whole, and some with each request, which takes as long as many bytes do."""
+        n_bytes = prod(self.frame_shape) * self.dtype.itemsize
+        file, n = ObjectFile(run.path), max(1, REQUEST_BYTES // (run.stride * frames.step))
+        for begin in range(0, len(frames), n):
+            some = frames[begin : begin + n]
+            content = np.empty((some[-1] - some[0]) * run.stride + n_bytes, np.uint8)
+            file.fill(run.offset + some[0] * run.stride, content.data)
+            for i, frame in enumerate(some, begin):
+                pixels = content[(frame - some[0]) * run.stride :][:n_bytes].view(self.dtype)
+                out[i] = pixels.reshape(self.frame_shape)[part[1:]]
+
+
+def _cut(path: str, size: int, frame: int) -> SourceError:
+    return SourceError(
+        f"{path}: the file ends at byte {size:,}, in pattern {frame:,}; it was cut or is still being written"
+    )
+
+
+def framed(
+    path: str,
+    offset: int,
+    stride: int,
+    dtype: np.dtype,
+    frame_shape: tuple[int, int],
+    lead: int = 0,
+    *,
+    marked: bool = True,
+) -> tuple[FramedFile, tuple[str, ...]]:
+    """The patterns that a file has from ``offset`` on, as many as it holds whole, and a note on what is left over.
+
+    Parameters
+    ----------
+    path : name of the file
+    offset : byte at which the first pattern, or the header before it, begins
+    stride : bytes from one pattern to the next, its header included
+    dtype : type of a pixel, in the byte order of the file
+    frame_shape : (ky, kx)
+    lead : bytes of the header before each pattern
+    marked : whether the file marks where each pattern begins, so that `refuse_sheared` can check the sizes
+
+    Raises
+    ------
+    SourceError
+        When a size is impossible, not one pattern is complete, or the patterns are not marked and the bytes left over
+        are the same number for each.
+    """
+    n_bytes = prod(frame_shape) * dtype.itemsize
+    if min(frame_shape) < 1 or stride < lead + n_bytes:
+        raise SourceError(
+            f"{path}: the header says patterns of {frame_shape[0]:,} x {frame_shape[1]:,} {dtype} every {stride:,} "
+            "bytes, which cannot be; it is damaged, or of another format"
+        )
+    after = at(path).stat().st_size - offset
+    # what follows the pixels may be missing from the last pattern
+    count = (after - lead - n_bytes) // stride + 1 if after >= lead + n_bytes else 0
+    if count == 0:
+        raise SourceError(
+            f"{path}: the header says patterns of {n_bytes:,} bytes, but {max(0, after - lead):,} bytes follow; the file "
+            "was cut, or the header is damaged"
+        )
+    rest = max(0, after - count * stride)
+    if rest and count > 1 and rest % count == 0 and not marked:
+        raise SourceError(
+            f"{path}: {rest // count:,} bytes more at each of {count:,} patterns than the header says: a longer header or a "
+            f"footer; {as_raw(path, (count, *frame_shape), dtype, offset, lead, rest // count)}"
+        )
+    notes = (
+        (f"{rest:,} bytes after pattern {count:,} are less than a pattern; not read",)
+        if rest
+        else ()
+    )
+    return FramedFile((Run(path, offset + lead, stride, count, lead),), dtype, frame_shape), notes
+
+
+def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
+    """The second and the last pattern must begin with the mark of the first: else a size in the header is wrong.
+
+    Parameters
+    ----------
+    source : patterns of one file
+    lead : bytes of the header before each pattern
+    mark : bytes that each of these headers begins with
+
+    Raises
+    ------
+    SourceError
+        When one of them does not; read all the same, patterns would be shifted one against the other.
+    """
+    run = source.runs[0]
+    with named(run.path), opened_file(run.path) as file:
+        for i in {min(1, run.count - 1), run.count - 1}:
+            place = run.offset - lead + i * run.stride
+            file.seek(place)
+            whole = file.read(min(run.stride, _MOST_LOOKED_AT))
+            found = whole[: len(mark)]
+            if found != mark and any(whole):  # zeros: reserved on the disk, and never written
+                raise SourceError(
+                    f"{run.path}: by the sizes in the header pattern {i:,} begins at byte {place:,}, but {found!r} is there "
+                    f"instead of {mark!r}; a size is wrong, or the file is damaged"
+                )
+
+
+#: a line of the processor's cache, and what numpy and numba ask of an array's address, in bytes
+_LINE, _ALIGNED = 64, 16
+
+
+def buffer_for(offset: int, shape: Sequence[int], dtype: np.dtype) -> NDArray:
+    """A new array for bytes that begin at this offset of a file.
+
+    Linux copies what is read by ``rep movsb``, and there are processors (AMD EPYC of the Zen 3 generation, measured) on which
+    that takes three to four times as long when the target lies 1 to 31 bytes farther into its page than the source does. A
+    large array of numpy's own often begins 16 bytes into a page, and the data of many a file at the beginning of one.
+
+    Parameters
+    ----------
+    offset : of the first byte in the file
+    shape, dtype : of the array
+
+    Returns
+    -------
+    C-contiguous array, aligned to 16 bytes; its content is not set
+
+    Examples
+    --------
+    >>> array = buffer_for(4096, (2, 3), np.dtype("u2"))
+    >>> array.shape, array.ctypes.data % 64
+    ((2, 3), 48)
+    """
+    n_bytes = prod(shape) * dtype.itemsize
+    spare = np.empty(n_bytes + _LINE, np.uint8)
+    # 33 to 48 bytes farther than the source, by lines
+    wanted = offset // _ALIGNED * _ALIGNED + 3 * _ALIGNED
+    first = (wanted - spare.ctypes.data) % _LINE
+    return spare[first : first + n_bytes].view(dtype).reshape(shape)

@@ -1,0 +1,173 @@
+"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores.
+
+Each function lists the arrays as keyword arguments of `stem_dask.readers.source.Candidate`.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.metadata import text_of
+from stem_dask.core.model import Axis
+from stem_dask.readers import own as ours
+from stem_dask.readers.arrays import Hdf5Dataset
+from stem_dask.readers.axes import (
+    _detector_last,
+    _odd_flags,
+    _reversed,
+    _spectra,
+    axis_along,
+    axis_from,
+)
+from stem_dask.readers.calibration import with_stated
+from stem_dask.readers.hdf5_heaps import opened_hdf5
+from stem_dask.readers.hdf5_links import (
+    Outside,
+    as_bytes,
+    datasets_below,
+    escaped,
+    fault_of,
+    in_other_files,
+    part_of,
+    unwritten,
+)
+from stem_dask.readers.hdf5_metadata import attributes_of, is_safe
+from stem_dask.readers.hdf5_scales import first_scale, labels, names_of
+from stem_dask.readers.source import MOST_HEADER_BYTES, Source, packed
+from stem_dask.readers.views import Transposed
+
+_MOST_OTHERS = 6  # things that are no patterns, and are named all the same
+
+
+def list_hdf5(path: str) -> list[dict[str, Any]]:
+    """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
+    unlocked: list[str] = []
+    with opened_hdf5(path, unlocked) as file:
+        found = _listed(path, file)
+    return [{**one, "notes": (*one.get("notes", ()), *unlocked)} for one in found]
+
+
+def _listed(path: str, file: Any) -> list[dict[str, Any]]:
+    """The same of a file that is open."""
+    import h5py
+
+    _refuse_velox(path, file)
+    experiments = file.get("Experiments")
+    if isinstance(experiments, h5py.Group):
+        names = [f"Experiments/{escaped(name)}/data" for name in experiments]
+        signals = [(name, file.get(as_bytes(name))) for name in names]
+        return [
+            _hdf5_dataset(path, file, name, data)
+            for name, data in signals
+            if isinstance(data, h5py.Dataset)
+        ]
+    others: list[str] = []
+    links: list[Outside] = []
+    if not ours.is_h5(file):
+        listed = datasets_below(file, others, links)
+        found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
+        found = with_stated(path, file, found)
+    else:
+        found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
+    without = not any(len(one["source"].shape) > 2 for one in found)
+    if without and (others or links):
+        has = "; the file has " + "; ".join(others[:_MOST_OTHERS]) if others else ""
+        what = (
+            in_other_files(path, links)
+            if links
+            else "no 4D array of numbers and no stack of patterns"
+        )
+        raise SourceError(f"{path}: {what}{has}")
+    return found
+
+
+def _refuse_velox(path: str, file: Any) -> None:
+    """Velox puts the patterns of a series last of three axes, and no scan beside them."""
+    import h5py
+
+    version = file.get("Version")
+    if not isinstance(version, h5py.Dataset) or version.size != 1 or version.dtype.kind not in "OS":
+        return
+    if version.dtype.itemsize > MOST_HEADER_BYTES or not is_safe(version.dtype):
+        return
+    if "Velox" in str(np.asarray(version[...]).reshape(-1)[0]):
+        raise SourceError(
+            f"{path}: an EMD file of Velox holds images and spectra, no scan of patterns; export the patterns "
+            "from the camera's own program"
+        )
+
+
+def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
+    """Name and positions of an axis by its first dimension scale; netCDF names the scale alone."""
+    scale = first_scale(data, i)
+    if scale is None:
+        return None
+    label = labels(data)[i] or text_of(scale.name or "").rpartition("/")[2]
+    return (label, scale) if label else None
+
+
+def _title(name: str) -> str:
+    return name.split("/")[1] if name.startswith("Experiments/") else name
+
+
+def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
+    if data.ndim < 3:  # listed, never taken; a file may have one for each pattern
+        shape = tuple(int(n) for n in data.shape)
+        plain = tuple(Axis(f"axis{i}", n) for i, n in enumerate(shape))
+        return {
+            "name": _title(name),
+            "source": Hdf5Dataset(path, name, data.dtype, shape),
+            "axes": plain,
+            "fault": fault_of(path, name, data),
+        }
+    parent = data.parent
+    said = {
+        "file": attributes_of(file),
+        "group": attributes_of(parent),
+        "dataset": attributes_of(data),
+    }
+    axes, told_axes = [], []
+    names = names_of(data, said["dataset"], said["group"])
+    for i, size in enumerate(data.shape):
+        found = parent.get(f"axis-{i}")
+        along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
+        scale = _scale_of(data, i)
+        if found is None and scale is not None:
+            axes.append(axis_along(scale[0], int(size), scale[1], attributes_of(scale[1])))
+        elif found is None and isinstance(along, type(data)):
+            attrs = attributes_of(along)
+            axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
+        else:
+            attrs = attributes_of(found) if found is not None else {}
+            told_axes.append(attrs)
+            axes.append(axis_from(attrs.get("name", names[i] or f"axis{i}"), int(size), attrs))
+    shape, chunks = tuple(int(n) for n in data.shape), data.chunks
+    chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
+    source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
+    notes = (*_odd_flags(told_axes), *unwritten(data), *_reversed(said["dataset"], shape))
+    if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
+        source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
+        chunks = chunks and chunks[::-1]
+        notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
+    fault = fault_of(path, name, data) or packed(path, name, said["dataset"])
+    part, doubt = part_of(path, name, said["dataset"]) if len(shape) == 3 else ("", "")
+    said = {where: attributes for where, attributes in said.items() if attributes}
+    known: dict[str, Any] = {"metadata": said}
+    if name.startswith("Experiments/"):
+        known = ours.of_hspy(path, parent, said)
+    elif ours.is_h5(file):
+        known = ours.of_h5(path, file)
+    return {
+        "name": _title(name),
+        "source": source,
+        "axes": tuple(axes),
+        "chunks": chunks,
+        "swapped": _detector_last(told_axes),
+        "hint": _spectra(told_axes) or doubt,
+        "part": part,
+        "fault": fault,
+        **known,
+        "notes": (*notes, *known.get("notes", ())),
+    }

@@ -1,0 +1,264 @@
+"""Where the numbers of an HDF5 dataset are: under which names, in which other files, in a coding that is known or not."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.metadata import whole
+from stem_dask.core.text import by
+from stem_dask.readers.containers import can_be_quoted
+from stem_dask.readers.hdf5_heaps import opened_hdf5
+from stem_dask.storage.errors import one_line
+
+#: as DECTRIS names the files of an acquisition
+_DATA_FILE = re.compile(r"(.+)_data_\d+\.h5")
+
+#: filters of HDF5 itself have lower numbers; others come with plugins
+_FIRST_PLUGIN = 256
+
+#: groups deeper than this are not searched: link loops end here
+MAX_DEPTH = 12
+
+#: counting takes some 0.4 s for so many chunks
+_MOST_COUNTED = 10**6
+
+
+def escaped(name: str | bytes) -> str:
+    """h5py gives names that are no UTF-8, such as titles in Latin-1, as bytes."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+
+
+def as_bytes(name: str) -> bytes:
+    """The name as the file has it, which h5py always finds."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A link in ``group`` to the object ``target`` of another file."""
+
+    group: str
+    file: str
+    target: str
+
+
+def _tell_link(
+    group: Any, key: str | bytes, prefix: str, others: list[str], links: list[Outside]
+) -> None:
+    """Tell of a link that leads out of the file, or nowhere; of names that are no UTF-8 h5py does not say."""
+    import h5py
+
+    link = group.get(key, getlink=True) if isinstance(key, str) else None
+    if isinstance(link, h5py.ExternalLink):
+        links.append(Outside(prefix.rstrip("/"), str(link.filename), str(link.path).strip("/")))
+    elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
+        others.append(
+            f"{one_line(prefix + escaped(key))}, a link to {one_line(link.path)}, where nothing is"
+        )
+
+
+def datasets_below(file: Any, others: list[str], links: list[Outside]) -> Iterator[tuple[str, Any]]:
+    """Names and datasets of numbers with two or more axes; soft and external links are not followed, loops are cut.
+
+    ``others`` takes what a user might have meant and is not read, ``links`` the links to other files.
+    """
+    yield from _walk(file, "", 0, set(), others, links)
+
+
+def _walk(
+    group: Any,
+    prefix: str,
+    depth: int,
+    seen: set[Any],
+    others: list[str],
+    links: list[Outside],
+) -> Iterator[tuple[str, Any]]:
+    import h5py
+
+    if depth > MAX_DEPTH:
+        return
+    for key in group:
+        name = escaped(key)
+        # below h5py's own names for links and members, which take three times as long
+        if group.id.links.get_info(as_bytes(name)).type != h5py.h5l.TYPE_HARD:
+            _tell_link(group, key, prefix, others, links)
+            continue
+        opened = h5py.h5o.open(group.id, as_bytes(name))
+        if not isinstance(opened, (h5py.h5d.DatasetID, h5py.h5g.GroupID)):
+            continue
+        item = (h5py.Dataset if isinstance(opened, h5py.h5d.DatasetID) else h5py.Group)(opened)
+        where = h5py.h5o.get_info(item.id)
+        if (where.fileno, where.addr) in seen:
+            continue
+        seen.add((where.fileno, where.addr))
+        if isinstance(item, h5py.Dataset):
+            if item.ndim >= 2 and item.dtype.kind in "buifc":
+                yield f"{prefix}{name}", item
+            elif item.ndim >= 2:
+                kind = one_line(item.dtype)
+                others.append(f"{one_line(prefix + name)}: {by(item.shape)} of type {kind}, which are no numbers")  # fmt: skip
+        elif isinstance(item, h5py.Group):
+            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others, links)
+
+
+def in_other_files(path: str, links: Sequence[Outside]) -> str:
+    """Where the patterns of a file of links are, as a message that says how to open them.
+
+    A detector's master file, or NeXus, lists the data files of one acquisition in a group.
+    """
+    sets: dict[tuple[str, str], list[Outside]] = {}
+    for link in links:
+        sets.setdefault((link.group, link.target), []).append(link)
+    parts = max(sets.values(), key=len)
+    folder = Path(path).parent
+    missing = [one_line(link.file) for link in parts if not (folder / link.file).is_file()]
+    if missing:
+        return f"the patterns are in {missing[0]}, which is not there; copy it too"
+    if len(parts) == 1:
+        [link] = parts
+        return (
+            f"the patterns are in another file; set input.path: {one_line(folder / link.file)} and input.dataset: "
+            f"{one_line(link.target)}"
+        )
+    listed = f"g = h5py.File('{path}')['{parts[0].group or '/'}']; d = [g[k] for k in sorted(g, key=len) if g[k].ndim == 3]"
+    return (
+        f"a master file: the patterns are in {len(parts):,} files, {one_line(parts[0].file)} to "
+        f"{one_line(parts[-1].file)}; "
+        + _join(listed, Path(path).stem.removesuffix("_master"), path, parts[0].group)
+    )
+
+
+def part_of(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
+    """What a dataset is a part of and how to open the whole, and a word where that is in doubt.
+
+    By the numbers of its images, by the files beside it and by their master file: detectors of DECTRIS write
+    NAME_data_000001.h5 and so on, and list them in NAME_master.h5.
+    """
+    file = Path(path)
+    found = _DATA_FILE.fullmatch(file.name)
+    low, high = (whole(attrs.get(f"image_nr_{end}")) for end in ("low", "high"))
+    if not found:
+        return (
+            ("", "")
+            if (low or 1) == 1
+            else (f"it holds patterns from {low:,} on of several files", "")
+        )
+    stem, there = found[1], sorted(file.parent.glob(f"{escape(found[1])}_data_*.h5"))
+    n_files = max(len(there), _listed_by(file.with_name(f"{stem}_master.h5")))
+    if n_files < 2 and (low or 1) == 1:
+        return (
+            "",
+            "a detector's data file; its master file states the scan, or whether there are more",
+        )
+    which = f"patterns {low:,} to {high:,}" if low and high else "a part"
+    words = f"it holds {which} of an acquisition in {max(n_files, 2):,} files or more"
+    if len(there) < n_files or n_files < 2:
+        return (
+            f"{words}, of which {len(there):,} here; copy the others and the master file, too",
+            "",
+        )
+    listed = (
+        f"d = [h5py.File(p)['{name}'] for p in sorted(glob.glob('{file.parent / stem}_data_*.h5'))]"
+    )
+    words = f"it holds {which} of an acquisition in {n_files:,} files, {there[0].name} to {there[-1].name}"
+    return f"{words}; {_join(listed, stem, name, str(file.parent))}", ""
+
+
+def _listed_by(master: Path) -> int:
+    """How many data files a master file links to; 0 without one."""
+    if not master.is_file():
+        return 0
+    links: list[Outside] = []
+    try:
+        with opened_hdf5(str(master)) as file:
+            for _ in datasets_below(file, [], links):
+                pass
+    except SourceError:  # which opening the master itself says
+        return 0
+    return len({link.file for link in links})
+
+
+def _join(listed: str, stem: str, *quoted: str) -> str:
+    """A line of Python that makes one store of datasets ``d``; ``quoted`` are the names in it that come from a file."""
+    if not can_be_quoted(stem, *quoted):
+        return "join them into one dataset, or rename files and groups to plain names"
+    joined = "da.concatenate([da.from_array(x) for x in d]).rechunk((64, -1, -1))"
+    return (
+        f"join them: python -c \"import dask.array as da, glob, h5py, hdf5plugin; {listed}; {joined}.to_zarr('{stem}.zarr')\", "
+        f"then open {stem}.zarr with input.scan_shape=[scan_y,scan_x]"
+    )
+
+
+def fault_of(path: str, name: str, data: Any) -> str:
+    """Why a dataset cannot be read, as a message; empty when nothing speaks against it.
+
+    A virtual dataset whose parts lie in files that are not there would read as zeros; what lies outside of the file as
+    plain bytes is looked for in whatever folder the program is started.
+    """
+    if data.external:
+        return (
+            f"{path}: the numbers of {name} are not in this file but in {one_line(data.external[0][0])}; copy the dataset "
+            "into a file of its own where it was written, or open that file as a .raw with input.shape and input.dtype"
+        )
+    for part in data.virtual_sources() if data.is_virtual else ():
+        if part.file_name != "." and "%" not in part.file_name:  # % stands for a number
+            other = Path(path).parent / part.file_name
+            if not other.is_file():
+                return f"{path}: a part of {name} is in {one_line(other)}, which is not there; copy it too"
+    properties = data.id.get_create_plist()
+    for i in range(properties.get_nfilters()):
+        code, _, _, title = properties.get_filter(i)
+        if code >= _FIRST_PLUGIN and not _is_known(code):
+            what = one_line(title.decode("utf-8", "replace")) or "without a name"
+            return (
+                f"{path}: {name} is coded by the HDF5 filter {code} ({what}), which is not known here; save it again with gzip "
+                "where it can be read (h5repack -f GZIP=1)"
+            )
+    return ""
+
+
+def unwritten(data: Any) -> tuple[str, ...]:
+    """A note on what was never written of a dataset, as when an acquisition was stopped: HDF5 fills it in."""
+    if data.ndim < 3 or data.external or data.is_virtual:
+        return ()
+    if data.chunks is None:
+        nothing = data.size and not data.id.get_storage_size()
+        return (f"nothing of it was ever written; it reads as {data.fillvalue}",) if nothing else ()
+    n = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
+    there = data.id.get_num_chunks() if n <= _MOST_COUNTED else n
+    if there >= n:
+        return ()
+    return (f"{n - there:,} of {n:,} chunks were never written; they read as {data.fillvalue}",)
+
+
+def _is_known(code: int) -> bool:
+    import h5py
+    import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
+
+    return bool(h5py.h5z.filter_avail(code))
+
+
+def name_behind(path: str, name: str, known: Iterable[str]) -> str | None:
+    """Which of the datasets that are known has this name too, by a link within the file; None when none has."""
+    import h5py
+
+    with opened_hdf5(path) as file:
+        item = file.get(as_bytes(name))
+        if not isinstance(item, h5py.Dataset):
+            return None
+        place = _place(item)
+        return next(
+            (one for one in known if one in file and _place(file[as_bytes(one)]) == place), None
+        )
+
+
+def _place(item: Any) -> tuple[int, int]:
+    import h5py
+
+    info = h5py.h5o.get_info(item.id)
+    return info.fileno, info.addr

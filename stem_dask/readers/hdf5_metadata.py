@@ -1,0 +1,126 @@
+"""What HDF5 files say in attributes and small datasets, as nested dictionaries; links are not followed."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+#: levels of groups, elements of an array, and bytes of one element that are kept
+_MOST_LEVELS, _MOST_ELEMENTS, _MOST_BYTES = 12, 4096, 1 << 20
+
+#: stands for values that would make Python objects of whatever bytes are in the file
+NOT_READ = "Python objects, which are never read"
+
+#: attributes with which HDF5 itself ties datasets to the scales of their axes
+_OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
+
+
+def attributes_of(item: Any) -> dict[str, Any]:
+    """Attributes of a group or dataset, as far as they can be read."""
+    found = {}
+    for name in item.attrs:
+        if name in _OF_HDF5:
+            continue
+        try:
+            safe = is_safe(item.attrs.get_id(name).dtype)
+            found[name] = item.attrs[name] if safe else NOT_READ
+        except (OSError, TypeError, ValueError):
+            found[name] = "not readable"
+    return found
+
+
+def is_safe(dtype: np.dtype) -> bool:
+    """Whether h5py makes values of this type without taking bytes of the file for the addresses of Python objects.
+
+    It does so for opaque values that call themselves ``NUMPY:|O``; texts, references and lists are objects, too, but sound.
+
+    Examples
+    --------
+    >>> import h5py
+    >>> [is_safe(np.dtype(kind)) for kind in ("f4", "f4, S3", "O", "i2, O", h5py.string_dtype())]
+    [True, True, False, False, True]
+    """
+    import h5py
+
+    if dtype.subdtype is not None:
+        return is_safe(dtype.base)
+    if dtype.fields is not None:
+        return all(is_safe(field[0]) for field in dtype.fields.values())
+    if dtype.kind != "O":
+        return True
+    lists = h5py.check_vlen_dtype(dtype)
+    if lists is not None:
+        return is_safe(np.dtype(lists))
+    return h5py.check_string_dtype(dtype) is not None or h5py.check_ref_dtype(dtype) is not None
+
+
+def member(group: Any, path: str, kind: type) -> Any:
+    """The group or dataset of a path below a group; None when it is not there, behind a link, or of another kind."""
+    import h5py
+
+    for name in path.split("/"):
+        if not isinstance(group, h5py.Group):
+            return None
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            return None
+        group = group[name]
+    return group if isinstance(group, kind) else None
+
+
+def tree_of(group: Any, level: int = 0, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A group of metadata as nested dictionaries: what `stem_dask.core.metadata.hdf5_tree` and RosettaSciIO made of it.
+
+    Large arrays are not read, nor what is called as in ``without``.
+    """
+    import h5py
+
+    tree = {plain_name(name): plain_value(value) for name, value in attributes_of(group).items()}
+    for name in group:
+        # names that are no UTF-8 come as bytes, and h5py does not find their links
+        if isinstance(name, bytes) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        if name in without:
+            continue
+        item = group[name]
+        if isinstance(item, h5py.Group) and level < _MOST_LEVELS:
+            tree[plain_name(name)] = tree_of(item, level + 1)
+        elif isinstance(item, h5py.Dataset):
+            n = 0 if item.size is None else item.size
+            short = item.size is not None and n <= _MOST_ELEMENTS and n * item.dtype.itemsize <= _MOST_BYTES  # fmt: skip
+            left = f"{n:,} values, left in the input file" if is_safe(item.dtype) else NOT_READ
+            tree[plain_name(name)] = _stored(item) if short and left != NOT_READ else left
+    return tree
+
+
+def _stored(dataset: Any) -> Any:
+    """The numbers of a small dataset, or its text, which is there when it is too long for an attribute."""
+    return _decoded(np.asarray(dataset[...]).tolist())
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def plain_name(name: str) -> str:
+    """A name without the marks that RosettaSciIO puts before lists, and with the slashes that HDF5 cannot have."""
+    for mark in ("_list_empty_", "_tuple_empty_", "_list_", "_tuple_"):
+        name = name.removeprefix(mark)
+    if name.startswith("(") and name.endswith(")") and name[1:2] in ("_", ")", "."):
+        name = name[1:-1]
+    return name.replace("∕", "/")
+
+
+def plain_value(value: Any) -> Any:
+    """An attribute as it was before `stem_dask.core.metadata.hdf5_tree`."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and value == "_None_":
+        return None
+    if isinstance(value, str) and value.startswith("["):  # a list of no numbers is kept as JSON
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,287 @@
+"""Quantum Detectors Merlin (.mib, with its .hdr): patterns of big-endian counts, each behind a line of text.
+
+Rows are given as they lie in the file; RosettaSciIO and HyperSpy turn them top to bottom.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.instrument import stated
+from stem_dask.core.metadata import whole
+from stem_dask.core.model import Axis
+from stem_dask.core.text import by
+from stem_dask.readers.flat import FramedFile, framed, refuse_sheared
+from stem_dask.readers.source import (
+    Candidate,
+    Slices,
+    Source,
+    Wrapped,
+    header_of,
+    scan_axes,
+    side_text,
+    stack_axes,
+)
+from stem_dask.readers.views import Selection
+from stem_dask.storage.errors import one_line
+from stem_dask.storage.s3 import at, opened_file
+
+_FIRST = 384  # bytes of the shortest header; longer ones state their length
+
+_DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
+
+#: what the raw mode stores for counters of so many bits: 64 bits at a time, in the chip's order
+_RAW = {1: "u1", 6: "u1", 12: ">u2", 24: ">u2"}
+
+_TURNED = "rows are as in the file; RosettaSciIO and HyperSpy show .mib turned top to bottom, as input.flip: true does"
+
+#: the time of a pattern as the longer headers have it, in UTC
+_STAMP = re.compile(r"\d{4}-\d{2}-\d{2}T[\d:.]+Z")
+
+#: position of the counter's number among the words of a pattern's header
+_COUNTER = 11
+
+_QUAD = "raw counts of 2x2 chips are put together as Merlin does with Raw Mode off; pyxem shows them turned by 180°"
+
+
+@dataclass(frozen=True)
+class RawCounts(Wrapped):
+    """Patterns in raw mode (n, ky, kx): in each word of 64 bits the last pixel comes first.
+
+    The source has the words as they lie in the file; 1-bit counters are packed, eight pixels a byte.
+    """
+
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        n, height, width = self.source.shape
+        return (n, height, width * 8 if self.bits == 1 else width)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        stored = self.source[(part[0], part[1], slice(None))]
+        in_word = 8 // stored.itemsize
+        words = stored.reshape(*stored.shape[:2], stored.shape[2] // in_word, in_word)
+        pixels = words[..., ::-1].reshape(stored.shape)
+        if self.bits == 1:
+            pixels = np.unpackbits(pixels, axis=-1, bitorder="little")
+        return np.ascontiguousarray(pixels[..., part[2]])
+
+
+@dataclass(frozen=True)
+class QuadCounts(Wrapped):
+    """Patterns of four chips (n, 2 h, 2 w) from raw rows (n, h, 4 w), in which the chips lie side by side.
+
+    From left to right these are the lower right, the lower left, the upper right and the upper left chip; the two lower
+    ones are mounted upside down. LiberTEM found this by comparing raw with other patterns of the same beam
+    (https://github.com/LiberTEM/LiberTEM/issues/1135); rows are then as in files of the other modes.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        n, height, width = self.source.shape
+        return (n, 2 * height, width // 2)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        _, height, width = self.source.shape
+        size = width // 4
+        frames = range(*part[0].indices(self.shape[0]))
+        whole = np.empty((2 * height, 2 * size), self.dtype)
+        out = np.empty((len(frames), *whole[part[1:]].shape), self.dtype)
+        for target, i in zip(
+            out, frames, strict=True
+        ):  # one by one, so that no block is held twice
+            (row,) = self.source[(slice(i, i + 1), slice(0, height), slice(0, width))]
+            lower_right, lower_left, upper_right, upper_left = np.split(row, 4, axis=1)
+            whole[:height, :size], whole[:height, size:] = upper_left, upper_right
+            whole[height:, :size], whole[height:, size:] = lower_left[::-1, ::-1], lower_right[::-1, ::-1]  # fmt: skip
+            target[...] = whole[part[1:]]
+        return out
+
+
+@dataclass(frozen=True)
+class LongCounts(Wrapped):
+    """Patterns of 24 bits (n, ky, kx) from the two halves of 12 bits (n, 2 ky, kx) of each, the higher one first.
+
+    So LiberTEM decodes them (``decode_r24_swap`` in libertem/io/dataset/mib.py).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ky, kx)."""
+        n, height, width = self.source.shape
+        return (n, height // 2, width)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Counts up to 2^24."""
+        return np.dtype(np.uint32)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        height = self.shape[1]
+        rows = part[1].indices(height)
+        high = self.source[(part[0], slice(*rows), part[2])].astype(self.dtype)
+        low = self.source[(part[0], slice(rows[0] + height, rows[1] + height, rows[2]), part[2])]
+        return (high << 12) + low
+
+
+def list_mib(path: str) -> list[Candidate]:
+    """The stack of patterns of a .mib file, and its scan when the .hdr beside it states one.
+
+    Of a file in which the patterns of two counters (thresholds) alternate, the stack of each.
+
+    The scan is ``ScanX`` and ``ScanY``, or what is left of the frames by lines of ``Frames per Trigger``.
+
+    Raises
+    ------
+    SourceError
+        When the header is not Merlin's, is damaged, or states a raw mode that is not read.
+    """
+    words = header_of(path, _FIRST, "a Merlin pattern").decode("latin-1").split(",")
+    if words[0] != "MQ1" or len(words) < 8:
+        raise SourceError(
+            f"{path}: not a Merlin .mib file: it begins with {words[0][:12]!r}, where MQ1 was expected"
+        )
+    length, width, height = (_size(path, words, i) for i in (2, 4, 5))
+    kind = words[6].strip()
+    source: Source
+    if kind == "R64":
+        source, notes = _raw(path, words, length, height, width)
+    elif kind in _DTYPES:
+        dtype = np.dtype(_DTYPES[kind])
+        stride = length + width * height * dtype.itemsize
+        stored, notes = framed(path, 0, stride, dtype, (height, width), lead=length)
+        refuse_sheared(stored, length, b"MQ1,")
+        source = stored
+    else:
+        raise SourceError(
+            f"{path}: the counts are stored as {kind[:12]!r}; of Merlin's modes {', '.join(_DTYPES)} and R64 can be read"
+        )
+    header: dict[str, Any] = {
+        "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
+    }
+    stamp = _STAMP.search(",".join(words))
+    about = stated("Merlin", {**header, "timestamp": stamp[0] if stamp else "".join(words[9:10])})
+    scan, files = None, tuple[str, ...]()
+    stem = path[: -len(Path(path).suffix)]  # of a URL, too
+    beside = next((stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file()), None)
+    if beside is not None:
+        files = (beside,)
+        header["hdr"] = said = _settings(side_text(beside))
+        scan = _scan(said)
+    return [
+        Candidate(
+            name,
+            one,
+            stack_axes(one.shape[0], *(Axis("k", n) for n in one.shape[1:])),
+            metadata=header,
+            scan=scan,
+            notes=(*notes, _TURNED),
+            files=files,
+            about=about,
+        )
+        for name, one in _by_counter(path, words, source)
+    ]
+
+
+def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, Source]]:
+    """The patterns, or those of each counter where they take turns, by the number in each pattern's header."""
+    stored = source
+    while isinstance(stored, Wrapped):
+        stored = stored.source
+    assert isinstance(stored, FramedFile)
+    run = stored.runs[0]
+    with opened_file(path) as file:
+        file.seek(run.stride)
+        second = file.read(_FIRST).decode("latin-1").split(",")
+    if len(second) <= _COUNTER or len(words) <= _COUNTER or second[0] != "MQ1":
+        return [("patterns", source)]
+    counters = [said[_COUNTER].strip() for said in (words, second)]
+    if sorted(counters) != ["0", "1"]:
+        return [("patterns", source)]
+    n, *pattern = source.shape
+    return [
+        (
+            f"counter {counter}",
+            Selection(source, (i, 0, 0), (2, 1, 1), ((n - i + 1) // 2, *pattern)),
+        )
+        for i, counter in enumerate(counters)
+    ]
+
+
+def _raw(
+    path: str, words: list[str], length: int, height: int, width: int
+) -> tuple[Source, tuple[str, ...]]:
+    """The patterns of the raw mode; how many bits a counter has is the last word of the header."""
+    header = header_of(path, length, "a Merlin pattern").decode("latin-1")
+    told = [word.strip("\0 \r\n") for word in header.split(",")]
+    bits = whole([word for word in told if word][-1])
+    layout, chips = words[7].strip(), whole(words[3])
+    quad = (chips, layout.rstrip("G")) == (4, "2x2") and width == 4 * height
+    single = (chips, layout.rstrip("G")) == (1, "1x1") and not (bits == 24 and width % 2)
+    if bits not in _RAW or not (single or (quad and bits != 24)):
+        raise SourceError(
+            f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {one_line(words[3])[:4]} chips ({one_line(layout)[:8]}), "
+            f"{by((height, width))}: of the raw mode, 1, 6, 12 and 24 bits of a single chip and 1, 6 and 12 bits of 2x2 chips "
+            "can be read; record again with Raw Mode off"
+        )
+    if bits == 24:  # the header counts both halves, side by side; they lie one behind the other
+        height, width = 2 * height, width // 2
+    dtype = np.dtype(_RAW[bits])
+    in_word = 64 if bits == 1 else 8 // dtype.itemsize
+    row = width // 4 if quad else width
+    if row % in_word:
+        raise SourceError(
+            f"{path}: rows of {row:,} pixels are no whole words of {in_word} pixels, as the raw mode (R64) of "
+            f"{bits} bits has them; the header is damaged"
+        )
+    columns = width // 8 if bits == 1 else width
+    stride = length + height * columns * dtype.itemsize
+    stored, notes = framed(path, 0, stride, dtype, (height, columns), lead=length)
+    refuse_sheared(stored, length, b"MQ1,")
+    counts = RawCounts(stored, bits)
+    if bits == 24:
+        return LongCounts(counts), notes
+    return (QuadCounts(counts), (*notes, _QUAD)) if quad else (counts, notes)
+
+
+#: the first words of a pattern's header
+_NAMES = ("identifier", "number", "header bytes", "chips", "width", "height", "type", "layout", "chip select",
+          "time", "exposure (s)", "counter", "colour", "gain")  # fmt: skip
+
+
+def _size(path: str, words: list[str], i: int) -> int:
+    size = whole(words[i])
+    if size is None or size > 1 << 16 or (i == 2 and size < _FIRST):
+        raise SourceError(
+            f"{path}: the Merlin header states {words[i][:12]!r} for {_NAMES[i]}; it is damaged"
+        )
+    return size
+
+
+def _settings(text: str) -> dict[str, str]:
+    """Lines of ``name:<tab>value``; of two equal names the first stays."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, tab, value = line.partition("\t")
+        if tab and not name.startswith(("HDR", "End")):
+            found.setdefault(name.strip().rstrip(":"), value.strip())
+    return found
+
+
+def _scan(said: dict[str, Any]) -> tuple[Axis, Axis] | None:
+    """One frame a trigger means a trigger a position, or an unknown scan: nothing is stated then."""
+    if "ScanX" in said and "ScanY" in said:
+        return scan_axes(said["ScanY"], said["ScanX"])
+    frames = whole(said.get("Frames in Acquisition (Number)"))
+    line = whole(said.get("Frames per Trigger (Number)"))
+    if frames is None or line is None or line == 1 or frames % line:
+        return None
+    return scan_axes(frames // line, line)

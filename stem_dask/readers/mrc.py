@@ -1,0 +1,188 @@
+"""MRC files (.mrc), and the _info.txt that Direct Electron's cameras write beside them.
+
+Rows are given as they lie in the file, as RosettaSciIO does.
+"""
+
+import math
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.instrument import stated
+from stem_dask.core.model import Axis
+from stem_dask.core.text import by
+from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.source import (
+    Candidate,
+    as_raw,
+    bytes_behind,
+    calibrated,
+    header_of,
+    scan_axes,
+    side_text,
+    stack_axes,
+)
+from stem_dask.storage.errors import one_line
+from stem_dask.storage.s3 import at
+
+_HEADER_BYTES = 1024
+
+_DTYPES = {0: "u1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+
+_IMOD_STAMP, _IMOD_SIGNED = 1146047817, 1
+
+#: versions of the format by which bytes count from -128; cameras state them and count from 0 all the same
+_SIGNED_VERSIONS = (20140, 20141)
+
+#: YYYYMMDD_number[_suffix][_part]_movie.mrc, as Direct Electron names movies
+_MOVIE = re.compile(r"(\d{8}_\d+_)(?:.+_)?movie")
+
+
+def list_mrc(path: str) -> list[Candidate]:
+    """The stack of patterns of an .mrc file, and its scan when the info file of a Direct Electron camera states one.
+
+    Raises
+    ------
+    SourceError
+        When the header is of another format, states a type that is not real numbers, or more than the file holds.
+    """
+    header = header_of(path, _HEADER_BYTES, "an MRC file")
+    # mode 0 is 0 in both byte orders: sizes in the wrong one are beyond all reason
+    orders = [o for o in "<>" if _sizes(header, o)[3] in (*_DTYPES, 3, 4, 101)]
+    order = min(orders, key=lambda o: max(_sizes(header, o)), default=None)
+    if order is None:
+        raise SourceError(
+            f"{path}: not an MRC file: the mode is {_sizes(header, '<')[3]:,}, where one of "
+            f"{', '.join(map(str, _DTYPES))} was expected"
+        )
+    width, height, n, mode = _sizes(header, order)
+    if mode not in _DTYPES:
+        raise SourceError(
+            f"{path}: MRC mode {mode} (complex or packed numbers) is not read; save modes 0, 1, 2, 6 or 12"
+        )
+    dtype, signs = _type(header, order, mode)
+    offset = _HEADER_BYTES + struct.unpack_from(order + "I", header, 92)[0]
+    shape = (n, height, width)
+    need, size = offset + math.prod(shape) * dtype.itemsize, at(path).stat().st_size
+    if min(shape) < 1 or need > size:
+        pattern_bytes = max(1, height * width * dtype.itemsize)
+        there = max(0, size - offset) // pattern_bytes
+        way = (
+            f"; for these {as_raw(path, (there, height, width), dtype, offset)}"
+            if there and min(shape)
+            else ""
+        )
+        raise SourceError(
+            f"{path}: the header says {by(shape)} {dtype} from byte {offset:,} on, {need:,} bytes in all, but the file "
+            f"has {size:,}: {there:,} patterns; it was cut, or the header is damaged{way}"
+        )
+    more, odd = divmod(size - need, math.prod(shape[1:]) * dtype.itemsize)
+    remedy = "if the number of patterns is wrong, " + as_raw(
+        path, (n + more, height, width), dtype, offset
+    )
+    if odd:
+        remedy = f"if the header is wrong, link the file as a .raw (ln -s) and give its sizes and input.offset={offset}"
+    notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy, offset) + signs
+    said: dict[str, Any] = {
+        "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": _labels(header)}
+    }  # fmt: skip
+    ky, kx, scan, hint = Axis("ky", height), Axis("kx", width), None, ""
+    info = _info_file(path)
+    if info is not None:
+        said["info"] = settings = _settings(side_text(info))
+        scan, hint = _scan(settings), _not_by_rows(settings)
+        ky, kx = (
+            calibrated(f"k{x}", axis.size, _positive(settings, f"Diffraction Pixel Size {x.upper()}"), 0.0, "1/nm")
+            for x, axis in (("y", ky), ("x", kx))
+        )  # fmt: skip
+    source = FlatFile(path, offset, dtype, shape)
+    return [
+        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=notes, hint=hint,
+                  files=() if info is None else (info,), about=stated("Direct Electron", said.get("info", {})))
+    ]  # fmt: skip
+
+
+def _sizes(header: bytes, order: str) -> tuple[int, ...]:
+    """Columns, rows, patterns, mode."""
+    return struct.unpack_from(order + "4I", header)
+
+
+def _type(header: bytes, order: str, mode: int) -> tuple[np.dtype, tuple[str, ...]]:
+    """The type of the numbers; of mode 0, whose sign programs disagree on, by IMOD's mark, else by the least value stated."""
+    if mode != 0:
+        return np.dtype(order + _DTYPES[mode]), ()
+    stamp, flags = struct.unpack_from(order + "2I", header, 152)
+    if stamp == _IMOD_STAMP:
+        return np.dtype("i1" if flags & _IMOD_SIGNED else "u1"), ()
+    least, most = struct.unpack_from(order + "2f", header, 76)
+    if -128 <= least < 0 and least <= most <= 127:
+        return np.dtype("i1"), ()
+    [version] = struct.unpack_from(order + "I", header, 108)
+    stated = 0 <= least <= most  # the other way round it is not known
+    if version not in _SIGNED_VERSIONS or stated:
+        return np.dtype("u1"), ()
+    note = "bytes are read as counts of 0 to 255, as cameras write them; the format itself has them from -128 to 127"
+    return np.dtype("u1"), (note,)
+
+
+def _labels(header: bytes) -> list[str]:
+    texts = (header[224 + 80 * i : 304 + 80 * i].decode("latin-1") for i in range(10))
+    return [text.strip("\0 ") for text in texts if text.strip("\0 ")]
+
+
+def _info_file(path: str) -> str | None:
+    """The file of settings that belongs to a movie: of its own name, or of its acquisition."""
+    folder, stem = path[: -len(Path(path).name)], Path(path).stem
+    names = [f"{stem}_info.txt", f"{stem.removesuffix('_movie')}_info.txt"]
+    if part := _MOVIE.fullmatch(stem):
+        names.append(f"{part[1]}info.txt")
+    return next((folder + name for name in names if at(folder + name).is_file()), None)
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def _positive(settings: dict[str, str], name: str) -> str | None:
+    """A size; Direct Electron writes -1 for what is not known."""
+    value = settings.get(name, "")
+    return None if value.startswith("-") else value
+
+
+def _path_of(settings: dict[str, str]) -> str:
+    """The path of the beam; that of a region of interest is stated by itself."""
+    path = settings.get("Scan - Type", "Raster")
+    in_region = settings.get("Scan - ROI Enable") == "Enable"
+    return settings.get("Scan - ROI Type", path) if in_region else path
+
+
+def _not_by_rows(settings: dict[str, str]) -> str:
+    """Why the scan of an info file is not taken, where its positions are no raster."""
+    if settings.get("Scan - Enable") != "Enable" or _path_of(settings) == "Raster":
+        return ""
+    return f"its _info.txt states a scan of the type {one_line(_path_of(settings))}, not row by row"
+
+
+def _scan(settings: dict[str, str]) -> tuple[Axis, Axis] | None:
+    """The raster that was scanned; none where there was no scan, another path than a raster, or several repeats."""
+    told = {
+        "Scan - Enable": "Enable",
+        "Scan - Repeats": "1",
+        "Scan - Points Per Camera Frame": "1",
+    }
+    if any(settings.get(name, value) != value for name, value in told.items()):
+        return None
+    if _path_of(settings) != "Raster":
+        return None
+    if "Scan - Enable" not in settings:
+        return None
+    part = "ROI Size" if settings.get("Scan - ROI Enable") == "Enable" else "Size"
+    steps = (_positive(settings, f"Specimen Pixel Size {x} (nanometers)") for x in "YX")
+    return scan_axes(
+        settings.get(f"Scan - {part} Y"), settings.get(f"Scan - {part} X"), *steps, units="nm"
+    )

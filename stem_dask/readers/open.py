@@ -1,0 +1,347 @@
+"""Open a 4D-STEM file: find the patterns, their axes and their place; nothing of the data is read.
+
+`find` looks at headers only and needs neither dask nor numba, so that a bad file is refused before a cluster exists.
+The families of files it knows are in `stem_dask.readers.formats`.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stem_dask.core.errors import SourceError, told_as
+from stem_dask.core.model import Axis, SourceInfo
+from stem_dask.core.text import by
+from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
+from stem_dask.readers.containers import can_be_quoted
+from stem_dask.readers.formats import open_file
+from stem_dask.readers.layout import Geometry, ScanOrder, View, arranged, parted
+from stem_dask.readers.raw import RawLayout
+from stem_dask.readers.source import Candidate, Source, Wrapped, identity, plain
+from stem_dask.readers.views import Squeezed
+from stem_dask.storage.errors import one_line
+from stem_dask.storage.s3 import below
+from stem_dask.storage.urls import is_url
+
+_MOST_LISTED = 12  # arrays that a message names
+
+
+@dataclass(frozen=True)
+class Found:
+    """The patterns of a file, and what was found out about them.
+
+    ``valid`` is (scan_y, scan_x, 1, 1) or (pattern, 1, 1), False where the file itself says that a pattern is missing;
+    None when none is.
+    """
+
+    source: Source
+    info: SourceInfo
+    identity: tuple[str, int, int]
+    valid: Source | None = None
+    #: the further files that ``identity`` is about
+    files: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the patterns as they are read."""
+        return math.prod(self.source.shape) * self.source.dtype.itemsize
+
+    def change(self) -> str | None:
+        """How the file, or one that belongs to it, differs from the one that was opened; None when it does not.
+
+        Raises
+        ------
+        SourceError
+            When it is gone, or cannot be looked at.
+        """
+        path, size, modified = self.identity
+        try:
+            with told_as(SourceError):
+                _, size_now, modified_now = identity(path, *self.files)
+        except SourceError as error:
+            raise SourceError(
+                f"{path} was removed, or cannot be reached any more: {error}"
+            ) from error
+        if (size, modified) == (size_now, modified_now):
+            return None
+        found = [f"size {size:,} -> {size_now:,}"] if size != size_now else []
+        if modified != modified_now:
+            found.append(
+                "modified" if self.files else f"modified {_time(modified)} -> {_time(modified_now)}"
+            )
+        return ", ".join(found)
+
+
+def find(
+    path: str | Path,
+    *,
+    dataset: str | int | None = None,
+    scan_shape: Sequence[int] | None = None,
+    scan_order: ScanOrder = "auto",
+    scan_roi: Sequence[int] | None = None,
+    scan_step: int = 1,
+    skip_frames: int | Sequence[int] = 0,
+    drop_columns: int = 0,
+    flip: bool = False,
+    missing_chunks: Missing = "refuse",
+    shape: Sequence[int] | None = None,
+    dtype: str | None = None,
+    offset: int = 0,
+    frame_header: int = 0,
+    frame_footer: int = 0,
+) -> Found:
+    """Look into a file and settle where the patterns are and how they lie.
+
+    Parameters
+    ----------
+    path : a file of a kind in `stem_dask.readers.formats.READERS`
+    dataset : name or number of the array, when the file holds several
+    scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not say its own
+    scan_order : which axes are the scan: ``scan_first``, ``detector_first``, or ``auto`` (as the file says)
+    scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
+    scan_step : take every n-th position of it
+    skip_frames : leading patterns of a stack that are left out before the scan is folded, or [leading, trailing]
+    drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
+    flip : turn every pattern top to bottom
+    missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
+    shape : [scan_y, scan_x, ky, kx] or [n, ky, kx], of a .raw file
+    dtype : numpy's name of the type, of a .raw file
+    offset : byte at which a .raw file's first pattern begins, or the header before it
+    frame_header, frame_footer : bytes before and after each pattern of a .raw file
+
+    Raises
+    ------
+    SourceError
+        When the file is missing, damaged, of an unknown kind, or does not hold patterns.
+    """
+    name = str(path)
+    geometry = Geometry(
+        scan_shape, scan_order, scan_roi, scan_step, skip_frames, drop_columns, flip
+    )
+    kind, candidates = open_file(name, RawLayout(shape, dtype, offset, frame_header, frame_footer))
+    chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
+    if chosen.fault:
+        raise SourceError(chosen.fault)
+    chosen = _with_missing(name, chosen, missing_chunks)
+    if chosen.source.dtype.kind not in "buif" or chosen.source.dtype.itemsize > 8:
+        raise SourceError(
+            f"{name}: {chosen.name} is of type {chosen.source.dtype}; patterns are bool, integer or real numbers. "
+            "Save the intensity (for example the squared modulus) and open that"
+        )
+    if 0 in chosen.source.shape:
+        raise SourceError(
+            f"{name}: {chosen.name} has shape {by(chosen.source.shape)}: it holds nothing"
+        )
+    refuse_impossible(name, chosen.name, chosen.source)
+    start = View(chosen.source, chosen.axes, (*notes, *chosen.notes))
+    view = parted(name, arranged(name, chosen, start, geometry), geometry)
+    info = SourceInfo(
+        path=name,
+        kind=kind,
+        axes=view.axes,
+        dtype=str(view.source.dtype),
+        stored_shape=chosen.source.shape,
+        chunks=chosen.chunks if view.source is chosen.source else None,
+        notes=view.notes,
+        metadata=plain(chosen.metadata),
+        about=_about(chosen.about or {}),
+    )
+    valid = _valid(name, chosen, geometry, view.source.shape[:-2])
+    return Found(view.source, info, identity(name, *chosen.files), valid, chosen.files)
+
+
+def _time(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest // 10**6:03}"
+
+
+_NOTHING: tuple[Any, ...] = (None, "", {})
+
+
+def _about(about: Mapping[str, Any]) -> dict[str, Any]:
+    """As plain JSON; the metadata of a signal are that already, and keep their long texts."""
+    kept = {"metadata": about["metadata"]} if about.get("metadata") else {}
+    return {
+        **plain({k: v for k, v in about.items() if k != "metadata" and v not in _NOTHING}),
+        **kept,
+    }
+
+
+def _valid(
+    name: str, chosen: Candidate, geometry: Geometry, lead: tuple[int, ...]
+) -> Source | None:
+    """Which patterns are missing by the file's own word, brought into the order and to the part that are read."""
+    if chosen.valid is None:
+        return None
+    axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
+    view = parted(name, arranged(name, chosen, View(chosen.valid, axes), geometry), geometry)
+    return view.source if view.source.shape[:-2] == lead else None
+
+
+def _four_axes(candidate: Candidate) -> Candidate:
+    """Without leading axes of length 1, where there are more than four; with a name that can be shown."""
+    candidate = replace(candidate, name=one_line(candidate.name))
+    shape = candidate.source.shape
+    surplus = [i for i, n in enumerate(shape) if n == 1][: max(0, len(shape) - 4)]
+    if len(shape) - len(surplus) > 4 or not surplus:
+        return candidate
+    kept = tuple(i for i in range(len(shape)) if i not in surplus)
+    chunks = candidate.chunks
+    return replace(
+        candidate,
+        source=Squeezed(candidate.source, kept),
+        axes=tuple(candidate.axes[i] for i in kept),
+        chunks=None if chunks is None else tuple(chunks[i] for i in kept),
+        notes=(*candidate.notes, f"left out the axes of length 1 of {by(shape)}"),
+    )
+
+
+def _choose(
+    name: str, candidates: list[Candidate], dataset: str | int | None
+) -> tuple[Candidate, list[str]]:
+    listing = _listed([f"{c.name}: {by(c.source.shape)} {c.source.dtype}" for c in candidates])
+    if not candidates:
+        raise SourceError(f"{name}: the file holds no array of numbers")
+    if dataset is not None:
+        for position, candidate in enumerate(candidates):
+            number = position if candidate.number is None else candidate.number
+            if dataset in (candidate.name, f"/{candidate.name}", number):
+                return candidate, []
+        linked = _behind_link(name, candidates, dataset)
+        if linked is not None:
+            return linked, [f"{dataset} is a link to {linked.name}"]
+        raise SourceError(f"{name}: there is no dataset {dataset!r}; the file holds {listing}")
+    for n_axes in (4, 3):
+        fitting = [c for c in candidates if len(c.source.shape) == n_axes]
+        if len(fitting) > 1:
+            raise SourceError(
+                f"{name}: the file holds {len(fitting)} arrays of {n_axes} axes; choose one with input.dataset: "
+                + _listed([f"{c.name}: {by(c.source.shape)}" for c in fitting])
+            )
+        if fitting:
+            others = len(candidates) - 1
+            notes = (
+                [f"took {fitting[0].name} ({by(fitting[0].source.shape)}) of: {listing}"]
+                if others
+                else []
+            )
+            return fitting[0], notes
+    series = next((c for c in candidates if len(c.source.shape) > 4), None)
+    raise SourceError(
+        f"{name}: no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
+        + ("" if series is None else f"; {_one_of_series(name, series)}")
+    )
+
+
+def _one_of_series(name: str, series: Candidate) -> str:
+    """How to write the first scan of an array with more than four axes into a file that can be read."""
+    source, n_axes = series.source, len(series.source.shape)
+    inside = source.name if isinstance(source, (Hdf5Dataset, ZarrArray)) else ""
+    first = ", ".join("0" * (n_axes - 4))
+    if isinstance(source, Hdf5Dataset):
+        array, needs = f"h5py.File('{name}')['{inside}']", "h5py, hdf5plugin, numpy"
+    elif isinstance(source, ZarrArray):
+        array, needs = f"zarr.open('{name}')" + (f"['{inside}']" if inside else ""), "numpy, zarr"
+    else:
+        array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
+    if not can_be_quoted(name, inside) or not (inside or name.endswith((".npy", ".zarr"))):
+        return f"write one scan of the {n_axes} axes into a file of its own"
+    out = f"{Path(name).stem}_0.npy"
+    return (
+        f"of {n_axes} axes write one scan into a file of its own: "
+        f"python -c \"import {needs}; numpy.save('{out}', {array}[{first}])\", then open {out}"
+    )
+
+
+def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> Candidate | None:
+    """The array of an HDF5 file that has another name, too, as NeXus files have them."""
+    if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
+        return None
+    from stem_dask.readers.hdf5_links import name_behind
+
+    found = name_behind(name, dataset, [c.name for c in candidates])
+    return next((c for c in candidates if c.name == found), None)
+
+
+def _is_hdf5(source: Source) -> bool:
+    while isinstance(source, Wrapped):
+        source = source.source
+    return isinstance(source, Hdf5Dataset)
+
+
+def _listed(texts: list[str]) -> str:
+    """The first of them on one line; a file may hold thousands of arrays."""
+    more = len(texts) - _MOST_LISTED
+    shown = [one_line(text) for text in texts[:_MOST_LISTED]]
+    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
+    """Settle what becomes of chunk files that are not there, and note how many there are of them."""
+    stored = chosen.source.source if isinstance(chosen.source, Squeezed) else chosen.source
+    if not isinstance(stored, ZarrArray):
+        if missing == "zero":
+            raise SourceError(
+                f"{name}: input.missing_chunks is for zarr stores, whose chunks are files; leave it out"
+            )
+        return chosen
+    from stem_dask.readers.zarr_chunks import missing_note
+
+    stored = replace(stored, missing=missing)
+    note = missing_note(stored.path, stored.name, zero=missing == "zero")
+    source: Source = stored
+    if isinstance(chosen.source, Squeezed):
+        source = replace(chosen.source, source=stored)
+    return replace(chosen, source=source, notes=(*chosen.notes, *([note] if note else ())))
+
+
+#: no file is this large; chunks that were never written may make one say so
+_MOST_BYTES = 10**14
+
+#: nothing but one and the same number is stored in fewer bytes
+_MOST_COMPRESSED = 10**5
+
+
+def refuse_impossible(path: str, name: str, source: Source) -> None:
+    """An array of more than 100 TB that has next to no bytes behind it would only end in a graph without end.
+
+    Raises
+    ------
+    SourceError
+        When more than 100,000 bytes are claimed for each one that is stored.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from stem_dask.readers.arrays import Hdf5Dataset
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     refuse_impossible("a.h5", "data", Hdf5Dataset(file.name, "data", np.dtype("u2"), (2, 3, 4, 5)))
+    """
+    said = math.prod(source.shape) * source.dtype.itemsize
+    if said <= _MOST_BYTES:
+        return
+    stored = 0
+    for n_bytes in _sizes(path):
+        stored += n_bytes
+        if stored * _MOST_COMPRESSED >= said:
+            return
+    raise SourceError(
+        f"{path}: {name} claims {by(source.shape)} {source.dtype}, {said / 1e12:,.0f} TB, but {stored:,} bytes are "
+        "stored; its sizes are damaged"
+    )
+
+
+def _sizes(path: str) -> Iterator[int]:
+    """Bytes of a file, or of each file of a store."""
+    if is_url(path):
+        yield from (status.st_size for _, status in below(path))
+        return
+    if not os.path.isdir(path):
+        yield os.stat(path).st_size
+    for folder, _, names in os.walk(path):
+        for name in names:
+            yield os.lstat(os.path.join(folder, name)).st_size

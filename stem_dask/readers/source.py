@@ -1,0 +1,307 @@
+"""What a reader of one file family hands over: an array, its axes, and what the header says; nothing of the data."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.metadata import number, text_of, whole
+from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
+from stem_dask.core.text import by
+from stem_dask.storage.s3 import at, opened_file
+
+#: metadata that are kept: entries in all, characters of a text, items of a list, levels
+_MOST_ENTRIES, _MOST_TEXT, _MOST_ITEMS, _MOST_LEVELS = 2000, 1000, 64, 16
+
+#: larger headers and side files are not believed
+MOST_HEADER_BYTES = 4 << 20
+
+Slices = tuple[slice, ...]
+
+
+class Source(Protocol):
+    """An array in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, slowest first."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements, byte order of the file."""
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        """Read a part."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A 3D or 4D array found in a file; ``name`` is what selects it as ``input.dataset``.
+
+    ``number`` is that of the file itself, where its name has one, and selects it, too; ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
+    the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes, also where
+    another file says it in its own way (False: the detector comes first);
+    ``about`` are attributes of the patterns that the file itself says, see `stem_dask.readers.own.about`; ``valid`` is False
+    where a pattern could not be read when the file was written, shaped as patterns of one pixel; ``hint`` is what a header
+    says of the scan without saying which it is; ``part`` says of which larger acquisition this is a part; ``fault`` is why the array cannot be read, told when it is chosen.
+    """
+
+    name: str
+    source: Source
+    axes: tuple[Axis, ...]
+    number: int | None = None
+    chunks: tuple[int, ...] | None = None
+    swapped: bool | None = None
+    metadata: Mapping[str, Any] | None = None
+    scan: tuple[Axis, Axis] | None = None
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    about: Mapping[str, Any] | None = None
+    valid: Source | None = None
+    hint: str = ""
+    part: str = ""
+    fault: str = ""
+
+
+def calibrated(name: str, size: int, scale: Any, offset: Any = 0.0, units: str = "") -> Axis:
+    """An axis; in pixels when its scale is missing, zero or no finite number.
+
+    Examples
+    --------
+    >>> calibrated("ky", 4, float("nan"), 1.0, "1/nm")
+    Axis(name='ky', size=4, scale=1.0, offset=0.0, units='')
+    """
+    step, start = number(scale), number(offset)
+    if not step or not units:
+        return Axis(name, size)
+    return Axis(name, size, step, start or 0.0, units)
+
+
+def stack_axes(n: int, ky: Axis, kx: Axis) -> tuple[Axis, ...]:
+    """The axes of a stack of patterns."""
+    ky, kx = (replace(axis, name=name) for axis, name in zip((ky, kx), DETECTOR_DIMS, strict=True))
+    return (Axis(LIST_DIMS[0], n), ky, kx)
+
+
+def scan_axes(height: Any, width: Any, *steps: Any, units: str = "") -> tuple[Axis, Axis] | None:
+    """The scan that a header gives, calibrated by ``steps`` (of y, of x) where they are usable; None without sizes."""
+    sizes = (whole(height), whole(width))
+    if sizes[0] is None or sizes[1] is None:
+        return None
+    step_y, step_x = steps or (None, None)
+    return (
+        calibrated(SCAN_DIMS[0], sizes[0], step_y, 0.0, units),
+        calibrated(SCAN_DIMS[1], sizes[1], step_x, 0.0, units),
+    )
+
+
+def header_of(path: str, n_bytes: int, what: str) -> bytes:
+    """The first ``n_bytes`` of a file.
+
+    Raises
+    ------
+    SourceError
+        When the file is shorter.
+    """
+    with opened_file(path) as file:
+        header: bytes = file.read(n_bytes)
+    if len(header) < n_bytes:
+        raise SourceError(
+            f"{path}: {len(header):,} bytes are fewer than the header of {what} has ({n_bytes:,}); the file was cut"
+        )
+    return header
+
+
+def bytes_behind(
+    path: str,
+    what: str,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    rest: int,
+    remedy: str,
+    offset: int = 0,
+) -> tuple[str, ...]:
+    """A note on bytes that follow the numbers of a file.
+
+    Parameters
+    ----------
+    path : name of the file
+    what : what the numbers are, for the note
+    shape, dtype : as a header or the user says
+    rest : bytes that follow
+    remedy : what to do when the sizes are right
+    offset : byte at which the numbers begin
+
+    Raises
+    ------
+    SourceError
+        When they are as many as another row, column or pattern would have, or the same number for each pattern: one of
+        the sizes is too small then, or patterns have headers, and each would be shifted against the one before.
+
+    Examples
+    --------
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 3, "cut them off")
+    ('3 bytes after the array are not read',)
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 4, "cut them off")
+    Traceback (most recent call last):
+    stem_dask.core.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 28 are there: a size or the type is wrong, or each of 2 patterns has a header or footer of 2 bytes: ln -s a.npy a.raw, then open a.raw with input.shape=[2,3,4] input.dtype=uint8 input.offset=0 input.frame_header=2, or input.frame_footer=2; cut them off
+    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 7, "cut them off")
+    Traceback (most recent call last):
+    stem_dask.core.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 31 are there: a size or the type is wrong; cut them off
+    """
+    if rest <= 0:
+        return ()
+    n_bytes = math.prod(shape) * dtype.itemsize
+    n = math.prod(shape[:-2])
+    wrong = f"{path}: {by(shape)} {dtype} are {n_bytes:,} bytes, but {n_bytes + rest:,} are there: a size or the type is wrong"
+    if n > 1 and rest % n == 0 and rest < n_bytes:
+        with_frames = as_raw(path, (n, *shape[-2:]), dtype, offset, more=rest // n)
+        raise SourceError(
+            f"{wrong}, or each of {n:,} patterns has a header or footer of {rest // n:,} bytes: {with_frames}; {remedy}"
+        )
+    if n_bytes and rest >= n_bytes // max(shape, default=1):
+        raise SourceError(f"{wrong}; {remedy}")
+    return (f"{rest:,} bytes after the {what} are not read",)
+
+
+def as_raw(
+    path: str, shape: Sequence[int], dtype: np.dtype, offset: int, header: int = 0, more: int = 0
+) -> str:
+    """How to read a file of another kind as plain numbers, through a link with a name of its own.
+
+    Parameters
+    ----------
+    path : name of the file
+    shape : [n, ky, kx]
+    dtype : type of a pixel
+    offset : byte at which the first pattern, or the header before it, begins
+    header : bytes before each pattern
+    more : bytes at each pattern that are either before or after it
+
+    Examples
+    --------
+    >>> as_raw("/raw/a.mrc", (34, 16, 16), np.dtype("u2"), 1024)
+    'ln -s /raw/a.mrc a.raw, then open a.raw with input.shape=[34,16,16] input.dtype=uint16 input.offset=1024'
+    """
+    link = shlex.quote(f"{Path(path).stem}.raw")
+    kind = dtype.name if dtype.isnative else f"'{dtype.str}'"
+    sizes = ",".join(map(str, shape))
+    keys = f"input.shape=[{sizes}] input.dtype={kind} input.offset={offset}"
+    if more:
+        before = f" input.frame_header={header}" if header else ""
+        keys += f" input.frame_header={header + more}, or{before} input.frame_footer={more}"
+    elif header:
+        keys += f" input.frame_header={header}"
+    return f"ln -s {shlex.quote(path)} {link}, then open {link} with {keys}"
+
+
+def side_text(path: str) -> str:
+    """A small text file beside the data.
+
+    Raises
+    ------
+    SourceError
+        When it is missing, unreadable, or too large for what it should be.
+    """
+    try:
+        if (size := at(path).stat().st_size) > MOST_HEADER_BYTES:
+            raise SourceError(f"{path}: {size:,} bytes are too many for a text of settings")
+        text: str = at(path).read_bytes().decode("utf-8-sig", "replace")
+        return text
+    except FileNotFoundError as error:
+        raise SourceError(f"{path}: there is no such file beside the data; copy it too") from error
+
+
+def plain(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metadata as JSON takes them, cut to a bounded size; what is left out is counted under ``"left out"``.
+
+    Examples
+    --------
+    >>> plain({"a": np.float32(0.5), "b": b"text", "c": (1, {2}), "d": float("nan")})
+    {'a': 0.5, 'b': 'text', 'c': [1, '{2}'], 'd': 'nan'}
+    """
+    left = [_MOST_ENTRIES, 0]
+    kept = _plain(metadata or {}, left, 0)
+    if left[1]:
+        kept["left out"] = left[1]
+    return kept if isinstance(kept, dict) else {}
+
+
+def _plain(value: Any, left: list[int], level: int) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace").rstrip("\x00")
+    if isinstance(value, str):
+        value = text_of(value)
+    if isinstance(value, np.ndarray):
+        value = value[:_MOST_ITEMS].tolist() if value.ndim == 1 else str(value.shape)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if level >= _MOST_LEVELS and isinstance(value, Mapping | list | tuple):
+        return "…"
+    if isinstance(value, Mapping):
+        kept = {}
+        for key, item in value.items():
+            if left[0] <= 0:
+                left[1] += 1
+                continue
+            left[0] -= 1
+            kept[text_of(key)[:_MOST_TEXT]] = _plain(item, left, level + 1)
+        return kept
+    if isinstance(value, list | tuple):
+        return [_plain(item, left, level + 1) for item in value[:_MOST_ITEMS]]
+    return str(value)[:_MOST_TEXT]
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A source seen in another way: the numbers stay, and with them their type."""
+
+    source: Source
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+
+def identity(path: str, *more: str) -> tuple[str, int, int]:
+    """What tells one state of a file (or of a store's root) from another: name, size, time of change in ns.
+
+    With ``more`` files that belong to it, size and time are sums: when one of them changes, they do.
+    """
+    file = at(path)
+    if file.is_dir():
+        roots = [file / name for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata")]
+        file = next((root for root in roots if root.exists()), file)
+    stats = [file.stat(), *(at(one).stat() for one in more)]
+    return (str(path), sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats))
+
+
+def packed(path: str, name: str, attrs: Mapping[str, Any]) -> str:
+    """Why numbers that stand for others (netCDF's ``scale_factor`` and ``add_offset``) are not read; empty where they do not.
+
+    Examples
+    --------
+    >>> packed("a.h5", "data", {"scale_factor": 1.0, "add_offset": 0})
+    ''
+    """
+    scale, offset = (
+        value if (value := number(attrs.get(key))) is not None else without
+        for key, without in (("scale_factor", 1.0), ("add_offset", 0.0))
+    )
+    if (scale, offset) == (1.0, 0.0):
+        return ""
+    return (
+        f"{path}: the numbers of {name} are packed, value = {scale:g} * number + {offset:g} (attributes scale_factor and add_offset); "
+        "save the values (with xarray: dataset.drop_encoding().to_zarr(PATH)), or take the attributes away where the numbers themselves are meant"
+    )

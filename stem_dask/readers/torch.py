@@ -1,0 +1,229 @@
+"""Tensors in files of ``torch.save``, found without torch: loading it takes longer than a bad file may take.
+
+Such a file is a zip archive of plain records: one is a pickle that describes the tensors, each storage is another. For the
+pickle see `stem_dask.readers.torch_pickle`.
+"""
+
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import Axis
+from stem_dask.core.text import by
+from stem_dask.readers import own as ours
+from stem_dask.readers.axes import axis_from
+from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.source import Candidate, Source
+from stem_dask.readers.strided import StridedFile, span
+from stem_dask.readers.torch_pickle import MOST_BYTES, Numpy, Other, Tensor, described
+from stem_dask.readers.views import Transposed
+from stem_dask.storage.errors import one_line, told
+
+_REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
+
+_MOST_CONTAINERS = 200  # dictionaries and lists that are searched; also how deep
+
+
+def list_tensors(path: str) -> list[Candidate]:
+    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only their places in the file are read.
+
+    Raises
+    ------
+    SourceError
+        When it is damaged, holds anything but plain tensors, or a tensor of numbers that numpy lacks.
+    """
+    with open(path, "rb") as file:
+        if file.read(14)[2:] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19":
+            raise SourceError(
+                f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
+            )
+    with told(f"{path}: not a readable PyTorch file of plain tensors", _REMEDY):
+        with zipfile.ZipFile(path) as archive:
+            records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
+            loaded = _unpickled(archive, records)
+            big_endian = _text(archive, records.get("byteorder")) == "big"
+        if isinstance(loaded, Numpy):
+            raise SourceError(
+                f"{path}: holds a numpy array, not a tensor; save torch.from_numpy(array), or numpy.save(path, array)"
+            )
+        if not isinstance(loaded, (dict, list, tuple, Tensor, Other)):
+            raise SourceError(
+                f"{path}: holds a {type(loaded).__name__}; expected a tensor, or a dictionary or list of them"
+            )
+        tensors = loaded if isinstance(loaded, dict) else {"tensor": loaded}
+        named: list[tuple[str, Any]] = [(str(name), one) for name, one in tensors.items()]
+        if not any(isinstance(one, Other) or _n_axes(one) > 2 for _, one in named):
+            named = list(_within(loaded, "", set()))
+        axes = tensors.get("axes")
+        axes = axes if isinstance(axes, (list, tuple)) else ()
+        found = [
+            _candidate(path, name, tensor, records, big_endian, axes)
+            for name, tensor in named
+            if isinstance(tensor, Other) or _n_axes(tensor) > 2
+        ]
+        if named and not found:
+            listed = [
+                f"{name}: {by(one.shape)} {one.kind}"
+                for name, one in named
+                if isinstance(one, Tensor)
+            ]
+            raise SourceError(
+                f"{path}: no 4D tensor (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds "
+                + (one_line("; ".join(listed)) or "no tensor")
+            )
+        if isinstance(loaded, Tensor):
+            return [replace(one, about=ours.of_results(path, one.source.shape)) for one in found]
+        known = ours.of_tensors(tensors)
+        patterns = next((one for one in found if one.name == "patterns"), None)
+        if known is None or patterns is None:
+            return found
+        analysis = tensors.get("analysis")
+        valid = analysis.get("valid") if isinstance(analysis, dict) else None
+        if isinstance(valid, Tensor):
+            known |= _lost(
+                _candidate(path, "analysis.valid", valid, records, big_endian, ()), patterns
+            )
+        return [replace(patterns, **known, scan=_scan(patterns, axes))]
+
+
+def _n_axes(content: Any) -> int:
+    return len(content.shape) if isinstance(content, Tensor) else 0
+
+
+def _within(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """All tensors in dictionaries and lists of them, by the keys that lead there; what holds itself is cut."""
+    if isinstance(content, (Tensor, Other)):
+        yield name or "tensor", content
+    elif (
+        isinstance(content, (dict, list, tuple))
+        and id(content) not in seen
+        and len(seen) < _MOST_CONTAINERS
+    ):
+        seen.add(id(content))
+        for key, item in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _within(item, f"{name}/{key}" if name else str(key), seen)
+
+
+def _unpickled(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> Any:
+    entry = records["data.pkl"]
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > MOST_BYTES:
+        raise ValueError("its description is compressed, or too long")
+    return described(archive.read(entry))
+
+
+def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None) -> str:
+    if entry is None or entry.file_size > 64 or entry.compress_type != zipfile.ZIP_STORED:
+        return ""
+    return archive.read(entry).decode()
+
+
+def _candidate(
+    path: str,
+    name: str,
+    tensor: Tensor | Other,
+    records: dict[str, zipfile.ZipInfo],
+    big_endian: bool,
+    axes: Any,
+) -> Candidate:
+    if isinstance(tensor, Other):
+        raise SourceError(f"{path}: {name} is {tensor.what}")
+    if any(stride < 1 < size for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
+        raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
+    try:
+        dtype = np.dtype(tensor.kind).newbyteorder(">" if big_endian else "<")
+    except TypeError as error:
+        raise SourceError(
+            f"{path}: {name} is {tensor.kind}, which numpy lacks; save tensor.float()"
+        ) from error
+    shape, entry = tensor.shape, records[f"data/{tensor.storage.key}"]
+    if min(shape) < 0 or tensor.first < 0 or entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is damaged")
+    n_bytes = span(shape, tensor.strides) * dtype.itemsize
+    begin = tensor.first * dtype.itemsize
+    if begin + n_bytes > entry.file_size:
+        raise SourceError(
+            f"{path}: {name} needs {begin + n_bytes:,} bytes, but {entry.file_size:,} are stored; the file is damaged"
+        )
+    offset = _place(path, entry) + begin
+    if offset + n_bytes > (size := Path(path).stat().st_size):
+        raise SourceError(
+            f"{path}: {name} needs {offset + n_bytes:,} bytes; the file has {size:,}: it was cut"
+        )
+    return Candidate(name, _source(path, offset, dtype, tensor), _axes(shape, axes))
+
+
+def _source(path: str, offset: int, dtype: np.dtype, tensor: Tensor) -> Source:
+    """The elements one after another, where they lie so, perhaps with the axes in another order; else at their distances."""
+    shape, strides = tensor.shape, tensor.strides
+    if _contiguous(shape, strides):
+        return FlatFile(path, offset, dtype, shape)
+    order = sorted(
+        range(len(shape)), key=lambda i: -strides[i]
+    )  # slowest first, as they are stored
+    stored = tuple(shape[i] for i in order)
+    if _contiguous(stored, tuple(strides[i] for i in order)):
+        there = FlatFile(path, offset, dtype, stored)
+        return Transposed(there, tuple(order.index(i) for i in range(len(shape))))
+    return StridedFile(path, offset, dtype, shape, strides)
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the last axis is fastest and nothing lies between; strides along one element do not matter."""
+    step, expected = 1, []
+    for size in reversed(shape):
+        expected.append(step)
+        step *= size
+    pairs = zip(shape, strides, reversed(expected), strict=True)
+    return step == 0 or all(size == 1 or stride == right for size, stride, right in pairs)
+
+
+def _place(path: str, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of a record begin: behind its own header, whose texts may differ from those of the list."""
+    with open(path, "rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\3\4":
+        raise ValueError(f"no record begins at byte {entry.header_offset:,}")
+    name, extra = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+    return entry.header_offset + 30 + name + extra
+
+
+def _axes(shape: tuple[int, ...], said: Any) -> tuple[Axis, ...]:
+    """The axes as our own files describe them."""
+    plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
+    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    if tuple(axis.size for axis in known) == shape:
+        plain = known
+    elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
+        plain[-2:] = known[-2:]
+    return tuple(plain)
+
+
+def _scan(patterns: Candidate, said: Any) -> tuple[Axis, Axis] | None:
+    """The scan of our patterns, when they are a list of its positions, (N, 1, H, W)."""
+    shape = patterns.source.shape
+    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    if len(known) == 4 and len(shape) == 4 and shape[1] == 1:
+        y, x = known[:2]
+        return (y, x) if y.size * x.size == shape[0] else None
+    return None
+
+
+def _lost(valid: Candidate, patterns: Candidate) -> dict[str, Any]:
+    """Which patterns are missing; by position of the scan, also when the patterns are a list, (N, 1, H, W)."""
+    positions, lead = valid.source, patterns.source.shape[:-2]
+    if not isinstance(positions, FlatFile) or math.prod(positions.shape) != math.prod(lead):
+        return {}
+    if positions.shape != lead:
+        positions = replace(positions, shape=(math.prod(lead),))
+    return ours.lost(positions)
+
+
+def _describes_axis(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("size"), int)

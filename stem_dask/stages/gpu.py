@@ -1,0 +1,103 @@
+"""Windows that are cut, made smaller and added up on the GPU while a block of patterns passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.batches import InPieces, Later, Watcher, pieces
+from stem_dask.core.errors import ConfigError
+from stem_dask.kernels.downsample import result_dtype
+from stem_dask.kernels.gpu.crop import Cutting
+
+
+class IntensityWatcher(Watcher, Protocol):
+    """Takes the intensities of windows in place of the windows."""
+
+    def note(self, inside: NDArray[np.float64]) -> None:
+        """Intensity in each of the next windows, (n,)."""
+
+
+class CutOnGpu(InPieces):
+    """A block of windows of another block: its patterns go to the GPU once, and what is made of them comes back.
+
+    Parameters
+    ----------
+    block : (…, ky, kx), an array or in pieces, in the memory of the host
+    origin_y, origin_x : first row and column of each window, in the order of the patterns
+    shape : (height, width) of the windows
+    threshold : values below it do not count for the intensity in a window
+    """
+
+    def __init__(
+        self,
+        block: NDArray | InPieces,
+        origin_y: NDArray,
+        origin_x: NDArray,
+        shape: tuple[int, int],
+        threshold: float,
+    ) -> None:
+        super().__init__((*block.shape[:-2], *shape), block.dtype.newbyteorder("="))
+        self.block, self.window = block, (origin_y, origin_x, shape)
+        self.threshold = threshold
+        self.how: dict[str, Any] = {}
+        #: the windows as they were before they were made smaller
+        self.before: CutOnGpu | None = None
+        #: what is found of the intensities in the windows
+        self.counted: list[tuple[Later, Callable[[], IntensityWatcher]]] = []
+
+    @classmethod
+    def whole(cls, block: NDArray | InPieces) -> CutOnGpu:
+        """The patterns as they are."""
+        origin = np.zeros(prod(block.shape[:-2]), np.int32)
+        return cls(block, origin, origin, (block.shape[-2], block.shape[-1]), 0.0)
+
+    def smaller(self, **how: Any) -> CutOnGpu:
+        """The same windows made smaller; see `stem_dask.kernels.downsample.downsample_patterns`."""
+        if self.how:  # they have left the GPU
+            return CutOnGpu.whole(self).smaller(**how)
+        small = CutOnGpu(self.block, *self.window, self.threshold)
+        factor, (height, width) = how["factor"], self.shape[-2:]
+        small.shape = (*self.shape[:-2], height // factor, width // factor)
+        small.dtype = result_dtype(self.dtype, factor, how["method"], how["reduce"])
+        small.how, small.before = how, self
+        return small
+
+    def counts(self, threshold: float) -> bool:
+        """Whether the intensity in these windows is found on the way."""
+        return not self.how and threshold == self.threshold
+
+    def intensities(self, watcher: Callable[[], IntensityWatcher]) -> Later:
+        """What is found of the intensities when the windows, or what is made of them, pass."""
+        later = Later(self, watcher)
+        self.later.remove(later)  # it needs no windows
+        self.counted.append((later, watcher))
+        return later
+
+    def _pieces(self) -> Iterator[NDArray]:
+        line = [self] if self.before is None else [self, self.before]
+        asked = [(later, make()) for cut in line for later, make in cut.counted]
+        for small, inside in self._passed():
+            for _, watcher in asked:
+                watcher.note(inside)
+            yield small
+        for later, watcher in asked:
+            later.note(watcher)
+        for cut in line:
+            cut.counted.clear()
+
+    def _passed(self) -> Iterator[tuple[NDArray, NDArray]]:
+        n, detector = prod(self.shape[:-2]), (self.block.shape[-2], self.block.shape[-1])
+        try:
+            cutting = Cutting(
+                n, detector, self.block.dtype, *self.window, threshold=self.threshold, **self.how
+            )
+        except ValueError as error:  # a part of CUDA is missing
+            raise ConfigError(str(error)) from error
+        for piece in pieces(self.block):
+            yield from cutting.add(piece)
+        yield from cutting.rest()

@@ -1,0 +1,260 @@
+"""A source as lazy patterns: one task a block, each opens the file by name."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.chunks import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.metadata import original
+from stem_dask.core.model import SourceInfo
+from stem_dask.readers.arrays import Missing
+from stem_dask.readers.batches import read_block
+from stem_dask.readers.detector_first import detector_first
+from stem_dask.readers.layout import ScanOrder
+from stem_dask.readers.open import Found, find
+from stem_dask.readers.source import Source
+from stem_dask.readers.user_calibration import with_given
+from stem_dask.readers.views import Indexed
+from stem_dask.stages.correct import apply_correction
+from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
+from stem_dask.stages.patterns import as_arrays, as_patterns, lead_dims
+from stem_dask.stages.references import plane
+from stem_dask.storage.urls import is_url
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
+
+
+def _after_fork() -> None:
+    """Give a forked process its own threads: of its parent's Dask pool and client it has only the objects."""
+    threaded = sys.modules.get("dask.threaded")
+    if threaded is None:
+        return
+    import dask
+
+    threaded.default_pool = None  # type: ignore[attr-defined]
+    threaded.pools.clear()
+    if dask.config.get("scheduler", None) == "dask.distributed":
+        dask.config.set(scheduler="threads")
+
+
+# before Python 3.12 nothing warns of a fork after threads were started, and the child would wait for them for ever
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
+    """A dask array over a source; blocks take ``lead`` positions and the whole detector.
+
+    The name is made of what identifies the file, so that the same file gives the same graph.
+    """
+    import dask.array as da
+
+    chunks = (*lead, *source.shape[len(lead) :])
+    return da.from_array(
+        Indexed(source),
+        chunks=chunks,
+        name=name,
+        asarray=False,
+        inline_array=True,
+        meta=np.empty((0,) * len(source.shape), source.dtype),
+    )
+
+
+def block_positions(
+    found: Found, chunk_mb: float | str = "auto", most: int | None = None
+) -> tuple[int, ...]:
+    """Positions along the scan that one block of a file takes; see `stem_dask.core.chunks.lead_chunks`."""
+    shape, dtype = found.source.shape, found.source.dtype
+    pattern_bytes = int(np.prod(shape[-2:])) * dtype.itemsize
+    part = None if found.info.chunks is None else found.info.chunks[:-2]
+    auto = DEFAULT_CHUNK_MB if detector_first(found.source) is None else APART_CHUNK_MB
+    return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, most, part, auto)
+
+
+def block_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
+    """The same for the tasks of a job, whose blocks need not be arrays.
+
+    The tasks are of this package: those of `dask.array.from_array` would have every worker import dask.array.
+    """
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    shape = source.shape
+    chunks = da.core.normalize_chunks((*lead, *shape[len(lead) :]), shape, dtype=source.dtype)
+    keys = itertools.product([name], *(range(len(sizes)) for sizes in chunks))
+    regions = da.core.slices_from_chunks(chunks)
+    tasks = {key: (read_block, source, region) for key, region in zip(keys, regions, strict=True)}
+    graph = HighLevelGraph.from_collections(name, tasks)
+    return da.Array(graph, name, chunks, meta=np.empty((0,) * len(shape), source.dtype))
+
+
+def lazy_blocks(found: Found, lead: Sequence[int]) -> xr.DataArray:
+    """The same as `lazy_patterns` for the tasks of a job, whose blocks need not be arrays."""
+    return lazy_patterns(found, lead, block_array)
+
+
+def lazy_patterns(
+    found: Found, lead: Sequence[int], as_dask: Callable[..., da.Array] = lazy_array
+) -> xr.DataArray:
+    """The patterns of an opened file, calibrated, blocks of ``lead`` positions along the scan.
+
+    They have the coordinate ``valid`` when the file says that some of them are missing.
+    """
+    source, info = found.source, found.info
+    token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
+    attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
+    attrs |= about_source(info)
+    data = as_dask(source, lead, f"{as_dask.__name__}-{token}")
+    patterns = as_patterns(data, info.axes, attrs)
+    if found.valid is None:
+        return patterns
+    valid = found.valid[tuple(slice(0, n) for n in found.valid.shape)][..., 0, 0]
+    return patterns.assign_coords(valid=(lead_dims(patterns), valid))
+
+
+def about_source(info: SourceInfo) -> dict[str, Any]:
+    """Attributes that tell of the microscope: what the file says of it, and what the user does in its place."""
+    earlier = info.about.get("given", {})
+    given = {**earlier, **info.given}
+    axes = {**earlier.get("calibration", {}), **info.given.get("calibration", {})}
+    if axes:
+        given["calibration"] = axes
+    said = {
+        **info.about,
+        "beam_energy_kv": info.given.get("beam_energy_kv", info.about.get("beam_energy_kv")),
+        "given": given,
+        "original_metadata": original(info.metadata),
+    }
+    moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
+    if moved:  # where the zero is, is what the user says now
+        said.pop("k_origin", None)
+    # an angle of 0 is stated; an empty text is not
+    return {name: value for name, value in said.items() if value or value == 0.0}
+
+
+def open_patterns(
+    path: str | Path,
+    *,
+    dataset: str | int | None = None,
+    scan_shape: Sequence[int] | None = None,
+    scan_order: ScanOrder = "auto",
+    scan_roi: Sequence[int] | None = None,
+    scan_step: int = 1,
+    skip_frames: int | Sequence[int] = 0,
+    drop_columns: int = 0,
+    flip: bool = False,
+    missing_chunks: Missing = "refuse",
+    shape: Sequence[int] | None = None,
+    dtype: str | None = None,
+    offset: int = 0,
+    frame_header: int = 0,
+    frame_footer: int = 0,
+    dark: str | Path | NDArray | None = None,
+    gain: str | Path | NDArray | None = None,
+    mask: str | Mapping[str, Sequence[Any]] | NDArray | None = None,
+    mask_fill: MaskFill = "zero",
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
+    beam_energy_kv: float | None = None,
+    chunk_mb: float | str = "auto",
+) -> xr.DataArray:
+    """Open a 4D-STEM file lazily.
+
+    Parameters
+    ----------
+    path : a file of a kind in `stem_dask.readers.formats.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy, or a .zarr
+        in an object store, s3://bucket/NAME.zarr
+    dataset : name or number of the array, when the file holds several
+    scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not say its own
+    scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file says
+    scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
+    scan_step : every n-th position of it
+    skip_frames : leading patterns of a stack that are left out before the scan is folded, or [leading, trailing]
+    drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
+    flip : turn every pattern top to bottom
+    missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
+    shape, dtype, offset : sizes, numpy type and first byte of a .raw file
+    frame_header, frame_footer : bytes before and after each pattern of a .raw file
+    dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
+    mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
+    mask_fill : ``zero``, or ``median`` of the good neighbours
+    calibration : what the file lacks, by axis: ``{"ky": {"scale": 0.01, "units": "1/nm"}}``, perhaps with ``offset``
+    beam_energy_kv : energy of the electrons in keV
+    chunk_mb : MiB of input in a block; ``auto`` is 64, or 128 where the file has the detector slowest
+
+    Returns
+    -------
+    DataArray (scan_y, scan_x, ky, kx), or (pattern, ky, kx) for a list; each axis with its calibration. What the
+    reader chose is in ``attrs["notes"]``.
+
+    Raises
+    ------
+    SourceError
+        When the file is missing, damaged, of an unknown kind, or does not hold patterns.
+    ConfigError
+        When dark, gain or mask cannot be used: another shape than the detector's, values that are not finite; or the
+        calibration: an axis that the file has not, a scale of 0.
+
+    Examples
+    --------
+    >>> import numpy as np, stem_dask as sd, tempfile; folder = tempfile.mkdtemp()
+    >>> np.save(f"{folder}/scan.npy", np.ones((3, 4, 8, 8), "u2"))
+    >>> sd.open(f"{folder}/scan.npy").dims
+    ('scan_y', 'scan_x', 'ky', 'kx')
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(
+            f"path is a {type(path).__name__}; expected the path of a file: sd.analyze, sd.crop and the others take arrays and "
+            "signals as they are"
+        )
+    found = find(
+        path if is_url(path) else Path(path).expanduser().absolute(),
+        dataset=dataset,
+        scan_shape=scan_shape,
+        scan_order=scan_order,
+        scan_roi=scan_roi,
+        scan_step=scan_step,
+        skip_frames=skip_frames,
+        drop_columns=drop_columns,
+        flip=flip,
+        missing_chunks=missing_chunks,
+        shape=shape,
+        dtype=dtype,
+        offset=offset,
+        frame_header=frame_header,
+        frame_footer=frame_footer,
+    )
+    found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
+    patterns = lazy_patterns(found, block_positions(found, chunk_mb))
+    if dark is None and gain is None and mask is None:
+        return patterns  # a slice of it reads no more than the slice
+    return as_arrays(masked(corrected(patterns, dark, gain), mask, mask_fill))
+
+
+def corrected(
+    patterns: xr.DataArray, dark: str | Path | NDArray | None, gain: str | Path | NDArray | None
+) -> xr.DataArray:
+    """The patterns without the camera's background and with even pixels, as far as references are given."""
+    detector = patterns.shape[-2:]
+    return apply_correction(patterns, plane(dark, "dark", detector), plane(gain, "gain", detector))
+
+
+def masked(
+    patterns: xr.DataArray,
+    mask: str | Mapping[str, Sequence[Any]] | NDArray | None,
+    mask_fill: MaskFill,
+) -> xr.DataArray:
+    """The patterns without their bad pixels, when there is a mask."""
+    if mask is None:
+        return patterns
+    return apply_mask(patterns, read_mask(mask, patterns.shape[-2:]), mask_fill)

@@ -1,0 +1,152 @@
+"""Writing Gatan DM3 and DM4 tag trees, so that tests and examples have files with a known answer.
+
+A tree is made of plain objects: a dictionary is a group of named tags, a list a group of unnamed ones, a ``str`` an
+array of uint16, a numpy array an array of its dtype (structured: an array of structs), a tuple a struct, a number one
+value (``int``: uint32, or int64 where that is too small; numpy scalars keep their type), a `Stream` pixels on their way.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from stem_dask.core.errors import ConfigError
+
+ByteOrder = Literal["<", ">"]
+
+_CODES = {
+    "i2": 2, "i4": 3, "u2": 4, "u4": 5, "f4": 6, "f8": 7, "b1": 8, "i1": 9, "u1": 10, "i8": 11, "u8": 12,
+}  # fmt: skip
+
+_GROUP, _DATA, _STRUCT, _ARRAY = 20, 21, 15, 20
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An array of ``length`` elements whose ``pieces`` are produced while the file is written.
+
+    The pieces follow each other in C order; they are converted to ``dtype`` only where that loses nothing.
+    """
+
+    dtype: Any
+    length: int
+    pieces: Iterable[np.ndarray]
+
+
+def encode_tags(tree: dict[str, Any], *, version: int = 4, order: ByteOrder = "<") -> bytes:
+    """The bytes of a whole DM file.
+
+    Examples
+    --------
+    >>> data = encode_tags({"Name": "Au", "Sizes": [3, 4], "Scale": 0.5})
+    >>> data[:4], len(data)
+    (b'\\x00\\x00\\x00\\x04', 229)
+    """
+    return b"".join(stream_tags(tree, version=version, order=order))
+
+
+def stream_tags(
+    tree: dict[str, Any], *, version: int = 4, order: ByteOrder = "<"
+) -> Iterator[bytes]:
+    """The bytes of a whole DM file, piece by piece, so that a `Stream` never is in memory as a whole.
+
+    ``version`` is 3 (32-bit counts) or 4 (64-bit counts), ``order`` the byte order of the values.
+
+    Raises
+    ------
+    ConfigError
+        An object has no DM type, or a `Stream` produced other data than it announced.
+
+    Examples
+    --------
+    >>> row = np.zeros((2, 8), np.uint16)
+    >>> pixels = Stream("uint16", 64, (row for _ in range(4)))
+    >>> [len(piece) for piece in stream_tags({"Data": pixels})][-5:]
+    [32, 32, 32, 32, 8]
+    """
+    if version not in (3, 4):
+        raise ConfigError(f"version is {version}; a DM file has version 3 or 4")
+    count = "q" if version == 4 else "i"
+    parts, n_bytes = _group(tree, count, order)
+    # The size counts from behind the byte order up to the eight zeros at the end.
+    yield struct.pack(f">i{count}i", version, n_bytes, order == "<")
+    for part in parts:
+        yield from _pixels(part, order) if isinstance(part, Stream) else (part,)
+    yield bytes(8)
+
+
+def _group(
+    tree: dict[str, Any] | list[Any], count: str, order: ByteOrder
+) -> tuple[list[bytes | Stream], int]:
+    """A group from its flags on, with the streams in between, and its size in bytes."""
+    items = list(tree.items()) if isinstance(tree, dict) else [("", value) for value in tree]
+    parts: list[bytes | Stream] = [struct.pack(f">BB{count}", 1, 0, len(items))]
+    total = 2 + struct.calcsize(f">{count}")
+    for name, value in items:
+        is_group = isinstance(value, dict | list)
+        inner, n_bytes = (_group if is_group else _value)(value, count, order)
+        encoded = name.encode("utf-8")
+        head = struct.pack(">BH", _GROUP if is_group else _DATA, len(encoded)) + encoded
+        if count == "q":  # only DM4 tells readers how much to skip
+            head += struct.pack(">q", n_bytes)
+        parts += (head, *inner)
+        total += len(head) + n_bytes
+    return parts, total
+
+
+def _value(value: Any, count: str, order: ByteOrder) -> tuple[list[bytes | Stream], int]:
+    """A data tag from its delimiter on."""
+    if isinstance(value, Stream):
+        dtype = np.dtype(value.dtype)
+        head = _description((_ARRAY, *_element(dtype), value.length), count)
+        return [head, value], len(head) + value.length * dtype.itemsize
+    if isinstance(value, str):
+        value = np.frombuffer(value.encode("utf-16-le"), "<u2")
+    if isinstance(value, tuple):  # one record of fields f0, f1, ...
+        fields = [_number(field) for field in value]
+        value = np.array(value, [(f"f{i}", field.dtype) for i, field in enumerate(fields)])[()]
+    is_array = isinstance(value, np.ndarray)
+    value = value if is_array else _number(value)
+    info = (_ARRAY, *_element(value.dtype), value.size) if is_array else _element(value.dtype)
+    data = value.astype(value.dtype.newbyteorder(order)).tobytes()
+    return [_description(info, count) + data], len(_description(info, count)) + len(data)
+
+
+def _number(value: Any) -> np.ndarray:
+    """A number with a DM type."""
+    if type(value) is int:
+        return np.array(value, np.uint32 if 0 <= value < 2**32 else np.int64)
+    return np.array(value)
+
+
+def _element(dtype: np.dtype) -> tuple[int, ...]:
+    """The description of one element: a type code, or a struct of them."""
+    if dtype.names is not None:
+        codes = [_element(dtype[name])[0] for name in dtype.names]
+        return (_STRUCT, 0, len(codes), *(n for code in codes for n in (0, code)))
+    if dtype.str[1:] not in _CODES:
+        raise ConfigError(
+            f"a DM file cannot hold {dtype}; convert it to one of {', '.join(_CODES)}"
+        )
+    return (_CODES[dtype.str[1:]],)
+
+
+def _description(info: tuple[int, ...], count: str) -> bytes:
+    return b"%%%%" + struct.pack(f">{1 + len(info)}{count}", len(info), *info)
+
+
+def _pixels(stream: Stream, order: ByteOrder) -> Iterator[bytes]:
+    """The stream's bytes; they have to be as many as its tag says, or all tags behind it are lost."""
+    dtype, left = np.dtype(stream.dtype).newbyteorder(order), stream.length
+    for piece in stream.pieces:
+        left -= piece.size
+        if not np.can_cast(piece.dtype, dtype, "safe"):
+            raise ConfigError(f"a piece has dtype {piece.dtype}, which {stream.dtype} cannot hold")
+        if left < 0:
+            break
+        yield np.ascontiguousarray(piece, dtype).tobytes()
+    if left:
+        what = f"{-left:,} more" if left < 0 else f"{left:,} fewer"
+        raise ConfigError(f"the pieces have {what} elements than the {stream.length:,} announced")

@@ -1,0 +1,266 @@
+"""Write patterns as .zarr, .pt, .hspy, .npy, .h5 or .zspy: lazy in, a file out, block by block."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from stem_dask.core.errors import SourceError, StoreError
+from stem_dask.engine import run as engine
+from stem_dask.engine.clients import connected, refuse_no_client
+from stem_dask.engine.journal import Journal
+from stem_dask.readers.arrays import ZarrArray
+from stem_dask.readers.source import identity
+from stem_dask.readers.zarr_chunks import decoded
+from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.open import lazy_array
+from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
+from stem_dask.storage.publish import (
+    made_beside,
+    make_folder,
+    publish,
+    refuse_existing,
+    refuse_taken,
+    remove,
+    telling,
+    temporary,
+)
+from stem_dask.storage.urls import refuse_url
+from stem_dask.storage.zarr_store import zarr_store
+from stem_dask.writers.formats import POSITION_COORDS, Target
+from stem_dask.writers.zarr import ABOUT_SOURCE, open_group
+
+
+def export(
+    patterns: Any,
+    path: str | Path,
+    *,
+    analysis: xr.Dataset | None = None,
+    layout: str = "scan",
+    keep_dtype: bool = False,
+    overwrite: bool = False,
+    client: Any = None,
+    progress: engine.Progress | None = None,
+    title: str | None = None,
+    journal: Journal | None = None,
+    folder: str | None = None,
+    codec: str = "auto",
+    rechunk: bool = True,
+) -> list[str]:
+    """Compute lazy patterns into a file; its suffix decides the format.
+
+    Parameters
+    ----------
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `analyze`
+    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; its folder is made where it is missing
+    analysis : what is known of each pattern, stored with them (a .npy has no place for it, nor for the axes)
+    layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
+        (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W), ``bare`` the bare tensor as the patterns are
+    keep_dtype : for .pt: keep unsigned types, which torch can neither add nor compare
+    overwrite : replace an older file when the new one is complete
+    client : a `distributed.Client`; default the active one, else threads
+    journal, folder : of a run that can be resumed: what is unfinished then stays after an error
+    codec : ``lz4``, ``zstd`` (both of blosc), ``gzip``, ``none``, or ``auto``: lz4 in .zarr and .zspy, and gzip in .hspy and
+        .h5, which every reader of HDF5 opens; .pt and .npy are not compressed
+    rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
+
+    Returns
+    -------
+    list of str, what the user should know about the file
+
+    Raises
+    ------
+    OutputExistsError
+        When the file exists and ``overwrite`` is False; it is a link, or a folder in the place of a file; or another file
+        bears a temporary name that the export needs, such as ``NAME.incomplete``.
+    ConfigError
+        When the suffix, layout or codec is unknown, or the format has no codecs; or the client is none that can wait.
+    SourceError, StoreError
+        When workers do not see the input, or the folder of the output; or nothing can be written there.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, xarray as xr; path = tempfile.mkdtemp() + "/scan.zarr"
+    >>> patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> export(patterns, path)
+    []
+    >>> int(xr.open_zarr(path).patterns.sum())
+    384
+    """
+    way = "files are written here; into an object store goes the .zarr of a run, as output.path"
+    refuse_url("path", str(path), way)
+    path = str(Path(path).expanduser().absolute())
+    patterns = patterns_of(patterns)
+    patterns = _regular(
+        as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
+            {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
+        )
+    )
+    title = title or str(patterns.attrs.get("title", "4D-STEM"))
+    target = Target(
+        path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
+    )
+    refuse_existing(path, overwrite)
+    if journal is None:  # a run knows what it has built
+        refuse_taken((*made_beside(path), target.spool))
+    client = active_client() if client is None else client
+    if client is not None:
+        refuse_no_client(client)
+    if client is not None and journal is None:  # of a run this is known
+        _refuse_unseen(client, patterns, path)
+    make_folder(path)
+    try:
+        # of a run the file on the way is named: it stays there
+        with telling(path) if journal is None else contextlib.nullcontext():
+            engine.run(
+                target.outputs(),
+                len(lead_dims(patterns)),
+                target.sink(),
+                client=client,
+                progress=progress,
+                journal=journal,
+                job=export_job(path, layout, codec, rechunk),
+            )
+            notes = target.finish()
+            _refuse_since(path, overwrite, journal)
+            publish(path)
+    except BaseException:
+        if journal is None:
+            remove(temporary(path))
+        raise
+    finally:
+        if journal is None:
+            remove(target.spool)
+    return notes
+
+
+def _refuse_since(path: str, overwrite: bool, journal: Journal | None) -> None:
+    """Refuse to replace a file that appeared since the export began, and to go on with a run that was taken over."""
+    refuse_existing(path, overwrite)
+    if journal is not None:
+        journal.hold()
+
+
+def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
+    """Refuse workers on machines that do not see the input, or the output's folder: a .zarr would be written there, and
+    missing here.
+    """
+    from stem_dask.engine.clients import see
+
+    places: dict[str, type[SourceError] | type[StoreError]]
+    source = patterns.attrs.get("source")
+    places = {source: SourceError} if source and os.path.exists(source) else {}
+    folder = next(parent for parent in Path(path).parents if parent.is_dir())
+    own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
+    with telling(path), own as made:
+        try:
+            with connected(client):
+                see(client, {**places, made: StoreError})
+        except StoreError as error:
+            raise StoreError(str(error).replace(made, str(folder))) from None
+
+
+def export_from_store(
+    store: str,
+    path: str,
+    *,
+    layout: str = "scan",
+    keep_dtype: bool = False,
+    title: str | None = None,
+    overwrite: bool = False,
+    client: Any = None,
+    progress: engine.Progress | None = None,
+    journal: Journal | None = None,
+    folder: str | None = None,
+    codec: str = "auto",
+    rechunk: bool = True,
+) -> list[str]:
+    """Export a finished store; see `export`."""
+    patterns, analysis = open_store(store)
+    return export(
+        patterns,
+        path,
+        analysis=analysis,
+        layout=layout,
+        keep_dtype=keep_dtype,
+        title=title,
+        overwrite=overwrite,
+        client=client,
+        progress=progress,
+        journal=journal,
+        folder=folder,
+        codec=codec,
+        rechunk=rechunk,
+    )
+
+
+def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True) -> str:
+    """Name of an export in the journal: with what its file depends on.
+
+    Examples
+    --------
+    >>> export_job("scan.pt", "nchw"), export_job("scan.h5", "nchw", "lz4", rechunk=False)
+    ('export .pt nchw', 'export .h5 lz4 whole blocks')
+    """
+    suffix = Path(path).suffix
+    words = ["export", suffix]
+    words += [layout] if suffix == ".pt" else []
+    words += [codec] if codec != "auto" else []
+    words += [] if rechunk else ["whole blocks"]
+    return " ".join(words)
+
+
+def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
+    """The patterns of a store, lazy, one block a shard; and its analysis (small arrays), when it has one."""
+    import zarr
+
+    root = zarr.open_group(zarr_store(store), mode="r")
+    array: Any = root["patterns"]
+    dims = array.metadata.dimension_names
+    with decoded(store, root):
+        described = open_group(store)
+    axes = [axis_of(described, dim) for dim in dims]
+    source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
+    lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
+    token = hashlib.sha256(repr((identity(store), lead)).encode()).hexdigest()[:16]
+    attrs = {**array.attrs, "title": root.attrs.get("title", "4D-STEM")}
+    attrs |= {name: root.attrs[name] for name in ABOUT_SOURCE if name in root.attrs}
+    patterns = as_patterns(lazy_array(source, lead, f"store-{token}"), axes, attrs)
+    if "valid" in described and not described["valid"].all():
+        patterns = patterns.assign_coords(valid=described["valid"].load())
+    if "analysis" not in root:
+        return patterns, None
+    with decoded(store, root["analysis"]):
+        stored = open_group(store, "analysis")
+        return patterns, stored.drop_vars("profile", errors="ignore").load()
+
+
+def active_client() -> Any:
+    """The client of this process, or None; distributed is not loaded to find out."""
+    import sys
+
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def _regular(patterns: xr.DataArray) -> xr.DataArray:
+    """Equal blocks along the scan, as every grid of chunks needs; lazy patterns of this package are like that."""
+    data = patterns.data
+    lead = tuple(chunks[0] for chunks in data.chunks[:-2])
+    wanted = {i: n for i, n in enumerate(lead)}
+    return (
+        patterns.copy(data=data.rechunk(wanted))
+        if any(len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0] for chunks in data.chunks[:-2])
+        else patterns
+    )

@@ -1,0 +1,254 @@
+"""HDF5 written by many: workers compress, one writer appends the chunks in order. Used by .hspy and .h5.
+
+HDF5 lets only one process write a file, but takes chunks that were compressed elsewhere. So a task leaves the finished
+chunks of its block in the run's folder, and `finish` copies them into the file without touching a pixel.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.batches import of_type
+from stem_dask.core.errors import StoreError
+from stem_dask.core.metadata import hdf5_tree, plain
+from stem_dask.core.model import Record, Region
+from stem_dask.storage.publish import named, naming
+from stem_dask.writers.codecs import (
+    LEVELS,
+    blosc_bytes,
+    bytes_apart,
+    deflated,
+    lies_on_chunks,
+    whole_chunks,
+)
+from stem_dask.writers.spool import SpoolSink
+from stem_dask.writers.zarr import ABOUT_SOURCE
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: what ``auto`` is here: every reader of HDF5 has it
+CODEC = "gzip"
+
+
+@dataclass(frozen=True)
+class Hdf5Sink:
+    """Writes ``patterns`` into a dataset of a new HDF5 file, and keeps what else comes for who completes the file.
+
+    Parameters
+    ----------
+    path : the file under its temporary name
+    spool : folder for compressed chunks, and for the other blocks, until they are joined
+    shape, dtype : of the patterns
+    chunks : HDF5 chunk, whole patterns; its leading extents divide the blocks or cover the axis
+    dataset : name of the dataset, with its groups
+    codec : one of `stem_dask.writers.codecs.CODECS`; lz4 and zstd are blosc's, which readers need a plugin for
+    """
+
+    path: str
+    spool: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    dataset: str
+    codec: str = "auto"
+    stage: list[str] = field(default_factory=list, compare=False)
+
+    @property
+    def _spool(self) -> SpoolSink:
+        return SpoolSink(self.spool, self.stage)
+
+    def create(self, *, resume: bool) -> None:
+        """Make the folder for the chunks; the file itself is made at the end."""
+        with named(self.path), open(self.path, "wb"):
+            pass  # as long as the temporary name is there, the output is not complete
+        self._spool.create(resume=resume)
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Compress the chunks of one block and leave them in the run's folder."""
+        if not lies_on_chunks(region, self.chunks, self.shape):
+            raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
+        spooled = dict(blocks)
+        block = of_type(spooled.pop("patterns"), np.dtype(self.dtype))  # and byte order
+        origins, packed = [], []
+        for origin, chunk in whole_chunks(block, region, self.chunks):
+            origins.append(origin)
+            packed.append(pack_chunk(chunk, self.codec))
+        spooled["bytes"] = np.frombuffer(b"".join(packed), np.uint8)
+        spooled["sizes"] = np.array([len(content) for content in packed], np.int64)
+        spooled["origins"] = np.array(origins, np.int64)
+        return self._spool.write(index, region, spooled)
+
+    def verify(self, record: Record) -> str | None:
+        """Compare the file of a block with its checksum."""
+        return self._spool.verify(record)
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Append all chunks in the order of their block."""
+        import h5py
+
+        spool = self._spool
+        spool.finish(records)
+        sizes = (blocks["sizes"].sum() for _, blocks in spool.blocks(len(records), ("sizes",)))
+        refuse_full_disk(self.path, int(sum(sizes)))
+        with h5py.File(self.path, "w", locking=False) as file:
+            data = file.create_dataset(
+                self.dataset,
+                self.shape,
+                np.dtype(self.dtype),
+                chunks=self.chunks,
+                **_filters(self.codec),
+            )
+            for _, spooled in spool.blocks(len(records), ("bytes", "sizes", "origins")):
+                start, packed = 0, spooled["bytes"]
+                for origin, size in zip(
+                    spooled["origins"].tolist(), spooled["sizes"].tolist(), strict=True
+                ):
+                    data.id.write_direct_chunk(tuple(origin), packed[start : start + size])
+                    start += size
+
+
+def refuse_full_disk(path: str, n_bytes: int) -> None:
+    """Raise before so many bytes are written where they do not fit: HDF5 that cannot write complains to the terminal,
+    and may take the process along when it ends.
+    """
+    n_bytes += n_bytes // 50 + 2**17  # HDF5's own lists, and small things
+    if n_bytes > (free := shutil.disk_usage(os.path.dirname(path)).free):
+        raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes are needed and {free:,} are free", path)
+    if n_bytes + os.path.getsize(path) > (most := _largest_file()):
+        raise OSError(errno.EFBIG, f"{n_bytes:,} bytes are needed; a file may have {most:,}", path)
+
+
+def _largest_file() -> float:
+    """What the system lets a file of this process have (``ulimit -f``)."""
+    try:
+        import resource
+    except ImportError:
+        return math.inf
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return math.inf if most == resource.RLIM_INFINITY else most
+
+
+def pack_chunk(chunk: NDArray, codec: str) -> bytes:
+    """One HDF5 chunk as HDF5's own filters would make it: bytes shuffled, then deflated, or what blosc makes.
+
+    Examples
+    --------
+    >>> import zlib
+    >>> zlib.decompress(pack_chunk(np.array([[1, 258]], "<u2"), "gzip"))
+    b'\\x01\\x02\\x00\\x01'
+    """
+    codec = CODEC if codec == "auto" else codec
+    if codec == "none":
+        return chunk.tobytes()
+    if codec != "gzip":
+        return blosc_bytes(chunk, codec, "bitshuffle")
+    return deflated(bytes_apart(chunk), LEVELS[codec])
+
+
+def _filters(codec: str) -> dict[str, Any]:
+    """The same for the dataset, so that readers undo it."""
+    codec = CODEC if codec == "auto" else codec
+    if codec == "none":
+        return {}
+    if codec == "gzip":
+        return {"compression": "gzip", "compression_opts": LEVELS[codec], "shuffle": True}
+    import hdf5plugin
+
+    shuffle = hdf5plugin.Blosc.BITSHUFFLE
+    return dict(hdf5plugin.Blosc(cname=codec, clevel=LEVELS[codec], shuffle=shuffle))
+
+
+#: HDF5 refuses attributes of 64 kB; longer ones become datasets
+_LONGEST_ATTRIBUTE = 2**15
+
+
+@naming
+def write_about(
+    path: str,
+    patterns: xr.DataArray,
+    analysis: xr.Dataset | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Write axes as dimension scales, ``valid``, the analysis and the attributes beside the patterns.
+
+    Parameters
+    ----------
+    path : the file, which holds the dataset ``patterns``
+    patterns : their axes, attributes, and the coordinate ``valid`` where there is one
+    analysis : small arrays for the group ``analysis``, or None
+    about : attributes of the root beside those that tell of the source, which are among those of the patterns
+    """
+    import h5py
+
+    known = {} if analysis is None else analysis.variables
+    refuse_full_disk(path, sum(variable.nbytes for variable in known.values()))
+    source = {key: patterns.attrs[key] for key in ABOUT_SOURCE if key in patterns.attrs}
+    own = {key: value for key, value in patterns.attrs.items() if key not in source}
+    with h5py.File(path, "r+", locking=False) as file:
+        _write_tree(file, hdf5_tree(plain({**about, **source})))
+        data = file["patterns"]
+        _write_tree(data, hdf5_tree(plain(own)))
+        for dim in map(str, patterns.dims):
+            scale = _write_array(file, dim, patterns.coords[dim].variable)
+            scale.make_scale(dim)
+        _name_axes(file, data, patterns.dims)
+        if "valid" in patterns.coords:
+            variable = patterns.coords["valid"].variable
+            _name_axes(file, _write_array(file, "valid", variable), variable.dims)
+        group = None if analysis is None else file.create_group("analysis")
+        for name, variable in known.items():
+            if variable.dtype.kind in "biuf":
+                dims = variable.dims
+                _name_axes(file, _write_array(group, str(name), variable), dims)
+            else:
+                _write_tree(group, hdf5_tree(plain({str(name): variable.values})))
+        if analysis is not None:
+            _write_tree(group, hdf5_tree(plain(analysis.attrs)))
+
+
+def _write_array(group: Any, name: str, variable: xr.Variable) -> Any:
+    """A small array with its attributes."""
+    packed: dict[str, Any] = {"compression": "gzip", "shuffle": True} if variable.ndim else {}
+    dataset = group.create_dataset(name, data=np.asarray(variable.values), **packed)
+    _write_tree(dataset, hdf5_tree(plain(variable.attrs)))
+    return dataset
+
+
+def _name_axes(file: Any, dataset: Any, dims: Any) -> None:
+    """Name the axes of a dataset, and attach the scales that the file has for them."""
+    for i, dim in enumerate(map(str, dims)):
+        dataset.dims[i].label = dim
+        if dim in file and dataset.shape[i] == file[dim].shape[0]:
+            dataset.dims[i].attach_scale(file[dim])
+
+
+def _write_tree(item: Any, tree: Mapping[str, Any]) -> None:
+    """Plain values as attributes; of a group also nested dictionaries as groups, and what is long as datasets."""
+    import h5py
+
+    group = item if isinstance(item, h5py.Group) else None
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and group is not None:
+            _write_tree(group.require_group(key), value)
+            continue
+        value = json.dumps(value) if isinstance(value, Mapping) else value
+        value = "_None_" if value is None else value  # as HyperSpy writes it
+        if group is not None and (np.size(value) > 1 or _is_long(value)):
+            group.create_dataset(key, data=value)
+        else:
+            item.attrs[key] = value
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and len(value.encode()) > _LONGEST_ATTRIBUTE

@@ -1,0 +1,148 @@
+"""Blocks kept one file each in the run's folder, to be joined in order at the end."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.batches import Later
+from stem_dask.core.errors import StoreError
+from stem_dask.core.model import Record, Region
+from stem_dask.storage.checksums import crc32
+from stem_dask.storage.publish import damage
+from stem_dask.storage.staging import append, begin_staging, mark, refuse_other_files, staged
+
+
+@dataclass(frozen=True)
+class SpoolSink:
+    """Writes the blocks of all outputs of one task to one file; `blocks` gives them back in order."""
+
+    folder: str
+    #: the staging folder of this start
+    stage: list[str] = field(default_factory=list, compare=False)
+
+    def create(self, *, resume: bool) -> None:
+        """Make the folder; blocks that another run left there are written anew."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        self.stage[:] = [begin_staging(self.folder)]
+
+    def write(
+        self, index: int, region: Region, blocks: Mapping[str, NDArray | Later]
+    ) -> dict[str, Any]:
+        """Write one file under a temporary name and rename it: a line of JSON, then the arrays."""
+        found: dict[str, NDArray] = {}
+        for name, block in blocks.items():
+            found |= block.get() if isinstance(block, Later) else {name: block}
+        arrays = {name: np.ascontiguousarray(block) for name, block in found.items()}
+        words = {
+            # bounds travel with the blocks, so that a file tells by itself where it belongs
+            "region": [[int(s.start), int(s.stop)] for s in region],
+            "arrays": [
+                [name, array.dtype.str, array.shape, crc32(array.data)]
+                for name, array in arrays.items()
+            ],
+        }
+        head = json.dumps(words).encode() + b"\n"
+        contents: list[Any] = [head, *(array.data for array in arrays.values())]
+        crc = n_bytes = 0
+        with staged(self._path(index), self.stage[0]) as file:
+            for content in contents:
+                crc, n_bytes = append(file, content, crc), n_bytes + memoryview(content).nbytes
+            mark(file, crc)
+        return {"spool_crc": crc, "spool_bytes": n_bytes}
+
+    def verify(self, record: Record) -> str | None:
+        """Compare the file with the checksum in its record."""
+        path, *wanted = self._noted(record)
+        return damage(path, (wanted[0], wanted[1]))
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Compare every file with its record; `blocks` reads them."""
+        refuse_other_files(self._noted(record) for record in records)
+
+    def _noted(self, record: Record) -> tuple[str, int | None, int | None]:
+        """File of a block, and its CRC-32 and length as the record says."""
+        extra = record.extra
+        return self._path(record.index), extra.get("spool_crc"), extra.get("spool_bytes")
+
+    def blocks(
+        self, n: int, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[Region, dict[str, NDArray]]]:
+        """Region and blocks (all, or those named) of tasks 0 … n - 1, each array compared with its checksum.
+
+        Raises
+        ------
+        StoreError
+            When a file was damaged since it was written.
+        """
+        for index in range(n):
+            path = self._path(index)
+            with open(path, "rb") as file:
+                words = json.loads(file.readline())
+                found = {}
+                for name, dtype, shape, crc in words["arrays"]:
+                    n_bytes = np.dtype(dtype).itemsize * math.prod(shape)
+                    if names is not None and name not in names:
+                        file.seek(n_bytes, os.SEEK_CUR)
+                        continue
+                    content = file.read(n_bytes)
+                    if len(content) != n_bytes or crc32(content) != crc:
+                        raise StoreError(
+                            f"{path} does not hold what was written; the same command makes it again"
+                        )
+                    found[name] = np.frombuffer(content, dtype).reshape(shape)
+            yield tuple(slice(*bounds) for bounds in words["region"]), found
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.folder, f"{index:06d}.block")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Gives the named blocks of every task to one sink, and the rest to another.
+
+    Parameters
+    ----------
+    first : sink of the named blocks; None drops them: it is complete, and only the rest may be missing
+    names : of the outputs for the first sink
+    second : sink of all others; what it notes of a block is kept under ``beside``
+    """
+
+    first: Any
+    names: tuple[str, ...]
+    second: Any
+
+    def create(self, *, resume: bool) -> None:
+        """Make both outputs, or keep both when resuming."""
+        if self.first is not None:
+            self.first.create(resume=resume)
+        self.second.create(resume=resume)
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
+        """Write the blocks of one task, each where it belongs."""
+        chosen = {name: block for name, block in blocks.items() if name in self.names}
+        rest = {name: block for name, block in blocks.items() if name not in self.names}
+        said = {} if self.first is None else self.first.write(index, region, chosen)
+        return {**said, "beside": self.second.write(index, region, rest)}
+
+    def verify(self, record: Record) -> str | None:
+        """What is wrong with the block in the one output, or in the other."""
+        what: str | None = None if self.first is None else self.first.verify(record)
+        return self.second.verify(_beside(record)) if what is None else what
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Make both outputs complete."""
+        if self.first is not None:
+            self.first.finish(records)
+        self.second.finish([_beside(record) for record in records])
+
+
+def _beside(record: Record) -> Record:
+    """The record as the second sink knows it; one that was made without it tells nothing of it."""
+    return replace(record, extra=record.extra.get("beside", {}))

@@ -1,0 +1,332 @@
+"""4D-STEM datasets with a known answer, of any size, and a .dm4 written from them.
+
+A pattern is a beam disc, pairs of Bragg discs where the beam meets the particle in the middle of the scan, and weak
+diffuse scattering, all of it around a beam position that wanders over the scan (descan) and is known exactly. Every
+scan row has its own random numbers, so that rows can be made in any order, and nothing larger than a row is in memory.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stem_dask.core.errors import ConfigError
+from stem_dask.storage.publish import named
+from stem_dask.writers.dm import Stream, stream_tags
+
+_DM_CODES = {
+    "i2": 1, "f4": 2, "u1": 6, "i4": 7, "i1": 9, "u2": 10, "u4": 11, "f8": 12, "i8": 39, "u8": 40,
+}  # fmt: skip
+
+_RGBA = 23
+
+_DIFFUSE_FRACTION = (0.01, 0.05)  # of the electrons, in vacuum and in the thickest part
+
+_BRAGG_FRACTION = 0.4  # of the electrons, in the thickest part
+
+# Spots come in pairs +g and -g of equal intensity, so that they leave the centroid at the beam.
+_PAIRS = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 0), (0, 2), (2, 1), (1, 2), (2, -1), (1, -2))
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """What a dataset is made of.
+
+    ``scan_shape`` is (scan_y, scan_x), ``detector_shape`` (ky, kx). ``electrons`` are expected per pattern, ``descan``
+    is the number of pixels the beam wanders over the scan, ``disc_radius`` is in pixels, ``spots`` counts the Bragg
+    discs (in pairs, at most 20). Equal options give equal bytes. The expected centroid of a pattern is the beam, as
+    long as no disc leaves the detector: with more than 8 spots, or large discs on a small detector, some do.
+
+    Raises
+    ------
+    ConfigError
+        A size is not positive, the number of spots is odd, or no DM file can hold the dtype.
+    """
+
+    scan_shape: tuple[int, int] = (24, 20)
+    detector_shape: tuple[int, int] = (128, 120)
+    electrons: float = 20_000
+    descan: float = 4.0
+    disc_radius: float = 9.0
+    spots: int = 8
+    seed: int = 0
+    dtype: str = "uint16"
+
+    def __post_init__(self) -> None:
+        sizes = (*self.scan_shape, *self.detector_shape)
+        if len(sizes) != 4 or min(sizes) < 1:
+            raise ConfigError(f"scan_shape and detector_shape need two sizes each, not {sizes}")
+        if self.spots % 2 or not 0 <= self.spots <= 2 * len(_PAIRS):
+            raise ConfigError(f"spots is {self.spots}; it must be even and 0 to {2 * len(_PAIRS)}")
+        if self.electrons < 0 or self.disc_radius <= 0:
+            raise ConfigError("electrons must be 0 or more and disc_radius more than 0")
+        _dm_code(self.dtype)
+
+
+def _dm_code(dtype: Any) -> int:
+    """DM's number for the dtype of an image."""
+    name = np.dtype(dtype).str[1:]
+    if name not in _DM_CODES:
+        raise ConfigError(f"dtype {dtype} has no place in a DM file; use one of {list(_DM_CODES)}")
+    return _DM_CODES[name]
+
+
+def _scan_grid(spec: Synthetic) -> tuple[np.ndarray, np.ndarray]:
+    """Scan position from -1 to 1 along y, shape (scan_y, 1), and x, shape (1, scan_x)."""
+    v, u = (np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in spec.scan_shape)
+    return v[:, None], u[None, :]
+
+
+def beam_centers(spec: Synthetic) -> tuple[np.ndarray, np.ndarray]:
+    """Where the beam is in every pattern, in pixels: the known answer of a centering.
+
+    Returns
+    -------
+    cy, cx : ndarray, float64, shape (scan_y, scan_x)
+        Linear and weakly quadratic in the scan position; at most ``descan / 2`` from the detector's middle.
+
+    Examples
+    --------
+    >>> cy, cx = beam_centers(Synthetic(scan_shape=(3, 3), detector_shape=(65, 61), descan=4))
+    >>> cy.round(2).tolist(), cx.shape
+    ([[30.32, 30.4, 30.8], [31.92, 32.0, 32.4], [33.52, 33.6, 34.0]], (3, 3))
+    """
+    v, u = _scan_grid(spec)
+    middle_y, middle_x = ((n - 1) / 2 for n in spec.detector_shape)
+    cy = middle_y + spec.descan * (0.40 * v + 0.06 * u + 0.04 * u**2)
+    cx = middle_x + spec.descan * (0.40 * u - 0.05 * v + 0.05 * v**2)
+    return cy, cx
+
+
+def thickness(spec: Synthetic) -> np.ndarray:
+    """How much of the particle the beam meets: 0 in vacuum to 1 in the middle of the scan.
+
+    Returns
+    -------
+    ndarray, float64, shape (scan_y, scan_x)
+
+    Examples
+    --------
+    >>> thickness(Synthetic(scan_shape=(1, 5))).round(2).tolist()
+    [[0.0, 0.55, 1.0, 0.55, 0.0]]
+    """
+    v, u = _scan_grid(spec)
+    return np.sqrt(np.clip(1 - (u**2 + v**2) / 0.6**2, 0, 1))
+
+
+def _spot_weights(spec: Synthetic, y: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bragg discs of one scan row: offsets (spots, 2) from the beam in pixels, and shares (scan_x, spots)."""
+    pairs = np.array(_PAIRS[: spec.spots // 2], float).reshape(-1, 2)
+    turn = np.deg2rad(12)  # not along the pixels
+    lattice = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    offsets = 0.26 * min(spec.detector_shape) * pairs @ lattice
+    v, u = _scan_grid(spec)
+    phase = 2 * np.pi * (0.7 * v[y] + 1.1 * u[0])[:, None] + np.arange(len(pairs))
+    strength = np.exp(-0.5 * (pairs**2).sum(axis=1)) * (1 + 0.3 * np.cos(phase))
+    shares = strength / max(1.0, 1.3 * np.exp(-0.5 * (pairs**2).sum(axis=1)).sum())
+    shares = _BRAGG_FRACTION / 2 * thickness(spec)[y][:, None] * shares
+    return np.concatenate([offsets, -offsets]), np.concatenate([shares, shares], axis=1)
+
+
+def _add_disc(
+    frame: np.ndarray, cy: float, cx: float, radius: float, electrons: float, rng: Any
+) -> None:
+    """Add a disc of Poisson counts, its edge one pixel wide, centered between pixels; in place."""
+    reach = int(radius) + 2
+    y0, x0 = max(0, round(cy) - reach), max(0, round(cx) - reach)
+    y1 = min(frame.shape[0], round(cy) + reach + 1)
+    x1 = min(frame.shape[1], round(cx) + reach + 1)
+    if y1 <= y0 or x1 <= x0 or electrons <= 0:
+        return
+    y, x = np.ogrid[y0:y1, x0:x1]
+    inside = np.clip(radius + 0.5 - np.hypot(y - cy, x - cx), 0, 1)
+    frame[y0:y1, x0:x1] += rng.poisson(electrons / (np.pi * radius**2) * inside)
+
+
+def _add_diffuse(
+    frame: np.ndarray, cy: float, cx: float, width: float, electrons: float, rng: Any
+) -> None:
+    """Add Gaussian scattering, electron by electron: cheaper than a Poisson number for each pixel; in place."""
+    yx = rng.normal((cy, cx), width, (rng.poisson(electrons), 2))
+    yx = np.rint(yx).astype(np.int64)
+    yx = yx[((yx >= 0) & (yx < frame.shape)).all(axis=1)]
+    np.add.at(frame, (yx[:, 0], yx[:, 1]), 1)
+
+
+def pattern_row(spec: Synthetic, y: int) -> np.ndarray:
+    """The patterns of scan row ``y``, with Poisson noise.
+
+    Returns
+    -------
+    ndarray, dtype of the spec, shape (scan_x, ky, kx), in electrons
+
+    Raises
+    ------
+    ConfigError
+        There is no such row, or the counts do not fit into the dtype.
+
+    Examples
+    --------
+    >>> row = pattern_row(Synthetic(electrons=1000), 3)
+    >>> row.shape, row.dtype.name, 900 < int(row[0].sum()) < 1100
+    ((20, 128, 120), 'uint16', True)
+    """
+    if not 0 <= y < spec.scan_shape[0]:
+        raise ConfigError(
+            f"there is no scan row {y}: the scan has rows 0 to {spec.scan_shape[0] - 1}"
+        )
+    rng = np.random.default_rng([spec.seed, y])
+    centers = np.stack([center[y] for center in beam_centers(spec)], axis=1)
+    offsets, shares = _spot_weights(spec, y)
+    thin, thick = _DIFFUSE_FRACTION
+    diffuse = thin + (thick - thin) * thickness(spec)[y]
+    out = np.empty((spec.scan_shape[1], *spec.detector_shape), spec.dtype)
+    largest = np.iinfo(out.dtype).max if out.dtype.kind in "iu" else np.inf
+    for x, (cy, cx) in enumerate(centers):
+        frame = np.zeros(spec.detector_shape, np.int64)
+        direct = 1 - diffuse[x] - shares[x].sum()
+        _add_disc(frame, cy, cx, spec.disc_radius, direct * spec.electrons, rng)
+        for (dy, dx), share in zip(offsets, shares[x], strict=True):
+            _add_disc(frame, cy + dy, cx + dx, spec.disc_radius, share * spec.electrons, rng)
+        width = 0.12 * min(spec.detector_shape)
+        _add_diffuse(frame, cy, cx, width, diffuse[x] * spec.electrons, rng)
+        if frame.max() > largest:
+            raise ConfigError(
+                f"a pixel has {frame.max():,} electrons, more than {spec.dtype} holds; "
+                "choose a larger dtype or fewer electrons"
+            )
+        out[x] = frame
+    return out
+
+
+def _image(
+    name: str, code: int, sizes: list[int], axes: list[Any], data: Any, tags: dict[str, Any]
+) -> dict[str, Any]:
+    """An entry of ``ImageList``; ``sizes`` and ``axes`` (origin, scale, units) are fastest first."""
+    keys = ("Origin", "Scale", "Units")
+    calibrations = {
+        "Brightness": dict(zip(keys, (np.float32(0), np.float32(1), ""), strict=True)),
+        "Dimension": [
+            dict(zip(keys, (np.float32(origin), np.float32(scale), units), strict=True))
+            for origin, scale, units in axes
+        ],
+        "DisplayCalibratedUnits": True,
+    }
+    image_data = {
+        "Calibrations": calibrations,
+        "Data": data,
+        "DataType": code,
+        "Dimensions": sizes,
+        "PixelDepth": np.dtype(data.dtype).itemsize,
+    }
+    return {"ImageData": image_data, "ImageTags": tags, "Name": name, "UniqueID": [code, *sizes]}
+
+
+def _checked(rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The rows, refused when one has another shape."""
+    for y, row in enumerate(rows):
+        if row.shape != shape:
+            raise ConfigError(f"row {y} has shape {row.shape}, where {shape} was expected")
+        yield row
+
+
+def write_dm4(
+    path: str | os.PathLike[str],
+    rows: Iterable[np.ndarray],
+    scan_shape: tuple[int, int],
+    detector_shape: tuple[int, int],
+    dtype: Any,
+    *,
+    scan_scale_nm: float = 0.5,
+    k_scale_inv_nm: float = 0.05,
+    name: str = "Diffraction SI",
+    survey: np.ndarray | None = None,
+    swapped: int | None = 1,
+    detector_first: bool = False,
+    pad: int = 0,
+) -> Path:
+    """Write a .dm4 laid out like those of current GMS: a thumbnail, a survey image, the 4D image.
+
+    The file appears under its name when it is complete. ``rows`` has one array (scan_x, ky, kx) a scan row, written as
+    it comes and converted to ``dtype`` where that loses nothing. The diffraction axes are zero at pixel ``size // 2``.
+    ``survey`` is (scan_y, scan_x). ``swapped`` is the tag ``Data Order Swapped``; None leaves it out, as old files do.
+    ``detector_first`` is the older order, detector slowest, that goes with ``swapped=0`` or None: then ``rows`` has one
+    array (kx, scan_y, scan_x) a row of the detector.
+    ``pad`` puts so many bytes before the images, so that the pixels come to lie at another place in the file.
+
+    Raises
+    ------
+    ConfigError
+        The rows are too few, too many, or of another shape or dtype than stated.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> row = np.ones((3, 8, 6), np.uint16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_dm4(f"{folder}/a.dm4", [row, row], (2, 3), (8, 6), "uint16")
+    ...     path.stat().st_size > 2 * row.nbytes
+    True
+    """
+    (ny, nx), (ky, kx) = scan_shape, detector_shape
+    pieces = _checked(rows, (kx, ny, nx) if detector_first else (nx, ky, kx))
+    counts = Stream(np.dtype(dtype), ny * nx * ky * kx, pieces)
+    adf = np.zeros(scan_shape) if survey is None else np.broadcast_to(survey, scan_shape)
+    grey = np.clip(255 * adf / max(adf.max(), 1e-9), 0, 255).astype(np.uint32)
+    scan_axes = [(0, scan_scale_nm, "nm")] * 2
+    axes = [(n // 2, k_scale_inv_nm, "1/nm") for n in (kx, ky)] + scan_axes
+    sizes = [kx, ky, nx, ny]
+    if detector_first:
+        axes, sizes = axes[2:] + axes[:2], sizes[2:] + sizes[:2]
+    images = [
+        _image("", _RGBA, [nx, ny], [(0, 1, "")] * 2, grey * 0x010101 + 0xFF000000, {}),
+        _image("Survey", 2, [nx, ny], scan_axes, adf.astype(np.float32), {}),
+        _image(name, _dm_code(dtype), sizes, axes, counts, _stemx_tags(swapped)),
+    ]
+    tree: dict[str, Any] = {"Padding": np.zeros(pad, np.uint8)} if pad else {}
+    tree |= {"ApplicationBounds": (0, 0, 1080, 1920), "ImageList": images, "InImageMode": True}
+    tree |= {"Thumbnails": [{"ImageIndex": 0, "SourceSize_Pixels": (ny, nx)}]}
+    _write_whole(Path(path), stream_tags(tree))
+    return Path(path)
+
+
+def _stemx_tags(swapped: int | None) -> dict[str, Any]:
+    """``ImageTags`` of a 4D image."""
+    meta: dict[str, Any] = {"Acquisition Mode": "Parallel imaging", "Format": "Diffraction image"}
+    if swapped is not None:
+        meta["Data Order Swapped"] = np.uint8(swapped)
+    microscope = {"Illumination Mode": "STEM NANOPROBE", "Voltage": 200_000.0}
+    return {"Meta Data": meta | {"Signal": "Diffraction"}, "Microscope Info": microscope}
+
+
+def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file that has its name only when it is complete."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with named(part), open(part, "wb") as file:
+            file.writelines(pieces)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_dataset(path: str | os.PathLike[str], spec: Synthetic | None = None) -> Path:
+    """Write a dataset as a .dm4 and return its path.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from stem_dask.readers.dm import list_images
+    >>> spec = Synthetic(scan_shape=(3, 2), electrons=500)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     image = list_images(write_dataset(f"{folder}/example.dm4", spec))[-1]
+    >>> image.name, image.shape, [axis.units for axis in image.axes]
+    ('Diffraction SI', (3, 2, 128, 120), ['nm', 'nm', '1/nm', '1/nm'])
+    """
+    spec = spec or Synthetic()
+    rows = (pattern_row(spec, y) for y in range(spec.scan_shape[0]))
+    shapes = (spec.scan_shape, spec.detector_shape)
+    return write_dm4(path, rows, *shapes, spec.dtype, survey=spec.electrons * thickness(spec))

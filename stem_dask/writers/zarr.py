@@ -1,0 +1,435 @@
+"""The zarr store: format 3, whole patterns in every inner chunk, one shard a block, checksums, named dimensions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_dask.core.batches import InPieces, of_type
+from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
+from stem_dask.core.errors import StoreError
+from stem_dask.core.instrument import NAMES
+from stem_dask.core.metadata import plain
+from stem_dask.core.model import Record, Region
+from stem_dask.stages.analyze import PROFILE_RADIUS
+from stem_dask.stages.patterns import attrs_of, blocks_of, lead_shape
+from stem_dask.storage.publish import DOCUMENT, damage, named, read_document, remove, write_document
+from stem_dask.storage.staging import begin_staging, refuse_other_files, remove_unfinished
+from stem_dask.storage.zarr_store import zarr_store
+from stem_dask.writers.codecs import CODEC, LEVELS, encoded, shuffle_of
+from stem_dask.writers.shards import indexed, write_shard
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: per-position arrays of the analysis are small: chunks of up to this many positions
+_POSITIONS = 2**20
+
+#: a file of profiles has so many bytes before they are packed, and so many chunks, at most; several are sent to an object store
+#: at once, each of them whole
+PROFILE_FILE_BYTES, PROFILE_FILE_CHUNKS = 16 * MIB, 256
+
+
+def store_chunks(
+    patterns: xr.DataArray, rechunk: bool = True, most_bytes: int = INNER_CHUNK_BYTES
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(inner chunk, shard) of the output for lazy patterns whose blocks are one shard each.
+
+    With ``rechunk`` an inner chunk is whole patterns of up to ``most_bytes``, without it the whole block.
+
+    Raises
+    ------
+    StoreError
+        When the blocks are not regular: a shard grid could not hold one block each.
+    """
+    data = blocks_of(patterns)
+    n_lead = data.ndim - 2
+    for dim, chunks in zip(patterns.dims[:n_lead], data.chunks[:n_lead], strict=True):
+        if len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0]:
+            raise StoreError(
+                f"the blocks along {dim} are {chunks}; a store needs equal blocks (the last may be smaller): "
+                f"rechunk, for example patterns.chunk({dim}={chunks[0]})"
+            )
+    lead = tuple(chunks[0] for chunks in data.chunks[:n_lead])
+    detector = data.shape[-2:]
+    pattern_bytes = int(np.prod(detector)) * data.dtype.itemsize
+    inner = lead
+    if rechunk:
+        inner = inner_chunk(lead, lead_shape(patterns), pattern_bytes, most_bytes)
+    return (*inner, *detector), (*shard_shape(lead, inner), *detector)
+
+
+@dataclass(frozen=True)
+class StoreSink:
+    """Writes the block ``patterns`` to its shard of an array."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    inner: tuple[int, ...]
+    shards: tuple[int, ...]
+    codec: str = "auto"
+    #: the staging folder of this start
+    stage: list[str] = field(default_factory=list, compare=False, kw_only=True)
+
+    def create(self, *, resume: bool) -> None:
+        """Make the group and the empty array; what another run left there is removed."""
+        if not (resume and self._is_begun()):
+            remove(self.path)
+            write_document(self.path, group_document())
+            write_document(self._folder, self._document)
+        self.stage[:] = [begin_staging(self.path)]
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.path, "patterns")
+
+    @property
+    def _document(self) -> dict[str, Any]:
+        dtype = np.dtype(self.dtype).newbyteorder("=")
+        return array_document(
+            self.shape, dtype, self.dims, self.inner, self.shards, codec=self.codec
+        )
+
+    def _is_begun(self) -> bool:
+        """Whether an array like this one is there: a run with other chunks or another codec may have left its own."""
+        return {**(read_document(self._folder) or {}), "attributes": {}} == self._document
+
+    def write(
+        self, index: int, region: Region, blocks: Mapping[str, NDArray | InPieces]
+    ) -> dict[str, Any]:
+        """Write one shard, under a temporary name that is then renamed."""
+        name = self._shard(region)
+        block = of_type(blocks["patterns"], np.dtype(self.dtype))
+        shard = Path(self.path, name)
+        options = (self.inner, self.shards, self.codec, self.stage[0])
+        crc, n_bytes = write_shard(shard, block, region, *options)
+        return {"shard": name, "crc": crc, "bytes": n_bytes}
+
+    def verify(self, record: Record) -> str | None:
+        """Compare the shard with the checksum in the record."""
+        said = record.extra
+        shard = os.path.join(self.path, str(said.get("shard")))
+        return damage(shard, (said.get("crc"), said.get("bytes")))
+
+    def _shard(self, region: Region) -> str:
+        """Name within the store of the shard that holds a region; a region is one block, and a block is one shard."""
+        place = [part.start // size for part, size in zip(region, self.shards, strict=False)]
+        inside = [0] * (len(self.shape) - len(region))
+        return os.path.join("patterns", chunk_name([*place, *inside]))
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Compare every shard with its record; `finish_store` closes the store when its other groups are written."""
+        remove_unfinished(self.path)
+        found = (record.extra for record in records)
+        refuse_other_files(
+            (os.path.join(self.path, extra["shard"]), extra["crc"], extra["bytes"])
+            for extra in found
+        )
+
+
+def write_coordinates(path: str, patterns: xr.DataArray) -> None:
+    """Write the axes of the patterns as arrays of the root group."""
+    for dim in patterns.dims:
+        values = patterns.coords[dim]
+        write_array(Path(path, str(dim)), values.values, (str(dim),), attrs=values.attrs)
+
+
+def open_group(store: str, name: str = "") -> xr.Dataset:
+    """The arrays of a group of a store of ours, lazy; nothing of a file's attributes is taken for times or scales."""
+    import pandas as pd
+    import xarray as xr
+
+    plainly: dict[str, Any] = {"chunks": None, "decode_cf": False, "create_default_indexes": False}
+    found = xr.open_zarr(zarr_store(store), group=name or None, **plainly)
+    if "radius" in found.sizes:  # the dimension of the profiles in earlier versions
+        found = found.rename_dims(radius=PROFILE_RADIUS)
+        found = found.assign_coords({PROFILE_RADIUS: pd.RangeIndex(found.sizes[PROFILE_RADIUS])})
+    # as indexes already: of an array xarray asks whether it is one of pint or cupy, and loads these to find out
+    axes = {
+        dim: (dim, pd.Index(found[dim].values), found[dim].attrs)
+        for dim in found.sizes
+        if dim in found.variables and found[dim].dims == (dim,)
+    }
+    return found.assign_coords(axes)
+
+
+def write_valid(path: str, valid: NDArray[np.bool_], dims: Sequence[str]) -> None:
+    """Write which positions could be read; where it is False the patterns are zeros."""
+    write_array(Path(path, "valid"), valid, dims, _chunks(valid))
+
+
+def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
+    """Write the small arrays of a dataset as a group, texts as its attributes; lazy arrays are left to the caller."""
+    attrs = dict(dataset.attrs)
+    for key, variable in dataset.variables.items():
+        values = np.asarray(variable.values)
+        if values.dtype.kind in "UO":
+            attrs[str(key)] = values.astype(str).tolist()
+            continue
+        dims = [str(dim) for dim in variable.dims]
+        write_array(Path(path, name, str(key)), values, dims, _chunks(values), variable.attrs)
+    write_document(Path(path, name), group_document(attrs))
+
+
+def _chunks(values: NDArray) -> list[int]:
+    return [max(1, min(n, _POSITIONS)) for n in values.shape]
+
+
+def write_profiles(
+    path: str,
+    blocks: Iterable[tuple[Region, Mapping[str, NDArray]]],
+    dims: Sequence[str],
+    lead: Sequence[int],
+    chunk: Sequence[int],
+) -> None:
+    """Write the retention profiles into the group ``analysis``, block by block: they may exceed memory.
+
+    A block is a chunk, and many rows of them share a file: a terabyte has thousands.
+
+    Parameters
+    ----------
+    blocks : region along the leading axes, and ``profile`` (…, profile_radius), of each chunk, in the order of the grid
+    dims, lead : names of the axes, and sizes of the leading ones
+    chunk : positions of a block
+    """
+    folder = Path(path, "analysis", "profile")
+    remove(folder)
+    grid = [-(-n // size) for n, size in zip(lead, chunk, strict=True)]
+
+    def numbered() -> Iterator[tuple[int, NDArray]]:
+        for region, block in blocks:
+            place = [part.start // size for part, size in zip(region, chunk, strict=True)]
+            yield int(np.ravel_multi_index(place, grid)), block["profile"]
+
+    chunks = numbered()
+    first = next(chunks, None)
+    if first is None:
+        return
+    n, dtype = first[1].shape[-1], first[1].dtype
+    whole = (*chunk, n)
+    in_row = prod(grid[1:])
+    row_bytes = in_row * prod(whole) * dtype.itemsize
+    rows = min(grid[0], max(1, min(PROFILE_FILE_BYTES // row_bytes, PROFILE_FILE_CHUNKS // in_row)))
+    shard = [k * size for k, size in zip((rows, *grid[1:]), chunk, strict=True)]
+    document = array_document(
+        (*lead, n), dtype, dims, whole, (*shard, n), attrs=attrs_of("profile")
+    )
+    write_document(folder, document)
+    together = rows * in_row
+    for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):
+        file = Path(folder, chunk_name([i, *[0] * len(lead)]))
+        placed = ((index % together, filled(values, whole)) for index, values in part)
+        with named(file), open(file, "wb") as out:
+            out.writelines(indexed(placed, together))
+
+
+#: attributes of the patterns about the microscope and the measurement; in a store they are those of the root
+ABOUT_SOURCE = (*NAMES, "given", "metadata", "original_metadata")
+
+
+def empty_store(path: str) -> None:
+    """A group with nothing in it; what another run left there is removed."""
+    remove(path)
+    write_document(path, group_document())
+
+
+def finish_store(
+    path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any] | None
+) -> None:
+    """Write the attributes of the root, and of the patterns if it has any, and put all metadata into one document."""
+    about = {}
+    if patterns_attrs is not None:
+        about = {key: patterns_attrs[key] for key in ABOUT_SOURCE if key in patterns_attrs}
+        rest = {key: value for key, value in patterns_attrs.items() if key not in about}
+        folder = Path(path, "patterns")
+        document = json.loads((folder / DOCUMENT).read_bytes())
+        document["attributes"] |= plain(rest)
+        write_document(folder, document)
+    write_document(path, group_document({**attrs, **about}))
+    consolidate(path)
+
+
+def group_document(attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a store says of a group."""
+    return {"attributes": plain(attrs or {}), "zarr_format": 3, "node_type": "group"}
+
+
+def array_document(
+    shape: Sequence[int],
+    dtype: np.dtype,
+    dims: Sequence[str],
+    chunks: Sequence[int],
+    shards: Sequence[int] | None = None,
+    *,
+    codec: str = "auto",
+    attrs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a store says of an array.
+
+    Parameters
+    ----------
+    shape, dtype, dims : sizes, type and names of the axes
+    chunks : extents of a chunk
+    shards : extents of a file of chunks; None makes each chunk a file
+    codec : one of `stem_dask.writers.codecs.CODECS`
+    attrs : attributes of the array
+
+    Examples
+    --------
+    >>> document = array_document((4, 6), np.dtype("u2"), ("y", "x"), (2, 6))
+    >>> [codec["name"] for codec in document["codecs"]]
+    ['bytes', 'blosc', 'crc32c']
+    """
+    codecs = _codecs(codec, dtype)
+    if shards is not None:
+        inner = {
+            "chunk_shape": list(chunks),
+            "codecs": codecs,
+            "index_codecs": [_bytes_codec(np.dtype("u8")), {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": inner}]
+    files = list(chunks if shards is None else shards)
+    zero = {"f": 0.0, "b": False}.get(dtype.kind, 0)
+    return {
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": files}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": zero,
+        "codecs": codecs,
+        "attributes": plain(attrs or {}),
+        **({"dimension_names": list(dims)} if dims else {}),
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+
+
+def _codecs(codec: str, dtype: np.dtype) -> list[dict[str, Any]]:
+    """What `encoded` does; the checksum is last, so that it is of the bytes on the disk."""
+    codec = CODEC if codec == "auto" else codec
+    packing: list[dict[str, Any]] = []
+    if codec == "gzip":
+        packing = [{"name": "gzip", "configuration": {"level": LEVELS[codec]}}]
+    elif codec != "none":
+        blosc = {
+            "typesize": dtype.itemsize,
+            "cname": codec,
+            "clevel": LEVELS[codec],
+            "shuffle": shuffle_of(dtype),
+            "blocksize": 0,
+        }
+        packing = [{"name": "blosc", "configuration": blosc}]
+    return [_bytes_codec(dtype), *packing, {"name": "crc32c"}]
+
+
+def _bytes_codec(dtype: np.dtype) -> dict[str, Any]:
+    if dtype.itemsize == 1:
+        return {"name": "bytes"}
+    return {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def write_array(
+    folder: str | Path,
+    values: NDArray,
+    dims: Sequence[str],
+    chunks: Sequence[int] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a small array; what was there goes.
+
+    Parameters
+    ----------
+    folder : of the array
+    values : bool, integers or floats
+    dims, chunks, attrs : see `array_document`; default one chunk
+    """
+    chunks = [max(1, n) for n in values.shape] if chunks is None else chunks
+    remove(folder)
+    write_document(folder, array_document(values.shape, values.dtype, dims, chunks, attrs=attrs))
+    grid = [-(-n // size) for n, size in zip(values.shape, chunks, strict=True)]
+    for place in np.ndindex(*grid):
+        here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
+        write_chunk(folder, place, values[tuple(here)], chunks)
+
+
+def write_chunk(
+    folder: str | Path, place: Sequence[int], values: NDArray, chunks: Sequence[int]
+) -> None:
+    """Write one chunk of an array; at the end of an axis it is filled up with zeros."""
+    path = Path(folder, chunk_name(place))
+    with named(path):
+        path.write_bytes(encoded(filled(values, chunks)))
+
+
+def chunk_name(place: Sequence[int]) -> str:
+    """Name of a chunk's file, within the folder of its array: a new folder takes longer to make than a file to write.
+
+    Examples
+    --------
+    >>> chunk_name((3, 0)), chunk_name(())
+    ('c.3.0', 'c')
+    """
+    return ".".join(["c", *map(str, place)])
+
+
+def filled(values: NDArray, chunks: Sequence[int]) -> NDArray:
+    """A whole chunk, of what there is of it at the end of an axis."""
+    if values.shape == tuple(chunks):
+        return values
+    full = np.zeros(tuple(chunks), values.dtype)
+    full[tuple(slice(0, n) for n in values.shape)] = values
+    return full
+
+
+def consolidate(path: str | Path) -> None:
+    """Put the documents of all nodes into that of the root, so that a reader opens one file.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the root is not there.
+    """
+    root = json.loads(Path(path, DOCUMENT).read_bytes())
+    root.pop("consolidated_metadata", None)
+    nodes = {}
+    for name in _nodes(str(path)):
+        document = read_document(os.path.join(path, name)) or {}
+        if document.get("node_type") == "group":
+            document["consolidated_metadata"] = _consolidated({})
+        nodes[name] = document
+    # on one line: it is long, and everything in it stands in its own place, too
+    write_document(path, {**root, "consolidated_metadata": _consolidated(nodes)}, indent=None)
+
+
+def _consolidated(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    by_depth = sorted(nodes, key=lambda name: (name.count("/"), name))
+    return {
+        "kind": "inline",
+        "must_understand": False,
+        "metadata": {name: nodes[name] for name in by_depth},
+    }
+
+
+def _nodes(path: str) -> list[str]:
+    """Names of all nodes below a group; chunks are not looked at."""
+    found = []
+    for folder, folders, files in os.walk(path):
+        document = read_document(folder) if DOCUMENT in files else None
+        if document is not None and document.get("node_type") == "array":
+            folders.clear()
+        if document is not None and folder != path:
+            found.append(os.path.relpath(folder, path).replace(os.sep, "/"))
+    return found
