@@ -44,7 +44,7 @@ clean:
 # a file that says which packages are in, so that the second call takes no time
 $(VENV)/run.done: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[torch]'
+	$(PIP) -e '.[torch,hyperspy]'
 	@touch $@
 
 $(VENV)/test.done: pyproject.toml constraints.txt

@@ -21,6 +21,7 @@ _PUBLIC = {
     "validate": ("stem_dask.stages.validate", "validate"),
     "downsample": ("stem_dask.stages.downsample", "downsample"),
     "cast": ("stem_dask.stages.downsample", "cast"),
+    "to_hyperspy": ("stem_dask.writers.hspy", "to_hyperspy"),
     "export": ("stem_dask.writers.export", "export"),
     "connect": ("stem_dask.cluster.connect", "connect"),
     "load_config": ("stem_dask.config.load", "load_config"),
@@ -35,7 +36,7 @@ _PUBLIC = {
 #: functions whose errors name their arguments, as those of configs and commands name keys
 _OF_ARRAYS = {
     "open", "suspected_hot_pixels", "analyze", "choose_window", "crop", "to_detector", "validate", "downsample", "cast", "export",
-    "connect",
+    "to_hyperspy", "connect",
 }  # fmt: skip
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -38,3 +38,4 @@ __all__ = [
     "to_detector",
     "validate",
 ]
+from stem_dask.writers.hspy import to_hyperspy as to_hyperspy

@@ -18,6 +18,7 @@ from strategies import LIST, SCAN
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis
+from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import as_patterns
 from stem_dask.writers.export import export
 
@@ -503,3 +504,25 @@ def test_a_connection_that_is_never_closed_ends_with_the_program(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+def test_a_lazy_signal_of_hyperspy(shared_data: Path) -> None:
+    """Values, calibration and metadata are those of the file, and come back from the signal; nothing is computed."""
+    path = shared_data / "sim" / "au_np_gms_stemx_u16.dm4"
+    patterns = sd.open(path)
+    signal = sd.to_hyperspy(patterns)
+    assert signal._lazy
+    assert signal.data is patterns.data
+    assert (signal.axes_manager.navigation_shape, signal.axes_manager.signal_shape) == (
+        (7, 9),
+        (60, 76),
+    )
+    for axis, dim in zip(signal.axes_manager._axes, patterns.dims, strict=True):
+        assert axis.name == dim
+        np.testing.assert_allclose(axis.axis, patterns[dim].values)
+        assert axis.units == patterns[dim].attrs["units"]
+    assert signal.metadata.Acquisition_instrument.TEM.beam_energy == 200.0
+    assert signal.metadata.General.title == patterns.attrs["title"]
+    again = patterns_of(signal)
+    np.testing.assert_array_equal(again, patterns)
+    assert again.attrs["camera_length_mm"] == 550.0

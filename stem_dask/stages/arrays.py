@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stem_dask.core.errors import SourceError
+from stem_dask.core.instrument import of_signal
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.stages.patterns import as_patterns
 
@@ -130,9 +131,6 @@ def _signal(signal: Any) -> tuple[Any, list[Axis], dict[str, Any]]:
         units = axis.units if isinstance(axis.units, str) else ""
         axes.append(Axis(name, axis.size, float(axis.scale), float(axis.offset), units))
     order = [axis.index_in_array for axis in (*lead, *detector)]
-    metadata = signal.metadata.as_dictionary()
-    attrs = {"title": metadata.get("General", {}).get("title")}
-    microscope = metadata.get("Acquisition_instrument", {}).get("TEM", {})
-    attrs["beam_energy_kv"] = microscope.get("beam_energy")
+    attrs = of_signal(signal.metadata.as_dictionary())
     data = signal.data if order == sorted(order) else signal.data.transpose(order)
-    return data, axes, {name: value for name, value in attrs.items() if value}
+    return data, axes, attrs

@@ -5,9 +5,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from stem_dask.core.errors import ConfigError
 from stem_dask.core.instrument import NAMES, dig, plain_tree, tree_at
 from stem_dask.core.metadata import hdf5_name
 from stem_dask.core.model import Axis
+from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.patterns import axes_of, blocks_of
 from stem_dask.storage.publish import naming
 from stem_dask.writers.hdf5 import refuse_full_disk
 
@@ -90,6 +93,51 @@ def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """
     tree: dict[str, Any] = _named(plain_tree(attrs.get("metadata") or {}))
     return tree_at({NAMES[name]: attrs[name] for name in NAMES if name in attrs}, tree)
+
+
+def to_hyperspy(patterns: Any) -> Any:
+    """Patterns as a lazy, calibrated HyperSpy signal over the same graph; nothing is computed.
+
+    Parameters
+    ----------
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), what any function of this package takes
+
+    Returns
+    -------
+    hyperspy LazySignal2D; its navigation axes are the scan, its metadata what the file states about the microscope
+
+    Raises
+    ------
+    ConfigError
+        When HyperSpy is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, stem_dask as sd
+    >>> signal = sd.to_hyperspy(np.ones((2, 3, 8, 9), "u2"))
+    >>> signal.axes_manager.navigation_shape, signal.axes_manager.signal_shape
+    ((3, 2), (9, 8))
+    """
+    try:
+        import hyperspy.api as hs
+    except ImportError as error:
+        raise ConfigError(
+            f"HyperSpy cannot be imported ({error}); install the extra: pip install 'stem_dask[hyperspy]'"
+        ) from error
+
+    patterns = patterns_of(patterns)
+    axes = axes_of(patterns)
+    described = [
+        {**_axis(axis, axis.name, i, i < len(axes) - 2), "is_binned": False}
+        for i, axis in enumerate(axes)
+    ]
+    metadata = signal_metadata(patterns.attrs)
+    title = str(patterns.attrs.get("title", ""))
+    metadata = tree_at({"General.title": title}, metadata)
+    signal_type = dig(metadata, "Signal.signal_type") or ""
+    signal = hs.signals.Signal2D(blocks_of(patterns), axes=described, metadata=metadata).as_lazy()
+    signal.set_signal_type(signal_type)
+    return signal
 
 
 @naming
