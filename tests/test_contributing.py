@@ -67,10 +67,3 @@ def test_the_toy_sink_verifies_what_it_wrote(toy: ModuleType) -> None:
         file.seek(-1, 2)
         file.write(b"\xff")
     assert "damaged" in (sink.verify(record) or "")
-
-
-@pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:stem_dask|tests|docs|configs)/[\w./]+)`", TEXT)))
-)
-def test_named_files_exist(path: str) -> None:
-    assert (ROOT / path).exists()

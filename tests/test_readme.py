@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,22 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert there.exists(), target
         if part:
             assert part in map(anchor, re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    text = PAGES[page]
+    if page.name == "architecture.md":
+        text += re.sub(r'"(\w+/\w+\.py)', r"`\1`", page.with_suffix(".py").read_text())
+    for name in set(re.findall(r"`((?:[\w.]+/)+\w+\.(?:py|md|yaml|sh))\b", text)):
+        folders = (ROOT, ROOT / "stem_dask", page.parent)
+        assert any((folder / name).exists() for folder in folders), name
+
+
+def test_the_picture_of_the_architecture_is_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "architecture.svg"
+    subprocess.run([sys.executable, ROOT / "docs" / "architecture.py", picture], check=True)
+    assert "job/prepare.py" in picture.read_text()
 
 
 def test_keys_and_commands_are_real() -> None:
