@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -69,6 +70,15 @@ def test_the_picture_of_the_architecture_is_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "architecture.svg"
     subprocess.run([sys.executable, ROOT / "docs" / "architecture.py", picture], check=True)
     assert "job/prepare.py" in picture.read_text()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    import stem_dask as sd
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == sd.__version__
+    assert {"message", "title", "authors"} <= citation.keys()
 
 
 def test_keys_and_commands_are_real() -> None:
