@@ -37,7 +37,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 def test_examples_run(toy: ModuleType) -> None:
     assert len(BLOCKS) == 4
     assert toy.result.exit_code == 0
-    assert Path("scan.toy").stat().st_size == 256 + toy.patterns.nbytes
+    assert Path("scan.toy").stat().st_size == 1024 + toy.patterns.nbytes
     assert not list(Path().glob("*.incomplete"))
 
 
