@@ -1,10 +1,10 @@
-# make run     set up on demand, then run the main job on a made-up dataset (ARGS="input.path=scan.dm4 ..." for yours)
-# make test    set up on demand, then run the tests
+# make run     set up if needed, then run the main job on a simulated dataset (ARGS="input.path=scan.dm4 ..." for yours)
+# make test    set up if needed, then run the tests
 # make test-faults    kill, corrupt and starve real runs
-# make slurm-ci   install the SLURM that make test-slurm starts on this machine (Debian, as root)
-# make test-slurm    run jobs, job arrays and templates on it; says why it skips where there is none
+# make test-slurm     run jobs, job arrays and templates on a real SLURM; skipped with a reason if there is none
+# make slurm-ci       install a SLURM for make test-slurm on this machine (Debian, as root)
 # make lint    style and types
-# make bench   rows of the table again, and the difference to the committed result (benchmarks/README.md)
+# make bench   repeat rows of the benchmark table and print the difference to the committed result (benchmarks/README.md)
 PYTHON ?= python3
 VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
@@ -16,7 +16,7 @@ ARGS   ?=
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
 
-# tests start many processes: each would compile the package anew where the environment keeps Python from writing bytecode
+# tests start many processes, and each would compile the package again if the environment disables bytecode
 test: $(VENV)/test.done
 	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slurm" $(ARGS)
 
@@ -41,7 +41,7 @@ bench: $(VENV)/test.done
 clean:
 	rm -rf $(VENV) out build *.egg-info
 
-# a file that says which packages are in, so that the second call takes no time
+# marks the installed packages, so that a second call takes no time
 $(VENV)/run.done: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[torch,hyperspy]'

@@ -1,1 +1,1 @@
-"""Measurements: kernels against yardsticks, memory and time against the size of the dataset."""
+"""Benchmarks: kernels against references, jobs against other libraries, memory and time against size."""

@@ -1,4 +1,4 @@
-"""Whether two outputs of a row hold the same: a speed means nothing without."""
+"""Check that two outputs of a row are equal; without this, speeds cannot be compared."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: patterns that are compared at once
+#: patterns compared at once
 TOGETHER = 256
 #: centroids are float64 of exact sums; means of four counts are rounded to float32 once or twice
 CENTER_SLACK, FLOAT_SLACK = 1e-9, 1e-6
 
 
 def patterns_of(path: Path) -> Any:
-    """What reads (n, ky, kx) or (scan_y, scan_x, ky, kx) from an output of ours or of a peer."""
+    """The array (n, ky, kx) or (scan_y, scan_x, ky, kx) in an output."""
     if path.suffix == ".zarr":
         import zarr
 
@@ -36,7 +36,7 @@ def patterns_of(path: Path) -> Any:
 
 
 def batches(patterns: Any) -> Iterator[NDArray]:
-    """(m, ky, kx) of all patterns, in the order of the scan."""
+    """All patterns as arrays (m, ky, kx), in scan order."""
     if len(patterns.shape) == 3:
         for start in range(0, patterns.shape[0], TOGETHER):
             yield np.asarray(patterns[start : start + TOGETHER])
@@ -61,25 +61,25 @@ def sample(path: Path, n_bytes: int) -> NDArray:
     return part.reshape(-1, *part.shape[-2:])[:many]
 
 
-def check_patterns(ours: Path, theirs: Path) -> None:
-    """Every pattern agrees: counts exactly, floats to rounding.
+def check_patterns(reference: Path, other: Path) -> None:
+    """Compare all patterns: counts exactly, floats to rounding.
 
     Raises
     ------
     SystemExit
-        When they do not, with the first that differs.
+        If they differ, with the first difference.
     """
-    mine, other = _regular(patterns_of(ours)), _regular(patterns_of(theirs))
+    pairs = zip(_regular(patterns_of(reference)), _regular(patterns_of(other)), strict=True)
     begin = 0
-    for a, b in zip(mine, other, strict=True):
+    for a, b in pairs:
         slack = FLOAT_SLACK if a.dtype.kind == "f" else 0.0
         if a.shape != b.shape or not np.allclose(a, b, rtol=slack, atol=0):
-            raise SystemExit(f"{theirs} differs from {ours} at pattern {begin} or soon after")
+            raise SystemExit(f"{other} differs from {reference} at pattern {begin} or soon after")
         begin += len(a)
 
 
 def _regular(patterns: Any) -> Iterator[NDArray]:
-    """Batches that do not depend on how the scan is folded."""
+    """Batches of equal size, whatever the shape of the scan."""
     held: list[NDArray] = []
     for batch in batches(patterns):
         held.append(batch)
@@ -91,28 +91,28 @@ def _regular(patterns: Any) -> Iterator[NDArray]:
         yield np.concatenate(held)
 
 
-def check_analysis(ours: Path, found: Path) -> None:
-    """Centers agree to rounding, radii exactly.
+def check_analysis(reference: Path, found: Path) -> None:
+    """Compare centers to rounding, radii exactly.
 
     Parameters
     ----------
-    ours : a store with the group ``analysis``
+    reference : a store with the group ``analysis``
     found : .npz with ``center`` (n, 2) and ``radius`` (n,)
 
     Raises
     ------
     SystemExit
-        When they do not.
+        If they differ.
     """
     import zarr
 
-    analysis = zarr.open_group(f"{ours}/analysis", mode="r")
+    analysis = zarr.open_group(f"{reference}/analysis", mode="r")
     center = np.stack([np.ravel(analysis[f"center_{axis}"][...]) for axis in "yx"], 1)
     radius = np.ravel(analysis["radius"][...])
     theirs = np.load(found)
     off = np.abs(theirs["center"] - center).max()
     if off > CENTER_SLACK * max(center.max(), 1):
-        raise SystemExit(f"{found}: centers differ from ours by up to {off:g} pixels")
+        raise SystemExit(f"{found}: centers differ by up to {off:g} pixels")
     if not np.array_equal(theirs["radius"], radius):
         n = int((theirs["radius"] != radius).sum())
-        raise SystemExit(f"{found}: {n:,} of {len(radius):,} radii differ from ours")
+        raise SystemExit(f"{found}: {n:,} of {len(radius):,} radii differ")

@@ -1,8 +1,9 @@
-"""Run some rows again, ours only, and print the difference to a committed result. Never fails for a time.
+"""Run some rows again without the other libraries, and print the difference to a committed result.
 
     python -m benchmarks.compare [--to benchmarks/results/half.json] [--rows crop convert] [--rounds 1] [--seconds 60]
 
-Machines differ and are shared: what is told is also the machine's own speed (reading and encoding), then and now.
+Slower times are no error. Machines differ and are shared, so the change of the machine's own speed (reading and
+writing) is printed, too.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from benchmarks import table
 from benchmarks.rows import ROOT, ROWS, SETTINGS
 
 RESULTS = ROOT / "benchmarks" / "results"
-#: of as many bytes as are measured here: what a job costs beside its bytes would count several times in a smaller one
+#: measured with the same size as here: in smaller inputs the constant cost of a job weighs more
 COMMITTED = RESULTS / "half.json"
 
 
@@ -30,22 +31,22 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["1x2"])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument(
-        "--seconds", type=float, help="leave out rows that would begin later than this"
-    )
+    parser.add_argument("--seconds", type=float, help="skip rows that would start later than this")
     parser.add_argument(
         "--table", nargs=argparse.REMAINDER, default=[], help="further options of benchmarks.table"
     )
     options = parser.parse_args(argv)
     if not options.to.exists():
-        print(f"{options.to} is not there; python -m benchmarks.table --json {options.to} makes it")
+        print(
+            f"{options.to} does not exist; python -m benchmarks.table --json {options.to} makes it"
+        )
         return []
     before = json.loads(options.to.read_text())
     gigabytes = options.gb or before["gigabytes"]
     begun, found = time.monotonic(), []
     for row in options.rows:
         if options.seconds is not None and time.monotonic() - begun > options.seconds:
-            print(f"{row} is left out: {options.seconds:g} s are over")
+            print(f"{row} is skipped: {options.seconds:g} s have passed")
             continue
         now = table.main([
             "--gb", str(gigabytes), "--rows", row, "--rounds", str(options.rounds), "--settings", *options.settings,
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seconds a GB of every row and setting that both have."""
+    """Seconds per GB of all rows and settings that both results contain."""
     old = {row["row"]: row for row in before["rows"]}
     machine = {
         name: now["machine"]["bandwidths"][name] / before["machine"]["bandwidths"][name]
@@ -80,13 +81,13 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, A
 
 
 def text_of(one: dict[str, Any], before: dict[str, Any]) -> str:
-    """One line: then, now, the change, and that of the machine.
+    """One line: before, after, the change, and the change of the machine.
 
     Examples
     --------
-    >>> one = {"row": "crop", "who": "ours 1x2", "seconds": [2, 1], "cpu_seconds": [2, 2], "machine": {"read": 1, "write": 2}}
+    >>> one = {"row": "crop", "who": "stem_dask 1x2", "seconds": [2, 1], "cpu_seconds": [2, 2], "machine": {"read": 1, "write": 2}}
     >>> text_of(one, {"commit": "c" * 40})
-    'crop             ours 1x2  2.00 -> 1.00 s a GB (-50%), CPU +0% since ccccccc; this machine reads +0%, writes +100%'
+    'crop             stem_dask 1x2 2.00 -> 1.00 s per GB (-50%), CPU +0% since ccccccc; this machine reads +0%, writes +100%'
     """
 
     def change(pair: list[float]) -> str:
@@ -94,7 +95,7 @@ def text_of(one: dict[str, Any], before: dict[str, Any]) -> str:
 
     then, now = one["seconds"]
     return (
-        f"{one['row']:16} {one['who']:9} {then:.2f} -> {now:.2f} s a GB ({change(one['seconds'])}), "
+        f"{one['row']:16} {one['who']:13} {then:.2f} -> {now:.2f} s per GB ({change(one['seconds'])}), "
         f"CPU {change(one['cpu_seconds'])} since {before['commit'][:7]}; "
         f"this machine reads {one['machine']['read'] - 1:+.0%}, writes {one['machine']['write'] - 1:+.0%}"
     )

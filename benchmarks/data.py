@@ -1,4 +1,4 @@
-"""Datasets of any size for measuring: simulated patterns, repeated, streamed into a .dm4; and sources that have no end."""
+"""Datasets of any size: simulated patterns, repeated and streamed into a .dm4; and unbounded sources."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from stem_dask.readers.source import Slices, Wrapped
 from stem_dask.writers.synthetic import Synthetic, pattern_row, write_dm4
 
-#: rows that are simulated; the rest repeats them, so that writing runs at the disk's speed
+#: simulated rows; the rest repeats them, so that writing runs at the speed of the disk
 SIMULATED_ROWS = 4
 
 
 def scan_rows(n_bytes: int, scan_x: int = 128, detector: int = 256, itemsize: int = 2) -> int:
-    """Rows of a scan that make about ``n_bytes``."""
+    """Rows of a scan of about ``n_bytes``."""
     return max(1, round(n_bytes / (scan_x * detector * detector * itemsize)))
 
 
@@ -29,7 +29,7 @@ def write_scan(
 ) -> Path:
     """Write a (rows, scan_x, detector, detector) CBED scan as .dm4, one row in memory at a time.
 
-    What is simulated are rows spread over the scan, so that vacuum and particle are both in it.
+    The simulated rows are spread over the scan, so that it contains vacuum and particle.
     """
     tiles = simulated_rows(rows, scan_x, detector, electrons, dtype)
 
@@ -43,7 +43,7 @@ def write_scan(
 def simulated_rows(
     rows: int, scan_x: int, detector: int, electrons: int, dtype: str
 ) -> list[NDArray]:
-    """Arrays (scan_x, detector, detector) of the rows that are simulated."""
+    """The simulated rows, arrays (scan_x, detector, detector)."""
     n = min(rows, SIMULATED_ROWS)
     height = max(rows, SIMULATED_ROWS)
     spec = Synthetic(
@@ -57,19 +57,19 @@ def simulated_rows(
 
 @dataclass(frozen=True)
 class Tiled(Wrapped):
-    """A source (scan_y, …) that is repeated along its first axis: real bytes of a file, and a scan of any height."""
+    """A source (scan_y, …) repeated along its first axis: real bytes of a file, a scan of any height."""
 
     rows: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes, as high as was asked for."""
+        """Sizes, with ``rows`` rows."""
         return (self.rows, *self.source.shape[1:])
 
     def __getitem__(self, part: Slices) -> NDArray:
         height = self.source.shape[0]
         first, last, step = part[0].indices(self.rows)
-        if step == 1 and first % height + last - first <= height:  # one piece of the file
+        if step == 1 and first % height + last - first <= height:  # contiguous in the file
             start = first % height
             return self.source[(slice(start, start + last - first), *part[1:])]
         rows = [
@@ -81,7 +81,7 @@ class Tiled(Wrapped):
 
 @dataclass(frozen=True)
 class Made:
-    """A source that is no file: every position has the same pattern, which is copied when it is asked for."""
+    """A source without a file: every position has the same pattern, copied on access."""
 
     pattern: NDArray
     scan_shape: tuple[int, int]

@@ -1,10 +1,10 @@
-"""Speed of the GPU: kernels on data that are there, beside a copy on the device; and what comes over the bus and from a file.
+"""Speed of the GPU: kernels on resident data and a device copy for comparison; transfers; and a whole job.
 
     python -m benchmarks.gpu [--gb 4] [--detector 256] [--dtypes uint16 float32] [--job-gb 2]
 
-Kernels: GB/s of input (a copy and a crop: in plus out), without what goes over the bus, each the best of several rounds. Over
-the bus: patterns in the memory of the host, through the ring of pinned buffers, beside plain copies of pinned memory. The
-job: a scan on the disk (read before, so that it is cached), analyzed, cropped and binned, with ``device: gpu`` and ``cpu``.
+Kernels: GB/s of input (copy and crop: input plus output) without transfers, best of several rounds. Transfers: patterns in
+host memory through the pinned buffers, compared with plain copies of pinned memory. Job: a cached scan on disk, analyzed,
+cropped and binned, with ``device: gpu`` and ``cpu``.
 """
 
 import argparse
@@ -26,20 +26,20 @@ from stem_dask.kernels.gpu.code import BATCH
 from stem_dask.kernels.gpu.crop import Cutting, WindowsOfSlot
 
 TARGET = 0.98
-#: launches that are timed together, so that the time to queue one does not count
+#: launches timed together, so that the time to queue one does not count
 LAUNCHES = 10
-#: of the detector, the window's side
+#: ratio of the detector's side to the window's
 WINDOW = 4
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Measure; prints a line each, and returns GB/s by name."""
+    """Measure and print all; returns GB/s by name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gb", type=float, default=4.0, help="of patterns on the GPU")
+    parser.add_argument("--gb", type=float, default=4.0, help="GB of patterns on the GPU")
     parser.add_argument("--detector", type=int, default=256)
     parser.add_argument("--dtypes", nargs="+", default=["uint16", "float32"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--job-gb", type=float, default=2.0, help="of the scan on the disk")
+    parser.add_argument("--job-gb", type=float, default=2.0, help="GB of the scan on disk")
     options = parser.parse_args(argv)
     found: dict[str, float] = {}
     for dtype in options.dtypes:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def on_the_gpu(tile: NDArray, n: int, rounds: int) -> dict[str, float]:
-    """Kernels on n patterns in the memory of the GPU."""
+    """Kernels on n patterns in GPU memory."""
     import cupy
 
     detector: tuple[int, int] = (tile.shape[1], tile.shape[2])
@@ -100,7 +100,7 @@ def on_the_gpu(tile: NDArray, n: int, rounds: int) -> dict[str, float]:
 
 
 def over_the_bus(tile: NDArray, n: int, rounds: int) -> dict[str, float]:
-    """Patterns in the memory of the host."""
+    """Kernels on patterns in host memory."""
     import cupy
     import cupyx
 
@@ -143,7 +143,7 @@ def over_the_bus(tile: NDArray, n: int, rounds: int) -> dict[str, float]:
 
 
 def best(rounds: int, work: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    """Seconds of the fastest round, after one that warms up."""
+    """Seconds of the fastest round, after a warm-up."""
     took = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
@@ -154,7 +154,7 @@ def best(rounds: int, work: Callable[[], Any], wait: Callable[[], Any]) -> float
 
 
 def jobs(gb: float, detector: int) -> dict[str, float]:
-    """GB/s of a whole job by device; its input is read twice."""
+    """GB/s of a whole job by device; the job reads its input twice."""
     found = {}
     with tempfile.TemporaryDirectory(prefix="stem_dask-") as folder:
         path = write_scan(

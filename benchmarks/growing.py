@@ -1,4 +1,4 @@
-"""One job of `benchmarks.growth`, in a process of its own: the whole job on a source that no file holds as it is.
+"""One job of `benchmarks.growth` in a separate process: the whole job on a repeated or generated source.
 
 python -m benchmarks.growing OUTPUT.zarr --tiled FILE.dm4 --rows 1000
 python -m benchmarks.growing OUTPUT.zarr --blocks-made 4000
@@ -14,7 +14,7 @@ from benchmarks.data import Tiled
 from benchmarks.growth import job_of, made_source, tiled
 from benchmarks.rows import SETTINGS
 
-#: blocks of 1 TB that a task takes: they are of 250 MB, and take 0.1 s to analyze, 0.2 s to crop
+#: blocks per task in a run of 1 TB: each has 250 MB and takes 0.1 s to analyze, 0.2 s to crop
 CALLS_OF_TERABYTE = 4
 
 
@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     overrides = [text.format(cores=options.cores) for text in SETTINGS[options.setting]]
     if options.tiled is not None:
         source, path = tiled(options.tiled, options.rows), options.tiled
-        # read as what it repeats is
+        # read like the repeated source
         changed = patch.object(parts, "VIEWS", (*parts.VIEWS, Tiled))
     else:
         source, path = made_source(options.blocks_made), options.output.with_name("made.npy")
         np.save(path, source[(slice(0, 1), slice(0, 1), slice(None), slice(None))])
         overrides.append(f"output.chunk_mb={source.pattern.nbytes / 2**20 * 1.01}")
-        # else these blocks, which take no time, would share tasks by the dozen
+        # otherwise dozens of these short blocks would share a task
         most = CALLS_OF_TERABYTE * options.cores * submission.IN_FLIGHT
         changed = patch.object(submission, "CALLS_IN_FLIGHT", most)
     with changed:

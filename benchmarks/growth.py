@@ -1,14 +1,13 @@
-"""How time and memory grow: with the size of the data, and with the number of blocks.
+"""Growth of time and memory with the size of the data and with the number of blocks.
 
     python -m benchmarks.growth [--sizes 0.5 2 8 32] [--tile 0.25] [--blocks 4000] [--json FILE]
 
-Sizes: the whole job on a scan that repeats a file of ``--tile`` GB, of simulated patterns, along scan_y. Every block
-is read from that file, with real bytes, by the same calls as ever; what is not measured is a file that exceeds the page
-cache. Memory is that of all processes (RssAnon), projected on a line.
+Sizes: the whole job on a scan that repeats a simulated file of ``--tile`` GB along scan_y. Every block is read from that
+file by the usual calls; files that exceed the page cache are not measured. Memory is that of all processes (RssAnon).
 
-Blocks: the whole job on so many blocks of one pattern of 16 x 16 that is made, not read: what is left is what a block
-costs in the graph, the scheduler, the journal and the files. It is then set against the run of 1 TB in 4,000 blocks, at
-the speed that was measured above: an extrapolation, from the cost of a block and of a byte.
+Blocks: the whole job on many blocks of a single 16 x 16 pattern that is generated, not read. What remains is the cost of a
+block in the graph, the scheduler, the journal and the files. It is compared with a run of 1 TB in 4,000 blocks,
+extrapolated from the measured cost of a block and of a byte.
 """
 
 import argparse
@@ -28,14 +27,14 @@ from benchmarks.rows import ROOT, SETTINGS
 from benchmarks.watch import watch
 
 TERABYTE = 10**12
-#: blocks of a run of 1 TB, which `stem_dask.core.chunks` allows at most
+#: most blocks of a run of 1 TB
 BLOCKS_OF_TERABYTE = 4000
-#: pixels of the pattern that costs nothing
+#: pixels along each side of the generated pattern
 TINY = 16
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure both; prints one line each and the conclusions."""
+    """Measure and print both, and the conclusions."""
     options = parsed(argv)
     words = sys.argv[1:] if argv is None else argv
     found = {"command": paper.command("benchmarks.growth", words), **paper.circumstances()}
@@ -52,19 +51,19 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=float, nargs="*", default=[0.5, 2, 8, 32], help="GB")
-    parser.add_argument("--tile", type=float, default=0.25, help="GB of the file that is repeated")
+    parser.add_argument("--tile", type=float, default=0.25, help="GB of the repeated file")
     parser.add_argument("--blocks", type=int, default=BLOCKS_OF_TERABYTE)
-    parser.add_argument("--few", type=int, default=100, help="blocks of the run that is subtracted")
+    parser.add_argument("--few", type=int, default=100, help="blocks of the baseline run")
     parser.add_argument("--setting", choices=SETTINGS, default="2x1")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--scan-x", type=int, default=128)
     parser.add_argument("--detector", type=int, default=256)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results here")
     return parser.parse_args(argv)
 
 
 def sizes(options: argparse.Namespace) -> list[dict[str, float]]:
-    """Seconds and memory of every size, and how straight the line is."""
+    """Seconds and memory of every size, and the deviation from a line."""
     found: list[dict[str, float]] = []
     if not options.sizes:
         return found
@@ -87,16 +86,16 @@ def sizes(options: argparse.Namespace) -> list[dict[str, float]]:
         slope, start, off = line([(f["gigabytes"], f["seconds"]) for f in found])
         peaks = [f["peak_bytes"] for f in found]
         print(
-            f"time = {start:.2f} s + {slope:.2f} s a GB, within {off:.0%}; "
+            f"time = {start:.2f} s + {slope:.2f} s per GB, within {off:.0%}; "
             f"memory {peaks[-1] / peaks[0] - 1:+.1%} from the first to the last"
         )
     return found
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """Slope, value at 0, and the largest distance from the straight line as a share of the value.
+    """Slope, intercept, and the largest relative deviation from the fitted line.
 
-    Distances are weighed by the values, so that the largest size does not decide alone.
+    Deviations are weighted by the values, so that the largest size does not dominate.
 
     Examples
     --------
@@ -110,7 +109,7 @@ def line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
 
 
 def blocks(options: argparse.Namespace) -> dict[str, float]:
-    """What a block costs, in both passes together: many blocks less few, by the difference of their numbers."""
+    """Cost of a block in both passes together: the difference of two runs per block."""
     if not options.blocks:
         return {}
     with tempfile.TemporaryDirectory(prefix="stem_dask-bench-") as name:
@@ -127,7 +126,7 @@ def blocks(options: argparse.Namespace) -> dict[str, float]:
         "peak_bytes": many["peak_bytes"],
     }
     print(
-        f"{options.blocks:,} blocks of nothing: {many['seconds']:.2f} s, a block costs "
+        f"{options.blocks:,} empty blocks: {many['seconds']:.2f} s, a block costs "
         f"{1e3 * found['seconds_per_block']:.2f} ms and {1e3 * found['cpu_seconds_per_block']:.2f} ms CPU "
         f"in both passes; peak memory {many['peak_bytes'] / 1e6:.0f} MB"
     )
@@ -135,7 +134,7 @@ def blocks(options: argparse.Namespace) -> dict[str, float]:
 
 
 def terabyte(sizes: Sequence[dict[str, float]], cost: dict[str, float]) -> dict[str, float]:
-    """What blocks cost of a run of 1 TB, extrapolated on the lines through the measured sizes.
+    """Share of the blocks in a run of 1 TB, extrapolated from the measured sizes.
 
     Examples
     --------
@@ -160,7 +159,7 @@ def terabyte(sizes: Sequence[dict[str, float]], cost: dict[str, float]) -> dict[
 
 
 def _run(options: argparse.Namespace, folder: Path, words: list[str]) -> dict[str, float]:
-    """One job in a process of its own."""
+    """Run one job in a separate process."""
     output = folder / "out.zarr"
     command = [sys.executable, "-m", "benchmarks.growing", str(output), *words]
     command += ["--setting", options.setting, "--cores", str(options.cores)]
@@ -174,19 +173,19 @@ def _run(options: argparse.Namespace, folder: Path, words: list[str]) -> dict[st
 
 
 def made_source(n_blocks: int) -> Made:
-    """A scan of so many positions, in two rows, with a bright square in each pattern."""
+    """A scan of ``n_blocks`` positions in two rows, with a bright square in each pattern."""
     pattern = np.ones((TINY, TINY), np.uint16)
     pattern[5:9, 5:9] = 60
     return Made(pattern, (2, max(1, n_blocks // 2)))
 
 
 def job_of(source: Any, path: Path, output: Path, overrides: Sequence[str]) -> Any:
-    """The job of configs/crop.yaml on a source that stands for what is in a file.
+    """The job of configs/crop.yaml on a source that replaces the content of a file.
 
     Parameters
     ----------
     source : the patterns
-    path : a file, whose name and axes the run gets
+    path : file that provides name and axes
     """
     from stem_dask.config.load import load_configs
     from stem_dask.job.prepare import prepare
@@ -204,7 +203,7 @@ def job_of(source: Any, path: Path, output: Path, overrides: Sequence[str]) -> A
 
 
 def tiled(path: Path, rows: int) -> Tiled:
-    """A file's patterns, so many rows of them."""
+    """The patterns of a file, repeated to ``rows`` rows."""
     from stem_dask.readers.open import find
 
     return Tiled(find(path).source, rows)

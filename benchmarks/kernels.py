@@ -1,9 +1,9 @@
-"""Speed of the kernels on one core, in GB of input a CPU second, beside a copy of memory and numpy's or scipy's way.
+"""Speed of the kernels on one core in GB of input per CPU second, relative to a memory copy and to numpy or scipy.
 
     python -m benchmarks.kernels [--patterns 256] [--detector 256] [--dtypes uint16 float32]
 
-The first yardstick, ``copy``, is the block copied into memory that is there already; the other is the same result by
-array functions. The point are the ratios, not the figures. `benchmarks.kinds` does this for all kinds of data.
+The reference ``copy`` copies the block into allocated memory; ``twin`` computes the same result with array functions.
+Compare the ratios, not the absolute numbers. `benchmarks.kinds` covers more kinds of data.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from stem_dask.kernels.downsample import downsample_patterns
 
 DTYPES = ("uint16", "uint8", "uint32", "int16", "float32")
 TARGET = 0.98
-#: of the block, for what takes long
+#: slow kernels take this fraction of the block
 SLOW_SHARE = 8
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Bytes a CPU second of one core: of ours, of a copy, and of the twin."""
+    """Bytes per CPU second of one core: of the kernel, of a copy, and of the twin."""
 
     kernel: str
     dtype: str
     detector: int
-    ours: float
+    speed: float
     copy: float
     twin: float
 
@@ -40,8 +40,8 @@ class Speed:
     def text(self) -> str:
         """One line."""
         return (
-            f"{self.kernel:18} {self.dtype:8} {self.detector:5} {self.ours / 1e9:7.2f} {self.ours / self.copy:8.3f} "
-            f"{self.ours / self.twin:7.1f}"
+            f"{self.kernel:18} {self.dtype:8} {self.detector:5} {self.speed / 1e9:7.2f} {self.speed / self.copy:8.3f} "
+            f"{self.speed / self.twin:7.1f}"
         )
 
 
@@ -51,7 +51,7 @@ Work = Callable[[], object]
 
 
 def main(argv: list[str] | None = None) -> list[Speed]:
-    """Measure every kernel; prints one line each."""
+    """Measure and print every kernel."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patterns", type=int, default=256)
     parser.add_argument("--detector", type=int, default=256)
@@ -78,26 +78,29 @@ def beams(n: int, detector: int, dtype: str) -> NDArray:
 
 
 def measure(block: NDArray, repeat: int, only: Iterable[str] = ()) -> list[Speed]:
-    """Speed of every kernel (or of those in ``only``) on a block, each with its yardsticks.
+    """Speed of every kernel (or of those in ``only``) on a block, with its references.
 
     Parameters
     ----------
     block : (n, ky, kx)
-    repeat : the fastest of so many is taken
+    repeat : runs, of which the fastest counts
     """
     target = np.empty_like(block)
     copy = block.nbytes / fastest(lambda: np.copyto(target, block), repeat)
     speeds = []
-    for name, (ours, twin, part) in works(block).items():
+    for name, (kernel, twin, part) in works(block).items():
         if not only or name in only:
             n_bytes = part.nbytes
-            mine, other = n_bytes / fastest(ours, repeat), n_bytes / fastest(twin, min(repeat, 2))
-            speeds.append(Speed(name, str(block.dtype), block.shape[-1], mine, copy, other))
+            speed, other = (
+                n_bytes / fastest(kernel, repeat),
+                n_bytes / fastest(twin, min(repeat, 2)),
+            )
+            speeds.append(Speed(name, str(block.dtype), block.shape[-1], speed, copy, other))
     return speeds
 
 
 def works(block: NDArray) -> dict[str, tuple[Work, Work, NDArray]]:
-    """Our kernel, its twin, and the bytes that both take in, by name."""
+    """Kernel, twin, and the input of both, by name."""
     n, size = len(block), block.shape[-1]
     slow = block[: max(1, n // SLOW_SHARE)]
     start, half = size // 4, size // 2
@@ -123,7 +126,7 @@ def _crop(block: NDArray, origin: NDArray, size: int) -> object:
 
 
 def _circles(block: NDArray) -> object:
-    """Radii of discs, by sums over rounded-up distances."""
+    """Radii of discs from sums over rounded-up distances."""
     n, height, width = block.shape
     centers = np.rint(centers_and_radii(block, TARGET)[0]).astype(int)
     far = np.hypot(np.arange(-height, height)[:, None], np.arange(-width, width)[None])
@@ -152,7 +155,7 @@ def _fft(block: NDArray) -> object:
 
 
 def fastest(job: Work, repeat: int) -> float:
-    """CPU seconds of the fastest run, after one that compiles."""
+    """CPU seconds of the fastest run, after one run that compiles."""
     job()
     times = []
     for _ in range(repeat):

@@ -1,10 +1,10 @@
-"""All kinds of data: types, detector sizes and scan shapes, kernel by kernel and as whole jobs.
+"""Speed for other data types, detector sizes and scan shapes: kernels and whole jobs.
 
     python -m benchmarks.kinds [--mb 32] [--detectors 64 128 256 512 1024] [--whole 0.25] [--json FILE]
 
-The kernels take blocks of equal bytes, on one core, beside a copy and array functions (see `benchmarks.kernels`). With
-``--whole GB`` the public command also crops files of that size: of every type, and scans of 1 x N and N x 1. All is
-told in bytes a second, relative to uint16 on 256 x 256.
+The kernels run on blocks of equal bytes on one core, with the references of `benchmarks.kernels`. With ``--whole GB`` the
+public command also crops files of that size: of every type, and scans of 1 x N and N x 1. Speeds are in bytes per
+second, relative to uint16 on 256 x 256.
 """
 
 import argparse
@@ -20,23 +20,23 @@ import numpy as np
 from benchmarks import paper
 from benchmarks.data import scan_rows, write_scan
 from benchmarks.kernels import DTYPES, HEADING, Speed, beams, measure
-from benchmarks.rows import ROWS, our_command, our_results
+from benchmarks.rows import ROWS, job_command, job_results
 from benchmarks.watch import watch
 
-#: a pattern's counts, so that no pixel leaves the type
+#: counts per pattern, so that no pixel exceeds the range of the type
 ELECTRONS = {"uint8": 20_000, "int16": 100_000}
 POSITIONS = 128
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure; prints one line each."""
+    """Measure and print all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mb", type=float, default=32, help="MB of a block")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="uint16 and others")
     parser.add_argument("--detectors", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--whole", type=float, default=0, help="GB of a whole job's input")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args(argv)
     print(f"{HEADING} {'/ uint16 256':>13}")
     by_type = [
@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if size != 256
         for speed in _measured("uint16", size, options.mb, options.repeat)
     ]
-    plain = {speed.kernel: speed.ours for speed in by_type if speed.dtype == "uint16"}
+    plain = {speed.kernel: speed.speed for speed in by_type if speed.dtype == "uint16"}
     for speed in [*by_type, *by_size]:
-        print(f"{speed.text} {speed.ours / plain[speed.kernel]:13.2f}", flush=True)
+        print(f"{speed.text} {speed.speed / plain[speed.kernel]:13.2f}", flush=True)
     kernels = [asdict(speed) for speed in (*by_type, *by_size)]
     words = sys.argv[1:] if argv is None else argv
     command = paper.command("benchmarks.kinds", words)
@@ -65,13 +65,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def _measured(dtype: str, size: int, megabytes: float, repeat: int) -> list[Speed]:
-    """Every kernel on a block of about so many bytes."""
+    """Every kernel on a block of about ``megabytes``."""
     n = max(1, round(megabytes * 1e6 / (size * size * np.dtype(dtype).itemsize)))
     return measure(beams(n, size, dtype), repeat)
 
 
 def _jobs(n_bytes: int) -> list[dict[str, Any]]:
-    """The whole job: of every type, and of scans that are one line."""
+    """The whole job for every type, and for scans of a single line."""
     n = scan_rows(n_bytes)
     shapes = {f"{dtype} {POSITIONS} columns": (dtype, None) for dtype in DTYPES}
     shapes |= {"uint16 1 x N": ("uint16", (1, n * POSITIONS))}
@@ -96,14 +96,14 @@ def _jobs(n_bytes: int) -> list[dict[str, Any]]:
 
 
 def _job(source: Path, output: Path) -> dict[str, float]:
-    """One run on threads of one process; the first compiles, and is not counted."""
-    command = [*our_command(ROWS["crop"], "1x2", source, output, 2), "output.overwrite=true"]
+    """The second run on threads of one process; the first compiles the kernels."""
+    command = [*job_command(ROWS["crop"], "1x2", source, output, 2), "output.overwrite=true"]
     watch(command)
     watched = watch([*command, "--restart", "output.chunk_mb=64"])
-    ours = our_results(ROWS["crop"], output)
+    result = job_results(ROWS["crop"], output)
     return {
-        "bytes": ours.input_bytes,
-        "seconds": ours.seconds,
+        "bytes": result.input_bytes,
+        "seconds": result.seconds,
         "cpu_seconds": watched.cpu_seconds,
     }
 

@@ -1,7 +1,7 @@
-"""What the machine allows: bandwidths of memory, disk and codecs, and the least time that follows for a row.
+"""Limits of the machine: bandwidths of memory, disk and codecs, and the minimum time of a row.
 
-The bound is of what cannot be left out: the cores read the input into a cache-sized buffer and encode the output; the
-disk takes what is written, or gives what is read cold. Cores and disk may work at the same time.
+The bound includes only the work that every implementation must do: the cores read the input into a buffer that fits the
+cache and encode the output; the disk stores the output, or provides cold input. Cores and disk may work concurrently.
 """
 
 import os
@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rows import Ours, Row
+from benchmarks.rows import JobResult, Row
 
 MIB = 2**20
-#: of a file, for the disk's bandwidth
+#: size of the file that measures the disk's bandwidth
 WRITTEN_BYTES = 256 * MIB
-#: patterns that a codec is timed on: at most so many bytes
+#: most bytes of patterns that a codec is timed on
 SAMPLE_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Bandwidths in bytes a second."""
+    """Bandwidths in bytes per second."""
 
     cores: int
     read: float  # of all cores together, warm, into a reused buffer of 1 MiB
@@ -40,7 +40,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Limit:
-    """Least seconds of a row, and of its parts when each has the machine for itself."""
+    """Minimum seconds of a row, and of its parts if each had the machine alone."""
 
     seconds: float
     read: float
@@ -49,7 +49,7 @@ class Limit:
 
 
 def machine(source: Path, cores: int, written_bytes: int = WRITTEN_BYTES) -> Machine:
-    """Measure; the file ends in the page cache, warm."""
+    """Measure the bandwidths; afterwards the file is in the page cache."""
     size = source.stat().st_size
     drop_cache(source)
     cold = size / _seconds(lambda: read_part(source, 0, size))
@@ -64,7 +64,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def drop_cache(path: Path) -> None:
-    """Take a file out of the page cache, as far as the system obeys (Linux does)."""
+    """Drop a file from the page cache where the system allows it (Linux does)."""
     os.sync()
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -75,7 +75,7 @@ def drop_cache(path: Path) -> None:
 
 
 def read_part(path: Path, start: int, stop: int) -> None:
-    """Read a part of a file into a buffer of 1 MiB, again and again."""
+    """Read a part of a file through a buffer of 1 MiB."""
     buffer = memoryview(bytearray(MIB))
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
@@ -107,11 +107,11 @@ def _write_bandwidth(folder: Path, n_bytes: int) -> float:
 
 
 def encode_bandwidth(patterns: NDArray, codec: str) -> float:
-    """Bytes of patterns that one core encodes in a second, the best of three.
+    """Bytes of patterns that one core encodes per second, best of three.
 
     Parameters
     ----------
-    patterns : (n, ky, kx), a sample of what is written
+    patterns : (n, ky, kx), a sample of the output
     codec : ``lz4`` (blosc, in chunks of 1 MiB), ``gzip`` (level 4 after a shuffle of bytes), or ``none``
     """
     if codec == "none":
@@ -133,19 +133,19 @@ def encode_bandwidth(patterns: NDArray, codec: str) -> float:
     return patterns.nbytes / best
 
 
-def limit_of(row: Row, ours: Ours, found: Machine, sample: NDArray) -> Limit:
-    """Least seconds of a row on this machine.
+def limit_of(row: Row, result: JobResult, found: Machine, sample: NDArray) -> Limit:
+    """Minimum seconds of a row on this machine.
 
     Parameters
     ----------
-    ours : bytes that go in and out
-    sample : (n, ky, kx), some of the output's patterns
+    result : sizes of input and output
+    sample : (n, ky, kx), patterns of the output
     """
-    warm = (row.reads - row.cold) * ours.input_bytes / found.read
-    cold = ours.input_bytes / found.read_cold if row.cold else 0.0
+    warm = (row.reads - row.cold) * result.input_bytes / found.read
+    cold = result.input_bytes / found.read_cold if row.cold else 0.0
     if row.codec is None:
         return Limit(warm + cold, warm + cold, 0.0, 0.0)
-    encode = ours.output_bytes / encode_bandwidth(sample, row.codec) / found.cores
-    write = ours.stored_bytes / found.write
-    # the second pass needs what the first has found, so that a cold first one adds up
+    encode = result.output_bytes / encode_bandwidth(sample, row.codec) / found.cores
+    write = result.stored_bytes / found.write
+    # the second pass depends on the first, so a cold first read adds to the total
     return Limit(cold + max(warm + encode, write), warm + cold, encode, write)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--sizes 0.5 1 2 4] [--kind local] [--json FILE]
 
-Memory is the largest sum, over all processes of the run, of anonymous resident memory (RssAnon: what the run holds
-itself, without the page cache), sampled every 20 ms. Linux only.
+Memory is the largest sum of anonymous resident memory over all processes of the run (RssAnon, which excludes the page
+cache), sampled every 20 ms. Linux only.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from benchmarks.watch import watch
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, float]]:
-    """Measure every size; prints one line each and the growth."""
+    """Measure and print every size, then the growth."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--sizes", type=float, nargs="+", default=[0.5, 1, 2, 4], help="GB of input"
     )
     parser.add_argument("--kind", choices=("threads", "local"), default="local")
     parser.add_argument("--export", default="[]", help="as output.export, for example [pt,hspy]")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args(argv)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, kind {options.kind}"
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
 
 
 def measure(source: Path, output: Path, kind: str, export: str) -> dict[str, float]:
-    """Run the whole job in processes of its own and watch its memory."""
+    """Run the whole job in separate processes and sample its memory."""
     config = ROOT / "configs" / "crop.yaml"
     command = [
         sys.executable, "-m", "stem_dask.run", str(config), f"input.path={source}", f"output.path={output}",
@@ -71,7 +71,7 @@ def measure(source: Path, output: Path, kind: str, export: str) -> dict[str, flo
 
 
 def say_growth(say: Callable[[str], None], found: Iterable[Mapping[str, Any]]) -> None:
-    """One line for each who was measured: the peak at every size, and the growth from the first to the last."""
+    """Print one line per library: the peak at every size, and the growth from the first to the last."""
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for one in found:
         by_name.setdefault(one["who"], []).append(one)

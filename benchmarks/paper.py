@@ -1,4 +1,4 @@
-"""What is printed and kept of a measurement: lines, the machine, the commit."""
+"""What a measurement prints and records: lines, machine, commit."""
 
 import os
 import platform
@@ -17,14 +17,14 @@ from benchmarks.rows import ROOT
 Say = Callable[[str], None]
 
 HEADING = (
-    f"{'row':28} {'':9} {'seconds':>9} {'(process)':>10} {'cpu s':>8} {'GB/s':>7} {'x ours':>7} "
+    f"{'row':28} {'':13} {'seconds':>9} {'(process)':>10} {'cpu s':>8} {'GB/s':>7} {'x best':>7} "
     f"{'goal':>7} {'limit':>7} {'x limit':>8}"
 )
 PACKAGES = ("stem_dask", "numpy", "dask", "distributed", "zarr", "numba", "torch", "hyperspy")
 
 
 def command(module: str, words: Sequence[str]) -> str:
-    """The command as another could give it, without folders of this machine.
+    """The command without folders of this machine.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def _git(*words: str) -> str:
-    """What git says; empty where the folder is no checkout."""
+    """Output of git; empty if the folder is not a checkout."""
     try:
         done = subprocess.run(
             ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
@@ -73,7 +73,7 @@ def _processor() -> str:
 
 
 def say_machine(say: Say, result: Mapping[str, Any], found: Machine) -> None:
-    """The machine, the commit, and the bandwidths that limits are made of."""
+    """Print the machine, the commit, and the bandwidths behind the limits."""
     machine = result["machine"]
     say(
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
@@ -89,7 +89,7 @@ def say_machine(say: Say, result: Mapping[str, Any], found: Machine) -> None:
 
 
 def say_row(say: Say, row: Mapping[str, Any]) -> None:
-    """One line for each contestant of a row, then who was left out."""
+    """Print one line per library of a row, then those without the row."""
     from benchmarks.table import median
 
     limit = row["limit"]["seconds"]
@@ -99,8 +99,8 @@ def say_row(say: Say, row: Mapping[str, Any]) -> None:
         process = f"({median(runs, 'process_seconds'):.1f})"
         title = row["title"] if i == 0 else ""
         say(
-            f"{title:28} {who:9} {seconds:9.2f} {process:>10} "
-            f"{median(runs, 'cpu_seconds'):8.1f} {row['bytes'] / seconds / 1e9:7.2f} {seconds / row['ours']:7.2f} "
+            f"{title:28} {who:13} {seconds:9.2f} {process:>10} "
+            f"{median(runs, 'cpu_seconds'):8.1f} {row['bytes'] / seconds / 1e9:7.2f} {seconds / row['best']:7.2f} "
             f"{goal:>7} {limit:7.2f} {seconds / limit:8.1f}"
         )
     for why in dict.fromkeys(row["left_out"].values()):

@@ -1,4 +1,4 @@
-"""Draw a result of `benchmarks.table`: speed against peers, memory against size.
+"""Plot a result of `benchmarks.table`: speed of all libraries, memory against size.
 
 python -m benchmarks.plot [benchmarks/results/table.json] [docs/benchmarks.png]
 """
@@ -13,15 +13,15 @@ from benchmarks.rows import ROOT
 from benchmarks.table import median
 
 PICTURE = ROOT / "docs" / "benchmarks.png"
-#: a color for each, ours in one family
+#: one color per library; the settings of stem_dask share a hue
 COLORS = {
-    "ours 2x1": "#08519c", "ours 1x2": "#4292c6", "numpy": "#969696", "dask": "#fd8d3c", "torch": "#e6550d",
+    "stem_dask 2x1": "#08519c", "stem_dask 1x2": "#4292c6", "numpy": "#969696", "dask": "#fd8d3c", "torch": "#e6550d",
     "hyperspy": "#31a354", "libertem": "#756bb1", "py4dstem": "#c51b8a",
 }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Draw; returns the picture's path."""
+    """Draw the figure; returns its path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path, nargs="?", default=RESULTS / "table.json")
     parser.add_argument("picture", type=Path, nargs="?", default=PICTURE)
@@ -51,7 +51,7 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def _draw_speed(axes: Any, result: dict[str, Any]) -> None:
-    """Bars of GB/s for each row, and a mark for what the machine allows."""
+    """Bars of GB/s for each row, and a line at the limit of the machine."""
     for i, row in enumerate(result["rows"]):
         width = 0.8 / len(row["runs"])
         for j, (who, runs) in enumerate(row["runs"].items()):
@@ -62,11 +62,11 @@ def _draw_speed(axes: Any, result: dict[str, Any]) -> None:
     axes.set_yticks(range(len(result["rows"])), [row["title"] for row in result["rows"]])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("GB of input a second")
+    axes.set_xlabel("GB of input per second")
 
 
 def _draw_memory(axes: Any, result: dict[str, Any]) -> None:
-    """Peak memory of the whole job against the size."""
+    """Peak memory of the whole job against the size of the input."""
     for who in dict.fromkeys(one["who"] for one in result["memory"]):
         ones = [one for one in result["memory"] if one["who"] == who]
         sizes = [one["gigabytes"] for one in ones]
@@ -79,7 +79,7 @@ def _draw_memory(axes: Any, result: dict[str, Any]) -> None:
 
 
 def _legend(*all_axes: Any) -> tuple[list[Any], list[str]]:
-    """Each name once."""
+    """Handles and labels, each label once."""
     found: dict[str, Any] = {}
     for axes in all_axes:
         for mark, name in zip(*axes.get_legend_handles_labels(), strict=True):

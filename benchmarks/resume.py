@@ -1,10 +1,10 @@
-"""Seconds until a run that was killed late does new work again.
+"""Seconds until a killed run does new work again.
 
     python -m benchmarks.resume [--finished 4000] [--kind threads]
 
-The scan has one tiny pattern a block, so that only the number of blocks matters. The whole process group is killed
-when the journal holds so many finished shards; the same command then runs again, and the clock stops when the journal
-grows: from the start of the process, and from the moment when the run has its cluster.
+The scan has one tiny pattern per block, so that only the number of blocks matters. The process group is killed when the
+journal contains ``--finished`` shards. The same command then runs again until the journal grows; the time is measured
+from the start of the process and from the moment when the cluster is ready.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 
 DETECTOR = 16
-#: shards that are left to do after the kill, at least
+#: at least this many shards remain after the kill
 LEFT = 96
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Measure once and print one line."""
+    """Measure once and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--finished", type=int, default=4000, help="shards that are finished")
+    parser.add_argument("--finished", type=int, default=4000, help="finished shards")
     parser.add_argument("--kind", choices=("threads", "local"), default="threads")
     options = parser.parse_args(argv)
     print(
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def prepare(folder: Path, n_blocks: int, kind: str) -> list[str]:
-    """Write a scan with a bright square in each pattern; gives the command line."""
+    """Write a scan with a bright square in each pattern; returns the command line."""
     side = math.ceil(math.sqrt(n_blocks))
     data = np.random.default_rng(0).poisson(3, (side, side, DETECTOR, DETECTOR)).astype(np.uint16)
     data[:, :, 5:9, 5:9] += 60
@@ -61,7 +61,7 @@ def prepare(folder: Path, n_blocks: int, kind: str) -> list[str]:
 
 
 def measure(command: list[str], folder: Path, finished: int) -> dict[str, float]:
-    """Run, kill, run again; kill again at the first new line."""
+    """Run, kill, run again; kill again at the first new journal line."""
     journal, log = folder / "out.run" / "journal", folder / "log"
 
     def n_bytes() -> int:
@@ -78,7 +78,7 @@ def measure(command: list[str], folder: Path, finished: int) -> dict[str, float]
     def grown() -> bool:
         if not moments and b"dashboard" in log.read_bytes():
             moments.append(time.perf_counter())
-        return n_bytes() > before + 1  # the first byte is the end of a torn line
+        return n_bytes() > before + 1  # the first byte ends a torn line
 
     killed_when(command, log, grown, every=0.005)
     end = time.perf_counter()
@@ -91,7 +91,7 @@ def measure(command: list[str], folder: Path, finished: int) -> dict[str, float]
 
 
 def killed_when(command: list[str], log: Path, holds: Callable[[], bool], every: float) -> None:
-    """Run a command in a process group of its own and kill it when a condition holds."""
+    """Run a command in a new process group and kill it when a condition holds."""
     with open(log, "wb") as file:
         run = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:

@@ -1,4 +1,4 @@
-"""The rows of the table: what is done, how our command is told, what it must take at most, and what bounds it."""
+"""The rows of the table: the job, its command, its goal, and the work that bounds it."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: bytes that the goals are for: a 128 x 128 scan of 256 x 256 uint16
+#: input size of the goals: a 128 x 128 scan of 256 x 256 uint16
 GOAL_BYTES = 2_147_483_648
 
 _CROP = ("output.export=[]", "output.figure=false", "output.codec=lz4")
@@ -17,10 +17,9 @@ _CROP = ("output.export=[]", "output.figure=false", "output.codec=lz4")
 class Row:
     """One job.
 
-    ``goal`` is in seconds for `GOAL_BYTES`, on a machine (2 cores, Zen 5) whose limit there was ``goal_limit`` where it was
-    measured; ``within`` instead is a factor of another row's seconds. ``command`` is ours
-    without input and output, ``suffix`` the output's. ``reads`` counts how often the input is read, ``codec`` is what
-    the output goes through, None when nothing is written (the analysis).
+    ``goal`` is in seconds for `GOAL_BYTES` on two Zen 5 cores, where the limit was ``goal_limit`` if it was measured;
+    ``within`` is a factor of another row's seconds instead. ``command`` lacks input and output, ``suffix`` is the
+    output's, ``reads`` the number of passes over the input. ``codec`` encodes the output; None if nothing is written.
     """
 
     name: str
@@ -62,7 +61,7 @@ ROWS = {
     )
 }  # fmt: skip
 
-#: ways to run ours
+#: ways to run stem_dask: processes x threads, for two cores
 SETTINGS = {
     "2x1": ("cluster.kind=local", "cluster.n_workers={cores}", "cluster.threads_per_worker=1"),
     "1x2": ("cluster.kind=threads", "cluster.threads_per_worker={cores}"),
@@ -70,8 +69,8 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Ours:
-    """One run of ours: what its results say."""
+class JobResult:
+    """Time and sizes of one run of stem_dask."""
 
     seconds: float
     input_bytes: int
@@ -79,7 +78,7 @@ class Ours:
     stored_bytes: int
 
 
-def our_command(row: Row, setting: str, source: Path, output: Path, cores: int) -> list[str]:
+def job_command(row: Row, setting: str, source: Path, output: Path, cores: int) -> list[str]:
     """The public command of a row."""
     module, *words = row.command
     if module == "stem_dask.run":
@@ -91,17 +90,17 @@ def our_command(row: Row, setting: str, source: Path, output: Path, cores: int) 
     return [sys.executable, "-m", module, *first, *paths, *rest, *cluster, "--quiet"]
 
 
-def our_results(row: Row, output: Path) -> Ours:
-    """What a run of ours noted: seconds from the first submission to the last rename, and sizes."""
+def job_results(row: Row, output: Path) -> JobResult:
+    """Results that a run recorded: seconds from the first submission to the last rename, and sizes."""
     path = output.with_name(f"{output.name.removesuffix('.zarr')}_results.json")
     results = json.loads(path.read_text())
     speed, sizes = results["speed"], results["sizes"]
     seconds = speed["seconds_until_analyzed" if row.analysis_only else "seconds"]
-    return Ours(seconds, sizes["input_bytes"], sizes["output_bytes"], sizes["stored_bytes"])
+    return JobResult(seconds, sizes["input_bytes"], sizes["output_bytes"], sizes["stored_bytes"])
 
 
-def goal_seconds(row: Row, n_bytes: int, ours: Mapping[str, float]) -> float | None:
-    """The goal for another size, in proportion; ``ours`` are seconds of the rows so far.
+def goal_seconds(row: Row, n_bytes: int, earlier: Mapping[str, float]) -> float | None:
+    """The goal scaled to another size; ``earlier`` are the seconds of the rows so far.
 
     Examples
     --------
@@ -112,5 +111,5 @@ def goal_seconds(row: Row, n_bytes: int, ours: Mapping[str, float]) -> float | N
     """
     if row.within is not None:
         other, factor = row.within
-        return ours[other] * factor if other in ours else None
+        return earlier[other] * factor if other in earlier else None
     return None if row.goal is None else row.goal * n_bytes / GOAL_BYTES

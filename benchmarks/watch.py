@@ -1,4 +1,4 @@
-"""A command in a process of its own: how long it took, how much of the cores, and what memory it held."""
+"""Run a command in a separate process and measure wall time, CPU time and memory."""
 
 import os
 import subprocess
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: runs a command and waits for all that it leaves, too: workers are copies of a process that nobody below waits for, and the
-#: system tells of the CPU seconds only of those that were waited for (36 is PR_SET_CHILD_SUBREAPER)
+#: runs a command and reaps orphaned descendants, too: the system counts CPU seconds only of processes that were waited for
+#: (36 is PR_SET_CHILD_SUBREAPER)
 _WAIT_FOR_ALL = """
 import ctypes, os, subprocess, sys
 if sys.platform == "linux":
@@ -26,7 +26,7 @@ except ChildProcessError:
 
 @dataclass(frozen=True)
 class Watched:
-    """What a command cost: wall and CPU seconds with all processes below it; bytes of memory, when they were watched."""
+    """Wall and CPU seconds of a command and its descendants, its output, and its peak memory if measured."""
 
     seconds: float
     cpu_seconds: float
@@ -41,29 +41,28 @@ def watch(
 
     Parameters
     ----------
-    memory : look at the memory every 20 ms: the largest sum, over all processes, of anonymous resident memory
-        (RssAnon: what they hold themselves, without the page cache). Linux only; looking takes time from what is
-        watched, so that speed is measured without
+    memory : sample the sum of anonymous resident memory over all processes (RssAnon, without the page cache) every
+        20 ms. Linux only; sampling slows the command, so measure speed without it
     env : added to the environment
 
     Raises
     ------
     SystemExit
-        When the command fails, with the end of what it printed.
+        If the command fails, with the end of its output.
     """
     environment = {**os.environ, **(env or {})}
-    # else each process would compile the package anew, which nobody's does
+    # otherwise each process would compile the package to bytecode again
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     begun = time.perf_counter()
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
         whole = [sys.executable, "-c", _WAIT_FOR_ALL, *command]
-        run = subprocess.Popen(whole, stdout=said, stderr=said, env=environment)
+        run = subprocess.Popen(whole, stdout=file, stderr=file, env=environment)
         peak = _watch_memory(run.pid) if memory else 0
         _, status, usage = os.wait4(run.pid, 0)
         seconds = time.perf_counter() - begun
         run.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait again
-        said.seek(0)
-        output = said.read()
+        file.seek(0)
+        output = file.read()
     if run.returncode:
         raise SystemExit(
             f"ended with exit code {run.returncode}: {' '.join(command)}\n{output[-3000:]}"
@@ -72,7 +71,7 @@ def watch(
 
 
 def _watch_memory(root: int) -> int:
-    """The largest sum until the process has ended; it stays a zombie, which holds nothing."""
+    """The largest sum until the process has ended; it remains a zombie without memory."""
     if sys.platform != "linux":
         raise SystemExit("memory is read from /proc, which only Linux has")
     peak = 0
@@ -87,7 +86,7 @@ def _ended(pid: int) -> bool:
 
 
 def _tree(root: int) -> list[int]:
-    """A process and all below it."""
+    """A process and its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

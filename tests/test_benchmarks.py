@@ -15,6 +15,7 @@ from benchmarks import (
     agreement,
     compare,
     data,
+    detector_first,
     growth,
     kernels,
     kinds,
@@ -25,7 +26,6 @@ from benchmarks import (
     resume,
     rows,
     table,
-    turned,
 )
 from benchmarks.peers import Task, centers_and_radii, means_of_four
 from benchmarks.watch import Watched, watch
@@ -35,16 +35,16 @@ TINY = ["--gb", "0.0003", "--scan-x", "4", "--detector", "64", "--rounds", "1", 
 
 
 def in_process(command: Sequence[str], **options: Any) -> Watched:
-    """What `watch` does, without a process: ours, a peer, or a job of the growth."""
+    """Run a command of `watch` in this process."""
     from importlib import import_module
 
     python, flag, module, *words = command
     assert (python, flag) == (sys.executable, "-m")
     name = "benchmarks.peers.__main__" if module == "benchmarks.peers" else module
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         assert not import_module(name).main(words)
-    return Watched(1.0, 0.5, 10**8, said.getvalue())
+    return Watched(1.0, 0.5, 10**8, output.getvalue())
 
 
 @pytest.fixture
@@ -89,20 +89,22 @@ def test_a_source_that_makes_its_data() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 40, 36), (3, 31, 48)])
-def test_peers_find_what_ours_finds(shape: tuple[int, ...]) -> None:
+def test_peers_agree_with_the_kernel(shape: tuple[int, ...]) -> None:
     torch = pytest.importorskip("torch")
     from benchmarks.peers.torch import _centers_and_radii
 
     rng = np.random.default_rng(1)
     block = rng.poisson(1, shape).astype(np.uint16)
     block[:, 12:20, 9:22] += rng.poisson(40, (shape[0], 8, 13)).astype(np.uint16)
-    ours = analyze_patterns(block, target_retention=0.9, threshold=0, center=None, metric="square")
+    expected = analyze_patterns(
+        block, target_retention=0.9, threshold=0, center=None, metric="square"
+    )
     center, radius = centers_and_radii(block, 0.9)
-    assert np.allclose(center, ours.center, rtol=1e-12)
-    assert np.array_equal(radius, ours.radius)
+    assert np.allclose(center, expected.center, rtol=1e-12)
+    assert np.array_equal(radius, expected.radius)
     center, radius = _centers_and_radii(torch.from_numpy(block.astype(np.float32)), 0.9)
-    assert np.allclose(center, ours.center, rtol=1e-12)
-    assert np.array_equal(radius, ours.radius)
+    assert np.allclose(center, expected.center, rtol=1e-12)
+    assert np.array_equal(radius, expected.radius)
 
 
 def test_means_of_four() -> None:
@@ -112,7 +114,7 @@ def test_means_of_four() -> None:
     ]
 
 
-def test_what_differs_is_told(tmp_path: Path) -> None:
+def test_differences_are_reported(tmp_path: Path) -> None:
     import zarr
 
     def store(name: str, value: int, lead: tuple[int, ...]) -> Path:
@@ -121,20 +123,20 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
         zarr.create_array(f"{tmp_path}/{name}.zarr/patterns", data=patterns)
         return tmp_path / f"{name}.zarr"
 
-    ours = store("ours", 0, (2, 3))
-    agreement.check_patterns(ours, store("same", 0, (6,)))
+    reference = store("reference", 0, (2, 3))
+    agreement.check_patterns(reference, store("same", 0, (6,)))
     with pytest.raises(SystemExit, match=r"other\.zarr differs from"):
-        agreement.check_patterns(ours, store("other", 1, (6,)))
+        agreement.check_patterns(reference, store("other", 1, (6,)))
 
 
 def test_the_limit_adds_up() -> None:
     machine = limits.Machine(cores=2, read=10e9, read_cold=1e9, write=1e9)
-    ours = rows.Ours(seconds=1, input_bytes=10**9, output_bytes=10**8, stored_bytes=10**9)
+    result = rows.JobResult(seconds=1, input_bytes=10**9, output_bytes=10**8, stored_bytes=10**9)
     patterns = np.ones((4, 8, 8), "u2")
-    assert limits.limit_of(rows.ROWS["analysis"], ours, machine, patterns).seconds == 0.1
-    tensor = limits.limit_of(rows.ROWS["pt"], ours, machine, patterns)
+    assert limits.limit_of(rows.ROWS["analysis"], result, machine, patterns).seconds == 0.1
+    tensor = limits.limit_of(rows.ROWS["pt"], result, machine, patterns)
     assert (tensor.seconds, tensor.encode, tensor.write) == (1.0, 0.0, 1.0)
-    cold = limits.limit_of(rows.ROWS["cold"], ours, machine, patterns)
+    cold = limits.limit_of(rows.ROWS["cold"], result, machine, patterns)
     assert 2.0 <= cold.seconds == 1.0 + max(0.1 + cold.encode, 1.0)
 
 
@@ -146,14 +148,14 @@ def test_table_comparison_and_picture(
     options = ["--rows", "crop", "convert-analyze", "--settings", "1x2", "--peers", "numpy", "dask"]
     result = table.main([*TINY, *options, "--memory", "0.0003", "--json", str(path)])
     (crop, convert) = result["rows"]
-    assert list(crop["runs"]) == ["ours 1x2", "numpy", "dask"]
+    assert list(crop["runs"]) == ["stem_dask 1x2", "numpy", "dask"]
     assert all(run["seconds"] > 0 for runs in crop["runs"].values() for run in runs)
     assert crop["bytes"] == 9 * 4 * 64 * 64 * 2
     assert crop["goal"] == pytest.approx(1.2 * crop["bytes"] / rows.GOAL_BYTES)
-    assert 0 < crop["limit"]["seconds"] < crop["ours"]
+    assert 0 < crop["limit"]["seconds"] < crop["best"]
     assert convert["goal"] is None
     assert convert["left_out"] == dict.fromkeys(["numpy", "dask"], "would be its analysis, then its conversion")  # fmt: skip
-    assert [one["who"] for one in result["memory"]] == ["ours 1x2", "numpy", "dask"]
+    assert [one["who"] for one in result["memory"]] == ["stem_dask 1x2", "numpy", "dask"]
     assert json.loads(path.read_text())["rows"] == result["rows"]
     readme = tmp_path / "README.md"
     readme.write_text(f"before {page.BEGIN} old {page.END} after")
@@ -164,7 +166,7 @@ def test_table_comparison_and_picture(
     (found,) = compare.main(["--to", str(path), "--rows", "crop", "--table", *TINY[2:]])
     assert found["row"] == "crop"
     assert min(found["seconds"]) > 0
-    assert "s a GB" in capsys.readouterr().out
+    assert "s per GB" in capsys.readouterr().out
 
 
 def test_a_peer_that_fails_is_left_out(
@@ -179,7 +181,7 @@ def test_a_peer_that_fails_is_left_out(
     options = ["--rows", "convert", "--settings", "1x2", "--peers", "numpy", "--memory", "0.0003"]
     result = table.main([*TINY, *options])
     assert result["rows"][0]["left_out"] == {"numpy": "failed: MemoryError: too much"}
-    assert [one["who"] for one in result["memory"]] == ["ours 1x2"]
+    assert [one["who"] for one in result["memory"]] == ["stem_dask 1x2"]
     assert "memory numpy at 0.0003 GB failed: MemoryError: too much" in capsys.readouterr().out
 
 
@@ -187,7 +189,7 @@ def test_every_row_has_a_command() -> None:
     from stem_dask.cli.main import _parser
 
     for row in rows.ROWS.values():
-        _, _, module, *words = rows.our_command(row, "2x1", Path("a.dm4"), Path("b.zarr"), 2)  # fmt: skip
+        _, _, module, *words = rows.job_command(row, "2x1", Path("a.dm4"), Path("b.zarr"), 2)  # fmt: skip
         if module == "stem_dask.cli.main":
             options = _parser().parse_args(words)
             assert "cluster.threads_per_worker=1" in options.overrides
@@ -198,14 +200,14 @@ def test_every_row_has_a_command() -> None:
 
 def test_comparing_with_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["--to", str(tmp_path / "none.json")]) == []
-    assert "is not there" in capsys.readouterr().out
+    assert "does not exist" in capsys.readouterr().out
 
 
 def test_kernels_and_kinds_are_measured() -> None:
     options = ["--patterns", "8", "--detector", "32", "--repeat", "1", "--dtypes", "uint16"]
     found = kernels.main(options)
     assert len(found) == 7
-    assert min(min(speed.ours, speed.copy, speed.twin) for speed in found) > 0
+    assert min(min(speed.speed, speed.copy, speed.twin) for speed in found) > 0
     options = ["--mb", "0.3", "--detectors", "16", "--repeat", "1"]
     found = kinds.main([*options, "--dtypes", "uint16", "float32"])
     assert len(found["kernels"]) == 3 * 7
@@ -236,9 +238,9 @@ def test_growth_is_measured(quick: None, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_a_command_is_watched() -> None:
-    code = "held = bytearray(b'1') * 60_000_000; import time; time.sleep(0.15); print('said')"
+    code = "held = bytearray(b'1') * 60_000_000; import time; time.sleep(0.15); print('done')"
     watched = watch([sys.executable, "-c", code], memory=True)
-    assert watched.output == "said\n"
+    assert watched.output == "done\n"
     assert 60_000_000 < watched.peak_bytes < 120_000_000
     assert 0 < watched.cpu_seconds < watched.seconds + 1
     with pytest.raises(SystemExit, match=r"(?s)exit code 3.*-c.*why"):
@@ -254,18 +256,18 @@ def test_memory_is_measured(quick: None, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes are read from /proc")
-def test_turning_is_measured() -> None:
+def test_transposing_is_measured() -> None:
     """Every pass reads its file once; the rest is what Python itself reads."""
     options = ["--size", "0.02", "--detector", "64", "--slab", "1", "--block", "1", "--direct", "2"]
-    found = turned.main(options)
-    assert list(found) == ["turn", "turned", "scan first", "direct"]
-    for name in ("turn", "turned", "scan first"):
+    found = detector_first.main(options)
+    assert list(found) == ["transpose", "transposed", "scan first", "direct"]
+    for name in ("transpose", "transposed", "scan first"):
         assert 1 <= found[name]["calls"] <= 1.2
         assert found[name]["rate"] > 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process group")
-def test_the_way_back_is_measured() -> None:
+def test_resuming_is_measured() -> None:
     found = resume.main(["--finished", "20"])
     assert found["finished"] >= 20
     assert 0 < found["after_cluster"] < found["seconds"]

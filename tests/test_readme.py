@@ -1,18 +1,31 @@
-"""The code of the README and of docs/ runs as it stands, and what they name is there."""
+"""The code of the README and of docs/ runs as it stands; links, commands and keys on all pages exist."""
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     path: path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (
+        *sorted(ROOT.glob("*.md")),
+        *sorted(ROOT.glob("docs/*.md")),
+        ROOT / "benchmarks" / "README.md",
+    )
 }
 TEXT = "\n".join(PAGES.values())
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+#: `tests/test_contributing.py` runs those of CONTRIBUTING.md
+BLOCKS = [
+    code
+    for path, text in PAGES.items()
+    if path.name != "CONTRIBUTING.md"
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -21,7 +34,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.chdir(tmp_path)
     write_dataset("scan.dm4", Synthetic(scan_shape=(8, 6)))
-    exec(compile(code, "README.md", "exec"), {})  # the README is ours
+    exec(compile(code, "README.md", "exec"), {})
 
 
 def test_there_is_code_to_run() -> None:
@@ -29,11 +42,11 @@ def test_there_is_code_to_run() -> None:
 
 
 def anchor(heading: str) -> str:
-    """What a link to a heading ends with."""
+    """The fragment of a link to a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page]):
         name, _, part = target.partition("#")
@@ -41,6 +54,31 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert there.exists(), target
         if part:
             assert part in map(anchor, re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    text = PAGES[page]
+    if page.name == "architecture.md":
+        text += re.sub(r'"(\w+/\w+\.py)', r"`\1`", page.with_suffix(".py").read_text())
+    for name in set(re.findall(r"`((?:[\w.]+/)+\w+\.(?:py|md|yaml|sh))\b", text)):
+        folders = (ROOT, ROOT / "stem_dask", page.parent)
+        assert any((folder / name).exists() for folder in folders), name
+
+
+def test_the_picture_of_the_architecture_is_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "architecture.svg"
+    subprocess.run([sys.executable, ROOT / "docs" / "architecture.py", picture], check=True)
+    assert "job/prepare.py" in picture.read_text()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    import stem_dask as sd
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == sd.__version__
+    assert {"message", "title", "authors"} <= citation.keys()
 
 
 def test_keys_and_commands_are_real() -> None:
@@ -59,7 +97,7 @@ def test_keys_and_commands_are_real() -> None:
 
 
 def command_lines() -> list[list[str]]:
-    """The words of every command line of ours that stands in a block."""
+    """The words of every stem-dask command in a bash block."""
     text = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
     found = re.findall(r"^stem-dask ([^#>\n]+)", text, re.MULTILINE)
     return [shlex.split(words) for words in found]
@@ -78,5 +116,5 @@ def test_there_are_command_lines() -> None:
 
 def test_make_targets_are_real() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make (\w+)", TEXT)):
+    for target in set(re.findall(r"(?:^|`)make ([\w-]+)", TEXT, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

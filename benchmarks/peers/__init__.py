@@ -1,7 +1,7 @@
-"""The table's rows as a competent user of another library writes them, with the same result as ours.
+"""The rows of the table as a competent user of another library would write them, with equal results.
 
-One module a library. Nothing of stem_dask is imported, so that any environment can run them. They get the layout of
-the file as a gift, neither fsync nor check what they wrote, and keep no journal.
+One module per library. They do not import stem_dask, so that any environment can run them. They receive the layout of
+the file, do not fsync or check their output, and keep no journal.
 """
 
 import math
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: patterns that are looked at together
+#: patterns per batch
 BATCH = 128
-#: patterns in a chunk of what is written: 1 MiB of whole ones
+#: patterns per chunk of the output: about 1 MiB
 CHUNK = {"crop": 64, "bin": 16, "convert": 8}
-#: why a library has no such row, where it has none
+#: why a library has no such row
 WHY_NOT = {
     "convert": "has no writer of zarr, and the patterns need none of its arithmetic",
     "convert-analyze": "would be its analysis, then its conversion",
@@ -30,7 +30,7 @@ WHY_NOT = {
 
 @dataclass(frozen=True)
 class Task:
-    """One row: where the patterns lie in the file, what to keep of them, and where to write."""
+    """One row: the layout of the patterns in the file, what to keep of them, and where to write."""
 
     library: str
     row: str
@@ -46,12 +46,12 @@ class Task:
     margin: int = 3
 
     def patterns(self) -> NDArray:
-        """(n, ky, kx), mapped from the file."""
+        """(n, ky, kx), memory-mapped from the file."""
         n, (height, width) = self.shape[0] * self.shape[1], self.shape[2:]
         return np.memmap(self.input, self.dtype, "r", self.offset, (n, height, width))
 
     def batches(self, n: int = BATCH) -> Iterator[tuple[slice, NDArray]]:
-        """Parts of the patterns, and where they lie."""
+        """Batches of patterns with their slices."""
         patterns = self.patterns()
         for start in range(0, len(patterns), n):
             part = slice(start, min(start + n, len(patterns)))
@@ -59,7 +59,7 @@ class Task:
 
 
 class CannotError(Exception):
-    """Why a library has no such row."""
+    """A library has no such row; the message says why."""
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -75,7 +75,7 @@ def row_of(rows: dict[str, Callable[[Task], Any]], task: Task) -> Callable[[], A
     Raises
     ------
     CannotError
-        When the library has none.
+        If the library has none.
     """
     if task.row not in rows:
         raise CannotError(WHY_NOT.get(task.row, "has no function for it"))
@@ -83,7 +83,7 @@ def row_of(rows: dict[str, Callable[[Task], Any]], task: Task) -> Callable[[], A
 
 
 def centers_and_radii(block: NDArray, target: float) -> tuple[NDArray, NDArray]:
-    """Centroid and smallest even window that holds the target, of every pattern; bisection over window sums.
+    """Centroid and smallest even window that holds the target, for every pattern, by bisection over window sums.
 
     Parameters
     ----------
@@ -110,14 +110,14 @@ def centers_and_radii(block: NDArray, target: float) -> tuple[NDArray, NDArray]:
 
 
 def means_of_four(block: NDArray) -> NDArray[np.float32]:
-    """(…, ky, kx) with 2 x 2 pixels made one; faster than the mean over a reshaped view."""
+    """(…, ky, kx) binned by 2 x 2; faster than the mean over a reshaped view."""
     rows = block[..., ::2, :].astype(np.float32) + block[..., 1::2, :]
     found: NDArray[np.float32] = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
     return found
 
 
 def window_of(task: Task, center: NDArray, radius: NDArray) -> tuple[int, int, int, int]:
-    """One window (y0, y1, x0, x1) that holds the window of each covered pattern, and notes what was found."""
+    """One window (y0, y1, x0, x1) that contains the windows of all covered patterns; saves the analysis."""
     middle = np.rint(np.median(center, axis=0))
     needed = radius + np.abs(np.rint(center) - middle).max(1)
     half = int(np.sort(needed)[math.ceil(task.coverage * len(needed)) - 1]) + task.margin
@@ -130,7 +130,7 @@ def window_of(task: Task, center: NDArray, radius: NDArray) -> tuple[int, int, i
 
 
 def note(task: Task, center: NDArray, radius: NDArray) -> None:
-    """Keep what was found, to be compared."""
+    """Save centers and radii for the comparison."""
     np.savez(task.found, center=center, radius=radius)
 
 

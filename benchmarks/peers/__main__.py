@@ -1,8 +1,8 @@
-"""One row of one library, in a process of its own: prints its seconds, or why it cannot, as JSON.
+"""One row of one library in a separate process: prints its seconds, or why there is no such row, as JSON.
 
     python -m benchmarks.peers '{"library": "numpy", "row": "crop", "input": "scan.dm4", ...}'
 
-Seconds are of the work, after imports and the start of workers.
+Seconds are those of the work, after imports and the start of workers.
 """
 
 import json
@@ -13,7 +13,7 @@ from benchmarks.peers import CannotError, Task
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one row and print its seconds, or why there is none."""
+    """Run one row and print its seconds, or the reason why it is missing."""
     (words,) = sys.argv[1:] if argv is None else argv
     task = Task(**json.loads(words))
     try:

@@ -1,6 +1,6 @@
 """LiberTEM: user-defined functions over tiles and frames, on its dask executor. Written for 0.16.
 
-Needs an environment of its own: ``python -m benchmarks.table --peer-python libertem=/path/to/python``
+Needs a separate environment: ``python -m benchmarks.table --peer-python libertem=/path/to/python``
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """py4DSTEM: a datacube in memory, cut and binned by its own methods. Written for 0.14.18.
 
-Needs an environment of its own: ``python -m benchmarks.table --peer-python py4dstem=/path/to/python``
+Needs a separate environment: ``python -m benchmarks.table --peer-python py4dstem=/path/to/python``
 """
 
 from typing import Any

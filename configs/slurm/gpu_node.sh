@@ -1,5 +1,5 @@
 #!/bin/bash
-# One dataset on one node with GPUs: a worker process for each GPU that SLURM gives here. Needs the extra gpu (README).
+# One dataset on one node with GPUs: one worker process per GPU that SLURM grants. Needs the extra gpu (README).
 # Submit from the folder that has .venv: sbatch configs/slurm/gpu_node.sh CONFIG [key=value ...]
 #SBATCH --job-name=stem-dask
 #SBATCH --nodes=1

@@ -1,5 +1,5 @@
 #!/bin/bash
-# One dataset on several nodes: a scheduler beside the run, and a worker process for every core of every node.
+# One dataset on several nodes: the run and a scheduler on the first node, one worker process per core of every node.
 # Submit from the folder that has .venv: sbatch configs/slurm/many_nodes.sh CONFIG [key=value ...]
 #SBATCH --job-name=stem-dask
 #SBATCH --nodes=4
@@ -13,9 +13,9 @@
 
 source .venv/bin/activate || exit 1
 
-# the keys of this job, in a folder that all nodes see and nobody else reads: without TLS everybody could run code
+# the TLS keys of this job, in a private folder visible to all nodes: without TLS every user could run code
 own=$HOME/.stem_dask-$SLURM_CLUSTER_NAME
-for old in "$own"-*; do # a job that was killed has left its own; SLURM knows of no such job any more
+for old in "$own"-*; do # left by killed jobs, which SLURM does not list any more
     number=${old#"$own-"}
     number=${number%-*}
     state=$(squeue --noheader --format=%T --jobs="$number" 2>&1)
@@ -26,21 +26,21 @@ trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$folder"' EXIT
 keys=$(stem-dask keys "$folder") || exit 1
 eval "$keys"
 
-# as a run sets them for workers of its own (stem_dask/cluster/local.py): above all, tasks keep nothing, so that there is nothing
-# to spill, and a worker that waited until its memory is less might wait for ever
+# as for the workers a run starts itself (stem_dask/cluster/local.py): tasks keep no results, so there is nothing to spill, and a
+# paused worker might wait forever
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False
 export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=0.98
 export DASK_DISTRIBUTED__WORKER__PROFILE__INTERVAL=100ms DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=60s
 export DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH=20 DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL=200ms
 export DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD=1GB
-# and one thread for each library in each worker
+# one thread per library and worker
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1
 export NUMBA_NUM_THREADS=1 BLOSC_NTHREADS=1
 
-# a step with workers that SLURM ended, for want of memory perhaps, does not come back: no use in waiting for the wall time
+# workers that SLURM killed, for lack of memory perhaps, do not return: do not wait for the wall time
 export DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=300s
 
-# MiB on each node, as asked for by --mem or by --mem-per-cpu; all of it with --mem=0
+# MiB per node, from --mem or --mem-per-cpu; the whole node with --mem=0
 mem=${SLURM_MEM_PER_NODE:-$((${SLURM_MEM_PER_CPU:-0} * SLURM_CPUS_ON_NODE))}
 [ "$mem" -gt 0 ] || mem=$(free -m | awk '/^Mem/ {print $2}')
 

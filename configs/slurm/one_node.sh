@@ -1,5 +1,5 @@
 #!/bin/bash
-# One dataset on one node: worker processes for the cores and the memory that SLURM gives here.
+# One dataset on one node: worker processes for the cores and the memory that SLURM grants.
 # Submit from the folder that has .venv: sbatch configs/slurm/one_node.sh CONFIG [key=value ...]
 #SBATCH --job-name=stem-dask
 #SBATCH --nodes=1

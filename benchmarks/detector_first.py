@@ -1,11 +1,11 @@
-"""Files with the detector slowest: the rate of turning them, and of reading what was turned.
+"""Detector-first DM4 files: the rate of transposing them, and of reading the transposed file.
 
-    python -m benchmarks.turned [--size 2] [--slab 64] [--block 64] [--direct N] [--folder FOLDER]
+    python -m benchmarks.detector_first [--size 2] [--slab 64] [--block 64] [--direct N] [--folder FOLDER]
 
-Writes the same scan in both orders of DM4 and measures each pass from a cold cache (what can be dropped of it), on the
-threads of this machine: turning; reading all blocks of what was turned; reading them from the file with the scan
-slowest. ``--direct N`` also reads N blocks from the file with the detector slowest, as it is.
-Bytes are those of the read calls, and where Linux tells them those that came from the disk.
+Writes the same scan in both orders of DM4 and measures each pass from a cold cache (as far as it can be dropped), on the
+threads of this machine: transposing; reading all blocks of the transposed file; reading them from the scan-first file.
+``--direct N`` also reads N blocks directly from the detector-first file. Bytes are those of the read calls and, on
+Linux, those that came from the disk.
 """
 
 import argparse
@@ -31,14 +31,14 @@ SCAN_X = 128
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Measure every pass; prints one line each."""
+    """Measure and print every pass."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=float, default=2, help="GB of input")
     parser.add_argument("--detector", type=int, default=256, help="pixels along ky and kx")
-    parser.add_argument("--slab", type=float, default=64, help="MiB of a slab")
+    parser.add_argument("--slab", type=float, default=64, help="MiB of a slab of pixels")
     parser.add_argument("--block", type=float, default=64, help="MiB of a block of patterns")
-    parser.add_argument("--direct", type=int, default=0, help="blocks that are read directly")
-    parser.add_argument("--folder", help="where the files are made and removed again")
+    parser.add_argument("--direct", type=int, default=0, help="blocks read directly")
+    parser.add_argument("--folder", help="folder for temporary files")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = scan_rows(int(options.size * 1e9), SCAN_X, options.detector)
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         )
         path = turn.sink.turned.path
         found = {
-            "turn": measure("turn", [old.info.path], n_bytes, turn.run),
-            "turned": measure("read what was turned", [path], n_bytes, blocks(turn.found.source, block)),
+            "transpose": measure("transpose", [old.info.path], n_bytes, turn.run),
+            "transposed": measure("read the transposed file", [path], n_bytes, blocks(turn.found.source, block)),
             "scan first": measure("read the scan-first file", [new.info.path], n_bytes, blocks(new.source, block)),
         }  # fmt: skip
         if options.direct:
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 def write_detector_first(path: Path, source: Source) -> Path:
-    """The same patterns with the detector slowest, some rows of the detector in memory at a time."""
+    """Write the same patterns detector-first, with a few rows of the detector in memory."""
     height, width = source.shape[2:]
     at_once = max(1, height // 16)
 
@@ -92,7 +92,7 @@ def write_detector_first(path: Path, source: Source) -> Path:
 
 
 def blocks(source: Source, block: tuple[int, ...], most: int | None = None) -> Callable[[], None]:
-    """Reads the blocks of patterns on all threads."""
+    """A function that reads the blocks of patterns on all threads."""
     places = [
         (slice(y, y + block[0]), slice(x, x + block[1]), slice(None), slice(None))
         for y in range(0, source.shape[0], block[0])
@@ -110,8 +110,8 @@ def blocks(source: Source, block: tuple[int, ...], most: int | None = None) -> C
 def measure(
     name: str, paths: list[str], n_bytes: int, work: Callable[[], object]
 ) -> dict[str, float]:
-    """Time and bytes of a pass whose files are out of the cache at its beginning, as far as the system obeys."""
-    os.sync()  # what waits to be written would take its time from the pass
+    """Time and bytes of a pass that starts with its files dropped from the cache, where the system allows it."""
+    os.sync()  # otherwise pending writes would slow the pass
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         if hasattr(os, "posix_fadvise"):
@@ -136,7 +136,7 @@ def measure(
 
 
 def counted() -> tuple[int, int]:
-    """Bytes that this process has read: by calls, and from the disk; 0 where the system does not count."""
+    """Bytes that this process has read: by calls, and from the disk; 0 if the system does not count them."""
     try:
         words = dict(
             line.split(": ") for line in Path("/proc/self/io").read_text().splitlines() if line
