@@ -4,7 +4,6 @@ The layout is that of RosettaSciIO's ZSPY: ``Experiments/TITLE`` with ``data``, 
 whose plain values are attributes and whose arrays are arrays.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.metadata import plain
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import damage, named, remove, write_document
+from stem_dask.storage.publish import damage, remove
 from stem_dask.storage.staging import append, remove_unfinished, staged
 from stem_dask.writers.codecs import (
     LEVELS,
@@ -76,20 +75,23 @@ class ZspySink:
             write_group(self.path, _FORMAT)
             for part in Path(self._data).parents[:-1]:
                 write_group(Path(self.path, part))
-            # last: a run that goes on keeps what is below a whole one
-            write_document(Path(self.path, self._data), self._document(), name=ARRAY)
+            # last, because a resumed run keeps the chunks below an existing array
+            self._make_array(Path(self.path, self._data))
         self._spool.create(resume=resume)
 
-    def _document(self) -> dict[str, Any]:
-        return array_document(self.shape, np.dtype(self.dtype), self.chunks, self.codec)
+    def _make_array(self, folder: Path | None) -> Any:
+        """Create the empty array in a folder, or in memory."""
+        return make_array(folder, self.shape, np.dtype(self.dtype), self.chunks, self.codec)
 
     def _is_begun(self) -> bool:
-        """Whether an array like this one is there: another run may have left one of other chunks or codec."""
+        """Whether the array exists with the same shape, chunks and codec."""
+        import zarr
+
         try:
-            there = json.loads(Path(self.path, self._data, ARRAY).read_bytes())
-        except (OSError, ValueError):  # none, or a torn one
+            found: Any = zarr.open_array(Path(self.path, self._data), mode="r", zarr_format=2)
+        except (OSError, ValueError):
             return False
-        return bool(there == self._document())
+        return bool(found.metadata == self._make_array(None).metadata)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write the chunks of one block, each under a temporary name that is then renamed."""
@@ -159,7 +161,7 @@ def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             _write_tree(folder / key, value)
         elif isinstance(value, np.ndarray):
-            write_array(folder / key, value)
+            make_array(folder / key, value.shape, value.dtype, value.shape, "auto")[...] = value
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             numbered = {str(i): item for i, item in enumerate(value)}
             _write_tree(folder / f"_list_{len(value)}_{key}", numbered)
@@ -171,57 +173,46 @@ def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
 #: what ``auto`` is here
 CODEC = "lz4"
 
-GROUP, ARRAY, ATTRIBUTES = ".zgroup", ".zarray", ".zattrs"
-
 
 def write_group(folder: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
-    """Make a folder a group of the store; its attributes become these, where any are given."""
+    """Make a folder a group of the store, with these attributes."""
+    import zarr
+
+    group = zarr.open_group(Path(folder), mode="a", zarr_format=2)
     if attrs:
-        write_document(folder, plain(attrs), name=ATTRIBUTES)
-    write_document(folder, {"zarr_format": 2}, name=GROUP)
+        group.attrs.put(plain(attrs))
 
 
-def array_document(
-    shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int], codec: str = "auto"
-) -> dict[str, Any]:
-    """What a store says of an array, whose chunks are files in a folder for each axis but the last.
+def make_array(
+    folder: Path | None, shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int], codec: str
+) -> Any:
+    """Create an empty array in a folder, or in memory, whose chunk files lie in a folder per axis."""
+    import zarr
 
-    Parameters
-    ----------
-    shape, dtype : sizes and type: bool, integers, floats or complex
-    chunks : extents of a chunk
-    codec : one of `stem_dask.writers.codecs.CODECS`
-
-    Examples
-    --------
-    >>> document = array_document((4, 6), np.dtype("u2"), (2, 6))
-    >>> document["dtype"], document["compressor"]["cname"], document["fill_value"]
-    ('<u2', 'lz4', 0)
-    """
-    dtype = dtype.newbyteorder("<")
-    fill = plain({"fill": np.zeros((), dtype)[()]})["fill"]
-    return {
-        "shape": list(shape),
-        "chunks": [max(1, n) for n in chunks],
-        "dtype": dtype.str,
-        "fill_value": [0.0, 0.0] if dtype.kind == "c" else fill,
-        "order": "C",
-        "filters": None,
-        "dimension_separator": "/",
-        "compressor": _compressor(codec, dtype),
-        "zarr_format": 2,
-    }
+    return zarr.create_array(
+        {} if folder is None else folder,
+        shape=tuple(shape),
+        dtype=dtype.newbyteorder("="),
+        chunks=tuple(max(1, n) for n in chunks),
+        compressors=_compressor(codec, dtype),
+        fill_value=0,
+        zarr_format=2,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
 
 
-def _compressor(codec: str, dtype: np.dtype) -> dict[str, Any] | None:
+def _compressor(codec: str, dtype: np.dtype) -> Any:
+    import numcodecs
+
     codec = CODEC if codec == "auto" else codec
     if codec == "none":
         return None
     if codec == "gzip":
-        return {"id": "gzip", "level": LEVELS[codec]}
+        return numcodecs.GZip(LEVELS[codec])
     shuffle = {"bitshuffle": 2, "shuffle": 1}[shuffle_of(dtype)]
-    how = {"clevel": LEVELS[codec], "shuffle": shuffle, "blocksize": 0}
-    return {"id": "blosc", "cname": codec, **how}
+    return numcodecs.Blosc(codec, LEVELS[codec], shuffle)
 
 
 def packed(chunk: NDArray, codec: str = "auto") -> bytes:
@@ -233,15 +224,3 @@ def packed(chunk: NDArray, codec: str = "auto") -> bytes:
     if codec == "gzip":
         return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
     return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
-
-
-def write_array(folder: str | Path, values: NDArray) -> None:
-    """Write a small array, as one chunk; what was there goes."""
-    remove(folder)
-    write_document(folder, array_document(values.shape, values.dtype, values.shape), name=ARRAY)
-    if values.size == 0:
-        return
-    path = Path(folder, *("0" for _ in values.shape[1:]), "0")
-    with named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(packed(values))
