@@ -61,12 +61,6 @@ class NoMemoryError(MemoryError, StemDaskError):
     exit_code = 5
 
 
-class RetentionError(StemDaskError, ValueError):
-    """The output was finished, but too many patterns lost too much intensity."""
-
-    exit_code = 4
-
-
 class LockedError(StemDaskError, BlockingIOError):
     """Another live run holds the output."""
 

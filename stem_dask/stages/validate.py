@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from stem_dask.core.model import Axis, Window
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.crop import placement, refuse_other_windows, window_attrs
-from stem_dask.stages.downsample import Method, Reduce
 from stem_dask.stages.gpu import CutOnGpu
 from stem_dask.stages.matching import differing, refuse_other_patterns, regular
 from stem_dask.stages.patterns import (
@@ -32,6 +31,8 @@ from stem_dask.stages.window import require_computed
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+    from stem_dask.config.options import Downsample
 
 #: sums of floats in two orders differ by less than this, relative to the total; integers are exact
 FLOAT_SLACK = 1e-12
@@ -163,28 +164,12 @@ def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.floa
     return retention
 
 
-class Downsampling(Protocol):
-    """The options of the downsampling that follows, as the config has them."""
-
-    @property
-    def factor(self) -> int:
-        """Pixels that become one."""
-
-    @property
-    def method(self) -> Method:
-        """bin, stride, gauss or fft."""
-
-    @property
-    def reduce(self) -> Reduce:
-        """mean or sum."""
-
-
 def complete_analysis(
     analysis: xr.Dataset,
     window: Window,
     inside: NDArray[np.float64],
     source_axes: Sequence[Axis],
-    down: Downsampling,
+    down: Downsample,
 ) -> xr.Dataset:
     """The analysis with what the crop added: retention and `placement`, options and calibration as attributes.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any
 
 from stem_dask.core.errors import (
     NO_ROOM,
@@ -21,10 +20,6 @@ from stem_dask.core.errors import (
 )
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.s3 import at
-
-P = ParamSpec("P")
-
-T = TypeVar("T")
 
 #: a worker of a killed run may add files to a folder while it is removed: one for each of its threads
 REMOVE_ATTEMPTS = 100
@@ -55,17 +50,6 @@ def named(path: str | Path) -> Iterator[None]:
         ):
             error.filename = os.fspath(path)
         raise
-
-
-def naming(write: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
-    """A function that writes what its first argument names; its errors tell the name."""
-
-    @functools.wraps(write)
-    def written(path: str, /, *args: P.args, **options: P.kwargs) -> T:
-        with named(path):
-            return write(path, *args, **options)
-
-    return written
 
 
 def make_folder(path: str | Path) -> None:
@@ -375,15 +359,10 @@ def read_document(folder: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def write_document(
-    folder: str | Path,
-    document: Mapping[str, Any],
-    indent: int | None = 2,
-    name: str = DOCUMENT,
-) -> None:
+def write_document(folder: str | Path, document: Mapping[str, Any], indent: int | None = 2) -> None:
     """Make a folder a node of the store; an older document stays until the new one is whole."""
-    path = Path(folder, name)
-    partial = path.with_name(f"{name}.partial")
+    path = Path(folder, DOCUMENT)
+    partial = path.with_name(f"{DOCUMENT}.partial")
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(document, indent=indent, allow_nan=False))

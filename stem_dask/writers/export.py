@@ -165,38 +165,10 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
             raise StoreError(str(error).replace(made, str(folder))) from None
 
 
-def export_from_store(
-    store: str,
-    path: str,
-    *,
-    layout: str = "scan",
-    keep_dtype: bool = False,
-    title: str | None = None,
-    overwrite: bool = False,
-    client: Any = None,
-    progress: engine.Progress | None = None,
-    journal: Journal | None = None,
-    folder: str | None = None,
-    codec: str = "auto",
-    rechunk: bool = True,
-) -> list[str]:
-    """Export a finished store; see `export`."""
+def export_from_store(store: str, path: str, **options: Any) -> list[str]:
+    """Export a finished store; the options are those of `export`."""
     patterns, analysis = open_store(store)
-    return export(
-        patterns,
-        path,
-        analysis=analysis,
-        layout=layout,
-        keep_dtype=keep_dtype,
-        title=title,
-        overwrite=overwrite,
-        client=client,
-        progress=progress,
-        journal=journal,
-        folder=folder,
-        codec=codec,
-        rechunk=rechunk,
-    )
+    return export(patterns, path, analysis=analysis, **options)
 
 
 def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True) -> str:

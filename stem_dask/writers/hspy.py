@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from stem_dask.core.instrument import NAMES, dig, plain_tree, tree_at
 from stem_dask.core.metadata import hdf5_name
 from stem_dask.core.model import Axis
-from stem_dask.storage.publish import naming
+from stem_dask.storage.publish import named
 from stem_dask.writers.hdf5 import refuse_full_disk
 
 #: the version whose files these are like
@@ -92,14 +92,14 @@ def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return tree_at({NAMES[name]: attrs[name] for name in NAMES if name in attrs}, tree)
 
 
-@naming
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
     """Write all but the data of a signal into a .hspy file, which holds them already."""
     from rsciio.hspy import file_writer
 
     arrays = signal["metadata"]["stem_dask"].values()
     refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
-    file_writer(path, signal, write_dataset=False, show_progressbar=False)
+    with named(path):
+        file_writer(path, signal, write_dataset=False, show_progressbar=False)
 
 
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
