@@ -426,7 +426,7 @@ def test_a_damaged_chunk_of_a_zspy_is_found(tmp_path, damage):
     with (
         contextlib.nullcontext()
         if damage in ("flipped", "older")
-        else pytest.raises(StoreError, match="is not as it was written")
+        else pytest.raises(StoreError, match="changed after it was written")
     ):
         sink.finish([record])
     assert sink.write(0, (slice(0, 4),), {"patterns": block}) == extra

@@ -125,7 +125,7 @@ class ZspySink:
                 file = self._file(name)
                 if not file.exists() or file.stat().st_size != n_bytes:
                     raise StoreError(
-                        f"{file} is not as it was written; the same command makes it again"
+                        f"{file} is missing or changed after it was written; the same command writes it again"
                     )
 
         self._spool.finish(records)
