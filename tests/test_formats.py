@@ -349,13 +349,13 @@ def test_a_pt_holds_only_what_it_was_begun_for(tmp_path):
     engine.run(target.outputs(), 2, target.sink())
     assert target.finish(valid=np.ones_like(valid)) == []  # that all are valid needs no array
     message = (
-        r"was begun for no arrays, and is to hold analysis/valid: bool \(7, 11\); name them all"
+        r"was begun for the arrays none, but is completed with analysis/valid: bool \(7, 11\); pass all arrays"
     )
     with pytest.raises(StoreError, match=message):
         target.finish(valid=valid)
     with pytest.raises(StoreError, match=r"analysis/center_y: float64"):
         target.finish(known)
-    with pytest.raises(StoreError, match=r"was begun for analysis/center_y: float32"):
+    with pytest.raises(StoreError, match=r"was begun for the arrays analysis/center_y: float32"):
         replace(target, analysis=known.astype("f4")[["center_y"]]).finish(known[["center_y"]])
 
 
