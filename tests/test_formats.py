@@ -348,9 +348,7 @@ def test_a_pt_holds_only_what_it_was_begun_for(tmp_path):
     target = Target(str(tmp_path / "a.pt"), patterns)
     engine.run(target.outputs(), 2, target.sink())
     assert target.finish(valid=np.ones_like(valid)) == []  # that all are valid needs no array
-    message = (
-        r"was begun for the arrays none, but is completed with analysis/valid: bool \(7, 11\); pass all arrays"
-    )
+    message = r"was begun for the arrays none, but is completed with analysis/valid: bool \(7, 11\); pass all arrays"
     with pytest.raises(StoreError, match=message):
         target.finish(valid=valid)
     with pytest.raises(StoreError, match=r"analysis/center_y: float64"):

@@ -1,4 +1,4 @@
-"""What HyperSpy wants to know of a signal, and how RosettaSciIO writes it into a .hspy file."""
+"""Signals of HyperSpy as nested dictionaries, and their metadata in .hspy files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from stem_dask.core.model import Axis
 from stem_dask.storage.publish import named
 from stem_dask.writers.hdf5 import refuse_full_disk
 
-#: the version whose files these are like
+#: version of HyperSpy whose file layout is written
 PACKAGE = {"package": "hyperspy", "package_version": "2.5.0"}
 
 
 def experiment(title: str) -> str:
-    """The group of a signal, as HyperSpy names it.
+    """Group of a signal in the file.
 
     Examples
     --------
     >>> experiment("gold/on carbon"), experiment("")
     ('Experiments/gold-on carbon', 'Experiments/__unnamed__')
     """
-    # dots alone are no name of a folder
+    # dots alone are not a valid folder name
     return f"Experiments/{title.replace('/', '-') if title.strip('.') else '__unnamed__'}"
 
 
@@ -35,20 +35,20 @@ def signal_of(
     original_metadata: Mapping[str, Any],
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A signal without its data, as the nested dictionary that HyperSpy's writers take.
+    """A signal without its data, as the nested dictionary that the writers of RosettaSciIO take.
 
     Parameters
     ----------
-    axes : of the patterns; they are named as HyperSpy's users expect
-    title : title of the signal
+    axes : of the patterns
+    title : of the signal
     total : (scan_y, scan_x) or (pattern,), the navigator
     metadata : plain values and arrays for the node ``stem_dask`` of the metadata
-    original_metadata : of the file that was read, see `stem_dask.core.metadata.hdf5_tree`
-    known : metadata in the form of HyperSpy's, see `signal_metadata`
+    original_metadata : of the input file, see `stem_dask.core.metadata.hdf5_tree`
+    known : metadata in the structure of HyperSpy, see `signal_metadata`
     """
     n_lead = len(axes) - 2
     signal_type = dig(known, "Signal.signal_type") or ""
-    title = title if title.strip(".") else ""  # as in `experiment`: RosettaSciIO writes there
+    title = title if title.strip(".") else ""  # as in `experiment`
     names = {"scan_y": "y", "scan_x": "x"}
     described = [
         _axis(axis, names.get(axis.name, axis.name), i, i < n_lead) for i, axis in enumerate(axes)
@@ -81,7 +81,7 @@ def signal_of(
 
 
 def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """HyperSpy's metadata of patterns, from their attributes: the reverse of `of_signal`, without the title.
+    """Metadata in the structure of HyperSpy from attributes of patterns: the inverse of `of_signal`, without title.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
-    """Write all but the data of a signal into a .hspy file, which holds them already."""
+    """Add everything but the data of a signal to its .hspy file."""
     from rsciio.hspy import file_writer
 
     arrays = signal["metadata"]["stem_dask"].values()
@@ -103,7 +103,7 @@ def write_signal(path: str, signal: Mapping[str, Any]) -> None:
 
 
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
-    """With names that an HDF5 file can have."""
+    """Replace names that HDF5 does not allow."""
     return {hdf5_name(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 

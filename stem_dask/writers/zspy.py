@@ -1,7 +1,6 @@
-"""HyperSpy's zarr stores (.zspy): zarr format 2, written without the package that pins zarr below 3.
+"""Stores of HyperSpy (.zspy): zarr 2 in the layout of RosettaSciIO.
 
-The layout is that of RosettaSciIO's ZSPY: ``Experiments/TITLE`` with ``data``, ``axis-0`` … and the metadata as groups,
-whose plain values are attributes and whose arrays are arrays.
+``Experiments/TITLE`` holds ``data``, ``axis-0`` … and the metadata as groups; their plain values are attributes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,23 +29,23 @@ from stem_dask.writers.codecs import (
 from stem_dask.writers.hspy import experiment
 from stem_dask.writers.spool import SpoolSink
 
-_LONGEST_NAME = 200  # bytes: a name of a folder may have 255 on most systems
+_LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 _FORMAT = {"file_format": "ZSpy", "file_format_version": "3.3"}
 
 
 @dataclass(frozen=True)
 class ZspySink:
-    """Writes ``patterns`` into a .zspy store, a file a chunk; the other blocks are kept for who completes it.
+    """Writes ``patterns`` into a .zspy store, one file per chunk; other blocks are spooled.
 
     Parameters
     ----------
     path : the store under its temporary name
     spool : folder for the other blocks
     shape, dtype : of the patterns
-    chunks : whole patterns; the leading extents divide the blocks or cover the axis
-    title : title of the signal
-    codec : one of `stem_dask.writers.codecs.CODECS`; format 2 has no checksums, so those of the records are all there are
+    chunks : whole patterns; the leading sizes divide the blocks or cover the axis
+    title : of the signal
+    codec : one of `stem_dask.writers.codecs.CODECS`; zarr 2 has no checksums, so only the records have them
     """
 
     path: str
@@ -67,7 +66,7 @@ class ZspySink:
         return f"{_folder(self.title)}/data"
 
     def create(self, *, resume: bool) -> None:
-        """Make the groups and the empty array; what another run left there is removed."""
+        """Create the groups and the empty array, unless an interrupted run left the same."""
         if resume and self._is_begun():
             remove_unfinished(self.path)
         else:
@@ -94,12 +93,12 @@ class ZspySink:
         return bool(found.metadata == self._make_array(None).metadata)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write the chunks of one block, each under a temporary name that is then renamed."""
+        """Write the chunks of one block."""
         if not lies_on_chunks(region, self.chunks, self.shape):
             raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
         rest = dict(blocks)
         block = of_type(rest.pop("patterns"), np.dtype(self.dtype))  # and byte order
-        said = []
+        written = []
         for origin, chunk in whole_chunks(block, region, self.chunks):
             place = [start // size for start, size in zip(origin, self.chunks, strict=True)]
             name = "/".join(map(str, place))
@@ -107,8 +106,8 @@ class ZspySink:
             with staged(self._file(name), self.stage[0]) as file:
                 append(file, content)
                 self._make_folders(place)
-            said.append([name, crc32(content), len(content)])
-        return {"chunks": said, **self._spool.write(index, region, rest)}
+            written.append([name, crc32(content), len(content)])
+        return {"chunks": written, **self._spool.write(index, region, rest)}
 
     def verify(self, record: Record) -> str | None:
         """Compare the files of a block with their checksums."""
@@ -119,7 +118,7 @@ class ZspySink:
         return self._spool.verify(record)
 
     def finish(self, records: Sequence[Record]) -> None:
-        """See that every chunk is there; `write_signal` adds what else belongs to a signal."""
+        """Check the size of every chunk; `write_signal` completes the store."""
         for record in records:
             for name, _, n_bytes in record.extra["chunks"]:
                 file = self._file(name)
@@ -131,7 +130,7 @@ class ZspySink:
         self._spool.finish(records)
 
     def _make_folders(self, place: Sequence[int]) -> None:
-        """Make the folders of a chunk, but none of the array: a late worker would leave a store that nobody finishes."""
+        """Make the folders of a chunk, but not that of the array, which a late worker must not recreate."""
         folder = Path(self.path, self._data)
         for number in place[:-1]:
             folder /= str(number)
@@ -142,12 +141,12 @@ class ZspySink:
 
 
 def _folder(title: str) -> str:
-    """The group of a signal, no longer than the name of a folder may be."""
+    """Name of the group of a signal, shortened to a valid folder name."""
     return experiment(title.encode()[:_LONGEST_NAME].decode("utf-8", "ignore"))
 
 
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
-    """Write all but the data of a signal (see `stem_dask.writers.hspy.signal_of`) into the store that holds them."""
+    """Add everything but the data of a signal (see `stem_dask.writers.hspy.signal_of`) to its store."""
     tree = {f"axis-{i}": axis for i, axis in enumerate(signal["axes"])}
     names = ("metadata", "original_metadata", "learning_results", "attributes")
     tree |= {name: signal[name] for name in names} | signal["package_info"]
@@ -155,7 +154,7 @@ def write_signal(path: str, signal: Mapping[str, Any]) -> None:
 
 
 def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Nested dictionaries as groups, arrays as arrays, plain values as attributes, as HyperSpy reads them."""
+    """Write dictionaries as groups, arrays as arrays and plain values as attributes."""
     attrs = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -170,7 +169,7 @@ def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
     write_group(folder, attrs)
 
 
-#: what ``auto`` is here
+#: codec of ``auto``
 CODEC = "lz4"
 
 
@@ -216,7 +215,7 @@ def _compressor(codec: str, dtype: np.dtype) -> Any:
 
 
 def packed(chunk: NDArray, codec: str = "auto") -> bytes:
-    """The bytes of a chunk file: always the same for the same numbers, while numcodecs' gzip writes the time."""
+    """Encode one chunk; equal chunks give equal bytes, while gzip of numcodecs writes the time."""
     codec = CODEC if codec == "auto" else codec
     chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
     if codec == "none":
