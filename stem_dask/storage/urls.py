@@ -56,7 +56,7 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
     bucket, _, key = url.removeprefix(SCHEME).partition("/")
     key = key.rstrip("/")
     if not is_url(url) or not _BUCKET.fullmatch(bucket):
-        raise ConfigError(f"{what} is an unsupported URL; expected s3://bucket/key")
+        raise ConfigError(f"{what} has an unsupported form; expected s3://bucket/key")
     if {"", ".", ".."} & set(key.split("/")):
         raise ConfigError(
             f"{what} names the bucket {bucket} and no object in it; give s3://{bucket}/NAME.zarr"
@@ -99,7 +99,7 @@ def check_path(key: str, path: object) -> None:
     >>> check_path("input.path", "/data/scan.dm4")
     >>> check_path("input.path", "https://lab/scan.dm4?signature=1")
     Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: input.path is an unsupported URL; expected s3://bucket/key
+    stem_dask.core.errors.ConfigError: input.path has an unsupported form; expected s3://bucket/key
     """
     if isinstance(path, str) and "://" in path:
         split_url(path, key)
