@@ -216,7 +216,7 @@ def test_every_codec(tmp_path, suffix, codec, monkeypatch):
     check(path, array, known=known, valid=valid)
     np.testing.assert_array_equal(sd.open(path).values, array)
     blosc = suffix in (".hspy", ".h5") and codec in ("lz4", "zstd")
-    told = f"{path.name} is compressed by blosc {codec}: to read it, HDF5 needs hdf5plugin"
+    told = f"{path.name} is compressed with blosc {codec}: reading it requires hdf5plugin"
     assert notes == ([told] if blosc else [])
     if suffix in (".hspy", ".h5"):
         name = "patterns" if suffix == ".h5" else "Experiments/gold-on carbon/data"
