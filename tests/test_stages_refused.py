@@ -165,8 +165,8 @@ def test_what_is_no_set_of_patterns_is_refused(data, dims, text):
         (18, {}, "factor is 18; expected 1 to 17"),
         (2, {"method": "cubic"}, "method is 'cubic'; expected one of bin, stride, gauss, fft"),
         (2, {"reduce": "max"}, "reduce is 'max'; expected mean or sum"),
-        (2, {"method": "fft", "reduce": "sum"}, "reduce: sum goes with method bin, not fft"),
-        (2, {"sigma": 1}, "sigma is 1 with method bin; it is > 0 and only for gauss"),
+        (2, {"method": "fft", "reduce": "sum"}, "reduce is sum with method fft; expected method bin"),
+        (2, {"sigma": 1}, "sigma is 1 with method bin; expected sigma > 0 with method gauss"),
         (2, {"method": "gauss", "sigma": 0}, "sigma is 0 with method gauss"),
     ],
 )

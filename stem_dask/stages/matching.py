@@ -1,4 +1,4 @@
-"""Whether patterns, windows and an analysis belong together, as far as coordinates and attributes tell."""
+"""Checks that patterns, windows and an analysis match, by their coordinates and attributes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def regular(axis: Axis) -> Positions:
 
 
 def differing(dim: str, found: Positions, known: Positions) -> str | None:
-    """In what the coordinates of a dimension differ from those that they should be, in words; None when they agree.
+    """Describe how coordinates differ from the expected ones; None if they agree.
 
     Examples
     --------
@@ -56,12 +56,7 @@ def differing(dim: str, found: Positions, known: Positions) -> str | None:
 
 
 def refuse_other_patterns(patterns: xr.DataArray, analysis: xr.Dataset) -> None:
-    """Refuse an analysis of other patterns, as far as coordinates tell.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Raise ConfigError if the coordinates of an analysis and of patterns differ."""
     lead = lead_dims(patterns)
     known = tuple(int(n) for n in analysis["center_y"].shape)
     if lead_shape(patterns) != known or lead != analysis["center_y"].dims:
@@ -79,6 +74,6 @@ def refuse_other_patterns(patterns: xr.DataArray, analysis: xr.Dataset) -> None:
 
 
 def detector_of(analysis: xr.Dataset) -> tuple[Axis, Axis]:
-    """Axes ky and kx of the detector that an analysis is of."""
+    """Axes ky and kx of the analyzed detector."""
     y, x = (replace(axis_of(analysis, f"source_{name}"), name=name) for name in DETECTOR_DIMS)
     return y, x
