@@ -367,7 +367,7 @@ def test_which_device_is_chosen(played: Counter[str], monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("has", "told"),
     [
-        (0, r"NVIDIA's driver is not there \(nvidia-smi"),
+        (0, r"NVIDIA's driver is not installed \(nvidia-smi"),
         (
             12040,
             r"NVIDIA's driver is for CUDA 12\.4, and cupy for 13\.2; install a newer driver, or a cupy for CUDA 12: pip",
