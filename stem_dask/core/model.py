@@ -133,17 +133,17 @@ class Step:
 
 Progress = Callable[[Step], None]
 
-#: resident memory of an idle worker with all libraries loaded: 181 MB measured
+#: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured
 WORKER_BYTES = 190 * 10**6
 
-#: the same for a worker forked from a process that has loaded them: 105 to 119 MB measured, 143 with the libraries of an
-#: export
+#: the same of one that is a copy of a process that has loaded it, with which it shares much: 105 to 119 MB were measured, and
+#: 143 where it has loaded what an export reads with, too
 COPY_BYTES = 145 * 10**6
 
-#: the same for the process of a run on threads: 271 MB measured
+#: and of the run's own process, where its threads do the work: 271 MB were measured
 PROCESS_BYTES = 295 * 10**6
 
-#: share of its memory limit that a worker is expected to use
+#: share of its memory limit that a worker may be expected to use
 USABLE_SHARE = 0.95
 
 

@@ -149,11 +149,12 @@ def opened(path: str | Path, mode: str) -> IO[Any]:
     OSError: [Errno 40] Too many levels of symbolic links: ...
     """
     encoding = None if "b" in mode else "utf-8"
-    return open(path, mode, encoding=encoding, opener=_unfollowed)
-
-
-def _unfollowed(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return open(
+        path,
+        mode,
+        encoding=encoding,
+        opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666),
+    )
 
 
 def remove(path: str | Path) -> None:

@@ -167,19 +167,24 @@ def lies_on_chunks(region: Region, chunks: Sequence[int], shape: Sequence[int]) 
     )
 
 
-#: codec of ``auto``
+#: codec of ``auto`` in .zarr and .zspy
 CODEC = "lz4"
 
 
-def encoded(chunk: NDArray, codec: str = "auto") -> bytes:
-    """Encode one chunk of a zarr 3 array; equal chunks give equal bytes."""
+def compressed(chunk: NDArray, codec: str = "auto") -> bytes:
+    """Compress one chunk of a zarr array; equal chunks give equal bytes, while gzip of numcodecs writes the time."""
     codec = CODEC if codec == "auto" else codec
     chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
     if codec == "none":
-        return checked(chunk.tobytes())
+        return chunk.tobytes()
     if codec == "gzip":
-        return checked(gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec]))
-    return checked(blosc_bytes(chunk, codec, shuffle_of(chunk.dtype)))
+        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
+    return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
+
+
+def encoded(chunk: NDArray, codec: str = "auto") -> bytes:
+    """Encode one chunk of a zarr 3 array: compressed, with a checksum."""
+    return checked(compressed(chunk, codec))
 
 
 def checked(content: bytes) -> bytes:

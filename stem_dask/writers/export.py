@@ -129,7 +129,9 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
-            _refuse_since(path, overwrite, journal)
+            refuse_existing(path, overwrite)  # it may have appeared in the meantime
+            if journal is not None:
+                journal.hold()
             publish(path)
     except BaseException:
         if journal is None:
@@ -139,13 +141,6 @@ def export(
         if journal is None:
             remove(target.spool)
     return notes
-
-
-def _refuse_since(path: str, overwrite: bool, journal: Journal | None) -> None:
-    """Refuse to replace a file that appeared during the export, and to continue a run that was taken over."""
-    refuse_existing(path, overwrite)
-    if journal is not None:
-        journal.hold()
 
 
 def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:

@@ -292,10 +292,6 @@ def _pt_finish(
     return []
 
 
-def _npy_sink(target: Target) -> engine.Sink:
-    return NpySink(target.built, target.patterns.shape, str(target.dtype))
-
-
 def _hdf5_sink(target: Target) -> engine.Sink:
     group = f"{hspy.experiment(target.title)}/data" if target.suffix == ".hspy" else "patterns"
     shape, chunks = target.patterns.shape, target.chunks
@@ -356,7 +352,11 @@ FORMATS = {
     ".zarr": Format(_zarr_sink, _zarr_finish),
     ".pt": Format(_pt_sink, _pt_finish, packed=False),
     ".hspy": Format(_hdf5_sink, _signal_finish, navigator=True),
-    ".npy": Format(_npy_sink, lambda target, patterns, analysis, about: [], packed=False),
+    ".npy": Format(
+        lambda target: NpySink(target.built, target.patterns.shape, str(target.dtype)),
+        lambda target, patterns, analysis, about: [],
+        packed=False,
+    ),
     ".h5": Format(_hdf5_sink, _h5_finish),
     ".zspy": Format(_zspy_sink, _signal_finish, navigator=True, chunk_bytes=FILE_CHUNK_BYTES),
 }

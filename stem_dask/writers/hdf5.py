@@ -243,11 +243,9 @@ def _write_tree(item: Any, tree: Mapping[str, Any]) -> None:
             continue
         value = json.dumps(value) if isinstance(value, Mapping) else value
         value = "_None_" if value is None else value  # as in HyperSpy
-        if group is not None and (np.size(value) > 1 or _is_long(value)):
+        if group is not None and (
+            np.size(value) > 1 or len(str(value).encode()) > _LONGEST_ATTRIBUTE
+        ):
             group.create_dataset(key, data=value)
         else:
             item.attrs[key] = value
-
-
-def _is_long(value: Any) -> bool:
-    return isinstance(value, str) and len(value.encode()) > _LONGEST_ATTRIBUTE

@@ -361,16 +361,9 @@ def write_array(
     grid = [-(-n // size) for n, size in zip(values.shape, chunks, strict=True)]
     for place in np.ndindex(*grid):
         here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
-        write_chunk(folder, place, values[tuple(here)], chunks)
-
-
-def write_chunk(
-    folder: str | Path, place: Sequence[int], values: NDArray, chunks: Sequence[int]
-) -> None:
-    """Write one chunk of an array, padded with zeros at the end of an axis."""
-    path = Path(folder, chunk_name(place))
-    with named(path):
-        path.write_bytes(encoded(filled(values, chunks)))
+        path = Path(folder, chunk_name(place))
+        with named(path):
+            path.write_bytes(encoded(filled(values[tuple(here)], chunks)))
 
 
 def chunk_name(place: Sequence[int]) -> str:

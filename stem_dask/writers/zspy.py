@@ -19,9 +19,9 @@ from stem_dask.storage.checksums import crc32
 from stem_dask.storage.publish import damage, remove
 from stem_dask.storage.staging import append, remove_unfinished, staged
 from stem_dask.writers.codecs import (
+    CODEC,
     LEVELS,
-    blosc_bytes,
-    gzipped,
+    compressed,
     lies_on_chunks,
     shuffle_of,
     whole_chunks,
@@ -102,7 +102,7 @@ class ZspySink:
         for origin, chunk in whole_chunks(block, region, self.chunks):
             place = [start // size for start, size in zip(origin, self.chunks, strict=True)]
             name = "/".join(map(str, place))
-            content = packed(chunk, self.codec)
+            content = compressed(chunk, self.codec)
             with staged(self._file(name), self.stage[0]) as file:
                 append(file, content)
                 self._make_folders(place)
@@ -169,10 +169,6 @@ def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
     write_group(folder, attrs)
 
 
-#: codec of ``auto``
-CODEC = "lz4"
-
-
 def write_group(folder: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
     """Make a folder a group of the store, with these attributes."""
     import zarr
@@ -212,14 +208,3 @@ def _compressor(codec: str, dtype: np.dtype) -> Any:
         return numcodecs.GZip(LEVELS[codec])
     shuffle = {"bitshuffle": 2, "shuffle": 1}[shuffle_of(dtype)]
     return numcodecs.Blosc(codec, LEVELS[codec], shuffle)
-
-
-def packed(chunk: NDArray, codec: str = "auto") -> bytes:
-    """Encode one chunk; equal chunks give equal bytes, while gzip of numcodecs writes the time."""
-    codec = CODEC if codec == "auto" else codec
-    chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
-    if codec == "none":
-        return chunk.tobytes()
-    if codec == "gzip":
-        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
-    return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
