@@ -46,7 +46,7 @@ def check_int64(largest: float) -> None:
     """Raise ConfigError if values exceed int64."""
     if largest > np.iinfo(np.int64).max:
         raise ConfigError(
-            f"a .pt file holds values up to {np.iinfo(np.int64).max:,}, the data reach {largest:,.0f}; "
+            f"a .pt holds values up to {np.iinfo(np.int64).max:,}, the data reach {largest:,.0f}; "
             "use float32 (sd.cast, or output.dtype=float32)"
         )
 
