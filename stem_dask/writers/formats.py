@@ -31,9 +31,9 @@ from stem_dask.writers.zarr import (
     StoreSink,
     finish_store,
     store_chunks,
+    write_array,
     write_coordinates,
     write_dataset,
-    write_valid,
 )
 from stem_dask.writers.zarr_s3 import ObjectStoreSink
 
@@ -263,7 +263,10 @@ def _zarr_finish(
 ) -> list[str]:
     write_coordinates(target.built, patterns)
     if "valid" in patterns.coords:
-        write_valid(target.built, patterns.coords["valid"].values, lead_dims(patterns))
+        valid = Path(
+            target.built, "valid"
+        )  # False where the patterns could not be read and are zeros
+        write_array(valid, patterns.coords["valid"].values, lead_dims(patterns))
     if analysis is not None:
         write_dataset(target.built, "analysis", analysis)
     finish_store(target.built, about, patterns.attrs)

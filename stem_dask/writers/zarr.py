@@ -163,11 +163,6 @@ def open_group(store: str, name: str = "") -> xr.Dataset:
     return found.assign_coords(axes)
 
 
-def write_valid(path: str, valid: NDArray[np.bool_], dims: Sequence[str]) -> None:
-    """Write which positions could be read; the patterns of the others are zeros."""
-    write_array(Path(path, "valid"), valid, dims, _chunks(valid))
-
-
 def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
     """Write a dataset of small arrays as a group; arrays of text become attributes."""
     attrs = dict(dataset.attrs)
@@ -177,12 +172,8 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
             attrs[str(key)] = values.astype(str).tolist()
             continue
         dims = [str(dim) for dim in variable.dims]
-        write_array(Path(path, name, str(key)), values, dims, _chunks(values), variable.attrs)
+        write_array(Path(path, name, str(key)), values, dims, attrs=variable.attrs)
     write_document(Path(path, name), group_document(attrs))
-
-
-def _chunks(values: NDArray) -> list[int]:
-    return [max(1, min(n, _POSITIONS)) for n in values.shape]
 
 
 def write_profiles(
@@ -353,9 +344,10 @@ def write_array(
     ----------
     folder : of the array
     values : bool, integers or floats
-    dims, chunks, attrs : see `array_document`; by default one chunk
+    dims, chunks, attrs : see `array_document`; by default chunks of up to 2**20 positions along each axis
     """
-    chunks = [max(1, n) for n in values.shape] if chunks is None else chunks
+    if chunks is None:
+        chunks = [max(1, min(n, _POSITIONS)) for n in values.shape]
     remove(folder)
     write_document(folder, array_document(values.shape, values.dtype, dims, chunks, attrs=attrs))
     grid = [-(-n // size) for n, size in zip(values.shape, chunks, strict=True)]
