@@ -114,9 +114,9 @@ def refuse_url(key: str, path: object, way: str) -> None:
 
     Examples
     --------
-    >>> refuse_url("path", "s3://lab/scan.pt", "export writes local files only")
+    >>> refuse_url("path", "s3://lab/scan.pt", "export writes local files")
     Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: path is s3://lab/scan.pt: export writes local files only
+    stem_dask.core.errors.ConfigError: path is s3://lab/scan.pt: export writes local files
     """
     check_path(key, path)
     if is_url(path):

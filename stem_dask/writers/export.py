@@ -92,9 +92,7 @@ def export(
     >>> int(xr.open_zarr(path).patterns.sum())
     384
     """
-    way = (
-        "export writes local files; to write a .zarr into an object store, set output.path of a run"
-    )
+    way = "export writes local files; only the .zarr of a run can be in an object store"
     refuse_url("path", str(path), way)
     path = str(Path(path).expanduser().absolute())
     patterns = patterns_of(patterns)
