@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +12,12 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Changed, InPieces
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import as_text
-from stem_dask.core.model import Axis, Device, Window
+from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
 from stem_dask.core.text import by
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.matching import (
-    detector_of,
-    differing,
-    positions,
-    refuse_other_patterns,
-    regular,
-)
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
@@ -33,6 +26,7 @@ from stem_dask.stages.patterns import (
     blocks_of,
     check_device,
     lead_dims,
+    lead_shape,
 )
 from stem_dask.stages.window import filled_fraction, require_computed, window_origins
 
@@ -44,6 +38,8 @@ if TYPE_CHECKING:
 OF_WINDOW = (
     "window_size", "align", "cropped_axes", "aligned_axes", "k_origin", "global_radius", "coverage", "target_retention",
 )  # fmt: skip
+
+Positions: TypeAlias = tuple[NDArray[np.float64], str]
 
 
 def crop(
@@ -355,3 +351,64 @@ def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
     filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
     return np.broadcast_to(filled, origin_y.shape)
+
+
+def positions(patterns: xr.DataArray | xr.Dataset, dim: str) -> Positions:
+    """Coordinates along a dimension, and their units; indices where there are none."""
+    if dim not in patterns.coords or patterns.coords[dim].dtype.kind not in "iuf":
+        return regular(Axis(dim, int(patterns.sizes[dim])))
+    values = patterns.coords[dim]
+    return np.asarray(values.values, np.float64), str(values.attrs.get("units", ""))
+
+
+def regular(axis: Axis) -> Positions:
+    """Coordinates of an axis, and their units."""
+    return axis.offset + axis.scale * np.arange(axis.size, dtype=np.float64), axis.units
+
+
+def differing(dim: str, found: Positions, known: Positions) -> str | None:
+    """Describe how coordinates differ from the expected ones; None if they agree.
+
+    Examples
+    --------
+    >>> differing("ky", (np.arange(60.0), ""), (np.arange(64.0), ""))
+    'ky has 60 values, not 64'
+    >>> differing("scan_y", (np.arange(3.0)[::-1], "nm"), (np.arange(3.0), "nm"))
+    'scan_y[0] is 2 nm, not 0 nm'
+    """
+    (here, unit), (there, other) = found, known
+    if len(here) != len(there):
+        return f"{dim} has {len(here)} values, not {len(there)}"
+    if unit != other:
+        return f"{dim} is in {unit or 'px'}, not in {other or 'px'}"
+    step = float(np.abs(np.diff(there)).min()) if len(there) > 1 else 0.0
+    wrong = np.abs(here - there) > 1e-6 * step + 1e-12 * np.abs(there)
+    if not wrong.any():
+        return None
+    i = int(np.argmax(wrong))
+    unit = f" {unit}" if unit else ""
+    return f"{dim}[{i}] is {here[i]:g}{unit}, not {there[i]:g}{unit}"
+
+
+def refuse_other_patterns(patterns: xr.DataArray, analysis: xr.Dataset) -> None:
+    """Raise ConfigError if the coordinates of an analysis and of patterns differ."""
+    lead = lead_dims(patterns)
+    known = tuple(int(n) for n in analysis["center_y"].shape)
+    if lead_shape(patterns) != known or lead != analysis["center_y"].dims:
+        raise ConfigError(
+            f"the analysis is of {known} positions, the patterns have {lead_shape(patterns)}; "
+            "analyze the patterns that are cropped"
+        )
+    names = (*lead, *(f"source_{name}" for name in DETECTOR_DIMS))
+    for dim, name in zip((*lead, *DETECTOR_DIMS), names, strict=True):
+        found = differing(dim, positions(patterns, dim), positions(analysis, name))
+        if found is not None:
+            raise ConfigError(
+                f"the analysis is of other patterns: {found}; analyze the patterns that are cropped"
+            )
+
+
+def detector_of(analysis: xr.Dataset) -> tuple[Axis, Axis]:
+    """Axes ky and kx of the analyzed detector."""
+    y, x = (replace(axis_of(analysis, f"source_{name}"), name=name) for name in DETECTOR_DIMS)
+    return y, x

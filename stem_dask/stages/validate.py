@@ -14,9 +14,15 @@ from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.crop import placement, refuse_other_windows, window_attrs
+from stem_dask.stages.crop import (
+    differing,
+    placement,
+    refuse_other_patterns,
+    refuse_other_windows,
+    regular,
+    window_attrs,
+)
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.matching import differing, refuse_other_patterns, regular
 from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
