@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.kernels.gpu.code import stored
-from stem_dask.kernels.gpu.device import refuse_missing_gpu, told_when_full
+from stem_dask.kernels.gpu.device import refuse_missing_gpu, translate_full_gpu
 
 #: bytes of patterns in one buffer, enough for full speed of bus and kernels
 SLOT_BYTES = 16 * 2**20
@@ -41,7 +41,7 @@ class Work(Protocol):
 class Slot:
     """Patterns in pinned memory and on the GPU, and a stream."""
 
-    @told_when_full
+    @translate_full_gpu
     def __init__(
         self, shape: tuple[int, int, int], dtype: np.dtype, work: Callable[[int], Work]
     ) -> None:
@@ -59,7 +59,7 @@ class Slot:
         self.here = slice(0, 0)
         self.busy = False
 
-    @told_when_full
+    @translate_full_gpu
     def start(self) -> None:
         """Queue copy and kernels; returns immediately."""
         n = self.here.stop - self.here.start

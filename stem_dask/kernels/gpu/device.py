@@ -23,7 +23,7 @@ def gpu_name() -> str:
     return f"{runtime.deviceGetPCIBusId(runtime.getDevice())} of {socket.gethostname()}"
 
 
-def told_when_full(work: Callable[P, T]) -> Callable[P, T]:
+def translate_full_gpu(work: Callable[P, T]) -> Callable[P, T]:
     """Decorator that raises errors for a full GPU as MemoryError, which can be unpickled without cupy."""
 
     @functools.wraps(work)
