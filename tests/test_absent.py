@@ -25,7 +25,7 @@ def test_a_file_that_went_after_it_was_opened(tmp_path, suffix):
     cropped = sd.crop(patterns, analysis, sd.choose_window(analysis))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     host = socket.gethostname()
-    told = f"{re.escape(str(path))} is not there for {host}: it was .* that machine does not share"
+    told = f"{re.escape(str(path))} does not exist on {host}: it was .* that machine does not share"
     for lazy in (sd.analyze(patterns), cropped):
         with pytest.raises(SourceError, match=rf"^{told}.*; input and output must be in folders"):
             lazy.compute()

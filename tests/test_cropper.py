@@ -31,7 +31,7 @@ def beams(dtype: torch.dtype = torch.float32) -> torch.Tensor:
         ({"min_retention": 0.99}, "above target_retention"),
         ({"margin_pixels": -1}, "margin_pixels is -1"),
         ({"chunk_size": 0}, "chunk_size is 0"),
-        ({"center_method": "manual"}, "needs manual_center"),
+        ({"center_method": "manual"}, "manual_center"),
         ({"center_method": "middle"}, "expected centroid, center or manual"),
     ],
 )

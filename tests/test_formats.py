@@ -216,7 +216,7 @@ def test_every_codec(tmp_path, suffix, codec, monkeypatch):
     check(path, array, known=known, valid=valid)
     np.testing.assert_array_equal(sd.open(path).values, array)
     blosc = suffix in (".hspy", ".h5") and codec in ("lz4", "zstd")
-    told = f"{path.name} is compressed by blosc {codec}: to read it, HDF5 needs hdf5plugin"
+    told = f"{path.name} is compressed with blosc {codec}: reading it requires hdf5plugin"
     assert notes == ([told] if blosc else [])
     if suffix in (".hspy", ".h5"):
         name = "patterns" if suffix == ".h5" else "Experiments/gold-on carbon/data"
@@ -348,14 +348,12 @@ def test_a_pt_holds_only_what_it_was_begun_for(tmp_path):
     target = Target(str(tmp_path / "a.pt"), patterns)
     engine.run(target.outputs(), 2, target.sink())
     assert target.finish(valid=np.ones_like(valid)) == []  # that all are valid needs no array
-    message = (
-        r"was begun for no arrays, and is to hold analysis/valid: bool \(7, 11\); name them all"
-    )
+    message = r"was begun for the arrays none, but is completed with analysis/valid: bool \(7, 11\); pass all arrays"
     with pytest.raises(StoreError, match=message):
         target.finish(valid=valid)
     with pytest.raises(StoreError, match=r"analysis/center_y: float64"):
         target.finish(known)
-    with pytest.raises(StoreError, match=r"was begun for analysis/center_y: float32"):
+    with pytest.raises(StoreError, match=r"was begun for the arrays analysis/center_y: float32"):
         replace(target, analysis=known.astype("f4")[["center_y"]]).finish(known[["center_y"]])
 
 
@@ -426,7 +424,7 @@ def test_a_damaged_chunk_of_a_zspy_is_found(tmp_path, damage):
     with (
         contextlib.nullcontext()
         if damage in ("flipped", "older")
-        else pytest.raises(StoreError, match="is not as it was written")
+        else pytest.raises(StoreError, match="changed after it was written")
     ):
         sink.finish([record])
     assert sink.write(0, (slice(0, 4),), {"patterns": block}) == extra

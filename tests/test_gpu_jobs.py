@@ -309,7 +309,7 @@ def test_what_says_that_a_gpu_is_full(
     played: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA by a number, also where not even that much is left that it could be asked."""
-    from stem_dask.kernels.gpu.device import told_when_full
+    from stem_dask.kernels.gpu.device import translate_full_gpu
 
     error = sys.modules["cupy.cuda"].runtime.CUDARuntimeError
 
@@ -317,12 +317,12 @@ def test_what_says_that_a_gpu_is_full(
         raise error(number)
 
     with pytest.raises(MemoryError, match=r"is full: cudaErrorMemoryAllocation: out of memory; 1,0.* free"):  # fmt: skip
-        told_when_full(failing)(2)
+        translate_full_gpu(failing)(2)
     with pytest.raises(error, match=r"^\?$"):
-        told_when_full(failing)(700)
+        translate_full_gpu(failing)(700)
     monkeypatch.setattr(sys.modules["cupy.cuda"].runtime, "memGetInfo", lambda: failing(2))
     with pytest.raises(MemoryError, match=r"is full: cudaErrorMemoryAllocation: out of memory\. An"):  # fmt: skip
-        told_when_full(failing)(2)
+        translate_full_gpu(failing)(2)
 
 
 def test_the_benchmark_runs(played: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,7 +367,7 @@ def test_which_device_is_chosen(played: Counter[str], monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("has", "told"),
     [
-        (0, r"NVIDIA's driver is not there \(nvidia-smi"),
+        (0, r"NVIDIA's driver is not installed \(nvidia-smi"),
         (
             12040,
             r"NVIDIA's driver is for CUDA 12\.4, and cupy for 13\.2; install a newer driver, or a cupy for CUDA 12: pip",

@@ -318,7 +318,7 @@ def test_what_cannot_be_written_into_an_object_store_is_refused(
     refused(make_config(tmp_path / "beam.npy", output={"path": f"{bucket}/out.h5"}, **plain), "only .zarr is written")  # fmt: skip
     refused(make_config(f"{bucket}/a.zarr", output={"path": f"{bucket}/a.zarr"}), "would replace the input")  # fmt: skip
     refused(make_config(f"{bucket}/a.zarr", input={"path": f"{bucket}/a.zarr", "dark": f"{bucket}/dark.npy"}), "read from a file here")  # fmt: skip
-    with pytest.raises(ConfigError, match="files are written here"):
+    with pytest.raises(ConfigError, match="export writes local files"):
         sd.export(sd.open(tmp_path / "beam.npy"), f"{bucket}/out.pt")
 
 

@@ -33,7 +33,7 @@ def analysis(patterns):
         ({"threshold": 65536}, "above 65535, the largest uint16: no pixel would count; lower the"),
         ({"radius_metric": "sqare"}, "radius_metric is 'sqare'; expected square or circle"),
         ({"center_method": "middle"}, "'middle'; expected centroid, center or manual"),
-        ({"center_method": "manual"}, r"needs manual_center: \(y, x\)"),
+        ({"center_method": "manual"}, r"manual_center is missing; set manual_center to \(y, x\)"),
         (
             {"center_method": "manual", "manual_center": (16.5, 3)},
             r"manual_center \(16\.5, 3\) lies outside the detector of 17 x 22 pixels",
@@ -165,8 +165,12 @@ def test_what_is_no_set_of_patterns_is_refused(data, dims, text):
         (18, {}, "factor is 18; expected 1 to 17"),
         (2, {"method": "cubic"}, "method is 'cubic'; expected one of bin, stride, gauss, fft"),
         (2, {"reduce": "max"}, "reduce is 'max'; expected mean or sum"),
-        (2, {"method": "fft", "reduce": "sum"}, "reduce: sum goes with method bin, not fft"),
-        (2, {"sigma": 1}, "sigma is 1 with method bin; it is > 0 and only for gauss"),
+        (
+            2,
+            {"method": "fft", "reduce": "sum"},
+            "reduce is sum with method fft; expected method bin",
+        ),
+        (2, {"sigma": 1}, "sigma is 1 with method bin; expected sigma > 0 with method gauss"),
         (2, {"method": "gauss", "sigma": 0}, "sigma is 0 with method gauss"),
     ],
 )

@@ -28,8 +28,8 @@ from stem_dask.writers.spool import SpoolSink
 
 SHAPE = (4, 3, 8, 6)
 REGIONS: tuple[Region, ...] = ((slice(0, 2), slice(0, 3)), (slice(2, 4), slice(0, 3)))
-LATE = r"the run was started again, and this block belongs to an earlier start"
-OTHER = r"it is not as it was written; the same command makes it again"
+LATE = r"the run was started again; this block of an earlier start is not written"
+OTHER = r"it changed after it was written; the same command writes it again"
 #: formats whose sink leaves a file that is compared: in HDF5 it is the spool
 COMPARED = (".zarr", ".npy", ".pt", ".h5")
 ours = np.arange(np.prod(SHAPE), dtype="i2").reshape(SHAPE)

@@ -10,7 +10,7 @@ from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError, MemoryBudgetError
 from stem_dask.core.model import Device
 from stem_dask.core.text import size
-from stem_dask.kernels.gpu.device import INSTALL, gpu_name, missing_gpu, told_when_full
+from stem_dask.kernels.gpu.device import INSTALL, gpu_name, missing_gpu, translate_full_gpu
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -46,7 +46,7 @@ class Gpu(NamedTuple):
     kept: int
 
 
-@told_when_full
+@translate_full_gpu
 def own_gpu() -> Gpu:
     """The GPU that this process works on.
 

@@ -1,7 +1,7 @@
-"""Blocks of patterns that are gone through a few at a time: what fits the core's own cache costs a fraction of what does not.
+"""Blocks as streams of small batches of patterns, which stay in the cache of a core on their way through all steps.
 
-A block may come as a numpy array, or `InPieces`: from a file (`stem_dask.readers.batches.Part`), or `Changed`, made of another
-one. Whoever takes a block takes both. What is found on the way, such as sums, is `Later`.
+A block is a numpy array or `InPieces`: read from a file (`stem_dask.readers.batches.Part`), or `Changed`, computed from
+another block. Results that are reduced from the stream, such as sums, are `Later`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-#: bytes that are worked on at once
+#: bytes of a batch
 PIECE_BYTES = 2**21
 
 _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
@@ -23,7 +23,7 @@ _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
 @contextlib.contextmanager
 def input_left_out() -> Iterator[None]:
-    """Blocks that are computed inside are zeros; nothing is read."""
+    """Within this context blocks are zeros, and nothing is read."""
     token = _left_out.set(True)
     try:
         yield
@@ -32,22 +32,22 @@ def input_left_out() -> Iterator[None]:
 
 
 def is_input_left_out() -> bool:
-    """Whether blocks are computed without their input."""
+    """Whether blocks are computed without reading their input."""
     return _left_out.get()
 
 
 class Watcher(Protocol):
-    """Looks at the patterns of a block as they pass."""
+    """Reduces the patterns of a block as they pass."""
 
     def add(self, piece: NDArray) -> None:
-        """Take the next patterns, (n, ky, kx); they last until the next ones come."""
+        """Take the next patterns (n, ky, kx); the buffer is reused afterwards."""
 
     def result(self) -> dict[str, NDArray]:
-        """What was found, when all have passed, by name."""
+        """Arrays by name, after all patterns have passed."""
 
 
 class InPieces:
-    """A block (…, ky, kx) of patterns that is not in memory, and gives a few patterns at a time.
+    """A block (…, ky, kx) that is not in memory; it yields small batches of patterns.
 
     Parameters
     ----------
@@ -55,12 +55,12 @@ class InPieces:
     dtype : of the patterns
     """
 
-    #: dask passes on as it is what has this; and nobody shall calculate with a block by mistake
+    #: makes dask pass the block on unchanged, and numpy refuse to compute with it
     __array_ufunc__ = None
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.shape, self.dtype = shape, dtype
-        #: what is found when the block is gone through the next time, whoever does
+        #: results that the next pass over the block provides
         self.later: list[Later] = []
 
     @property
@@ -77,15 +77,15 @@ class InPieces:
         raise NotImplementedError
 
     def pieces(self) -> Iterator[NDArray]:
-        """A few patterns at a time, (n, ky, kx), in the order of the scan; they last until the next are asked for."""
-        asked = [(later, later.watcher()) for later in self.later]
+        """Yield batches (n, ky, kx) in scan order; each is valid until the next is requested."""
+        running = [(later, later.watcher()) for later in self.later]
         for piece in self._pieces():
-            for _, watcher in asked:
+            for _, watcher in running:
                 watcher.add(piece)
             yield piece
-        for later, watcher in asked:
+        for later, watcher in running:
             later.note(watcher)
-            self.later.remove(later)  # no cycle shall keep the block
+            self.later.remove(later)  # breaks the reference cycle, so that the block is freed
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         out, done = np.empty((prod(self.shape[:-2]), *self.shape[-2:]), self.dtype), 0
@@ -99,14 +99,14 @@ class InPieces:
 
 
 class Changed(InPieces):
-    """A block that is made of another one, pattern by pattern.
+    """A block computed from another block, batch by batch.
 
     Parameters
     ----------
-    block : (…, ky, kx), an array or in pieces
-    change : called with patterns (n, ky, kx), their place in the list of all patterns of the block, and the array
-        (n, height, width) that it fills
-    detector, dtype : of what it makes
+    block : (…, ky, kx)
+    change : function of a batch (n, ky, kx), its slice in the list of all patterns of the block, and the array
+        (n, height, width) to fill
+    detector, dtype : shape and type of the patterns in the result
 
     Examples
     --------
@@ -138,9 +138,9 @@ class Changed(InPieces):
 
 
 class Later:
-    """What a watcher finds of a block: at once of an array, of a block in pieces when somebody goes through it.
+    """A deferred reduction of a block: computed at once for an array, else during the next pass over the block.
 
-    Who asks before goes through it for that alone. Sinks take it for all arrays in the result.
+    `get` before that pass makes one of its own. A sink writes all arrays of the result.
 
     Examples
     --------
@@ -168,11 +168,11 @@ class Later:
         self.found = watching.result()
 
     def note(self, watcher: Watcher) -> None:
-        """All patterns have passed the watcher."""
+        """Take the result of a watcher that has seen all patterns."""
         self.found, self.block = watcher.result(), None
 
     def get(self) -> dict[str, NDArray]:
-        """The result."""
+        """The result; computes it if it is still deferred."""
         if self.block is not None:
             for _ in self.block.pieces():
                 pass
@@ -186,16 +186,15 @@ class Later:
 
 
 def picked(later: Later, name: str) -> NDArray:
-    """One of the arrays in the result."""
+    """One array of the result."""
     array: NDArray = later.get()[name]
     return array
 
 
 def pieces(block: NDArray | InPieces) -> Iterator[NDArray]:
-    """The patterns of a block in their order, as arrays (n, ky, kx); they last until the next are asked for.
+    """Yield batches (n, ky, kx) of a block in scan order; each is valid until the next is requested.
 
-    An array has pieces of the sizes that it would have as part of a file, so that sums of floats are the same however
-    a block was read.
+    An array is split like a block of a file, so that sums of floats do not depend on how a block was read.
     """
     if isinstance(block, InPieces):
         yield from block.pieces()
@@ -208,7 +207,7 @@ def pieces(block: NDArray | InPieces) -> Iterator[NDArray]:
 
 
 def split(block: NDArray | InPieces, lengths: Iterable[int]) -> Iterator[tuple[int, NDArray, bool]]:
-    """The patterns of a block in runs of the given lengths: number of the run, patterns of it, whether they are its first.
+    """Split the patterns of a block into runs of given lengths; yields (run, batch, whether it is the first of the run).
 
     Examples
     --------
@@ -223,12 +222,12 @@ def split(block: NDArray | InPieces, lengths: Iterable[int]) -> Iterator[tuple[i
                 piece = next(stream)
             yield run, piece[:left], left == length
             left, piece = left - min(left, len(piece)), piece[left:]
-    for _ in stream:  # to the end, so that what watches the block is told that it has seen all
+    for _ in stream:  # exhausts the stream, so that deferred results are complete
         raise ValueError("the block has more patterns than the runs")
 
 
 def joined(block: NDArray | InPieces, lengths: Sequence[int]) -> Iterator[NDArray]:
-    """The patterns of a block in arrays of the given lengths; each lasts until the next is asked for."""
+    """Yield the patterns of a block in arrays of given lengths; each is valid until the next is requested."""
     buffer = np.empty((0, *block.shape[-2:]), block.dtype)
     filled = 0
     for run, piece, _ in split(block, lengths):
@@ -246,7 +245,7 @@ def joined(block: NDArray | InPieces, lengths: Sequence[int]) -> Iterator[NDArra
 
 
 def of_type(block: NDArray | InPieces, dtype: np.dtype) -> NDArray | InPieces:
-    """The block as another type or byte order, which holds all its values."""
+    """Convert the block to a type or byte order that holds all its values."""
     if block.dtype == dtype:
         return block
     if isinstance(block, InPieces):
@@ -255,17 +254,17 @@ def of_type(block: NDArray | InPieces, dtype: np.dtype) -> NDArray | InPieces:
 
 
 def copied(piece: NDArray, here: slice, out: NDArray) -> None:
-    """The patterns as they are, in the type of ``out``."""
+    """Copy a batch to the type of ``out``."""
     np.copyto(out, piece, casting="unsafe")
 
 
 def piece_patterns(block: NDArray | InPieces) -> int:
-    """How many patterns make a piece."""
+    """Number of patterns in a batch."""
     return max(1, PIECE_BYTES // max(1, prod(block.shape[-2:]) * block.dtype.itemsize))
 
 
 def steps(lead: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
-    """Parts of up to ``most`` positions that follow each other in the order of the scan: whole rows, or parts of one.
+    """Split a scan into consecutive regions of up to ``most`` positions: whole rows, or parts of one row.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Integer decisions made before any pixel is read: chunks, shards, bytes of a task, and the window's size."""
+"""Sizes of blocks, chunks and shards, decided before any pixel is read."""
 
 import math
 import operator
@@ -13,22 +13,22 @@ MIB = 2**20
 
 DEFAULT_CHUNK_MB = 64
 
-#: of a file with the detector slowest, whose pixels lie apart: the longer the run of each, the less the system has to look up
+#: blocks of detector-first files are larger, because longer runs per detector pixel are faster to read
 APART_CHUNK_MB = 128
 
-#: what one task reads of a file with the detector slowest, at least and at most, if the memory allows
+#: bytes that a task reads of a detector-first file, at least and at most, if memory allows
 SLAB_BYTES = (64 * MIB, 256 * MIB)
 
-#: and the size of the pieces that it is cut into, which tells how much: the more is read, the longer they are
+#: bytes of the pieces that it is split into
 PIECE_BYTES = MIB
 
-#: above this many tasks the scheduler's share of the run becomes visible
+#: with more tasks the overhead of the scheduler becomes visible
 MAX_TASKS = 4000
 
-#: one random pattern must come back in milliseconds, so an inner chunk stays near this many bytes
+#: bytes of an inner chunk: a single pattern is read within milliseconds
 INNER_CHUNK_BYTES = MIB
 
-#: where each chunk is a file in folders of its own, a terabyte shall not become millions of them
+#: bytes of a chunk in formats with one file per chunk, so that a terabyte does not become millions of files
 FILE_CHUNK_BYTES = 8 * MIB
 
 
@@ -40,7 +40,7 @@ def lead_chunks(
     source_chunk: Sequence[int] | None = None,
     auto_mb: int = DEFAULT_CHUNK_MB,
 ) -> tuple[int, ...]:
-    """How many positions along each scan axis (or of a list) one block takes.
+    """Positions of a block along each scan axis (or of a list).
 
     Whole scan rows when they fit, else a part of one row. Extents that do not cover an axis are powers of two, or
     multiples of the source's own chunks (where the memory allows), so that no chunk is decoded twice.
@@ -84,7 +84,7 @@ def lead_chunks(
 
 
 def _positions(n: int, pattern_bytes: int, auto_mb: int, most: int | None) -> int:
-    """How many patterns a block holds where nobody said how much."""
+    """Patterns of a block of automatic size."""
     target: float = auto_mb * MIB
     while n * pattern_bytes / target > MAX_TASKS:
         target *= 2
@@ -98,7 +98,7 @@ def inner_chunk(
     pattern_bytes: int,
     most_bytes: int = INNER_CHUNK_BYTES,
 ) -> tuple[int, ...]:
-    """Positions in one inner chunk of the store: whole patterns, at most 1 MiB, or what ``most_bytes`` says.
+    """Positions of an inner chunk of the store: whole patterns, at most ``most_bytes``.
 
     Where several blocks lie along an axis the inner chunk divides them, so that a shard is exactly a block. A block
     that covers its axis may be rounded up instead, and prime sizes do not end in chunks of one pattern.
@@ -145,7 +145,7 @@ def check_size(
     keeps_whole: bool,
     given: str,
 ) -> None:
-    """Refuse a size (height, width) of the window that was given and would not be kept as it is.
+    """Refuse a window size (height, width) that could not be used unchanged.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def check_size(
 
 
 def uncropped(name: str, full: int) -> str:
-    """What is said of an axis that the window covers."""
+    """Note for an axis that the window covers."""
     return f"{name} is not cropped: the window would reach its {full} pixels"
 
 
@@ -183,7 +183,7 @@ def _power_of_two(n: int) -> int:
 
 
 def whole_number(name: str, value: Any, expected: str) -> int:
-    """An integer of Python or numpy as it is; anything else is refused, never rounded.
+    """Return an integer of Python or numpy; refuse anything else instead of rounding it.
 
     Raises
     ------

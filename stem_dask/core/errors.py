@@ -1,31 +1,31 @@
 """The errors of stem_dask, each with the exit code the command line ends with.
 
-Every error takes one string (others do not survive the way back from a worker process) that says what is wrong with
-its value, what was expected and what to do. Each is also the builtin error a caller would expect.
+Every error takes one string, because others cannot be pickled back from a worker process. The message states what is wrong,
+with its value, what was expected, and what to do. Each error is also the builtin error that a caller would expect.
 """
 
 import contextlib
 import errno
 from collections.abc import Iterator
 
-#: numbers of the system's errors that say there is no room
+#: errno values for a full disk, quota or file size limit
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StemDaskError(Exception):
-    """Anything stem_dask refuses or fails at, with a message meant for the user."""
+    """Base class; the message is meant for the user."""
 
     exit_code = 1
 
 
 class ConfigError(StemDaskError, ValueError):
-    """An option is wrong, or options contradict each other or the data."""
+    """An option is invalid, or options contradict each other or the data."""
 
     exit_code = 2
 
 
 class SourceError(StemDaskError, OSError):
-    """The input cannot be read, or holds nothing to work on."""
+    """The input cannot be read, or is empty."""
 
     exit_code = 3
 
@@ -37,57 +37,51 @@ class StoreError(StemDaskError, OSError):
 
 
 class DiskFullError(StoreError):
-    """There is no room for the output."""
+    """The disk is full."""
 
     exit_code = 5
 
 
 class OutputExistsError(StoreError, FileExistsError):
-    """There is an output of that name, and overwriting was not asked for."""
+    """The output exists, and overwriting was not requested."""
 
     exit_code = 2
 
 
-# MemoryError comes first where it is a base: in the other order such an error does not survive the way from a worker
+# MemoryError must be the first base: in the other order the error cannot be unpickled
 class MemoryBudgetError(MemoryError, StemDaskError):
-    """The work does not fit into the memory that was allowed."""
+    """The projected memory exceeds the limit."""
 
     exit_code = 2
 
 
 class NoMemoryError(MemoryError, StemDaskError):
-    """A task found no room in the memory of its process, or of its GPU."""
+    """A task ran out of memory of its process or GPU."""
 
     exit_code = 5
 
 
-class RetentionError(StemDaskError, ValueError):
-    """The output was finished, but too many patterns lost too much intensity."""
-
-    exit_code = 4
-
-
 class LockedError(StemDaskError, BlockingIOError):
-    """Another live run holds the output."""
+    """Another running process holds the lock of the output."""
 
     exit_code = 6
 
 
 class WorkerLostError(StemDaskError, RuntimeError):
-    """A worker process ended, most likely for want of memory."""
+    """A worker process died, most likely because it ran out of memory."""
 
     exit_code = 5
 
 
 class InterruptedRunError(StemDaskError, InterruptedError):
-    """The run was asked to stop; the same command goes on."""
+    """The run was interrupted; the same command resumes it."""
 
     exit_code = 75
 
 
 @contextlib.contextmanager
 def told_as(kind: type[SourceError] | type[StoreError]) -> Iterator[None]:
-    """Errors of the system become ours, of the input or the output; with their number, which tells whether to try again.
+    """Raise OSError within this context as ``kind``, with the same errno, from which the engine decides whether to retry.
 
     Examples
     --------
@@ -102,6 +96,6 @@ def told_as(kind: type[SourceError] | type[StoreError]) -> Iterator[None]:
         if isinstance(error, StemDaskError):
             raise
         full = kind is StoreError and error.errno in NO_ROOM
-        ours = DiskFullError(str(error)) if full else kind(str(error))
-        ours.errno = error.errno
-        raise ours from error
+        translated = DiskFullError(str(error)) if full else kind(str(error))
+        translated.errno = error.errno
+        raise translated from error

@@ -1,4 +1,4 @@
-"""The nouns that travel between the rooms: frozen, small, picklable."""
+"""Small frozen dataclasses that all folders share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ class Axis:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the source gave this axis a unit other than pixels."""
+        """Whether the axis has a unit other than pixels."""
         return self.units not in ("", "px", "pixel", "pixels")
 
     def value(self, index: float) -> float:
@@ -70,18 +70,17 @@ class Window:
 
     @property
     def aligned_axes(self) -> tuple[str, ...]:
-        """Axes on which each pattern's center was brought to the same place."""
+        """Axes along which the centers of all patterns coincide in the output."""
         return self.cropped_axes if self.align == "pattern" else ()
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a reader found in a file, before any pixel was read.
+    """What a reader found in the header of a file.
 
-    ``axes`` has one `Axis` a dimension, slowest first; ``stored_shape`` is the array's shape in the file, before
-    anything was selected or renamed. ``notes`` say what was chosen or noticed; ``metadata`` is the
-    file's own, as plain nested dictionaries; ``given`` is what the user said in its place; ``about`` are
-    attributes of the patterns that the file states (beam energy, title, and more in files of ours).
+    ``axes`` has one `Axis` per dimension, slowest first; ``stored_shape`` is the shape in the file, before selection.
+    ``notes`` are remarks for the user; ``metadata`` is the metadata of the file as nested dictionaries; ``given`` holds values
+    that the user set instead; ``about`` are attributes for the patterns (beam energy, title, and more in files of stem_dask).
     """
 
     path: str
@@ -97,7 +96,7 @@ class SourceInfo:
 
     @property
     def title(self) -> str:
-        """The title that the file states, else its name."""
+        """Title in the file, or else the name of the file."""
         return str(self.about.get("title") or Path(self.path).stem)
 
     @property
@@ -112,7 +111,7 @@ Region = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Record:
-    """What a task says of the block it wrote: its number, its time, what it made, what the sink wants to know."""
+    """What a task reports about the block it wrote; ``extra`` belongs to the sink."""
 
     index: int
     seconds: float
@@ -123,7 +122,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Step:
-    """One block done, for whoever shows the progress."""
+    """One finished block, for progress reports."""
 
     stage: str
     done: int
@@ -152,9 +151,11 @@ USABLE_SHARE = 0.95
 class Worker:
     """Memory of a worker.
 
-    limit : bytes it may use; None when nobody says
-    threads : tasks that it works on at the same time
-    loaded : bytes it takes before it holds a block
+    Parameters
+    ----------
+    limit : bytes that it may use; None if unknown
+    threads : tasks at the same time
+    loaded : bytes in use before it holds a block
     """
 
     limit: int | None
@@ -163,7 +164,7 @@ class Worker:
 
     @property
     def room(self) -> int | None:
-        """Bytes that each thread has for its block."""
+        """Bytes for the block of each thread."""
         if self.limit is None:
             return None
         return (int(self.limit * USABLE_SHARE) - self.loaded) // self.threads

@@ -1,4 +1,4 @@
-"""Integer decisions made before any pixel is read: chunks, shards, bytes of a task, and the window's size."""
+"""Size of the window, and checks of windows, factors and centers."""
 
 import math
 from collections.abc import Sequence

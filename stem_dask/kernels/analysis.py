@@ -1,4 +1,4 @@
-"""One look at each pattern: total, center, retention profile, radius, and what the block adds up to."""
+"""Analysis of each pattern in one pass: total, center, retention profile and radius, and sums over the block."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from stem_dask.kernels.radial import (
 
 
 class PatternAnalysis(NamedTuple):
-    """What `analyze_patterns` finds in a block of n patterns."""
+    """Result of `analyze_patterns` for a block of n patterns."""
 
     total: NDArray[np.float64]  #: (n,) intensity, exact below 2**53 counts
     com: NDArray[np.float64]  #: (n, 2) center of mass (y, x); NaN when empty
@@ -30,7 +30,7 @@ class PatternAnalysis(NamedTuple):
     sum_pattern: NDArray  #: (ky, kx) sum of the intensities, uint64 or float64
     max_pattern: NDArray  #: (ky, kx) maximum of the intensities, in the data's type
     odd: NDArray[np.int64]  #: counts of `ODD_PIXELS`
-    negative_sum: float  #: what the negative values amounted to, as a positive number
+    negative_sum: float  #: sum of the negative values, as a positive number
 
 
 def largest_radius(height: int, width: int, metric: str) -> int:
@@ -97,9 +97,9 @@ def analyze_patterns(
 
 
 class Analysis:
-    """`analyze_patterns` of a block that comes in pieces.
+    """`analyze_patterns` batch by batch.
 
-    The sums of floats depend in their last digits on the sizes of the pieces, all else on the patterns alone.
+    The last digits of float sums depend on the batch sizes, all else on the patterns alone.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class Analysis:
             float(target_retention),
         )
         self.sums, self.rings = np.zeros(detector, kind), np.zeros(n_radii, wide)
-        #: patterns that sums can hold, that they do hold, and that were analyzed
+        #: number of patterns that the sums can hold, that they hold, and that were analyzed
         self.full = most_summed(dtype) if kind == np.uint32 else max(1, n)
         self.summed = self.done = 0
 
@@ -167,7 +167,7 @@ class Analysis:
         refuse_overflow(piece, total[before : self.done], radius[before : self.done], before)
 
     def result(self) -> PatternAnalysis:
-        """What was found in all of them."""
+        """Result for all patterns."""
         self.total += self.sums
         self.sums[:], self.summed = 0, 0
         odd, negative = self.intensity.odd, float(self.intensity.negative_sum[0])
@@ -175,7 +175,7 @@ class Analysis:
 
 
 def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
-    """Sums that left 64 bits: such a pattern has no center, or, of integers, a wrong one without a sign."""
+    """Raise OverflowError if sums exceeded 64 bits, where a center would be missing or wrong."""
     lost = (total > 0) & np.isnan(radius)
     height, width = block.shape[1:]
     values = height * width * max(height, width)

@@ -1,13 +1,10 @@
-"""Whether compiled kernels can be kept on the disk for the next process."""
+"""Whether compiled kernels can be cached on disk for later processes."""
 
 import numba
 
 
 def _can_cache() -> bool:
-    """numba refuses a function that it shall keep where neither the package's folder nor the user's cache can be written.
-
-    Then every process compiles for itself, in memory, unless NUMBA_CACHE_DIR names a folder.
-    """
+    """Whether numba can write to the folder of the package, the cache of the user, or NUMBA_CACHE_DIR; else it raises."""
     try:
         numba.njit(cache=True)(_nothing)
     except RuntimeError:

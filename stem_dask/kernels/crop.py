@@ -1,4 +1,4 @@
-"""Cut a window out of each pattern, and add up what a window holds."""
+"""Crop a window from each pattern, and sum the intensity in windows."""
 
 import numba
 import numpy as np
@@ -64,7 +64,7 @@ def _crop(block, origin_y, origin_x, out):  # type: ignore[no-untyped-def]
 
 
 def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
-    """Intensity of each pattern of a block: what counts of it, added up.
+    """Intensity of each pattern of a block: the sum of all values that count.
 
     Parameters
     ----------

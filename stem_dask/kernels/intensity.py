@@ -1,4 +1,4 @@
-"""What counts as intensity, and the form in which kernels get their blocks."""
+"""Definition of intensity, and the array types of kernels."""
 
 import functools
 import math
@@ -13,15 +13,15 @@ from stem_dask.kernels.caching import CACHE
 #: columns of the counts that come with every analysis
 ODD_PIXELS = ("nan", "infinite", "negative", "below_threshold")
 
-#: patterns that kernels add up at once: sums of floats depend on it
+#: patterns that kernels add at once; float sums depend on it
 GROUP = 4
 
-#: bytes of patterns, at least one group, of which copies are made that hold only what counts
+#: bytes of patterns that are cleaned at once, at least one group
 _CLEANED_BYTES = 2**18
 
 
 def native(block: NDArray) -> NDArray:
-    """A block as the kernels want it: numba compiles one version for each array type it meets.
+    """Convert a block to the array type of kernels, because numba compiles one version per type.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def accumulator(dtype: np.dtype, n_max: int) -> np.dtype:
 
 @functools.cache
 def most_summed(dtype: np.dtype) -> int:
-    """How many values of an integer type, none negative, have a sum of 32 bits for certain.
+    """Number of non-negative values of an integer type whose sum always fits 32 bits.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def most_summed(dtype: np.dtype) -> int:
 
 
 def needs_cleaning(dtype: np.dtype, threshold: float) -> bool:
-    """Whether a block of this type can hold values that do not count as they are."""
+    """Whether a block of this type can hold values that do not count unchanged."""
     return dtype.kind != "u" or threshold > 0
 
 
@@ -101,9 +101,9 @@ def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
 
 
 def intensity_dtype(dtype: np.dtype) -> np.dtype:
-    """Type in which intensities of a native type are held: nothing negative counts, so that it needs no sign.
+    """Unsigned counterpart of a native type, because intensities are not negative.
 
-    Kernels that follow meet fewer types, and each costs seconds to compile.
+    Fewer types mean fewer kernels, each of which takes seconds to compile.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def intensity_dtype(dtype: np.dtype) -> np.dtype:
 
 
 class Intensity:
-    """What counts of patterns: NaN, infinite, negative and values below a threshold become 0, and are themselves counted.
+    """Cleans patterns: NaN, infinite, negative values and values below a threshold become 0 and are counted.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class Intensity:
         self.cleaned = np.empty((n, *detector), intensity_dtype(dtype))
 
     def parts(self, block: NDArray, most: int) -> Iterator[NDArray]:
-        """Patterns from `native`, up to ``most`` at a time, as `intensity_dtype`; they last until the next are asked for."""
+        """Patterns from `native`, up to ``most`` at a time, as `intensity_dtype`; valid until the next are requested."""
         step = most if self.whole else min(most, len(self.cleaned))
         for start in range(0, len(block), step):
             some = block[start : start + step]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-#: moments of nothing
+#: moments of no values
 NO_MOMENTS = np.array([0.0, 0.0, 0.0, np.inf])
 
 

@@ -1,4 +1,4 @@
-"""What patterns add up to, and the highest value in them."""
+"""Sum and maximum of patterns."""
 
 import numba
 import numpy as np

@@ -1,21 +1,21 @@
-"""From what each pixel of the detector saw to patterns: the transposition of a block."""
+"""Transposition of detector-first blocks to patterns."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: planes that are gathered before they are turned: they and a row of a piece fit the core's own cache
+#: planes that are gathered before they are transposed: they and a row of a batch fit the cache of a core
 GATHERED = 128
 
-#: of large patterns, which do not fit it, up to this share of their pixels, and as many bytes: a run that is written to
-#: memory shall not be short
+#: for large patterns, which do not fit the cache, up to this share of their pixels and these bytes, so that runs written to
+#: memory are long
 SHARE, GATHERED_BYTES = 64, 2**19
 
-#: bytes between gathered rows: without them rows of a power of two lie in the same few lines of the cache
+#: bytes between gathered rows, because rows of a power of two would share few cache lines
 _GAP = 64
 
 
 def patterns_first(planes: NDArray) -> NDArray:
-    """``planes.transpose(1, 2, 0)`` as an array of its own, several times as fast as numpy alone makes it.
+    """C-contiguous copy of ``planes.transpose(1, 2, 0)``, several times as fast as with numpy alone.
 
     Parameters
     ----------
@@ -41,11 +41,11 @@ def patterns_first(planes: NDArray) -> NDArray:
 
 
 def gathering(n: int, positions: int, dtype: np.dtype) -> NDArray:
-    """An array for some of n planes, a row each; ``rows.T`` is what they are in patterns.
+    """Buffer for some of n planes, one row each; ``rows.T`` is the transposed part.
 
     Returns
     -------
-    ndarray (planes, positions), each row in one piece; its content is not set
+    ndarray (planes, positions), uninitialized, with contiguous rows
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Analysis of all patterns: what is known of each, and what they are together. One read gives everything."""
+"""Analysis of all patterns in one pass: values per pattern, and reductions over all."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ CenterMethod = Literal["centroid", "center", "manual"]
 
 RadiusMetric = Literal["square", "circle"]
 
-#: one value a pattern, in the order of the store
+#: one value per pattern, in the order of the store
 PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
 
-#: of a centroid the center of mass is the center: one array for both
+#: with center method centroid the center of mass is the center: one array for both
 COM_IS = {"com_y": "center_y", "com_x": "center_x"}
 
 #: dimension of the profiles; ``radius`` is the retention radius of each pattern
 PROFILE_RADIUS = "profile_radius"
 
-#: one array a block, and how blocks are joined
+#: one array per block, and how blocks are reduced
 REDUCED = {
     "sum_pattern": np.add,
     "max_pattern": np.maximum,
@@ -80,7 +80,7 @@ def analyze(
     radius_metric : ``square`` (the window that will be cut) or ``circle``
     target_retention : share of the intensity, 0 < target <= 1, that the radius keeps
     threshold : values below it do not count, in counts
-    device : ``cpu``, or ``gpu`` of the worker; of whole numbers the result is the same
+    device : ``cpu``, or ``gpu`` of the worker; the result is the same for integers
 
     Returns
     -------
@@ -148,7 +148,7 @@ def analysis_of_blocks(
     threshold: float,
     device: Device = "cpu",
 ) -> da.Array:
-    """The same as one lazy array, whose blocks are `Later`: all arrays of a block by their names, as a sink takes them."""
+    """`analysis_blocks` as one lazy array of `Later` results, each with all arrays of a block."""
     import dask.array as da
 
     data = blocks_of(patterns)
@@ -174,10 +174,7 @@ def analysis_of_blocks(
 def analysis_blocks(
     patterns: xr.DataArray, *, radius_metric: RadiusMetric, **options: Any
 ) -> dict[str, da.Array]:
-    """What each block of patterns gives, lazily: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block.
-
-    All outputs share the blocks of the patterns, and the kernel runs once a block for all of them.
-    """
+    """Lazy analysis of each block: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block; the kernel runs once."""
     data = blocks_of(patterns)
     detector = (int(data.shape[-2]), int(data.shape[-1]))
     n_radii = largest_radius(*detector, radius_metric) + 1
@@ -215,7 +212,7 @@ def analysis_attrs(
     target_retention: float,
     threshold: float,
 ) -> dict[str, Any]:
-    """The options that later stages and readers of the store need, as attributes."""
+    """Options of the analysis as attributes, for later stages and readers of the store."""
     attrs: dict[str, Any] = {
         "center_method": center_method,
         "radius_metric": radius_metric,
@@ -234,7 +231,7 @@ def analysis_dataset(
     options: Mapping[str, Any],
     n_missing: int = 0,
 ) -> xr.Dataset:
-    """Name what was found; works on dask arrays and on numpy arrays alike."""
+    """Dataset of an analysis, from dask or numpy arrays."""
     import pandas as pd
     import xarray as xr
 
@@ -248,7 +245,7 @@ def analysis_dataset(
     data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
     data["lit"] = xr.DataArray(reduced["lit"], dims=dims)
     filled = reduced["n_filled"][0]
-    # with no filled pattern the sums are 0, and so is the mean
+    # without any filled pattern the mean is 0
     data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims=PROFILE_RADIUS)
     data["curve_min"] = xr.DataArray(reduced["profile_min"], dims=PROFILE_RADIUS)
     data["odd_pixels"] = xr.DataArray(reduced["odd"], dims="kind")
@@ -269,10 +266,9 @@ def fold_analysis(
     options: Mapping[str, Any],
     n_missing: int = 0,
 ) -> xr.Dataset:
-    """The analysis from blocks that were computed one by one, without the profiles (they stay where they are).
+    """Reduce the analysis of blocks, without the profiles, in the order of the blocks.
 
-    Partial results are joined in the order of the blocks, so that the result does not depend on who was faster.
-    ``n_missing`` patterns could not be read: they look like empty ones, and count as none at all.
+    ``n_missing`` patterns could not be read; they are not counted as empty.
     """
     shape = tuple(int(patterns.sizes[dim]) for dim in lead_dims(patterns))
     same = COM_IS if options["center_method"] == "centroid" else {}
@@ -295,7 +291,7 @@ def fold_analysis(
 def given_center(
     method: str, manual: tuple[float, float] | None, detector: tuple[int, int]
 ) -> tuple[float, float] | None:
-    """The center all patterns share, or None for each pattern's centroid."""
+    """The shared center of all patterns, or None for the centroid of each."""
     if method == "centroid":
         return None
     if method == "center":
@@ -303,7 +299,9 @@ def given_center(
     if method != "manual":
         raise ConfigError(f"center_method is {method!r}; expected centroid, center or manual")
     if manual is None:
-        raise ConfigError("center_method is manual, which needs manual_center: (y, x) in pixels")
+        raise ConfigError(
+            "center_method is manual and manual_center is missing; set manual_center to (y, x) in pixels"
+        )
     y, x = (float(value) for value in manual)
     check_center((y, x), detector)
     return (y, x)
@@ -325,7 +323,7 @@ def _check(target_retention: float, threshold: float, dtype: np.dtype) -> None:
 def _block_arrays(
     lead: tuple[int, ...], found: PatternAnalysis, lit: NDArray
 ) -> dict[str, NDArray]:
-    """What one block gave, by name; `REDUCED` with axes of length 1 in place of the scan's."""
+    """Arrays of one block by name; in `REDUCED` the scan axes have length 1."""
     filled = found.profile[found.total > 0]
     least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
     by_position: dict[str, NDArray] = {
@@ -355,7 +353,7 @@ def _block_arrays(
 
 
 class _Watching:
-    """The analysis of one block, while its patterns pass."""
+    """Reducer: analysis of the patterns of one block."""
 
     def __init__(
         self, block: NDArray | InPieces, in_sample: NDArray, device: Device, **options: Any
@@ -373,9 +371,7 @@ class _Watching:
         try:
             self.analysis.add(piece)
         except OverflowError as error:
-            raise SourceError(
-                str(error)
-            ) from None  # the data are damaged; to try again would not help
+            raise SourceError(str(error)) from None  # damaged data, not retried
         here = self.in_sample[self.done : self.done + len(piece)]
         for pattern in piece[here]:
             add_lit(pattern, self.threshold, self.lit)

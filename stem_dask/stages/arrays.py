@@ -1,4 +1,4 @@
-"""Patterns from what callers have: arrays, DataArrays, signals of HyperSpy."""
+"""Patterns from arrays, DataArrays and signals of HyperSpy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
 
 
 def patterns_of(data: Any) -> xr.DataArray:
-    """Patterns from what a caller has.
+    """Convert an argument of a public function to patterns.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def patterns_of(data: Any) -> xr.DataArray:
 
 
 def _array_of(data: Any) -> Any:
-    """A numpy or Dask array with 3 or 4 axes."""
+    """Convert to a numpy or Dask array with 3 or 4 axes."""
     import dask.array as da
 
     if isinstance(data, np.ma.MaskedArray):
@@ -78,7 +78,7 @@ def _array_of(data: Any) -> Any:
 
 
 def _in_order(patterns: xr.DataArray) -> xr.DataArray:
-    """The patterns with their dimensions in order; a line of a scan as a scan."""
+    """Transpose dimensions into order; a line of a scan becomes a scan of one line."""
     dims = tuple(map(str, patterns.dims))
     if dims in _DIMS:
         return patterns
@@ -108,10 +108,7 @@ def _in_order(patterns: xr.DataArray) -> xr.DataArray:
 
 
 def _signal(signal: Any) -> tuple[Any, list[Axis], dict[str, Any]]:
-    """Data of a HyperSpy signal, slowest axis first; its axes; and the attributes that patterns have of it.
-
-    HyperSpy itself is not loaded.
-    """
+    """Data of a HyperSpy signal (slowest axis first), its axes, and attributes; HyperSpy itself is not imported."""
     manager = signal.axes_manager
     # HyperSpy lists the fastest axis first
     lead, detector = manager.navigation_axes[::-1], manager.signal_axes[::-1]

@@ -1,4 +1,4 @@
-"""Dark and gain correction when the patterns are read: before the mask, and as float32 from there on."""
+"""Dark and gain correction when patterns are read, before the mask; the result is float32."""
 
 from __future__ import annotations
 

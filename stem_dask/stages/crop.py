@@ -1,10 +1,10 @@
-"""Cut every pattern to the window, and put windows back where they were."""
+"""Crop every pattern to the window, and restore windows to detector coordinates."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +12,12 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Changed, InPieces
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import as_text
-from stem_dask.core.model import Axis, Device, Window
+from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
 from stem_dask.core.text import by
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.matching import (
-    detector_of,
-    differing,
-    positions,
-    refuse_other_patterns,
-    regular,
-)
 from stem_dask.stages.patterns import (
     as_arrays,
     as_patterns,
@@ -33,6 +26,7 @@ from stem_dask.stages.patterns import (
     blocks_of,
     check_device,
     lead_dims,
+    lead_shape,
 )
 from stem_dask.stages.window import filled_fraction, require_computed, window_origins
 
@@ -45,6 +39,8 @@ OF_WINDOW = (
     "window_size", "align", "cropped_axes", "aligned_axes", "k_origin", "global_radius", "coverage", "target_retention",
 )  # fmt: skip
 
+Positions: TypeAlias = tuple[NDArray[np.float64], str]
+
 
 def crop(
     patterns: Any, analysis: xr.Dataset, window: Window, *, device: Device = "cpu"
@@ -56,8 +52,7 @@ def crop(
     patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), as analyzed; see `analyze`
     analysis : computed result of `analyze`
     window : result of `choose_window`
-    device : ``cpu``, or ``gpu`` of the worker, where `downsample` and `validate` go on with the windows; the result is the
-        same
+    device : ``cpu``, or ``gpu`` of the worker, where `downsample` and `validate` continue; the result is the same
 
     Returns
     -------
@@ -94,10 +89,10 @@ def crop_blocks(
     device: Device = "cpu",
     detector_first: bool | None = None,
 ) -> xr.DataArray:
-    """The same as `crop` for the tasks of a job, whose blocks need not be arrays.
+    """`crop` for the tasks of a job, whose blocks need not be arrays.
 
-    ``detector_first`` tells whether every pixel of the source is read by itself: only the columns of the windows are then
-    read, where else whole rows are. None is for arrays, whose blocks Dask slices.
+    ``detector_first`` states whether the source is stored detector-first: then only the columns of the windows are read, otherwise
+    whole rows. None is for arrays, whose blocks Dask slices.
     """
     require_computed(analysis)
     check_device(device)
@@ -112,9 +107,7 @@ def crop_blocks(
     axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
     attrs = as_text({**patterns.attrs, **window_attrs(window), **_detector_attrs(analysis)})
     if patterns.attrs.get("k_origin") == "window_center":
-        attrs["k_origin"] = (
-            "window_center"  # they were aligned before, and have no detector any more
-        )
+        attrs["k_origin"] = "window_center"  # aligned before, so without detector coordinates
     cropped = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
     if "valid" in patterns.coords:
@@ -138,7 +131,7 @@ def cropped_axes(patterns: xr.DataArray, window: Window) -> tuple[Axis, Axis]:
 
 
 def window_attrs(window: Window) -> dict[str, Any]:
-    """What a reader of the output must know about the window."""
+    """Attributes that describe the window."""
     return {
         "window_size": list(window.shape),
         "align": window.align,
@@ -152,7 +145,7 @@ def window_attrs(window: Window) -> dict[str, Any]:
 
 
 def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
-    """Put every cropped pattern back to its place on the detector; what was cut off is 0. Lazy.
+    """Restore every cropped pattern to its place on the detector, 0 outside of the window; lazy.
 
     For methods that need the beam's own position (DPC, ptychography). The patterns must not have been downsampled.
 
@@ -163,8 +156,8 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
 
     Returns
     -------
-    DataArray (…, ky, kx) of the detector's size and calibration; attributes and coordinates are those of the patterns,
-    but for what tells of the window
+    DataArray (…, ky, kx) with the size and calibration of the detector; attributes and coordinates are those of the patterns,
+    without those of the window
 
     Raises
     ------
@@ -179,7 +172,7 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     source = detector_of(analysis)
     of_window = {*OF_WINDOW, *_detector_attrs(analysis)}
     if cropped.attrs.get("align") == "fixed":
-        of_window.remove("k_origin")  # the window has the coordinates of what it was cut from
+        of_window.remove("k_origin")  # a fixed window keeps the coordinates of its source
     attrs = {name: value for name, value in cropped.attrs.items() if name not in of_window}
     lead = {*lead_dims(cropped)}
     kept = {
@@ -192,18 +185,13 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
 
 
 def _detector_attrs(analysis: xr.Dataset) -> dict[str, Any]:
-    """Size, scale and offset of the detector's axes, by which `refuse_other_windows` knows it again."""
+    """Size, scale and offset of the detector's axes, which `refuse_other_windows` compares."""
     axes = detector_of(analysis)
     return {f"detector_{a.name}": [float(a.size), a.scale, a.offset] for a in axes}
 
 
 def refuse_other_windows(cropped: xr.DataArray, analysis: xr.Dataset, when: str) -> None:
-    """Refuse patterns that are not windows of an analyzed detector; ``when`` says what to do before they are downsampled.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Raise ConfigError unless patterns are windows of the analyzed detector; ``when`` is advice for downsampled patterns."""
     if "window_y" not in cropped.coords or "window_x" not in cropped.coords:
         raise ConfigError("the patterns carry no window_y and window_x; pass what sd.crop returned")
     if int(cropped.attrs.get("downsample_factor", 1)) != 1:
@@ -247,10 +235,10 @@ def _reach(
     shape: tuple[int, int],
     detector_first: bool | None,
 ) -> tuple[da.Array, tuple[int, int]]:
-    """The part of the detector that any window has, and its first pixel: the rest need not be read.
+    """The part of the detector that any window needs, and its first pixel.
 
-    Rows only, where a row is one run in the file; and only where patterns come straight from a file: of what was computed a
-    part would be a copy.
+    Only for patterns directly from a file, because a part of computed patterns would be a copy; and of a file with contiguous
+    rows only whole rows.
     """
     y, x = (
         slice(max(int(origin.min()), 0), min(int(origin.max()) + size, full))
@@ -284,9 +272,9 @@ def _cut(
     shape: tuple[int, int],
     threshold: float | None = None,
 ) -> da.Array:
-    """Windows of all patterns; with a threshold on the GPU, which adds up what counts in each.
+    """Lazy windows of all patterns; on the GPU, with a threshold for the intensity in each.
 
-    Blocks get the origins of their patterns, or the ``one`` of all: thousands of blocks shall not each hold the same.
+    Origins that are the same for all patterns are passed once, instead of as one array per block.
     """
     import dask.array as da
 
@@ -334,7 +322,7 @@ def _cut_block(
 def placement(
     analysis: xr.Dataset, window: Window, factor: int = 1, method: str = "bin"
 ) -> dict[str, xr.DataArray]:
-    """Where every window lies, and where every center lies in the output.
+    """Origin of every window, and center of every pattern in the output.
 
     Returns
     -------
@@ -357,9 +345,70 @@ def placement(
 
 
 def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
-    """Share of each window that lies outside the detector; of a fixed one it takes the memory of one."""
+    """Share of each window outside the detector; for a fixed window a broadcast scalar."""
     origin_y, origin_x = (origin.values for origin in window_origins(analysis, window))
     here = (slice(0, 1 if window.align == "fixed" else None),) * origin_y.ndim
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
     filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
     return np.broadcast_to(filled, origin_y.shape)
+
+
+def positions(patterns: xr.DataArray | xr.Dataset, dim: str) -> Positions:
+    """Coordinates along a dimension, and their units; indices where there are none."""
+    if dim not in patterns.coords or patterns.coords[dim].dtype.kind not in "iuf":
+        return regular(Axis(dim, int(patterns.sizes[dim])))
+    values = patterns.coords[dim]
+    return np.asarray(values.values, np.float64), str(values.attrs.get("units", ""))
+
+
+def regular(axis: Axis) -> Positions:
+    """Coordinates of an axis, and their units."""
+    return axis.offset + axis.scale * np.arange(axis.size, dtype=np.float64), axis.units
+
+
+def differing(dim: str, found: Positions, known: Positions) -> str | None:
+    """Describe how coordinates differ from the expected ones; None if they agree.
+
+    Examples
+    --------
+    >>> differing("ky", (np.arange(60.0), ""), (np.arange(64.0), ""))
+    'ky has 60 values, not 64'
+    >>> differing("scan_y", (np.arange(3.0)[::-1], "nm"), (np.arange(3.0), "nm"))
+    'scan_y[0] is 2 nm, not 0 nm'
+    """
+    (here, unit), (there, other) = found, known
+    if len(here) != len(there):
+        return f"{dim} has {len(here)} values, not {len(there)}"
+    if unit != other:
+        return f"{dim} is in {unit or 'px'}, not in {other or 'px'}"
+    step = float(np.abs(np.diff(there)).min()) if len(there) > 1 else 0.0
+    wrong = np.abs(here - there) > 1e-6 * step + 1e-12 * np.abs(there)
+    if not wrong.any():
+        return None
+    i = int(np.argmax(wrong))
+    unit = f" {unit}" if unit else ""
+    return f"{dim}[{i}] is {here[i]:g}{unit}, not {there[i]:g}{unit}"
+
+
+def refuse_other_patterns(patterns: xr.DataArray, analysis: xr.Dataset) -> None:
+    """Raise ConfigError if the coordinates of an analysis and of patterns differ."""
+    lead = lead_dims(patterns)
+    known = tuple(int(n) for n in analysis["center_y"].shape)
+    if lead_shape(patterns) != known or lead != analysis["center_y"].dims:
+        raise ConfigError(
+            f"the analysis is of {known} positions, the patterns have {lead_shape(patterns)}; "
+            "analyze the patterns that are cropped"
+        )
+    names = (*lead, *(f"source_{name}" for name in DETECTOR_DIMS))
+    for dim, name in zip((*lead, *DETECTOR_DIMS), names, strict=True):
+        found = differing(dim, positions(patterns, dim), positions(analysis, name))
+        if found is not None:
+            raise ConfigError(
+                f"the analysis is of other patterns: {found}; analyze the patterns that are cropped"
+            )
+
+
+def detector_of(analysis: xr.Dataset) -> tuple[Axis, Axis]:
+    """Axes ky and kx of the analyzed detector."""
+    y, x = (replace(axis_of(analysis, f"source_{name}"), name=name) for name in DETECTOR_DIMS)
+    return y, x

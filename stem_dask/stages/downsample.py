@@ -1,4 +1,4 @@
-"""Fewer detector pixels, and another type for the result."""
+"""Downsampling of the detector, and conversion to another type."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def downsample(
         k-th pixel), ``fft`` (the centered part of the spectrum)
     reduce : ``mean`` or ``sum``, for ``bin``
     sigma : of the Gaussian in source pixels, for ``gauss``; default ``0.5 * factor``
-    device : ``cpu``, or ``gpu`` of the worker; the result is the same, of gauss and fft to 1e-5
+    device : ``cpu``, or ``gpu`` of the worker; the result is the same, for gauss and fft to 1e-5
 
     Returns
     -------
@@ -90,7 +90,7 @@ def downsample_blocks(
     sigma: float | None,
     device: Device,
 ) -> xr.DataArray:
-    """The same as `downsample` for the tasks of a job, whose blocks need not be arrays."""
+    """`downsample` for the tasks of a job, whose blocks need not be arrays."""
     _check(patterns, factor, method, reduce, sigma)
     check_device(device)
     factor = int(factor)
@@ -120,11 +120,11 @@ def downsample_blocks(
             axis, size=size, scale=axis.scale * factor, offset=axis.offset + axis.scale * shift
         )
     attrs = {**patterns.attrs, "downsample_factor": factor, "downsample_method": method}
-    said, mean = attrs.get("intensity", "counts"), "mean counts per source pixel"
+    unit, mean = attrs.get("intensity", "counts"), "mean counts per source pixel"
     if method != "stride" and reduce == "mean":
-        attrs["intensity"] = mean if said in ("counts", mean) else f"means of {said}"
-    elif reduce == "sum" and said != "counts":
-        attrs["intensity"] = f"sums of {said}"  # of patterns that were downsampled before
+        attrs["intensity"] = mean if unit in ("counts", mean) else f"means of {unit}"
+    elif reduce == "sum" and unit != "counts":
+        attrs["intensity"] = f"sums of {unit}"  # of patterns that were already downsampled
     small = as_patterns(out, axes, attrs)
     lead = lead_dims(patterns)
     return small.assign_coords(
@@ -154,7 +154,7 @@ def output_shift(factor: int, method: str) -> float:
 
 
 def cast(patterns: Any, dtype: str) -> xr.DataArray:
-    """Another type for the result: ``auto`` keeps it; float16 refuses values it cannot hold. Lazy.
+    """Convert patterns to another type; ``auto`` keeps it, float16 refuses values it cannot hold. Lazy.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def cast(patterns: Any, dtype: str) -> xr.DataArray:
 
 
 def cast_blocks(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
-    """The same as `cast` for the tasks of a job, whose blocks need not be arrays."""
+    """`cast` for the tasks of a job, whose blocks need not be arrays."""
     if dtype not in ("auto", "float32", "float16"):
         raise ConfigError(f"dtype is {dtype!r}; expected auto, float32 or float16")
     if dtype == "auto" or patterns.dtype == np.dtype(dtype):
@@ -205,8 +205,8 @@ def _check(
         raise ConfigError(f"downsample reduce is {reduce!r}; expected mean or sum")
     if sigma is not None and not (method == "gauss" and sigma > 0):
         raise ConfigError(
-            f"downsample sigma is {sigma} with method {method}; it is > 0 and only for gauss"
+            f"downsample sigma is {sigma} with method {method}; expected sigma > 0 with method gauss"
         )
     if reduce == "sum" and method != "bin":
-        raise ConfigError(f"downsample reduce: sum goes with method bin, not {method}")
+        raise ConfigError(f"downsample reduce is sum with method {method}; expected method bin")
     check_factor(factor, (patterns.sizes["ky"], patterns.sizes["kx"]))

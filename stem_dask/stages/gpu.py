@@ -1,4 +1,4 @@
-"""Windows that are cut, made smaller and added up on the GPU while a block of patterns passes."""
+"""Blocks that are cropped, downsampled and summed on the GPU."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from stem_dask.kernels.gpu.crop import Cutting
 
 
 class IntensityWatcher(Watcher, Protocol):
-    """Takes the intensities of windows in place of the windows."""
+    """A watcher of the intensities in windows instead of the windows."""
 
     def note(self, inside: NDArray[np.float64]) -> None:
-        """Intensity in each of the next windows, (n,)."""
+        """Take the intensities in the next windows, (n,)."""
 
 
 class CutOnGpu(InPieces):
-    """A block of windows of another block: its patterns go to the GPU once, and what is made of them comes back.
+    """A block of windows of another block, whose patterns are copied to the GPU once.
 
     Parameters
     ----------
-    block : (…, ky, kx), an array or in pieces, in the memory of the host
+    block : (…, ky, kx), in host memory
     origin_y, origin_x : first row and column of each window, in the order of the patterns
     shape : (height, width) of the windows
-    threshold : values below it do not count for the intensity in a window
+    threshold : smaller values are ignored for the intensity in a window
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class CutOnGpu(InPieces):
         self.block, self.window = block, (origin_y, origin_x, shape)
         self.threshold = threshold
         self.how: dict[str, Any] = {}
-        #: the windows as they were before they were made smaller
+        #: the windows before downsampling
         self.before: CutOnGpu | None = None
-        #: what is found of the intensities in the windows
+        #: reductions of the intensities in the windows
         self.counted: list[tuple[Later, Callable[[], IntensityWatcher]]] = []
 
     @classmethod
     def whole(cls, block: NDArray | InPieces) -> CutOnGpu:
-        """The patterns as they are."""
+        """Whole patterns as windows."""
         origin = np.zeros(prod(block.shape[:-2]), np.int32)
         return cls(block, origin, origin, (block.shape[-2], block.shape[-1]), 0.0)
 
     def smaller(self, **how: Any) -> CutOnGpu:
-        """The same windows made smaller; see `stem_dask.kernels.downsample.downsample_patterns`."""
-        if self.how:  # they have left the GPU
+        """Downsample the windows; see `stem_dask.kernels.downsample.downsample_patterns`."""
+        if self.how:  # already downsampled and copied back
             return CutOnGpu.whole(self).smaller(**how)
         small = CutOnGpu(self.block, *self.window, self.threshold)
         factor, (height, width) = how["factor"], self.shape[-2:]
@@ -68,13 +68,13 @@ class CutOnGpu(InPieces):
         return small
 
     def counts(self, threshold: float) -> bool:
-        """Whether the intensity in these windows is found on the way."""
+        """Whether the intensity with this threshold is computed on the GPU."""
         return not self.how and threshold == self.threshold
 
     def intensities(self, watcher: Callable[[], IntensityWatcher]) -> Later:
-        """What is found of the intensities when the windows, or what is made of them, pass."""
+        """Deferred reduction of the intensities in the windows."""
         later = Later(self, watcher)
-        self.later.remove(later)  # it needs no windows
+        self.later.remove(later)  # it does not need the windows themselves
         self.counted.append((later, watcher))
         return later
 

@@ -1,4 +1,4 @@
-"""Bad pixels are replaced when the patterns are read; downstream there is no mask."""
+"""Replacement of bad pixels when patterns are read, so that later stages need no mask."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def read_mask(
     """A mask from a .npy file, an array, or lists of ``pixels`` [y, x], ``rows`` and ``columns``."""
     if isinstance(mask, str) and mask == "auto":
         raise ConfigError(
-            "mask auto needs the mean pattern, which is not known before the analysis: open without a mask, analyze, "
+            "mask auto needs the mean pattern of the analysis: open without a mask, analyze, "
             "and open again with mask=sd.suspected_hot_pixels(analysis)"
         )
     if isinstance(mask, (str, PathLike)):

@@ -22,10 +22,7 @@ METHOD = "log-zscore"
 
 
 def log_statistics(patterns: xr.DataArray) -> da.Array:
-    """Moments of log(1 + x) of every block, see `log_moments`; lazy, blocks are `Later` with ``moments``, (…, 1, 4).
-
-    Patterns whose coordinate ``valid`` is False are left out.
-    """
+    """Lazy moments of log(1 + x) of all valid patterns: blocks are `Later` with ``moments`` (…, 1, 4), see `log_moments`."""
     data, valid = blocks_of(patterns), valid_blocks(patterns)
     if valid is None:
         return map_patterns(_moments_block, data, object)
@@ -53,7 +50,7 @@ def log_constants(moments: Iterable[NDArray]) -> dict[str, float]:
             "normalize counts of 0 or more, or set output.normalize=none"
         )
     std = (squares / n) ** 0.5
-    if not std > 1e-12 * (1 + abs(mean)):  # what rounding makes of equal values
+    if not std > 1e-12 * (1 + abs(mean)):  # rounding errors of equal values
         raise ConfigError(
             f"output.normalize: {METHOD} divides by the standard deviation, and all values are the same; "
             "set output.normalize=none"
@@ -93,7 +90,7 @@ def _valid_moments_block(pieces: list[list[Any]], valid: NDArray[np.bool_]) -> L
 
 
 class _Moments:
-    """Joins the moments of the patterns of a block as they pass, but for those that are not valid."""
+    """Reducer: moments of the valid patterns of a block."""
 
     def __init__(self, lead: tuple[int, ...], valid: NDArray[np.bool_] | None) -> None:
         self.lead, self.valid, self.found, self.done = lead, valid, NO_MOMENTS, 0

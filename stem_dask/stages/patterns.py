@@ -1,4 +1,4 @@
-"""What the lazy patterns are: an `xarray.DataArray` over dask, axes calibrated, whole detector in every chunk."""
+"""Lazy patterns: an `xarray.DataArray` over dask with calibrated axes and the whole detector in every block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
 
-#: patterns of a sample at most
+#: largest sample of patterns
 SAMPLE = 256
 
 #: long name and units of each variable of an analysis or validation
@@ -68,7 +68,7 @@ def attrs_of(name: str) -> dict[str, str]:
 
 
 def labelled(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with a long name and units for every variable."""
+    """Set long name and units of all variables."""
     for name in LABELS:
         if name in dataset.variables:
             dataset[name].attrs = attrs_of(name)
@@ -116,21 +116,19 @@ def coordinate(axis: Axis, dim: str | None = None) -> xr.Variable:
     import pandas as pd
     import xarray as xr
 
-    # as an index already: of an array xarray asks whether it is one of pint or cupy, and loads these to find out
+    # as an index, because for arrays xarray imports pint and cupy to check their type
     values: Any = pd.Index(axis.offset + axis.scale * np.arange(axis.size))
     attrs = {"scale": axis.scale, "offset": axis.offset, "units": axis.units}
     return xr.Variable((dim or axis.name,), values, attrs)
 
 
 def axis_of(patterns: xr.DataArray | xr.Dataset, dim: str) -> Axis:
-    """The calibrated axis of a dimension; a coordinate that we did not make, or that was sliced since, gives its
-    first value and step.
-    """
+    """Calibrated axis of a dimension, from its attributes if they agree with the values, else from first value and step."""
     size = int(patterns.sizes[dim])
     if dim not in patterns.coords:
         return Axis(dim, size)
     values = patterns.coords[dim]
-    if values.dtype.kind not in "iuf":  # of stacked dimensions, for example
+    if values.dtype.kind not in "iuf":  # for example of stacked dimensions
         return Axis(dim, size)
     scale, units = float(values.attrs.get("scale", 1.0)), str(values.attrs.get("units", ""))
     first = float(values[0])
@@ -151,18 +149,17 @@ def lead_dims(patterns: xr.DataArray | xr.Dataset) -> tuple[str, ...]:
 
 
 def lead_shape(patterns: xr.DataArray | xr.Dataset) -> tuple[int, ...]:
-    """How many positions there are along each of `lead_dims`."""
+    """Number of positions along each of `lead_dims`."""
     return tuple(int(patterns.sizes[dim]) for dim in lead_dims(patterns))
 
 
 def blocks_of(patterns: xr.DataArray) -> da.Array:
-    """The dask array of the patterns with whole detector axes; refuses what is not a set of patterns.
+    """The dask array of the patterns, with the whole detector in every block.
 
     Raises
     ------
     SourceError
-        When the dimensions are not ``(scan_y, scan_x, ky, kx)`` or ``(pattern, ky, kx)``, when there is nothing
-        in them, or when the type is not bool, integer or real.
+        When the patterns are empty, or their type is not bool, integer or real.
     """
     import dask.array as da
 
@@ -174,26 +171,26 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
         raise SourceError(f"the patterns have shape {patterns.shape}: there is nothing in them")
     data = patterns.data
     if not isinstance(data, da.Array):
-        # one name for the same values, so that graphs built twice are equal
+        # named by content, so that graphs built twice are equal
         data = da.from_array(np.asarray(data), chunks=(*(("auto",) * (data.ndim - 2)), -1, -1))
     whole = {data.ndim - 2: -1, data.ndim - 1: -1}
     return data if data.numblocks[-2:] == (1, 1) else data.rechunk(whole)
 
 
 def as_arrays(patterns: xr.DataArray) -> xr.DataArray:
-    """The same lazy patterns with numpy arrays as blocks, as everyone but the tasks of a job expects."""
+    """Lazy patterns whose blocks are numpy arrays, as public functions return them."""
     data = patterns.data
     return patterns.copy(data=data.map_blocks(np.asarray, dtype=data.dtype, meta=data._meta))
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is none."""
+    """Raise ConfigError unless the device is cpu or gpu."""
     if device not in ("cpu", "gpu"):
         raise ConfigError(f"device is {device!r}; expected cpu or gpu")
 
 
 def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
-    """One value a pattern, on the scan's coordinates."""
+    """One value per pattern, with the coordinates of the scan."""
     import xarray as xr
 
     dims = lead_dims(patterns)
@@ -202,7 +199,7 @@ def per_pattern(patterns: xr.DataArray, data: Any, name: str) -> xr.DataArray:
 
 
 def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
-    """Which of the positions are in a sample of at most 256, evenly spread over the scan; by its shape alone.
+    """Positions of a sample of at most 256 patterns, evenly spread over the scan.
 
     Examples
     --------
@@ -223,7 +220,7 @@ def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def valid_blocks(patterns: xr.DataArray) -> da.Array | None:
-    """The coordinate ``valid`` as (…, 1, 1) in the blocks of the patterns; None when all are valid."""
+    """The coordinate ``valid`` as (…, 1, 1), chunked like the patterns; None without it."""
     import dask.array as da
 
     if "valid" not in patterns.coords:
@@ -240,11 +237,9 @@ def map_patterns(
     by_block: bool = False,
     **options: Any,
 ) -> da.Array:
-    """Lazy ``function(block, *along, **options)`` without the detector axes: a value by position, or one a block.
+    """Lazy ``function(block, *along, **options)`` without the detector axes: one value per position, or per block.
 
-    ``along`` have one value a position, in the same blocks.
-
-    `map_blocks` with ``drop_axis`` would copy every block, to join what are single pieces along the detector.
+    ``along`` have one value per position and the same chunks. `map_blocks` with ``drop_axis`` would copy every block.
 
     Examples
     --------

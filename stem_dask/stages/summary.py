@@ -1,4 +1,4 @@
-"""Sums and extremes of every block of the output, and radii from stored profiles."""
+"""Sum and maximum of every block of the output, and radii from stored profiles."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) ->
 
 
 class _Statistics:
-    """Adds patterns up as they pass."""
+    """Reducer: sum and maximum of the patterns."""
 
     def __init__(self, block: NDArray | InPieces) -> None:
         self.lead = (1,) * (block.ndim - 2)

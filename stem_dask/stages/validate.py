@@ -1,10 +1,10 @@
-"""What the window kept of every pattern: added up again from the window as it was cut."""
+"""Retention of every pattern, from the intensity in its window as it was cut."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,15 @@ from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.crop import placement, refuse_other_windows, window_attrs
-from stem_dask.stages.downsample import Method, Reduce
+from stem_dask.stages.crop import (
+    differing,
+    placement,
+    refuse_other_patterns,
+    refuse_other_windows,
+    regular,
+    window_attrs,
+)
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.matching import differing, refuse_other_patterns, regular
 from stem_dask.stages.patterns import (
     axis_of,
     blocks_of,
@@ -33,13 +38,15 @@ if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
 
-#: sums of floats in two orders differ by less than this, relative to the total; integers are exact
+    from stem_dask.config.options import Downsample
+
+#: relative rounding difference between sums of floats in two orders; integers are exact
 FLOAT_SLACK = 1e-12
 
-#: a retention above 1 by more than this is an error
+#: tolerance for a retention above 1
 ABOVE_ONE = 1e-9
 
-#: name of the intensity in a window, where it waits in the run's folder
+#: name of the intensity in a window in the spool
 INSIDE = "inside"
 
 
@@ -66,7 +73,7 @@ def validate(
     Raises
     ------
     ConfigError
-        When the three do not belong together, as far as coordinates and attributes tell.
+        When coordinates and attributes of the three do not match.
     SourceError
         When a retention is computed and exceeds 1.
 
@@ -115,7 +122,7 @@ def validate(
     )
     slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
     target = float(cropped.attrs.get("target_retention", analysis.attrs["target_retention"]))
-    # an array, not dask.delayed: that would optimize a graph of its own and read every block a second time
+    # not dask.delayed, which would optimize its own graph and read every block twice
     statistics = retention.rechunk(-1).map_blocks(
         _statistics_block,
         total,
@@ -145,7 +152,7 @@ def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.floa
     Raises
     ------
     SourceError
-        When a share exceeds 1: the two sums are of different data.
+        When a share exceeds 1, because the sums are of different data.
 
     Examples
     --------
@@ -163,30 +170,14 @@ def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.floa
     return retention
 
 
-class Downsampling(Protocol):
-    """The options of the downsampling that follows, as the config has them."""
-
-    @property
-    def factor(self) -> int:
-        """Pixels that become one."""
-
-    @property
-    def method(self) -> Method:
-        """bin, stride, gauss or fft."""
-
-    @property
-    def reduce(self) -> Reduce:
-        """mean or sum."""
-
-
 def complete_analysis(
     analysis: xr.Dataset,
     window: Window,
     inside: NDArray[np.float64],
     source_axes: Sequence[Axis],
-    down: Downsampling,
+    down: Downsample,
 ) -> xr.Dataset:
-    """The analysis with what the crop added: retention and `placement`, options and calibration as attributes.
+    """Add retention, `placement`, and the options and calibration of the crop to an analysis.
 
     Parameters
     ----------
@@ -228,7 +219,7 @@ def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
 
 
 def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE) -> da.Array:
-    """The same; lazy blocks are `Later`, with the array by this name."""
+    """The same; lazy blocks are `Later` results with one array of this name."""
     data = blocks_of(cropped)
     return map_patterns(_inside_block, data, object, threshold=threshold, known_as=name)
 
@@ -243,7 +234,7 @@ def _inside_block(block: NDArray | InPieces, *, threshold: float, known_as: str)
 
 
 class _Inside:
-    """Adds up each pattern of a block as it passes."""
+    """Reducer: sum of each pattern of a block."""
 
     def __init__(self, lead: tuple[int, ...], threshold: float, name: str) -> None:
         self.lead, self.threshold, self.name = lead, threshold, name
@@ -253,7 +244,7 @@ class _Inside:
         self.note(window_intensity(piece, threshold=self.threshold))
 
     def note(self, inside: NDArray[np.float64]) -> None:
-        """What the next windows hold."""
+        """Take the sums of the next windows."""
         here = slice(self.done, self.done + len(inside))
         self.found[here], self.done = inside, here.stop
 
@@ -270,13 +261,13 @@ def retention_statistics(
     ----------
     retention : share kept by position, NaN when empty
     total : intensity by position
-    target, minimum : the retention that is aimed at, and the lowest acceptable one
-    slack : for float data, how far below counts as reached; 0 decides ``inside >= level * total`` on integers
+    target, minimum : target retention, and lowest acceptable one
+    slack : tolerance for float data; with 0 ``inside >= level * total`` is decided on integers
 
     Returns
     -------
-    dict with mean, median, min, max, std (ddof 0), total_ratio (sum inside / sum total), n_target and n_min (how many
-    reach target and minimum), n_empty. The figures are NaN when every pattern is empty.
+    dict with mean, median, min, max, std (ddof 0), total_ratio (sum inside / sum total), n_target and n_min (number
+    of patterns that reach target and minimum), n_empty. Statistics are NaN when every pattern is empty.
 
     Examples
     --------
@@ -285,7 +276,7 @@ def retention_statistics(
     (0.975, 1)
     """
     filled = np.isfinite(retention)
-    if filled.all():  # no copies, of a value for each of millions of patterns
+    if filled.all():  # without copies of millions of values
         values, weights = retention.ravel(), total.ravel()
     else:
         values, weights = retention[filled], total[filled]
@@ -306,7 +297,7 @@ def retention_statistics(
 
 
 def _n_reached(values: NDArray, totals: NDArray, level: float, slack: float) -> int:
-    """How many reach a level; the quotient inside / total may fall below it although inside does not."""
+    """Number of patterns that reach a level; decided on ``inside``, because the quotient is rounded."""
     if slack == 0:
         inside = values * totals
         return int((np.rint(inside, out=inside) >= level * totals).sum())

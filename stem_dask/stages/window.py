@@ -1,4 +1,4 @@
-"""From the computed analysis to the one window, and to its place on every pattern."""
+"""Choice of the window from the computed analysis, and its origin on every pattern."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stem_dask.core.window import axis_window, check_window, covering_radius
 if TYPE_CHECKING:
     import xarray as xr
 
-#: integers up to here come back exactly from a float32 share of the total
+#: integers up to here are recovered exactly from a float32 share of the total
 _EXACT_TOTAL = 2**22
 
-#: coverages whose radius is always reported
+#: coverages whose radius is reported
 COVERAGES = (1.0, 0.999, 0.99)
 
 
@@ -156,14 +156,14 @@ def common_size(
 
 
 def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDArray[np.bool_]:
-    """Which datasets, of their own windows and detectors (n, 2), can be cut to a size and lose nothing of their windows."""
+    """Which datasets, by their windows and detectors (n, 2), can be cropped to a size without losing any of their window."""
     here = np.asarray(size)
     cropped = (here < full) & (here % multiple == 0)
     return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
 
 
 def _largest(own: NDArray, full: NDArray, multiple: int) -> tuple[int, int]:
-    """The smallest size that holds all windows: a multiple, but for an axis that is whole in all datasets that reach it."""
+    """Smallest size that holds all windows: a multiple, except on an axis that is whole in all datasets that reach it."""
     largest = own.max(axis=0)
     whole = (largest >= full).all(axis=0)
     size = np.where(whole, largest, -(-largest // multiple) * multiple)
@@ -173,9 +173,9 @@ def _largest(own: NDArray, full: NDArray, multiple: int) -> tuple[int, int]:
 def _needed_radii(
     analysis: xr.Dataset, radii: NDArray, align: str
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """Radius that the window needs for each pattern (NaN when empty), and the median center.
+    """Radius that each pattern needs (NaN when empty), and the median center.
 
-    A fixed window has to hold each pattern's own window, so it needs the shift between their centers on top.
+    For a fixed window this includes the distance of the center from the median.
     """
     filled = np.isfinite(radii)
     if not filled.any():
@@ -199,7 +199,7 @@ def _needed_radii(
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[xr.DataArray, xr.DataArray]:
     """First row and column of the window on every pattern: int32, may be negative, 0 on an uncropped axis.
 
-    Where it is the same for all patterns, it takes the memory of one, and cannot be written to.
+    If it is the same for all patterns, it is a read-only broadcast scalar.
     """
     template = analysis["center_y"]
     origins = []
@@ -335,7 +335,7 @@ def _check(
 
 
 def require_computed(analysis: xr.Dataset) -> None:
-    """Refuse an analysis that would be computed again and again behind the caller's back."""
+    """Raise ConfigError for a lazy analysis, which every later stage would compute again."""
     missing = {"center_y", "center_x", "radius", "total"} - set(analysis.variables)
     if missing:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """CRC-32, the checksum of zip files and of our journals: of bytes, and of joined pieces."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -27,8 +28,7 @@ def crc32(content: Any, crc: int = 0) -> int:
 def combine_crc(pieces: Iterable[tuple[int, int]]) -> int:
     """CRC-32 of joined pieces from (length, crc) of each.
 
-    Source: M. Adler's crc32_combine in zlib; appending n zero bytes is a linear map over GF(2), raised to the n-th
-    power by squaring.
+    Source: M. Adler's crc32_combine in zlib; to append n zero bytes is to multiply by x^(8 n) modulo the polynomial.
 
     Examples
     --------
@@ -37,50 +37,27 @@ def combine_crc(pieces: Iterable[tuple[int, int]]) -> int:
     """
     total = 0
     for length, crc in pieces:
-        for matrix in _powers(length):
-            total = _times(matrix, total)
-        total ^= crc
+        total = _product(total, _power(8 * length)) ^ crc
     return total
 
 
-def _powers(length: int) -> list[list[int]]:
-    """The maps for the set bits of ``length``: 1, 2, 4, … zero bytes."""
-    found = []
-    matrix = _ONE_BYTE
-    while length:
-        if length & 1:
-            found.append(matrix)
-        length >>= 1
-        if length:
-            matrix = _squared(tuple(matrix))
+@functools.lru_cache
+def _power(n: int) -> int:
+    """x^n modulo the polynomial; bit 31 is x^0."""
+    found, factor = 1 << 31, 1 << 30
+    while n:
+        if n & 1:
+            found = _product(found, factor)
+        factor = _product(factor, factor)
+        n >>= 1
     return found
 
 
-def _times(matrix: Sequence[int], vector: int) -> int:
-    total, i = 0, 0
-    while vector:
-        if vector & 1:
-            total ^= matrix[i]
-        vector >>= 1
-        i += 1
-    return total
-
-
-_SQUARES: dict[tuple[int, ...], list[int]] = {}
-
-
-def _squared(matrix: tuple[int, ...]) -> list[int]:
-    if matrix not in _SQUARES:
-        _SQUARES[matrix] = [_times(matrix, column) for column in matrix]
-    return _SQUARES[matrix]
-
-
-def _one_byte() -> list[int]:
-    """The map that appends eight zero bits, polynomial 0xEDB88320 (reflected)."""
-    bit = [0xEDB88320, *(1 << i for i in range(31))]
-    for _ in range(3):
-        bit = [_times(bit, column) for column in bit]
-    return bit
-
-
-_ONE_BYTE = _one_byte()
+def _product(a: int, b: int) -> int:
+    """Product modulo 0xEDB88320, the reflected polynomial of CRC-32."""
+    found = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            found ^= b
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+    return found

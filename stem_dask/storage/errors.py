@@ -1,4 +1,4 @@
-"""What a library raises over content that it cannot make sense of becomes one line for the user."""
+"""Errors of libraries that read damaged files become one line for the user."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _MOST_CHARACTERS = 200
 
 
 def one_line(text: object) -> str:
-    """The words of a library, or of a file, as at most 200 characters that can be printed on one line.
+    """Text of a library or a file as one printable line of at most 200 characters.
 
     Examples
     --------
@@ -31,17 +31,11 @@ def one_line(text: object) -> str:
 
 @contextlib.contextmanager
 def told(what: str, remedy: str = COPY, *, retried: bool = False) -> Iterator[None]:
-    """Any error within that is not of ours is told as ``what (its own words); remedy``.
+    """Raise any error of a library within this context as `SourceError`: ``what (its text); remedy``.
 
-    With ``retried`` errors of the system, which have a number, stay what they are: the engine tries again.
-
-    Libraries raise errors of every kind for a damaged file: those of HDF5 are KeyError, OSError, RuntimeError, TypeError
-    or ValueError, those of zarr's codecs SystemError too.
-
-    Raises
-    ------
-    SourceError
-        In their place; an error for want of memory stays.
+    Errors of stem_dask and MemoryError pass unchanged; with ``retried`` also OSError with an errno, which the engine
+    retries. Libraries raise many types for a damaged file: h5py KeyError, OSError, RuntimeError, TypeError and ValueError,
+    zarr's codecs SystemError too.
 
     Examples
     --------
@@ -64,18 +58,12 @@ def told(what: str, remedy: str = COPY, *, retried: bool = False) -> Iterator[No
         ) from error
 
 
-#: the way out
+#: remedy for files that a machine does not see
 SHARED = "input and output must be in folders that all machines of the cluster share"
 
 
 def path_of(source: object) -> str | None:
-    """The file or folder that a source (see `stem_dask.readers.flat`) reads, however it is seen; None when it is none here.
-
-    Examples
-    --------
-    >>> path_of(object()) is None
-    True
-    """
+    """Path of the local file that a source, or the source below a view, reads; None if there is none."""
     while not hasattr(source, "path") and hasattr(source, "source"):
         source = source.source
     path = getattr(source, "path", None)
@@ -84,12 +72,7 @@ def path_of(source: object) -> str | None:
 
 @contextlib.contextmanager
 def present(source: object) -> Iterator[None]:
-    """Errors of reading a source whose file is not there say so, and for which machine; a library may call it damaged.
-
-    Raises
-    ------
-    SourceError
-    """
+    """Raise a read error of a source whose file does not exist as such, with the name of the machine."""
     try:
         yield
     except OSError as error:
@@ -97,6 +80,6 @@ def present(source: object) -> Iterator[None]:
         if path is None or os.path.exists(path):
             raise
         raise SourceError(
-            f"{path} is not there for {socket.gethostname()}: it was moved or removed, or that machine does not share its folder; "
+            f"{path} does not exist on {socket.gethostname()}: it was moved or removed, or that machine does not share its folder; "
             f"{SHARED}"
         ) from error

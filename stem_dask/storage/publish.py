@@ -1,8 +1,7 @@
-"""An output appears under its final name only when it is complete: temporary names, fsync, rename."""
+"""An output gets its final name only when it is complete: temporary names, fsync, rename."""
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any
 
 from stem_dask.core.errors import (
     NO_ROOM,
@@ -22,20 +21,16 @@ from stem_dask.core.errors import (
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.s3 import at
 
-P = ParamSpec("P")
-
-T = TypeVar("T")
-
-#: a worker of a killed run may add files to a folder while it is removed: one for each of its threads
+#: workers of a killed run may still add files to a folder while it is removed, one per thread
 REMOVE_ATTEMPTS = 100
 
-#: files and folders that are brought to disk at the same time
+#: files and folders that are synced at the same time
 SYNCED_AT_ONCE = 8
 
 
 @contextlib.contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """Errors of the system tell the file: those of open and rename do by themselves, of write, fsync and close not.
+    """Add the file name to OSError within this context: errors of write, fsync and close lack it.
 
     Examples
     --------
@@ -47,34 +42,19 @@ def named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # ours say what they have to say
-        if (
-            error.filename is None
-            and error.errno is not None
-            and not isinstance(error, StemDaskError)
-        ):
+        own = isinstance(error, StemDaskError)
+        if error.filename is None and error.errno is not None and not own:
             error.filename = os.fspath(path)
         raise
 
 
-def naming(write: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
-    """A function that writes what its first argument names; its errors tell the name."""
-
-    @functools.wraps(write)
-    def written(path: str, /, *args: P.args, **options: P.kwargs) -> T:
-        with named(path):
-            return write(path, *args, **options)
-
-    return written
-
-
 def make_folder(path: str | Path) -> None:
-    """Make the folder that an output goes into, where it is not there yet.
+    """Make the parent folder of an output.
 
     Raises
     ------
     StoreError
-        When that cannot be done, or nothing can be written there; names the folder.
+        When that fails, or the folder is not writable.
     """
     folder = Path(path).parent
     try:
@@ -93,7 +73,7 @@ def make_folder(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def telling(path: str | Path) -> Iterator[None]:
-    """Errors of the system while an output is made tell the output, and not the file on the way to it.
+    """Raise OSError while an output is written as `StoreError` that names the output, not its temporary file.
 
     Examples
     --------
@@ -112,101 +92,53 @@ def telling(path: str | Path) -> Iterator[None]:
 
 
 def temporary(path: str | Path) -> str:
-    """Where an output is built: beside its final name, so that the rename stays on one file system.
-
-    Examples
-    --------
-    >>> temporary("out/scan.zarr")
-    'out/scan.zarr.incomplete'
-    """
+    """Temporary name of an output, in the same folder so that it can be renamed: ``NAME.incomplete``."""
     return f"{path}.incomplete"
 
 
 def replaced(path: str | Path) -> str:
-    """Where an older folder steps aside while the new one takes its name.
-
-    Examples
-    --------
-    >>> replaced("out/scan.zarr")
-    'out/scan.zarr.replaced'
-    """
+    """Name of an older folder while the new one is renamed: ``NAME.replaced``."""
     return f"{path}.replaced"
 
 
 def stem(path: str | Path) -> str:
-    """What the names of everything beside an output begin with: a store's name without its suffix.
-
-    Examples
-    --------
-    >>> stem("out/scan.zarr"), stem("out/scan.hspy")
-    ('out/scan', 'out/scan.hspy')
-    """
+    """Common prefix of all names of a run: the output without ``.zarr``; other suffixes stay."""
     return str(path).removesuffix(".zarr")
 
 
 def run_folder(path: str | Path) -> str:
-    """Folder for what a run keeps beside its output: ``NAME.run`` for ``NAME.zarr``, ``NAME.pt.run`` for ``NAME.pt``.
-
-    Examples
-    --------
-    >>> run_folder("out/scan.zarr")
-    'out/scan.run'
-    """
+    """Folder of the state of a run: ``NAME.run`` for ``NAME.zarr``, ``NAME.pt.run`` for ``NAME.pt``."""
     return f"{stem(path)}.run"
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether an output of this name is a folder: a zarr store is, every other output is one file.
-
-    Examples
-    --------
-    >>> is_folder("scan.zarr"), is_folder("scan.zspy"), is_folder("scan.pt")
-    (True, True, False)
-    """
+    """Whether an output of this name is a folder (.zarr, .zspy) or a file."""
     return Path(path).suffix.lower() in (".zarr", ".zspy")
 
 
 def made_beside(path: str | Path) -> tuple[str, ...]:
-    """The names beside an output that exist while it is built and published.
-
-    Examples
-    --------
-    >>> made_beside("scan.zarr"), made_beside("scan.pt")
-    (('scan.zarr.incomplete', 'scan.zarr.replaced'), ('scan.pt.incomplete',))
-    """
+    """Temporary names that exist while an output is built and published."""
     return (temporary(path), replaced(path)) if is_folder(path) else (temporary(path),)
 
 
 def kind_of(path: str | Path) -> str:
-    """What bears a name: a link, a folder, or a file.
-
-    Examples
-    --------
-    >>> kind_of("/"), kind_of("/dev/null")
-    ('a folder', 'a file')
-    """
+    """What exists under a name: "a link", "a folder" or "a file"."""
     mode = os.lstat(path).st_mode
     return "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a file"
 
 
 def refuse_taken(names: Iterable[str]) -> None:
-    """Raise when a file bears one of the names that are needed while an output is built.
-
-    Raises
-    ------
-    OutputExistsError
-        Names the file; nothing is changed.
-    """
+    """Raise OutputExistsError if one of the temporary names of an output is taken."""
     for name in names:
         if os.path.lexists(name):
             raise OutputExistsError(
-                f"{name} exists ({kind_of(name)}) and is of no unfinished run; the output is built under that name: move it "
+                f"{name} exists ({kind_of(name)}) and belongs to no unfinished run, but the output is built under that name: move it "
                 "away, delete it if a killed export left it, or choose another output"
             )
 
 
 def opened(path: str | Path, mode: str) -> IO[Any]:
-    """Open a file; a link in its place is an error and is not followed.
+    """Open a file without following a link in its place.
 
     Examples
     --------
@@ -217,15 +149,16 @@ def opened(path: str | Path, mode: str) -> IO[Any]:
     OSError: [Errno 40] Too many levels of symbolic links: ...
     """
     encoding = None if "b" in mode else "utf-8"
-    return open(path, mode, encoding=encoding, opener=_unfollowed)
-
-
-def _unfollowed(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return open(
+        path,
+        mode,
+        encoding=encoding,
+        opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666),
+    )
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file or a folder; a missing one is fine, a link is removed and not followed."""
+    """Remove a file, folder or link, if it exists; links are not followed."""
     path = Path(path)
     for attempts_left in reversed(range(REMOVE_ATTEMPTS)):
         if not path.is_dir() or path.is_symlink():
@@ -239,7 +172,7 @@ def remove(path: str | Path) -> None:
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
-    """Raise when an output exists and overwriting was not asked for, or what exists is no output of this kind."""
+    """Raise OutputExistsError if an output exists and must not, or cannot, be replaced."""
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -250,7 +183,7 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
     there, wanted = kind_of(path), "a folder" if is_folder(path) else "a file"
     if there != wanted:
         raise OutputExistsError(
-            f"{path} is {there}, and the output is {wanted}: overwriting replaces earlier outputs only; move it away, or "
+            f"{path} is {there}, and the output is {wanted}: only earlier outputs are overwritten; move it away, or "
             "choose another output"
         )
 
@@ -258,13 +191,15 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
 def publish(
     path: str | Path, *, drop: str | None = None, hold: Callable[[], None] | None = None
 ) -> None:
-    """Bring ``PATH.incomplete`` to disk and give it its final name, replacing an older output.
+    """Sync ``PATH.incomplete`` and give it its final name, replacing an older output.
 
-    A file replaces a file in one step. A folder cannot: the older one steps aside as ``PATH.replaced`` for the moment
-    between two renames, and is removed after. When a kill stopped it anywhere, calling it again does the rest.
+    A file replaces a file in one step. An older folder is renamed to ``PATH.replaced`` first and removed last. Calling it
+    again completes what a kill interrupted.
 
-    ``drop`` is a file that says that the older outputs are complete: it goes just before they are mixed with new ones.
-    ``hold`` raises when another run has taken the output over: nothing gets or loses a name then.
+    Parameters
+    ----------
+    drop : file that marks the older outputs as complete; removed just before they are replaced
+    hold : raises if another run has taken over the output; called before anything is renamed
     """
     path, built = Path(path), Path(temporary(path))
     aside = Path(replaced(path))
@@ -285,16 +220,7 @@ def publish(
 
 
 def file_crc(path: str | Path) -> tuple[int, int]:
-    """CRC-32 and length of a file.
-
-    Examples
-    --------
-    >>> import tempfile; path = Path(tempfile.mkdtemp()) / "x"
-    >>> path.write_bytes(b"abc")
-    3
-    >>> file_crc(path)
-    (891568578, 3)
-    """
+    """CRC-32 and length of a file."""
     crc = n_bytes = 0
     with open(path, "rb") as file:
         while piece := file.read(2**20):
@@ -303,7 +229,7 @@ def file_crc(path: str | Path) -> tuple[int, int]:
 
 
 def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
-    """In what a file differs from the checksum and length that were noted; None when it does not."""
+    """Describe how a file differs from its recorded CRC-32 and length; None if it does not."""
     try:
         found = file_crc(path)
     except OSError as error:
@@ -314,21 +240,19 @@ def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
 
 
 def begin_sync(file: IO[Any], start: int = 0, n_bytes: int = 0) -> None:
-    """Have the system begin to bring what was just written to disk, so that a later `sync` waits less: while tasks compute
-    the disk would be idle.
+    """Start writing a part of an open file to disk, so that a later `sync` waits less.
 
     Parameters
     ----------
-    file : open
-    start, n_bytes : of the part that was written; 0 bytes stand for all that follows
+    start, n_bytes : the part; 0 bytes stand for everything from ``start`` on
     """
-    # advice, which on Linux starts writing what is not on disk yet; what is stays out of the cache then
+    # on Linux this advice starts the write-back of dirty pages
     with contextlib.suppress(AttributeError, OSError):
         os.posix_fadvise(file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def sync_tree(path: str | Path) -> None:
-    """fsync a file, or every file and folder below a folder, some at a time: each waits for the disk, which takes them together."""
+    """fsync a file, or all files and folders below a folder, several at a time."""
     if not os.path.isdir(path):
         sync(path)
         return
@@ -338,7 +262,7 @@ def sync_tree(path: str | Path) -> None:
         files += [os.path.join(folder, name) for name in names]
     paths = files + folders
     with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
-        # a share for each thread: to hand over every path costs more than to sync it, and 2 kB
+        # one share per thread: a future per path costs more than its fsync
         shares = (paths[i::SYNCED_AT_ONCE] for i in range(SYNCED_AT_ONCE))
         for _ in pool.map(_sync_all, shares):
             pass  # the first error is raised
@@ -350,7 +274,7 @@ def _sync_all(paths: Iterable[str]) -> None:
 
 
 def sync(path: str | Path) -> None:
-    """fsync one file or folder; systems that cannot open folders are spared the folder."""
+    """fsync a file or folder; Windows cannot open folders."""
     if os.name == "nt" and os.path.isdir(path):
         return
     handle = os.open(path, os.O_RDONLY)
@@ -365,26 +289,21 @@ DOCUMENT = "zarr.json"
 
 
 def read_document(folder: str | Path) -> dict[str, Any] | None:
-    """What a folder says of itself; None when it is no node of a store, or a torn one."""
+    """The zarr.json of a folder; None if it is missing or truncated."""
     try:
         found = json.loads(at(folder, DOCUMENT).read_bytes())
-    except StemDaskError:  # of an object store
+    except StemDaskError:  # an object store that cannot be read
         raise
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
-def write_document(
-    folder: str | Path,
-    document: Mapping[str, Any],
-    indent: int | None = 2,
-    name: str = DOCUMENT,
-) -> None:
-    """Make a folder a node of the store; an older document stays until the new one is whole."""
-    path = Path(folder, name)
-    partial = path.with_name(f"{name}.partial")
+def write_document(folder: str | Path, document: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write the zarr.json of a folder atomically."""
+    path = Path(folder, DOCUMENT)
+    partial = path.with_name(f"{DOCUMENT}.partial")
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(document, indent=indent, allow_nan=False))
-        os.replace(partial, path)  # a run that goes on keeps its shards only below a whole one
+        os.replace(partial, path)  # a resumed run keeps its shards only below a valid document

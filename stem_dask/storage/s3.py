@@ -1,6 +1,6 @@
-"""Objects in a store that speaks S3: the only module that knows the protocol's library (obstore), and what its errors mean.
+"""Objects in S3-compatible stores, through obstore, whose errors are translated here.
 
-Nothing that the library says reaches a message as it is: its texts hold addresses, keys' names and answers of the server.
+The text of obstore's errors never reaches a message, because it contains addresses, key names and server responses.
 """
 
 import configparser
@@ -24,10 +24,12 @@ from stem_dask.storage.urls import KEYS, is_url, split_url
 
 T = TypeVar("T")
 
-#: an object of more bytes is sent in parts of so many, of which so many are under way at once
+Kind = type[SourceError] | type[StoreError]
+
+#: larger objects are uploaded in parts of this size, this many at once
 PART_BYTES, PARTS_AT_ONCE = 8 * 2**20, 4
 
-#: objects that one request removes or a page of a listing holds
+#: objects per delete request, and per page of a listing
 PAGE = 1000
 
 _CODE = re.compile(r"<Code>([A-Za-z]{3,40})</Code>")
@@ -43,7 +45,7 @@ _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocat
 
 @dataclass(frozen=True)
 class Status:
-    """What a store says of an object: bytes, its mark (ETag), and when it was written, with the names of `os.stat`."""
+    """Size, ETag and modification time of an object, named as in `os.stat`."""
 
     st_size: int
     etag: str
@@ -52,7 +54,7 @@ class Status:
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """A place in an object store, with what those who read a zarr store ask of a `pathlib.Path`.
+    """A URL with the methods of `pathlib.Path` that readers of zarr stores use.
 
     Examples
     --------
@@ -71,15 +73,15 @@ class ObjectPath:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """Last component of the URL."""
         return self.url.rpartition("/")[2]
 
     def stat(self) -> Status:
-        """Of the object; FileNotFoundError when there is none."""
+        """Status of the object; raises FileNotFoundError if it does not exist."""
         return look(self.url)
 
     def is_file(self) -> bool:
-        """Whether there is an object of this name."""
+        """Whether the object exists."""
         try:
             look(self.url)
         except FileNotFoundError:
@@ -87,20 +89,20 @@ class ObjectPath:
         return True
 
     def is_dir(self) -> bool:
-        """Whether there are objects below this name."""
+        """Whether objects exist below this URL."""
         return next(below(self.url), None) is not None
 
     def exists(self) -> bool:
-        """Whether there is anything."""
+        """Whether the object, or an object below this URL, exists."""
         return self.is_dir() or self.is_file()
 
     def read_bytes(self) -> bytes:
-        """The whole object; FileNotFoundError when there is none."""
+        """Content of the object; raises FileNotFoundError if it does not exist."""
         return read(self.url)
 
 
 def at(*names: str | Path) -> Any:
-    """The place that joined names tell: a `pathlib.Path`, or its twin in an object store.
+    """Join names to a `pathlib.Path`, or to an `ObjectPath` if the first is a URL.
 
     Examples
     --------
@@ -117,99 +119,66 @@ def at(*names: str | Path) -> Any:
 
 @contextlib.contextmanager
 def of_output() -> Iterator[None]:
-    """What cannot be read within is told as an error of the output, not of the input.
-
-    Raises
-    ------
-    StoreError
-
-    Examples
-    --------
-    >>> with of_output():
-    ...     raise SourceError("s3://lab/scan.zarr: access is denied")
-    Traceback (most recent call last):
-    stem_dask.core.errors.StoreError: s3://lab/scan.zarr: access is denied
-    """
+    """Raise read errors as `StoreError`, for objects that belong to the output."""
     try:
         yield
     except SourceError as error:
-        ours = StoreError(str(error))
-        ours.errno = error.errno
-        raise ours from error.__cause__
+        translated = StoreError(str(error))
+        translated.errno = error.errno
+        raise translated from error.__cause__
 
 
 def look(url: str) -> Status:
-    """What the store says of an object; FileNotFoundError when there is none."""
-    store, key = located(url)
-    import obstore
-
-    said = asked(SourceError, url, lambda: obstore.head(store, key))
-    return _status(said)
+    """Status of an object; raises FileNotFoundError if it does not exist."""
+    return _status(_request(SourceError, url, "head"))
 
 
 def read(url: str) -> bytes:
-    """A whole object; FileNotFoundError when there is none."""
-    store, key = located(url)
-    import obstore
-
-    return asked(SourceError, url, lambda: bytes(obstore.get(store, key).bytes()))
+    """Read an object; raises FileNotFoundError if it does not exist."""
+    found = _request(SourceError, url, "get")
+    return _translated(SourceError, url, lambda: bytes(found.bytes()))
 
 
 def below(url: str) -> Iterator[tuple[str, Status]]:
-    """Names, from the URL on, and states of all objects below it, in the order of their names."""
-    store, key = located(url)
-    import obstore
-
-    pages = iter(asked(SourceError, url, lambda: obstore.list(store, key, chunk_size=PAGE)))
-    while page := asked(SourceError, url, lambda: next(pages, None)):
-        for said in page:
-            yield str(said["path"])[len(key) + 1 :], _status(said)
+    """Iterate over all objects below a URL, in order: name relative to the URL, and status."""
+    start = len(split_url(url)[1]) + 1
+    pages = iter(_request(SourceError, url, "list", chunk_size=PAGE))
+    while page := _translated(SourceError, url, lambda: next(pages, None)):
+        for entry in page:
+            yield str(entry["path"])[start:], _status(entry)
 
 
 def put(url: str, content: bytes, *, onto: str | None = None) -> str:
-    """Write an object, all of it or nothing; returns its mark (ETag).
+    """Write an object atomically and return its ETag.
 
     Parameters
     ----------
-    onto : the mark of the object that it replaces; "" when there must be none. Default: whatever is there.
+    onto : ETag of the object to replace; "" requires that none exists; None replaces any
 
     Raises
     ------
     FileExistsError
-        When something else is there than ``onto`` says.
+        When another object exists than ``onto`` states.
     StoreError
-        When it cannot be written.
+        When the object cannot be written.
     """
-    store, key = located(url)
-    import obstore
-
-    mode: Any = "create" if onto == "" else "overwrite" if onto is None else {"e_tag": onto}
-    large = len(content) > PART_BYTES
-    said = asked(
+    found = _request(
         StoreError,
         url,
-        lambda: obstore.put(
-            store,
-            key,
-            content,
-            mode=mode,
-            use_multipart=large,
-            chunk_size=PART_BYTES,
-            max_concurrency=PARTS_AT_ONCE,
-        ),
+        "put",
+        content,
+        mode="create" if onto == "" else "overwrite" if onto is None else {"e_tag": onto},
+        use_multipart=len(content) > PART_BYTES,
+        chunk_size=PART_BYTES,
+        max_concurrency=PARTS_AT_ONCE,
     )
-    return str(said["e_tag"])
+    return str(found["e_tag"])
 
 
 def remove(url: str) -> None:
-    """Remove an object; a missing one is fine."""
-    store, key = located(url)
-    import obstore
-
-    try:
-        asked(StoreError, url, lambda: obstore.delete(store, key))
-    except FileNotFoundError:
-        return
+    """Remove an object, if it exists."""
+    with contextlib.suppress(FileNotFoundError):
+        _request(StoreError, url, "delete")
 
 
 def remove_below(url: str) -> None:
@@ -221,16 +190,16 @@ def remove_below(url: str) -> None:
         names = [f"{key}/{name}" for name, _ in below(url)]
     for start in range(0, len(names), PAGE):
         page = names[start : start + PAGE]
-        asked(StoreError, url, lambda page=page: obstore.delete(store, page))  # type: ignore[misc]
+        _translated(StoreError, url, lambda page=page: obstore.delete(store, page))  # type: ignore[misc]
 
 
 def located(url: str) -> tuple[Any, str]:
-    """The bucket, opened, and the key in it.
+    """The opened bucket and the key of a URL.
 
     Raises
     ------
     ConfigError
-        When the text is no such URL, the library is missing, or there are no credentials.
+        When the URL is invalid, obstore is not installed, or there are no credentials.
     """
     bucket, key = split_url(url)
     try:
@@ -241,25 +210,25 @@ def located(url: str) -> tuple[Any, str]:
         ) from None
 
 
-def asked(kind: type[SourceError] | type[StoreError], url: str, call: Callable[[], T]) -> T:
-    """What a call of the library returns; what it raises is told in our words.
+def _request(kind: Kind, url: str, method: str, *args: Any, **options: Any) -> Any:
+    """Call a function of obstore on an object, with errors translated."""
+    store, key = located(url)
+    import obstore
 
-    Raises
-    ------
-    FileNotFoundError, FileExistsError
-        When the object is not there, or not as it was expected.
-    SourceError, StoreError
-        As ``kind`` says; with the number of a system's error, by which the engine tells whether to try again.
-    """
+    return _translated(kind, url, lambda: getattr(obstore, method)(store, key, *args, **options))
+
+
+def _translated(kind: Kind, url: str, call: Callable[[], T]) -> T:
+    """Result of a call of obstore; see `explained` for its errors."""
     try:
         return call()
     except Exception as error:
         reason = explained(kind, url, error)
-    raise reason from reason.__cause__  # not within the except, where the library's error would go along
+    raise reason from reason.__cause__  # outside the except block, so that obstore's error is not its context
 
 
 async def asked_later(url: str, answer: Awaitable[T]) -> T:
-    """The same of an answer that is waited for; errors are of the input."""
+    """Await a call of obstore that reads input; see `explained` for its errors."""
     try:
         return await answer
     except StemDaskError:
@@ -269,10 +238,12 @@ async def asked_later(url: str, answer: Awaitable[T]) -> T:
     raise reason from reason.__cause__
 
 
-def explained(
-    kind: type[SourceError] | type[StoreError], url: str, error: Exception
-) -> OSError | MemoryError:
-    """An error of ours for one of the library, without any of its words but a code of S3's own list."""
+def explained(kind: Kind, url: str, error: Exception) -> OSError | MemoryError:
+    """Translate an error of obstore; only S3's error code is kept of its text.
+
+    Missing and conflicting objects become FileNotFoundError and FileExistsError, others ``kind`` with an errno, from which
+    the engine decides whether to retry.
+    """
     if isinstance(error, MemoryError):
         return MemoryError(f"{url}: not enough memory")
     name, text = type(error).__name__, str(error)
@@ -283,14 +254,14 @@ def explained(
     if name in ("AlreadyExistsError", "PreconditionError") or code == "ConditionalRequestConflict":
         return FileExistsError(errno.EEXIST, "another object is there", url)
     number, words = _words(name, code, text)
-    ours = kind(f"{url}: {words}")
-    ours.errno = number
-    ours.__cause__ = OSError(number, words, url)
-    return ours
+    translated = kind(f"{url}: {words}")
+    translated.errno = number
+    translated.__cause__ = OSError(number, words, url)
+    return translated
 
 
 def _words(name: str, code: str, text: str) -> tuple[int, str]:
-    """Number of a system's error, and what to say."""
+    """errno and message for an error of obstore."""
     named = f" ({code})" if code else ""
     if code == "NoSuchBucket":
         return errno.EACCES, "there is no such bucket; check its name, AWS_ENDPOINT_URL and AWS_REGION"  # fmt: skip
@@ -310,7 +281,7 @@ def _words(name: str, code: str, text: str) -> tuple[int, str]:
 
 
 def _endpoint() -> str:
-    """The server, as far as it can be told: without what may stand before its name."""
+    """Host and port of the server, without credentials that the URL may contain."""
     text = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     parts = urlsplit(text)
     if not parts.hostname:
@@ -318,36 +289,36 @@ def _endpoint() -> str:
     return f"the store at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
-def _status(said: Any) -> Status:
-    """As the library tells it; a time of whole seconds gets the mark for its fraction, so that two states differ."""
-    etag = str(said["e_tag"])
-    seconds = int(said["last_modified"].timestamp())
-    return Status(int(said["size"]), etag, seconds * 10**9 + zlib.crc32(etag.encode()) % 10**9)
+def _status(entry: Any) -> Status:
+    """Status from obstore's; times have whole seconds, so the ETag gives the fraction: two versions always differ."""
+    etag = str(entry["e_tag"])
+    seconds = int(entry["last_modified"].timestamp())
+    return Status(int(entry["size"]), etag, seconds * 10**9 + zlib.crc32(etag.encode()) % 10**9)
 
 
-#: what the library does by itself before it gives up; the engine tries again after that
+#: retries of obstore; the engine retries blocks after that
 TRIES, TRIES_SECONDS = 3, 60
 
 CONNECT_SECONDS, SILENT_SECONDS, REQUEST_SECONDS = 5, 30, 600
 
-#: the key of a profile is read again after so many seconds: others renew it
+#: seconds after which the keys of a profile are read again, because other programs renew them
 PROFILE_SECONDS = 300
 
-#: variables that have the library find credentials by itself
+#: environment variables from which obstore finds credentials itself
 _ROLES = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_WEB_IDENTITY_TOKEN_FILE",
 )  # fmt: skip
 
-_MACHINE = "http://169.254.169.254"  # where a machine in the cloud asks who it is
+_MACHINE = "http://169.254.169.254"  # metadata service of cloud machines
 
 
 def opened(bucket: str) -> Any:
-    """A bucket as the library knows it, one for each process as long as the environment stays.
+    """obstore's store for a bucket, cached while the environment does not change.
 
     Raises
     ------
     ConfigError
-        When there are no credentials, or the address of the server holds some.
+        When there are no credentials, or the endpoint URL contains some.
     """
     settings = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
     return _opened(bucket, settings)
@@ -378,7 +349,7 @@ def _opened(bucket: str, settings: tuple[tuple[str, str], ...]) -> Any:
 
 
 def _access(given: Mapping[str, str]) -> tuple[dict[str, str], Any]:
-    """What a profile says of server and region, and what gives its keys; nothing where the environment says all."""
+    """Endpoint and region of the profile, and its credential provider unless the environment has credentials."""
     name = given.get("AWS_PROFILE")
     profile = Profile(name or "default", given)
     config = {key: value for key, value in profile.places().items() if value}
@@ -401,7 +372,7 @@ def _access(given: Mapping[str, str]) -> tuple[dict[str, str], Any]:
 
 
 class Profile:
-    """A section of the files that ``aws configure`` writes; called, it gives the keys, read anew."""
+    """A profile in the files of ``aws configure``; calling it reads the keys again, as obstore's credential provider."""
 
     def __init__(self, name: str, given: Mapping[str, str]) -> None:
         home, self.name, self.given = Path("~/.aws"), name, given
@@ -411,28 +382,28 @@ class Profile:
         ]
 
     def __call__(self) -> dict[str, Any]:
-        said = self._read()
+        found = self._read()
         return {
-            "access_key_id": said["aws_access_key_id"],
-            "secret_access_key": said["aws_secret_access_key"],
-            "token": said.get("aws_session_token"),
+            "access_key_id": found["aws_access_key_id"],
+            "secret_access_key": found["aws_secret_access_key"],
+            "token": found.get("aws_session_token"),
             "expires_at": datetime.now(UTC) + timedelta(seconds=PROFILE_SECONDS),
         }
 
     def has_keys(self) -> bool:
-        """Whether there are keys that can be used as they are."""
+        """Whether the profile has static keys."""
         return {"aws_access_key_id", "aws_secret_access_key"} <= self._read().keys()
 
     def places(self) -> dict[str, str | None]:
-        """Region and server, where the environment does not say them."""
-        said = self._read()
+        """Region and endpoint, unless environment variables set them."""
+        found = self._read()
         variables = {
             "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
             "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
         }
         keys = {"region": "region", "endpoint": "endpoint_url"}
         return {
-            name: said.get(keys[name])
+            name: found.get(keys[name])
             for name, names in variables.items()
             if not any(self.given.get(variable) for variable in names)
         }
@@ -454,7 +425,7 @@ class Profile:
 
 
 def _in_the_cloud(given: Mapping[str, str]) -> bool:
-    """Whether a machine's own credentials can be asked for; elsewhere the library would wait for long."""
+    """Whether a metadata service answers; where none does, obstore would wait for long."""
     if given.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return False
     parts = urlsplit(given.get("AWS_METADATA_ENDPOINT") or _MACHINE)
@@ -465,12 +436,12 @@ def _in_the_cloud(given: Mapping[str, str]) -> bool:
     return True
 
 
-#: bytes that are asked for when a header is read
+#: bytes per request when headers are read
 HEADER_BYTES = 2**16
 
 
 class ObjectFile(io.RawIOBase):
-    """An object as a file that is open for reading; its size is that of when it was first asked for."""
+    """An object as a readable file; its size is determined once."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -490,17 +461,17 @@ class ObjectFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Where the next byte is."""
+        """Current position."""
         return self.place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go elsewhere."""
+        """Set the position."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
         self.place = start + offset
         return self.place
 
     def readinto(self, buffer: Any) -> int:
-        """The next bytes, as many as there are and the buffer takes."""
+        """Read up to the size of the buffer."""
         view = memoryview(buffer).cast("B")
         n = max(0, min(len(view), self.size - self.place))
         if n:
@@ -509,34 +480,29 @@ class ObjectFile(io.RawIOBase):
         return n
 
     def fill(self, position: int, run: memoryview) -> None:
-        """The bytes from a position on into all of a buffer, in one request.
+        """Fill a buffer with the bytes from a position on, in one request.
 
         Raises
         ------
         SourceError
-            When the object has not got them, or cannot be read.
+            When the object is shorter, or cannot be read.
         """
-        store, key = located(self.url)
-        import obstore
-
         end = position + len(run)
-        found: Any = asked(
-            SourceError, self.url, lambda: obstore.get_range(store, key, start=position, end=end)
-        )
+        found = _request(SourceError, self.url, "get_range", start=position, end=end)
         if len(found) != len(run):
             raise SourceError(
-                f"{self.url}: bytes {position:,} to {end:,} were asked for, and {len(found):,} came; it was replaced "
-                "while it was read"
+                f"{self.url}: expected bytes {position:,} to {end:,}, received {len(found):,} bytes; the object was "
+                "replaced while it was read"
             )
         run[:] = memoryview(found)
 
 
 def opened_file(path: str, *, buffered: bool = True) -> Any:
-    """A file, or an object, open for reading.
+    """Open a file, or an object, for reading.
 
     Parameters
     ----------
-    buffered : for headers, which are read in a few bytes at a time
+    buffered : for headers, which are read a few bytes at a time
     """
     if not is_url(path):
         return open(path, "rb", buffering=-1 if buffered else 0)

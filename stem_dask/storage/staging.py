@@ -1,12 +1,12 @@
-"""Fences between the starts of a run: a worker of an earlier start that wakes up late writes nothing into the output.
+"""Fences between the starts of a run: a worker of an earlier start that wakes up late cannot write into the output.
 
-The `create` of a sink begins a start and gives it a nonce. A file that is renamed is built in a staging folder named after the
-nonce. `create` removes the staging folders of earlier starts, so that no rename out of them can succeed any more, no matter
-when it is tried. A file that is written in place ends with the nonce until it is finished: a worker compares it after it has
-opened the file, and before each write. A fresh start makes a new file, so that an open handle never leads to its bytes.
+The `create` of a sink begins a start and gives it a nonce. Files that are renamed are built in a staging folder named after the
+nonce; `create` removes the staging folders of earlier starts, so that their renames fail. A file that is written in place ends
+with the nonce until it is finished; a worker compares it after opening the file and before each write. A fresh start makes
+a new file, so that open handles of earlier starts do not reach it.
 
-`finish` compares each file with its record. Every writer puts a mark into the time of change, a fraction of a second that
-follows from the checksum, or from the nonce of a file written in place. Only a file without its mark is read again.
+`finish` compares each file with its record. Every writer encodes the checksum (in place: the nonce) in the fraction of a second
+of the modification time; only a file without that mark is read again.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ NONCE_BYTES = 16
 
 
 def begin_staging(folder: str | Path) -> str:
-    """Make the staging folder of a new start in a folder; what is unfinished in the folder is removed first."""
+    """Make the staging folder of a new start, after removing those of earlier starts."""
     remove_unfinished(folder)
     stage = Path(folder, f"{uuid4().hex}.partial")
     stage.mkdir()
@@ -35,20 +35,14 @@ def begin_staging(folder: str | Path) -> str:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove staging folders, and files that lack their name, below a folder."""
+    """Remove staging folders and partial files below a folder."""
     for unfinished in list(Path(folder).rglob("*.partial")):
         remove(unfinished)
 
 
 @contextlib.contextmanager
 def staged(path: str | Path, stage: str | Path) -> Iterator[IO[bytes]]:
-    """A new file, open for writing without a buffer, that is renamed to ``path`` when it is complete.
-
-    Raises
-    ------
-    StoreError
-        When a later start has removed the staging folder.
-    """
+    """Open a new unbuffered file that is renamed to ``path`` when complete; raises StoreError after a later start."""
     partial = Path(stage, f"{Path(path).name}.{uuid4().hex}.partial")
     try:
         with named(path), open(partial, "wb", buffering=0) as file:
@@ -62,7 +56,7 @@ def staged(path: str | Path, stage: str | Path) -> Iterator[IO[bytes]]:
 
 
 def append(file: IO[bytes], content: Any, crc: int = 0) -> int:
-    """Write all of some bytes; returns the CRC-32 so far."""
+    """Write a buffer completely; returns the CRC-32 so far."""
     view = memoryview(content)
     view = view.cast("B") if view.nbytes else memoryview(b"")
     while view:
@@ -71,7 +65,7 @@ def append(file: IO[bytes], content: Any, crc: int = 0) -> int:
 
 
 def begin_in_place(path: str | Path) -> bytes:
-    """Append the nonce of a new start to a file that workers write in place, and mark the file; returns the nonce."""
+    """Append the nonce of a new start to a file that is written in place, and mark it; returns the nonce."""
     nonce = os.urandom(NONCE_BYTES)
     with named(path), open(path, "ab", buffering=0) as file:
         append(file, nonce)
@@ -87,34 +81,28 @@ def refuse_late(file: IO[bytes], path: str | Path, nonce: bytes) -> None:
 
 
 def _replaced(path: str | Path) -> StoreError:
-    return StoreError(f"{path}: the run was started again, and this block belongs to an earlier start; it is not written")  # fmt: skip
+    return StoreError(f"{path}: the run was started again; this block of an earlier start is not written")  # fmt: skip
 
 
 def mark(file: IO[bytes], crc: int) -> None:
-    """Set the time of change of an open file to one that belongs to a checksum."""
+    """Encode a checksum in the modification time of an open file."""
     now = (int(time.time()) - 1) * 10**9 + _fraction(crc)
     with contextlib.suppress(OSError):  # the file is read again in `finish`
         os.utime(file.fileno(), ns=(now, now))
 
 
 def _is_marked(status: os.stat_result, crc: int) -> bool:
-    """Whether nothing changed a file since it was marked; where times have no fractions of a second that cannot be seen."""
+    """Whether a file is unchanged since it was marked; true on file systems without fractions of a second."""
     return status.st_mtime_ns % 10**9 in (0, _fraction(crc))
 
 
 def _fraction(crc: int) -> int:
-    """Nanoseconds, never 0, in whole microseconds: the precision that most file systems have."""
+    """Nanoseconds, never 0, in whole microseconds: the precision of most file systems."""
     return (crc % 999_999 + 1) * 1000
 
 
 def refuse_other_files(files: Iterable[tuple[str | Path, int | None, int | None]]) -> None:
-    """Compare files with the CRC-32 and length in their records; a marked file of the right length is not read.
-
-    Raises
-    ------
-    StoreError
-        When a file is missing, or is not what was written.
-    """
+    """Raise StoreError unless files match the CRC-32 and length in their records; marked files are not read."""
     for path, crc, n_bytes in files:
         with contextlib.suppress(OSError):
             status = os.stat(path)
@@ -129,13 +117,7 @@ def refuse_other_bytes(
     records: Iterable[Record],
     verify: Callable[[Record], str | None],
 ) -> None:
-    """Compare a file that was written in place with its records; it is not read when it has the mark of this start.
-
-    Raises
-    ------
-    StoreError
-        When it does not hold what was written.
-    """
+    """Raise StoreError unless a file written in place matches its records; a marked file is not read."""
     with contextlib.suppress(OSError):
         if _is_marked(os.stat(path), crc32(nonce)):
             return
@@ -145,4 +127,4 @@ def refuse_other_bytes(
 
 def _refuse(what: str | None) -> None:
     if what is not None:
-        raise StoreError(f"{what}: it is not as it was written; the same command makes it again")  # fmt: skip
+        raise StoreError(f"{what}: it changed after it was written; the same command writes it again")  # fmt: skip

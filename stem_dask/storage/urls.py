@@ -1,4 +1,4 @@
-"""URLs of object stores: which texts are one, what they name, and the refusal of everything else that looks like one."""
+"""URLs of object stores: s3://bucket/key; all others are refused."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ SCHEME = "s3://"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
-#: a name and a word before the bucket, or a signature behind it, which nobody but the user may see
+#: credentials before the host or bucket, or a signature in the query, which must not be shown
 _SECRET = re.compile(r"://[^/\s]*@|s3://[^/\s]*:|https?://\S*\?")
 
 _BEFORE = re.compile(r"://[^/\s]*[@:]")
@@ -37,12 +37,12 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
     Parameters
     ----------
     url : ``s3://bucket/key``
-    what : whose it is, for errors: they do not show the URL itself, which may hold what is secret
+    what : name of the option, for errors, which do not show the URL because it may contain secrets
 
     Raises
     ------
     ConfigError
-        When it is of another form.
+        When it has another form.
 
     Examples
     --------
@@ -51,14 +51,12 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
     """
     if _BEFORE.search(url):
         raise ConfigError(
-            f"{what} has something before the name of the bucket; give s3://bucket/key alone: {KEYS}"
+            f"{what} has something before the name of the bucket; expected s3://bucket/key alone: {KEYS}"
         )
     bucket, _, key = url.removeprefix(SCHEME).partition("/")
     key = key.rstrip("/")
     if not is_url(url) or not _BUCKET.fullmatch(bucket):
-        raise ConfigError(
-            f"{what} is no URL that is known here; of URLs only s3://bucket/key can be given"
-        )
+        raise ConfigError(f"{what} has an unsupported form; expected s3://bucket/key")
     if {"", ".", ".."} & set(key.split("/")):
         raise ConfigError(
             f"{what} names the bucket {bucket} and no object in it; give s3://{bucket}/NAME.zarr"
@@ -67,12 +65,11 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
 
 
 def without_secrets(words: T) -> T:
-    """The same words, in lists and dictionaries too, when no URL in them holds more than bucket and key.
+    """Return strings, also in lists and dictionaries, unchanged; refuse URLs that may contain secrets.
 
     Raises
     ------
     ConfigError
-        Before anything of them is shown.
 
     Examples
     --------
@@ -91,7 +88,7 @@ def without_secrets(words: T) -> T:
 
 
 def check_path(key: str, path: object) -> None:
-    """Refuse a path that is a URL of another kind; ``key`` is the option that holds it.
+    """Refuse a path that is an unsupported URL; ``key`` is the name of the option.
 
     Raises
     ------
@@ -102,14 +99,14 @@ def check_path(key: str, path: object) -> None:
     >>> check_path("input.path", "/data/scan.dm4")
     >>> check_path("input.path", "https://lab/scan.dm4?signature=1")
     Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: input.path is no URL that is known here; of URLs only s3://bucket/key can be given
+    stem_dask.core.errors.ConfigError: input.path has an unsupported form; expected s3://bucket/key
     """
     if isinstance(path, str) and "://" in path:
         split_url(path, key)
 
 
 def refuse_url(key: str, path: object, way: str) -> None:
-    """Refuse a URL where only a file here will do; ``way`` says what else to do.
+    """Refuse a URL where a local file is required; ``way`` is the alternative.
 
     Raises
     ------
@@ -117,9 +114,9 @@ def refuse_url(key: str, path: object, way: str) -> None:
 
     Examples
     --------
-    >>> refuse_url("path", "s3://lab/scan.pt", "files are written here")
+    >>> refuse_url("path", "s3://lab/scan.pt", "export writes local files")
     Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: path is s3://lab/scan.pt: files are written here
+    stem_dask.core.errors.ConfigError: path is s3://lab/scan.pt: export writes local files
     """
     check_path(key, path)
     if is_url(path):

@@ -1,4 +1,4 @@
-"""How patterns are compressed: the same few words for every format that compresses."""
+"""Compression of chunks, with the same codecs for all formats."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -11,21 +11,21 @@ from stem_dask.core.batches import InPieces, joined
 from stem_dask.core.model import Region
 from stem_dask.storage.checksums import crc32
 
-#: ``auto`` is what every reader of a format opens: blosc lz4 in zarr and .zspy, gzip in .hspy and .h5
+#: ``auto`` is blosc lz4 in .zarr and .zspy, and gzip in .hspy and .h5, where all readers know it
 CODECS = ("auto", "lz4", "zstd", "gzip", "none")
 
-#: lz4 and zstd are those of blosc
+#: compression levels; lz4 and zstd within blosc
 LEVELS = {"lz4": 5, "zstd": 1, "gzip": 4}
 
-#: begins a file of gzip: deflate, no time, no name, unknown system
+#: gzip header: deflate, no time, no name, unknown system
 _GZIP = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 
-#: the largest chunk that blosc takes, in bytes; HDF5 takes twice as much
+#: largest chunk of blosc in bytes; HDF5 allows twice as much
 LARGEST_CHUNK = 2**31 - 17
 
 
 def shuffle_of(dtype: np.dtype) -> Literal["bitshuffle", "shuffle"]:
-    """How blosc orders the bytes of a chunk of a zarr store: counts leave most bits unused, floats most bytes equal.
+    """Shuffle filter of blosc: counts leave most bits unused, in floats most bytes are equal.
 
     Examples
     --------
@@ -36,17 +36,17 @@ def shuffle_of(dtype: np.dtype) -> Literal["bitshuffle", "shuffle"]:
 
 
 def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:
-    """A C-contiguous chunk compressed by blosc; equal chunks give equal bytes.
+    """Compress a C-contiguous chunk with blosc; equal chunks give equal bytes.
 
     Examples
     --------
     >>> len(blosc_bytes(np.zeros((1, 64, 64), "u2"), "lz4", "bitshuffle")) < 200
     True
     """
-    # loaded in a millisecond, where numcodecs takes a quarter of a second
+    # imports in a millisecond, numcodecs in a quarter of a second
     from imagecodecs import blosc_encode
 
-    # its stubs want bytes; only of an array it believes the size of an element, without which nothing is shuffled well
+    # an array, not bytes as in its stubs: the shuffle needs the item size
     content: Any = chunk.reshape(-1)
     packed = blosc_encode(
         content, level=LEVELS[codec], compressor=codec, shuffle=shuffle, numthreads=1
@@ -55,7 +55,7 @@ def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:
 
 
 def deflated(content: Any, level: int) -> bytes:
-    """Bytes compressed as zlib does, by zlib-ng: two to four times as fast, and a little smaller.
+    """Compress bytes in the format of zlib with zlib-ng, two to four times as fast.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def deflated(content: Any, level: int) -> bytes:
 
 
 def gzipped(content: Any, level: int) -> bytes:
-    """The same as a file of gzip (RFC 1952), which has no time and no name in it: equal bytes give equal files.
+    """Compress bytes in the format of gzip (RFC 1952), without time and name: equal bytes give equal files.
 
     Examples
     --------
@@ -78,12 +78,12 @@ def gzipped(content: Any, level: int) -> bytes:
     b'abc'
     """
     ends = crc32(content).to_bytes(4, "little") + (len(content) % 2**32).to_bytes(4, "little")
-    # zlib's own two bytes in front, and its checksum of four, go
+    # without zlib's header (2 bytes) and checksum (4 bytes)
     return _GZIP + deflated(content, level)[2:-4] + ends
 
 
 def bytes_apart(chunk: NDArray) -> NDArray[np.uint8]:
-    """HDF5's filter ``shuffle``: the first bytes of all elements, then all second ones …
+    """Filter ``shuffle`` of HDF5: the first bytes of all elements, then the second ones, and so on.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def bytes_apart(chunk: NDArray) -> NDArray[np.uint8]:
     if size not in (2, 4):
         parts = chunk.reshape(-1).view(np.uint8).reshape(-1, size)
         return np.ascontiguousarray(parts.T)
-    # of whole elements, of which the processor takes many at once: 11 instead of 3 GB/s of uint16
+    # with integer operations, which are vectorized: 11 instead of 3 GB/s for uint16
     words = chunk.reshape(-1).view(f"<u{size}")
     out = np.empty((size, words.size), np.uint8)
     for i in range(size):
@@ -113,17 +113,17 @@ def bytes_apart(chunk: NDArray) -> NDArray[np.uint8]:
 def whole_chunks(
     block: NDArray | InPieces, region: Region, chunks: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], NDArray]]:
-    """Chunks of a block and where each begins; one that reaches over the end of an axis is filled up with zeros.
+    """Yield the chunks of a block with their origin; chunks beyond the end of an axis are padded with zeros.
 
     Parameters
     ----------
-    block : (…, ky, kx), an array or in pieces, which begins on a chunk
-    region : where the block lies along the leading axes
-    chunks : extents of a chunk, whole patterns
+    block : (…, ky, kx), which begins on a chunk
+    region : of the block along the leading axes
+    chunks : shape of a chunk, whole patterns
 
     Returns
     -------
-    iterator of (place, C-contiguous chunk), which lasts until the next is asked for
+    iterator of (origin, C-contiguous chunk), valid until the next is requested
 
     Examples
     --------
@@ -154,7 +154,7 @@ def whole_chunks(
 
 
 def lies_on_chunks(region: Region, chunks: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether a block begins and ends where chunks do (or the axis ends), so that no two tasks share a chunk.
+    """Whether a block consists of whole chunks, so that no two tasks share one.
 
     Examples
     --------
@@ -167,23 +167,28 @@ def lies_on_chunks(region: Region, chunks: Sequence[int], shape: Sequence[int]) 
     )
 
 
-#: what ``auto`` is here
+#: codec of ``auto`` in .zarr and .zspy
 CODEC = "lz4"
 
 
-def encoded(chunk: NDArray, codec: str = "auto") -> bytes:
-    """One chunk through the codecs that its array tells readers of; equal chunks give equal bytes."""
+def compressed(chunk: NDArray, codec: str = "auto") -> bytes:
+    """Compress one chunk of a zarr array; equal chunks give equal bytes, while gzip of numcodecs writes the time."""
     codec = CODEC if codec == "auto" else codec
     chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
     if codec == "none":
-        return checked(chunk.tobytes())
+        return chunk.tobytes()
     if codec == "gzip":
-        return checked(gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec]))
-    return checked(blosc_bytes(chunk, codec, shuffle_of(chunk.dtype)))
+        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
+    return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
+
+
+def encoded(chunk: NDArray, codec: str = "auto") -> bytes:
+    """Encode one chunk of a zarr 3 array: compressed, with a checksum."""
+    return checked(compressed(chunk, codec))
 
 
 def checked(content: bytes) -> bytes:
-    """The bytes, and their CRC-32C.
+    """Append the CRC-32C of some bytes.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Writing Gatan DM3 and DM4 tag trees, so that tests and examples have files with a known answer.
+"""Writer of Gatan DM3 and DM4 tag trees, for tests and examples.
 
 A tree is made of plain objects: a dictionary is a group of named tags, a list a group of unnamed ones, a ``str`` an
 array of uint16, a numpy array an array of its dtype (structured: an array of structs), a tuple a struct, a number one
-value (``int``: uint32, or int64 where that is too small; numpy scalars keep their type), a `Stream` pixels on their way.
+value (``int``: uint32, or int64 if needed; numpy scalars keep their type), a `Stream` pixels that are produced lazily.
 """
 
 import struct
@@ -36,7 +36,7 @@ class Stream:
 
 
 def encode_tags(tree: dict[str, Any], *, version: int = 4, order: ByteOrder = "<") -> bytes:
-    """The bytes of a whole DM file.
+    """The bytes of a DM file.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def encode_tags(tree: dict[str, Any], *, version: int = 4, order: ByteOrder = "<
 def stream_tags(
     tree: dict[str, Any], *, version: int = 4, order: ByteOrder = "<"
 ) -> Iterator[bytes]:
-    """The bytes of a whole DM file, piece by piece, so that a `Stream` never is in memory as a whole.
+    """Yield the bytes of a DM file piece by piece, so that a `Stream` is never in memory as a whole.
 
     ``version`` is 3 (32-bit counts) or 4 (64-bit counts), ``order`` the byte order of the values.
 
@@ -89,7 +89,7 @@ def _group(
         inner, n_bytes = (_group if is_group else _value)(value, count, order)
         encoded = name.encode("utf-8")
         head = struct.pack(">BH", _GROUP if is_group else _DATA, len(encoded)) + encoded
-        if count == "q":  # only DM4 tells readers how much to skip
+        if count == "q":  # only DM4 has the size of a tag
             head += struct.pack(">q", n_bytes)
         parts += (head, *inner)
         total += len(head) + n_bytes
@@ -138,7 +138,7 @@ def _description(info: tuple[int, ...], count: str) -> bytes:
 
 
 def _pixels(stream: Stream, order: ByteOrder) -> Iterator[bytes]:
-    """The stream's bytes; they have to be as many as its tag says, or all tags behind it are lost."""
+    """Bytes of a stream; refuses a length that differs from its tag."""
     dtype, left = np.dtype(stream.dtype).newbyteorder(order), stream.length
     for piece in stream.pieces:
         left -= piece.size

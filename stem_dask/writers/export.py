@@ -1,4 +1,4 @@
-"""Write patterns as .zarr, .pt, .hspy, .npy, .h5 or .zspy: lazy in, a file out, block by block."""
+"""Export lazy patterns to .zarr, .pt, .hspy, .npy, .h5 or .zspy, block by block."""
 
 import contextlib
 import hashlib
@@ -59,31 +59,31 @@ def export(
     Parameters
     ----------
     patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `analyze`
-    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; its folder is made where it is missing
-    analysis : what is known of each pattern, stored with them (a .npy has no place for it, nor for the axes)
+    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; a missing folder is created
+    analysis : stored with the patterns; a .npy holds neither analysis nor axes
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
         (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W), ``bare`` the bare tensor as the patterns are
     keep_dtype : for .pt: keep unsigned types, which torch can neither add nor compare
     overwrite : replace an older file when the new one is complete
     client : a `distributed.Client`; default the active one, else threads
-    journal, folder : of a run that can be resumed: what is unfinished then stays after an error
+    journal, folder : of a resumable run, whose unfinished file is kept after an error
     codec : ``lz4``, ``zstd`` (both of blosc), ``gzip``, ``none``, or ``auto``: lz4 in .zarr and .zspy, and gzip in .hspy and
         .h5, which every reader of HDF5 opens; .pt and .npy are not compressed
     rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
 
     Returns
     -------
-    list of str, what the user should know about the file
+    list of str, notes for the user
 
     Raises
     ------
     OutputExistsError
-        When the file exists and ``overwrite`` is False; it is a link, or a folder in the place of a file; or another file
-        bears a temporary name that the export needs, such as ``NAME.incomplete``.
+        When the file exists and ``overwrite`` is False, is a link or a folder instead of a file, or a temporary name of the
+        export, such as ``NAME.incomplete``, is taken.
     ConfigError
-        When the suffix, layout or codec is unknown, or the format has no codecs; or the client is none that can wait.
+        When the suffix, layout or codec is unknown, the format is not compressed, or the client is asynchronous.
     SourceError, StoreError
-        When workers do not see the input, or the folder of the output; or nothing can be written there.
+        When workers do not see the input or the output folder, or the output cannot be written.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def export(
     >>> int(xr.open_zarr(path).patterns.sum())
     384
     """
-    way = "files are written here; into an object store goes the .zarr of a run, as output.path"
+    way = "export writes local files; only the .zarr of a run can be in an object store"
     refuse_url("path", str(path), way)
     path = str(Path(path).expanduser().absolute())
     patterns = patterns_of(patterns)
@@ -108,16 +108,16 @@ def export(
         path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
     )
     refuse_existing(path, overwrite)
-    if journal is None:  # a run knows what it has built
+    if journal is None:  # a run may resume its own files
         refuse_taken((*made_beside(path), target.spool))
     client = active_client() if client is None else client
     if client is not None:
         refuse_no_client(client)
-    if client is not None and journal is None:  # of a run this is known
+    if client is not None and journal is None:  # a run has checked this
         _refuse_unseen(client, patterns, path)
     make_folder(path)
     try:
-        # of a run the file on the way is named: it stays there
+        # errors of a run name the temporary file, which is kept
         with telling(path) if journal is None else contextlib.nullcontext():
             engine.run(
                 target.outputs(),
@@ -129,7 +129,9 @@ def export(
                 job=export_job(path, layout, codec, rechunk),
             )
             notes = target.finish()
-            _refuse_since(path, overwrite, journal)
+            refuse_existing(path, overwrite)  # it may have appeared in the meantime
+            if journal is not None:
+                journal.hold()
             publish(path)
     except BaseException:
         if journal is None:
@@ -141,17 +143,8 @@ def export(
     return notes
 
 
-def _refuse_since(path: str, overwrite: bool, journal: Journal | None) -> None:
-    """Refuse to replace a file that appeared since the export began, and to go on with a run that was taken over."""
-    refuse_existing(path, overwrite)
-    if journal is not None:
-        journal.hold()
-
-
 def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
-    """Refuse workers on machines that do not see the input, or the output's folder: a .zarr would be written there, and
-    missing here.
-    """
+    """Refuse workers on machines that do not see the input or the output folder."""
     from stem_dask.engine.clients import see
 
     places: dict[str, type[SourceError] | type[StoreError]]
@@ -167,42 +160,14 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
             raise StoreError(str(error).replace(made, str(folder))) from None
 
 
-def export_from_store(
-    store: str,
-    path: str,
-    *,
-    layout: str = "scan",
-    keep_dtype: bool = False,
-    title: str | None = None,
-    overwrite: bool = False,
-    client: Any = None,
-    progress: engine.Progress | None = None,
-    journal: Journal | None = None,
-    folder: str | None = None,
-    codec: str = "auto",
-    rechunk: bool = True,
-) -> list[str]:
-    """Export a finished store; see `export`."""
+def export_from_store(store: str, path: str, **options: Any) -> list[str]:
+    """Export a finished store; the options are those of `export`."""
     patterns, analysis = open_store(store, block_array)
-    return export(
-        patterns,
-        path,
-        analysis=analysis,
-        layout=layout,
-        keep_dtype=keep_dtype,
-        title=title,
-        overwrite=overwrite,
-        client=client,
-        progress=progress,
-        journal=journal,
-        folder=folder,
-        codec=codec,
-        rechunk=rechunk,
-    )
+    return export(patterns, path, analysis=analysis, **options)
 
 
 def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True) -> str:
-    """Name of an export in the journal: with what its file depends on.
+    """Name of an export in the journal, including the options that change the file.
 
     Examples
     --------
@@ -220,7 +185,7 @@ def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True
 def open_store(
     store: str, as_dask: Callable[..., da.Array] = lazy_array
 ) -> tuple[xr.DataArray, xr.Dataset | None]:
-    """The patterns of a store, lazy, one block a shard; and its analysis (small arrays), when it has one."""
+    """Lazy patterns of a store, one block per shard, and its analysis without profiles, if any."""
     import zarr
 
     root = zarr.open_group(zarr_store(store), mode="r")
@@ -245,7 +210,7 @@ def open_store(
 
 
 def active_client() -> Any:
-    """The client of this process, or None; distributed is not loaded to find out."""
+    """The active client of this process, or None, without importing distributed."""
     import sys
 
     if "distributed" not in sys.modules:
@@ -259,7 +224,7 @@ def active_client() -> Any:
 
 
 def _regular(patterns: xr.DataArray) -> xr.DataArray:
-    """Equal blocks along the scan, as every grid of chunks needs; lazy patterns of this package are like that."""
+    """Rechunk to equal blocks along the scan, if needed."""
     data = patterns.data
     lead = tuple(chunks[0] for chunks in data.chunks[:-2])
     wanted = {i: n for i, n in enumerate(lead)}

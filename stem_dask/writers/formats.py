@@ -1,4 +1,4 @@
-"""One output file of any format while it is written: what is computed for it, where the blocks go, what comes last."""
+"""The table of output formats, and one output file while it is written."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -31,19 +31,19 @@ from stem_dask.writers.zarr import (
     StoreSink,
     finish_store,
     store_chunks,
+    write_array,
     write_coordinates,
     write_dataset,
-    write_valid,
 )
 from stem_dask.writers.zarr_s3 import ObjectStoreSink
 
-#: what of the analysis goes into a .pt, .hspy and .zspy, one value a pattern
+#: variables of the analysis in .pt, .hspy and .zspy files, one value per pattern
 BY_POSITION = (
     "center_y", "center_x", "radius", "total", "retention", "window_y", "window_x", "filled_fraction",
     "center_out_y", "center_out_x",
 )  # fmt: skip
 
-#: coordinates of patterns that are written with them
+#: coordinates that are written with the patterns
 POSITION_COORDS = ("window_y", "window_x", "valid")
 
 WINDOW_ATTRS = (
@@ -62,23 +62,22 @@ WINDOW_ATTRS = (
 class Target:
     """One output file, from the lazy patterns to the last attribute; its temporary name is ``PATH.incomplete``.
 
-    Whoever has one computes `outputs` into `sink` with `stem_dask.engine.run.run`, calls `finish`, and then
-    `stem_dask.storage.publish.publish`. Blocks of other outputs of the same pass go elsewhere with
-    `stem_dask.writers.spool.Beside`.
+    To write it, compute `outputs` into `sink` with `stem_dask.engine.run.run`, call `finish`, then
+    `stem_dask.storage.publish.publish`. `stem_dask.writers.spool.Beside` adds other outputs to the same pass.
 
     Parameters
     ----------
     path : its suffix, one of `FORMATS`, decides the format
-    patterns : lazy, (…, ky, kx), in equal blocks, with the coordinates and attributes that are known
-    analysis : what is known of each pattern before the pass. A .pt settles the place of all arrays when it is begun: what
-        `finish` is to fill in must be here, or in the coordinates, under its name and with its type
+    patterns : lazy, (…, ky, kx), in equal blocks, with coordinates and attributes
+    analysis : results by pattern. The layout of a .pt is fixed from the start: arrays that `finish` fills in must be here, or in
+        the coordinates, with their names and types
     layout : for .pt, see `stem_dask.writers.torch.LAYOUTS`
     keep_dtype : for .pt: keep unsigned types
     title : in the metadata
     codec : one of `stem_dask.writers.codecs.CODECS`
     rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
-    folder : where blocks wait until they are joined; default ``PATH.incomplete.blocks``
-    url : of a store in an object store: its shards go there, the rest is built here; see `stem_dask.writers.zarr_s3`
+    folder : for spooled blocks; default ``PATH.incomplete.blocks``
+    url : of a store in an object store, see `stem_dask.writers.zarr_s3`
 
     Raises
     ------
@@ -128,7 +127,7 @@ class Target:
 
     @property
     def suffix(self) -> str:
-        """That of the path, in small letters."""
+        """Suffix of the path in lower case."""
         return Path(self.path).suffix.lower()
 
     @property
@@ -138,7 +137,7 @@ class Target:
 
     @property
     def spool(self) -> str:
-        """The folder for blocks that wait."""
+        """Folder for spooled blocks."""
         return self.folder or f"{self.built}.blocks"
 
     @property
@@ -150,24 +149,24 @@ class Target:
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Extents of a chunk.
+        """Shape of a chunk.
 
         Raises
         ------
         ConfigError
-            When it has more bytes than can be compressed.
+            When it is too large to be compressed.
         """
         inner, _ = store_chunks(self.patterns, self.rechunk, FORMATS[self.suffix].chunk_bytes)
         n_bytes = prod(inner) * self.patterns.dtype.itemsize
         if n_bytes > LARGEST_CHUNK:
             raise ConfigError(
-                f"{self.path}: a chunk would have {n_bytes:,} bytes, and can have {LARGEST_CHUNK:,}; leave "
+                f"{self.path}: a chunk would have {n_bytes:,} bytes, more than {LARGEST_CHUNK:,}; leave "
                 "rechunk at true, or lower output.chunk_mb"
             )
         return inner
 
     def outputs(self) -> dict[str, da.Array]:
-        """What is computed for it: ``patterns``, and ``navigator`` for HyperSpy: the intensity of each."""
+        """Lazy arrays to compute: ``patterns``, and for HyperSpy ``navigator``, the intensity of each pattern."""
         patterns = self.patterns
         found = {"patterns": blocks_of(patterns)}
         if FORMATS[self.suffix].navigator:
@@ -175,7 +174,7 @@ class Target:
         return found
 
     def sink(self) -> engine.Sink:
-        """Where the blocks of `outputs` go."""
+        """Sink for the blocks of `outputs`."""
         return FORMATS[self.suffix].sink(self)
 
     def finish(
@@ -185,25 +184,23 @@ class Target:
         attrs: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """Add what is small and what is only known after the pass.
+        """Add small arrays and attributes after the pass.
 
         Parameters
         ----------
-        analysis : in place of the one that was known before
+        analysis : replaces the one from before the pass
         valid : (scan_y, scan_x) or (pattern,), where the input could be read
-        attrs : more attributes of the patterns; a .pt keeps those that it was begun with
-        about : more attributes of the whole, for .zarr and .h5
+        attrs : more attributes of the patterns, not for .pt
+        about : more attributes of the file, for .zarr and .h5
 
         Returns
         -------
-        list of str, what the user should know about the file
+        list of str, notes for the user
 
         Raises
         ------
         StoreError
-            When a .pt is to hold arrays that it was not begun for, or the file cannot be written.
-        DiskFullError
-            When there is no room for it.
+            When a .pt gets arrays that it was not begun for, or the file cannot be written.
         """
         patterns = self.patterns.assign_attrs({**from_text(self.patterns.attrs), **(attrs or {})})
         if valid is not None:
@@ -219,7 +216,7 @@ Finish = Callable[[Target, xr.DataArray, xr.Dataset | None, Mapping[str, Any]], 
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file is written: its sink, and what comes last."""
+    """An output format: its sink, and how the file is completed."""
 
     sink: Callable[[Target], engine.Sink]
     finish: Finish
@@ -229,7 +226,7 @@ class Format:
 
 
 def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, Any]:
-    """What a .pt says beside the patterns, in plain Python and small arrays."""
+    """The other entries of a .pt dictionary: plain values and small arrays."""
     axes = [
         {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
         for a in axes_of(patterns)
@@ -241,7 +238,7 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
         "intensity": attrs.get("intensity", "counts"),
         "downsample_factor": attrs.get("downsample_factor", 1),
     }
-    # through JSON: which texts are one object, what a pickle tells, then depends on nothing but the content
+    # through JSON, because a pickle records which texts are the same object
     content |= json.loads(json.dumps({name: attrs[name] for name in ABOUT_SOURCE if name in attrs}))
     found = {} if analysis is None else analysis.variables
     known = {name: found[name].values for name in BY_POSITION if name in found}
@@ -266,7 +263,10 @@ def _zarr_finish(
 ) -> list[str]:
     write_coordinates(target.built, patterns)
     if "valid" in patterns.coords:
-        write_valid(target.built, patterns.coords["valid"].values, lead_dims(patterns))
+        valid = Path(
+            target.built, "valid"
+        )  # False where the patterns could not be read and are zeros
+        write_array(valid, patterns.coords["valid"].values, lead_dims(patterns))
     if analysis is not None:
         write_dataset(target.built, "analysis", analysis)
     finish_store(target.built, about, patterns.attrs)
@@ -289,14 +289,10 @@ def _pt_finish(
         begun = sink.content["analysis"]
         arrays = content_of(patterns, analysis)["analysis"]
         if "valid" not in begun and arrays.get("valid", np.False_).all():
-            del arrays["valid"]  # it says nothing
+            del arrays["valid"]  # not needed
         arrays = {name: arrays[name] for name in sorted(arrays, key=[*begun, *arrays].index)}
         sink.fill({"analysis": arrays})
     return []
-
-
-def _npy_sink(target: Target) -> engine.Sink:
-    return NpySink(target.built, target.patterns.shape, str(target.dtype))
 
 
 def _hdf5_sink(target: Target) -> engine.Sink:
@@ -317,7 +313,7 @@ def _zspy_sink(target: Target) -> engine.Sink:
 def _signal_finish(
     target: Target, patterns: xr.DataArray, analysis: xr.Dataset | None, about: Mapping[str, Any]
 ) -> list[str]:
-    """For .hspy and .zspy: the same signal, written in two ways."""
+    """Complete a .hspy or .zspy file."""
     total = np.zeros(lead_shape(patterns))
     n_blocks = prod(blocks_of(target.patterns).numblocks)
     for region, block in SpoolSink(target.spool).blocks(n_blocks, ("navigator",)):
@@ -351,7 +347,7 @@ def _plugin_note(target: Target) -> list[str]:
     if target.suffix == ".zspy" or target.codec not in ("lz4", "zstd"):
         return []
     name = Path(target.path).name
-    return [f"{name} is compressed by blosc {target.codec}: to read it, HDF5 needs hdf5plugin"]
+    return [f"{name} is compressed with blosc {target.codec}: reading it requires hdf5plugin"]
 
 
 #: by suffix
@@ -359,7 +355,11 @@ FORMATS = {
     ".zarr": Format(_zarr_sink, _zarr_finish),
     ".pt": Format(_pt_sink, _pt_finish, packed=False),
     ".hspy": Format(_hdf5_sink, _signal_finish, navigator=True),
-    ".npy": Format(_npy_sink, lambda target, patterns, analysis, about: [], packed=False),
+    ".npy": Format(
+        lambda target: NpySink(target.built, target.patterns.shape, str(target.dtype)),
+        lambda target, patterns, analysis, about: [],
+        packed=False,
+    ),
     ".h5": Format(_hdf5_sink, _h5_finish),
     ".zspy": Format(_zspy_sink, _signal_finish, navigator=True, chunk_bytes=FILE_CHUNK_BYTES),
 }

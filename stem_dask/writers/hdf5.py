@@ -1,7 +1,7 @@
-"""HDF5 written by many: workers compress, one writer appends the chunks in order. Used by .hspy and .h5.
+"""HDF5 files (.h5, .hspy): tasks compress chunks, and the client appends them in order.
 
-HDF5 lets only one process write a file, but takes chunks that were compressed elsewhere. So a task leaves the finished
-chunks of its block in the run's folder, and `finish` copies them into the file without touching a pixel.
+Only one process can write an HDF5 file, but it accepts compressed chunks. Tasks spool the chunks of their block to the folder of
+the run, and `finish` copies them into the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stem_dask.core.batches import of_type
 from stem_dask.core.errors import StoreError
 from stem_dask.core.metadata import hdf5_tree, plain
 from stem_dask.core.model import Record, Region
-from stem_dask.storage.publish import named, naming
+from stem_dask.storage.publish import named
 from stem_dask.writers.codecs import (
     LEVELS,
     blosc_bytes,
@@ -37,22 +37,22 @@ from stem_dask.writers.zarr import ABOUT_SOURCE
 if TYPE_CHECKING:
     import xarray as xr
 
-#: what ``auto`` is here: every reader of HDF5 has it
+#: codec of ``auto``, which all readers of HDF5 know
 CODEC = "gzip"
 
 
 @dataclass(frozen=True)
 class Hdf5Sink:
-    """Writes ``patterns`` into a dataset of a new HDF5 file, and keeps what else comes for who completes the file.
+    """Writes ``patterns`` into a dataset of a new HDF5 file; other blocks are spooled.
 
     Parameters
     ----------
     path : the file under its temporary name
-    spool : folder for compressed chunks, and for the other blocks, until they are joined
+    spool : folder for compressed chunks and other blocks
     shape, dtype : of the patterns
-    chunks : HDF5 chunk, whole patterns; its leading extents divide the blocks or cover the axis
-    dataset : name of the dataset, with its groups
-    codec : one of `stem_dask.writers.codecs.CODECS`; lz4 and zstd are blosc's, which readers need a plugin for
+    chunks : whole patterns; the leading sizes divide the blocks or cover the axis
+    dataset : path of the dataset in the file
+    codec : one of `stem_dask.writers.codecs.CODECS`; readers of lz4 and zstd (blosc) need a plugin
     """
 
     path: str
@@ -69,13 +69,13 @@ class Hdf5Sink:
         return SpoolSink(self.spool, self.stage)
 
     def create(self, *, resume: bool) -> None:
-        """Make the folder for the chunks; the file itself is made at the end."""
+        """Make the spool; the file itself is written at the end."""
         with named(self.path), open(self.path, "wb"):
-            pass  # as long as the temporary name is there, the output is not complete
+            pass  # the temporary name marks the output as incomplete
         self._spool.create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Compress the chunks of one block and leave them in the run's folder."""
+        """Compress the chunks of one block and spool them."""
         if not lies_on_chunks(region, self.chunks, self.shape):
             raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
         spooled = dict(blocks)
@@ -119,18 +119,18 @@ class Hdf5Sink:
 
 
 def refuse_full_disk(path: str, n_bytes: int) -> None:
-    """Raise before so many bytes are written where they do not fit: HDF5 that cannot write complains to the terminal,
-    and may take the process along when it ends.
-    """
-    n_bytes += n_bytes // 50 + 2**17  # HDF5's own lists, and small things
+    """Raise OSError if so many bytes do not fit: a failing HDF5 write may crash the process when it exits."""
+    n_bytes += n_bytes // 50 + 2**17  # indexes of HDF5, and small arrays
     if n_bytes > (free := shutil.disk_usage(os.path.dirname(path)).free):
         raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes are needed and {free:,} are free", path)
     if n_bytes + os.path.getsize(path) > (most := _largest_file()):
-        raise OSError(errno.EFBIG, f"{n_bytes:,} bytes are needed; a file may have {most:,}", path)
+        raise OSError(
+            errno.EFBIG, f"{n_bytes:,} bytes are needed; the file size limit is {most:,}", path
+        )
 
 
 def _largest_file() -> float:
-    """What the system lets a file of this process have (``ulimit -f``)."""
+    """Limit of the file size (``ulimit -f``)."""
     try:
         import resource
     except ImportError:
@@ -140,7 +140,7 @@ def _largest_file() -> float:
 
 
 def pack_chunk(chunk: NDArray, codec: str) -> bytes:
-    """One HDF5 chunk as HDF5's own filters would make it: bytes shuffled, then deflated, or what blosc makes.
+    """Compress one chunk like the filters of HDF5: shuffle and deflate, or blosc.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def pack_chunk(chunk: NDArray, codec: str) -> bytes:
 
 
 def _filters(codec: str) -> dict[str, Any]:
-    """The same for the dataset, so that readers undo it."""
+    """Options of `create_dataset` for the same filters."""
     codec = CODEC if codec == "auto" else codec
     if codec == "none":
         return {}
@@ -169,25 +169,24 @@ def _filters(codec: str) -> dict[str, Any]:
     return dict(hdf5plugin.Blosc(cname=codec, clevel=LEVELS[codec], shuffle=shuffle))
 
 
-#: HDF5 refuses attributes of 64 kB; longer ones become datasets
+#: longer attributes become datasets, because HDF5 limits attributes to 64 kB
 _LONGEST_ATTRIBUTE = 2**15
 
 
-@naming
 def write_about(
     path: str,
     patterns: xr.DataArray,
     analysis: xr.Dataset | None,
     about: Mapping[str, Any],
 ) -> None:
-    """Write axes as dimension scales, ``valid``, the analysis and the attributes beside the patterns.
+    """Write axes as dimension scales, ``valid``, the analysis and the attributes.
 
     Parameters
     ----------
-    path : the file, which holds the dataset ``patterns``
-    patterns : their axes, attributes, and the coordinate ``valid`` where there is one
+    path : the file, which has the dataset ``patterns``
+    patterns : lazy; their axes, attributes and coordinate ``valid`` are written
     analysis : small arrays for the group ``analysis``, or None
-    about : attributes of the root beside those that tell of the source, which are among those of the patterns
+    about : attributes of the root, in addition to those of the patterns about the source
     """
     import h5py
 
@@ -195,7 +194,7 @@ def write_about(
     refuse_full_disk(path, sum(variable.nbytes for variable in known.values()))
     source = {key: patterns.attrs[key] for key in ABOUT_SOURCE if key in patterns.attrs}
     own = {key: value for key, value in patterns.attrs.items() if key not in source}
-    with h5py.File(path, "r+", locking=False) as file:
+    with named(path), h5py.File(path, "r+", locking=False) as file:
         _write_tree(file, hdf5_tree(plain({**about, **source})))
         data = file["patterns"]
         _write_tree(data, hdf5_tree(plain(own)))
@@ -218,7 +217,7 @@ def write_about(
 
 
 def _write_array(group: Any, name: str, variable: xr.Variable) -> Any:
-    """A small array with its attributes."""
+    """Write a small array with its attributes."""
     packed: dict[str, Any] = {"compression": "gzip", "shuffle": True} if variable.ndim else {}
     dataset = group.create_dataset(name, data=np.asarray(variable.values), **packed)
     _write_tree(dataset, hdf5_tree(plain(variable.attrs)))
@@ -226,7 +225,7 @@ def _write_array(group: Any, name: str, variable: xr.Variable) -> Any:
 
 
 def _name_axes(file: Any, dataset: Any, dims: Any) -> None:
-    """Name the axes of a dataset, and attach the scales that the file has for them."""
+    """Label the axes of a dataset and attach dimension scales."""
     for i, dim in enumerate(map(str, dims)):
         dataset.dims[i].label = dim
         if dim in file and dataset.shape[i] == file[dim].shape[0]:
@@ -234,7 +233,7 @@ def _name_axes(file: Any, dataset: Any, dims: Any) -> None:
 
 
 def _write_tree(item: Any, tree: Mapping[str, Any]) -> None:
-    """Plain values as attributes; of a group also nested dictionaries as groups, and what is long as datasets."""
+    """Write plain values as attributes; in groups, dictionaries become groups and long values datasets."""
     import h5py
 
     group = item if isinstance(item, h5py.Group) else None
@@ -243,12 +242,10 @@ def _write_tree(item: Any, tree: Mapping[str, Any]) -> None:
             _write_tree(group.require_group(key), value)
             continue
         value = json.dumps(value) if isinstance(value, Mapping) else value
-        value = "_None_" if value is None else value  # as HyperSpy writes it
-        if group is not None and (np.size(value) > 1 or _is_long(value)):
+        value = "_None_" if value is None else value  # as in HyperSpy
+        if group is not None and (
+            np.size(value) > 1 or len(str(value).encode()) > _LONGEST_ATTRIBUTE
+        ):
             group.create_dataset(key, data=value)
         else:
             item.attrs[key] = value
-
-
-def _is_long(value: Any) -> bool:
-    return isinstance(value, str) and len(value.encode()) > _LONGEST_ATTRIBUTE

@@ -1,4 +1,4 @@
-"""What HyperSpy wants to know of a signal, and how RosettaSciIO writes it into a .hspy file."""
+"""Signals of HyperSpy as nested dictionaries, and their metadata in .hspy files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,22 +11,22 @@ from stem_dask.core.metadata import hdf5_name
 from stem_dask.core.model import Axis
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.patterns import axes_of, blocks_of
-from stem_dask.storage.publish import naming
+from stem_dask.storage.publish import named
 from stem_dask.writers.hdf5 import refuse_full_disk
 
-#: the version whose files these are like
+#: version of HyperSpy whose file layout is written
 PACKAGE = {"package": "hyperspy", "package_version": "2.5.0"}
 
 
 def experiment(title: str) -> str:
-    """The group of a signal, as HyperSpy names it.
+    """Group of a signal in the file.
 
     Examples
     --------
     >>> experiment("gold/on carbon"), experiment("")
     ('Experiments/gold-on carbon', 'Experiments/__unnamed__')
     """
-    # dots alone are no name of a folder
+    # dots alone are not a valid folder name
     return f"Experiments/{title.replace('/', '-') if title.strip('.') else '__unnamed__'}"
 
 
@@ -38,20 +38,20 @@ def signal_of(
     original_metadata: Mapping[str, Any],
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A signal without its data, as the nested dictionary that HyperSpy's writers take.
+    """A signal without its data, as the nested dictionary that the writers of RosettaSciIO take.
 
     Parameters
     ----------
-    axes : of the patterns; they are named as HyperSpy's users expect
-    title : title of the signal
+    axes : of the patterns
+    title : of the signal
     total : (scan_y, scan_x) or (pattern,), the navigator
     metadata : plain values and arrays for the node ``stem_dask`` of the metadata
-    original_metadata : of the file that was read, see `stem_dask.core.metadata.hdf5_tree`
-    known : metadata in the form of HyperSpy's, see `signal_metadata`
+    original_metadata : of the input file, see `stem_dask.core.metadata.hdf5_tree`
+    known : metadata in the structure of HyperSpy, see `signal_metadata`
     """
     n_lead = len(axes) - 2
     signal_type = dig(known, "Signal.signal_type") or ""
-    title = title if title.strip(".") else ""  # as in `experiment`: RosettaSciIO writes there
+    title = title if title.strip(".") else ""  # as in `experiment`
     names = {"scan_y": "y", "scan_x": "x"}
     described = [
         _axis(axis, names.get(axis.name, axis.name), i, i < n_lead) for i, axis in enumerate(axes)
@@ -84,7 +84,7 @@ def signal_of(
 
 
 def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """HyperSpy's metadata of patterns, from their attributes: the reverse of `of_signal`, without the title.
+    """Metadata in the structure of HyperSpy from attributes of patterns: the inverse of `of_signal`, without title.
 
     Examples
     --------
@@ -140,18 +140,18 @@ def to_hyperspy(patterns: Any) -> Any:
     return signal
 
 
-@naming
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
-    """Write all but the data of a signal into a .hspy file, which holds them already."""
+    """Add everything but the data of a signal to its .hspy file."""
     from rsciio.hspy import file_writer
 
     arrays = signal["metadata"]["stem_dask"].values()
     refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
-    file_writer(path, signal, write_dataset=False, show_progressbar=False)
+    with named(path):
+        file_writer(path, signal, write_dataset=False, show_progressbar=False)
 
 
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
-    """With names that an HDF5 file can have."""
+    """Replace names that HDF5 does not allow."""
     return {hdf5_name(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 

@@ -1,4 +1,4 @@
-"""numpy's own files (.npy): the header as numpy writes it, then every block at its own offset."""
+"""Files of numpy (.npy): the header of numpy, then every block at its own offset."""
 
 import io
 import os
@@ -31,7 +31,7 @@ class NpySink:
     path: str
     shape: tuple[int, ...]
     dtype: str
-    #: of this start, see `stem_dask.storage.staging`
+    #: nonce of this start, see `stem_dask.storage.staging`
     nonce: list[bytes] = field(default_factory=list, compare=False)
 
     @property
@@ -50,7 +50,7 @@ class NpySink:
         return header.getvalue()
 
     def create(self, *, resume: bool) -> None:
-        """Write the header, and make the file as long as it will be; around what is there when resuming."""
+        """Write the header and set the final size of the file; existing blocks stay when resuming."""
         if not resume:
             remove(self.path)
         mode = "r+b" if os.path.exists(self.path) else "wb"
@@ -74,7 +74,7 @@ class NpySink:
         return damaged_run(self.path, len(self._header), record.extra["runs"])
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Refuse when the blocks do not tile the array, or are not as they were written."""
+        """Refuse blocks that do not tile the array, or changed after they were written."""
         joined_runs(self.path, records, self._n_bytes)
         refuse_other_bytes(self.path, self.nonce[0], records, self.verify)
         with named(self.path):
@@ -93,21 +93,21 @@ def write_runs(
     block: NDArray | InPieces,
     nonce: bytes,
 ) -> list[Run]:
-    """Write one block: one run of bytes when it takes whole rows of the scan, else one run a row.
+    """Write one block in place: one run of bytes if it has whole scan rows, else one run per row.
 
     Parameters
     ----------
-    path : a file that is there
-    offset : byte at which the numbers begin
+    path : an existing file
+    offset : byte at which the array begins
     lead_shape : (scan_y, scan_x) or (n,)
-    region : where the block lies along these axes
-    block : (…, ky, kx), an array or in pieces, of the file's type
-    nonce : with which the file must end, see `stem_dask.storage.staging`
+    region : of the block along these axes
+    block : (…, ky, kx), of the type in the file
+    nonce : expected at the end of the file, see `stem_dask.storage.staging`
 
     Raises
     ------
     StoreError
-        When it ends with that of a later start.
+        When a later start has begun.
     """
     pattern_bytes = prod(block.shape[-2:]) * block.dtype.itemsize
     row = lead_shape[-1]
@@ -136,7 +136,7 @@ def write_runs(
 
 
 def damaged_run(path: str, offset: int, runs: Iterable[Run]) -> str | None:
-    """Read the runs of a block again and compare them with their checksums."""
+    """Read the runs of a block and compare them with their checksums; None if they agree."""
     try:
         with open(path, "rb") as file:
             for start, length, crc in runs:
@@ -149,13 +149,7 @@ def damaged_run(path: str, offset: int, runs: Iterable[Run]) -> str | None:
 
 
 def joined_runs(path: str, records: Iterable[Record], n_bytes: int) -> list[Run]:
-    """The runs of all blocks in the order of the file.
-
-    Raises
-    ------
-    StoreError
-        When they do not tile its numbers.
-    """
+    """Runs of all blocks in the order of the file; raises StoreError unless they tile its array."""
     runs = sorted(tuple(run) for record in records for run in record.extra["runs"])
     end = 0
     for start, size, _ in runs:

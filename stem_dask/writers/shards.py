@@ -1,8 +1,8 @@
-"""Shards of zarr format 3, written as the chunks come: no more than one chunk is held, and no thread is changed.
+"""Shards of zarr 3, written chunk by chunk: one chunk is in memory at a time.
 
-Layout as the specification of ``sharding_indexed`` has it: encoded chunks, then for each chunk of the grid its offset and
-length as uint64 (all bits set where there is none), then the CRC-32C of these. zarr's own writer makes the same, but holds
-the whole shard three times over, and its tasks wait for one thread of the process.
+Layout of the codec ``sharding_indexed``: the encoded chunks, then offset and length of each chunk of the grid as uint64 (all bits
+set if there is none), then the CRC-32C of that index. zarr's own writer gives the same bytes, but holds the shard in memory
+three times, and its tasks share one thread of the process.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,11 +35,11 @@ def write_shard(
     Parameters
     ----------
     path : of the shard
-    block : (…, ky, kx), which begins on the shard
-    region : where it lies along the leading axes
-    chunks, shard : extents of an inner chunk and of the shard
+    block : (…, ky, kx)
+    region : of the block along the leading axes; it begins on the shard
+    chunks, shard : shape of an inner chunk and of the shard
     codec : one of `stem_dask.writers.codecs.CODECS`
-    stage : folder of the temporary name, see `stem_dask.storage.staging`; default that of the shard, which is made
+    stage : staging folder, see `stem_dask.storage.staging`; default the folder of the shard
 
     Returns
     -------
@@ -63,7 +63,7 @@ def shard_pieces(
     shard: Sequence[int],
     codec: str,
 ) -> Iterator[bytes]:
-    """The bytes of a shard one after another: its encoded chunks as they come, and the index; see `write_shard`."""
+    """Yield the bytes of a shard: its encoded chunks, then the index; see `write_shard`."""
     counts = [whole // part for whole, part in zip(shard, chunks, strict=True)][: len(region)]
     strides = [prod(counts[i + 1 :]) for i in range(len(counts))]
     first, step = [part.start for part in region], chunks[: len(region)]
@@ -79,7 +79,7 @@ def shard_pieces(
 def indexed(
     chunks: Iterable[tuple[int, NDArray]], n_chunks: int, codec: str = "auto"
 ) -> Iterator[bytes]:
-    """The bytes of a shard: chunks, each with its place among all that the shard has room for, then the index."""
+    """Yield the bytes of a shard from (number in the grid of the shard, chunk), then the index."""
     places = np.full((n_chunks, 2), _MISSING, "<u8")
     n_bytes = 0
     for place, chunk in chunks:

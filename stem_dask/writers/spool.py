@@ -1,4 +1,4 @@
-"""Blocks kept one file each in the run's folder, to be joined in order at the end."""
+"""Blocks spooled to one file each in the folder of the run, to be joined in order at the end."""
 
 import json
 import math
@@ -21,27 +21,27 @@ from stem_dask.storage.staging import append, begin_staging, mark, refuse_other_
 
 @dataclass(frozen=True)
 class SpoolSink:
-    """Writes the blocks of all outputs of one task to one file; `blocks` gives them back in order."""
+    """Writes the arrays of one task to one file; `blocks` reads them in order."""
 
     folder: str
-    #: the staging folder of this start
+    #: staging folder of this start
     stage: list[str] = field(default_factory=list, compare=False)
 
     def create(self, *, resume: bool) -> None:
-        """Make the folder; blocks that another run left there are written anew."""
+        """Make the folder and begin a start."""
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         self.stage[:] = [begin_staging(self.folder)]
 
     def write(
         self, index: int, region: Region, blocks: Mapping[str, NDArray | Later]
     ) -> dict[str, Any]:
-        """Write one file under a temporary name and rename it: a line of JSON, then the arrays."""
+        """Write one file: a line of JSON, then the arrays."""
         found: dict[str, NDArray] = {}
         for name, block in blocks.items():
             found |= block.get() if isinstance(block, Later) else {name: block}
         arrays = {name: np.ascontiguousarray(block) for name, block in found.items()}
         words = {
-            # bounds travel with the blocks, so that a file tells by itself where it belongs
+            # with its bounds each file is self-describing
             "region": [[int(s.start), int(s.stop)] for s in region],
             "arrays": [
                 [name, array.dtype.str, array.shape, crc32(array.data)]
@@ -67,19 +67,19 @@ class SpoolSink:
         refuse_other_files(self._noted(record) for record in records)
 
     def _noted(self, record: Record) -> tuple[str, int | None, int | None]:
-        """File of a block, and its CRC-32 and length as the record says."""
+        """File of a block, with CRC-32 and length from its record."""
         extra = record.extra
         return self._path(record.index), extra.get("spool_crc"), extra.get("spool_bytes")
 
     def blocks(
         self, n: int, names: Sequence[str] | None = None
     ) -> Iterator[tuple[Region, dict[str, NDArray]]]:
-        """Region and blocks (all, or those named) of tasks 0 … n - 1, each array compared with its checksum.
+        """Yield region and arrays (all, or those named) of tasks 0 … n - 1.
 
         Raises
         ------
         StoreError
-            When a file was damaged since it was written.
+            When an array does not match its checksum.
         """
         for index in range(n):
             path = self._path(index)
@@ -94,7 +94,7 @@ class SpoolSink:
                     content = file.read(n_bytes)
                     if len(content) != n_bytes or crc32(content) != crc:
                         raise StoreError(
-                            f"{path} does not hold what was written; the same command makes it again"
+                            f"{path} does not hold what was written; the same command writes it again"
                         )
                     found[name] = np.frombuffer(content, dtype).reshape(shape)
             yield tuple(slice(*bounds) for bounds in words["region"]), found
@@ -105,13 +105,13 @@ class SpoolSink:
 
 @dataclass(frozen=True)
 class Beside:
-    """Gives the named blocks of every task to one sink, and the rest to another.
+    """Splits the blocks of every task between two sinks.
 
     Parameters
     ----------
-    first : sink of the named blocks; None drops them: it is complete, and only the rest may be missing
-    names : of the outputs for the first sink
-    second : sink of all others; what it notes of a block is kept under ``beside``
+    first : sink of the blocks in ``names``; None drops them, if that output is already complete
+    names : outputs of the first sink
+    second : sink of all others; its part of the record is kept under ``beside``
     """
 
     first: Any
@@ -119,30 +119,30 @@ class Beside:
     second: Any
 
     def create(self, *, resume: bool) -> None:
-        """Make both outputs, or keep both when resuming."""
+        """Begin both outputs."""
         if self.first is not None:
             self.first.create(resume=resume)
         self.second.create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write the blocks of one task, each where it belongs."""
+        """Write the blocks of one task to their sinks."""
         chosen = {name: block for name, block in blocks.items() if name in self.names}
         rest = {name: block for name, block in blocks.items() if name not in self.names}
-        said = {} if self.first is None else self.first.write(index, region, chosen)
-        return {**said, "beside": self.second.write(index, region, rest)}
+        extra = {} if self.first is None else self.first.write(index, region, chosen)
+        return {**extra, "beside": self.second.write(index, region, rest)}
 
     def verify(self, record: Record) -> str | None:
-        """What is wrong with the block in the one output, or in the other."""
+        """Damage of the block in either output."""
         what: str | None = None if self.first is None else self.first.verify(record)
         return self.second.verify(_beside(record)) if what is None else what
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Make both outputs complete."""
+        """Complete both outputs."""
         if self.first is not None:
             self.first.finish(records)
         self.second.finish([_beside(record) for record in records])
 
 
 def _beside(record: Record) -> Record:
-    """The record as the second sink knows it; one that was made without it tells nothing of it."""
+    """The record of the second sink."""
     return replace(record, extra=record.extra.get("beside", {}))

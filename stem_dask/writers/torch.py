@@ -1,5 +1,6 @@
-"""PyTorch files written block by block: an archive with a hole, every block at its own offset in it, and the hole's
-checksum, from those of the pieces, at the end."""
+"""PyTorch files (.pt) written block by block, without torch: a zip archive with a hole that tasks fill, each at its own offset.
+
+The checksum of the hole is combined from those of the blocks at the end."""
 
 import os
 import pickle
@@ -27,10 +28,9 @@ LAYOUTS = ("scan", "nchw", "tensor", "bare")
 
 
 def signed_dtype(dtype: np.dtype) -> np.dtype:
-    """Type of a tensor for patterns of a type: signed, with room for the sum of two.
+    """Type of a tensor for patterns of a type: unsigned types become the next larger signed type.
 
-    It depends on the type alone, so that all files of a batch agree. uint64 becomes int64 too, which refuses values beyond
-    it, see `check_int64`; signed and float types stay.
+    uint64 becomes int64, and values beyond it are refused (`check_int64`); signed and float types stay.
 
     Examples
     --------
@@ -43,13 +43,7 @@ def signed_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def check_int64(largest: float) -> None:
-    """Refuse a tensor of int64 for values that would wrap.
-
-    Raises
-    ------
-    ConfigError
-        When the largest value exceeds int64.
-    """
+    """Raise ConfigError if values exceed int64."""
     if largest > np.iinfo(np.int64).max:
         raise ConfigError(
             f"a .pt holds values up to {np.iinfo(np.int64).max:,}, the data reach {largest:,.0f}; "
@@ -58,13 +52,7 @@ def check_int64(largest: float) -> None:
 
 
 def to_dtype(block: NDArray | InPieces, dtype: np.dtype) -> InPieces:
-    """The block in the type of its tensor, refusing values that would wrap.
-
-    Examples
-    --------
-    >>> np.asarray(to_dtype(np.array([[[7]]], "u2"), np.dtype("i4"))).dtype
-    dtype('int32')
-    """
+    """Convert a block to the type of its tensor; refuses uint64 values beyond int64."""
 
     def change(piece: NDArray, here: slice, out: NDArray) -> None:
         if piece.dtype == np.uint64 and dtype == np.int64:
@@ -82,9 +70,9 @@ class PtSink:
     ----------
     path : the file under its temporary name
     lead_shape : (scan_y, scan_x) or (n,)
-    tensor_shape : shape of the tensor in the file, which has the same elements in the same order
+    tensor_shape : shape of the tensor in the file
     dtype : of the tensor
-    content : what else the dictionary holds, plain values and arrays (see `fill`); None writes the bare tensor
+    content : other entries of the dictionary, plain values and arrays (see `fill`); None writes the bare tensor
     """
 
     path: str
@@ -93,20 +81,20 @@ class PtSink:
     dtype: str
     content: Mapping[str, Any] | None
     offset: list[int] = field(default_factory=list)
-    #: of this start, see `stem_dask.storage.staging`
+    #: nonce of this start, see `stem_dask.storage.staging`
     nonce: list[bytes] = field(default_factory=list, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes with every task; the content is for the client only, and may take megabytes."""
+        """Tasks get the sink without its content, which may take megabytes."""
         return {**self.__dict__, "content": None}
 
     @property
     def _native(self) -> np.dtype:
-        """Type of the tensor; torch has no other byte order than the machine's."""
+        """Type of the tensor; torch knows native byte order only."""
         return np.dtype(self.dtype).newbyteorder("=")
 
     def create(self, *, resume: bool) -> None:
-        """Write the archive around the patterns; blocks that are there stay when resuming."""
+        """Write the archive around the patterns; existing blocks stay when resuming."""
         if not resume:
             remove(self.path)
         self._write_around("r+b" if os.path.exists(self.path) else "wb", 0)
@@ -125,36 +113,36 @@ class PtSink:
         return damaged_run(self.path, self.offset[0], record.extra["runs"])
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Put the checksum right; refuses when the blocks do not tile the tensor, or are not as they were written."""
+        """Write the checksum; refuses blocks that do not tile the tensor, or changed after they were written."""
         n_bytes = prod(self.tensor_shape) * self._native.itemsize
         runs = joined_runs(self.path, records, n_bytes)
         refuse_other_bytes(self.path, self.nonce[0], records, self.verify)
         self._write_around("r+b", combine_crc((n, crc) for _, n, crc in runs))
 
     def fill(self, content: Mapping[str, Any]) -> None:
-        """Write the small tensors anew, when the file is finished otherwise: what is known after all blocks only.
+        """Write the small tensors again with their final values, after all blocks.
 
         Parameters
         ----------
-        content : with arrays under the same names and of the same shapes and types as that of the sink
+        content : arrays with the names, shapes and types of those the sink was begun with
 
         Raises
         ------
         StoreError
-            When it has others: the places of all tensors are settled when the file is begun.
+            When they differ.
         """
         begun, wanted = _layout(self.content or {}), _layout(content)
         if begun != wanted:
             raise StoreError(
-                f"{self.path} was begun for {', '.join(begun) or 'no arrays'}, and is to hold "
-                f"{', '.join(wanted) or 'none'}; name them all, with their types, when it is begun"
+                f"{self.path} was begun for the arrays {', '.join(begun) or 'none'}, but is completed with "
+                f"{', '.join(wanted) or 'none'}; pass all arrays, with their types, when it is begun"
             )
         with zipfile.ZipFile(self.path) as archive:
             (patterns,) = (e.CRC for e in archive.infolist() if e.filename.endswith("/data/0"))
         self._write_around("r+b", patterns, content)
 
     def _write_around(self, mode: str, crc: int, later: Mapping[str, Any] | None = None) -> None:
-        """Write all but the patterns, whose checksum is ``crc``."""
+        """Write everything but the patterns, whose checksum is ``crc``."""
         whole: Any = Hole(self.tensor_shape, self._native)
         if self.content is not None:
             whole = {"patterns": whole, **self.content, **(later or {})}
@@ -165,7 +153,7 @@ class PtSink:
 
 
 def layout_shape(lead: Sequence[int], detector: Sequence[int], layout: str) -> tuple[int, ...]:
-    """Shape of the tensor: as the patterns are (``scan``, ``bare``), or ``(N, 1, H, W)``.
+    """Shape of the tensor: that of the patterns (``scan``, ``bare``), or ``(N, 1, H, W)``.
 
     Examples
     --------
@@ -192,32 +180,32 @@ def _layout(content: Mapping[str, Any]) -> list[str]:
 
 _STORAGE_OF = {kind: name for name, kind in STORAGES.items()}
 
-#: types that came later: a storage of bytes, and the type beside it
+#: newer types: an untyped storage, and the type as an argument
 _WITHOUT_STORAGE = ("uint16", "uint32", "uint64")
 
-_ROOT = "archive"  # as torch calls it when it writes into an open file
+_ROOT = "archive"  # torch's name when it writes into an open file
 
 _ALIGNMENT = 64
 
-_MOST = 0xFFFFFFFF  # of 32 bits: a larger size or place is in an extra field
+_MOST = 0xFFFFFFFF  # larger sizes and offsets are in a zip64 extra field
 
 
 @dataclass(frozen=True)
 class Hole:
-    """A tensor whose numbers others write, in place."""
+    """A tensor whose values are written by tasks."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Size in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class ArchiveRecord:
-    """A part of the archive; its header begins at byte ``header``."""
+    """A member of the archive; its header begins at byte ``header``."""
 
     name: bytes
     content: NDArray | Hole
@@ -225,30 +213,30 @@ class ArchiveRecord:
 
     @property
     def first(self) -> int:
-        """Where its bytes begin."""
+        """Offset of its content."""
         used = self.header + 30 + len(self.name) + len(self._beyond) + 4
         return -(-used // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def last(self) -> int:
-        """Where its bytes end."""
+        """End of its content."""
         return self.first + self.content.nbytes
 
     @property
     def end(self) -> int:
-        """Where the next header begins."""
+        """Offset of the next header."""
         return self.last + len(self._checksum(0))
 
     @property
     def _beyond(self) -> bytes:
-        """The extra field with what 32 bits do not hold."""
+        """The zip64 extra field, if sizes or offsets need it."""
         size = self.content.nbytes
         values = ([size, size] if size >= _MOST else []) + [self.header] * (self.header >= _MOST)
         return struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values) if values else b""
 
     @property
     def _flags(self) -> int:
-        """That names are UTF-8, and that the checksum follows the bytes."""
+        """Zip flags: names are UTF-8, and the checksum follows the content."""
         return 0x808 if self.content.nbytes else 0x800
 
     def _checksum(self, crc: int) -> bytes:
@@ -257,11 +245,11 @@ class ArchiveRecord:
         return struct.pack(form, b"PK\7\10", crc, size, size) if size else b""
 
     def crc(self) -> int:
-        """Checksum of its bytes; of a hole whoever fills it knows."""
+        """Checksum of its content; 0 for a hole."""
         return 0 if isinstance(self.content, Hole) else crc32(self.content)
 
     def write(self, file: IO[bytes], crc: int) -> None:
-        """Write all of it but the numbers of a hole."""
+        """Write header, content and checksum; the content of a hole is left untouched."""
         fill = self.first - self.header - 30 - len(self.name) - len(self._beyond) - 4
         extra = self._beyond + struct.pack("<2sH", b"FB", fill) + b"Z" * fill
         head = struct.pack("<4s2xH18x2H", b"PK\3\4", self._flags, len(self.name), len(extra))
@@ -273,23 +261,18 @@ class ArchiveRecord:
         file.write(self._checksum(crc))
 
     def entry(self, crc: int) -> bytes:
-        """What the archive's directory says of it."""
+        """Its entry in the directory of the archive."""
         size, extra = min(self.content.nbytes, _MOST), self._beyond
         figures = (crc, size, size, len(self.name), len(extra), min(self.header, _MOST))
         return struct.pack("<4s4xH6x3I2H10xI", b"PK\1\2", self._flags, *figures) + self.name + extra
 
 
 def records_of(whole: Any) -> list[ArchiveRecord]:
-    """The records of a file, in torch's order; those of tensors in the order in which the dictionary names them.
+    """Members of the archive in the order of torch; tensors in the order of the dictionary.
 
     Parameters
     ----------
-    whole : an array, a `Hole`, or a dictionary of such, of plain values and of such dictionaries
-
-    Raises
-    ------
-    ConfigError
-        When torch has no type for the numbers of an array.
+    whole : an array, a `Hole`, or nested dictionaries of these and plain values
     """
     tensors: list[NDArray | Hole] = []
     described = b"".join((pickle.PROTO + b"\2", *_pickled(whole, tensors), pickle.STOP))
@@ -309,14 +292,7 @@ def records_of(whole: Any) -> list[ArchiveRecord]:
 
 
 def write_records(file: IO[bytes], records: Sequence[ArchiveRecord], of_hole: int) -> None:
-    """Write a file but for the numbers of its hole, over what is there.
-
-    Parameters
-    ----------
-    file : open for writing
-    records : from `records_of`
-    of_hole : the checksum of the numbers in the hole, as far as it is known
-    """
+    """Write the archive over an existing file, except for the content of its hole, whose checksum is ``of_hole``."""
     crcs = [of_hole if isinstance(one.content, Hole) else one.crc() for one in records]
     for record, crc in zip(records, crcs, strict=True):
         record.write(file, crc)
@@ -338,7 +314,7 @@ def _bytes(content: bytes) -> NDArray:
 
 
 def _pickled(value: Any, tensors: list[NDArray | Hole]) -> Iterator[bytes]:
-    """A pickle of protocol 2, which is torch's, in parts; appends the tensors that it names."""
+    """Parts of a pickle of protocol 2, as torch writes it; appends its tensors to ``tensors``."""
     if isinstance(value, Mapping):
         yield pickle.EMPTY_DICT + pickle.MARK
         for key, inner in value.items():
@@ -356,14 +332,14 @@ def _pickled(value: Any, tensors: list[NDArray | Hole]) -> Iterator[bytes]:
 
 
 def _plain(value: Any) -> bytes:
-    """A value's part of a pickle: without the first two bytes, which say the protocol, and the last, which ends it."""
+    """A value pickled without the protocol header (2 bytes) and the stop code (1 byte)."""
     return pickle.dumps(value, 2)[2:-1]
 
 
 def _tensor(key: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """The call that makes a tensor of the record ``key``: ``torch._utils._rebuild_tensor_v2`` or ``_v3``.
+    """Pickled call of ``torch._utils._rebuild_tensor_v2`` or ``_v3`` for the member ``key``.
 
-    Their arguments are the storage, the first element, sizes, strides, whether it requires a gradient, hooks; then the type.
+    Arguments: storage, offset, sizes, strides, requires_grad, hooks; v3 adds the type.
     """
     kind, n = dtype.name, prod(shape)
     later = kind in _WITHOUT_STORAGE
@@ -384,5 +360,5 @@ def _tensor(key: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def _named(name: str) -> bytes:
-    """Something of a module, by its name."""
+    """Pickled reference to an object of a module."""
     return pickle.GLOBAL + "".join(f"{part}\n" for part in name.split()).encode()

@@ -1,4 +1,4 @@
-"""The zarr store: format 3, whole patterns in every inner chunk, one shard a block, checksums, named dimensions."""
+"""The zarr store: zarr 3, whole patterns in inner chunks, one shard per block, checksums, named dimensions."""
 
 from __future__ import annotations
 
@@ -31,25 +31,24 @@ from stem_dask.writers.shards import indexed, write_shard
 if TYPE_CHECKING:
     import xarray as xr
 
-#: per-position arrays of the analysis are small: chunks of up to this many positions
+#: positions per chunk of the small arrays
 _POSITIONS = 2**20
 
-#: a file of profiles has so many bytes before they are packed, and so many chunks, at most; several are sent to an object store
-#: at once, each of them whole
+#: largest shard of the profiles: uncompressed bytes, and chunks; several whole ones are uploaded to an object store at once
 PROFILE_FILE_BYTES, PROFILE_FILE_CHUNKS = 16 * MIB, 256
 
 
 def store_chunks(
     patterns: xr.DataArray, rechunk: bool = True, most_bytes: int = INNER_CHUNK_BYTES
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(inner chunk, shard) of the output for lazy patterns whose blocks are one shard each.
+    """(inner chunk, shard) of the output, for lazy patterns whose blocks become one shard each.
 
-    With ``rechunk`` an inner chunk is whole patterns of up to ``most_bytes``, without it the whole block.
+    With ``rechunk`` an inner chunk is whole patterns of up to ``most_bytes``, otherwise the whole block.
 
     Raises
     ------
     StoreError
-        When the blocks are not regular: a shard grid could not hold one block each.
+        When the blocks are not regular.
     """
     data = blocks_of(patterns)
     n_lead = data.ndim - 2
@@ -79,11 +78,11 @@ class StoreSink:
     inner: tuple[int, ...]
     shards: tuple[int, ...]
     codec: str = "auto"
-    #: the staging folder of this start
+    #: staging folder of this start
     stage: list[str] = field(default_factory=list, compare=False, kw_only=True)
 
     def create(self, *, resume: bool) -> None:
-        """Make the group and the empty array; what another run left there is removed."""
+        """Create the group and the empty array, unless an interrupted run left the same."""
         if not (resume and self._is_begun()):
             remove(self.path)
             write_document(self.path, group_document())
@@ -102,13 +101,13 @@ class StoreSink:
         )
 
     def _is_begun(self) -> bool:
-        """Whether an array like this one is there: a run with other chunks or another codec may have left its own."""
+        """Whether the array exists with the same shape, chunks and codec."""
         return {**(read_document(self._folder) or {}), "attributes": {}} == self._document
 
     def write(
         self, index: int, region: Region, blocks: Mapping[str, NDArray | InPieces]
     ) -> dict[str, Any]:
-        """Write one shard, under a temporary name that is then renamed."""
+        """Write one shard."""
         name = self._shard(region)
         block = of_type(blocks["patterns"], np.dtype(self.dtype))
         shard = Path(self.path, name)
@@ -118,18 +117,18 @@ class StoreSink:
 
     def verify(self, record: Record) -> str | None:
         """Compare the shard with the checksum in the record."""
-        said = record.extra
-        shard = os.path.join(self.path, str(said.get("shard")))
-        return damage(shard, (said.get("crc"), said.get("bytes")))
+        extra = record.extra
+        shard = os.path.join(self.path, str(extra.get("shard")))
+        return damage(shard, (extra.get("crc"), extra.get("bytes")))
 
     def _shard(self, region: Region) -> str:
-        """Name within the store of the shard that holds a region; a region is one block, and a block is one shard."""
+        """Name of the shard of a region, relative to the store."""
         place = [part.start // size for part, size in zip(region, self.shards, strict=False)]
         inside = [0] * (len(self.shape) - len(region))
         return os.path.join("patterns", chunk_name([*place, *inside]))
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Compare every shard with its record; `finish_store` closes the store when its other groups are written."""
+        """Compare every shard with its record; `finish_store` completes the store."""
         remove_unfinished(self.path)
         found = (record.extra for record in records)
         refuse_other_files(
@@ -146,7 +145,7 @@ def write_coordinates(path: str, patterns: xr.DataArray) -> None:
 
 
 def open_group(store: str, name: str = "") -> xr.Dataset:
-    """The arrays of a group of a store of ours, lazy; nothing of a file's attributes is taken for times or scales."""
+    """Open a group of a store lazily, without decoding times and scales from attributes (CF)."""
     import pandas as pd
     import xarray as xr
 
@@ -155,7 +154,7 @@ def open_group(store: str, name: str = "") -> xr.Dataset:
     if "radius" in found.sizes:  # the dimension of the profiles in earlier versions
         found = found.rename_dims(radius=PROFILE_RADIUS)
         found = found.assign_coords({PROFILE_RADIUS: pd.RangeIndex(found.sizes[PROFILE_RADIUS])})
-    # as indexes already: of an array xarray asks whether it is one of pint or cupy, and loads these to find out
+    # as indexes, because for arrays xarray imports pint and cupy to check their type
     axes = {
         dim: (dim, pd.Index(found[dim].values), found[dim].attrs)
         for dim in found.sizes
@@ -164,13 +163,8 @@ def open_group(store: str, name: str = "") -> xr.Dataset:
     return found.assign_coords(axes)
 
 
-def write_valid(path: str, valid: NDArray[np.bool_], dims: Sequence[str]) -> None:
-    """Write which positions could be read; where it is False the patterns are zeros."""
-    write_array(Path(path, "valid"), valid, dims, _chunks(valid))
-
-
 def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
-    """Write the small arrays of a dataset as a group, texts as its attributes; lazy arrays are left to the caller."""
+    """Write a dataset of small arrays as a group; arrays of text become attributes."""
     attrs = dict(dataset.attrs)
     for key, variable in dataset.variables.items():
         values = np.asarray(variable.values)
@@ -178,12 +172,8 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
             attrs[str(key)] = values.astype(str).tolist()
             continue
         dims = [str(dim) for dim in variable.dims]
-        write_array(Path(path, name, str(key)), values, dims, _chunks(values), variable.attrs)
+        write_array(Path(path, name, str(key)), values, dims, attrs=variable.attrs)
     write_document(Path(path, name), group_document(attrs))
-
-
-def _chunks(values: NDArray) -> list[int]:
-    return [max(1, min(n, _POSITIONS)) for n in values.shape]
 
 
 def write_profiles(
@@ -193,13 +183,13 @@ def write_profiles(
     lead: Sequence[int],
     chunk: Sequence[int],
 ) -> None:
-    """Write the retention profiles into the group ``analysis``, block by block: they may exceed memory.
+    """Write the retention profiles into the group ``analysis`` block by block, because they may exceed memory.
 
-    A block is a chunk, and many rows of them share a file: a terabyte has thousands.
+    A block is a chunk, and rows of chunks share a shard, so that a terabyte does not make thousands of files.
 
     Parameters
     ----------
-    blocks : region along the leading axes, and ``profile`` (…, profile_radius), of each chunk, in the order of the grid
+    blocks : region along the leading axes, and ``profile`` (…, profile_radius), of each chunk, in C order of the grid
     dims, lead : names of the axes, and sizes of the leading ones
     chunk : positions of a block
     """
@@ -234,12 +224,12 @@ def write_profiles(
             out.writelines(indexed(placed, together))
 
 
-#: attributes of the patterns about the microscope and the measurement; in a store they are those of the root
+#: attributes about the microscope and the measurement; a store has them at its root
 ABOUT_SOURCE = (*NAMES, "given", "metadata", "original_metadata")
 
 
 def empty_store(path: str) -> None:
-    """A group with nothing in it; what another run left there is removed."""
+    """Create an empty group in place of anything that exists."""
     remove(path)
     write_document(path, group_document())
 
@@ -247,7 +237,7 @@ def empty_store(path: str) -> None:
 def finish_store(
     path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any] | None
 ) -> None:
-    """Write the attributes of the root, and of the patterns if it has any, and put all metadata into one document."""
+    """Write the attributes of the root and of the patterns, if there are any, and consolidate the metadata."""
     about = {}
     if patterns_attrs is not None:
         about = {key: patterns_attrs[key] for key in ABOUT_SOURCE if key in patterns_attrs}
@@ -261,7 +251,7 @@ def finish_store(
 
 
 def group_document(attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a store says of a group."""
+    """The zarr.json of a group."""
     return {"attributes": plain(attrs or {}), "zarr_format": 3, "node_type": "group"}
 
 
@@ -275,13 +265,13 @@ def array_document(
     codec: str = "auto",
     attrs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a store says of an array.
+    """The zarr.json of an array.
 
     Parameters
     ----------
-    shape, dtype, dims : sizes, type and names of the axes
-    chunks : extents of a chunk
-    shards : extents of a file of chunks; None makes each chunk a file
+    shape, dtype, dims : of the array
+    chunks : shape of a chunk
+    shards : shape of a shard; None makes each chunk a file
     codec : one of `stem_dask.writers.codecs.CODECS`
     attrs : attributes of the array
 
@@ -318,7 +308,7 @@ def array_document(
 
 
 def _codecs(codec: str, dtype: np.dtype) -> list[dict[str, Any]]:
-    """What `encoded` does; the checksum is last, so that it is of the bytes on the disk."""
+    """The codecs of `stem_dask.writers.codecs.encoded`."""
     codec = CODEC if codec == "auto" else codec
     packing: list[dict[str, Any]] = []
     if codec == "gzip":
@@ -348,34 +338,28 @@ def write_array(
     chunks: Sequence[int] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a small array; what was there goes.
+    """Write a small array in place of anything that exists.
 
     Parameters
     ----------
     folder : of the array
     values : bool, integers or floats
-    dims, chunks, attrs : see `array_document`; default one chunk
+    dims, chunks, attrs : see `array_document`; by default chunks of up to 2**20 positions along each axis
     """
-    chunks = [max(1, n) for n in values.shape] if chunks is None else chunks
+    if chunks is None:
+        chunks = [max(1, min(n, _POSITIONS)) for n in values.shape]
     remove(folder)
     write_document(folder, array_document(values.shape, values.dtype, dims, chunks, attrs=attrs))
     grid = [-(-n // size) for n, size in zip(values.shape, chunks, strict=True)]
     for place in np.ndindex(*grid):
         here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
-        write_chunk(folder, place, values[tuple(here)], chunks)
-
-
-def write_chunk(
-    folder: str | Path, place: Sequence[int], values: NDArray, chunks: Sequence[int]
-) -> None:
-    """Write one chunk of an array; at the end of an axis it is filled up with zeros."""
-    path = Path(folder, chunk_name(place))
-    with named(path):
-        path.write_bytes(encoded(filled(values, chunks)))
+        path = Path(folder, chunk_name(place))
+        with named(path):
+            path.write_bytes(encoded(filled(values[tuple(here)], chunks)))
 
 
 def chunk_name(place: Sequence[int]) -> str:
-    """Name of a chunk's file, within the folder of its array: a new folder takes longer to make than a file to write.
+    """File name of a chunk; the separator is a dot, because creating folders is slower than writing small files.
 
     Examples
     --------
@@ -386,7 +370,7 @@ def chunk_name(place: Sequence[int]) -> str:
 
 
 def filled(values: NDArray, chunks: Sequence[int]) -> NDArray:
-    """A whole chunk, of what there is of it at the end of an axis."""
+    """Pad a chunk at the end of an axis with zeros."""
     if values.shape == tuple(chunks):
         return values
     full = np.zeros(tuple(chunks), values.dtype)
@@ -395,13 +379,7 @@ def filled(values: NDArray, chunks: Sequence[int]) -> NDArray:
 
 
 def consolidate(path: str | Path) -> None:
-    """Put the documents of all nodes into that of the root, so that a reader opens one file.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the root is not there.
-    """
+    """Copy the metadata of all nodes into the zarr.json of the root, so that readers open one file."""
     root = json.loads(Path(path, DOCUMENT).read_bytes())
     root.pop("consolidated_metadata", None)
     nodes = {}
@@ -410,7 +388,7 @@ def consolidate(path: str | Path) -> None:
         if document.get("node_type") == "group":
             document["consolidated_metadata"] = _consolidated({})
         nodes[name] = document
-    # on one line: it is long, and everything in it stands in its own place, too
+    # on one line, because it is long and repeats the documents of the nodes
     write_document(path, {**root, "consolidated_metadata": _consolidated(nodes)}, indent=None)
 
 
@@ -424,7 +402,7 @@ def _consolidated(nodes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nodes(path: str) -> list[str]:
-    """Names of all nodes below a group; chunks are not looked at."""
+    """Names of all nodes below a group."""
     found = []
     for folder, folders, files in os.walk(path):
         document = read_document(folder) if DOCUMENT in files else None

@@ -1,8 +1,7 @@
-"""A zarr store that is written into an object store: shards by the workers, everything else once the blocks are there.
+"""A zarr store in an object store: tasks upload the shards, everything else follows after the last block.
 
-Object stores have no rename. Shards are put under the final name, and the small rest is built in a folder here, as that
-of a local store is; at the end it is sent after them, and last of all the document of the root, without which nothing
-that reads zarr finds a store. Removing that document is also how an older output ends.
+Object stores cannot rename. Shards get their final names; the small rest is built in a local folder and uploaded at the end, the
+zarr.json of the root last: without it readers of zarr find no store. Removing it also invalidates an older output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,21 +21,21 @@ from stem_dask.storage.publish import DOCUMENT, remove
 from stem_dask.writers.shards import shard_pieces
 from stem_dask.writers.zarr import StoreSink
 
-#: small objects that are on their way at once
+#: small objects uploaded at once
 AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class ObjectStoreSink(StoreSink):
-    """Puts the block ``patterns`` under its name; ``path`` is the folder here in which the rest is built.
+    """Uploads the block ``patterns`` as a shard; ``path`` is the local folder of the rest.
 
-    A shard is held whole, encoded, and then joined, until it is sent.
+    An encoded shard is in memory as a whole until it is uploaded.
     """
 
     url: str = ""
 
     def create(self, *, resume: bool) -> None:
-        """End the older output; then begin anew, or keep the shards that are there when resuming."""
+        """Invalidate the older output; remove its shards, or keep those of the run that is resumed."""
         objects.remove(f"{self.url}/{DOCUMENT}")
         if resume and self._is_begun():
             return
@@ -46,7 +45,7 @@ class ObjectStoreSink(StoreSink):
     def write(
         self, index: int, region: Region, blocks: Mapping[str, NDArray | InPieces]
     ) -> dict[str, Any]:
-        """Put one shard; its mark (ETag) tells later whether it is still the same."""
+        """Upload one shard; its ETag is recorded."""
         name = self._shard(region)
         block = of_type(blocks["patterns"], np.dtype(self.dtype))
         pieces = shard_pieces(block, region, self.inner, self.shards, self.codec)
@@ -55,11 +54,7 @@ class ObjectStoreSink(StoreSink):
         return {"shard": name, "etag": etag, "bytes": len(content)}
 
     def verify(self, record: Record) -> str | None:
-        """Ask the store for length and mark of the shard: nothing is read.
-
-        That finds what is missing, cut or replaced. Against bits that flip the store has checksums of its own, and every
-        chunk has one for whoever reads it.
-        """
+        """Compare size and ETag of the shard without reading it: that finds missing, truncated and replaced shards."""
         url = f"{self.url}/{record.extra.get('shard')}"
         with objects.of_output():
             try:
@@ -68,35 +63,29 @@ class ObjectStoreSink(StoreSink):
                 return _differs(url, record, None)
 
     def finish(self, records: Sequence[Record]) -> None:
-        """See that every shard is there, in one listing."""
+        """Compare all shards with their records in one listing."""
         with objects.of_output():
             there = dict(objects.below(f"{self.url}/patterns"))
         for record in records:
             name = str(record.extra["shard"])
             status = there.get(name.removeprefix("patterns/"))
             if (what := _differs(f"{self.url}/{name}", record, status)) is not None:
-                raise StoreError(f"{what}; the same command makes it again")
+                raise StoreError(f"{what}; the same command writes it again")
 
 
 def _differs(url: str, record: Record, found: objects.Status | None) -> str | None:
-    """In what a shard is not as its record says; None when it is."""
+    """Describe how a shard differs from its record; None if it does not."""
     if found is None:
         return f"{url} is missing"
     if found.st_size != record.extra.get("bytes"):
         return f"{url} has {found.st_size:,} bytes, not the {record.extra.get('bytes', 0):,} that were written"
     if found.etag != record.extra.get("etag"):
-        return f"{url} is not what was written: another object has its name (ETag)"
+        return f"{url} was replaced by another object (ETag)"
     return None
 
 
 def publish_objects(built: str, url: str) -> None:
-    """Send what was built in a folder after the shards, the document of the root last, and remove the folder.
-
-    Raises
-    ------
-    StoreError
-        When something cannot be written: the same command goes on.
-    """
+    """Upload a local folder after the shards, the zarr.json of the root last, and remove the folder."""
     names = [str(path.relative_to(built)) for path in sorted(Path(built).rglob("*"))]
     files = [name for name in names if name != DOCUMENT and Path(built, name).is_file()]
 

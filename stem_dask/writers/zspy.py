@@ -1,10 +1,8 @@
-"""HyperSpy's zarr stores (.zspy): zarr format 2, written without the package that pins zarr below 3.
+"""Stores of HyperSpy (.zspy): zarr 2 in the layout of RosettaSciIO.
 
-The layout is that of RosettaSciIO's ZSPY: ``Experiments/TITLE`` with ``data``, ``axis-0`` … and the metadata as groups,
-whose plain values are attributes and whose arrays are arrays.
+``Experiments/TITLE`` holds ``data``, ``axis-0`` … and the metadata as groups; their plain values are attributes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +16,12 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.metadata import plain
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import damage, named, remove, write_document
+from stem_dask.storage.publish import damage, remove
 from stem_dask.storage.staging import append, remove_unfinished, staged
 from stem_dask.writers.codecs import (
+    CODEC,
     LEVELS,
-    blosc_bytes,
-    gzipped,
+    compressed,
     lies_on_chunks,
     shuffle_of,
     whole_chunks,
@@ -31,23 +29,23 @@ from stem_dask.writers.codecs import (
 from stem_dask.writers.hspy import experiment
 from stem_dask.writers.spool import SpoolSink
 
-_LONGEST_NAME = 200  # bytes: a name of a folder may have 255 on most systems
+_LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 _FORMAT = {"file_format": "ZSpy", "file_format_version": "3.3"}
 
 
 @dataclass(frozen=True)
 class ZspySink:
-    """Writes ``patterns`` into a .zspy store, a file a chunk; the other blocks are kept for who completes it.
+    """Writes ``patterns`` into a .zspy store, one file per chunk; other blocks are spooled.
 
     Parameters
     ----------
     path : the store under its temporary name
     spool : folder for the other blocks
     shape, dtype : of the patterns
-    chunks : whole patterns; the leading extents divide the blocks or cover the axis
-    title : title of the signal
-    codec : one of `stem_dask.writers.codecs.CODECS`; format 2 has no checksums, so those of the records are all there are
+    chunks : whole patterns; the leading sizes divide the blocks or cover the axis
+    title : of the signal
+    codec : one of `stem_dask.writers.codecs.CODECS`; zarr 2 has no checksums, so only the records have them
     """
 
     path: str
@@ -68,7 +66,7 @@ class ZspySink:
         return f"{_folder(self.title)}/data"
 
     def create(self, *, resume: bool) -> None:
-        """Make the groups and the empty array; what another run left there is removed."""
+        """Create the groups and the empty array, unless an interrupted run left the same."""
         if resume and self._is_begun():
             remove_unfinished(self.path)
         else:
@@ -76,37 +74,40 @@ class ZspySink:
             write_group(self.path, _FORMAT)
             for part in Path(self._data).parents[:-1]:
                 write_group(Path(self.path, part))
-            # last: a run that goes on keeps what is below a whole one
-            write_document(Path(self.path, self._data), self._document(), name=ARRAY)
+            # last, because a resumed run keeps the chunks below an existing array
+            self._make_array(Path(self.path, self._data))
         self._spool.create(resume=resume)
 
-    def _document(self) -> dict[str, Any]:
-        return array_document(self.shape, np.dtype(self.dtype), self.chunks, self.codec)
+    def _make_array(self, folder: Path | None) -> Any:
+        """Create the empty array in a folder, or in memory."""
+        return make_array(folder, self.shape, np.dtype(self.dtype), self.chunks, self.codec)
 
     def _is_begun(self) -> bool:
-        """Whether an array like this one is there: another run may have left one of other chunks or codec."""
+        """Whether the array exists with the same shape, chunks and codec."""
+        import zarr
+
         try:
-            there = json.loads(Path(self.path, self._data, ARRAY).read_bytes())
-        except (OSError, ValueError):  # none, or a torn one
+            found: Any = zarr.open_array(Path(self.path, self._data), mode="r", zarr_format=2)
+        except (OSError, ValueError):
             return False
-        return bool(there == self._document())
+        return bool(found.metadata == self._make_array(None).metadata)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write the chunks of one block, each under a temporary name that is then renamed."""
+        """Write the chunks of one block."""
         if not lies_on_chunks(region, self.chunks, self.shape):
             raise StoreError(f"block {index} does not lie on the chunks of {self.path}")
         rest = dict(blocks)
         block = of_type(rest.pop("patterns"), np.dtype(self.dtype))  # and byte order
-        said = []
+        written = []
         for origin, chunk in whole_chunks(block, region, self.chunks):
             place = [start // size for start, size in zip(origin, self.chunks, strict=True)]
             name = "/".join(map(str, place))
-            content = packed(chunk, self.codec)
+            content = compressed(chunk, self.codec)
             with staged(self._file(name), self.stage[0]) as file:
                 append(file, content)
                 self._make_folders(place)
-            said.append([name, crc32(content), len(content)])
-        return {"chunks": said, **self._spool.write(index, region, rest)}
+            written.append([name, crc32(content), len(content)])
+        return {"chunks": written, **self._spool.write(index, region, rest)}
 
     def verify(self, record: Record) -> str | None:
         """Compare the files of a block with their checksums."""
@@ -117,19 +118,19 @@ class ZspySink:
         return self._spool.verify(record)
 
     def finish(self, records: Sequence[Record]) -> None:
-        """See that every chunk is there; `write_signal` adds what else belongs to a signal."""
+        """Check the size of every chunk; `write_signal` completes the store."""
         for record in records:
             for name, _, n_bytes in record.extra["chunks"]:
                 file = self._file(name)
                 if not file.exists() or file.stat().st_size != n_bytes:
                     raise StoreError(
-                        f"{file} is not as it was written; the same command makes it again"
+                        f"{file} is missing or changed after it was written; the same command writes it again"
                     )
 
         self._spool.finish(records)
 
     def _make_folders(self, place: Sequence[int]) -> None:
-        """Make the folders of a chunk, but none of the array: a late worker would leave a store that nobody finishes."""
+        """Make the folders of a chunk, but not that of the array, which a late worker must not recreate."""
         folder = Path(self.path, self._data)
         for number in place[:-1]:
             folder /= str(number)
@@ -140,12 +141,12 @@ class ZspySink:
 
 
 def _folder(title: str) -> str:
-    """The group of a signal, no longer than the name of a folder may be."""
+    """Name of the group of a signal, shortened to a valid folder name."""
     return experiment(title.encode()[:_LONGEST_NAME].decode("utf-8", "ignore"))
 
 
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
-    """Write all but the data of a signal (see `stem_dask.writers.hspy.signal_of`) into the store that holds them."""
+    """Add everything but the data of a signal (see `stem_dask.writers.hspy.signal_of`) to its store."""
     tree = {f"axis-{i}": axis for i, axis in enumerate(signal["axes"])}
     names = ("metadata", "original_metadata", "learning_results", "attributes")
     tree |= {name: signal[name] for name in names} | signal["package_info"]
@@ -153,13 +154,13 @@ def write_signal(path: str, signal: Mapping[str, Any]) -> None:
 
 
 def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Nested dictionaries as groups, arrays as arrays, plain values as attributes, as HyperSpy reads them."""
+    """Write dictionaries as groups, arrays as arrays and plain values as attributes."""
     attrs = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             _write_tree(folder / key, value)
         elif isinstance(value, np.ndarray):
-            write_array(folder / key, value)
+            make_array(folder / key, value.shape, value.dtype, value.shape, "auto")[...] = value
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             numbered = {str(i): item for i, item in enumerate(value)}
             _write_tree(folder / f"_list_{len(value)}_{key}", numbered)
@@ -168,80 +169,42 @@ def _write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
     write_group(folder, attrs)
 
 
-#: what ``auto`` is here
-CODEC = "lz4"
-
-GROUP, ARRAY, ATTRIBUTES = ".zgroup", ".zarray", ".zattrs"
-
-
 def write_group(folder: str | Path, attrs: Mapping[str, Any] | None = None) -> None:
-    """Make a folder a group of the store; its attributes become these, where any are given."""
+    """Make a folder a group of the store, with these attributes."""
+    import zarr
+
+    group = zarr.open_group(Path(folder), mode="a", zarr_format=2)
     if attrs:
-        write_document(folder, plain(attrs), name=ATTRIBUTES)
-    write_document(folder, {"zarr_format": 2}, name=GROUP)
+        group.attrs.put(plain(attrs))
 
 
-def array_document(
-    shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int], codec: str = "auto"
-) -> dict[str, Any]:
-    """What a store says of an array, whose chunks are files in a folder for each axis but the last.
+def make_array(
+    folder: Path | None, shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int], codec: str
+) -> Any:
+    """Create an empty array in a folder, or in memory, whose chunk files lie in a folder per axis."""
+    import zarr
 
-    Parameters
-    ----------
-    shape, dtype : sizes and type: bool, integers, floats or complex
-    chunks : extents of a chunk
-    codec : one of `stem_dask.writers.codecs.CODECS`
-
-    Examples
-    --------
-    >>> document = array_document((4, 6), np.dtype("u2"), (2, 6))
-    >>> document["dtype"], document["compressor"]["cname"], document["fill_value"]
-    ('<u2', 'lz4', 0)
-    """
-    dtype = dtype.newbyteorder("<")
-    fill = plain({"fill": np.zeros((), dtype)[()]})["fill"]
-    return {
-        "shape": list(shape),
-        "chunks": [max(1, n) for n in chunks],
-        "dtype": dtype.str,
-        "fill_value": [0.0, 0.0] if dtype.kind == "c" else fill,
-        "order": "C",
-        "filters": None,
-        "dimension_separator": "/",
-        "compressor": _compressor(codec, dtype),
-        "zarr_format": 2,
-    }
+    return zarr.create_array(
+        {} if folder is None else folder,
+        shape=tuple(shape),
+        dtype=dtype.newbyteorder("="),
+        chunks=tuple(max(1, n) for n in chunks),
+        compressors=_compressor(codec, dtype),
+        fill_value=0,
+        zarr_format=2,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
 
 
-def _compressor(codec: str, dtype: np.dtype) -> dict[str, Any] | None:
+def _compressor(codec: str, dtype: np.dtype) -> Any:
+    import numcodecs
+
     codec = CODEC if codec == "auto" else codec
     if codec == "none":
         return None
     if codec == "gzip":
-        return {"id": "gzip", "level": LEVELS[codec]}
+        return numcodecs.GZip(LEVELS[codec])
     shuffle = {"bitshuffle": 2, "shuffle": 1}[shuffle_of(dtype)]
-    how = {"clevel": LEVELS[codec], "shuffle": shuffle, "blocksize": 0}
-    return {"id": "blosc", "cname": codec, **how}
-
-
-def packed(chunk: NDArray, codec: str = "auto") -> bytes:
-    """The bytes of a chunk file: always the same for the same numbers, while numcodecs' gzip writes the time."""
-    codec = CODEC if codec == "auto" else codec
-    chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
-    if codec == "none":
-        return chunk.tobytes()
-    if codec == "gzip":
-        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
-    return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
-
-
-def write_array(folder: str | Path, values: NDArray) -> None:
-    """Write a small array, as one chunk; what was there goes."""
-    remove(folder)
-    write_document(folder, array_document(values.shape, values.dtype, values.shape), name=ARRAY)
-    if values.size == 0:
-        return
-    path = Path(folder, *("0" for _ in values.shape[1:]), "0")
-    with named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(packed(values))
+    return numcodecs.Blosc(codec, LEVELS[codec], shuffle)

@@ -1,4 +1,4 @@
-"""Patterns on their way to a GPU: a small ring of buffers, so that copying, kernels and what comes back overlap."""
+"""A ring of buffers through which patterns reach the GPU, so that copies and kernels overlap."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.kernels.gpu.code import stored
-from stem_dask.kernels.gpu.device import refuse_missing_gpu, told_when_full
+from stem_dask.kernels.gpu.device import refuse_missing_gpu, translate_full_gpu
 
-#: bytes of patterns in one buffer: long enough that the bus and the kernels reach their speed
+#: bytes of patterns in one buffer, enough for full speed of bus and kernels
 SLOT_BYTES = 16 * 2**20
 
-#: buffers, each with its stream: one is filled while the other is worked on
+#: buffers, each with its stream: one is filled while the other is processed
 SLOTS = 2
 
-#: streams that nobody uses: cupy keeps memory for each of them, and new ones would never get it
+#: unused streams, kept because cupy pools memory per stream
 _idle: list[Any] = []
 
-#: where arrays begin in a buffer that they share, in bytes
+#: alignment of arrays in a shared buffer, in bytes
 _ALIGNED = 256
 
-#: what cupy's rounding of sizes adds to a slot
+#: bytes that cupy's rounding adds to a slot
 _ROUNDED = 8 * 512
 
 
 class Work(Protocol):
-    """What is done with the patterns of one slot; it has buffers for as many as a slot holds."""
+    """Computation for the patterns of one slot."""
 
     def start(self, patterns: Any, here: slice) -> None:
-        """Queue kernels for patterns on the GPU (n, ky, kx), and copies of what they give; ``here`` is their place."""
+        """Queue kernels for patterns on the GPU (n, ky, kx), and copies of the results; ``here`` is their slice."""
 
     def finish(self, patterns: NDArray, here: slice) -> Any:
-        """What was found, when all of it is there; ``patterns`` are the same in host memory."""
+        """Result, after the stream is synchronized; ``patterns`` are in host memory."""
 
 
 class Slot:
-    """Patterns in pinned memory, the same on the GPU, and a stream."""
+    """Patterns in pinned memory and on the GPU, and a stream."""
 
-    @told_when_full
+    @translate_full_gpu
     def __init__(
         self, shape: tuple[int, int, int], dtype: np.dtype, work: Callable[[int], Work]
     ) -> None:
@@ -59,9 +59,9 @@ class Slot:
         self.here = slice(0, 0)
         self.busy = False
 
-    @told_when_full
+    @translate_full_gpu
     def start(self) -> None:
-        """Copy the patterns and work on them; returns before that is done."""
+        """Queue copy and kernels; returns immediately."""
         n = self.here.stop - self.here.start
         with self.stream:
             self.device[:n].set(self.host[:n], stream=self.stream)
@@ -69,14 +69,14 @@ class Slot:
         self.busy = True
 
     def finish(self) -> Any:
-        """Wait for what was found."""
+        """Wait for the result."""
         self.stream.synchronize()
         self.busy = False
         return self.work.finish(self.host[: self.here.stop - self.here.start], self.here)
 
 
 class Ring:
-    """Takes patterns a few at a time, and gives what a `Work` makes of them, in their order.
+    """Passes batches of patterns through a `Work`; results come in order.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class Ring:
             _idle.append(slot.stream)
 
     def add(self, piece: NDArray) -> Iterator[Any]:
-        """Take the next patterns, (n, ky, kx); gives what older ones led to, which lasts until the next is asked for."""
+        """Take the next patterns (n, ky, kx); yields results of earlier ones, valid until the next is requested."""
         if piece.dtype == np.bool_:
             piece = piece.view(np.uint8)
         while len(piece):
@@ -132,7 +132,7 @@ class Ring:
                 self._start(slot)
 
     def rest(self) -> Iterator[Any]:
-        """What the last patterns lead to."""
+        """Yield the remaining results."""
         slot = self.slots[self.current]
         if not slot.busy and slot.here.stop > slot.here.start:
             self._start(slot)
@@ -189,7 +189,7 @@ def taken(slots: int, patterns: int, found: int, more: int, pinned: int = 0) -> 
     64.017578125
     """
     on_gpu = slots * (patterns + found + more + _ROUNDED)
-    # cupy makes a power of two of pinned sizes, and keeps those of smaller blocks beside these: less than as much again
+    # cupy rounds pinned sizes up to powers of two, and keeps those of smaller blocks in its pool: at most as much again
     in_host = sum(1 << max(9, (size - 1).bit_length()) for size in (patterns, found, pinned))
     return Taken(on_gpu, 2 * slots * in_host)
 

@@ -1,6 +1,6 @@
 """The CUDA source of the kernels for a type of pixels: text and ``-D`` options, which any compiler for CUDA takes.
 
-Nothing here needs a GPU or cupy. How the kernels add up is told in the files, ``kernels/cuda``.
+Nothing here needs a GPU or cupy. The sources in ``cuda/`` document the order of sums.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What is said when the memory of a GPU is full."""
+"""The GPU of this process: errors for missing GPUs, drivers and memory."""
 
 from __future__ import annotations
 
@@ -11,43 +11,37 @@ P = ParamSpec("P")
 
 T = TypeVar("T")
 
-#: how CUDA's driver (``status``), its runtime, and cuFFT (``result``) alike say that they got no memory
+#: out of memory, as ``status`` of CUDA's driver and runtime, and ``result`` of cuFFT
 _FULL = 2
 
 
 def gpu_name() -> str:
-    """The GPU that this process works on, by its place and machine."""
+    """PCI bus id and machine of the GPU that this process uses."""
     import cupy
 
     runtime = cupy.cuda.runtime
     return f"{runtime.deviceGetPCIBusId(runtime.getDevice())} of {socket.gethostname()}"
 
 
-def told_when_full(work: Callable[P, T]) -> Callable[P, T]:
-    """Have work on a GPU say which one is full, by how much, and what to do; cupy's errors need cupy to be understood.
-
-    Raises
-    ------
-    MemoryError
-        Where cupy raises one of its own.
-    """
+def translate_full_gpu(work: Callable[P, T]) -> Callable[P, T]:
+    """Decorator that raises errors for a full GPU as MemoryError, which can be unpickled without cupy."""
 
     @functools.wraps(work)
-    def told(*args: P.args, **options: P.kwargs) -> T:
+    def translated(*args: P.args, **options: P.kwargs) -> T:
         try:
             return work(*args, **options)
         except Exception as error:
             words = _words(error)
             if words is None:
                 raise
-        # not within the except: its error would go along, and keep the buffers of whoever met it
+        # outside the except block, because the context would keep the buffers alive
         raise MemoryError(words)
 
-    return told
+    return translated
 
 
 def _words(error: Exception) -> str | None:
-    """What to say of an error; None when it is another one."""
+    """Message for a full GPU; None for other errors."""
     import cupy
 
     number = getattr(error, "status", getattr(error, "result", None))
@@ -56,7 +50,7 @@ def _words(error: Exception) -> str | None:
     try:
         free, has = cupy.cuda.runtime.memGetInfo()
         left = f"; {free:,} of its {has:,} bytes are free"
-    except cupy.cuda.runtime.CUDARuntimeError:  # not even for what a process needs to ask
+    except cupy.cuda.runtime.CUDARuntimeError:  # too full even for this request
         left = ""
     return (
         f"the memory of the GPU {gpu_name()} is full: {str(error).rstrip('.')}{left}. Another program may use it "
@@ -68,7 +62,7 @@ INSTALL = "pip install -c constraints.txt '.[gpu]' (or '.[gpu12]' for CUDA 12)"
 
 
 def missing_gpu() -> str | None:
-    """Why this process has no GPU to work on; None when it has one."""
+    """Why this process cannot use a GPU; None if it can."""
     try:
         import cupy
     except ImportError as error:
@@ -82,13 +76,13 @@ def missing_gpu() -> str | None:
 
 
 def _without_driver(runtime: Any) -> str | None:
-    """What is wrong with the driver; CUDA calls it too old for its runtime when there is none, too."""
+    """Describe a missing or old driver, which CUDA reports alike."""
     try:
         has, needs = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     except Exception:
         return None
     if has == 0:
-        return "NVIDIA's driver is not there (nvidia-smi would tell its version)"
+        return "NVIDIA's driver is not installed (nvidia-smi prints its version)"
     if has // 1000 < needs // 1000:
         return (
             f"NVIDIA's driver is for CUDA {_version(has)}, and cupy for {_version(needs)}; install a newer driver, or a cupy "
@@ -98,7 +92,7 @@ def _without_driver(runtime: Any) -> str | None:
 
 
 def _version(number: int) -> str:
-    """As people write it.
+    """CUDA version as text.
 
     Examples
     --------
@@ -109,12 +103,7 @@ def _version(number: int) -> str:
 
 
 def refuse_missing_gpu() -> None:
-    """Refuse work for a GPU in a process without one.
-
-    Raises
-    ------
-    ValueError
-    """
+    """Raise ValueError in a process that cannot use a GPU."""
     why = missing_gpu()
     if why is not None:
         raise ValueError(f"device is gpu, but no GPU can be used: {why}. Or set device: cpu")

@@ -3,7 +3,7 @@
 // A batch of patterns is worked on by `batch` blocks of threads, one a pattern, and by `adders` more, which add up the same
 // patterns pixel by pixel: these follow each other in the order of the blocks, so that a pattern comes from the memory
 // once, and from the cache when it is looked at again. Nothing waits for another block, and every sum has a fixed order.
-// Set by -D beside what pixels.cuh names: CIRCLE, 1 for rings of circles, 0 of squares.
+// Defined by -D, in addition to those of pixels.cuh: CIRCLE, 1 for rings of circles, 0 of squares.
 
 // shared: [whole, near y, near x, good, smallest, 4 odd, free][3 + 1 values a warp][rows][columns][scratch]
 #define HEAD 16

@@ -1,6 +1,6 @@
 // Cut a window out of each pattern, make it smaller, and add up what the window holds, in one launch that reads nothing else.
 //
-// One block of threads a pattern, one row of the output a warp. Set by -D beside what pixels.cuh names: OUT, the type of
+// One block of threads a pattern, one row of the output a warp. Defined by -D, in addition to those of pixels.cuh: OUT, the type of
 // the output; FACTOR, pixels that become one; WAY, 0 for the first of them, 1 for their mean, 2 for their sum; WORK, the
 // type in which they are added, column by column and then along the row, as the CPU does.
 
