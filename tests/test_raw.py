@@ -8,7 +8,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.readers.flat import FramedFile, Run, framed
 from stem_dask.readers.open import find
 from stem_dask.readers.source import plain
-from stem_dask.readers.views import Flipped
+from stem_dask.readers.views import View
 from stem_dask.stages.open import open_patterns
 
 
@@ -231,7 +231,7 @@ def test_frames_in_several_files(tmp_path):
             for columns in (slice(None), slice(2, 3), slice(1, 5, 2)):
                 key = (part, rows, columns)
                 np.testing.assert_array_equal(source[key], array[key])
-                np.testing.assert_array_equal(Flipped(source)[key], array[:, ::-1][key])
+                np.testing.assert_array_equal(View.of(source).flip(-2)[key], array[:, ::-1][key])
     (tmp_path / "b").write_bytes(b"head")
     assert source[0:3, :, :].shape == (3, 6, 5)
     with pytest.raises(SourceError, match=r"/b: the file ends at byte 4, in pattern 3"):

@@ -37,6 +37,7 @@ from stem_dask.readers import flat as sources
 from stem_dask.readers.detector_first import Turned, TurnedSink, detector_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.open import find
+from stem_dask.readers.views import View
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.staging import NONCE_BYTES
@@ -413,7 +414,7 @@ def test_check_tells_of_it(
 def slab_of(source: tuple[int, ...], limit: int | None, threads: int = 1) -> Any:
     _ky, _kx, _scan_y, scan_x = source
     file = FlatFile("scan.raw", 0, np.dtype("u2"), source)
-    source, info = module.Transposed(file, (2, 3, 0, 1)), SimpleNamespace(path="scan.raw")
+    source, info = View.of(file).transpose((2, 3, 0, 1)), SimpleNamespace(path="scan.raw")
     found: Any = SimpleNamespace(source=source, info=info)
     return found, fitting_slab(found, (2, scan_x), Worker(limit, threads))
 

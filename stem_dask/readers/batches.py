@@ -14,23 +14,25 @@ from stem_dask.core.errors import SourceError, told_as
 from stem_dask.readers.flat import FlatFile, FramedFile, buffer_for
 from stem_dask.readers.mib import LongCounts, QuadCounts, RawCounts
 from stem_dask.readers.source import Slices, Source
-from stem_dask.readers.views import Flipped, ScanOfList, Selection, Squeezed
+from stem_dask.readers.views import ScanOfList, View
 from stem_dask.storage.errors import present
 
-#: ways to see a source that change nothing but the order of patterns, or each pattern by itself
-VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
+#: wrappers that read each pattern by itself
+_BY_PATTERN = (View, ScanOfList, RawCounts, QuadCounts, LongCounts)
 
 
 def is_read_in_pieces(source: Source) -> bool:
     """Whether a few patterns of it are read as fast as many: each lies in one piece, and by itself."""
-    while isinstance(source, VIEWS):
+    while isinstance(source, _BY_PATTERN):
+        if isinstance(source, View) and source.transposed:
+            return False
         source = source.source
     return isinstance(source, (FlatFile, FramedFile))
 
 
 def _flat(source: Source) -> FlatFile | None:
     """The file, of a source that can be read into an array that is there already."""
-    inner = source.source if isinstance(source, Selection) else source
+    inner = source.source if isinstance(source, View) and source.in_place else source
     return inner if isinstance(inner, FlatFile) else None
 
 

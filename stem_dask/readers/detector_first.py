@@ -25,7 +25,7 @@ from stem_dask.core.model import Record, Region
 from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Slices, Source
-from stem_dask.readers.views import DETECTOR_FIRST, Flipped, Selection, Transposed
+from stem_dask.readers.views import DETECTOR_FIRST, View
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.publish import named, remove
 from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
@@ -95,40 +95,17 @@ def detector_first(source: Source) -> DetectorFirst | None:
     Examples
     --------
     >>> flat = FlatFile("scan.dm4", 512, np.dtype("u2"), (64, 48, 8, 6))
-    >>> detector_first(Transposed(flat, (2, 3, 0, 1))).shape
+    >>> detector_first(View.of(flat).transpose((2, 3, 0, 1))).shape
     (64, 48, 8, 6)
     >>> detector_first(flat) is None
     True
     """
-    ranges = _ranges(source)
-    if ranges is None:
+    if not isinstance(source, View) or source.order != DETECTOR_FIRST:
         return None
-    return DetectorFirst(*ranges)
-
-
-def _ranges(source: Source) -> tuple[FlatFile, Ranges] | None:
-    """The flat file below, and the indices on its axes that the views above it leave."""
-    if isinstance(source, Transposed):
-        file = source.source
-        if source.order != DETECTOR_FIRST or not isinstance(file, FlatFile):
-            return None
-        ky, kx, y, x = map(range, file.shape)
-        return file, (ky, kx, y, x)
-    if not isinstance(source, (Flipped, Selection)):
+    if not isinstance(source.source, FlatFile):
         return None
-    beneath = _ranges(source.source)
-    if beneath is None:
-        return None
-    file, (ky, kx, y, x) = beneath
-    if isinstance(source, Flipped):
-        return file, (ky[::-1], kx, y, x)
-    y, x, ky, kx = (
-        r[start::step][:size]
-        for r, start, step, size in zip(
-            (y, x, ky, kx), source.starts, source.steps, source.shape, strict=True
-        )
-    )
-    return file, (ky, kx, y, x)
+    y, x, ky, kx = (indices for _, indices in source.axes)
+    return DetectorFirst(source.source, (ky, kx, y, x))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from stem_dask.readers.containers import in_folder, in_zip
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.raw import RawLayout, list_raw
 from stem_dask.readers.source import Candidate, Source, bytes_behind, scan_axes
-from stem_dask.readers.views import Transposed
+from stem_dask.readers.views import View
 from stem_dask.storage.errors import COPY, one_line, told
 from stem_dask.storage.s3 import at, opened_file
 from stem_dask.storage.urls import check_path, is_url
@@ -256,10 +256,9 @@ def _npy(name: str) -> list[Candidate]:
             f"{name}: the header says {by(shape)} {dtype}, {n_bytes:,} bytes, but {size - offset:,} follow; "
             "the file was cut"
         )
-    source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
-    if fortran:
-        source = Transposed(source, tuple(range(len(shape)))[::-1])
-    notes = _behind_npy(name, offset, source.source if isinstance(source, Transposed) else source)
+    stored = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
+    source = View.of(stored).transpose(range(len(shape))[::-1]) if fortran else stored
+    notes = _behind_npy(name, offset, stored)
     about = ours.of_results(name, source.shape)
     return [Candidate("array", source, _plain_axes(shape), notes=notes, about=about)]
 

@@ -16,14 +16,7 @@ from stem_dask.readers.containers import of_many
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.sizes import frame_way, scan_ways
 from stem_dask.readers.source import Candidate, Source
-from stem_dask.readers.views import (
-    DETECTOR_FIRST,
-    Flipped,
-    ScanOfList,
-    Selection,
-    Transposed,
-    select,
-)
+from stem_dask.readers.views import DETECTOR_FIRST, ScanOfList, View, select
 
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
 
@@ -51,19 +44,19 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class View:
+class Arranged:
     """A source on its way from the file to the patterns."""
 
     source: Source
     axes: tuple[Axis, ...]
     notes: tuple[str, ...] = ()
 
-    def on(self, source: Source, axes: Sequence[Axis], *notes: str) -> "View":
+    def on(self, source: Source, axes: Sequence[Axis], *notes: str) -> "Arranged":
         """The next step: another source with its axes, and a word on it."""
-        return View(source, tuple(axes), (*self.notes, *notes))
+        return Arranged(source, tuple(axes), (*self.notes, *notes))
 
 
-def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
+def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> Arranged:
     """Bring the axes into the order (scan_y, scan_x, ky, kx), or (pattern, ky, kx).
 
     Raises
@@ -103,7 +96,7 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         if chosen.swapped is None and geometry.scan_order == "auto":
             note += f" (by {', '.join(axis.units or axis.name for axis in axes)})"
         view = view.on(
-            Transposed(source, DETECTOR_FIRST), _named((*axes[2:], *axes[:2]), names), note
+            View.of(source).transpose(DETECTOR_FIRST), _named((*axes[2:], *axes[:2]), names), note
         )
     else:
         view = replace(view, axes=_named(axes, names))
@@ -119,7 +112,7 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
     return view
 
 
-def _by_names(view: View) -> View:
+def _by_names(view: Arranged) -> Arranged:
     """The axes in the order that their names ask for, under our names."""
     if len(view.axes) not in (3, 4):
         return view
@@ -129,11 +122,13 @@ def _by_names(view: View) -> View:
         return view.on(view.source, view.axes, *notes)
     axes = [view.axes[i] for i in order]
     names = (*SCAN_DIMS, *DETECTOR_DIMS) if len(order) == 4 else (axes[0].name, *DETECTOR_DIMS)
-    source = view.source if order == tuple(range(len(order))) else Transposed(view.source, order)
+    source = view.source
+    if order != tuple(range(len(order))):
+        source = View.of(source).transpose(order)
     return view.on(source, _named(axes, names), *notes)
 
 
-def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
+def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> Arranged:
     """Fold a stack of patterns into the scan that the user or the file gives."""
     source, axes, (first, last) = view.source, view.axes, _ends(geometry)
     if first + last >= source.shape[0]:
@@ -141,9 +136,9 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             f"{name}: input.skip_frames is {geometry.skip_frames}, but there are {source.shape[0]:,} patterns"
         )
     if first or last:
-        rest = (source.shape[0] - first - last, *source.shape[1:])
-        source = Selection(source, (first, 0, 0), (1, 1, 1), rest)
-        axes = (axes[0].part(first, rest[0]), *axes[1:])
+        whole = slice(None)
+        source = View.of(source).select(slice(first, source.shape[0] - last), whole, whole)
+        axes = (axes[0].part(first, source.shape[0]), *axes[1:])
         end = f" and the last {last:,}" if last else ""
         view = view.on(source, axes, f"left out the first {first:,}{end} patterns")
     scan = chosen.scan
@@ -208,7 +203,7 @@ def _ends(geometry: Geometry) -> tuple[int, int]:
     return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
 
 
-def parted(name: str, view: View, geometry: Geometry) -> View:
+def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
     """Leave out the flyback, turn the patterns, take region and step of the scan.
 
     Raises
@@ -225,14 +220,14 @@ def parted(name: str, view: View, geometry: Geometry) -> View:
                 f"{name}: input.drop_columns is {drop}, but the input has {what}; it leaves out columns at the end of "
                 "every row of a scan"
             )
-        sizes = (sizes[0], sizes[1] - drop, *sizes[2:])
-        axes = (view.axes[0], view.axes[1].part(0, sizes[1]), *view.axes[2:])
+        axes = (view.axes[0], view.axes[1].part(0, sizes[1] - drop), *view.axes[2:])
         note = f"left out the last {drop:,} columns of the scan"
-        view = view.on(Selection(view.source, (0,) * 4, (1,) * 4, sizes), axes, note)
+        whole = slice(None)
+        view = view.on(View.of(view.source).select(whole, slice(-drop), whole, whole), axes, note)
     if geometry.flip:
         # the place of a pixel goes with it: the axis runs backwards, so that the center keeps its value
         axes = (*view.axes[:-2], _backwards(view.axes[-2]), view.axes[-1])
-        view = view.on(Flipped(view.source), axes, "every pattern is turned top to bottom")
+        view = view.on(View.of(view.source).flip(-2), axes, "every pattern is turned top to bottom")
     picked = select(view.source, geometry.scan_roi, geometry.scan_step)
     if picked is view.source:
         return view

@@ -27,7 +27,7 @@ from stem_dask.readers.source import (
     side_text,
     stack_axes,
 )
-from stem_dask.readers.views import Selection
+from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
 from stem_dask.storage.s3 import at, opened_file
 
@@ -206,12 +206,9 @@ def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, 
     counters = [said[_COUNTER].strip() for said in (words, second)]
     if sorted(counters) != ["0", "1"]:
         return [("patterns", source)]
-    n, *pattern = source.shape
+    whole = slice(None)
     return [
-        (
-            f"counter {counter}",
-            Selection(source, (i, 0, 0), (2, 1, 1), ((n - i + 1) // 2, *pattern)),
-        )
+        (f"counter {counter}", View.of(source).select(slice(i, None, 2), whole, whole))
         for i, counter in enumerate(counters)
     ]
 

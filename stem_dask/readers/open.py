@@ -18,10 +18,10 @@ from stem_dask.core.text import by
 from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
 from stem_dask.readers.containers import can_be_quoted
 from stem_dask.readers.formats import open_file
-from stem_dask.readers.layout import Geometry, ScanOrder, View, arranged, parted
+from stem_dask.readers.layout import Arranged, Geometry, ScanOrder, arranged, parted
 from stem_dask.readers.raw import RawLayout
 from stem_dask.readers.source import Candidate, Source, Wrapped, identity, plain
-from stem_dask.readers.views import Squeezed
+from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
 from stem_dask.storage.s3 import below
 from stem_dask.storage.urls import is_url
@@ -136,7 +136,7 @@ def find(
             f"{name}: {chosen.name} has shape {by(chosen.source.shape)}: it holds nothing"
         )
     refuse_impossible(name, chosen.name, chosen.source)
-    start = View(chosen.source, chosen.axes, (*notes, *chosen.notes))
+    start = Arranged(chosen.source, chosen.axes, (*notes, *chosen.notes))
     view = parted(name, arranged(name, chosen, start, geometry), geometry)
     info = SourceInfo(
         path=name,
@@ -177,7 +177,7 @@ def _valid(
     if chosen.valid is None:
         return None
     axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
-    view = parted(name, arranged(name, chosen, View(chosen.valid, axes), geometry), geometry)
+    view = parted(name, arranged(name, chosen, Arranged(chosen.valid, axes), geometry), geometry)
     return view.source if view.source.shape[:-2] == lead else None
 
 
@@ -192,7 +192,7 @@ def _four_axes(candidate: Candidate) -> Candidate:
     chunks = candidate.chunks
     return replace(
         candidate,
-        source=Squeezed(candidate.source, kept),
+        source=View.of(candidate.source).squeeze(kept),
         axes=tuple(candidate.axes[i] for i in kept),
         chunks=None if chunks is None else tuple(chunks[i] for i in kept),
         notes=(*candidate.notes, f"left out the axes of length 1 of {by(shape)}"),
@@ -281,7 +281,7 @@ def _listed(texts: list[str]) -> str:
 
 def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
     """Settle what becomes of chunk files that are not there, and note how many there are of them."""
-    stored = chosen.source.source if isinstance(chosen.source, Squeezed) else chosen.source
+    stored = chosen.source.source if isinstance(chosen.source, View) else chosen.source
     if not isinstance(stored, ZarrArray):
         if missing == "zero":
             raise SourceError(
@@ -293,7 +293,7 @@ def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
     stored = replace(stored, missing=missing)
     note = missing_note(stored.path, stored.name, zero=missing == "zero")
     source: Source = stored
-    if isinstance(chosen.source, Squeezed):
+    if isinstance(chosen.source, View):
         source = replace(chosen.source, source=stored)
     return replace(chosen, source=source, notes=(*chosen.notes, *([note] if note else ())))
 
