@@ -367,21 +367,6 @@ def test_the_deepest_nesting_that_is_allowed(tmp_path):
     assert read_tags(write(tmp_path, nested(64))) == nested(64)
 
 
-def test_missing_file_folder_and_unreadable_file(tmp_path, monkeypatch):
-    with pytest.raises(SourceError, match="there is no such file; check the path"):
-        list_images(tmp_path / "no.dm4")
-    with pytest.raises(SourceError, match="there is no such file"):
-        read_tags(tmp_path)
-    path = write(tmp_path, {})
-
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(SourceError, match=r"cannot be read \(.*Permission denied.*check its perm"):
-        read_tags(path)
-
-
 def test_the_message_of_a_file_cut_in_its_pixels(tmp_path):
     path = write(tmp_path, one_image(np.zeros(1000, np.uint16), [10, 10, 10]))
     (image,) = list_images(path)

@@ -118,6 +118,12 @@ def header_of(path: str, n_bytes: int, what: str) -> bytes:
     return header
 
 
+def record_of(path: str, layout: np.dtype, what: str) -> dict[str, Any]:
+    """The fields of the header at the beginning of a file, as Python numbers."""
+    record = np.frombuffer(header_of(path, layout.itemsize, what), layout)[0]
+    return dict(zip(layout.names or (), record.item(), strict=True))
+
+
 def bytes_behind(
     path: str,
     what: str,
