@@ -12,7 +12,6 @@ from frames_made import (
     mib,
     mib_header,
     numbers,
-    opens_in_little,
     quad_frame,
     raw_frame,
     raw_header,
@@ -114,12 +113,6 @@ def test_mib_refused(tmp_path, content, message):
     with pytest.raises(SourceError, match=message) as caught:
         find(path)
     assert "a.mib: " in str(caught.value)
-
-
-def test_mib_opens_in_little_memory(tmp_path):
-    path = mib(tmp_path / "a.mib", np.zeros((1, 256, 256), "u2"))
-    found = opens_in_little(path, (384 + 2 * 256 * 256) * 65536, scan_shape=(256, 256))
-    assert found.source.shape == (256, 256, 256, 256)
 
 
 def test_real_mib():

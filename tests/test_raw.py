@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from frames_made import SHAPE, agrees, numbers, opens_in_little
+from frames_made import SHAPE, agrees, numbers
 
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.flat import FramedFile, Run, framed
@@ -76,12 +76,6 @@ def test_a_layout_is_for_raw_files_only(tmp_path):
     np.save(tmp_path / "a.npy", numbers())
     with pytest.raises(SourceError, match=r"are for \.raw files; a numpy file says its own"):
         find(tmp_path / "a.npy", dtype="u2")
-
-
-def test_raw_opens_in_little_memory(raw):
-    shape = (512, 512, 64, 64)
-    found = opens_in_little(raw(numbers()), 2 * 512 * 512 * 64 * 64, shape=shape, dtype="u2")
-    assert found.source.shape == shape
 
 
 # --- what is done to a stack ------------------------------------------------------------------------------------

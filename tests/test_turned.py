@@ -31,7 +31,7 @@ from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, tu
 from stem_dask.job.run import run
 from stem_dask.job.transpose import turn_of
 from stem_dask.kernels import transpose as turn_kernel
-from stem_dask.kernels.transpose import gathering, patterns_first
+from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers import detector_first as module
 from stem_dask.readers import flat as sources
 from stem_dask.readers.detector_first import Turned, TurnedSink, detector_first
@@ -97,22 +97,6 @@ def test_patterns_first_of_a_part_of_larger_planes() -> None:
     np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
 
 
-def test_planes_are_gathered_side_by_side() -> None:
-    """As many as fit the cache, or all, more of them where patterns are large; rows that are no power of two apart."""
-    for n, positions, dtype, expected in (
-        (65536, 512, "u2", 512),
-        (65536, 2**16, "f4", 128),
-        (16384, 512, "u2", 256),
-        (2048, 512, "u2", 128),
-        (3, 512, "u1", 3),
-    ):
-        rows = gathering(n, positions, np.dtype(dtype))
-        assert rows.shape == (expected, positions)
-        assert rows.strides == (positions * rows.itemsize + 64, rows.itemsize)
-    assert gathering(0, 5, np.dtype("u2")).shape == (0, 5)
-    assert gathering(9, 0, np.dtype("u2")).shape == (9, 0)
-
-
 # --- what is read of the file -----------------------------------------------------------------------------------
 
 
@@ -157,21 +141,6 @@ def test_planes_are_turned_some_at_a_time(
     assert got.dtype == patterns.dtype
     assert got.flags.c_contiguous
     np.testing.assert_array_equal(got, patterns[part])
-
-
-def test_a_slab_is_one_run_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = find(old_file(tmp_path, numbers()))
-    stored = detector_first(found.source)
-    assert stored is not None
-    reads = reads_of(monkeypatch)
-    stored[slice(2, 4), slice(None), slice(None), slice(None)]
-    stored[slice(3, 4), slice(2, 6), slice(None), slice(None)]
-    plane = 5 * 4 * 2
-    start = stored.file.offset
-    assert [(position - start, n) for _, position, n in reads] == [
-        (2 * 6 * plane, 2 * 6 * plane),
-        ((3 * 6 + 2) * plane, 4 * plane),
-    ]
 
 
 def test_a_part_of_the_scan_reads_only_its_rows(

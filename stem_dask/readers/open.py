@@ -5,9 +5,8 @@ The families of files it knows are in `stem_dask.readers.formats`.
 """
 
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from stem_dask.readers.raw import RawLayout
 from stem_dask.readers.source import Candidate, Source, Wrapped, identity, plain
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
-from stem_dask.storage.s3 import below
-from stem_dask.storage.urls import is_url
 
 _MOST_LISTED = 12  # arrays that a message names
+
+_MOST_BYTES = 10**14
 
 
 @dataclass(frozen=True)
@@ -93,29 +92,12 @@ def find(
     frame_header: int = 0,
     frame_footer: int = 0,
 ) -> Found:
-    """Look into a file and settle where the patterns are and how they lie.
-
-    Parameters
-    ----------
-    path : a file of a kind in `stem_dask.readers.formats.READERS`
-    dataset : name or number of the array, when the file holds several
-    scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not say its own
-    scan_order : which axes are the scan: ``scan_first``, ``detector_first``, or ``auto`` (as the file says)
-    scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
-    scan_step : take every n-th position of it
-    skip_frames : leading patterns of a stack that are left out before the scan is folded, or [leading, trailing]
-    drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
-    flip : turn every pattern top to bottom
-    missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
-    shape : [scan_y, scan_x, ky, kx] or [n, ky, kx], of a .raw file
-    dtype : numpy's name of the type, of a .raw file
-    offset : byte at which a .raw file's first pattern begins, or the header before it
-    frame_header, frame_footer : bytes before and after each pattern of a .raw file
+    """Open a file without reading its patterns; the parameters are those of `stem_dask.open`.
 
     Raises
     ------
     SourceError
-        When the file is missing, damaged, of an unknown kind, or does not hold patterns.
+        When the file is missing, damaged, of an unknown format, or does not hold patterns.
     """
     name = str(path)
     geometry = Geometry(
@@ -135,7 +117,12 @@ def find(
         raise SourceError(
             f"{name}: {chosen.name} has shape {by(chosen.source.shape)}: it holds nothing"
         )
-    refuse_impossible(name, chosen.name, chosen.source)
+    n_bytes = math.prod(chosen.source.shape) * chosen.source.dtype.itemsize
+    if n_bytes > _MOST_BYTES:  # of chunks that were never written: the graph would never end
+        raise SourceError(
+            f"{name}: {chosen.name} claims {by(chosen.source.shape)} {chosen.source.dtype}, {n_bytes / 1e12:,.0f} TB, but "
+            f"no scan is larger than {_MOST_BYTES / 1e12:,.0f} TB; its sizes are damaged"
+        )
     start = Arranged(chosen.source, chosen.axes, (*notes, *chosen.notes))
     view = parted(name, arranged(name, chosen, start, geometry), geometry)
     info = SourceInfo(
@@ -296,52 +283,3 @@ def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
     if isinstance(chosen.source, View):
         source = replace(chosen.source, source=stored)
     return replace(chosen, source=source, notes=(*chosen.notes, *([note] if note else ())))
-
-
-#: no file is this large; chunks that were never written may make one say so
-_MOST_BYTES = 10**14
-
-#: nothing but one and the same number is stored in fewer bytes
-_MOST_COMPRESSED = 10**5
-
-
-def refuse_impossible(path: str, name: str, source: Source) -> None:
-    """An array of more than 100 TB that has next to no bytes behind it would only end in a graph without end.
-
-    Raises
-    ------
-    SourceError
-        When more than 100,000 bytes are claimed for each one that is stored.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from stem_dask.readers.arrays import Hdf5Dataset
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     refuse_impossible("a.h5", "data", Hdf5Dataset(file.name, "data", np.dtype("u2"), (2, 3, 4, 5)))
-    """
-    said = math.prod(source.shape) * source.dtype.itemsize
-    if said <= _MOST_BYTES:
-        return
-    stored = 0
-    for n_bytes in _sizes(path):
-        stored += n_bytes
-        if stored * _MOST_COMPRESSED >= said:
-            return
-    raise SourceError(
-        f"{path}: {name} claims {by(source.shape)} {source.dtype}, {said / 1e12:,.0f} TB, but {stored:,} bytes are "
-        "stored; its sizes are damaged"
-    )
-
-
-def _sizes(path: str) -> Iterator[int]:
-    """Bytes of a file, or of each file of a store."""
-    if is_url(path):
-        yield from (status.st_size for _, status in below(path))
-        return
-    if not os.path.isdir(path):
-        yield os.stat(path).st_size
-    for folder, _, names in os.walk(path):
-        for name in names:
-            yield os.lstat(os.path.join(folder, name)).st_size
