@@ -34,7 +34,7 @@ from stem_dask.kernels import transpose as turn_kernel
 from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers import detector_first as module
 from stem_dask.readers import flat as sources
-from stem_dask.readers.detector_first import Turned, TurnedSink, detector_first
+from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.open import find
 from stem_dask.readers.views import View
@@ -266,7 +266,7 @@ def test_going_on_looks_at_every_piece(tmp_path: Path, monkeypatch: pytest.Monke
     known = again.records("turn")
     assert len(known) == 4
     whole, hurt, *_ = known
-    place = list(turn.sink.turned.pieces_of((slice(hurt, hurt + 1), slice(0, 6))))[1]
+    place = list(turn.sink.file.pieces_of((slice(hurt, hurt + 1), slice(0, 6))))[1]
     with open(place.path, "r+b") as file:
         file.seek(place.offset + 5)
         (byte,) = file.read(1)
@@ -275,13 +275,13 @@ def test_going_on_looks_at_every_piece(tmp_path: Path, monkeypatch: pytest.Monke
     assert turn.sink.verify(known[whole]) is None
     assert "patterns.raw does not hold what was written" in str(turn.sink.verify(known[hurt]))
     written: list[int] = []
-    write = TurnedSink.write
+    write = TransposedSink.write
 
-    def counted(self: TurnedSink, index: int, *args: Any) -> Any:
+    def counted(self: TransposedSink, index: int, *args: Any) -> Any:
         written.append(index)
         return write(self, index, *args)
 
-    monkeypatch.setattr(TurnedSink, "write", counted)
+    monkeypatch.setattr(TransposedSink, "write", counted)
     turn.run(journal=again)
     again.close()
     # what was in flight at the interrupt was written, but not noted
@@ -294,7 +294,7 @@ def test_a_lost_intermediate_file_is_made_again(tmp_path: Path) -> None:
     turn = turn_of(find(old_file(tmp_path, patterns)), (2, 4), (3, 6), tmp_path)
     journal = Journal(tmp_path / "journal")
     turn.run(journal=journal)
-    os.remove(turn.sink.turned.path)
+    os.remove(turn.sink.file.path)
     assert "No such file" in str(turn.sink.verify(journal.records("turn")[0]))
     turn.run(journal=journal)
     journal.close()
@@ -320,7 +320,7 @@ def test_a_full_disk_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*args: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device", "patterns.raw")
 
-    monkeypatch.setattr(TurnedSink, "write", full)
+    monkeypatch.setattr(TransposedSink, "write", full)
     with pytest.raises(DiskFullError, match=r"No space left.*patterns\.raw"):
         turn.run()
 
@@ -358,10 +358,10 @@ def test_the_disk_holds_the_input_once_more(
 
 
 def test_holes_take_no_room(tmp_path: Path) -> None:
-    turned = Turned(
+    turned = TransposedFile(
         str(tmp_path / "run" / "a.raw"), np.dtype("u1"), (64, 64, 64, 64), (1, 1), (1, 1)
     )
-    TurnedSink(turned).create(resume=False)
+    TransposedSink(turned).create(resume=False)
     assert tree_bytes(tmp_path / "run") == 64**4 + NONCE_BYTES
     assert tree_bytes(tmp_path / "run", holes=False) < 64**4 / 100
 
