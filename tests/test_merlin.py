@@ -30,7 +30,7 @@ def test_mib(tmp_path, kind, length):
     path = mib(tmp_path / "a.mib", array, kind, length)
     found = find(path, scan_shape=SHAPE[:2])
     agrees(found, array)
-    assert any("RosettaSciIO and HyperSpy show" in note for note in found.info.notes)
+    assert any("RosettaSciIO and HyperSpy flip" in note for note in found.info.notes)
     assert found.info.metadata["pattern"]["type"] == kind
     agrees(find(path, scan_shape=SHAPE[:2], flip=True), array[:, :, ::-1])
     with pytest.raises(SourceError, match=r"a stack of 12 patterns of 6 x 5 pixels; give its scan"):
@@ -178,7 +178,7 @@ def test_raw_mode_of_four_chips(tmp_path, bits, layout):
     (tmp_path / "a.mib").write_bytes(b"".join(frames))
     found = find(tmp_path / "a.mib", scan_shape=(3, 2))
     agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2"}[bits]))
-    assert any("turned by 180°" in note for note in found.info.notes)
+    assert any("rotated by 180°" in note for note in found.info.notes)
 
 
 @pytest.mark.parametrize(

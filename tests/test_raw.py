@@ -154,7 +154,7 @@ def test_flip(raw, tmp_path):
     path = raw(numbers())
     found = find(path, shape=SHAPE, dtype="u2", flip=True)
     agrees(found, numbers()[:, :, ::-1])
-    assert "turned top to bottom" in found.info.notes[-1]
+    assert "every pattern is flipped" in found.info.notes[-1]
     np.save(tmp_path / "a.npy", numbers((14, 6, 5)))
     agrees(find(tmp_path / "a.npy", flip=True), numbers((14, 6, 5))[:, ::-1])
 

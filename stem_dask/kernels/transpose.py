@@ -1,25 +1,24 @@
-"""From what each pixel of the detector saw to patterns: the transposition of a block."""
+"""The transposition of a detector-first block into patterns."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: planes that are gathered before they are turned: they and a row of a piece fit the core's own cache
+#: planes that are gathered before they are transposed: they and a row of a piece fit into the cache of a core
 GATHERED = 128
 
-#: of large patterns, which do not fit it, up to this share of their pixels, and as many bytes: a run that is written to
-#: memory shall not be short
+#: for patterns too large for the cache, up to this share of their pixels and as many bytes, so that runs are long
 SHARE, GATHERED_BYTES = 64, 2**19
 
-#: bytes between gathered rows: without them rows of a power of two lie in the same few lines of the cache
+#: bytes between gathered rows: rows of a power of two would share a few cache lines
 _GAP = 64
 
 
 def patterns_first(planes: NDArray) -> NDArray:
-    """``planes.transpose(1, 2, 0)`` as an array of its own, several times as fast as numpy alone makes it.
+    """A copy of ``planes.transpose(1, 2, 0)``, several times as fast as with numpy alone.
 
     Parameters
     ----------
-    planes : (pixels, scan_y, scan_x), any dtype; rows may lie far apart in memory
+    planes : (pixels, scan_y, scan_x), any dtype and strides
 
     Returns
     -------
@@ -41,11 +40,7 @@ def patterns_first(planes: NDArray) -> NDArray:
 
 
 def gathering(n: int, positions: int, dtype: np.dtype) -> NDArray:
-    """An array for some of n planes, a row each; ``rows.T`` is what they are in patterns.
-
-    Returns
-    -------
-    ndarray (planes, positions), each row in one piece; its content is not set
+    """An uninitialized array (planes, positions) for some of ``n`` planes, with contiguous rows.
 
     Examples
     --------

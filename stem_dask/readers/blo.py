@@ -1,4 +1,4 @@
-"""NanoMEGAS block files (.blo): square patterns of bytes, each behind the mark AA 55 and its number."""
+"""NanoMEGAS block files (.blo): square patterns of bytes, each after the mark AA 55 and its number."""
 
 from dataclasses import replace
 

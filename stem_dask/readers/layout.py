@@ -1,4 +1,4 @@
-"""How the patterns of a file lie: which axes are the scan, what is folded, left out or turned; nothing is read."""
+"""The order of the axes of a file: which are the scan, and what is folded, left out or flipped; nothing is read."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ from stem_dask.readers.views import DETECTOR_FIRST, ScanOfList, View, select
 
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
 
-#: which axes are of diffraction space, see `_is_reciprocal`
+#: which axes are reciprocal, see `_is_reciprocal`
 _SCAN_FIRST = [False, False, True, True]
 
 #: units of a specimen
@@ -32,7 +32,7 @@ _ENERGIES = ("ev", "kev", "mev")
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the user says of how the patterns lie; see `stem_dask.readers.open.find`."""
+    """The user's options for the order of the patterns; see `stem_dask.open`."""
 
     scan_shape: Sequence[int] | None
     scan_order: ScanOrder
@@ -45,14 +45,14 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Arranged:
-    """A source on its way from the file to the patterns."""
+    """A source with its axes and notes."""
 
     source: Source
     axes: tuple[Axis, ...]
     notes: tuple[str, ...] = ()
 
     def on(self, source: Source, axes: Sequence[Axis], *notes: str) -> "Arranged":
-        """The next step: another source with its axes, and a word on it."""
+        """Another source with its axes, and further notes."""
         return Arranged(source, tuple(axes), (*self.notes, *notes))
 
 
@@ -62,8 +62,7 @@ def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -
     Raises
     ------
     SourceError
-        When the array has another number of axes, scan and detector cannot be told apart, or the user says what does
-        not fit.
+        When the array has another number of axes, the order is ambiguous, or the options do not fit.
     """
     if geometry.scan_order == "auto" and chosen.swapped is None:
         view = _by_names(view)
@@ -76,7 +75,7 @@ def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -
         and axes[1].name != SCAN_DIMS[1]
         and _kind(name) == ".pt"
     ):
-        # (N, 1, H, W): a list of patterns with one channel, as the tensor scripts write it
+        # (N, 1, H, W): a list of patterns with one channel
         source = replace(source, shape=(source.shape[0], *source.shape[2:]))
         view = replace(view, source=source, axes=(axes[0], *axes[2:]))
     if len(source.shape) == 3:
@@ -102,7 +101,7 @@ def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -
         view = replace(view, axes=_named(axes, names))
         if geometry.scan_order == "auto" and [_is_reciprocal(axis.units) for axis in axes] == _SCAN_FIRST[::-1]:  # fmt: skip
             units = ", ".join(axis.units for axis in axes)
-            note = f"by the units ({units}) the detector might come first; input.scan_order: detector_first turns it"
+            note = f"by the units ({units}) the detector might come first; set input.scan_order: detector_first if so"
             view = view.on(source, view.axes, note)
     if geometry.scan_shape is not None and tuple(geometry.scan_shape) != view.source.shape[:2]:
         raise SourceError(
@@ -113,7 +112,7 @@ def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -
 
 
 def _by_names(view: Arranged) -> Arranged:
-    """The axes in the order that their names ask for, under our names."""
+    """The axes in the order of their names, renamed to those of stem_dask."""
     if len(view.axes) not in (3, 4):
         return view
     order, note = order_by([axis.name for axis in view.axes])
@@ -143,15 +142,14 @@ def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> 
         view = view.on(source, axes, f"left out the first {first:,}{end} patterns")
     scan = chosen.scan
     if geometry.scan_shape is None and scan is None:
-        ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
-        if ours or _kind(name) in (".pt", ".npy", ".zarr"):
+        named = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
+        if named or _kind(name) in (".pt", ".npy", ".zarr"):
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
         if chosen.part:
             raise SourceError(
                 f"{name}: {chosen.name} is a stack of {axes[0].size:,} patterns: {chosen.part}"
             )
         raise SourceError(f"{name}: {chosen.name} {_without_scan(name, chosen.hint, axes)}")
-    told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
         n_y, n_x = geometry.scan_shape
         y, x = scan or (Axis(SCAN_DIMS[0], n_y), Axis(SCAN_DIMS[1], n_x))
@@ -162,7 +160,11 @@ def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> 
         raise SourceError(f"{name}: scan_shape is {n_y} x {n_x}; both sizes must be 1 or more")
     framed = frame_way(name, chosen.source, n_y * n_x)
     if n_y * n_x != source.shape[0]:
-        whose = "input.scan_shape" if told == "input" else "the scan that the file states,"
+        whose = (
+            "input.scan_shape"
+            if geometry.scan_shape is not None
+            else "the scan that the file states,"
+        )
         ways = [
             f"{keys} ({words})"
             for keys, words in scan_ways(source.shape[0], (n_y, n_x), (first, last))
@@ -174,7 +176,8 @@ def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> 
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
         )
     notes = [chosen.part.partition("; join them")[0]] if chosen.part else []
-    notes += [] if told == "input" else [f"the file states a scan of {n_y:,} x {n_x:,}"]
+    if geometry.scan_shape is None:
+        notes.append(f"the file states a scan of {n_y:,} x {n_x:,}")
     if framed and (first or last):
         notes.append(f"the size of the file also fits {framed}; check that patterns do not shift")
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
@@ -182,7 +185,7 @@ def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> 
 
 
 def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
-    """What a stack without a scan is, what to do about it, and what the scan might be: by a header, or a square one."""
+    """What a stack without a scan is, and what its scan might be: as a header hints, or a square."""
     n, side = axes[0].size, isqrt(axes[0].size)
     pixels = by([axis.size for axis in axes[1:]])
     spectra = next((axis for axis in axes if axis.units.lower() in _ENERGIES), None)
@@ -193,18 +196,18 @@ def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
         hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"
     if not hint and side * side == n:
         hint = f"{side} x {side} would fit"
-    said = f" ({hint})" if hint else ""
-    return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{said}"
+    guess = f" ({hint})" if hint else ""
+    return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{guess}"
 
 
 def _ends(geometry: Geometry) -> tuple[int, int]:
-    """Patterns that are left out at the beginning and at the end."""
+    """Patterns to leave out at the beginning and at the end."""
     skip = geometry.skip_frames
     return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
 
 
 def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
-    """Leave out the flyback, turn the patterns, take region and step of the scan.
+    """Leave out the flyback, flip the patterns, select region and step of the scan.
 
     Raises
     ------
@@ -225,9 +228,11 @@ def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
         whole = slice(None)
         view = view.on(View.of(view.source).select(whole, slice(-drop), whole, whole), axes, note)
     if geometry.flip:
-        # the place of a pixel goes with it: the axis runs backwards, so that the center keeps its value
+        # the axis runs backwards, so that the center keeps its value
         axes = (*view.axes[:-2], _backwards(view.axes[-2]), view.axes[-1])
-        view = view.on(View.of(view.source).flip(-2), axes, "every pattern is turned top to bottom")
+        view = view.on(
+            View.of(view.source).flip(-2), axes, "every pattern is flipped top to bottom"
+        )
     picked = select(view.source, geometry.scan_roi, geometry.scan_step)
     if picked is view.source:
         return view
@@ -241,12 +246,12 @@ def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
 
 
 def _backwards(axis: Axis) -> Axis:
-    """The axis of rows counted from the other end, with values that rise again: an origin in the detector stays there."""
+    """The axis of rows in reverse, with ascending values: an origin in the detector stays at its pixel."""
     return replace(axis, offset=-axis.value(axis.size - 1)) if axis.calibrated else axis
 
 
 def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
-    """By the user's word, else by the file's own, else by the units of the axes; DM files that do not tell are refused."""
+    """By the option, else by the file, else by the units of the axes; ambiguous DM files are refused."""
     if scan_order != "auto":
         return scan_order == "detector_first"
     if chosen.swapped is not None:
@@ -267,14 +272,14 @@ def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
 
 
 def _is_reciprocal(units: str) -> bool | None:
-    """Whether a unit is one of diffraction space, in whatever way it is written; None when it does not tell.
+    """Whether a unit is reciprocal, in any spelling; None when it is ambiguous.
 
     Examples
     --------
     >>> [_is_reciprocal(u) for u in ("1 / Å", "nm⁻¹", "$A^{-1}$", "[n_m^-1]", "mrad", "µm", "Angstrom", "counts")]
     [True, True, True, True, True, False, False, None]
     """
-    # the one sign of two that look alike (micro and mu, angstrom and ring), and raised digits as plain ones
+    # NFKC unifies signs that look alike (micro and mu, angstrom and ring) and superscripts
     plain_units = unicodedata.normalize("NFKC", units).replace("\u2212", "-").lower()
     plain_units = re.sub(r"[\s_${}\[\]]", "", plain_units)
     if (

@@ -1,6 +1,6 @@
 """MRC files (.mrc), and the _info.txt that Direct Electron's cameras write with them.
 
-Rows are given as they lie in the file, as RosettaSciIO does.
+Rows keep the order of the file, as in RosettaSciIO.
 """
 
 import math
@@ -42,7 +42,7 @@ _DTYPES = {0: "u1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
 _IMOD_STAMP, _IMOD_SIGNED = 1146047817, 1
 
-#: versions of the format by which bytes count from -128; cameras state them and count from 0 all the same
+#: versions of the format whose bytes are signed; cameras that state them write unsigned bytes all the same
 _SIGNED_VERSIONS = (20140, 20141)
 
 #: YYYYMMDD_number[_suffix][_part]_movie.mrc, as Direct Electron names movies
@@ -55,11 +55,11 @@ def list_mrc(path: str) -> list[Candidate]:
     Raises
     ------
     SourceError
-        When the header is of another format, states a type that is not real numbers, or more than the file holds.
+        When the header is of another format, of complex or packed numbers, or states more than the file holds.
     """
     header = header_of(path, _HEADER_BYTES, "an MRC file")
     both = {order: np.frombuffer(header, layout)[0] for order, layout in _HEADERS.items()}
-    known = [order for order, said in both.items() if said["mode"] in (*_DTYPES, 3, 4, 101)]
+    known = [order for order, fields in both.items() if fields["mode"] in (*_DTYPES, 3, 4, 101)]
     if not known:
         raise SourceError(
             f"{path}: not an MRC file: the mode is {both['<']['mode']:,}, where one of "
@@ -98,13 +98,13 @@ def list_mrc(path: str) -> list[Candidate]:
     notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy, offset) + signs
     texts = (text.decode("latin-1").strip("\0 ") for text in fields["labels"])
     labels = [text for text in texts if text]
-    said: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": labels}
     }  # fmt: skip
     ky, kx, scan, hint = Axis("ky", height), Axis("kx", width), None, ""
     info = _info_file(path)
     if info is not None:
-        said["info"] = settings = _settings(side_text(info))
+        metadata["info"] = settings = _settings(side_text(info))
         scan, hint = _scan(settings), _not_by_rows(settings)
         ky, kx = (
             calibrated(f"k{x}", axis.size, _positive(settings, f"Diffraction Pixel Size {x.upper()}"), 0.0, "1/nm")
@@ -112,8 +112,8 @@ def list_mrc(path: str) -> list[Candidate]:
         )  # fmt: skip
     source = FlatFile(path, offset, dtype, shape)
     return [
-        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=notes, hint=hint,
-                  files=() if info is None else (info,), about=stated("Direct Electron", said.get("info", {})))
+        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=metadata, scan=scan, notes=notes, hint=hint,
+                  files=() if info is None else (info,), about=stated("Direct Electron", metadata.get("info", {})))
     ]  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _type(fields: np.void, order: str, mode: int) -> tuple[np.dtype, tuple[str, 
 
 
 def _info_file(path: str) -> str | None:
-    """The file of settings that belongs to a movie: of its own name, or of its acquisition."""
+    """The settings of a movie: of its own name, or of its acquisition."""
     folder, stem = path[: -len(Path(path).name)], Path(path).stem
     names = [f"{stem}_info.txt", f"{stem.removesuffix('_movie')}_info.txt"]
     if part := _MOVIE.fullmatch(stem):
@@ -153,27 +153,27 @@ def _settings(text: str) -> dict[str, str]:
 
 
 def _positive(settings: dict[str, str], name: str) -> str | None:
-    """A size; Direct Electron writes -1 for what is not known."""
+    """A size; Direct Electron writes -1 for unknown."""
     value = settings.get(name, "")
     return None if value.startswith("-") else value
 
 
 def _path_of(settings: dict[str, str]) -> str:
-    """The path of the beam; that of a region of interest is stated by itself."""
+    """The path of the beam, or that of its region of interest."""
     path = settings.get("Scan - Type", "Raster")
     in_region = settings.get("Scan - ROI Enable") == "Enable"
     return settings.get("Scan - ROI Type", path) if in_region else path
 
 
 def _not_by_rows(settings: dict[str, str]) -> str:
-    """Why the scan of an info file is not taken, where its positions are no raster."""
+    """Why the scan of an info file is not used, when it is not a raster."""
     if settings.get("Scan - Enable") != "Enable" or _path_of(settings) == "Raster":
         return ""
     return f"its _info.txt states a scan of the type {one_line(_path_of(settings))}, not row by row"
 
 
 def _scan(settings: dict[str, str]) -> tuple[Axis, Axis] | None:
-    """The raster that was scanned; none where there was no scan, another path than a raster, or several repeats."""
+    """The scan; None for one that is not a raster, or of several repeats."""
     raster = {
         "Scan - Enable": "Enable",
         "Scan - Repeats": "1",
@@ -181,9 +181,7 @@ def _scan(settings: dict[str, str]) -> tuple[Axis, Axis] | None:
     }
     if any(settings.get(name, value) != value for name, value in raster.items()):
         return None
-    if _path_of(settings) != "Raster":
-        return None
-    if "Scan - Enable" not in settings:
+    if _path_of(settings) != "Raster" or "Scan - Enable" not in settings:
         return None
     part = "ROI Size" if settings.get("Scan - ROI Enable") == "Enable" else "Size"
     steps = (_positive(settings, f"Specimen Pixel Size {x} (nanometers)") for x in "YX")

@@ -1,7 +1,7 @@
-"""Open a 4D-STEM file: find the patterns, their axes and their place; nothing of the data is read.
+"""Open a 4D-STEM file: the patterns, their axes and metadata; no data are read.
 
-`find` looks at headers only and needs neither dask nor numba, so that a bad file is refused before a cluster exists.
-The families of files it knows are in `stem_dask.readers.formats`.
+`find` reads headers only and needs neither dask nor numba, so that a bad file is refused before a cluster starts. The
+formats are in `stem_dask.readers.formats`.
 """
 
 import math
@@ -30,9 +30,9 @@ _MOST_BYTES = 10**14
 
 @dataclass(frozen=True)
 class Found:
-    """The patterns of a file, and what was found out about them.
+    """The patterns of a file.
 
-    ``valid`` is (scan_y, scan_x, 1, 1) or (pattern, 1, 1), False where the file itself says that a pattern is missing;
+    ``valid`` is (scan_y, scan_x, 1, 1) or (pattern, 1, 1), False where the file states that a pattern is missing;
     None when none is.
     """
 
@@ -40,21 +40,21 @@ class Found:
     info: SourceInfo
     identity: tuple[str, int, int]
     valid: Source | None = None
-    #: the further files that ``identity`` is about
+    #: further files that ``identity`` includes
     files: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the patterns as they are read."""
+        """Bytes of the patterns."""
         return math.prod(self.source.shape) * self.source.dtype.itemsize
 
     def change(self) -> str | None:
-        """How the file, or one that belongs to it, differs from the one that was opened; None when it does not.
+        """How the file, or one that belongs to it, has changed since it was opened; None when it has not.
 
         Raises
         ------
         SourceError
-            When it is gone, or cannot be looked at.
+            When it is gone, or cannot be reached.
         """
         path, size, modified = self.identity
         try:
@@ -149,7 +149,7 @@ _NOTHING: tuple[Any, ...] = (None, "", {})
 
 
 def _about(about: Mapping[str, Any]) -> dict[str, Any]:
-    """As plain JSON; the metadata of a signal are that already, and keep their long texts."""
+    """As JSON; the metadata of a signal are JSON already, and keep their long texts."""
     kept = {"metadata": about["metadata"]} if about.get("metadata") else {}
     return {
         **plain({k: v for k, v in about.items() if k != "metadata" and v not in _NOTHING}),
@@ -160,7 +160,7 @@ def _about(about: Mapping[str, Any]) -> dict[str, Any]:
 def _valid(
     name: str, chosen: Candidate, geometry: Geometry, lead: tuple[int, ...]
 ) -> Source | None:
-    """Which patterns are missing by the file's own word, brought into the order and to the part that are read."""
+    """Which patterns the file states as missing, in the order and region that are read."""
     if chosen.valid is None:
         return None
     axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
@@ -169,7 +169,7 @@ def _valid(
 
 
 def _four_axes(candidate: Candidate) -> Candidate:
-    """Without leading axes of length 1, where there are more than four; with a name that can be shown."""
+    """Without leading axes of length 1 when there are more than four, and with a printable name."""
     candidate = replace(candidate, name=one_line(candidate.name))
     shape = candidate.source.shape
     surplus = [i for i, n in enumerate(shape) if n == 1][: max(0, len(shape) - 4)]
@@ -224,7 +224,7 @@ def _choose(
 
 
 def _one_of_series(name: str, series: Candidate) -> str:
-    """How to write the first scan of an array with more than four axes into a file that can be read."""
+    """The command that writes the first scan of an array with more than four axes into a file."""
     source, n_axes = series.source, len(series.source.shape)
     inside = source.name if isinstance(source, (Hdf5Dataset, ZarrArray)) else ""
     first = ", ".join("0" * (n_axes - 4))
@@ -244,7 +244,7 @@ def _one_of_series(name: str, series: Candidate) -> str:
 
 
 def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> Candidate | None:
-    """The array of an HDF5 file that has another name, too, as NeXus files have them."""
+    """The array of an HDF5 file behind a link, as in NeXus files."""
     if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
         return None
     from stem_dask.readers.hdf5_links import name_behind
@@ -260,14 +260,14 @@ def _is_hdf5(source: Source) -> bool:
 
 
 def _listed(texts: list[str]) -> str:
-    """The first of them on one line; a file may hold thousands of arrays."""
+    """The first of them on one line."""
     more = len(texts) - _MOST_LISTED
     shown = [one_line(text) for text in texts[:_MOST_LISTED]]
     return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
-    """Settle what becomes of chunk files that are not there, and note how many there are of them."""
+    """Apply ``missing_chunks``, and note how many chunk files are missing."""
     stored = chosen.source.source if isinstance(chosen.source, View) else chosen.source
     if not isinstance(stored, ZarrArray):
         if missing == "zero":

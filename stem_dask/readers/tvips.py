@@ -1,4 +1,4 @@
-"""TVIPS files (.tvips), one or a series NAME_000.tvips, NAME_001.tvips, …: patterns, each behind a header of numbers."""
+"""TVIPS files (.tvips), one or a series NAME_000.tvips, NAME_001.tvips, …: patterns, each after a header."""
 
 import re
 from pathlib import Path
@@ -75,7 +75,7 @@ def list_tvips(path: str) -> list[Candidate]:
 
 
 def _first_frame(path: str, header: dict[str, int]) -> dict[str, float]:
-    """What the header of the first pattern states; headers of version 1 state nothing."""
+    """The header of the first pattern; those of version 1 have no fields."""
     if header["version"] == 1 or header["frameheaderbytes"] < _FRAME.itemsize:
         return {}
     with opened_file(path) as file:
