@@ -34,13 +34,13 @@ _ENERGIES = ("ev", "kev", "mev")
 class Geometry:
     """The user's options for the order of the patterns; see `stem_dask.open`."""
 
-    scan_shape: Sequence[int] | None
-    scan_order: ScanOrder
-    scan_roi: Sequence[int] | None
-    scan_step: int
-    skip_frames: int | Sequence[int]
-    drop_columns: int
-    flip: bool
+    scan_shape: Sequence[int] | None = None
+    scan_order: ScanOrder = "auto"
+    scan_roi: Sequence[int] | None = None
+    scan_step: int = 1
+    skip_frames: int | Sequence[int] = 0
+    drop_columns: int = 0
+    flip: bool = False
 
 
 @dataclass(frozen=True)

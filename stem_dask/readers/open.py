@@ -6,8 +6,8 @@ formats are in `stem_dask.readers.formats`.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stem_dask.core.text import by
 from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
 from stem_dask.readers.containers import can_be_quoted
 from stem_dask.readers.formats import open_file
-from stem_dask.readers.layout import Arranged, Geometry, ScanOrder, arranged, parted
+from stem_dask.readers.layout import Arranged, Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
 from stem_dask.readers.source import Candidate, Source, Wrapped, identity, plain
 from stem_dask.readers.views import View
@@ -78,21 +78,15 @@ def find(
     path: str | Path,
     *,
     dataset: str | int | None = None,
-    scan_shape: Sequence[int] | None = None,
-    scan_order: ScanOrder = "auto",
-    scan_roi: Sequence[int] | None = None,
-    scan_step: int = 1,
-    skip_frames: int | Sequence[int] = 0,
-    drop_columns: int = 0,
-    flip: bool = False,
     missing_chunks: Missing = "refuse",
-    shape: Sequence[int] | None = None,
-    dtype: str | None = None,
-    offset: int = 0,
-    frame_header: int = 0,
-    frame_footer: int = 0,
+    **options: Any,
 ) -> Found:
-    """Open a file without reading its patterns; the parameters are those of `stem_dask.open`.
+    """Open a file without reading its patterns.
+
+    Parameters
+    ----------
+    path, dataset, missing_chunks : as of `stem_dask.open`
+    options : fields of `Geometry` and `RawLayout`
 
     Raises
     ------
@@ -100,10 +94,11 @@ def find(
         When the file is missing, damaged, of an unknown format, or does not hold patterns.
     """
     name = str(path)
-    geometry = Geometry(
-        scan_shape, scan_order, scan_roi, scan_step, skip_frames, drop_columns, flip
+    layout = RawLayout(
+        **{f.name: options.pop(f.name) for f in fields(RawLayout) if f.name in options}
     )
-    kind, candidates = open_file(name, RawLayout(shape, dtype, offset, frame_header, frame_footer))
+    geometry = Geometry(**options)
+    kind, candidates = open_file(name, layout)
     chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
     if chosen.fault:
         raise SourceError(chosen.fault)
