@@ -23,7 +23,7 @@ from stem_dask.storage.s3 import at, opened_file
 
 MAX_LOADED = 4096  # longer arrays and strings are described by an ArrayTag, not loaded
 
-_MAX_DEPTH, _MAX_DIMENSIONS, _WINDOW_BYTES = 64, 8, 1 << 16
+_MAX_DEPTH, _MAX_DIMENSIONS = 64, 8
 
 _GROUP, _DATA, _UINT16, _CHAR, _STRUCT, _STRING, _ARRAY = 20, 21, 4, 9, 15, 18, 20
 
@@ -61,12 +61,11 @@ class DmImage:
 
 
 class _Parser:
-    """Walks the tag tree through one buffered window."""
+    """Walks the tag tree of a buffered file."""
 
     def __init__(self, stream: BinaryIO, size: int, path: str) -> None:
         self.stream, self.size, self.path = stream, size, path
-        self.position = self._window_start = 0
-        self.wide, self.order, self._window = False, "<", b""
+        self.position, self.wide, self.order = 0, False, "<"
 
     def fail(self, what: str) -> NoReturn:
         where = f"at byte {self.position:,} of {self.size:,}"
@@ -74,17 +73,13 @@ class _Parser:
 
     def take(self, n_bytes: int, what: str) -> bytes:
         """The next bytes."""
-        start = self.position - self._window_start
-        if not 0 <= start <= len(self._window) - n_bytes:
-            if n_bytes > self.size - self.position:
-                self.fail(f"the file ends inside {what}")
-            self.stream.seek(self.position)
-            self._window = self.stream.read(max(n_bytes, _WINDOW_BYTES))
-            self._window_start, start = self.position, 0
-            if len(self._window) < n_bytes:
-                self.fail(f"the file became shorter while {what} was read")
+        if n_bytes > self.size - self.position:
+            self.fail(f"the file ends inside {what}")
+        data = self.stream.read(n_bytes)
+        if len(data) < n_bytes:
+            self.fail(f"the file became shorter while {what} was read")
         self.position += n_bytes
-        return self._window[start : start + n_bytes]
+        return data
 
     def counts(self, n: int, what: str) -> tuple[int, ...]:
         """The next ``n`` counts of a tag header."""
@@ -173,6 +168,7 @@ class _Parser:
         if not pixels and tag.length * max(1, len(tag.codes)) <= MAX_LOADED:
             return self.take(tag.n_bytes, f"the tag {name[:40]!r}")
         self.position += tag.n_bytes
+        self.stream.seek(self.position)
         return tag
 
 
