@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         plane_bytes = rows * SCAN_X * new.source.dtype.itemsize
         slab = lead_chunks(new.source.shape[2:], plane_bytes, options.slab)
         turn = turn_of(old, block, slab, folder)
-        n_bytes = turn.sink.turned.n_bytes
+        n_bytes = turn.sink.file.n_bytes
         print(
             f"{n_bytes / 1e9:.2f} GB, blocks {block}, slabs {slab} of {turn.slabs.nbytes / turn.slabs.npartitions / MIB:.0f} "
             f"MiB, pieces of {np.prod((*block, *slab)) * 2 / 1024:.0f} KiB, {dask.system.CPU_COUNT} threads"
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         print(
             f"{'':28} {'s':>7} {'CPU s':>7} {'GB/s':>6} {'calls, x input':>15} {'disk, x input':>14}"
         )
-        path = turn.sink.turned.path
+        path = turn.sink.file.path
         found = {
             "transpose": measure("transpose", [old.info.path], n_bytes, turn.run),
             "transposed": measure("read the transposed file", [path], n_bytes, blocks(turn.found.source, block)),

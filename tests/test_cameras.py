@@ -15,7 +15,6 @@ from frames_made import (  # fmt: skip
     knows,
     mrc,
     numbers,
-    opens_in_little,
     real,
     tvips,
 )
@@ -125,11 +124,6 @@ def test_real_blo():
     assert scales == [(a["scale"], a["units"]) for a in fact["axes"]]
 
 
-def test_blo_opens_in_little_memory(tmp_path):
-    path = blo(tmp_path / "a.blo", np.zeros((1, 1, 256, 256), "u1"), nx=256, ny=256)
-    assert opens_in_little(path, 0x1010 + 65536 * (65536 + 6)).source.shape == (256,) * 4
-
-
 # --- .mrc -------------------------------------------------------------------------------------------------------
 
 
@@ -215,12 +209,6 @@ def test_mrc_cut_in_its_header(tmp_path):
 def test_real_mrc():
     path, fact = real("de_movie.mrc")
     knows(find(path), fact)
-
-
-def test_mrc_opens_in_little_memory(tmp_path):
-    path = mrc(tmp_path / "a.mrc", np.zeros((1, 256, 256), "u2"), x8=("I", 65536))
-    shape = opens_in_little(path, 1024 + 65536 * 131072, scan_shape=(256, 256)).source.shape
-    assert shape == (256,) * 4
 
 
 # --- EMPAD ------------------------------------------------------------------------------------------------------
@@ -347,12 +335,6 @@ def test_empad_refused(tmp_path):
             find(xml)
 
 
-def test_empad_opens_in_little_memory(tmp_path):
-    empad(tmp_path, PIX.replace("4", "256").replace("3", "256"), n=1)
-    found = opens_in_little(tmp_path / "scan_x4_y3.raw", 65536 * 130 * 128 * 4)
-    assert found.source.shape == (256, 256, 128, 128)
-
-
 # --- .tvips -----------------------------------------------------------------------------------------------------
 
 
@@ -421,9 +403,3 @@ def test_tvips_refused(tmp_path, changes, message):
     with pytest.raises(SourceError, match=message) as caught:
         find(path)
     assert "a.tvips: " in str(caught.value)
-
-
-def test_tvips_opens_in_little_memory(tmp_path):
-    path = tvips(tmp_path / "a.tvips", np.zeros((1, 256, 256), "u2"))
-    n_bytes = 256 + 65536 * (60 + 131072)
-    assert opens_in_little(path, n_bytes, scan_shape=(256, 256)).source.shape == (256,) * 4

@@ -3,20 +3,17 @@
 import pickle
 import struct
 import tracemalloc
-from math import inf, nan, prod
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import ArrayTag
 from stem_dask.core.model import Axis
 from stem_dask.readers.dm import DmImage, list_images, read_tags
 from stem_dask.writers.dm import Stream, encode_tags
-from stem_dask.writers.synthetic import Synthetic, write_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL_FILES = [
@@ -367,21 +364,6 @@ def test_the_deepest_nesting_that_is_allowed(tmp_path):
     assert read_tags(write(tmp_path, nested(64))) == nested(64)
 
 
-def test_missing_file_folder_and_unreadable_file(tmp_path, monkeypatch):
-    with pytest.raises(SourceError, match="there is no such file; check the path"):
-        list_images(tmp_path / "no.dm4")
-    with pytest.raises(SourceError, match="there is no such file"):
-        read_tags(tmp_path)
-    path = write(tmp_path, {})
-
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(SourceError, match=r"cannot be read \(.*Permission denied.*check its perm"):
-        read_tags(path)
-
-
 def test_the_message_of_a_file_cut_in_its_pixels(tmp_path):
     path = write(tmp_path, one_image(np.zeros(1000, np.uint16), [10, 10, 10]))
     (image,) = list_images(path)
@@ -420,82 +402,6 @@ def test_long_pixels_are_seeked_over(tmp_path):
         file.write(tail)
     (image,) = list_images(path)
     assert (image.shape, image.n_bytes) == ((256,) * 4, 2 * n)
-
-
-# --- damage by chance -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A sound file: its bytes and the positions of the last image's pixels."""
-    spec = Synthetic((3, 2), (16, 12), electrons=300, disc_radius=2)
-    path = write_dataset(tmp_path_factory.mktemp("sound") / "sound.dm4", spec)
-    image = list_images(path)[-1]
-    return path.read_bytes(), image.offset, image.offset + image.n_bytes
-
-
-def assert_sound_or_refused(path: Path) -> bool:
-    """Whether the file was refused; anything but `SourceError` or a consistent list fails the test."""
-    try:
-        images = list_images(path)
-    except SourceError as error:
-        refusal = error.args
-    else:
-        refusal = ()
-    if refusal:
-        (message,) = refusal
-        assert message.startswith(f"{path}: ")
-        return True
-    for image in images:
-        assert 0 <= image.offset <= image.offset + image.n_bytes <= path.stat().st_size
-        assert len(image.axes) == len(image.shape)
-        if image.dtype.kind != "c":
-            assert prod(image.shape) * image.dtype.itemsize == image.n_bytes
-    return False
-
-
-def test_cut_files_are_refused(tmp_path, sound):
-    data, start, stop = sound
-    header = [start * i // 40 for i in range(41)]
-    in_pixels = [start + (stop - start) * i // 10 for i in range(10)]
-    behind = list(range(stop, len(data) - 8, 16))
-    path = tmp_path / "cut.dm4"
-    for position in [*header, *in_pixels, *behind]:
-        path.write_bytes(data[:position])
-        assert assert_sound_or_refused(path), position
-    path.write_bytes(data[:-8])  # only the zeros at the end are missing
-    assert not assert_sound_or_refused(path)
-
-
-@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
-def test_every_flipped_byte_of_the_header(tmp_path, sound, mask):
-    data, start, _ = sound
-    path = tmp_path / "flipped.dm4"
-    for position in range(start):
-        path.write_bytes(data[:position] + bytes([data[position] ^ mask]) + data[position + 1 :])
-        assert_sound_or_refused(path)
-
-
-@settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    flips=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8
-    ),
-    cut=st.one_of(st.just(1.0), st.floats(0, 1)),
-)
-def test_any_damage_to_the_header(tmp_path, sound, flips, cut):
-    data, start, _ = sound
-    damaged = bytearray(data)
-    for place, value in flips:
-        damaged[int(place * start)] = value
-    path = tmp_path / "damaged.dm4"
-    path.write_bytes(damaged[: int(cut * len(damaged))])
-    assert_sound_or_refused(path)
 
 
 # --- the writer -------------------------------------------------------------------------------------------------

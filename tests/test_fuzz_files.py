@@ -273,15 +273,6 @@ def test_lost(sound, tmp_path):
             place.unlink()
 
 
-@pytest.mark.parametrize("suffix", sorted(READERS))
-def test_under_another_name(sound, suffix, tmp_path):
-    if Path(sound.path).suffix == suffix:
-        return
-    path = sound.write(tmp_path / "renamed")
-    other = path.rename(path.with_suffix(suffix))
-    refused(other)
-
-
 @DRAWN
 @given(
     shape=st.lists(st.integers(-1, 2**63), max_size=5),

@@ -108,7 +108,7 @@ def _centered(folder: Path) -> Path:
 BAD = [
     (
         {"pattern": {"scale": 1, "units": "nm"}},
-        r"names pattern, which is no axis .* scan_y, scan_x",
+        r"names pattern, which is not an axis .* scan_y, scan_x",
     ),
     ({"ky": {"scale": 0, "units": "nm"}}, r"calibration\.ky is .*a scale other than 0"),
     ({"ky": {"scale": float("nan"), "units": "nm"}}, "expected finite numbers"),

@@ -12,7 +12,6 @@ from frames_made import (
     mib,
     mib_header,
     numbers,
-    opens_in_little,
     quad_frame,
     raw_frame,
     raw_header,
@@ -31,7 +30,7 @@ def test_mib(tmp_path, kind, length):
     path = mib(tmp_path / "a.mib", array, kind, length)
     found = find(path, scan_shape=SHAPE[:2])
     agrees(found, array)
-    assert any("RosettaSciIO and HyperSpy show" in note for note in found.info.notes)
+    assert any("RosettaSciIO and HyperSpy flip" in note for note in found.info.notes)
     assert found.info.metadata["pattern"]["type"] == kind
     agrees(find(path, scan_shape=SHAPE[:2], flip=True), array[:, :, ::-1])
     with pytest.raises(SourceError, match=r"a stack of 12 patterns of 6 x 5 pixels; give its scan"):
@@ -116,12 +115,6 @@ def test_mib_refused(tmp_path, content, message):
     assert "a.mib: " in str(caught.value)
 
 
-def test_mib_opens_in_little_memory(tmp_path):
-    path = mib(tmp_path / "a.mib", np.zeros((1, 256, 256), "u2"))
-    found = opens_in_little(path, (384 + 2 * 256 * 256) * 65536, scan_shape=(256, 256))
-    assert found.source.shape == (256, 256, 256, 256)
-
-
 def test_real_mib():
     path, fact = real("merlin_4x2_6bit.mib")
     with pytest.raises(SourceError, match="a stack of 8 patterns of 256 x 256 pixels; give its"):
@@ -185,7 +178,7 @@ def test_raw_mode_of_four_chips(tmp_path, bits, layout):
     (tmp_path / "a.mib").write_bytes(b"".join(frames))
     found = find(tmp_path / "a.mib", scan_shape=(3, 2))
     agrees(found, array.astype({1: "u1", 6: "u1", 12: ">u2"}[bits]))
-    assert any("turned by 180°" in note for note in found.info.notes)
+    assert any("rotated by 180°" in note for note in found.info.notes)
 
 
 @pytest.mark.parametrize(

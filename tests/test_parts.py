@@ -19,7 +19,7 @@ from stem_dask.readers.arrays import ZarrArray
 from stem_dask.readers.batches import Part, is_read_in_pieces, read_block
 from stem_dask.readers.flat import FlatFile, FramedFile, Run
 from stem_dask.readers.open import find
-from stem_dask.readers.views import Flipped, ScanOfList, Selection, Squeezed, Transposed
+from stem_dask.readers.views import ScanOfList, View, select
 from stem_dask.stages.analyze import analysis_blocks
 from stem_dask.stages.open import block_positions, lazy_blocks
 
@@ -51,11 +51,11 @@ def views(data: np.ndarray, path: Path) -> dict[str, tuple[Any, np.ndarray]]:
     folded = data.reshape(4, 6, 5, 8)
     return {
         "folded": (ScanOfList(flat, (4, 6)), folded),
-        "flipped": (Flipped(ScanOfList(flat, (4, 6))), folded[..., ::-1, :]),
+        "flipped": (View.of(ScanOfList(flat, (4, 6))).flip(-2), folded[..., ::-1, :]),
         "frames": (frames, data),
-        "folded frames": (Selection(ScanOfList(frames, (4, 6)), (1, 0, 0, 0), (2, 3, 1, 1), (2, 2, 5, 8)),
-                          folded[1::2, ::3]),
-        "squeezed": (Squeezed(FlatFile(str(path), 0, data.dtype, (4, 1, 6, 5, 8)), (0, 2, 3, 4)), folded),
+        "folded frames": (select(ScanOfList(frames, (4, 6)), [1, 4, 0, 6], 2),
+                          folded[1::2, ::2]),
+        "squeezed": (View.of(FlatFile(str(path), 0, data.dtype, (4, 1, 6, 5, 8))).squeeze((0, 2, 3, 4)), folded),
     }  # fmt: skip
 
 
@@ -84,10 +84,8 @@ def test_pieces_are_the_patterns_in_their_order(
     data.tofile(path)
     source: Any = FlatFile(str(path), 0, np.dtype(dtype), shape)
     if selected:
-        twice = tuple((n + 1) // 2 for n in shape[:-2])
-        steps = (*(2 for _ in twice), 1, 1)
-        source = Selection(source, (0,) * len(shape), steps, (*twice, *shape[-2:]))
-        data = data[tuple(slice(None, None, step) for step in steps)]
+        some = tuple(slice(None, None, 2 if i < len(shape) - 2 else 1) for i in range(len(shape)))
+        source, data = View.of(source).select(*some), data[some]
     there, expected = Part(source, part), data[part]
     assert (there.shape, there.dtype, there.ndim) == (expected.shape, expected.dtype, data.ndim)
     np.testing.assert_array_equal(np.asarray(there), expected)
@@ -157,13 +155,13 @@ def test_no_block_is_read_whole(
 def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
     flat = FlatFile("a.raw", 0, np.dtype("u2"), (4, 4, 8, 8))
     assert is_read_in_pieces(flat)
-    assert is_read_in_pieces(Selection(Flipped(flat), (0,) * 4, (1,) * 4, (2, 2, 8, 8)))
+    assert is_read_in_pieces(select(View.of(flat).flip(-2), [0, 2, 0, 2], 1))
     assert not is_read_in_pieces(ZarrArray("a.zarr", "", np.dtype("u2"), (4, 4, 8, 8)))
-    assert not is_read_in_pieces(Transposed(flat, (2, 3, 0, 1)))
+    assert not is_read_in_pieces(View.of(flat).transpose((2, 3, 0, 1)))
     data = np.arange(384, dtype="u2").reshape(2, 3, 8, 8)
     data.tofile(tmp_path / "a.raw")
     flat = FlatFile(str(tmp_path / "a.raw"), 0, data.dtype, data.shape)
-    for source in (flat, Transposed(flat, (2, 3, 0, 1))):
+    for source in (flat, View.of(flat).transpose((2, 3, 0, 1))):
         region = tuple(slice(0, n) for n in source.shape)
         expected = source[region]
         block = read_block(source, region)

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from frames_made import SHAPE, agrees, numbers, opens_in_little
+from frames_made import SHAPE, agrees, numbers
 
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.flat import FramedFile, Run, framed
 from stem_dask.readers.open import find
 from stem_dask.readers.source import plain
-from stem_dask.readers.views import Flipped
+from stem_dask.readers.views import View
 from stem_dask.stages.open import open_patterns
 
 
@@ -76,12 +76,6 @@ def test_a_layout_is_for_raw_files_only(tmp_path):
     np.save(tmp_path / "a.npy", numbers())
     with pytest.raises(SourceError, match=r"are for \.raw files; a numpy file says its own"):
         find(tmp_path / "a.npy", dtype="u2")
-
-
-def test_raw_opens_in_little_memory(raw):
-    shape = (512, 512, 64, 64)
-    found = opens_in_little(raw(numbers()), 2 * 512 * 512 * 64 * 64, shape=shape, dtype="u2")
-    assert found.source.shape == shape
 
 
 # --- what is done to a stack ------------------------------------------------------------------------------------
@@ -160,7 +154,7 @@ def test_flip(raw, tmp_path):
     path = raw(numbers())
     found = find(path, shape=SHAPE, dtype="u2", flip=True)
     agrees(found, numbers()[:, :, ::-1])
-    assert "turned top to bottom" in found.info.notes[-1]
+    assert "every pattern is flipped" in found.info.notes[-1]
     np.save(tmp_path / "a.npy", numbers((14, 6, 5)))
     agrees(find(tmp_path / "a.npy", flip=True), numbers((14, 6, 5))[:, ::-1])
 
@@ -231,7 +225,7 @@ def test_frames_in_several_files(tmp_path):
             for columns in (slice(None), slice(2, 3), slice(1, 5, 2)):
                 key = (part, rows, columns)
                 np.testing.assert_array_equal(source[key], array[key])
-                np.testing.assert_array_equal(Flipped(source)[key], array[:, ::-1][key])
+                np.testing.assert_array_equal(View.of(source).flip(-2)[key], array[:, ::-1][key])
     (tmp_path / "b").write_bytes(b"head")
     assert source[0:3, :, :].shape == (3, 6, 5)
     with pytest.raises(SourceError, match=r"/b: the file ends at byte 4, in pattern 3"):

@@ -16,7 +16,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import identity
-from stem_dask.readers.views import Indexed, ScanOfList, Selection, Transposed, select
+from stem_dask.readers.views import Indexed, ScanOfList, View, select
 
 SHAPE = (4, 5, 6, 7)
 DRAWN = settings(
@@ -198,7 +198,7 @@ def test_damaged_hdf5_is_a_source_error(tmp_path):
 @DRAWN
 def test_transposed(order, data):
     array = numbers()
-    source = Transposed(Memory(array), tuple(order))
+    source = View.of(Memory(array)).transpose(order)
     expected = array.transpose(order)
     assert source.shape == expected.shape
     part = data.draw(forward_slices(source.shape))
@@ -215,7 +215,7 @@ def test_transposed_flat_file(tmp_path, part, order, dtype):
     """Detector first in the file, as older microscope files are."""
     array = numbers((4, 2, 3, 2), dtype)
     stored = np.ascontiguousarray(array.transpose(np.argsort(order)))
-    source = Transposed(flat_file(tmp_path, stored, 7), order)
+    source = View.of(flat_file(tmp_path, stored, 7)).transpose(order)
     assert source.shape == array.shape
     same(source[part], array[part])
 
@@ -241,15 +241,29 @@ def test_scan_of_list_reads_whole_rows_at_once():
 
 @given(data=st.data())
 @DRAWN
-def test_selection(data):
-    array = numbers()
-    starts = tuple(data.draw(st.integers(0, n - 1)) for n in SHAPE)
-    steps = tuple(data.draw(st.integers(1, 3)) for _ in SHAPE)
-    expected = array[tuple(slice(a, None, by) for a, by in zip(starts, steps, strict=True))]
-    source = Selection(Memory(array), starts, steps, expected.shape)
-    assert source.dtype == array.dtype
+def test_a_chain_of_views_is_what_numpy_makes(data):
+    """Transposed, flipped, selected and squeezed in any order."""
+    expected = numbers((4, 1, 3, 5, 1))
+    view = View.of(Memory(expected))
+    for kind in data.draw(st.lists(st.sampled_from("tfss1"), max_size=5)):
+        n = expected.ndim
+        if kind == "t":
+            order = data.draw(st.permutations(range(n)))
+            view, expected = view.transpose(order), expected.transpose(order)
+        elif kind == "f":
+            axis = data.draw(st.integers(-n, n - 1))
+            view, expected = view.flip(axis), np.flip(expected, axis)
+        elif kind == "s":
+            starts = [data.draw(st.integers(0, size - 1)) for size in expected.shape]
+            part = tuple(slice(i, None, data.draw(st.integers(1, 3))) for i in starts)
+            view, expected = view.select(*part), expected[part]
+        elif 1 in expected.shape and n > 1:
+            axis = expected.shape.index(1)
+            view = view.squeeze([i for i in range(n) if i != axis])
+            expected = expected.squeeze(axis)
+    assert (view.shape, view.dtype) == (expected.shape, expected.dtype)
     part = data.draw(forward_slices(expected.shape))
-    same(source[part], expected[part])
+    same(view[part], expected[part])
 
 
 @given(key=any_index(SHAPE))

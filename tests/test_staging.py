@@ -19,7 +19,7 @@ from stem_dask.core.batches import Changed
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Axis, Record, Region
 from stem_dask.job.run import run
-from stem_dask.readers.detector_first import Turned, TurnedSink
+from stem_dask.readers.detector_first import TransposedFile, TransposedSink
 from stem_dask.stages.patterns import as_patterns
 from stem_dask.storage import staging
 from stem_dask.storage.publish import publish
@@ -159,14 +159,14 @@ def test_the_nonce_is_in_no_output(output: Output) -> None:
 
 def test_a_late_worker_of_the_first_pass(tmp_path: Path) -> None:
     """Of a file with the detector slowest: slabs go into one file, in place."""
-    turned = Turned(str(tmp_path / "a.raw"), np.dtype("u1"), (2, 3, 4, 2), (1, 3), (2, 2))
+    turned = TransposedFile(str(tmp_path / "a.raw"), np.dtype("u1"), (2, 3, 4, 2), (1, 3), (2, 2))
     slabs = np.arange(48, dtype="u1").reshape(4, 2, 2, 3)
     regions = ((slice(0, 2), slice(0, 2)), (slice(2, 4), slice(0, 2)))
-    first = TurnedSink(turned)
+    first = TransposedSink(turned)
     first.create(resume=False)
     late = pickle.loads(pickle.dumps(first))
     for resume in (False, True):
-        sink = TurnedSink(turned)
+        sink = TransposedSink(turned)
         sink.create(resume=resume)
         records = []
         for i, region in enumerate(regions):
@@ -180,7 +180,7 @@ def test_a_late_worker_of_the_first_pass(tmp_path: Path) -> None:
         np.testing.assert_array_equal(turned[whole], slabs.transpose(2, 3, 0, 1))
         assert os.path.getsize(turned.path) == slabs.nbytes
     flip(Path(turned.path), 30)
-    sink = TurnedSink(turned)
+    sink = TransposedSink(turned)
     sink.create(resume=True)
     flip(Path(turned.path), 31)
     with pytest.raises(StoreError, match=OTHER):

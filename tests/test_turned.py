@@ -31,12 +31,13 @@ from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, tu
 from stem_dask.job.run import run
 from stem_dask.job.transpose import turn_of
 from stem_dask.kernels import transpose as turn_kernel
-from stem_dask.kernels.transpose import gathering, patterns_first
+from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers import detector_first as module
 from stem_dask.readers import flat as sources
-from stem_dask.readers.detector_first import Turned, TurnedSink, detector_first
+from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.open import find
+from stem_dask.readers.views import View
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.staging import NONCE_BYTES
@@ -96,22 +97,6 @@ def test_patterns_first_of_a_part_of_larger_planes() -> None:
     np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
 
 
-def test_planes_are_gathered_side_by_side() -> None:
-    """As many as fit the cache, or all, more of them where patterns are large; rows that are no power of two apart."""
-    for n, positions, dtype, expected in (
-        (65536, 512, "u2", 512),
-        (65536, 2**16, "f4", 128),
-        (16384, 512, "u2", 256),
-        (2048, 512, "u2", 128),
-        (3, 512, "u1", 3),
-    ):
-        rows = gathering(n, positions, np.dtype(dtype))
-        assert rows.shape == (expected, positions)
-        assert rows.strides == (positions * rows.itemsize + 64, rows.itemsize)
-    assert gathering(0, 5, np.dtype("u2")).shape == (0, 5)
-    assert gathering(9, 0, np.dtype("u2")).shape == (9, 0)
-
-
 # --- what is read of the file -----------------------------------------------------------------------------------
 
 
@@ -156,21 +141,6 @@ def test_planes_are_turned_some_at_a_time(
     assert got.dtype == patterns.dtype
     assert got.flags.c_contiguous
     np.testing.assert_array_equal(got, patterns[part])
-
-
-def test_a_slab_is_one_run_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = find(old_file(tmp_path, numbers()))
-    stored = detector_first(found.source)
-    assert stored is not None
-    reads = reads_of(monkeypatch)
-    stored[slice(2, 4), slice(None), slice(None), slice(None)]
-    stored[slice(3, 4), slice(2, 6), slice(None), slice(None)]
-    plane = 5 * 4 * 2
-    start = stored.file.offset
-    assert [(position - start, n) for _, position, n in reads] == [
-        (2 * 6 * plane, 2 * 6 * plane),
-        ((3 * 6 + 2) * plane, 4 * plane),
-    ]
 
 
 def test_a_part_of_the_scan_reads_only_its_rows(
@@ -296,7 +266,7 @@ def test_going_on_looks_at_every_piece(tmp_path: Path, monkeypatch: pytest.Monke
     known = again.records("turn")
     assert len(known) == 4
     whole, hurt, *_ = known
-    place = list(turn.sink.turned.pieces_of((slice(hurt, hurt + 1), slice(0, 6))))[1]
+    place = list(turn.sink.file.pieces_of((slice(hurt, hurt + 1), slice(0, 6))))[1]
     with open(place.path, "r+b") as file:
         file.seek(place.offset + 5)
         (byte,) = file.read(1)
@@ -305,13 +275,13 @@ def test_going_on_looks_at_every_piece(tmp_path: Path, monkeypatch: pytest.Monke
     assert turn.sink.verify(known[whole]) is None
     assert "patterns.raw does not hold what was written" in str(turn.sink.verify(known[hurt]))
     written: list[int] = []
-    write = TurnedSink.write
+    write = TransposedSink.write
 
-    def counted(self: TurnedSink, index: int, *args: Any) -> Any:
+    def counted(self: TransposedSink, index: int, *args: Any) -> Any:
         written.append(index)
         return write(self, index, *args)
 
-    monkeypatch.setattr(TurnedSink, "write", counted)
+    monkeypatch.setattr(TransposedSink, "write", counted)
     turn.run(journal=again)
     again.close()
     # what was in flight at the interrupt was written, but not noted
@@ -324,7 +294,7 @@ def test_a_lost_intermediate_file_is_made_again(tmp_path: Path) -> None:
     turn = turn_of(find(old_file(tmp_path, patterns)), (2, 4), (3, 6), tmp_path)
     journal = Journal(tmp_path / "journal")
     turn.run(journal=journal)
-    os.remove(turn.sink.turned.path)
+    os.remove(turn.sink.file.path)
     assert "No such file" in str(turn.sink.verify(journal.records("turn")[0]))
     turn.run(journal=journal)
     journal.close()
@@ -350,7 +320,7 @@ def test_a_full_disk_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*args: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device", "patterns.raw")
 
-    monkeypatch.setattr(TurnedSink, "write", full)
+    monkeypatch.setattr(TransposedSink, "write", full)
     with pytest.raises(DiskFullError, match=r"No space left.*patterns\.raw"):
         turn.run()
 
@@ -388,10 +358,10 @@ def test_the_disk_holds_the_input_once_more(
 
 
 def test_holes_take_no_room(tmp_path: Path) -> None:
-    turned = Turned(
+    turned = TransposedFile(
         str(tmp_path / "run" / "a.raw"), np.dtype("u1"), (64, 64, 64, 64), (1, 1), (1, 1)
     )
-    TurnedSink(turned).create(resume=False)
+    TransposedSink(turned).create(resume=False)
     assert tree_bytes(tmp_path / "run") == 64**4 + NONCE_BYTES
     assert tree_bytes(tmp_path / "run", holes=False) < 64**4 / 100
 
@@ -413,7 +383,7 @@ def test_check_tells_of_it(
 def slab_of(source: tuple[int, ...], limit: int | None, threads: int = 1) -> Any:
     _ky, _kx, _scan_y, scan_x = source
     file = FlatFile("scan.raw", 0, np.dtype("u2"), source)
-    source, info = module.Transposed(file, (2, 3, 0, 1)), SimpleNamespace(path="scan.raw")
+    source, info = View.of(file).transpose((2, 3, 0, 1)), SimpleNamespace(path="scan.raw")
     found: Any = SimpleNamespace(source=source, info=info)
     return found, fitting_slab(found, (2, scan_x), Worker(limit, threads))
 

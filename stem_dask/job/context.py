@@ -164,7 +164,7 @@ class Job:
         if turn is not None:
             found, self.slab = turn.found, turn.slab
             with self.room(lazy_blocks(found, block), None):
-                progress = self.reporter("turn", turn.sink.turned.n_bytes)
+                progress = self.reporter("turn", turn.sink.file.n_bytes)
                 self.tally.note(turn.run(self.connection.client, progress, self.state.journal))
             self.refuse_changed_input()
         self.detector_first = detector_first(found.source) is not None

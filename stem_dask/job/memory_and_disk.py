@@ -41,7 +41,7 @@ from stem_dask.readers.mib import RawCounts
 from stem_dask.readers.open import Found
 from stem_dask.readers.source import Source, Wrapped
 from stem_dask.readers.topspin import PatternGroups
-from stem_dask.readers.views import Flipped, ScanOfList, Transposed
+from stem_dask.readers.views import ScanOfList, View
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.urls import is_url
@@ -386,7 +386,9 @@ def _read_copies(source: Source) -> int:
     """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
     n = 0
     while isinstance(source, Wrapped):
-        n += isinstance(source, (Transposed, Flipped, ScanOfList, RawCounts))
+        n += isinstance(source, (ScanOfList, RawCounts))
+        if isinstance(source, View):
+            n += source.transposed + source.flipped
         source = source.source
     return n
 

@@ -14,7 +14,7 @@ from stem_dask.core.model import Record
 from stem_dask.engine import run as engine
 from stem_dask.engine.journal import Journal
 from stem_dask.job.memory_and_disk import fitting_slab, turned_bytes
-from stem_dask.readers.detector_first import Turned, TurnedSink, detector_first
+from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
 from stem_dask.stages.open import block_array
 
@@ -28,7 +28,7 @@ class Turn:
     found: Found
     slab: tuple[int, int]
     slabs: da.Array
-    sink: TurnedSink
+    sink: TransposedSink
 
     def run(
         self,
@@ -117,7 +117,7 @@ def turn_of(
     if stored is None:
         raise ConfigError(f"{found.info.path}: the detector is not slowest in this file")
     ky, kx, scan_y, scan_x = stored.shape
-    turned = Turned(
+    turned = TransposedFile(
         str(Path(folder) / "turned" / "patterns.raw"),
         stored.dtype,
         (scan_y, scan_x, ky, kx),
@@ -130,5 +130,5 @@ def turn_of(
         replace(found, source=turned),
         turned.slab,
         slabs,
-        TurnedSink(turned),
+        TransposedSink(turned),
     )

@@ -19,7 +19,7 @@ def patterns_first(planes: NDArray) -> NDArray:
 
     Parameters
     ----------
-    planes : (pixels, scan_y, scan_x), any dtype; rows may lie far apart in memory
+    planes : (pixels, scan_y, scan_x), any dtype and strides
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Blocks of files whose patterns lie one after another, read a few at a time."""
+"""Blocks of a file, read a few patterns at a time."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from stem_dask.core.errors import SourceError, told_as
 from stem_dask.readers.flat import FlatFile, FramedFile, buffer_for
 from stem_dask.readers.mib import LongCounts, QuadCounts, RawCounts
 from stem_dask.readers.source import Slices, Source
-from stem_dask.readers.views import Flipped, ScanOfList, Selection, Squeezed
+from stem_dask.readers.views import ScanOfList, View
 from stem_dask.storage.errors import present
 
-#: ways to see a source that change nothing but the order of patterns, or each pattern by itself
-VIEWS = (Selection, ScanOfList, Squeezed, Flipped, RawCounts, QuadCounts, LongCounts)
+#: wrappers that read each pattern by itself
+_BY_PATTERN = (View, ScanOfList, RawCounts, QuadCounts, LongCounts)
 
 
 def is_read_in_pieces(source: Source) -> bool:
-    """Whether a few patterns of it are read as fast as many: each lies in one piece, and by itself."""
-    while isinstance(source, VIEWS):
+    """Whether each pattern is stored contiguously, so that a few are read as efficiently as many."""
+    while isinstance(source, _BY_PATTERN):
+        if isinstance(source, View) and source.transposed:
+            return False
         source = source.source
     return isinstance(source, (FlatFile, FramedFile))
 
 
 def _flat(source: Source) -> FlatFile | None:
-    """The file, of a source that can be read into an array that is there already."""
-    inner = source.source if isinstance(source, Selection) else source
+    """The file of a source that can be read into an existing array."""
+    inner = source.source if isinstance(source, View) and source.in_place else source
     return inner if isinstance(inner, FlatFile) else None
 
 
 class Part(InPieces):
-    """A block of patterns that is still in its file.
+    """A block of patterns that has not been read.
 
     Examples
     --------
@@ -53,7 +55,7 @@ class Part(InPieces):
         self.source, self.part = source, part
 
     def __getitem__(self, key: Any) -> Any:
-        """Rows and columns of all its patterns are a part again; anything else is an array."""
+        """A window of all patterns is a `Part` again; anything else is an array."""
         whole, (y, x) = (slice(None),) * (self.ndim - 2), key[-2:]
         if key[:-2] != whole or not isinstance(y, slice) or not isinstance(x, slice):
             return super().__getitem__(key)
@@ -69,14 +71,14 @@ class Part(InPieces):
             return np.asarray(self.source[self.part], dtype)
 
     def _pieces(self) -> Iterator[NDArray]:
-        """Errors of the file are told as such, for whoever asks may be writing another one."""
+        """Batches of patterns; an `OSError` becomes a `SourceError`, to differ from one of the output."""
         with told_as(SourceError), present(self.source):
             flat = _flat(self.source)
             if flat is not None:
                 yield from self._read_into_one(flat.offset)
             elif is_read_in_pieces(self.source):
                 yield from self._read()
-            else:  # a part of it takes as long as all
+            else:  # reading a part would take as long as all
                 yield from pieces(self.source[self.part])
 
     def _read(self) -> Iterator[NDArray]:
@@ -84,7 +86,7 @@ class Part(InPieces):
             yield self.source[there].reshape(-1, *self.shape[-2:])
 
     def _read_into_one(self, offset: int) -> Iterator[NDArray]:
-        """Into the same buffer, and through a file that is opened once, so that the system sees that it is read on."""
+        """Into one buffer, from a file that is opened once, so that the system reads ahead."""
         source: Any = self.source
         buffer = np.empty((0, *self.shape[-2:]), self.dtype)
         with source.opened() as file:
@@ -96,7 +98,7 @@ class Part(InPieces):
                 yield buffer[:n]
 
     def _places(self) -> Iterator[tuple[Slices, list[int]]]:
-        """Where each piece lies in the source, and its sizes along the leading axes."""
+        """The part of the source of each batch, and its sizes along the leading axes."""
         ranges = [
             range(*s.indices(n)) for s, n in zip(self.part[:-2], self.source.shape, strict=False)
         ]
@@ -107,7 +109,7 @@ class Part(InPieces):
 
 
 def read_block(source: Source, region: Slices) -> Any:
-    """A block of a source, which is read when it is gone through."""
+    """A block of a source, which is read when it is iterated; zeros while quarantined blocks are left out."""
     if is_input_left_out():
         sizes = zip(region, source.shape, strict=True)
         return np.zeros(tuple(len(range(*part.indices(n))) for part, n in sizes), source.dtype)

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -79,7 +79,7 @@ def _unpacked_store(unpack: str, stem: str, roots: Sequence[PurePosixPath]) -> s
     return f"unpack it: {unpack}. && mv {shlex.quote(str(root))} {new}, and open {new}"
 
 
-def in_folder(path: Path, readers: dict[str, tuple[str, Callable[[str], list[Candidate]], bool]]) -> str:  # fmt: skip
+def in_folder(path: Path, readers: Mapping[str, tuple[str, Callable[[str], list[Candidate]], bool]]) -> str:  # fmt: skip
     """What a folder is that is no store by its name, and what to open instead.
 
     Parameters

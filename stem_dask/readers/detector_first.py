@@ -1,13 +1,11 @@
-"""Files with the detector slowest (ky, kx, scan_y, scan_x), the older order of DM4: turned out of core in two passes.
+"""Detector-first files (ky, kx, scan_y, scan_x), the older order of DM4: transposed out of core in two passes.
 
-A pattern of such a file is one element here and one there, so that reading blocks of patterns from a file larger than
-memory would read it many times over. The first pass reads slabs, what some pixels of the detector saw at all positions,
-and cuts each into pieces, one for every block of the scan; the second pass reads blocks of patterns. In the
-intermediate file the pieces of a block lie together, ordered by slab, each (scan_y, scan_x, ky, kx):
+The pixels of a pattern are spread over all of such a file: reading patterns block by block would read a file larger than
+memory many times. The first pass reads slabs (some detector pixels at all scan positions) and cuts each into pieces, one
+for each block of the scan. The second pass reads blocks of patterns. In the intermediate file the pieces of a block are
+contiguous and ordered by slab, each (scan_y, scan_x, ky, kx), so that both passes read and write long runs of bytes:
 
     [block 0: [slab 0][slab 1]…][block 1: [slab 0][slab 1]…]…
-
-so both passes, and the writes between them, move long runs of bytes.
 """
 
 import itertools
@@ -25,12 +23,12 @@ from stem_dask.core.model import Record, Region
 from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Slices, Source
-from stem_dask.readers.views import DETECTOR_FIRST, Flipped, Selection, Transposed
+from stem_dask.readers.views import DETECTOR_FIRST, View
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.publish import named, remove
 from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
 
-#: bytes that are read at once where only a part of each scan is wanted
+#: bytes per read when only a part of each scan is selected
 READ_BYTES = 2**23
 
 _WHOLE = (slice(None),) * 4
@@ -40,9 +38,9 @@ Ranges = tuple[range, range, range, range]
 
 @dataclass(frozen=True)
 class DetectorFirst:
-    """A part of a flat file (ky, kx, scan_y, scan_x): on every axis the indices in ``ranges``.
+    """A selection of a flat file (ky, kx, scan_y, scan_x): the indices ``ranges`` of each axis.
 
-    Whole rows of the scan are read, from the first that is wanted to the last, so that every read is one long run.
+    Whole rows of the scan are read, from the first to the last selected one, so that every read is one long run.
     """
 
     file: FlatFile
@@ -60,7 +58,7 @@ class DetectorFirst:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the file that reading all of it takes."""
+        """Bytes of the file that are read for all of it."""
         ky, kx, rows, _ = self.ranges
         row_bytes = self.file.shape[3] * self.dtype.itemsize
         return len(ky) * len(kx) * len(range(_span(rows).start, _span(rows).stop)) * row_bytes
@@ -86,56 +84,31 @@ class DetectorFirst:
 
 
 def detector_first(source: Source) -> DetectorFirst | None:
-    """What lies beneath patterns of a flat file with the detector slowest; None for patterns that do not come from one.
+    """The stored order of patterns from a detector-first flat file; None for any other source.
 
     Parameters
     ----------
-    source : (scan_y, scan_x, ky, kx), perhaps flipped, or a part of the scan
+    source : (scan_y, scan_x, ky, kx), perhaps flipped, or a region of the scan
 
     Examples
     --------
     >>> flat = FlatFile("scan.dm4", 512, np.dtype("u2"), (64, 48, 8, 6))
-    >>> detector_first(Transposed(flat, (2, 3, 0, 1))).shape
+    >>> detector_first(View.of(flat).transpose((2, 3, 0, 1))).shape
     (64, 48, 8, 6)
     >>> detector_first(flat) is None
     True
     """
-    ranges = _ranges(source)
-    if ranges is None:
+    if not isinstance(source, View) or source.order != DETECTOR_FIRST:
         return None
-    return DetectorFirst(*ranges)
-
-
-def _ranges(source: Source) -> tuple[FlatFile, Ranges] | None:
-    """The flat file below, and the indices on its axes that the views above it leave."""
-    if isinstance(source, Transposed):
-        file = source.source
-        if source.order != DETECTOR_FIRST or not isinstance(file, FlatFile):
-            return None
-        ky, kx, y, x = map(range, file.shape)
-        return file, (ky, kx, y, x)
-    if not isinstance(source, (Flipped, Selection)):
+    if not isinstance(source.source, FlatFile):
         return None
-    beneath = _ranges(source.source)
-    if beneath is None:
-        return None
-    file, (ky, kx, y, x) = beneath
-    if isinstance(source, Flipped):
-        return file, (ky[::-1], kx, y, x)
-    y, x, ky, kx = (
-        r[start::step][:size]
-        for r, start, step, size in zip(
-            (y, x, ky, kx), source.starts, source.steps, source.shape, strict=True
-        )
-    )
-    return file, (ky, kx, y, x)
+    y, x, ky, kx = (indices for _, indices in source.axes)
+    return DetectorFirst(source.source, (ky, kx, y, x))
 
 
 @dataclass(frozen=True)
-class Turned:
-    """The intermediate file as patterns: ``shape`` (scan_y, scan_x, ky, kx), cut into ``block`` of the scan and ``slab``
-    of the detector.
-    """
+class TransposedFile:
+    """The intermediate file as patterns: ``shape`` (scan_y, scan_x, ky, kx), in blocks of the scan and slabs of the detector."""
 
     path: str
     dtype: np.dtype
@@ -163,10 +136,10 @@ class Turned:
         return out
 
     def piece(self, ranges: Sequence[range]) -> FlatFile:
-        """Where a slab's pixels at a block's positions lie; ``ranges`` are of a whole slab and block."""
+        """The pixels of a slab at the positions of a block; ``ranges`` are those of a whole slab and block."""
         y, x, ky, kx = ranges
         width, (height_k, width_k) = self.shape[1], self.shape[2:]
-        # all blocks before this one, whole; and of this one all slabs before this slab
+        # all previous blocks, and the previous slabs of this one
         positions = y.start * width + len(y) * x.start
         pixels = ky.start * width_k + len(ky) * kx.start
         start = positions * height_k * width_k + len(y) * len(x) * pixels
@@ -189,30 +162,30 @@ class Turned:
 
 
 @dataclass(frozen=True)
-class TurnedSink:
-    """Takes slabs (ky, kx, scan_y, scan_x) as the output ``slab``, and writes their pieces into the intermediate file."""
+class TransposedSink:
+    """Writes slabs (ky, kx, scan_y, scan_x), the output ``slab``, piece by piece into the intermediate file."""
 
-    turned: Turned
+    file: TransposedFile
     #: of this start, see `stem_dask.storage.staging`
     nonce: list[bytes] = field(default_factory=list, compare=False)
 
     def create(self, *, resume: bool) -> None:
-        """Make the file, empty and of its full size; one that is there is kept when resuming."""
-        path = Path(self.turned.path)
+        """Create the file at its full size; when resuming an existing one is kept."""
+        path = Path(self.file.path)
         if not resume:
             remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with named(path), open(path, "ab") as file:
-            file.truncate(self.turned.n_bytes)
+            file.truncate(self.file.n_bytes)
         self.nonce[:] = [begin_in_place(path)]
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
-        """Write the pieces of one slab; the record has the CRC-32 of all of them, in their order."""
+        """Write the pieces of one slab; the record has the CRC-32 of all of them in order."""
         slab = np.asarray(blocks["slab"])
         planes = slab.reshape(-1, *slab.shape[2:])
-        path, crc = self.turned.path, 0
+        path, crc = self.file.path, 0
         with named(path), open(path, "r+b", buffering=0) as file:
-            places = zip(self.turned.blocks(), self.turned.pieces_of(region), strict=True)
+            places = zip(self.file.blocks(), self.file.pieces_of(region), strict=True)
             for (y, x), place in places:
                 piece = patterns_first(planes[:, y.start : y.stop, x.start : x.stop])
                 view = piece.reshape(-1).view(np.uint8).data
@@ -220,26 +193,26 @@ class TurnedSink:
                 refuse_late(file, path, self.nonce[0])
                 crc = append(file, view, crc)
             mark(file, crc32(self.nonce[0]))
-        return {"turned_crc": crc}
+        return {"transposed_crc": crc}
 
     def verify(self, record: Record) -> str | None:
-        """Read the pieces of a slab again and compare them with the checksum in its record."""
+        """Read the pieces of a slab and compare them with the checksum of its record."""
         crc = 0
         region = tuple(slice(*bounds) for bounds in record.extra["region"])
         try:
-            for place in self.turned.pieces_of(region):
+            for place in self.file.pieces_of(region):
                 crc = crc32(place[_WHOLE].data, crc)
         except OSError as error:
-            return f"{self.turned.path} cannot be read: {error}"
-        if crc == record.extra.get("turned_crc"):
+            return f"{self.file.path} cannot be read: {error}"
+        if crc == record.extra.get("transposed_crc"):
             return None
-        return f"{self.turned.path} does not hold what was written (checksum)"
+        return f"{self.file.path} does not hold what was written (checksum)"
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Refuse when the file does not hold what was written; `Turned` reads it as it is."""
-        refuse_other_bytes(self.turned.path, self.nonce[0], records, self.verify)
-        with named(self.turned.path):
-            os.truncate(self.turned.path, self.turned.n_bytes)
+        """Raise when the file does not hold what was written."""
+        refuse_other_bytes(self.file.path, self.nonce[0], records, self.verify)
+        with named(self.file.path):
+            os.truncate(self.file.path, self.file.n_bytes)
 
 
 def _span(indices: range) -> slice:
@@ -249,7 +222,7 @@ def _span(indices: range) -> slice:
 
 
 def _touched(wanted: range, extent: int, size: int) -> Iterator[tuple[range, slice, slice]]:
-    """The parts of an axis that hold wanted indices: the part, which of the wanted these are, where they lie in it.
+    """The parts of an axis with wanted indices: the part, which of the wanted they are, and their places in the part.
 
     Examples
     --------

@@ -1,8 +1,7 @@
-"""Reading the tag tree of Gatan DM3 and DM4 files: where the images lie, what shape and calibration they have.
+"""Gatan DM3 and DM4 files: the tag tree, and where the images are, with their shape and calibration.
 
 Tag headers are big-endian, with 32-bit counts in DM3 and 64-bit counts in DM4; values are in the byte order that the
-header states. Pixels are never read. Whatever a file claims is compared with its real size before anything is read or
-allocated for it, so that a damaged file ends in one `SourceError` and not in a crash.
+header states. Pixels are not read. Every size is compared with that of the file before anything is allocated.
 """
 
 import os
@@ -15,13 +14,16 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from stem_dask.core.errors import SourceError
+from stem_dask.core.instrument import stated
 from stem_dask.core.metadata import ArrayTag
 from stem_dask.core.model import Axis
+from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.source import Candidate, scan_axes
 from stem_dask.storage.s3 import at, opened_file
 
 MAX_LOADED = 4096  # longer arrays and strings are described by an ArrayTag, not loaded
 
-_MAX_DEPTH, _MAX_TAGS, _MAX_DIMENSIONS, _WINDOW_BYTES = 64, 1_000_000, 8, 1 << 16
+_MAX_DEPTH, _MAX_DIMENSIONS = 64, 8
 
 _GROUP, _DATA, _UINT16, _CHAR, _STRUCT, _STRING, _ARRAY = 20, 21, 4, 9, 15, 18, 20
 
@@ -39,12 +41,11 @@ _REMEDY = "copy it again from the microscope's computer, or save it again in Dig
 
 @dataclass(frozen=True)
 class DmImage:
-    """One image of a DM file, as far as it is known without reading pixels.
+    """An image of a DM file; its pixels are not read.
 
-    ``index`` is its position in the file's ``ImageList``; ``shape`` and ``axes`` are in numpy order, slowest first;
-    ``dtype`` has the file's byte order (uint8 for binary images); the pixels lie at byte ``offset``. ``swapped`` is the
-    tag ``ImageTags/Meta Data/Data Order Swapped`` (true: the detector axes are the fast ones), ``tags`` all ImageTags;
-    ``intensity_units`` are those of the pixels' values.
+    ``index`` is the position in the file's ``ImageList``; ``shape`` and ``axes`` are slowest first; ``dtype`` has the
+    file's byte order (uint8 for binary images); the pixels begin at byte ``offset``. ``swapped`` is the tag
+    ``ImageTags/Meta Data/Data Order Swapped`` (true: the detector axes are the fastest); ``tags`` are all ImageTags.
     """
 
     index: int
@@ -60,30 +61,25 @@ class DmImage:
 
 
 class _Parser:
-    """Walks the tag tree through one buffered window, and never asks for bytes behind the end of the file."""
+    """Walks the tag tree of a buffered file."""
 
     def __init__(self, stream: BinaryIO, size: int, path: str) -> None:
         self.stream, self.size, self.path = stream, size, path
-        self.position = self.n_tags = self._window_start = 0
-        self.wide, self.order, self._window = False, "<", b""
+        self.position, self.wide, self.order = 0, False, "<"
 
     def fail(self, what: str) -> NoReturn:
         where = f"at byte {self.position:,} of {self.size:,}"
         raise SourceError(f"{self.path}: {what} ({where}); the file is cut or damaged: {_REMEDY}")
 
     def take(self, n_bytes: int, what: str) -> bytes:
-        """The next bytes; the caller has bounded ``n_bytes`` by a constant."""
-        start = self.position - self._window_start
-        if not 0 <= start <= len(self._window) - n_bytes:
-            if n_bytes > self.size - self.position:
-                self.fail(f"the file ends inside {what}")
-            self.stream.seek(self.position)
-            self._window = self.stream.read(max(n_bytes, _WINDOW_BYTES))
-            self._window_start, start = self.position, 0
-            if len(self._window) < n_bytes:
-                self.fail(f"the file became shorter while {what} was read")
+        """The next bytes."""
+        if n_bytes > self.size - self.position:
+            self.fail(f"the file ends inside {what}")
+        data = self.stream.read(n_bytes)
+        if len(data) < n_bytes:
+            self.fail(f"the file became shorter while {what} was read")
         self.position += n_bytes
-        return self._window[start : start + n_bytes]
+        return data
 
     def counts(self, n: int, what: str) -> tuple[int, ...]:
         """The next ``n`` counts of a tag header."""
@@ -113,9 +109,6 @@ class _Parser:
         smallest_entry = 21 if self.wide else 9
         if not 0 <= n_entries <= (self.size - self.position) // smallest_entry:
             self.fail(f"a tag group claims {n_entries:,} entries, more than the file can hold")
-        self.n_tags += n_entries
-        if self.n_tags > _MAX_TAGS:
-            self.fail(f"the file claims more than {_MAX_TAGS:,} tags")
         tags: dict[str, Any] = {}
         for position in range(n_entries):
             kind, length = struct.unpack(">BH", self.take(3, "a tag"))
@@ -175,6 +168,7 @@ class _Parser:
         if not pixels and tag.length * max(1, len(tag.codes)) <= MAX_LOADED:
             return self.take(tag.n_bytes, f"the tag {name[:40]!r}")
         self.position += tag.n_bytes
+        self.stream.seek(self.position)
         return tag
 
 
@@ -189,18 +183,10 @@ def _text(data: bytes) -> str:
 def _parse(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     """Tag tree and byte order ("<" or ">") of a file."""
     name = os.fspath(path)
-    if not at(name).is_file():  # a pipe would block for ever
-        raise SourceError(f"{name}: there is no such file; check the path")
-    try:
-        with opened_file(name) as stream:
-            parser = _Parser(stream, at(name).stat().st_size, name)
-            parser.header()
-            return parser.group("", 0), parser.order
-    except OSError as error:
-        if isinstance(error, SourceError):
-            raise
-        remedy = "check its permissions and its disk"
-        raise SourceError(f"{name}: cannot be read ({error}); {remedy}") from error
+    with opened_file(name) as stream:
+        parser = _Parser(stream, at(name).stat().st_size, name)
+        parser.header()
+        return parser.group("", 0), parser.order
 
 
 def read_tags(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -213,7 +199,7 @@ def read_tags(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     SourceError
-        The file is missing, is no DM3 or DM4 file, is cut, or contradicts itself.
+        When the file is not a DM3 or DM4 file, is cut, or contradicts itself.
 
     Examples
     --------
@@ -228,17 +214,38 @@ def read_tags(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _parse(path)[0]
 
 
-def list_images(path: str | os.PathLike[str]) -> list[DmImage]:
-    """All images of a DM3 or DM4 file but thumbnails and colour pictures.
+def list_dm(path: str) -> list[Candidate]:
+    """All images of a file as arrays to choose from; see `list_images`."""
+    return [
+        Candidate(
+            f"image {image.index}" + (f" ({image.name})" if image.name else ""),
+            FlatFile(path, image.offset, image.dtype, image.shape),
+            image.axes,
+            number=image.index,
+            swapped=image.swapped,
+            metadata=image.tags,
+            about={
+                "title": image.name,
+                **stated("Gatan", {**image.tags, "Brightness units": image.intensity_units}),
+            },
+            # the scan of a flattened stack, as the TitanX writes it
+            scan=scan_axes(*(_dig(image.tags, "4D STEM Tags", f"Scan shape {x}") for x in "YX")),
+        )
+        for image in list_images(path)
+    ]
 
-    A 1D or 2D image whose ``Dimensions`` disagree with its data, or whose data type is unknown, is left out. Packed
-    complex images hold fewer bytes than their shape says. An axis without a usable ``Scale`` is uncalibrated.
+
+def list_images(path: str | os.PathLike[str]) -> list[DmImage]:
+    """All images of a DM3 or DM4 file except thumbnails and colour pictures.
+
+    A 1D or 2D image whose ``Dimensions`` disagree with its data, or of an unknown data type, is left out. Packed
+    complex images hold fewer bytes than their shape implies. An axis without a usable ``Scale`` is uncalibrated.
 
     Raises
     ------
     SourceError
-        As `read_tags`; also without an image list, or if more than two ``Dimensions`` disagree with the data (which
-        would be read as sheared patterns) or the data type is unknown.
+        As `read_tags`; also without an image list, or when an image of more than two ``Dimensions`` has other sizes
+        than its data, or an unknown data type.
 
     Examples
     --------

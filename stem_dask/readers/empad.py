@@ -53,7 +53,7 @@ def list_empad(path: str) -> list[Candidate]:
             "patterns",
             source,
             stack_axes(source.shape[0], ky, kx),
-            metadata=_tree(root, [2000], 0),
+            metadata=_tree(root, 0),
             scan=None if scan is None else _calibrated(root, *scan),
             hint="" if scan is not None else words,
             notes=(
@@ -67,8 +67,8 @@ def list_empad(path: str) -> list[Candidate]:
     ]
 
 
-def xml_beside(path: str) -> str | None:
-    """The EMPAD's .xml that names this .raw, of the same name or the only one in the folder that does."""
+def xml_of_raw(path: str) -> str | None:
+    """The EMPAD's .xml that names this .raw: of the same name, or another one in the folder."""
     raw = Path(path)
     for xml in (raw.with_suffix(".xml"), *sorted(raw.parent.glob("*.xml"))[:16]):
         if not xml.is_file():
@@ -84,7 +84,7 @@ def xml_beside(path: str) -> str | None:
 
 def _parse(path: str) -> ET.Element:
     text = side_text(path)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # could grow without end; EMPAD writes none
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can expand without bound
         raise SourceError(f"{path}: an .xml with a DOCTYPE or entities is not read")
     try:
         return ET.fromstring(text)
@@ -93,24 +93,24 @@ def _parse(path: str) -> ET.Element:
 
 
 def _sizes(root: ET.Element, raw: str) -> dict[str, tuple[int, int]]:
-    """Every (scan_y, scan_x) that is stated, by where it is: the .xml has the sizes of both modes, and not which was used."""
+    """Every (scan_y, scan_x) that is stated, by its place: the .xml has the sizes of both modes, not which was used."""
     stated = {"pix_y and pix_x": (root.findtext("pix_y"), root.findtext("pix_x"))}
     for mode in ("acquire", "search"):
-        told = root.find(f".//scan_parameters[@mode='{mode}']")
-        if told is not None:
-            sizes = (told.findtext("scan_resolution_y"), told.findtext("scan_resolution_x"))
+        scan = root.find(f".//scan_parameters[@mode='{mode}']")
+        if scan is not None:
+            sizes = (scan.findtext("scan_resolution_y"), scan.findtext("scan_resolution_x"))
             stated[f"the mode {mode}"] = sizes
     if in_name := _SCAN_IN_NAME.search(raw):
         stated[_NAME] = (in_name[2], in_name[1])
-    scans = ((where, scan_axes(*sizes)) for where, sizes in stated.items())
-    return {where: (scan[0].size, scan[1].size) for where, scan in scans if scan is not None}
+    axes = ((where, scan_axes(*sizes)) for where, sizes in stated.items())
+    return {where: (pair[0].size, pair[1].size) for where, pair in axes if pair is not None}
 
 
 def _chosen(stated: dict[str, tuple[int, int]], n: int) -> tuple[tuple[int, int] | None, str]:
-    """The scan that was used for ``n`` patterns, and a word on other sizes that are stated.
+    """The scan of ``n`` patterns, and a note on other sizes that are stated.
 
-    Of the sizes that fit, it is the only one, or else the one in the name of the .raw that the .xml confirms. None when
-    several remain.
+    Of the sizes that fit, the only one, or the one in the name of the .raw that the .xml confirms; None when several
+    remain.
 
     Examples
     --------
@@ -166,13 +166,9 @@ def _text(root: ET.Element, place: str) -> str | None:
     return found.get(attribute) if attribute else found.text
 
 
-def _tree(element: ET.Element, left: list[int], level: int) -> Any:
-    """Elements as nested dictionaries, no more than ``left`` of them."""
-    children = {}
-    for child in element if level < 12 else ():
-        left[0] -= 1
-        if left[0] > 0:
-            children[child.tag] = _tree(child, left, level + 1)
+def _tree(element: ET.Element, level: int) -> Any:
+    """Elements as nested dictionaries."""
+    children = {child.tag: _tree(child, level + 1) for child in element} if level < 12 else {}
     text = (element.text or "").strip()
     if not children and not element.attrib:
         return text

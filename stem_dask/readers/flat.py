@@ -1,8 +1,4 @@
-"""Arrays in files, read a block at a time: what a worker needs to read is small, picklable, and opens by name.
-
-Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and gives a
-C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
-"""
+"""Uncompressed arrays in files: one after another (`FlatFile`), or each behind a header (`FramedFile`)."""
 
 from __future__ import annotations
 
@@ -26,16 +22,16 @@ from stem_dask.storage.publish import named
 from stem_dask.storage.s3 import ObjectFile, at, opened_file
 from stem_dask.storage.urls import is_url
 
-#: of whole patterns that are asked for at once in an object store, where parts of them are wanted
+#: bytes per request to an object store
 REQUEST_BYTES = 2**23
 
-#: shorter runs all over a file are not read one by one: a call for each takes longer than to look at its page
+#: shorter runs are read through a memory map: a system call for each would take longer
 MAPPED_RUN_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class FlatFile:
-    """Elements one after another in a file, from a byte offset on, the last axis fastest."""
+    """A C-contiguous array in a file, from a byte offset on."""
 
     path: str
     offset: int
@@ -49,18 +45,16 @@ class FlatFile:
         return out
 
     def opened(self) -> Any:
-        """The file, for several calls of `read_into`; errors name it."""
+        """The open file, for several calls of `read_into`."""
         with named(self.path):
             return opened_file(self.path, buffered=False)
 
     def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
-        """Read a part into an array of its shape and type; from the file as it is `opened`, if it is."""
+        """Read a part into an array of its shape and type, from an `opened` file if given."""
         sizes = out.shape
         if out.size == 0:
             return
-        n_whole = (
-            0  # trailing axes that are read whole: one run on disk for each index of the others
-        )
+        n_whole = 0  # trailing axes that are read whole: one run for each index of the others
         while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
         if is_url(self.path) and n_whole < 2 < len(self.shape):
@@ -68,12 +62,12 @@ class FlatFile:
             return
         n_partial = len(self.shape) - n_whole
         joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
-        n_outer = n_partial - joined  # neighbours on the last partial axis are one run too
+        n_outer = n_partial - joined  # neighbors on the last partial axis are one run, too
         run_bytes = math.prod(sizes[n_outer:]) * self.dtype.itemsize
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             self._mapped(part, out)
             return
-        if not out.flags.c_contiguous:  # of several runs in memory
+        if not out.flags.c_contiguous:
             whole = np.empty_like(out, order="C")
             self.read_into(part, whole, file)
             out[...] = whole
@@ -91,7 +85,7 @@ class FlatFile:
                 fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
 
     def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
-        """Parts of patterns in an object store: a request takes as long as many bytes do, so whole patterns are asked for."""
+        """Parts of patterns in an object store: whole patterns in fewer requests, whose latency dominates."""
         height, width = self.shape[-2:]
         some = max(1, REQUEST_BYTES // (height * width * self.dtype.itemsize))
         *outer, last = (range(*s.indices(n)) for s, n in zip(part[:-2], self.shape, strict=False))
@@ -112,7 +106,7 @@ class FlatFile:
 
     def _fill(self, file: Any, position: int, run: memoryview) -> None:
         while n := os.preadv(file.fileno(), (run,), position):
-            if n == len(run):  # as a rule
+            if n == len(run):
                 return
             run, position = run[n:], position + n
         raise self._cut(os.fstat(file.fileno()).st_size, position + len(run))
@@ -124,10 +118,7 @@ class FlatFile:
         )
 
     def _mapped(self, part: Slices, out: NDArray) -> None:
-        """Scattered elements (detector slowest): let the page cache do it, one index of the first axis at a time.
-
-        Mapped pages count as memory of the process until they are unmapped, and the system maps 64 kB around each.
-        """
+        """Scattered elements (detector first), one index of the first axis at a time to bound the mapped memory."""
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         need = self.offset + self.shape[0] * row
         with named(self.path), self.opened() as file:
@@ -142,13 +133,13 @@ class FlatFile:
                     plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
 
 
-#: bytes of a pattern that are looked at to see whether it was ever written
+#: bytes of a pattern that are searched for anything but zeros
 _MOST_LOOKED_AT = 2**24
 
 
 @dataclass(frozen=True)
 class Run:
-    """``count`` patterns of a file: pattern i begins at byte ``offset + i * stride``, behind a header of ``lead`` bytes."""
+    """``count`` patterns of a file: pattern i begins at byte ``offset + i * stride``, after a header of ``lead`` bytes."""
 
     path: str
     offset: int
@@ -159,7 +150,7 @@ class Run:
 
 @dataclass(frozen=True)
 class FramedFile:
-    """A stack (n, ky, kx) of patterns that lie in runs, one after another; ``frame_shape`` is (ky, kx).
+    """A stack (n, ky, kx) of patterns in one or more runs; ``frame_shape`` is (ky, kx).
 
     Examples
     --------
@@ -191,7 +182,7 @@ class FramedFile:
             return out
         width = self.frame_shape[1]
         as_stored = columns == range(width) and rows.step == 1
-        lines = np.empty((rows[-1] - rows[0] + 1, width), self.dtype)  # those rows, read as one run
+        lines = np.empty((rows[-1] - rows[0] + 1, width), self.dtype)  # the rows in one run
         skipped = rows[0] * width * self.dtype.itemsize
         starts = itertools.accumulate((run.count for run in self.runs), initial=0)
         for run, start in zip(self.runs, starts, strict=False):
@@ -219,7 +210,7 @@ class FramedFile:
         return out
 
     def _from_store(self, run: Run, frames: range, part: Slices, out: NDArray) -> None:
-        """Patterns of a run in an object store: whole, and some with each request, which takes as long as many bytes do."""
+        """Patterns of a run in an object store: several whole ones per request, whose latency dominates."""
         n_bytes = prod(self.frame_shape) * self.dtype.itemsize
         file, n = ObjectFile(run.path), max(1, REQUEST_BYTES // (run.stride * frames.step))
         for begin in range(0, len(frames), n):
@@ -247,7 +238,7 @@ def framed(
     *,
     marked: bool = True,
 ) -> tuple[FramedFile, tuple[str, ...]]:
-    """The patterns that a file has from ``offset`` on, as many as it holds whole, and a note on what is left over.
+    """The complete patterns of a file from ``offset`` on, and a note on bytes that are left over.
 
     Parameters
     ----------
@@ -257,13 +248,12 @@ def framed(
     dtype : type of a pixel, in the byte order of the file
     frame_shape : (ky, kx)
     lead : bytes of the header before each pattern
-    marked : whether the file marks where each pattern begins, so that `refuse_sheared` can check the sizes
+    marked : whether each pattern begins with a mark, so that `refuse_sheared` can check the sizes
 
     Raises
     ------
     SourceError
-        When a size is impossible, not one pattern is complete, or the patterns are not marked and the bytes left over
-        are the same number for each.
+        When a size is impossible, no pattern is complete, or unmarked patterns leave the same number of bytes each.
     """
     n_bytes = prod(frame_shape) * dtype.itemsize
     if min(frame_shape) < 1 or stride < lead + n_bytes:
@@ -272,7 +262,7 @@ def framed(
             "bytes, which cannot be; it is damaged, or of another format"
         )
     after = at(path).stat().st_size - offset
-    # what follows the pixels may be missing from the last pattern
+    # the last pattern may lack its footer
     count = (after - lead - n_bytes) // stride + 1 if after >= lead + n_bytes else 0
     if count == 0:
         raise SourceError(
@@ -294,7 +284,7 @@ def framed(
 
 
 def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
-    """The second and the last pattern must begin with the mark of the first: else a size in the header is wrong.
+    """Check that the second and the last pattern begin with the mark of the first.
 
     Parameters
     ----------
@@ -305,7 +295,7 @@ def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
     Raises
     ------
     SourceError
-        When one of them does not; read all the same, patterns would be shifted one against the other.
+        When one of them does not: a size in the header is wrong, and patterns would be shifted against each other.
     """
     run = source.runs[0]
     with named(run.path), opened_file(run.path) as file:
@@ -321,25 +311,15 @@ def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
                 )
 
 
-#: a line of the processor's cache, and what numpy and numba ask of an array's address, in bytes
+#: bytes of a cache line, and the alignment of arrays
 _LINE, _ALIGNED = 64, 16
 
 
 def buffer_for(offset: int, shape: Sequence[int], dtype: np.dtype) -> NDArray:
-    """A new array for bytes that begin at this offset of a file.
+    """A new C-contiguous array, placed so that bytes from this file offset are read into it fast.
 
-    Linux copies what is read by ``rep movsb``, and there are processors (AMD EPYC of the Zen 3 generation, measured) on which
-    that takes three to four times as long when the target lies 1 to 31 bytes farther into its page than the source does. A
-    large array of numpy's own often begins 16 bytes into a page, and the data of many a file at the beginning of one.
-
-    Parameters
-    ----------
-    offset : of the first byte in the file
-    shape, dtype : of the array
-
-    Returns
-    -------
-    C-contiguous array, aligned to 16 bytes; its content is not set
+    Linux copies by ``rep movsb``, which on AMD Zen 3 takes three to four times as long (measured) when the target is 1 to
+    31 bytes farther into its page than the source; arrays of numpy often begin 16 bytes into a page.
 
     Examples
     --------
@@ -349,7 +329,7 @@ def buffer_for(offset: int, shape: Sequence[int], dtype: np.dtype) -> NDArray:
     """
     n_bytes = prod(shape) * dtype.itemsize
     spare = np.empty(n_bytes + _LINE, np.uint8)
-    # 33 to 48 bytes farther than the source, by lines
+    # 33 to 48 bytes farther than the source, modulo a cache line
     wanted = offset // _ALIGNED * _ALIGNED + 3 * _ALIGNED
     first = (wanted - spare.ctypes.data) % _LINE
     return spare[first : first + n_bytes].view(dtype).reshape(shape)

@@ -1,32 +1,40 @@
-"""The file families: which are known, how their content is recognised, and what each holds.
+"""The table of input formats, and how a file is recognized.
 
-The ending of a name chooses the reader; the first bytes of the file are asked first, and when they contradict the
-ending the file is refused with the name it should have: nothing is opened by a guess.
+The file extension selects the reader. A file whose first bytes contradict its extension is refused, with the name that
+it should have.
 """
 
 import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
-from stem_dask.readers import own as ours
+from stem_dask.readers import own
+from stem_dask.readers.blo import list_blo
 from stem_dask.readers.containers import in_folder, in_zip
+from stem_dask.readers.dm import list_dm
+from stem_dask.readers.empad import list_empad, xml_of_raw
 from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.mib import list_mib
+from stem_dask.readers.mrc import list_mrc
 from stem_dask.readers.raw import RawLayout, list_raw
-from stem_dask.readers.source import Candidate, Source, bytes_behind, scan_axes
-from stem_dask.readers.views import Transposed
+from stem_dask.readers.source import Candidate, Source, bytes_behind
+from stem_dask.readers.tiff import list_tiff
+from stem_dask.readers.tvips import list_tvips
+from stem_dask.readers.views import View
 from stem_dask.storage.errors import COPY, one_line, told
 from stem_dask.storage.s3 import at, opened_file
 from stem_dask.storage.urls import check_path, is_url
 
 
 def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
-    """What a file is, in words, and the arrays in it.
+    """The kind of a file, and the arrays in it.
 
     Raises
     ------
@@ -49,10 +57,8 @@ def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
     _check_name(name, suffix)
     kind, reader, _ = READERS[suffix]
     if suffix == ".raw":
-        from stem_dask.readers.empad import xml_beside
-
-        xml = None if layout.given or is_url(name) else xml_beside(name)
-        return (READERS[".xml"][0], _empad(xml)) if xml else (kind, list_raw(name, layout))
+        xml = None if layout.given or is_url(name) else xml_of_raw(name)
+        return (READERS[".xml"].kind, list_empad(xml)) if xml else (kind, list_raw(name, layout))
     if layout.given:
         raise SourceError(
             f"{name}: input.shape, input.dtype, input.offset, input.frame_header and input.frame_footer are for .raw files; "
@@ -73,7 +79,7 @@ def _check_name(name: str, suffix: str) -> None:
         raise SourceError(
             f"{name}: there is no such file; check input.path (relative to {Path.cwd()}){unknown}"
         )
-    is_folder = suffix in READERS and READERS[suffix][2]
+    is_folder = suffix in READERS and READERS[suffix].is_folder
     if path.is_dir():
         if not is_folder:
             raise SourceError(f"{name}: {in_folder(path, READERS)}")
@@ -82,7 +88,7 @@ def _check_name(name: str, suffix: str) -> None:
         raise SourceError(f"{name}: the file is empty (0 bytes)")
     _check_content(name, suffix)
     if is_folder:
-        raise SourceError(f"{name}: {READERS[suffix][0]} is a folder, this is a file")
+        raise SourceError(f"{name}: {READERS[suffix].kind} is a folder, this is a file")
 
 
 def _extension(suffix: str) -> str:
@@ -102,7 +108,7 @@ def _check_content(name: str, suffix: str) -> None:
     content = None if suffix == ".raw" else recognise(name)  # a .raw may begin with any bytes
     if content is not None and content[1] == (".pt",) and not is_url(name):
         what, way = in_zip(name) or ("a zip archive", COPY)
-        if what and (suffix != ".pt" or way != COPY):  # a damaged .pt is told by its reader
+        if what and (suffix != ".pt" or way != COPY):  # the reader of .pt reports a damaged one
             raise SourceError(f"{name}: {what}; {way}")
     if suffix not in READERS:
         if content is None:
@@ -124,7 +130,7 @@ def _check_url(name: str, suffix: str) -> None:
             f"{name}: from an object store only .zarr, {', '.join(BY_RANGES)} are read; copy the file here first, for example "
             "with aws s3 cp, and convert it into the store: stem-dask convert --input FILE --output s3://BUCKET/NAME.zarr"
         )
-    is_folder, place = READERS[suffix][2], at(name)
+    is_folder, place = READERS[suffix].is_folder, at(name)
     if not (place.is_dir() if is_folder else place.is_file()):
         raise SourceError(
             f"{name}: there is nothing of this name in the object store; check input.path and AWS_ENDPOINT_URL"
@@ -133,19 +139,19 @@ def _check_url(name: str, suffix: str) -> None:
         _check_content(name, suffix)
 
 
-#: files whose patterns lie in one piece each: of an object store they are read by ranges of bytes
+#: formats that are read from an object store by ranges of bytes: each pattern is contiguous
 BY_RANGES = (".dm3", ".dm4", ".npy", ".raw", ".mib", ".blo", ".mrc")
 
-#: what users name in place of what can be read
+#: files that belong to data, or have to be unpacked first
 _NEIGHBOURS = {
-    ".hdr": "the settings of a Merlin file; open the .mib beside it",
+    ".hdr": "the settings of a Merlin file; open the .mib of the same name",
     ".nhdf": "an export of Nion Swift, which is an HDF5 file; rename a copy to end in .h5 and open that",
     ".ndata1": "an export of Nion Swift, which is a zip archive; unpack it (python -m zipfile -e FILE FOLDER) and open "
     "data.npy in it; its calibration is in metadata.json: give it as input.calibration and input.beam_energy_kv",
     ".gz": "a compressed file is not read; unpack it (gunzip -k) and open what was in it",
 }
 
-#: how small texts begin that lie where the file should be
+#: how small texts begin that were downloaded in place of the file
 _IN_PLACE = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself; get it with: git lfs pull"),
     (b"/annex/objects/", "a pointer of git-annex, not the file itself; get it with: git annex get"),
@@ -175,7 +181,7 @@ _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
 
 
 def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
-    """What a file is by its first bytes, and the endings that such files have; None when they say nothing.
+    """The kind of a file by its first bytes, and its usual suffixes; None when they are not known.
 
     Examples
     --------
@@ -200,35 +206,6 @@ def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _plain_axes(shape: tuple[int, ...]) -> tuple[Axis, ...]:
     return tuple(Axis(f"axis{i}", int(n)) for i, n in enumerate(shape))
-
-
-def _dm(name: str) -> list[Candidate]:
-    from stem_dask.core.instrument import stated
-    from stem_dask.readers.dm import list_images
-
-    return [
-        Candidate(
-            f"image {image.index}" + (f" ({image.name})" if image.name else ""),
-            FlatFile(name, image.offset, image.dtype, image.shape),
-            image.axes,
-            number=image.index,
-            swapped=image.swapped,
-            metadata=image.tags,
-            about={
-                "title": image.name,
-                **stated("Gatan", {**image.tags, "Brightness units": image.intensity_units}),
-            },
-            scan=_scan_of(image.tags.get("4D STEM Tags")),
-        )
-        for image in list_images(name)
-    ]
-
-
-def _scan_of(tags: object) -> tuple[Axis, Axis] | None:
-    """The scan of a flattened stack, as the TitanX writes it."""
-    if not isinstance(tags, dict):
-        return None
-    return scan_axes(tags.get("Scan shape Y"), tags.get("Scan shape X"))
 
 
 def _npy(name: str) -> list[Candidate]:
@@ -256,16 +233,15 @@ def _npy(name: str) -> list[Candidate]:
             f"{name}: the header says {by(shape)} {dtype}, {n_bytes:,} bytes, but {size - offset:,} follow; "
             "the file was cut"
         )
-    source: Source = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
-    if fortran:
-        source = Transposed(source, tuple(range(len(shape)))[::-1])
-    notes = _behind_npy(name, offset, source.source if isinstance(source, Transposed) else source)
-    about = ours.of_results(name, source.shape)
+    stored = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
+    source = View.of(stored).transpose(range(len(shape))[::-1]) if fortran else stored
+    notes = _behind_npy(name, offset, stored)
+    about = own.of_results(name, source.shape)
     return [Candidate("array", source, _plain_axes(shape), notes=notes, about=about)]
 
 
 def _behind_npy(name: str, offset: int, stored: Source) -> tuple[str, ...]:
-    """A note on what follows the array; another one is nothing wrong, `numpy.save` puts them one behind the other."""
+    """A note on bytes after the array; another array is fine, `numpy.save` appends to an open file."""
     end = offset + math.prod(stored.shape) * stored.dtype.itemsize
     rest = at(name).stat().st_size - end
     if rest >= 6:
@@ -289,50 +265,10 @@ def _zarr(name: str) -> list[Candidate]:
     return [Candidate(**found) for found in list_zarr(name)]
 
 
-def _mib(name: str) -> list[Candidate]:
-    from stem_dask.readers.mib import list_mib
-
-    return list_mib(name)
-
-
-def _blo(name: str) -> list[Candidate]:
-    from stem_dask.readers.blo import list_blo
-
-    return list_blo(name)
-
-
-def _mrc(name: str) -> list[Candidate]:
-    from stem_dask.readers.mrc import list_mrc
-
-    return list_mrc(name)
-
-
-def _empad(name: str) -> list[Candidate]:
-    from stem_dask.readers.empad import list_empad
-
-    return list_empad(name)
-
-
-def _tvips(name: str) -> list[Candidate]:
-    from stem_dask.readers.tvips import list_tvips
-
-    return list_tvips(name)
-
-
 def _app5(name: str) -> list[Candidate]:
     from stem_dask.readers.topspin import list_app5
 
     return list_app5(name)
-
-
-def _tiff(name: str) -> list[Candidate]:
-    from stem_dask.readers.tiff import list_tiff
-
-    return list_tiff(name)
-
-
-def _raw(name: str) -> list[Candidate]:
-    return list_raw(name, RawLayout())
 
 
 def _pt(name: str) -> list[Candidate]:
@@ -341,26 +277,34 @@ def _pt(name: str) -> list[Candidate]:
     return list_tensors(name)
 
 
-#: suffix -> (what it is, lists what is in it, whether it is a folder)
-READERS: dict[str, tuple[str, Callable[[str], list[Candidate]], bool]] = {
-    ".dm3": ("a Gatan file", _dm, False),
-    ".dm4": ("a Gatan file", _dm, False),
-    ".hspy": ("a HyperSpy file", _hdf5, False),
-    ".hdf5": ("an HDF5 file", _hdf5, False),
-    ".h5": ("an HDF5 file", _hdf5, False),
-    ".zarr": ("a zarr store", _zarr, True),
-    ".zspy": ("a HyperSpy zarr store", _zarr, True),
-    ".npy": ("a numpy file", _npy, False),
-    ".pt": ("a PyTorch file", _pt, False),
-    ".mib": ("a Merlin file", _mib, False),
-    ".blo": ("a NanoMEGAS block file", _blo, False),
-    ".mrc": ("an MRC file", _mrc, False),
-    ".xml": ("an EMPAD's file", _empad, False),
-    ".tvips": ("a TVIPS file", _tvips, False),
-    ".app5": ("a Topspin file", _app5, False),
-    ".tif": ("a TIFF file", _tiff, False),
-    ".tiff": ("a TIFF file", _tiff, False),
-    ".emd": ("an EMD file", _hdf5, False),
-    ".nxs": ("a NeXus file", _hdf5, False),
-    ".raw": ("a file of plain numbers", _raw, False),
+class Reader(NamedTuple):
+    """What a file is, what lists the arrays in it, and whether it is a folder."""
+
+    kind: str
+    candidates: Callable[[str], list[Candidate]]
+    is_folder: bool = False
+
+
+#: by suffix; a format is added here, and its first bytes in `_MAGIC`
+READERS = {
+    ".dm3": Reader("a Gatan file", list_dm),
+    ".dm4": Reader("a Gatan file", list_dm),
+    ".hspy": Reader("a HyperSpy file", _hdf5),
+    ".hdf5": Reader("an HDF5 file", _hdf5),
+    ".h5": Reader("an HDF5 file", _hdf5),
+    ".zarr": Reader("a zarr store", _zarr, is_folder=True),
+    ".zspy": Reader("a HyperSpy zarr store", _zarr, is_folder=True),
+    ".npy": Reader("a numpy file", _npy),
+    ".pt": Reader("a PyTorch file", _pt),
+    ".mib": Reader("a Merlin file", list_mib),
+    ".blo": Reader("a NanoMEGAS block file", list_blo),
+    ".mrc": Reader("an MRC file", list_mrc),
+    ".xml": Reader("an EMPAD's file", list_empad),
+    ".tvips": Reader("a TVIPS file", list_tvips),
+    ".app5": Reader("a Topspin file", _app5),
+    ".tif": Reader("a TIFF file", list_tiff),
+    ".tiff": Reader("a TIFF file", list_tiff),
+    ".emd": Reader("an EMD file", _hdf5),
+    ".nxs": Reader("a NeXus file", _hdf5),
+    ".raw": Reader("a file of plain numbers", lambda name: list_raw(name, RawLayout())),
 }

@@ -36,7 +36,7 @@ from stem_dask.readers.hdf5_links import (
 from stem_dask.readers.hdf5_metadata import attributes_of, is_safe
 from stem_dask.readers.hdf5_scales import first_scale, labels, names_of
 from stem_dask.readers.source import MOST_HEADER_BYTES, Source, packed
-from stem_dask.readers.views import Transposed
+from stem_dask.readers.views import View
 
 _MOST_OTHERS = 6  # things that are no patterns, and are named all the same
 
@@ -148,7 +148,7 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
     notes = (*_odd_flags(told_axes), *unwritten(data), *_reversed(said["dataset"], shape))
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
-        source, axes = Transposed(source, tuple(range(len(shape)))[::-1]), axes[::-1]
+        source, axes = View.of(source).transpose(range(len(shape))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
         notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
     fault = fault_of(path, name, data) or packed(path, name, said["dataset"])

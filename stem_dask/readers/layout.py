@@ -1,4 +1,4 @@
-"""How the patterns of a file lie: which axes are the scan, what is folded, left out or turned; nothing is read."""
+"""The order of the axes of a file: which are the scan, and what is folded, left out or flipped; nothing is read."""
 
 import re
 import unicodedata
@@ -16,18 +16,11 @@ from stem_dask.readers.containers import of_many
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.sizes import frame_way, scan_ways
 from stem_dask.readers.source import Candidate, Source
-from stem_dask.readers.views import (
-    DETECTOR_FIRST,
-    Flipped,
-    ScanOfList,
-    Selection,
-    Transposed,
-    select,
-)
+from stem_dask.readers.views import DETECTOR_FIRST, ScanOfList, View, select
 
 ScanOrder = Literal["auto", "scan_first", "detector_first"]
 
-#: which axes are of diffraction space, see `_is_reciprocal`
+#: which axes are reciprocal, see `_is_reciprocal`
 _SCAN_FIRST = [False, False, True, True]
 
 #: units of a specimen
@@ -39,38 +32,37 @@ _ENERGIES = ("ev", "kev", "mev")
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the user says of how the patterns lie; see `stem_dask.readers.open.find`."""
+    """The user's options for the order of the patterns; see `stem_dask.open`."""
 
-    scan_shape: Sequence[int] | None
-    scan_order: ScanOrder
-    scan_roi: Sequence[int] | None
-    scan_step: int
-    skip_frames: int | Sequence[int]
-    drop_columns: int
-    flip: bool
+    scan_shape: Sequence[int] | None = None
+    scan_order: ScanOrder = "auto"
+    scan_roi: Sequence[int] | None = None
+    scan_step: int = 1
+    skip_frames: int | Sequence[int] = 0
+    drop_columns: int = 0
+    flip: bool = False
 
 
 @dataclass(frozen=True)
-class View:
-    """A source on its way from the file to the patterns."""
+class Arranged:
+    """A source with its axes and notes."""
 
     source: Source
     axes: tuple[Axis, ...]
     notes: tuple[str, ...] = ()
 
-    def on(self, source: Source, axes: Sequence[Axis], *notes: str) -> "View":
-        """The next step: another source with its axes, and a word on it."""
-        return View(source, tuple(axes), (*self.notes, *notes))
+    def on(self, source: Source, axes: Sequence[Axis], *notes: str) -> "Arranged":
+        """Another source with its axes, and further notes."""
+        return Arranged(source, tuple(axes), (*self.notes, *notes))
 
 
-def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
+def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> Arranged:
     """Bring the axes into the order (scan_y, scan_x, ky, kx), or (pattern, ky, kx).
 
     Raises
     ------
     SourceError
-        When the array has another number of axes, scan and detector cannot be told apart, or the user says what does
-        not fit.
+        When the array has another number of axes, the order is ambiguous, or the options do not fit.
     """
     if geometry.scan_order == "auto" and chosen.swapped is None:
         view = _by_names(view)
@@ -83,7 +75,7 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         and axes[1].name != SCAN_DIMS[1]
         and _kind(name) == ".pt"
     ):
-        # (N, 1, H, W): a list of patterns with one channel, as the tensor scripts write it
+        # (N, 1, H, W): a list of patterns with one channel
         source = replace(source, shape=(source.shape[0], *source.shape[2:]))
         view = replace(view, source=source, axes=(axes[0], *axes[2:]))
     if len(source.shape) == 3:
@@ -103,13 +95,13 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
         if chosen.swapped is None and geometry.scan_order == "auto":
             note += f" (by {', '.join(axis.units or axis.name for axis in axes)})"
         view = view.on(
-            Transposed(source, DETECTOR_FIRST), _named((*axes[2:], *axes[:2]), names), note
+            View.of(source).transpose(DETECTOR_FIRST), _named((*axes[2:], *axes[:2]), names), note
         )
     else:
         view = replace(view, axes=_named(axes, names))
         if geometry.scan_order == "auto" and [_is_reciprocal(axis.units) for axis in axes] == _SCAN_FIRST[::-1]:  # fmt: skip
             units = ", ".join(axis.units for axis in axes)
-            note = f"by the units ({units}) the detector might come first; input.scan_order: detector_first turns it"
+            note = f"by the units ({units}) the detector might come first; set input.scan_order: detector_first if so"
             view = view.on(source, view.axes, note)
     if geometry.scan_shape is not None and tuple(geometry.scan_shape) != view.source.shape[:2]:
         raise SourceError(
@@ -119,8 +111,8 @@ def arranged(name: str, chosen: Candidate, view: View, geometry: Geometry) -> Vi
     return view
 
 
-def _by_names(view: View) -> View:
-    """The axes in the order that their names ask for, under our names."""
+def _by_names(view: Arranged) -> Arranged:
+    """The axes in the order of their names, renamed to those of stem_dask."""
     if len(view.axes) not in (3, 4):
         return view
     order, note = order_by([axis.name for axis in view.axes])
@@ -129,11 +121,13 @@ def _by_names(view: View) -> View:
         return view.on(view.source, view.axes, *notes)
     axes = [view.axes[i] for i in order]
     names = (*SCAN_DIMS, *DETECTOR_DIMS) if len(order) == 4 else (axes[0].name, *DETECTOR_DIMS)
-    source = view.source if order == tuple(range(len(order))) else Transposed(view.source, order)
+    source = view.source
+    if order != tuple(range(len(order))):
+        source = View.of(source).transpose(order)
     return view.on(source, _named(axes, names), *notes)
 
 
-def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View:
+def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> Arranged:
     """Fold a stack of patterns into the scan that the user or the file gives."""
     source, axes, (first, last) = view.source, view.axes, _ends(geometry)
     if first + last >= source.shape[0]:
@@ -141,22 +135,21 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             f"{name}: input.skip_frames is {geometry.skip_frames}, but there are {source.shape[0]:,} patterns"
         )
     if first or last:
-        rest = (source.shape[0] - first - last, *source.shape[1:])
-        source = Selection(source, (first, 0, 0), (1, 1, 1), rest)
-        axes = (axes[0].part(first, rest[0]), *axes[1:])
+        whole = slice(None)
+        source = View.of(source).select(slice(first, source.shape[0] - last), whole, whole)
+        axes = (axes[0].part(first, source.shape[0]), *axes[1:])
         end = f" and the last {last:,}" if last else ""
         view = view.on(source, axes, f"left out the first {first:,}{end} patterns")
     scan = chosen.scan
     if geometry.scan_shape is None and scan is None:
-        ours = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
-        if ours or _kind(name) in (".pt", ".npy", ".zarr"):
+        named = _kind(name) in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
+        if named or _kind(name) in (".pt", ".npy", ".zarr"):
             return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
         if chosen.part:
             raise SourceError(
                 f"{name}: {chosen.name} is a stack of {axes[0].size:,} patterns: {chosen.part}"
             )
         raise SourceError(f"{name}: {chosen.name} {_without_scan(name, chosen.hint, axes)}")
-    told = "input" if geometry.scan_shape is not None else "file"
     if geometry.scan_shape is not None:
         n_y, n_x = geometry.scan_shape
         y, x = scan or (Axis(SCAN_DIMS[0], n_y), Axis(SCAN_DIMS[1], n_x))
@@ -167,7 +160,11 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
         raise SourceError(f"{name}: scan_shape is {n_y} x {n_x}; both sizes must be 1 or more")
     framed = frame_way(name, chosen.source, n_y * n_x)
     if n_y * n_x != source.shape[0]:
-        whose = "input.scan_shape" if told == "input" else "the scan that the file states,"
+        whose = (
+            "input.scan_shape"
+            if geometry.scan_shape is not None
+            else "the scan that the file states,"
+        )
         ways = [
             f"{keys} ({words})"
             for keys, words in scan_ways(source.shape[0], (n_y, n_x), (first, last))
@@ -179,7 +176,8 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
             + "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
         )
     notes = [chosen.part.partition("; join them")[0]] if chosen.part else []
-    notes += [] if told == "input" else [f"the file states a scan of {n_y:,} x {n_x:,}"]
+    if geometry.scan_shape is None:
+        notes.append(f"the file states a scan of {n_y:,} x {n_x:,}")
     if framed and (first or last):
         notes.append(f"the size of the file also fits {framed}; check that patterns do not shift")
     folded = (*_named(scan, SCAN_DIMS), *_named(axes[1:], DETECTOR_DIMS))
@@ -187,7 +185,7 @@ def _stack(name: str, chosen: Candidate, view: View, geometry: Geometry) -> View
 
 
 def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
-    """What a stack without a scan is, what to do about it, and what the scan might be: by a header, or a square one."""
+    """What a stack without a scan is, and what its scan might be: as a header hints, or a square."""
     n, side = axes[0].size, isqrt(axes[0].size)
     pixels = by([axis.size for axis in axes[1:]])
     spectra = next((axis for axis in axes if axis.units.lower() in _ENERGIES), None)
@@ -198,18 +196,18 @@ def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
         hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"
     if not hint and side * side == n:
         hint = f"{side} x {side} would fit"
-    said = f" ({hint})" if hint else ""
-    return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{said}"
+    guess = f" ({hint})" if hint else ""
+    return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{guess}"
 
 
 def _ends(geometry: Geometry) -> tuple[int, int]:
-    """Patterns that are left out at the beginning and at the end."""
+    """Patterns to leave out at the beginning and at the end."""
     skip = geometry.skip_frames
     return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
 
 
-def parted(name: str, view: View, geometry: Geometry) -> View:
-    """Leave out the flyback, turn the patterns, take region and step of the scan.
+def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
+    """Leave out the flyback, flip the patterns, select region and step of the scan.
 
     Raises
     ------
@@ -225,14 +223,16 @@ def parted(name: str, view: View, geometry: Geometry) -> View:
                 f"{name}: input.drop_columns is {drop}, but the input has {what}; it leaves out columns at the end of "
                 "every row of a scan"
             )
-        sizes = (sizes[0], sizes[1] - drop, *sizes[2:])
-        axes = (view.axes[0], view.axes[1].part(0, sizes[1]), *view.axes[2:])
+        axes = (view.axes[0], view.axes[1].part(0, sizes[1] - drop), *view.axes[2:])
         note = f"left out the last {drop:,} columns of the scan"
-        view = view.on(Selection(view.source, (0,) * 4, (1,) * 4, sizes), axes, note)
+        whole = slice(None)
+        view = view.on(View.of(view.source).select(whole, slice(-drop), whole, whole), axes, note)
     if geometry.flip:
-        # the place of a pixel goes with it: the axis runs backwards, so that the center keeps its value
+        # the axis runs backwards, so that the center keeps its value
         axes = (*view.axes[:-2], _backwards(view.axes[-2]), view.axes[-1])
-        view = view.on(Flipped(view.source), axes, "every pattern is turned top to bottom")
+        view = view.on(
+            View.of(view.source).flip(-2), axes, "every pattern is flipped top to bottom"
+        )
     picked = select(view.source, geometry.scan_roi, geometry.scan_step)
     if picked is view.source:
         return view
@@ -246,12 +246,12 @@ def parted(name: str, view: View, geometry: Geometry) -> View:
 
 
 def _backwards(axis: Axis) -> Axis:
-    """The axis of rows counted from the other end, with values that rise again: an origin in the detector stays there."""
+    """The axis of rows in reverse, with ascending values: an origin in the detector stays at its pixel."""
     return replace(axis, offset=-axis.value(axis.size - 1)) if axis.calibrated else axis
 
 
 def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
-    """By the user's word, else by the file's own, else by the units of the axes; DM files that do not tell are refused."""
+    """By the option, else by the file, else by the units of the axes; ambiguous DM files are refused."""
     if scan_order != "auto":
         return scan_order == "detector_first"
     if chosen.swapped is not None:
@@ -272,14 +272,14 @@ def _detector_first(name: str, chosen: Candidate, scan_order: str) -> bool:
 
 
 def _is_reciprocal(units: str) -> bool | None:
-    """Whether a unit is one of diffraction space, in whatever way it is written; None when it does not tell.
+    """Whether a unit is reciprocal, in any spelling; None when it is ambiguous.
 
     Examples
     --------
     >>> [_is_reciprocal(u) for u in ("1 / Å", "nm⁻¹", "$A^{-1}$", "[n_m^-1]", "mrad", "µm", "Angstrom", "counts")]
     [True, True, True, True, True, False, False, None]
     """
-    # the one sign of two that look alike (micro and mu, angstrom and ring), and raised digits as plain ones
+    # NFKC unifies signs that look alike (micro and mu, angstrom and ring) and superscripts
     plain_units = unicodedata.normalize("NFKC", units).replace("\u2212", "-").lower()
     plain_units = re.sub(r"[\s_${}\[\]]", "", plain_units)
     if (

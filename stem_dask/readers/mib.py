@@ -1,6 +1,6 @@
-"""Quantum Detectors Merlin (.mib, with its .hdr): patterns of big-endian counts, each behind a line of text.
+"""Quantum Detectors Merlin (.mib, with its .hdr): patterns of big-endian counts, each after a text header.
 
-Rows are given as they lie in the file; RosettaSciIO and HyperSpy turn them top to bottom.
+Rows keep the order of the file; RosettaSciIO and HyperSpy flip them.
 """
 
 import re
@@ -27,7 +27,7 @@ from stem_dask.readers.source import (
     side_text,
     stack_axes,
 )
-from stem_dask.readers.views import Selection
+from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
 from stem_dask.storage.s3 import at, opened_file
 
@@ -35,25 +35,25 @@ _FIRST = 384  # bytes of the shortest header; longer ones state their length
 
 _DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
 
-#: what the raw mode stores for counters of so many bits: 64 bits at a time, in the chip's order
+#: types in the raw mode, by bits of the counters
 _RAW = {1: "u1", 6: "u1", 12: ">u2", 24: ">u2"}
 
-_TURNED = "rows are as in the file; RosettaSciIO and HyperSpy show .mib turned top to bottom, as input.flip: true does"
+_ROWS = "rows are in the order of the file; RosettaSciIO and HyperSpy flip them, as input.flip: true does"
 
-#: the time of a pattern as the longer headers have it, in UTC
+#: time of a pattern in the longer headers, in UTC
 _STAMP = re.compile(r"\d{4}-\d{2}-\d{2}T[\d:.]+Z")
 
-#: position of the counter's number among the words of a pattern's header
+#: position of the counter's number in a pattern's header
 _COUNTER = 11
 
-_QUAD = "raw counts of 2x2 chips are put together as Merlin does with Raw Mode off; pyxem shows them turned by 180°"
+_QUAD = "raw counts of 2x2 chips are arranged as Merlin does with Raw Mode off; pyxem shows them rotated by 180°"
 
 
 @dataclass(frozen=True)
 class RawCounts(Wrapped):
     """Patterns in raw mode (n, ky, kx): in each word of 64 bits the last pixel comes first.
 
-    The source has the words as they lie in the file; 1-bit counters are packed, eight pixels a byte.
+    The source has the words as stored; 1-bit counters are packed, eight pixels per byte.
     """
 
     bits: int
@@ -76,11 +76,11 @@ class RawCounts(Wrapped):
 
 @dataclass(frozen=True)
 class QuadCounts(Wrapped):
-    """Patterns of four chips (n, 2 h, 2 w) from raw rows (n, h, 4 w), in which the chips lie side by side.
+    """Patterns of 2x2 chips (n, 2 h, 2 w) from raw rows (n, h, 4 w) of the four chips.
 
-    From left to right these are the lower right, the lower left, the upper right and the upper left chip; the two lower
-    ones are mounted upside down. LiberTEM found this by comparing raw with other patterns of the same beam
-    (https://github.com/LiberTEM/LiberTEM/issues/1135); rows are then as in files of the other modes.
+    Their order is lower right, lower left, upper right, upper left; the lower ones are mounted upside down. LiberTEM
+    found this by comparing raw with other patterns of the same beam
+    (https://github.com/LiberTEM/LiberTEM/issues/1135).
     """
 
     @property
@@ -95,9 +95,7 @@ class QuadCounts(Wrapped):
         frames = range(*part[0].indices(self.shape[0]))
         whole = np.empty((2 * height, 2 * size), self.dtype)
         out = np.empty((len(frames), *whole[part[1:]].shape), self.dtype)
-        for target, i in zip(
-            out, frames, strict=True
-        ):  # one by one, so that no block is held twice
+        for target, i in zip(out, frames, strict=True):  # one by one: no second copy of the block
             (row,) = self.source[(slice(i, i + 1), slice(0, height), slice(0, width))]
             lower_right, lower_left, upper_right, upper_left = np.split(row, 4, axis=1)
             whole[:height, :size], whole[:height, size:] = upper_left, upper_right
@@ -108,9 +106,9 @@ class QuadCounts(Wrapped):
 
 @dataclass(frozen=True)
 class LongCounts(Wrapped):
-    """Patterns of 24 bits (n, ky, kx) from the two halves of 12 bits (n, 2 ky, kx) of each, the higher one first.
+    """Patterns of 24 bits (n, ky, kx) from their two halves of 12 bits (n, 2 ky, kx), the higher one first.
 
-    So LiberTEM decodes them (``decode_r24_swap`` in libertem/io/dataset/mib.py).
+    As in LiberTEM (``decode_r24_swap`` in libertem/io/dataset/mib.py).
     """
 
     @property
@@ -133,16 +131,14 @@ class LongCounts(Wrapped):
 
 
 def list_mib(path: str) -> list[Candidate]:
-    """The stack of patterns of a .mib file, and its scan when the .hdr beside it states one.
+    """The stack of patterns of a .mib file, one for each counter (threshold), and its scan when the .hdr states one.
 
-    Of a file in which the patterns of two counters (thresholds) alternate, the stack of each.
-
-    The scan is ``ScanX`` and ``ScanY``, or what is left of the frames by lines of ``Frames per Trigger``.
+    The scan is ``ScanX`` and ``ScanY``, or the frames divided into lines of ``Frames per Trigger``.
 
     Raises
     ------
     SourceError
-        When the header is not Merlin's, is damaged, or states a raw mode that is not read.
+        When the header is not Merlin's, is damaged, or states an unsupported raw mode.
     """
     words = header_of(path, _FIRST, "a Merlin pattern").decode("latin-1").split(",")
     if words[0] != "MQ1" or len(words) < 8:
@@ -171,11 +167,11 @@ def list_mib(path: str) -> list[Candidate]:
     about = stated("Merlin", {**header, "timestamp": stamp[0] if stamp else "".join(words[9:10])})
     scan, files = None, tuple[str, ...]()
     stem = path[: -len(Path(path).suffix)]  # of a URL, too
-    beside = next((stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file()), None)
-    if beside is not None:
-        files = (beside,)
-        header["hdr"] = said = _settings(side_text(beside))
-        scan = _scan(said)
+    settings = next((stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file()), None)
+    if settings is not None:
+        files = (settings,)
+        header["hdr"] = _settings(side_text(settings))
+        scan = _scan(header["hdr"])
     return [
         Candidate(
             name,
@@ -183,7 +179,7 @@ def list_mib(path: str) -> list[Candidate]:
             stack_axes(one.shape[0], *(Axis("k", n) for n in one.shape[1:])),
             metadata=header,
             scan=scan,
-            notes=(*notes, _TURNED),
+            notes=(*notes, _ROWS),
             files=files,
             about=about,
         )
@@ -192,7 +188,7 @@ def list_mib(path: str) -> list[Candidate]:
 
 
 def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, Source]]:
-    """The patterns, or those of each counter where they take turns, by the number in each pattern's header."""
+    """The patterns, or those of each counter where they alternate."""
     stored = source
     while isinstance(stored, Wrapped):
         stored = stored.source
@@ -203,15 +199,12 @@ def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, 
         second = file.read(_FIRST).decode("latin-1").split(",")
     if len(second) <= _COUNTER or len(words) <= _COUNTER or second[0] != "MQ1":
         return [("patterns", source)]
-    counters = [said[_COUNTER].strip() for said in (words, second)]
+    counters = [header[_COUNTER].strip() for header in (words, second)]
     if sorted(counters) != ["0", "1"]:
         return [("patterns", source)]
-    n, *pattern = source.shape
+    whole = slice(None)
     return [
-        (
-            f"counter {counter}",
-            Selection(source, (i, 0, 0), (2, 1, 1), ((n - i + 1) // 2, *pattern)),
-        )
+        (f"counter {counter}", View.of(source).select(slice(i, None, 2), whole, whole))
         for i, counter in enumerate(counters)
     ]
 
@@ -219,10 +212,10 @@ def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, 
 def _raw(
     path: str, words: list[str], length: int, height: int, width: int
 ) -> tuple[Source, tuple[str, ...]]:
-    """The patterns of the raw mode; how many bits a counter has is the last word of the header."""
+    """The patterns of the raw mode; the last word of the header is the number of bits of a counter."""
     header = header_of(path, length, "a Merlin pattern").decode("latin-1")
-    told = [word.strip("\0 \r\n") for word in header.split(",")]
-    bits = whole([word for word in told if word][-1])
+    stripped = [word.strip("\0 \r\n") for word in header.split(",")]
+    bits = whole([word for word in stripped if word][-1])
     layout, chips = words[7].strip(), whole(words[3])
     quad = (chips, layout.rstrip("G")) == (4, "2x2") and width == 4 * height
     single = (chips, layout.rstrip("G")) == (1, "1x1") and not (bits == 24 and width % 2)
@@ -232,7 +225,9 @@ def _raw(
             f"{by((height, width))}: of the raw mode, 1, 6, 12 and 24 bits of a single chip and 1, 6 and 12 bits of 2x2 chips "
             "can be read; record again with Raw Mode off"
         )
-    if bits == 24:  # the header counts both halves, side by side; they lie one behind the other
+    if (
+        bits == 24
+    ):  # the header states both halves side by side; they are stored one after the other
         height, width = 2 * height, width // 2
     dtype = np.dtype(_RAW[bits])
     in_word = 64 if bits == 1 else 8 // dtype.itemsize
@@ -267,7 +262,7 @@ def _size(path: str, words: list[str], i: int) -> int:
 
 
 def _settings(text: str) -> dict[str, str]:
-    """Lines of ``name:<tab>value``; of two equal names the first stays."""
+    """Lines of ``name:<tab>value``; the first of two equal names counts."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         name, tab, value = line.partition("\t")
@@ -276,12 +271,12 @@ def _settings(text: str) -> dict[str, str]:
     return found
 
 
-def _scan(said: dict[str, Any]) -> tuple[Axis, Axis] | None:
-    """One frame a trigger means a trigger a position, or an unknown scan: nothing is stated then."""
-    if "ScanX" in said and "ScanY" in said:
-        return scan_axes(said["ScanY"], said["ScanX"])
-    frames = whole(said.get("Frames in Acquisition (Number)"))
-    line = whole(said.get("Frames per Trigger (Number)"))
+def _scan(settings: dict[str, Any]) -> tuple[Axis, Axis] | None:
+    """The scan of a .hdr; one frame per trigger does not tell the length of a line."""
+    if "ScanX" in settings and "ScanY" in settings:
+        return scan_axes(settings["ScanY"], settings["ScanX"])
+    frames = whole(settings.get("Frames in Acquisition (Number)"))
+    line = whole(settings.get("Frames per Trigger (Number)"))
     if frames is None or line is None or line == 1 or frames % line:
         return None
     return scan_axes(frames // line, line)

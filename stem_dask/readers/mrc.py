@@ -1,11 +1,10 @@
-"""MRC files (.mrc), and the _info.txt that Direct Electron's cameras write beside them.
+"""MRC files (.mrc), and the _info.txt that Direct Electron's cameras write with them.
 
-Rows are given as they lie in the file, as RosettaSciIO does.
+Rows keep the order of the file, as in RosettaSciIO.
 """
 
 import math
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,19 @@ from stem_dask.storage.s3 import at
 
 _HEADER_BYTES = 1024
 
+_FIELDS = np.dtype([
+    ("width", "u4"), ("height", "u4"), ("n", "u4"), ("mode", "u4"), ("lattice", "V60"), ("least", "f4"), ("most", "f4"),
+    ("mean", "f4"), ("space group", "u4"), ("extended", "u4"), ("type", "V12"), ("version", "u4"), ("other", "V40"),
+    ("stamp", "u4"), ("flags", "u4"), ("origin", "V64"), ("labels", "S80", (10,)),
+])  # fmt: skip
+
+_HEADERS = {"<": _FIELDS.newbyteorder("<"), ">": _FIELDS.newbyteorder(">")}
+
 _DTYPES = {0: "u1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
 _IMOD_STAMP, _IMOD_SIGNED = 1146047817, 1
 
-#: versions of the format by which bytes count from -128; cameras state them and count from 0 all the same
+#: versions of the format whose bytes are signed; cameras that state them write unsigned bytes all the same
 _SIGNED_VERSIONS = (20140, 20141)
 
 #: YYYYMMDD_number[_suffix][_part]_movie.mrc, as Direct Electron names movies
@@ -48,24 +55,26 @@ def list_mrc(path: str) -> list[Candidate]:
     Raises
     ------
     SourceError
-        When the header is of another format, states a type that is not real numbers, or more than the file holds.
+        When the header is of another format, of complex or packed numbers, or states more than the file holds.
     """
     header = header_of(path, _HEADER_BYTES, "an MRC file")
-    # mode 0 is 0 in both byte orders: sizes in the wrong one are beyond all reason
-    orders = [o for o in "<>" if _sizes(header, o)[3] in (*_DTYPES, 3, 4, 101)]
-    order = min(orders, key=lambda o: max(_sizes(header, o)), default=None)
-    if order is None:
+    both = {order: np.frombuffer(header, layout)[0] for order, layout in _HEADERS.items()}
+    known = [order for order, fields in both.items() if fields["mode"] in (*_DTYPES, 3, 4, 101)]
+    if not known:
         raise SourceError(
-            f"{path}: not an MRC file: the mode is {_sizes(header, '<')[3]:,}, where one of "
+            f"{path}: not an MRC file: the mode is {both['<']['mode']:,}, where one of "
             f"{', '.join(map(str, _DTYPES))} was expected"
         )
-    width, height, n, mode = _sizes(header, order)
+    # mode 0 is 0 in both byte orders, but in the wrong one the sizes are huge
+    order = min(known, key=lambda one: max(_sizes(both[one])))
+    fields = both[order]
+    width, height, n, mode = _sizes(fields)
     if mode not in _DTYPES:
         raise SourceError(
             f"{path}: MRC mode {mode} (complex or packed numbers) is not read; save modes 0, 1, 2, 6 or 12"
         )
-    dtype, signs = _type(header, order, mode)
-    offset = _HEADER_BYTES + struct.unpack_from(order + "I", header, 92)[0]
+    dtype, signs = _type(fields, order, mode)
+    offset = _HEADER_BYTES + int(fields["extended"])
     shape = (n, height, width)
     need, size = offset + math.prod(shape) * dtype.itemsize, at(path).stat().st_size
     if min(shape) < 1 or need > size:
@@ -87,13 +96,15 @@ def list_mrc(path: str) -> list[Candidate]:
     if odd:
         remedy = f"if the header is wrong, link the file as a .raw (ln -s) and give its sizes and input.offset={offset}"
     notes = bytes_behind(path, "patterns", shape, dtype, size - need, remedy, offset) + signs
-    said: dict[str, Any] = {
-        "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": _labels(header)}
+    texts = (text.decode("latin-1").strip("\0 ") for text in fields["labels"])
+    labels = [text for text in texts if text]
+    metadata: dict[str, Any] = {
+        "header": {"size": [width, height, n], "mode": mode, "data begin at": offset, "labels": labels}
     }  # fmt: skip
     ky, kx, scan, hint = Axis("ky", height), Axis("kx", width), None, ""
     info = _info_file(path)
     if info is not None:
-        said["info"] = settings = _settings(side_text(info))
+        metadata["info"] = settings = _settings(side_text(info))
         scan, hint = _scan(settings), _not_by_rows(settings)
         ky, kx = (
             calibrated(f"k{x}", axis.size, _positive(settings, f"Diffraction Pixel Size {x.upper()}"), 0.0, "1/nm")
@@ -101,41 +112,34 @@ def list_mrc(path: str) -> list[Candidate]:
         )  # fmt: skip
     source = FlatFile(path, offset, dtype, shape)
     return [
-        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=notes, hint=hint,
-                  files=() if info is None else (info,), about=stated("Direct Electron", said.get("info", {})))
+        Candidate("patterns", source, stack_axes(n, ky, kx), metadata=metadata, scan=scan, notes=notes, hint=hint,
+                  files=() if info is None else (info,), about=stated("Direct Electron", metadata.get("info", {})))
     ]  # fmt: skip
 
 
-def _sizes(header: bytes, order: str) -> tuple[int, ...]:
+def _sizes(fields: np.void) -> tuple[int, ...]:
     """Columns, rows, patterns, mode."""
-    return struct.unpack_from(order + "4I", header)
+    return tuple(int(fields[name]) for name in ("width", "height", "n", "mode"))
 
 
-def _type(header: bytes, order: str, mode: int) -> tuple[np.dtype, tuple[str, ...]]:
-    """The type of the numbers; of mode 0, whose sign programs disagree on, by IMOD's mark, else by the least value stated."""
+def _type(fields: np.void, order: str, mode: int) -> tuple[np.dtype, tuple[str, ...]]:
+    """The type of the numbers; of mode 0, whose sign is ambiguous, by IMOD's mark, else by the stated minimum."""
     if mode != 0:
         return np.dtype(order + _DTYPES[mode]), ()
-    stamp, flags = struct.unpack_from(order + "2I", header, 152)
-    if stamp == _IMOD_STAMP:
-        return np.dtype("i1" if flags & _IMOD_SIGNED else "u1"), ()
-    least, most = struct.unpack_from(order + "2f", header, 76)
+    if fields["stamp"] == _IMOD_STAMP:
+        return np.dtype("i1" if fields["flags"] & _IMOD_SIGNED else "u1"), ()
+    least, most = fields["least"], fields["most"]
     if -128 <= least < 0 and least <= most <= 127:
         return np.dtype("i1"), ()
-    [version] = struct.unpack_from(order + "I", header, 108)
     stated = 0 <= least <= most  # the other way round it is not known
-    if version not in _SIGNED_VERSIONS or stated:
+    if fields["version"] not in _SIGNED_VERSIONS or stated:
         return np.dtype("u1"), ()
     note = "bytes are read as counts of 0 to 255, as cameras write them; the format itself has them from -128 to 127"
     return np.dtype("u1"), (note,)
 
 
-def _labels(header: bytes) -> list[str]:
-    texts = (header[224 + 80 * i : 304 + 80 * i].decode("latin-1") for i in range(10))
-    return [text.strip("\0 ") for text in texts if text.strip("\0 ")]
-
-
 def _info_file(path: str) -> str | None:
-    """The file of settings that belongs to a movie: of its own name, or of its acquisition."""
+    """The settings of a movie: of its own name, or of its acquisition."""
     folder, stem = path[: -len(Path(path).name)], Path(path).stem
     names = [f"{stem}_info.txt", f"{stem.removesuffix('_movie')}_info.txt"]
     if part := _MOVIE.fullmatch(stem):
@@ -149,37 +153,35 @@ def _settings(text: str) -> dict[str, str]:
 
 
 def _positive(settings: dict[str, str], name: str) -> str | None:
-    """A size; Direct Electron writes -1 for what is not known."""
+    """A size; Direct Electron writes -1 for unknown."""
     value = settings.get(name, "")
     return None if value.startswith("-") else value
 
 
 def _path_of(settings: dict[str, str]) -> str:
-    """The path of the beam; that of a region of interest is stated by itself."""
+    """The path of the beam, or that of its region of interest."""
     path = settings.get("Scan - Type", "Raster")
     in_region = settings.get("Scan - ROI Enable") == "Enable"
     return settings.get("Scan - ROI Type", path) if in_region else path
 
 
 def _not_by_rows(settings: dict[str, str]) -> str:
-    """Why the scan of an info file is not taken, where its positions are no raster."""
+    """Why the scan of an info file is not used, when it is not a raster."""
     if settings.get("Scan - Enable") != "Enable" or _path_of(settings) == "Raster":
         return ""
     return f"its _info.txt states a scan of the type {one_line(_path_of(settings))}, not row by row"
 
 
 def _scan(settings: dict[str, str]) -> tuple[Axis, Axis] | None:
-    """The raster that was scanned; none where there was no scan, another path than a raster, or several repeats."""
-    told = {
+    """The scan; None for one that is not a raster, or of several repeats."""
+    raster = {
         "Scan - Enable": "Enable",
         "Scan - Repeats": "1",
         "Scan - Points Per Camera Frame": "1",
     }
-    if any(settings.get(name, value) != value for name, value in told.items()):
+    if any(settings.get(name, value) != value for name, value in raster.items()):
         return None
-    if _path_of(settings) != "Raster":
-        return None
-    if "Scan - Enable" not in settings:
+    if _path_of(settings) != "Raster" or "Scan - Enable" not in settings:
         return None
     part = "ROI Size" if settings.get("Scan - ROI Enable") == "Enable" else "Size"
     steps = (_positive(settings, f"Specimen Pixel Size {x} (nanometers)") for x in "YX")

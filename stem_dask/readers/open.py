@@ -1,14 +1,13 @@
-"""Open a 4D-STEM file: find the patterns, their axes and their place; nothing of the data is read.
+"""Open a 4D-STEM file: the patterns, their axes and metadata; no data are read.
 
-`find` looks at headers only and needs neither dask nor numba, so that a bad file is refused before a cluster exists.
-The families of files it knows are in `stem_dask.readers.formats`.
+`find` reads headers only and needs neither dask nor numba, so that a bad file is refused before a cluster starts. The
+formats are in `stem_dask.readers.formats`.
 """
 
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,22 @@ from stem_dask.core.text import by
 from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
 from stem_dask.readers.containers import can_be_quoted
 from stem_dask.readers.formats import open_file
-from stem_dask.readers.layout import Geometry, ScanOrder, View, arranged, parted
+from stem_dask.readers.layout import Arranged, Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
 from stem_dask.readers.source import Candidate, Source, Wrapped, identity, plain
-from stem_dask.readers.views import Squeezed
+from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
-from stem_dask.storage.s3 import below
-from stem_dask.storage.urls import is_url
 
 _MOST_LISTED = 12  # arrays that a message names
+
+_MOST_BYTES = 10**14
 
 
 @dataclass(frozen=True)
 class Found:
-    """The patterns of a file, and what was found out about them.
+    """The patterns of a file.
 
-    ``valid`` is (scan_y, scan_x, 1, 1) or (pattern, 1, 1), False where the file itself says that a pattern is missing;
+    ``valid`` is (scan_y, scan_x, 1, 1) or (pattern, 1, 1), False where the file states that a pattern is missing;
     None when none is.
     """
 
@@ -41,21 +40,21 @@ class Found:
     info: SourceInfo
     identity: tuple[str, int, int]
     valid: Source | None = None
-    #: the further files that ``identity`` is about
+    #: further files that ``identity`` includes
     files: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the patterns as they are read."""
+        """Bytes of the patterns."""
         return math.prod(self.source.shape) * self.source.dtype.itemsize
 
     def change(self) -> str | None:
-        """How the file, or one that belongs to it, differs from the one that was opened; None when it does not.
+        """How the file, or one that belongs to it, has changed since it was opened; None when it has not.
 
         Raises
         ------
         SourceError
-            When it is gone, or cannot be looked at.
+            When it is gone, or cannot be reached.
         """
         path, size, modified = self.identity
         try:
@@ -79,49 +78,27 @@ def find(
     path: str | Path,
     *,
     dataset: str | int | None = None,
-    scan_shape: Sequence[int] | None = None,
-    scan_order: ScanOrder = "auto",
-    scan_roi: Sequence[int] | None = None,
-    scan_step: int = 1,
-    skip_frames: int | Sequence[int] = 0,
-    drop_columns: int = 0,
-    flip: bool = False,
     missing_chunks: Missing = "refuse",
-    shape: Sequence[int] | None = None,
-    dtype: str | None = None,
-    offset: int = 0,
-    frame_header: int = 0,
-    frame_footer: int = 0,
+    **options: Any,
 ) -> Found:
-    """Look into a file and settle where the patterns are and how they lie.
+    """Open a file without reading its patterns.
 
     Parameters
     ----------
-    path : a file of a kind in `stem_dask.readers.formats.READERS`
-    dataset : name or number of the array, when the file holds several
-    scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not say its own
-    scan_order : which axes are the scan: ``scan_first``, ``detector_first``, or ``auto`` (as the file says)
-    scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
-    scan_step : take every n-th position of it
-    skip_frames : leading patterns of a stack that are left out before the scan is folded, or [leading, trailing]
-    drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
-    flip : turn every pattern top to bottom
-    missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
-    shape : [scan_y, scan_x, ky, kx] or [n, ky, kx], of a .raw file
-    dtype : numpy's name of the type, of a .raw file
-    offset : byte at which a .raw file's first pattern begins, or the header before it
-    frame_header, frame_footer : bytes before and after each pattern of a .raw file
+    path, dataset, missing_chunks : as of `stem_dask.open`
+    options : fields of `Geometry` and `RawLayout`
 
     Raises
     ------
     SourceError
-        When the file is missing, damaged, of an unknown kind, or does not hold patterns.
+        When the file is missing, damaged, of an unknown format, or does not hold patterns.
     """
     name = str(path)
-    geometry = Geometry(
-        scan_shape, scan_order, scan_roi, scan_step, skip_frames, drop_columns, flip
+    layout = RawLayout(
+        **{f.name: options.pop(f.name) for f in fields(RawLayout) if f.name in options}
     )
-    kind, candidates = open_file(name, RawLayout(shape, dtype, offset, frame_header, frame_footer))
+    geometry = Geometry(**options)
+    kind, candidates = open_file(name, layout)
     chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
     if chosen.fault:
         raise SourceError(chosen.fault)
@@ -135,8 +112,13 @@ def find(
         raise SourceError(
             f"{name}: {chosen.name} has shape {by(chosen.source.shape)}: it holds nothing"
         )
-    refuse_impossible(name, chosen.name, chosen.source)
-    start = View(chosen.source, chosen.axes, (*notes, *chosen.notes))
+    n_bytes = math.prod(chosen.source.shape) * chosen.source.dtype.itemsize
+    if n_bytes > _MOST_BYTES:  # of chunks that were never written: the graph would never end
+        raise SourceError(
+            f"{name}: {chosen.name} claims {by(chosen.source.shape)} {chosen.source.dtype}, {n_bytes / 1e12:,.0f} TB, but "
+            f"no scan is larger than {_MOST_BYTES / 1e12:,.0f} TB; its sizes are damaged"
+        )
+    start = Arranged(chosen.source, chosen.axes, (*notes, *chosen.notes))
     view = parted(name, arranged(name, chosen, start, geometry), geometry)
     info = SourceInfo(
         path=name,
@@ -162,7 +144,7 @@ _NOTHING: tuple[Any, ...] = (None, "", {})
 
 
 def _about(about: Mapping[str, Any]) -> dict[str, Any]:
-    """As plain JSON; the metadata of a signal are that already, and keep their long texts."""
+    """As JSON; the metadata of a signal are JSON already, and keep their long texts."""
     kept = {"metadata": about["metadata"]} if about.get("metadata") else {}
     return {
         **plain({k: v for k, v in about.items() if k != "metadata" and v not in _NOTHING}),
@@ -173,16 +155,16 @@ def _about(about: Mapping[str, Any]) -> dict[str, Any]:
 def _valid(
     name: str, chosen: Candidate, geometry: Geometry, lead: tuple[int, ...]
 ) -> Source | None:
-    """Which patterns are missing by the file's own word, brought into the order and to the part that are read."""
+    """Which patterns the file states as missing, in the order and region that are read."""
     if chosen.valid is None:
         return None
     axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
-    view = parted(name, arranged(name, chosen, View(chosen.valid, axes), geometry), geometry)
+    view = parted(name, arranged(name, chosen, Arranged(chosen.valid, axes), geometry), geometry)
     return view.source if view.source.shape[:-2] == lead else None
 
 
 def _four_axes(candidate: Candidate) -> Candidate:
-    """Without leading axes of length 1, where there are more than four; with a name that can be shown."""
+    """Without leading axes of length 1 when there are more than four, and with a printable name."""
     candidate = replace(candidate, name=one_line(candidate.name))
     shape = candidate.source.shape
     surplus = [i for i, n in enumerate(shape) if n == 1][: max(0, len(shape) - 4)]
@@ -192,7 +174,7 @@ def _four_axes(candidate: Candidate) -> Candidate:
     chunks = candidate.chunks
     return replace(
         candidate,
-        source=Squeezed(candidate.source, kept),
+        source=View.of(candidate.source).squeeze(kept),
         axes=tuple(candidate.axes[i] for i in kept),
         chunks=None if chunks is None else tuple(chunks[i] for i in kept),
         notes=(*candidate.notes, f"left out the axes of length 1 of {by(shape)}"),
@@ -237,7 +219,7 @@ def _choose(
 
 
 def _one_of_series(name: str, series: Candidate) -> str:
-    """How to write the first scan of an array with more than four axes into a file that can be read."""
+    """The command that writes the first scan of an array with more than four axes into a file."""
     source, n_axes = series.source, len(series.source.shape)
     inside = source.name if isinstance(source, (Hdf5Dataset, ZarrArray)) else ""
     first = ", ".join("0" * (n_axes - 4))
@@ -257,7 +239,7 @@ def _one_of_series(name: str, series: Candidate) -> str:
 
 
 def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> Candidate | None:
-    """The array of an HDF5 file that has another name, too, as NeXus files have them."""
+    """The array of an HDF5 file behind a link, as in NeXus files."""
     if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
         return None
     from stem_dask.readers.hdf5_links import name_behind
@@ -273,15 +255,15 @@ def _is_hdf5(source: Source) -> bool:
 
 
 def _listed(texts: list[str]) -> str:
-    """The first of them on one line; a file may hold thousands of arrays."""
+    """The first of them on one line."""
     more = len(texts) - _MOST_LISTED
     shown = [one_line(text) for text in texts[:_MOST_LISTED]]
     return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
-    """Settle what becomes of chunk files that are not there, and note how many there are of them."""
-    stored = chosen.source.source if isinstance(chosen.source, Squeezed) else chosen.source
+    """Apply ``missing_chunks``, and note how many chunk files are missing."""
+    stored = chosen.source.source if isinstance(chosen.source, View) else chosen.source
     if not isinstance(stored, ZarrArray):
         if missing == "zero":
             raise SourceError(
@@ -293,55 +275,6 @@ def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
     stored = replace(stored, missing=missing)
     note = missing_note(stored.path, stored.name, zero=missing == "zero")
     source: Source = stored
-    if isinstance(chosen.source, Squeezed):
+    if isinstance(chosen.source, View):
         source = replace(chosen.source, source=stored)
     return replace(chosen, source=source, notes=(*chosen.notes, *([note] if note else ())))
-
-
-#: no file is this large; chunks that were never written may make one say so
-_MOST_BYTES = 10**14
-
-#: nothing but one and the same number is stored in fewer bytes
-_MOST_COMPRESSED = 10**5
-
-
-def refuse_impossible(path: str, name: str, source: Source) -> None:
-    """An array of more than 100 TB that has next to no bytes behind it would only end in a graph without end.
-
-    Raises
-    ------
-    SourceError
-        When more than 100,000 bytes are claimed for each one that is stored.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from stem_dask.readers.arrays import Hdf5Dataset
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     refuse_impossible("a.h5", "data", Hdf5Dataset(file.name, "data", np.dtype("u2"), (2, 3, 4, 5)))
-    """
-    said = math.prod(source.shape) * source.dtype.itemsize
-    if said <= _MOST_BYTES:
-        return
-    stored = 0
-    for n_bytes in _sizes(path):
-        stored += n_bytes
-        if stored * _MOST_COMPRESSED >= said:
-            return
-    raise SourceError(
-        f"{path}: {name} claims {by(source.shape)} {source.dtype}, {said / 1e12:,.0f} TB, but {stored:,} bytes are "
-        "stored; its sizes are damaged"
-    )
-
-
-def _sizes(path: str) -> Iterator[int]:
-    """Bytes of a file, or of each file of a store."""
-    if is_url(path):
-        yield from (status.st_size for _, status in below(path))
-        return
-    if not os.path.isdir(path):
-        yield os.stat(path).st_size
-    for folder, _, names in os.walk(path):
-        for name in names:
-            yield os.lstat(os.path.join(folder, name)).st_size

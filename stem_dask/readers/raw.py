@@ -1,4 +1,4 @@
-"""Files without a header: shape, type and place come from the config."""
+"""Raw binary files (.raw): shape, type and offset are given by the user."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from stem_dask.storage.s3 import at
 
 _CHECK = "check input.shape, input.dtype and input.offset"
 
-#: an EMPAD writes 130 rows for each pattern, of which 128 are image
+#: bytes of a pattern of an EMPAD, 130 rows of which 128 are image
 _EMPAD = 130 * 128 * 4
 
 _EMPAD_FOOTER = 2 * 128 * 4
@@ -29,7 +29,7 @@ _SCAN_IN_NAME = re.compile(r"_x(\d+)_y(\d+)$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class RawLayout:
-    """How numbers lie in a file without a header, as the user says: see ``input.shape, dtype, offset, frame_header, frame_footer``."""
+    """The layout of a .raw file, from the config: ``input.shape, dtype, offset, frame_header, frame_footer``."""
 
     shape: Sequence[int] | None = None
     dtype: str | None = None
@@ -39,17 +39,17 @@ class RawLayout:
 
     @property
     def given(self) -> bool:
-        """Whether anything was said."""
+        """Whether any of them was given."""
         return self != RawLayout()
 
 
 def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
-    """The one array of a file of plain numbers.
+    """The array of a .raw file.
 
     Raises
     ------
     SourceError
-        When shape or type are missing or impossible, or the size of the file is not the one that they give.
+        When shape or type are missing or impossible, or do not fit the size of the file.
 
     Examples
     --------
@@ -64,11 +64,11 @@ def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
     source = _source(path, layout, shape, dtype)
     notes = _checked(path, layout, shape, dtype)
     axes = tuple(Axis(f"axis{i}", n) for i, n in enumerate(shape))
-    said = {"shape": list(shape), "dtype": str(dtype), "offset": layout.offset}
+    metadata = {"shape": list(shape), "dtype": str(dtype), "offset": layout.offset}
     for key in ("frame_header", "frame_footer"):
         if n_bytes := getattr(layout, key):
-            said[key] = n_bytes
-    return [Candidate("array", source, axes, metadata=said, notes=notes)]
+            metadata[key] = n_bytes
+    return [Candidate("array", source, axes, metadata=metadata, notes=notes)]
 
 
 def _sizes(path: str, layout: RawLayout) -> tuple[tuple[int, ...], np.dtype]:
@@ -78,7 +78,7 @@ def _sizes(path: str, layout: RawLayout) -> tuple[tuple[int, ...], np.dtype]:
         raise SourceError(
             f"{path}: a .raw file does not say what is in it; "
             + (empad or "set input.shape: [scan_y, scan_x, ky, kx] or [n, ky, kx], and input.dtype, such as uint16")
-            + " (or put the EMPAD's .xml beside it)"
+            + " (or copy the EMPAD's .xml into its folder)"
         )  # fmt: skip
     shape = tuple(int(n) for n in layout.shape)
     if len(shape) not in (3, 4) or min(shape) < 1:
@@ -114,7 +114,7 @@ def _source(path: str, layout: RawLayout, shape: tuple[int, ...], dtype: np.dtyp
 def _checked(
     path: str, layout: RawLayout, shape: tuple[int, ...], dtype: np.dtype
 ) -> tuple[str, ...]:
-    """Notes, when the file has as many bytes as the layout needs, or a few more."""
+    """Notes; raises when the size of the file does not fit the layout."""
     pixels = prod(shape[-2:]) * dtype.itemsize
     per_pattern = layout.frame_header + pixels + layout.frame_footer
     n, has = prod(shape[:-2]), max(0, at(path).stat().st_size - layout.offset)
@@ -146,12 +146,12 @@ def _checked(
 def _fewer(
     path: str, layout: RawLayout, shape: tuple[int, ...], dtype: np.dtype, n: int
 ) -> list[str]:
-    """The keys that read the ``n`` complete patterns of a file that has fewer than expected."""
+    """The options that read the ``n`` complete patterns of a file that has fewer than expected."""
     ways = [""] if len(shape) == 3 else [keys for keys, _ in scan_ways(n, (shape[0], shape[1]))]
     stack = (n, *shape[-2:])
     try:
         _checked(path, replace(layout, shape=stack), stack, dtype)
-    except SourceError:  # what follows them is no part of a pattern
+    except SourceError:  # the rest is not part of a pattern
         return []
     return [
         "set " + ", ".join(filter(None, (f"input.shape: {list(stack)}", keys))) for keys in ways
@@ -159,7 +159,7 @@ def _fewer(
 
 
 def _more(layout: RawLayout, shape: tuple[int, ...], more: int, per_pattern: int) -> list[str]:
-    """The keys that read all of a file that has ``more`` bytes than expected: per pattern, per line, or in whole patterns."""
+    """The options that read a file with ``more`` bytes than expected: per pattern, per line, or whole patterns."""
     *lead, height, width = shape
     n = prod(lead)
     ways = []
@@ -184,13 +184,13 @@ def _more(layout: RawLayout, shape: tuple[int, ...], more: int, per_pattern: int
         return [*ways, f"{n + whole:,} patterns are there: {stack}{skip}"]
     for keys, words in scan_ways(n + whole, (lead[0], lead[1])):
         if "skip_frames" in keys and ways:
-            continue  # in this sense nothing says that whole patterns are left over
+            continue
         ways.append(f"{n + whole:,} patterns, {words}: {stack}, {keys}")
     return ways
 
 
 def _as_empad(path: str, has: int, lead: Sequence[int] = ()) -> str:
-    """How to read a file without its .xml whose size is that of an EMPAD's; empty for another size."""
+    """The options that read an EMPAD's .raw without its .xml; empty when its size is not that of one."""
     n, odd = divmod(has, _EMPAD)
     if odd or not n:
         return ""

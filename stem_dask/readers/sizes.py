@@ -1,6 +1,6 @@
-"""Which keys would read a file whose size, or number of patterns, is not the one that was expected.
+"""Which options would read a file of another size, or number of patterns, than expected.
 
-Each way that is named gives the right number of bytes and patterns exactly.
+Each proposal gives exactly the right number of bytes and patterns.
 """
 
 from stem_dask.readers.flat import FlatFile, FramedFile, Run
@@ -11,7 +11,7 @@ from stem_dask.storage.s3 import at
 def scan_ways(
     n: int, scan: tuple[int, int], ends: tuple[int, int] = (0, 0)
 ) -> list[tuple[str, str]]:
-    """The keys that fold ``n`` patterns when the scan of ``scan`` positions needs another number, and what they mean.
+    """The options that fold ``n`` patterns when ``scan`` needs another number, and what they mean.
 
     Parameters
     ----------
@@ -56,10 +56,7 @@ def scan_ways(
 
 
 def frame_way(name: str, source: Source, n: int) -> str:
-    """The keys that read ``n`` patterns with a longer header or footer each, where the size of the file allows it.
-
-    Empty for a format that marks where each pattern begins, and for a size that is no multiple of ``n``.
-    """
+    """The options that read ``n`` patterns with a longer header or footer each; empty when the size does not allow it."""
     if not name.lower().endswith((".raw", ".tvips")):
         return ""
     while isinstance(source, Wrapped):

@@ -1,4 +1,4 @@
-"""What a reader of one file family hands over: an array, its axes, and what the header says; nothing of the data."""
+"""The data model of all readers: a lazy array (`Source`) with its axes and metadata (`Candidate`)."""
 
 import math
 import shlex
@@ -16,10 +16,10 @@ from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.core.text import by
 from stem_dask.storage.s3 import at, opened_file
 
-#: metadata that are kept: entries in all, characters of a text, items of a list, levels
+#: bounds of the metadata that are kept: entries, characters of a text, items of a list, levels
 _MOST_ENTRIES, _MOST_TEXT, _MOST_ITEMS, _MOST_LEVELS = 2000, 1000, 64, 16
 
-#: larger headers and side files are not believed
+#: larger text files of settings are refused
 MOST_HEADER_BYTES = 4 << 20
 
 Slices = tuple[slice, ...]
@@ -42,14 +42,22 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A 3D or 4D array found in a file; ``name`` is what selects it as ``input.dataset``.
+    """An array of a file that may hold the patterns.
 
-    ``number`` is that of the file itself, where its name has one, and selects it, too; ``scan`` is (scan_y, scan_x) of a stack (n, ky, kx) when the file itself says it; ``files`` are further files that
-    the patterns come from; ``notes`` say what the reader noticed; ``swapped`` is Gatan's tag of the order of the axes, also where
-    another file says it in its own way (False: the detector comes first);
-    ``about`` are attributes of the patterns that the file itself says, see `stem_dask.readers.own.about`; ``valid`` is False
-    where a pattern could not be read when the file was written, shaped as patterns of one pixel; ``hint`` is what a header
-    says of the scan without saying which it is; ``part`` says of which larger acquisition this is a part; ``fault`` is why the array cannot be read, told when it is chosen.
+    Parameters
+    ----------
+    name, number : select the array as ``input.dataset``
+    source, axes, chunks : the array, its axes and chunks as stored
+    swapped : whether the detector axes are the fastest, when the file states the order (Gatan's tag)
+    metadata : all that the file states, as nested dictionaries
+    scan : axes (scan_y, scan_x) of a stack (n, ky, kx), when the file states them
+    notes : what the reader noticed
+    files : further files that hold patterns or settings
+    about : attributes of the patterns, see `stem_dask.readers.own.about`
+    valid : False where a pattern is missing, shaped as patterns of one pixel
+    hint : what the header says of a scan that remains ambiguous
+    part : the larger acquisition that the array is a part of
+    fault : why the array cannot be read; raised if it is chosen
     """
 
     name: str
@@ -70,7 +78,7 @@ class Candidate:
 
 
 def calibrated(name: str, size: int, scale: Any, offset: Any = 0.0, units: str = "") -> Axis:
-    """An axis; in pixels when its scale is missing, zero or no finite number.
+    """An axis; in pixels when its scale is missing, zero or not finite.
 
     Examples
     --------
@@ -90,7 +98,7 @@ def stack_axes(n: int, ky: Axis, kx: Axis) -> tuple[Axis, ...]:
 
 
 def scan_axes(height: Any, width: Any, *steps: Any, units: str = "") -> tuple[Axis, Axis] | None:
-    """The scan that a header gives, calibrated by ``steps`` (of y, of x) where they are usable; None without sizes."""
+    """The axes of a scan, calibrated by ``steps`` (of y, of x) where they are usable; None without sizes."""
     sizes = (whole(height), whole(width))
     if sizes[0] is None or sizes[1] is None:
         return None
@@ -118,6 +126,12 @@ def header_of(path: str, n_bytes: int, what: str) -> bytes:
     return header
 
 
+def record_of(path: str, layout: np.dtype, what: str) -> dict[str, Any]:
+    """The fields of the header at the beginning of a file, as Python numbers."""
+    record = np.frombuffer(header_of(path, layout.itemsize, what), layout)[0]
+    return dict(zip(layout.names or (), record.item(), strict=True))
+
+
 def bytes_behind(
     path: str,
     what: str,
@@ -141,8 +155,8 @@ def bytes_behind(
     Raises
     ------
     SourceError
-        When they are as many as another row, column or pattern would have, or the same number for each pattern: one of
-        the sizes is too small then, or patterns have headers, and each would be shifted against the one before.
+        When they are at least as many as a row, column or pattern has, or the same number for each pattern: then a size
+        is too small, or patterns have headers, and patterns would be shifted against each other.
 
     Examples
     --------
@@ -173,7 +187,7 @@ def bytes_behind(
 def as_raw(
     path: str, shape: Sequence[int], dtype: np.dtype, offset: int, header: int = 0, more: int = 0
 ) -> str:
-    """How to read a file of another kind as plain numbers, through a link with a name of its own.
+    """The commands that read a file of another format as plain numbers, through a link.
 
     Parameters
     ----------
@@ -202,7 +216,7 @@ def as_raw(
 
 
 def side_text(path: str) -> str:
-    """A small text file beside the data.
+    """A small text file of settings that belongs to the data.
 
     Raises
     ------
@@ -215,11 +229,11 @@ def side_text(path: str) -> str:
         text: str = at(path).read_bytes().decode("utf-8-sig", "replace")
         return text
     except FileNotFoundError as error:
-        raise SourceError(f"{path}: there is no such file beside the data; copy it too") from error
+        raise SourceError(f"{path}: there is no such file; copy it with the data") from error
 
 
 def plain(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata as JSON takes them, cut to a bounded size; what is left out is counted under ``"left out"``.
+    """Metadata as JSON of bounded size; ``"left out"`` counts the entries that were dropped.
 
     Examples
     --------
@@ -264,7 +278,7 @@ def _plain(value: Any, left: list[int], level: int) -> Any:
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A source seen in another way: the numbers stay, and with them their type."""
+    """A source that reads from another one, of the same type unless it says otherwise."""
 
     source: Source
 
@@ -275,9 +289,9 @@ class Wrapped:
 
 
 def identity(path: str, *more: str) -> tuple[str, int, int]:
-    """What tells one state of a file (or of a store's root) from another: name, size, time of change in ns.
+    """Name, size and modification time in ns of a file, or of the root document of a store.
 
-    With ``more`` files that belong to it, size and time are sums: when one of them changes, they do.
+    With ``more`` files size and time are sums, which change when one of the files does.
     """
     file = at(path)
     if file.is_dir():
@@ -288,7 +302,7 @@ def identity(path: str, *more: str) -> tuple[str, int, int]:
 
 
 def packed(path: str, name: str, attrs: Mapping[str, Any]) -> str:
-    """Why numbers that stand for others (netCDF's ``scale_factor`` and ``add_offset``) are not read; empty where they do not.
+    """Why packed numbers (netCDF's ``scale_factor`` and ``add_offset``) are refused; empty when they are not packed.
 
     Examples
     --------

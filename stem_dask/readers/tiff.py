@@ -1,6 +1,6 @@
 """Stacks of patterns in TIFF and BigTIFF files, opened by tifffile.
 
-Uncompressed pages at regular places are read like the frames of any other file; all others are decoded page by page.
+Uncompressed pages at regular offsets are read as a `FramedFile`; all others are decoded page by page.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, Source
 from stem_dask.readers.strided import StridedFile, span
 from stem_dask.readers.torch_pickle import MOST_BYTES, Numpy, Other, Tensor, described
-from stem_dask.readers.views import Transposed
+from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line, told
 
 _REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
@@ -169,7 +169,7 @@ def _source(path: str, offset: int, dtype: np.dtype, tensor: Tensor) -> Source:
     stored = tuple(shape[i] for i in order)
     if _contiguous(stored, tuple(strides[i] for i in order)):
         there = FlatFile(path, offset, dtype, stored)
-        return Transposed(there, tuple(order.index(i) for i in range(len(shape))))
+        return View.of(there).transpose([order.index(i) for i in range(len(shape))])
     return StridedFile(path, offset, dtype, shape, strides)
 
 

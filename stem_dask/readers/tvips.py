@@ -1,7 +1,6 @@
-"""TVIPS files (.tvips), one or a series NAME_000.tvips, NAME_001.tvips, …: patterns, each behind a header of numbers."""
+"""TVIPS files (.tvips), one or a series NAME_000.tvips, NAME_001.tvips, …: patterns, each after a header."""
 
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +9,22 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.instrument import stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FramedFile, framed
-from stem_dask.readers.source import Candidate, header_of, stack_axes
+from stem_dask.readers.source import Candidate, record_of, stack_axes
 from stem_dask.storage.s3 import opened_file
 
-_HEADER = struct.Struct("<13I")
-
-_NAMES = ("size", "version", "dimx", "dimy", "bitsperpixel", "offsetx", "offsety", "binx", "biny", "pixelsize", "ht",
-          "magtotal", "frameheaderbytes")  # fmt: skip
+_HEADER = np.dtype([
+    (name, "<u4") for name in
+    ("size", "version", "dimx", "dimy", "bitsperpixel", "offsetx", "offsety", "binx", "biny", "pixelsize", "ht",
+     "magtotal", "frameheaderbytes")
+])  # fmt: skip
 
 _DTYPES = {8: "u1", 16: "<u2"}
 
-_FRAME = struct.Struct("<16xf2I5f")  # of version 2, the beginning
-
-_FRAME_NAMES = (
-    "current",
-    "mag",
-    "mode",
-    "stage x",
-    "stage y",
-    "stage z",
-    "stage alpha",
-    "stage beta",
-)
+#: the beginning of the header of a pattern, of version 2
+_FRAME = np.dtype([
+    ("other", "V16"), ("current", "<f4"), ("mag", "<u4"), ("mode", "<u4"), ("stage x", "<f4"), ("stage y", "<f4"),
+    ("stage z", "<f4"), ("stage alpha", "<f4"), ("stage beta", "<f4"),
+])  # fmt: skip
 
 _OLD_LEAD = 12  # bytes before each pattern in files of version 1
 
@@ -52,23 +45,21 @@ def list_tvips(path: str) -> list[Candidate]:
     if part and int(part[2]):
         first = Path(path).with_name(f"{part[1]}_{'0' * len(part[2])}{Path(path).suffix}")
         raise SourceError(f"{path}: this is part {int(part[2])} of a series; open {first}")
-    said = dict(
-        zip(_NAMES, _HEADER.unpack(header_of(path, _HEADER.size, "a TVIPS file")), strict=True)
-    )
-    if said["version"] not in (1, 2) or not 52 <= said["size"] <= 1 << 16:
+    header = record_of(path, _HEADER, "a TVIPS file")
+    if header["version"] not in (1, 2) or not 52 <= header["size"] <= 1 << 16:
         raise SourceError(
-            f"{path}: not a TVIPS file: version {said['version']:,} and a header of {said['size']:,} bytes, where "
+            f"{path}: not a TVIPS file: version {header['version']:,} and a header of {header['size']:,} bytes, where "
             "version 1 or 2 and 256 bytes were expected"
         )
-    if said["bitsperpixel"] not in _DTYPES:
+    if header["bitsperpixel"] not in _DTYPES:
         raise SourceError(
-            f"{path}: {said['bitsperpixel']:,} bits a pixel, where 8 or 16 were expected; the header is damaged"
+            f"{path}: {header['bitsperpixel']:,} bits a pixel, where 8 or 16 were expected; the header is damaged"
         )
-    dtype = np.dtype(_DTYPES[said["bitsperpixel"]])
-    frame = (said["dimy"], said["dimx"])
-    lead = said["frameheaderbytes"] if said["version"] == 2 else _OLD_LEAD
+    dtype = np.dtype(_DTYPES[header["bitsperpixel"]])
+    frame = (header["dimy"], header["dimx"])
+    lead = header["frameheaderbytes"] if header["version"] == 2 else _OLD_LEAD
     stride = lead + frame[0] * frame[1] * dtype.itemsize
-    source, notes = framed(path, said["size"], stride, dtype, frame, lead, marked=False)
+    source, notes = framed(path, header["size"], stride, dtype, frame, lead, marked=False)
     more = _parts(path, part)
     for other in more:
         then, rest = framed(other, 0, stride, dtype, frame, lead, marked=False)
@@ -77,20 +68,20 @@ def list_tvips(path: str) -> list[Candidate]:
     if more:
         notes += (f"a series of {len(more) + 1} files",)
     axes = stack_axes(source.shape[0], Axis("ky", frame[0]), Axis("kx", frame[1]))
-    about = stated("TVIPS", {**said, **_first_frame(path, said)})
+    about = stated("TVIPS", {**header, **_first_frame(path, header)})
     return [
-        Candidate("patterns", source, axes, metadata=said, notes=notes, files=more, about=about)
+        Candidate("patterns", source, axes, metadata=header, notes=notes, files=more, about=about)
     ]
 
 
-def _first_frame(path: str, said: dict[str, int]) -> dict[str, float]:
-    """What the header of the first pattern states; headers of version 1 state nothing."""
-    if said["version"] == 1 or said["frameheaderbytes"] < _FRAME.size:
+def _first_frame(path: str, header: dict[str, int]) -> dict[str, float]:
+    """The header of the first pattern; those of version 1 have no fields."""
+    if header["version"] == 1 or header["frameheaderbytes"] < _FRAME.itemsize:
         return {}
     with opened_file(path) as file:
-        file.seek(said["size"])
-        header = file.read(_FRAME.size)
-    return dict(zip(_FRAME_NAMES, _FRAME.unpack(header), strict=True))
+        file.seek(header["size"])
+        frame = np.frombuffer(file.read(_FRAME.itemsize), _FRAME)[0]
+    return {name: frame[name].item() for name in _FRAME.names or () if name != "other"}
 
 
 def _parts(path: str, part: re.Match[str] | None) -> tuple[str, ...]:

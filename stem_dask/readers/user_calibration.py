@@ -1,4 +1,4 @@
-"""What the user says of a file that the file does not say, or says wrongly: calibration and beam energy."""
+"""Calibration and beam energy that the user gives, in place of those of the file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,19 +19,19 @@ def with_given(
     scan_roi: Sequence[int] | None = None,
     scan_step: int = 1,
 ) -> Found:
-    """Put what was given in the place of what was found, and note it.
+    """Apply the user's calibration and beam energy, and note them.
 
     Parameters
     ----------
     calibration : by axis ``scale`` (not 0), ``units`` and perhaps ``offset`` (the value at the first pixel of the
-        file); without an offset the pixel whose value was 0 stays the one
+        file); without an offset the pixel of value 0 stays the same
     beam_energy_kv : energy of the electrons, in keV
-    scan_roi, scan_step : what was read of the scan, to which the scale of the whole scan is converted
+    scan_roi, scan_step : region and step of the scan; the calibration is that of the whole scan
 
     Raises
     ------
     ConfigError
-        When an axis is none of the file's, or a number is not usable.
+        When the file has no such axis, or a number is not usable.
     """
     axes = {axis.name: axis for axis in found.info.axes}
     given: dict[str, Any] = {}
@@ -45,13 +45,13 @@ def with_given(
         if name not in axes:
             known = " and ".join(axes) if name in (*SCAN_DIMS, *DETECTOR_DIMS) else _FORM
             raise ConfigError(
-                f"input.calibration names {name}, which is no axis of {found.info.path}; expected {known}"
+                f"input.calibration names {name}, which is not an axis of {found.info.path}; expected {known}"
             )
-        said = {key: value for key, value in values.items() if value is not None}
+        chosen = {key: value for key, value in values.items() if value is not None}
         step = scan_step if name in start else 1
-        axes[name] = _calibrated(axes[name], said, start.get(name, 0), step)
-        given.setdefault("calibration", {})[name] = said
-        notes.append(f"{name} as given: {said['scale']:g} {said['units']} a pixel")
+        axes[name] = _calibrated(axes[name], chosen, start.get(name, 0), step)
+        given.setdefault("calibration", {})[name] = chosen
+        notes.append(f"{name} as given: {chosen['scale']:g} {chosen['units']} a pixel")
     if beam_energy_kv is not None:
         if not (isfinite(beam_energy_kv) and beam_energy_kv > 0):
             raise ConfigError(
@@ -74,7 +74,7 @@ def _calibrated(axis: Axis, given: Mapping[str, Any], start: int, step: int) -> 
         raise ConfigError(
             f"input.calibration.{axis.name} is {dict(given)}; expected finite numbers and a scale other than 0"
         )
-    if offset is None:  # in pixels, the zero stays where it was
+    if offset is None:  # the zero stays at the same pixel
         kept = axis.offset / axis.scale if axis.scale else 0.0
         return replace(axis, scale=scale * step, offset=scale * step * kept, units=given["units"])
     whole = replace(axis, scale=scale, offset=float(offset), units=given["units"])

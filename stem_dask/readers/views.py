@@ -1,7 +1,7 @@
-"""Arrays in files, read a block at a time: what a worker needs to read is small, picklable, and opens by name.
+"""Sources seen in another way: an affine view of the axes, and a stack folded into a scan.
 
-Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and gives a
-C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
+Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and returns a C-contiguous
+array. Sources are small and can be pickled: workers open the file by name.
 """
 
 from collections.abc import Sequence
@@ -25,46 +25,134 @@ DETECTOR_SLOWEST = "the detector's axes come first in it, so that every pattern 
 
 
 @dataclass(frozen=True)
-class Transposed(Wrapped):
-    """A source with its axes in another order: axis i of this is axis ``order[i]`` of the source."""
+class View(Wrapped):
+    """A source transposed, cut, strided, flipped or squeezed.
 
-    order: tuple[int, ...]
+    Parameters
+    ----------
+    axes : (axis of the source, indices along it), one for each axis of the view
+    fixed : (axis of the source, index), for axes that the view does not have
+
+    Examples
+    --------
+    >>> view = View.of(np.arange(6).reshape(2, 3)).transpose((1, 0)).flip(0)
+    >>> view.shape, view[:, 1:].tolist()
+    ((3, 2), [[5], [4], [3]])
+    """
+
+    axes: tuple[tuple[int, range], ...]
+    fixed: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, source: Source) -> "View":
+        """All of a source; of a view the view itself."""
+        if isinstance(source, View):
+            return source
+        return cls(source, tuple(enumerate(map(range, source.shape))))
+
+    def select(self, *parts: slice) -> "View":
+        """A slice of each axis."""
+        pairs = zip(self.axes, parts, strict=True)
+        return View(self.source, tuple((axis, r[s]) for (axis, r), s in pairs), self.fixed)
+
+    def transpose(self, order: Sequence[int]) -> "View":
+        """Axis i of the result is axis ``order[i]``."""
+        return View(self.source, tuple(self.axes[i] for i in order), self.fixed)
+
+    def squeeze(self, kept: Sequence[int]) -> "View":
+        """Only the axes ``kept``; the others have length 1."""
+        left = [(axis, r[0]) for i, (axis, r) in enumerate(self.axes) if i not in kept]
+        return View(self.source, tuple(self.axes[i] for i in kept), (*self.fixed, *left))
+
+    def flip(self, axis: int) -> "View":
+        """One axis backwards."""
+        parts = [slice(None)] * len(self.axes)
+        parts[axis] = slice(None, None, -1)
+        return self.select(*parts)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes in the new order."""
-        return tuple(self.source.shape[i] for i in self.order)
+        """Sizes of the axes."""
+        return tuple(len(indices) for _, indices in self.axes)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of the source, in the order of the view."""
+        return tuple(axis for axis, _ in self.axes)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the axes are in another order than in the source."""
+        return list(self.order) != sorted(self.order)
+
+    @property
+    def flipped(self) -> bool:
+        """Whether an axis runs backwards."""
+        return any(indices.step < 0 for _, indices in self.axes)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether parts of the view are parts of the source, so that `read_into` works."""
+        return not (self.fixed or self.transposed or self.flipped)
 
     def __getitem__(self, part: Slices) -> NDArray:
-        there = tuple(part[self.order.index(i)] for i in range(len(self.shape)))
+        there = self._there(part)
         if self.order == DETECTOR_FIRST and isinstance(self.source, FlatFile):
-            return self._turned(self.source, there)
-        found = self.source[there]
-        if self.order != DETECTOR_FIRST:
-            return np.ascontiguousarray(found.transpose(self.order))
-        ky, kx, *scan = found.shape
-        return patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
+            block = _transposed_file(self.source, there)
+        elif self.order == DETECTOR_FIRST:
+            found = self.source[there]
+            ky, kx, *scan = found.shape
+            block = patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
+        else:
+            found = self.source[there]
+            block = found.transpose(*self.order, *(axis for axis, _ in self.fixed))
+            block = block.reshape(block.shape[: len(self.axes)])
+        if self.flipped:
+            block = block[tuple(slice(None, None, 1 if r.step > 0 else -1) for _, r in self.axes)]
+        return np.asarray(block, order="C")
 
-    def _turned(self, file: FlatFile, part: Slices) -> NDArray:
-        """A part of a file with the detector slowest: some planes at a time, which are turned while they are in the cache."""
-        ky, kx, y, x = (range(*s.indices(n)) for s, n in zip(part, file.shape, strict=True))
-        out = np.empty((len(y) * len(x), len(ky) * len(kx)), self.dtype)
-        gathered = gathering(out.shape[1], len(out), self.dtype)
-        height, width = max(1, len(gathered) // (len(kx) or 1)), min(len(gathered), len(kx)) or 1
-        for i in range(0, len(ky), height):
-            for j in range(0, len(kx), width):
-                some = ky[i : i + height], kx[j : j + width]
-                rows = gathered[: len(some[0]) * len(some[1])]
-                planes = rows.reshape(*map(len, (*some, y, x)))  # a view
-                file.read_into((*map(_slice, some), *part[2:]), planes)
-                first = i * len(kx) + j
-                out[:, first : first + len(rows)] = rows.T
-        return out.reshape(*map(len, (y, x, ky, kx)))
+    def opened(self) -> Any:
+        """The file, of a source that is one."""
+        return self.source.opened()  # type: ignore[attr-defined]
+
+    def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
+        """Read a part into an array; see `in_place`."""
+        self.source.read_into(self._there(part), out, file)  # type: ignore[attr-defined]
+
+    def _there(self, part: Slices) -> Slices:
+        """The part of the source, forwards on each axis."""
+        slices = {axis: slice(index, index + 1) for axis, index in self.fixed}
+        for (axis, indices), s in zip(self.axes, part, strict=True):
+            wanted = indices[s]
+            slices[axis] = _slice(wanted if wanted.step > 0 else wanted[::-1])
+        return tuple(slices[axis] for axis in range(len(slices)))
+
+
+def _transposed_file(file: FlatFile, part: Slices) -> NDArray:
+    """A part of a detector-first file, transposed a few planes at a time while they are in the cache."""
+    ky, kx, y, x = (range(*s.indices(n)) for s, n in zip(part, file.shape, strict=True))
+    out = np.empty((len(y) * len(x), len(ky) * len(kx)), file.dtype)
+    gathered = gathering(out.shape[1], len(out), file.dtype)
+    height, width = max(1, len(gathered) // (len(kx) or 1)), min(len(gathered), len(kx)) or 1
+    for i in range(0, len(ky), height):
+        for j in range(0, len(kx), width):
+            some = ky[i : i + height], kx[j : j + width]
+            rows = gathered[: len(some[0]) * len(some[1])]
+            planes = rows.reshape(*map(len, (*some, y, x)))  # a view
+            file.read_into((*map(_slice, some), *part[2:]), planes)
+            first = i * len(kx) + j
+            out[:, first : first + len(rows)] = rows.T
+    return out.reshape(*map(len, (y, x, ky, kx)))
+
+
+def _slice(indices: range) -> slice:
+    """The slice of indices that run forwards."""
+    return slice(indices.start, indices.stop, indices.step) if indices else slice(0, 0)
 
 
 @dataclass(frozen=True)
 class ScanOfList(Wrapped):
-    """A source (n, ky, kx), the scan flattened row by row, seen as (scan_y, scan_x, ky, kx)."""
+    """A stack (n, ky, kx), the scan row by row, folded into (scan_y, scan_x, ky, kx)."""
 
     scan_shape: tuple[int, int]
 
@@ -90,37 +178,8 @@ class ScanOfList(Wrapped):
 
 
 @dataclass(frozen=True)
-class Selection(Wrapped):
-    """Part of a source: on every axis ``start + step * i`` for i below ``size``."""
-
-    starts: tuple[int, ...]
-    steps: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        return self.source[self._wanted(part)]
-
-    def opened(self) -> Any:
-        """The file, of a source that is one."""
-        return self.source.opened()  # type: ignore[attr-defined]
-
-    def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
-        """Read a part into an array, of a source that can."""
-        self.source.read_into(self._wanted(part), out, file)  # type: ignore[attr-defined]
-
-    def _wanted(self, part: Slices) -> Slices:
-        wanted = []
-        for s, start, step, size in zip(part, self.starts, self.steps, self.shape, strict=True):
-            first, last, by = s.indices(size)
-            n = len(range(first, last, by))
-            begin = start + step * first
-            wanted.append(slice(begin, begin + max(0, n - 1) * step * by + (n > 0), step * by))
-        return tuple(wanted)
-
-
-@dataclass(frozen=True)
 class Indexed(Wrapped):
-    """A source as dask sees it: it may also be indexed by integers and by slices that run backwards."""
+    """A source as dask indexes it: with integers, too, and slices that run backwards."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,26 +192,14 @@ class Indexed(Wrapped):
         return len(self.source.shape)
 
     def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray:
-        part: list[slice] = []
-        after: list[slice | int] = []
-        for k, size in zip(key, self.shape, strict=True):
-            if not isinstance(k, slice):
-                part.append(slice(int(k), int(k) + 1))
-                after.append(0)
-            elif (k.step or 1) > 0:
-                part.append(k)
-                after.append(slice(None))
+        axes, fixed = [], []
+        for axis, (k, size) in enumerate(zip(key, self.shape, strict=True)):
+            if isinstance(k, slice):
+                axes.append((axis, range(size)[k]))
             else:
-                forward = range(*k.indices(size))[::-1]
-                part.append(slice(forward.start, forward.stop, forward.step))
-                after.append(slice(None, None, -1))
+                fixed.append((axis, int(k)))
         with present(self.source):
-            return self.source[tuple(part)][tuple(after)]
-
-
-def _slice(indices: range) -> slice:
-    """What picks indices that do not run backwards."""
-    return slice(indices.start, indices.stop, indices.step)
+            return View(self.source, tuple(axes), tuple(fixed))[(slice(None),) * len(axes)]
 
 
 def select(source: Source, roi: Sequence[int] | None, step: int) -> Source:
@@ -182,43 +229,5 @@ def select(source: Source, roi: Sequence[int] | None, step: int) -> Source:
             f"scan_roi {[y0, y1, x0, x1]} does not fit the scan of {height} x {width} positions; "
             "give [y0, y1, x0, x1] with 0 <= y0 < y1 <= scan_y and 0 <= x0 < x1 <= scan_x"
         )
-    shape = (-(-(y1 - y0) // step), -(-(x1 - x0) // step), *source.shape[2:])
-    return Selection(source, (y0, x0, 0, 0), (step, step, 1, 1), shape)
-
-
-@dataclass(frozen=True)
-class Flipped(Wrapped):
-    """A source with the rows of every pattern from bottom to top (its axis ky backwards)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the source."""
-        return self.source.shape
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        height = self.shape[-2]
-        rows = range(*part[-2].indices(height))
-        there = slice(0, 0)
-        if rows:
-            there = slice(height - 1 - rows[-1], height - rows[0], rows.step)
-        block = self.source[(*part[:-2], there, part[-1])]
-        return np.ascontiguousarray(block[..., ::-1, :])
-
-
-@dataclass(frozen=True)
-class Squeezed(Wrapped):
-    """A source without some axes of length 1; ``kept`` are the positions of those that stay."""
-
-    kept: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the axes that stay."""
-        return tuple(self.source.shape[i] for i in self.kept)
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        there = [slice(0, 1)] * len(self.source.shape)
-        for i, s in zip(self.kept, part, strict=True):
-            there[i] = s
-        block = self.source[tuple(there)]
-        return block.reshape([block.shape[i] for i in self.kept])
+    whole = slice(None)
+    return View.of(source).select(slice(y0, y1, step), slice(x0, x1, step), whole, whole)

@@ -1,4 +1,4 @@
-"""A source as lazy patterns: one task a block, each opens the file by name."""
+"""A source as lazy patterns: one task per block, which opens the file by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def _after_fork() -> None:
-    """Give a forked process its own threads: of its parent's Dask pool and client it has only the objects."""
+    """Give a forked process its own thread pool: it inherits the objects of its parent, but not the threads."""
     threaded = sys.modules.get("dask.threaded")
     if threaded is None:
         return
@@ -49,15 +49,12 @@ def _after_fork() -> None:
         dask.config.set(scheduler="threads")
 
 
-# before Python 3.12 nothing warns of a fork after threads were started, and the child would wait for them for ever
+# without this the child of a fork (a PyTorch DataLoader) would wait forever for its parent's threads
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
-    """A dask array over a source; blocks take ``lead`` positions and the whole detector.
-
-    The name is made of what identifies the file, so that the same file gives the same graph.
-    """
+    """A dask array over a source; blocks have ``lead`` positions and the whole detector."""
     import dask.array as da
 
     chunks = (*lead, *source.shape[len(lead) :])
@@ -74,7 +71,7 @@ def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
 def block_positions(
     found: Found, chunk_mb: float | str = "auto", most: int | None = None
 ) -> tuple[int, ...]:
-    """Positions along the scan that one block of a file takes; see `stem_dask.core.chunks.lead_chunks`."""
+    """Positions of a block along the scan; see `stem_dask.core.chunks.lead_chunks`."""
     shape, dtype = found.source.shape, found.source.dtype
     pattern_bytes = int(np.prod(shape[-2:])) * dtype.itemsize
     part = None if found.info.chunks is None else found.info.chunks[:-2]
@@ -83,10 +80,7 @@ def block_positions(
 
 
 def block_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
-    """The same for the tasks of a job, whose blocks need not be arrays.
-
-    The tasks are of this package: those of `dask.array.from_array` would have every worker import dask.array.
-    """
+    """The same for the tasks of a job, whose blocks need not be arrays; workers need not import dask.array."""
     import dask.array as da
     from dask.highlevelgraph import HighLevelGraph
 
@@ -107,10 +101,7 @@ def lazy_blocks(found: Found, lead: Sequence[int]) -> xr.DataArray:
 def lazy_patterns(
     found: Found, lead: Sequence[int], as_dask: Callable[..., da.Array] = lazy_array
 ) -> xr.DataArray:
-    """The patterns of an opened file, calibrated, blocks of ``lead`` positions along the scan.
-
-    They have the coordinate ``valid`` when the file says that some of them are missing.
-    """
+    """The calibrated patterns of a file in blocks of ``lead`` positions, with ``valid`` when some are missing."""
     source, info = found.source, found.info
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
     attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
@@ -124,23 +115,23 @@ def lazy_patterns(
 
 
 def about_source(info: SourceInfo) -> dict[str, Any]:
-    """Attributes that tell of the microscope: what the file says of it, and what the user does in its place."""
+    """Attributes on the microscope, as the file or the user states them."""
     earlier = info.about.get("given", {})
     given = {**earlier, **info.given}
     axes = {**earlier.get("calibration", {}), **info.given.get("calibration", {})}
     if axes:
         given["calibration"] = axes
-    said = {
+    about = {
         **info.about,
         "beam_energy_kv": info.given.get("beam_energy_kv", info.about.get("beam_energy_kv")),
         "given": given,
         "original_metadata": original(info.metadata),
     }
     moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
-    if moved:  # where the zero is, is what the user says now
-        said.pop("k_origin", None)
-    # an angle of 0 is stated; an empty text is not
-    return {name: value for name, value in said.items() if value or value == 0.0}
+    if moved:  # the user states the origin
+        about.pop("k_origin", None)
+    # an angle of 0 counts; an empty text does not
+    return {name: value for name, value in about.items() if value or value == 0.0}
 
 
 def open_patterns(
@@ -172,25 +163,25 @@ def open_patterns(
 
     Parameters
     ----------
-    path : a file of a kind in `stem_dask.readers.formats.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy, or a .zarr
+    path : a file of a format in `stem_dask.readers.formats.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy, or a .zarr
         in an object store, s3://bucket/NAME.zarr
     dataset : name or number of the array, when the file holds several
-    scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not say its own
-    scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file says
+    scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not state it
+    scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file states
     scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
-    scan_step : every n-th position of it
-    skip_frames : leading patterns of a stack that are left out before the scan is folded, or [leading, trailing]
-    drop_columns : columns at the end of each scan row that are left out (flyback); ``scan_shape`` counts them
-    flip : turn every pattern top to bottom
-    missing_chunks : of a zarr store: ``refuse`` to read what chunk files that are not there held, or ``zero``
+    scan_step : take every n-th position of the region
+    skip_frames : leading patterns of a stack to leave out before folding the scan, or [leading, trailing]
+    drop_columns : columns to leave out at the end of each scan row (flyback); ``scan_shape`` includes them
+    flip : flip every pattern top to bottom
+    missing_chunks : for chunk files missing from a zarr store: ``refuse``, or read them as ``zero``
     shape, dtype, offset : sizes, numpy type and first byte of a .raw file
     frame_header, frame_footer : bytes before and after each pattern of a .raw file
     dark, gain : array (ky, kx) or .npy file: ``(pattern - dark) * gain`` as float32
     mask : bad pixels (nonzero = bad): an array (ky, kx), a .npy file, or {pixels, rows, columns}
     mask_fill : ``zero``, or ``median`` of the good neighbours
-    calibration : what the file lacks, by axis: ``{"ky": {"scale": 0.01, "units": "1/nm"}}``, perhaps with ``offset``
+    calibration : in place of that of the file, by axis: ``{"ky": {"scale": 0.01, "units": "1/nm"}}``, perhaps with ``offset``
     beam_energy_kv : energy of the electrons in keV
-    chunk_mb : MiB of input in a block; ``auto`` is 64, or 128 where the file has the detector slowest
+    chunk_mb : MiB of input in a block; ``auto`` is 64, or 128 for a detector-first file
 
     Returns
     -------
@@ -200,10 +191,10 @@ def open_patterns(
     Raises
     ------
     SourceError
-        When the file is missing, damaged, of an unknown kind, or does not hold patterns.
+        When the file is missing, damaged, of an unknown format, or does not hold patterns.
     ConfigError
-        When dark, gain or mask cannot be used: another shape than the detector's, values that are not finite; or the
-        calibration: an axis that the file has not, a scale of 0.
+        When dark, gain or mask have another shape than the detector or values that are not finite, or when the
+        calibration names an unknown axis or a scale of 0.
 
     Examples
     --------
@@ -237,14 +228,14 @@ def open_patterns(
     found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
     patterns = lazy_patterns(found, block_positions(found, chunk_mb))
     if dark is None and gain is None and mask is None:
-        return patterns  # a slice of it reads no more than the slice
+        return patterns  # indexing it reads only what is indexed
     return as_arrays(masked(corrected(patterns, dark, gain), mask, mask_fill))
 
 
 def corrected(
     patterns: xr.DataArray, dark: str | Path | NDArray | None, gain: str | Path | NDArray | None
 ) -> xr.DataArray:
-    """The patterns without the camera's background and with even pixels, as far as references are given."""
+    """The patterns with the given dark and gain references applied."""
     detector = patterns.shape[-2:]
     return apply_correction(patterns, plane(dark, "dark", detector), plane(gain, "gain", detector))
 
@@ -254,7 +245,7 @@ def masked(
     mask: str | Mapping[str, Sequence[Any]] | NDArray | None,
     mask_fill: MaskFill,
 ) -> xr.DataArray:
-    """The patterns without their bad pixels, when there is a mask."""
+    """The patterns with their bad pixels filled, when there is a mask."""
     if mask is None:
         return patterns
     return apply_mask(patterns, read_mask(mask, patterns.shape[-2:]), mask_fill)

@@ -1,4 +1,4 @@
-"""Arrays of one value a detector pixel from .npy files: the mask, the dark and the gain reference."""
+"""Arrays of one value per detector pixel from .npy files: mask, dark and gain reference."""
 
 import functools
 import hashlib
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import ConfigError
 
-#: options of the input that may name such a file
+#: options of the input that name such a file
 KEYS = ("dark", "gain", "mask")
 
 
 @dataclass(frozen=True)
 class PlaneFile:
-    """A reference that each worker reads by itself, once: arrays of a large detector are too much for every task.
+    """A reference that each worker reads once, instead of an array in every task.
 
-    ``digest`` is of the content when the job was prepared; a file that has changed since is refused.
+    ``digest`` is that of the content when the job was prepared; a changed file is refused.
     """
 
     path: str
@@ -37,7 +37,7 @@ class PlaneFile:
 @functools.lru_cache(maxsize=4)
 def _kept(file: PlaneFile) -> NDArray[np.float32]:
     if digest_of(file.path, file.key) != file.digest:
-        raise ConfigError(  # not of the source: no block could do without it
+        raise ConfigError(
             f"input.{file.key} {file.path} was changed while it was in use; start again, and leave it as it is"
         )
     return reference(file.path, file.key, file.detector)
@@ -46,7 +46,7 @@ def _kept(file: PlaneFile) -> NDArray[np.float32]:
 def plane(
     given: str | PathLike[str] | NDArray | None, key: str, detector: Sequence[int]
 ) -> NDArray[np.float32] | PlaneFile | None:
-    """A checked reference for the tasks: a file goes by its name, an array with each of them."""
+    """A checked reference for the tasks: the name of a file, or an array."""
     if given is None:
         return None
     values = reference(given, key, detector)
@@ -57,7 +57,7 @@ def plane(
 
 
 def digest_of(path: str | PathLike[str], key: str) -> str:
-    """What identifies the content of a file.
+    """A hash of the content of a file.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def digest_of(path: str | PathLike[str], key: str) -> str:
 
 
 def read_plane(path: str | PathLike[str], key: str, detector: Sequence[int]) -> NDArray:
-    """The array of a .npy file, which must have the detector's shape; a larger one is not loaded.
+    """The array of a .npy file, which must have the detector's shape; it is checked before it is loaded.
 
     Raises
     ------
