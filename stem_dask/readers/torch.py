@@ -20,7 +20,6 @@ from stem_dask.readers import own as ours
 from stem_dask.readers.axes import axis_from
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, Source
-from stem_dask.readers.strided import StridedFile, span
 from stem_dask.readers.torch_pickle import MOST_BYTES, Numpy, Other, Tensor, described
 from stem_dask.readers.views import Transposed
 from stem_dask.storage.errors import one_line, told
@@ -133,8 +132,6 @@ def _candidate(
 ) -> Candidate:
     if isinstance(tensor, Other):
         raise SourceError(f"{path}: {name} is {tensor.what}")
-    if any(stride < 1 < size for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
-        raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
     try:
         dtype = np.dtype(tensor.kind).newbyteorder(">" if big_endian else "<")
     except TypeError as error:
@@ -144,7 +141,13 @@ def _candidate(
     shape, entry = tensor.shape, records[f"data/{tensor.storage.key}"]
     if min(shape) < 0 or tensor.first < 0 or entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is damaged")
-    n_bytes = span(shape, tensor.strides) * dtype.itemsize
+    order = sorted(range(len(shape)), key=lambda i: -tensor.strides[i])  # slowest first
+    if _contiguous(shape, tensor.strides):
+        order = list(range(len(shape)))
+    stored = tuple(shape[i] for i in order)
+    if not _contiguous(stored, tuple(tensor.strides[i] for i in order)):
+        raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
+    n_bytes = math.prod(shape) * dtype.itemsize
     begin = tensor.first * dtype.itemsize
     if begin + n_bytes > entry.file_size:
         raise SourceError(
@@ -155,22 +158,10 @@ def _candidate(
         raise SourceError(
             f"{path}: {name} needs {offset + n_bytes:,} bytes; the file has {size:,}: it was cut"
         )
-    return Candidate(name, _source(path, offset, dtype, tensor), _axes(shape, axes))
-
-
-def _source(path: str, offset: int, dtype: np.dtype, tensor: Tensor) -> Source:
-    """The elements one after another, where they lie so, perhaps with the axes in another order; else at their distances."""
-    shape, strides = tensor.shape, tensor.strides
-    if _contiguous(shape, strides):
-        return FlatFile(path, offset, dtype, shape)
-    order = sorted(
-        range(len(shape)), key=lambda i: -strides[i]
-    )  # slowest first, as they are stored
-    stored = tuple(shape[i] for i in order)
-    if _contiguous(stored, tuple(strides[i] for i in order)):
-        there = FlatFile(path, offset, dtype, stored)
-        return Transposed(there, tuple(order.index(i) for i in range(len(shape))))
-    return StridedFile(path, offset, dtype, shape, strides)
+    source: Source = FlatFile(path, offset, dtype, stored)
+    if order != sorted(order):
+        source = Transposed(source, tuple(order.index(i) for i in range(len(shape))))
+    return Candidate(name, source, _axes(shape, axes))
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
