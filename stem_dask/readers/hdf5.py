@@ -12,7 +12,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import text_of
 from stem_dask.core.model import Axis
 from stem_dask.readers import own as ours
-from stem_dask.readers.arrays import Hdf5Dataset
+from stem_dask.readers.arrays import Hdf5Dataset, opened_hdf5
 from stem_dask.readers.axes import (
     _detector_last,
     _odd_flags,
@@ -22,7 +22,6 @@ from stem_dask.readers.axes import (
     axis_from,
 )
 from stem_dask.readers.calibration import with_stated
-from stem_dask.readers.hdf5_heaps import opened_hdf5
 from stem_dask.readers.hdf5_links import (
     Outside,
     as_bytes,
@@ -33,8 +32,13 @@ from stem_dask.readers.hdf5_links import (
     part_of,
     unwritten,
 )
-from stem_dask.readers.hdf5_metadata import attributes_of, is_safe
-from stem_dask.readers.hdf5_scales import first_scale, labels, names_of
+from stem_dask.readers.hdf5_metadata import (
+    attributes_of,
+    first_scale,
+    is_safe,
+    labels,
+    names_of,
+)
 from stem_dask.readers.source import MOST_HEADER_BYTES, Source, packed
 from stem_dask.readers.views import Transposed
 

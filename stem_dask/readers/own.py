@@ -20,8 +20,7 @@ from stem_dask.core.metadata import number, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 from stem_dask.readers import zarr_metadata
 from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
-from stem_dask.readers.hdf5_metadata import attributes_of, member, tree_of
-from stem_dask.readers.hdf5_scales import labels
+from stem_dask.readers.hdf5_metadata import attributes_of, labels, member, tree_of
 from stem_dask.readers.source import Slices, Source, Wrapped
 from stem_dask.storage.errors import told
 from stem_dask.storage.zarr_store import zarr_store

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.instrument import stated
 from stem_dask.core.model import Axis
-from stem_dask.readers.hdf5_heaps import hdf5_file, opened_hdf5
+from stem_dask.readers.arrays import hdf5_file, opened_hdf5
 from stem_dask.readers.hdf5_metadata import is_safe
 from stem_dask.readers.source import (
     MOST_HEADER_BYTES,
