@@ -23,12 +23,12 @@ from stem_dask.readers.axes import (
 )
 from stem_dask.readers.calibration import with_stated
 from stem_dask.readers.hdf5_links import (
-    Outside,
     as_bytes,
     datasets_below,
     escaped,
     fault_of,
     in_other_files,
+    links_below,
     part_of,
     unwritten,
 )
@@ -67,16 +67,14 @@ def _listed(path: str, file: Any) -> list[dict[str, Any]]:
             for name, data in signals
             if isinstance(data, h5py.Dataset)
         ]
+    if ours.is_h5(file):
+        return [_hdf5_dataset(path, file, "patterns", file["patterns"])]
     others: list[str] = []
-    links: list[Outside] = []
-    if not ours.is_h5(file):
-        listed = datasets_below(file, others, links)
-        found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
-        found = with_stated(path, file, found)
-    else:
-        found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
-    without = not any(len(one["source"].shape) > 2 for one in found)
-    if without and (others or links):
+    found = datasets_below(file, others, lambda name, data: _hdf5_dataset(path, file, name, data))
+    if any(len(one["source"].shape) > 2 for one in found):
+        return with_stated(path, file, found)
+    links = links_below(file, others)
+    if others or links:
         has = "; the file has " + "; ".join(others[:_MOST_OTHERS]) if others else ""
         what = (
             in_other_files(path, links)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -20,9 +20,6 @@ _DATA_FILE = re.compile(r"(.+)_data_\d+\.h5")
 
 #: filters of HDF5 itself have lower numbers; others come with plugins
 _FIRST_PLUGIN = 256
-
-#: groups deeper than this are not searched: link loops end here
-MAX_DEPTH = 12
 
 #: counting takes some 0.4 s for so many chunks
 _MOST_COUNTED = 10**6
@@ -47,63 +44,54 @@ class Outside:
     target: str
 
 
-def _tell_link(
-    group: Any, key: str | bytes, prefix: str, others: list[str], links: list[Outside]
-) -> None:
-    """Tell of a link that leads out of the file, or nowhere; of names that are no UTF-8 h5py does not say."""
-    import h5py
+def datasets_below(
+    file: Any, others: list[str], row_of: Callable[[str, Any], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows made of the name and the dataset of all numbers with two or more axes; ``others`` takes arrays of other types.
 
-    link = group.get(key, getlink=True) if isinstance(key, str) else None
-    if isinstance(link, h5py.ExternalLink):
-        links.append(Outside(prefix.rstrip("/"), str(link.filename), str(link.path).strip("/")))
-    elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
-        others.append(
-            f"{one_line(prefix + escaped(key))}, a link to {one_line(link.path)}, where nothing is"
-        )
-
-
-def datasets_below(file: Any, others: list[str], links: list[Outside]) -> Iterator[tuple[str, Any]]:
-    """Names and datasets of numbers with two or more axes; soft and external links are not followed, loops are cut.
-
-    ``others`` takes what a user might have meant and is not read, ``links`` the links to other files.
+    Soft and external links are not followed, and no object is visited twice.
     """
-    yield from _walk(file, "", 0, set(), others, links)
-
-
-def _walk(
-    group: Any,
-    prefix: str,
-    depth: int,
-    seen: set[Any],
-    others: list[str],
-    links: list[Outside],
-) -> Iterator[tuple[str, Any]]:
     import h5py
 
-    if depth > MAX_DEPTH:
-        return
-    for key in group:
+    found = []
+
+    def visit(key: str | bytes, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset) or item.ndim < 2:
+            return
         name = escaped(key)
-        # below h5py's own names for links and members, which take three times as long
-        if group.id.links.get_info(as_bytes(name)).type != h5py.h5l.TYPE_HARD:
-            _tell_link(group, key, prefix, others, links)
-            continue
-        opened = h5py.h5o.open(group.id, as_bytes(name))
-        if not isinstance(opened, (h5py.h5d.DatasetID, h5py.h5g.GroupID)):
-            continue
-        item = (h5py.Dataset if isinstance(opened, h5py.h5d.DatasetID) else h5py.Group)(opened)
-        where = h5py.h5o.get_info(item.id)
-        if (where.fileno, where.addr) in seen:
-            continue
-        seen.add((where.fileno, where.addr))
-        if isinstance(item, h5py.Dataset):
-            if item.ndim >= 2 and item.dtype.kind in "buifc":
-                yield f"{prefix}{name}", item
-            elif item.ndim >= 2:
-                kind = one_line(item.dtype)
-                others.append(f"{one_line(prefix + name)}: {by(item.shape)} of type {kind}, which are no numbers")  # fmt: skip
-        elif isinstance(item, h5py.Group):
-            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others, links)
+        if item.dtype.kind in "buifc":
+            found.append(row_of(name, item))
+        else:
+            kind = one_line(item.dtype)
+            others.append(
+                f"{one_line(name)}: {by(item.shape)} of type {kind}, which are no numbers"
+            )
+
+    file.visititems(visit)
+    return found
+
+
+def links_below(file: Any, others: list[str]) -> list[Outside]:
+    """Links to objects in other files; ``others`` takes links to nowhere. h5py cannot look up names that are not UTF-8."""
+    import h5py
+
+    links = []
+
+    def visit(key: bytes, info: Any) -> None:
+        if info.type not in (h5py.h5l.TYPE_SOFT, h5py.h5l.TYPE_EXTERNAL):
+            return
+        name = escaped(key)
+        if not name.isprintable():  # surrogates
+            return
+        link = file.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            group = name.rpartition("/")[0]
+            links.append(Outside(group, str(link.filename), str(link.path).strip("/")))
+        elif file.get(name) is None:
+            others.append(f"{one_line(name)}, a link to {one_line(link.path)}, where nothing is")
+
+    file.id.links.visit(visit, info=True)
+    return links
 
 
 def in_other_files(path: str, links: Sequence[Outside]) -> str:
@@ -173,14 +161,11 @@ def _listed_by(master: Path) -> int:
     """How many data files a master file links to; 0 without one."""
     if not master.is_file():
         return 0
-    links: list[Outside] = []
     try:
         with opened_hdf5(str(master)) as file:
-            for _ in datasets_below(file, [], links):
-                pass
-    except SourceError:  # which opening the master itself says
+            return len({link.file for link in links_below(file, [])})
+    except SourceError:  # reported when the master itself is opened
         return 0
-    return len({link.file for link in links})
 
 
 def _join(listed: str, stem: str, *quoted: str) -> str:

@@ -27,13 +27,15 @@ from stem_dask.readers.axes import (
 )
 from stem_dask.readers.calibration import of_abtem
 from stem_dask.readers.containers import ZARR_ROOTS
-from stem_dask.readers.hdf5_links import MAX_DEPTH
 from stem_dask.readers.source import packed
 from stem_dask.readers.zarr_chunks import expect_codecs_of_numcodecs, refuse_outside
 from stem_dask.storage.errors import one_line, told
 from stem_dask.storage.s3 import at
 from stem_dask.storage.urls import is_url
 from stem_dask.storage.zarr_store import zarr_store
+
+#: groups deeper than this are not searched
+_MAX_DEPTH = 12
 
 
 def list_zarr(path: str) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
         if Path(path, _SIGNALS).is_dir():
             found = [one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")]
         elif known is None:
-            found = list(_arrays(path, "", MAX_DEPTH, broken))
+            found = list(_arrays(path, "", _MAX_DEPTH, broken))
         if broken and not any(array.ndim == 4 for _, array in found):
             raise next(iter(broken.values()))
         listed = [
