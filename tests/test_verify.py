@@ -179,8 +179,8 @@ def test_reading_a_store_without_one_of_its_shards(made, store, spoil):
     with pytest.raises(SourceError) as caught:
         patterns.compute()
     assert str(caught.value) == (
-        f"{store / SHARD} is missing or empty (1 of the 3 chunk files of these patterns); without it they "
-        "would read as zeros: bring it over again, or say that this is meant with input.missing_chunks=zero"
+        f"{store / SHARD} is missing or empty (1 of the 3 chunk files of these patterns); copy it again, or "
+        "set input.missing_chunks=zero to read it as zeros"
     )
     np.testing.assert_array_equal(stem_dask.open(store, scan_roi=[0, 2, 0, 5]), made[1][:2])
     with pytest.raises(SourceError, match=r"is missing"):
