@@ -1,7 +1,6 @@
-"""Arrays in files, read a block at a time: what a worker needs to read is small, picklable, and opens by name.
+"""Datasets of HDF5 files and arrays of zarr stores as sources: small, picklable, opened by name on the worker.
 
-Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and gives a
-C-contiguous array. They nest: a selection of a scan made of a list of patterns in a flat file.
+Every source has ``shape``, ``dtype`` and ``source[slices]`` (slices with positive steps), which returns a C-contiguous array.
 """
 
 import contextlib
@@ -18,11 +17,11 @@ from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Slices
 from stem_dask.storage.errors import one_line, told
 
-#: what becomes of chunk files of a zarr store that are not there
+#: what to do about missing chunk files of a zarr store
 Missing = Literal["refuse", "zero"]
 
 
-_NO_LOCKS = "the file system has no locks; the file is read without"
+_NO_LOCKS = "the file system has no locks; the file is read without a lock"
 
 _ELSEWHERE = (
     "the file is open for writing in another program, or was not closed properly; it is read without a lock and may still "
@@ -32,14 +31,14 @@ _ELSEWHERE = (
 
 @contextlib.contextmanager
 def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
-    """An HDF5 file, open for reading; without a lock where it cannot be locked, which ``notes`` then say.
+    """An HDF5 file, open for reading; a file that cannot be locked is read without a lock, and noted in ``notes``.
 
-    Without a lock it is opened through Python: HDF5 refuses a second way of locking of a file that is open in the process.
+    Without a lock it is opened through a Python file: HDF5 refuses to open a file twice with different kinds of locks.
 
     Raises
     ------
     SourceError
-        When it is open for writing elsewhere, in a state that cannot be read.
+        When another program has it open for writing, in a state that cannot be read.
     """
     import h5py
 
@@ -60,7 +59,7 @@ def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
     with open(path, "rb") as raw:
         try:
             unlocked = h5py.File(raw, "r")
-        except Exception as error:  # of many kinds, see `told`
+        except Exception as error:  # h5py raises many kinds
             if not elsewhere:
                 raise
             raise SourceError(
@@ -73,27 +72,16 @@ def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened_hdf5(path: str, notes: list[str] | None = None) -> Iterator[Any]:
-    """An HDF5 file, open for reading its headers.
-
-    Parameters
-    ----------
-    path : name of the file
-    notes : takes a note where the file cannot be locked
-
-    Raises
-    ------
-    SourceError
-        When it is no readable HDF5 file, or when anything within cannot be read.
-    """
+    """As `hdf5_file`, but any error within the context becomes a `SourceError`."""
     with told(f"{path}: not a readable HDF5 file"), hdf5_file(path, notes) as file:
         yield file
 
 
 @dataclass(frozen=True)
 class Hdf5Dataset:
-    """A dataset of an HDF5 file; ``chunk_bytes`` are those of a chunk when it is decoded, 0 when there are none.
+    """A dataset of an HDF5 file; ``chunk_bytes`` is the decoded size of a chunk, 0 without chunks.
 
-    In ``name`` bytes that are no UTF-8 are escaped as Python escapes those of file names.
+    Bytes of ``name`` that are not UTF-8 are escaped by ``surrogateescape``.
     """
 
     path: str
@@ -113,14 +101,14 @@ class Hdf5Dataset:
 
 @dataclass(frozen=True)
 class ZarrArray:
-    """An array of a zarr store, format 2 or 3; chunk files that are missing are refused, or zeros."""
+    """An array of a zarr store, format 2 or 3; a missing chunk file raises an error or reads as zeros."""
 
     path: str
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     missing: Missing = "refuse"
-    chunk_bytes: int = 0  # of a chunk file (a shard, where there are shards) when it is decoded
+    chunk_bytes: int = 0  # decoded size of a chunk file (a shard, where there are shards)
 
     def __getitem__(self, part: Slices) -> NDArray:
         from stem_dask.readers.zarr_chunks import read_part

@@ -1,7 +1,7 @@
-"""Tensors in files of ``torch.save``, found without torch: loading it takes longer than a bad file may take.
+"""Tensors in files of ``torch.save``, read without importing torch (4 s).
 
-Such a file is a zip archive of plain records: one is a pickle that describes the tensors, each storage is another. For the
-pickle see `stem_dask.readers.torch_pickle`.
+Such a file is a zip archive of uncompressed records: a pickle that describes the tensors (see
+`stem_dask.readers.torch_pickle`), and one record per storage.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
-from stem_dask.readers import own as ours
+from stem_dask.readers import own
 from stem_dask.readers.axes import axis_from
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, Source
@@ -24,13 +24,13 @@ from stem_dask.readers.torch_pickle import MOST_BYTES, Numpy, Other, Tensor, des
 from stem_dask.readers.views import Transposed
 from stem_dask.storage.errors import one_line, told
 
-_REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
+_REMEDY = "it is truncated, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
 
-_MOST_CONTAINERS = 200  # dictionaries and lists that are searched; also how deep
+_MOST_CONTAINERS = 200  # dictionaries and lists that are searched
 
 
 def list_tensors(path: str) -> list[Candidate]:
-    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only their places in the file are read.
+    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only the description is read.
 
     Raises
     ------
@@ -77,8 +77,8 @@ def list_tensors(path: str) -> list[Candidate]:
                 + (one_line("; ".join(listed)) or "no tensor")
             )
         if isinstance(loaded, Tensor):
-            return [replace(one, about=ours.of_results(path, one.source.shape)) for one in found]
-        known = ours.of_tensors(tensors)
+            return [replace(one, about=own.of_results(path, one.source.shape)) for one in found]
+        known = own.of_tensors(tensors)
         patterns = next((one for one in found if one.name == "patterns"), None)
         if known is None or patterns is None:
             return found
@@ -96,7 +96,7 @@ def _n_axes(content: Any) -> int:
 
 
 def _within(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """All tensors in dictionaries and lists of them, by the keys that lead there; what holds itself is cut."""
+    """All tensors in nested dictionaries and lists, by their path; each container is visited once."""
     if isinstance(content, (Tensor, Other)):
         yield name or "tensor", content
     elif (
@@ -165,7 +165,7 @@ def _candidate(
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the last axis is fastest and nothing lies between; strides along one element do not matter."""
+    """Whether the elements follow one another, the last axis fastest; strides of axes of length 1 do not matter."""
     step, expected = 1, []
     for size in reversed(shape):
         expected.append(step)
@@ -175,7 +175,7 @@ def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def _place(path: str, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a record begin: behind its own header, whose texts may differ from those of the list."""
+    """Byte offset of a record's content, after its local header."""
     with open(path, "rb") as file:
         file.seek(entry.header_offset)
         header = file.read(30)
@@ -185,10 +185,10 @@ def _place(path: str, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + name + extra
 
 
-def _axes(shape: tuple[int, ...], said: Any) -> tuple[Axis, ...]:
-    """The axes as our own files describe them."""
+def _axes(shape: tuple[int, ...], stated: Any) -> tuple[Axis, ...]:
+    """The axes as stem_dask's own files describe them."""
     plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
-    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    known = [axis_from(a.get("name"), a["size"], a) for a in stated if _describes_axis(a)]
     if tuple(axis.size for axis in known) == shape:
         plain = known
     elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
@@ -196,10 +196,10 @@ def _axes(shape: tuple[int, ...], said: Any) -> tuple[Axis, ...]:
     return tuple(plain)
 
 
-def _scan(patterns: Candidate, said: Any) -> tuple[Axis, Axis] | None:
-    """The scan of our patterns, when they are a list of its positions, (N, 1, H, W)."""
+def _scan(patterns: Candidate, stated: Any) -> tuple[Axis, Axis] | None:
+    """The scan of own patterns that are a list of its positions, (N, 1, H, W)."""
     shape = patterns.source.shape
-    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    known = [axis_from(a.get("name"), a["size"], a) for a in stated if _describes_axis(a)]
     if len(known) == 4 and len(shape) == 4 and shape[1] == 1:
         y, x = known[:2]
         return (y, x) if y.size * x.size == shape[0] else None
@@ -207,13 +207,13 @@ def _scan(patterns: Candidate, said: Any) -> tuple[Axis, Axis] | None:
 
 
 def _lost(valid: Candidate, patterns: Candidate) -> dict[str, Any]:
-    """Which patterns are missing; by position of the scan, also when the patterns are a list, (N, 1, H, W)."""
+    """Positions of unreadable patterns, from ``valid``; also of a list (N, 1, H, W)."""
     positions, lead = valid.source, patterns.source.shape[:-2]
     if not isinstance(positions, FlatFile) or math.prod(positions.shape) != math.prod(lead):
         return {}
     if positions.shape != lead:
         positions = replace(positions, shape=(math.prod(lead),))
-    return ours.lost(positions)
+    return own.lost(positions)
 
 
 def _describes_axis(entry: Any) -> bool:
