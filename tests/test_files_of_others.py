@@ -29,6 +29,23 @@ def with_texts(path):
     return path
 
 
+@pytest.mark.parametrize("zeros", [(16, 32), (64, 128), (16, 1024)], ids=str)
+@pytest.mark.parametrize("ending", ["h5", "emd"])
+def test_a_block_of_zeros_among_the_texts_of_hdf5_is_told(tmp_path, zeros, ending):
+    path = with_texts(tmp_path / f"a.{ending}")
+    content = bytearray(path.read_bytes())
+    heap = content.find(b"GCOL")
+    assert heap > 0
+    content[heap + zeros[0] : heap + zeros[1]] = bytes(zeros[1] - zeros[0])
+    path.write_bytes(content)
+    # in a process of its own: HDF5 would walk on the spot, and no signal reaches Python then
+    command = [sys.executable, "-m", "stem_dask.cli.main", "info", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3, done.stderr
+    assert f"texts at byte {heap:,} have no end" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_texts_of_hdf5_are_read_as_before(tmp_path):
     found = find(with_texts(tmp_path / "a.h5"))
     assert [axis.units for axis in found.info.axes] == ["A^-1"] * 4

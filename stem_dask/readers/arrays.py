@@ -5,7 +5,9 @@ Every source has ``shape``, ``dtype`` and ``source[slices]`` (slices with positi
 
 import contextlib
 import errno
+import io
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,11 +17,17 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Slices
-from stem_dask.storage.errors import one_line, told
+from stem_dask.storage.errors import COPY, one_line, told
 
 #: what to do about missing chunk files of a zarr store
 Missing = Literal["refuse", "zero"]
 
+
+#: magic, size of the header, and object header of a global heap
+_MAGIC, _HEADER, _OBJECT = b"GCOL\x01\0\0\0", 16, struct.Struct("<HHIQ")
+
+#: HDF5 makes heaps of some kB; only those of one object are larger
+_MOST_BYTES = 1 << 24
 
 _NO_LOCKS = "the file system has no locks; the file is read without a lock"
 
@@ -72,9 +80,60 @@ def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened_hdf5(path: str, notes: list[str] | None = None) -> Iterator[Any]:
-    """As `hdf5_file`, but any error within the context becomes a `SourceError`."""
-    with told(f"{path}: not a readable HDF5 file"), hdf5_file(path, notes) as file:
-        yield file
+    """As `hdf5_file`, for headers: any error within the context becomes a `SourceError`.
+
+    Texts of variable length are in global heaps. Where a block of zeros has damaged one, HDF5 loops forever and ignores
+    Ctrl-C; such a file is refused.
+    """
+    import h5py
+
+    # the first keeps the lock, which a program that writes the file refuses
+    with told(f"{path}: not a readable HDF5 file"), hdf5_file(path, notes), _Watched(path) as raw:
+        try:
+            with h5py.File(raw, "r") as file:
+                yield file
+        finally:
+            if raw.damaged is not None:
+                raise SourceError(
+                    f"{path}: not a readable HDF5 file (its texts at byte {raw.damaged:,} have no end); {COPY}"
+                )
+
+
+class _Watched(io.FileIO):
+    """A file that raises instead of returning an endless global heap; ``damaged`` is the offset of that heap."""
+
+    damaged: int | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer for HDF5."""
+        start = self.tell()
+        n = super().readinto(buffer) or 0
+        found = bytes(memoryview(buffer)[:n])
+        place = found.find(_MAGIC)
+        while place >= 0:
+            if (start + place) % 8 == 0 and not self._ends(start + place):
+                self.damaged = start + place
+                raise OSError(f"the global heap at byte {start + place:,} has no end")
+            place = found.find(_MAGIC, place + 1)
+        self.seek(start + n)
+        return n
+
+    def _ends(self, place: int) -> bool:
+        """Whether walking through a global heap as HDF5 does ends."""
+        self.seek(place + 8)
+        n_bytes = int.from_bytes(self.read(8), "little")
+        if not _HEADER < n_bytes <= _MOST_BYTES:
+            return True  # HDF5 refuses it, or it has a single object
+        self.seek(place)
+        heap = self.read(n_bytes)
+        at = _HEADER
+        while at + _OBJECT.size <= len(heap):
+            index, _, _, size = _OBJECT.unpack_from(heap, at)
+            step = size if index == 0 else _OBJECT.size + -(-size // 8) * 8
+            if step == 0:
+                return False
+            at += step
+        return True
 
 
 @dataclass(frozen=True)
