@@ -26,8 +26,6 @@ from stem_dask.storage.errors import one_line, told
 
 _REMEDY = "it is truncated, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
 
-_MOST_CONTAINERS = 200  # dictionaries and lists that are searched
-
 
 def list_tensors(path: str) -> list[Candidate]:
     """Tensors of a ``torch.save`` file, a bare one or a dictionary; only the description is read.
@@ -46,7 +44,8 @@ def list_tensors(path: str) -> list[Candidate]:
         with zipfile.ZipFile(path) as archive:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             loaded = _unpickled(archive, records)
-            big_endian = _text(archive, records.get("byteorder")) == "big"
+            order = records.get("byteorder")
+            big_endian = order is not None and archive.open(order).read(4) == b"big"
         if isinstance(loaded, Numpy):
             raise SourceError(
                 f"{path}: holds a numpy array, not a tensor; save torch.from_numpy(array), or numpy.save(path, array)"
@@ -99,11 +98,7 @@ def _within(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]
     """All tensors in nested dictionaries and lists, by their path; each container is visited once."""
     if isinstance(content, (Tensor, Other)):
         yield name or "tensor", content
-    elif (
-        isinstance(content, (dict, list, tuple))
-        and id(content) not in seen
-        and len(seen) < _MOST_CONTAINERS
-    ):
+    elif isinstance(content, (dict, list, tuple)) and id(content) not in seen:
         seen.add(id(content))
         for key, item in content.items() if isinstance(content, dict) else enumerate(content):
             yield from _within(item, f"{name}/{key}" if name else str(key), seen)
@@ -114,12 +109,6 @@ def _unpickled(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) ->
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > MOST_BYTES:
         raise ValueError("its description is compressed, or too long")
     return described(archive.read(entry))
-
-
-def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None) -> str:
-    if entry is None or entry.file_size > 64 or entry.compress_type != zipfile.ZIP_STORED:
-        return ""
-    return archive.read(entry).decode()
 
 
 def _candidate(

@@ -258,13 +258,6 @@ def damaged_chunks(store: str) -> Iterator[str]:
                     yield f"{path} cannot be decoded ({error})"
 
 
-def missing_chunk(store: str, name: str, array: Any, part: Sequence[slice]) -> Path | None:
-    """The first missing or empty chunk file of a part of an array in format 3."""
-    if getattr(array.metadata, "zarr_format", 2) != 3:
-        return None
-    return next((path for path, _ in files_of(store, name, array, part) if _lost(path)), None)
-
-
 @contextlib.contextmanager
 def decoded(store: str, group: Any) -> Iterator[None]:
     """Context in which the small arrays of a group are read: a damaged or missing chunk raises an error.
@@ -277,9 +270,9 @@ def decoded(store: str, group: Any) -> Iterator[None]:
     for name, array in group.arrays():
         if name not in ("patterns", "profile"):  # large, and read elsewhere
             place = f"{group.path}/{name}".lstrip("/")
-            lost = missing_chunk(store, place, array, [slice(None)] * array.ndim)
-            if lost is not None:
-                raise SourceError(f"{lost} is missing or empty; without it {name} reads as zeros")
+            for path, _ in files_of(store, place, array, [slice(None)] * array.ndim):
+                if _lost(path):
+                    raise SourceError(f"{path} is missing or empty; copy the store again")
     try:
         yield
     except (ValueError, RuntimeError) as error:  # each codec has its own
