@@ -285,7 +285,7 @@ def test_data_files_without_their_master(tmp_path, low):
 def test_data_files_that_are_missing(tmp_path):
     files = dectris(tmp_path, numbers((10, 12, 6, 5)), 100)
     files[1].unlink()
-    assert "scan_data_000002.h5, which is not there; copy it too" in refusal(tmp_path / "scan_master.h5")  # fmt: skip
+    assert "scan_data_000002.h5, which is missing; copy it too" in refusal(tmp_path / "scan_master.h5")  # fmt: skip
     message = refusal(files[0])
     assert "in 2 files or more, of which 1 here; copy the others" in message
     assert "would fit" not in message

@@ -9,7 +9,7 @@ import pytest
 
 import stem_dask as sd
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.hdf5_scales import first_scale, labels
+from stem_dask.readers.hdf5_metadata import first_scale, labels
 
 SHAPE = (2, 3, 4, 5)
 TEXT = h5py.string_dtype()

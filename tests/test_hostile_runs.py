@@ -74,7 +74,7 @@ BAD = [
     ("a.h5", gigantic_hdf5, "144,115 TB, but"),
     ("a.zarr", torn_zarr, "not a readable zarr store"),
     ("a.zarr", zarr_with_a_link_out, "leads out of the store"),
-    ("a.h5", hdf5_of_a_lost_part, "gone.h5, which is not there; copy it too"),
+    ("a.h5", hdf5_of_a_lost_part, "gone.h5, which is missing; copy it too"),
     ("a.blo", sheared_blo, "a size is wrong"),
     ("a.mib", sheared_mib, "a size is wrong"),
     ("a.pt", lambda path: path.write_bytes(b"\x80\x02cos\nsystem\n."), "never run"),

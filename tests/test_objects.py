@@ -251,7 +251,7 @@ def test_stores_of_others_are_read(bucket: str, tmp_path: Path, options: dict) -
     objects.put(f"{url}/data/{damaged}", b"nothing of use")
     objects.remove(f"{url}/data/{lost}")
     assert any("1 of" in note and lost in note for note in find(url).info.notes)
-    with pytest.raises(SourceError, match=f"{url}/data/{lost} is missing; without it"):
+    with pytest.raises(SourceError, match=f"{url}/data/{lost} is missing; copy it again"):
         found.source[(slice(3, 4), slice(5, 6), *WHOLE[2:])]
     with pytest.raises(SourceError, match=f"{url}/data/{damaged} cannot be decoded"):
         found.source[(slice(1), slice(1), *WHOLE[2:])]

@@ -47,28 +47,20 @@ def test_every_type_of_numbers(tmp_path, dtype):
     agrees(find(tmp_path / "a.pt"), array)
 
 
-def test_views_that_were_saved_with_the_whole(tmp_path):
-    """`torch.save` keeps all of the storage and the distances of the view in it."""
-    array = numbers()
-    whole = torch.from_numpy(array.astype("i4"))
-    for view in (
-        whole[:, :, 1:5, 2:4],  # a crop
-        whole[::2, 1::2],  # every second position
-        whole[1:, :, :, ::3].permute(2, 3, 0, 1),
-        whole[:, :, 1],
-        whole[:1, 2:3, ::5, 1:2],
-    ):
+def test_views_of_a_larger_storage(tmp_path):
+    """`torch.save` keeps all of the storage: a view of it is read where nothing lies between its elements."""
+    whole = torch.from_numpy(numbers().astype("i4"))
+    for view in (whole[1:], whole.permute(2, 3, 0, 1)):
         torch.save({"a": view}, tmp_path / "a.pt")
-        found = find(tmp_path / "a.pt")
-        agrees(found, view.numpy())
-        part = (slice(0, 1), *(slice(1, None, 2) for _ in view.shape[1:]))
-        np.testing.assert_array_equal(found.source[part], view.numpy()[part])
-    content = (tmp_path / "a.pt").read_bytes()
-    torch.save(whole[::2], tmp_path / "a.pt")
-    source = find(tmp_path / "a.pt").source
-    (tmp_path / "a.pt").write_bytes(content[:900])
-    with pytest.raises(SourceError, match=r"a\.pt: the file ends at byte 900, in the middle of"):
-        source[(slice(0, 1),) * 4]
+        agrees(find(tmp_path / "a.pt"), view.numpy())
+    for view in (whole[:, :, 1:5, 2:4], whole[::2, 1::2], whole[:, :, 1]):
+        torch.save({"a": view}, tmp_path / "a.pt")
+        with pytest.raises(
+            SourceError, match=r"a\.pt: a is not contiguous; save tensor\.contiguous\(\)"
+        ):
+            find(tmp_path / "a.pt")
+        torch.save({"a": view.contiguous()}, tmp_path / "a.pt")
+        agrees(find(tmp_path / "a.pt"), view.numpy())
 
 
 def test_numbers_of_numpy_beside_a_tensor_do_no_harm(tmp_path):
@@ -149,9 +141,7 @@ def test_a_compressed_archive_is_refused(sound):
 def test_a_lazy_view_is_refused(tmp_path):
     tensor = torch.complex(torch.ones(3, 4, 5), torch.ones(3, 4, 5)).conj().imag
     torch.save(tensor, tmp_path / "a.pt")
-    with pytest.raises(
-        SourceError, match=r"tensor is (a view that is not worked out|not contiguous)"
-    ):
+    with pytest.raises(SourceError, match=r"tensor is (a lazy view|not contiguous)"):
         find(tmp_path / "a.pt")
     np.testing.assert_array_equal(tensor.numpy(force=True), -1)
 

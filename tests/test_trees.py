@@ -146,7 +146,7 @@ def strange(file):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (strange, r"in gone\.h5, which is not there; copy it too; the file has fields: 4 x 5 x 6 x 7 of type .*u2.* no numbers; "
+        (strange, r"in gone\.h5, which is missing; copy it too; the file has fields: 4 x 5 x 6 x 7 of type .*u2.* no numbers; "
                   r"ragged: .* of type object.*; soft, a link to /nowhere, where nothing is$"),
         (lambda file: file.create_dataset("a", SHAPE, "u2", external=[("gone.bin", 0, 1680)]),
          r"the numbers of a are not in this file but in gone\.bin; copy"),
@@ -291,7 +291,7 @@ def test_a_dataset_by_its_links_and_others_that_cannot_be_read(tmp_path):
         ("out", r"the numbers of out are not in this file but in gone\.bin"),
         (
             "coded",
-            r"a\.h5: coded is coded by the HDF5 filter 32845 \(without a name\), which is not kno",
+            r"a\.h5: coded is compressed by the HDF5 filter 32845 \(without a name\), which is not inst",
         ),
         ("nowhere", r"there is no dataset 'nowhere'; the file holds"),
         ("entry", r"there is no dataset 'entry'"),

@@ -13,7 +13,8 @@ import stem_dask
 from stem_dask.cli.main import main
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
-from stem_dask.readers.zarr_chunks import chunk_path, damaged_chunks, missing_chunk
+from stem_dask.readers.open import find
+from stem_dask.readers.zarr_chunks import damaged_chunks
 from stem_dask.stages.patterns import as_patterns
 from stem_dask.writers.export import export, export_from_store
 
@@ -179,8 +180,8 @@ def test_reading_a_store_without_one_of_its_shards(made, store, spoil):
     with pytest.raises(SourceError) as caught:
         patterns.compute()
     assert str(caught.value) == (
-        f"{store / SHARD} is missing or empty (1 of the 3 chunk files of these patterns); without it they "
-        "would read as zeros: bring it over again, or say that this is meant with input.missing_chunks=zero"
+        f"{store / SHARD} is missing or empty (1 of the 3 chunk files of these patterns); copy it again, or "
+        "set input.missing_chunks=zero to read it as zeros"
     )
     np.testing.assert_array_equal(stem_dask.open(store, scan_roi=[0, 2, 0, 5]), made[1][:2])
     with pytest.raises(SourceError, match=r"is missing"):
@@ -209,24 +210,20 @@ def test_exporting_a_store_without_one_of_its_shards(store, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scan.zarr"]
 
 
-def test_which_files_a_part_needs(store):
-    array = zarr.open_array(store, path="patterns", mode="r")
-    whole = (slice(None), slice(None), slice(None), slice(None))
-    assert missing_chunk(str(store), "patterns", array, whole) is None
-    lost = chunk_path(str(store), "patterns", array, (2, 0, 0, 0))
-    assert lost == store / "patterns/c.2.0.0.0"
-    lost.unlink()
-    assert missing_chunk(str(store), "patterns", array, whole) == lost
-    for rows, found in [
-        (slice(0, 4), None),
-        (slice(3, 5), lost),
-        (slice(0, 6, 4), lost),
-        (slice(0, 6, 3), None),
-        (slice(-1, None), lost),
-        (slice(5, 5), None),
-    ]:
-        part = (rows, slice(1, 2), slice(None), slice(None))
-        assert missing_chunk(str(store), "patterns", array, part) == found, rows
+@pytest.mark.parametrize(
+    ("rows", "needs_it"),
+    [(slice(0, 4), False), (slice(3, 5), True), (slice(0, 6, 4), True), (slice(0, 6, 3), False),
+     (slice(-1, None), True), (slice(5, 5), False)],
+)  # fmt: skip
+def test_a_part_needs_only_its_own_files(store, rows, needs_it):
+    (store / "patterns/c.2.0.0.0").unlink()
+    source = find(store).source
+    part = (rows, slice(1, 2), slice(None), slice(None))
+    if needs_it:
+        with pytest.raises(SourceError, match=r"patterns/c\.2\.0\.0\.0 is missing"):
+            source[part]
+    else:
+        source[part]
 
 
 def test_missing_chunks_of_format_2_are_read_when_asked_for(tmp_path):
@@ -236,5 +233,4 @@ def test_missing_chunks_of_format_2_are_read_when_asked_for(tmp_path):
         path, shape=(4, 3, 8, 8), chunks=(1, 3, 8, 8), dtype="u2", zarr_format=2
     )
     array[:2] = 1
-    assert missing_chunk(str(path), "", array, (slice(None),) * 4) is None
     assert int(stem_dask.open(path, missing_chunks="zero").sum()) == 2 * 3 * 64

@@ -1,7 +1,7 @@
-"""What files state about the microscope: the tags of each family of files, our names for them, and HyperSpy's places.
+"""Microscope metadata: the tags of each family of files, the attributes they become, and their nodes in HyperSpy's metadata.
 
-`FAMILIES` is the one table: a new family is one entry there. Values that are unknown are left out: no number, a text
-without letters, and zero or less where only a positive number makes sense (a voltage, a camera length).
+A new family is one entry in `FAMILIES`. Unknown values are left out: not a number, a text without letters or digits, and
+zero or less where only a positive number makes sense (a voltage, a camera length).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from stem_dask.core.metadata import number, text_of
 
 _TEM = "Acquisition_instrument.TEM."
 
-#: attribute of the patterns, which ends in its unit -> its place in HyperSpy's metadata, in the same unit
+#: attribute of the patterns (the suffix is the unit) -> its node in HyperSpy's metadata, in the same unit
 NAMES = {
     "beam_energy_kv": f"{_TEM}beam_energy",
     "camera_length_mm": f"{_TEM}camera_length",
@@ -42,7 +42,7 @@ _TEXTS = ("microscope", "acquisition_mode")
 
 _ANY_SIGN = tuple(name for name in NAMES if name.startswith(("stage_", "scan_rotation")))
 
-#: by the unit of our name, what one of another unit is
+#: by the unit of the attribute, conversion factors of other units
 _UNITS: dict[str, dict[str, float]] = {
     "kv": {"V": 1e-3, "eV": 1e-3, "kV": 1, "keV": 1},
     "mm": {"m": 1e3, "cm": 10, "mm": 1, "0.1 mm": 0.1, "um": 1e-3},
@@ -52,10 +52,10 @@ _UNITS: dict[str, dict[str, float]] = {
     "na": {"A": 1e9, "nA": 1},
 }
 
-#: returns what a file states at a place (names joined by slashes), and its unit where the file states that, too
+#: returns the value at a path (names joined by slashes) in the tags of a file, and its unit if stated
 Lookup = Callable[[str], tuple[Any, str | None]]
 
-#: bytes of JSON that are kept of a signal's metadata, characters of a text, elements of an array, levels
+#: limits on a signal's metadata: bytes of JSON, characters of a text, elements of an array, levels
 _MOST_BYTES, _MOST_TEXT, _MOST_ELEMENTS, _MOST_LEVELS = 1 << 20, 1 << 15, 4096, 16
 
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?(?: ?([AP]M))?", re.IGNORECASE)
@@ -67,13 +67,13 @@ def _text(value: Any) -> str | None:
 
 
 def _mode(value: Any) -> str:
-    """The mode of the microscope as HyperSpy names it, from Gatan's name of the illumination."""
+    """HyperSpy's name of the acquisition mode, from Gatan's illumination mode."""
     text = text_of(value)
     return next((mode for mode in ("STEM", "SEM") if mode in text), "TEM")
 
 
 def _date(value: Any) -> str | None:
-    """The date of a text in ISO form; of 05/06/2019 the month comes first, as HyperSpy reads it."""
+    """The date in a text in ISO form; the month comes first in 05/06/2019, as in HyperSpy."""
     start = re.split("[ T]", text_of(value).strip())[0].replace(".", "/")
     for form in ("%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y"):
         with contextlib.suppress(ValueError):
@@ -82,7 +82,7 @@ def _date(value: Any) -> str | None:
 
 
 def _time(value: Any) -> str | None:
-    """The time of a text in ISO form."""
+    """The time in a text in ISO form."""
     found = _CLOCK.search(text_of(value))
     if found is None:
         return None
@@ -92,7 +92,7 @@ def _time(value: Any) -> str | None:
 
 
 def _quantity(value: Any) -> str | None:
-    """What pixels count, in HyperSpy's words."""
+    """HyperSpy's name of the quantity of a pixel."""
     unit = _text(value)
     return "Electrons (Counts)" if value == "e-" else unit and f"Intensity ({unit})"
 
@@ -107,10 +107,10 @@ class Tag:
 
     Parameters
     ----------
-    place : where it is; of two tags with one name, the first that is stated counts
-    name : one of `NAMES`, or a place in HyperSpy's metadata
-    reads : unit of a number (empty for a bare number), or the function that reads a text
-    when : whether the tag means this, by other tags of the file
+    place : path in the tags of the file; of several tags with one name, the first that is stated is used
+    name : one of `NAMES`, or a node in HyperSpy's metadata
+    reads : unit of a number (empty for a bare number), or a function that converts a text
+    when : condition on other tags of the file
     """
 
     place: str
@@ -119,7 +119,7 @@ class Tag:
     when: Callable[[Lookup], bool] = lambda _: True
 
     def value(self, lookup: Lookup) -> Any:
-        """The value in our unit; None when the file does not state it."""
+        """The value in the unit of the attribute; None if the file does not state it."""
         found, unit = lookup(self.place)
         if found is None or not self.when(lookup):
             return None
@@ -274,7 +274,7 @@ FAMILIES: dict[str, tuple[Tag, ...]] = {
 
 
 def stated(family: str, lookup: Lookup | Mapping[str, Any]) -> dict[str, Any]:
-    """What a file states about its microscope, as attributes of the patterns.
+    """The microscope metadata of a file, as attributes of the patterns.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def stated(family: str, lookup: Lookup | Mapping[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    dict, with names of `NAMES`; what has none of them is in ``metadata``, in the form of HyperSpy's metadata
+    dict of attributes in `NAMES`; all others are in ``metadata``, in the form of HyperSpy's metadata
 
     Examples
     --------
@@ -307,26 +307,26 @@ def _usable(name: str, value: Any) -> bool:
     return value is not None and (isinstance(value, str) or name in _ANY_SIGN or value > 0)
 
 
-def checked(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Of attributes that a file of ours may have, those that are as `stated` and `of_signal` return them."""
+def checked(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The valid ones among the attributes of an own file, in the form of `stated` and `of_signal`."""
     found: dict[str, Any] = {}
     for name in NAMES:
-        value = said.get(name)
+        value = attrs.get(name)
         value = _text(value) if name in _TEXTS and isinstance(value, str) else _real(value)
         if _usable(name, value) and isinstance(value, str) == (name in _TEXTS):
             found[name] = value
-    tree = plain_tree(said.get("metadata"))
+    tree = plain_tree(attrs.get("metadata"))
     return {**found, "metadata": tree} if isinstance(tree, dict) and tree else found
 
 
 def _real(value: Any) -> float | None:
-    """A finite number that is one in the file: no text, no bool."""
+    """A finite number; None for texts and bools."""
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     return number(value) if is_number else None
 
 
 def dig(tree: Any, place: str, between: str = ".") -> Any:
-    """What is at a place in nested dictionaries, or None.
+    """The value at a path in nested dictionaries, or None.
 
     Examples
     --------
@@ -339,7 +339,7 @@ def dig(tree: Any, place: str, between: str = ".") -> Any:
 
 
 def tree_at(values: Mapping[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Nested dictionaries with values at their places."""
+    """Nested dictionaries with values at their paths."""
     tree = {} if tree is None else tree
     for place, value in values.items():
         *groups, leaf = place.split(".")
@@ -353,7 +353,7 @@ def tree_at(values: Mapping[str, Any], tree: dict[str, Any] | None = None) -> di
 
 
 def plain_tree(value: Any, level: int = 0) -> Any:
-    """Metadata as plain JSON; None for what is too long, too deep, not finite, or of a kind that JSON lacks."""
+    """Metadata as plain JSON; None for values that are too long, too deep, not finite, or not JSON."""
     if level > _MOST_LEVELS:
         return None
     if isinstance(value, Mapping):
@@ -375,15 +375,15 @@ def plain_tree(value: Any, level: int = 0) -> Any:
     return value if isinstance(value, (bool, int)) or _real(value) is not None else None
 
 
-#: how `stem_dask.readers.hdf5_metadata.tree_of` describes what it does not read
+#: end of the texts by which `stem_dask.readers.hdf5_metadata.tree_of` replaces large arrays
 _ELSEWHERE = " values, left in the input file"
 
 
 def of_signal(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the metadata of a HyperSpy signal say, as attributes of the patterns.
+    """The metadata of a HyperSpy signal as attributes of the patterns.
 
-    Left out are names that begin with an underscore, our own node, the log of loading and saving, markers, and all of
-    ``Signal`` but its type and its quantity: these belong to the array that was read.
+    Names that begin with an underscore, stem_dask's own node, the log of loading and saving, markers, and all of ``Signal``
+    but its type and quantity are left out.
 
     Examples
     --------
@@ -409,6 +409,6 @@ def of_signal(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pruned(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without groups in which nothing is left."""
+    """Without empty groups."""
     inner = {k: _pruned(v) if isinstance(v, dict) else v for k, v in tree.items()}
     return {k: v for k, v in inner.items() if v != {}}

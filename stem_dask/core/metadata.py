@@ -1,4 +1,4 @@
-"""The file's own metadata, bounded and as plain JSON; and in the form that an HDF5 file can hold."""
+"""Metadata of input files as JSON of bounded size, and in the forms that HDF5 and netCDF can store."""
 
 import contextlib
 import json
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-#: bytes of JSON that are kept at most
+#: maximum bytes of JSON
 LIMIT = 2**20
 
-#: elements of a list, or characters of a text, that are kept at most: fewer when the whole is too large
+#: maximum elements of a list or characters of a text, tried in turn until the whole fits
 _LONGEST = (4096, 256, 16)
 
-#: names that mean something to the reader of a .hspy, or to zarr
+#: prefixes with a meaning to readers of .hspy, or to zarr
 _RESERVED = ("_sig_", "_list_", "_tuple_", "_bs_", "_datetime_", "_hspy_", "_ragged_shapes_", ".z")
 
 
 def original(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as plain JSON of at most 1 MiB: what is long is described, and shorter things when that does not do.
+    """Metadata as plain JSON of at most 1 MiB; long lists and texts are replaced by a description.
 
     Examples
     --------
@@ -56,12 +56,12 @@ def _described(value: Any, longest: int) -> Any:
 
 
 def _text(text: str) -> str:
-    """Without lone surrogates, which no UTF-8 file can hold."""
+    """Without lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def hdf5_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of `original` for an HDF5 file: names without slashes, lists of numbers as arrays, others as JSON.
+    """The result of `original` for HDF5: names without slashes, lists of numbers as arrays, other lists as JSON.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def hdf5_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hdf5_name(key: str) -> str:
-    """A name that a group, a dataset or an attribute can have, and RosettaSciIO takes for no mark of its own."""
+    """A valid HDF5 name without the marks of RosettaSciIO."""
     name = key.replace("/", "∕").replace("\0", "")
     return f"({name})" if name in ("", ".", "..") or name.startswith(_RESERVED) else name
 
@@ -94,7 +94,7 @@ def _value(value: Any) -> Any:
 
 
 def as_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes that a netCDF file can hold: dictionaries and lists of texts as JSON, and none that are None.
+    """Attributes for netCDF: dictionaries and lists of texts as JSON, without None.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def _is_tree(value: Any) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None: of text too, as headers have it, and of an array of one, as MATLAB writes it."""
+    """A finite number, or None; also from text, as in headers, and from arrays of one element, as in MATLAB."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     try:
@@ -142,7 +142,7 @@ def number(value: Any) -> float | None:
 
 
 def text_of(value: Any) -> str:
-    """A text that can be written everywhere, which HDF5's halves of characters and zeros cannot.
+    """A text without lone surrogates and null characters.
 
     Examples
     --------
@@ -157,13 +157,13 @@ def text_of(value: Any) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number from 1 on, or None: of text too, as headers have it."""
+    """A positive integer, or None; also from text."""
     found = number(value)
     return int(found) if found is not None and found >= 1 and found == int(found) else None
 
 
 def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as JSON can hold them: no numpy scalars, tuples as lists, NaN as text."""
+    """Attributes as plain JSON: no numpy scalars, tuples as lists, NaN as text."""
     return {str(key): _plain(value) for key, value in attrs.items()}
 
 
@@ -185,7 +185,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ArrayTag:
-    """An array that was left in the file.
+    """An array that was not read.
 
     ``offset`` and ``n_bytes`` are in bytes, ``length`` in elements. ``codes`` are tag type codes: one for an array of
     numbers, one a field for an array of structs.

@@ -1,7 +1,4 @@
-"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores.
-
-Each function lists the arrays as keyword arguments of `stem_dask.readers.source.Candidate`.
-"""
+"""Axes from the attributes that HyperSpy, EMD, NeXus and netCDF write."""
 
 import re
 from typing import Any
@@ -12,15 +9,9 @@ from stem_dask.core.metadata import number, text_of
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 
-#: where HyperSpy puts its signals; below each are groups and arrays of metadata
-_SIGNALS = "Experiments/"
-
-#: positions of pixels are read when there are no more than these: their number is only claimed
-_MOST_POSITIONS = 1 << 20
-
 
 def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
-    """An axis from attributes that may be missing, zero or odd: then it is in pixels."""
+    """An axis from its attributes; in pixels when the scale is missing, zero or not a number."""
     scale, units = number(attrs.get("scale")), text_of(attrs.get("units", ""))
     if not scale:
         return Axis(text_of(name), size)
@@ -31,16 +22,16 @@ def axis_from(name: Any, size: int, attrs: dict[str, Any]) -> Axis:
     return Axis(text_of(name), size, scale, offset, units if known else "")
 
 
-def _detector_last(axes: list[dict[str, Any]]) -> bool | None:
-    """Whether the detector comes last, as `Candidate.swapped` has it, by HyperSpy's attributes of four axes; or None."""
+def detector_last(axes: list[dict[str, Any]]) -> bool | None:
+    """Whether the detector comes last (`Candidate.swapped`) by HyperSpy's attributes of four axes; None if unknown."""
     flags = [bool(attrs.get("navigate")) for attrs in axes]
     if flags not in ([True, True, False, False], [False, False, True, True]):
         return None
     return flags[0]
 
 
-def _spectra(axes: list[dict[str, Any]]) -> str:
-    """A hint where HyperSpy's attributes make a map of spectra of three axes."""
+def spectra_hint(axes: list[dict[str, Any]]) -> str:
+    """A hint if HyperSpy's attributes of three axes describe a map of spectra."""
     if [attrs.get("navigate") for attrs in axes] != [True, True, False]:
         return ""
     return (
@@ -48,8 +39,8 @@ def _spectra(axes: list[dict[str, Any]]) -> str:
     )
 
 
-def _odd_flags(axes: list[dict[str, Any]]) -> tuple[str, ...]:
-    """A note where HyperSpy's attributes make other signals of four axes than patterns."""
+def odd_flags_note(axes: list[dict[str, Any]]) -> tuple[str, ...]:
+    """A note if HyperSpy's attributes of four axes do not describe patterns."""
     n = sum(bool(attrs.get("navigate")) for attrs in axes)
     if len(axes) != 4 or n not in (1, 3):
         return ()
@@ -59,12 +50,10 @@ def _odd_flags(axes: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis:
-    """An axis from the positions of its pixels, or of the first two of them; in pixels when they are not even."""
+    """An axis from the positions of all of its pixels, or of the first two; in pixels when they are uneven."""
     if {"scale", "offset"} & set(attrs):
         return axis_from(name, size, attrs)
     if values.ndim != 1 or values.dtype.kind not in "iuf" or values.shape[0] not in (2, size):
-        return Axis(str(name), size)
-    if values.shape[0] > _MOST_POSITIONS:
         return Axis(str(name), size)
     positions = np.asarray(values[...], np.float64)
     scale = float(positions[-1] - positions[0]) / max(1, len(positions) - 1) if size > 1 else 1.0
@@ -74,8 +63,8 @@ def axis_along(name: Any, size: int, values: Any, attrs: dict[str, Any]) -> Axis
     return axis_from(name, size, {**attrs, "scale": scale, "offset": positions[0]})
 
 
-def _reversed(attrs: dict[str, Any], shape: tuple[int, ...]) -> tuple[str, ...]:
-    """A note on MATLAB's order of axes, which is that of the file turned round."""
+def matlab_note(attrs: dict[str, Any], shape: tuple[int, ...]) -> tuple[str, ...]:
+    """A note on MATLAB's order of axes, the reverse of the file's."""
     if "MATLAB_class" not in attrs:
         return ()
     return (f"MATLAB stores axes in reverse: there it is {by(shape[::-1])}",)

@@ -1,4 +1,4 @@
-"""What the names of axes say: which two are the scan, which two the detector, and which of a pair is y."""
+"""The order of axes by their names: scan or detector, y or x."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 
 Space = Literal["scan", "detector"]
 
-#: what stands before (or after) y and x in the names of other programs; case, spaces and signs do not count
+#: prefixes (or suffixes) of y and x in the names of other programs; case, spaces and punctuation are ignored
 _SPACES: dict[Space, str] = {
     "scan": "scan s r rn real realspace nav navigation pos position probe stage sample specimen beam raster step",
     "detector": "k kn q qn d g det detector dif diff diffraction dp cbed pattern camera cam sig signal recip reciprocal "
@@ -17,7 +17,7 @@ _SPACES: dict[Space, str] = {
 
 _LETTERS = {"y": "y row rows slow", "x": "x col cols column columns fast"}
 
-#: every name that is understood -> (space, y or x)
+#: every known name -> (space, y or x)
 _ROLES: dict[str, tuple[Space, str]] = {
     name: (space, letter)
     for space, words in _SPACES.items()
@@ -27,7 +27,7 @@ _ROLES: dict[str, tuple[Space, str]] = {
     for name in (word + sign, sign + word)
 } | {"y": ("scan", "y"), "x": ("scan", "x"), "v": ("detector", "y"), "u": ("detector", "x")}
 
-#: names that programs give to axes without one
+#: names that programs give to unnamed axes
 _NO_NAME = re.compile(r"((axis|dim|dimension|phonydim)\d+|none|undefined|unnamed|)")
 
 
@@ -36,7 +36,7 @@ def _plain(name: str) -> str:
 
 
 def role(name: str) -> tuple[Space, str] | None:
-    """Whether an axis of this name is of the scan or of the detector, and y or x; None for a name that is not known.
+    """Whether an axis is of the scan or of the detector, and y or x; None for an unknown name.
 
     Examples
     --------
@@ -47,13 +47,13 @@ def role(name: str) -> tuple[Space, str] | None:
 
 
 def order_by(names: Sequence[str]) -> tuple[tuple[int, ...] | None, str]:
-    """Which axis of the file is scan_y, scan_x, ky and kx (or pattern, ky and kx) by the names, and a note on it.
+    """The positions of scan_y, scan_x, ky and kx (or pattern, ky and kx) in the file by the names of its axes, and a note.
 
-    Where both pairs have x before y, the order of the file stays: py4DSTEM and Prismatic call the slower axis x.
+    If x comes before y in both pairs, the order of the file is kept: py4DSTEM and Prismatic call the slower axis x.
 
     Returns
     -------
-    The position of each, or None where the names do not tell; a note, or "".
+    The positions, or None if the names do not tell; a note, or "".
 
     Examples
     --------
@@ -70,7 +70,7 @@ def order_by(names: Sequence[str]) -> tuple[tuple[int, ...] | None, str]:
     if len(names) == 3:
         return _of_list(names, pairs["detector"]) if "detector" in known else (None, "")
     if len(known) == 1 and len(pairs["scan"]) + len(pairs["detector"]) == 2:
-        [other] = {*_SPACES} - {*known}  # the names of one pair tell where the other is
+        [other] = {*_SPACES} - {*known}  # the other two axes
         pairs[other] = [i for i in range(4) if i not in pairs[known[0]]]
         if pairs["scan"] == [0, 1]:
             return None, ""
@@ -79,8 +79,8 @@ def order_by(names: Sequence[str]) -> tuple[tuple[int, ...] | None, str]:
             return None, ""
         return None, f"the axis names {listed} are not recognised and were ignored"
     x_first = [space for space in known if letters[space] == ["x", "y"]]
-    ours = {*names} == {*SCAN_DIMS, *DETECTOR_DIMS}
-    if len(x_first) < len(known) or ours:
+    own = {*names} == {*SCAN_DIMS, *DETECTOR_DIMS}
+    if len(x_first) < len(known) or own:
         for space in x_first:
             pairs[space].reverse()
         x_first = []
@@ -100,7 +100,7 @@ def order_by(names: Sequence[str]) -> tuple[tuple[int, ...] | None, str]:
 
 
 def _of_list(names: Sequence[str], detector: Sequence[int]) -> tuple[tuple[int, ...] | None, str]:
-    """Of three axes, with the two of the detector known."""
+    """The order of three axes, given the two of the detector."""
     if {*names} == {*LIST_DIMS, *DETECTOR_DIMS}:
         detector = [names.index(name) for name in DETECTOR_DIMS]
     [first] = {0, 1, 2} - {*detector}

@@ -1,4 +1,4 @@
-"""What Nion Swift, py4DSTEM, abTEM and NeXus state beside an array in HDF5 and zarr: axes and microscope."""
+"""Axes and microscope settings that Nion Swift, py4DSTEM, abTEM and NeXus store with an array in HDF5 and zarr."""
 
 import json
 from collections.abc import Mapping
@@ -15,11 +15,8 @@ from stem_dask.readers.hdf5_metadata import attributes_of, member
 from stem_dask.readers.source import calibrated
 from stem_dask.storage.errors import one_line
 
-#: a longer attribute is not the properties of a data item
-_MOST_PROPERTIES = 1 << 24
-
-#: where py4DSTEM has the calibration of a data cube: in one of the groups above it, by version; in the file before 0.13
-_BESIDE = ("calibration", "metadatabundle/calibration", "_metadata/calibration")
+#: the calibration of a data cube of py4DSTEM, by version, in one of the groups above it; before 0.13 in the root
+_CALIBRATIONS = ("calibration", "metadatabundle/calibration", "_metadata/calibration")
 
 _IN_FILE = "4DSTEM_experiment/metadata/calibration"
 
@@ -27,10 +24,7 @@ _PIXELS = ("", "pixel", "pixels", "px")
 
 
 def with_stated(path: str, file: Any, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The arrays of an HDF5 file, as arguments of `Candidate`, with what programs state beside them.
-
-    An axis that is calibrated already is left as it is.
-    """
+    """Complete the arrays of an HDF5 file (arguments of `Candidate`) by what other programs store; keeps calibrated axes."""
     about = stated("HDF5", lambda place: _value(file, place))
     return [_with_stated(path, file, one, about) if len(one["axes"]) > 2 else one for one in found]
 
@@ -73,12 +67,7 @@ def _value(group: Any, place: str) -> tuple[Any, str | None]:
         return None, None
     try:
         value = np.asarray(data[()]).reshape(-1)[0]
-    except (
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # damaged, which the patterns need not be
+    except (OSError, RuntimeError, TypeError, ValueError):  # damaged
         return None, None
     units = attributes_of(data).get("units")
     return value, None if units is None else text_of(units)
@@ -90,7 +79,7 @@ def _value(group: Any, place: str) -> tuple[Any, str | None]:
 def _properties(data: Any) -> dict[str, Any] | None:
     """The properties of a data item, which Nion Swift writes as JSON."""
     text = attributes_of(data).get("properties")
-    if not isinstance(text, (str, bytes)) or len(text) > _MOST_PROPERTIES:
+    if not isinstance(text, (str, bytes)):
         return None
     try:
         properties = json.loads(text)
@@ -131,12 +120,12 @@ def _nion_dimensions(
 
 
 def _calibration(file: Any, data: Any, levels: int) -> Any:
-    """The group with the calibration of a data cube, which lies so many levels deep, or None."""
+    """The group with the calibration of a data cube ``levels`` below the root, or None."""
     import h5py
 
     above = data.parent
     for _ in range(levels):
-        for place in _BESIDE:
+        for place in _CALIBRATIONS:
             group = member(above, place, h5py.Group)
             if group is not None:
                 return group
@@ -163,9 +152,9 @@ def _py4dstem_axes(axes: tuple[Axis, ...], calibration: Any) -> tuple[Axis, ...]
 
 
 def of_abtem(attrs: Mapping[str, Any], one: dict[str, Any]) -> dict[str, Any]:
-    """An array of a zarr store, as arguments of `Candidate`, with what abTEM's ``to_zarr`` states of it.
+    """Complete an array of a zarr store (arguments of `Candidate`) by the metadata of abTEM's ``to_zarr``.
 
-    Version 1.0.9 and older state keyword arguments, newer ones the metadata of all axes.
+    abTEM 1.0.9 and older store keyword arguments, newer versions the metadata of all axes.
     """
     name = one["name"]
     number_of = name.removeprefix("array")
@@ -195,18 +184,18 @@ def of_abtem(attrs: Mapping[str, Any], one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reciprocal(axis: Axis, step: Any) -> dict[str, Any]:
-    """What newer versions state of an axis of the detector, from its sampling."""
+    """The metadata of a detector axis in newer versions, from its sampling."""
     return {"sampling": step, "units": "1/Å", "offset": -(axis.size // 2) * (number(step) or 0.0)}
 
 
 def _list(value: Any) -> list[Any]:
-    """A list, or a tuple as abTEM writes it."""
+    """A list, or a tuple as abTEM encodes it."""
     value = value.get("_value") if isinstance(value, dict) else value
     return list(value) if isinstance(value, list) else []
 
 
 def _calibrated(axis: Axis, scale: Any, offset: Any, units: Any) -> Axis:
-    """An axis with the calibration that a program states, unless it has one already."""
+    """An axis with a stated calibration, unless it is calibrated already."""
     text = "" if units is None else text_of(units).strip()
     if axis.calibrated or text in _PIXELS:
         return axis

@@ -1,4 +1,4 @@
-"""What is in an archive or a folder that is not read as it is, and what to type so that it can be."""
+"""Archives and folders that cannot be read directly: what they contain, and what to type."""
 
 import os
 import re
@@ -14,10 +14,10 @@ from stem_dask.readers.source import Candidate
 from stem_dask.storage.errors import one_line
 from stem_dask.storage.urls import is_url
 
-#: what makes a folder a zarr store, or a part of one
+#: documents of a zarr store or of a node in it
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 
-#: an expression that reads the image of one file ``p``, and what it needs, by suffix
+#: by suffix, an expression that reads the image in file ``p``, and its import
 _IMAGE_READERS = {
     ".tif": ("tifffile.imread(p)", "tifffile"),
     ".tiff": ("tifffile.imread(p)", "tifffile"),
@@ -28,17 +28,12 @@ _IMAGE_READERS = {
 
 
 def can_be_quoted(*texts: str) -> bool:
-    """Whether texts can stand within quotes in a line of Python that a user pastes into a shell."""
+    """Whether texts are safe within quotes in a line of Python that a user pastes into a shell."""
     return all(re.fullmatch(r"[\w/.,:+=@~ -]*", text) for text in texts)
 
 
 def in_zip(path: str) -> tuple[str, str] | None:
-    """What a zip archive is by the names in it, and how to open what it holds.
-
-    Returns
-    -------
-    ("", "") for what ``torch.save`` writes; None where the archive is damaged.
-    """
+    """Kind of a zip archive and how to open its content; ("", "") for files of ``torch.save``, None if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -79,13 +74,10 @@ def _unpacked_store(unpack: str, stem: str, roots: Sequence[PurePosixPath]) -> s
     return f"unpack it: {unpack}. && mv {shlex.quote(str(root))} {new}, and open {new}"
 
 
-def in_folder(path: Path, readers: Mapping[str, tuple[str, Callable[[str], list[Candidate]], bool]]) -> str:  # fmt: skip
-    """What a folder is that is no store by its name, and what to open instead.
+def in_folder(path: Path, readers: Mapping[str, Any]) -> str:
+    """An error message for a folder without the name of a store: what to open instead.
 
-    Parameters
-    ----------
-    path : of the folder
-    readers : `stem_dask.readers.formats.READERS`
+    ``readers`` is `stem_dask.readers.formats.READERS`.
     """
     if _is_zarr(path):
         store = path
@@ -118,7 +110,7 @@ def _is_zarr(path: Path) -> bool:
 
 
 def _inside(store: Path, path: Path) -> str:
-    """How to open a part of a zarr store."""
+    """How to open a node of a zarr store."""
     name = path.relative_to(store).as_posix()
     whole = str(store) if store.suffix in (".zarr", ".zspy") else f"{store}.zarr (renamed to it)"
     if (path / ".zarray").exists() or _is_array(path / "zarr.json"):
@@ -131,7 +123,7 @@ def _is_array(document: Path) -> bool:
 
 
 def _single_image(path: Path, reader: Callable[[str], list[Candidate]]) -> tuple[tuple[int, ...], str] | None:  # fmt: skip
-    """Shape and type of the one image of a file; None when it holds more, or cannot be read."""
+    """Shape and type of the single image in a file; None if there are more, or it cannot be read."""
     try:
         found = reader(str(path))
     except SourceError:
@@ -143,7 +135,7 @@ def _single_image(path: Path, reader: Callable[[str], list[Candidate]]) -> tuple
 
 
 def _stacking(folder: Path, names: Sequence[str], shape: Sequence[int], dtype: str) -> str:
-    """A line of Python that writes the images of a folder one behind the other, in the order of the scan, and how to open it."""
+    """A line of Python that concatenates the images of a folder in scan order, and how to open the result."""
     suffix = Path(names[0]).suffix
     if suffix.lower() not in _IMAGE_READERS or not can_be_quoted(str(folder)):
         return "save them as one array (scan_y, scan_x, ky, kx) with numpy.save"
@@ -162,7 +154,7 @@ def _stacking(folder: Path, names: Sequence[str], shape: Sequence[int], dtype: s
 
 
 def _order(names: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
-    """The key that sorts names in the order of the scan, and the scan, where the names have an x and a y."""
+    """The sort key for scan order, and the shape of the scan if the names contain x and y."""
     for first, second in ("yx", "xy"):
         pattern = rf"{first}[_=-]?(\d+)([^\d]*?{second}[_=-]?)(\d+)"
         found = [re.search(pattern, name, re.IGNORECASE) for name in names]
@@ -172,15 +164,15 @@ def _order(names: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
         return r"lambda p: [int(n) for n in re.findall(r'\d+', os.path.basename(p))]", None
     places = [(int(one[1]), int(one[3])) for one in found if one]
     sizes = [len({place[i] for place in places}) for i in (0, 1)]
-    turned = "[::-1]" if first == "x" else ""
+    order = "[::-1]" if first == "x" else ""
     start = rf"{first}[_=-]?(\d+)[^\d]*?{second}[_=-]?(\d+)"
-    key = rf"lambda p: [int(n) for n in re.search(r'(?i){start}', os.path.basename(p)).groups()]{turned}"
+    key = rf"lambda p: [int(n) for n in re.search(r'(?i){start}', os.path.basename(p)).groups()]{order}"
     scan = (sizes[1], sizes[0]) if first == "x" else (sizes[0], sizes[1])
     return key, scan if prod(scan) == len(names) == len({*places}) else None
 
 
 def of_many(path: str) -> str:
-    """A word on a single image that has others beside it, as one file for each position of a scan."""
+    """A hint if a single image is one of many in its folder, such as one file per scan position."""
     folder, suffix = Path(path).parent, Path(path).suffix.lower()
     if is_url(path):
         return ""

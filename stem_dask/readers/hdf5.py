@@ -1,6 +1,6 @@
-"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores.
+"""Datasets of HDF5 files: HyperSpy, EMD, NeXus, py4DSTEM, MATLAB and stem_dask's own.
 
-Each function lists the arrays as keyword arguments of `stem_dask.readers.source.Candidate`.
+They are listed as keyword arguments of `stem_dask.readers.source.Candidate`.
 """
 
 import math
@@ -11,38 +11,42 @@ import numpy as np
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import text_of
 from stem_dask.core.model import Axis
-from stem_dask.readers import own as ours
-from stem_dask.readers.arrays import Hdf5Dataset
+from stem_dask.readers import own
+from stem_dask.readers.arrays import Hdf5Dataset, opened_hdf5
 from stem_dask.readers.axes import (
-    _detector_last,
-    _odd_flags,
-    _reversed,
-    _spectra,
     axis_along,
     axis_from,
+    detector_last,
+    matlab_note,
+    odd_flags_note,
+    spectra_hint,
 )
 from stem_dask.readers.calibration import with_stated
-from stem_dask.readers.hdf5_heaps import opened_hdf5
 from stem_dask.readers.hdf5_links import (
-    Outside,
     as_bytes,
     datasets_below,
     escaped,
     fault_of,
     in_other_files,
+    links_below,
     part_of,
     unwritten,
 )
-from stem_dask.readers.hdf5_metadata import attributes_of, is_safe
-from stem_dask.readers.hdf5_scales import first_scale, labels, names_of
+from stem_dask.readers.hdf5_metadata import (
+    attributes_of,
+    first_scale,
+    is_safe,
+    labels,
+    names_of,
+)
 from stem_dask.readers.source import MOST_HEADER_BYTES, Source, packed
 from stem_dask.readers.views import View
 
-_MOST_OTHERS = 6  # things that are no patterns, and are named all the same
+_MOST_OTHERS = 6  # other objects that an error message lists
 
 
 def list_hdf5(path: str) -> list[dict[str, Any]]:
-    """Datasets of an HDF5 file with two or more axes; HyperSpy's and EMD's axes are read where they are."""
+    """Datasets of an HDF5 file with two or more axes, with the calibration that HyperSpy, EMD and others write."""
     unlocked: list[str] = []
     with opened_hdf5(path, unlocked) as file:
         found = _listed(path, file)
@@ -50,7 +54,6 @@ def list_hdf5(path: str) -> list[dict[str, Any]]:
 
 
 def _listed(path: str, file: Any) -> list[dict[str, Any]]:
-    """The same of a file that is open."""
     import h5py
 
     _refuse_velox(path, file)
@@ -63,16 +66,14 @@ def _listed(path: str, file: Any) -> list[dict[str, Any]]:
             for name, data in signals
             if isinstance(data, h5py.Dataset)
         ]
+    if own.is_h5(file):
+        return [_hdf5_dataset(path, file, "patterns", file["patterns"])]
     others: list[str] = []
-    links: list[Outside] = []
-    if not ours.is_h5(file):
-        listed = datasets_below(file, others, links)
-        found = [_hdf5_dataset(path, file, name, data) for name, data in listed]
-        found = with_stated(path, file, found)
-    else:
-        found = [_hdf5_dataset(path, file, "patterns", file["patterns"])]
-    without = not any(len(one["source"].shape) > 2 for one in found)
-    if without and (others or links):
+    found = datasets_below(file, others, lambda name, data: _hdf5_dataset(path, file, name, data))
+    if any(len(one["source"].shape) > 2 for one in found):
+        return with_stated(path, file, found)
+    links = links_below(file, others)
+    if others or links:
         has = "; the file has " + "; ".join(others[:_MOST_OTHERS]) if others else ""
         what = (
             in_other_files(path, links)
@@ -84,7 +85,7 @@ def _listed(path: str, file: Any) -> list[dict[str, Any]]:
 
 
 def _refuse_velox(path: str, file: Any) -> None:
-    """Velox puts the patterns of a series last of three axes, and no scan beside them."""
+    """Velox stores series with the patterns as the last of three axes, and no scan."""
     import h5py
 
     version = file.get("Version")
@@ -94,13 +95,13 @@ def _refuse_velox(path: str, file: Any) -> None:
         return
     if "Velox" in str(np.asarray(version[...]).reshape(-1)[0]):
         raise SourceError(
-            f"{path}: an EMD file of Velox holds images and spectra, no scan of patterns; export the patterns "
-            "from the camera's own program"
+            f"{path}: an EMD file of Velox holds images and spectra, no scan of patterns; export the patterns from the "
+            "camera's program"
         )
 
 
 def _scale_of(data: Any, i: int) -> tuple[str, Any] | None:
-    """Name and positions of an axis by its first dimension scale; netCDF names the scale alone."""
+    """Name and dimension scale of an axis; netCDF names only the scale."""
     scale = first_scale(data, i)
     if scale is None:
         return None
@@ -113,7 +114,7 @@ def _title(name: str) -> str:
 
 
 def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
-    if data.ndim < 3:  # listed, never taken; a file may have one for each pattern
+    if data.ndim < 3:  # listed only; a file may have one for each pattern
         shape = tuple(int(n) for n in data.shape)
         plain = tuple(Axis(f"axis{i}", n) for i, n in enumerate(shape))
         return {
@@ -123,13 +124,13 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
             "fault": fault_of(path, name, data),
         }
     parent = data.parent
-    said = {
+    attrs_of = {
         "file": attributes_of(file),
         "group": attributes_of(parent),
         "dataset": attributes_of(data),
     }
-    axes, told_axes = [], []
-    names = names_of(data, said["dataset"], said["group"])
+    axes, described = [], []
+    names = names_of(data, attrs_of["dataset"], attrs_of["group"])
     for i, size in enumerate(data.shape):
         found = parent.get(f"axis-{i}")
         along = parent.get(f"dim{i if 'dim0' in parent else i + 1}")  # EMD counts from 0, or from 1
@@ -141,31 +142,31 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
             axes.append(axis_along(attrs.get("name", f"axis{i}"), int(size), along, attrs))
         else:
             attrs = attributes_of(found) if found is not None else {}
-            told_axes.append(attrs)
+            described.append(attrs)
             axes.append(axis_from(attrs.get("name", names[i] or f"axis{i}"), int(size), attrs))
     shape, chunks = tuple(int(n) for n in data.shape), data.chunks
     chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
-    notes = (*_odd_flags(told_axes), *unwritten(data), *_reversed(said["dataset"], shape))
+    notes = (*odd_flags_note(described), *unwritten(data), *matlab_note(attrs_of["dataset"], shape))
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
         source, axes = View.of(source).transpose(range(len(shape))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
         notes += ("HyperSpy writes the axes of .emd in reverse; they are put in order",)
-    fault = fault_of(path, name, data) or packed(path, name, said["dataset"])
-    part, doubt = part_of(path, name, said["dataset"]) if len(shape) == 3 else ("", "")
-    said = {where: attributes for where, attributes in said.items() if attributes}
-    known: dict[str, Any] = {"metadata": said}
+    fault = fault_of(path, name, data) or packed(path, name, attrs_of["dataset"])
+    part, doubt = part_of(path, name, attrs_of["dataset"]) if len(shape) == 3 else ("", "")
+    metadata = {where: attributes for where, attributes in attrs_of.items() if attributes}
+    known: dict[str, Any] = {"metadata": metadata}
     if name.startswith("Experiments/"):
-        known = ours.of_hspy(path, parent, said)
-    elif ours.is_h5(file):
-        known = ours.of_h5(path, file)
+        known = own.of_hspy(path, parent, metadata)
+    elif own.is_h5(file):
+        known = own.of_h5(path, file)
     return {
         "name": _title(name),
         "source": source,
         "axes": tuple(axes),
         "chunks": chunks,
-        "swapped": _detector_last(told_axes),
-        "hint": _spectra(told_axes) or doubt,
+        "swapped": detector_last(described),
+        "hint": spectra_hint(described) or doubt,
         "part": part,
         "fault": fault,
         **known,

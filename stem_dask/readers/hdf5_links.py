@@ -1,8 +1,8 @@
-"""Where the numbers of an HDF5 dataset are: under which names, in which other files, in a coding that is known or not."""
+"""Datasets and links of HDF5 files: data in other files, acquisitions in several files, filters that are not installed."""
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -11,30 +11,27 @@ from typing import Any
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import whole
 from stem_dask.core.text import by
+from stem_dask.readers.arrays import opened_hdf5
 from stem_dask.readers.containers import can_be_quoted
-from stem_dask.readers.hdf5_heaps import opened_hdf5
 from stem_dask.storage.errors import one_line
 
-#: as DECTRIS names the files of an acquisition
+#: names of the data files of DECTRIS detectors
 _DATA_FILE = re.compile(r"(.+)_data_\d+\.h5")
 
-#: filters of HDF5 itself have lower numbers; others come with plugins
+#: lower numbers are filters of HDF5 itself
 _FIRST_PLUGIN = 256
 
-#: groups deeper than this are not searched: link loops end here
-MAX_DEPTH = 12
-
-#: counting takes some 0.4 s for so many chunks
+#: counting this many chunks takes 0.4 s
 _MOST_COUNTED = 10**6
 
 
 def escaped(name: str | bytes) -> str:
-    """h5py gives names that are no UTF-8, such as titles in Latin-1, as bytes."""
+    """A name as text: h5py returns names that are not UTF-8 as bytes."""
     return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
 
 
 def as_bytes(name: str) -> bytes:
-    """The name as the file has it, which h5py always finds."""
+    """A name as stored in the file."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -47,70 +44,58 @@ class Outside:
     target: str
 
 
-def _tell_link(
-    group: Any, key: str | bytes, prefix: str, others: list[str], links: list[Outside]
-) -> None:
-    """Tell of a link that leads out of the file, or nowhere; of names that are no UTF-8 h5py does not say."""
-    import h5py
+def datasets_below(
+    file: Any, others: list[str], row_of: Callable[[str, Any], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows made of the name and the dataset of all numbers with two or more axes; ``others`` takes arrays of other types.
 
-    link = group.get(key, getlink=True) if isinstance(key, str) else None
-    if isinstance(link, h5py.ExternalLink):
-        links.append(Outside(prefix.rstrip("/"), str(link.filename), str(link.path).strip("/")))
-    elif isinstance(link, h5py.SoftLink) and group.get(key) is None:
-        others.append(
-            f"{one_line(prefix + escaped(key))}, a link to {one_line(link.path)}, where nothing is"
-        )
-
-
-def datasets_below(file: Any, others: list[str], links: list[Outside]) -> Iterator[tuple[str, Any]]:
-    """Names and datasets of numbers with two or more axes; soft and external links are not followed, loops are cut.
-
-    ``others`` takes what a user might have meant and is not read, ``links`` the links to other files.
+    Soft and external links are not followed, and no object is visited twice.
     """
-    yield from _walk(file, "", 0, set(), others, links)
-
-
-def _walk(
-    group: Any,
-    prefix: str,
-    depth: int,
-    seen: set[Any],
-    others: list[str],
-    links: list[Outside],
-) -> Iterator[tuple[str, Any]]:
     import h5py
 
-    if depth > MAX_DEPTH:
-        return
-    for key in group:
+    found = []
+
+    def visit(key: str | bytes, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset) or item.ndim < 2:
+            return
         name = escaped(key)
-        # below h5py's own names for links and members, which take three times as long
-        if group.id.links.get_info(as_bytes(name)).type != h5py.h5l.TYPE_HARD:
-            _tell_link(group, key, prefix, others, links)
-            continue
-        opened = h5py.h5o.open(group.id, as_bytes(name))
-        if not isinstance(opened, (h5py.h5d.DatasetID, h5py.h5g.GroupID)):
-            continue
-        item = (h5py.Dataset if isinstance(opened, h5py.h5d.DatasetID) else h5py.Group)(opened)
-        where = h5py.h5o.get_info(item.id)
-        if (where.fileno, where.addr) in seen:
-            continue
-        seen.add((where.fileno, where.addr))
-        if isinstance(item, h5py.Dataset):
-            if item.ndim >= 2 and item.dtype.kind in "buifc":
-                yield f"{prefix}{name}", item
-            elif item.ndim >= 2:
-                kind = one_line(item.dtype)
-                others.append(f"{one_line(prefix + name)}: {by(item.shape)} of type {kind}, which are no numbers")  # fmt: skip
-        elif isinstance(item, h5py.Group):
-            yield from _walk(item, f"{prefix}{name}/", depth + 1, seen, others, links)
+        if item.dtype.kind in "buifc":
+            found.append(row_of(name, item))
+        else:
+            kind = one_line(item.dtype)
+            others.append(
+                f"{one_line(name)}: {by(item.shape)} of type {kind}, which are no numbers"
+            )
+
+    file.visititems(visit)
+    return found
+
+
+def links_below(file: Any, others: list[str]) -> list[Outside]:
+    """Links to objects in other files; ``others`` takes links to nowhere. h5py cannot look up names that are not UTF-8."""
+    import h5py
+
+    links = []
+
+    def visit(key: bytes, info: Any) -> None:
+        if info.type not in (h5py.h5l.TYPE_SOFT, h5py.h5l.TYPE_EXTERNAL):
+            return
+        name = escaped(key)
+        if not name.isprintable():  # surrogates
+            return
+        link = file.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            group = name.rpartition("/")[0]
+            links.append(Outside(group, str(link.filename), str(link.path).strip("/")))
+        elif file.get(name) is None:
+            others.append(f"{one_line(name)}, a link to {one_line(link.path)}, where nothing is")
+
+    file.id.links.visit(visit, info=True)
+    return links
 
 
 def in_other_files(path: str, links: Sequence[Outside]) -> str:
-    """Where the patterns of a file of links are, as a message that says how to open them.
-
-    A detector's master file, or NeXus, lists the data files of one acquisition in a group.
-    """
+    """An error message for a file of links, such as the master file of a detector: where the patterns are, and what to type."""
     sets: dict[tuple[str, str], list[Outside]] = {}
     for link in links:
         sets.setdefault((link.group, link.target), []).append(link)
@@ -118,7 +103,7 @@ def in_other_files(path: str, links: Sequence[Outside]) -> str:
     folder = Path(path).parent
     missing = [one_line(link.file) for link in parts if not (folder / link.file).is_file()]
     if missing:
-        return f"the patterns are in {missing[0]}, which is not there; copy it too"
+        return f"the patterns are in {missing[0]}, which is missing; copy it too"
     if len(parts) == 1:
         [link] = parts
         return (
@@ -134,10 +119,9 @@ def in_other_files(path: str, links: Sequence[Outside]) -> str:
 
 
 def part_of(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
-    """What a dataset is a part of and how to open the whole, and a word where that is in doubt.
+    """Message about the larger acquisition that a dataset is a part of, or a hint if that is uncertain.
 
-    By the numbers of its images, by the files beside it and by their master file: detectors of DECTRIS write
-    NAME_data_000001.h5 and so on, and list them in NAME_master.h5.
+    Detectors of DECTRIS write NAME_data_000001.h5 and so on, and list them in NAME_master.h5.
     """
     file = Path(path)
     found = _DATA_FILE.fullmatch(file.name)
@@ -170,21 +154,18 @@ def part_of(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _listed_by(master: Path) -> int:
-    """How many data files a master file links to; 0 without one."""
+    """Number of data files that a master file links to; 0 without a master file."""
     if not master.is_file():
         return 0
-    links: list[Outside] = []
     try:
         with opened_hdf5(str(master)) as file:
-            for _ in datasets_below(file, [], links):
-                pass
-    except SourceError:  # which opening the master itself says
+            return len({link.file for link in links_below(file, [])})
+    except SourceError:  # reported when the master itself is opened
         return 0
-    return len({link.file for link in links})
 
 
 def _join(listed: str, stem: str, *quoted: str) -> str:
-    """A line of Python that makes one store of datasets ``d``; ``quoted`` are the names in it that come from a file."""
+    """A command that joins the datasets ``d``, unless a name from a file (``quoted``) is unsafe in a shell."""
     if not can_be_quoted(stem, *quoted):
         return "join them into one dataset, or rename files and groups to plain names"
     joined = "da.concatenate([da.from_array(x) for x in d]).rechunk((64, -1, -1))"
@@ -195,10 +176,9 @@ def _join(listed: str, stem: str, *quoted: str) -> str:
 
 
 def fault_of(path: str, name: str, data: Any) -> str:
-    """Why a dataset cannot be read, as a message; empty when nothing speaks against it.
+    """Why a dataset cannot be read, or "".
 
-    A virtual dataset whose parts lie in files that are not there would read as zeros; what lies outside of the file as
-    plain bytes is looked for in whatever folder the program is started.
+    HDF5 reads missing parts of virtual datasets as zeros, and looks for external raw data in the working directory.
     """
     if data.external:
         return (
@@ -209,21 +189,21 @@ def fault_of(path: str, name: str, data: Any) -> str:
         if part.file_name != "." and "%" not in part.file_name:  # % stands for a number
             other = Path(path).parent / part.file_name
             if not other.is_file():
-                return f"{path}: a part of {name} is in {one_line(other)}, which is not there; copy it too"
+                return f"{path}: a part of {name} is in {one_line(other)}, which is missing; copy it too"
     properties = data.id.get_create_plist()
     for i in range(properties.get_nfilters()):
         code, _, _, title = properties.get_filter(i)
         if code >= _FIRST_PLUGIN and not _is_known(code):
             what = one_line(title.decode("utf-8", "replace")) or "without a name"
             return (
-                f"{path}: {name} is coded by the HDF5 filter {code} ({what}), which is not known here; save it again with gzip "
+                f"{path}: {name} is compressed by the HDF5 filter {code} ({what}), which is not installed; save it again with gzip "
                 "where it can be read (h5repack -f GZIP=1)"
             )
     return ""
 
 
 def unwritten(data: Any) -> tuple[str, ...]:
-    """A note on what was never written of a dataset, as when an acquisition was stopped: HDF5 fills it in."""
+    """A note on chunks that were never written, as in an aborted acquisition: HDF5 reads fill values."""
     if data.ndim < 3 or data.external or data.is_virtual:
         return ()
     if data.chunks is None:
@@ -244,7 +224,7 @@ def _is_known(code: int) -> bool:
 
 
 def name_behind(path: str, name: str, known: Iterable[str]) -> str | None:
-    """Which of the datasets that are known has this name too, by a link within the file; None when none has."""
+    """The known dataset that ``name`` is a link to within the file, or None."""
     import h5py
 
     with opened_hdf5(path) as file:

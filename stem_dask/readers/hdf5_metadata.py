@@ -1,22 +1,25 @@
-"""What HDF5 files say in attributes and small datasets, as nested dictionaries; links are not followed."""
+"""Attributes, small datasets and axis scales of HDF5 files; links are not followed."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from stem_dask.core.metadata import text_of
+
 #: levels of groups, elements of an array, and bytes of one element that are kept
 _MOST_LEVELS, _MOST_ELEMENTS, _MOST_BYTES = 12, 4096, 1 << 20
 
-#: stands for values that would make Python objects of whatever bytes are in the file
+#: replaces values that h5py would turn into Python objects from bytes of the file
 NOT_READ = "Python objects, which are never read"
 
-#: attributes with which HDF5 itself ties datasets to the scales of their axes
+#: attributes of dimension scales
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 
 
 def attributes_of(item: Any) -> dict[str, Any]:
-    """Attributes of a group or dataset, as far as they can be read."""
+    """Attributes of a group or dataset; unreadable ones are replaced by a text."""
     found = {}
     for name in item.attrs:
         if name in _OF_HDF5:
@@ -30,9 +33,9 @@ def attributes_of(item: Any) -> dict[str, Any]:
 
 
 def is_safe(dtype: np.dtype) -> bool:
-    """Whether h5py makes values of this type without taking bytes of the file for the addresses of Python objects.
+    """Whether h5py reads values of this type without taking bytes of the file for addresses of Python objects.
 
-    It does so for opaque values that call themselves ``NUMPY:|O``; texts, references and lists are objects, too, but sound.
+    It does not for opaque values with the tag ``NUMPY:|O``; texts, references and variable-length lists are safe.
 
     Examples
     --------
@@ -55,7 +58,7 @@ def is_safe(dtype: np.dtype) -> bool:
 
 
 def member(group: Any, path: str, kind: type) -> Any:
-    """The group or dataset of a path below a group; None when it is not there, behind a link, or of another kind."""
+    """The group or dataset at a path below a group; None if it is missing, behind a link, or of another kind."""
     import h5py
 
     for name in path.split("/"):
@@ -68,15 +71,15 @@ def member(group: Any, path: str, kind: type) -> Any:
 
 
 def tree_of(group: Any, level: int = 0, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A group of metadata as nested dictionaries: what `stem_dask.core.metadata.hdf5_tree` and RosettaSciIO made of it.
+    """A group of metadata as nested dictionaries, the inverse of `stem_dask.core.metadata.hdf5_tree`.
 
-    Large arrays are not read, nor what is called as in ``without``.
+    Large arrays and members named in ``without`` are not read.
     """
     import h5py
 
     tree = {plain_name(name): plain_value(value) for name, value in attributes_of(group).items()}
     for name in group:
-        # names that are no UTF-8 come as bytes, and h5py does not find their links
+        # h5py cannot look up links whose names are not UTF-8 (bytes)
         if isinstance(name, bytes) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
         if name in without:
@@ -93,7 +96,7 @@ def tree_of(group: Any, level: int = 0, without: tuple[str, ...] = ()) -> dict[s
 
 
 def _stored(dataset: Any) -> Any:
-    """The numbers of a small dataset, or its text, which is there when it is too long for an attribute."""
+    """The numbers or the text of a small dataset."""
     return _decoded(np.asarray(dataset[...]).tolist())
 
 
@@ -104,7 +107,7 @@ def _decoded(value: Any) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """A name without the marks that RosettaSciIO puts before lists, and with the slashes that HDF5 cannot have."""
+    """A name without RosettaSciIO's marks of lists, and with slashes, which HDF5 names cannot contain."""
     for mark in ("_list_empty_", "_tuple_empty_", "_list_", "_tuple_"):
         name = name.removeprefix(mark)
     if name.startswith("(") and name.endswith(")") and name[1:2] in ("_", ")", "."):
@@ -113,14 +116,73 @@ def plain_name(name: str) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """An attribute as it was before `stem_dask.core.metadata.hdf5_tree`."""
+    """An attribute before `stem_dask.core.metadata.hdf5_tree`."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str) and value == "_None_":
         return None
-    if isinstance(value, str) and value.startswith("["):  # a list of no numbers is kept as JSON
+    if isinstance(value, str) and value.startswith("["):  # lists of texts are JSON
         try:
             return json.loads(value)
         except ValueError:
             return value
     return value
+
+
+# --- names and scales of axes (h5py's ``dims`` crashes the process if these attributes are damaged) ---
+
+
+def labels(data: Any) -> tuple[str, ...]:
+    """The name of each axis of a dataset, or "".
+
+    Examples
+    --------
+    >>> import h5py
+    >>> with h5py.File("of.h5", "w", driver="core", backing_store=False) as file:
+    ...     data = file.create_dataset("scan", (2, 3), "u2")
+    ...     data.dims[1].label = "kx"
+    ...     labels(data)
+    ('', 'kx')
+    """
+    stored = _one_an_axis(data, "DIMENSION_LABELS")
+    if stored is None or not all(isinstance(text, (str, bytes)) for text in stored):
+        return ("",) * data.ndim
+    return tuple(text_of(text) for text in stored)
+
+
+def names_of(data: Any, *attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of axes by HDF5's labels, or by the attribute ``axes`` of NeXus in ``attrs`` of the dataset and its group."""
+    if any(found := labels(data)):
+        return found
+    for attributes in attrs:
+        axes = attributes.get("axes")
+        if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
+            return tuple(text_of(name) for name in axes)
+    return ("",) * data.ndim
+
+
+def first_scale(data: Any, i: int) -> Any:
+    """The first dimension scale of axis ``i``; None if it is missing or not a dataset."""
+    import h5py
+
+    stored = _one_an_axis(data, "DIMENSION_LIST")
+    if stored is None or h5py.check_vlen_dtype(stored.dtype) != h5py.ref_dtype:
+        return None
+    try:
+        scale = data.file[stored[i][0]] if len(stored[i]) else None
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError):
+        return None
+    return scale if isinstance(scale, h5py.Dataset) else None
+
+
+def _one_an_axis(data: Any, name: str) -> Any:
+    """An attribute with one value per axis; None if it is missing, of another shape, or unreadable."""
+    try:
+        if name not in data.attrs:
+            return None
+        stored = data.attrs.get_id(name)
+        if stored.shape != (data.ndim,) or not is_safe(stored.dtype):
+            return None
+        return data.attrs[name]
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError):
+        return None

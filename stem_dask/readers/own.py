@@ -1,6 +1,6 @@
-"""What our own outputs (.zarr, .zspy, .hspy, .h5, .pt) say of themselves, so that a second job keeps it.
+"""Metadata of stem_dask's own outputs (.zarr, .zspy, .hspy, .h5, .pt), so that a second job keeps them.
 
-Everything here is read from files that may come from anywhere, and is taken only when it is what we would have written.
+The files may come from anywhere: only values that stem_dask would have written are accepted.
 """
 
 import json
@@ -18,43 +18,48 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.instrument import checked, of_signal
 from stem_dask.core.metadata import number, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
-from stem_dask.readers import zarr_metadata
 from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
-from stem_dask.readers.hdf5_metadata import attributes_of, member, tree_of
-from stem_dask.readers.hdf5_scales import labels
-from stem_dask.readers.source import Slices, Source, Wrapped
+from stem_dask.readers.hdf5_metadata import (
+    attributes_of,
+    labels,
+    member,
+    plain_name,
+    plain_value,
+    tree_of,
+)
+from stem_dask.readers.source import Slices, Source, Wrapped, side_text
 from stem_dask.storage.errors import told
 from stem_dask.storage.zarr_store import zarr_store
 
-#: dimensions of patterns as we write them
+#: dimensions of patterns in own outputs
 OUR_DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
 
-#: where a signal of HyperSpy has what is ours
+#: node of stem_dask in the metadata of a HyperSpy signal
 _OWN = "metadata/stem_dask"
 
-#: nodes of a signal's metadata that belong to its array; the one of ours is read by itself
+#: nodes of a signal's metadata that belong to its array, or are read separately
 _LEFT_OUT = {"metadata": ("_HyperSpy", "stem_dask")}
 
-#: what the values of earlier versions' normalized tensors are, whose results do not say it
+#: intensity of normalized tensors of earlier versions, whose results do not state it
 _SCORES = "z-score of log(1 + counts)"
 
-#: bytes of results that are read; a center for each of 100,000 patterns takes some
-_MOST_RESULTS = 64 << 20
+#: positions read at a time
+_POSITIONS = 2**20
 
-#: positions that are looked at at once, and at all: a damaged file may claim any number
-_POSITIONS, _MOST_POSITIONS = 2**20, 2**28
+#: levels of groups, and elements of an array, that are kept of the metadata of a signal
+_MOST_LEVELS, _MOST_ELEMENTS = 12, 4096
 
 
-def about(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what a file says, the attributes of patterns that are as we write them.
+def about(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The valid attributes of patterns among those that a file states.
 
     Examples
     --------
     >>> about({"beam_energy_kv": 200, "k_origin": "elsewhere", "title": "scan", "token": "1f"})
     {'beam_energy_kv': 200.0, 'title': 'scan'}
     """
-    found = checked(said)
-    given = said.get("given")
+    found = checked(stated)
+    given = stated.get("given")
     if isinstance(given, Mapping):
         calibration, energy = given.get("calibration"), number(given.get("beam_energy_kv"))
         kept: dict[str, Any] = {}
@@ -64,20 +69,20 @@ def about(said: Mapping[str, Any]) -> dict[str, Any]:
             kept["beam_energy_kv"] = energy
         found |= {"given": kept} if kept else {}
     for name in ("title", "intensity"):
-        if isinstance(said.get(name), str) and 0 < len(said[name]) <= 1000:
-            found[name] = text_of(said[name])
-    if said.get("k_origin") in ("detector", "window_center"):
-        found["k_origin"] = said["k_origin"]
+        if isinstance(stated.get(name), str) and 0 < len(stated[name]) <= 1000:
+            found[name] = text_of(stated[name])
+    if stated.get("k_origin") in ("detector", "window_center"):
+        found["k_origin"] = stated["k_origin"]
     return found
 
 
 @dataclass(frozen=True)
 class Positions(Wrapped):
-    """One value a pattern, seen as patterns of one pixel: (…) as (…, 1, 1), so that it is folded and cut as they are."""
+    """One value per pattern, as patterns of one pixel (…, 1, 1), to be reshaped and sliced like the patterns."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes with two axes of length 1 behind."""
+        """Sizes, followed by two axes of length 1."""
         return (*self.source.shape, 1, 1)
 
     def __getitem__(self, part: Slices) -> NDArray:
@@ -85,15 +90,9 @@ class Positions(Wrapped):
 
 
 def lost(valid: Source | None) -> dict[str, Any]:
-    """Which positions could not be read when the file was written, from its array ``valid``: as arguments of `Candidate`.
-
-    ``valid`` is left out when nothing is missing, or when the array cannot be read, which is noted.
-    """
+    """Positions that could not be read when the file was written, as arguments of `Candidate`; {} if there are none."""
     if valid is None or valid.dtype.kind != "b" or not math.prod(valid.shape):
         return {}
-    if math.prod(valid.shape) > _MOST_POSITIONS:
-        return {"notes": (f"which patterns could not be read before is not known: {math.prod(valid.shape):,} are more "
-                          "than can be looked at",)}  # fmt: skip
     rows = max(1, _POSITIONS // max(1, math.prod(valid.shape[1:])))
     rest = (slice(None),) * (len(valid.shape) - 1)
     n = 0
@@ -102,7 +101,7 @@ def lost(valid: Source | None) -> dict[str, Any]:
             block = valid[(slice(start, start + rows), *rest)]
             n += block.size - int(np.count_nonzero(block))
     except SourceError as error:
-        return {"notes": (f"which patterns could not be read before is not known: {error}",)}
+        return {"notes": (f"unknown which patterns could not be read before: {error}",)}
     if not n:
         return {}
     note = (
@@ -115,7 +114,7 @@ def lost(valid: Source | None) -> dict[str, Any]:
 def of_zarr(
     path: str, attrs: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """What a store of ours says beside its patterns, as arguments of `Candidate`; None when it is not ours."""
+    """Metadata of an own store, as arguments of `Candidate`; None if it is not an own store."""
     patterns, valid = arrays.get("patterns"), arrays.get("valid")
     if tuple(getattr(getattr(patterns, "metadata", None), "dimension_names", None) or ()) not in OUR_DIMS:  # fmt: skip
         return None
@@ -132,9 +131,9 @@ def of_zarr(
 
 
 def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-    """What a HyperSpy signal in an HDF5 file says beside its data: its metadata, and of ours everything.
+    """Metadata of a HyperSpy signal in an HDF5 file, as arguments of `Candidate`.
 
-    ``others`` are attributes of the file and of the data, which are kept when the signal is not of ours.
+    ``others`` are attributes of the file and of the data, which are kept unless stem_dask wrote the signal.
     """
     import h5py
 
@@ -151,14 +150,14 @@ def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]
 
 
 def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
-    """The same of a HyperSpy signal in a zarr store; ``signal`` is the name of its group, ``data`` its array."""
+    """Metadata of the HyperSpy signal in group ``signal`` of a zarr store, with the array ``data``."""
     import zarr
 
     def attributes(name: str) -> dict[str, Any] | None:
-        return zarr_metadata.attributes_of(path, f"{signal}/{name}")
+        return _zarr_attributes(path, f"{signal}/{name}")
 
     def tree(name: str) -> dict[str, Any]:
-        return zarr_metadata.tree_of(path, f"{signal}/{name}", _LEFT_OUT.get(name, ()))
+        return _zarr_tree(path, f"{signal}/{name}", _LEFT_OUT.get(name, ()))
 
     positions = None
     if attributes(f"{_OWN}/valid") is not None:
@@ -170,26 +169,81 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
     return {**_of_signal(attributes, tree, {}), **lost(positions)}
 
 
+def _zarr_attributes(store: str, name: str) -> dict[str, Any] | None:
+    """Attributes of a group or an array; None when it is missing, or behind a symbolic link."""
+    folder = Path(store)
+    for part in Path(name).parts:
+        folder = folder / part
+        if folder.is_symlink() or not folder.is_dir():
+            return None
+    for file in (folder / ".zattrs", folder / "zarr.json"):
+        if file.is_symlink() or not file.is_file():
+            continue
+        with told(f"{store}: the attributes in {file} cannot be read"):
+            found = json.loads(side_text(str(file)))
+            found = found.get("attributes", {}) if file.name == "zarr.json" else found
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _zarr_tree(
+    store: str, name: str, without: tuple[str, ...] = (), level: int = 0
+) -> dict[str, Any]:
+    """A group of metadata as nested dictionaries, the inverse of `stem_dask.core.metadata.hdf5_tree`."""
+    attributes = _zarr_attributes(store, name)
+    if attributes is None:
+        return {}
+    tree = {plain_name(key): plain_value(value) for key, value in attributes.items()}
+    for folder in sorted(Path(store, name).iterdir()):
+        if folder.is_symlink() or folder.name in without:
+            continue
+        inner = f"{name}/{folder.name}"
+        if (folder / ".zarray").is_file():
+            tree[plain_name(folder.name)] = _small_array(store, inner)
+        elif (folder / ".zgroup").is_file() and level < _MOST_LEVELS:
+            tree[plain_name(folder.name)] = _zarr_tree(store, inner, level=level + 1)
+    return tree
+
+
+def _small_array(store: str, name: str) -> Any:
+    """The numbers or texts of a small array; others are left in the file."""
+    import zarr
+
+    from stem_dask.storage.zarr_guard import HostileStoreError
+
+    with told(f"{store}: {name} cannot be read"):
+        try:
+            array = zarr.open_array(zarr_store(store), path=name, mode="r")
+        except HostileStoreError:
+            raise
+        except SourceError as error:  # ragged arrays and lists of texts of HyperSpy
+            return f"left in the input file: {error}"
+        n = math.prod(array.shape)
+        if n > _MOST_ELEMENTS:
+            return f"{n:,} values, left in the input file"
+        return np.asarray(array[...]).tolist()
+
+
 def _of_signal(
     attributes: Callable[[str], dict[str, Any] | None],
     tree: Callable[[str], dict[str, Any]],
     others: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the groups of a signal say, by whatever reads their attributes, and what is below them."""
+    """Metadata of a signal, given functions that read the attributes of a group and its tree."""
     known = {k: v for k, v in tree("metadata").items() if not k.startswith("_")}
-    said = of_signal(known)
+    stated = of_signal(known)
     original, own = tree("original_metadata"), attributes(_OWN)
     if own is None:
         kept = {"original_metadata": original, "metadata": known}
         kept = {name: part for name, part in kept.items() if part}
-        return {"about": about(said), "metadata": {**kept, **others}}
-    said |= {name: own.get(name) for name in ("intensity", "k_origin")}
-    said["given"] = tree(f"{_OWN}/given")
-    return {"about": about(said), "metadata": original}
+        return {"about": about(stated), "metadata": {**kept, **others}}
+    stated |= {name: own.get(name) for name in ("intensity", "k_origin")}
+    stated["given"] = tree(f"{_OWN}/given")
+    return {"about": about(stated), "metadata": original}
 
 
 def is_h5(file: Any) -> bool:
-    """Whether a plain HDF5 file is as we write .h5: a dataset ``patterns`` whose axes have our names."""
+    """Whether an HDF5 file is an own .h5: it has a dataset ``patterns`` with own axis names."""
     import h5py
 
     patterns = member(file, "patterns", h5py.Dataset)
@@ -197,18 +251,18 @@ def is_h5(file: Any) -> bool:
 
 
 def of_h5(path: str, file: Any) -> dict[str, Any]:
-    """What a .h5 of ours says beside its patterns, as arguments of `Candidate`; see `stem_dask.writers.hdf5.write_about`."""
+    """Metadata of an own .h5, as arguments of `Candidate`; see `stem_dask.writers.hdf5.write_about`."""
     import h5py
 
     patterns, valid = file["patterns"], member(file, "valid", h5py.Dataset)
     given = member(file, "given", h5py.Group)
     original = member(file, "original_metadata", h5py.Group)
-    said = {**attributes_of(file), **attributes_of(patterns)}
-    said["given"] = None if given is None else tree_of(given)
     metadata = member(file, "metadata", h5py.Group)
-    said["metadata"] = None if metadata is None else tree_of(metadata)
+    stated = {**attributes_of(file), **attributes_of(patterns)}
+    stated["given"] = None if given is None else tree_of(given)
+    stated["metadata"] = None if metadata is None else tree_of(metadata)
     return {
-        "about": about(said),
+        "about": about(stated),
         "metadata": None if original is None else tree_of(original),
         **_lost_in_hdf5(path, valid, patterns),
     }
@@ -221,28 +275,28 @@ def _lost_in_hdf5(path: str, valid: Any, patterns: Any) -> dict[str, Any]:
 
 
 def of_results(path: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """What the results of a run say of its bare tensor or array ``path``, as `about`; None without such results.
+    """Attributes of a bare tensor or array ``path`` from the results of its run, or None.
 
-    They lie beside it as PATH_results.json, or as NAME_results.json where it is an export of NAME.zarr.
+    The results are in PATH_results.json, or in NAME_results.json if the file is an export of NAME.zarr.
     """
     for name in (path, str(Path(path).with_suffix(""))):
         if not os.path.isfile(f"{name}_results.json"):
             continue
         try:
             with open(f"{name}_results.json", "rb") as file:
-                said = json.loads(file.read(_MOST_RESULTS))
-            same = math.prod(said["output"]["shape"]) == math.prod(shape)
-            same = same and tuple(said["output"]["shape"][-2:]) == shape[-2:]
-            normalized = "normalization" in said
+                results = json.load(file)
+            same = math.prod(results["output"]["shape"]) == math.prod(shape)
+            same = same and tuple(results["output"]["shape"][-2:]) == shape[-2:]
+            normalized = "normalization" in results
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if same:
-            return about({"intensity": said.get("intensity", _SCORES if normalized else None)})
+            return about({"intensity": results.get("intensity", _SCORES if normalized else None)})
     return None
 
 
 def of_tensors(content: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """What a .pt of ours says beside its patterns; None when the dictionary is not ours."""
+    """Metadata of an own .pt, as arguments of `Candidate`; None if stem_dask did not write the dictionary."""
     axes, window = content.get("axes"), content.get("window")
     if not isinstance(axes, list) or not isinstance(window, Mapping) or "patterns" not in content:
         return None

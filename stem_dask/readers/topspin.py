@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.instrument import stated
 from stem_dask.core.model import Axis
-from stem_dask.readers.hdf5_heaps import hdf5_file, opened_hdf5
+from stem_dask.readers.arrays import hdf5_file, opened_hdf5
 from stem_dask.readers.hdf5_metadata import is_safe
 from stem_dask.readers.source import (
     MOST_HEADER_BYTES,
@@ -61,9 +61,9 @@ class PatternGroups:
 
 
 def list_app5(path: str) -> list[Candidate]:
-    """The scans of patterns of a Topspin file, one a session; images are left out.
+    """The scans of a Topspin file, one per session; images are left out.
 
-    The scan is that of the positions that the patterns state, when they go row by row.
+    The shape of the scan follows from the positions of the patterns, if they are row by row.
 
     Raises
     ------
@@ -81,13 +81,13 @@ def list_app5(path: str) -> list[Candidate]:
         ]
     if not found:
         raise SourceError(
-            f"{path}: no scan of patterns: no group of patterns named by their numbers, as Topspin writes them"
+            f"{path}: no scan of patterns: expected a group of patterns named by numbers, as Topspin writes them"
         )
     return [replace(one, notes=(*one.notes, *unlocked)) for one in found]
 
 
 def _groups(parent: Any) -> dict[str, Any]:
-    """The groups that are named by an identifier; links to other places are not followed."""
+    """The groups whose names are GUIDs; links are not followed."""
     import h5py
 
     return {
@@ -109,19 +109,26 @@ def _scan_of_patterns(path: str, group: Any) -> Candidate:
             f"{path}: {name} has {n:,} patterns, but they are not numbered 0 to {n - 1:,}; some are missing"
         )
     source = PatternGroups(path, name, first.dtype, (n, *(int(size) for size in first.shape)))
+    first_text = _text(group, "0/")
+    root = _parsed(first_text)
     ky, kx = (
-        _axis(f"k{x}", size, _xml(group, 0), x.upper())
+        _axis(f"k{x}", size, root, x.upper())
         for x, size in zip("yx", source.shape[1:], strict=True)
     )
     scan, note = _scan(group, n)
-    said = {"pattern 0": _text(group, "0/")[:1000], "session": name}
+    stated = {"pattern 0": first_text[:1000], "session": name}
     return Candidate(
-        name, source, stack_axes(n, ky, kx), metadata=said, scan=scan, notes=(note,) if note else ()
+        name,
+        source,
+        stack_axes(n, ky, kx),
+        metadata=stated,
+        scan=scan,
+        notes=(note,) if note else (),
     )
 
 
 def _text(group: Any, prefix: str) -> str:
-    """The metadata of a pattern (prefix ``"0/"``), or of a group; nothing when missing or beyond all reason."""
+    """The metadata (XML) of a pattern (prefix ``"0/"``) or of a group; "" if missing."""
     data = group.get(f"{prefix}Metadata")
     if data is None or data.shape != () or data.dtype.itemsize > MOST_HEADER_BYTES:
         return ""
@@ -132,7 +139,7 @@ def _text(group: Any, prefix: str) -> str:
 
 
 def _settings(top: Any) -> dict[str, str]:
-    """Settings of the microscope and words on the session, by name, from the metadata of the whole."""
+    """Settings of the microscope and the session, by name."""
     root = _parsed(_text(top, ""))
     if root is None:
         return {}
@@ -143,12 +150,8 @@ def _settings(top: Any) -> dict[str, str]:
     return {name: value for name, value in items.items() if name and value}
 
 
-def _xml(group: Any, i: int) -> ET.Element | None:
-    return _parsed(_text(group, f"{i}/"))
-
-
 def _parsed(text: str) -> ET.Element | None:
-    # it says utf-16 but is not; entities could grow without end
+    # the header wrongly states UTF-16; entities could expand without end
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
     if "<!" in text:
         return None
@@ -162,14 +165,14 @@ def _axis(name: str, size: int, root: ET.Element | None, letter: str) -> Axis:
     along = None if root is None else root.find(f"Calibration/{letter}")
     if along is None:
         return Axis(name, size)
-    # Topspin names the quantity, Angle, and gives radians
+    # Topspin states the quantity, Angle, in radians
     units = {"Angle": "rad"}.get(along.findtext("Type/Text") or "", "")
     return calibrated(name, size, along.findtext("Scale"), along.findtext("Offset"), units)
 
 
 def _position(group: Any, i: int) -> tuple[float, float] | None:
     """(y, x) of a pattern in m."""
-    root = _xml(group, i)
+    root = _parsed(_text(group, f"{i}/"))
     for item in root.iter("Item") if root is not None else ():
         if item.findtext("Name") == "RequestedBeamPosition":
             y, x = item.findtext("Value/Y"), item.findtext("Value/X")
@@ -181,24 +184,24 @@ def _position(group: Any, i: int) -> tuple[float, float] | None:
     return None
 
 
-def _row(group: Any, i: int) -> float | None:
-    place = _position(group, i)
-    return None if place is None else place[0]
-
-
 def _scan(group: Any, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
-    """The scan by the positions of the first row, of the pattern after it, and of the last one; and what is odd."""
+    """The scan by the positions of the first row, the pattern after it, and the last pattern; or a note."""
     start, end = _position(group, 0), _position(group, n - 1)
     if start is None or end is None:
         return None, ""
     if start == end and n > 1:
-        return None, "the beam stood at one place in the first and in the last pattern"
-    # rows follow one another, so that the end of the first is found without looking at each of its positions
-    width = bisect_left(range(1, n), True, key=lambda i: _row(group, i) != start[0]) + 1
+        return None, "the first and the last pattern have the same position"
+    # the end of the first row, by bisection
+    width = (
+        bisect_left(
+            range(1, n), True, key=lambda i: (_position(group, i) or (None,))[0] != start[0]
+        )
+        + 1
+    )
     if n % width:
         return (
             None,
-            f"the first row has {width:,} positions, which {n:,} patterns are no multiple of",
+            f"{n:,} patterns are not a multiple of the {width:,} positions of the first row",
         )
     height = n // width
     row_end, next_row = _position(group, width - 1), _position(group, width % n)

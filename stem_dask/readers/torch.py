@@ -1,7 +1,7 @@
-"""Tensors in files of ``torch.save``, found without torch: loading it takes longer than a bad file may take.
+"""Tensors in files of ``torch.save``, read without importing torch (4 s).
 
-Such a file is a zip archive of plain records: one is a pickle that describes the tensors, each storage is another. For the
-pickle see `stem_dask.readers.torch_pickle`.
+Such a file is a zip archive of uncompressed records: a pickle that describes the tensors (see
+`stem_dask.readers.torch_pickle`), and one record per storage.
 """
 
 import math
@@ -16,22 +16,19 @@ import numpy as np
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
-from stem_dask.readers import own as ours
+from stem_dask.readers import own
 from stem_dask.readers.axes import axis_from
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, Source
-from stem_dask.readers.strided import StridedFile, span
 from stem_dask.readers.torch_pickle import MOST_BYTES, Numpy, Other, Tensor, described
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line, told
 
-_REMEDY = "it is cut, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
-
-_MOST_CONTAINERS = 200  # dictionaries and lists that are searched; also how deep
+_REMEDY = "it is truncated, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
 
 
 def list_tensors(path: str) -> list[Candidate]:
-    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only their places in the file are read.
+    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only the description is read.
 
     Raises
     ------
@@ -47,7 +44,8 @@ def list_tensors(path: str) -> list[Candidate]:
         with zipfile.ZipFile(path) as archive:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             loaded = _unpickled(archive, records)
-            big_endian = _text(archive, records.get("byteorder")) == "big"
+            order = records.get("byteorder")
+            big_endian = order is not None and archive.open(order).read(4) == b"big"
         if isinstance(loaded, Numpy):
             raise SourceError(
                 f"{path}: holds a numpy array, not a tensor; save torch.from_numpy(array), or numpy.save(path, array)"
@@ -78,8 +76,8 @@ def list_tensors(path: str) -> list[Candidate]:
                 + (one_line("; ".join(listed)) or "no tensor")
             )
         if isinstance(loaded, Tensor):
-            return [replace(one, about=ours.of_results(path, one.source.shape)) for one in found]
-        known = ours.of_tensors(tensors)
+            return [replace(one, about=own.of_results(path, one.source.shape)) for one in found]
+        known = own.of_tensors(tensors)
         patterns = next((one for one in found if one.name == "patterns"), None)
         if known is None or patterns is None:
             return found
@@ -97,14 +95,10 @@ def _n_axes(content: Any) -> int:
 
 
 def _within(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """All tensors in dictionaries and lists of them, by the keys that lead there; what holds itself is cut."""
+    """All tensors in nested dictionaries and lists, by their path; each container is visited once."""
     if isinstance(content, (Tensor, Other)):
         yield name or "tensor", content
-    elif (
-        isinstance(content, (dict, list, tuple))
-        and id(content) not in seen
-        and len(seen) < _MOST_CONTAINERS
-    ):
+    elif isinstance(content, (dict, list, tuple)) and id(content) not in seen:
         seen.add(id(content))
         for key, item in content.items() if isinstance(content, dict) else enumerate(content):
             yield from _within(item, f"{name}/{key}" if name else str(key), seen)
@@ -117,12 +111,6 @@ def _unpickled(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) ->
     return described(archive.read(entry))
 
 
-def _text(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None) -> str:
-    if entry is None or entry.file_size > 64 or entry.compress_type != zipfile.ZIP_STORED:
-        return ""
-    return archive.read(entry).decode()
-
-
 def _candidate(
     path: str,
     name: str,
@@ -133,8 +121,6 @@ def _candidate(
 ) -> Candidate:
     if isinstance(tensor, Other):
         raise SourceError(f"{path}: {name} is {tensor.what}")
-    if any(stride < 1 < size for size, stride in zip(tensor.shape, tensor.strides, strict=True)):
-        raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
     try:
         dtype = np.dtype(tensor.kind).newbyteorder(">" if big_endian else "<")
     except TypeError as error:
@@ -144,7 +130,13 @@ def _candidate(
     shape, entry = tensor.shape, records[f"data/{tensor.storage.key}"]
     if min(shape) < 0 or tensor.first < 0 or entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is damaged")
-    n_bytes = span(shape, tensor.strides) * dtype.itemsize
+    order = sorted(range(len(shape)), key=lambda i: -tensor.strides[i])  # slowest first
+    if _contiguous(shape, tensor.strides):
+        order = list(range(len(shape)))
+    stored = tuple(shape[i] for i in order)
+    if not _contiguous(stored, tuple(tensor.strides[i] for i in order)):
+        raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
+    n_bytes = math.prod(shape) * dtype.itemsize
     begin = tensor.first * dtype.itemsize
     if begin + n_bytes > entry.file_size:
         raise SourceError(
@@ -155,26 +147,14 @@ def _candidate(
         raise SourceError(
             f"{path}: {name} needs {offset + n_bytes:,} bytes; the file has {size:,}: it was cut"
         )
-    return Candidate(name, _source(path, offset, dtype, tensor), _axes(shape, axes))
-
-
-def _source(path: str, offset: int, dtype: np.dtype, tensor: Tensor) -> Source:
-    """The elements one after another, where they lie so, perhaps with the axes in another order; else at their distances."""
-    shape, strides = tensor.shape, tensor.strides
-    if _contiguous(shape, strides):
-        return FlatFile(path, offset, dtype, shape)
-    order = sorted(
-        range(len(shape)), key=lambda i: -strides[i]
-    )  # slowest first, as they are stored
-    stored = tuple(shape[i] for i in order)
-    if _contiguous(stored, tuple(strides[i] for i in order)):
-        there = FlatFile(path, offset, dtype, stored)
-        return View.of(there).transpose([order.index(i) for i in range(len(shape))])
-    return StridedFile(path, offset, dtype, shape, strides)
+    source: Source = FlatFile(path, offset, dtype, stored)
+    if order != sorted(order):
+        source = View.of(source).transpose([order.index(i) for i in range(len(shape))])
+    return Candidate(name, source, _axes(shape, axes))
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the last axis is fastest and nothing lies between; strides along one element do not matter."""
+    """Whether the elements follow one another, the last axis fastest; strides of axes of length 1 do not matter."""
     step, expected = 1, []
     for size in reversed(shape):
         expected.append(step)
@@ -184,7 +164,7 @@ def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def _place(path: str, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a record begin: behind its own header, whose texts may differ from those of the list."""
+    """Byte offset of a record's content, after its local header."""
     with open(path, "rb") as file:
         file.seek(entry.header_offset)
         header = file.read(30)
@@ -194,10 +174,10 @@ def _place(path: str, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + name + extra
 
 
-def _axes(shape: tuple[int, ...], said: Any) -> tuple[Axis, ...]:
-    """The axes as our own files describe them."""
+def _axes(shape: tuple[int, ...], stated: Any) -> tuple[Axis, ...]:
+    """The axes as stem_dask's own files describe them."""
     plain = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
-    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    known = [axis_from(a.get("name"), a["size"], a) for a in stated if _describes_axis(a)]
     if tuple(axis.size for axis in known) == shape:
         plain = known
     elif tuple(axis.size for axis in known[-2:]) == shape[-2:]:  # (N, 1, H, W) of a scan or a list
@@ -205,10 +185,10 @@ def _axes(shape: tuple[int, ...], said: Any) -> tuple[Axis, ...]:
     return tuple(plain)
 
 
-def _scan(patterns: Candidate, said: Any) -> tuple[Axis, Axis] | None:
-    """The scan of our patterns, when they are a list of its positions, (N, 1, H, W)."""
+def _scan(patterns: Candidate, stated: Any) -> tuple[Axis, Axis] | None:
+    """The scan of own patterns that are a list of its positions, (N, 1, H, W)."""
     shape = patterns.source.shape
-    known = [axis_from(a.get("name"), a["size"], a) for a in said if _describes_axis(a)]
+    known = [axis_from(a.get("name"), a["size"], a) for a in stated if _describes_axis(a)]
     if len(known) == 4 and len(shape) == 4 and shape[1] == 1:
         y, x = known[:2]
         return (y, x) if y.size * x.size == shape[0] else None
@@ -216,13 +196,13 @@ def _scan(patterns: Candidate, said: Any) -> tuple[Axis, Axis] | None:
 
 
 def _lost(valid: Candidate, patterns: Candidate) -> dict[str, Any]:
-    """Which patterns are missing; by position of the scan, also when the patterns are a list, (N, 1, H, W)."""
+    """Positions of unreadable patterns, from ``valid``; also of a list (N, 1, H, W)."""
     positions, lead = valid.source, patterns.source.shape[:-2]
     if not isinstance(positions, FlatFile) or math.prod(positions.shape) != math.prod(lead):
         return {}
     if positions.shape != lead:
         positions = replace(positions, shape=(math.prod(lead),))
-    return ours.lost(positions)
+    return own.lost(positions)
 
 
 def _describes_axis(entry: Any) -> bool:

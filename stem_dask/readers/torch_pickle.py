@@ -1,7 +1,7 @@
-"""What the pickle in a file of ``torch.save`` says of tensors, by a reader of its own, which runs nothing.
+"""Descriptions of the tensors in the pickle of a ``torch.save`` file; nothing in the pickle is run.
 
-`pickle.Unpickler` calls and changes whatever a file names. This one knows the operations that torch's files need, gives
-descriptions of tensors in place of tensors, and ends in time and memory that are proportional to the bytes of the pickle.
+`pickle.Unpickler` calls and changes whatever a file names. This reader knows only the operations that torch writes, returns
+descriptions in place of tensors, and takes time and memory proportional to the size of the pickle.
 """
 
 import pickletools
@@ -9,19 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-#: bytes and operations of a pickle, of which a tensor needs some hundred and some thirty
-MOST_BYTES, _MOST_OPERATIONS = 64 << 20, 2_000_000
+#: bytes of a pickle; one tensor takes some hundred
+MOST_BYTES = 64 << 20
 
-#: levels of dictionaries and lists, and values in all of them, where one that is in several places counts in each
+#: levels of dictionaries and lists, and values in all of them, where a shared one counts in each place
 _MOST_LEVELS, _MOST_VALUES = 100, 2_000_000
-
-#: keys that are tuples: their hash can be foreseen, and many of one hash would take for ever
-_MOST_TUPLE_KEYS, _MOST_IN_KEY = 1000, 8
-
-_MOST_AXES = 64
-
-#: the hash of a whole number is the number itself, up to here
-_MOST_INTEGER_KEY = 2**60
 
 #: torch's names of plain storages, and the types of their numbers
 STORAGES = {
@@ -55,7 +47,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """What the pickle says of a tensor; ``first`` is the position of its first element in the storage."""
+    """A tensor; ``first`` is the position of its first element in the storage."""
 
     storage: Storage
     kind: str
@@ -66,26 +58,26 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Other:
-    """A tensor of a form that is not plain numbers one after another; says which, and what to do."""
+    """A tensor that cannot be read; ``what`` completes the message "NAME is ..."."""
 
     what: str
 
 
 @dataclass(frozen=True)
 class Numpy:
-    """A number or an array of numpy, left alone: whatever the pickle says of it is dropped."""
+    """A number or an array of numpy, which is ignored."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a pickle may call."""
+    """A function that a pickle may call."""
 
     function: Callable[..., Any]
 
 
 def _tensor(storage: Any, first: Any, shape: Any, strides: Any, *more: Any) -> Tensor | Other:
     if len(more) > 2 and more[2]:  # numbers that are to be negated or conjugated
-        return Other("a view that is not worked out yet; save tensor.resolve_neg().resolve_conj()")
+        return Other("a lazy view; save tensor.resolve_neg().resolve_conj()")
     if not isinstance(storage, Storage):
         raise ValueError("a tensor has no storage")
     return Tensor(storage, storage.kind, _integers((first,))[0], _integers(shape), _integers(strides))  # fmt: skip
@@ -101,9 +93,9 @@ def _tensor_of_type(
 
 
 def _integers(values: Any = ()) -> tuple[int, ...]:
-    if not isinstance(values, (tuple, list)) or len(values) > _MOST_AXES:
-        raise ValueError("a tensor has no sizes")
-    if not all(isinstance(value, int) and abs(value) < 2**63 for value in values):
+    if not isinstance(values, (tuple, list)) or not all(
+        isinstance(value, int) and abs(value) < 2**63 for value in values
+    ):
         raise ValueError("a tensor has sizes that are no whole numbers")
     return tuple(values)
 
@@ -114,15 +106,11 @@ def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
     return {}
 
 
-def _numpy(*said: Any) -> Numpy:
-    return Numpy()
+def _name(name: Any, *_: Any) -> Name:
+    return Name(str(name)) if isinstance(name, (str, int)) else Name("")
 
 
-def _name(said: Any, *more: Any) -> Name:
-    return Name(str(said)) if isinstance(said, (str, int)) else Name("")
-
-
-#: what a pickle may call, beside the types of torch, which it only names
+#: functions that a pickle may call
 _KNOWN: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _dictionary,
     "torch Size": _integers,
@@ -131,22 +119,26 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_of_type,
     "torch._utils _rebuild_parameter": lambda data, *more: data,
-    "torch._utils _rebuild_sparse_tensor": lambda *said: Other("sparse; save tensor.to_dense()"),
+    "torch._utils _rebuild_sparse_tensor": lambda *_: Other("sparse; save tensor.to_dense()"),
     "torch.serialization _get_layout": _name,
-    "_codecs encode": _numpy,  # bytes, in the pickles that torch writes
-    "numpy dtype": _numpy,
-    "numpy ndarray": _numpy,
-    **{
-        f"numpy.{core}.multiarray {name}": _numpy
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    },
-    **{f"numpy.{core}.numeric _frombuffer": _numpy for core in ("core", "_core")},
+    **dict.fromkeys(
+        [
+            "_codecs encode",  # bytes, in the pickles that torch writes
+            "numpy dtype",
+            "numpy ndarray",
+            *(
+                f"numpy.{core}.{name}"
+                for core in ("core", "_core")
+                for name in ("multiarray scalar", "multiarray _reconstruct", "numeric _frombuffer")
+            ),
+        ],
+        lambda *_: Numpy(),
+    ),
 }
 
 
 def _named(module: Any, name: Any) -> _Call | Name:
-    """What a pickle names: something new each time, which no file can change for the next one."""
+    """The object of a name; a new one each time, so that no file can change it for the next file."""
     if not (isinstance(module, str) and isinstance(name, str)):
         raise ValueError("its description is damaged")
     known = _KNOWN.get(f"{module} {name}")
@@ -169,9 +161,7 @@ def described(content: bytes) -> Any:
     """
     reader = _Reader(len(content))
     steps = reader.steps
-    for n, (operation, argument, _) in enumerate(pickletools.genops(content)):
-        if n > _MOST_OPERATIONS:
-            raise ValueError("its description is too long")
+    for operation, argument, _ in pickletools.genops(content):
         step = steps.get(operation.name)
         if step is None:
             raise ValueError(f"its description uses {operation.name}, which torch does not")
@@ -183,7 +173,7 @@ def described(content: bytes) -> Any:
 
 
 def _count(value: Any, level: int, left: list[int]) -> None:
-    """Refuse what is endless when it is gone through, although it is short in the file."""
+    """Refuse values that share parts so often that iterating over them would not end."""
     left[0] -= 1 + len(value) // 100 if isinstance(value, (str, bytes, bytearray)) else 1
     if level > _MOST_LEVELS or left[0] < 0:
         raise ValueError("its description goes too deep, or repeats itself")
@@ -203,11 +193,19 @@ _VALUES = (
 )  # fmt: skip
 
 
+def _key(key: Any) -> str:
+    """A key as text: the hashes of numbers and tuples can be foreseen, those of texts cannot."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(part is None or isinstance(part, (str, int, float)) for part in parts):
+        raise ValueError("it holds a dictionary with keys other than texts and numbers")
+    return str(key)
+
+
 class _Reader:
-    """The stack and the memory of a pickle, and what each operation does to them; there are no others."""
+    """The stack and the memo of a pickle, and the operations on them."""
 
     def __init__(self, n_bytes: int) -> None:
-        self.n_bytes, self.tuple_keys = n_bytes, 0
+        self.n_bytes = n_bytes
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memory: dict[int, Any] = {}
@@ -250,7 +248,7 @@ class _Reader:
         self.memory[i] = self.stack[-1]
 
     def last(self, n: int) -> list[Any]:
-        """Take the last values off the stack, above the last mark."""
+        """Pop values from the stack, above the last mark."""
         lowest = self.marks[-1] if self.marks else 0
         if len(self.stack) - n < lowest:
             raise ValueError("its description is damaged")
@@ -276,20 +274,7 @@ class _Reader:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("its description is damaged")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            self.check_key(key)
-            target[key] = value
-
-    def check_key(self, key: Any) -> None:
-        if isinstance(key, str):
-            return
-        parts = key if isinstance(key, tuple) else (key,)
-        self.tuple_keys += isinstance(key, tuple)
-        plain = all(part is None or isinstance(part, (str, int, float)) for part in parts)
-        if not plain or len(parts) > _MOST_IN_KEY or self.tuple_keys > _MOST_TUPLE_KEYS:
-            raise ValueError("it holds a dictionary with keys other than texts and numbers")
-        if any(isinstance(part, int) and abs(part) > _MOST_INTEGER_KEY for part in parts):
-            raise ValueError("it holds a dictionary with keys beyond 60 bits")
+        target.update((_key(key), value) for key, value in zip(*[iter(items)] * 2, strict=True))
 
     def call(self, called: Any, given: Any) -> None:
         if not isinstance(called, _Call) or not isinstance(given, tuple):
@@ -297,12 +282,12 @@ class _Reader:
         self.stack.append(called.function(*given))
 
     def drop_state(self, _: Any) -> None:
-        """The state of torch's dictionaries and of numpy's arrays says nothing of tensors."""
+        """Ignore the state of torch's dictionaries and of numpy's arrays."""
         if not isinstance(self.stack[-1], (dict, Numpy)):
             raise ValueError("it sets the state of something that has none")
 
-    def refer(self, said: Any) -> None:
-        word, kind, key, *_ = said if isinstance(said, tuple) and len(said) > 2 else (None,) * 3
+    def refer(self, to: Any) -> None:
+        word, kind, key, *_ = to if isinstance(to, tuple) and len(to) > 2 else (None,) * 3
         if word != "storage" or not isinstance(kind, Name) or not isinstance(key, str):
-            raise ValueError("it refers to something that is no storage of a tensor")
+            raise ValueError("it refers to something other than the storage of a tensor")
         self.stack.append(Storage(key, kind.name))

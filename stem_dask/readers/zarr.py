@@ -1,6 +1,6 @@
-"""Files that hold several arrays by name: HDF5 and HyperSpy, zarr stores.
+"""Arrays of zarr stores: HyperSpy's .zspy, abTEM, xarray and stem_dask's own.
 
-Each function lists the arrays as keyword arguments of `stem_dask.readers.source.Candidate`.
+They are listed as keyword arguments of `stem_dask.readers.source.Candidate`.
 """
 
 import contextlib
@@ -15,25 +15,29 @@ import numpy as np
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
-from stem_dask.readers import own as ours
+from stem_dask.readers import own
 from stem_dask.readers.arrays import ZarrArray
 from stem_dask.readers.axes import (
-    _SIGNALS,
-    _detector_last,
-    _odd_flags,
-    _spectra,
     axis_along,
     axis_from,
+    detector_last,
+    odd_flags_note,
+    spectra_hint,
 )
 from stem_dask.readers.calibration import of_abtem
 from stem_dask.readers.containers import ZARR_ROOTS
-from stem_dask.readers.hdf5_links import MAX_DEPTH
 from stem_dask.readers.source import packed
 from stem_dask.readers.zarr_chunks import expect_codecs_of_numcodecs, refuse_outside
 from stem_dask.storage.errors import one_line, told
 from stem_dask.storage.s3 import at
 from stem_dask.storage.urls import is_url
 from stem_dask.storage.zarr_store import zarr_store
+
+#: where HyperSpy puts its signals; below each are groups and arrays of metadata
+_SIGNALS = "Experiments/"
+
+#: groups deeper than this are not searched
+_MAX_DEPTH = 12
 
 
 def list_zarr(path: str) -> list[dict[str, Any]]:
@@ -65,18 +69,18 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             return _arrays_below(path, root)
         broken: dict[str, Exception] = {}
         found = list(_arrays(path, "", 0, broken))
-        known = ours.of_zarr(path, dict(root.attrs), dict(found))
-        least = 2 if known is None else 3  # beside our patterns lie their positions
+        known = own.of_zarr(path, dict(root.attrs), dict(found))
+        least = 2 if known is None else 3  # own stores also hold the positions of the patterns
         if Path(path, _SIGNALS).is_dir():
             found = [one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")]
         elif known is None:
-            found = list(_arrays(path, "", MAX_DEPTH, broken))
+            found = list(_arrays(path, "", _MAX_DEPTH, broken))
         if broken and not any(array.ndim == 4 for _, array in found):
             raise next(iter(broken.values()))
         listed = [
             of_abtem(
                 root.attrs,
-                {**_zarr_array(path, name, array, root), **_told_of(path, name, array, known)},
+                {**_zarr_array(path, name, array, root), **_stated_of(path, name, array, known)},
             )
             for name, array in found
             if array.ndim >= least
@@ -88,12 +92,12 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
 
 
 def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
-    """Of a store whose documents are one (consolidated): each of them would be a request, or more."""
+    """Arrays of a store below a URL, from its consolidated metadata: one request instead of one per array."""
     from zarr import Array
 
     members = root.members(max_depth=None if root.metadata.consolidated_metadata else 0)
     arrays = {name: array for name, array in members if isinstance(array, Array)}
-    known = ours.of_zarr(path, dict(root.attrs), arrays)
+    known = own.of_zarr(path, dict(root.attrs), arrays)
     least = 2 if known is None else 3
     first = {name: array for name, array in arrays.items() if "/" not in name}
     chosen = arrays if known is None else first
@@ -109,29 +113,29 @@ def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _codecs_known(path: str) -> Iterator[None]:
-    """A codec that is not installed is no damage."""
+    """Report a codec that is not installed as such, not as damage."""
     try:
         yield
     except (KeyError, ValueError) as error:
         if not re.search("unknown codec|codec not available", str(error), re.IGNORECASE):
             raise
         raise SourceError(
-            f"{path}: chunks are coded in a way that is not known here ({one_line(error)}); save it again with blosc, "
-            "zstd or gzip where it can be read"
+            f"{path}: the codec of the chunks is not installed ({one_line(error)}); save it again with blosc, zstd or gzip "
+            "where it can be read"
         ) from error
 
 
-def _told_of(path: str, name: str, array: Any, ours_say: dict[str, Any] | None) -> dict[str, Any]:
-    """What is said of an array elsewhere in the store: in our own, and in the signals of HyperSpy."""
+def _stated_of(path: str, name: str, array: Any, known: dict[str, Any] | None) -> dict[str, Any]:
+    """Metadata of an array from elsewhere in the store, in own stores and in signals of HyperSpy."""
     if name.startswith("Experiments/") and name.endswith("/data"):
-        return ours.of_zspy(path, name.removesuffix("/data"), array)
-    return ours_say or {} if name == "patterns" else {}
+        return own.of_zspy(path, name.removesuffix("/data"), array)
+    return known or {} if name == "patterns" else {}
 
 
 def _arrays(
     path: str, prefix: str, depth: int, broken: dict[str, Exception]
 ) -> Iterator[tuple[str, Any]]:
-    """Name and array of every member, one after another; what cannot be opened is put into ``broken``."""
+    """Name and array of every member; members that cannot be opened are put into ``broken``."""
     import zarr
 
     from stem_dask.storage.zarr_guard import HostileStoreError
@@ -157,7 +161,7 @@ def _arrays(
 
 
 def _is_group(roots: list[Path]) -> bool:
-    """By the name alone, in format 2; opening takes some ms."""
+    """Whether a folder is a group of format 2, by its files: opening one takes some ms."""
     return [root.name for root in roots] == [".zgroup"]
 
 
@@ -168,14 +172,14 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     if isinstance(named, (list, tuple)) and len(named) == array.ndim:
         dims = [name if isinstance(name, str) else None for name in named]
     parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
-    axes, told_axes = [], []
+    axes, described = [], []
     for i, size in enumerate(array.shape):
         if parent is not None and dims[i] and dims[i] in parent:
             along = parent[dims[i]]
             axes.append(axis_along(dims[i], int(size), along, dict(along.attrs)))
         elif parent is not None and f"axis-{i}" in parent:  # as HyperSpy writes .zspy
             attrs = dict(parent[f"axis-{i}"].attrs)
-            told_axes.append(attrs)
+            described.append(attrs)
             axes.append(axis_from(attrs.get("name", f"axis{i}"), int(size), attrs))
         else:
             axes.append(Axis(dims[i] or f"axis{i}", int(size)))
@@ -192,8 +196,8 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         "source": source,
         "axes": tuple(axes),
         "chunks": tuple(chunks),
-        "swapped": _detector_last(told_axes),
-        "hint": _spectra(told_axes),
+        "swapped": detector_last(described),
+        "hint": spectra_hint(described),
         "fault": packed(path, name or "the array", array.attrs),
-        "notes": _odd_flags(told_axes),
+        "notes": odd_flags_note(described),
     }

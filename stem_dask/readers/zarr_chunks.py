@@ -1,10 +1,9 @@
-"""Chunk files of a zarr array: which a part needs, which of them are missing, and which cannot be decoded.
+"""Chunk files of a zarr array: those that a region needs, that are missing, or that cannot be decoded.
 
-zarr reads a missing chunk file as its fill value, whether it was never written because nothing was in it, or lost.
+zarr reads a missing chunk file as the fill value, whether the chunk was never written or was lost.
 """
 
 import contextlib
-import itertools
 import math
 import os
 import re
@@ -22,14 +21,14 @@ from stem_dask.storage.s3 import ObjectPath, at, below
 from stem_dask.storage.urls import check_path, is_url
 from stem_dask.storage.zarr_store import zarr_store
 
-#: chunk files of so many bytes, decoded, are read one after another
+#: chunk files with at least this many decoded bytes are read one after another
 _LARGE = 2**20
 
 
 def files_of(
     store: str, name: str, array: Any, part: Sequence[slice]
 ) -> Iterator[tuple[Path, tuple[slice, ...]]]:
-    """Every chunk file (a shard, where there are shards) that a part of an array needs, and what it holds."""
+    """Path and region of every chunk file (a shard, where there are shards) that a part of an array needs."""
     sizes = array.shards or array.chunks
     wanted: list[Sequence[int]] = []
     for piece, size, n in zip(part, sizes, array.shape, strict=True):
@@ -44,7 +43,7 @@ def files_of(
 
 
 def _places(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
-    """All combinations, the last axis fastest; `itertools.product` would first make lists of all, which may be claimed only."""
+    """All combinations, the last axis fastest; `itertools.product` would first copy the ranges into lists."""
     if not wanted:
         yield ()
         return
@@ -54,20 +53,15 @@ def _places(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
 
 
 def check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zero: bool) -> None:
-    """See that the chunk files of a part are there.
-
-    Parameters
-    ----------
-    zero : missing ones are fine, because the user wants them as zeros; one of no length is not
+    """Check that the chunk files of a part exist; with ``zero``, only that none of them is empty.
 
     Raises
     ------
     SourceError
-        With the first file that is missing or empty (as a power cut leaves it), and how many are; and when a link leads
-        out of the store.
+        With the first file that is missing, empty (as after a power cut) or behind a link out of the store.
     """
     lost, n = [], 0
-    if is_url(store):  # told when it is read: a question for each would double the requests
+    if is_url(store):  # found when it is read: checking each would double the requests
         return
     for path, _ in files_of(store, name, array, part):
         n += 1
@@ -77,8 +71,7 @@ def check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zer
                 continue
             if zero:
                 raise SourceError(
-                    f"{path} is empty (0 bytes): writing it was cut short; bring it over again, or remove it, and "
-                    "input.missing_chunks=zero reads it as zeros too"
+                    f"{path} is empty (0 bytes): writing it was cut short; copy it again, or remove it to read it as zeros"
                 )
         except FileNotFoundError:
             if zero:
@@ -86,16 +79,15 @@ def check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zer
         lost.append(path)
     if lost:
         raise SourceError(
-            f"{lost[0]} is missing or empty ({len(lost):,} of the {n:,} chunk files of these patterns); "
-            f"without it they would read as {filling(array)}: bring it over again, or say that this is meant with "
-            "input.missing_chunks=zero"
+            f"{lost[0]} is missing or empty ({len(lost):,} of the {n:,} chunk files of these patterns); copy it "
+            f"again, or set input.missing_chunks=zero to read it as {filling(array)}"
         )
 
 
 def undecodable(
     store: str, name: str, array: Any, part: Sequence[slice]
 ) -> tuple[Path, Exception] | None:
-    """The first chunk file of a part that cannot be decoded, and why; each is read by itself."""
+    """The first chunk file of a part that cannot be decoded, and why."""
     for path, region in files_of(store, name, array, part):
         try:
             array[region]
@@ -107,10 +99,7 @@ def undecodable(
 
 
 def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | None]:
-    """(missing chunk files, chunk files of the whole array, the first that is missing).
-
-    Folders are listed and no file is looked at, so that a store of many files opens quickly.
-    """
+    """Number of missing chunk files, number of all chunk files, and the first missing one; lists folders only."""
     sizes = array.shards or array.chunks
     counts = [math.ceil(n / size) for n, size in zip(array.shape, sizes, strict=True)]
     n, there = math.prod(counts), 0
@@ -125,7 +114,7 @@ def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | N
 
 
 def missing_note(store: str, name: str, *, zero: bool) -> str | None:
-    """What to say of an array's missing chunk files, when there are any."""
+    """A note on the missing chunk files of an array; None if all exist."""
     array = _opened(store, name)
     lost, n, first = missing_files(store, name, array)
     if not lost:
@@ -137,7 +126,7 @@ def missing_note(store: str, name: str, *, zero: bool) -> str | None:
 
 
 def _places_there(store: str, name: str, n_axes: int) -> Iterator[tuple[int, ...]]:
-    """Places of the chunk files of an array."""
+    """Grid indices of the existing chunk files of an array."""
     folder = at(store, name)
     if not is_url(store):
         yield from _keys(folder, (), n_axes) if folder.is_dir() else ()
@@ -149,7 +138,7 @@ def _places_there(store: str, name: str, n_axes: int) -> Iterator[tuple[int, ...
 
 
 def _keys(folder: Path, above: tuple[int, ...], n_axes: int) -> Iterator[tuple[int, ...]]:
-    """Places of the chunk files below a folder: c/0/1 or c.0.1, in format 2 0.1 or 0/1; links may go round in it."""
+    """Grid indices of the chunk files below a folder: c/0/1 or c.0.1, in format 2 0.1 or 0/1."""
     with os.scandir(folder) as entries:
         for entry in entries:
             words = entry.name.split(".")
@@ -171,7 +160,7 @@ def filling(array: Any) -> str:
 
 
 def expect_codecs_of_numcodecs() -> None:
-    """Zarr warns of them whenever it opens an array in format 3: other programs may not read them; it does."""
+    """Silence the warning of zarr that other programs may not know numcodecs' codecs in format 3."""
     warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
 
 
@@ -210,14 +199,14 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
             raise  # of the disk
         found = undecodable(store, name, array, part)
         path, why = found or (f"{store}: array {name or '/'}", error)
-        more = "; stem-dask verify names all damaged files of the store" if name else ""
+        more = "; stem-dask verify lists all damaged files of the store" if name else ""
         raise SourceError(
-            f"{path} cannot be decoded ({one_line(why) or type(why).__name__}): it was damaged, bring it over again{more}"
+            f"{path} cannot be decoded ({one_line(why) or type(why).__name__}): it was damaged, copy it again{more}"
         ) from error
 
 
 def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDArray:
-    """A part read chunk file by chunk file: zarr would decode ten at once, whatever memory they take."""
+    """Read a part chunk file by chunk file: zarr would decode ten at once, whatever their size."""
     from zarr.core.buffer import default_buffer_prototype
 
     buffers = default_buffer_prototype().nd_buffer
@@ -231,14 +220,14 @@ def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDA
             here.append(slice(first, last))
             of_these = wanted[first:last]
             there.append(slice(of_these.start, of_these.stop, of_these.step))
-        # straight into its place: zarr's loop may still hold the chunk before, and a copy would come on top of both
+        # decode into place: zarr may still hold the previous chunk, and a copy would add a third
         place = buffers.from_numpy_array(out[tuple(here)])
         array.get_basic_selection(tuple(there), out=place)
     return out
 
 
 def damaged_chunks(store: str) -> Iterator[str]:
-    """What is wrong with a zarr store, one text a damaged chunk file; reads everything once, chunk by chunk.
+    """Read a zarr store once, chunk by chunk, and yield one message per damaged chunk file.
 
     Raises
     ------
@@ -257,8 +246,7 @@ def damaged_chunks(store: str) -> Iterator[str]:
         raise SourceError(f"{store}: not a readable zarr store: {error}") from error
     for name, array in members:
         if isinstance(array, zarr.Array):
-            for place, region in chunk_files(array):
-                path = chunk_path(store, name, array, place)
+            for path, region in files_of(store, name, array, [slice(None)] * array.ndim):
                 if _lost(path):
                     yield f"{path} is missing or empty"
                     continue
@@ -270,26 +258,9 @@ def damaged_chunks(store: str) -> Iterator[str]:
                     yield f"{path} cannot be decoded ({error})"
 
 
-def needed_chunks(store: str, name: str, array: Any, part: Sequence[slice]) -> Iterator[Path]:
-    """The chunk files that a part of an array lies in."""
-    sizes = array.shards or array.chunks
-    ranges = []
-    for piece, size, n in zip(part, sizes, array.shape, strict=True):
-        ranges.append(sorted({i // size for i in range(*piece.indices(n))}))
-    for place in itertools.product(*ranges):
-        yield chunk_path(store, name, array, place)
-
-
-def missing_chunk(store: str, name: str, array: Any, part: Sequence[slice]) -> Path | None:
-    """The first chunk file that a part of an array needs and that is lost; only for arrays in format 3."""
-    if getattr(array.metadata, "zarr_format", 2) != 3:
-        return None
-    return next((path for path in needed_chunks(store, name, array, part) if _lost(path)), None)
-
-
 @contextlib.contextmanager
 def decoded(store: str, group: Any) -> Iterator[None]:
-    """Read the small arrays of a group within: a damaged or missing chunk is an error of ours, not zeros.
+    """Context in which the small arrays of a group are read: a damaged or missing chunk raises an error.
 
     Raises
     ------
@@ -299,32 +270,23 @@ def decoded(store: str, group: Any) -> Iterator[None]:
     for name, array in group.arrays():
         if name not in ("patterns", "profile"):  # large, and read elsewhere
             place = f"{group.path}/{name}".lstrip("/")
-            lost = missing_chunk(store, place, array, [slice(None)] * array.ndim)
-            if lost is not None:
-                raise SourceError(f"{lost} is missing or empty; without it {name} reads as zeros")
+            for path, _ in files_of(store, place, array, [slice(None)] * array.ndim):
+                if _lost(path):
+                    raise SourceError(f"{path} is missing or empty; copy the store again")
     try:
         yield
     except (ValueError, RuntimeError) as error:  # each codec has its own
         raise SourceError(
-            f"{store}: an array beside the patterns cannot be decoded ({error}); "
-            "stem-dask verify names the damaged files of a store"
+            f"{store}: an array cannot be decoded ({error}); stem-dask verify lists the damaged files of a store"
         ) from error
 
 
 def _lost(path: Any) -> bool:
-    """Not there, or of no length, as after a power cut: zarr reads zeros for both."""
+    """Whether a file is missing or empty, as after a power cut: zarr reads both as zeros."""
     try:
         return path.stat().st_size == 0
     except FileNotFoundError:
         return True
-
-
-def chunk_files(array: Any) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Place and region of every chunk file (a shard, where there are shards)."""
-    sizes = array.shards or array.chunks
-    counts = [math.ceil(n / size) for n, size in zip(array.shape, sizes, strict=True)]
-    for place in itertools.product(*map(range, counts)):
-        yield place, tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, sizes, strict=True))
 
 
 def chunk_path(store: str, name: str, array: Any, place: Sequence[int]) -> Any:
@@ -333,14 +295,14 @@ def chunk_path(store: str, name: str, array: Any, place: Sequence[int]) -> Any:
 
 
 def refuse_outside(store: str, path: Path | ObjectPath) -> None:
-    """A link inside of a store must not lead out of it: what it points to was not written with the store.
+    """Refuse symbolic links out of a store: their target was not written with the store.
 
     Raises
     ------
     SourceError
         When the path is, or lies behind, a link to another place.
     """
-    if isinstance(path, ObjectPath):  # they know no links
+    if isinstance(path, ObjectPath):  # object stores have no links
         return
     real, home = os.path.realpath(path), os.path.realpath(store)
     if os.path.commonpath([real, home]) != home:

@@ -1,27 +1,32 @@
-"""Which arrays of a zarr store are opened: numbers and text, through codecs that only decode.
+"""Zarr stores read safely: only numbers and text, through codecs on a fixed list, and blosc chunks of the stated length.
 
-zarr asks numcodecs for every codec that a store names, and one of these unpickles, which runs code. So each document of a
-store is compared with lists of names before zarr sees it.
+zarr asks numcodecs for every codec that a store names, and one of these unpickles, which runs code. Each document of a store
+is therefore checked before zarr sees it. numcodecs hands c-blosc a chunk without its length, and c-blosc trusts the length in
+the header: a damaged chunk would crash the process.
 """
 
+import asyncio
+import functools
 import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import numcodecs
+import numpy as np
+import zarr
 from zarr.abc.store import ByteRequest
+from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.registry import register_codec
 from zarr.storage import LocalStore
 
 from stem_dask.core.errors import SourceError
 from stem_dask.storage.errors import one_line
 
-#: what tells of a store in either format; every other file of it is a chunk, or plain attributes
+#: documents that describe arrays; all other files of a store are chunks or plain attributes
 DOCUMENTS = ("zarr.json", ".zarray", ".zmetadata")
-
-#: folders of a store that are looked at before anything is opened
-_MOST_NODES = 10_000
 
 _NUMBERS = (
     "adler32", "astype", "base64", "bitround", "blosc", "bz2", "crc32", "crc32c", "delta", "fixedscaleoffset",
@@ -31,16 +36,14 @@ _NUMBERS = (
 
 _TEXTS = ("vlen-utf8", "vlen-bytes")
 
-#: identifiers of numcodecs, in format 2
+#: identifiers of codecs in format 2
 CODECS_2 = frozenset((*_NUMBERS, *_TEXTS))
 
-#: names in format 3, where those of numcodecs have its name before them
+#: names of codecs in format 3
 CODECS_3 = frozenset((
     *("blosc", "bytes", "crc32c", "endian", "gzip", "sharding_indexed", "transpose", "zstd"),
     *(f"numcodecs.{name}" for name in _NUMBERS), *_TEXTS,
 ))  # fmt: skip
-
-_RUN_CODE = ("pickle", "numcodecs.pickle")
 
 #: numbers, times, and bytes and text of a fixed length
 _DTYPE_2 = re.compile(r"[<>|=]?(b1|\?|[iu][1248]|f[248]|c(8|16)|[SU]\d+|V\d+|[mM]8(\[\w+\])?)")
@@ -57,7 +60,7 @@ class HostileStoreError(SourceError):
 
 
 class GuardedFolder(LocalStore):
-    """A folder that zarr reads."""
+    """A local store whose documents are checked."""
 
     async def get(
         self,
@@ -65,7 +68,7 @@ class GuardedFolder(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """A file, or a part of it; None when it is not there."""
+        """A file, or a part of it; None when it is missing."""
         found = await super().get(key, prototype, byte_range)
         check_document(str(self.root), key, found)
         return found
@@ -89,25 +92,22 @@ def check_document(store: str, key: str, content: Buffer | None) -> None:
         return
     try:
         document = json.loads(content.to_bytes())
-    except ValueError:  # zarr reads it in the same way, and says so in its own words
+    except ValueError:  # zarr reports it
         return
     _check(store, folder, document)
 
 
 def refuse_hostile(store: str) -> None:
-    """Refuse a folder that holds an array which runs code, also where nothing of this package would open that array.
+    """Refuse a folder that holds an array which runs code, even if that array would not be opened.
 
     Raises
     ------
     HostileStoreError
         With the name of the array.
     """
-    waiting = [""]
-    for n_seen in range(_MOST_NODES):
-        if n_seen == len(waiting):
-            return
-        name = waiting[n_seen]
-        folder, is_array = Path(store, name), False
+    folders = [Path(store)]
+    for folder in folders:
+        name, is_array = "" if folder == folders[0] else str(folder.relative_to(store)), False
         for file in DOCUMENTS:
             try:
                 document = json.loads((folder / file).read_bytes())
@@ -115,22 +115,20 @@ def refuse_hostile(store: str) -> None:
                 _check(store, name, document)
             except HostileStoreError:
                 raise
-            except (OSError, ValueError):  # not there, or not to be opened
+            except (OSError, ValueError):  # missing, or refused when it is opened
                 continue
         if not is_array:
-            children = (
-                entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
-            )
-            waiting += [f"{name}/{child.name}".lstrip("/") for child in children]
+            entries = os.scandir(folder)
+            folders += [Path(one.path) for one in entries if one.is_dir(follow_symlinks=False)]
 
 
 def _check(store: str, name: str, document: Any) -> None:
     if not isinstance(document, dict):
         return
     where = f"{store}: array {one_line(name) or '/'}"
-    if "dtype" in document or "compressor" in document or "filters" in document:
+    if not {"dtype", "compressor", "filters"}.isdisjoint(document):
         _check_format_2(where, document)
-    if "data_type" in document or "codecs" in document:
+    if not {"data_type", "codecs"}.isdisjoint(document):
         _check_codecs_3(where, document.get("codecs"))
         data_type = document.get("data_type")
         kind = data_type.get("name") if isinstance(data_type, dict) else data_type
@@ -138,9 +136,8 @@ def _check(store: str, name: str, document: Any) -> None:
             raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
     for holder in (document, document.get("consolidated_metadata")):
         nodes = holder.get("metadata") if isinstance(holder, dict) else None
-        if isinstance(nodes, dict):
-            for path, node in nodes.items():
-                _check(store, f"{name}/{path}".strip("/").removesuffix("/.zarray"), node)
+        for path, node in nodes.items() if isinstance(nodes, dict) else ():
+            _check(store, f"{name}/{path}".strip("/").removesuffix("/.zarray"), node)
 
 
 def _check_format_2(where: str, document: dict[str, Any]) -> None:
@@ -148,7 +145,8 @@ def _check_format_2(where: str, document: dict[str, Any]) -> None:
     codecs = [*(filters if isinstance(filters, list) else [filters]), document.get("compressor")]
     names = {_checked(where, codec, "id", CODECS_2) for codec in codecs if codec is not None}
     kind: Any = document.get("dtype")
-    kinds = [field[1] for field in kind] if _is_structure(kind) else [kind]
+    is_structure = isinstance(kind, list) and all(isinstance(f, list) and len(f) > 1 for f in kind)
+    kinds = [field[1] for field in kind] if is_structure else [kind]
     if not (all(map(_is_plain, kinds)) or (kind == "|O" and names.intersection(_TEXTS))):
         raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
 
@@ -165,9 +163,9 @@ def _check_codecs_3(where: str, codecs: Any) -> None:
 
 
 def _checked(where: str, codec: Any, key: str, known: frozenset[str]) -> str:
-    """The name of a codec that may be used, with types of numbers only."""
+    """The name of a codec on the list, whose options name plain types only."""
     name = codec.get(key) if isinstance(codec, dict) else codec
-    if name in _RUN_CODE:
+    if name in ("pickle", "numcodecs.pickle"):
         raise HostileStoreError(
             f"{where} uses the codec {name}, which runs code from the file and is refused; remove the array, or save "
             "it as numbers"
@@ -181,10 +179,6 @@ def _checked(where: str, codec: Any, key: str, known: frozenset[str]) -> str:
     return name
 
 
-def _is_structure(kind: Any) -> bool:
-    return isinstance(kind, list) and all(isinstance(f, list) and len(f) > 1 for f in kind)
-
-
 def _is_plain(kind: Any) -> bool:
     return isinstance(kind, str) and (kind in _DTYPES_3 or _DTYPE_2.fullmatch(kind) is not None)
 
@@ -193,3 +187,56 @@ def _unknown(where: str, how: str) -> SourceError:
     return SourceError(
         f"{where} {how}, which is not known here; save it again as numbers, with blosc, zstd or gzip, where it can be read"
     )
+
+
+def check_length(chunk: Any) -> None:
+    """Compare the length that the 16 bytes of a blosc header state with that of the chunk.
+
+    Raises
+    ------
+    ValueError
+        When they differ.
+
+    Examples
+    --------
+    >>> chunk = numcodecs.Blosc().encode(bytes(100))
+    >>> check_length(chunk)
+    >>> check_length(chunk[:-1])
+    Traceback (most recent call last):
+    ValueError: blosc: the header states 116 bytes, the chunk has 115
+    """
+    content = np.frombuffer(chunk, np.uint8)
+    stated = int(content[12:16].view("<u4")[0]) if len(content) >= 16 else 16
+    if stated != len(content):
+        raise ValueError(
+            f"blosc: the header states {stated:,} bytes, the chunk has {len(content):,}"
+        )
+
+
+class CheckedBlosc(numcodecs.Blosc):  # type: ignore[misc]
+    """The codec of format 2."""
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a chunk of the length that it states."""
+        check_length(buf)
+        return super().decode(buf, out)
+
+
+class CheckedBloscCodec(BloscCodec):
+    """The codec of format 3."""
+
+    def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        check_length(chunk_bytes.as_numpy_array())
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
+
+
+@functools.cache
+def use_checked_blosc() -> None:
+    """Arrays that are opened in this process from now on are decoded by these codecs."""
+    numcodecs.register_codec(CheckedBlosc, "blosc")
+    register_codec("blosc", CheckedBloscCodec)
+    name = f"{CheckedBloscCodec.__module__}.{CheckedBloscCodec.__qualname__}"
+    zarr.config.set({"codecs.blosc": name})

@@ -1,4 +1,4 @@
-"""Objects below a URL as zarr reads a store. Nothing is written through it."""
+"""A read-only zarr store of the objects below a URL."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -22,12 +22,12 @@ _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
 class ObjectsBelow(Store):
-    """A store that zarr reads.
+    """A read-only zarr store.
 
     Parameters
     ----------
     url : of the store
-    whole : a chunk that is not there is an error, where zarr would read its fill value
+    whole : a missing chunk raises an error, where zarr would read its fill value
     """
 
     def __init__(self, url: str, *, whole: bool = False) -> None:
@@ -51,15 +51,15 @@ class ObjectsBelow(Store):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """An object, or a part of it; None when it is not there, and may be missing."""
+        """An object, or a part of it; None when it is missing and may be."""
         url = f"{self.url}/{key}"
         try:
             content = await asked_later(url, _get(url, byte_range))
         except FileNotFoundError:
             if self.whole and key.rpartition("/")[2] not in _DOCUMENTS:
                 raise SourceError(
-                    f"{url} is missing; without it these patterns would read as zeros: bring it over again, or say "
-                    "that this is meant with input.missing_chunks=zero"
+                    f"{url} is missing; copy it again, or set input.missing_chunks=zero to read these patterns "
+                    "as zeros"
                 ) from None
             return None
         found = prototype.buffer.from_bytes(content)
@@ -83,27 +83,16 @@ class ObjectsBelow(Store):
             return False
         return True
 
-    @property
-    def supports_writes(self) -> bool:
-        """Not."""
-        return False
-
-    @property
-    def supports_deletes(self) -> bool:
-        """Not."""
-        return False
-
-    @property
-    def supports_listing(self) -> bool:
-        """It can be listed."""
-        return True
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = True
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Refused."""
+        """Refuse to write."""
         self._check_writable()
 
     async def delete(self, key: str) -> None:
-        """Refused."""
+        """Refuse to delete."""
         self._check_writable()
 
     async def list(self) -> AsyncIterator[str]:
@@ -124,7 +113,7 @@ class ObjectsBelow(Store):
         import obstore
 
         found: Any = await asked_later(url, obstore.list_with_delimiter_async(store, key))
-        for path in (*found["common_prefixes"], *(said["path"] for said in found["objects"])):
+        for path in (*found["common_prefixes"], *(one["path"] for one in found["objects"])):
             yield str(path).rstrip("/").rpartition("/")[2]
 
 

@@ -1,7 +1,4 @@
-"""Objects in a store that speaks S3: the only module that knows the protocol's library (obstore), and what its errors mean.
-
-Nothing that the library says reaches a message as it is: its texts hold addresses, keys' names and answers of the server.
-"""
+"""Stores that zarr and xarray open, in a folder or below a URL; zarr itself is imported when one is asked for."""
 
 from typing import Any
 
@@ -9,16 +6,15 @@ from stem_dask.storage.urls import is_url
 
 
 def zarr_store(path: str, *, whole: bool = False) -> Any:
-    """What zarr and xarray open: a reader of a folder or of the objects below a URL, which refuses arrays that could run code.
+    """A read-only store of a folder or of the objects below a URL, which refuses arrays that could run code.
 
     Parameters
     ----------
-    whole : chunks that are not there are an error of ours, and not zeros (in object stores only)
+    whole : a missing chunk raises an error instead of reading as zeros (in object stores only)
     """
-    from stem_dask.storage.zarr_blosc import use
-    from stem_dask.storage.zarr_guard import GuardedFolder
+    from stem_dask.storage.zarr_guard import GuardedFolder, use_checked_blosc
 
-    use()
+    use_checked_blosc()
     if not is_url(path):
         return GuardedFolder(path, read_only=True)
     from stem_dask.storage.zarr_objects import ObjectsBelow
