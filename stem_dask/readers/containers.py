@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from math import prod
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Candidate
