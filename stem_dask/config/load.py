@@ -17,19 +17,7 @@ from stem_dask.core.errors import ConfigError
 from stem_dask.core.text import next_multiples
 from stem_dask.storage.urls import without_secrets
 
-MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
-
-MAX_TOKENS = 8000  # words and marks, which take 30 µs each: 1,300 pixels of a mask
-
-MAX_PROBLEMS = 20  # lines of a message
-
-MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be shown
-
-MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with the square
-
-_OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
-
-_CLOSING = ("]", "}", "<block end>")
+MAX_FILE_BYTES = 2**16  # a config has a few kB; anything larger is likely the data file
 
 _PATHS = (
     "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
@@ -170,37 +158,41 @@ def _read(name: str) -> str:
         raise ConfigError(f"{name}: {reason}; expected a YAML file") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """A safe loader without anchors, aliases and tags."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.anchor or getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(
+                problem="anchors, aliases and tags (&, *, ! before a value) are not supported",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
 def _parse(text: str, places: dict[str, str]) -> Any:
-    """The value of one YAML document; ``places`` gets the line of every key."""
-    place, loader, depth = places[""], yaml.SafeLoader(""), 0
+    """The value of one YAML document; ``places`` receives the line of every key."""
+    place = places[""]
     try:
-        for count, token in enumerate(yaml.scan(text)):  # before anything is built from it
-            if count > MAX_TOKENS:
-                refused = f"more than {MAX_TOKENS:,} words and marks; a long input.mask goes into a .npy file"
-                raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
-            kind = getattr(token, "id", "")  # the type stubs do not know it
-            depth += (kind in _OPENING) - (kind in _CLOSING)
-            if kind in ("<anchor>", "<alias>", "<tag>") or depth > MAX_DEPTH:
-                refused = "anchors, aliases, tags (&, *, ! before a value) or too deep nesting"
-                raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
-        node = yaml.compose(text, yaml.SafeLoader)
-        return None if node is None else _plain(loader, node, "", places)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _construct(loader, node, "", places)
     except yaml.MarkedYAMLError as error:
         place += f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
     raise ConfigError(f"{place}: not usable as YAML: {reason}")
 
 
-def _plain(loader: yaml.SafeLoader, node: yaml.Node, key: str, places: dict[str, str]) -> Any:
+def _construct(loader: yaml.SafeLoader, node: yaml.Node, key: str, places: dict[str, str]) -> Any:
     places.setdefault(key, f"{places['']}, line {node.start_mark.line + 1}")
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(loader, n, f"{key}[{i}]", places) for i, n in enumerate(node.value)]
+        return [_construct(loader, n, f"{key}[{i}]", places) for i, n in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
         with suppress(yaml.YAMLError, ValueError, OverflowError):  # such as the date 2020-99-99
-            if len(node.value) <= MAX_VALUE_CHARACTERS:
-                return loader.construct_object(node)
+            return loader.construct_object(node)
         return node.value
     result: dict[str, Any] = {}
     for name, value in node.value:
@@ -210,7 +202,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, key: str, places: dict[str,
             problem = f"{full} is given twice, the first time in{places[full].rpartition(',')[2]}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
         places[full] = f"{places['']}, line {name.start_mark.line + 1}"
-        result[word] = _plain(loader, value, full, places)
+        result[word] = _construct(loader, value, full, places)
     return result
 
 
@@ -255,9 +247,7 @@ def _validated(options: Any, places: dict[str, str]) -> Config:
     except pydantic.ValidationError as error:
         problems = _explained(error, options)
     if problems:
-        lines = [_place(places, key) + text for key, text in problems[:MAX_PROBLEMS]]
-        more = len(problems) - len(lines)
-        raise ConfigError("\n".join(lines + [f"and {more:,} more problems"] * (more > 0)))
+        raise ConfigError("\n".join(_place(places, key) + text for key, text in problems))
     return config
 
 
