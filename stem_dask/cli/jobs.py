@@ -21,7 +21,7 @@ from stem_dask.core.errors import ConfigError, InterruptedRunError, StemDaskErro
 from stem_dask.core.text import by
 from stem_dask.engine.state import unfinished_token
 from stem_dask.job.outputs import is_there
-from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, token
+from stem_dask.job.prepare import Prepared, begun, input_lines, prepare
 from stem_dask.storage.urls import is_url
 
 if TYPE_CHECKING:
@@ -318,8 +318,7 @@ class Batch:
 
 def _is_unfinished(prepared: Prepared) -> bool:
     """Whether an earlier command has begun this job and not come to its end."""
-    mark = token(prepared.config, prepared.found)
-    return unfinished_token(prepared.outputs.path) == mark
+    return unfinished_token(prepared.outputs.path) == prepared.token
 
 
 def _multiple(config: Config) -> int:

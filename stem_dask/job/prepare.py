@@ -60,8 +60,12 @@ class Prepared:
     outputs: Outputs
     found: Found
     complete: bool
+    #: identifies the job: options and inputs that change bytes of the output
+    token: str
+    #: digests of the mask, dark and gain files
+    contents: Mapping[str, str]
     known: Known | None = None
-    #: what is to say of the device, when it was chosen by ``auto``
+    #: reports the device that ``auto`` chose
     device_note: str = ""
 
 
@@ -94,12 +98,14 @@ def prepare(config: Config, outputs: Outputs | None = None) -> Prepared:
             raise ConfigError(
                 f"the output {path} would replace the input {source}; choose another output.path"
             )
-    complete = check_outputs(config, outputs, token(config, found))
+    files = contents(config)
+    mark = token(config, found, files)
+    complete = check_outputs(config, outputs, mark, files)
     if not complete:
         refuse_other_kinds(outputs)
         refuse_foreign(Path(run_folder(outputs.path)))
-    known = None if complete else known_analysis(config, found, contents(config))
-    return Prepared(config, outputs, found, complete, known, why)
+    known = None if complete else known_analysis(config, found, files)
+    return Prepared(config, outputs, found, complete, mark, files, known, why)
 
 
 @contextlib.contextmanager
@@ -107,8 +113,7 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.engine.state.open_state`."""
     config, outputs = prepared.config, prepared.outputs
     make_folder(outputs.path)
-    options = _deciding(to_dict(config), contents(config))
-    mark = token(config, prepared.found)
+    options = _deciding(to_dict(config), prepared.contents)
     elsewhere = contextlib.ExitStack()  # the hold on an output that other machines see
     owners: list[Owner] = []
 
@@ -116,12 +121,14 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
         if outputs.url is not None:
             owners.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
         try:
-            return check_outputs(config, outputs, mark)
+            return check_outputs(config, outputs, prepared.token, prepared.contents)
         except BaseException:
             elsewhere.close()  # it has a file in the folder, which goes when it is empty
             raise
 
-    state_of = open_state(outputs.local(), mark, options, restart=restart, is_complete=is_complete)
+    state_of = open_state(
+        outputs.local(), prepared.token, options, restart=restart, is_complete=is_complete
+    )
     try:
         with state_of as state, elsewhere:  # ends before the lock here does
             if owners:
@@ -251,14 +258,14 @@ def contents(config: Config) -> dict[str, str]:
     return {key: digest_of(path, key) for key, path in _plane_files(config).items()}
 
 
-def token(config: Config, found: Found) -> str:
-    """What can change bytes of the output: options of the stages, the state of the input and of what corrects it."""
-    options = _deciding(to_dict(config), contents(config))
+def token(config: Config, found: Found, files: Mapping[str, str]) -> str:
+    """Identifies a job: the options that change bytes of the output, the state of the input, the digests of its files."""
+    options = _deciding(to_dict(config), files)
     text = json.dumps([options, found.identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
+def check_outputs(config: Config, outputs: Outputs, mark: str, files: Mapping[str, str]) -> bool:
     """Whether a run with an equal token is complete already; refuses to touch any other output.
 
     Raises
@@ -297,7 +304,7 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
                 "run, or set output.overwrite=true to remove them"
             )
     raise OutputExistsError(
-        f"{outputs.store} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
+        f"{outputs.store} exists{_difference(attrs, config, files, missing)}. Choose another output.path, or set "
         f"output.overwrite=true to {when}"
     )
 
@@ -364,13 +371,15 @@ def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
     return {**kept, "device": options["device"]}
 
 
-def _difference(attrs: Mapping[str, Any], config: Config, missing: list[str]) -> str:
-    """In what an existing output differs, as far as it tells."""
-    before, files = attrs.get("config"), attrs.get("contents", {})
-    if not isinstance(before, dict) or not isinstance(files, dict):
+def _difference(
+    attrs: Mapping[str, Any], config: Config, files: Mapping[str, str], missing: list[str]
+) -> str:
+    """How an existing output differs, as far as its attributes tell."""
+    before, files_before = attrs.get("config"), attrs.get("contents", {})
+    if not isinstance(before, dict) or not isinstance(files_before, dict):
         return ""
     now = to_dict(config)
-    old, new = _deciding({**now, **before}, files), _deciding(now, contents(config))
+    old, new = _deciding({**now, **before}, files_before), _deciding(now, files)
     changed = [
         f"{section}.{key}"
         for section, options in new.items()

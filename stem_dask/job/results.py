@@ -15,7 +15,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.model import Window
 from stem_dask.job.advice import too_little_kept
 from stem_dask.job.outputs import Outputs
-from stem_dask.job.prepare import Prepared, contents, n_quarantined, token
+from stem_dask.job.prepare import Prepared, n_quarantined
 from stem_dask.report import text as report
 from stem_dask.stages.patterns import lead_shape
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
@@ -74,9 +74,9 @@ def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]])
     name, n_bytes, changed = prepared.found.identity
     return {
         "title": info.title,
-        "token": token(config, prepared.found),
+        "token": prepared.token,
         "config": to_dict(config),
-        "contents": contents(config),
+        "contents": prepared.contents,
         "input": {
             "path": name,
             "bytes": n_bytes,
@@ -151,7 +151,7 @@ def made_by(prepared: Prepared) -> dict[str, Any]:
     """What a store says in its attributes: the run that made a file of another format, and that file's state."""
     status = os.stat(prepared.outputs.path)
     return {
-        "token": token(prepared.config, prepared.found),
-        "contents": contents(prepared.config),
+        "token": prepared.token,
+        "contents": prepared.contents,
         "of": [status.st_size, status.st_mtime_ns],
     }
