@@ -19,7 +19,7 @@ from stem_dask.core.chunks import (
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.window import axis_window, covering_radius
-from stem_dask.job.footprint import (
+from stem_dask.job.memory_and_disk import (
     Footprint,
     footprints,
     most_positions,

@@ -21,7 +21,7 @@ from stem_dask.core.errors import ConfigError, InterruptedRunError, StemDaskErro
 from stem_dask.core.text import by
 from stem_dask.engine.state import unfinished_token
 from stem_dask.job.outputs import is_there
-from stem_dask.job.prepare import Prepared, begun, input_lines, prepare
+from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
 from stem_dask.storage.urls import is_url
 
 if TYPE_CHECKING:
@@ -141,8 +141,6 @@ class Batch:
     def _refuse_too_small(self, prepared: Prepared) -> None:
         """While there are no workers whose memory could be looked at."""
         if self.connection is None:
-            from stem_dask.job.fitting import refuse_too_small
-
             refuse_too_small(prepared)
 
     def _open(self) -> list[Dataset]:

@@ -102,11 +102,10 @@ def check_command(options: argparse.Namespace) -> int:
     from stem_dask.config.load import load_configs
 
     def check(config: "Config") -> int:
-        from stem_dask.job.prepare import prepare
+        from stem_dask.job.prepare import prepare, refuse_unfit
 
         prepared = prepare(config)
         from stem_dask.job.describe import describe_job
-        from stem_dask.job.fitting import refuse_unfit
 
         print("\n".join(describe_job(prepared.config, prepared.found, prepared.known)))
         if prepared.complete:

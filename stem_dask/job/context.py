@@ -21,13 +21,13 @@ from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
 from stem_dask.engine.records import Tally
 from stem_dask.engine.state import RunState
-from stem_dask.job.footprint import projected_bytes
 from stem_dask.job.memory_and_disk import (
     check_memory,
     disk_need,
     enough_room,
     fitting_block,
     memory_of,
+    projected_bytes,
     shapes,
     task_memory,
     with_cuda,

@@ -11,7 +11,6 @@ from stem_dask.config.options import Config
 from stem_dask.core.chunks import inner_chunk, shard_shape, uncropped
 from stem_dask.core.text import size
 from stem_dask.job.earlier import Known
-from stem_dask.job.footprint import projected_bytes, task_bytes
 from stem_dask.job.memory_and_disk import (
     Shapes,
     disk_need,
@@ -19,7 +18,9 @@ from stem_dask.job.memory_and_disk import (
     fitting_slab,
     free_bytes,
     memory_of,
+    projected_bytes,
     shapes,
+    task_bytes,
     task_memory,
     turned_bytes,
     with_cuda,

@@ -26,8 +26,7 @@ from stem_dask.job.writing import (
     write_normalized,
 )
 from stem_dask.report import text as report
-from stem_dask.report.figure import draw
-from stem_dask.report.figure_data import figure_data
+from stem_dask.report.figure import draw, figure_data
 from stem_dask.storage.publish import temporary
 
 #: what report.json says of a complete run

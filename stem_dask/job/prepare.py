@@ -108,6 +108,35 @@ def prepare(config: Config, outputs: Outputs | None = None) -> Prepared:
     return Prepared(config, outputs, found, complete, mark, files, known, why)
 
 
+def refuse_too_small(prepared: Prepared) -> None:
+    """Refuse workers without memory for the job before they are started, as far as the config states their memory.
+
+    Of workers that can at least load their code, only SLURM's are projected now, because its jobs wait in a queue; for
+    others the projection, which takes a second to load, follows when they have been started.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker will not have the memory.
+    """
+    from stem_dask.cluster.layout import planned  # loads dask
+
+    config, found = prepared.config, prepared.found
+    worker = planned(config.cluster, found.n_bytes, config.device)
+    if worker.room is not None and (worker.room <= 0 or config.cluster.kind == "slurm"):
+        refuse_unfit(prepared)
+
+
+def refuse_unfit(prepared: Prepared) -> None:
+    """Refuse planned workers of any kind without memory for the job; raises as `refuse_too_small`."""
+    from stem_dask.cluster.layout import planned
+    from stem_dask.job.memory_and_disk import check_memory, fitting_block, with_cuda
+
+    config, found = prepared.config, prepared.found
+    worker = with_cuda(config, planned(config.cluster, found.n_bytes, config.device))
+    check_memory(config, found, fitting_block(config, found, worker), worker)
+
+
 @contextlib.contextmanager
 def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.engine.state.open_state`."""

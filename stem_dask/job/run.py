@@ -13,8 +13,7 @@ from stem_dask.core.machine import load_meanwhile
 from stem_dask.core.model import Progress
 from stem_dask.engine.clients import connected, refuse_no_client
 from stem_dask.engine.state import RunState
-from stem_dask.job.fitting import refuse_too_small
-from stem_dask.job.prepare import Prepared, begun, input_lines, prepare
+from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
 
 if TYPE_CHECKING:
     from distributed import Client
