@@ -109,7 +109,7 @@ def test_what_a_task_holds():
         "analyze",
         "crop",
     }
-    passing = footprints(131072, 4096, **{**options, "waiting": 0}, in_pieces=True, ahead=True)
+    passing = footprints(131072, 4096, **{**options, "waiting": 0}, in_pieces=True, analyzes=True)
     assert passing["crop"] == Footprint(1000 + 8 * 4096 + 16 * 131072, 8 + 600)
 
 

@@ -1,4 +1,4 @@
-"""The picture of a run: where the window lies, what it cut, and which patterns lost most."""
+"""The figure of a run: the window, the cropped patterns, and the patterns with the lowest retention."""
 
 import math
 import textwrap
@@ -35,7 +35,7 @@ WINDOW, GOOD, BAD, ALLOWED, NOTHING = "#00e5ff", "#1b5e20", "#c00020", "#d17a00"
 
 MOST_PIXELS, MOST_RINGS, MOST_BINS = 320, 500, 60  # 320 pixels fill a panel
 
-#: letters that a title and an axis name have room for; longer ones are smaller
+#: letters of a title and of an axis name at full font size; longer ones are drawn smaller
 TITLE_LETTERS, NAME_LETTERS = 48, 40
 
 TEXT_COLUMNS, TEXT_ROWS = 44, 25
@@ -43,7 +43,7 @@ TEXT_COLUMNS, TEXT_ROWS = 44, 25
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FigureData:
-    """What the figure shows, as plain arrays in source pixels; what is None (or empty) has no panel.
+    """The data of the figure, as arrays in source pixels; None or empty data have no panel.
 
     ``axes`` are the source's (ky, kx), ``scan_axes`` two for a scan and one for a list of patterns; "scan" below is
     their shape. ``worst`` has up to three (scan index, pattern, (first row, first column) of its window, retention).
@@ -92,15 +92,15 @@ def figure_data(
     *,
     title: str,
 ) -> FigureData:
-    """Collect the figure's arrays: what is known of the patterns, and the worst patterns from the source.
+    """Collect the arrays of the figure, and read the patterns with the lowest retention from the source.
 
     Parameters
     ----------
     patterns, out : the lazy source and the lazy output
     mean : (ky, kx) mean output pattern
-    analysis : complete analysis of a crop, None without one
-    window : the window that was cut, or None when nothing was cropped
-    results : what results.json says
+    analysis : analysis of a crop with the retention, else None
+    window : of a crop, else None
+    results : of the run, as in results.json
     title : of the dataset
     """
     axes = axes_of(patterns)
@@ -254,7 +254,7 @@ def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
             ax.axhline(value, color=color, ls="--", lw=1.4, label=f"{label} {value:g}")
     for side in sorted(set(report.window_shape or ())):
         ax.axvline(side, color="black", lw=2, label=f"window {side} px")
-    # Only the part that decides: up to twice the window, from just below the lowest retention.
+    # the relevant range: up to twice the window, from just below the lowest retention
     lowest = min(target or 0.9, floor or 0.9, _finite(report.retention).min(initial=0.9))
     right = 2 * max(report.window_shape or (1, *size))
     ax.set(xlim=(0, right), ylim=(max(0.0, lowest - 0.1), 1.01))
@@ -271,7 +271,7 @@ def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
         low, high = int(known.min()), int(known.max())
         step = -(-(high - low + 1) // MOST_BINS)
         edges = (np.arange(low, high + step + 1, step) - 0.5).tolist()
-        # A few patterns far out decide the window; among very many they show only on a log axis.
+        # a few outliers set the window; among many patterns they are visible only on a log axis
         log = known.size > 2000
         counts, _, _ = ax.hist(known, edges, color="#4c78a8", edgecolor="white", lw=0.5, log=log)
         most = float(np.max(counts))  # room for the legend above the bars
@@ -320,16 +320,16 @@ def _draw_retention(ax: "Axes", report: FigureData, retention: NDArray) -> None:
 def _show_pattern(
     ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis], boxes: Sequence[tuple[str, Pair, Pair]]
 ) -> None:
-    """Draw on a log scale, in the units of the axes; what has no logarithm is black."""
+    """Draw on a log scale, in the units of the axes; values without a logarithm are black."""
     from matplotlib.colors import LogNorm
 
     image = np.where(np.isfinite(pattern), pattern, 0).astype(np.float64).clip(0, 1e300)
     (y, x), (rows, cols) = map(_shown, axes), image.shape
     step = -(-max(rows, cols) // MOST_PIXELS)
-    for axis in (0, 1):  # the brightest pixel of each block, so that no lone spot is lost
+    for axis in (0, 1):  # maximum of each block, so that no single spot is lost
         image = np.maximum.reduceat(image, np.arange(0, image.shape[axis], step), axis)
     bright = image[image > 1e-300] if image.max() > 1e-300 else np.ones(1)
-    # Half the lowest value: a pixel with a single count has to differ from one with none.
+    # half the lowest value, so that a single count differs from none
     low = float(np.clip(bright.min() / 2, bright.max() * 1e-6, bright.max() * 0.1))
     edges = (x.value(-0.5), x.value(cols - 0.5), y.value(rows - 0.5), y.value(-0.5))
     shown = ax.imshow(image.clip(low), "magma", LogNorm(low, bright.max()), extent=edges)
@@ -379,13 +379,13 @@ def _color_bar(ax: "Axes", shown: Any, extend: str = "neither") -> None:
 
 
 def _frame(ax: "Axes", aspect: float) -> None:
-    """Keep true proportions unless they would leave a thin stripe."""
+    """Equal scales on both axes, unless that makes a thin stripe."""
     ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
     ax.set(facecolor=NOTHING, aspect=aspect if 0.5 <= ratio <= 2 else "auto")
 
 
 def _shown(axis: Axis) -> Axis:
-    """The axis as drawn: in its own units, in pixels without them."""
+    """The axis in its units, or in pixels if it has no usable calibration."""
     good = axis.calibrated and 1e-30 < abs(axis.scale) < 1e30
     good = good and abs(axis.offset) < 1e9 * abs(axis.scale)
     return axis if good else replace(axis, scale=1.0, offset=0.0, units="px")
@@ -408,7 +408,7 @@ def _style() -> AbstractContextManager[None]:
         "image.interpolation": "nearest",
         "image.interpolation_stage": "data",
     }
-    # All but the backend, which a context would not give back.
+    # except the backend, which rc_context does not restore
     default: dict[Any, Any] = {
         key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
     }
