@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.data import scan_rows, write_scan
 from stem_dask.core.chunks import MIB, lead_chunks
-from stem_dask.job.transpose import turn_of
+from stem_dask.job.transpose import plan_transpose
 from stem_dask.readers.open import find
 from stem_dask.readers.source import Source
 from stem_dask.stages.open import block_positions
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         block = block_positions(new, options.block)
         plane_bytes = rows * SCAN_X * new.source.dtype.itemsize
         slab = lead_chunks(new.source.shape[2:], plane_bytes, options.slab)
-        turn = turn_of(old, block, slab, folder)
+        turn = plan_transpose(old, block, slab, folder)
         n_bytes = turn.sink.file.n_bytes
         print(
             f"{n_bytes / 1e9:.2f} GB, blocks {block}, slabs {slab} of {turn.slabs.nbytes / turn.slabs.npartitions / MIB:.0f} "

@@ -15,7 +15,7 @@ from numcodecs import GZip
 
 import stem_dask as sd
 from stem_dask.core.errors import SourceError
-from stem_dask.job.prepare import prepare, token
+from stem_dask.job.prepare import prepare
 from stem_dask.job.run import run
 from stem_dask.readers import zarr_chunks as chunks
 from stem_dask.readers.open import find
@@ -175,7 +175,7 @@ def test_a_run_with_missing_chunks(beam_file: Path, make_config: Any, tmp_path: 
     refused, zero = make_config(store), make_config(store, input=asked)
     with pytest.raises(SourceError, match=r"c/1/0/0/0 is missing or empty"):
         run(refused)
-    assert token(refused, prepare(refused).found) != token(zero, prepare(zero).found)
+    assert prepare(refused).token != prepare(zero).token
     results = run(make_config(store, "zero.zarr", input=asked)).results
     assert "1 of 3 chunk files are missing" in results["input"]["notes"][0]
     assert results["validation"]["n_empty"] == 10

@@ -117,7 +117,7 @@ def test_the_same_script_again_and_another_one(folder, capsys):
     assert batch("one.yaml", "--slurm") == 0
     assert batch("two.yaml", "--slurm") == 2
     assert (
-        "stem-dask-batch.sh exists and is another one; remove it, or name"
+        "stem-dask-batch.sh exists with other contents; remove it, or choose"
         in capsys.readouterr().err
     )
     assert batch("two.yaml", "--slurm", "--script", "jobs.sh") == 0

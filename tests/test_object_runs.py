@@ -86,8 +86,8 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     upload(stored, source)
     config = job(source=source, export=["npy"], figure=True)
     prepared = prepare(config)
-    assert prepared.known is not None
-    assert prepared.known.note == f"the analysis is taken from {source}"
+    assert prepared.precomputed is not None
+    assert prepared.precomputed.note == f"the analysis is taken from {source}"
     done = run(config)
     assert done.exit_code == local.exit_code == 0
     assert done.results["window"] == local.results["window"]

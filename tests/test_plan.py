@@ -19,7 +19,7 @@ from stem_dask.core.chunks import (
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.window import axis_window, covering_radius
-from stem_dask.job.footprint import (
+from stem_dask.job.memory_and_disk import (
     Footprint,
     footprints,
     most_positions,
@@ -109,7 +109,7 @@ def test_what_a_task_holds():
         "analyze",
         "crop",
     }
-    passing = footprints(131072, 4096, **{**options, "waiting": 0}, in_pieces=True, ahead=True)
+    passing = footprints(131072, 4096, **{**options, "waiting": 0}, in_pieces=True, analyzes=True)
     assert passing["crop"] == Footprint(1000 + 8 * 4096 + 16 * 131072, 8 + 600)
 
 

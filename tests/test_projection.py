@@ -13,10 +13,10 @@ from stem_dask.core.errors import DiskFullError, MemoryBudgetError
 from stem_dask.core.model import USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.engine.state import RunState
 from stem_dask.job import memory_and_disk as projection
-from stem_dask.job.footprint import Footprint
 from stem_dask.job.memory_and_disk import (
     PASSING,
     DiskNeed,
+    Footprint,
     check_disk,
     check_memory,
     disk_need,

@@ -27,9 +27,9 @@ from stem_dask.engine import run as engine
 from stem_dask.engine.journal import Journal
 from stem_dask.job import memory_and_disk as projection
 from stem_dask.job.describe import describe_job
-from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, turned_bytes
+from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, transposed_bytes
 from stem_dask.job.run import run
-from stem_dask.job.transpose import turn_of
+from stem_dask.job.transpose import plan_transpose
 from stem_dask.kernels import transpose as turn_kernel
 from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers import detector_first as module
@@ -179,8 +179,8 @@ def test_files_of_another_order_are_not_turned(tmp_path: Path) -> None:
     for name in ("a.npy", "f.npy"):
         found = find(tmp_path / name, scan_roi=[1, 3, 0, 2], flip=True)
         assert detector_first(found.source) is None
-        with pytest.raises(ConfigError, match=rf"{name}: the detector is not slowest"):
-            turn_of(found, (1, 1), (1, 1), tmp_path)
+        with pytest.raises(ConfigError, match=rf"{name}: this file is not detector-first"):
+            plan_transpose(found, (1, 1), (1, 1), tmp_path)
 
 
 # --- both passes ------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_any_chunks_give_the_same_patterns(
 ) -> None:
     patterns = numbers(dtype=dtype)
     found = find(raw_file(tmp_path, patterns), shape=(7, 6, 5, 4), dtype=dtype, **DETECTOR_FIRST)
-    turn = turn_of(found, block, slab, tmp_path)
+    turn = plan_transpose(found, block, slab, tmp_path)
     turn.run()
     assert turn.found.source.shape == SHAPE
     np.testing.assert_array_equal(turn.found.source[part], patterns[part])
@@ -220,7 +220,7 @@ def test_both_orders_of_dm4(tmp_path: Path, options: Any) -> None:
     patterns = numbers()
     old = find(old_file(tmp_path, patterns, **options))
     new = find(write_dm4(tmp_path / "new.dm4", patterns, SHAPE[:2], SHAPE[2:], "uint16"))
-    turn = turn_of(old, (2, 4), (3, 6), tmp_path)
+    turn = plan_transpose(old, (2, 4), (3, 6), tmp_path)
     turn.run()
     assert turn.found.info.axes == new.info.axes
     for source in (old.source, turn.found.source, new.source):
@@ -231,7 +231,7 @@ def test_bytes_and_runs_of_both_passes(tmp_path: Path, monkeypatch: pytest.Monke
     """Each pass reads every byte once; the second one reads a block from one place, slab after slab."""
     patterns = numbers((6, 8, 16, 16))
     found = find(old_file(tmp_path, patterns))
-    turn = turn_of(found, (2, 8), (4, 16), tmp_path)
+    turn = plan_transpose(found, (2, 8), (4, 16), tmp_path)
     reads = reads_of(monkeypatch)
     turn.run()
     assert sum(n for _, _, n in reads) == patterns.nbytes
@@ -251,7 +251,7 @@ def test_bytes_and_runs_of_both_passes(tmp_path: Path, monkeypatch: pytest.Monke
 def test_going_on_looks_at_every_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after four of seven slabs; a bit of one of them flipped meanwhile: it and the rest are made again."""
     patterns = numbers()
-    turn = turn_of(find(old_file(tmp_path, patterns)), (2, 4), (1, 6), tmp_path)
+    turn = plan_transpose(find(old_file(tmp_path, patterns)), (2, 4), (1, 6), tmp_path)
     journal = Journal(tmp_path / "journal")
 
     def stop(done: int, n: int, record: Any) -> None:
@@ -291,7 +291,7 @@ def test_going_on_looks_at_every_piece(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_lost_intermediate_file_is_made_again(tmp_path: Path) -> None:
     patterns = numbers()
-    turn = turn_of(find(old_file(tmp_path, patterns)), (2, 4), (3, 6), tmp_path)
+    turn = plan_transpose(find(old_file(tmp_path, patterns)), (2, 4), (3, 6), tmp_path)
     journal = Journal(tmp_path / "journal")
     turn.run(journal=journal)
     os.remove(turn.sink.file.path)
@@ -303,19 +303,19 @@ def test_a_lost_intermediate_file_is_made_again(tmp_path: Path) -> None:
 
 def test_a_cut_file_is_told(tmp_path: Path) -> None:
     path = old_file(tmp_path, numbers())
-    turn = turn_of(find(path), (2, 4), (3, 6), tmp_path)
+    turn = plan_transpose(find(path), (2, 4), (3, 6), tmp_path)
     with open(path, "r+b") as file:
         file.truncate(1200)
     with pytest.raises(
         SourceError,
-        match=r"^block \[\d:\d, 0:6\]: .*old\.dm4: the file ends at byte 1,200.*the block is of the detector.*"
-        r"quarantine cannot leave it out",
+        match=r"^block \[\d:\d, 0:6\]: .*old\.dm4: the file ends at byte 1,200.*this file is detector-first.*"
+        r"quarantine cannot skip it",
     ):
         turn.run()
 
 
 def test_a_full_disk_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    turn = turn_of(find(old_file(tmp_path, numbers())), (2, 4), (3, 6), tmp_path)
+    turn = plan_transpose(find(old_file(tmp_path, numbers())), (2, 4), (3, 6), tmp_path)
 
     def full(*args: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device", "patterns.raw")
@@ -333,16 +333,16 @@ def test_only_what_exceeds_the_memory_is_turned(
 ) -> None:
     patterns = numbers((6, 8, 16, 12))
     found = find(old_file(tmp_path, patterns))
-    assert turned_bytes(found) == 0
+    assert transposed_bytes(found) == 0
     monkeypatch.setattr(projection, "machine_bytes", lambda: 2 * patterns.nbytes)
-    assert turned_bytes(found) == 0
+    assert transposed_bytes(found) == 0
     monkeypatch.setattr(projection, "machine_bytes", lambda: 2 * patterns.nbytes - 2)
-    assert turned_bytes(found) == patterns.nbytes
+    assert transposed_bytes(found) == patterns.nbytes
     part = find(found.info.path, scan_roi=[0, 6, 2, 4])
     # a quarter of every row, which has to be read whole
-    assert turned_bytes(part) == patterns.nbytes // 4
+    assert transposed_bytes(part) == patterns.nbytes // 4
     np.save(tmp_path / "new.npy", patterns)
-    assert turned_bytes(find(tmp_path / "new.npy")) == 0
+    assert transposed_bytes(find(tmp_path / "new.npy")) == 0
 
 
 def test_the_disk_holds_the_input_once_more(
@@ -371,12 +371,11 @@ def test_check_tells_of_it(
 ) -> None:
     config = make_config(old_file(tmp_path, numbers()))
     found = find(config.input.path)
-    assert not any(line.startswith("turns") for line in describe_job(config, found))
+    assert not any(line.startswith("transposes") for line in describe_job(config, found))
     monkeypatch.setattr(projection, "CACHED_SHARE", 0)
-    (line,) = (line for line in describe_job(config, found) if line.startswith("turns"))
+    (line,) = (line for line in describe_job(config, found) if line.startswith("transposes"))
     assert (
-        line
-        == "turns       1.68 kB first, into a file of this size: the detector is slowest in the input"
+        line == "transposes  1.68 kB first into an intermediate file: the input is detector-first"
     )
 
 
@@ -415,7 +414,7 @@ def test_a_slab_is_neither_small_nor_large() -> None:
 def test_a_pixel_that_does_not_fit() -> None:
     with pytest.raises(
         MemoryBudgetError,
-        match=r"with 300 MB for 1 thread cannot turn .* needs 337 MB for a single",
+        match=r"with 300 MB for 1 thread cannot transpose .* needs 337 MB for a single",
     ):
         slab_of((8, 8, 8192, 8192), 300 * 10**6)
 

@@ -16,13 +16,13 @@ from stem_dask.core.errors import ConfigError
 if TYPE_CHECKING:
     from stem_dask.config.options import Cluster, Config
 
-#: SLURM signals so many seconds before the wall time; it may be a minute early
+#: seconds before the wall time at which SLURM signals; it may be a minute early
 SIGNAL_SECONDS = 120
 
-#: less time than this would mostly be start and signal
+#: the shortest wall time that leaves time to work
 LEAST_SECONDS = 300
 
-#: what follows the list of datasets; a task that its user cancelled must not come back, so that its state is asked for
+#: end of the script; a task that its user cancelled must not be requeued, so its state is checked
 _END = """
 # SLURM signals this shell before the wall time. The run stops in order (exit code 75), and the task goes back into the
 # queue, where the same command goes on; the same when a node fails (--requeue).
@@ -87,7 +87,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run_configs(options: argparse.Namespace) -> int:
-    """Run all jobs of all configs here, one after another; returns the highest exit code."""
+    """Run all jobs of all configs in this process, one after another; returns the highest exit code."""
     from stem_dask.cli.jobs import run_all
     from stem_dask.config.load import load_configs
 
@@ -105,12 +105,12 @@ def run_configs(options: argparse.Namespace) -> int:
 
 
 def write_script(options: argparse.Namespace) -> list[str]:
-    """Write the job array, and submit it when that was asked for; returns what to tell the user.
+    """Write the job array, and submit it with ``--submit``; returns lines for the user.
 
     Raises
     ------
     ConfigError
-        When a job cannot be one of an array, or another file is in the way.
+        If a job cannot be a task of an array, or another file has the script's name.
     """
     import subprocess
 
@@ -120,25 +120,25 @@ def write_script(options: argparse.Namespace) -> list[str]:
     path = Path(options.script).absolute()
     if path.exists() and path.read_text() != text:
         raise ConfigError(
-            f"--script {path} exists and is another one; remove it, or name another file"
+            f"--script {path} exists with other contents; remove it, or choose another name"
         )
     path.write_text(text)
-    told = [f"wrote {path}: {len(jobs)} datasets, one a task"]
+    lines = [f"wrote {path}: {len(jobs)} datasets, one a task"]
     if not options.submit:
-        return [*told, f"submit it with: sbatch {shlex.quote(str(path))}"]
+        return [*lines, f"submit it with: sbatch {shlex.quote(str(path))}"]
     try:
         done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     except OSError as error:
         raise ConfigError(f"{path} was not submitted: {error}; is this a SLURM cluster?") from error
     if done.returncode:
         raise ConfigError(f"{path} was not submitted: {done.stderr.strip()}")
-    return [*told, done.stdout.strip()]
+    return [*lines, done.stdout.strip()]
 
 
 def script(
     jobs: Sequence[tuple[str, "Config"]], overrides: Sequence[str], options: argparse.Namespace
 ) -> str:
-    """The job array for some jobs, each with the file that its options come from."""
+    """The text of the job array; every job has the config file of its options."""
     from stem_dask.cluster.slurm import seconds_of
 
     cluster = jobs[0][1].cluster
@@ -165,7 +165,7 @@ def script(
 
 
 def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list[str]:
-    """What SLURM is asked for."""
+    """The options of sbatch."""
     for name in ("cpus_per_task", "at_once"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -176,9 +176,9 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
             f"--mem is {options.mem}, which SLURM takes for MB; give its unit, such as {options.mem}G"
         )
     at_once = "" if options.at_once is None else f"%{options.at_once}"
-    # what SLURM fills in begins with %
+    # % starts a placeholder of SLURM
     log = str(Path(options.script).absolute().with_suffix("")).replace("%", "%%")
-    asked = [
+    directives = [
         "--job-name=stem-dask",
         f"--array=1-{n}{at_once}",
         "--nodes=1",
@@ -192,13 +192,13 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
         f"--output={log}-%A_%a.log",
     ]
     given = {"partition": cluster.queue, "account": cluster.account}
-    asked += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    # as in a shell, or SLURM would end at the first space of a folder's name; what the user gave is as SLURM shall see it
-    return [*map(shlex.quote, asked), *cluster.job_extra]
+    directives += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    # quoted, because SLURM splits at spaces; cluster.job_extra is passed unchanged
+    return [*map(shlex.quote, directives), *cluster.job_extra]
 
 
 def _jobs(files: Sequence[str], overrides: Sequence[str]) -> list[tuple[str, "Config"]]:
-    """Every dataset of every config, and the file that it comes from."""
+    """Every job of every config, with its config file."""
     from stem_dask.config.load import load_configs
 
     jobs = [(file, config) for file in files for config in load_configs(file, overrides)]

@@ -1,4 +1,4 @@
-"""Several inputs in one command: one after another on one cluster; a failure stops no other, and a table says which."""
+"""Several inputs in one command: one after another on one cluster; failed inputs are listed in a table at the end."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from stem_dask.core.errors import ConfigError, InterruptedRunError, StemDaskErro
 from stem_dask.core.text import by
 from stem_dask.engine.state import unfinished_token
 from stem_dask.job.outputs import is_there
-from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, token
+from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
 from stem_dask.storage.urls import is_url
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass
 class Row:
-    """One dataset in the table; without an exit code it was not brought to an end."""
+    """One dataset in the table; without an exit code it is not finished."""
 
     input: str
     output: str
@@ -44,21 +44,21 @@ class Row:
 
     @classmethod
     def of(cls, config: Config) -> "Row":
-        """Of a job that has not begun."""
+        """The row of a job that has not started."""
         return cls(str(config.input.path), config.output.path)
 
 
 @dataclass
 class Dataset:
-    """One of several inputs: its job, what is known of it, and how it ended (its row of the table)."""
+    """One of several inputs: its job and state, and its row of the table."""
 
     config: Config
     place: str
     row: Row
-    #: the window that it would get by itself, for ``crop.size: common``, and the size of its detector
+    #: for ``crop.size: common``, the window of this dataset alone, and the size of its detector
     window: "Window | None" = None
     detector: tuple[int, int] = (0, 0)
-    #: whether this command has begun it, and the job that would replace an output which this command made already
+    #: whether this command has started it, and the job that replaces an output which this command made already
     begun: bool = False
     again: Config | None = None
 
@@ -74,10 +74,10 @@ def run_all(
 
     Parameters
     ----------
-    configs : of one job or of several, as `stem_dask.config.load.load_configs` gives them; the first says which cluster
+    configs : of one or several jobs, see `stem_dask.config.load.load_configs`; the first one defines the cluster
     quiet : print errors only
     restart : drop unfinished runs
-    time_limit : seconds until the command stops, so that the same command goes on later
+    time_limit : seconds until the command stops; the same command resumes
 
     Returns
     -------
@@ -87,9 +87,9 @@ def run_all(
     Raises
     ------
     InterruptedRunError
-        When it was asked to stop.
+        If it was interrupted.
     StemDaskError
-        What stops a single job, or keeps the cluster from starting.
+        If a single job fails, or the cluster does not start.
     """
     if len(configs) == 1:
         return run_one(configs[0], quiet=quiet, restart=restart, time_limit=time_limit)
@@ -102,10 +102,10 @@ def run_all(
         try:
             with contextlib.ExitStack() as stack:
                 Batch(datasets, line, asked, restart, stack).run()
-        finally:  # after what workers may say when they are stopped
+        finally:  # after the last messages of the workers
             line.close()
             rows = [dataset.row for dataset in datasets]
-            if any(row.exit_code is not None for row in rows):  # else nothing has begun
+            if any(row.exit_code is not None for row in rows):  # else nothing has started
                 for text in table(rows):
                     line.say(text)
     return max(dataset.row.exit_code or 0 for dataset in datasets)
@@ -113,11 +113,11 @@ def run_all(
 
 @dataclass
 class Batch:
-    """Several jobs on their way, and what they share."""
+    """Several running jobs, and their shared state."""
 
     datasets: list[Dataset]
     line: ProgressLine
-    #: not empty when the command was asked to stop
+    #: not empty if the command was interrupted
     asked: Sequence[int]
     restart: bool
     stack: contextlib.ExitStack
@@ -126,7 +126,7 @@ class Batch:
     common: tuple[int, int] | None = None
 
     def run(self) -> None:
-        """All jobs; an error is noted in its dataset."""
+        """Run all jobs; an error is recorded in the row of its dataset."""
         if self._look():
             self._connect()
         crop = self.datasets[0].config.crop
@@ -139,17 +139,15 @@ class Batch:
                 self._note(dataset, outcome)
 
     def _refuse_too_small(self, prepared: Prepared) -> None:
-        """While there are no workers whose memory could be looked at."""
+        """Check the memory of planned workers, unless they have been started."""
         if self.connection is None:
-            from stem_dask.job.fitting import refuse_too_small
-
             refuse_too_small(prepared)
 
     def _open(self) -> list[Dataset]:
         return [dataset for dataset in self.datasets if dataset.row.exit_code is None]
 
     def _connect(self) -> "Connection":
-        """The one cluster of all, made when it is first needed."""
+        """The shared cluster, started when it is first needed."""
         if self.connection is None:
             from stem_dask.cluster.connect import connect
             from stem_dask.cluster.layout import begin
@@ -169,13 +167,13 @@ class Batch:
         return self.connection
 
     def _tried(self, dataset: Dataset, work: Callable[[], T]) -> T | None:
-        """The result of some work for a dataset; an error is told and noted, and the others go on."""
+        """Call ``work``; an error is printed and recorded, and the other datasets continue."""
         try:
             return work()
         except InterruptedRunError:
             raise
         except Exception as error:
-            if self.asked:  # an import that is stopped ends in errors of many kinds
+            if self.asked:  # an interrupted import may raise any error
                 raise
             row = dataset.row
             row.exit_code = 5 if isinstance(error, OSError) else 1  # of the client itself
@@ -184,12 +182,12 @@ class Batch:
             row.words = str(error) or type(error).__name__
             where = "" if row.input in row.words else f"{row.input}: "
             self.line.complain(f"error: {where}{row.words}")
-            if row.exit_code == 1:  # a fault of ours: whoever mends it wants to know where
+            if row.exit_code == 1:  # an internal error
                 traceback.print_exception(error)
             return None
 
     def _look(self) -> bool:
-        """Whether there is anything to do; what is wrong is told when its turn comes."""
+        """Whether any job is to run; errors are raised again, and reported, when the job runs."""
         looked: list[tuple[Dataset, Prepared]] = []
         for dataset in self.datasets:
             with contextlib.suppress(StemDaskError, OSError):
@@ -206,9 +204,9 @@ class Batch:
         return bool(waiting)
 
     def _replaced(self, dataset: Dataset, prepared: Prepared, going_on: bool) -> bool:
-        """Whether this very command replaced the output already, before it was interrupted.
+        """Whether this command, before it was interrupted, has already replaced the output.
 
-        To tell that later, leave to replace is noted for every older output before the first job begins.
+        To recognize that, the journals record permission to replace every older output before the first job starts.
         """
         if not dataset.config.output.overwrite:
             return False
@@ -224,12 +222,12 @@ class Batch:
         return False
 
     def _drops(self, dataset: Dataset) -> bool:
-        """Whether to drop an unfinished run: one of an earlier command, not of this one."""
+        """Whether to drop an unfinished run of an earlier command."""
         first, dataset.begun = not dataset.begun, True
         return self.restart and first
 
     def _common_size(self) -> tuple[int, int] | None:
-        """The size for the datasets that fit together; the others are refused when their turn comes."""
+        """The common size of the datasets that fit together; the others are refused when they run."""
         from stem_dask.stages.window import common_size
 
         for dataset in self._open():
@@ -246,7 +244,7 @@ class Batch:
         return common
 
     def _own_window(self, dataset: Dataset) -> "Window":
-        """The window that a dataset would get by itself; the analysis waits for the crop."""
+        """The window of one dataset alone; its analysis is kept for the crop."""
         prepared = prepare(dataset.config)
         height, width = prepared.found.source.shape[-2:]
         dataset.detector = (int(height), int(width))
@@ -281,7 +279,7 @@ class Batch:
 
             return already_complete(prepared.config, prepared.outputs)
         self._refuse_too_small(prepared)
-        analyzed = self.common is not None and dataset.begun  # which was shown
+        analyzed = self.common is not None and dataset.begun  # already shown
         with begun(prepared, restart=self._drops(dataset)) as state:
             from stem_dask.job.run import run
 
@@ -300,12 +298,12 @@ class Batch:
             self.line.step(step)
 
     def _brief(self, text: str) -> None:
-        """Of what a single run says, what the table does not."""
+        """Print the lines of a single run that the table lacks."""
         if text.startswith("resuming"):
             self.line.say(text)
 
     def _note(self, dataset: Dataset, outcome: "Outcome") -> None:
-        """Tell how a job ended, and keep it for the table."""
+        """Print the outcome of a job, and record it for the table."""
         dataset.row.exit_code = outcome.exit_code
         dataset.row.results = outcome.results or stored_results(dataset.config)
         for text in lines_of(outcome):
@@ -317,9 +315,8 @@ class Batch:
 
 
 def _is_unfinished(prepared: Prepared) -> bool:
-    """Whether an earlier command has begun this job and not come to its end."""
-    mark = token(prepared.config, prepared.found)
-    return unfinished_token(prepared.outputs.path) == mark
+    """Whether an earlier command left this job unfinished."""
+    return unfinished_token(prepared.outputs.path) == prepared.token
 
 
 def _multiple(config: Config) -> int:
@@ -327,7 +324,7 @@ def _multiple(config: Config) -> int:
 
 
 def _fits(dataset: Dataset, common: tuple[int, int]) -> bool:
-    """Whether a dataset can be cut to the common size, and loses nothing of its own window."""
+    """Whether the common size fits the detector and contains the dataset's own window."""
     import numpy as np
 
     from stem_dask.stages.window import fits
@@ -353,12 +350,12 @@ def _check_common(dataset: Dataset, common: tuple[int, int]) -> None:
 
 
 def _stored_size(prepared: Prepared) -> Any:
-    """Height and width of the window that a finished dataset was cut to."""
+    """Height and width of the window of a finished dataset."""
     return stored_results(prepared.config).get("window", {}).get("size")
 
 
 def _another(dataset: Dataset, prepared: Prepared, common: tuple[int, int]) -> Config:
-    """The job that replaces a finished dataset of another size, if there is leave to."""
+    """The job that replaces a finished dataset of another size, if overwriting is allowed."""
     if dataset.again is None:
         raise ConfigError(
             f"{prepared.outputs.store} was cropped to {by(_stored_size(prepared))} px with other inputs, and the common "
@@ -367,15 +364,15 @@ def _another(dataset: Dataset, prepared: Prepared, common: tuple[int, int]) -> C
     return dataset.again
 
 
-#: characters of an error in the table; the whole of it stands above
+#: characters of an error in the table; the full text is printed above
 SHOWN_CHARACTERS = 72
 
-#: how an input ends that a command did not come to
+#: exit code of an input that was not reached
 NOT_DONE = 75
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """A line for each dataset, under the names of the columns, and one that counts them.
+    """A header, one line per dataset, and the number of complete ones.
 
     Examples
     --------
@@ -410,7 +407,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def lines_of(outcome: "Outcome") -> list[str]:
-    """What is said of one of several datasets at its end: one line, the warnings, the verdict unless it is ok, the advice."""
+    """The closing lines of one of several datasets: a summary, warnings, verdict and advice."""
     results = outcome.results
     if not results:
         return list(outcome.lines)
@@ -430,7 +427,7 @@ def lines_of(outcome: "Outcome") -> list[str]:
 
 
 def shortfall(row: Row) -> str:
-    """Why a finished dataset is not as it was wanted, in a few words."""
+    """Short reason for exit code 4 or 7."""
     if row.exit_code == 7:
         n = row.results.get("quarantined", {}).get("n_patterns")
         return f"{n} patterns could not be read"
@@ -440,7 +437,7 @@ def shortfall(row: Row) -> str:
 
 
 def stored_results(config: Config) -> Mapping[str, Any]:
-    """What results.json says of a finished job; nothing when it cannot be read."""
+    """results.json of a finished job; empty if it cannot be read."""
     from stem_dask.job.outputs import Outputs
 
     try:
@@ -451,7 +448,7 @@ def stored_results(config: Config) -> Mapping[str, Any]:
 
 
 def shown(path: str) -> str:
-    """A path for people: relative when it lies below the working directory."""
+    """A path for display: relative below the working directory."""
     if is_url(path):
         return path
     relative = os.path.relpath(path)
@@ -471,7 +468,9 @@ def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float |
             show(outcome)
         return outcome.exit_code
     with stoppable(time_limit), begun(prepared, restart=restart) as state:
-        from stem_dask.job.run import run  # after the lock: who comes too late is told at once
+        from stem_dask.job.run import (
+            run,
+        )  # after the lock, so that a locked output is reported at once
 
         with progress_shown(quiet) as (say, progress):
             outcome = run(prepared, say=say, progress=progress, state=state, alone=True)

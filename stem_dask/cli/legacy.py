@@ -1,4 +1,4 @@
-"""convert and preprocess: the commands of the earlier scripts, as options of a job."""
+"""convert, preprocess and crop: the commands of the earlier scripts, as options of a job."""
 
 import argparse
 import os
@@ -34,12 +34,12 @@ def add_convert_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--analyze",
         action="store_true",
-        help="analyze in the same read, so that a later crop needs no look at the data of its own",
+        help="analyze in the same read, so that a later crop reads the data only once",
     )
 
 
 def convert_job(options: argparse.Namespace) -> dict[str, Any]:
-    """The job of ``stem-dask convert``: one pass, every pattern as it is.
+    """The job of ``stem-dask convert``: one pass, patterns unchanged.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def add_preprocess_options(sub: argparse.ArgumentParser) -> None:
 
 
 def preprocess_job(options: argparse.Namespace) -> dict[str, Any]:
-    """The job of ``stem-dask preprocess``, but for ``--chunk_size``, which needs the size of a pattern."""
+    """The job of ``stem-dask preprocess``, except ``--chunk_size``, which requires the size of a pattern."""
     return {
         "input": {"path": _paths(options.input), "scan_step": options.scan_step or 1},
         "crop": {"enabled": False},
@@ -105,7 +105,7 @@ def preprocess_job(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def separated(options: argparse.Namespace) -> None:
-    """Words of the form key=value behind ``--input`` are options of the config, unless there is a file of that name.
+    """Move words of the form key=value after ``--input`` to the overrides, unless a file of that name exists.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def separated(options: argparse.Namespace) -> None:
 
 
 def chunk_mb(found: "Found", n_patterns: int) -> float:
-    """MiB of so many patterns, as ``output.chunk_mb`` takes it."""
+    """MiB of ``n_patterns``, for ``output.chunk_mb``."""
     from stem_dask.core.errors import ConfigError
 
     if n_patterns < 1:
@@ -144,13 +144,13 @@ def _add_common(sub: argparse.ArgumentParser, output: str) -> None:
 
 
 def crop_command(options: argparse.Namespace) -> int:
-    """Crop every input into a file of its own; one that fails stops no other."""
+    """Crop every input into its own file; the others continue if one fails."""
     from stem_dask.config.inputs import found_inputs, named_outputs
     from stem_dask.core.errors import ConfigError
     from stem_dask.storage.urls import refuse_url
 
     separated(options)
-    options.overwrite |= "output.overwrite=true" in options.overrides  # as advice has it
+    options.overwrite |= "output.overwrite=true" in options.overrides  # advice suggests it
     for name, places in (("--output", [options.output]), ("--input", options.input or [])):
         for place in places:
             refuse_url(name, place, "this command works on files here; use stem-dask run")
@@ -171,7 +171,7 @@ def crop_command(options: argparse.Namespace) -> int:
 
 
 def _crop_all(options: argparse.Namespace, inputs: Sequence[str], outputs: Sequence[str]) -> int:
-    """One after another, and a table at the end."""
+    """Crop one input after another, and print a table at the end."""
     from stem_dask.cli.jobs import Row, table
     from stem_dask.core.errors import InterruptedRunError, StemDaskError
 
@@ -204,7 +204,7 @@ def _crop_into(
     row: "Row | None" = None,
     time_limit: float | None = None,
 ) -> int:
-    """Crop one input, or made-up data, into one file: a job whose store goes when the file is made from it."""
+    """Crop one input, or test data, into one file; the intermediate store is removed."""
     from stem_dask.core.errors import ConfigError
     from stem_dask.storage.publish import make_folder
 
@@ -225,7 +225,7 @@ def _crop_into(
 
 
 def _outputs(output: Path, *, figure: bool) -> "Outputs":
-    """The names: a .pt or .hspy is exported from a store beside it, ``NAME.pt.zarr``."""
+    """Names of the outputs; a .pt or .hspy is exported from an intermediate store, ``NAME.pt.zarr``."""
     from stem_dask.job.outputs import Outputs
 
     name, is_store = output.with_name(output.stem), output.suffix == ".zarr"
@@ -239,7 +239,7 @@ def _outputs(output: Path, *, figure: bool) -> "Outputs":
 
 
 def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool) -> "Outcome":
-    """Run the job, or go on with it, unless it is complete already."""
+    """Run or resume the job, unless it is complete already."""
     from stem_dask.engine.state import token_of
     from stem_dask.job.outputs import check_lengths
     from stem_dask.job.prepare import begun, prepare
@@ -247,7 +247,7 @@ def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool
 
     kept = replace(outputs, path=outputs.exports[0], exports=()) if outputs.exports else outputs
     check_lengths(outputs)
-    # the store, or the folder, is still there when a kill kept them from being removed
+    # store and folder still exist if a kill prevented their removal
     prepared = prepare(config, outputs if os.path.lexists(outputs.store) else kept)
     if prepared.complete and token_of(outputs.path) is None:
         return already_complete(config, kept)
@@ -262,9 +262,9 @@ def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool
 
             with progress_shown(quiet) as (say, progress):
                 outcome = run(prepared, say=say, progress=progress, state=state, alone=True)
-            said = tuple(line for line in outcome.lines if not line.startswith("file "))
+            lines = tuple(line for line in outcome.lines if not line.startswith("file "))
             files = tuple(f"file        {path}" for path in kept.local())
-            outcome = replace(outcome, lines=(*said, *files))
+            outcome = replace(outcome, lines=(*lines, *files))
         if prepared.outputs != kept:
             _drop_store(replace(prepared, outputs=kept), outputs.store)
         state.forget()
@@ -272,7 +272,7 @@ def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool
 
 
 def _drop_store(prepared: "Prepared", store: str) -> None:
-    """Remove the store that the output was made from, when results.json says what the store said of the run."""
+    """Copy the provenance from the intermediate store to results.json, and remove the store."""
     import json
 
     from stem_dask.job.results import made_by
@@ -287,7 +287,7 @@ def _drop_store(prepared: "Prepared", store: str) -> None:
 
 
 def _refuse_store_of_others(outputs: "Outputs") -> None:
-    """Refuse a store in the place of the one that the output is made from, which is removed in the end."""
+    """Refuse an existing store at the path of the intermediate store, which is removed in the end."""
     from stem_dask.core.errors import OutputExistsError
     from stem_dask.engine.state import token_of
 
@@ -311,7 +311,7 @@ def _config(
     if output.suffix != ".pt" or source.suffix != ".pt":
         return config
     channel = len(found.info.stored_shape) == 4 and len(found.source.shape) == 3
-    # a bare tensor in the rank of the input, which no config asks for
+    # a bare tensor of the input's rank; config files have no such layout
     layout = {"layout": "tensor" if channel else "bare"}
     return config.model_copy(update={"output": config.output.model_copy(update=layout)})
 
@@ -351,7 +351,7 @@ def _crop_options(
 
 
 def _test_data(output: Path, options: argparse.Namespace) -> Path:
-    """Made-up data in a file beside the output, which stays: the same command goes on with it."""
+    """Write test data next to the output; the file is kept, so that the same command resumes with it."""
     import torch
 
     from stem_dask.job.cropper import create_test_data

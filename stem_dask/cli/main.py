@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """The whole job of a config."""
+    """Run the jobs of a config."""
     return run_file(options)
 
 
 def info_command(options: argparse.Namespace) -> int:
-    """What files hold."""
+    """Print what files hold."""
     from stem_dask.config.inputs import found_inputs
 
     def info(path: str) -> int:
@@ -61,7 +61,7 @@ def info_command(options: argparse.Namespace) -> int:
 
 
 def init_command(options: argparse.Namespace) -> int:
-    """A config for a file."""
+    """Print a config for a file."""
     from stem_dask.core.errors import ConfigError
 
     files, overrides = _files_and_overrides(options)
@@ -77,7 +77,7 @@ def init_command(options: argparse.Namespace) -> int:
 
 
 def _files_and_overrides(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Which words are files, and which are key=value."""
+    """Split words into files and overrides."""
     from stem_dask.core.errors import ConfigError
 
     files = [word for word in options.words if "=" not in word or os.path.lexists(word)]
@@ -98,17 +98,16 @@ def _found(path: str, overrides: Sequence[str]) -> "Found":
 
 
 def check_command(options: argparse.Namespace) -> int:
-    """What a config would do, for each of its inputs."""
+    """Print what a config would do for each of its inputs."""
     from stem_dask.config.load import load_configs
 
     def check(config: "Config") -> int:
-        from stem_dask.job.prepare import prepare
+        from stem_dask.job.prepare import prepare, refuse_unfit
 
         prepared = prepare(config)
         from stem_dask.job.describe import describe_job
-        from stem_dask.job.fitting import refuse_unfit
 
-        print("\n".join(describe_job(prepared.config, prepared.found, prepared.known)))
+        print("\n".join(describe_job(prepared.config, prepared.found, prepared.precomputed)))
         if prepared.complete:
             print(f"already complete: {prepared.outputs.store}")
         else:
@@ -137,7 +136,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def batch_command(options: argparse.Namespace) -> int:
-    """The jobs of several configs, here or as a job array."""
+    """Run the jobs of several configs, or write a job array."""
     from stem_dask.core.errors import ConfigError
 
     if not options.slurm:
@@ -149,7 +148,7 @@ def batch_command(options: argparse.Namespace) -> int:
 
 
 def keys_command(options: argparse.Namespace) -> int:
-    """Keys for a cluster of the user's own."""
+    """Write TLS keys for a cluster that the user starts."""
     import shlex
 
     from stem_dask.cluster.security import write_keys
@@ -160,7 +159,7 @@ def keys_command(options: argparse.Namespace) -> int:
 
 
 def convert_command(options: argparse.Namespace) -> int:
-    """A file in another format."""
+    """Write files in another format."""
     from stem_dask.cli.legacy import convert_job
 
     separated(options)
@@ -168,7 +167,7 @@ def convert_command(options: argparse.Namespace) -> int:
 
 
 def preprocess_command(options: argparse.Namespace) -> int:
-    """A tensor for training, with the options of the earlier script."""
+    """Write tensors for training, with the options of the earlier script."""
     from stem_dask.cli.legacy import preprocess_job
 
     separated(options)
@@ -191,7 +190,7 @@ def _run_job(
 
 
 def _in_chunks(config: "Config", n_patterns: int) -> "Config":
-    """The job with so many patterns a task."""
+    """The job with ``n_patterns`` per task."""
     from stem_dask.job.prepare import find_input
 
     mib = chunk_mb(find_input(config), n_patterns)
@@ -204,16 +203,16 @@ PRINTING = (info_command, init_command, check_command, keys_command)
 
 
 class _InAnyOrder(argparse.ArgumentParser):
-    """The parser of a command, whose words may stand before, between and after its options.
+    """A subparser whose positional arguments may precede, follow and separate its options.
 
-    argparse by itself gives all positional arguments what comes first, so that ``run crop.yaml --quiet crop.size=40`` would not
-    be understood; its remedy is a method that the parser above this one does not call.
+    argparse supports that (``run crop.yaml --quiet crop.size=40``) only in `parse_known_intermixed_args`, which a parent
+    parser does not call.
     """
 
     _within = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._within:  # called by the remedy
+        if self._within:  # called by parse_known_intermixed_args
             return super().parse_known_args(args, namespace)
         self._within = True
         try:
@@ -237,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add_run_options(add("run", run_command, "run the whole job of a config"))
-    sub = add("check", check_command, "say what a config would do; computes nothing")
+    sub = add("check", check_command, "print what a config would do; computes nothing")
     sub.add_argument("config", help="YAML file")
     sub.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override any key of the config"
@@ -246,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("store", help="NAME.zarr")
     example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"
     for name, command, text in (
-        ("info", info_command, "say what a file holds"),
+        ("info", info_command, "print what a file holds"),
         ("init", init_command, example),
     ):
         sub = add(name, command, text)
@@ -254,16 +253,18 @@ def _parser() -> argparse.ArgumentParser:
             "words",
             nargs="+",
             metavar="FILE | key=value",
-            help="a file (of info: several, or globs), then what it does not say, such as input.scan_shape=[256,256]",
+            help="a file (info: several, or globs), then overrides that it needs, such as input.scan_shape=[256,256]",
         )
         sub.add_argument(
             "--dataset", help="name or number of the array, when the file holds several"
         )
     text = "the jobs of several configs: one after another here, or as a job array of SLURM"
     add_batch_options(add("batch", batch_command, text))
-    text = "make keys for a scheduler and workers of your own, and print what has Dask use them"
+    text = "write TLS keys for your own scheduler and workers, and print the environment variables that make Dask use them"
     sub = add("keys", keys_command, text)
-    sub.add_argument("folder", help="where they go; all nodes must see it, and nobody else")
+    sub.add_argument(
+        "folder", help="folder for the keys, readable by all nodes and by no other user"
+    )
     add_convert_options(add("convert", convert_command, "write files in another format"))
     text = "make tensors for training: downsample, cast, normalize"
     add_preprocess_options(add("preprocess", preprocess_command, text))
@@ -272,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def entry_point() -> NoReturn:
-    """What is installed as ``stem-dask``."""
+    """Entry point of the command ``stem-dask``."""
     program(main)
 
 

@@ -1,4 +1,4 @@
-"""python -m stem_dask.run CONFIG [key=value ...]: the whole job of a config file."""
+"""Progress of a run on a terminal or in a log."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from stem_dask.core.model import Step
     from stem_dask.job.results import Outcome
 
-#: without a terminal a line is written this often, in seconds
+#: seconds between lines in a log
 LOG_EVERY = 30.0
 
 
@@ -22,7 +22,7 @@ def show(outcome: "Outcome") -> None:
 
 
 def shortcoming(outcome: "Outcome") -> str:
-    """Why a finished run has an exit code other than 0, and where to read what helps."""
+    """The reason for exit code 4 or 7, and what to do."""
     if outcome.exit_code == 4:
         return "too many patterns keep less than validate.min_retention; add one of the lines called advice to the command"
     return "a part of the input could not be read (results.json names it); when it can, add --overwrite to do it again"
@@ -32,7 +32,7 @@ def shortcoming(outcome: "Outcome") -> str:
 def progress_shown(
     quiet: bool, stream: TextIO | None = None
 ) -> Iterator[tuple[Callable[[str], None], "Callable[[Step], None]"]]:
-    """Two functions for a run to talk to the user: one line of text, one block done."""
+    """Two callbacks of a run: print a line of text, and report a finished block."""
     stream = stream or sys.stdout
     line = ProgressLine(stream, live=stream.isatty(), quiet=quiet)
     try:
@@ -62,18 +62,18 @@ class ProgressLine:
             print(text, file=self.stream, flush=True)
 
     def heading(self, text: str) -> None:
-        """Print the line that another dataset begins with."""
+        """Print the first line of another dataset."""
         self.stage = ""
         self.say(text)
 
     def complain(self, text: str) -> None:
-        """Print an error, also when nothing else is printed."""
+        """Print an error, even with ``quiet``."""
         self._erase()
         self.stream.flush()
         print(text, file=sys.stderr, flush=True)
 
     def step(self, step: "Step") -> None:
-        """Show that a block is done."""
+        """Show a finished block."""
         if self.quiet:
             return
         now = self.clock()

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from stem_dask.cli.signals import guarded, program
 from stem_dask.storage.urls import without_secrets
 
-#: overrides that say where a job runs
+#: overrides that choose where a job runs
 PLACES = ("cluster.kind=", "cluster.address=", "cluster.scheduler_file=")
 
 EXIT_CODES = """exit codes:
   0 complete   2 configuration or existing output   3 input unreadable   4 too many patterns below min_retention
-  5 disk, memory, or a worker lost   6 output in use by a live run   7 finished without what could not be read
-  75 interrupted, the same command goes on   1 internal error"""
+  5 disk, memory, or a worker lost   6 output in use by a live run   7 finished without unreadable parts
+  75 interrupted, the same command resumes   1 internal error"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a run, which ``stem-dask run`` takes too."""
+    """Add the arguments of a run, shared with ``stem-dask run``."""
     parser.add_argument("config", help="YAML file, see configs/crop.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override any key of the config"
@@ -53,7 +53,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_stop_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that can be stopped and goes on."""
+    """Add the arguments of every command that can be interrupted and resumed."""
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
     parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
@@ -61,7 +61,7 @@ def add_stop_options(parser: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=float,
         metavar="SECONDS",
-        help="stop in time, so that the same command goes on later",
+        help="stop after this time; the same command resumes",
     )
 
 
@@ -84,12 +84,12 @@ def run_file(options: argparse.Namespace) -> int:
 
 
 def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
-    """What ``--cluster`` stands for; the place that a config names makes way, the rest of its section stays.
+    """The overrides for ``--cluster``, which replaces the place in the config and keeps the rest of its section.
 
     Raises
     ------
     ConfigError
-        When it is an address without a protocol, or an override of the same command names another place.
+        If it is an address without a protocol, or an override of the same command names another place.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
     is_file = os.sep in text or text.endswith(".json")
     key = "address" if "://" in text else "scheduler_file" if is_file else "kind"
     if text not in ("local", "slurm"):
-        chosen["host"] = "null"  # nothing of ours would listen there
+        chosen["host"] = "null"  # this run starts no scheduler
     given = [f"cluster.{name}={value}" for name, value in {**chosen, key: text}.items()]
     for override in overrides:
         if override.startswith(PLACES) and override not in given:

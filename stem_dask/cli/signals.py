@@ -1,4 +1,4 @@
-"""python -m stem_dask.run CONFIG [key=value ...]: the whole job of a config file."""
+"""Signals, wall times, and exit codes of commands."""
 
 import contextlib
 import gc
@@ -14,21 +14,21 @@ from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
-#: SLURM kills at its end time; the way out takes a few seconds
+#: seconds to stop before SLURM kills the job
 BEFORE_WALL_TIME = 60.0
 
-#: a signal that came where nobody would hear of it comes again after so many seconds
+#: seconds after which a signal is repeated that arrived where Python drops exceptions
 AGAIN_SECONDS = 0.05
 
-#: where Python calls back for weak references
+#: files whose callbacks of weak references drop exceptions
 _CALLBACKS = (f"{os.sep}weakref.py", f"{os.sep}_weakrefset.py")
 
 
 @contextlib.contextmanager
 def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
-    """SIGTERM and a coming wall time stop a run like Ctrl-C: what is finished stays, and the same command goes on.
+    """Stop a run on SIGTERM and before a wall time, like Ctrl-C; finished blocks stay, and the same command resumes.
 
-    Yields what is empty until the run was asked to stop: an error may then be one that came of it.
+    Yields a list that is empty until the run is interrupted; later errors may be consequences.
     """
     from stem_dask.core.errors import InterruptedRunError
 
@@ -40,9 +40,9 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
             again.daemon = True
             again.start()
             return
-        signal.signal(number, signal.SIG_IGN)  # once is enough, and the way out takes a few seconds
+        signal.signal(number, signal.SIG_IGN)  # stopping takes a few seconds
         asked.append(number)
-        raise KeyboardInterrupt  # which nobody on the way takes for an error of his own
+        raise KeyboardInterrupt  # not an Exception, so that no handler catches it
 
     left = seconds_left(time_limit, os.environ.get("SLURM_JOB_END_TIME"), time.time())
     timer = threading.Timer(left or 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -53,9 +53,9 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
             timer.start()
         yield asked
     except BaseException as error:
-        if asked:  # or what became of it: an import that is stopped ends in errors of many kinds
-            # a signal within the text of an exec (dataclasses, in imports) has Python end itself with SIGINT's code at
-            # the last, whatever ours is, unless another exec went well
+        if asked:  # an interrupted import may raise any error
+            # after a signal inside an exec (dataclasses, during imports) Python exits with the code of SIGINT, unless
+            # another exec succeeds
             exec("")
             raise InterruptedRunError(
                 "asked to stop; the same command goes on where this one ended"
@@ -68,9 +68,7 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
 
 
 def is_unheard(frame: FrameType | None) -> bool:
-    """Whether an error would be dropped here: Python does so in finalizers and in callbacks of weak references and the
-    garbage collector.
-    """
+    """Whether Python drops exceptions here: in finalizers, and in callbacks of weak references and the garbage collector."""
     collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
         code = frame.f_code
@@ -81,7 +79,7 @@ def is_unheard(frame: FrameType | None) -> bool:
 
 
 def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) -> float | None:
-    """When to stop, in seconds from now: at the limit, and a minute before SLURM ends the job.
+    """Seconds until the run must stop: at the limit, or a minute before SLURM ends the job.
 
     Examples
     --------
@@ -95,21 +93,19 @@ def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) ->
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Do the work; an error of ours ends in its message and exit code, not in a traceback."""
+    """Call ``work``; an error of this package is printed without a traceback and returns its exit code."""
     from stem_dask.core.errors import StemDaskError
 
     before = None
-    with contextlib.suppress(
-        ValueError
-    ):  # of a thread that is not the main one, which hears no signals
-        # raises KeyboardInterrupt, also before there is anything to stop
+    with contextlib.suppress(ValueError):  # only the main thread receives signals
+        # raises KeyboardInterrupt, even before `stoppable`
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return work()
     except StemDaskError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # of the client itself: workers' errors come as ours
+    except OSError as error:  # of the client; errors of workers are StemDaskError
         print(f"error: {error}", file=sys.stderr)
         return 5
     except KeyboardInterrupt:
@@ -122,7 +118,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], int]) -> int:
-    """Do the work for all, each under its name when there are several; returns the highest exit code."""
+    """Call ``work`` for all items, with a heading if there are several; returns the highest exit code."""
     highest = 0
     for i, item in enumerate(items, 1):
         if len(items) > 1:

@@ -1,4 +1,4 @@
-"""Standard output and error of a command, which cannot fail it."""
+"""Standard output and error that cannot make a command fail."""
 
 import errno
 import io
@@ -9,7 +9,7 @@ from stem_dask.core.errors import StoreError
 
 
 class Unfailing(io.TextIOWrapper):
-    """Standard output or error of a command: a reader that has left, or a full disk, loses text and stops nothing.
+    """Standard output or error that drops text instead of raising when a pipe is closed or a disk is full.
 
     ``lost`` is the error that lost text, if any.
     """
@@ -33,7 +33,7 @@ class Unfailing(io.TextIOWrapper):
 
 
 def refuse_lost_output() -> None:
-    """After a command whose result is what it prints: an error where that was lost, unless its reader had enough.
+    """Raise if printed results were lost, unless their reader closed the pipe.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def refuse_lost_output() -> None:
 
 
 def open_streams() -> None:
-    """Standard streams that cannot fail; one that is closed becomes /dev/null, so that no file of a run gets its number."""
+    """Replace the standard streams; a closed one becomes /dev/null, so that no file of a run gets its descriptor."""
     for number in range(3):
         try:
             os.fstat(number)

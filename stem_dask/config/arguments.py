@@ -1,8 +1,4 @@
-"""The errors of stem_dask, each with the exit code the command line ends with.
-
-Every error takes one string (others do not survive the way back from a worker process) that says what is wrong with
-its value, what was expected and what to do. Each is also the builtin error a caller would expect.
-"""
+"""Error messages for Python callers: names of arguments instead of config keys."""
 
 import functools
 import re
@@ -25,7 +21,7 @@ _VALUES = {"true": "True", "false": "False", "null": "None"}
 
 
 def in_python(text: str) -> str:
-    """A message about keys of a config as one about arguments of a function.
+    """Rewrite a message about config keys for Python arguments.
 
     Examples
     --------
@@ -41,7 +37,7 @@ def in_python(text: str) -> str:
         section, name, value = found[1], found[2], found[3] or found[4]
         fields = SECTIONS[section].model_fields.items()
         if name not in {field.alias or own for own, field in fields}:
-            return found[0]  # a file of this name
+            return found[0]  # a file name
         if value is None:
             return name
         word = value[0].isalpha() and value not in _VALUES
@@ -51,7 +47,7 @@ def in_python(text: str) -> str:
 
 
 def speaking_python(function: Callable[P, T]) -> Callable[P, T]:
-    """The same function, whose errors name its arguments: the functions below it serve the command line, too."""
+    """Decorate a public function, so that errors name its arguments instead of config keys."""
 
     @functools.wraps(function)
     def called(*args: P.args, **options: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""Several inputs of one config: paths and globs become files, and every file gets an output of its own."""
+"""Several inputs of one config: expand paths and globs, and name one output per input."""
 
 import fnmatch
 import glob
@@ -16,20 +16,19 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 _WAYS = "{stem} (the input's name without its suffix), {name} or {parent} (the folder it is in)"
 
-#: bytes of a file's name that are not UTF-8, as Python has them
+#: bytes of a file name that are not UTF-8, as surrogate escapes
 NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def found_inputs(given: str | Sequence[str]) -> list[str]:
-    """Absolute paths of all inputs that a path, a glob, or a list of them names: sorted, each once.
+    """Absolute paths of all inputs that a path, a glob, or a list of them names: sorted, without duplicates.
 
-    What exists under the very name is a path, whatever characters it has; a path that does not exist stays, and is
-    told by the job that reads it.
+    An existing name is a path even if it looks like a glob. A path that does not exist is kept; its job reports it.
 
     Raises
     ------
     ConfigError
-        When nothing matches a glob.
+        If nothing matches a glob.
 
     Examples
     --------
@@ -60,7 +59,7 @@ def _found(text: str) -> list[str]:
 
 
 def renamed(path: str, *, of_input: bool) -> str:
-    r"""A name with bytes that are not UTF-8, such as those of Latin-1, and what to do about it.
+    r"""Message about a name with bytes that are not UTF-8, such as Latin-1, with a command that renames the file.
 
     Examples
     --------
@@ -76,7 +75,7 @@ def renamed(path: str, *, of_input: bool) -> str:
 
 
 def named_outputs(inputs: Sequence[str], pattern: str) -> list[str]:
-    """The output of every input: placeholders of the pattern are replaced.
+    """The output of every input, with the placeholders of the pattern replaced.
 
     Raises
     ------
@@ -116,27 +115,27 @@ def _filled(pattern: str, path: str) -> str:
 
 
 def _values(path: str) -> dict[str, str]:
-    """What stands for each placeholder."""
+    """The value of each placeholder."""
     return {"stem": Path(path).stem, "name": Path(path).name, "parent": Path(path).parent.name}
 
 
 def refuse_circles(
     inputs: Sequence[str], given: str | Sequence[str], outputs: Sequence[str], kinds: Sequence[str]
 ) -> None:
-    """Refuse an output that is an input, or would be one as soon as it is there: the same command has to go on.
+    """Refuse an output that is an input, or that matches a glob and would be an input when the command resumes.
 
     Parameters
     ----------
     inputs : of all jobs
-    given : the paths and globs that they were found by
+    given : the paths and globs of the config
     outputs : first output of every job
-    kinds : suffixes of the exports beside it
+    kinds : suffixes of the exports
 
     Raises
     ------
     ConfigError
     """
-    # of a single job it is told when its input is opened
+    # `prepare` checks a single job
     sources = {os.path.realpath(path) for path in inputs} if len(inputs) > 1 else set()
     globs = _globs(given)
     for output in outputs:
@@ -160,13 +159,13 @@ def _globs(given: str | Sequence[str]) -> list[str]:
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    """The parts of an absolute glob; the working directory's own name is none."""
+    """The parts of an absolute glob; the working directory is escaped."""
     text = os.path.expanduser(text)
     return Path(os.path.normpath(os.path.join(glob.escape(os.getcwd()), text))).parts
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a glob finds a path, part by part."""
+    """Whether a glob matches a path, part by part."""
     if not wanted or not parts:
         return not parts and all(part == "**" for part in wanted)
     if wanted[0] == "**":

@@ -1,4 +1,4 @@
-"""Options from YAML and from the command line, with errors that name the key, the line and the valid keys."""
+"""Load options from YAML and the command line; errors name the key, the line and the valid keys."""
 
 import difflib
 import os
@@ -17,19 +17,7 @@ from stem_dask.core.errors import ConfigError
 from stem_dask.core.text import next_multiples
 from stem_dask.storage.urls import without_secrets
 
-MAX_FILE_BYTES = 2**16  # a job's file is a few kB; more is a mistake, and slow to parse
-
-MAX_TOKENS = 8000  # words and marks, which take 30 µs each: 1,300 pixels of a mask
-
-MAX_PROBLEMS = 20  # lines of a message
-
-MAX_VALUE_CHARACTERS = 2048  # even a hexadecimal number of this length can be shown
-
-MAX_DEPTH = 32  # input.mask.pixels needs 5; the time PyYAML takes grows with the square
-
-_OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
-
-_CLOSING = ("]", "}", "<block end>")
+MAX_FILE_BYTES = 2**16  # a config has a few kB; anything larger is likely the data file
 
 _PATHS = (
     "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
@@ -42,18 +30,18 @@ _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re
 
 
 def defaults(section: str) -> dict[str, Any]:
-    """Every key of a section that has a default, and this default."""
+    """The defaults of a section, by key."""
     fields = SECTIONS[section].model_fields.items()
     return {f.alias or name: f.default for name, f in fields if not f.is_required()}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The options as plain dictionaries, lists and numbers, for YAML, JSON and `parse_config`."""
+    """The options as dictionaries, lists and numbers, for YAML, JSON and `parse_config`."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def parse_config(options: Mapping[str, Any]) -> Config:
-    """Options from one dictionary per section; paths are taken as they are.
+    """Options from one dictionary per section; paths are not changed.
 
     Examples
     --------
@@ -67,8 +55,8 @@ def parse_config(options: Mapping[str, Any]) -> Config:
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
     """Options of one job from a YAML file (at most 64 KiB; no anchors, aliases, tags), relative paths made absolute.
 
-    An override is ``key=value``; the value is YAML, or text where the key takes text. A `ConfigError`
-    lists the problems, one a line, each with the line of its key; several inputs are refused (see `load_configs`).
+    An override is ``key=value``; the value is YAML, or text where the key takes text. A `ConfigError` lists all
+    problems, one per line, each with the line of its key. Several inputs are refused (see `load_configs`).
 
     Examples
     --------
@@ -82,7 +70,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 
 def load_configs(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> list[Config]:
-    """Options as `load_config` takes them, for every input that ``input.path`` names: a path, a glob, or a list.
+    """As `load_config`, for every input that ``input.path`` names: a path, a glob, or a list.
 
     In ``output.path``, ``{stem}`` stands for the name of the input without its suffix, ``{name}`` for the name with it,
     ``{parent}`` for the name of its folder.
@@ -100,7 +88,7 @@ def load_configs(path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
 
 
 def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
-    """Options for an input file alone: the defaults, and overrides as `load_config` takes them.
+    """Default options for an input file, with overrides as in `load_config`.
 
     Examples
     --------
@@ -112,7 +100,7 @@ def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Co
 
 
 def configs_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> list[Config]:
-    """As `parse_config`, for each of the inputs, with overrides as `load_config` takes them, and absolute paths."""
+    """As `parse_config`, for every input, with overrides as in `load_config` and absolute paths."""
     return _overridden(dict(options), overrides, {"": "the command line"})
 
 
@@ -137,12 +125,12 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
     try:
         return [parse_config(job) for job in _jobs(options)]
     except ConfigError as error:
-        key = str(error).partition(" ")[0]  # every message begins with it
+        key = str(error).partition(" ")[0]  # every message starts with its key
         raise ConfigError(_place(places, key) + str(error)) from None
 
 
 def _jobs(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The options of every job, with an input and an output of its own."""
+    """The options of every job, with its own input and output."""
     given, output, known = options["input"]["path"], options["output"], options["analyze"]["from"]
     inputs = found_inputs(given)
     if len(inputs) > 1 and known is not None:
@@ -170,37 +158,41 @@ def _read(name: str) -> str:
         raise ConfigError(f"{name}: {reason}; expected a YAML file") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """A safe loader without anchors, aliases and tags."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.anchor or getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(
+                problem="anchors, aliases and tags (&, *, ! before a value) are not supported",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
 def _parse(text: str, places: dict[str, str]) -> Any:
-    """The value of one YAML document; ``places`` gets the line of every key."""
-    place, loader, depth = places[""], yaml.SafeLoader(""), 0
+    """The value of one YAML document; ``places`` receives the line of every key."""
+    place = places[""]
     try:
-        for count, token in enumerate(yaml.scan(text)):  # before anything is built from it
-            if count > MAX_TOKENS:
-                refused = f"more than {MAX_TOKENS:,} words and marks; a long input.mask goes into a .npy file"
-                raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
-            kind = getattr(token, "id", "")  # the type stubs do not know it
-            depth += (kind in _OPENING) - (kind in _CLOSING)
-            if kind in ("<anchor>", "<alias>", "<tag>") or depth > MAX_DEPTH:
-                refused = "anchors, aliases, tags (&, *, ! before a value) or too deep nesting"
-                raise yaml.MarkedYAMLError(problem=refused, problem_mark=token.start_mark)
-        node = yaml.compose(text, yaml.SafeLoader)
-        return None if node is None else _plain(loader, node, "", places)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _construct(loader, node, "", places)
     except yaml.MarkedYAMLError as error:
         place += f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
     raise ConfigError(f"{place}: not usable as YAML: {reason}")
 
 
-def _plain(loader: yaml.SafeLoader, node: yaml.Node, key: str, places: dict[str, str]) -> Any:
+def _construct(loader: yaml.SafeLoader, node: yaml.Node, key: str, places: dict[str, str]) -> Any:
     places.setdefault(key, f"{places['']}, line {node.start_mark.line + 1}")
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(loader, n, f"{key}[{i}]", places) for i, n in enumerate(node.value)]
+        return [_construct(loader, n, f"{key}[{i}]", places) for i, n in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
         with suppress(yaml.YAMLError, ValueError, OverflowError):  # such as the date 2020-99-99
-            if len(node.value) <= MAX_VALUE_CHARACTERS:
-                return loader.construct_object(node)
+            return loader.construct_object(node)
         return node.value
     result: dict[str, Any] = {}
     for name, value in node.value:
@@ -210,18 +202,18 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, key: str, places: dict[str,
             problem = f"{full} is given twice, the first time in{places[full].rpartition(',')[2]}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
         places[full] = f"{places['']}, line {name.start_mark.line + 1}"
-        result[word] = _plain(loader, value, full, places)
+        result[word] = _construct(loader, value, full, places)
     return result
 
 
 def _override(data: Any, text: str, places: dict[str, str]) -> None:
-    """Set one key; what is wrong with it is found when all options are validated."""
+    """Set one key; it is validated later, with all others."""
     name, equals, value = (part.strip() for part in text.partition("="))
     section, dot, key = name.partition(".")
     model, place = SECTIONS.get(section, Config), f"override {repr(text)[1:-1]}"
     if not equals or not section:
         raise ConfigError(f"{place}: expected key=value. Valid keys: {', '.join(_keys(model))}")
-    data = data if isinstance(data, dict) else {}  # what else it is comes out then, too
+    data = data if isinstance(data, dict) else {}  # anything else is reported then, too
     inside = [old for old in places if old.startswith((f"{name}.", f"{name}["))]
     places |= {section: places.get(section, place)} | dict.fromkeys([name, *inside], place)
     if dot and data.get(section) is None:
@@ -232,7 +224,7 @@ def _override(data: Any, text: str, places: dict[str, str]) -> None:
 
 
 def _chosen(text: str, hint: Any) -> Any:
-    """The YAML value of an override, or its text where only that suits the key."""
+    """The YAML value of an override, or its text if only that is valid for the key."""
     value: Any = text
     with suppress(ConfigError):
         value = _parse(text, {"": ""})
@@ -247,7 +239,7 @@ def _chosen(text: str, hint: Any) -> Any:
 
 def _validated(options: Any, places: dict[str, str]) -> Config:
     if isinstance(options, Mapping):
-        # the keys of a section may all be commented out, which makes it null
+        # a section whose keys are all commented out is null
         options = {k: {} if v is None and k in SECTIONS else v for k, v in options.items()}
     try:
         config = Config.model_validate(without_secrets(options))
@@ -255,21 +247,19 @@ def _validated(options: Any, places: dict[str, str]) -> Config:
     except pydantic.ValidationError as error:
         problems = _explained(error, options)
     if problems:
-        lines = [_place(places, key) + text for key, text in problems[:MAX_PROBLEMS]]
-        more = len(problems) - len(lines)
-        raise ConfigError("\n".join(lines + [f"and {more:,} more problems"] * (more > 0)))
+        raise ConfigError("\n".join(_place(places, key) + text for key, text in problems))
     return config
 
 
 def _place(places: dict[str, str], key: str) -> str:
-    """Where a key was given, or else what would hold it."""
+    """Where a key was given, or else its nearest parent."""
     while key and key not in places:
         key = key[: max(key.rfind("."), key.rfind("["), 0)]
     return f"{places[key]}: " if key in places else ""
 
 
 def _contradictions(config: Config) -> list[tuple[str, str]]:
-    """What is right alone and wrong together, as (key, message)."""
+    """Contradictions between keys, as (key, message)."""
     found = []
     least, target = config.validation.min_retention, config.analyze.target_retention
     if config.analyze.center_method == "manual" and config.analyze.manual_center is None:
@@ -289,7 +279,7 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
 
 
 def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
-    """What the jobs cannot do: (whether it was asked for, key, message)."""
+    """Unsupported combinations: (whether it is present, key, message)."""
     output, analyze, crop = config.output, config.analyze, config.crop.enabled
     name, suffix = os.path.splitext(output.path)
     store = suffix == ".zarr"
@@ -325,11 +315,11 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
 
 
 def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str, str]]:
-    """One message per key: of the branches of a union, the one that got deepest says most."""
+    """One message per key; of the branches of a union, the error at the deepest location."""
     found: dict[Any, tuple[str, str]] = {}
     for detail in error.errors(include_url=False):
         loc, kind, key, value = detail["loc"], detail["type"], "", options
-        for step in loc:  # the names of a union's branches are not in the options
+        for step in loc:  # the location also names branches of unions
             if isinstance(value, Mapping) and step in value:
                 key, value = f"{key}.{step}".lstrip("."), value[step]
             elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
@@ -361,7 +351,7 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
 
 
 def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model whose key a location names; the names of a union's branches are no keys, and are passed over."""
+    """The model that contains the key of a location; names of union branches are skipped."""
     model: type[BaseModel] = Config
     for step in loc[:-1]:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
@@ -378,7 +368,7 @@ def _models_in(hint: Any) -> Iterator[type[BaseModel]]:
 
 
 def _hint(model: type[BaseModel], key: str) -> Any:
-    """The type of a key, with its words; None when there is no such key."""
+    """The annotated type of a key; None for an unknown key."""
     names = (n for n, field in model.model_fields.items() if (field.alias or n) == key)
     return model.__annotations__.get(next(names, ""))
 
@@ -388,7 +378,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _expected(hint: Any) -> str:
-    """The words for a type, such as "auto, a whole number above 0 or null"."""
+    """The description of a type, such as "auto, a whole number above 0 or null"."""
     texts = [text for text in get_args(hint) if isinstance(text, str)]
     if isinstance(hint, type):
         names = {type(None): "null", bool: "true or false"}
@@ -400,7 +390,7 @@ def _expected(hint: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as YAML would have it, cut to a readable length."""
+    """A value as YAML, cut to a readable length."""
     try:
         text = yaml.safe_dump(value, default_flow_style=True, width=2**20, allow_unicode=True)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Every option of the job: one frozen model per section.
+"""All options of a job and their defaults: one frozen model per section.
 
-The defaults stand here and nowhere else. The text in a type completes "expected …" in an error.
+The text in an annotated type completes "expected …" in an error message.
 """
 
 from typing import Annotated, Any, Literal, NoReturn
@@ -112,7 +112,7 @@ _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
 
 _CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, scan_x, ky, kx, with a scale other than 0"
 
-#: in a section, a key that is not at its default needs another key to have one of these values
+#: (section, key, other, values): a key that is not at its default requires one of these values of the other key
 NEEDS: tuple[tuple[str, str, str, tuple[str | None, ...]], ...] = (
     ("analyze", "manual_center", "center_method", ("manual",)),
     ("crop", "window", "align", ("fixed",)),
@@ -181,8 +181,8 @@ class Analyze(_Section):  # how centers and radii are found
     radius_metric: Literal["square", "circle"] = "square"
     target_retention: Fraction = 0.98
     threshold: Amount = 0.0
-    ahead: bool = False  # also without a crop, for a later one
-    known: File | None = Field(default=None, alias="from")  # an analysis that was made before
+    ahead: bool = False  # without a crop, for a later one
+    known: File | None = Field(default=None, alias="from")  # a precomputed analysis
 
 
 class Crop(_Section):  # what is cut from every pattern
@@ -196,7 +196,7 @@ class Crop(_Section):  # what is cut from every pattern
 
     @property
     def given(self) -> tuple[int, int] | None:
-        """Height and width of the window as far as they are given; None where the analysis finds them."""
+        """Height and width of the window if the config gives them; None if the analysis finds them."""
         if self.enabled and self.window is not None:
             y0, y1, x0, x1 = self.window
             return y1 - y0, x1 - x0
@@ -232,7 +232,7 @@ class Output(_Section):  # what is written
     @model_validator(mode="before")
     @classmethod
     def _alone(cls, options: Any) -> Any:
-        """Exports and figure are made from a store: beside a file of another format there are none by default."""
+        """Exports and figure are made from a store, so the defaults for any other format are none."""
         path = options.get("path") if isinstance(options, dict) else None
         if isinstance(path, str) and not path.rstrip("/").endswith(".zarr"):
             return {"export": (), "figure": False} | options
@@ -248,7 +248,7 @@ class Cluster(_Section):  # where the work runs; sizes are per worker
     n_workers: Count | None = None
     threads_per_worker: Count | None = None
     memory_limit: Memory | None = None
-    jobs: Count | JobRange = 1  # these ask SLURM for jobs: kind slurm, and stem-dask batch --slurm
+    jobs: Count | JobRange = 1  # from here on: SLURM, with kind slurm or stem-dask batch --slurm
     walltime: Walltime | None = None
     queue: Word | None = None
     account: Word | None = None

@@ -1,4 +1,4 @@
-"""The verdict on a finished run, and what to change: overrides that can be pasted after the same command."""
+"""Verdict and advice of a finished run; advice consists of overrides to append to the same command."""
 
 import json
 import math
@@ -20,27 +20,27 @@ from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.window import choose_window
 from stem_dask.writers.zarr import open_group
 
-#: an output with more than this share of the pixels has hardly been cropped
+#: a window with more than this share of the pixels hardly reduces the data
 LITTLE_GAINED = 0.8
 
-#: targets that are offered when little was gained
+#: target retentions to suggest if the window hardly reduces the data
 OTHER_TARGETS = (0.95, 0.9)
 
-#: coverages that are offered then
+#: coverages to suggest in that case
 COVERAGES = (0.999, 0.99)
 
-#: the stored profiles are read in so many tasks at most
+#: upper bound of the tasks that read the stored profiles
 PROFILE_TASKS = 64
 
-#: ends every piece of advice, because the output is finished
+#: part of every suggestion, because the output is complete
 REPLACE = "output.overwrite=true"
 
-#: overrides, the shape of the window in source pixels, and what it holds
+#: overrides, the shape of the window in source pixels, and its effect
 Way = tuple[str, tuple[int, int], str]
 
 
 def too_little_kept(config: Config, results: Mapping[str, Any]) -> str:
-    """Why a run ends with exit code 4; empty when it does not."""
+    """The reason for exit code 4; empty without one."""
     validation = results["validation"]
     if validation.get("passes_min_threshold") is None:
         return ""
@@ -58,7 +58,7 @@ def too_little_kept(config: Config, results: Mapping[str, Any]) -> str:
 def verdict(
     config: Config, results: Mapping[str, Any], known: xr.Dataset | None, window: Window | None
 ) -> list[str]:
-    """What is wrong with a finished run, one text each; empty when nothing is."""
+    """Problems of a finished run, one text each."""
     out = []
     n_missing = results["quarantined"]["n_patterns"]
     if n_missing:
@@ -80,12 +80,12 @@ def advice(
     window: Window | None,
     hot: Sequence[Sequence[int]],
 ) -> dict[str, str]:
-    """Overrides that can be added to the same command, and what each gives.
+    """Overrides to append to the same command, and the effect of each.
 
     Parameters
     ----------
-    store : the finished output, where the profiles are read
-    results : what results.json says
+    store : the finished output, which holds the profiles
+    results : of the run, as in results.json
     known : the analysis, of a crop with the retention; None without one
     window : of a crop
     hot : [y, x] of suspected hot pixels
@@ -112,7 +112,7 @@ def _line(*overrides: str) -> str:
 
 
 def _larger(config: Config, store: str, known: xr.Dataset) -> dict[str, str]:
-    """Ways to exit code 0 for a window that was given and keeps too little; a window that was found keeps enough."""
+    """Suggestions for a window from the config that keeps too little; a window from the analysis keeps enough."""
     out = {line: gives for line, _, gives in _of_given(config, store, known)}
     kept = known["retention"].values
     kept = np.sort(kept[np.isfinite(kept)])
@@ -124,7 +124,7 @@ def _larger(config: Config, store: str, known: xr.Dataset) -> dict[str, str]:
 
 
 def _smaller(config: Config, store: str, known: xr.Dataset, window: Window) -> dict[str, str]:
-    """Ways to a smaller window, each size once."""
+    """Suggestions for a smaller window, one per size."""
     given = config.crop.size != "auto" or config.crop.window is not None
     ways = (_of_given if given else _of_found)(config, store, known)
     out, seen = {}, {window.shape}
@@ -136,7 +136,7 @@ def _smaller(config: Config, store: str, known: xr.Dataset, window: Window) -> d
 
 
 def _of_given(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
-    """Instead of a window that was given: the one that holds the target, and a size that holds the minimum."""
+    """Alternatives to a window from the config: one that holds the target retention, and one that holds the minimum."""
     options = _window_options(config)
     free = ["crop.window=null"] * (config.crop.window is not None)
     found = choose_window(known, **options)
@@ -152,7 +152,7 @@ def _of_given(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
 
 
 def _of_found(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
-    """Instead of a window that was found: what lower targets and coverages give."""
+    """Alternatives to a window from the analysis: with lower targets and coverages."""
     options, least = _window_options(config), config.validation.min_retention
     targets = [target for target in OTHER_TARGETS if target < config.analyze.target_retention]
     for target, other in zip(targets, _at_targets(store, known, targets), strict=True):
@@ -185,7 +185,7 @@ def _at_targets(store: str, known: xr.Dataset, targets: Sequence[float]) -> list
 
 
 def _mask(config: Config, hot: Sequence[Sequence[int]]) -> str | None:
-    """The value of ``input.mask`` that masks hot pixels too; None where there are none, or it cannot be written as a line."""
+    """The value of ``input.mask`` that also masks the hot pixels; None without any, or if they do not fit a line."""
     given = config.input.mask
     if not hot or isinstance(given, str):
         return None

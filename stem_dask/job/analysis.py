@@ -1,4 +1,4 @@
-"""The analysis pass: what is known of every pattern, computed, or taken from an analysis that was made before."""
+"""The analysis pass: centers, radii and profiles of every pattern, computed or read from a precomputed analysis."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Region, Window
 from stem_dask.core.text import by
 from stem_dask.job.context import Job
-from stem_dask.job.earlier import Known
+from stem_dask.job.precomputed import Precomputed
 from stem_dask.report import text as report
 from stem_dask.stages.analyze import (
     PER_PATTERN,
@@ -35,7 +35,7 @@ from stem_dask.writers.zarr import open_group
 
 
 class Profiles(Protocol):
-    """Where the retention profiles lie until they are joined."""
+    """The retention profiles of the blocks, before they are joined."""
 
     def blocks(
         self, n: int, names: Sequence[str] | None = None
@@ -45,7 +45,7 @@ class Profiles(Protocol):
 
 @dataclass(frozen=True)
 class Analyzed:
-    """The patterns (perhaps without their hot pixels by now), what is known of them, and their profiles."""
+    """The patterns (with hot pixels masked where requested), their analysis, and their profiles."""
 
     patterns: xr.DataArray
     analysis: xr.Dataset
@@ -53,26 +53,28 @@ class Analyzed:
 
 
 def analysis_options(config: Config) -> dict[str, Any]:
-    """The options of the kernel."""
+    """Options of the analysis kernel."""
     return config.analyze.model_dump(exclude={"ahead", "known"})
 
 
 def analyze(job: Job, patterns: xr.DataArray) -> Analyzed:
-    """Everything that is known of the patterns; once more without their hot pixels, when these shall be masked."""
-    auto, known = job.config.input.mask == "auto", job.prepared.known
-    if known is not None:
-        found = _known(known, patterns, job.config.analyze.target_retention)
+    """Analyze the patterns; with ``input.mask: auto``, again without the hot pixels that were found."""
+    auto, precomputed = job.config.input.mask == "auto", job.prepared.precomputed
+    if precomputed is not None:
+        found = _from_precomputed(precomputed, patterns, job.config.analyze.target_retention)
     else:
         found = _analyzed(job, patterns)
     job.hot = hot_pixels(found.analysis)
     if auto:
-        job.hot = job.state.settled("hot_pixels", job.hot if known is None else known.hot)
+        job.hot = job.state.settled(
+            "hot_pixels", job.hot if precomputed is None else precomputed.hot
+        )
     if auto and job.hot:
         patterns = job.masked(found.patterns, {"pixels": job.hot})
-        if known is None:
+        if precomputed is None:
             found = _analyzed(job, patterns, "analyze again", "analysis-again")
             job.warnings += report.left_hot_warnings(hot_pixels(found.analysis))
-        else:  # it was made without them
+        else:  # the precomputed analysis already excludes them
             found = replace(found, patterns=patterns)
     note_analysis(job, found.analysis)
     return found
@@ -85,7 +87,7 @@ def hot_pixels(analysis: xr.Dataset) -> list[list[int]]:
 
 
 def note_analysis(job: Job, analysis: xr.Dataset) -> None:
-    """Say what is odd about the data."""
+    """Add warnings about the data."""
     job.warnings += report.hot_pixel_warnings(job.hot, masked=job.config.input.mask == "auto")
     job.warnings += report.analysis_warnings(analysis)
 
@@ -93,7 +95,7 @@ def note_analysis(job: Job, analysis: xr.Dataset) -> None:
 def _analyzed(
     job: Job, patterns: xr.DataArray, stage: str = "analyze", folder: str = "analysis"
 ) -> Analyzed:
-    """One pass: computed block by block into the run's folder, joined but for the profiles."""
+    """Analyze block by block into the run's folder, and join everything but the profiles."""
     spool = SpoolSink(f"{job.folder}/{folder}")
     with job.room(patterns, None):
         job.compute(stage, _blocks(job, patterns), patterns, spool)
@@ -101,31 +103,31 @@ def _analyzed(
 
 
 def _blocks(job: Job, patterns: xr.DataArray) -> dict[str, da.Array]:
-    """What is computed of every block."""
+    """The lazy outputs of the pass."""
     options = analysis_options(job.config)
     return {"analysis": analysis_of_blocks(patterns, **options, device=job.device)}
 
 
 def folded(job: Job, patterns: xr.DataArray, spool: SpoolSink) -> xr.Dataset:
-    """The analysis from the blocks of a pass, without the profiles."""
+    """Join the analysis of all blocks, without the profiles."""
     options = analysis_options(job.config)
     stored = spool.blocks(math.prod(patterns.data.numblocks), (*PER_PATTERN, *REDUCED))
     n_missing = int((~job.tally.valid(lead_shape(patterns))).sum())
     return fold_analysis(patterns, stored, analysis_attrs(**options), n_missing)
 
 
-def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
-    """An analysis that was made before; the radii are found again where another target was asked for."""
-    stored = open_group(known.store, "analysis")
+def _from_precomputed(precomputed: Precomputed, patterns: xr.DataArray, target: float) -> Analyzed:
+    """Read a precomputed analysis; a different target retention recomputes the radii."""
+    stored = open_group(precomputed.store, "analysis")
     analysis = stored.drop_vars("profile").load()
-    # text is kept in the attributes of a store; a crop keeps the counts there, too
+    # a store keeps text in attributes; a crop also keeps the counts there
     if "odd_pixels" in analysis.attrs:
         counts = analysis.attrs.pop("odd_pixels")
         analysis["odd_pixels"] = ("kind", np.array(list(counts.values()), np.int64))
         kinds = list(counts)
     else:
         kinds = analysis.attrs.pop("kind")
-    axes = axes_of(patterns)  # the calibration may be given anew
+    axes = axes_of(patterns)  # the config may replace the calibration
     names = (*lead_dims(patterns), "source_ky", "source_kx")
     coords = {name: coordinate(axis, name) for name, axis in zip(names, axes, strict=True)}
     analysis = labelled(analysis.assign_coords({**coords, "kind": kinds}))
@@ -142,7 +144,7 @@ def _known(known: Known, patterns: xr.DataArray, target: float) -> Analyzed:
 
 @dataclass(frozen=True)
 class StoredProfiles:
-    """Profiles in a finished store."""
+    """Profiles of a finished store."""
 
     profile: xr.DataArray
     chunks: tuple[int, ...]
@@ -189,11 +191,11 @@ def settle_common(job: Job, common: Sequence[int] | None) -> None:
 
 
 def choose(job: Job, analysis: xr.Dataset, common: Sequence[int] | None = None) -> Window:
-    """The window, and what is odd about it; ``common`` is the size that several datasets share."""
+    """Choose the window and add warnings about it; ``common`` is the size that several datasets share."""
     try:
         window = _window(job.config, analysis, common)
     except SourceError as error:
-        raise SourceError(job.told(error)) from error
+        raise SourceError(job.with_path(error)) from error
     down = job.config.downsample
     job.warnings += report.window_warnings(window, filled_fractions(analysis, window))
     output = job.config.output

@@ -1,4 +1,4 @@
-"""One run: what its passes share."""
+"""The state that the passes of one run share."""
 
 import contextlib
 import math
@@ -21,20 +21,20 @@ from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
 from stem_dask.engine.records import Tally
 from stem_dask.engine.state import RunState
-from stem_dask.job.footprint import projected_bytes
 from stem_dask.job.memory_and_disk import (
     check_memory,
     disk_need,
     enough_room,
     fitting_block,
     memory_of,
+    projected_bytes,
     shapes,
     task_memory,
     with_cuda,
 )
 from stem_dask.job.outputs import Outputs
 from stem_dask.job.prepare import Prepared
-from stem_dask.job.transpose import needed_turn
+from stem_dask.job.transpose import needed_transpose
 from stem_dask.job.warm_up import reach, rehearse
 from stem_dask.kernels.gpu.compile import Kernels
 from stem_dask.readers.detector_first import detector_first
@@ -45,13 +45,13 @@ from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.storage.publish import temporary
 from stem_dask.storage.urls import is_url
 
-#: kinds of clusters whose workers are on this machine for sure
+#: kinds of clusters whose workers always run on this machine
 HERE = ("threads", "local", "gpu")
 
 
 @dataclass
 class Job:
-    """One run: its options and means, and what was noticed on the way."""
+    """One run: options, cluster, journal, and what the passes have found so far."""
 
     prepared: Prepared
     connection: Connection
@@ -63,13 +63,13 @@ class Job:
     hot: list[list[int]] = field(default_factory=list)
     #: (ky, kx) in source pixels, True for a bad one
     mask: NDArray[np.bool_] | None = None
-    #: pixels of the detector that a task turned, of an input with the detector slowest
+    #: detector pixels of one transpose task, of a detector-first input
     slab: tuple[int, int] | None = None
-    #: whether the patterns are read from a file with the detector axes slowest
+    #: whether blocks are read directly from a detector-first file
     detector_first: bool = False
     #: mean and standard deviation, of a run that normalizes
     constants: dict[str, float] | None = None
-    #: seconds from the first submission until every pattern is analyzed; None without a pass for it
+    #: seconds from the first submission until every pattern is analyzed; None without an analysis pass
     analyzed_after: float | None = None
 
     @property
@@ -79,17 +79,17 @@ class Job:
 
     @property
     def device(self) -> Device:
-        """Where the kernels run; settled by `stem_dask.job.prepare.prepare`."""
+        """Where the kernels run; `stem_dask.job.prepare.prepare` resolves ``auto``."""
         return "gpu" if self.config.device == "gpu" else "cpu"
 
     @property
     def title(self) -> str:
-        """Title of the outputs: that of the input, else its name."""
+        """Title of the outputs: the title of the input, else its name."""
         return self.prepared.found.info.title
 
     @property
     def worker(self) -> Worker:
-        """The worker that has least memory for a thread."""
+        """The worker with the least memory per thread."""
         return with_cuda(self.config, self.connection.worker)
 
     @property
@@ -99,11 +99,11 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """What the run keeps beside its output until it is complete."""
+        """The folder of the unfinished run, next to its output."""
         return str(self.state.folder)
 
     def block(self) -> tuple[int, ...]:
-        """Positions of a block, settled once; refused when a worker has not the memory for it."""
+        """Scan positions of a block, fixed for the whole run; raises MemoryBudgetError if a worker cannot hold it."""
         worker = self.worker
         block = fitting_block(self.config, self.prepared.found, worker)
         block = tuple(self.state.settled("block", block))
@@ -113,12 +113,12 @@ class Job:
         return block
 
     def _on_gpu(self, positions: int, window: Sequence[int] | None = None) -> int:
-        """Bytes that the tasks of a worker take of its GPU at most."""
+        """Upper bound of the GPU memory that the tasks of one worker use, in bytes."""
         what = shapes(self.config, self.prepared.found, window)
         return self.worker.threads * task_memory(self.config, what, positions).on_gpu
 
     def rehearse(self) -> None:
-        """Have the workers load what their tasks need; refused first when they have not the memory for a pattern."""
+        """Import and compile on the workers what their tasks need; raises MemoryBudgetError if one pattern does not fit."""
         config = self.config
         fitting_block(config, self.prepared.found, self.worker)
         analyzes = config.crop.enabled or config.analyze.ahead
@@ -144,7 +144,7 @@ class Job:
             see(self.connection.client, {at: k for at, k in places.items() if not is_url(at)})
 
     def _kernels(self) -> Kernels:
-        """The kernels that the workers' GPUs need."""
+        """The kernels to compile for the workers' GPUs."""
         config, what = self.config, shapes(self.config, self.prepared.found)
         refuse_missing(self.connection.client)
         analyzes = config.crop.enabled or config.analyze.ahead
@@ -158,9 +158,9 @@ class Job:
         )
 
     def patterns(self, block: Sequence[int]) -> xr.DataArray:
-        """The lazy input, turned where it must be, corrected and without its bad pixels."""
+        """The lazy input: transposed if necessary, corrected, bad pixels masked."""
         options, found = self.config.input, self.prepared.found
-        turn = needed_turn(found, block, self.connection, self.folder)
+        turn = needed_transpose(found, block, self.connection, self.folder)
         if turn is not None:
             found, self.slab = turn.found, turn.slab
             with self.room(lazy_blocks(found, block), None):
@@ -169,14 +169,14 @@ class Job:
             self.refuse_changed_input()
         self.detector_first = detector_first(found.source) is not None
         lazy = corrected(lazy_blocks(found, block), options.dark, options.gain)
-        if "valid" in lazy.coords:  # what an earlier run could not read stays missing
+        if "valid" in lazy.coords:  # patterns that an earlier run could not read stay missing
             self.tally.lost = ~lazy.coords["valid"].values
-        mask = None if options.mask == "auto" else options.mask  # not known yet
+        mask = None if options.mask == "auto" else options.mask  # found by the analysis
         listed = mask if mask is None or isinstance(mask, str) else mask.model_dump()
         return self.masked(lazy, listed)
 
     def masked(self, patterns: xr.DataArray, mask: str | Mapping[str, Any] | None) -> xr.DataArray:
-        """The patterns without their bad pixels, which are noted."""
+        """Mask bad pixels, and keep the mask."""
         if mask is None:
             return patterns
         self.mask = read_mask(mask, patterns.shape[-2:])
@@ -189,7 +189,7 @@ class Job:
         like: xr.DataArray,
         sink: engine.Sink,
     ) -> None:
-        """Run one stage's lazy outputs into a sink; ``like`` has their blocks."""
+        """Run the lazy outputs of one stage into a sink; ``like`` has the same blocks."""
         try:
             records = engine.run(
                 outputs,
@@ -205,12 +205,12 @@ class Job:
         except SourceError as error:
             self.refuse_changed_input()
             hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
-            raise SourceError(f"{self.told(error)}; {hint}") from error
+            raise SourceError(f"{self.with_path(error)}; {hint}") from error
         self.refuse_changed_input()
         self.tally.note(records)
 
     def refuse_changed_input(self) -> None:
-        """Raise SourceError when the input is not the file that was opened; the results so far are then of no use."""
+        """Raise SourceError when the input is not the file that was opened; the results so far are then useless."""
         change = self.prepared.found.change()
         if change is None:
             return
@@ -220,26 +220,26 @@ class Job:
                 "run the same command again when nothing writes to the file any more"
             )
 
-    def told(self, error: Exception) -> str:
-        """The words of an error about the data, with the file's name."""
+    def with_path(self, error: Exception) -> str:
+        """The message of an error about the data, including the input's path."""
         path = self.prepared.found.info.path
         return str(error) if path in str(error) else f"{path}: {error}"
 
     def room(
         self, patterns: xr.DataArray, window: Window | None, *, warn: bool = False
     ) -> contextlib.AbstractContextManager[None]:
-        """Disk for what is still to be written; see `stem_dask.job.memory_and_disk.enough_room`."""
+        """Check the disk for what is still to be written; see `stem_dask.job.memory_and_disk.enough_room`."""
         shape = None if window is None else window.shape
         n_blocks = math.prod(patterns.data.numblocks)
         need = disk_need(self.config, self.prepared.found, n_blocks, shape)
         paths = self.outputs.local()
-        # an older output that is replaced takes room of its own until the new one is complete
-        ours = [path for path in paths if not self.state.is_older(path)]
-        names = (self.folder, *map(temporary, paths), *ours)
+        # an older output keeps its disk space until the new one replaces it
+        kept = [path for path in paths if not self.state.is_older(path)]
+        names = (self.folder, *map(temporary, paths), *kept)
         return enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
 
     def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
-        """Passes every finished block on to whoever shows the progress."""
+        """Callback that reports every finished block to ``progress``."""
         progress = self.progress
         if progress is None:
             return None
@@ -248,7 +248,7 @@ class Job:
     def measured(
         self, patterns: xr.DataArray, window: Window | None, seconds: float
     ) -> dict[str, Any]:
-        """Speed, memory and mishaps of the run."""
+        """Speed, memory, retries and warnings of the run, for results.json."""
         shape = None if window is None else window.shape
         sizes = memory_of(self.config, self.prepared.found, shape, self.slab)
         positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])

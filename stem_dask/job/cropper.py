@@ -1,6 +1,6 @@
 """Tensor in, tensor out: `DiffractionCropper`, the interface of the earlier cropping script.
 
-Coverage is 1 and every pattern is aligned around its own center, as its users know it.
+As in that script, coverage is 1 and every window is aligned around the center of its own pattern.
 """
 
 import logging
@@ -52,11 +52,11 @@ class CroppingConfig:
     min_retention : lowest acceptable share, at most the target
     margin_pixels : added to the radius
     chunk_size : patterns analyzed at a time
-    use_gpu : an error when there is no GPU to use; never a silent run on the CPU
+    use_gpu : run on the GPU; raises without one instead of using the CPU
     center_method : ``centroid``, ``center`` or ``manual``
     manual_center : (y, x) in pixels, with ``manual``
-    visualization : write a picture beside ``save_path``
-    verbose : report what is done on standard error
+    visualization : write a figure next to ``save_path``
+    verbose : log to standard error
 
     Raises
     ------
@@ -215,7 +215,7 @@ class DiffractionCropper:
     def validate_retention(
         self, data: Any, cropped: Any, analysis: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What the windows kept, added up again: the part ``validation`` of the results."""
+        """Sum the intensity in the windows again: the part ``validation`` of the results."""
         total, inside = self._intensity(_patterns(data)), self._intensity(_patterns(cropped))
         with np.errstate(invalid="ignore", divide="ignore"):
             retention = np.where(total > 0, inside / total, np.nan)
@@ -237,7 +237,7 @@ class DiffractionCropper:
         analysis: Mapping[str, Any],
         save_path: str | os.PathLike[str] | None = None,
     ) -> Any:
-        """The picture of the result: a matplotlib Figure, also written to ``save_path``; nothing is shown."""
+        """Draw the result: returns a matplotlib Figure, and writes it to ``save_path``; shows nothing."""
         from stem_dask.report.figure import build, draw
 
         figure_data = self._figure_data(_patterns(data), _patterns(cropped), analysis)
@@ -308,19 +308,19 @@ class DiffractionCropper:
         import torch
 
         stem = path.with_suffix("")
-        beside = (f"{stem}_results.json", f"{stem}_visualization.png")
+        others = (f"{stem}_results.json", f"{stem}_visualization.png")
         make_folder(path)
-        for name in (path, *beside):
+        for name in (path, *others):
             refuse_existing(name, overwrite=True)
             refuse_taken(made_beside(name))
         tensor = cropped if isinstance(cropped, torch.Tensor) else torch.from_numpy(cropped)
-        # a file, not a name: the name would end up in the archive
+        # an open file, because torch stores a file's name in the archive
         with opened(temporary(path), "wb") as file:
             torch.save(tensor, file)
         publish(path)
-        write_json(beside[0], {**results, "config": asdict(self.config)})
+        write_json(others[0], {**results, "config": asdict(self.config)})
         if self.config.visualization:
-            self.visualize_results(data, cropped, results["analysis"], beside[1])
+            self.visualize_results(data, cropped, results["analysis"], others[1])
         self._say(f"saved {path} ({size(path.stat().st_size)})")
 
     def _say(self, text: str) -> None:
@@ -362,7 +362,7 @@ def _like(data: Any, patterns: NDArray) -> Any:
 def create_test_data(
     n_patterns: int = 100, image_size: int = 256, noise_level: float = 0.1, *, seed: int = 0
 ) -> Any:
-    """Airy discs with varying center and size, for trying things out.
+    """Airy discs with varying center and size, for tests and demonstrations.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a file holds, what a config would do, a config for a file: in words, without computing anything."""
+"""Text of ``info``, ``check`` and ``init``: what a file holds, what a config does, a config for a file."""
 
 import json
 import math
@@ -10,8 +10,6 @@ from stem_dask.cluster.layout import planned
 from stem_dask.config.options import Config
 from stem_dask.core.chunks import inner_chunk, shard_shape, uncropped
 from stem_dask.core.text import size
-from stem_dask.job.earlier import Known
-from stem_dask.job.footprint import projected_bytes, task_bytes
 from stem_dask.job.memory_and_disk import (
     Shapes,
     disk_need,
@@ -19,12 +17,15 @@ from stem_dask.job.memory_and_disk import (
     fitting_slab,
     free_bytes,
     memory_of,
+    projected_bytes,
     shapes,
+    task_bytes,
     task_memory,
-    turned_bytes,
+    transposed_bytes,
     with_cuda,
 )
 from stem_dask.job.outputs import Outputs
+from stem_dask.job.precomputed import Precomputed
 from stem_dask.readers.open import Found
 
 
@@ -50,7 +51,7 @@ def describe_file(found: Found) -> tuple[str, ...]:
 
 
 def _microscope(found: Found) -> list[str]:
-    """A line with beam energy and camera length, where the file or the user states one of them."""
+    """A line with beam energy and camera length, if either is known."""
     info = found.info
     energy = info.given.get("beam_energy_kv", info.about.get("beam_energy_kv"))
     length = info.about.get("camera_length_mm")
@@ -59,10 +60,12 @@ def _microscope(found: Found) -> list[str]:
     return [f"beam        {', '.join(words)}"] if words else []
 
 
-def describe_job(config: Config, found: Found, known: Known | None = None) -> tuple[str, ...]:
-    """What each stage of a job gets and gives: shape, type, blocks, tasks, bytes of a task; what will be written.
+def describe_job(
+    config: Config, found: Found, precomputed: Precomputed | None = None
+) -> tuple[str, ...]:
+    """Shape, type, blocks, tasks and bytes per task of each stage, and the outputs.
 
-    The window is known after the analysis only, unless ``crop.window`` or ``crop.size`` gives it; until then the
+    The window is known only after the analysis, unless ``crop.window`` or ``crop.size`` gives it; until then the
     whole detector stands for it, as the upper limit.
     """
     source, what = found.source, shapes(config, found)
@@ -70,9 +73,9 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     worker = with_cuda(config, planned(config.cluster, n_bytes, config.device))
     block = fitting_block(config, found, worker)
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(source.shape, block, strict=False))
-    turned = turned_bytes(found)
-    slab = fitting_slab(found, block, worker) if turned else None
-    table = _stages(config, found, what, block, n_tasks, known)
+    transposed = transposed_bytes(found)
+    slab = fitting_slab(found, block, worker) if transposed else None
+    table = _stages(config, found, what, block, n_tasks, precomputed)
     inner = inner_chunk(block, source.shape[:-2], what.out_bytes)
     shards = shard_shape(block, inner)
     n_files = math.prod(math.ceil(n / c) for n, c in zip(source.shape, shards, strict=False))
@@ -88,9 +91,9 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
     return (
         *table,
         *_uncropped(config, what),
-        f"reads       {size(n_bytes)}{_times(config, known)}",
-        *((f"turns       {'at most ' * (known is not None)}{size(turned)} first, into a file of this size: the detector is slowest in the input",)
-          if turned else ()),
+        f"reads       {size(n_bytes)}{_times(config, precomputed)}",
+        *((f"transposes  {'at most ' * (precomputed is not None)}{size(transposed)} first into an intermediate file: the input is detector-first",)
+          if transposed else ()),
         f"writes      {config.output.path}: {upper}{total} before compression{pieces}",
         *(f"exports     {path}: {upper}{total}" for path in outputs.exports),
         f"memory      {size(need)} a worker with {worker.threads} thread{'s' * (worker.threads != 1)}{has}",
@@ -101,7 +104,7 @@ def describe_job(config: Config, found: Found, known: Known | None = None) -> tu
 
 
 def _uncropped(config: Config, what: Shapes) -> list[str]:
-    """The axes that a given window covers."""
+    """A warning for every axis that a given window covers entirely."""
     if config.crop.given is None:
         return []
     axes = zip(("ky", "kx"), what.window, what.detector, strict=True)
@@ -114,9 +117,9 @@ def _stages(
     what: Shapes,
     block: Sequence[int],
     n_tasks: int,
-    known: Known | None,
+    precomputed: Precomputed | None,
 ) -> list[str]:
-    """The table of the stages, a line each."""
+    """The table of the stages, one line each."""
     lead, dtype = found.source.shape[:-2], found.source.dtype
     rows = [("stage", "shape", "type", "block", "tasks", "bytes a task")]
 
@@ -129,7 +132,7 @@ def _stages(
     read_as = what.patterns
     window_bytes = math.prod(what.window) * read_as.itemsize
     row("read", what.detector, dtype, pattern_bytes)
-    if (config.crop.enabled and known is None) or config.analyze.ahead:
+    if (config.crop.enabled and precomputed is None) or config.analyze.ahead:
         row("analyze", what.detector, read_as, pattern_bytes, max(what.detector) * 4)
     if config.crop.enabled:
         stage = "crop" if what.known else "crop (at most)"
@@ -145,17 +148,17 @@ def _stages(
     ]
 
 
-def _times(config: Config, known: Known | None) -> str:
+def _times(config: Config, precomputed: Precomputed | None) -> str:
     """How often the input is read."""
-    if known is not None:
-        return f", once: {known.note}"
+    if precomputed is not None:
+        return f", once: {precomputed.note}"
     if config.input.mask == "auto":
         return ", twice, or three times when there are hot pixels: to analyze, to analyze without them, to crop"
     return ", twice: once to analyze, once to crop" if config.crop.enabled else ""
 
 
 def config_for(found: Found, overrides: Sequence[str] = ()) -> str:
-    """A commented config for a file: the shipped one with the file's name, what was found in it, and overrides."""
+    """A commented config for a file: the shipped one with its path, a header that describes it, and overrides."""
     text = (Path(__file__).parents[1] / "config" / "crop.yaml").read_text(encoding="utf-8")
     name = Path(found.info.path)
     header = "".join(f"# {line}\n" for line in describe_file(found))

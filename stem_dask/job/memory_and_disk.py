@@ -1,4 +1,4 @@
-"""What a job will need before it runs: memory of a worker, bytes on disk; and the refusal when there is less."""
+"""Project the memory and disk space of a job before it runs, and refuse jobs that do not fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +20,6 @@ from stem_dask.core.machine import machine_bytes
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
 from stem_dask.core.window import axis_window
-from stem_dask.job.footprint import (
-    Footprint,
-    footprints,
-    most_positions,
-    projected_bytes,
-    turn_footprint,
-)
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
@@ -49,34 +42,132 @@ from stem_dask.writers.torch import signed_dtype
 
 _logger = logging.getLogger("stem_dask")
 
-#: bytes that a file takes at most, in those of the patterns: unsigned counts may need twice as many in a .pt, and HDF5 is
-#: there twice while it is put together
+#: upper bound of a file's size, relative to its patterns: unsigned counts may need twice as much in a .pt, and HDF5
+#: exists twice while it is assembled
 FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
 
-#: what HDF5 with all its filters takes of a worker that reads it: 26 to 41 MB were measured
+#: memory of HDF5 with all its filters in a worker that reads it; measured: 26 to 41 MB
 HDF5_BYTES = 30 * 10**6
 
-#: buffers that patterns pass through, each of a piece: as read, cut, made smaller, in a chunk, encoded
+#: buffers of a batch on its way: as read, cropped, downsampled, in a chunk, encoded
 PASSING = 5
 
-#: numbers of 8 bytes that the analysis keeps of a pattern beside its profile
+#: 8-byte values that the analysis keeps per pattern, in addition to its profile
 VALUES_KEPT = 8
 
-#: share of the machine's memory above which a file with the detector slowest is turned first: up to it the system keeps
-#: in memory what blocks of patterns read of it, so that nothing is read twice from the disk
+#: a detector-first file larger than this share of the machine's memory is transposed first; a smaller one stays in the
+#: page cache while its blocks are read, so that nothing is read from the disk twice
 CACHED_SHARE = 0.5
+
+
+def task_bytes(lead_chunk: Sequence[int], *pattern_bytes: int) -> int:
+    """Bytes that one task moves: its block, times the sum of the pattern sizes."""
+    return math.prod(lead_chunk) * sum(pattern_bytes)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Peak memory of a task of one stage: a fixed part, and a part per scan position of its block."""
+
+    fixed: int
+    per_position: int
+
+    def bytes(self, positions: int) -> int:
+        """Peak memory for a block of ``positions``."""
+        return self.fixed + positions * self.per_position
+
+
+def footprints(
+    source: int,
+    out: int,
+    *,
+    copies: int,
+    result: int,
+    cropped: bool,
+    exported: bool = True,
+    packed: bool = True,
+    waiting: int = 0,
+    analyzes: bool = False,
+    in_pieces: bool = False,
+    fixed: int = 0,
+) -> dict[str, Footprint]:
+    """Peak memory of a task of each stage.
+
+    Patterns pass in batches from the source to the file, so that cropped, downsampled and encoded patterns never exist
+    for a whole block, except for ``waiting``.
+
+    Parameters
+    ----------
+    source, out : bytes of one pattern as read, and as stored
+    copies : how often a block is copied while it is read, to reorder its axes
+    result : bytes that the analysis keeps per pattern
+    cropped : whether an analysis pass precedes the pass that writes
+    exported : whether the store is read again, to export or to normalize
+    packed : whether one of the exports is HDF5, whose blocks are compressed as a whole
+    waiting : bytes per pattern that are kept until the block is complete
+    analyzes : whether the pass that writes also analyzes
+    in_pieces : whether patterns are read in batches, so that no raw block is held
+    fixed : bytes that a task needs independent of its block, such as dark, gain and batches
+
+    Examples
+    --------
+    >>> sizes = footprints(131072, 2048, copies=0, result=600, cropped=True, in_pieces=True, fixed=2**20)
+    >>> sizes["crop"].bytes(512) / 2**20, sizes["analyze"].bytes(512) / 2**20
+    (1.01953125, 3.29296875)
+    """
+    read = 0 if in_pieces else source * (1 + copies)
+    sums = 16 * source  # in the widest type, and their results
+    kept = 8 + waiting + result * analyzes
+    found = {"crop": Footprint(fixed + 8 * out + sums * analyzes, read + kept)}
+    if cropped:
+        found["analyze"] = Footprint(fixed + sums, read + result)
+    if exported:
+        # measured with noise: 3 for .pt, .npy and .zspy (compressed shard, decoded shard, patterns), 4 for HDF5 (patterns,
+        # compressed chunks, and these joined)
+        found["export"] = Footprint(0, (4 if packed else 3) * out)
+    return found
+
+
+def transpose_footprint(
+    slab_pixels: int, scan: int, itemsize: int, gathered: int, read: int
+) -> Footprint:
+    """Peak memory of a task that transposes a slab: the slab, one part of it, gathered rows, and the read buffer.
+
+    Parameters
+    ----------
+    slab_pixels, scan : pixels of the detector in a slab, positions of the whole scan
+    itemsize : bytes of a pixel
+    gathered : pixels that are gathered before they are transposed
+    read : bytes of one read where only a part of each scan is needed
+
+    Examples
+    --------
+    >>> transpose_footprint(1024, 256 * 256, 2, 128, 0).bytes(512) / 2**20
+    129.125
+    """
+    return Footprint(slab_pixels * scan * itemsize + read, (slab_pixels + gathered) * itemsize)
+
+
+def projected_bytes(sizes: Mapping[str, Footprint], positions: int, worker: Worker) -> int:
+    """Resident memory that a worker needs for blocks of ``positions``."""
+    return worker.loaded + worker.threads * max(stage.bytes(positions) for stage in sizes.values())
+
+
+def most_positions(sizes: Mapping[str, Footprint], room: int) -> int:
+    """The most positions of a block that fit into ``room`` bytes; 0 if not even one fits."""
+    return max(0, min((room - stage.fixed) // stage.per_position for stage in sizes.values()))
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Detector, window and output pattern of a job; the whole detector stands for a window that is not known yet."""
+    """Shapes of a job's detector, window and output pattern; the window is the detector until it is ``known``."""
 
     detector: tuple[int, int]
     window: tuple[int, int]
     out: tuple[int, int]
     dtype: np.dtype
     known: bool
-    patterns: np.dtype  # of what is analyzed and cropped
+    patterns: np.dtype  # analyzed and cropped
 
     @property
     def out_bytes(self) -> int:
@@ -85,7 +176,7 @@ class Shapes:
 
 
 def shapes(config: Config, found: Found, window: Sequence[int] | None = None) -> Shapes:
-    """What becomes of one pattern; ``window`` is the size that was found, when it was."""
+    """The shapes of a job; ``window`` is the size from the analysis, if there is one."""
     detector = (int(found.source.shape[-2]), int(found.source.shape[-1]))
     given = _given_window(config, detector) if window is None else (int(window[0]), int(window[1]))
     cut = given or detector
@@ -108,7 +199,7 @@ def memory_of(
     window: Sequence[int] | None = None,
     slab: Sequence[int] | None = None,
 ) -> dict[str, Footprint]:
-    """What a task of each stage holds; see `stem_dask.job.footprint.footprints`. ``slab`` as `fitting_slab` gives it, if any."""
+    """Peak memory of a task of each stage, see `footprints`; ``slab`` is the result of `fitting_slab`, if any."""
     what, dtype = shapes(config, found, window), found.source.dtype
     pixels = math.prod(what.detector)
     radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
@@ -133,39 +224,39 @@ def memory_of(
         exported=bool(config.output.export) or config.output.normalize != "none",
         packed=not {"hspy", "h5"}.isdisjoint(_kinds(config)),
         waiting=_waiting(config, what),
-        ahead=config.analyze.ahead,
+        analyzes=config.analyze.ahead,
         in_pieces=in_pieces,
     )
-    # a chunk is held as it lies in the file, and decoded, until its part of the block is taken from it
+    # a chunk is held compressed and decoded until its part of the block is copied
     decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
-    turning = {} if slab is None else {"turn": _turn_footprint(found, slab)}
+    transposing = {} if slab is None else {"turn": _transpose_footprint(found, slab)}
     held = 0 if in_pieces else pixels * dtype.itemsize * (1 + reads)
-    return {"read": Footprint(decoding, max(1, held)), **sizes, **turning}
+    return {"read": Footprint(decoding, max(1, held)), **sizes, **transposing}
 
 
 def _waiting(config: Config, what: Shapes) -> int:
-    """Bytes of one pattern that a task keeps until all of its block are there: encoded chunks, and the same as one file."""
+    """Bytes per pattern that a task keeps until its block is complete: encoded chunks, and these joined."""
     joined = is_url(config.output.path) or Path(config.output.path).suffix in (".hspy", ".h5")
     return 2 * what.out_bytes * joined
 
 
 def _filled_chunk(config: Config) -> int:
-    """Bytes of a chunk of a .zspy that is filled piece by piece, and of it encoded; all others are smaller than a piece."""
+    """Bytes of a .zspy chunk, raw and encoded; the chunks of all other formats are smaller than a batch."""
     return 2 * FILE_CHUNK_BYTES * ("zspy" in _kinds(config))
 
 
 def _kinds(config: Config) -> tuple[str, ...]:
-    """The kinds of files that are made."""
+    """The suffixes of all outputs."""
     return (Path(config.output.path).suffix[1:], *config.output.export)
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:
-    """Positions that a block takes along the scan: as ``output.chunk_mb`` says, or what the memory allows.
+    """Shape of a block along the scan: from ``output.chunk_mb``, or as large as the memory allows.
 
     Raises
     ------
     MemoryBudgetError
-        When a worker's memory does not suffice for one pattern.
+        If one pattern does not fit into a worker's memory.
     """
     if worker.room is None:
         return block_positions(found, config.output.chunk_mb)
@@ -180,11 +271,10 @@ def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ..
     return block_positions(found, config.output.chunk_mb, most)
 
 
-def turned_bytes(found: Found) -> int:
-    """Bytes of the intermediate file of an input that is turned before blocks are read; 0 when they are read directly.
+def transposed_bytes(found: Found) -> int:
+    """Bytes of the intermediate file of an input that is transposed first; 0 if blocks are read directly.
 
-    It is turned when the file has the detector slowest and what has to be read of it exceeds `CACHED_SHARE` of the
-    machine's memory.
+    A detector-first file is transposed if the bytes to read exceed `CACHED_SHARE` of the machine's memory.
     """
     stored = detector_first(found.source)
     if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
@@ -193,12 +283,12 @@ def turned_bytes(found: Found) -> int:
 
 
 def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[int, ...]:
-    """Pixels along ky and kx that one task turns at all positions of the scan: 64 to 256 MiB, or what the memory allows.
+    """Detector pixels (ky, kx) that one task transposes for the whole scan: 64 to 256 MiB, or what the memory allows.
 
     Raises
     ------
     MemoryBudgetError
-        When a worker's memory does not suffice for one pixel of the detector.
+        If one detector pixel of the whole scan does not fit into a worker's memory.
     """
     stored = detector_first(found.source)
     assert stored is not None
@@ -206,10 +296,10 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
     plane_bytes = math.prod(scan) * found.source.dtype.itemsize
     least, most = SLAB_BYTES
     room = 4 * most if worker.room is None else worker.room
-    one = _turn_footprint(found, (1, 1))
+    one = _transpose_footprint(found, (1, 1))
     if one.bytes(math.prod(block)) > room:
         raise MemoryBudgetError(
-            f"a worker with {worker} cannot turn the order of the axes: it needs "
+            f"a worker with {worker} cannot transpose the detector-first input: it needs "
             f"{size(projected_bytes({'turn': one}, math.prod(block), worker))} for a single pixel of the detector; "
             "raise cluster.memory_limit, or use fewer threads_per_worker"
         )
@@ -221,18 +311,18 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
     return lead_chunks(detector, plane_bytes, slab_mb)
 
 
-def _turn_footprint(found: Found, slab: Sequence[int]) -> Footprint:
+def _transpose_footprint(found: Found, slab: Sequence[int]) -> Footprint:
     scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
-    return turn_footprint(math.prod(slab), scan, itemsize, GATHERED, READ_BYTES)
+    return transpose_footprint(math.prod(slab), scan, itemsize, GATHERED, READ_BYTES)
 
 
 def check_memory(config: Config, found: Found, block: Sequence[int], worker: Worker) -> int:
-    """Memory that a worker is projected to need at most, in bytes.
+    """Projected peak memory of a worker, in bytes.
 
     Raises
     ------
     MemoryBudgetError
-        When it is more than a worker has; names the block size that would fit.
+        If it exceeds the memory of a worker; the message has a block size that fits.
     """
     sizes = memory_of(config, found)
     need = projected_bytes(sizes, math.prod(block), worker)
@@ -251,7 +341,7 @@ def check_memory(config: Config, found: Found, block: Sequence[int], worker: Wor
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Bytes that a job writes: at least, whatever compression gains, and at most."""
+    """Lower bound (however well the data compress) and upper bound of the bytes that a job writes."""
 
     least: int
     most: int
@@ -260,7 +350,7 @@ class DiskNeed:
 def disk_need(
     config: Config, found: Found, n_blocks: int, window: Sequence[int] | None = None
 ) -> DiskNeed:
-    """What a job writes, with all that waits in its folder; only .pt and what is kept of each pattern are not packed."""
+    """Bytes that a job writes, including intermediate files; .pt and per-pattern results are not compressed."""
     what = shapes(config, found, window)
     n = math.prod(found.source.shape[:-2])
     patterns = n * what.out_bytes
@@ -273,8 +363,8 @@ def disk_need(
     again = (
         kept if config.input.mask == "auto" else 0
     )  # a second analysis, when there are hot pixels
-    turned = turned_bytes(found)
-    least, most = turned + kept, turned + 2 * kept + again
+    transposed = transposed_bytes(found)
+    least, most = transposed + kept, transposed + 2 * kept + again
     if config.output.normalize != "none":
         most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
     here = [] if is_url(config.output.path) else [Path(config.output.path).suffix[1:]]
@@ -288,18 +378,18 @@ def disk_need(
 
 
 def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:
-    """Compare a need with the free space; whether it suffices in any case.
+    """Compare a need with the free space; returns whether the upper bound fits.
 
     Parameters
     ----------
     folder : where the outputs are, or will be
     need : result of `disk_need`
-    written : bytes of it that are there already
+    written : bytes of it that exist already
 
     Raises
     ------
     DiskFullError
-        When the space cannot suffice, whatever compression gains.
+        If even the lower bound does not fit.
     """
     free = free_bytes(folder)
     least, most = (max(0, n - written) for n in (need.least, need.most))
@@ -312,7 +402,7 @@ def check_disk(folder: Path, need: DiskNeed, written: int = 0) -> bool:
 
 
 def disk_words(folder: Path, need: int) -> str:
-    """How much a job may still need, and how much there is."""
+    """Message with the remaining need and the free space."""
     return (
         f"the job writes up to {size(need)} more ({need:,} bytes) in {folder}, which has {size(free_bytes(folder))} "
         "free; make room, and the same command goes on"
@@ -323,13 +413,13 @@ def disk_words(folder: Path, need: int) -> str:
 def enough_room(
     folder: Path, need: DiskNeed, names: Sequence[str], *, warn: bool = False
 ) -> Iterator[None]:
-    """Compare the disk with a need before the work inside; a disk that is full all the same is told with the need.
+    """Check the disk before the work inside; an error of a full disk is raised with the remaining need.
 
     Parameters
     ----------
     folder, need : see `check_disk`
-    names : files and folders of the run, whose bytes are there already
-    warn : say when the space might not suffice
+    names : existing files and folders of the run
+    warn : log a warning if the upper bound does not fit
     """
     written = _bytes_there(names)
     if not check_disk(folder, need, written) and warn:
@@ -344,12 +434,12 @@ def enough_room(
 
 
 def _bytes_there(names: Sequence[str]) -> int:
-    """What files and folders take of the disk: the holes of a file that is not yet written are still to come."""
+    """Bytes on disk of files and folders; holes of sparse files do not count."""
     return sum(tree_bytes(name, holes=False) for name in names)
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space where a folder is, or will be."""
+    """Free space at a folder that exists or will be made."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -357,12 +447,12 @@ def free_bytes(folder: Path) -> int:
 
 
 def _references(config: Config) -> int:
-    """How many of dark and gain there are; one of them makes the patterns float32."""
+    """Number of dark and gain files; either makes the patterns float32."""
     return (config.input.dark is not None) + (config.input.gain is not None)
 
 
 def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] | None:
-    """The window's size as far as the config gives it."""
+    """The window's size if the config gives it."""
     if not config.crop.enabled:
         return detector
     wanted = config.crop.given
@@ -376,14 +466,14 @@ def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] 
 
 
 def _stored(source: Source) -> Source:
-    """The array in the file, whatever is made of it when it is read."""
+    """The array in the file, without its wrappers."""
     while isinstance(source, Wrapped):
         source = source.source
     return source
 
 
 def _read_copies(source: Source) -> int:
-    """How often a block is copied while it is read: when its axes are put in order, turned, or put together."""
+    """How often a block is copied while it is read: when its axes are put in order, transposed, or put together."""
     n = 0
     while isinstance(source, Wrapped):
         n += isinstance(source, (ScanOfList, RawCounts))
@@ -393,7 +483,7 @@ def _read_copies(source: Source) -> int:
     return n
 
 
-#: what cupy and CUDA take of a process; estimated, and not measured yet
+#: memory of cupy and CUDA in a process; an estimate
 CUDA_BYTES = 400 * 10**6
 
 #: more patterns than a block has: the buffers do not grow with it
@@ -401,7 +491,7 @@ MANY = 2**31
 
 
 def task_memory(config: Config, what: Shapes, positions: int = MANY) -> Taken:
-    """What one task of each pass takes of the GPU together, because cupy keeps what a pass took; nothing without one.
+    """GPU and host memory of one task of each pass, summed because cupy keeps its pool between passes; 0 on the CPU.
 
     Parameters
     ----------
@@ -420,7 +510,7 @@ def task_memory(config: Config, what: Shapes, positions: int = MANY) -> Taken:
 
 
 def with_cuda(config: Config, worker: Worker) -> Worker:
-    """A worker that has loaded what the device needs."""
+    """The worker, with the memory of CUDA if the job runs on a GPU."""
     if config.device != "gpu":
         return worker
     return replace(worker, loaded=worker.loaded + CUDA_BYTES)

@@ -1,4 +1,4 @@
-"""The first pass of a normalization: smaller patterns into a store in the run's folder, and the constants of all."""
+"""The first pass of a normalization: downsampled counts into a store in the run's folder, and their mean and deviation."""
 
 import math
 
@@ -23,17 +23,17 @@ from stem_dask.writers.spool import Beside, SpoolSink
 def normalized(
     job: Job, patterns: xr.DataArray, found: Analyzed | None = None, window: Window | None = None
 ) -> tuple[xr.DataArray, NDArray[np.float64] | None]:
-    """Lazy z-scores of the logarithms of the patterns, which wait in a store of the run.
+    """Lazy z-scores of the logarithms of the patterns, from a store in the run's folder.
 
-    With ``found`` and ``window`` they are cropped before; the second value is then what each window holds.
+    With ``found`` and ``window`` the patterns are cropped first; the second value is the intensity in each window.
     """
     with job.state.nothing_to_go_on_with():
-        out, beside = _counts(job, patterns, found, window)
+        out, extra = _counts(job, patterns, found, window)
     note_remainder(job, window, None if found is None else found.analysis["mean_pattern"].values)
     target = Target(f"{job.folder}/counts.zarr", out)
     spool = SpoolSink(f"{job.folder}/moments")
     sink = Beside(target.sink(), ("patterns",), spool)
-    outputs = {**target.outputs(), "moments": log_statistics(out), **beside}
+    outputs = {**target.outputs(), "moments": log_statistics(out), **extra}
     job.compute("downsample", outputs, out, sink)
     unread = job.tally.quarantined
     with job.state.nothing_to_go_on_with():
@@ -52,7 +52,7 @@ def normalized(
 def _counts(
     job: Job, patterns: xr.DataArray, found: Analyzed | None, window: Window | None
 ) -> tuple[xr.DataArray, dict[str, da.Array]]:
-    """The patterns as they are normalized, and what is found on the way."""
+    """The lazy counts to normalize, and further outputs of the pass."""
     if found is None or window is None:
         return smaller(job, patterns), {}
     return cropped(job, patterns, found, window)

@@ -1,4 +1,4 @@
-"""The names of everything that a run writes: beside its first output, or, when that is in an object store, in a folder here."""
+"""Names of all files that a run writes: next to its first output, or in a local folder if that is in an object store."""
 
 import os
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from pathlib import Path
 
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
-from stem_dask.job.earlier import beside
+from stem_dask.job.precomputed import analysis_path
 from stem_dask.stages.references import KEYS
 from stem_dask.storage.publish import made_beside, refuse_existing, run_folder, stem
 from stem_dask.storage.s3 import at
 from stem_dask.storage.urls import check_path, is_url, refuse_url
 
-#: what this process loads to write a kind of file
+#: packages that this process imports to write a format
 LIBRARIES = {".hspy": "h5py", ".h5": "h5py"}
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of a run, all beside its first: mostly a store, else one file of another format.
+    """The files of a run, in the folder of the first one: a .zarr store, or one file of another format.
 
-    A store in an object store has a ``url``; ``path`` is then where its small parts are built, and what is beside it.
+    For an object store, ``url`` is the final place and ``path`` the local folder of its metadata and of the other files.
     """
 
     path: str
@@ -40,33 +40,33 @@ class Outputs:
                 path,
             )
         name = stem(path)
-        alone = config.analyze.ahead and beside(path) != path
+        alone = config.analyze.ahead and analysis_path(path) != path
         return cls(
             path,
             tuple(f"{name}.{kind}" for kind in config.output.export),
             f"{name}_results.json",
             f"{name}_visualization.png" if config.output.figure else None,
-            beside(path) if alone else None,
+            analysis_path(path) if alone else None,
             url,
         )
 
     @property
     def store(self) -> str:
-        """The first output, where it is when it is complete."""
+        """Final path or URL of the first output."""
         return self.path if self.url is None else self.url
 
     def libraries(self) -> tuple[str, ...]:
-        """Packages that writing them takes, in the run's own process; they take a second to load."""
+        """Packages that the run's own process imports to write the outputs; they take a second to load."""
         kinds = [Path(path).suffix for path in (self.path, *self.exports)]
         names = [LIBRARIES[kind] for kind in kinds if kind in LIBRARIES]
-        return (*names, *["zarr"] * bool(self.exports))  # which are made from the store
+        return (*names, *["zarr"] * bool(self.exports))  # exports are made from the store
 
     def all(self) -> tuple[str, ...]:
-        """Every name."""
+        """All outputs, with the URL for an object store."""
         return (self.store, *self.local()[1:])
 
     def local(self) -> tuple[str, ...]:
-        """Every name here."""
+        """All local outputs."""
         more = (name for name in (self.analysis, self.figure) if name is not None)
         return (self.path, *self.exports, self.results, *more)
 
@@ -76,7 +76,7 @@ BELOW_BYTES = 160
 
 
 def refuse_other_kinds(outputs: Outputs) -> None:
-    """Refuse a link, a file in the place of a folder, or a folder in the place of a file, before anything is computed.
+    """Refuse outputs whose place holds a link, a folder instead of a file, or a file instead of a folder.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def refuse_other_kinds(outputs: Outputs) -> None:
 
 
 def check_lengths(outputs: Outputs) -> None:
-    """Refuse outputs of which a name, or that of a temporary file, is longer than the file system allows.
+    """Refuse outputs whose name, or that of a temporary file, is too long for the file system.
 
     Raises
     ------
@@ -113,12 +113,12 @@ def check_lengths(outputs: Outputs) -> None:
 
 
 def is_there(path: str) -> bool:
-    """Whether there is a file, a folder, or anything below a URL."""
+    """Whether a file or folder exists, or any object below a URL."""
     return bool(at(path).exists()) if is_url(path) else os.path.lexists(path)
 
 
 def check_places(config: Config, outputs: Outputs) -> None:
-    """Refuse what cannot be done with a URL.
+    """Refuse combinations of URLs and local paths that are not supported.
 
     Raises
     ------

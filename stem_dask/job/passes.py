@@ -26,11 +26,10 @@ from stem_dask.job.writing import (
     write_normalized,
 )
 from stem_dask.report import text as report
-from stem_dask.report.figure import draw
-from stem_dask.report.figure_data import figure_data
+from stem_dask.report.figure import draw, figure_data
 from stem_dask.storage.publish import temporary
 
-#: what report.json says of a complete run
+#: results that the run's own record keeps, too
 REPORTED = (
     "processing_time", "speed", "memory", "peak_memory", "retries", "quarantined", "cluster", "warnings",
 )  # fmt: skip
@@ -42,7 +41,7 @@ def window_of(
     connection: Connection,
     progress: Progress | None = None,
 ) -> Window:
-    """The window that a dataset would get by itself; the analysis stays in the run's folder for the run that follows."""
+    """The window of one dataset alone; its analysis stays in the run's folder and is reused by the run that follows."""
     job = Job(prepared, connection, state, progress)
     job.rehearse()
     found = analyze(job, job.patterns(job.block()))
@@ -86,8 +85,8 @@ def complete(
             written = write_cropped(job, found, window)
         else:
             written = write_converted(job, patterns)
-            if written.known is not None:
-                note_analysis(job, written.known.analysis)
+            if written.analyzed is not None:
+                note_analysis(job, written.analyzed.analysis)
         for path in job.outputs.exports:
             write_export(job, path, math.prod(written.out.data.numblocks))
         results = _results(job, patterns, written, window, time.perf_counter() - first)
@@ -103,11 +102,11 @@ def complete(
 def _results(
     job: Job, patterns: xr.DataArray, written: Written, window: Window | None, seconds: float
 ) -> dict[str, Any]:
-    """What was found and made, measured, and drawn."""
-    analysis = None if written.known is None or window is None else written.known.analysis
+    """Assemble results.json, and draw the figure."""
+    analysis = None if written.analyzed is None or window is None else written.analyzed.analysis
     results = results_of_run(job.prepared, patterns, written.out, analysis, window, job.hot)
     results |= job.measured(patterns, window, seconds)
-    known = None if written.known is None else written.known.analysis
+    known = None if written.analyzed is None else written.analyzed.analysis
     results["verdict"] = verdict(job.config, results, analysis, window)
     results["advice"] = advice(job.config, job.outputs.store, results, known, window, job.hot)
     if job.constants is not None:

@@ -1,4 +1,4 @@
-"""What is settled before anything runs: the input, the names of the outputs, and whether there is anything to do."""
+"""Plan a job before anything runs: check its input and outputs, and whether it is complete already."""
 
 import contextlib
 import hashlib
@@ -26,8 +26,8 @@ from stem_dask.engine.state import (
     unfinished_token,
     unfinished_url,
 )
-from stem_dask.job.earlier import Known, known_analysis
 from stem_dask.job.outputs import Outputs, check_places, is_there, refuse_other_kinds
+from stem_dask.job.precomputed import Precomputed, find_precomputed
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.open import Found, find
 from stem_dask.readers.user_calibration import with_given
@@ -45,38 +45,42 @@ from stem_dask.storage.s3 import at, of_output, remove_below
 from stem_dask.storage.urls import is_url, refuse_url
 from stem_dask.storage.zarr_store import zarr_store
 
-#: options that say where and how, not what: they do not change a byte of the store
+#: output options that do not change the bytes of the store
 _NOT_DECIDING = ("path", "overwrite", "export", "layout", "figure", "local_folder")
 
-#: formats whose bytes the layout decides
+#: formats whose bytes depend on the layout
 _LAYOUT_DECIDES = (".pt",)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that may begin, or one that needs not (``complete``); its ``device`` is cpu or gpu."""
+    """A checked job, or one that is ``complete`` already; its ``device`` is cpu or gpu."""
 
     config: Config
     outputs: Outputs
     found: Found
     complete: bool
-    known: Known | None = None
-    #: what is to say of the device, when it was chosen by ``auto``
+    #: identifies the job: options and inputs that change bytes of the output
+    token: str
+    #: digests of the mask, dark and gain files
+    contents: Mapping[str, str]
+    precomputed: Precomputed | None = None
+    #: reports the device that ``auto`` chose
     device_note: str = ""
 
 
 def prepare(config: Config, outputs: Outputs | None = None) -> Prepared:
-    """Look at everything that can be wrong before dask is loaded or a cluster exists.
+    """Check everything that can be checked before dask is imported or a cluster is started.
 
     Parameters
     ----------
     config : of the job
-    outputs : names of its files; default those that the config gives
+    outputs : names of its files, by default from the config
 
     Raises
     ------
     StemDaskError
-        When the device, the scheduler, the input or an existing output stands against the job.
+        If the device, the scheduler, the input or an existing output rules the job out.
     """
     device, why = chosen_device(config.device, config.cluster)
     config = config.model_copy(update={"device": device})
@@ -94,12 +98,43 @@ def prepare(config: Config, outputs: Outputs | None = None) -> Prepared:
             raise ConfigError(
                 f"the output {path} would replace the input {source}; choose another output.path"
             )
-    complete = check_outputs(config, outputs, token(config, found))
+    files = contents(config)
+    mark = token(config, found, files)
+    complete = check_outputs(config, outputs, mark, files)
     if not complete:
         refuse_other_kinds(outputs)
         refuse_foreign(Path(run_folder(outputs.path)))
-    known = None if complete else known_analysis(config, found, contents(config))
-    return Prepared(config, outputs, found, complete, known, why)
+    precomputed = None if complete else find_precomputed(config, found, files)
+    return Prepared(config, outputs, found, complete, mark, files, precomputed, why)
+
+
+def refuse_too_small(prepared: Prepared) -> None:
+    """Refuse workers without memory for the job before they are started, as far as the config states their memory.
+
+    Of workers that can at least load their code, only SLURM's are projected now, because its jobs wait in a queue; for
+    others the projection, which takes a second to load, follows when they have been started.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker will not have the memory.
+    """
+    from stem_dask.cluster.layout import planned  # loads dask
+
+    config, found = prepared.config, prepared.found
+    worker = planned(config.cluster, found.n_bytes, config.device)
+    if worker.room is not None and (worker.room <= 0 or config.cluster.kind == "slurm"):
+        refuse_unfit(prepared)
+
+
+def refuse_unfit(prepared: Prepared) -> None:
+    """Refuse planned workers of any kind without memory for the job; raises as `refuse_too_small`."""
+    from stem_dask.cluster.layout import planned
+    from stem_dask.job.memory_and_disk import check_memory, fitting_block, with_cuda
+
+    config, found = prepared.config, prepared.found
+    worker = with_cuda(config, planned(config.cluster, found.n_bytes, config.device))
+    check_memory(config, found, fitting_block(config, found, worker), worker)
 
 
 @contextlib.contextmanager
@@ -107,23 +142,26 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     """Hold the output's lock and open its journal; see `stem_dask.engine.state.open_state`."""
     config, outputs = prepared.config, prepared.outputs
     make_folder(outputs.path)
-    options = _deciding(to_dict(config), contents(config))
-    mark = token(config, prepared.found)
-    elsewhere = contextlib.ExitStack()  # the hold on an output that other machines see
+    options = _deciding(to_dict(config), prepared.contents)
+    elsewhere = (
+        contextlib.ExitStack()
+    )  # the owner file in an object store, which other machines see
     owners: list[Owner] = []
 
     def is_complete() -> bool:
         if outputs.url is not None:
             owners.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
         try:
-            return check_outputs(config, outputs, mark)
+            return check_outputs(config, outputs, prepared.token, prepared.contents)
         except BaseException:
-            elsewhere.close()  # it has a file in the folder, which goes when it is empty
+            elsewhere.close()  # removes its file, so that the folder can be removed
             raise
 
-    state_of = open_state(outputs.local(), mark, options, restart=restart, is_complete=is_complete)
+    state_of = open_state(
+        outputs.local(), prepared.token, options, restart=restart, is_complete=is_complete
+    )
     try:
-        with state_of as state, elsewhere:  # ends before the lock here does
+        with state_of as state, elsewhere:  # released before the local lock
             if owners:
                 state.elsewhere.append(owners[0].check)
             try:
@@ -137,23 +175,23 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
 
 
 def _remove_shards(outputs: Outputs, state: RunState) -> None:
-    """Those of a run that failed and cannot go on; what others wrote stays, as does a complete output."""
+    """Remove the shards of a run that failed and cannot resume, but no complete output and nothing of another run."""
     begun_here = os.path.lexists(temporary(outputs.path))
     if outputs.url is None or state.is_complete or not begun_here:
         return
-    with contextlib.suppress(StemDaskError):  # the first error is told
+    with contextlib.suppress(StemDaskError):  # the first error is raised
         state.still_ours()
         if not at(outputs.url, DOCUMENT).is_file():
             remove_below(outputs.url)
 
 
 def input_lines(prepared: Prepared, state: RunState) -> list[str]:
-    """What a run says of its input, and of what it goes on with."""
+    """Lines about the input, and about the finished blocks of a resumed run."""
     found = prepared.found
     shape, dtype = found.source.shape, found.source.dtype
     what = f"{' x '.join(map(str, shape))} {dtype}, {size(found.n_bytes)}"
     lines = [f"input       {found.info.path} ({what})"]
-    notes = (*found.info.notes, *([prepared.known.note] if prepared.known else []))
+    notes = (*found.info.notes, *([prepared.precomputed.note] if prepared.precomputed else []))
     lines += [f"            {note}" for note in notes]
     n_done = sum(len(records) for records in state.journal.known.values())
     if n_done:
@@ -162,12 +200,12 @@ def input_lines(prepared: Prepared, state: RunState) -> list[str]:
 
 
 def find_input(config: Config) -> Found:
-    """Look into the input's header; ``synthetic`` is made beside the output first.
+    """Open the input; ``synthetic`` is first written next to the output.
 
     Raises
     ------
     SourceError
-        When the input cannot be used.
+        If the input cannot be used.
     """
     options = config.input
     path = options.path
@@ -202,7 +240,7 @@ def find_input(config: Config) -> Found:
 
 
 def described(config: Config, found: Found) -> Found:
-    """What was found, with the calibration and the beam energy that the config gives."""
+    """The input with calibration and beam energy from the config."""
     options = config.input
     calibration = None if options.calibration is None else options.calibration.model_dump()
     return with_given(
@@ -211,26 +249,26 @@ def described(config: Config, found: Found) -> Found:
 
 
 def check_scheduler(options: Cluster) -> None:
-    """Refuse a scheduler that is open to everybody; one whose file is not there yet is looked at when it is joined."""
+    """Refuse a scheduler without TLS; a scheduler file that does not exist yet is checked on connection."""
     file = options.scheduler_file
     if options.address is not None or (file is not None and Path(file).exists()):
         scheduler_address(options.address, file, insecure=options.insecure)
 
 
 def check_planes(config: Config, found: Found) -> None:
-    """Refuse a mask, dark or gain file that does not suit the detector; values of the mask are looked at later."""
+    """Refuse a mask, dark or gain file that does not match the detector; mask values are checked later."""
     detector = found.source.shape[-2:]
     for key, path in _plane_files(config).items():
         (read_plane if key == "mask" else reference)(path, key, detector)
 
 
 def check_detector(config: Config, found: Found) -> None:
-    """Refuse a window, a center or a factor that the detector is too small for, before anything is read.
+    """Refuse a window, a center or a factor that does not fit the detector, before anything is read.
 
     Raises
     ------
     ConfigError
-        When one of them does not fit.
+        If one of them does not fit.
     """
     detector, crop = found.source.shape[-2:], config.crop
     check_factor(config.downsample.factor, detector)
@@ -247,24 +285,24 @@ def check_detector(config: Config, found: Found) -> None:
 
 
 def contents(config: Config) -> dict[str, str]:
-    """What identifies the content of the mask, dark and gain files that a config names."""
+    """Digests of the mask, dark and gain files of a config."""
     return {key: digest_of(path, key) for key, path in _plane_files(config).items()}
 
 
-def token(config: Config, found: Found) -> str:
-    """What can change bytes of the output: options of the stages, the state of the input and of what corrects it."""
-    options = _deciding(to_dict(config), contents(config))
+def token(config: Config, found: Found, files: Mapping[str, str]) -> str:
+    """Identifies a job: the options that change bytes of the output, the state of the input, the digests of its files."""
+    options = _deciding(to_dict(config), files)
     text = json.dumps([options, found.identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
-    """Whether a run with an equal token is complete already; refuses to touch any other output.
+def check_outputs(config: Config, outputs: Outputs, mark: str, files: Mapping[str, str]) -> bool:
+    """Whether a run with this token is complete already; raises for any other existing output.
 
     Raises
     ------
     OutputExistsError
-        When an output exists that is not of an equal run, and overwriting was not asked for.
+        If an output of another run exists, without ``output.overwrite``.
     """
     if config.output.overwrite:
         return False
@@ -276,8 +314,8 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
         for path in outputs.all():
             if outputs.url is not None and os.path.lexists(path):
                 raise OutputExistsError(
-                    f"{path} exists, of another output of this name; choose another output.local_folder, or set "
-                    "output.overwrite=true to replace it"
+                    f"{path} exists and belongs to another output of this name; choose another output.local_folder, or "
+                    "set output.overwrite=true to replace it"
                 )
             refuse_existing(path, overwrite=False)
         return False
@@ -297,25 +335,25 @@ def check_outputs(config: Config, outputs: Outputs, mark: str) -> bool:
                 "run, or set output.overwrite=true to remove them"
             )
     raise OutputExistsError(
-        f"{outputs.store} exists{_difference(attrs, config, missing)}. Choose another output.path, or set "
+        f"{outputs.store} exists{_difference(attrs, config, files, missing)}. Choose another output.path, or set "
         f"output.overwrite=true to {when}"
     )
 
 
 def _output_is_there(outputs: Outputs) -> bool:
-    """Whether the first output is; shards of an unfinished run of ours are none."""
+    """Whether the first output exists; the shards of this job's unfinished run do not count."""
     if outputs.url is None or unfinished_url(outputs.path) != outputs.url:
         return is_there(outputs.store)
     return bool(at(outputs.url, DOCUMENT).is_file())
 
 
 def _of_others(outputs: Outputs, mark: str) -> bool:
-    """Whether a finished output in an object store is of another job: one that ran elsewhere since ours was stopped."""
+    """Whether an output in an object store was finished by another job after this one was interrupted."""
     return outputs.url is not None and _about(outputs).get("token") != mark
 
 
 def _about(outputs: Outputs) -> dict[str, Any]:
-    """What an existing output says of the run that made it: a store in its attributes, any other in results.json."""
+    """Provenance of an existing output: the attributes of a store, results.json of any other format."""
     if outputs.url is not None:
         with of_output():
             attrs = (read_document(outputs.url) or {}).get("attributes", {})
@@ -335,7 +373,7 @@ def _about(outputs: Outputs) -> dict[str, Any]:
 
 
 def n_quarantined(outputs: Outputs) -> int:
-    """Patterns of a finished output that could not be read."""
+    """Number of patterns of a finished output that could not be read."""
     found = _about(outputs).get("quarantined", 0)
     number = found.get("n_patterns", 0) if isinstance(found, dict) else found
     return number if isinstance(number, int) else 0
@@ -349,7 +387,7 @@ def _plane_files(config: Config) -> dict[str, str]:
 
 
 def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that change bytes; a file is what it holds, so that another content is another option."""
+    """The options that change bytes of the output, with the digests of the files they name."""
     sections = ("input", "analyze", "crop", "validate", "downsample", "output")
     kept = {name: dict(options[name]) for name in sections}
     suffix = Path(options["output"]["path"]).suffix
@@ -364,13 +402,15 @@ def _deciding(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
     return {**kept, "device": options["device"]}
 
 
-def _difference(attrs: Mapping[str, Any], config: Config, missing: list[str]) -> str:
-    """In what an existing output differs, as far as it tells."""
-    before, files = attrs.get("config"), attrs.get("contents", {})
-    if not isinstance(before, dict) or not isinstance(files, dict):
+def _difference(
+    attrs: Mapping[str, Any], config: Config, files: Mapping[str, str], missing: list[str]
+) -> str:
+    """How an existing output differs, as far as its attributes tell."""
+    before, files_before = attrs.get("config"), attrs.get("contents", {})
+    if not isinstance(before, dict) or not isinstance(files_before, dict):
         return ""
     now = to_dict(config)
-    old, new = _deciding({**now, **before}, files), _deciding(now, contents(config))
+    old, new = _deciding({**now, **before}, files_before), _deciding(now, files)
     changed = [
         f"{section}.{key}"
         for section, options in new.items()

@@ -1,4 +1,4 @@
-"""What a run found and made: results.json, and how it ended."""
+"""results.json and the exit code of a run."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.model import Window
 from stem_dask.job.advice import too_little_kept
 from stem_dask.job.outputs import Outputs
-from stem_dask.job.prepare import Prepared, contents, n_quarantined, token
+from stem_dask.job.prepare import Prepared, n_quarantined
 from stem_dask.report import text as report
 from stem_dask.stages.patterns import lead_shape
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
@@ -24,7 +24,7 @@ from stem_dask.storage.urls import is_url
 
 
 def exit_code(config: Config, results: Mapping[str, Any]) -> int:
-    """7 when patterns could not be read; 4 when more than the coverage leaves out are below the minimum."""
+    """7 if patterns could not be read; 4 if more patterns than the coverage allows are below the minimum retention."""
     if results["quarantined"]["n_patterns"]:
         return 7
     return 4 if too_little_kept(config, results) else 0
@@ -32,7 +32,7 @@ def exit_code(config: Config, results: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: exit code, results, and the lines for the user."""
+    """Exit code, results, and closing lines of a run."""
 
     exit_code: int
     results: Mapping[str, Any]
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def already_complete(config: Config, outputs: Outputs) -> Outcome:
-    """There is nothing to do; the exit code is that of the run that did it."""
+    """The outcome for a complete output, with the exit code of the run that made it."""
     results = _stored(outputs)
     if n := n_quarantined(outputs):
         results = {**results, "quarantined": {"n_patterns": n}}
@@ -53,7 +53,7 @@ def already_complete(config: Config, outputs: Outputs) -> Outcome:
 
 
 def _stored(outputs: Outputs) -> dict[str, Any]:
-    """What results.json says of a finished run; it can be read only as far as nobody has edited it."""
+    """results.json of a finished run; empty results if it is missing or was edited."""
     nothing = {"validation": {}, "quarantined": {"n_patterns": 0}, "verdict": [], "advice": {}}
     try:
         found = json.loads(Path(outputs.results).read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def _stored(outputs: Outputs) -> dict[str, Any]:
 
 
 def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Attributes of the store's root: how it came to be.
+    """Provenance: attributes of the store's root group.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]])
     name, n_bytes, changed = prepared.found.identity
     return {
         "title": info.title,
-        "token": token(config, prepared.found),
+        "token": prepared.token,
         "config": to_dict(config),
-        "contents": contents(config),
+        "contents": prepared.contents,
         "input": {
             "path": name,
             "bytes": n_bytes,
@@ -97,7 +97,7 @@ def results_of_run(
     window: Window | None,
     hot: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """What results.json says of the data; of the suspected hot pixels it names the first."""
+    """The part of results.json about the data; lists the first suspected hot pixels."""
     config, info = prepared.config, prepared.found.info
     limits = {
         "target_retention": config.analyze.target_retention,
@@ -148,10 +148,10 @@ def stored_bytes(path: str) -> int:
 
 
 def made_by(prepared: Prepared) -> dict[str, Any]:
-    """What a store says in its attributes: the run that made a file of another format, and that file's state."""
+    """Token and digests of the run, and the state of the file, for a format without attributes."""
     status = os.stat(prepared.outputs.path)
     return {
-        "token": token(prepared.config, prepared.found),
-        "contents": contents(prepared.config),
+        "token": prepared.token,
+        "contents": prepared.contents,
         "of": [status.st_size, status.st_mtime_ns],
     }

@@ -13,8 +13,7 @@ from stem_dask.core.machine import load_meanwhile
 from stem_dask.core.model import Progress
 from stem_dask.engine.clients import connected, refuse_no_client
 from stem_dask.engine.state import RunState
-from stem_dask.job.fitting import refuse_too_small
-from stem_dask.job.prepare import Prepared, begun, input_lines, prepare
+from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from stem_dask.job.results import Outcome
 
 
-#: what does the work; loading it takes as long as workers take to start
+#: imported while the workers start, which takes as long
 PASSES = "stem_dask.job.passes"
 
 
@@ -40,14 +39,14 @@ def run(
 
     Parameters
     ----------
-    config : validated options, paths absolute; or what `stem_dask.job.prepare.prepare` made of them
-    say : gets one line at a time for the user
-    progress : gets a `Step` after each block
-    state : lock and journal of the run, when the caller holds them already (see `stem_dask.job.prepare.begun`)
-    connection : a cluster that several runs share (see `stem_dask.connect`), or a `distributed.Client` of any other;
-        default one for this run, as the config says
+    config : validated options with absolute paths, or the result of `stem_dask.job.prepare.prepare`
+    say : called with each line of text for the user
+    progress : called with a `Step` after each block
+    state : lock and journal of the run, if the caller holds them (see `stem_dask.job.prepare.begun`)
+    connection : a cluster that several runs share (see `stem_dask.connect`), or a `distributed.Client`; by default the
+        cluster of the config is started for this run
     common : size of the window that several datasets share, for ``crop.size: common``
-    alone : whether this process is there for the run only, and ends with it
+    alone : whether the process ends with this run
 
     Returns
     -------
@@ -57,7 +56,7 @@ def run(
     Raises
     ------
     StemDaskError
-        When the job cannot be done; nothing appears under a final name, and older outputs stay.
+        If the job fails; no output appears under its final name, and older outputs stay.
     """
     end_if_read_again()
     say = say or (lambda text: None)

@@ -1,4 +1,4 @@
-"""The pass before the first one, for files with the detector slowest: made of slabs, read as blocks of patterns."""
+"""Transpose a large detector-first file, slab by slab, into an intermediate file that blocks of patterns are read from."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Record
 from stem_dask.engine import run as engine
 from stem_dask.engine.journal import Journal
-from stem_dask.job.memory_and_disk import fitting_slab, turned_bytes
+from stem_dask.job.memory_and_disk import fitting_slab, transposed_bytes
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
 from stem_dask.stages.open import block_array
@@ -22,8 +22,8 @@ JOB = "turn"
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A planned pass: ``found`` is the input as blocks read it once ``run`` has come to its end."""
+class Transpose:
+    """A planned pass; ``found`` is the transposed input, which can be read after ``run``."""
 
     found: Found
     slab: tuple[int, int]
@@ -36,7 +36,7 @@ class Turn:
         progress: engine.Progress | None = None,
         journal: Journal | None = None,
     ) -> list[Record]:
-        """Read the file once, slab by slab, and write it in blocks of patterns; finished slabs are only checked.
+        """Read the file once, slab by slab, and write blocks of patterns; finished slabs are only verified.
 
         Parameters
         ----------
@@ -45,9 +45,9 @@ class Turn:
         Raises
         ------
         SourceError
-            When a part of the file cannot be read.
+            If a part of the file cannot be read.
         DiskFullError
-            When there is no room for the intermediate file.
+            If the disk is full.
         """
         try:
             return engine.run(
@@ -61,46 +61,46 @@ class Turn:
             )
         except SourceError as error:
             raise SourceError(
-                f"{error}; the block is of the detector, which comes first in this file: every pattern needs it, so that "
-                "on_error=quarantine cannot leave it out. The same command goes on when it can be read"
+                f"{error}; this file is detector-first, and every pattern needs the block: on_error=quarantine cannot "
+                "skip it. Run the same command again when it can be read"
             ) from error
 
 
-def needed_turn(
+def needed_transpose(
     found: Found, block: Sequence[int], connection: Connection, folder: str | Path
-) -> Turn | None:
-    """The pass of an input that must be turned, see `stem_dask.job.memory_and_disk.turned_bytes`; None for any other.
+) -> Transpose | None:
+    """The transpose pass if the input needs one, see `stem_dask.job.memory_and_disk.transposed_bytes`; else None.
 
     Raises
     ------
     MemoryBudgetError
-        When a worker's memory does not suffice for one pixel of the detector.
+        If one detector pixel of the whole scan does not fit into a worker's memory.
     """
-    if not turned_bytes(found):
+    if not transposed_bytes(found):
         return None
     slab = fitting_slab(found, block, connection.worker)
-    return turn_of(found, block, slab, folder)
+    return plan_transpose(found, block, slab, folder)
 
 
-def turn_of(
+def plan_transpose(
     found: Found,
     block: Sequence[int],
     slab: Sequence[int],
     folder: str | Path,
-) -> Turn:
+) -> Transpose:
     """Plan the pass; nothing is read.
 
     Parameters
     ----------
-    found : an input whose file has the detector axes slowest
-    block : (scan_y, scan_x) positions that the blocks of all later passes take
+    found : a detector-first input
+    block : (scan_y, scan_x) shape of the blocks of all later passes
     slab : (ky, kx) pixels of one task, see `stem_dask.job.memory_and_disk.fitting_slab`
-    folder : of the run; the intermediate file comes into ``turned`` below it
+    folder : of the run; the intermediate file is written to its subfolder ``turned``
 
     Raises
     ------
     ConfigError
-        When the file has another order.
+        If the file is not detector-first.
 
     Examples
     --------
@@ -109,13 +109,13 @@ def turn_of(
     >>> folder = tempfile.mkdtemp()
     >>> np.save(f"{folder}/old.npy", np.arange(24, dtype="u2").reshape(2, 3, 2, 2))
     >>> found = find(f"{folder}/old.npy", scan_order="detector_first")
-    >>> turn = turn_of(found, (1, 2), (1, 3), folder)
+    >>> turn = plan_transpose(found, (1, 2), (1, 3), folder)
     >>> len(turn.run()), turn.found.source[(slice(0, 1), slice(1, 2), slice(None), slice(None))].tolist()
     (2, [[[[1, 5, 9], [13, 17, 21]]]])
     """
     stored = detector_first(found.source)
     if stored is None:
-        raise ConfigError(f"{found.info.path}: the detector is not slowest in this file")
+        raise ConfigError(f"{found.info.path}: this file is not detector-first")
     ky, kx, scan_y, scan_x = stored.shape
     turned = TransposedFile(
         str(Path(folder) / "turned" / "patterns.raw"),
@@ -126,7 +126,7 @@ def turn_of(
     )
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
     slabs = block_array(stored, turned.slab, f"slab-{token}")
-    return Turn(
+    return Transpose(
         replace(found, source=turned),
         turned.slab,
         slabs,

@@ -1,4 +1,4 @@
-"""The pass that writes: every block of the output to its place, then what is known of the patterns beside it."""
+"""The pass that writes: the blocks of the output, then the analysis and the metadata."""
 
 import math
 import os
@@ -34,20 +34,17 @@ from stem_dask.writers.zarr_s3 import publish_objects
 
 @dataclass(frozen=True)
 class Written:
-    """The output, lazily; what is known of its patterns; what a pass found on its way.
-
-    ``mean`` is the mean output pattern, ``highest`` its largest value.
-    """
+    """The lazy output and its analysis; ``mean`` is the mean output pattern, ``highest`` the largest value."""
 
     out: xr.DataArray
-    known: Analyzed | None
+    analyzed: Analyzed | None
     valid: NDArray[np.bool_]
     mean: NDArray[np.float64]
     highest: float
 
 
 def smaller(job: Job, patterns: xr.DataArray) -> xr.DataArray:
-    """The patterns with fewer pixels."""
+    """Downsample as the config says."""
     how = job.config.downsample.model_dump()
     return downsample_blocks(patterns, **how, device=job.device)
 
@@ -55,7 +52,7 @@ def smaller(job: Job, patterns: xr.DataArray) -> xr.DataArray:
 def cropped(
     job: Job, patterns: xr.DataArray, found: Analyzed, window: Window
 ) -> tuple[xr.DataArray, dict[str, da.Array]]:
-    """The lazy output of a crop, and the intensity in each window, summed anew from what was cut."""
+    """The lazy output of a crop, and the intensity in each window, summed again from the cropped patterns."""
     cut = crop_blocks(
         patterns, found.analysis, window, device=job.device, detector_first=job.detector_first
     )
@@ -64,31 +61,31 @@ def cropped(
 
 
 def note_remainder(job: Job, window: Window | None, mean: NDArray | None) -> None:
-    """Say what downsampling drops at the end of an axis."""
+    """Warn about pixels that downsampling drops at the end of an axis."""
     shape = job.prepared.found.source.shape[-2:] if window is None else window.shape
     job.warnings += report.remainder_warnings(shape, job.config.downsample.factor, mean)
 
 
 def write_cropped(job: Job, found: Analyzed, window: Window) -> Written:
-    """The crop pass: every block to its shard, then the analysis, complete with what was retained."""
+    """The crop pass: every block to its shard, then the analysis with the retention."""
     patterns, analysis = found.patterns, found.analysis
     with job.state.nothing_to_go_on_with():
-        out, beside = cropped(job, patterns, found, window)
+        out, extra = cropped(job, patterns, found, window)
     note_remainder(job, window, analysis["mean_pattern"].values)
-    return _written(job, "crop", out, beside, found=found, window=window)
+    return _written(job, "crop", out, extra, found=found, window=window)
 
 
 def write_converted(job: Job, patterns: xr.DataArray) -> Written:
-    """One pass from the source to a file of any format; the analysis for a later crop comes from the same read."""
+    """One pass from the source to a file of any format; with ``analyze.ahead`` it also analyzes."""
     ahead = job.config.analyze.ahead
     with job.state.nothing_to_go_on_with():
         out = smaller(job, patterns)
         options = analysis_options(job.config)
         device = job.device
         blocks = analysis_of_blocks(patterns, **options, device=device) if ahead else None
-        beside = {} if blocks is None else {"analysis": blocks}
+        extra = {} if blocks is None else {"analysis": blocks}
     note_remainder(job, None, None)
-    return _written(job, "convert", out, beside, source=patterns)
+    return _written(job, "convert", out, extra, source=patterns)
 
 
 def write_normalized(
@@ -100,7 +97,7 @@ def write_normalized(
 ) -> Written:
     """The second pass of a normalization: from the store in the run's folder to the output.
 
-    ``found``, ``window`` and ``inside``, what each window holds, are of a crop.
+    ``found``, ``window`` and ``inside`` (the intensity in each window) belong to a crop.
     """
     return _written(job, "normalize", patterns, {}, found=found, window=window, inside=inside)
 
@@ -109,7 +106,7 @@ def _written(
     job: Job,
     stage: str,
     small: xr.DataArray,
-    beside: Mapping[str, da.Array],
+    extra: Mapping[str, da.Array],
     *,
     found: Analyzed | None = None,
     window: Window | None = None,
@@ -118,19 +115,19 @@ def _written(
 ) -> Written:
     """Run a pass into the output's own format, and publish it.
 
-    ``found`` and ``window`` are of a crop, ``inside`` of one whose pass was another; ``source`` are the patterns that are
-    analyzed on the way.
+    ``found`` and ``window`` belong to a crop, ``inside`` to a crop in an earlier pass; ``source`` are patterns that this
+    pass analyzes.
     """
     output = job.config.output
     with job.state.nothing_to_go_on_with():
         out = cast_blocks(small, output.dtype)
         target = _target(job, out)
-    outputs = {**target.outputs(), **_statistics(job, out, source), **beside}
+    outputs = {**target.outputs(), **_statistics(job, out, source), **extra}
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
     published = _is_published(job, stage, n_blocks)
-    # what the spool holds may be damaged also when the output has its name
+    # the spool may be damaged even if the output is published
     sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
-    job.state.still_ours()  # what is there is removed now, unless it is ours
+    job.state.still_ours()  # an output of another run must not be replaced
     job.compute(stage, outputs, out, sink)
     written, summed = _joined(job, out, spool, n_blocks)
     inside = summed if inside is None else inside
@@ -141,13 +138,13 @@ def _written(
         except SourceError as error:
             with job.state.nothing_to_go_on_with():
                 raise SourceError(
-                    f"{job.told(error)}. Run the same command again when nothing writes to the file any more"
+                    f"{job.with_path(error)}. Run the same command again when nothing writes to the file any more"
                 ) from error
-        written = replace(written, known=Analyzed(found.patterns, analysis, found.profiles))
+        written = replace(written, analyzed=Analyzed(found.patterns, analysis, found.profiles))
     elif source is not None and job.config.analyze.ahead:
         analysis = folded(job, source, spool)
         job.hot = hot_pixels(analysis)
-        written = replace(written, known=Analyzed(source, analysis, spool))
+        written = replace(written, analyzed=Analyzed(source, analysis, spool))
     if not published:
         _finish(job, target, written)
         _publish(job)
@@ -157,7 +154,7 @@ def _written(
 
 
 def _statistics(job: Job, out: xr.DataArray, source: xr.DataArray | None) -> dict[str, da.Array]:
-    """Sums and the largest value of each block of the output; the analysis of ``source`` has those of counts that all count."""
+    """Sum and maximum of each output block; omitted if the analysis of ``source`` computes them anyway."""
     analyze = job.config.analyze
     counts = source is not None and source.dtype.kind == "u" and source.dtype == out.dtype
     if counts and analyze.ahead and not analyze.threshold:
@@ -166,17 +163,17 @@ def _statistics(job: Job, out: xr.DataArray, source: xr.DataArray | None) -> dic
 
 
 def _is_published(job: Job, stage: str, n_blocks: int) -> bool:
-    """Whether the output of a run that goes on is complete already."""
+    """Whether an interrupted run had already published its output."""
     path, url = job.outputs.path, job.outputs.url
     if url is None:
         return job.state.published(path, stage, n_blocks)
     noted = len(job.state.journal.records(stage)) == n_blocks
-    # the older output's document went before the first block was written
+    # the older output's root document is removed before the first block is written
     return noted and not os.path.lexists(temporary(path)) and bool(at(url, DOCUMENT).is_file())
 
 
 def _publish(job: Job) -> None:
-    """Have the output appear under its name."""
+    """Publish the output under its final name."""
     job.refuse_changed_input()
     path, url = job.outputs.path, job.outputs.url
     if url is None:
@@ -192,7 +189,7 @@ def _target(job: Job, out: xr.DataArray) -> Target:
     attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
     out = out.drop_attrs(deep=False).assign_attrs(attrs)
     if job.config.on_error == "quarantine" or job.tally.lost is not None:
-        # a .pt settles the places of its arrays when it is begun
+        # a .pt fixes the offsets of its arrays when it is created
         out = out.assign_coords(valid=(lead_dims(out), job.tally.valid(lead_shape(out))))
     return Target(
         job.outputs.path,
@@ -209,7 +206,7 @@ def _target(job: Job, out: xr.DataArray) -> Target:
 def _joined(
     job: Job, out: xr.DataArray, spool: SpoolSink, n_blocks: int
 ) -> tuple[Written, NDArray[np.float64]]:
-    """What the blocks of a pass tell of the whole, and the intensity in each window by position (NaN without a crop)."""
+    """Reduce the blocks of a pass; also returns the intensity in each window by position (NaN without a crop)."""
     lead = lead_shape(out)
     valid = job.tally.valid(lead)
     inside, highest, total = np.full(lead, np.nan), -math.inf, np.zeros(out.shape[-2:])
@@ -234,13 +231,13 @@ def inside_of(job: Job, out: xr.DataArray, spool: SpoolSink) -> NDArray[np.float
 
 
 def _finish(job: Job, target: Target, written: Written) -> None:
-    """What is known only after the pass, into the file that is not published yet."""
+    """Write analysis, mask and metadata into the file before it is published."""
     known = None
     if target.suffix == ".zarr":
-        if written.known is not None:
-            _write_profiles(target.built, written.known)
-        if written.known is not None or job.mask is not None:
-            known = _with_mask(job, written.known)
+        if written.analyzed is not None:
+            _write_profiles(target.built, written.analyzed)
+        if written.analyzed is not None or job.mask is not None:
+            known = _with_mask(job, written.analyzed)
         mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
         write_dataset(target.built, "output", mean)
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
@@ -250,7 +247,7 @@ def _finish(job: Job, target: Target, written: Written) -> None:
 
 
 def _with_mask(job: Job, known: Analyzed | None) -> xr.Dataset:
-    """What is known of the patterns, and the pixels that were masked."""
+    """The analysis, with the mask."""
     analysis = xr.Dataset() if known is None else known.analysis
     if job.mask is None:
         return analysis
@@ -266,13 +263,13 @@ def _write_profiles(built: str, known: Analyzed) -> None:
 
 
 def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
-    """A store with nothing but the analysis, beside a file that has no place for it."""
-    if written.known is None:
+    """Write the analysis to a store of its own, next to a file whose format cannot hold it."""
+    if written.analyzed is None:
         return
     built = temporary(path)
     empty_store(built)
-    _write_profiles(built, written.known)
-    write_dataset(built, "analysis", _with_mask(job, written.known))
+    _write_profiles(built, written.analyzed)
+    write_dataset(built, "analysis", _with_mask(job, written.analyzed))
     status = Path(job.outputs.path).stat()
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)

@@ -1,18 +1,21 @@
-"""The picture of a run: where the window lies, what it cut, and which patterns lost most."""
+"""The figure of a run: the window, the cropped patterns, and the patterns with the lowest retention."""
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import StoreError
-from stem_dask.core.model import Align, Axis
+from stem_dask.core.model import Align, Axis, Window
+from stem_dask.report.text import summary
+from stem_dask.stages.patterns import axes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,23 +27,23 @@ Worst = tuple[tuple[int, ...], NDArray, Pair, float]
 
 Panel = tuple[str, Callable[["Axes", "FigureData", Any], None], Any]
 
-COLUMNS, WIDTH, HEADER, CELL_HEIGHT = 4, 16.0, 0.9, 3.7
+COLUMNS, WIDTH, HEADER, CELL_HEIGHT = 4, 16.0, 0.9, 3.7  # inches
 
-# Every place is fixed, in inches: to have matplotlib measure all texts costs more than all the rest.
-LEFT, RIGHT, BELOW, ABOVE = 0.82, 0.7, 0.5, 0.5  # of a picture in its cell; a title has two lines
-
-TEXT_LEFT, TEXT_TOP = 0.4, 3.5  # of the text in its cell
+DPI = 110
 
 WINDOW, GOOD, BAD, ALLOWED, NOTHING = "#00e5ff", "#1b5e20", "#c00020", "#d17a00", "0.8"
 
-MOST_PIXELS, MOST_TITLE, MOST_RINGS, MOST_BINS = 320, 110, 500, 60  # 320: what a panel can show
+MOST_PIXELS, MOST_RINGS, MOST_BINS = 320, 500, 60  # 320 pixels fill a panel
+
+#: letters of a title and of an axis name at full font size; longer ones are drawn smaller
+TITLE_LETTERS, NAME_LETTERS = 48, 40
 
 TEXT_COLUMNS, TEXT_ROWS = 44, 25
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FigureData:
-    """What the figure shows, as plain arrays in source pixels; what is None (or empty) has no panel.
+    """The data of the figure, as arrays in source pixels; None or empty data have no panel.
 
     ``axes`` are the source's (ky, kx), ``scan_axes`` two for a scan and one for a list of patterns; "scan" below is
     their shape. ``worst`` has up to three (scan index, pattern, (first row, first column) of its window, retention).
@@ -71,6 +74,74 @@ class FigureData:
     lines: tuple[str, ...] = ()
 
 
+N_WORST = 3
+
+#: arrays of the analysis that are drawn as they are
+_SHOWN = (
+    "mean_pattern", "max_pattern", "window_y", "window_x", "center_y", "center_x", "radius", "retention",
+)  # fmt: skip
+
+
+def figure_data(
+    patterns: xr.DataArray,
+    out: xr.DataArray,
+    mean: NDArray[np.float64],
+    analysis: xr.Dataset | None,
+    window: Window | None,
+    results: Mapping[str, Any],
+    *,
+    title: str,
+) -> FigureData:
+    """Collect the arrays of the figure, and read the patterns with the lowest retention from the source.
+
+    Parameters
+    ----------
+    patterns, out : the lazy source and the lazy output
+    mean : (ky, kx) mean output pattern
+    analysis : analysis of a crop with the retention, else None
+    window : of a crop, else None
+    results : of the run, as in results.json
+    title : of the dataset
+    """
+    axes = axes_of(patterns)
+    common: dict[str, Any] = {
+        "title": title,
+        "axes": axes[-2:],
+        "scan_axes": axes[:-2],
+        "output_axes": axes_of(out)[-2:],
+        "cropped_mean": mean,
+        "lines": summary({**results, "files": {}}),
+    }
+    if window is None or analysis is None:
+        return FigureData(**common)
+    known: dict[str, Any] = {name: analysis[name].values for name in _SHOWN}
+    worst = []
+    order = np.argsort(
+        np.where(np.isfinite(known["retention"]), known["retention"], np.inf), axis=None
+    )
+    for flat in order[:N_WORST]:
+        index = np.unravel_index(flat, known["retention"].shape)
+        kept = float(known["retention"][index])
+        if np.isfinite(kept):
+            pattern = np.asarray(patterns.data[index].compute(scheduler="sync"))
+            place = (int(known["window_y"][index]), int(known["window_x"][index]))
+            worst.append((tuple(int(i) for i in index), pattern, place, kept))
+    curve_mean = analysis["curve_mean"].values
+    return FigureData(
+        **common,
+        **known,
+        window_shape=window.shape,
+        align=window.align,
+        worst=worst,
+        curve_size=2 * np.arange(1, len(curve_mean)),
+        curve_mean=curve_mean[1:],
+        curve_min=analysis["curve_min"].values[1:],
+        target_retention=window.target_retention,
+        min_retention=float(results["limits"]["min_retention"]),
+        global_radius=window.global_radius,
+    )
+
+
 def draw(report: FigureData, path: str | PathLike[str]) -> None:
     """Write the figure as a PNG, equal data as equal bytes; raise `StoreError` where that fails."""
     with _style():
@@ -91,22 +162,22 @@ def build(report: FigureData) -> "Figure":
     from matplotlib.figure import Figure
 
     panels = _panels(report)
-    columns, rows = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
-    height, cell = HEADER + CELL_HEIGHT * rows, WIDTH / max(columns, 3)
-    left = (WIDTH - cell * columns) / 2 + LEFT
-    size = (cell - LEFT - RIGHT) / WIDTH, (CELL_HEIGHT - BELOW - ABOVE) / height
+    columns, rows = max(3, min(COLUMNS, len(panels))), -(-len(panels) // COLUMNS)
     with _style():
+        height = HEADER + CELL_HEIGHT * rows
         figure = Figure((WIDTH, height), DPI)
-        FigureCanvasAgg(figure)  # not pyplot: needs no display, leaves the caller's figures alone
-        for place, (name, paint, value) in enumerate(panels):
-            row, column = divmod(place, COLUMNS)
-            x, y = left + cell * column, CELL_HEIGHT * (rows - 1 - row) + BELOW
-            ax = figure.add_axes((x / WIDTH, y / height, *size), label=name, anchor="N")
+        FigureCanvasAgg(figure)  # without pyplot: needs no display, keeps the caller's figures
+        # places are fixed: a layout engine measures every text and takes three times as long
+        figure.subplots_adjust(
+            0.055, 0.55 / height, 0.945, 1 - 1.35 / height, wspace=0.6, hspace=0.42
+        )
+        for place, (name, paint, value) in enumerate(panels, 1):
+            ax = figure.add_subplot(rows, columns, place, label=name, anchor="N")
             paint(ax, report, value)
         verdict, color = _verdict(report)
-        title = f"{printable(report.title[:MOST_TITLE])}\n{verdict}"
-        look = {"y": 1 - 0.12 / height, "color": color, "fontsize": fitting(title, 100, 15)}
-        figure.suptitle(title, **look)
+        title = f"{printable(report.title[:110])}\n{verdict}"
+        size = fitting(title, 100, 15)
+        figure.suptitle(title, y=1 - 0.12 / height, color=color, fontsize=size)
     return figure
 
 
@@ -169,9 +240,9 @@ def _draw_text(ax: "Axes", report: FigureData, lines: tuple[str, ...]) -> None:
     wrapper = textwrap.TextWrapper(TEXT_COLUMNS, subsequent_indent="  ")
     rows = [row for line in lines for row in wrapper.wrap(printable(line)) or [""]]
     rows[TEXT_ROWS:] = ["…"] if len(rows) > TEXT_ROWS else []
-    x, y = np.array([TEXT_LEFT - LEFT, TEXT_TOP - BELOW]) / inches(ax)
-    text = ax.text(x, y, "\n".join(rows), va="top", family="DejaVu Sans Mono", fontsize=9)
-    text.set_linespacing(1.1)
+    ax.text(
+        0, 1, "\n".join(rows), va="top", family="DejaVu Sans Mono", fontsize=8, linespacing=1.05
+    )
 
 
 def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
@@ -183,7 +254,7 @@ def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
             ax.axhline(value, color=color, ls="--", lw=1.4, label=f"{label} {value:g}")
     for side in sorted(set(report.window_shape or ())):
         ax.axvline(side, color="black", lw=2, label=f"window {side} px")
-    # Only the part that decides: up to twice the window, from just below the lowest retention.
+    # the relevant range: up to twice the window, from just below the lowest retention
     lowest = min(target or 0.9, floor or 0.9, _finite(report.retention).min(initial=0.9))
     right = 2 * max(report.window_shape or (1, *size))
     ax.set(xlim=(0, right), ylim=(max(0.0, lowest - 0.1), 1.01))
@@ -200,7 +271,7 @@ def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
         low, high = int(known.min()), int(known.max())
         step = -(-(high - low + 1) // MOST_BINS)
         edges = (np.arange(low, high + step + 1, step) - 0.5).tolist()
-        # A few patterns far out decide the window; among very many they show only on a log axis.
+        # a few outliers set the window; among many patterns they are visible only on a log axis
         log = known.size > 2000
         counts, _, _ = ax.hist(known, edges, color="#4c78a8", edgecolor="white", lw=0.5, log=log)
         most = float(np.max(counts))  # room for the legend above the bars
@@ -249,16 +320,16 @@ def _draw_retention(ax: "Axes", report: FigureData, retention: NDArray) -> None:
 def _show_pattern(
     ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis], boxes: Sequence[tuple[str, Pair, Pair]]
 ) -> None:
-    """Draw on a log scale, in the units of the axes; what has no logarithm is black."""
+    """Draw on a log scale, in the units of the axes; values without a logarithm are black."""
     from matplotlib.colors import LogNorm
 
     image = np.where(np.isfinite(pattern), pattern, 0).astype(np.float64).clip(0, 1e300)
     (y, x), (rows, cols) = map(_shown, axes), image.shape
     step = -(-max(rows, cols) // MOST_PIXELS)
-    for axis in (0, 1):  # the brightest pixel of each block, so that no lone spot is lost
+    for axis in (0, 1):  # maximum of each block, so that no single spot is lost
         image = np.maximum.reduceat(image, np.arange(0, image.shape[axis], step), axis)
     bright = image[image > 1e-300] if image.max() > 1e-300 else np.ones(1)
-    # Half the lowest value: a pixel with a single count has to differ from one with none.
+    # half the lowest value, so that a single count differs from none
     low = float(np.clip(bright.min() / 2, bright.max() * 1e-6, bright.max() * 0.1))
     edges = (x.value(-0.5), x.value(cols - 0.5), y.value(rows - 0.5), y.value(-0.5))
     shown = ax.imshow(image.clip(low), "magma", LogNorm(low, bright.max()), extent=edges)
@@ -267,7 +338,7 @@ def _show_pattern(
     _frame(ax, 1.0 if x.units == y.units else abs(x.scale / y.scale))
     mark(ax.xaxis, x.name, x.units)
     mark(ax.yaxis, y.name, y.units)
-    color_bar(ax, shown)
+    _color_bar(ax, shown)
 
 
 def _outline(ax: "Axes", axes: tuple[Axis, Axis], origin: Pair, shape: Pair, name: str) -> None:
@@ -298,18 +369,23 @@ def _show_scan(ax: "Axes", report: FigureData, values: NDArray, extend: str, **l
     _frame(ax, abs(y.scale / x.scale) if x.units == y.units else 1.0)
     mark(ax.xaxis, names[1], whole=True)
     mark(ax.yaxis, names[0], whole=True)
-    color_bar(ax, shown, extend)
+    _color_bar(ax, shown, extend)
+
+
+def _color_bar(ax: "Axes", shown: Any, extend: str = "neither") -> None:
+    """A colour bar as high as the picture; ``extend`` marks values outside: "min", "max", "both"."""
+    bar = ax.figure.colorbar(shown, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend=extend)
+    bar.minorticks_off()
 
 
 def _frame(ax: "Axes", aspect: float) -> None:
-    """Keep true proportions unless they would leave a thin stripe."""
+    """Equal scales on both axes, unless that makes a thin stripe."""
     ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
     ax.set(facecolor=NOTHING, aspect=aspect if 0.5 <= ratio <= 2 else "auto")
-    ax.apply_aspect()  # now, because the size decides how many ticks have room
 
 
 def _shown(axis: Axis) -> Axis:
-    """The axis as drawn: in its own units, in pixels without them."""
+    """The axis in its units, or in pixels if it has no usable calibration."""
     good = axis.calibrated and 1e-30 < abs(axis.scale) < 1e30
     good = good and abs(axis.offset) < 1e9 * abs(axis.scale)
     return axis if good else replace(axis, scale=1.0, offset=0.0, units="px")
@@ -324,198 +400,56 @@ def _style() -> AbstractContextManager[None]:
     """Matplotlib's own defaults, so that the user's settings change nothing."""
     import matplotlib
 
-    # A title with a place is not moved, and then need not be measured against all ticks.
-    ours = {
-        "axes.titley": 1.0,
+    own = {
         "legend.fontsize": 9,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "axes.formatter.useoffset": False,
         "image.interpolation": "nearest",
         "image.interpolation_stage": "data",
     }
-    ours |= {"xtick.labelsize": TICK_SIZE, "ytick.labelsize": TICK_SIZE}
-    # All but the backend, which a context would not give back.
+    # except the backend, which rc_context does not restore
     default: dict[Any, Any] = {
         key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
     }
-    return matplotlib.rc_context(default | ours)
-
-
-DPI = 110
-
-TICK_SIZE, NAME_SIZE, TITLE_SIZE = 9.0, 10.0, 11.0  # points
-
-LETTER, TICK, GAP = (
-    0.08,
-    0.1,
-    0.04,
-)  # inches: a digit, a tick and its distance from the number, the least distance
-
-BAR_DISTANCE, BAR_WIDTH, BAR_TIP = 0.07, 0.12, 0.05  # inches; the tip is a part of the height
-
-#: how many letters have room: those of longer texts are smaller, so that no text reaches into another panel
-AXIS_LETTERS, BAR_LETTERS, NAME_LETTERS, TITLE_LETTERS = 6, 5, 40, 48
-
-MOST_TICKS = 6
-
-
-def inches(ax: "Axes") -> NDArray[np.float64]:
-    """Width and height of the picture."""
-    return np.array([ax.bbox.width, ax.bbox.height]) / DPI
+    return matplotlib.rc_context(default | own)
 
 
 def headline(ax: "Axes", text: str, color: str = "black") -> None:
     """Set the title, of one or two lines."""
-    ax.set_title(text, color=color, fontsize=fitting(text, TITLE_LETTERS, TITLE_SIZE))
+    ax.set_title(text, color=color, fontsize=fitting(text, TITLE_LETTERS, 10.5))
 
 
 def mark(axis: Any, name: str, units: str = "", whole: bool = False) -> None:
-    """Name an axis whose limits and size are final, and number it in as many round steps as have room."""
-    low, high = (float(limit) for limit in np.sort(axis.get_view_interval()))
-    across, (width, height) = axis.axis_name == "x", inches(axis.axes)
-    power = math.floor(math.log10(max(abs(low), abs(high))))
-    power = 0 if -4 < power < 6 else power  # a common factor keeps the numbers short
-    if axis.get_scale() == "log":
-        power, (ticks, texts) = 0, powers(low, high)
-    else:
-        ticks, texts = steps(low, high, MOST_TICKS, power, whole)
-        for most in range(MOST_TICKS - 1, 0, -1):
-            if not across or len(texts) * (LETTER * _longest(texts) + 2 * GAP) <= width:
-                break
-            ticks, texts = steps(low, high, most, power, whole)
-    size = TICK_SIZE if across else fitting("\n".join(texts), AXIS_LETTERS, TICK_SIZE)
-    axis.set_ticks(ticks, texts, fontsize=size)
-    axis.set_ticks([], minor=True)
-    unit = f"1e{power} {units}".strip() if power else units
-    text = printable(f"{name} ({unit})" if unit else name)
-    axis.set_label_text(text, fontsize=fitting(text, NAME_LETTERS, NAME_SIZE))
-    # To find a place of its own for the name, matplotlib measures every number of the axis.
-    numbers = 2 * LETTER if across else LETTER * _longest(texts) * size / TICK_SIZE
-    away = -(TICK + numbers + GAP)
-    axis.set_label_coords(*((0.5, away / height) if across else (away / width, 0.5)))
+    """Name an axis with final limits; ``whole`` restricts its ticks to integers."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-
-def color_bar(ax: "Axes", shown: Any, extend: str = "neither") -> None:
-    """Add the scale of colors of a picture whose size is final, with a tip ("min", "max", "both") for what is outside.
-
-    It is made of plain artists: matplotlib's own is a second set of axes, which costs more than the picture.
-    """
-    from matplotlib.colors import LogNorm
-    from matplotlib.image import BboxImage
-    from matplotlib.lines import Line2D
-    from matplotlib.markers import TICKRIGHT
-    from matplotlib.patches import Polygon
-    from matplotlib.transforms import Affine2D, Bbox, TransformedBbox
-
-    cmap, norm, right = shown.get_cmap(), shown.norm, BAR_WIDTH
-    low = BAR_TIP if extend in ("min", "both") else 0.0
-    high = 1 - BAR_TIP if extend in ("max", "both") else 1.0
-    # Across in inches beside the picture, upwards in parts of its height.
-    width, _ = inches(ax)
-    place = Affine2D().scale(1 / width, 1).translate(1 + BAR_DISTANCE / width, 0) + ax.transAxes
-    look: dict[str, Any] = {"transform": place, "clip_on": False}
-    colors = BboxImage(
-        TransformedBbox(Bbox([[0, low], [right, high]]), place), cmap=cmap, origin="lower"
-    )
-    colors.set_data(np.linspace(0, 1, 256)[:, None])
-    colors.set_clip_on(False)
-    rim = [(0, low), (right / 2, 0), (right, low), (right, high), (right / 2, 1), (0, high)]
-    under, over = cmap.get_under(), cmap.get_over()
-    scale = powers if isinstance(norm, LogNorm) else steps
-    ticks, texts = scale(float(norm.vmin), float(norm.vmax))
-    heights = low + (high - low) * np.asarray(norm(ticks))
-    dashes: dict[str, Any] = {
-        "ls": "",
-        "marker": TICKRIGHT,
-        "ms": 3.5,
-        "mew": 0.8,
-        "color": "black",
-    }
-    for artist in (
-        colors,
-        Polygon(rim[:3], color=under, lw=0, **look),
-        Polygon(rim[3:], color=over, lw=0, **look),
-        Polygon(rim, fill=False, lw=0.8, **look),
-        Line2D(np.full(len(ticks), right), heights, **dashes, **look),
-    ):
-        ax.figure.add_artist(artist)
-    look |= {"va": "center", "fontsize": fitting("\n".join(texts), BAR_LETTERS, TICK_SIZE)}
-    for y, text in zip(heights.tolist(), texts, strict=True):
-        ax.text(right + TICK, y, text, **look)
-
-
-def steps(
-    low: float, high: float, most: int = MOST_TICKS, power: int = 0, whole: bool = False
-) -> tuple[NDArray[np.float64], list[str]]:
-    """Round numbers from low to high, 1, 2 or 5 times a power of ten apart, and their texts in units of 10**power.
-
-    Parameters
-    ----------
-    low, high : the limits, which differ
-    most : the most steps that have room
-    power : of ten, by which the texts are divided
-    whole : whether numbers between the integers make no sense
-
-    Examples
-    --------
-    >>> ticks, texts = steps(-0.0125, 0.0125)
-    >>> texts
-    ['−0.010', '−0.005', '0.000', '0.005', '0.010']
-    """
-    least = (high - low) / most * (1 - 1e-9)
-    digits = math.floor(math.log10(least))
-    step = next(n * 10.0**digits for n in (1, 2, 5, 10) if n * 10.0**digits >= least)
-    step = max(step, 1.0) if whole else step
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    ticks = np.arange(first, last + 1, dtype=np.float64) * float(step)
-    decimals = max(0, power - math.floor(math.log10(step) + 1e-9))
-    return ticks, [f"{tick / 10.0**power:.{decimals}f}".replace("-", "−") for tick in ticks]
-
-
-def powers(low: float, high: float) -> tuple[NDArray[np.float64], list[str]]:
-    """Powers of ten from low to high, with numbers between them where there are few, and their texts.
-
-    Examples
-    --------
-    >>> powers(3e-5, 8e9)[1]
-    ['0.001', '1', '1000', '1e6', '1e9']
-    >>> powers(0.4, 80)[1]
-    ['1', '3', '10', '30']
-    """
-    first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
-    whole = last - first + (10.0**first >= low)
-    between = {0: (1, 2, 5), 1: (1, 2, 5), 2: (1, 3)}.get(whole, (1,))
-    step = math.ceil(max(whole, 1) / MOST_TICKS)
-    every = (exponent for exponent in range(first, last + 1) if exponent % step == 0)
-    ticks = np.array([part * 10.0**exponent for exponent in every for part in between])
-    ticks = ticks[(ticks >= low) & (ticks <= high)]
-    return ticks, [_short(tick) for tick in ticks.tolist()]
+    most = max(map(abs, axis.get_view_interval()))
+    power = math.floor(math.log10(most))
+    if axis.get_scale() == "linear":
+        axis.set_major_locator(MaxNLocator(3 if axis.axis_name == "x" else 5, integer=whole))
+        if not -3 < power < 6:  # a common factor keeps the numbers short
+            axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick / 10.0**power:.6g}"))
+            units = f"1e{power} {units}".strip()
+    text = printable(f"{name} ({units})" if units else name)
+    axis.set_label_text(text, fontsize=fitting(text, NAME_LETTERS, 10.0))
 
 
 def fitting(text: str, most: int, size: float) -> float:
-    """The size at which a text takes no more room than ``most`` letters of ``size`` points.
+    """The font size at which a text is no wider than ``most`` letters of ``size`` points.
 
     Examples
     --------
     >>> fitting("-0.0125", 6, 9.0) < fitting("-0.012", 6, 9.0) == 9.0
     True
     """
-    return size * min(1.0, most / max(1, _longest(text.split("\n"))))
+    return size * min(1.0, most / max(1, *map(len, text.split("\n"))))
 
 
 def printable(text: str) -> str:
-    """Text that the fonts can draw and that is not taken for a formula."""
+    """Text that the font can draw, with ``$`` escaped."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("DejaVu Sans Mono"))
     known = (c if font.get_char_index(ord(c)) else "?" for c in text.expandtabs())
     return "".join(known).replace("$", r"\$")
-
-
-def _longest(texts: list[str]) -> int:
-    return max(map(len, texts), default=0)
-
-
-def _short(value: float) -> str:
-    if 1e-3 <= value < 1e4:
-        return f"{value:g}"
-    digits, exponent = f"{value:.0e}".split("e")
-    return f"{digits}e{int(exponent)}".replace("-", "−")

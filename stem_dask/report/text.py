@@ -1,4 +1,4 @@
-"""Figures of a run in words and numbers: results.json, warnings, the ten lines at the end."""
+"""The text of a report: results.json, warnings, and the closing lines."""
 
 import contextlib
 import json
@@ -17,10 +17,10 @@ from stem_dask.core.model import LIST_DIMS, Axis, Window
 from stem_dask.core.text import size
 from stem_dask.storage.publish import named, opened, publish, temporary
 
-#: lists with one entry a pattern are left out of results.json above this many positions
+#: above this many patterns, results.json omits lists with one entry per pattern
 MAX_LISTED = 100_000
 
-#: so many positions of hot pixels are named
+#: hot pixels listed by position
 MAX_HOT = 20
 
 #: share of the total above which clipped negatives, or a constant background, are worth a warning
@@ -28,7 +28,7 @@ NOTICEABLE = 0.05
 
 
 def statistics(values: NDArray) -> dict[str, float]:
-    """mean, std (ddof 0), min, max, median of the finite values; NaN when there are none.
+    """mean, std (ddof 0), min, max, median of the finite values; NaN without any.
 
     Examples
     --------
@@ -55,9 +55,9 @@ def results_of(
     window: Window | None,
     listed: int = MAX_LISTED,
 ) -> dict[str, Any]:
-    """The parts ``analysis`` and ``validation`` of the results, as the earlier cropping script gave them.
+    """The parts ``analysis`` and ``validation`` of the results, in the format of the earlier cropping script.
 
-    Lists with one entry a pattern are left out above ``listed`` patterns.
+    Lists with one entry per pattern are omitted above ``listed`` patterns.
     """
     out: dict[str, Any] = {
         "analysis": {
@@ -108,7 +108,7 @@ def _whole(radius: float) -> int | float:
 
 
 def analysis_warnings(analysis: xr.Dataset) -> list[str]:
-    """What is odd about the data themselves."""
+    """Warnings about the data."""
     out = []
     total = float(np.nansum(analysis["total"].values))
     odd = {
@@ -141,7 +141,7 @@ def analysis_warnings(analysis: xr.Dataset) -> list[str]:
 
 
 def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
-    """A word on the axes that are in pixels, because the file says nothing usable of them.
+    """A warning about axes without a usable calibration.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
 
 
 def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[str]:
-    """A word on the hot pixels that are suspected: how many, where, and what to do."""
+    """A warning about suspected hot pixels: how many, and where."""
     if not hot:
         return []
     found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, in the mean pattern above 6 times all but 5 of their 24 neighbours"
@@ -166,7 +166,7 @@ def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[st
 
 
 def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
-    """A word on pixels that stand out of the mean pattern when those found before are masked."""
+    """A warning about hot pixels that remain after masking."""
     text = "suspected hot pixels remain after masking (input.mask: auto)"
     return [f"{text}: {_where(hot)}; list all bad pixels as input.mask.pixels"] if hot else []
 
@@ -177,7 +177,7 @@ def _where(hot: Sequence[Sequence[int]]) -> str:
 
 
 def pedestal(analysis: xr.Dataset) -> tuple[float, float]:
-    """Level of the lowest values of the mean pattern, and its share of the intensity over all pixels."""
+    """Level of a constant background (5th percentile of the mean pattern), and its share of the intensity."""
     mean = np.asarray(analysis["mean_pattern"].values)
     level = float(np.percentile(mean, 5))
     total = float(mean.sum())
@@ -185,17 +185,16 @@ def pedestal(analysis: xr.Dataset) -> tuple[float, float]:
 
 
 def _many_are_clipped(analysis: xr.Dataset) -> bool:
-    """Whether negative values were clipped that amount to much."""
+    """Whether clipped negative values are a noticeable share of the intensity."""
     total = float(np.nansum(analysis["total"].values))
-    # with no intensity at all every pattern is empty, which is refused
     return total > 0 and float(analysis["negative_sum"]) > NOTICEABLE * total
 
 
 def background_threshold(analysis: xr.Dataset) -> float | None:
-    """A value above the background, for ``analyze.threshold``; None where no background is noticeable or none can be told.
+    """A value of ``analyze.threshold`` above the background; None without a noticeable or separable background.
 
-    The darkest tenth of the pixels of the mean pattern holds only background. The threshold is just above what 98 % of these
-    pixels reach in any pattern, so that they count as 0 in every pattern.
+    The darkest 10 % of the pixels of the mean pattern are taken as background. The threshold is just above the maximum
+    of 98 % of these pixels over all patterns.
     """
     if not _many_are_clipped(analysis) and pedestal(analysis)[1] <= NOTICEABLE:
         return None
@@ -207,12 +206,12 @@ def background_threshold(analysis: xr.Dataset) -> float | None:
     else:
         step = 10.0 ** (math.floor(math.log10(most)) - 2) if most > 0 else 0.0
         threshold = (math.floor(most / step) + 1) * step if step else 0.0
-    # else it would take the beam, too
+    # a threshold above the mean pattern would remove the beam, too
     return threshold if most > 0 and mean.max() > threshold else None
 
 
 def window_warnings(window: Window, filled: NDArray) -> list[str]:
-    """What is odd about the window."""
+    """Warnings about the window."""
     out = list(window.notes)
     if window.align == "pattern":
         out.append(
@@ -230,9 +229,9 @@ def window_warnings(window: Window, filled: NDArray) -> list[str]:
 def remainder_warnings(
     shape: Sequence[int], factor: int, mean_pattern: NDArray | None
 ) -> list[str]:
-    """What downsampling drops at the end of an axis: pixels, and the intensity they hold when it is known.
+    """Warnings about pixels that downsampling drops at the end of an axis, with their intensity if known.
 
-    A cropped axis is a multiple of the factor, so what is dropped lies on an axis that was kept whole.
+    This happens only on uncropped axes: a cropped axis is a multiple of the factor.
     """
     out = []
     for axis, (name, n) in enumerate(zip(("ky", "kx"), shape, strict=True)):
@@ -253,7 +252,7 @@ def kept_pixels(window: Window, analysis: xr.Dataset) -> float:
 
 
 def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ten lines that a run ends with."""
+    """The closing lines of a run."""
     analysis, validation = results["analysis"], results["validation"]
     (height, width), full = analysis["cropped_shape"], analysis["original_shape"]
     lines = []
@@ -306,7 +305,7 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:
-    """What is wrong with a run, and overrides that change it; ``before`` goes in front of these.
+    """Lines with verdict and advice; ``before`` precedes the overrides.
 
     Examples
     --------
@@ -321,7 +320,7 @@ def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:
 
 
 def sizes(input_bytes: int, output_bytes: int, stored_bytes: int) -> dict[str, float]:
-    """Bytes of the patterns as read, as they are in memory after the job, and on disk."""
+    """Bytes of the input patterns, of the output patterns in memory, and on disk."""
     return {
         "input_bytes": int(input_bytes),
         "output_bytes": int(output_bytes),
@@ -338,7 +337,7 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def tree_bytes(path: str | Path, *, holes: bool = True) -> int:
-    """Bytes of a file, or of all files below a folder; 0 when there is none. Without ``holes``: what is written of them."""
+    """Bytes of a file, or of all files below a folder; 0 without any. ``holes=False`` excludes holes of sparse files."""
     try:
         with os.scandir(path) as entries:
             return sum(
@@ -349,7 +348,7 @@ def tree_bytes(path: str | Path, *, holes: bool = True) -> int:
             )
     except NotADirectoryError:
         return _file_bytes(os.stat(path), holes)
-    except FileNotFoundError:  # or gone in the meantime: another process works there
+    except FileNotFoundError:  # or removed meanwhile by another process
         return 0
 
 
@@ -362,11 +361,11 @@ def _file_bytes(status: os.stat_result, holes: bool) -> int:
 def process_seconds() -> float:
     """Seconds since this process was started, imports included; to 0.01 s on Linux, elsewhere perhaps to 1 s."""
     with contextlib.suppress(OSError, AttributeError), open("/proc/self/stat", "rb") as file:
-        ticks = int(file.read().rpartition(b")")[2].split()[19])  # from the start of the system
+        ticks = int(file.read().rpartition(b")")[2].split()[19])  # since boot
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     import psutil  # type: ignore[import-untyped]  # comes with distributed
 
-    # of the time at which the system started it may know whole seconds only
+    # its boot time may have a resolution of 1 s
     return time.time() - float(psutil.Process().create_time())
 
 
@@ -379,12 +378,12 @@ def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def _text(value: Any, margin: str) -> str:
-    """JSON with a line for each entry of a dictionary; a list of thousands takes one, and little time."""
+    """JSON with one line per dictionary entry; a list takes one line."""
     if not isinstance(value, Mapping) or not value:
         try:
             return json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):  # NaN in it, or what JSON does not know
-            return json.dumps(_jsonable(value), allow_nan=False)
+        except (TypeError, ValueError):  # NaN, or a type that JSON lacks
+            return json.dumps(to_json(value), allow_nan=False)
     inner = margin + " "
     lines = (
         f"{inner}{json.dumps(str(key))}: {_text(entry, inner)}" for key, entry in value.items()
@@ -392,14 +391,14 @@ def _text(value: Any, margin: str) -> str:
     return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
 
 
-def _jsonable(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     kind = type(value)
     if kind is float:
         return value if math.isfinite(value) else None
-    if value is None or kind in (int, str, bool):  # first, for there are lists of thousands
+    if value is None or kind in (int, str, bool):  # first, because lists are long
         return value
     if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
+        return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(v) for v in value]
-    return _jsonable(value.item()) if isinstance(value, np.generic) else str(value)
+        return [to_json(v) for v in value]
+    return to_json(value.item()) if isinstance(value, np.generic) else str(value)

@@ -1,4 +1,4 @@
-"""An analysis that was made before: by ``analyze.ahead`` in a converted store or beside a file, or by a finished crop."""
+"""Find a precomputed analysis: from ``analyze.ahead``, in a converted store or next to a file, or from a finished crop."""
 
 import os
 from collections.abc import Mapping
@@ -15,16 +15,15 @@ from stem_dask.storage.publish import read_document, stem
 #: options of the input that do not change what an analysis finds
 _HARMLESS = ("path", "calibration", "beam_energy_kv")
 
-#: options of the analysis that its profiles cannot answer for
+#: options of the analysis that stored profiles cannot answer for
 _FIXED = ("center_method", "manual_center", "radius_metric", "threshold")
 
 
 @dataclass(frozen=True)
-class Known:
-    """A store with the analysis of the patterns that a job reads.
+class Precomputed:
+    """A store with the analysis of the patterns that a job reads; the crop is the same as with a new analysis.
 
-    ``note`` is what the user should know, ``hot`` lists [y, x] of the pixels that ``input.mask: auto`` masked before the
-    analysis. A crop is the same with it as with an analysis of its own.
+    ``note`` is shown to the user; ``hot`` lists [y, x] of the pixels that ``input.mask: auto`` masked for the analysis.
     """
 
     store: str
@@ -32,44 +31,44 @@ class Known:
     hot: list[list[int]] = field(default_factory=list)
 
 
-def beside(path: str | Path) -> str:
-    """Where the analysis lies that was made together with a file: in a store itself, else in one beside it.
+def analysis_path(path: str | Path) -> str:
+    """Path of the analysis that is written with a file: a .zarr store itself, else a store next to the file.
 
     Examples
     --------
-    >>> beside("scan.zarr"), beside("scan.hspy")
+    >>> analysis_path("scan.zarr"), analysis_path("scan.hspy")
     ('scan.zarr', 'scan.hspy_analysis.zarr')
     """
     return str(path) if stem(path) != str(path) else f"{path}_analysis.zarr"
 
 
-def known_analysis(
+def find_precomputed(
     config: Config, found: Found, contents: Mapping[str, str] | None = None
-) -> Known | None:
-    """The analysis that ``analyze.from`` names, or that was made when the input was converted; None without one.
+) -> Precomputed | None:
+    """Find the analysis that ``analyze.from`` names, or that was made when the input was converted; None without one.
 
     Parameters
     ----------
-    contents : what identifies the content of the mask, dark and gain files
+    contents : digests of the mask, dark and gain files
 
     Raises
     ------
     ConfigError
-        When the one that was named is not of these patterns, or was made with other options.
+        If ``analyze.from`` was made from other patterns or with other options.
     """
     if not config.crop.enabled:
         return None
     if config.analyze.known is not None:
         return _named(config, found, config.analyze.known, contents or {})
-    path = beside(found.info.path)
+    path = analysis_path(found.info.path)
     attrs = _stored(path)
     if attrs is None or not _own(found, path, attrs) or _different(config, found, attrs):
         return None
-    return Known(path, f"the analysis is taken from {path}")
+    return Precomputed(path, f"the analysis is taken from {path}")
 
 
-def _named(config: Config, found: Found, path: str, contents: Mapping[str, str]) -> Known:
-    store = path if path.rstrip("/").endswith(".zarr") else beside(path)
+def _named(config: Config, found: Found, path: str, contents: Mapping[str, str]) -> Precomputed:
+    store = path if path.rstrip("/").endswith(".zarr") else analysis_path(path)
     attrs = _stored(store)
     if attrs is None:
         raise ConfigError(
@@ -83,11 +82,11 @@ def _named(config: Config, found: Found, path: str, contents: Mapping[str, str])
             f"analyze.from is {path}, which was made from other patterns or with other options: "
             f"{'; '.join(different)}; change them, or leave analyze.from out"
         )
-    return Known(store, f"the analysis is taken from {path}", attrs["hot_pixels"])
+    return Precomputed(store, f"the analysis is taken from {path}", attrs["hot_pixels"])
 
 
 def _stored(path: str) -> dict[str, Any] | None:
-    """Attributes of a store that holds an analysis of the patterns it was made from, with those of its analysis; else None."""
+    """Attributes of a store and of its analysis; None if it has no analysis of whole patterns."""
     try:
         root, group = _document(path), _document(path, "analysis")
         attrs: dict[str, Any] = {**root["attributes"], "analysis": group["attributes"]}
@@ -105,7 +104,7 @@ def _document(*names: str) -> dict[str, Any]:
 
 
 def _own(found: Found, store: str, attrs: Mapping[str, Any]) -> bool:
-    """Whether the input was written together with an analysis; what a crop wrote is not what it analyzed."""
+    """Whether the input was written together with this analysis; a crop writes other patterns than it analyzes."""
     if attrs["config"]["crop"]["enabled"]:
         return False
     if os.path.realpath(found.info.path) == os.path.realpath(store):
@@ -119,9 +118,9 @@ def _different(
     attrs: Mapping[str, Any],
     contents: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """In what a job differs from the run that made an analysis, one text each.
+    """Differences between a job and the run that made an analysis.
 
-    ``contents`` are those of the mask, dark and gain files; None for an input that was written together with the analysis.
+    ``contents`` are the digests of the mask, dark and gain files; None if the input was written with the analysis.
     """
     own = contents is None
     options, before = to_dict(config), attrs["config"]
@@ -132,9 +131,9 @@ def _different(
     ]
     if attrs["shape"] != list(found.source.shape):
         out.append(f"shape was {attrs['shape']}, and is {list(found.source.shape)}")
-    # what was written together with it holds the patterns that were analyzed, and must be read as it is
+    # an input written with the analysis holds the analyzed patterns, and must be read unchanged
     was = before["input"]
-    if own:  # its patterns may be asked for by name
+    if own:  # its array may be given by name
         was = {**defaults("input"), "dataset": options["input"]["dataset"]}
     out += [
         f"input.{key} was {was.get(key)}, and is {value}"
