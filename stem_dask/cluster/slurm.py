@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stem_dask.cluster.dashboard import load_when_opened
 from stem_dask.cluster.local import started
 from stem_dask.cluster.scratch import keys
 from stem_dask.core.errors import ConfigError
@@ -151,7 +150,7 @@ def slurm_cluster(
 
     Parameters
     ----------
-    scheduler : where the scheduler listens, and its dashboard (`stem_dask.cluster.dashboard.LATER`)
+    scheduler : where the scheduler listens, and its dashboard
     security : keys of this run, or None for plain text
     settings : of Dask, for the workers
     say : gets a line for the user while there is no worker
@@ -183,14 +182,12 @@ def slurm_cluster(
             with warnings.catch_warnings():
                 # somebody may take the port between our look and the start; the address that is printed is right
                 warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-                cluster = own_cluster(
+                return own_cluster(
                     **options,
                     scheduler_options=dict(scheduler),
                     security=security,
                     shared_temp_directory=keys_folder,
                 )
-            load_when_opened(cluster.scheduler)
-            return cluster
 
         cluster = started(start)
         stack.callback(_close_keys, cluster)
