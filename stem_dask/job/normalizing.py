@@ -13,6 +13,7 @@ from stem_dask.job.analysis import Analyzed
 from stem_dask.job.context import Job
 from stem_dask.job.writing import cropped, inside_of, note_remainder, smaller
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+from stem_dask.stages.open import block_array
 from stem_dask.stages.patterns import lead_shape
 from stem_dask.writers.export import open_store
 from stem_dask.writers.formats import Target
@@ -43,7 +44,7 @@ def normalized(
             block["moments"] for i, (_, block) in enumerate(blocks) if i not in unread
         )
     target.finish()
-    counts, _ = open_store(target.built)
+    counts, _ = open_store(target.built, block_array)
     inside = None if found is None else inside_of(job, out, spool)
     return normalize(counts, **job.constants), inside
 

@@ -16,7 +16,7 @@ from stem_dask.engine.journal import Journal
 from stem_dask.job.memory_and_disk import fitting_slab, turned_bytes
 from stem_dask.readers.detector_first import Turned, TurnedSink, detector_first
 from stem_dask.readers.open import Found
-from stem_dask.stages.open import lazy_array
+from stem_dask.stages.open import block_array
 
 JOB = "turn"
 
@@ -125,7 +125,7 @@ def turn_of(
         (slab[0], slab[1]),
     )
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
-    slabs = lazy_array(stored, turned.slab, f"slab-{token}")
+    slabs = block_array(stored, turned.slab, f"slab-{token}")
     return Turn(
         replace(found, source=turned),
         turned.slab,

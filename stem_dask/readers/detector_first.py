@@ -208,7 +208,7 @@ class TurnedSink:
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write the pieces of one slab; the record has the CRC-32 of all of them, in their order."""
-        slab = blocks["slab"]
+        slab = np.asarray(blocks["slab"])
         planes = slab.reshape(-1, *slab.shape[2:])
         path, crc = self.turned.path, 0
         with named(path), open(path, "r+b", buffering=0) as file:

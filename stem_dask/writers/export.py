@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -18,7 +20,7 @@ from stem_dask.readers.arrays import ZarrArray
 from stem_dask.readers.source import identity
 from stem_dask.readers.zarr_chunks import decoded
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.open import lazy_array
+from stem_dask.stages.open import block_array, lazy_array
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.storage.publish import (
     made_beside,
@@ -181,7 +183,7 @@ def export_from_store(
     rechunk: bool = True,
 ) -> list[str]:
     """Export a finished store; see `export`."""
-    patterns, analysis = open_store(store)
+    patterns, analysis = open_store(store, block_array)
     return export(
         patterns,
         path,
@@ -215,7 +217,9 @@ def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True
     return " ".join(words)
 
 
-def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
+def open_store(
+    store: str, as_dask: Callable[..., da.Array] = lazy_array
+) -> tuple[xr.DataArray, xr.Dataset | None]:
     """The patterns of a store, lazy, one block a shard; and its analysis (small arrays), when it has one."""
     import zarr
 
@@ -230,7 +234,7 @@ def open_store(store: str) -> tuple[xr.DataArray, xr.Dataset | None]:
     token = hashlib.sha256(repr((identity(store), lead)).encode()).hexdigest()[:16]
     attrs = {**array.attrs, "title": root.attrs.get("title", "4D-STEM")}
     attrs |= {name: root.attrs[name] for name in ABOUT_SOURCE if name in root.attrs}
-    patterns = as_patterns(lazy_array(source, lead, f"store-{token}"), axes, attrs)
+    patterns = as_patterns(as_dask(source, lead, f"{as_dask.__name__}-{token}"), axes, attrs)
     if "valid" in described and not described["valid"].all():
         patterns = patterns.assign_coords(valid=described["valid"].load())
     if "analysis" not in root:
