@@ -38,9 +38,7 @@ from stem_dask.cluster.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import node_folder
 from stem_dask.core.model import Worker
-from stem_dask.engine.clients import connected
-from stem_dask.engine.hearing import knock, listening
-from stem_dask.engine.versions import refuse_other_versions
+from stem_dask.engine.clients import connected, refuse_other_versions
 
 EVERYWHERE = "0.0.0.0"
 
@@ -323,19 +321,27 @@ def _join(
     # Dask would read the file again, and connect to what nobody has looked at
     address = scheduler_address(address, scheduler_file, insecure=insecure)
     try:
-        # a client that fails would stay behind: everything after may wait for it, and a later client for its end
+        # a Client that fails to connect would stay the default one
         LoopRunner().run_sync(knock, address, ANSWER_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
         what = "cluster.address" if scheduler_file is None else "whether it has ended since"
         raise ConfigError(
             f"{where} does not answer: {error}; check {what}, and for tls:// distributed.comm.tls"
         ) from error
-    # what becomes of a lost connection is told once, by us
+    # a lost connection is reported once, by `connected`
     with silence_logging_cmgr(logging.CRITICAL), Client(address, timeout=ANSWER_SECONDS) as client:
         with connected(client):
             connection = connection_of(client, "scheduler", say)
-        with listening(client):
-            yield connection
+        yield connection
+
+
+async def knock(address: str, seconds: float) -> None:
+    """Connect to a scheduler and leave again; raises OSError when it does not answer in time."""
+    from distributed.comm import connect as reach
+    from distributed.security import Security
+
+    comm = await reach(address, timeout=seconds, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:

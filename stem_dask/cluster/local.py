@@ -132,5 +132,6 @@ def _plain(worker: Any) -> Any:
             super().__init__(*args, **{**options, "dashboard": False})
             if hasattr(self, "pre_spawn_env"):  # of a process of its own
                 self.pre_spawn_env.update(ONE_THREAD)
+                self.env.update(ONE_THREAD)
 
     return Plain

@@ -134,9 +134,9 @@ class Step:
 
 Progress = Callable[[Step], None]
 
-#: resident memory of a worker process that has loaded all code and holds no block: 216 MB were measured, and 236 MB with
+#: resident memory of a worker process that has loaded all code and holds no block: 206 MB were measured, and 217 MB with
 #: what an export reads with
-WORKER_BYTES = 240 * 10**6
+WORKER_BYTES = 225 * 10**6
 
 #: the same of the client's process, where threads do the work: 299 MB were measured
 PROCESS_BYTES = 320 * 10**6

@@ -20,8 +20,7 @@ from uuid import uuid4
 import dask
 
 from stem_dask.core.errors import InterruptedRunError, StemDaskError, WorkerLostError
-from stem_dask.engine.clients import KILLED, connected, is_lost
-from stem_dask.engine.versions import own_versions, refuse_other_versions, refuse_task_of_others
+from stem_dask.engine.clients import KILLED, connected, is_lost, refuse_other_versions
 
 _logger = logging.getLogger("stem_dask")
 
@@ -122,6 +121,8 @@ class _Flight:
         #: tasks that have not ended, and numbers of calls whose result has not come
         self.futures: set[Any] = set()
         self.missing: set[int] = set()
+        #: workers whose versions have been compared
+        self.workers: set[str] | None = None
         #: what a call takes, as far as it is known
         self.seconds = math.inf
         self.over = threading.Event()
@@ -150,7 +151,7 @@ class _Flight:
         starts = range(0, len(some), size)
         work = [some[i : i + size] for i in starts]
         keys = [(self.name, numbers[i]) for i in starts]
-        how = {"flight": self.name, "to": self.client.id, "versions": own_versions()}
+        how = {"flight": self.name, "to": self.client.id}
         futures = self.client.map(_report, numbers[::size], work, key=keys, pure=False, **how)
         self.futures.update(futures)
         for future in futures:
@@ -158,7 +159,7 @@ class _Flight:
 
     def results(self) -> Iterator[Any]:
         """What the calls return."""
-        threads, asked = _threads(self.client), time.monotonic()
+        threads, asked = self._threads(), time.monotonic()
         self._submit(threads)
         while self.missing or self.futures:
             try:
@@ -181,8 +182,16 @@ class _Flight:
                 if news.status != "finished":
                     news.result()  # raises
             if time.monotonic() - asked > WORKERS_SECONDS:
-                threads, asked = _threads(self.client), time.monotonic()
+                threads, asked = self._threads(), time.monotonic()
             self._submit(threads)
+
+    def _threads(self) -> int:
+        """Threads of the workers, which may join and leave while a job runs; at least 1."""
+        workers = self.client.nthreads()
+        if self.workers is not None and not workers.keys() <= self.workers:
+            refuse_other_versions(self.client)
+        self.workers = set(workers)
+        return sum(workers.values()) or 1
 
     def stop(self, *, wait: bool) -> None:
         """Cancel what has not begun, and let the rest end first, if asked for."""
@@ -243,22 +252,14 @@ def _note(event: tuple[float, Any]) -> None:
         _news[said[0]].put(tuple(said[1:]))
 
 
-def _report(
-    first: int, calls: Sequence[Call], *, flight: str, to: str, versions: tuple[str, ...]
-) -> None:
+def _report(first: int, calls: Sequence[Call], *, flight: str, to: str) -> None:
     """One task; what came of a call is told at once, so that it is kept when a later one fails."""
     from distributed import get_worker
 
-    refuse_task_of_others(versions)
     for number, (function, arguments) in enumerate(calls, first):
         start = time.perf_counter()
         result = pickle.dumps(function(*arguments))
         get_worker().log_event(to, (flight, number, time.perf_counter() - start, result))
-
-
-def _threads(client: Any) -> int:
-    """Threads of the workers, which may join and leave while a job runs; 1 when there is none."""
-    return sum(client.nthreads().values()) or 1
 
 
 def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:
