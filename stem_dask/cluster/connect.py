@@ -25,7 +25,6 @@ from stem_dask.cluster.local import (
     processes,
     started,
 )
-from stem_dask.cluster.scratch import scratch
 from stem_dask.cluster.security import (
     OPEN,
     is_loopback,
@@ -285,7 +284,7 @@ def _start(
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
     # and what Dask says of comms that close while it stops is of no use
-    with silence_logging_cmgr(logging.CRITICAL), scratch(node_folder()) as folder:
+    with silence_logging_cmgr(logging.CRITICAL):
 
         def start() -> Any:
             with warnings.catch_warnings():
@@ -296,7 +295,7 @@ def _start(
                     memory_limit=limit,
                     security=security,
                     dashboard_address=f"{LOOPBACK}:{usual_port()}",
-                    local_directory=folder,
+                    local_directory=node_folder(),
                     silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
                 )
 
