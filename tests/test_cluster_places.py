@@ -123,8 +123,8 @@ def test_an_interrupt_stays_what_it_was():
     slurm_node.need_jobqueue()
     code = """
 import os, signal
-from stem_dask.cluster.slurm import _replacing
-_replacing()
+from stem_dask.cluster.slurm import _slurm_cluster
+_slurm_cluster()
 try:
     os.kill(os.getpid(), signal.SIGINT)
 except KeyboardInterrupt:
@@ -139,8 +139,8 @@ def test_jobs_from_another_thread_say_what_to_load_first():
     code = """
 from concurrent.futures import ThreadPoolExecutor
 from stem_dask.core.errors import ConfigError
-from stem_dask.cluster.slurm import _replacing
-error = ThreadPoolExecutor(1).submit(_replacing).exception()
+from stem_dask.cluster.slurm import _slurm_cluster
+error = ThreadPoolExecutor(1).submit(_slurm_cluster).exception()
 print(isinstance(error, ConfigError), error)
 """
     line = [sys.executable, "-c", code]
