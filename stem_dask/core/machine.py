@@ -239,5 +239,4 @@ def load_meanwhile(*names: str) -> None:
             for name in names:
                 importlib.import_module(name)
 
-    # not a daemon: Python must not end in the middle of an import
-    threading.Thread(target=load).start()
+    threading.Thread(target=load, daemon=True).start()  # the process may end before
