@@ -58,7 +58,7 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
                 _block_interrupts()
             made.set_result(start())
         except BaseException as error:
-            made.set_exception(_told(error))
+            made.set_exception(_explained(error))
 
     # signals come to the main thread, and what is raised there would end the start in the middle
     thread = threading.Thread(target=work, daemon=True)
@@ -73,16 +73,18 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
 
 
 def end_if_read_again() -> None:
-    """End a worker process that, as Python has it do when it starts, reads the script that started it, and would do all of
-    that once more; the process that waits for it says so.
-    """
-    this = multiprocessing.current_process()
-    if getattr(this, "_inheriting", False) and this.name.startswith("Dask Worker process"):
-        raise SystemExit(1)
+    """End a worker process that runs the user's script again while it starts, which would start workers of workers."""
+    if multiprocessing.current_process().name.startswith("Dask Worker process"):
+        from distributed import get_worker
+
+        try:
+            get_worker()
+        except ValueError:  # the process has no worker yet
+            raise SystemExit(1) from None
 
 
-def _told(error: BaseException) -> BaseException:
-    """What Dask says of a worker process that ended too early, in words that help; else the error itself."""
+def _explained(error: BaseException) -> BaseException:
+    """A clear error for a worker process that ended while it started; any other error unchanged."""
     if not (isinstance(error, RuntimeError) and str(error).endswith("failed to start.")):
         return error
     return ConfigError(
