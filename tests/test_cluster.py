@@ -231,25 +231,6 @@ def test_threads_run_in_this_process(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are copies on Linux only")
-def test_processes_are_copies_of_one_that_has_the_code(monkeypatch):
-    """With the environment of now, not of when that one began; what workers do not need it has not loaded."""
-
-    def seen() -> tuple[str | None, int, set[str]]:  # within: a worker would load this file
-        loaded = {"numba", "pandas", "xarray", "bokeh", "zarr"} & set(sys.modules)
-        return os.environ.get("LATER"), os.getppid(), loaded
-
-    parents = set()
-    for later in ("1", "2"):
-        monkeypatch.setenv("LATER", later)
-        with connect("local", n_workers=2, threads_per_worker=1, memory_limit="1GB") as connection:
-            for variable, parent, loaded in connection.client.run(seen).values():
-                assert (variable, loaded) == (later, {"numba"})
-                parents.add(parent)
-    assert len(parents) == 1
-    assert os.getpid() not in parents
-
-
 def test_processes(tmp_path, monkeypatch):
     """Two of them, on this machine only; others join by address or by file; nothing is left."""
     monkeypatch.chdir(tmp_path)

@@ -6,14 +6,10 @@ import subprocess
 import sys
 import threading
 
-import dask
 import pytest
 
 from stem_dask.cluster import local as processes
-from stem_dask.cluster.layout import SMALL_INPUT_BYTES, begin, planned
-from stem_dask.cluster.local import METHOD, copied_from_one, loaded_bytes, started
-from stem_dask.config.options import Cluster
-from stem_dask.core.model import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
+from stem_dask.cluster.local import started
 
 
 @pytest.fixture
@@ -103,82 +99,9 @@ def test_what_is_started_does_not_hear_an_interrupt():
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-@pytest.mark.parametrize(
-    ("kind", "asked", "expected"),
-    [
-        ("threads", None, PROCESS_BYTES),
-        ("local", None, COPY_BYTES),
-        ("local at tls://a:1", "forkserver", COPY_BYTES),
-        ("local", "spawn", WORKER_BYTES),
-        ("local", "fork", WORKER_BYTES),
-        ("slurm", None, WORKER_BYTES),
-        ("scheduler", None, WORKER_BYTES),
-    ],
-)
-def test_what_a_worker_holds_goes_by_how_it_was_started(monkeypatch, kind, asked, expected):
-    """Also where a user asks for what is Dask's default."""
-    monkeypatch.setattr(sys, "platform", "linux")
-    name = "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"
-    if asked is not None:
-        monkeypatch.setenv(name, asked)
-    assert loaded_bytes(kind) == expected
-    if kind == "local":
-        assert planned(Cluster(kind=kind), 0).loaded == expected
-        assert bool(copied_from_one()) == (expected == COPY_BYTES)
-    if asked is None and kind == "local":
-        with dask.config.set({METHOD: "fork"}):
-            assert loaded_bytes(kind) == WORKER_BYTES
-        monkeypatch.setattr(sys, "platform", "darwin")
-        assert loaded_bytes(kind) == WORKER_BYTES
-
-
 def told_by(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()
-
-
-def test_what_copies_are_made_of_has_the_environment_of_a_worker():
-    """A user's own values, in the environment or in Dask's settings, stay, but for threads of libraries; the run's process
-    has its own environment again.
-    """
-    code = """
-import os, signal, dask
-from stem_dask.cluster.local import begin_copies
-os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
-os.environ.update(MKL_NUM_THREADS="7", THEIRS="a")
-mine = {"MALLOC_TRIM_THRESHOLD_": 1234, "THEIRS": "b", "MINE": "c", "NONE": None}
-with dask.config.set({"distributed.nanny.pre-spawn-environ": mine}):
-    before = dict(os.environ)
-    begin_copies()
-    assert dict(os.environ) == before
-assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-from multiprocessing import forkserver
-pid = forkserver._forkserver._forkserver_pid
-with open(f"/proc/{pid}/environ") as file:
-    there = dict(text.split("=", 1) for text in file.read().split(chr(0)) if text)
-with open(f"/proc/{pid}/status") as file:
-    blocked = next(int(line.split()[1], 16) for line in file if line.startswith("SigBlk"))
-names = "MALLOC_TRIM_THRESHOLD_", "THEIRS", "MINE", "NONE", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
-print(*(there.get(name) for name in names), bool(blocked >> (signal.SIGINT - 1) & 1))
-"""
-    assert told_by(code) == ["1234", "a", "c", "None", "1", "1", "True"]
-
-
-def test_copies_are_begun_for_processes_of_ours_only(monkeypatch):
-    begun = []
-    monkeypatch.setattr("stem_dask.cluster.layout.begin_copies", lambda: begun.append(1))
-    for options in (
-        {"kind": "threads"},
-        {"address": "tls://a:1"},
-        {"scheduler_file": "a.json"},
-        {},
-    ):
-        begin(Cluster(**options), 0)
-    begin(Cluster(), SMALL_INPUT_BYTES, "gpu")
-    assert begun == []
-    begin(Cluster(), SMALL_INPUT_BYTES)
-    begin(Cluster(kind="local"), 0)
-    assert begun == [1, 1]
 
 
 def test_garbage_is_collected_again_when_all_is_loaded():
@@ -193,17 +116,3 @@ exempt_from_collection()
 print(gc.get_threshold() == before, gc.get_freeze_count() > 1000)
 """
     assert told_by(code) == ["True", "True"]
-
-
-def test_dask_is_loaded_without_scipy_which_is_there_all_the_same():
-    code = """
-import sys
-from stem_dask.core.machine import load_dask_array
-load_dask_array()
-print("dask.array" in sys.modules, "scipy" in sys.modules)
-import numpy as np
-from scipy import fft, ndimage
-import dask.array as da
-print(round(float(ndimage.gaussian_filter(np.ones((4, 4)), 1).sum())), int(da.ones((4, 4)).sum().compute()))
-"""
-    assert told_by(code) == ["True", "False", "16", "16"]

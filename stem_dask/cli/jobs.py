@@ -150,14 +150,12 @@ class Batch:
         """The shared cluster, started when it is first needed."""
         if self.connection is None:
             from stem_dask.cluster.connect import connect
-            from stem_dask.cluster.layout import begin
             from stem_dask.core.machine import load_meanwhile
             from stem_dask.job.run import PASSES
 
             config = self.datasets[0].config
             device, why = chosen_device(config.device, config.cluster)
-            begin(config.cluster, self.largest, device)
-            load_meanwhile(PASSES, alone=True)
+            load_meanwhile(PASSES)
             options = config.cluster.model_dump()
             options |= {"input_bytes": self.largest, "device": device}
             asked = connect(**options, say=self.line.say)

@@ -131,17 +131,10 @@ def each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], int])
 
 
 def program(command: Callable[[], int]) -> NoReturn:
-    """Do a command in a process that is there for it, and end the process.
-
-    Without Python's way out: that waits for packages which are still being loaded, for ever if a signal had come while
-    this thread held the lock of one.
-    """
+    """Do a command in this process, and end the process with its exit code."""
     from stem_dask.cli.streams import open_streams
     from stem_dask.core.machine import postpone_collection
 
     open_streams()
     postpone_collection()
-    code = command()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(command())

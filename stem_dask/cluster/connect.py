@@ -15,19 +15,16 @@ from urllib.parse import urlsplit
 
 import dask
 
-from stem_dask.cluster.dashboard import LATER, load_when_opened, usual_port
 from stem_dask.cluster.gpu import cuda_cluster
 from stem_dask.cluster.layout import kind_of, layout, limit_of
 from stem_dask.cluster.local import (
     LOOPBACK,
     SETTINGS,
-    copied_from_one,
     end_if_read_again,
     loaded_bytes,
     processes,
     started,
 )
-from stem_dask.cluster.scratch import scratch
 from stem_dask.cluster.security import (
     OPEN,
     is_loopback,
@@ -40,11 +37,11 @@ from stem_dask.cluster.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import node_folder
 from stem_dask.core.model import Worker
-from stem_dask.engine.clients import connected
-from stem_dask.engine.hearing import knock, listening
-from stem_dask.engine.versions import refuse_other_versions
+from stem_dask.engine.clients import connected, refuse_other_versions
 
 EVERYWHERE = "0.0.0.0"
+
+USUAL_PORT = 8787
 
 #: how long somebody else's scheduler may take to answer, also when the connection was lost
 ANSWER_SECONDS = 20
@@ -187,7 +184,7 @@ def connect(
                 f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
             )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(_settings("scheduler" if others else kind)))
+        stack.enter_context(dask.config.set(_settings()))
         if others:
             cluster = _join(address, scheduler_file, insecure, say)
         elif kind == "slurm":
@@ -233,7 +230,7 @@ def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Itera
     security = own_security(host or EVERYWHERE, insecure=insecure)
     port = usual_port()
     place = {} if host is None else {"host": host}
-    scheduler = {**place, **LATER, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
+    scheduler = {**place, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
     # ours, or what the user has set: the workers are told, because they start on other machines
     settings = {key: dask.config.get(key) for key in SETTINGS}
     with slurm_cluster(
@@ -243,19 +240,28 @@ def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Itera
         yield replace(_on_loopback(there), ours=True)
 
 
+def usual_port() -> int:
+    """The usual port of a dashboard when it is free, so that an ssh tunnel can be set up in advance; else 0 for any."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, USUAL_PORT))
+        except OSError:
+            return 0
+    return USUAL_PORT
+
+
 def _on_loopback(connection: Connection) -> Connection:
     """The dashboard of a scheduler of ours is reached on this machine only, whatever address Dask makes of it."""
     port = connection.client.scheduler_info()["services"].get("dashboard", 0)
     return replace(connection, dashboard=f"http://{LOOPBACK}:{port}/status")
 
 
-def _settings(kind: str) -> dict[str, Any]:
+def _settings() -> dict[str, Any]:
     """Ours; what the user has set himself, in dask's files or the environment, stays."""
     shipped = dask.config.merge(*dask.config.defaults)
-    ours = {**SETTINGS, **(copied_from_one() if kind == "local" else {})}
     return {
         name: value
-        for name, value in ours.items()
+        for name, value in SETTINGS.items()
         if dask.config.get(name) == dask.config.get(name, config=shipped)
     }
 
@@ -278,23 +284,20 @@ def _start(
     place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
     # worker files belong on a disk of this machine, and never in the working directory
     # and what Dask says of comms that close while it stops is of no use
-    with silence_logging_cmgr(logging.CRITICAL), scratch(node_folder()) as folder:
+    with silence_logging_cmgr(logging.CRITICAL):
 
         def start() -> Any:
             with warnings.catch_warnings():
                 # somebody may take the port between our look and the start; the address that is printed is right
                 warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-                cluster = (cuda_cluster if kind == "gpu" else LocalCluster)(
+                return (cuda_cluster if kind == "gpu" else LocalCluster)(
                     **processes(kind, workers, threads, place),
                     memory_limit=limit,
                     security=security,
                     dashboard_address=f"{LOOPBACK}:{usual_port()}",
-                    scheduler_kwargs=LATER,
-                    local_directory=folder,
+                    local_directory=node_folder(),
                     silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
                 )
-            load_when_opened(cluster.scheduler)
-            return cluster
 
         with started(start, deaf=kind != "threads") as cluster, Client(cluster) as client:
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
@@ -317,19 +320,27 @@ def _join(
     # Dask would read the file again, and connect to what nobody has looked at
     address = scheduler_address(address, scheduler_file, insecure=insecure)
     try:
-        # a client that fails would stay behind: everything after may wait for it, and a later client for its end
+        # a Client that fails to connect would stay the default one
         LoopRunner().run_sync(knock, address, ANSWER_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
         what = "cluster.address" if scheduler_file is None else "whether it has ended since"
         raise ConfigError(
             f"{where} does not answer: {error}; check {what}, and for tls:// distributed.comm.tls"
         ) from error
-    # what becomes of a lost connection is told once, by us
+    # a lost connection is reported once, by `connected`
     with silence_logging_cmgr(logging.CRITICAL), Client(address, timeout=ANSWER_SECONDS) as client:
         with connected(client):
             connection = connection_of(client, "scheduler", say)
-        with listening(client):
-            yield connection
+        yield connection
+
+
+async def knock(address: str, seconds: float) -> None:
+    """Connect to a scheduler and leave again; raises OSError when it does not answer in time."""
+    from distributed.comm import connect as reach
+    from distributed.security import Security
+
+    comm = await reach(address, timeout=seconds, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:

@@ -3,7 +3,7 @@
 from dask.utils import parse_bytes
 
 from stem_dask.cluster.gpu import n_gpus
-from stem_dask.cluster.local import begin_copies, loaded_bytes
+from stem_dask.cluster.local import loaded_bytes
 from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import machine_bytes, usable_cores
@@ -17,13 +17,6 @@ MEMORY_SHARE = 0.8
 
 #: bytes of a memory limit below which its unit must have been forgotten
 LEAST_MEMORY = 10**6
-
-
-def begin(options: Cluster, input_bytes: int, device: str = "cpu") -> None:
-    """Begin what takes longest when workers start, so that it goes on beside all that comes before them."""
-    is_ours = options.address is None and options.scheduler_file is None
-    if is_ours and kind_of(options.kind, input_bytes, device) == "local":
-        begin_copies()
 
 
 def planned(options: Cluster, input_bytes: int, device: str = "cpu") -> Worker:

@@ -2,19 +2,15 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import dask
-
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import ONE_THREAD
-from stem_dask.core.model import COPY_BYTES, PROCESS_BYTES, WORKER_BYTES
+from stem_dask.core.model import PROCESS_BYTES, WORKER_BYTES
 
 #: what our clusters ask of Dask
 SETTINGS = {
@@ -36,15 +32,6 @@ SETTINGS = {
 }
 
 LOOPBACK = "127.0.0.1"
-
-#: how Dask starts processes: its setting, its default, and ours
-METHOD, SPAWN, FORKSERVER = "distributed.worker.multiprocessing-method", "spawn", "forkserver"
-
-#: what Dask puts into the environment of a worker's process before it starts, where a user has not set other values
-BEFORE_SPAWN = {"MALLOC_TRIM_THRESHOLD_": 65536}
-
-#: what workers are copies of has loaded these
-LOADED = ["stem_dask.cluster.copied"]
 
 #: how long a start that was interrupted may take to come to its end, in seconds
 START_SECONDS = 20.0
@@ -71,7 +58,7 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
                 _block_interrupts()
             made.set_result(start())
         except BaseException as error:
-            made.set_exception(_told(error))
+            made.set_exception(_explained(error))
 
     # signals come to the main thread, and what is raised there would end the start in the middle
     thread = threading.Thread(target=work, daemon=True)
@@ -86,16 +73,18 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
 
 
 def end_if_read_again() -> None:
-    """End a worker process that, as Python has it do when it starts, reads the script that started it, and would do all of
-    that once more; the process that waits for it says so.
-    """
-    this = multiprocessing.current_process()
-    if getattr(this, "_inheriting", False) and this.name.startswith("Dask Worker process"):
-        raise SystemExit(1)
+    """End a worker process that runs the user's script again while it starts, which would start workers of workers."""
+    if multiprocessing.current_process().name.startswith("Dask Worker process"):
+        from distributed import get_worker
+
+        try:
+            get_worker()
+        except ValueError:  # the process has no worker yet
+            raise SystemExit(1) from None
 
 
-def _told(error: BaseException) -> BaseException:
-    """What Dask says of a worker process that ended too early, in words that help; else the error itself."""
+def _explained(error: BaseException) -> BaseException:
+    """A clear error for a worker process that ended while it started; any other error unchanged."""
     if not (isinstance(error, RuntimeError) and str(error).endswith("failed to start.")):
         return error
     return ConfigError(
@@ -131,58 +120,7 @@ def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, An
 
 def loaded_bytes(kind: str) -> int:
     """Resident memory of a worker of a kind of cluster, before it holds a block."""
-    if kind == "threads":
-        return PROCESS_BYTES
-    return COPY_BYTES if kind.startswith("local") and _may_be_copies() else WORKER_BYTES
-
-
-def _may_be_copies() -> bool:
-    """Whether nothing speaks against copies: elsewhere one may lack what the system keeps for it, and a user may have set
-    another way, which he has also where it is Dask's default.
-    """
-    asked = dask.config.get(METHOD, None, config=dask.config.collect())  # files and environment
-    now = dask.config.get(METHOD, SPAWN)
-    return sys.platform == "linux" and asked in (None, FORKSERVER) and now in (SPAWN, FORKSERVER)
-
-
-def copied_from_one() -> dict[str, Any]:
-    """Dask's settings by which worker processes begin as copies of one that has loaded their code, instead of each loading
-    it: on a node with many cores they would ask a network's disk for the same thousands of files all at once.
-    """
-    import distributed.utils
-
-    if not _may_be_copies() or not hasattr(distributed.utils, "_forkserver_preload_set"):
-        return {}
-    multiprocessing.get_context(FORKSERVER).set_forkserver_preload(LOADED)
-    distributed.utils._forkserver_preload_set = True  # Dask would load pandas, in all of them
-    return {METHOD: FORKSERVER}
-
-
-def begin_copies() -> None:
-    """Start the process that workers will be copies of, which loads their code while this one still loads Dask.
-
-    Its environment is what Dask gives its workers' processes before they start, and it does not hear Ctrl-C.
-    """
-    if not _may_be_copies():
-        return
-    from multiprocessing import forkserver
-
-    multiprocessing.get_context(FORKSERVER).set_forkserver_preload(LOADED)
-    settings = {**BEFORE_SPAWN, **dask.config.get("distributed.nanny.pre-spawn-environ", {})}
-    wanted = {name: str(value) for name, value in settings.items() if value is not None}
-    wanted |= {name: os.environ[name] for name in wanted if name in os.environ} | ONE_THREAD
-    before = {name: os.environ.get(name) for name in wanted}
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    _block_interrupts()
-    try:
-        os.environ.update(wanted)
-        forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)  # a stop may have come before it was set
-            if value is not None:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+    return PROCESS_BYTES if kind == "threads" else WORKER_BYTES
 
 
 def _plain(worker: Any) -> Any:
@@ -196,7 +134,6 @@ def _plain(worker: Any) -> Any:
             super().__init__(*args, **{**options, "dashboard": False})
             if hasattr(self, "pre_spawn_env"):  # of a process of its own
                 self.pre_spawn_env.update(ONE_THREAD)
-                # what it is a copy of has the variables of an earlier time
-                self.env.update({**os.environ, **self.env, **ONE_THREAD})
+                self.env.update(ONE_THREAD)
 
     return Plain

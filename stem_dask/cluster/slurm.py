@@ -1,6 +1,5 @@
 """Workers in jobs of SLURM, which dask-jobqueue submits; each hands over in time, and the next job takes its place."""
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stem_dask.cluster.dashboard import load_when_opened
 from stem_dask.cluster.local import started
 from stem_dask.cluster.scratch import keys
 from stem_dask.core.errors import ConfigError
@@ -151,7 +149,7 @@ def slurm_cluster(
 
     Parameters
     ----------
-    scheduler : where the scheduler listens, and its dashboard (`stem_dask.cluster.dashboard.LATER`)
+    scheduler : where the scheduler listens, and its dashboard
     security : keys of this run, or None for plain text
     settings : of Dask, for the workers
     say : gets a line for the user while there is no worker
@@ -162,6 +160,7 @@ def slurm_cluster(
         When dask-jobqueue is missing, SLURM does not take the jobs, or all end before their workers come.
     """
     from distributed import Client
+    from distributed.deploy import Adaptive
 
     folder = Path(jobs.folder).expanduser()
     if re.search(r"\s", str(folder)):  # dask-jobqueue writes names into the jobs as they are
@@ -175,7 +174,7 @@ def slurm_cluster(
             f"cluster.log_directory is {str(folder)!r}, which cannot be made: {error.strerror}; expected a folder that all nodes see"
         ) from error
     options = cluster_options(jobs, settings)
-    own_cluster = _replacing()
+    own_cluster = _slurm_cluster()
     with contextlib.ExitStack() as stack:
         keys_folder = stack.enter_context(keys(folder))
 
@@ -183,14 +182,12 @@ def slurm_cluster(
             with warnings.catch_warnings():
                 # somebody may take the port between our look and the start; the address that is printed is right
                 warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-                cluster = own_cluster(
+                return own_cluster(
                     **options,
                     scheduler_options=dict(scheduler),
                     security=security,
                     shared_temp_directory=keys_folder,
                 )
-            load_when_opened(cluster.scheduler)
-            return cluster
 
         cluster = started(start)
         stack.callback(_close_keys, cluster)
@@ -200,8 +197,9 @@ def slurm_cluster(
         stack.enter_context(cluster)
         client = stack.enter_context(Client(cluster))
         _wait_for_one(client, cluster, folder, say)
-        # with equal numbers, too: who has handed over is replaced
+        # also with equal numbers: a job that has handed over is replaced
         cluster.adapt(
+            Adaptive=replacing(Adaptive),
             minimum_jobs=jobs.least,
             maximum_jobs=jobs.most,
             wait_count=IDLE_SECONDS,
@@ -227,9 +225,9 @@ def _refuse_what_slurm_refuses(script: str) -> None:
         raise ConfigError(f"SLURM does not take the jobs: {_last_line(done.stderr)}")
 
 
-def _replacing() -> Any:
-    """dask-jobqueue's cluster, which of its own replaces a job that has ended only where the job had a single worker."""
-    heard = signal.getsignal(signal.SIGINT)
+def _slurm_cluster() -> Any:
+    """The class of dask-jobqueue; loading it must not change what Ctrl-C does."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
@@ -237,29 +235,36 @@ def _replacing() -> Any:
             "cluster.kind is slurm, which needs the package dask-jobqueue; "
             "pip install -c constraints.txt 'stem_dask[hpc]', or choose another cluster.kind"
         ) from error
-    except ValueError as error:  # it sets a handler of signals, which other threads must not
+    except ValueError as error:  # it sets a signal handler, which only the main thread may
         raise ConfigError(
             f"cluster.kind is slurm, and dask-jobqueue cannot be loaded in this thread: {error}; "
             "import dask_jobqueue in the main thread first"
         ) from error
-    if heard is not None and signal.getsignal(signal.SIGINT) is not heard:
-        # loading it has Ctrl-C end the process with exit code 0, a run that could go on as well as a notebook
-        signal.signal(signal.SIGINT, heard)
+    if handler is not None and signal.getsignal(signal.SIGINT) is not handler:
+        # dask-jobqueue makes Ctrl-C end the process with exit code 0
+        signal.signal(signal.SIGINT, handler)
+    return SLURMCluster
 
-    class Replacing(SLURMCluster):  # type: ignore[misc]
-        def _update_worker_status(self, op: str, msg: Any) -> None:
-            if op == "remove":
-                worker = str(self.scheduler_info["workers"][msg]["name"])
-                for job in self.workers:
-                    if worker.startswith(f"{job}-"):
-                        asyncio.get_running_loop().call_later(GONE_SECONDS, self._forget, job)
-            super()._update_worker_status(op, msg)
 
-        def _forget(self, job: str) -> None:
-            """Forget a job of which no worker is left; then another one is asked for."""
-            left = (str(worker["name"]) for worker in self.scheduler_info["workers"].values())
-            if job in self.workers and not any(name.startswith(f"{job}-") for name in left):
-                self._futures.add(asyncio.ensure_future(self.workers.pop(job).close()))
+def replacing(adaptive: Any) -> Any:
+    """A `distributed.deploy.Adaptive` that also replaces jobs of several workers when all of these have left."""
+
+    class Replacing(adaptive):  # type: ignore[misc]
+        #: jobs that had a worker, each with the time when it had one last
+        seen: dict[str, float]
+
+        async def target(self) -> Any:
+            now, self.seen = time.monotonic(), getattr(self, "seen", {})
+            names = [
+                str(worker["name"]) for worker in self.cluster.scheduler_info["workers"].values()
+            ]
+            for job in list(self.cluster.worker_spec):
+                if any(name.startswith(f"{job}-") for name in names):
+                    self.seen[job] = now
+                elif now - self.seen.get(job, now) > GONE_SECONDS:
+                    del self.seen[job]
+                    await self.cluster.scale_down([job])
+            return await super().target()
 
     return Replacing
 

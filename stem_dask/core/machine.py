@@ -7,7 +7,6 @@ import gc
 import importlib
 import os
 import re
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -184,11 +183,10 @@ def node_folder(environment: Mapping[str, str] = os.environ) -> str:
     return own if os.path.isdir(own) else tempfile.gettempdir()
 
 
-#: in bytes: larger pieces come from the system and go back to it, and so much of the others may be kept for the next; in
-#: one place, not in one for each thread
+#: in bytes: larger buffers are allocated by and returned to the system; freed memory below this is kept for reuse
 FROM_SYSTEM, KEPT = 4 * 2**20, 16 * 2**20
 
-#: after how many new objects the garbage collector makes a round: as Python has it, and while packages are loaded
+#: thresholds of the garbage collector: Python's own, and while packages are loaded
 USUAL, MANY = gc.get_threshold(), 200_000
 
 #: names of these in the C library (malloc.h of glibc)
@@ -197,11 +195,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Take back what Dask sets for its workers, once in a process: every buffer above 128 kB would be new memory.
+    """Undo Dask's MALLOC_TRIM_THRESHOLD_ in this process: with it encoding takes twice as long.
 
-    Encoding a chunk takes several buffers of up to 1 MiB; with Dask's setting, which frees what a worker keeps for tasks
-    to come, it takes twice as long. Our tasks keep nothing. Without that setting, or with another C library, nothing is
-    changed.
+    Every buffer above 128 kB would be new memory. Nothing changes without that setting, or with another C library than glibc.
     """
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         return
@@ -213,72 +209,30 @@ def keep_freed_memory() -> None:
 
 
 def postpone_collection() -> None:
-    """Have Python's garbage collector wait until `exempt_from_collection`: packages that are loaded make hundreds of
-    thousands of objects, none of them garbage, and its rounds over them take a third of that time. For processes of ours only.
+    """Postpone garbage collection until `exempt_from_collection`; it takes a third of the time that imports need.
+
+    Only for processes that end with the run.
     """
     gc.set_threshold(MANY)
 
 
 @functools.cache
 def exempt_from_collection() -> None:
-    """Let Python's garbage collector pass over all objects that there are: a round over those of loaded libraries takes
-    0.1 s, in the middle of a task.
+    """Exempt all present objects from garbage collection, which takes 0.1 s for those of loaded libraries.
 
-    For processes of ours only: of somebody else's, what is garbage now or later would stay. And once in a process: what a
-    job of many leaves must not pile up.
+    Only for processes that end with the run, where garbage may stay, and once per process.
     """
     gc.freeze()
     gc.set_threshold(*USUAL)
 
 
-#: of two threads that load packages which need each other, one may see half of one
-_ONE_AT_A_TIME = threading.Lock()
+def load_meanwhile(*names: str) -> None:
+    """Import modules in a background thread; an import error is raised again by the module's next user."""
+    import distributed  # noqa: F401  first, because two threads must not import it at the same time
 
-
-def load(name: str) -> None:
-    """Load a module, while no other thread does so by this function.
-
-    Examples
-    --------
-    >>> load("stem_dask.core.model")
-    """
-    with _ONE_AT_A_TIME:
-        importlib.import_module(name)
-
-
-def load_dask_array() -> None:
-    """Load it without scipy, whose Fourier transforms and sparse matrices it offers and no task here asks it for; they take
-    as long to load as Dask does. For processes of ours only; scipy itself can be loaded later.
-
-    Examples
-    --------
-    >>> load_dask_array()
-    """
-    if "scipy" in sys.modules:
-        return
-    sys.modules["scipy"] = None  # type: ignore[assignment]  # as Python spells that there is none
-    try:
-        load("dask.array")
-    finally:
-        del sys.modules["scipy"]
-
-
-def load_meanwhile(*names: str, alone: bool = False) -> None:
-    """Begin to load modules, in a thread; what cannot be loaded is told by whoever needs it next.
-
-    Parameters
-    ----------
-    alone : whether this process is there for a run only
-    """
-    # first and by itself, for the same reason
-    import distributed  # noqa: F401
-
-    def loaded() -> None:
+    def load() -> None:
         with contextlib.suppress(Exception):
-            if alone:
-                load_dask_array()
             for name in names:
-                load(name)
+                importlib.import_module(name)
 
-    # no daemon: Python waits for it at the end, instead of ending in the middle of an import
-    threading.Thread(target=loaded).start()
+    threading.Thread(target=load, daemon=True).start()  # the process may end before

@@ -133,15 +133,12 @@ class Step:
 
 Progress = Callable[[Step], None]
 
-#: resident memory of a worker that has loaded what tasks need and holds no block: 181 MB were measured
-WORKER_BYTES = 190 * 10**6
+#: resident memory of a worker process that has loaded all code and holds no block: 206 MB were measured, and 217 MB with
+#: what an export reads with
+WORKER_BYTES = 225 * 10**6
 
-#: the same of one that is a copy of a process that has loaded it, with which it shares much: 105 to 119 MB were measured, and
-#: 143 where it has loaded what an export reads with, too
-COPY_BYTES = 145 * 10**6
-
-#: and of the run's own process, where its threads do the work: 271 MB were measured
-PROCESS_BYTES = 295 * 10**6
+#: the same of the client's process, where threads do the work: 299 MB were measured
+PROCESS_BYTES = 320 * 10**6
 
 #: share of its memory limit that a worker may be expected to use
 USABLE_SHARE = 0.95

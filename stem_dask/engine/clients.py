@@ -17,7 +17,6 @@ from stem_dask.core.errors import (
     StoreError,
     WorkerLostError,
 )
-from stem_dask.engine.hearing import listening, silence
 from stem_dask.storage.errors import SHARED
 
 #: what a `KilledWorker` means
@@ -77,15 +76,50 @@ def connected(client: Any) -> Iterator[None]:
     # a client that gave up before, in a batch, has none
     where = "" if client.scheduler is None else f" at {client.scheduler.address}"
     try:
-        with listening(client):
-            yield
+        yield
     except Exception as error:
         if not is_lost(client, error):
             raise
-        why = silence(client) or "is not there any more: it has ended, or the network is gone"
         raise WorkerLostError(
-            f"the scheduler{where} {why}; start one with workers, and the same command goes on"
+            f"the scheduler{where} has ended or cannot be reached; start one with workers, and run the same command again "
+            "to resume"
         ) from error
+
+
+#: packages that client, scheduler and workers must share, and how many parts of their versions; None: all
+VERSIONS = {"python": 2, "dask": None, "distributed": None, "numpy": 2, "stem_dask": None}
+
+
+def refuse_other_versions(client: Any) -> None:
+    """Compare the versions of a client's scheduler and workers with those of this process.
+
+    Raises
+    ------
+    ConfigError
+        When one of them differs in a version that matters.
+    """
+    found = client.get_versions(packages=["stem_dask"])
+    here = _versions(found["client"])
+    places = {"the scheduler": found["scheduler"]}
+    places |= {f"worker {address}": answer for address, answer in found["workers"].items()}
+    for place, answer in places.items():
+        there = _versions(answer)
+        other = [
+            f"{name} {there[name]}, not {here[name]}" for name in here if there[name] != here[name]
+        ]
+        if other:
+            raise ConfigError(
+                f"{place} has {'; '.join(other)}; install the same versions there (pip install -c constraints.txt)"
+            )
+
+
+def _versions(answer: Any) -> dict[str, str]:
+    """Versions that matter, of one answer to `distributed.Client.get_versions`."""
+    packages = answer.get("packages", {}) if isinstance(answer, Mapping) else {}
+    return {
+        name: ".".join((packages.get(name) or "missing").split(".")[:parts])
+        for name, parts in VERSIONS.items()
+    }
 
 
 #: how long a new folder may take to be seen on other machines: looked at again after so many seconds each

@@ -1,4 +1,4 @@
-"""Calls that run on workers, or on threads of this process: a few in flight, results as they come."""
+"""Calls on workers or on threads of this process: a few in flight, results as they arrive."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from uuid import uuid4
 import dask
 
 from stem_dask.core.errors import InterruptedRunError, StemDaskError, WorkerLostError
-from stem_dask.engine.clients import KILLED, connected, is_lost
-from stem_dask.engine.versions import own_versions, refuse_other_versions, refuse_task_of_others
+from stem_dask.engine.clients import KILLED, connected, is_lost, refuse_other_versions
 
 _logger = logging.getLogger("stem_dask")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
-#: what flights are told, by their name: results of calls, and futures that are done
+#: results of calls and finished futures, by the name of the flight
 _news: dict[str, queue.SimpleQueue[Any]] = {}
 
 #: flights that each client has under way
@@ -57,7 +56,7 @@ ALONE_SECONDS = 30.0
 #: how long the calls in flight may take to end after an error
 LAST_CALLS_SECONDS = 60
 
-#: where a scheduler was told not to wait for workers for ever (``distributed.scheduler.no-workers-timeout``)
+#: message when ``distributed.scheduler.no-workers-timeout`` has passed
 ALL_GONE = "all workers have gone, and none came back in time: their output says why; with new ones the same command goes on"
 
 
@@ -100,19 +99,18 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
 
 
 def _refuse_who_joined(client: Any, error: Exception) -> None:
-    """A worker that joined with other versions may not even be able to read its task; that is told instead."""
+    """Raise about other versions instead: a worker that has them may fail to read its task."""
     if is_lost(client, error):
         return
-    with contextlib.suppress(OSError, TimeoutError):  # the first error is told
+    with contextlib.suppress(OSError, TimeoutError):  # the first error is raised
         refuse_other_versions(client)
 
 
 class _Flight:
     """Calls on the workers of a client.
 
-    What a call returns comes as an event, in the stream of messages that tells of the end of tasks, and before it: to fetch
-    each result takes two more requests, and with calls that are submitted one by one 1.7 times the processor time of
-    scheduler and workers.
+    A call returns its result as an event in the stream of messages, before its task ends: fetching each result takes two
+    more requests.
     """
 
     def __init__(self, client: Any, calls: Iterable[Call]) -> None:
@@ -122,11 +120,13 @@ class _Flight:
         #: tasks that have not ended, and numbers of calls whose result has not come
         self.futures: set[Any] = set()
         self.missing: set[int] = set()
+        #: workers whose versions have been compared
+        self.workers: set[str] | None = None
         #: what a call takes, as far as it is known
         self.seconds = math.inf
         self.over = threading.Event()
-        #: when something came back
-        self.heard = time.monotonic()
+        #: time of the last result
+        self.last = time.monotonic()
         threading.Thread(target=_watch, args=(self,), daemon=True).start()
         with _lock:
             _flights[client.id] += 1
@@ -150,7 +150,7 @@ class _Flight:
         starts = range(0, len(some), size)
         work = [some[i : i + size] for i in starts]
         keys = [(self.name, numbers[i]) for i in starts]
-        how = {"flight": self.name, "to": self.client.id, "versions": own_versions()}
+        how = {"flight": self.name, "to": self.client.id}
         futures = self.client.map(_report, numbers[::size], work, key=keys, pure=False, **how)
         self.futures.update(futures)
         for future in futures:
@@ -158,12 +158,12 @@ class _Flight:
 
     def results(self) -> Iterator[Any]:
         """What the calls return."""
-        threads, asked = _threads(self.client), time.monotonic()
+        threads, asked = self._threads(), time.monotonic()
         self._submit(threads)
         while self.missing or self.futures:
             try:
                 news = self.news.get(timeout=WORKERS_SECONDS)
-                self.heard = time.monotonic()
+                self.last = time.monotonic()
             except queue.Empty:
                 news = None
                 if self.client.status == "closed":  # given up, and nobody is left to say so
@@ -181,8 +181,16 @@ class _Flight:
                 if news.status != "finished":
                     news.result()  # raises
             if time.monotonic() - asked > WORKERS_SECONDS:
-                threads, asked = _threads(self.client), time.monotonic()
+                threads, asked = self._threads(), time.monotonic()
             self._submit(threads)
+
+    def _threads(self) -> int:
+        """Threads of the workers, which may join and leave while a job runs; at least 1."""
+        workers = self.client.nthreads()
+        if self.workers is not None and not workers.keys() <= self.workers:
+            refuse_other_versions(self.client)
+        self.workers = set(workers)
+        return sum(workers.values()) or 1
 
     def stop(self, *, wait: bool) -> None:
         """Cancel what has not begun, and let the rest end first, if asked for."""
@@ -195,7 +203,7 @@ class _Flight:
         self.client.cancel(list(self.futures), force=True)
 
     def end(self) -> None:
-        """Nothing more is expected; a client that leaves while it is subscribed is an error in the scheduler's log."""
+        """Unsubscribe: a client that leaves while subscribed causes an error in the scheduler's log."""
         self.over.set()
         del _news[self.name]
         with _lock:
@@ -207,20 +215,20 @@ class _Flight:
 
 
 def _watch(flight: _Flight) -> None:
-    """Say why nothing comes of a flight: no worker is left, or they wait until their memory is less; and that there is one again."""
-    said, client = "", flight.client
+    """Warn when no worker is left or workers are paused, and when work goes on."""
+    before, client = "", flight.client
     while not flight.over.wait(ALONE_SECONDS):
         with contextlib.suppress(Exception):  # of a lost connection, which the flight itself meets
-            idle = _why_idle(client, time.monotonic() - flight.heard)
-            if idle and idle != said:
+            idle = _why_idle(client, time.monotonic() - flight.last)
+            if idle and idle != before:
                 _logger.warning(idle)
-            elif said and not idle:
+            elif before and not idle:
                 _logger.warning("there are workers again; the run goes on")
-            said = idle
+            before = idle
 
 
 def _why_idle(client: Any, silent_seconds: float) -> str:
-    """What the user can do something about; empty when there is nothing."""
+    """Why no worker works, as far as the user can change it; else empty."""
     n_workers = len(client.nthreads())
     if not n_workers:
         return "no worker is left; the run waits until there is one"
@@ -237,28 +245,20 @@ def _why_idle(client: Any, silent_seconds: float) -> str:
 
 
 def _note(event: tuple[float, Any]) -> None:
-    """Takes the events of all flights: there is one such function for a client."""
-    said = event[1]  # Dask's own are dictionaries
-    if isinstance(said, (list, tuple)) and len(said) == 4 and said[0] in _news:
-        _news[said[0]].put(tuple(said[1:]))
+    """Pass an event on to its flight."""
+    event_data = event[1]  # Dask's own are dictionaries
+    if isinstance(event_data, (list, tuple)) and len(event_data) == 4 and event_data[0] in _news:
+        _news[event_data[0]].put(tuple(event_data[1:]))
 
 
-def _report(
-    first: int, calls: Sequence[Call], *, flight: str, to: str, versions: tuple[str, ...]
-) -> None:
-    """One task; what came of a call is told at once, so that it is kept when a later one fails."""
+def _report(first: int, calls: Sequence[Call], *, flight: str, to: str) -> None:
+    """One task: make the calls and report each result at once, so that it is kept when a later call fails."""
     from distributed import get_worker
 
-    refuse_task_of_others(versions)
     for number, (function, arguments) in enumerate(calls, first):
         start = time.perf_counter()
         result = pickle.dumps(function(*arguments))
         get_worker().log_event(to, (flight, number, time.perf_counter() - start, result))
-
-
-def _threads(client: Any) -> int:
-    """Threads of the workers, which may join and leave while a job runs; 1 when there is none."""
-    return sum(client.nthreads().values()) or 1
 
 
 def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.cluster.connect import Connection, connect, connection_of
-from stem_dask.cluster.layout import begin
 from stem_dask.cluster.local import end_if_read_again
 from stem_dask.config.options import Config
 from stem_dask.core.machine import load_meanwhile
@@ -84,8 +83,7 @@ def run(
     device = prepared.config.device
     cluster = prepared.config.cluster.model_dump()
     cluster |= {"input_bytes": prepared.found.n_bytes, "device": device}
-    begin(prepared.config.cluster, prepared.found.n_bytes, device)
-    load_meanwhile(PASSES, *prepared.outputs.libraries(), alone=alone)
+    load_meanwhile(PASSES, *prepared.outputs.libraries())
     with connect(**cluster, say=say) as connection:
         for line in connection.lines(f"{device}{prepared.device_note}"):
             say(line)

@@ -11,7 +11,6 @@ from stem_dask.core.errors import SourceError, StemDaskError, StoreError, Worker
 from stem_dask.core.machine import exempt_from_collection
 from stem_dask.engine.clients import KILLED
 from stem_dask.kernels.analysis import analyze_patterns
-from stem_dask.kernels.blas import load_without_blas
 from stem_dask.kernels.caching import CACHE
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
@@ -124,7 +123,6 @@ def play(
     --------
     >>> kept = play(np.dtype("u2"), "square", bins=True)
     """
-    load_without_blas()
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
     if metric is not None:
         analyze_patterns(block, target_retention=0.98, threshold=0, center=None, metric=metric)

@@ -102,7 +102,7 @@ if fault:
 
         class Hungry:
             def find_spec(self, name, path=None, target=None):
-                if name == end and "forkserver" in " ".join(sys.orig_argv):
+                if name == end and "spawn_main" in " ".join(sys.orig_argv):
                     taken.append(bytearray(b"x" * 600_000_000))
 
         taken = []
@@ -280,15 +280,9 @@ def members(group: int) -> list[str]:
 
 
 def workers(pid: int) -> list[psutil.Process]:
-    """Worker processes of a client: copies of the one child that has loaded their code."""
-    # this looks at all processes, which takes a while: once
-    below = psutil.Process(pid).children(recursive=True)
-    copied = [child.pid for child in below if child.ppid() == pid and _has_the_code(child)]
-    return [child for child in below if child.ppid() in copied]
-
-
-def _has_the_code(process: psutil.Process) -> bool:
-    return "forkserver" in " ".join(process.cmdline())
+    """Worker processes of a client."""
+    below = psutil.Process(pid).children()
+    return [child for child in below if "spawn_main" in " ".join(child.cmdline())]
 
 
 def read(path: Path) -> bytes:

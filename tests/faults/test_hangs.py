@@ -79,6 +79,6 @@ def test_the_silence_that_is_allowed() -> None:
 
     name = "distributed.scheduler.worker-ttl"
     with dask.config.set({name: "5 minutes"}):
-        assert _settings("threads")[name] == "60s"
+        assert _settings()[name] == "60s"
     with dask.config.set({name: "7s"}):
-        assert name not in _settings("threads")
+        assert name not in _settings()

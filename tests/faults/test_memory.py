@@ -67,7 +67,7 @@ def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path:
     """It is refused before any task; the block that is named fits, and so does a budget 10 % above."""
     command = Command(quarter_gb, tmp_path, forks, overrides=("output.chunk_mb=32",))
     with cleaned(command):
-        refused = command.finish(limited(215 * 10**6))
+        refused = command.finish(limited(275 * 10**6))
         assert refused.code == 2, refused.text
         assert not command.run_folder.exists()
         need = re.search(r"a worker would need ([\d.]+) MB", refused.text)
@@ -75,7 +75,7 @@ def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path:
         assert need is not None, refused.text
         assert fits is not None, refused.text
         projected = int(float(need[1]) * 1e6)
-        done = command.finish(limited(215 * 10**6), fits[1])
+        done = command.finish(limited(275 * 10**6), fits[1])
         assert done.code == 0, done.text
         roomy = Command(quarter_gb, tmp_path, forks, "roomy", overrides=command.overrides)
         done = roomy.finish(limited(int(1.1 * projected)))
