@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.tiled is not None:
         source, path = tiled(options.tiled, options.rows), options.tiled
         # read like the repeated source
-        changed = patch.object(parts, "VIEWS", (*parts.VIEWS, Tiled))
+        changed = patch.object(parts, "_BY_PATTERN", (*parts._BY_PATTERN, Tiled))
     else:
         source, path = made_source(options.blocks_made), options.output.with_name("made.npy")
         np.save(path, source[(slice(0, 1), slice(0, 1), slice(None), slice(None))])
