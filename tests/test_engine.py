@@ -33,7 +33,7 @@ from stem_dask.core.errors import (
     SourceError,
     StoreError,
     WorkerLostError,
-    told_as,
+    translate_os_errors,
 )
 from stem_dask.core.model import Record
 from stem_dask.engine import run as engine
@@ -710,7 +710,7 @@ def test_longer_and_longer_waits(monkeypatch, retry_seconds):
     tries = []
 
     def work():
-        with told_as(SourceError):
+        with translate_os_errors(SourceError):
             unsteady(None, {0: {"chunk-location": (2,)}})
 
     with pytest.raises(SourceError, match=r"^block \[0:2, 3:5\]: "):

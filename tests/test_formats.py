@@ -29,7 +29,7 @@ from stem_dask.writers.codecs import CODECS
 from stem_dask.writers.export import export, export_job
 from stem_dask.writers.formats import FORMATS, Target
 from stem_dask.writers.hdf5 import Hdf5Sink
-from stem_dask.writers.spool import Beside, SpoolSink
+from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zspy import ZspySink
 
 SCAN = ("scan_y", "scan_x")
@@ -318,7 +318,7 @@ def test_one_pass_into_a_file_and_what_comes_late(tmp_path, suffix):
     )
     spool = SpoolSink(f"{tmp_path}/sums")
     outputs = {**target.outputs(), "sum": patterns.data.sum((2, 3))}
-    sink = Beside(target.sink(), tuple(target.outputs()), spool)
+    sink = SplitSink(target.sink(), tuple(target.outputs()), spool)
     records = engine.run(outputs, 2, sink)
     assert all(sink.verify(record) is None for record in records)
     total = np.zeros(SHAPE[:2])

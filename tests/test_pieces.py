@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stem_dask.core import batches as pieces_module
-from stem_dask.core.batches import Changed, InPieces, Later, copied, joined, of_type, picked, split
+from stem_dask.core.batches import (
+    Block,
+    ChangedBlock,
+    Deferred,
+    copied,
+    joined,
+    of_type,
+    picked,
+    split,
+)
 from stem_dask.kernels.sums import add_patterns
 from stem_dask.readers.batches import Part
 from stem_dask.stages.downsample import downsample, downsample_blocks
@@ -42,8 +51,8 @@ def plus_one(piece: np.ndarray, here: slice, out: np.ndarray) -> None:
     np.add(piece, 1, out=out)
 
 
-def changed(block: Any) -> Changed:
-    return Changed(block, plus_one, block.shape[-2:], block.dtype)
+def changed(block: Any) -> ChangedBlock:
+    return ChangedBlock(block, plus_one, block.shape[-2:], block.dtype)
 
 
 @pytest.fixture
@@ -90,7 +99,7 @@ def test_places_of_the_patterns() -> None:
         places.append((here.start, here.stop))
         out[...] = piece
 
-    np.asarray(Changed(numbers(7, 2, 2), note, (2, 2), np.dtype("u2")))
+    np.asarray(ChangedBlock(numbers(7, 2, 2), note, (2, 2), np.dtype("u2")))
     assert places == [(0, 3), (3, 6), (6, 7)]
 
 
@@ -99,7 +108,7 @@ def test_watchers_see_every_pattern_once() -> None:
     block = numbers(2, 7, 2, 2)
     first = changed(block)
     second = changed(first)
-    before, after = Later(first, Seen), Later(second, Seen)
+    before, after = Deferred(first, Seen), Deferred(second, Seen)
     assert before.found is None
     for _ in second.pieces():
         pass
@@ -110,21 +119,21 @@ def test_watchers_see_every_pattern_once() -> None:
 
 
 def test_who_asks_first_goes_through_the_block() -> None:
-    later = Later(changed(numbers(5, 2, 2)), Seen)
+    later = Deferred(changed(numbers(5, 2, 2)), Seen)
     assert later.found is None
     np.testing.assert_array_equal(picked(later, "seen"), numbers(5, 2, 2) + 1)
     assert later.nbytes == 5 * 4 * 2
 
 
 def test_of_an_array_it_is_known_at_once() -> None:
-    later = Later(numbers(5, 2, 2), Seen)
+    later = Deferred(numbers(5, 2, 2), Seen)
     np.testing.assert_array_equal(later.found["seen"], numbers(5, 2, 2))
 
 
 @pytest.mark.usefixtures("small_pieces")
 def test_what_was_broken_off_is_begun_anew() -> None:
     block = changed(numbers(7, 2, 2))
-    seen = Later(block, Seen)
+    seen = Deferred(block, Seen)
     stream = block.pieces()
     next(stream)
     stream.close()
@@ -142,7 +151,7 @@ def test_no_cycle_keeps_a_block_that_was_gone_through() -> None:
         block = np.zeros((3, 2, 2)).view(Large)
         gone = weakref.ref(block)
         made = changed(block)
-        later = Later(made, Seen)
+        later = Deferred(made, Seen)
         np.asarray(made)
         del block, made
         assert gone() is None
@@ -156,7 +165,7 @@ def test_no_cycle_keeps_a_block_that_was_gone_through() -> None:
 def test_runs(lengths: list[int], size: int, apart: bool) -> None:
     """Split and joined again, patterns are the same in the same order, whatever the pieces."""
     data = numbers(sum(lengths), 1, 3)
-    block: Any = Changed(data, copied, (1, 3), data.dtype) if apart else data
+    block: Any = ChangedBlock(data, copied, (1, 3), data.dtype) if apart else data
     edges = np.cumsum([0, *lengths])
     expected = [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
     with pytest.MonkeyPatch.context() as patched:
@@ -203,7 +212,7 @@ def test_chunks_of_a_block(
     full[tuple(slice(n) for n in data.shape)] = data
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pieces_module, "PIECE_BYTES", size)
-        block = Changed(data, copied, (2, 3), data.dtype)
+        block = ChangedBlock(data, copied, (2, 3), data.dtype)
         found = {at: chunk.copy() for at, chunk in whole_chunks(block, region, (*chunks, 2, 3))}
         arrays = {at: chunk.copy() for at, chunk in whole_chunks(data, region, (*chunks, 2, 3))}
     expected = {
@@ -223,7 +232,7 @@ def test_types() -> None:
     assert of_type(block, np.dtype("u2")) is block
     assert of_type(block, np.dtype(">u2")).dtype == np.dtype(">u2")
     swapped = of_type(changed(block), np.dtype(">u2"))
-    assert isinstance(swapped, InPieces)
+    assert isinstance(swapped, Block)
     np.testing.assert_array_equal(np.asarray(swapped), block + 1)
 
 
@@ -238,7 +247,7 @@ def test_blocks_of_public_functions_are_arrays() -> None:
     of_a_job = downsample_blocks(
         patterns, 2, method="stride", reduce="mean", sigma=None, device="cpu"
     )
-    assert isinstance(of_a_job.data.blocks[0, 0].compute(), InPieces)
+    assert isinstance(of_a_job.data.blocks[0, 0].compute(), Block)
     np.testing.assert_array_equal(as_arrays(of_a_job), data[..., ::2, ::2])
 
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from test_exports import values
 
-from stem_dask.core.batches import Changed
+from stem_dask.core.batches import ChangedBlock
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Axis, Record, Region
 from stem_dask.job.run import run
@@ -120,7 +120,7 @@ def test_a_start_while_a_worker_writes(output: Output, resume: bool) -> None:
             output.write()
         np.copyto(out, piece)
 
-    sleeping = Changed(foreign[REGIONS[1]], change, SHAPE[2:], np.dtype("i2"))
+    sleeping = ChangedBlock(foreign[REGIONS[1]], change, SHAPE[2:], np.dtype("i2"))
     blocks = {**output.blocks(1, foreign), "patterns": sleeping}
     # a file written in place is another one by now, and takes what nobody reads
     in_place = output.path.suffix in (".npy", ".pt") and not resume

@@ -21,7 +21,7 @@ from stem_dask.core.model import Axis, Record
 from stem_dask.engine import run as engine
 from stem_dask.stages.patterns import as_patterns
 from stem_dask.writers import zarr as store
-from stem_dask.writers.spool import Beside, SpoolSink
+from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import (
     StoreSink,
     finish_store,
@@ -355,7 +355,7 @@ def small_sink(path):
 
 def test_other_outputs_go_to_the_next_sink(tmp_path):
     noting = Noting()
-    sink = Beside(small_sink(tmp_path / "a.zarr"), ("patterns",), noting)
+    sink = SplitSink(small_sink(tmp_path / "a.zarr"), ("patterns",), noting)
     sink.create(resume=False)
     region = (slice(0, 2),)
     extra = sink.write(0, region, {"patterns": np.ones((2, 4, 4), "u1"), "sum": np.array([3, 4])})
@@ -378,7 +378,9 @@ def test_other_outputs_go_to_the_next_sink(tmp_path):
 
 
 def test_what_is_wrong_beside_is_wrong(tmp_path):
-    sink = Beside(small_sink(tmp_path / "a.zarr"), ("patterns",), Noting("the other one is gone"))
+    sink = SplitSink(
+        small_sink(tmp_path / "a.zarr"), ("patterns",), Noting("the other one is gone")
+    )
     sink.create(resume=False)
     extra = sink.write(1, (slice(2, 3),), {"patterns": np.ones((1, 4, 4), "u1")})
     assert sink.verify(Record(1, 0, 0, 0, extra)) == "the other one is gone"
@@ -386,7 +388,7 @@ def test_what_is_wrong_beside_is_wrong(tmp_path):
 
 def test_only_what_is_beside_a_complete_output_is_made(tmp_path):
     spool = SpoolSink(str(tmp_path / "spool"))
-    sink = Beside(None, ("patterns",), spool)
+    sink = SplitSink(None, ("patterns",), spool)
     sink.create(resume=False)
     assert "cannot be read" in sink.verify(Record(0, 0, 0, 0, {"crc": 1}))
     blocks = {"patterns": np.ones((1, 4, 4), "u1"), "sum": np.array([3])}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 from stem_dask.core import batches as pieces_module
-from stem_dask.core.batches import Changed, copied
+from stem_dask.core.batches import ChangedBlock, copied
 from stem_dask.storage.publish import file_crc, read_document, write_document
 from stem_dask.writers.codecs import LEVELS, blosc_bytes, shuffle_of
 from stem_dask.writers.shards import write_shard
@@ -168,7 +168,7 @@ def test_zarr_reads_a_shard(
     region = tuple(slice(0, n) for n in scan)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pieces_module, "PIECE_BYTES", size)
-        block = Changed(data, copied, (3, 4), native.dtype)
+        block = ChangedBlock(data, copied, (3, 4), native.dtype)
         place = path / "c.0.0.0.0"
         said = write_shard(place, block, region, (*chunks, 3, 4), (*shard, 3, 4), codec)
     assert said == file_crc(place)
@@ -183,7 +183,7 @@ def test_a_shard_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
     def fails(piece: np.ndarray, here: slice, out: np.ndarray) -> None:
         raise OSError(5, "Input/output error")
 
-    block = Changed(numbers(2, 2, 3, 3), fails, (3, 3), np.dtype("u2"))
+    block = ChangedBlock(numbers(2, 2, 3, 3), fails, (3, 3), np.dtype("u2"))
     region = (slice(0, 2), slice(0, 2))
     with pytest.raises(OSError, match="Input/output error"):
         write_shard(tmp_path / "c/0", block, region, (1, 2, 3, 3), (2, 2, 3, 3), "lz4")

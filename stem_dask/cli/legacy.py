@@ -355,12 +355,12 @@ def _test_data(output: Path, options: argparse.Namespace) -> Path:
     import torch
 
     from stem_dask.job.cropper import create_test_data
-    from stem_dask.storage.publish import made_beside, opened, publish, refuse_taken, temporary
+    from stem_dask.storage.publish import opened, publish, refuse_taken, temporary, temporary_names
 
     size = f"{options.test_patterns}x{options.test_size}"
     path = output.with_name(f"{output.stem}_test_data_{size}.pt")
     if not path.exists():
-        refuse_taken(made_beside(path))
+        refuse_taken(temporary_names(path))
         with opened(temporary(path), "wb") as file:
             torch.save(create_test_data(options.test_patterns, options.test_size), file)
         publish(path)

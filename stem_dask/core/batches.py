@@ -1,7 +1,7 @@
 """Blocks as streams of small batches of patterns, which stay in the cache of a core on their way through all steps.
 
-A block is a numpy array or `InPieces`: read from a file (`stem_dask.readers.batches.Part`), or `Changed`, computed from
-another block. Results that are reduced from the stream, such as sums, are `Later`.
+A block is a numpy array or `Block`: read from a file (`stem_dask.readers.batches.Part`), or `ChangedBlock`, computed from
+another block. Results that are reduced from the stream, such as sums, are `Deferred`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def is_input_left_out() -> bool:
     return _left_out.get()
 
 
-class Watcher(Protocol):
+class Reducer(Protocol):
     """Reduces the patterns of a block as they pass."""
 
     def add(self, piece: NDArray) -> None:
@@ -46,7 +46,7 @@ class Watcher(Protocol):
         """Arrays by name, after all patterns have passed."""
 
 
-class InPieces:
+class Block:
     """A block (…, ky, kx) that is not in memory; it yields small batches of patterns.
 
     Parameters
@@ -61,7 +61,7 @@ class InPieces:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.shape, self.dtype = shape, dtype
         #: results that the next pass over the block provides
-        self.later: list[Later] = []
+        self.deferred: list[Deferred] = []
 
     @property
     def ndim(self) -> int:
@@ -78,14 +78,14 @@ class InPieces:
 
     def pieces(self) -> Iterator[NDArray]:
         """Yield batches (n, ky, kx) in scan order; each is valid until the next is requested."""
-        running = [(later, later.watcher()) for later in self.later]
+        running = [(deferred, deferred.reducer()) for deferred in self.deferred]
         for piece in self._pieces():
-            for _, watcher in running:
-                watcher.add(piece)
+            for _, reducer in running:
+                reducer.add(piece)
             yield piece
-        for later, watcher in running:
-            later.note(watcher)
-            self.later.remove(later)  # breaks the reference cycle, so that the block is freed
+        for deferred, reducer in running:
+            deferred.note(reducer)
+            self.deferred.remove(deferred)  # breaks the reference cycle, so that the block is freed
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         out, done = np.empty((prod(self.shape[:-2]), *self.shape[-2:]), self.dtype), 0
@@ -98,7 +98,7 @@ class InPieces:
         return np.asarray(self)[key]
 
 
-class Changed(InPieces):
+class ChangedBlock(Block):
     """A block computed from another block, batch by batch.
 
     Parameters
@@ -111,14 +111,14 @@ class Changed(InPieces):
     Examples
     --------
     >>> block = np.arange(6.0).reshape(3, 1, 2)
-    >>> doubled = Changed(block, lambda piece, here, out: np.multiply(piece, 2, out=out), (1, 2), block.dtype)
+    >>> doubled = ChangedBlock(block, lambda piece, here, out: np.multiply(piece, 2, out=out), (1, 2), block.dtype)
     >>> np.asarray(doubled).ravel().tolist()
     [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     """
 
     def __init__(
         self,
-        block: NDArray | InPieces,
+        block: NDArray | Block,
         change: Callable[[NDArray, slice, NDArray], Any],
         detector: tuple[int, int],
         dtype: np.dtype,
@@ -137,7 +137,7 @@ class Changed(InPieces):
             yield buffer[:n]
 
 
-class Later:
+class Deferred:
     """A deferred reduction of a block: computed at once for an array, else during the next pass over the block.
 
     `get` before that pass makes one of its own. A sink writes all arrays of the result.
@@ -148,28 +148,28 @@ class Later:
     ...     n = 0
     ...     def add(self, piece): self.n += len(piece)
     ...     def result(self): return {"n": np.array(self.n)}
-    >>> copy = Changed(np.ones((2, 3, 1, 1)), copied, (1, 1), np.dtype("f8"))
-    >>> count = Later(copy, Count)
+    >>> copy = ChangedBlock(np.ones((2, 3, 1, 1)), copied, (1, 1), np.dtype("f8"))
+    >>> count = Deferred(copy, Count)
     >>> count.found, float(np.asarray(copy).sum()), int(count.found["n"])
     (None, 6.0, 6)
     """
 
-    def __init__(self, block: NDArray | InPieces, watcher: Callable[[], Watcher]) -> None:
-        self.watcher = watcher
-        self.block: InPieces | None = None
+    def __init__(self, block: NDArray | Block, reducer: Callable[[], Reducer]) -> None:
+        self.reducer = reducer
+        self.block: Block | None = None
         self.found: Any = None
-        if isinstance(block, InPieces):
+        if isinstance(block, Block):
             self.block = block
-            block.later.append(self)
+            block.deferred.append(self)
             return
-        watching = watcher()
+        running = reducer()
         for piece in pieces(block):
-            watching.add(piece)
-        self.found = watching.result()
+            running.add(piece)
+        self.found = running.result()
 
-    def note(self, watcher: Watcher) -> None:
-        """Take the result of a watcher that has seen all patterns."""
-        self.found, self.block = watcher.result(), None
+    def note(self, reducer: Reducer) -> None:
+        """Take the result of a reducer that has seen all patterns."""
+        self.found, self.block = reducer.result(), None
 
     def get(self) -> dict[str, NDArray]:
         """The result; computes it if it is still deferred."""
@@ -185,18 +185,18 @@ class Later:
         return sum(array.nbytes for array in self.get().values())
 
 
-def picked(later: Later, name: str) -> NDArray:
+def picked(deferred: Deferred, name: str) -> NDArray:
     """One array of the result."""
-    array: NDArray = later.get()[name]
+    array: NDArray = deferred.get()[name]
     return array
 
 
-def pieces(block: NDArray | InPieces) -> Iterator[NDArray]:
+def pieces(block: NDArray | Block) -> Iterator[NDArray]:
     """Yield batches (n, ky, kx) of a block in scan order; each is valid until the next is requested.
 
     An array is split like a block of a file, so that sums of floats do not depend on how a block was read.
     """
-    if isinstance(block, InPieces):
+    if isinstance(block, Block):
         yield from block.pieces()
         return
     patterns, done = block.reshape(-1, *block.shape[-2:]), 0
@@ -206,7 +206,7 @@ def pieces(block: NDArray | InPieces) -> Iterator[NDArray]:
         done += size
 
 
-def split(block: NDArray | InPieces, lengths: Iterable[int]) -> Iterator[tuple[int, NDArray, bool]]:
+def split(block: NDArray | Block, lengths: Iterable[int]) -> Iterator[tuple[int, NDArray, bool]]:
     """Split the patterns of a block into runs of given lengths; yields (run, batch, whether it is the first of the run).
 
     Examples
@@ -226,7 +226,7 @@ def split(block: NDArray | InPieces, lengths: Iterable[int]) -> Iterator[tuple[i
         raise ValueError("the block has more patterns than the runs")
 
 
-def joined(block: NDArray | InPieces, lengths: Sequence[int]) -> Iterator[NDArray]:
+def joined(block: NDArray | Block, lengths: Sequence[int]) -> Iterator[NDArray]:
     """Yield the patterns of a block in arrays of given lengths; each is valid until the next is requested."""
     buffer = np.empty((0, *block.shape[-2:]), block.dtype)
     filled = 0
@@ -244,12 +244,12 @@ def joined(block: NDArray | InPieces, lengths: Sequence[int]) -> Iterator[NDArra
             yield buffer[: lengths[run]]
 
 
-def of_type(block: NDArray | InPieces, dtype: np.dtype) -> NDArray | InPieces:
+def of_type(block: NDArray | Block, dtype: np.dtype) -> NDArray | Block:
     """Convert the block to a type or byte order that holds all its values."""
     if block.dtype == dtype:
         return block
-    if isinstance(block, InPieces):
-        return Changed(block, copied, (block.shape[-2], block.shape[-1]), dtype)
+    if isinstance(block, Block):
+        return ChangedBlock(block, copied, (block.shape[-2], block.shape[-1]), dtype)
     return block.astype(dtype)
 
 
@@ -258,7 +258,7 @@ def copied(piece: NDArray, here: slice, out: NDArray) -> None:
     np.copyto(out, piece, casting="unsafe")
 
 
-def piece_patterns(block: NDArray | InPieces) -> int:
+def piece_patterns(block: NDArray | Block) -> int:
     """Number of patterns in a batch."""
     return max(1, PIECE_BYTES // max(1, prod(block.shape[-2:]) * block.dtype.itemsize))
 

@@ -80,12 +80,12 @@ class InterruptedRunError(StemDaskError, InterruptedError):
 
 
 @contextlib.contextmanager
-def told_as(kind: type[SourceError] | type[StoreError]) -> Iterator[None]:
+def translate_os_errors(kind: type[SourceError] | type[StoreError]) -> Iterator[None]:
     """Raise OSError within this context as ``kind``, with the same errno, from which the engine decides whether to retry.
 
     Examples
     --------
-    >>> with told_as(SourceError):
+    >>> with translate_os_errors(SourceError):
     ...     raise FileNotFoundError(2, "No such file", "scan.dm4")
     Traceback (most recent call last):
     stem_dask.core.errors.SourceError: [Errno 2] No such file: 'scan.dm4'

@@ -28,7 +28,7 @@ from stem_dask.core.errors import (
     SourceError,
     StemDaskError,
     StoreError,
-    told_as,
+    translate_os_errors,
 )
 from stem_dask.core.machine import keep_freed_memory
 from stem_dask.core.model import Record, Region
@@ -63,7 +63,7 @@ class Sink(Protocol):
     def write(self, index: int, region: Region, blocks: Mapping[str, Any]) -> dict[str, Any]:
         """Write one block of every output; returns what `verify` and `finish` need to know, as JSON can hold it.
 
-        Blocks are arrays; those of patterns may be `stem_dask.core.batches.InPieces`, and what is found on the way `Later`.
+        Blocks are arrays; those of patterns may be `stem_dask.core.batches.Block`, and what is found on the way `Deferred`.
         """
 
     def verify(self, record: Record) -> str | None:
@@ -252,11 +252,11 @@ def _write_block(
     tries: list[int] = []
 
     def written() -> tuple[dict[str, Any], int]:
-        with told_as(SourceError):
+        with translate_os_errors(SourceError):
             values = computed(graph, wanted.values())
         blocks = {name: values[key] for name, key in wanted.items()}
         # blocks in pieces are read only now, and tell errors of the input as such
-        with told_as(StoreError):
+        with translate_os_errors(StoreError):
             extra = sink.write(index, region, blocks)
         return extra, sum(block.nbytes for block in blocks.values())
 

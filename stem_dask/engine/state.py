@@ -20,7 +20,6 @@ from stem_dask.engine.journal import Journal
 from stem_dask.engine.lock import locked
 from stem_dask.storage.publish import (
     kind_of,
-    made_beside,
     named,
     opened,
     publish,
@@ -30,6 +29,7 @@ from stem_dask.storage.publish import (
     run_folder,
     sync,
     temporary,
+    temporary_names,
 )
 
 _logger = logging.getLogger("stem_dask")
@@ -230,7 +230,7 @@ def _say_no_locks(place: Path, why: str) -> None:
 
 def _not_made(path: str, before: Mapping[str, Any] | None, built: Sequence[str]) -> tuple[str, ...]:
     """The names beside an output that are not of the unfinished run: a folder steps aside only where it was older."""
-    name, made = Path(path).name, made_beside(path)
+    name, made = Path(path).name, temporary_names(path)
     if name not in built:
         return made
     return made[1:] if before and name not in before.get("older", {}) else ()
@@ -241,7 +241,7 @@ def _begin(folder: Path, outputs: Sequence[str], words: Mapping[str, Any]) -> No
     for path in outputs:
         remove(temporary(path))
         aside = replaced(path)
-        if aside in made_beside(path) and os.path.lexists(aside):
+        if aside in temporary_names(path) and os.path.lexists(aside):
             if os.path.lexists(path):
                 remove(aside)
             else:

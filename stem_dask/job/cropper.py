@@ -30,13 +30,13 @@ from stem_dask.stages.patterns import as_patterns
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
 from stem_dask.stages.window import choose_window
 from stem_dask.storage.publish import (
-    made_beside,
     make_folder,
     opened,
     publish,
     refuse_existing,
     refuse_taken,
     temporary,
+    temporary_names,
 )
 
 _logger = logging.getLogger("stem_dask")
@@ -242,7 +242,7 @@ class DiffractionCropper:
 
         figure_data = self._figure_data(_patterns(data), _patterns(cropped), analysis)
         if save_path is not None:
-            refuse_taken(made_beside(Path(save_path)))
+            refuse_taken(temporary_names(Path(save_path)))
             draw(figure_data, temporary(Path(save_path)))
             publish(Path(save_path))
         return build(figure_data)
@@ -312,7 +312,7 @@ class DiffractionCropper:
         make_folder(path)
         for name in (path, *others):
             refuse_existing(name, overwrite=True)
-            refuse_taken(made_beside(name))
+            refuse_taken(temporary_names(name))
         tensor = cropped if isinstance(cropped, torch.Tensor) else torch.from_numpy(cropped)
         # an open file, because torch stores a file's name in the archive
         with opened(temporary(path), "wb") as file:

@@ -17,7 +17,7 @@ from stem_dask.stages.open import block_array
 from stem_dask.stages.patterns import lead_shape
 from stem_dask.writers.export import open_store
 from stem_dask.writers.formats import Target
-from stem_dask.writers.spool import Beside, SpoolSink
+from stem_dask.writers.spool import SplitSink, SpoolSink
 
 
 def normalized(
@@ -32,7 +32,7 @@ def normalized(
     note_remainder(job, window, None if found is None else found.analysis["mean_pattern"].values)
     target = Target(f"{job.folder}/counts.zarr", out)
     spool = SpoolSink(f"{job.folder}/moments")
-    sink = Beside(target.sink(), ("patterns",), spool)
+    sink = SplitSink(target.sink(), ("patterns",), spool)
     outputs = {**target.outputs(), "moments": log_statistics(out), **extra}
     job.compute("downsample", outputs, out, sink)
     unread = job.tally.quarantined

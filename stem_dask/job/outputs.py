@@ -8,7 +8,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.job.precomputed import analysis_path
 from stem_dask.stages.references import KEYS
-from stem_dask.storage.publish import made_beside, refuse_existing, run_folder, stem
+from stem_dask.storage.publish import refuse_existing, run_folder, stem, temporary_names
 from stem_dask.storage.s3 import at
 from stem_dask.storage.urls import check_path, is_url, refuse_url
 
@@ -95,7 +95,7 @@ def check_lengths(outputs: Outputs) -> None:
     ConfigError
     """
     paths = outputs.local()
-    made = [name for path in paths for name in made_beside(path)]
+    made = [name for path in paths for name in temporary_names(path)]
     for path in map(os.path.abspath, (*paths, *made, run_folder(outputs.path))):
         there = next(str(folder) for folder in Path(path).parents if os.path.isdir(folder))
         longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")

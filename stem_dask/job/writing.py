@@ -27,7 +27,7 @@ from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.storage.s3 import at
 from stem_dask.writers.export import export_from_store, export_job
 from stem_dask.writers.formats import FORMATS, Target
-from stem_dask.writers.spool import Beside, SpoolSink
+from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import empty_store, finish_store, write_dataset, write_profiles
 from stem_dask.writers.zarr_s3 import publish_objects
 
@@ -126,7 +126,7 @@ def _written(
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
     published = _is_published(job, stage, n_blocks)
     # the spool may be damaged even if the output is published
-    sink = Beside(None if published else target.sink(), tuple(target.outputs()), spool)
+    sink = SplitSink(None if published else target.sink(), tuple(target.outputs()), spool)
     job.state.still_ours()  # an output of another run must not be replaced
     job.compute(stage, outputs, out, sink)
     written, summed = _joined(job, out, spool, n_blocks)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Slices
-from stem_dask.storage.errors import COPY, one_line, told
+from stem_dask.storage.errors import COPY, one_line, translate
 
 #: what to do about missing chunk files of a zarr store
 Missing = Literal["refuse", "zero"]
@@ -88,7 +88,11 @@ def opened_hdf5(path: str, notes: list[str] | None = None) -> Iterator[Any]:
     import h5py
 
     # the first keeps the lock, which a program that writes the file refuses
-    with told(f"{path}: not a readable HDF5 file"), hdf5_file(path, notes), _Watched(path) as raw:
+    with (
+        translate(f"{path}: not a readable HDF5 file"),
+        hdf5_file(path, notes),
+        _Watched(path) as raw,
+    ):
         try:
             with h5py.File(raw, "r") as file:
                 yield file
@@ -153,7 +157,7 @@ class Hdf5Dataset:
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
 
         what = f"{self.path}: dataset {self.name} cannot be read"
-        with told(what, retried=True), hdf5_file(self.path) as file:
+        with translate(what, retried=True), hdf5_file(self.path) as file:
             name = self.name.encode("utf-8", "surrogateescape")
             return np.asarray(file[name][part])
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, is_input_left_out, piece_patterns, pieces, steps
-from stem_dask.core.errors import SourceError, told_as
+from stem_dask.core.batches import Block, is_input_left_out, piece_patterns, pieces, steps
+from stem_dask.core.errors import SourceError, translate_os_errors
 from stem_dask.readers.flat import FlatFile, FramedFile, buffer_for
 from stem_dask.readers.mib import LongCounts, QuadCounts, RawCounts
 from stem_dask.readers.source import Slices, Source
@@ -36,7 +36,7 @@ def _flat(source: Source) -> FlatFile | None:
     return inner if isinstance(inner, FlatFile) else None
 
 
-class Part(InPieces):
+class Part(Block):
     """A block of patterns that has not been read.
 
     Examples
@@ -65,14 +65,14 @@ class Part(InPieces):
         return Part(self.source, (*self.part[:-2], *detector))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
-        if self.later:
+        if self.deferred:
             return super().__array__(dtype, copy)
         with present(self.source):
             return np.asarray(self.source[self.part], dtype)
 
     def _pieces(self) -> Iterator[NDArray]:
         """Batches of patterns; an `OSError` becomes a `SourceError`, to differ from one of the output."""
-        with told_as(SourceError), present(self.source):
+        with translate_os_errors(SourceError), present(self.source):
             flat = _flat(self.source)
             if flat is not None:
                 yield from self._read_into_one(flat.offset)

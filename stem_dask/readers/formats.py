@@ -28,7 +28,7 @@ from stem_dask.readers.source import Candidate, Source, bytes_behind
 from stem_dask.readers.tiff import list_tiff
 from stem_dask.readers.tvips import list_tvips
 from stem_dask.readers.views import View
-from stem_dask.storage.errors import COPY, one_line, told
+from stem_dask.storage.errors import COPY, one_line, translate
 from stem_dask.storage.s3 import at, opened_file
 from stem_dask.storage.urls import check_path, is_url
 
@@ -209,7 +209,7 @@ def _plain_axes(shape: tuple[int, ...]) -> tuple[Axis, ...]:
 
 
 def _npy(name: str) -> list[Candidate]:
-    with told(f"{name}: not a readable .npy file"), opened_file(name) as file:
+    with translate(f"{name}: not a readable .npy file"), opened_file(name) as file:
         version = np.lib.format.read_magic(file)
         read = (
             np.lib.format.read_array_header_1_0

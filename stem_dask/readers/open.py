@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from stem_dask.core.errors import SourceError, told_as
+from stem_dask.core.errors import SourceError, translate_os_errors
 from stem_dask.core.model import Axis, SourceInfo
 from stem_dask.core.text import by
 from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
@@ -58,7 +58,7 @@ class Found:
         """
         path, size, modified = self.identity
         try:
-            with told_as(SourceError):
+            with translate_os_errors(SourceError):
                 _, size_now, modified_now = identity(path, *self.files)
         except SourceError as error:
             raise SourceError(

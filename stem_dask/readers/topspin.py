@@ -23,7 +23,7 @@ from stem_dask.readers.source import (
     scan_axes,
     stack_axes,
 )
-from stem_dask.storage.errors import told
+from stem_dask.storage.errors import translate
 
 _GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -47,9 +47,11 @@ class PatternGroups:
         if out.size == 0:
             return out
         what = f"{self.path}: patterns of {self.group} cannot be read"
-        with told(what, retried=True), hdf5_file(self.path) as file:
+        with translate(what, retried=True), hdf5_file(self.path) as file:
             for pattern, i in zip(out, numbers, strict=True):
-                with told(f"{self.path}: pattern {i} of {self.group} cannot be read", retried=True):
+                with translate(
+                    f"{self.path}: pattern {i} of {self.group} cannot be read", retried=True
+                ):
                     data = file[f"{self.group}/{i}/Data"]
                     if data.shape != self.shape[1:] or data.dtype != self.dtype:
                         raise SourceError(

@@ -22,7 +22,7 @@ from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, Source
 from stem_dask.readers.torch_pickle import MOST_BYTES, Numpy, Other, Tensor, described
 from stem_dask.readers.views import View
-from stem_dask.storage.errors import one_line, told
+from stem_dask.storage.errors import one_line, translate
 
 _REMEDY = "it is truncated, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
 
@@ -40,7 +40,7 @@ def list_tensors(path: str) -> list[Candidate]:
             raise SourceError(
                 f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
             )
-    with told(f"{path}: not a readable PyTorch file of plain tensors", _REMEDY):
+    with translate(f"{path}: not a readable PyTorch file of plain tensors", _REMEDY):
         with zipfile.ZipFile(path) as archive:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             loaded = _unpickled(archive, records)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError, StemDaskError
-from stem_dask.storage.errors import one_line, told
+from stem_dask.storage.errors import one_line, translate
 from stem_dask.storage.s3 import ObjectPath, at, below
 from stem_dask.storage.urls import check_path, is_url
 from stem_dask.storage.zarr_store import zarr_store
@@ -168,7 +168,7 @@ def _opened(store: str, name: str, *, whole: bool = False) -> Any:
     import zarr
 
     expect_codecs_of_numcodecs()
-    with told(f"{store}: array {name or '/'} cannot be opened", retried=True):
+    with translate(f"{store}: array {name or '/'} cannot be opened", retried=True):
         return zarr.open_array(zarr_store(store, whole=whole), path=name, mode="r")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, Later, picked
+from stem_dask.core.batches import Block, Deferred, picked
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Device, Region
 from stem_dask.core.window import check_center
@@ -148,7 +148,7 @@ def analysis_of_blocks(
     threshold: float,
     device: Device = "cpu",
 ) -> da.Array:
-    """`analysis_blocks` as one lazy array of `Later` results, each with all arrays of a block."""
+    """`analysis_blocks` as one lazy array of `Deferred` results, each with all arrays of a block."""
     import dask.array as da
 
     data = blocks_of(patterns)
@@ -352,11 +352,11 @@ def _block_arrays(
     }
 
 
-class _Watching:
+class _AnalysisReducer:
     """Reducer: analysis of the patterns of one block."""
 
     def __init__(
-        self, block: NDArray | InPieces, in_sample: NDArray, device: Device, **options: Any
+        self, block: NDArray | Block, in_sample: NDArray, device: Device, **options: Any
     ) -> None:
         self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
         self.in_sample, self.done = in_sample.ravel(), 0
@@ -381,8 +381,8 @@ class _Watching:
         return _block_arrays(self.lead, self.analysis.result(), self.lit)
 
 
-def _analyze_block(block: NDArray | InPieces, in_sample: NDArray, **options: Any) -> Later:
-    return Later(block, lambda: _Watching(block, in_sample, **options))
+def _analyze_block(block: NDArray | Block, in_sample: NDArray, **options: Any) -> Deferred:
+    return Deferred(block, lambda: _AnalysisReducer(block, in_sample, **options))
 
 
 def _pick(

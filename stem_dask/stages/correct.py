@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Changed, InPieces, is_input_left_out
+from stem_dask.core.batches import Block, ChangedBlock, is_input_left_out
 from stem_dask.kernels.pixels import correct_patterns
 from stem_dask.stages.patterns import blocks_of, valid_blocks
 from stem_dask.stages.references import PlaneFile
@@ -62,11 +62,11 @@ def apply_correction(
 
 
 def _correct_block(
-    block: NDArray | InPieces,
+    block: NDArray | Block,
     dark: Plane | None,
     gain: Plane | None,
     valid: NDArray[np.bool_] | None,
-) -> Changed:
+) -> ChangedBlock:
     background, factors = (
         plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain)
     )
@@ -79,4 +79,4 @@ def _correct_block(
         if lost is not None:
             out[lost[here]] = 0
 
-    return Changed(block, correct, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))
+    return ChangedBlock(block, correct, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Changed, InPieces
+from stem_dask.core.batches import Block, ChangedBlock
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import as_text
 from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
@@ -261,7 +261,7 @@ def _reach(
     return part, (y.start, x.start)
 
 
-def _part_of_detector(block: NDArray | InPieces, y: slice, x: slice) -> Any:
+def _part_of_detector(block: NDArray | Block, y: slice, x: slice) -> Any:
     return block[(*(slice(None),) * (block.ndim - 2), y, x)]
 
 
@@ -300,12 +300,12 @@ def _cut(
 
 
 def _cut_block(
-    block: NDArray | InPieces,
+    block: NDArray | Block,
     *origins: NDArray,
     one: tuple[int, int] | None,
     shape: tuple[int, int],
     threshold: float | None,
-) -> InPieces:
+) -> Block:
     if one is None:
         origin_y, origin_x = (origin.ravel() for origin in origins)
     else:
@@ -316,7 +316,7 @@ def _cut_block(
     def cut(piece: NDArray, here: slice, out: NDArray) -> None:
         crop_patterns(piece, origin_y[here], origin_x[here], shape, out)
 
-    return Changed(block, cut, shape, block.dtype.newbyteorder("="))
+    return ChangedBlock(block, cut, shape, block.dtype.newbyteorder("="))
 
 
 def placement(

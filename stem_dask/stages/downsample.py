@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Changed, InPieces, copied
+from stem_dask.core.batches import Block, ChangedBlock, copied
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import Device
 from stem_dask.core.window import check_factor
@@ -137,15 +137,15 @@ def downsample_blocks(
 
 
 def _downsample_block(
-    block: NDArray | InPieces, shape: tuple[int, int], kind: np.dtype, device: Device, **how: Any
-) -> InPieces:
+    block: NDArray | Block, shape: tuple[int, int], kind: np.dtype, device: Device, **how: Any
+) -> Block:
     if device == "gpu":
         return (block if isinstance(block, CutOnGpu) else CutOnGpu.whole(block)).smaller(**how)
 
     def smaller(piece: NDArray, here: slice, out: NDArray) -> None:
         downsample_patterns(piece, **how, out=out)
 
-    return Changed(block, smaller, shape, kind)
+    return ChangedBlock(block, smaller, shape, kind)
 
 
 def output_shift(factor: int, method: str) -> float:
@@ -185,9 +185,9 @@ def check_float16(largest: float) -> None:
         )
 
 
-def _cast_block(block: NDArray | InPieces, dtype: str) -> Changed:
+def _cast_block(block: NDArray | Block, dtype: str) -> ChangedBlock:
     change = _as_float16 if dtype == "float16" else copied
-    return Changed(block, change, (block.shape[-2], block.shape[-1]), np.dtype(dtype))
+    return ChangedBlock(block, change, (block.shape[-2], block.shape[-1]), np.dtype(dtype))
 
 
 def _as_float16(piece: NDArray, here: slice, out: NDArray) -> None:

@@ -9,20 +9,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, Later, Watcher, pieces
+from stem_dask.core.batches import Block, Deferred, Reducer, pieces
 from stem_dask.core.errors import ConfigError
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.gpu.crop import Cutting
 
 
-class IntensityWatcher(Watcher, Protocol):
-    """A watcher of the intensities in windows instead of the windows."""
+class IntensityReducer(Reducer, Protocol):
+    """A reducer of the intensities in windows instead of the windows."""
 
     def note(self, inside: NDArray[np.float64]) -> None:
         """Take the intensities in the next windows, (n,)."""
 
 
-class CutOnGpu(InPieces):
+class CutOnGpu(Block):
     """A block of windows of another block, whose patterns are copied to the GPU once.
 
     Parameters
@@ -35,7 +35,7 @@ class CutOnGpu(InPieces):
 
     def __init__(
         self,
-        block: NDArray | InPieces,
+        block: NDArray | Block,
         origin_y: NDArray,
         origin_x: NDArray,
         shape: tuple[int, int],
@@ -48,10 +48,10 @@ class CutOnGpu(InPieces):
         #: the windows before downsampling
         self.before: CutOnGpu | None = None
         #: reductions of the intensities in the windows
-        self.counted: list[tuple[Later, Callable[[], IntensityWatcher]]] = []
+        self.counted: list[tuple[Deferred, Callable[[], IntensityReducer]]] = []
 
     @classmethod
-    def whole(cls, block: NDArray | InPieces) -> CutOnGpu:
+    def whole(cls, block: NDArray | Block) -> CutOnGpu:
         """Whole patterns as windows."""
         origin = np.zeros(prod(block.shape[:-2]), np.int32)
         return cls(block, origin, origin, (block.shape[-2], block.shape[-1]), 0.0)
@@ -71,22 +71,22 @@ class CutOnGpu(InPieces):
         """Whether the intensity with this threshold is computed on the GPU."""
         return not self.how and threshold == self.threshold
 
-    def intensities(self, watcher: Callable[[], IntensityWatcher]) -> Later:
+    def intensities(self, reducer: Callable[[], IntensityReducer]) -> Deferred:
         """Deferred reduction of the intensities in the windows."""
-        later = Later(self, watcher)
-        self.later.remove(later)  # it does not need the windows themselves
-        self.counted.append((later, watcher))
-        return later
+        deferred = Deferred(self, reducer)
+        self.deferred.remove(deferred)  # it does not need the windows themselves
+        self.counted.append((deferred, reducer))
+        return deferred
 
     def _pieces(self) -> Iterator[NDArray]:
         line = [self] if self.before is None else [self, self.before]
-        asked = [(later, make()) for cut in line for later, make in cut.counted]
+        asked = [(deferred, make()) for cut in line for deferred, make in cut.counted]
         for small, inside in self._passed():
-            for _, watcher in asked:
-                watcher.note(inside)
+            for _, reducer in asked:
+                reducer.note(inside)
             yield small
-        for later, watcher in asked:
-            later.note(watcher)
+        for deferred, reducer in asked:
+            deferred.note(reducer)
         for cut in line:
             cut.counted.clear()
 

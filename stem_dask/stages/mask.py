@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Changed, InPieces
+from stem_dask.core.batches import Block, ChangedBlock
 from stem_dask.core.errors import ConfigError
 from stem_dask.kernels.pixels import fill_bad, hot_pixels, neighbours
 from stem_dask.stages.patterns import blocks_of, lead_shape, sampled
@@ -55,12 +55,14 @@ def apply_mask(
 
 
 def _fill_block(
-    block: NDArray | InPieces, mask: NDArray[np.bool_], near: list[Any] | None
-) -> Changed:
+    block: NDArray | Block, mask: NDArray[np.bool_], near: list[Any] | None
+) -> ChangedBlock:
     def fill(piece: NDArray, here: slice, out: NDArray) -> None:
         fill_bad(piece, mask, near, out)
 
-    return Changed(block, fill, (block.shape[-2], block.shape[-1]), block.dtype.newbyteorder("="))
+    return ChangedBlock(
+        block, fill, (block.shape[-2], block.shape[-1]), block.dtype.newbyteorder("=")
+    )
 
 
 def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Changed, InPieces, Later
+from stem_dask.core.batches import Block, ChangedBlock, Deferred
 from stem_dask.core.errors import ConfigError
 from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
 from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of, map_patterns, valid_blocks
@@ -22,7 +22,7 @@ METHOD = "log-zscore"
 
 
 def log_statistics(patterns: xr.DataArray) -> da.Array:
-    """Lazy moments of log(1 + x) of all valid patterns: blocks are `Later` with ``moments`` (…, 1, 4), see `log_moments`."""
+    """Lazy moments of log(1 + x) of all valid patterns: blocks are `Deferred` with ``moments`` (…, 1, 4), see `log_moments`."""
     data, valid = blocks_of(patterns), valid_blocks(patterns)
     if valid is None:
         return map_patterns(_moments_block, data, object)
@@ -80,12 +80,12 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     return as_patterns(data, axes_of(patterns), attrs)
 
 
-def _moments_block(block: NDArray | InPieces, valid: NDArray[np.bool_] | None = None) -> Later:
+def _moments_block(block: NDArray | Block, valid: NDArray[np.bool_] | None = None) -> Deferred:
     counted = None if valid is None else valid.ravel()
-    return Later(block, lambda: _Moments((1,) * (block.ndim - 2), counted))
+    return Deferred(block, lambda: _Moments((1,) * (block.ndim - 2), counted))
 
 
-def _valid_moments_block(pieces: list[list[Any]], valid: NDArray[np.bool_]) -> Later:
+def _valid_moments_block(pieces: list[list[Any]], valid: NDArray[np.bool_]) -> Deferred:
     return _moments_block(pieces[0][0], valid)
 
 
@@ -105,8 +105,8 @@ class _Moments:
         return {"moments": self.found.reshape(*self.lead, 1, 4)}
 
 
-def _zscore_block(block: NDArray | InPieces, mean: float, std: float) -> Changed:
+def _zscore_block(block: NDArray | Block, mean: float, std: float) -> ChangedBlock:
     def change(piece: NDArray, here: slice, out: NDArray) -> None:
         log_zscore(piece, mean, std, out)
 
-    return Changed(block, change, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))
+    return ChangedBlock(block, change, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, Later
+from stem_dask.core.batches import Block, Deferred
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.sums import add_patterns
 from stem_dask.stages.patterns import blocks_of, map_patterns
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def block_statistics(patterns: xr.DataArray) -> da.Array:
-    """``highest`` finite value and ``sum`` (ky, kx) of every block, float64; lazy, blocks are `Later`."""
+    """``highest`` finite value and ``sum`` (ky, kx) of every block, float64; lazy, blocks are `Deferred`."""
     return map_patterns(_statistics_block, blocks_of(patterns), object)
 
 
@@ -46,7 +46,7 @@ def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) ->
 class _Statistics:
     """Reducer: sum and maximum of the patterns."""
 
-    def __init__(self, block: NDArray | InPieces) -> None:
+    def __init__(self, block: NDArray | Block) -> None:
         self.lead = (1,) * (block.ndim - 2)
         self.total = np.zeros(block.shape[-2:])
         dtype = native(np.empty((0, 1, 1), block.dtype)).dtype
@@ -61,8 +61,8 @@ class _Statistics:
         return {"highest": highest, "sum": self.total.reshape(*self.lead, *self.total.shape)}
 
 
-def _statistics_block(block: NDArray | InPieces) -> Later:
-    return Later(block, lambda: _Statistics(block))
+def _statistics_block(block: NDArray | Block) -> Deferred:
+    return Deferred(block, lambda: _Statistics(block))
 
 
 def _radii_block(

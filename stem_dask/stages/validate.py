@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, Later, picked
+from stem_dask.core.batches import Block, Deferred, picked
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
 from stem_dask.kernels.crop import window_intensity
@@ -219,18 +219,18 @@ def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
 
 
 def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE) -> da.Array:
-    """The same; lazy blocks are `Later` results with one array of this name."""
+    """The same; lazy blocks are `Deferred` results with one array of this name."""
     data = blocks_of(cropped)
     return map_patterns(_inside_block, data, object, threshold=threshold, known_as=name)
 
 
-def _inside_block(block: NDArray | InPieces, *, threshold: float, known_as: str) -> Later:
-    def watcher() -> _Inside:
+def _inside_block(block: NDArray | Block, *, threshold: float, known_as: str) -> Deferred:
+    def reducer() -> _Inside:
         return _Inside(block.shape[:-2], threshold, known_as)
 
     if isinstance(block, CutOnGpu) and block.counts(threshold):
-        return block.intensities(watcher)
-    return Later(block, watcher)
+        return block.intensities(reducer)
+    return Deferred(block, reducer)
 
 
 class _Inside:

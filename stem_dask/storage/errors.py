@@ -30,7 +30,7 @@ def one_line(text: object) -> str:
 
 
 @contextlib.contextmanager
-def told(what: str, remedy: str = COPY, *, retried: bool = False) -> Iterator[None]:
+def translate(what: str, remedy: str = COPY, *, retried: bool = False) -> Iterator[None]:
     """Raise any error of a library within this context as `SourceError`: ``what (its text); remedy``.
 
     Errors of stem_dask and MemoryError pass unchanged; with ``retried`` also OSError with an errno, which the engine
@@ -39,7 +39,7 @@ def told(what: str, remedy: str = COPY, *, retried: bool = False) -> Iterator[No
 
     Examples
     --------
-    >>> with told("a.h5: damaged", "copy it again"):
+    >>> with translate("a.h5: damaged", "copy it again"):
     ...     raise KeyError("bad object header")
     Traceback (most recent call last):
     stem_dask.core.errors.SourceError: a.h5: damaged (bad object header); copy it again

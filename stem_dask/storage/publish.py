@@ -72,12 +72,12 @@ def make_folder(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def telling(path: str | Path) -> Iterator[None]:
+def translate_output_errors(path: str | Path) -> Iterator[None]:
     """Raise OSError while an output is written as `StoreError` that names the output, not its temporary file.
 
     Examples
     --------
-    >>> with telling("scan.pt"):
+    >>> with translate_output_errors("scan.pt"):
     ...     open("/no/such/folder/scan.pt.incomplete")
     Traceback (most recent call last):
     stem_dask.core.errors.StoreError: scan.pt cannot be written: No such file or directory
@@ -116,7 +116,7 @@ def is_folder(path: str | Path) -> bool:
     return Path(path).suffix.lower() in (".zarr", ".zspy")
 
 
-def made_beside(path: str | Path) -> tuple[str, ...]:
+def temporary_names(path: str | Path) -> tuple[str, ...]:
     """Temporary names that exist while an output is built and published."""
     return (temporary(path), replaced(path)) if is_folder(path) else (temporary(path),)
 

@@ -7,7 +7,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, joined
+from stem_dask.core.batches import Block, joined
 from stem_dask.core.model import Region
 from stem_dask.storage.checksums import crc32
 
@@ -111,7 +111,7 @@ def bytes_apart(chunk: NDArray) -> NDArray[np.uint8]:
 
 
 def whole_chunks(
-    block: NDArray | InPieces, region: Region, chunks: Sequence[int]
+    block: NDArray | Block, region: Region, chunks: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], NDArray]]:
     """Yield the chunks of a block with their origin; chunks beyond the end of an axis are padded with zeros.
 

@@ -63,7 +63,7 @@ class Target:
     """One output file, from the lazy patterns to the last attribute; its temporary name is ``PATH.incomplete``.
 
     To write it, compute `outputs` into `sink` with `stem_dask.engine.run.run`, call `finish`, then
-    `stem_dask.storage.publish.publish`. `stem_dask.writers.spool.Beside` adds other outputs to the same pass.
+    `stem_dask.storage.publish.publish`. `stem_dask.writers.spool.SplitSink` adds other outputs to the same pass.
 
     Parameters
     ----------

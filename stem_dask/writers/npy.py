@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, of_type, split
+from stem_dask.core.batches import Block, of_type, split
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
@@ -90,7 +90,7 @@ def write_runs(
     offset: int,
     lead_shape: Sequence[int],
     region: Region,
-    block: NDArray | InPieces,
+    block: NDArray | Block,
     nonce: bytes,
 ) -> list[Run]:
     """Write one block in place: one run of bytes if it has whole scan rows, else one run per row.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces
+from stem_dask.core.batches import Block
 from stem_dask.core.model import Region
 from stem_dask.storage.publish import begin_sync
 from stem_dask.storage.staging import append, mark, staged
@@ -23,7 +23,7 @@ _MISSING = 2**64 - 1
 
 def write_shard(
     path: Path,
-    block: NDArray | InPieces,
+    block: NDArray | Block,
     region: Region,
     chunks: Sequence[int],
     shard: Sequence[int],
@@ -57,7 +57,7 @@ def write_shard(
 
 
 def shard_pieces(
-    block: NDArray | InPieces,
+    block: NDArray | Block,
     region: Region,
     chunks: Sequence[int],
     shard: Sequence[int],

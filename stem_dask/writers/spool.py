@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Later
+from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
@@ -33,12 +33,12 @@ class SpoolSink:
         self.stage[:] = [begin_staging(self.folder)]
 
     def write(
-        self, index: int, region: Region, blocks: Mapping[str, NDArray | Later]
+        self, index: int, region: Region, blocks: Mapping[str, NDArray | Deferred]
     ) -> dict[str, Any]:
         """Write one file: a line of JSON, then the arrays."""
         found: dict[str, NDArray] = {}
         for name, block in blocks.items():
-            found |= block.get() if isinstance(block, Later) else {name: block}
+            found |= block.get() if isinstance(block, Deferred) else {name: block}
         arrays = {name: np.ascontiguousarray(block) for name, block in found.items()}
         words = {
             # with its bounds each file is self-describing
@@ -104,7 +104,7 @@ class SpoolSink:
 
 
 @dataclass(frozen=True)
-class Beside:
+class SplitSink:
     """Splits the blocks of every task between two sinks.
 
     Parameters

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Changed, InPieces, copied
+from stem_dask.core.batches import Block, ChangedBlock, copied
 from stem_dask.core.errors import ConfigError, StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.readers.torch_pickle import STORAGES
@@ -51,7 +51,7 @@ def check_int64(largest: float) -> None:
         )
 
 
-def to_dtype(block: NDArray | InPieces, dtype: np.dtype) -> InPieces:
+def to_dtype(block: NDArray | Block, dtype: np.dtype) -> Block:
     """Convert a block to the type of its tensor; refuses uint64 values beyond int64."""
 
     def change(piece: NDArray, here: slice, out: NDArray) -> None:
@@ -59,7 +59,7 @@ def to_dtype(block: NDArray | InPieces, dtype: np.dtype) -> InPieces:
             check_int64(int(piece.max()))
         copied(piece, here, out)
 
-    return Changed(block, change, (block.shape[-2], block.shape[-1]), dtype)
+    return ChangedBlock(block, change, (block.shape[-2], block.shape[-1]), dtype)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class PtSink:
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write one block at its offset."""
-        block: NDArray | InPieces = blocks["patterns"]
+        block: NDArray | Block = blocks["patterns"]
         if block.dtype != self._native:
             block = to_dtype(block, self._native)
         options = (self.path, self.offset[0], self.lead_shape, region, block, self.nonce[0])

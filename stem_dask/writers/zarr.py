@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, of_type
+from stem_dask.core.batches import Block, of_type
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
 from stem_dask.core.errors import StoreError
 from stem_dask.core.instrument import NAMES
@@ -105,7 +105,7 @@ class StoreSink:
         return {**(read_document(self._folder) or {}), "attributes": {}} == self._document
 
     def write(
-        self, index: int, region: Region, blocks: Mapping[str, NDArray | InPieces]
+        self, index: int, region: Region, blocks: Mapping[str, NDArray | Block]
     ) -> dict[str, Any]:
         """Write one shard."""
         name = self._shard(region)

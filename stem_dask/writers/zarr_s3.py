@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import InPieces, of_type
+from stem_dask.core.batches import Block, of_type
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.storage import s3 as objects
@@ -43,7 +43,7 @@ class ObjectStoreSink(StoreSink):
         objects.remove_below(self.url)
 
     def write(
-        self, index: int, region: Region, blocks: Mapping[str, NDArray | InPieces]
+        self, index: int, region: Region, blocks: Mapping[str, NDArray | Block]
     ) -> dict[str, Any]:
         """Upload one shard; its ETag is recorded."""
         name = self._shard(region)
