@@ -222,10 +222,10 @@ def test_the_collector_passes_over_the_libraries_of_our_workers() -> None:
         "from stem_dask.job.warm_up import play\n"
         "play(np.dtype('u2'), 'square', True)\n"
         "print(gc.get_freeze_count())\n"
-        "play(np.dtype('u2'), 'square', True, ours=True)\n"
+        "play(np.dtype('u2'), 'square', True, owned=True)\n"
         "print((n := gc.get_freeze_count()) > 100_000)\n"
         "kept = [[] for _ in range(1000)]\n"
-        "play(np.dtype('u2'), 'square', True, ours=True)\n"
+        "play(np.dtype('u2'), 'square', True, owned=True)\n"
         "print(gc.get_freeze_count() <= n)  # of a later job nothing is kept from the collector"
     )
     done = in_a_process_of_its_own(code)

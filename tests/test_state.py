@@ -805,7 +805,7 @@ def test_an_owner_that_was_taken_over_changes_nothing_any_more(output, tmp_path,
             with pytest.raises(LockedError):
                 change()
         state.resumable = False  # after an error of the data nothing would be left
-        state.still_ours()
+        state.check_ownership()
     assert caught.value.exit_code == 6
     assert snapshot(tmp_path) == before
 

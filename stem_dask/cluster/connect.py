@@ -43,10 +43,10 @@ EVERYWHERE = "0.0.0.0"
 
 USUAL_PORT = 8787
 
-#: how long somebody else's scheduler may take to answer, also when the connection was lost
+#: how long an existing scheduler may take to answer, also after the connection was lost
 ANSWER_SECONDS = 20
 
-#: how long workers of somebody else's scheduler may take to come
+#: how long an existing scheduler may wait for its first worker
 WORKERS_SECONDS = 60
 
 Say = Callable[[str], None]
@@ -66,7 +66,7 @@ class Connection:
     #: the worker that has least memory for a thread
     worker: Worker
     #: whether the workers are processes of their own, which end with the connection
-    ours: bool = False
+    owned: bool = False
     #: what keeps others from giving the scheduler orders
     protection: str = ""
     _started: contextlib.ExitStack = field(
@@ -144,7 +144,7 @@ def connect(
         read it
     address : of a scheduler that is running, such as ``tls://node1:8786``
     scheduler_file : written by such a scheduler
-    insecure : do without TLS, so that everybody who can reach the scheduler can run code as you
+    insecure : without TLS: any user who can reach the scheduler can run code as you
     n_workers, threads_per_worker : of the cluster we start; default one worker a core with one thread. Of ``slurm``: of
         each job, default one
     memory_limit : of each worker, bytes (at least 1 MB) or text such as ``4GB``; default its part of 80 % of what this process may use
@@ -158,7 +158,7 @@ def connect(
     Raises
     ------
     ConfigError
-        When the scheduler does not answer, has other versions or is open to everybody, SLURM does not take the jobs, or
+        When the scheduler does not answer, has other versions or accepts any user, SLURM does not take the jobs, or
         options contradict each other.
 
     Examples
@@ -172,7 +172,7 @@ def connect(
     others = address is not None or scheduler_file is not None
     if host is not None and (others or kind not in ("local", "slurm")):
         raise ConfigError(
-            f"cluster.host is {host!r}, where processes of ours would listen; "
+            f"cluster.host is {host!r}, the address on which a started cluster listens; "
             "it needs kind: local or slurm, without address or scheduler_file"
         )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
@@ -231,13 +231,13 @@ def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Itera
     port = usual_port()
     place = {} if host is None else {"host": host}
     scheduler = {**place, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
-    # ours, or what the user has set: the workers are told, because they start on other machines
+    # workers start on other machines and do not inherit these settings
     settings = {key: dask.config.get(key) for key in SETTINGS}
     with slurm_cluster(
         jobs, scheduler=scheduler, security=security, settings=settings, say=say
     ) as client:
         there = _describe(client, _at("slurm", client.scheduler.address))
-        yield replace(_on_loopback(there), ours=True)
+        yield replace(_on_loopback(there), owned=True)
 
 
 def usual_port() -> int:
@@ -251,13 +251,13 @@ def usual_port() -> int:
 
 
 def _on_loopback(connection: Connection) -> Connection:
-    """The dashboard of a scheduler of ours is reached on this machine only, whatever address Dask makes of it."""
+    """The dashboard of a started scheduler listens on this machine only, whatever address Dask prints."""
     port = connection.client.scheduler_info()["services"].get("dashboard", 0)
     return replace(connection, dashboard=f"http://{LOOPBACK}:{port}/status")
 
 
 def _settings() -> dict[str, Any]:
-    """Ours; what the user has set himself, in dask's files or the environment, stays."""
+    """Dask settings of this package; settings that the user has made in Dask's files or the environment stay."""
     shipped = dask.config.merge(*dask.config.defaults)
     return {
         name: value
@@ -288,7 +288,7 @@ def _start(
 
         def start() -> Any:
             with warnings.catch_warnings():
-                # somebody may take the port between our look and the start; the address that is printed is right
+                # the port may be taken between this check and the start; the printed address is right
                 warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
                 return (cuda_cluster if kind == "gpu" else LocalCluster)(
                     **processes(kind, workers, threads, place),
@@ -296,12 +296,12 @@ def _start(
                     security=security,
                     dashboard_address=f"{LOOPBACK}:{usual_port()}",
                     local_directory=node_folder(),
-                    silence_logs=logging.CRITICAL,  # errors of tasks come back, and are told once
+                    silence_logs=logging.CRITICAL,  # errors of tasks are raised in the client, once
                 )
 
         with started(start, deaf=kind != "threads") as cluster, Client(cluster) as client:
             text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
-            yield replace(_on_loopback(_describe(client, text)), ours=kind != "threads")
+            yield replace(_on_loopback(_describe(client, text)), owned=kind != "threads")
 
 
 @contextlib.contextmanager
@@ -317,7 +317,7 @@ def _join(
         raise ConfigError(
             f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"
         )
-    # Dask would read the file again, and connect to what nobody has looked at
+    # Dask would read the file again and connect to an address that was not checked
     address = scheduler_address(address, scheduler_file, insecure=insecure)
     try:
         # a Client that fails to connect would stay the default one
@@ -344,7 +344,7 @@ async def knock(address: str, seconds: float) -> None:
 
 
 def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:
-    """The connection of a `distributed.Client` that somebody else made; it stays open.
+    """The connection of an existing `distributed.Client`; it stays open.
 
     Parameters
     ----------
@@ -428,7 +428,7 @@ def tunnel(link: str, environment: Mapping[str, str], host: str) -> str | None:
     """
     place = urlsplit(link)
     if place.hostname != "127.0.0.1" or not place.port:
-        return None  # of somebody else, who knows how to reach it
+        return None  # of an existing scheduler, whose user knows how to reach it
     session = environment.get("SSH_CONNECTION", "").split()
     reached = session[2] if len(session) == 4 else ""
     user = environment.get("USER") or getpass.getuser()

@@ -1,4 +1,4 @@
-"""What workers of ours will be: where, how many, with what memory; known, and begun, before there is a cluster."""
+"""Kind, number, threads and memory of the workers that a run will start."""
 
 from dask.utils import parse_bytes
 
@@ -20,7 +20,7 @@ LEAST_MEMORY = 10**6
 
 
 def planned(options: Cluster, input_bytes: int, device: str = "cpu") -> Worker:
-    """A worker before there is one; nothing is known of those of somebody else's scheduler."""
+    """The worker that will be started; unknown for an existing scheduler."""
     if options.address is not None or options.scheduler_file is not None:
         return Worker(None, 1)
     kind = kind_of(options.kind, input_bytes, device)

@@ -1,4 +1,4 @@
-"""Workers on this machine: what Dask's clusters are told of them, and how they are started."""
+"""Workers on this machine: the settings of Dask's clusters, and their start."""
 
 import contextlib
 import multiprocessing
@@ -67,7 +67,7 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
         return made.result()
     except BaseException:
         if thread.ident is not None:  # else it never began
-            with contextlib.suppress(Exception):  # the first error is told
+            with contextlib.suppress(Exception):  # the first error is raised
                 made.result(START_SECONDS).close()
         raise
 
@@ -98,7 +98,7 @@ def _block_interrupts() -> None:
     if hasattr(signal, "pthread_sigmask"):
         from multiprocessing import resource_tracker
 
-        resource_tracker.ensure_running()  # whoever starts it hears again
+        resource_tracker.ensure_running()  # the process that starts it unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
@@ -124,7 +124,7 @@ def loaded_bytes(kind: str) -> int:
 
 
 def _plain(worker: Any) -> Any:
-    """Workers without a dashboard of their own, which nobody looks at, and with one thread for each library.
+    """Workers without dashboards of their own, and with one thread per numeric library.
 
     Bokeh is slow to load, in every one of them. A batch job often has OMP_NUM_THREADS at all of its cores, which Dask takes.
     """

@@ -18,7 +18,7 @@ KEYS, HELD = "keys-", ".lock"
 def keys(place: str | Path) -> Iterator[str]:
     """A folder that only its owner reads, below one that other machines see too; removed at the end, as are those of dead runs.
 
-    Beside it lies a lock (`stem_dask.engine.lock`), which is held before the folder is made, and longer than it lasts: that of a run
+    Next to it lies a lock (`stem_dask.engine.lock`), which is held before the folder is made, and longer than it lasts: that of a run
     on this machine is free at its end, and of one elsewhere that was silent for a minute. Without locks nothing is removed
     but the own folder.
 

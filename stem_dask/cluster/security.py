@@ -1,4 +1,4 @@
-"""Who can give a scheduler orders: with TLS who has its keys, in plain text every user of this machine, or everybody."""
+"""Who can control a scheduler: holders of its keys with TLS, else every local user, or any user who can reach it."""
 
 import ipaddress
 import json
@@ -12,13 +12,13 @@ from stem_dask.core.errors import ConfigError
 #: what a plain scheduler means, beyond loopback and on it, for errors and for the run's text
 LOCALLY_OPEN = "not encrypted: every user of this machine can run code as you and read the data"
 
-OPEN = "not encrypted: everybody who can reach it can run code and read the data"
+OPEN = "not encrypted: any user who can reach it can run code and read the data"
 
 _NOT_PLAIN = ("tls", "wss", "inproc")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine only; a name that nobody knows does not.
+    """Whether a host's name or address means this machine only; an unknown name does not.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def scheduler_address(address: str | None, scheduler_file: str | None, *, insecu
     Raises
     ------
     ConfigError
-        When the file holds no address, or the scheduler is open to everybody and ``insecure`` is false.
+        When the file holds no address, or the scheduler accepts any user and ``insecure`` is false.
     """
     where = "cluster.address"
     if address is None:

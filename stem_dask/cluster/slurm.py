@@ -97,7 +97,7 @@ def lifetime(walltime: str) -> tuple[int, int]:
 
 
 def script_lines(settings: Mapping[str, Any]) -> list[str]:
-    """What a job sets before its workers start: Dask's settings as ours, and one thread for each library.
+    """What a job sets before its workers start: Dask's settings as in this process, and one thread per numeric library.
 
     Examples
     --------
@@ -180,7 +180,7 @@ def slurm_cluster(
 
         def start() -> Any:
             with warnings.catch_warnings():
-                # somebody may take the port between our look and the start; the address that is printed is right
+                # the port may be taken between this check and the start; the printed address is right
                 warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
                 return own_cluster(
                     **options,
@@ -270,7 +270,7 @@ def replacing(adaptive: Any) -> Any:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["nothing was said"])[-1]
+    return (text.strip().splitlines() or ["no output"])[-1]
 
 
 def _wait_for_one(client: Any, cluster: Any, folder: Path, say: Callable[[str], None]) -> None:
@@ -279,9 +279,9 @@ def _wait_for_one(client: Any, cluster: Any, folder: Path, say: Callable[[str], 
     while not client.nthreads():
         if not _queued(numbers):
             logs = sorted(folder.glob("stem_dask-*.err"), key=os.path.getmtime)
-            said = _last_line(logs[-1].read_text(errors="replace") if logs else "")
+            last = _last_line(logs[-1].read_text(errors="replace") if logs else "")
             raise ConfigError(
-                f"SLURM's jobs {', '.join(numbers)} ended before a worker came: {said}; "
+                f"SLURM's jobs {', '.join(numbers)} ended before a worker started: {last}; "
                 f"their output is in {folder}. Nodes must reach {cluster.scheduler_address} (cluster.host) and see {folder} "
                 "(cluster.log_directory)"
             )

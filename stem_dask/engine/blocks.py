@@ -107,7 +107,7 @@ def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
 
 
 def computed(part: Mapping[Any, Any], wanted: Collection[Any]) -> dict[Any, Any]:
-    """Values of the wanted keys; ``part`` is what `cut` gives. What nobody needs any more is let go.
+    """Values of the wanted keys; ``part`` is what `cut` gives. Values are released as soon as no task needs them.
 
     Dask looks for the best order first, which takes longer than to call the few tasks of a block; and the closures of
     ``dask.get`` keep every value until the next garbage collection.

@@ -63,7 +63,7 @@ class Lock:
             os.ftruncate(self.handle, WORDS_BYTES)
             os.fsync(self.handle)
 
-    def is_ours(self) -> bool:
+    def is_held(self) -> bool:
         """Whether the file still names this process."""
         return _read(self.path).get("run") == self.words["run"]
 
@@ -109,7 +109,7 @@ def locked(path: str | Path, *, needs_flock: bool = False) -> Iterator[Lock]:
         stop.set()
         beat.join()
         with contextlib.suppress(OSError):
-            if lock.is_ours():
+            if lock.is_held():
                 os.unlink(lock.path)
         with contextlib.suppress(OSError):
             os.close(lock.handle)  # the file is gone: nothing can be lost with it
@@ -129,7 +129,7 @@ def _acquire(path: Path, needs_flock: bool) -> Lock:
         lock.write()
         if without or elsewhere:
             time.sleep(SETTLE_SECONDS)
-            if not lock.is_ours():
+            if not lock.is_held():
                 raise LockedError(_refusal(path, _read(path)))
     except BaseException:
         with contextlib.suppress(OSError):
@@ -260,5 +260,5 @@ def _refusal(path: Path, owner: dict[str, Any]) -> str:
 def _beat(lock: Lock, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
-            if lock.is_ours():
+            if lock.is_held():
                 os.utime(lock.path)

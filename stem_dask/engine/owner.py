@@ -1,6 +1,6 @@
 """One live run for each output in an object store, also from several machines: an object that names its owner.
 
-The lock of `stem_dask.engine.lock` is a file of one machine. This one is an object beside the output, ``NAME.zarr.owner``, that is
+The lock of `stem_dask.engine.lock` is a file of one machine. This one is an object next to the output, ``NAME.zarr.owner``, that is
 written on condition: to make it, there must be none; to renew it, it must be the one that was written last.
 """
 
@@ -53,7 +53,7 @@ class Owner:
         try:
             self.etag = self._put(onto)
         except (FileExistsError, FileNotFoundError):
-            if not self._is_ours():
+            if not self._is_own():
                 raise LockedError(
                     f"{self.store}: another run has just begun; wait for it"
                 ) from None
@@ -88,7 +88,7 @@ class Owner:
             try:
                 self.etag = self._put(self.etag)
             except (FileExistsError, FileNotFoundError):
-                self.lost = not self._is_ours()
+                self.lost = not self._is_own()
 
     def check(self) -> None:
         """Raise LockedError when the output is another run's by now."""
@@ -102,11 +102,11 @@ class Owner:
     def release(self) -> None:
         """Remove the object, when it is still this run's."""
         with contextlib.suppress(StemDaskError):
-            if not self.lost and self._is_ours():
+            if not self.lost and self._is_own():
                 objects.remove(self.url)
                 self.note.unlink(missing_ok=True)
 
-    def _is_ours(self) -> bool:
+    def _is_own(self) -> bool:
         """Whether the object is this run's; its mark is noted: an answer may have been lost on its way."""
         try:
             self.etag = objects.look(self.url).etag

@@ -144,7 +144,7 @@ def run(
 
 @contextlib.contextmanager
 def completing(what: str) -> Iterator[None]:
-    """Errors of files while an output is completed, as ours; HDF5 hides a failed write behind that of closing the file.
+    """Translate OS errors while an output is completed; HDF5 hides a failed write behind the error of closing the file.
 
     Examples
     --------
@@ -161,8 +161,8 @@ def completing(what: str) -> Iterator[None]:
             raise
         why = os.strerror(cause.errno) if cause.errno else str(cause)
         why += f": {cause.filename}" if cause.filename else ""
-        told = DiskFullError if cause.errno in NO_ROOM else StoreError
-        raise told(f"{what} cannot be completed: {why}") from error
+        kind = DiskFullError if cause.errno in NO_ROOM else StoreError
+        raise kind(f"{what} cannot be completed: {why}") from error
 
 
 @dataclass(frozen=True)

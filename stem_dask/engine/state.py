@@ -1,8 +1,8 @@
 """The folder of a run: its lock, what it was asked to do, its journal, and what is kept when it stops early.
 
-``NAME.run/`` beside ``NAME.zarr`` holds ``lock``, ``run.json`` (token, options, the outputs that are built and those that
+``NAME.run/`` next to ``NAME.zarr`` holds ``lock``, ``run.json`` (token, options, the outputs that are built and those that
 are replaced), ``journal`` and the blocks that wait to be joined. After a complete run ``run.json``, ``journal`` and
-``report.json`` stay. A folder without a ``run.json`` of ours is refused, and only names that a run makes are ever removed.
+``report.json`` stay. A folder without a ``run.json`` of stem_dask is refused, and only names that a run makes are ever removed.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _logger = logging.getLogger("stem_dask")
 
 WORDS = "run.json"
 
-#: files that a run makes in its folder, beside run.json
+#: files that a run makes in its folder, except run.json
 _FILES = ("journal", "report.json", "run.partial", "report.partial")
 
 #: what may be there before run.json is: the lock, the name of an owner elsewhere, run.json on its way
@@ -65,7 +65,7 @@ class RunState:
         #: each raises when another run has taken the output over: the lock, and the hold on an object store
         self.hold, self.elsewhere = hold, list[Callable[[], None]]()
 
-    def still_ours(self) -> None:
+    def check_ownership(self) -> None:
         """Raise LockedError when another run has taken the output over: this one must change nothing any more."""
         for hold in (self.hold, *self.elsewhere):
             hold()
@@ -74,7 +74,7 @@ class RunState:
         """Give an output its final name, as long as it is this run's to give."""
         if path == self.outputs[0]:
             _refuse_newcomer(self.folder, path)
-        publish(path, drop=drop, hold=self.still_ours)
+        publish(path, drop=drop, hold=self.check_ownership)
 
     @contextlib.contextmanager
     def nothing_to_go_on_with(self) -> Iterator[None]:
@@ -113,14 +113,14 @@ class RunState:
         """A choice that must stay the same when the run goes on: the first one that was made."""
         words = self._words()
         if name not in words:
-            self.still_ours()
+            self.check_ownership()
             words[name] = value
             _write(self.folder / WORDS, words)
         return words[name]
 
     def complete(self, report: Mapping[str, Any]) -> None:
         """Note that everything is done; only words stay in the folder."""
-        self.still_ours()
+        self.check_ownership()
         _write(self.folder / "report.json", report)
         self.journal.close()
         _write(self.folder / WORDS, {**self._words(), "complete": True})
@@ -128,7 +128,7 @@ class RunState:
 
     def forget(self) -> None:
         """Remove what the run made in its folder, of a run whose output needs it no longer."""
-        self.still_ours()
+        self.check_ownership()
         _empty(self.folder)
 
     @property
@@ -138,7 +138,7 @@ class RunState:
 
     def leave(self) -> None:
         """After an error: keep what can be resumed, else leave nothing behind; of another run's everything stays."""
-        with contextlib.suppress(OSError):  # the first error is told, not what became of it
+        with contextlib.suppress(OSError):  # the first error is raised, not its consequences
             self.journal.close()
         if self.goes_on:
             return
@@ -162,7 +162,7 @@ def open_state(
 
     Parameters
     ----------
-    outputs : final names of all outputs on this machine; the folder lies beside the first
+    outputs : final names of all outputs on this machine; the folder lies next to the first
     token, options : of this run
     restart : drop an unfinished run, whatever its options
     is_complete : asked with the lock in hand: another run may just have come to its end
@@ -229,7 +229,7 @@ def _say_no_locks(place: Path, why: str) -> None:
 
 
 def _not_made(path: str, before: Mapping[str, Any] | None, built: Sequence[str]) -> tuple[str, ...]:
-    """The names beside an output that are not of the unfinished run: a folder steps aside only where it was older."""
+    """The names next to an output that are not of the unfinished run: a folder steps aside only where it was older."""
     name, made = Path(path).name, temporary_names(path)
     if name not in built:
         return made
@@ -285,7 +285,7 @@ def token_of(store: str) -> str | None:
 
 
 def unfinished_url(store: str) -> str | None:
-    """Where in an object store an unfinished run writes that has its folder beside this name."""
+    """Where in an object store an unfinished run writes whose folder lies next to this name."""
     before = _words_of(Path(run_folder(store))) or {}
     output = before.get("options", {}).get("output", {})
     return None if before.get("complete") else output.get("url")
@@ -349,9 +349,9 @@ def _refuse_links(path: str | Path) -> None:
 
 
 def _is_run(folder: Path, kinds: Mapping[str, str]) -> bool:
-    """Whether a folder is of a run: it has a run.json of ours, or nothing but what is there before it."""
+    """Whether a folder is of a run: it has a run.json of stem_dask, or nothing but what is there before it."""
     if WORDS in kinds:
-        return kinds[WORDS] == "a file" and _is_ours(folder / WORDS)
+        return kinds[WORDS] == "a file" and _is_run_file(folder / WORDS)
     if not kinds.keys() <= {*_BEFORE}:
         return False
     if kinds.get("lock") != "a file":
@@ -362,7 +362,7 @@ def _is_run(folder: Path, kinds: Mapping[str, str]) -> bool:
     return not content or (isinstance(words, dict) and "host" in words)
 
 
-def _is_ours(path: Path) -> bool:
+def _is_run_file(path: Path) -> bool:
     """Whether a run.json is of a run, or damaged, which those of other programs need not be."""
     words = _parsed(_content(path))
     return not isinstance(words, dict) or "token" in words

@@ -82,7 +82,7 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
         try:
             yield from flight.results()
         except BaseException as error:
-            if not is_lost(client, error):  # else there is nobody who could stop anything
+            if not is_lost(client, error):  # else no scheduler is left that could stop a task
                 flight.stop(
                     wait=isinstance(error, (Exception, GeneratorExit))
                     and not isinstance(error, InterruptedRunError)
@@ -166,7 +166,7 @@ class _Flight:
                 self.last = time.monotonic()
             except queue.Empty:
                 news = None
-                if self.client.status == "closed":  # given up, and nobody is left to say so
+                if self.client.status == "closed":  # given up
                     raise CancelledError(self.name) from None
             if isinstance(news, tuple):
                 number, seconds, result = news

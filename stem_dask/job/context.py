@@ -129,7 +129,7 @@ class Job:
             metric=config.analyze.radius_metric if analyzes else None,
             bins=config.downsample.factor > 1 and config.downsample.method == "bin",
             on_gpu=None if self.device == "cpu" else self._kernels(),
-            ours=self.connection.ours,
+            owned=self.connection.owned,
         )
         if not kept:
             self.warnings.append(

@@ -91,7 +91,7 @@ def complete(
             write_export(job, path, math.prod(written.out.data.numblocks))
         results = _results(job, patterns, written, window, time.perf_counter() - first)
         results["processing_time"] = time.perf_counter() - started
-        job.state.still_ours()
+        job.state.check_ownership()
         report.write_json(job.outputs.results, results)
         job.state.complete({name: results[name] for name in REPORTED})
     files = {path: stored_bytes(path) for path in job.outputs.all()}

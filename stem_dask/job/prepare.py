@@ -180,7 +180,7 @@ def _remove_shards(outputs: Outputs, state: RunState) -> None:
     if outputs.url is None or state.is_complete or not begun_here:
         return
     with contextlib.suppress(StemDaskError):  # the first error is raised
-        state.still_ours()
+        state.check_ownership()
         if not at(outputs.url, DOCUMENT).is_file():
             remove_below(outputs.url)
 

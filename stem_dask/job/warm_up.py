@@ -30,9 +30,9 @@ def rehearse(
     metric: str | None,
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
-    ours: bool = False,
+    owned: bool = False,
 ) -> bool:
-    """Have every worker work on a pattern of 4 x 4 pixels; what fails here fails again, and is told, with real ones.
+    """Have every worker work on a pattern of 4 x 4 pixels; failures here recur, and are reported, with real ones.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def rehearse(
     metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
     on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.compile.Kernels`
-    ours : whether the workers' processes end with the run
+    owned : whether the workers' processes end with the run
 
     Returns
     -------
@@ -60,10 +60,10 @@ def rehearse(
     # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
     # when that one has to be started again
     calls = [
-        client.submit(play, dtype, metric, bins, on_gpu, ours, pure=False)
+        client.submit(play, dtype, metric, bins, on_gpu, owned, pure=False)
         for _ in client.nthreads()
     ]
-    with contextlib.suppress(TimeoutError):  # one that hangs keeps nobody longer
+    with contextlib.suppress(TimeoutError):  # a worker that hangs does not delay the others
         wait(calls, timeout=LONGEST_SECONDS)
     for call in calls:
         if call.status == "error" and isinstance(call.exception(), KilledWorker):
@@ -115,7 +115,7 @@ def play(
     metric: str | None,
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
-    ours: bool = False,
+    owned: bool = False,
 ) -> bool:
     """Load the libraries and run the kernels in this process; returns whether compiled kernels are kept on the disk.
 
@@ -133,6 +133,6 @@ def play(
     blosc_bytes(block, "lz4", "bitshuffle")
     if on_gpu is not None:
         on_gpu()
-    if ours:
+    if owned:
         exempt_from_collection()
     return CACHE

@@ -127,7 +127,7 @@ def _written(
     published = _is_published(job, stage, n_blocks)
     # the spool may be damaged even if the output is published
     sink = SplitSink(None if published else target.sink(), tuple(target.outputs()), spool)
-    job.state.still_ours()  # an output of another run must not be replaced
+    job.state.check_ownership()  # an output of another run must not be replaced
     job.compute(stage, outputs, out, sink)
     written, summed = _joined(job, out, spool, n_blocks)
     inside = summed if inside is None else inside
@@ -179,7 +179,7 @@ def _publish(job: Job) -> None:
     if url is None:
         job.state.publish(path, drop=job.outputs.results)
         return
-    job.state.still_ours()
+    job.state.check_ownership()
     remove(job.outputs.results)
     publish_objects(temporary(path), url)
 
