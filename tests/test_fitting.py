@@ -78,7 +78,7 @@ def test_the_memory_that_is_named_suffices(tmp_path, make_config, capsys, chunk_
         f"input: {{path: {source}}}\noutput: {{path: {tmp_path}/a.zarr, export: [hspy], figure: false}}\n"
         "cluster: {kind: local, n_workers: 1, threads_per_worker: 1}\n"
     )
-    given = 154 if chunk_mb == "auto" else 169
+    given = 234 if chunk_mb == "auto" else 249
     assert cli.main([*words, f"cluster.memory_limit={given}MB"]) == 2
     told = capsys.readouterr()
     pattern = {
