@@ -89,7 +89,7 @@ def test_open_schedulers(names, address, is_it):
         ("tls://127.0.0.1:8786", "TLS: only processes with the keys"),
         ("tls://node1:8786", "TLS: only processes with the keys"),
         ("tcp://127.0.0.1:8786", "not encrypted: every user of this machine can run code as you"),
-        ("tcp://node1:8786", "not encrypted: everybody who can reach it"),
+        ("tcp://node1:8786", "not encrypted: any user who can reach it"),
         ("inproc://192.0.2.1/1/1", "listens on no port"),
     ],
 )
