@@ -389,7 +389,7 @@ def test_plain_text_beyond_loopback_is_asked_for_and_said(outer):
     with connect("local", host=outer, insecure=True, n_workers=1, threads_per_worker=1) as ours:
         address = ours.client.scheduler.address
         assert address.startswith(f"tcp://{outer}:")
-        assert str(ours).startswith(f"local at {address} (not encrypted: everybody who can reach")
+        assert str(ours).startswith(f"local at {address} (not encrypted: any user who can reach")
         assert ours.dashboard.startswith("http://127.0.0.1:")
         with pytest.raises(ConfigError, match=f"{address}.* not on loopback"):  # noqa: SIM117
             with connect(address=address):
