@@ -395,4 +395,4 @@ def test_plain_text_beyond_loopback_is_asked_for_and_said(outer):
             with connect(address=address):
                 pass
         with connect(address=address, insecure=True) as joined:
-            assert str(joined).startswith(f"scheduler at {address} (not encrypted: everybody who")
+            assert str(joined).startswith(f"scheduler at {address} (not encrypted: any user who")
