@@ -31,6 +31,12 @@ _PUBLIC = {
     "CroppingConfig": ("stem_dask.job.cropper", "CroppingConfig"),
     "create_test_data": ("stem_dask.job.cropper", "create_test_data"),
     "StemDaskError": ("stem_dask.core.errors", "StemDaskError"),
+    "ConfigError": ("stem_dask.core.errors", "ConfigError"),
+    "SourceError": ("stem_dask.core.errors", "SourceError"),
+    "StoreError": ("stem_dask.core.errors", "StoreError"),
+    "OutputExistsError": ("stem_dask.core.errors", "OutputExistsError"),
+    "MemoryBudgetError": ("stem_dask.core.errors", "MemoryBudgetError"),
+    "LockedError": ("stem_dask.core.errors", "LockedError"),
 }
 
 #: functions whose errors name their arguments, as those of configs and commands name keys

@@ -1,7 +1,13 @@
 from stem_dask.cluster.connect import connect as connect
 from stem_dask.config.load import load_config as load_config
 from stem_dask.config.load import load_configs as load_configs
+from stem_dask.core.errors import ConfigError as ConfigError
+from stem_dask.core.errors import LockedError as LockedError
+from stem_dask.core.errors import MemoryBudgetError as MemoryBudgetError
+from stem_dask.core.errors import OutputExistsError as OutputExistsError
+from stem_dask.core.errors import SourceError as SourceError
 from stem_dask.core.errors import StemDaskError as StemDaskError
+from stem_dask.core.errors import StoreError as StoreError
 from stem_dask.job.cropper import CroppingConfig as CroppingConfig
 from stem_dask.job.cropper import DiffractionCropper as DiffractionCropper
 from stem_dask.job.cropper import create_test_data as create_test_data
@@ -16,12 +22,19 @@ from stem_dask.stages.open import open_patterns as open
 from stem_dask.stages.validate import validate as validate
 from stem_dask.stages.window import choose_window as choose_window
 from stem_dask.writers.export import export as export
+from stem_dask.writers.hspy import to_hyperspy as to_hyperspy
 
 __version__: str
 __all__ = [
+    "ConfigError",
     "CroppingConfig",
     "DiffractionCropper",
+    "LockedError",
+    "MemoryBudgetError",
+    "OutputExistsError",
+    "SourceError",
     "StemDaskError",
+    "StoreError",
     "__version__",
     "analyze",
     "cast",
@@ -32,10 +45,11 @@ __all__ = [
     "downsample",
     "export",
     "load_config",
+    "load_configs",
     "open",
     "run_config",
     "suspected_hot_pixels",
     "to_detector",
+    "to_hyperspy",
     "validate",
 ]
-from stem_dask.writers.hspy import to_hyperspy as to_hyperspy

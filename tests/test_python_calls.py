@@ -526,3 +526,12 @@ def test_a_lazy_signal_of_hyperspy(shared_data: Path) -> None:
     again = patterns_of(signal)
     np.testing.assert_array_equal(again, patterns)
     assert again.attrs["camera_length_mm"] == 550.0
+
+
+def test_errors_are_public_and_also_the_builtins_that_a_caller_expects(tmp_path: Path) -> None:
+    with pytest.raises(sd.SourceError) as caught:
+        sd.open(tmp_path / "a.dm4")
+    assert isinstance(caught.value, (sd.StemDaskError, OSError))
+    with pytest.raises(sd.ConfigError) as refused:
+        sd.downsample(np.ones((2, 8, 8)), 1.5)
+    assert isinstance(refused.value, ValueError)
