@@ -265,7 +265,7 @@ def test_keys_of_killed_jobs_are_removed_by_the_next(tmp_path):
 
 
 def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
-    """As the system kills for want of memory; it would be the same again."""
+    """As the system kills a process that is out of memory."""
     for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip
         (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
         (tmp_path / name).chmod(0o755)
@@ -275,7 +275,7 @@ def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
         ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.returncode == 137
-    assert "for want of memory, and would be again: it does not go back into the queue. With" in done.stderr  # fmt: skip
+    assert "because it ran out of memory; it is not requeued. With" in done.stderr  # fmt: skip
     assert not (tmp_path / "called").exists()
 
 

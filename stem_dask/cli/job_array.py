@@ -43,7 +43,7 @@ if [ "$code" = 75 ] || [ "$code" = 143 ]; then
     done
 fi
 if [ "$code" = 137 ]; then
-    echo "error: the run was killed, most likely for want of memory, and would be again: it does not go back into the queue." \\
+    echo "error: the run was killed, most likely because it ran out of memory; it is not requeued." \\
         "With more memory (sbatch --mem) or fewer workers (cluster.n_workers) the same command goes on" >&2
 fi
 exit "$code"

@@ -21,7 +21,7 @@ from stem_dask.storage.errors import SHARED
 
 #: what a `KilledWorker` means
 KILLED = (
-    "a task ended its worker several times over, most likely for want of memory: lower output.chunk_mb, or raise "
+    "a task killed its worker several times, most likely because memory ran out: lower output.chunk_mb, or raise "
     "cluster.memory_limit"
 )
 
