@@ -344,7 +344,9 @@ def test_jobs_that_end_at_once(folder, monkeypatch):
     slurm_node.need_jobqueue()
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with (
-        pytest.raises(ConfigError, match=r"ended before a worker started: .*/no/such/python.*log_dir"),
+        pytest.raises(
+            ConfigError, match=r"ended before a worker started: .*/no/such/python.*log_dir"
+        ),
         workers(folder),
     ):
         pass
