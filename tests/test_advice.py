@@ -160,7 +160,7 @@ def test_no_line_says_ok_when_too_little_is_kept(here: Path, capsys: Any) -> Non
         line for line in first.out.splitlines() if line.startswith(("verdict", "advice", "   "))
     ]
     assert second.err == first.err
-    Path("out_results.json").write_text("{}")  # of somebody who edited it
+    Path("out_results.json").write_text("{}")  # edited by a user
     assert run.main(command) == 0
 
 

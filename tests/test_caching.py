@@ -1,4 +1,4 @@
-"""Kernels where no compiled code can be kept: an installation that nobody may write to, and no home."""
+"""Kernels where no compiled code can be cached: a read-only installation without a home."""
 
 import os
 import shutil

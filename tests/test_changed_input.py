@@ -166,7 +166,7 @@ def test_validate_refuses_a_retention_above_one(beam: Any) -> None:
 def test_progress_of_the_file_before_is_not_taken_for_the_new_one(
     beam_file: Path, beam: Any, make_config: Any, tmp_path: Path, changed: Any
 ) -> None:
-    """The run was killed, so that nobody saw the change: refused by name, and the advice works."""
+    """A change after the run was killed: it is refused by name, and the advice works."""
     config = make_config(beam_file)
 
     def stop() -> None:

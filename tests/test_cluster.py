@@ -275,7 +275,7 @@ def _pages_are_on_loopback(client):
 
 
 def _nobody_else_gets_in(client):
-    """Neither the scheduler nor a worker or its nanny takes an order without the keys, or by keys of somebody else."""
+    """Scheduler, workers and nannies refuse clients without keys or with other keys."""
     said = client.scheduler_info(n_workers=-1)
     places = [said["address"], *said["workers"], *(w["nanny"] for w in said["workers"].values())]
     for keys in (Security(), Security.temporary()):

@@ -318,7 +318,7 @@ def test_an_unfinished_run_whose_words_are_lost(here, capsys, before_it_is_publi
 
 @pytest.mark.parametrize("name", ["scan.zarr", "scan.pt"])
 def test_an_output_that_appears_during_the_run(here, capsys, name):
-    """Nobody gave leave to replace it."""
+    """Without --overwrite it is not replaced."""
     make = folder if name == "scan.zarr" else file
 
     def finish(self, *args, plain=Target.finish, **options):

@@ -431,7 +431,7 @@ def test_a_number_that_another_process_has_by_now(path, no_locks):
 
 
 def test_a_process_of_which_the_system_does_not_say_when_it_began(path, no_locks, monkeypatch):
-    """One of another user, where /proc shows everybody only their own."""
+    """A process of another user, where /proc shows users only their own."""
     with locked(path):
         read_text = Path.read_text
 

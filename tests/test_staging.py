@@ -122,7 +122,7 @@ def test_a_start_while_a_worker_writes(output: Output, resume: bool) -> None:
 
     sleeping = ChangedBlock(foreign[REGIONS[1]], change, SHAPE[2:], np.dtype("i2"))
     blocks = {**output.blocks(1, foreign), "patterns": sleeping}
-    # a file written in place is another one by now, and takes what nobody reads
+    # a file written in place is a new inode by now; the late bytes go into the unlinked one
     in_place = output.path.suffix in (".npy", ".pt") and not resume
     with contextlib.nullcontext() if in_place else pytest.raises(StoreError, match=LATE):
         late.write(1, REGIONS[1], blocks)

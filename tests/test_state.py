@@ -604,7 +604,7 @@ def test_a_folder_that_is_not_of_a_run(output, tmp_path, make, restart):
     ["journal", "run.partial", "lock", "report.json", "crop", "crop/000001.block", "analysis"],
 )
 def test_a_link_in_the_folder_of_a_run(output, tmp_path, name, restart):
-    """The folder is of a run; what somebody put there instead of a file or folder is not followed."""
+    """The folder is of a run; a link in place of one of its files or folders is not followed."""
     output.stop()
     thesis(tmp_path / "home")
     place = output.folder / name

@@ -55,7 +55,7 @@ class Sink(Protocol):
     """Where blocks go. ``create`` and ``finish`` run in the client, ``write`` and ``verify`` on workers."""
 
     def create(self, *, resume: bool) -> None:
-        """Make the empty output under its temporary name, or keep what is there when resuming.
+        """Create the empty output under its temporary name; keep an existing one when resuming.
 
         From then on no worker of an earlier start can write into it; see `stem_dask.storage.staging`.
         """

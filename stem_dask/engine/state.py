@@ -44,7 +44,7 @@ _BEFORE = ("lock", "owner", "run.partial")
 
 #: folders that a run makes there
 _FOLDERS = re.compile(
-    r"turned|analysis|analysis-again|ingest|crop|convert|normalize|moments|chunks|export\.\w+|\w+\.zarr\.incomplete"
+    r"turned|analysis|analysis-again|crop|convert|normalize|moments|chunks|export\.\w+|\w+\.zarr\.incomplete"
 )
 
 #: files that a run makes in those
@@ -316,7 +316,7 @@ def refuse_foreign(folder: Path) -> None:
     Raises
     ------
     ConfigError
-        Names what is there; nothing is changed.
+        When something else is there; the message names it, and nothing is changed.
     """
     if not os.path.lexists(folder):
         return
@@ -349,7 +349,7 @@ def _refuse_links(path: str | Path) -> None:
 
 
 def _is_run(folder: Path, kinds: Mapping[str, str]) -> bool:
-    """Whether a folder is of a run: it has a run.json of stem_dask, or nothing but what is there before it."""
+    """Whether a folder belongs to a run: it holds a run.json of stem_dask, or only files that precede it."""
     if WORDS in kinds:
         return kinds[WORDS] == "a file" and _is_run_file(folder / WORDS)
     if not kinds.keys() <= {*_BEFORE}:

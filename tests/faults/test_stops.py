@@ -64,7 +64,7 @@ def test_a_stop_while_the_cluster_starts(command: Command, reference: Command) -
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
 def test_a_stop_while_workers_start_is_one_line(how: str, command: Command) -> None:
     """Half a cluster cannot be closed, and its processes hear Ctrl-C too: nothing of that is shown, and nothing stays."""
-    for words in ("input ", "spawn_main", "dashboard "):  # in what is said, or among the processes
+    for words in ("input ", "spawn_main", "dashboard "):  # in the output, or among the processes
         run = command.start(own_python=True)
         run.until(
             lambda run=run, words=words: (
