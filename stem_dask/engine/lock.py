@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from stem_dask.core.errors import ConfigError, LockedError
-from stem_dask.storage.publish import named
+from stem_dask.core.errors import ConfigError, LockedError, StoreError
+from stem_dask.storage.errors import translate
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -57,7 +57,7 @@ class Lock:
 
     def write(self) -> None:
         """Name this process as the owner."""
-        with named(self.path):
+        with translate(StoreError, self.path):
             # in one piece over the former words, so that the file is never without an owner
             os.pwrite(self.handle, json.dumps(self.words).encode().ljust(WORDS_BYTES), 0)
             os.ftruncate(self.handle, WORDS_BYTES)

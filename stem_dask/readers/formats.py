@@ -209,7 +209,7 @@ def _plain_axes(shape: tuple[int, ...]) -> tuple[Axis, ...]:
 
 
 def _npy(name: str) -> list[Candidate]:
-    with translate(f"{name}: not a readable .npy file"), opened_file(name) as file:
+    with translate(SourceError, name, "not a readable .npy file"), opened_file(name) as file:
         version = np.lib.format.read_magic(file)
         read = (
             np.lib.format.read_array_header_1_0

@@ -40,7 +40,7 @@ def list_tensors(path: str) -> list[Candidate]:
             raise SourceError(
                 f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
             )
-    with translate(f"{path}: not a readable PyTorch file of plain tensors", _REMEDY):
+    with translate(SourceError, path, "not a readable PyTorch file of plain tensors", _REMEDY):
         with zipfile.ZipFile(path) as archive:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             loaded = _unpickled(archive, records)

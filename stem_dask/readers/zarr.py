@@ -53,7 +53,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     from stem_dask.storage.zarr_guard import refuse_hostile
 
     expect_codecs_of_numcodecs()
-    with translate(f"{path}: not a readable zarr store"), _codecs_known(path):
+    with translate(SourceError, path, "not a readable zarr store"), _codecs_known(path):
         if not is_url(path) and not any(Path(path, name).exists() for name in ZARR_ROOTS):
             raise SourceError(
                 f"{path}: not a readable zarr store: it holds none of {', '.join(ZARR_ROOTS)}; copy it again from where it was written"

@@ -168,7 +168,7 @@ def _opened(store: str, name: str, *, whole: bool = False) -> Any:
     import zarr
 
     expect_codecs_of_numcodecs()
-    with translate(f"{store}: array {name or '/'} cannot be opened", retried=True):
+    with translate(SourceError, store, f"array {name or '/'} cannot be opened"):
         return zarr.open_array(zarr_store(store, whole=whole), path=name, mode="r")
 
 

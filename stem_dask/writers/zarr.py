@@ -22,7 +22,8 @@ from stem_dask.core.metadata import plain
 from stem_dask.core.model import Record, Region
 from stem_dask.stages.analyze import PROFILE_RADIUS
 from stem_dask.stages.patterns import attrs_of, blocks_of, lead_shape
-from stem_dask.storage.publish import DOCUMENT, damage, named, read_document, remove, write_document
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import DOCUMENT, damage, read_document, remove, write_document
 from stem_dask.storage.staging import begin_staging, refuse_other_files, remove_unfinished
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.codecs import CODEC, LEVELS, encoded, shuffle_of
@@ -220,7 +221,7 @@ def write_profiles(
     for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):
         file = Path(folder, chunk_name([i, *[0] * len(lead)]))
         placed = ((index % together, filled(values, whole)) for index, values in part)
-        with named(file), open(file, "wb") as out:
+        with translate(StoreError, file), open(file, "wb") as out:
             out.writelines(indexed(placed, together))
 
 
@@ -354,7 +355,7 @@ def write_array(
     for place in np.ndindex(*grid):
         here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
         path = Path(folder, chunk_name(place))
-        with named(path):
+        with translate(StoreError, path):
             path.write_bytes(encoded(filled(values[tuple(here)], chunks)))
 
 
