@@ -23,8 +23,8 @@ from stem_dask.stages.downsample import cast_blocks, downsample_blocks
 from stem_dask.stages.patterns import attrs_of, axes_of, lead_dims, lead_shape
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import complete_analysis, inside_of_blocks
+from stem_dask.storage.location import at
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
-from stem_dask.storage.s3 import at
 from stem_dask.writers.export import export_from_store, export_job
 from stem_dask.writers.formats import FORMATS, Target
 from stem_dask.writers.spool import SplitSink, SpoolSink

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Slices, as_raw
 from stem_dask.storage.errors import translate
-from stem_dask.storage.s3 import ObjectFile, at, opened_file
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import ObjectFile, at, is_url, opened_file
 
 #: bytes per request to an object store
 REQUEST_BYTES = 2**23

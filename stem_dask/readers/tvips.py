@@ -10,7 +10,7 @@ from stem_dask.core.instrument import stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FramedFile, framed
 from stem_dask.readers.source import Candidate, record_of, stack_axes
-from stem_dask.storage.s3 import opened_file
+from stem_dask.storage.location import opened_file
 
 _HEADER = np.dtype([
     (name, "<u4") for name in

@@ -29,8 +29,7 @@ from stem_dask.readers.containers import ZARR_ROOTS
 from stem_dask.readers.source import packed
 from stem_dask.readers.zarr_chunks import expect_codecs_of_numcodecs, refuse_outside
 from stem_dask.storage.errors import one_line, translate
-from stem_dask.storage.s3 import at
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import at, is_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: where HyperSpy puts its signals; below each are groups and arrays of metadata

@@ -14,7 +14,7 @@ from stem_dask.core.errors import (
     StemDaskError,
     StoreError,
 )
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 #: what to do about a damaged file
 COPY = "it is cut or damaged: copy it again from where it was written"

@@ -18,7 +18,7 @@ from stem_dask.core.errors import (
 )
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
-from stem_dask.storage.s3 import at
+from stem_dask.storage.location import at
 
 #: workers of a killed run may still add files to a folder while it is removed, one per thread
 REMOVE_ATTEMPTS = 100

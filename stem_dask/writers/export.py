@@ -23,6 +23,7 @@ from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.open import block_array, lazy_array
 from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.storage.errors import translate
+from stem_dask.storage.location import refuse_url
 from stem_dask.storage.publish import (
     make_folder,
     publish,
@@ -32,7 +33,6 @@ from stem_dask.storage.publish import (
     temporary,
     temporary_names,
 )
-from stem_dask.storage.urls import refuse_url
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.formats import POSITION_COORDS, Target
 from stem_dask.writers.zarr import ABOUT_SOURCE, open_group
