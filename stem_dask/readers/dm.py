@@ -18,7 +18,7 @@ from stem_dask.core.metadata import ArrayTag
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, scan_axes
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 #: longer arrays and strings are described by an `ArrayTag`, not loaded
 MAX_LOADED = 4096

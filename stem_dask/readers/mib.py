@@ -29,7 +29,7 @@ from stem_dask.readers.source import (
 )
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 _FIRST = 384  # bytes of the shortest header; longer ones state their length
 

@@ -30,7 +30,7 @@ from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
 from stem_dask.stages.patterns import as_arrays
 from stem_dask.stages.references import plane
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 if TYPE_CHECKING:
     import dask.array as da

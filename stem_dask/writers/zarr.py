@@ -26,11 +26,11 @@ from stem_dask.core.instrument import NAMES
 from stem_dask.core.metadata import plain
 from stem_dask.core.model import Record, Region
 from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, blocks_of, lead_shape
+from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import (
     DOCUMENT,
     begin_sync,
     damage,
-    named,
     read_document,
     remove,
     write_document,
@@ -311,7 +311,7 @@ def write_profiles(
     for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):
         file = Path(folder, chunk_name([i, *[0] * len(lead)]))
         placed = ((index % together, filled(values, whole)) for index, values in part)
-        with named(file), open(file, "wb") as out:
+        with translate(StoreError, file), open(file, "wb") as out:
             out.writelines(indexed(placed, together))
 
 
@@ -445,7 +445,7 @@ def write_array(
     for place in np.ndindex(*grid):
         here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
         path = Path(folder, chunk_name(place))
-        with named(path):
+        with translate(StoreError, path):
             path.write_bytes(encoded(filled(values[tuple(here)], chunks)))
 
 
