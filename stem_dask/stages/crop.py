@@ -14,6 +14,7 @@ from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import as_text
 from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
 from stem_dask.core.text import by
+from stem_dask.core.window import filled_fraction
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.downsample import output_shift
@@ -28,7 +29,7 @@ from stem_dask.stages.patterns import (
     lead_dims,
     lead_shape,
 )
-from stem_dask.stages.window import filled_fraction, require_computed, window_origins
+from stem_dask.stages.window import require_computed, window_origins
 
 if TYPE_CHECKING:
     import dask.array as da
