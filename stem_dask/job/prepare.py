@@ -13,10 +13,9 @@ from stem_dask.cluster.gpu import chosen_device
 from stem_dask.cluster.security import scheduler_address
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import SYNTHETIC, Cluster, Config
-from stem_dask.core.chunks import check_size
 from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.core.text import size
-from stem_dask.core.window import check_center, check_factor, check_window
+from stem_dask.core.window import check_center, check_factor, check_size, check_window
 from stem_dask.engine.lock import owned
 from stem_dask.engine.state import (
     RunState,
