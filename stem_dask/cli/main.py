@@ -10,7 +10,7 @@ from stem_dask.cli.job_array import add_batch_options, batch_command
 from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
 from stem_dask.cli.scripts import add_script_options, script_command
 from stem_dask.cli.signals import each, guarded, program, refuse_lost_output
-from stem_dask.storage.urls import without_secrets
+from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
     from stem_dask.config.options import Config

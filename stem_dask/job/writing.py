@@ -25,8 +25,8 @@ from stem_dask.stages.export import export_from_store, export_job
 from stem_dask.stages.formats import FORMATS, Target
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import complete_analysis, inside_of_blocks
+from stem_dask.storage.location import at
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
-from stem_dask.storage.s3 import at
 from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import empty_store, finish_store, write_dataset, write_profiles
 from stem_dask.writers.zarr_s3 import publish_objects

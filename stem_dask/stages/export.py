@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
-from stem_dask.core.instrument import dig, tree_at
+from stem_dask.core.metadata import dig, tree_at
 from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import connected, refuse_no_client
@@ -24,6 +24,8 @@ from stem_dask.readers.zarr_chunks import decoded
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.formats import POSITION_COORDS, Target
 from stem_dask.stages.open import block_array, lazy_array
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import refuse_url
 from stem_dask.storage.publish import (
     make_folder,
     publish,
@@ -32,9 +34,7 @@ from stem_dask.storage.publish import (
     remove,
     temporary,
     temporary_names,
-    translate_output_errors,
 )
-from stem_dask.storage.urls import refuse_url
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.hspy import signal_axis, signal_metadata
 from stem_dask.writers.zarr import ABOUT_SOURCE, open_group
@@ -124,7 +124,7 @@ def export(
     make_folder(path)
     try:
         # errors of a run name the temporary file, which is kept
-        with translate_output_errors(path) if journal is None else contextlib.nullcontext():
+        with translate(StoreError, path) if journal is None else contextlib.nullcontext():
             engine.run(
                 target.outputs(),
                 len(lead_dims(patterns)),
@@ -158,7 +158,7 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
     places = {source: SourceError} if source and os.path.exists(source) else {}
     folder = next(parent for parent in Path(path).parents if parent.is_dir())
     own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
-    with translate_output_errors(path), own as made:
+    with translate(StoreError, path), own as made:
         try:
             with connected(client):
                 see(client, {**places, made: StoreError})

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.chunks import FILE_CHUNK_BYTES, INNER_CHUNK_BYTES
-from stem_dask.core.errors import ConfigError
-from stem_dask.core.metadata import from_text, hdf5_tree, plain
+from stem_dask.core.errors import ConfigError, StoreError
+from stem_dask.core.metadata import from_text, hdf5_tree, to_json
 from stem_dask.core.patterns import axes_of, blocks_of, lead_dims, lead_shape
 from stem_dask.engine import run as engine
 from stem_dask.stages.validate import inside_of_blocks
+from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import temporary
 from stem_dask.writers import hdf5 as h5
 from stem_dask.writers import hspy, zspy
@@ -211,7 +212,7 @@ class Target:
             patterns = patterns.assign_coords(valid=(lead_dims(patterns), np.asarray(valid)))
         analysis = self.analysis if analysis is None else analysis
         about = {"title": self.title, **(about or {})}
-        with engine.completing(self.path):
+        with translate(StoreError, self.path):
             return FORMATS[self.suffix].finish(self, patterns, analysis, about)
 
 
@@ -232,7 +233,7 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
         {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
         for a in axes_of(patterns)
     ]
-    attrs = plain(from_text(patterns.attrs))
+    attrs = to_json(from_text(patterns.attrs))
     content: dict[str, Any] = {
         "axes": axes,
         "window": {name: attrs[name] for name in WINDOW_ATTRS if name in attrs},

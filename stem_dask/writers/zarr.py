@@ -22,15 +22,14 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, of_type
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
 from stem_dask.core.errors import StoreError
-from stem_dask.core.instrument import NAMES
-from stem_dask.core.metadata import plain
+from stem_dask.core.metadata import NAMES, to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, blocks_of, lead_shape
+from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import (
     DOCUMENT,
     begin_sync,
     damage,
-    named,
     read_document,
     remove,
     write_document,
@@ -311,7 +310,7 @@ def write_profiles(
     for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):
         file = Path(folder, chunk_name([i, *[0] * len(lead)]))
         placed = ((index % together, filled(values, whole)) for index, values in part)
-        with named(file), open(file, "wb") as out:
+        with translate(StoreError, file), open(file, "wb") as out:
             out.writelines(indexed(placed, together))
 
 
@@ -335,7 +334,7 @@ def finish_store(
         rest = {key: value for key, value in patterns_attrs.items() if key not in about}
         folder = Path(path, "patterns")
         document = json.loads((folder / DOCUMENT).read_bytes())
-        document["attributes"] |= plain(rest)
+        document["attributes"] |= to_json(rest)
         write_document(folder, document)
     write_document(path, group_document({**attrs, **about}))
     consolidate(path)
@@ -343,7 +342,7 @@ def finish_store(
 
 def group_document(attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The zarr.json of a group."""
-    return {"attributes": plain(attrs or {}), "zarr_format": 3, "node_type": "group"}
+    return {"attributes": to_json(attrs or {}), "zarr_format": 3, "node_type": "group"}
 
 
 def array_document(
@@ -390,7 +389,7 @@ def array_document(
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": zero,
         "codecs": codecs,
-        "attributes": plain(attrs or {}),
+        "attributes": to_json(attrs or {}),
         **({"dimension_names": list(dims)} if dims else {}),
         "zarr_format": 3,
         "node_type": "array",
@@ -445,7 +444,7 @@ def write_array(
     for place in np.ndindex(*grid):
         here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
         path = Path(folder, chunk_name(place))
-        with named(path):
+        with translate(StoreError, path):
             path.write_bytes(encoded(filled(values[tuple(here)], chunks)))
 
 
