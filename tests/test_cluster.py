@@ -121,7 +121,8 @@ def test_where_nothing_of_ours_listens_no_host_is_taken(started, options):
 )
 def test_workers_and_threads(monkeypatch, kind, n_workers, threads, expected):
     monkeypatch.setattr(cluster, "usable_cores", lambda: 8)
-    assert KINDS[kind].layout(n_workers, threads) == expected
+    options = Cluster(kind=kind, n_workers=n_workers, threads_per_worker=threads)
+    assert layout(options, 0, "cpu")[:3] == (kind, *expected)
 
 
 def test_threads_are_one_worker():

@@ -153,7 +153,7 @@ def test_submit_needs_slurm(folder, capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["one_node", "many_nodes", "gpu_node"])
 def test_templates_end_as_the_array_does(name):
     text = (TEMPLATES / f"{name}.sh").read_text()
-    assert text.endswith(job_array._END.format(command="stem-dask run"))
+    assert text.endswith(job_array.END.replace("{command}", "stem-dask run"))
     assert f"--signal=B:TERM@{job_array.SIGNAL_SECONDS}" in text
     subprocess.run(["bash", "-n", TEMPLATES / f"{name}.sh"], check=True)
 
@@ -263,7 +263,7 @@ def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
     for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip
         (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
         (tmp_path / name).chmod(0o755)
-    script = "job=(crop.yaml)\n" + job_array._END.format(command="run")
+    script = "job=(crop.yaml)\n" + job_array.END.replace("{command}", "run")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(
         ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -285,7 +285,7 @@ def test_a_busy_slurm_is_asked_again(tmp_path):
     for name, content in programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
         (tmp_path / name).chmod(0o755)
-    script = "job=(crop.yaml)\n" + job_array._END.format(command="run")
+    script = "job=(crop.yaml)\n" + job_array.END.replace("{command}", "run")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 75
