@@ -13,11 +13,11 @@ import xarray as xr
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.model import Window
+from stem_dask.core.patterns import lead_shape
 from stem_dask.job.advice import too_little_kept
 from stem_dask.job.outputs import Outputs
 from stem_dask.job.prepare import Prepared, n_quarantined
 from stem_dask.report import text as report
-from stem_dask.stages.patterns import lead_shape
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
 from stem_dask.storage.location import at, is_url
 

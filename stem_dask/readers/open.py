@@ -242,7 +242,7 @@ def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> 
     """The array of an HDF5 file behind a link, as in NeXus files."""
     if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
         return None
-    from stem_dask.readers.hdf5_links import name_behind
+    from stem_dask.readers.hdf5 import name_behind
 
     found = name_behind(name, dataset, [c.name for c in candidates])
     return next((c for c in candidates if c.name == found), None)

@@ -21,8 +21,8 @@ from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
 from stem_dask.readers.hdf5_metadata import (
     attributes_of,
-    labels,
     member,
+    names_of,
     plain_name,
     plain_value,
     tree_of,
@@ -247,7 +247,7 @@ def is_h5(file: Any) -> bool:
     import h5py
 
     patterns = member(file, "patterns", h5py.Dataset)
-    return patterns is not None and labels(patterns) in OUR_DIMS
+    return patterns is not None and names_of(patterns) in OUR_DIMS
 
 
 def of_h5(path: str, file: Any) -> dict[str, Any]:

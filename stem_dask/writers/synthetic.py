@@ -319,12 +319,12 @@ def write_dataset(path: str | os.PathLike[str], spec: Synthetic | None = None) -
     Examples
     --------
     >>> import tempfile
-    >>> from stem_dask.readers.dm import list_images
+    >>> from stem_dask.readers.dm import list_dm
     >>> spec = Synthetic(scan_shape=(3, 2), electrons=500)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     image = list_images(write_dataset(f"{folder}/example.dm4", spec))[-1]
-    >>> image.name, image.shape, [axis.units for axis in image.axes]
-    ('Diffraction SI', (3, 2, 128, 120), ['nm', 'nm', '1/nm', '1/nm'])
+    ...     image = list_dm(write_dataset(f"{folder}/example.dm4", spec))[-1]
+    >>> image.name, image.source.shape, [axis.units for axis in image.axes]
+    ('image 2 (Diffraction SI)', (3, 2, 128, 120), ['nm', 'nm', '1/nm', '1/nm'])
     """
     spec = spec or Synthetic()
     rows = (pattern_row(spec, y) for y in range(spec.scan_shape[0]))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, ChangedBlock, copied
 from stem_dask.core.errors import ConfigError, StoreError
 from stem_dask.core.model import Record, Region
-from stem_dask.readers.torch_pickle import STORAGES
+from stem_dask.readers.torch import STORAGES
 from stem_dask.storage.checksums import combine_crc, crc32
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import remove

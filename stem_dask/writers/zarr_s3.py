@@ -18,8 +18,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.location import Status, at, of_output
 from stem_dask.storage.publish import DOCUMENT, remove
-from stem_dask.writers.shards import shard_pieces
-from stem_dask.writers.zarr import StoreSink
+from stem_dask.writers.zarr import StoreSink, shard_pieces
 
 #: small objects uploaded at once
 AT_ONCE = 8
