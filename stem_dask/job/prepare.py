@@ -13,10 +13,9 @@ from stem_dask.cluster.gpu import chosen_device
 from stem_dask.cluster.security import scheduler_address
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import SYNTHETIC, Cluster, Config
-from stem_dask.core.chunks import check_size
 from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.core.text import size
-from stem_dask.core.window import check_center, check_factor, check_window
+from stem_dask.core.window import check_center, check_factor, check_size, check_window
 from stem_dask.engine.lock import owned
 from stem_dask.engine.state import (
     RunState,
@@ -118,7 +117,7 @@ def refuse_too_small(prepared: Prepared) -> None:
     MemoryBudgetError
         When a worker will not have the memory.
     """
-    from stem_dask.cluster.layout import planned  # loads dask
+    from stem_dask.cluster.connect import planned  # loads dask
 
     config, found = prepared.config, prepared.found
     worker = planned(config.cluster, found.n_bytes, config.device)
@@ -128,7 +127,7 @@ def refuse_too_small(prepared: Prepared) -> None:
 
 def refuse_unfit(prepared: Prepared) -> None:
     """Refuse planned workers of any kind without memory for the job; raises as `refuse_too_small`."""
-    from stem_dask.cluster.layout import planned
+    from stem_dask.cluster.connect import planned
     from stem_dask.job.memory_and_disk import check_memory, fitting_block, with_cuda
 
     config, found = prepared.config, prepared.found
