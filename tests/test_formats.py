@@ -368,7 +368,7 @@ def test_no_room_at_the_end_is_told(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr("stem_dask.writers.hdf5.shutil.disk_usage", lambda path: free)
     monkeypatch.setattr("stem_dask.writers.zarr.write_array", full)
     monkeypatch.setattr("stem_dask.writers.zspy.signal_of", full)
-    with pytest.raises(DiskFullError, match=r"cannot be completed: No space left on device"):
+    with pytest.raises(DiskFullError, match=r"cannot be written: No space left on device"):
         export(lazy(numbers()), tmp_path / f"a{suffix}")
     assert list(tmp_path.iterdir()) == []
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import NAMES
-from stem_dask.core.metadata import from_text, plain
+from stem_dask.core.metadata import NAMES, from_text, to_json
 from stem_dask.core.model import LIST_DIMS, SCAN_DIMS, Axis
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ _WINDOW_ATTRS = (
 
 def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, Any]:
     """What .pt, .hspy and .zspy files hold besides the patterns: plain values, and arrays with one value per pattern."""
-    attrs = plain(from_text(patterns.attrs))
+    attrs = to_json(from_text(patterns.attrs))
     found = {} if analysis is None else analysis.variables
     known: dict[str, Any] = {name: found[name] for name in _BY_POSITION if name in found}
     for name in POSITION_COORDS:

@@ -42,8 +42,8 @@ from stem_dask.readers.detector_first import detector_first
 from stem_dask.report import text as report
 from stem_dask.stages.mask import apply_mask, read_mask
 from stem_dask.stages.open import corrected, lazy_blocks
+from stem_dask.storage.location import is_url
 from stem_dask.storage.publish import temporary
-from stem_dask.storage.urls import is_url
 
 #: kinds of clusters whose workers always run on this machine
 HERE = ("threads", "local", "gpu")

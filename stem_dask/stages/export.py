@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, inner_chunk, shard_shape
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS, Output, format_of
-from stem_dask.core.instrument import dig, tree_at
-from stem_dask.core.metadata import from_text
+from stem_dask.core.metadata import dig, from_text, tree_at
 from stem_dask.core.patterns import (
     ABOUT_SOURCE,
     POSITION_COORDS,
@@ -39,6 +38,8 @@ from stem_dask.readers.zarr_chunks import decoded
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.open import block_array, lazy_array
 from stem_dask.stages.validate import inside_of_blocks
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import refuse_url
 from stem_dask.storage.publish import (
     make_folder,
     publish,
@@ -47,9 +48,7 @@ from stem_dask.storage.publish import (
     remove,
     temporary,
     temporary_names,
-    translate_output_errors,
 )
-from stem_dask.storage.urls import refuse_url
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.codecs import CODECS, LARGEST_CHUNK
 from stem_dask.writers.hspy import signal_axis, signal_metadata
@@ -213,7 +212,7 @@ class Target:
             patterns = patterns.assign_coords(valid=(lead_dims(patterns), np.asarray(valid)))
         analysis = self.analysis if analysis is None else analysis
         sink = self.sink()
-        with engine.completing(self.path):
+        with translate(StoreError, self.path):
             notes: list[str] = sink.complete(
                 patterns, analysis, {"title": self.title, **(about or {})}
             )
@@ -326,7 +325,7 @@ def export(
     make_folder(path)
     try:
         # errors of a run name the temporary file, which is kept
-        with translate_output_errors(path) if journal is None else contextlib.nullcontext():
+        with translate(StoreError, path) if journal is None else contextlib.nullcontext():
             engine.run(
                 target.outputs(),
                 len(lead_dims(patterns)),
@@ -360,7 +359,7 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
     places = {source: SourceError} if source and os.path.exists(source) else {}
     folder = next(parent for parent in Path(path).parents if parent.is_dir())
     own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
-    with translate_output_errors(path), own as made:
+    with translate(StoreError, path), own as made:
         try:
             with connected(client):
                 see(client, {**places, made: StoreError})

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import of_type
+from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
-from stem_dask.core.metadata import hdf5_tree, plain
+from stem_dask.core.metadata import hdf5_tree, to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.core.patterns import ABOUT_SOURCE
-from stem_dask.storage.publish import named
+from stem_dask.storage.errors import translate
 from stem_dask.writers.codecs import LEVELS, blosc_bytes, bytes_apart, deflated, whole_chunks
 from stem_dask.writers.spool import SpoolSink
 
@@ -59,7 +60,7 @@ class Hdf5Sink:
 
     def create(self, *, resume: bool) -> None:
         """Make the spool; the file itself is written at the end."""
-        with named(self.output.path), open(self.output.path, "wb"):
+        with translate(StoreError, self.output.path), open(self.output.path, "wb"):
             pass  # the temporary name marks the output as incomplete
         self.spool.create(resume=resume)
 
@@ -120,7 +121,7 @@ class Hdf5Sink:
         refuse_full_disk(path, sum(variable.nbytes for variable in known.values()))
         source = {key: patterns.attrs[key] for key in ABOUT_SOURCE if key in patterns.attrs}
         own = {key: value for key, value in patterns.attrs.items() if key not in source}
-        with named(path), h5py.File(path, "r+", locking=False) as file:
+        with translate(StoreError, path), h5py.File(path, "r+", locking=False) as file:
             _write_attrs(file, {**about, **source})
             data = file["patterns"]
             _write_attrs(data, own)
@@ -216,4 +217,4 @@ def _write_attrs(item: Any, attrs: Mapping[str, Any]) -> None:
             else:
                 item.attrs[key] = value
 
-    write(item, hdf5_tree(plain(attrs)))
+    write(item, hdf5_tree(to_json(attrs)))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
-from stem_dask.core.instrument import NAMES, dig, plain_tree, tree_at
-from stem_dask.core.metadata import hdf5_name, hdf5_tree
+from stem_dask.core.metadata import NAMES, dig, hdf5_name, hdf5_tree, signal_tree, tree_at
 from stem_dask.core.model import Axis
 from stem_dask.core.patterns import axes_of, blocks_of, content_of, lead_shape
-from stem_dask.storage.publish import named
+from stem_dask.storage.errors import translate
 from stem_dask.writers.hdf5 import Hdf5Sink, refuse_full_disk
 from stem_dask.writers.spool import SpoolSink
 
@@ -38,7 +38,7 @@ class HspySink(Hdf5Sink):
         signal, path = signal_of(self.output, patterns, analysis), self.output.path
         arrays = signal["metadata"]["stem_dask"].values()
         refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
-        with named(path):
+        with translate(StoreError, path):
             file_writer(path, signal, write_dataset=False, show_progressbar=False)
         return self.plugin_note()
 
@@ -108,7 +108,7 @@ def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
     >>> signal_metadata({"beam_energy_kv": 60.0, "metadata": {"Sample": {"description": "Au"}}, "k_origin": "detector"})
     {'Sample': {'description': 'Au'}, 'Acquisition_instrument': {'TEM': {'beam_energy': 60.0}}}
     """
-    tree: dict[str, Any] = _named(plain_tree(attrs.get("metadata") or {}))
+    tree: dict[str, Any] = _named(signal_tree(attrs.get("metadata") or {}))
     return tree_at({NAMES[name]: attrs[name] for name in NAMES if name in attrs}, tree)
 
 

@@ -15,7 +15,8 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import begin_sync, named, remove
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import begin_sync, remove
 from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
 
 #: first byte behind the offset, length in bytes, CRC-32
@@ -62,7 +63,7 @@ class InPlaceSink:
         n = prod(block.shape[:-2]) // len(starts)
         starts, n_bytes = [start * pattern_bytes for start in starts], n * pattern_bytes
         checksums = [0] * len(starts)
-        with named(path), open(path, "r+b", buffering=0) as file:
+        with translate(StoreError, path), open(path, "r+b", buffering=0) as file:
             for run, piece, first in split(block, [n] * len(starts)):
                 if first:
                     file.seek(self.offset[0] + starts[run])
@@ -120,7 +121,7 @@ class NpySink(InPlaceSink):
         }
         np.lib.format.write_array_header_1_0(header, words)
         self.offset[:] = [header.tell()]
-        with named(output.path), open(output.path, mode) as file:
+        with translate(StoreError, output.path), open(output.path, mode) as file:
             file.write(header.getvalue())
             file.truncate(header.tell() + prod(output.shape) * output.dtype.itemsize)
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, ChangedBlock, copied
 from stem_dask.core.errors import ConfigError, StoreError
 from stem_dask.core.patterns import content_of
-from stem_dask.readers.torch_pickle import STORAGES
+from stem_dask.readers.torch import STORAGES
 from stem_dask.storage.checksums import combine_crc, crc32
-from stem_dask.storage.publish import named
+from stem_dask.storage.errors import translate
 from stem_dask.writers.npy import InPlaceSink, Run
 
 #: ``scan`` and ``bare`` have the shape of the patterns, ``nchw`` and ``tensor`` (N, 1, H, W); the last two are bare tensors
@@ -92,7 +92,7 @@ class PtSink(InPlaceSink):
     ) -> None:
         """Write the archive around the patterns; existing blocks stay."""
         crc, whole = combine_crc((n, crc) for _, n, crc in runs), self._whole(arrays)
-        with named(self.output.path), open(self.output.path, mode) as file:
+        with translate(StoreError, self.output.path), open(self.output.path, mode) as file:
             self.offset[:] = [write_archive(file, whole, crc)]
 
     def complete(self, patterns: Any, analysis: Any, about: Mapping[str, Any]) -> list[str]:

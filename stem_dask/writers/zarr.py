@@ -27,11 +27,12 @@ from stem_dask.core.batches import Block, of_type
 from stem_dask.core.chunks import MIB
 from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
-from stem_dask.core.metadata import plain
+from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.core.patterns import ABOUT_SOURCE, PROFILE_RADIUS, attrs_of, lead_dims
-from stem_dask.storage import s3 as objects
-from stem_dask.storage.publish import DOCUMENT, damage, named, remove
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import Status, at, of_output
+from stem_dask.storage.publish import DOCUMENT, damage, remove
 from stem_dask.storage.staging import begin_staging, refuse_other_files, remove_unfinished
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.codecs import LEVELS, checked, compressed, shuffle_of, whole_chunks
@@ -131,11 +132,11 @@ class ObjectStoreSink(StoreSink):
 
     def create(self, *, resume: bool) -> None:
         """Invalidate the older output; remove its shards, or keep those of the run that is resumed."""
-        objects.remove(f"{self.output.url}/{DOCUMENT}")
+        at(self.output.url, DOCUMENT).unlink()
         if resume and self.is_begun():
             return
         super().create(resume=False)
-        objects.remove_below(self.output.url)
+        at(self.output.url).remove_below()
 
     def write(
         self, index: int, region: Region, blocks: Mapping[str, NDArray | Block]
@@ -143,28 +144,28 @@ class ObjectStoreSink(StoreSink):
         """Upload one shard; its ETag is recorded."""
         name = self.shard(region)
         content = b"".join(shard_contents(self.output, region, blocks["patterns"]))
-        etag = objects.put(f"{self.output.url}/{name}", content)
+        etag = at(self.output.url, name).write_bytes(content)
         return {"shard": name, "etag": etag, "bytes": len(content)}
 
     def verify(self, record: Record) -> str | None:
         """Compare size and ETag of the shard without reading it: that finds missing, truncated and replaced shards."""
-        with objects.of_output():
+        with of_output():
             try:
-                found = objects.look(f"{self.output.url}/{record.extra.get('shard')}")
+                found = at(self.output.url, str(record.extra.get("shard"))).stat()
             except FileNotFoundError:
                 found = None
         return self._difference(record, found)
 
     def finish(self, records: Sequence[Record]) -> None:
         """Compare all shards with their records in one listing."""
-        with objects.of_output():
-            there = dict(objects.below(f"{self.output.url}/patterns"))
+        with of_output():
+            there = dict(at(self.output.url, "patterns").below())
         for record in records:
             found = there.get(str(record.extra["shard"]).removeprefix("patterns/"))
             if (what := self._difference(record, found)) is not None:
                 raise StoreError(f"{what}; the same command writes it again")
 
-    def _difference(self, record: Record, found: objects.Status | None) -> str | None:
+    def _difference(self, record: Record, found: Status | None) -> str | None:
         """How a shard differs from its record."""
         extra = record.extra
         url = f"{self.output.url}/{extra.get('shard')}"
@@ -188,7 +189,7 @@ def publish_objects(built: str, url: str) -> None:
     """Upload a local folder after the shards, the zarr.json of the root last, and remove the folder."""
 
     def send(name: str) -> None:
-        objects.put(f"{url}/{name}", Path(built, name).read_bytes())
+        at(url, name).write_bytes(Path(built, name).read_bytes())
 
     files = (str(path.relative_to(built)) for path in Path(built).rglob("*") if path.is_file())
     with ThreadPoolExecutor(8) as pool:
@@ -238,7 +239,7 @@ def empty_store(path: str) -> None:
     import zarr
 
     remove(path)
-    with named(path):
+    with translate(StoreError, path):
         zarr.create_group(path, zarr_format=3)
 
 
@@ -264,7 +265,7 @@ def create_array(
     elif codec != "none":
         blosc: Any = BloscCodec
         packing = [blosc(cname=codec, clevel=LEVELS[codec], shuffle=shuffle_of(dtype))]
-    with named(store if isinstance(store, str) else name):
+    with translate(StoreError, store if isinstance(store, str) else name):
         return zarr.create_array(
             store,
             name=name,
@@ -274,7 +275,7 @@ def create_array(
             shards=None if shards is None else tuple(shards),
             compressors=[*packing, Crc32cCodec()],
             fill_value=0,
-            attributes=plain(attrs or {}),
+            attributes=to_json(attrs or {}),
             dimension_names=list(dims) or None,
             chunk_key_encoding={"name": "default", "separator": "."},
             config={"write_empty_chunks": True},
@@ -292,7 +293,7 @@ def write_array(
     remove(Path(path, name))
     chunks = [max(1, min(n, _POSITIONS)) for n in values.shape]
     array = create_array(path, name, values.shape, values.dtype, dims, chunks, attrs=attrs)
-    with named(path):
+    with translate(StoreError, path):
         array[...] = values
 
 
@@ -308,8 +309,8 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
             continue
         dims = [str(dim) for dim in variable.dims]
         write_array(path, f"{name}/{key}", values, dims, variable.attrs)
-    with named(path):
-        zarr.open_group(path, path=name, mode="a", zarr_format=3).attrs.put(plain(attrs))
+    with translate(StoreError, path):
+        zarr.open_group(path, path=name, mode="a", zarr_format=3).attrs.put(to_json(attrs))
 
 
 def write_profiles(
@@ -350,7 +351,7 @@ def write_profiles(
         values = np.zeros((min(height, lead[0] - top), *lead[1:], n), dtype)
         for (along, *rest), block in those:
             values[(slice(along.start - top, along.stop - top), *rest)] = block["profile"]
-        with named(path):
+        with translate(StoreError, path):
             array[top : top + height] = values
 
 
@@ -361,12 +362,12 @@ def finish_store(
     import zarr
 
     about, patterns_attrs = dict(attrs), patterns_attrs or {}
-    with named(path), warnings.catch_warnings():
+    with translate(StoreError, path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # consolidated metadata are not in the specification yet
         root = zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False)
         about |= {key: patterns_attrs[key] for key in ABOUT_SOURCE if key in patterns_attrs}
         rest = {key: value for key, value in patterns_attrs.items() if key not in ABOUT_SOURCE}
         if rest:
-            root["patterns"].attrs.update(plain(rest))
-        root.attrs.put(plain(about))
+            root["patterns"].attrs.update(to_json(rest))
+        root.attrs.put(to_json(about))
         zarr.consolidate_metadata(path, zarr_format=3)

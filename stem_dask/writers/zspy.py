@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import of_type
 from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
-from stem_dask.core.metadata import plain
+from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.publish import damage, remove
 from stem_dask.storage.staging import remove_unfinished
@@ -134,7 +134,7 @@ def write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
             attrs[key] = "_None_" if value is None else value
     group = zarr.open_group(folder, mode="a", zarr_format=2)
     if attrs:
-        group.attrs.put(plain(attrs))
+        group.attrs.put(to_json(attrs))
 
 
 def make_array(
