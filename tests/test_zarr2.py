@@ -6,14 +6,14 @@ import zarr
 
 from stem_dask.core.formats import Output
 from stem_dask.writers.codecs import compressed
-from stem_dask.writers.zspy import ZspySink, make_array, write_tree
+from stem_dask.writers.zspy import ZspySink, write_tree
 
 TYPES = ("?", "i1", "u2", ">u2", "i4", "u8", "f4", ">f4", "f8", "c8", "c16")
 SHAPES = ((2, 3), (7,), (1, 2, 3), ())
 
 
-def written(folder, values, codec="auto"):
-    make_array(folder, values.shape, values.dtype, values.shape, codec)[...] = values
+def written(folder, values):
+    write_tree(folder.parent, {folder.name: values})
     return zarr.open_array(folder, mode="r", zarr_format=2)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, inner_chunk, shard_shape
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
-from stem_dask.core.formats import FORMATS, Output, format_of
+from stem_dask.core.formats import FORMATS, Format, Output
 from stem_dask.core.metadata import dig, from_text, tree_at
 from stem_dask.core.patterns import (
     ABOUT_SOURCE,
@@ -110,26 +110,31 @@ class Target:
     url: str = ""
 
     def __post_init__(self) -> None:
-        path, suffix, form = self.path, Path(self.path).suffix.lower(), format_of(self.path)
-        if form is None:
+        path, suffix = self.path, Path(self.path).suffix.lower()
+        if suffix not in FORMATS:
             known = ", ".join(FORMATS)
             raise ConfigError(
                 f"{path}: cannot export to {suffix or 'no suffix'}; known are {known}"
             )
         if self.codec not in CODECS:
-            raise ConfigError(
-                f"{path}: the codec is {self.codec!r}; expected one of {', '.join(CODECS)}"
-            )
-        if not form.is_packed and self.codec not in ("auto", "none"):
+            known = ", ".join(CODECS)
+            raise ConfigError(f"{path}: the codec is {self.codec!r}; expected one of {known}")
+        if not self.format.is_packed and self.codec not in ("auto", "none"):
             packed = ", ".join(suffix for suffix, known in FORMATS.items() if known.is_packed)
             raise ConfigError(
                 f"{path}: the codec is {self.codec}, but {suffix} files are not compressed; leave it at auto, or "
                 f"write one of {packed}"
             )
         if suffix == ".pt" and self.layout not in LAYOUTS:
-            raise ConfigError(f"layout is {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
+            known = ", ".join(LAYOUTS)
+            raise ConfigError(f"layout is {self.layout!r}; expected one of {known}")
         if self.dtype == np.int64 and self.patterns.attrs.get("maximum", 0) > 2.0**63:
             check_int64(self.patterns.attrs["maximum"])  # a float: of 2**63 itself `PtSink` decides
+
+    @property
+    def format(self) -> Format:
+        """Its row in the table of formats."""
+        return FORMATS[Path(self.path).suffix.lower()]
 
     @property
     def built(self) -> str:
@@ -145,19 +150,19 @@ class Target:
     def dtype(self) -> np.dtype:
         """Type of the patterns in the file."""
         dtype = self.patterns.dtype.newbyteorder("=")
-        is_signed = Path(self.path).suffix.lower() == ".pt" and not self.keep_dtype
+        is_signed = self.format is FORMATS[".pt"] and not self.keep_dtype
         return signed_dtype(dtype) if is_signed else dtype
 
     def outputs(self) -> dict[str, da.Array]:
         """Lazy arrays to compute: ``patterns``, and for HyperSpy ``navigator``, the intensity of each pattern."""
         found = {"patterns": blocks_of(self.patterns)}
-        if FORMATS[Path(self.path).suffix.lower()].has_navigator:
+        if self.format.has_navigator:
             found["navigator"] = inside_of_blocks(self.patterns, 0.0, "navigator")
         return found
 
     def sink(self) -> Any:
         """Sink for the blocks of `outputs`; raises ConfigError when a chunk is too large to be compressed."""
-        patterns, form = self.patterns, FORMATS[Path(self.path).suffix.lower()]
+        patterns, form = self.patterns, self.format
         chunks, shards = store_chunks(patterns, self.rechunk, form.chunk_bytes)
         n_bytes = prod(chunks) * patterns.dtype.itemsize
         if form.is_packed and n_bytes > LARGEST_CHUNK:
@@ -165,22 +170,21 @@ class Target:
                 f"{self.path}: a chunk would have {n_bytes:,} bytes, more than {LARGEST_CHUNK:,}; leave rechunk at "
                 "true, or lower output.chunk_mb"
             )
-        return form.load()(
-            Output(
-                self.built,
-                tuple(map(int, patterns.shape)),
-                self.dtype,
-                chunks,
-                shards,
-                self.codec,
-                tuple(map(str, patterns.dims)),
-                self.title,
-                self.layout,
-                self.spool,
-                self.url,
-                content_of(patterns, self.analysis),
-            )
+        output = Output(
+            self.built,
+            tuple(map(int, patterns.shape)),
+            self.dtype,
+            chunks,
+            shards,
+            self.codec,
+            tuple(map(str, patterns.dims)),
+            self.title,
+            self.layout,
+            self.spool,
+            self.url,
+            content_of(patterns, self.analysis),
         )
+        return form.load()(output)
 
     def finish(
         self,
@@ -211,11 +215,9 @@ class Target:
         if valid is not None:
             patterns = patterns.assign_coords(valid=(lead_dims(patterns), np.asarray(valid)))
         analysis = self.analysis if analysis is None else analysis
-        sink = self.sink()
+        sink, about = self.sink(), {"title": self.title, **(about or {})}
         with translate(StoreError, self.path):
-            notes: list[str] = sink.complete(
-                patterns, analysis, {"title": self.title, **(about or {})}
-            )
+            notes: list[str] = sink.complete(patterns, analysis, about)
         return notes
 
 
@@ -305,11 +307,10 @@ def export(
     refuse_url("path", str(path), way)
     path = str(Path(path).expanduser().absolute())
     patterns = patterns_of(patterns)
-    patterns = _regular(
-        as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
-            {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
-        )
-    )
+    blocks = blocks_of(patterns)
+    blocks = blocks.rechunk([chunks[0] for chunks in blocks.chunks])  # equal ones
+    kept = {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
+    patterns = as_patterns(blocks, axes_of(patterns), patterns.attrs).assign_coords(kept)
     title = title or str(patterns.attrs.get("title", "4D-STEM"))
     target = Target(
         path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
@@ -354,9 +355,8 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
     """Refuse workers on machines that do not see the input or the output folder."""
     from stem_dask.engine.clients import see
 
-    places: dict[str, type[SourceError] | type[StoreError]]
     source = patterns.attrs.get("source")
-    places = {source: SourceError} if source and os.path.exists(source) else {}
+    places: dict[str, Any] = {source: SourceError} if source and os.path.exists(source) else {}
     folder = next(parent for parent in Path(path).parents if parent.is_dir())
     own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
     with translate(StoreError, path), own as made:
@@ -398,17 +398,12 @@ def to_hyperspy(patterns: Any) -> Any:
         ) from error
 
     patterns = patterns_of(patterns)
-    axes = axes_of(patterns)
-    described = [
-        {**signal_axis(axis, axis.name, i, i < len(axes) - 2), "is_binned": False}
-        for i, axis in enumerate(axes)
-    ]
-    metadata = signal_metadata(patterns.attrs)
-    title = str(patterns.attrs.get("title", ""))
-    metadata = tree_at({"General.title": title}, metadata)
-    signal_type = dig(metadata, "Signal.signal_type") or ""
-    signal = hs.signals.Signal2D(blocks_of(patterns), axes=described, metadata=metadata).as_lazy()
-    signal.set_signal_type(signal_type)
+    names = list(map(str, patterns.dims))
+    axes = [signal_axis(axis, axis.name, names) for axis in axes_of(patterns)]
+    title = {"General.title": str(patterns.attrs.get("title", ""))}
+    metadata = tree_at(title, signal_metadata(patterns.attrs))
+    signal = hs.signals.Signal2D(blocks_of(patterns), axes=axes, metadata=metadata).as_lazy()
+    signal.set_signal_type(dig(metadata, "Signal.signal_type") or "")
     return signal
 
 
@@ -427,11 +422,8 @@ def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True
     ('export .pt nchw', 'export .h5 lz4 whole blocks')
     """
     suffix = Path(path).suffix
-    words = ["export", suffix]
-    words += [layout] if suffix == ".pt" else []
-    words += [codec] if codec != "auto" else []
-    words += [] if rechunk else ["whole blocks"]
-    return " ".join(words)
+    words = ["export", suffix, layout if suffix == ".pt" else "", codec if codec != "auto" else ""]
+    return " ".join(filter(None, [*words, "" if rechunk else "whole blocks"]))
 
 
 def open_store(
@@ -473,15 +465,3 @@ def active_client() -> Any:
         return default_client()
     except ValueError:
         return None
-
-
-def _regular(patterns: xr.DataArray) -> xr.DataArray:
-    """Rechunk to equal blocks along the scan, if needed."""
-    data = patterns.data
-    lead = tuple(chunks[0] for chunks in data.chunks[:-2])
-    wanted = {i: n for i, n in enumerate(lead)}
-    return (
-        patterns.copy(data=data.rechunk(wanted))
-        if any(len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0] for chunks in data.chunks[:-2])
-        else patterns
-    )

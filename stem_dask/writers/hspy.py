@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,10 +71,9 @@ def signal_of(
         "General.title": output.title if output.title.strip(".") else "",  # as in `experiment`
         "Signal.signal_type": dig(known, "Signal.signal_type") or "",
     }
-    names = {"scan_y": "y", "scan_x": "x"}
     axes = [
-        signal_axis(axis, names.get(axis.name, axis.name), i, i < total.ndim)
-        for i, axis in enumerate(axes_of(patterns))
+        signal_axis(axis, axis.name.removeprefix("scan_"), output.dims)
+        for axis in axes_of(patterns)
     ]
     empty = ("original_metadata", "learning_results", "tmp_parameters", "models")
     nothing: dict[str, Any] = {name: {} for name in empty}
@@ -117,8 +116,9 @@ def _named(tree: dict[str, Any]) -> dict[str, Any]:
     return {hdf5_name(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
-def signal_axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, Any]:
-    """An axis as HyperSpy describes it."""
+def signal_axis(axis: Axis, name: str, dims: Sequence[str]) -> dict[str, Any]:
+    """An axis of patterns as HyperSpy describes it."""
+    index = dims.index(axis.name)
     return {
         "_type": "UniformDataAxis",
         "name": name,
@@ -126,7 +126,7 @@ def signal_axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, 
         "scale": float(axis.scale),
         "offset": float(axis.offset),
         "size": int(axis.size),
-        "navigate": navigate,
+        "navigate": index < len(dims) - 2,
         "is_binned": False,
         "index_in_array": index,
     }

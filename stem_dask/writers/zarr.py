@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +41,8 @@ from stem_dask.writers.spool import write_file
 if TYPE_CHECKING:
     import xarray as xr
 
-#: positions per chunk of the small arrays, along each axis
-_POSITIONS = 2**20
-
 #: largest shard of the profiles: uncompressed bytes, and chunks; several whole ones are uploaded to an object store at once
 PROFILE_FILE_BYTES, PROFILE_FILE_CHUNKS = 16 * MIB, 256
-
-#: offset and length of a chunk that is not in the shard
-_MISSING = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -204,7 +198,7 @@ def shard_contents(output: Output, region: Region, block: NDArray | Block) -> It
     n_lead, chunks = len(region), output.chunks
     block = of_type(block, output.dtype)
     counts = [whole // part for whole, part in zip(output.shards, chunks, strict=True)][:n_lead]
-    index = np.full((*counts, 2), _MISSING, "<u8")
+    index = np.full((*counts, 2), 2**64 - 1, "<u8")  # of a chunk that is not in the shard
     n_bytes = 0
     for origin, chunk in whole_chunks(block, region, chunks, output.shape):
         content = checked(compressed(chunk, output.codec))
@@ -245,7 +239,7 @@ def empty_store(path: str) -> None:
 
 def create_array(
     store: Any,
-    name: str,
+    name: str | None,
     shape: Sequence[int],
     dtype: np.dtype,
     dims: Sequence[str],
@@ -253,32 +247,45 @@ def create_array(
     shards: Sequence[int] | None = None,
     codec: str = "auto",
     attrs: Mapping[str, Any] | None = None,
+    zarr_format: Literal[2, 3] = 3,
 ) -> Any:
-    """Create an empty array with the codecs of `shard_contents`."""
+    """Create an empty array with the codecs of `compressed`, in zarr 3 with checksums."""
+    import numcodecs
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
     codec = "lz4" if codec == "auto" else codec
+    level, shuffle = LEVELS.get(codec, 0), shuffle_of(dtype)
     packing: list[Any] = []
     if codec == "gzip":
-        packing = [GzipCodec(level=LEVELS[codec])]
-    elif codec != "none":
+        packing = [GzipCodec(level=level) if zarr_format == 3 else numcodecs.GZip(level)]
+    elif codec != "none" and zarr_format == 3:
         blosc: Any = BloscCodec
-        packing = [blosc(cname=codec, clevel=LEVELS[codec], shuffle=shuffle_of(dtype))]
-    with translate(StoreError, store if isinstance(store, str) else name):
+        packing = [blosc(cname=codec, clevel=level, shuffle=shuffle)]
+    elif codec != "none":
+        number = {"bitshuffle": numcodecs.Blosc.BITSHUFFLE, "shuffle": numcodecs.Blosc.SHUFFLE}
+        packing = [numcodecs.Blosc(codec, level, number[shuffle])]
+    options: dict[str, Any] = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    if zarr_format == 3:
+        packing.append(Crc32cCodec())
+        # chunks lie in one folder, because creating folders is slow
+        options["chunk_key_encoding"] = {"name": "default", "separator": "."}
+        options["dimension_names"] = list(dims) or None
+    with translate(StoreError, store if isinstance(store, str) else str(name)):
         return zarr.create_array(
             store,
             name=name,
             shape=tuple(shape),
             dtype=dtype.newbyteorder("="),
-            chunks=tuple(chunks),
+            chunks=tuple(max(1, n) for n in chunks),
             shards=None if shards is None else tuple(shards),
-            compressors=[*packing, Crc32cCodec()],
+            compressors=packing or None,
             fill_value=0,
             attributes=to_json(attrs or {}),
-            dimension_names=list(dims) or None,
-            chunk_key_encoding={"name": "default", "separator": "."},
+            zarr_format=zarr_format,
             config={"write_empty_chunks": True},
+            overwrite=True,
+            **options,
         )
 
 
@@ -290,8 +297,7 @@ def write_array(
     attrs: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a small array of a store in place of anything that exists."""
-    remove(Path(path, name))
-    chunks = [max(1, min(n, _POSITIONS)) for n in values.shape]
+    chunks = [min(n, 2**20) for n in values.shape]
     array = create_array(path, name, values.shape, values.dtype, dims, chunks, attrs=attrs)
     with translate(StoreError, path):
         array[...] = values
@@ -330,7 +336,6 @@ def write_profiles(
     dims, lead : names of the axes, and sizes of the leading ones
     chunk : positions of a block
     """
-    remove(Path(path, "analysis", "profile"))
     blocks = iter(blocks)
     first = next(blocks, None)
     if first is None:

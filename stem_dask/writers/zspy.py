@@ -20,9 +20,10 @@ from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.publish import damage, remove
 from stem_dask.storage.staging import remove_unfinished
-from stem_dask.writers.codecs import LEVELS, compressed, shuffle_of, whole_chunks
+from stem_dask.writers.codecs import compressed, whole_chunks
 from stem_dask.writers.hspy import experiment, signal_of
 from stem_dask.writers.spool import SpoolSink, write_file
+from stem_dask.writers.zarr import create_array
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,11 +55,10 @@ class ZspySink:
         """Create the groups and the empty array, unless an interrupted run left the same."""
         import zarr
 
-        path, output = Path(self.output.path), self.output
-        options = (output.shape, output.dtype, output.chunks, output.codec)
+        path = Path(self.output.path)
         try:
             found: Any = zarr.open_array(self._group / "data", mode="r", zarr_format=2)
-            begun = resume and found.metadata == make_array({}, *options).metadata
+            begun = resume and found.metadata == self._array({}).metadata
         except (OSError, ValueError):
             begun = False
         if begun:
@@ -69,8 +69,14 @@ class ZspySink:
             write_tree(self._group.parent, {})
             write_tree(self._group, {})
             # last, because a resumed run keeps the chunks below an existing array
-            make_array(self._group / "data", *options)
+            self._array(self._group / "data")
         self._spool.create(resume=resume)
+
+    def _array(self, store: Any) -> Any:
+        """The empty array."""
+        one = self.output
+        parts = (one.shape, one.dtype, (), one.chunks, None, one.codec)
+        return create_array(store, None, *parts, zarr_format=2)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write the chunks of one block."""
@@ -126,7 +132,8 @@ def write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             write_tree(folder / key, value)
         elif isinstance(value, np.ndarray):
-            make_array(folder / key, value.shape, value.dtype, value.shape, "auto")[...] = value
+            parts = (value.shape, value.dtype, (), value.shape)
+            create_array(folder / key, None, *parts, zarr_format=2)[...] = value
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             numbered = {str(i): item for i, item in enumerate(value)}
             write_tree(folder / f"_list_{len(value)}_{key}", numbered)
@@ -135,31 +142,3 @@ def write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
     group = zarr.open_group(folder, mode="a", zarr_format=2)
     if attrs:
         group.attrs.put(to_json(attrs))
-
-
-def make_array(
-    store: Any, shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int], codec: str
-) -> Any:
-    """Create an empty array in a folder, or in memory, whose chunk files lie in a folder per axis."""
-    import numcodecs
-    import zarr
-
-    codec = "lz4" if codec == "auto" else codec
-    compressor = None
-    if codec == "gzip":
-        compressor = numcodecs.GZip(LEVELS[codec])
-    elif codec != "none":
-        shuffle = {"bitshuffle": 2, "shuffle": 1}[shuffle_of(dtype)]
-        compressor = numcodecs.Blosc(codec, LEVELS[codec], shuffle)
-    return zarr.create_array(
-        store,
-        shape=tuple(shape),
-        dtype=dtype.newbyteorder("="),
-        chunks=tuple(max(1, n) for n in chunks),
-        compressors=compressor,
-        fill_value=0,
-        zarr_format=2,
-        chunk_key_encoding={"name": "v2", "separator": "/"},
-        config={"write_empty_chunks": True},
-        overwrite=True,
-    )
