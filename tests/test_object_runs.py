@@ -21,7 +21,7 @@ from stem_dask.core.errors import (
 )
 from stem_dask.engine.owner import Owner
 from stem_dask.job import run as pipeline
-from stem_dask.job.prepare import begun, prepare
+from stem_dask.job.plan import begun, prepare
 from stem_dask.storage import s3 as object_access
 from stem_dask.storage import s3 as objects
 

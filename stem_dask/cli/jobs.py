@@ -20,8 +20,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, InterruptedRunError, StemDaskError
 from stem_dask.core.text import by
 from stem_dask.engine.state import unfinished_token
-from stem_dask.job.outputs import is_there
-from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
+from stem_dask.job.plan import Plan, begun, input_lines, is_there, prepare, refuse_too_small
 from stem_dask.storage.urls import is_url
 
 if TYPE_CHECKING:
@@ -138,10 +137,10 @@ class Batch:
             if outcome is not None:
                 self._note(dataset, outcome)
 
-    def _refuse_too_small(self, prepared: Prepared) -> None:
+    def _refuse_too_small(self, plan: Plan) -> None:
         """Check the memory of planned workers, unless they have been started."""
         if self.connection is None:
-            refuse_too_small(prepared)
+            refuse_too_small(plan)
 
     def _open(self) -> list[Dataset]:
         return [dataset for dataset in self.datasets if dataset.row.exit_code is None]
@@ -186,22 +185,22 @@ class Batch:
 
     def _look(self) -> bool:
         """Whether any job is to run; errors are raised again, and reported, when the job runs."""
-        looked: list[tuple[Dataset, Prepared]] = []
+        looked: list[tuple[Dataset, Plan]] = []
         for dataset in self.datasets:
             with contextlib.suppress(StemDaskError, OSError):
                 looked.append((dataset, prepare(dataset.config)))
-        going_on = any(_is_unfinished(prepared) for _, prepared in looked)
+        going_on = any(_is_unfinished(plan) for _, plan in looked)
         waiting = []
-        for dataset, prepared in looked:
+        for dataset, plan in looked:
             with contextlib.suppress(StemDaskError, OSError):
-                if not (prepared.complete or self._replaced(dataset, prepared, going_on)):
-                    self._refuse_too_small(prepared)
-                    waiting.append(prepared.found)
+                if not (plan.complete or self._replaced(dataset, plan, going_on)):
+                    self._refuse_too_small(plan)
+                    waiting.append(plan.found)
         if waiting:
             self.largest = max(found.n_bytes for found in waiting)
         return bool(waiting)
 
-    def _replaced(self, dataset: Dataset, prepared: Prepared, going_on: bool) -> bool:
+    def _replaced(self, dataset: Dataset, plan: Plan, going_on: bool) -> bool:
         """Whether this command, before it was interrupted, has already replaced the output.
 
         To recognize that, the journals record permission to replace every older output before the first job starts.
@@ -214,8 +213,8 @@ class Batch:
             if prepare(kept).complete:
                 dataset.config, dataset.again = kept, dataset.config
                 return True
-        elif any(is_there(path) for path in prepared.outputs.all()):
-            with begun(prepared, restart=self._drops(dataset)):
+        elif any(is_there(path) for path in plan.outputs.all()):
+            with begun(plan, restart=self._drops(dataset)):
                 pass
         return False
 
@@ -243,46 +242,45 @@ class Batch:
 
     def _own_window(self, dataset: Dataset) -> "Window":
         """The window of one dataset alone; its analysis is kept for the crop."""
-        prepared = prepare(dataset.config)
-        height, width = prepared.found.source.shape[-2:]
+        plan = prepare(dataset.config)
+        height, width = plan.found.source.shape[-2:]
         dataset.detector = (int(height), int(width))
-        from stem_dask.job.analysis import stored_window
-        from stem_dask.job.passes import window_of
+        from stem_dask.job.passes import stored_window, window_of
 
         with contextlib.ExitStack() as stack:
-            complete = prepared.complete
+            complete = plan.complete
             if not complete:
-                self._refuse_too_small(prepared)
-                state = stack.enter_context(begun(prepared, restart=self._drops(dataset)))
+                self._refuse_too_small(plan)
+                state = stack.enter_context(begun(plan, restart=self._drops(dataset)))
                 complete = state.is_complete
             if complete:
-                window = stored_window(dataset.config, prepared.outputs.store)
+                window = stored_window(dataset.config, plan.outputs.store)
             else:
                 connection, step = self._connect(), self.line.step
-                for text in input_lines(prepared, state):
+                for text in input_lines(plan, state):
                     self._brief(text)
-                window = window_of(prepared, state, connection, step)
+                window = window_of(plan, state, connection, step)
         self.line.say(f"window      {by(window.shape)} px of {by(dataset.detector)}")
         return window
 
     def _one(self, dataset: Dataset) -> "Outcome":
         """Run one job."""
-        prepared = prepare(dataset.config)
+        plan = prepare(dataset.config)
         if self.common is not None:
             _check_common(dataset, self.common)
-            if prepared.complete and _stored_size(prepared) != list(self.common):
-                prepared = prepare(_another(dataset, prepared, self.common))
-        if prepared.complete:
+            if plan.complete and _stored_size(plan) != list(self.common):
+                plan = prepare(_another(dataset, plan, self.common))
+        if plan.complete:
             from stem_dask.job.results import already_complete
 
-            return already_complete(prepared.config, prepared.outputs)
-        self._refuse_too_small(prepared)
+            return already_complete(plan.config, plan.outputs)
+        self._refuse_too_small(plan)
         analyzed = self.common is not None and dataset.begun  # already shown
-        with begun(prepared, restart=self._drops(dataset)) as state:
+        with begun(plan, restart=self._drops(dataset)) as state:
             from stem_dask.job.run import run
 
             return run(
-                prepared,
+                plan,
                 say=None if analyzed else self._brief,
                 progress=self._step_after_analysis if analyzed else self.line.step,
                 state=state,
@@ -312,9 +310,9 @@ class Batch:
                 self.line.complain(f"{shown(dataset.row.input)}: {shortcoming(outcome)}")
 
 
-def _is_unfinished(prepared: Prepared) -> bool:
+def _is_unfinished(plan: Plan) -> bool:
     """Whether an earlier command left this job unfinished."""
-    return unfinished_token(prepared.outputs.path) == prepared.token
+    return unfinished_token(plan.outputs.path) == plan.token
 
 
 def _multiple(config: Config) -> int:
@@ -347,16 +345,16 @@ def _check_common(dataset: Dataset, common: tuple[int, int]) -> None:
     raise ConfigError(f"{path}: {why}; crop it alone: {shlex.quote(f'input.path={path}')}")
 
 
-def _stored_size(prepared: Prepared) -> Any:
+def _stored_size(plan: Plan) -> Any:
     """Height and width of the window of a finished dataset."""
-    return stored_results(prepared.config).get("window", {}).get("size")
+    return stored_results(plan.config).get("window", {}).get("size")
 
 
-def _another(dataset: Dataset, prepared: Prepared, common: tuple[int, int]) -> Config:
+def _another(dataset: Dataset, plan: Plan, common: tuple[int, int]) -> Config:
     """The job that replaces a finished dataset of another size, if overwriting is allowed."""
     if dataset.again is None:
         raise ConfigError(
-            f"{prepared.outputs.store} was cropped to {by(_stored_size(prepared))} px with other inputs, and the common "
+            f"{plan.outputs.store} was cropped to {by(_stored_size(plan))} px with other inputs, and the common "
             f"size is {by(common)} px now; add --overwrite to crop these inputs again, or give the former ones"
         )
     return dataset.again
@@ -436,7 +434,7 @@ def shortfall(row: Row) -> str:
 
 def stored_results(config: Config) -> Mapping[str, Any]:
     """results.json of a finished job; empty if it cannot be read."""
-    from stem_dask.job.outputs import Outputs
+    from stem_dask.job.plan import Outputs
 
     try:
         results = json.loads(Path(Outputs.of(config).results).read_text(encoding="utf-8"))
@@ -455,23 +453,23 @@ def shown(path: str) -> str:
 
 def run_one(config: "Config", *, quiet: bool, restart: bool, time_limit: float | None) -> int:
     """Run one job, print what happened; returns the exit code."""
-    from stem_dask.job.prepare import begun, prepare
+    from stem_dask.job.plan import begun, prepare
 
-    prepared = prepare(config)
-    if prepared.complete:
+    plan = prepare(config)
+    if plan.complete:
         from stem_dask.job.results import already_complete
 
-        outcome = already_complete(prepared.config, prepared.outputs)
+        outcome = already_complete(plan.config, plan.outputs)
         if not quiet:
             show(outcome)
         return outcome.exit_code
-    with stoppable(time_limit), begun(prepared, restart=restart) as state:
+    with stoppable(time_limit), begun(plan, restart=restart) as state:
         from stem_dask.job.run import (
             run,
         )  # after the lock, so that a locked output is reported at once
 
         with progress_shown(quiet) as (say, progress):
-            outcome = run(prepared, say=say, progress=progress, state=state, alone=True)
+            outcome = run(plan, say=say, progress=progress, state=state, alone=True)
     if not quiet:
         show(outcome)
     return outcome.exit_code

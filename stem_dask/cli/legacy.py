@@ -15,8 +15,7 @@ from stem_dask.cli.signals import each, stoppable
 if TYPE_CHECKING:
     from stem_dask.cli.jobs import Row
     from stem_dask.config.options import Config
-    from stem_dask.job.outputs import Outputs
-    from stem_dask.job.prepare import Prepared
+    from stem_dask.job.plan import Outputs, Plan
     from stem_dask.job.results import Outcome
     from stem_dask.readers.open import Found
 
@@ -226,7 +225,7 @@ def _crop_into(
 
 def _outputs(output: Path, *, figure: bool) -> "Outputs":
     """Names of the outputs; a .pt or .hspy is exported from an intermediate store, ``NAME.pt.zarr``."""
-    from stem_dask.job.outputs import Outputs
+    from stem_dask.job.plan import Outputs
 
     name, is_store = output.with_name(output.stem), output.suffix == ".zarr"
     return Outputs(
@@ -241,37 +240,36 @@ def _outputs(output: Path, *, figure: bool) -> "Outputs":
 def _outcome(config: "Config", outputs: "Outputs", *, quiet: bool, restart: bool) -> "Outcome":
     """Run or resume the job, unless it is complete already."""
     from stem_dask.engine.state import token_of
-    from stem_dask.job.outputs import check_lengths
-    from stem_dask.job.prepare import begun, prepare
+    from stem_dask.job.plan import begun, check_lengths, prepare
     from stem_dask.job.results import already_complete
 
     kept = replace(outputs, path=outputs.exports[0], exports=()) if outputs.exports else outputs
     check_lengths(outputs)
     # store and folder still exist if a kill prevented their removal
-    prepared = prepare(config, outputs if os.path.lexists(outputs.store) else kept)
-    if prepared.complete and token_of(outputs.path) is None:
+    plan = prepare(config, outputs if os.path.lexists(outputs.store) else kept)
+    if plan.complete and token_of(outputs.path) is None:
         return already_complete(config, kept)
-    if not prepared.complete:
-        prepared = replace(prepared, outputs=outputs)
+    if not plan.complete:
+        plan = replace(plan, outputs=outputs)
         _refuse_store_of_others(outputs)
-    with begun(prepared, restart=restart) as state:
+    with begun(plan, restart=restart) as state:
         if state.is_complete:
             outcome = already_complete(config, kept)
         else:
             from stem_dask.job.run import run
 
             with progress_shown(quiet) as (say, progress):
-                outcome = run(prepared, say=say, progress=progress, state=state, alone=True)
+                outcome = run(plan, say=say, progress=progress, state=state, alone=True)
             lines = tuple(line for line in outcome.lines if not line.startswith("file "))
             files = tuple(f"file        {path}" for path in kept.local())
             outcome = replace(outcome, lines=(*lines, *files))
-        if prepared.outputs != kept:
-            _drop_store(replace(prepared, outputs=kept), outputs.store)
+        if plan.outputs != kept:
+            _drop_store(replace(plan, outputs=kept), outputs.store)
         state.forget()
     return outcome
 
 
-def _drop_store(prepared: "Prepared", store: str) -> None:
+def _drop_store(plan: "Plan", store: str) -> None:
     """Copy the provenance from the intermediate store to results.json, and remove the store."""
     import json
 
@@ -279,10 +277,10 @@ def _drop_store(prepared: "Prepared", store: str) -> None:
     from stem_dask.report.text import write_json
     from stem_dask.storage.publish import opened, remove
 
-    path = prepared.outputs.results
+    path = plan.outputs.results
     with opened(path, "r") as file:
         results = json.load(file)
-    write_json(path, {**results, **made_by(prepared)})
+    write_json(path, {**results, **made_by(plan)})
     remove(store)
 
 
@@ -303,7 +301,7 @@ def _config(
     options: argparse.Namespace, source: Path, output: Path, outputs: "Outputs"
 ) -> "Config":
     from stem_dask.config.load import config_of, configs_from
-    from stem_dask.job.prepare import find_input
+    from stem_dask.job.plan import find_input
 
     found = find_input(config_of(source, options.overrides))
     job = _crop_options(options, str(source), outputs.path, found)
