@@ -24,10 +24,10 @@ from stem_dask.core.batches import (
 from stem_dask.kernels.sums import add_patterns
 from stem_dask.readers.batches import Part
 from stem_dask.stages.downsample import downsample, downsample_blocks
+from stem_dask.stages.export import open_store
 from stem_dask.stages.patterns import as_arrays
 from stem_dask.stages.summary import block_statistics
 from stem_dask.writers.codecs import whole_chunks
-from stem_dask.writers.export import open_store
 
 
 class Seen:

@@ -18,7 +18,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, InterruptedRunError, StemDaskError
 from stem_dask.core.text import by
 from stem_dask.job.plan import Plan, begun, input_lines, is_there, prepare, refuse_too_small
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 if TYPE_CHECKING:
     from stem_dask.cluster.connect import Connection

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
 from stem_dask.core.model import Device, Progress, Region, Step, Window, Worker
+from stem_dask.core.patterns import (
+    PROFILE_RADIUS,
+    attrs_of,
+    axes_of,
+    coordinate,
+    labelled,
+    lead_dims,
+    lead_shape,
+)
 from stem_dask.core.text import by
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
@@ -50,7 +60,6 @@ from stem_dask.report import text as report
 from stem_dask.report.figure import draw, figure_data
 from stem_dask.stages.analyze import (
     PER_PATTERN,
-    PROFILE_RADIUS,
     REDUCED,
     analysis_attrs,
     analysis_of_blocks,
@@ -58,17 +67,11 @@ from stem_dask.stages.analyze import (
 )
 from stem_dask.stages.crop import crop_blocks, filled_fractions
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
+from stem_dask.stages.export import export_from_store, export_job, open_store
+from stem_dask.stages.formats import FORMATS, Target
 from stem_dask.stages.mask import apply_mask, read_mask, suspected_hot_pixels
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
 from stem_dask.stages.open import block_array, corrected, lazy_blocks
-from stem_dask.stages.patterns import (
-    attrs_of,
-    axes_of,
-    coordinate,
-    labelled,
-    lead_dims,
-    lead_shape,
-)
 from stem_dask.stages.summary import block_statistics, stored_radii
 from stem_dask.stages.validate import (
     FLOAT_SLACK,
@@ -77,11 +80,8 @@ from stem_dask.stages.validate import (
     retention_statistics,
 )
 from stem_dask.stages.window import choose_window
+from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
-from stem_dask.storage.s3 import at
-from stem_dask.storage.urls import is_url
-from stem_dask.writers.export import export_from_store, export_job, open_store
-from stem_dask.writers.formats import FORMATS, Target
 from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import (
     empty_store,
@@ -679,7 +679,7 @@ def _write_analysis_alone(job: Job, path: str) -> None:
 
 def _provenance(job: Job) -> dict[str, Any]:
     """Attributes of the store's root group."""
-    info = job.plan.found.info
+    info, packages = job.plan.found.info, ("stem_dask", "numpy", "dask", "zarr", "numba")
     name, n_bytes, changed = job.plan.found.identity
     source = {"path": name, "bytes": n_bytes, "modified_ns": changed, "notes": list(info.notes)}
     return {
@@ -688,7 +688,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "config": to_dict(job.config),
         "contents": job.plan.contents,
         "input": source,
-        "versions": report.versions("stem_dask", "numpy", "dask", "zarr", "numba"),
+        "versions": {name: version(name) for name in packages},
         "quarantined": int((~job.valid).sum()),
         "hot_pixels": job.hot,
     }
@@ -752,7 +752,12 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
             "dtype": str(found.source.dtype),
             "notes": found.info.notes,
         },
-        "sizes": report.sizes(found.n_bytes, out.nbytes, stored_bytes(store)),
+        "sizes": {
+            "input_bytes": found.n_bytes,
+            "output_bytes": int(out.nbytes),
+            "stored_bytes": stored_bytes(store),
+            "reduction": found.n_bytes / out.nbytes,
+        },
         "hot_pixels": {
             "number": len(job.hot),
             "positions": job.hot[: report.MAX_HOT],

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from stem_dask.core.chunks import check_size
 from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.core.text import size
 from stem_dask.core.window import check_center, check_factor, check_window
-from stem_dask.engine.owner import owned
+from stem_dask.engine.lock import owned
 from stem_dask.engine.state import (
     RunState,
     open_state,
@@ -31,6 +31,7 @@ from stem_dask.readers.open import Found, find
 from stem_dask.readers.user_calibration import with_given
 from stem_dask.readers.views import DETECTOR_SLOWEST
 from stem_dask.stages.references import KEYS, digest_of, read_plane, reference
+from stem_dask.storage.location import at, check_path, is_url, of_output, refuse_url
 from stem_dask.storage.publish import (
     DOCUMENT,
     make_folder,
@@ -41,8 +42,6 @@ from stem_dask.storage.publish import (
     temporary,
     temporary_names,
 )
-from stem_dask.storage.s3 import at, of_output, remove_below
-from stem_dask.storage.urls import check_path, is_url, refuse_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: options of the input that `find` does not take
@@ -242,11 +241,11 @@ def begun(plan: Plan, *, restart: bool = False) -> Iterator[RunState]:
     make_folder(outputs.path)
     options = _deciding(to_dict(plan.config), plan.contents)
     elsewhere = contextlib.ExitStack()  # the owner file in an object store, for other machines
-    owners = []
+    checks = list[Callable[[], None]]()
 
     def is_complete() -> bool:
         if outputs.url is not None:
-            owners.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
+            checks.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
         try:
             return _is_complete(plan.config, outputs, plan.token, plan.contents)
         except BaseException:
@@ -258,7 +257,7 @@ def begun(plan: Plan, *, restart: bool = False) -> Iterator[RunState]:
     )
     try:
         with opened as state, elsewhere:  # released before the local lock
-            state.elsewhere += [owner.check for owner in owners[:1]]
+            state.elsewhere += checks
             try:
                 yield state
             except BaseException:
@@ -276,7 +275,7 @@ def _remove_shards(outputs: Outputs, state: RunState) -> None:
     with contextlib.suppress(StemDaskError):  # the first error is raised
         state.check_ownership()
         if not at(outputs.store, DOCUMENT).is_file():
-            remove_below(outputs.store)
+            at(outputs.store).remove_below()
 
 
 def input_lines(plan: Plan, state: RunState) -> list[str]:

@@ -16,14 +16,13 @@ import xarray as xr
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.model import Window
+from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.job.plan import Outputs, Plan, n_quarantined
 from stem_dask.report import text as report
-from stem_dask.stages.patterns import lead_dims
 from stem_dask.stages.summary import stored_radii
 from stem_dask.stages.window import choose_window
-from stem_dask.storage.s3 import below
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import at, is_url
 from stem_dask.writers.zarr import open_group
 
 #: a window with more than this share of the pixels hardly reduces the data
@@ -75,7 +74,7 @@ def already_complete(config: Config, outputs: Outputs) -> Outcome:
 def stored_bytes(path: str) -> int:
     """Bytes of a file, of all files below a folder, or of all objects below a URL."""
     if is_url(path):
-        return sum(status.st_size for _, status in below(path))
+        return sum(status.st_size for _, status in at(path).below())
     return report.tree_bytes(path)
 
 

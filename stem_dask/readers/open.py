@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from stem_dask.core.errors import SourceError, translate_os_errors
+from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis, SourceInfo
 from stem_dask.core.text import by
 from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
@@ -21,7 +21,7 @@ from stem_dask.readers.layout import Arranged, Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
 from stem_dask.readers.source import Candidate, Source, Wrapped, identity, plain
 from stem_dask.readers.views import View
-from stem_dask.storage.errors import one_line
+from stem_dask.storage.errors import one_line, translate
 
 _MOST_LISTED = 12  # arrays that a message names
 
@@ -58,7 +58,7 @@ class Found:
         """
         path, size, modified = self.identity
         try:
-            with translate_os_errors(SourceError):
+            with translate(SourceError):
                 _, size_now, modified_now = identity(path, *self.files)
         except SourceError as error:
             raise SourceError(
@@ -242,7 +242,7 @@ def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> 
     """The array of an HDF5 file behind a link, as in NeXus files."""
     if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
         return None
-    from stem_dask.readers.hdf5_links import name_behind
+    from stem_dask.readers.hdf5 import name_behind
 
     found = name_behind(name, dataset, [c.name for c in candidates])
     return next((c for c in candidates if c.name == found), None)

@@ -14,7 +14,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import number, text_of, whole
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.core.text import by
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 #: bounds of the metadata that are kept: entries, characters of a text, items of a list, levels
 _MOST_ENTRIES, _MOST_TEXT, _MOST_ITEMS, _MOST_LEVELS = 2000, 1000, 64, 16
