@@ -64,7 +64,7 @@ class Dataset(Row):
         """Whether the common size fits the detector and contains the dataset's own window."""
         import numpy as np
 
-        from stem_dask.stages.window import fits
+        from stem_dask.core.window import fits
 
         if self.window is None:
             return False
@@ -263,7 +263,7 @@ class Batch:
 
     def _choose_common(self) -> None:
         """The common size of the datasets that fit together; the others are refused when they run."""
-        from stem_dask.stages.window import common_size
+        from stem_dask.core.window import common_size
 
         for dataset in self._open():
             self.line.heading(f"{dataset.place} {shown(dataset.input)}: its own window")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stem_dask.cluster.layout import planned
-from stem_dask.core.chunks import inner_chunk, shard_shape, uncropped
+from stem_dask.cluster.connect import planned
+from stem_dask.core.chunks import inner_chunk, shard_shape
 from stem_dask.core.text import size
+from stem_dask.core.window import uncropped
 from stem_dask.job.budget import (
     disk_need,
     fitting_block,

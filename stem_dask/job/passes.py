@@ -528,11 +528,9 @@ def write(job: Job) -> None:
     job.state.check_ownership()  # an output of another run must not be replaced
     job.compute(stage, {**target.outputs(), **extra}, sink)
     summed = _join(job, spool)
-    if window is not None and analysis is not None:
-        axes = axes_of(job.patterns)[-2:]
-        inside = summed if inside is None else inside
+    if window is not None:
         try:
-            job.analysis = complete_analysis(analysis, window, inside, axes, config.downsample)
+            job.analysis = _with_retention(job, summed if inside is None else inside)
         except SourceError as error:
             with job.state.nothing_to_go_on_with():
                 raise SourceError(
@@ -582,15 +580,18 @@ def _inside(job: Job, spool: SpoolSink) -> NDArray[np.float64]:
 
 
 def _target(job: Job) -> Target:
-    output, out = job.config.output, job.out
+    """The output file; a .pt fixes the names, types and offsets of its arrays when it is created."""
+    output, out, analysis = job.config.output, job.out, None
     attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
     out = out.drop_attrs(deep=False).assign_attrs(attrs)
     if job.config.on_error == "quarantine" or job.tally.lost is not None:
-        # a .pt fixes the offsets of its arrays when it is created
         out = out.assign_coords(valid=(lead_dims(out), job.tally.valid(lead_shape(out))))
+    if job.window is not None and not job.outputs.path.endswith(".zarr"):
+        analysis = _with_retention(job, np.zeros(lead_shape(out)))
     return Target(
         job.outputs.path,
         out,
+        analysis,
         layout=output.layout,
         title=job.plan.found.info.title,
         codec=output.codec,
@@ -598,6 +599,14 @@ def _target(job: Job) -> Target:
         folder=f"{job.folder}/chunks",
         url=job.outputs.url or "",
     )
+
+
+def _with_retention(job: Job, inside: NDArray[np.float64]) -> xr.Dataset:
+    """The analysis of a crop, from the intensity in each window."""
+    assert job.analysis is not None
+    assert job.window is not None
+    axes = axes_of(job.patterns)[-2:]
+    return complete_analysis(job.analysis, job.window, inside, axes, job.config.downsample)
 
 
 def _is_published(job: Job, stage: str) -> bool:
@@ -629,6 +638,7 @@ def _join(job: Job, spool: SpoolSink) -> NDArray[np.float64]:
 def _finish(job: Job, target: Target) -> None:
     """Write analysis, mask and metadata into the file, and publish it under its final name."""
     analysis = None
+    valid: NDArray[np.bool_] | None = job.valid
     if target.suffix == ".zarr":
         if job.analysis is not None:
             _write_profiles(job, target.built)
@@ -636,8 +646,11 @@ def _finish(job: Job, target: Target) -> None:
             analysis = _with_mask(job)
         mean = xr.Dataset({"mean_pattern": (("ky", "kx"), job.mean)})
         write_dataset(target.built, "output", mean)
+    elif job.window is not None:
+        analysis = job.analysis
+        valid = None if job.valid.all() else job.valid  # as in an export from a store
     maximum = {"maximum": job.highest}
-    job.warnings += target.finish(analysis, job.valid, maximum, _provenance(job))
+    job.warnings += target.finish(analysis, valid, maximum, _provenance(job))
     if not job.highest > 0 and job.valid.any():
         job.warnings.append("no value is above 0: all are zero, negative or NaN; check the input")
     job.refuse_changed_input()
@@ -675,6 +688,18 @@ def _write_analysis_alone(job: Job, path: str) -> None:
     about = {**_provenance(job), "of": [status.st_size, status.st_mtime_ns]}
     finish_store(built, about, None)
     job.state.publish(path)
+
+
+def _profile_store(job: Job) -> str:
+    """The store with the profiles: the output, or one in the run's folder if the format of a crop cannot hold them."""
+    if job.window is None or job.outputs.path.endswith(".zarr"):
+        return job.outputs.store
+    built = temporary(f"{job.folder}/profiles.zarr")
+    empty_store(built)
+    _write_profiles(job, built)
+    write_dataset(built, "analysis", _with_mask(job))
+    finish_store(built, {}, None)
+    return built
 
 
 def _provenance(job: Job) -> dict[str, Any]:
@@ -776,7 +801,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         "warnings": job.warnings,
     }
     results["verdict"] = verdict(config, results, analysis, window)
-    results["advice"] = advice(config, store, results, job.analysis, window, job.hot)
+    results["advice"] = advice(config, _profile_store(job), results, job.analysis, window, job.hot)
     if job.constants is not None:
         results["normalization"] = {"method": config.output.normalize, **job.constants}
     if job.outputs.figure:

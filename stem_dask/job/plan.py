@@ -13,10 +13,9 @@ from stem_dask.cluster.gpu import chosen_device
 from stem_dask.cluster.security import scheduler_address
 from stem_dask.config.load import defaults, to_dict
 from stem_dask.config.options import SYNTHETIC, Config
-from stem_dask.core.chunks import check_size
 from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.core.text import size
-from stem_dask.core.window import check_center, check_factor, check_window
+from stem_dask.core.window import check_center, check_factor, check_size, check_window
 from stem_dask.engine.lock import owned
 from stem_dask.engine.state import (
     RunState,
@@ -64,12 +63,12 @@ class Outputs:
 
     @classmethod
     def of(cls, config: Config) -> "Outputs":
-        """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
+        """NAME.zarr, and a crop into any format, gives NAME_results.json and NAME_visualization.png."""
         path, url = config.output.path, None
         if is_url(path):
             here = Path(config.output.local_folder or ".", Path(path).name).absolute()
             path, url = str(here), path
-        name = stem(path)
+        name = os.path.splitext(path)[0] if config.crop.enabled else stem(path)
         alone = config.analyze.ahead and analysis_path(path) != path
         return cls(
             path,
@@ -221,7 +220,7 @@ def refuse_too_small(plan: Plan, *, queued_only: bool = True) -> None:
     MemoryBudgetError
         When a worker will not have the memory.
     """
-    from stem_dask.cluster.layout import planned  # loads dask
+    from stem_dask.cluster.connect import planned  # loads dask
 
     config, found = plan.config, plan.found
     worker = planned(config.cluster, found.n_bytes, config.device)

@@ -12,11 +12,9 @@ from stem_dask.core.errors import StemDaskError, WorkerLostError
 from stem_dask.core.machine import exempt_from_collection
 from stem_dask.engine.clients import KILLED
 from stem_dask.kernels.analysis import analyze_patterns
-from stem_dask.kernels.caching import CACHE
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
-from stem_dask.kernels.intensity import native
-from stem_dask.kernels.sums import add_patterns
+from stem_dask.kernels.intensity import CACHE, add_patterns, native
 from stem_dask.storage.location import at
 from stem_dask.writers.codecs import blosc_bytes
 

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import dig, stated
-from stem_dask.core.metadata import ArrayTag
+from stem_dask.core.metadata import ArrayTag, dig, stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, scan_axes

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
-from stem_dask.core.metadata import whole
+from stem_dask.core.metadata import stated, whole
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers.flat import framed, refuse_sheared

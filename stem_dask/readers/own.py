@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import checked, of_signal
-from stem_dask.core.metadata import number, text_of
+from stem_dask.core.metadata import checked, number, of_signal, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
 from stem_dask.readers.hdf5_metadata import (

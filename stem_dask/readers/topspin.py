@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
+from stem_dask.core.metadata import stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.arrays import hdf5_file, opened_hdf5
 from stem_dask.readers.hdf5_metadata import is_safe

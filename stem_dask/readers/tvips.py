@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
+from stem_dask.core.metadata import stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import framed
 from stem_dask.readers.source import Candidate, record_of, stack_axes

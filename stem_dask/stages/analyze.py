@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, Deferred, picked
+from stem_dask.core.batches import Block, Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Device, Region
 from stem_dask.core.patterns import (
@@ -385,7 +385,7 @@ def _pick(
 ) -> da.Array:
     lead_chunks = tuple((1,) * n for n in raw.numblocks) if by_block else raw.chunks
     return raw.map_blocks(
-        picked,
+        Deferred.array,
         name,
         chunks=(*lead_chunks, *((size,) for size in shape)),
         new_axis=list(range(raw.ndim, raw.ndim + len(shape))) or None,

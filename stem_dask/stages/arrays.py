@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import of_signal
+from stem_dask.core.metadata import of_signal
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.core.patterns import as_patterns
 

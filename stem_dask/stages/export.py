@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
-from stem_dask.core.instrument import dig, tree_at
+from stem_dask.core.metadata import dig, tree_at
 from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import connected, refuse_no_client

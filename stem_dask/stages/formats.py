@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.chunks import FILE_CHUNK_BYTES, INNER_CHUNK_BYTES
 from stem_dask.core.errors import ConfigError, StoreError
-from stem_dask.core.metadata import from_text, hdf5_tree, plain
+from stem_dask.core.metadata import from_text, hdf5_tree, to_json
 from stem_dask.core.patterns import axes_of, blocks_of, lead_dims, lead_shape
 from stem_dask.engine import run as engine
 from stem_dask.stages.validate import inside_of_blocks
@@ -233,7 +233,7 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
         {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
         for a in axes_of(patterns)
     ]
-    attrs = plain(from_text(patterns.attrs))
+    attrs = to_json(from_text(patterns.attrs))
     content: dict[str, Any] = {
         "axes": axes,
         "window": {name: attrs[name] for name in WINDOW_ATTRS if name in attrs},

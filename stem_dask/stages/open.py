@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from stem_dask.core.chunks import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.metadata import original
 from stem_dask.core.model import SourceInfo
 from stem_dask.core.patterns import as_patterns, lead_dims
 from stem_dask.readers.arrays import Missing
@@ -126,7 +125,7 @@ def about_source(info: SourceInfo) -> dict[str, Any]:
         **info.about,
         "beam_energy_kv": info.given.get("beam_energy_kv", info.about.get("beam_energy_kv")),
         "given": given,
-        "original_metadata": original(info.metadata),
+        "original_metadata": info.metadata,
     }
     moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
     if moved:  # the user states the origin

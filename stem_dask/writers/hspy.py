@@ -6,8 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import StoreError
-from stem_dask.core.instrument import NAMES, dig, plain_tree, tree_at
-from stem_dask.core.metadata import hdf5_name
+from stem_dask.core.metadata import NAMES, dig, hdf5_name, signal_tree, tree_at
 from stem_dask.core.model import Axis
 from stem_dask.storage.errors import translate
 from stem_dask.writers.hdf5 import refuse_full_disk
@@ -90,7 +89,7 @@ def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
     >>> signal_metadata({"beam_energy_kv": 60.0, "metadata": {"Sample": {"description": "Au"}}, "k_origin": "detector"})
     {'Sample': {'description': 'Au'}, 'Acquisition_instrument': {'TEM': {'beam_energy': 60.0}}}
     """
-    tree: dict[str, Any] = _named(plain_tree(attrs.get("metadata") or {}))
+    tree: dict[str, Any] = _named(signal_tree(attrs.get("metadata") or {}))
     return tree_at({NAMES[name]: attrs[name] for name in NAMES if name in attrs}, tree)
 
 

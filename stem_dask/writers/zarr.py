@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, of_type
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
 from stem_dask.core.errors import StoreError
-from stem_dask.core.instrument import NAMES
-from stem_dask.core.metadata import plain
+from stem_dask.core.metadata import NAMES, to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, blocks_of, lead_shape
 from stem_dask.storage.errors import translate
@@ -335,7 +334,7 @@ def finish_store(
         rest = {key: value for key, value in patterns_attrs.items() if key not in about}
         folder = Path(path, "patterns")
         document = json.loads((folder / DOCUMENT).read_bytes())
-        document["attributes"] |= plain(rest)
+        document["attributes"] |= to_json(rest)
         write_document(folder, document)
     write_document(path, group_document({**attrs, **about}))
     consolidate(path)
@@ -343,7 +342,7 @@ def finish_store(
 
 def group_document(attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The zarr.json of a group."""
-    return {"attributes": plain(attrs or {}), "zarr_format": 3, "node_type": "group"}
+    return {"attributes": to_json(attrs or {}), "zarr_format": 3, "node_type": "group"}
 
 
 def array_document(
@@ -390,7 +389,7 @@ def array_document(
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": zero,
         "codecs": codecs,
-        "attributes": plain(attrs or {}),
+        "attributes": to_json(attrs or {}),
         **({"dimension_names": list(dims)} if dims else {}),
         "zarr_format": 3,
         "node_type": "array",
