@@ -75,10 +75,9 @@ def _files_and_overrides(options: argparse.Namespace) -> tuple[list[str], list[s
 
 def _found(path: str, overrides: Sequence[str]) -> "Found":
     from stem_dask.config.load import config_of
-    from stem_dask.job.prepare import described, find_input
+    from stem_dask.job.plan import find_input
 
-    config = config_of(path, overrides)
-    return described(config, find_input(config))
+    return find_input(config_of(path, overrides))
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -86,16 +85,16 @@ def check_command(options: argparse.Namespace) -> int:
     from stem_dask.config.load import load_configs
 
     def check(config: "Config") -> int:
-        from stem_dask.job.prepare import prepare, refuse_unfit
+        from stem_dask.job.plan import prepare, refuse_too_small
 
-        prepared = prepare(config)
+        plan = prepare(config)
         from stem_dask.job.describe import describe_job
 
-        print("\n".join(describe_job(prepared.config, prepared.found, prepared.precomputed)))
-        if prepared.complete:
-            print(f"already complete: {prepared.outputs.store}")
+        print("\n".join(describe_job(plan)))
+        if plan.complete:
+            print(f"already complete: {plan.outputs.store}")
         else:
-            refuse_unfit(prepared)
+            refuse_too_small(plan, queued_only=False)
         return 0
 
     configs = load_configs(options.config, options.overrides)

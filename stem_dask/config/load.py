@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from stem_dask.config.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
 from stem_dask.config.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.formats import FORMATS
 from stem_dask.core.text import next_multiples
 from stem_dask.storage.location import without_secrets
 
@@ -275,7 +276,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         section, _, name = key.partition(".")
         value = _show(shown[section][name])
         yield key, f"{key} is {value}, which needs a store: output.path must end in .zarr"
-    if output.codec not in ("auto", "none") and suffix in (".pt", ".npy"):
+    if output.codec not in ("auto", "none") and not FORMATS[suffix].is_packed:
         text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"
         yield "output.codec", text
     if analyze.ahead and crop:
