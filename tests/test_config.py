@@ -338,12 +338,9 @@ def test_missing_sections(load):
         (options(crop={"size": object()}), "crop.size is a object; expected auto"),
         (options(crop={"size": {40, 44}}), "crop.size is "),
         (options(**{"a\ud800": 1}), "expected a section with the keys input"),
-        (
-            options(crop={"margin_pixels": "3"}),
-            "crop.margin_pixels is '3'; expected a whole number",
-        ),
+        (options(crop={"margin_pixels": "3"}), "crop.margin_pixels is '3'; expected a whole number"),
     ],
-)
+)  # fmt: skip
 def test_python_callers_get_the_same_words_without_a_file(given, expected):
     said = message(parse_config, given)
     assert expected in said
@@ -368,25 +365,20 @@ def test_a_long_number_stays_readable(load):
     ("override", "key", "value"),
     [
         ("analyze.target_retention=0.99", "analyze.target_retention", 0.99),
-        ("output.export=[pt]", "output.export", ["pt"]),
-        ("output.export=[]", "output.export", []),
-        ("crop.size=[40,44]", "crop.size", [40, 44]),
-        ("crop.size=auto", "crop.size", "auto"),
+        ("output.export=[pt]", "output.export", ["pt"]), ("output.export=[]", "output.export", []),
+        ("crop.size=[40,44]", "crop.size", [40, 44]), ("crop.size=auto", "crop.size", "auto"),
         (" crop.size = 40 ", "crop.size", 40),
-        ("crop.enabled=false", "crop.enabled", False),
-        ("device=gpu", "device", "gpu"),
+        ("crop.enabled=false", "crop.enabled", False), ("device=gpu", "device", "gpu"),
         ("input.path=/d/scan.dm4", "input.path", "/d/scan.dm4"),
         ("input.path=/d/scan #3.dm4", "input.path", "/d/scan #3.dm4"),
         ("input.path=/d/a=b: c.dm4", "input.path", "/d/a=b: c.dm4"),
         ("input.path='/d/a b.dm4'", "input.path", "/d/a b.dm4"),
         ("input.path=s3://bucket/a.zarr", "input.path", "s3://bucket/a.zarr"),
-        ("input.path=synthetic", "input.path", "synthetic"),
-        ("input.dataset=3", "input.dataset", 3),
+        ("input.path=synthetic", "input.path", "synthetic"), ("input.dataset=3", "input.dataset", 3),
         ("input.dataset='3'", "input.dataset", "3"),
         ("input.dataset=2020-01-01", "input.dataset", "2020-01-01"),
         ("input.dataset=true", "input.dataset", "true"),
-        ("input.dataset=null", "input.dataset", None),
-        ("input.dataset=", "input.dataset", None),
+        ("input.dataset=null", "input.dataset", None), ("input.dataset=", "input.dataset", None),
         ("input.mask=/m.npy", "input.mask", "/m.npy"),
         ("input.mask={rows: [3]}", "input.mask", {"pixels": [], "rows": [3], "columns": []}),
         ("output.path=/d/[1].zarr", "output.path", "/d/[1].zarr"),
@@ -398,7 +390,7 @@ def test_a_long_number_stays_readable(load):
         ("cluster.jobs=[1, 8]", "cluster.jobs", [1, 8]),
         ("validate.min_retention=0.5", "validate.min_retention", 0.5),
     ],
-)
+)  # fmt: skip
 def test_overrides(override, key, value, load):
     result = to_dict(load(MINIMAL, override))
     for part in key.split("."):
