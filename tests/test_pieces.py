@@ -22,7 +22,7 @@ from stem_dask.core.batches import (
     split,
 )
 from stem_dask.kernels.sums import add_patterns
-from stem_dask.readers.batches import Part
+from stem_dask.readers.views import Part
 from stem_dask.stages.downsample import downsample, downsample_blocks
 from stem_dask.stages.patterns import as_arrays
 from stem_dask.stages.summary import block_statistics

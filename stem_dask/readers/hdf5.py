@@ -11,17 +11,10 @@ import numpy as np
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import text_of
 from stem_dask.core.model import Axis
+from stem_dask.core.text import by
 from stem_dask.readers import own
-from stem_dask.readers.arrays import Hdf5Dataset, opened_hdf5
-from stem_dask.readers.axes import (
-    axis_along,
-    axis_from,
-    detector_last,
-    matlab_note,
-    odd_flags_note,
-    spectra_hint,
-)
 from stem_dask.readers.calibration import with_stated
+from stem_dask.readers.containers import Hdf5Dataset, opened_hdf5
 from stem_dask.readers.hdf5_links import (
     as_bytes,
     datasets_below,
@@ -39,6 +32,7 @@ from stem_dask.readers.hdf5_metadata import (
     labels,
     names_of,
 )
+from stem_dask.readers.layout import axis_along, axis_from, order_by_flags
 from stem_dask.readers.source import MOST_HEADER_BYTES, Source, packed
 from stem_dask.readers.views import View
 
@@ -147,7 +141,10 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
     shape, chunks = tuple(int(n) for n in data.shape), data.chunks
     chunk_bytes = math.prod(chunks or (0,)) * data.dtype.itemsize
     source: Source = Hdf5Dataset(path, name, data.dtype, shape, chunk_bytes)
-    notes = (*odd_flags_note(described), *unwritten(data), *matlab_note(attrs_of["dataset"], shape))
+    flags = order_by_flags(described)
+    notes = (*flags["notes"], *unwritten(data))
+    if "MATLAB_class" in attrs_of["dataset"]:
+        notes += (f"MATLAB stores axes in reverse: there it is {by(shape[::-1])}",)
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
         source, axes = View.of(source).transpose(range(len(shape))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
@@ -165,8 +162,8 @@ def _hdf5_dataset(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         "source": source,
         "axes": tuple(axes),
         "chunks": chunks,
-        "swapped": detector_last(described),
-        "hint": spectra_hint(described) or doubt,
+        "hint": doubt,
+        **flags,
         "part": part,
         "fault": fault,
         **known,

@@ -11,8 +11,7 @@ from typing import Any
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import whole
 from stem_dask.core.text import by
-from stem_dask.readers.arrays import opened_hdf5
-from stem_dask.readers.containers import can_be_quoted
+from stem_dask.readers.containers import can_be_quoted, opened_hdf5
 from stem_dask.storage.errors import one_line
 
 #: names of the data files of DECTRIS detectors
