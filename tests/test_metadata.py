@@ -16,9 +16,9 @@ from rsciio.hspy import file_reader
 
 from stem_dask.core.metadata import LIMIT, ArrayTag, hdf5_tree, original
 from stem_dask.core.model import Axis
+from stem_dask.core.patterns import as_patterns
 from stem_dask.job.run import run
-from stem_dask.stages.patterns import as_patterns
-from stem_dask.writers.formats import FORMATS, Target
+from stem_dask.stages.formats import FORMATS, Target
 from stem_dask.writers.synthetic import Synthetic, write_dataset
 from stem_dask.writers.torch import PtSink
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from stem_dask.core.errors import StoreError
 from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Axis, Record
+from stem_dask.core.patterns import as_patterns
 from stem_dask.engine import run as engine
-from stem_dask.stages.patterns import as_patterns
 from stem_dask.writers import zarr as store
 from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import (

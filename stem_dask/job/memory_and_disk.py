@@ -32,7 +32,7 @@ from stem_dask.readers.open import Found
 from stem_dask.readers.source import reading_of
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype
 
 _logger = logging.getLogger("stem_dask")
@@ -120,21 +120,24 @@ def footprints(
     return found
 
 
-def transpose_footprint(slab_pixels: int, scan: int, itemsize: int, gathered: int) -> Footprint:
-    """Peak memory of a task that transposes a slab: the slab, one part of it, and gathered rows.
+def transpose_footprint(
+    slab_pixels: int, scan: int, itemsize: int, gathered: int, read: int
+) -> Footprint:
+    """Peak memory of a task that transposes a slab: the slab, one part of it, gathered rows, and the read buffer.
 
     Parameters
     ----------
     slab_pixels, scan : pixels of the detector in a slab, positions of the whole scan
     itemsize : bytes of a pixel
     gathered : pixels that are gathered before they are transposed
+    read : bytes of one read where only a part of each scan is needed
 
     Examples
     --------
-    >>> transpose_footprint(1024, 256 * 256, 2, 128).bytes(512) / 2**20
+    >>> transpose_footprint(1024, 256 * 256, 2, 128, 0).bytes(512) / 2**20
     129.125
     """
-    return Footprint(slab_pixels * scan * itemsize, (slab_pixels + gathered) * itemsize)
+    return Footprint(slab_pixels * scan * itemsize + read, (slab_pixels + gathered) * itemsize)
 
 
 def projected_bytes(sizes: Mapping[str, Footprint], positions: int, worker: Worker) -> int:
@@ -292,7 +295,7 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
             "raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     # a piece is as large as its slab at most
-    rest = room - GATHERED * found.source.dtype.itemsize * math.prod(block)
+    rest = room - REQUEST_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
     n_blocks = math.prod(scan) // math.prod(block)
     wanted = min(most, max(least, PIECE_BYTES * n_blocks), rest // 2)
     slab_mb = max(plane_bytes, wanted) / MIB
@@ -301,7 +304,7 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
 
 def _transpose_footprint(found: Found, slab: Sequence[int]) -> Footprint:
     scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
-    return transpose_footprint(math.prod(slab), scan, itemsize, GATHERED)
+    return transpose_footprint(math.prod(slab), scan, itemsize, GATHERED, REQUEST_BYTES)
 
 
 def check_memory(config: Config, found: Found, block: Sequence[int], worker: Worker) -> int:

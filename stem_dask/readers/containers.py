@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Reading, Slices, Source
 from stem_dask.storage.errors import COPY, one_line, translate
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 #: what to do about missing chunk files of a zarr store
 Missing = Literal["refuse", "zero"]
@@ -79,7 +79,7 @@ def opened_hdf5(path: str, notes: list[str] | None = None) -> Iterator[Any]:
 
     # the first keeps the lock, which a program that writes the file refuses
     with (
-        translate(f"{path}: not a readable HDF5 file"),
+        translate(SourceError, path, "not a readable HDF5 file"),
         hdf5_file(path, notes),
         _Watched(path) as raw,
     ):
@@ -155,8 +155,8 @@ class Hdf5Dataset:
     def __getitem__(self, part: Slices) -> NDArray:
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
 
-        what = f"{self.path}: dataset {self.name} cannot be read"
-        with translate(what, retried=True), hdf5_file(self.path) as file:
+        what = f"dataset {self.name} cannot be read"
+        with translate(SourceError, self.path, what), hdf5_file(self.path) as file:
             name = self.name.encode("utf-8", "surrogateescape")
             return np.asarray(file[name][part])
 

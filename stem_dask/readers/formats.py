@@ -24,8 +24,7 @@ from stem_dask.readers.torch import list_tensors
 from stem_dask.readers.tvips import list_tvips
 from stem_dask.readers.zarr import list_zarr
 from stem_dask.storage.errors import COPY, one_line
-from stem_dask.storage.s3 import at, opened_file
-from stem_dask.storage.urls import check_path, is_url
+from stem_dask.storage.location import at, check_path, is_url, opened_file
 
 
 class Reader(NamedTuple):
@@ -63,6 +62,9 @@ READERS = {
     ".zarr": Reader("a zarr store", _zarr, is_folder=True, in_store=True),
     ".zspy": Reader("a HyperSpy zarr store", _zarr, is_folder=True),
     ".npy": Reader("a numpy file", list_npy, in_store=True),
+    ".raw": Reader(
+        "a file of plain numbers", lambda name: list_raw(name, RawLayout()), in_store=True
+    ),
     ".pt": Reader("a PyTorch file", list_tensors),
     ".mib": Reader("a Merlin file", list_mib, in_store=True),
     ".blo": Reader("a NanoMEGAS block file", list_blo, in_store=True),
@@ -74,9 +76,6 @@ READERS = {
     ".tiff": Reader("a TIFF file", list_tiff),
     ".emd": Reader("an EMD file", _hdf5),
     ".nxs": Reader("a NeXus file", _hdf5),
-    ".raw": Reader(
-        "a file of plain numbers", lambda name: list_raw(name, RawLayout()), in_store=True
-    ),
 }
 
 #: files that belong to data, or have to be unpacked first

@@ -12,19 +12,19 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stem_dask.core.errors import ConfigError, SourceError, translate_os_errors
+from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import original, to_json
 from stem_dask.core.model import DETECTOR_DIMS, SCAN_DIMS, Axis, SourceInfo
 from stem_dask.core.text import by
 from stem_dask.readers.containers import Hdf5Dataset, Missing, ZarrArray, can_be_quoted
 from stem_dask.readers.formats import open_file
-from stem_dask.readers.hdf5_links import name_behind
+from stem_dask.readers.hdf5 import name_behind
 from stem_dask.readers.layout import Arranged, Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
 from stem_dask.readers.source import Candidate, Source, identity, stored
 from stem_dask.readers.views import View
 from stem_dask.readers.zarr_chunks import missing_note
-from stem_dask.storage.errors import one_line
+from stem_dask.storage.errors import one_line, translate
 
 _MOST_BYTES = 10**14
 
@@ -59,7 +59,7 @@ class Found:
         """
         path, size, modified = self.identity
         try:
-            with translate_os_errors(SourceError):
+            with translate(SourceError):
                 _, size_now, modified_now = identity(path, *self.files)
         except SourceError as error:
             raise SourceError(

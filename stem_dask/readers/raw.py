@@ -21,7 +21,7 @@ from stem_dask.readers.flat import FlatFile, FramedFile, Run
 from stem_dask.readers.source import Candidate, Source, as_raw, bytes_behind, stored
 from stem_dask.readers.views import ScanOfList, View
 from stem_dask.storage.errors import translate
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 _CHECK = "check input.shape, input.dtype and input.offset"
 
@@ -39,7 +39,7 @@ class RawLayout:
 
 def list_npy(path: str) -> list[Candidate]:
     """The array of a .npy file."""
-    with translate(f"{path}: not a readable .npy file"), opened_file(path) as file:
+    with translate(SourceError, path, "not a readable .npy file"), opened_file(path) as file:
         version = np.lib.format.read_magic(file)
         form = np.lib.format
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0

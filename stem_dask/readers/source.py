@@ -14,7 +14,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import number, whole
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.core.text import by
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 #: larger text files of settings are refused
 MOST_HEADER_BYTES = 4 << 20

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, is_input_left_out, piece_patterns, pieces, steps
-from stem_dask.core.errors import SourceError, translate_os_errors
+from stem_dask.core.errors import SourceError
 from stem_dask.kernels.transpose import gathering, patterns_first
 from stem_dask.readers.flat import FlatFile, buffer_for
 from stem_dask.readers.source import Reading, Slices, Source, Wrapped, reading_of
-from stem_dask.storage.errors import present
+from stem_dask.storage.errors import path_of, translate
 
 #: order of axes that makes (scan_y, scan_x, ky, kx) of (ky, kx, scan_y, scan_x)
 DETECTOR_FIRST = (2, 3, 0, 1)
@@ -113,7 +113,7 @@ class View(Wrapped):
 
     def read(self) -> NDArray:
         """All of the view, C-contiguous."""
-        with present(self.source):
+        with translate(SourceError, path_of(self.source)):
             if (
                 isinstance(self.source, FlatFile)
                 and self.order == DETECTOR_FIRST
@@ -216,7 +216,7 @@ class Part(Block):
         Arrays of a file are read into one buffer from a file that is opened once, so that the system reads ahead.
         """
         view, detector = self.view, self.shape[-2:]
-        with translate_os_errors(SourceError), present(view):
+        with translate(SourceError, path_of(view)):
             if not view.reading.in_pieces:  # reading a part would take as long as all
                 yield from pieces(view.read())
                 return

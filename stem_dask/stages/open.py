@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.chunks import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import SourceInfo
+from stem_dask.core.patterns import as_patterns, lead_dims
 from stem_dask.readers.containers import Missing
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.layout import ScanOrder
@@ -24,9 +25,9 @@ from stem_dask.readers.source import Source
 from stem_dask.readers.views import View, read_block
 from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
-from stem_dask.stages.patterns import as_arrays, as_patterns, lead_dims
+from stem_dask.stages.patterns import as_arrays
 from stem_dask.stages.references import plane
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -22,7 +22,7 @@ from stem_dask.core.batches import of_type
 from stem_dask.core.errors import StoreError
 from stem_dask.core.metadata import hdf5_tree, to_json
 from stem_dask.core.model import Record, Region
-from stem_dask.storage.publish import named
+from stem_dask.storage.errors import translate
 from stem_dask.writers.codecs import (
     LEVELS,
     blosc_bytes,
@@ -70,7 +70,7 @@ class Hdf5Sink:
 
     def create(self, *, resume: bool) -> None:
         """Make the spool; the file itself is written at the end."""
-        with named(self.path), open(self.path, "wb"):
+        with translate(StoreError, self.path), open(self.path, "wb"):
             pass  # the temporary name marks the output as incomplete
         self._spool.create(resume=resume)
 
@@ -194,7 +194,7 @@ def write_about(
     refuse_full_disk(path, sum(variable.nbytes for variable in known.values()))
     source = {key: patterns.attrs[key] for key in ABOUT_SOURCE if key in patterns.attrs}
     own = {key: value for key, value in patterns.attrs.items() if key not in source}
-    with named(path), h5py.File(path, "r+", locking=False) as file:
+    with translate(StoreError, path), h5py.File(path, "r+", locking=False) as file:
         _write_tree(file, hdf5_tree(to_json({**about, **source})))
         data = file["patterns"]
         _write_tree(data, hdf5_tree(to_json(own)))
