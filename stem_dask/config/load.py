@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from stem_dask.config.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
 from stem_dask.config.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.formats import FORMATS
 from stem_dask.core.text import next_multiples
 from stem_dask.storage.location import without_secrets
 
@@ -295,7 +296,11 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
         text = f"output.{key} is {_show(to_dict(config)['output'][key])}, which needs a store: output.path must end in .zarr"
         yield given and not store, f"output.{key}", text
     text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"
-    yield output.codec not in ("auto", "none") and suffix in (".pt", ".npy"), "output.codec", text
+    yield (
+        output.codec not in ("auto", "none") and not FORMATS[suffix].is_packed,
+        "output.codec",
+        text,
+    )
     normalized = output.normalize != "none"
     text = "analyze.ahead needs crop.enabled: false; a crop analyzes in any case"
     yield analyze.ahead and crop, "analyze.ahead", text

@@ -3,9 +3,12 @@
 The text in an annotated type completes "expected …" in an error message.
 """
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from stem_dask.core.formats import FORMATS
 
 SYNTHETIC = "synthetic"  # the word for the built-in dataset, which is not a path
 
@@ -31,8 +34,6 @@ _Rising = AfterValidator(lambda b: b if b[0] < b[1] and b[2] < b[3] else _refuse
 _Distinct = AfterValidator(lambda names: names if len({*names}) == len(names) else _refuse())
 
 _NotZero = AfterValidator(lambda scale: scale if scale != 0 else _refuse())
-
-_Bare = AfterValidator(lambda path: path.rstrip("/"))  # shells complete a directory's name with one
 
 Whole = Annotated[int, Field(ge=0, lt=2**31), "a whole number of 0 or more"]
 
@@ -80,9 +81,15 @@ File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
 
 Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
 
-_SUFFIXES = "zarr/?|zspy/?|hspy|h5|npy|pt"
 
-Product = Annotated[str, Field(pattern=rf"{_FILE}({_SUFFIXES})$"), _Bare, "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
+def _output(path: str) -> str:
+    """The path of an output; shells complete the name of a folder with a slash."""
+    bare = path.removesuffix("/")
+    form = FORMATS.get(PurePath(bare).suffix)
+    return bare if form is not None and (bare == path or form.is_folder) else _refuse()
+
+
+Product = Annotated[str, Field(pattern=rf"{_FILE}\w+/?$"), AfterValidator(_output), "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
 
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
 
@@ -104,9 +111,9 @@ Directive = Annotated[str, Field(pattern=r"^--?[A-Za-z][^\p{Cc}]*$")]
 
 Directives = Annotated[tuple[Directive, ...], _List, "a list of options of sbatch such as --constraint=skylake"]  # fmt: skip
 
-Formats = tuple[Literal["pt", "hspy", "zspy", "h5", "npy"], ...]
+_Export = Annotated[str, AfterValidator(lambda kind: kind if f".{kind}" in FORMATS and kind != "zarr" else _refuse())]  # fmt: skip
 
-Exports = Annotated[Formats, _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
+Exports = Annotated[tuple[_Export, ...], _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
 
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
 

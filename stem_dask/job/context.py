@@ -20,7 +20,7 @@ from stem_dask.core.model import Device, Progress, Step, Window, Worker
 from stem_dask.core.patterns import lead_dims, lead_shape
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
-from stem_dask.engine.records import Tally
+from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
 from stem_dask.job.memory_and_disk import (
     check_memory,

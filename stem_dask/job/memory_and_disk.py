@@ -14,8 +14,9 @@ import numpy as np
 
 from stem_dask.config.options import Config
 from stem_dask.core.batches import PIECE_BYTES as READ_PIECE_BYTES
-from stem_dask.core.chunks import FILE_CHUNK_BYTES, MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
+from stem_dask.core.chunks import MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
 from stem_dask.core.errors import NO_ROOM, DiskFullError, MemoryBudgetError
+from stem_dask.core.formats import FORMATS, Format
 from stem_dask.core.machine import machine_bytes
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
@@ -36,10 +37,6 @@ from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype
 
 _logger = logging.getLogger("stem_dask")
-
-#: upper bound of a file's size, relative to its patterns: unsigned counts may need twice as much in a .pt, and HDF5
-#: exists twice while it is assembled
-FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
 
 #: buffers of a batch on its way: as read, cropped, downsampled, in a chunk, encoded
 PASSING = 5
@@ -213,7 +210,7 @@ def memory_of(
         result=4 * radii + 8 * VALUES_KEPT,
         cropped=config.crop.enabled,
         exported=bool(config.output.export) or config.output.normalize != "none",
-        packed=not {"hspy", "h5"}.isdisjoint(_kinds(config)),
+        packed=any(form.is_joined for form in _formats(config)),
         waiting=_waiting(config, what),
         analyzes=config.analyze.ahead,
         in_pieces=in_pieces,
@@ -227,18 +224,19 @@ def memory_of(
 
 def _waiting(config: Config, what: Shapes) -> int:
     """Bytes per pattern that a task keeps until its block is complete: encoded chunks, and these joined."""
-    joined = is_url(config.output.path) or Path(config.output.path).suffix in (".hspy", ".h5")
-    return 2 * what.out_bytes * joined
+    return 2 * what.out_bytes * (is_url(config.output.path) or _formats(config)[0].is_joined)
 
 
 def _filled_chunk(config: Config) -> int:
-    """Bytes of a .zspy chunk, raw and encoded; the chunks of all other formats are smaller than a batch."""
-    return 2 * FILE_CHUNK_BYTES * ("zspy" in _kinds(config))
+    """Bytes of a chunk, raw and encoded, unless it is smaller than a batch, as it is in all formats but .zspy."""
+    largest = max(form.chunk_bytes for form in _formats(config))
+    return 2 * largest * (largest > READ_PIECE_BYTES)
 
 
-def _kinds(config: Config) -> tuple[str, ...]:
-    """The suffixes of all outputs."""
-    return (Path(config.output.path).suffix[1:], *config.output.export)
+def _formats(config: Config) -> list[Format]:
+    """The formats of all outputs; the first is written by the pass, the others are exported from it."""
+    first = Path(config.output.path).suffix
+    return [FORMATS[suffix] for suffix in (first, *(f".{kind}" for kind in config.output.export))]
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:
@@ -358,11 +356,11 @@ def disk_need(
     least, most = transposed + kept, transposed + 2 * kept + again
     if config.output.normalize != "none":
         most += n * math.prod(what.out) * what.patterns.itemsize  # the counts wait in a store
-    here = [] if is_url(config.output.path) else [Path(config.output.path).suffix[1:]]
-    for kind in (*here, *config.output.export):
-        most += FILE_TAKES[kind] * patterns
-        least += patterns * what.known * (kind == "npy")
-        if kind == "pt":
+    # the first output may lie in an object store
+    for form in _formats(config)[is_url(config.output.path) :]:
+        most += form.disk * patterns
+        least += patterns * what.known * (form == FORMATS[".npy"])
+        if form == FORMATS[".pt"]:
             wide = signed_dtype(what.dtype).itemsize
             least += patterns * what.known * wide // what.dtype.itemsize
     return DiskNeed(least, most)

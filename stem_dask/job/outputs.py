@@ -6,13 +6,11 @@ from pathlib import Path
 
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.formats import format_of
 from stem_dask.job.precomputed import analysis_path
 from stem_dask.stages.references import KEYS
 from stem_dask.storage.location import at, check_path, is_url, refuse_url
 from stem_dask.storage.publish import refuse_existing, run_folder, stem, temporary_names
-
-#: packages that this process imports to write a format
-LIBRARIES = {".hspy": "h5py", ".h5": "h5py"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ class Outputs:
 
     def libraries(self) -> tuple[str, ...]:
         """Packages that the run's own process imports to write the outputs; they take a second to load."""
-        kinds = [Path(path).suffix for path in (self.path, *self.exports)]
-        names = [LIBRARIES[kind] for kind in kinds if kind in LIBRARIES]
-        return (*names, *["zarr"] * bool(self.exports))  # exports are made from the store
+        forms = (format_of(path) for path in (self.path, *self.exports))
+        return tuple({form.library for form in forms if form is not None and form.library})
 
     def all(self) -> tuple[str, ...]:
         """All outputs, with the URL for an object store."""

@@ -157,7 +157,7 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     )
     try:
         with state_of as state, elsewhere:  # released before the local lock
-            state.elsewhere += checks
+            state.holds += checks
             try:
                 yield state
             except BaseException:

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
+from stem_dask.core.formats import FORMATS
 from stem_dask.core.model import Window
 from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, axes_of, lead_dims, lead_shape
 from stem_dask.job.analysis import Analyzed, analysis_options, folded, hot_pixels
@@ -21,15 +22,19 @@ from stem_dask.report import text as report
 from stem_dask.stages.analyze import analysis_of_blocks
 from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
-from stem_dask.stages.export import export_from_store, export_job
-from stem_dask.stages.formats import FORMATS, Target
+from stem_dask.stages.export import Target, export_from_store, export_job
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import complete_analysis, inside_of_blocks
 from stem_dask.storage.location import at
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.writers.spool import SplitSink, SpoolSink
-from stem_dask.writers.zarr import empty_store, finish_store, write_dataset, write_profiles
-from stem_dask.writers.zarr_s3 import publish_objects
+from stem_dask.writers.zarr import (
+    empty_store,
+    finish_store,
+    publish_objects,
+    write_dataset,
+    write_profiles,
+)
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ def _finish(job: Job, target: Target, written: Written) -> None:
     """Write analysis, mask and metadata into the file before it is published."""
     known = None
     valid: NDArray[np.bool_] | None = written.valid
-    if target.suffix == ".zarr":
+    if Path(target.path).suffix == ".zarr":
         if written.analyzed is not None:
             _write_profiles(target.built, written.analyzed)
         if written.analyzed is not None or job.mask is not None:
@@ -305,7 +310,7 @@ def profile_store(job: Job, written: Written) -> str:
 def write_export(job: Job, path: str, n_blocks: int) -> None:
     """Write one more format from the finished store."""
     output, kind = job.config.output, Path(path).suffix
-    codec = output.codec if FORMATS[kind].packed else "auto"
+    codec = output.codec if FORMATS[kind].is_packed else "auto"
     name = export_job(path, output.layout, codec, output.rechunk)
     if not job.state.published(path, name, n_blocks):
         job.warnings += export_from_store(
