@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stem_dask.cli import run
-from stem_dask.core.window import axis_window
-from stem_dask.stages.window import common_size, fits
+from stem_dask.core.window import axis_window, common_size, fits
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_the_common_window_is_the_largest(here: Path, connects: list[int], capsy
 
 
 @pytest.mark.parametrize(
-    "where", ["stem_dask.stages.window.common_size", "stem_dask.job.writing.complete_analysis"]
+    "where", ["stem_dask.core.window.common_size", "stem_dask.job.writing.complete_analysis"]
 )
 def test_a_stop_between_and_in_the_sweeps(
     here: Path, where: str, capsys: Any, monkeypatch: pytest.MonkeyPatch

@@ -17,8 +17,7 @@ PACKAGE = Path(stem_dask.__file__).parents[1]
 @pytest.mark.parametrize("cache", ["", "cache"])
 def test_kernels_work_without_a_cache(cache: str, tmp_path: Path) -> None:
     code = (
-        "import numpy as np; from stem_dask.kernels.sums import add_patterns\n"
-        "from stem_dask.kernels.caching import CACHE\n"
+        "import numpy as np; from stem_dask.kernels.intensity import CACHE, add_patterns\n"
         "total = np.zeros((2, 3)); add_patterns(np.ones((4, 2, 3), 'u2'), total, np.zeros(3, 'u2'))\n"
         "print(CACHE, total.sum())"
     )

@@ -16,8 +16,8 @@ import stem_dask as sd
 from stem_dask import CroppingConfig, DiffractionCropper, create_test_data
 from stem_dask.cli import main as cli
 from stem_dask.core.errors import OutputExistsError
+from stem_dask.stages.formats import Target
 from stem_dask.storage import publish as publishing
-from stem_dask.writers.formats import Target
 
 CASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "g1_no_flock_run"
 THREADS = ("cluster.kind=threads", "cluster.threads_per_worker=1")
@@ -363,7 +363,7 @@ def test_crop_goes_on(here, monkeypatch, capsys, suffix, at):
     assert cli.main([*whole, "--quiet"]) == 0
     places = {
         "crop": "stem_dask.job.writing._joined",
-        "export": "stem_dask.writers.export.publish",
+        "export": "stem_dask.stages.export.publish",
         "results": "stem_dask.report.text.write_json",
         "cleanup": "stem_dask.engine.state.RunState.forget",
     }

@@ -12,8 +12,8 @@ from strategies import as_array, chunkings, datasets, shares
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.window import radii_for_target
 from stem_dask.kernels.analysis import analyze_patterns
-from stem_dask.stages.window import radii_for_target
 
 law = settings(max_examples=70, deadline=None)
 aligns = st.sampled_from(["fixed", "pattern"])

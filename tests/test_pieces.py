@@ -18,16 +18,15 @@ from stem_dask.core.batches import (
     copied,
     joined,
     of_type,
-    picked,
     split,
 )
-from stem_dask.kernels.sums import add_patterns
+from stem_dask.kernels.intensity import add_patterns
 from stem_dask.readers.batches import Part
 from stem_dask.stages.downsample import downsample, downsample_blocks
+from stem_dask.stages.export import open_store
 from stem_dask.stages.patterns import as_arrays
 from stem_dask.stages.summary import block_statistics
 from stem_dask.writers.codecs import whole_chunks
-from stem_dask.writers.export import open_store
 
 
 class Seen:
@@ -121,7 +120,7 @@ def test_watchers_see_every_pattern_once() -> None:
 def test_who_asks_first_goes_through_the_block() -> None:
     later = Deferred(changed(numbers(5, 2, 2)), Seen)
     assert later.found is None
-    np.testing.assert_array_equal(picked(later, "seen"), numbers(5, 2, 2) + 1)
+    np.testing.assert_array_equal(later.array("seen"), numbers(5, 2, 2) + 1)
     assert later.nbytes == 5 * 4 * 2
 
 

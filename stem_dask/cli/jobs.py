@@ -22,7 +22,7 @@ from stem_dask.core.text import by
 from stem_dask.engine.state import unfinished_token
 from stem_dask.job.outputs import is_there
 from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 if TYPE_CHECKING:
     from stem_dask.cluster.connect import Connection
@@ -226,7 +226,7 @@ class Batch:
 
     def _common_size(self) -> tuple[int, int] | None:
         """The common size of the datasets that fit together; the others are refused when they run."""
-        from stem_dask.stages.window import common_size
+        from stem_dask.core.window import common_size
 
         for dataset in self._open():
             self.line.heading(f"{dataset.place} {shown(dataset.row.input)}: its own window")
@@ -325,7 +325,7 @@ def _fits(dataset: Dataset, common: tuple[int, int]) -> bool:
     """Whether the common size fits the detector and contains the dataset's own window."""
     import numpy as np
 
-    from stem_dask.stages.window import fits
+    from stem_dask.core.window import fits
 
     if dataset.window is None:
         return False

@@ -147,7 +147,7 @@ def crop_command(options: argparse.Namespace) -> int:
     """Crop every input into its own file; the others continue if one fails."""
     from stem_dask.config.inputs import found_inputs, named_outputs
     from stem_dask.core.errors import ConfigError
-    from stem_dask.storage.urls import refuse_url
+    from stem_dask.storage.location import refuse_url
 
     separated(options)
     options.overwrite |= "output.overwrite=true" in options.overrides  # advice suggests it

@@ -18,7 +18,7 @@ from stem_dask.cli.legacy import (
 from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
 from stem_dask.cli.signals import each, guarded, program
 from stem_dask.cli.streams import refuse_lost_output
-from stem_dask.storage.urls import without_secrets
+from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
     from stem_dask.config.options import Config

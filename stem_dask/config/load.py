@@ -15,7 +15,7 @@ from stem_dask.config.inputs import NO_UTF8, found_inputs, named_outputs, refuse
 from stem_dask.config.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.text import next_multiples
-from stem_dask.storage.urls import without_secrets
+from stem_dask.storage.location import without_secrets
 
 MAX_FILE_BYTES = 2**16  # a config has a few kB; anything larger is likely the data file
 

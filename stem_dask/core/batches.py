@@ -21,6 +21,10 @@ PIECE_BYTES = 2**21
 _left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
 
+#: whether blocks are zeros, and nothing is read
+is_input_left_out = _left_out.get
+
+
 @contextlib.contextmanager
 def input_left_out() -> Iterator[None]:
     """Within this context blocks are zeros, and nothing is read."""
@@ -29,11 +33,6 @@ def input_left_out() -> Iterator[None]:
         yield
     finally:
         _left_out.reset(token)
-
-
-def is_input_left_out() -> bool:
-    """Whether blocks are computed without reading their input."""
-    return _left_out.get()
 
 
 class Reducer(Protocol):
@@ -47,13 +46,7 @@ class Reducer(Protocol):
 
 
 class Block:
-    """A block (…, ky, kx) that is not in memory; it yields small batches of patterns.
-
-    Parameters
-    ----------
-    shape : of the block
-    dtype : of the patterns
-    """
+    """A block (…, ky, kx) that is not in memory; it yields small batches of patterns."""
 
     #: makes dask pass the block on unchanged, and numpy refuse to compute with it
     __array_ufunc__ = None
@@ -106,7 +99,7 @@ class ChangedBlock(Block):
     block : (…, ky, kx)
     change : function of a batch (n, ky, kx), its slice in the list of all patterns of the block, and the array
         (n, height, width) to fill
-    detector, dtype : shape and type of the patterns in the result
+    detector, dtype : shape and type of the patterns in the result; default those of the block, in native byte order
 
     Examples
     --------
@@ -120,10 +113,11 @@ class ChangedBlock(Block):
         self,
         block: NDArray | Block,
         change: Callable[[NDArray, slice, NDArray], Any],
-        detector: tuple[int, int],
-        dtype: np.dtype,
+        detector: tuple[int, ...] | None = None,
+        dtype: np.dtype | None = None,
     ) -> None:
-        super().__init__((*block.shape[:-2], *detector), np.dtype(dtype))
+        kept = block.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
+        super().__init__((*block.shape[:-2], *(detector or block.shape[-2:])), kept)
         self.block, self.change = block, change
 
     def _pieces(self) -> Iterator[NDArray]:
@@ -141,17 +135,6 @@ class Deferred:
     """A deferred reduction of a block: computed at once for an array, else during the next pass over the block.
 
     `get` before that pass makes one of its own. A sink writes all arrays of the result.
-
-    Examples
-    --------
-    >>> class Count:
-    ...     n = 0
-    ...     def add(self, piece): self.n += len(piece)
-    ...     def result(self): return {"n": np.array(self.n)}
-    >>> copy = ChangedBlock(np.ones((2, 3, 1, 1)), copied, (1, 1), np.dtype("f8"))
-    >>> count = Deferred(copy, Count)
-    >>> count.found, float(np.asarray(copy).sum()), int(count.found["n"])
-    (None, 6.0, 6)
     """
 
     def __init__(self, block: NDArray | Block, reducer: Callable[[], Reducer]) -> None:
@@ -179,16 +162,14 @@ class Deferred:
         found: dict[str, NDArray] = self.found
         return found
 
+    def array(self, name: str) -> NDArray:
+        """One array of the result."""
+        return self.get()[name]
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in the result."""
         return sum(array.nbytes for array in self.get().values())
-
-
-def picked(deferred: Deferred, name: str) -> NDArray:
-    """One array of the result."""
-    array: NDArray = deferred.get()[name]
-    return array
 
 
 def pieces(block: NDArray | Block) -> Iterator[NDArray]:
@@ -207,13 +188,7 @@ def pieces(block: NDArray | Block) -> Iterator[NDArray]:
 
 
 def split(block: NDArray | Block, lengths: Iterable[int]) -> Iterator[tuple[int, NDArray, bool]]:
-    """Split the patterns of a block into runs of given lengths; yields (run, batch, whether it is the first of the run).
-
-    Examples
-    --------
-    >>> [(i, piece.ravel().tolist(), first) for i, piece, first in split(np.arange(5).reshape(5, 1, 1), [2, 3])]
-    [(0, [0, 1], True), (1, [2, 3, 4], True)]
-    """
+    """Split the patterns of a block into runs of given lengths; yields (run, batch, whether it is the first of the run)."""
     stream, piece = pieces(block), np.empty((0, 1, 1))
     for run, length in enumerate(lengths):
         left = length
@@ -249,7 +224,7 @@ def of_type(block: NDArray | Block, dtype: np.dtype) -> NDArray | Block:
     if block.dtype == dtype:
         return block
     if isinstance(block, Block):
-        return ChangedBlock(block, copied, (block.shape[-2], block.shape[-1]), dtype)
+        return ChangedBlock(block, copied, dtype=dtype)
     return block.astype(dtype)
 
 
@@ -270,8 +245,6 @@ def steps(lead: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
     --------
     >>> [tuple((s.start, s.stop) for s in step) for step in steps([2, 3], 2)]
     [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]
-    >>> [tuple((s.start, s.stop) for s in step) for step in steps([3, 2], 4)]
-    [((0, 2), (0, 2)), ((2, 3), (0, 2))]
     """
     if len(lead) == 1:
         for first in range(0, lead[0], most):

@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.text import next_multiples
 
 MIB = 2**20
 
@@ -22,7 +21,7 @@ SLAB_BYTES = (64 * MIB, 256 * MIB)
 #: bytes of the pieces that it is split into
 PIECE_BYTES = MIB
 
-#: with more tasks the overhead of the scheduler becomes visible
+#: number of blocks that ``auto`` does not exceed
 MAX_TASKS = 4000
 
 #: bytes of an inner chunk: a single pattern is read within milliseconds
@@ -64,7 +63,12 @@ def lead_chunks(
     (3, 100)
     """
     if chunk_mb == "auto":
-        positions = _positions(prod(lead_shape), pattern_bytes, auto_mb, most)
+        target: float = auto_mb * MIB
+        # with more tasks the overhead of the scheduler becomes visible
+        while prod(lead_shape) * pattern_bytes / target > MAX_TASKS:
+            target *= 2
+        positions = int(target // pattern_bytes)
+        positions = max(1, positions if most is None else min(positions, most))
     else:
         positions = max(1, int(float(chunk_mb) * MIB // pattern_bytes))
     room = 2**63 if most is None else most
@@ -81,15 +85,6 @@ def lead_chunks(
         positions = max(1, positions // take) if take == size else 1
         room //= take
     return tuple(chunks)
-
-
-def _positions(n: int, pattern_bytes: int, auto_mb: int, most: int | None) -> int:
-    """Patterns of a block of automatic size."""
-    target: float = auto_mb * MIB
-    while n * pattern_bytes / target > MAX_TASKS:
-        target *= 2
-    positions = int(target // pattern_bytes)
-    return max(1, positions if most is None else min(positions, most))
 
 
 def inner_chunk(
@@ -137,64 +132,12 @@ def shard_shape(lead_chunk: Sequence[int], inner: Sequence[int]) -> tuple[int, .
     )
 
 
-def check_size(
-    size: Sequence[int],
-    detector: Sequence[int],
-    multiple: int,
-    *,
-    keeps_whole: bool,
-    given: str,
-) -> None:
-    """Refuse a window size (height, width) that could not be used unchanged.
-
-    Parameters
-    ----------
-    size, detector : (ky, kx) in pixels
-    multiple : the size of a cropped axis is a multiple of this; of the whole axis it need not be
-    keeps_whole : whether a window that exceeds the detector is the whole axis
-    given : what the user gave, for the message
-
-    Raises
-    ------
-    ConfigError
-        When it is no multiple, or exceeds the detector.
-
-    Examples
-    --------
-    >>> check_size((40, 25), (50, 25), 2, keeps_whole=False, given="size is (40, 25)")
-    """
-    height, width = detector
-    for n, full in zip(size, detector, strict=True):
-        if n > full and not keeps_whole:
-            raise ConfigError(
-                f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
-            )
-        if 0 < n < full and n % multiple:
-            raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
-
-
-def uncropped(name: str, full: int) -> str:
-    """Note for an axis that the window covers."""
-    return f"{name} is not cropped: the window would reach its {full} pixels"
-
-
 def _power_of_two(n: int) -> int:
     return 1 << (max(1, n).bit_length() - 1)
 
 
 def whole_number(name: str, value: Any, expected: str) -> int:
-    """Return an integer of Python or numpy; refuse anything else instead of rounding it.
-
-    Raises
-    ------
-    ConfigError
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> whole_number("factor", np.int64(2), "an integer")
-    2
-    """
+    """Return an integer of Python or numpy; raise ConfigError for anything else instead of rounding it."""
     try:
         return operator.index(value)
     except TypeError:

@@ -18,13 +18,7 @@ DETECTOR_DIMS = ("ky", "kx")
 
 @dataclass(frozen=True)
 class Axis:
-    """One calibrated axis: ``value = offset + scale * index``; pixel centers lie at integer indices.
-
-    Examples
-    --------
-    >>> Axis("ky", 4, scale=0.5, offset=-1.0, units="1/nm").value(2)
-    0.0
-    """
+    """One calibrated axis: ``value = offset + scale * index``; pixel centers lie at integer indices."""
 
     name: str
     size: int
@@ -133,12 +127,8 @@ class Step:
 
 Progress = Callable[[Step], None]
 
-#: resident memory of a worker process that has loaded all code and holds no block: 206 MB were measured, and 217 MB with
-#: what an export reads with
-WORKER_BYTES = 225 * 10**6
-
-#: the same of the client's process, where threads do the work: 299 MB were measured
-PROCESS_BYTES = 320 * 10**6
+#: resident memory without a block of a worker (217 MB were measured), and of a client whose threads do the work (299 MB)
+WORKER_BYTES, PROCESS_BYTES = 225 * 10**6, 320 * 10**6
 
 #: share of its memory limit that a worker may be expected to use
 USABLE_SHARE = 0.95
@@ -146,14 +136,7 @@ USABLE_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Worker:
-    """Memory of a worker.
-
-    Parameters
-    ----------
-    limit : bytes that it may use; None if unknown
-    threads : tasks at the same time
-    loaded : bytes in use before it holds a block
-    """
+    """Memory of a worker: bytes that it may use (None if unknown), tasks at the same time, and bytes in use without a block."""
 
     limit: int | None
     threads: int

@@ -1,5 +1,6 @@
-"""Size of the window, and checks of windows, factors and centers."""
+"""Arithmetic of windows: sizes, origins, and checks of windows, factors and centers."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -8,6 +9,34 @@ from numpy.typing import NDArray
 
 from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.text import next_multiples
+
+
+def check_size(
+    size: Sequence[int],
+    detector: Sequence[int],
+    multiple: int,
+    *,
+    keeps_whole: bool,
+    given: str,
+) -> None:
+    """Refuse a window size (height, width) that is no multiple, except on a whole axis, or exceeds the detector (ky, kx).
+
+    ``keeps_whole`` states whether a window that exceeds the detector is the whole axis; ``given`` is what the user gave.
+    """
+    height, width = detector
+    for n, full in zip(size, detector, strict=True):
+        if n > full and not keeps_whole:
+            raise ConfigError(
+                f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
+            )
+        if 0 < n < full and n % multiple:
+            raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
+
+
+def uncropped(name: str, full: int) -> str:
+    """Note for an axis that the window covers."""
+    return f"{name} is not cropped: the window would reach its {full} pixels"
 
 
 def covering_radius(radii: NDArray, coverage: float) -> int:
@@ -39,17 +68,7 @@ def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
 
 
 def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
-    """Refuse a window [y0, y1, x0, x1] that is empty or leaves the detector (ky, kx).
-
-    Raises
-    ------
-    ConfigError
-        When it does.
-
-    Examples
-    --------
-    >>> check_window([0, 24, 2, 20], (24, 20))
-    """
+    """Refuse a window [y0, y1, x0, x1] that is empty or leaves the detector (ky, kx)."""
     y0, y1, x0, x1 = window
     if not (0 <= y0 < y1 <= detector[0] and 0 <= x0 < x1 <= detector[1]):
         raise ConfigError(
@@ -59,17 +78,7 @@ def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
 
 
 def check_factor(factor: int, detector: Sequence[int]) -> None:
-    """Refuse a downsampling of the detector (ky, kx) that is not an integer, or would leave no pixel of an axis.
-
-    Raises
-    ------
-    ConfigError
-        When it is, or would.
-
-    Examples
-    --------
-    >>> check_factor(20, (24, 20))
-    """
+    """Refuse a downsampling of the detector (ky, kx) that is not an integer, or would leave no pixel of an axis."""
     whole_number("downsample factor", factor, "an integer")
     if factor < 1 or factor > min(detector):
         raise ConfigError(
@@ -78,20 +87,96 @@ def check_factor(factor: int, detector: Sequence[int]) -> None:
 
 
 def check_center(center: Sequence[float], detector: Sequence[int]) -> None:
-    """Refuse a center (y, x) outside of the detector (ky, kx).
-
-    Raises
-    ------
-    ConfigError
-        When it is.
-
-    Examples
-    --------
-    >>> check_center((23, 0.5), (24, 20))
-    """
+    """Refuse a center (y, x) outside of the detector (ky, kx)."""
     y, x = center
     if not (0 <= y <= detector[0] - 1 and 0 <= x <= detector[1] - 1):
         raise ConfigError(
             f"manual_center ({y:g}, {x:g}) lies outside the detector of {detector[0]} x {detector[1]} pixels; "
             "give (y, x) in source pixels"
         )
+
+
+def common_size(
+    wanted: Sequence[Sequence[int]], detectors: Sequence[Sequence[int]], multiple: int
+) -> tuple[int, int]:
+    """Size of the window that several datasets share: the largest of those that fit together.
+
+    A dataset fits a size that holds its own window and that its detector has. Of all sizes that are the largest of the
+    datasets they fit, the one for most datasets is taken; of equals the larger. The order of the datasets does not matter.
+
+    Parameters
+    ----------
+    wanted : (height, width) of every dataset's own window, in source pixels
+    detectors : (ky, kx) of every dataset
+    multiple : the window is a multiple of this wherever it crops
+
+    Examples
+    --------
+    >>> common_size([(40, 40), (44, 40)], [(128, 128), (128, 128)], 2)
+    (44, 40)
+    >>> common_size([(40, 40), (44, 44), (90, 90)], [(64, 64), (64, 64), (256, 256)], 2)
+    (44, 44)
+    """
+    own, full = np.asarray(wanted), np.asarray(detectors)
+    rounded = -(-own // multiple) * multiple
+    heights, widths = (sorted({*own[:, i].tolist(), *rounded[:, i].tolist()}) for i in (0, 1))
+    best = (0, 0, (0, 0))
+    for size in itertools.product(heights, widths):
+        who = fits(own, full, size, multiple)
+        if not who.any():
+            continue
+        # the smallest that holds all: a multiple, except on an axis that is whole in all datasets that reach it
+        largest = own[who].max(axis=0)
+        whole = (largest >= full[who]).all(axis=0)
+        if size == tuple(np.where(whole, largest, -(-largest // multiple) * multiple).tolist()):
+            best = max(best, (int(who.sum()), math.prod(size), size))
+    return best[2]
+
+
+def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDArray[np.bool_]:
+    """Which datasets, by their windows and detectors (n, 2), can be cropped to a size without losing any of their window."""
+    here = np.asarray(size)
+    cropped = (here < full) & (here % multiple == 0)
+    return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
+
+
+def filled_fraction(
+    origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int], detector: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Share of the window that lies outside the detector and is 0 in the output.
+
+    Examples
+    --------
+    >>> filled_fraction(np.array([-1]), np.array([0]), (4, 4), (8, 8)).tolist()
+    [0.25]
+    """
+    rows = np.minimum(origin_y + shape[0], detector[0]) - np.maximum(origin_y, 0)
+    cols = np.minimum(origin_x + shape[1], detector[1]) - np.maximum(origin_x, 0)
+    inside = np.clip(rows, 0, None).astype(np.int64) * np.clip(cols, 0, None)
+    return np.asarray(1.0 - inside / (shape[0] * shape[1]))
+
+
+def radii_for_target(
+    profile: NDArray, total: NDArray, target: float, metric: str, exact: bool
+) -> NDArray[np.float32]:
+    """Retention radius for a target, from stored profiles (n, radius): NaN where the total is 0.
+
+    A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
+    inside is recovered exactly; otherwise the radius is never too small, and too large only where the share lies
+    within 6e-8 of the target.
+
+    Examples
+    --------
+    >>> radii_for_target(np.array([[0, 0.5, 1]], "f4"), np.array([10.0]), 0.5, "square", True).tolist()
+    [1.0]
+    """
+    share = profile.astype(np.float64)
+    inside = share * total[:, None]
+    if exact:
+        inside = np.where((total < 2**22)[:, None], np.rint(inside), inside)
+    reached = inside >= target * total[:, None]
+    if metric == "square":
+        reached[:, 0] = False
+    radii = np.argmax(reached, axis=1).astype(np.float32)
+    radii[~(total > 0)] = np.nan
+    return radii

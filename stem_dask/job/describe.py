@@ -8,8 +8,9 @@ from pathlib import Path
 
 from stem_dask.cluster.layout import planned
 from stem_dask.config.options import Config
-from stem_dask.core.chunks import inner_chunk, shard_shape, uncropped
+from stem_dask.core.chunks import inner_chunk, shard_shape
 from stem_dask.core.text import size
+from stem_dask.core.window import uncropped
 from stem_dask.job.memory_and_disk import (
     Shapes,
     disk_need,

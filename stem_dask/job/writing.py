@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Window
+from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, axes_of, lead_dims, lead_shape
 from stem_dask.job.analysis import Analyzed, analysis_options, folded, hot_pixels
 from stem_dask.job.context import Job
 from stem_dask.job.results import provenance
 from stem_dask.report import text as report
-from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks
+from stem_dask.stages.analyze import analysis_of_blocks
 from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
-from stem_dask.stages.patterns import attrs_of, axes_of, lead_dims, lead_shape
+from stem_dask.stages.export import export_from_store, export_job
+from stem_dask.stages.formats import FORMATS, Target
 from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import complete_analysis, inside_of_blocks
+from stem_dask.storage.location import at
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
-from stem_dask.storage.s3 import at
-from stem_dask.writers.export import export_from_store, export_job
-from stem_dask.writers.formats import FORMATS, Target
 from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import empty_store, finish_store, write_dataset, write_profiles
 from stem_dask.writers.zarr_s3 import publish_objects

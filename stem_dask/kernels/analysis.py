@@ -1,4 +1,8 @@
-"""Analysis of each pattern in one pass: total, center, retention profile and radius, and sums over the block."""
+"""Analysis of each pattern in one pass: total, center, retention profile and radius, and sums over the block.
+
+The rings around a center hold what the next larger window or disc adds; their sum from 0 to r is the intensity inside radius
+r, so one pass over the pattern gives every radius at once.
+"""
 
 from typing import NamedTuple
 
@@ -6,15 +10,18 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.caching import CACHE
-from stem_dask.kernels.intensity import GROUP, Intensity, accumulator, most_summed, native
-from stem_dask.kernels.radial import (
-    circle_rings,
-    circle_table,
-    project,
-    square_rings,
-    square_rings_inward,
+from stem_dask.kernels.intensity import (
+    CACHE,
+    GROUP,
+    Intensity,
+    accumulator,
+    most_summed,
+    native,
+    native_dtype,
 )
+
+#: sums of floats may be reordered (SIMD); the result stays the same for the same pattern on the same machine
+_FAST = {"reassoc", "nsz"}
 
 
 class PatternAnalysis(NamedTuple):
@@ -24,9 +31,8 @@ class PatternAnalysis(NamedTuple):
     com: NDArray[np.float64]  #: (n, 2) center of mass (y, x); NaN when empty
     center: NDArray[np.float64]  #: (n, 2) center by the chosen method (y, x)
     radius: NDArray[np.float32]  #: (n,) retention radius; NaN when empty
-    profile: NDArray[
-        np.float32
-    ]  #: (n, r_max + 1) intensity inside radius r / total; NaN when empty
+    #: (n, r_max + 1) intensity inside radius r / total; NaN when empty
+    profile: NDArray[np.float32]
     sum_pattern: NDArray  #: (ky, kx) sum of the intensities, uint64 or float64
     max_pattern: NDArray  #: (ky, kx) maximum of the intensities, in the data's type
     odd: NDArray[np.int64]  #: counts of `ODD_PIXELS`
@@ -34,13 +40,7 @@ class PatternAnalysis(NamedTuple):
 
 
 def largest_radius(height: int, width: int, metric: str) -> int:
-    """Smallest radius that holds the whole detector around any of its pixels.
-
-    Examples
-    --------
-    >>> largest_radius(3, 4, "square"), largest_radius(4, 5, "circle")
-    (4, 5)
-    """
+    """Smallest radius that holds the whole detector around any of its pixels."""
     if metric == "square":
         return max(height, width)
     return int(circle_table(height, width)[-1, -1])
@@ -56,17 +56,16 @@ def analyze_patterns(
 ) -> PatternAnalysis:
     """Analyze every pattern of a block; each is read from memory once.
 
+    The radius is the smallest r (from 1 for ``square``, 0 for ``circle``) with ``inside >= target * total``; inside
+    is the total less what lies outside, so that a pattern without intensity outside r holds exactly its total.
+
     Parameters
     ----------
     block : (..., ky, kx) array, bool, integer or float
-    target_retention : float, 0 < target <= 1
-    threshold : float, values below it do not count
+    target_retention : 0 < target <= 1
+    threshold : values below it do not count
     center : (y, x) for all patterns, or None for each pattern's centroid
     metric : {"square", "circle"}
-
-    Returns
-    -------
-    PatternAnalysis
 
     Raises
     ------
@@ -74,11 +73,6 @@ def analyze_patterns(
         When the threshold is above what the type can hold.
     OverflowError
         When a pattern's sums leave 64 bits.
-
-    Notes
-    -----
-    The radius is the smallest r (from 1 for ``square``, 0 for ``circle``) with ``inside >= target * total``; inside
-    is the total less what lies outside, so that a pattern without intensity outside r holds exactly its total.
 
     Examples
     --------
@@ -97,15 +91,9 @@ def analyze_patterns(
 
 
 class Analysis:
-    """`analyze_patterns` batch by batch.
+    """`analyze_patterns` of n patterns, batch by batch.
 
     The last digits of float sums depend on the batch sizes, all else on the patterns alone.
-
-    Parameters
-    ----------
-    n : patterns of the whole block
-    detector, dtype : of the patterns
-    target_retention, threshold, center, metric : see `analyze_patterns`
     """
 
     def __init__(
@@ -120,7 +108,7 @@ class Analysis:
         metric: str,
     ) -> None:
         height, width = detector
-        dtype = native(np.empty((0, 1, 1), dtype)).dtype
+        dtype = native_dtype(dtype)
         kind = accumulator(dtype, max(height, width) * 4)
         wide = np.float64 if kind == np.float64 else np.uint64
         n_radii = largest_radius(height, width, metric) + 1
@@ -147,13 +135,7 @@ class Analysis:
         self.summed = self.done = 0
 
     def add(self, piece: NDArray) -> None:
-        """Analyze the next patterns, (..., ky, kx).
-
-        Raises
-        ------
-        OverflowError
-            When a pattern's sums leave 64 bits.
-        """
+        """Analyze the next patterns, (..., ky, kx); raises OverflowError when the sums of one leave 64 bits."""
         piece, before = native(piece), self.done
         for some in self.intensity.parts(piece, self.full):
             n = len(some)
@@ -282,3 +264,136 @@ def _accumulate(patterns, sums, highest):  # type: ignore[no-untyped-def]
             for x in range(width):
                 most[x] = max(most[x], row[x])
                 total[x] = kind(total[x] + kind(row[x]))
+
+
+@numba.njit(nogil=True, cache=CACHE, fastmath=_FAST)
+def project(pattern, rows, cols):  # type: ignore[no-untyped-def]
+    """Sums along both axes: ``rows[y] = sum_x``, ``cols[x] = sum_y``, in one traversal."""
+    height, width = pattern.shape
+    kind = cols.dtype.type
+    for x in range(width):
+        cols[x] = 0
+    for y in range(height):
+        row = pattern[y]
+        total = kind(0)
+        for x in range(width):
+            value = kind(row[x])
+            total = kind(total + value)
+            cols[x] = kind(cols[x] + value)
+        rows[y] = total
+
+
+@numba.njit(nogil=True, cache=CACHE)
+def square_ring(distance):  # type: ignore[no-untyped-def]
+    """Smallest r whose interval ``-r … r-1`` contains the signed distance from the center."""
+    return distance + 1 if distance >= 0 else -distance
+
+
+@numba.njit(nogil=True, cache=CACHE, fastmath=_FAST)
+def square_rings(pattern, ry, rx, wings, rings):  # type: ignore[no-untyped-def]
+    """``rings[r]`` = intensity that the window of half-size r has and that of r - 1 has not.
+
+    The window of half-size r is rows ``ry-r … ry+r-1`` and columns ``rx-r … rx+r-1``, cut at the detector edge.
+    In row y, which enters with ring q, the columns inside half-size q enter together with it; the columns farther
+    out (the wings) enter with their own ring and are first gathered by column.
+    """
+    height, width = pattern.shape
+    kind = wings.dtype.type
+    rings[:] = 0
+    wings[:] = 0
+    for y in range(height):
+        q = square_ring(y - ry)
+        first = min(max(rx - q, 0), width)
+        last = max(min(rx + q, width), 0)
+        inner = pattern[y, first:last]
+        inside = kind(0)
+        for x in range(inner.size):
+            inside = kind(inside + kind(inner[x]))
+        rings[q] += inside
+        left, left_sum = pattern[y, :first], wings[:first]
+        for x in range(left.size):
+            left_sum[x] = kind(left_sum[x] + kind(left[x]))
+        right, right_sum = pattern[y, last:], wings[last:]
+        for x in range(right.size):
+            right_sum[x] = kind(right_sum[x] + kind(right[x]))
+    for x in range(width):
+        rings[square_ring(x - rx)] += wings[x]
+
+
+@numba.njit(nogil=True, cache=CACHE)
+def square_rings_inward(pattern, ry, rx, cols, rings):  # type: ignore[no-untyped-def]
+    """`square_rings` of whole numbers, from the column sums of `project`: half of the pixels need not be looked at again.
+
+    From the largest window inward, the outermost rows are taken off the column sums, which then hold what the
+    outermost columns have left. Differences are exact in whole numbers only.
+    """
+    height, width = pattern.shape
+    kind = cols.dtype.type
+    rings[0] = 0
+    for r in range(rings.size - 1, 0, -1):
+        top, bottom, left, right = ry - r, ry + r - 1, rx - r, rx + r - 1
+        # unsigned, so that LLVM need not think of indices from the end
+        first, stop = np.uintp(max(left, 0)), np.uintp(max(min(right + 1, width), 0))
+        ring = kind(0)
+        if top >= 0 and bottom < height:
+            y, z = np.uintp(top), np.uintp(bottom)
+            for x in range(first, stop):
+                both = kind(kind(pattern[y, x]) + kind(pattern[z, x]))
+                ring = kind(ring + both)
+                cols[x] = kind(cols[x] - both)
+        elif top >= 0 or bottom < height:
+            y = np.uintp(top if top >= 0 else bottom)
+            for x in range(first, stop):
+                value = kind(pattern[y, x])
+                ring = kind(ring + value)
+                cols[x] = kind(cols[x] - value)
+        if left >= 0:
+            ring = kind(ring + cols[np.uintp(left)])
+        if right < width:
+            ring = kind(ring + cols[np.uintp(right)])
+        rings[r] = ring
+
+
+def circle_table(height: int, width: int) -> np.ndarray:
+    """``table[dy, dx]`` = smallest integer r with ``dy² + dx² <= r²``, for distances up to the detector's size.
+
+    Examples
+    --------
+    >>> circle_table(2, 3)
+    array([[0, 1, 2],
+           [1, 2, 3]], dtype=int32)
+    """
+    square = np.arange(height)[:, None] ** 2 + np.arange(width)[None, :] ** 2
+    # exact to within one below 2**50, so mend by comparing integers
+    root = np.sqrt(square).astype(np.int32)
+    root += root.astype(np.int64) ** 2 < square
+    return root
+
+
+@numba.njit(nogil=True, cache=CACHE, fastmath=_FAST)
+def circle_rings(pattern, ry, rx, table, fold, rings):  # type: ignore[no-untyped-def]
+    """``rings[r]`` = intensity of the pixels with ``(r-1)² < (y-ry)² + (x-rx)² <= r²``.
+
+    The four pixels at ``(±dy, ±dx)`` lie in one ring: they are folded onto one quadrant first, in contiguous
+    passes, and only the quadrant is scattered.
+    """
+    height, width = pattern.shape
+    kind = fold.dtype.type
+    rings[:] = 0
+    reach = max(rx, width - 1 - rx) + 1
+    for dy in range(max(ry, height - 1 - ry) + 1):
+        fold[:reach] = 0
+        for side in range(2):
+            y = ry + dy if side == 0 else ry - dy
+            if y < 0 or y >= height or (side == 1 and dy == 0):
+                continue
+            right = pattern[y, rx:]
+            for x in range(right.size):
+                fold[x] = kind(fold[x] + kind(right[x]))
+            left = pattern[y, :rx]
+            n = left.size
+            for x in range(n):
+                fold[x + 1] = kind(fold[x + 1] + kind(left[n - 1 - x]))
+        ring = table[dy]
+        for x in range(reach):
+            rings[ring[x]] += fold[x]

@@ -4,8 +4,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.caching import CACHE
-from stem_dask.kernels.intensity import Intensity, accumulator, native
+from stem_dask.kernels.intensity import CACHE, Intensity, accumulator, native
 
 
 def crop_patterns(
@@ -19,14 +18,10 @@ def crop_patterns(
 
     Parameters
     ----------
-    block : (n, ky, kx) array
+    block : (n, ky, kx) array, any type
     origin_y, origin_x : (n,) integers, the window's first row and column; may be negative
     shape : (height, width) of the window
     out : (n, height, width) array of the block's type that is filled; default a new one
-
-    Returns
-    -------
-    (n, height, width) array of the block's type (bool and float16 too)
 
     Examples
     --------
@@ -64,16 +59,7 @@ def _crop(block, origin_y, origin_x, out):  # type: ignore[no-untyped-def]
 
 
 def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
-    """Intensity of each pattern of a block: the sum of all values that count.
-
-    Parameters
-    ----------
-    block : (..., ky, kx) array
-    threshold : float, values below it do not count
-
-    Returns
-    -------
-    (n,) float64, exact for integers below 2**53 counts
+    """Intensity of each pattern of a block (…, ky, kx): the sum of all values that count, exact below 2**53 counts.
 
     Examples
     --------
@@ -94,9 +80,8 @@ def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]
 def _intensity_of(pattern, zero):  # type: ignore[no-untyped-def]
     kind = zero.dtype.type
     total = kind(0)
-    values = pattern.reshape(
-        pattern.size
-    )  # one long row: the ends of short ones would take most of the time
+    # one long row: the ends of short ones would take most of the time
+    values = pattern.reshape(pattern.size)
     for i in range(values.size):
         total = kind(total + kind(values[i]))
     return total

@@ -7,8 +7,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.caching import CACHE
-from stem_dask.kernels.intensity import accumulator, native
+from stem_dask.kernels.intensity import CACHE, accumulator, native
 
 METHODS = ("bin", "stride", "gauss", "fft")
 
@@ -59,34 +58,41 @@ def downsample_patterns(
     method : {"bin", "stride", "gauss", "fft"}
     reduce : {"mean", "sum"}, for ``bin``
     sigma : float, for ``gauss``, in pixels of the input; default ``0.5 * factor``
-    out : array of the result's shape and type that is filled; default a new one
-
-    Returns
-    -------
-    (..., ky // factor, kx // factor) array of `result_dtype`
+    out : (..., ky // factor, kx // factor) array of `result_dtype` that is filled; default a new one
 
     Examples
     --------
     >>> downsample_patterns(np.arange(16.0).reshape(1, 4, 4), 2, method="bin")[0].tolist()
     [[2.5, 4.5], [10.5, 12.5]]
     """
-    *lead, height, width = (
-        *block.shape[:-2],
-        block.shape[-2] // factor,
-        block.shape[-1] // factor,
-    )
+    height, width = block.shape[-2] // factor, block.shape[-1] // factor
     if out is None:
         dtype = result_dtype(block.dtype, factor, method, reduce)
-        out = np.empty((*lead, height, width), dtype)
+        out = np.empty((*block.shape[:-2], height, width), dtype)
     block = block[..., : height * factor, : width * factor]
     if factor == 1 or method == "stride":
         out[...] = block[..., ::factor, ::factor]
     elif method == "bin":
         _bin_block(block, factor, reduce == "mean", out.reshape(-1, height, width))
     elif method == "gauss":
-        _gauss(block, factor, 0.5 * factor if sigma is None else sigma, out)
+        from scipy.ndimage import gaussian_filter
+
+        sigma = 0.5 * factor if sigma is None else sigma
+        for place in np.ndindex(
+            block.shape[:-2]
+        ):  # one by one: in cache, and without a second block
+            pattern = block[place].astype(out.dtype)
+            smooth = gaussian_filter(pattern, sigma, mode="reflect", truncate=4.0)
+            out[place] = smooth[::factor, ::factor]
     elif method == "fft":
-        _fft(block, factor, out)
+        from scipy import fft
+
+        # the centered part of the spectrum
+        top, left = (n // 2 - n // factor // 2 for n in block.shape[-2:])
+        for place in np.ndindex(block.shape[:-2]):
+            spectrum = fft.fftshift(fft.fft2(block[place].astype(out.dtype, copy=False)))
+            kept = spectrum[top : top + height, left : left + width]
+            out[place] = fft.ifft2(fft.ifftshift(kept)).real / factor**2
     else:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     return out
@@ -120,25 +126,3 @@ def _bin(block, factor, scale, mean, line, out):  # type: ignore[no-untyped-def]
                 for k in range(factor):
                     total = kind(total + line[x * factor + k])
                 to[x] = result(total * scale) if mean else result(total)
-
-
-def _gauss(block: NDArray, factor: int, sigma: float, out: NDArray) -> None:
-    """Smooth pattern by pattern, so that they stay in cache and no second block is needed."""
-    from scipy.ndimage import gaussian_filter
-
-    for place in np.ndindex(block.shape[:-2]):
-        pattern = block[place].astype(out.dtype)
-        smooth = gaussian_filter(pattern, sigma, mode="reflect", truncate=4.0)
-        out[place] = smooth[::factor, ::factor]
-
-
-def _fft(block: NDArray, factor: int, out: NDArray) -> None:
-    """Keep the centered part of the spectrum, pattern by pattern so that the spectra stay in cache."""
-    from scipy import fft
-
-    (full_height, full_width), (height, width) = block.shape[-2:], out.shape[-2:]
-    top, left = full_height // 2 - height // 2, full_width // 2 - width // 2
-    for place in np.ndindex(block.shape[:-2]):
-        spectrum = fft.fftshift(fft.fft2(block[place].astype(out.dtype, copy=False)))
-        kept = spectrum[top : top + height, left : left + width]
-        out[place] = fft.ifft2(fft.ifftshift(kept)).real / factor**2

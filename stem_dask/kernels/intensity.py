@@ -1,4 +1,4 @@
-"""Definition of intensity, and the array types of kernels."""
+"""Definition of intensity, the array types of kernels, and sums of intensities."""
 
 import functools
 import math
@@ -8,29 +8,31 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.kernels.caching import CACHE
-
 #: columns of the counts that come with every analysis
 ODD_PIXELS = ("nan", "infinite", "negative", "below_threshold")
 
 #: patterns that kernels add at once; float sums depend on it
 GROUP = 4
 
-#: bytes of patterns that are cleaned at once, at least one group
-_CLEANED_BYTES = 2**18
+
+def _can_cache() -> bool:
+    """Whether numba can write to the folder of the package, the cache of the user, or NUMBA_CACHE_DIR; else it raises."""
+    try:
+        numba.njit(cache=True)(_can_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
+#: for ``numba.njit(cache=…)``: whether compiled kernels can be kept for later processes
+CACHE = _can_cache()
 
 
 def native(block: NDArray) -> NDArray:
     """Convert a block to the array type of kernels, because numba compiles one version per type.
 
-    Parameters
-    ----------
-    block : (..., ky, kx) array, bool, integer or float
-
-    Returns
-    -------
-    (n, ky, kx) read-only, aligned, C-contiguous array in native byte order; bool becomes uint8 and float16
-    becomes float32. No copy is made when the block is like that already.
+    Returns (n, ky, kx), read-only, aligned, C-contiguous, in native byte order; bool becomes uint8 and float16 float32.
+    No copy is made if the block is like that already.
 
     Examples
     --------
@@ -46,6 +48,11 @@ def native(block: NDArray) -> NDArray:
     block = block.reshape(-1, *block.shape[-2:])
     block.setflags(write=False)
     return block
+
+
+def native_dtype(dtype: np.dtype) -> np.dtype:
+    """Type that `native` gives a block of this type."""
+    return native(np.empty((0, 1, 1), dtype)).dtype
 
 
 @functools.cache
@@ -64,13 +71,7 @@ def accumulator(dtype: np.dtype, n_max: int) -> np.dtype:
 
 @functools.cache
 def most_summed(dtype: np.dtype) -> int:
-    """Number of non-negative values of an integer type whose sum always fits 32 bits.
-
-    Examples
-    --------
-    >>> most_summed(np.dtype("u2")), most_summed(np.dtype("u4"))
-    (65537, 1)
-    """
+    """Number of non-negative values of an integer type whose sum always fits 32 bits."""
     return (2**32 - 1) // int(np.iinfo(dtype).max)
 
 
@@ -81,13 +82,7 @@ def needs_cleaning(dtype: np.dtype, threshold: float) -> bool:
 
 @functools.cache
 def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
-    """The smallest value at or above `threshold` that `dtype` can hold.
-
-    Raises
-    ------
-    ValueError
-        When it can hold none.
-    """
+    """The smallest value at or above `threshold` that `dtype` can hold; ValueError when it can hold none."""
     largest = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
     if threshold > largest:
         raise ValueError(
@@ -98,19 +93,6 @@ def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
         low = dtype.type(threshold)
         return low if float(low) >= threshold else np.nextafter(low, dtype.type(np.inf))
     return dtype.type(math.ceil(threshold))
-
-
-def intensity_dtype(dtype: np.dtype) -> np.dtype:
-    """Unsigned counterpart of a native type, because intensities are not negative.
-
-    Fewer types mean fewer kernels, each of which takes seconds to compile.
-
-    Examples
-    --------
-    >>> intensity_dtype(np.dtype("i2")), intensity_dtype(np.dtype("f4"))
-    (dtype('uint16'), dtype('float32'))
-    """
-    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
 
 
 class Intensity:
@@ -133,12 +115,15 @@ class Intensity:
         self.low = lowest_counted(dtype, threshold)
         self.odd, self.negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
         self.whole = not needs_cleaning(dtype, threshold)
-        groups = _CLEANED_BYTES // (GROUP * math.prod(detector) * dtype.itemsize)
+        # 256 KiB are cleaned at once, at least one group
+        groups = 2**18 // (GROUP * math.prod(detector) * dtype.itemsize)
         n = 0 if self.whole else GROUP * max(1, groups)
-        self.cleaned = np.empty((n, *detector), intensity_dtype(dtype))
+        # intensities are not negative: fewer types mean fewer kernels, each of which takes seconds to compile
+        kept = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
+        self.cleaned = np.empty((n, *detector), kept)
 
     def parts(self, block: NDArray, most: int) -> Iterator[NDArray]:
-        """Patterns from `native`, up to ``most`` at a time, as `intensity_dtype`; valid until the next are requested."""
+        """Patterns from `native`, up to ``most`` at a time, integers as unsigned; valid until the next are requested."""
         step = most if self.whole else min(most, len(self.cleaned))
         for start in range(0, len(block), step):
             some = block[start : start + step]
@@ -162,11 +147,11 @@ def _clean(block, low, out, odd, negative_sum):  # type: ignore[no-untyped-def]
                 odd_row += (not good) & (value != 0)
                 to[x] = value if good else 0
             if odd_row:
-                _tell_odd(row, low, odd, negative_sum)
+                _count_odd(row, low, odd, negative_sum)
 
 
 @numba.njit(nogil=True, cache=CACHE)
-def _tell_odd(row, low, odd, negative_sum):  # type: ignore[no-untyped-def]
+def _count_odd(row, low, odd, negative_sum):  # type: ignore[no-untyped-def]
     for x in range(row.size):
         value = row[x]
         if value != value:
@@ -178,3 +163,59 @@ def _tell_odd(row, low, odd, negative_sum):  # type: ignore[no-untyped-def]
             negative_sum[0] -= value
         elif 0 < value < low:
             odd[3] += 1
+
+
+def add_patterns(block: NDArray, total: NDArray[np.float64], highest: NDArray) -> None:
+    """Add patterns (n, ky, kx) to a sum (ky, kx), and raise the highest finite value (kx,) of each detector column.
+
+    ``highest`` is of the type that `native` gives the block.
+
+    Examples
+    --------
+    >>> total, highest = np.zeros((1, 2)), np.zeros(2)
+    >>> add_patterns(np.array([[[1.0, np.inf]], [[3.0, 2.0]]]), total, highest)
+    >>> total.tolist(), highest.tolist()
+    ([[4.0, inf]], [3.0, 2.0])
+    """
+    block = native(block)
+    if block.dtype.kind == "f":
+        _add_floats(block, total, highest, block.dtype.type(np.finfo(block.dtype).max))
+        return
+    wide = accumulator(block.dtype, len(block)) if block.dtype.kind == "u" else np.dtype(np.int64)
+    _add_whole(block, np.zeros(block.shape[2], wide), total, highest)
+
+
+@numba.njit(nogil=True, cache=CACHE)
+def _add_whole(block, line, total, highest):  # type: ignore[no-untyped-def]
+    n, height, width = block.shape
+    kind, width = line.dtype.type, np.uintp(width)
+    fours = n - n % 4  # at once: a line of sums is then loaded and stored a quarter as often
+    for y in range(height):
+        line[:] = 0
+        for i in range(0, fours, 4):
+            a, b, c, d = block[i, y], block[i + 1, y], block[i + 2, y], block[i + 3, y]
+            for x in range(width):
+                highest[x] = max(max(highest[x], max(a[x], b[x])), max(c[x], d[x]))
+                two = kind(kind(a[x]) + kind(b[x]))
+                line[x] = kind(line[x] + kind(two + kind(kind(c[x]) + kind(d[x]))))
+        for i in range(fours, n):
+            row = block[i, y]
+            for x in range(width):
+                line[x] = kind(line[x] + kind(row[x]))
+                highest[x] = max(highest[x], row[x])
+        for x in range(width):
+            total[y, x] += line[x]
+
+
+@numba.njit(nogil=True, cache=CACHE)
+def _add_floats(block, total, highest, largest):  # type: ignore[no-untyped-def]
+    n, height, width = block.shape
+    for y in range(height):  # outermost, so that a row of the sum stays in the core's first cache
+        sums = total[y]
+        for i in range(n):
+            row = block[i, y]
+            for x in range(width):
+                value = row[x]
+                sums[x] += value
+                # not max(), which would let NaN pass
+                highest[x] = value if highest[x] < value <= largest else highest[x]

@@ -10,14 +10,7 @@ NO_MOMENTS = np.array([0.0, 0.0, 0.0, np.inf])
 def log_moments(patterns: NDArray, before: NDArray[np.float64] = NO_MOMENTS) -> NDArray[np.float64]:
     """Number, mean, sum of squared deviations of log(1 + x) over all pixels, and the lowest x (NaN when any is NaN).
 
-    Parameters
-    ----------
-    patterns : (n, ky, kx), any real type
-    before : moments of other patterns, to which these are added
-
-    Returns
-    -------
-    (4,) float64. One pattern after the other is joined to those before (T. F. Chan, G. H. Golub, R. J. LeVeque,
+    One pattern (ky, kx) after the other is joined to the moments ``before`` (T. F. Chan, G. H. Golub, R. J. LeVeque,
     Updating formulae and a pairwise algorithm for computing sample variances, 1979), which loses no digits.
 
     Examples

@@ -1,19 +1,11 @@
-"""Replace the bad pixels of every pattern."""
+"""Bad and hot pixels, and dark and gain correction."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def neighbours(mask: NDArray[np.bool_]) -> list[tuple[tuple[int, int], NDArray[np.int64]]]:
-    """For every bad pixel the good pixels around it: of the nearest square ring that has any.
-
-    Parameters
-    ----------
-    mask : (ky, kx), True = bad
-
-    Returns
-    -------
-    list of ((y, x), (n, 2) indices); n is 0 when every pixel is bad
+    """For every bad pixel (y, x) of a mask the indices (n, 2) of the good pixels in the nearest square ring that has any.
 
     Examples
     --------
@@ -43,12 +35,7 @@ def fill_bad(
 ) -> NDArray:
     """Replace bad pixels by 0, or by the median of their good neighbours (rounded for integers).
 
-    Parameters
-    ----------
-    block : (..., ky, kx)
-    mask : (ky, kx), True = bad
-    near : result of `neighbours`, or None to fill with 0
-    out : array of the block's shape and type that is filled; default a new one
+    ``near`` is the result of `neighbours`, or None to fill with 0; ``out`` is filled, default a new array.
 
     Examples
     --------
@@ -65,22 +52,6 @@ def fill_bad(
             median = np.median(block[..., good[:, 0], good[:, 1]], axis=-1)
             out[..., y, x] = median if out.dtype.kind == "f" else np.rint(median)
     return out
-
-
-#: a pixel is suspected above so many times all of its neighbours
-TIMES = 6.0
-
-#: and when it exceeds the median of its neighbours by so many standard deviations of counted electrons
-DEVIATIONS = 8.0
-
-_REACH = 2
-
-_AROUND = tuple(
-    (dy, dx)
-    for dy in range(2 * _REACH + 1)
-    for dx in range(2 * _REACH + 1)
-    if (dy, dx) != (_REACH, _REACH)
-)
 
 
 def hot_pixels(mean: NDArray, lit: NDArray, n_patterns: int, n_sampled: int) -> NDArray[np.bool_]:
@@ -104,39 +75,33 @@ def hot_pixels(mean: NDArray, lit: NDArray, n_patterns: int, n_sampled: int) -> 
     >>> np.argwhere(hot_pixels(mean, np.full((3, 4), 9), 100, 9)).tolist()
     [[0, 1], [0, 2]]
     """
-    mean = np.asarray(mean, np.float64)
-    padded = np.pad(mean, _REACH, constant_values=np.nan)
+    mean, reach, deviations = np.asarray(mean, np.float64), 2, 8.0
+    padded = np.pad(mean, reach, constant_values=np.nan)
     height, width = mean.shape
+    side = range(2 * reach + 1)
+    around = [(dy, dx) for dy in side for dx in side if (dy, dx) != (reach, reach)]
     # 6 times the sixth largest is below the mean where 6 times at most five are not
     near = np.zeros(mean.shape, np.int8)
-    for dy, dx in _AROUND:
-        near += TIMES * padded[dy : dy + height, dx : dx + width] >= mean
-    rows, columns = (_sides(n) for n in mean.shape)
+    for dy, dx in around:
+        near += 6.0 * padded[dy : dy + height, dx : dx + width] >= mean
+    # how many of the five rows and columns around each there are
+    rows, columns = (
+        np.minimum(np.arange(n), reach) + np.minimum(np.arange(n)[::-1], reach) + 1
+        for n in mean.shape
+    )
     also_hot = np.maximum(rows[:, None], columns)
     suspected = (near <= also_hot) & (rows[:, None] * columns - 1 > also_hot)
-    suspected &= (2 * lit >= n_sampled) & (n_patterns * mean > DEVIATIONS)
+    suspected &= (2 * lit >= n_sampled) & (n_patterns * mean > deviations)
     y, x = np.nonzero(suspected)
     if y.size:
-        median = np.nanmedian([padded[y + dy, x + dx] for dy, dx in _AROUND], axis=0)
+        median = np.nanmedian([padded[y + dy, x + dx] for dy, dx in around], axis=0)
         noise = np.sqrt(np.maximum(median, 1 / n_patterns) / n_patterns)
-        suspected[y, x] = mean[y, x] > median + DEVIATIONS * noise
+        suspected[y, x] = mean[y, x] > median + deviations * noise
     return suspected
 
 
-def _sides(n: int) -> NDArray:
-    """How many of the five rows around each of n rows there are."""
-    i = np.arange(n)
-    return np.minimum(i, _REACH) + np.minimum(n - 1 - i, _REACH) + 1
-
-
 def add_lit(pattern: NDArray, threshold: float, lit: NDArray) -> None:
-    """Count where a pattern is lit: above zero, at or above the threshold, and finite.
-
-    Parameters
-    ----------
-    pattern : (ky, kx)
-    threshold : in counts
-    lit : (ky, kx) integers, which are added to
+    """Count in ``lit`` where a pattern (ky, kx) is lit: above zero, at or above the threshold, and finite.
 
     Examples
     --------
@@ -163,8 +128,7 @@ def correct_patterns(
     Parameters
     ----------
     block : (..., ky, kx), any real type and byte order
-    dark : (ky, kx), counts without a beam, or None
-    gain : (ky, kx), factor of each pixel, or None
+    dark, gain : (ky, kx), counts without a beam, and factor of each pixel; or None
     out : array of the block's shape that is filled; default a new one
 
     Examples
@@ -174,9 +138,7 @@ def correct_patterns(
     [[[4.0, -2.0]]]
     """
     out = np.empty(block.shape, np.float32) if out is None else out
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # infinite values are counted by the analysis
+    with np.errstate(over="ignore", invalid="ignore"):  # the analysis counts infinite values
         if dark is None:
             out[...] = block
         else:

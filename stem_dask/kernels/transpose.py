@@ -10,20 +10,11 @@ GATHERED = 128
 #: memory are long
 SHARE, GATHERED_BYTES = 64, 2**19
 
-#: bytes between gathered rows, because rows of a power of two would share few cache lines
-_GAP = 64
-
 
 def patterns_first(planes: NDArray) -> NDArray:
     """C-contiguous copy of ``planes.transpose(1, 2, 0)``, several times as fast as with numpy alone.
 
-    Parameters
-    ----------
-    planes : (pixels, scan_y, scan_x), any dtype and strides
-
-    Returns
-    -------
-    ndarray (scan_y, scan_x, pixels), C-contiguous
+    Planes are (pixels, scan_y, scan_x) of any dtype and strides.
 
     Examples
     --------
@@ -41,11 +32,7 @@ def patterns_first(planes: NDArray) -> NDArray:
 
 
 def gathering(n: int, positions: int, dtype: np.dtype) -> NDArray:
-    """Buffer for some of n planes, one row each; ``rows.T`` is the transposed part.
-
-    Returns
-    -------
-    ndarray (planes, positions), uninitialized, with contiguous rows
+    """Uninitialized buffer (planes, positions) for some of n planes, with contiguous rows; ``rows.T`` is the transposed part.
 
     Examples
     --------
@@ -54,4 +41,5 @@ def gathering(n: int, positions: int, dtype: np.dtype) -> NDArray:
     """
     most = GATHERED_BYTES // max(1, positions * dtype.itemsize)
     rows = min(n, max(GATHERED, min(most, n // SHARE)))
-    return np.empty((rows, positions + _GAP // dtype.itemsize), dtype)[:, :positions]
+    # 64 bytes between rows, because rows of a power of two would share few cache lines
+    return np.empty((rows, positions + 64 // dtype.itemsize), dtype)[:, :positions]

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
+from stem_dask.core.metadata import stated
 from stem_dask.readers.flat import framed, refuse_sheared
 from stem_dask.readers.source import Candidate, calibrated, record_of, scan_axes, stack_axes
-from stem_dask.storage.s3 import opened_file
+from stem_dask.storage.location import opened_file
 
 _HEADER = np.dtype([
     ("id", "S6"), ("magic", "<u2"), ("offset of the image", "<u4"), ("offset of the patterns", "<u4"), ("flags", "<u4"),

@@ -13,12 +13,11 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import dig, stated
-from stem_dask.core.metadata import ArrayTag
+from stem_dask.core.metadata import ArrayTag, dig, stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Candidate, scan_axes
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 #: longer arrays and strings are described by an `ArrayTag`, not loaded
 MAX_LOADED = 4096

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
-from stem_dask.core.metadata import number
+from stem_dask.core.metadata import number, stated
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers.flat import framed

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
-from stem_dask.core.metadata import whole
+from stem_dask.core.metadata import stated, whole
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers.flat import framed, refuse_sheared
@@ -29,7 +28,7 @@ from stem_dask.readers.source import (
 )
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 _FIRST = 384  # bytes of the shortest header; longer ones state their length
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
+from stem_dask.core.metadata import stated
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers.flat import FlatFile
@@ -26,7 +26,7 @@ from stem_dask.readers.source import (
     stack_axes,
 )
 from stem_dask.storage.errors import one_line
-from stem_dask.storage.s3 import at
+from stem_dask.storage.location import at
 
 _HEADER = np.dtype([
     ("width", "u4"), ("height", "u4"), ("n", "u4"), ("mode", "u4"), ("lattice", "V60"), ("least", "f4"), ("most", "f4"),

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import checked, of_signal
-from stem_dask.core.metadata import number, text_of
+from stem_dask.core.metadata import checked, number, of_signal, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
 from stem_dask.readers.hdf5_metadata import (
@@ -155,7 +154,7 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
 
     name, valid = f"{signal}/{_OWN}/valid", None
     if attributes(f"{_OWN}/valid") is not None:
-        with translate(f"{path}: {name} cannot be read"):
+        with translate(SourceError, path, f"{name} cannot be read"):
             valid = zarr.open_array(zarr_store(path), path=name, mode="r")
     return {**_of_signal(attributes, tree, {}), **_lost_in(path, name, valid, data)}
 
@@ -169,7 +168,7 @@ def _zarr_attributes(store: str, name: str) -> dict[str, Any] | None:
             return None
     for file in (folder / ".zattrs", folder / "zarr.json"):
         if file.is_file() and not file.is_symlink():
-            with translate(f"{store}: the attributes in {file} cannot be read"):
+            with translate(SourceError, store, f"the attributes in {file} cannot be read"):
                 found = json.loads(side_text(str(file)))
                 found = found.get("attributes", {}) if file.name == "zarr.json" else found
                 return found if isinstance(found, dict) else {}
@@ -195,7 +194,7 @@ def _zarr_tree(
         if (folder / ".zgroup").is_file() and level < 12:
             tree[key] = _zarr_tree(store, inner, level=level + 1)
         elif (folder / ".zarray").is_file():
-            with translate(f"{store}: {inner} cannot be read"):
+            with translate(SourceError, store, f"{inner} cannot be read"):
                 try:
                     array = zarr.open_array(zarr_store(store), path=inner, mode="r")
                     n = math.prod(array.shape)

@@ -251,7 +251,7 @@ def list_tensors(path: str) -> list[Candidate]:
                 f"{path}: saved in the format of torch before 1.6; load it and torch.save it again"
             )
     remedy = "it is truncated, damaged, or holds other Python objects, which are never run: save it again with torch.save(tensor, path)"
-    with translate(f"{path}: not a readable PyTorch file of plain tensors", remedy):
+    with translate(SourceError, path, "not a readable PyTorch file of plain tensors", remedy):
         with zipfile.ZipFile(path) as archive:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             pickled, order = records["data.pkl"], records.get("byteorder")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
+from stem_dask.core.metadata import stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import framed
 from stem_dask.readers.source import Candidate, record_of, stack_axes
-from stem_dask.storage.s3 import opened_file
+from stem_dask.storage.location import opened_file
 
 _FIELDS = (
     "size", "version", "dimx", "dimy", "bitsperpixel", "offsetx", "offsety", "binx", "biny", "pixelsize", "ht", "magtotal",

@@ -29,7 +29,7 @@ from stem_dask.readers.containers import ZARR_ROOTS
 from stem_dask.readers.source import packed
 from stem_dask.readers.zarr_chunks import refuse_outside
 from stem_dask.storage.errors import one_line, translate
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: where HyperSpy puts its signals; below each are groups and arrays of metadata
@@ -48,7 +48,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
 
     from stem_dask.storage.zarr_guard import refuse_hostile
 
-    with translate(f"{path}: not a readable zarr store"), _codecs_known(path):
+    with translate(SourceError, path, "not a readable zarr store"), _codecs_known(path):
         if not is_url(path):
             if not any(Path(path, name).exists() for name in ZARR_ROOTS):
                 raise SourceError(

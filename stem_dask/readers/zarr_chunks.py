@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError, StemDaskError
 from stem_dask.storage.errors import one_line, translate
-from stem_dask.storage.s3 import ObjectPath, at, below
-from stem_dask.storage.urls import check_path, is_url
+from stem_dask.storage.location import Location, at, check_path, is_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: chunk files with at least this many decoded bytes are read one after another
@@ -79,9 +78,9 @@ def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | N
     """Number of missing chunk files, number of all chunk files, and the first missing one; lists folders only."""
     sizes = array.shards or array.chunks
     counts = [math.ceil(n / size) for n, size in zip(array.shape, sizes, strict=True)]
-    n, there, folder = math.prod(counts), 0, str(at(store, name))
-    if is_url(store):
-        files = (key for key, _ in below(folder))
+    n, there, folder = math.prod(counts), 0, at(store, name)
+    if isinstance(folder, Location):
+        files = (key for key, _ in folder.below())
     else:
         walk = ((os.path.relpath(place, folder), files) for place, _, files in os.walk(folder))
         files = (f"{place}/{file}".removeprefix("./") for place, files in walk for file in files)
@@ -114,7 +113,7 @@ def _filling(array: Any) -> str:
 def _opened(store: str, name: str, *, whole: bool = False) -> Any:
     import zarr
 
-    with translate(f"{store}: array {name or '/'} cannot be opened", retried=True):
+    with translate(SourceError, store, f"array {name or '/'} cannot be opened"):
         return zarr.open_array(zarr_store(store, whole=whole), path=name, mode="r")
 
 
@@ -198,9 +197,13 @@ def damaged_chunks(store: str) -> Iterator[str]:
     import zarr
 
     check_path("the store", store)
-    with translate(f"{store}: not a readable zarr store"):
+    try:
         root = zarr.open_group(zarr_store(store), mode="r")
         members = sorted(root.members(max_depth=None))
+    except StemDaskError:
+        raise
+    except Exception as error:  # zarr raises many kinds for a damaged store
+        raise SourceError(f"{store}: not a readable zarr store: {error}") from error
     for name, array in members:
         if isinstance(array, zarr.Array):
             for path, why in _bad_files(store, name, array, [slice(None)] * array.ndim):
@@ -230,7 +233,7 @@ def decoded(store: str, group: Any) -> Iterator[None]:
         ) from error
 
 
-def refuse_outside(store: str, path: Path | ObjectPath) -> None:
+def refuse_outside(store: str, path: Path | Location) -> None:
     """Refuse symbolic links out of a store: their target was not written with the store.
 
     Raises
@@ -238,7 +241,7 @@ def refuse_outside(store: str, path: Path | ObjectPath) -> None:
     SourceError
         When the path is, or lies behind, a link to another place.
     """
-    if isinstance(path, ObjectPath):  # object stores have no links
+    if isinstance(path, Location):  # object stores have no links
         return
     real, home = os.path.realpath(path), os.path.realpath(store)
     if os.path.commonpath([real, home]) != home:

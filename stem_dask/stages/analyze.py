@@ -9,26 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, Deferred, picked
+from stem_dask.core.batches import Block, Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Device, Region
+from stem_dask.core.patterns import (
+    PROFILE_RADIUS,
+    axis_of,
+    blocks_of,
+    coordinate,
+    labelled,
+    lead_dims,
+)
 from stem_dask.core.window import check_center
 from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 from stem_dask.kernels.pixels import add_lit
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.patterns import (
-    axis_of,
-    blocks_of,
-    check_device,
-    coordinate,
-    labelled,
-    lead_dims,
-    map_patterns,
-    per_pattern,
-    sampled,
-)
+from stem_dask.stages.patterns import check_device, map_patterns, per_pattern, sampled
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -43,9 +41,6 @@ PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
 
 #: with center method centroid the center of mass is the center: one array for both
 COM_IS = {"com_y": "center_y", "com_x": "center_x"}
-
-#: dimension of the profiles; ``radius`` is the retention radius of each pattern
-PROFILE_RADIUS = "profile_radius"
 
 #: one array per block, and how blocks are reduced
 REDUCED = {
@@ -390,7 +385,7 @@ def _pick(
 ) -> da.Array:
     lead_chunks = tuple((1,) * n for n in raw.numblocks) if by_block else raw.chunks
     return raw.map_blocks(
-        picked,
+        Deferred.array,
         name,
         chunks=(*lead_chunks, *((size,) for size in shape)),
         new_axis=list(range(raw.ndim, raw.ndim + len(shape))) or None,

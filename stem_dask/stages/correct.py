@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, ChangedBlock, is_input_left_out
+from stem_dask.core.patterns import blocks_of
 from stem_dask.kernels.pixels import correct_patterns
-from stem_dask.stages.patterns import blocks_of, valid_blocks
+from stem_dask.stages.patterns import valid_blocks
 from stem_dask.stages.references import PlaneFile
 
 if TYPE_CHECKING:

@@ -13,22 +13,15 @@ from stem_dask.core.batches import Block, ChangedBlock
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import as_text
 from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
+from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims, lead_shape
 from stem_dask.core.text import by
+from stem_dask.core.window import filled_fraction
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.patterns import (
-    as_arrays,
-    as_patterns,
-    axes_of,
-    axis_of,
-    blocks_of,
-    check_device,
-    lead_dims,
-    lead_shape,
-)
-from stem_dask.stages.window import filled_fraction, require_computed, window_origins
+from stem_dask.stages.patterns import as_arrays, check_device
+from stem_dask.stages.window import require_computed, window_origins
 
 if TYPE_CHECKING:
     import dask.array as da

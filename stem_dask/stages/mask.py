@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, ChangedBlock
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.pixels import fill_bad, hot_pixels, neighbours
-from stem_dask.stages.patterns import blocks_of, lead_shape, sampled
+from stem_dask.stages.patterns import sampled
 from stem_dask.stages.references import read_plane
 from stem_dask.stages.window import require_computed
 

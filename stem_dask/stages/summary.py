@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, Deferred
-from stem_dask.kernels.intensity import native
-from stem_dask.kernels.sums import add_patterns
-from stem_dask.stages.patterns import blocks_of, map_patterns
-from stem_dask.stages.window import radii_for_target
+from stem_dask.core.patterns import blocks_of
+from stem_dask.core.window import radii_for_target
+from stem_dask.kernels.intensity import add_patterns, native
+from stem_dask.stages.patterns import map_patterns
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, Deferred, picked
+from stem_dask.core.batches import Block, Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
+from stem_dask.core.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.crop import (
@@ -23,15 +24,7 @@ from stem_dask.stages.crop import (
     window_attrs,
 )
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.patterns import (
-    axis_of,
-    blocks_of,
-    labelled,
-    lead_dims,
-    lead_shape,
-    map_patterns,
-    per_pattern,
-)
+from stem_dask.stages.patterns import map_patterns, per_pattern
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
@@ -215,7 +208,7 @@ def _statistics_block(retention: NDArray, *options: Any) -> NDArray[np.float64]:
 def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
     """Intensity of every cropped pattern, float64 by position; lazy."""
     raw = inside_of_blocks(cropped, threshold)
-    return raw.map_blocks(picked, INSIDE, dtype=np.float64, meta=np.empty((0,) * raw.ndim))
+    return raw.map_blocks(Deferred.array, INSIDE, dtype=np.float64, meta=np.empty((0,) * raw.ndim))
 
 
 def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE) -> da.Array:

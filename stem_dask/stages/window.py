@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.chunks import check_size, uncropped, whole_number
+from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Align, Window
-from stem_dask.core.window import axis_window, check_window, covering_radius
+from stem_dask.core.window import (
+    axis_window,
+    check_size,
+    check_window,
+    covering_radius,
+    radii_for_target,
+    uncropped,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
-
-#: integers up to here are recovered exactly from a float32 share of the total
-_EXACT_TOTAL = 2**22
 
 #: coverages whose radius is reported
 COVERAGES = (1.0, 0.999, 0.99)
@@ -123,53 +125,6 @@ def choose_window(
     )
 
 
-def common_size(
-    wanted: Sequence[Sequence[int]], detectors: Sequence[Sequence[int]], multiple: int
-) -> tuple[int, int]:
-    """Size of the window that several datasets share: the largest of those that fit together.
-
-    A dataset fits a size that holds its own window and that its detector has. Of all sizes that are the largest of the
-    datasets they fit, the one for most datasets is taken; of equals the larger. The order of the datasets does not matter.
-
-    Parameters
-    ----------
-    wanted : (height, width) of every dataset's own window, in source pixels
-    detectors : (ky, kx) of every dataset
-    multiple : the window is a multiple of this wherever it crops
-
-    Examples
-    --------
-    >>> common_size([(40, 40), (44, 40)], [(128, 128), (128, 128)], 2)
-    (44, 40)
-    >>> common_size([(40, 40), (44, 44), (90, 90)], [(64, 64), (64, 64), (256, 256)], 2)
-    (44, 44)
-    """
-    own, full = np.asarray(wanted), np.asarray(detectors)
-    rounded = -(-own // multiple) * multiple
-    heights, widths = (sorted({*own[:, i].tolist(), *rounded[:, i].tolist()}) for i in (0, 1))
-    best = (0, 0, (0, 0))
-    for size in itertools.product(heights, widths):
-        who = fits(own, full, size, multiple)
-        if who.any() and size == _largest(own[who], full[who], multiple):
-            best = max(best, (int(who.sum()), math.prod(size), size))
-    return best[2]
-
-
-def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDArray[np.bool_]:
-    """Which datasets, by their windows and detectors (n, 2), can be cropped to a size without losing any of their window."""
-    here = np.asarray(size)
-    cropped = (here < full) & (here % multiple == 0)
-    return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
-
-
-def _largest(own: NDArray, full: NDArray, multiple: int) -> tuple[int, int]:
-    """Smallest size that holds all windows: a multiple, except on an axis that is whole in all datasets that reach it."""
-    largest = own.max(axis=0)
-    whole = (largest >= full).all(axis=0)
-    size = np.where(whole, largest, -(-largest // multiple) * multiple)
-    return int(size[0]), int(size[1])
-
-
 def _needed_radii(
     analysis: xr.Dataset, radii: NDArray, align: str
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
@@ -216,48 +171,6 @@ def window_origins(analysis: xr.Dataset, window: Window) -> tuple[xr.DataArray, 
             values = np.broadcast_to(np.int32(first), template.shape)
         origins.append(template.copy(data=values).rename("window_" + name[1]))
     return origins[0], origins[1]
-
-
-def filled_fraction(
-    origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int], detector: tuple[int, int]
-) -> NDArray[np.float64]:
-    """Share of the window that lies outside the detector and is 0 in the output.
-
-    Examples
-    --------
-    >>> filled_fraction(np.array([-1]), np.array([0]), (4, 4), (8, 8)).tolist()
-    [0.25]
-    """
-    rows = np.minimum(origin_y + shape[0], detector[0]) - np.maximum(origin_y, 0)
-    cols = np.minimum(origin_x + shape[1], detector[1]) - np.maximum(origin_x, 0)
-    inside = np.clip(rows, 0, None).astype(np.int64) * np.clip(cols, 0, None)
-    return np.asarray(1.0 - inside / (shape[0] * shape[1]))
-
-
-def radii_for_target(
-    profile: NDArray, total: NDArray, target: float, metric: str, exact: bool
-) -> NDArray[np.float32]:
-    """Retention radius for a target, from stored profiles (n, radius): NaN where the total is 0.
-
-    A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
-    inside is recovered exactly; otherwise the radius is never too small, and too large only where the share lies
-    within 6e-8 of the target.
-
-    Examples
-    --------
-    >>> radii_for_target(np.array([[0, 0.5, 1]], "f4"), np.array([10.0]), 0.5, "square", True).tolist()
-    [1.0]
-    """
-    share = profile.astype(np.float64)
-    inside = share * total[:, None]
-    if exact:
-        inside = np.where((total < _EXACT_TOTAL)[:, None], np.rint(inside), inside)
-    reached = inside >= target * total[:, None]
-    if metric == "square":
-        reached[:, 0] = False
-    radii = np.argmax(reached, axis=1).astype(np.float32)
-    radii[~(total > 0)] = np.nan
-    return radii
 
 
 def _radii(analysis: xr.Dataset, target: float) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.storage.errors import one_line
 
 #: documents that describe arrays; all other files of a store are chunks or plain attributes
-_DOCUMENTS = ("zarr.json", ".zarray", ".zmetadata")
+DOCUMENTS = ("zarr.json", ".zarray", ".zmetadata")
 
 _TEXTS = {"vlen-utf8", "vlen-bytes"}
 
@@ -76,7 +76,7 @@ def check_document(store: str, key: str, content: Buffer | None) -> None:
         With the name of the array, and the codec or the type that is not on the lists.
     """
     folder, _, name = key.rpartition("/")
-    if content is not None and name in _DOCUMENTS:
+    if content is not None and name in DOCUMENTS:
         try:
             document = json.loads(content.to_bytes())
         except ValueError:  # zarr reports it
@@ -95,7 +95,7 @@ def refuse_hostile(store: str) -> None:
     folders = [Path(store)]
     for folder in folders:
         name, is_array = "" if folder == folders[0] else str(folder.relative_to(store)), False
-        for file in _DOCUMENTS:
+        for file in DOCUMENTS:
             try:
                 document = json.loads((folder / file).read_bytes())
                 is_array |= isinstance(document, dict) and "shape" in document

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stem_dask.core.errors import ConfigError
-from stem_dask.storage.publish import named
+from stem_dask.core.errors import ConfigError, StoreError
+from stem_dask.storage.errors import translate
 from stem_dask.writers.dm import Stream, stream_tags
 
 _DM_CODES = {
@@ -306,7 +306,7 @@ def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file that has its name only when it is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with named(part), open(part, "wb") as file:
+        with translate(StoreError, part), open(part, "wb") as file:
             file.writelines(pieces)
         os.replace(part, path)
     finally:

@@ -62,7 +62,7 @@ def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[
     ("module", "name", "call"),
     [
         ("stem_dask.job.passes", "choose", 2),
-        ("stem_dask.stages.window", "common_size", 1),
+        ("stem_dask.core.window", "common_size", 1),
         ("stem_dask.job.writing", "complete_analysis", 1),
         ("stem_dask.job.writing", "complete_analysis", 2),
     ],

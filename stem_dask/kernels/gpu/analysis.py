@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stem_dask.kernels.analysis import PatternAnalysis, largest_radius, refuse_overflow
 from stem_dask.kernels.gpu.buffers import (
     SLOT_BYTES,
+    Fields,
     Ring,
     Taken,
     buffer_bytes,
@@ -36,22 +37,12 @@ from stem_dask.kernels.gpu.code import (
 from stem_dask.kernels.gpu.compile import kernel
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 
-#: threads of a block, and blocks, for what is not worth more thought
-_FOLD_THREADS, _FOLD_BLOCKS = 256, 1024
-
 
 class Analysis:
     """`stem_dask.kernels.analysis.Analysis` on the GPU: patterns come in pieces, from host memory.
 
-    Parameters
-    ----------
-    n, detector, dtype, target_retention, threshold, center, metric : see there
-    slot_bytes : see `stem_dask.kernels.gpu.buffers.Ring`; the sums of floats depend on it in their last digits
-
-    Raises
-    ------
-    ValueError
-        When a pattern is too large for the shared memory of the GPU.
+    The last digits of float sums depend on ``slot_bytes``, see `stem_dask.kernels.gpu.buffers.Ring`. Raises ValueError when a
+    pattern is too large for the shared memory of the GPU.
     """
 
     def __init__(
@@ -68,15 +59,7 @@ class Analysis:
     ) -> None:
         self.works: list[AnalysisOfSlot] = []
         radii = largest_radius(*detector, metric) + 1
-        self.found: tuple[NDArray, ...] = (
-            np.empty(n),  # total
-            np.empty((n, 2)),  # center of mass
-            np.empty((n, 2)),  # center
-            np.empty(n, np.float32),  # radius
-            np.empty((n, radii), np.float32),  # profile
-            np.empty((n, len(ODD_PIXELS)), np.uint32),
-            np.empty(n),  # what negative values amounted to
-        )
+        self.found: list[Any] = [np.empty(shape, kind) for shape, kind in _fields(n, radii)]
 
         def work(size: int) -> AnalysisOfSlot:
             made = AnalysisOfSlot(
@@ -88,31 +71,18 @@ class Analysis:
         self.ring = Ring(n, detector, dtype, work, slot_bytes)
 
     def add(self, piece: NDArray) -> None:
-        """Analyze the next patterns, (n, ky, kx).
-
-        Raises
-        ------
-        OverflowError
-            When a pattern's sums leave 64 bits.
-        """
+        """Analyze the next patterns, (n, ky, kx); raises OverflowError when the sums of one leave 64 bits."""
         self._keep(self.ring.add(piece))
 
     def result(self) -> PatternAnalysis:
         """What was found in all of them."""
         self._keep(self.ring.rest())
         total, com, center, radius, profile, odd, negative = self.found
-        totals, highest = zip(*(work.patterns() for work in self.works), strict=True)
+        totals = np.add.reduce([work.total.get() for work in self.works])
+        highest = np.maximum.reduce([work.highest.get() for work in self.works])
         return PatternAnalysis(
-            total,
-            com,
-            center,
-            radius,
-            profile,
-            np.add.reduce(totals),
-            np.maximum.reduce(highest),
-            odd.sum(axis=0, dtype=np.int64),
-            float(negative.sum()),
-        )
+            total, com, center, radius, profile, totals, highest, odd.sum(axis=0, dtype=np.int64), float(negative.sum())
+        )  # fmt: skip
 
     def _keep(self, done: Iterator[tuple[slice, list[NDArray]]]) -> None:
         for here, arrays in done:
@@ -149,7 +119,12 @@ class AnalysisOfSlot:
         vectors = self.pixels // load_pixels(dtype, detector[1])
         self.adders = -(-vectors // ANALYSIS_THREADS)
         self.shared = analysis_shared_bytes(dtype, detector, radii, ANALYSIS_THREADS)
-        _refuse_large(detector, self.shared)
+        has = int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+        if self.shared > has:
+            raise ValueError(
+                f"a detector of {detector[0]} x {detector[1]} pixels needs {self.shared} bytes of shared memory, and the GPU has "
+                f"{has}; set device: cpu"
+            )
         code = analysis_code(dtype, detector[1], threshold=threshold, metric=metric)
         self.analyze = kernel(code, "analyze", self.shared)
         self.fold = kernel(code, "fold")
@@ -169,8 +144,7 @@ class AnalysisOfSlot:
         grid = (groups * (self.batch + self.adders),)
         self.analyze(grid, (ANALYSIS_THREADS,), arguments, shared_mem=self.shared)
         arguments = (*self.sums, np.int32(groups), np.int64(self.pixels), self.total, self.highest)
-        grid = (min(_FOLD_BLOCKS, -(-self.pixels // _FOLD_THREADS)),)
-        self.fold(grid, (_FOLD_THREADS,), arguments)
+        self.fold((min(1024, -(-self.pixels // 256)),), (256,), arguments)
 
     def finish(self, patterns: NDArray, here: slice) -> tuple[slice, list[NDArray]]:
         """Place of the patterns and what was found of each, as the kernel's arrays."""
@@ -179,24 +153,9 @@ class AnalysisOfSlot:
         refuse_overflow(native(patterns), arrays[0][:n], arrays[3][:n], here.start)
         return here, arrays
 
-    def patterns(self) -> tuple[NDArray, NDArray]:
-        """Sum and maximum of all patterns that passed here."""
-        return self.total.get(), self.highest.get()
 
-
-def _refuse_large(detector: tuple[int, int], shared: int) -> None:
-    import cupy
-
-    has = int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
-    if shared > has:
-        raise ValueError(
-            f"a detector of {detector[0]} x {detector[1]} pixels needs {shared} bytes of shared memory, and the GPU has "
-            f"{has}; set device: cpu"
-        )
-
-
-def _fields(size: int, radii: int) -> list[tuple[tuple[int, ...], str]]:
-    """Shapes and types of what the kernel finds of so many patterns, in the order of its arguments."""
+def _fields(size: int, radii: int) -> Fields:
+    """What the kernel finds of so many patterns, in the order of its arguments."""
     return [
         ((size,), "f8"),  # total
         ((size, 2), "f8"),  # center of mass
@@ -209,13 +168,7 @@ def _fields(size: int, radii: int) -> list[tuple[tuple[int, ...], str]]:
 
 
 def ring_bytes(n: int, detector: tuple[int, int], dtype: np.dtype, metric: str) -> Taken:
-    """Memory that an `Analysis` of n patterns takes.
-
-    Examples
-    --------
-    >>> ring_bytes(1000, (256, 256), np.dtype("u2"), "square").on_gpu / 2**20
-    34.775390625
-    """
+    """Memory that an `Analysis` of n patterns takes."""
     kept = stored(dtype)
     size, slots = slots_of(n, detector, kept)
     found = buffer_bytes(_fields(size, largest_radius(*detector, metric) + 1))

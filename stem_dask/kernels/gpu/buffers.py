@@ -15,17 +15,11 @@ from stem_dask.kernels.gpu.device import refuse_missing_gpu, translate_full_gpu
 #: bytes of patterns in one buffer, enough for full speed of bus and kernels
 SLOT_BYTES = 16 * 2**20
 
-#: buffers, each with its stream: one is filled while the other is processed
-SLOTS = 2
-
 #: unused streams, kept because cupy pools memory per stream
 _idle: list[Any] = []
 
-#: alignment of arrays in a shared buffer, in bytes
-_ALIGNED = 256
-
-#: bytes that cupy's rounding adds to a slot
-_ROUNDED = 8 * 512
+#: shape and type of each array in a shared buffer
+Fields = Sequence[tuple[tuple[int, ...], Any]]
 
 
 class Work(Protocol):
@@ -76,19 +70,10 @@ class Slot:
 
 
 class Ring:
-    """Passes batches of patterns through a `Work`; results come in order.
+    """Passes n patterns (detector, dtype in any byte order) through a `Work`; results come in order.
 
-    Parameters
-    ----------
-    n : patterns that will come
-    detector, dtype : of them, any byte order
-    work : makes the `Work` of a slot, for so many patterns
-    slot_bytes : of patterns in a slot; at least one pattern
-
-    Raises
-    ------
-    ValueError
-        When there is no GPU.
+    ``work`` makes the `Work` of a slot for so many patterns; a slot has up to ``slot_bytes`` of patterns, and one at least.
+    Raises ValueError when there is no GPU.
     """
 
     def __init__(
@@ -105,7 +90,7 @@ class Ring:
         self.slots: list[Slot] = []
         for _ in range(
             slots
-        ):  # the first one's stream goes back when there is no room for the second
+        ):  # the stream of the first goes back when there is no room for the second
             self.slots.append(Slot((self.size, *detector), dtype, work))
         self.current = 0
 
@@ -164,7 +149,8 @@ def slots_of(
     ((128, 2), (5, 1))
     """
     size = max(1, min(n, slot_bytes // (prod(detector) * dtype.itemsize)))
-    return size, min(SLOTS, -(-max(1, n) // size))
+    # one is filled while the other is processed
+    return size, min(2, -(-max(1, n) // size))
 
 
 class Taken(NamedTuple):
@@ -175,59 +161,37 @@ class Taken(NamedTuple):
 
 
 def taken(slots: int, patterns: int, found: int, more: int, pinned: int = 0) -> Taken:
-    """What a `Ring` takes.
-
-    Parameters
-    ----------
-    slots : how many there are
-    patterns, found : bytes of a slot's patterns, and of what comes back
-    more, pinned : what else a slot has on the GPU, and pinned
-
-    Examples
-    --------
-    >>> taken(2, 2**24 - 100, 3000, 0).in_host / 2**20
-    64.017578125
-    """
-    on_gpu = slots * (patterns + found + more + _ROUNDED)
+    """What a `Ring` takes: bytes of a slot's patterns, of what comes back, and of what else it has on the GPU, and pinned."""
+    on_gpu = slots * (patterns + found + more + 8 * 512)  # cupy rounds
     # cupy rounds pinned sizes up to powers of two, and keeps those of smaller blocks in its pool: at most as much again
     in_host = sum(1 << max(9, (size - 1).bit_length()) for size in (patterns, found, pinned))
     return Taken(on_gpu, 2 * slots * in_host)
 
 
-def buffer_bytes(fields: Sequence[tuple[tuple[int, ...], Any]]) -> int:
-    """Bytes of a `shared_buffer`.
-
-    Examples
-    --------
-    >>> buffer_bytes([((3,), "f8"), ((100, 2), "f4")])
-    1280
-    """
-    return sum(_aligned(prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in fields)
-
-
-def _aligned(n: int) -> int:
-    return -(-n // _ALIGNED) * _ALIGNED
-
-
-def shared_buffer(fields: Sequence[tuple[tuple[int, ...], Any]]) -> tuple[list[Any], list[Any]]:
-    """Arrays on the GPU and the same in pinned memory, one after another: what is found comes back in one copy.
-
-    Parameters
-    ----------
-    fields : shape and type of each
-
-    Returns
-    -------
-    (on the GPU, in host memory): the whole buffer as bytes first, then the arrays in it
-    """
-    import cupy
-    import cupyx
-
+def _places(fields: Fields) -> tuple[list[slice], int]:
+    """Bytes of each array in a shared buffer, aligned to 256, and of all."""
     places, end = [], 0
     for shape, dtype in fields:
         n = prod(shape) * np.dtype(dtype).itemsize
         places.append(slice(end, end + n))
-        end += _aligned(n)
+        end += -(-n // 256) * 256
+    return places, end
+
+
+def buffer_bytes(fields: Fields) -> int:
+    """Bytes of a `shared_buffer`."""
+    return _places(fields)[1]
+
+
+def shared_buffer(fields: Fields) -> tuple[list[Any], list[Any]]:
+    """Arrays on the GPU and the same in pinned memory, one after another: what is found comes back in one copy.
+
+    Of each side the whole buffer as bytes comes first, then the arrays in it.
+    """
+    import cupy
+    import cupyx
+
+    places, end = _places(fields)
     sides = []
     for buffer in (cupy.empty(max(1, end), np.uint8), cupyx.empty_pinned(max(1, end), np.uint8)):
         arrays = [

@@ -3,7 +3,6 @@
 Nothing here needs a GPU or cupy. The sources in ``cuda/`` document the order of sums.
 """
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +18,6 @@ _TYPES = {
     "u1": "unsigned char", "u2": "unsigned short", "u4": "unsigned int", "u8": "unsigned long long",
     "i1": "signed char", "i2": "short", "i4": "int", "i8": "long long", "f4": "float", "f8": "double",
 }  # fmt: skip
-
-#: bytes and pixels of one load at most
-_LOAD_BYTES, _LOAD_PIXELS = 16, 8
 
 #: threads of a warp, and of a block: for the analysis of a pattern, and for cutting a window
 WARP = 32
@@ -49,37 +45,19 @@ def _text(name: str) -> str:
 
 
 def stored(dtype: np.dtype) -> np.dtype:
-    """The type of the pixels on the GPU: native byte order, bool as uint8.
-
-    Examples
-    --------
-    >>> stored(np.dtype(">u2")), stored(np.dtype(bool))
-    (dtype('uint16'), dtype('uint8'))
-    """
+    """The type of the pixels on the GPU: native byte order, bool as uint8."""
     dtype = np.dtype(dtype)
     return np.dtype(np.uint8) if dtype == np.bool_ else dtype.newbyteorder("=")
 
 
 def compared(dtype: np.dtype) -> np.dtype:
-    """The type in which pixels are compared: float32 for float16, else their own; that of the maximum pattern.
-
-    Examples
-    --------
-    >>> compared(np.dtype("f2")), compared(np.dtype("i2"))
-    (dtype('float32'), dtype('int16'))
-    """
+    """The type in which pixels are compared: float32 for float16, else their own; that of the maximum pattern."""
     dtype = stored(dtype)
     return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
 def wide(dtype: np.dtype) -> np.dtype:
-    """The type of sums over patterns.
-
-    Examples
-    --------
-    >>> wide(np.dtype("i2")), wide(np.dtype("f4"))
-    (dtype('uint64'), dtype('float64'))
-    """
+    """The type of sums over patterns."""
     return np.dtype(np.float64 if dtype.kind == "f" else np.uint64)
 
 
@@ -91,15 +69,10 @@ def load_pixels(dtype: np.dtype, width: int) -> int:
     >>> [load_pixels(np.dtype("u2"), width) for width in (256, 128, 60, 7)]
     [8, 4, 1, 1]
     """
-    n = 1
-    while (
-        2 * n <= _LOAD_PIXELS
-        and 2 * n * dtype.itemsize <= _LOAD_BYTES
-        and width % (2 * n) == 0
-        and width >= WARP * 2 * n
-    ):
-        n *= 2
-    return n
+    for n in (8, 4, 2):
+        if n * dtype.itemsize <= 16 and width % n == 0 and width >= WARP * n:
+            return n
+    return 1
 
 
 def _line(dtype: np.dtype) -> str:
@@ -109,9 +82,7 @@ def _line(dtype: np.dtype) -> str:
     return _TYPES["u4" if dtype.itemsize <= 2 else "u8"]
 
 
-def _defines(
-    dtype: np.dtype, load: int, dirty: bool, more: Mapping[str, object]
-) -> tuple[str, ...]:
+def _defines(dtype: np.dtype, load: int, threshold: float, **more: object) -> tuple[str, ...]:
     half = dtype == np.float16
     defines: dict[str, object] = {
         "PIXEL": _TYPES["u2" if half else dtype.str[1:]],
@@ -120,42 +91,23 @@ def _defines(
         "IS_FLOAT": int(dtype.kind == "f"),
         "SUM": _TYPES[wide(dtype).str[1:]],
         "LINE": _line(dtype),
-        "DIRTY": int(dirty),
+        "DIRTY": int(needs_cleaning(dtype, threshold)),
         "VEC": load,
     }
-    return tuple(f"{name}={value}" for name, value in {**defines, **more}.items())
+    return tuple(f"{name}={value}" for name, value in (defines | more).items())
 
 
 def analysis_code(dtype: np.dtype, width: int, *, threshold: float, metric: str) -> Code:
-    """Kernels ``analyze`` and ``fold`` for patterns of a type and width.
-
-    Parameters
-    ----------
-    dtype : as `stored` gives it
-    width : pixels along kx
-    threshold, metric : see `stem_dask.kernels.analysis.analyze_patterns`
-
-    Examples
-    --------
-    >>> analysis_code(np.dtype("u2"), 256, threshold=0, metric="square").options()[:2]
-    ('-DPIXEL=unsigned short', '-DVALUE=unsigned short')
-    """
-    load = load_pixels(dtype, width)
-    more = {"CIRCLE": int(metric == "circle"), "THREADS": ANALYSIS_THREADS}
-    dirty = needs_cleaning(dtype, threshold)
-    return Code(_text("analysis.cu"), _defines(dtype, load, dirty, more))
+    """Kernels ``analyze`` and ``fold`` for patterns of a `stored` type, with so many pixels along kx."""
+    load, circle = load_pixels(dtype, width), int(metric == "circle")
+    defines = _defines(dtype, load, threshold, CIRCLE=circle, THREADS=ANALYSIS_THREADS)
+    return Code(_text("analysis.cu"), defines)
 
 
 def analysis_shared_bytes(
     dtype: np.dtype, detector: tuple[int, int], radii: int, threads: int
 ) -> int:
-    """Shared memory of a block of the kernel ``analyze``.
-
-    Examples
-    --------
-    >>> analysis_shared_bytes(np.dtype("u2"), (256, 256), 257, 512) / 1024
-    20.625
-    """
+    """Shared memory of a block of the kernel ``analyze``."""
     height, width = detector
     warps = threads // WARP
     line = 4 if _line(dtype) == _TYPES["u4"] else 8
@@ -166,16 +118,7 @@ def analysis_shared_bytes(
 def crop_code(dtype: np.dtype, *, threshold: float, factor: int, method: str, reduce: str) -> Code:
     """Kernel ``crop`` that also bins, or takes every k-th pixel; a factor of 1 leaves the pixels as they are.
 
-    Parameters
-    ----------
-    dtype : of the patterns
-    threshold : values below it do not count for the intensity inside
-    factor, method, reduce : see `stem_dask.kernels.downsample.downsample_patterns`; method bin or stride
-
-    Examples
-    --------
-    >>> crop_code(np.dtype("u2"), threshold=0, factor=2, method="bin", reduce="mean").defines[-5:-1]
-    ('OUT=float', 'FACTOR=2', 'WAY=1', 'WORK=unsigned long long')
+    Values below the threshold do not count for the intensity inside; the method is bin or stride.
     """
     copies = factor == 1 or method == "stride"
     way = 0 if copies else 1 if reduce == "mean" else 2
@@ -184,12 +127,6 @@ def crop_code(dtype: np.dtype, *, threshold: float, factor: int, method: str, re
         work = "double"  # sums of 64-bit integers could wrap
     else:
         work = _TYPES["i8" if dtype.kind == "i" else "u8"]
-    more = {
-        "OUT": "PIXEL" if copies else _TYPES[stored(out).str[1:]],
-        "FACTOR": factor,
-        "WAY": way,
-        "WORK": work,
-        "THREADS": CROP_THREADS,
-    }
-    dirty = needs_cleaning(dtype, threshold)
-    return Code(_text("crop.cu"), _defines(dtype, 1, dirty, more))
+    name = "PIXEL" if copies else _TYPES[stored(out).str[1:]]
+    sizes = {"FACTOR": factor, "WAY": way, "WORK": work, "THREADS": CROP_THREADS}
+    return Code(_text("crop.cu"), _defines(dtype, 1, threshold, OUT=name, **sizes))

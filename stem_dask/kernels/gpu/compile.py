@@ -11,9 +11,6 @@ import numpy as np
 
 from stem_dask.kernels.gpu.code import Code, analysis_code, crop_code, stored
 
-#: shared memory that every kernel may have without asking
-_SHARED_BYTES = 48 * 1024
-
 #: what to do where a part of CUDA's toolkit cannot be loaded
 TOOLKIT = "install the CUDA toolkit, or pip install -c constraints.txt 'cupy-cuda13x[ctk]'; or set device: cpu"
 
@@ -23,13 +20,7 @@ _modules: dict[Code, Any] = {}
 
 
 def kernel(code: Code, name: str, shared: int = 0) -> Any:
-    """A kernel, compiled the first time in this process.
-
-    Raises
-    ------
-    ValueError
-        When there is no compiler.
-    """
+    """A kernel, compiled the first time in this process; raises ValueError when there is no compiler."""
     import cupy
 
     with _lock:
@@ -43,7 +34,8 @@ def kernel(code: Code, name: str, shared: int = 0) -> Any:
                 raise
             line = str(error).partition("\n")[0]
             raise ValueError(f"the GPU's kernels cannot be compiled ({line}): {TOOLKIT}") from error
-        if shared > _SHARED_BYTES:  # never less than another thread asked for
+        # every kernel may have 48 KiB without asking; never less than another thread asked for
+        if shared > 48 * 1024:
             found.max_dynamic_shared_size_bytes = max(shared, found.max_dynamic_shared_size_bytes)
     return found
 

@@ -28,9 +28,6 @@ from stem_dask.kernels.gpu.code import CROP_THREADS, WARP, compared, crop_code, 
 from stem_dask.kernels.gpu.compile import TOOLKIT, kernel
 from stem_dask.kernels.intensity import lowest_counted
 
-#: a factor by which nothing is left of a window, so that it is only added up
-_ALL = 2**30
-
 #: copies of the windows that smoothing and transforming hold, in the type of the result: cupy's and cuFFT's own included
 _COPIES = {"gauss": 5, "fft": 14}
 
@@ -45,8 +42,7 @@ class Cutting:
     Parameters
     ----------
     n, detector, dtype : of the patterns
-    origin_y, origin_x : (n,) integers, each window's first row and column; may be negative
-    shape : (height, width) of the window
+    origin_y, origin_x, shape : of the windows, see `stem_dask.kernels.crop.crop_patterns`
     threshold : values below it do not count for the intensity inside
     factor, method, reduce, sigma : see `stem_dask.kernels.downsample.downsample_patterns`
     slot_bytes : see `stem_dask.kernels.gpu.buffers.Ring`
@@ -143,9 +139,8 @@ class WindowsOfSlot:
         shared = 8 * CROP_THREADS // WARP
         self.crop((n,), (CROP_THREADS,), arguments, shared_mem=shared)
         if self.then is not None:
-            self.then(
-                cut, out
-            )  # of a slot that is not full, too: what is done with the rest is not looked at
+            # of a slot that is not full, too: what is done with the rest is not looked at
+            self.then(cut, out)
 
     def finish(self, patterns: NDArray, here: slice) -> tuple[NDArray, NDArray]:
         out, inside = self.in_host[1:]
@@ -204,12 +199,8 @@ def cut_patterns(
     sigma: float | None = None,
     slot_bytes: int = SLOT_BYTES,
 ) -> tuple[NDArray, NDArray[np.float64]]:
-    """`crop_patterns`, `downsample_patterns` and `window_intensity` of a block (n, ky, kx) at once.
-
-    Returns
-    -------
-    (n, height // factor, width // factor) smaller windows, and (n,) the intensity in each whole window
-    """
+    """`crop_patterns`, `downsample_patterns` and `window_intensity` of a block (n, ky, kx) at once: the smaller windows, and
+    (n,) the intensity in each whole window."""
     made = Cutting(
         len(block), block.shape[1:], block.dtype, origin_y, origin_x, shape, threshold=threshold, factor=factor,
         method=method, reduce=reduce, sigma=sigma, slot_bytes=slot_bytes,
@@ -227,7 +218,8 @@ def cut_patterns(
 def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
     """`stem_dask.kernels.crop.window_intensity` of a block (n, ky, kx)."""
     origin = np.zeros(len(block), np.int32)
-    options: dict[str, Any] = {"threshold": threshold, "factor": _ALL, "method": "stride"}
+    # a factor by which nothing is left of a window, so that it is only added up
+    options: dict[str, Any] = {"threshold": threshold, "factor": 2**30, "method": "stride"}
     return cut_patterns(block, origin, origin, block.shape[1:], **options)[1]
 
 
@@ -241,14 +233,7 @@ def ring_bytes(
     method: str,
     reduce: str,
 ) -> Taken:
-    """Memory that a `Cutting` of n patterns takes.
-
-    Examples
-    --------
-    >>> how = {"factor": 2, "method": "bin", "reduce": "mean"}
-    >>> ring_bytes(1000, (256, 256), np.dtype("u2"), (64, 64), **how).on_gpu / 2**20
-    33.01171875
-    """
+    """Memory that a `Cutting` of n patterns takes."""
     kept, result = stored(dtype), result_dtype(dtype, factor, method, reduce)
     size, slots = slots_of(n, detector, kept)
     out = (size, shape[0] // factor, shape[1] // factor)

@@ -92,13 +92,7 @@ def _without_driver(runtime: Any) -> str | None:
 
 
 def _version(number: int) -> str:
-    """CUDA version as text.
-
-    Examples
-    --------
-    >>> _version(12040)
-    '12.4'
-    """
+    """CUDA version as text: 12.4 of 12040."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
