@@ -55,8 +55,6 @@ def in_zip(path: str) -> tuple[str, str] | None:
         return what, f"unpack it: {unpack}{folder}, and open what was in it"
     plain = {str(name) for name in names}
     kind = "a Nion Swift file" if "metadata.json" in plain else "an archive of numpy arrays"
-    if "file_format_version.npy" in plain:
-        kind = "a PantaRhei file"
     largest = max(arrays, key=lambda member: member.file_size).filename
     return (
         f"{kind} (a zip archive) is not read",

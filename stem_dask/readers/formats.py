@@ -24,6 +24,7 @@ from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.mib import list_mib
 from stem_dask.readers.mrc import list_mrc
 from stem_dask.readers.raw import RawLayout, list_raw
+from stem_dask.readers.rsciio import SUFFIXES, list_rsciio
 from stem_dask.readers.source import Candidate, Source, bytes_behind
 from stem_dask.readers.tiff import list_tiff
 from stem_dask.readers.tvips import list_tvips
@@ -104,7 +105,9 @@ def _check_content(name: str, suffix: str) -> None:
     for words, what in _IN_PLACE:
         if start.startswith(words):
             raise SourceError(f"{name}: {what}")
-    content = None if suffix == ".raw" else recognise(name)  # a .raw may begin with any bytes
+    content = (
+        None if suffix in (".raw", *SUFFIXES) else recognise(name)
+    )  # a .raw may begin with any bytes
     if content is not None and content[1] == (".pt",) and not is_url(name):
         what, way = in_zip(name) or ("a zip archive", COPY)
         if what and (suffix != ".pt" or way != COPY):  # the reader of .pt reports a damaged one
@@ -306,4 +309,5 @@ READERS = {
     ".emd": Reader("an EMD file", _hdf5),
     ".nxs": Reader("a NeXus file", _hdf5),
     ".raw": Reader("a file of plain numbers", lambda name: list_raw(name, RawLayout())),
+    **dict.fromkeys(SUFFIXES, Reader("a file of RosettaSciIO", list_rsciio)),
 }
