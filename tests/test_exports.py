@@ -120,10 +120,8 @@ def no_client(monkeypatch):
 
 @contextlib.contextmanager
 def started(kind, **options):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "usual_port", lambda: 0)
-        with cluster.connect(kind, **options) as connection:
-            yield connection.client
+    with cluster.connect(kind, **options) as connection:
+        yield connection.client
 
 
 @pytest.fixture(scope="module")

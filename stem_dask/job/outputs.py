@@ -31,14 +31,14 @@ class Outputs:
 
     @classmethod
     def of(cls, config: Config) -> "Outputs":
-        """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
+        """NAME.zarr, and a crop into any format, gives NAME_results.json and NAME_visualization.png."""
         path, url = config.output.path, None
         if is_url(path):
             path, url = (
                 str(Path(config.output.local_folder or ".", Path(path).name).absolute()),
                 path,
             )
-        name = stem(path)
+        name = os.path.splitext(path)[0] if config.crop.enabled else stem(path)
         alone = config.analyze.ahead and analysis_path(path) != path
         return cls(
             path,

@@ -117,7 +117,7 @@ def refuse_too_small(prepared: Prepared) -> None:
     MemoryBudgetError
         When a worker will not have the memory.
     """
-    from stem_dask.cluster.layout import planned  # loads dask
+    from stem_dask.cluster.connect import planned  # loads dask
 
     config, found = prepared.config, prepared.found
     worker = planned(config.cluster, found.n_bytes, config.device)
@@ -127,7 +127,7 @@ def refuse_too_small(prepared: Prepared) -> None:
 
 def refuse_unfit(prepared: Prepared) -> None:
     """Refuse planned workers of any kind without memory for the job; raises as `refuse_too_small`."""
-    from stem_dask.cluster.layout import planned
+    from stem_dask.cluster.connect import planned
     from stem_dask.job.memory_and_disk import check_memory, fitting_block, with_cuda
 
     config, found = prepared.config, prepared.found

@@ -119,9 +119,18 @@ def _written(
     pass analyzes.
     """
     output = job.config.output
+
+    def completed(inside: NDArray[np.float64]) -> xr.Dataset | None:
+        """The analysis of a crop, with the retention."""
+        if found is None or window is None:
+            return None
+        axes, down = axes_of(found.patterns)[-2:], job.config.downsample
+        return complete_analysis(found.analysis, window, inside, axes, down)
+
     with job.state.nothing_to_go_on_with():
         out = cast_blocks(small, output.dtype)
-        target = _target(job, out)
+        # a .pt fixes the names and types of its arrays when it is created
+        target = _target(job, out, completed(np.zeros(lead_shape(out))))
     outputs = {**target.outputs(), **_statistics(job, out, source), **extra}
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
     published = _is_published(job, stage, n_blocks)
@@ -132,14 +141,14 @@ def _written(
     written, summed = _joined(job, out, spool, n_blocks)
     inside = summed if inside is None else inside
     if found is not None and window is not None:
-        axes, down = axes_of(found.patterns)[-2:], job.config.downsample
         try:
-            analysis = complete_analysis(found.analysis, window, inside, axes, down)
+            analysis = completed(inside)
         except SourceError as error:
             with job.state.nothing_to_go_on_with():
                 raise SourceError(
                     f"{job.with_path(error)}. Run the same command again when nothing writes to the file any more"
                 ) from error
+        assert analysis is not None
         written = replace(written, analyzed=Analyzed(found.patterns, analysis, found.profiles))
     elif source is not None and job.config.analyze.ahead:
         analysis = folded(job, source, spool)
@@ -184,7 +193,7 @@ def _publish(job: Job) -> None:
     publish_objects(temporary(path), url)
 
 
-def _target(job: Job, out: xr.DataArray) -> Target:
+def _target(job: Job, out: xr.DataArray, analysis: xr.Dataset | None) -> Target:
     output = job.config.output
     attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
     out = out.drop_attrs(deep=False).assign_attrs(attrs)
@@ -194,6 +203,7 @@ def _target(job: Job, out: xr.DataArray) -> Target:
     return Target(
         job.outputs.path,
         out,
+        analysis,
         layout=output.layout,
         title=job.title,
         codec=output.codec,
@@ -233,6 +243,7 @@ def inside_of(job: Job, out: xr.DataArray, spool: SpoolSink) -> NDArray[np.float
 def _finish(job: Job, target: Target, written: Written) -> None:
     """Write analysis, mask and metadata into the file before it is published."""
     known = None
+    valid: NDArray[np.bool_] | None = written.valid
     if target.suffix == ".zarr":
         if written.analyzed is not None:
             _write_profiles(target.built, written.analyzed)
@@ -240,8 +251,11 @@ def _finish(job: Job, target: Target, written: Written) -> None:
             known = _with_mask(job, written.analyzed)
         mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
         write_dataset(target.built, "output", mean)
+    elif written.analyzed is not None and job.config.crop.enabled:
+        known = written.analyzed.analysis
+        valid = None if written.valid.all() else written.valid  # as in an export from a store
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
-    job.warnings += target.finish(known, written.valid, {"maximum": written.highest}, about)
+    job.warnings += target.finish(known, valid, {"maximum": written.highest}, about)
     if not written.highest > 0 and written.valid.any():
         job.warnings.append("no value is above 0: all are zero, negative or NaN; check the input")
 
@@ -274,6 +288,18 @@ def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
     job.state.publish(path)
+
+
+def profile_store(job: Job, written: Written) -> str:
+    """The store with the profiles: the output, or one in the run's folder if the format of a crop cannot hold them."""
+    if written.analyzed is None or job.outputs.path.endswith(".zarr"):
+        return job.outputs.store
+    built = temporary(f"{job.folder}/profiles.zarr")
+    empty_store(built)
+    _write_profiles(built, written.analyzed)
+    write_dataset(built, "analysis", written.analyzed.analysis)
+    finish_store(built, {}, None)
+    return built
 
 
 def write_export(job: Job, path: str, n_blocks: int) -> None:
