@@ -21,7 +21,7 @@ from stem_dask.core.batches import (
     split,
 )
 from stem_dask.kernels.intensity import add_patterns
-from stem_dask.readers.batches import Part
+from stem_dask.readers.views import Part
 from stem_dask.stages.downsample import downsample, downsample_blocks
 from stem_dask.stages.export import open_store
 from stem_dask.stages.patterns import as_arrays

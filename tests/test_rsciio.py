@@ -87,7 +87,7 @@ def test_panta_rhei(tmp_path: Path) -> None:
         found = find(tmp_path / "a.prz")
         agrees(found, numbers())
         assert found.info.axes[3] == Axis("kx", 5, 0.5, 1.0, "1/nm")
-        assert found.source.chunk_bytes == n_held
+        assert found.source.reading.chunk_bytes == n_held
         assert any("every worker holds all of it" in note for note in found.info.notes) == bool(
             n_held
         )

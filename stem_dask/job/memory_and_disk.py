@@ -26,15 +26,10 @@ from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.kernels.gpu.buffers import Taken
 from stem_dask.kernels.transpose import GATHERED
-from stem_dask.readers.arrays import Hdf5Dataset
-from stem_dask.readers.batches import is_read_in_pieces
-from stem_dask.readers.detector_first import READ_BYTES, detector_first
+from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
-from stem_dask.readers.mib import RawCounts
 from stem_dask.readers.open import Found
-from stem_dask.readers.source import Source, Wrapped
-from stem_dask.readers.topspin import PatternGroups
-from stem_dask.readers.views import ScanOfList, View
+from stem_dask.readers.source import reading_of
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.location import is_url
@@ -45,9 +40,6 @@ _logger = logging.getLogger("stem_dask")
 #: upper bound of a file's size, relative to its patterns: unsigned counts may need twice as much in a .pt, and HDF5
 #: exists twice while it is assembled
 FILE_TAKES = {"zarr": 1, "zspy": 1, "npy": 1, "pt": 2, "hspy": 2, "h5": 2}
-
-#: memory of HDF5 with all its filters in a worker that reads it; measured: 26 to 41 MB
-HDF5_BYTES = 30 * 10**6
 
 #: buffers of a batch on its way: as read, cropped, downsampled, in a chunk, encoded
 PASSING = 5
@@ -204,15 +196,14 @@ def memory_of(
     pixels = math.prod(what.detector)
     radii = largest_radius(*what.detector, config.analyze.radius_metric) + 1
     references = _references(config)
-    reads, stored = _read_copies(found.source), _stored(found.source)
-    library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
-    in_pieces = is_read_in_pieces(found.source)
+    reading = reading_of(found.source)
+    library, in_pieces = reading.library_bytes, reading.in_pieces
     piece = pixels * max(1, READ_PIECE_BYTES // (pixels * dtype.itemsize))
     widest = max(kind.itemsize for kind in (dtype, what.patterns, what.dtype))
     sizes = footprints(
         pixels * dtype.itemsize,
         what.out_bytes,
-        copies=reads,
+        copies=reading.copies,
         fixed=library
         + REQUEST_BYTES * is_url(found.info.path)
         + PASSING * piece * widest
@@ -228,9 +219,9 @@ def memory_of(
         in_pieces=in_pieces,
     )
     # a chunk is held compressed and decoded until its part of the block is copied
-    decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
+    decoding = library + 2 * reading.chunk_bytes
     transposing = {} if slab is None else {"turn": _transpose_footprint(found, slab)}
-    held = 0 if in_pieces else pixels * dtype.itemsize * (1 + reads)
+    held = 0 if in_pieces else pixels * dtype.itemsize * (1 + reading.copies)
     return {"read": Footprint(decoding, max(1, held)), **sizes, **transposing}
 
 
@@ -277,7 +268,7 @@ def transposed_bytes(found: Found) -> int:
     A detector-first file is transposed if the bytes to read exceed `CACHED_SHARE` of the machine's memory.
     """
     stored = detector_first(found.source)
-    if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
+    if stored is None or bytes_read(stored) <= CACHED_SHARE * machine_bytes():
         return 0
     return math.prod(stored.shape) * stored.dtype.itemsize
 
@@ -304,7 +295,7 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
             "raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     # a piece is as large as its slab at most
-    rest = room - READ_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
+    rest = room - REQUEST_BYTES - GATHERED * found.source.dtype.itemsize * math.prod(block)
     n_blocks = math.prod(scan) // math.prod(block)
     wanted = min(most, max(least, PIECE_BYTES * n_blocks), rest // 2)
     slab_mb = max(plane_bytes, wanted) / MIB
@@ -313,7 +304,7 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
 
 def _transpose_footprint(found: Found, slab: Sequence[int]) -> Footprint:
     scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
-    return transpose_footprint(math.prod(slab), scan, itemsize, GATHERED, READ_BYTES)
+    return transpose_footprint(math.prod(slab), scan, itemsize, GATHERED, REQUEST_BYTES)
 
 
 def check_memory(config: Config, found: Found, block: Sequence[int], worker: Worker) -> int:
@@ -463,24 +454,6 @@ def _given_window(config: Config, detector: tuple[int, int]) -> tuple[int, int] 
         axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
     )
     return (height, width)
-
-
-def _stored(source: Source) -> Source:
-    """The array in the file, without its wrappers."""
-    while isinstance(source, Wrapped):
-        source = source.source
-    return source
-
-
-def _read_copies(source: Source) -> int:
-    """How often a block is copied while it is read: when its axes are put in order, transposed, or put together."""
-    n = 0
-    while isinstance(source, Wrapped):
-        n += isinstance(source, (ScanOfList, RawCounts))
-        if isinstance(source, View):
-            n += source.transposed + source.flipped
-        source = source.source
-    return n
 
 
 #: memory of cupy and CUDA in a process; an estimate

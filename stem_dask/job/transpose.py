@@ -16,6 +16,7 @@ from stem_dask.engine.journal import Journal
 from stem_dask.job.memory_and_disk import fitting_slab, transposed_bytes
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
+from stem_dask.readers.views import View
 from stem_dask.stages.open import block_array
 
 JOB = "turn"
@@ -116,6 +117,8 @@ def plan_transpose(
     stored = detector_first(found.source)
     if stored is None:
         raise ConfigError(f"{found.info.path}: this file is not detector-first")
+    forwards = [slice(None, None, 1 if indices.step > 0 else -1) for _, indices in stored.axes]
+    stored = stored.select(*forwards)  # flipped axes are flipped when the transposed file is read
     ky, kx, scan_y, scan_x = stored.shape
     turned = TransposedFile(
         str(Path(folder) / "turned" / "patterns.raw"),
@@ -127,7 +130,7 @@ def plan_transpose(
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
     slabs = block_array(stored, turned.slab, f"slab-{token}")
     return Transpose(
-        replace(found, source=turned),
+        replace(found, source=View.of(turned).select(*forwards[2:], *forwards[:2])),
         turned.slab,
         slabs,
         TransposedSink(turned),

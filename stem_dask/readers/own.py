@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import checked, number, of_signal, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
-from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
+from stem_dask.readers.containers import Hdf5Dataset, ZarrArray
 from stem_dask.readers.hdf5_metadata import (
     attributes_of,
     member,

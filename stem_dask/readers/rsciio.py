@@ -19,8 +19,8 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import of_signal
 from stem_dask.core.text import by
 from stem_dask.readers import own
-from stem_dask.readers.axes import axis_from, detector_last
-from stem_dask.readers.source import Candidate, Slices
+from stem_dask.readers.layout import axis_from, order_by_flags
+from stem_dask.readers.source import Candidate, Reading, Slices
 from stem_dask.storage.errors import one_line, translate
 
 #: all of its formats that no other reader opens, but plain images and tables
@@ -39,8 +39,12 @@ class SciioArray:
     number: int
     dtype: np.dtype
     shape: tuple[int, ...]
-    #: bytes that are held while a part is read: all of a file that is not read lazily
-    chunk_bytes: int = 0
+    held_bytes: int = 0
+
+    @property
+    def reading(self) -> Reading:
+        """Memory of all of a file that is not read lazily."""
+        return Reading(chunk_bytes=self.held_bytes)
 
     def __getitem__(self, part: Slices) -> NDArray:
         with translate(SourceError, self.path, f"{self.plugin} cannot read it"):
@@ -96,9 +100,8 @@ def list_rsciio(path: str) -> list[Candidate]:
             others.append(f"{title}: {by(data.shape)}, {n_patterns} axes of signal")
             continue
         dtype, kept = np.dtype(data.dtype), {"original_metadata": signal.get("original_metadata")}
-        source = SciioArray(
-            path, plugin["api"], number, dtype, data.shape, 0 if is_lazy else data.nbytes
-        )
+        held = 0 if is_lazy else data.nbytes
+        source = SciioArray(path, plugin["api"], number, dtype, data.shape, held)
         notes = [f"read by {plugin['api']}"]
         if not is_lazy:
             notes.append("it cannot be read in parts: every worker holds all of it")
@@ -110,7 +113,7 @@ def list_rsciio(path: str) -> list[Candidate]:
                     axis_from(a.get("name"), n, a) for a, n in zip(axes, data.shape, strict=True)
                 ),
                 number=number,
-                swapped=detector_last(axes),
+                swapped=order_by_flags(axes).get("swapped"),
                 metadata={name: tree for name, tree in {**kept, "metadata": known}.items() if tree},
                 notes=tuple(notes),
                 files=files,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FramedFile, Run
-from stem_dask.readers.source import Candidate, Slices, Source, scan_axes, stack_axes
+from stem_dask.readers.source import Candidate, Reading, Slices, Source, scan_axes, stack_axes
 from stem_dask.storage.errors import COPY, translate
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class TiffPages:
         return (self.count, *self.frame_shape)
 
     @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a decoded page."""
-        return self.planes * prod(self.frame_shape) * self.dtype.itemsize
+    def reading(self) -> Reading:
+        """Memory of a decoded page."""
+        return Reading(chunk_bytes=self.planes * prod(self.frame_shape) * self.dtype.itemsize)
 
     def __getitem__(self, part: Slices) -> NDArray:
         import tifffile

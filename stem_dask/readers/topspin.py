@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree as ET
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import number, stated
 from stem_dask.core.model import Axis
-from stem_dask.readers.arrays import hdf5_file, opened_hdf5
+from stem_dask.readers.containers import HDF5_BYTES, hdf5_file, opened_hdf5
 from stem_dask.readers.hdf5_metadata import is_safe, member
 from stem_dask.readers.source import (
     MOST_HEADER_BYTES,
     Candidate,
+    Reading,
     Slices,
     calibrated,
     scan_axes,
@@ -36,6 +37,7 @@ class PatternGroups:
     group: str
     dtype: np.dtype
     shape: tuple[int, ...]
+    reading: ClassVar = Reading(library_bytes=HDF5_BYTES)
 
     def __getitem__(self, part: Slices) -> NDArray:
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5

@@ -16,16 +16,9 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers import own
-from stem_dask.readers.arrays import ZarrArray
-from stem_dask.readers.axes import (
-    axis_along,
-    axis_from,
-    detector_last,
-    odd_flags_note,
-    spectra_hint,
-)
 from stem_dask.readers.calibration import of_abtem
-from stem_dask.readers.containers import ZARR_ROOTS
+from stem_dask.readers.containers import ZARR_ROOTS, ZarrArray
+from stem_dask.readers.layout import axis_along, axis_from, order_by_flags
 from stem_dask.readers.source import packed
 from stem_dask.readers.zarr_chunks import refuse_outside
 from stem_dask.storage.errors import one_line, translate
@@ -171,8 +164,6 @@ def _row(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         "source": source,
         "axes": tuple(axes),
         "chunks": tuple(chunks),
-        "swapped": detector_last(described),
-        "hint": spectra_hint(described),
         "fault": packed(path, name or "the array", array.attrs),
-        "notes": odd_flags_note(described),
+        **order_by_flags(described),
     }
