@@ -23,13 +23,12 @@ from stem_dask.stages.analyze import (
     analysis_attrs,
     analysis_of_blocks,
     fold_analysis,
+    stored_radii,
 )
-from stem_dask.stages.crop import filled_fractions
+from stem_dask.stages.correct import suspected_hot_pixels
 from stem_dask.stages.downsample import check_float16
-from stem_dask.stages.mask import suspected_hot_pixels
 from stem_dask.stages.patterns import axes_of, coordinate, labelled, lead_dims, lead_shape
-from stem_dask.stages.summary import stored_radii
-from stem_dask.stages.window import choose_window
+from stem_dask.stages.window import choose_window, filled_fractions
 from stem_dask.writers.spool import SpoolSink
 from stem_dask.writers.zarr import open_group
 

@@ -39,8 +39,8 @@ from stem_dask.job.warm_up import reach, rehearse
 from stem_dask.kernels.gpu.compile import Kernels
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.report import text as report
-from stem_dask.stages.mask import apply_mask, read_mask
-from stem_dask.stages.open import corrected, lazy_blocks
+from stem_dask.stages.correct import apply_mask, corrected, read_mask
+from stem_dask.stages.open import lazy_blocks
 from stem_dask.stages.patterns import lead_dims, lead_shape
 from stem_dask.storage.publish import temporary
 from stem_dask.storage.urls import is_url

@@ -7,7 +7,7 @@ from pathlib import Path
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.job.precomputed import analysis_path
-from stem_dask.stages.references import KEYS
+from stem_dask.stages.correct import KEYS
 from stem_dask.storage.publish import refuse_existing, run_folder, stem, temporary_names
 from stem_dask.storage.s3 import at
 from stem_dask.storage.urls import check_path, is_url, refuse_url

@@ -31,7 +31,7 @@ from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.open import Found, find
 from stem_dask.readers.user_calibration import with_given
 from stem_dask.readers.views import DETECTOR_SLOWEST
-from stem_dask.stages.references import KEYS, digest_of, read_plane, reference
+from stem_dask.stages.correct import KEYS, digest_of, read_plane, reference
 from stem_dask.storage.publish import (
     DOCUMENT,
     make_folder,

@@ -17,11 +17,10 @@ from stem_dask.job.analysis import Analyzed, analysis_options, folded, hot_pixel
 from stem_dask.job.context import Job
 from stem_dask.job.results import provenance
 from stem_dask.report import text as report
-from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks
+from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks, block_statistics
 from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
 from stem_dask.stages.patterns import attrs_of, axes_of, lead_dims, lead_shape
-from stem_dask.stages.summary import block_statistics
 from stem_dask.stages.validate import complete_analysis, inside_of_blocks
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.storage.s3 import at
