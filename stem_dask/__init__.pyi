@@ -18,11 +18,11 @@ from stem_dask.stages.crop import crop as crop
 from stem_dask.stages.crop import to_detector as to_detector
 from stem_dask.stages.downsample import cast as cast
 from stem_dask.stages.downsample import downsample as downsample
+from stem_dask.stages.export import export as export
+from stem_dask.stages.export import to_hyperspy as to_hyperspy
 from stem_dask.stages.open import open_patterns as open
 from stem_dask.stages.validate import validate as validate
 from stem_dask.stages.window import choose_window as choose_window
-from stem_dask.writers.export import export as export
-from stem_dask.writers.hspy import to_hyperspy as to_hyperspy
 
 __version__: str
 __all__ = [

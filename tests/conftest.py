@@ -51,7 +51,8 @@ def _no_scheduler_left_behind() -> Any:
 def _any_port() -> Iterator[None]:
     """Tests that run at the same time must not race for the dashboard's usual port."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("stem_dask.cluster.connect.usual_port", lambda: 0)
+        for module in ("local", "slurm"):
+            patched.setattr(f"stem_dask.cluster.{module}.usual_port", lambda: 0)
         yield
 
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 import stem_dask as sd
 from stem_dask.core.errors import SourceError
-from stem_dask.storage.errors import path_of
+from stem_dask.storage.errors import is_gone, path_of
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".zspy", ".hspy", ".h5", ".npy", ".pt"])
@@ -41,7 +41,8 @@ def test_what_has_no_file_here():
     class Seen:
         source = Url()
 
-    assert path_of(Seen()) is None
+    assert is_gone("b.npy")
+    assert not is_gone(path_of(Seen()))
     Url.path = "a.npy"
     assert path_of(Seen()) == "a.npy"
 

@@ -184,7 +184,7 @@ def test_direct_electron_without_a_raster(tmp_path, changes):
 @pytest.mark.parametrize(
     ("at", "message"),
     [
-        ({"x12": ("I", 77)}, r"not an MRC file: the mode is 77, where one of 0, 1, 2, 6, 12"),
+        ({"x12": ("I", 77)}, r"not an MRC file: the mode is 77; expected one of the modes 0, 1, 2, 6 and 12"),
         ({"x12": ("I", 4)}, r"MRC mode 4 \(complex or packed"),
         ({"x8": ("I", 13)}, r"says 13 x 6 x 5 uint16 from byte 1,024 on, 1,804 bytes in all, but the file has 1,744: 12 p"),
         ({"x8": ("I", 0)}, r"says 0 x 6 x 5"),

@@ -17,7 +17,7 @@ from stem_dask.config.load import to_dict
 from stem_dask.core.errors import ConfigError, InterruptedRunError, SourceError
 from stem_dask.job.run import run
 from stem_dask.readers.open import find
-from stem_dask.storage import s3 as objects
+from stem_dask.storage.location import at
 
 CHANGED = r"beam\.npy changed while it was read \({}\); the results so far are dropped: run the same command again"
 MODIFIED = r"modified 20\d\d-\d\d-\d\d [\d:.]+ -> 20\d\d-\d\d-\d\d [\d:.]+"
@@ -209,9 +209,9 @@ def test_a_store_as_input(tmp_path: Path, beam: Any) -> None:
 
 def test_an_object_as_input(beam_file: Path, beam: Any, bucket: str) -> None:
     url = f"{bucket}/beam.npy"
-    objects.put(url, beam_file.read_bytes())
+    at(url).write_bytes(beam_file.read_bytes())
     found = find(url)
     assert found.change() is None
     np.save(beam_file, beam + 1)
-    objects.put(url, beam_file.read_bytes())
+    at(url).write_bytes(beam_file.read_bytes())
     assert str(found.change()).startswith("modified 20")

@@ -18,15 +18,15 @@ from distributed.comm import connect as reach
 from distributed.security import Security
 
 from stem_dask.cluster import connect as cluster
-from stem_dask.cluster import layout as workers
-from stem_dask.cluster.connect import Connection, connect
-from stem_dask.cluster.layout import SMALL_INPUT_BYTES
+from stem_dask.cluster import local
+from stem_dask.cluster.connect import KINDS, SMALL_INPUT_BYTES, Connection, connect, layout, planned
 from stem_dask.config.load import parse_config
+from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import ONE_THREAD
 from stem_dask.core.model import Worker
 
-usual_port = cluster.usual_port  # which the tests do without
+usual_port = local.usual_port  # which the tests do without
 
 
 @pytest.fixture
@@ -44,11 +44,12 @@ def started(monkeypatch):
     """Which kind would be started with which options; nothing is."""
     calls = []
 
-    def start(*options):
-        calls.append(options)
+    def start(options, *size):
+        calls.append((options.kind, size[0], options.host, options.insecure))
         raise InterruptedError
 
-    monkeypatch.setattr(cluster, "_start", start)
+    for name, kind in KINDS.items():
+        monkeypatch.setitem(KINDS, name, kind._replace(start=start))
     return calls
 
 
@@ -68,7 +69,7 @@ def started(monkeypatch):
 def test_auto_goes_by_the_size_of_the_input(started, kind, input_bytes, expected):
     with pytest.raises(InterruptedError), connect(kind, input_bytes=input_bytes, n_workers=1):
         pass
-    assert started == [(expected, 1, None, None, "127.0.0.1", False)]
+    assert started == [(expected, 1, None, False)]
 
 
 def test_unknown_kind(started):
@@ -119,8 +120,8 @@ def test_where_nothing_of_ours_listens_no_host_is_taken(started, options):
     ],
 )
 def test_workers_and_threads(monkeypatch, kind, n_workers, threads, expected):
-    monkeypatch.setattr(workers, "usable_cores", lambda: 8)
-    assert workers.layout(kind, n_workers, threads) == expected
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 8)
+    assert KINDS[kind].layout(n_workers, threads) == expected
 
 
 def test_threads_are_one_worker():
@@ -136,11 +137,13 @@ def test_threads_are_one_worker():
     [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (2**20, 2**20), ("500e6", 5 * 10**8)],
 )
 def test_memory_limit(text, expected):
-    assert workers.limit_of(text, 7) == expected
+    options = Cluster.model_construct(kind="local", n_workers=7, memory_limit=text)
+    assert layout(options, 0, "cpu") == ("local", 7, layout(options, 0, "cpu")[2], expected)
 
 
 def test_memory_limit_is_a_part_of_what_there_is():
-    assert 0 < workers.limit_of(None, 4) == pytest.approx(workers.limit_of(None, 1) / 4, abs=1)
+    one, four = (layout(Cluster(kind="local", n_workers=n), 0, "cpu")[3] for n in (1, 4))
+    assert 0 < four == pytest.approx(one / 4, abs=1)
 
 
 @pytest.mark.parametrize("text", ["much", "4 bananas", "4", 4, "999kB"])
@@ -178,8 +181,8 @@ def test_jobs_in_plan():
             "cluster": {"kind": "slurm", "walltime": "1:00:00", "memory_limit": "4GB", "threads_per_worker": 2},
         }
     ).cluster  # fmt: skip
-    planned = workers.planned(options, 0)
-    assert (planned.limit, planned.threads) == (4 * 10**9, 2)
+    worker = planned(options, 0)
+    assert (worker.limit, worker.threads) == (4 * 10**9, 2)
 
 
 def test_what_a_run_says_of_its_place(monkeypatch):

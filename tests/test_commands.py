@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -261,63 +262,66 @@ def test_crop_keeps_rank_and_type_of_a_tensor(
 
 def test_crop_test_mode_and_other_suffixes(here: Path, beam_file: Path) -> None:
     quiet = ["--quiet", "--no-visualization"]
-    argv = [
-        "crop",
-        "--test-mode",
-        "--test-patterns",
-        "12",
-        "--test-size",
-        "64",
-        "--output",
-        "t.pt",
-        *quiet,
-    ]
-    assert cli.main(argv) == 0
+    size = ["--test-patterns", "12", "--test-size", "64"]
+    assert cli.main(["crop", "--test-mode", *size, "--output", "t.pt", *quiet]) == 0
     assert torch.load("t.pt", weights_only=True).shape[:2] == (12, 1)
-    assert (
-        cli.main(["crop", "--input", "beam.npy", "--output", "a.hspy", "--align", "fixed", *quiet])
-        == 0
-    )
-    assert (
-        cli.main(
-            [
-                "crop",
-                "--input",
-                "beam.npy",
-                "--output",
-                "a.zarr",
-                "--size",
-                "12",
-                *quiet,
-            ]
-        )
-        == 2
-    )
-    assert (
-        cli.main(
-            [
-                "crop",
-                "--input",
-                "beam.npy",
-                "--output",
-                "b.zarr",
-                "--size",
-                "20",
-                "--chunk-size",
-                "5",
-                *quiet,
-            ]
-        )
-        == 0
-    )
+    beam = ["crop", "--input", "beam.npy", *quiet, "--output"]
+    assert cli.main([*beam, "a.hspy", "--align", "fixed"]) == 0
+    assert cli.main([*beam, "a.zarr", "--size", "12"]) == 2  # its a_results.json exists
+    assert cli.main([*beam, "b.zarr", "--size", "20", "--chunk-size", "5"]) == 0
     assert xr.open_zarr(here / "b.zarr").patterns.shape == (6, 5, 20, 20)
+    assert sorted(path.name for path in here.iterdir()) == [
+        "a.hspy", "a_results.json", "b.zarr", "b_results.json", "beam.npy", "t.pt", "t_results.json",
+        "t_test_data_12x64.pt",
+    ]  # fmt: skip
+
+
+def tree(path: str) -> dict[str, str]:
+    """Everything in an HDF5 file but what is about the run."""
+    found = {}
+
+    def visit(name: str, item: Any) -> None:
+        attrs = {key: item.attrs[key] for key in item.attrs if not key.endswith("_LIST")}
+        found[name] = repr((attrs, item[()] if hasattr(item, "dtype") else None))
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".hspy", ".zspy", ".h5", ".npy"])
+def test_a_crop_writes_what_an_export_of_its_store_has(
+    here: Path, beam_file: Path, crop_yaml: str, suffix: str
+) -> None:
+    """Patterns, axes, and the analysis by position, in one pass less; and the same words."""
+    kind = suffix[1:]
+    common = [crop_yaml, "input.path=beam.npy", "output.figure=false", "downsample.factor=2"]
+    assert run.main([*common, "output.path=a.zarr", f"output.export=[{kind}]"]) == 0
+    assert run.main([*common, f"output.path=b{suffix}", "output.export=[]"]) == 0
+    results = [json.loads(Path(f"{name}_results.json").read_text()) for name in "ab"]
+    for key in ("analysis", "validation", "window", "verdict", "advice"):
+        assert results[1][key] == results[0][key]
+    if suffix == ".pt":
+        first, second = (torch.load(f"{name}.pt", weights_only=True) for name in "ab")
+        assert first["analysis"].keys() == second["analysis"].keys()
+        for name, values in first["analysis"].items():
+            assert torch.equal(values.nan_to_num(), second["analysis"][name].nan_to_num()), name
+        for name in ("axes", "window", "intensity", "downsample_factor"):
+            assert first[name] == second[name]
+    if suffix == ".hspy":
+        assert tree("b.hspy") == tree("a.hspy")
+    if suffix == ".h5":
+        first, second = tree("a.h5"), tree("b.h5")  # which also holds the provenance
+        assert {k: second[k] for k in first if k != "patterns"} == {
+            k: first[k] for k in first if k != "patterns"
+        }
 
 
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
         (["--output", "a.pt"], 2, "give --input FILE, or --test-mode"),
-        (["--input", "x.dm4", "--output", "a.txt"], 2, "expected a name ending in"),
+        (["--input", "x.dm4", "--output", "a.txt"], 2, "expected a path that ends in"),
         (["--input", "x.dm4", "--output", "a.pt"], 3, "no such file"),
         (
             ["--input", "beam.npy", "--output", "a.pt", "--target-retention", "2"],
@@ -359,12 +363,12 @@ def test_crop_of_several_files(here: Path, beam_file: Path, capsys: Any, connect
     assert "b.npy: not a readable .npy file" in said.err
     made = sorted(path.name for path in (here / "out").iterdir())
     assert made == ["a.zarr", "a_results.json", "c.zarr", "c_results.json"]
-    for more, message in (
-        (["--output", "out.zarr"], "one name for 3 inputs"),
-        (["--output", "out/{stem}.zarr", "crop.size=common"], "stem-dask run configs/batch.yaml"),
-    ):
-        assert cli.main([*argv[:3], *more]) == 2
-        assert message in capsys.readouterr().err
+    assert cli.main([*argv[:3], "--output", "out.zarr"]) == 2
+    assert "one name for 3 inputs" in capsys.readouterr().err
+    (here / "raw/b.npy").unlink()
+    argv[-1] = "all/{stem}.zarr"
+    assert cli.main([*argv, "--no-visualization", "crop.size=common"]) == 0
+    assert "2 of 2 complete" in capsys.readouterr().out
 
 
 def test_crop_refuses_an_existing_output(here: Path, beam_file: Path, capsys: Any) -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from stem_dask.readers.formats import READERS
-from stem_dask.writers.formats import FORMATS
+from stem_dask.stages.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

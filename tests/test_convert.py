@@ -449,7 +449,7 @@ def test_their_keys_are_those_of_crop_yaml(here: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("output.path=a.pt", "a crop keeps a store: use .*a.zarr, and name pt in output.export"),
+        ("output.path=a.pt", r"output.export is \[pt, hspy\], which needs a store"),
         ("analyze.ahead=true", "a crop analyzes in any case"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_changed_file_refuses_to_resume(
         raise OSError(28, "no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr("stem_dask.writers.formats.StoreSink", full)
+        patched.setattr("stem_dask.stages.formats.StoreSink", full)
         with pytest.raises(OSError, match="no room"):
             run(config)
     np.save(files["gain"], np.load(files["gain"]) * 2)

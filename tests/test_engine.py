@@ -33,7 +33,6 @@ from stem_dask.core.errors import (
     SourceError,
     StoreError,
     WorkerLostError,
-    translate_os_errors,
 )
 from stem_dask.core.model import Record
 from stem_dask.engine import run as engine
@@ -46,6 +45,7 @@ from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import downsample_blocks
 from stem_dask.stages.open import lazy_blocks
 from stem_dask.storage.checksums import combine_crc
+from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import damage, file_crc
 
 DRAWN = settings(max_examples=40, deadline=None)
@@ -710,7 +710,7 @@ def test_longer_and_longer_waits(monkeypatch, retry_seconds):
     tries = []
 
     def work():
-        with translate_os_errors(SourceError):
+        with translate(SourceError):
             unsteady(None, {0: {"chunk-location": (2,)}})
 
     with pytest.raises(SourceError, match=r"^block \[0:2, 3:5\]: "):

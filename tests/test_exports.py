@@ -27,16 +27,16 @@ from stem_dask.core.errors import (
     StoreError,
 )
 from stem_dask.core.model import Axis, Record
+from stem_dask.core.patterns import as_patterns
 from stem_dask.engine.journal import Journal
-from stem_dask.stages.patterns import as_patterns
-from stem_dask.storage.publish import publish, temporary
-from stem_dask.writers.export import (
+from stem_dask.stages.export import (
     active_client,
     export,
     export_from_store,
     export_job,
     open_store,
 )
+from stem_dask.storage.publish import publish, temporary
 from stem_dask.writers.hdf5 import Hdf5Sink
 from stem_dask.writers.npy import NpySink
 from stem_dask.writers.torch import PtSink
@@ -120,10 +120,8 @@ def no_client(monkeypatch):
 
 @contextlib.contextmanager
 def started(kind, **options):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "usual_port", lambda: 0)
-        with cluster.connect(kind, **options) as connection:
-            yield connection.client
+    with cluster.connect(kind, **options) as connection:
+        yield connection.client
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import stem_dask as sd
 from stem_dask import CroppingConfig, DiffractionCropper, create_test_data
 from stem_dask.cli import main as cli
 from stem_dask.core.errors import OutputExistsError
+from stem_dask.stages.formats import Target
 from stem_dask.storage import publish as publishing
-from stem_dask.writers.formats import Target
 
 CASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "g1_no_flock_run"
 THREADS = ("cluster.kind=threads", "cluster.threads_per_worker=1")
@@ -76,7 +76,7 @@ COMMANDS = {
     "preprocess": (("preprocess", "--input", "beam.npy", "--output", "p.pt", *THREADS), "p.pt.run", "p.pt.incomplete"),
     "crop": (
         ("crop", "--input", "beam.npy", "--output", "x.pt", "--no-visualization", *THREADS),
-        "x.pt.run", "x.pt.zarr.incomplete", "x.pt.incomplete", "x_results.json.incomplete",
+        "x.pt.run", "x.pt.incomplete", "x_results.json.incomplete",
     ),
 }  # fmt: skip
 CASES = [(command, name) for command, (_, *names) in COMMANDS.items() for name in names]
@@ -342,7 +342,7 @@ def test_an_output_that_appears_during_the_run(here, capsys, name):
 @pytest.mark.parametrize(
     ("suffix", "at"),
     [
-        (".pt", "crop"), (".pt", "export"), (".pt", "results"), (".pt", "cleanup"), (".hspy", "export"), (".zarr", "crop"),
+        (".pt", "crop"), (".pt", "publish"), (".pt", "results"), (".pt", "cleanup"), (".hspy", "publish"), (".zarr", "crop"),
         (".zarr", "cleanup"),
     ],
 )  # fmt: skip
@@ -363,7 +363,7 @@ def test_crop_goes_on(here, monkeypatch, capsys, suffix, at):
     assert cli.main([*whole, "--quiet"]) == 0
     places = {
         "crop": "stem_dask.job.writing._joined",
-        "export": "stem_dask.writers.export.publish",
+        "publish": "stem_dask.engine.state.RunState.publish",
         "results": "stem_dask.report.text.write_json",
         "cleanup": "stem_dask.engine.state.RunState.forget",
     }
@@ -412,19 +412,6 @@ def test_crop_again_with_other_options(here, capsys):
     assert cli.main([*argv, "--margin-pixels", "1", "--overwrite"]) == 0
     assert torch.load("a.pt", weights_only=True)["patterns"].shape[-1] < 14
     assert json.loads((here / "a_results.json").read_text())["config"]["crop"]["margin_pixels"] == 1
-
-
-def test_crop_does_not_take_a_store_of_the_user_for_its_own(here, capsys):
-    """A .pt is made from a store of that name, which is removed in the end."""
-    sd.export(sd.open("beam.npy"), "a.pt.zarr")
-    before = snapshot(here)
-    argv = ["crop", "--input", "beam.npy", "--output", "a.pt", "--no-visualization", *THREADS]
-    for flags in ((), ("--overwrite",), ("--restart",)):
-        assert cli.main([*argv, *flags]) == 2
-        said = capsys.readouterr()
-        assert f"{here}/a.pt.zarr exists" in said.err
-        assert said.out == ""
-    assert snapshot(here) == before
 
 
 # --- file systems without locks ---------------------------------------------------------------------------------

@@ -21,13 +21,13 @@ import zarr
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, DiskFullError, StoreError
 from stem_dask.core.model import Axis, Record
+from stem_dask.core.patterns import as_patterns, axes_of
 from stem_dask.engine import run as engine
 from stem_dask.readers.hdf5 import list_hdf5
-from stem_dask.stages.patterns import as_patterns, axes_of
+from stem_dask.stages.export import export, export_job
+from stem_dask.stages.formats import FORMATS, Target
 from stem_dask.storage.publish import publish
 from stem_dask.writers.codecs import CODECS
-from stem_dask.writers.export import export, export_job
-from stem_dask.writers.formats import FORMATS, Target
 from stem_dask.writers.hdf5 import Hdf5Sink
 from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zspy import ZspySink
@@ -366,9 +366,9 @@ def test_no_room_at_the_end_is_told(tmp_path, suffix, monkeypatch):
 
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("stem_dask.writers.hdf5.shutil.disk_usage", lambda path: free)
-    monkeypatch.setattr("stem_dask.writers.formats.write_coordinates", full)
-    monkeypatch.setattr("stem_dask.writers.formats.zspy.write_signal", full)
-    with pytest.raises(DiskFullError, match=r"cannot be completed: No space left on device"):
+    monkeypatch.setattr("stem_dask.stages.formats.write_coordinates", full)
+    monkeypatch.setattr("stem_dask.stages.formats.zspy.write_signal", full)
+    with pytest.raises(DiskFullError, match=r"cannot be written: No space left on device"):
         export(lazy(numbers()), tmp_path / f"a{suffix}")
     assert list(tmp_path.iterdir()) == []
 

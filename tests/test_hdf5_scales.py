@@ -9,7 +9,7 @@ import pytest
 
 import stem_dask as sd
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.hdf5_metadata import first_scale, labels
+from stem_dask.readers.hdf5_metadata import first_scale, names_of
 
 SHAPE = (2, 3, 4, 5)
 TEXT = h5py.string_dtype()
@@ -32,7 +32,7 @@ def test_attributes_that_are_not_as_hdf5_writes_them(tmp_path: Path, what: str, 
     attribute, content, dtype = WRONG[what]
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset(name, data=values).attrs.create(attribute, content, dtype=dtype)
-        told = labels(file[name])
+        told = names_of(file[name])
         assert told == (("a" * 80,) * 4 if what == "texts of one length" else ("",) * 4)
         assert [first_scale(file[name], i) for i in range(4)] == [None] * 4
     np.testing.assert_array_equal(sd.open(tmp_path / "a.h5").values, values)
@@ -41,7 +41,7 @@ def test_attributes_that_are_not_as_hdf5_writes_them(tmp_path: Path, what: str, 
 def test_scales_as_hdf5_writes_them(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("scan", SHAPE, "u2")
-        assert labels(data) == ("",) * 4
+        assert names_of(data) == ("",) * 4
         assert first_scale(data, 3) is None
         for name, size in (("kx", 5), ("other", 5), ("ky", 4)):
             file[name] = np.arange(size) / 10
@@ -50,7 +50,7 @@ def test_scales_as_hdf5_writes_them(tmp_path: Path) -> None:
         data.dims[3].attach_scale(file["kx"])
         data.dims[3].attach_scale(file["other"])
         data.dims[2].attach_scale(file["ky"])
-        assert labels(data) == ("", "", "", "kx")
+        assert names_of(data) == ("", "", "", "kx")
         found = [first_scale(data, i) for i in range(4)]
         assert [None if scale is None else scale.name for scale in found] == [None, None, "/ky", "/kx"]  # fmt: skip
     axes = sd.open(tmp_path / "a.h5").coords

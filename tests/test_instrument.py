@@ -17,7 +17,7 @@ from frames_made import blo, mrc, numbers
 
 import stem_dask as sd
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import NAMES, stated
+from stem_dask.core.metadata import NAMES, stated
 from stem_dask.job.run import run
 from stem_dask.readers.open import find
 

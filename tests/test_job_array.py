@@ -1,6 +1,5 @@
 """stem-dask batch: several configs here, and as a job array for SLURM (which tests/test_slurm.py runs)."""
 
-import contextlib
 import json
 import os
 import shlex
@@ -8,7 +7,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +14,8 @@ import xarray as xr
 
 from stem_dask.cli import job_array
 from stem_dask.cli import main as cli
-from stem_dask.cluster import connect as cluster
 from stem_dask.cluster import slurm
+from stem_dask.cluster.connect import connect
 from stem_dask.cluster.local import SETTINGS
 from stem_dask.core.machine import ONE_THREAD
 
@@ -168,36 +166,32 @@ print(json.dumps([{key: dask.config.get(key) for key in settings}, {name: os.get
 """
 
 
-def _lines_of_jobs(monkeypatch):
+def _lines_of_jobs(monkeypatch, tmp_path):
     """Of the script of a job that a run asks for."""
     given = {}
 
-    @contextlib.contextmanager
-    def jobs(asked, **options):
+    def jobs(**options):
         given.update(options)
-        yield SimpleNamespace(scheduler=SimpleNamespace(address="tcp://127.0.0.1:1"))
+        raise InterruptedError
 
-    connection = cluster.Connection(None, "slurm", 1, 1, "", cluster.Worker(None, 1))
-    monkeypatch.setattr(cluster, "slurm_cluster", jobs)
-    monkeypatch.setattr(cluster, "_describe", lambda client, kind: connection)
-    monkeypatch.setattr(cluster, "_on_loopback", lambda there: there)
-    asked = {"host": "127.0.0.1", "walltime": "1:00:00", "memory_limit": "1GB"}
-    with cluster.connect("slurm", **asked):
-        pass
-    return slurm.script_lines(given["settings"])
+    monkeypatch.setattr(slurm, "_slurm_cluster", lambda: jobs)
+    asked = {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": str(tmp_path)}
+    with pytest.raises(InterruptedError):
+        connect("slurm", host="127.0.0.1", **asked)
+    return given["job_script_prologue"]
 
 
-def _lines_of_the_template(monkeypatch):
+def _lines_of_the_template(monkeypatch, tmp_path):
     text = (TEMPLATES / "many_nodes.sh").read_text()
     return [line for line in text.splitlines() if line.startswith("export ")]
 
 
 @pytest.mark.parametrize("lines_of", [_lines_of_jobs, _lines_of_the_template])
-def test_workers_on_other_machines_are_set_as_those_here(monkeypatch, lines_of):
+def test_workers_on_other_machines_are_set_as_those_here(monkeypatch, tmp_path, lines_of):
     """Above all, not to wait until their memory is less, which may be never."""
     kept = {k: v for k, v in os.environ.items() if k not in ONE_THREAD and k[:5] != "DASK_"}
     words = ["-c", TAKEN, json.dumps([[*SETTINGS], [*ONE_THREAD]])]
-    script = "\n".join([*lines_of(monkeypatch), shlex.join([sys.executable, *words])])
+    script = "\n".join([*lines_of(monkeypatch, tmp_path), shlex.join([sys.executable, *words])])
     done = subprocess.run(
         ["bash", "-c", script], env=kept, capture_output=True, text=True, check=True
     )

@@ -275,6 +275,6 @@ def test_it_is_closed_even_when_its_lines_do_not_reach_the_disk(path, monkeypatc
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="Input/output") as caught:
         journal.close()
-    assert caught.value.filename == str(path)
+    assert str(path) in str(caught.value)
     journal.close()
     assert list(Journal(path).records("crop")) == [0]

@@ -14,7 +14,7 @@ import stem_dask as sd
 from stem_dask.config.load import parse_config
 from stem_dask.core.errors import SourceError
 from stem_dask.job.run import run
-from stem_dask.writers.export import export
+from stem_dask.stages.export import export
 
 FORMATS = [("zarr", "scan"), ("hspy", "scan"), ("zspy", "scan"), ("h5", "scan"), ("pt", "scan"), ("pt", "nchw")]  # fmt: skip
 BLOCK = {"chunk_mb": 10 * 40 * 36 * 2 / 2**20}

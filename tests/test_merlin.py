@@ -98,12 +98,9 @@ def test_mib_interrupted(tmp_path):
             r"raw counts \(R64\) of unknown bits from 01 chips.*Raw Mode off",
         ),
         (mib_header("???") + bytes(60), r"stored as '\?\?\?'"),
-        (mib_header(width=0) + bytes(60), r"states '0000' for width; it is damaged"),
-        (
-            mib_header(length=384).replace(b"00384", b"00003") + bytes(60),
-            "states '00003' for header",
-        ),
-        (mib_header().replace(b"0006", b"99999") + bytes(60), "states '99999' for height"),
+        (mib_header(width=0) + bytes(60), r"a width of '0000' .* it is damaged"),
+        (mib_header(length=384).replace(b"00384", b"00003") + bytes(60), "states '00003' bytes"),
+        (mib_header().replace(b"0006", b"99999") + bytes(60), "a height of '99999'"),
         (mib_header() + bytes(59), r"patterns of 60 bytes, but 59 bytes follow; the file was cut"),
     ],
 )
@@ -192,9 +189,9 @@ def test_raw_mode_of_four_chips(tmp_path, bits, layout):
         (raw_header(12, 1024, 256, 3, "2x2"), r"of 12 bits from 03 chips \(2x2\)"),
         (raw_header(12, 1024, 256, 4, "4x1"), r"of 12 bits from 04 chips \(4x1\)"),
         (raw_header(24, 1024, 256, 4, "2x2"), r"of 24 bits from 04 chips \(2x2\)"),
-        (raw_header(1, 128, 32, 4, "2x2"), r"rows of 32 pixels are no whole words of 64 pixels"),
-        (raw_header(1, 72, 5), r"rows of 72 pixels are no whole words of 64 pixels"),
-        (raw_header(6, 12, 5), r"rows of 12 pixels are no whole words of 8 pixels"),
+        (raw_header(1, 128, 32, 4, "2x2"), r"32 x 128: .* in rows of a multiple of 64 pixels"),
+        (raw_header(1, 72, 5), "in rows of a multiple of 64 pixels"),
+        (raw_header(6, 12, 5), "in rows of a multiple of 8 pixels"),
     ],
 )
 def test_raw_mode_refused(tmp_path, header, message):

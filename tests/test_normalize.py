@@ -16,10 +16,10 @@ from scipy.ndimage import gaussian_filter
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import Axis
+from stem_dask.core.patterns import as_patterns
 from stem_dask.job.run import run
 from stem_dask.kernels.normalize import joined, log_moments, log_zscore
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
-from stem_dask.stages.patterns import as_patterns
 
 RNG = np.random.default_rng(3)
 COUNTS = RNG.poisson(3, (4, 5, 6, 7)).astype(np.uint16)

@@ -19,11 +19,11 @@ from stem_dask.core.errors import (
     SourceError,
     StoreError,
 )
-from stem_dask.engine.owner import Owner
+from stem_dask.engine.lock import owned
 from stem_dask.job import run as pipeline
 from stem_dask.job.prepare import begun, prepare
-from stem_dask.storage import s3 as object_access
-from stem_dask.storage import s3 as objects
+from stem_dask.storage import location
+from stem_dask.storage.location import at
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ CHUNK_MB = 0.03
 @pytest.fixture
 def server(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
     """Every request passes it."""
-    monkeypatch.setattr(object_access, "TRIES", 1)
+    monkeypatch.setattr(location, "TRIES", 1)
     with between(s3_server) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL", found.address)
         yield found
@@ -62,7 +62,7 @@ def job(make_config: Any, beam_file: Path, bucket: str, tmp_path: Path) -> Calla
 
 def marks(url: str) -> dict[str, str]:
     """ETag of every object: that of its bytes."""
-    return {name: status.etag for name, status in objects.below(url)}
+    return {name: status.etag for name, status in at(url).below()}
 
 
 def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
@@ -91,7 +91,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     done = run(config)
     assert done.exit_code == local.exit_code == 0
     assert done.results["window"] == local.results["window"]
-    there = {name: objects.read(f"{url}/{name}") for name, _ in objects.below(url)}
+    there = {name: at(f"{url}/{name}").read_bytes() for name, _ in at(url).below()}
     here = tmp_path / "local.zarr"
     chunks = {str(f.relative_to(here)): f.read_bytes() for f in here.rglob("c.*")}
     assert len([name for name in chunks if name.startswith("patterns/")]) == 3
@@ -103,17 +103,17 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
         "out.npy", "out.run", "out_results.json", "out_visualization.png",
     ]  # fmt: skip
     assert np.array_equal(sd.open(url).values, sd.open(here).values)
-    assert not objects.at(f"{url}.owner").exists()
+    assert not at(f"{url}.owner").exists()
     assert run(config).lines == (f"already complete: {url}",)
     with pytest.raises(OutputExistsError, match=r"made with other options \(output.codec\).*it ends as soon as the first"):  # fmt: skip
         run(job(source=source, export=["npy"], figure=True, codec="zstd"))
-    objects.put(f"{url}/patterns/c.9.9.9.9", b"of an older grid")
+    at(f"{url}/patterns/c.9.9.9.9").write_bytes(b"of an older grid")
     changed = job(codec="gzip", overwrite=True)
     analyze = changed.analyze.model_copy(
         update={"known": source}
     )  # of the file that it was made from
     run(changed.model_copy(update={"analyze": analyze}))
-    assert not objects.at(f"{url}/patterns/c.9.9.9.9").exists()
+    assert not at(f"{url}/patterns/c.9.9.9.9").exists()
     assert np.array_equal(sd.open(url).values, sd.open(here).values)
 
 
@@ -132,39 +132,39 @@ def test_a_run_that_failed_goes_on(
 ) -> None:
     config, url = job(), f"{bucket}/out.zarr"
     run(config)
-    before, root = marks(url), objects.read(f"{url}/zarr.json")
-    objects.put(f"{url}/zarr.json", root.replace(b'"token"', b'"was"'))
+    before, root = marks(url), at(f"{url}/zarr.json").read_bytes()
+    at(f"{url}/zarr.json").write_bytes(root.replace(b'"token"', b'"was"'))
     server.answer = lambda method, path: (
         (503, error("SlowDown")) if method == "PUT" and "patterns/c.2." in path else None
     )
     with pytest.raises(OutputExistsError):
         run(config)
-    assert "zarr.json" in dict(objects.below(url))
+    assert "zarr.json" in dict(at(url).below())
     config = job(overwrite=True)
     with pytest.raises(StoreError, match=rf"{url}/patterns/c.2.0.0.0: the store answers with an error \(SlowDown\)"):  # fmt: skip
         run(config)
-    there = [name for name, _ in objects.below(url)]
+    there = [name for name, _ in at(url).below()]
     assert "zarr.json" not in there  # the older output has ended
     assert [name for name in there if name.startswith("patterns/c.")] == [
         "patterns/c.0.0.0.0",
         "patterns/c.1.0.0.0",
     ]
-    assert not objects.at(f"{url}.owner").is_file()
+    assert not at(f"{url}.owner").is_file()
     # one that is cut, one that another program wrote, and one that is as it was
     shard = f"{url}/patterns/c.0.0.0.0"
-    objects.put(shard, objects.read(shard)[:-1] + b"x")
+    at(shard).write_bytes(at(shard).read_bytes()[:-1] + b"x")
     server.answer, server.asked = lambda method, path: None, []
     with pytest.raises(OutputExistsError, match="holds objects and is no finished output"):
         prepare(job(local_folder=str(tmp_path / "elsewhere")))
-    objects.put(
-        f"{url}/zarr.json", b'{"attributes": {"token": "of another job, finished elsewhere"}}'
+    at(f"{url}/zarr.json").write_bytes(
+        b'{"attributes": {"token": "of another job, finished elsewhere"}}'
     )
     with pytest.raises(OutputExistsError):
         run(job())
-    objects.remove(f"{url}/zarr.json")
+    at(f"{url}/zarr.json").unlink()
     done = run(config)
     assert [path.partition("patterns/c.")[2][0] for path in server.puts("patterns/c.")] == ["2", "0"]  # fmt: skip
-    assert objects.read(f"{url}/zarr.json") == root.replace(b'"overwrite": false', b'"overwrite": true')  # fmt: skip
+    assert at(f"{url}/zarr.json").read_bytes() == root.replace(b'"overwrite": false', b'"overwrite": true')  # fmt: skip
     after = marks(url)
     assert {**after, "zarr.json": ""} == {**before, "zarr.json": ""}
     assert done.exit_code == 0
@@ -184,7 +184,7 @@ def test_a_put_that_fails_for_a_moment_is_tried_again(
         return None
 
     source = f"{bucket}/beam.npy"  # which is read by ranges
-    objects.put(source, beam_file.read_bytes())
+    at(source).write_bytes(beam_file.read_bytes())
     server.answer = answer
     done = run(job(source=source))
     # three answers: the library asks twice, then the block is tried again
@@ -216,34 +216,32 @@ def test_access_that_is_lost_ends_the_run(run: Any, job: Any, server: Between, b
 def test_a_run_that_cannot_go_on_leaves_what_was_there(run: Any, job: Any, bucket: str, tmp_path: Path) -> None:  # fmt: skip
     url = f"{bucket}/out.zarr"
     run(job())
-    before = dict(objects.below(url))
+    before = dict(at(url).below())
     np.save(tmp_path / "empty.npy", np.zeros((4, 4, 16, 16), np.uint16))
     with pytest.raises(SourceError, match="empty"):
         run(job(source=tmp_path / "empty.npy", overwrite=True))
-    assert dict(objects.below(url)) == before
+    assert dict(at(url).below()) == before
     assert run(job()).lines == (f"already complete: {url}",)
     with pytest.raises(SourceError, match="empty"):
         run(job("new.zarr", source=tmp_path / "empty.npy"))
     assert not list(tmp_path.glob("new*"))
-    assert list(objects.below(bucket + "/new.zarr")) == []
-    assert not objects.at(f"{bucket}/new.zarr.owner").is_file()
+    assert list(at(bucket + "/new.zarr").below()) == []
+    assert not at(f"{bucket}/new.zarr.owner").is_file()
 
 
 def test_two_machines_do_not_write_one_output(
     run: Any, job: Any, bucket: str, tmp_path: Path
 ) -> None:
     url = f"{bucket}/out.zarr"
-    other = Owner(url, tmp_path / "elsewhere.run")
-    other.take()
-    free = prepare(job())
     shard = f"{url}/patterns/c.0.0.0.0"
-    objects.put(shard, b"of the other run")
-    for config in (free, job(overwrite=True)):
-        with pytest.raises(LockedError, match="in use by a run on"):
-            run(config)
-        assert not list(tmp_path.glob("out*"))
-        assert objects.read(shard) == b"of the other run"
-    other.release()
+    with owned(url, tmp_path / "elsewhere.run"):
+        free = prepare(job())
+        at(shard).write_bytes(b"of the other run")
+        for config in (free, job(overwrite=True)):
+            with pytest.raises(LockedError, match="in use by a run on"):
+                run(config)
+            assert not list(tmp_path.glob("out*"))
+            assert at(shard).read_bytes() == b"of the other run"
     with pytest.raises(OutputExistsError, match="is no finished output"):
         run(free)
     assert not list(tmp_path.glob("out*"))
@@ -251,14 +249,14 @@ def test_two_machines_do_not_write_one_output(
 
     def taken_over() -> None:
         with begun(prepared) as state:
-            objects.put(f"{url}.owner", b'{"run": "of somebody else"}')
+            at(f"{url}.owner").write_bytes(b'{"run": "of somebody else"}')
             run(prepared, state=state)
 
     with pytest.raises(LockedError, match="another run took it over"):
         taken_over()
-    assert objects.read(shard) == b"of the other run"
-    assert not objects.at(f"{url}/zarr.json").is_file()
-    assert objects.read(f"{url}.owner") == b'{"run": "of somebody else"}'
+    assert at(shard).read_bytes() == b"of the other run"
+    assert not at(f"{url}/zarr.json").is_file()
+    assert at(f"{url}.owner").read_bytes() == b'{"run": "of somebody else"}'
 
 
 def test_commands_know_urls_and_nothing_tells_the_secret(
@@ -281,9 +279,9 @@ def test_commands_know_urls_and_nothing_tells_the_secret(
     assert "patterns    6 x 5 x 18 x 18 uint16" in capsys.readouterr().out
     assert main(["verify", url]) == 0
     assert "every chunk is there" in capsys.readouterr().out
-    objects.remove(f"{url}/analysis/radius/c.0.0")
-    content = objects.read(f"{url}/patterns/c.0.0.0.0")
-    objects.put(f"{url}/patterns/c.0.0.0.0", content[:40] + b"?" + content[41:])
+    at(f"{url}/analysis/radius/c.0.0").unlink()
+    content = at(f"{url}/patterns/c.0.0.0.0").read_bytes()
+    at(f"{url}/patterns/c.0.0.0.0").write_bytes(content[:40] + b"?" + content[41:])
     assert main(["verify", url]) == 5
     said = capsys.readouterr().err
     assert f"{url}/analysis/radius/c.0.0 is missing or empty" in said
@@ -293,7 +291,7 @@ def test_commands_know_urls_and_nothing_tells_the_secret(
         f"error: {bucket}/none.zarr: not a readable zarr store"
     )
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(object_access, "TRIES", 0)
+    monkeypatch.setattr(location, "TRIES", 0)
     assert main(["run", *words, "output.codec=zstd"]) == 5
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {url}")

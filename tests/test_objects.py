@@ -14,13 +14,12 @@ from s3_faults import SECRET, between, error
 from stem_dask.cli.main import main
 from stem_dask.config.load import config_of, parse_config
 from stem_dask.core.errors import ConfigError, LockedError, SourceError, StemDaskError, StoreError
-from stem_dask.engine.owner import SILENT_SECONDS, Owner, owned
+from stem_dask.engine.lock import owned
 from stem_dask.job.prepare import prepare
 from stem_dask.job.warm_up import unreached
 from stem_dask.readers.open import find
-from stem_dask.storage import s3 as object_access
-from stem_dask.storage import s3 as objects
-from stem_dask.storage.urls import split_url
+from stem_dask.storage import location
+from stem_dask.storage.location import at, split_url
 from stem_dask.writers.synthetic import write_dm4
 
 WHOLE = (slice(None),) * 4
@@ -28,47 +27,47 @@ WHOLE = (slice(None),) * 4
 
 @pytest.fixture
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_access, "TRIES", 1)
+    monkeypatch.setattr(location, "TRIES", 1)
 
 
 def upload(folder: Path, url: str) -> None:
     """A store that was written here, as objects."""
     for file in folder.rglob("*"):
         if file.is_file():
-            objects.put(f"{url}/{file.relative_to(folder)}", file.read_bytes())
+            at(f"{url}/{file.relative_to(folder)}").write_bytes(file.read_bytes())
 
 
 def test_objects_are_written_listed_and_removed(bucket: str) -> None:
     url = f"{bucket}/a.zarr"
-    mark = objects.put(f"{url}/c/0", b"abc")
-    objects.put(f"{url}/zarr.json", b"{}")
-    objects.put(f"{bucket}/a.zarr.owner", b"beside")
-    large = bytes(objects.PART_BYTES) + b"in two parts"
-    objects.put(f"{url}/large", large)
-    status = objects.look(f"{url}/c/0")
+    mark = at(f"{url}/c/0").write_bytes(b"abc")
+    at(f"{url}/zarr.json").write_bytes(b"{}")
+    at(f"{bucket}/a.zarr.owner").write_bytes(b"beside")
+    large = bytes(location.PART_BYTES) + b"in two parts"
+    at(f"{url}/large").write_bytes(large)
+    status = at(f"{url}/c/0").stat()
     assert (status.st_size, status.etag) == (3, mark)
     assert abs(status.st_mtime_ns / 1e9 - time.time()) < 60
-    assert [name for name, _ in objects.below(url)] == ["c/0", "large", "zarr.json"]
-    assert objects.read(f"{url}/large") == large
-    place = objects.at(url)
+    assert [name for name, _ in at(url).below()] == ["c/0", "large", "zarr.json"]
+    assert at(f"{url}/large").read_bytes() == large
+    place = at(url)
     assert (place.is_dir(), place.is_file(), (place / "c" / "0").is_file()) == (True, False, True)
-    objects.remove_below(url)
-    objects.remove(f"{url}/none")
+    at(url).remove_below()
+    at(f"{url}/none").unlink()
     assert not place.exists()
-    assert objects.read(f"{bucket}/a.zarr.owner") == b"beside"
+    assert at(f"{bucket}/a.zarr.owner").read_bytes() == b"beside"
     with pytest.raises(FileNotFoundError, match=r"there is no such object: 's3://.*c/0'"):
-        objects.read(f"{url}/c/0")
+        at(f"{url}/c/0").read_bytes()
 
 
 def test_writing_on_condition(bucket: str) -> None:
     url = f"{bucket}/a"
-    first = objects.put(url, b"1", onto="")
+    first = at(url).write_bytes(b"1", onto="")
     with pytest.raises(FileExistsError, match="another object is there"):
-        objects.put(url, b"2", onto="")
-    objects.put(url, b"2", onto=first)
+        at(url).write_bytes(b"2", onto="")
+    at(url).write_bytes(b"2", onto=first)
     with pytest.raises(FileExistsError):
-        objects.put(url, b"3", onto=first)
-    assert objects.read(url) == b"2"
+        at(url).write_bytes(b"3", onto=first)
+    assert at(url).read_bytes() == b"2"
 
 
 @pytest.mark.parametrize(
@@ -126,9 +125,9 @@ def test_errors_are_told_in_our_words(s3_server: str, bucket: str, monkeypatch: 
             body = error(code, leaks)
             server.answer = lambda method, path, said=(status, body): said
             for kind, call in (
-                (SourceError, lambda: objects.read(f"{bucket}/a")),
-                (StoreError, lambda: objects.put(f"{bucket}/a", b"1")),
-                (SourceError, lambda: list(objects.below(f"{bucket}/a"))),
+                (SourceError, lambda: at(f"{bucket}/a").read_bytes()),
+                (StoreError, lambda: at(f"{bucket}/a").write_bytes(b"1")),
+                (SourceError, lambda: list(at(f"{bucket}/a").below())),
             ):
                 with pytest.raises(kind, match=f"^{bucket}/a: .*{words}") as caught:
                     call()
@@ -140,13 +139,13 @@ def test_errors_are_told_in_our_words(s3_server: str, bucket: str, monkeypatch: 
                 assert caught.value.__context__ is None
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match=r"the store at 127.0.0.1:9 does not answer; check AWS"):
-        objects.read(f"{bucket}/a")
+        at(f"{bucket}/a").read_bytes()
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     with pytest.raises(SourceError, match="there is no such bucket"):
-        objects.read("s3://nowhere/a")
+        at("s3://nowhere/a").read_bytes()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:1")
     with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL has something before") as refused:
-        objects.read(f"{bucket}/a")
+        at(f"{bucket}/a").read_bytes()
     assert SECRET not in str(refused.value)
 
 
@@ -155,10 +154,10 @@ def test_credentials_come_from_a_profile(bucket: str, tmp_path: Path, monkeypatc
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(ConfigError, match=r"there are no credentials .* on .*; keys come from"):
-        objects.put(url, b"1")
+        at(url).write_bytes(b"1")
     assert "there are no credentials" in unreached([url])[2]
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
-    objects.put(url, b"public")
+    at(url).write_bytes(b"public")
     monkeypatch.delenv("AWS_SKIP_SIGNATURE")
     keys, config = tmp_path / "keys", tmp_path / "config"
     keys.write_text(f"[lab]\naws_access_key_id = k\naws_secret_access_key = {SECRET}%\n")
@@ -167,54 +166,54 @@ def test_credentials_come_from_a_profile(bucket: str, tmp_path: Path, monkeypatc
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_PROFILE", "lab")
     monkeypatch.delenv("AWS_REGION")
-    objects.put(url, b"2")
-    assert objects.read(url) == b"2"
+    at(url).write_bytes(b"2")
+    assert at(url).read_bytes() == b"2"
     assert unreached([url]) is None
-    assert object_access.opened(split_url(url)[0]).config["region"] == "eu-west-1"
+    assert location.opened(url)[0].config["region"] == "eu-west-1"
     monkeypatch.setenv("AWS_PROFILE", "sso")
     with pytest.raises(
         ConfigError, match=r"no keys of that name .*export-credentials --profile sso"
     ):
-        objects.read(url)
+        at(url).read_bytes()
     keys.write_text("no section")
     with pytest.raises(ConfigError, match="cannot be read as a file of profiles"):
-        objects.read(url)
+        at(url).read_bytes()
 
 
 def test_a_missing_library_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    object_access._opened.cache_clear()
+    location._opened.cache_clear()
     for name in ("obstore", "obstore.store"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         ConfigError, match=r"the package obstore, .*pip install 'stem_dask\[cloud\]'"
     ):
-        objects.look(f"{bucket}/a")
+        at(f"{bucket}/a").stat()
 
 
-def test_an_output_has_one_owner(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_an_output_has_one_owner(bucket: str, tmp_path: Path) -> None:
     url = f"{bucket}/out.zarr"
-    with owned(url, tmp_path / "here.run") as owner:
-        owner.check()
-        with pytest.raises(
-            LockedError, match=r"out.zarr is in use by a run on .*process \d+, since"
+    with owned(url, tmp_path / "here.run") as check:
+        check()
+        with (
+            pytest.raises(
+                LockedError, match=r"out.zarr is in use by a run on .*process \d+, since"
+            ),
+            owned(url, tmp_path / "elsewhere.run"),
         ):
-            Owner(url, tmp_path / "elsewhere.run").take()
+            raise AssertionError("two have it")
         # of a run that died here, in this folder, we hold the lock of the file system
-        second = Owner(url, tmp_path / "here.run")
-        second.take()
-        with pytest.raises(LockedError, match="another run took it over"):
-            owner.check()
-        second.check()
-    assert objects.look(f"{url}.owner").etag == second.etag  # the first one left it alone
-    third = Owner(url, tmp_path / "elsewhere.run")
-    now = time.time()
-    monkeypatch.setattr("stem_dask.engine.owner.time.time", lambda: now + SILENT_SECONDS + 5)
-    third.take()
-    assert second.lost is False
-    second.beat()
-    assert second.lost
-    third.release()
-    assert not objects.at(f"{url}.owner").is_file()
+        with owned(url, tmp_path / "here.run") as second:
+            with pytest.raises(LockedError, match="another run took it over"):
+                check()
+            second()
+        with pytest.raises(LockedError, match=r"out.zarr.owner was removed"):
+            check()
+        at(f"{url}.owner").write_bytes(b'{"run": "of somebody else"}')
+    assert at(f"{url}.owner").read_bytes() == b'{"run": "of somebody else"}'
+    at(f"{url}.owner").unlink()  # as the message says
+    with owned(url, tmp_path / "elsewhere.run") as check:
+        check()
+    assert not at(f"{url}.owner").is_file()
 
 
 @pytest.mark.usefixtures("few_tries")
@@ -222,8 +221,8 @@ def test_a_store_without_conditions_is_told(s3_server: str, bucket: str, tmp_pat
     with between(s3_server) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
         server.answer = lambda method, path: (501, error("NotImplemented")) if method == "PUT" else None  # fmt: skip
-        with owned(f"{bucket}/out.zarr", tmp_path) as owner:
-            owner.check()
+        with owned(f"{bucket}/out.zarr", tmp_path) as check:
+            check()
     assert "runs on two machines are not kept apart" in caplog.text
 
 
@@ -246,10 +245,10 @@ def test_stores_of_others_are_read(bucket: str, tmp_path: Path, options: dict) -
     assert np.array_equal(found.source[WHOLE], data)
     assert np.array_equal(found.source[(slice(1, 4, 2), slice(2, 5), *WHOLE[2:])], data[1:4:2, 2:5])
     assert find(tmp_path / "in.zarr").info.chunks == found.info.chunks
-    names = [name for name, _ in objects.below(f"{url}/data") if not name.startswith((".z", "z"))]
+    names = [name for name, _ in at(f"{url}/data").below() if not name.startswith((".z", "z"))]
     lost, damaged = sorted(names)[-1], sorted(names)[0]
-    objects.put(f"{url}/data/{damaged}", b"nothing of use")
-    objects.remove(f"{url}/data/{lost}")
+    at(f"{url}/data/{damaged}").write_bytes(b"nothing of use")
+    at(f"{url}/data/{lost}").unlink()
     assert any("1 of" in note and lost in note for note in find(url).info.notes)
     with pytest.raises(SourceError, match=f"{url}/data/{lost} is missing; copy it again"):
         found.source[(slice(3, 4), slice(5, 6), *WHOLE[2:])]
@@ -272,7 +271,7 @@ def test_what_an_object_store_does_not_hold_is_refused(bucket: str, tmp_path: Pa
         with pytest.raises(kind, match=match) as caught:
             find(config_of(path).input.path)
         assert isinstance(caught.value, StemDaskError)
-    objects.put(f"{bucket}/odd.zarr/readme", b"not a store")
+    at(f"{bucket}/odd.zarr/readme").write_bytes(b"not a store")
     with pytest.raises(SourceError, match=r"odd.zarr: not a readable zarr store"):
         find(f"{bucket}/odd.zarr")
 
@@ -292,7 +291,7 @@ def test_files_in_one_piece_are_read_by_ranges(s3_server: str, bucket: str, tmp_
             ("scan.dm4", {}),
         ]:
             here, url = tmp_path / name, f"{bucket}/{name}"
-            objects.put(url, here.read_bytes())
+            at(url).write_bytes(here.read_bytes())
             found = find(url, **options)
             assert np.array_equal(found.source[WHOLE], data)
             assert np.array_equal(found.source[part], data[part])
@@ -306,16 +305,16 @@ def test_files_in_one_piece_are_read_by_ranges(s3_server: str, bucket: str, tmp_
         with pytest.raises(SourceError, match=r"scan.dm4: the store answers with an error"):
             found.source[WHOLE]
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    objects.put(f"{bucket}/scan.dm4", (tmp_path / "scan.dm4").read_bytes()[:8000])
+    at(f"{bucket}/scan.dm4").write_bytes((tmp_path / "scan.dm4").read_bytes()[:8000])
     with pytest.raises(SourceError, match=r"scan.dm4: the file ends at byte 8,000"):
         found.source[WHOLE]
     with pytest.raises(SourceError, match=r"scan.dm4: "):
         find(f"{bucket}/scan.dm4")
-    objects.put(f"{bucket}/odd.npy", (tmp_path / "scan.dm4").read_bytes())
+    at(f"{bucket}/odd.npy").write_bytes((tmp_path / "scan.dm4").read_bytes())
     with pytest.raises(SourceError, match=r"by its content it is a Gatan DM4 file; rename it"):
         find(f"{bucket}/odd.npy")
     np.save(tmp_path / "turned.npy", data.transpose(2, 3, 0, 1).copy())
-    objects.put(f"{bucket}/turned.npy", (tmp_path / "turned.npy").read_bytes())
+    at(f"{bucket}/turned.npy").write_bytes((tmp_path / "turned.npy").read_bytes())
     config = config_of(f"{bucket}/turned.npy", ["input.scan_order=detector_first"])
     with pytest.raises(ConfigError, match=r"the detector's axes come first in it.* copy it here"):
         prepare(config)
@@ -334,7 +333,7 @@ def test_cameras_files_are_read_by_ranges(s3_server: str, bucket: str, tmp_path:
         file.write(bytes(100))  # no pattern, but as long as two
     frames_made.info(frames_made.mrc(tmp_path / "scan.mrc", array), "scan_info.txt")
     for file in tmp_path.iterdir():
-        objects.put(f"{bucket}/{file.name}", file.read_bytes())
+        at(f"{bucket}/{file.name}").write_bytes(file.read_bytes())
     part = (slice(0, 3, 2), slice(1, 4), slice(2, 5), slice(1, 6, 2))
     with between(s3_server) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
@@ -362,9 +361,9 @@ def test_cameras_files_are_read_by_ranges(s3_server: str, bucket: str, tmp_path:
             assert len(server.asked) == n
     cut = (tmp_path / "scan.mib").read_bytes()[: 5 * frame]
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    objects.put(f"{bucket}/scan.mib", cut)
+    at(f"{bucket}/scan.mib").write_bytes(cut)
     with pytest.raises(SourceError, match=r"scan.mib: expected bytes .*, received .*; the object was rep|InvalidRange"):  # fmt: skip
         source[WHOLE]
-    objects.put(f"{bucket}/scan.mib", cut[:300])
+    at(f"{bucket}/scan.mib").write_bytes(cut[:300])
     with pytest.raises(SourceError, match="300 bytes are fewer than the header of a Merlin"):
         find(f"{bucket}/scan.mib")

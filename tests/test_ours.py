@@ -14,10 +14,10 @@ from frames_made import numbers
 import stem_dask as sd
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
+from stem_dask.core.patterns import as_patterns
 from stem_dask.job.run import run
 from stem_dask.readers.open import find
-from stem_dask.stages.patterns import as_patterns
-from stem_dask.writers.export import export
+from stem_dask.stages.export import export
 from stem_dask.writers.synthetic import Synthetic, write_dataset
 
 SUFFIXES = (".zarr", ".hspy", ".zspy", ".h5", ".pt")

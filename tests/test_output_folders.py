@@ -11,8 +11,8 @@ import stem_dask as sd
 from stem_dask.cli import run
 from stem_dask.cluster.connect import connect
 from stem_dask.core.errors import DiskFullError, StoreError
-from stem_dask.writers import export as exports
-from stem_dask.writers import formats as target
+from stem_dask.stages import export as exports
+from stem_dask.stages import formats as target
 
 SUFFIXES = tuple(target.FORMATS)
 

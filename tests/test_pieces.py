@@ -25,8 +25,8 @@ from stem_dask.readers.batches import Part
 from stem_dask.stages.analyze import block_statistics
 from stem_dask.stages.blocks import as_arrays
 from stem_dask.stages.downsample import downsample, downsample_blocks
+from stem_dask.stages.export import open_store
 from stem_dask.writers.codecs import whole_chunks
-from stem_dask.writers.export import open_store
 
 
 class Seen:

@@ -18,9 +18,9 @@ from strategies import LIST, SCAN
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis
+from stem_dask.core.patterns import as_patterns
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.patterns import as_patterns
-from stem_dask.writers.export import export
+from stem_dask.stages.export import export
 
 AXES = (
     Axis("scan_y", 6, 0.5, 3.0, "nm"),

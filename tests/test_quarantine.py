@@ -171,6 +171,7 @@ def test_a_read_error_that_stays_names_the_file(
 
     monkeypatch.setattr(FlatFile, "_fill", fill)
     with pytest.raises(
-        SourceError, match=r"^block \[.*\]: \[Errno 5\] .*beam\.npy'; .*on_error=quarantine"
+        SourceError,
+        match=r"^block \[.*\]: .*beam\.npy cannot be read: Input/output error; .*on_error=quarantine",
     ):
         run(make_config(beam_file, output=BLOCK))

@@ -7,7 +7,6 @@ from frames_made import SHAPE, agrees, numbers
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.flat import FramedFile, Run, framed
 from stem_dask.readers.open import find
-from stem_dask.readers.source import plain
 from stem_dask.readers.views import View
 from stem_dask.stages.open import open_patterns
 
@@ -252,16 +251,3 @@ def test_framed_refuses_what_cannot_be(tmp_path):
     ):
         with pytest.raises(SourceError, match="the header says patterns"):
             framed(str(path), offset, stride, u1, shape)
-
-
-def test_metadata_are_bounded():
-    many = plain({f"key {i}": "x" * 5000 for i in range(5000)})
-    assert len(many) == 2001
-    assert many["left out"] == 3000
-    assert len(many["key 0"]) == 1000
-    deep: dict = {}
-    for _ in range(1000):
-        deep = {"a": deep}
-    assert len(str(plain(deep))) < 2000
-    assert plain(None) == {}
-    assert len(plain({"a": list(range(10**6))})["a"]) == 64

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from stem_dask.cluster.scratch import keys
+from stem_dask.cluster.slurm import keys
 from stem_dask.engine.lock import SILENT_SECONDS
 
 HOLDS = """
 import sys, time
-from stem_dask.cluster.scratch import keys
+from stem_dask.cluster.slurm import keys
 with keys(sys.argv[1]) as folder:
     open(folder + "/file", "w").close()
     print(folder, flush=True)

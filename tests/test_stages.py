@@ -19,11 +19,11 @@ from strategies import LIST, SCAN, as_array, chunkings, datasets, pattern
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import Axis
+from stem_dask.core.patterns import as_patterns, axis_of
 from stem_dask.stages.analyze import AnalysisReducer, analysis_attrs, fold_analysis
 from stem_dask.stages.blocks import reduced
 from stem_dask.stages.correct import apply_mask
 from stem_dask.stages.crop import placement
-from stem_dask.stages.patterns import as_patterns, axis_of
 from stem_dask.stages.validate import STATISTICS, retention_statistics
 
 PER_PATTERN = ("center_y", "center_x", "com_y", "com_x", "radius", "total", "profile")

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stem_dask.core.errors import StoreError
-from stem_dask.core.metadata import plain
+from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Axis, Record
+from stem_dask.core.patterns import as_patterns
 from stem_dask.engine import run as engine
-from stem_dask.stages.patterns import as_patterns
 from stem_dask.writers import zarr as store
 from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import (
@@ -463,5 +463,5 @@ def test_plain_attributes():
     expected = {
         "a": 0.5, "b": [1, 2], "c": [3, None], "d": {"1": "inf"}, "e": "x", "f": True, "g": "nan",
     }  # fmt: skip
-    assert plain(given) == expected
-    json.dumps(plain(given), allow_nan=False)
+    assert to_json(given) == expected
+    json.dumps(to_json(given), allow_nan=False)

@@ -14,8 +14,8 @@ import zarr
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.readers.open import find
+from stem_dask.stages.export import export
 from stem_dask.stages.open import open_patterns
-from stem_dask.writers.export import export
 from stem_dask.writers.torch import PtSink
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

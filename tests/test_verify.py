@@ -13,10 +13,10 @@ import stem_dask
 from stem_dask.cli.main import main
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
+from stem_dask.core.patterns import as_patterns
 from stem_dask.readers.open import find
 from stem_dask.readers.zarr_chunks import damaged_chunks
-from stem_dask.stages.patterns import as_patterns
-from stem_dask.writers.export import export, export_from_store
+from stem_dask.stages.export import export, export_from_store
 
 SHAPE = (6, 5, 16, 12)
 PLACES = range(20)

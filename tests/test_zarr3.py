@@ -16,8 +16,13 @@ from stem_dask.core import batches as pieces_module
 from stem_dask.core.batches import ChangedBlock, copied
 from stem_dask.storage.publish import file_crc, read_document, write_document
 from stem_dask.writers.codecs import LEVELS, blosc_bytes, shuffle_of
-from stem_dask.writers.shards import write_shard
-from stem_dask.writers.zarr import array_document, consolidate, group_document, write_array
+from stem_dask.writers.zarr import (
+    array_document,
+    consolidate,
+    group_document,
+    write_array,
+    write_shard,
+)
 
 CODECS = ["auto", "lz4", "zstd", "gzip", "none"]
 

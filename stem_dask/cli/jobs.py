@@ -22,7 +22,7 @@ from stem_dask.core.text import by
 from stem_dask.engine.state import unfinished_token
 from stem_dask.job.outputs import is_there
 from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 if TYPE_CHECKING:
     from stem_dask.cluster.connect import Connection

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask.cli.job_array import add_batch_options, run_configs, write_script
-from stem_dask.cli.legacy import (
-    add_convert_options,
-    add_crop_options,
-    add_preprocess_options,
-    chunk_mb,
-    crop_command,
-    separated,
-)
 from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
+from stem_dask.cli.scripts import add_script_options, script_command
 from stem_dask.cli.signals import each, guarded, program
 from stem_dask.cli.streams import refuse_lost_output
-from stem_dask.storage.urls import without_secrets
+from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
     from stem_dask.config.options import Config
@@ -158,46 +151,6 @@ def keys_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def convert_command(options: argparse.Namespace) -> int:
-    """Write files in another format."""
-    from stem_dask.cli.legacy import convert_job
-
-    separated(options)
-    return _run_job(options, convert_job(options))
-
-
-def preprocess_command(options: argparse.Namespace) -> int:
-    """Write tensors for training, with the options of the earlier script."""
-    from stem_dask.cli.legacy import preprocess_job
-
-    separated(options)
-    return _run_job(options, preprocess_job(options), options.chunk_size)
-
-
-def _run_job(
-    options: argparse.Namespace, job: dict[str, Any], chunk_size: int | None = None
-) -> int:
-    from stem_dask.cli.jobs import run_all
-    from stem_dask.config.load import configs_from
-
-    flag = ["output.overwrite=true"] if options.overwrite else []
-    configs = configs_from(job, [*options.overrides, *flag])
-    if chunk_size is not None:
-        configs = [_in_chunks(config, chunk_size) for config in configs]
-    return run_all(
-        configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
-    )
-
-
-def _in_chunks(config: "Config", n_patterns: int) -> "Config":
-    """The job with ``n_patterns`` per task."""
-    from stem_dask.job.prepare import find_input
-
-    mib = chunk_mb(find_input(config), n_patterns)
-    output = config.output.model_copy(update={"chunk_mb": mib})
-    return config.model_copy(update={"output": output})
-
-
 #: commands whose result is what they print
 PRINTING = (info_command, init_command, check_command, keys_command)
 
@@ -265,10 +218,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "folder", help="folder for the keys, readable by all nodes and by no other user"
     )
-    add_convert_options(add("convert", convert_command, "write files in another format"))
-    text = "make tensors for training: downsample, cast, normalize"
-    add_preprocess_options(add("preprocess", preprocess_command, text))
-    add_crop_options(add("crop", crop_command, "crop files, each into one file"))
+    for name, text in (
+        ("convert", "write files in another format"),
+        ("preprocess", "make tensors for training: downsample, cast, normalize"),
+        ("crop", "crop files, each into one file"),
+    ):
+        add_script_options(add(name, script_command, text), name)
     return parser
 
 

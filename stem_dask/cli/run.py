@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from stem_dask.cli.signals import guarded, program
-from stem_dask.storage.urls import without_secrets
+from stem_dask.storage.location import without_secrets
 
 #: overrides that choose where a job runs
 PLACES = ("cluster.kind=", "cluster.address=", "cluster.scheduler_file=")

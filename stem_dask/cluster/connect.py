@@ -1,4 +1,4 @@
-"""Where the job runs: threads, processes, jobs of SLURM, or a scheduler that is there already. One Client."""
+"""Where the job runs: threads, processes, jobs of SLURM, or a scheduler that is running already. One Client."""
 
 import atexit
 import contextlib
@@ -6,68 +6,137 @@ import getpass
 import logging
 import os
 import socket
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import dask
+from dask.utils import parse_bytes
 
-from stem_dask.cluster.gpu import cuda_cluster
-from stem_dask.cluster.layout import kind_of, layout, limit_of
-from stem_dask.cluster.local import (
-    LOOPBACK,
-    SETTINGS,
-    end_if_read_again,
-    loaded_bytes,
-    processes,
-    started,
-)
-from stem_dask.cluster.security import (
-    OPEN,
-    is_loopback,
-    is_open,
-    own_security,
-    protection,
-    scheduler_address,
-)
-from stem_dask.cluster.slurm import LOG_DIRECTORY, Jobs, slurm_cluster
+from stem_dask.cluster.gpu import n_gpus
+from stem_dask.cluster.local import LOOPBACK, SETTINGS, end_if_read_again, start_here
+from stem_dask.cluster.security import OPEN, is_loopback, is_open, protection, scheduler_address
+from stem_dask.cluster.slurm import start_jobs
+from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.machine import node_folder
-from stem_dask.core.model import Worker
+from stem_dask.core.machine import machine_bytes, usable_cores
+from stem_dask.core.model import PROCESS_BYTES, WORKER_BYTES, Worker
 from stem_dask.engine.clients import connected, refuse_other_versions
 
-EVERYWHERE = "0.0.0.0"
-
-USUAL_PORT = 8787
-
-#: how long an existing scheduler may take to answer, also after the connection was lost
+#: seconds that an existing scheduler may take to answer, also after the connection was lost
 ANSWER_SECONDS = 20
 
-#: how long an existing scheduler may wait for its first worker
+#: seconds that an existing scheduler may wait for its first worker
 WORKERS_SECONDS = 60
+
+#: inputs below this run on threads: starting processes would take longer than the work
+SMALL_INPUT_BYTES = 2**30
 
 Say = Callable[[str], None]
 
-KINDS = ("auto", "threads", "local", "slurm", "gpu")
+
+class Kind(NamedTuple):
+    """A kind of cluster that `connect` starts.
+
+    start : context manager that gives a client of options, workers, threads, bytes of a worker, and a function for text
+    layout : number of workers, and threads of each, of what the user gives (or None)
+    here : whether the workers are on this machine
+    """
+
+    start: Callable[..., contextlib.AbstractContextManager[Any]]
+    layout: Callable[[int | None, int | None], tuple[int, int]]
+    here: bool = True
+
+
+def _one_worker(n_workers: int | None, threads: int | None) -> tuple[int, int]:
+    if n_workers not in (None, 1):
+        raise ConfigError(
+            f"cluster.kind threads is one worker, n_workers is {n_workers}; set threads_per_worker, or kind: local"
+        )
+    return 1, threads or usable_cores()
+
+
+def _processes(n_workers: int | None, threads: int | None) -> tuple[int, int]:
+    cores = usable_cores()
+    if n_workers is None:
+        return max(1, cores // (threads or 1)), threads or 1
+    return n_workers, threads or max(1, cores // n_workers)
+
+
+def _one_per_gpu(n_workers: int | None, threads: int | None) -> tuple[int, int]:
+    if threads not in (None, 1):
+        raise ConfigError(
+            f"cluster.kind gpu has one thread a worker, threads_per_worker is {threads}; leave it out"
+        )
+    return n_gpus(n_workers), 1
+
+
+def _in_each_job(n_workers: int | None, threads: int | None) -> tuple[int, int]:
+    return n_workers or 1, threads or 1  # the cores of a node are not known here
+
+
+KINDS = {
+    "threads": Kind(start_here, _one_worker),
+    "local": Kind(start_here, _processes),
+    "slurm": Kind(start_jobs, _in_each_job, here=False),
+    "gpu": Kind(start_here, _one_per_gpu),
+}
+
+
+def layout(options: Cluster, input_bytes: int, device: str) -> tuple[str, int, int, int]:
+    """Kind, number of workers, threads and bytes of each, of a cluster that is to be started."""
+    kind = options.kind
+    if kind == "auto":  # processes would each take room on the GPU for themselves
+        kind = "threads" if input_bytes < SMALL_INPUT_BYTES or device == "gpu" else "local"
+    if kind not in KINDS:
+        raise ConfigError(f"cluster.kind is {kind!r}; expected auto, threads, local, slurm or gpu")
+    for name in ("n_workers", "threads_per_worker"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"cluster.{name} is {value}; expected at least 1")
+    workers, threads = KINDS[kind].layout(options.n_workers, options.threads_per_worker)
+    if options.memory_limit is None:  # 80 % of what this process may use
+        return kind, workers, threads, int(machine_bytes() * 0.8 / workers)
+    try:
+        limit = int(parse_bytes(options.memory_limit))
+    except (ValueError, IndexError):
+        limit = 0
+    if limit < 10**6:
+        raise ConfigError(
+            f"memory_limit is {options.memory_limit!r}; expected at least 1 MB, as a number with its unit such as '4GB'"
+        )
+    return kind, workers, threads, limit
+
+
+def planned(options: Cluster, input_bytes: int, device: str = "cpu") -> Worker:
+    """The worker that will be started; unknown for an existing scheduler."""
+    if options.address is not None or options.scheduler_file is not None:
+        return Worker(None, 1)
+    kind, _, threads, limit = layout(options, input_bytes, device)
+    return Worker(limit, threads, loaded_bytes(kind))
+
+
+def loaded_bytes(kind: str) -> int:
+    """Resident memory of a worker before it holds a block."""
+    return PROCESS_BYTES if kind == "threads" else WORKER_BYTES
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A client and what a run says of it; what `connect` started ends with `close`, or with the block of a ``with``."""
+    """A client and what a run reports about it; `close`, or the end of a ``with`` block, ends what `connect` started."""
 
     client: Any
     kind: str
     n_workers: int
     n_threads: int
     dashboard: str
-    #: the worker that has least memory for a thread
+    #: the worker with the least memory per thread
     worker: Worker
     #: whether the workers are processes of their own, which end with the connection
     owned: bool = False
-    #: what keeps others from giving the scheduler orders
+    #: who can control the scheduler
     protection: str = ""
     _started: contextlib.ExitStack = field(
         default_factory=contextlib.ExitStack, repr=False, compare=False
@@ -99,16 +168,14 @@ class Connection:
         return f"{self.kind}: {workers}{per}, {self.n_threads} thread{'s' * (self.n_threads != 1)}"
 
     def lines(self, device: str = "cpu") -> list[str]:
-        """What a run says of it: where it runs, on what, the dashboard, and how to reach that from another machine."""
+        """Lines for the user: the cluster, its protection, the dashboard, and how to reach that from another machine."""
+        lines = [f"cluster     {self}, device {device}"]
+        lines += [f"protection  {self.protection}"] if self.protection else []
+        lines.append(f"dashboard   {self.dashboard}")
         from_afar = tunnel(self.dashboard, os.environ, socket.gethostname())
-        more = [] if from_afar is None else [f"            from your computer: {from_afar}"]
-        guard = [f"protection  {self.protection}"] if self.protection else []
-        return [
-            f"cluster     {self}, device {device}",
-            *guard,
-            f"dashboard   {self.dashboard}",
-            *more,
-        ]
+        return lines + (
+            [] if from_afar is None else [f"            from your computer: {from_afar}"]
+        )
 
 
 def connect(
@@ -168,7 +235,10 @@ def connect(
     3
     >>> cluster.close()
     """
+    given = dict(locals())
     end_if_read_again()
+    # not validated, so that messages are about arguments
+    options = Cluster.model_construct(**{name: given[name] for name in Cluster.model_fields})
     others = address is not None or scheduler_file is not None
     if host is not None and (others or kind not in ("local", "slurm")):
         raise ConfigError(
@@ -177,83 +247,25 @@ def connect(
         )
     import distributed  # noqa: F401  brings its defaults; they would be lost again with our settings
 
-    if not others:
-        kind = kind_of(kind, input_bytes, device)
-        if kind not in KINDS:
-            raise ConfigError(
-                f"cluster.kind is {kind!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}"
-            )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(_settings()))
         if others:
-            cluster = _join(address, scheduler_file, insecure, say)
-        elif kind == "slurm":
-            asked = _jobs(n_workers, threads_per_worker, memory_limit, jobs, walltime)
-            asked = replace(
-                asked,
-                queue=queue,
-                account=account,
-                extra=tuple(job_extra),
-                folder=log_directory or LOG_DIRECTORY,
-            )
-            cluster = _start_jobs(asked, host, insecure, say or (lambda text: None))
+            stack.enter_context(dask.config.set(_settings()))
+            connection = stack.enter_context(_join(options, say))
         else:
-            cluster = _start(
-                kind, n_workers, threads_per_worker, memory_limit, host or LOOPBACK, insecure
-            )
-        connection = stack.enter_context(cluster)
+            kind, *size = layout(options, input_bytes, device)
+            options = options.model_copy(update={"kind": kind})
+            stack.enter_context(dask.config.set(_settings()))
+            start = KINDS[kind].start(options, *size, say or (lambda text: None))
+            client = stack.enter_context(start)
+            plain = KINDS[kind].here and is_loopback(host or LOOPBACK)
+            connection = _describe(client, kind if plain else _at(kind, client.scheduler.address))
+            # the dashboard listens on this machine only, whatever address Dask prints
+            port = client.scheduler_info()["services"].get("dashboard", 0)
+            dashboard = f"http://{LOOPBACK}:{port}/status"
+            connection = replace(connection, dashboard=dashboard, owned=kind != "threads")
         connection = replace(connection, _started=stack.pop_all())
     atexit.register(connection.close)  # which also keeps a connection that has no name
     return connection
-
-
-def _jobs(
-    n_workers: int | None,
-    threads: int | None,
-    memory_limit: int | str | None,
-    jobs: int | Sequence[int],
-    walltime: str | None,
-) -> Jobs:
-    """What every job is asked to be; there is no default of what a site may not give."""
-    if walltime is None or memory_limit is None:
-        key = "walltime" if walltime is None else "memory_limit"
-        raise ConfigError(f"cluster.{key} is missing; cluster.kind: slurm asks SLURM for it")
-    least, most = (jobs, jobs) if isinstance(jobs, int) else jobs
-    if not 1 <= least <= most:
-        raise ConfigError(f"cluster.jobs is {jobs}; expected a number above 0, or [least, most]")
-    workers, threads = layout("slurm", n_workers, threads)
-    return Jobs(least, most, workers, threads, limit_of(memory_limit, workers), walltime)
-
-
-@contextlib.contextmanager
-def _start_jobs(jobs: Jobs, host: str | None, insecure: bool, say: Say) -> Iterator[Connection]:
-    security = own_security(host or EVERYWHERE, insecure=insecure)
-    port = usual_port()
-    place = {} if host is None else {"host": host}
-    scheduler = {**place, "port": 0, "dashboard_address": f"{LOOPBACK}:{port}"}
-    # workers start on other machines and do not inherit these settings
-    settings = {key: dask.config.get(key) for key in SETTINGS}
-    with slurm_cluster(
-        jobs, scheduler=scheduler, security=security, settings=settings, say=say
-    ) as client:
-        there = _describe(client, _at("slurm", client.scheduler.address))
-        yield replace(_on_loopback(there), owned=True)
-
-
-def usual_port() -> int:
-    """The usual port of a dashboard when it is free, so that an ssh tunnel can be set up in advance; else 0 for any."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((LOOPBACK, USUAL_PORT))
-        except OSError:
-            return 0
-    return USUAL_PORT
-
-
-def _on_loopback(connection: Connection) -> Connection:
-    """The dashboard of a started scheduler listens on this machine only, whatever address Dask prints."""
-    port = connection.client.scheduler_info()["services"].get("dashboard", 0)
-    return replace(connection, dashboard=f"http://{LOOPBACK}:{port}/status")
 
 
 def _settings() -> dict[str, Any]:
@@ -267,63 +279,24 @@ def _settings() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _start(
-    kind: str,
-    n_workers: int | None,
-    threads: int | None,
-    memory_limit: int | str | None,
-    host: str,
-    insecure: bool,
-) -> Iterator[Connection]:
-    from distributed import Client, LocalCluster
-    from distributed.utils import silence_logging_cmgr
-
-    workers, threads = layout(kind, n_workers, threads)
-    limit = limit_of(memory_limit, workers)
-    security = None if kind == "threads" else own_security(host, insecure=insecure)
-    place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
-    # worker files belong on a disk of this machine, and never in the working directory
-    # and what Dask says of comms that close while it stops is of no use
-    with silence_logging_cmgr(logging.CRITICAL):
-
-        def start() -> Any:
-            with warnings.catch_warnings():
-                # the port may be taken between this check and the start; the printed address is right
-                warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-                return (cuda_cluster if kind == "gpu" else LocalCluster)(
-                    **processes(kind, workers, threads, place),
-                    memory_limit=limit,
-                    security=security,
-                    dashboard_address=f"{LOOPBACK}:{usual_port()}",
-                    local_directory=node_folder(),
-                    silence_logs=logging.CRITICAL,  # errors of tasks are raised in the client, once
-                )
-
-        with started(start, deaf=kind != "threads") as cluster, Client(cluster) as client:
-            text = kind if is_loopback(host) else _at(kind, client.scheduler.address)
-            yield replace(_on_loopback(_describe(client, text)), owned=kind != "threads")
-
-
-@contextlib.contextmanager
-def _join(
-    address: str | None, scheduler_file: str | None, insecure: bool, say: Say | None
-) -> Iterator[Connection]:
+def _join(options: Cluster, say: Say | None) -> Iterator[Connection]:
+    """Connect to a running scheduler."""
     from distributed import Client
     from distributed.utils import LoopRunner, silence_logging_cmgr
 
-    where = address or f"the scheduler of {scheduler_file}"
-    scheduler_file = scheduler_file and os.path.expanduser(scheduler_file)
-    if scheduler_file is not None and not os.path.exists(scheduler_file):
+    file = options.scheduler_file and os.path.expanduser(options.scheduler_file)
+    if file is not None and not os.path.exists(file):
         raise ConfigError(
-            f"cluster.scheduler_file {scheduler_file} does not exist; is the scheduler running?"
+            f"cluster.scheduler_file {file} does not exist; is the scheduler running?"
         )
     # Dask would read the file again and connect to an address that was not checked
-    address = scheduler_address(address, scheduler_file, insecure=insecure)
+    address = scheduler_address(options.address, file, insecure=options.insecure)
     try:
         # a Client that fails to connect would stay the default one
         LoopRunner().run_sync(knock, address, ANSWER_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two are about TLS
-        what = "cluster.address" if scheduler_file is None else "whether it has ended since"
+        where = options.address or f"the scheduler of {options.scheduler_file}"
+        what = "cluster.address" if file is None else "whether it has ended since"
         raise ConfigError(
             f"{where} does not answer: {error}; check {what}, and for tls:// distributed.comm.tls"
         ) from error
@@ -335,7 +308,7 @@ def _join(
 
 
 async def knock(address: str, seconds: float) -> None:
-    """Connect to a scheduler and leave again; raises OSError when it does not answer in time."""
+    """Connect to a scheduler and disconnect; raises OSError when it does not answer in time."""
     from distributed.comm import connect as reach
     from distributed.security import Security
 
@@ -344,12 +317,7 @@ async def knock(address: str, seconds: float) -> None:
 
 
 def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:
-    """The connection of an existing `distributed.Client`; it stays open.
-
-    Parameters
-    ----------
-    kind : what the run calls it
-    say : gets a line for the user when there is no worker yet
+    """The connection of an existing `distributed.Client`, which stays open.
 
     Raises
     ------
@@ -362,10 +330,9 @@ def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> 
     try:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)
     except TimeoutError as error:
-        limits = [
-            w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()
-        ]
-        if limits:  # Dask gives no task to a worker whose memory is nearly full
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if limits := [worker["memory_limit"] for worker in workers]:
+            # Dask gives no task to a worker whose memory is nearly full
             raise ConfigError(
                 f"no worker of the scheduler at {where} takes tasks after {WORKERS_SECONDS} s: their memory is full, of "
                 f"{min(limits) / 1e6:.0f} MB at least; start some with more (dask worker --memory-limit)"
@@ -374,7 +341,7 @@ def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> 
             f"the scheduler at {where} has no worker after {WORKERS_SECONDS} s; start some (dask worker)"
         ) from error
     refuse_other_versions(client)
-    return _describe(client, _at(kind, client.scheduler.address))
+    return _describe(client, _at(kind, where))
 
 
 def _at(kind: str, address: str) -> str:
@@ -383,40 +350,28 @@ def _at(kind: str, address: str) -> str:
 
 def _describe(client: Any, kind: str) -> Connection:
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    n_threads = sum(worker["nthreads"] for worker in workers)
-    least = min(
-        (w for w in workers if w["memory_limit"]),
-        key=lambda w: w["memory_limit"] / max(1, w["nthreads"]),
-        default=None,
-    )
+    limited = [worker for worker in workers if worker["memory_limit"]]
+    if limited:
+        least = min(limited, key=lambda w: w["memory_limit"] / max(1, w["nthreads"]))
+        limit, threads = int(least["memory_limit"]), least["nthreads"]
+    else:
+        limit, threads = None, max((w["nthreads"] for w in workers), default=1)
     return Connection(
         client,
         kind,
         len(workers),
-        n_threads,
+        sum(worker["nthreads"] for worker in workers),
         str(client.dashboard_link),
-        Worker(
-            None if least is None else int(least["memory_limit"]),
-            max((w["nthreads"] for w in workers), default=1)
-            if least is None
-            else least["nthreads"],
-            loaded_bytes(kind),
-        ),
+        Worker(limit, threads, loaded_bytes(kind)),
         protection=protection(client.scheduler.address),
     )
 
 
 def tunnel(link: str, environment: Mapping[str, str], host: str) -> str | None:
-    """The command that brings a dashboard here to the user's computer; None where nothing says that he sits elsewhere.
+    """The command that brings a dashboard of this machine to the user's computer; None unless the user is on another one.
 
     Two signs are sure: a session by ssh, and a job of SLURM. A job keeps the variables of the session that submitted it,
-    so that a job's node is reached over that machine.
-
-    Parameters
-    ----------
-    link : of the dashboard
-    environment : of this process
-    host : name of this machine
+    so that its node is reached over that machine.
 
     Examples
     --------

@@ -1,23 +1,23 @@
-"""The GPUs of this machine: whether there are any, and a worker for each."""
+"""The GPUs of this machine and of the workers: whether there are any, and their memory."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError, MemoryBudgetError
 from stem_dask.core.model import Device
 from stem_dask.core.text import size
-from stem_dask.kernels.gpu.device import INSTALL, gpu_name, missing_gpu, translate_full_gpu
+from stem_dask.kernels.gpu.device import gpu_name, missing_gpu, translate_full_gpu
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
 def n_gpus(wanted: int | None = None) -> int:
-    """For how many workers there is a GPU: so many as are wanted, or all that this process may use.
+    """Number of workers with a GPU each: as many as are wanted, or all GPUs that this process may use.
 
     Raises
     ------
@@ -37,47 +37,15 @@ def n_gpus(wanted: int | None = None) -> int:
     return wanted or has
 
 
-class Gpu(NamedTuple):
-    """Memory of a GPU in bytes: all, what is free, and what this process keeps of it and does not use now."""
-
-    name: str
-    has: int
-    free: int
-    kept: int
-
-
-@translate_full_gpu
-def own_gpu() -> Gpu:
-    """The GPU that this process works on.
-
-    Raises
-    ------
-    MemoryError
-        When it has not even the memory that a process needs to ask.
-    """
-    import cupy
-
-    free, has = cupy.cuda.runtime.memGetInfo()
-    return Gpu(gpu_name(), int(has), int(free), int(cupy.get_default_memory_pool().free_bytes()))
-
-
-def held_bytes() -> int:
-    """What this process has taken of it at most, for arrays; cupy keeps it."""
-    import cupy
-
-    return int(cupy.get_default_memory_pool().total_bytes())
-
-
 def chosen_device(device: str, cluster: Cluster) -> tuple[Device, str]:
-    """The device that is used, and why, if that was left open.
+    """The device that is used, and why, if ``auto`` chose it; a requested GPU is never replaced by the CPU.
 
-    A GPU that was asked for is never replaced by the CPU. Of workers on other machines nothing is known here: `refuse_missing`
-    looks at them.
+    Nothing is known here of workers on other machines: `refuse_missing` looks at them.
 
     Raises
     ------
     ConfigError
-        When a GPU was asked for and there is none, or workers for GPUs without work for them.
+        When a GPU was requested and there is none, or workers for GPUs without work for them.
 
     Examples
     --------
@@ -91,11 +59,10 @@ def chosen_device(device: str, cluster: Cluster) -> tuple[Device, str]:
                 "set device: gpu, or cluster.kind: local"
             )
         return "cpu", ""
-    elsewhere = cluster.address or cluster.scheduler_file or cluster.kind == "slurm"
-    if elsewhere:
-        return (
-            ("gpu", "") if device == "gpu" else ("cpu", "; auto does not look for GPUs of others")
-        )
+    if cluster.address or cluster.scheduler_file or cluster.kind == "slurm":
+        if device == "gpu":
+            return "gpu", ""
+        return "cpu", "; auto does not look for GPUs of others"
     why = missing_gpu()
     if why is None:
         return "gpu", "" if device == "gpu" else "; chosen by auto"
@@ -106,13 +73,7 @@ def chosen_device(device: str, cluster: Cluster) -> tuple[Device, str]:
 
 
 def refuse_missing(client: Client) -> None:
-    """Refuse a cluster with a worker that has no GPU.
-
-    Raises
-    ------
-    ConfigError
-        Names the worker and what it lacks.
-    """
+    """Refuse a cluster with a worker that has no GPU."""
     for worker, why in client.run(missing_gpu).items():
         if why is not None:
             raise ConfigError(
@@ -120,31 +81,37 @@ def refuse_missing(client: Client) -> None:
             )
 
 
-def cuda_cluster(**options: Any) -> Any:
-    """dask-cuda's cluster: one process with one thread for each GPU, which it sees as its first.
+class Gpu(NamedTuple):
+    """Memory of a GPU in bytes: all, what is free, and what this process keeps of it and does not use now."""
 
-    Raises
-    ------
-    ConfigError
-        When dask-cuda is not installed.
-    """
-    try:
-        from dask_cuda import LocalCUDACluster
-    except ImportError as error:
-        raise ConfigError(
-            f"cluster.kind is gpu, which needs dask-cuda ({error}): {INSTALL}"
-        ) from error
-    # tasks keep nothing on the GPU, so that there is nothing to spill from it
-    return LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, **options)
+    name: str
+    has: int
+    free: int
+    kept: int
+
+
+@translate_full_gpu
+def own_gpu() -> Gpu:
+    """The GPU that this process works on; raises MemoryError when it has not even the memory to ask."""
+    import cupy
+
+    free, has = cupy.cuda.runtime.memGetInfo()
+    return Gpu(gpu_name(), int(has), int(free), int(cupy.get_default_memory_pool().free_bytes()))
+
+
+def held_bytes() -> int:
+    """The most that this process has taken of its GPU for arrays; cupy keeps it."""
+    import cupy
+
+    return int(cupy.get_default_memory_pool().total_bytes())
 
 
 def check_gpus(client: Client, need: int) -> None:
-    """Compare what the tasks of each worker need on its GPU with what is free there for all of its workers.
+    """Refuse tasks that need more on each worker's GPU than is free there for all of its workers.
 
     Raises
     ------
     MemoryBudgetError
-        When it is less.
     """
     try:
         gpus = sorted(client.run(own_gpu).values())

@@ -1,18 +1,23 @@
-"""Workers on this machine: the settings of Dask's clusters, and their start."""
+"""Workers on this machine: threads, processes, or a process per GPU; the settings of Dask's clusters, and their start."""
 
 import contextlib
+import logging
 import multiprocessing
 import signal
+import socket
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
+from stem_dask.cluster.security import own_security
+from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.machine import ONE_THREAD
-from stem_dask.core.model import PROCESS_BYTES, WORKER_BYTES
+from stem_dask.core.machine import ONE_THREAD, node_folder
+from stem_dask.kernels.gpu.device import INSTALL
 
-#: what our clusters ask of Dask
+#: Dask settings of our clusters
 SETTINGS = {
     # tasks keep nothing between blocks, so there is nothing to spill, and a worker that paused might wait for ever: what its
     # process keeps for the next block does not become less
@@ -33,17 +38,73 @@ SETTINGS = {
 
 LOOPBACK = "127.0.0.1"
 
-#: how long a start that was interrupted may take to come to its end, in seconds
+#: seconds that a start that was interrupted may take to come to its end
 START_SECONDS = 20.0
 
 
+def usual_port() -> int:
+    """The usual port of a dashboard if it is free, so that an ssh tunnel can be set up in advance; else 0 for any."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, 8787))
+        except OSError:
+            return 0
+    return 8787
+
+
+@contextlib.contextmanager
+def start_here(
+    options: Cluster, workers: int, threads: int, limit: int, say: Callable[[str], None]
+) -> Iterator[Any]:
+    """Start workers on this machine; gives a client."""
+    from distributed import Client, LocalCluster, Nanny, Worker
+    from distributed.utils import silence_logging_cmgr
+
+    kind, host = options.kind, options.host or LOOPBACK
+    place = f"[{host}]" if ":" in host else host  # as Dask wants IPv6
+    how: dict[str, Any] = {
+        "n_workers": workers,
+        "threads_per_worker": threads,
+        "memory_limit": limit,
+        "worker_class": _plain(Worker if kind == "threads" else Nanny),
+        "host": None if kind == "threads" else place,  # threads talk within the process
+        "security": None if kind == "threads" else own_security(host, insecure=options.insecure),
+        # worker files belong on a disk of this machine, and never in the working directory
+        "local_directory": node_folder(),
+        "silence_logs": logging.CRITICAL,  # errors of tasks are raised in the client, once
+    }
+    make: Any = LocalCluster
+    if kind == "gpu":
+        try:
+            import dask_cuda
+        except ImportError as error:
+            raise ConfigError(
+                f"cluster.kind is gpu, which needs dask-cuda ({error}): {INSTALL}"
+            ) from error
+        make = dask_cuda.LocalCUDACluster
+        how["device_memory_limit"] = 0  # tasks keep nothing on the GPU that could be spilled
+    else:
+        how |= {"processes": kind == "local", "worker_dashboard_address": f"{LOOPBACK}:0"}
+
+    def start() -> Any:
+        return make(**how, dashboard_address=f"{LOOPBACK}:{usual_port()}")
+
+    # what Dask logs about comms that close while it stops is of no use
+    with (
+        silence_logging_cmgr(logging.CRITICAL),
+        started(start, deaf=kind != "threads") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
 def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
-    """A cluster of Dask, started; an interrupt waits for the end of the start, because half a cluster cannot be closed.
+    """Start a cluster of Dask; an interrupt waits for the end of the start, because half a cluster cannot be closed.
 
     Parameters
     ----------
     start : makes the cluster
-    deaf : whether processes that it starts do not hear Ctrl-C, which a terminal sends to all: the run stops them in order
+    deaf : whether its processes ignore Ctrl-C, which a terminal sends to all: the run stops them in order
 
     Examples
     --------
@@ -54,11 +115,22 @@ def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
 
     def work() -> None:
         try:
-            if deaf:
-                _block_interrupts()
-            made.set_result(start())
+            if deaf and hasattr(signal, "pthread_sigmask"):
+                from multiprocessing import resource_tracker
+
+                resource_tracker.ensure_running()  # the process that starts it unblocks signals
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            with warnings.catch_warnings():
+                # the port may be taken between `usual_port` and the start; the printed address is right
+                warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
+                made.set_result(start())
         except BaseException as error:
-            made.set_exception(_explained(error))
+            if isinstance(error, RuntimeError) and str(error).endswith("failed to start."):
+                error = ConfigError(
+                    "a worker process ended while it started; each reads the script that starts it, so put what the "
+                    'script does under if __name__ == "__main__": (or else see what it printed above)'
+                )
+            made.set_exception(error)
 
     # signals come to the main thread, and what is raised there would end the start in the middle
     thread = threading.Thread(target=work, daemon=True)
@@ -81,46 +153,6 @@ def end_if_read_again() -> None:
             get_worker()
         except ValueError:  # the process has no worker yet
             raise SystemExit(1) from None
-
-
-def _explained(error: BaseException) -> BaseException:
-    """A clear error for a worker process that ended while it started; any other error unchanged."""
-    if not (isinstance(error, RuntimeError) and str(error).endswith("failed to start.")):
-        return error
-    return ConfigError(
-        "a worker process ended while it started; each reads the script that starts it, so put what the script does under "
-        'if __name__ == "__main__": (or else see what it printed above)'
-    )
-
-
-def _block_interrupts() -> None:
-    """SIGINT in this thread, and in all threads and processes that come of it."""
-    if hasattr(signal, "pthread_sigmask"):
-        from multiprocessing import resource_tracker
-
-        resource_tracker.ensure_running()  # the process that starts it unblocks signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-
-
-def processes(kind: str, workers: int, threads: int, place: str) -> dict[str, Any]:
-    """What tells the kinds of clusters on this machine apart."""
-    from distributed import Nanny, Worker
-
-    if kind == "gpu":  # with threads and processes of its own
-        return {"n_workers": workers, "host": place, "worker_class": _plain(Nanny)}
-    return {
-        "n_workers": workers,
-        "threads_per_worker": threads,
-        "processes": kind == "local",
-        "worker_class": _plain(Nanny if kind == "local" else Worker),
-        "worker_dashboard_address": f"{LOOPBACK}:0",
-        "host": place if kind == "local" else None,  # threads talk within the process
-    }
-
-
-def loaded_bytes(kind: str) -> int:
-    """Resident memory of a worker of a kind of cluster, before it holds a block."""
-    return PROCESS_BYTES if kind == "threads" else WORKER_BYTES
 
 
 def _plain(worker: Any) -> Any:

@@ -49,16 +49,14 @@ def is_open(address: str) -> bool:
 
 
 def protection(address: str) -> str:
-    """What keeps others from giving orders to the scheduler at this address, for the run's text.
+    """Who can control the scheduler at this address, for the run's text.
 
     Examples
     --------
     >>> protection("tls://127.0.0.1:8786")
     'TLS: only processes with the keys of this scheduler can connect'
-    >>> protection("tcp://127.0.0.1:8786").partition(":")[0]
-    'not encrypted'
     """
-    scheme, _, _ = address.rpartition("://")
+    scheme = address.rpartition("://")[0]
     if scheme == "inproc":
         return "the scheduler runs within this process and listens on no port"
     if scheme in _NOT_PLAIN:
@@ -67,12 +65,9 @@ def protection(address: str) -> str:
 
 
 def scheduler_address(address: str | None, scheduler_file: str | None, *, insecure: bool) -> str:
-    """The address of a scheduler that is there already, given itself or by the file that it wrote.
+    """The address of a running scheduler, given itself or by the file that it wrote.
 
-    Raises
-    ------
-    ConfigError
-        When the file holds no address, or the scheduler accepts any user and ``insecure`` is false.
+    Raises ConfigError when the file holds no address, or the scheduler accepts any user and ``insecure`` is false.
     """
     where = "cluster.address"
     if address is None:
@@ -96,13 +91,7 @@ def scheduler_address(address: str | None, scheduler_file: str | None, *, insecu
 
 
 def own_security(host: str, *, insecure: bool) -> Any:
-    """Keys of this run for a cluster that listens on ``host``; None where the user accepts plain text.
-
-    Raises
-    ------
-    ConfigError
-        When this machine has no such address.
-    """
+    """New keys for a cluster that listens on ``host``, an address of this machine; None if the user accepts plain text."""
     from distributed.security import Security
 
     try:
@@ -116,25 +105,19 @@ def own_security(host: str, *, insecure: bool) -> Any:
 
 
 def write_keys(folder: str | Path) -> dict[str, str]:
-    """Make keys for a scheduler, its workers and its clients, and write them into a folder.
+    """Write keys for a scheduler, its workers and its clients into a folder that only its owner reads.
 
-    Who can read the folder can give the scheduler orders; only its owner reads the files.
-
-    Returns
-    -------
-    dict
-        Variables of the environment that have all programs of Dask use the keys, and nothing without them.
+    Returns the environment variables that make all programs of Dask use the keys, and refuse connections without them.
     """
     from distributed.security import Security
 
-    own = Security.temporary()
-    place = Path(folder).absolute()
+    own, place = Security.temporary(), Path(folder).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = {"CERT": str(place / "cert.pem"), "KEY": str(place / "key.pem")}
-    texts = {"CERT": own.tls_client_cert, "KEY": own.tls_client_key}
-    for part, path in paths.items():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(texts[part])
+    for part, text in (("CERT", own.tls_client_cert), ("KEY", own.tls_client_key)):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with open(os.open(paths[part], flags, 0o600), "w") as file:
+            file.write(text)
     comm = "DASK_DISTRIBUTED__COMM__"
     found = {f"{comm}REQUIRE_ENCRYPTION": "True", f"{comm}TLS__CA_FILE": paths["CERT"]}
     for role in ("SCHEDULER", "WORKER", "CLIENT"):

@@ -4,66 +4,34 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stem_dask.cluster.local import started
-from stem_dask.cluster.scratch import keys
-from stem_dask.core.errors import ConfigError
+import dask
+
+from stem_dask.cluster.local import LOOPBACK, SETTINGS, started, usual_port
+from stem_dask.cluster.security import own_security
+from stem_dask.config.options import Cluster
+from stem_dask.core.errors import ConfigError, LockedError
 from stem_dask.core.machine import ONE_THREAD
+from stem_dask.engine.lock import locked
 
-#: where a job's output goes and, while it runs, the keys: as most sites have it, all nodes see the home folder
-LOG_DIRECTORY = "~/.stem_dask/jobs"
-
-#: of the process that starts a job's workers and watches them
+#: memory of the process that starts a job's workers and watches them
 WATCHER_BYTES = 300 * 10**6
 
-#: a worker that has nothing to do for so many seconds is given up, where the number of jobs may change
+#: an idle worker is given up after so many seconds, where the number of jobs may change
 IDLE_SECONDS = 60
-
-#: another job is asked for when the workers have more than this under way, each on average; Dask is never shown more than a
-#: few tasks a thread, so that with its own 5 s no job would be added for blocks that take less than a second
-BUSY_SECONDS = 0.1
-
-#: how often the queue is asked about jobs that have not come yet, in seconds
-ASK_EVERY = 2.0
 
 #: a worker that left may come back as long
 GONE_SECONDS = 10.0
-
-_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
-
-
-@dataclass(frozen=True)
-class Jobs:
-    """What is asked of SLURM, for every job alike.
-
-    least, most : how many jobs; where they differ, as many as the work needs
-    workers, threads : processes in a job, and threads of each
-    memory : bytes of each worker
-    walltime : ``[days-]hours:minutes:seconds``
-    queue, account, extra : SLURM's partition and account, and any other option, such as ``--constraint=skylake``
-    folder : for the jobs' output; must be seen by all nodes
-    """
-
-    least: int
-    most: int
-    workers: int
-    threads: int
-    memory: int
-    walltime: str
-    queue: str | None = None
-    account: str | None = None
-    extra: tuple[str, ...] = ()
-    folder: str = LOG_DIRECTORY
 
 
 def seconds_of(walltime: str) -> int:
@@ -74,7 +42,7 @@ def seconds_of(walltime: str) -> int:
     >>> seconds_of("1:30:00"), seconds_of("2-00:00:00")
     (5400, 172800)
     """
-    match = _WALLTIME.fullmatch(walltime)
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", walltime)
     if match is None:
         raise ConfigError(
             f"cluster.walltime is {walltime!r}; expected hours:minutes:seconds, such as 12:00:00 or 2-00:00:00"
@@ -84,7 +52,7 @@ def seconds_of(walltime: str) -> int:
 
 
 def lifetime(walltime: str) -> tuple[int, int]:
-    """When a worker stops before its job is killed: seconds, and by how many the workers differ, so that not all go at once.
+    """Seconds after which a worker stops, before its job is killed, and the spread, so that not all stop at once.
 
     Examples
     --------
@@ -111,48 +79,11 @@ def script_lines(settings: Mapping[str, Any]) -> list[str]:
     return [f"export {name}={shlex.quote(str(v))}" for name, v in {**ONE_THREAD, **names}.items()]
 
 
-def cluster_options(jobs: Jobs, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What dask-jobqueue's SLURMCluster is given."""
-    seconds, stagger = lifetime(jobs.walltime)
-    n_cores, n_bytes = jobs.workers * jobs.threads, jobs.workers * jobs.memory
-    return {
-        "cores": n_cores,
-        "processes": jobs.workers,
-        "memory": f"{n_bytes}B",
-        "job_mem": f"{-(-(n_bytes + WATCHER_BYTES) // 2**20)}M",
-        "walltime": jobs.walltime,
-        "queue": jobs.queue,
-        "account": jobs.account,
-        "job_extra_directives": list(jobs.extra),
-        "job_name": "stem_dask",
-        "log_directory": os.path.expanduser(jobs.folder),
-        "local_directory": '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"',  # as it is on the node
-        "python": sys.executable,
-        "job_script_prologue": script_lines(settings),
-        "worker_extra_args": [
-            "--lifetime", f"{seconds}s", "--lifetime-stagger", f"{stagger}s", "--no-dashboard",
-        ],
-        "silence_logs": logging.CRITICAL,
-    }  # fmt: skip
-
-
 @contextlib.contextmanager
-def slurm_cluster(
-    jobs: Jobs,
-    *,
-    scheduler: Mapping[str, Any],
-    security: Any,
-    settings: Mapping[str, Any],
-    say: Callable[[str], None],
+def start_jobs(
+    options: Cluster, workers: int, threads: int, limit: int, say: Callable[[str], None]
 ) -> Iterator[Any]:
-    """Submit the jobs and wait for the first worker; gives a client. At the end the jobs are cancelled.
-
-    Parameters
-    ----------
-    scheduler : where the scheduler listens, and its dashboard
-    security : keys of this run, or None for plain text
-    settings : of Dask, for the workers
-    say : gets a line for the user while there is no worker
+    """Submit jobs and wait for the first worker; gives a client. At the end the jobs are cancelled.
 
     Raises
     ------
@@ -162,50 +93,122 @@ def slurm_cluster(
     from distributed import Client
     from distributed.deploy import Adaptive
 
-    folder = Path(jobs.folder).expanduser()
+    if options.walltime is None or options.memory_limit is None:
+        key = "walltime" if options.walltime is None else "memory_limit"
+        raise ConfigError(f"cluster.{key} is missing; cluster.kind: slurm asks SLURM for it")
+    jobs = options.jobs
+    least, most = (jobs, jobs) if isinstance(jobs, int) else jobs
+    if not 1 <= least <= most:
+        raise ConfigError(f"cluster.jobs is {jobs}; expected a number above 0, or [least, most]")
+    security = own_security(options.host or "0.0.0.0", insecure=options.insecure)
+    # output of the jobs and, while they run, the keys: on most sites all nodes see the home folder
+    folder = Path(options.log_directory or "~/.stem_dask/jobs").expanduser()
+    what = f"cluster.log_directory is {str(folder)!r}"
     if re.search(r"\s", str(folder)):  # dask-jobqueue writes names into the jobs as they are
         raise ConfigError(
-            f"cluster.log_directory is {str(folder)!r}; expected a folder that all nodes see, without a space in its name"
+            f"{what}; expected a folder that all nodes see, without a space in its name"
         )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"cluster.log_directory is {str(folder)!r}, which cannot be made: {error.strerror}; expected a folder that all nodes see"
+            f"{what}, which cannot be made: {error.strerror}; expected a folder that all nodes see"
         ) from error
-    options = cluster_options(jobs, settings)
+    seconds, stagger = lifetime(options.walltime)
+    job = {
+        "cores": workers * threads,
+        "processes": workers,
+        "memory": f"{workers * limit}B",
+        "job_mem": f"{-(-(workers * limit + WATCHER_BYTES) // 2**20)}M",
+        "walltime": options.walltime,
+        "queue": options.queue,
+        "account": options.account,
+        "job_extra_directives": list(options.job_extra),
+        "job_name": "stem_dask",
+        "log_directory": str(folder),
+        "local_directory": '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"',  # as it is on the node
+        "python": sys.executable,
+        # workers start on other machines and do not inherit these settings
+        "job_script_prologue": script_lines({key: dask.config.get(key) for key in SETTINGS}),
+        "worker_extra_args": [
+            "--lifetime", f"{seconds}s", "--lifetime-stagger", f"{stagger}s", "--no-dashboard",
+        ],
+        "silence_logs": logging.CRITICAL,
+    }  # fmt: skip
+    scheduler = {"port": 0, "dashboard_address": f"{LOOPBACK}:{usual_port()}"}
+    scheduler |= {} if options.host is None else {"host": options.host}
     own_cluster = _slurm_cluster()
     with contextlib.ExitStack() as stack:
-        keys_folder = stack.enter_context(keys(folder))
-
-        def start() -> Any:
-            with warnings.catch_warnings():
-                # the port may be taken between this check and the start; the printed address is right
-                warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")
-                return own_cluster(
-                    **options,
-                    scheduler_options=dict(scheduler),
-                    security=security,
-                    shared_temp_directory=keys_folder,
-                )
-
-        cluster = started(start)
+        job |= {"security": security, "shared_temp_directory": stack.enter_context(keys(folder))}
+        cluster = started(lambda: own_cluster(**job, scheduler_options=scheduler))
         stack.callback(_close_keys, cluster)
         stack.callback(cluster.close)
-        _refuse_what_slurm_refuses(cluster.job_script())  # a cluster whose jobs fail does not close
-        cluster.scale(jobs=jobs.least)
+        # a cluster whose jobs fail does not close
+        line = ["sbatch", "--test-only"]
+        try:
+            done = subprocess.run(line, input=cluster.job_script(), capture_output=True, text=True, check=False)  # fmt: skip
+        except OSError as error:
+            raise ConfigError(
+                f"no job can be submitted: {error}; is this a SLURM cluster?"
+            ) from error
+        if done.returncode:
+            raise ConfigError(f"SLURM does not take the jobs: {_last_line(done.stderr)}")
+        cluster.scale(jobs=least)
         stack.enter_context(cluster)
         client = stack.enter_context(Client(cluster))
-        _wait_for_one(client, cluster, folder, say)
-        # also with equal numbers: a job that has handed over is replaced
+        numbers = [str(job.job_id) for job in cluster.workers.values()]
+        say(f"cluster     waiting for one of SLURM's jobs {', '.join(numbers)} (squeue --me)")
+        while not client.nthreads():
+            if not _queued(numbers):
+                logs = sorted(folder.glob("stem_dask-*.err"), key=os.path.getmtime)
+                last = _last_line(logs[-1].read_text(errors="replace") if logs else "")
+                raise ConfigError(
+                    f"SLURM's jobs {', '.join(numbers)} ended before a worker started: {last}; their output is in "
+                    f"{folder}. Nodes must reach {cluster.scheduler_address} (cluster.host) and see {folder} "
+                    "(cluster.log_directory)"
+                )
+            time.sleep(2.0)
+        # also with equal numbers: a job that has handed over is replaced. Dask is never shown more than a few tasks a
+        # thread, so that with its own target of 5 s no job would be added for blocks that take less than a second
         cluster.adapt(
             Adaptive=replacing(Adaptive),
-            minimum_jobs=jobs.least,
-            maximum_jobs=jobs.most,
+            minimum_jobs=least,
+            maximum_jobs=most,
             wait_count=IDLE_SECONDS,
-            target_duration=BUSY_SECONDS,
+            target_duration=0.1,
         )
         yield client
+
+
+@contextlib.contextmanager
+def keys(place: str | Path) -> Iterator[str]:
+    """A folder for TLS keys that only its owner reads; removed at the end, as are those of dead runs.
+
+    A lock (`stem_dask.engine.lock`) next to it outlasts it: that of a run on this machine is free at its end, and that of one
+    elsewhere when it was silent for a minute. Without locks only the own folder is removed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with keys(tempfile.mkdtemp()) as folder:
+    ...     oct(os.stat(folder).st_mode & 0o777)
+    '0o700'
+    """
+    for lock in Path(place).glob("keys-*.lock"):
+        with contextlib.suppress(OSError, LockedError):
+            if os.lstat(lock).st_uid == os.getuid():
+                with locked(lock, needs_flock=True):
+                    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    folder = Path(place) / f"keys-{secrets.token_hex(8)}"
+    lock = folder.with_name(f"{folder.name}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, needs_flock=True))
+        except (OSError, LockedError):
+            lock.unlink(missing_ok=True)
+        folder.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield str(folder)
 
 
 def _close_keys(cluster: Any) -> None:
@@ -213,16 +216,6 @@ def _close_keys(cluster: Any) -> None:
     for name, file in vars(cluster).items():
         if name.startswith("_job_") and hasattr(file, "close"):
             file.close()
-
-
-def _refuse_what_slurm_refuses(script: str) -> None:
-    line = ["sbatch", "--test-only"]
-    try:
-        done = subprocess.run(line, input=script, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise ConfigError(f"no job can be submitted: {error}; is this a SLURM cluster?") from error
-    if done.returncode:
-        raise ConfigError(f"SLURM does not take the jobs: {_last_line(done.stderr)}")
 
 
 def _slurm_cluster() -> Any:
@@ -255,11 +248,10 @@ def replacing(adaptive: Any) -> Any:
 
         async def target(self) -> Any:
             now, self.seen = time.monotonic(), getattr(self, "seen", {})
-            names = [
-                str(worker["name"]) for worker in self.cluster.scheduler_info["workers"].values()
-            ]
+            workers = self.cluster.scheduler_info["workers"].values()
+            present = {str(worker["name"]).rpartition("-")[0] for worker in workers}
             for job in list(self.cluster.worker_spec):
-                if any(name.startswith(f"{job}-") for name in names):
+                if str(job) in present:
                     self.seen[job] = now
                 elif now - self.seen.get(job, now) > GONE_SECONDS:
                     del self.seen[job]
@@ -273,23 +265,8 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no output"])[-1]
 
 
-def _wait_for_one(client: Any, cluster: Any, folder: Path, say: Callable[[str], None]) -> None:
-    numbers = [str(job.job_id) for job in cluster.workers.values()]
-    say(f"cluster     waiting for one of SLURM's jobs {', '.join(numbers)} (squeue --me)")
-    while not client.nthreads():
-        if not _queued(numbers):
-            logs = sorted(folder.glob("stem_dask-*.err"), key=os.path.getmtime)
-            last = _last_line(logs[-1].read_text(errors="replace") if logs else "")
-            raise ConfigError(
-                f"SLURM's jobs {', '.join(numbers)} ended before a worker started: {last}; "
-                f"their output is in {folder}. Nodes must reach {cluster.scheduler_address} (cluster.host) and see {folder} "
-                "(cluster.log_directory)"
-            )
-        time.sleep(ASK_EVERY)
-
-
 def _queued(numbers: list[str]) -> bool:
-    """Whether a job is waiting or running; SLURM forgets those that ended. While it does not answer, they are taken to be."""
+    """Whether a job is waiting or running; SLURM forgets ended jobs. While it does not answer, they count as queued."""
     line = ["squeue", "--noheader", "--format=%i", "--jobs", ",".join(numbers)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode and "Invalid job id" not in done.stderr:

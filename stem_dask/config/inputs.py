@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stem_dask.config.options import SYNTHETIC
 from stem_dask.core.errors import ConfigError
-from stem_dask.storage.urls import check_path, is_url
+from stem_dask.storage.location import check_path, is_url
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 

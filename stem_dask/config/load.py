@@ -15,7 +15,7 @@ from stem_dask.config.inputs import NO_UTF8, found_inputs, named_outputs, refuse
 from stem_dask.config.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.text import next_multiples
-from stem_dask.storage.urls import without_secrets
+from stem_dask.storage.location import without_secrets
 
 MAX_FILE_BYTES = 2**16  # a config has a few kB; anything larger is likely the data file
 
@@ -281,19 +281,17 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
 def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
     """Unsupported combinations: (whether it is present, key, message)."""
     output, analyze, crop = config.output, config.analyze, config.crop.enabled
-    name, suffix = os.path.splitext(output.path)
+    suffix = os.path.splitext(output.path)[1]
     store = suffix == ".zarr"
     yield (
         config.input.mask == "auto" and not crop,
         "input.mask",
         "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels",
     )
-    yield (
-        crop and not store,
-        "output.path",
-        f"output.path is {output.path}; a crop keeps a store: use {name}.zarr, and name {suffix[1:]} in output.export",
-    )
-    for key, given in (("export", bool(output.export)), ("figure", output.figure)):
+    common = crop and config.crop.size == "common" and not store
+    text = f"crop.size is common, which needs a store: output.path must end in .zarr, and is {output.path}"
+    yield common, "output.path", text
+    for key, given in (("export", bool(output.export)), ("figure", output.figure and not crop)):
         text = f"output.{key} is {_show(to_dict(config)['output'][key])}, which needs a store: output.path must end in .zarr"
         yield given and not store, f"output.{key}", text
     text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"

@@ -4,9 +4,7 @@ Every error takes one string, because others cannot be pickled back from a worke
 with its value, what was expected, and what to do. Each error is also the builtin error that a caller would expect.
 """
 
-import contextlib
 import errno
-from collections.abc import Iterator
 
 #: errno values for a full disk, quota or file size limit
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,25 +75,3 @@ class InterruptedRunError(StemDaskError, InterruptedError):
     """The run was interrupted; the same command resumes it."""
 
     exit_code = 75
-
-
-@contextlib.contextmanager
-def translate_os_errors(kind: type[SourceError] | type[StoreError]) -> Iterator[None]:
-    """Raise OSError within this context as ``kind``, with the same errno, from which the engine decides whether to retry.
-
-    Examples
-    --------
-    >>> with translate_os_errors(SourceError):
-    ...     raise FileNotFoundError(2, "No such file", "scan.dm4")
-    Traceback (most recent call last):
-    stem_dask.core.errors.SourceError: [Errno 2] No such file: 'scan.dm4'
-    """
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StemDaskError):
-            raise
-        full = kind is StoreError and error.errno in NO_ROOM
-        translated = DiskFullError(str(error)) if full else kind(str(error))
-        translated.errno = error.errno
-        raise translated from error

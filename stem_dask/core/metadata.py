@@ -1,96 +1,183 @@
-"""Metadata of input files as JSON of bounded size, and in the forms that HDF5 and netCDF can store."""
+"""Metadata: what files state about the microscope, as attributes, as HyperSpy's nodes, and as JSON, HDF5 and netCDF store them.
+
+A new family of files is one entry in `FAMILIES`. Unknown values are left out: not a number, a text without letters or digits,
+and zero or less where only a positive number makes sense (a voltage, a camera length).
+"""
 
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-#: maximum bytes of JSON
-LIMIT = 2**20
+#: maximum bytes of the JSON of a file's metadata, and levels of groups
+LIMIT, _LEVELS = 2**20, 16
 
-#: maximum elements of a list or characters of a text, tried in turn until the whole fits
-_LONGEST = (4096, 256, 16)
+#: maximum elements of a list in the metadata of a signal
+_ELEMENTS = 4096
+
+#: end of the texts that stand for large arrays
+_ELSEWHERE = " values, left in the input file"
 
 #: prefixes with a meaning to readers of .hspy, or to zarr
 _RESERVED = ("_sig_", "_list_", "_tuple_", "_bs_", "_datetime_", "_hspy_", "_ragged_shapes_", ".z")
 
 
-def original(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as plain JSON of at most 1 MiB; long lists and texts are replaced by a description.
+def number(value: Any) -> float | None:
+    """A finite number, or None; also from text, as in headers, and from arrays of one element, as in MATLAB."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def whole(value: Any) -> int | None:
+    """A positive integer, or None; also from text."""
+    found = number(value)
+    return int(found) if found is not None and found >= 1 and found == int(found) else None
+
+
+def text_of(value: Any) -> str:
+    """A text without lone surrogates and null characters.
 
     Examples
     --------
-    >>> original({"Voltage": np.float32(2e5), "Curve": list(range(5000))})
-    {'Voltage': 200000.0, 'Curve': '5,000 values, left in the input file'}
+    >>> text_of("nm" + chr(0xDCFF)), text_of(b"1/nm"), text_of(3)
+    ('nm?', '1/nm', '3')
     """
-    for longest in _LONGEST:
-        tree: dict[str, Any] = plain(_described(metadata, longest))
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return str(value).encode("utf-8", "replace").decode().replace("\0", "")
+
+
+@dataclass(frozen=True)
+class ArrayTag:
+    """An array that was not read.
+
+    ``offset`` and ``n_bytes`` are in bytes, ``length`` in elements. ``codes`` are tag type codes: one for an array of
+    numbers, one a field for an array of structs.
+    """
+
+    offset: int
+    length: int
+    codes: tuple[int, ...]
+    n_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.length:,}{_ELSEWHERE}"
+
+
+# --- JSON, HDF5 and netCDF ---
+
+
+def to_json(value: Any, items: int | None = None, characters: int | None = None) -> Any:
+    """A value as JSON: no numpy types, tuples as lists; NaN, infinity and objects as text.
+
+    With limits, lists and texts are cut to the given numbers of items and characters, and groups after 16 levels.
+
+    Examples
+    --------
+    >>> to_json({"a": np.float32(0.5), "b": b"text", "c": (1, {2}), "d": float("nan"), "e": np.arange(9)}, items=2)
+    {'a': 0.5, 'b': 'text', 'c': [1, '{2}'], 'd': 'nan', 'e': [0, 1]}
+    """
+
+    def plain(value: Any, level: int) -> Any:
+        if isinstance(value, np.ndarray):
+            is_whole = items is None or value.ndim == 1
+            value = value[:items].tolist() if is_whole else str(value.shape)
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, (bool, int)):
+            return value
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+        if items is not None and level >= _LEVELS and isinstance(value, (Mapping, list, tuple)):
+            return "…"
+        if isinstance(value, Mapping):
+            return {text_of(k)[:characters]: plain(v, level + 1) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item, level + 1) for item in value[:items]]
+        return text_of(value)[:characters]
+
+    return plain(value, 0)
+
+
+def original(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a file as JSON of at most 1 MiB, with lists and texts of limited length."""
+    for items, characters in ((64, 1000), (16, 100)):
+        tree: dict[str, Any] = to_json(metadata, items, characters)
         size = len(json.dumps(tree))
         if size <= LIMIT:
             return tree
     return {"left out": f"{size:,} bytes of metadata, more than {LIMIT:,}, left in the input file"}
 
 
-def _described(value: Any, longest: int) -> Any:
-    if isinstance(value, Mapping):
-        return {_text(str(key)): _described(item, longest) for key, item in value.items()}
-    if isinstance(value, ArrayTag):
-        return f"{value.length:,} values, left in the input file"
+def signal_tree(value: Any, level: int = 0) -> Any:
+    """Metadata of a signal as JSON; values that are too long, too deep, not finite, or not JSON are left out (None)."""
+    if isinstance(value, Mapping) and level <= _LEVELS:
+        inner = {
+            text_of(k): signal_tree(v, level + 1) for k, v in value.items() if str(k)[:1] != "_"
+        }
+        tree = {k: v for k, v in inner.items() if v is not None}
+        return tree if level or len(json.dumps(tree)) <= LIMIT else {}
     if isinstance(value, np.ndarray):
-        if value.size > longest:
-            return f"{value.size:,} values, left in the input file"
-        value = value.tolist()
+        value = value.tolist() if value.size <= _ELEMENTS else None
     if isinstance(value, (list, tuple)):
-        if len(value) > longest:
-            return f"{len(value):,} values, left in the input file"
-        return [_described(item, longest) for item in value]
+        kept = [signal_tree(item, level + 1) for item in value[: _ELEMENTS + 1]]
+        return None if None in kept or max(len(kept) - _ELEMENTS, level - _LEVELS) > 0 else kept
+    value = to_json(value)
     if isinstance(value, str):
-        if len(value) > longest:
-            return f"{len(value):,} characters, left in the input file"
-        return _text(value)
-    return value
-
-
-def _text(text: str) -> str:
-    """Without lone surrogates, which UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+        return None if len(value) > 2**15 or value.endswith(_ELSEWHERE) else value
+    # larger integers have no type in HDF5
+    return (
+        value
+        if isinstance(value, float) or (value is not None and -(2**63) <= value < 2**63)
+        else None
+    )
 
 
 def hdf5_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of `original` for HDF5: names without slashes, lists of numbers as arrays, other lists as JSON.
+    """JSON for HDF5: names without slashes, lists of numbers as arrays, other lists as text.
 
     Examples
     --------
     >>> hdf5_tree({"a/b": [1, "x"], "c": None})
     {'a∕b': '[1, "x"]', 'c': None}
     """
-    return {hdf5_name(key): _value(value) for key, value in tree.items()}
+
+    def stored(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return hdf5_tree(value)
+        if isinstance(value, str):
+            return value.replace("\0", "")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return str(value)
+        if not isinstance(value, list):
+            return value
+        try:
+            array = np.array(value)
+        except ValueError:  # rows of different lengths
+            array = np.array(None)
+        is_numbers = array.dtype.kind in "biuf" and len(value) > 0
+        return array if is_numbers else json.dumps(value, ensure_ascii=False)
+
+    return {hdf5_name(key): stored(value) for key, value in tree.items()}
 
 
 def hdf5_name(key: str) -> str:
     """A valid HDF5 name without the marks of RosettaSciIO."""
     name = key.replace("/", "∕").replace("\0", "")
     return f"({name})" if name in ("", ".", "..") or name.startswith(_RESERVED) else name
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return hdf5_tree(value)
-    if isinstance(value, str):
-        return value.replace("\0", "")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return str(value)
-    if not isinstance(value, list):
-        return value
-    try:
-        array = np.array(value)
-    except ValueError:  # rows of different lengths
-        array = np.array(None)
-    return array if array.dtype.kind in "biuf" and value else json.dumps(value, ensure_ascii=False)
 
 
 def as_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,11 +188,14 @@ def as_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
     >>> as_text({"given": {"beam_energy_kv": 200.0}, "global_radius": None, "window_size": [8, 8], "cropped_axes": ["ky"]})
     {'given': '{"beam_energy_kv": 200.0}', 'window_size': [8, 8], 'cropped_axes': '["ky"]'}
     """
-    return {
-        name: json.dumps(value, ensure_ascii=False) if _is_tree(value) else value
-        for name, value in plain(attrs).items()
-        if value is not None
-    }
+    found = {name: value for name, value in to_json(attrs).items() if value is not None}
+    for name, value in found.items():
+        is_numbers = (
+            isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value)
+        )
+        if isinstance(value, (dict, list)) and not is_numbers:
+            found[name] = json.dumps(value, ensure_ascii=False)
+    return found
 
 
 def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,74 +214,366 @@ def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _is_tree(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return not value or not all(isinstance(item, (int, float, np.number)) for item in value)
-    return isinstance(value, Mapping)
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None; also from text, as in headers, and from arrays of one element, as in MATLAB."""
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None
-
-
-def text_of(value: Any) -> str:
-    """A text without lone surrogates and null characters.
+def dig(tree: Any, place: str, between: str = ".") -> Any:
+    """The value at a path in nested dictionaries, or None.
 
     Examples
     --------
-    >>> text_of("nm" + chr(0xDCFF)), text_of(b"1/nm"), text_of(3)
-    ('nm?', '1/nm', '3')
+    >>> dig({"a": {"b": 3}}, "a.b"), dig({"a": 3}, "a.b")
+    (3, None)
     """
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return str(value).encode("utf-8", "replace").decode().replace("\0", "")
+    for name in place.split(between):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
 
 
-def whole(value: Any) -> int | None:
-    """A positive integer, or None; also from text."""
-    found = number(value)
-    return int(found) if found is not None and found >= 1 and found == int(found) else None
+def tree_at(values: Mapping[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Nested dictionaries with values at their paths."""
+    tree = {} if tree is None else tree
+    for place, value in values.items():
+        *groups, leaf = place.split(".")
+        inner = tree
+        for name in groups:
+            if not isinstance(inner.get(name), dict):
+                inner[name] = {}
+            inner = inner[name]
+        inner[leaf] = value
+    return tree
 
 
-def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as plain JSON: no numpy scalars, tuples as lists, NaN as text."""
-    return {str(key): _plain(value) for key, value in attrs.items()}
+# --- the microscope ---
 
+_TEM = "Acquisition_instrument.TEM."
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return plain(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
+#: attribute of the patterns (the suffix is the unit) -> its node in HyperSpy's metadata, in the same unit
+NAMES = {
+    "beam_energy_kv": f"{_TEM}beam_energy",
+    "camera_length_mm": f"{_TEM}camera_length",
+    "magnification": f"{_TEM}magnification",
+    "microscope": f"{_TEM}microscope",
+    "acquisition_mode": f"{_TEM}acquisition_mode",
+    "convergence_angle_mrad": f"{_TEM}convergence_angle",
+    "beam_current_na": f"{_TEM}beam_current",
+    "exposure_s": f"{_TEM}Detector.Camera.exposure",
+    "dwell_time_s": f"{_TEM}dwell_time",
+    "scan_rotation_deg": f"{_TEM}rotation",
+    "stage_tilt_alpha_deg": f"{_TEM}Stage.tilt_alpha",
+    "stage_tilt_beta_deg": f"{_TEM}Stage.tilt_beta",
+    "stage_x_mm": f"{_TEM}Stage.x",
+    "stage_y_mm": f"{_TEM}Stage.y",
+    "stage_z_mm": f"{_TEM}Stage.z",
+}
+
+#: by the unit of the attribute, conversion factors of other units
+_UNITS: dict[str, dict[str, float]] = {
+    "kv": {"V": 1e-3, "eV": 1e-3, "kV": 1, "keV": 1},
+    "mm": {"m": 1e3, "cm": 10, "mm": 1, "0.1 mm": 0.1, "um": 1e-3},
+    "mrad": {"rad": 1e3, "mrad": 1},
+    "deg": {"deg": 1, "0.01 deg": 0.01, "rad": math.degrees(1)},
+    "s": {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
+    "na": {"A": 1e9, "nA": 1},
+}
+
+#: returns the value at a path (names joined by slashes) in the tags of a file, and its unit if stated
+Lookup = Callable[[str], tuple[Any, str | None]]
 
 
 @dataclass(frozen=True)
-class ArrayTag:
-    """An array that was not read.
+class Tag:
+    """One value in the files of a family.
 
-    ``offset`` and ``n_bytes`` are in bytes, ``length`` in elements. ``codes`` are tag type codes: one for an array of
-    numbers, one a field for an array of structs.
+    Parameters
+    ----------
+    place : path in the tags of the file; of several tags with one name, the first that is stated is used
+    name : one of `NAMES`, or a node in HyperSpy's metadata
+    reads : unit of a number (empty for a bare number), or a function that converts a text
+    when : condition on other tags of the file
     """
 
-    offset: int
-    length: int
-    codes: tuple[int, ...]
-    n_bytes: int
+    place: str
+    name: str
+    reads: str | Callable[[Any], Any] = ""
+    when: Callable[[Lookup], bool] = lambda _: True
+
+    def value(self, lookup: Lookup) -> Any:
+        """The value in the unit of the attribute; None if the file does not state a usable one."""
+        found, unit = lookup(self.place)
+        if found is None or not self.when(lookup):
+            return None
+        if not isinstance(self.reads, str):
+            return self.reads(found) if isinstance(found, (str, bytes)) and _text(found) else None
+        stated = number(found)
+        if stated is None:
+            return None
+        known = _UNITS.get(self.name.rpartition("_")[2], {})
+        factor = known.get(unit or "", known.get(self.reads, 1))
+        # 0.57 m are 570 mm, not 569.9999999999999
+        return float(f"{stated * factor:.12g}") if factor > 1 else stated * factor
+
+
+def _text(value: Any) -> str | None:
+    text = text_of(value).strip()
+    return text if any(map(str.isalnum, text)) else None
+
+
+def _mode(value: Any) -> str:
+    """HyperSpy's name of the acquisition mode, from Gatan's illumination mode."""
+    text = text_of(value)
+    return next((mode for mode in ("STEM", "SEM") if mode in text), "TEM")
+
+
+def _date(value: Any) -> str | None:
+    """The date in a text in ISO form; the month comes first in 05/06/2019, as in HyperSpy."""
+    start = re.split("[ T]", text_of(value).strip())[0].replace(".", "/")
+    for form in ("%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y"):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(start, form).date().isoformat()
+    return None
+
+
+def _time(value: Any) -> str | None:
+    """The time in a text in ISO form."""
+    clock = r"(?i)(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?(?: ?([AP]M))?"
+    found = re.search(clock, text_of(value))
+    if found is None:
+        return None
+    hour, minute, second, half = found.groups()
+    of_day = int(hour) if half is None else int(hour) % 12 + 12 * (half.upper() == "PM")
+    return f"{of_day:02}:{minute}:{second or '00'}" if of_day < 24 else None
+
+
+def _time_zone(value: Any) -> str | None:
+    return "UTC" if text_of(value).endswith("Z") else None
+
+
+def _quantity(value: Any) -> str | None:
+    """HyperSpy's name of the quantity of a pixel."""
+    unit = _text(value)
+    return "Electrons (Counts)" if value == "e-" else unit and f"Intensity ({unit})"
+
+
+def _in_mode(place: str, mode: str) -> Callable[[Lookup], bool]:
+    """Whether Gatan's tags state a mode of the microscope."""
+    return lambda lookup: lookup(f"Microscope Info/{place}")[0] == mode
+
+
+_in_tem = _in_mode("Illumination Mode", "TEM")
+
+_in_diffraction = _in_mode("Imaging Mode", "DIFFRACTION")
+
+_INFO, _STAGE = "Microscope Info", "Microscope Info/Stage Position"
+
+_EXPOSURE = "Acquisition/Parameters/Detector/exposure (s)"
+
+_ACQUIRE = "scan_parameters[@mode='acquire']"
+
+#: by family, the tags that its files may have
+FAMILIES: dict[str, tuple[Tag, ...]] = {
+    "Gatan": (  # places in ImageTags; the choice of the magnification is that of RosettaSciIO
+        Tag(f"{_INFO}/Voltage", "beam_energy_kv", "V"),
+        Tag(f"{_INFO}/STEM Camera Length", "camera_length_mm", "mm", lambda at: not _in_tem(at)),
+        Tag(f"{_INFO}/Indicated Magnification", "camera_length_mm", "mm",
+            lambda at: _in_tem(at) and _in_diffraction(at)),
+        Tag(f"{_INFO}/Indicated Magnification", "magnification", "",
+            lambda at: not (_in_tem(at) and _in_diffraction(at))),
+        Tag("Session Info/Microscope", "microscope", _text),
+        Tag(f"{_INFO}/Name", "microscope", _text),
+        Tag(f"{_INFO}/Microscope", "microscope", _text),
+        Tag(f"{_INFO}/Illumination Mode", "acquisition_mode", _mode),
+        Tag(f"{_INFO}/Probe Current (nA)", "beam_current_na", "nA"),
+        Tag(f"{_STAGE}/Stage Alpha", "stage_tilt_alpha_deg", "deg"),
+        Tag(f"{_STAGE}/Stage Beta", "stage_tilt_beta_deg", "deg"),
+        Tag(f"{_STAGE}/Stage X", "stage_x_mm", "um"),
+        Tag(f"{_STAGE}/Stage Y", "stage_y_mm", "um"),
+        Tag(f"{_STAGE}/Stage Z", "stage_z_mm", "um"),
+        Tag(_EXPOSURE, "exposure_s", "s"),
+        Tag(_EXPOSURE, f"{_TEM}Camera.exposure", "", lambda at: at("DigiScan")[0] is None),
+        Tag("DigiScan/Sample Time", "dwell_time_s", "us"),
+        Tag("SI/Acquisition/Pixel time (s)", "dwell_time_s", "s"),
+        Tag("DigiScan/Rotation", "scan_rotation_deg", "deg"),
+        Tag("SI/Acquisition/Date", "General.date", _date),
+        Tag("SI/Acquisition/Start time", "General.time", _time),
+        Tag("DataBar/Acquisition Date", "General.date", _date),
+        Tag("DataBar/Acquisition Time", "General.time", _time),
+        Tag("Session Info/Operator", "General.authors", _text),
+        Tag("Session Info/Specimen", "Sample.description", _text),
+        Tag("Brightness units", "Signal.quantity", _quantity),  # of ImageData/Calibrations
+    ),
+    "NanoMEGAS block file": (
+        Tag("beam energy (V)", "beam_energy_kv", "V"),
+        Tag("camera length", "camera_length_mm", "0.1 mm"),
+        Tag("scan rotation", "scan_rotation_deg", "0.01 deg"),
+    ),
+    "Topspin": (
+        Tag("GunHighVoltage", "beam_energy_kv", "V"),
+        Tag("DiffractionCameraLength", "camera_length_mm", "m"),
+        Tag("Specimen", "Sample.description", _text),
+        Tag("SystemName", "microscope", _text),
+        Tag("Title", "title", _text),
+        Tag("CreatedDateTime", "General.date", _date),
+        Tag("CreatedDateTime", "General.time", _time),
+    ),
+    "EMPAD": (  # places in the XML, of three versions of the camera's program
+        Tag("iom_measurements/high_voltage", "beam_energy_kv", "V"),
+        Tag("iom_measurements/source.get_voltage", "beam_energy_kv", "V"),
+        Tag("iom_measurements/ColumnSourceHighVoltage", "beam_energy_kv", "V"),
+        Tag("iom_measurements/nominal_camera_length", "camera_length_mm", "m"),
+        Tag("iom_measurements/optics.get_cameralength", "camera_length_mm", "m"),
+        Tag("iom_measurements/ColumnOpticsGetCameraLengthNominalCameraLength", "camera_length_mm", "m"),
+        Tag("exposure_time", "exposure_s", "ms"),
+        Tag(f"{_ACQUIRE}/scan_rotation", "scan_rotation_deg", "deg"),
+        Tag("timestamp/@isoformat", "General.date", _date),
+        Tag("timestamp/@isoformat", "General.time", _time),
+    ),
+    "Merlin": (
+        Tag("pattern/exposure (s)", "exposure_s", "s"),
+        Tag("pattern/exposure (s)", "Acquisition_instrument.dwell_time"),  # where RosettaSciIO has it
+        Tag("timestamp", "General.date", _date),
+        Tag("timestamp", "General.time", _time),
+        Tag("timestamp", "General.time_zone", _time_zone),
+    ),
+    "Direct Electron": (
+        Tag("Instrument Accelerating Voltage (V)", "beam_energy_kv", "V"),
+        Tag("Instrument Project Camera Length (centimeters)", "camera_length_mm", "cm"),
+        Tag("Instrument Project Magnification", "magnification"),
+        Tag("Frame Exposure Time (nanoseconds)", "exposure_s", "ns"),
+        Tag("Scan - Dwell Time (microseconds)", "dwell_time_s", "us"),
+        Tag("Scan - Rotation", "scan_rotation_deg", "deg"),
+    ),
+    "TVIPS": (  # one number is the camera length in diffraction (mode 2), the magnification in imaging (mode 1)
+        Tag("ht", "beam_energy_kv", "kV", lambda at: at("ht")[0] < 10_000),
+        Tag("ht", "beam_energy_kv", "V"),
+        Tag("magtotal", "camera_length_mm", "mm", lambda at: at("mode")[0] == 2),
+        Tag("magtotal", "magnification", "", lambda at: at("mode")[0] == 1),
+        Tag("stage alpha", "stage_tilt_alpha_deg", "deg"),
+        Tag("stage beta", "stage_tilt_beta_deg", "deg"),
+    ),
+    "HDF5": (  # NeXus as DECTRIS writes it, Diamond's ePSIC, py4DSTEM before version 0.13
+        Tag("entry/instrument/beam/incident_energy", "beam_energy_kv", "eV"),
+        Tag("entry/instrument/source/energy", "beam_energy_kv", "eV"),
+        Tag("entry/instrument/detector/detector_distance", "camera_length_mm", "m"),
+        Tag("entry/instrument/detector/count_time", "exposure_s", "s"),
+        Tag("entry/instrument/detector/frame_time", "dwell_time_s", "s"),
+        Tag("metadata/ht_value(V)", "beam_energy_kv", "V"),
+        Tag("metadata/nominal_camera_length(m)", "camera_length_mm", "m"),
+        Tag("metadata/magnification", "magnification"),
+        Tag("metadata/nominal_scan_rotation", "scan_rotation_deg", "deg"),
+        Tag("4DSTEM_experiment/metadata/microscope/accelerating_voltage", "beam_energy_kv", "V"),
+        Tag("4DSTEM_experiment/metadata/microscope/beam_energy", "beam_energy_kv", "eV"),
+        Tag("4DSTEM_experiment/metadata/microscope/camera_length", "camera_length_mm", "mm"),
+        Tag("4DSTEM_experiment/metadata/microscope/magnification", "magnification"),
+    ),
+    "py4DSTEM": (  # places in the calibration of a data cube
+        Tag("convergence_semiangle_mrad", "convergence_angle_mrad", "mrad"),
+        Tag("probe_convergence_semiangle_mrad", "convergence_angle_mrad", "mrad"),
+    ),
+    "abTEM": (
+        Tag("energy", "beam_energy_kv", "eV"),
+        Tag("semiangle_cutoff", "convergence_angle_mrad", "mrad"),
+    ),
+    "Nion": (  # places in the properties of a data item; nion/swift/model/Metadata.py lists them
+        Tag("metadata/instrument/high_tension", "beam_energy_kv", "V"),
+        Tag("metadata/hardware_source/autostem/high_tension_v", "beam_energy_kv", "V"),
+        Tag("metadata/hardware_source/autostem/high_tension", "beam_energy_kv", "V"),
+        Tag("metadata/hardware_source/high_tension", "beam_energy_kv", "V"),
+        Tag("metadata/instrument/convergence_angle", "convergence_angle_mrad", "rad"),
+        Tag("metadata/hardware_source/convergence_angle_rad", "convergence_angle_mrad", "rad"),
+        Tag("metadata/instrument/beam_current", "beam_current_na", "A"),
+        Tag("metadata/hardware_source/beam_current_a", "beam_current_na", "A"),
+        Tag("metadata/hardware_source/exposure", "exposure_s", "s"),
+        Tag("metadata/hardware_source/pixel_time_us", "dwell_time_s", "us"),
+        Tag("metadata/scan/rotation", "scan_rotation_deg", "rad"),
+        Tag("metadata/hardware_source/rotation", "scan_rotation_deg", "rad"),
+        Tag("session_metadata/instrument", "microscope", _text),
+        Tag("session_metadata/microscopist", "General.authors", _text),
+        Tag("session_metadata/sample", "Sample.description", _text),
+        Tag("title", "title", _text),
+    ),
+}  # fmt: skip
+
+
+def stated(family: str, lookup: Lookup | Mapping[str, Any]) -> dict[str, Any]:
+    """The microscope metadata of a file, as attributes of the patterns.
+
+    Parameters
+    ----------
+    family : a key of `FAMILIES`
+    lookup : the file's own tags as nested dictionaries, or a function that finds them
+
+    Returns
+    -------
+    dict of attributes in `NAMES`; all others are in ``metadata``, in the form of HyperSpy's metadata
+
+    Examples
+    --------
+    >>> stated("Gatan", {"Microscope Info": {"Voltage": 200000.0, "STEM Camera Length": 0.0}})
+    {'beam_energy_kv': 200.0}
+    >>> stated("abTEM", {"energy": 60e3, "semiangle_cutoff": 25})
+    {'beam_energy_kv': 60.0, 'convergence_angle_mrad': 25.0}
+    """
+
+    def in_tree(place: str) -> tuple[Any, str | None]:
+        return dig(lookup, place, "/"), None
+
+    find = in_tree if isinstance(lookup, Mapping) else lookup
+    found: dict[str, Any] = {}
+    for tag in FAMILIES[family]:
+        if tag.name not in found and _is_usable(tag.name, value := tag.value(find)):
+            found[tag.name] = value
+    others = {name: found.pop(name) for name in list(found) if "." in name}
+    return {**found, "metadata": tree_at(others)} if others else found
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    any_sign = name.startswith(("stage_", "scan_rotation"))
+    return value is not None and (isinstance(value, str) or any_sign or value > 0)
+
+
+def checked(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The valid ones among the attributes of an own file, in the form of `stated` and `of_signal`."""
+    found: dict[str, Any] = {}
+    for name in NAMES:
+        value = attrs.get(name)
+        if name in ("microscope", "acquisition_mode"):
+            value = _text(value) if isinstance(value, str) else None
+        else:
+            is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+            value = number(value) if is_number else None
+        if _is_usable(name, value):
+            found[name] = value
+    tree = signal_tree(attrs.get("metadata"))
+    return {**found, "metadata": tree} if isinstance(tree, dict) and tree else found
+
+
+def of_signal(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a HyperSpy signal as attributes of the patterns.
+
+    Names that begin with an underscore, stem_dask's own node, the log of loading and saving, markers, and all of ``Signal``
+    but its type and quantity are left out.
+
+    Examples
+    --------
+    >>> tem = {"beam_energy": 200.0, "rocking_angle": 1.0}
+    >>> of_signal({"General": {"title": "area 3"}, "Acquisition_instrument": {"TEM": tem}})
+    {'title': 'area 3', 'beam_energy_kv': 200.0, 'metadata': {'Acquisition_instrument': {'TEM': {'rocking_angle': 1.0}}}}
+    """
+    tree = signal_tree({k: v for k, v in metadata.items() if k not in ("stem_dask", "Markers")})
+    general, signal = (tree.get(name) for name in ("General", "Signal"))
+    found: dict[str, Any] = {}
+    if isinstance(general, dict):
+        general.pop("FileIO", None)
+        title = general.pop("title", None)
+        found = {"title": title} if isinstance(title, str) and title else {}
+    if isinstance(signal, dict):
+        tree["Signal"] = {k: signal[k] for k in ("signal_type", "quantity") if signal.get(k)}
+    flat = checked({name: dig(tree, place) for name, place in NAMES.items()})
+    for name in flat:
+        groups, _, leaf = NAMES[name].rpartition(".")
+        del dig(tree, groups)[leaf]
+    tree = _without_empty_groups(tree)
+    return {**found, **flat, **({"metadata": tree} if tree else {})}
+
+
+def _without_empty_groups(tree: dict[str, Any]) -> dict[str, Any]:
+    inner = {k: _without_empty_groups(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    return {k: v for k, v in inner.items() if v != {}}

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record
-from stem_dask.storage.publish import named, opened, sync
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import opened, sync
 
 #: a finished block is on disk at the latest after this many seconds
 SYNC_SECONDS = 1.0
@@ -89,7 +91,7 @@ class Journal:
                 sync(self.path.parent)
             if self._file.tell():
                 self._file.write(b"\n")  # ends a torn line, so that the next one is whole
-        with named(self.path):
+        with translate(StoreError, self.path):
             self._file.write(json.dumps(words).encode() + b"\n")
             self._file.flush()
         if due:
@@ -106,7 +108,7 @@ class Journal:
             later.cancel()
         file = self._file
         if file is not None:
-            with named(self.path):
+            with translate(StoreError, self.path):
                 file.flush()
                 os.fsync(file.fileno())
         self._synced = time.monotonic()
@@ -124,7 +126,7 @@ class Journal:
             later.join()
         file, self._file = self._file, None
         if file is not None:
-            with named(self.path), file:
+            with translate(StoreError, self.path), file:
                 file.flush()
                 os.fsync(file.fileno())
 

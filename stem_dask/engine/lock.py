@@ -1,4 +1,4 @@
-"""One live run for each output: a lock file that names its owner.
+"""One live run for each output: a lock file here, and next to an output in an object store an object, name their owner.
 
 On one host the system's file lock decides, and a dead owner's is free at once. Between hosts of a shared file system, and
 where a file system has no file locks, the words in the file decide: the owner touches it every few seconds.
@@ -7,35 +7,32 @@ where a file system has no file locks, the words in the file decide: the owner t
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from stem_dask.core.errors import ConfigError, LockedError
-from stem_dask.storage.publish import named
+from stem_dask.core.errors import ConfigError, LockedError, StemDaskError, StoreError
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import at, of_output
+
+_logger = logging.getLogger("stem_dask")
 
 HEARTBEAT_SECONDS = 5.0
 
 #: an owner on another host that was silent for so long is taken for dead
 SILENT_SECONDS = 60.0
 
-#: waits for the name of a new owner, in seconds
-NAMED_SECONDS = (0.01, 0.05, 0.2)
-
 #: where no file lock decides, of all that write their words within this time the last one is the owner
 SETTLE_SECONDS = 0.5
 
-#: flock ends in one of these where another process holds the lock; any other error says that there are no locks here
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-
-#: the words take so many bytes, so that those of one owner cover another's
-WORDS_BYTES = 512
+Owner = dict[str, Any]
 
 
 class Lock:
@@ -46,31 +43,33 @@ class Lock:
 
     def __init__(self, path: Path, handle: int, without: str) -> None:
         self.path, self.handle, self.without = path, handle, without
-        self.words: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "numbering": _numbering(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "run": uuid4().hex,
-        }
+        self.run = uuid4().hex
+        words = {**_this_process(self.run), "started": _started(os.getpid()), "numbering": _numbering()}  # fmt: skip
+        with translate(StoreError, path):
+            # in one piece over the former words, so that the file is never without an owner, nor holds parts of two
+            os.pwrite(handle, json.dumps(words).encode().ljust(512), 0)
+            os.ftruncate(handle, 512)
+            os.fsync(handle)
 
-    def write(self) -> None:
-        """Name this process as the owner."""
-        with named(self.path):
-            # in one piece over the former words, so that the file is never without an owner
-            os.pwrite(self.handle, json.dumps(self.words).encode().ljust(WORDS_BYTES), 0)
-            os.ftruncate(self.handle, WORDS_BYTES)
-            os.fsync(self.handle)
+    def owner(self) -> Owner:
+        """The words of the file, opened anew: a network file system may show an open handle an older state."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return {}
+        try:
+            return _owner(handle)
+        finally:
+            os.close(handle)
 
     def is_held(self) -> bool:
         """Whether the file still names this process."""
-        return _read(self.path).get("run") == self.words["run"]
+        return bool(self.owner().get("run") == self.run)
 
     def check(self) -> None:
         """Raise LockedError when another run has taken the lock over, or the file is gone."""
-        owner = _read(self.path)
-        if owner.get("run") == self.words["run"]:
+        owner = self.owner()
+        if owner.get("run") == self.run:
             return
         if owner:
             raise LockedError(
@@ -81,6 +80,13 @@ class Lock:
             f"{self.path} is gone: another run took it over and ended, or it was deleted; this run stops, run the same "
             "command again"
         )
+
+    def beat(self, stop: threading.Event) -> None:
+        """Touch the file every few seconds."""
+        while not stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                if self.is_held():
+                    os.utime(self.path)
 
 
 @contextlib.contextmanager
@@ -99,9 +105,29 @@ def locked(path: str | Path, *, needs_flock: bool = False) -> Iterator[Lock]:
     OSError
         When the file cannot be made, is a link or no regular file; or the file system has no locks, with ``needs_flock``.
     """
-    lock = _acquire(Path(path), needs_flock)
+    path = Path(path)
+    handle, without = _held(path, needs_flock)
+    try:
+        owner = _owner(handle)
+        is_silent = time.time() - os.fstat(handle).st_mtime >= SILENT_SECONDS
+        elsewhere = bool(owner) and owner.get("host") != socket.gethostname()
+        if without:  # no lock has decided on this host
+            elsewhere |= bool(owner) and owner.get("numbering") != _numbering()
+        # of this host, another process may have its number by now
+        lives = _lives(owner) and _started(owner["pid"]) in ("", owner.get("started"))
+        if not is_silent if elsewhere else without and lives:
+            raise _refusal(path, owner)
+        lock = Lock(path, handle, without)
+        if without or elsewhere:
+            time.sleep(SETTLE_SECONDS)
+            if not lock.is_held():
+                raise _refusal(path, lock.owner())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(handle)  # this process would hold the lock until its end
+        raise
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
+    beat = threading.Thread(target=lock.beat, args=(stop,), daemon=True)
     beat.start()
     try:
         yield lock
@@ -110,32 +136,9 @@ def locked(path: str | Path, *, needs_flock: bool = False) -> Iterator[Lock]:
         beat.join()
         with contextlib.suppress(OSError):
             if lock.is_held():
-                os.unlink(lock.path)
+                os.unlink(path)
         with contextlib.suppress(OSError):
-            os.close(lock.handle)  # the file is gone: nothing can be lost with it
-
-
-def _acquire(path: Path, needs_flock: bool) -> Lock:
-    handle, without = _held(path, needs_flock)
-    try:
-        owner = _owner(handle)
-        silent = time.time() - os.fstat(handle).st_mtime
-        elsewhere = bool(owner) and owner.get("host") != socket.gethostname()
-        if without:  # no lock has decided on this host
-            elsewhere |= bool(owner) and owner.get("numbering") != _numbering()
-        if silent < SILENT_SECONDS if elsewhere else without and _is_process(owner):
-            raise LockedError(_refusal(path, owner))
-        lock = Lock(path, handle, without)
-        lock.write()
-        if without or elsewhere:
-            time.sleep(SETTLE_SECONDS)
-            if not lock.is_held():
-                raise LockedError(_refusal(path, _read(path)))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.close(handle)  # this process would hold the lock until its end
-        raise
-    return lock
+            os.close(handle)  # the file is gone: nothing can be lost with it
 
 
 def _held(path: Path, needs_flock: bool) -> tuple[int, str]:
@@ -152,13 +155,12 @@ def _held(path: Path, needs_flock: bool) -> tuple[int, str]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in HELD:
-                owner = _live_owner(handle)
+            # any other error says that there are no locks here
+            is_held = error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+            refusal = _refusal(path, _new_owner(handle)) if is_held else None
+            if refusal or needs_flock:
                 os.close(handle)
-                raise LockedError(_refusal(path, owner)) from None
-            if needs_flock:
-                os.close(handle)
-                raise
+                raise refusal or error from None
             without = os.strerror(error.errno or 0)
         # the former owner may have removed the file between our open and our lock
         with contextlib.suppress(FileNotFoundError):
@@ -167,76 +169,58 @@ def _held(path: Path, needs_flock: bool) -> tuple[int, str]:
         os.close(handle)
 
 
-def _opened(path: Path, attempts: int = 100) -> int:
+def _opened(path: Path) -> int:
     """The lock file, made when it is missing; a run that ends may remove the folder at this very moment."""
-    while True:
+    for attempts_left in reversed(range(100)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+            break
         except (FileNotFoundError, FileExistsError):
-            attempts -= 1
-            if not attempts:
+            if not attempts_left:
                 raise
-            continue
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            return handle
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise FileExistsError(errno.EEXIST, "not a regular file", str(path))
+    return handle
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The words of a lock file, opened anew: a network file system may show an open handle an older state."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return {}
-    try:
-        return _owner(handle)
-    finally:
-        os.close(handle)
+def _parsed(content: bytes) -> Owner:
+    with contextlib.suppress(ValueError):
+        words = json.loads(content)
+        return words if isinstance(words, dict) else {}
+    return {}
 
 
-def _owner(handle: int) -> dict[str, Any]:
-    try:
-        words = json.loads(os.pread(handle, 4096, 0))
-    except ValueError:
-        return {}
-    return words if isinstance(words, dict) else {}
+def _owner(handle: int) -> Owner:
+    return _parsed(os.pread(handle, 4096, 0))
 
 
-def _live_owner(handle: int) -> dict[str, Any]:
-    """The owner of a lock that is held: a new owner may not have written its name yet over that of a dead one."""
-    for wait_seconds in NAMED_SECONDS:
+def _new_owner(handle: int) -> Owner:
+    """The owner of a lock that is held: a new one may not have written its name yet over that of a dead one."""
+    for wait_seconds in (0.01, 0.05, 0.2):
         owner = _owner(handle)
-        if owner and (owner.get("host") != socket.gethostname() or _lives(owner.get("pid"))):
+        if owner and (owner.get("host") != socket.gethostname() or _lives(owner)):
             return owner
         time.sleep(wait_seconds)
     return _owner(handle)
 
 
-def _lives(pid: Any) -> bool:
+def _lives(owner: Owner) -> bool:
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError, OverflowError):
-        return False
+        os.kill(int(owner["pid"]), 0)
     except PermissionError:  # of another user
         return True
+    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
+        return False
     return True
 
 
-def _is_process(owner: dict[str, Any]) -> bool:
-    """Whether the process that a file of this host names still runs; another process may have its number by now."""
-    pid = owner.get("pid")
-    return _lives(pid) and _started(pid) in ("", owner.get("started"))
-
-
-def _started(pid: Any) -> str:
+def _started(pid: int) -> str:
     """When a process began, as the system counts; "" where the system does not tell."""
-    try:
-        words = Path(f"/proc/{int(pid)}/stat").read_text()
-    except OSError:
-        return ""
-    return words.rpartition(")")[2].split()[19]
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
 
 
 def _numbering() -> str:
@@ -247,18 +231,80 @@ def _numbering() -> str:
     return ""
 
 
-def _name(owner: dict[str, Any]) -> str:
+def _this_process(run: str) -> Owner:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
+
+
+def _name(owner: Owner) -> str:
     if not owner:
         return "another run"
     return f"a run on {owner.get('host')}, process {owner.get('pid')}, since {owner.get('since')}"
 
 
-def _refusal(path: Path, owner: dict[str, Any]) -> str:
-    return f"{path.parent} is in use by {_name(owner)}; wait for it, or choose another output.path"
+def _refusal(path: Path, owner: Owner) -> LockedError:
+    return LockedError(
+        f"{path.parent} is in use by {_name(owner)}; wait for it, or choose another output.path"
+    )
 
 
-def _beat(lock: Lock, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            if lock.is_held():
-                os.utime(lock.path)
+@contextlib.contextmanager
+def owned(url: str, folder: str | Path) -> Iterator[Callable[[], None]]:
+    """Hold an output in an object store, also from several machines, or raise at once; yields a check of the hold.
+
+    The object ``NAME.zarr.owner`` is written on the condition that there is none, or that of the last run in ``folder``: the
+    caller holds the lock of that folder, so that run is dead.
+
+    Raises
+    ------
+    LockedError
+        When a run elsewhere holds it, or the check finds that another one has taken it over.
+    """
+    place, note, run = at(f"{url}.owner"), Path(folder, "owner"), uuid4().hex
+
+    def owner() -> Owner:
+        with contextlib.suppress(FileNotFoundError), of_output():
+            return _parsed(place.read_bytes())
+        return {}
+
+    def check() -> None:
+        with contextlib.suppress(StoreError):  # the store does not answer: the next time
+            if owner().get("run") != run:
+                raise LockedError(
+                    f"{url}: another run took it over, or {place} was removed; this run stops and leaves the output to it"
+                )
+
+    before = note.read_text() if note.exists() else None
+    etag, other = "", {}
+    with contextlib.suppress(FileNotFoundError), of_output():
+        etag, other = place.stat().etag, owner()
+    if etag and (before is None or other.get("run") != before):
+        raise LockedError(
+            f"{url} is in use by {_name(other)}; wait for it, or choose another output.path (if that run has died, remove "
+            f"{place})"
+        )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(run)  # first: should this run die, the next one in the folder knows its object
+    try:
+        place.write_bytes(json.dumps(_this_process(run)).encode(), onto=etag)
+    except (FileExistsError, FileNotFoundError):
+        if owner().get("run") != run:  # else the answer to a first try was lost
+            raise LockedError(f"{url}: another run has just begun; wait for it") from None
+    except StoreError as error:
+        if error.errno == errno.EACCES and before is None:  # refused: nothing was written
+            note.unlink()
+        if error.errno != errno.ENOTSUP:
+            raise
+        _logger.warning(
+            "%s: this store does not write on condition; runs on two machines are not kept apart",
+            url,
+        )
+        yield lambda: None
+        return
+    try:
+        yield check
+    finally:
+        with contextlib.suppress(StemDaskError):
+            if owner().get("run") == run:
+                place.unlink()
+                note.unlink(missing_ok=True)

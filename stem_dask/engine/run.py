@@ -12,7 +12,6 @@ import contextlib
 import errno
 import itertools
 import logging
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,18 +22,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stem_dask.core.batches import input_left_out
 from stem_dask.core.errors import (
     NO_ROOM,
-    DiskFullError,
     NoMemoryError,
     SourceError,
     StemDaskError,
     StoreError,
-    translate_os_errors,
 )
 from stem_dask.core.machine import keep_freed_memory
 from stem_dask.core.model import Record, Region
 from stem_dask.engine.blocks import Grid, bounds, computed, place
 from stem_dask.engine.journal import Journal
 from stem_dask.engine.submit import Call, in_flight
+from stem_dask.storage.errors import translate
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -137,32 +135,9 @@ def run(
             if progress is not None:
                 progress(len(records), grid.n_blocks, result)
     records.sort(key=lambda record: record.index)
-    with completing(job or "the output"):
+    with translate(StoreError, getattr(sink, "path", job)):
         sink.finish(records)
     return records
-
-
-@contextlib.contextmanager
-def completing(what: str) -> Iterator[None]:
-    """Translate OS errors while an output is completed; HDF5 hides a failed write behind the error of closing the file.
-
-    Examples
-    --------
-    >>> with completing("scan.h5"):
-    ...     raise OSError(errno.EIO, "Input/output error")
-    Traceback (most recent call last):
-    stem_dask.core.errors.StoreError: scan.h5 cannot be completed: Input/output error
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(error, StemDaskError) or not isinstance(cause, OSError):
-            raise
-        why = os.strerror(cause.errno) if cause.errno else str(cause)
-        why += f": {cause.filename}" if cause.filename else ""
-        kind = DiskFullError if cause.errno in NO_ROOM else StoreError
-        raise kind(f"{what} cannot be completed: {why}") from error
 
 
 @dataclass(frozen=True)
@@ -252,11 +227,11 @@ def _write_block(
     tries: list[int] = []
 
     def written() -> tuple[dict[str, Any], int]:
-        with translate_os_errors(SourceError):
+        with translate(SourceError):
             values = computed(graph, wanted.values())
         blocks = {name: values[key] for name, key in wanted.items()}
         # blocks in pieces are read only now, and tell errors of the input as such
-        with translate_os_errors(StoreError):
+        with translate(StoreError):
             extra = sink.write(index, region, blocks)
         return extra, sum(block.nbytes for block in blocks.values())
 

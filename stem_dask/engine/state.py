@@ -15,12 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stem_dask.core.errors import ConfigError, InterruptedRunError, LockedError, OutputExistsError
+from stem_dask.core.errors import (
+    ConfigError,
+    InterruptedRunError,
+    LockedError,
+    OutputExistsError,
+    StoreError,
+)
 from stem_dask.engine.journal import Journal
 from stem_dask.engine.lock import locked
+from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import (
     kind_of,
-    named,
     opened,
     publish,
     refuse_taken,
@@ -448,7 +454,7 @@ def _write(path: Path, words: Mapping[str, Any]) -> None:
     """Replace a document in one step, on disk when this returns."""
     partial = path.with_suffix(".partial")
     remove(partial)
-    with named(partial), opened(partial, "w") as file:
+    with translate(StoreError, partial), opened(partial, "w") as file:
         file.write(json.dumps(words, indent=1, default=str))
         file.flush()
         os.fsync(file.fileno())

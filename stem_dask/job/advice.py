@@ -13,10 +13,10 @@ import xarray as xr
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.model import Window
+from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.report.text import MAX_HOT, background_threshold, kept_pixels
 from stem_dask.stages.analyze import stored_radii
-from stem_dask.stages.patterns import lead_dims
 from stem_dask.stages.window import choose_window
 from stem_dask.writers.zarr import open_group
 

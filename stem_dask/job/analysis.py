@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Region, Window
+from stem_dask.core.patterns import axes_of, coordinate, labelled, lead_dims, lead_shape
 from stem_dask.core.text import by
 from stem_dask.job.context import Job
 from stem_dask.job.precomputed import Precomputed
@@ -27,7 +28,6 @@ from stem_dask.stages.analyze import (
 )
 from stem_dask.stages.correct import suspected_hot_pixels
 from stem_dask.stages.downsample import check_float16
-from stem_dask.stages.patterns import axes_of, coordinate, labelled, lead_dims, lead_shape
 from stem_dask.stages.window import choose_window, filled_fractions
 from stem_dask.writers.spool import SpoolSink
 from stem_dask.writers.zarr import open_group

@@ -17,6 +17,7 @@ from stem_dask.cluster.gpu import check_gpus, held_bytes, refuse_missing
 from stem_dask.config.options import Config
 from stem_dask.core.errors import SourceError, StoreError
 from stem_dask.core.model import Device, Progress, Step, Window, Worker
+from stem_dask.core.patterns import lead_dims, lead_shape
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
 from stem_dask.engine.records import Tally
@@ -41,9 +42,8 @@ from stem_dask.readers.detector_first import detector_first
 from stem_dask.report import text as report
 from stem_dask.stages.correct import apply_mask, corrected, read_mask
 from stem_dask.stages.open import lazy_blocks
-from stem_dask.stages.patterns import lead_dims, lead_shape
+from stem_dask.storage.location import is_url
 from stem_dask.storage.publish import temporary
-from stem_dask.storage.urls import is_url
 
 #: kinds of clusters whose workers always run on this machine
 HERE = ("threads", "local", "gpu")

@@ -21,12 +21,12 @@ from stem_dask.cluster.gpu import chosen_device
 from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, Axis
+from stem_dask.core.patterns import as_patterns
 from stem_dask.core.text import size
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.report.text import results_of, write_json
 from stem_dask.stages.analyze import analyze
-from stem_dask.stages.patterns import as_patterns
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
 from stem_dask.stages.window import choose_window
 from stem_dask.storage.publish import (

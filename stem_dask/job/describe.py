@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from stem_dask.cluster.layout import planned
+from stem_dask.cluster.connect import planned
 from stem_dask.config.options import Config
 from stem_dask.core.chunks import inner_chunk, shard_shape
 from stem_dask.core.text import size

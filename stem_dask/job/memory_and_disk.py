@@ -37,7 +37,7 @@ from stem_dask.readers.topspin import PatternGroups
 from stem_dask.readers.views import ScanOfList, View
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype
 
 _logger = logging.getLogger("stem_dask")

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Window
+from stem_dask.core.patterns import lead_shape
 from stem_dask.job.analysis import Analyzed
 from stem_dask.job.context import Job
 from stem_dask.job.writing import cropped, inside_of, note_remainder, smaller
+from stem_dask.stages.export import open_store
+from stem_dask.stages.formats import Target
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
 from stem_dask.stages.open import block_array
-from stem_dask.stages.patterns import lead_shape
-from stem_dask.writers.export import open_store
-from stem_dask.writers.formats import Target
 from stem_dask.writers.spool import SplitSink, SpoolSink
 
 

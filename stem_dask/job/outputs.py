@@ -8,9 +8,8 @@ from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.job.precomputed import analysis_path
 from stem_dask.stages.correct import KEYS
+from stem_dask.storage.location import at, check_path, is_url, refuse_url
 from stem_dask.storage.publish import refuse_existing, run_folder, stem, temporary_names
-from stem_dask.storage.s3 import at
-from stem_dask.storage.urls import check_path, is_url, refuse_url
 
 #: packages that this process imports to write a format
 LIBRARIES = {".hspy": "h5py", ".h5": "h5py"}
@@ -32,14 +31,14 @@ class Outputs:
 
     @classmethod
     def of(cls, config: Config) -> "Outputs":
-        """NAME.zarr gives NAME.pt, NAME.hspy, NAME_results.json and NAME_visualization.png."""
+        """NAME.zarr, and a crop into any format, gives NAME_results.json and NAME_visualization.png."""
         path, url = config.output.path, None
         if is_url(path):
             path, url = (
                 str(Path(config.output.local_folder or ".", Path(path).name).absolute()),
                 path,
             )
-        name = stem(path)
+        name = os.path.splitext(path)[0] if config.crop.enabled else stem(path)
         alone = config.analyze.ahead and analysis_path(path) != path
         return cls(
             path,

@@ -20,6 +20,7 @@ from stem_dask.job.prepare import Prepared
 from stem_dask.job.results import Outcome, exit_code, results_of_run, stored_bytes
 from stem_dask.job.writing import (
     Written,
+    profile_store,
     write_converted,
     write_cropped,
     write_export,
@@ -108,7 +109,8 @@ def _results(
     results |= job.measured(patterns, window, seconds)
     known = None if written.analyzed is None else written.analyzed.analysis
     results["verdict"] = verdict(job.config, results, analysis, window)
-    results["advice"] = advice(job.config, job.outputs.store, results, known, window, job.hot)
+    store = job.outputs.store if window is None else profile_store(job, written)
+    results["advice"] = advice(job.config, store, results, known, window, job.hot)
     if job.constants is not None:
         results["normalization"] = {"method": job.config.output.normalize, **job.constants}
     if job.outputs.figure:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from stem_dask.config.options import SYNTHETIC, Cluster, Config
 from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
 from stem_dask.core.text import size
 from stem_dask.core.window import check_center, check_factor, check_size, check_window
-from stem_dask.engine.owner import Owner, owned
+from stem_dask.engine.lock import owned
 from stem_dask.engine.state import (
     RunState,
     open_state,
@@ -32,6 +32,7 @@ from stem_dask.readers.open import Found, find
 from stem_dask.readers.user_calibration import with_given
 from stem_dask.readers.views import DETECTOR_SLOWEST
 from stem_dask.stages.correct import KEYS, digest_of, read_plane, reference
+from stem_dask.storage.location import at, is_url, of_output, refuse_url
 from stem_dask.storage.publish import (
     DOCUMENT,
     make_folder,
@@ -40,8 +41,6 @@ from stem_dask.storage.publish import (
     run_folder,
     temporary,
 )
-from stem_dask.storage.s3 import at, of_output, remove_below
-from stem_dask.storage.urls import is_url, refuse_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: output options that do not change the bytes of the store
@@ -118,7 +117,7 @@ def refuse_too_small(prepared: Prepared) -> None:
     MemoryBudgetError
         When a worker will not have the memory.
     """
-    from stem_dask.cluster.layout import planned  # loads dask
+    from stem_dask.cluster.connect import planned  # loads dask
 
     config, found = prepared.config, prepared.found
     worker = planned(config.cluster, found.n_bytes, config.device)
@@ -128,7 +127,7 @@ def refuse_too_small(prepared: Prepared) -> None:
 
 def refuse_unfit(prepared: Prepared) -> None:
     """Refuse planned workers of any kind without memory for the job; raises as `refuse_too_small`."""
-    from stem_dask.cluster.layout import planned
+    from stem_dask.cluster.connect import planned
     from stem_dask.job.memory_and_disk import check_memory, fitting_block, with_cuda
 
     config, found = prepared.config, prepared.found
@@ -142,14 +141,12 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     config, outputs = prepared.config, prepared.outputs
     make_folder(outputs.path)
     options = _deciding(to_dict(config), prepared.contents)
-    elsewhere = (
-        contextlib.ExitStack()
-    )  # the owner file in an object store, which other machines see
-    owners: list[Owner] = []
+    # the owner of an output in an object store, which other machines see
+    elsewhere, checks = contextlib.ExitStack(), list[Callable[[], None]]()
 
     def is_complete() -> bool:
         if outputs.url is not None:
-            owners.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
+            checks.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
         try:
             return check_outputs(config, outputs, prepared.token, prepared.contents)
         except BaseException:
@@ -161,8 +158,7 @@ def begun(prepared: Prepared, *, restart: bool = False) -> Iterator[RunState]:
     )
     try:
         with state_of as state, elsewhere:  # released before the local lock
-            if owners:
-                state.elsewhere.append(owners[0].check)
+            state.elsewhere += checks
             try:
                 yield state
             except BaseException:
@@ -181,7 +177,7 @@ def _remove_shards(outputs: Outputs, state: RunState) -> None:
     with contextlib.suppress(StemDaskError):  # the first error is raised
         state.check_ownership()
         if not at(outputs.url, DOCUMENT).is_file():
-            remove_below(outputs.url)
+            at(outputs.url).remove_below()
 
 
 def input_lines(prepared: Prepared, state: RunState) -> list[str]:

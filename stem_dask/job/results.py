@@ -13,14 +13,13 @@ import xarray as xr
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.model import Window
+from stem_dask.core.patterns import lead_shape
 from stem_dask.job.advice import too_little_kept
 from stem_dask.job.outputs import Outputs
 from stem_dask.job.prepare import Prepared, n_quarantined
 from stem_dask.report import text as report
-from stem_dask.stages.patterns import lead_shape
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
-from stem_dask.storage.s3 import below
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import at, is_url
 
 
 def exit_code(config: Config, results: Mapping[str, Any]) -> int:
@@ -143,7 +142,7 @@ def results_of_run(
 def stored_bytes(path: str) -> int:
     """Bytes of a file, of all files below a folder, or of all objects below a URL."""
     if is_url(path):
-        return sum(status.st_size for _, status in below(path))
+        return sum(status.st_size for _, status in at(path).below())
     return report.tree_bytes(path)
 
 

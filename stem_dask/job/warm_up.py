@@ -14,7 +14,7 @@ from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.intensity import CACHE, add_patterns, native
-from stem_dask.storage.s3 import below
+from stem_dask.storage.location import at
 from stem_dask.writers.codecs import blosc_bytes
 
 #: compiling all kernels takes 10 to 20 seconds, once on a machine
@@ -102,7 +102,7 @@ def unreached(urls: Sequence[str]) -> tuple[str, str, str] | None:
     """Name of this machine, the first URL below which it cannot list what there is, and why; None when it can."""
     for url in urls:
         try:
-            next(below(url), None)
+            next(at(url).below(), None)
         except StemDaskError as error:
             return socket.gethostname(), url, str(error).removeprefix(f"{url}: ")
     return None

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Window
+from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, axes_of, lead_dims, lead_shape
 from stem_dask.job.analysis import Analyzed, analysis_options, folded, hot_pixels
 from stem_dask.job.context import Job
 from stem_dask.job.results import provenance
 from stem_dask.report import text as report
-from stem_dask.stages.analyze import PROFILE_RADIUS, analysis_of_blocks, block_statistics
+from stem_dask.stages.analyze import analysis_of_blocks, block_statistics
 from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
-from stem_dask.stages.patterns import attrs_of, axes_of, lead_dims, lead_shape
+from stem_dask.stages.export import export_from_store, export_job
+from stem_dask.stages.formats import FORMATS, Target
 from stem_dask.stages.validate import complete_analysis, inside_of_blocks
+from stem_dask.storage.location import at
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
-from stem_dask.storage.s3 import at
-from stem_dask.writers.export import export_from_store, export_job
-from stem_dask.writers.formats import FORMATS, Target
 from stem_dask.writers.spool import SplitSink, SpoolSink
 from stem_dask.writers.zarr import empty_store, finish_store, write_dataset, write_profiles
 from stem_dask.writers.zarr_s3 import publish_objects
@@ -118,9 +118,18 @@ def _written(
     pass analyzes.
     """
     output = job.config.output
+
+    def completed(inside: NDArray[np.float64]) -> xr.Dataset | None:
+        """The analysis of a crop, with the retention."""
+        if found is None or window is None:
+            return None
+        axes, down = axes_of(found.patterns)[-2:], job.config.downsample
+        return complete_analysis(found.analysis, window, inside, axes, down)
+
     with job.state.nothing_to_go_on_with():
         out = cast_blocks(small, output.dtype)
-        target = _target(job, out)
+        # a .pt fixes the names and types of its arrays when it is created
+        target = _target(job, out, completed(np.zeros(lead_shape(out))))
     outputs = {**target.outputs(), **_statistics(job, out, source), **extra}
     spool, n_blocks = SpoolSink(f"{job.folder}/{stage}"), math.prod(out.data.numblocks)
     published = _is_published(job, stage, n_blocks)
@@ -131,14 +140,14 @@ def _written(
     written, summed = _joined(job, out, spool, n_blocks)
     inside = summed if inside is None else inside
     if found is not None and window is not None:
-        axes, down = axes_of(found.patterns)[-2:], job.config.downsample
         try:
-            analysis = complete_analysis(found.analysis, window, inside, axes, down)
+            analysis = completed(inside)
         except SourceError as error:
             with job.state.nothing_to_go_on_with():
                 raise SourceError(
                     f"{job.with_path(error)}. Run the same command again when nothing writes to the file any more"
                 ) from error
+        assert analysis is not None
         written = replace(written, analyzed=Analyzed(found.patterns, analysis, found.profiles))
     elif source is not None and job.config.analyze.ahead:
         analysis = folded(job, source, spool)
@@ -183,7 +192,7 @@ def _publish(job: Job) -> None:
     publish_objects(temporary(path), url)
 
 
-def _target(job: Job, out: xr.DataArray) -> Target:
+def _target(job: Job, out: xr.DataArray, analysis: xr.Dataset | None) -> Target:
     output = job.config.output
     attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
     out = out.drop_attrs(deep=False).assign_attrs(attrs)
@@ -193,6 +202,7 @@ def _target(job: Job, out: xr.DataArray) -> Target:
     return Target(
         job.outputs.path,
         out,
+        analysis,
         layout=output.layout,
         title=job.title,
         codec=output.codec,
@@ -232,6 +242,7 @@ def inside_of(job: Job, out: xr.DataArray, spool: SpoolSink) -> NDArray[np.float
 def _finish(job: Job, target: Target, written: Written) -> None:
     """Write analysis, mask and metadata into the file before it is published."""
     known = None
+    valid: NDArray[np.bool_] | None = written.valid
     if target.suffix == ".zarr":
         if written.analyzed is not None:
             _write_profiles(target.built, written.analyzed)
@@ -239,8 +250,11 @@ def _finish(job: Job, target: Target, written: Written) -> None:
             known = _with_mask(job, written.analyzed)
         mean = xr.Dataset({"mean_pattern": (("ky", "kx"), written.mean)})
         write_dataset(target.built, "output", mean)
+    elif written.analyzed is not None and job.config.crop.enabled:
+        known = written.analyzed.analysis
+        valid = None if written.valid.all() else written.valid  # as in an export from a store
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
-    job.warnings += target.finish(known, written.valid, {"maximum": written.highest}, about)
+    job.warnings += target.finish(known, valid, {"maximum": written.highest}, about)
     if not written.highest > 0 and written.valid.any():
         job.warnings.append("no value is above 0: all are zero, negative or NaN; check the input")
 
@@ -273,6 +287,18 @@ def _write_analysis_alone(job: Job, path: str, written: Written) -> None:
     about = provenance(job.prepared, int((~written.valid).sum()), job.hot)
     finish_store(built, {**about, "of": [status.st_size, status.st_mtime_ns]}, None)
     job.state.publish(path)
+
+
+def profile_store(job: Job, written: Written) -> str:
+    """The store with the profiles: the output, or one in the run's folder if the format of a crop cannot hold them."""
+    if written.analyzed is None or job.outputs.path.endswith(".zarr"):
+        return job.outputs.store
+    built = temporary(f"{job.folder}/profiles.zarr")
+    empty_store(built)
+    _write_profiles(built, written.analyzed)
+    write_dataset(built, "analysis", written.analyzed.analysis)
+    finish_store(built, {}, None)
+    return built
 
 
 def write_export(job: Job, path: str, n_blocks: int) -> None:

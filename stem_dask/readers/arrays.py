@@ -89,7 +89,7 @@ def opened_hdf5(path: str, notes: list[str] | None = None) -> Iterator[Any]:
 
     # the first keeps the lock, which a program that writes the file refuses
     with (
-        translate(f"{path}: not a readable HDF5 file"),
+        translate(SourceError, path, "not a readable HDF5 file"),
         hdf5_file(path, notes),
         _Watched(path) as raw,
     ):
@@ -156,8 +156,8 @@ class Hdf5Dataset:
     def __getitem__(self, part: Slices) -> NDArray:
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
 
-        what = f"{self.path}: dataset {self.name} cannot be read"
-        with translate(what, retried=True), hdf5_file(self.path) as file:
+        what = f"dataset {self.name} cannot be read"
+        with translate(SourceError, self.path, what), hdf5_file(self.path) as file:
             name = self.name.encode("utf-8", "surrogateescape")
             return np.asarray(file[name][part])
 

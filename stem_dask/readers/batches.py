@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, is_input_left_out, piece_patterns, pieces, steps
-from stem_dask.core.errors import SourceError, translate_os_errors
+from stem_dask.core.errors import SourceError
 from stem_dask.readers.flat import FlatFile, FramedFile, buffer_for
 from stem_dask.readers.mib import LongCounts, QuadCounts, RawCounts
 from stem_dask.readers.source import Slices, Source
 from stem_dask.readers.views import ScanOfList, View
-from stem_dask.storage.errors import present
+from stem_dask.storage.errors import path_of, translate
 
 #: wrappers that read each pattern by itself
 _BY_PATTERN = (View, ScanOfList, RawCounts, QuadCounts, LongCounts)
@@ -67,12 +67,12 @@ class Part(Block):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         if self.deferred:
             return super().__array__(dtype, copy)
-        with present(self.source):
+        with translate(SourceError, path_of(self.source)):
             return np.asarray(self.source[self.part], dtype)
 
     def _pieces(self) -> Iterator[NDArray]:
         """Batches of patterns; an `OSError` becomes a `SourceError`, to differ from one of the output."""
-        with translate_os_errors(SourceError), present(self.source):
+        with translate(SourceError, path_of(self.source)):
             flat = _flat(self.source)
             if flat is not None:
                 yield from self._read_into_one(flat.offset)

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stem_dask.core.instrument import dig, stated
-from stem_dask.core.metadata import number, text_of
+from stem_dask.core.metadata import dig, number, stated, text_of
 from stem_dask.core.model import SCAN_DIMS, Axis
-from stem_dask.readers.hdf5_links import as_bytes
-from stem_dask.readers.hdf5_metadata import attributes_of, member
+from stem_dask.readers.hdf5_metadata import as_bytes, attributes_of, member
 from stem_dask.readers.source import calibrated
 from stem_dask.storage.errors import one_line
 

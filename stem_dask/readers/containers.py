@@ -13,7 +13,7 @@ from typing import Any
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Candidate
 from stem_dask.storage.errors import one_line
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 #: documents of a zarr store or of a node in it
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Slices, Source
 from stem_dask.readers.views import DETECTOR_FIRST, View
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import named, remove
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import remove
 from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
 
 #: bytes per read when only a part of each scan is selected
@@ -175,7 +177,7 @@ class TransposedSink:
         if not resume:
             remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with named(path), open(path, "ab") as file:
+        with translate(StoreError, path), open(path, "ab") as file:
             file.truncate(self.file.n_bytes)
         self.nonce[:] = [begin_in_place(path)]
 
@@ -184,7 +186,7 @@ class TransposedSink:
         slab = np.asarray(blocks["slab"])
         planes = slab.reshape(-1, *slab.shape[2:])
         path, crc = self.file.path, 0
-        with named(path), open(path, "r+b", buffering=0) as file:
+        with translate(StoreError, path), open(path, "r+b", buffering=0) as file:
             places = zip(self.file.blocks(), self.file.pieces_of(region), strict=True)
             for (y, x), place in places:
                 piece = patterns_first(planes[:, y.start : y.stop, x.start : x.stop])
@@ -211,7 +213,7 @@ class TransposedSink:
     def finish(self, records: Sequence[Record]) -> None:
         """Raise when the file does not hold what was written."""
         refuse_other_bytes(self.file.path, self.nonce[0], records, self.verify)
-        with named(self.file.path):
+        with translate(StoreError, self.file.path):
             os.truncate(self.file.path, self.file.n_bytes)
 
 

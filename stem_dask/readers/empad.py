@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
-from stem_dask.core.metadata import number
+from stem_dask.core.metadata import number, stated
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers.flat import framed
 from stem_dask.readers.source import Candidate, calibrated, scan_axes, side_text, stack_axes
 
 _SIZE, _ROWS = 128, 130  # the last two rows hold the camera's own numbers
-
-_SCAN_IN_NAME = re.compile(r"_x(\d+)_y(\d+)\.raw$", re.IGNORECASE)
 
 _NAME = "the name of the .raw"
 
@@ -39,30 +36,40 @@ def list_empad(path: str) -> list[Candidate]:
     raw = str(Path(path).with_name(re.split(r"[\\/]", name.strip())[-1]))
     if not Path(raw).is_file():
         raise SourceError(f"{path}: the patterns are in {raw}, which is not there; copy it too")
-    f4 = np.dtype("<f4")
-    source, notes = framed(raw, 0, _ROWS * _SIZE * f4.itemsize, f4, (_SIZE, _SIZE))
+    source, notes = framed(raw, 0, _ROWS * _SIZE * 4, np.dtype("<f4"), (_SIZE, _SIZE))
     step = number(root.findtext(".//calibrated_pixelsize"))
     per_nm = step * 1e9 if step is not None else None
-    offset = -_SIZE / 2 * (per_nm or 0.0)
-    ky, kx = (calibrated(axis, _SIZE, per_nm, offset, "1/nm") for axis in ("ky", "kx"))
+    ky, kx = (
+        calibrated(axis, _SIZE, per_nm, -_SIZE / 2 * (per_nm or 0.0), "1/nm")
+        for axis in ("ky", "kx")
+    )
     scan, words = None, ""
     if root.find(".//scan_parameters/series_count") is None:  # else patterns at one place
-        scan, words = _chosen(_sizes(root, raw), source.shape[0])
+        scan, words = _scan(root, raw, source.shape[0])
+
+    def lookup(place: str) -> tuple[str | None, None]:
+        """The text of an element, or its attribute where the last name begins with @."""
+        there, _, attribute = place.partition("/@")
+        found = root.find(there)
+        if found is None:
+            return None, None
+        return found.get(attribute) if attribute else found.text, None
+
     return [
         Candidate(
             "patterns",
             source,
             stack_axes(source.shape[0], ky, kx),
-            metadata=_tree(root, 0),
-            scan=None if scan is None else _calibrated(root, *scan),
-            hint="" if scan is not None else words,
+            metadata=_tree(root),
+            scan=scan,
+            hint="" if scan else words,
             notes=(
                 *notes,
-                *((words,) if scan is not None and words else ()),
+                *((words,) if scan and words else ()),
                 f"patterns of {Path(raw).name}; rows 128 and 129 are not image, left out",
             ),
             files=(raw,),
-            about=stated("EMPAD", lambda place: (_text(root, place), None)),
+            about=stated("EMPAD", lookup),
         )
     ]
 
@@ -71,10 +78,8 @@ def xml_of_raw(path: str) -> str | None:
     """The EMPAD's .xml that names this .raw: of the same name, or another one in the folder."""
     raw = Path(path)
     for xml in (raw.with_suffix(".xml"), *sorted(raw.parent.glob("*.xml"))[:16]):
-        if not xml.is_file():
-            continue
         try:
-            named = _parse(str(xml)).find(".//raw_file")
+            named = _parse(str(xml)).find(".//raw_file") if xml.is_file() else None
         except SourceError:
             continue
         if named is not None and (named.get("filename") or "").strip().endswith(raw.name):
@@ -92,81 +97,50 @@ def _parse(path: str) -> ET.Element:
         raise SourceError(f"{path}: not readable XML: {error}") from error
 
 
-def _sizes(root: ET.Element, raw: str) -> dict[str, tuple[int, int]]:
-    """Every (scan_y, scan_x) that is stated, by its place: the .xml has the sizes of both modes, not which was used."""
+def _scan(root: ET.Element, raw: str, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
+    """The scan of ``n`` patterns in nm, and a note on other sizes that are stated; a hint when several remain.
+
+    The .xml has the sizes of both modes, not which was used. Of the sizes that fit, the scan is the only one, or the one
+    in the name of the .raw that the .xml confirms.
+    """
     stated = {"pix_y and pix_x": (root.findtext("pix_y"), root.findtext("pix_x"))}
     for mode in ("acquire", "search"):
         scan = root.find(f".//scan_parameters[@mode='{mode}']")
         if scan is not None:
             sizes = (scan.findtext("scan_resolution_y"), scan.findtext("scan_resolution_x"))
             stated[f"the mode {mode}"] = sizes
-    if in_name := _SCAN_IN_NAME.search(raw):
+    if in_name := re.search(r"_x(\d+)_y(\d+)\.raw$", raw, re.IGNORECASE):
         stated[_NAME] = (in_name[2], in_name[1])
-    axes = ((where, scan_axes(*sizes)) for where, sizes in stated.items())
-    return {where: (pair[0].size, pair[1].size) for where, pair in axes if pair is not None}
-
-
-def _chosen(stated: dict[str, tuple[int, int]], n: int) -> tuple[tuple[int, int] | None, str]:
-    """The scan of ``n`` patterns, and a note on other sizes that are stated.
-
-    Of the sizes that fit, the only one, or the one in the name of the .raw that the .xml confirms; None when several
-    remain.
-
-    Examples
-    --------
-    >>> _chosen({"the mode acquire": (4, 1), "the mode search": (1, 4), "the name of the .raw": (1, 4)}, 4)
-    ((1, 4), 'the scan is 1 x 4 by the mode search and the name of the .raw, not 4 x 1 by the mode acquire')
-    >>> _chosen({"the mode acquire": (4, 1), "the mode search": (1, 4)}, 4)
-    (None, '[1, 4] by the mode search or [4, 1] by the mode acquire')
-    """
-    by_scan: dict[tuple[int, int], list[str]] = {}
-    for where, scan in stated.items():
-        by_scan.setdefault(scan, []).append(where)
-    fitting = [scan for scan in by_scan if scan[0] * scan[1] == n]
-    confirmed = [scan for scan in fitting if _NAME in by_scan[scan] and len(by_scan[scan]) > 1]
-    left = confirmed or fitting or ([stated[_NAME]] if _NAME in stated else list(by_scan))
+    places: dict[tuple[int, int], list[str]] = {}
+    for place, (height, width) in stated.items():
+        if (axes := scan_axes(height, width)) is not None:
+            places.setdefault((axes[0].size, axes[1].size), []).append(place)
+    named = [sizes for sizes in places if _NAME in places[sizes]]
+    fitting = [sizes for sizes in places if sizes[0] * sizes[1] == n]
+    confirmed = [sizes for sizes in fitting if sizes in named and len(places[sizes]) > 1]
+    left = confirmed or fitting or named or list(places)
     if len(left) != 1:
-        words = (f"{list(scan)} by {' and '.join(by_scan[scan])}" for scan in sorted(left))
+        words = (f"{list(sizes)} by {' and '.join(places[sizes])}" for sizes in sorted(left))
         return None, " or ".join(words)
-    [scan] = left
-    others = [
-        f"{by(other)} by {' and '.join(where)}" for other, where in by_scan.items() if other != scan
-    ]
-    if not others:
-        return scan, ""
-    return (
-        scan,
-        f"the scan is {by(scan)} by {' and '.join(by_scan[scan])}, not {' or '.join(others)}",
-    )
-
-
-def _calibrated(root: ET.Element, n_y: int, n_x: int) -> tuple[Axis, Axis] | None:
-    """The axes of the scan, in nm where the .xml has the field of view."""
+    n_y, n_x = left[0]
+    by_place = {sizes: f"{by(sizes)} by {' and '.join(where)}" for sizes, where in places.items()}
+    note = f"the scan is {by_place.pop((n_y, n_x))}, not {' or '.join(by_place.values())}"
+    steps: list[float] = []
     field = root.find(".//optics.get_full_scan_field_of_view")
-    if field is not None:
-        meters = [number(word) for word in re.findall(r"[-+.\deE]+", field.text or "")]
-        if len(meters) == 2 and None not in meters:
-            steps = (float(m or 0) * 1e9 / n for m, n in zip(meters, (n_y, n_x), strict=True))
-            return scan_axes(n_y, n_x, *steps, units="nm")
+    meters = [
+        number(word) for word in re.findall(r"[-+.\deE]+", getattr(field, "text", None) or "")
+    ]
     # of the longer side, and multiplied by a factor that belongs to the camera only
     wide = number(root.findtext(".//full_scan_field_of_view/x"))
     factor = number(root.findtext(".//full_scan_field_of_view/scale_factor"))
-    if wide and factor:
-        step = wide / factor / max(n_y, n_x) * 1e9
-        return scan_axes(n_y, n_x, step, step, units="nm")
-    return scan_axes(n_y, n_x)
+    if len(meters) == 2 and None not in meters:
+        steps = [float(m or 0) * 1e9 / size for m, size in zip(meters, (n_y, n_x), strict=True)]
+    elif wide and factor:
+        steps = [wide / factor / max(n_y, n_x) * 1e9] * 2
+    return scan_axes(n_y, n_x, *steps, units="nm"), note if by_place else ""
 
 
-def _text(root: ET.Element, place: str) -> str | None:
-    """The text of an element, or its attribute where the last name begins with @."""
-    path, _, attribute = place.partition("/@")
-    found = root.find(path)
-    if found is None:
-        return None
-    return found.get(attribute) if attribute else found.text
-
-
-def _tree(element: ET.Element, level: int) -> Any:
+def _tree(element: ET.Element, level: int = 0) -> Any:
     """Elements as nested dictionaries."""
     children = {child.tag: _tree(child, level + 1) for child in element} if level < 12 else {}
     text = (element.text or "").strip()

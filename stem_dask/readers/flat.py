@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
 from stem_dask.readers.source import Slices, as_raw
-from stem_dask.storage.publish import named
-from stem_dask.storage.s3 import ObjectFile, at, opened_file
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import ObjectFile, at, is_url, opened_file
 
 #: bytes per request to an object store
 REQUEST_BYTES = 2**23
@@ -46,8 +45,7 @@ class FlatFile:
 
     def opened(self) -> Any:
         """The open file, for several calls of `read_into`."""
-        with named(self.path):
-            return opened_file(self.path, buffered=False)
+        return opened_file(self.path, buffered=False)
 
     def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
         """Read a part into an array of its shape and type, from an `opened` file if given."""
@@ -79,7 +77,7 @@ class FlatFile:
             indices = wanted[:1] if axis == n_outer else wanted
             first = [begin + index * stride for begin in first for index in indices]
         content = out.reshape(-1).view(np.uint8).data
-        with named(self.path), self.opened() if file is None else nullcontext(file) as there:
+        with self.opened() if file is None else nullcontext(file) as there:
             fill = self._fetch if isinstance(there, ObjectFile) else self._fill
             for i, position in enumerate(first):
                 fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
@@ -121,7 +119,7 @@ class FlatFile:
         """Scattered elements (detector first), one index of the first axis at a time to bound the mapped memory."""
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         need = self.offset + self.shape[0] * row
-        with named(self.path), self.opened() as file:
+        with self.opened() as file:
             if (size := os.fstat(file.fileno()).st_size) < need:
                 raise self._cut(size, need)
             for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
@@ -194,7 +192,7 @@ class FramedFile:
                 there = range(some.start - start, some.stop - start, some.step)
                 self._from_store(run, there, part, out[first:last])
                 continue
-            with named(run.path), open(run.path, "rb", buffering=0) as file:
+            with translate(SourceError, run.path), open(run.path, "rb", buffering=0) as file:
                 for i in range(first, last):
                     target = out[i] if as_stored else lines
                     file.seek(run.offset + (frames[i] - start) * run.stride + skipped)
@@ -298,7 +296,7 @@ def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
         When one of them does not: a size in the header is wrong, and patterns would be shifted against each other.
     """
     run = source.runs[0]
-    with named(run.path), opened_file(run.path) as file:
+    with translate(SourceError, run.path), opened_file(run.path) as file:
         for i in {min(1, run.count - 1), run.count - 1}:
             place = run.offset - lead + i * run.stride
             file.seek(place)

@@ -18,6 +18,11 @@ NOT_READ = "Python objects, which are never read"
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 
 
+def as_bytes(name: str) -> bytes:
+    """A name as stored in the file; those that are not UTF-8 are escaped by ``surrogateescape``."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def attributes_of(item: Any) -> dict[str, Any]:
     """Attributes of a group or dataset; unreadable ones are replaced by a text."""
     found = {}
@@ -49,12 +54,10 @@ def is_safe(dtype: np.dtype) -> bool:
         return is_safe(dtype.base)
     if dtype.fields is not None:
         return all(is_safe(field[0]) for field in dtype.fields.values())
-    if dtype.kind != "O":
-        return True
-    lists = h5py.check_vlen_dtype(dtype)
-    if lists is not None:
+    if (lists := h5py.check_vlen_dtype(dtype)) is not None:
         return is_safe(np.dtype(lists))
-    return h5py.check_string_dtype(dtype) is not None or h5py.check_ref_dtype(dtype) is not None
+    is_text, is_reference = h5py.check_string_dtype(dtype), h5py.check_ref_dtype(dtype)
+    return dtype.kind != "O" or is_text is not None or is_reference is not None
 
 
 def member(group: Any, path: str, kind: type) -> Any:
@@ -82,22 +85,21 @@ def tree_of(group: Any, level: int = 0, without: tuple[str, ...] = ()) -> dict[s
         # h5py cannot look up links whose names are not UTF-8 (bytes)
         if isinstance(name, bytes) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
+        item = group[name]
         if name in without:
             continue
-        item = group[name]
         if isinstance(item, h5py.Group) and level < _MOST_LEVELS:
             tree[plain_name(name)] = tree_of(item, level + 1)
         elif isinstance(item, h5py.Dataset):
-            n = 0 if item.size is None else item.size
-            short = item.size is not None and n <= _MOST_ELEMENTS and n * item.dtype.itemsize <= _MOST_BYTES  # fmt: skip
-            left = f"{n:,} values, left in the input file" if is_safe(item.dtype) else NOT_READ
-            tree[plain_name(name)] = _stored(item) if short and left != NOT_READ else left
+            n = item.size or 0
+            if not is_safe(item.dtype):
+                found: Any = NOT_READ
+            elif item.size is None or n > _MOST_ELEMENTS or n * item.dtype.itemsize > _MOST_BYTES:
+                found = f"{n:,} values, left in the input file"
+            else:
+                found = _decoded(np.asarray(item[...]).tolist())
+            tree[plain_name(name)] = found
     return tree
-
-
-def _stored(dataset: Any) -> Any:
-    """The numbers or the text of a small dataset."""
-    return _decoded(np.asarray(dataset[...]).tolist())
 
 
 def _decoded(value: Any) -> Any:
@@ -117,23 +119,22 @@ def plain_name(name: str) -> str:
 
 def plain_value(value: Any) -> Any:
     """An attribute before `stem_dask.core.metadata.hdf5_tree`."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str) and value == "_None_":
-        return None
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str) and value.startswith("["):  # lists of texts are JSON
         try:
             return json.loads(value)
         except ValueError:
             return value
-    return value
+    return None if isinstance(value, str) and value == "_None_" else value
 
 
 # --- names and scales of axes (h5py's ``dims`` crashes the process if these attributes are damaged) ---
 
 
-def labels(data: Any) -> tuple[str, ...]:
+def names_of(data: Any, *attrs: Mapping[str, Any]) -> tuple[str, ...]:
     """The name of each axis of a dataset, or "".
+
+    From HDF5's labels, or from the attribute ``axes`` of NeXus in ``attrs`` of the dataset and its group.
 
     Examples
     --------
@@ -141,19 +142,16 @@ def labels(data: Any) -> tuple[str, ...]:
     >>> with h5py.File("of.h5", "w", driver="core", backing_store=False) as file:
     ...     data = file.create_dataset("scan", (2, 3), "u2")
     ...     data.dims[1].label = "kx"
-    ...     labels(data)
+    ...     names_of(data)
     ('', 'kx')
     """
-    stored = _one_an_axis(data, "DIMENSION_LABELS")
-    if stored is None or not all(isinstance(text, (str, bytes)) for text in stored):
-        return ("",) * data.ndim
-    return tuple(text_of(text) for text in stored)
-
-
-def names_of(data: Any, *attrs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of axes by HDF5's labels, or by the attribute ``axes`` of NeXus in ``attrs`` of the dataset and its group."""
-    if any(found := labels(data)):
-        return found
+    labels = _one_an_axis(data, "DIMENSION_LABELS")
+    if (
+        labels is not None
+        and all(isinstance(text, (str, bytes)) for text in labels)
+        and any(labels)
+    ):
+        return tuple(text_of(text) for text in labels)
     for attributes in attrs:
         axes = attributes.get("axes")
         if isinstance(axes, np.ndarray) and axes.shape == (data.ndim,):
@@ -178,10 +176,8 @@ def first_scale(data: Any, i: int) -> Any:
 def _one_an_axis(data: Any, name: str) -> Any:
     """An attribute with one value per axis; None if it is missing, of another shape, or unreadable."""
     try:
-        if name not in data.attrs:
-            return None
-        stored = data.attrs.get_id(name)
-        if stored.shape != (data.ndim,) or not is_safe(stored.dtype):
+        stored = data.attrs.get_id(name) if name in data.attrs else None
+        if stored is None or stored.shape != (data.ndim,) or not is_safe(stored.dtype):
             return None
         return data.attrs[name]
     except (OSError, RuntimeError, TypeError, ValueError, KeyError):

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
-from stem_dask.core.metadata import whole
+from stem_dask.core.metadata import stated, whole
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
-from stem_dask.readers.flat import FramedFile, framed, refuse_sheared
+from stem_dask.readers.flat import framed, refuse_sheared
 from stem_dask.readers.source import (
     Candidate,
     Slices,
@@ -29,22 +28,18 @@ from stem_dask.readers.source import (
 )
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
-from stem_dask.storage.s3 import at, opened_file
+from stem_dask.storage.location import at, opened_file
 
 _FIRST = 384  # bytes of the shortest header; longer ones state their length
 
-_DTYPES = {"U08": "u1", "U16": ">u2", "U32": ">u4"}
+#: types of the counts, and in the raw mode (R64) by bits of the counters
+_DTYPES, _RAW = {"U08": "u1", "U16": ">u2", "U32": ">u4"}, {1: "u1", 6: "u1", 12: ">u2", 24: ">u2"}
 
-#: types in the raw mode, by bits of the counters
-_RAW = {1: "u1", 6: "u1", 12: ">u2", 24: ">u2"}
+#: the first words of a pattern's header
+_NAMES = ("identifier", "number", "header bytes", "chips", "width", "height", "type", "layout", "chip select",
+          "time", "exposure (s)", "counter", "colour", "gain")  # fmt: skip
 
 _ROWS = "rows are in the order of the file; RosettaSciIO and HyperSpy flip them, as input.flip: true does"
-
-#: time of a pattern in the longer headers, in UTC
-_STAMP = re.compile(r"\d{4}-\d{2}-\d{2}T[\d:.]+Z")
-
-#: position of the counter's number in a pattern's header
-_COUNTER = 11
 
 _QUAD = "raw counts of 2x2 chips are arranged as Merlin does with Raw Mode off; pyxem shows them rotated by 180°"
 
@@ -93,14 +88,14 @@ class QuadCounts(Wrapped):
         _, height, width = self.source.shape
         size = width // 4
         frames = range(*part[0].indices(self.shape[0]))
-        whole = np.empty((2 * height, 2 * size), self.dtype)
-        out = np.empty((len(frames), *whole[part[1:]].shape), self.dtype)
+        pattern = np.empty((2 * height, 2 * size), self.dtype)
+        out = np.empty((len(frames), *pattern[part[1:]].shape), self.dtype)
         for target, i in zip(out, frames, strict=True):  # one by one: no second copy of the block
             (row,) = self.source[(slice(i, i + 1), slice(0, height), slice(0, width))]
             lower_right, lower_left, upper_right, upper_left = np.split(row, 4, axis=1)
-            whole[:height, :size], whole[:height, size:] = upper_left, upper_right
-            whole[height:, :size], whole[height:, size:] = lower_left[::-1, ::-1], lower_right[::-1, ::-1]  # fmt: skip
-            target[...] = whole[part[1:]]
+            pattern[:height] = np.hstack([upper_left, upper_right])
+            pattern[height:] = np.hstack([lower_right, lower_left])[::-1, ::-1]
+            target[...] = pattern[part[1:]]
         return out
 
 
@@ -145,33 +140,67 @@ def list_mib(path: str) -> list[Candidate]:
         raise SourceError(
             f"{path}: not a Merlin .mib file: it begins with {words[0][:12]!r}, where MQ1 was expected"
         )
-    length, width, height = (_size(path, words, i) for i in (2, 4, 5))
+    length, width, height = (whole(words[i]) or 0 for i in (2, 4, 5))
+    if length < _FIRST or not width or not height or max(length, width, height) > 1 << 16:
+        raise SourceError(
+            f"{path}: the Merlin header states {words[2][:12]!r} bytes, a width of {words[4][:12]!r} and a height of "
+            f"{words[5][:12]!r}; it is damaged"
+        )
     kind = words[6].strip()
-    source: Source
+    bits, dtype, rows, columns, quad = 0, np.dtype(_DTYPES.get(kind, "u1")), height, width, False
     if kind == "R64":
-        source, notes = _raw(path, words, length, height, width)
-    elif kind in _DTYPES:
-        dtype = np.dtype(_DTYPES[kind])
-        stride = length + width * height * dtype.itemsize
-        stored, notes = framed(path, 0, stride, dtype, (height, width), lead=length)
-        refuse_sheared(stored, length, b"MQ1,")
-        source = stored
-    else:
+        bits, quad = _raw_mode(path, words, length, height, width)
+        dtype = np.dtype(_RAW[bits])
+        # of 24 bits the header states both halves side by side; they are stored one after the other
+        rows, columns = (2 * height, width // 2) if bits == 24 else (height, width)
+        columns //= 8 if bits == 1 else 1
+    elif kind not in _DTYPES:
         raise SourceError(
             f"{path}: the counts are stored as {kind[:12]!r}; of Merlin's modes {', '.join(_DTYPES)} and R64 can be read"
         )
+    stride = length + rows * columns * dtype.itemsize
+    stored, notes = framed(path, 0, stride, dtype, (rows, columns), lead=length)
+    refuse_sheared(stored, length, b"MQ1,")
+    source: Source = RawCounts(stored, bits) if bits else stored
+    if bits == 24:
+        source = LongCounts(source)
+    elif quad:
+        source, notes = QuadCounts(source), (*notes, _QUAD)
     header: dict[str, Any] = {
         "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
     }
-    stamp = _STAMP.search(",".join(words))
+    # the time in the longer headers is in UTC
+    stamp = re.search(r"\d{4}-\d{2}-\d{2}T[\d:.]+Z", ",".join(words))
     about = stated("Merlin", {**header, "timestamp": stamp[0] if stamp else "".join(words[9:10])})
-    scan, files = None, tuple[str, ...]()
-    stem = path[: -len(Path(path).suffix)]  # of a URL, too
-    settings = next((stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file()), None)
-    if settings is not None:
-        files = (settings,)
-        header["hdr"] = _settings(side_text(settings))
-        scan = _scan(header["hdr"])
+    with opened_file(path) as file:
+        file.seek(stride)
+        second = file.read(_FIRST).decode("latin-1").split(",")
+    counters = [
+        one[11].strip() if len(one) > 11 and one[0] == "MQ1" else "" for one in (words, second)
+    ]
+    found = [("patterns", source)]
+    if sorted(counters) == ["0", "1"]:  # patterns of two counters alternate
+        all_of = slice(None)
+        found = [
+            (f"counter {counter}", View.of(source).select(slice(i, None, 2), all_of, all_of))
+            for i, counter in enumerate(counters)
+        ]
+    scan, stem = None, path[: -len(Path(path).suffix)]  # of a URL, too
+    files = tuple(stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file())[:1]
+    if files:
+        header["hdr"] = settings = dict[str, str]()
+        for line in side_text(
+            files[0]
+        ).splitlines():  # name:<tab>value; the first of two names counts
+            name, tab, value = line.partition("\t")
+            if tab and not name.startswith(("HDR", "End")):
+                settings.setdefault(name.strip().rstrip(":"), value.strip())
+        scan = scan_axes(settings.get("ScanY"), settings.get("ScanX"))
+        frames = whole(settings.get("Frames in Acquisition (Number)"))
+        n = whole(settings.get("Frames per Trigger (Number)"))
+        # one frame per trigger does not tell the length of a line
+        if not {"ScanX", "ScanY"} <= settings.keys() and frames and n and n > 1:
+            scan = scan_axes(frames // n, n) if frames % n == 0 else None
     return [
         Candidate(
             name,
@@ -183,100 +212,27 @@ def list_mib(path: str) -> list[Candidate]:
             files=files,
             about=about,
         )
-        for name, one in _by_counter(path, words, source)
+        for name, one in found
     ]
 
 
-def _by_counter(path: str, words: list[str], source: Source) -> list[tuple[str, Source]]:
-    """The patterns, or those of each counter where they alternate."""
-    stored = source
-    while isinstance(stored, Wrapped):
-        stored = stored.source
-    assert isinstance(stored, FramedFile)
-    run = stored.runs[0]
-    with opened_file(path) as file:
-        file.seek(run.stride)
-        second = file.read(_FIRST).decode("latin-1").split(",")
-    if len(second) <= _COUNTER or len(words) <= _COUNTER or second[0] != "MQ1":
-        return [("patterns", source)]
-    counters = [header[_COUNTER].strip() for header in (words, second)]
-    if sorted(counters) != ["0", "1"]:
-        return [("patterns", source)]
-    whole = slice(None)
-    return [
-        (f"counter {counter}", View.of(source).select(slice(i, None, 2), whole, whole))
-        for i, counter in enumerate(counters)
-    ]
-
-
-def _raw(
+def _raw_mode(
     path: str, words: list[str], length: int, height: int, width: int
-) -> tuple[Source, tuple[str, ...]]:
-    """The patterns of the raw mode; the last word of the header is the number of bits of a counter."""
+) -> tuple[int, bool]:
+    """Bits of a counter, the last word of the header, and whether there are 2x2 chips."""
     header = header_of(path, length, "a Merlin pattern").decode("latin-1")
     stripped = [word.strip("\0 \r\n") for word in header.split(",")]
-    bits = whole([word for word in stripped if word][-1])
+    bits = whole([word for word in stripped if word][-1]) or 0
     layout, chips = words[7].strip(), whole(words[3])
-    quad = (chips, layout.rstrip("G")) == (4, "2x2") and width == 4 * height
+    quad = (chips, layout.rstrip("G")) == (4, "2x2") and width == 4 * height and bits != 24
     single = (chips, layout.rstrip("G")) == (1, "1x1") and not (bits == 24 and width % 2)
-    if bits not in _RAW or not (single or (quad and bits != 24)):
+    # a row of a chip is a whole number of words of 64 bits
+    row = width // (4 if quad else 2 if bits == 24 else 1)
+    in_word = 64 if bits == 1 else 8 // np.dtype(_RAW.get(bits, "u1")).itemsize
+    if bits not in _RAW or not (single or quad) or row % in_word:
         raise SourceError(
             f"{path}: raw counts (R64) of {bits or 'unknown'} bits from {one_line(words[3])[:4]} chips ({one_line(layout)[:8]}), "
             f"{by((height, width))}: of the raw mode, 1, 6, 12 and 24 bits of a single chip and 1, 6 and 12 bits of 2x2 chips "
-            "can be read; record again with Raw Mode off"
+            f"can be read, in rows of a multiple of {in_word} pixels; record again with Raw Mode off"
         )
-    if (
-        bits == 24
-    ):  # the header states both halves side by side; they are stored one after the other
-        height, width = 2 * height, width // 2
-    dtype = np.dtype(_RAW[bits])
-    in_word = 64 if bits == 1 else 8 // dtype.itemsize
-    row = width // 4 if quad else width
-    if row % in_word:
-        raise SourceError(
-            f"{path}: rows of {row:,} pixels are no whole words of {in_word} pixels, as the raw mode (R64) of "
-            f"{bits} bits has them; the header is damaged"
-        )
-    columns = width // 8 if bits == 1 else width
-    stride = length + height * columns * dtype.itemsize
-    stored, notes = framed(path, 0, stride, dtype, (height, columns), lead=length)
-    refuse_sheared(stored, length, b"MQ1,")
-    counts = RawCounts(stored, bits)
-    if bits == 24:
-        return LongCounts(counts), notes
-    return (QuadCounts(counts), (*notes, _QUAD)) if quad else (counts, notes)
-
-
-#: the first words of a pattern's header
-_NAMES = ("identifier", "number", "header bytes", "chips", "width", "height", "type", "layout", "chip select",
-          "time", "exposure (s)", "counter", "colour", "gain")  # fmt: skip
-
-
-def _size(path: str, words: list[str], i: int) -> int:
-    size = whole(words[i])
-    if size is None or size > 1 << 16 or (i == 2 and size < _FIRST):
-        raise SourceError(
-            f"{path}: the Merlin header states {words[i][:12]!r} for {_NAMES[i]}; it is damaged"
-        )
-    return size
-
-
-def _settings(text: str) -> dict[str, str]:
-    """Lines of ``name:<tab>value``; the first of two equal names counts."""
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        name, tab, value = line.partition("\t")
-        if tab and not name.startswith(("HDR", "End")):
-            found.setdefault(name.strip().rstrip(":"), value.strip())
-    return found
-
-
-def _scan(settings: dict[str, Any]) -> tuple[Axis, Axis] | None:
-    """The scan of a .hdr; one frame per trigger does not tell the length of a line."""
-    if "ScanX" in settings and "ScanY" in settings:
-        return scan_axes(settings["ScanY"], settings["ScanX"])
-    frames = whole(settings.get("Frames in Acquisition (Number)"))
-    line = whole(settings.get("Frames per Trigger (Number)"))
-    if frames is None or line is None or line == 1 or frames % line:
-        return None
-    return scan_axes(frames // line, line)
+    return bits, quad

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from stem_dask.core.errors import SourceError, translate_os_errors
+from stem_dask.core.errors import SourceError
+from stem_dask.core.metadata import original, to_json
 from stem_dask.core.model import Axis, SourceInfo
 from stem_dask.core.text import by
 from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
@@ -19,9 +20,9 @@ from stem_dask.readers.containers import can_be_quoted
 from stem_dask.readers.formats import open_file
 from stem_dask.readers.layout import Arranged, Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
-from stem_dask.readers.source import Candidate, Source, Wrapped, identity, plain
+from stem_dask.readers.source import Candidate, Source, Wrapped, identity
 from stem_dask.readers.views import View
-from stem_dask.storage.errors import one_line
+from stem_dask.storage.errors import one_line, translate
 
 _MOST_LISTED = 12  # arrays that a message names
 
@@ -58,7 +59,7 @@ class Found:
         """
         path, size, modified = self.identity
         try:
-            with translate_os_errors(SourceError):
+            with translate(SourceError):
                 _, size_now, modified_now = identity(path, *self.files)
         except SourceError as error:
             raise SourceError(
@@ -128,7 +129,7 @@ def find(
         stored_shape=chosen.source.shape,
         chunks=chosen.chunks if view.source is chosen.source else None,
         notes=view.notes,
-        metadata=plain(chosen.metadata),
+        metadata=original(chosen.metadata or {}),
         about=_about(chosen.about or {}),
     )
     valid = _valid(name, chosen, geometry, view.source.shape[:-2])
@@ -147,7 +148,7 @@ def _about(about: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON; the metadata of a signal are JSON already, and keep their long texts."""
     kept = {"metadata": about["metadata"]} if about.get("metadata") else {}
     return {
-        **plain({k: v for k, v in about.items() if k != "metadata" and v not in _NOTHING}),
+        **to_json({k: v for k, v in about.items() if k != "metadata" and v not in _NOTHING}),
         **kept,
     }
 
@@ -242,7 +243,7 @@ def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> 
     """The array of an HDF5 file behind a link, as in NeXus files."""
     if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
         return None
-    from stem_dask.readers.hdf5_links import name_behind
+    from stem_dask.readers.hdf5 import name_behind
 
     found = name_behind(name, dataset, [c.name for c in candidates])
     return next((c for c in candidates if c.name == found), None)

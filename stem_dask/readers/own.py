@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import checked, of_signal
-from stem_dask.core.metadata import number, text_of
+from stem_dask.core.metadata import checked, number, of_signal, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
 from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
 from stem_dask.readers.hdf5_metadata import (
     attributes_of,
-    labels,
     member,
+    names_of,
     plain_name,
     plain_value,
     tree_of,
@@ -162,7 +161,7 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
     positions = None
     if attributes(f"{_OWN}/valid") is not None:
         name = f"{signal}/{_OWN}/valid"
-        with translate(f"{path}: {name} cannot be read"):
+        with translate(SourceError, path, f"{name} cannot be read"):
             valid: Any = zarr.open_array(zarr_store(path), path=name, mode="r")
         if valid.shape == data.shape[:-2]:
             positions = ZarrArray(path, name, np.dtype(valid.dtype), valid.shape)
@@ -179,7 +178,7 @@ def _zarr_attributes(store: str, name: str) -> dict[str, Any] | None:
     for file in (folder / ".zattrs", folder / "zarr.json"):
         if file.is_symlink() or not file.is_file():
             continue
-        with translate(f"{store}: the attributes in {file} cannot be read"):
+        with translate(SourceError, store, f"the attributes in {file} cannot be read"):
             found = json.loads(side_text(str(file)))
             found = found.get("attributes", {}) if file.name == "zarr.json" else found
             return found if isinstance(found, dict) else {}
@@ -211,7 +210,7 @@ def _small_array(store: str, name: str) -> Any:
 
     from stem_dask.storage.zarr_guard import HostileStoreError
 
-    with translate(f"{store}: {name} cannot be read"):
+    with translate(SourceError, store, f"{name} cannot be read"):
         try:
             array = zarr.open_array(zarr_store(store), path=name, mode="r")
         except HostileStoreError:
@@ -247,7 +246,7 @@ def is_h5(file: Any) -> bool:
     import h5py
 
     patterns = member(file, "patterns", h5py.Dataset)
-    return patterns is not None and labels(patterns) in OUR_DIMS
+    return patterns is not None and names_of(patterns) in OUR_DIMS
 
 
 def of_h5(path: str, file: Any) -> dict[str, Any]:

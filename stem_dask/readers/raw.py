@@ -15,7 +15,7 @@ from stem_dask.readers.flat import FlatFile, FramedFile, Run
 from stem_dask.readers.sizes import scan_ways
 from stem_dask.readers.source import Candidate, Source, bytes_behind
 from stem_dask.readers.views import ScanOfList
-from stem_dask.storage.s3 import at
+from stem_dask.storage.location import at
 
 _CHECK = "check input.shape, input.dtype and input.offset"
 

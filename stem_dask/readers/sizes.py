@@ -5,7 +5,7 @@ Each proposal gives exactly the right number of bytes and patterns.
 
 from stem_dask.readers.flat import FlatFile, FramedFile, Run
 from stem_dask.readers.source import Source, Wrapped, as_raw
-from stem_dask.storage.s3 import at
+from stem_dask.storage.location import at
 
 
 def scan_ways(

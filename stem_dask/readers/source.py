@@ -11,13 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.metadata import number, text_of, whole
+from stem_dask.core.metadata import number, whole
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.core.text import by
-from stem_dask.storage.s3 import at, opened_file
-
-#: bounds of the metadata that are kept: entries, characters of a text, items of a list, levels
-_MOST_ENTRIES, _MOST_TEXT, _MOST_ITEMS, _MOST_LEVELS = 2000, 1000, 64, 16
+from stem_dask.storage.location import at, opened_file
 
 #: larger text files of settings are refused
 MOST_HEADER_BYTES = 4 << 20
@@ -230,50 +227,6 @@ def side_text(path: str) -> str:
         return text
     except FileNotFoundError as error:
         raise SourceError(f"{path}: there is no such file; copy it with the data") from error
-
-
-def plain(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata as JSON of bounded size; ``"left out"`` counts the entries that were dropped.
-
-    Examples
-    --------
-    >>> plain({"a": np.float32(0.5), "b": b"text", "c": (1, {2}), "d": float("nan")})
-    {'a': 0.5, 'b': 'text', 'c': [1, '{2}'], 'd': 'nan'}
-    """
-    left = [_MOST_ENTRIES, 0]
-    kept = _plain(metadata or {}, left, 0)
-    if left[1]:
-        kept["left out"] = left[1]
-    return kept if isinstance(kept, dict) else {}
-
-
-def _plain(value: Any, left: list[int], level: int) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace").rstrip("\x00")
-    if isinstance(value, str):
-        value = text_of(value)
-    if isinstance(value, np.ndarray):
-        value = value[:_MOST_ITEMS].tolist() if value.ndim == 1 else str(value.shape)
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if level >= _MOST_LEVELS and isinstance(value, Mapping | list | tuple):
-        return "…"
-    if isinstance(value, Mapping):
-        kept = {}
-        for key, item in value.items():
-            if left[0] <= 0:
-                left[1] += 1
-                continue
-            left[0] -= 1
-            kept[text_of(key)[:_MOST_TEXT]] = _plain(item, left, level + 1)
-        return kept
-    if isinstance(value, list | tuple):
-        return [_plain(item, left, level + 1) for item in value[:_MOST_ITEMS]]
-    return str(value)[:_MOST_TEXT]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FramedFile, Run
 from stem_dask.readers.source import Candidate, Slices, Source, scan_axes, stack_axes
 from stem_dask.storage.errors import COPY, translate
-from stem_dask.storage.publish import named
 
 if TYPE_CHECKING:
     import tifffile
@@ -62,9 +61,9 @@ class TiffPages:
         frames = range(*part[0].indices(self.count))
         shape = (len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True))
         out = np.empty(tuple(shape), self.dtype)
-        with named(self.path), open(self.path, "rb") as stream:
+        with translate(SourceError, self.path), open(self.path, "rb") as stream:
             last, pixels = -1, np.empty(0)
-            with translate(f"{self.path} has changed or is damaged"):
+            with translate(SourceError, self.path, "it has changed or is damaged"):
                 pages = tifffile.TiffFile(stream).pages
             for target, frame in zip(out, frames, strict=True):
                 number, plane = divmod(frame, self.planes)
@@ -75,7 +74,7 @@ class TiffPages:
 
     def _decoded(self, pages: tifffile.TiffPages, number: int) -> NDArray:
         """The patterns (planes, ky, kx) of a page."""
-        with translate(f"{self.path}: page {number + 1:,} cannot be decoded"):
+        with translate(SourceError, self.path, f"page {number + 1:,} cannot be decoded"):
             pixels = pages[number].asarray(maxworkers=1)
         wanted = (self.planes, *self.frame_shape)
         if pixels.size != prod(wanted) or pixels.dtype != self.dtype:
@@ -96,7 +95,7 @@ def list_tiff(path: str) -> list[Candidate]:
     """
     import tifffile
 
-    with open(path, "rb") as stream, translate(f"{path}: not a readable TIFF file"):
+    with open(path, "rb") as stream, translate(SourceError, path, "not a readable TIFF file"):
         file = tifffile.TiffFile(stream)
         first = file.pages.first
         shaped = next(iter(file.shaped_metadata or ()), {}).get("shape", ())

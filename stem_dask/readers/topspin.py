@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import stated
+from stem_dask.core.metadata import stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.arrays import hdf5_file, opened_hdf5
 from stem_dask.readers.hdf5_metadata import is_safe
@@ -46,11 +46,11 @@ class PatternGroups:
         out = np.empty((len(numbers), len(rows), len(columns)), self.dtype)
         if out.size == 0:
             return out
-        what = f"{self.path}: patterns of {self.group} cannot be read"
-        with translate(what, retried=True), hdf5_file(self.path) as file:
+        what = f"patterns of {self.group} cannot be read"
+        with translate(SourceError, self.path, what), hdf5_file(self.path) as file:
             for pattern, i in zip(out, numbers, strict=True):
                 with translate(
-                    f"{self.path}: pattern {i} of {self.group} cannot be read", retried=True
+                    SourceError, self.path, f"pattern {i} of {self.group} cannot be read"
                 ):
                     data = file[f"{self.group}/{i}/Data"]
                     if data.shape != self.shape[1:] or data.dtype != self.dtype:

@@ -15,7 +15,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.kernels.transpose import gathering, patterns_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Slices, Source, Wrapped
-from stem_dask.storage.errors import present
+from stem_dask.storage.errors import path_of, translate
 
 #: order of axes that makes (scan_y, scan_x, ky, kx) of (ky, kx, scan_y, scan_x)
 DETECTOR_FIRST = (2, 3, 0, 1)
@@ -198,7 +198,7 @@ class Indexed(Wrapped):
                 axes.append((axis, range(size)[k]))
             else:
                 fixed.append((axis, int(k)))
-        with present(self.source):
+        with translate(SourceError, path_of(self.source)):
             return View(self.source, tuple(axes), tuple(fixed))[(slice(None),) * len(axes)]
 
 

@@ -29,8 +29,7 @@ from stem_dask.readers.containers import ZARR_ROOTS
 from stem_dask.readers.source import packed
 from stem_dask.readers.zarr_chunks import expect_codecs_of_numcodecs, refuse_outside
 from stem_dask.storage.errors import one_line, translate
-from stem_dask.storage.s3 import at
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import at, is_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: where HyperSpy puts its signals; below each are groups and arrays of metadata
@@ -53,7 +52,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
     from stem_dask.storage.zarr_guard import refuse_hostile
 
     expect_codecs_of_numcodecs()
-    with translate(f"{path}: not a readable zarr store"), _codecs_known(path):
+    with translate(SourceError, path, "not a readable zarr store"), _codecs_known(path):
         if not is_url(path) and not any(Path(path, name).exists() for name in ZARR_ROOTS):
             raise SourceError(
                 f"{path}: not a readable zarr store: it holds none of {', '.join(ZARR_ROOTS)}; copy it again from where it was written"

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError, StemDaskError
 from stem_dask.storage.errors import one_line, translate
-from stem_dask.storage.s3 import ObjectPath, at, below
-from stem_dask.storage.urls import check_path, is_url
+from stem_dask.storage.location import Location, at, check_path, is_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: chunk files with at least this many decoded bytes are read one after another
@@ -131,7 +130,7 @@ def _places_there(store: str, name: str, n_axes: int) -> Iterator[tuple[int, ...
     if not is_url(store):
         yield from _keys(folder, (), n_axes) if folder.is_dir() else ()
         return
-    for key, _ in below(str(folder)):
+    for key, _ in folder.below():
         words = re.split("[./]", key.removeprefix("c/").removeprefix("c."))
         if all(word.isdecimal() for word in words):
             yield tuple(map(int, words))
@@ -168,7 +167,7 @@ def _opened(store: str, name: str, *, whole: bool = False) -> Any:
     import zarr
 
     expect_codecs_of_numcodecs()
-    with translate(f"{store}: array {name or '/'} cannot be opened", retried=True):
+    with translate(SourceError, store, f"array {name or '/'} cannot be opened"):
         return zarr.open_array(zarr_store(store, whole=whole), path=name, mode="r")
 
 
@@ -294,7 +293,7 @@ def chunk_path(store: str, name: str, array: Any, place: Sequence[int]) -> Any:
     return at(store, name, array.metadata.encode_chunk_key(tuple(place)))
 
 
-def refuse_outside(store: str, path: Path | ObjectPath) -> None:
+def refuse_outside(store: str, path: Path | Location) -> None:
     """Refuse symbolic links out of a store: their target was not written with the store.
 
     Raises
@@ -302,7 +301,7 @@ def refuse_outside(store: str, path: Path | ObjectPath) -> None:
     SourceError
         When the path is, or lies behind, a link to another place.
     """
-    if isinstance(path, ObjectPath):  # object stores have no links
+    if isinstance(path, Location):  # object stores have no links
         return
     real, home = os.path.realpath(path), os.path.realpath(store)
     if os.path.commonpath([real, home]) != home:

@@ -13,9 +13,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from stem_dask.core.errors import StoreError
 from stem_dask.core.model import LIST_DIMS, Axis, Window
 from stem_dask.core.text import size
-from stem_dask.storage.publish import named, opened, publish, temporary
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import opened, publish, temporary
 
 #: above this many patterns, results.json omits lists with one entry per pattern
 MAX_LISTED = 100_000
@@ -372,7 +374,7 @@ def process_seconds() -> float:
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write results.json under a temporary name and publish it; NaN becomes null."""
     partial = temporary(path)
-    with named(partial), opened(partial, "w") as file:
+    with translate(StoreError, partial), opened(partial, "w") as file:
         file.write(_text(results, "") + "\n")
     publish(path)
 

@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Device, Region
-from stem_dask.core.window import check_center, radii_for_target
-from stem_dask.kernels.analysis import Analysis
-from stem_dask.kernels.gpu import analysis as analysis_on_gpu
-from stem_dask.kernels.intensity import ODD_PIXELS, add_patterns, lowest_counted, native_dtype
-from stem_dask.kernels.pixels import add_lit
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import check_device, reduced, sampled
-from stem_dask.stages.patterns import (
+from stem_dask.core.patterns import (
+    PROFILE_RADIUS,
     axis_of,
     blocks_of,
     coordinate,
@@ -27,6 +21,13 @@ from stem_dask.stages.patterns import (
     lead_dims,
     lead_shape,
 )
+from stem_dask.core.window import check_center, radii_for_target
+from stem_dask.kernels.analysis import Analysis
+from stem_dask.kernels.gpu import analysis as analysis_on_gpu
+from stem_dask.kernels.intensity import ODD_PIXELS, add_patterns, lowest_counted, native_dtype
+from stem_dask.kernels.pixels import add_lit
+from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import check_device, reduced, sampled
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -41,9 +42,6 @@ PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x")
 
 #: with center method centroid the center of mass is the center: one array for both
 COM_IS = {"com_y": "center_y", "com_x": "center_x"}
-
-#: dimension of the profiles; ``radius`` is the retention radius of each pattern
-PROFILE_RADIUS = "profile_radius"
 
 #: one array per block, and how blocks are reduced
 REDUCED = {

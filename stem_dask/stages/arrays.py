@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.instrument import of_signal
+from stem_dask.core.metadata import of_signal
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
-from stem_dask.stages.patterns import as_patterns
+from stem_dask.core.patterns import as_patterns
 
 if TYPE_CHECKING:
     import xarray as xr

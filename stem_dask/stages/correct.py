@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, ChangedBlock, is_input_left_out
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.pixels import correct_patterns, fill_bad, hot_pixels, neighbours
 from stem_dask.stages.blocks import changed, on_blocks, sampled, valid_of
-from stem_dask.stages.patterns import blocks_of, lead_shape
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:

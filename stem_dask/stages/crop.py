@@ -13,13 +13,7 @@ from stem_dask.core.batches import Block
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import as_text
 from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
-from stem_dask.core.text import by
-from stem_dask.kernels.crop import crop_patterns
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks
-from stem_dask.stages.downsample import output_shift
-from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.patterns import (
+from stem_dask.core.patterns import (
     as_patterns,
     axes_of,
     axis_of,
@@ -27,6 +21,12 @@ from stem_dask.stages.patterns import (
     lead_dims,
     lead_shape,
 )
+from stem_dask.core.text import by
+from stem_dask.kernels.crop import crop_patterns
+from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks
+from stem_dask.stages.downsample import output_shift
+from stem_dask.stages.gpu import CutOnGpu
 from stem_dask.stages.window import filled_fractions, require_computed, window_origins
 
 if TYPE_CHECKING:

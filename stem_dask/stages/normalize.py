@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.patterns import as_patterns, axes_of, blocks_of
 from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
 from stem_dask.stages.blocks import changed, reduced, valid_of
-from stem_dask.stages.patterns import as_patterns, axes_of, blocks_of
 
 if TYPE_CHECKING:
     import dask.array as da

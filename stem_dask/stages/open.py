@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from stem_dask.core.chunks import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.metadata import original
 from stem_dask.core.model import SourceInfo
+from stem_dask.core.patterns import as_patterns, lead_dims
 from stem_dask.readers.arrays import Missing
 from stem_dask.readers.batches import read_block
 from stem_dask.readers.detector_first import detector_first
@@ -27,8 +27,7 @@ from stem_dask.readers.user_calibration import with_given
 from stem_dask.readers.views import Indexed
 from stem_dask.stages.blocks import as_arrays
 from stem_dask.stages.correct import MaskFill, apply_mask, corrected, read_mask
-from stem_dask.stages.patterns import as_patterns, lead_dims
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -112,7 +111,7 @@ def about_source(info: SourceInfo) -> dict[str, Any]:
         **info.about,
         "beam_energy_kv": info.given.get("beam_energy_kv", info.about.get("beam_energy_kv")),
         "given": given,
-        "original_metadata": original(info.metadata),
+        "original_metadata": info.metadata,
     }
     moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
     if moved:  # the user states the origin

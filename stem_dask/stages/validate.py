@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
+from stem_dask.core.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
 from stem_dask.stages.arrays import patterns_of
 from stem_dask.stages.blocks import reduced
 from stem_dask.stages.crop import (
@@ -23,7 +24,6 @@ from stem_dask.stages.crop import (
     window_attrs,
 )
 from stem_dask.stages.gpu import Inside
-from stem_dask.stages.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:

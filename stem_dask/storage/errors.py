@@ -1,18 +1,26 @@
-"""Errors of libraries that read damaged files become one line for the user."""
+"""Errors of the system and of libraries become one line for the user."""
 
 import contextlib
+import errno
 import os
 import re
 import socket
 from collections.abc import Iterator
 
-from stem_dask.core.errors import SourceError, StemDaskError
-from stem_dask.storage.urls import is_url
+from stem_dask.core.errors import (
+    NO_ROOM,
+    DiskFullError,
+    SourceError,
+    StemDaskError,
+    StoreError,
+)
+from stem_dask.storage.location import is_url
 
 #: what to do about a damaged file
 COPY = "it is cut or damaged: copy it again from where it was written"
 
-_MOST_CHARACTERS = 200
+#: what to do about files that a machine does not see
+SHARED = "input and output must be in folders that all machines of the cluster share"
 
 
 def one_line(text: object) -> str:
@@ -26,60 +34,80 @@ def one_line(text: object) -> str:
     text = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "something else", str(text))
     words = "".join(c if c.isprintable() else " " for c in text).split()
     line = " ".join(words)
-    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]} …"
+    return line if len(line) <= 200 else f"{line[:200]} …"
 
 
 @contextlib.contextmanager
-def translate(what: str, remedy: str = COPY, *, retried: bool = False) -> Iterator[None]:
-    """Raise any error of a library within this context as `SourceError`: ``what (its text); remedy``.
+def translate(
+    kind: type[SourceError] | type[StoreError],
+    path: object = "",
+    what: str = "",
+    remedy: str = COPY,
+) -> Iterator[None]:
+    """Raise an error of the system or a library within this context as ``kind``, in one line that names the file.
 
-    Errors of stem_dask and MemoryError pass unchanged; with ``retried`` also OSError with an errno, which the engine
-    retries. Libraries raise many types for a damaged file: h5py KeyError, OSError, RuntimeError, TypeError and ValueError,
-    zarr's codecs SystemError too.
+    An OSError with an errno keeps it, since the engine decides by it whether to retry; a full disk is a `DiskFullError`. Errors
+    of stem_dask and MemoryError pass.
+
+    Parameters
+    ----------
+    path : file that is read or written; without one, the text of an OSError stays
+    what : what is wrong with a damaged file, for which libraries raise many types of errors (h5py KeyError, OSError,
+        RuntimeError, TypeError and ValueError, zarr's codecs SystemError too); without it, other errors than OSError pass
+    remedy : what to do about a damaged file
 
     Examples
     --------
-    >>> with translate("a.h5: damaged", "copy it again"):
+    >>> with translate(SourceError, "/", "not a readable HDF5 file"):
     ...     raise KeyError("bad object header")
     Traceback (most recent call last):
-    stem_dask.core.errors.SourceError: a.h5: damaged (bad object header); copy it again
+    stem_dask.core.errors.SourceError: /: not a readable HDF5 file (bad object header); it is cut or damaged: copy it again from where it was written
+    >>> with translate(StoreError, "scan.pt"):
+    ...     open("/no/such/folder/scan.pt.incomplete")
+    Traceback (most recent call last):
+    stem_dask.core.errors.StoreError: scan.pt cannot be written: No such file or directory
     """
     try:
         yield
-    except (StemDaskError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
-        if retried and isinstance(error, OSError) and error.errno is not None:
+        # HDF5 hides a failed write behind a RuntimeError of closing the file
+        cause = error.__context__ if isinstance(error, RuntimeError) and not what else error
+        is_input = kind is SourceError
+        if is_input and isinstance(error, OSError) and is_gone(path):
+            raise SourceError(
+                f"{path} does not exist on {socket.gethostname()}: it was moved or removed, or that machine does not share "
+                f"its folder; {SHARED}"
+            ) from error
+        if isinstance(error, StemDaskError):
             raise
-        # the text of a KeyError is in quotes
-        words = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise SourceError(
-            f"{what} ({one_line(words) or type(error).__name__}); {remedy}"
-        ) from error
+        number = cause.errno if isinstance(cause, OSError) else None
+        if what and number in (None, errno.EINVAL):  # a damaged file may name any offset
+            # the text of a KeyError is in quotes
+            words = error.args[0] if isinstance(error, KeyError) and error.args else error
+            text = f"{path}: {what} ({one_line(words) or type(error).__name__}); {remedy}"
+            raise kind(text) from error
+        if not isinstance(cause, OSError):
+            raise
+        text = str(cause)
+        if path:
+            why = one_line(cause) if number is None else os.strerror(number)
+            text = f"{path} cannot be {'read' if is_input else 'written'}: {why}"
+        full = not is_input and number in NO_ROOM
+        translated = DiskFullError(text) if full else kind(text)
+        translated.errno = number
+        raise translated from error
 
 
-#: remedy for files that a machine does not see
-SHARED = "input and output must be in folders that all machines of the cluster share"
+def is_gone(path: object) -> bool:
+    """Whether a local file of this name does not exist."""
+    return bool(path) and not is_url(str(path)) and not os.path.exists(str(path))
 
 
-def path_of(source: object) -> str | None:
-    """Path of the local file that a source, or the source below a view, reads; None if there is none."""
+def path_of(source: object) -> str:
+    """Path of the file that a source, or the source below a view, reads; "" if there is none."""
     while not hasattr(source, "path") and hasattr(source, "source"):
         source = source.source
-    path = getattr(source, "path", None)
-    return path if isinstance(path, str) and not is_url(path) else None
-
-
-@contextlib.contextmanager
-def present(source: object) -> Iterator[None]:
-    """Raise a read error of a source whose file does not exist as such, with the name of the machine."""
-    try:
-        yield
-    except OSError as error:
-        path = path_of(source)
-        if path is None or os.path.exists(path):
-            raise
-        raise SourceError(
-            f"{path} does not exist on {socket.gethostname()}: it was moved or removed, or that machine does not share its folder; "
-            f"{SHARED}"
-        ) from error
+    path = getattr(source, "path", "")
+    return path if isinstance(path, str) else ""

@@ -6,46 +6,25 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from stem_dask.core.errors import (
-    NO_ROOM,
-    DiskFullError,
     OutputExistsError,
     StemDaskError,
     StoreError,
 )
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.s3 import at
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import at
 
 #: workers of a killed run may still add files to a folder while it is removed, one per thread
 REMOVE_ATTEMPTS = 100
 
 #: files and folders that are synced at the same time
 SYNCED_AT_ONCE = 8
-
-
-@contextlib.contextmanager
-def named(path: str | Path) -> Iterator[None]:
-    """Add the file name to OSError within this context: errors of write, fsync and close lack it.
-
-    Examples
-    --------
-    >>> with named("scan.zarr"):
-    ...     raise OSError(28, "No space left on device")
-    Traceback (most recent call last):
-    OSError: [Errno 28] No space left on device: 'scan.zarr'
-    """
-    try:
-        yield
-    except OSError as error:
-        own = isinstance(error, StemDaskError)
-        if error.filename is None and error.errno is not None and not own:
-            error.filename = os.fspath(path)
-        raise
 
 
 def make_folder(path: str | Path) -> None:
@@ -69,26 +48,6 @@ def make_folder(path: str | Path) -> None:
         raise StoreError(
             f"nothing can be written into the folder {folder}: it is not yours, or its disk takes nothing; choose another output"
         )
-
-
-@contextlib.contextmanager
-def translate_output_errors(path: str | Path) -> Iterator[None]:
-    """Raise OSError while an output is written as `StoreError` that names the output, not its temporary file.
-
-    Examples
-    --------
-    >>> with translate_output_errors("scan.pt"):
-    ...     open("/no/such/folder/scan.pt.incomplete")
-    Traceback (most recent call last):
-    stem_dask.core.errors.StoreError: scan.pt cannot be written: No such file or directory
-    """
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StemDaskError) or error.errno is None:
-            raise
-        kind = DiskFullError if error.errno in NO_ROOM else StoreError
-        raise kind(f"{path} cannot be written: {os.strerror(error.errno)}") from error
 
 
 def temporary(path: str | Path) -> str:
@@ -279,7 +238,7 @@ def sync(path: str | Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
-        with named(path):
+        with translate(StoreError, path):
             os.fsync(handle)
     finally:
         os.close(handle)
@@ -303,7 +262,7 @@ def write_document(folder: str | Path, document: Mapping[str, Any], indent: int 
     """Write the zarr.json of a folder atomically."""
     path = Path(folder, DOCUMENT)
     partial = path.with_name(f"{DOCUMENT}.partial")
-    with named(path):
+    with translate(StoreError, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(document, indent=indent, allow_nan=False))
         os.replace(partial, path)  # a resumed run keeps its shards only below a valid document

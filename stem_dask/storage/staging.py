@@ -20,7 +20,8 @@ from uuid import uuid4
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import damage, named, remove
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import damage, remove
 
 #: bytes of a nonce at the end of a file
 NONCE_BYTES = 16
@@ -44,15 +45,16 @@ def remove_unfinished(folder: str | Path) -> None:
 def staged(path: str | Path, stage: str | Path) -> Iterator[IO[bytes]]:
     """Open a new unbuffered file that is renamed to ``path`` when complete; raises StoreError after a later start."""
     partial = Path(stage, f"{Path(path).name}.{uuid4().hex}.partial")
-    try:
-        with named(path), open(partial, "wb", buffering=0) as file:
-            yield file
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, FileNotFoundError) and not os.path.isdir(stage):
-            raise _replaced(path) from None
-        raise
+    with translate(StoreError, path):
+        try:
+            with open(partial, "wb", buffering=0) as file:
+                yield file
+            os.replace(partial, path)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError) and not os.path.isdir(stage):
+                raise _replaced(path) from None
+            raise
 
 
 def append(file: IO[bytes], content: Any, crc: int = 0) -> int:
@@ -67,7 +69,7 @@ def append(file: IO[bytes], content: Any, crc: int = 0) -> int:
 def begin_in_place(path: str | Path) -> bytes:
     """Append the nonce of a new start to a file that is written in place, and mark it; returns the nonce."""
     nonce = os.urandom(NONCE_BYTES)
-    with named(path), open(path, "ab", buffering=0) as file:
+    with translate(StoreError, path), open(path, "ab", buffering=0) as file:
         append(file, nonce)
         mark(file, crc32(nonce))
     return nonce

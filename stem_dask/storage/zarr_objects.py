@@ -1,28 +1,19 @@
 """A read-only zarr store of the objects below a URL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator, Iterable
 
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
+from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore
 
 from stem_dask.core.errors import SourceError
-from stem_dask.storage.s3 import asked_later, below, located
-from stem_dask.storage.zarr_guard import check_document
-
-#: documents that may be missing; every other object is a chunk
-_DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+from stem_dask.storage.location import answered, opened
+from stem_dask.storage.zarr_guard import DOCUMENTS, check_document
 
 
-class ObjectsBelow(Store):
-    """A read-only zarr store.
+class GuardedObjects(ObjectStore):
+    """zarr's own store, whose documents are checked, and whose errors are translated.
 
     Parameters
     ----------
@@ -31,38 +22,23 @@ class ObjectsBelow(Store):
     """
 
     def __init__(self, url: str, *, whole: bool = False) -> None:
-        super().__init__(read_only=True)
+        super().__init__(opened(url, below=True)[0], read_only=True)
         self.url, self.whole = url, whole
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ObjectsBelow) and (self.url, self.whole) == (
-            other.url,
-            other.whole,
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.url, self.whole))
 
     def __str__(self) -> str:
         return self.url
-
-    __repr__ = __str__
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """An object, or a part of it; None when it is missing and may be."""
-        url = f"{self.url}/{key}"
-        try:
-            content = await asked_later(url, _get(url, byte_range))
-        except FileNotFoundError:
-            if self.whole and key.rpartition("/")[2] not in _DOCUMENTS:
-                raise SourceError(
-                    f"{url} is missing; copy it again, or set input.missing_chunks=zero to read these patterns "
-                    "as zeros"
-                ) from None
-            return None
-        found = prototype.buffer.from_bytes(content)
+        with answered(f"{self.url}/{key}", SourceError):
+            found = await super().get(key, prototype, byte_range)
+        is_chunk = key.rpartition("/")[2] not in (*DOCUMENTS, ".zattrs", ".zgroup")
+        if found is None and self.whole and is_chunk:
+            raise SourceError(
+                f"{self.url}/{key} is missing; copy it again, or set input.missing_chunks=zero to read these patterns as zeros"
+            )
         check_document(self.url, key, found)
         return found
 
@@ -74,59 +50,12 @@ class ObjectsBelow(Store):
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object of this name."""
-        store, place = located(f"{self.url}/{key}")
-        import obstore
+        with answered(f"{self.url}/{key}", SourceError):
+            return await super().exists(key)
 
-        try:
-            await asked_later(f"{self.url}/{key}", obstore.head_async(store, place))
-        except FileNotFoundError:
-            return False
-        return True
-
-    supports_writes = False
-    supports_deletes = False
-    supports_listing = True
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Refuse to write."""
-        self._check_writable()
-
-    async def delete(self, key: str) -> None:
-        """Refuse to delete."""
-        self._check_writable()
-
-    async def list(self) -> AsyncIterator[str]:
-        """Names of all objects."""
-        for name, _ in below(self.url):
-            yield name
-
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """Names of all objects that begin so."""
-        for name, _ in below(self.url):
-            if name.startswith(prefix):
-                yield name
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
         """Names directly below one."""
-        url = f"{self.url}/{prefix}".rstrip("/")
-        store, key = located(url)
-        import obstore
-
-        found: Any = await asked_later(url, obstore.list_with_delimiter_async(store, key))
-        for path in (*found["common_prefixes"], *(one["path"] for one in found["objects"])):
-            yield str(path).rstrip("/").rpartition("/")[2]
-
-
-async def _get(url: str, part: ByteRequest | None) -> Any:
-    store, key = located(url)
-    import obstore
-
-    if isinstance(part, RangeByteRequest):
-        return await obstore.get_range_async(store, key, start=part.start, end=part.end)
-    options: Any = {}
-    if isinstance(part, OffsetByteRequest):
-        options = {"range": {"offset": part.offset}}
-    elif isinstance(part, SuffixByteRequest):
-        options = {"range": {"suffix": part.suffix}}
-    found = await obstore.get_async(store, key, options=options)
-    return await found.bytes_async()
+        with answered(f"{self.url}/{prefix}", SourceError):
+            names = [name async for name in super().list_dir(prefix)]
+        for name in names:
+            yield name

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stem_dask.storage.urls import is_url
+from stem_dask.storage.location import is_url
 
 
 def zarr_store(path: str, *, whole: bool = False) -> Any:
@@ -17,6 +17,6 @@ def zarr_store(path: str, *, whole: bool = False) -> Any:
     use_checked_blosc()
     if not is_url(path):
         return GuardedFolder(path, read_only=True)
-    from stem_dask.storage.zarr_objects import ObjectsBelow
+    from stem_dask.storage.zarr_objects import GuardedObjects
 
-    return ObjectsBelow(path, whole=whole)
+    return GuardedObjects(path, whole=whole)

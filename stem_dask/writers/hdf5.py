@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import of_type
 from stem_dask.core.errors import StoreError
-from stem_dask.core.metadata import hdf5_tree, plain
+from stem_dask.core.metadata import hdf5_tree, to_json
 from stem_dask.core.model import Record, Region
-from stem_dask.storage.publish import named
+from stem_dask.storage.errors import translate
 from stem_dask.writers.codecs import (
     LEVELS,
     blosc_bytes,
@@ -70,7 +70,7 @@ class Hdf5Sink:
 
     def create(self, *, resume: bool) -> None:
         """Make the spool; the file itself is written at the end."""
-        with named(self.path), open(self.path, "wb"):
+        with translate(StoreError, self.path), open(self.path, "wb"):
             pass  # the temporary name marks the output as incomplete
         self._spool.create(resume=resume)
 
@@ -194,10 +194,10 @@ def write_about(
     refuse_full_disk(path, sum(variable.nbytes for variable in known.values()))
     source = {key: patterns.attrs[key] for key in ABOUT_SOURCE if key in patterns.attrs}
     own = {key: value for key, value in patterns.attrs.items() if key not in source}
-    with named(path), h5py.File(path, "r+", locking=False) as file:
-        _write_tree(file, hdf5_tree(plain({**about, **source})))
+    with translate(StoreError, path), h5py.File(path, "r+", locking=False) as file:
+        _write_tree(file, hdf5_tree(to_json({**about, **source})))
         data = file["patterns"]
-        _write_tree(data, hdf5_tree(plain(own)))
+        _write_tree(data, hdf5_tree(to_json(own)))
         for dim in map(str, patterns.dims):
             scale = _write_array(file, dim, patterns.coords[dim].variable)
             scale.make_scale(dim)
@@ -211,16 +211,16 @@ def write_about(
                 dims = variable.dims
                 _name_axes(file, _write_array(group, str(name), variable), dims)
             else:
-                _write_tree(group, hdf5_tree(plain({str(name): variable.values})))
+                _write_tree(group, hdf5_tree(to_json({str(name): variable.values})))
         if analysis is not None:
-            _write_tree(group, hdf5_tree(plain(analysis.attrs)))
+            _write_tree(group, hdf5_tree(to_json(analysis.attrs)))
 
 
 def _write_array(group: Any, name: str, variable: xr.Variable) -> Any:
     """Write a small array with its attributes."""
     packed: dict[str, Any] = {"compression": "gzip", "shuffle": True} if variable.ndim else {}
     dataset = group.create_dataset(name, data=np.asarray(variable.values), **packed)
-    _write_tree(dataset, hdf5_tree(plain(variable.attrs)))
+    _write_tree(dataset, hdf5_tree(to_json(variable.attrs)))
     return dataset
 
 

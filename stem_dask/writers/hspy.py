@@ -5,13 +5,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stem_dask.core.errors import ConfigError
-from stem_dask.core.instrument import NAMES, dig, plain_tree, tree_at
-from stem_dask.core.metadata import hdf5_name
+from stem_dask.core.errors import StoreError
+from stem_dask.core.metadata import NAMES, dig, hdf5_name, signal_tree, tree_at
 from stem_dask.core.model import Axis
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.patterns import axes_of, blocks_of
-from stem_dask.storage.publish import named
+from stem_dask.storage.errors import translate
 from stem_dask.writers.hdf5 import refuse_full_disk
 
 #: version of HyperSpy whose file layout is written
@@ -54,7 +51,8 @@ def signal_of(
     title = title if title.strip(".") else ""  # as in `experiment`
     names = {"scan_y": "y", "scan_x": "x"}
     described = [
-        _axis(axis, names.get(axis.name, axis.name), i, i < n_lead) for i, axis in enumerate(axes)
+        signal_axis(axis, names.get(axis.name, axis.name), i, i < n_lead)
+        for i, axis in enumerate(axes)
     ]
     nothing: dict[str, Any] = {
         "original_metadata": {},
@@ -91,53 +89,8 @@ def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
     >>> signal_metadata({"beam_energy_kv": 60.0, "metadata": {"Sample": {"description": "Au"}}, "k_origin": "detector"})
     {'Sample': {'description': 'Au'}, 'Acquisition_instrument': {'TEM': {'beam_energy': 60.0}}}
     """
-    tree: dict[str, Any] = _named(plain_tree(attrs.get("metadata") or {}))
+    tree: dict[str, Any] = _named(signal_tree(attrs.get("metadata") or {}))
     return tree_at({NAMES[name]: attrs[name] for name in NAMES if name in attrs}, tree)
-
-
-def to_hyperspy(patterns: Any) -> Any:
-    """Patterns as a lazy, calibrated HyperSpy signal over the same graph; nothing is computed.
-
-    Parameters
-    ----------
-    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), what any function of this package takes
-
-    Returns
-    -------
-    hyperspy LazySignal2D; its navigation axes are the scan, its metadata what the file states about the microscope
-
-    Raises
-    ------
-    ConfigError
-        When HyperSpy is not installed.
-
-    Examples
-    --------
-    >>> import numpy as np, stem_dask as sd
-    >>> signal = sd.to_hyperspy(np.ones((2, 3, 8, 9), "u2"))
-    >>> signal.axes_manager.navigation_shape, signal.axes_manager.signal_shape
-    ((3, 2), (9, 8))
-    """
-    try:
-        import hyperspy.api as hs
-    except ImportError as error:
-        raise ConfigError(
-            f"HyperSpy cannot be imported ({error}); install the extra: pip install 'stem_dask[hyperspy]'"
-        ) from error
-
-    patterns = patterns_of(patterns)
-    axes = axes_of(patterns)
-    described = [
-        {**_axis(axis, axis.name, i, i < len(axes) - 2), "is_binned": False}
-        for i, axis in enumerate(axes)
-    ]
-    metadata = signal_metadata(patterns.attrs)
-    title = str(patterns.attrs.get("title", ""))
-    metadata = tree_at({"General.title": title}, metadata)
-    signal_type = dig(metadata, "Signal.signal_type") or ""
-    signal = hs.signals.Signal2D(blocks_of(patterns), axes=described, metadata=metadata).as_lazy()
-    signal.set_signal_type(signal_type)
-    return signal
 
 
 def write_signal(path: str, signal: Mapping[str, Any]) -> None:
@@ -146,7 +99,7 @@ def write_signal(path: str, signal: Mapping[str, Any]) -> None:
 
     arrays = signal["metadata"]["stem_dask"].values()
     refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
-    with named(path):
+    with translate(StoreError, path):
         file_writer(path, signal, write_dataset=False, show_progressbar=False)
 
 
@@ -155,7 +108,8 @@ def _named(tree: dict[str, Any]) -> dict[str, Any]:
     return {hdf5_name(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
-def _axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, Any]:
+def signal_axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, Any]:
+    """An axis as HyperSpy describes it."""
     return {
         "_type": "UniformDataAxis",
         "name": name,

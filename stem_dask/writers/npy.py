@@ -14,7 +14,8 @@ from stem_dask.core.batches import Block, of_type, split
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import begin_sync, named, remove
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import begin_sync, remove
 from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
 
 
@@ -54,7 +55,7 @@ class NpySink:
         if not resume:
             remove(self.path)
         mode = "r+b" if os.path.exists(self.path) else "wb"
-        with named(self.path), open(self.path, mode) as file:
+        with translate(StoreError, self.path), open(self.path, mode) as file:
             file.write(self._header)
             file.truncate(len(self._header) + self._n_bytes)
         self.nonce[:] = [begin_in_place(self.path)]
@@ -77,7 +78,7 @@ class NpySink:
         """Refuse blocks that do not tile the array, or changed after they were written."""
         joined_runs(self.path, records, self._n_bytes)
         refuse_other_bytes(self.path, self.nonce[0], records, self.verify)
-        with named(self.path):
+        with translate(StoreError, self.path):
             os.truncate(self.path, len(self._header) + self._n_bytes)
 
 
@@ -119,7 +120,7 @@ def write_runs(
         starts = [y * row + region[1].start for y in range(region[0].start, region[0].stop)]
     n = prod(block.shape[:-2]) // len(starts)
     checksums = [0] * len(starts)
-    with named(path), open(path, "r+b", buffering=0) as file:
+    with translate(StoreError, path), open(path, "r+b", buffering=0) as file:
         for run, piece, first in split(block, [n] * len(starts)):
             if first:
                 file.seek(offset + starts[run] * pattern_bytes)

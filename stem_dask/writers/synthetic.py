@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stem_dask.core.errors import ConfigError
-from stem_dask.storage.publish import named
+from stem_dask.core.errors import ConfigError, StoreError
+from stem_dask.storage.errors import translate
 from stem_dask.writers.dm import Stream, stream_tags
 
 _DM_CODES = {
@@ -306,7 +306,7 @@ def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file that has its name only when it is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with named(part), open(part, "wb") as file:
+        with translate(StoreError, part), open(part, "wb") as file:
             file.writelines(pieces)
         os.replace(part, path)
     finally:
@@ -319,12 +319,12 @@ def write_dataset(path: str | os.PathLike[str], spec: Synthetic | None = None) -
     Examples
     --------
     >>> import tempfile
-    >>> from stem_dask.readers.dm import list_images
+    >>> from stem_dask.readers.dm import list_dm
     >>> spec = Synthetic(scan_shape=(3, 2), electrons=500)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     image = list_images(write_dataset(f"{folder}/example.dm4", spec))[-1]
-    >>> image.name, image.shape, [axis.units for axis in image.axes]
-    ('Diffraction SI', (3, 2, 128, 120), ['nm', 'nm', '1/nm', '1/nm'])
+    ...     image = list_dm(write_dataset(f"{folder}/example.dm4", spec))[-1]
+    >>> image.name, image.source.shape, [axis.units for axis in image.axes]
+    ('image 2 (Diffraction SI)', (3, 2, 128, 120), ['nm', 'nm', '1/nm', '1/nm'])
     """
     spec = spec or Synthetic()
     rows = (pattern_row(spec, y) for y in range(spec.scan_shape[0]))

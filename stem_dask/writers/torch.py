@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, ChangedBlock, copied
 from stem_dask.core.errors import ConfigError, StoreError
 from stem_dask.core.model import Record, Region
-from stem_dask.readers.torch_pickle import STORAGES
+from stem_dask.readers.torch import STORAGES
 from stem_dask.storage.checksums import combine_crc, crc32
-from stem_dask.storage.publish import named, remove
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import remove
 from stem_dask.storage.staging import begin_in_place, refuse_other_bytes
 from stem_dask.writers.npy import damaged_run, joined_runs, write_runs
 
@@ -148,7 +149,7 @@ class PtSink:
             whole = {"patterns": whole, **self.content, **(later or {})}
         records = records_of(whole)
         self.offset[:] = [one.first for one in records if isinstance(one.content, Hole)]
-        with named(self.path), open(self.path, mode) as file:
+        with translate(StoreError, self.path), open(self.path, mode) as file:
             write_records(file, records, crc)
 
 

@@ -1,4 +1,9 @@
-"""The zarr store: zarr 3, whole patterns in inner chunks, one shard per block, checksums, named dimensions."""
+"""The zarr store: zarr 3, whole patterns in inner chunks, one shard per block, checksums, named dimensions.
+
+Layout of a shard (codec ``sharding_indexed``): the encoded chunks, then offset and length of each chunk of the grid as uint64 (all bits
+set if there is none), then the CRC-32C of that index. zarr's own writer gives the same bytes, but holds the shard in memory
+three times, and its tasks share one thread of the process.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +22,28 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, of_type
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
 from stem_dask.core.errors import StoreError
-from stem_dask.core.instrument import NAMES
-from stem_dask.core.metadata import plain
+from stem_dask.core.metadata import NAMES, to_json
 from stem_dask.core.model import Record, Region
-from stem_dask.stages.analyze import PROFILE_RADIUS
-from stem_dask.stages.patterns import attrs_of, blocks_of, lead_shape
-from stem_dask.storage.publish import DOCUMENT, damage, named, read_document, remove, write_document
-from stem_dask.storage.staging import begin_staging, refuse_other_files, remove_unfinished
+from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, blocks_of, lead_shape
+from stem_dask.storage.errors import translate
+from stem_dask.storage.publish import (
+    DOCUMENT,
+    begin_sync,
+    damage,
+    read_document,
+    remove,
+    write_document,
+)
+from stem_dask.storage.staging import (
+    append,
+    begin_staging,
+    mark,
+    refuse_other_files,
+    remove_unfinished,
+    staged,
+)
 from stem_dask.storage.zarr_store import zarr_store
-from stem_dask.writers.codecs import CODEC, LEVELS, encoded, shuffle_of
-from stem_dask.writers.shards import indexed, write_shard
+from stem_dask.writers.codecs import CODEC, LEVELS, checked, encoded, shuffle_of, whole_chunks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -137,6 +154,79 @@ class StoreSink:
         )
 
 
+#: offset and length of a chunk that is not in the shard
+_MISSING = 2**64 - 1
+
+
+def write_shard(
+    path: Path,
+    block: NDArray | Block,
+    region: Region,
+    chunks: Sequence[int],
+    shard: Sequence[int],
+    codec: str,
+    stage: str | None = None,
+) -> tuple[int, int]:
+    """Write one block as one shard, under a temporary name that is then renamed.
+
+    Parameters
+    ----------
+    path : of the shard
+    block : (…, ky, kx)
+    region : of the block along the leading axes; it begins on the shard
+    chunks, shard : shape of an inner chunk and of the shard
+    codec : one of `stem_dask.writers.codecs.CODECS`
+    stage : staging folder, see `stem_dask.storage.staging`; default the folder of the shard
+
+    Returns
+    -------
+    CRC-32 and length of the file
+    """
+    if stage is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    crc = n_bytes = 0
+    with staged(path, stage or path.parent) as file:
+        for content in shard_pieces(block, region, chunks, shard, codec):
+            crc, n_bytes = append(file, content, crc), n_bytes + len(content)
+        begin_sync(file)
+        mark(file, crc)
+    return crc, n_bytes
+
+
+def shard_pieces(
+    block: NDArray | Block,
+    region: Region,
+    chunks: Sequence[int],
+    shard: Sequence[int],
+    codec: str,
+) -> Iterator[bytes]:
+    """Yield the bytes of a shard: its encoded chunks, then the index; see `write_shard`."""
+    counts = [whole // part for whole, part in zip(shard, chunks, strict=True)][: len(region)]
+    strides = [prod(counts[i + 1 :]) for i in range(len(counts))]
+    first, step = [part.start for part in region], chunks[: len(region)]
+
+    def placed() -> Iterator[tuple[int, NDArray]]:
+        for origin, chunk in whole_chunks(block, region, chunks):
+            inside = zip(origin, first, step, strides, strict=False)
+            yield sum((at - start) // size * n for at, start, size, n in inside), chunk
+
+    return indexed(placed(), prod(counts), codec)
+
+
+def indexed(
+    chunks: Iterable[tuple[int, NDArray]], n_chunks: int, codec: str = "auto"
+) -> Iterator[bytes]:
+    """Yield the bytes of a shard from (number in the grid of the shard, chunk), then the index."""
+    places = np.full((n_chunks, 2), _MISSING, "<u8")
+    n_bytes = 0
+    for place, chunk in chunks:
+        content = encoded(chunk, codec)
+        places[place] = n_bytes, len(content)
+        n_bytes += len(content)
+        yield content
+    yield checked(places.tobytes())
+
+
 def write_coordinates(path: str, patterns: xr.DataArray) -> None:
     """Write the axes of the patterns as arrays of the root group."""
     for dim in patterns.dims:
@@ -220,7 +310,7 @@ def write_profiles(
     for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):
         file = Path(folder, chunk_name([i, *[0] * len(lead)]))
         placed = ((index % together, filled(values, whole)) for index, values in part)
-        with named(file), open(file, "wb") as out:
+        with translate(StoreError, file), open(file, "wb") as out:
             out.writelines(indexed(placed, together))
 
 
@@ -244,7 +334,7 @@ def finish_store(
         rest = {key: value for key, value in patterns_attrs.items() if key not in about}
         folder = Path(path, "patterns")
         document = json.loads((folder / DOCUMENT).read_bytes())
-        document["attributes"] |= plain(rest)
+        document["attributes"] |= to_json(rest)
         write_document(folder, document)
     write_document(path, group_document({**attrs, **about}))
     consolidate(path)
@@ -252,7 +342,7 @@ def finish_store(
 
 def group_document(attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The zarr.json of a group."""
-    return {"attributes": plain(attrs or {}), "zarr_format": 3, "node_type": "group"}
+    return {"attributes": to_json(attrs or {}), "zarr_format": 3, "node_type": "group"}
 
 
 def array_document(
@@ -299,7 +389,7 @@ def array_document(
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": zero,
         "codecs": codecs,
-        "attributes": plain(attrs or {}),
+        "attributes": to_json(attrs or {}),
         **({"dimension_names": list(dims)} if dims else {}),
         "zarr_format": 3,
         "node_type": "array",
@@ -354,7 +444,7 @@ def write_array(
     for place in np.ndindex(*grid):
         here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
         path = Path(folder, chunk_name(place))
-        with named(path):
+        with translate(StoreError, path):
             path.write_bytes(encoded(filled(values[tuple(here)], chunks)))
 
 

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, of_type
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
-from stem_dask.storage import s3 as objects
+from stem_dask.storage.location import Status, at, of_output
 from stem_dask.storage.publish import DOCUMENT, remove
-from stem_dask.writers.shards import shard_pieces
-from stem_dask.writers.zarr import StoreSink
+from stem_dask.writers.zarr import StoreSink, shard_pieces
 
 #: small objects uploaded at once
 AT_ONCE = 8
@@ -36,11 +35,11 @@ class ObjectStoreSink(StoreSink):
 
     def create(self, *, resume: bool) -> None:
         """Invalidate the older output; remove its shards, or keep those of the run that is resumed."""
-        objects.remove(f"{self.url}/{DOCUMENT}")
+        at(self.url, DOCUMENT).unlink()
         if resume and self._is_begun():
             return
         super().create(resume=False)
-        objects.remove_below(self.url)
+        at(self.url).remove_below()
 
     def write(
         self, index: int, region: Region, blocks: Mapping[str, NDArray | Block]
@@ -50,22 +49,22 @@ class ObjectStoreSink(StoreSink):
         block = of_type(blocks["patterns"], np.dtype(self.dtype))
         pieces = shard_pieces(block, region, self.inner, self.shards, self.codec)
         content = b"".join(pieces)
-        etag = objects.put(f"{self.url}/{name}", content)
+        etag = at(self.url, name).write_bytes(content)
         return {"shard": name, "etag": etag, "bytes": len(content)}
 
     def verify(self, record: Record) -> str | None:
         """Compare size and ETag of the shard without reading it: that finds missing, truncated and replaced shards."""
         url = f"{self.url}/{record.extra.get('shard')}"
-        with objects.of_output():
+        with of_output():
             try:
-                return _differs(url, record, objects.look(url))
+                return _differs(url, record, at(url).stat())
             except FileNotFoundError:
                 return _differs(url, record, None)
 
     def finish(self, records: Sequence[Record]) -> None:
         """Compare all shards with their records in one listing."""
-        with objects.of_output():
-            there = dict(objects.below(f"{self.url}/patterns"))
+        with of_output():
+            there = dict(at(self.url, "patterns").below())
         for record in records:
             name = str(record.extra["shard"])
             status = there.get(name.removeprefix("patterns/"))
@@ -73,7 +72,7 @@ class ObjectStoreSink(StoreSink):
                 raise StoreError(f"{what}; the same command writes it again")
 
 
-def _differs(url: str, record: Record, found: objects.Status | None) -> str | None:
+def _differs(url: str, record: Record, found: Status | None) -> str | None:
     """Describe how a shard differs from its record; None if it does not."""
     if found is None:
         return f"{url} is missing"
@@ -90,7 +89,7 @@ def publish_objects(built: str, url: str) -> None:
     files = [name for name in names if name != DOCUMENT and Path(built, name).is_file()]
 
     def send(name: str) -> None:
-        objects.put(f"{url}/{name}", Path(built, name).read_bytes())
+        at(url, name).write_bytes(Path(built, name).read_bytes())
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(send, files):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import of_type
 from stem_dask.core.errors import StoreError
-from stem_dask.core.metadata import plain
+from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.publish import damage, remove
@@ -175,7 +175,7 @@ def write_group(folder: str | Path, attrs: Mapping[str, Any] | None = None) -> N
 
     group = zarr.open_group(Path(folder), mode="a", zarr_format=2)
     if attrs:
-        group.attrs.put(plain(attrs))
+        group.attrs.put(to_json(attrs))
 
 
 def make_array(

@@ -197,7 +197,7 @@ def _warm(folder: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     """Export a finished store, as the Python API does it; returns the exit code."""
     from stem_dask.cli.signals import guarded
-    from stem_dask.writers.export import export_from_store
+    from stem_dask.stages.export import export_from_store
 
     store, path = argv
     return guarded(lambda: len(export_from_store(store, path)) and 0)

@@ -206,8 +206,8 @@ def test_replacing_an_older_output(command: Command, reference: Command) -> None
     [
         (".pt", Moment("line", 4, True)),  # analyzed in part
         (".pt", Moment("line", 9, False)),  # cropped in part, and the line is torn
-        (".hspy", Moment("line", 15, True)),  # exported in part
-        (".pt", Moment("name", 4, True)),  # between the outputs
+        (".hspy", Moment("line", 11, True)),
+        (".pt", Moment("name", 4, True)),
         (".zarr", Moment("line", 9, True)),
     ],
 )

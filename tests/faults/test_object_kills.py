@@ -12,7 +12,7 @@ from harness import PATIENCE, read
 from s3_faults import between
 from small import CONFIGS, N_BLOCKS, Small
 
-from stem_dask.storage import s3 as objects
+from stem_dask.storage.location import at
 
 pytestmark = pytest.mark.faults
 
@@ -58,19 +58,17 @@ def test_kills_of_a_run_into_an_object_store(
             written = {int(p.partition("patterns/c.")[2][0]) for p in server.puts("patterns/c.")}
             assert not written & before
             assert before <= noted()
-            assert not objects.at(f"{url}/zarr.json").is_file()
-            assert objects.at(
-                f"{url}.owner"
-            ).is_file()  # of a run that died here: taken over at once
+            assert not at(f"{url}/zarr.json").is_file()
+            assert at(f"{url}.owner").is_file()  # of a run that died here: taken over at once
         assert noted() == set(range(N_BLOCKS))
         server.asked, server.answer = [], lambda method, path: None
         code, text = run()
         assert code == 0, text
         assert server.puts("patterns/c.") == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    marks = {name: status.etag.strip('"') for name, status in objects.below(url)}
+    marks = {name: status.etag.strip('"') for name, status in at(url).below()}
     for name, content in small.references["A"][
         ".zarr"
     ].items():  # but the documents, with the output's name
         assert marks[name] == hashlib.md5(content).hexdigest(), name
-    assert not objects.at(f"{url}.owner").is_file()
+    assert not at(f"{url}.owner").is_file()

@@ -1,23 +1,24 @@
 """The table of output formats, and one output file while it is written."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from stem_dask.core.chunks import FILE_CHUNK_BYTES, INNER_CHUNK_BYTES
-from stem_dask.core.errors import ConfigError
-from stem_dask.core.metadata import from_text, hdf5_tree, plain
+from stem_dask.core.errors import ConfigError, StoreError
+from stem_dask.core.metadata import from_text, hdf5_tree, to_json
+from stem_dask.core.patterns import axes_of, blocks_of, lead_dims, lead_shape
 from stem_dask.engine import run as engine
-from stem_dask.stages.patterns import axes_of, blocks_of, lead_dims, lead_shape
 from stem_dask.stages.validate import inside_of_blocks
+from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import temporary
 from stem_dask.writers import hdf5 as h5
 from stem_dask.writers import hspy, zspy
@@ -36,6 +37,10 @@ from stem_dask.writers.zarr import (
     write_dataset,
 )
 from stem_dask.writers.zarr_s3 import ObjectStoreSink
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 #: variables of the analysis in .pt, .hspy and .zspy files, one value per pattern
 BY_POSITION = (
@@ -86,7 +91,7 @@ class Target:
 
     Examples
     --------
-    >>> import tempfile; path = tempfile.mkdtemp() + "/scan.npy"
+    >>> import tempfile, dask.array as da, xarray as xr; path = tempfile.mkdtemp() + "/scan.npy"
     >>> patterns = xr.DataArray(da.ones((2, 3, 8, 8), dtype="u2"), dims=("scan_y", "scan_x", "ky", "kx"))
     >>> target = Target(path, patterns)
     >>> records = engine.run(target.outputs(), 2, target.sink())
@@ -207,11 +212,8 @@ class Target:
             patterns = patterns.assign_coords(valid=(lead_dims(patterns), np.asarray(valid)))
         analysis = self.analysis if analysis is None else analysis
         about = {"title": self.title, **(about or {})}
-        with engine.completing(self.path):
+        with translate(StoreError, self.path):
             return FORMATS[self.suffix].finish(self, patterns, analysis, about)
-
-
-Finish = Callable[[Target, xr.DataArray, xr.Dataset | None, Mapping[str, Any]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class Format:
     """An output format: its sink, and how the file is completed."""
 
     sink: Callable[[Target], engine.Sink]
-    finish: Finish
+    finish: Callable[[Target, xr.DataArray, xr.Dataset | None, Mapping[str, Any]], list[str]]
     packed: bool = True
     navigator: bool = False
     chunk_bytes: int = INNER_CHUNK_BYTES
@@ -231,7 +233,7 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
         {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
         for a in axes_of(patterns)
     ]
-    attrs = plain(from_text(patterns.attrs))
+    attrs = to_json(from_text(patterns.attrs))
     content: dict[str, Any] = {
         "axes": axes,
         "window": {name: attrs[name] for name in WINDOW_ATTRS if name in attrs},

@@ -1,4 +1,6 @@
-"""Export lazy patterns to .zarr, .pt, .hspy, .npy, .h5 or .zspy, block by block."""
+"""Export lazy patterns to .zarr, .pt, .hspy, .npy, .h5 or .zspy, block by block, or to a signal of HyperSpy."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -6,13 +8,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import xarray as xr
 
-from stem_dask.core.errors import SourceError, StoreError
+from stem_dask.core.errors import ConfigError, SourceError, StoreError
+from stem_dask.core.metadata import dig, tree_at
+from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import connected, refuse_no_client
 from stem_dask.engine.journal import Journal
@@ -20,8 +22,10 @@ from stem_dask.readers.arrays import ZarrArray
 from stem_dask.readers.source import identity
 from stem_dask.readers.zarr_chunks import decoded
 from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.formats import POSITION_COORDS, Target
 from stem_dask.stages.open import block_array, lazy_array
-from stem_dask.stages.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import refuse_url
 from stem_dask.storage.publish import (
     make_folder,
     publish,
@@ -30,12 +34,14 @@ from stem_dask.storage.publish import (
     remove,
     temporary,
     temporary_names,
-    translate_output_errors,
 )
-from stem_dask.storage.urls import refuse_url
 from stem_dask.storage.zarr_store import zarr_store
-from stem_dask.writers.formats import POSITION_COORDS, Target
+from stem_dask.writers.hspy import signal_axis, signal_metadata
 from stem_dask.writers.zarr import ABOUT_SOURCE, open_group
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
 
 
 def export(
@@ -118,7 +124,7 @@ def export(
     make_folder(path)
     try:
         # errors of a run name the temporary file, which is kept
-        with translate_output_errors(path) if journal is None else contextlib.nullcontext():
+        with translate(StoreError, path) if journal is None else contextlib.nullcontext():
             engine.run(
                 target.outputs(),
                 len(lead_dims(patterns)),
@@ -152,12 +158,57 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
     places = {source: SourceError} if source and os.path.exists(source) else {}
     folder = next(parent for parent in Path(path).parents if parent.is_dir())
     own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
-    with translate_output_errors(path), own as made:
+    with translate(StoreError, path), own as made:
         try:
             with connected(client):
                 see(client, {**places, made: StoreError})
         except StoreError as error:
             raise StoreError(str(error).replace(made, str(folder))) from None
+
+
+def to_hyperspy(patterns: Any) -> Any:
+    """Patterns as a lazy, calibrated HyperSpy signal over the same graph; nothing is computed.
+
+    Parameters
+    ----------
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx), what any function of this package takes
+
+    Returns
+    -------
+    hyperspy LazySignal2D; its navigation axes are the scan, its metadata what the file states about the microscope
+
+    Raises
+    ------
+    ConfigError
+        When HyperSpy is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, stem_dask as sd
+    >>> signal = sd.to_hyperspy(np.ones((2, 3, 8, 9), "u2"))
+    >>> signal.axes_manager.navigation_shape, signal.axes_manager.signal_shape
+    ((3, 2), (9, 8))
+    """
+    try:
+        import hyperspy.api as hs
+    except ImportError as error:
+        raise ConfigError(
+            f"HyperSpy cannot be imported ({error}); install the extra: pip install 'stem_dask[hyperspy]'"
+        ) from error
+
+    patterns = patterns_of(patterns)
+    axes = axes_of(patterns)
+    described = [
+        {**signal_axis(axis, axis.name, i, i < len(axes) - 2), "is_binned": False}
+        for i, axis in enumerate(axes)
+    ]
+    metadata = signal_metadata(patterns.attrs)
+    title = str(patterns.attrs.get("title", ""))
+    metadata = tree_at({"General.title": title}, metadata)
+    signal_type = dig(metadata, "Signal.signal_type") or ""
+    signal = hs.signals.Signal2D(blocks_of(patterns), axes=described, metadata=metadata).as_lazy()
+    signal.set_signal_type(signal_type)
+    return signal
 
 
 def export_from_store(store: str, path: str, **options: Any) -> list[str]:

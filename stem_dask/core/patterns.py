@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
 
+#: dimension of the profiles; ``radius`` is the retention radius of each pattern
+PROFILE_RADIUS = "profile_radius"
+
 #: long name and units of each variable of an analysis or validation
 LABELS = {
     "center_y": ("row of the center", "px"),

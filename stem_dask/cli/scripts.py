@@ -1,0 +1,204 @@
+"""convert, preprocess and crop: the commands of the earlier scripts, as tables of flags that stand for keys of a config."""
+
+import argparse
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stem_dask.cli.run import add_stop_options
+
+if TYPE_CHECKING:
+    from stem_dask.config.options import Config
+
+_CODECS = ("auto", "lz4", "zstd", "gzip", "none")
+_LATER = "analyze in the same read, so that a later crop reads the data only once"
+_UNCHUNKED = "chunks as large as the blocks that are read, instead of about 1 MiB (.zspy: 8 MiB) of whole patterns"
+_ZSCORE = "log(1 + x), then mean 0 and standard deviation 1 over the whole dataset"
+
+#: per command: what its --output is, keys that it sets, and its flags; a flag with a key of a config sets that key
+COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, Any]], ...]]] = {
+    "convert": (
+        "its suffix decides: .hspy, .zspy, .zarr, .h5, .npy or .pt",
+        {"crop.enabled": False, "output.export": [], "output.figure": False},
+        (
+            ("--no-rechunk", "output.rechunk", {"action": "store_false", "help": _UNCHUNKED}),
+            ("--chunk-mb", "output.chunk_mb", {"type": float, "default": 64.0, "help": "MiB that one task reads (64)"}),
+            ("--codec", "output.codec", {"choices": _CODECS, "default": "auto"}),
+            ("--analyze", "analyze.ahead", {"action": "store_true", "help": _LATER}),
+        ),
+    ),
+    "preprocess": (
+        "mostly NAME.pt: a bare tensor (N, 1, H, W)",
+        {"crop.enabled": False, "output.export": [], "output.figure": False, "output.layout": "tensor"},
+        (
+            ("--downsample", "downsample.factor", {"type": int, "default": 1, "metavar": "K", "help": "K x K pixels become one"}),
+            ("--mode", "downsample.method", {"choices": ("bin", "stride", "gauss", "fft"), "default": "bin"}),
+            ("--sigma", "downsample.sigma", {"type": float, "help": "width of the blur for gauss, in pixels (K / 2)"}),
+            ("--scan-step", "input.scan_step", {"type": int, "metavar": "N", "help": "every n-th position of the scan only"}),
+            ("--chunk-size", "chunk_size", {"type": int, "metavar": "N", "help": "patterns that one task reads"}),
+            ("--dtype", "output.dtype", {"choices": ("float32", "float16"), "default": "float32"}),
+            ("--normalize", "output.normalize", {"choices": ("none", "log-zscore"), "default": "none", "help": _ZSCORE}),
+            ("--memory-efficient", "unused", {"action": "store_true", "help": "no longer needed: memory never grows with the file"}),
+        ),
+    ),
+    "crop": (
+        "its suffix decides: .pt, .hspy, .zarr, .zspy, .h5 or .npy",
+        {"output.export": []},
+        (
+            ("--target-retention", "analyze.target_retention", {"type": float, "default": 0.98, "help": "share of the intensity to keep"}),
+            ("--min-retention", "validate.min_retention", {"type": float, "default": 0.95, "help": "lowest acceptable share"}),
+            ("--margin-pixels", "crop.margin_pixels", {"type": int, "default": 3, "help": "added around the radius"}),
+            ("--align", "crop.align", {"choices": ("pattern", "fixed"), "default": "pattern", "help": "each pattern, or one window"}),
+            ("--coverage", "crop.coverage", {"type": float, "default": 1.0, "help": "share of the patterns that set the radius"}),
+            ("--size", "crop.size", {"type": int, "help": "size of the window, instead of the radius found"}),
+            ("--center-method", "analyze.center_method", {"choices": ("centroid", "center", "manual"), "default": "centroid"}),
+            ("--manual-center", "analyze.manual_center", {"type": float, "nargs": 2, "metavar": ("Y", "X")}),
+            ("--chunk-size", "chunk_size", {"type": int, "help": "patterns a task"}),
+            ("--use-gpu", "device", {"action": "store_const", "const": "gpu"}),
+            ("--no-visualization", "output.figure", {"action": "store_false", "help": "no picture"}),
+            ("--test-mode", "test_mode", {"action": "store_true", "help": "crop made-up Airy discs"}),
+            ("--test-patterns", "test_patterns", {"type": int, "default": 100}),
+            ("--test-size", "test_size", {"type": int, "default": 256}),
+        ),
+    ),
+}  # fmt: skip
+
+
+def add_script_options(sub: argparse.ArgumentParser, command: str) -> None:
+    """The arguments of one of these commands; the underscores of the earlier flags work, too."""
+    output, fixed, flags = COMMANDS[command]
+    sub.set_defaults(name=command, **fixed)
+    text = "any readable file, files, or a glob"
+    sub.add_argument(
+        "--input", required=command != "crop", nargs="+", dest="input.path", metavar="INPUT", help=text
+    )  # fmt: skip
+    text = f"{output}; with several inputs {{stem}} is their name"
+    sub.add_argument("--output", required=True, dest="output.path", metavar="OUTPUT", help=text)
+    text = "any key of a config, such as input.scan_shape=[256,256]"
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    for flag, key, options in flags:
+        names = (
+            [flag] if command != "preprocess" else sorted({flag, f"--{flag[2:].replace('-', '_')}"})
+        )
+        if "type" in options:
+            options = {"metavar": flag[2:].upper().replace("-", "_"), **options}
+        sub.add_argument(*names, dest=key, **options)
+    add_stop_options(sub)
+
+
+def job_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The sections of the job that the flags describe, and its overrides, of which some may stand among the inputs.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> add_script_options(parser, "convert")
+    >>> job, overrides = job_of(parser.parse_args(["--output", "a.hspy", "--input", "a.npy", "crop.size=40"]))
+    >>> job["input"], job["crop"], overrides
+    ({'path': 'a.npy'}, {'enabled': False}, ['crop.size=40'])
+    """
+    values = {key: value for key, value in vars(options).items() if "." in key or key == "device"}
+    words = values["input.path"] or []
+    overrides = [word for word in words if "=" in word and not os.path.lexists(word)]
+    paths = [word for word in words if word not in overrides]
+    values["input.path"] = paths[0] if len(paths) == 1 else paths or None
+    job: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        if value is not None:
+            (job.setdefault(section, {}) if section else job)[name] = value
+    flag = ["output.overwrite=true"] if options.overwrite else []
+    return job, [*overrides, *options.overrides, *flag]
+
+
+def script_command(options: argparse.Namespace) -> int:
+    """Run the job of the flags for every input."""
+    from stem_dask.cli.jobs import run_all
+    from stem_dask.config.load import configs_from
+    from stem_dask.core.errors import ConfigError
+
+    job, overrides = job_of(options)
+    test_data, is_crop = None, options.name == "crop"
+    if is_crop:
+        if ("path" in job.get("input", {})) == options.test_mode:
+            raise ConfigError("give --input FILE, or --test-mode for made-up data")
+        if options.test_mode:
+            size = f"{options.test_patterns}x{options.test_size}"
+            test_data = f"{os.path.splitext(job['output']['path'])[0]}_test_data_{size}.pt"
+            job["input"] = {"path": test_data}
+    configs = configs_from(job, overrides)
+    if test_data is not None:
+        _write_test_data(Path(str(configs[0].input.path)), options)
+    if hasattr(options, "chunk_size"):
+        configs = [_adapted(config, options.chunk_size, is_crop) for config in configs]
+    try:
+        return run_all(
+            configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+        )
+    finally:
+        for config in configs if is_crop else ():
+            _forget(config)
+
+
+def _adapted(config: "Config", n_patterns: int | None, is_crop: bool) -> "Config":
+    """The job with ``n_patterns`` per task; a crop of a .pt into a .pt keeps a bare tensor of the input's rank."""
+    from stem_dask.core.errors import ConfigError, SourceError
+    from stem_dask.job.prepare import find_input
+
+    if n_patterns is not None and n_patterns < 1:
+        raise ConfigError(f"--chunk_size is {n_patterns}; expected a number of patterns above 0")
+    tensors = (
+        is_crop and str(config.input.path).endswith(".pt") and config.output.path.endswith(".pt")
+    )
+    if n_patterns is None and not tensors:
+        return config
+    try:
+        found = find_input(config)
+    except SourceError:  # raised again by the job of this input
+        return config
+    changed: dict[str, Any] = {}
+    shape = found.source.shape
+    if n_patterns is not None:
+        changed["chunk_mb"] = (
+            n_patterns * shape[-1] * shape[-2] * found.source.dtype.itemsize / 2**20
+        )
+    if tensors:  # config files have no layout "bare"
+        has_channel = len(found.info.stored_shape) == 4 and len(shape) == 3
+        changed["layout"] = "tensor" if has_channel else "bare"
+    return config.model_copy(update={"output": config.output.model_copy(update=changed)})
+
+
+def _forget(config: "Config") -> None:
+    """Remove the run folder of a finished crop; the earlier script left no folder."""
+    from stem_dask.core.errors import StemDaskError
+    from stem_dask.job.prepare import begun, prepare
+
+    output = config.output.model_copy(update={"overwrite": False})
+    with contextlib.suppress(StemDaskError, OSError):
+        prepared = prepare(config.model_copy(update={"output": output}))
+        if prepared.complete:
+            with begun(prepared) as state:
+                state.forget()
+
+
+def _write_test_data(path: Path, options: argparse.Namespace) -> None:
+    """Write test data next to the output; the file is kept, so that the same command resumes with it."""
+    import torch
+
+    from stem_dask.job.cropper import create_test_data
+    from stem_dask.storage.publish import (
+        make_folder,
+        opened,
+        publish,
+        refuse_taken,
+        temporary,
+        temporary_names,
+    )
+
+    if not path.exists():
+        make_folder(path)
+        refuse_taken(temporary_names(path))
+        with opened(temporary(path), "wb") as file:
+            torch.save(create_test_data(options.test_patterns, options.test_size), file)
+        publish(path)
