@@ -27,7 +27,7 @@ from stem_dask.engine.state import (
 )
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.open import Found, find, with_given
-from stem_dask.stages.references import KEYS, digest_of, read_plane, reference
+from stem_dask.stages.correct import KEYS, digest_of, read_plane, reference
 from stem_dask.storage.location import at, check_path, is_url, of_output, refuse_url
 from stem_dask.storage.publish import (
     DOCUMENT,
