@@ -16,7 +16,7 @@ import stem_dask as sd
 from stem_dask import CroppingConfig, DiffractionCropper, create_test_data
 from stem_dask.cli import main as cli
 from stem_dask.core.errors import OutputExistsError
-from stem_dask.stages.formats import Target
+from stem_dask.stages.export import Target
 from stem_dask.storage import publish as publishing
 
 CASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "g1_no_flock_run"

@@ -14,8 +14,9 @@ import numpy as np
 
 from stem_dask.config.options import Config
 from stem_dask.core.batches import PIECE_BYTES as READ_PIECE_BYTES
-from stem_dask.core.chunks import FILE_CHUNK_BYTES, MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
+from stem_dask.core.chunks import MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
 from stem_dask.core.errors import NO_ROOM, DiskFullError, MemoryBudgetError
+from stem_dask.core.formats import FORMATS, Format
 from stem_dask.core.machine import machine_bytes
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
@@ -26,24 +27,16 @@ from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.kernels.gpu.buffers import Taken
 from stem_dask.kernels.transpose import GATHERED
-from stem_dask.readers.arrays import Hdf5Dataset
-from stem_dask.readers.batches import is_read_in_pieces
-from stem_dask.readers.detector_first import READ_BYTES, detector_first
+from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
-from stem_dask.readers.mib import RawCounts
 from stem_dask.readers.open import Found
-from stem_dask.readers.source import Wrapped
-from stem_dask.readers.topspin import PatternGroups
-from stem_dask.readers.views import ScanOfList, View
+from stem_dask.readers.source import reading_of
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype
 
 _logger = logging.getLogger("stem_dask")
-
-#: memory of HDF5 with all its filters in a worker that reads it; measured: 26 to 41 MB
-HDF5_BYTES = 30 * 10**6
 
 #: buffers of a batch on its way: as read, cropped, downsampled, in a chunk, encoded
 PASSING = 5
@@ -117,6 +110,12 @@ def _references(config: Config) -> int:
     return (config.input.dark is not None) + (config.input.gain is not None)
 
 
+def _formats(config: Config) -> list[Format]:
+    """The formats of all outputs; the first is written by the pass, the others are exported from it."""
+    first = Path(config.output.path).suffix
+    return [FORMATS[suffix] for suffix in (first, *(f".{kind}" for kind in config.output.export))]
+
+
 def _analyzes(config: Config) -> bool:
     return config.crop.enabled or config.analyze.ahead
 
@@ -140,32 +139,26 @@ def memory_of(
     what, source = shapes(config, found, window), found.source
     pixels, out, dtype = math.prod(what.detector), what.out_bytes, source.dtype
     pattern = pixels * dtype.itemsize
-    kinds = {Path(config.output.path).suffix[1:], *config.output.export}
-    # how often a block is copied while it is read: when its axes are put in order, transposed, or put together
-    stored, copies = source, 0
-    while isinstance(stored, Wrapped):
-        copies += isinstance(stored, (ScanOfList, RawCounts))
-        if isinstance(stored, View):
-            copies += stored.transposed + stored.flipped
-        stored = stored.source
-    held = 0 if is_read_in_pieces(source) else pattern * (1 + copies)
-    library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
+    forms = _formats(config)
+    reading = reading_of(source)
+    held = 0 if reading.in_pieces else pattern * (1 + reading.copies)
+    library = reading.library_bytes
     piece = pixels * max(1, READ_PIECE_BYTES // pattern)
     widest = max(kind.itemsize for kind in (dtype, what.patterns, what.dtype))
     fixed = library + PASSING * piece * widest + task_memory(config, what).in_host
     fixed += REQUEST_BYTES * is_url(found.info.path)
+    largest = max(form.chunk_bytes for form in forms)
     fixed += (
-        2 * FILE_CHUNK_BYTES * ("zspy" in kinds)
-    )  # a chunk, raw and encoded; others are smaller than a batch
+        2 * largest * (largest > READ_PIECE_BYTES)
+    )  # a chunk, raw and encoded, unless smaller than a batch
     if n_references := _references(config):
         fixed += 4 * pixels * (n_references + 3)  # and what reading one takes
     # encoded chunks, and these joined, wait until their block is complete
-    joined = is_url(config.output.path) or Path(config.output.path).suffix in (".hspy", ".h5")
-    kept = 8 + 2 * out * joined
+    kept = 8 + 2 * out * (is_url(config.output.path) or forms[0].is_joined)
     sums = 16 * pattern  # in the widest type, and their results
     analysis, ahead = _kept_bytes(config, what), config.analyze.ahead
     # a chunk is held compressed and decoded until its part of the block is copied
-    decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
+    decoding = library + 2 * reading.chunk_bytes
     sizes = {
         "read": Footprint(decoding, max(1, held)),
         "crop": Footprint(fixed + 8 * out + sums * ahead, held + kept + analysis * ahead),
@@ -175,7 +168,7 @@ def memory_of(
     if config.output.export or config.output.normalize != "none":
         # measured with noise: 3 for .pt, .npy and .zspy (compressed shard, decoded shard, patterns), 4 for HDF5 (patterns,
         # compressed chunks, and these joined)
-        sizes["export"] = Footprint(0, (3 if kinds.isdisjoint({"hspy", "h5"}) else 4) * out)
+        sizes["export"] = Footprint(0, (4 if any(form.is_joined for form in forms) else 3) * out)
     if slab is not None:
         sizes["turn"] = _transpose_footprint(found, slab)
     return sizes
@@ -185,7 +178,7 @@ def _transpose_footprint(found: Found, slab: Sequence[int]) -> Footprint:
     """A task that transposes: its slab, one part of it, gathered rows, and the read buffer."""
     scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
     pixels = math.prod(slab)
-    return Footprint(pixels * scan * itemsize + READ_BYTES, (pixels + GATHERED) * itemsize)
+    return Footprint(pixels * scan * itemsize + REQUEST_BYTES, (pixels + GATHERED) * itemsize)
 
 
 def projected_bytes(sizes: Mapping[str, Footprint], positions: int, worker: Worker) -> int:
@@ -245,7 +238,7 @@ def transposed_bytes(found: Found) -> int:
     A detector-first file is transposed if the bytes to read exceed `CACHED_SHARE` of the machine's memory.
     """
     stored = detector_first(found.source)
-    if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
+    if stored is None or bytes_read(stored) <= CACHED_SHARE * machine_bytes():
         return 0
     return math.prod(stored.shape) * stored.dtype.itemsize
 
@@ -270,7 +263,7 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
             "raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     # a piece is as large as its slab at most
-    rest = room - READ_BYTES - GATHERED * itemsize * positions
+    rest = room - REQUEST_BYTES - GATHERED * itemsize * positions
     wanted = min(most, max(least, PIECE_BYTES * (math.prod(scan) // positions)), rest // 2)
     plane_bytes = math.prod(scan) * itemsize
     return lead_chunks(detector, plane_bytes, max(plane_bytes, wanted) / MIB)
@@ -323,13 +316,12 @@ def disk_need(
     least, most = transposed + kept, transposed + kept * (3 if config.input.mask == "auto" else 2)
     if config.output.normalize != "none":
         most += n * out * what.patterns.itemsize  # the counts wait in a store
-    here = [] if is_url(config.output.path) else [Path(config.output.path).suffix[1:]]
-    for kind in (*here, *config.output.export):
-        # unsigned counts may need twice as much in a .pt, and HDF5 exists twice while it is assembled
-        most += (2 if kind in ("pt", "hspy", "h5") else 1) * patterns
-        if what.known and kind == "npy":
+    # the first output may be in an object store
+    for form in _formats(config)[is_url(config.output.path) :]:
+        most += form.disk * patterns
+        if what.known and form == FORMATS[".npy"]:
             least += patterns
-        elif what.known and kind == "pt":
+        elif what.known and form == FORMATS[".pt"]:
             least += patterns * signed_dtype(what.dtype).itemsize // what.dtype.itemsize
     return DiskNeed(least, most)
 

@@ -20,6 +20,7 @@ from stem_dask.cluster.gpu import check_gpus, held_bytes, refuse_missing
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
+from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
 from stem_dask.core.model import Device, Progress, Region, Step, Window
 from stem_dask.core.patterns import (
@@ -34,7 +35,7 @@ from stem_dask.core.patterns import (
 from stem_dask.core.text import by
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
-from stem_dask.engine.records import Tally
+from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
 from stem_dask.job import budget
 from stem_dask.job.plan import Plan
@@ -50,28 +51,27 @@ from stem_dask.stages.analyze import (
     REDUCED,
     analysis_attrs,
     analysis_of_blocks,
+    block_statistics,
     fold_analysis,
+    stored_radii,
 )
-from stem_dask.stages.crop import crop_blocks, filled_fractions
+from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
+from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
-from stem_dask.stages.export import export_from_store, export_job, open_store
-from stem_dask.stages.formats import FORMATS, Target
-from stem_dask.stages.mask import apply_mask, read_mask, suspected_hot_pixels
+from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
-from stem_dask.stages.open import block_array, corrected, lazy_blocks
-from stem_dask.stages.summary import block_statistics, stored_radii
+from stem_dask.stages.open import block_array, lazy_blocks
 from stem_dask.stages.validate import (
     FLOAT_SLACK,
     complete_analysis,
     inside_of_blocks,
     retention_statistics,
 )
-from stem_dask.stages.window import choose_window
+from stem_dask.stages.window import choose_window, filled_fractions
 from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.writers import zarr
 from stem_dask.writers.spool import SplitSink, SpoolSink
-from stem_dask.writers.zarr_s3 import publish_objects
 
 
 class Job:
@@ -585,7 +585,7 @@ def _finish(job: Job, target: Target) -> None:
     """Write analysis, mask and metadata into the file, and publish it under its final name."""
     analysis = None
     valid: NDArray[np.bool_] | None = job.valid
-    if target.suffix == ".zarr":
+    if Path(target.path).suffix == ".zarr":
         if job.analysis is not None:
             _write_profiles(job, target.built)
         if job.analysis is not None or job.mask is not None:
@@ -606,7 +606,7 @@ def _finish(job: Job, target: Target) -> None:
     else:
         job.state.check_ownership()
         remove(job.outputs.results)
-        publish_objects(temporary(path), url)
+        zarr.publish_objects(temporary(path), url)
 
 
 def _with_mask(job: Job) -> xr.Dataset:
@@ -666,7 +666,7 @@ def _provenance(job: Job) -> dict[str, Any]:
 def _export(job: Job, path: str) -> None:
     """Write one more format from the finished store."""
     output, kind = job.config.output, Path(path).suffix
-    codec = output.codec if FORMATS[kind].packed else "auto"
+    codec = output.codec if FORMATS[kind].is_packed else "auto"
     options: dict[str, Any] = {"layout": output.layout, "codec": codec, "rechunk": output.rechunk}
     name = export_job(path, **options)
     if not job.state.published(path, name, math.prod(job.out.data.numblocks)):

@@ -3,12 +3,12 @@
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stem_dask.cluster.connect import Connection, connect, connection_of
 from stem_dask.cluster.local import end_if_read_again
 from stem_dask.config.options import Config
+from stem_dask.core.formats import format_of
 from stem_dask.core.machine import load_meanwhile
 from stem_dask.core.model import Progress
 from stem_dask.engine.clients import connected, refuse_no_client
@@ -91,9 +91,9 @@ def run(
     device, outputs = plan.config.device, plan.outputs
     options = plan.config.cluster.model_dump()
     options |= {"input_bytes": plan.found.n_bytes, "device": device}
-    kinds = {Path(path).suffix for path in (outputs.path, *outputs.exports)}
     # what this process imports to write the outputs takes a second to load, too
-    libraries = ["h5py"] * bool(kinds & {".hspy", ".h5"}) + ["zarr"] * bool(outputs.exports)
+    forms = (format_of(path) for path in (outputs.path, *outputs.exports))
+    libraries = {form.library for form in forms if form is not None and form.library}
     load_meanwhile(PASSES, *libraries)
     with connect(**options, say=say) as connection:
         for line in connection.lines(f"{device}{plan.device_note}"):
