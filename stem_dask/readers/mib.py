@@ -24,7 +24,7 @@ from stem_dask.readers.source import (
     header_of,
     scan_axes,
     side_text,
-    stack_axes,
+    stack,
 )
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
@@ -129,11 +129,6 @@ def list_mib(path: str) -> list[Candidate]:
     """The stack of patterns of a .mib file, one for each counter (threshold), and its scan when the .hdr states one.
 
     The scan is ``ScanX`` and ``ScanY``, or the frames divided into lines of ``Frames per Trigger``.
-
-    Raises
-    ------
-    SourceError
-        When the header is not Merlin's, is damaged, or states an unsupported raw mode.
     """
     words = header_of(path, _FIRST, "a Merlin pattern").decode("latin-1").split(",")
     if words[0] != "MQ1" or len(words) < 8:
@@ -166,34 +161,27 @@ def list_mib(path: str) -> list[Candidate]:
         source = LongCounts(source)
     elif quad:
         source, notes = QuadCounts(source), (*notes, _QUAD)
-    header: dict[str, Any] = {
-        "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
-    }
+    fields = dict(zip(_NAMES, (word.strip() for word in words), strict=False))
+    header: dict[str, Any] = {"pattern": fields}
     # the time in the longer headers is in UTC
     stamp = re.search(r"\d{4}-\d{2}-\d{2}T[\d:.]+Z", ",".join(words))
     about = stated("Merlin", {**header, "timestamp": stamp[0] if stamp else "".join(words[9:10])})
     with opened_file(path) as file:
         file.seek(stride)
         second = file.read(_FIRST).decode("latin-1").split(",")
-    counters = [
-        one[11].strip() if len(one) > 11 and one[0] == "MQ1" else "" for one in (words, second)
-    ]
+    counters = ["".join(one[11:12]).strip() for one in (words, second) if one[0] == "MQ1"]
     found = [("patterns", source)]
     if sorted(counters) == ["0", "1"]:  # patterns of two counters alternate
-        all_of = slice(None)
-        found = [
-            (f"counter {counter}", View.of(source).select(slice(i, None, 2), all_of, all_of))
-            for i, counter in enumerate(counters)
-        ]
+        every = (slice(None), slice(None))
+        parts = [View.of(source).select(slice(i, None, 2), *every) for i in (0, 1)]
+        found = [(f"counter {n}", part) for n, part in zip(counters, parts, strict=True)]
     scan, stem = None, path[: -len(Path(path).suffix)]  # of a URL, too
     files = tuple(stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file())[:1]
     if files:
         header["hdr"] = settings = dict[str, str]()
-        for line in side_text(
-            files[0]
-        ).splitlines():  # name:<tab>value; the first of two names counts
+        for line in side_text(files[0]).splitlines():
             name, tab, value = line.partition("\t")
-            if tab and not name.startswith(("HDR", "End")):
+            if tab and not name.startswith(("HDR", "End")):  # the first of two equal names counts
                 settings.setdefault(name.strip().rstrip(":"), value.strip())
         scan = scan_axes(settings.get("ScanY"), settings.get("ScanX"))
         frames = whole(settings.get("Frames in Acquisition (Number)"))
@@ -201,19 +189,15 @@ def list_mib(path: str) -> list[Candidate]:
         # one frame per trigger does not tell the length of a line
         if not {"ScanX", "ScanY"} <= settings.keys() and frames and n and n > 1:
             scan = scan_axes(frames // n, n) if frames % n == 0 else None
-    return [
-        Candidate(
-            name,
-            one,
-            stack_axes(one.shape[0], *(Axis("k", n) for n in one.shape[1:])),
-            metadata=header,
-            scan=scan,
-            notes=(*notes, _ROWS),
-            files=files,
-            about=about,
-        )
-        for name, one in found
-    ]
+    ky, kx = (Axis("k", n) for n in source.shape[1:])
+    more = {
+        "metadata": header,
+        "scan": scan,
+        "notes": (*notes, _ROWS),
+        "files": files,
+        "about": about,
+    }
+    return [stack(one, ky, kx, name, **more) for name, one in found]
 
 
 def _raw_mode(
