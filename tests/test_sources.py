@@ -16,8 +16,8 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.readers.containers import Hdf5Dataset, ZarrArray
 from stem_dask.readers.flat import FlatFile
-from stem_dask.readers.layout import Arranged, Geometry, parted
-from stem_dask.readers.source import identity
+from stem_dask.readers.layout import Geometry, parted
+from stem_dask.readers.source import Candidate, identity
 from stem_dask.readers.views import ScanOfList, View
 
 SHAPE = (4, 5, 6, 7)
@@ -71,7 +71,7 @@ def select(source, roi, step):
     """A region of the scan, then every n-th position."""
     axes = tuple(Axis("", n) for n in source.shape)
     geometry = Geometry(scan_roi=roi, scan_step=step)
-    return parted("a.npy", Arranged(source, axes), geometry).source
+    return parted("a.npy", Candidate("a", source, axes), geometry).source
 
 
 def same(got, expected):

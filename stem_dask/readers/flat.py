@@ -56,7 +56,7 @@ class FlatFile:
         while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
         if is_url(self.path) and n_whole < 2 < len(self.shape):
-            self._from_whole_patterns(part, out, file)
+            self._from_whole_patterns(part, out)
             return
         n_partial = len(self.shape) - n_whole
         joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
@@ -81,20 +81,18 @@ class FlatFile:
             for i, position in enumerate(first):
                 self._fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
 
-    def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
+    def _from_whole_patterns(self, part: Slices, out: NDArray) -> None:
         """Parts of patterns in an object store: whole patterns in fewer requests, whose latency dominates."""
-        height, width = self.shape[-2:]
-        some = max(1, REQUEST_BYTES // (height * width * self.dtype.itemsize))
-        *outer, last = (range(*s.indices(n)) for s, n in zip(part[:-2], self.shape, strict=False))
+        *lead, height, width = self.shape
+        run = Run(self.path, self.offset, height * width * self.dtype.itemsize, prod(lead))
+        frames = FramedFile((run,), self.dtype, (height, width))
+        *outer, last = (range(n)[s] for n, s in zip(lead, part, strict=False))
         for place in np.ndindex(*map(len, outer)):
-            row = [slice(r[i], r[i] + 1) for r, i in zip(outer, place, strict=True)]
-            for start in range(0, len(last), some):
-                these = last[start : start + some]
-                whole = np.empty((*(1,) * len(row), len(these), height, width), self.dtype)
-                there = slice(these.start, these.stop, these.step)
-                self.read_into((*row, there, slice(height), slice(width)), whole, file)
-                here = (*place, slice(start, start + len(these)))
-                out[here] = whole.reshape(-1, height, width)[:, part[-2], part[-1]]
+            row = 0
+            for n, indices, i in zip(lead, outer, place, strict=False):
+                row = row * n + indices[i]
+            row *= lead[-1]
+            out[place] = frames[slice(row + last.start, row + last.stop, last.step), *part[-2:]]
 
     def _fill(self, file: Any, position: int, run: memoryview) -> None:
         if isinstance(file, ObjectFile):

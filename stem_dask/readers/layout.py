@@ -172,20 +172,7 @@ class Geometry:
         return (skip, 0) if isinstance(skip, int) else (skip[0], skip[1])
 
 
-@dataclass(frozen=True)
-class Arranged:
-    """A source with its axes and notes."""
-
-    source: Source
-    axes: tuple[Axis, ...]
-    notes: tuple[str, ...] = ()
-
-    def on(self, source: Source, axes: Sequence[Axis], *notes: str) -> "Arranged":
-        """Another source with its axes, and further notes."""
-        return Arranged(source, tuple(axes), (*self.notes, *notes))
-
-
-def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> Arranged:
+def arranged(name: str, view: Candidate, geometry: Geometry) -> Candidate:
     """Bring the axes into the order (scan_y, scan_x, ky, kx), or (pattern, ky, kx).
 
     Raises
@@ -193,7 +180,7 @@ def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -
     SourceError
         When the array has another number of axes, the order is ambiguous, or the options do not fit.
     """
-    is_auto = geometry.scan_order == "auto" and chosen.swapped is None
+    is_auto = geometry.scan_order == "auto" and view.swapped is None
     if is_auto and len(view.axes) in (3, 4):
         order, note = order_by([axis.name for axis in view.axes])
         source, axes = view.source, view.axes
@@ -202,39 +189,37 @@ def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -
             axes = _named(axes, _DIMS if len(order) == 4 else (axes[0].name, *DETECTOR_DIMS))
             if order != tuple(range(len(order))):
                 source = View.of(source).transpose(order)
-        view = view.on(source, axes, *filter(None, [note]))
+        view = _changed(view, source, axes, *filter(None, [note]))
+    shape = view.source.shape
+    is_list = len(shape) == 4 and shape[1] == 1 and view.axes[1].name != SCAN_DIMS[1]
+    if is_list and isinstance(view.source, FlatFile) and _suffix(name) == ".pt":  # (N, 1, H, W)
+        source = replace(view.source, shape=(shape[0], *shape[2:]))
+        view = _changed(view, source, (view.axes[0], *view.axes[2:]))
     source, axes = view.source, view.axes
-    shape = source.shape
-    is_list = len(shape) == 4 and shape[1] == 1 and axes[1].name != SCAN_DIMS[1]
-    if is_list and isinstance(source, FlatFile) and _suffix(name) == ".pt":  # (N, 1, H, W)
-        source, axes = replace(source, shape=(shape[0], *shape[2:])), (axes[0], *axes[2:])
-        view = replace(view, source=source, axes=axes)
     if len(source.shape) == 3:
-        return _stack(name, chosen, view, geometry)
+        return _stack(name, view, geometry)
+    fault = ""
     if len(shape) != 4:
-        raise SourceError(
-            f"{name}: {chosen.name} has {len(shape)} axes; expected 4 or a stack of patterns"
+        fault = f"{view.name} has {len(shape)} axes; expected 4 or a stack of patterns"
+    elif any(geometry.ends):
+        fault = (
+            f"input.skip_frames is {geometry.skip_frames}, but the data are a scan of {by(shape[:2])} already; leave it out, "
+            "or take a part with input.scan_roi"
         )
-    if any(geometry.ends):
-        raise SourceError(
-            f"{name}: input.skip_frames is {geometry.skip_frames}, but the data are a scan of {by(shape[:2])} already; leave "
-            "it out, or take a part with input.scan_roi"
-        )
+    if fault:
+        raise SourceError(f"{name}: {fault}")
     reciprocal = [_is_reciprocal(axis.units) for axis in axes]
-    if _detector_first(name, chosen, axes, geometry.scan_order, reciprocal):
+    if _detector_first(name, view, geometry.scan_order, reciprocal):
         note = "the detector's axes come first in the file; reading takes longer"
         if is_auto:
             note += f" (by {', '.join(axis.units or axis.name for axis in axes)})"
-        transposed = View.of(source).transpose(DETECTOR_FIRST)
-        view = view.on(transposed, _named((*axes[2:], *axes[:2]), _DIMS), note)
+        source, axes = View.of(source).transpose(DETECTOR_FIRST), (*axes[2:], *axes[:2])
     else:
-        notes = []
+        note = ""
         if geometry.scan_order == "auto" and reciprocal == [True, True, False, False]:
             units = ", ".join(axis.units for axis in axes)
-            notes = [
-                f"by the units ({units}) the detector might come first; set input.scan_order: detector_first if so"
-            ]
-        view = view.on(source, _named(axes, _DIMS), *notes)
+            note = f"by the units ({units}) the detector might come first; set input.scan_order: detector_first if so"
+    view = _changed(view, source, _named(axes, _DIMS), *filter(None, [note]))
     scan = view.source.shape[:2]
     if geometry.scan_shape is not None and tuple(geometry.scan_shape) != scan:
         raise SourceError(
@@ -244,29 +229,30 @@ def arranged(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -
     return view
 
 
+def _changed(view: Candidate, source: Source, axes: Sequence[Axis], *notes: str) -> Candidate:
+    """Another source with its axes, and further notes."""
+    return replace(view, source=source, axes=tuple(axes), notes=(*view.notes, *notes))
+
+
 def _detector_first(
-    name: str,
-    chosen: Candidate,
-    axes: Sequence[Axis],
-    scan_order: str,
-    reciprocal: Sequence[bool | None],
+    name: str, view: Candidate, scan_order: str, reciprocal: Sequence[bool | None]
 ) -> bool:
     """By the option, else by the file, else by the units of the axes; ambiguous DM files are refused."""
     if scan_order != "auto":
         return scan_order == "detector_first"
-    if chosen.swapped is not None:
-        return not chosen.swapped
-    names = tuple(axis.name for axis in axes)
+    if view.swapped is not None:
+        return not view.swapped
+    names = tuple(axis.name for axis in view.axes)
     if names in (_DIMS, (*DETECTOR_DIMS, *SCAN_DIMS)):
         return names != _DIMS
     if reciprocal in ([False, False, True, True], [True, True, False, False]):
         return reciprocal[0] is True
     if _suffix(name) not in (".dm3", ".dm4"):
         return False
-    units = ", ".join(axis.units or "none" for axis in axes)
+    units = ", ".join(axis.units or "none" for axis in view.axes)
     raise SourceError(
         f"{name}: cannot tell scan from detector: no Data Order Swapped tag, and the units are ({units}); "
-        f"the axes are {by(chosen.source.shape)}: set input.scan_order to scan_first or detector_first"
+        f"the axes are {by(view.source.shape)}: set input.scan_order to scan_first or detector_first"
     )
 
 
@@ -287,7 +273,7 @@ def _is_reciprocal(units: str) -> bool | None:
     return False if plain in lengths else None
 
 
-def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> Arranged:
+def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:
     """Fold a stack of patterns into the scan that the user or the file gives."""
     source, axes, (first, last) = view.source, view.axes, geometry.ends
     n = source.shape[0]
@@ -300,16 +286,18 @@ def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> 
         n = source.shape[0]
         axes = (axes[0].part(first, n), *axes[1:])
         end = f" and the last {last:,}" if last else ""
-        view = view.on(source, axes, f"left out the first {first:,}{end} patterns")
-    scan, part = chosen.scan, chosen.part
+        view = _changed(view, source, axes, f"left out the first {first:,}{end} patterns")
+    scan, part = view.scan, view.part
     if geometry.scan_shape is None and scan is None:
         suffix = _suffix(name)
         named = suffix in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
         if named or suffix in (".pt", ".npy", ".zarr"):
-            return view.on(source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns")
+            return _changed(
+                view, source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns"
+            )
         if part:
             part = f"is a stack of {axes[0].size:,} patterns: {part}"
-        raise SourceError(f"{name}: {chosen.name} {part or _without_scan(name, chosen.hint, axes)}")
+        raise SourceError(f"{name}: {view.name} {part or _without_scan(name, view.hint, axes)}")
     if geometry.scan_shape is not None:
         y, x = scan or (Axis(SCAN_DIMS[0], 1), Axis(SCAN_DIMS[1], 1))
         scan = (replace(y, size=geometry.scan_shape[0]), replace(x, size=geometry.scan_shape[1]))
@@ -317,13 +305,13 @@ def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> 
     n_y, n_x = (axis.size for axis in scan)
     if n_y < 1 or n_x < 1:
         raise SourceError(f"{name}: scan_shape is {n_y} x {n_x}; both sizes must be 1 or more")
-    framed = frame_way(name, chosen.source, n_y * n_x)
+    framed = frame_way(name, view.source, n_y * n_x)
     if n_y * n_x != n:
         whose = (
             "the scan that the file states," if geometry.scan_shape is None else "input.scan_shape"
         )
         ways = [f"{keys} ({words})" for keys, words in scan_ways(n, (n_y, n_x), (first, last))]
-        more = "".join(f" ({note})" for note in chosen.notes if "less than a pattern" in note)
+        more = "".join(f" ({note})" for note in view.notes if "less than a pattern" in note)
         raise SourceError(
             f"{name}: {n:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}; set "
             f"{'; or '.join(filter(None, [framed, *ways]))}{more}"
@@ -333,7 +321,7 @@ def _stack(name: str, chosen: Candidate, view: Arranged, geometry: Geometry) -> 
         notes.append(f"the file states a scan of {n_y:,} x {n_x:,}")
     if framed and (first or last):
         notes.append(f"the size of the file also fits {framed}; check that patterns do not shift")
-    return view.on(ScanOfList(source, (n_y, n_x)), _named((*scan, *axes[1:]), _DIMS), *notes)
+    return _changed(view, ScanOfList(source, (n_y, n_x)), _named((*scan, *axes[1:]), _DIMS), *notes)
 
 
 def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
@@ -352,7 +340,7 @@ def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
     return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{guess}"
 
 
-def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
+def parted(name: str, view: Candidate, geometry: Geometry) -> Candidate:
     """Leave out the flyback, flip the patterns, select region and step of the scan.
 
     Raises
@@ -376,7 +364,7 @@ def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
             )
         axes = (view.axes[0], view.axes[1].part(0, sizes[1] - drop), *view.axes[2:])
         source = View.of(view.source).select(whole, slice(-drop), whole, whole)
-        view = view.on(source, axes, f"left out the last {drop:,} columns of the scan")
+        view = _changed(view, source, axes, f"left out the last {drop:,} columns of the scan")
     if geometry.flip:
         ky = view.axes[-2]
         if (
@@ -385,7 +373,7 @@ def parted(name: str, view: Arranged, geometry: Geometry) -> Arranged:
             ky = replace(ky, offset=-ky.value(ky.size - 1))
         source = View.of(view.source).flip(-2)
         note = "every pattern is flipped top to bottom"
-        view = view.on(source, (*view.axes[:-2], ky, view.axes[-1]), note)
+        view = _changed(view, source, (*view.axes[:-2], ky, view.axes[-1]), note)
     if roi is None and step == 1:
         return view
     if len(sizes) != 4:

@@ -19,7 +19,7 @@ from stem_dask.core.text import by
 from stem_dask.readers.containers import Hdf5Dataset, Missing, ZarrArray, can_be_quoted
 from stem_dask.readers.formats import open_file
 from stem_dask.readers.hdf5 import name_behind
-from stem_dask.readers.layout import Arranged, Geometry, arranged, parted
+from stem_dask.readers.layout import Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
 from stem_dask.readers.source import Candidate, Source, identity, stored
 from stem_dask.readers.views import View
@@ -124,8 +124,8 @@ def find(
         )
     if fault:
         raise SourceError(f"{name}: {chosen.name} {fault}")
-    start = Arranged(chosen.source, chosen.axes, (*notes, *chosen.notes))
-    view = parted(name, arranged(name, chosen, start, geometry), geometry)
+    chosen = replace(chosen, notes=(*notes, *chosen.notes))
+    view = parted(name, arranged(name, chosen, geometry), geometry)
     about = {k: v for k, v in (chosen.about or {}).items() if v not in (None, "", {})}
     info = SourceInfo(
         path=name,
@@ -140,9 +140,9 @@ def find(
     )
     valid = None
     if chosen.valid is not None:  # in the order and region that are read
-        lead = chosen.axes[: len(chosen.valid.shape) - 2]
-        stated = Arranged(chosen.valid, (*lead, Axis("ky", 1), Axis("kx", 1)))
-        valid = parted(name, arranged(name, chosen, stated, geometry), geometry).source
+        axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
+        stated = replace(chosen, source=chosen.valid, axes=axes)
+        valid = parted(name, arranged(name, stated, geometry), geometry).source
         valid = valid if valid.shape[:-2] == view.source.shape[:-2] else None
     return Found(view.source, info, identity(name, *chosen.files), valid, chosen.files)
 
