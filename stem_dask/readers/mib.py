@@ -4,7 +4,7 @@ Rows keep the order of the file; RosettaSciIO and HyperSpy flip them.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from stem_dask.core.text import by
 from stem_dask.readers.flat import framed, refuse_sheared
 from stem_dask.readers.source import (
     Candidate,
+    Reading,
     Slices,
     Source,
     Wrapped,
     header_of,
+    reading_of,
     scan_axes,
     side_text,
     stack,
@@ -46,83 +48,53 @@ _QUAD = "raw counts of 2x2 chips are arranged as Merlin does with Raw Mode off; 
 
 @dataclass(frozen=True)
 class RawCounts(Wrapped):
-    """Patterns in raw mode (n, ky, kx): in each word of 64 bits the last pixel comes first.
+    """Patterns (n, ky, kx) in raw mode, whose source has the rows as stored.
 
-    The source has the words as stored; 1-bit counters are packed, eight pixels per byte.
-    """
-
-    bits: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, ky, kx)."""
-        n, height, width = self.source.shape
-        return (n, height, width * 8 if self.bits == 1 else width)
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        stored = self.source[(part[0], part[1], slice(None))]
-        in_word = 8 // stored.itemsize
-        words = stored.reshape(*stored.shape[:2], stored.shape[2] // in_word, in_word)
-        pixels = words[..., ::-1].reshape(stored.shape)
-        if self.bits == 1:
-            pixels = np.unpackbits(pixels, axis=-1, bitorder="little")
-        return np.ascontiguousarray(pixels[..., part[2]])
-
-
-@dataclass(frozen=True)
-class QuadCounts(Wrapped):
-    """Patterns of 2x2 chips (n, 2 h, 2 w) from raw rows (n, h, 4 w) of the four chips.
-
-    Their order is lower right, lower left, upper right, upper left; the lower ones are mounted upside down. LiberTEM
-    found this by comparing raw with other patterns of the same beam
+    In each word of 64 bits the last pixel comes first; 1-bit counters are packed, eight pixels per byte. Counts of 24 bits are
+    two halves of 12 bits, one below the other, the higher one first (LiberTEM, ``decode_r24_swap`` in libertem/io/dataset/mib.py).
+    Of 2x2 chips (``quad``) a row holds the lower right, lower left, upper right and upper left one; the lower ones are mounted
+    upside down. LiberTEM found this by comparing raw with other patterns of the same beam
     (https://github.com/LiberTEM/LiberTEM/issues/1135).
     """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, ky, kx)."""
-        n, height, width = self.source.shape
-        return (n, 2 * height, width // 2)
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        _, height, width = self.source.shape
-        size = width // 4
-        frames = range(*part[0].indices(self.shape[0]))
-        pattern = np.empty((2 * height, 2 * size), self.dtype)
-        out = np.empty((len(frames), *pattern[part[1:]].shape), self.dtype)
-        for target, i in zip(out, frames, strict=True):  # one by one: no second copy of the block
-            (row,) = self.source[(slice(i, i + 1), slice(0, height), slice(0, width))]
-            lower_right, lower_left, upper_right, upper_left = np.split(row, 4, axis=1)
-            pattern[:height] = np.hstack([upper_left, upper_right])
-            pattern[height:] = np.hstack([lower_right, lower_left])[::-1, ::-1]
-            target[...] = pattern[part[1:]]
-        return out
-
-
-@dataclass(frozen=True)
-class LongCounts(Wrapped):
-    """Patterns of 24 bits (n, ky, kx) from their two halves of 12 bits (n, 2 ky, kx), the higher one first.
-
-    As in LiberTEM (``decode_r24_swap`` in libertem/io/dataset/mib.py).
-    """
+    bits: int
+    quad: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, ky, kx)."""
         n, height, width = self.source.shape
-        return (n, height // 2, width)
+        width *= 8 if self.bits == 1 else 1
+        if self.quad:
+            return (n, 2 * height, width // 4 * 2)
+        return (n, height // 2 if self.bits == 24 else height, width)
 
     @property
     def dtype(self) -> np.dtype:
-        """Counts up to 2^24."""
-        return np.dtype(np.uint32)
+        """Of the source; of 24 bits uint32."""
+        return np.dtype(np.uint32) if self.bits == 24 else self.source.dtype
+
+    @property
+    def reading(self) -> Reading:
+        """As of the source, and the copies below."""
+        inner = reading_of(self.source)
+        return replace(inner, copies=inner.copies + 2)
 
     def __getitem__(self, part: Slices) -> NDArray:
-        height = self.shape[1]
-        rows = part[1].indices(height)
-        high = self.source[(part[0], slice(*rows), part[2])].astype(self.dtype)
-        low = self.source[(part[0], slice(rows[0] + height, rows[1] + height, rows[2]), part[2])]
-        return (high << 12) + low
+        stored = self.source[(part[0], slice(None), slice(None))]
+        n_words = stored.shape[2] * stored.itemsize // 8
+        words = stored.reshape(*stored.shape[:2], n_words, 8 // stored.itemsize)
+        pixels = words[..., ::-1].reshape(stored.shape)
+        if self.bits == 1:
+            pixels = np.unpackbits(pixels, axis=-1, bitorder="little")
+        if self.bits == 24:
+            high, low = np.split(pixels.astype(self.dtype), 2, axis=1)
+            pixels = (high << 12) + low
+        if self.quad:
+            lower_right, lower_left, upper_right, upper_left = np.split(pixels, 4, axis=2)
+            lower = np.dstack([lower_right, lower_left])[:, ::-1, ::-1]
+            pixels = np.hstack([np.dstack([upper_left, upper_right]), lower])
+        return np.ascontiguousarray(pixels[:, part[1], part[2]])
 
 
 def list_mib(path: str) -> list[Candidate]:
@@ -156,11 +128,7 @@ def list_mib(path: str) -> list[Candidate]:
     stride = length + rows * columns * dtype.itemsize
     stored, notes = framed(path, 0, stride, dtype, (rows, columns), lead=length)
     refuse_sheared(stored, length, b"MQ1,")
-    source: Source = RawCounts(stored, bits) if bits else stored
-    if bits == 24:
-        source = LongCounts(source)
-    elif quad:
-        source, notes = QuadCounts(source), (*notes, _QUAD)
+    source: Source = RawCounts(stored, bits, quad) if bits else stored
     fields = dict(zip(_NAMES, (word.strip() for word in words), strict=False))
     header: dict[str, Any] = {"pattern": fields}
     # the time in the longer headers is in UTC
@@ -193,7 +161,7 @@ def list_mib(path: str) -> list[Candidate]:
     more = {
         "metadata": header,
         "scan": scan,
-        "notes": (*notes, _ROWS),
+        "notes": (*notes, *((_QUAD,) if quad else ()), _ROWS),
         "files": files,
         "about": about,
     }
