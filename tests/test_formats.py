@@ -1,6 +1,5 @@
 """Every format keeps what it is given: values, axes, words and arrays; in every codec, and what comes late."""
 
-import contextlib
 import gzip
 import shutil
 import zipfile
@@ -426,11 +425,7 @@ def test_a_damaged_chunk_of_a_zspy_is_found(tmp_path, damage):
     else:
         file.write_bytes({"cut": bytes(7), "flipped": bytes(8), "older": bytes(range(8))}[damage])
     assert message in sink.verify(record)
-    with (
-        contextlib.nullcontext()
-        if damage in ("flipped", "older")
-        else pytest.raises(StoreError, match="changed after it was written")
-    ):
+    with pytest.raises(StoreError, match="changed after it was written"):
         sink.finish([record])
     assert sink.write(0, (slice(0, 4),), {"patterns": block}) == extra
     assert sink.verify(record) is None
