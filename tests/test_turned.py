@@ -25,9 +25,10 @@ from stem_dask.core.errors import (
 from stem_dask.core.model import USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.engine import run as engine
 from stem_dask.engine.journal import Journal
-from stem_dask.job import memory_and_disk as projection
+from stem_dask.job import budget as projection
+from stem_dask.job.budget import disk_need, fitting_slab, memory_of, transposed_bytes
 from stem_dask.job.describe import describe_job
-from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, transposed_bytes
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.kernels import transpose as turn_kernel
@@ -370,10 +371,10 @@ def test_check_tells_of_it(
     tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(old_file(tmp_path, numbers()))
-    found = find(config.input.path)
-    assert not any(line.startswith("transposes") for line in describe_job(config, found))
+    plan = prepare(config)
+    assert not any(line.startswith("transposes") for line in describe_job(plan))
     monkeypatch.setattr(projection, "CACHED_SHARE", 0)
-    (line,) = (line for line in describe_job(config, found) if line.startswith("transposes"))
+    (line,) = (line for line in describe_job(plan) if line.startswith("transposes"))
     assert (
         line == "transposes  1.68 kB first into an intermediate file: the input is detector-first"
     )
