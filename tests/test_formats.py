@@ -159,9 +159,12 @@ def check(path, array, *, known=None, valid=None):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(
-    ("shape", "lead"), [(SHAPE, LEAD), ((11, 8, 6), (4,))], ids=["scan", "list"]
-)
-@pytest.mark.parametrize("dtype", ["u2", ">u2", ">f4", "bool", "f2", "u8"])
+    ("shape", "lead", "dtype"),
+    [
+        *((SHAPE, LEAD, dtype) for dtype in ("u2", ">u2", ">f4", "bool", "f2", "u8", "i2")),
+        ((11, 8, 6), (4,), ">f4"), ((1, 7, 8, 6), (1, 2), "u2"), ((7, 1, 8, 6), (2, 1), "bool"),
+    ],
+)  # fmt: skip
 def test_everything_comes_back(tmp_path, suffix, shape, lead, dtype):
     array, path = numbers(shape, dtype), tmp_path / f"a{suffix}"
     patterns = lazy(array, lead, maximum=2038, **ATTRS)
