@@ -64,22 +64,23 @@ from stem_dask.stages.analyze import (
     REDUCED,
     analysis_attrs,
     analysis_of_blocks,
+    block_statistics,
     fold_analysis,
+    stored_radii,
 )
-from stem_dask.stages.crop import crop_blocks, filled_fractions
+from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
+from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
-from stem_dask.stages.mask import apply_mask, read_mask, suspected_hot_pixels
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
-from stem_dask.stages.open import block_array, corrected, lazy_blocks
-from stem_dask.stages.summary import block_statistics, stored_radii
+from stem_dask.stages.open import block_array, lazy_blocks
 from stem_dask.stages.validate import (
     FLOAT_SLACK,
     complete_analysis,
     inside_of_blocks,
     retention_statistics,
 )
-from stem_dask.stages.window import choose_window
+from stem_dask.stages.window import choose_window, filled_fractions
 from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.writers.spool import SplitSink, SpoolSink

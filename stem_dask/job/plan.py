@@ -26,10 +26,8 @@ from stem_dask.engine.state import (
     unfinished_url,
 )
 from stem_dask.readers.detector_first import detector_first
-from stem_dask.readers.open import Found, find
-from stem_dask.readers.user_calibration import with_given
-from stem_dask.readers.views import DETECTOR_SLOWEST
-from stem_dask.stages.references import KEYS, digest_of, read_plane, reference
+from stem_dask.readers.open import Found, find, with_given
+from stem_dask.stages.correct import KEYS, digest_of, read_plane, reference
 from stem_dask.storage.location import at, check_path, is_url, of_output, refuse_url
 from stem_dask.storage.publish import (
     DOCUMENT,
@@ -158,7 +156,8 @@ def prepare(config: Config, outputs: Outputs | None = None) -> Plan:
     found = find_input(config)
     _check_detector(config, found)
     if is_url(found.info.path) and detector_first(found.source) is not None:
-        refuse_url("input.path", found.info.path, DETECTOR_SLOWEST)
+        why = "the detector's axes come first in it, so that every pattern is spread over all of it; copy it here first"
+        refuse_url("input.path", found.info.path, why)
     source = Path(found.info.path).resolve()
     for path in outputs.all():
         if source == Path(path).resolve() or Path(path).resolve() in source.parents:
