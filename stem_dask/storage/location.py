@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from stem_dask.core.errors import ConfigError, SourceError, StemDaskError, StoreError
@@ -116,20 +116,18 @@ def refuse_url(key: str, path: object, way: str) -> None:
         raise ConfigError(f"{key} is {path}: {way}")
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """Size, ETag and modification time of an object, named as in `os.stat`."""
 
     st_size: int
     etag: str
     st_mtime_ns: int
 
-    @classmethod
-    def of(cls, entry: Any) -> "Status":
-        """Status from obstore's; times have whole seconds, so the ETag gives the fraction: two versions always differ."""
-        etag, seconds = str(entry["e_tag"]), int(entry["last_modified"].timestamp())
-        fraction = zlib.crc32(etag.encode()) % 10**9
-        return cls(int(entry["size"]), etag, seconds * 10**9 + fraction)
+
+def _status(entry: Any) -> Status:
+    """Status from obstore's; times have whole seconds, so the ETag gives the fraction: two versions always differ."""
+    etag, seconds = str(entry["e_tag"]), int(entry["last_modified"].timestamp())
+    return Status(int(entry["size"]), etag, seconds * 10**9 + zlib.crc32(etag.encode()) % 10**9)
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class Location:
 
     def stat(self) -> Status:
         """Status of the object; raises FileNotFoundError if it does not exist."""
-        return Status.of(self._ask("head"))
+        return _status(self._ask("head"))
 
     def is_file(self) -> bool:
         """Whether the object exists."""
@@ -206,7 +204,7 @@ class Location:
             with answered(self.url, SourceError):
                 page = next(pages, ())
             for entry in page:
-                yield str(entry["path"])[start:], Status.of(entry)
+                yield str(entry["path"])[start:], _status(entry)
 
     def write_bytes(self, content: bytes, *, onto: str | None = None) -> str:
         """Write the object atomically and return its ETag.
@@ -268,15 +266,12 @@ class ObjectFile(io.RawIOBase):
 
     @functools.cached_property
     def size(self) -> int:
-        """Bytes."""
         return self.location.stat().st_size
 
     def readable(self) -> bool:
-        """It is."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -337,6 +332,18 @@ def answered(url: str, kind: type[SourceError] | type[StoreError]) -> Iterator[N
             reason.__context__ = None  # the error of obstore
 
 
+#: codes of S3, an error of obstore, and what they mean
+_REASONS = (
+    ("NoSuchBucket", "", errno.EACCES, "there is no such bucket; check its name, AWS_ENDPOINT_URL and AWS_REGION"),
+    ("InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken TokenRefreshRequired AuthFailure", "UnauthenticatedError", errno.EACCES,
+     "the store refuses the credentials{}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"),
+    ("PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException redirect", "", errno.EACCES,
+     "the bucket is in another region{}; set AWS_REGION"),
+    ("AccessDenied", "PermissionDeniedError", errno.EACCES, "access is denied{}; check what these credentials may do there"),
+    ("NotImplemented", "NotSupportedError", errno.ENOTSUP, "the store does not know this request{}"),
+)  # fmt: skip
+
+
 def _reason(
     url: str, kind: type[SourceError] | type[StoreError], error: Exception
 ) -> OSError | MemoryError:
@@ -349,33 +356,22 @@ def _reason(
         return FileNotFoundError(errno.ENOENT, "there is no such object", url)
     if name in ("AlreadyExistsError", "PreconditionError") or code == "ConditionalRequestConflict":
         return FileExistsError(errno.EEXIST, "another object is there", url)
-    number, stated = errno.EACCES, f" ({code})" if code else ""
-    if code == "NoSuchBucket":
-        words = "there is no such bucket; check its name, AWS_ENDPOINT_URL and AWS_REGION"
-    elif name == "UnauthenticatedError" or code in {
-        "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthFailure",
-    }:  # fmt: skip
-        words = f"the store refuses the credentials{stated}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"  # fmt: skip
-    elif "redirect" in text or code in {
-        "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
-    }:  # fmt: skip
-        words = f"the bucket is in another region{stated}; set AWS_REGION"
-    elif name == "PermissionDeniedError" or code == "AccessDenied":
-        words = f"access is denied{stated}; check what these credentials may do there"
-    elif name == "NotSupportedError" or code == "NotImplemented":
-        number, words = errno.ENOTSUP, f"the store does not know this request{stated}"
-    else:
-        number, status = errno.EIO, re.search(r"status code: ([1-5][0-9]{2})\b", text)
-        if code or status:
-            stated = stated or f" (status {status and status[1]})"
-            words = f"the store answers with an error{stated}"
-        else:
-            parts = urlsplit(_endpoint(os.environ))
-            where = ":".join(str(part) for part in (parts.hostname, parts.port) if part)
-            words = f"the store{where and f' at {where}'} does not answer; check AWS_ENDPOINT_URL and the network"
+    status = re.search(r"status code: ([1-5][0-9]{2})\b", text)
+    parts = urlsplit(_endpoint(os.environ))
+    where = ":".join(str(part) for part in (parts.hostname, parts.port) if part)
+    number, words = errno.EIO, "the store answers with an error{}"
+    if not code and not status:
+        words = f"the store{where and f' at {where}'} does not answer; check AWS_ENDPOINT_URL and the network"
+    word = code or ("redirect" if "redirect" in text else "")
+    for codes, other, *meaning in _REASONS:
+        if word in codes.split() or name == other:
+            number, words = meaning  # type: ignore[assignment]
+            break
+    words = words.replace(
+        "{}", f" ({code})" if code else f" (status {status[1]})" if status else ""
+    )
     reason = kind(f"{url}: {words}")
-    reason.errno = number
-    reason.__cause__ = OSError(number, words, url)
+    reason.errno, reason.__cause__ = number, OSError(number, words, url)
     return reason
 
 
@@ -424,20 +420,20 @@ def _endpoint(given: Mapping[str, str]) -> str:
 
 def _access(given: Mapping[str, str]) -> dict[str, Any]:
     """What obstore, which reads the environment only, needs from the files of ``aws configure``."""
-    name = given.get("AWS_PROFILE")
-    found = _profile(name or "default", given)
+    name = given.get("AWS_PROFILE") or "default"
+    found = _profile(name, given)
     config: dict[str, Any] = {}
     if "region" in found and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & given.keys():
         config["region"] = found["region"]
     if "endpoint_url" in found and not _endpoint(given):
         config["endpoint"] = found["endpoint_url"]
-    public = given.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1")
-    if public or given.get("AWS_ACCESS_KEY_ID"):
+    is_public = given.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1")
+    if is_public or given.get("AWS_ACCESS_KEY_ID"):
         return config
     if {"aws_access_key_id", "aws_secret_access_key"} <= found.keys():
 
         def provider() -> dict[str, Any]:
-            keys = _profile(name or "default", given)
+            keys = _profile(name, given)
             return {
                 "access_key_id": keys["aws_access_key_id"],
                 "secret_access_key": keys["aws_secret_access_key"],
@@ -447,10 +443,10 @@ def _access(given: Mapping[str, str]) -> dict[str, Any]:
             }
 
         return {**config, "credential_provider": provider}
-    if name:
+    if given.get("AWS_PROFILE"):
         raise ConfigError(
-            f"AWS_PROFILE is {name}, and {_file('CREDENTIALS', given)} has no keys of that name (roles and single sign-on are "
-            f'not followed); run: eval "$(aws configure export-credentials --profile {name} --format env)"'
+            f"AWS_PROFILE is {name}, and {_files(given)[1]} has no keys of that name (roles and single sign-on are not "
+            f'followed); run: eval "$(aws configure export-credentials --profile {name} --format env)"'
         )
     # obstore finds these credentials itself
     roles = ("CONTAINER_CREDENTIALS_RELATIVE_URI", "CONTAINER_CREDENTIALS_FULL_URI", "WEB_IDENTITY_TOKEN_FILE")  # fmt: skip
@@ -462,15 +458,16 @@ def _access(given: Mapping[str, str]) -> dict[str, Any]:
     )
 
 
-def _file(name: str, given: Mapping[str, str]) -> Path:
-    variable = "AWS_SHARED_CREDENTIALS_FILE" if name == "CREDENTIALS" else "AWS_CONFIG_FILE"
-    return Path(given.get(variable) or f"~/.aws/{name.lower()}").expanduser()
+def _files(given: Mapping[str, str]) -> list[Path]:
+    config = given.get("AWS_CONFIG_FILE") or "~/.aws/config"
+    keys = given.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    return [Path(config).expanduser(), Path(keys).expanduser()]
 
 
 def _profile(name: str, given: Mapping[str, str]) -> dict[str, str]:
     """A profile in the files of ``aws configure``."""
     found: dict[str, str] = {}
-    for file in (_file("CONFIG", given), _file("CREDENTIALS", given)):
+    for file in _files(given):
         parser = configparser.RawConfigParser()
         try:
             parser.read(file, encoding="utf-8")
@@ -479,8 +476,7 @@ def _profile(name: str, given: Mapping[str, str]) -> dict[str, str]:
                 f"{file} cannot be read as a file of profiles; mend it, or set AWS_ACCESS_KEY_ID"
             ) from None
         for section in (name, f"profile {name}"):
-            if parser.has_section(section):
-                found |= dict(parser[section])
+            found |= dict(parser[section]) if parser.has_section(section) else {}
     return found
 
 
