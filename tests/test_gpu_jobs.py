@@ -24,7 +24,7 @@ from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
 from stem_dask.job.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.job.describe import describe_job
-from stem_dask.job.prepare import prepare
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu.device import missing_gpu
@@ -235,7 +235,7 @@ def test_a_gpu_too_small(
     beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(beam_file, **BLOCKS, device="gpu")
-    told = describe_job(config, prepare(config).found)
+    told = describe_job(prepare(config))
     line = next(line for line in told if line.startswith("gpu "))
     assert line.endswith("kB of its memory for the tasks of a worker")
     runtime = sys.modules["cupy.cuda"].runtime

@@ -17,14 +17,12 @@ from stem_dask.core.chunks import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import SourceInfo
 from stem_dask.core.patterns import as_patterns, lead_dims
-from stem_dask.readers.arrays import Missing
-from stem_dask.readers.batches import read_block
+from stem_dask.readers.containers import Missing
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.layout import ScanOrder
-from stem_dask.readers.open import Found, find
+from stem_dask.readers.open import Found, find, with_given
 from stem_dask.readers.source import Source
-from stem_dask.readers.user_calibration import with_given
-from stem_dask.readers.views import Indexed
+from stem_dask.readers.views import View, read_block
 from stem_dask.stages.correct import apply_correction
 from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
 from stem_dask.stages.patterns import as_arrays
@@ -59,7 +57,7 @@ def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
 
     chunks = (*lead, *source.shape[len(lead) :])
     return da.from_array(
-        Indexed(source),
+        View.of(source),
         chunks=chunks,
         name=name,
         asarray=False,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stem_dask.core.errors import OutputExistsError, StemDaskError, StoreError
+from stem_dask.core.formats import format_of
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
 from stem_dask.storage.location import at
@@ -58,7 +59,8 @@ def run_folder(path: str | Path) -> str:
 
 def is_folder(path: str | Path) -> bool:
     """Whether an output of this name is a folder (.zarr, .zspy) or a file."""
-    return Path(path).suffix.lower() in (".zarr", ".zspy")
+    form = format_of(path)
+    return form is not None and form.is_folder
 
 
 def temporary_names(path: str | Path) -> tuple[str, ...]:
