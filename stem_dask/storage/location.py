@@ -72,13 +72,7 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
 
 
 def without_secrets(words: T) -> T:
-    """Return strings, also in lists and dictionaries; raise ConfigError for URLs that may contain secrets.
-
-    Examples
-    --------
-    >>> without_secrets(["input.path=s3://lab/scan.zarr"])
-    ['input.path=s3://lab/scan.zarr']
-    """
+    """Return strings, also in lists and dictionaries; raise ConfigError for URLs that may contain secrets."""
     if isinstance(words, str):
         # credentials before the host or bucket, or a signature in the query
         if re.search(r"://[^/\s]*@|s3://[^/\s]*:|https?://\S*\?", words):
@@ -90,27 +84,13 @@ def without_secrets(words: T) -> T:
 
 
 def check_path(key: str, path: object) -> None:
-    """Refuse a path that is an unsupported URL; ``key`` is the name of the option.
-
-    Examples
-    --------
-    >>> check_path("input.path", "https://lab/scan.dm4?signature=1")
-    Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: input.path has an unsupported form; expected s3://bucket/key
-    """
+    """Raise ConfigError for a path that is an unsupported URL; ``key`` is the name of the option."""
     if isinstance(path, str) and "://" in path:
         split_url(path, key)
 
 
 def refuse_url(key: str, path: object, way: str) -> None:
-    """Refuse a URL where a local file is required; ``way`` is the alternative.
-
-    Examples
-    --------
-    >>> refuse_url("path", "s3://lab/scan.pt", "export writes local files")
-    Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: path is s3://lab/scan.pt: export writes local files
-    """
+    """Raise ConfigError for a URL where a local file is required; ``way`` is the alternative."""
     check_path(key, path)
     if is_url(path):
         raise ConfigError(f"{key} is {path}: {way}")
@@ -154,7 +134,7 @@ class Location:
         """Last component of the URL."""
         return self.url.rpartition("/")[2]
 
-    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+    def ask(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a function of obstore on the object."""
         store, key = opened(self.url)
         import obstore
@@ -165,7 +145,7 @@ class Location:
 
     def stat(self) -> Status:
         """Status of the object; raises FileNotFoundError if it does not exist."""
-        return _status(self._ask("head"))
+        return _status(self.ask("head"))
 
     def is_file(self) -> bool:
         """Whether the object exists."""
@@ -183,22 +163,12 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """Content of the object; raises FileNotFoundError if it does not exist."""
-        return bytes(self._ask("get"))
-
-    def read_range(self, start: int, end: int) -> memoryview:
-        """The bytes from ``start`` to ``end``, in one request; raises SourceError when the object is shorter."""
-        found = memoryview(self._ask("get_range", start=start, end=end))
-        if len(found) != end - start:
-            raise SourceError(
-                f"{self}: expected bytes {start:,} to {end:,}, received {len(found):,} bytes; the object was replaced while "
-                "it was read"
-            )
-        return found
+        return bytes(self.ask("get"))
 
     def below(self) -> Iterator[tuple[str, Status]]:
         """All objects below this URL, in order: name relative to it, and status."""
         start = len(split_url(self.url)[1]) + 1
-        pages = iter(self._ask("list", chunk_size=PAGE))
+        pages = iter(self.ask("list", chunk_size=PAGE))
         page: Any = True
         while page:
             with answered(self.url, SourceError):
@@ -207,27 +177,18 @@ class Location:
                 yield str(entry["path"])[start:], _status(entry)
 
     def write_bytes(self, content: bytes, *, onto: str | None = None) -> str:
-        """Write the object atomically and return its ETag.
+        """Write the object atomically and return its ETag; raises StoreError when that fails.
 
-        Parameters
-        ----------
-        onto : ETag of the object to replace; "" requires that none exists; None replaces any
-
-        Raises
-        ------
-        FileExistsError
-            When another object exists than ``onto`` states.
-        StoreError
-            When the object cannot be written.
+        ``onto`` is the ETag of the object to replace, or "" when there must be none, else FileExistsError is raised.
         """
         mode: Any = "create" if onto == "" else "overwrite" if onto is None else {"e_tag": onto}
         large = {"use_multipart": len(content) > PART_BYTES, "chunk_size": PART_BYTES}
-        return str(self._ask("put", content, mode=mode, max_concurrency=4, **large)["e_tag"])
+        return str(self.ask("put", content, mode=mode, max_concurrency=4, **large)["e_tag"])
 
     def unlink(self) -> None:
         """Remove the object, if it exists."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask("delete")
+            self.ask("delete")
 
     def remove_below(self) -> None:
         """Remove all objects below this URL."""
@@ -291,8 +252,15 @@ class ObjectFile(io.RawIOBase):
         return n
 
     def fill(self, position: int, run: memoryview) -> None:
-        """Fill a buffer with the bytes from a position on, in one request."""
-        run[:] = self.location.read_range(position, position + len(run))
+        """Fill a buffer with the bytes from a position on, in one request; raises SourceError when the object is shorter."""
+        end = position + len(run)
+        found = memoryview(self.location.ask("get_range", start=position, end=end))
+        if len(found) != len(run):
+            raise SourceError(
+                f"{self.location}: expected bytes {position:,} to {end:,}, received {len(found):,} bytes; the object was "
+                "replaced while it was read"
+            )
+        run[:] = found
 
 
 def opened_file(path: str, *, buffered: bool = True) -> Any:
@@ -378,10 +346,7 @@ def _reason(
 def opened(url: str, *, below: bool = False) -> tuple[Any, str]:
     """obstore's store of a URL's bucket, or with ``below`` of the objects below the URL, and the URL's key.
 
-    Raises
-    ------
-    ConfigError
-        When the URL is invalid, obstore is not installed, there are no credentials, or the endpoint URL contains some.
+    Raises ConfigError when obstore is not installed, there are no credentials, or the endpoint URL contains some.
     """
     bucket, key = split_url(url)
     settings = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
