@@ -201,7 +201,9 @@ def open_state(
         elif before is not None and before.get("complete"):
             before = None
         if before is not None and not restart and before.get("token") != token:
-            changed = ", ".join(_changed(before.get("options", {}), options)) or "the input file"
+            changed = (
+                ", ".join(changed_options(before.get("options", {}), options)) or "the input file"
+            )
             raise ConfigError(
                 f"{folder} holds an unfinished run that differs in {changed}; run it with its own options to go on, "
                 "or add --restart to drop it"
@@ -271,7 +273,7 @@ def unfinished_url(store: str) -> str | None:
     return None if before.get("complete") else output.get("url")
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the options that differ: section.key, or the key of one that stands alone."""
     found = []
     for section, options in json.loads(json.dumps(now, default=str)).items():
