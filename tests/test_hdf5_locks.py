@@ -12,7 +12,7 @@ import pytest
 from frames_made import agrees, numbers
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.arrays import hdf5_file
+from stem_dask.readers.containers import hdf5_file
 from stem_dask.readers.open import find
 
 NO_FLOCK = """

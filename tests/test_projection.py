@@ -26,6 +26,7 @@ from stem_dask.job.budget import (
 )
 from stem_dask.job.plan import find_input
 from stem_dask.job.run import run
+from stem_dask.readers.containers import HDF5_BYTES
 from stem_dask.report.text import tree_bytes
 
 
@@ -268,7 +269,7 @@ def test_a_chunk_is_held_while_it_is_decoded(
         make_config, path, input={"path": str(path), **more}, output={"export": ["pt"]}
     )
     sizes, chunk = memory_of(config, found), 8 * 6 * 32 * 48 * 2
-    library = projection.HDF5_BYTES if kind == "h5" else 0
+    library = HDF5_BYTES if kind == "h5" else 0
     assert sizes["read"].fixed == 2 * chunk + library
     assert sizes["analyze"].fixed == (16 + PASSING) * 6144 + library
     chunk += library // 2

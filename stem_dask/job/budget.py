@@ -27,24 +27,16 @@ from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.kernels.gpu.buffers import Taken
 from stem_dask.kernels.transpose import GATHERED
-from stem_dask.readers.arrays import Hdf5Dataset
-from stem_dask.readers.batches import is_read_in_pieces
-from stem_dask.readers.detector_first import READ_BYTES, detector_first
+from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
-from stem_dask.readers.mib import RawCounts
 from stem_dask.readers.open import Found
-from stem_dask.readers.source import Wrapped
-from stem_dask.readers.topspin import PatternGroups
-from stem_dask.readers.views import ScanOfList, View
+from stem_dask.readers.source import reading_of
 from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype
 
 _logger = logging.getLogger("stem_dask")
-
-#: memory of HDF5 with all its filters in a worker that reads it; measured: 26 to 41 MB
-HDF5_BYTES = 30 * 10**6
 
 #: buffers of a batch on its way: as read, cropped, downsampled, in a chunk, encoded
 PASSING = 5
@@ -148,15 +140,9 @@ def memory_of(
     pixels, out, dtype = math.prod(what.detector), what.out_bytes, source.dtype
     pattern = pixels * dtype.itemsize
     forms = _formats(config)
-    # how often a block is copied while it is read: when its axes are put in order, transposed, or put together
-    stored, copies = source, 0
-    while isinstance(stored, Wrapped):
-        copies += isinstance(stored, (ScanOfList, RawCounts))
-        if isinstance(stored, View):
-            copies += stored.transposed + stored.flipped
-        stored = stored.source
-    held = 0 if is_read_in_pieces(source) else pattern * (1 + copies)
-    library = HDF5_BYTES * isinstance(stored, (Hdf5Dataset, PatternGroups))
+    reading = reading_of(source)
+    held = 0 if reading.in_pieces else pattern * (1 + reading.copies)
+    library = reading.library_bytes
     piece = pixels * max(1, READ_PIECE_BYTES // pattern)
     widest = max(kind.itemsize for kind in (dtype, what.patterns, what.dtype))
     fixed = library + PASSING * piece * widest + task_memory(config, what).in_host
@@ -172,7 +158,7 @@ def memory_of(
     sums = 16 * pattern  # in the widest type, and their results
     analysis, ahead = _kept_bytes(config, what), config.analyze.ahead
     # a chunk is held compressed and decoded until its part of the block is copied
-    decoding = library + 2 * getattr(stored, "chunk_bytes", 0)
+    decoding = library + 2 * reading.chunk_bytes
     sizes = {
         "read": Footprint(decoding, max(1, held)),
         "crop": Footprint(fixed + 8 * out + sums * ahead, held + kept + analysis * ahead),
@@ -192,7 +178,7 @@ def _transpose_footprint(found: Found, slab: Sequence[int]) -> Footprint:
     """A task that transposes: its slab, one part of it, gathered rows, and the read buffer."""
     scan, itemsize = math.prod(found.source.shape[:-2]), found.source.dtype.itemsize
     pixels = math.prod(slab)
-    return Footprint(pixels * scan * itemsize + READ_BYTES, (pixels + GATHERED) * itemsize)
+    return Footprint(pixels * scan * itemsize + REQUEST_BYTES, (pixels + GATHERED) * itemsize)
 
 
 def projected_bytes(sizes: Mapping[str, Footprint], positions: int, worker: Worker) -> int:
@@ -252,7 +238,7 @@ def transposed_bytes(found: Found) -> int:
     A detector-first file is transposed if the bytes to read exceed `CACHED_SHARE` of the machine's memory.
     """
     stored = detector_first(found.source)
-    if stored is None or stored.bytes_read <= CACHED_SHARE * machine_bytes():
+    if stored is None or bytes_read(stored) <= CACHED_SHARE * machine_bytes():
         return 0
     return math.prod(stored.shape) * stored.dtype.itemsize
 
@@ -277,7 +263,7 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
             "raise cluster.memory_limit, or use fewer threads_per_worker"
         )
     # a piece is as large as its slab at most
-    rest = room - READ_BYTES - GATHERED * itemsize * positions
+    rest = room - REQUEST_BYTES - GATHERED * itemsize * positions
     wanted = min(most, max(least, PIECE_BYTES * (math.prod(scan) // positions)), rest // 2)
     plane_bytes = math.prod(scan) * itemsize
     return lead_chunks(detector, plane_bytes, max(plane_bytes, wanted) / MIB)

@@ -13,6 +13,7 @@ from stem_dask.core.model import Record
 from stem_dask.engine import run as engine
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
+from stem_dask.readers.views import View
 from stem_dask.stages.open import block_array
 
 
@@ -76,6 +77,8 @@ def plan_transpose(
     stored = detector_first(found.source)
     if stored is None:
         raise ConfigError(f"{found.info.path}: this file is not detector-first")
+    forwards = [slice(None, None, 1 if indices.step > 0 else -1) for _, indices in stored.axes]
+    stored = stored.select(*forwards)  # flipped axes are flipped when the transposed file is read
     turned = TransposedFile(
         str(Path(folder) / "turned" / "patterns.raw"),
         stored.dtype,
@@ -85,4 +88,5 @@ def plan_transpose(
     )
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
     slabs = block_array(stored, turned.slab, f"slab-{token}")
-    return Transpose(replace(found, source=turned), slabs, TransposedSink(turned))
+    source = View.of(turned).select(*forwards[2:], *forwards[:2])
+    return Transpose(replace(found, source=source), slabs, TransposedSink(turned))

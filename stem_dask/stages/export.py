@@ -32,7 +32,7 @@ from stem_dask.core.patterns import (
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import connected, refuse_no_client
 from stem_dask.engine.journal import Journal
-from stem_dask.readers.arrays import ZarrArray
+from stem_dask.readers.containers import ZarrArray
 from stem_dask.readers.source import identity
 from stem_dask.readers.zarr_chunks import decoded
 from stem_dask.stages.arrays import patterns_of
