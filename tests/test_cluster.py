@@ -433,13 +433,3 @@ def test_a_client_of_others_is_taken_and_stays_open(others):
         assert (connection.n_workers, connection.n_threads) == (1, 1)
         assert connection.kind == f"client at {client.scheduler.address}"
         assert client.submit(int, "7").result() == 7
-
-
-def test_a_scheduler_without_workers(monkeypatch):
-    monkeypatch.setattr("stem_dask.cluster.connect.WORKERS_SECONDS", 0.1)
-    with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
-        Client(empty) as client,
-        pytest.raises(ConfigError, match=r"has no worker after 0\.1 s; start some"),
-    ):
-        connection_of(client)
