@@ -117,13 +117,7 @@ _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
 
 
 def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
-    """The kind of a file, and the arrays in it.
-
-    Raises
-    ------
-    SourceError
-        When the file is missing, empty, damaged, of an unknown kind, not what its name says, or the system refuses it.
-    """
+    """The kind of a file, and the arrays in it."""
     check_path("the input", name)
     suffix = Path(name).suffix.lower()
     is_given = layout != RawLayout()
@@ -195,16 +189,7 @@ def _check(name: str, suffix: str) -> None:
 
 
 def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
-    """The kind of a file by its first bytes, and its usual suffixes; None when they are not known.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = file.write(b"MQ1,000001"); file.flush()
-    ...     recognise(file.name)
-    ('a Merlin file', ('.mib',))
-    """
+    """The kind of a file by its first bytes, and its usual suffixes; None when they are not known."""
     with opened_file(path) as file:
         start = file.read(256)
     for place, magic, kind, suffixes in _MAGIC:
