@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 #: public name -> (module, name there); loaded on first use, so that --help and errors come at once
 _PUBLIC = {
     "open": ("stem_dask.stages.open", "open_patterns"),
-    "suspected_hot_pixels": ("stem_dask.stages.mask", "suspected_hot_pixels"),
+    "suspected_hot_pixels": ("stem_dask.stages.correct", "suspected_hot_pixels"),
     "analyze": ("stem_dask.stages.analyze", "analyze"),
     "choose_window": ("stem_dask.stages.window", "choose_window"),
     "crop": ("stem_dask.stages.crop", "crop"),

@@ -69,7 +69,6 @@ def archive_of_arrays(path, **more):
 
 ARCHIVES = {
     "a.ndata": ("a Nion Swift file", {"metadata__json": "{}"}),
-    "a.prz": ("a PantaRhei file", {"file_format_version__npy": b"2"}),
     "a.npz": ("an archive of numpy arrays", {"small__npy": b"1"}),
     "a.zip": ("an archive of numpy arrays", {}),
     "a.pt": ("an archive of numpy arrays", {}),
@@ -357,6 +356,3 @@ def test_an_image_of_a_folder(tmp_path):
     message = refusal(tmp_path / "1.tif")
     folder = re.search(r"one image of many: stem-dask info (\S+) prints how to stack", message)[1]
     assert "stack them: python -c" in refusal(Path(folder))
-
-
-# --- the cases of the issue -------------------------------------------------------------------------------------

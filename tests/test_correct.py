@@ -11,10 +11,10 @@ import zarr
 
 from stem_dask.core.batches import PIECE_BYTES
 from stem_dask.core.errors import ConfigError, OutputExistsError
-from stem_dask.job.memory_and_disk import PASSING, memory_of, shapes
-from stem_dask.job.prepare import find_input, prepare
+from stem_dask.job.budget import PASSING, memory_of, shapes
+from stem_dask.job.plan import find_input, prepare
 from stem_dask.job.run import run
-from stem_dask.stages import references as planes
+from stem_dask.stages import correct as planes
 from stem_dask.stages.open import open_patterns
 
 
@@ -112,7 +112,7 @@ def test_a_changed_file_refuses_to_resume(
 def test_a_file_that_changes_meanwhile(files: dict[str, str], tmp_path: Path) -> None:
     patterns = open_patterns(tmp_path / "seen.npy", **files)
     np.save(files["dark"], np.load(files["dark"]) + 1)
-    planes._kept.cache_clear()
+    planes.PlaneFile.values.cache_clear()
     with pytest.raises(ConfigError, match=r"input\.dark .*dark\.npy was changed while"):
         patterns.compute()
 

@@ -21,14 +21,15 @@ from stem_dask.cli import main as cli
 from stem_dask.cluster.connect import connect
 from stem_dask.cluster.gpu import chosen_device, refuse_missing
 from stem_dask.config.options import Cluster
+from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
 from stem_dask.job.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.job.describe import describe_job
-from stem_dask.job.prepare import prepare
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu.device import missing_gpu
-from stem_dask.stages.gpu import CutOnGpu
+from stem_dask.stages.gpu import CutOnGpu, Inside
 
 REAL = missing_gpu()
 BLOCKS = {"output": {"chunk_mb": 0.02}}
@@ -138,26 +139,16 @@ def test_a_block_of_windows(played: Counter[str]) -> None:
     windows = crop_patterns(block, y, x, (6, 7))
     expected = window_intensity(windows, threshold=2)
 
-    class Kept:
-        def __init__(self) -> None:
-            self.found: list[float] = []
-
-        def note(self, inside: np.ndarray) -> None:
-            self.found += inside.tolist()
-
-        def result(self) -> dict[str, np.ndarray]:
-            return {"inside": np.array(self.found)}
-
     cut = CutOnGpu(block, y, x, (6, 7), 2.0)
-    assert (cut.counts(2.0), cut.counts(0.0)) == (True, False)
     small = cut.smaller(factor=2, method="stride", reduce="mean", sigma=None)
-    assert (small.shape, small.dtype, small.counts(2.0)) == ((2, 3, 3, 3), "u2", False)
-    later = cut.intensities(Kept)
+    assert (small.shape, small.dtype) == ((2, 3, 3, 3), "u2")
+    later = Deferred(cut, lambda: Inside(cut, 2.0, "inside"))
     np.testing.assert_array_equal(np.asarray(small), windows[:, :6:2, :6:2].reshape(2, 3, 3, 3))
     assert later.block is None
-    np.testing.assert_array_equal(later.get()["inside"], expected)
+    np.testing.assert_array_equal(later.array("inside").ravel(), expected)
     launches = played["launches of crop"]
-    np.testing.assert_array_equal(cut.intensities(Kept).get()["inside"], expected)
+    again = Deferred(cut, lambda: Inside(cut, 2.0, "inside"))
+    np.testing.assert_array_equal(again.array("inside").ravel(), expected)
     assert played["launches of crop"] == launches + 1
     np.testing.assert_array_equal(np.asarray(cut).reshape(windows.shape), windows)
 
@@ -235,7 +226,7 @@ def test_a_gpu_too_small(
     beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(beam_file, **BLOCKS, device="gpu")
-    told = describe_job(config, prepare(config).found)
+    told = describe_job(prepare(config))
     line = next(line for line in told if line.startswith("gpu "))
     assert line.endswith("kB of its memory for the tasks of a worker")
     runtime = sys.modules["cupy.cuda"].runtime

@@ -12,8 +12,8 @@ import stem_dask as sd
 from stem_dask.core import batches as pieces_module
 from stem_dask.core.batches import input_left_out, pieces
 from stem_dask.core.errors import SourceError
-from stem_dask.job.memory_and_disk import memory_of
-from stem_dask.job.prepare import prepare
+from stem_dask.job.budget import memory_of
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.readers.containers import ZarrArray
 from stem_dask.readers.flat import FlatFile, FramedFile, Run

@@ -22,10 +22,10 @@ from stem_dask.core.batches import (
 )
 from stem_dask.kernels.intensity import add_patterns
 from stem_dask.readers.views import Part
+from stem_dask.stages.analyze import block_statistics
+from stem_dask.stages.blocks import as_arrays
 from stem_dask.stages.downsample import downsample, downsample_blocks
 from stem_dask.stages.export import open_store
-from stem_dask.stages.patterns import as_arrays
-from stem_dask.stages.summary import block_statistics
 from stem_dask.writers.codecs import whole_chunks
 
 
@@ -35,7 +35,7 @@ class Seen:
     def __init__(self) -> None:
         self.patterns: list[np.ndarray] = []
 
-    def add(self, piece: np.ndarray) -> None:
+    def add(self, piece: np.ndarray, here: slice) -> None:
         self.patterns.append(piece.copy())
 
     def result(self) -> dict[str, np.ndarray]:

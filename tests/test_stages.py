@@ -20,10 +20,10 @@ import stem_dask as sd
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import Axis
 from stem_dask.core.patterns import as_patterns, axis_of
-from stem_dask.stages.analyze import _analyze_block, analysis_attrs, fold_analysis
+from stem_dask.stages.analyze import AnalysisReducer, analysis_attrs, fold_analysis
+from stem_dask.stages.blocks import reduced
+from stem_dask.stages.correct import apply_mask
 from stem_dask.stages.crop import placement
-from stem_dask.stages.mask import apply_mask
-from stem_dask.stages.patterns import map_patterns
 from stem_dask.stages.validate import STATISTICS, retention_statistics
 
 PER_PATTERN = ("center_y", "center_x", "com_y", "com_x", "radius", "total", "profile")
@@ -287,7 +287,9 @@ def test_center_and_center_of_mass_are_one_array_where_they_are_the_same(method,
     center = None if method == "centroid" else (8.0, 11.0)
     options = {"target_retention": 0.98, "threshold": 0.0}
     options |= {"center": center, "metric": "square", "device": "cpu"}
-    block = _analyze_block(data, np.ones(data.shape[:-2], bool), **options).get()
+    reducer = AnalysisReducer(data, np.ones(data.shape[:-2], bool), **options)
+    reducer.add(data.reshape(-1, 17, 22), slice(0, 15))
+    block = reducer.result()
     attrs = analysis_attrs(method, None, "square", target_retention=0.98, threshold=0.0)
     folded = fold_analysis(as_array(data), [((slice(0, 3), slice(0, 5)), block)], attrs)
     expected = sd.analyze(as_array(data), center_method=method).compute()
@@ -457,13 +459,13 @@ def test_blocks_are_not_copied_on_their_way():
         made.append(block + 1)
         return made[-1]
 
-    def same(block):
+    def analysis(block, **options):
         assert block is made[-1]
-        return block.sum((-2, -1))
+        return AnalysisReducer(block, np.ones(6, bool), **options)
 
     data = da.ones((4, 3, 8, 6), chunks=(2, 3, 8, 6)).map_blocks(read, meta=np.empty((0,) * 4))
-    sums = map_patterns(same, data, float)
-    assert sums.chunks == ((2, 2), (3,))
-    np.testing.assert_array_equal(sums.compute(scheduler="sync"), np.full((4, 3), 96.0))
-    by_block = map_patterns(lambda block: np.full((1, 1), len(block)), data, int, by_block=True)
-    np.testing.assert_array_equal(by_block.compute(scheduler="sync"), [[2], [2]])
+    options = {"target_retention": 0.9, "threshold": 0.0, "center": None, "metric": "square"}
+    found = reduced(analysis, data, **options, device="cpu")
+    assert found.chunks == ((2, 2), (3,))
+    for i in (0, 1):
+        assert (found.blocks[i].compute(scheduler="sync").get()["total"] == 96).all()

@@ -9,7 +9,7 @@ from test_stages import scan
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, SourceError
-from stem_dask.stages.mask import apply_mask, read_mask
+from stem_dask.stages.correct import apply_mask, read_mask
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_analyze_refuses(patterns, options, text):
         ({"coverage": 0}, "coverage is 0; expected 0 < coverage <= 1"),
         ({"coverage": 1.5}, "coverage is 1.5"),
         ({"margin_pixels": -1}, "margin_pixels is -1; expected an integer >= 0"),
-        ({"size_multiple": 0}, "size_multiple is 0 and factor 1"),
+        ({"size_multiple": 0}, "size_multiple is 0; expected an integer >= 1"),
         (
             {"size": 9},
             r"size is 9; expected a multiple of 2 \(size_multiple x downsampling\): 8 or 10",
@@ -69,7 +69,7 @@ def test_analyze_refuses(patterns, options, text):
             {"window": [2, 9, 4, 16]},
             r"window is \[2, 9, 4, 16\]; expected a multiple of 2 .*: 6 or 8",
         ),
-        ({"factor": 0}, "size_multiple is 2 and factor 0"),
+        ({"factor": 0}, "factor is 0; expected an integer >= 1"),
         ({"target_retention": 2}, "target_retention is 2.0; expected 0 <"),
         ({"align": "patern"}, "align is 'patern'; expected fixed or pattern"),
         ({"size": 0}, "window of 0 pixels was asked for; it needs at least 1"),

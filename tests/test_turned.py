@@ -25,9 +25,10 @@ from stem_dask.core.errors import (
 from stem_dask.core.model import USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.engine import run as engine
 from stem_dask.engine.journal import Journal
-from stem_dask.job import memory_and_disk as projection
+from stem_dask.job import budget as projection
+from stem_dask.job.budget import disk_need, fitting_slab, memory_of, transposed_bytes
 from stem_dask.job.describe import describe_job
-from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, transposed_bytes
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.kernels import transpose as turn_kernel
@@ -88,17 +89,14 @@ def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
 @pytest.mark.parametrize("dtype", ["u1", ">u2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (128, 2, 7), (300, 3, 2)])
 def test_patterns_first_is_a_transposition(shape: tuple[int, ...], dtype: str) -> None:
+    """Also of a part of larger planes."""
     planes = numbers(shape, dtype)
     planes.flags.writeable = False
-    turned = patterns_first(planes)
-    assert turned.flags.c_contiguous
-    assert turned.dtype == planes.dtype
-    np.testing.assert_array_equal(turned, np.transpose(planes, (1, 2, 0)))
-
-
-def test_patterns_first_of_a_part_of_larger_planes() -> None:
-    planes = numbers((130, 6, 8))[:, 1:3, 2:7]
-    np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
+    for some in (planes, planes[:, :2, 1:]):
+        turned = patterns_first(some)
+        assert turned.flags.c_contiguous
+        assert turned.dtype == planes.dtype
+        np.testing.assert_array_equal(turned, np.transpose(some, (1, 2, 0)))
 
 
 # --- what is read of the file -----------------------------------------------------------------------------------
@@ -198,13 +196,16 @@ def test_files_of_another_order_are_not_turned(tmp_path: Path) -> None:
     slab=st.tuples(st.integers(1, 7), st.integers(1, 6)),
     part=forward_slices(SHAPE),
     dtype=st.sampled_from(["u1", "<u2", ">f4"]),
+    flip=st.booleans(),
 )
 @settings(DRAWN, max_examples=40)
 def test_any_chunks_give_the_same_patterns(
-    tmp_path: Path, block: Any, slab: Any, part: Any, dtype: str
+    tmp_path: Path, block: Any, slab: Any, part: Any, dtype: str, flip: bool
 ) -> None:
     patterns = numbers(dtype=dtype)
-    found = find(raw_file(tmp_path, patterns), shape=(7, 6, 5, 4), dtype=dtype, **DETECTOR_FIRST)
+    options = {"shape": (7, 6, 5, 4), "dtype": dtype, "flip": flip, **DETECTOR_FIRST}
+    found = find(raw_file(tmp_path, patterns), **options)
+    patterns = patterns[:, :, ::-1] if flip else patterns
     turn = plan_transpose(found, block, slab, tmp_path)
     turn.run()
     assert turn.found.source.shape == SHAPE
@@ -377,10 +378,10 @@ def test_check_tells_of_it(
     tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(old_file(tmp_path, numbers()))
-    found = find(config.input.path)
-    assert not any(line.startswith("transposes") for line in describe_job(config, found))
+    plan = prepare(config)
+    assert not any(line.startswith("transposes") for line in describe_job(plan))
     monkeypatch.setattr(projection, "CACHED_SHARE", 0)
-    (line,) = (line for line in describe_job(config, found) if line.startswith("transposes"))
+    (line,) = (line for line in describe_job(plan) if line.startswith("transposes"))
     assert (
         line == "transposes  1.68 kB first into an intermediate file: the input is detector-first"
     )

@@ -38,8 +38,8 @@ def input_left_out() -> Iterator[None]:
 class Reducer(Protocol):
     """Reduces the patterns of a block as they pass."""
 
-    def add(self, piece: NDArray) -> None:
-        """Take the next patterns (n, ky, kx); the buffer is reused afterwards."""
+    def add(self, piece: NDArray, here: slice) -> None:
+        """Take the next patterns (n, ky, kx), and their slice in the list of all; the buffer is reused afterwards."""
 
     def result(self) -> dict[str, NDArray]:
         """Arrays by name, after all patterns have passed."""
@@ -69,12 +69,17 @@ class Block:
     def _pieces(self) -> Iterator[NDArray]:
         raise NotImplementedError
 
+    def defer(self, deferred: Deferred) -> None:
+        """Have the next pass over the block provide a result."""
+        self.deferred.append(deferred)
+
     def pieces(self) -> Iterator[NDArray]:
         """Yield batches (n, ky, kx) in scan order; each is valid until the next is requested."""
-        running = [(deferred, deferred.reducer()) for deferred in self.deferred]
+        running, done = [(deferred, deferred.reducer()) for deferred in self.deferred], 0
         for piece in self._pieces():
             for _, reducer in running:
-                reducer.add(piece)
+                reducer.add(piece, slice(done, done + len(piece)))
+            done += len(piece)
             yield piece
         for deferred, reducer in running:
             deferred.note(reducer)
@@ -143,11 +148,12 @@ class Deferred:
         self.found: Any = None
         if isinstance(block, Block):
             self.block = block
-            block.deferred.append(self)
+            block.defer(self)
             return
-        running = reducer()
+        running, done = reducer(), 0
         for piece in pieces(block):
-            running.add(piece)
+            running.add(piece, slice(done, done + len(piece)))
+            done += len(piece)
         self.found = running.result()
 
     def note(self, reducer: Reducer) -> None:

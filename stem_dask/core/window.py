@@ -159,7 +159,7 @@ def filled_fraction(
 def radii_for_target(
     profile: NDArray, total: NDArray, target: float, metric: str, exact: bool
 ) -> NDArray[np.float32]:
-    """Retention radius for a target, from stored profiles (n, radius): NaN where the total is 0.
+    """Retention radius for a target, from stored profiles (…, radius): NaN where the total is 0.
 
     A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
     inside is recovered exactly; otherwise the radius is never too small, and too large only where the share lies
@@ -171,12 +171,12 @@ def radii_for_target(
     [1.0]
     """
     share = profile.astype(np.float64)
-    inside = share * total[:, None]
+    inside = share * total[..., None]
     if exact:
-        inside = np.where((total < 2**22)[:, None], np.rint(inside), inside)
-    reached = inside >= target * total[:, None]
+        inside = np.where((total < 2**22)[..., None], np.rint(inside), inside)
+    reached = inside >= target * total[..., None]
     if metric == "square":
-        reached[:, 0] = False
-    radii = np.argmax(reached, axis=1).astype(np.float32)
+        reached[..., 0] = False
+    radii = np.argmax(reached, axis=-1).astype(np.float32)
     radii[~(total > 0)] = np.nan
     return radii

@@ -9,8 +9,8 @@ from stem_dask.kernels.intensity import CACHE, Intensity, accumulator, native
 
 def crop_patterns(
     block: NDArray,
-    origin_y: NDArray,
-    origin_x: NDArray,
+    origin_y: NDArray | int,
+    origin_x: NDArray | int,
     shape: tuple[int, int],
     out: NDArray | None = None,
 ) -> NDArray:
@@ -19,7 +19,7 @@ def crop_patterns(
     Parameters
     ----------
     block : (n, ky, kx) array, any type
-    origin_y, origin_x : (n,) integers, the window's first row and column; may be negative
+    origin_y, origin_x : (n,) integers, or one for all, the window's first row and column; may be negative
     shape : (height, width) of the window
     out : (n, height, width) array of the block's type that is filled; default a new one
 
@@ -33,8 +33,9 @@ def crop_patterns(
     # only bits are moved, so that one compiled version does for all types of a size
     kept = native(block.astype(dtype, copy=False).view(f"u{dtype.itemsize}"))
     out = np.empty((len(kept), *shape), dtype) if out is None else out
-    origins = (np.asarray(origin, np.int64).ravel() for origin in (origin_y, origin_x))
-    _crop(kept, *origins, out.view(kept.dtype))
+    origins = np.empty((2, len(kept)), np.int64)
+    origins[0], origins[1] = np.ravel(origin_y), np.ravel(origin_x)
+    _crop(kept, origins[0], origins[1], out.view(kept.dtype))
     return out
 
 

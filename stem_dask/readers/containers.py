@@ -230,9 +230,8 @@ def in_zip(path: str) -> tuple[str, str] | None:
     if not arrays:
         kind = f"a zip archive of {len(names):,} files is not read"
         return kind, f"{unpack}{folder}, and open what was in it"
-    marks = {"file_format_version.npy": "a PantaRhei file", "metadata.json": "a Nion Swift file"}
-    known = (kind for name, kind in marks.items() if PurePosixPath(name) in names)
-    kind = f"{next(known, 'an archive of numpy arrays')} (a zip archive) is not read"
+    is_nion = PurePosixPath("metadata.json") in names
+    kind = f"{'a Nion Swift file' if is_nion else 'an archive of numpy arrays'} (a zip archive) is not read"
     largest = one_line(max(arrays, key=lambda member: member.file_size).filename)
     return kind, f"{unpack}{folder}, and open {shlex.quote(f'{stem}_unpacked/{largest}')}"
 

@@ -17,6 +17,7 @@ from stem_dask.readers.hdf5 import list_hdf5
 from stem_dask.readers.mib import list_mib
 from stem_dask.readers.mrc import list_mrc
 from stem_dask.readers.raw import RawLayout, list_npy, list_raw
+from stem_dask.readers.rsciio import SUFFIXES, list_rsciio
 from stem_dask.readers.source import Candidate
 from stem_dask.readers.tiff import list_tiff
 from stem_dask.readers.topspin import list_app5
@@ -76,6 +77,7 @@ READERS = {
     ".tiff": Reader("a TIFF file", list_tiff),
     ".emd": Reader("an EMD file", _hdf5),
     ".nxs": Reader("a NeXus file", _hdf5),
+    **dict.fromkeys(SUFFIXES, Reader("a file of RosettaSciIO", list_rsciio)),
 }
 
 #: files that belong to data, or have to be unpacked first
@@ -147,7 +149,8 @@ def _check(name: str, suffix: str) -> None:
     """Refuse what cannot be read, by the name and the first bytes of a file, with what to open instead."""
     reader, path = READERS.get(suffix), at(name)
     what = f"the file extension {suffix} is not known" if suffix else "a file without extension"
-    unknown = f"{what}; known are {', '.join(sorted(READERS))}"
+    own = sorted({*READERS} - {*SUFFIXES})
+    unknown = f"{what}; known are {', '.join(own)}, and {len(SUFFIXES)} of RosettaSciIO"
     fault = _NEIGHBOURS.get(suffix, "")
     if is_url(name):
         if reader is None or not reader.in_store:
@@ -172,7 +175,8 @@ def _check(name: str, suffix: str) -> None:
     with opened_file(name) as file:
         start = file.read(64).lstrip().lower()
     fault = next((words for begin, words in _IN_PLACE if start.startswith(begin)), "")
-    content = None if suffix == ".raw" else recognise(name)  # a .raw may begin with any bytes
+    # a .raw may begin with any bytes
+    content = None if suffix in (".raw", *SUFFIXES) else recognise(name)
     rename = f"rename it to {Path(name).stem}{content[1][0]}" if content else ""
     if not fault and content and content[1] == (".pt",) and not is_url(name):
         archive, way = in_zip(name) or ("a zip archive", COPY)

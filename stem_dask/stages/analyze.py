@@ -19,14 +19,15 @@ from stem_dask.core.patterns import (
     coordinate,
     labelled,
     lead_dims,
+    lead_shape,
 )
-from stem_dask.core.window import check_center
-from stem_dask.kernels.analysis import Analysis, PatternAnalysis, largest_radius
+from stem_dask.core.window import check_center, radii_for_target
+from stem_dask.kernels.analysis import Analysis
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
-from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
+from stem_dask.kernels.intensity import ODD_PIXELS, add_patterns, lowest_counted, native_dtype
 from stem_dask.kernels.pixels import add_lit
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.patterns import check_device, map_patterns, per_pattern, sampled
+from stem_dask.stages.blocks import check_device, reduced, sampled
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -101,103 +102,150 @@ def analyze(
     import dask.array as da
 
     patterns = patterns_of(patterns)
-    outputs = analysis_blocks(
-        patterns,
-        center_method=center_method,
-        manual_center=manual_center,
-        radius_metric=radius_metric,
-        target_retention=target_retention,
-        threshold=threshold,
-        device=device,
-    )
-    n_lead = len(lead_dims(patterns))
-    reduced = {
+    options: dict[str, Any] = {
+        "center_method": center_method,
+        "manual_center": manual_center,
+        "radius_metric": radius_metric,
+        "target_retention": target_retention,
+        "threshold": threshold,
+    }
+    outputs = analysis_blocks(patterns, **options, device=device)
+    axes = tuple(range(patterns.ndim - 2))
+    totals = {
         name: da.reduction(
             outputs[name],
             chunk=lambda x, axis, keepdims: x,
             aggregate=lambda x, axis, keepdims, join=join: join.reduce(
                 x, axis=axis, keepdims=keepdims, dtype=x.dtype
             ),
-            axis=tuple(range(n_lead)),
+            axis=axes,
             dtype=outputs[name].dtype,
-            meta=np.empty((0,) * (outputs[name].ndim - n_lead), outputs[name].dtype),
+            meta=np.empty((0,) * (outputs[name].ndim - len(axes)), outputs[name].dtype),
         )
         for name, join in REDUCED.items()
     }
-    options = analysis_attrs(
-        center_method, manual_center, radius_metric, target_retention, threshold
-    )
-    found = {name: outputs[name] for name in (*PER_PATTERN, "profile")}
     valid = patterns.coords.get("valid")
     n_missing = 0 if valid is None else int((~valid.values).sum())
-    return analysis_dataset(patterns, found, reduced, options, n_missing)
+    return analysis_dataset(patterns, outputs, totals, analysis_attrs(**options), n_missing)
 
 
 def analysis_of_blocks(
     patterns: xr.DataArray,
     *,
-    center_method: CenterMethod,
+    center_method: str,
     manual_center: tuple[float, float] | None,
-    radius_metric: RadiusMetric,
+    radius_metric: str,
     target_retention: float,
     threshold: float,
     device: Device = "cpu",
 ) -> da.Array:
-    """`analysis_blocks` as one lazy array of `Deferred` results, each with all arrays of a block."""
-    import dask.array as da
-
+    """The analysis as one lazy array of `Deferred` results: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block."""
     data = blocks_of(patterns)
-    detector = (int(data.shape[-2]), int(data.shape[-1]))
-    _check(target_retention, threshold, data.dtype)
+    height, width = data.shape[-2:]
+    if not 0 < target_retention <= 1:
+        raise ConfigError(
+            f"target_retention is {target_retention}; expected 0 < target_retention <= 1"
+        )
+    if not threshold >= 0 or not np.isfinite(threshold):
+        raise ConfigError(f"threshold is {threshold}; expected a finite number >= 0")
+    try:
+        lowest_counted(native_dtype(data.dtype), threshold)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     check_device(device)
     if radius_metric not in ("square", "circle"):
         raise ConfigError(f"radius_metric is {radius_metric!r}; expected square or circle")
-    lead = data.shape[:-2]
-    return map_patterns(
-        _analyze_block,
-        data,
-        object,
-        da.from_array(sampled(lead), chunks=data.chunks[:-2]),
-        target_retention=target_retention,
-        threshold=threshold,
-        center=given_center(center_method, manual_center, detector),
-        metric=radius_metric,
-        device=device,
-    )
+    center: tuple[float, float] | None = None
+    if center_method == "center":
+        center = (float(height // 2), float(width // 2))
+    elif center_method == "manual":
+        if manual_center is None:
+            raise ConfigError(
+                "center_method is manual and manual_center is missing; set manual_center to (y, x) in pixels"
+            )
+        center = (float(manual_center[0]), float(manual_center[1]))
+        check_center(center, (height, width))
+    elif center_method != "centroid":
+        raise ConfigError(
+            f"center_method is {center_method!r}; expected centroid, center or manual"
+        )
+    kernel = {"target_retention": target_retention, "threshold": threshold, "metric": radius_metric}
+    in_sample = sampled(data.shape[:-2])
+    return reduced(AnalysisReducer, data, in_sample, **kernel, center=center, device=device)
 
 
-def analysis_blocks(
-    patterns: xr.DataArray, *, radius_metric: RadiusMetric, **options: Any
-) -> dict[str, da.Array]:
-    """Lazy analysis of each block: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block; the kernel runs once."""
-    data = blocks_of(patterns)
-    detector = (int(data.shape[-2]), int(data.shape[-1]))
-    n_radii = largest_radius(*detector, radius_metric) + 1
-    raw = analysis_of_blocks(patterns, radius_metric=radius_metric, **options)
-    kept = (
-        np.dtype(np.uint8)
-        if data.dtype == np.bool_
-        else native(np.empty((0, 1, 1), data.dtype)).dtype
-    )
-    wide = np.dtype(np.float64 if kept.kind == "f" else np.uint64)
-    outputs = {
-        name: _pick(raw, name, (), np.float32 if name == "radius" else np.float64)
-        for name in PER_PATTERN
+class AnalysisReducer:
+    """Reducer: analysis of the patterns of one block, some of which are in the sample for ``lit``."""
+
+    def __init__(
+        self, block: NDArray | Block, in_sample: NDArray[np.bool_], device: Device, **options: Any
+    ) -> None:
+        self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
+        self.in_sample, self.threshold = in_sample.ravel(), options["threshold"]
+        self.lit = np.zeros(detector, np.uint16)
+        kind = Analysis if device == "cpu" else analysis_on_gpu.Analysis
+        try:
+            self.analysis = kind(prod(self.lead), detector, block.dtype, **options)
+        except ValueError as error:  # the detector is too large for the GPU
+            raise ConfigError(str(error)) from error
+
+    def add(self, piece: NDArray, here: slice) -> None:
+        try:
+            self.analysis.add(piece)
+        except OverflowError as error:
+            raise SourceError(str(error)) from None  # damaged data, not retried
+        for pattern in piece[self.in_sample[here]]:
+            add_lit(pattern, self.threshold, self.lit)
+
+    def result(self) -> dict[str, NDArray]:
+        """Arrays by name; in `REDUCED` the scan axes have length 1."""
+        found = self.analysis.result()
+        filled = found.profile[found.total > 0]
+        least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
+        by_position: dict[str, NDArray] = {
+            "center_y": found.center[:, 0],
+            "center_x": found.center[:, 1],
+            "radius": found.radius,
+            "total": found.total,
+            "com_y": found.com[:, 0],
+            "com_x": found.com[:, 1],
+            "profile": found.profile,
+        }
+        by_block: dict[str, NDArray] = {
+            "sum_pattern": found.sum_pattern,
+            "max_pattern": found.max_pattern,
+            "odd": found.odd,
+            "negative_sum": np.array([found.negative_sum]),
+            "profile_sum": filled.sum(axis=0, dtype=np.float64),
+            "profile_min": least.astype(np.float64),
+            "n_filled": np.array([len(filled)]),
+            "lit": self.lit,
+        }
+        ones = (1,) * len(self.lead)
+        return {
+            **{name: one.reshape(self.lead + one.shape[1:]) for name, one in by_position.items()},
+            **{name: one.reshape(ones + one.shape) for name, one in by_block.items()},
+        }
+
+
+def analysis_blocks(patterns: xr.DataArray, **options: Any) -> dict[str, da.Array]:
+    """`analysis_of_blocks` as one lazy array for each name; the kernel runs once."""
+    raw, data = analysis_of_blocks(patterns, **options), blocks_of(patterns)
+    nothing = np.empty((0,) * raw.ndim + data.shape[-2:], data.dtype)
+    kernel = {"target_retention": 1.0, "threshold": 0.0, "metric": options["radius_metric"]}
+    like = AnalysisReducer(nothing, np.empty(0, bool), "cpu", **kernel, center=None).result()
+    lead = {True: tuple((1,) * n for n in raw.numblocks), False: raw.chunks}
+    return {
+        name: raw.map_blocks(
+            Deferred.array,
+            name,
+            chunks=(*lead[name in REDUCED], *((size,) for size in one.shape[raw.ndim :])),
+            new_axis=list(range(raw.ndim, one.ndim)) or None,
+            dtype=one.dtype,
+            meta=np.empty((0,) * one.ndim, one.dtype),
+        )
+        for name, one in like.items()
     }
-    outputs["profile"] = _pick(raw, "profile", (n_radii,), np.float32)
-    by_block: dict[str, tuple[tuple[int, ...], Any]] = {
-        "sum_pattern": (detector, wide),
-        "max_pattern": (detector, kept),
-        "odd": ((len(ODD_PIXELS),), np.int64),
-        "negative_sum": ((1,), np.float64),
-        "profile_sum": ((n_radii,), np.float64),
-        "profile_min": ((n_radii,), np.float64),
-        "n_filled": ((1,), np.int64),
-        "lit": (detector, np.uint16),
-    }
-    for name, (shape, dtype) in by_block.items():
-        outputs[name] = _pick(raw, name, shape, dtype, by_block=True)
-    return outputs
 
 
 def analysis_attrs(
@@ -208,12 +256,8 @@ def analysis_attrs(
     threshold: float,
 ) -> dict[str, Any]:
     """Options of the analysis as attributes, for later stages and readers of the store."""
-    attrs: dict[str, Any] = {
-        "center_method": center_method,
-        "radius_metric": radius_metric,
-        "target_retention": float(target_retention),
-        "threshold": float(threshold),
-    }
+    attrs: dict[str, Any] = {"center_method": center_method, "radius_metric": radius_metric}
+    attrs |= {"target_retention": float(target_retention), "threshold": float(threshold)}
     if manual_center is not None:
         attrs["manual_center"] = [float(value) for value in manual_center]
     return attrs
@@ -230,28 +274,25 @@ def analysis_dataset(
     import pandas as pd
     import xarray as xr
 
-    lead = lead_dims(patterns)
-    n = int(np.prod([patterns.sizes[dim] for dim in lead])) - n_missing
-    data = {name: per_pattern(patterns, found[name], name) for name in PER_PATTERN}
+    lead, dims = lead_dims(patterns), ("source_ky", "source_kx")
+    n, filled = prod(lead_shape(patterns)) - n_missing, reduced["n_filled"][0]
+    data: dict[str, Any] = {name: (lead, found[name]) for name in PER_PATTERN}
     if "profile" in found:
-        data["profile"] = xr.DataArray(found["profile"], dims=(*lead, PROFILE_RADIUS))
-    dims = ("source_ky", "source_kx")
-    data["mean_pattern"] = xr.DataArray(reduced["sum_pattern"] / float(max(n, 1)), dims=dims)
-    data["max_pattern"] = xr.DataArray(reduced["max_pattern"], dims=dims)
-    data["lit"] = xr.DataArray(reduced["lit"], dims=dims)
-    filled = reduced["n_filled"][0]
+        data["profile"] = ((*lead, PROFILE_RADIUS), found["profile"])
+    data["mean_pattern"] = (dims, reduced["sum_pattern"] / float(max(n, 1)))
+    data["max_pattern"] = (dims, reduced["max_pattern"])
+    data["lit"] = (dims, reduced["lit"])
     # without any filled pattern the mean is 0
-    data["curve_mean"] = xr.DataArray(reduced["profile_sum"] / filled.clip(1), dims=PROFILE_RADIUS)
-    data["curve_min"] = xr.DataArray(reduced["profile_min"], dims=PROFILE_RADIUS)
-    data["odd_pixels"] = xr.DataArray(reduced["odd"], dims="kind")
-    data["negative_sum"] = xr.DataArray(reduced["negative_sum"][0])
-    data["n_empty"] = xr.DataArray(n - filled)
-    axes = [axis_of(patterns, dim) for dim in ("ky", "kx")]
-    coords = {
+    data["curve_mean"] = (PROFILE_RADIUS, reduced["profile_sum"] / filled.clip(1))
+    data["curve_min"] = (PROFILE_RADIUS, reduced["profile_min"])
+    data["odd_pixels"] = ("kind", reduced["odd"])
+    data["negative_sum"] = ((), reduced["negative_sum"][0])
+    data["n_empty"] = ((), n - filled)
+    coords = {dim: patterns.coords[dim] for dim in lead if dim in patterns.coords} | {
         "kind": pd.Index(list(ODD_PIXELS)),  # see `coordinate`
         PROFILE_RADIUS: pd.RangeIndex(reduced["profile_min"].shape[0]),
-        **{dim: coordinate(axis, dim) for dim, axis in zip(dims, axes, strict=True)},
-    }
+        **{f"source_{name}": coordinate(axis_of(patterns, name), f"source_{name}") for name in ("ky", "kx")},
+    }  # fmt: skip
     return labelled(xr.Dataset(data, coords=coords, attrs=dict(options)))
 
 
@@ -265,7 +306,7 @@ def fold_analysis(
 
     ``n_missing`` patterns could not be read; they are not counted as empty.
     """
-    shape = tuple(int(patterns.sizes[dim]) for dim in lead_dims(patterns))
+    shape = lead_shape(patterns)
     same = COM_IS if options["center_method"] == "centroid" else {}
     found = {
         name: np.empty(shape, np.float32 if name == "radius" else np.float64)
@@ -283,112 +324,46 @@ def fold_analysis(
     return analysis_dataset(patterns, found, reduced, options, n_missing)
 
 
-def given_center(
-    method: str, manual: tuple[float, float] | None, detector: tuple[int, int]
-) -> tuple[float, float] | None:
-    """The shared center of all patterns, or None for the centroid of each."""
-    if method == "centroid":
-        return None
-    if method == "center":
-        return (float(detector[0] // 2), float(detector[1] // 2))
-    if method != "manual":
-        raise ConfigError(f"center_method is {method!r}; expected centroid, center or manual")
-    if manual is None:
-        raise ConfigError(
-            "center_method is manual and manual_center is missing; set manual_center to (y, x) in pixels"
-        )
-    y, x = (float(value) for value in manual)
-    check_center((y, x), detector)
-    return (y, x)
+def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) -> da.Array:
+    """Retention radii for another target, from the profiles of a stored analysis; lazy, float32 by position."""
+    import dask.array as da
+
+    profile = stored["profile"].data
+    total = np.asarray(stored["total"].values)[..., None]
+    return da.map_blocks(
+        _radii_block,
+        profile,
+        da.from_array(total, chunks=(*profile.chunks[:-1], (1,))),
+        target,
+        metric,
+        exact,
+        drop_axis=profile.ndim - 1,
+        dtype=np.float32,
+        meta=np.empty((0,) * (profile.ndim - 1), np.float32),
+    )
 
 
-def _check(target_retention: float, threshold: float, dtype: np.dtype) -> None:
-    if not 0 < target_retention <= 1:
-        raise ConfigError(
-            f"target_retention is {target_retention}; expected 0 < target_retention <= 1"
-        )
-    if not threshold >= 0 or not np.isfinite(threshold):
-        raise ConfigError(f"threshold is {threshold}; expected a finite number >= 0")
-    try:
-        lowest_counted(native(np.empty((0, 1, 1), dtype)).dtype, threshold)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def _radii_block(profile: NDArray, total: NDArray, *how: Any) -> NDArray[np.float32]:
+    return radii_for_target(profile, total[..., 0], *how)
 
 
-def _block_arrays(
-    lead: tuple[int, ...], found: PatternAnalysis, lit: NDArray
-) -> dict[str, NDArray]:
-    """Arrays of one block by name; in `REDUCED` the scan axes have length 1."""
-    filled = found.profile[found.total > 0]
-    least = filled.min(axis=0) if len(filled) else np.full(found.profile.shape[1], np.nan)
-    by_position: dict[str, NDArray] = {
-        "center_y": found.center[:, 0],
-        "center_x": found.center[:, 1],
-        "radius": found.radius,
-        "total": found.total,
-        "com_y": found.com[:, 0],
-        "com_x": found.com[:, 1],
-        "profile": found.profile,
-    }
-    by_block: dict[str, NDArray] = {
-        "sum_pattern": found.sum_pattern,
-        "max_pattern": found.max_pattern,
-        "odd": found.odd,
-        "negative_sum": np.array([found.negative_sum]),
-        "profile_sum": filled.sum(axis=0, dtype=np.float64),
-        "profile_min": least.astype(np.float64),
-        "n_filled": np.array([len(filled)]),
-        "lit": lit,
-    }
-    ones = (1,) * len(lead)
-    return {
-        **{name: value.reshape(lead + value.shape[1:]) for name, value in by_position.items()},
-        **{name: value.reshape(ones + value.shape) for name, value in by_block.items()},
-    }
+def block_statistics(patterns: xr.DataArray) -> da.Array:
+    """``highest`` finite value and ``sum`` (ky, kx) of every block, float64; lazy, blocks are `Deferred`."""
+    return reduced(_Statistics, blocks_of(patterns))
 
 
-class _AnalysisReducer:
-    """Reducer: analysis of the patterns of one block."""
+class _Statistics:
+    """Reducer: sum and maximum of the patterns."""
 
-    def __init__(
-        self, block: NDArray | Block, in_sample: NDArray, device: Device, **options: Any
-    ) -> None:
-        self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
-        self.in_sample, self.done = in_sample.ravel(), 0
-        self.threshold, self.lit = options["threshold"], np.zeros(detector, np.uint16)
-        kind = Analysis if device == "cpu" else analysis_on_gpu.Analysis
-        try:
-            self.analysis = kind(prod(self.lead), detector, block.dtype, **options)
-        except ValueError as error:  # the detector is too large for the GPU
-            raise ConfigError(str(error)) from error
+    def __init__(self, block: NDArray | Block) -> None:
+        self.lead, self.total = (1,) * (block.ndim - 2), np.zeros(block.shape[-2:])
+        dtype = native_dtype(block.dtype)
+        lowest = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+        self.highest = np.full(block.shape[-1], lowest, dtype)
 
-    def add(self, piece: NDArray) -> None:
-        try:
-            self.analysis.add(piece)
-        except OverflowError as error:
-            raise SourceError(str(error)) from None  # damaged data, not retried
-        here = self.in_sample[self.done : self.done + len(piece)]
-        for pattern in piece[here]:
-            add_lit(pattern, self.threshold, self.lit)
-        self.done += len(piece)
+    def add(self, piece: NDArray, here: slice) -> None:
+        add_patterns(piece, self.total, self.highest)
 
     def result(self) -> dict[str, NDArray]:
-        return _block_arrays(self.lead, self.analysis.result(), self.lit)
-
-
-def _analyze_block(block: NDArray | Block, in_sample: NDArray, **options: Any) -> Deferred:
-    return Deferred(block, lambda: _AnalysisReducer(block, in_sample, **options))
-
-
-def _pick(
-    raw: da.Array, name: str, shape: tuple[int, ...], dtype: Any, *, by_block: bool = False
-) -> da.Array:
-    lead_chunks = tuple((1,) * n for n in raw.numblocks) if by_block else raw.chunks
-    return raw.map_blocks(
-        Deferred.array,
-        name,
-        chunks=(*lead_chunks, *((size,) for size in shape)),
-        new_axis=list(range(raw.ndim, raw.ndim + len(shape))) or None,
-        dtype=dtype,
-        meta=np.empty((0,) * (raw.ndim + len(shape)), dtype),
-    )
+        highest = np.full(self.lead, float(self.highest.max()))
+        return {"highest": highest, "sum": self.total.reshape(*self.lead, *self.total.shape)}

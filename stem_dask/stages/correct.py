@@ -1,83 +1,258 @@
-"""Dark and gain correction when patterns are read, before the mask; the result is float32."""
+"""Dark and gain correction, then replacement of bad pixels, when patterns are read, so that later stages need neither."""
 
 from __future__ import annotations
 
-from math import prod
-from typing import TYPE_CHECKING
+import functools
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from os.path import expanduser
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, ChangedBlock, is_input_left_out
-from stem_dask.core.patterns import blocks_of
-from stem_dask.kernels.pixels import correct_patterns
-from stem_dask.stages.patterns import valid_blocks
-from stem_dask.stages.references import PlaneFile
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.patterns import blocks_of, lead_shape
+from stem_dask.kernels.pixels import correct_patterns, fill_bad, hot_pixels, neighbours
+from stem_dask.stages.blocks import changed, on_blocks, sampled, valid_of
+from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Plane = NDArray[np.float32] | PlaneFile
+MaskFill = Literal["zero", "median"]
+
+#: options of the input that name a .npy file with one value per detector pixel
+KEYS = ("dark", "gain", "mask")
 
 
-def apply_correction(
-    patterns: xr.DataArray, dark: Plane | None = None, gain: Plane | None = None
-) -> xr.DataArray:
-    """``(pattern - dark) * gain`` of every pattern; lazy.
+@dataclass(frozen=True)
+class PlaneFile:
+    """A reference that each worker reads once, instead of an array in every task.
 
-    Parameters
-    ----------
-    patterns : (…, ky, kx)
-    dark, gain : (ky, kx), see `stem_dask.stages.references.reference`; or the file that a worker reads it from
+    ``digest`` is that of the content when the job was prepared; a changed file is refused.
+    """
 
-    Returns
-    -------
-    DataArray of float32, with the attribute ``corrected``; the patterns as they are when there is neither. Where the
-    coordinate ``valid`` is False they stay zeros.
+    path: str
+    digest: str
+    key: str
+    detector: tuple[int, int]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019  frozen: one file for all tasks
+    def values(self) -> NDArray[np.float32]:
+        """(ky, kx)."""
+        if digest_of(self.path, self.key) != self.digest:
+            raise ConfigError(
+                f"input.{self.key} {self.path} was changed while it was in use; start again, and leave it as it is"
+            )
+        return reference(self.path, self.key, self.detector)
+
+
+def corrected(
+    patterns: xr.DataArray, dark: str | PathLike[str] | NDArray | None, gain: str | PathLike[str] | NDArray | None
+) -> xr.DataArray:  # fmt: skip
+    """``(pattern - dark) * gain`` of every pattern as lazy float32, with the attribute ``corrected``.
+
+    ``dark`` and ``gain`` are arrays (ky, kx) or .npy files. Where the coordinate ``valid`` is False patterns stay zeros.
 
     Examples
     --------
     >>> import xarray as xr
     >>> patterns = xr.DataArray(np.full((2, 1, 1), 7, "u1"), dims=("pattern", "ky", "kx"))
-    >>> apply_correction(patterns, dark=np.array([[2]], "f4")).values.ravel().tolist()
+    >>> corrected(patterns, np.array([[2]], "f4"), None).values.ravel().tolist()
     [5.0, 5.0]
     """
-    used = [name for name, plane in (("dark", dark), ("gain", gain)) if plane is not None]
-    if not used:
+    detector = (int(patterns.shape[-2]), int(patterns.shape[-1]))
+    planes: dict[str, NDArray[np.float32] | PlaneFile] = {}
+    for key, given in (("dark", dark), ("gain", gain)):
+        if given is not None:
+            planes[key] = reference(given, key, detector)
+        if isinstance(given, (str, PathLike)):
+            path = os.path.abspath(given)
+            planes[key] = PlaneFile(path, digest_of(path, key), key, detector)
+    if not planes:
         return patterns
-    import dask.array as da
-
-    data, valid = blocks_of(patterns), valid_blocks(patterns)
-    dtype = np.dtype(np.float32)
-    out = da.map_blocks(
-        _correct_block,
-        data,
-        dark,
-        gain,
-        valid,
-        chunks=data.chunks,
-        dtype=dtype,
-        meta=np.empty((0,) * data.ndim, dtype),
-    )
-    return patterns.copy(data=out).assign_attrs(corrected=used)
+    data = blocks_of(patterns)
+    out = on_blocks(_correct_block, data, *valid_of(patterns), dtype=np.float32, planes=planes)
+    return patterns.copy(data=out).assign_attrs(corrected=[*planes])
 
 
 def _correct_block(
-    block: NDArray | Block,
-    dark: Plane | None,
-    gain: Plane | None,
-    valid: NDArray[np.bool_] | None,
-) -> ChangedBlock:
-    background, factors = (
-        plane.values() if isinstance(plane, PlaneFile) else plane for plane in (dark, gain)
-    )
-    lost = None if valid is None else ~valid.ravel()
+    block: NDArray | Block, *valid: NDArray[np.bool_], planes: Mapping[str, Any]
+) -> NDArray | Block:
     if is_input_left_out():
-        lost = np.ones(prod(block.shape[:-2]), bool)
+        return np.zeros(block.shape, np.float32)
+    dark, gain = (
+        plane.values() if isinstance(plane, PlaneFile) else plane
+        for plane in (planes.get("dark"), planes.get("gain"))
+    )
 
     def correct(piece: NDArray, here: slice, out: NDArray) -> None:
-        correct_patterns(piece, background, factors, out)
-        if lost is not None:
-            out[lost[here]] = 0
+        correct_patterns(piece, dark, gain, out)
+        for known in valid:
+            out[~known.ravel()[here]] = 0
 
-    return ChangedBlock(block, correct, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))
+    return ChangedBlock(block, correct, dtype=np.dtype(np.float32))
+
+
+def digest_of(path: str | PathLike[str], key: str) -> str:
+    """A hash of the content of a file; raises ConfigError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise _unreadable(path, key, error) from error
+
+
+def _unreadable(path: str | PathLike[str], key: str, why: object) -> ConfigError:
+    return ConfigError(
+        f"input.{key} {fspath(path)} cannot be read: {why}; expected a .npy file of the detector's shape, as "
+        "numpy.save writes it"
+    )
+
+
+def read_plane(path: str | PathLike[str], key: str, detector: Sequence[int]) -> NDArray:
+    """The array of a .npy file, checked before it is loaded; raises ConfigError, see `reference`."""
+    try:
+        mapped = np.load(expanduser(path), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _unreadable(path, key, error) from error
+    if not isinstance(mapped, np.ndarray):
+        raise _unreadable(path, key, "it is an archive of several arrays")
+    return np.array(_checked(mapped, key, detector, f" {fspath(path)}"))
+
+
+def reference(
+    given: str | PathLike[str] | NDArray, key: str, detector: Sequence[int]
+) -> NDArray[np.float32]:
+    """A dark or gain reference, from a .npy file or an array of the detector's shape.
+
+    Raises ConfigError for another shape, no numbers, values that are not finite, or a gain of 0 or less.
+
+    Examples
+    --------
+    >>> reference(np.array([[1, 2]]), "dark", (1, 2)).dtype
+    dtype('float32')
+    """
+    if isinstance(given, (str, PathLike)):
+        name, values = f" {fspath(given)}", read_plane(given, key, detector)
+    else:
+        name, values = "", _checked(np.asarray(given), key, detector, "")
+    with np.errstate(over="ignore"):
+        out = values.astype(np.float32)
+    bad = ~np.isfinite(out) | (out <= 0 if key == "gain" else False)
+    if bad.any():
+        y, x = (int(i) for i in np.argwhere(bad)[0])
+        expected, neutral = ("numbers above 0", 1) if key == "gain" else ("finite numbers", 0)
+        raise ConfigError(
+            f"input.{key}{name} is {values[y, x]} at pixel [{y}, {x}] and not usable at {int(bad.sum()):,} of "
+            f"{bad.size:,} pixels; expected {expected}: put {neutral} there and name the pixels in input.mask"
+        )
+    return out
+
+
+def _checked(values: NDArray, key: str, detector: Sequence[int], name: str) -> NDArray:
+    if values.shape != tuple(detector):
+        raise ConfigError(
+            f"input.{key}{name} has shape {values.shape}, the detector {tuple(detector)}; give one value for each "
+            "pixel of the detector as it is read, [ky, kx]"
+        )
+    if values.dtype.kind not in "buif":
+        raise ConfigError(
+            f"input.{key}{name} holds {values.dtype}; expected bool, integer or real numbers"
+        )
+    return values
+
+
+def apply_mask(
+    patterns: xr.DataArray, mask: NDArray[np.bool_], mask_fill: MaskFill = "zero"
+) -> xr.DataArray:
+    """Replace the pixels that are True in a mask (ky, kx) by zero, or by the ``median`` of the good neighbours; lazy.
+
+    Raises ConfigError when the mask does not have the detector's shape, or no pixel is good.
+    """
+    data = blocks_of(patterns)
+    if mask.shape != data.shape[-2:]:
+        raise ConfigError(
+            f"the mask has shape {mask.shape}, the detector {data.shape[-2:]}; give a mask in source pixels"
+        )
+    if mask.all():
+        raise ConfigError("the mask marks every pixel as bad; nonzero means bad: invert it")
+    if mask_fill not in ("zero", "median"):
+        raise ConfigError(f"mask_fill is {mask_fill!r}; expected zero or median")
+    near = neighbours(mask) if mask_fill == "median" else None
+    out = changed(fill_bad, data, mask=mask, near=near)
+    return patterns.copy(data=out).assign_attrs(masked_pixels=int(mask.sum()))
+
+
+def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
+    """Pixels far above their neighbours in the mean pattern that are lit in at least half of a sample of the patterns.
+
+    Hot are pixels above 6 times all but five of their 24 neighbours, which may be hot as well: singles, pairs, squares of
+    four, whole rows and columns are found, larger clusters are not.
+
+    Parameters
+    ----------
+    analysis : computed result of `analyze`
+
+    Returns
+    -------
+    (ky, kx), True = suspected; what ``sd.open(..., mask=...)`` takes
+
+    Raises
+    ------
+    ConfigError
+        When the analysis is lazy, or was made by a version that did not count where patterns are lit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stem_dask.stages.analyze import analyze
+    >>> data = np.ones((2, 6, 7), "u2"); data[:, 4, 0] = 9
+    >>> import xarray as xr
+    >>> analysis = analyze(xr.DataArray(data, dims=("pattern", "ky", "kx"))).compute()
+    >>> np.argwhere(suspected_hot_pixels(analysis)).tolist()
+    [[4, 0]]
+    """
+    require_computed(analysis)
+    if "lit" not in analysis:
+        raise ConfigError(
+            "the analysis has no variable 'lit', because another version of stem_dask made it; analyze the patterns again"
+        )
+    n_sampled = int(sampled(lead_shape(analysis)).sum())
+    mean, lit = analysis["mean_pattern"].values, analysis["lit"].values
+    return hot_pixels(mean, lit, int(analysis["total"].size), n_sampled)
+
+
+def read_mask(
+    mask: str | PathLike[str] | Mapping[str, Sequence[Any]] | NDArray, detector: Sequence[int]
+) -> NDArray[np.bool_]:
+    """A mask from a .npy file, an array, or lists of ``pixels`` [y, x], ``rows`` and ``columns``."""
+    if isinstance(mask, str) and mask == "auto":
+        raise ConfigError(
+            "mask auto needs the mean pattern of the analysis: open without a mask, analyze, "
+            "and open again with mask=sd.suspected_hot_pixels(analysis)"
+        )
+    if isinstance(mask, (str, PathLike)):
+        return read_plane(mask, "mask", detector) != 0
+    if not isinstance(mask, Mapping):
+        return np.asarray(mask) != 0
+    out = np.zeros(tuple(detector), bool)
+    pixels, rows, columns = (list(mask.get(name, ())) for name in ("pixels", "rows", "columns"))
+    indices = [*(i for pixel in pixels for i in pixel), *rows, *columns]
+    if any(i < 0 for i in indices):
+        raise ConfigError(f"input.mask holds the index {min(indices)}; indices count from 0")
+    try:
+        for y, x in pixels:
+            out[y, x] = True
+        out[rows, :] = True
+        out[:, columns] = True
+    except IndexError as error:
+        raise ConfigError(
+            f"input.mask names a pixel outside the detector {tuple(detector)}: {error}"
+        ) from error
+    return out

@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, ChangedBlock
+from stem_dask.core.batches import Block
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import as_text
 from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
-from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims, lead_shape
+from stem_dask.core.patterns import (
+    as_patterns,
+    axes_of,
+    axis_of,
+    blocks_of,
+    lead_dims,
+    lead_shape,
+)
 from stem_dask.core.text import by
-from stem_dask.core.window import filled_fraction
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.patterns import as_arrays, check_device
-from stem_dask.stages.window import require_computed, window_origins
+from stem_dask.stages.window import filled_fractions, require_computed, window_origins
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -71,7 +77,8 @@ def crop(
     >>> cropped.shape, int(cropped.sum()), int(cropped.window_y[0, 0])
     ((1, 2, 6, 6), 288, 13)
     """
-    return as_arrays(crop_blocks(patterns, analysis, window, device=device))
+    blocks = crop_blocks(patterns_of(patterns), analysis, window, device=device)
+    return as_arrays(blocks)
 
 
 def crop_blocks(
@@ -89,38 +96,78 @@ def crop_blocks(
     """
     require_computed(analysis)
     check_device(device)
-    patterns = patterns_of(patterns)
     refuse_other_patterns(patterns, analysis)
     origin_y, origin_x = window_origins(analysis, window)
-    data, (y0, x0) = _reach(
-        blocks_of(patterns), origin_y.values, origin_x.values, window.shape, detector_first
-    )
+    data, y0, x0 = blocks_of(patterns), 0, 0
+    y, x = (
+        slice(max(int(origin.min()), 0), min(int(origin.max()) + size, full))
+        for origin, size, full in zip((origin_y, origin_x), window.shape, data.shape[-2:], strict=True)
+    )  # fmt: skip
+    # of patterns directly from a file only the part of the detector that any window needs; of computed ones it would be a copy
+    if len(data.dask.layers) == 1 and y.stop > y.start and x.stop > x.start:
+        if not detector_first:
+            x = slice(0, data.shape[-1])
+        y0, x0 = y.start, x.start
+        if detector_first is None:
+            data = data[..., y, x]
+        else:
+            part = (y.stop - y.start, x.stop - x.start)
+            data = on_blocks(_part, data, detector=part, dtype=data.dtype, y=y, x=x)
     threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
-    out = _cut(data, origin_y.values - y0, origin_x.values - x0, window.shape, threshold)
-    axes = (*axes_of(patterns)[:-2], *cropped_axes(patterns, window))
+    out = _cut(data, origin_y - y0, origin_x - x0, window.shape, threshold)
+    axes = list(axes_of(patterns))
+    for i, size in ((-2, window.shape[0]), (-1, window.shape[1])):
+        axis = axes[i]
+        if axis.name not in window.cropped_axes:
+            continue
+        if window.align == "fixed":  # detector coordinates, else zero at the center of the window
+            axes[i] = axis.part(window.center[i] - size // 2, size)
+        else:
+            axes[i] = replace(axis, size=size, offset=-axis.scale * (size // 2))
     attrs = as_text({**patterns.attrs, **window_attrs(window), **_detector_attrs(analysis)})
     if patterns.attrs.get("k_origin") == "window_center":
         attrs["k_origin"] = "window_center"  # aligned before, so without detector coordinates
-    cropped = as_patterns(out, axes, attrs)
-    lead = lead_dims(patterns)
+    cropped, lead = as_patterns(out, axes, attrs), lead_dims(patterns)
     if "valid" in patterns.coords:
         cropped = cropped.assign_coords(valid=patterns.coords["valid"].variable)
-    return cropped.assign_coords(window_y=(lead, origin_y.values), window_x=(lead, origin_x.values))
+    return cropped.assign_coords(window_y=(lead, origin_y), window_x=(lead, origin_x))
 
 
-def cropped_axes(patterns: xr.DataArray, window: Window) -> tuple[Axis, Axis]:
-    """Calibration of the window's axes: detector coordinates when fixed, zero at its center when aligned."""
-    axes = []
-    for i, name in enumerate(("ky", "kx")):
-        axis = axis_of(patterns, name)
-        size = window.shape[i]
-        if name not in window.cropped_axes:
-            axes.append(axis)
-        elif window.align == "fixed":
-            axes.append(axis.part(window.center[i] - size // 2, size))
-        else:
-            axes.append(replace(axis, size=size, offset=-axis.scale * (size // 2)))
-    return axes[0], axes[1]
+def _part(block: NDArray | Block, y: slice, x: slice) -> Any:
+    return block[(*(slice(None),) * (block.ndim - 2), y, x)]
+
+
+def _cut(
+    data: da.Array,
+    origin_y: NDArray,
+    origin_x: NDArray,
+    shape: tuple[int, int],
+    threshold: float | None = None,
+) -> da.Array:
+    """Lazy windows of all patterns; on the GPU, with a threshold for the intensity in each.
+
+    Origins that are the same for all patterns are passed once, instead of as one array per block.
+    """
+    origins: tuple[NDArray, ...] = (origin_y, origin_x)
+    one: dict[str, Any] = {}
+    if all(origin.min() == origin.max() for origin in origins):
+        one = {"origin_y": int(origin_y.flat[0]), "origin_x": int(origin_x.flat[0])}
+        origins = ()
+    if threshold is None:
+        return changed(crop_patterns, data, *origins, detector=shape, shape=shape, **one)
+    return on_blocks(_cut_on_gpu, data, *origins, detector=shape, shape=shape, threshold=threshold, **one)  # fmt: skip
+
+
+def _cut_on_gpu(
+    block: NDArray | Block,
+    origin_y: NDArray | int,
+    origin_x: NDArray | int,
+    shape: tuple[int, int],
+    threshold: float,
+) -> CutOnGpu:
+    n = prod(block.shape[:-2])
+    first_y, first_x = (np.broadcast_to(np.ravel(origin), n) for origin in (origin_y, origin_x))
+    return CutOnGpu(block, first_y, first_x, shape, threshold)
 
 
 def window_attrs(window: Window) -> dict[str, Any]:
@@ -135,6 +182,29 @@ def window_attrs(window: Window) -> dict[str, Any]:
         "coverage": window.coverage,
         "target_retention": window.target_retention,
     }
+
+
+def placement(
+    analysis: xr.Dataset, window: Window, factor: int = 1, method: str = "bin"
+) -> dict[str, xr.DataArray]:
+    """Origin of every window, and center of every pattern in the output.
+
+    Returns
+    -------
+    dict of arrays by position: ``window_y, window_x`` (int32, source pixels), ``filled_fraction`` (share of the
+    window outside the detector), ``center_out_y, center_out_x`` (float64, output pixels after downsampling by
+    ``factor``): ``(center - window - a) / factor``, a the source position of output pixel 0 in its window
+    """
+    like = analysis["center_y"]
+    origins = dict(zip("yx", window_origins(analysis, window), strict=True))
+    found = {f"window_{axis}": like.copy(data=origin) for axis, origin in origins.items()}
+    found["filled_fraction"] = like.copy(data=filled_fractions(analysis, window))
+    for axis, origin in origins.items():
+        center = analysis[f"center_{axis}"] - origin
+        center -= output_shift(factor, method)
+        center /= factor
+        found[f"center_out_{axis}"] = center
+    return found
 
 
 def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
@@ -159,10 +229,9 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     """
     cropped = patterns_of(cropped)
     refuse_other_windows(cropped, analysis, "restore the detector's frame before downsampling")
-    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
-    out = _cut(blocks_of(cropped), -origin_y, -origin_x, detector)
     source = detector_of(analysis)
+    origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
+    out = _cut(blocks_of(cropped), -origin_y, -origin_x, (source[0].size, source[1].size))
     of_window = {*OF_WINDOW, *_detector_attrs(analysis)}
     if cropped.attrs.get("align") == "fixed":
         of_window.remove("k_origin")  # a fixed window keeps the coordinates of its source
@@ -175,6 +244,12 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     }
     whole = as_patterns(out, (*axes_of(cropped)[:-2], *source), attrs)
     return as_arrays(whole.assign_coords(kept))
+
+
+def detector_of(analysis: xr.Dataset) -> tuple[Axis, Axis]:
+    """Axes ky and kx of the analyzed detector."""
+    y, x = (replace(axis_of(analysis, f"source_{name}"), name=name) for name in DETECTOR_DIMS)
+    return y, x
 
 
 def _detector_attrs(analysis: xr.Dataset) -> dict[str, Any]:
@@ -200,13 +275,10 @@ def refuse_other_windows(cropped: xr.DataArray, analysis: xr.Dataset, when: str)
         return
     for axis in detector_of(analysis):
         name, n = axis.name, int(cropped.sizes[axis.name])
-        size, scale, offset = cropped.attrs.get(
-            f"detector_{name}", (axis.size, axis.scale, axis.offset)
-        )
-        found = differing(
-            name, regular(replace(axis, size=int(size), scale=scale, offset=offset)), regular(axis)
-        )
-        if found is not None:
+        default = (axis.size, axis.scale, axis.offset)
+        size, scale, offset = cropped.attrs.get(f"detector_{name}", default)
+        own = replace(axis, size=int(size), scale=scale, offset=offset)
+        if found := differing(name, regular(own), regular(axis)):
             raise ConfigError(
                 f"the windows are of another detector: {found}; pass the analysis that they were cropped with"
             )
@@ -214,136 +286,10 @@ def refuse_other_windows(cropped: xr.DataArray, analysis: xr.Dataset, when: str)
         if name in cropped.attrs["aligned_axes"]:
             first = -axis.scale * (n // 2)
         expected = regular(replace(axis, size=n, offset=first))
-        found = differing(name, positions(cropped, name), expected)
-        if found is not None:
+        if found := differing(name, positions(cropped, name), expected):
             raise ConfigError(
                 f"the windows have other coordinates than their crop: {found}; pass what sd.crop returned"
             )
-
-
-def _reach(
-    data: da.Array,
-    origin_y: NDArray,
-    origin_x: NDArray,
-    shape: tuple[int, int],
-    detector_first: bool | None,
-) -> tuple[da.Array, tuple[int, int]]:
-    """The part of the detector that any window needs, and its first pixel.
-
-    Only for patterns directly from a file, because a part of computed patterns would be a copy; and of a file with contiguous
-    rows only whole rows.
-    """
-    y, x = (
-        slice(max(int(origin.min()), 0), min(int(origin.max()) + size, full))
-        for origin, size, full in zip((origin_y, origin_x), shape, data.shape[-2:], strict=True)
-    )
-    if len(data.dask.layers) > 1 or y.stop <= y.start or x.stop <= x.start:
-        return data, (0, 0)
-    if not detector_first:
-        x = slice(0, data.shape[-1])
-    if detector_first is None:
-        return data[..., y, x], (y.start, x.start)
-    part = data.map_blocks(
-        _part_of_detector,
-        y,
-        x,
-        chunks=(*data.chunks[:-2], (y.stop - y.start,), (x.stop - x.start,)),
-        dtype=data.dtype,
-        meta=data._meta,
-    )
-    return part, (y.start, x.start)
-
-
-def _part_of_detector(block: NDArray | Block, y: slice, x: slice) -> Any:
-    return block[(*(slice(None),) * (block.ndim - 2), y, x)]
-
-
-def _cut(
-    data: da.Array,
-    origin_y: NDArray,
-    origin_x: NDArray,
-    shape: tuple[int, int],
-    threshold: float | None = None,
-) -> da.Array:
-    """Lazy windows of all patterns; on the GPU, with a threshold for the intensity in each.
-
-    Origins that are the same for all patterns are passed once, instead of as one array per block.
-    """
-    import dask.array as da
-
-    lead, origins = data.ndim - 2, (origin_y, origin_x)
-    same = all(origin.min() == origin.max() for origin in origins)
-    chunks = (*data.chunks[:lead], (1,), (1,))
-    places = [
-        da.from_array(np.ascontiguousarray(origin)[..., None, None], chunks=chunks)
-        for origin in origins
-        if not same
-    ]
-    return da.map_blocks(
-        _cut_block,
-        data,
-        *places,
-        one=(int(origin_y.flat[0]), int(origin_x.flat[0])) if same else None,
-        shape=shape,
-        threshold=threshold,
-        chunks=(*data.chunks[:lead], (shape[0],), (shape[1],)),
-        dtype=data.dtype.newbyteorder("="),
-        meta=np.empty((0,) * data.ndim, data.dtype.newbyteorder("=")),
-    )
-
-
-def _cut_block(
-    block: NDArray | Block,
-    *origins: NDArray,
-    one: tuple[int, int] | None,
-    shape: tuple[int, int],
-    threshold: float | None,
-) -> Block:
-    if one is None:
-        origin_y, origin_x = (origin.ravel() for origin in origins)
-    else:
-        origin_y, origin_x = (np.full(prod(block.shape[:-2]), first) for first in one)
-    if threshold is not None:
-        return CutOnGpu(block, origin_y, origin_x, shape, threshold)
-
-    def cut(piece: NDArray, here: slice, out: NDArray) -> None:
-        crop_patterns(piece, origin_y[here], origin_x[here], shape, out)
-
-    return ChangedBlock(block, cut, shape, block.dtype.newbyteorder("="))
-
-
-def placement(
-    analysis: xr.Dataset, window: Window, factor: int = 1, method: str = "bin"
-) -> dict[str, xr.DataArray]:
-    """Origin of every window, and center of every pattern in the output.
-
-    Returns
-    -------
-    dict of arrays by position: ``window_y, window_x`` (int32, source pixels), ``filled_fraction`` (share of the
-    window outside the detector), ``center_out_y, center_out_x`` (float64, output pixels after downsampling by
-    ``factor``): ``(center - window - a) / factor``, a the source position of output pixel 0 in its window
-    """
-    origins = window_origins(analysis, window)
-    found = {
-        "window_y": origins[0],
-        "window_x": origins[1],
-        "filled_fraction": analysis["center_y"].copy(data=filled_fractions(analysis, window)),
-    }
-    for axis, origin in zip("yx", origins, strict=True):
-        center = analysis[f"center_{axis}"] - origin
-        center -= output_shift(factor, method)
-        center /= factor
-        found[f"center_out_{axis}"] = center
-    return found
-
-
-def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
-    """Share of each window outside the detector; for a fixed window a broadcast scalar."""
-    origin_y, origin_x = (origin.values for origin in window_origins(analysis, window))
-    here = (slice(0, 1 if window.align == "fixed" else None),) * origin_y.ndim
-    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
-    return np.broadcast_to(filled, origin_y.shape)
 
 
 def positions(patterns: xr.DataArray | xr.Dataset, dim: str) -> Positions:
@@ -364,8 +310,6 @@ def differing(dim: str, found: Positions, known: Positions) -> str | None:
 
     Examples
     --------
-    >>> differing("ky", (np.arange(60.0), ""), (np.arange(64.0), ""))
-    'ky has 60 values, not 64'
     >>> differing("scan_y", (np.arange(3.0)[::-1], "nm"), (np.arange(3.0), "nm"))
     'scan_y[0] is 2 nm, not 0 nm'
     """
@@ -394,14 +338,7 @@ def refuse_other_patterns(patterns: xr.DataArray, analysis: xr.Dataset) -> None:
         )
     names = (*lead, *(f"source_{name}" for name in DETECTOR_DIMS))
     for dim, name in zip((*lead, *DETECTOR_DIMS), names, strict=True):
-        found = differing(dim, positions(patterns, dim), positions(analysis, name))
-        if found is not None:
+        if found := differing(dim, positions(patterns, dim), positions(analysis, name)):
             raise ConfigError(
                 f"the analysis is of other patterns: {found}; analyze the patterns that are cropped"
             )
-
-
-def detector_of(analysis: xr.Dataset) -> tuple[Axis, Axis]:
-    """Axes ky and kx of the analyzed detector."""
-    y, x = (replace(axis_of(analysis, f"source_{name}"), name=name) for name in DETECTOR_DIMS)
-    return y, x

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, ChangedBlock, copied
+from stem_dask.core.batches import Block
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import Device
 from stem_dask.core.patterns import as_patterns, axes_of, blocks_of, lead_dims
 from stem_dask.core.window import check_factor
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
 from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.patterns import as_arrays, check_device
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Method = Literal["bin", "stride", "gauss", "fft"]
 
 Reduce = Literal["mean", "sum"]
-
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def downsample(
@@ -68,78 +66,59 @@ def downsample(
     >>> small.shape, str(small.dtype), small.ky.values.tolist()
     ((1, 2, 2, 2), 'float32', [1.5, 5.5])
     """
-    patterns = patterns_of(patterns)
-    small = downsample_blocks(
-        patterns, factor, method=method, reduce=reduce, sigma=sigma, device=device
-    )
+    how: dict[str, Any] = {"method": method, "reduce": reduce, "sigma": sigma, "device": device}
+    small = downsample_blocks(patterns_of(patterns), factor, **how)
     return small if factor == 1 else as_arrays(small)
 
 
 def downsample_blocks(
-    patterns: xr.DataArray,
-    factor: int,
-    *,
-    method: Method,
-    reduce: Reduce,
-    sigma: float | None,
-    device: Device,
+    patterns: xr.DataArray, factor: int, *, device: Device, **how: Any
 ) -> xr.DataArray:
     """`downsample` for the tasks of a job, whose blocks need not be arrays."""
-    _check(patterns, factor, method, reduce, sigma)
+    method, reduce, sigma = how["method"], how["reduce"], how["sigma"]
+    if method not in METHODS:
+        raise ConfigError(f"downsample method is {method!r}; expected one of {', '.join(METHODS)}")
+    if reduce not in ("mean", "sum"):
+        raise ConfigError(f"downsample reduce is {reduce!r}; expected mean or sum")
+    if sigma is not None and not (method == "gauss" and sigma > 0):
+        raise ConfigError(
+            f"downsample sigma is {sigma} with method {method}; expected sigma > 0 with method gauss"
+        )
+    if reduce == "sum" and method != "bin":
+        raise ConfigError(f"downsample reduce is sum with method {method}; expected method bin")
+    check_factor(factor, (patterns.sizes["ky"], patterns.sizes["kx"]))
     check_device(device)
     factor = int(factor)
     if factor == 1:
         return patterns
     data = blocks_of(patterns)
-    height, width = (size // factor for size in data.shape[-2:])
-    dtype = result_dtype(data.dtype, factor, method, reduce)
-    out = data.map_blocks(
-        _downsample_block,
-        (height, width),
-        dtype,
-        device,
-        factor=factor,
-        method=method,
-        reduce=reduce,
-        sigma=sigma,
-        chunks=(*data.chunks[:-2], (height,), (width,)),
-        dtype=dtype,
-        meta=np.empty((0,) * data.ndim, dtype),
-    )
+    detector = (int(data.shape[-2]) // factor, int(data.shape[-1]) // factor)
+    like: dict[str, Any] = {
+        "detector": detector,
+        "dtype": result_dtype(data.dtype, factor, method, reduce),
+    }
+    if device == "gpu":
+        out = on_blocks(_downsample_on_gpu, data, **like, factor=factor, **how)
+    else:
+        out = changed(downsample_patterns, data, **like, factor=factor, **how)
     shift = output_shift(factor, method)
-    axes = list(axes_of(patterns))
-    for i, size in ((-2, height), (-1, width)):
-        axis = axes[i]
-        axes[i] = replace(
-            axis, size=size, scale=axis.scale * factor, offset=axis.offset + axis.scale * shift
-        )
+    *axes, ky, kx = axes_of(patterns)
+    for axis, size in zip((ky, kx), detector, strict=True):
+        scale, offset = axis.scale * factor, axis.offset + axis.scale * shift
+        axes.append(replace(axis, size=size, scale=scale, offset=offset))
     attrs = {**patterns.attrs, "downsample_factor": factor, "downsample_method": method}
     unit, mean = attrs.get("intensity", "counts"), "mean counts per source pixel"
     if method != "stride" and reduce == "mean":
         attrs["intensity"] = mean if unit in ("counts", mean) else f"means of {unit}"
     elif reduce == "sum" and unit != "counts":
         attrs["intensity"] = f"sums of {unit}"  # of patterns that were already downsampled
-    small = as_patterns(out, axes, attrs)
-    lead = lead_dims(patterns)
-    return small.assign_coords(
-        {
-            name: (lead, patterns.coords[name].values)
-            for name in ("window_y", "window_x", "valid")
-            if name in patterns.coords
-        }
-    )
+    kept = [name for name in ("window_y", "window_x", "valid") if name in patterns.coords]
+    coords = {name: (lead_dims(patterns), patterns.coords[name].values) for name in kept}
+    return as_patterns(out, axes, attrs).assign_coords(coords)
 
 
-def _downsample_block(
-    block: NDArray | Block, shape: tuple[int, int], kind: np.dtype, device: Device, **how: Any
-) -> Block:
-    if device == "gpu":
-        return (block if isinstance(block, CutOnGpu) else CutOnGpu.whole(block)).smaller(**how)
-
-    def smaller(piece: NDArray, here: slice, out: NDArray) -> None:
-        downsample_patterns(piece, **how, out=out)
-
-    return ChangedBlock(block, smaller, shape, kind)
+def _downsample_on_gpu(block: NDArray | Block, **how: Any) -> Block:
+    return (block if isinstance(block, CutOnGpu) else CutOnGpu.whole(block)).smaller(**how)
 
 
 def output_shift(factor: int, method: str) -> float:
@@ -166,41 +145,22 @@ def cast_blocks(patterns: xr.DataArray, dtype: str) -> xr.DataArray:
         raise ConfigError(f"dtype is {dtype!r}; expected auto, float32 or float16")
     if dtype == "auto" or patterns.dtype == np.dtype(dtype):
         return patterns
-    data = blocks_of(patterns).map_blocks(_cast_block, dtype, dtype=np.dtype(dtype))
-    return patterns.copy(data=data)
+    return patterns.copy(data=changed(_convert, blocks_of(patterns), dtype=dtype))
+
+
+def _convert(piece: NDArray, out: NDArray) -> None:
+    if out.dtype == np.float16:
+        floats = piece.dtype.kind == "f"
+        finite = np.where(np.isfinite(piece), np.abs(piece), 0) if floats else piece
+        check_float16(max(float(finite.max()), -float(finite.min())))
+    np.copyto(out, piece, casting="unsafe")
 
 
 def check_float16(largest: float) -> None:
     """Refuse float16 for values that would become infinite."""
-    if largest > FLOAT16_MAX:
+    most = float(np.finfo(np.float16).max)
+    if largest > most:
         raise ConfigError(
-            f"dtype float16 holds values up to {FLOAT16_MAX:g}, the data reach {largest:g}; "
+            f"dtype float16 holds values up to {most:g}, the data reach {largest:g}; "
             "use float32, or auto to keep the type"
         )
-
-
-def _cast_block(block: NDArray | Block, dtype: str) -> ChangedBlock:
-    change = _as_float16 if dtype == "float16" else copied
-    return ChangedBlock(block, change, (block.shape[-2], block.shape[-1]), np.dtype(dtype))
-
-
-def _as_float16(piece: NDArray, here: slice, out: NDArray) -> None:
-    finite = np.where(np.isfinite(piece), np.abs(piece), 0) if piece.dtype.kind == "f" else piece
-    check_float16(max(float(finite.max()), -float(finite.min())))
-    copied(piece, here, out)
-
-
-def _check(
-    patterns: xr.DataArray, factor: int, method: str, reduce: str, sigma: float | None
-) -> None:
-    if method not in METHODS:
-        raise ConfigError(f"downsample method is {method!r}; expected one of {', '.join(METHODS)}")
-    if reduce not in ("mean", "sum"):
-        raise ConfigError(f"downsample reduce is {reduce!r}; expected mean or sum")
-    if sigma is not None and not (method == "gauss" and sigma > 0):
-        raise ConfigError(
-            f"downsample sigma is {sigma} with method {method}; expected sigma > 0 with method gauss"
-        )
-    if reduce == "sum" and method != "bin":
-        raise ConfigError(f"downsample reduce is sum with method {method}; expected method bin")
-    check_factor(factor, (patterns.sizes["ky"], patterns.sizes["kx"]))

@@ -1,25 +1,34 @@
-"""Blocks that are cropped, downsampled and summed on the GPU."""
+"""The intensity in windows, and blocks that are cropped, downsampled and summed on the GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, Deferred, Reducer, pieces
+from stem_dask.core.batches import Block, Deferred, pieces
 from stem_dask.core.errors import ConfigError
+from stem_dask.kernels.crop import window_intensity
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.gpu.crop import Cutting
 
 
-class IntensityReducer(Reducer, Protocol):
-    """A reducer of the intensities in windows instead of the windows."""
+class Inside:
+    """Reducer: the intensity in each window of a block, as an array of this name; smaller values than ``threshold`` are ignored."""
 
-    def note(self, inside: NDArray[np.float64]) -> None:
-        """Take the intensities in the next windows, (n,)."""
+    def __init__(self, block: NDArray | Block, threshold: float, name: str) -> None:
+        self.lead, self.threshold, self.name = block.shape[:-2], threshold, name
+        self.found = np.empty(prod(self.lead))
+
+    def add(self, piece: NDArray, here: slice) -> None:
+        self.found[here] = window_intensity(piece, threshold=self.threshold)
+
+    def result(self) -> dict[str, NDArray]:
+        return {self.name: self.found.reshape(self.lead)}
 
 
 class CutOnGpu(Block):
@@ -47,8 +56,8 @@ class CutOnGpu(Block):
         self.how: dict[str, Any] = {}
         #: the windows before downsampling
         self.before: CutOnGpu | None = None
-        #: reductions of the intensities in the windows
-        self.counted: list[tuple[Deferred, Callable[[], IntensityReducer]]] = []
+        #: reductions of the intensities in the windows, which do not need the windows themselves
+        self.counted: list[Deferred] = []
 
     @classmethod
     def whole(cls, block: NDArray | Block) -> CutOnGpu:
@@ -67,37 +76,29 @@ class CutOnGpu(Block):
         small.how, small.before = how, self
         return small
 
-    def counts(self, threshold: float) -> bool:
-        """Whether the intensity with this threshold is computed on the GPU."""
-        return not self.how and threshold == self.threshold
-
-    def intensities(self, reducer: Callable[[], IntensityReducer]) -> Deferred:
-        """Deferred reduction of the intensities in the windows."""
-        deferred = Deferred(self, reducer)
-        self.deferred.remove(deferred)  # it does not need the windows themselves
-        self.counted.append((deferred, reducer))
-        return deferred
+    def defer(self, deferred: Deferred) -> None:
+        reducer = deferred.reducer()
+        counts = isinstance(reducer, Inside) and reducer.threshold == self.threshold
+        (self.counted if counts and not self.how else self.deferred).append(deferred)
 
     def _pieces(self) -> Iterator[NDArray]:
         line = [self] if self.before is None else [self, self.before]
-        asked = [(deferred, make()) for cut in line for deferred, make in cut.counted]
-        for small, inside in self._passed():
-            for _, reducer in asked:
-                reducer.note(inside)
-            yield small
-        for deferred, reducer in asked:
+        running: list[tuple[Deferred, Any]]
+        running = [(deferred, deferred.reducer()) for cut in line for deferred in cut.counted]
+        detector, done = (self.block.shape[-2], self.block.shape[-1]), 0
+        try:
+            cutting = Cutting(
+                prod(self.shape[:-2]), detector, self.block.dtype, *self.window, threshold=self.threshold, **self.how
+            )  # fmt: skip
+        except ValueError as error:  # a part of CUDA is missing
+            raise ConfigError(str(error)) from error
+        for step in chain(map(cutting.add, pieces(self.block)), [cutting.rest()]):
+            for small, inside in step:
+                for _, reducer in running:
+                    reducer.found[done : done + len(inside)] = inside
+                done += len(inside)
+                yield small
+        for deferred, reducer in running:
             deferred.note(reducer)
         for cut in line:
             cut.counted.clear()
-
-    def _passed(self) -> Iterator[tuple[NDArray, NDArray]]:
-        n, detector = prod(self.shape[:-2]), (self.block.shape[-2], self.block.shape[-1])
-        try:
-            cutting = Cutting(
-                n, detector, self.block.dtype, *self.window, threshold=self.threshold, **self.how
-            )
-        except ValueError as error:  # a part of CUDA is missing
-            raise ConfigError(str(error)) from error
-        for piece in pieces(self.block):
-            yield from cutting.add(piece)
-        yield from cutting.rest()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, ChangedBlock, Deferred
+from stem_dask.core.batches import Block
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.patterns import as_patterns, axes_of, blocks_of
 from stem_dask.kernels.normalize import NO_MOMENTS, joined, log_moments, log_zscore
-from stem_dask.stages.patterns import map_patterns, valid_blocks
+from stem_dask.stages.blocks import changed, reduced, valid_of
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -24,25 +24,28 @@ METHOD = "log-zscore"
 
 def log_statistics(patterns: xr.DataArray) -> da.Array:
     """Lazy moments of log(1 + x) of all valid patterns: blocks are `Deferred` with ``moments`` (…, 1, 4), see `log_moments`."""
-    data, valid = blocks_of(patterns), valid_blocks(patterns)
-    if valid is None:
-        return map_patterns(_moments_block, data, object)
-    import dask.array as da
+    return reduced(_Moments, blocks_of(patterns), *valid_of(patterns))
 
-    lead = tuple(range(data.ndim - 2))
-    return da.blockwise(
-        _valid_moments_block, lead, data, (*lead, -2, -1), valid[..., 0, 0], lead, concatenate=False,
-        dtype=object, meta=np.empty((0,) * len(lead), object),
-    )  # fmt: skip
+
+class _Moments:
+    """Reducer: moments of the valid patterns of a block."""
+
+    def __init__(self, block: NDArray | Block, *valid: NDArray[np.bool_]) -> None:
+        self.lead, self.valid, self.found = (1,) * (block.ndim - 2), valid, NO_MOMENTS
+
+    def add(self, piece: NDArray, here: slice) -> None:
+        for valid in self.valid:
+            piece = piece[valid.ravel()[here]]
+        self.found = log_moments(piece, self.found)
+
+    def result(self) -> dict[str, NDArray]:
+        return {"moments": self.found.reshape(*self.lead, 1, 4)}
 
 
 def log_constants(moments: Iterable[NDArray]) -> dict[str, float]:
     """Mean and standard deviation (ddof 0) of log(1 + x) from the moments of all blocks, in their order.
 
-    Raises
-    ------
-    ConfigError
-        When a value is negative or NaN, or all are the same.
+    Raises ConfigError when a value is negative or NaN, or all are the same.
     """
     n, mean, squares, lowest = reduce(joined, (part.ravel() for part in moments)).tolist()
     if not lowest >= 0:
@@ -69,9 +72,7 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     >>> float(normalize(patterns, mean=0.5, std=0.25).values.max())
     -2.0
     """
-    blocks = blocks_of(patterns)
-    meta = np.empty((0,) * blocks.ndim, np.float32)
-    data = blocks.map_blocks(_zscore_block, mean=mean, std=std, dtype=np.float32, meta=meta)
+    data = changed(log_zscore, blocks_of(patterns), dtype=np.float32, mean=mean, std=std)
     attrs = {
         **patterns.attrs,
         "intensity": f"z-score of log(1 + {patterns.attrs.get('intensity', 'counts')})",
@@ -79,35 +80,3 @@ def normalize(patterns: xr.DataArray, mean: float, std: float) -> xr.DataArray:
     }
     attrs.pop("maximum", None)
     return as_patterns(data, axes_of(patterns), attrs)
-
-
-def _moments_block(block: NDArray | Block, valid: NDArray[np.bool_] | None = None) -> Deferred:
-    counted = None if valid is None else valid.ravel()
-    return Deferred(block, lambda: _Moments((1,) * (block.ndim - 2), counted))
-
-
-def _valid_moments_block(pieces: list[list[Any]], valid: NDArray[np.bool_]) -> Deferred:
-    return _moments_block(pieces[0][0], valid)
-
-
-class _Moments:
-    """Reducer: moments of the valid patterns of a block."""
-
-    def __init__(self, lead: tuple[int, ...], valid: NDArray[np.bool_] | None) -> None:
-        self.lead, self.valid, self.found, self.done = lead, valid, NO_MOMENTS, 0
-
-    def add(self, piece: NDArray) -> None:
-        here = slice(self.done, self.done + len(piece))
-        self.done = here.stop
-        counted = piece if self.valid is None else piece[self.valid[here]]
-        self.found = log_moments(counted, self.found)
-
-    def result(self) -> dict[str, NDArray]:
-        return {"moments": self.found.reshape(*self.lead, 1, 4)}
-
-
-def _zscore_block(block: NDArray | Block, mean: float, std: float) -> ChangedBlock:
-    def change(piece: NDArray, here: slice, out: NDArray) -> None:
-        log_zscore(piece, mean, std, out)
-
-    return ChangedBlock(block, change, (block.shape[-2], block.shape[-1]), np.dtype(np.float32))

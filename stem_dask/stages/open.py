@@ -23,10 +23,8 @@ from stem_dask.readers.layout import ScanOrder
 from stem_dask.readers.open import Found, find, with_given
 from stem_dask.readers.source import Source
 from stem_dask.readers.views import View, read_block
-from stem_dask.stages.correct import apply_correction
-from stem_dask.stages.mask import MaskFill, apply_mask, read_mask
-from stem_dask.stages.patterns import as_arrays
-from stem_dask.stages.references import plane
+from stem_dask.stages.blocks import as_arrays
+from stem_dask.stages.correct import MaskFill, apply_mask, corrected, read_mask
 from stem_dask.storage.location import is_url
 
 if TYPE_CHECKING:
@@ -37,14 +35,13 @@ if TYPE_CHECKING:
 def _after_fork() -> None:
     """Give a forked process its own thread pool: it inherits the objects of its parent, but not the threads."""
     threaded = sys.modules.get("dask.threaded")
-    if threaded is None:
-        return
-    import dask
+    if threaded is not None:
+        import dask
 
-    threaded.default_pool = None  # type: ignore[attr-defined]
-    threaded.pools.clear()
-    if dask.config.get("scheduler", None) == "dask.distributed":
-        dask.config.set(scheduler="threads")
+        threaded.default_pool = None  # type: ignore[attr-defined]
+        threaded.pools.clear()
+        if dask.config.get("scheduler", None) == "dask.distributed":
+            dask.config.set(scheduler="threads")
 
 
 # without this the child of a fork (a PyTorch DataLoader) would wait forever for its parent's threads
@@ -91,13 +88,8 @@ def block_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
     return da.Array(graph, name, chunks, meta=np.empty((0,) * len(shape), source.dtype))
 
 
-def lazy_blocks(found: Found, lead: Sequence[int]) -> xr.DataArray:
-    """The same as `lazy_patterns` for the tasks of a job, whose blocks need not be arrays."""
-    return lazy_patterns(found, lead, block_array)
-
-
-def lazy_patterns(
-    found: Found, lead: Sequence[int], as_dask: Callable[..., da.Array] = lazy_array
+def lazy_blocks(
+    found: Found, lead: Sequence[int], as_dask: Callable[..., da.Array] = block_array
 ) -> xr.DataArray:
     """The calibrated patterns of a file in blocks of ``lead`` positions, with ``valid`` when some are missing."""
     source, info = found.source, found.info
@@ -224,26 +216,10 @@ def open_patterns(
         frame_footer=frame_footer,
     )
     found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
-    patterns = lazy_patterns(found, block_positions(found, chunk_mb))
+    patterns = lazy_blocks(found, block_positions(found, chunk_mb), lazy_array)
     if dark is None and gain is None and mask is None:
         return patterns  # indexing it reads only what is indexed
-    return as_arrays(masked(corrected(patterns, dark, gain), mask, mask_fill))
-
-
-def corrected(
-    patterns: xr.DataArray, dark: str | Path | NDArray | None, gain: str | Path | NDArray | None
-) -> xr.DataArray:
-    """The patterns with the given dark and gain references applied."""
-    detector = patterns.shape[-2:]
-    return apply_correction(patterns, plane(dark, "dark", detector), plane(gain, "gain", detector))
-
-
-def masked(
-    patterns: xr.DataArray,
-    mask: str | Mapping[str, Sequence[Any]] | NDArray | None,
-    mask_fill: MaskFill,
-) -> xr.DataArray:
-    """The patterns with their bad pixels filled, when there is a mask."""
-    if mask is None:
-        return patterns
-    return apply_mask(patterns, read_mask(mask, patterns.shape[-2:]), mask_fill)
+    patterns = corrected(patterns, dark, gain)
+    if mask is not None:
+        patterns = apply_mask(patterns, read_mask(mask, patterns.shape[-2:]), mask_fill)
+    return as_arrays(patterns)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block, Deferred
+from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
 from stem_dask.core.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
-from stem_dask.kernels.crop import window_intensity
 from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import reduced
 from stem_dask.stages.crop import (
     differing,
     placement,
@@ -23,8 +23,7 @@ from stem_dask.stages.crop import (
     regular,
     window_attrs,
 )
-from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.patterns import map_patterns, per_pattern
+from stem_dask.stages.gpu import Inside
 from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 #: relative rounding difference between sums of floats in two orders; integers are exact
 FLOAT_SLACK = 1e-12
-
-#: tolerance for a retention above 1
-ABOVE_ONE = 1e-9
 
 #: name of the intensity in a window in the spool
 INSIDE = "inside"
@@ -100,11 +96,14 @@ def validate(
         found = found or differing(dim, *map(regular, axes))
     if found is None and cropped.dtype.newbyteorder("=") != patterns.dtype.newbyteorder("="):
         found = f"the type is {cropped.dtype}, not {patterns.dtype}"
-    if found is not None:
+    if found:
         raise ConfigError(
             f"the windows are not those of the patterns: {found}; pass what sd.crop returned"
         )
-    inside = intensity_inside(cropped, float(analysis.attrs["threshold"]))
+    raw = inside_of_blocks(cropped, float(analysis.attrs["threshold"]))
+    inside = raw.map_blocks(
+        Deferred.array, INSIDE, dtype=np.float64, meta=np.empty((0,) * raw.ndim)
+    )
     total = np.asarray(analysis["total"].values)
     retention = da.map_blocks(
         retention_of,
@@ -128,11 +127,12 @@ def validate(
         dtype=np.float64,
         meta=np.empty(0),
     )
-    data = {"retention": per_pattern(patterns, retention, "retention")}
-    for i, name in enumerate(STATISTICS):
-        kind = np.int64 if name.startswith("n_") else np.float64
-        data[name] = xr.DataArray(statistics[i].astype(kind))
-    return labelled(xr.Dataset(data))
+    data = {"retention": (lead_dims(patterns), retention)} | {
+        name: ((), statistics[i].astype(np.int64 if name.startswith("n_") else np.float64))
+        for i, name in enumerate(STATISTICS)
+    }
+    coords = {dim: patterns.coords[dim] for dim in lead_dims(patterns) if dim in patterns.coords}
+    return labelled(xr.Dataset(data, coords=coords))
 
 
 def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.float64]:
@@ -154,7 +154,7 @@ def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.floa
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         retention = np.where(total > 0, inside / total, np.nan)
-    above = retention[retention > 1 + ABOVE_ONE]
+    above = retention[retention > 1 + 1e-9]
     if above.size:
         raise SourceError(
             f"the retention of {above.size:,} patterns exceeds 1 (up to {above.max():.6g}): their windows hold more than "
@@ -200,49 +200,14 @@ def complete_analysis(
 STATISTICS = ("mean", "median", "min", "max", "std", "total_ratio", "n_target", "n_min", "n_empty")
 
 
-def _statistics_block(retention: NDArray, *options: Any) -> NDArray[np.float64]:
-    found = retention_statistics(retention, *options)
+def _statistics_block(retention: NDArray, *options: float | NDArray) -> NDArray[np.float64]:
+    found = retention_statistics(retention, *options)  # type: ignore[arg-type]
     return np.array([found[name] for name in STATISTICS], np.float64)
 
 
-def intensity_inside(cropped: xr.DataArray, threshold: float) -> da.Array:
-    """Intensity of every cropped pattern, float64 by position; lazy."""
-    raw = inside_of_blocks(cropped, threshold)
-    return raw.map_blocks(Deferred.array, INSIDE, dtype=np.float64, meta=np.empty((0,) * raw.ndim))
-
-
 def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE) -> da.Array:
-    """The same; lazy blocks are `Deferred` results with one array of this name."""
-    data = blocks_of(cropped)
-    return map_patterns(_inside_block, data, object, threshold=threshold, known_as=name)
-
-
-def _inside_block(block: NDArray | Block, *, threshold: float, known_as: str) -> Deferred:
-    def reducer() -> _Inside:
-        return _Inside(block.shape[:-2], threshold, known_as)
-
-    if isinstance(block, CutOnGpu) and block.counts(threshold):
-        return block.intensities(reducer)
-    return Deferred(block, reducer)
-
-
-class _Inside:
-    """Reducer: sum of each pattern of a block."""
-
-    def __init__(self, lead: tuple[int, ...], threshold: float, name: str) -> None:
-        self.lead, self.threshold, self.name = lead, threshold, name
-        self.found, self.done = np.empty(math.prod(lead)), 0
-
-    def add(self, piece: NDArray) -> None:
-        self.note(window_intensity(piece, threshold=self.threshold))
-
-    def note(self, inside: NDArray[np.float64]) -> None:
-        """Take the sums of the next windows."""
-        here = slice(self.done, self.done + len(inside))
-        self.found[here], self.done = inside, here.stop
-
-    def result(self) -> dict[str, NDArray]:
-        return {self.name: self.found.reshape(self.lead)}
+    """Intensity of every cropped pattern; lazy blocks are `Deferred` results with one float64 array of this name."""
+    return reduced(Inside, blocks_of(cropped), threshold=threshold, name=name)
 
 
 def retention_statistics(

@@ -1,4 +1,4 @@
-"""Choice of the window from the computed analysis, and its origin on every pattern."""
+"""Choice of the window from the computed analysis, and its place on every pattern."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from stem_dask.core.window import (
     check_size,
     check_window,
     covering_radius,
+    filled_fraction,
     radii_for_target,
     uncropped,
 )
 
 if TYPE_CHECKING:
     import xarray as xr
-
-#: coverages whose radius is reported
-COVERAGES = (1.0, 0.999, 0.99)
 
 
 def choose_window(
@@ -76,62 +74,24 @@ def choose_window(
     >>> window.shape, window.center, window.global_radius
     ((8, 8), (16, 20), 4)
     """
-    _check(analysis, coverage, margin_pixels, size_multiple, factor)
+    require_computed(analysis)
+    if not 0 < coverage <= 1:
+        raise ConfigError(f"coverage is {coverage}; expected 0 < coverage <= 1")
+    least = {"margin_pixels": (margin_pixels, 0), "size_multiple": (size_multiple, 1), "factor": (factor, 1)}  # fmt: skip
+    for name, (value, lowest) in least.items():
+        if whole_number(name, value, f"an integer >= {lowest}") < lowest:
+            raise ConfigError(f"{name} is {value}; expected an integer >= {lowest}")
     if align not in ("fixed", "pattern"):
         raise ConfigError(f"align is {align!r}; expected fixed or pattern")
-    target = float(
-        analysis.attrs["target_retention"] if target_retention is None else target_retention
-    )
-    radii = _radii(analysis, target)
-    needed, middle = _needed_radii(analysis, radii, align)
-    notes: list[str] = []
-    margin = margin_pixels
-    if analysis.attrs["radius_metric"] == "circle" and margin == 0:
-        margin = 1
-        notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
-    covered = needed[np.isfinite(needed)]
-    smallest = covering_radius(covered, coverage)
-    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    wanted = _wanted_size(size, window, smallest + margin)
-    if window is not None:
-        if align == "pattern":
-            raise ConfigError(
-                f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
-            )
-        middle = _given_window(window, detector)
-    if window is not None or not isinstance(size, str):
-        given = f"size is {size}" if window is None else f"window is {list(window)}"
-        multiple = size_multiple * factor
-        check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
-    sizes, cropped = [], []
-    for name, n, full in zip(("ky", "kx"), wanted, detector, strict=True):
-        kept, crops = axis_window(n, full, size_multiple * factor)
-        sizes.append(kept)
-        if crops:
-            cropped.append(name)
-        else:
-            notes.append(uncropped(name, full))
-    return Window(
-        shape=(sizes[0], sizes[1]),
-        align=align,
-        center=middle,
-        cropped_axes=tuple(cropped),
-        global_radius=smallest + margin,
-        coverage=coverage,
-        target_retention=target,
-        radius_at={f"{c:g}": covering_radius(covered, c) + margin for c in COVERAGES},
-        setters=tuple(tuple(index) for index in np.argwhere(needed == smallest)[:5].tolist()),
-        notes=tuple(notes),
-    )
-
-
-def _needed_radii(
-    analysis: xr.Dataset, radii: NDArray, align: str
-) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """Radius that each pattern needs (NaN when empty), and the median center.
-
-    For a fixed window this includes the distance of the center from the median.
-    """
+    known = float(analysis.attrs["target_retention"])
+    target = known if target_retention is None else float(target_retention)
+    if not 0 < target <= 1:
+        raise ConfigError(f"target_retention is {target}; expected 0 < target_retention <= 1")
+    metric, radii = analysis.attrs["radius_metric"], np.asarray(analysis["radius"], np.float32)
+    if target != known:
+        profile, total = np.asarray(analysis["profile"]), np.asarray(analysis["total"])
+        exact = analysis["max_pattern"].dtype.kind in "ui"
+        radii = radii_for_target(profile, total, target, metric, exact)
     filled = np.isfinite(radii)
     if not filled.any():
         threshold = analysis.attrs["threshold"]
@@ -142,63 +102,49 @@ def _needed_radii(
         )
     middle = _median_center(analysis, filled)
     needed = radii.astype(np.float64)
-    if align == "fixed":
-        shift, other = _window_centers(analysis)
+    if align == "fixed":  # the distance of the center from the median counts, too
+        shift, other = (np.rint(analysis[f"center_{axis}"].values) for axis in "yx")
         for centers, center in zip((shift, other), middle, strict=True):
             centers -= center
             np.abs(centers, out=centers)
         needed += np.maximum(shift, other, out=shift)
-    return needed, middle
-
-
-def window_origins(analysis: xr.Dataset, window: Window) -> tuple[xr.DataArray, xr.DataArray]:
-    """First row and column of the window on every pattern: int32, may be negative, 0 on an uncropped axis.
-
-    If it is the same for all patterns, it is a read-only broadcast scalar.
-    """
-    template = analysis["center_y"]
-    origins = []
-    for axis, name in enumerate(("ky", "kx")):
-        half = window.shape[axis] // 2
-        values: NDArray
-        if name in window.cropped_axes and window.align == "pattern":
-            filled = np.isfinite(np.asarray(analysis["radius"].values))
-            middle = _median_center(analysis, filled)[axis]
-            centers = _window_centers(analysis)[axis]
-            values = (np.where(filled, centers, middle) - half).astype(np.int32)
-        else:
-            first = window.center[axis] - half if name in window.cropped_axes else 0
-            values = np.broadcast_to(np.int32(first), template.shape)
-        origins.append(template.copy(data=values).rename("window_" + name[1]))
-    return origins[0], origins[1]
-
-
-def _radii(analysis: xr.Dataset, target: float) -> NDArray[np.float32]:
-    radii = np.asarray(analysis["radius"].values, np.float32)
-    if target == analysis.attrs["target_retention"]:
-        return radii
-    if not 0 < target <= 1:
-        raise ConfigError(f"target_retention is {target}; expected 0 < target_retention <= 1")
-    profile, total = np.asarray(analysis["profile"]), np.asarray(analysis["total"])
-    exact = analysis["max_pattern"].dtype.kind in "ui"
-    found = radii_for_target(
-        profile.reshape(-1, profile.shape[-1]),
-        total.ravel(),
-        target,
-        analysis.attrs["radius_metric"],
-        exact,
+    covered, notes, margin = needed[filled], [], margin_pixels
+    if metric == "circle" and margin == 0:
+        margin = 1
+        notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
+    smallest = covering_radius(covered, coverage)
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    wanted = _wanted_size(size, window, smallest + margin)
+    if window is not None:
+        if align == "pattern":
+            raise ConfigError(
+                f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
+            )
+        check_window(window, detector)
+        y0, y1, x0, x1 = window
+        middle = (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
+    multiple = size_multiple * factor
+    if window is not None or not isinstance(size, str):
+        given = f"size is {size}" if window is None else f"window is {list(window)}"
+        check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
+    (height, crops_y), (width, crops_x) = (
+        axis_window(n, full, multiple) for n, full in zip(wanted, detector, strict=True)
     )
-    return found.reshape(radii.shape)
-
-
-def _window_centers(analysis: xr.Dataset) -> tuple[NDArray, NDArray]:
-    """``rint`` of every center (half to even); NaN stays NaN."""
-    return np.rint(analysis["center_y"].values), np.rint(analysis["center_x"].values)
-
-
-def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
-    y, x = (float(np.median(analysis[name].values[filled])) for name in ("center_y", "center_x"))
-    return int(np.rint(y)), int(np.rint(x))
+    crops = {"ky": crops_y, "kx": crops_x}
+    whole = [(name, full) for name, full in zip(crops, detector, strict=True) if not crops[name]]
+    notes += [uncropped(name, full) for name, full in whole]
+    return Window(
+        shape=(height, width),
+        align=align,
+        center=middle,
+        cropped_axes=tuple(name for name in crops if crops[name]),
+        global_radius=smallest + margin,
+        coverage=coverage,
+        target_retention=target,
+        radius_at={f"{c:g}": covering_radius(covered, c) + margin for c in (1.0, 0.999, 0.99)},
+        setters=tuple(tuple(index) for index in np.argwhere(needed == smallest)[:5].tolist()),
+        notes=tuple(notes),
+    )
 
 
 def _wanted_size(
@@ -224,39 +170,47 @@ def _wanted_size(
     return height, width
 
 
-def _given_window(window: Sequence[int], detector: tuple[int, int]) -> tuple[int, int]:
-    check_window(window, detector)
-    y0, y1, x0, x1 = window
-    return (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
+def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
+    y, x = (float(np.median(analysis[name].values[filled])) for name in ("center_y", "center_x"))
+    return int(np.rint(y)), int(np.rint(x))
 
 
-def _check(
-    analysis: xr.Dataset, coverage: float, margin: int, size_multiple: int, factor: int
-) -> None:
-    require_computed(analysis)
-    if not 0 < coverage <= 1:
-        raise ConfigError(f"coverage is {coverage}; expected 0 < coverage <= 1")
-    whole_number("margin_pixels", margin, "an integer >= 0")
-    if margin < 0:
-        raise ConfigError(f"margin_pixels is {margin}; expected an integer >= 0")
-    whole_number("size_multiple", size_multiple, "an integer >= 1")
-    whole_number("factor", factor, "an integer >= 1")
-    if size_multiple < 1 or factor < 1:
-        raise ConfigError(
-            f"size_multiple is {size_multiple} and factor {factor}; both are integers >= 1"
-        )
+def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArray]:
+    """First row and column of the window on every pattern: int32, may be negative, 0 on an uncropped axis.
+
+    If it is the same for all patterns, it is a read-only broadcast scalar.
+    """
+    origins: list[NDArray] = []
+    filled = np.isfinite(np.asarray(analysis["radius"].values))
+    for axis, name in enumerate(("ky", "kx")):
+        half, centers = window.shape[axis] // 2, analysis[f"center_{name[1]}"].values
+        if name in window.cropped_axes and window.align == "pattern":
+            middle = _median_center(analysis, filled)[axis]
+            origins.append((np.where(filled, np.rint(centers), middle) - half).astype(np.int32))
+        else:
+            first = window.center[axis] - half if name in window.cropped_axes else 0
+            origins.append(np.broadcast_to(np.int32(first), centers.shape))
+    return origins[0], origins[1]
+
+
+def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
+    """Share of each window outside the detector; for a fixed window a broadcast scalar."""
+    origin_y, origin_x = window_origins(analysis, window)
+    here = (slice(0, 1 if window.align == "fixed" else None),) * origin_y.ndim
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
+    return np.broadcast_to(filled, origin_y.shape)
 
 
 def require_computed(analysis: xr.Dataset) -> None:
     """Raise ConfigError for a lazy analysis, which every later stage would compute again."""
-    missing = {"center_y", "center_x", "radius", "total"} - set(analysis.variables)
+    needed = ("center_y", "center_x", "radius", "total")
+    missing = {*needed} - set(analysis.variables)
     if missing:
         raise ConfigError(
             f"the analysis lacks {', '.join(sorted(missing))}; pass what sd.analyze returned"
         )
-    if any(
-        analysis[name].chunks is not None for name in ("center_y", "center_x", "radius", "total")
-    ):
+    if any(analysis[name].chunks is not None for name in needed):
         raise ConfigError(
             "the analysis is still lazy; compute it once: analysis = sd.analyze(patterns).compute()"
         )
