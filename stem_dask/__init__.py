@@ -15,7 +15,7 @@ _PUBLIC = {
     "open": ("stem_dask.stages.open", "open_patterns"),
     "suspected_hot_pixels": ("stem_dask.stages.correct", "suspected_hot_pixels"),
     "analyze": ("stem_dask.stages.analyze", "analyze"),
-    "choose_window": ("stem_dask.stages.window", "choose_window"),
+    "choose_window": ("stem_dask.stages.crop", "choose_window"),
     "crop": ("stem_dask.stages.crop", "crop"),
     "to_detector": ("stem_dask.stages.crop", "to_detector"),
     "validate": ("stem_dask.stages.validate", "validate"),

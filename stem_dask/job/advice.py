@@ -17,7 +17,7 @@ from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.report.text import MAX_HOT, background_threshold, kept_pixels
 from stem_dask.stages.analyze import stored_radii
-from stem_dask.stages.window import choose_window
+from stem_dask.stages.crop import choose_window
 from stem_dask.writers.zarr import open_group
 
 #: a window with more than this share of the pixels hardly reduces the data

@@ -27,8 +27,8 @@ from stem_dask.stages.analyze import (
     stored_radii,
 )
 from stem_dask.stages.correct import suspected_hot_pixels
+from stem_dask.stages.crop import choose_window, filled_fractions
 from stem_dask.stages.downsample import check_float16
-from stem_dask.stages.window import choose_window, filled_fractions
 from stem_dask.writers.spool import SpoolSink
 from stem_dask.writers.zarr import open_group
 

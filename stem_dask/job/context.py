@@ -37,7 +37,7 @@ from stem_dask.job.outputs import Outputs
 from stem_dask.job.prepare import Prepared
 from stem_dask.job.transpose import needed_transpose
 from stem_dask.job.warm_up import reach, rehearse
-from stem_dask.kernels.gpu.compile import Kernels
+from stem_dask.kernels.gpu.code import Kernels
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.report import text as report
 from stem_dask.stages.correct import apply_mask, corrected, read_mask

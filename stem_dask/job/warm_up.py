@@ -38,7 +38,7 @@ def rehearse(
     dtype : of the patterns
     metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
-    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.compile.Kernels`
+    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.code.Kernels`
     owned : whether the workers' processes end with the run
 
     Returns

@@ -18,8 +18,7 @@ from stem_dask.core.batches import Block, ChangedBlock, is_input_left_out
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.pixels import correct_patterns, fill_bad, hot_pixels, neighbours
-from stem_dask.stages.blocks import changed, on_blocks, sampled, valid_of
-from stem_dask.stages.window import require_computed
+from stem_dask.stages.blocks import changed, on_blocks, require_computed, sampled, valid_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,13 +57,6 @@ def corrected(
     """``(pattern - dark) * gain`` of every pattern as lazy float32, with the attribute ``corrected``.
 
     ``dark`` and ``gain`` are arrays (ky, kx) or .npy files. Where the coordinate ``valid`` is False patterns stay zeros.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> patterns = xr.DataArray(np.full((2, 1, 1), 7, "u1"), dims=("pattern", "ky", "kx"))
-    >>> corrected(patterns, np.array([[2]], "f4"), None).values.ravel().tolist()
-    [5.0, 5.0]
     """
     detector = (int(patterns.shape[-2]), int(patterns.shape[-1]))
     planes: dict[str, NDArray[np.float32] | PlaneFile] = {}
@@ -132,11 +124,6 @@ def reference(
     """A dark or gain reference, from a .npy file or an array of the detector's shape.
 
     Raises ConfigError for another shape, no numbers, values that are not finite, or a gain of 0 or less.
-
-    Examples
-    --------
-    >>> reference(np.array([[1, 2]]), "dark", (1, 2)).dtype
-    dtype('float32')
     """
     if isinstance(given, (str, PathLike)):
         name, values = f" {fspath(given)}", read_plane(given, key, detector)
