@@ -188,7 +188,7 @@ def job_of(source: Any, path: Path, output: Path, overrides: Sequence[str]) -> A
     path : file that provides name and axes
     """
     from stem_dask.config.load import load_configs
-    from stem_dask.job.prepare import prepare
+    from stem_dask.job.plan import prepare
 
     given = [
         f"input.path={path}", f"output.path={output}", "output.export=[]", "output.figure=false",

@@ -16,7 +16,7 @@ COLORS = {
 #: name: (x, y, title, second line, folder)
 BOXES = {
     "cli": (0.0, 6.0, "config, command", "cli/run.py", "cli"),
-    "prepare": (2.5, 6.0, "prepare", "job/prepare.py", "job"),
+    "prepare": (2.5, 6.0, "prepare", "job/plan.py", "job"),
     "run": (5.0, 6.0, "run the passes", "job/run.py, passes.py", "job"),
     "cluster": (7.5, 6.0, "client", "cluster/connect.py", "cluster"),
     "submit": (5.0, 4.6, "one call per block", "engine/run.py", "engine"),

@@ -6,7 +6,7 @@ import pytest
 import zarr
 from frames_made import agrees, numbers
 
-from stem_dask.readers.axis_names import order_by
+from stem_dask.readers.layout import order_by
 from stem_dask.readers.open import find
 
 TRUTH = numbers((3, 4, 6, 5))

@@ -158,7 +158,7 @@ def test_rows_of_what_is_not_whole() -> None:
 def test_a_stop_ends_the_batch_and_the_same_command_goes_on(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    back = stopped(monkeypatch, "stem_dask.job.writing.complete_analysis", 2)
+    back = stopped(monkeypatch, "stem_dask.job.passes.complete_analysis", 2)
     assert batch() == 75
     said = capsys.readouterr()
     assert "the same command goes on" in said.err
@@ -200,7 +200,7 @@ def test_overwriting_goes_on_too(here: Path, capsys: Any, monkeypatch: pytest.Mo
     """A queue that starts the same command again must come to an end: what was replaced is not replaced again."""
     assert batch("--quiet") == 0
     before = {name: os.stat(f"out/{name}.zarr/zarr.json").st_mtime_ns for name in BEAMS}
-    back = stopped(monkeypatch, "stem_dask.job.writing.complete_analysis", 2)
+    back = stopped(monkeypatch, "stem_dask.job.passes.complete_analysis", 2)
     assert batch("--quiet", "--overwrite") == 75
     back()
     middle = {name: os.stat(f"out/{name}.zarr/zarr.json").st_mtime_ns for name in BEAMS}

@@ -47,7 +47,7 @@ def test_the_common_window_is_the_largest(here: Path, connects: list[int], capsy
 
 
 @pytest.mark.parametrize(
-    "where", ["stem_dask.core.window.common_size", "stem_dask.job.writing.complete_analysis"]
+    "where", ["stem_dask.core.window.common_size", "stem_dask.job.passes.complete_analysis"]
 )
 def test_a_stop_between_and_in_the_sweeps(
     here: Path, where: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
@@ -65,7 +65,7 @@ def test_a_stop_between_and_in_the_sweeps(
 def test_an_unfinished_crop_is_not_mixed_with_another_size(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    back = stopped(monkeypatch, "stem_dask.job.writing.complete_analysis", 1)
+    back = stopped(monkeypatch, "stem_dask.job.passes.complete_analysis", 1)
     assert batch("crop.size=common") == 75
     back()
     write_beam("d", 8)
@@ -104,7 +104,7 @@ def test_overwriting_is_not_kept_from_it_by_an_unfinished_one(
     """Outputs of the former size are replaced also when the command goes on."""
     assert batch("crop.size=common", "--quiet", "input.path=[raw/a.npy, raw/c.npy]") == 0
     assert (size_of("a"), size_of("c")) == ((12, 12), (12, 12))
-    back = stopped(monkeypatch, "stem_dask.job.writing.complete_analysis", 1)
+    back = stopped(monkeypatch, "stem_dask.job.passes.complete_analysis", 1)
     assert batch("crop.size=common", "--quiet") == 75
     back()
     assert batch("crop.size=common", "--quiet", "--overwrite") == 0

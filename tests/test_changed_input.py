@@ -91,7 +91,7 @@ def test_the_turned_copy_of_a_file_that_changed_is_not_used(
 ) -> None:
     path = tmp_path / "beam.npy"
     np.save(path, np.ascontiguousarray(beam.transpose(2, 3, 0, 1)))
-    monkeypatch.setattr("stem_dask.job.memory_and_disk.CACHED_SHARE", 0)
+    monkeypatch.setattr("stem_dask.job.budget.CACHED_SHARE", 0)
     config = make_config(path, input={"scan_order": "detector_first"})
     with pytest.raises(SourceError, match=CHANGED.format(MODIFIED)):
         run(config, progress=when("turn", -1, lambda: os.utime(path, (2e9, 2e9))))

@@ -15,7 +15,7 @@ from numcodecs import GZip
 
 import stem_dask as sd
 from stem_dask.core.errors import SourceError
-from stem_dask.job.prepare import prepare
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.readers import zarr_chunks as chunks
 from stem_dask.readers.open import find

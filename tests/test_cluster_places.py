@@ -370,7 +370,7 @@ def test_an_export_of_what_workers_do_not_see(tmp_path, monkeypatch):
 
 def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):
     asked = []
-    monkeypatch.setattr("stem_dask.job.context.see", lambda client, places: asked.append([*places]))
+    monkeypatch.setattr("stem_dask.job.passes.see", lambda client, places: asked.append([*places]))
     config = make_config(beam_file)
     with connect("threads", threads_per_worker=1) as connection:
         run_job(config, connection=connection)

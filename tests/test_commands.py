@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 
 from stem_dask.cli import main as cli
 from stem_dask.cli import progress, run
-from stem_dask.cli.streams import Unfailing
+from stem_dask.cli.signals import Unfailing
 from stem_dask.config.load import load_config
 from stem_dask.core.model import Record, Step
 
@@ -390,18 +391,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_one_live_line() -> None:
+@pytest.mark.parametrize("columns", [50, 120])
+def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """However narrow it is; the cursor stays visible, also after a kill."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
     clock = iter(range(100))
     line = progress.ProgressLine(screen := Terminal(), live=True, clock=lambda: float(next(clock)))
-    for step in steps(8):
+    for step in steps(8)[:4]:
+        line.step(step)
+    assert screen.getvalue().rpartition("\x1b[?25")[2][0] == "h"
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "\n" not in shown
+    assert max(map(len, shown.split("\r"))) <= columns
+    assert re.search(r" 4/8  1\.00 GB/s  0:04 left ", shown)
+    for step in steps(8)[4:]:
         line.step(step)
     line.close()
-    text = screen.getvalue()
-    assert text.count("\n") == 1
-    assert "analyze     4/8  " in text
-    assert "0:04 left" in text
-    assert "worker memory 0.25 GB" in text
-    assert text.splitlines()[-1].endswith("analyze     8/8  1.00 GB/s  0:08  worker memory 0.25 GB")
+    last = "analyze     8/8  1.00 GB/s  0:08  worker memory 0.25 GB\n"
+    assert screen.getvalue().endswith(last)
 
 
 def test_a_log_gets_a_line_every_30_seconds() -> None:

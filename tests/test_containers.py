@@ -77,7 +77,6 @@ def archive_of_arrays(path, **more):
 
 ARCHIVES = {
     "a.ndata": ("a Nion Swift file", {"metadata__json": "{}"}),
-    "a.prz": ("a PantaRhei file", {"file_format_version__npy": b"2"}),
     "a.npz": ("an archive of numpy arrays", {"small__npy": b"1"}),
     "a.zip": ("an archive of numpy arrays", {}),
     "a.pt": ("an archive of numpy arrays", {}),
@@ -397,6 +396,9 @@ def test_case_j1(cases, tmp_path, name):
 @pytest.mark.parametrize("name", ["a.ndata", "a.prz", "store.zip", "store"])
 def test_case_k1(cases, tmp_path, name):
     folder = cases / "k1_zip_is_no_pt"
+    if name == "a.prz":  # which RosettaSciIO reads
+        agrees(find(folder / name), np.load(folder / "truth.npy"))
+        return
     copy = shutil.copytree if name == "store" else shutil.copy
     copy(folder / name, tmp_path / name)
     message = refusal(tmp_path / name)

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from stem_dask.core.formats import FORMATS
 from stem_dask.readers.formats import READERS
-from stem_dask.stages.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -51,12 +51,20 @@ def test_the_toy_reader_refuses_damaged_files(toy: ModuleType) -> None:
         toy.sd.open("odd.toy")
 
 
+def test_a_config_may_name_the_toy(toy: ModuleType) -> None:
+    output = "output: {path: again.zarr, export: [toy], figure: false}\n"
+    Path("again.yaml").write_text(f"input: {{path: scan.dm4}}\n{output}")
+    assert toy.sd.run_config(toy.sd.load_config("again.yaml")).exit_code == 0
+    assert toy.sd.open("again.toy").sum() == toy.sd.open("again.zarr").sum()
+
+
 def test_the_toy_sink_verifies_what_it_wrote(toy: ModuleType) -> None:
     import numpy as np
 
+    from stem_dask.core.formats import Output
     from stem_dask.core.model import Record
 
-    sink = toy.ToySink("direct.toy", (2, 3, 1, 2), "<u2")
+    sink = toy.ToySink(Output("direct.toy", (2, 3, 1, 2), np.dtype("<u2")))
     sink.create(resume=False)
     region = (slice(1, 2), slice(0, 3))
     block = np.arange(6, dtype="<u2").reshape(1, 3, 1, 2)

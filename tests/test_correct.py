@@ -9,8 +9,8 @@ import zarr
 
 from stem_dask.core.batches import PIECE_BYTES
 from stem_dask.core.errors import ConfigError, OutputExistsError
-from stem_dask.job.memory_and_disk import PASSING, memory_of, shapes
-from stem_dask.job.prepare import find_input, prepare
+from stem_dask.job.budget import PASSING, memory_of, shapes
+from stem_dask.job.plan import find_input, prepare
 from stem_dask.job.run import run
 from stem_dask.stages import correct as planes
 from stem_dask.stages.open import open_patterns
@@ -87,7 +87,7 @@ def test_a_changed_file_refuses_to_resume(files, tmp_path, make_config, monkeypa
         raise OSError(28, "no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr("stem_dask.stages.formats.StoreSink", full)
+        patched.setattr("stem_dask.writers.zarr.StoreSink", full)
         with pytest.raises(OSError, match="no room"):
             run(config)
     np.save(files["gain"], np.load(files["gain"]) * 2)

@@ -26,6 +26,7 @@ from stem_dask.core.errors import (
     SourceError,
     StoreError,
 )
+from stem_dask.core.formats import Output
 from stem_dask.core.model import Axis, Record
 from stem_dask.core.patterns import as_patterns
 from stem_dask.engine.journal import Journal
@@ -38,6 +39,7 @@ from stem_dask.stages.export import (
 )
 from stem_dask.storage.publish import publish, temporary
 from stem_dask.writers.hdf5 import Hdf5Sink
+from stem_dask.writers.hspy import HspySink
 from stem_dask.writers.npy import NpySink
 from stem_dask.writers.torch import PtSink
 from stem_dask.writers.zarr import StoreSink
@@ -54,7 +56,7 @@ AXES = (
 SINKS = {
     ".zarr": StoreSink,
     ".pt": PtSink,
-    ".hspy": Hdf5Sink,
+    ".hspy": HspySink,
     ".npy": NpySink,
     ".h5": Hdf5Sink,
     ".zspy": ZspySink,
@@ -550,15 +552,15 @@ def test_the_small_tensors_of_a_pt_are_written_anew(tmp_path, whole):
 
 def test_pt_verify_says_where(tmp_path):
     pytest.importorskip("torch")
-    sink = PtSink(str(tmp_path / "a.pt"), (3, 2), (3, 2, 4, 4), "int16", None)
+    sink = PtSink(Output(str(tmp_path / "a.pt"), (3, 2, 4, 4), np.dtype("i2"), layout="bare"))
     sink.create(resume=False)
     extra = sink.write(1, (slice(1, 2), slice(0, 2)), {"patterns": np.ones((1, 2, 4, 4), "i2")})
     record = Record(1, 0, 0, 0, extra)
     assert sink.verify(record) is None
-    flipped(Path(sink.path), slice(sink.offset[0] + 70, sink.offset[0] + 70))
-    assert sink.verify(record) == f"{sink.path} does not hold what was written at byte 64"
-    Path(sink.path).unlink()
-    assert sink.verify(record) == f"{sink.path} cannot be read: No such file or directory"
+    flipped(Path(sink.output.path), slice(sink.offset[0] + 70, sink.offset[0] + 70))
+    assert sink.verify(record) == f"{sink.output.path} does not hold what was written at byte 64"
+    Path(sink.output.path).unlink()
+    assert sink.verify(record) == f"{sink.output.path} cannot be read: No such file or directory"
 
 
 # --- .zarr ------------------------------------------------------------------------------------------------------
@@ -743,7 +745,7 @@ def test_every_command_writes_the_same_type(tmp_path, monkeypatch, way):
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_pt_with_a_missing_block_is_refused(tmp_path, missing):
     pytest.importorskip("torch")
-    sink = PtSink(str(tmp_path / "a.pt"), (3, 2), (3, 2, 4, 4), "int16", None)
+    sink = PtSink(Output(str(tmp_path / "a.pt"), (3, 2, 4, 4), np.dtype("i2"), layout="bare"))
     sink.create(resume=False)
     records = []
     for y in set(range(3)) - {missing}:

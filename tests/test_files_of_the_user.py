@@ -16,7 +16,7 @@ import stem_dask as sd
 from stem_dask import CroppingConfig, DiffractionCropper, create_test_data
 from stem_dask.cli import main as cli
 from stem_dask.core.errors import OutputExistsError
-from stem_dask.stages.formats import Target
+from stem_dask.stages.export import Target
 from stem_dask.storage import publish as publishing
 
 CASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases" / "g1_no_flock_run"
@@ -362,7 +362,7 @@ def test_crop_goes_on(here, monkeypatch, capsys, suffix, at):
     whole = [f"b{suffix}" if word == f"a{suffix}" else word for word in argv]
     assert cli.main([*whole, "--quiet"]) == 0
     places = {
-        "crop": "stem_dask.job.writing._joined",
+        "crop": "stem_dask.job.passes._join",
         "publish": "stem_dask.engine.state.RunState.publish",
         "results": "stem_dask.report.text.write_json",
         "cleanup": "stem_dask.engine.state.RunState.forget",
@@ -423,7 +423,7 @@ def test_a_job_on_a_file_system_without_locks(here, capsys, caplog, monkeypatch,
     import fcntl
 
     from stem_dask.config.load import load_config
-    from stem_dask.job.prepare import begun, prepare
+    from stem_dask.job.plan import begun, prepare
 
     def refuse(handle, how):
         raise OSError(number, os.strerror(number))

@@ -10,7 +10,7 @@ from stem_dask.cli import main as cli
 from stem_dask.config.load import load_configs
 from stem_dask.core.errors import MemoryBudgetError
 from stem_dask.job import run as pipeline
-from stem_dask.job.prepare import prepare, refuse_too_small
+from stem_dask.job.plan import prepare, refuse_too_small
 from stem_dask.job.run import run as run_job
 
 SLURM = {"kind": "slurm", "walltime": "1:00:00"}

@@ -20,12 +20,12 @@ import zarr
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, DiskFullError, StoreError
+from stem_dask.core.formats import FORMATS, Output
 from stem_dask.core.model import Axis, Record
 from stem_dask.core.patterns import as_patterns, axes_of
 from stem_dask.engine import run as engine
 from stem_dask.readers.hdf5 import list_hdf5
-from stem_dask.stages.export import export, export_job
-from stem_dask.stages.formats import FORMATS, Target
+from stem_dask.stages.export import Target, export, export_job
 from stem_dask.storage.publish import publish
 from stem_dask.writers.codecs import CODECS
 from stem_dask.writers.hdf5 import Hdf5Sink
@@ -366,8 +366,8 @@ def test_no_room_at_the_end_is_told(tmp_path, suffix, monkeypatch):
 
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("stem_dask.writers.hdf5.shutil.disk_usage", lambda path: free)
-    monkeypatch.setattr("stem_dask.stages.formats.write_coordinates", full)
-    monkeypatch.setattr("stem_dask.stages.formats.zspy.write_signal", full)
+    monkeypatch.setattr("stem_dask.writers.zarr.write_array", full)
+    monkeypatch.setattr("stem_dask.writers.zspy.signal_of", full)
     with pytest.raises(DiskFullError, match=r"cannot be written: No space left on device"):
         export(lazy(numbers()), tmp_path / f"a{suffix}")
     assert list(tmp_path.iterdir()) == []
@@ -398,11 +398,16 @@ def test_zspy_opens_lazily_in_hyperspy(tmp_path, codec):
     np.testing.assert_array_equal(signal.data.compute(), array)
 
 
+def small_zspy(folder, shape, **options):
+    output = Output(
+        f"{folder}/a.zspy", shape, np.dtype("u1"), (2, 2, 2), title="t", spool=f"{folder}/spool", **options
+    )  # fmt: skip
+    return ZspySink(output)
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "older"])
 def test_a_damaged_chunk_of_a_zspy_is_found(tmp_path, damage):
-    sink = ZspySink(
-        str(tmp_path / "a.zspy"), f"{tmp_path}/spool", (4, 2, 2), "u1", (2, 2, 2), "t", "none"
-    )
+    sink = small_zspy(tmp_path, (4, 2, 2), codec="none")
     sink.create(resume=False)
     block = np.arange(16, dtype="u1").reshape(4, 2, 2)
     extra = sink.write(0, (slice(0, 4),), {"patterns": block})
@@ -433,9 +438,8 @@ def test_a_damaged_chunk_of_a_zspy_is_found(tmp_path, damage):
 
 @pytest.mark.parametrize("codec", ["zstd", "gzip"])
 def test_going_on_in_a_zspy_of_another_codec_starts_anew(tmp_path, codec):
-    sink = ZspySink(str(tmp_path / "a.zspy"), f"{tmp_path}/s", (2, 2, 2), "u1", (2, 2, 2), "t")
     for now, n_chunks in (("auto", 0), (codec, 0), (codec, 1)):
-        sink = replace(sink, codec=now)
+        sink = small_zspy(tmp_path, (2, 2, 2), codec=now)
         sink.create(resume=True)
         assert len(list(tmp_path.rglob("data/0/0/0"))) == n_chunks
         sink.write(0, (slice(0, 2),), {"patterns": np.ones((2, 2, 2), "u1")})
@@ -443,9 +447,9 @@ def test_going_on_in_a_zspy_of_another_codec_starts_anew(tmp_path, codec):
 
 @pytest.mark.parametrize("kind", [Hdf5Sink, ZspySink])
 def test_blocks_that_share_a_chunk_are_refused(tmp_path, kind):
-    sink = kind(str(tmp_path / "a"), f"{tmp_path}/s", (7, 2, 2), "u1", (2, 2, 2), "t")
+    sink = kind(Output(str(tmp_path / "a"), (7, 2, 2), np.dtype("u1"), (2, 2, 2)))
     for region in (slice(1, 2), slice(2, 5)):
-        with pytest.raises(StoreError, match=r"block 3 does not lie on the chunks of"):
+        with pytest.raises(StoreError, match=r"a block at \d:\d shares a chunk of 2"):
             sink.write(3, (region,), {"patterns": np.zeros((1, 2, 2), "u1")})
 
 

@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 
 import stem_dask as sd
 from stem_dask.readers.formats import READERS
+from stem_dask.readers.rsciio import SUFFIXES
 from stem_dask.writers.dm import encode_tags
 
 MORE = int(os.environ.get("STEM_DASK_FUZZ", "1"))
@@ -218,7 +219,7 @@ def test_every_reader_is_tried(tmp_path):
     for i, (make, _) in enumerate(FAMILIES.values()):
         (tmp_path / str(i)).mkdir()
         tried.add(make(tmp_path / str(i)).suffix)
-    assert tried == READERS.keys()
+    assert READERS.keys() - tried == {*SUFFIXES}  # which RosettaSciIO parses
 
 
 def test_damaged(sound, tmp_path):

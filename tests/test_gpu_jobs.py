@@ -25,7 +25,7 @@ from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
 from stem_dask.job.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.job.describe import describe_job
-from stem_dask.job.prepare import prepare
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu.device import missing_gpu
@@ -214,7 +214,7 @@ def test_a_gpu_that_is_missing(no_gpu, beam_file, make_config, capsys, connects)
 
 def test_a_gpu_too_small(beam_file, make_config, played, monkeypatch):
     config = make_config(beam_file, **BLOCKS, device="gpu")
-    told = describe_job(config, prepare(config).found)
+    told = describe_job(prepare(config))
     line = next(line for line in told if line.startswith("gpu "))
     assert line.endswith("kB of its memory for the tasks of a worker")
     runtime = sys.modules["cupy.cuda"].runtime

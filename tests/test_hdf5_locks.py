@@ -12,7 +12,7 @@ import pytest
 from frames_made import agrees, numbers
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.arrays import hdf5_file
+from stem_dask.readers.containers import hdf5_file
 from stem_dask.readers.open import find
 
 NO_FLOCK = """
@@ -89,9 +89,10 @@ def test_a_file_system_without_locks(tmp_path):
         file["data"] = numbers()
     code = (
         "from stem_dask.readers.open import find; from stem_dask.writers.hdf5 import Hdf5Sink\n"
+        "from stem_dask.core.formats import Output; import numpy as np\n"
         "found = find('a.h5'); print(found.info.notes)\n"
         "array = found.source[(slice(None),) * 4]\n"
-        "sink = Hdf5Sink('./b.h5', 'spool', array.shape, 'u2', array.shape, 'data')\n"
+        "sink = Hdf5Sink(Output('./b.h5', array.shape, np.dtype('u2'), array.shape, spool='spool'))\n"
         "sink.create(resume=False)\n"
         "extra = sink.write(0, tuple(slice(0, n) for n in array.shape[:2]), {'patterns': array})\n"
         "from stem_dask.core.model import Record\n"

@@ -9,7 +9,7 @@ import xarray as xr
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError
-from stem_dask.job import analysis as analysis_pass
+from stem_dask.job import passes as analysis_pass
 from stem_dask.job.run import run
 
 HOT = [[3, 4], [0, 35], [39, 0]]

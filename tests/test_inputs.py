@@ -7,7 +7,7 @@ import pytest
 
 from stem_dask.config.load import load_config, load_configs, parse_config
 from stem_dask.core.errors import ConfigError
-from stem_dask.job.prepare import find_input
+from stem_dask.job.plan import find_input
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from frames_made import (
 )
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.batches import Part
 from stem_dask.readers.open import find
+from stem_dask.readers.views import Part
 
 
 @pytest.mark.parametrize("kind", ["U08", "U16", "U32"])

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rsciio.hspy import file_reader
 
+from stem_dask.core.formats import FORMATS, Output
 from stem_dask.core.metadata import LIMIT, ArrayTag, hdf5_tree, original
 from stem_dask.core.model import Axis
 from stem_dask.core.patterns import as_patterns
 from stem_dask.job.run import run
-from stem_dask.stages.formats import FORMATS, Target
+from stem_dask.stages.export import Target
 from stem_dask.writers.synthetic import Synthetic, write_dataset
 from stem_dask.writers.torch import PtSink
 
@@ -123,9 +124,10 @@ def test_metadata_do_not_travel_with_every_task(tmp_path: Path, suffix: str) -> 
 
 def test_the_arrays_of_a_pt_do_not_travel_with_every_task(tmp_path: Path) -> None:
     known = {"analysis": {"center_y": np.zeros((300, 300))}}
-    sink = PtSink(str(tmp_path / "a.pt"), (1, 1), (1, 1, 2, 2), "int16", known)
+    output = Output(str(tmp_path / "a.pt"), (1, 1, 2, 2), np.dtype("i2"), content=known)
+    sink = PtSink(output)
     sink.create(resume=False)
     again = pickle.loads(packed := pickle.dumps(sink))
     assert len(packed) < 1000
     assert again.offset == sink.offset
-    assert sink.content is known
+    assert sink.output.content is known

@@ -21,7 +21,7 @@ from stem_dask.core.errors import (
 )
 from stem_dask.engine.lock import owned
 from stem_dask.job import run as pipeline
-from stem_dask.job.prepare import begun, prepare
+from stem_dask.job.plan import begun, prepare
 from stem_dask.storage import location
 from stem_dask.storage.location import at
 

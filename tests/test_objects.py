@@ -15,7 +15,7 @@ from stem_dask.cli.main import main
 from stem_dask.config.load import config_of, parse_config
 from stem_dask.core.errors import ConfigError, LockedError, SourceError, StemDaskError, StoreError
 from stem_dask.engine.lock import owned
-from stem_dask.job.prepare import prepare
+from stem_dask.job.plan import prepare
 from stem_dask.job.warm_up import unreached
 from stem_dask.readers.open import find
 from stem_dask.storage import location

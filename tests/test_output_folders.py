@@ -11,10 +11,10 @@ import stem_dask as sd
 from stem_dask.cli import run
 from stem_dask.cluster.connect import connect
 from stem_dask.core.errors import DiskFullError, StoreError
+from stem_dask.core.formats import FORMATS
 from stem_dask.stages import export as exports
-from stem_dask.stages import formats as target
 
-SUFFIXES = tuple(target.FORMATS)
+SUFFIXES = tuple(FORMATS)
 
 
 @pytest.fixture

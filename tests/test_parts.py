@@ -12,14 +12,14 @@ import stem_dask as sd
 from stem_dask.core import batches as pieces_module
 from stem_dask.core.batches import input_left_out, pieces
 from stem_dask.core.errors import SourceError
-from stem_dask.job.memory_and_disk import memory_of
-from stem_dask.job.prepare import prepare
+from stem_dask.job.budget import memory_of
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
-from stem_dask.readers.arrays import ZarrArray
-from stem_dask.readers.batches import Part, is_read_in_pieces, read_block
+from stem_dask.readers.containers import ZarrArray
 from stem_dask.readers.flat import FlatFile, FramedFile, Run, buffer_for
 from stem_dask.readers.open import find
-from stem_dask.readers.views import ScanOfList, View, select
+from stem_dask.readers.source import Source, reading_of
+from stem_dask.readers.views import Part, ScanOfList, View, read_block
 from stem_dask.stages.analyze import analysis_blocks
 from stem_dask.stages.open import block_positions, lazy_blocks
 
@@ -27,6 +27,10 @@ OPTIONS: dict[str, Any] = {
     "center_method": "centroid", "manual_center": None, "radius_metric": "square", "target_retention": 0.9,
     "threshold": 0.0,
 }  # fmt: skip
+
+
+def in_pieces(source: Source) -> bool:
+    return reading_of(source).in_pieces
 
 
 @st.composite
@@ -53,9 +57,9 @@ def views(data, path):
         "folded": (ScanOfList(flat, (4, 6)), folded),
         "flipped": (View.of(ScanOfList(flat, (4, 6))).flip(-2), folded[..., ::-1, :]),
         "frames": (frames, data),
-        "folded frames": (select(ScanOfList(frames, (4, 6)), [1, 4, 0, 6], 2),
+        "folded frames": (View.of(ScanOfList(frames, (4, 6))).select(*(slice(1, 4, 2), slice(0, 6, 2), slice(None), slice(None))),
                           folded[1::2, ::2]),
-        "squeezed": (View.of(FlatFile(str(path), 0, data.dtype, (4, 1, 6, 5, 8))).squeeze((0, 2, 3, 4)), folded),
+        "squeezed": (View.of(FlatFile(str(path), 0, data.dtype, (4, 1, 6, 5, 8))).select(slice(4), 0, slice(6), slice(5), slice(8)), folded),
     }  # fmt: skip
 
 
@@ -64,7 +68,7 @@ def test_pieces_of_what_is_seen_in_another_way(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 80)
     data = np.arange(24 * 5 * 8, dtype="<u2").reshape(24, 5, 8)
     source, expected = views(data, tmp_path / "a.raw")[kind]
-    assert is_read_in_pieces(source)
+    assert in_pieces(source)
     part = (*(slice(1, n) for n in expected.shape[:-2]), slice(1, 4), slice(0, 8))
     found = [piece.copy() for piece in Part(source, part).pieces()]
     assert max(len(piece) for piece in found) <= 5  # three patterns of five rows are five of three
@@ -146,10 +150,10 @@ def test_no_block_is_read_whole(tmp_path, make_config, monkeypatch):
 
 def test_what_is_computed_or_decoded_is_read_whole(tmp_path):
     flat = FlatFile("a.raw", 0, np.dtype("u2"), (4, 4, 8, 8))
-    assert is_read_in_pieces(flat)
-    assert is_read_in_pieces(select(View.of(flat).flip(-2), [0, 2, 0, 2], 1))
-    assert not is_read_in_pieces(ZarrArray("a.zarr", "", np.dtype("u2"), (4, 4, 8, 8)))
-    assert not is_read_in_pieces(View.of(flat).transpose((2, 3, 0, 1)))
+    assert in_pieces(flat)
+    assert in_pieces(View.of(flat).flip(-2).select(*(slice(2),) * 4))
+    assert not in_pieces(ZarrArray("a.zarr", "", np.dtype("u2"), (4, 4, 8, 8)))
+    assert not in_pieces(View.of(flat).transpose((2, 3, 0, 1)))
     data = np.arange(384, dtype="u2").reshape(2, 3, 8, 8)
     data.tofile(tmp_path / "a.raw")
     flat = FlatFile(str(tmp_path / "a.raw"), 0, data.dtype, data.shape)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stem_dask.core import batches as pieces_module
 from stem_dask.core.batches import Block, ChangedBlock, Deferred, copied, joined, of_type, split
 from stem_dask.kernels.intensity import add_patterns
-from stem_dask.readers.batches import Part
+from stem_dask.readers.views import Part
 from stem_dask.stages.analyze import block_statistics
 from stem_dask.stages.blocks import as_arrays
 from stem_dask.stages.downsample import downsample, downsample_blocks
@@ -188,11 +188,11 @@ def test_more_patterns_than_runs():
 def test_chunks_of_a_block(shape, chunks, size, listed):
     """As a slow twin cuts them out of the padded array."""
     data = numbers(*shape, 2, 3) + 1
-    region: tuple[slice, ...] = (slice(8, 8 + shape[0]), slice(12, 12 + shape[1]))
+    region: tuple[slice, ...] = (slice(12, 12 + shape[0]), slice(60, 60 + shape[1]))
     if listed:
         data, region, chunks = (
             data.reshape(-1, 2, 3),
-            (slice(8, 8 + shape[0] * shape[1]),),
+            (slice(60, 60 + shape[0] * shape[1]),),
             chunks[1:],
         )
     full = np.zeros(
@@ -201,9 +201,13 @@ def test_chunks_of_a_block(shape, chunks, size, listed):
     full[tuple(slice(n) for n in data.shape)] = data
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pieces_module, "PIECE_BYTES", size)
-        block = ChangedBlock(data, copied, (2, 3), data.dtype)
-        found = {at: chunk.copy() for at, chunk in whole_chunks(block, region, (*chunks, 2, 3))}
-        arrays = {at: chunk.copy() for at, chunk in whole_chunks(data, region, (*chunks, 2, 3))}
+        block, ends = ChangedBlock(data, copied, (2, 3), data.dtype), [r.stop for r in region]
+        found = {
+            at: chunk.copy() for at, chunk in whole_chunks(block, region, (*chunks, 2, 3), ends)
+        }
+        arrays = {
+            at: chunk.copy() for at, chunk in whole_chunks(data, region, (*chunks, 2, 3), ends)
+        }
     expected = {
         (*(r.start + i * c for r, i, c in zip(region, place, chunks, strict=True)), 0, 0): full[
             tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks, strict=True))

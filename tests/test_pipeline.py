@@ -320,7 +320,7 @@ def test_too_little_memory_does_not_drop_an_unfinished_run(
     """The same command on a smaller machine is refused; on the first one it goes on where it was."""
     config = make_config(beam_file, output={"chunk_mb": 0.01})
     with monkeypatch.context() as patch:
-        patch.setattr("stem_dask.job.writing.complete_analysis", lambda *args: 1 / 0)
+        patch.setattr("stem_dask.job.passes.complete_analysis", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(config)
     journal = (tmp_path / "out.run" / "journal").read_bytes()

@@ -19,12 +19,10 @@ from stem_dask.core.chunks import (
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.window import axis_window, covering_radius
-from stem_dask.job.memory_and_disk import (
+from stem_dask.job.budget import (
     Footprint,
-    footprints,
     most_positions,
     projected_bytes,
-    task_bytes,
 )
 
 many = settings(max_examples=300, deadline=None)
@@ -56,7 +54,7 @@ def test_chunks_cover_an_axis_or_are_powers_of_two(shape, pattern_bytes, chunk_m
     if len(shape) == 2 and chunks[0] > 1:
         assert chunks[1] == shape[1]  # whole rows before a second row
     if chunk_mb != "auto":
-        assert math.prod(chunks) == 1 or task_bytes(chunks, pattern_bytes) <= chunk_mb * MIB
+        assert math.prod(chunks) == 1 or math.prod(chunks) * pattern_bytes <= chunk_mb * MIB
 
 
 @many
@@ -65,7 +63,7 @@ def test_auto_takes_64_mib_doubled_while_there_are_too_many_tasks(shape, pattern
     chunks = lead_chunks(shape, pattern_bytes)
     whole = math.prod(shape) * pattern_bytes
     if whole <= MAX_TASKS * 64 * MIB:
-        assert math.prod(chunks) == 1 or task_bytes(chunks, pattern_bytes) <= 64 * MIB
+        assert math.prod(chunks) == 1 or math.prod(chunks) * pattern_bytes <= 64 * MIB
     # blocks are at least half of the target, and a rest may stay over at the end of each row
     if pattern_bytes < 16 * MIB:
         assert n_blocks(chunks, shape) <= max(4 * MAX_TASKS, shape[0])
@@ -94,23 +92,6 @@ def test_the_largest_block_that_fits(stages, limit, threads):
     usable = int(limit * USABLE_SHARE)
     assert most == 0 or projected_bytes(stages, most, worker) <= usable
     assert projected_bytes(stages, most + 1, worker) > usable
-
-
-def test_what_a_task_holds():
-    """Patterns of 131,072 bytes become 4,096; blocks are read and put in order, and pass from there."""
-    options = {"copies": 1, "result": 600, "cropped": True, "waiting": 2 * 4096, "fixed": 1000}
-    stages = footprints(131072, 4096, **options)
-    assert stages["analyze"].bytes(10) == 1000 + 16 * 131072 + 10 * (2 * 131072 + 600)
-    assert stages["crop"].bytes(10) == 1000 + 8 * 4096 + 10 * (2 * 131072 + 8 + 2 * 4096)
-    assert stages["export"].bytes(10) == 10 * 4 * 4096
-    assert footprints(131072, 4096, packed=False, **options)["export"].bytes(10) == 10 * 3 * 4096
-    assert "analyze" not in footprints(8, 8, copies=0, result=1, cropped=False)
-    assert set(footprints(8, 8, copies=0, result=1, cropped=True, exported=False)) == {
-        "analyze",
-        "crop",
-    }
-    passing = footprints(131072, 4096, **{**options, "waiting": 0}, in_pieces=True, analyzes=True)
-    assert passing["crop"] == Footprint(1000 + 8 * 4096 + 16 * 131072, 8 + 600)
 
 
 @many
@@ -174,10 +155,6 @@ def test_prime_sizes_do_not_end_in_chunks_of_one_pattern():
     assert inner_chunk((1, 997), (1, 997), 10_000) == (1, 64)
     assert inner_chunk((7, 11), (7, 11), INNER_CHUNK_BYTES // 50) == (4, 11)
     assert inner_chunk((1, 1), (1, 1), 10 * INNER_CHUNK_BYTES) == (1, 1)
-
-
-def test_bytes_of_a_task():
-    assert task_bytes((2, 5), 100, 30) == 1300
 
 
 # --- window -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import xarray as xr
 import zarr
 
 from stem_dask.core.errors import SourceError
-from stem_dask.job.prepare import begun, prepare
+from stem_dask.job.plan import begun, prepare
 from stem_dask.job.run import run
 from stem_dask.readers.flat import FlatFile
 

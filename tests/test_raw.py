@@ -230,7 +230,7 @@ def test_frames_in_several_files(tmp_path):
     with pytest.raises(SourceError, match=r"/b: the file ends at byte 4, in pattern 3"):
         _ = source[:, :, :]
     (tmp_path / "b").unlink()
-    with pytest.raises(FileNotFoundError, match=r"/b"):
+    with pytest.raises(SourceError, match=r"/b does not exist on"):
         _ = source[:, :, :]
 
 

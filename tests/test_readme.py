@@ -69,7 +69,7 @@ def test_named_files_exist(page: Path) -> None:
 def test_the_picture_of_the_architecture_is_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "architecture.svg"
     subprocess.run([sys.executable, ROOT / "docs" / "architecture.py", picture], check=True)
-    assert "job/prepare.py" in picture.read_text()
+    assert "job/plan.py" in picture.read_text()
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from strategies import forward_slices
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
+from stem_dask.core.model import Axis
+from stem_dask.readers.containers import Hdf5Dataset, ZarrArray
 from stem_dask.readers.flat import FlatFile
-from stem_dask.readers.source import identity
-from stem_dask.readers.views import Indexed, ScanOfList, View, select
+from stem_dask.readers.layout import Geometry, parted
+from stem_dask.readers.source import Candidate, identity
+from stem_dask.readers.views import ScanOfList, View
 
 SHAPE = (4, 5, 6, 7)
+WHOLE = slice(None)
 DRAWN = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -62,6 +65,13 @@ def flat_file(folder, array, offset=0):
     path = folder / "flat.bin"
     path.write_bytes(b"\xa5" * offset + array.tobytes())
     return FlatFile(str(path), offset, array.dtype, array.shape)
+
+
+def select(source, roi, step):
+    """A region of the scan, then every n-th position."""
+    axes = tuple(Axis("", n) for n in source.shape)
+    geometry = Geometry(scan_roi=roi, scan_step=step)
+    return parted("a.npy", Candidate("a", source, axes), geometry).source
 
 
 def same(got, expected):
@@ -259,7 +269,7 @@ def test_a_chain_of_views_is_what_numpy_makes(data):
             view, expected = view.select(*part), expected[part]
         elif 1 in expected.shape and n > 1:
             axis = expected.shape.index(1)
-            view = view.squeeze([i for i in range(n) if i != axis])
+            view = view.select(*(0 if i == axis else slice(None) for i in range(n)))
             expected = expected.squeeze(axis)
     assert (view.shape, view.dtype) == (expected.shape, expected.dtype)
     part = data.draw(forward_slices(expected.shape))
@@ -272,7 +282,7 @@ def test_a_chain_of_views_is_what_numpy_makes(data):
 @DRAWN
 def test_indexed(key):
     array = numbers()
-    got = Indexed(Memory(array))[key]
+    got = View.of(Memory(array))[key]
     assert got.shape == array[key].shape
     np.testing.assert_array_equal(got, array[key])
 
@@ -281,7 +291,7 @@ def test_sources_travel_to_workers(tmp_path):
     """Nested as deep as they come, pickled in a few hundred bytes."""
     array = numbers()
     flat = flat_file(tmp_path, array.reshape(20, 6, 7), 5)
-    source = Indexed(select(ScanOfList(flat, (4, 5)), [1, 4, 0, 5], 2))
+    source = View.of(ScanOfList(flat, (4, 5))).select(slice(1, 4, 2), slice(0, 5, 2), WHOLE, WHOLE)
     sent = pickle.dumps(source)
     assert len(sent) < 1000
     assert source == pickle.loads(sent)

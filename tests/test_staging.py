@@ -17,11 +17,12 @@ from test_exports import values
 
 from stem_dask.core.batches import ChangedBlock
 from stem_dask.core.errors import StoreError
+from stem_dask.core.formats import FORMATS
 from stem_dask.core.model import Axis, Record, Region
 from stem_dask.core.patterns import as_patterns
 from stem_dask.job.run import run
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink
-from stem_dask.stages.formats import FORMATS, Target
+from stem_dask.stages.export import Target
 from stem_dask.storage import staging
 from stem_dask.storage.publish import publish
 from stem_dask.writers.spool import SpoolSink

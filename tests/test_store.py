@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -16,20 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stem_dask.core.errors import StoreError
+from stem_dask.core.formats import Output
 from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Axis, Record
 from stem_dask.core.patterns import as_patterns
 from stem_dask.engine import run as engine
+from stem_dask.stages.export import store_chunks
 from stem_dask.writers import zarr as store
 from stem_dask.writers.spool import SplitSink, SpoolSink
-from stem_dask.writers.zarr import (
-    StoreSink,
-    finish_store,
-    store_chunks,
-    write_coordinates,
-    write_dataset,
-    write_profiles,
-)
+from stem_dask.writers.zarr import StoreSink, write_profiles
 
 SHAPE = (7, 5, 12, 10)
 AXES = (
@@ -55,15 +49,15 @@ def lazy(array, lead, attrs=None):
 
 
 def write_store(path, patterns, client=None, analysis=None):
-    inner, shards = store_chunks(patterns)
-    dims = tuple(map(str, patterns.dims))
-    sink = StoreSink(str(path), patterns.shape, str(patterns.dtype), dims, inner, shards)
-    engine.run({"patterns": patterns.data}, len(dims) - 2, sink, client=client)
-    write_coordinates(str(path), patterns)
-    if analysis is not None:
-        write_dataset(str(path), "analysis", analysis)
-    finish_store(str(path), {"title": "t", "shape": np.array([1, 2])}, patterns.attrs)
+    sink = sink_of(path, patterns)
+    engine.run({"patterns": patterns.data}, patterns.ndim - 2, sink, client=client)
+    sink.complete(patterns, analysis, {"title": "t", "shape": np.array([1, 2])})
     return path
+
+
+def sink_of(path, patterns):
+    native, dims = patterns.dtype.newbyteorder("="), tuple(map(str, patterns.dims))
+    return StoreSink(Output(str(path), patterns.shape, native, *store_chunks(patterns), dims=dims))
 
 
 def shard_files(path):
@@ -284,9 +278,7 @@ def test_what_a_kill_left_beside_the_shards_is_removed(tmp_path):
     before = digests(path)
     for folder in (path, path / "patterns"):
         (folder / "c.0.0.0.0.5f3a.partial").write_bytes(b"half a shard")
-    inner, shards = store_chunks(lazy(numbers(), (4, 5)))
-    dims = ("scan_y", "scan_x", "ky", "kx")
-    sink = StoreSink(str(path), SHAPE, "uint16", dims, inner, shards)
+    sink = sink_of(path, lazy(numbers(), (4, 5)))
     sink.create(resume=True)
     sink.finish([])
     assert digests(path) == before
@@ -349,8 +341,9 @@ class Noting:
         self.calls.append(("finish", [record.extra for record in records]))
 
 
-def small_sink(path):
-    return StoreSink(str(path), (3, 4, 4), "u1", ("pattern", "ky", "kx"), (2, 4, 4), (2, 4, 4))
+def small_sink(path, **options):
+    options = {"shards": (2, 4, 4), "dims": ("pattern", "ky", "kx"), **options}
+    return StoreSink(Output(str(path), (3, 4, 4), np.dtype("u1"), (2, 4, 4), **options))
 
 
 def test_other_outputs_go_to_the_next_sink(tmp_path):
@@ -404,7 +397,7 @@ def test_going_on_in_a_store_of_another_codec_starts_anew(tmp_path, codec):
     """Its metadata say how the chunks are read."""
     path = tmp_path / "a.zarr"
     for now in ("lz4", codec, codec):
-        sink = replace(small_sink(path), codec=now)
+        sink = small_sink(path, codec=now)
         sink.create(resume=True)
         kept = now == codec and bool(shard_files(path))
         sink.write(0, (slice(0, 2),), {"patterns": np.ones((2, 4, 4), "u1")})
@@ -415,7 +408,7 @@ def test_going_on_in_a_store_of_another_codec_starts_anew(tmp_path, codec):
     sink.create(resume=True)
     assert len(shard_files(path)) == 1
     np.testing.assert_array_equal(zarr.open_array(path, path="patterns", mode="r")[:2], 1)
-    replace(sink, shards=(4, 4, 4)).create(resume=True)
+    small_sink(path, codec=codec, shards=(4, 4, 4)).create(resume=True)
     assert shard_files(path) == {}
 
 

@@ -1,5 +1,6 @@
 """Files as torch.save writes them: torch reads them, and finds every record where it would have put it."""
 
+import io
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
 
 from stem_dask.core.errors import ConfigError
-from stem_dask.writers.torch import Hole, records_of, write_records
+from stem_dask.writers.torch import Hole, write_archive
 
 torch = pytest.importorskip("torch")
 
@@ -29,7 +30,7 @@ PLAIN = st.recursive(
 def save(path, whole):
     """Write it, and what torch makes of it."""
     with open(path, "wb") as file:
-        write_records(file, records_of(whole), 0)
+        write_archive(file, whole, 0)
     return torch.load(path, weights_only=True)
 
 
@@ -93,11 +94,10 @@ def test_more_than_four_gigabytes(tmp_path, n_bytes):
     """What 32 bits do not hold, of sizes and of places; the file is one hole."""
     path = tmp_path / "a.pt"
     after = np.arange(7.0)
-    records = records_of({"patterns": Hole((n_bytes,), np.dtype("u1")), "after": after})
-    (hole,) = (one for one in records if isinstance(one.content, Hole))
+    whole = {"patterns": Hole((n_bytes,), np.dtype("u1")), "after": after}
     with open(path, "wb") as file:
-        write_records(file, records, 0x1234567)
-        file.seek(hole.last - 1)
+        first = write_archive(file, whole, 0x1234567)
+        file.seek(first + n_bytes - 1)
         file.write(b"\7")
     loaded = torch.load(path, weights_only=True, mmap=True)
     assert (loaded["patterns"].shape, int(loaded["patterns"][-1])) == ((n_bytes,), 7)
@@ -109,7 +109,7 @@ def test_more_than_four_gigabytes(tmp_path, n_bytes):
 
 def test_a_type_that_torch_lacks():
     with pytest.raises(ConfigError, match=r"torch has no type for datetime64\[s\]"):
-        records_of({"when": np.zeros(3, "M8[s]")})
+        write_archive(io.BytesIO(), {"when": np.zeros(3, "M8[s]")}, 0)
 
 
 def test_an_export_does_without_torch(tmp_path):

@@ -12,6 +12,7 @@ import xarray as xr
 import zarr
 
 from stem_dask.core.errors import SourceError
+from stem_dask.core.formats import Output
 from stem_dask.core.model import Axis
 from stem_dask.readers.open import find
 from stem_dask.stages.export import export
@@ -585,12 +586,12 @@ def test_opening_a_huge_pt_takes_no_memory(tmp_path):
     path = tmp_path / "huge.pt"
     shape = (1000, 1000, 1024, 1024)
     small = tmp_path / "small.pt"
-    PtSink(str(small), (1, 1), (1, 1, 8, 8), "float32", {}).create(resume=False)
+    PtSink(Output(str(small), (1, 1, 8, 8), np.dtype("f4"))).create(resume=False)
     open_patterns(small)[0, 0].compute()  # what is imported on the way does not count
     small.unlink()
     tracemalloc.start()
     try:
-        PtSink(str(path), shape[:2], shape, "float32", {}).create(resume=False)
+        PtSink(Output(str(path), shape, np.dtype("f4"))).create(resume=False)
         assert [entry.name for entry in tmp_path.iterdir()] == ["huge.pt"]
         assert path.stat().st_size > 4e12
         assert path.stat().st_blocks * 512 < 1e6

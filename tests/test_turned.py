@@ -25,16 +25,21 @@ from stem_dask.core.errors import (
 from stem_dask.core.model import USABLE_SHARE, WORKER_BYTES, Worker
 from stem_dask.engine import run as engine
 from stem_dask.engine.journal import Journal
-from stem_dask.job import memory_and_disk as projection
+from stem_dask.job import budget as projection
+from stem_dask.job.budget import disk_need, fitting_slab, memory_of, transposed_bytes
 from stem_dask.job.describe import describe_job
-from stem_dask.job.memory_and_disk import disk_need, fitting_slab, memory_of, transposed_bytes
+from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.kernels import transpose as turn_kernel
 from stem_dask.kernels.transpose import patterns_first
-from stem_dask.readers import detector_first as module
 from stem_dask.readers import flat as sources
-from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
+from stem_dask.readers.detector_first import (
+    TransposedFile,
+    TransposedSink,
+    bytes_read,
+    detector_first,
+)
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.open import find
 from stem_dask.readers.views import View
@@ -143,19 +148,22 @@ def test_planes_are_turned_some_at_a_time(
     np.testing.assert_array_equal(got, patterns[part])
 
 
-def test_a_part_of_the_scan_reads_only_its_rows(
+def test_a_part_of_the_scan_is_read_in_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whole rows of a part of the scan are one run for each pixel of the detector."""
     patterns = numbers((40, 80, 5, 4))
+    source = find(old_file(tmp_path, patterns), scan_roi=[4, 36, 0, 80]).source
+    stored = detector_first(source)
+    assert stored is not None
+    assert bytes_read(stored) == 5 * 4 * 32 * 80 * 2
+    reads = reads_of(monkeypatch)
+    np.testing.assert_array_equal(stored[WHOLE], patterns[4:36].transpose(2, 3, 0, 1))
+    assert [n for _, _, n in reads] == [32 * 80 * 2] * 20
     source = find(old_file(tmp_path, patterns), scan_roi=[4, 36, 3, 60], scan_step=2).source
     stored = detector_first(source)
     assert stored is not None
-    reads = reads_of(monkeypatch)
-    monkeypatch.setattr(module, "READ_BYTES", 3 * 31 * 80 * 2)
-    got = stored[WHOLE]
-    np.testing.assert_array_equal(got, patterns[4:36:2, 3:60:2].transpose(2, 3, 0, 1))
-    assert sum(n for _, _, n in reads) == stored.bytes_read == 5 * 4 * 31 * 80 * 2
-    assert {n for _, _, n in reads} == {31 * 80 * 2}
+    assert bytes_read(stored) == 5 * 4 * 31 * 80 * 2
 
 
 def test_blocks_are_larger_where_pixels_lie_apart(tmp_path: Path) -> None:
@@ -370,10 +378,10 @@ def test_check_tells_of_it(
     tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(old_file(tmp_path, numbers()))
-    found = find(config.input.path)
-    assert not any(line.startswith("transposes") for line in describe_job(config, found))
+    plan = prepare(config)
+    assert not any(line.startswith("transposes") for line in describe_job(plan))
     monkeypatch.setattr(projection, "CACHED_SHARE", 0)
-    (line,) = (line for line in describe_job(config, found) if line.startswith("transposes"))
+    (line,) = (line for line in describe_job(plan) if line.startswith("transposes"))
     assert (
         line == "transposes  1.68 kB first into an intermediate file: the input is detector-first"
     )

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import zarr
 
+from stem_dask.core.formats import Output
 from stem_dask.writers.codecs import compressed
-from stem_dask.writers.zspy import ZspySink, make_array, write_group
+from stem_dask.writers.zspy import ZspySink, write_tree
 
 TYPES = ("?", "i1", "u2", ">u2", "i4", "u8", "f4", ">f4", "f8", "c8", "c16")
 SHAPES = ((2, 3), (7,), (1, 2, 3), ())
 
 
-def written(folder, values, codec="auto"):
-    make_array(folder, values.shape, values.dtype, values.shape, codec)[...] = values
+def written(folder, values):
+    write_tree(folder.parent, {folder.name: values})
     return zarr.open_array(folder, mode="r", zarr_format=2)
 
 
@@ -33,7 +34,11 @@ def test_an_array_without_elements(tmp_path):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_zarr_reads_chunks_that_a_task_wrote(tmp_path, dtype, codec):
     values = np.arange(24).reshape(4, 3, 2).astype(dtype)
-    sink = ZspySink(str(tmp_path / "a"), f"{tmp_path}/s", (4, 3, 2), dtype, (2, 3, 2), "t", codec)
+    output = Output(
+        str(tmp_path / "a"), (4, 3, 2), np.dtype(dtype).newbyteorder("="), (2, 3, 2), codec=codec, title="t",
+        spool=f"{tmp_path}/s",
+    )  # fmt: skip
+    sink = ZspySink(output)
     sink.create(resume=False)
     sink.write(0, (slice(0, 4),), {"patterns": values})
     read = zarr.open_array(tmp_path / "a/Experiments/t/data", mode="r", zarr_format=2)
@@ -47,8 +52,7 @@ def test_a_chunk_of_another_byte_order_is_swapped(codec):
 
 
 def test_groups(tmp_path):
-    write_group(tmp_path, {"a": np.float32(0.5), "b": None, "c": float("nan")})
-    write_group(tmp_path / "inner")
+    write_tree(tmp_path, {"a": np.float32(0.5), "b": None, "c": float("nan"), "inner": {}})
     root = zarr.open_group(tmp_path, mode="r", zarr_format=2)
-    assert dict(root.attrs) == {"a": 0.5, "b": None, "c": "nan"}
+    assert dict(root.attrs) == {"a": 0.5, "b": "_None_", "c": "nan"}
     assert dict(root["inner"].attrs) == {}

@@ -14,13 +14,10 @@ from stem_dask.cli.signals import each
 from stem_dask.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stem_dask.config.options import Cluster, Config
+    from stem_dask.config.options import Config
 
 #: seconds before the wall time at which SLURM signals; it may be a minute early
 SIGNAL_SECONDS = 120
-
-#: the shortest wall time that leaves time to work
-LEAST_SECONDS = 300
 
 #: end of the script; a task that its user cancelled must not be requeued, so its state is checked
 _END = """
@@ -58,45 +55,37 @@ def add_batch_options(sub: argparse.ArgumentParser) -> None:
     text = "write a job array for SLURM, one dataset a task, instead of running here"
     sub.add_argument("--slurm", action="store_true", help=text)
     sub.add_argument("--submit", action="store_true", help="with --slurm: submit it, too")
-    sub.add_argument(
-        "--script", default="stem-dask-batch.sh", help="file to write (stem-dask-batch.sh)"
-    )
-    sub.add_argument(
-        "--cpus-per-task", type=int, default=4, metavar="N", help="cores of each task (4)"
-    )
-    sub.add_argument(
-        "--mem", default="16G", help="memory of each task with its unit, as sbatch takes it (16G)"
-    )
-    sub.add_argument(
-        "--at-once", type=int, metavar="N", help="run no more than so many tasks at a time"
-    )
+    text = "file to write (stem-dask-batch.sh)"
+    sub.add_argument("--script", default="stem-dask-batch.sh", help=text)
+    text = "cores of each task (4)"
+    sub.add_argument("--cpus-per-task", type=int, default=4, metavar="N", help=text)
+    text = "memory of each task with its unit, as sbatch takes it (16G)"
+    sub.add_argument("--mem", default="16G", help=text)
+    text = "run no more than so many tasks at a time"
+    sub.add_argument("--at-once", type=int, metavar="N", help=text)
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Which words are configs, and which are key=value.
-
-    Examples
-    --------
-    >>> split_words(["a.yaml", "b.yaml", "crop.size=40"])
-    (['a.yaml', 'b.yaml'], ['crop.size=40'])
-    """
-    files = [word for word in words if "=" not in word or os.path.lexists(word)]
-    if not files:
-        raise ConfigError(f"no config among {', '.join(words)}; give a YAML file before key=value")
-    return files, [word for word in words if word not in files]
-
-
-def run_configs(options: argparse.Namespace) -> int:
-    """Run all jobs of all configs in this process, one after another; returns the highest exit code."""
+def batch_command(options: argparse.Namespace) -> int:
+    """Run all jobs of all configs, or write a job array; returns the highest exit code."""
     from stem_dask.cli.jobs import run_all
     from stem_dask.config.load import load_configs
 
-    files, overrides = split_words(options.words)
+    files = [word for word in options.words if "=" not in word or os.path.lexists(word)]
+    overrides = [word for word in options.words if word not in files]
+    if not files:
+        raise ConfigError(
+            f"no config among {', '.join(options.words)}; give a YAML file before key=value"
+        )
+    if options.slurm:
+        jobs = [(file, config) for file in files for config in load_configs(file, overrides)]
+        _write_script(script(jobs, overrides, options), len(jobs), options)
+        return 0
+    if options.submit:
+        raise ConfigError("--submit needs --slurm; without it the jobs run here")
     flags = ["output.overwrite=true"] if options.overwrite else []
-    started = time.monotonic()
+    started, limit = time.monotonic(), options.time_limit
 
     def run(file: str) -> int:
-        limit = options.time_limit
         left = None if limit is None else max(0.0, limit - (time.monotonic() - started))
         configs = load_configs(file, [*overrides, *flags])
         return run_all(configs, quiet=options.quiet, restart=options.restart, time_limit=left)
@@ -104,68 +93,72 @@ def run_configs(options: argparse.Namespace) -> int:
     return each(files, str, run)
 
 
-def write_script(options: argparse.Namespace) -> list[str]:
-    """Write the job array, and submit it with ``--submit``; returns lines for the user.
-
-    Raises
-    ------
-    ConfigError
-        If a job cannot be a task of an array, or another file has the script's name.
-    """
+def _write_script(text: str, n_jobs: int, options: argparse.Namespace) -> None:
+    """Write the job array, and submit it with ``--submit``."""
     import subprocess
 
-    files, overrides = split_words(options.words)
-    jobs = _jobs(files, overrides)
-    text = script(jobs, overrides, options)
     path = Path(options.script).absolute()
     if path.exists() and path.read_text() != text:
         raise ConfigError(
             f"--script {path} exists with other contents; remove it, or choose another name"
         )
     path.write_text(text)
-    lines = [f"wrote {path}: {len(jobs)} datasets, one a task"]
+    print(f"wrote {path}: {n_jobs} datasets, one a task")
     if not options.submit:
-        return [*lines, f"submit it with: sbatch {shlex.quote(str(path))}"]
+        print(f"submit it with: sbatch {shlex.quote(str(path))}")
+        return
     try:
         done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     except OSError as error:
         raise ConfigError(f"{path} was not submitted: {error}; is this a SLURM cluster?") from error
     if done.returncode:
         raise ConfigError(f"{path} was not submitted: {done.stderr.strip()}")
-    return [*lines, done.stdout.strip()]
+    print(done.stdout.strip())
 
 
 def script(
     jobs: Sequence[tuple[str, "Config"]], overrides: Sequence[str], options: argparse.Namespace
 ) -> str:
-    """The text of the job array; every job has the config file of its options."""
+    """The text of the job array; every job is given with its config file.
+
+    Raises
+    ------
+    ConfigError
+        If a job cannot be a task of an array.
+    """
     from stem_dask.cluster.slurm import seconds_of
 
+    cases, makers = [], dict[str, str]()
+    flags = [f"--{flag}" for flag in ("quiet", "overwrite") if getattr(options, flag)]
+    for number, (file, config) in enumerate(jobs, 1):
+        place, output = str(config.input.path), config.output.path
+        if config.crop.enabled and config.crop.size == "common":
+            raise ConfigError(
+                f"{file}: crop.size is common, which needs all datasets in one run; use stem-dask run, or crop.size=auto"
+            )
+        if config.cluster.kind == "slurm":
+            raise ConfigError(
+                f"{file}: cluster.kind is slurm, and every task of the array is a job of SLURM already; use "
+                "cluster.kind=auto"
+            )
+        if makers.setdefault(output, place) != place or len(makers) < number:
+            raise ConfigError(
+                f"{file}: {place} would become {output}, and so would {makers[output]}; "
+                "give each config its own output.path"
+            )
+        own = [f"input.path={place}", f"output.path={output}"]
+        words = [os.path.abspath(file), *overrides, *own, *flags]
+        cases.append(f"{number}) job=({shlex.join(words)}) ;;")
     cluster = jobs[0][1].cluster
     if cluster.walltime is None:
         raise ConfigError(
             "cluster.walltime is missing, the time that SLURM gives a task; add cluster.walltime=12:00:00"
         )
-    if seconds_of(cluster.walltime) < LEAST_SECONDS:
+    if seconds_of(cluster.walltime) < 300:
         raise ConfigError(
-            f"cluster.walltime is {cluster.walltime}; a task needs at least {LEAST_SECONDS // 60} minutes, because it "
-            "is asked to stop two to three minutes before"
+            f"cluster.walltime is {cluster.walltime}; a task needs at least 5 minutes, because it is asked to stop two to "
+            "three minutes before"
         )
-    head = [f"#SBATCH {text}" for text in _directives(len(jobs), cluster, options)]
-    flags = [flag for flag in ("quiet", "overwrite") if getattr(options, flag)]
-    cases = []
-    for number, (file, config) in enumerate(jobs, 1):
-        own = [f"input.path={config.input.path}", f"output.path={config.output.path}"]
-        words = [os.path.abspath(file), *overrides, *own, *(f"--{flag}" for flag in flags)]
-        cases.append(f"{number}) job=({shlex.join(words)}) ;;")
-    place = ["", f"cd {shlex.quote(os.getcwd())} || exit 1", "case $SLURM_ARRAY_TASK_ID in"]
-    command = f"{shlex.quote(sys.executable)} -m stem_dask.run"
-    lines = ["#!/bin/bash", *head, *place, *cases, "*) exit 1 ;;", "esac"]
-    return "\n".join(lines) + "\n" + _END.format(command=command)
-
-
-def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list[str]:
-    """The options of sbatch."""
     for name in ("cpus_per_task", "at_once"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -180,7 +173,7 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
     log = str(Path(options.script).absolute().with_suffix("")).replace("%", "%%")
     directives = [
         "--job-name=stem-dask",
-        f"--array=1-{n}{at_once}",
+        f"--array=1-{len(jobs)}{at_once}",
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={options.cpus_per_task}",
@@ -193,30 +186,16 @@ def _directives(n: int, cluster: "Cluster", options: argparse.Namespace) -> list
     ]
     given = {"partition": cluster.queue, "account": cluster.account}
     directives += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    # quoted, because SLURM splits at spaces; cluster.job_extra is passed unchanged
-    return [*map(shlex.quote, directives), *cluster.job_extra]
-
-
-def _jobs(files: Sequence[str], overrides: Sequence[str]) -> list[tuple[str, "Config"]]:
-    """Every job of every config, with its config file."""
-    from stem_dask.config.load import load_configs
-
-    jobs = [(file, config) for file in files for config in load_configs(file, overrides)]
-    makers: dict[str, str] = {}
-    for file, config in jobs:
-        if config.crop.enabled and config.crop.size == "common":
-            raise ConfigError(
-                f"{file}: crop.size is common, which needs all datasets in one run; use stem-dask run, or crop.size=auto"
-            )
-        if config.cluster.kind == "slurm":
-            raise ConfigError(
-                f"{file}: cluster.kind is slurm, and every task of the array is a job of SLURM already; use "
-                "cluster.kind=auto"
-            )
-        if config.output.path in makers:
-            raise ConfigError(
-                f"{file}: {config.input.path} would become {config.output.path}, and so would {makers[config.output.path]}; "
-                "give each config its own output.path"
-            )
-        makers[config.output.path] = str(config.input.path)
-    return jobs
+    lines = [
+        "#!/bin/bash",
+        # quoted, because SLURM splits at spaces; cluster.job_extra is passed unchanged
+        *(f"#SBATCH {text}" for text in (*map(shlex.quote, directives), *cluster.job_extra)),
+        "",
+        f"cd {shlex.quote(os.getcwd())} || exit 1",
+        "case $SLURM_ARRAY_TASK_ID in",
+        *cases,
+        "*) exit 1 ;;",
+        "esac",
+    ]
+    command = f"{shlex.quote(sys.executable)} -m stem_dask.run"
+    return "\n".join(lines) + "\n" + _END.format(command=command)

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from stem_dask.cli.job_array import add_batch_options, run_configs, write_script
+from stem_dask.cli.job_array import add_batch_options, batch_command
 from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
 from stem_dask.cli.scripts import add_script_options, script_command
-from stem_dask.cli.signals import each, guarded, program
-from stem_dask.cli.streams import refuse_lost_output
+from stem_dask.cli.signals import each, guarded, program, refuse_lost_output
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
@@ -26,16 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # within: the parser shows words that it does not know
         options = _parser().parse_args(without_secrets(words))
         code = int(options.command(options))
-        if options.command in PRINTING:
-            refuse_lost_output()
+        if options.command in (info_command, init_command, check_command, keys_command):
+            refuse_lost_output()  # their result is what they print
         return code
 
     return guarded(command)
-
-
-def run_command(options: argparse.Namespace) -> int:
-    """Run the jobs of a config."""
-    return run_file(options)
 
 
 def info_command(options: argparse.Namespace) -> int:
@@ -70,24 +64,20 @@ def init_command(options: argparse.Namespace) -> int:
 
 
 def _files_and_overrides(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Split words into files and overrides."""
     from stem_dask.core.errors import ConfigError
 
     files = [word for word in options.words if "=" not in word or os.path.lexists(word)]
     if not files:
         raise ConfigError(f"no file among {', '.join(options.words)}; give one before key=value")
-    overrides = [word for word in options.words if word not in files]
-    if options.dataset is not None:
-        overrides.append(f"input.dataset={options.dataset}")
-    return files, overrides
+    dataset = [] if options.dataset is None else [f"input.dataset={options.dataset}"]
+    return files, [*(word for word in options.words if word not in files), *dataset]
 
 
 def _found(path: str, overrides: Sequence[str]) -> "Found":
     from stem_dask.config.load import config_of
-    from stem_dask.job.prepare import described, find_input
+    from stem_dask.job.plan import find_input
 
-    config = config_of(path, overrides)
-    return described(config, find_input(config))
+    return find_input(config_of(path, overrides))
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -95,16 +85,16 @@ def check_command(options: argparse.Namespace) -> int:
     from stem_dask.config.load import load_configs
 
     def check(config: "Config") -> int:
-        from stem_dask.job.prepare import prepare, refuse_unfit
+        from stem_dask.job.plan import prepare, refuse_too_small
 
-        prepared = prepare(config)
+        plan = prepare(config)
         from stem_dask.job.describe import describe_job
 
-        print("\n".join(describe_job(prepared.config, prepared.found, prepared.precomputed)))
-        if prepared.complete:
-            print(f"already complete: {prepared.outputs.store}")
+        print("\n".join(describe_job(plan)))
+        if plan.complete:
+            print(f"already complete: {plan.outputs.store}")
         else:
-            refuse_unfit(prepared)
+            refuse_too_small(plan, queued_only=False)
         return 0
 
     configs = load_configs(options.config, options.overrides)
@@ -128,18 +118,6 @@ def verify_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def batch_command(options: argparse.Namespace) -> int:
-    """Run the jobs of several configs, or write a job array."""
-    from stem_dask.core.errors import ConfigError
-
-    if not options.slurm:
-        if options.submit:
-            raise ConfigError("--submit needs --slurm; without it the jobs run here")
-        return run_configs(options)
-    print("\n".join(write_script(options)))
-    return 0
-
-
 def keys_command(options: argparse.Namespace) -> int:
     """Write TLS keys for a cluster that the user starts."""
     import shlex
@@ -149,10 +127,6 @@ def keys_command(options: argparse.Namespace) -> int:
     for name, value in write_keys(options.folder).items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
-
-
-#: commands whose result is what they print
-PRINTING = (info_command, init_command, check_command, keys_command)
 
 
 class _InAnyOrder(argparse.ArgumentParser):
@@ -188,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    add_run_options(add("run", run_command, "run the whole job of a config"))
+    add_run_options(add("run", run_file, "run the whole job of a config"))
     sub = add("check", check_command, "print what a config would do; computes nothing")
     sub.add_argument("config", help="YAML file")
     sub.add_argument(
@@ -197,27 +171,20 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("verify", verify_command, "read a finished store again and test every checksum")
     sub.add_argument("store", help="NAME.zarr")
     example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"
-    for name, command, text in (
-        ("info", info_command, "print what a file holds"),
-        ("init", init_command, example),
+    words = "a file (info: several, or globs), then overrides that it needs, such as input.scan_shape=[256,256]"
+    dataset = "name or number of the array, when the file holds several"
+    for sub in (
+        add("info", info_command, "print what a file holds"),
+        add("init", init_command, example),
     ):
-        sub = add(name, command, text)
-        sub.add_argument(
-            "words",
-            nargs="+",
-            metavar="FILE | key=value",
-            help="a file (info: several, or globs), then overrides that it needs, such as input.scan_shape=[256,256]",
-        )
-        sub.add_argument(
-            "--dataset", help="name or number of the array, when the file holds several"
-        )
+        sub.add_argument("words", nargs="+", metavar="FILE | key=value", help=words)
+        sub.add_argument("--dataset", help=dataset)
     text = "the jobs of several configs: one after another here, or as a job array of SLURM"
     add_batch_options(add("batch", batch_command, text))
     text = "write TLS keys for your own scheduler and workers, and print the environment variables that make Dask use them"
     sub = add("keys", keys_command, text)
-    sub.add_argument(
-        "folder", help="folder for the keys, readable by all nodes and by no other user"
-    )
+    text = "folder for the keys, readable by all nodes and by no other user"
+    sub.add_argument("folder", help=text)
     for name, text in (
         ("convert", "write files in another format"),
         ("preprocess", "make tensors for training: downsample, cast, normalize"),

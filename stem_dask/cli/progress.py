@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from stem_dask.core.model import Step
@@ -29,12 +29,9 @@ def shortcoming(outcome: "Outcome") -> str:
 
 
 @contextlib.contextmanager
-def progress_shown(
-    quiet: bool, stream: TextIO | None = None
-) -> Iterator[tuple[Callable[[str], None], "Callable[[Step], None]"]]:
+def progress_shown(quiet: bool) -> Iterator[tuple[Callable[[str], None], "Callable[[Step], None]"]]:
     """Two callbacks of a run: print a line of text, and report a finished block."""
-    stream = stream or sys.stdout
-    line = ProgressLine(stream, live=stream.isatty(), quiet=quiet)
+    line = ProgressLine(sys.stdout, live=sys.stdout.isatty(), quiet=quiet)
     try:
         yield line.say, line.step
     finally:
@@ -42,7 +39,7 @@ def progress_shown(
 
 
 class ProgressLine:
-    """One live line on a terminal; in a log a plain line every 30 s and one at the end of each stage."""
+    """A live bar on a terminal; in a log a plain line every 30 s and one at the end of each stage."""
 
     def __init__(
         self,
@@ -53,12 +50,13 @@ class ProgressLine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stream, self.live, self.quiet, self.clock = stream, live, quiet, clock
-        self.stage, self.began, self.shown, self.peak, self.width = "", 0.0, 0.0, 0, 0
+        self.stage, self.began, self.shown, self.peak = "", 0.0, 0.0, 0
+        self.bar: Any = None
 
     def say(self, text: str) -> None:
-        """Print one line, above the live one."""
+        """Print one line, above the bar."""
         if not self.quiet:
-            self._erase()
+            self.close()
             print(text, file=self.stream, flush=True)
 
     def heading(self, text: str) -> None:
@@ -68,7 +66,7 @@ class ProgressLine:
 
     def complain(self, text: str) -> None:
         """Print an error, even with ``quiet``."""
-        self._erase()
+        self.close()
         self.stream.flush()
         print(text, file=sys.stderr, flush=True)
 
@@ -76,40 +74,45 @@ class ProgressLine:
         """Show a finished block."""
         if self.quiet:
             return
-        now = self.clock()
+        now, last = self.clock(), step.done == step.total
         if step.stage != self.stage:
-            self.stage, self.began, self.shown = step.stage, now - step.record.seconds, now
-            if self.live:
-                self.shown = 0.0
+            self.stage, self.began = step.stage, now - step.record.seconds
+            self.shown = 0.0 if self.live else now
         self.peak = max(self.peak, step.record.peak_rss)
-        last = step.done == step.total
-        if last or now - self.shown >= (0.1 if self.live else LOG_EVERY):
-            self.shown = now
-            text = self._text(step, now)
-            if self.live and not last:
-                self._erase()
-                print(text, end="", file=self.stream, flush=True)
-                self.width = len(text)
-            else:
-                self.say(text)
+        if not last and now - self.shown < (0.1 if self.live else LOG_EVERY):
+            return
+        self.shown, seconds = now, max(now - self.began, 1e-6)
+        share = step.done / step.total
+        rate = f"{step.input_bytes * share / seconds / 1e9:.2f} GB/s  " if step.input_bytes else ""
+        spent = _clock(seconds) if last else f"{_clock(seconds / share - seconds)} left"
+        text = f"{step.done}/{step.total}  {rate}{spent}  worker memory {self.peak / 1e9:.2f} GB"
+        if last or not self.live:
+            self.say(f"{step.stage:11} {text}")
+            return
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                TextColumn("{task.fields[text]}"),
+            )
+            self.bar = Progress(
+                *columns, console=Console(file=self.stream), transient=True, auto_refresh=False,
+                redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
+            self.bar.add_task("", text="")
+            self.bar.start()
+            self.bar.console.show_cursor()  # which a kill would leave hidden
+        done = {"description": step.stage, "completed": step.done, "total": step.total}
+        self.bar.update(self.bar.task_ids[0], **done, text=text, refresh=True)
 
     def close(self) -> None:
-        """Leave the cursor at the start of a line."""
-        self._erase()
-
-    def _text(self, step: "Step", now: float) -> str:
-        seconds = max(now - self.began, 1e-6)
-        left = seconds / step.done * (step.total - step.done)
-        rate = ""
-        if step.input_bytes:
-            rate = f"  {step.input_bytes * step.done / step.total / seconds / 1e9:.2f} GB/s"
-        tail = f"  {_clock(left)} left" if step.done < step.total else f"  {_clock(seconds)}"
-        return f"{step.stage:11} {step.done}/{step.total}{rate}{tail}  worker memory {self.peak / 1e9:.2f} GB"
-
-    def _erase(self) -> None:
-        if self.width:
-            print("\r" + " " * self.width + "\r", end="", file=self.stream, flush=True)
-            self.width = 0
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
 
 def _clock(seconds: float) -> str:

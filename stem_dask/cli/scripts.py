@@ -144,7 +144,7 @@ def script_command(options: argparse.Namespace) -> int:
 def _adapted(config: "Config", n_patterns: int | None, is_crop: bool) -> "Config":
     """The job with ``n_patterns`` per task; a crop of a .pt into a .pt keeps a bare tensor of the input's rank."""
     from stem_dask.core.errors import ConfigError, SourceError
-    from stem_dask.job.prepare import find_input
+    from stem_dask.job.plan import find_input
 
     if n_patterns is not None and n_patterns < 1:
         raise ConfigError(f"--chunk_size is {n_patterns}; expected a number of patterns above 0")
@@ -172,7 +172,7 @@ def _adapted(config: "Config", n_patterns: int | None, is_crop: bool) -> "Config
 def _forget(config: "Config") -> None:
     """Remove the run folder of a finished crop; the earlier script left no folder."""
     from stem_dask.core.errors import StemDaskError
-    from stem_dask.job.prepare import begun, prepare
+    from stem_dask.job.plan import begun, prepare
 
     output = config.output.model_copy(update={"overwrite": False})
     with contextlib.suppress(StemDaskError, OSError):

@@ -1,7 +1,9 @@
-"""Signals, wall times, and exit codes of commands."""
+"""The process of a command: signals, wall times, exit codes, and streams that cannot make it fail."""
 
 import contextlib
+import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -13,15 +15,6 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
-
-#: seconds to stop before SLURM kills the job
-BEFORE_WALL_TIME = 60.0
-
-#: seconds after which a signal is repeated that arrived where Python drops exceptions
-AGAIN_SECONDS = 0.05
-
-#: files whose callbacks of weak references drop exceptions
-_CALLBACKS = (f"{os.sep}weakref.py", f"{os.sep}_weakrefset.py")
 
 
 @contextlib.contextmanager
@@ -35,8 +28,8 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
     asked: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if is_unheard(frame):
-            again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        if is_unheard(frame):  # repeat it a little later
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
             return
@@ -67,12 +60,15 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
             signal.signal(number, handler)
 
 
+_WEAK = (f"{os.sep}weakref.py", f"{os.sep}_weakrefset.py")
+
+
 def is_unheard(frame: FrameType | None) -> bool:
     """Whether Python drops exceptions here: in finalizers, and in callbacks of weak references and the garbage collector."""
     collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "__del__" or code in collecting or code.co_filename.endswith(_CALLBACKS):
+        if code.co_name == "__del__" or code in collecting or code.co_filename.endswith(_WEAK):
             return True
         frame = frame.f_back
     return False
@@ -88,7 +84,7 @@ def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) ->
     """
     limits = [] if time_limit is None else [max(0.0, time_limit)]
     if slurm_end is not None and slurm_end.isdigit():
-        limits.append(max(0.0, float(slurm_end) - now - BEFORE_WALL_TIME))
+        limits.append(max(0.0, float(slurm_end) - now - 60.0))
     return min(limits) if limits else None
 
 
@@ -132,9 +128,65 @@ def each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], int])
 
 def program(command: Callable[[], int]) -> NoReturn:
     """Do a command in this process, and end the process with its exit code."""
-    from stem_dask.cli.streams import open_streams
     from stem_dask.core.machine import postpone_collection
 
     open_streams()
     postpone_collection()
     sys.exit(command())
+
+
+class Unfailing(io.TextIOWrapper):
+    """Standard output or error that drops text instead of raising when a pipe is closed or a disk is full.
+
+    ``lost`` is the error that lost text, if any.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write text, or lose it."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.lost = error
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or lose it."""
+        try:
+            super().flush()
+        except OSError as error:
+            self.lost = error
+
+
+def refuse_lost_output() -> None:
+    """Raise if printed results were lost, unless their reader closed the pipe.
+
+    Raises
+    ------
+    StoreError
+    """
+    sys.stdout.flush()
+    from stem_dask.core.errors import StoreError
+
+    error = getattr(sys.stdout, "lost", None)
+    if error is not None and error.errno != errno.EPIPE:
+        raise StoreError(f"cannot write to standard output: {error.strerror}; print it elsewhere")
+
+
+def open_streams() -> None:
+    """Replace the standard streams; a closed one becomes /dev/null, so that no file of a run gets its descriptor."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        stream = getattr(sys, name)
+        if stream is None:
+            unfailing = Unfailing(io.FileIO(number, "w"), encoding="utf-8")
+        else:
+            unfailing = Unfailing(
+                stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering
+            )
+        setattr(sys, name, unfailing)

@@ -25,37 +25,33 @@ def found_inputs(given: str | Sequence[str]) -> list[str]:
 
     An existing name is a path even if it looks like a glob. A path that does not exist is kept; its job reports it.
 
-    Raises
-    ------
-    ConfigError
-        If nothing matches a glob.
-
     Examples
     --------
     >>> found_inputs(["/b.dm4", "/a.dm4", "/b.dm4"]), found_inputs("synthetic")
     (['/a.dm4', '/b.dm4'], ['synthetic'])
     """
-    texts = [given] if isinstance(given, str) else given
-    return sorted({path for text in texts for path in _found(text)})
-
-
-def _found(text: str) -> list[str]:
-    check_path("input.path", text)
-    if is_url(text):
-        if glob.has_magic(text):
-            raise ConfigError(
-                f"input.path is {text}: globs are for files here; give the URLs one by one, as a list"
-            )
-        return [text.rstrip("/")]
-    if text == SYNTHETIC:
-        return [text]
-    path = os.path.expanduser(text)
-    if not glob.has_magic(path) or os.path.lexists(path):
-        return [os.path.abspath(path)]
-    matches = glob.glob(path, recursive=True)
-    if not matches:
-        raise ConfigError(f"input.path is {text}, and nothing matches it (from {os.getcwd()})")
-    return [os.path.abspath(match) for match in matches]
+    found: set[str] = set()
+    for text in [given] if isinstance(given, str) else given:
+        check_path("input.path", text)
+        path = os.path.expanduser(text)
+        if is_url(text):
+            if glob.has_magic(text):
+                raise ConfigError(
+                    f"input.path is {text}: globs are for files here; give the URLs one by one, as a list"
+                )
+            found.add(text.rstrip("/"))
+        elif text == SYNTHETIC:
+            found.add(text)
+        elif not glob.has_magic(path) or os.path.lexists(path):
+            found.add(os.path.abspath(path))
+        else:
+            matches = glob.glob(path, recursive=True)
+            if not matches:
+                raise ConfigError(
+                    f"input.path is {text}, and nothing matches it (from {os.getcwd()})"
+                )
+            found.update(map(os.path.abspath, matches))
+    return sorted(found)
 
 
 def renamed(path: str, *, of_input: bool) -> str:
@@ -77,46 +73,34 @@ def renamed(path: str, *, of_input: bool) -> str:
 def named_outputs(inputs: Sequence[str], pattern: str) -> list[str]:
     """The output of every input, with the placeholders of the pattern replaced.
 
-    Raises
-    ------
-    ConfigError
-        For an unknown placeholder, several inputs and no placeholder, two inputs with one output.
-
     Examples
     --------
     >>> named_outputs(["/raw/a.dm4", "/raw/b.zarr"], "/out/{parent}_{stem}.zarr")
     ['/out/raw_a.zarr', '/out/raw_b.zarr']
     """
-    unknown = [name for name in _PLACEHOLDER.findall(pattern) if name not in _values("")]
+    names = _PLACEHOLDER.findall(pattern)
+    unknown = [name for name in names if name not in ("stem", "name", "parent")]
     if unknown:
         raise ConfigError(
             f"output.path is {pattern}, and {{{unknown[0]}}} is no placeholder; valid are {_WAYS}"
         )
-    if len(inputs) > 1 and not _PLACEHOLDER.search(pattern):
+    if len(inputs) > 1 and not names:
         raise ConfigError(
             f"output.path is {pattern}, one name for {len(inputs)} inputs ({inputs[0]} … {inputs[-1]}); put a "
             f"placeholder into it: {_WAYS}"
         )
     makers: dict[str, str] = {}
-    for path in inputs:
-        output = _filled(pattern, path)
-        other = makers.setdefault(output, path)
-        if other != path:
+    for text in inputs:
+        path = Path(text)
+        values = {"stem": path.stem, "name": path.name, "parent": path.parent.name}
+        output = _PLACEHOLDER.sub(lambda found, values=values: values[found[1]], pattern)  # type: ignore[misc]
+        other = makers.setdefault(output, text)
+        if other != text:
             raise ConfigError(
-                f"output.path is {pattern}: {other} and {path} would both become {output}; tell them apart with "
+                f"output.path is {pattern}: {other} and {text} would both become {output}; tell them apart with "
                 "{parent} (the folder they are in) or {name} (with the suffix)"
             )
     return list(makers)
-
-
-def _filled(pattern: str, path: str) -> str:
-    values = _values(path)
-    return _PLACEHOLDER.sub(lambda found: values[found[1]], pattern)
-
-
-def _values(path: str) -> dict[str, str]:
-    """The value of each placeholder."""
-    return {"stem": Path(path).stem, "name": Path(path).name, "parent": Path(path).parent.name}
 
 
 def refuse_circles(
@@ -124,44 +108,27 @@ def refuse_circles(
 ) -> None:
     """Refuse an output that is an input, or that matches a glob and would be an input when the command resumes.
 
-    Parameters
-    ----------
-    inputs : of all jobs
-    given : the paths and globs of the config
-    outputs : first output of every job
-    kinds : suffixes of the exports
-
-    Raises
-    ------
-    ConfigError
+    ``given`` are the paths and globs of the config, ``kinds`` the suffixes of the exports.
     """
     # `prepare` checks a single job
     sources = {os.path.realpath(path) for path in inputs} if len(inputs) > 1 else set()
-    globs = _globs(given)
+    texts = [given] if isinstance(given, str) else given
+    globs = [text for text in texts if glob.has_magic(text) and not os.path.lexists(text)]
+    why = "write into another folder, or name the inputs more narrowly"
     for output in outputs:
         for path in (output, *(str(Path(output).with_suffix(f".{kind}")) for kind in kinds)):
             if os.path.realpath(path) in sources:
                 raise ConfigError(
-                    f"output.path gives {path}, which is an input of the same command; write into another folder, or "
-                    "name the inputs more narrowly"
+                    f"output.path gives {path}, which is an input of the same command; {why}"
                 )
             for text in globs:
-                if _matches(Path(path).parts, _parts(text)):
+                # the working directory is escaped
+                whole = os.path.join(glob.escape(os.getcwd()), os.path.expanduser(text))
+                if _matches(Path(path).parts, Path(os.path.normpath(whole)).parts):
                     raise ConfigError(
                         f"output.path gives {path}, which matches {text}: it would be an input when the same command "
-                        "goes on; write into another folder, or name the inputs more narrowly"
+                        f"goes on; {why}"
                     )
-
-
-def _globs(given: str | Sequence[str]) -> list[str]:
-    texts = [given] if isinstance(given, str) else given
-    return [text for text in texts if glob.has_magic(text) and not os.path.lexists(text)]
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    """The parts of an absolute glob; the working directory is escaped."""
-    text = os.path.expanduser(text)
-    return Path(os.path.normpath(os.path.join(glob.escape(os.getcwd()), text))).parts
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from stem_dask.config.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
 from stem_dask.config.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.formats import FORMATS
 from stem_dask.core.text import next_multiples
 from stem_dask.storage.location import without_secrets
 
@@ -23,8 +24,6 @@ _PATHS = (
     "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
     "cluster.log_directory", "output.local_folder",
 )  # fmt: skip
-
-_SHOWN_CHARACTERS = 80
 
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
 
@@ -83,18 +82,24 @@ def load_configs(path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
     ...     [(config.input.path, config.output.path) for config in load_configs(file.name)]
     [('/a.dm4', '/out/a.zarr'), ('/b.dm4', '/out/b.zarr')]
     """
-    places = {"": os.fspath(path)}
-    return _overridden(_parse(_read(places[""]), places), overrides, places)
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "not UTF-8 text")
+        raise ConfigError(f"{name}: {reason}; expected a YAML file") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"{name} is larger than 64 KiB; expected a YAML file of a few kB (a long input.mask goes into a .npy file)"
+        )
+    places = {"": name}
+    return _overridden(_parse(text, places), overrides, places)
 
 
 def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
-    """Default options for an input file, with overrides as in `load_config`.
-
-    Examples
-    --------
-    >>> config_of("/data/scan.mib", ["input.scan_shape=[4, 8]"]).input.scan_shape
-    (4, 8)
-    """
+    """Default options for an input file, with overrides as in `load_config`."""
     data = {"input": {"path": os.fspath(path)}, "output": {"path": "not-written.zarr"}}
     return _only(configs_from(data, overrides))
 
@@ -114,7 +119,7 @@ def _only(configs: list[Config]) -> Config:
 
 
 def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> list[Config]:
-    """Validated options of every job, relative paths made absolute."""
+    """Validated options of every job, with its own input and output, and absolute paths."""
     for text in without_secrets([overrides] if isinstance(overrides, str) else [*overrides]):
         _override(data, text, places)
     options = to_dict(_validated(data, places))
@@ -122,40 +127,23 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
         text = options[section][key]
         if isinstance(text, str) and text not in (SYNTHETIC, "auto") and "://" not in text:
             options[section][key] = os.path.abspath(os.path.expanduser(text))
+    given, output, known = options["input"]["path"], options["output"], options["analyze"]["from"]
     try:
-        return [parse_config(job) for job in _jobs(options)]
+        inputs = found_inputs(given)
+        if len(inputs) > 1 and known is not None:
+            raise ConfigError(
+                f"analyze.from is {known}, the analysis of one input, and there are {len(inputs)}; leave it out"
+            )
+        paths = named_outputs(inputs, output["path"])
+        refuse_circles(inputs, given, paths, output["export"])
+        jobs = []
+        for path, name in zip(inputs, paths, strict=True):
+            own = {"input": {**options["input"], "path": path}, "output": {**output, "path": name}}
+            jobs.append(parse_config({**options, **own}))
+        return jobs
     except ConfigError as error:
         key = str(error).partition(" ")[0]  # every message starts with its key
         raise ConfigError(_place(places, key) + str(error)) from None
-
-
-def _jobs(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The options of every job, with its own input and output."""
-    given, output, known = options["input"]["path"], options["output"], options["analyze"]["from"]
-    inputs = found_inputs(given)
-    if len(inputs) > 1 and known is not None:
-        raise ConfigError(
-            f"analyze.from is {known}, the analysis of one input, and there are {len(inputs)}; leave it out"
-        )
-    paths = named_outputs(inputs, output["path"])
-    refuse_circles(inputs, given, paths, output["export"])
-    for path, name in zip(inputs, paths, strict=True):
-        own = {"input": {**options["input"], "path": path}, "output": {**output, "path": name}}
-        yield {**options, **own}
-
-
-def _read(name: str) -> str:
-    try:
-        with open(name, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ConfigError(
-                f"{name} is larger than 64 KiB; expected a YAML file of a few kB (a long input.mask goes into a .npy file)"
-            )
-        return content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", "not UTF-8 text")
-        raise ConfigError(f"{name}: {reason}; expected a YAML file") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -210,9 +198,9 @@ def _override(data: Any, text: str, places: dict[str, str]) -> None:
     """Set one key; it is validated later, with all others."""
     name, equals, value = (part.strip() for part in text.partition("="))
     section, dot, key = name.partition(".")
-    model, place = SECTIONS.get(section, Config), f"override {repr(text)[1:-1]}"
+    hints, place = _hints(SECTIONS.get(section, Config)), f"override {repr(text)[1:-1]}"
     if not equals or not section:
-        raise ConfigError(f"{place}: expected key=value. Valid keys: {', '.join(_keys(model))}")
+        raise ConfigError(f"{place}: expected key=value. Valid keys: {', '.join(hints)}")
     data = data if isinstance(data, dict) else {}  # anything else is reported then, too
     inside = [old for old in places if old.startswith((f"{name}.", f"{name}["))]
     places |= {section: places.get(section, place)} | dict.fromkeys([name, *inside], place)
@@ -220,7 +208,7 @@ def _override(data: Any, text: str, places: dict[str, str]) -> None:
         data[section] = {}
     target, leaf = (data[section], key) if dot else (data, section)
     if isinstance(target, dict):
-        target[leaf] = _chosen(value, _hint(model, leaf))
+        target[leaf] = _chosen(value, hints.get(leaf))
 
 
 def _chosen(text: str, hint: Any) -> Any:
@@ -243,7 +231,7 @@ def _validated(options: Any, places: dict[str, str]) -> Config:
         options = {k: {} if v is None and k in SECTIONS else v for k, v in options.items()}
     try:
         config = Config.model_validate(without_secrets(options))
-        problems = _contradictions(config)
+        problems = [*_contradictions(config)]
     except pydantic.ValidationError as error:
         problems = _explained(error, options)
     if problems:
@@ -258,58 +246,63 @@ def _place(places: dict[str, str], key: str) -> str:
     return f"{places[key]}: " if key in places else ""
 
 
-def _contradictions(config: Config) -> list[tuple[str, str]]:
+def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     """Contradictions between keys, as (key, message)."""
-    found = []
-    least, target = config.validation.min_retention, config.analyze.target_retention
-    if config.analyze.center_method == "manual" and config.analyze.manual_center is None:
+    output, analyze, crop = config.output, config.analyze, config.crop.enabled
+    least, target, suffix = (
+        config.validation.min_retention,
+        analyze.target_retention,
+        os.path.splitext(output.path)[1],
+    )
+    shown = to_dict(config)
+    if analyze.center_method == "manual" and analyze.manual_center is None:
         text = "analyze.manual_center is missing; center_method: manual needs it, as [y, x]"
-        found.append(("analyze.center_method", text))
+        yield "analyze.center_method", text
     if least > target:
         keys = ("validate.min_retention", "analyze.target_retention")
         text = f"{keys[0]} is {least}, more than {keys[1]}, which is {target}; change one of them"
-        found.append((keys[not config.validation.model_fields_set], text))  # the one that was given
-    found += [(key, text) for wrong, key, text in _combinations(config) if wrong]
+        yield keys[not config.validation.model_fields_set], text  # the one that was given
+    if config.input.mask == "auto" and not crop:
+        text = (
+            "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels"
+        )
+        yield "input.mask", text
+    needs_store = {
+        "crop.size": crop and config.crop.size == "common",
+        "output.export": bool(output.export),
+        "output.figure": output.figure and not crop,
+    }
+    for key in (key for key, given in needs_store.items() if given and suffix != ".zarr"):
+        section, _, name = key.partition(".")
+        value = _show(shown[section][name])
+        yield key, f"{key} is {value}, which needs a store: output.path must end in .zarr"
+    if output.codec not in ("auto", "none") and not FORMATS[suffix].is_packed:
+        text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"
+        yield "output.codec", text
+    if analyze.ahead and crop:
+        yield (
+            "analyze.ahead",
+            "analyze.ahead needs crop.enabled: false; a crop analyzes in any case",
+        )
+    changed = config.downsample.factor > 1 or (output.dtype, output.normalize) != ("auto", "none")
+    if analyze.ahead and changed:
+        text = "analyze.ahead needs patterns as they are read: downsample.factor 1, output.dtype auto, no normalize"
+        yield "analyze.ahead", text
+    multiple = config.crop.size_multiple * config.downsample.factor
+    for n in () if config.crop.window else sorted({*(config.crop.given or ())}):
+        if n % multiple:
+            text = f"crop.size is {_show(shown['crop']['size'])}; {next_multiples(n, multiple)}"
+            yield "crop.size", text
+    for key in ("walltime", "memory_limit"):
+        if config.cluster.kind == "slurm" and getattr(config.cluster, key) is None:
+            yield "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"
+    if analyze.known is not None and not crop:
+        yield "analyze.from", "analyze.from needs crop.enabled: true"
     for section, key, other, need in NEEDS:
         value, seen = (getattr(getattr(config, section), name) for name in (key, other))
         if value != defaults(section)[key] and seen not in need:
             text = f"{section}.{key} is {_show(value)}, which needs {other}: {' or '.join(map(_show, need))}"
-            found.append((f"{section}.{key}", f"{text}, but it is {_show(seen)}"))
-    return found
-
-
-def _combinations(config: Config) -> Iterator[tuple[bool, str, str]]:
-    """Unsupported combinations: (whether it is present, key, message)."""
-    output, analyze, crop = config.output, config.analyze, config.crop.enabled
-    suffix = os.path.splitext(output.path)[1]
-    store = suffix == ".zarr"
-    yield (
-        config.input.mask == "auto" and not crop,
-        "input.mask",
-        "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels",
-    )
-    common = crop and config.crop.size == "common" and not store
-    text = f"crop.size is common, which needs a store: output.path must end in .zarr, and is {output.path}"
-    yield common, "output.path", text
-    for key, given in (("export", bool(output.export)), ("figure", output.figure and not crop)):
-        text = f"output.{key} is {_show(to_dict(config)['output'][key])}, which needs a store: output.path must end in .zarr"
-        yield given and not store, f"output.{key}", text
-    text = f"output.codec is {output.codec}, and a {suffix} file is not compressed; use auto"
-    yield output.codec not in ("auto", "none") and suffix in (".pt", ".npy"), "output.codec", text
-    normalized = output.normalize != "none"
-    text = "analyze.ahead needs crop.enabled: false; a crop analyzes in any case"
-    yield analyze.ahead and crop, "analyze.ahead", text
-    changed = config.downsample.factor > 1 or output.dtype != "auto" or normalized
-    text = "analyze.ahead needs patterns as they are read: downsample.factor 1, output.dtype auto, no normalize"
-    yield analyze.ahead and changed, "analyze.ahead", text
-    multiple = config.crop.size_multiple * config.downsample.factor
-    text = f"crop.size is {_show(to_dict(config)['crop']['size'])}; "
-    for n in () if config.crop.window else sorted({*(config.crop.given or ())}):
-        yield n % multiple != 0, "crop.size", text + next_multiples(n, multiple)
-    for key in ("walltime", "memory_limit"):
-        missing = config.cluster.kind == "slurm" and getattr(config.cluster, key) is None
-        yield missing, "cluster.kind", f"cluster.kind is slurm, which needs cluster.{key}"
-    yield analyze.known is not None and not crop, "analyze.from", "analyze.from needs crop.enabled: true"  # fmt: skip
+            yield f"{section}.{key}", f"{text}, but it is {_show(seen)}"
 
 
 def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str, str]]:
@@ -317,27 +310,29 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
     found: dict[Any, tuple[str, str]] = {}
     for detail in error.errors(include_url=False):
         loc, kind, key, value = detail["loc"], detail["type"], "", options
-        for step in loc:  # the location also names branches of unions
+        model: type[BaseModel] = Config
+        for i, step in enumerate(loc):  # the location also names branches of unions
             if isinstance(value, Mapping) and step in value:
                 key, value = f"{key}.{step}".lstrip("."), value[step]
             elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
                 key, value = f"{key}[{step}]", value[step]
+            if i < len(loc) - 1:
+                model = next(_models_in(_hints(model).get(step)), model)
         top, leaf = (*map(str, loc), "", "")[:2]
-        model = SECTIONS.get(top, Config)
-        hint = _hint(model, leaf or top) or model
+        section = SECTIONS.get(top, Config)
+        hint = _hints(section).get(leaf or top) or section
         if kind in ("extra_forbidden", "invalid_key"):
-            valid = _keys(_model_at(loc))
-            close = difflib.get_close_matches(str(loc[-1]), valid, 1)
+            close = difflib.get_close_matches(str(loc[-1]), _hints(model), 1)
             text = f"{key} is not a key" + (f"; did you mean {close[0]}?" if close else ".")
-            text += f" Valid keys: {', '.join(valid)}"
+            text += f" Valid keys: {', '.join(_hints(model))}"
         elif kind == "missing" and isinstance(loc[-1], str):
             key = ".".join(map(str, loc))
             text = f"{key} is missing; expected {_expected(hint)}"
+        elif isinstance(value, str) and NO_UTF8.search(value):
+            text = f"{key} is {renamed(value, of_input=top == 'input')}"
         else:
             shown = "empty" if value is None and not key else _show(value)
             text = f"{key or 'the content'} is {shown}; expected {_expected(hint)}"
-            if isinstance(value, str) and NO_UTF8.search(value):
-                text = f"{key} is {renamed(value, of_input=top == 'input')}"
             numeric = kind in ("int_type", "float_type") and isinstance(value, str)
             if numeric and _NUMBER.fullmatch(value):  # 1e-3 is text in YAML 1.1, and so is "3"
                 number = float(value)
@@ -348,14 +343,10 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
     return list(found.values())
 
 
-def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model that contains the key of a location; names of union branches are skipped."""
-    model: type[BaseModel] = Config
-    for step in loc[:-1]:
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        if step in fields:
-            model = next(_models_in(fields[str(step)].annotation), model)
-    return model
+def _hints(model: type[BaseModel]) -> dict[Any, Any]:
+    """The annotated type of every key of a section."""
+    fields = model.model_fields.items()
+    return {field.alias or name: model.__annotations__[name] for name, field in fields}
 
 
 def _models_in(hint: Any) -> Iterator[type[BaseModel]]:
@@ -365,22 +356,12 @@ def _models_in(hint: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(part)
 
 
-def _hint(model: type[BaseModel], key: str) -> Any:
-    """The annotated type of a key; None for an unknown key."""
-    names = (n for n, field in model.model_fields.items() if (field.alias or n) == key)
-    return model.__annotations__.get(next(names, ""))
-
-
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
 def _expected(hint: Any) -> str:
     """The description of a type, such as "auto, a whole number above 0 or null"."""
     texts = [text for text in get_args(hint) if isinstance(text, str)]
     if isinstance(hint, type):
         names = {type(None): "null", bool: "true or false"}
-        return names.get(hint) or f"a section with the keys {', '.join(_keys(hint))}"
+        return names.get(hint) or f"a section with the keys {', '.join(_hints(hint))}"
     if get_origin(hint) is Annotated:
         return texts[-1]
     words = texts or [_expected(part) for part in get_args(hint)]
@@ -394,4 +375,4 @@ def _show(value: Any) -> str:
     except (yaml.YAMLError, ValueError, RecursionError):
         text = f"a {type(value).__name__}"
     text = text.removesuffix("\n").removesuffix("\n...")
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
+    return text if len(text) <= 80 else f"{text[:80]} …"

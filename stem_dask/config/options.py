@@ -3,19 +3,19 @@
 The text in an annotated type completes "expected …" in an error message.
 """
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from stem_dask.core.formats import FORMATS
 
 SYNTHETIC = "synthetic"  # the word for the built-in dataset, which is not a path
 
 # these run in pydantic's Rust, which also refuses a str that is not valid Unicode
 _TEXT = r"^\P{Cc}*[^\p{Cc}\s]\P{Cc}*$"
-
 _FILE = r"^\P{Cc}*[^\p{Cc}/]\."
-
 _ADDRESS = r"^(tcp|tls)://(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-5][0-9]{3})$"
-
 _MEMORY = r"^(?i)0*[1-9][0-9]{0,8}(\.[0-9]{1,6})? ?([kmgt]i?b?|b)$"
 
 
@@ -25,91 +25,62 @@ def _refuse() -> NoReturn:
 
 # strict models take no list for a tuple, and YAML has only lists
 _List = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-
 _Rising = AfterValidator(lambda b: b if b[0] < b[1] and b[2] < b[3] else _refuse())
-
 _Distinct = AfterValidator(lambda names: names if len({*names}) == len(names) else _refuse())
-
 _NotZero = AfterValidator(lambda scale: scale if scale != 0 else _refuse())
 
-_Bare = AfterValidator(lambda path: path.rstrip("/"))  # shells complete a directory's name with one
-
 Whole = Annotated[int, Field(ge=0, lt=2**31), "a whole number of 0 or more"]
-
 Count = Annotated[int, Field(ge=1, lt=2**31), "a whole number above 0"]
-
 Fraction = Annotated[float, Field(gt=0, le=1), "a number above 0 and at most 1"]
-
 Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
-
 Amount = Annotated[float, Field(ge=0), "a number of 0 or more"]
-
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
-
 Kilovolts = Annotated[float, Field(gt=0, le=10_000), "kilovolts, a number above 0 such as 200"]
-
 Shape = Annotated[tuple[Count, Count], _List, "[y, x] of whole numbers above 0"]
-
 Point = Annotated[tuple[Amount, Amount], _List, "[y, x] of numbers of 0 or more"]
-
 Ends = Annotated[tuple[Whole, Whole], _List, "[leading, trailing]"]
-
 Edges = tuple[Whole, Whole, Whole, Whole]
-
 Box = Annotated[Edges, _List, _Rising, "[y0, y1, x0, x1] with y0 < y1 and x0 < x1"]
-
 Indices = Annotated[tuple[Whole, ...], _List]
-
 Pixels = Annotated[tuple[Annotated[tuple[Whole, Whole], _List], ...], _List]
-
 Sizes = Annotated[
     tuple[Count, Count, Count] | tuple[Count, Count, Count, Count],
     _List,
     "[scan_y, scan_x, ky, kx] or [n, ky, kx], whole numbers above 0",
 ]
-
 Dtype = Annotated[str, Field(pattern=r"^[<>=|]?[A-Za-z][A-Za-z0-9]{0,15}$"), "a numpy type such as uint16 or >u2"]  # fmt: skip
-
 Place = Annotated[int, Field(ge=0, lt=2**62), "a whole number of 0 or more"]
-
 Text = Annotated[str, Field(pattern=_TEXT), "text"]
-
 Paths = Annotated[tuple[Text, ...], _List, Field(min_length=1)]
-
 File = Annotated[str, Field(pattern=_TEXT), "the path of a file"]
-
 Npy = Annotated[str, Field(pattern=rf"{_FILE}npy$"), "the path of a .npy file"]
 
-_SUFFIXES = "zarr/?|zspy/?|hspy|h5|npy|pt"
 
-Product = Annotated[str, Field(pattern=rf"{_FILE}({_SUFFIXES})$"), _Bare, "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
+def _output(path: str) -> str:
+    """The path of an output; shells complete the name of a folder with a slash."""
+    bare = path.removesuffix("/")
+    form = FORMATS.get(PurePath(bare).suffix)
+    return bare if form is not None and (bare == path or form.is_folder) else _refuse()
+
+
+Product = Annotated[str, Field(pattern=rf"{_FILE}\w+/?$"), AfterValidator(_output), "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
 
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
-
 Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
-
 Memory = Annotated[str, Field(pattern=_MEMORY), "a number with its unit, such as 4GB or 4GiB"]
-
 _WALLTIME = r"^([0-9]+-)?[0-9]+:[0-5][0-9]:[0-5][0-9]$"
-
 Walltime = Annotated[str, Field(pattern=_WALLTIME), 'hours:minutes:seconds in quotes, such as "12:00:00" or "2-00:00:00"']  # fmt: skip
-
 Word = Annotated[str, Field(pattern=r"^\w[\w.,:@+-]*$"), "a name"]
-
 _Ordered = AfterValidator(lambda pair: pair if pair[0] <= pair[1] else _refuse())
-
 JobRange = Annotated[tuple[Count, Count], _List, _Ordered, "[least, most]"]
-
 Directive = Annotated[str, Field(pattern=r"^--?[A-Za-z][^\p{Cc}]*$")]
-
 Directives = Annotated[tuple[Directive, ...], _List, "a list of options of sbatch such as --constraint=skylake"]  # fmt: skip
 
-Formats = tuple[Literal["pt", "hspy", "zspy", "h5", "npy"], ...]
+_Export = Annotated[str, AfterValidator(lambda kind: kind if f".{kind}" in FORMATS and kind != "zarr" else _refuse())]  # fmt: skip
 
-Exports = Annotated[Formats, _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
+Exports = Annotated[tuple[_Export, ...], _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
 
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
-
 _CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, scan_x, ky, kx, with a scale other than 0"
 
 #: (section, key, other, values): a key that is not at its default requires one of these values of the other key

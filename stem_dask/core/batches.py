@@ -1,6 +1,6 @@
 """Blocks as streams of small batches of patterns, which stay in the cache of a core on their way through all steps.
 
-A block is a numpy array or `Block`: read from a file (`stem_dask.readers.batches.Part`), or `ChangedBlock`, computed from
+A block is a numpy array or `Block`: read from a file (`stem_dask.readers.views.Part`), or `ChangedBlock`, computed from
 another block. Results that are reduced from the stream, such as sums, are `Deferred`.
 """
 

@@ -9,25 +9,10 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import dask
-
-#: a memory limit above this is how version 1 of cgroups says that there is none
-_NO_LIMIT = 2**62
-
-#: variables in which PBS (Torque, PBS Professional), LSF and Grid Engine state the cores of a job: the first that is set counts
-_CORES = (
-    ("PBS_NUM_PPN", "NCPUS", "PBS_NP"),
-    ("LSB_DJOB_NUMPROC", "LSB_MAX_NUM_PROCESSORS"),
-    ("NSLOTS",),
-)
-
-#: variables in which they state the memory of a job on this node, and the memory of each of its slots
-_MEMORY = ("PBS_RESC_MEM", "LSB_CG_MEMLIMIT", "SGE_HGR_m_mem_free")
-
-_SLOT_MEMORY = ("SGE_HGR_h_vmem",)
 
 #: libraries that would start a thread for every core of the machine, in each of our workers: one thread each
 ONE_THREAD = {
@@ -47,62 +32,38 @@ def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
     >>> usable_cores({"SLURM_CPUS_PER_TASK": "1", "SLURM_CPUS_ON_NODE": "64"}), usable_cores({"NSLOTS": "1"})
     (1, 1)
     """
-    given = [slurm_cores(environment), *batch_cores(environment)]
+    systems = (  # PBS (Torque, PBS Professional), LSF, Grid Engine; the first that is set counts
+        ("PBS_NUM_PPN", "NCPUS", "PBS_NP"),
+        ("LSB_DJOB_NUMPROC", "LSB_MAX_NUM_PROCESSORS"),
+        ("NSLOTS",),
+    )
+    given = [_first(environment, *names) for names in systems]
     # Dask looks at the affinity and at the quota of versions 1 and 2 of cgroups
-    return min([dask.system.CPU_COUNT, *(cores for cores in given if cores is not None)])
-
-
-def batch_cores(environment: Mapping[str, str]) -> list[int]:
-    """Cores that PBS, LSF and Grid Engine gave the job.
-
-    Examples
-    --------
-    >>> batch_cores({"PBS_NUM_PPN": "4", "PBS_NP": "16"}), batch_cores({})
-    ([4], [])
-    """
-    found = ((_number(environment, name) for name in names) for names in _CORES)
-    first = (next((cores for cores in system if cores), None) for system in found)
-    return [cores for cores in first if cores is not None]
+    return min([dask.system.CPU_COUNT, *filter(None, [slurm_cores(environment), *given])])
 
 
 def slurm_cores(environment: Mapping[str, str]) -> int | None:
-    """Cores that SLURM gave this task, or else the job on this node; None outside of a job.
-
-    Examples
-    --------
-    >>> slurm_cores({"SLURM_CPUS_ON_NODE": "8"}), slurm_cores({})
-    (8, None)
-    """
-    task = _number(environment, "SLURM_CPUS_PER_TASK")
-    return task or _number(environment, "SLURM_CPUS_ON_NODE")
+    """Cores that SLURM gave this task, or else the job on this node; None outside of a job."""
+    return _first(environment, "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 
 
 def machine_bytes(environment: Mapping[str, str] = os.environ) -> int:
     """Memory that this process may use: the machine's, or less where a container or batch system limits it.
 
     Dask's own limit does not see what a batch system gave: it reads the outermost cgroup only, and no variables.
-    """
-    import psutil  # type: ignore[import-untyped]  # comes with distributed
-
-    limits = [psutil.virtual_memory().total, slurm_bytes(environment), cgroup_bytes()]
-    limits += batch_bytes(environment)
-    return min(limit for limit in limits if limit is not None)
-
-
-def batch_bytes(environment: Mapping[str, str]) -> list[int]:
-    """Memory that PBS, LSF and Grid Engine gave the job on this node: bytes, LSF's in hexadecimal, or with a unit.
 
     Examples
     --------
-    >>> batch_bytes({"PBS_RESC_MEM": "16gb"})[0] == batch_bytes({"LSB_CG_MEMLIMIT": "0x400000000"})[0] == 16 * 2**30
-    True
-    >>> batch_bytes({"SGE_HGR_h_vmem": "2.000G", "NSLOTS": "4"})[0] == 8 * 2**30
-    True
+    >>> machine_bytes({"PBS_RESC_MEM": "16kb"}), machine_bytes({"SGE_HGR_h_vmem": "2.000K", "NSLOTS": "4"})
+    (16384, 8192)
     """
-    slots = _number(environment, "NSLOTS") or 1
-    found = [_bytes(environment.get(name, "")) for name in _MEMORY]
-    found += [slots * _bytes(environment.get(name, "")) for name in _SLOT_MEMORY]
-    return [limit for limit in found if limit]
+    import psutil  # type: ignore[import-untyped]  # comes with distributed
+
+    slots = _first(environment, "NSLOTS") or 1
+    per = {"PBS_RESC_MEM": 1, "LSB_CG_MEMLIMIT": 1, "SGE_HGR_m_mem_free": 1, "SGE_HGR_h_vmem": slots}  # fmt: skip
+    given = [n * _bytes(environment.get(name, "")) for name, n in per.items()]
+    limits = [slurm_bytes(environment), cgroup_bytes(), *given]
+    return min([psutil.virtual_memory().total, *filter(None, limits)])
 
 
 def _bytes(text: str) -> int:
@@ -110,10 +71,7 @@ def _bytes(text: str) -> int:
     if re.fullmatch("0x[0-9a-fA-F]{1,16}", text):
         return int(text, 16)
     found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,9})?)([kmgt]?)b?", text.lower())
-    if found is None:
-        return 0
-    number, unit = found.groups()
-    return int(float(number) * 1024 ** " kmgt".index(unit or " "))
+    return int(float(found[1]) * 1024 ** " kmgt".index(found[2] or " ")) if found else 0
 
 
 def slurm_bytes(environment: Mapping[str, str]) -> int | None:
@@ -121,23 +79,20 @@ def slurm_bytes(environment: Mapping[str, str]) -> int | None:
 
     Examples
     --------
-    >>> slurm_bytes({"SLURM_MEM_PER_NODE": "4096"}) == 4 * 2**30
-    True
     >>> slurm_bytes({"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "8"}) == 8 * 2**30
     True
     >>> slurm_bytes({"SLURM_MEM_PER_NODE": "0"})  # as `--mem=0`: all of the node
     """
-    node, core = (_number(environment, f"SLURM_MEM_PER_{per}") for per in ("NODE", "CPU"))
+    node, core = (_first(environment, f"SLURM_MEM_PER_{per}") for per in ("NODE", "CPU"))
     if node or not core:
         return node and node * 2**20
-    cores = _number(environment, "SLURM_CPUS_ON_NODE") or slurm_cores(environment) or 1
-    return core * cores * 2**20
+    return core * (_first(environment, "SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK") or 1) * 2**20
 
 
-def _number(environment: Mapping[str, str], name: str) -> int | None:
-    """A whole number above 0."""
-    text = environment.get(name, "")
-    return (int(text) or None) if text.isdecimal() else None
+def _first(environment: Mapping[str, str], *names: str) -> int | None:
+    """The first of some variables that is a whole number above 0."""
+    texts = (environment.get(name, "") for name in names)
+    return next((int(text) for text in texts if text.isdecimal() and int(text)), None)
 
 
 def cgroup_bytes(root: str | Path = "/") -> int | None:
@@ -147,34 +102,23 @@ def cgroup_bytes(root: str | Path = "/") -> int | None:
     ----------
     root : the folder that has ``proc`` and ``sys``
     """
-    return min(
-        (limit for file in _limit_files(Path(root)) if (limit := _limit(file))), default=None
-    )
-
-
-def _limit_files(root: Path) -> Iterator[Path]:
-    """Where limits may stand: of the own group, of all that hold it, and of the outermost."""
+    mount, limits = Path(root, "sys/fs/cgroup"), []
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = Path(root, "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return  # not Linux
-    mount = root / "sys/fs/cgroup"
+        return None  # not Linux
     for line in lines:
         _, controllers, path = line.split(":", 2)
         inside = Path(path.lstrip("/"))
-        for group in (inside, *inside.parents):
-            if not controllers:
-                yield mount / group / "memory.max"
-            elif "memory" in controllers.split(","):
-                yield mount / "memory" / group / "memory.limit_in_bytes"
-
-
-def _limit(file: Path) -> int | None:
-    try:
-        limit = int(file.read_text())
-    except (OSError, ValueError):  # not there, or "max"
-        return None
-    return limit if 0 < limit < _NO_LIMIT else None
+        folder, name = mount, "memory.max"
+        if controllers:
+            folder, name = mount / "memory", "memory.limit_in_bytes"
+        if not controllers or "memory" in controllers.split(","):
+            for group in (inside, *inside.parents):
+                with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                    limits.append(int((folder / group / name).read_text()))
+    # a limit above this is how version 1 says that there is none
+    return min((limit for limit in limits if 0 < limit < 2**62), default=None)
 
 
 def node_folder(environment: Mapping[str, str] = os.environ) -> str:
@@ -183,29 +127,23 @@ def node_folder(environment: Mapping[str, str] = os.environ) -> str:
     return own if os.path.isdir(own) else tempfile.gettempdir()
 
 
-#: in bytes: larger buffers are allocated by and returned to the system; freed memory below this is kept for reuse
-FROM_SYSTEM, KEPT = 4 * 2**20, 16 * 2**20
-
-#: thresholds of the garbage collector: Python's own, and while packages are loaded
-USUAL, MANY = gc.get_threshold(), 200_000
-
-#: names of these in the C library (malloc.h of glibc)
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-
-
 @functools.cache
 def keep_freed_memory() -> None:
     """Undo Dask's MALLOC_TRIM_THRESHOLD_ in this process: with it encoding takes twice as long.
 
     Every buffer above 128 kB would be new memory. Nothing changes without that setting, or with another C library than glibc.
     """
-    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, FROM_SYSTEM)
-        mallopt(_TRIM_THRESHOLD, KEPT)
-        mallopt(_ARENA_MAX, 1)
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ and mallopt is not None:
+        mallopt(
+            -3, 4 * 2**20
+        )  # M_MMAP_THRESHOLD: larger buffers come from and return to the system
+        mallopt(-1, 16 * 2**20)  # M_TRIM_THRESHOLD: freed memory below this is kept for reuse
+        mallopt(-8, 1)  # M_ARENA_MAX
+
+
+#: Python's own thresholds of the garbage collector
+USUAL = gc.get_threshold()
 
 
 def postpone_collection() -> None:
@@ -213,7 +151,7 @@ def postpone_collection() -> None:
 
     Only for processes that end with the run.
     """
-    gc.set_threshold(MANY)
+    gc.set_threshold(200_000)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -30,13 +30,10 @@ _RESERVED = ("_sig_", "_list_", "_tuple_", "_bs_", "_datetime_", "_hspy_", "_rag
 
 def number(value: Any) -> float | None:
     """A finite number, or None; also from text, as in headers, and from arrays of one element, as in MATLAB."""
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        found = float(value.item() if isinstance(value, np.ndarray) else value)
+        return found if math.isfinite(found) else None
+    return None
 
 
 def whole(value: Any) -> int | None:
@@ -62,11 +59,7 @@ def text_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ArrayTag:
-    """An array that was not read.
-
-    ``offset`` and ``n_bytes`` are in bytes, ``length`` in elements. ``codes`` are tag type codes: one for an array of
-    numbers, one a field for an array of structs.
-    """
+    """An array of ``length`` elements that was not read; ``codes`` are tag type codes, one for each field of an element."""
 
     offset: int
     length: int
@@ -124,26 +117,23 @@ def original(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def signal_tree(value: Any, level: int = 0) -> Any:
     """Metadata of a signal as JSON; values that are too long, too deep, not finite, or not JSON are left out (None)."""
-    if isinstance(value, Mapping) and level <= _LEVELS:
-        inner = {
-            text_of(k): signal_tree(v, level + 1) for k, v in value.items() if str(k)[:1] != "_"
-        }
-        tree = {k: v for k, v in inner.items() if v is not None}
-        return tree if level or len(json.dumps(tree)) <= LIMIT else {}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist() if value.size <= _ELEMENTS else None
+    if level > _LEVELS:
+        return None
+    if isinstance(value, Mapping):
+        items = ((text_of(key), signal_tree(item, level + 1)) for key, item in value.items())
+        tree = {key: item for key, item in items if item is not None and key[:1] != "_"}
+        return tree if level or len(json.dumps(tree)) <= LIMIT else {}
     if isinstance(value, (list, tuple)):
         kept = [signal_tree(item, level + 1) for item in value[: _ELEMENTS + 1]]
-        return None if None in kept or max(len(kept) - _ELEMENTS, level - _LEVELS) > 0 else kept
-    value = to_json(value)
-    if isinstance(value, str):
-        return None if len(value) > 2**15 or value.endswith(_ELSEWHERE) else value
-    # larger integers have no type in HDF5
-    return (
-        value
-        if isinstance(value, float) or (value is not None and -(2**63) <= value < 2**63)
-        else None
-    )
+        return None if None in kept or len(kept) > _ELEMENTS else kept
+    if isinstance(value, (bytes, str)):
+        text = text_of(value)
+        return None if len(text) > 2**15 or text.endswith(_ELSEWHERE) else text
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None  # as HDF5 holds them
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def hdf5_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,12 +180,14 @@ def as_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {name: value for name, value in to_json(attrs).items() if value is not None}
     for name, value in found.items():
-        is_numbers = (
-            isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value)
-        )
-        if isinstance(value, (dict, list)) and not is_numbers:
+        items = value if isinstance(value, list) else [None]
+        if isinstance(value, (dict, list)) and (not items or not all(map(_is_number, items))):
             found[name] = json.dumps(value, ensure_ascii=False)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number))
 
 
 def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,13 +207,7 @@ def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dig(tree: Any, place: str, between: str = ".") -> Any:
-    """The value at a path in nested dictionaries, or None.
-
-    Examples
-    --------
-    >>> dig({"a": {"b": 3}}, "a.b"), dig({"a": 3}, "a.b")
-    (3, None)
-    """
+    """The value at a path in nested dictionaries, or None."""
     for name in place.split(between):
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return tree
@@ -278,37 +264,38 @@ _UNITS: dict[str, dict[str, float]] = {
 Lookup = Callable[[str], tuple[Any, str | None]]
 
 
-@dataclass(frozen=True)
 class Tag:
-    """One value in the files of a family.
+    """One value in the files of a family: one of `NAMES`, or a node in HyperSpy's metadata.
 
-    Parameters
-    ----------
-    place : path in the tags of the file; of several tags with one name, the first that is stated is used
-    name : one of `NAMES`, or a node in HyperSpy's metadata
-    reads : unit of a number (empty for a bare number), or a function that converts a text
-    when : condition on other tags of the file
+    ``reads`` is the unit of a number, or a function that converts a text; ``places`` are paths in the tags of the file, of which
+    the first that states the value counts; ``when`` is a condition on other tags.
     """
 
-    place: str
-    name: str
-    reads: str | Callable[[Any], Any] = ""
-    when: Callable[[Lookup], bool] = lambda _: True
+    def __init__(
+        self,
+        name: str,
+        reads: str | Callable[[Any], Any],
+        *places: str,
+        when: Callable[[Lookup], bool] = lambda _: True,
+    ) -> None:
+        self.name, self.reads, self.places, self.when = name, reads, places, when
 
-    def value(self, lookup: Lookup) -> Any:
-        """The value in the unit of the attribute; None if the file does not state a usable one."""
-        found, unit = lookup(self.place)
-        if found is None or not self.when(lookup):
-            return None
-        if not isinstance(self.reads, str):
-            return self.reads(found) if isinstance(found, (str, bytes)) and _text(found) else None
-        stated = number(found)
-        if stated is None:
-            return None
-        known = _UNITS.get(self.name.rpartition("_")[2], {})
-        factor = known.get(unit or "", known.get(self.reads, 1))
-        # 0.57 m are 570 mm, not 569.9999999999999
-        return float(f"{stated * factor:.12g}") if factor > 1 else stated * factor
+    def values(self, lookup: Lookup) -> Iterator[Any]:
+        """The usable values at the places, in the unit of the attribute."""
+        units = _UNITS.get(self.name.rpartition("_")[2], {})
+        for place in self.places:
+            found, unit = lookup(place)
+            if found is None or not self.when(lookup):
+                continue
+            if callable(self.reads):
+                is_text = isinstance(found, (str, bytes)) and _text(found)
+                value = self.reads(found) if is_text else None
+            elif (value := number(found)) is not None:
+                factor = units.get(unit or "", units.get(self.reads, 1))
+                # 0.57 m are 570 mm, not 569.9999999999999
+                value = float(f"{value * factor:.12g}") if factor > 1 else value * factor
+            if _is_usable(self.name, value):
+                yield value
 
 
 def _text(value: Any) -> str | None:
@@ -318,8 +305,7 @@ def _text(value: Any) -> str | None:
 
 def _mode(value: Any) -> str:
     """HyperSpy's name of the acquisition mode, from Gatan's illumination mode."""
-    text = text_of(value)
-    return next((mode for mode in ("STEM", "SEM") if mode in text), "TEM")
+    return next((mode for mode in ("STEM", "SEM") if mode in text_of(value)), "TEM")
 
 
 def _date(value: Any) -> str | None:
@@ -334,8 +320,7 @@ def _date(value: Any) -> str | None:
 def _time(value: Any) -> str | None:
     """The time in a text in ISO form."""
     clock = r"(?i)(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?(?: ?([AP]M))?"
-    found = re.search(clock, text_of(value))
-    if found is None:
+    if (found := re.search(clock, text_of(value))) is None:
         return None
     hour, minute, second, half = found.groups()
     of_day = int(hour) if half is None else int(hour) % 12 + 12 * (half.upper() == "PM")
@@ -352,14 +337,13 @@ def _quantity(value: Any) -> str | None:
     return "Electrons (Counts)" if value == "e-" else unit and f"Intensity ({unit})"
 
 
-def _in_mode(place: str, mode: str) -> Callable[[Lookup], bool]:
-    """Whether Gatan's tags state a mode of the microscope."""
-    return lambda lookup: lookup(f"Microscope Info/{place}")[0] == mode
+def _in_tem(lookup: Lookup) -> bool:
+    return lookup(f"{_INFO}/Illumination Mode")[0] == "TEM"
 
 
-_in_tem = _in_mode("Illumination Mode", "TEM")
+def _in_diffraction(lookup: Lookup) -> bool:
+    return _in_tem(lookup) and lookup(f"{_INFO}/Imaging Mode")[0] == "DIFFRACTION"
 
-_in_diffraction = _in_mode("Imaging Mode", "DIFFRACTION")
 
 _INFO, _STAGE = "Microscope Info", "Microscope Info/Stage Position"
 
@@ -367,127 +351,115 @@ _EXPOSURE = "Acquisition/Parameters/Detector/exposure (s)"
 
 _ACQUIRE = "scan_parameters[@mode='acquire']"
 
-#: by family, the tags that its files may have
+#: by family, the values that its files may state
 FAMILIES: dict[str, tuple[Tag, ...]] = {
     "Gatan": (  # places in ImageTags; the choice of the magnification is that of RosettaSciIO
-        Tag(f"{_INFO}/Voltage", "beam_energy_kv", "V"),
-        Tag(f"{_INFO}/STEM Camera Length", "camera_length_mm", "mm", lambda at: not _in_tem(at)),
-        Tag(f"{_INFO}/Indicated Magnification", "camera_length_mm", "mm",
-            lambda at: _in_tem(at) and _in_diffraction(at)),
-        Tag(f"{_INFO}/Indicated Magnification", "magnification", "",
-            lambda at: not (_in_tem(at) and _in_diffraction(at))),
-        Tag("Session Info/Microscope", "microscope", _text),
-        Tag(f"{_INFO}/Name", "microscope", _text),
-        Tag(f"{_INFO}/Microscope", "microscope", _text),
-        Tag(f"{_INFO}/Illumination Mode", "acquisition_mode", _mode),
-        Tag(f"{_INFO}/Probe Current (nA)", "beam_current_na", "nA"),
-        Tag(f"{_STAGE}/Stage Alpha", "stage_tilt_alpha_deg", "deg"),
-        Tag(f"{_STAGE}/Stage Beta", "stage_tilt_beta_deg", "deg"),
-        Tag(f"{_STAGE}/Stage X", "stage_x_mm", "um"),
-        Tag(f"{_STAGE}/Stage Y", "stage_y_mm", "um"),
-        Tag(f"{_STAGE}/Stage Z", "stage_z_mm", "um"),
-        Tag(_EXPOSURE, "exposure_s", "s"),
-        Tag(_EXPOSURE, f"{_TEM}Camera.exposure", "", lambda at: at("DigiScan")[0] is None),
-        Tag("DigiScan/Sample Time", "dwell_time_s", "us"),
-        Tag("SI/Acquisition/Pixel time (s)", "dwell_time_s", "s"),
-        Tag("DigiScan/Rotation", "scan_rotation_deg", "deg"),
-        Tag("SI/Acquisition/Date", "General.date", _date),
-        Tag("SI/Acquisition/Start time", "General.time", _time),
-        Tag("DataBar/Acquisition Date", "General.date", _date),
-        Tag("DataBar/Acquisition Time", "General.time", _time),
-        Tag("Session Info/Operator", "General.authors", _text),
-        Tag("Session Info/Specimen", "Sample.description", _text),
-        Tag("Brightness units", "Signal.quantity", _quantity),  # of ImageData/Calibrations
+        Tag("beam_energy_kv", "V", f"{_INFO}/Voltage"),
+        Tag("camera_length_mm", "mm", f"{_INFO}/STEM Camera Length", when=lambda at: not _in_tem(at)),
+        Tag("camera_length_mm", "mm", f"{_INFO}/Indicated Magnification", when=_in_diffraction),
+        Tag("magnification", "", f"{_INFO}/Indicated Magnification", when=lambda at: not _in_diffraction(at)),
+        Tag("microscope", _text, "Session Info/Microscope", f"{_INFO}/Name", f"{_INFO}/Microscope"),
+        Tag("acquisition_mode", _mode, f"{_INFO}/Illumination Mode"),
+        Tag("beam_current_na", "nA", f"{_INFO}/Probe Current (nA)"),
+        Tag("stage_tilt_alpha_deg", "deg", f"{_STAGE}/Stage Alpha"),
+        Tag("stage_tilt_beta_deg", "deg", f"{_STAGE}/Stage Beta"),
+        Tag("stage_x_mm", "um", f"{_STAGE}/Stage X"),
+        Tag("stage_y_mm", "um", f"{_STAGE}/Stage Y"),
+        Tag("stage_z_mm", "um", f"{_STAGE}/Stage Z"),
+        Tag("exposure_s", "s", _EXPOSURE),
+        Tag(f"{_TEM}Camera.exposure", "", _EXPOSURE, when=lambda at: at("DigiScan")[0] is None),
+        Tag("dwell_time_s", "us", "DigiScan/Sample Time"),
+        Tag("dwell_time_s", "s", "SI/Acquisition/Pixel time (s)"),
+        Tag("scan_rotation_deg", "deg", "DigiScan/Rotation"),
+        Tag("General.date", _date, "SI/Acquisition/Date"),
+        Tag("General.time", _time, "SI/Acquisition/Start time"),
+        Tag("General.date", _date, "DataBar/Acquisition Date"),
+        Tag("General.time", _time, "DataBar/Acquisition Time"),
+        Tag("General.authors", _text, "Session Info/Operator"),
+        Tag("Sample.description", _text, "Session Info/Specimen"),
+        Tag("Signal.quantity", _quantity, "Brightness units"),  # of ImageData/Calibrations
     ),
     "NanoMEGAS block file": (
-        Tag("beam energy (V)", "beam_energy_kv", "V"),
-        Tag("camera length", "camera_length_mm", "0.1 mm"),
-        Tag("scan rotation", "scan_rotation_deg", "0.01 deg"),
+        Tag("beam_energy_kv", "V", "beam energy (V)"),
+        Tag("camera_length_mm", "0.1 mm", "camera length"),
+        Tag("scan_rotation_deg", "0.01 deg", "scan rotation"),
     ),
     "Topspin": (
-        Tag("GunHighVoltage", "beam_energy_kv", "V"),
-        Tag("DiffractionCameraLength", "camera_length_mm", "m"),
-        Tag("Specimen", "Sample.description", _text),
-        Tag("SystemName", "microscope", _text),
-        Tag("Title", "title", _text),
-        Tag("CreatedDateTime", "General.date", _date),
-        Tag("CreatedDateTime", "General.time", _time),
+        Tag("beam_energy_kv", "V", "GunHighVoltage"),
+        Tag("camera_length_mm", "m", "DiffractionCameraLength"),
+        Tag("Sample.description", _text, "Specimen"),
+        Tag("microscope", _text, "SystemName"),
+        Tag("title", _text, "Title"),
+        Tag("General.date", _date, "CreatedDateTime"),
+        Tag("General.time", _time, "CreatedDateTime"),
     ),
     "EMPAD": (  # places in the XML, of three versions of the camera's program
-        Tag("iom_measurements/high_voltage", "beam_energy_kv", "V"),
-        Tag("iom_measurements/source.get_voltage", "beam_energy_kv", "V"),
-        Tag("iom_measurements/ColumnSourceHighVoltage", "beam_energy_kv", "V"),
-        Tag("iom_measurements/nominal_camera_length", "camera_length_mm", "m"),
-        Tag("iom_measurements/optics.get_cameralength", "camera_length_mm", "m"),
-        Tag("iom_measurements/ColumnOpticsGetCameraLengthNominalCameraLength", "camera_length_mm", "m"),
-        Tag("exposure_time", "exposure_s", "ms"),
-        Tag(f"{_ACQUIRE}/scan_rotation", "scan_rotation_deg", "deg"),
-        Tag("timestamp/@isoformat", "General.date", _date),
-        Tag("timestamp/@isoformat", "General.time", _time),
+        Tag("beam_energy_kv", "V", "iom_measurements/high_voltage", "iom_measurements/source.get_voltage"),
+        Tag("beam_energy_kv", "V", "iom_measurements/ColumnSourceHighVoltage"),
+        Tag("camera_length_mm", "m", "iom_measurements/nominal_camera_length", "iom_measurements/optics.get_cameralength"),
+        Tag("camera_length_mm", "m", "iom_measurements/ColumnOpticsGetCameraLengthNominalCameraLength"),
+        Tag("exposure_s", "ms", "exposure_time"),
+        Tag("scan_rotation_deg", "deg", f"{_ACQUIRE}/scan_rotation"),
+        Tag("General.date", _date, "timestamp/@isoformat"),
+        Tag("General.time", _time, "timestamp/@isoformat"),
     ),
     "Merlin": (
-        Tag("pattern/exposure (s)", "exposure_s", "s"),
-        Tag("pattern/exposure (s)", "Acquisition_instrument.dwell_time"),  # where RosettaSciIO has it
-        Tag("timestamp", "General.date", _date),
-        Tag("timestamp", "General.time", _time),
-        Tag("timestamp", "General.time_zone", _time_zone),
+        Tag("exposure_s", "s", "pattern/exposure (s)"),
+        Tag("Acquisition_instrument.dwell_time", "", "pattern/exposure (s)"),  # where RosettaSciIO has it
+        Tag("General.date", _date, "timestamp"),
+        Tag("General.time", _time, "timestamp"),
+        Tag("General.time_zone", _time_zone, "timestamp"),
     ),
     "Direct Electron": (
-        Tag("Instrument Accelerating Voltage (V)", "beam_energy_kv", "V"),
-        Tag("Instrument Project Camera Length (centimeters)", "camera_length_mm", "cm"),
-        Tag("Instrument Project Magnification", "magnification"),
-        Tag("Frame Exposure Time (nanoseconds)", "exposure_s", "ns"),
-        Tag("Scan - Dwell Time (microseconds)", "dwell_time_s", "us"),
-        Tag("Scan - Rotation", "scan_rotation_deg", "deg"),
+        Tag("beam_energy_kv", "V", "Instrument Accelerating Voltage (V)"),
+        Tag("camera_length_mm", "cm", "Instrument Project Camera Length (centimeters)"),
+        Tag("magnification", "", "Instrument Project Magnification"),
+        Tag("exposure_s", "ns", "Frame Exposure Time (nanoseconds)"),
+        Tag("dwell_time_s", "us", "Scan - Dwell Time (microseconds)"),
+        Tag("scan_rotation_deg", "deg", "Scan - Rotation"),
     ),
     "TVIPS": (  # one number is the camera length in diffraction (mode 2), the magnification in imaging (mode 1)
-        Tag("ht", "beam_energy_kv", "kV", lambda at: at("ht")[0] < 10_000),
-        Tag("ht", "beam_energy_kv", "V"),
-        Tag("magtotal", "camera_length_mm", "mm", lambda at: at("mode")[0] == 2),
-        Tag("magtotal", "magnification", "", lambda at: at("mode")[0] == 1),
-        Tag("stage alpha", "stage_tilt_alpha_deg", "deg"),
-        Tag("stage beta", "stage_tilt_beta_deg", "deg"),
+        Tag("beam_energy_kv", "kV", "ht", when=lambda at: at("ht")[0] < 10_000),
+        Tag("beam_energy_kv", "V", "ht"),
+        Tag("camera_length_mm", "mm", "magtotal", when=lambda at: at("mode")[0] == 2),
+        Tag("magnification", "", "magtotal", when=lambda at: at("mode")[0] == 1),
+        Tag("stage_tilt_alpha_deg", "deg", "stage alpha"),
+        Tag("stage_tilt_beta_deg", "deg", "stage beta"),
     ),
     "HDF5": (  # NeXus as DECTRIS writes it, Diamond's ePSIC, py4DSTEM before version 0.13
-        Tag("entry/instrument/beam/incident_energy", "beam_energy_kv", "eV"),
-        Tag("entry/instrument/source/energy", "beam_energy_kv", "eV"),
-        Tag("entry/instrument/detector/detector_distance", "camera_length_mm", "m"),
-        Tag("entry/instrument/detector/count_time", "exposure_s", "s"),
-        Tag("entry/instrument/detector/frame_time", "dwell_time_s", "s"),
-        Tag("metadata/ht_value(V)", "beam_energy_kv", "V"),
-        Tag("metadata/nominal_camera_length(m)", "camera_length_mm", "m"),
-        Tag("metadata/magnification", "magnification"),
-        Tag("metadata/nominal_scan_rotation", "scan_rotation_deg", "deg"),
-        Tag("4DSTEM_experiment/metadata/microscope/accelerating_voltage", "beam_energy_kv", "V"),
-        Tag("4DSTEM_experiment/metadata/microscope/beam_energy", "beam_energy_kv", "eV"),
-        Tag("4DSTEM_experiment/metadata/microscope/camera_length", "camera_length_mm", "mm"),
-        Tag("4DSTEM_experiment/metadata/microscope/magnification", "magnification"),
+        Tag("beam_energy_kv", "eV", "entry/instrument/beam/incident_energy", "entry/instrument/source/energy"),
+        Tag("camera_length_mm", "m", "entry/instrument/detector/detector_distance"),
+        Tag("exposure_s", "s", "entry/instrument/detector/count_time"),
+        Tag("dwell_time_s", "s", "entry/instrument/detector/frame_time"),
+        Tag("beam_energy_kv", "V", "metadata/ht_value(V)"),
+        Tag("camera_length_mm", "m", "metadata/nominal_camera_length(m)"),
+        Tag("magnification", "", "metadata/magnification"),
+        Tag("scan_rotation_deg", "deg", "metadata/nominal_scan_rotation"),
+        Tag("beam_energy_kv", "V", "4DSTEM_experiment/metadata/microscope/accelerating_voltage"),
+        Tag("beam_energy_kv", "eV", "4DSTEM_experiment/metadata/microscope/beam_energy"),
+        Tag("camera_length_mm", "mm", "4DSTEM_experiment/metadata/microscope/camera_length"),
+        Tag("magnification", "", "4DSTEM_experiment/metadata/microscope/magnification"),
     ),
     "py4DSTEM": (  # places in the calibration of a data cube
-        Tag("convergence_semiangle_mrad", "convergence_angle_mrad", "mrad"),
-        Tag("probe_convergence_semiangle_mrad", "convergence_angle_mrad", "mrad"),
+        Tag("convergence_angle_mrad", "mrad", "convergence_semiangle_mrad", "probe_convergence_semiangle_mrad"),
     ),
     "abTEM": (
-        Tag("energy", "beam_energy_kv", "eV"),
-        Tag("semiangle_cutoff", "convergence_angle_mrad", "mrad"),
+        Tag("beam_energy_kv", "eV", "energy"),
+        Tag("convergence_angle_mrad", "mrad", "semiangle_cutoff"),
     ),
     "Nion": (  # places in the properties of a data item; nion/swift/model/Metadata.py lists them
-        Tag("metadata/instrument/high_tension", "beam_energy_kv", "V"),
-        Tag("metadata/hardware_source/autostem/high_tension_v", "beam_energy_kv", "V"),
-        Tag("metadata/hardware_source/autostem/high_tension", "beam_energy_kv", "V"),
-        Tag("metadata/hardware_source/high_tension", "beam_energy_kv", "V"),
-        Tag("metadata/instrument/convergence_angle", "convergence_angle_mrad", "rad"),
-        Tag("metadata/hardware_source/convergence_angle_rad", "convergence_angle_mrad", "rad"),
-        Tag("metadata/instrument/beam_current", "beam_current_na", "A"),
-        Tag("metadata/hardware_source/beam_current_a", "beam_current_na", "A"),
-        Tag("metadata/hardware_source/exposure", "exposure_s", "s"),
-        Tag("metadata/hardware_source/pixel_time_us", "dwell_time_s", "us"),
-        Tag("metadata/scan/rotation", "scan_rotation_deg", "rad"),
-        Tag("metadata/hardware_source/rotation", "scan_rotation_deg", "rad"),
-        Tag("session_metadata/instrument", "microscope", _text),
-        Tag("session_metadata/microscopist", "General.authors", _text),
-        Tag("session_metadata/sample", "Sample.description", _text),
-        Tag("title", "title", _text),
+        Tag("beam_energy_kv", "V", "metadata/instrument/high_tension", "metadata/hardware_source/autostem/high_tension_v"),
+        Tag("beam_energy_kv", "V", "metadata/hardware_source/autostem/high_tension", "metadata/hardware_source/high_tension"),
+        Tag("convergence_angle_mrad", "rad", "metadata/instrument/convergence_angle"),
+        Tag("convergence_angle_mrad", "rad", "metadata/hardware_source/convergence_angle_rad"),
+        Tag("beam_current_na", "A", "metadata/instrument/beam_current", "metadata/hardware_source/beam_current_a"),
+        Tag("exposure_s", "s", "metadata/hardware_source/exposure"),
+        Tag("dwell_time_s", "us", "metadata/hardware_source/pixel_time_us"),
+        Tag("scan_rotation_deg", "rad", "metadata/scan/rotation", "metadata/hardware_source/rotation"),
+        Tag("microscope", _text, "session_metadata/instrument"),
+        Tag("General.authors", _text, "session_metadata/microscopist"),
+        Tag("Sample.description", _text, "session_metadata/sample"),
+        Tag("title", _text, "title"),
     ),
 }  # fmt: skip
 
@@ -518,8 +490,8 @@ def stated(family: str, lookup: Lookup | Mapping[str, Any]) -> dict[str, Any]:
     find = in_tree if isinstance(lookup, Mapping) else lookup
     found: dict[str, Any] = {}
     for tag in FAMILIES[family]:
-        if tag.name not in found and _is_usable(tag.name, value := tag.value(find)):
-            found[tag.name] = value
+        for value in tag.values(find):
+            found.setdefault(tag.name, value)
     others = {name: found.pop(name) for name in list(found) if "." in name}
     return {**found, "metadata": tree_at(others)} if others else found
 
@@ -537,8 +509,7 @@ def checked(attrs: Mapping[str, Any]) -> dict[str, Any]:
         if name in ("microscope", "acquisition_mode"):
             value = _text(value) if isinstance(value, str) else None
         else:
-            is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-            value = number(value) if is_number else None
+            value = number(value) if _is_number(value) and not isinstance(value, bool) else None
         if _is_usable(name, value):
             found[name] = value
     tree = signal_tree(attrs.get("metadata"))
@@ -558,8 +529,8 @@ def of_signal(metadata: Mapping[str, Any]) -> dict[str, Any]:
     {'title': 'area 3', 'beam_energy_kv': 200.0, 'metadata': {'Acquisition_instrument': {'TEM': {'rocking_angle': 1.0}}}}
     """
     tree = signal_tree({k: v for k, v in metadata.items() if k not in ("stem_dask", "Markers")})
-    general, signal = (tree.get(name) for name in ("General", "Signal"))
     found: dict[str, Any] = {}
+    general, signal = (tree.get(name) for name in ("General", "Signal"))
     if isinstance(general, dict):
         general.pop("FileIO", None)
         title = general.pop("title", None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stem_dask.core.errors import SourceError
+from stem_dask.core.metadata import NAMES, from_text, to_json
 from stem_dask.core.model import LIST_DIMS, SCAN_DIMS, Axis
 
 if TYPE_CHECKING:
@@ -173,3 +175,43 @@ def blocks_of(patterns: xr.DataArray) -> da.Array:
         data = da.from_array(np.asarray(data), chunks=(*(("auto",) * (data.ndim - 2)), -1, -1))
     whole = {data.ndim - 2: -1, data.ndim - 1: -1}
     return data if data.numblocks[-2:] == (1, 1) else data.rechunk(whole)
+
+
+#: attributes about the microscope and the measurement; a store has them at its root
+ABOUT_SOURCE = (*NAMES, "given", "metadata", "original_metadata")
+
+#: coordinates that are written with the patterns
+POSITION_COORDS = ("window_y", "window_x", "valid")
+
+_BY_POSITION = (
+    "center_y", "center_x", "radius", "total", "retention", *POSITION_COORDS[:2], "filled_fraction",
+    "center_out_y", "center_out_x", "valid",
+)  # fmt: skip
+
+_WINDOW_ATTRS = (
+    "window_size", "align", "k_origin", "global_radius", "cropped_axes", "aligned_axes", "target_retention", "coverage",
+)  # fmt: skip
+
+
+def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, Any]:
+    """What .pt, .hspy and .zspy files hold besides the patterns: plain values, and arrays with one value per pattern."""
+    attrs = to_json(from_text(patterns.attrs))
+    found = {} if analysis is None else analysis.variables
+    known: dict[str, Any] = {name: found[name] for name in _BY_POSITION if name in found}
+    for name in POSITION_COORDS:
+        if name in patterns.coords:
+            known.setdefault(name, patterns.coords[name])
+    return {
+        "axes": [
+            {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
+            for a in axes_of(patterns)
+        ],
+        "window": {name: attrs[name] for name in _WINDOW_ATTRS if name in attrs},
+        "intensity": attrs.get("intensity", "counts"),
+        "downsample_factor": attrs.get("downsample_factor", 1),
+        # through JSON, because a pickle records which texts are the same object
+        **json.loads(json.dumps({name: attrs[name] for name in ABOUT_SOURCE if name in attrs})),
+        "analysis": {
+            name: np.ascontiguousarray(known[name].values) for name in _BY_POSITION if name in known
+        },
+    }

@@ -29,18 +29,17 @@ class Grid:
     def __init__(self, outputs: Mapping[str, da.Array], n_lead: int) -> None:
         self.outputs = dict(outputs)
         first = next(iter(self.outputs.values()))
-        self.numblocks = first.numblocks[:n_lead]
-        self.lead_chunks = first.chunks[:n_lead]
+        self.numblocks, lead_chunks = first.numblocks[:n_lead], first.chunks[:n_lead]
         for name, array in self.outputs.items():
             whole = array.numblocks[n_lead:] == (1,) * (array.ndim - n_lead)
             one_a_block = tuple((1,) * n for n in self.numblocks)  # sums and extremes
-            if array.chunks[:n_lead] not in (self.lead_chunks, one_a_block) or not whole:
+            if array.chunks[:n_lead] not in (lead_chunks, one_a_block) or not whole:
                 raise StoreError(
                     f"output {name} has blocks {array.chunks}, the first output {first.chunks}; "
                     "they must agree along the scan and have one block along the detector"
                 )
         self.n_blocks = prod(self.numblocks)
-        self.edges = [(0, *itertools.accumulate(chunks)) for chunks in self.lead_chunks]
+        self.edges = [(0, *itertools.accumulate(chunks)) for chunks in lead_chunks]
 
     @functools.cached_property
     def tasks(self) -> dict[Any, Any]:
@@ -58,14 +57,18 @@ class Grid:
             name: (array.name, *block, *(0,) * (array.ndim - len(block)))
             for name, array in self.outputs.items()
         }
-        return self.region(index), _pickled((cut(self.tasks, wanted.values()), wanted))
+        work = cut(self.tasks, wanted.values()), wanted
+        with contextlib.suppress(Exception):  # cloudpickle says what is wrong
+            pickled = pickle.dumps(work)
+            if b"__main__" not in pickled and not list_registry_pickle_by_value():
+                return self.region(index), pickled
+        # functions that a worker cannot import travel with their code, which takes twice the time
+        return self.region(index), cloudpickle.dumps(work)
 
     def region(self, index: int) -> Region:
         """Where a block lies along the leading axes."""
-        block = self._block(index)
-        return tuple(
-            slice(edges[i], edges[i + 1]) for edges, i in zip(self.edges, block, strict=True)
-        )
+        pairs = zip(self.edges, self._block(index), strict=True)
+        return tuple(slice(edges[i], edges[i + 1]) for edges, i in pairs)
 
     def holds(self, record: Record) -> bool:
         """Whether a record is of a block of this grid; another memory limit makes other blocks."""
@@ -74,16 +77,27 @@ class Grid:
         )
 
     def _block(self, index: int) -> tuple[int, ...]:
-        block = []
+        block: list[int] = []
         for n in reversed(self.numblocks):
             index, i = divmod(index, n)
-            block.append(i)
-        return tuple(reversed(block))
+            block.insert(0, i)
+        return tuple(block)
 
 
 def bounds(region: Region) -> list[list[int]]:
     """A region as JSON can hold it."""
     return [[int(part.start), int(part.stop)] for part in region]
+
+
+def place(region: Region) -> str:
+    """A region along the leading axes, for people.
+
+    Examples
+    --------
+    >>> place((slice(0, 2), slice(0, 256)))
+    '[0:2, 0:256]'
+    """
+    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in region) + "]"
 
 
 def cut(tasks: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
@@ -121,23 +135,3 @@ def computed(part: Mapping[Any, Any], wanted: Collection[Any]) -> dict[Any, Any]
             if not uses[needed] and needed not in wanted:
                 del values[needed]
     return values
-
-
-def _pickled(work: Any) -> bytes:
-    """Tasks for a worker. Functions that it cannot import travel with their code, which takes twice the time."""
-    with contextlib.suppress(Exception):  # cloudpickle says what is wrong
-        pickled = pickle.dumps(work)
-        if b"__main__" not in pickled and not list_registry_pickle_by_value():
-            return pickled
-    return cloudpickle.dumps(work)
-
-
-def place(region: Region) -> str:
-    """A region along the leading axes, for people.
-
-    Examples
-    --------
-    >>> place((slice(0, 2), slice(0, 256)))
-    '[0:2, 0:256]'
-    """
-    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in region) + "]"

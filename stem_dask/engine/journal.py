@@ -5,9 +5,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record
@@ -21,8 +25,7 @@ SYNC_SECONDS = 1.0
 class Journal:
     """Lines of JSON, one a finished block, only ever appended.
 
-    A line that was torn by a kill does not parse, and its block is done again. Nothing is read but the lines' own
-    words: no pickle.
+    A line that was torn by a kill does not parse, and its block is done again.
 
     Examples
     --------
@@ -39,21 +42,19 @@ class Journal:
         #: raises when another run has taken the output over; asked once a second at most
         self.hold = hold
         self.known: dict[str, dict[int, Record]] = {}
-        for line in self._lines():
-            if "forgotten" in line:
-                self.known.pop(str(line["forgotten"]), None)
-                continue
-            try:
-                record = Record(
-                    int(line["index"]),
-                    float(line["seconds"]),
-                    int(line["bytes_out"]),
-                    int(line["peak_rss"]),
-                    dict(line["extra"]),
-                )
+        content = b""
+        if os.path.lexists(self.path):
+            with opened(self.path, "rb") as file:
+                content = file.read()
+        for text in content.split(b"\n"):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                line = json.loads(text)
+                if "forgotten" in line:
+                    self.known.pop(str(line["forgotten"]), None)
+                    continue
+                numbers = int(line["index"]), float(line["seconds"]), int(line["bytes_out"]), int(line["peak_rss"])  # fmt: skip
+                record = Record(*numbers, dict(line["extra"]))
                 self.known.setdefault(str(line["job"]), {})[record.index] = record
-            except (KeyError, TypeError, ValueError):
-                continue
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         self._later: threading.Timer | None = None
@@ -65,15 +66,7 @@ class Journal:
     def append(self, job: str, record: Record) -> None:
         """Note a finished block."""
         self.known.setdefault(job, {})[record.index] = record
-        words: dict[str, Any] = {
-            "job": job,
-            "index": record.index,
-            "seconds": round(record.seconds, 4),
-            "bytes_out": record.bytes_out,
-            "peak_rss": record.peak_rss,
-            "extra": record.extra,
-        }
-        self._write(words)
+        self._write({"job": job, **asdict(record), "seconds": round(record.seconds, 4)})
 
     def forget(self, job: str) -> None:
         """Note that nothing of a job counts any more."""
@@ -81,8 +74,8 @@ class Journal:
             self._write({"forgotten": job})
 
     def _write(self, words: dict[str, Any]) -> None:
-        due = time.monotonic() - self._synced > SYNC_SECONDS
-        if due:
+        is_due = time.monotonic() - self._synced > SYNC_SECONDS
+        if is_due:
             self.hold()
         if self._file is None:
             is_new = not os.path.lexists(self.path)
@@ -94,9 +87,9 @@ class Journal:
         with translate(StoreError, self.path):
             self._file.write(json.dumps(words).encode() + b"\n")
             self._file.flush()
-        if due:
+        if is_due:
             self.sync()
-        elif self._later is None:
+        elif self._later is None:  # no other line may follow
             self._later = threading.Timer(SYNC_SECONDS, self._sync_quietly)
             self._later.daemon = True
             self._later.start()
@@ -106,16 +99,16 @@ class Journal:
         later, self._later = self._later, None
         if later is not None:
             later.cancel()
-        file = self._file
-        if file is not None:
+        if (file := self._file) is not None:
             with translate(StoreError, self.path):
                 file.flush()
                 os.fsync(file.fileno())
         self._synced = time.monotonic()
 
     def _sync_quietly(self) -> None:
-        """For the lines that no other follows within a second; what goes wrong, goes wrong again when the journal is closed."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # goes wrong again when the journal is closed
             self.sync()
 
     def close(self) -> None:
@@ -130,17 +123,55 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def _lines(self) -> list[dict[str, Any]]:
-        if not os.path.lexists(self.path):
-            return []
-        found = []
-        with opened(self.path, "rb") as file:
-            content = file.read()
-        for text in content.split(b"\n"):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                found.append(line)
-        return found
+
+@dataclass
+class Tally:
+    """Adds up what the records of finished blocks say: memory, errors that passed, blocks that could not be read.
+
+    Examples
+    --------
+    >>> tally = Tally()
+    >>> tally.note([Record(1, 0.1, 64, 0, {"region": [[2, 4]], "quarantined": "block [2:4]: gone"})])
+    >>> tally.valid((6,)).tolist()
+    [True, True, False, False, True, True]
+    """
+
+    peak_rss: int = 0
+    n_retries: int = 0
+    #: records of blocks that could not be read, by index
+    quarantined: dict[int, Record] = field(default_factory=dict)
+    #: positions that the input itself says are missing, by the array ``valid`` of an earlier run
+    lost: NDArray[np.bool_] | None = None
+
+    def note(self, records: Iterable[Record]) -> None:
+        """Take in the records of a pass."""
+        for record in records:
+            self.peak_rss = max(self.peak_rss, record.peak_rss)
+            self.n_retries += record.extra.get("retries", 0)
+            if "quarantined" in record.extra:
+                self.quarantined.setdefault(record.index, record)
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Why a block could not be read, by its index."""
+        return {index: record.extra["quarantined"] for index, record in self.quarantined.items()}
+
+    def valid(self, lead: Sequence[int]) -> NDArray[np.bool_]:
+        """Which positions of a scan (or list) could be read."""
+        valid = np.ones(tuple(lead), bool) if self.lost is None else ~self.lost
+        for record in self.quarantined.values():
+            valid[tuple(slice(*part) for part in record.extra["region"])] = False
+        return valid
+
+    def words(self, lead: Sequence[int]) -> dict[str, Any]:
+        """What the results say of it."""
+        blocks = [
+            {"region": record.extra["region"], "why": record.extra["quarantined"]}
+            for _, record in sorted(self.quarantined.items())
+        ]
+        n_missing = int((~self.valid(lead)).sum())
+        n_before = 0 if self.lost is None else int(self.lost.sum())
+        return {
+            "retries": self.n_retries,
+            "quarantined": {"n_patterns": n_missing, "before": n_before, "blocks": blocks},
+        }

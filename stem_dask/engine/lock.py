@@ -42,8 +42,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, handle: int, without: str) -> None:
-        self.path, self.handle, self.without = path, handle, without
-        self.run = uuid4().hex
+        self.path, self.without, self.run = path, without, uuid4().hex
         words = {**_this_process(self.run), "started": _started(os.getpid()), "numbering": _numbering()}  # fmt: skip
         with translate(StoreError, path):
             # in one piece over the former words, so that the file is never without an owner, nor holds parts of two
@@ -57,10 +56,8 @@ class Lock:
             handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return {}
-        try:
-            return _owner(handle)
-        finally:
-            os.close(handle)
+        with open(handle, "rb", buffering=0) as file:
+            return _parsed(file.read(4096))
 
     def is_held(self) -> bool:
         """Whether the file still names this process."""
@@ -69,17 +66,15 @@ class Lock:
     def check(self) -> None:
         """Raise LockedError when another run has taken the lock over, or the file is gone."""
         owner = self.owner()
-        if owner.get("run") == self.run:
-            return
-        if owner:
+        if owner and owner.get("run") != self.run:
             raise LockedError(
                 f"{self.path.parent} was taken over by {_name(owner)} while this run was silent for more than "
                 f"{SILENT_SECONDS:.0f} s; this run stops and leaves the output to it"
             )
-        raise LockedError(
-            f"{self.path} is gone: another run took it over and ended, or it was deleted; this run stops, run the same "
-            "command again"
-        )
+        if not owner:
+            raise LockedError(
+                f"{self.path} is gone: another run took it over and ended, or it was deleted; run the same command again"
+            )
 
     def beat(self, stop: threading.Event) -> None:
         """Touch the file every few seconds."""
@@ -107,8 +102,9 @@ def locked(path: str | Path, *, needs_flock: bool = False) -> Iterator[Lock]:
     """
     path = Path(path)
     handle, without = _held(path, needs_flock)
+    stop = threading.Event()
     try:
-        owner = _owner(handle)
+        owner = _parsed(os.pread(handle, 4096, 0))
         is_silent = time.time() - os.fstat(handle).st_mtime >= SILENT_SECONDS
         elsewhere = bool(owner) and owner.get("host") != socket.gethostname()
         if without:  # no lock has decided on this host
@@ -122,23 +118,19 @@ def locked(path: str | Path, *, needs_flock: bool = False) -> Iterator[Lock]:
             time.sleep(SETTLE_SECONDS)
             if not lock.is_held():
                 raise _refusal(path, lock.owner())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.close(handle)  # this process would hold the lock until its end
-        raise
-    stop = threading.Event()
-    beat = threading.Thread(target=lock.beat, args=(stop,), daemon=True)
-    beat.start()
-    try:
-        yield lock
+        beat = threading.Thread(target=lock.beat, args=(stop,), daemon=True)
+        beat.start()
+        try:
+            yield lock
+        finally:
+            stop.set()
+            beat.join()
+            with contextlib.suppress(OSError):
+                if lock.is_held():
+                    os.unlink(path)
     finally:
-        stop.set()
-        beat.join()
         with contextlib.suppress(OSError):
-            if lock.is_held():
-                os.unlink(path)
-        with contextlib.suppress(OSError):
-            os.close(handle)  # the file is gone: nothing can be lost with it
+            os.close(handle)  # else this process would hold the lock until its end
 
 
 def _held(path: Path, needs_flock: bool) -> tuple[int, str]:
@@ -150,39 +142,33 @@ def _held(path: Path, needs_flock: bool) -> tuple[int, str]:
             "this Python has no module fcntl, which locks the output; on Windows, run stem_dask in WSL2"
         ) from None
 
-    while True:
-        handle, without = _opened(path), ""
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # any other error says that there are no locks here
-            is_held = error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-            refusal = _refusal(path, _new_owner(handle)) if is_held else None
-            if refusal or needs_flock:
-                os.close(handle)
-                raise refusal or error from None
-            without = os.strerror(error.errno or 0)
-        # the former owner may have removed the file between our open and our lock
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(handle).st_ino:
-                return handle, without
-        os.close(handle)
-
-
-def _opened(path: Path) -> int:
-    """The lock file, made when it is missing; a run that ends may remove the folder at this very moment."""
-    for attempts_left in reversed(range(100)):
+    for attempts_left in reversed(range(1000)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-            break
-        except (FileNotFoundError, FileExistsError):
+        except (FileNotFoundError, FileExistsError):  # a run that ends may just remove the folder
             if not attempts_left:
                 raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise FileExistsError(errno.EEXIST, "not a regular file", str(path))
-    return handle
+            continue
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, handle)
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise FileExistsError(errno.EEXIST, "not a regular file", str(path))
+            without = ""
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                    raise _refusal(path, _new_owner(handle)) from None
+                if needs_flock:
+                    raise
+                without = os.strerror(error.errno or 0)  # there are no locks here
+            # the former owner may have removed the file between our open and our lock
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == os.fstat(handle).st_ino:
+                    stack.pop_all()
+                    return handle, without
+    raise _refusal(path, {})
 
 
 def _parsed(content: bytes) -> Owner:
@@ -192,34 +178,27 @@ def _parsed(content: bytes) -> Owner:
     return {}
 
 
-def _owner(handle: int) -> Owner:
-    return _parsed(os.pread(handle, 4096, 0))
-
-
 def _new_owner(handle: int) -> Owner:
     """The owner of a lock that is held: a new one may not have written its name yet over that of a dead one."""
     for wait_seconds in (0.01, 0.05, 0.2):
-        owner = _owner(handle)
+        owner = _parsed(os.pread(handle, 4096, 0))
         if owner and (owner.get("host") != socket.gethostname() or _lives(owner)):
             return owner
         time.sleep(wait_seconds)
-    return _owner(handle)
+    return _parsed(os.pread(handle, 4096, 0))
 
 
 def _lives(owner: Owner) -> bool:
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except PermissionError:  # of another user
-        return True
-    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
-        return False
-    return True
+    import psutil  # type: ignore[import-untyped]  # comes with distributed
+
+    pid = owner.get("pid")
+    return isinstance(pid, int) and bool(psutil.pid_exists(pid))
 
 
 def _started(pid: int) -> str:
     """When a process began, as the system counts; "" where the system does not tell."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return ""
 
 
@@ -237,9 +216,8 @@ def _this_process(run: str) -> Owner:
 
 
 def _name(owner: Owner) -> str:
-    if not owner:
-        return "another run"
-    return f"a run on {owner.get('host')}, process {owner.get('pid')}, since {owner.get('since')}"
+    words = "a run on {host}, process {pid}, since {since}"
+    return words.format_map({"host": None, "pid": None, "since": None, **owner}) if owner else "another run"  # fmt: skip
 
 
 def _refusal(path: Path, owner: Owner) -> LockedError:
@@ -295,10 +273,7 @@ def owned(url: str, folder: str | Path) -> Iterator[Callable[[], None]]:
             note.unlink()
         if error.errno != errno.ENOTSUP:
             raise
-        _logger.warning(
-            "%s: this store does not write on condition; runs on two machines are not kept apart",
-            url,
-        )
+        _logger.warning("%s: this store does not write on condition; runs on two machines are not kept apart", url)  # fmt: skip
         yield lambda: None
         return
     try:

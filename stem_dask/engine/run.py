@@ -13,8 +13,9 @@ import errno
 import itertools
 import logging
 import pickle
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -116,21 +117,20 @@ def run(
         journal.forget(job)
         known = {}
     sink.create(resume=bool(known))
-    work = _Work(grid, sink, known, quarantine, unreadable)
+    calls = _Calls(grid, sink, known.values(), quarantine, unreadable)
     records: list[Record] = []
-    with contextlib.closing(in_flight(client, work)) as done:
+    with contextlib.closing(in_flight(client, calls)) as done:
         for result in itertools.chain.from_iterable(done):
-            if isinstance(result, Damaged):
-                _logger.warning("%s: %s; it is computed again", job or "block", result.what)
-                work.again(result.index)
-                continue
-            if isinstance(result, Unreadable):
-                _logger.warning("%s: %s; it is quarantined", job or "block", result.what)
-                work.without(result.index, result.what)
+            if isinstance(result, Again):
+                how = "quarantined" if result.is_unreadable else "computed again"
+                _logger.warning("%s: %s; it is %s", job or "block", result.what, how)
+                known.pop(result.index, None)
+                calls.to_write.append(result.index)
+                if result.is_unreadable:
+                    calls.unreadable[result.index] = result.what
                 continue
             if journal is not None and result.index not in known:
                 journal.append(job, result)
-            known.pop(result.index, None)
             records.append(result)
             if progress is not None:
                 progress(len(records), grid.n_blocks, result)
@@ -141,75 +141,56 @@ def run(
 
 
 @dataclass(frozen=True)
-class Damaged:
-    """A block that was noted as finished and is not what it was."""
+class Again:
+    """A block that is to be computed after all: it was noted as finished and is damaged, or its input cannot be read."""
 
     index: int
     what: str
+    is_unreadable: bool = False
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A block whose input cannot be read, of a run that goes on without it."""
+class _Calls:
+    """The calls that are left: blocks to write, then a second look at the finished ones.
 
-    index: int
-    what: str
-
-
-class _Work:
-    """The calls that are left, in order: new blocks, then a second look at the finished ones, then damaged ones.
-
-    An iterator that may go on after it was exhausted, because a second look can bring more work.
+    An iterator that may go on after it was exhausted, because a result can bring more work.
     """
 
     def __init__(
         self,
         grid: Grid,
         sink: Sink,
-        known: dict[int, Record],
+        finished: Collection[Record],
         quarantine: bool,
         unreadable: Mapping[int, str],
     ) -> None:
-        self.grid, self.sink, self.known, self.quarantine = grid, sink, known, quarantine
+        self.grid, self.sink, self.quarantine = grid, sink, quarantine
         self.unreadable = dict(unreadable)
-        self.new = grid.n_blocks - len(known)
-        self.calls = iter(self._first(dict(known)))
-        self.waiting: collections.deque[int] = collections.deque()
-
-    def again(self, index: int) -> None:
-        """A block has to be computed after all."""
-        self.known.pop(index, None)
-        self.waiting.append(index)
-
-    def without(self, index: int, what: str) -> None:
-        """A block has to do without its input."""
-        self.unreadable[index] = what
-        self.waiting.append(index)
+        indices = {record.index for record in finished}
+        self.to_write = collections.deque(i for i in range(grid.n_blocks) if i not in indices)
+        self.to_verify: collections.deque[list[Record]] = collections.deque()
+        for record in finished:
+            last = self.to_verify[-1] if self.to_verify else []
+            n_bytes = sum(r.bytes_out for r in last)
+            if not last or len(last) == VERIFIED_BLOCKS or n_bytes >= VERIFIED_BYTES:
+                self.to_verify.append(last := [])
+            last.append(record)
 
     def __iter__(self) -> Iterator[Call]:
         return self
 
     def __length_hint__(self) -> int:
         """Blocks to write; a second look takes as long as many of them, and is not counted."""
-        return self.new + len(self.waiting)
+        return len(self.to_write)
 
     def __next__(self) -> Call:
-        if self.waiting:
-            return self._write(self.waiting.popleft())
-        return next(self.calls)
-
-    def _first(self, known: Mapping[int, Record]) -> Iterator[Call]:
-        for index in range(self.grid.n_blocks):
-            if index not in known:
-                self.new -= 1
-                yield self._write(index)
-        for records in _batches(known.values()):
-            yield _verify_blocks, (self.sink, records)
-
-    def _write(self, index: int) -> Call:
-        region, payload = self.grid.payload(index)
-        why = self.unreadable.get(index) if self.quarantine else None
-        return _write_block, (payload, self.sink, index, region, self.quarantine, why)
+        if self.to_write:
+            index = self.to_write.popleft()
+            region, payload = self.grid.payload(index)
+            why = self.unreadable.get(index) if self.quarantine else None
+            return _write_block, (payload, self.sink, index, region, self.quarantine, why)
+        if self.to_verify:
+            return _verify_blocks, (self.sink, self.to_verify.popleft())
+        raise StopIteration
 
 
 def _write_block(
@@ -219,8 +200,8 @@ def _write_block(
     region: Region,
     quarantine: bool = False,
     why: str | None = None,
-) -> list[Record | Unreadable]:
-    """One task: compute a block of every output and write it. Errors of files are tried again, with longer waits."""
+) -> list[Record | Again]:
+    """One task: compute a block of every output and write it; ``why`` says that its input is left out."""
     start = time.perf_counter()
     keep_freed_memory()
     graph, wanted = pickle.loads(payload)
@@ -241,7 +222,7 @@ def _write_block(
     except SourceError as error:
         if not quarantine:
             raise
-        return [Unreadable(index, str(error))]
+        return [Again(index, str(error), is_unreadable=True)]
     extra = {**extra, "region": bounds(region)}
     if tries:
         extra["retries"] = len(tries)
@@ -271,22 +252,10 @@ def _patiently(work: Callable[[], Any], region: Region, tries: list[int]) -> Any
     )
 
 
-def _verify_blocks(sink: Sink, records: Sequence[Record]) -> list[Record | Damaged]:
+def _verify_blocks(sink: Sink, records: Sequence[Record]) -> list[Record | Again]:
     """One task: look at finished blocks again."""
     found = ((record, sink.verify(record)) for record in records)
-    return [r if what is None else Damaged(r.index, what) for r, what in found]
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """What one task looks at again."""
-    batch: list[Record] = []
-    for record in records:
-        batch.append(record)
-        if len(batch) == VERIFIED_BLOCKS or sum(r.bytes_out for r in batch) >= VERIFIED_BYTES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    return [r if what is None else Again(r.index, what) for r, what in found]
 
 
 def peak_rss() -> int:
@@ -296,11 +265,9 @@ def peak_rss() -> int:
             # getrusage would start with what the parent had when it made this process
             if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
-    try:
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        return 0
-    import sys
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return 0

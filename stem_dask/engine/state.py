@@ -48,12 +48,10 @@ _FILES = ("journal", "report.json", "run.partial", "report.partial")
 #: what may be there before run.json is: the lock, the name of an owner elsewhere, run.json on its way
 _BEFORE = ("lock", "owner", "run.partial")
 
-#: folders that a run makes there
+#: folders that a run makes there, and files in those
 _FOLDERS = re.compile(
     r"turned|analysis|analysis-again|crop|convert|normalize|moments|chunks|export\.\w+|\w+\.zarr\.incomplete"
 )
-
-#: files that a run makes in those
 _BLOCKS = re.compile(r"\d{6}.*|patterns\.raw|zarr\.json|c(\.\d+)*(\..*)?|.*\.partial")
 
 
@@ -63,17 +61,15 @@ class RunState:
     def __init__(
         self, folder: Path, outputs: Sequence[str], hold: Callable[[], None] = lambda: None
     ) -> None:
-        self.folder = folder
-        self.outputs = outputs
+        self.folder, self.outputs = folder, outputs
         self.journal = Journal(folder / "journal", hold)
-        self.resumable = True
-        self.is_complete = False
+        self.resumable, self.is_complete = True, False
         #: each raises when another run has taken the output over: the lock, and the hold on an object store
-        self.hold, self.elsewhere = hold, list[Callable[[], None]]()
+        self.holds = [hold]
 
     def check_ownership(self) -> None:
         """Raise LockedError when another run has taken the output over: this one must change nothing any more."""
-        for hold in (self.hold, *self.elsewhere):
+        for hold in self.holds:
             hold()
 
     def publish(self, path: str, *, drop: str | None = None) -> None:
@@ -102,22 +98,15 @@ class RunState:
 
     def is_older(self, path: str) -> bool:
         """Whether what bears an output's final name was there before the run began."""
-        return os.path.lexists(path) and self._older().get(Path(path).name) == _stamp(path)
+        return os.path.lexists(path) and _older(self.folder).get(Path(path).name) == _stamp(path)
 
     def replaces(self, path: str) -> bool:
         """Whether the run was begun with leave to replace an output that was there."""
-        return Path(path).name in self._older()
-
-    def _older(self) -> dict[str, Any]:
-        """Outputs that were there when the run began, each with its stamp."""
-        return dict(self._words().get("older", {}))
-
-    def _words(self) -> dict[str, Any]:
-        return _words_of(self.folder) or {}
+        return Path(path).name in _older(self.folder)
 
     def settled(self, name: str, value: Any) -> Any:
         """A choice that must stay the same when the run goes on: the first one that was made."""
-        words = self._words()
+        words = _words_of(self.folder) or {}
         if name not in words:
             self.check_ownership()
             words[name] = value
@@ -129,7 +118,7 @@ class RunState:
         self.check_ownership()
         _write(self.folder / "report.json", report)
         self.journal.close()
-        _write(self.folder / WORDS, {**self._words(), "complete": True})
+        _write(self.folder / WORDS, {**(_words_of(self.folder) or {}), "complete": True})
         _remove_blocks(self.folder)
 
     def forget(self) -> None:
@@ -149,7 +138,7 @@ class RunState:
         if self.goes_on:
             return
         with contextlib.suppress(LockedError):
-            self.hold()  # that of an object store was given up before
+            self.holds[0]()  # that of an object store was given up before
             for path in self.outputs:
                 remove(temporary(path))
             _empty(self.folder)
@@ -185,9 +174,11 @@ def open_state(
     """
     folder = Path(run_folder(outputs[0]))
     refuse_foreign(folder)  # before there is a lock in it
-    with _removed_when_empty(folder), locked(folder / "lock") as lock:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_if_empty, folder)
+        lock = stack.enter_context(locked(folder / "lock"))
         if lock.without:
-            _say_no_locks(folder.parent, lock.without)
+            _warn_of_no_locks(folder.parent, lock.without)
         sync(folder.parent)
         refuse_foreign(folder)
         if is_complete():
@@ -195,7 +186,13 @@ def open_state(
             state.is_complete = True
             yield state
             return
-        before = _unfinished(folder, restart=restart)
+        before = _words_of(folder)
+        if before is None and os.path.lexists(folder / WORDS):
+            if not restart:
+                refuse_damaged(folder, "--restart")
+            before = {}
+        elif before is not None and before.get("complete"):
+            before = None
         if before is not None and not restart and before.get("token") != token:
             changed = ", ".join(_changed(before.get("options", {}), options)) or "the input file"
             raise ConfigError(
@@ -204,10 +201,24 @@ def open_state(
             )
         names = [Path(path).name for path in outputs]
         built = [] if before is None else before.get("outputs", names)
-        for path in outputs:
-            refuse_taken(_not_made(path, before, built))
+        for path, name in zip(outputs, names, strict=True):
+            made = temporary_names(path)
+            if name in built:  # a folder steps aside only where it was older
+                made = made[1:] if before and name not in before.get("older", {}) else ()
+            refuse_taken(made)
         if before is None or restart:
-            _begin(folder, outputs, {"token": token, "options": options, "outputs": names})
+            for path in outputs:
+                remove(temporary(path))
+                aside = replaced(path)
+                if aside in temporary_names(path) and os.path.lexists(aside):
+                    if os.path.lexists(path):
+                        remove(aside)
+                    else:
+                        os.rename(aside, path)  # the run was killed between two renames
+            _empty(folder)
+            words = {"token": token, "options": options, "outputs": names}
+            older = {Path(path).name: _stamp(path) for path in outputs if os.path.lexists(path)}
+            _write(folder / WORDS, {**words, "older": older} if older else words)
         else:
             _refuse_newcomer(folder, outputs[0])
             for path in outputs:
@@ -225,7 +236,7 @@ def open_state(
 
 
 @functools.cache
-def _say_no_locks(place: Path, why: str) -> None:
+def _warn_of_no_locks(place: Path, why: str) -> None:
     """Once for all datasets of a command."""
     _logger.warning(
         "%s: this file system has no file locks (%s); only the heartbeat in NAME.run/lock keeps two runs apart",
@@ -234,48 +245,20 @@ def _say_no_locks(place: Path, why: str) -> None:
     )
 
 
-def _not_made(path: str, before: Mapping[str, Any] | None, built: Sequence[str]) -> tuple[str, ...]:
-    """The names next to an output that are not of the unfinished run: a folder steps aside only where it was older."""
-    name, made = Path(path).name, temporary_names(path)
-    if name not in built:
-        return made
-    return made[1:] if before and name not in before.get("older", {}) else ()
-
-
-def _begin(folder: Path, outputs: Sequence[str], words: Mapping[str, Any]) -> None:
-    """Drop what an unfinished run left, and note what the new one is asked to do."""
-    for path in outputs:
-        remove(temporary(path))
-        aside = replaced(path)
-        if aside in temporary_names(path) and os.path.lexists(aside):
-            if os.path.lexists(path):
-                remove(aside)
-            else:
-                os.rename(aside, path)  # the run was killed between two renames
-    _empty(folder)
-    older = {Path(path).name: _stamp(path) for path in outputs if os.path.lexists(path)}
-    _write(folder / WORDS, {**words, **({"older": older} if older else {})})
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _refuse_newcomer(folder: Path, store: str) -> None:
     """Refuse an output that appeared since the run was begun, which still builds its own."""
-    older = _words_of(folder) or {}
     if not (os.path.lexists(store) and os.path.lexists(temporary(store))):
         return
-    if older.get("older", {}).get(Path(store).name) != _stamp(store):
+    if _older(folder).get(Path(store).name) != _stamp(store):
         raise OutputExistsError(
             f"{store} appeared or changed since the unfinished run in {folder} was begun; move it away, or add --restart "
             "--overwrite to begin again and replace it"
         )
-
-
-@contextlib.contextmanager
-def _removed_when_empty(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def unfinished_token(store: str) -> str | None:
@@ -310,6 +293,11 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _older(folder: Path) -> dict[str, Any]:
+    """Outputs that were there when the run began, each with its stamp."""
+    return dict((_words_of(folder) or {}).get("older", {}))
+
+
 def _stamp(path: str | Path) -> list[int]:
     """Tells an output from a newer one of the same name; stays the same when it is renamed or copied."""
     status = os.lstat(path)
@@ -329,9 +317,15 @@ def refuse_foreign(folder: Path) -> None:
     needs = "the run keeps its journal in a folder of that name; move it away, or choose another output.path"
     if kind_of(folder) != "a folder":
         raise ConfigError(f"{folder} is {kind_of(folder)}, and {needs}")
-    with os.scandir(folder) as entries:
-        kinds = {entry.name: kind_of(entry.path) for entry in entries}
-    if not _is_run(folder, kinds):
+    kinds = {name: kind_of(folder / name) for name in os.listdir(folder)}
+    if WORDS in kinds:
+        # a damaged one is of a run, since those of other programs need not be damaged
+        is_run = kinds[WORDS] == "a file" and "token" in _parsed(folder / WORDS, damaged="token")
+    else:
+        is_run = kinds.keys() <= {*_BEFORE}
+        if is_run and "lock" in kinds:
+            is_run = kinds["lock"] == "a file" and "host" in _parsed(folder / "lock", empty="host")
+    if not is_run:
         some = ", ".join(sorted(kinds)[:3])
         raise ConfigError(f"{folder} is not the folder of a run (it holds {some}), and {needs}")
     for name in (*_FILES, *_BEFORE):
@@ -352,45 +346,6 @@ def _refuse_links(path: str | Path) -> None:
             for entry in entries:
                 if entry.is_symlink() or entry.is_dir():
                     _refuse_links(entry.path)
-
-
-def _is_run(folder: Path, kinds: Mapping[str, str]) -> bool:
-    """Whether a folder belongs to a run: it holds a run.json of stem_dask, or only files that precede it."""
-    if WORDS in kinds:
-        return kinds[WORDS] == "a file" and _is_run_file(folder / WORDS)
-    if not kinds.keys() <= {*_BEFORE}:
-        return False
-    if kinds.get("lock") != "a file":
-        return "lock" not in kinds
-    with opened(folder / "lock", "rb") as file:
-        content = file.read(4096).strip(b" \0")
-    words = _parsed(content)
-    return not content or (isinstance(words, dict) and "host" in words)
-
-
-def _is_run_file(path: Path) -> bool:
-    """Whether a run.json is of a run, or damaged, which those of other programs need not be."""
-    words = _parsed(_content(path))
-    return not isinstance(words, dict) or "token" in words
-
-
-def _unfinished(folder: Path, *, restart: bool) -> dict[str, Any] | None:
-    """What the unfinished run in a folder was asked to do; None without one.
-
-    Raises
-    ------
-    ConfigError
-        When run.json is empty or damaged, and the run shall not be dropped.
-    """
-    path = folder / WORDS
-    if not os.path.lexists(path):
-        return None
-    words = _words_of(folder)
-    if words is not None:
-        return None if words.get("complete") else words
-    if not restart:
-        refuse_damaged(folder, "--restart")
-    return {}
 
 
 def refuse_damaged(folder: Path, flags: str) -> None:
@@ -424,30 +379,25 @@ def _remove_blocks(folder: Path) -> None:
         for root, _, files in os.walk(folder / name, topdown=False):
             for file in filter(_BLOCKS.fullmatch, files):
                 os.unlink(os.path.join(root, file))
-            with contextlib.suppress(OSError):
-                os.rmdir(root)
+            _remove_if_empty(Path(root))
 
 
 def _words_of(folder: Path) -> dict[str, Any] | None:
     """What run.json says; None where there is none, or it cannot be read."""
-    try:
-        words = _parsed(_content(folder / WORDS))
-    except OSError:
-        return None
-    return words if isinstance(words, dict) and "token" in words else None
+    with contextlib.suppress(OSError):
+        words = _parsed(folder / WORDS)
+        return words if "token" in words else None
+    return None
 
 
-def _content(path: Path) -> bytes:
+def _parsed(path: Path, *, damaged: str = "", empty: str = "") -> dict[str, Any]:
+    """A document of JSON; a dictionary with the key ``damaged`` or ``empty`` when it is that."""
     with opened(path, "rb") as file:
-        content: bytes = file.read()
-    return content
-
-
-def _parsed(content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError:
-        return None
+        content = file.read().strip(b" \0")
+    with contextlib.suppress(ValueError):
+        words = json.loads(content)
+        return words if isinstance(words, dict) else {damaged: None}
+    return {damaged if content else empty or damaged: None}
 
 
 def _write(path: Path, words: Mapping[str, Any]) -> None:

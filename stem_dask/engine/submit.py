@@ -7,11 +7,8 @@ import itertools
 import logging
 import math
 import operator
-import pickle
 import queue
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any
@@ -25,14 +22,6 @@ from stem_dask.engine.clients import KILLED, connected, is_lost, refuse_other_ve
 _logger = logging.getLogger("stem_dask")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
-
-#: results of calls and finished futures, by the name of the flight
-_news: dict[str, queue.SimpleQueue[Any]] = {}
-
-#: flights that each client has under way
-_flights: Counter[str] = Counter()
-
-_lock = threading.Lock()
 
 #: tasks in flight for each thread at most: enough that none waits, few enough that memory stays bounded; when only half
 #: are left, the others are submitted together, which costs the scheduler little more than one
@@ -50,14 +39,8 @@ TASKS_LEFT = 4
 #: how often the workers are counted, in seconds
 WORKERS_SECONDS = 5.0
 
-#: how often it is seen whether there is a worker at all, in seconds
+#: after so many seconds without a result it is seen whether there is a worker at all
 ALONE_SECONDS = 30.0
-
-#: how long the calls in flight may take to end after an error
-LAST_CALLS_SECONDS = 60
-
-#: message when ``distributed.scheduler.no-workers-timeout`` has passed
-ALL_GONE = "all workers have gone, and none came back in time: their output says why; with new ones the same command goes on"
 
 
 def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
@@ -72,169 +55,125 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     calls : functions and their arguments; an iterator may go on after it was exhausted, because of a result
     """
     if client is None:
-        yield from _in_threads(calls)
+        yield from _in_threads(iter(calls))
         return
     from distributed import KilledWorker
+    from distributed import wait as wait_for
     from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
+    futures: set[Any] = set()
     with connected(client):
-        flight = _Flight(client, calls)
         try:
-            yield from flight.results()
+            yield from _on_workers(client, iter(calls), futures)
         except BaseException as error:
-            if not is_lost(client, error):  # else no scheduler is left that could stop a task
-                flight.stop(
-                    wait=isinstance(error, (Exception, GeneratorExit))
-                    and not isinstance(error, InterruptedRunError)
-                )
+            if is_lost(client, error):  # no scheduler is left that could stop a task
+                raise
+            if isinstance(error, (Exception, GeneratorExit)) and not isinstance(
+                error, InterruptedRunError
+            ):
+                # when no worker is left they never end
+                with client.as_current(), contextlib.suppress(TimeoutError):
+                    wait_for(futures, timeout=60)
+            client.cancel(list(futures), force=True)
             if isinstance(error, Exception) and not isinstance(error, StemDaskError):
-                _refuse_who_joined(client, error)
+                # a worker with other versions that joined may fail to read its task
+                with contextlib.suppress(OSError, TimeoutError):
+                    refuse_other_versions(client)
             if isinstance(error, KilledWorker):
                 raise WorkerLostError(KILLED) from error
             if isinstance(error, (NoWorkerError, NoValidWorkerError)):
-                raise WorkerLostError(ALL_GONE) from error
+                raise WorkerLostError(
+                    "all workers have gone, and none came back in time: their output says why; with new ones the same "
+                    "command goes on"
+                ) from error
             raise
-        finally:
-            flight.end()
 
 
-def _refuse_who_joined(client: Any, error: Exception) -> None:
-    """Raise about other versions instead: a worker that has them may fail to read its task."""
-    if is_lost(client, error):
-        return
-    with contextlib.suppress(OSError, TimeoutError):  # the first error is raised
-        refuse_other_versions(client)
-
-
-class _Flight:
-    """Calls on the workers of a client.
-
-    A call returns its result as an event in the stream of messages, before its task ends: fetching each result takes two
-    more requests.
-    """
-
-    def __init__(self, client: Any, calls: Iterable[Call]) -> None:
-        self.client, self.calls, self.numbers = client, iter(calls), itertools.count()
-        self.name = f"stem_dask-{uuid4().hex}"
-        self.news = _news[self.name] = queue.SimpleQueue()
-        #: tasks that have not ended, and numbers of calls whose result has not come
-        self.futures: set[Any] = set()
-        self.missing: set[int] = set()
-        #: workers whose versions have been compared
-        self.workers: set[str] | None = None
-        #: what a call takes, as far as it is known
-        self.seconds = math.inf
-        self.over = threading.Event()
-        #: time of the last result
-        self.last = time.monotonic()
-        threading.Thread(target=_watch, args=(self,), daemon=True).start()
-        with _lock:
-            _flights[client.id] += 1
-            # of a client's own topic the scheduler forgets all when the client is gone
-            client.subscribe_topic(client.id, _note)
-
-    def _submit(self, threads: int) -> None:
-        """Bring the calls in flight to what is allowed, when half of them have come back."""
-        left = operator.length_hint(self.calls, 0)  # 0 of an iterator that does not tell
-        timely, few = int(TASK_SECONDS / self.seconds), CALLS_IN_FLIGHT // (threads * IN_FLIGHT)
+def _on_workers(client: Any, calls: Iterator[Call], futures: set[Any]) -> Iterator[Any]:
+    """What the calls return; ``futures`` are the tasks that have not ended."""
+    name, numbers = f"stem_dask-{uuid4().hex}", itertools.count()
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    n_calls: dict[Any, int] = {}  # of each task in flight
+    call_seconds, threads, idle = math.inf, 1, ""
+    workers: set[str] | None = None
+    last = time.monotonic()
+    counted = -math.inf
+    while True:
+        now = time.monotonic()
+        if now - counted > WORKERS_SECONDS:  # they may join and leave while a job runs
+            found, counted = client.nthreads(), now
+            if workers is not None and not found.keys() <= workers:
+                refuse_other_versions(client)
+            workers, threads = set(found), sum(found.values()) or 1
+        left = operator.length_hint(calls, 0)  # 0 of an iterator that does not tell
+        timely, few = int(TASK_SECONDS / call_seconds), CALLS_IN_FLIGHT // (threads * IN_FLIGHT)
         size = max(1, min(timely, few, left // (threads * TASKS_LEFT)))
-        most = threads * IN_FLIGHT * size
-        if len(self.missing) > most // 2:
+        room = threads * IN_FLIGHT * size - sum(n_calls.values())
+        if room >= threads * IN_FLIGHT * size / 2:
+            some = list(itertools.islice(calls, room))
+            work = [some[i : i + size] for i in range(0, len(some), size)]
+            # of one group of tasks: the scheduler keeps them until a thread is free
+            keys = [(name, next(numbers)) for _ in work]
+            for future, part in zip(
+                client.map(_together, work, key=keys, pure=False) if work else (),
+                work,
+                strict=True,
+            ):
+                futures.add(future)
+                n_calls[future.key] = len(part)
+                future.add_done_callback(ended.put)
+        if not futures:
             return
-        some = list(itertools.islice(self.calls, most - len(self.missing)))
-        if not some:
-            return
-        numbers = list(itertools.islice(self.numbers, len(some)))
-        self.missing.update(numbers)
-        # of one group of tasks: the scheduler keeps them until a thread is free
-        starts = range(0, len(some), size)
-        work = [some[i : i + size] for i in starts]
-        keys = [(self.name, numbers[i]) for i in starts]
-        how = {"flight": self.name, "to": self.client.id}
-        futures = self.client.map(_report, numbers[::size], work, key=keys, pure=False, **how)
-        self.futures.update(futures)
-        for future in futures:
-            future.add_done_callback(self.news.put)
-
-    def results(self) -> Iterator[Any]:
-        """What the calls return."""
-        threads, asked = self._threads(), time.monotonic()
-        self._submit(threads)
-        while self.missing or self.futures:
-            try:
-                news = self.news.get(timeout=WORKERS_SECONDS)
-                self.last = time.monotonic()
-            except queue.Empty:
-                news = None
-                if self.client.status == "closed":  # given up
-                    raise CancelledError(self.name) from None
-            if isinstance(news, tuple):
-                number, seconds, result = news
-                if number not in self.missing:  # its task ran again, because a worker was lost
-                    continue
-                self.missing.remove(number)
-                known = math.isfinite(self.seconds)
-                self.seconds = (self.seconds + seconds) / 2 if known else seconds
-                yield pickle.loads(result)
-            elif news is not None:
-                self.futures.discard(news)
-                if news.status != "finished":
-                    news.result()  # raises
-            if time.monotonic() - asked > WORKERS_SECONDS:
-                threads, asked = self._threads(), time.monotonic()
-            self._submit(threads)
-
-    def _threads(self) -> int:
-        """Threads of the workers, which may join and leave while a job runs; at least 1."""
-        workers = self.client.nthreads()
-        if self.workers is not None and not workers.keys() <= self.workers:
-            refuse_other_versions(self.client)
-        self.workers = set(workers)
-        return sum(workers.values()) or 1
-
-    def stop(self, *, wait: bool) -> None:
-        """Cancel what has not begun, and let the rest end first, if asked for."""
-        from distributed import wait as wait_for
-
-        if wait:
-            # when no worker is left they never end
-            with self.client.as_current(), contextlib.suppress(TimeoutError):
-                wait_for(self.futures, timeout=LAST_CALLS_SECONDS)
-        self.client.cancel(list(self.futures), force=True)
-
-    def end(self) -> None:
-        """Unsubscribe: a client that leaves while subscribed causes an error in the scheduler's log."""
-        self.over.set()
-        del _news[self.name]
-        with _lock:
-            _flights[self.client.id] -= 1
-            if not _flights[self.client.id]:
-                del _flights[self.client.id]
-                if self.client.status == "running":
-                    self.client.unsubscribe_topic(self.client.id)
+        try:
+            done = [ended.get(timeout=min(WORKERS_SECONDS, ALONE_SECONDS))]
+        except queue.Empty:
+            if client.status == "closed":  # given up
+                raise CancelledError(name) from None
+            if now - last >= ALONE_SECONDS:
+                before, idle = idle, _why_idle(client)
+                if idle != before:
+                    _logger.warning(idle or "there are workers again; the run goes on")
+            continue
+        while not ended.empty():
+            done.append(ended.get())
+        last = time.monotonic()
+        good = [future for future in done if future.status not in ("error", "cancelled")]
+        futures.difference_update(good)
+        for future, (results, seconds, error) in zip(good, client.gather(good), strict=True):
+            del n_calls[future.key]
+            if results:
+                latest = seconds / len(results)
+                is_known = math.isfinite(call_seconds)
+                call_seconds = (call_seconds + latest) / 2 if is_known else latest
+            yield from results
+            if error is not None:
+                raise error
+        for future in done:
+            if future not in good:
+                future.result()  # raises
 
 
-def _watch(flight: _Flight) -> None:
-    """Warn when no worker is left or workers are paused, and when work goes on."""
-    before, client = "", flight.client
-    while not flight.over.wait(ALONE_SECONDS):
-        with contextlib.suppress(Exception):  # of a lost connection, which the flight itself meets
-            idle = _why_idle(client, time.monotonic() - flight.last)
-            if idle and idle != before:
-                _logger.warning(idle)
-            elif before and not idle:
-                _logger.warning("there are workers again; the run goes on")
-            before = idle
+def _together(calls: Sequence[Call]) -> tuple[list[Any], float, StemDaskError | None]:
+    """One task: results of calls and the seconds that they took; an error ends it, and keeps the results before."""
+    results: list[Any] = []
+    start = time.perf_counter()
+    error = None
+    for function, arguments in calls:
+        try:
+            results.append(function(*arguments))
+        except StemDaskError as failure:
+            if not results:
+                raise
+            error = failure
+            break
+    return results, time.perf_counter() - start, error
 
 
-def _why_idle(client: Any, silent_seconds: float) -> str:
+def _why_idle(client: Any) -> str:
     """Why no worker works, as far as the user can change it; else empty."""
     n_workers = len(client.nthreads())
     if not n_workers:
         return "no worker is left; the run waits until there is one"
-    n_running = len(client.sync(client.scheduler.ncores_running, workers=None))
-    if n_running == n_workers or silent_seconds < ALONE_SECONDS / 2:
-        return ""
     states = [w["status"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
     if "paused" not in states:
         return ""
@@ -244,26 +183,8 @@ def _why_idle(client: Any, silent_seconds: float) -> str:
     )
 
 
-def _note(event: tuple[float, Any]) -> None:
-    """Pass an event on to its flight."""
-    event_data = event[1]  # Dask's own are dictionaries
-    if isinstance(event_data, (list, tuple)) and len(event_data) == 4 and event_data[0] in _news:
-        _news[event_data[0]].put(tuple(event_data[1:]))
-
-
-def _report(first: int, calls: Sequence[Call], *, flight: str, to: str) -> None:
-    """One task: make the calls and report each result at once, so that it is kept when a later call fails."""
-    from distributed import get_worker
-
-    for number, (function, arguments) in enumerate(calls, first):
-        start = time.perf_counter()
-        result = pickle.dumps(function(*arguments))
-        get_worker().log_event(to, (flight, number, time.perf_counter() - start, result))
-
-
-def _in_threads(calls: Iterable[Call]) -> Iterator[Any]:
+def _in_threads(calls: Iterator[Call]) -> Iterator[Any]:
     n_threads = dask.system.CPU_COUNT
-    calls = iter(calls)
     with ThreadPoolExecutor(n_threads) as pool:
         waiting = {
             pool.submit(f, *args) for f, args in itertools.islice(calls, n_threads * IN_FLIGHT)

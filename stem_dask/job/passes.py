@@ -1,57 +1,240 @@
-"""All passes of a job in their order: read, analyze, crop, validate, downsample, store, export."""
+"""All passes of a job in their order: open, analyze, choose the window, write, export, report."""
 
+import contextlib
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from stem_dask.cluster.connect import Connection
+from stem_dask.cluster.gpu import check_gpus, held_bytes, refuse_missing
+from stem_dask.config.load import to_dict
+from stem_dask.config.options import Config
+from stem_dask.core.errors import ConfigError, SourceError, StoreError
+from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
-from stem_dask.core.model import Progress, Window
-from stem_dask.engine.state import RunState
-from stem_dask.job.advice import advice, verdict
-from stem_dask.job.analysis import analyze, choose, note_analysis, settle_common
-from stem_dask.job.context import Job
-from stem_dask.job.normalizing import normalized
-from stem_dask.job.prepare import Prepared
-from stem_dask.job.results import Outcome, exit_code, results_of_run, stored_bytes
-from stem_dask.job.writing import (
-    Written,
-    profile_store,
-    write_converted,
-    write_cropped,
-    write_export,
-    write_normalized,
+from stem_dask.core.model import Device, Progress, Region, Step, Window, Worker
+from stem_dask.core.patterns import (
+    PROFILE_RADIUS,
+    attrs_of,
+    axes_of,
+    coordinate,
+    labelled,
+    lead_dims,
+    lead_shape,
 )
+from stem_dask.core.text import by
+from stem_dask.engine import run as engine
+from stem_dask.engine.clients import see
+from stem_dask.engine.journal import Tally
+from stem_dask.engine.state import RunState
+from stem_dask.job.budget import (
+    check_memory,
+    disk_need,
+    enough_room,
+    fitting_block,
+    fitting_slab,
+    memory_of,
+    projected_bytes,
+    shapes,
+    task_memory,
+    transposed_bytes,
+    with_cuda,
+)
+from stem_dask.job.plan import Outputs, Plan
+from stem_dask.job.results import Outcome, advice, exit_code, made_by, stored_bytes, verdict
+from stem_dask.job.transpose import plan_transpose
+from stem_dask.job.warm_up import play, rehearse
+from stem_dask.kernels.gpu.code import Kernels
+from stem_dask.readers.detector_first import detector_first
 from stem_dask.report import text as report
 from stem_dask.report.figure import draw, figure_data
-from stem_dask.storage.publish import temporary
+from stem_dask.stages.analyze import (
+    PER_PATTERN,
+    REDUCED,
+    analysis_attrs,
+    analysis_of_blocks,
+    block_statistics,
+    fold_analysis,
+    stored_radii,
+)
+from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
+from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
+from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
+from stem_dask.stages.export import Target, export_from_store, export_job, open_store
+from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+from stem_dask.stages.open import block_array, lazy_blocks
+from stem_dask.stages.validate import (
+    FLOAT_SLACK,
+    complete_analysis,
+    inside_of_blocks,
+    retention_statistics,
+)
+from stem_dask.storage.location import at, is_url
+from stem_dask.storage.publish import DOCUMENT, remove, temporary
+from stem_dask.writers.spool import SplitSink, SpoolSink
+from stem_dask.writers.zarr import (
+    empty_store,
+    finish_store,
+    open_group,
+    publish_objects,
+    write_dataset,
+    write_profiles,
+)
 
-#: results that the run's own record keeps, too
-REPORTED = (
-    "processing_time", "speed", "memory", "peak_memory", "retries", "quarantined", "cluster", "warnings",
-)  # fmt: skip
+
+@dataclass
+class Job:
+    """One run: its plan, cluster and state, and what the passes have found so far."""
+
+    plan: Plan
+    connection: Connection
+    state: RunState
+    progress: Progress | None = None
+    warnings: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    #: detector pixels of one transpose task, of a detector-first input
+    slab: tuple[int, int] | None = None
+    #: [y, x] of suspected hot pixels
+    hot: list[list[int]] = field(default_factory=list)
+    #: (ky, kx) in source pixels, True for a bad one
+    mask: NDArray[np.bool_] | None = None
+    #: the lazy input: transposed if necessary, corrected, bad pixels masked
+    patterns: xr.DataArray = field(init=False)
+    #: without the profiles, which are too many to be held; with the retention after a crop
+    analysis: xr.Dataset | None = None
+    profiles: "SpoolSink | StoredProfiles | None" = None
+    window: Window | None = None
+    #: the lazy output, its mean pattern and highest value, and which of its patterns could be read
+    out: xr.DataArray = field(init=False)
+    mean: NDArray[np.float64] = field(init=False)
+    highest: float = -math.inf
+    valid: NDArray[np.bool_] = field(init=False)
+    #: mean and standard deviation, of a run that normalizes
+    constants: dict[str, float] | None = None
+
+    @property
+    def config(self) -> Config:
+        """All options."""
+        return self.plan.config
+
+    @property
+    def outputs(self) -> Outputs:
+        """The names of the files."""
+        return self.plan.outputs
+
+    @property
+    def device(self) -> Device:
+        """Where the kernels run; `stem_dask.job.plan.prepare` resolves ``auto``."""
+        return "gpu" if self.config.device == "gpu" else "cpu"
+
+    @property
+    def folder(self) -> str:
+        """The folder of the unfinished run, next to its output."""
+        return str(self.state.folder)
+
+    @property
+    def worker(self) -> Worker:
+        """The worker with the least memory per thread."""
+        return with_cuda(self.config, self.connection.worker)
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks of every pass."""
+        return math.prod(self.patterns.data.numblocks)
+
+    def gpu_bytes(self, positions: int) -> int:
+        """Upper bound of the GPU memory that the tasks of one worker use."""
+        what = shapes(self.config, self.plan.found)
+        return self.worker.threads * task_memory(self.config, what, positions).on_gpu
+
+    def masked(self, patterns: xr.DataArray, mask: Any) -> xr.DataArray:
+        """Mask bad pixels, and keep the mask."""
+        self.mask = read_mask(mask, patterns.shape[-2:])
+        return apply_mask(patterns, self.mask, self.config.input.mask_fill)
+
+    def compute(self, stage: str, outputs: Mapping[str, da.Array], sink: engine.Sink) -> None:
+        """Run the lazy outputs of one stage into a sink."""
+        try:
+            records = engine.run(
+                outputs,
+                len(lead_dims(self.patterns)),
+                sink,
+                client=self.connection.client,
+                progress=self.reporter(stage, self.plan.found.n_bytes),
+                journal=self.state.journal,
+                job=stage,
+                quarantine=self.config.on_error == "quarantine",
+                unreadable=self.tally.unreadable,
+            )
+        except SourceError as error:
+            self.refuse_changed_input()
+            hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
+            raise SourceError(f"{self.with_path(error)}; {hint}") from error
+        self.refuse_changed_input()
+        self.tally.note(records)
+
+    def refuse_changed_input(self) -> None:
+        """Raise SourceError when the input is not the file that was opened; the results so far are then useless."""
+        change = self.plan.found.change()
+        if change is not None:
+            with self.state.nothing_to_go_on_with():
+                raise SourceError(
+                    f"{self.plan.found.info.path} changed while it was read ({change}); the results so far are dropped: "
+                    "run the same command again when nothing writes to the file any more"
+                )
+
+    def with_path(self, error: Exception) -> str:
+        """The message of an error about the data, including the input's path."""
+        path = self.plan.found.info.path
+        return str(error) if path in str(error) else f"{path}: {error}"
+
+    def room(self, n_blocks: int, *, warn: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Check the disk for what is still to be written; see `stem_dask.job.budget.enough_room`."""
+        shape = None if self.window is None else self.window.shape
+        need = disk_need(self.config, self.plan.found, n_blocks, shape)
+        paths = self.outputs.local()
+        # an older output keeps its disk space until the new one replaces it
+        kept = [path for path in paths if not self.state.is_older(path)]
+        names = (self.folder, *map(temporary, paths), *kept)
+        return enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
+
+    def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
+        """Callback that reports every finished block to ``progress``."""
+        progress = self.progress
+        if progress is None:
+            return None
+        return lambda done, n, record: progress(Step(stage, done, n, input_bytes, record))
 
 
-def window_of(
-    prepared: Prepared,
-    state: RunState,
-    connection: Connection,
-    progress: Progress | None = None,
-) -> Window:
-    """The window of one dataset alone; its analysis stays in the run's folder and is reused by the run that follows."""
-    job = Job(prepared, connection, state, progress)
-    job.rehearse()
-    found = analyze(job, job.patterns(job.block()))
-    with state.nothing_to_go_on_with():
-        return choose(job, found.analysis)
+@dataclass(frozen=True)
+class StoredProfiles:
+    """Profiles of a precomputed analysis, in blocks of ``chunks`` positions."""
+
+    profile: xr.DataArray
+    chunks: tuple[int, ...]
+
+    def blocks(
+        self, n: int, names: Sequence[str] | None = None
+    ) -> Iterable[tuple[Region, Mapping[str, NDArray]]]:
+        """Region and profiles, a block of the patterns at a time."""
+        grid = da.core.normalize_chunks(self.chunks, self.profile.shape[:-1])
+        for region in da.core.slices_from_chunks(grid):
+            yield region, {"profile": self.profile[region].values}
 
 
 def complete(
-    prepared: Prepared,
+    plan: Plan,
     state: RunState,
     connection: Connection,
     progress: Progress | None = None,
@@ -60,69 +243,570 @@ def complete(
     common: Sequence[int] | None = None,
     alone: bool = False,
 ) -> Outcome:
-    """All stages in their order, then the report; see `stem_dask.job.run.run`."""
-    job = Job(prepared, connection, state, progress)
-    job.rehearse()
+    """All passes in their order, then the report; see `stem_dask.job.run.run`."""
+    job = Job(plan, connection, state, progress)
+    warm_up(job)
     if alone:
         exempt_from_collection()
     if job.outputs.figure:
         load_meanwhile("matplotlib.figure", "matplotlib.backends.backend_agg")
-    first = time.perf_counter()
-    block, window = job.block(), None
-    patterns, found = job.patterns(block), None
-    job.warnings += report.calibration_warnings(job.prepared.found.info.axes)
+    first, analyzed_after = time.perf_counter(), None
+    open_input(job)
+    job.warnings += report.calibration_warnings(plan.found.info.axes)
     if job.config.crop.enabled:
         settle_common(job, common)
-        found = analyze(job, patterns)
-        patterns = found.patterns
-        job.analyzed_after = time.perf_counter() - first
-        with job.state.nothing_to_go_on_with():
-            window = choose(job, found.analysis, common)
-    with job.room(patterns, window, warn=True):
-        if job.config.output.normalize != "none":
-            scores, inside = normalized(job, patterns, found, window)
-            written = write_normalized(job, scores, found, window, inside)
-        elif found is not None and window is not None:
-            written = write_cropped(job, found, window)
-        else:
-            written = write_converted(job, patterns)
-            if written.analyzed is not None:
-                note_analysis(job, written.analyzed.analysis)
+        analyze(job)
+        analyzed_after = time.perf_counter() - first
+        with state.nothing_to_go_on_with():
+            job.window = choose(job, common)
+    with job.room(job.n_blocks, warn=True):
+        write(job)
         for path in job.outputs.exports:
-            write_export(job, path, math.prod(written.out.data.numblocks))
-        results = _results(job, patterns, written, window, time.perf_counter() - first)
+            _export(job, path)
+        speed = {
+            "seconds": time.perf_counter() - first,
+            "seconds_until_analyzed": analyzed_after,
+            "seconds_since_process_start": report.process_seconds(),
+        }
+        results = _results(job, speed)
         results["processing_time"] = time.perf_counter() - started
-        job.state.check_ownership()
+        state.check_ownership()
         report.write_json(job.outputs.results, results)
-        job.state.complete({name: results[name] for name in REPORTED})
+        kept = (
+            "processing_time", "speed", "memory", "peak_memory", "retries", "quarantined", "cluster", "warnings",
+        )  # fmt: skip
+        state.complete({name: results[name] for name in kept})
     files = {path: stored_bytes(path) for path in job.outputs.all()}
     lines = report.summary({**results, "files": files})
     return Outcome(exit_code(job.config, results), results, lines)
 
 
-def _results(
-    job: Job, patterns: xr.DataArray, written: Written, window: Window | None, seconds: float
-) -> dict[str, Any]:
-    """Assemble results.json, and draw the figure."""
-    analysis = None if written.analyzed is None or window is None else written.analyzed.analysis
-    results = results_of_run(job.prepared, patterns, written.out, analysis, window, job.hot)
-    results |= job.measured(patterns, window, seconds)
-    known = None if written.analyzed is None else written.analyzed.analysis
-    results["verdict"] = verdict(job.config, results, analysis, window)
-    store = job.outputs.store if window is None else profile_store(job, written)
-    results["advice"] = advice(job.config, store, results, known, window, job.hot)
-    if job.constants is not None:
-        results["normalization"] = {"method": job.config.output.normalize, **job.constants}
-    if job.outputs.figure:
-        shown = figure_data(
-            patterns,
-            written.out,
-            written.mean,
-            analysis,
-            window,
-            results,
-            title=Path(job.prepared.found.info.path).stem,
+def window_of(
+    plan: Plan, state: RunState, connection: Connection, progress: Progress | None = None
+) -> Window:
+    """The window of one dataset alone; its analysis stays in the run's folder and is reused by the run that follows."""
+    job = Job(plan, connection, state, progress)
+    warm_up(job)
+    open_input(job)
+    analyze(job)
+    with state.nothing_to_go_on_with():
+        return choose(job)
+
+
+# --- before the first block -------------------------------------------------------------------------------------
+
+
+def warm_up(job: Job) -> None:
+    """Import and compile on the workers what their tasks need; raises MemoryBudgetError if one pattern does not fit."""
+    config, found, client = job.config, job.plan.found, job.connection.client
+    fitting_block(config, found, job.worker)
+    analyzes = config.crop.enabled or config.analyze.ahead
+    metric = config.analyze.radius_metric if analyzes else None
+    what, down, on_gpu = shapes(config, found), config.downsample, None
+    if job.device == "gpu":
+        refuse_missing(client)
+        reduces = config.crop.enabled or down.factor > 1
+        options = down.model_dump(exclude={"sigma"}) if reduces else None
+        on_gpu = Kernels(what.patterns, what.detector, config.analyze.threshold, metric, options)
+    bins = down.factor > 1 and down.method == "bin"
+    owned = job.connection.owned
+    places: dict[str, type[SourceError] | type[StoreError]]
+    places = {found.info.path: SourceError, job.outputs.store: StoreError}
+    urls = {place: error for place, error in places.items() if is_url(place)}
+    if not rehearse(client, partial(play, what.patterns, metric, bins, on_gpu, owned), urls):
+        job.warnings.append(
+            "kernels are compiled again in every process, for 10 to 20 s: neither the folder of stem_dask nor the user's "
+            "cache can be written; set NUMBA_CACHE_DIR to a folder that only you can write"
         )
+    if not job.connection.kind.startswith(("threads", "local", "gpu")):  # workers may be elsewhere
+        places = {found.info.path: SourceError, job.folder: StoreError}
+        see(client, {place: error for place, error in places.items() if not is_url(place)})
+
+
+def open_input(job: Job) -> None:
+    """Settle the blocks, fixed for the whole run, and open the patterns; raises MemoryBudgetError if a worker cannot hold one."""
+    config, found, worker = job.config, job.plan.found, job.worker
+    block = tuple(job.state.settled("block", fitting_block(config, found, worker)))
+    check_memory(config, found, block, worker)
+    if job.device == "gpu":
+        check_gpus(job.connection.client, job.gpu_bytes(math.prod(block)))
+    if transposed_bytes(found):
+        slab = fitting_slab(found, block, job.connection.worker)
+        turn = plan_transpose(found, block, slab, job.folder)
+        found, job.slab = turn.found, turn.sink.file.slab
+        with job.room(math.prod(lazy_blocks(found, block).data.numblocks)):
+            records = turn.run(
+                client=job.connection.client,
+                progress=job.reporter("turn", turn.sink.file.n_bytes),
+                journal=job.state.journal,
+            )
+            job.tally.note(records)
+        job.refuse_changed_input()
+    patterns = corrected(lazy_blocks(found, block), config.input.dark, config.input.gain)
+    if "valid" in patterns.coords:  # patterns that an earlier run could not read stay missing
+        job.tally.lost = ~patterns.coords["valid"].values
+    mask = config.input.mask
+    if mask is not None and mask != "auto":  # auto is found by the analysis
+        listed = mask if isinstance(mask, str) else mask.model_dump()
+        patterns = job.masked(patterns, listed)
+    job.patterns = patterns
+
+
+# --- the analysis and the window --------------------------------------------------------------------------------
+
+
+def settle_common(job: Job, common: Sequence[int] | None) -> None:
+    """A run goes on with the common size that it was begun with, or not at all.
+
+    Raises
+    ------
+    ConfigError
+        When other inputs make another size now.
+    """
+    if job.config.crop.size != "common":
+        return
+    now = "its own" if common is None else f"{by(common)} px"
+    begun = job.state.settled("common", now)
+    if begun != now:
+        raise ConfigError(
+            f"{job.folder} holds an unfinished run that crops to {begun}, the size of the inputs that it was begun with, "
+            f"and crop.size: common makes it {now} now; give the same inputs again, or add --restart to drop it"
+        )
+
+
+def analyze(job: Job) -> None:
+    """Analyze the patterns; with ``input.mask: auto``, again without the hot pixels that were found."""
+    auto, precomputed = job.config.input.mask == "auto", job.plan.precomputed
+    if precomputed is None:
+        _analyze_blocks(job, "analyze", "analysis")
+    else:
+        _read_analysis(job, precomputed.store)
+    job.hot = hot_pixels(job)
+    if auto:
+        found = job.hot if precomputed is None else precomputed.hot
+        job.hot = job.state.settled("hot_pixels", found)
+    if auto and job.hot:
+        job.patterns = job.masked(job.patterns, {"pixels": job.hot})
+        if precomputed is None:  # else the analysis already excludes them
+            _analyze_blocks(job, "analyze again", "analysis-again")
+            job.warnings += report.left_hot_warnings(hot_pixels(job))
+    _note_analysis(job)
+
+
+def hot_pixels(job: Job) -> list[list[int]]:
+    """[y, x] of suspected hot pixels."""
+    assert job.analysis is not None
+    positions: list[list[int]] = np.argwhere(suspected_hot_pixels(job.analysis)).tolist()
+    return positions
+
+
+def _note_analysis(job: Job) -> None:
+    assert job.analysis is not None
+    job.warnings += report.hot_pixel_warnings(job.hot, masked=job.config.input.mask == "auto")
+    job.warnings += report.analysis_warnings(job.analysis)
+
+
+def _analysis_options(job: Job) -> dict[str, Any]:
+    return job.config.analyze.model_dump(exclude={"ahead", "known"})
+
+
+def _lazy_analysis(job: Job) -> dict[str, da.Array]:
+    options = _analysis_options(job)
+    return {"analysis": analysis_of_blocks(job.patterns, **options, device=job.device)}
+
+
+def _analyze_blocks(job: Job, stage: str, folder: str) -> None:
+    """Analyze block by block into the run's folder, and join everything but the profiles."""
+    spool = SpoolSink(f"{job.folder}/{folder}")
+    with job.room(job.n_blocks):
+        job.compute(stage, _lazy_analysis(job), spool)
+    _fold(job, spool)
+
+
+def _fold(job: Job, spool: SpoolSink) -> None:
+    """Join the analysis of all blocks, without the profiles, which stay in the spool."""
+    stored = spool.blocks(job.n_blocks, (*PER_PATTERN, *REDUCED))
+    n_missing = int((~job.tally.valid(lead_shape(job.patterns))).sum())
+    attrs = analysis_attrs(**_analysis_options(job))
+    job.analysis, job.profiles = fold_analysis(job.patterns, stored, attrs, n_missing), spool
+
+
+def _read_analysis(job: Job, store: str) -> None:
+    """Read a precomputed analysis; a different target retention recomputes the radii."""
+    stored, patterns = open_group(store, "analysis"), job.patterns
+    analysis = stored.drop_vars("profile").load()
+    # a store keeps text in attributes; a crop also keeps the counts there
+    if "odd_pixels" in analysis.attrs:
+        counts = analysis.attrs.pop("odd_pixels")
+        analysis["odd_pixels"] = ("kind", np.array(list(counts.values()), np.int64))
+        kinds = list(counts)
+    else:
+        kinds = analysis.attrs.pop("kind")
+    axes = axes_of(patterns)  # the config may replace the calibration
+    names = (*lead_dims(patterns), "source_ky", "source_kx")
+    coords = {name: coordinate(axis, name) for name, axis in zip(names, axes, strict=True)}
+    analysis = labelled(analysis.assign_coords({**coords, "kind": kinds}))
+    chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
+    target = job.config.analyze.target_retention
+    if analysis.attrs["target_retention"] != target:
+        lazy = stored.chunk(dict(zip(lead_dims(stored), chunks, strict=True)))
+        exact = analysis["max_pattern"].dtype.kind in "ui"
+        radii = stored_radii(lazy, target, str(analysis.attrs["radius_metric"]), exact)
+        analysis["radius"] = analysis["radius"].copy(data=radii.compute())
+        analysis.attrs["target_retention"] = target
+    job.analysis, job.profiles = analysis, StoredProfiles(stored["profile"], chunks)
+
+
+def stored_window(config: Config, store: str) -> Window:
+    """The window that a finished dataset would get by itself, from its stored analysis."""
+    stored = open_group(store, "analysis")
+    return _window(config, stored.drop_vars("profile").load(), None)
+
+
+def _window(config: Config, analysis: xr.Dataset, common: Sequence[int] | None) -> Window:
+    options = config.crop.model_dump(exclude={"enabled"})
+    if options["size"] == "common":
+        options["size"] = "auto" if common is None else tuple(common)
+    return choose_window(analysis, **options, factor=config.downsample.factor)
+
+
+def choose(job: Job, common: Sequence[int] | None = None) -> Window:
+    """Choose the window and add warnings about it; ``common`` is the size that several datasets share."""
+    assert job.analysis is not None
+    try:
+        window = _window(job.config, job.analysis, common)
+    except SourceError as error:
+        raise SourceError(job.with_path(error)) from error
+    job.warnings += report.window_warnings(window, filled_fractions(job.analysis, window))
+    down, output = job.config.downsample, job.config.output
+    sums = down.method == "bin" and down.reduce == "sum"
+    means = down.method != "fft" and not sums and output.normalize == "none"
+    if output.dtype == "float16" and means:
+        # no mean exceeds the maximum; sums are checked block by block
+        check_float16(float(job.analysis["max_pattern"].max()))
+    return window
+
+
+# --- the pass that writes ---------------------------------------------------------------------------------------
+
+
+def write(job: Job) -> None:
+    """Crop or convert, with ``analyze.ahead`` also analyze, downsample, perhaps normalize, and publish the output."""
+    config, window, analysis = job.config, job.window, job.analysis
+    patterns, extra, inside = job.patterns, dict[str, da.Array](), None
+    with job.state.nothing_to_go_on_with():
+        if window is not None and analysis is not None:
+            direct = detector_first(job.plan.found.source) is not None and job.slab is None
+            patterns = crop_blocks(
+                patterns, analysis, window, device=job.device, detector_first=direct
+            )
+            # the intensity in each window, summed again from the cropped patterns
+            threshold = float(analysis.attrs["threshold"])
+            extra = {"inside": inside_of_blocks(patterns, threshold)}
+        out = downsample_blocks(patterns, **config.downsample.model_dump(), device=job.device)
+        if config.analyze.ahead:
+            extra = _lazy_analysis(job)
+    shape = job.plan.found.source.shape[-2:] if window is None else window.shape
+    known = None if analysis is None else analysis["mean_pattern"].values
+    job.warnings += report.remainder_warnings(shape, config.downsample.factor, known)
+    stage = "convert" if window is None else "crop"
+    if config.output.normalize != "none":
+        out, inside = _normalized(job, out, extra)
+        stage, extra = "normalize", {}
+    with job.state.nothing_to_go_on_with():
+        job.out = cast_blocks(out, config.output.dtype)
+        target = _target(job)
+    spool = SpoolSink(f"{job.folder}/{stage}")
+    # the analysis of unsigned counts that are stored as they are also computes sums and maxima
+    same = config.analyze.ahead and job.patterns.dtype.kind == "u"
+    if not same or job.patterns.dtype != job.out.dtype or config.analyze.threshold:
+        extra = {"statistics": block_statistics(job.out), **extra}
+    published = _is_published(job, stage)
+    names = tuple(target.outputs())
+    # the spool may be damaged even if the output is published
+    sink = SplitSink(None if published else target.sink(), names, spool)
+    job.state.check_ownership()  # an output of another run must not be replaced
+    job.compute(stage, {**target.outputs(), **extra}, sink)
+    summed = _join(job, spool)
+    if window is not None:
+        try:
+            job.analysis = _with_retention(job, summed if inside is None else inside)
+        except SourceError as error:
+            with job.state.nothing_to_go_on_with():
+                raise SourceError(
+                    f"{job.with_path(error)}. Run the same command again when nothing writes to the file any more"
+                ) from error
+    elif config.analyze.ahead:
+        _fold(job, spool)
+        job.hot = hot_pixels(job)
+    if not published:
+        _finish(job, target)
+    if job.outputs.analysis is not None:
+        _write_analysis_alone(job, job.outputs.analysis)
+    if config.analyze.ahead:
+        _note_analysis(job)
+
+
+def _normalized(
+    job: Job, out: xr.DataArray, extra: Mapping[str, da.Array]
+) -> tuple[xr.DataArray, NDArray[np.float64]]:
+    """The first pass of a normalization: counts into a store in the run's folder, their mean and standard deviation.
+
+    Returns the lazy z-scores of the logarithms of what that store holds, and the intensity in each window.
+    """
+    target, spool = Target(f"{job.folder}/counts.zarr", out), SpoolSink(f"{job.folder}/moments")
+    outputs = {**target.outputs(), "moments": log_statistics(out), **extra}
+    job.compute("downsample", outputs, SplitSink(target.sink(), ("patterns",), spool))
+    unread = job.tally.quarantined
+    with job.state.nothing_to_go_on_with():
+        if not job.tally.valid(lead_shape(out)).any():
+            raise SourceError(f"{job.plan.found.info.path}: none of the patterns could be read")
+        blocks = spool.blocks(job.n_blocks, ("moments",))
+        moments = (block["moments"] for i, (_, block) in enumerate(blocks) if i not in unread)
+        job.constants = log_constants(moments)
+    target.finish()
+    counts, _ = open_store(target.built, block_array)
+    return normalize(counts, **job.constants), _inside(job, spool)
+
+
+def _inside(job: Job, spool: SpoolSink) -> NDArray[np.float64]:
+    """The intensity in each window, from the blocks of a pass that cropped; NaN where a pattern is missing."""
+    lead = lead_shape(job.patterns)
+    inside = np.full(lead, np.nan)
+    for region, block in spool.blocks(job.n_blocks, ("inside",)):
+        inside[region] = block.get("inside", np.nan)
+    inside[~job.tally.valid(lead)] = np.nan
+    return inside
+
+
+def _target(job: Job) -> Target:
+    """The output file; a .pt fixes the names, types and offsets of its arrays when it is created."""
+    output, out, analysis = job.config.output, job.out, None
+    attrs = {k: v for k, v in out.attrs.items() if k not in ("source", "notes")}
+    out = out.drop_attrs(deep=False).assign_attrs(attrs)
+    if job.config.on_error == "quarantine" or job.tally.lost is not None:
+        out = out.assign_coords(valid=(lead_dims(out), job.tally.valid(lead_shape(out))))
+    if job.window is not None and not job.outputs.path.endswith(".zarr"):
+        analysis = _with_retention(job, np.zeros(lead_shape(out)))
+    return Target(
+        job.outputs.path,
+        out,
+        analysis,
+        layout=output.layout,
+        title=job.plan.found.info.title,
+        codec=output.codec,
+        rechunk=output.rechunk,
+        folder=f"{job.folder}/chunks",
+        url=job.outputs.url or "",
+    )
+
+
+def _with_retention(job: Job, inside: NDArray[np.float64]) -> xr.Dataset:
+    """The analysis of a crop, from the intensity in each window."""
+    assert job.analysis is not None
+    assert job.window is not None
+    axes = axes_of(job.patterns)[-2:]
+    return complete_analysis(job.analysis, job.window, inside, axes, job.config.downsample)
+
+
+def _is_published(job: Job, stage: str) -> bool:
+    """Whether an interrupted run had already published its output."""
+    path, url = job.outputs.path, job.outputs.url
+    if url is None:
+        return job.state.published(path, stage, job.n_blocks)
+    noted = len(job.state.journal.records(stage)) == job.n_blocks
+    # the older output's root document is removed before the first block is written
+    return noted and not os.path.lexists(temporary(path)) and bool(at(url, DOCUMENT).is_file())
+
+
+def _join(job: Job, spool: SpoolSink) -> NDArray[np.float64]:
+    """Reduce the blocks of the pass that wrote; returns the intensity in each window (NaN without a crop)."""
+    lead = lead_shape(job.out)
+    job.valid, total = job.tally.valid(lead), np.zeros(job.out.shape[-2:])
+    inside = np.full(lead, np.nan)
+    wanted = ("inside", "highest", "sum", "max_pattern", "sum_pattern")
+    for region, block in spool.blocks(job.n_blocks, wanted):
+        inside[region] = block.get("inside", np.nan)
+        most, added = ("highest", "sum") if "sum" in block else ("max_pattern", "sum_pattern")
+        job.highest = max(job.highest, float(block[most].max()))
+        total += block[added][(0,) * len(lead)]
+    inside[~job.valid] = np.nan
+    job.mean = total / max(1, job.valid.sum())
+    return inside
+
+
+def _finish(job: Job, target: Target) -> None:
+    """Write analysis, mask and metadata into the file, and publish it under its final name."""
+    analysis = None
+    valid: NDArray[np.bool_] | None = job.valid
+    if Path(target.path).suffix == ".zarr":
+        if job.analysis is not None:
+            _write_profiles(job, target.built)
+        if job.analysis is not None or job.mask is not None:
+            analysis = _with_mask(job)
+        mean = xr.Dataset({"mean_pattern": (("ky", "kx"), job.mean)})
+        write_dataset(target.built, "output", mean)
+    elif job.window is not None:
+        analysis = job.analysis
+        valid = None if job.valid.all() else job.valid  # as in an export from a store
+    maximum = {"maximum": job.highest}
+    job.warnings += target.finish(analysis, valid, maximum, _provenance(job))
+    if not job.highest > 0 and job.valid.any():
+        job.warnings.append("no value is above 0: all are zero, negative or NaN; check the input")
+    job.refuse_changed_input()
+    path, url = job.outputs.path, job.outputs.url
+    if url is None:
+        job.state.publish(path, drop=job.outputs.results)
+    else:
+        job.state.check_ownership()
+        remove(job.outputs.results)
+        publish_objects(temporary(path), url)
+
+
+def _with_mask(job: Job) -> xr.Dataset:
+    analysis = xr.Dataset() if job.analysis is None else job.analysis
+    if job.mask is None:
+        return analysis
+    return analysis.assign(mask=(("source_ky", "source_kx"), job.mask, attrs_of("mask")))
+
+
+def _write_profiles(job: Job, built: str) -> None:
+    assert job.profiles is not None
+    lead, dims = lead_shape(job.patterns), lead_dims(job.patterns)
+    profiles = job.profiles.blocks(job.n_blocks, ("profile",))
+    chunk = tuple(chunks[0] for chunks in job.patterns.data.chunks[: len(lead)])
+    write_profiles(built, profiles, (*dims, PROFILE_RADIUS), lead, chunk)
+
+
+def _write_analysis_alone(job: Job, path: str) -> None:
+    """Write the analysis to a store of its own, next to a file whose format cannot hold it."""
+    built = temporary(path)
+    empty_store(built)
+    _write_profiles(job, built)
+    write_dataset(built, "analysis", _with_mask(job))
+    status = Path(job.outputs.path).stat()
+    about = {**_provenance(job), "of": [status.st_size, status.st_mtime_ns]}
+    finish_store(built, about, None)
+    job.state.publish(path)
+
+
+def _profile_store(job: Job) -> str:
+    """The store with the profiles: the output, or one in the run's folder if the format of a crop cannot hold them."""
+    if job.window is None or job.outputs.path.endswith(".zarr"):
+        return job.outputs.store
+    built = temporary(f"{job.folder}/profiles.zarr")
+    empty_store(built)
+    _write_profiles(job, built)
+    write_dataset(built, "analysis", _with_mask(job))
+    finish_store(built, {}, None)
+    return built
+
+
+def _provenance(job: Job) -> dict[str, Any]:
+    """Attributes of the store's root group."""
+    info, packages = job.plan.found.info, ("stem_dask", "numpy", "dask", "zarr", "numba")
+    name, n_bytes, changed = job.plan.found.identity
+    source = {"path": name, "bytes": n_bytes, "modified_ns": changed, "notes": list(info.notes)}
+    return {
+        "title": info.title,
+        "token": job.plan.token,
+        "config": to_dict(job.config),
+        "contents": job.plan.contents,
+        "input": source,
+        "versions": {name: version(name) for name in packages},
+        "quarantined": int((~job.valid).sum()),
+        "hot_pixels": job.hot,
+    }
+
+
+def _export(job: Job, path: str) -> None:
+    """Write one more format from the finished store."""
+    output, kind = job.config.output, Path(path).suffix
+    codec = output.codec if FORMATS[kind].is_packed else "auto"
+    options: dict[str, Any] = {"layout": output.layout, "codec": codec, "rechunk": output.rechunk}
+    name = export_job(path, **options)
+    if not job.state.published(path, name, math.prod(job.out.data.numblocks)):
+        job.warnings += export_from_store(
+            job.outputs.store,
+            path,
+            **options,
+            overwrite=output.overwrite or job.state.replaces(path),
+            client=job.connection.client,
+            progress=job.reporter(f"export {kind[1:]}", 0),
+            journal=job.state.journal,
+            folder=f"{job.folder}/export{kind}",
+        )
+    job.tally.note(job.state.journal.records(name).values())
+
+
+# --- the report -------------------------------------------------------------------------------------------------
+
+
+def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
+    """Assemble results.json, and draw the figure."""
+    config, found, patterns, out = job.config, job.plan.found, job.patterns, job.out
+    window, limit = job.window, job.connection.worker.limit
+    analysis = None if window is None else job.analysis
+    target, minimum = config.analyze.target_retention, config.validation.min_retention
+    statistics = None
+    if analysis is not None:
+        slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
+        retention, total = analysis["retention"].values, analysis["total"].values
+        statistics = retention_statistics(retention, total, target, minimum, slack)
+        statistics["n_empty"] = int(analysis["n_empty"])
+    shape = out.shape[-2:] if window is None else window.shape
+    n_patterns = math.prod(lead_shape(out))
+    store = job.outputs.store
+    positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
+    sizes = memory_of(config, found, None if window is None else shape, job.slab)
+    gpu = {}
+    if job.device == "gpu":
+        held = job.connection.client.run(held_bytes).values()
+        gpu = {"gpu": {"projected": job.gpu_bytes(positions), "measured": max(held)}}
+    results = {
+        **report.results_of(analysis, statistics, patterns.shape[-2:], shape, n_patterns, window),
+        **({} if store.endswith(".zarr") else made_by(job.plan)),
+        "config": to_dict(config),
+        "limits": {"target_retention": target, "min_retention": minimum},
+        "scan_shape": lead_shape(out),
+        "output": {"shape": out.shape, "dtype": str(out.dtype)},
+        "intensity": out.attrs.get("intensity", "counts"),
+        "input": {
+            "path": found.info.path,
+            "shape": patterns.shape,
+            "dtype": str(found.source.dtype),
+            "notes": found.info.notes,
+        },
+        "sizes": {
+            "input_bytes": found.n_bytes,
+            "output_bytes": int(out.nbytes),
+            "stored_bytes": stored_bytes(store),
+            "reduction": found.n_bytes / out.nbytes,
+        },
+        "hot_pixels": {
+            "number": len(job.hot),
+            "positions": job.hot[: report.MAX_HOT],
+            "masked": config.input.mask == "auto",
+        },
+        "speed": {**speed, "bytes_per_second": found.n_bytes / speed["seconds"]},
+        "memory": {
+            "projected": projected_bytes(sizes, positions, job.worker),
+            "measured": job.tally.peak_rss,
+            "limit": limit,
+            **gpu,
+        },
+        "peak_memory": max(job.tally.peak_rss, engine.peak_rss()),
+        **job.tally.words(lead_shape(patterns)),
+        "cluster": str(job.connection),
+        "warnings": job.warnings,
+    }
+    results["verdict"] = verdict(config, results, analysis, window)
+    results["advice"] = advice(config, _profile_store(job), results, job.analysis, window, job.hot)
+    if job.constants is not None:
+        results["normalization"] = {"method": config.output.normalize, **job.constants}
+    if job.outputs.figure:
+        title = Path(found.info.path).stem
+        shown = figure_data(patterns, out, job.mean, analysis, window, results, title=title)
         draw(shown, temporary(job.outputs.figure))
         job.state.publish(job.outputs.figure)
     return results

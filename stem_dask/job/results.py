@@ -1,32 +1,35 @@
-"""results.json and the exit code of a run."""
+"""What a run reports: its exit code, its verdict, and advice as overrides to append to the same command."""
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
+import numpy as np
 import xarray as xr
 
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.model import Window
-from stem_dask.core.patterns import lead_shape
-from stem_dask.job.advice import too_little_kept
-from stem_dask.job.outputs import Outputs
-from stem_dask.job.prepare import Prepared, n_quarantined
+from stem_dask.core.patterns import lead_dims
+from stem_dask.core.text import by
+from stem_dask.job.plan import Outputs, Plan, n_quarantined
 from stem_dask.report import text as report
-from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
+from stem_dask.stages.analyze import stored_radii
+from stem_dask.stages.crop import choose_window
 from stem_dask.storage.location import at, is_url
+from stem_dask.writers.zarr import open_group
 
+#: a window with more than this share of the pixels hardly reduces the data
+LITTLE_GAINED = 0.8
 
-def exit_code(config: Config, results: Mapping[str, Any]) -> int:
-    """7 if patterns could not be read; 4 if more patterns than the coverage allows are below the minimum retention."""
-    if results["quarantined"]["n_patterns"]:
-        return 7
-    return 4 if too_little_kept(config, results) else 0
+#: overrides, the shape of the window in source pixels, and its effect
+Way = tuple[str, tuple[int, int], str]
 
 
 @dataclass(frozen=True)
@@ -38,105 +41,34 @@ class Outcome:
     lines: tuple[str, ...]
 
 
+def exit_code(config: Config, results: Mapping[str, Any]) -> int:
+    """7 if patterns could not be read; 4 if more patterns than the coverage allows are below the minimum retention."""
+    if results["quarantined"]["n_patterns"]:
+        return 7
+    return 4 if _too_little_kept(config, results) else 0
+
+
+def stored_results(outputs: Outputs) -> dict[str, Any]:
+    """results.json of a finished run; empty if it is missing or was edited."""
+    try:
+        found = json.loads(Path(outputs.results).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def already_complete(config: Config, outputs: Outputs) -> Outcome:
     """The outcome for a complete output, with the exit code of the run that made it."""
-    results = _stored(outputs)
+    nothing = {"validation": {}, "quarantined": {"n_patterns": 0}, "verdict": [], "advice": {}}
+    results = {**nothing, **stored_results(outputs)}
+    words = ""
     if n := n_quarantined(outputs):
-        results = {**results, "quarantined": {"n_patterns": n}}
-    words = f", without {n:,} patterns that could not be read" if n else ""
-    lines = [f"already complete: {outputs.store}{words}"]
-    code = exit_code(config, results)
+        results["quarantined"] = {"n_patterns": n}
+        words = f", without {n:,} patterns that could not be read"
+    lines, code = [f"already complete: {outputs.store}{words}"], exit_code(config, results)
     if code == 4:
         lines += report.judgement_lines(results)
     return Outcome(code, {}, tuple(lines))
-
-
-def _stored(outputs: Outputs) -> dict[str, Any]:
-    """results.json of a finished run; empty results if it is missing or was edited."""
-    nothing = {"validation": {}, "quarantined": {"n_patterns": 0}, "verdict": [], "advice": {}}
-    try:
-        found = json.loads(Path(outputs.results).read_text(encoding="utf-8"))
-        return {**nothing, **found}
-    except (OSError, ValueError, TypeError):
-        return nothing
-
-
-def provenance(prepared: Prepared, n_missing: int, hot: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Provenance: attributes of the store's root group.
-
-    Parameters
-    ----------
-    n_missing : patterns that could not be read
-    hot : [y, x] of suspected hot pixels
-    """
-    config, info = prepared.config, prepared.found.info
-    name, n_bytes, changed = prepared.found.identity
-    return {
-        "title": info.title,
-        "token": prepared.token,
-        "config": to_dict(config),
-        "contents": prepared.contents,
-        "input": {
-            "path": name,
-            "bytes": n_bytes,
-            "modified_ns": changed,
-            "notes": list(info.notes),
-        },
-        "versions": report.versions("stem_dask", "numpy", "dask", "zarr", "numba"),
-        "quarantined": n_missing,
-        "hot_pixels": hot,
-    }
-
-
-def results_of_run(
-    prepared: Prepared,
-    patterns: xr.DataArray,
-    out: xr.DataArray,
-    known: xr.Dataset | None,
-    window: Window | None,
-    hot: Sequence[Sequence[int]],
-) -> dict[str, Any]:
-    """The part of results.json about the data; lists the first suspected hot pixels."""
-    config, info = prepared.config, prepared.found.info
-    limits = {
-        "target_retention": config.analyze.target_retention,
-        "min_retention": config.validation.min_retention,
-    }
-    statistics = None
-    if known is not None:
-        slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
-        retention, total = known["retention"].values, known["total"].values
-        target, minimum = limits["target_retention"], limits["min_retention"]
-        statistics = retention_statistics(retention, total, target, minimum, slack)
-        statistics["n_empty"] = int(known["n_empty"])
-    shape = out.shape[-2:] if window is None else window.shape
-    n_patterns = math.prod(lead_shape(out))
-    found = report.results_of(known, statistics, patterns.shape[-2:], shape, n_patterns, window)
-    path = prepared.outputs.store
-    made = {} if path.endswith(".zarr") else made_by(prepared)
-    return (
-        found
-        | made
-        | {
-            "config": to_dict(config),
-            "limits": limits,
-            "scan_shape": lead_shape(out),
-            "output": {"shape": out.shape, "dtype": str(out.dtype)},
-            "intensity": out.attrs.get("intensity", "counts"),
-            "input": {
-                "path": info.path,
-                "shape": patterns.shape,
-                "dtype": str(prepared.found.source.dtype),
-                "notes": info.notes,
-            },
-            "sizes": report.sizes(prepared.found.n_bytes, out.nbytes, stored_bytes(path)),
-            "hot_pixels": {
-                "number": len(hot),
-                "positions": hot[: report.MAX_HOT],
-                "masked": config.input.mask == "auto",
-            },
-        }
-    )
 
 
 def stored_bytes(path: str) -> int:
@@ -146,11 +78,161 @@ def stored_bytes(path: str) -> int:
     return report.tree_bytes(path)
 
 
-def made_by(prepared: Prepared) -> dict[str, Any]:
+def made_by(plan: Plan) -> dict[str, Any]:
     """Token and digests of the run, and the state of the file, for a format without attributes."""
-    status = os.stat(prepared.outputs.path)
-    return {
-        "token": prepared.token,
-        "contents": prepared.contents,
-        "of": [status.st_size, status.st_mtime_ns],
-    }
+    status = os.stat(plan.outputs.path)
+    of = [status.st_size, status.st_mtime_ns]
+    return {"token": plan.token, "contents": plan.contents, "of": of}
+
+
+def _too_little_kept(config: Config, results: Mapping[str, Any]) -> str:
+    """The reason for exit code 4; empty without one."""
+    validation = results["validation"]
+    if validation.get("passes_min_threshold") is None:
+        return ""
+    n = validation["n_patterns"] - validation["n_empty"]
+    below_minimum = n - validation["passes_min_threshold"]
+    allowed = n - math.ceil(config.crop.coverage * n)
+    if below_minimum <= allowed:
+        return ""
+    return (
+        f"{below_minimum:,} of {n:,} patterns keep less than validate.min_retention {config.validation.min_retention:g} "
+        f"(lowest: {validation['min_retention']:.4f}); crop.coverage {config.crop.coverage:g} allows {allowed:,}"
+    )
+
+
+def verdict(
+    config: Config, results: Mapping[str, Any], known: xr.Dataset | None, window: Window | None
+) -> list[str]:
+    """Problems of a finished run, one text each."""
+    out = []
+    if n_missing := results["quarantined"]["n_patterns"]:
+        out.append(f"incomplete: {n_missing:,} patterns could not be read")
+    if too_little := _too_little_kept(config, results):
+        out.append(too_little)
+    if known is not None and window is not None:
+        kept = _kept_pixels(window, known)
+        if kept > LITTLE_GAINED:
+            out.append(f"little was gained: the window keeps {kept:.0%} of the pixels")
+    return out
+
+
+def _kept_pixels(window: Window, known: xr.Dataset) -> float:
+    """The window's share of the detector's pixels."""
+    return math.prod(window.shape) / (known.sizes["source_ky"] * known.sizes["source_kx"])
+
+
+def advice(
+    config: Config,
+    store: str,
+    results: Mapping[str, Any],
+    known: xr.Dataset | None,
+    window: Window | None,
+    hot: Sequence[Sequence[int]],
+) -> dict[str, str]:
+    """Overrides to append to the same command, and the effect of each.
+
+    Parameters
+    ----------
+    store : the finished output, which holds the profiles
+    results : of the run, as in results.json
+    known : the analysis, of a crop with the retention; None without one
+    window : of a crop
+    hot : [y, x] of suspected hot pixels
+    """
+    out: dict[str, str] = {}
+    if known is not None and window is not None and config.crop.size != "common":
+        if _too_little_kept(config, results):
+            # a window from the config: one from the analysis keeps enough
+            out = {line: gives for line, _, gives in _of_given(config, store, known)}
+            kept = known["retention"].values
+            kept = np.sort(kept[np.isfinite(kept)])
+            allowed = kept.size - math.ceil(config.crop.coverage * kept.size)
+            reached = math.floor(1e4 * float(kept[allowed])) / 1e4
+            if reached > 0:
+                line = _line(f"validate.min_retention={reached:g}")
+                out[line] = "accepts what this window keeps"
+        elif _kept_pixels(window, known) > LITTLE_GAINED:
+            given = config.crop.size != "auto" or config.crop.window is not None
+            seen = {window.shape}
+            for line, shape, gives in (_of_given if given else _of_found)(config, store, known):
+                if math.prod(shape) < math.prod(window.shape) and shape not in seen:
+                    seen.add(shape)
+                    out[line] = gives
+    anew = [] if config.analyze.known is None else ["analyze.from=null"]
+    threshold = None if known is None else report.background_threshold(known)
+    if threshold is not None:
+        line = _line(f"analyze.threshold={threshold:.12g}", *anew)
+        out[line] = "counts the background as 0 in the analysis"
+    mask = _mask(config, hot)
+    if mask is not None:
+        out[_line(f"input.mask={mask}", *anew)] = f"masks the {len(hot):,} suspected hot pixels"
+    return out
+
+
+def _line(*overrides: str) -> str:
+    """An override of a complete output must replace it."""
+    return " ".join([*map(shlex.quote, overrides), "output.overwrite=true"])
+
+
+def _of_given(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
+    """Alternatives to a window from the config: one that holds the target retention, and one that holds the minimum."""
+    options = _window_options(config)
+    free = ["crop.window=null"] * (config.crop.window is not None)
+    found = choose_window(known, **options)
+    gives = f"gives {by(found.shape)} px, enough for analyze.target_retention {found.target_retention:g}"
+    yield _line(*(free or ["crop.size=auto"])), found.shape, gives
+    least = config.validation.min_retention
+    if least > 0:
+        (other,) = _at_targets(store, known, [least])
+        found = choose_window(other, **{**options, "margin_pixels": 0})
+        if len(found.cropped_axes) == 2:
+            gives = f"gives {by(found.shape)} px, enough for validate.min_retention {least:g}"
+            yield _line(*free, f"crop.size={found.shape[0]}"), found.shape, gives
+
+
+def _of_found(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
+    """Alternatives to a window from the analysis: with lower targets and coverages."""
+    options, least = _window_options(config), config.validation.min_retention
+    targets = [target for target in (0.95, 0.9) if target < config.analyze.target_retention]
+    for target, other in zip(targets, _at_targets(store, known, targets), strict=True):
+        shape = choose_window(other, **options).shape
+        lower = [f"validate.min_retention={target:g}"] * (target < least)
+        line = _line(f"analyze.target_retention={target:g}", *lower)
+        yield line, shape, f"gives {by(shape)} px, enough for {target:g} of the intensity"
+    for coverage in (0.999, 0.99):
+        if coverage < config.crop.coverage:
+            shape = choose_window(known, **{**options, "coverage": coverage}).shape
+            gives = f"gives {by(shape)} px, enough for {coverage:g} of the patterns"
+            yield _line(f"crop.coverage={coverage:g}"), shape, gives
+
+
+def _window_options(config: Config) -> dict[str, Any]:
+    options = config.crop.model_dump(exclude={"enabled", "size", "window"})
+    return {**options, "factor": config.downsample.factor}
+
+
+def _at_targets(store: str, known: xr.Dataset, targets: Sequence[float]) -> list[xr.Dataset]:
+    """The analysis with the radii for other targets, from the stored profiles, which at most 64 tasks read once."""
+    stored = open_group(store, "analysis")
+    first, rows = lead_dims(stored)[0], stored["profile"].encoding["chunks"][0]
+    together = math.ceil(stored.sizes[first] / 64 / rows) * rows
+    stored = stored.chunk({**dict.fromkeys(stored.dims, -1), first: together})
+    exact = known["max_pattern"].dtype.kind in "ui"
+    metric = str(known.attrs["radius_metric"])
+    found = dask.compute(*(stored_radii(stored, target, metric, exact) for target in targets))
+    return [known.assign(radius=known["radius"].copy(data=radii)) for radii in found]
+
+
+def _mask(config: Config, hot: Sequence[Sequence[int]]) -> str | None:
+    """The value of ``input.mask`` that also masks the hot pixels; None without any, or if they do not fit a line."""
+    given = config.input.mask
+    if not hot or isinstance(given, str):
+        return None
+    if given is None and config.crop.enabled:
+        return "auto"
+    if len(hot) > report.MAX_HOT:
+        return None
+    listed = {} if given is None else to_dict(config)["input"]["mask"]
+    listed["pixels"] = [*listed.get("pixels", []), *map(list, hot)]
+    return json.dumps(listed, separators=(",", ":"))

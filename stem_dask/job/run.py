@@ -1,31 +1,31 @@
-"""A whole job: its config, its cluster, and all passes."""
+"""A whole job: `prepare` its config, connect to a cluster, run all passes."""
 
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stem_dask.cluster.connect import Connection, connect, connection_of
 from stem_dask.cluster.local import end_if_read_again
 from stem_dask.config.options import Config
+from stem_dask.core.formats import format_of
 from stem_dask.core.machine import load_meanwhile
 from stem_dask.core.model import Progress
 from stem_dask.engine.clients import connected, refuse_no_client
 from stem_dask.engine.state import RunState
-from stem_dask.job.prepare import Prepared, begun, input_lines, prepare, refuse_too_small
+from stem_dask.job.plan import Plan, begun, input_lines, prepare, refuse_too_small
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from stem_dask.job.results import Outcome
 
-
 #: imported while the workers start, which takes as long
 PASSES = "stem_dask.job.passes"
 
 
 def run(
-    config: Config | Prepared,
+    config: Config | Plan,
     *,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -38,10 +38,10 @@ def run(
 
     Parameters
     ----------
-    config : validated options with absolute paths, or the result of `stem_dask.job.prepare.prepare`
+    config : validated options with absolute paths, or the result of `stem_dask.job.plan.prepare`
     say : called with each line of text for the user
     progress : called with a `Step` after each block
-    state : lock and journal of the run, if the caller holds them (see `stem_dask.job.prepare.begun`)
+    state : lock and journal of the run, if the caller holds them (see `stem_dask.job.plan.begun`)
     connection : a cluster that several runs share (see `stem_dask.connect`), or a `distributed.Client`; by default the
         cluster of the config is started for this run
     common : size of the window that several datasets share, for ``crop.size: common``
@@ -61,31 +61,40 @@ def run(
     say = say or (lambda text: None)
     if connection is not None and not isinstance(connection, Connection):
         refuse_no_client(connection)
-    prepared = config if isinstance(config, Prepared) else prepare(config)
-    options: dict[str, Any] = {"progress": progress, "common": common, "alone": alone}
-    if not prepared.complete and state is None:
-        with begun(prepared) as state:
-            return run(prepared, say=say, state=state, connection=connection, **options)
+    plan = config if isinstance(config, Plan) else prepare(config)
+    if not plan.complete and state is None:
+        with begun(plan) as state:
+            return run(
+                plan, say=say, progress=progress, state=state, connection=connection, common=common, alone=alone,
+            )  # fmt: skip
     if state is None or state.is_complete:
         from stem_dask.job.results import already_complete
 
-        return already_complete(prepared.config, prepared.outputs)
-    options["started"] = time.perf_counter()
-    for line in input_lines(prepared, state):
+        return already_complete(plan.config, plan.outputs)
+    started = time.perf_counter()
+    for line in input_lines(plan, state):
         say(line)
+
+    def complete(connection: Connection) -> "Outcome":
+        with connected(connection.client):
+            outcome: Outcome = importlib.import_module(PASSES).complete(
+                plan, state, connection, progress, started=started, common=common, alone=alone
+            )
+            return outcome
+
+    if connection is not None and not isinstance(connection, Connection):
+        with connected(connection):
+            connection = connection_of(connection, say=say)
     if connection is not None:
-        if not isinstance(connection, Connection):
-            with connected(connection):
-                connection = connection_of(connection, say=say)
-        with connected(connection.client):
-            return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
-    refuse_too_small(prepared)
-    device = prepared.config.device
-    cluster = prepared.config.cluster.model_dump()
-    cluster |= {"input_bytes": prepared.found.n_bytes, "device": device}
-    load_meanwhile(PASSES, *prepared.outputs.libraries())
-    with connect(**cluster, say=say) as connection:
-        for line in connection.lines(f"{device}{prepared.device_note}"):
+        return complete(connection)
+    refuse_too_small(plan)
+    device, outputs = plan.config.device, plan.outputs
+    options = plan.config.cluster.model_dump()
+    options |= {"input_bytes": plan.found.n_bytes, "device": device}
+    # what this process imports to write the outputs takes a second to load, too
+    forms = (format_of(path) for path in (outputs.path, *outputs.exports))
+    load_meanwhile(PASSES, *{form.library for form in forms if form is not None and form.library})
+    with connect(**options, say=say) as connection:
+        for line in connection.lines(f"{device}{plan.device_note}"):
             say(line)
-        with connected(connection.client):
-            return importlib.import_module(PASSES).complete(prepared, state, connection, **options)
+        return complete(connection)

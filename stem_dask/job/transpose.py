@@ -8,17 +8,13 @@ from typing import Any
 
 import dask.array as da
 
-from stem_dask.cluster.connect import Connection
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Record
 from stem_dask.engine import run as engine
-from stem_dask.engine.journal import Journal
-from stem_dask.job.memory_and_disk import fitting_slab, transposed_bytes
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
+from stem_dask.readers.views import View
 from stem_dask.stages.open import block_array
-
-JOB = "turn"
 
 
 @dataclass(frozen=True)
@@ -26,39 +22,23 @@ class Transpose:
     """A planned pass; ``found`` is the transposed input, which can be read after ``run``."""
 
     found: Found
-    slab: tuple[int, int]
     slabs: da.Array
     sink: TransposedSink
 
-    def run(
-        self,
-        client: Any = None,
-        progress: engine.Progress | None = None,
-        journal: Journal | None = None,
-    ) -> list[Record]:
+    def run(self, **options: Any) -> list[Record]:
         """Read the file once, slab by slab, and write blocks of patterns; finished slabs are only verified.
 
         Parameters
         ----------
-        client, progress, journal : see `stem_dask.engine.run.run`
+        options : client, progress and journal of `stem_dask.engine.run.run`
 
         Raises
         ------
         SourceError
             If a part of the file cannot be read.
-        DiskFullError
-            If the disk is full.
         """
         try:
-            return engine.run(
-                {"slab": self.slabs},
-                2,
-                self.sink,
-                client=client,
-                progress=progress,
-                journal=journal,
-                job=JOB,
-            )
+            return engine.run({"slab": self.slabs}, 2, self.sink, job="turn", **options)
         except SourceError as error:
             raise SourceError(
                 f"{error}; this file is detector-first, and every pattern needs the block: on_error=quarantine cannot "
@@ -66,27 +46,8 @@ class Transpose:
             ) from error
 
 
-def needed_transpose(
-    found: Found, block: Sequence[int], connection: Connection, folder: str | Path
-) -> Transpose | None:
-    """The transpose pass if the input needs one, see `stem_dask.job.memory_and_disk.transposed_bytes`; else None.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If one detector pixel of the whole scan does not fit into a worker's memory.
-    """
-    if not transposed_bytes(found):
-        return None
-    slab = fitting_slab(found, block, connection.worker)
-    return plan_transpose(found, block, slab, folder)
-
-
 def plan_transpose(
-    found: Found,
-    block: Sequence[int],
-    slab: Sequence[int],
-    folder: str | Path,
+    found: Found, block: Sequence[int], slab: Sequence[int], folder: str | Path
 ) -> Transpose:
     """Plan the pass; nothing is read.
 
@@ -94,7 +55,7 @@ def plan_transpose(
     ----------
     found : a detector-first input
     block : (scan_y, scan_x) shape of the blocks of all later passes
-    slab : (ky, kx) pixels of one task, see `stem_dask.job.memory_and_disk.fitting_slab`
+    slab : (ky, kx) pixels of one task, see `stem_dask.job.budget.fitting_slab`
     folder : of the run; the intermediate file is written to its subfolder ``turned``
 
     Raises
@@ -116,19 +77,16 @@ def plan_transpose(
     stored = detector_first(found.source)
     if stored is None:
         raise ConfigError(f"{found.info.path}: this file is not detector-first")
-    ky, kx, scan_y, scan_x = stored.shape
+    forwards = [slice(None, None, 1 if indices.step > 0 else -1) for _, indices in stored.axes]
+    stored = stored.select(*forwards)  # flipped axes are flipped when the transposed file is read
     turned = TransposedFile(
         str(Path(folder) / "turned" / "patterns.raw"),
         stored.dtype,
-        (scan_y, scan_x, ky, kx),
+        (*stored.shape[2:], *stored.shape[:2]),
         (block[0], block[1]),
         (slab[0], slab[1]),
     )
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
     slabs = block_array(stored, turned.slab, f"slab-{token}")
-    return Transpose(
-        replace(found, source=turned),
-        turned.slab,
-        slabs,
-        TransposedSink(turned),
-    )
+    source = View.of(turned).select(*forwards[2:], *forwards[:2])
+    return Transpose(replace(found, source=source), slabs, TransposedSink(turned))

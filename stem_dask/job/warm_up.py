@@ -3,11 +3,12 @@
 import contextlib
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from stem_dask.core.errors import SourceError, StemDaskError, StoreError, WorkerLostError
+from stem_dask.core.errors import StemDaskError, WorkerLostError
 from stem_dask.core.machine import exempt_from_collection
 from stem_dask.engine.clients import KILLED
 from stem_dask.kernels.analysis import analyze_patterns
@@ -17,29 +18,17 @@ from stem_dask.kernels.intensity import CACHE, add_patterns, native
 from stem_dask.storage.location import at
 from stem_dask.writers.codecs import blosc_bytes
 
-#: compiling all kernels takes 10 to 20 seconds, once on a machine
-LONGEST_SECONDS = 60.0
-
 
 def rehearse(
-    client: Any,
-    dtype: np.dtype,
-    *,
-    metric: str | None,
-    bins: bool,
-    on_gpu: Callable[[], None] | None = None,
-    owned: bool = False,
+    client: Any, play: Callable[[], bool], urls: Mapping[str, type[StemDaskError]]
 ) -> bool:
-    """Have every worker work on a pattern of 4 x 4 pixels; failures here recur, and are reported, with real ones.
+    """Have every worker rehearse, and look into the object stores of a job: its environment is its own.
 
     Parameters
     ----------
     client : a `distributed.Client`, or None for threads of this process, which load as they go
-    dtype : of the patterns
-    metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
-    bins : whether a mean or sum of pixels is made
-    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.code.Kernels`
-    owned : whether the workers' processes end with the run
+    play : `play` with its arguments; failures of the kernels recur, and are reported, with real blocks
+    urls : of the input and the output, each with the error to raise
 
     Returns
     -------
@@ -50,52 +39,39 @@ def rehearse(
     ------
     WorkerLostError
         When workers end of it, as they do where their memory does not even suffice for the code.
+    SourceError, StoreError
+        When a worker cannot reach a URL.
     """
     if client is None:
         return True
-    from distributed import KilledWorker, wait
+    from distributed import KilledWorker
 
-    # as many as there are workers, so that an idle one gets one; a call that is tied to a worker would wait for ever
-    # when that one has to be started again
-    calls = [
-        client.submit(play, dtype, metric, bins, on_gpu, owned, pure=False)
-        for _ in client.nthreads()
-    ]
-    with contextlib.suppress(TimeoutError):  # a worker that hangs does not delay the others
-        wait(calls, timeout=LONGEST_SECONDS)
+    calls = _on_workers(client, play)
     for call in calls:
         if call.status == "error" and isinstance(call.exception(), KilledWorker):
             raise WorkerLostError(KILLED) from call.exception()
-    return all(call.result() for call in calls if call.status == "finished")
-
-
-def reach(client: Any, urls: Mapping[str, type[SourceError] | type[StoreError]]) -> None:
-    """Have the workers look into the object stores of a job: their environment is their own.
-
-    Parameters
-    ----------
-    client : a `distributed.Client`, or None for threads of this process, whose access was seen before
-    urls : of the input and the output, each with the error to raise
-
-    Raises
-    ------
-    SourceError, StoreError
-        When one of them cannot; names it, and why.
-    """
-    if client is None or not urls:
-        return
-    from distributed import wait
-
-    calls = [client.submit(unreached, tuple(urls), pure=False) for _ in client.nthreads()]
-    with contextlib.suppress(TimeoutError):
-        wait(calls, timeout=LONGEST_SECONDS)
-    for call in calls:
+    for call in _on_workers(client, partial(unreached, tuple(urls))) if urls else ():
         if call.status == "finished" and (why := call.result()):
             host, url, words = why
             raise urls[url](
                 f"a worker on {host} cannot reach {url}: {words}. Start workers with the environment that this "
                 "command has: the variables AWS_*, or the files of AWS_PROFILE"
             )
+    return all(call.result() for call in calls if call.status == "finished")
+
+
+def _on_workers(client: Any, call: Callable[[], Any]) -> list[Any]:
+    """The futures of a call for each worker; a worker that hangs does not delay the others.
+
+    A call that is tied to a worker would wait for ever when that one has to be started again; of as many calls as there are
+    workers an idle one gets one.
+    """
+    from distributed import wait
+
+    calls = [client.submit(call, pure=False) for _ in client.nthreads()]
+    with contextlib.suppress(TimeoutError):
+        wait(calls, timeout=60.0)  # compiling all kernels takes 10 to 20 s, once on a machine
+    return calls
 
 
 def unreached(urls: Sequence[str]) -> tuple[str, str, str] | None:
@@ -115,7 +91,20 @@ def play(
     on_gpu: Callable[[], None] | None = None,
     owned: bool = False,
 ) -> bool:
-    """Load the libraries and run the kernels in this process; returns whether compiled kernels are kept on the disk.
+    """Load the libraries and run the kernels on a pattern of 4 x 4 pixels.
+
+    Parameters
+    ----------
+    dtype : of the patterns
+    metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
+    bins : whether a mean or sum of pixels is made
+    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.code.Kernels`
+    owned : whether this process ends with the run
+
+    Returns
+    -------
+    bool
+        Whether compiled kernels are kept on the disk.
 
     Examples
     --------

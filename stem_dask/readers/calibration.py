@@ -13,41 +13,22 @@ from stem_dask.readers.hdf5_metadata import as_bytes, attributes_of, member
 from stem_dask.readers.source import calibrated
 from stem_dask.storage.errors import one_line
 
-#: the calibration of a data cube of py4DSTEM, by version, in one of the groups above it; before 0.13 in the root
-_CALIBRATIONS = ("calibration", "metadatabundle/calibration", "_metadata/calibration")
-
-_IN_FILE = "4DSTEM_experiment/metadata/calibration"
-
-_PIXELS = ("", "pixel", "pixels", "px")
-
 
 def with_stated(path: str, file: Any, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Complete the arrays of an HDF5 file (arguments of `Candidate`) by what other programs store; keeps calibrated axes."""
     about = stated("HDF5", lambda place: _value(file, place))
-    return [_with_stated(path, file, one, about) if len(one["axes"]) > 2 else one for one in found]
-
-
-def _with_stated(
-    path: str, file: Any, one: dict[str, Any], about: Mapping[str, Any]
-) -> dict[str, Any]:
-    data = file.get(as_bytes(one["name"]))
-    properties = _properties(data)
-    calibration = _calibration(file, data, one["name"].count("/") + 1)
-    axes, more = one["axes"], {}
-    if properties is not None:
-        axes = _nion_axes(axes, properties)
-        about = _joined(about, stated("Nion", properties))
-        more = _nion_dimensions(path, one["name"], axes, properties)
-    if calibration is not None:
-        axes = _py4dstem_axes(axes, calibration)
-        about = _joined(about, stated("py4DSTEM", lambda place: _value(calibration, place)))
-    notes = (*one.get("notes", ()), *more.pop("notes", ()))
-    known = _joined(about, one.get("about") or {})
-    return {**one, "axes": axes, **more, "notes": notes, "about": known}
-
-
-def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    return {**first, **second, "metadata": {**first.get("metadata", {}), **second.get("metadata", {})}}  # fmt: skip
+    completed = []
+    for one in found:
+        if len(one["axes"]) > 2:
+            data = file.get(as_bytes(one["name"]))
+            known = [about, one.get("about") or {}]
+            one = _by_nion(path, data, one, known)
+            one = _by_py4dstem(file, data, one, known)
+            metadata = {name: value for k in known for name, value in k.get("metadata", {}).items()}
+            one["about"] = {name: value for k in known for name, value in k.items()}
+            one["about"]["metadata"] = metadata
+        completed.append(one)
+    return completed
 
 
 def _value(group: Any, place: str) -> tuple[Any, str | None]:
@@ -71,82 +52,62 @@ def _value(group: Any, place: str) -> tuple[Any, str | None]:
     return value, None if units is None else text_of(units)
 
 
-# --- Nion Swift ---
-
-
-def _properties(data: Any) -> dict[str, Any] | None:
-    """The properties of a data item, which Nion Swift writes as JSON."""
+def _by_nion(path: str, data: Any, one: dict[str, Any], known: list[Any]) -> dict[str, Any]:
+    """Axes and scan by the properties of a data item, which Nion Swift writes as JSON."""
     text = attributes_of(data).get("properties")
-    if not isinstance(text, (str, bytes)):
-        return None
     try:
-        properties = json.loads(text)
+        properties = json.loads(text) if isinstance(text, (str, bytes)) else None
     except (ValueError, RecursionError):
-        return None
-    is_item = isinstance(properties, dict) and "datum_dimension_count" in properties
-    return properties if is_item else None
-
-
-def _nion_axes(axes: tuple[Axis, ...], properties: Mapping[str, Any]) -> tuple[Axis, ...]:
-    stated_axes = properties.get("dimensional_calibrations")
-    if not isinstance(stated_axes, list) or len(stated_axes) != len(axes):
-        return axes
-    return tuple(
-        _calibrated(axis, dig(its, "scale"), dig(its, "offset"), dig(its, "units"))
-        for axis, its in zip(axes, stated_axes, strict=True)
-    )
-
-
-def _nion_dimensions(
-    path: str, name: str, axes: tuple[Axis, ...], properties: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The scan, by the counts of dimensions of each kind, as arguments of `Candidate`."""
+        properties = None
+    if not isinstance(properties, dict) or "datum_dimension_count" not in properties:
+        return one
+    known.insert(1, stated("Nion", properties))
+    axes = _with(one["axes"], properties.get("dimensional_calibrations"), "scale")
+    one = {**one, "axes": axes}
     datum, collection = (properties.get(f"{k}_dimension_count") for k in ("datum", "collection"))
     if datum != 2:
-        return {"fault": f"{path}: {one_line(name)} is no array of patterns: Nion Swift states data of {one_line(datum)} "
-                "dimensions at each position, and patterns have 2; choose another array with input.dataset"}  # fmt: skip
-    if collection == 1 and len(axes) == 3:
-        row, column = (replace(axis, name=n) for axis, n in zip((Axis("", 1), axes[0]), SCAN_DIMS, strict=True))  # fmt: skip
-        return {"scan": (row, column)}
-    if collection == 1 and properties.get("is_sequence") is True and len(axes) == 4:
-        return {"notes": (f"Nion Swift states a sequence of {axes[0].size:,} line scans of {axes[1].size:,} positions: "
-                          "scan_y is their order in time, not a direction of the scan",)}  # fmt: skip
-    return {}
+        one["fault"] = (
+            f"{path}: {one_line(one['name'])} is no array of patterns: Nion Swift states data of {one_line(datum)} dimensions at "
+            "each position, and patterns have 2; choose another array with input.dataset"
+        )
+    elif collection == 1 and len(axes) == 3:
+        y, x = SCAN_DIMS
+        one["scan"] = (Axis(y, 1), replace(axes[0], name=x))
+    elif collection == 1 and properties.get("is_sequence") is True and len(axes) == 4:
+        note = (
+            f"Nion Swift states a sequence of {axes[0].size:,} line scans of {axes[1].size:,} positions: scan_y is their order in "
+            "time, not a direction of the scan"
+        )
+        one["notes"] = (*one.get("notes", ()), note)
+    return one
 
 
-# --- py4DSTEM ---
-
-
-def _calibration(file: Any, data: Any, levels: int) -> Any:
-    """The group with the calibration of a data cube ``levels`` below the root, or None."""
+def _by_py4dstem(file: Any, data: Any, one: dict[str, Any], known: list[Any]) -> dict[str, Any]:
+    """Axes by the calibration of a data cube, which is in a group above it; before version 0.13 at one place."""
     import h5py
 
-    above = data.parent
-    for _ in range(levels):
-        for place in _CALIBRATIONS:
-            group = member(above, place, h5py.Group)
-            if group is not None:
-                return group
+    above, groups = data.parent, []
+    for _ in range(one["name"].count("/") + 1):
+        for place in ("calibration", "metadatabundle/calibration", "_metadata/calibration"):
+            groups.append(member(above, place, h5py.Group))
         above = above.parent
-    return member(file, _IN_FILE, h5py.Group)
+    groups.append(member(file, "4DSTEM_experiment/metadata/calibration", h5py.Group))
+    group = next((group for group in groups if group is not None), None)
+    if group is None:
+        return one
 
-
-def _py4dstem_axes(axes: tuple[Axis, ...], calibration: Any) -> tuple[Axis, ...]:
     def value(name: str) -> Any:
-        return _value(calibration, name)[0]
+        return _value(group, name)[0]
 
-    spaces = ("R", "R", "Q", "Q") if len(axes) == 4 else ()
-    origin = (0.0, 0.0, number(value("qx0_mean")) or 0.0, number(value("qy0_mean")) or 0.0)
-    found = list(axes)
-    for i, space in enumerate(spaces):
+    known.insert(-1, stated("py4DSTEM", lambda place: _value(group, place)))
+    axes = list(one["axes"])
+    origins = (0.0, 0.0, number(value("qx0_mean")) or 0.0, number(value("qy0_mean")) or 0.0)
+    for i, (space, origin) in enumerate(zip("RRQQ", origins, strict=True)):
         size = number(value(f"{space}_pixel_size"))
         units = value(f"{space}_pixel_units") or value(f"{space}_pixel_size_units")
-        if size is not None:
-            found[i] = _calibrated(axes[i], size, -origin[i] * size, units)
-    return tuple(found)
-
-
-# --- abTEM ---
+        if len(axes) == 4 and size is not None:
+            axes[i] = _calibrated(axes[i], size, -origin * size, units)
+    return {**one, "axes": tuple(axes)}
 
 
 def of_abtem(attrs: Mapping[str, Any], one: dict[str, Any]) -> dict[str, Any]:
@@ -154,36 +115,29 @@ def of_abtem(attrs: Mapping[str, Any], one: dict[str, Any]) -> dict[str, Any]:
 
     abTEM 1.0.9 and older store keyword arguments, newer versions the metadata of all axes.
     """
-    name = one["name"]
+    name, axes = one["name"], one["axes"]
     number_of = name.removeprefix("array")
     new, old = attrs.get(f"metadata{number_of}"), attrs.get(f"kwargs{number_of}")
     if not name.startswith("array") or not (isinstance(new, dict) or isinstance(old, dict)):
         return one
-    axes = one["axes"]
     if isinstance(new, dict):
         along = [dig(new, f"axes.axis_{i}") for i in range(len(axes))]
-        instrument: Any = new
-        shifted = dig(along[-1], "fftshift")
+        instrument, shifted = new, dig(along[-1], "fftshift")
     else:
         assert isinstance(old, dict)
-        ensemble, steps = _list(old.get("ensemble_axes_metadata")), _list(old.get("sampling"))
-        along = [*ensemble, *map(_reciprocal, axes[-2:], steps)]
-        instrument, shifted = old.get("metadata"), old.get("fftshift")
-    if len(along) == len(axes):
-        axes = tuple(
-            _calibrated(axis, dig(its, "sampling"), dig(its, "offset"), dig(its, "units"))
-            for axis, its in zip(axes, along, strict=True)
-        )
+        steps = zip(axes[-2:], _list(old.get("sampling")), strict=False)
+        along = _list(old.get("ensemble_axes_metadata")) + [
+            {"sampling": step, "units": "1/Å", "offset": -(axis.size // 2) * (number(step) or 0.0)}
+            for axis, step in steps
+        ]
+        instrument, shifted = old.get("metadata") or {}, old.get("fftshift")
     notes = one.get("notes", ())
     if shifted is False:
-        notes += ("abTEM states fftshift=False: the beam is at the corners of the patterns, not in their middle",)  # fmt: skip
+        notes += (
+            "abTEM states fftshift=False: the beam is at the corners of the patterns, not in their middle",
+        )
     about = stated("abTEM", instrument) if isinstance(instrument, dict) else {}
-    return {**one, "axes": axes, "notes": notes, "about": about}
-
-
-def _reciprocal(axis: Axis, step: Any) -> dict[str, Any]:
-    """The metadata of a detector axis in newer versions, from its sampling."""
-    return {"sampling": step, "units": "1/Å", "offset": -(axis.size // 2) * (number(step) or 0.0)}
+    return {**one, "axes": _with(axes, along, "sampling"), "notes": notes, "about": about}
 
 
 def _list(value: Any) -> list[Any]:
@@ -192,9 +146,19 @@ def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else []
 
 
+def _with(axes: tuple[Axis, ...], along: Any, scale: str) -> tuple[Axis, ...]:
+    """Axes with their stated calibrations, one for each axis."""
+    if not isinstance(along, list) or len(along) != len(axes):
+        return axes
+    return tuple(
+        _calibrated(axis, dig(its, scale), dig(its, "offset"), dig(its, "units"))
+        for axis, its in zip(axes, along, strict=True)
+    )
+
+
 def _calibrated(axis: Axis, scale: Any, offset: Any, units: Any) -> Axis:
     """An axis with a stated calibration, unless it is calibrated already."""
     text = "" if units is None else text_of(units).strip()
-    if axis.calibrated or text in _PIXELS:
+    if axis.calibrated or text in ("pixel", "pixels", "px"):
         return axis
     return calibrated(axis.name, axis.size, scale, offset, text)

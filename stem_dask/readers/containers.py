@@ -1,19 +1,189 @@
-"""Archives and folders that cannot be read directly: what they contain, and what to type."""
+"""Containers of arrays: HDF5 datasets and zarr arrays as sources; and archives and folders, with what to type to read them."""
 
+import contextlib
+import errno
+import io
 import os
 import re
 import shlex
+import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.source import Candidate
-from stem_dask.storage.errors import one_line
+from stem_dask.readers.source import Reading, Slices, Source
+from stem_dask.storage.errors import COPY, one_line, translate
 from stem_dask.storage.location import is_url
+
+#: what to do about missing chunk files of a zarr store
+Missing = Literal["refuse", "zero"]
+
+
+@contextlib.contextmanager
+def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
+    """An HDF5 file, open for reading; a file that cannot be locked is read without a lock, and noted in ``notes``.
+
+    Without a lock it is opened through a Python file: HDF5 refuses to open a file twice with different kinds of locks.
+
+    Raises
+    ------
+    SourceError
+        When another program has it open for writing, in a state that cannot be read.
+    """
+    import h5py
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(h5py.File(path, "r"))
+        except OSError as error:
+            found = re.search(r"unable to lock file, errno = (\d+)", str(error))
+            if not found and "file is already open for write" not in str(error):
+                raise
+            # otherwise the file system has no locks
+            written = not found or int(found[1]) in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
+            raw = stack.enter_context(open(path, "rb"))
+            try:
+                file = stack.enter_context(h5py.File(raw, "r"))
+            except Exception as damage:  # h5py raises many kinds
+                if not written:
+                    raise
+                raise SourceError(
+                    f"{path}: open for writing in another program, in a state that cannot be read ({one_line(damage)}); "
+                    "close it there"
+                ) from damage
+            if notes is not None:
+                notes.append(_WRITTEN if written else _NO_LOCKS)
+        yield file
+
+
+_NO_LOCKS = "the file system has no locks; the file is read without a lock"
+
+_WRITTEN = (
+    "the file is open for writing in another program, or was not closed properly; it is read without a lock and may still "
+    "change: close it there first"
+)
+
+
+@contextlib.contextmanager
+def opened_hdf5(path: str, notes: list[str] | None = None) -> Iterator[Any]:
+    """As `hdf5_file`, for headers: any error within the context becomes a `SourceError`."""
+    import h5py
+
+    # the first keeps the lock, which a program that writes the file refuses
+    with (
+        translate(SourceError, path, "not a readable HDF5 file"),
+        hdf5_file(path, notes),
+        _Watched(path) as raw,
+    ):
+        try:
+            with h5py.File(raw, "r") as file:
+                yield file
+        finally:
+            if raw.damaged is not None:
+                raise SourceError(
+                    f"{path}: not a readable HDF5 file (its texts at byte {raw.damaged:,} have no end); {COPY}"
+                )
+
+
+class _Watched(io.FileIO):
+    """A file that raises instead of returning an endless global heap; ``damaged`` is the offset of that heap.
+
+    Such heaps hold texts of variable length. Where zeros have damaged one, HDF5 loops forever and ignores Ctrl-C.
+    """
+
+    damaged: int | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer for HDF5."""
+        start = self.tell()
+        n = super().readinto(buffer) or 0
+        for found in re.finditer(rb"GCOL\x01\0\0\0", memoryview(buffer)[:n]):
+            place = start + found.start()
+            if place % 8 == 0 and not self._ends(place):
+                self.damaged = place
+                raise OSError(f"the global heap at byte {place:,} has no end")
+        self.seek(start + n)
+        return n
+
+    def _ends(self, place: int) -> bool:
+        """Whether walking through a global heap as HDF5 does ends: each object has an index (0: free) and a size."""
+        self.seek(place + 8)
+        n_bytes = int.from_bytes(self.read(8), "little")
+        if n_bytes > 1 << 24:  # a single large object, or HDF5 refuses it
+            return True
+        self.seek(place)
+        heap, at = self.read(n_bytes), 16
+        while at + 16 <= len(heap):
+            index, _, _, size = struct.unpack_from("<HHIQ", heap, at)
+            step = size if index == 0 else 16 + -(-size // 8) * 8
+            if step == 0:
+                return False
+            at += step
+        return True
+
+
+#: memory of HDF5 with all its filters in a worker that reads it; measured: 26 to 41 MB
+HDF5_BYTES = 30 * 10**6
+
+
+@dataclass(frozen=True)
+class Hdf5Dataset:
+    """A dataset of an HDF5 file; ``chunk_bytes`` is the decoded size of a chunk, 0 without chunks.
+
+    Bytes of ``name`` that are not UTF-8 are escaped by ``surrogateescape``.
+    """
+
+    path: str
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    chunk_bytes: int = 0
+
+    @property
+    def reading(self) -> Reading:
+        """Memory of HDF5, and of a chunk."""
+        return Reading(library_bytes=HDF5_BYTES, chunk_bytes=self.chunk_bytes)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
+
+        what = f"dataset {self.name} cannot be read"
+        with translate(SourceError, self.path, what), hdf5_file(self.path) as file:
+            name = self.name.encode("utf-8", "surrogateescape")
+            return np.asarray(file[name][part])
+
+
+@dataclass(frozen=True)
+class ZarrArray:
+    """An array of a zarr store, format 2 or 3; a missing chunk file raises an error or reads as zeros."""
+
+    path: str
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    missing: Missing = "refuse"
+    chunk_bytes: int = 0  # decoded size of a chunk file (a shard, where there are shards)
+
+    @property
+    def reading(self) -> Reading:
+        """Memory of a chunk."""
+        return Reading(chunk_bytes=self.chunk_bytes)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        from stem_dask.readers.zarr_chunks import read_part
+
+        return read_part(self.path, self.name, part, zero=self.missing == "zero")
+
+
+# --- archives and folders ---
 
 #: documents of a zarr store or of a node in it
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
@@ -43,36 +213,27 @@ def in_zip(path: str) -> tuple[str, str] | None:
     names = [PurePosixPath(member.filename) for member in members]
     if any(name.name == "data.pkl" and len(name.parts) <= 2 for name in names):
         return "", ""
-    stem = Path(path).stem
-    unpack = f"python -m zipfile -e {shlex.quote(path)} "
-    roots = [name.parent for name in names if name.name in ZARR_ROOTS]
-    if roots:
-        return "a zarr store in a zip archive is not read", _unpacked_store(unpack, stem, roots)
+    stem, unpack = Path(path).stem, f"unpack it: python -m zipfile -e {shlex.quote(path)} "
     folder = shlex.quote(f"{stem}_unpacked")
+    roots = [name.parent for name in names if name.name in ZARR_ROOTS]
     arrays = [member for member in members if member.filename.endswith(".npy")]
+    if roots:
+        kind = "a zarr store in a zip archive is not read"
+        root = min(roots, key=lambda one: len(one.parts))
+        suffix = ".zspy" if root / "Experiments" in roots else ".zarr"
+        if not root.parts:
+            return kind, f"{unpack}{shlex.quote(f'{stem}_unpacked{suffix}')}"
+        if root.suffix in (".zarr", ".zspy"):
+            return kind, f"{unpack}., and open {shlex.quote(str(root))}"
+        new = shlex.quote(f"{root.name}{suffix}")
+        return kind, f"{unpack}. && mv {shlex.quote(str(root))} {new}, and open {new}"
     if not arrays:
-        what = f"a zip archive of {len(names):,} files is not read"
-        return what, f"unpack it: {unpack}{folder}, and open what was in it"
-    plain = {str(name) for name in names}
-    kind = "a Nion Swift file" if "metadata.json" in plain else "an archive of numpy arrays"
-    if "file_format_version.npy" in plain:
-        kind = "a PantaRhei file"
-    largest = max(arrays, key=lambda member: member.file_size).filename
-    return (
-        f"{kind} (a zip archive) is not read",
-        f"unpack it: {unpack}{folder}, and open {shlex.quote(f'{stem}_unpacked/{one_line(largest)}')}",
-    )
-
-
-def _unpacked_store(unpack: str, stem: str, roots: Sequence[PurePosixPath]) -> str:
-    root = min(roots, key=lambda one: len(one.parts))
-    suffix = ".zspy" if root / "Experiments" in roots else ".zarr"
-    if not root.parts:
-        return f"unpack it: {unpack}{shlex.quote(f'{stem}_unpacked{suffix}')}"
-    if root.suffix in (".zarr", ".zspy"):
-        return f"unpack it: {unpack}., and open {shlex.quote(str(root))}"
-    new = shlex.quote(f"{root.name}{suffix}")
-    return f"unpack it: {unpack}. && mv {shlex.quote(str(root))} {new}, and open {new}"
+        kind = f"a zip archive of {len(names):,} files is not read"
+        return kind, f"{unpack}{folder}, and open what was in it"
+    is_nion = PurePosixPath("metadata.json") in names
+    kind = f"{'a Nion Swift file' if is_nion else 'an archive of numpy arrays'} (a zip archive) is not read"
+    largest = one_line(max(arrays, key=lambda member: member.file_size).filename)
+    return kind, f"{unpack}{folder}, and open {shlex.quote(f'{stem}_unpacked/{largest}')}"
 
 
 def in_folder(path: Path, readers: Mapping[str, Any]) -> str:
@@ -80,103 +241,80 @@ def in_folder(path: Path, readers: Mapping[str, Any]) -> str:
 
     ``readers`` is `stem_dask.readers.formats.READERS`.
     """
-    if _is_zarr(path):
-        store = path
-        while _is_zarr(store.parent):
-            store = store.parent
-        if store != path:
-            return _inside(store, path)
+
+    def is_zarr(folder: Path) -> bool:
+        return any((folder / name).exists() for name in ZARR_ROOTS)
+
+    if is_zarr(path):
         suffix = ".zspy" if (path / "Experiments").is_dir() else ".zarr"
-        name = path.stem if path.suffix in readers else path.name
-        return f"by its content it is a zarr store; rename it to {name}{suffix}"
+        store = next((parent for parent in path.parents if not is_zarr(parent)), Path())
+        store /= path.relative_to(store).parts[0]
+        if store == path:
+            name = path.stem if path.suffix in readers else path.name
+            return f"by its content it is a zarr store; rename it to {name}{suffix}"
+        name = path.relative_to(store).as_posix()
+        root = str(store) if store.suffix in (".zarr", ".zspy") else f"{store}.zarr (renamed to it)"
+        document = path / "zarr.json"
+        text = document.read_text("utf-8", "replace") if document.is_file() else ""
+        if (path / ".zarray").exists() or re.search(r'"node_type"\s*:\s*"array"', text):
+            return f"an array in the zarr store {store.name}; set input.path: {root} and input.dataset: {name}"
+        return f"a group in the zarr store {store.name}; set input.path: {root}, and input.dataset to an array such as {name}/NAME"
     files = sorted(one.name for one in path.iterdir() if one.is_file() and one.name[0] != ".")
     suffixes = [Path(name).suffix.lower() for name in files]
-    masters = [name for name in files if re.fullmatch(r".*_master\.h5", name)]
+    masters = [name for name in files if name.endswith("_master.h5")]
     if len(masters) == 1:
         return f"a folder; open the master file {masters[0]} in it"
     known = sorted({s for s in suffixes if s in readers}, key=suffixes.count)
-    if not known and path.suffix in readers:
-        return f"{readers[path.suffix][0]} is a file, this is a folder"
     if not known:
-        return "a folder without a file that can be read; name a file"
+        kind = (
+            f"{readers[path.suffix].kind} is a file, this is a folder"
+            if path.suffix in readers
+            else ""
+        )
+        return kind or "a folder without a file that can be read; name a file"
     same = [name for name, suffix in zip(files, suffixes, strict=True) if suffix == known[-1]]
-    if len(same) > 1 and (image := _single_image(path / same[0], readers[known[-1]][1])):
-        shape, dtype = image
-        return f"a folder of {len(same):,} {known[-1]} files, an image each; {_stacking(path, same, shape, dtype)}"
+    if len(same) > 1:
+        with contextlib.suppress(SourceError):
+            found = readers[known[-1]].candidates(str(path / same[0]))
+            images = [one.source for one in found if len(one.source.shape) > 1]
+            if images and all(prod(image.shape[:-2]) == 1 for image in images):
+                return f"a folder of {len(same):,} {known[-1]} files, an image each; {_stacking(path, same, images[0])}"
     return f"a folder with {len(same):,} {known[-1]} file{'s' * (len(same) > 1)}; name one of them, or the glob {path.name}/*{known[-1]}"
 
 
-def _is_zarr(path: Path) -> bool:
-    return any((path / name).exists() for name in ZARR_ROOTS)
-
-
-def _inside(store: Path, path: Path) -> str:
-    """How to open a node of a zarr store."""
-    name = path.relative_to(store).as_posix()
-    whole = str(store) if store.suffix in (".zarr", ".zspy") else f"{store}.zarr (renamed to it)"
-    if (path / ".zarray").exists() or _is_array(path / "zarr.json"):
-        return f"an array in the zarr store {store.name}; set input.path: {whole} and input.dataset: {name}"
-    return f"a group in the zarr store {store.name}; set input.path: {whole}, and input.dataset to an array such as {name}/NAME"
-
-
-def _is_array(document: Path) -> bool:
-    return document.is_file() and '"array"' in re.sub(r"\s", "", document.read_text("utf-8", "replace")).partition('"node_type":')[2][:7]  # fmt: skip
-
-
-def _single_image(path: Path, reader: Callable[[str], list[Candidate]]) -> tuple[tuple[int, ...], str] | None:  # fmt: skip
-    """Shape and type of the single image in a file; None if there are more, or it cannot be read."""
-    try:
-        found = reader(str(path))
-    except SourceError:
-        return None
-    sources = [one.source for one in found if len(one.source.shape) > 1]
-    if not sources or any(prod(source.shape[:-2]) != 1 for source in sources):
-        return None
-    return tuple(sources[0].shape[-2:]), sources[0].dtype.newbyteorder("=").name
-
-
-def _stacking(folder: Path, names: Sequence[str], shape: Sequence[int], dtype: str) -> str:
+def _stacking(folder: Path, names: Sequence[str], image: Source) -> str:
     """A line of Python that concatenates the images of a folder in scan order, and how to open the result."""
     suffix = Path(names[0]).suffix
     if suffix.lower() not in _IMAGE_READERS or not can_be_quoted(str(folder)):
         return "save them as one array (scan_y, scan_x, ky, kx) with numpy.save"
-    image, needs = _IMAGE_READERS[suffix.lower()]
-    key, scan = _order(names)
-    out = f"{folder.name}.raw"
-    sizes = ",".join(map(str, (*(scan or (len(names),)), *shape)))
-    line = (
-        f"import glob, os, re, {needs}; f = sorted(glob.glob('{folder}/*{suffix}'), key={key}); "
-        f"open('{out}', 'wb').writelines({image}.astype('{dtype}').tobytes() for p in f)"
-    )
-    keys = f"input.shape=[{sizes}] input.dtype={dtype}" + (
-        "" if scan else " input.scan_shape=[scan_y,scan_x]"
-    )
-    return f'stack them: python -c "{line}", then open {out} with {keys}'
-
-
-def _order(names: Sequence[str]) -> tuple[str, tuple[int, int] | None]:
-    """The sort key for scan order, and the shape of the scan if the names contain x and y."""
+    read, needs = _IMAGE_READERS[suffix.lower()]
+    key, scan = r"[int(n) for n in re.findall(r'\d+', os.path.basename(p))]", str(len(names))
+    more = " input.scan_shape=[scan_y,scan_x]"
     for first, second in ("yx", "xy"):
-        pattern = rf"{first}[_=-]?(\d+)([^\d]*?{second}[_=-]?)(\d+)"
-        found = [re.search(pattern, name, re.IGNORECASE) for name in names]
-        if all(found):
-            break
-    else:
-        return r"lambda p: [int(n) for n in re.findall(r'\d+', os.path.basename(p))]", None
-    places = [(int(one[1]), int(one[3])) for one in found if one]
-    sizes = [len({place[i] for place in places}) for i in (0, 1)]
-    order = "[::-1]" if first == "x" else ""
-    start = rf"{first}[_=-]?(\d+)[^\d]*?{second}[_=-]?(\d+)"
-    key = rf"lambda p: [int(n) for n in re.search(r'(?i){start}', os.path.basename(p)).groups()]{order}"
-    scan = (sizes[1], sizes[0]) if first == "x" else (sizes[0], sizes[1])
-    return key, scan if prod(scan) == len(names) == len({*places}) else None
+        pattern = rf"(?i){first}[_=-]?(\d+)[^\d]*?{second}[_=-]?(\d+)"
+        found = [match.groups() for name in names if (match := re.search(pattern, name))]
+        if len(found) < len(names):
+            continue
+        order = "[::-1]" if first == "x" else ""
+        key = rf"[int(n) for n in re.search(r'{pattern}', os.path.basename(p)).groups()]{order}"
+        lines, columns = (len({int(place[i]) for place in found}) for i in (0, 1))
+        if lines * columns == len(names) == len({(int(a), int(b)) for a, b in found}):
+            scan, more = f"{columns},{lines}" if first == "x" else f"{lines},{columns}", ""
+        break
+    dtype, out = image.dtype.newbyteorder("=").name, f"{folder.name}.raw"
+    height, width = image.shape[-2:]
+    line = (
+        f"import glob, os, re, {needs}; f = sorted(glob.glob('{folder}/*{suffix}'), key=lambda p: {key}); "
+        f"open('{out}', 'wb').writelines({read}.astype('{dtype}').tobytes() for p in f)"
+    )
+    return f'stack them: python -c "{line}", then open {out} with input.shape=[{scan},{height},{width}] input.dtype={dtype}{more}'
 
 
 def of_many(path: str) -> str:
     """A hint if a single image is one of many in its folder, such as one file per scan position."""
-    folder, suffix = Path(path).parent, Path(path).suffix.lower()
     if is_url(path):
         return ""
+    folder, suffix = Path(path).parent, Path(path).suffix.lower()
     with os.scandir(folder) as entries:
         same = (entry for entry in entries if Path(entry.name).suffix.lower() == suffix)
         if len(list(islice(same, 2))) < 2:

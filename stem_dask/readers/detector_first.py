@@ -9,10 +9,10 @@ contiguous and ordered by slab, each (scan_y, scan_x, ky, kx), so that both pass
 """
 
 import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,63 +30,11 @@ from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import remove
 from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
 
-#: bytes per read when only a part of each scan is selected
-READ_BYTES = 2**23
-
 _WHOLE = (slice(None),) * 4
 
-Ranges = tuple[range, range, range, range]
 
-
-@dataclass(frozen=True)
-class DetectorFirst:
-    """A selection of a flat file (ky, kx, scan_y, scan_x): the indices ``ranges`` of each axis.
-
-    Whole rows of the scan are read, from the first to the last selected one, so that every read is one long run.
-    """
-
-    file: FlatFile
-    ranges: Ranges
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(ky, kx, scan_y, scan_x)."""
-        return tuple(map(len, self.ranges))
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the elements, byte order of the file."""
-        return self.file.dtype
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of the file that are read for all of it."""
-        ky, kx, rows, _ = self.ranges
-        row_bytes = self.file.shape[3] * self.dtype.itemsize
-        return len(ky) * len(kx) * len(range(_span(rows).start, _span(rows).stop)) * row_bytes
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        ky, kx, rows, columns = (r[s] for r, s in zip(self.ranges, part, strict=True))
-        shape = (len(ky), len(kx), len(rows), len(columns))
-        if 0 in shape:
-            return np.empty(shape, self.dtype)
-        lines = _span(rows)
-        if (ky.step, kx.step, rows.step, columns) == (1, 1, 1, range(self.file.shape[3])):
-            return self.file[_span(ky), _span(kx), lines, slice(None)]
-        out = np.empty(shape, self.dtype)
-        plane_bytes = (lines.stop - lines.start) * self.file.shape[3] * self.dtype.itemsize
-        at_once = max(1, READ_BYTES // plane_bytes)
-        picked = slice(columns.start, columns.stop, columns.step)
-        for i, y in enumerate(ky):
-            for x in range(0, len(kx), at_once):
-                some = kx[x : x + at_once]
-                read = self.file[slice(y, y + 1), _span(some), lines, slice(None)]
-                out[i, x : x + len(some)] = read[0, :: kx.step, :: rows.step, picked]
-        return out
-
-
-def detector_first(source: Source) -> DetectorFirst | None:
-    """The stored order of patterns from a detector-first flat file; None for any other source.
+def detector_first(source: Source) -> View | None:
+    """The stored order (ky, kx, scan_y, scan_x) of patterns from a detector-first flat file; None for any other source.
 
     Parameters
     ----------
@@ -102,10 +50,14 @@ def detector_first(source: Source) -> DetectorFirst | None:
     """
     if not isinstance(source, View) or source.order != DETECTOR_FIRST:
         return None
-    if not isinstance(source.source, FlatFile):
-        return None
-    y, x, ky, kx = (indices for _, indices in source.axes)
-    return DetectorFirst(source.source, (ky, kx, y, x))
+    return source.transpose(DETECTOR_FIRST) if isinstance(source.source, FlatFile) else None
+
+
+def bytes_read(stored: View) -> int:
+    """Bytes of the file from the first to the last selected row of the scan, for all selected pixels."""
+    ky, kx, rows, _ = (indices for _, indices in stored.axes)
+    n_rows = 1 + abs(rows[-1] - rows[0])
+    return len(ky) * len(kx) * n_rows * stored.source.shape[3] * stored.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -121,18 +73,13 @@ class TransposedFile:
     @property
     def n_bytes(self) -> int:
         """Size of the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, part: Slices) -> NDArray:
-        wanted = [range(*s.indices(n)) for s, n in zip(part, self.shape, strict=True)]
+        wanted = [range(n)[s] for s, n in zip(part, self.shape, strict=True)]
         out = np.empty([len(indices) for indices in wanted], self.dtype)
-        parts = (
-            list(_touched(indices, extent, size))
-            for indices, extent, size in zip(
-                wanted, (*self.block, *self.slab), self.shape, strict=True
-            )
-        )
-        for touched in itertools.product(*parts):
+        along = zip(wanted, (*self.block, *self.slab), self.shape, strict=True)
+        for touched in itertools.product(*(list(_touched(*axis)) for axis in along)):
             piece, there, here = zip(*touched, strict=True)
             out[there] = self.piece(piece)[_WHOLE][here]
         return out
@@ -156,11 +103,10 @@ class TransposedFile:
 
     def blocks(self) -> Iterator[tuple[range, range]]:
         """Every block of the scan."""
-        parts = (
-            [piece for piece, _, _ in _touched(range(size), extent, size)]
-            for extent, size in zip(self.block, self.shape[:2], strict=True)
-        )
-        yield from itertools.product(*parts)
+        (height, width), (n_y, n_x) = self.block, self.shape[:2]
+        for y in range(0, n_y, height):
+            for x in range(0, n_x, width):
+                yield range(y, min(y + height, n_y)), range(x, min(x + width, n_x))
 
 
 @dataclass(frozen=True)
@@ -217,12 +163,6 @@ class TransposedSink:
             os.truncate(self.file.path, self.file.n_bytes)
 
 
-def _span(indices: range) -> slice:
-    """From the lowest to the highest index."""
-    low, high = sorted((indices[0], indices[-1]))
-    return slice(low, high + 1)
-
-
 def _touched(wanted: range, extent: int, size: int) -> Iterator[tuple[range, slice, slice]]:
     """The parts of an axis with wanted indices: the part, which of the wanted they are, and their places in the part.
 
@@ -235,10 +175,8 @@ def _touched(wanted: range, extent: int, size: int) -> Iterator[tuple[range, sli
         return
     for start in range(wanted[0] // extent * extent, wanted[-1] + 1, extent):
         stop = min(start + extent, size)
-        first, last = (
-            min(len(wanted), max(0, -(-(edge - wanted.start) // wanted.step)))
-            for edge in (start, stop)
-        )
+        edges = (-(-(edge - wanted.start) // wanted.step) for edge in (start, stop))
+        first, last = (min(len(wanted), max(0, edge)) for edge in edges)
         if first < last:
             inside = slice(wanted[first] - start, wanted[last - 1] - start + 1, wanted.step)
             yield range(start, stop), slice(first, last), inside

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import mmap
 import os
 from bisect import bisect_left
@@ -11,13 +10,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.source import Slices, as_raw
+from stem_dask.readers.source import Reading, Slices, as_raw
 from stem_dask.storage.errors import translate
 from stem_dask.storage.location import ObjectFile, at, is_url, opened_file
 
@@ -36,6 +35,7 @@ class FlatFile:
     offset: int
     dtype: np.dtype
     shape: tuple[int, ...]
+    reading: ClassVar = Reading(in_pieces=True)
 
     def __getitem__(self, part: Slices) -> NDArray:
         sizes = [len(range(*s.indices(n))) for s, n in zip(part, self.shape, strict=True)]
@@ -56,12 +56,12 @@ class FlatFile:
         while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
         if is_url(self.path) and n_whole < 2 < len(self.shape):
-            self._from_whole_patterns(part, out, file)
+            self._from_whole_patterns(part, out)
             return
         n_partial = len(self.shape) - n_whole
         joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
         n_outer = n_partial - joined  # neighbors on the last partial axis are one run, too
-        run_bytes = math.prod(sizes[n_outer:]) * self.dtype.itemsize
+        run_bytes = prod(sizes[n_outer:]) * self.dtype.itemsize
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             self._mapped(part, out)
             return
@@ -73,36 +73,33 @@ class FlatFile:
         first = [self.offset]  # byte at which each run begins
         for axis in range(n_outer + joined):
             wanted = range(*part[axis].indices(self.shape[axis]))
-            stride = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
+            stride = prod(self.shape[axis + 1 :]) * self.dtype.itemsize
             indices = wanted[:1] if axis == n_outer else wanted
             first = [begin + index * stride for begin in first for index in indices]
         content = out.reshape(-1).view(np.uint8).data
         with self.opened() if file is None else nullcontext(file) as there:
-            fill = self._fetch if isinstance(there, ObjectFile) else self._fill
             for i, position in enumerate(first):
-                fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
+                self._fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
 
-    def _from_whole_patterns(self, part: Slices, out: NDArray, file: Any) -> None:
+    def _from_whole_patterns(self, part: Slices, out: NDArray) -> None:
         """Parts of patterns in an object store: whole patterns in fewer requests, whose latency dominates."""
-        height, width = self.shape[-2:]
-        some = max(1, REQUEST_BYTES // (height * width * self.dtype.itemsize))
-        *outer, last = (range(*s.indices(n)) for s, n in zip(part[:-2], self.shape, strict=False))
+        *lead, height, width = self.shape
+        run = Run(self.path, self.offset, height * width * self.dtype.itemsize, prod(lead))
+        frames = FramedFile((run,), self.dtype, (height, width))
+        *outer, last = (range(n)[s] for n, s in zip(lead, part, strict=False))
         for place in np.ndindex(*map(len, outer)):
-            row = [slice(r[i], r[i] + 1) for r, i in zip(outer, place, strict=True)]
-            for start in range(0, len(last), some):
-                these = last[start : start + some]
-                whole = np.empty((*(1,) * len(row), len(these), height, width), self.dtype)
-                there = slice(these.start, these.stop, these.step)
-                self.read_into((*row, there, slice(height), slice(width)), whole, file)
-                here = (*place, slice(start, start + len(these)))
-                out[here] = whole.reshape(-1, height, width)[:, part[-2], part[-1]]
-
-    def _fetch(self, file: ObjectFile, position: int, run: memoryview) -> None:
-        if (need := position + len(run)) > file.size:
-            raise self._cut(file.size, need)
-        file.fill(position, run)
+            row = 0
+            for n, indices, i in zip(lead, outer, place, strict=False):
+                row = row * n + indices[i]
+            row *= lead[-1]
+            out[place] = frames[slice(row + last.start, row + last.stop, last.step), *part[-2:]]
 
     def _fill(self, file: Any, position: int, run: memoryview) -> None:
+        if isinstance(file, ObjectFile):
+            if (need := position + len(run)) > file.size:
+                raise self._cut(file.size, need)
+            file.fill(position, run)
+            return
         while n := os.preadv(file.fileno(), (run,), position):
             if n == len(run):
                 return
@@ -117,7 +114,7 @@ class FlatFile:
 
     def _mapped(self, part: Slices, out: NDArray) -> None:
         """Scattered elements (detector first), one index of the first axis at a time to bound the mapped memory."""
-        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        row = prod(self.shape[1:]) * self.dtype.itemsize
         need = self.offset + self.shape[0] * row
         with self.opened() as file:
             if (size := os.fstat(file.fileno()).st_size) < need:
@@ -129,10 +126,6 @@ class FlatFile:
                     file.fileno(), inside + row, access=mmap.ACCESS_READ, offset=at - inside
                 ) as there:
                     plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
-
-
-#: bytes of a pattern that are searched for anything but zeros
-_MOST_LOOKED_AT = 2**24
 
 
 @dataclass(frozen=True)
@@ -164,6 +157,7 @@ class FramedFile:
     runs: tuple[Run, ...]
     dtype: np.dtype
     frame_shape: tuple[int, int]
+    reading: ClassVar = Reading(in_pieces=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -236,17 +230,10 @@ def framed(
     *,
     marked: bool = True,
 ) -> tuple[FramedFile, tuple[str, ...]]:
-    """The complete patterns of a file from ``offset`` on, and a note on bytes that are left over.
+    """The complete patterns (ky, kx) of a file from byte ``offset`` on, and a note on bytes that are left over.
 
-    Parameters
-    ----------
-    path : name of the file
-    offset : byte at which the first pattern, or the header before it, begins
-    stride : bytes from one pattern to the next, its header included
-    dtype : type of a pixel, in the byte order of the file
-    frame_shape : (ky, kx)
-    lead : bytes of the header before each pattern
-    marked : whether each pattern begins with a mark, so that `refuse_sheared` can check the sizes
+    Patterns are ``stride`` bytes apart, each after a header of ``lead`` bytes. If they are ``marked``, `refuse_sheared` can
+    check the sizes.
 
     Raises
     ------
@@ -273,22 +260,13 @@ def framed(
             f"{path}: {rest // count:,} bytes more at each of {count:,} patterns than the header says: a longer header or a "
             f"footer; {as_raw(path, (count, *frame_shape), dtype, offset, lead, rest // count)}"
         )
-    notes = (
-        (f"{rest:,} bytes after pattern {count:,} are less than a pattern; not read",)
-        if rest
-        else ()
-    )
-    return FramedFile((Run(path, offset + lead, stride, count, lead),), dtype, frame_shape), notes
+    note = f"{rest:,} bytes after pattern {count:,} are less than a pattern; not read"
+    source = FramedFile((Run(path, offset + lead, stride, count, lead),), dtype, frame_shape)
+    return source, (note,) if rest else ()
 
 
 def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
-    """Check that the second and the last pattern begin with the mark of the first.
-
-    Parameters
-    ----------
-    source : patterns of one file
-    lead : bytes of the header before each pattern
-    mark : bytes that each of these headers begins with
+    """Check that the second and the last pattern of a file begin with the ``mark`` of the first, ``lead`` bytes before the pixels.
 
     Raises
     ------
@@ -300,17 +278,13 @@ def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
         for i in {min(1, run.count - 1), run.count - 1}:
             place = run.offset - lead + i * run.stride
             file.seek(place)
-            whole = file.read(min(run.stride, _MOST_LOOKED_AT))
+            whole = file.read(min(run.stride, 2**24))
             found = whole[: len(mark)]
             if found != mark and any(whole):  # zeros: reserved on the disk, and never written
                 raise SourceError(
                     f"{run.path}: by the sizes in the header pattern {i:,} begins at byte {place:,}, but {found!r} is there "
                     f"instead of {mark!r}; a size is wrong, or the file is damaged"
                 )
-
-
-#: bytes of a cache line, and the alignment of arrays
-_LINE, _ALIGNED = 64, 16
 
 
 def buffer_for(offset: int, shape: Sequence[int], dtype: np.dtype) -> NDArray:
@@ -326,8 +300,7 @@ def buffer_for(offset: int, shape: Sequence[int], dtype: np.dtype) -> NDArray:
     ((2, 3), 48)
     """
     n_bytes = prod(shape) * dtype.itemsize
-    spare = np.empty(n_bytes + _LINE, np.uint8)
-    # 33 to 48 bytes farther than the source, modulo a cache line
-    wanted = offset // _ALIGNED * _ALIGNED + 3 * _ALIGNED
-    first = (wanted - spare.ctypes.data) % _LINE
+    spare = np.empty(n_bytes + 64, np.uint8)
+    # 33 to 48 bytes farther than the source, modulo a cache line of 64
+    first = (offset // 16 * 16 + 48 - spare.ctypes.data) % 64
     return spare[first : first + n_bytes].view(dtype).reshape(shape)

@@ -4,142 +4,81 @@ The file extension selects the reader. A file whose first bytes contradict its e
 it should have.
 """
 
-import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from stem_dask.core.errors import SourceError
-from stem_dask.core.model import Axis
-from stem_dask.core.text import by
-from stem_dask.readers import own
 from stem_dask.readers.blo import list_blo
 from stem_dask.readers.containers import in_folder, in_zip
 from stem_dask.readers.dm import list_dm
 from stem_dask.readers.empad import list_empad, xml_of_raw
-from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.hdf5 import list_hdf5
 from stem_dask.readers.mib import list_mib
 from stem_dask.readers.mrc import list_mrc
-from stem_dask.readers.raw import RawLayout, list_raw
-from stem_dask.readers.source import Candidate, Source, bytes_behind
+from stem_dask.readers.raw import RawLayout, list_npy, list_raw
+from stem_dask.readers.rsciio import SUFFIXES, list_rsciio
+from stem_dask.readers.source import Candidate
 from stem_dask.readers.tiff import list_tiff
+from stem_dask.readers.topspin import list_app5
+from stem_dask.readers.torch import list_tensors
 from stem_dask.readers.tvips import list_tvips
-from stem_dask.readers.views import View
-from stem_dask.storage.errors import COPY, one_line, translate
+from stem_dask.readers.zarr import list_zarr
+from stem_dask.storage.errors import COPY, one_line
 from stem_dask.storage.location import at, check_path, is_url, opened_file
 
 
-def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
-    """The kind of a file, and the arrays in it.
+class Reader(NamedTuple):
+    """What a format is, what lists the arrays in a file, and how it is stored.
 
-    Raises
-    ------
-    SourceError
-        When the file is missing, empty, damaged, of an unknown kind, not what its name says, or the system refuses it.
+    Parameters
+    ----------
+    kind : in words, such as "a numpy file"
+    candidates : function of a path; reads headers only
+    is_folder : whether it is a folder of files
+    in_store : whether it is read from object stores: a .zarr, or by ranges of bytes where each pattern is contiguous
     """
-    try:
-        return _opened(name, layout)
-    except OSError as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(
-            f"{name}: cannot be read ({one_line(error.strerror or error)}); check its permissions and its disk"
-        ) from error
+
+    kind: str
+    candidates: Callable[[str], list[Candidate]]
+    is_folder: bool = False
+    in_store: bool = False
 
 
-def _opened(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
-    check_path("the input", name)
-    suffix = Path(name).suffix.lower()
-    _check_name(name, suffix)
-    kind, reader, _ = READERS[suffix]
-    if suffix == ".raw":
-        xml = None if layout.given or is_url(name) else xml_of_raw(name)
-        return (READERS[".xml"].kind, list_empad(xml)) if xml else (kind, list_raw(name, layout))
-    if layout.given:
-        raise SourceError(
-            f"{name}: input.shape, input.dtype, input.offset, input.frame_header and input.frame_footer are for .raw files; "
-            f"{kind} says its own: leave them out"
-        )
-    return kind, reader(name)
+def _hdf5(name: str) -> list[Candidate]:
+    return [Candidate(**found) for found in list_hdf5(name)]
 
 
-def _check_name(name: str, suffix: str) -> None:
-    if is_url(name):
-        _check_url(name, suffix)
-        return
-    path = Path(name)
-    if suffix in _NEIGHBOURS:
-        raise SourceError(f"{name}: {_NEIGHBOURS[suffix]}")
-    if not path.exists():
-        unknown = "" if suffix in ("", *READERS) else f"; {_not_known(suffix)}"
-        raise SourceError(
-            f"{name}: there is no such file; check input.path (relative to {Path.cwd()}){unknown}"
-        )
-    is_folder = suffix in READERS and READERS[suffix].is_folder
-    if path.is_dir():
-        if not is_folder:
-            raise SourceError(f"{name}: {in_folder(path, READERS)}")
-        return
-    if path.stat().st_size == 0:
-        raise SourceError(f"{name}: the file is empty (0 bytes)")
-    _check_content(name, suffix)
-    if is_folder:
-        raise SourceError(f"{name}: {READERS[suffix].kind} is a folder, this is a file")
+def _zarr(name: str) -> list[Candidate]:
+    return [Candidate(**found) for found in list_zarr(name)]
 
 
-def _extension(suffix: str) -> str:
-    return f"the file extension {suffix} is not known" if suffix else "a file without extension"
-
-
-def _not_known(suffix: str) -> str:
-    return f"{_extension(suffix)}; known are {', '.join(sorted(READERS))}"
-
-
-def _check_content(name: str, suffix: str) -> None:
-    with opened_file(name) as file:
-        start = file.read(64).lstrip().lower()
-    for words, what in _IN_PLACE:
-        if start.startswith(words):
-            raise SourceError(f"{name}: {what}")
-    content = None if suffix == ".raw" else recognise(name)  # a .raw may begin with any bytes
-    if content is not None and content[1] == (".pt",) and not is_url(name):
-        what, way = in_zip(name) or ("a zip archive", COPY)
-        if what and (suffix != ".pt" or way != COPY):  # the reader of .pt reports a damaged one
-            raise SourceError(f"{name}: {what}; {way}")
-    if suffix not in READERS:
-        if content is None:
-            raise SourceError(f"{name}: {_not_known(suffix)}")
-        rename = f"rename it to {Path(name).stem}{content[1][0]}"
-        raise SourceError(
-            f"{name}: {_extension(suffix)}; by its content it is {content[0]}: {rename}"
-        )
-    if content is not None and suffix not in content[1]:
-        raise SourceError(
-            f"{name}: the name ends in {suffix}, but by its content it is {content[0]}; "
-            f"rename it to {Path(name).stem}{content[1][0]}"
-        )
-
-
-def _check_url(name: str, suffix: str) -> None:
-    if suffix not in (".zarr", *BY_RANGES):
-        raise SourceError(
-            f"{name}: from an object store only .zarr, {', '.join(BY_RANGES)} are read; copy the file here first, for example "
-            "with aws s3 cp, and convert it into the store: stem-dask convert --input FILE --output s3://BUCKET/NAME.zarr"
-        )
-    is_folder, place = READERS[suffix].is_folder, at(name)
-    if not (place.is_dir() if is_folder else place.is_file()):
-        raise SourceError(
-            f"{name}: there is nothing of this name in the object store; check input.path and AWS_ENDPOINT_URL"
-        )
-    if not is_folder:
-        _check_content(name, suffix)
-
-
-#: formats that are read from an object store by ranges of bytes: each pattern is contiguous
-BY_RANGES = (".dm3", ".dm4", ".npy", ".raw", ".mib", ".blo", ".mrc")
+#: by suffix; a format is added here, and its first bytes in `_MAGIC`
+READERS = {
+    ".dm3": Reader("a Gatan file", list_dm, in_store=True),
+    ".dm4": Reader("a Gatan file", list_dm, in_store=True),
+    ".hspy": Reader("a HyperSpy file", _hdf5),
+    ".hdf5": Reader("an HDF5 file", _hdf5),
+    ".h5": Reader("an HDF5 file", _hdf5),
+    ".zarr": Reader("a zarr store", _zarr, is_folder=True, in_store=True),
+    ".zspy": Reader("a HyperSpy zarr store", _zarr, is_folder=True),
+    ".npy": Reader("a numpy file", list_npy, in_store=True),
+    ".raw": Reader(
+        "a file of plain numbers", lambda name: list_raw(name, RawLayout()), in_store=True
+    ),
+    ".pt": Reader("a PyTorch file", list_tensors),
+    ".mib": Reader("a Merlin file", list_mib, in_store=True),
+    ".blo": Reader("a NanoMEGAS block file", list_blo, in_store=True),
+    ".mrc": Reader("an MRC file", list_mrc, in_store=True),
+    ".xml": Reader("an EMPAD's file", list_empad),
+    ".tvips": Reader("a TVIPS file", list_tvips),
+    ".app5": Reader("a Topspin file", list_app5),
+    ".tif": Reader("a TIFF file", list_tiff),
+    ".tiff": Reader("a TIFF file", list_tiff),
+    ".emd": Reader("an EMD file", _hdf5),
+    ".nxs": Reader("a NeXus file", _hdf5),
+    **dict.fromkeys(SUFFIXES, Reader("a file of RosettaSciIO", list_rsciio)),
+}
 
 #: files that belong to data, or have to be unpacked first
 _NEIGHBOURS = {
@@ -179,6 +118,85 @@ _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
 )
 
 
+def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
+    """The kind of a file, and the arrays in it.
+
+    Raises
+    ------
+    SourceError
+        When the file is missing, empty, damaged, of an unknown kind, not what its name says, or the system refuses it.
+    """
+    check_path("the input", name)
+    suffix = Path(name).suffix.lower()
+    is_given = layout != RawLayout()
+    try:
+        _check(name, suffix)
+        kind, reader = READERS[suffix][:2]
+        if suffix == ".raw":
+            xml = None if is_given or is_url(name) else xml_of_raw(name)
+            return (
+                (READERS[".xml"].kind, list_empad(xml)) if xml else (kind, list_raw(name, layout))
+            )
+        if is_given:
+            raise SourceError(
+                f"{name}: input.shape, input.dtype, input.offset, input.frame_header and input.frame_footer are for .raw files; "
+                f"{kind} says its own: leave them out"
+            )
+        return kind, reader(name)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{name}: cannot be read ({one_line(error.strerror or error)}); check its permissions and its disk"
+        ) from error
+
+
+def _check(name: str, suffix: str) -> None:
+    """Refuse what cannot be read, by the name and the first bytes of a file, with what to open instead."""
+    reader, path = READERS.get(suffix), at(name)
+    what = f"the file extension {suffix} is not known" if suffix else "a file without extension"
+    unknown = f"{what}; known are {', '.join(sorted(READERS))}"
+    fault = _NEIGHBOURS.get(suffix, "")
+    if is_url(name):
+        if reader is None or not reader.in_store:
+            known = ", ".join(end for end in READERS if READERS[end].in_store and end != ".zarr")
+            fault = (
+                f"from an object store only .zarr, {known} are read; copy the file here first, for example with aws s3 cp, and "
+                "convert it into the store: stem-dask convert --input FILE --output s3://BUCKET/NAME.zarr"
+            )
+        elif not (path.is_dir() if reader.is_folder else path.is_file()):
+            fault = "there is nothing of this name in the object store; check input.path and AWS_ENDPOINT_URL"
+    elif not fault and not path.exists():
+        more = "" if suffix in ("", *READERS) else f"; {unknown}"
+        fault = f"there is no such file; check input.path (relative to {Path.cwd()}){more}"
+    elif not fault and path.is_dir() and not (reader and reader.is_folder):
+        fault = in_folder(path, READERS)
+    elif not fault and path.is_file() and path.stat().st_size == 0:
+        fault = "the file is empty (0 bytes)"
+    if fault:
+        raise SourceError(f"{name}: {fault}")
+    if reader and reader.is_folder and (is_url(name) or path.is_dir()):
+        return
+    with opened_file(name) as file:
+        start = file.read(64).lstrip().lower()
+    fault = next((words for begin, words in _IN_PLACE if start.startswith(begin)), "")
+    # a .raw may begin with any bytes
+    content = None if suffix in (".raw", *SUFFIXES) else recognise(name)
+    rename = f"rename it to {Path(name).stem}{content[1][0]}" if content else ""
+    if not fault and content and content[1] == (".pt",) and not is_url(name):
+        archive, way = in_zip(name) or ("a zip archive", COPY)
+        if archive and (suffix != ".pt" or way != COPY):  # the reader of .pt reports a damaged one
+            fault = f"{archive}; {way}"
+    if not fault and reader is None:
+        fault = f"{what}; by its content it is {content[0]}: {rename}" if content else unknown
+    elif not fault and content and suffix not in content[1]:
+        fault = f"the name ends in {suffix}, but by its content it is {content[0]}; {rename}"
+    elif not fault and reader and reader.is_folder:
+        fault = f"{reader.kind} is a folder, this is a file"
+    if fault:
+        raise SourceError(f"{name}: {fault}")
+
+
 def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
     """The kind of a file by its first bytes, and its usual suffixes; None when they are not known.
 
@@ -186,9 +204,9 @@ def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
     --------
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
-    ...     np.save(file, np.zeros(3)); file.flush()
+    ...     _ = file.write(b"MQ1,000001"); file.flush()
     ...     recognise(file.name)
-    ('a numpy file', ('.npy',))
+    ('a Merlin file', ('.mib',))
     """
     with opened_file(path) as file:
         start = file.read(256)
@@ -201,109 +219,3 @@ def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
                 continue
         return kind, suffixes
     return None
-
-
-def _plain_axes(shape: tuple[int, ...]) -> tuple[Axis, ...]:
-    return tuple(Axis(f"axis{i}", int(n)) for i, n in enumerate(shape))
-
-
-def _npy(name: str) -> list[Candidate]:
-    with translate(SourceError, name, "not a readable .npy file"), opened_file(name) as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that Python 2 wrote 6L for 6, which is understood
-            shape, fortran, dtype = read(file)
-        offset = file.tell()
-    if dtype.hasobject:
-        raise SourceError(
-            f"{name}: holds Python objects, which are never unpickled; save plain numbers"
-        )
-    if min(shape, default=0) < 0:
-        raise SourceError(f"{name}: the header says the shape {shape}; the file is damaged")
-    n_bytes = math.prod(shape) * dtype.itemsize
-    size = at(name).stat().st_size
-    if offset + n_bytes > size:
-        raise SourceError(
-            f"{name}: the header says {by(shape)} {dtype}, {n_bytes:,} bytes, but {size - offset:,} follow; "
-            "the file was cut"
-        )
-    stored = FlatFile(name, offset, dtype, shape[::-1] if fortran else shape)
-    source = View.of(stored).transpose(range(len(shape))[::-1]) if fortran else stored
-    notes = _behind_npy(name, offset, stored)
-    about = own.of_results(name, source.shape)
-    return [Candidate("array", source, _plain_axes(shape), notes=notes, about=about)]
-
-
-def _behind_npy(name: str, offset: int, stored: Source) -> tuple[str, ...]:
-    """A note on bytes after the array; another array is fine, `numpy.save` appends to an open file."""
-    end = offset + math.prod(stored.shape) * stored.dtype.itemsize
-    rest = at(name).stat().st_size - end
-    if rest >= 6:
-        with opened_file(name) as file:
-            file.seek(end)
-            if file.read(6) == b"\x93NUMPY":
-                return (f"{rest:,} bytes after the array, another one, are not read",)
-    remedy = "if they are right, save it again: numpy.save(path, numpy.load(path))"
-    return bytes_behind(name, "array", stored.shape, stored.dtype, rest, remedy, offset)
-
-
-def _hdf5(name: str) -> list[Candidate]:
-    from stem_dask.readers.hdf5 import list_hdf5
-
-    return [Candidate(**found) for found in list_hdf5(name)]
-
-
-def _zarr(name: str) -> list[Candidate]:
-    from stem_dask.readers.zarr import list_zarr
-
-    return [Candidate(**found) for found in list_zarr(name)]
-
-
-def _app5(name: str) -> list[Candidate]:
-    from stem_dask.readers.topspin import list_app5
-
-    return list_app5(name)
-
-
-def _pt(name: str) -> list[Candidate]:
-    from stem_dask.readers.torch import list_tensors
-
-    return list_tensors(name)
-
-
-class Reader(NamedTuple):
-    """What a file is, what lists the arrays in it, and whether it is a folder."""
-
-    kind: str
-    candidates: Callable[[str], list[Candidate]]
-    is_folder: bool = False
-
-
-#: by suffix; a format is added here, and its first bytes in `_MAGIC`
-READERS = {
-    ".dm3": Reader("a Gatan file", list_dm),
-    ".dm4": Reader("a Gatan file", list_dm),
-    ".hspy": Reader("a HyperSpy file", _hdf5),
-    ".hdf5": Reader("an HDF5 file", _hdf5),
-    ".h5": Reader("an HDF5 file", _hdf5),
-    ".zarr": Reader("a zarr store", _zarr, is_folder=True),
-    ".zspy": Reader("a HyperSpy zarr store", _zarr, is_folder=True),
-    ".npy": Reader("a numpy file", _npy),
-    ".pt": Reader("a PyTorch file", _pt),
-    ".mib": Reader("a Merlin file", list_mib),
-    ".blo": Reader("a NanoMEGAS block file", list_blo),
-    ".mrc": Reader("an MRC file", list_mrc),
-    ".xml": Reader("an EMPAD's file", list_empad),
-    ".tvips": Reader("a TVIPS file", list_tvips),
-    ".app5": Reader("a Topspin file", _app5),
-    ".tif": Reader("a TIFF file", list_tiff),
-    ".tiff": Reader("a TIFF file", list_tiff),
-    ".emd": Reader("an EMD file", _hdf5),
-    ".nxs": Reader("a NeXus file", _hdf5),
-    ".raw": Reader("a file of plain numbers", lambda name: list_raw(name, RawLayout())),
-}

@@ -18,17 +18,8 @@ from stem_dask.core.metadata import text_of, whole
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers import own
-from stem_dask.readers.arrays import Hdf5Dataset, opened_hdf5
-from stem_dask.readers.axes import (
-    axis_along,
-    axis_from,
-    detector_last,
-    matlab_note,
-    odd_flags_note,
-    spectra_hint,
-)
 from stem_dask.readers.calibration import with_stated
-from stem_dask.readers.containers import can_be_quoted
+from stem_dask.readers.containers import Hdf5Dataset, can_be_quoted, opened_hdf5
 from stem_dask.readers.hdf5_metadata import (
     as_bytes,
     attributes_of,
@@ -36,6 +27,7 @@ from stem_dask.readers.hdf5_metadata import (
     is_safe,
     names_of,
 )
+from stem_dask.readers.layout import axis_along, axis_from, order_by_flags
 from stem_dask.readers.source import MOST_HEADER_BYTES, Source, packed
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
@@ -121,7 +113,10 @@ def _row(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
             described.append(attrs)
             axes.append(axis_from(attrs.get("name", names[i] or f"axis{i}"), size, attrs))
     source = Hdf5Dataset(path, name, data.dtype, shape, math.prod(chunks or (0,)) * data.dtype.itemsize)  # fmt: skip
-    notes = (*odd_flags_note(described), *_unwritten(data), *matlab_note(attrs_of["dataset"], shape))  # fmt: skip
+    flags = order_by_flags(described)
+    notes = (*flags["notes"], *_unwritten(data))
+    if "MATLAB_class" in attrs_of["dataset"]:
+        notes += (f"MATLAB stores axes in reverse: there it is {by(shape[::-1])}",)
     if name.startswith("signals/") and "emd_group_type" in file["signals"].attrs:
         source, axes = View.of(source).transpose(range(len(shape))[::-1]), axes[::-1]
         chunks = chunks and chunks[::-1]
@@ -138,8 +133,8 @@ def _row(path: str, file: Any, name: str, data: Any) -> dict[str, Any]:
         "source": source,
         "axes": tuple(axes),
         "chunks": chunks,
-        "swapped": detector_last(described),
-        "hint": spectra_hint(described) or doubt,
+        "hint": doubt,
+        **flags,
         "part": part,
         "fault": _fault(path, name, data) or packed(path, name, attrs_of["dataset"]),
         **known,

@@ -6,25 +6,25 @@ formats are in `stem_dask.readers.formats`.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stem_dask.core.errors import SourceError
+from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import original, to_json
-from stem_dask.core.model import Axis, SourceInfo
+from stem_dask.core.model import DETECTOR_DIMS, SCAN_DIMS, Axis, SourceInfo
 from stem_dask.core.text import by
-from stem_dask.readers.arrays import Hdf5Dataset, Missing, ZarrArray
-from stem_dask.readers.containers import can_be_quoted
+from stem_dask.readers.containers import Hdf5Dataset, Missing, ZarrArray, can_be_quoted
 from stem_dask.readers.formats import open_file
-from stem_dask.readers.layout import Arranged, Geometry, arranged, parted
+from stem_dask.readers.hdf5 import name_behind
+from stem_dask.readers.layout import Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
-from stem_dask.readers.source import Candidate, Source, Wrapped, identity
+from stem_dask.readers.source import Candidate, Source, identity, stored
 from stem_dask.readers.views import View
+from stem_dask.readers.zarr_chunks import missing_note
 from stem_dask.storage.errors import one_line, translate
-
-_MOST_LISTED = 12  # arrays that a message names
 
 _MOST_BYTES = 10**14
 
@@ -65,14 +65,18 @@ class Found:
             raise SourceError(
                 f"{path} was removed, or cannot be reached any more: {error}"
             ) from error
-        if (size, modified) == (size_now, modified_now):
-            return None
-        found = [f"size {size:,} -> {size_now:,}"] if size != size_now else []
+        found = []
+        if size != size_now:
+            found = [f"size {size:,} -> {size_now:,}"]
         if modified != modified_now:
-            found.append(
-                "modified" if self.files else f"modified {_time(modified)} -> {_time(modified_now)}"
-            )
-        return ", ".join(found)
+            times = "" if self.files else f" {_time(modified)} -> {_time(modified_now)}"
+            found.append(f"modified{times}")
+        return ", ".join(found) or None
+
+
+def _time(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest // 10**6:03}"
 
 
 def find(
@@ -104,64 +108,43 @@ def find(
     if chosen.fault:
         raise SourceError(chosen.fault)
     chosen = _with_missing(name, chosen, missing_chunks)
-    if chosen.source.dtype.kind not in "buif" or chosen.source.dtype.itemsize > 8:
-        raise SourceError(
-            f"{name}: {chosen.name} is of type {chosen.source.dtype}; patterns are bool, integer or real numbers. "
-            "Save the intensity (for example the squared modulus) and open that"
+    shape, dtype = chosen.source.shape, chosen.source.dtype
+    n_bytes, fault = math.prod(shape) * dtype.itemsize, ""
+    if dtype.kind not in "buif" or dtype.itemsize > 8:
+        fault = (
+            f"is of type {dtype}; patterns are bool, integer or real numbers. Save the intensity (for example the squared "
+            "modulus) and open that"
         )
-    if 0 in chosen.source.shape:
-        raise SourceError(
-            f"{name}: {chosen.name} has shape {by(chosen.source.shape)}: it holds nothing"
+    elif 0 in shape:
+        fault = f"has shape {by(shape)}: it holds nothing"
+    elif n_bytes > _MOST_BYTES:  # of chunks that were never written: the graph would never end
+        fault = (
+            f"claims {by(shape)} {dtype}, {n_bytes / 1e12:,.0f} TB, but no scan is larger than {_MOST_BYTES / 1e12:,.0f} TB; "
+            "its sizes are damaged"
         )
-    n_bytes = math.prod(chosen.source.shape) * chosen.source.dtype.itemsize
-    if n_bytes > _MOST_BYTES:  # of chunks that were never written: the graph would never end
-        raise SourceError(
-            f"{name}: {chosen.name} claims {by(chosen.source.shape)} {chosen.source.dtype}, {n_bytes / 1e12:,.0f} TB, but "
-            f"no scan is larger than {_MOST_BYTES / 1e12:,.0f} TB; its sizes are damaged"
-        )
-    start = Arranged(chosen.source, chosen.axes, (*notes, *chosen.notes))
-    view = parted(name, arranged(name, chosen, start, geometry), geometry)
+    if fault:
+        raise SourceError(f"{name}: {chosen.name} {fault}")
+    chosen = replace(chosen, notes=(*notes, *chosen.notes))
+    view = parted(name, arranged(name, chosen, geometry), geometry)
+    about = {k: v for k, v in (chosen.about or {}).items() if v not in (None, "", {})}
     info = SourceInfo(
         path=name,
         kind=kind,
         axes=view.axes,
         dtype=str(view.source.dtype),
-        stored_shape=chosen.source.shape,
+        stored_shape=shape,
         chunks=chosen.chunks if view.source is chosen.source else None,
         notes=view.notes,
         metadata=original(chosen.metadata or {}),
-        about=_about(chosen.about or {}),
+        about=to_json(about),
     )
-    valid = _valid(name, chosen, geometry, view.source.shape[:-2])
+    valid = None
+    if chosen.valid is not None:  # in the order and region that are read
+        axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
+        stated = replace(chosen, source=chosen.valid, axes=axes)
+        valid = parted(name, arranged(name, stated, geometry), geometry).source
+        valid = valid if valid.shape[:-2] == view.source.shape[:-2] else None
     return Found(view.source, info, identity(name, *chosen.files), valid, chosen.files)
-
-
-def _time(nanoseconds: int) -> str:
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest // 10**6:03}"
-
-
-_NOTHING: tuple[Any, ...] = (None, "", {})
-
-
-def _about(about: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON; the metadata of a signal are JSON already, and keep their long texts."""
-    kept = {"metadata": about["metadata"]} if about.get("metadata") else {}
-    return {
-        **to_json({k: v for k, v in about.items() if k != "metadata" and v not in _NOTHING}),
-        **kept,
-    }
-
-
-def _valid(
-    name: str, chosen: Candidate, geometry: Geometry, lead: tuple[int, ...]
-) -> Source | None:
-    """Which patterns the file states as missing, in the order and region that are read."""
-    if chosen.valid is None:
-        return None
-    axes = (*chosen.axes[: len(chosen.valid.shape) - 2], Axis("ky", 1), Axis("kx", 1))
-    view = parted(name, arranged(name, chosen, Arranged(chosen.valid, axes), geometry), geometry)
-    return view.source if view.source.shape[:-2] == lead else None
 
 
 def _four_axes(candidate: Candidate) -> Candidate:
@@ -171,11 +154,12 @@ def _four_axes(candidate: Candidate) -> Candidate:
     surplus = [i for i, n in enumerate(shape) if n == 1][: max(0, len(shape) - 4)]
     if len(shape) - len(surplus) > 4 or not surplus:
         return candidate
-    kept = tuple(i for i in range(len(shape)) if i not in surplus)
+    kept = [i for i in range(len(shape)) if i not in surplus]
     chunks = candidate.chunks
+    parts = (0 if i in surplus else slice(None) for i in range(len(shape)))
     return replace(
         candidate,
-        source=View.of(candidate.source).squeeze(kept),
+        source=View.of(candidate.source).select(*parts),
         axes=tuple(candidate.axes[i] for i in kept),
         chunks=None if chunks is None else tuple(chunks[i] for i in kept),
         notes=(*candidate.notes, f"left out the axes of length 1 of {by(shape)}"),
@@ -185,33 +169,32 @@ def _four_axes(candidate: Candidate) -> Candidate:
 def _choose(
     name: str, candidates: list[Candidate], dataset: str | int | None
 ) -> tuple[Candidate, list[str]]:
-    listing = _listed([f"{c.name}: {by(c.source.shape)} {c.source.dtype}" for c in candidates])
+    """The array to read, and notes."""
     if not candidates:
         raise SourceError(f"{name}: the file holds no array of numbers")
+    listing = _listed([f"{c.name}: {by(c.source.shape)} {c.source.dtype}" for c in candidates])
     if dataset is not None:
         for position, candidate in enumerate(candidates):
             number = position if candidate.number is None else candidate.number
             if dataset in (candidate.name, f"/{candidate.name}", number):
                 return candidate, []
-        linked = _behind_link(name, candidates, dataset)
-        if linked is not None:
-            return linked, [f"{dataset} is a link to {linked.name}"]
+        names = [c.name for c in candidates if isinstance(stored(c.source), Hdf5Dataset)]
+        if names and not isinstance(dataset, int):  # behind a link, as in NeXus files
+            behind = name_behind(name, dataset, names)
+            for candidate in candidates:
+                if candidate.name == behind:
+                    return candidate, [f"{dataset} is a link to {behind}"]
         raise SourceError(f"{name}: there is no dataset {dataset!r}; the file holds {listing}")
     for n_axes in (4, 3):
         fitting = [c for c in candidates if len(c.source.shape) == n_axes]
         if len(fitting) > 1:
+            shapes = _listed([f"{c.name}: {by(c.source.shape)}" for c in fitting])
             raise SourceError(
-                f"{name}: the file holds {len(fitting)} arrays of {n_axes} axes; choose one with input.dataset: "
-                + _listed([f"{c.name}: {by(c.source.shape)}" for c in fitting])
+                f"{name}: the file holds {len(fitting)} arrays of {n_axes} axes; choose one with input.dataset: {shapes}"
             )
         if fitting:
-            others = len(candidates) - 1
-            notes = (
-                [f"took {fitting[0].name} ({by(fitting[0].source.shape)}) of: {listing}"]
-                if others
-                else []
-            )
-            return fitting[0], notes
+            note = f"took {fitting[0].name} ({by(fitting[0].source.shape)}) of: {listing}"
+            return fitting[0], [note] if len(candidates) > 1 else []
     series = next((c for c in candidates if len(c.source.shape) > 4), None)
     raise SourceError(
         f"{name}: no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
@@ -223,59 +206,100 @@ def _one_of_series(name: str, series: Candidate) -> str:
     """The command that writes the first scan of an array with more than four axes into a file."""
     source, n_axes = series.source, len(series.source.shape)
     inside = source.name if isinstance(source, (Hdf5Dataset, ZarrArray)) else ""
-    first = ", ".join("0" * (n_axes - 4))
+    array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
     if isinstance(source, Hdf5Dataset):
         array, needs = f"h5py.File('{name}')['{inside}']", "h5py, hdf5plugin, numpy"
     elif isinstance(source, ZarrArray):
         array, needs = f"zarr.open('{name}')" + (f"['{inside}']" if inside else ""), "numpy, zarr"
-    else:
-        array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
     if not can_be_quoted(name, inside) or not (inside or name.endswith((".npy", ".zarr"))):
         return f"write one scan of the {n_axes} axes into a file of its own"
-    out = f"{Path(name).stem}_0.npy"
+    first, out = ", ".join("0" * (n_axes - 4)), f"{Path(name).stem}_0.npy"
     return (
         f"of {n_axes} axes write one scan into a file of its own: "
         f"python -c \"import {needs}; numpy.save('{out}', {array}[{first}])\", then open {out}"
     )
 
 
-def _behind_link(name: str, candidates: list[Candidate], dataset: str | int) -> Candidate | None:
-    """The array of an HDF5 file behind a link, as in NeXus files."""
-    if isinstance(dataset, int) or not any(_is_hdf5(c.source) for c in candidates):
-        return None
-    from stem_dask.readers.hdf5 import name_behind
-
-    found = name_behind(name, dataset, [c.name for c in candidates])
-    return next((c for c in candidates if c.name == found), None)
-
-
-def _is_hdf5(source: Source) -> bool:
-    while isinstance(source, Wrapped):
-        source = source.source
-    return isinstance(source, Hdf5Dataset)
-
-
 def _listed(texts: list[str]) -> str:
-    """The first of them on one line."""
-    more = len(texts) - _MOST_LISTED
-    shown = [one_line(text) for text in texts[:_MOST_LISTED]]
-    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
+    """The first twelve on one line."""
+    more = f"; and {len(texts) - 12:,} more" if len(texts) > 12 else ""
+    return "; ".join(one_line(text) for text in texts[:12]) + more
 
 
 def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
     """Apply ``missing_chunks``, and note how many chunk files are missing."""
-    stored = chosen.source.source if isinstance(chosen.source, View) else chosen.source
-    if not isinstance(stored, ZarrArray):
+    view = View.of(chosen.source)
+    if not isinstance(view.source, ZarrArray):
         if missing == "zero":
             raise SourceError(
                 f"{name}: input.missing_chunks is for zarr stores, whose chunks are files; leave it out"
             )
         return chosen
-    from stem_dask.readers.zarr_chunks import missing_note
+    array = replace(view.source, missing=missing)
+    note = missing_note(array.path, array.name, zero=missing == "zero")
+    source: Source = replace(view, source=array) if chosen.source is view else array
+    return replace(chosen, source=source, notes=(*chosen.notes, *filter(None, [note])))
 
-    stored = replace(stored, missing=missing)
-    note = missing_note(stored.path, stored.name, zero=missing == "zero")
-    source: Source = stored
-    if isinstance(chosen.source, View):
-        source = replace(chosen.source, source=stored)
-    return replace(chosen, source=source, notes=(*chosen.notes, *([note] if note else ())))
+
+_FORM = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, …} for scan_y, scan_x, ky and kx"
+
+
+def with_given(
+    found: Found,
+    calibration: Mapping[str, Mapping[str, Any] | None] | None,
+    beam_energy_kv: float | None,
+    scan_roi: Sequence[int] | None = None,
+    scan_step: int = 1,
+) -> Found:
+    """Apply the user's calibration and beam energy in keV, and note them.
+
+    ``calibration`` has by axis a ``scale`` (not 0), ``units`` and perhaps ``offset`` (the value at the first pixel of the
+    file); without an offset the pixel of value 0 stays the same. It is that of the whole scan, of which ``scan_roi`` and
+    ``scan_step`` take a part.
+
+    Raises
+    ------
+    ConfigError
+        When the file has no such axis, or a number is not usable.
+    """
+    axes = {axis.name: axis for axis in found.info.axes}
+    given: dict[str, Any] = {}
+    notes = list(found.info.notes)
+    y0, _, x0, _ = (0, 0, 0, 0) if scan_roi is None else scan_roi
+    parts = {"scan_y": (y0, scan_step), "scan_x": (x0, scan_step)}
+    for name, values in (calibration or {}).items():
+        if values is None:
+            continue
+        if name not in axes:
+            known = " and ".join(axes) if name in (*SCAN_DIMS, *DETECTOR_DIMS) else _FORM
+            raise ConfigError(
+                f"input.calibration names {name}, which is not an axis of {found.info.path}; expected {known}"
+            )
+        chosen = {key: value for key, value in values.items() if value is not None}
+        axes[name] = _calibrated(axes[name], chosen, *parts.get(name, (0, 1)))
+        given.setdefault("calibration", {})[name] = chosen
+        notes.append(f"{name} as given: {chosen['scale']:g} {chosen['units']} a pixel")
+    if beam_energy_kv is not None:
+        if not (isfinite(beam_energy_kv) and beam_energy_kv > 0):
+            raise ConfigError(
+                f"beam_energy_kv is {beam_energy_kv}; expected a number above 0, such as 200"
+            )
+        given["beam_energy_kv"] = float(beam_energy_kv)
+        notes.append(f"beam energy as given: {beam_energy_kv:g} kV")
+    info = replace(found.info, axes=tuple(axes.values()), notes=tuple(notes), given=given)
+    return replace(found, info=info)
+
+
+def _calibrated(axis: Axis, given: Mapping[str, Any], start: int, step: int) -> Axis:
+    fault, scale, offset = "", float(given.get("scale", 0)), given.get("offset")
+    if not {"scale", "units"} <= {*given} <= {"scale", "units", "offset"}:
+        fault = f"scale, units and perhaps offset: {_FORM}"
+    elif not scale or not isfinite(scale) or not isfinite(offset or 0):
+        fault = "finite numbers and a scale other than 0"
+    if fault:
+        raise ConfigError(f"input.calibration.{axis.name} is {dict(given)}; expected {fault}")
+    if offset is None:  # the zero stays at the same pixel
+        kept = axis.offset / axis.scale if axis.scale else 0.0
+        return replace(axis, scale=scale * step, offset=scale * step * kept, units=given["units"])
+    whole = replace(axis, scale=scale, offset=float(offset), units=given["units"])
+    return whole.part(start, axis.size, step)

@@ -1,6 +1,7 @@
 """Metadata of stem_dask's own outputs (.zarr, .zspy, .hspy, .h5, .pt), so that a second job keeps them.
 
-The files may come from anywhere: only values that stem_dask would have written are accepted.
+The files may come from anywhere: only values that stem_dask would have written are accepted. All functions return arguments
+of `Candidate`.
 """
 
 import json
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import checked, number, of_signal, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS
-from stem_dask.readers.arrays import Hdf5Dataset, ZarrArray
+from stem_dask.readers.containers import Hdf5Dataset, ZarrArray
 from stem_dask.readers.hdf5_metadata import (
     attributes_of,
     member,
@@ -39,15 +40,6 @@ _OWN = "metadata/stem_dask"
 #: nodes of a signal's metadata that belong to its array, or are read separately
 _LEFT_OUT = {"metadata": ("_HyperSpy", "stem_dask")}
 
-#: intensity of normalized tensors of earlier versions, whose results do not state it
-_SCORES = "z-score of log(1 + counts)"
-
-#: positions read at a time
-_POSITIONS = 2**20
-
-#: levels of groups, and elements of an array, that are kept of the metadata of a signal
-_MOST_LEVELS, _MOST_ELEMENTS = 12, 4096
-
 
 def about(stated: Mapping[str, Any]) -> dict[str, Any]:
     """The valid attributes of patterns among those that a file states.
@@ -57,15 +49,12 @@ def about(stated: Mapping[str, Any]) -> dict[str, Any]:
     >>> about({"beam_energy_kv": 200, "k_origin": "elsewhere", "title": "scan", "token": "1f"})
     {'beam_energy_kv': 200.0, 'title': 'scan'}
     """
-    found = checked(stated)
-    given = stated.get("given")
+    found, given = checked(stated), stated.get("given")
     if isinstance(given, Mapping):
         calibration, energy = given.get("calibration"), number(given.get("beam_energy_kv"))
-        kept: dict[str, Any] = {}
+        kept: dict[str, Any] = {} if energy is None else {"beam_energy_kv": energy}
         if isinstance(calibration, Mapping) and calibration:
-            kept["calibration"] = dict(calibration)
-        if energy is not None:
-            kept["beam_energy_kv"] = energy
+            kept = {"calibration": dict(calibration), **kept}
         found |= {"given": kept} if kept else {}
     for name in ("title", "intensity"):
         if isinstance(stated.get(name), str) and 0 < len(stated[name]) <= 1000:
@@ -88,15 +77,15 @@ class Positions(Wrapped):
         return self.source[part[:-2]][..., None, None][..., part[-2], part[-1]]
 
 
-def lost(valid: Source | None) -> dict[str, Any]:
-    """Positions that could not be read when the file was written, as arguments of `Candidate`; {} if there are none."""
-    if valid is None or valid.dtype.kind != "b" or not math.prod(valid.shape):
+def lost(valid: Source) -> dict[str, Any]:
+    """Positions that could not be read when the file was written; {} if there are none."""
+    shape = valid.shape
+    if valid.dtype.kind != "b" or not math.prod(shape):
         return {}
-    rows = max(1, _POSITIONS // max(1, math.prod(valid.shape[1:])))
-    rest = (slice(None),) * (len(valid.shape) - 1)
-    n = 0
+    rows, n = max(1, 2**20 // math.prod(shape[1:])), 0
+    rest = (slice(None),) * (len(shape) - 1)
     try:
-        for start in range(0, valid.shape[0], rows):
+        for start in range(0, shape[0], rows):
             block = valid[(slice(start, start + rows), *rest)]
             n += block.size - int(np.count_nonzero(block))
     except SourceError as error:
@@ -104,33 +93,37 @@ def lost(valid: Source | None) -> dict[str, Any]:
     if not n:
         return {}
     note = (
-        f"{n:,} of {math.prod(valid.shape):,} patterns could not be read when this was written: they are zeros, and "
+        f"{n:,} of {math.prod(shape):,} patterns could not be read when this was written: they are zeros, and "
         "stay invalid"
     )
     return {"notes": (note,), "valid": Positions(valid)}
 
 
+def _lost_in(path: str, name: str, valid: Any, patterns: Any) -> dict[str, Any]:
+    """As `lost`, of an HDF5 dataset or a zarr array; {} if it is missing or of another shape."""
+    if valid is None or patterns is None or valid.shape != patterns.shape[:-2]:
+        return {}
+    kind = ZarrArray if hasattr(valid, "metadata") else Hdf5Dataset
+    return lost(kind(path, name, np.dtype(valid.dtype), valid.shape))
+
+
 def of_zarr(
     path: str, attrs: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Metadata of an own store, as arguments of `Candidate`; None if it is not an own store."""
-    patterns, valid = arrays.get("patterns"), arrays.get("valid")
+    """Metadata of an own store; None if it is not an own store."""
+    patterns = arrays.get("patterns")
     if tuple(getattr(getattr(patterns, "metadata", None), "dimension_names", None) or ()) not in OUR_DIMS:  # fmt: skip
         return None
-    assert patterns is not None
-    positions = None
-    if valid is not None and valid.shape == patterns.shape[:-2]:
-        positions = ZarrArray(path, "valid", np.dtype(valid.dtype), valid.shape)
     kept = attrs.get("original_metadata")
     return {
-        "about": about({**attrs, **patterns.attrs}),
+        "about": about({**attrs, **getattr(patterns, "attrs", {})}),
         "metadata": kept if isinstance(kept, dict) else None,
-        **lost(positions),
+        **_lost_in(path, "valid", arrays.get("valid"), patterns),
     }
 
 
 def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata of a HyperSpy signal in an HDF5 file, as arguments of `Candidate`.
+    """Metadata of a HyperSpy signal in an HDF5 file.
 
     ``others`` are attributes of the file and of the data, which are kept unless stem_dask wrote the signal.
     """
@@ -145,7 +138,8 @@ def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]
         return {} if group is None else tree_of(group, without=_LEFT_OUT.get(name, ()))
 
     data, valid = (member(signal, name, h5py.Dataset) for name in ("data", f"{_OWN}/valid"))
-    return {**_of_signal(attributes, tree, others), **_lost_in_hdf5(path, valid, data)}
+    place = "" if valid is None else valid.name
+    return {**_of_signal(attributes, tree, others), **_lost_in(path, place, valid, data)}
 
 
 def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
@@ -158,14 +152,11 @@ def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
     def tree(name: str) -> dict[str, Any]:
         return _zarr_tree(path, f"{signal}/{name}", _LEFT_OUT.get(name, ()))
 
-    positions = None
+    name, valid = f"{signal}/{_OWN}/valid", None
     if attributes(f"{_OWN}/valid") is not None:
-        name = f"{signal}/{_OWN}/valid"
         with translate(SourceError, path, f"{name} cannot be read"):
-            valid: Any = zarr.open_array(zarr_store(path), path=name, mode="r")
-        if valid.shape == data.shape[:-2]:
-            positions = ZarrArray(path, name, np.dtype(valid.dtype), valid.shape)
-    return {**_of_signal(attributes, tree, {}), **lost(positions)}
+            valid = zarr.open_array(zarr_store(path), path=name, mode="r")
+    return {**_of_signal(attributes, tree, {}), **_lost_in(path, name, valid, data)}
 
 
 def _zarr_attributes(store: str, name: str) -> dict[str, Any] | None:
@@ -176,12 +167,11 @@ def _zarr_attributes(store: str, name: str) -> dict[str, Any] | None:
         if folder.is_symlink() or not folder.is_dir():
             return None
     for file in (folder / ".zattrs", folder / "zarr.json"):
-        if file.is_symlink() or not file.is_file():
-            continue
-        with translate(SourceError, store, f"the attributes in {file} cannot be read"):
-            found = json.loads(side_text(str(file)))
-            found = found.get("attributes", {}) if file.name == "zarr.json" else found
-            return found if isinstance(found, dict) else {}
+        if file.is_file() and not file.is_symlink():
+            with translate(SourceError, store, f"the attributes in {file} cannot be read"):
+                found = json.loads(side_text(str(file)))
+                found = found.get("attributes", {}) if file.name == "zarr.json" else found
+                return found if isinstance(found, dict) else {}
     return {}
 
 
@@ -189,38 +179,32 @@ def _zarr_tree(
     store: str, name: str, without: tuple[str, ...] = (), level: int = 0
 ) -> dict[str, Any]:
     """A group of metadata as nested dictionaries, the inverse of `stem_dask.core.metadata.hdf5_tree`."""
+    import zarr
+
+    from stem_dask.storage.zarr_guard import HostileStoreError
+
     attributes = _zarr_attributes(store, name)
     if attributes is None:
         return {}
     tree = {plain_name(key): plain_value(value) for key, value in attributes.items()}
     for folder in sorted(Path(store, name).iterdir()):
+        inner, key = f"{name}/{folder.name}", plain_name(folder.name)
         if folder.is_symlink() or folder.name in without:
             continue
-        inner = f"{name}/{folder.name}"
-        if (folder / ".zarray").is_file():
-            tree[plain_name(folder.name)] = _small_array(store, inner)
-        elif (folder / ".zgroup").is_file() and level < _MOST_LEVELS:
-            tree[plain_name(folder.name)] = _zarr_tree(store, inner, level=level + 1)
+        if (folder / ".zgroup").is_file() and level < 12:
+            tree[key] = _zarr_tree(store, inner, level=level + 1)
+        elif (folder / ".zarray").is_file():
+            with translate(SourceError, store, f"{inner} cannot be read"):
+                try:
+                    array = zarr.open_array(zarr_store(store), path=inner, mode="r")
+                    n = math.prod(array.shape)
+                    left = f"{n:,} values, left in the input file"
+                    tree[key] = left if n > 4096 else np.asarray(array[...]).tolist()
+                except HostileStoreError:
+                    raise
+                except SourceError as error:  # ragged arrays and lists of texts of HyperSpy
+                    tree[key] = f"left in the input file: {error}"
     return tree
-
-
-def _small_array(store: str, name: str) -> Any:
-    """The numbers or texts of a small array; others are left in the file."""
-    import zarr
-
-    from stem_dask.storage.zarr_guard import HostileStoreError
-
-    with translate(SourceError, store, f"{name} cannot be read"):
-        try:
-            array = zarr.open_array(zarr_store(store), path=name, mode="r")
-        except HostileStoreError:
-            raise
-        except SourceError as error:  # ragged arrays and lists of texts of HyperSpy
-            return f"left in the input file: {error}"
-        n = math.prod(array.shape)
-        if n > _MOST_ELEMENTS:
-            return f"{n:,} values, left in the input file"
-        return np.asarray(array[...]).tolist()
 
 
 def _of_signal(
@@ -250,27 +234,17 @@ def is_h5(file: Any) -> bool:
 
 
 def of_h5(path: str, file: Any) -> dict[str, Any]:
-    """Metadata of an own .h5, as arguments of `Candidate`; see `stem_dask.writers.hdf5.write_about`."""
+    """Metadata of an own .h5; see `stem_dask.writers.hdf5.write_about`."""
     import h5py
 
-    patterns, valid = file["patterns"], member(file, "valid", h5py.Dataset)
-    given = member(file, "given", h5py.Group)
-    original = member(file, "original_metadata", h5py.Group)
-    metadata = member(file, "metadata", h5py.Group)
-    stated = {**attributes_of(file), **attributes_of(patterns)}
-    stated["given"] = None if given is None else tree_of(given)
-    stated["metadata"] = None if metadata is None else tree_of(metadata)
+    groups = {n: member(file, n, h5py.Group) for n in ("given", "metadata", "original_metadata")}
+    trees = {name: None if group is None else tree_of(group) for name, group in groups.items()}
+    patterns, original = file["patterns"], trees.pop("original_metadata")
     return {
-        "about": about(stated),
-        "metadata": None if original is None else tree_of(original),
-        **_lost_in_hdf5(path, valid, patterns),
+        "about": about({**attributes_of(file), **attributes_of(patterns), **trees}),
+        "metadata": original,
+        **_lost_in(path, "valid", member(file, "valid", h5py.Dataset), patterns),
     }
-
-
-def _lost_in_hdf5(path: str, valid: Any, patterns: Any) -> dict[str, Any]:
-    if valid is None or patterns is None or valid.shape != patterns.shape[:-2]:
-        return {}
-    return lost(Hdf5Dataset(path, valid.name, valid.dtype, valid.shape))
 
 
 def of_results(path: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
@@ -284,27 +258,24 @@ def of_results(path: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
         try:
             with open(f"{name}_results.json", "rb") as file:
                 results = json.load(file)
-            same = math.prod(results["output"]["shape"]) == math.prod(shape)
-            same = same and tuple(results["output"]["shape"][-2:]) == shape[-2:]
-            normalized = "normalization" in results
+            written = tuple(results["output"]["shape"])
+            same = math.prod(written) == math.prod(shape) and written[-2:] == shape[-2:]
+            # earlier versions do not state the intensity of normalized tensors
+            scores = "z-score of log(1 + counts)" if "normalization" in results else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if same:
-            return about({"intensity": results.get("intensity", _SCORES if normalized else None)})
+            return about({"intensity": results.get("intensity", scores)})
     return None
 
 
 def of_tensors(content: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """Metadata of an own .pt, as arguments of `Candidate`; None if stem_dask did not write the dictionary."""
-    axes, window = content.get("axes"), content.get("window")
+    """Metadata of an own .pt; None if stem_dask did not write the dictionary."""
+    axes, window, kept = (content.get(name) for name in ("axes", "window", "original_metadata"))
     if not isinstance(axes, list) or not isinstance(window, Mapping) or "patterns" not in content:
         return None
-    if not all(isinstance(axis, Mapping) for axis in axes):
+    names = tuple(axis.get("name") if isinstance(axis, Mapping) else None for axis in axes)
+    if names not in OUR_DIMS:
         return None
-    if tuple(axis.get("name") for axis in axes) not in OUR_DIMS:
-        return None
-    kept = content.get("original_metadata")
-    return {
-        "about": about({**window, **content}),
-        "metadata": dict(kept) if isinstance(kept, Mapping) else None,
-    }
+    metadata = dict(kept) if isinstance(kept, Mapping) else None
+    return {"about": about({**window, **content}), "metadata": metadata}

@@ -1,8 +1,13 @@
-"""Raw binary files (.raw): shape, type and offset are given by the user."""
+"""Plain numbers: .npy; .raw, whose layout the user gives; and which options read a file of another size than expected.
 
+Each proposal gives exactly the right number of bytes and patterns.
+"""
+
+import contextlib
 import re
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -11,20 +16,14 @@ import numpy as np
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
+from stem_dask.readers import own
 from stem_dask.readers.flat import FlatFile, FramedFile, Run
-from stem_dask.readers.sizes import scan_ways
-from stem_dask.readers.source import Candidate, Source, bytes_behind
-from stem_dask.readers.views import ScanOfList
-from stem_dask.storage.location import at
+from stem_dask.readers.source import Candidate, Source, as_raw, bytes_behind, stored
+from stem_dask.readers.views import ScanOfList, View
+from stem_dask.storage.errors import translate
+from stem_dask.storage.location import at, opened_file
 
 _CHECK = "check input.shape, input.dtype and input.offset"
-
-#: bytes of a pattern of an EMPAD, 130 rows of which 128 are image
-_EMPAD = 130 * 128 * 4
-
-_EMPAD_FOOTER = 2 * 128 * 4
-
-_SCAN_IN_NAME = re.compile(r"_x(\d+)_y(\d+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,40 @@ class RawLayout:
     frame_header: int = 0
     frame_footer: int = 0
 
-    @property
-    def given(self) -> bool:
-        """Whether any of them was given."""
-        return self != RawLayout()
+
+def list_npy(path: str) -> list[Candidate]:
+    """The array of a .npy file."""
+    with translate(SourceError, path, "not a readable .npy file"), opened_file(path) as file:
+        version = np.lib.format.read_magic(file)
+        form = np.lib.format
+        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote 6L for 6, which is understood
+            shape, fortran, dtype = read(file)
+        offset = file.tell()
+        if dtype.hasobject:
+            raise SourceError(
+                f"{path}: holds Python objects, which are never unpickled; save plain numbers"
+            )
+        n_bytes = prod(shape) * dtype.itemsize
+        after = at(path).stat().st_size - offset
+        if min(shape, default=0) < 0 or n_bytes > after:
+            raise SourceError(
+                f"{path}: the header says {by(shape)} {dtype}, {n_bytes:,} bytes, but {after:,} follow; the file was cut"
+            )
+        file.seek(offset + n_bytes)
+        another = file.read(6) == b"\x93NUMPY"  # `numpy.save` appends to an open file
+    array: Source = FlatFile(path, offset, dtype, shape[::-1] if fortran else shape)
+    notes: tuple[str, ...] = (
+        f"{after - n_bytes:,} bytes after the array, another one, are not read",
+    )
+    if not another:
+        remedy = "if they are right, save it again: numpy.save(path, numpy.load(path))"
+        notes = bytes_behind(path, "array", array.shape, dtype, after - n_bytes, remedy, offset)
+    if fortran:
+        array = View.of(array).transpose(range(len(shape))[::-1])
+    about = own.of_results(path, array.shape)
+    return [Candidate("array", array, _axes(shape), notes=notes, about=about)]
 
 
 def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
@@ -60,68 +89,63 @@ def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
     >>> found.source.shape
     (2, 2, 3, 4)
     """
-    shape, dtype = _sizes(path, layout)
-    source = _source(path, layout, shape, dtype)
-    notes = _checked(path, layout, shape, dtype)
-    axes = tuple(Axis(f"axis{i}", n) for i, n in enumerate(shape))
-    metadata = {"shape": list(shape), "dtype": str(dtype), "offset": layout.offset}
-    for key in ("frame_header", "frame_footer"):
-        if n_bytes := getattr(layout, key):
-            metadata[key] = n_bytes
-    return [Candidate("array", source, axes, metadata=metadata, notes=notes)]
-
-
-def _sizes(path: str, layout: RawLayout) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type as given, when they are possible."""
     if layout.shape is None or layout.dtype is None:
         empad = _as_empad(path, at(path).stat().st_size - layout.offset)
+        keys = "set input.shape: [scan_y, scan_x, ky, kx] or [n, ky, kx], and input.dtype, such as uint16"
         raise SourceError(
-            f"{path}: a .raw file does not say what is in it; "
-            + (empad or "set input.shape: [scan_y, scan_x, ky, kx] or [n, ky, kx], and input.dtype, such as uint16")
-            + " (or copy the EMPAD's .xml into its folder)"
-        )  # fmt: skip
-    shape = tuple(int(n) for n in layout.shape)
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        raise SourceError(
-            f"{path}: input.shape is {list(shape)}; give [scan_y, scan_x, ky, kx] or [n, ky, kx], sizes of 1 or more"
+            f"{path}: a .raw file does not say what is in it; {empad or keys} (or copy the EMPAD's .xml into its folder)"
         )
+    shape, fault = tuple(int(n) for n in layout.shape), ""
+    header, footer = layout.frame_header, layout.frame_footer
     try:
         dtype = np.dtype(layout.dtype)
     except TypeError as error:
         raise SourceError(
             f"{path}: input.dtype is {layout.dtype!r}; give numpy's name of a type, such as uint16, >u2 or float32"
         ) from error
-    if dtype.kind not in "buif" or dtype.itemsize > 8:
-        raise SourceError(f"{path}: input.dtype is {layout.dtype!r}; patterns are real numbers")
-    if min(layout.offset, layout.frame_header, layout.frame_footer) < 0:
-        raise SourceError(
-            f"{path}: input.offset, input.frame_header and input.frame_footer are {layout.offset}, {layout.frame_header} and "
-            f"{layout.frame_footer}; give numbers of bytes, 0 or more"
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        fault = f"input.shape is {list(shape)}; give [scan_y, scan_x, ky, kx] or [n, ky, kx], sizes of 1 or more"
+    elif dtype.kind not in "buif" or dtype.itemsize > 8:
+        fault = f"input.dtype is {layout.dtype!r}; patterns are real numbers"
+    elif min(layout.offset, header, footer) < 0:
+        fault = (
+            f"input.offset, input.frame_header and input.frame_footer are {layout.offset}, {header} and {footer}; give numbers "
+            "of bytes, 0 or more"
         )
-    return shape, dtype
-
-
-def _source(path: str, layout: RawLayout, shape: tuple[int, ...], dtype: np.dtype) -> Source:
-    if not layout.frame_header and not layout.frame_footer:
-        return FlatFile(path, layout.offset, dtype, shape)
+    if fault:
+        raise SourceError(f"{path}: {fault}")
+    notes = _checked(path, layout, shape, dtype)
     *lead, height, width = shape
-    stride = layout.frame_header + height * width * dtype.itemsize + layout.frame_footer
-    run = Run(path, layout.offset + layout.frame_header, stride, prod(lead), layout.frame_header)
-    frames = FramedFile((run,), dtype, (height, width))
-    return frames if len(lead) == 1 else ScanOfList(frames, (lead[0], lead[1]))
+    source: Source = FlatFile(path, layout.offset, dtype, shape)
+    if header or footer:
+        stride = header + height * width * dtype.itemsize + footer
+        run = Run(path, layout.offset + header, stride, prod(lead), header)
+        source = FramedFile((run,), dtype, (height, width))
+        if len(lead) == 2:
+            source = ScanOfList(source, (lead[0], lead[1]))
+    around = {"frame_header": header, "frame_footer": footer}
+    metadata = {"shape": list(shape), "dtype": str(dtype), "offset": layout.offset}
+    metadata |= {key: n_bytes for key, n_bytes in around.items() if n_bytes}
+    return [Candidate("array", source, _axes(shape), metadata=metadata, notes=notes)]
+
+
+def _axes(shape: Sequence[int]) -> tuple[Axis, ...]:
+    return tuple(Axis(f"axis{i}", int(n)) for i, n in enumerate(shape))
 
 
 def _checked(
     path: str, layout: RawLayout, shape: tuple[int, ...], dtype: np.dtype
 ) -> tuple[str, ...]:
-    """Notes; raises when the size of the file does not fit the layout."""
-    pixels = prod(shape[-2:]) * dtype.itemsize
+    """Notes; raises when the size of the file does not fit the layout, with the options that fit."""
+    *lead, height, width = shape
+    ways: list[str] = []
+    pixels = height * width * dtype.itemsize
     per_pattern = layout.frame_header + pixels + layout.frame_footer
-    n, has = prod(shape[:-2]), max(0, at(path).stat().st_size - layout.offset)
+    n, has = prod(lead), max(0, at(path).stat().st_size - layout.offset)
     more = has - n * per_pattern
     empad = ""
-    if (*shape[-2:], dtype.itemsize, per_pattern) == (128, 128, 4, pixels):
-        empad = _as_empad(path, has, shape[:-2])
+    if (height, width, dtype.itemsize, per_pattern) == (128, 128, 4, pixels):
+        empad = _as_empad(path, has, lead)
     if more in (0, -layout.frame_footer):  # the last footer may be missing
         return (f"128 x 128 may be wrong: {empad}",) if empad else ()
     behind = f" behind the header of {layout.frame_header:,}" if layout.frame_header else ""
@@ -131,74 +155,122 @@ def _checked(
     )
     if empad:
         raise SourceError(f"{needs}; {empad}")
+    there, odd = divmod(has, per_pattern)
+    offset = f"input.offset: {layout.offset + more}"
     if more < 0:
-        ways = [] if has < per_pattern else _fewer(path, layout, shape, dtype, has // per_pattern)
-        there = f"{has // per_pattern:,} patterns of {by(shape[-2:])}"
-        raise SourceError("; ".join([f"{needs}, {there}", *ways, _CHECK]))
-    ways = _more(layout, shape, more, per_pattern)
+        with contextlib.suppress(SourceError):  # raised when the rest is part of a pattern
+            stack = (there, height, width)
+            if there and _checked(path, layout, stack, dtype) is not None:
+                more_keys = scan_ways(there, (lead[0], lead[1])) if lead[1:] else []
+                ways = [f"set input.shape: {list(stack)}, {key}" for key, _ in more_keys]
+                ways = ways or [f"set input.shape: {list(stack)}"]
+        raise SourceError(
+            "; ".join([f"{needs}, {there} patterns of {by(shape[-2:])}", *ways, _CHECK])
+        )
+    # more bytes at each pattern, per line, or whole patterns
+    each, odd_each = divmod(more, n)
+    gap, odd_gap = divmod(more, n - 1) if n > 2 else (0, 1)
+    if n > 1 and not odd_each and each < per_pattern:
+        ways = [
+            f"{each:,} bytes more at each pattern, a header or a footer: input.frame_header: {layout.frame_header + each} or "
+            f"input.frame_footer: {layout.frame_footer + each}"
+        ]
+    elif not odd_gap and gap < per_pattern and not layout.frame_footer:
+        ways = [f"a gap of {gap:,} bytes between patterns: input.frame_footer: {gap}"]
+    keys = f"input.shape: {[there, height, width]}"
+    if odd and ways:
+        ways.append(f"one header of {more:,} bytes before all patterns: {offset}")
+    elif not odd and len(lead) == 1:
+        rest = there - n
+        skip = "" if ways else f", input.skip_frames: [0, {rest}] to leave out the last {rest:,}"
+        ways.append(f"{there:,} patterns are there: {keys}{skip}")
+    elif not odd:
+        for key, words in scan_ways(there, (lead[0], lead[1])):
+            if not (ways and "skip_frames" in key):
+                ways.append(f"{there:,} patterns, {words}: {keys}, {key}")
     if ways:
         raise SourceError(f"{needs}: {'; or '.join(ways)}; or {_CHECK}")
-    offset = f"for a header at the beginning of the file set input.offset: {layout.offset + more}"
+    offset = f"for a header at the beginning of the file set {offset}"
     notes = bytes_behind(path, "patterns", shape, dtype, more, f"{_CHECK}; {offset}")
     return tuple(f"{note}; {offset}" for note in notes)
 
 
-def _fewer(
-    path: str, layout: RawLayout, shape: tuple[int, ...], dtype: np.dtype, n: int
-) -> list[str]:
-    """The options that read the ``n`` complete patterns of a file that has fewer than expected."""
-    ways = [""] if len(shape) == 3 else [keys for keys, _ in scan_ways(n, (shape[0], shape[1]))]
-    stack = (n, *shape[-2:])
-    try:
-        _checked(path, replace(layout, shape=stack), stack, dtype)
-    except SourceError:  # the rest is not part of a pattern
-        return []
-    return [
-        "set " + ", ".join(filter(None, (f"input.shape: {list(stack)}", keys))) for keys in ways
-    ]
-
-
-def _more(layout: RawLayout, shape: tuple[int, ...], more: int, per_pattern: int) -> list[str]:
-    """The options that read a file with ``more`` bytes than expected: per pattern, per line, or whole patterns."""
-    *lead, height, width = shape
-    n = prod(lead)
-    ways = []
-    each, odd = divmod(more, n)
-    if n > 1 and not odd and each < per_pattern:
-        ways.append(
-            f"{each:,} bytes more at each pattern, a header or a footer: input.frame_header: {layout.frame_header + each} or "
-            f"input.frame_footer: {layout.frame_footer + each}"
-        )
-    elif n > 2 and more % (n - 1) == 0 and more // (n - 1) < per_pattern and not layout.frame_footer:  # fmt: skip
-        gap = more // (n - 1)
-        ways.append(f"a gap of {gap:,} bytes between patterns: input.frame_footer: {gap}")
-    whole, odd = divmod(more, per_pattern)
-    if odd and ways:
-        at_first = f"one header of {more:,} bytes before all patterns: input.offset: {layout.offset + more}"
-        return [*ways, at_first]
-    if odd:
-        return []
-    stack = f"input.shape: {[n + whole, height, width]}"
-    if len(lead) == 1:
-        skip = "" if ways else f", input.skip_frames: [0, {whole}] to leave out the last {whole:,}"
-        return [*ways, f"{n + whole:,} patterns are there: {stack}{skip}"]
-    for keys, words in scan_ways(n + whole, (lead[0], lead[1])):
-        if "skip_frames" in keys and ways:
-            continue
-        ways.append(f"{n + whole:,} patterns, {words}: {stack}, {keys}")
-    return ways
-
-
 def _as_empad(path: str, has: int, lead: Sequence[int] = ()) -> str:
     """The options that read an EMPAD's .raw without its .xml; empty when its size is not that of one."""
-    n, odd = divmod(has, _EMPAD)
+    n, odd = divmod(has, 130 * 128 * 4)  # 130 rows, of which 128 are image
     if odd or not n:
         return ""
-    named = _SCAN_IN_NAME.search(Path(path).stem)
+    named = re.search(r"(?i)_x(\d+)_y(\d+)$", Path(path).stem)
     scans = [list(lead), [int(named[2]), int(named[1])] if named else []]
     fitting = next((scan for scan in scans if scan and prod(scan) == n), [n])
     scan = ", input.scan_shape: [scan_y, scan_x]" if len(fitting) == 1 else ""
     return (
         f"its size is that of {n:,} patterns of an EMPAD, 130 x 128 float32 each with 128 rows of image: set input.shape: "
-        f"{[*fitting, 128, 128]}, input.dtype: float32, input.frame_footer: {_EMPAD_FOOTER}{scan}"
+        f"{[*fitting, 128, 128]}, input.dtype: float32, input.frame_footer: {2 * 128 * 4}{scan}"
     )
+
+
+def scan_ways(
+    n: int, scan: tuple[int, int], ends: tuple[int, int] = (0, 0)
+) -> list[tuple[str, str]]:
+    """The options that fold ``n`` patterns when ``scan`` (lines, positions per line) needs another number, and what they mean.
+
+    ``ends`` are patterns left out already at the beginning and at the end; ``n`` does not include them.
+
+    Examples
+    --------
+    >>> scan_ways(66, (6, 10))
+    [('input.scan_shape: [6, 11], input.drop_columns: 1', 'lines that end with 1 flyback pattern')]
+    >>> scan_ways(34, (6, 10))
+    [('input.scan_shape: [3, 10], input.skip_frames: [0, 4]', '3 complete lines of 10 and 4 patterns')]
+    """
+    (height, width), (first, last) = scan, ends
+    lines, rest = divmod(n, width)
+    more = n - height * width
+    if not lines:
+        return [(f"input.scan_shape: [1, {n}]", "part of one line")]
+    complete = f"{lines:,} complete line{'s' * (lines > 1)} of {width:,}"
+    whole = (f"input.scan_shape: [{lines}, {width}]", complete)
+    if more < 0:
+        if not rest:
+            return [whole]
+        keys = f"{whole[0]}, input.skip_frames: [{first}, {last + rest}]"
+        return [(keys, f"{complete} and {rest:,} pattern{'s' * (rest > 1)}")]
+    columns, odd = divmod(more, height)
+    ways = [] if rest else [whole]
+    if not odd:
+        keys = f"input.scan_shape: [{height}, {width + columns}], input.drop_columns: {columns}"
+        words = f"lines that end with {columns:,} flyback pattern{'s' * (columns > 1)}"
+        # a flyback longer than the line is less likely than more lines
+        ways.insert(0 if columns < width else len(ways), (keys, words))
+    if odd or height == 1:
+        begin = first + more if not last else [first + more, last]
+        ways.append((f"input.skip_frames: {begin}", f"without the first {more:,}"))
+        ways.append((f"input.skip_frames: [{first}, {last + more}]", f"without the last {more:,}"))
+    return ways
+
+
+def frame_way(name: str, source: Source, n: int) -> str:
+    """The options that read ``n`` patterns with a longer header or footer each; empty when the size does not allow it."""
+    if not name.lower().endswith((".raw", ".tvips")):
+        return ""
+    source = stored(source)
+    height, width = source.shape[-2:]
+    pixels = height * width * source.dtype.itemsize
+    if isinstance(source, FlatFile):
+        source = FramedFile((Run(source.path, source.offset, pixels, n),), source.dtype, (height, width))  # fmt: skip
+    if not isinstance(source, FramedFile) or len(source.runs) > 1:
+        return ""
+    [run] = source.runs
+    start, stack = run.offset - run.lead, (n, *source.frame_shape)
+    n_bytes = at(run.path).stat().st_size - start
+    more, odd = divmod(n_bytes - n * run.stride, n)
+    if odd or not 0 < more < run.stride:
+        return ""
+    words = f"{more:,} bytes more at each of {n:,} patterns, a header or a footer"
+    if not name.lower().endswith(".raw"):
+        if n_bytes % run.stride == 0:  # as its own header says
+            return ""
+        return f"{as_raw(run.path, stack, source.dtype, start, run.lead, more)} ({words})"
+    footer = run.stride - run.lead - pixels + more
+    return f"input.shape: {list(stack)}, input.frame_header: {run.lead + more} or input.frame_footer: {footer} ({words})"

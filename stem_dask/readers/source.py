@@ -23,7 +23,11 @@ Slices = tuple[slice, ...]
 
 
 class Source(Protocol):
-    """An array in a file."""
+    """An array in a file: small, picklable, opened by name on the worker.
+
+    ``source[slices]``, with slices of positive steps, reads a part and returns a C-contiguous array. A source may also have
+    an attribute ``reading``, see `Reading`.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,6 +39,55 @@ class Source(Protocol):
 
     def __getitem__(self, part: Slices) -> NDArray:
         """Read a part."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What it takes to read a block of a source.
+
+    Parameters
+    ----------
+    in_pieces : whether each pattern is contiguous in the file, so that a few are read as efficiently as many
+    copies : how often a block is copied while it is read
+    library_bytes : memory of the library that reads
+    chunk_bytes : decoded size of a chunk, which is held together with its encoded bytes; 0 without chunks
+    """
+
+    in_pieces: bool = False
+    copies: int = 0
+    library_bytes: int = 0
+    chunk_bytes: int = 0
+
+
+def reading_of(source: Source) -> Reading:
+    """What it takes to read a block of a source, as it states."""
+    found: Reading = getattr(source, "reading", Reading())
+    return found
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A source that reads from another one, pattern by pattern, of the same type unless it says otherwise."""
+
+    source: Source
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the source."""
+        return self.source.dtype
+
+    @property
+    def reading(self) -> Reading:
+        """As of the source, and a copy more."""
+        inner = reading_of(self.source)
+        return replace(inner, copies=inner.copies + 1)
+
+
+def stored(source: Source) -> Source:
+    """The array in the file, without its wrappers."""
+    while isinstance(source, Wrapped):
+        source = source.source
+    return source
 
 
 @dataclass(frozen=True)
@@ -96,24 +149,16 @@ def stack_axes(n: int, ky: Axis, kx: Axis) -> tuple[Axis, ...]:
 
 def scan_axes(height: Any, width: Any, *steps: Any, units: str = "") -> tuple[Axis, Axis] | None:
     """The axes of a scan, calibrated by ``steps`` (of y, of x) where they are usable; None without sizes."""
-    sizes = (whole(height), whole(width))
-    if sizes[0] is None or sizes[1] is None:
+    n_y, n_x = whole(height), whole(width)
+    if n_y is None or n_x is None:
         return None
     step_y, step_x = steps or (None, None)
-    return (
-        calibrated(SCAN_DIMS[0], sizes[0], step_y, 0.0, units),
-        calibrated(SCAN_DIMS[1], sizes[1], step_x, 0.0, units),
-    )
+    y, x = SCAN_DIMS
+    return (calibrated(y, n_y, step_y, 0.0, units), calibrated(x, n_x, step_x, 0.0, units))
 
 
 def header_of(path: str, n_bytes: int, what: str) -> bytes:
-    """The first ``n_bytes`` of a file.
-
-    Raises
-    ------
-    SourceError
-        When the file is shorter.
-    """
+    """The first ``n_bytes`` of a file, which must not be shorter."""
     with opened_file(path) as file:
         header: bytes = file.read(n_bytes)
     if len(header) < n_bytes:
@@ -138,16 +183,7 @@ def bytes_behind(
     remedy: str,
     offset: int = 0,
 ) -> tuple[str, ...]:
-    """A note on bytes that follow the numbers of a file.
-
-    Parameters
-    ----------
-    path : name of the file
-    what : what the numbers are, for the note
-    shape, dtype : as a header or the user says
-    rest : bytes that follow
-    remedy : what to do when the sizes are right
-    offset : byte at which the numbers begin
+    """A note on ``rest`` bytes that follow the numbers of a file, which begin at byte ``offset``.
 
     Raises
     ------
@@ -159,9 +195,6 @@ def bytes_behind(
     --------
     >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 3, "cut them off")
     ('3 bytes after the array are not read',)
-    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 4, "cut them off")
-    Traceback (most recent call last):
-    stem_dask.core.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 28 are there: a size or the type is wrong, or each of 2 patterns has a header or footer of 2 bytes: ln -s a.npy a.raw, then open a.raw with input.shape=[2,3,4] input.dtype=uint8 input.offset=0 input.frame_header=2, or input.frame_footer=2; cut them off
     >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 7, "cut them off")
     Traceback (most recent call last):
     stem_dask.core.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 31 are there: a size or the type is wrong; cut them off
@@ -184,16 +217,9 @@ def bytes_behind(
 def as_raw(
     path: str, shape: Sequence[int], dtype: np.dtype, offset: int, header: int = 0, more: int = 0
 ) -> str:
-    """The commands that read a file of another format as plain numbers, through a link.
+    """The commands that read a file of another format as plain numbers [n, ky, kx], through a link.
 
-    Parameters
-    ----------
-    path : name of the file
-    shape : [n, ky, kx]
-    dtype : type of a pixel
-    offset : byte at which the first pattern, or the header before it, begins
-    header : bytes before each pattern
-    more : bytes at each pattern that are either before or after it
+    ``header`` bytes precede each pattern; ``more`` bytes are either before or after it.
 
     Examples
     --------
@@ -213,32 +239,15 @@ def as_raw(
 
 
 def side_text(path: str) -> str:
-    """A small text file of settings that belongs to the data.
-
-    Raises
-    ------
-    SourceError
-        When it is missing, unreadable, or too large for what it should be.
-    """
+    """A small text file of settings that belongs to the data; must exist."""
     try:
-        if (size := at(path).stat().st_size) > MOST_HEADER_BYTES:
-            raise SourceError(f"{path}: {size:,} bytes are too many for a text of settings")
-        text: str = at(path).read_bytes().decode("utf-8-sig", "replace")
-        return text
+        size = at(path).stat().st_size
     except FileNotFoundError as error:
         raise SourceError(f"{path}: there is no such file; copy it with the data") from error
-
-
-@dataclass(frozen=True)
-class Wrapped:
-    """A source that reads from another one, of the same type unless it says otherwise."""
-
-    source: Source
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the source."""
-        return self.source.dtype
+    if size > MOST_HEADER_BYTES:
+        raise SourceError(f"{path}: {size:,} bytes are too many for a text of settings")
+    text: str = at(path).read_bytes().decode("utf-8-sig", "replace")
+    return text
 
 
 def identity(path: str, *more: str) -> tuple[str, int, int]:
@@ -262,10 +271,8 @@ def packed(path: str, name: str, attrs: Mapping[str, Any]) -> str:
     >>> packed("a.h5", "data", {"scale_factor": 1.0, "add_offset": 0})
     ''
     """
-    scale, offset = (
-        value if (value := number(attrs.get(key))) is not None else without
-        for key, without in (("scale_factor", 1.0), ("add_offset", 0.0))
-    )
+    scale, offset = number(attrs.get("scale_factor")), number(attrs.get("add_offset"))
+    scale, offset = 1.0 if scale is None else scale, offset or 0.0
     if (scale, offset) == (1.0, 0.0):
         return ""
     return (

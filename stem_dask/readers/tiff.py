@@ -6,9 +6,9 @@ Uncompressed pages at regular offsets are read as a `FramedFile`; all others are
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FramedFile, Run
-from stem_dask.readers.source import Candidate, Slices, Source, scan_axes, stack_axes
+from stem_dask.readers.source import Candidate, Reading, Slices, Source, scan_axes, stack_axes
 from stem_dask.storage.errors import COPY, translate
 
 if TYPE_CHECKING:
@@ -28,16 +28,7 @@ _MOST_RUNS = 1024
 
 @dataclass(frozen=True)
 class TiffPages:
-    """A stack (n, ky, kx) of pages that tifffile decodes.
-
-    Parameters
-    ----------
-    path : name of the file
-    dtype : of the decoded pixels
-    frame_shape : (ky, kx)
-    count : number of patterns
-    planes : patterns per page
-    """
+    """A stack (n, ky, kx) of pages that tifffile decodes, ``planes`` patterns each."""
 
     path: str
     dtype: np.dtype
@@ -51,9 +42,9 @@ class TiffPages:
         return (self.count, *self.frame_shape)
 
     @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a decoded page."""
-        return self.planes * prod(self.frame_shape) * self.dtype.itemsize
+    def reading(self) -> Reading:
+        """Memory of a decoded page."""
+        return Reading(chunk_bytes=self.planes * prod(self.frame_shape) * self.dtype.itemsize)
 
     def __getitem__(self, part: Slices) -> NDArray:
         import tifffile
@@ -97,116 +88,83 @@ def list_tiff(path: str) -> list[Candidate]:
 
     with open(path, "rb") as stream, translate(SourceError, path, "not a readable TIFF file"):
         file = tifffile.TiffFile(stream)
-        first = file.pages.first
-        shaped = next(iter(file.shaped_metadata or ()), {}).get("shape", ())
-        text = first.description
-        planes = _planes(path, first, shaped)
-        shape = (first.imagelength, first.imagewidth)
-        count, runs = _walk(path, file, planes)
-        stated, scan = _stated(text, shaped)
-        dtype = np.dtype(first.dtype)
-        if count == 1 and runs and stated > 1:  # one directory, the pages follow it
-            runs = [Run(path, runs[0].offset, runs[0].stride, stated)]
-            count, need = stated, runs[0].offset + stated * runs[0].stride
-            if need > file.filehandle.size:
+        first, size = file.pages.first, file.filehandle.size
+        text, dtype = first.description, first.dtype
+        stated = tuple(next(iter(file.shaped_metadata or ()), {}).get("shape", ()))
+        # tifffile writes the 3 or 4 patterns of a scan line as the color planes of one page
+        planes = int(first.samplesperpixel)
+        is_color = planes > 1 and (first.planarconfig != 2 or stated[-3:-2] != (planes,))
+        if first.imagedepth != 1 or is_color:
+            what = (
+                f"{planes} values per pixel"
+                if is_color
+                else f"volumes of {first.imagedepth} slices"
+            )
+            raise SourceError(
+                f"{path}: the pages hold {what}; expected one gray value per pixel: save them as gray "
+                "pages, or convert the stack to .npy or .zarr"
+            )
+        if first.compression != 1 and first.compression not in tifffile.TIFF.DECOMPRESSORS:
+            raise SourceError(
+                f"{path}: the pages are compressed by an unknown method (compression {first.compression}); "
+                "save them without compression, or convert the stack to .npy or .zarr"
+            )
+        if dtype is None or dtype.kind not in "buif":
+            raise SourceError(
+                f"{path}: the pixels are {first.bitspersample} bits of sample format {first.sampleformat}; "
+                "expected real numbers"
+            )
+        shape, count = (first.imagelength, first.imagewidth), 0
+        n_bytes = prod(shape) * dtype.itemsize
+        runs: (
+            list[Run] | None
+        ) = []  # where the patterns lie; None when their pixels have to be decoded
+        for page in file.pages:
+            ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+            wrong = ""
+            if (page.shape, page.dtype) != (first.shape, dtype):
+                wrong = f"is {page.shape} {page.dtype}, the first {first.shape} {dtype}; expected patterns of one size"
+            elif max(ends, default=0) > size or 0 in page.dataoffsets:
+                wrong = f"ends beyond the {size:,} bytes of the file; {COPY}"
+            if wrong:
+                raise SourceError(f"{path}: page {count // planes + 1:,} {wrong}")
+            if runs is not None and page.is_contiguous and len(runs) <= _MOST_RUNS:
+                for i in range(planes):
+                    _append(runs, path, page.dataoffsets[0] + i * n_bytes, n_bytes)
+            else:
+                runs = None
+            count += planes
+        scan = scan_axes(*stated[:2]) if len(stated) == 4 else None
+        n = prod(stated[:-2]) if len(stated) in (3, 4) else 1
+        if text.startswith("ImageJ=") and (
+            images := re.search(r"^images=(\d{1,12})$", text, re.MULTILINE)
+        ):
+            n, scan = int(images[1]), None
+        if count == 1 and runs and n > 1:  # one directory, the pages follow it
+            runs, count = [replace(runs[0], count=n)], n
+            if (need := runs[0].offset + n * n_bytes) > size:
                 raise SourceError(
-                    f"{path}: {stated:,} pages need {need:,} bytes, the file has "
-                    f"{file.filehandle.size:,}; {COPY}"
+                    f"{path}: {n:,} pages need {need:,} bytes, the file has {size:,}; {COPY}"
                 )
-        source: Source
+        source: Source = TiffPages(path, dtype, shape, count, planes)
         if runs is not None:
             source = FramedFile(tuple(runs), dtype.newbyteorder(file.byteorder), shape)
-        else:
-            source = TiffPages(path, dtype, shape, count, planes)
-        metadata = {
-            "description": text,
-            "pages": count,
-            "compression": tifffile.COMPRESSION(first.compression).name,
-        }
+        codec = tifffile.COMPRESSION(first.compression).name
+        metadata = {"description": text, "pages": count, "compression": codec}
     axes = stack_axes(count, Axis("ky", shape[0]), Axis("kx", shape[1]))
-    scan = scan if count == stated else None
+    scan = scan if count == n else None
     return [Candidate("pages", source, axes, metadata=metadata, scan=scan, hint=_hint(text))]
 
 
-def _planes(path: str, page: Any, shaped: tuple[int, ...]) -> int:
-    """Patterns per page: tifffile writes the 3 or 4 patterns of a scan line as the color planes of one page."""
-    import tifffile
-
-    n = page.samplesperpixel
-    if page.imagedepth != 1 or (n > 1 and (page.planarconfig != 2 or tuple(shaped)[-3:-2] != (n,))):
-        what = f"{n} values per pixel" if n > 1 else f"volumes of {page.imagedepth} slices"
-        raise SourceError(
-            f"{path}: the pages hold {what}; expected one gray value per pixel: save them as gray "
-            "pages, or convert the stack to .npy or .zarr"
-        )
-    if page.compression != 1 and page.compression not in tifffile.TIFF.DECOMPRESSORS:
-        raise SourceError(
-            f"{path}: the pages are compressed by an unknown method (compression {page.compression}); "
-            "save them without compression, or convert the stack to .npy or .zarr"
-        )
-    if page.dtype is None or page.dtype.kind not in "buif":
-        raise SourceError(
-            f"{path}: the pixels are {page.bitspersample} bits of sample format {page.sampleformat}; "
-            "expected real numbers"
-        )
-    return int(n)
-
-
-def _walk(path: str, file: tifffile.TiffFile, planes: int) -> tuple[int, list[Run] | None]:
-    """Number of patterns, and where they lie; None when their pixels have to be decoded."""
-    first, count = file.pages.first, 0
-    runs: list[Run] | None = []
-    n_bytes = first.imagelength * first.imagewidth * np.dtype(first.dtype).itemsize
-    for page in file.pages:
-        if (page.shape, page.dtype) != (first.shape, first.dtype):
-            raise SourceError(
-                f"{path}: page {count // planes + 1:,} is {page.shape} {page.dtype}, the first "
-                f"{first.shape} {first.dtype}; expected patterns of one size"
-            )
-        ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-        if max(ends, default=0) > file.filehandle.size or 0 in page.dataoffsets:
-            raise SourceError(
-                f"{path}: the pixels of page {count // planes + 1:,} end beyond the {file.filehandle.size:,} "
-                f"bytes of the file; {COPY}"
-            )
-        for i in range(planes):
-            if runs is not None:
-                plain = page.is_contiguous and len(runs) <= _MOST_RUNS
-                runs = (
-                    _joined(runs, path, page.dataoffsets[0] + i * n_bytes, n_bytes)
-                    if plain
-                    else None
-                )
-        count += planes
-    return count, runs
-
-
-def _joined(runs: list[Run], path: str, offset: int, n_bytes: int) -> list[Run]:
-    """The pattern continues the last run, or begins another."""
+def _append(runs: list[Run], path: str, offset: int, n_bytes: int) -> None:
+    """The pattern at ``offset`` continues the last run, or begins another."""
     if runs:
         run = runs[-1]
         step = offset - run.offset if run.count == 1 else run.stride
         if step > 0 and offset == run.offset + run.count * step:
-            return [*runs[:-1], Run(path, run.offset, step, run.count + 1)]
-    return [*runs, Run(path, offset, n_bytes, 1)]
-
-
-def _stated(text: str, shaped: tuple[int, ...]) -> tuple[int, tuple[Axis, Axis] | None]:
-    """Number of patterns and the scan that the writer of the file describes.
-
-    Examples
-    --------
-    >>> _stated("ImageJ=1.5\\nimages=12\\n", ())
-    (12, None)
-    >>> pages, scan = _stated("", (3, 4, 64, 64))
-    >>> pages, [axis.size for axis in scan]
-    (12, [3, 4])
-    """
-    found = re.search(r"^images=(\d{1,12})$", text, re.MULTILINE)
-    if found and text.startswith("ImageJ="):
-        return int(found[1]), None
-    lead = shaped[:-2] if len(shaped) in (3, 4) else ()
-    return prod(lead), scan_axes(*lead) if len(lead) == 2 else None
+            runs[-1] = replace(run, stride=step, count=run.count + 1)
+            return
+    runs.append(Run(path, offset, n_bytes, 1))
 
 
 def _hint(text: str) -> str:
@@ -219,15 +177,11 @@ def _hint(text: str) -> str:
     >>> _hint('<OME><Pixels SizeZ="4" SizeC="1" SizeT="3"/></OME>')
     'by OME SizeT 3, SizeZ 4'
     """
+    names, pattern, writer = ("SizeT", "SizeZ", "SizeC"), r'\b{}="(\d{{1,9}})"', "OME"
     if text.startswith("ImageJ="):
-        writer = "ImageJ"
-        sizes = re.findall(r"^(frames|slices|channels)=(\d{1,9})$", text, re.MULTILINE)
-    elif "<OME" in text:
-        writer, sizes = "OME", re.findall(r"\b(Size[TZC])=\"(\d{1,9})\"", text)
-    else:
+        names, pattern, writer = ("frames", "slices", "channels"), r"^{}=(\d{{1,9}})$", "ImageJ"
+    elif "<OME" not in text:
         return ""
-    slowest = ("frames", "slices", "channels", "SizeT", "SizeZ", "SizeC")
-    named_sizes = [(name, n) for name, n in dict(sizes).items() if n != "1"]
-    named_sizes.sort(key=lambda pair: slowest.index(pair[0]))
-    listed = ", ".join(f"{name} {n}" for name, n in named_sizes)
+    sizes = ((name, re.search(pattern.format(name), text, re.MULTILINE)) for name in names)
+    listed = ", ".join(f"{name} {n[1]}" for name, n in sizes if n and n[1] != "1")
     return f"by {writer} {listed}" if listed else ""

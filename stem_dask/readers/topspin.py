@@ -5,19 +5,20 @@ import re
 import xml.etree.ElementTree as ET
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.metadata import stated
+from stem_dask.core.metadata import number, stated
 from stem_dask.core.model import Axis
-from stem_dask.readers.arrays import hdf5_file, opened_hdf5
-from stem_dask.readers.hdf5_metadata import is_safe
+from stem_dask.readers.containers import HDF5_BYTES, hdf5_file, opened_hdf5
+from stem_dask.readers.hdf5_metadata import is_safe, member
 from stem_dask.readers.source import (
     MOST_HEADER_BYTES,
     Candidate,
+    Reading,
     Slices,
     calibrated,
     scan_axes,
@@ -36,6 +37,7 @@ class PatternGroups:
     group: str
     dtype: np.dtype
     shape: tuple[int, ...]
+    reading: ClassVar = Reading(library_bytes=HDF5_BYTES)
 
     def __getitem__(self, part: Slices) -> NDArray:
         import hdf5plugin  # noqa: F401  registers blosc and others with HDF5
@@ -49,14 +51,13 @@ class PatternGroups:
         what = f"patterns of {self.group} cannot be read"
         with translate(SourceError, self.path, what), hdf5_file(self.path) as file:
             for pattern, i in zip(out, numbers, strict=True):
-                with translate(
-                    SourceError, self.path, f"pattern {i} of {self.group} cannot be read"
-                ):
+                what = f"pattern {i} of {self.group}"
+                with translate(SourceError, self.path, f"{what} cannot be read"):
                     data = file[f"{self.group}/{i}/Data"]
                     if data.shape != self.shape[1:] or data.dtype != self.dtype:
                         raise SourceError(
-                            f"{self.path}: pattern {i} of {self.group} is {data.shape} {data.dtype}, "
-                            f"the first is {self.shape[1:]} {self.dtype}; patterns of one size were expected"
+                            f"{self.path}: {what} is {data.shape} {data.dtype}, the first is {self.shape[1:]} {self.dtype}; patterns of one "
+                            "size were expected"
                         )
                     pattern[...] = data[part[1], part[2]]
         return out
@@ -73,35 +74,37 @@ def list_app5(path: str) -> list[Candidate]:
         When it is no readable HDF5 file, or has no patterns.
     """
     unlocked: list[str] = []
+    found = []
     with opened_hdf5(path, unlocked) as file:
-        tops = [file] if "Metadata" in file else [g for g in _groups(file).values()]
-        found = [
-            replace(_scan_of_patterns(path, group), about=stated("Topspin", _settings(top)))
-            for top in tops
-            for group in _groups(top).values()
-            if "0" in group
-        ]
+        for top in [file] if "Metadata" in file else _groups(file):
+            root = _metadata(top, "")
+            settings = {}
+            if root is not None:
+                items = {
+                    item.findtext("Name"): item.findtext("Value") for item in root.iter("Item")
+                }
+                names = ("Specimen", "SystemName", "Title", "CreatedDateTime")
+                items |= {name: root.findtext(name) for name in names}
+                settings = {name: value for name, value in items.items() if name and value}
+            about = stated("Topspin", settings)
+            groups = [group for group in _groups(top) if "0" in group]
+            found += [_candidate(path, group, about, tuple(unlocked)) for group in groups]
     if not found:
         raise SourceError(
             f"{path}: no scan of patterns: expected a group of patterns named by numbers, as Topspin writes them"
         )
-    return [replace(one, notes=(*one.notes, *unlocked)) for one in found]
+    return found
 
 
-def _groups(parent: Any) -> dict[str, Any]:
+def _groups(parent: Any) -> list[Any]:
     """The groups whose names are GUIDs; links are not followed."""
     import h5py
 
-    return {
-        name: parent[name]
-        for name in parent
-        if _GUID.fullmatch(name)
-        and isinstance(parent.get(name, getlink=True), h5py.HardLink)
-        and isinstance(parent[name], h5py.Group)
-    }
+    groups = (member(parent, name, h5py.Group) for name in parent if _GUID.fullmatch(name))
+    return [group for group in groups if group is not None]
 
 
-def _scan_of_patterns(path: str, group: Any) -> Candidate:
+def _candidate(path: str, group: Any, about: dict[str, Any], notes: tuple[str, ...]) -> Candidate:
     name, n = group.name.strip("/"), len(group)
     first = group.get("0/Data")
     if first is None or first.ndim != 2:
@@ -111,21 +114,20 @@ def _scan_of_patterns(path: str, group: Any) -> Candidate:
             f"{path}: {name} has {n:,} patterns, but they are not numbered 0 to {n - 1:,}; some are missing"
         )
     source = PatternGroups(path, name, first.dtype, (n, *(int(size) for size in first.shape)))
-    first_text = _text(group, "0/")
-    root = _parsed(first_text)
-    ky, kx = (
-        _axis(f"k{x}", size, root, x.upper())
-        for x, size in zip("yx", source.shape[1:], strict=True)
-    )
+    root, axes = _metadata(group, "0/"), []
+    for axis, size in zip(("ky", "kx"), first.shape, strict=True):
+        along = None if root is None else root.find(f"Calibration/{axis[1].upper()}")
+        scale, offset, kind = (
+            None if along is None else along.findtext(key)
+            for key in ("Scale", "Offset", "Type/Text")
+        )
+        # Topspin states the quantity, Angle, in radians
+        axes.append(calibrated(axis, int(size), scale, offset, "rad" if kind == "Angle" else ""))
     scan, note = _scan(group, n)
-    stated = {"pattern 0": first_text[:1000], "session": name}
+    metadata = {"pattern 0": _text(group, "0/")[:1000], "session": name}
+    notes = (*((note,) if note else ()), *notes)
     return Candidate(
-        name,
-        source,
-        stack_axes(n, ky, kx),
-        metadata=stated,
-        scan=scan,
-        notes=(note,) if note else (),
+        name, source, stack_axes(n, *axes), metadata=metadata, scan=scan, notes=notes, about=about
     )
 
 
@@ -140,49 +142,22 @@ def _text(group: Any, prefix: str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _settings(top: Any) -> dict[str, str]:
-    """Settings of the microscope and the session, by name."""
-    root = _parsed(_text(top, ""))
-    if root is None:
-        return {}
-    items = {item.findtext("Name"): item.findtext("Value") for item in root.iter("Item")}
-    items |= {
-        name: root.findtext(name) for name in ("Specimen", "SystemName", "Title", "CreatedDateTime")
-    }
-    return {name: value for name, value in items.items() if name and value}
-
-
-def _parsed(text: str) -> ET.Element | None:
+def _metadata(group: Any, prefix: str) -> ET.Element | None:
     # the header wrongly states UTF-16; entities could expand without end
-    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
-    if "<!" in text:
-        return None
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", _text(group, prefix))
     try:
-        return ET.fromstring(text)
+        return None if "<!" in text else ET.fromstring(text)
     except ET.ParseError:
         return None
 
 
-def _axis(name: str, size: int, root: ET.Element | None, letter: str) -> Axis:
-    along = None if root is None else root.find(f"Calibration/{letter}")
-    if along is None:
-        return Axis(name, size)
-    # Topspin states the quantity, Angle, in radians
-    units = {"Angle": "rad"}.get(along.findtext("Type/Text") or "", "")
-    return calibrated(name, size, along.findtext("Scale"), along.findtext("Offset"), units)
-
-
 def _position(group: Any, i: int) -> tuple[float, float] | None:
     """(y, x) of a pattern in m."""
-    root = _parsed(_text(group, f"{i}/"))
+    root = _metadata(group, f"{i}/")
     for item in root.iter("Item") if root is not None else ():
         if item.findtext("Name") == "RequestedBeamPosition":
-            y, x = item.findtext("Value/Y"), item.findtext("Value/X")
-            try:
-                place = (float(y or "nan"), float(x or "nan"))
-            except ValueError:
-                return None
-            return place if all(map(math.isfinite, place)) else None
+            y, x = (number(item.findtext(f"Value/{letter}")) for letter in "YX")
+            return None if y is None or x is None else (y, x)
     return None
 
 
@@ -193,13 +168,11 @@ def _scan(group: Any, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
         return None, ""
     if start == end and n > 1:
         return None, "the first and the last pattern have the same position"
-    # the end of the first row, by bisection
-    width = (
-        bisect_left(
-            range(1, n), True, key=lambda i: (_position(group, i) or (None,))[0] != start[0]
-        )
-        + 1
-    )
+
+    def is_below(i: int) -> bool:
+        return (_position(group, i) or (None,))[0] != start[0]
+
+    width = bisect_left(range(1, n), True, key=is_below) + 1  # the end of the first row
     if n % width:
         return (
             None,
@@ -214,8 +187,8 @@ def _scan(group: Any, n: int) -> tuple[tuple[Axis, Axis] | None, str]:
     scan = scan_axes(height, width, step_y, step_x, units="nm")
     if scan is None:
         return None, ""
-    moved = [
-        Axis(axis.name, axis.size, axis.scale, at * 1e9, axis.units) if axis.units else axis
-        for axis, at in zip(scan, start, strict=True)
-    ]
-    return (moved[0], moved[1]), ""
+    y, x = (
+        replace(axis, offset=first * 1e9) if axis.units else axis
+        for axis, first in zip(scan, start, strict=True)
+    )
+    return (y, x), ""

@@ -19,8 +19,8 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers import own
-from stem_dask.readers.axes import axis_from
 from stem_dask.readers.flat import FlatFile
+from stem_dask.readers.layout import axis_from
 from stem_dask.readers.source import Candidate, Source
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line, translate

@@ -1,32 +1,30 @@
-"""Sources seen in another way: an affine view of the axes, and a stack folded into a scan.
+"""Views of sources: transposed, cut, strided, flipped or squeezed, a stack folded into a scan, and blocks of them."""
 
-Every source has ``shape``, ``dtype`` and ``source[slices]``, slices with positive steps, and returns a C-contiguous
-array. Sources are small and can be pickled: workers open the file by name.
-"""
+from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.core.batches import Block, is_input_left_out, piece_patterns, pieces, steps
 from stem_dask.core.errors import SourceError
 from stem_dask.kernels.transpose import gathering, patterns_first
-from stem_dask.readers.flat import FlatFile
-from stem_dask.readers.source import Slices, Source, Wrapped
+from stem_dask.readers.flat import FlatFile, buffer_for
+from stem_dask.readers.source import Reading, Slices, Source, Wrapped, reading_of
 from stem_dask.storage.errors import path_of, translate
 
 #: order of axes that makes (scan_y, scan_x, ky, kx) of (ky, kx, scan_y, scan_x)
 DETECTOR_FIRST = (2, 3, 0, 1)
 
-#: why such a file is not read by ranges of bytes
-DETECTOR_SLOWEST = "the detector's axes come first in it, so that every pattern is spread over all of it; copy it here first"
-
 
 @dataclass(frozen=True)
 class View(Wrapped):
-    """A source transposed, cut, strided, flipped or squeezed.
+    """A source transposed, cut, strided, flipped or squeezed, by integers and slices of either direction.
 
     Parameters
     ----------
@@ -36,37 +34,37 @@ class View(Wrapped):
     Examples
     --------
     >>> view = View.of(np.arange(6).reshape(2, 3)).transpose((1, 0)).flip(0)
-    >>> view.shape, view[:, 1:].tolist()
-    ((3, 2), [[5], [4], [3]])
+    >>> view.shape, view[:, 1:].tolist(), view[::-1, 0].tolist()
+    ((3, 2), [[5], [4], [3]], [0, 1, 2])
     """
 
     axes: tuple[tuple[int, range], ...]
     fixed: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, source: Source) -> "View":
+    def of(cls, source: Source) -> View:
         """All of a source; of a view the view itself."""
         if isinstance(source, View):
             return source
         return cls(source, tuple(enumerate(map(range, source.shape))))
 
-    def select(self, *parts: slice) -> "View":
-        """A slice of each axis."""
-        pairs = zip(self.axes, parts, strict=True)
-        return View(self.source, tuple((axis, r[s]) for (axis, r), s in pairs), self.fixed)
+    def select(self, *parts: slice | int) -> View:
+        """A slice of each axis, or an index, which removes the axis."""
+        axes, fixed = [], list(self.fixed)
+        for (axis, indices), part in zip(self.axes, parts, strict=True):
+            if isinstance(part, slice):
+                axes.append((axis, indices[part]))
+            else:
+                fixed.append((axis, indices[part]))
+        return View(self.source, tuple(axes), tuple(fixed))
 
-    def transpose(self, order: Sequence[int]) -> "View":
+    def transpose(self, order: Sequence[int]) -> View:
         """Axis i of the result is axis ``order[i]``."""
         return View(self.source, tuple(self.axes[i] for i in order), self.fixed)
 
-    def squeeze(self, kept: Sequence[int]) -> "View":
-        """Only the axes ``kept``; the others have length 1."""
-        left = [(axis, r[0]) for i, (axis, r) in enumerate(self.axes) if i not in kept]
-        return View(self.source, tuple(self.axes[i] for i in kept), (*self.fixed, *left))
-
-    def flip(self, axis: int) -> "View":
+    def flip(self, axis: int) -> View:
         """One axis backwards."""
-        parts = [slice(None)] * len(self.axes)
+        parts = [slice(None)] * self.ndim
         parts[axis] = slice(None, None, -1)
         return self.select(*parts)
 
@@ -74,6 +72,11 @@ class View(Wrapped):
     def shape(self) -> tuple[int, ...]:
         """Sizes of the axes."""
         return tuple(len(indices) for _, indices in self.axes)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.axes)
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -91,41 +94,48 @@ class View(Wrapped):
         return any(indices.step < 0 for _, indices in self.axes)
 
     @property
-    def in_place(self) -> bool:
-        """Whether parts of the view are parts of the source, so that `read_into` works."""
-        return not (self.fixed or self.transposed or self.flipped)
+    def reading(self) -> Reading:
+        """As of the source; putting axes in order takes copies, and spreads patterns over the file."""
+        inner = reading_of(self.source)
+        return replace(
+            inner,
+            copies=inner.copies + self.transposed + self.flipped,
+            in_pieces=inner.in_pieces and not self.transposed,
+        )
 
-    def __getitem__(self, part: Slices) -> NDArray:
-        there = self._there(part)
-        if self.order == DETECTOR_FIRST and isinstance(self.source, FlatFile):
-            block = _transposed_file(self.source, there)
-        elif self.order == DETECTOR_FIRST:
-            found = self.source[there]
-            ky, kx, *scan = found.shape
-            block = patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
-        else:
-            found = self.source[there]
-            block = found.transpose(*self.order, *(axis for axis, _ in self.fixed))
-            block = block.reshape(block.shape[: len(self.axes)])
+    @property
+    def part(self) -> Slices:
+        """The part of the source, forwards on each axis."""
+        slices = {axis: slice(index, index + 1) for axis, index in self.fixed}
+        for axis, indices in self.axes:
+            slices[axis] = _slice(indices if indices.step > 0 else indices[::-1])
+        return tuple(slices[axis] for axis in range(len(slices)))
+
+    def read(self) -> NDArray:
+        """All of the view, C-contiguous."""
+        with translate(SourceError, path_of(self.source)):
+            if (
+                isinstance(self.source, FlatFile)
+                and self.order == DETECTOR_FIRST
+                and not self.fixed
+            ):
+                block = _transposed_file(self.source, self.part)
+            else:
+                found = self.source[self.part]
+                kept = sorted(self.order)
+                found = found.reshape([found.shape[axis] for axis in kept])
+                order = tuple(kept.index(axis) for axis in self.order)
+                if order == DETECTOR_FIRST:
+                    ky, kx, *scan = found.shape
+                    block = patterns_first(found.reshape(ky * kx, *scan)).reshape(*scan, ky, kx)
+                else:
+                    block = found.transpose(order)
         if self.flipped:
             block = block[tuple(slice(None, None, 1 if r.step > 0 else -1) for _, r in self.axes)]
         return np.asarray(block, order="C")
 
-    def opened(self) -> Any:
-        """The file, of a source that is one."""
-        return self.source.opened()  # type: ignore[attr-defined]
-
-    def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
-        """Read a part into an array; see `in_place`."""
-        self.source.read_into(self._there(part), out, file)  # type: ignore[attr-defined]
-
-    def _there(self, part: Slices) -> Slices:
-        """The part of the source, forwards on each axis."""
-        slices = {axis: slice(index, index + 1) for axis, index in self.fixed}
-        for (axis, indices), s in zip(self.axes, part, strict=True):
-            wanted = indices[s]
-            slices[axis] = _slice(wanted if wanted.step > 0 else wanted[::-1])
-        return tuple(slices[axis] for axis in range(len(slices)))
+    def __getitem__(self, part: tuple[slice | int, ...]) -> NDArray:
+        return self.select(*part).read()
 
 
 def _transposed_file(file: FlatFile, part: Slices) -> NDArray:
@@ -162,72 +172,71 @@ class ScanOfList(Wrapped):
         return (*self.scan_shape, *self.source.shape[1:])
 
     def __getitem__(self, part: Slices) -> NDArray:
-        rows = range(*part[0].indices(self.scan_shape[0]))
-        start, stop, step = part[1].indices(self.scan_shape[1])
-        width = self.scan_shape[1]
-        if not rows or (rows.step == 1 and (start, stop, step) == (0, width, 1)):
+        height, width = self.scan_shape
+        rows, columns = range(height)[part[0]], range(width)[part[1]]
+        if not rows or (rows.step == 1 and columns == range(width)):
             block = self.source[(slice(rows.start * width, rows.stop * width), *part[2:])]
-            columns = len(range(start, stop, step))
-            return block.reshape(len(rows), columns, *block.shape[1:])
-        return np.stack(
-            [
-                self.source[(slice(y * width + start, y * width + stop, step), *part[2:])]
-                for y in rows
-            ]
-        )
+            return block.reshape(len(rows), len(columns), *block.shape[1:])
+        start, stop, step = columns.start, columns.stop, columns.step
+        lines = (slice(y * width + start, y * width + stop, step) for y in rows)
+        return np.stack([self.source[(line, *part[2:])] for line in lines])
 
 
-@dataclass(frozen=True)
-class Indexed(Wrapped):
-    """A source as dask indexes it: with integers, too, and slices that run backwards."""
+class Part(Block):
+    """A block of patterns that has not been read.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the source."""
-        return self.source.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes, which dask asks for."""
-        return len(self.source.shape)
-
-    def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray:
-        axes, fixed = [], []
-        for axis, (k, size) in enumerate(zip(key, self.shape, strict=True)):
-            if isinstance(k, slice):
-                axes.append((axis, range(size)[k]))
-            else:
-                fixed.append((axis, int(k)))
-        with translate(SourceError, path_of(self.source)):
-            return View(self.source, tuple(axes), tuple(fixed))[(slice(None),) * len(axes)]
-
-
-def select(source: Source, roi: Sequence[int] | None, step: int) -> Source:
-    """``roi`` [y0, y1, x0, x1] of the scan, then every ``step``-th position of it.
-
-    Raises
-    ------
-    SourceError
-        When the source is a list of patterns, or the region does not fit the scan.
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = tempfile.mkstemp()[1]
+    >>> np.arange(12, dtype="u1").tofile(path)
+    >>> part = Part(FlatFile(path, 0, np.dtype("u1"), (1, 3, 2, 2)), (slice(1), slice(1, 3), slice(2), slice(2)))
+    >>> part.shape, [piece.tolist() for piece in part.pieces()]
+    ((1, 2, 2, 2), [[[[4, 5], [6, 7]], [[8, 9], [10, 11]]]])
     """
-    if roi is None and step == 1:
-        return source
-    if len(source.shape) != 4:
-        raise SourceError(
-            f"scan_roi and scan_step need a scan; the input is a list of {source.shape[0]:,} patterns: "
-            "give input.scan_shape, or leave them out"
-        )
-    if step < 1:
-        raise SourceError(f"scan_step is {step}; take every n-th position with n >= 1")
-    height, width = source.shape[:2]
-    roi = tuple(roi) if roi is not None else (0, height, 0, width)
-    if len(roi) != 4:
-        raise SourceError(f"scan_roi {list(roi)} has {len(roi)} numbers; give [y0, y1, x0, x1]")
-    y0, y1, x0, x1 = roi
-    if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-        raise SourceError(
-            f"scan_roi {[y0, y1, x0, x1]} does not fit the scan of {height} x {width} positions; "
-            "give [y0, y1, x0, x1] with 0 <= y0 < y1 <= scan_y and 0 <= x0 < x1 <= scan_x"
-        )
-    whole = slice(None)
-    return View.of(source).select(slice(y0, y1, step), slice(x0, x1, step), whole, whole)
+
+    def __init__(self, source: Source, part: Slices) -> None:
+        self.view = View.of(source).select(*part)
+        super().__init__(self.view.shape, self.view.dtype)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A window of all patterns is a `Part` again; anything else is an array."""
+        if all(k == slice(None) for k in key[:-2]) and all(isinstance(k, slice) for k in key[-2:]):
+            return Part(self.view, key)
+        return super().__getitem__(key)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
+        if self.deferred:
+            return super().__array__(dtype, copy)
+        return np.asarray(self.view.read(), dtype)
+
+    def _pieces(self) -> Iterator[NDArray]:
+        """Batches of patterns; an `OSError` becomes a `SourceError`, to differ from one of the output.
+
+        Arrays of a file are read into one buffer from a file that is opened once, so that the system reads ahead.
+        """
+        view, detector = self.view, self.shape[-2:]
+        with translate(SourceError, path_of(view)):
+            if not view.reading.in_pieces:  # reading a part would take as long as all
+                yield from pieces(view.read())
+                return
+            in_place = not (view.fixed or view.flipped)
+            flat = view.source if in_place and isinstance(view.source, FlatFile) else None
+            buffer = np.empty((0, *detector), self.dtype)
+            with nullcontext() if flat is None else flat.opened() as file:
+                for step in steps(self.shape[:-2], piece_patterns(self)):
+                    batch = view.select(*step, slice(None), slice(None))
+                    if flat is None:
+                        yield batch.read().reshape(-1, *detector)
+                        continue
+                    n = prod(batch.shape[:-2])
+                    if len(buffer) < n:
+                        buffer = buffer_for(flat.offset, (n, *detector), self.dtype)
+                    flat.read_into(batch.part, buffer[:n].reshape(batch.shape), file)
+                    yield buffer[:n]
+
+
+def read_block(source: Source, region: Slices) -> Any:
+    """A block of a source, which is read when it is iterated; zeros while quarantined blocks are left out."""
+    part = Part(source, region)
+    return np.zeros(part.shape, part.dtype) if is_input_left_out() else part

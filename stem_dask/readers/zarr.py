@@ -16,27 +16,17 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers import own
-from stem_dask.readers.arrays import ZarrArray
-from stem_dask.readers.axes import (
-    axis_along,
-    axis_from,
-    detector_last,
-    odd_flags_note,
-    spectra_hint,
-)
 from stem_dask.readers.calibration import of_abtem
-from stem_dask.readers.containers import ZARR_ROOTS
+from stem_dask.readers.containers import ZARR_ROOTS, ZarrArray
+from stem_dask.readers.layout import axis_along, axis_from, order_by_flags
 from stem_dask.readers.source import packed
-from stem_dask.readers.zarr_chunks import expect_codecs_of_numcodecs, refuse_outside
+from stem_dask.readers.zarr_chunks import refuse_outside
 from stem_dask.storage.errors import one_line, translate
-from stem_dask.storage.location import at, is_url
+from stem_dask.storage.location import is_url
 from stem_dask.storage.zarr_store import zarr_store
 
 #: where HyperSpy puts its signals; below each are groups and arrays of metadata
 _SIGNALS = "Experiments/"
-
-#: groups deeper than this are not searched
-_MAX_DEPTH = 12
 
 
 def list_zarr(path: str) -> list[dict[str, Any]]:
@@ -51,63 +41,53 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
 
     from stem_dask.storage.zarr_guard import refuse_hostile
 
-    expect_codecs_of_numcodecs()
     with translate(SourceError, path, "not a readable zarr store"), _codecs_known(path):
-        if not is_url(path) and not any(Path(path, name).exists() for name in ZARR_ROOTS):
-            raise SourceError(
-                f"{path}: not a readable zarr store: it holds none of {', '.join(ZARR_ROOTS)}; copy it again from where it was written"
-            )
-        for name in ZARR_ROOTS:
-            refuse_outside(path, at(path, name))
         if not is_url(path):
+            if not any(Path(path, name).exists() for name in ZARR_ROOTS):
+                raise SourceError(
+                    f"{path}: not a readable zarr store: it holds none of {', '.join(ZARR_ROOTS)}; copy it again from where it was written"
+                )
+            for name in ZARR_ROOTS:
+                refuse_outside(path, Path(path, name))
             refuse_hostile(path)
         root = zarr.open(zarr_store(path), mode="r")
         if isinstance(root, zarr.Array):
-            return [_zarr_array(path, "", root, None)]
-        if is_url(path):
-            return _arrays_below(path, root)
+            return [_row(path, "", root, None)]
         broken: dict[str, Exception] = {}
-        found = list(_arrays(path, "", 0, broken))
-        known = own.of_zarr(path, dict(root.attrs), dict(found))
-        least = 2 if known is None else 3  # own stores also hold the positions of the patterns
-        if Path(path, _SIGNALS).is_dir():
-            found = [one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")]
-        elif known is None:
-            found = list(_arrays(path, "", _MAX_DEPTH, broken))
+        found: list[tuple[str, Any]]
+        if is_url(path):  # by consolidated metadata: one request instead of one per array
+            depth = None if root.metadata.consolidated_metadata else 0
+            members = sorted(root.members(max_depth=depth))
+            found = [one for one in members if isinstance(one[1], zarr.Array)]
+            known = own.of_zarr(path, dict(root.attrs), dict(found))
+            if known is not None:
+                found = [one for one in found if "/" not in one[0]]
+        else:
+            found = list(_arrays(path, "", 0, broken))
+            known = own.of_zarr(path, dict(root.attrs), dict(found))
+            if Path(path, _SIGNALS).is_dir():
+                found = [
+                    one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")
+                ]
+            elif known is None:
+                found = list(_arrays(path, "", 12, broken))
         if broken and not any(array.ndim == 4 for _, array in found):
             raise next(iter(broken.values()))
-        listed = [
-            of_abtem(
-                root.attrs,
-                {**_zarr_array(path, name, array, root), **_stated_of(path, name, array, known)},
-            )
-            for name, array in found
-            if array.ndim >= least
-        ]
-        lost = tuple(
+        notes = tuple(
             f"{one_line(name)} cannot be read ({one_line(error)})" for name, error in broken.items()
         )
-        return [{**one, "notes": (*one.get("notes", ()), *lost)} for one in listed]
-
-
-def _arrays_below(path: str, root: Any) -> list[dict[str, Any]]:
-    """Arrays of a store below a URL, from its consolidated metadata: one request instead of one per array."""
-    from zarr import Array
-
-    members = root.members(max_depth=None if root.metadata.consolidated_metadata else 0)
-    arrays = {name: array for name, array in members if isinstance(array, Array)}
-    known = own.of_zarr(path, dict(root.attrs), arrays)
-    least = 2 if known is None else 3
-    first = {name: array for name, array in arrays.items() if "/" not in name}
-    chosen = arrays if known is None else first
-    return [
-        of_abtem(
-            root.attrs,
-            {**_zarr_array(path, name, array, root), **(known or {} if name == "patterns" else {})},
-        )
-        for name, array in sorted(chosen.items())
-        if array.ndim >= least
-    ]
+        rows = []
+        for name, array in found:
+            if array.ndim < (
+                2 if known is None else 3
+            ):  # own stores also hold the positions of the patterns
+                continue
+            more = (known or {}) if name == "patterns" else {}
+            if name.startswith(_SIGNALS) and not is_url(path):
+                more = own.of_zspy(path, name.removesuffix("/data"), array)
+            row = of_abtem(root.attrs, {**_row(path, name, array, root), **more})
+            rows.append({**row, "notes": (*row.get("notes", ()), *notes)})
+        return rows
 
 
 @contextlib.contextmanager
@@ -124,13 +104,6 @@ def _codecs_known(path: str) -> Iterator[None]:
         ) from error
 
 
-def _stated_of(path: str, name: str, array: Any, known: dict[str, Any] | None) -> dict[str, Any]:
-    """Metadata of an array from elsewhere in the store, in own stores and in signals of HyperSpy."""
-    if name.startswith("Experiments/") and name.endswith("/data"):
-        return own.of_zspy(path, name.removesuffix("/data"), array)
-    return known or {} if name == "patterns" else {}
-
-
 def _arrays(
     path: str, prefix: str, depth: int, broken: dict[str, Exception]
 ) -> Iterator[tuple[str, Any]]:
@@ -143,11 +116,12 @@ def _arrays(
         roots = [root for name in ZARR_ROOTS if (root := folder / name).is_file()]
         for root in roots:
             refuse_outside(path, root)
-        if not roots:
-            continue
-        name = f"{prefix}{folder.name}"
+        name, node = f"{prefix}{folder.name}", None
         try:
-            node = None if _is_group(roots) else zarr.open(zarr_store(path), path=name, mode="r")
+            if roots and [root.name for root in roots] != [
+                ".zgroup"
+            ]:  # opening a group takes some ms
+                node = zarr.open(zarr_store(path), path=name, mode="r")
         except HostileStoreError:
             raise
         except Exception as error:  # each part of zarr has its own
@@ -155,16 +129,11 @@ def _arrays(
             continue
         if isinstance(node, zarr.Array):
             yield name, node
-        elif depth:
+        elif roots and depth:
             yield from _arrays(path, f"{name}/", depth - 1, broken)
 
 
-def _is_group(roots: list[Path]) -> bool:
-    """Whether a folder is a group of format 2, by its files: opening one takes some ms."""
-    return [root.name for root in roots] == [".zgroup"]
-
-
-def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
+def _row(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     named = getattr(array.metadata, "dimension_names", None)
     named = named or array.attrs.get("_ARRAY_DIMENSIONS")  # as xarray names them in format 2
     dims: list[str | None] = [None] * array.ndim
@@ -195,8 +164,6 @@ def _zarr_array(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
         "source": source,
         "axes": tuple(axes),
         "chunks": tuple(chunks),
-        "swapped": detector_last(described),
-        "hint": spectra_hint(described),
         "fault": packed(path, name or "the array", array.attrs),
-        "notes": odd_flags_note(described),
+        **order_by_flags(described),
     }

@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ _LARGE = 2**20
 
 def files_of(
     store: str, name: str, array: Any, part: Sequence[slice]
-) -> Iterator[tuple[Path, tuple[slice, ...]]]:
-    """Path and region of every chunk file (a shard, where there are shards) that a part of an array needs."""
+) -> Iterator[tuple[Any, tuple[slice, ...]]]:
+    """File (or object) and region of every chunk (a shard, where there are shards) that a part of an array needs."""
     sizes = array.shards or array.chunks
     wanted: list[Sequence[int]] = []
     for piece, size, n in zip(part, sizes, array.shape, strict=True):
@@ -38,7 +37,7 @@ def files_of(
             wanted.append([i // size for i in range(start, stop, step)])
     for place in _places(wanted):
         region = tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, sizes, strict=True))
-        yield chunk_path(store, name, array, place), region
+        yield at(store, name, array.metadata.encode_chunk_key(place)), region
 
 
 def _places(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
@@ -51,65 +50,46 @@ def _places(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zero: bool) -> None:
-    """Check that the chunk files of a part exist; with ``zero``, only that none of them is empty.
-
-    Raises
-    ------
-    SourceError
-        With the first file that is missing, empty (as after a power cut) or behind a link out of the store.
-    """
-    lost, n = [], 0
-    if is_url(store):  # found when it is read: checking each would double the requests
-        return
-    for path, _ in files_of(store, name, array, part):
-        n += 1
-        refuse_outside(store, path)
-        try:
-            if path.stat().st_size:
-                continue
-            if zero:
-                raise SourceError(
-                    f"{path} is empty (0 bytes): writing it was cut short; copy it again, or remove it to read it as zeros"
-                )
-        except FileNotFoundError:
-            if zero:
-                continue
-        lost.append(path)
-    if lost:
-        raise SourceError(
-            f"{lost[0]} is missing or empty ({len(lost):,} of the {n:,} chunk files of these patterns); copy it "
-            f"again, or set input.missing_chunks=zero to read it as {filling(array)}"
-        )
-
-
-def undecodable(
+def _bad_files(
     store: str, name: str, array: Any, part: Sequence[slice]
-) -> tuple[Path, Exception] | None:
-    """The first chunk file of a part that cannot be decoded, and why."""
+) -> Iterator[tuple[Any, str]]:
+    """Chunk files of a part that cannot be decoded, and why; "" for those that are missing or empty."""
     for path, region in files_of(store, name, array, part):
+        if _lost(path):
+            yield path, ""
+            continue
         try:
             array[region]
         except StemDaskError:
             raise
         except Exception as error:  # each codec has its own
-            return path, error
-    return None
+            yield path, one_line(error) or type(error).__name__
+
+
+def _lost(path: Any) -> bool:
+    """Whether a file is missing or empty, as after a power cut: zarr reads both as zeros."""
+    try:
+        return bool(path.stat().st_size == 0)
+    except FileNotFoundError:
+        return True
 
 
 def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | None]:
     """Number of missing chunk files, number of all chunk files, and the first missing one; lists folders only."""
     sizes = array.shards or array.chunks
     counts = [math.ceil(n / size) for n, size in zip(array.shape, sizes, strict=True)]
-    n, there = math.prod(counts), 0
-    for key in _places_there(store, name, len(counts)):
-        there += len(key) == len(counts) and all(map(int.__lt__, key, counts))
-    first = None
-    if there < n:
-        whole = [slice(None)] * len(counts)
-        paths = (path for path, _ in files_of(store, name, array, whole))
-        first = next((path for path in paths if not path.exists()), None)
-    return n - there, n, first
+    n, there, folder = math.prod(counts), 0, at(store, name)
+    if isinstance(folder, Location):
+        files = (key for key, _ in folder.below())
+    else:
+        walk = ((os.path.relpath(place, folder), files) for place, _, files in os.walk(folder))
+        files = (f"{place}/{file}".removeprefix("./") for place, files in walk for file in files)
+    for file in files:  # c/0/1 or c.0.1, in format 2 0.1 or 0/1
+        words = re.split("[./]", file.removeprefix("c/").removeprefix("c."))
+        if len(words) == len(counts) and all(word.isdecimal() for word in words):
+            there += all(int(word) < count for word, count in zip(words, counts, strict=True))
+    paths = files_of(store, name, array, [slice(None)] * len(counts)) if there < n else ()
+    return n - there, n, next((path for path, _ in paths if not path.exists()), None)
 
 
 def missing_note(store: str, name: str, *, zero: bool) -> str | None:
@@ -120,65 +100,25 @@ def missing_note(store: str, name: str, *, zero: bool) -> str | None:
         return None
     words = f"{lost:,} of {n:,} chunk files are missing, the first is {first}"
     if zero:
-        return f"{words}; they read as {filling(array)}"
+        return f"{words}; they read as {_filling(array)}"
     return f"{words}; reading what they held is refused, unless input.missing_chunks=zero"
 
 
-def _places_there(store: str, name: str, n_axes: int) -> Iterator[tuple[int, ...]]:
-    """Grid indices of the existing chunk files of an array."""
-    folder = at(store, name)
-    if not is_url(store):
-        yield from _keys(folder, (), n_axes) if folder.is_dir() else ()
-        return
-    for key, _ in folder.below():
-        words = re.split("[./]", key.removeprefix("c/").removeprefix("c."))
-        if all(word.isdecimal() for word in words):
-            yield tuple(map(int, words))
-
-
-def _keys(folder: Path, above: tuple[int, ...], n_axes: int) -> Iterator[tuple[int, ...]]:
-    """Grid indices of the chunk files below a folder: c/0/1 or c.0.1, in format 2 0.1 or 0/1."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            words = entry.name.split(".")
-            if not above and words[0] == "c":
-                words = words[1:]
-            if not all(word.isdecimal() for word in words):
-                continue
-            key = (*above, *map(int, words))
-            if len(key) < n_axes and entry.is_dir():
-                yield from _keys(Path(entry.path), key, n_axes)
-            else:
-                yield key
-
-
-def filling(array: Any) -> str:
+def _filling(array: Any) -> str:
     """What a missing chunk reads as, in words."""
     value: Any = array.fill_value
     return "zeros" if value is None or value == 0 else f"the fill value {value}"
 
 
-def expect_codecs_of_numcodecs() -> None:
-    """Silence the warning of zarr that other programs may not know numcodecs' codecs in format 3."""
-    warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
-
-
 def _opened(store: str, name: str, *, whole: bool = False) -> Any:
     import zarr
 
-    expect_codecs_of_numcodecs()
     with translate(SourceError, store, f"array {name or '/'} cannot be opened"):
         return zarr.open_array(zarr_store(store, whole=whole), path=name, mode="r")
 
 
 def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> NDArray:
-    """Part of an array of a zarr store.
-
-    Parameters
-    ----------
-    store, name : folder of the store, and of the array in it ("" when the store is the array)
-    part : one slice an axis, with positive steps
-    zero : missing chunk files read as zeros (the array's fill value)
+    """Part of the array ``name`` of a zarr store ("" when the store is the array); with ``zero`` missing chunks are filled.
 
     Raises
     ------
@@ -186,7 +126,8 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
         When the array cannot be opened, or a chunk file is missing, outside of the store, or cannot be decoded; names it.
     """
     array = _opened(store, name, whole=not zero)
-    check_there(store, name, array, part, zero=zero)
+    if not is_url(store):  # there found when it is read: checking each would double the requests
+        _check_there(store, name, array, part, zero=zero)
     try:
         if math.prod(array.shards or array.chunks) * array.dtype.itemsize >= _LARGE:
             return _one_by_one(store, name, array, part)
@@ -196,19 +137,39 @@ def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> ND
     except Exception as error:  # each codec has its own
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
-        found = undecodable(store, name, array, part)
-        path, why = found or (f"{store}: array {name or '/'}", error)
+        bad = (one for one in _bad_files(store, name, array, part) if one[1])
+        path, why = next(bad, (f"{store}: array {name or '/'}", one_line(error)))
         more = "; stem-dask verify lists all damaged files of the store" if name else ""
         raise SourceError(
-            f"{path} cannot be decoded ({one_line(why) or type(why).__name__}): it was damaged, copy it again{more}"
+            f"{path} cannot be decoded ({why or type(error).__name__}): it was damaged, copy it again{more}"
         ) from error
+
+
+def _check_there(store: str, name: str, array: Any, part: Sequence[slice], *, zero: bool) -> None:
+    """Check that the chunk files of a part exist and are not behind links; with ``zero``, only that none of them is empty."""
+    lost, n = [], 0
+    for path, _ in files_of(store, name, array, part):
+        n += 1
+        refuse_outside(store, path)
+        if not _lost(path):
+            continue
+        if not zero:
+            lost.append(path)
+        elif path.exists():
+            raise SourceError(
+                f"{path} is empty (0 bytes): writing it was cut short; copy it again, or remove it to read it as zeros"
+            )
+    if lost:
+        raise SourceError(
+            f"{lost[0]} is missing or empty ({len(lost):,} of the {n:,} chunk files of these patterns); copy it "
+            f"again, or set input.missing_chunks=zero to read it as {_filling(array)}"
+        )
 
 
 def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDArray:
     """Read a part chunk file by chunk file: zarr would decode ten at once, whatever their size."""
-    from zarr.core.buffer import default_buffer_prototype
+    from zarr.buffer.cpu import NDBuffer
 
-    buffers = default_buffer_prototype().nd_buffer
     ranges = [range(*piece.indices(n)) for piece, n in zip(part, array.shape, strict=True)]
     out = np.empty([len(wanted) for wanted in ranges], array.dtype)
     for _, region in files_of(store, name, array, part):
@@ -220,7 +181,7 @@ def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDA
             of_these = wanted[first:last]
             there.append(slice(of_these.start, of_these.stop, of_these.step))
         # decode into place: zarr may still hold the previous chunk, and a copy would add a third
-        place = buffers.from_numpy_array(out[tuple(here)])
+        place = NDBuffer.from_numpy_array(out[tuple(here)])
         array.get_basic_selection(tuple(there), out=place)
     return out
 
@@ -245,16 +206,8 @@ def damaged_chunks(store: str) -> Iterator[str]:
         raise SourceError(f"{store}: not a readable zarr store: {error}") from error
     for name, array in members:
         if isinstance(array, zarr.Array):
-            for path, region in files_of(store, name, array, [slice(None)] * array.ndim):
-                if _lost(path):
-                    yield f"{path} is missing or empty"
-                    continue
-                try:
-                    array[region]
-                except StemDaskError:
-                    raise
-                except Exception as error:  # each codec has its own
-                    yield f"{path} cannot be decoded ({error})"
+            for path, why in _bad_files(store, name, array, [slice(None)] * array.ndim):
+                yield f"{path} cannot be decoded ({why})" if why else f"{path} is missing or empty"
 
 
 @contextlib.contextmanager
@@ -278,19 +231,6 @@ def decoded(store: str, group: Any) -> Iterator[None]:
         raise SourceError(
             f"{store}: an array cannot be decoded ({error}); stem-dask verify lists the damaged files of a store"
         ) from error
-
-
-def _lost(path: Any) -> bool:
-    """Whether a file is missing or empty, as after a power cut: zarr reads both as zeros."""
-    try:
-        return path.stat().st_size == 0
-    except FileNotFoundError:
-        return True
-
-
-def chunk_path(store: str, name: str, array: Any, place: Sequence[int]) -> Any:
-    """File, or object, of a chunk."""
-    return at(store, name, array.metadata.encode_chunk_key(tuple(place)))
 
 
 def refuse_outside(store: str, path: Path | Location) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -23,22 +23,9 @@ if TYPE_CHECKING:
 
 Pair = tuple[int, int]
 
-Worst = tuple[tuple[int, ...], NDArray, Pair, float]
-
-Panel = tuple[str, Callable[["Axes", "FigureData", Any], None], Any]
-
-COLUMNS, WIDTH, HEADER, CELL_HEIGHT = 4, 16.0, 0.9, 3.7  # inches
-
 DPI = 110
 
-WINDOW, GOOD, BAD, ALLOWED, NOTHING = "#00e5ff", "#1b5e20", "#c00020", "#d17a00", "0.8"
-
-MOST_PIXELS, MOST_RINGS, MOST_BINS = 320, 500, 60  # 320 pixels fill a panel
-
-#: letters of a title and of an axis name at full font size; longer ones are drawn smaller
-TITLE_LETTERS, NAME_LETTERS = 48, 40
-
-TEXT_COLUMNS, TEXT_ROWS = 44, 25
+GOOD, BAD, ALLOWED = "#1b5e20", "#c00020", "#d17a00"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,7 +51,7 @@ class FigureData:
     center_x: NDArray | None = None
     radius: NDArray | None = None
     retention: NDArray | None = None
-    worst: Sequence[Worst] = ()
+    worst: Sequence[tuple[tuple[int, ...], NDArray, Pair, float]] = ()
     curve_size: NDArray | None = None  # (sizes,) window size against retention; all three or none
     curve_mean: NDArray | None = None
     curve_min: NDArray | None = None
@@ -72,14 +59,6 @@ class FigureData:
     min_retention: float | None = None
     global_radius: int | None = None
     lines: tuple[str, ...] = ()
-
-
-N_WORST = 3
-
-#: arrays of the analysis that are drawn as they are
-_SHOWN = (
-    "mean_pattern", "max_pattern", "window_y", "window_x", "center_y", "center_x", "radius", "retention",
-)  # fmt: skip
 
 
 def figure_data(
@@ -104,31 +83,30 @@ def figure_data(
     title : of the dataset
     """
     axes = axes_of(patterns)
-    common: dict[str, Any] = {
-        "title": title,
-        "axes": axes[-2:],
-        "scan_axes": axes[:-2],
-        "output_axes": axes_of(out)[-2:],
-        "cropped_mean": mean,
-        "lines": summary({**results, "files": {}}),
-    }
-    if window is None or analysis is None:
-        return FigureData(**common)
-    known: dict[str, Any] = {name: analysis[name].values for name in _SHOWN}
-    worst = []
-    order = np.argsort(
-        np.where(np.isfinite(known["retention"]), known["retention"], np.inf), axis=None
+    data = FigureData(
+        title=title,
+        axes=(axes[-2], axes[-1]),
+        scan_axes=axes[:-2],
+        output_axes=(axes_of(out)[-2], axes_of(out)[-1]),
+        cropped_mean=mean,
+        lines=summary({**results, "files": {}}),
     )
-    for flat in order[:N_WORST]:
-        index = np.unravel_index(flat, known["retention"].shape)
-        kept = float(known["retention"][index])
-        if np.isfinite(kept):
+    if window is None or analysis is None:
+        return data
+    names = (
+        "mean_pattern", "max_pattern", "window_y", "window_x", "center_y", "center_x", "radius", "retention",
+    )  # fmt: skip
+    known: dict[str, Any] = {name: analysis[name].values for name in names}
+    retention, worst = known["retention"], []
+    for flat in np.argsort(np.where(np.isfinite(retention), retention, np.inf), axis=None)[:3]:
+        index = tuple(int(i) for i in np.unravel_index(flat, retention.shape))
+        if np.isfinite(retention[index]):
             pattern = np.asarray(patterns.data[index].compute(scheduler="sync"))
             place = (int(known["window_y"][index]), int(known["window_x"][index]))
-            worst.append((tuple(int(i) for i in index), pattern, place, kept))
+            worst.append((index, pattern, place, float(retention[index])))
     curve_mean = analysis["curve_mean"].values
-    return FigureData(
-        **common,
+    return replace(
+        data,
         **known,
         window_shape=window.shape,
         align=window.align,
@@ -161,29 +139,7 @@ def build(report: FigureData) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = _panels(report)
-    columns, rows = max(3, min(COLUMNS, len(panels))), -(-len(panels) // COLUMNS)
-    with _style():
-        height = HEADER + CELL_HEIGHT * rows
-        figure = Figure((WIDTH, height), DPI)
-        FigureCanvasAgg(figure)  # without pyplot: needs no display, keeps the caller's figures
-        # places are fixed: a layout engine measures every text and takes three times as long
-        figure.subplots_adjust(
-            0.055, 0.55 / height, 0.945, 1 - 1.35 / height, wspace=0.6, hspace=0.42
-        )
-        for place, (name, paint, value) in enumerate(panels, 1):
-            ax = figure.add_subplot(rows, columns, place, label=name, anchor="N")
-            paint(ax, report, value)
-        verdict, color = _verdict(report)
-        title = f"{printable(report.title[:110])}\n{verdict}"
-        size = fitting(title, 100, 15)
-        figure.suptitle(title, y=1 - 0.12 / height, color=color, fontsize=size)
-    return figure
-
-
-def _panels(report: FigureData) -> list[Panel]:
-    """Name, drawing function and data of the panels that have data, in reading order."""
-    panels: list[Panel] = [
+    panels: list[tuple[str, Any, Any]] = [
         ("mean", _draw_pattern, report.mean_pattern),
         ("max", _draw_pattern, report.max_pattern),
         ("cropped mean", _draw_pattern, report.cropped_mean),
@@ -195,54 +151,65 @@ def _panels(report: FigureData) -> list[Panel]:
         ("center_x", _draw_center, report.center_x),
         ("retention", _draw_retention, report.retention),
     ]
-    return [panel for panel in panels if panel[2] is not None]
-
-
-def _verdict(report: FigureData) -> tuple[str, str]:
+    panels = [panel for panel in panels if panel[2] is not None]
     height, width = report.window_shape or (0, 0)
-    text = f"window {height} x {width} px" if height else "not cropped"
-    if not (known := _finite(report.retention)).size:
-        return text, "black"
-    below = int((known < (report.min_retention or 0)).sum())
-    text += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
-    text += f", {below} of {known.size} patterns below {report.min_retention or 0:g}"
-    return text, BAD if below else GOOD
+    verdict, color = f"window {height} x {width} px" if height else "not cropped", "black"
+    if (known := _finite(report.retention)).size:
+        least = report.min_retention or 0
+        below = int((known < least).sum())
+        verdict += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
+        verdict += f", {below} of {known.size} patterns below {least:g}"
+        color = BAD if below else GOOD
+    columns, rows = max(3, min(4, len(panels))), -(-len(panels) // 4)
+    with _style():
+        inches = 0.9 + 3.7 * rows
+        figure = Figure((16.0, inches), DPI)
+        FigureCanvasAgg(figure)  # without pyplot: needs no display, keeps the caller's figures
+        # places are fixed: a layout engine measures every text and takes three times as long
+        figure.subplots_adjust(
+            0.055, 0.55 / inches, 0.945, 1 - 1.35 / inches, wspace=0.6, hspace=0.42
+        )
+        for place, (name, paint, value) in enumerate(panels, 1):
+            paint(figure.add_subplot(rows, columns, place, label=name, anchor="N"), report, value)
+        title = f"{_printable(report.title[:110])}\n{verdict}"
+        size = _fitting(title, 100, 15)
+        figure.suptitle(title, y=1 - 0.12 / inches, color=color, fontsize=size)
+    return figure
 
 
 def _draw_pattern(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
     """Mean or maximum with the window (own windows: the median one and the reach of all), or cropped."""
-    cropped = ax.get_label() == "cropped mean"
+    name, axes, title, boxes = str(ax.get_label()), report.axes, "", []
     ys, xs, shape = report.window_y, report.window_x, report.window_shape
-    title, boxes = "", []
-    if not (cropped or ys is None or xs is None or shape is None):
+    if name == "cropped mean":
+        axes = report.output_axes or axes
+    elif ys is not None and xs is not None and shape is not None:
         if report.align == "pattern":
             reach = int(np.ptp(ys)) + shape[0], int(np.ptp(xs)) + shape[1]
             boxes.append(("reach", (int(ys.min()), int(xs.min())), reach))
             title = "\n(median window; dashed: reach of all)"
-        middle = int(np.rint(np.median(ys))), int(np.rint(np.median(xs)))
-        boxes.append(("window", middle, shape))
-    _show_pattern(ax, pattern, (cropped and report.output_axes) or report.axes, boxes)
+        boxes.append(("window", (int(np.rint(np.median(ys))), int(np.rint(np.median(xs)))), shape))
+    _show_pattern(ax, pattern, axes, boxes)
     rows, columns = pattern.shape
-    headline(ax, f"{ax.get_label()} pattern, {rows} x {columns} px{title}")
+    _headline(ax, f"{name} pattern, {rows} x {columns} px{title}")
 
 
-def _draw_worst(ax: "Axes", report: FigureData, worst: Worst) -> None:
+def _draw_worst(ax: "Axes", report: FigureData, worst: Any) -> None:
     index, pattern, origin, kept = worst
     shape = report.window_shape
     _show_pattern(ax, pattern, report.axes, [("window", origin, shape)] if shape else [])
     place = ", ".join(str(int(i)) for i in index)
     color = BAD if kept < (report.min_retention or 0) else "black"
-    headline(ax, f"{ax.get_label()}: scan ({place}), retention {kept:.4f}", color)
+    _headline(ax, f"{ax.get_label()}: scan ({place}), retention {kept:.4f}", color)
 
 
 def _draw_text(ax: "Axes", report: FigureData, lines: tuple[str, ...]) -> None:
     ax.axis("off")
-    wrapper = textwrap.TextWrapper(TEXT_COLUMNS, subsequent_indent="  ")
-    rows = [row for line in lines for row in wrapper.wrap(printable(line)) or [""]]
-    rows[TEXT_ROWS:] = ["…"] if len(rows) > TEXT_ROWS else []
-    ax.text(
-        0, 1, "\n".join(rows), va="top", family="DejaVu Sans Mono", fontsize=8, linespacing=1.05
-    )
+    wrapper = textwrap.TextWrapper(44, subsequent_indent="  ")
+    rows = [row for line in lines for row in wrapper.wrap(_printable(line)) or [""]]
+    rows[25:] = ["…"] if len(rows) > 25 else []
+    look: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 8, "linespacing": 1.05}
+    ax.text(0, 1, "\n".join(rows), va="top", **look)
 
 
 def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
@@ -258,9 +225,9 @@ def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
     lowest = min(target or 0.9, floor or 0.9, _finite(report.retention).min(initial=0.9))
     right = 2 * max(report.window_shape or (1, *size))
     ax.set(xlim=(0, right), ylim=(max(0.0, lowest - 0.1), 1.01))
-    mark(ax.xaxis, "window size", "px", whole=True)
-    mark(ax.yaxis, "retention")
-    headline(ax, "retention against window size")
+    _mark(ax.xaxis, "window size", "px", whole=True)
+    _mark(ax.yaxis, "retention")
+    _headline(ax, "retention against window size")
     ax.legend(loc="lower right", framealpha=1)
 
 
@@ -269,7 +236,7 @@ def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
     title = "radius: every pattern is empty"
     if known.size:
         low, high = int(known.min()), int(known.max())
-        step = -(-(high - low + 1) // MOST_BINS)
+        step = -(-(high - low + 1) // 60)  # at most 60 bars
         edges = (np.arange(low, high + step + 1, step) - 0.5).tolist()
         # a few outliers set the window; among many patterns they are visible only on a log axis
         log = known.size > 2000
@@ -283,49 +250,51 @@ def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
     if chosen is not None:
         ax.axvline(chosen, color="black", lw=2, label=f"global radius {chosen}")
         ax.legend(loc="upper center", framealpha=1)
-    mark(ax.xaxis, "radius", "px", whole=True)
-    mark(ax.yaxis, "patterns", whole=True)
-    headline(ax, title)
+    _mark(ax.xaxis, "radius", "px", whole=True)
+    _mark(ax.yaxis, "patterns", whole=True)
+    _headline(ax, title)
 
 
 def _draw_center(ax: "Axes", report: FigureData, center: NDArray) -> None:
     known, both = _finite(center), map(_finite, (report.center_y, report.center_x))
     middle = float(np.median(known)) if known.size else 0.0
     far = np.concatenate([[0.0], *(abs(one - np.median(one)) for one in both if one.size)])
-    # One scale for both maps, not stretched by a few stray patterns.
+    # one scale for both maps, not stretched by a few stray patterns
     most = max(float(np.quantile(far, 0.99, method="higher")), 0.01)
     extend = "both" if far.max() > most else "neither"
-    values, span = np.asarray(center) - middle, {"vmin": -most, "vmax": most}
-    _show_scan(ax, report, values, extend, cmap="RdBu_r", **span)
-    headline(ax, f"{ax.get_label()} − median {middle:.2f} (px)")
+    _show_scan(ax, report, center - middle, extend, cmap="RdBu_r", vmin=-most, vmax=most)
+    _headline(ax, f"{ax.get_label()} − median {middle:.2f} (px)")
 
 
-def _draw_retention(ax: "Axes", report: FigureData, retention: NDArray) -> None:
+def _draw_retention(ax: "Axes", report: FigureData, values: NDArray) -> None:
     from matplotlib import colormaps
 
-    values, floor = np.asarray(retention), report.min_retention or 0.0
+    floor = report.min_retention or 0.0
     known, below = _finite(values), np.argwhere(values < floor)
     high = float(known.max(initial=floor + 1e-3))
     low = floor if len(below) else min(float(known.min(initial=high)), high - 1e-3)
-    cmap, span = colormaps["viridis"].with_extremes(under=BAD), {"vmin": low, "vmax": high}
     if values.ndim == 1:
         ax.axhline(floor, color=ALLOWED, ls="--", lw=1.4)
-    if 0 < len(below) <= MOST_RINGS:  # one pixel of a large map would not be seen
+    if 0 < len(below) <= 500:  # one pixel of a large map would not be seen
         y = below[:, 0] if values.ndim == 2 else values[below[:, 0]]
         ax.scatter(below[:, -1], y, 60, facecolors="none", edgecolors=BAD, linewidths=1.5)
-    _show_scan(ax, report, values, "min" if len(below) else "neither", cmap=cmap, **span)
-    headline(ax, f"retention ({len(below)} below {floor:g})", BAD if len(below) else "black")
+    cmap = colormaps["viridis"].with_extremes(under=BAD)
+    extend = "min" if len(below) else "neither"
+    _show_scan(ax, report, values, extend, cmap=cmap, vmin=low, vmax=high)
+    _headline(ax, f"retention ({len(below)} below {floor:g})", BAD if len(below) else "black")
 
 
 def _show_pattern(
     ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis], boxes: Sequence[tuple[str, Pair, Pair]]
 ) -> None:
-    """Draw on a log scale, in the units of the axes; values without a logarithm are black."""
+    """Draw on a log scale, in the units of the axes, with windows along the edges of their pixels; what has no logarithm is black."""
     from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
     image = np.where(np.isfinite(pattern), pattern, 0).astype(np.float64).clip(0, 1e300)
-    (y, x), (rows, cols) = map(_shown, axes), image.shape
-    step = -(-max(rows, cols) // MOST_PIXELS)
+    (y, x), (rows, cols) = map(_in_units, axes), image.shape
+    step = -(-max(rows, cols) // 320)  # 320 pixels fill a panel
     for axis in (0, 1):  # maximum of each block, so that no single spot is lost
         image = np.maximum.reduceat(image, np.arange(0, image.shape[axis], step), axis)
     bright = image[image > 1e-300] if image.max() > 1e-300 else np.ones(1)
@@ -334,25 +303,16 @@ def _show_pattern(
     edges = (x.value(-0.5), x.value(cols - 0.5), y.value(rows - 0.5), y.value(-0.5))
     shown = ax.imshow(image.clip(low), "magma", LogNorm(low, bright.max()), extent=edges)
     for name, origin, shape in boxes:
-        _outline(ax, (y, x), origin, shape, name)
-    _frame(ax, 1.0 if x.units == y.units else abs(x.scale / y.scale))
-    mark(ax.xaxis, x.name, x.units)
-    mark(ax.yaxis, y.name, y.units)
-    _color_bar(ax, shown)
-
-
-def _outline(ax: "Axes", axes: tuple[Axis, Axis], origin: Pair, shape: Pair, name: str) -> None:
-    """Draw a window along the edges of its pixels; the view grows where it leaves the detector."""
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-
-    y, x = axes
-    corner = x.value(origin[1] - 0.5), y.value(origin[0] - 0.5)
-    box = Rectangle(corner, x.scale * shape[1], y.scale * shape[0], fill=False, color=WINDOW, lw=2)
-    box.set(label=name, ls="--" if name == "reach" else "-", clip_on=False, zorder=3)
-    box.set_path_effects([withStroke(linewidth=4, foreground="black")])
-    ax.add_patch(box)
-    ax.autoscale_view()
+        corner = x.value(origin[1] - 0.5), y.value(origin[0] - 0.5)
+        box = Rectangle(corner, x.scale * shape[1], y.scale * shape[0], fill=False, lw=2)
+        dashes = "--" if name == "reach" else "-"
+        box.set(label=name, color="#00e5ff", ls=dashes, clip_on=False, zorder=3)
+        box.set_path_effects([withStroke(linewidth=4, foreground="black")])
+        ax.add_patch(box)
+        ax.autoscale_view()  # the view grows where a window leaves the detector
+    _frame(ax, shown, 1.0 if x.units == y.units else abs(x.scale / y.scale))
+    _mark(ax.xaxis, x.name, x.units)
+    _mark(ax.yaxis, y.name, y.units)
 
 
 def _show_scan(ax: "Axes", report: FigureData, values: NDArray, extend: str, **look: Any) -> None:
@@ -361,30 +321,25 @@ def _show_scan(ax: "Axes", report: FigureData, values: NDArray, extend: str, **l
     names = [a.name + step for a, step in zip(report.scan_axes, steps, strict=True)]
     if values.ndim == 1:
         ax.plot(values, ".-" if values.size <= 2000 else ",", color="C0", lw=0.8)
-        mark(ax.xaxis, names[-1], whole=True)
-        mark(ax.yaxis, "")
+        _mark(ax.xaxis, names[-1], whole=True)
+        _mark(ax.yaxis, "")
         return
     shown = ax.imshow(np.ma.masked_invalid(values), **look)
-    y, x = map(_shown, report.scan_axes)
-    _frame(ax, abs(y.scale / x.scale) if x.units == y.units else 1.0)
-    mark(ax.xaxis, names[1], whole=True)
-    mark(ax.yaxis, names[0], whole=True)
-    _color_bar(ax, shown, extend)
+    y, x = map(_in_units, report.scan_axes)
+    _frame(ax, shown, abs(y.scale / x.scale) if x.units == y.units else 1.0, extend)
+    _mark(ax.xaxis, names[1], whole=True)
+    _mark(ax.yaxis, names[0], whole=True)
 
 
-def _color_bar(ax: "Axes", shown: Any, extend: str = "neither") -> None:
-    """A colour bar as high as the picture; ``extend`` marks values outside: "min", "max", "both"."""
+def _frame(ax: "Axes", shown: Any, aspect: float, extend: str = "neither") -> None:
+    """Equal scales on both axes, unless that makes a thin stripe, and a colour bar as high as the picture."""
+    ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
+    ax.set(facecolor="0.8", aspect=aspect if 0.5 <= ratio <= 2 else "auto")
     bar = ax.figure.colorbar(shown, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend=extend)
     bar.minorticks_off()
 
 
-def _frame(ax: "Axes", aspect: float) -> None:
-    """Equal scales on both axes, unless that makes a thin stripe."""
-    ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
-    ax.set(facecolor=NOTHING, aspect=aspect if 0.5 <= ratio <= 2 else "auto")
-
-
-def _shown(axis: Axis) -> Axis:
+def _in_units(axis: Axis) -> Axis:
     """The axis in its units, or in pixels if it has no usable calibration."""
     good = axis.calibrated and 1e-30 < abs(axis.scale) < 1e30
     good = good and abs(axis.offset) < 1e9 * abs(axis.scale)
@@ -400,53 +355,38 @@ def _style() -> AbstractContextManager[None]:
     """Matplotlib's own defaults, so that the user's settings change nothing."""
     import matplotlib
 
-    own = {
-        "legend.fontsize": 9,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "axes.formatter.useoffset": False,
-        "image.interpolation": "nearest",
-        "image.interpolation_stage": "data",
-    }
-    # except the backend, which rc_context does not restore
-    default: dict[Any, Any] = {
-        key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
-    }
-    return matplotlib.rc_context(default | own)
+    style: dict[Any, Any] = dict(matplotlib.rcParamsDefault)
+    del style["backend"]  # which rc_context does not restore
+    style |= dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 9)
+    style |= {"axes.formatter.useoffset": False, "image.interpolation": "nearest"}
+    return matplotlib.rc_context({**style, "image.interpolation_stage": "data"})
 
 
-def headline(ax: "Axes", text: str, color: str = "black") -> None:
+def _headline(ax: "Axes", text: str, color: str = "black") -> None:
     """Set the title, of one or two lines."""
-    ax.set_title(text, color=color, fontsize=fitting(text, TITLE_LETTERS, 10.5))
+    ax.set_title(text, color=color, fontsize=_fitting(text, 48, 10.5))
 
 
-def mark(axis: Any, name: str, units: str = "", whole: bool = False) -> None:
+def _mark(axis: Any, name: str, units: str = "", whole: bool = False) -> None:
     """Name an axis with final limits; ``whole`` restricts its ticks to integers."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    most = max(map(abs, axis.get_view_interval()))
-    power = math.floor(math.log10(most))
+    power = math.floor(math.log10(max(map(abs, axis.get_view_interval()))))
     if axis.get_scale() == "linear":
         axis.set_major_locator(MaxNLocator(3 if axis.axis_name == "x" else 5, integer=whole))
         if not -3 < power < 6:  # a common factor keeps the numbers short
             axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick / 10.0**power:.6g}"))
             units = f"1e{power} {units}".strip()
-    text = printable(f"{name} ({units})" if units else name)
-    axis.set_label_text(text, fontsize=fitting(text, NAME_LETTERS, 10.0))
+    text = _printable(f"{name} ({units})" if units else name)
+    axis.set_label_text(text, fontsize=_fitting(text, 40, 10.0))
 
 
-def fitting(text: str, most: int, size: float) -> float:
-    """The font size at which a text is no wider than ``most`` letters of ``size`` points.
-
-    Examples
-    --------
-    >>> fitting("-0.0125", 6, 9.0) < fitting("-0.012", 6, 9.0) == 9.0
-    True
-    """
+def _fitting(text: str, most: int, size: float) -> float:
+    """The font size at which a text is no wider than ``most`` letters of ``size`` points."""
     return size * min(1.0, most / max(1, *map(len, text.split("\n"))))
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """Text that the font can draw, with ``$`` escaped."""
     from matplotlib.font_manager import findfont, get_font
 

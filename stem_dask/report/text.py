@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +27,6 @@ MAX_HOT = 20
 
 #: share of the total above which clipped negatives, or a constant background, are worth a warning
 NOTICEABLE = 0.05
-
-
-def statistics(values: NDArray) -> dict[str, float]:
-    """mean, std (ddof 0), min, max, median of the finite values; NaN without any.
-
-    Examples
-    --------
-    >>> statistics(np.array([1.0, np.nan, 3.0]))
-    {'mean': 2.0, 'std': 1.0, 'min': 1.0, 'max': 3.0, 'median': 2.0}
-    """
-    finite = values[np.isfinite(values)].astype(np.float64)
-    names: dict[str, Callable[[NDArray], Any]] = {
-        "mean": np.mean,
-        "std": np.std,
-        "min": np.min,
-        "max": np.max,
-        "median": np.median,
-    }
-    return {name: float(f(finite)) if finite.size else math.nan for name, f in names.items()}
 
 
 def results_of(
@@ -81,65 +62,69 @@ def results_of(
         }
     if analysis is not None:
         radii = np.asarray(analysis["radius"].values).ravel()
-        out["analysis"]["retention_stats"] = statistics(radii)
-        if n_patterns <= listed:
-            centers = zip(
-                analysis["center_y"].values.ravel().tolist(),
-                analysis["center_x"].values.ravel().tolist(),
-                strict=True,
-            )
-            out["analysis"]["retention_radii"] = [_whole(r) for r in radii.tolist()]
-            out["analysis"]["centers"] = list(centers)
-    if retention is not None:
-        out["validation"] |= {
-            "mean_retention": retention["mean"],
-            "median_retention": retention["median"],
-            "min_retention": retention["min"],
-            "max_retention": retention["max"],
-            "std_retention": retention["std"],
-            "total_retention": retention["total_ratio"],
-            "passes_min_threshold": retention["n_min"],
-            "passes_target_threshold": retention["n_target"],
-            "n_empty": retention["n_empty"],
+        finite = radii[np.isfinite(radii)].astype(np.float64)
+        out["analysis"]["retention_stats"] = {
+            name: float(getattr(np, name)(finite)) if finite.size else math.nan
+            for name in ("mean", "std", "min", "max", "median")
         }
+        if n_patterns <= listed:
+            whole = [int(r) if math.isfinite(r) else math.nan for r in radii.tolist()]
+            centers = (analysis[name].values.ravel().tolist() for name in ("center_y", "center_x"))
+            out["analysis"]["retention_radii"] = whole
+            out["analysis"]["centers"] = list(zip(*centers, strict=True))
+    if retention is not None:
+        names = {
+            "mean_retention": "mean",
+            "median_retention": "median",
+            "min_retention": "min",
+            "max_retention": "max",
+            "std_retention": "std",
+            "total_retention": "total_ratio",
+            "passes_min_threshold": "n_min",
+            "passes_target_threshold": "n_target",
+            "n_empty": "n_empty",
+        }
+        out["validation"] |= {name: retention[key] for name, key in names.items()}
     return out
-
-
-def _whole(radius: float) -> int | float:
-    return int(radius) if math.isfinite(radius) else math.nan
 
 
 def analysis_warnings(analysis: xr.Dataset) -> list[str]:
     """Warnings about the data."""
     out = []
-    total = float(np.nansum(analysis["total"].values))
-    odd = {
-        str(k): int(n)
-        for k, n in zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
-    }
-    counted = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in odd.items() if n]
+    odd = zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
+    counted = [f"{int(n):,} {str(kind).replace('_', ' ')}" for kind, n in odd if n]
     if counted:
         out.append(
             f"values that count as 0 in the analysis: {', '.join(counted)} (the data are not changed)"
         )
-    clipped = float(analysis["negative_sum"])
-    if _many_are_clipped(analysis):
-        text = f"clipped negative values amount to {clipped / total:.1%} of the intensity"
+    clipped, level, share = _background(analysis)
+    if clipped > NOTICEABLE:
+        text = f"clipped negative values amount to {clipped:.1%} of the intensity"
         if not analysis.attrs["threshold"]:
             text += ": the background of a dark-subtracted detector counts as signal"
         out.append(text)
-    level, share = pedestal(analysis)
     if share > NOTICEABLE:
         out.append(
             f"a constant background of about {level:.3g} counts in every pixel makes up {share:.0%} of the "
             "intensity and widens the window"
         )
-    n_empty = int(analysis["n_empty"])
-    if n_empty:
+    if n_empty := int(analysis["n_empty"]):
         out.append(
             f"{n_empty:,} empty patterns: no center, left out of the statistics, cropped at the median center"
         )
     return out
+
+
+def _background(analysis: xr.Dataset) -> tuple[float, float, float]:
+    """Clipped negative values relative to the intensity, level of a constant background, and its share.
+
+    The level is the 5th percentile of the mean pattern.
+    """
+    intensity = float(np.nansum(analysis["total"].values))
+    clipped = float(analysis["negative_sum"]) / intensity if intensity > 0 else 0.0
+    mean = np.asarray(analysis["mean_pattern"].values)
+    level, total = float(np.percentile(mean, 5)), float(mean.sum())
+    return clipped, level, level * mean.size / total if total > 0 else 0.0
 
 
 def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
@@ -159,12 +144,9 @@ def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
 
 def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[str]:
     """A warning about suspected hot pixels: how many, and where."""
-    if not hot:
-        return []
     found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, in the mean pattern above 6 times all but 5 of their 24 neighbours"
-    if masked:
-        return [f"{found}, masked (input.mask: auto): {_where(hot)}"]
-    return [f"{found}: {_where(hot)}"]
+    how = ", masked (input.mask: auto)" * masked
+    return [f"{found}{how}: {_where(hot)}"] if hot else []
 
 
 def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
@@ -174,22 +156,8 @@ def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _where(hot: Sequence[Sequence[int]]) -> str:
-    listed = ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT])
-    return listed + (f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else "")
-
-
-def pedestal(analysis: xr.Dataset) -> tuple[float, float]:
-    """Level of a constant background (5th percentile of the mean pattern), and its share of the intensity."""
-    mean = np.asarray(analysis["mean_pattern"].values)
-    level = float(np.percentile(mean, 5))
-    total = float(mean.sum())
-    return level, level * mean.size / total if total > 0 else 0.0
-
-
-def _many_are_clipped(analysis: xr.Dataset) -> bool:
-    """Whether clipped negative values are a noticeable share of the intensity."""
-    total = float(np.nansum(analysis["total"].values))
-    return total > 0 and float(analysis["negative_sum"]) > NOTICEABLE * total
+    more = f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else ""
+    return ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT]) + more
 
 
 def background_threshold(analysis: xr.Dataset) -> float | None:
@@ -198,7 +166,8 @@ def background_threshold(analysis: xr.Dataset) -> float | None:
     The darkest 10 % of the pixels of the mean pattern are taken as background. The threshold is just above the maximum
     of 98 % of these pixels over all patterns.
     """
-    if not _many_are_clipped(analysis) and pedestal(analysis)[1] <= NOTICEABLE:
+    clipped, _, share = _background(analysis)
+    if clipped <= NOTICEABLE and share <= NOTICEABLE:
         return None
     mean, highest = analysis["mean_pattern"].values, analysis["max_pattern"].values
     dark = highest[mean <= np.percentile(mean, 10)].astype(np.float64)
@@ -247,31 +216,24 @@ def remainder_warnings(
     return out
 
 
-def kept_pixels(window: Window, analysis: xr.Dataset) -> float:
-    """The window's share of the detector's pixels."""
-    pixels = analysis.sizes["source_ky"] * analysis.sizes["source_kx"]
-    return window.shape[0] * window.shape[1] / int(pixels)
-
-
 def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
     """The closing lines of a run."""
-    analysis, validation = results["analysis"], results["validation"]
+    analysis, kept = results["analysis"], results["validation"]
     (height, width), full = analysis["cropped_shape"], analysis["original_shape"]
-    lines = []
-    if analysis["global_radius"] is not None:
-        lines.append(
-            f"window      {height} x {width} px of {full[0]} x {full[1]} (global radius {analysis['global_radius']}, "
-            f"align {results['window']['align']})"
-        )
+    what = f"window      {height} x {width} px"
+    radius = analysis["global_radius"]
+    if radius is None:
+        lines = [f"{what}, not cropped"]
     else:
-        lines.append(f"window      {height} x {width} px, not cropped")
+        align = results["window"]["align"]
+        lines = [f"{what} of {full[0]} x {full[1]} (global radius {radius}, align {align})"]
     if "normalization" in results:
         found = results["normalization"]
         lines.append(
             f"values      z-scores of log(1 + counts): mean {found['mean']:.6g}, standard deviation {found['std']:.6g} "
             "of the logarithms"
         )
-    elif analysis["global_radius"] is None and results["config"]["output"]["layout"] == "tensor":
+    elif radius is None and results["config"]["output"]["layout"] == "tensor":
         lines.append(
             "values      raw counts; earlier versions stored log z-scores (output.normalize=log-zscore)"
         )
@@ -280,28 +242,26 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
         f"reduction   {size(sizes['input_bytes'])} -> {size(sizes['output_bytes'])} uncompressed "
         f"({sizes['reduction']:.1f} x), {size(sizes['stored_bytes'])} on disk"
     )
-    if "mean_retention" in validation:
-        n = validation["n_patterns"] - validation["n_empty"]
-        below = n - validation["passes_min_threshold"]
+    if "mean_retention" in kept:
+        n, limits = kept["n_patterns"] - kept["n_empty"], results["limits"]
+        lines += [
+            f"retention   mean {kept['mean_retention']:.4f}, min {kept['min_retention']:.4f}, "
+            f"sum inside / sum total {kept['total_retention']:.4f}",
+            f"below       {n - kept['passes_min_threshold']:,} of {n:,} patterns below min_retention "
+            f"{limits['min_retention']:g}, {n - kept['passes_target_threshold']:,} below target "
+            f"{limits['target_retention']:g}",
+        ]
+    if n_missing := results["quarantined"]["n_patterns"]:
         lines.append(
-            f"retention   mean {validation['mean_retention']:.4f}, min {validation['min_retention']:.4f}, "
-            f"sum inside / sum total {validation['total_retention']:.4f}"
-        )
-        lines.append(
-            f"below       {below:,} of {n:,} patterns below min_retention {results['limits']['min_retention']:g}, "
-            f"{n - validation['passes_target_threshold']:,} below target {results['limits']['target_retention']:g}"
-        )
-    if results["quarantined"]["n_patterns"]:
-        lines.append(
-            f"quarantined {results['quarantined']['n_patterns']:,} patterns that could not be read are zeros; the array "
-            "valid says which"
+            f"quarantined {n_missing:,} patterns that could not be read are zeros; the array valid says which"
         )
     lines += [f"warning     {text}" for text in results["warnings"]]
     lines += ["verdict     ok"] * (not results["verdict"]) + judgement_lines(results)
     lines += [f"file        {path} ({size(n)})" for path, n in results["files"].items()]
+    speed = results["speed"]
     lines.append(
-        f"speed       {size(results['speed']['bytes_per_second'])}/s, {results['speed']['seconds']:.1f} s, "
-        f"peak memory {size(results['peak_memory'])} a process"
+        f"speed       {size(speed['bytes_per_second'])}/s, {speed['seconds']:.1f} s, peak memory "
+        f"{size(results['peak_memory'])} a process"
     )
     return tuple(lines)
 
@@ -321,23 +281,6 @@ def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:
     return out
 
 
-def sizes(input_bytes: int, output_bytes: int, stored_bytes: int) -> dict[str, float]:
-    """Bytes of the input patterns, of the output patterns in memory, and on disk."""
-    return {
-        "input_bytes": int(input_bytes),
-        "output_bytes": int(output_bytes),
-        "stored_bytes": stored_bytes,
-        "reduction": input_bytes / output_bytes,
-    }
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Installed versions of packages."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in names}
-
-
 def tree_bytes(path: str | Path, *, holes: bool = True) -> int:
     """Bytes of a file, or of all files below a folder; 0 without any. ``holes=False`` excludes holes of sparse files."""
     try:
@@ -355,9 +298,8 @@ def tree_bytes(path: str | Path, *, holes: bool = True) -> int:
 
 
 def _file_bytes(status: os.stat_result, holes: bool) -> int:
-    if holes or not hasattr(status, "st_blocks"):
-        return status.st_size
-    return min(status.st_size, 512 * status.st_blocks)
+    blocks = getattr(status, "st_blocks", None)
+    return status.st_size if holes or blocks is None else min(status.st_size, 512 * blocks)
 
 
 def process_seconds() -> float:

@@ -6,24 +6,38 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stem_dask.core.chunks import INNER_CHUNK_BYTES, inner_chunk, shard_shape
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
-from stem_dask.core.metadata import dig, tree_at
-from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims
+from stem_dask.core.formats import FORMATS, Format, Output
+from stem_dask.core.metadata import dig, from_text, tree_at
+from stem_dask.core.patterns import (
+    ABOUT_SOURCE,
+    POSITION_COORDS,
+    as_patterns,
+    axes_of,
+    axis_of,
+    blocks_of,
+    content_of,
+    lead_dims,
+)
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import connected, refuse_no_client
 from stem_dask.engine.journal import Journal
-from stem_dask.readers.arrays import ZarrArray
+from stem_dask.readers.containers import ZarrArray
 from stem_dask.readers.source import identity
 from stem_dask.readers.zarr_chunks import decoded
 from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.formats import POSITION_COORDS, Target
 from stem_dask.stages.open import block_array, lazy_array
+from stem_dask.stages.validate import inside_of_blocks
 from stem_dask.storage.errors import translate
 from stem_dask.storage.location import refuse_url
 from stem_dask.storage.publish import (
@@ -36,12 +50,201 @@ from stem_dask.storage.publish import (
     temporary_names,
 )
 from stem_dask.storage.zarr_store import zarr_store
+from stem_dask.writers.codecs import CODECS, LARGEST_CHUNK
 from stem_dask.writers.hspy import signal_axis, signal_metadata
-from stem_dask.writers.zarr import ABOUT_SOURCE, open_group
+from stem_dask.writers.torch import LAYOUTS, check_int64, signed_dtype
+from stem_dask.writers.zarr import open_group
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+
+@dataclass(frozen=True)
+class Target:
+    """One output file, from the lazy patterns to the last attribute; its temporary name is ``PATH.incomplete``.
+
+    To write it, compute `outputs` into `sink` with `stem_dask.engine.run.run`, call `finish`, then
+    `stem_dask.storage.publish.publish`. `stem_dask.writers.spool.SplitSink` adds other outputs to the same pass.
+
+    Parameters
+    ----------
+    path : its suffix, one of `stem_dask.core.formats.FORMATS`, decides the format
+    patterns : lazy, (…, ky, kx), in equal blocks, with coordinates and attributes
+    analysis : results by pattern. The layout of a .pt is fixed from the start: arrays that `finish` fills in must be here, or in
+        the coordinates, with their names and types
+    layout : for .pt, see `stem_dask.writers.torch.LAYOUTS`
+    keep_dtype : for .pt: keep unsigned types
+    title : in the metadata
+    codec : one of `stem_dask.writers.codecs.CODECS`
+    rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
+    folder : for spooled blocks; default ``PATH.incomplete.blocks``
+    url : of a store in an object store
+
+    Raises
+    ------
+    ConfigError
+        When the suffix, layout or codec is unknown, or they do not go together.
+
+    Examples
+    --------
+    >>> import tempfile, dask.array as da, xarray as xr; path = tempfile.mkdtemp() + "/scan.npy"
+    >>> patterns = xr.DataArray(da.ones((2, 3, 8, 8), dtype="u2"), dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> target = Target(path, patterns)
+    >>> records = engine.run(target.outputs(), 2, target.sink())
+    >>> target.finish()
+    []
+    >>> int(np.load(target.built, mmap_mode="r").sum())
+    384
+    """
+
+    path: str
+    patterns: xr.DataArray
+    analysis: xr.Dataset | None = None
+    layout: str = "scan"
+    keep_dtype: bool = False
+    title: str = "4D-STEM"
+    codec: str = "auto"
+    rechunk: bool = True
+    folder: str = ""
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        path, suffix = self.path, Path(self.path).suffix.lower()
+        if suffix not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise ConfigError(
+                f"{path}: cannot export to {suffix or 'no suffix'}; known are {known}"
+            )
+        if self.codec not in CODECS:
+            known = ", ".join(CODECS)
+            raise ConfigError(f"{path}: the codec is {self.codec!r}; expected one of {known}")
+        if not self.format.is_packed and self.codec not in ("auto", "none"):
+            packed = ", ".join(suffix for suffix, known in FORMATS.items() if known.is_packed)
+            raise ConfigError(
+                f"{path}: the codec is {self.codec}, but {suffix} files are not compressed; leave it at auto, or "
+                f"write one of {packed}"
+            )
+        if suffix == ".pt" and self.layout not in LAYOUTS:
+            known = ", ".join(LAYOUTS)
+            raise ConfigError(f"layout is {self.layout!r}; expected one of {known}")
+        if self.dtype == np.int64 and self.patterns.attrs.get("maximum", 0) > 2.0**63:
+            check_int64(self.patterns.attrs["maximum"])  # a float: of 2**63 itself `PtSink` decides
+
+    @property
+    def format(self) -> Format:
+        """Its row in the table of formats."""
+        return FORMATS[Path(self.path).suffix.lower()]
+
+    @property
+    def built(self) -> str:
+        """The temporary name."""
+        return temporary(self.path)
+
+    @property
+    def spool(self) -> str:
+        """Folder for spooled blocks."""
+        return self.folder or f"{self.built}.blocks"
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the patterns in the file."""
+        dtype = self.patterns.dtype.newbyteorder("=")
+        is_signed = self.format is FORMATS[".pt"] and not self.keep_dtype
+        return signed_dtype(dtype) if is_signed else dtype
+
+    def outputs(self) -> dict[str, da.Array]:
+        """Lazy arrays to compute: ``patterns``, and for HyperSpy ``navigator``, the intensity of each pattern."""
+        found = {"patterns": blocks_of(self.patterns)}
+        if self.format.has_navigator:
+            found["navigator"] = inside_of_blocks(self.patterns, 0.0, "navigator")
+        return found
+
+    def sink(self) -> Any:
+        """Sink for the blocks of `outputs`; raises ConfigError when a chunk is too large to be compressed."""
+        patterns, form = self.patterns, self.format
+        chunks, shards = store_chunks(patterns, self.rechunk, form.chunk_bytes)
+        n_bytes = prod(chunks) * patterns.dtype.itemsize
+        if form.is_packed and n_bytes > LARGEST_CHUNK:
+            raise ConfigError(
+                f"{self.path}: a chunk would have {n_bytes:,} bytes, more than {LARGEST_CHUNK:,}; leave rechunk at "
+                "true, or lower output.chunk_mb"
+            )
+        output = Output(
+            self.built,
+            tuple(map(int, patterns.shape)),
+            self.dtype,
+            chunks,
+            shards,
+            self.codec,
+            tuple(map(str, patterns.dims)),
+            self.title,
+            self.layout,
+            self.spool,
+            self.url,
+            content_of(patterns, self.analysis),
+        )
+        return form.load()(output)
+
+    def finish(
+        self,
+        analysis: xr.Dataset | None = None,
+        valid: NDArray[np.bool_] | None = None,
+        attrs: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Add small arrays and attributes after the pass.
+
+        Parameters
+        ----------
+        analysis : replaces the one from before the pass
+        valid : (scan_y, scan_x) or (pattern,), where the input could be read
+        attrs : more attributes of the patterns, not for .pt
+        about : more attributes of the file, for .zarr and .h5
+
+        Returns
+        -------
+        list of str, notes for the user
+
+        Raises
+        ------
+        StoreError
+            When a .pt gets arrays that it was not begun for, or the file cannot be written.
+        """
+        patterns = self.patterns.assign_attrs({**from_text(self.patterns.attrs), **(attrs or {})})
+        if valid is not None:
+            patterns = patterns.assign_coords(valid=(lead_dims(patterns), np.asarray(valid)))
+        analysis = self.analysis if analysis is None else analysis
+        sink, about = self.sink(), {"title": self.title, **(about or {})}
+        with translate(StoreError, self.path):
+            notes: list[str] = sink.complete(patterns, analysis, about)
+        return notes
+
+
+def store_chunks(
+    patterns: xr.DataArray, rechunk: bool = True, most_bytes: int = INNER_CHUNK_BYTES
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(inner chunk, shard) of the output, for lazy patterns whose blocks become one shard each.
+
+    With ``rechunk`` an inner chunk is whole patterns of up to ``most_bytes``, otherwise the whole block.
+
+    Raises
+    ------
+    StoreError
+        When the blocks are not regular.
+    """
+    data = blocks_of(patterns)
+    lead, detector = data.chunks[:-2], data.shape[-2:]
+    for dim, chunks in zip(patterns.dims, lead, strict=False):
+        if len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0]:
+            raise StoreError(
+                f"the blocks along {dim} are {chunks}; a store needs equal blocks (the last may be smaller): "
+                f"rechunk, for example patterns.chunk({dim}={chunks[0]})"
+            )
+    block = tuple(chunks[0] for chunks in lead)
+    pattern_bytes = prod(detector) * data.dtype.itemsize
+    inner = inner_chunk(block, data.shape[:-2], pattern_bytes, most_bytes) if rechunk else block
+    return (*inner, *detector), (*shard_shape(block, inner), *detector)
 
 
 def export(
@@ -104,11 +307,10 @@ def export(
     refuse_url("path", str(path), way)
     path = str(Path(path).expanduser().absolute())
     patterns = patterns_of(patterns)
-    patterns = _regular(
-        as_patterns(blocks_of(patterns), axes_of(patterns), patterns.attrs).assign_coords(
-            {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
-        )
-    )
+    blocks = blocks_of(patterns)
+    blocks = blocks.rechunk([chunks[0] for chunks in blocks.chunks])  # equal ones
+    kept = {name: patterns.coords[name] for name in POSITION_COORDS if name in patterns.coords}
+    patterns = as_patterns(blocks, axes_of(patterns), patterns.attrs).assign_coords(kept)
     title = title or str(patterns.attrs.get("title", "4D-STEM"))
     target = Target(
         path, patterns, analysis, layout, keep_dtype, title, codec, rechunk, folder or ""
@@ -153,9 +355,8 @@ def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
     """Refuse workers on machines that do not see the input or the output folder."""
     from stem_dask.engine.clients import see
 
-    places: dict[str, type[SourceError] | type[StoreError]]
     source = patterns.attrs.get("source")
-    places = {source: SourceError} if source and os.path.exists(source) else {}
+    places: dict[str, Any] = {source: SourceError} if source and os.path.exists(source) else {}
     folder = next(parent for parent in Path(path).parents if parent.is_dir())
     own = tempfile.TemporaryDirectory(prefix=f".{Path(path).name}-", dir=folder)
     with translate(StoreError, path), own as made:
@@ -197,17 +398,12 @@ def to_hyperspy(patterns: Any) -> Any:
         ) from error
 
     patterns = patterns_of(patterns)
-    axes = axes_of(patterns)
-    described = [
-        {**signal_axis(axis, axis.name, i, i < len(axes) - 2), "is_binned": False}
-        for i, axis in enumerate(axes)
-    ]
-    metadata = signal_metadata(patterns.attrs)
-    title = str(patterns.attrs.get("title", ""))
-    metadata = tree_at({"General.title": title}, metadata)
-    signal_type = dig(metadata, "Signal.signal_type") or ""
-    signal = hs.signals.Signal2D(blocks_of(patterns), axes=described, metadata=metadata).as_lazy()
-    signal.set_signal_type(signal_type)
+    names = list(map(str, patterns.dims))
+    axes = [signal_axis(axis, axis.name, names) for axis in axes_of(patterns)]
+    title = {"General.title": str(patterns.attrs.get("title", ""))}
+    metadata = tree_at(title, signal_metadata(patterns.attrs))
+    signal = hs.signals.Signal2D(blocks_of(patterns), axes=axes, metadata=metadata).as_lazy()
+    signal.set_signal_type(dig(metadata, "Signal.signal_type") or "")
     return signal
 
 
@@ -226,11 +422,8 @@ def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True
     ('export .pt nchw', 'export .h5 lz4 whole blocks')
     """
     suffix = Path(path).suffix
-    words = ["export", suffix]
-    words += [layout] if suffix == ".pt" else []
-    words += [codec] if codec != "auto" else []
-    words += [] if rechunk else ["whole blocks"]
-    return " ".join(words)
+    words = ["export", suffix, layout if suffix == ".pt" else "", codec if codec != "auto" else ""]
+    return " ".join(filter(None, [*words, "" if rechunk else "whole blocks"]))
 
 
 def open_store(
@@ -272,15 +465,3 @@ def active_client() -> Any:
         return default_client()
     except ValueError:
         return None
-
-
-def _regular(patterns: xr.DataArray) -> xr.DataArray:
-    """Rechunk to equal blocks along the scan, if needed."""
-    data = patterns.data
-    lead = tuple(chunks[0] for chunks in data.chunks[:-2])
-    wanted = {i: n for i, n in enumerate(lead)}
-    return (
-        patterns.copy(data=data.rechunk(wanted))
-        if any(len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0] for chunks in data.chunks[:-2])
-        else patterns
-    )

@@ -18,14 +18,12 @@ from stem_dask.core.chunks import lead_chunks
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import SourceInfo
 from stem_dask.core.patterns import as_patterns, lead_dims
-from stem_dask.readers.arrays import Missing
-from stem_dask.readers.batches import read_block
+from stem_dask.readers.containers import Missing
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.layout import ScanOrder
-from stem_dask.readers.open import Found, find
+from stem_dask.readers.open import Found, find, with_given
 from stem_dask.readers.source import Source
-from stem_dask.readers.user_calibration import with_given
-from stem_dask.readers.views import Indexed
+from stem_dask.readers.views import View, read_block
 from stem_dask.stages.blocks import as_arrays
 from stem_dask.stages.correct import MaskFill, apply_mask, corrected, read_mask
 from stem_dask.storage.location import is_url
@@ -55,9 +53,15 @@ def lazy_array(source: Source, lead: Sequence[int], name: str) -> da.Array:
     """A dask array over a source; blocks have ``lead`` positions and the whole detector."""
     import dask.array as da
 
-    meta = np.empty((0,) * len(source.shape), source.dtype)
-    how = {"chunks": (*lead, *source.shape[len(lead) :]), "asarray": False, "inline_array": True}
-    return da.from_array(Indexed(source), name=name, meta=meta, **how)
+    chunks = (*lead, *source.shape[len(lead) :])
+    return da.from_array(
+        View.of(source),
+        chunks=chunks,
+        name=name,
+        asarray=False,
+        inline_array=True,
+        meta=np.empty((0,) * len(source.shape), source.dtype),
+    )
 
 
 def block_positions(

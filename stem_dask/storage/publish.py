@@ -11,38 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from stem_dask.core.errors import (
-    OutputExistsError,
-    StemDaskError,
-    StoreError,
-)
+from stem_dask.core.errors import OutputExistsError, StemDaskError, StoreError
+from stem_dask.core.formats import format_of
 from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
 from stem_dask.storage.location import at
 
-#: workers of a killed run may still add files to a folder while it is removed, one per thread
-REMOVE_ATTEMPTS = 100
-
-#: files and folders that are synced at the same time
-SYNCED_AT_ONCE = 8
+DOCUMENT = "zarr.json"
 
 
 def make_folder(path: str | Path) -> None:
-    """Make the parent folder of an output.
-
-    Raises
-    ------
-    StoreError
-        When that fails, or the folder is not writable.
-    """
+    """Make the parent folder of an output; raises StoreError when that fails, or the folder is not writable."""
     folder = Path(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        at = "" if error.filename in (None, str(folder)) else f" ({error.filename})"
+        where = "" if error.filename in (None, str(folder)) else f" ({error.filename})"
         why = "there is a file of that name" if folder.is_file() else error.strerror
         raise StoreError(
-            f"the folder {folder} cannot be made: {why}{at}; choose another output"
+            f"the folder {folder} cannot be made: {why}{where}; choose another output"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StoreError(
@@ -72,7 +59,8 @@ def run_folder(path: str | Path) -> str:
 
 def is_folder(path: str | Path) -> bool:
     """Whether an output of this name is a folder (.zarr, .zspy) or a file."""
-    return Path(path).suffix.lower() in (".zarr", ".zspy")
+    form = format_of(path)
+    return form is not None and form.is_folder
 
 
 def temporary_names(path: str | Path) -> tuple[str, ...]:
@@ -88,46 +76,11 @@ def kind_of(path: str | Path) -> str:
 
 def refuse_taken(names: Iterable[str]) -> None:
     """Raise OutputExistsError if one of the temporary names of an output is taken."""
-    for name in names:
-        if os.path.lexists(name):
-            raise OutputExistsError(
-                f"{name} exists ({kind_of(name)}) and belongs to no unfinished run, but the output is built under that name: move it "
-                "away, delete it if a killed export left it, or choose another output"
-            )
-
-
-def opened(path: str | Path, mode: str) -> IO[Any]:
-    """Open a file without following a link in its place.
-
-    Examples
-    --------
-    >>> import tempfile; folder = tempfile.mkdtemp()
-    >>> os.symlink("/dev/null", f"{folder}/link")
-    >>> opened(f"{folder}/link", "rb")
-    Traceback (most recent call last):
-    OSError: [Errno 40] Too many levels of symbolic links: ...
-    """
-    encoding = None if "b" in mode else "utf-8"
-    return open(
-        path,
-        mode,
-        encoding=encoding,
-        opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666),
-    )
-
-
-def remove(path: str | Path) -> None:
-    """Remove a file, folder or link, if it exists; links are not followed."""
-    path = Path(path)
-    for attempts_left in reversed(range(REMOVE_ATTEMPTS)):
-        if not path.is_dir() or path.is_symlink():
-            path.unlink(missing_ok=True)
-            return
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not attempts_left:
-                raise
+    for name in filter(os.path.lexists, names):
+        raise OutputExistsError(
+            f"{name} exists ({kind_of(name)}) and belongs to no unfinished run, but the output is built under that name: move it "
+            "away, delete it if a killed export left it, or choose another output"
+        )
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
@@ -147,8 +100,32 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
         )
 
 
+def opened(path: str | Path, mode: str) -> IO[Any]:
+    """Open a file; a link in its place is not followed but raises OSError."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=opener)
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file, folder or link, if it exists; links are not followed."""
+    path = Path(path)
+    # workers of a killed run may still add files to a folder, one per thread
+    for attempts_left in reversed(range(100)):
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            return
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not attempts_left:
+                raise
+
+
 def publish(
-    path: str | Path, *, drop: str | None = None, hold: Callable[[], None] | None = None
+    path: str | Path, *, drop: str | None = None, hold: Callable[[], None] = lambda: None
 ) -> None:
     """Sync ``PATH.incomplete`` and give it its final name, replacing an older output.
 
@@ -160,13 +137,12 @@ def publish(
     drop : file that marks the older outputs as complete; removed just before they are replaced
     hold : raises if another run has taken over the output; called before anything is renamed
     """
-    path, built = Path(path), Path(temporary(path))
-    aside = Path(replaced(path))
-    if os.path.lexists(built):
+    path, built, aside = Path(path), Path(temporary(path)), Path(replaced(path))
+    is_built = os.path.lexists(built)
+    if is_built:
         sync_tree(built)
-    if hold is not None:
-        hold()
-    if os.path.lexists(built):
+    hold()
+    if is_built:
         if drop is not None:
             remove(drop)
         if os.path.lexists(path) and kind_of(built) == kind_of(path) == "a folder":
@@ -190,21 +166,16 @@ def file_crc(path: str | Path) -> tuple[int, int]:
 def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
     """Describe how a file differs from its recorded CRC-32 and length; None if it does not."""
     try:
-        found = file_crc(path)
+        crc, n_bytes = file_crc(path)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
-    if found[1] != wanted[1]:
-        return f"{path} has {found[1]:,} bytes, not the {wanted[1]:,} that were written"
-    return None if found[0] == wanted[0] else f"{path} does not hold what was written (checksum)"
+    if n_bytes != wanted[1]:
+        return f"{path} has {n_bytes:,} bytes, not the {wanted[1]:,} that were written"
+    return None if crc == wanted[0] else f"{path} does not hold what was written (checksum)"
 
 
 def begin_sync(file: IO[Any], start: int = 0, n_bytes: int = 0) -> None:
-    """Start writing a part of an open file to disk, so that a later `sync` waits less.
-
-    Parameters
-    ----------
-    start, n_bytes : the part; 0 bytes stand for everything from ``start`` on
-    """
+    """Start writing a part of an open file to disk, so that a later `sync` waits less; 0 bytes stand for all from ``start`` on."""
     # on Linux this advice starts the write-back of dirty pages
     with contextlib.suppress(AttributeError, OSError):
         os.posix_fadvise(file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
@@ -212,24 +183,20 @@ def begin_sync(file: IO[Any], start: int = 0, n_bytes: int = 0) -> None:
 
 def sync_tree(path: str | Path) -> None:
     """fsync a file, or all files and folders below a folder, several at a time."""
-    if not os.path.isdir(path):
-        sync(path)
-        return
     folders, files = [], []
     for folder, _, names in os.walk(path):
         folders.append(folder)
         files += [os.path.join(folder, name) for name in names]
-    paths = files + folders
-    with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
+    paths = files + folders or [str(path)]
+
+    def sync_all(share: Iterable[str]) -> None:
+        for one in share:
+            sync(one)
+
+    with ThreadPoolExecutor(8) as pool:
         # one share per thread: a future per path costs more than its fsync
-        shares = (paths[i::SYNCED_AT_ONCE] for i in range(SYNCED_AT_ONCE))
-        for _ in pool.map(_sync_all, shares):
+        for _ in pool.map(sync_all, (paths[i::8] for i in range(8))):
             pass  # the first error is raised
-
-
-def _sync_all(paths: Iterable[str]) -> None:
-    for path in paths:
-        sync(path)
 
 
 def sync(path: str | Path) -> None:
@@ -242,9 +209,6 @@ def sync(path: str | Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
-
-
-DOCUMENT = "zarr.json"
 
 
 def read_document(folder: str | Path) -> dict[str, Any] | None:

@@ -93,24 +93,27 @@ def mark(file: IO[bytes], crc: int) -> None:
         os.utime(file.fileno(), ns=(now, now))
 
 
-def _is_marked(status: os.stat_result, crc: int) -> bool:
-    """Whether a file is unchanged since it was marked; true on file systems without fractions of a second."""
-    return status.st_mtime_ns % 10**9 in (0, _fraction(crc))
-
-
 def _fraction(crc: int) -> int:
     """Nanoseconds, never 0, in whole microseconds: the precision of most file systems."""
     return (crc % 999_999 + 1) * 1000
 
 
+def _is_marked(path: str | Path, crc: int | None, n_bytes: int | None = -1) -> bool:
+    """Whether a file is unchanged since it was marked; true on file systems without fractions of a second."""
+    if crc is None:
+        return False
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        is_as_long = n_bytes in (-1, status.st_size)  # -1: of a file that is written in place
+        return is_as_long and status.st_mtime_ns % 10**9 in (0, _fraction(crc))
+    return False
+
+
 def refuse_other_files(files: Iterable[tuple[str | Path, int | None, int | None]]) -> None:
     """Raise StoreError unless files match the CRC-32 and length in their records; marked files are not read."""
     for path, crc, n_bytes in files:
-        with contextlib.suppress(OSError):
-            status = os.stat(path)
-            if crc is not None and status.st_size == n_bytes and _is_marked(status, crc):
-                continue
-        _refuse(damage(path, (crc, n_bytes)))
+        if not _is_marked(path, crc, n_bytes):
+            _refuse(damage(path, (crc, n_bytes)))
 
 
 def refuse_other_bytes(
@@ -120,10 +123,7 @@ def refuse_other_bytes(
     verify: Callable[[Record], str | None],
 ) -> None:
     """Raise StoreError unless a file written in place matches its records; a marked file is not read."""
-    with contextlib.suppress(OSError):
-        if _is_marked(os.stat(path), crc32(nonce)):
-            return
-    for record in records:
+    for record in () if _is_marked(path, crc32(nonce)) else records:
         _refuse(verify(record))
 
 

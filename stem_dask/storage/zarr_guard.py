@@ -5,11 +5,11 @@ is therefore checked before zarr sees it. numcodecs hands c-blosc a chunk withou
 the header: a damaged chunk would crash the process.
 """
 
-import asyncio
 import functools
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +28,24 @@ from stem_dask.storage.errors import one_line
 #: documents that describe arrays; all other files of a store are chunks or plain attributes
 DOCUMENTS = ("zarr.json", ".zarray", ".zmetadata")
 
-_NUMBERS = (
-    "adler32", "astype", "base64", "bitround", "blosc", "bz2", "crc32", "crc32c", "delta", "fixedscaleoffset",
-    "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma", "packbits", "pcodec", "quantize", "shuffle", "zfpy", "zlib",
-    "zstd",
-)  # fmt: skip
+_TEXTS = {"vlen-utf8", "vlen-bytes"}
 
-_TEXTS = ("vlen-utf8", "vlen-bytes")
+#: codecs of both formats, without the prefix ``numcodecs.``
+_CODECS = _TEXTS | {
+    "adler32", "astype", "base64", "bitround", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "endian",
+    "fixedscaleoffset", "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma", "packbits", "pcodec", "quantize",
+    "sharding_indexed", "shuffle", "transpose", "zfpy", "zlib", "zstd",
+}  # fmt: skip
 
-#: identifiers of codecs in format 2
-CODECS_2 = frozenset((*_NUMBERS, *_TEXTS))
-
-#: names of codecs in format 3
-CODECS_3 = frozenset((
-    *("blosc", "bytes", "crc32c", "endian", "gzip", "sharding_indexed", "transpose", "zstd"),
-    *(f"numcodecs.{name}" for name in _NUMBERS), *_TEXTS,
-))  # fmt: skip
-
-#: numbers, times, and bytes and text of a fixed length
+#: types of format 2: numbers, times, and bytes and text of a fixed length
 _DTYPE_2 = re.compile(r"[<>|=]?(b1|\?|[iu][1248]|f[248]|c(8|16)|[SU]\d+|V\d+|[mM]8(\[\w+\])?)")
 
-_DTYPES_3 = frozenset((
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"),
-    *("complex64", "complex128", "numpy.datetime64", "numpy.timedelta64", "string", "fixed_length_utf32"),
-    *("null_terminated_bytes", "raw_bytes", "structured", "struct", "variable_length_bytes"),
-))  # fmt: skip
+#: types of format 3
+_DTYPES_3 = {
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+    "complex64", "complex128", "numpy.datetime64", "numpy.timedelta64", "string", "fixed_length_utf32",
+    "null_terminated_bytes", "raw_bytes", "structured", "struct", "variable_length_bytes",
+}  # fmt: skip
 
 
 class HostileStoreError(SourceError):
@@ -75,12 +68,7 @@ class GuardedFolder(LocalStore):
 
 
 def check_document(store: str, key: str, content: Buffer | None) -> None:
-    """Refuse a document that describes an array which is not to be opened; other files pass.
-
-    Parameters
-    ----------
-    store, key : folder or URL of the store, and name of the file in it
-    content : of the file
+    """Refuse the file ``key`` of a store if it describes an array that is not to be opened; other files pass.
 
     Raises
     ------
@@ -88,13 +76,12 @@ def check_document(store: str, key: str, content: Buffer | None) -> None:
         With the name of the array, and the codec or the type that is not on the lists.
     """
     folder, _, name = key.rpartition("/")
-    if content is None or name not in DOCUMENTS:
-        return
-    try:
-        document = json.loads(content.to_bytes())
-    except ValueError:  # zarr reports it
-        return
-    _check(store, folder, document)
+    if content is not None and name in DOCUMENTS:
+        try:
+            document = json.loads(content.to_bytes())
+        except ValueError:  # zarr reports it
+            return
+        _check(store, folder, document)
 
 
 def refuse_hostile(store: str) -> None:
@@ -123,16 +110,33 @@ def refuse_hostile(store: str) -> None:
 
 
 def _check(store: str, name: str, document: Any) -> None:
+    """Check what describes an array, in format 2 or 3, and the arrays of consolidated metadata."""
     if not isinstance(document, dict):
         return
-    where = f"{store}: array {one_line(name) or '/'}"
-    if not {"dtype", "compressor", "filters"}.isdisjoint(document):
-        _check_format_2(where, document)
-    if not {"data_type", "codecs"}.isdisjoint(document):
-        _check_codecs_3(where, document.get("codecs"))
-        data_type = document.get("data_type")
-        kind = data_type.get("name") if isinstance(data_type, dict) else data_type
-        if not (isinstance(kind, str) and kind in _DTYPES_3):
+    where, names = f"{store}: array {one_line(name) or '/'}", set()
+    for codec in _codecs(document):
+        stated = {codec[key] for key in ("id", "name") if isinstance(codec.get(key), str)}
+        names |= stated
+        if hostile := stated & {"pickle", "numcodecs.pickle"}:
+            raise HostileStoreError(
+                f"{where} uses the codec {hostile.pop()}, which runs code from the file and is refused; remove the array, or "
+                "save it as numbers"
+            )
+        configuration = codec.get("configuration")
+        options = {**codec, **(configuration if isinstance(configuration, dict) else {})}
+        kinds = [value for option, value in options.items() if option.endswith("dtype")]
+        if not {one.removeprefix("numcodecs.") for one in stated} <= _CODECS or not stated:
+            raise _unknown(where, f"is coded as {one_line(stated.pop() if stated else codec)}")
+        if not all(map(_is_plain, kinds)):
+            raise _unknown(where, f"is coded as {stated.pop()} of the type {one_line(kinds[0])}")
+    for key in {"dtype", "data_type"} & document.keys():
+        kind = document[key]
+        is_structure = isinstance(kind, list) and all(
+            isinstance(f, list) and len(f) > 1 for f in kind
+        )
+        fields = [field[1] for field in kind] if is_structure else [kind]
+        fields = [field.get("name") if isinstance(field, dict) else field for field in fields]
+        if not all(map(_is_plain, fields)) and not (kind == "|O" and names & _TEXTS):
             raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
     for holder in (document, document.get("consolidated_metadata")):
         nodes = holder.get("metadata") if isinstance(holder, dict) else None
@@ -140,43 +144,16 @@ def _check(store: str, name: str, document: Any) -> None:
             _check(store, f"{name}/{path}".strip("/").removesuffix("/.zarray"), node)
 
 
-def _check_format_2(where: str, document: dict[str, Any]) -> None:
-    filters = document.get("filters") or []
-    codecs = [*(filters if isinstance(filters, list) else [filters]), document.get("compressor")]
-    names = {_checked(where, codec, "id", CODECS_2) for codec in codecs if codec is not None}
-    kind: Any = document.get("dtype")
-    is_structure = isinstance(kind, list) and all(isinstance(f, list) and len(f) > 1 for f in kind)
-    kinds = [field[1] for field in kind] if is_structure else [kind]
-    if not (all(map(_is_plain, kinds)) or (kind == "|O" and names.intersection(_TEXTS))):
-        raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
-
-
-def _check_codecs_3(where: str, codecs: Any) -> None:
-    for codec in codecs if isinstance(codecs, list) else ():
-        if isinstance(codec, str):
-            codec = {"name": codec}
-        _checked(where, codec, "name", CODECS_3)
-        configuration = codec.get("configuration")
-        if isinstance(configuration, dict):  # of shards
-            _check_codecs_3(where, configuration.get("codecs"))
-            _check_codecs_3(where, configuration.get("index_codecs"))
-
-
-def _checked(where: str, codec: Any, key: str, known: frozenset[str]) -> str:
-    """The name of a codec on the list, whose options name plain types only."""
-    name = codec.get(key) if isinstance(codec, dict) else codec
-    if name in ("pickle", "numcodecs.pickle"):
-        raise HostileStoreError(
-            f"{where} uses the codec {name}, which runs code from the file and is refused; remove the array, or save "
-            "it as numbers"
-        )
-    if not (isinstance(codec, dict) and isinstance(name, str) and name in known):
-        raise _unknown(where, f"is coded as {one_line(name)}")
-    options = codec.get("configuration") if key == "name" else codec
-    for option, value in options.items() if isinstance(options, dict) else ():
-        if option.endswith("dtype") and not _is_plain(value):
-            raise _unknown(where, f"is coded as {name} of the type {one_line(value)}")
-    return name
+def _codecs(holder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All codecs of an array, also those within shards."""
+    for key in ("filters", "compressor", "codecs", "index_codecs"):
+        listed = holder.get(key) or []
+        for codec in listed if isinstance(listed, list) else [listed]:
+            if codec is not None:
+                codec = codec if isinstance(codec, dict) else {"name": codec}
+                yield codec
+                if isinstance(codec.get("configuration"), dict):
+                    yield from _codecs(codec["configuration"])
 
 
 def _is_plain(kind: Any) -> bool:
@@ -223,14 +200,11 @@ class CheckedBlosc(numcodecs.Blosc):  # type: ignore[misc]
 
 
 class CheckedBloscCodec(BloscCodec):
-    """The codec of format 3."""
-
-    def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        check_length(chunk_bytes.as_numpy_array())
-        return super()._decode_sync(chunk_bytes, chunk_spec)
+    """The codec of format 3; zarr's codecs are extended by overriding ``_decode_single``."""
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
+        check_length(chunk_bytes.as_numpy_array())
+        return await super()._decode_single(chunk_bytes, chunk_spec)
 
 
 @functools.cache

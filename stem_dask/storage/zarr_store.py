@@ -1,5 +1,6 @@
 """Stores that zarr and xarray open, in a folder or below a URL; zarr itself is imported when one is asked for."""
 
+import warnings
 from typing import Any
 
 from stem_dask.storage.location import is_url
@@ -15,6 +16,7 @@ def zarr_store(path: str, *, whole: bool = False) -> Any:
     from stem_dask.storage.zarr_guard import GuardedFolder, use_checked_blosc
 
     use_checked_blosc()
+    warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
     if not is_url(path):
         return GuardedFolder(path, read_only=True)
     from stem_dask.storage.zarr_objects import GuardedObjects

@@ -1,4 +1,4 @@
-"""Compression of chunks, with the same codecs for all formats."""
+"""Chunks of a block, and their compression with the same codecs for all formats."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, joined
+from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Region
 from stem_dask.storage.checksums import crc32
 
@@ -17,21 +18,12 @@ CODECS = ("auto", "lz4", "zstd", "gzip", "none")
 #: compression levels; lz4 and zstd within blosc
 LEVELS = {"lz4": 5, "zstd": 1, "gzip": 4}
 
-#: gzip header: deflate, no time, no name, unknown system
-_GZIP = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
-
 #: largest chunk of blosc in bytes; HDF5 allows twice as much
 LARGEST_CHUNK = 2**31 - 17
 
 
 def shuffle_of(dtype: np.dtype) -> Literal["bitshuffle", "shuffle"]:
-    """Shuffle filter of blosc: counts leave most bits unused, in floats most bytes are equal.
-
-    Examples
-    --------
-    >>> shuffle_of(np.dtype("u2")), shuffle_of(np.dtype("f4"))
-    ('bitshuffle', 'shuffle')
-    """
+    """Shuffle filter of blosc: counts leave most bits unused, in floats most bytes are equal."""
     return "bitshuffle" if dtype.kind in "uib" else "shuffle"
 
 
@@ -48,21 +40,12 @@ def blosc_bytes(chunk: NDArray, codec: str, shuffle: str) -> bytes:
 
     # an array, not bytes as in its stubs: the shuffle needs the item size
     content: Any = chunk.reshape(-1)
-    packed = blosc_encode(
-        content, level=LEVELS[codec], compressor=codec, shuffle=shuffle, numthreads=1
-    )
-    return bytes(packed)
+    level = LEVELS[codec]
+    return bytes(blosc_encode(content, level, compressor=codec, shuffle=shuffle, numthreads=1))
 
 
 def deflated(content: Any, level: int) -> bytes:
-    """Compress bytes in the format of zlib with zlib-ng, two to four times as fast.
-
-    Examples
-    --------
-    >>> import zlib
-    >>> zlib.decompress(deflated(b"abc", 4))
-    b'abc'
-    """
+    """Compress bytes in the format of zlib with zlib-ng, two to four times as fast."""
     from imagecodecs import zlibng_encode
 
     return bytes(zlibng_encode(content, level=level))
@@ -77,21 +60,14 @@ def gzipped(content: Any, level: int) -> bytes:
     >>> gzip.decompress(gzipped(b"abc", 4))
     b'abc'
     """
+    head = b"\x1f\x8b\x08" + bytes(6) + b"\xff"  # deflate, no time, no name, unknown system
     ends = crc32(content).to_bytes(4, "little") + (len(content) % 2**32).to_bytes(4, "little")
     # without zlib's header (2 bytes) and checksum (4 bytes)
-    return _GZIP + deflated(content, level)[2:-4] + ends
+    return head + deflated(content, level)[2:-4] + ends
 
 
 def bytes_apart(chunk: NDArray) -> NDArray[np.uint8]:
-    """Filter ``shuffle`` of HDF5: the first bytes of all elements, then the second ones, and so on.
-
-    Parameters
-    ----------
-    chunk : C-contiguous, of any shape
-
-    Returns
-    -------
-    (bytes of an element, elements)
+    """Filter ``shuffle`` of HDF5: (bytes of an element, elements), first the first bytes of all elements, and so on.
 
     Examples
     --------
@@ -110,27 +86,56 @@ def bytes_apart(chunk: NDArray) -> NDArray[np.uint8]:
     return out
 
 
+def compressed(chunk: NDArray, codec: str = "auto") -> bytes:
+    """Compress one chunk of a zarr array; equal chunks give equal bytes, while gzip of numcodecs writes the time."""
+    codec = "lz4" if codec == "auto" else codec
+    chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
+    if codec == "none":
+        return chunk.tobytes()
+    if codec == "gzip":
+        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
+    return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
+
+
+def checked(content: bytes) -> bytes:
+    """Append the CRC-32C of some bytes.
+
+    Examples
+    --------
+    >>> checked(b"123456789")[-4:].hex()  # 0xe3069283, the check value in the catalogue of CRCs
+    '839206e3'
+    """
+    return content + int(google_crc32c.value(content)).to_bytes(4, "little")
+
+
 def whole_chunks(
-    block: NDArray | Block, region: Region, chunks: Sequence[int]
+    block: NDArray | Block, region: Region, chunks: Sequence[int], shape: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], NDArray]]:
     """Yield the chunks of a block with their origin; chunks beyond the end of an axis are padded with zeros.
 
     Parameters
     ----------
-    block : (…, ky, kx), which begins on a chunk
-    region : of the block along the leading axes
-    chunks : shape of a chunk, whole patterns
+    block, region : (…, ky, kx), and where it lies along the leading axes
+    chunks, shape : shapes of a chunk (whole patterns) and of the array
 
     Returns
     -------
     iterator of (origin, C-contiguous chunk), valid until the next is requested
 
+    Raises
+    ------
+    StoreError
+        When the block does not consist of whole chunks, so that another task would write to the same.
+
     Examples
     --------
     >>> block = np.arange(3).reshape(3, 1, 1)
-    >>> [(at, chunk.ravel().tolist()) for at, chunk in whole_chunks(block, (slice(4, 7),), (2, 1, 1))]
+    >>> [(at, chunk.ravel().tolist()) for at, chunk in whole_chunks(block, (slice(4, 7),), (2, 1, 1), (7, 1, 1))]
     [((4, 0, 0), [0, 1]), ((6, 0, 0), [2, 0])]
     """
+    for along, chunk, size in zip(region, chunks, shape, strict=False):
+        if along.start % chunk or (along.stop % chunk and along.stop != size):
+            raise StoreError(f"a block at {along.start}:{along.stop} shares a chunk of {chunk}")
     detector = block.shape[-2:]
     height, width = (1, *block.shape[:-2])[-2:]  # a list is one row
     rows, columns = (1, *chunks[:-2])[-2:]
@@ -151,48 +156,3 @@ def whole_chunks(
                 part = full
             at = [r.start + i for r, i in zip(region, (y, x + left)[-len(region) :], strict=True)]
             yield (*at, 0, 0), np.ascontiguousarray(part).reshape(chunks)
-
-
-def lies_on_chunks(region: Region, chunks: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether a block consists of whole chunks, so that no two tasks share one.
-
-    Examples
-    --------
-    >>> lies_on_chunks((slice(4, 7),), (2,), (7,)), lies_on_chunks((slice(4, 5),), (2,), (7,))
-    (True, False)
-    """
-    return all(
-        part.start % chunk == 0 and (part.stop % chunk == 0 or part.stop == size)
-        for part, chunk, size in zip(region, chunks, shape, strict=False)
-    )
-
-
-#: codec of ``auto`` in .zarr and .zspy
-CODEC = "lz4"
-
-
-def compressed(chunk: NDArray, codec: str = "auto") -> bytes:
-    """Compress one chunk of a zarr array; equal chunks give equal bytes, while gzip of numcodecs writes the time."""
-    codec = CODEC if codec == "auto" else codec
-    chunk = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
-    if codec == "none":
-        return chunk.tobytes()
-    if codec == "gzip":
-        return gzipped(chunk.reshape(-1).view(np.uint8).data, LEVELS[codec])
-    return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
-
-
-def encoded(chunk: NDArray, codec: str = "auto") -> bytes:
-    """Encode one chunk of a zarr 3 array: compressed, with a checksum."""
-    return checked(compressed(chunk, codec))
-
-
-def checked(content: bytes) -> bytes:
-    """Append the CRC-32C of some bytes.
-
-    Examples
-    --------
-    >>> checked(b"123456789")[-4:].hex()  # 0xe3069283, the check value in the catalogue of CRCs
-    '839206e3'
-    """
-    return content + int(google_crc32c.value(content)).to_bytes(4, "little")

@@ -34,6 +34,25 @@ class Stream:
     length: int
     pieces: Iterable[np.ndarray]
 
+    def __len__(self) -> int:
+        return self.length * np.dtype(self.dtype).itemsize
+
+    def encoded(self, order: ByteOrder) -> Iterator[bytes]:
+        """Bytes of the pieces; refuses a length that differs from its tag."""
+        dtype, left = np.dtype(self.dtype).newbyteorder(order), self.length
+        for piece in self.pieces:
+            left -= piece.size
+            if not np.can_cast(piece.dtype, dtype, "safe"):
+                raise ConfigError(
+                    f"a piece has dtype {piece.dtype}, which {self.dtype} cannot hold"
+                )
+            if left < 0:
+                break
+            yield np.ascontiguousarray(piece, dtype).tobytes()
+        if left:
+            what = f"{-left:,} more" if left < 0 else f"{left:,} fewer"
+            raise ConfigError(f"the pieces have {what} elements than the {self.length:,} announced")
+
 
 def encode_tags(tree: dict[str, Any], *, version: int = 4, order: ByteOrder = "<") -> bytes:
     """The bytes of a DM file.
@@ -58,60 +77,46 @@ def stream_tags(
     ------
     ConfigError
         An object has no DM type, or a `Stream` produced other data than it announced.
-
-    Examples
-    --------
-    >>> row = np.zeros((2, 8), np.uint16)
-    >>> pixels = Stream("uint16", 64, (row for _ in range(4)))
-    >>> [len(piece) for piece in stream_tags({"Data": pixels})][-5:]
-    [32, 32, 32, 32, 8]
     """
     if version not in (3, 4):
         raise ConfigError(f"version is {version}; a DM file has version 3 or 4")
     count = "q" if version == 4 else "i"
-    parts, n_bytes = _group(tree, count, order)
+    parts = _content(tree, count, order)
     # The size counts from behind the byte order up to the eight zeros at the end.
-    yield struct.pack(f">i{count}i", version, n_bytes, order == "<")
+    yield struct.pack(f">i{count}i", version, sum(map(len, parts)), order == "<")
     for part in parts:
-        yield from _pixels(part, order) if isinstance(part, Stream) else (part,)
+        yield from part.encoded(order) if isinstance(part, Stream) else (part,)
     yield bytes(8)
 
 
-def _group(
-    tree: dict[str, Any] | list[Any], count: str, order: ByteOrder
-) -> tuple[list[bytes | Stream], int]:
-    """A group from its flags on, with the streams in between, and its size in bytes."""
-    items = list(tree.items()) if isinstance(tree, dict) else [("", value) for value in tree]
-    parts: list[bytes | Stream] = [struct.pack(f">BB{count}", 1, 0, len(items))]
-    total = 2 + struct.calcsize(f">{count}")
-    for name, value in items:
-        is_group = isinstance(value, dict | list)
-        inner, n_bytes = (_group if is_group else _value)(value, count, order)
-        encoded = name.encode("utf-8")
-        head = struct.pack(">BH", _GROUP if is_group else _DATA, len(encoded)) + encoded
-        if count == "q":  # only DM4 has the size of a tag
-            head += struct.pack(">q", n_bytes)
-        parts += (head, *inner)
-        total += len(head) + n_bytes
-    return parts, total
-
-
-def _value(value: Any, count: str, order: ByteOrder) -> tuple[list[bytes | Stream], int]:
-    """A data tag from its delimiter on."""
-    if isinstance(value, Stream):
-        dtype = np.dtype(value.dtype)
-        head = _description((_ARRAY, *_element(dtype), value.length), count)
-        return [head, value], len(head) + value.length * dtype.itemsize
+def _content(value: Any, count: str, order: ByteOrder) -> list[bytes | Stream]:
+    """A group from its flags on, or a data tag from its delimiter on."""
+    if isinstance(value, dict | list):
+        items = list(value.items()) if isinstance(value, dict) else [("", one) for one in value]
+        parts: list[bytes | Stream] = [struct.pack(f">BB{count}", 1, 0, len(items))]
+        for name, inner in items:
+            kind = _GROUP if isinstance(inner, dict | list) else _DATA
+            content, encoded = _content(inner, count, order), name.encode("utf-8")
+            parts.append(struct.pack(">BH", kind, len(encoded)) + encoded)
+            if count == "q":  # only DM4 has the size of a tag
+                parts.append(struct.pack(">q", sum(map(len, content))))
+            parts += content
+        return parts
+    is_array = isinstance(value, str | np.ndarray | Stream)
     if isinstance(value, str):
         value = np.frombuffer(value.encode("utf-16-le"), "<u2")
-    if isinstance(value, tuple):  # one record of fields f0, f1, ...
+    elif isinstance(value, tuple):  # one record of fields f0, f1, ...
         fields = [_number(field) for field in value]
-        value = np.array(value, [(f"f{i}", field.dtype) for i, field in enumerate(fields)])[()]
-    is_array = isinstance(value, np.ndarray)
-    value = value if is_array else _number(value)
-    info = (_ARRAY, *_element(value.dtype), value.size) if is_array else _element(value.dtype)
-    data = value.astype(value.dtype.newbyteorder(order)).tobytes()
-    return [_description(info, count) + data], len(_description(info, count)) + len(data)
+        value = np.array(value, [(f"f{i}", field.dtype) for i, field in enumerate(fields)])
+    elif not is_array:
+        value = _number(value)
+    info = _element(np.dtype(value.dtype))
+    if is_array:
+        info = (_ARRAY, *info, value.length if isinstance(value, Stream) else value.size)
+    head = b"%%%%" + struct.pack(f">{1 + len(info)}{count}", len(info), *info)
+    if isinstance(value, Stream):
+        return [head, value]
+    return [head + value.astype(value.dtype.newbyteorder(order)).tobytes()]
 
 
 def _number(value: Any) -> np.ndarray:
@@ -131,22 +136,3 @@ def _element(dtype: np.dtype) -> tuple[int, ...]:
             f"a DM file cannot hold {dtype}; convert it to one of {', '.join(_CODES)}"
         )
     return (_CODES[dtype.str[1:]],)
-
-
-def _description(info: tuple[int, ...], count: str) -> bytes:
-    return b"%%%%" + struct.pack(f">{1 + len(info)}{count}", len(info), *info)
-
-
-def _pixels(stream: Stream, order: ByteOrder) -> Iterator[bytes]:
-    """Bytes of a stream; refuses a length that differs from its tag."""
-    dtype, left = np.dtype(stream.dtype).newbyteorder(order), stream.length
-    for piece in stream.pieces:
-        left -= piece.size
-        if not np.can_cast(piece.dtype, dtype, "safe"):
-            raise ConfigError(f"a piece has dtype {piece.dtype}, which {stream.dtype} cannot hold")
-        if left < 0:
-            break
-        yield np.ascontiguousarray(piece, dtype).tobytes()
-    if left:
-        what = f"{-left:,} more" if left < 0 else f"{left:,} fewer"
-        raise ConfigError(f"the pieces have {what} elements than the {stream.length:,} announced")

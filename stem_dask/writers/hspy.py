@@ -1,18 +1,46 @@
-"""Signals of HyperSpy as nested dictionaries, and their metadata in .hspy files."""
+"""Signals of HyperSpy as nested dictionaries, and .hspy files."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 from stem_dask.core.errors import StoreError
-from stem_dask.core.metadata import NAMES, dig, hdf5_name, signal_tree, tree_at
+from stem_dask.core.formats import Output
+from stem_dask.core.metadata import NAMES, dig, hdf5_name, hdf5_tree, signal_tree, tree_at
 from stem_dask.core.model import Axis
+from stem_dask.core.patterns import axes_of, blocks_of, content_of, lead_shape
 from stem_dask.storage.errors import translate
-from stem_dask.writers.hdf5 import refuse_full_disk
+from stem_dask.writers.hdf5 import Hdf5Sink, refuse_full_disk
+from stem_dask.writers.spool import SpoolSink
 
-#: version of HyperSpy whose file layout is written
-PACKAGE = {"package": "hyperspy", "package_version": "2.5.0"}
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class HspySink(Hdf5Sink):
+    """Writes ``patterns`` into the signal of a .hspy file."""
+
+    @property
+    def dataset(self) -> str:
+        """Path of the data of the signal."""
+        return f"{experiment(self.output.title)}/data"
+
+    def complete(
+        self, patterns: xr.DataArray, analysis: xr.Dataset | None, about: Mapping[str, Any]
+    ) -> list[str]:
+        """Add everything but the data of the signal."""
+        from rsciio.hspy import file_writer
+
+        signal, path = signal_of(self.output, patterns, analysis), self.output.path
+        arrays = signal["metadata"]["stem_dask"].values()
+        refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
+        with translate(StoreError, path):
+            file_writer(path, signal, write_dataset=False, show_progressbar=False)
+        return self.plugin_note()
 
 
 def experiment(title: str) -> str:
@@ -28,56 +56,46 @@ def experiment(title: str) -> str:
 
 
 def signal_of(
-    axes: Sequence[Axis],
-    title: str,
-    total: NDArray,
-    metadata: Mapping[str, Any],
-    original_metadata: Mapping[str, Any],
-    known: Mapping[str, Any],
+    output: Output, patterns: xr.DataArray, analysis: xr.Dataset | None
 ) -> dict[str, Any]:
-    """A signal without its data, as the nested dictionary that the writers of RosettaSciIO take.
-
-    Parameters
-    ----------
-    axes : of the patterns
-    title : of the signal
-    total : (scan_y, scan_x) or (pattern,), the navigator
-    metadata : plain values and arrays for the node ``stem_dask`` of the metadata
-    original_metadata : of the input file, see `stem_dask.core.metadata.hdf5_tree`
-    known : metadata in the structure of HyperSpy, see `signal_metadata`
-    """
-    n_lead = len(axes) - 2
-    signal_type = dig(known, "Signal.signal_type") or ""
-    title = title if title.strip(".") else ""  # as in `experiment`
-    names = {"scan_y": "y", "scan_x": "x"}
-    described = [
-        signal_axis(axis, names.get(axis.name, axis.name), i, i < n_lead)
-        for i, axis in enumerate(axes)
-    ]
-    nothing: dict[str, Any] = {
-        "original_metadata": {},
-        "learning_results": {},
-        "tmp_parameters": {},
-        "models": {},
+    """A signal without its data, as the nested dictionary that the writers of RosettaSciIO take."""
+    total = np.zeros(lead_shape(patterns))
+    n_blocks = math.prod(blocks_of(patterns).numblocks)
+    for region, block in SpoolSink(output.spool).blocks(n_blocks, ("navigator",)):
+        total[region] = block["navigator"]
+    content = content_of(patterns, analysis)
+    own = {**content["window"], "intensity": content["intensity"], **content["analysis"]}
+    own |= {name: content[name] for name in ("downsample_factor", "given") if name in content}
+    known = signal_metadata(content)
+    general = {
+        "General.title": output.title if output.title.strip(".") else "",  # as in `experiment`
+        "Signal.signal_type": dig(known, "Signal.signal_type") or "",
     }
+    axes = [
+        signal_axis(axis, axis.name.removeprefix("scan_"), output.dims)
+        for axis in axes_of(patterns)
+    ]
+    empty = ("original_metadata", "learning_results", "tmp_parameters", "models")
+    nothing: dict[str, Any] = {name: {} for name in empty}
     navigator = {
         "data": total,
-        "axes": [{**axis, "navigate": False} for axis in described[:n_lead]],
+        "axes": [{**axis, "navigate": False} for axis in axes[: total.ndim]],
         "metadata": {"General": {"title": "total"}, "Signal": {"signal_type": ""}},
         "attributes": {"_lazy": False, "ragged": False},
         **nothing,
     }
     return {
-        "axes": described,
+        "axes": axes,
         "metadata": {
-            **tree_at({"General.title": title, "Signal.signal_type": signal_type}, dict(known)),
+            **tree_at(general, dict(known)),
             "_HyperSpy": {"_sig_navigator": navigator},
-            "stem_dask": dict(metadata),
+            "stem_dask": own,
         },
         "attributes": {"_lazy": True, "ragged": False},
-        "package_info": PACKAGE,
+        # whose file layout is written
+        "package_info": {"package": "hyperspy", "package_version": "2.5.0"},
         **nothing,
-        "original_metadata": dict(original_metadata),
+        "original_metadata": hdf5_tree(content.get("original_metadata", {})),
     }
 
 
@@ -93,23 +111,14 @@ def signal_metadata(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return tree_at({NAMES[name]: attrs[name] for name in NAMES if name in attrs}, tree)
 
 
-def write_signal(path: str, signal: Mapping[str, Any]) -> None:
-    """Add everything but the data of a signal to its .hspy file."""
-    from rsciio.hspy import file_writer
-
-    arrays = signal["metadata"]["stem_dask"].values()
-    refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
-    with translate(StoreError, path):
-        file_writer(path, signal, write_dataset=False, show_progressbar=False)
-
-
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
     """Replace names that HDF5 does not allow."""
     return {hdf5_name(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
-def signal_axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, Any]:
-    """An axis as HyperSpy describes it."""
+def signal_axis(axis: Axis, name: str, dims: Sequence[str]) -> dict[str, Any]:
+    """An axis of patterns as HyperSpy describes it."""
+    index = dims.index(axis.name)
     return {
         "_type": "UniformDataAxis",
         "name": name,
@@ -117,7 +126,7 @@ def signal_axis(axis: Axis, name: str, index: int, navigate: bool) -> dict[str, 
         "scale": float(axis.scale),
         "offset": float(axis.offset),
         "size": int(axis.size),
-        "navigate": navigate,
+        "navigate": index < len(dims) - 2,
         "is_binned": False,
         "index_in_array": index,
     }

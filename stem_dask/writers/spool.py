@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,29 @@ from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import damage
+from stem_dask.storage.publish import begin_sync, damage
 from stem_dask.storage.staging import append, begin_staging, mark, refuse_other_files, staged
+
+
+def write_file(
+    path: str | Path, stage: str | Path, contents: Iterable[Any], *, sync: bool = True
+) -> tuple[int, int]:
+    """Write a file of a block, which gets its name when it is complete; returns its CRC-32 and length.
+
+    Parameters
+    ----------
+    stage : staging folder of this start, see `stem_dask.storage.staging`
+    contents : buffers
+    sync : write to the disk at once, because the file is not read again by this run
+    """
+    crc = n_bytes = 0
+    with staged(path, stage) as file:
+        for content in contents:
+            crc, n_bytes = append(file, content, crc), n_bytes + memoryview(content).nbytes
+        if sync:
+            begin_sync(file)
+        mark(file, crc)
+    return crc, n_bytes
 
 
 @dataclass(frozen=True)
@@ -36,25 +57,17 @@ class SpoolSink:
         self, index: int, region: Region, blocks: Mapping[str, NDArray | Deferred]
     ) -> dict[str, Any]:
         """Write one file: a line of JSON, then the arrays."""
-        found: dict[str, NDArray] = {}
+        arrays: dict[str, NDArray] = {}
         for name, block in blocks.items():
-            found |= block.get() if isinstance(block, Deferred) else {name: block}
-        arrays = {name: np.ascontiguousarray(block) for name, block in found.items()}
+            arrays |= block.get() if isinstance(block, Deferred) else {name: block}
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         words = {
             # with its bounds each file is self-describing
             "region": [[int(s.start), int(s.stop)] for s in region],
-            "arrays": [
-                [name, array.dtype.str, array.shape, crc32(array.data)]
-                for name, array in arrays.items()
-            ],
+            "arrays": [[name, a.dtype.str, a.shape, crc32(a.data)] for name, a in arrays.items()],
         }
-        head = json.dumps(words).encode() + b"\n"
-        contents: list[Any] = [head, *(array.data for array in arrays.values())]
-        crc = n_bytes = 0
-        with staged(self._path(index), self.stage[0]) as file:
-            for content in contents:
-                crc, n_bytes = append(file, content, crc), n_bytes + memoryview(content).nbytes
-            mark(file, crc)
+        contents = [json.dumps(words).encode() + b"\n", *(array.data for array in arrays.values())]
+        crc, n_bytes = write_file(self._path(index), self.stage[0], contents, sync=False)
         return {"spool_crc": crc, "spool_bytes": n_bytes}
 
     def verify(self, record: Record) -> str | None:
@@ -64,12 +77,15 @@ class SpoolSink:
 
     def finish(self, records: Sequence[Record]) -> None:
         """Compare every file with its record; `blocks` reads them."""
-        refuse_other_files(self._noted(record) for record in records)
+        refuse_other_files(map(self._noted, records))
 
     def _noted(self, record: Record) -> tuple[str, int | None, int | None]:
         """File of a block, with CRC-32 and length from its record."""
         extra = record.extra
         return self._path(record.index), extra.get("spool_crc"), extra.get("spool_bytes")
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.folder, f"{index:06d}.block")
 
     def blocks(
         self, n: int, names: Sequence[str] | None = None
@@ -98,9 +114,6 @@ class SpoolSink:
                         )
                     found[name] = np.frombuffer(content, dtype).reshape(shape)
             yield tuple(slice(*bounds) for bounds in words["region"]), found
-
-    def _path(self, index: int) -> str:
-        return os.path.join(self.folder, f"{index:06d}.block")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ _DM_CODES = {
     "i2": 1, "f4": 2, "u1": 6, "i4": 7, "i1": 9, "u2": 10, "u4": 11, "f8": 12, "i8": 39, "u8": 40,
 }  # fmt: skip
 
-_RGBA = 23
-
 _DIFFUSE_FRACTION = (0.01, 0.05)  # of the electrons, in vacuum and in the thickest part
 
 _BRAGG_FRACTION = 0.4  # of the electrons, in the thickest part
@@ -117,45 +115,6 @@ def thickness(spec: Synthetic) -> np.ndarray:
     return np.sqrt(np.clip(1 - (u**2 + v**2) / 0.6**2, 0, 1))
 
 
-def _spot_weights(spec: Synthetic, y: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bragg discs of one scan row: offsets (spots, 2) from the beam in pixels, and shares (scan_x, spots)."""
-    pairs = np.array(_PAIRS[: spec.spots // 2], float).reshape(-1, 2)
-    turn = np.deg2rad(12)  # not along the pixels
-    lattice = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    offsets = 0.26 * min(spec.detector_shape) * pairs @ lattice
-    v, u = _scan_grid(spec)
-    phase = 2 * np.pi * (0.7 * v[y] + 1.1 * u[0])[:, None] + np.arange(len(pairs))
-    strength = np.exp(-0.5 * (pairs**2).sum(axis=1)) * (1 + 0.3 * np.cos(phase))
-    shares = strength / max(1.0, 1.3 * np.exp(-0.5 * (pairs**2).sum(axis=1)).sum())
-    shares = _BRAGG_FRACTION / 2 * thickness(spec)[y][:, None] * shares
-    return np.concatenate([offsets, -offsets]), np.concatenate([shares, shares], axis=1)
-
-
-def _add_disc(
-    frame: np.ndarray, cy: float, cx: float, radius: float, electrons: float, rng: Any
-) -> None:
-    """Add a disc of Poisson counts, its edge one pixel wide, centered between pixels; in place."""
-    reach = int(radius) + 2
-    y0, x0 = max(0, round(cy) - reach), max(0, round(cx) - reach)
-    y1 = min(frame.shape[0], round(cy) + reach + 1)
-    x1 = min(frame.shape[1], round(cx) + reach + 1)
-    if y1 <= y0 or x1 <= x0 or electrons <= 0:
-        return
-    y, x = np.ogrid[y0:y1, x0:x1]
-    inside = np.clip(radius + 0.5 - np.hypot(y - cy, x - cx), 0, 1)
-    frame[y0:y1, x0:x1] += rng.poisson(electrons / (np.pi * radius**2) * inside)
-
-
-def _add_diffuse(
-    frame: np.ndarray, cy: float, cx: float, width: float, electrons: float, rng: Any
-) -> None:
-    """Add Gaussian scattering, electron by electron: cheaper than a Poisson number for each pixel; in place."""
-    yx = rng.normal((cy, cx), width, (rng.poisson(electrons), 2))
-    yx = np.rint(yx).astype(np.int64)
-    yx = yx[((yx >= 0) & (yx < frame.shape)).all(axis=1)]
-    np.add.at(frame, (yx[:, 0], yx[:, 1]), 1)
-
-
 def pattern_row(spec: Synthetic, y: int) -> np.ndarray:
     """The patterns of scan row ``y``, with Poisson noise.
 
@@ -180,19 +139,33 @@ def pattern_row(spec: Synthetic, y: int) -> np.ndarray:
         )
     rng = np.random.default_rng([spec.seed, y])
     centers = np.stack([center[y] for center in beam_centers(spec)], axis=1)
-    offsets, shares = _spot_weights(spec, y)
+    # Bragg discs: offsets (spots, 2) from the beam in pixels, and shares (scan_x, spots) of the electrons
+    pairs = np.array(_PAIRS[: spec.spots // 2], float).reshape(-1, 2)
+    turn = np.deg2rad(12)  # not along the pixels
+    lattice = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    offsets = 0.26 * min(spec.detector_shape) * pairs @ lattice
+    v, u = _scan_grid(spec)
+    phase = 2 * np.pi * (0.7 * v[y] + 1.1 * u[0])[:, None] + np.arange(len(pairs))
+    envelope = np.exp(-0.5 * (pairs**2).sum(axis=1))
+    strength = envelope * (1 + 0.3 * np.cos(phase)) / max(1.0, 1.3 * envelope.sum())
+    shares = _BRAGG_FRACTION / 2 * thickness(spec)[y][:, None] * strength
+    offsets, shares = np.concatenate([offsets, -offsets]), np.concatenate([shares, shares], axis=1)
     thin, thick = _DIFFUSE_FRACTION
     diffuse = thin + (thick - thin) * thickness(spec)[y]
     out = np.empty((spec.scan_shape[1], *spec.detector_shape), spec.dtype)
     largest = np.iinfo(out.dtype).max if out.dtype.kind in "iu" else np.inf
-    for x, (cy, cx) in enumerate(centers):
+    for x, center in enumerate(centers):
         frame = np.zeros(spec.detector_shape, np.int64)
         direct = 1 - diffuse[x] - shares[x].sum()
-        _add_disc(frame, cy, cx, spec.disc_radius, direct * spec.electrons, rng)
-        for (dy, dx), share in zip(offsets, shares[x], strict=True):
-            _add_disc(frame, cy + dy, cx + dx, spec.disc_radius, share * spec.electrons, rng)
-        width = 0.12 * min(spec.detector_shape)
-        _add_diffuse(frame, cy, cx, width, diffuse[x] * spec.electrons, rng)
+        _add_disc(frame, center, spec.disc_radius, direct * spec.electrons, rng)
+        for offset, share in zip(offsets, shares[x], strict=True):
+            _add_disc(frame, center + offset, spec.disc_radius, share * spec.electrons, rng)
+        # Gaussian scattering, electron by electron: cheaper than a Poisson number for each pixel
+        n = rng.poisson(diffuse[x] * spec.electrons)
+        spread = rng.normal(center, 0.12 * min(spec.detector_shape), (n, 2))
+        yx = np.rint(spread).astype(np.int64)
+        yx = yx[((yx >= 0) & (yx < frame.shape)).all(axis=1)]
+        np.add.at(frame, (yx[:, 0], yx[:, 1]), 1)
         if frame.max() > largest:
             raise ConfigError(
                 f"a pixel has {frame.max():,} electrons, more than {spec.dtype} holds; "
@@ -202,35 +175,41 @@ def pattern_row(spec: Synthetic, y: int) -> np.ndarray:
     return out
 
 
+def _add_disc(
+    frame: np.ndarray, center: np.ndarray, radius: float, electrons: float, rng: Any
+) -> None:
+    """Add a disc of Poisson counts, its edge one pixel wide, centered between pixels; in place."""
+    reach, (cy, cx) = int(radius) + 2, center
+    y0, x0 = max(0, round(cy) - reach), max(0, round(cx) - reach)
+    y1 = min(frame.shape[0], round(cy) + reach + 1)
+    x1 = min(frame.shape[1], round(cx) + reach + 1)
+    if y1 <= y0 or x1 <= x0 or electrons <= 0:
+        return
+    y, x = np.ogrid[y0:y1, x0:x1]
+    inside = np.clip(radius + 0.5 - np.hypot(y - cy, x - cx), 0, 1)
+    frame[y0:y1, x0:x1] += rng.poisson(electrons / (np.pi * radius**2) * inside)
+
+
 def _image(
     name: str, code: int, sizes: list[int], axes: list[Any], data: Any, tags: dict[str, Any]
 ) -> dict[str, Any]:
     """An entry of ``ImageList``; ``sizes`` and ``axes`` (origin, scale, units) are fastest first."""
-    keys = ("Origin", "Scale", "Units")
-    calibrations = {
-        "Brightness": dict(zip(keys, (np.float32(0), np.float32(1), ""), strict=True)),
-        "Dimension": [
-            dict(zip(keys, (np.float32(origin), np.float32(scale), units), strict=True))
-            for origin, scale, units in axes
-        ],
-        "DisplayCalibratedUnits": True,
-    }
+    described = [
+        {"Origin": np.float32(origin), "Scale": np.float32(scale), "Units": units}
+        for origin, scale, units in [(0, 1, ""), *axes]
+    ]
     image_data = {
-        "Calibrations": calibrations,
+        "Calibrations": {
+            "Brightness": described[0],
+            "Dimension": described[1:],
+            "DisplayCalibratedUnits": True,
+        },
         "Data": data,
         "DataType": code,
         "Dimensions": sizes,
         "PixelDepth": np.dtype(data.dtype).itemsize,
     }
     return {"ImageData": image_data, "ImageTags": tags, "Name": name, "UniqueID": [code, *sizes]}
-
-
-def _checked(rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """The rows, refused when one has another shape."""
-    for y, row in enumerate(rows):
-        if row.shape != shape:
-            raise ConfigError(f"row {y} has shape {row.shape}, where {shape} was expected")
-        yield row
 
 
 def write_dm4(
@@ -271,9 +250,20 @@ def write_dm4(
     ...     path.stat().st_size > 2 * row.nbytes
     True
     """
-    (ny, nx), (ky, kx) = scan_shape, detector_shape
-    pieces = _checked(rows, (kx, ny, nx) if detector_first else (nx, ky, kx))
-    counts = Stream(np.dtype(dtype), ny * nx * ky * kx, pieces)
+    path, (ny, nx), (ky, kx) = Path(path), scan_shape, detector_shape
+
+    def checked() -> Iterator[np.ndarray]:
+        shape = (kx, ny, nx) if detector_first else (nx, ky, kx)
+        for y, row in enumerate(rows):
+            if row.shape != shape:
+                raise ConfigError(f"row {y} has shape {row.shape}, where {shape} was expected")
+            yield row
+
+    counts = Stream(np.dtype(dtype), ny * nx * ky * kx, checked())
+    meta: dict[str, Any] = {"Acquisition Mode": "Parallel imaging", "Format": "Diffraction image"}
+    meta |= {} if swapped is None else {"Data Order Swapped": np.uint8(swapped)}
+    microscope = {"Illumination Mode": "STEM NANOPROBE", "Voltage": 200_000.0}
+    tags = {"Meta Data": meta | {"Signal": "Diffraction"}, "Microscope Info": microscope}
     adf = np.zeros(scan_shape) if survey is None else np.broadcast_to(survey, scan_shape)
     grey = np.clip(255 * adf / max(adf.max(), 1e-9), 0, 255).astype(np.uint32)
     scan_axes = [(0, scan_scale_nm, "nm")] * 2
@@ -281,36 +271,22 @@ def write_dm4(
     sizes = [kx, ky, nx, ny]
     if detector_first:
         axes, sizes = axes[2:] + axes[:2], sizes[2:] + sizes[:2]
-    images = [
-        _image("", _RGBA, [nx, ny], [(0, 1, "")] * 2, grey * 0x010101 + 0xFF000000, {}),
+    images = [  # the first is RGBA
+        _image("", 23, [nx, ny], [(0, 1, "")] * 2, grey * 0x010101 + 0xFF000000, {}),
         _image("Survey", 2, [nx, ny], scan_axes, adf.astype(np.float32), {}),
-        _image(name, _dm_code(dtype), sizes, axes, counts, _stemx_tags(swapped)),
+        _image(name, _dm_code(dtype), sizes, axes, counts, tags),
     ]
     tree: dict[str, Any] = {"Padding": np.zeros(pad, np.uint8)} if pad else {}
     tree |= {"ApplicationBounds": (0, 0, 1080, 1920), "ImageList": images, "InImageMode": True}
     tree |= {"Thumbnails": [{"ImageIndex": 0, "SourceSize_Pixels": (ny, nx)}]}
-    _write_whole(Path(path), stream_tags(tree))
-    return Path(path)
-
-
-def _stemx_tags(swapped: int | None) -> dict[str, Any]:
-    """``ImageTags`` of a 4D image."""
-    meta: dict[str, Any] = {"Acquisition Mode": "Parallel imaging", "Format": "Diffraction image"}
-    if swapped is not None:
-        meta["Data Order Swapped"] = np.uint8(swapped)
-    microscope = {"Illumination Mode": "STEM NANOPROBE", "Voltage": 200_000.0}
-    return {"Meta Data": meta | {"Signal": "Diffraction"}, "Microscope Info": microscope}
-
-
-def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file that has its name only when it is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with translate(StoreError, part), open(part, "wb") as file:
-            file.writelines(pieces)
+            file.writelines(stream_tags(tree))
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+    return path
 
 
 def write_dataset(path: str | os.PathLike[str], spec: Synthetic | None = None) -> Path:

@@ -2,236 +2,211 @@
 
 Layout of a shard (codec ``sharding_indexed``): the encoded chunks, then offset and length of each chunk of the grid as uint64 (all bits
 set if there is none), then the CRC-32C of that index. zarr's own writer gives the same bytes, but holds the shard in memory
-three times, and its tasks share one thread of the process.
+three times, and its tasks share one thread of the process. Everything small is written by zarr.
+
+Object stores cannot rename. There, tasks upload the shards under their final names; the small rest is built in a local folder and
+uploaded at the end, the zarr.json of the root last: without it readers of zarr find no store. Removing it also invalidates an older
+output.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, of_type
-from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, inner_chunk, shard_shape
+from stem_dask.core.chunks import MIB
 from stem_dask.core.errors import StoreError
-from stem_dask.core.metadata import NAMES, to_json
+from stem_dask.core.formats import Output
+from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Record, Region
-from stem_dask.core.patterns import PROFILE_RADIUS, attrs_of, blocks_of, lead_shape
+from stem_dask.core.patterns import ABOUT_SOURCE, PROFILE_RADIUS, attrs_of, lead_dims
 from stem_dask.storage.errors import translate
-from stem_dask.storage.publish import (
-    DOCUMENT,
-    begin_sync,
-    damage,
-    read_document,
-    remove,
-    write_document,
-)
-from stem_dask.storage.staging import (
-    append,
-    begin_staging,
-    mark,
-    refuse_other_files,
-    remove_unfinished,
-    staged,
-)
+from stem_dask.storage.location import Status, at, of_output
+from stem_dask.storage.publish import DOCUMENT, damage, remove
+from stem_dask.storage.staging import begin_staging, refuse_other_files, remove_unfinished
 from stem_dask.storage.zarr_store import zarr_store
-from stem_dask.writers.codecs import CODEC, LEVELS, checked, encoded, shuffle_of, whole_chunks
+from stem_dask.writers.codecs import LEVELS, checked, compressed, shuffle_of, whole_chunks
+from stem_dask.writers.spool import write_file
 
 if TYPE_CHECKING:
     import xarray as xr
 
-#: positions per chunk of the small arrays
-_POSITIONS = 2**20
-
 #: largest shard of the profiles: uncompressed bytes, and chunks; several whole ones are uploaded to an object store at once
 PROFILE_FILE_BYTES, PROFILE_FILE_CHUNKS = 16 * MIB, 256
-
-
-def store_chunks(
-    patterns: xr.DataArray, rechunk: bool = True, most_bytes: int = INNER_CHUNK_BYTES
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(inner chunk, shard) of the output, for lazy patterns whose blocks become one shard each.
-
-    With ``rechunk`` an inner chunk is whole patterns of up to ``most_bytes``, otherwise the whole block.
-
-    Raises
-    ------
-    StoreError
-        When the blocks are not regular.
-    """
-    data = blocks_of(patterns)
-    n_lead = data.ndim - 2
-    for dim, chunks in zip(patterns.dims[:n_lead], data.chunks[:n_lead], strict=True):
-        if len(set(chunks[:-1])) > 1 or chunks[-1] > chunks[0]:
-            raise StoreError(
-                f"the blocks along {dim} are {chunks}; a store needs equal blocks (the last may be smaller): "
-                f"rechunk, for example patterns.chunk({dim}={chunks[0]})"
-            )
-    lead = tuple(chunks[0] for chunks in data.chunks[:n_lead])
-    detector = data.shape[-2:]
-    pattern_bytes = int(np.prod(detector)) * data.dtype.itemsize
-    inner = lead
-    if rechunk:
-        inner = inner_chunk(lead, lead_shape(patterns), pattern_bytes, most_bytes)
-    return (*inner, *detector), (*shard_shape(lead, inner), *detector)
 
 
 @dataclass(frozen=True)
 class StoreSink:
     """Writes the block ``patterns`` to its shard of an array."""
 
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    dims: tuple[str, ...]
-    inner: tuple[int, ...]
-    shards: tuple[int, ...]
-    codec: str = "auto"
+    output: Output
     #: staging folder of this start
-    stage: list[str] = field(default_factory=list, compare=False, kw_only=True)
+    stage: list[str] = field(default_factory=list, compare=False)
 
     def create(self, *, resume: bool) -> None:
         """Create the group and the empty array, unless an interrupted run left the same."""
-        if not (resume and self._is_begun()):
-            remove(self.path)
-            write_document(self.path, group_document())
-            write_document(self._folder, self._document)
-        self.stage[:] = [begin_staging(self.path)]
+        if not (resume and self.is_begun()):
+            empty_store(self.output.path)
+            self._array(self.output.path)
+        self.stage[:] = [begin_staging(self.output.path)]
 
-    @property
-    def _folder(self) -> Path:
-        return Path(self.path, "patterns")
+    def _array(self, store: Any) -> Any:
+        """The empty array."""
+        one = self.output
+        parts = (one.dims, one.chunks, one.shards, one.codec)
+        return create_array(store, "patterns", one.shape, one.dtype, *parts)
 
-    @property
-    def _document(self) -> dict[str, Any]:
-        dtype = np.dtype(self.dtype).newbyteorder("=")
-        return array_document(
-            self.shape, dtype, self.dims, self.inner, self.shards, codec=self.codec
-        )
-
-    def _is_begun(self) -> bool:
+    def is_begun(self) -> bool:
         """Whether the array exists with the same shape, chunks and codec."""
-        return {**(read_document(self._folder) or {}), "attributes": {}} == self._document
+        import zarr
+
+        try:
+            found: Any = zarr.open_array(self.output.path, path="patterns", mode="r", zarr_format=3)
+        except (OSError, ValueError):
+            return False
+        wanted = self._array({}).metadata.to_dict()
+        return bool({**found.metadata.to_dict(), "attributes": {}} == wanted)
+
+    def shard(self, region: Region) -> str:
+        """Name of the shard of a region, relative to the store; separated by dots, because creating folders is slow."""
+        places = [part.start // n for part, n in zip(region, self.output.shards, strict=False)]
+        inside = [0] * (len(self.output.shape) - len(region))
+        return ".".join(["patterns/c", *map(str, [*places, *inside])])
 
     def write(
         self, index: int, region: Region, blocks: Mapping[str, NDArray | Block]
     ) -> dict[str, Any]:
         """Write one shard."""
-        name = self._shard(region)
-        block = of_type(blocks["patterns"], np.dtype(self.dtype))
-        shard = Path(self.path, name)
-        options = (self.inner, self.shards, self.codec, self.stage[0])
-        crc, n_bytes = write_shard(shard, block, region, *options)
+        name, contents = self.shard(region), shard_contents(self.output, region, blocks["patterns"])
+        crc, n_bytes = write_file(Path(self.output.path, name), self.stage[0], contents)
         return {"shard": name, "crc": crc, "bytes": n_bytes}
 
     def verify(self, record: Record) -> str | None:
         """Compare the shard with the checksum in the record."""
-        extra = record.extra
-        shard = os.path.join(self.path, str(extra.get("shard")))
-        return damage(shard, (extra.get("crc"), extra.get("bytes")))
-
-    def _shard(self, region: Region) -> str:
-        """Name of the shard of a region, relative to the store."""
-        place = [part.start // size for part, size in zip(region, self.shards, strict=False)]
-        inside = [0] * (len(self.shape) - len(region))
-        return os.path.join("patterns", chunk_name([*place, *inside]))
+        path, extra = self.output.path, record.extra
+        return damage(f"{path}/{extra.get('shard')}", (extra.get("crc"), extra.get("bytes")))
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Compare every shard with its record; `finish_store` completes the store."""
-        remove_unfinished(self.path)
-        found = (record.extra for record in records)
+        """Compare every shard with its record."""
+        remove_unfinished(self.output.path)
         refuse_other_files(
-            (os.path.join(self.path, extra["shard"]), extra["crc"], extra["bytes"])
-            for extra in found
+            (f"{self.output.path}/{extra['shard']}", extra["crc"], extra["bytes"])
+            for extra in (record.extra for record in records)
+        )
+
+    def complete(
+        self, patterns: xr.DataArray, analysis: xr.Dataset | None, about: Mapping[str, Any]
+    ) -> list[str]:
+        """Write axes, ``valid`` (False where patterns could not be read and are zeros), analysis and attributes."""
+        path = self.output.path
+        for name in patterns.dims:
+            values = patterns.coords[name]
+            write_array(path, str(name), values.values, (str(name),), values.attrs)
+        if "valid" in patterns.coords:
+            write_array(path, "valid", patterns.coords["valid"].values, lead_dims(patterns))
+        if analysis is not None:
+            write_dataset(path, "analysis", analysis)
+        finish_store(path, about, patterns.attrs)
+        return []
+
+
+@dataclass(frozen=True)
+class ObjectStoreSink(StoreSink):
+    """Uploads the block ``patterns`` as a shard, which is in memory as a whole; the path is the local folder of the rest."""
+
+    def create(self, *, resume: bool) -> None:
+        """Invalidate the older output; remove its shards, or keep those of the run that is resumed."""
+        at(self.output.url, DOCUMENT).unlink()
+        if resume and self.is_begun():
+            return
+        super().create(resume=False)
+        at(self.output.url).remove_below()
+
+    def write(
+        self, index: int, region: Region, blocks: Mapping[str, NDArray | Block]
+    ) -> dict[str, Any]:
+        """Upload one shard; its ETag is recorded."""
+        name = self.shard(region)
+        content = b"".join(shard_contents(self.output, region, blocks["patterns"]))
+        etag = at(self.output.url, name).write_bytes(content)
+        return {"shard": name, "etag": etag, "bytes": len(content)}
+
+    def verify(self, record: Record) -> str | None:
+        """Compare size and ETag of the shard without reading it: that finds missing, truncated and replaced shards."""
+        with of_output():
+            try:
+                found = at(self.output.url, str(record.extra.get("shard"))).stat()
+            except FileNotFoundError:
+                found = None
+        return self._difference(record, found)
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Compare all shards with their records in one listing."""
+        with of_output():
+            there = dict(at(self.output.url, "patterns").below())
+        for record in records:
+            found = there.get(str(record.extra["shard"]).removeprefix("patterns/"))
+            if (what := self._difference(record, found)) is not None:
+                raise StoreError(f"{what}; the same command writes it again")
+
+    def _difference(self, record: Record, found: Status | None) -> str | None:
+        """How a shard differs from its record."""
+        extra = record.extra
+        url = f"{self.output.url}/{extra.get('shard')}"
+        if found is None:
+            return f"{url} is missing"
+        if found.st_size != extra.get("bytes"):
+            return f"{url} has {found.st_size:,} bytes, not the {extra.get('bytes', 0):,} that were written"
+        return (
+            f"{url} was replaced by another object (ETag)"
+            if found.etag != extra.get("etag")
+            else None
         )
 
 
-#: offset and length of a chunk that is not in the shard
-_MISSING = 2**64 - 1
+def store_sink(output: Output) -> StoreSink:
+    """The sink of a store in a folder, or in an object store."""
+    return ObjectStoreSink(output) if output.url else StoreSink(output)
 
 
-def write_shard(
-    path: Path,
-    block: NDArray | Block,
-    region: Region,
-    chunks: Sequence[int],
-    shard: Sequence[int],
-    codec: str,
-    stage: str | None = None,
-) -> tuple[int, int]:
-    """Write one block as one shard, under a temporary name that is then renamed.
+def publish_objects(built: str, url: str) -> None:
+    """Upload a local folder after the shards, the zarr.json of the root last, and remove the folder."""
 
-    Parameters
-    ----------
-    path : of the shard
-    block : (…, ky, kx)
-    region : of the block along the leading axes; it begins on the shard
-    chunks, shard : shape of an inner chunk and of the shard
-    codec : one of `stem_dask.writers.codecs.CODECS`
-    stage : staging folder, see `stem_dask.storage.staging`; default the folder of the shard
+    def send(name: str) -> None:
+        at(url, name).write_bytes(Path(built, name).read_bytes())
 
-    Returns
-    -------
-    CRC-32 and length of the file
-    """
-    if stage is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    crc = n_bytes = 0
-    with staged(path, stage or path.parent) as file:
-        for content in shard_pieces(block, region, chunks, shard, codec):
-            crc, n_bytes = append(file, content, crc), n_bytes + len(content)
-        begin_sync(file)
-        mark(file, crc)
-    return crc, n_bytes
+    files = (str(path.relative_to(built)) for path in Path(built).rglob("*") if path.is_file())
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(send, sorted(name for name in files if name != DOCUMENT)):
+            pass  # the first error is raised
+    send(DOCUMENT)
+    remove(built)
 
 
-def shard_pieces(
-    block: NDArray | Block,
-    region: Region,
-    chunks: Sequence[int],
-    shard: Sequence[int],
-    codec: str,
-) -> Iterator[bytes]:
-    """Yield the bytes of a shard: its encoded chunks, then the index; see `write_shard`."""
-    counts = [whole // part for whole, part in zip(shard, chunks, strict=True)][: len(region)]
-    strides = [prod(counts[i + 1 :]) for i in range(len(counts))]
-    first, step = [part.start for part in region], chunks[: len(region)]
-
-    def placed() -> Iterator[tuple[int, NDArray]]:
-        for origin, chunk in whole_chunks(block, region, chunks):
-            inside = zip(origin, first, step, strides, strict=False)
-            yield sum((at - start) // size * n for at, start, size, n in inside), chunk
-
-    return indexed(placed(), prod(counts), codec)
-
-
-def indexed(
-    chunks: Iterable[tuple[int, NDArray]], n_chunks: int, codec: str = "auto"
-) -> Iterator[bytes]:
-    """Yield the bytes of a shard from (number in the grid of the shard, chunk), then the index."""
-    places = np.full((n_chunks, 2), _MISSING, "<u8")
+def shard_contents(output: Output, region: Region, block: NDArray | Block) -> Iterator[bytes]:
+    """Yield the bytes of a shard: its encoded chunks, one in memory at a time, then the index."""
+    n_lead, chunks = len(region), output.chunks
+    block = of_type(block, output.dtype)
+    counts = [whole // part for whole, part in zip(output.shards, chunks, strict=True)][:n_lead]
+    index = np.full((*counts, 2), 2**64 - 1, "<u8")  # of a chunk that is not in the shard
     n_bytes = 0
-    for place, chunk in chunks:
-        content = encoded(chunk, codec)
-        places[place] = n_bytes, len(content)
+    for origin, chunk in whole_chunks(block, region, chunks, output.shape):
+        content = checked(compressed(chunk, output.codec))
+        inside = zip(origin, region, chunks, strict=False)
+        index[tuple((at - part.start) // n for at, part, n in inside)] = n_bytes, len(content)
         n_bytes += len(content)
         yield content
-    yield checked(places.tobytes())
-
-
-def write_coordinates(path: str, patterns: xr.DataArray) -> None:
-    """Write the axes of the patterns as arrays of the root group."""
-    for dim in patterns.dims:
-        values = patterns.coords[dim]
-        write_array(Path(path, str(dim)), values.values, (str(dim),), attrs=values.attrs)
+    yield checked(index.tobytes())
 
 
 def open_group(store: str, name: str = "") -> xr.Dataset:
@@ -253,8 +228,85 @@ def open_group(store: str, name: str = "") -> xr.Dataset:
     return found.assign_coords(axes)
 
 
+def empty_store(path: str) -> None:
+    """Create an empty group in place of anything that exists."""
+    import zarr
+
+    remove(path)
+    with translate(StoreError, path):
+        zarr.create_group(path, zarr_format=3)
+
+
+def create_array(
+    store: Any,
+    name: str | None,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    dims: Sequence[str],
+    chunks: Sequence[int],
+    shards: Sequence[int] | None = None,
+    codec: str = "auto",
+    attrs: Mapping[str, Any] | None = None,
+    zarr_format: Literal[2, 3] = 3,
+) -> Any:
+    """Create an empty array with the codecs of `compressed`, in zarr 3 with checksums."""
+    import numcodecs
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
+
+    codec = "lz4" if codec == "auto" else codec
+    level, shuffle = LEVELS.get(codec, 0), shuffle_of(dtype)
+    packing: list[Any] = []
+    if codec == "gzip":
+        packing = [GzipCodec(level=level) if zarr_format == 3 else numcodecs.GZip(level)]
+    elif codec != "none" and zarr_format == 3:
+        blosc: Any = BloscCodec
+        packing = [blosc(cname=codec, clevel=level, shuffle=shuffle)]
+    elif codec != "none":
+        number = {"bitshuffle": numcodecs.Blosc.BITSHUFFLE, "shuffle": numcodecs.Blosc.SHUFFLE}
+        packing = [numcodecs.Blosc(codec, level, number[shuffle])]
+    options: dict[str, Any] = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    if zarr_format == 3:
+        packing.append(Crc32cCodec())
+        # chunks lie in one folder, because creating folders is slow
+        options["chunk_key_encoding"] = {"name": "default", "separator": "."}
+        options["dimension_names"] = list(dims) or None
+    with translate(StoreError, store if isinstance(store, str) else str(name)):
+        return zarr.create_array(
+            store,
+            name=name,
+            shape=tuple(shape),
+            dtype=dtype.newbyteorder("="),
+            chunks=tuple(max(1, n) for n in chunks),
+            shards=None if shards is None else tuple(shards),
+            compressors=packing or None,
+            fill_value=0,
+            attributes=to_json(attrs or {}),
+            zarr_format=zarr_format,
+            config={"write_empty_chunks": True},
+            overwrite=True,
+            **options,
+        )
+
+
+def write_array(
+    path: str,
+    name: str,
+    values: NDArray,
+    dims: Sequence[str],
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a small array of a store in place of anything that exists."""
+    chunks = [min(n, 2**20) for n in values.shape]
+    array = create_array(path, name, values.shape, values.dtype, dims, chunks, attrs=attrs)
+    with translate(StoreError, path):
+        array[...] = values
+
+
 def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
     """Write a dataset of small arrays as a group; arrays of text become attributes."""
+    import zarr
+
     attrs = dict(dataset.attrs)
     for key, variable in dataset.variables.items():
         values = np.asarray(variable.values)
@@ -262,8 +314,9 @@ def write_dataset(path: str, name: str, dataset: xr.Dataset) -> None:
             attrs[str(key)] = values.astype(str).tolist()
             continue
         dims = [str(dim) for dim in variable.dims]
-        write_array(Path(path, name, str(key)), values, dims, attrs=variable.attrs)
-    write_document(Path(path, name), group_document(attrs))
+        write_array(path, f"{name}/{key}", values, dims, variable.attrs)
+    with translate(StoreError, path):
+        zarr.open_group(path, path=name, mode="a", zarr_format=3).attrs.put(to_json(attrs))
 
 
 def write_profiles(
@@ -273,7 +326,7 @@ def write_profiles(
     lead: Sequence[int],
     chunk: Sequence[int],
 ) -> None:
-    """Write the retention profiles into the group ``analysis`` block by block, because they may exceed memory.
+    """Write the retention profiles into the group ``analysis`` a few blocks at a time, because they may exceed memory.
 
     A block is a chunk, and rows of chunks share a shard, so that a terabyte does not make thousands of files.
 
@@ -283,221 +336,43 @@ def write_profiles(
     dims, lead : names of the axes, and sizes of the leading ones
     chunk : positions of a block
     """
-    folder = Path(path, "analysis", "profile")
-    remove(folder)
-    grid = [-(-n // size) for n, size in zip(lead, chunk, strict=True)]
-
-    def numbered() -> Iterator[tuple[int, NDArray]]:
-        for region, block in blocks:
-            place = [part.start // size for part, size in zip(region, chunk, strict=True)]
-            yield int(np.ravel_multi_index(place, grid)), block["profile"]
-
-    chunks = numbered()
-    first = next(chunks, None)
+    blocks = iter(blocks)
+    first = next(blocks, None)
     if first is None:
         return
-    n, dtype = first[1].shape[-1], first[1].dtype
-    whole = (*chunk, n)
+    n, dtype = first[1]["profile"].shape[-1], first[1]["profile"].dtype
+    grid = [-(-size // part) for size, part in zip(lead, chunk, strict=True)]
     in_row = prod(grid[1:])
-    row_bytes = in_row * prod(whole) * dtype.itemsize
+    row_bytes = in_row * prod(chunk) * n * dtype.itemsize
     rows = min(grid[0], max(1, min(PROFILE_FILE_BYTES // row_bytes, PROFILE_FILE_CHUNKS // in_row)))
-    shard = [k * size for k, size in zip((rows, *grid[1:]), chunk, strict=True)]
-    document = array_document(
-        (*lead, n), dtype, dims, whole, (*shard, n), attrs=attrs_of("profile")
+    shards = [*(k * size for k, size in zip((rows, *grid[1:]), chunk, strict=True)), n]
+    parts, about = (dims, (*chunk, n), shards), attrs_of("profile")
+    array = create_array(path, "analysis/profile", (*lead, n), dtype, *parts, attrs=about)
+    height = shards[0]
+    together = itertools.groupby(
+        itertools.chain([first], blocks), lambda one: one[0][0].start // height * height
     )
-    write_document(folder, document)
-    together = rows * in_row
-    for i, part in itertools.groupby(itertools.chain([first], chunks), lambda c: c[0] // together):
-        file = Path(folder, chunk_name([i, *[0] * len(lead)]))
-        placed = ((index % together, filled(values, whole)) for index, values in part)
-        with translate(StoreError, file), open(file, "wb") as out:
-            out.writelines(indexed(placed, together))
-
-
-#: attributes about the microscope and the measurement; a store has them at its root
-ABOUT_SOURCE = (*NAMES, "given", "metadata", "original_metadata")
-
-
-def empty_store(path: str) -> None:
-    """Create an empty group in place of anything that exists."""
-    remove(path)
-    write_document(path, group_document())
+    for top, those in together:
+        values = np.zeros((min(height, lead[0] - top), *lead[1:], n), dtype)
+        for (along, *rest), block in those:
+            values[(slice(along.start - top, along.stop - top), *rest)] = block["profile"]
+        with translate(StoreError, path):
+            array[top : top + height] = values
 
 
 def finish_store(
     path: str, attrs: Mapping[str, Any], patterns_attrs: Mapping[str, Any] | None
 ) -> None:
     """Write the attributes of the root and of the patterns, if there are any, and consolidate the metadata."""
-    about = {}
-    if patterns_attrs is not None:
-        about = {key: patterns_attrs[key] for key in ABOUT_SOURCE if key in patterns_attrs}
-        rest = {key: value for key, value in patterns_attrs.items() if key not in about}
-        folder = Path(path, "patterns")
-        document = json.loads((folder / DOCUMENT).read_bytes())
-        document["attributes"] |= to_json(rest)
-        write_document(folder, document)
-    write_document(path, group_document({**attrs, **about}))
-    consolidate(path)
+    import zarr
 
-
-def group_document(attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The zarr.json of a group."""
-    return {"attributes": to_json(attrs or {}), "zarr_format": 3, "node_type": "group"}
-
-
-def array_document(
-    shape: Sequence[int],
-    dtype: np.dtype,
-    dims: Sequence[str],
-    chunks: Sequence[int],
-    shards: Sequence[int] | None = None,
-    *,
-    codec: str = "auto",
-    attrs: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The zarr.json of an array.
-
-    Parameters
-    ----------
-    shape, dtype, dims : of the array
-    chunks : shape of a chunk
-    shards : shape of a shard; None makes each chunk a file
-    codec : one of `stem_dask.writers.codecs.CODECS`
-    attrs : attributes of the array
-
-    Examples
-    --------
-    >>> document = array_document((4, 6), np.dtype("u2"), ("y", "x"), (2, 6))
-    >>> [codec["name"] for codec in document["codecs"]]
-    ['bytes', 'blosc', 'crc32c']
-    """
-    codecs = _codecs(codec, dtype)
-    if shards is not None:
-        inner = {
-            "chunk_shape": list(chunks),
-            "codecs": codecs,
-            "index_codecs": [_bytes_codec(np.dtype("u8")), {"name": "crc32c"}],
-            "index_location": "end",
-        }
-        codecs = [{"name": "sharding_indexed", "configuration": inner}]
-    files = list(chunks if shards is None else shards)
-    zero = {"f": 0.0, "b": False}.get(dtype.kind, 0)
-    return {
-        "shape": list(shape),
-        "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": files}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": zero,
-        "codecs": codecs,
-        "attributes": to_json(attrs or {}),
-        **({"dimension_names": list(dims)} if dims else {}),
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
-    }
-
-
-def _codecs(codec: str, dtype: np.dtype) -> list[dict[str, Any]]:
-    """The codecs of `stem_dask.writers.codecs.encoded`."""
-    codec = CODEC if codec == "auto" else codec
-    packing: list[dict[str, Any]] = []
-    if codec == "gzip":
-        packing = [{"name": "gzip", "configuration": {"level": LEVELS[codec]}}]
-    elif codec != "none":
-        blosc = {
-            "typesize": dtype.itemsize,
-            "cname": codec,
-            "clevel": LEVELS[codec],
-            "shuffle": shuffle_of(dtype),
-            "blocksize": 0,
-        }
-        packing = [{"name": "blosc", "configuration": blosc}]
-    return [_bytes_codec(dtype), *packing, {"name": "crc32c"}]
-
-
-def _bytes_codec(dtype: np.dtype) -> dict[str, Any]:
-    if dtype.itemsize == 1:
-        return {"name": "bytes"}
-    return {"name": "bytes", "configuration": {"endian": "little"}}
-
-
-def write_array(
-    folder: str | Path,
-    values: NDArray,
-    dims: Sequence[str],
-    chunks: Sequence[int] | None = None,
-    attrs: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a small array in place of anything that exists.
-
-    Parameters
-    ----------
-    folder : of the array
-    values : bool, integers or floats
-    dims, chunks, attrs : see `array_document`; by default chunks of up to 2**20 positions along each axis
-    """
-    if chunks is None:
-        chunks = [max(1, min(n, _POSITIONS)) for n in values.shape]
-    remove(folder)
-    write_document(folder, array_document(values.shape, values.dtype, dims, chunks, attrs=attrs))
-    grid = [-(-n // size) for n, size in zip(values.shape, chunks, strict=True)]
-    for place in np.ndindex(*grid):
-        here = [slice(i * size, (i + 1) * size) for i, size in zip(place, chunks, strict=True)]
-        path = Path(folder, chunk_name(place))
-        with translate(StoreError, path):
-            path.write_bytes(encoded(filled(values[tuple(here)], chunks)))
-
-
-def chunk_name(place: Sequence[int]) -> str:
-    """File name of a chunk; the separator is a dot, because creating folders is slower than writing small files.
-
-    Examples
-    --------
-    >>> chunk_name((3, 0)), chunk_name(())
-    ('c.3.0', 'c')
-    """
-    return ".".join(["c", *map(str, place)])
-
-
-def filled(values: NDArray, chunks: Sequence[int]) -> NDArray:
-    """Pad a chunk at the end of an axis with zeros."""
-    if values.shape == tuple(chunks):
-        return values
-    full = np.zeros(tuple(chunks), values.dtype)
-    full[tuple(slice(0, n) for n in values.shape)] = values
-    return full
-
-
-def consolidate(path: str | Path) -> None:
-    """Copy the metadata of all nodes into the zarr.json of the root, so that readers open one file."""
-    root = json.loads(Path(path, DOCUMENT).read_bytes())
-    root.pop("consolidated_metadata", None)
-    nodes = {}
-    for name in _nodes(str(path)):
-        document = read_document(os.path.join(path, name)) or {}
-        if document.get("node_type") == "group":
-            document["consolidated_metadata"] = _consolidated({})
-        nodes[name] = document
-    # on one line, because it is long and repeats the documents of the nodes
-    write_document(path, {**root, "consolidated_metadata": _consolidated(nodes)}, indent=None)
-
-
-def _consolidated(nodes: Mapping[str, Any]) -> dict[str, Any]:
-    by_depth = sorted(nodes, key=lambda name: (name.count("/"), name))
-    return {
-        "kind": "inline",
-        "must_understand": False,
-        "metadata": {name: nodes[name] for name in by_depth},
-    }
-
-
-def _nodes(path: str) -> list[str]:
-    """Names of all nodes below a group."""
-    found = []
-    for folder, folders, files in os.walk(path):
-        document = read_document(folder) if DOCUMENT in files else None
-        if document is not None and document.get("node_type") == "array":
-            folders.clear()
-        if document is not None and folder != path:
-            found.append(os.path.relpath(folder, path).replace(os.sep, "/"))
-    return found
+    about, patterns_attrs = dict(attrs), patterns_attrs or {}
+    with translate(StoreError, path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # consolidated metadata are not in the specification yet
+        root = zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False)
+        about |= {key: patterns_attrs[key] for key in ABOUT_SOURCE if key in patterns_attrs}
+        rest = {key: value for key, value in patterns_attrs.items() if key not in ABOUT_SOURCE}
+        if rest:
+            root["patterns"].attrs.update(to_json(rest))
+        root.attrs.put(to_json(about))
+        zarr.consolidate_metadata(path, zarr_format=3)

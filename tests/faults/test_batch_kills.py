@@ -63,8 +63,8 @@ def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[
     [
         ("stem_dask.job.passes", "choose", 2),
         ("stem_dask.core.window", "common_size", 1),
-        ("stem_dask.job.writing", "complete_analysis", 1),
-        ("stem_dask.job.writing", "complete_analysis", 2),
+        ("stem_dask.job.passes", "complete_analysis", 1),
+        ("stem_dask.job.passes", "complete_analysis", 2),
     ],
 )
 def test_killed(

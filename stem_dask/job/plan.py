@@ -1,0 +1,613 @@
+"""`prepare`: everything about a job that can be known before dask is imported and a cluster is started, as one `Plan`."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stem_dask.cluster.gpu import chosen_device
+from stem_dask.cluster.security import scheduler_address
+from stem_dask.config.load import defaults, to_dict
+from stem_dask.config.options import SYNTHETIC, Config
+from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
+from stem_dask.core.text import size
+from stem_dask.core.window import check_center, check_factor, check_size, check_window
+from stem_dask.engine.lock import owned
+from stem_dask.engine.state import (
+    RunState,
+    open_state,
+    refuse_damaged,
+    refuse_foreign,
+    unfinished_token,
+    unfinished_url,
+)
+from stem_dask.readers.detector_first import detector_first
+from stem_dask.readers.open import Found, find, with_given
+from stem_dask.stages.correct import KEYS, digest_of, read_plane, reference
+from stem_dask.storage.location import at, check_path, is_url, of_output, refuse_url
+from stem_dask.storage.publish import (
+    DOCUMENT,
+    make_folder,
+    read_document,
+    refuse_existing,
+    run_folder,
+    stem,
+    temporary,
+    temporary_names,
+)
+from stem_dask.storage.zarr_store import zarr_store
+
+#: options of the input that `find` does not take
+_AFTER_READING = {"path", "dark", "gain", "mask", "mask_fill", "calibration", "beam_energy_kv"}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run, in the folder of the first one: a .zarr store, or one file of another format.
+
+    For an object store, ``url`` is the final place and ``path`` the local folder of its metadata and of the other files.
+    """
+
+    path: str
+    exports: tuple[str, ...]
+    results: str
+    figure: str | None
+    analysis: str | None
+    url: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> "Outputs":
+        """NAME.zarr, and a crop into any format, gives NAME_results.json and NAME_visualization.png."""
+        path, url = config.output.path, None
+        if is_url(path):
+            here = Path(config.output.local_folder or ".", Path(path).name).absolute()
+            path, url = str(here), path
+        name = os.path.splitext(path)[0] if config.crop.enabled else stem(path)
+        alone = config.analyze.ahead and analysis_path(path) != path
+        return cls(
+            path,
+            tuple(f"{name}.{kind}" for kind in config.output.export),
+            f"{name}_results.json",
+            f"{name}_visualization.png" if config.output.figure else None,
+            analysis_path(path) if alone else None,
+            url,
+        )
+
+    @property
+    def store(self) -> str:
+        """Final path or URL of the first output."""
+        return self.path if self.url is None else self.url
+
+    def all(self) -> tuple[str, ...]:
+        """All outputs, with the URL for an object store."""
+        return (self.store, *self.local()[1:])
+
+    def local(self) -> tuple[str, ...]:
+        """All local outputs."""
+        more = (name for name in (self.analysis, self.figure) if name is not None)
+        return (self.path, *self.exports, self.results, *more)
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """A store with the analysis of the patterns that a job reads; the crop is the same as with a new analysis.
+
+    ``note`` is shown to the user; ``hot`` lists [y, x] of the pixels that ``input.mask: auto`` masked for the analysis.
+    """
+
+    store: str
+    note: str
+    hot: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked job, or one that is ``complete`` already; the ``device`` of its config is cpu or gpu."""
+
+    config: Config
+    outputs: Outputs
+    found: Found
+    #: the output exists and carries the same token
+    complete: bool
+    #: identifies the job: options and inputs that change bytes of the output
+    token: str
+    #: digests of the mask, dark and gain files
+    contents: Mapping[str, str]
+    precomputed: Precomputed | None = None
+    #: reports the device that ``auto`` chose
+    device_note: str = ""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether an earlier command left this job unfinished."""
+        return unfinished_token(self.outputs.path) == self.token
+
+    def is_current(self) -> bool:
+        """Whether the input and the files of the config are still as they were when the plan was made."""
+        return self.found.change() is None and self.contents == _digests(self.config)
+
+
+def prepare(config: Config, outputs: Outputs | None = None) -> Plan:
+    """Check everything that can be checked before dask is imported or a cluster is started.
+
+    Parameters
+    ----------
+    config : of the job
+    outputs : names of its files, by default from the config
+
+    Raises
+    ------
+    StemDaskError
+        If the device, the scheduler, the input or an existing output rules the job out.
+    """
+    device, device_note = chosen_device(config.device, config.cluster)
+    config = config.model_copy(update={"device": device})
+    scheduler = config.cluster
+    file = scheduler.scheduler_file
+    # a scheduler file that does not exist yet is checked on connection
+    if scheduler.address is not None or (file is not None and Path(file).exists()):
+        scheduler_address(scheduler.address, file, insecure=scheduler.insecure)
+    outputs = Outputs.of(config) if outputs is None else outputs
+    _check_places(config, outputs)
+    found = find_input(config)
+    _check_detector(config, found)
+    if is_url(found.info.path) and detector_first(found.source) is not None:
+        why = "the detector's axes come first in it, so that every pattern is spread over all of it; copy it here first"
+        refuse_url("input.path", found.info.path, why)
+    source = Path(found.info.path).resolve()
+    for path in outputs.all():
+        if source == Path(path).resolve() or Path(path).resolve() in source.parents:
+            raise ConfigError(
+                f"the output {path} would replace the input {source}; choose another output.path"
+            )
+    contents = _digests(config)
+    text = json.dumps([_deciding(to_dict(config), contents), found.identity], sort_keys=True)
+    token = hashlib.sha256(text.encode()).hexdigest()[:16]
+    complete, precomputed = _is_complete(config, outputs, token, contents), None
+    if not complete:
+        local = outputs.local()
+        for path in local if outputs.url is None else local[1:]:
+            refuse_existing(path, overwrite=True)  # a link, or a folder in place of a file
+        refuse_foreign(Path(run_folder(outputs.path)))
+        precomputed = find_precomputed(config, found, contents)
+    return Plan(config, outputs, found, complete, token, contents, precomputed, device_note)
+
+
+def find_input(config: Config) -> Found:
+    """Open the input, with calibration and beam energy from the config; ``synthetic`` is first written next to the output.
+
+    Raises
+    ------
+    SourceError
+        If the input cannot be used.
+    """
+    options = config.input
+    path = options.path
+    if not isinstance(path, str):
+        raise ConfigError(
+            f"input.path names {len(path)} inputs, and this takes one; sd.load_configs makes a job of each"
+        )
+    if path == SYNTHETIC:
+        from stem_dask.writers.synthetic import write_dataset
+
+        path = str(Path(Outputs.of(config).path).absolute().parent / "synthetic.dm4")
+        make_folder(path)
+        if not Path(path).exists():
+            write_dataset(path)
+    given = None if options.calibration is None else options.calibration.model_dump()
+    return with_given(
+        find(path, **options.model_dump(exclude=_AFTER_READING)),
+        given,
+        options.beam_energy_kv,
+        options.scan_roi,
+        options.scan_step,
+    )
+
+
+def refuse_too_small(plan: Plan, *, queued_only: bool = True) -> None:
+    """Refuse planned workers without memory for the job, as far as the config states their memory.
+
+    The projection takes a second to load. With ``queued_only`` it is made now only for SLURM, whose jobs wait in a queue,
+    and for workers that cannot even load their code; for others it follows when they have been started.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When a worker will not have the memory.
+    """
+    from stem_dask.cluster.connect import planned  # loads dask
+
+    config, found = plan.config, plan.found
+    worker = planned(config.cluster, found.n_bytes, config.device)
+    starts = worker.room is None or (worker.room > 0 and config.cluster.kind != "slurm")
+    if queued_only and starts:
+        return
+    from stem_dask.job.budget import check_memory, fitting_block, with_cuda
+
+    worker = with_cuda(config, worker)
+    check_memory(config, found, fitting_block(config, found, worker), worker)
+
+
+@contextlib.contextmanager
+def begun(plan: Plan, *, restart: bool = False) -> Iterator[RunState]:
+    """Hold the output's lock and open its journal; see `stem_dask.engine.state.open_state`."""
+    outputs = plan.outputs
+    make_folder(outputs.path)
+    options = _deciding(to_dict(plan.config), plan.contents)
+    elsewhere = contextlib.ExitStack()  # the owner file in an object store, for other machines
+    checks = list[Callable[[], None]]()
+
+    def is_complete() -> bool:
+        if outputs.url is not None:
+            checks.append(elsewhere.enter_context(owned(outputs.url, run_folder(outputs.path))))
+        try:
+            return _is_complete(plan.config, outputs, plan.token, plan.contents)
+        except BaseException:
+            elsewhere.close()  # removes its file, so that the folder can be removed
+            raise
+
+    opened = open_state(
+        outputs.local(), plan.token, options, restart=restart, is_complete=is_complete
+    )
+    try:
+        with opened as state, elsewhere:  # released before the local lock
+            state.holds += checks
+            try:
+                yield state
+            except BaseException:
+                if outputs.url is not None and not (state.goes_on or state.is_complete):
+                    _remove_shards(outputs, state)
+                raise
+    finally:
+        elsewhere.close()
+
+
+def _remove_shards(outputs: Outputs, state: RunState) -> None:
+    """Remove the shards of a run that failed and cannot resume, but no complete output and nothing of another run."""
+    if not os.path.lexists(temporary(outputs.path)):
+        return
+    with contextlib.suppress(StemDaskError):  # the first error is raised
+        state.check_ownership()
+        if not at(outputs.store, DOCUMENT).is_file():
+            at(outputs.store).remove_below()
+
+
+def input_lines(plan: Plan, state: RunState) -> list[str]:
+    """Lines about the input, and about the finished blocks of a resumed run."""
+    source, info = plan.found.source, plan.found.info
+    what = f"{' x '.join(map(str, source.shape))} {source.dtype}, {size(plan.found.n_bytes)}"
+    lines = [f"input       {info.path} ({what})", *(f"            {note}" for note in info.notes)]
+    if plan.precomputed is not None:
+        lines.append(f"            {plan.precomputed.note}")
+    n_done = sum(len(records) for records in state.journal.known.values())
+    if n_done:
+        lines.append(f"resuming    {n_done:,} finished blocks; they are checked again")
+    return lines
+
+
+# --- checks of places, sizes and files --------------------------------------------------------------------------
+
+
+def _check_places(config: Config, outputs: Outputs) -> None:
+    """Refuse combinations of URLs and local paths that are not supported, and names that are too long."""
+    for key in KEYS:
+        refuse_url(
+            f"input.{key}", getattr(config.input, key), "it is read from a file here; copy it"
+        )
+    source, url = config.input.path, outputs.url
+    check_path("output.path", outputs.store)
+    check_path("analyze.from", config.analyze.known)
+    check_path("input.path", source)
+    check_lengths(outputs)
+    if url is None and config.output.local_folder is not None:
+        raise ConfigError(
+            f"output.local_folder is {config.output.local_folder}, which is for an output.path that is a URL, and it is "
+            f"{outputs.path}; leave it out"
+        )
+    if url is not None and Path(url).suffix != ".zarr":
+        raise ConfigError(
+            f"output.path is {url}: into an object store only .zarr is written; write the file here, and copy it there"
+        )
+    if (
+        url is not None
+        and is_url(source)
+        and (f"{source}/".startswith(f"{url}/") or url.startswith(f"{source}/"))
+    ):
+        raise ConfigError(
+            f"the output {url} would replace the input {source}; choose another output.path"
+        )
+
+
+def check_lengths(outputs: Outputs) -> None:
+    """Refuse outputs whose name, or that of a temporary file, is too long for the file system.
+
+    Raises
+    ------
+    ConfigError
+    """
+    paths = outputs.local()
+    made = [name for path in paths for name in temporary_names(path)]
+    for path in map(os.path.abspath, (*paths, *made, run_folder(outputs.path))):
+        there = next(str(folder) for folder in Path(path).parents if os.path.isdir(folder))
+        longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
+        for name in Path(path).parts:
+            if 0 < longest < len(os.fsencode(name)):
+                raise ConfigError(
+                    f"output.path is {outputs.store}, and the run needs the name {name}: it has {len(os.fsencode(name))} "
+                    f"bytes, and a name may have {longest}; choose a shorter output.path"
+                )
+        # 160 bytes for the longest path below it, such as /patterns/c.0.0.0.0.HEX.partial
+        if 0 < whole <= len(os.fsencode(path)) + 160:
+            raise ConfigError(
+                f"output.path is {outputs.store}: a path with what the run makes below it may have {whole:,} bytes; choose a "
+                "shorter output.path"
+            )
+
+
+def is_there(path: str) -> bool:
+    """Whether a file or folder exists, or any object below a URL."""
+    return bool(at(path).exists()) if is_url(path) else os.path.lexists(path)
+
+
+def _check_detector(config: Config, found: Found) -> None:
+    """Refuse a mask, dark, gain, window, center or factor that does not fit the detector."""
+    detector, crop = found.source.shape[-2:], config.crop
+    for key, path in _files(config).items():
+        (read_plane if key == "mask" else reference)(path, key, detector)
+    check_factor(config.downsample.factor, detector)
+    if crop.enabled and crop.window is not None:
+        check_window(crop.window, detector)
+    if crop.given is not None:
+        multiple = crop.size_multiple * config.downsample.factor
+        given = f"crop.size is {to_dict(config)['crop']['size']}"
+        if crop.window is not None:
+            given = f"crop.window is {list(crop.window)}"
+        whole = crop.align == "pattern"
+        check_size(crop.given, detector, multiple, keeps_whole=whole, given=given)
+    if config.analyze.center_method == "manual" and config.analyze.manual_center is not None:
+        check_center(config.analyze.manual_center, detector)
+
+
+def _files(config: Config) -> dict[str, str]:
+    """The mask, dark and gain files of a config."""
+    given = {key: getattr(config.input, key) for key in KEYS}
+    return {k: value for k, value in given.items() if isinstance(value, str) and value != "auto"}
+
+
+def _digests(config: Config) -> dict[str, str]:
+    return {key: digest_of(path, key) for key, path in _files(config).items()}
+
+
+# --- existing outputs -------------------------------------------------------------------------------------------
+
+
+def _deciding(options: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that change bytes of the output, with the digests of the files they name."""
+    sections = ("input", "analyze", "crop", "validate", "downsample", "output")
+    kept = {name: dict(options[name]) for name in sections}
+    path = options["output"]["path"]
+    suffix = Path(path).suffix
+    for key in ("path", "overwrite", "export", "layout", "figure", "local_folder"):
+        if key != "layout" or suffix != ".pt":
+            kept["output"].pop(key, None)
+    if is_url(path):
+        kept["output"]["url"] = path
+    if suffix != ".zarr":
+        kept["output"]["format"] = suffix
+    kept["input"] |= {key: [options["input"].get(key), d] for key, d in contents.items()}
+    return {**kept, "device": options["device"]}
+
+
+def _is_complete(config: Config, outputs: Outputs, token: str, contents: Mapping[str, str]) -> bool:
+    """Whether the outputs of this token are complete: the first one states the token, and the others are there.
+
+    Raises
+    ------
+    OutputExistsError
+        If an output of another run exists, without ``output.overwrite``.
+    """
+    if config.output.overwrite:
+        return False
+    url = outputs.url
+    with of_output():
+        if url is not None and unfinished_url(outputs.path) == url:
+            # the shards of this job's unfinished run do not count
+            there = bool(at(url, DOCUMENT).is_file())
+        else:
+            there = is_there(outputs.store)
+    # unless another job finished an output in an object store after this one was interrupted
+    of_another = there and url is not None and _about(outputs).get("token") != token
+    if unfinished_token(outputs.path) == token and not of_another:
+        return False
+    if not there:
+        for path in outputs.all():
+            if url is not None and os.path.lexists(path):
+                raise OutputExistsError(
+                    f"{path} exists and belongs to another output of this name; choose another output.local_folder, or "
+                    "set output.overwrite=true to replace it"
+                )
+            refuse_existing(path, overwrite=False)
+        return False
+    about = _about(outputs)
+    missing = [Path(path).name for path in outputs.all() if not is_there(path)]
+    if about.get("token") == token and not missing:
+        return True
+    refuse_damaged(Path(run_folder(outputs.path)), "--restart --overwrite")
+    when = "replace it when the new one is complete"
+    if url is not None:
+        when = "replace it; it ends as soon as the first shard of the new one is written"
+        folder = Path(outputs.path).parent
+        missing = [f"{name} (in {folder}, see output.local_folder)" for name in missing]
+        if not about:
+            raise OutputExistsError(
+                f"{url} holds objects and is no finished output: they are of something else, or of a run that did "
+                "not end and has its folder elsewhere (output.local_folder). Choose another output.path, go on with that "
+                "run, or set output.overwrite=true to remove them"
+            )
+    raise OutputExistsError(
+        f"{outputs.store} exists{_difference(about, config, contents, missing)}. Choose another output.path, or set "
+        f"output.overwrite=true to {when}"
+    )
+
+
+def _about(outputs: Outputs) -> dict[str, Any]:
+    """Provenance of an existing output: the attributes of a store, results.json of any other format."""
+    if outputs.url is not None:
+        with of_output():
+            attrs = (read_document(outputs.url) or {}).get("attributes", {})
+        return attrs if isinstance(attrs, dict) else {}
+    import zarr
+
+    try:
+        if Path(outputs.path).is_dir() and outputs.path.endswith(".zarr"):
+            return dict(zarr.open_group(zarr_store(outputs.path), mode="r").attrs)
+        results = json.loads(Path(outputs.results).read_text())
+        status = os.stat(outputs.path)
+        if results["of"] == [status.st_size, status.st_mtime_ns]:
+            return {name: results[name] for name in ("token", "config", "contents", "quarantined")}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
+
+
+def n_quarantined(outputs: Outputs) -> int:
+    """Number of patterns of a finished output that could not be read."""
+    found = _about(outputs).get("quarantined", 0)
+    number = found.get("n_patterns", 0) if isinstance(found, dict) else found
+    return number if isinstance(number, int) else 0
+
+
+def _difference(
+    about: Mapping[str, Any], config: Config, contents: Mapping[str, str], missing: list[str]
+) -> str:
+    """How an existing output differs, as far as its attributes tell."""
+    before, contents_before = about.get("config"), about.get("contents", {})
+    if not isinstance(before, dict) or not isinstance(contents_before, dict):
+        return ""
+    now = to_dict(config)
+    old, new = _deciding({**now, **before}, contents_before), _deciding(now, contents)
+    device, device_before = new.pop("device"), old.pop("device")
+    changed = [
+        f"{section}.{key}"
+        for section, options in new.items()
+        for key in options
+        if old[section].get(key) != options[key]
+    ]
+    changed += ["device"] * (device != device_before)
+    if changed:
+        return f", made with other options ({', '.join(changed)})"
+    if missing:
+        return f", but {', '.join(missing)} is missing"
+    return ", made from another state of the input"
+
+
+# --- a precomputed analysis -------------------------------------------------------------------------------------
+
+
+def analysis_path(path: str | Path) -> str:
+    """Path of the analysis that is written with a file: a .zarr store itself, else a store next to the file.
+
+    Examples
+    --------
+    >>> analysis_path("scan.zarr"), analysis_path("scan.hspy")
+    ('scan.zarr', 'scan.hspy_analysis.zarr')
+    """
+    return str(path) if stem(path) != str(path) else f"{path}_analysis.zarr"
+
+
+def find_precomputed(
+    config: Config, found: Found, contents: Mapping[str, str]
+) -> Precomputed | None:
+    """Find the analysis that ``analyze.from`` names, or that was made when the input was converted; None without one.
+
+    Raises
+    ------
+    ConfigError
+        If ``analyze.from`` was made from other patterns or with other options.
+    """
+    if not config.crop.enabled:
+        return None
+    named = config.analyze.known
+    if named is None:
+        store = analysis_path(found.info.path)
+    else:
+        store = named if named.rstrip("/").endswith(".zarr") else analysis_path(named)
+    about = _analysis_in(store)
+    if about is None:
+        if named is None:
+            return None
+        raise ConfigError(
+            f"analyze.from is {named}, which holds no analysis of whole patterns; name a finished crop of this input, or the "
+            "output of stem-dask convert --analyze, or leave analyze.from out"
+        )
+    # whether the input was written together with the analysis; a crop writes other patterns than it analyzes
+    together = not about["config"]["crop"]["enabled"] and (
+        os.path.realpath(found.info.path) == os.path.realpath(store)
+        or about.get("of") == list(found.identity[1:])
+    )
+    different = _different(config, found, about, None if together else contents)
+    if named is None:
+        usable = together and not different
+        return Precomputed(store, f"the analysis is taken from {store}") if usable else None
+    if different:
+        raise ConfigError(
+            f"analyze.from is {named}, which was made from other patterns or with other options: "
+            f"{'; '.join(different)}; change them, or leave analyze.from out"
+        )
+    return Precomputed(store, f"the analysis is taken from {named}", about["hot_pixels"])
+
+
+def _analysis_in(path: str) -> dict[str, Any] | None:
+    """Attributes of a store, and the shape of the patterns of its analysis; None without an analysis of whole patterns."""
+
+    def document(*names: str) -> dict[str, Any]:
+        return read_document(os.path.join(path, *names)) or {}
+
+    try:
+        attrs: dict[str, Any] = {"hot_pixels": [], **document()["attributes"]}
+        _ = document("analysis")["attributes"]
+        arrays = [document("analysis", name) for name in ("center_y", "mean_pattern")]
+        attrs["shape"] = [n for array in arrays for n in array["shape"]]
+        config = attrs["config"]
+        return attrs if config["analyze"]["ahead"] or config["crop"]["enabled"] else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _different(
+    config: Config, found: Found, about: Mapping[str, Any], contents: Mapping[str, str] | None
+) -> list[str]:
+    """Differences between a job and the run that made an analysis; ``contents`` are None if it wrote the input, too."""
+    options, before = to_dict(config), about["config"]
+    # the options that stored profiles cannot answer for
+    out = [
+        f"analyze.{key} was {before['analyze'][key]}, and is {options['analyze'][key]}"
+        for key in ("center_method", "manual_center", "radius_metric", "threshold")
+        if before["analyze"][key] != options["analyze"][key]
+    ]
+    if about["shape"] != list(found.source.shape):
+        out.append(f"shape was {about['shape']}, and is {list(found.source.shape)}")
+    was = before["input"]
+    if contents is None:
+        # such an input holds the analyzed patterns, and must be read unchanged; its array may be given by name
+        was = {**defaults("input"), "dataset": options["input"]["dataset"]}
+    out += [
+        f"input.{key} was {was.get(key)}, and is {value}"
+        for key, value in options["input"].items()
+        if key not in ("path", "calibration", "beam_energy_kv") and was.get(key) != value
+    ]
+    if contents is None:
+        return out
+    digests = about.get("contents", {})
+    changed = [key for key in contents if digests.get(key) != contents[key]]
+    out += [f"the content of input.{key} has changed" for key in changed]
+    if about.get("quarantined"):
+        out.append(f"it lacks {about['quarantined']:,} patterns that could not be read")
+    made_from = about["input"]
+    if (made_from["bytes"], made_from["modified_ns"]) != tuple(found.identity[1:]):
+        out.append(f"it was made from another file, or another state of it ({made_from['path']})")
+    return out
