@@ -31,16 +31,8 @@ def _folder():
     folder = Path(tempfile.mkdtemp(prefix="stem_dask-kernels-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # read once, and not for each kernel
-    command = [
-        "g++",
-        *OPTIONS,
-        "-x",
-        "c++-header",
-        str(SHIM),
-        "-o",
-        str(folder / "cuda_shim.h.gch"),
-    ]
-    subprocess.run(command, check=True)
+    header = ["-x", "c++-header", str(SHIM), "-o", str(folder / "cuda_shim.h.gch")]
+    subprocess.run(["g++", *OPTIONS, *header], check=True)
     return folder
 
 

@@ -232,19 +232,15 @@ def install(monkeypatch, n_devices=1):
         Device=lambda: _module("device", attributes={"MaxSharedMemoryPerBlockOptin": 232448}, id=0),
     )
     ndimage = _module("ndimage", gaussian_filter=scipy.ndimage.gaussian_filter)
+    transforms = {name: transform(name) for name in ("fft2", "ifft2")}
+    transforms |= {"fftshift": np.fft.fftshift, "ifftshift": np.fft.ifftshift}
     cupy = _module(
         "cupy",
         empty=empty,
         zeros=zeros,
         cuda=cuda,
         RawModule=RawModule,
-        fft=_module(
-            "fft",
-            fft2=transform("fft2"),
-            ifft2=transform("ifft2"),
-            fftshift=np.fft.fftshift,
-            ifftshift=np.fft.ifftshift,
-        ),
+        fft=_module("fft", **transforms),
         get_default_memory_pool=lambda: pool,
     )
     cupyx = _module("cupyx", empty_pinned=pinned.empty, pinned=pinned)

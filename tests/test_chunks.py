@@ -187,17 +187,10 @@ CHECKED = [zarr.codecs.BloscCodec(), zarr.codecs.Crc32cCodec()]
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [
-        ("v2", {}),
-        ("v2 nested", {"compressors": GZip()}),
-        ("v2", {"compressors": None}),
-        ("v3", {"compressors": None}),
-        ("v3", {"compressors": CHECKED}),
-        ("v3 flat", {"compressors": zarr.codecs.GzipCodec()}),
-        ("v3 sharded", {}),
-        ("v3 sharded", {"compressors": CHECKED}),
-    ],
-)
+    [("v2", {}), ("v2 nested", {"compressors": GZip()}), ("v2", {"compressors": None}), ("v3", {"compressors": None}),
+     ("v3", {"compressors": CHECKED}), ("v3 flat", {"compressors": zarr.codecs.GzipCodec()}), ("v3 sharded", {}),
+     ("v3 sharded", {"compressors": CHECKED})],
+)  # fmt: skip
 @pytest.mark.parametrize("damage", ["cut", "junk"])
 def test_a_damaged_chunk_is_named(tmp_path, kind, more, damage):
     store, chunk = stored(tmp_path, kind, **more)

@@ -98,7 +98,7 @@ def test_a_changed_file_refuses_to_resume(files, tmp_path, make_config, monkeypa
 def test_a_file_that_changes_meanwhile(files, tmp_path):
     patterns = open_patterns(tmp_path / "seen.npy", **files)
     np.save(files["dark"], np.load(files["dark"]) + 1)
-    planes.PlaneFile.values.cache_clear()
+    planes.plane_of_file.cache_clear()
     with pytest.raises(ConfigError, match=r"input\.dark .*dark\.npy was changed while"):
         patterns.compute()
 

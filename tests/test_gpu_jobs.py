@@ -120,9 +120,9 @@ def test_a_device_that_is_none():
     analysis = sd.analyze(patterns).compute()
     window = sd.choose_window(analysis, size=2)
     for call in (
-        lambda: sd.analyze(patterns, device="cuda"),  # type: ignore[arg-type]
-        lambda: sd.crop(patterns, analysis, window, device="auto"),  # type: ignore[arg-type]
-        lambda: sd.downsample(patterns, 2, device="GPU"),  # type: ignore[arg-type]
+        lambda: sd.analyze(patterns, device="cuda"),
+        lambda: sd.crop(patterns, analysis, window, device="auto"),
+        lambda: sd.downsample(patterns, 2, device="GPU"),
     ):
         with pytest.raises(ConfigError, match="expected cpu or gpu"):
             call()
@@ -330,13 +330,10 @@ def test_which_device_is_chosen(played, monkeypatch):
     ("has", "told"),
     [
         (0, r"NVIDIA's driver is not installed \(nvidia-smi"),
-        (
-            12040,
-            r"NVIDIA's driver is for CUDA 12\.4, and cupy for 13\.2; install a newer driver, or a cupy for CUDA 12: pip",
-        ),
+        (12040, r"NVIDIA's driver is for CUDA 12\.4, and cupy for 13\.2; install a newer driver, or a cupy for CUDA 12: pip"),
         (13000, r"the driver finds none \(no device\)"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_with_the_driver(played, monkeypatch, has, told):
     """CUDA says of no driver at all that it is too old."""
     runtime = sys.modules["cupy.cuda"].runtime

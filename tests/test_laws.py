@@ -167,13 +167,7 @@ def test_window_sizes(data, size, multiple, factor, margin, align):
     """
     patterns = as_array(data)
     analysis = sd.analyze(patterns, target_retention=0.5).compute()
-    options = {
-        "size": size,
-        "size_multiple": multiple,
-        "factor": factor,
-        "margin_pixels": margin,
-        "align": align,
-    }
+    options = {"size": size, "size_multiple": multiple, "factor": factor, "margin_pixels": margin, "align": align}  # fmt: skip
     refused = size != "auto" and any(
         (size < full and size % (multiple * factor)) or (size > full and align == "fixed")
         for full in data.shape[-2:]

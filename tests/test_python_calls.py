@@ -94,16 +94,6 @@ def test_an_array_is_exported(beam, tmp_path):
     np.testing.assert_array_equal(sd.open(tmp_path / "a.zarr"), beam)
 
 
-def test_arrays_of_a_notebook(shared_data):
-    """Case n1."""
-    array = np.load(shared_data / "cases" / "n1_array_in_notebook" / "a.npy")
-    shapes = [
-        sd.choose_window(sd.analyze(given).compute()).shape
-        for given in (array, da.from_array(array), xr.DataArray(array, dims=SCAN))
-    ]
-    assert shapes[0] == shapes[1] == shapes[2]
-
-
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -527,10 +517,8 @@ def test_a_lazy_signal_of_hyperspy(shared_data):
     signal = sd.to_hyperspy(patterns)
     assert signal._lazy
     assert signal.data is patterns.data
-    assert (signal.axes_manager.navigation_shape, signal.axes_manager.signal_shape) == (
-        (7, 9),
-        (60, 76),
-    )
+    assert signal.axes_manager.navigation_shape == (7, 9)
+    assert signal.axes_manager.signal_shape == (60, 76)
     for axis, dim in zip(signal.axes_manager._axes, patterns.dims, strict=True):
         assert axis.name == dim
         np.testing.assert_allclose(axis.axis, patterns[dim].values)
