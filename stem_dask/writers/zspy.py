@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +55,10 @@ class ZspySink:
         """Create the groups and the empty array, unless an interrupted run left the same."""
         import zarr
 
-        path = Path(self.output.path)
-        try:
+        path, begun = Path(self.output.path), False
+        with contextlib.suppress(OSError, ValueError):
             found: Any = zarr.open_array(self._group / "data", mode="r", zarr_format=2)
             begun = resume and found.metadata == self._array({}).metadata
-        except (OSError, ValueError):
-            begun = False
         if begun:
             remove_unfinished(path)
         else:
