@@ -28,8 +28,8 @@ from stem_dask.stages.export import Target, export, export_job
 from stem_dask.storage.publish import publish
 from stem_dask.writers.codecs import CODECS
 from stem_dask.writers.hdf5 import Hdf5Sink
+from stem_dask.writers.hyperspy import ZspySink
 from stem_dask.writers.spool import SplitSink, SpoolSink
-from stem_dask.writers.zspy import ZspySink
 
 SCAN = ("scan_y", "scan_x")
 SHAPE, LEAD = (7, 11, 6, 5), (3, 4)
@@ -369,7 +369,7 @@ def test_no_room_at_the_end_is_told(tmp_path, suffix, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("stem_dask.writers.hdf5.shutil.disk_usage", lambda path: free)
     monkeypatch.setattr("stem_dask.writers.zarr.write_array", full)
-    monkeypatch.setattr("stem_dask.writers.zspy.signal_of", full)
+    monkeypatch.setattr("stem_dask.writers.hyperspy.signal_of", full)
     with pytest.raises(DiskFullError, match=r"cannot be written: No space left on device"):
         export(lazy(numbers()), tmp_path / f"a{suffix}")
     assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ from stem_dask.storage.publish import (
 )
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.codecs import CODECS, LARGEST_CHUNK
-from stem_dask.writers.hspy import signal_axis, signal_metadata
+from stem_dask.writers.hyperspy import signal_axis, signal_metadata
 from stem_dask.writers.torch import LAYOUTS, check_int64, signed_dtype
 from stem_dask.writers.zarr import open_group
 
