@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stem_dask.storage.checksums import crc32
+from stem_dask.storage.staging import crc32
 from stem_dask.writers.codecs import bytes_apart, deflated, gzipped
 from stem_dask.writers.hdf5 import pack_chunk
 

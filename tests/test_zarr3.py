@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from stem_dask.core import batches as pieces_module
 from stem_dask.core.batches import ChangedBlock, copied
 from stem_dask.core.formats import Output
-from stem_dask.storage.publish import file_crc, read_document
+from stem_dask.storage.publish import read_document
+from stem_dask.storage.staging import file_crc
 from stem_dask.writers.codecs import blosc_bytes, shuffle_of
 from stem_dask.writers.zarr import StoreSink, write_array
 

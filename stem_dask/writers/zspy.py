@@ -18,8 +18,8 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
 from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Record, Region
-from stem_dask.storage.publish import damage, remove
-from stem_dask.storage.staging import remove_unfinished
+from stem_dask.storage.publish import remove
+from stem_dask.storage.staging import damage, remove_unfinished
 from stem_dask.writers.codecs import compressed, whole_chunks
 from stem_dask.writers.hspy import experiment, signal_of
 from stem_dask.writers.spool import SpoolSink, write_file
