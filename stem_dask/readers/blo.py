@@ -7,7 +7,7 @@ import numpy as np
 from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import stated
 from stem_dask.readers.flat import framed, refuse_sheared
-from stem_dask.readers.source import Candidate, calibrated, record_of, scan_axes, stack_axes
+from stem_dask.readers.source import Candidate, calibrated, record_of, scan_axes, stack
 from stem_dask.storage.location import opened_file
 
 _HEADER = np.dtype([
@@ -21,13 +21,7 @@ _LEAD, _MARK = 6, b"\xaa\x55"  # bytes before each pattern, and the first two of
 
 
 def list_blo(path: str) -> list[Candidate]:
-    """The patterns of a .blo file, uint8, folded into the scan that its header states.
-
-    Raises
-    ------
-    SourceError
-        When the header is of another format, contradicts itself or the length of the file.
-    """
+    """The patterns of a .blo file, uint8, folded into the scan that its header states."""
     header = record_of(path, _HEADER, "a block file")
     if header["magic"] != 0x0102 or header["id"][:3] != b"IMG":
         raise SourceError(
@@ -57,7 +51,5 @@ def list_blo(path: str) -> list[Candidate]:
     density = header["pixels per cm x 100"]
     step = 100 / density if density else None
     ky, kx = (calibrated(name, size, step, 0.0, "cm") for name in ("ky", "kx"))
-    axes, about = stack_axes(source.shape[0], ky, kx), stated("NanoMEGAS block file", header)
-    return [
-        Candidate("patterns", source, axes, metadata=header, scan=scan, notes=notes, about=about)
-    ]
+    about = stated("NanoMEGAS block file", header)
+    return [stack(source, ky, kx, metadata=header, scan=scan, notes=notes, about=about)]

@@ -24,10 +24,8 @@ MAX_LOADED = 4096
 
 _GROUP, _DATA, _UINT16, _CHAR, _STRUCT, _STRING, _ARRAY = 20, 21, 4, 9, 15, 18, 20
 
-#: types of numbers by the codes of tags, 2 to 12
-_NUMBERS = ("i2", "i4", "u2", "u4", "f4", "f8", "?", "i1", "u1", "i8", "u8")
-
-#: types of pixels by the codes of images; 8 and 23 are colors
+#: types of numbers by the codes of tags, and of pixels by those of images (8 and 23 are colors)
+_NUMBERS = dict(enumerate(("i2", "i4", "u2", "u4", "f4", "f8", "?", "i1", "u1", "i8", "u8"), 2))
 _PIXELS = {
     1: "i2", 2: "f4", 6: "u1", 7: "i4", 9: "i1", 10: "u2", 11: "u4", 12: "f8", 14: "u1", 39: "i8", 40: "u8",
     3: "c8", 5: "c8", 13: "c16", 27: "c8", 28: "c16",
@@ -59,11 +57,9 @@ class _Parser:
         raise SourceError(f"{self.path}: {what} ({where}); the file is cut or damaged: {_REMEDY}")
 
     def take(self, n_bytes: int) -> bytes:
-        if n_bytes > self.size - self.position:
-            self.fail("the file ends inside its tags")
-        data = self.stream.read(n_bytes)
+        data = self.stream.read(min(n_bytes, self.size - self.position))
         if len(data) < n_bytes:
-            self.fail("the file became shorter while it was read")
+            self.fail("the file ends inside its tags")
         self.position += n_bytes
         return data
 
@@ -99,11 +95,10 @@ class _Parser:
         element = info[1:-1] if is_array else (_CHAR,) if is_string else info
         is_struct = element[0] == _STRUCT and len(element) > 2
         codes = element[4::2] if is_struct else element
-        if len(element) != (3 + 2 * element[2] if is_struct else 1) or not {*codes} <= {
-            *range(2, 13)
-        }:
+        expected = 3 + 2 * element[2] if is_struct else 1
+        if len(element) != expected or not all(code in _NUMBERS for code in codes):
             self.fail(f"the tag {name[:40]!r} is of an unknown type {info[:8]}")
-        types = [np.dtype(self.order + _NUMBERS[code - 2]) for code in codes]
+        types = [np.dtype(self.order + _NUMBERS[code]) for code in codes]
         dtype = np.dtype([(f"{i}", one) for i, one in enumerate(types)]) if is_struct else types[0]
         length = info[-1] if is_array or is_string else 1
         n_bytes, left = length * dtype.itemsize, self.size - self.position
@@ -125,11 +120,10 @@ class _Parser:
 
 
 def _text(data: bytes) -> str:
-    """Names are UTF-8 in new files and Latin-1 in old ones; any bytes are one of the two."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return data.decode("latin-1")  # in old files; any bytes are
 
 
 def read_tags(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
@@ -138,11 +132,6 @@ def read_tags(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     Unnamed entries are called ``"0"``, ``"1"``, … by their position in their group. Arrays of uint16 are text, other
     arrays are lists, structs are tuples. Pixels (any ``ImageData/Data``) and arrays or strings of more than 4096
     elements stay in the file and are described by an `ArrayTag`.
-
-    Raises
-    ------
-    SourceError
-        When the file is not a DM3 or DM4 file, is cut, or contradicts itself.
 
     Examples
     --------
@@ -164,12 +153,6 @@ def list_dm(path: str | os.PathLike[str]) -> list[Candidate]:
 
     A 1D or 2D image whose ``Dimensions`` disagree with its data, or of an unknown data type, is left out. Packed
     complex images hold fewer bytes than their shape implies. An axis without a usable ``Scale`` is uncalibrated.
-
-    Raises
-    ------
-    SourceError
-        As `read_tags`; also without an image list, or when an image of more than two ``Dimensions`` has other sizes
-        than its data, or an unknown data type.
 
     Examples
     --------
@@ -213,21 +196,14 @@ def list_dm(path: str | os.PathLike[str]) -> list[Candidate]:
         along = (along + [None] * len(shape))[: len(shape)][::-1]  # scripts write fewer or more
         swapped = dig(tags, "Meta Data.Data Order Swapped")
         units = dig(entry, "ImageData.Calibrations.Brightness.Units")
+        name, source = f"image {index}", FlatFile(path, data.offset, dtype, shape)
+        about = {"title": title, **stated("Gatan", {**tags, "Brightness units": str(units or "")})}
+        axes = (_axis(f"axis{i}", *one) for i, one in enumerate(zip(shape, along, strict=True)))
+        # the scan of a flattened stack, as the TitanX writes it
+        scan = scan_axes(*(dig(tags, f"4D STEM Tags.Scan shape {x}") for x in "YX"))
         found.append(
-            Candidate(
-                f"image {index}" + (f" ({title})" if title else ""),
-                FlatFile(path, data.offset, dtype, shape),
-                tuple(_axis(f"axis{i}", *one) for i, one in enumerate(zip(shape, along, strict=True))),
-                number=index,
-                swapped=bool(swapped) if isinstance(swapped, int) else None,
-                metadata=tags,
-                about={
-                    "title": title,
-                    **stated("Gatan", {**tags, "Brightness units": str(units or "")}),
-                },
-                # the scan of a flattened stack, as the TitanX writes it
-                scan=scan_axes(*(dig(tags, f"4D STEM Tags.Scan shape {x}") for x in "YX")),
-            )
+            Candidate(f"{name} ({title})" if title else name, source, tuple(axes), number=index, metadata=tags, about=about,
+                      scan=scan, swapped=bool(swapped) if isinstance(swapped, int) else None)
         )  # fmt: skip
     return found
 

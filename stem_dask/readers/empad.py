@@ -12,7 +12,7 @@ from stem_dask.core.metadata import number, stated
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers.flat import framed
-from stem_dask.readers.source import Candidate, calibrated, scan_axes, side_text, stack_axes
+from stem_dask.readers.source import Candidate, calibrated, scan_axes, side_text, stack
 
 _SIZE, _ROWS = 128, 130  # the last two rows hold the camera's own numbers
 
@@ -20,13 +20,7 @@ _NAME = "the name of the .raw"
 
 
 def list_empad(path: str) -> list[Candidate]:
-    """The patterns of the .raw that an EMPAD's .xml names, (n, 128, 128) float32, and the scan as the .xml states it.
-
-    Raises
-    ------
-    SourceError
-        When the .xml is not one of an EMPAD, or the .raw is missing or holds no pattern.
-    """
+    """The patterns of the .raw that an EMPAD's .xml names, (n, 128, 128) float32, and the scan as the .xml states it."""
     root = _parse(path)
     named = root.find(".//raw_file")
     name = "" if named is None else (named.get("filename") or named.findtext("filename") or "")
@@ -55,23 +49,10 @@ def list_empad(path: str) -> list[Candidate]:
             return None, None
         return found.get(attribute) if attribute else found.text, None
 
-    return [
-        Candidate(
-            "patterns",
-            source,
-            stack_axes(source.shape[0], ky, kx),
-            metadata=_tree(root),
-            scan=scan,
-            hint="" if scan else words,
-            notes=(
-                *notes,
-                *((words,) if scan and words else ()),
-                f"patterns of {Path(raw).name}; rows 128 and 129 are not image, left out",
-            ),
-            files=(raw,),
-            about=stated("EMPAD", lookup),
-        )
-    ]
+    left_out = f"patterns of {Path(raw).name}; rows 128 and 129 are not image, left out"
+    notes = (*notes, *((words,) if scan and words else ()), left_out)
+    more = {"metadata": _tree(root), "scan": scan, "hint": "" if scan else words, "files": (raw,)}
+    return [stack(source, ky, kx, notes=notes, about=stated("EMPAD", lookup), **more)]
 
 
 def xml_of_raw(path: str) -> str | None:

@@ -4,7 +4,7 @@ Rows keep the order of the file; RosettaSciIO and HyperSpy flip them.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from stem_dask.core.text import by
 from stem_dask.readers.flat import framed, refuse_sheared
 from stem_dask.readers.source import (
     Candidate,
+    Reading,
     Slices,
     Source,
     Wrapped,
     header_of,
+    reading_of,
     scan_axes,
     side_text,
-    stack_axes,
+    stack,
 )
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
@@ -46,94 +48,59 @@ _QUAD = "raw counts of 2x2 chips are arranged as Merlin does with Raw Mode off; 
 
 @dataclass(frozen=True)
 class RawCounts(Wrapped):
-    """Patterns in raw mode (n, ky, kx): in each word of 64 bits the last pixel comes first.
+    """Patterns (n, ky, kx) in raw mode, whose source has the rows as stored.
 
-    The source has the words as stored; 1-bit counters are packed, eight pixels per byte.
-    """
-
-    bits: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, ky, kx)."""
-        n, height, width = self.source.shape
-        return (n, height, width * 8 if self.bits == 1 else width)
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        stored = self.source[(part[0], part[1], slice(None))]
-        in_word = 8 // stored.itemsize
-        words = stored.reshape(*stored.shape[:2], stored.shape[2] // in_word, in_word)
-        pixels = words[..., ::-1].reshape(stored.shape)
-        if self.bits == 1:
-            pixels = np.unpackbits(pixels, axis=-1, bitorder="little")
-        return np.ascontiguousarray(pixels[..., part[2]])
-
-
-@dataclass(frozen=True)
-class QuadCounts(Wrapped):
-    """Patterns of 2x2 chips (n, 2 h, 2 w) from raw rows (n, h, 4 w) of the four chips.
-
-    Their order is lower right, lower left, upper right, upper left; the lower ones are mounted upside down. LiberTEM
-    found this by comparing raw with other patterns of the same beam
+    In each word of 64 bits the last pixel comes first; 1-bit counters are packed, eight pixels per byte. Counts of 24 bits are
+    two halves of 12 bits, one below the other, the higher one first (LiberTEM, ``decode_r24_swap`` in libertem/io/dataset/mib.py).
+    Of 2x2 chips (``quad``) a row holds the lower right, lower left, upper right and upper left one; the lower ones are mounted
+    upside down. LiberTEM found this by comparing raw with other patterns of the same beam
     (https://github.com/LiberTEM/LiberTEM/issues/1135).
     """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, ky, kx)."""
-        n, height, width = self.source.shape
-        return (n, 2 * height, width // 2)
-
-    def __getitem__(self, part: Slices) -> NDArray:
-        _, height, width = self.source.shape
-        size = width // 4
-        frames = range(*part[0].indices(self.shape[0]))
-        pattern = np.empty((2 * height, 2 * size), self.dtype)
-        out = np.empty((len(frames), *pattern[part[1:]].shape), self.dtype)
-        for target, i in zip(out, frames, strict=True):  # one by one: no second copy of the block
-            (row,) = self.source[(slice(i, i + 1), slice(0, height), slice(0, width))]
-            lower_right, lower_left, upper_right, upper_left = np.split(row, 4, axis=1)
-            pattern[:height] = np.hstack([upper_left, upper_right])
-            pattern[height:] = np.hstack([lower_right, lower_left])[::-1, ::-1]
-            target[...] = pattern[part[1:]]
-        return out
-
-
-@dataclass(frozen=True)
-class LongCounts(Wrapped):
-    """Patterns of 24 bits (n, ky, kx) from their two halves of 12 bits (n, 2 ky, kx), the higher one first.
-
-    As in LiberTEM (``decode_r24_swap`` in libertem/io/dataset/mib.py).
-    """
+    bits: int
+    quad: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, ky, kx)."""
         n, height, width = self.source.shape
-        return (n, height // 2, width)
+        width *= 8 if self.bits == 1 else 1
+        if self.quad:
+            return (n, 2 * height, width // 4 * 2)
+        return (n, height // 2 if self.bits == 24 else height, width)
 
     @property
     def dtype(self) -> np.dtype:
-        """Counts up to 2^24."""
-        return np.dtype(np.uint32)
+        """Of the source; of 24 bits uint32."""
+        return np.dtype(np.uint32) if self.bits == 24 else self.source.dtype
+
+    @property
+    def reading(self) -> Reading:
+        """As of the source, and the copies below."""
+        inner = reading_of(self.source)
+        return replace(inner, copies=inner.copies + 2)
 
     def __getitem__(self, part: Slices) -> NDArray:
-        height = self.shape[1]
-        rows = part[1].indices(height)
-        high = self.source[(part[0], slice(*rows), part[2])].astype(self.dtype)
-        low = self.source[(part[0], slice(rows[0] + height, rows[1] + height, rows[2]), part[2])]
-        return (high << 12) + low
+        stored = self.source[(part[0], slice(None), slice(None))]
+        n_words = stored.shape[2] * stored.itemsize // 8
+        words = stored.reshape(*stored.shape[:2], n_words, 8 // stored.itemsize)
+        pixels = words[..., ::-1].reshape(stored.shape)
+        if self.bits == 1:
+            pixels = np.unpackbits(pixels, axis=-1, bitorder="little")
+        if self.bits == 24:
+            high, low = np.split(pixels.astype(self.dtype), 2, axis=1)
+            pixels = (high << 12) + low
+        if self.quad:
+            lower_right, lower_left, upper_right, upper_left = np.split(pixels, 4, axis=2)
+            lower = np.dstack([lower_right, lower_left])[:, ::-1, ::-1]
+            pixels = np.hstack([np.dstack([upper_left, upper_right]), lower])
+        return np.ascontiguousarray(pixels[:, part[1], part[2]])
 
 
 def list_mib(path: str) -> list[Candidate]:
     """The stack of patterns of a .mib file, one for each counter (threshold), and its scan when the .hdr states one.
 
     The scan is ``ScanX`` and ``ScanY``, or the frames divided into lines of ``Frames per Trigger``.
-
-    Raises
-    ------
-    SourceError
-        When the header is not Merlin's, is damaged, or states an unsupported raw mode.
     """
     words = header_of(path, _FIRST, "a Merlin pattern").decode("latin-1").split(",")
     if words[0] != "MQ1" or len(words) < 8:
@@ -161,39 +128,28 @@ def list_mib(path: str) -> list[Candidate]:
     stride = length + rows * columns * dtype.itemsize
     stored, notes = framed(path, 0, stride, dtype, (rows, columns), lead=length)
     refuse_sheared(stored, length, b"MQ1,")
-    source: Source = RawCounts(stored, bits) if bits else stored
-    if bits == 24:
-        source = LongCounts(source)
-    elif quad:
-        source, notes = QuadCounts(source), (*notes, _QUAD)
-    header: dict[str, Any] = {
-        "pattern": dict(zip(_NAMES, (word.strip() for word in words), strict=False))
-    }
+    source: Source = RawCounts(stored, bits, quad) if bits else stored
+    fields = dict(zip(_NAMES, (word.strip() for word in words), strict=False))
+    header: dict[str, Any] = {"pattern": fields}
     # the time in the longer headers is in UTC
     stamp = re.search(r"\d{4}-\d{2}-\d{2}T[\d:.]+Z", ",".join(words))
     about = stated("Merlin", {**header, "timestamp": stamp[0] if stamp else "".join(words[9:10])})
     with opened_file(path) as file:
         file.seek(stride)
         second = file.read(_FIRST).decode("latin-1").split(",")
-    counters = [
-        one[11].strip() if len(one) > 11 and one[0] == "MQ1" else "" for one in (words, second)
-    ]
+    counters = ["".join(one[11:12]).strip() for one in (words, second) if one[0] == "MQ1"]
     found = [("patterns", source)]
     if sorted(counters) == ["0", "1"]:  # patterns of two counters alternate
-        all_of = slice(None)
-        found = [
-            (f"counter {counter}", View.of(source).select(slice(i, None, 2), all_of, all_of))
-            for i, counter in enumerate(counters)
-        ]
+        every = (slice(None), slice(None))
+        parts = [View.of(source).select(slice(i, None, 2), *every) for i in (0, 1)]
+        found = [(f"counter {n}", part) for n, part in zip(counters, parts, strict=True)]
     scan, stem = None, path[: -len(Path(path).suffix)]  # of a URL, too
     files = tuple(stem + end for end in (".hdr", ".HDR") if at(stem + end).is_file())[:1]
     if files:
         header["hdr"] = settings = dict[str, str]()
-        for line in side_text(
-            files[0]
-        ).splitlines():  # name:<tab>value; the first of two names counts
+        for line in side_text(files[0]).splitlines():
             name, tab, value = line.partition("\t")
-            if tab and not name.startswith(("HDR", "End")):
+            if tab and not name.startswith(("HDR", "End")):  # the first of two equal names counts
                 settings.setdefault(name.strip().rstrip(":"), value.strip())
         scan = scan_axes(settings.get("ScanY"), settings.get("ScanX"))
         frames = whole(settings.get("Frames in Acquisition (Number)"))
@@ -201,19 +157,15 @@ def list_mib(path: str) -> list[Candidate]:
         # one frame per trigger does not tell the length of a line
         if not {"ScanX", "ScanY"} <= settings.keys() and frames and n and n > 1:
             scan = scan_axes(frames // n, n) if frames % n == 0 else None
-    return [
-        Candidate(
-            name,
-            one,
-            stack_axes(one.shape[0], *(Axis("k", n) for n in one.shape[1:])),
-            metadata=header,
-            scan=scan,
-            notes=(*notes, _ROWS),
-            files=files,
-            about=about,
-        )
-        for name, one in found
-    ]
+    ky, kx = (Axis("k", n) for n in source.shape[1:])
+    more = {
+        "metadata": header,
+        "scan": scan,
+        "notes": (*notes, *((_QUAD,) if quad else ()), _ROWS),
+        "files": files,
+        "about": about,
+    }
+    return [stack(one, ky, kx, name, **more) for name, one in found]
 
 
 def _raw_mode(

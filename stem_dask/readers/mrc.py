@@ -23,7 +23,7 @@ from stem_dask.readers.source import (
     record_of,
     scan_axes,
     side_text,
-    stack_axes,
+    stack,
 )
 from stem_dask.storage.errors import one_line
 from stem_dask.storage.location import at
@@ -41,13 +41,7 @@ _MOVIE = re.compile(r"(\d{8}_\d+_)(?:.+_)?movie")
 
 
 def list_mrc(path: str) -> list[Candidate]:
-    """The stack of patterns of an .mrc file, and its scan when the info file of a Direct Electron camera states one.
-
-    Raises
-    ------
-    SourceError
-        When the header is of another format, of complex or packed numbers, or states more than the file holds.
-    """
+    """The stack of patterns of an .mrc file, and its scan when the info file of a Direct Electron camera states one."""
     layouts = {"<": _HEADER.newbyteorder("<"), ">": _HEADER.newbyteorder(">")}
     both = {order: record_of(path, layouts[order], "an MRC file") for order in layouts}
     known = [order for order in both if both[order]["mode"] in (*_DTYPES, 3, 4, 101)]
@@ -105,11 +99,12 @@ def list_mrc(path: str) -> list[Candidate]:
             for x, axis in (("y", ky), ("x", kx))
         )  # fmt: skip
         metadata["info"] = settings
-    return [
-        Candidate("patterns", FlatFile(path, offset, dtype, shape), stack_axes(n, ky, kx), metadata=metadata, scan=scan,
-                  notes=notes, hint=hint, files=() if info is None else (info,),
-                  about=stated("Direct Electron", metadata.get("info", {})))
-    ]  # fmt: skip
+    source, about = (
+        FlatFile(path, offset, dtype, shape),
+        stated("Direct Electron", metadata.get("info", {})),
+    )
+    more = {"scan": scan, "hint": hint, "files": () if info is None else (info,)}
+    return [stack(source, ky, kx, metadata=metadata, notes=notes, about=about, **more)]
 
 
 def _scan(

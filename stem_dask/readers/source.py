@@ -141,10 +141,10 @@ def calibrated(name: str, size: int, scale: Any, offset: Any = 0.0, units: str =
     return Axis(name, size, step, start or 0.0, units)
 
 
-def stack_axes(n: int, ky: Axis, kx: Axis) -> tuple[Axis, ...]:
-    """The axes of a stack of patterns."""
-    ky, kx = (replace(axis, name=name) for axis, name in zip((ky, kx), DETECTOR_DIMS, strict=True))
-    return (Axis(LIST_DIMS[0], n), ky, kx)
+def stack(source: Source, ky: Axis, kx: Axis, name: str = "patterns", **more: Any) -> Candidate:
+    """A stack of patterns (n, ky, kx); ``more`` are fields of `Candidate`."""
+    ky, kx = (replace(axis, name=dim) for axis, dim in zip((ky, kx), DETECTOR_DIMS, strict=True))
+    return Candidate(name, source, (Axis(LIST_DIMS[0], source.shape[0]), ky, kx), **more)
 
 
 def scan_axes(height: Any, width: Any, *steps: Any, units: str = "") -> tuple[Axis, Axis] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import FramedFile, Run
-from stem_dask.readers.source import Candidate, Reading, Slices, Source, scan_axes, stack_axes
+from stem_dask.readers.source import Candidate, Reading, Slices, Source, scan_axes, stack
 from stem_dask.storage.errors import COPY, translate
 
 if TYPE_CHECKING:
@@ -77,13 +77,7 @@ class TiffPages:
 
 
 def list_tiff(path: str) -> list[Candidate]:
-    """The pages of a TIFF file as a stack of patterns.
-
-    Raises
-    ------
-    SourceError
-        When the file is cut or damaged, holds colors, or its pages differ in size.
-    """
+    """The pages of a TIFF file as a stack of patterns."""
     import tifffile
 
     with open(path, "rb") as stream, translate(SourceError, path, "not a readable TIFF file"):
@@ -151,9 +145,8 @@ def list_tiff(path: str) -> list[Candidate]:
             source = FramedFile(tuple(runs), dtype.newbyteorder(file.byteorder), shape)
         codec = tifffile.COMPRESSION(first.compression).name
         metadata = {"description": text, "pages": count, "compression": codec}
-    axes = stack_axes(count, Axis("ky", shape[0]), Axis("kx", shape[1]))
-    scan = scan if count == n else None
-    return [Candidate("pages", source, axes, metadata=metadata, scan=scan, hint=_hint(text))]
+    scan, (ky, kx) = scan if count == n else None, map(Axis, ("ky", "kx"), shape)
+    return [stack(source, ky, kx, "pages", metadata=metadata, scan=scan, hint=_hint(text))]
 
 
 def _append(runs: list[Run], path: str, offset: int, n_bytes: int) -> None:

@@ -22,7 +22,7 @@ from stem_dask.readers.source import (
     Slices,
     calibrated,
     scan_axes,
-    stack_axes,
+    stack,
 )
 from stem_dask.storage.errors import translate
 
@@ -67,11 +67,6 @@ def list_app5(path: str) -> list[Candidate]:
     """The scans of a Topspin file, one per session; images are left out.
 
     The shape of the scan follows from the positions of the patterns, if they are row by row.
-
-    Raises
-    ------
-    SourceError
-        When it is no readable HDF5 file, or has no patterns.
     """
     unlocked: list[str] = []
     found = []
@@ -114,7 +109,7 @@ def _candidate(path: str, group: Any, about: dict[str, Any], notes: tuple[str, .
             f"{path}: {name} has {n:,} patterns, but they are not numbered 0 to {n - 1:,}; some are missing"
         )
     source = PatternGroups(path, name, first.dtype, (n, *(int(size) for size in first.shape)))
-    root, axes = _metadata(group, "0/"), []
+    root, axes = _metadata(group, "0/"), list[Axis]()
     for axis, size in zip(("ky", "kx"), first.shape, strict=True):
         along = None if root is None else root.find(f"Calibration/{axis[1].upper()}")
         scale, offset, kind = (
@@ -126,9 +121,8 @@ def _candidate(path: str, group: Any, about: dict[str, Any], notes: tuple[str, .
     scan, note = _scan(group, n)
     metadata = {"pattern 0": _text(group, "0/")[:1000], "session": name}
     notes = (*((note,) if note else ()), *notes)
-    return Candidate(
-        name, source, stack_axes(n, *axes), metadata=metadata, scan=scan, notes=notes, about=about
-    )
+    ky, kx = axes
+    return stack(source, ky, kx, name, metadata=metadata, scan=scan, notes=notes, about=about)
 
 
 def _text(group: Any, prefix: str) -> str:

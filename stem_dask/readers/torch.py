@@ -37,9 +37,7 @@ STORAGES = {
     "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
 
-_TYPES = (
-    "float", "double", "half", "bfloat16", "uint", "int", "short", "long", "bool", "complex", "sparse", "strided",
-)  # fmt: skip
+_TYPES = ("float", "double", "half", "bfloat16", "uint", "int", "short", "long", "bool", "complex", "sparse", "strided")  # fmt: skip
 
 #: operations of a pickle whose argument is the value, and how many values others take from the stack
 _VALUES = (
@@ -75,6 +73,9 @@ class Tensor:
     fault: str = ""
 
 
+_SPARSE = Tensor(Name(""), fault="sparse; save tensor.to_dense()")
+
+
 @dataclass(frozen=True)
 class Numpy:
     """A number or an array of numpy, which is ignored."""
@@ -88,17 +89,17 @@ class _Call:
 
 
 def _tensor(storage: Any, first: Any, shape: Any, strides: Any, *more: Any) -> Tensor:
+    """A tensor; ``more`` are whether it has gradients, hooks, and what is to be negated or conjugated."""
     if not (isinstance(storage, Name) and storage.key):
         raise ValueError("a tensor has no storage")
-    if len(more) > 2 and more[2]:  # numbers that are to be negated or conjugated
+    if len(more) > 2 and more[2]:
         return Tensor(storage, fault="a lazy view; save tensor.resolve_neg().resolve_conj()")
     return Tensor(storage, _integers((first,))[0], _integers(shape), _integers(strides))
 
 
-def _tensor_of_type(storage: Any, first: Any, shape: Any, strides: Any, *more: Any) -> Tensor:
-    grad, hooks, kind, *rest = more
-    found = _tensor(storage, first, shape, strides, grad, hooks, *rest)
-    return replace(found, storage=Name(kind.name, found.storage.key))
+def _tensor_of_type(storage: Any, *more: Any) -> Tensor:
+    kind = more[5]
+    return _tensor(Name(kind.name, storage.key), *more[:5], *more[6:])
 
 
 def _integers(values: Any = ()) -> tuple[int, ...]:
@@ -109,29 +110,21 @@ def _integers(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
-    if pairs:
-        raise ValueError("it holds a dictionary in a form that torch does not write")
+def _dictionary() -> dict[Any, Any]:
     return {}
-
-
-def _name(name: Any, *_: Any) -> Name:
-    return Name(str(name))
 
 
 #: functions that a pickle may call
 _KNOWN: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _dictionary,
     "torch Size": _integers,
-    "torch device": _name,
+    "torch device": lambda name, *_: Name(str(name)),
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_of_type,
     "torch._utils _rebuild_parameter": lambda data, *more: data,
-    "torch._utils _rebuild_sparse_tensor": lambda *_: Tensor(
-        Name(""), fault="sparse; save tensor.to_dense()"
-    ),
-    "torch.serialization _get_layout": _name,
+    "torch._utils _rebuild_sparse_tensor": lambda *_: _SPARSE,
+    "torch.serialization _get_layout": lambda name: Name(str(name)),
     # bytes, in the pickles that torch writes
     **dict.fromkeys(("_codecs encode", "numpy dtype", "numpy ndarray"), lambda *_: Numpy()),
     **{
@@ -163,13 +156,7 @@ def _key(key: Any) -> str:
 
 
 def described(content: bytes) -> Any:
-    """The dictionaries, lists, plain values and descriptions of tensors in a pickle.
-
-    Raises
-    ------
-    Exception
-        When it does anything that torch does not do for tensors and plain values.
-    """
+    """The dictionaries, lists, plain values and descriptions of tensors in a pickle."""
     stack: list[list[Any]] = [[]]  # the values since each mark
     memory: dict[int, Any] = {}
     argument: Any
@@ -238,13 +225,7 @@ def _count(value: Any, level: int, left: list[int]) -> None:
 
 
 def list_tensors(path: str) -> list[Candidate]:
-    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only the description is read.
-
-    Raises
-    ------
-    SourceError
-        When it is damaged, holds anything but plain tensors, or a tensor of numbers that numpy lacks.
-    """
+    """Tensors of a ``torch.save`` file, a bare one or a dictionary; only the description is read."""
     with open(path, "rb") as file:
         if file.read(14)[2:] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19":
             raise SourceError(

@@ -10,7 +10,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.metadata import stated
 from stem_dask.core.model import Axis
 from stem_dask.readers.flat import framed
-from stem_dask.readers.source import Candidate, record_of, stack_axes
+from stem_dask.readers.source import Candidate, record_of, stack
 from stem_dask.storage.location import opened_file
 
 _FIELDS = (
@@ -32,11 +32,6 @@ def list_tvips(path: str) -> list[Candidate]:
     """The stack of patterns of a .tvips file and of those that follow it in its series.
 
     The header's pixel size is that of the camera in nm, so the axes are in pixels; it is in the metadata.
-
-    Raises
-    ------
-    SourceError
-        When the header is of another format, a part of the series is missing, or it is not the first part.
     """
     here = Path(path)
     part = _PART.fullmatch(here.stem)
@@ -78,8 +73,9 @@ def list_tvips(path: str) -> list[Candidate]:
             opened.seek(header["size"])
             fields = np.frombuffer(opened.read(_FRAME.itemsize), _FRAME)[0]
         first_frame = {name: fields[name].item() for name in _FRAME.names or () if name != "other"}
-    axes = stack_axes(source.shape[0], Axis("ky", shape[0]), Axis("kx", shape[1]))
-    about = stated("TVIPS", {**header, **first_frame})
-    return [
-        Candidate("patterns", source, axes, metadata=header, notes=notes, files=more, about=about)
-    ]
+    ky, kx, about = (
+        Axis("ky", shape[0]),
+        Axis("kx", shape[1]),
+        stated("TVIPS", {**header, **first_frame}),
+    )
+    return [stack(source, ky, kx, metadata=header, notes=notes, files=more, about=about)]

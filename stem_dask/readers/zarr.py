@@ -30,13 +30,7 @@ _SIGNALS = "Experiments/"
 
 
 def list_zarr(path: str) -> list[dict[str, Any]]:
-    """Arrays of a zarr store with two or more axes: it is an array itself, or a group with patterns or groups of them.
-
-    Raises
-    ------
-    SourceError
-        When an array or a group in it is damaged, or a link leads out of it.
-    """
+    """Arrays of a zarr store with two or more axes: it is an array itself, or a group with patterns or groups of them."""
     import zarr
 
     from stem_dask.storage.zarr_guard import refuse_hostile

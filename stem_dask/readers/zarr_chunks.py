@@ -118,13 +118,7 @@ def _opened(store: str, name: str, *, whole: bool = False) -> Any:
 
 
 def read_part(store: str, name: str, part: Sequence[slice], *, zero: bool) -> NDArray:
-    """Part of the array ``name`` of a zarr store ("" when the store is the array); with ``zero`` missing chunks are filled.
-
-    Raises
-    ------
-    SourceError
-        When the array cannot be opened, or a chunk file is missing, outside of the store, or cannot be decoded; names it.
-    """
+    """Part of the array ``name`` of a zarr store ("" when the store is the array); with ``zero`` missing chunks are filled."""
     array = _opened(store, name, whole=not zero)
     if not is_url(store):  # there found when it is read: checking each would double the requests
         _check_there(store, name, array, part, zero=zero)
@@ -187,13 +181,7 @@ def _one_by_one(store: str, name: str, array: Any, part: Sequence[slice]) -> NDA
 
 
 def damaged_chunks(store: str) -> Iterator[str]:
-    """Read a zarr store once, chunk by chunk, and yield one message per damaged chunk file.
-
-    Raises
-    ------
-    SourceError
-        When it is not a store at all.
-    """
+    """Read a zarr store once, chunk by chunk, and yield one message per damaged chunk file."""
     import zarr
 
     check_path("the store", store)
@@ -212,13 +200,7 @@ def damaged_chunks(store: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def decoded(store: str, group: Any) -> Iterator[None]:
-    """Context in which the small arrays of a group are read: a damaged or missing chunk raises an error.
-
-    Raises
-    ------
-    SourceError
-        When a chunk is missing, or something within cannot be decoded.
-    """
+    """Context in which the small arrays of a group are read: a damaged or missing chunk raises an error."""
     for name, array in group.arrays():
         if name not in ("patterns", "profile"):  # large, and read elsewhere
             place = f"{group.path}/{name}".lstrip("/")
@@ -234,13 +216,7 @@ def decoded(store: str, group: Any) -> Iterator[None]:
 
 
 def refuse_outside(store: str, path: Path | Location) -> None:
-    """Refuse symbolic links out of a store: their target was not written with the store.
-
-    Raises
-    ------
-    SourceError
-        When the path is, or lies behind, a link to another place.
-    """
+    """Refuse symbolic links out of a store: their target was not written with the store."""
     if isinstance(path, Location):  # object stores have no links
         return
     real, home = os.path.realpath(path), os.path.realpath(store)

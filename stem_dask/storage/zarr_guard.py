@@ -119,13 +119,7 @@ class GuardedObjects(ObjectStore):
 
 
 def check_document(store: str, key: str, content: Buffer | None) -> None:
-    """Refuse the file ``key`` of a store if it describes an array that is not to be opened; other files pass.
-
-    Raises
-    ------
-    SourceError
-        With the name of the array, and the codec or the type that is not on the lists.
-    """
+    """Refuse the file ``key`` of a store if it describes an array that is not to be opened; other files pass."""
     folder, _, name = key.rpartition("/")
     if content is not None and name in DOCUMENTS:
         try:
@@ -136,13 +130,7 @@ def check_document(store: str, key: str, content: Buffer | None) -> None:
 
 
 def refuse_hostile(store: str) -> None:
-    """Refuse a folder that holds an array which runs code, even if that array would not be opened.
-
-    Raises
-    ------
-    HostileStoreError
-        With the name of the array.
-    """
+    """Refuse a folder that holds an array which runs code, even if that array would not be opened."""
     folders = [Path(store)]
     for folder in folders:
         name, is_array = "" if folder == folders[0] else str(folder.relative_to(store)), False
@@ -219,11 +207,6 @@ def _unknown(where: str, how: str) -> SourceError:
 
 def check_length(chunk: Any) -> None:
     """Compare the length that the 16 bytes of a blosc header state with that of the chunk.
-
-    Raises
-    ------
-    ValueError
-        When they differ.
 
     Examples
     --------
