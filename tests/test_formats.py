@@ -1,6 +1,5 @@
 """Every format keeps what it is given: values, axes, words and arrays; in every codec, and what comes late."""
 
-import contextlib
 import gzip
 import shutil
 import zipfile
@@ -160,9 +159,12 @@ def check(path, array, *, known=None, valid=None):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(
-    ("shape", "lead"), [(SHAPE, LEAD), ((11, 8, 6), (4,))], ids=["scan", "list"]
-)
-@pytest.mark.parametrize("dtype", ["u2", ">u2", ">f4", "bool", "f2", "u8"])
+    ("shape", "lead", "dtype"),
+    [
+        *((SHAPE, LEAD, dtype) for dtype in ("u2", ">u2", ">f4", "bool", "f2", "u8", "i2")),
+        ((11, 8, 6), (4,), ">f4"), ((1, 7, 8, 6), (1, 2), "u2"), ((7, 1, 8, 6), (2, 1), "bool"),
+    ],
+)  # fmt: skip
 def test_everything_comes_back(tmp_path, suffix, shape, lead, dtype):
     array, path = numbers(shape, dtype), tmp_path / f"a{suffix}"
     patterns = lazy(array, lead, maximum=2038, **ATTRS)
@@ -426,11 +428,7 @@ def test_a_damaged_chunk_of_a_zspy_is_found(tmp_path, damage):
     else:
         file.write_bytes({"cut": bytes(7), "flipped": bytes(8), "older": bytes(range(8))}[damage])
     assert message in sink.verify(record)
-    with (
-        contextlib.nullcontext()
-        if damage in ("flipped", "older")
-        else pytest.raises(StoreError, match="changed after it was written")
-    ):
+    with pytest.raises(StoreError, match="changed after it was written"):
         sink.finish([record])
     assert sink.write(0, (slice(0, 4),), {"patterns": block}) == extra
     assert sink.verify(record) is None

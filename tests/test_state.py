@@ -190,16 +190,6 @@ def test_an_error_of_the_options_leaves_nothing(output, tmp_path, error, kept):
     assert listing(tmp_path) == (KEPT if kept else [])
 
 
-def test_an_error_after_what_may_fail_for_good(output, tmp_path):
-    with pytest.raises(ConfigError), output.begin() as state:  # noqa: PT012
-        output.build()
-        note(state, 2)
-        with state.nothing_to_go_on_with():
-            pass
-        raise ConfigError("of something else")
-    assert listing(tmp_path) == KEPT
-
-
 def test_an_older_output_stays_in_any_case(output, tmp_path):
     os.makedirs(output.store)
     Path(output.store, "zarr.json").write_text("older")

@@ -31,45 +31,29 @@ T = TypeVar("T")
 
 @dataclass
 class Row:
-    """One dataset in the table; without an exit code it is not finished."""
+    """One dataset: its line of the table, and what the command knows of it; without an exit code it is not finished."""
 
     input: str
     output: str
     exit_code: int | None = None
     words: str = ""
     results: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class Dataset(Row):
-    """One of several inputs: its row of the table, and what the command knows of it."""
-
-    config: Config
-    place: str
+    config: Config | None = None
+    #: made once, and again only if the input has changed since
     plan: Plan | None = None
-    #: for ``crop.size: common``, the window of this dataset alone
+    #: for ``crop.size: common``, the window of this dataset alone, and whether the common size holds it
     window: "Window | None" = None
+    fits: bool = False
     #: whether this command has started it, and the job that replaces an output which this command made already
     begun: bool = False
     again: Config | None = None
 
-    @property
-    def detector(self) -> tuple[int, int]:
-        """Pixels (ky, kx) of the input."""
-        assert self.plan is not None
-        height, width = self.plan.found.source.shape[-2:]
-        return int(height), int(width)
-
-    def fits(self, common: tuple[int, int]) -> bool:
-        """Whether the common size fits the detector and contains the dataset's own window."""
-        import numpy as np
-
-        from stem_dask.core.window import fits
-
-        if self.window is None:
-            return False
-        own, full = np.array([self.window.shape]), np.array([self.detector])
-        return bool(fits(own, full, common, _multiple(self.config))[0])
+    def planned(self) -> Plan:
+        """The plan of the job."""
+        if self.plan is None or not self.plan.is_current():
+            assert self.config is not None
+            self.plan = prepare(self.config)
+        return self.plan
 
 
 def run_all(
@@ -105,17 +89,12 @@ def run_all(
         if not quiet:
             show(outcome)
         return outcome.exit_code
-    datasets = [
-        Dataset(
-            str(config.input.path), config.output.path, config=config, place=f"[{i}/{len(configs)}]"
-        )
-        for i, config in enumerate(configs, 1)
-    ]
+    datasets = [Row(str(c.input.path), c.output.path, config=c) for c in configs]
     line = ProgressLine(sys.stdout, live=sys.stdout.isatty(), quiet=quiet)
     with stoppable(time_limit) as asked:
         try:
             with contextlib.ExitStack() as stack:
-                Batch(datasets, line, asked, restart, stack).run()
+                Batch(configs[0], datasets, line, asked, restart, stack).run()
         finally:  # after the last messages of the workers
             line.close()
             if any(
@@ -144,7 +123,8 @@ def _run_one(config: Config, quiet: bool, restart: bool, time_limit: float | Non
 class Batch:
     """Several running jobs, and their shared state."""
 
-    datasets: list[Dataset]
+    config: Config  # of the first job
+    datasets: list[Row]
     line: ProgressLine
     #: not empty if the command was interrupted
     asked: Sequence[int]
@@ -158,16 +138,17 @@ class Batch:
         """Run all jobs; an error is recorded in the row of its dataset."""
         if self._plan_all():
             self._connect()
-        crop = self.datasets[0].config.crop
-        if crop.enabled and crop.size == "common":
+        if self.config.crop.enabled and self.config.crop.size == "common":
             self._choose_common()
+        from stem_dask.job.results import stored_results
+
         for dataset in self._open():
-            self.line.heading(f"{dataset.place} {shown(dataset.input)}")
             outcome = self._tried(dataset, partial(self._one, dataset))
             if outcome is None:
                 continue
             dataset.exit_code = outcome.exit_code
-            dataset.results = outcome.results or _stored_results(dataset)
+            assert dataset.plan is not None
+            dataset.results = outcome.results or stored_results(dataset.plan.outputs)
             for text in _lines_of(outcome):
                 self.line.say(text)
             if outcome.exit_code:
@@ -175,14 +156,19 @@ class Batch:
                 if not self.line.quiet:
                     self.line.complain(f"{shown(dataset.input)}: {shortcoming(outcome)}")
 
-    def _open(self) -> list[Dataset]:
-        return [dataset for dataset in self.datasets if dataset.exit_code is None]
+    def _open(self, what: str = "") -> Iterator[Row]:
+        """The datasets without an exit code, each after its heading."""
+        for i, dataset in enumerate(self.datasets, 1):
+            if dataset.exit_code is None:
+                place = f"[{i}/{len(self.datasets)}]"
+                self.line.heading(f"{place} {shown(dataset.input)}{what}")
+                yield dataset
 
     def _plan_all(self) -> bool:
         """Prepare every job, and return whether any is to run; an error is raised again, and reported, when its job runs."""
         for dataset in self.datasets:
             with contextlib.suppress(StemDaskError, OSError):
-                _planned(dataset)
+                dataset.planned()
         plans = [(dataset, dataset.plan) for dataset in self.datasets if dataset.plan is not None]
         going_on = any(plan.is_unfinished for _, plan in plans)
         waiting = []
@@ -194,19 +180,20 @@ class Batch:
         self.largest = max(waiting, default=0)
         return bool(waiting)
 
-    def _replaced(self, dataset: Dataset, plan: Plan, going_on: bool) -> bool:
+    def _replaced(self, dataset: Row, plan: Plan, going_on: bool) -> bool:
         """Whether this command, before it was interrupted, has already replaced the output.
 
         To recognize that, the journals record permission to replace every older output before the first job starts.
         """
-        if not dataset.config.output.overwrite:
+        given = dataset.config
+        if given is None or not given.output.overwrite:
             return False
         if going_on:
-            output = dataset.config.output.model_copy(update={"overwrite": False})
-            config = dataset.config.model_copy(update={"output": output})
+            output = given.output.model_copy(update={"overwrite": False})
+            config = given.model_copy(update={"output": output})
             kept = prepare(config)
             if kept.complete:
-                dataset.config, dataset.again, dataset.plan = config, dataset.config, kept
+                dataset.config, dataset.again, dataset.plan = config, given, kept
                 return True
         elif any(is_there(path) for path in plan.outputs.all()):
             with self._begun(dataset, plan):
@@ -214,7 +201,7 @@ class Batch:
         return False
 
     @contextlib.contextmanager
-    def _begun(self, dataset: Dataset, plan: Plan) -> "Iterator[RunState]":
+    def _begun(self, dataset: Row, plan: Plan) -> "Iterator[RunState]":
         """Hold a run; ``--restart`` drops only the unfinished run of an earlier command."""
         first, dataset.begun = not dataset.begun, True
         with begun(plan, restart=self.restart and first) as state:
@@ -232,7 +219,7 @@ class Batch:
             from stem_dask.core.machine import load_meanwhile
             from stem_dask.job.run import PASSES
 
-            config = self.datasets[0].config
+            config = self.config
             device, why = chosen_device(config.device, config.cluster)
             load_meanwhile(PASSES)
             options = config.cluster.model_dump()
@@ -242,7 +229,7 @@ class Batch:
                 self.line.say(text)
         return self.connection
 
-    def _tried(self, dataset: Dataset, work: Callable[[], T]) -> T | None:
+    def _tried(self, dataset: Row, work: Callable[[], T]) -> T | None:
         """Call ``work``; an error is printed and recorded, and the other datasets continue."""
         try:
             return work()
@@ -263,24 +250,30 @@ class Batch:
 
     def _choose_common(self) -> None:
         """The common size of the datasets that fit together; the others are refused when they run."""
-        from stem_dask.core.window import common_size
-
-        for dataset in self._open():
-            self.line.heading(f"{dataset.place} {shown(dataset.input)}: its own window")
+        for dataset in self._open(": its own window"):
             dataset.window = self._tried(dataset, partial(self._own_window, dataset))
-        found = [(d.window.shape, d.detector) for d in self._open() if d.window is not None]
-        if found:
-            windows, detectors = zip(*found, strict=True)
-            common = common_size(windows, detectors, _multiple(self.datasets[0].config))
-            fitting = sum(dataset.fits(common) for dataset in self._open())
-            of = f" of {len(found)}" if fitting < len(found) else ""
-            words = f"which holds the windows of {fitting}{of}"
-            self.line.say(f"common      {by(common)} px, {words}")
-            self.common = common
+        known = [dataset for dataset in self.datasets if dataset.window is not None]
+        if not known:
+            return
+        import numpy as np
 
-    def _own_window(self, dataset: Dataset) -> "Window":
+        from stem_dask.core.window import common_size, fits
+
+        multiple = self.config.crop.size_multiple * self.config.downsample.factor
+        own = [dataset.window.shape for dataset in known if dataset.window is not None]
+        full = [_detector(dataset.planned()) for dataset in known]
+        self.common = common_size(own, full, multiple)
+        which = fits(np.array(own), np.array(full), self.common, multiple)
+        for dataset, fit in zip(known, which, strict=True):
+            dataset.fits = bool(fit)
+        fitting = sum(dataset.fits for dataset in known)
+        of = f" of {len(known)}" if fitting < len(known) else ""
+        words = f"which holds the windows of {fitting}{of}"
+        self.line.say(f"common      {by(self.common)} px, {words}")
+
+    def _own_window(self, dataset: Row) -> "Window":
         """The window of one dataset alone; its analysis is kept for the crop."""
-        plan = _planned(dataset)
+        plan = dataset.planned()
         from stem_dask.job.passes import stored_window, window_of
 
         with contextlib.ExitStack() as stack:
@@ -292,33 +285,34 @@ class Batch:
                 window = stored_window(plan.config, plan.outputs.store)
             else:
                 connection = self._connect()
-                self._say_resuming(input_lines(plan, state))
+                for text in input_lines(plan, state):
+                    self._say_resuming(text)
                 window = window_of(plan, state, connection, self.line.step)
-        self.line.say(f"window      {by(window.shape)} px of {by(dataset.detector)}")
+        self.line.say(f"window      {by(window.shape)} px of {by(_detector(plan))}")
         return window
 
-    def _one(self, dataset: Dataset) -> "Outcome":
+    def _one(self, dataset: Row) -> "Outcome":
         """Run one job."""
-        plan, common = _planned(dataset), self.common
-        if common is not None and dataset.window is not None and not dataset.fits(common):
+        plan, common = dataset.planned(), self.common
+        if common is not None and dataset.window is not None and not dataset.fits:
             own, path = dataset.window.shape, dataset.input
-            why = f"its detector of {by(dataset.detector)} px cannot have the common size of {by(common)} px"
+            why = f"its detector of {by(_detector(plan))} px cannot have the common size of {by(common)} px"
             if any(n > most for n, most in zip(own, common, strict=True)):
                 why = f"its own window of {by(own)} px does not fit into the common size of {by(common)} px"
             alone = shlex.quote(f"input.path={path}")
             raise ConfigError(f"{path}: {why}; crop it alone: {alone}")
+        from stem_dask.job.results import already_complete, stored_results
+
         if common is not None and plan.complete:
-            size = _stored_results(dataset).get("window", {}).get("size")
-            if size != list(common):
-                if dataset.again is None:
-                    raise ConfigError(
-                        f"{plan.outputs.store} was cropped to {by(size)} px with other inputs, and the common size is "
-                        f"{by(common)} px now; add --overwrite to crop these inputs again, or give the former ones"
-                    )
+            size = stored_results(plan.outputs).get("window", {}).get("size")
+            if size != list(common) and dataset.again is None:
+                raise ConfigError(
+                    f"{plan.outputs.store} was cropped to {by(size)} px with other inputs, and the common size is "
+                    f"{by(common)} px now; add --overwrite to crop these inputs again, or give the former ones"
+                )
+            if size != list(common) and dataset.again is not None:
                 plan = prepare(dataset.again)
         if plan.complete:
-            from stem_dask.job.results import already_complete
-
             return already_complete(plan.config, plan.outputs)
         self._refuse_too_small(plan)
         analyzed = common is not None and dataset.begun  # already shown
@@ -327,7 +321,7 @@ class Batch:
 
             return run(
                 plan,
-                say=None if analyzed else lambda text: self._say_resuming([text]),
+                say=None if analyzed else self._say_resuming,
                 progress=self._step_after_analysis if analyzed else self.line.step,
                 state=state,
                 connection=self._connect(),
@@ -339,29 +333,16 @@ class Batch:
         if not step.stage.startswith("analyze"):
             self.line.step(step)
 
-    def _say_resuming(self, lines: Sequence[str]) -> None:
-        """Print the lines of a single run that the table lacks."""
-        for text in lines:
-            if text.startswith("resuming"):
-                self.line.say(text)
+    def _say_resuming(self, text: str) -> None:
+        """Print the line of a single run that the table lacks."""
+        if text.startswith("resuming"):
+            self.line.say(text)
 
 
-def _planned(dataset: Dataset) -> Plan:
-    """The plan of a dataset, made once, and again only if its input has changed meanwhile."""
-    if dataset.plan is None or not dataset.plan.is_current():
-        dataset.plan = prepare(dataset.config)
-    return dataset.plan
-
-
-def _multiple(config: Config) -> int:
-    return config.crop.size_multiple * config.downsample.factor
-
-
-def _stored_results(dataset: Dataset) -> Mapping[str, Any]:
-    from stem_dask.job.results import stored_results
-
-    assert dataset.plan is not None
-    return stored_results(dataset.plan.outputs)
+def _detector(plan: Plan) -> tuple[int, int]:
+    """Pixels (ky, kx) of the input."""
+    height, width = plan.found.source.shape[-2:]
+    return int(height), int(width)
 
 
 def table(rows: Sequence[Row]) -> list[str]:

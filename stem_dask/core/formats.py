@@ -70,19 +70,14 @@ def format_of(path: str | Path) -> Format | None:
 
 @dataclass(frozen=True)
 class Output:
-    """One output array: what a sink needs to know of it.
+    """One output array: what a sink needs to know of it; see `stem_dask.stages.export.Target`.
 
     Parameters
     ----------
-    path : the file under its temporary name
-    shape, dtype : of the patterns in the file
+    path, spool : temporary name of the file, and folder for blocks that wait until the pass is complete
+    shape, dtype, dims : of the patterns in the file
     chunks, shards : whole patterns; a block is a shard
-    codec : one of `stem_dask.writers.codecs.CODECS`
-    dims : names of the axes
-    title, layout : see `stem_dask.stages.export.Target`
-    spool : folder for blocks that wait until the pass is complete
-    url : final place of a store in an object store
-    content : result of `stem_dask.core.patterns.content_of` before the pass; tasks get none, because it may take megabytes
+    content : `stem_dask.core.patterns.content_of` before the pass; tasks get none, because it may take megabytes
     """
 
     path: str

@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import numpy as np
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
@@ -52,7 +53,7 @@ class Grid:
 
     def payload(self, index: int) -> tuple[Region, bytes]:
         """Region along the leading axes, and pickled sub-graph of a block."""
-        block = self._block(index)
+        block = tuple(map(int, np.unravel_index(index, self.numblocks)))
         wanted = {
             name: (array.name, *block, *(0,) * (array.ndim - len(block)))
             for name, array in self.outputs.items()
@@ -67,21 +68,13 @@ class Grid:
 
     def region(self, index: int) -> Region:
         """Where a block lies along the leading axes."""
-        pairs = zip(self.edges, self._block(index), strict=True)
+        pairs = zip(self.edges, np.unravel_index(index, self.numblocks), strict=True)
         return tuple(slice(edges[i], edges[i + 1]) for edges, i in pairs)
 
     def holds(self, record: Record) -> bool:
         """Whether a record is of a block of this grid; another memory limit makes other blocks."""
-        return 0 <= record.index < self.n_blocks and record.extra.get("region") == bounds(
-            self.region(record.index)
-        )
-
-    def _block(self, index: int) -> tuple[int, ...]:
-        block: list[int] = []
-        for n in reversed(self.numblocks):
-            index, i = divmod(index, n)
-            block.insert(0, i)
-        return tuple(block)
+        is_here = 0 <= record.index < self.n_blocks
+        return is_here and record.extra.get("region") == bounds(self.region(record.index))
 
 
 def bounds(region: Region) -> list[list[int]]:

@@ -6,7 +6,6 @@ are replaced), ``journal`` and the blocks that wait to be joined. After a comple
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -39,6 +38,9 @@ from stem_dask.storage.publish import (
 )
 
 _logger = logging.getLogger("stem_dask")
+
+#: folders that were reported to have no file locks
+_without_locks: set[Path] = set()
 
 WORDS = "run.json"
 
@@ -177,8 +179,13 @@ def open_state(
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_if_empty, folder)
         lock = stack.enter_context(locked(folder / "lock"))
-        if lock.without:
-            _warn_of_no_locks(folder.parent, lock.without)
+        if lock.without and folder.parent not in _without_locks:
+            _without_locks.add(folder.parent)  # once for all datasets of a command
+            _logger.warning(
+                "%s: this file system has no file locks (%s); only the heartbeat in NAME.run/lock keeps two runs apart",
+                folder.parent,
+                lock.without,
+            )
         sync(folder.parent)
         refuse_foreign(folder)
         if is_complete():
@@ -194,7 +201,9 @@ def open_state(
         elif before is not None and before.get("complete"):
             before = None
         if before is not None and not restart and before.get("token") != token:
-            changed = ", ".join(_changed(before.get("options", {}), options)) or "the input file"
+            changed = (
+                ", ".join(changed_options(before.get("options", {}), options)) or "the input file"
+            )
             raise ConfigError(
                 f"{folder} holds an unfinished run that differs in {changed}; run it with its own options to go on, "
                 "or add --restart to drop it"
@@ -235,16 +244,6 @@ def open_state(
             state.journal.close()
 
 
-@functools.cache
-def _warn_of_no_locks(place: Path, why: str) -> None:
-    """Once for all datasets of a command."""
-    _logger.warning(
-        "%s: this file system has no file locks (%s); only the heartbeat in NAME.run/lock keeps two runs apart",
-        place,
-        why,
-    )
-
-
 def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -267,12 +266,6 @@ def unfinished_token(store: str) -> str | None:
     return None if before is None or before.get("complete") else str(before["token"])
 
 
-def token_of(store: str) -> str | None:
-    """Token of the run of this output that has a folder, finished or not."""
-    words = _words_of(Path(run_folder(store)))
-    return None if words is None else str(words["token"])
-
-
 def unfinished_url(store: str) -> str | None:
     """Where in an object store an unfinished run writes whose folder lies next to this name."""
     before = _words_of(Path(run_folder(store))) or {}
@@ -280,7 +273,7 @@ def unfinished_url(store: str) -> str | None:
     return None if before.get("complete") else output.get("url")
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the options that differ: section.key, or the key of one that stands alone."""
     found = []
     for section, options in json.loads(json.dumps(now, default=str)).items():
@@ -305,13 +298,7 @@ def _stamp(path: str | Path) -> list[int]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that is not of a run, a link in its place, or one in the place of anything that a run makes in it.
-
-    Raises
-    ------
-    ConfigError
-        When something else is there; the message names it, and nothing is changed.
-    """
+    """Raise ConfigError for a folder that is not of a run, or a link in place of it or of anything that a run makes in it."""
     if not os.path.lexists(folder):
         return
     needs = "the run keeps its journal in a folder of that name; move it away, or choose another output.path"
@@ -349,13 +336,7 @@ def _refuse_links(path: str | Path) -> None:
 
 
 def refuse_damaged(folder: Path, flags: str) -> None:
-    """Refuse a run.json that cannot be read; ``flags`` drop the run and what is in its way.
-
-    Raises
-    ------
-    ConfigError
-        Also when the folder is not of a run.
-    """
+    """Raise ConfigError for a run.json that cannot be read; ``flags`` drop the run and what is in its way."""
     refuse_foreign(folder)
     path = folder / WORDS
     if os.path.lexists(path) and _words_of(folder) is None:

@@ -87,15 +87,13 @@ class CroppingConfig:
             raise ConfigError(
                 f"min_retention is {self.min_retention}, above target_retention {self.target_retention}; lower it"
             )
-        if self.margin_pixels < 0:
-            raise ConfigError(f"margin_pixels is {self.margin_pixels}; expected >= 0")
-        if self.chunk_size <= 0:
-            raise ConfigError(f"chunk_size is {self.chunk_size}; expected > 0")
-        if self.center_method not in ("centroid", "center", "manual"):
-            raise ConfigError(
-                f"center_method is {self.center_method!r}; expected centroid, center or manual"
-            )
-        if self.center_method == "manual" and self.manual_center is None:
+        for name, least in (("margin_pixels", 0), ("chunk_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected >= {least}")
+        method = self.center_method
+        if method not in ("centroid", "center", "manual"):
+            raise ConfigError(f"center_method is {method!r}; expected centroid, center or manual")
+        if method == "manual" and self.manual_center is None:
             raise ConfigError("center_method manual needs manual_center: (y, x)")
 
 
@@ -134,16 +132,17 @@ class DiffractionCropper:
         analysis = self.analyze_patterns(data)
         cropped = self.crop_patterns(data, analysis)
         validation = self.validate_retention(data, cropped, analysis)
+        seconds = time.perf_counter() - start
         results = {
             "analysis": analysis,
             "validation": validation,
-            "processing_time": time.perf_counter() - start,
+            "processing_time": seconds,
             "config": self.config,
         }
         self._say(
             f"cropped {analysis['n_patterns']:,} patterns from {analysis['original_shape']} to "
             f"{analysis['cropped_shape']}, retention mean {validation['mean_retention']:.4f}, "
-            f"min {validation['min_retention']:.4f}, {results['processing_time']:.2f} s"
+            f"min {validation['min_retention']:.4f}, {seconds:.2f} s"
         )
         if save_path is not None:
             self._save(Path(save_path).expanduser(), data, cropped, results)
@@ -155,23 +154,20 @@ class DiffractionCropper:
         When the window would reach the detector's size on either axis, both are kept whole: ``global_radius`` is
         then ``min(H, W) // 2`` and ``cropped_shape`` says what comes out.
         """
-        patterns = _patterns(data)
+        patterns, config = _patterns(data), self.config
         n, height, width = patterns.shape
-        axes = [
-            Axis(name, k)
-            for name, k in zip((*LIST_DIMS, *DETECTOR_DIMS), patterns.shape, strict=True)
-        ]
-        blocks = da.from_array(patterns, chunks=(min(self.config.chunk_size, n), -1, -1))
+        names = (*LIST_DIMS, *DETECTOR_DIMS)
+        axes = [Axis(name, k) for name, k in zip(names, patterns.shape, strict=True)]
+        blocks = da.from_array(patterns, chunks=(min(config.chunk_size, n), -1, -1))
         found = analyze(
             as_patterns(blocks, axes),
-            center_method=self.config.center_method,
-            manual_center=self.config.manual_center,
-            target_retention=self.config.target_retention,
+            center_method=config.center_method,
+            manual_center=config.manual_center,
+            target_retention=config.target_retention,
             device=self.device,
         ).compute()
-        window = choose_window(
-            found, coverage=1.0, margin_pixels=self.config.margin_pixels, align="pattern"
-        )
+        margin = config.margin_pixels
+        window = choose_window(found, coverage=1.0, margin_pixels=margin, align="pattern")
         radius = window.global_radius or 0
         shape = (2 * radius, 2 * radius)
         if 2 * radius >= min(height, width):
@@ -181,53 +177,37 @@ class DiffractionCropper:
                 UserWarning,
                 stacklevel=2,
             )
-        self._say(
-            f"global radius {radius} px for {self.config.target_retention:.1%} of the intensity"
-        )
-        analysis: dict[str, Any] = results_of(
-            found, None, (height, width), shape, n, None, listed=n
-        )["analysis"]
-        return {**analysis, "global_radius": radius}
+        self._say(f"global radius {radius} px for {config.target_retention:.1%} of the intensity")
+        results = results_of(found, None, (height, width), shape, n, None, listed=n)
+        return {**results["analysis"], "global_radius": radius}
 
     def crop_patterns(self, data: Any, analysis: Mapping[str, Any]) -> Any:
         """Cut every pattern around its own center; (…, 2R, 2R), 0 where a window leaves the detector."""
-        patterns = _patterns(data)
-        shape = tuple(analysis["cropped_shape"])
+        patterns, shape = _patterns(data), tuple(analysis["cropped_shape"])
         if shape == patterns.shape[1:]:
             return _like(data, patterns.copy())
-        centers = np.rint(np.asarray(analysis["centers"], np.float64))
-        filled = np.isfinite(np.asarray(analysis["retention_radii"], np.float64))
-        middle = np.rint(np.median(np.asarray(analysis["centers"], np.float64)[filled], axis=0))
-        origins = (np.where(filled[:, None], centers, middle) - np.array(shape) // 2).astype(
-            np.int64
-        )
+        (y, x), size = _origins(analysis).T, (shape[0], shape[1])
         if self.device == "gpu":
-            y, x = origins[:, 0], origins[:, 1]
-            windows, _ = crop_on_gpu.cut_patterns(patterns, y, x, (shape[0], shape[1]))
-            return _like(data, windows)
+            return _like(data, crop_on_gpu.cut_patterns(patterns, y, x, size)[0])
         out = np.empty((len(patterns), *shape), patterns.dtype)
         for part in self._chunks(len(patterns)):
-            out[part] = crop_patterns(
-                patterns[part], origins[part, 0], origins[part, 1], (shape[0], shape[1])
-            )
+            out[part] = crop_patterns(patterns[part], y[part], x[part], size)
         return _like(data, out)
 
     def validate_retention(
         self, data: Any, cropped: Any, analysis: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Sum the intensity in the windows again: the part ``validation`` of the results."""
-        total, inside = self._intensity(_patterns(data)), self._intensity(_patterns(cropped))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            retention = np.where(total > 0, inside / total, np.nan)
-        slack = FLOAT_SLACK if _patterns(data).dtype.kind == "f" else 0.0
-        config = self.config
-        found = retention_statistics(
-            retention, total, config.target_retention, config.min_retention, slack
-        )
+        patterns, config = _patterns(data), self.config
+        retention, total = self._retention(patterns, _patterns(cropped))
+        slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
+        target, least = config.target_retention, config.min_retention
+        found = retention_statistics(retention, total, target, least, slack)
         shape, n = analysis["original_shape"], int(analysis["n_patterns"])
-        validation: dict[str, Any] = results_of(
-            None, found, shape, analysis["cropped_shape"], n, None
-        )["validation"]
+        validation: dict[str, Any]
+        validation = results_of(None, found, shape, analysis["cropped_shape"], n, None)[
+            "validation"
+        ]
         return validation
 
     def visualize_results(
@@ -238,46 +218,31 @@ class DiffractionCropper:
         save_path: str | os.PathLike[str] | None = None,
     ) -> Any:
         """Draw the result: returns a matplotlib Figure, and writes it to ``save_path``; shows nothing."""
-        from stem_dask.report.figure import build, draw
+        from stem_dask.report.figure import FigureData, build, draw
 
-        figure_data = self._figure_data(_patterns(data), _patterns(cropped), analysis)
-        if save_path is not None:
-            refuse_taken(temporary_names(Path(save_path)))
-            draw(figure_data, temporary(Path(save_path)))
-            publish(Path(save_path))
-        return build(figure_data)
-
-    def _figure_data(self, patterns: NDArray, cropped: NDArray, analysis: Mapping[str, Any]) -> Any:
-        from stem_dask.report.figure import FigureData
-
-        total, inside = self._intensity(patterns), self._intensity(cropped)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            retention = np.where(total > 0, inside / total, np.nan)
+        patterns, windows = _patterns(data), _patterns(cropped)
+        retention, _ = self._retention(patterns, windows)
         height, width = patterns.shape[1:]
         shape = tuple(analysis["cropped_shape"])
         centers = np.asarray(analysis["centers"], np.float64)
         whole = shape == (height, width)
-        rounded = np.rint(np.where(np.isfinite(centers), centers, np.nanmedian(centers, axis=0)))
-        origins = (
-            np.zeros((len(patterns), 2), int)
-            if whole
-            else (rounded - np.array(shape) // 2).astype(int)
-        )
+        origins = np.zeros((len(patterns), 2), int) if whole else _origins(analysis)
         worst = [
             ((int(i),), patterns[i], (int(origins[i, 0]), int(origins[i, 1])), float(retention[i]))
             for i in np.argsort(np.where(np.isfinite(retention), retention, np.inf))[:3]
             if np.isfinite(retention[i])
         ]
-        finite = np.isfinite(patterns).all() if patterns.dtype.kind == "f" else True
-        shown = patterns if finite else np.nan_to_num(patterns, posinf=0, neginf=0)
-        return FigureData(
+        shown = patterns
+        if patterns.dtype.kind == "f" and not np.isfinite(patterns).all():
+            shown = np.nan_to_num(patterns, posinf=0, neginf=0)
+        figure_data = FigureData(
             title="DiffractionCropper",
             axes=(Axis("ky", height), Axis("kx", width)),
             scan_axes=(Axis("pattern", len(patterns)),),
             mean_pattern=shown.mean(axis=0, dtype=np.float64),
             max_pattern=shown.max(axis=0),
             output_axes=(Axis("ky", shape[0]), Axis("kx", shape[1])),
-            cropped_mean=np.nan_to_num(cropped.mean(axis=0, dtype=np.float64)),
+            cropped_mean=np.nan_to_num(windows.mean(axis=0, dtype=np.float64)),
             window_y=origins[:, 0],
             window_x=origins[:, 1],
             window_shape=shape,
@@ -291,6 +256,19 @@ class DiffractionCropper:
             min_retention=self.config.min_retention,
             global_radius=int(analysis["global_radius"]),
         )
+        if save_path is not None:
+            refuse_taken(temporary_names(Path(save_path)))
+            draw(figure_data, temporary(Path(save_path)))
+            publish(Path(save_path))
+        return build(figure_data)
+
+    def _retention(
+        self, patterns: NDArray, cropped: NDArray
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Share of each pattern's intensity in its window, and its whole intensity."""
+        total, inside = self._intensity(patterns), self._intensity(cropped)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(total > 0, inside / total, np.nan), total
 
     def _intensity(self, patterns: NDArray) -> NDArray[np.float64]:
         if self.device == "gpu":
@@ -347,6 +325,15 @@ def _patterns(data: Any) -> NDArray:
     if array.dtype.kind not in "buif":
         raise ConfigError(f"data is of type {array.dtype}; expected bool, integer or real numbers")
     return array
+
+
+def _origins(analysis: Mapping[str, Any]) -> NDArray[np.int64]:
+    """First row and column of each window; an empty pattern has the median center of the others."""
+    centers = np.asarray(analysis["centers"], np.float64)
+    filled = np.isfinite(np.asarray(analysis["retention_radii"], np.float64))[:, None]
+    middle = np.rint(np.median(centers[filled[:, 0]], axis=0))
+    rounded = np.where(filled, np.rint(centers), middle)
+    return (rounded - np.array(analysis["cropped_shape"]) // 2).astype(np.int64)
 
 
 def _like(data: Any, patterns: NDArray) -> Any:

@@ -4,8 +4,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
-from stem_dask.core.model import Device, Progress, Region, Step, Window, Worker
+from stem_dask.core.model import Device, Progress, Region, Step, Window
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
     attrs_of,
@@ -38,20 +37,8 @@ from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
 from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
-from stem_dask.job.budget import (
-    check_memory,
-    disk_need,
-    enough_room,
-    fitting_block,
-    fitting_slab,
-    memory_of,
-    projected_bytes,
-    shapes,
-    task_memory,
-    transposed_bytes,
-    with_cuda,
-)
-from stem_dask.job.plan import Outputs, Plan
+from stem_dask.job import budget
+from stem_dask.job.plan import Plan
 from stem_dask.job.results import Outcome, advice, exit_code, made_by, stored_bytes, verdict
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.job.warm_up import play, rehearse
@@ -83,71 +70,48 @@ from stem_dask.stages.validate import (
 from stem_dask.stages.window import choose_window, filled_fractions
 from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
+from stem_dask.writers import zarr
 from stem_dask.writers.spool import SplitSink, SpoolSink
-from stem_dask.writers.zarr import (
-    empty_store,
-    finish_store,
-    open_group,
-    publish_objects,
-    write_dataset,
-    write_profiles,
-)
 
 
-@dataclass
 class Job:
     """One run: its plan, cluster and state, and what the passes have found so far."""
 
-    plan: Plan
-    connection: Connection
-    state: RunState
-    progress: Progress | None = None
-    warnings: list[str] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
-    #: detector pixels of one transpose task, of a detector-first input
-    slab: tuple[int, int] | None = None
-    #: [y, x] of suspected hot pixels
-    hot: list[list[int]] = field(default_factory=list)
-    #: (ky, kx) in source pixels, True for a bad one
-    mask: NDArray[np.bool_] | None = None
-    #: the lazy input: transposed if necessary, corrected, bad pixels masked
-    patterns: xr.DataArray = field(init=False)
-    #: without the profiles, which are too many to be held; with the retention after a crop
-    analysis: xr.Dataset | None = None
-    profiles: "SpoolSink | StoredProfiles | None" = None
-    window: Window | None = None
-    #: the lazy output, its mean pattern and highest value, and which of its patterns could be read
-    out: xr.DataArray = field(init=False)
-    mean: NDArray[np.float64] = field(init=False)
-    highest: float = -math.inf
-    valid: NDArray[np.bool_] = field(init=False)
-    #: mean and standard deviation, of a run that normalizes
-    constants: dict[str, float] | None = None
-
-    @property
-    def config(self) -> Config:
-        """All options."""
-        return self.plan.config
-
-    @property
-    def outputs(self) -> Outputs:
-        """The names of the files."""
-        return self.plan.outputs
-
-    @property
-    def device(self) -> Device:
-        """Where the kernels run; `stem_dask.job.plan.prepare` resolves ``auto``."""
-        return "gpu" if self.config.device == "gpu" else "cpu"
-
-    @property
-    def folder(self) -> str:
-        """The folder of the unfinished run, next to its output."""
-        return str(self.state.folder)
-
-    @property
-    def worker(self) -> Worker:
-        """The worker with the least memory per thread."""
-        return with_cuda(self.config, self.connection.worker)
+    def __init__(
+        self,
+        plan: Plan,
+        state: RunState,
+        connection: Connection,
+        progress: Progress | None = None,
+    ) -> None:
+        self.plan, self.state, self.connection, self.progress = plan, state, connection, progress
+        self.config, self.outputs, self.folder = plan.config, plan.outputs, str(state.folder)
+        #: where the kernels run
+        self.device: Device = "gpu" if plan.config.device == "gpu" else "cpu"
+        #: the worker with the least memory per thread
+        self.worker = budget.with_cuda(plan.config, connection.worker)
+        self.warnings: list[str] = []
+        self.tally = Tally()
+        #: detector pixels of one transpose task, of a detector-first input
+        self.slab: tuple[int, int] | None = None
+        #: the lazy input: transposed if necessary, corrected, bad pixels masked
+        self.patterns: xr.DataArray
+        #: (ky, kx) in source pixels, True for a bad one
+        self.mask: NDArray[np.bool_] | None = None
+        #: [y, x] of suspected hot pixels
+        self.hot: list[list[int]] = []
+        #: without the profiles, which are too many to be held; with the retention after a crop
+        self.analysis: xr.Dataset | None = None
+        #: yields region and profiles of each block
+        self.profiles: Callable[[], Iterable[tuple[Region, Mapping[str, NDArray]]]]
+        self.window: Window | None = None
+        #: the lazy output, its mean pattern and highest value, and which of its patterns could be read
+        self.out: xr.DataArray
+        self.mean: NDArray[np.float64]
+        self.highest = -math.inf
+        self.valid: NDArray[np.bool_]
+        #: mean and standard deviation, of a run that normalizes
+        self.constants: dict[str, float] | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -156,8 +120,8 @@ class Job:
 
     def gpu_bytes(self, positions: int) -> int:
         """Upper bound of the GPU memory that the tasks of one worker use."""
-        what = shapes(self.config, self.plan.found)
-        return self.worker.threads * task_memory(self.config, what, positions).on_gpu
+        what = budget.shapes(self.config, self.plan.found)
+        return self.worker.threads * budget.task_memory(self.config, what, positions).on_gpu
 
     def masked(self, patterns: xr.DataArray, mask: Any) -> xr.DataArray:
         """Mask bad pixels, and keep the mask."""
@@ -203,12 +167,12 @@ class Job:
     def room(self, n_blocks: int, *, warn: bool = False) -> contextlib.AbstractContextManager[None]:
         """Check the disk for what is still to be written; see `stem_dask.job.budget.enough_room`."""
         shape = None if self.window is None else self.window.shape
-        need = disk_need(self.config, self.plan.found, n_blocks, shape)
+        need = budget.disk_need(self.config, self.plan.found, n_blocks, shape)
         paths = self.outputs.local()
         # an older output keeps its disk space until the new one replaces it
         kept = [path for path in paths if not self.state.is_older(path)]
         names = (self.folder, *map(temporary, paths), *kept)
-        return enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
+        return budget.enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
 
     def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
         """Callback that reports every finished block to ``progress``."""
@@ -216,22 +180,6 @@ class Job:
         if progress is None:
             return None
         return lambda done, n, record: progress(Step(stage, done, n, input_bytes, record))
-
-
-@dataclass(frozen=True)
-class StoredProfiles:
-    """Profiles of a precomputed analysis, in blocks of ``chunks`` positions."""
-
-    profile: xr.DataArray
-    chunks: tuple[int, ...]
-
-    def blocks(
-        self, n: int, names: Sequence[str] | None = None
-    ) -> Iterable[tuple[Region, Mapping[str, NDArray]]]:
-        """Region and profiles, a block of the patterns at a time."""
-        grid = da.core.normalize_chunks(self.chunks, self.profile.shape[:-1])
-        for region in da.core.slices_from_chunks(grid):
-            yield region, {"profile": self.profile[region].values}
 
 
 def complete(
@@ -245,7 +193,7 @@ def complete(
     alone: bool = False,
 ) -> Outcome:
     """All passes in their order, then the report; see `stem_dask.job.run.run`."""
-    job = Job(plan, connection, state, progress)
+    job = Job(plan, state, connection, progress)
     warm_up(job)
     if alone:
         exempt_from_collection()
@@ -286,7 +234,7 @@ def window_of(
     plan: Plan, state: RunState, connection: Connection, progress: Progress | None = None
 ) -> Window:
     """The window of one dataset alone; its analysis stays in the run's folder and is reused by the run that follows."""
-    job = Job(plan, connection, state, progress)
+    job = Job(plan, state, connection, progress)
     warm_up(job)
     open_input(job)
     analyze(job)
@@ -300,10 +248,10 @@ def window_of(
 def warm_up(job: Job) -> None:
     """Import and compile on the workers what their tasks need; raises MemoryBudgetError if one pattern does not fit."""
     config, found, client = job.config, job.plan.found, job.connection.client
-    fitting_block(config, found, job.worker)
+    budget.fitting_block(config, found, job.worker)
     analyzes = config.crop.enabled or config.analyze.ahead
     metric = config.analyze.radius_metric if analyzes else None
-    what, down, on_gpu = shapes(config, found), config.downsample, None
+    what, down, on_gpu = budget.shapes(config, found), config.downsample, None
     if job.device == "gpu":
         refuse_missing(client)
         reduces = config.crop.enabled or down.factor > 1
@@ -327,12 +275,12 @@ def warm_up(job: Job) -> None:
 def open_input(job: Job) -> None:
     """Settle the blocks, fixed for the whole run, and open the patterns; raises MemoryBudgetError if a worker cannot hold one."""
     config, found, worker = job.config, job.plan.found, job.worker
-    block = tuple(job.state.settled("block", fitting_block(config, found, worker)))
-    check_memory(config, found, block, worker)
+    block = tuple(job.state.settled("block", budget.fitting_block(config, found, worker)))
+    budget.check_memory(config, found, block, worker)
     if job.device == "gpu":
         check_gpus(job.connection.client, job.gpu_bytes(math.prod(block)))
-    if transposed_bytes(found):
-        slab = fitting_slab(found, block, job.connection.worker)
+    if budget.transposed_bytes(found):
+        slab = budget.fitting_slab(found, block, job.connection.worker)
         turn = plan_transpose(found, block, slab, job.folder)
         found, job.slab = turn.found, turn.sink.file.slab
         with job.room(math.prod(lazy_blocks(found, block).data.numblocks)):
@@ -357,21 +305,15 @@ def open_input(job: Job) -> None:
 
 
 def settle_common(job: Job, common: Sequence[int] | None) -> None:
-    """A run goes on with the common size that it was begun with, or not at all.
-
-    Raises
-    ------
-    ConfigError
-        When other inputs make another size now.
-    """
+    """Refuse to go on with another common size than the run was begun with."""
     if job.config.crop.size != "common":
         return
     now = "its own" if common is None else f"{by(common)} px"
     begun = job.state.settled("common", now)
     if begun != now:
         raise ConfigError(
-            f"{job.folder} holds an unfinished run that crops to {begun}, the size of the inputs that it was begun with, "
-            f"and crop.size: common makes it {now} now; give the same inputs again, or add --restart to drop it"
+            f"{job.folder} holds an unfinished run that crops to {begun}, and with these inputs crop.size: common makes it "
+            f"{now} now; give the same inputs again, or add --restart to drop it"
         )
 
 
@@ -379,7 +321,7 @@ def analyze(job: Job) -> None:
     """Analyze the patterns; with ``input.mask: auto``, again without the hot pixels that were found."""
     auto, precomputed = job.config.input.mask == "auto", job.plan.precomputed
     if precomputed is None:
-        _analyze_blocks(job, "analyze", "analysis")
+        _analyze_blocks(job, "analyze")
     else:
         _read_analysis(job, precomputed.store)
     job.hot = hot_pixels(job)
@@ -389,7 +331,7 @@ def analyze(job: Job) -> None:
     if auto and job.hot:
         job.patterns = job.masked(job.patterns, {"pixels": job.hot})
         if precomputed is None:  # else the analysis already excludes them
-            _analyze_blocks(job, "analyze again", "analysis-again")
+            _analyze_blocks(job, "analyze again")
             job.warnings += report.left_hot_warnings(hot_pixels(job))
     _note_analysis(job)
 
@@ -407,18 +349,14 @@ def _note_analysis(job: Job) -> None:
     job.warnings += report.analysis_warnings(job.analysis)
 
 
-def _analysis_options(job: Job) -> dict[str, Any]:
-    return job.config.analyze.model_dump(exclude={"ahead", "known"})
-
-
 def _lazy_analysis(job: Job) -> dict[str, da.Array]:
-    options = _analysis_options(job)
+    options = job.config.analyze.model_dump(exclude={"ahead", "known"})
     return {"analysis": analysis_of_blocks(job.patterns, **options, device=job.device)}
 
 
-def _analyze_blocks(job: Job, stage: str, folder: str) -> None:
-    """Analyze block by block into the run's folder, and join everything but the profiles."""
-    spool = SpoolSink(f"{job.folder}/{folder}")
+def _analyze_blocks(job: Job, stage: str) -> None:
+    """Analyze block by block into the run's folder."""
+    spool = SpoolSink(f"{job.folder}/{'analysis' if stage == 'analyze' else 'analysis-again'}")
     with job.room(job.n_blocks):
         job.compute(stage, _lazy_analysis(job), spool)
     _fold(job, spool)
@@ -428,13 +366,14 @@ def _fold(job: Job, spool: SpoolSink) -> None:
     """Join the analysis of all blocks, without the profiles, which stay in the spool."""
     stored = spool.blocks(job.n_blocks, (*PER_PATTERN, *REDUCED))
     n_missing = int((~job.tally.valid(lead_shape(job.patterns))).sum())
-    attrs = analysis_attrs(**_analysis_options(job))
-    job.analysis, job.profiles = fold_analysis(job.patterns, stored, attrs, n_missing), spool
+    attrs = analysis_attrs(**job.config.analyze.model_dump(exclude={"ahead", "known"}))
+    job.analysis = fold_analysis(job.patterns, stored, attrs, n_missing)
+    job.profiles = lambda: spool.blocks(job.n_blocks, ("profile",))
 
 
 def _read_analysis(job: Job, store: str) -> None:
     """Read a precomputed analysis; a different target retention recomputes the radii."""
-    stored, patterns = open_group(store, "analysis"), job.patterns
+    stored, patterns = zarr.open_group(store, "analysis"), job.patterns
     analysis = stored.drop_vars("profile").load()
     # a store keeps text in attributes; a crop also keeps the counts there
     if "odd_pixels" in analysis.attrs:
@@ -455,12 +394,18 @@ def _read_analysis(job: Job, store: str) -> None:
         radii = stored_radii(lazy, target, str(analysis.attrs["radius_metric"]), exact)
         analysis["radius"] = analysis["radius"].copy(data=radii.compute())
         analysis.attrs["target_retention"] = target
-    job.analysis, job.profiles = analysis, StoredProfiles(stored["profile"], chunks)
+
+    def profiles() -> Iterator[tuple[Region, Mapping[str, NDArray]]]:
+        grid = da.core.normalize_chunks(chunks, stored["profile"].shape[:-1])
+        for region in da.core.slices_from_chunks(grid):
+            yield region, {"profile": stored["profile"][region].values}
+
+    job.analysis, job.profiles = analysis, profiles
 
 
 def stored_window(config: Config, store: str) -> Window:
     """The window that a finished dataset would get by itself, from its stored analysis."""
-    stored = open_group(store, "analysis")
+    stored = zarr.open_group(store, "analysis")
     return _window(config, stored.drop_vars("profile").load(), None)
 
 
@@ -646,7 +591,7 @@ def _finish(job: Job, target: Target) -> None:
         if job.analysis is not None or job.mask is not None:
             analysis = _with_mask(job)
         mean = xr.Dataset({"mean_pattern": (("ky", "kx"), job.mean)})
-        write_dataset(target.built, "output", mean)
+        zarr.write_dataset(target.built, "output", mean)
     elif job.window is not None:
         analysis = job.analysis
         valid = None if job.valid.all() else job.valid  # as in an export from a store
@@ -661,7 +606,7 @@ def _finish(job: Job, target: Target) -> None:
     else:
         job.state.check_ownership()
         remove(job.outputs.results)
-        publish_objects(temporary(path), url)
+        zarr.publish_objects(temporary(path), url)
 
 
 def _with_mask(job: Job) -> xr.Dataset:
@@ -672,22 +617,20 @@ def _with_mask(job: Job) -> xr.Dataset:
 
 
 def _write_profiles(job: Job, built: str) -> None:
-    assert job.profiles is not None
-    lead, dims = lead_shape(job.patterns), lead_dims(job.patterns)
-    profiles = job.profiles.blocks(job.n_blocks, ("profile",))
-    chunk = tuple(chunks[0] for chunks in job.patterns.data.chunks[: len(lead)])
-    write_profiles(built, profiles, (*dims, PROFILE_RADIUS), lead, chunk)
+    lead, dims = lead_shape(job.patterns), (*lead_dims(job.patterns), PROFILE_RADIUS)
+    chunk = tuple(chunks[0] for chunks in job.patterns.data.chunks[:-2])
+    zarr.write_profiles(built, job.profiles(), dims, lead, chunk)
 
 
 def _write_analysis_alone(job: Job, path: str) -> None:
     """Write the analysis to a store of its own, next to a file whose format cannot hold it."""
     built = temporary(path)
-    empty_store(built)
+    zarr.empty_store(built)
     _write_profiles(job, built)
-    write_dataset(built, "analysis", _with_mask(job))
+    zarr.write_dataset(built, "analysis", _with_mask(job))
     status = Path(job.outputs.path).stat()
     about = {**_provenance(job), "of": [status.st_size, status.st_mtime_ns]}
-    finish_store(built, about, None)
+    zarr.finish_store(built, about, None)
     job.state.publish(path)
 
 
@@ -696,10 +639,10 @@ def _profile_store(job: Job) -> str:
     if job.window is None or job.outputs.path.endswith(".zarr"):
         return job.outputs.store
     built = temporary(f"{job.folder}/profiles.zarr")
-    empty_store(built)
+    zarr.empty_store(built)
     _write_profiles(job, built)
-    write_dataset(built, "analysis", _with_mask(job))
-    finish_store(built, {}, None)
+    zarr.write_dataset(built, "analysis", _with_mask(job))
+    zarr.finish_store(built, {}, None)
     return built
 
 
@@ -759,7 +702,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
     n_patterns = math.prod(lead_shape(out))
     store = job.outputs.store
     positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
-    sizes = memory_of(config, found, None if window is None else shape, job.slab)
+    sizes = budget.memory_of(config, found, None if window is None else shape, job.slab)
     gpu = {}
     if job.device == "gpu":
         held = job.connection.client.run(held_bytes).values()
@@ -791,7 +734,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         },
         "speed": {**speed, "bytes_per_second": found.n_bytes / speed["seconds"]},
         "memory": {
-            "projected": projected_bytes(sizes, positions, job.worker),
+            "projected": budget.projected_bytes(sizes, positions, job.worker),
             "measured": job.tally.peak_rss,
             "limit": limit,
             **gpu,

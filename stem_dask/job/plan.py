@@ -19,6 +19,7 @@ from stem_dask.core.window import check_center, check_factor, check_size, check_
 from stem_dask.engine.lock import owned
 from stem_dask.engine.state import (
     RunState,
+    changed_options,
     open_state,
     refuse_damaged,
     refuse_foreign,
@@ -131,13 +132,8 @@ class Plan:
         return self.found.change() is None and self.contents == _digests(self.config)
 
 
-def prepare(config: Config, outputs: Outputs | None = None) -> Plan:
+def prepare(config: Config) -> Plan:
     """Check everything that can be checked before dask is imported or a cluster is started.
-
-    Parameters
-    ----------
-    config : of the job
-    outputs : names of its files, by default from the config
 
     Raises
     ------
@@ -151,7 +147,7 @@ def prepare(config: Config, outputs: Outputs | None = None) -> Plan:
     # a scheduler file that does not exist yet is checked on connection
     if scheduler.address is not None or (file is not None and Path(file).exists()):
         scheduler_address(scheduler.address, file, insecure=scheduler.insecure)
-    outputs = Outputs.of(config) if outputs is None else outputs
+    outputs = Outputs.of(config)
     _check_places(config, outputs)
     found = find_input(config)
     _check_detector(config, found)
@@ -302,7 +298,7 @@ def _check_places(config: Config, outputs: Outputs) -> None:
     check_path("output.path", outputs.store)
     check_path("analyze.from", config.analyze.known)
     check_path("input.path", source)
-    check_lengths(outputs)
+    _check_lengths(outputs)
     if url is None and config.output.local_folder is not None:
         raise ConfigError(
             f"output.local_folder is {config.output.local_folder}, which is for an output.path that is a URL, and it is "
@@ -312,39 +308,30 @@ def _check_places(config: Config, outputs: Outputs) -> None:
         raise ConfigError(
             f"output.path is {url}: into an object store only .zarr is written; write the file here, and copy it there"
         )
-    if (
-        url is not None
-        and is_url(source)
-        and (f"{source}/".startswith(f"{url}/") or url.startswith(f"{source}/"))
-    ):
+    nested = f"{source}/".startswith(f"{url}/") or f"{url}".startswith(f"{source}/")
+    if url is not None and is_url(source) and nested:
         raise ConfigError(
             f"the output {url} would replace the input {source}; choose another output.path"
         )
 
 
-def check_lengths(outputs: Outputs) -> None:
-    """Refuse outputs whose name, or that of a temporary file, is too long for the file system.
-
-    Raises
-    ------
-    ConfigError
-    """
+def _check_lengths(outputs: Outputs) -> None:
+    """Refuse outputs whose name, or that of a temporary file, is too long for the file system."""
     paths = outputs.local()
     made = [name for path in paths for name in temporary_names(path)]
     for path in map(os.path.abspath, (*paths, *made, run_folder(outputs.path))):
         there = next(str(folder) for folder in Path(path).parents if os.path.isdir(folder))
         longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
-        for name in Path(path).parts:
-            if 0 < longest < len(os.fsencode(name)):
-                raise ConfigError(
-                    f"output.path is {outputs.store}, and the run needs the name {name}: it has {len(os.fsencode(name))} "
-                    f"bytes, and a name may have {longest}; choose a shorter output.path"
-                )
+        name = max(Path(path).parts, key=lambda part: len(os.fsencode(part)))
+        length, problem = len(os.fsencode(name)), ""
+        if 0 < longest < length:
+            problem = f"and the run needs the name {name}: it has {length} bytes, and a name may have {longest}"
         # 160 bytes for the longest path below it, such as /patterns/c.0.0.0.0.HEX.partial
         if 0 < whole <= len(os.fsencode(path)) + 160:
+            problem = f"a path with what the run makes below it may have {whole:,} bytes"
+        if problem:
             raise ConfigError(
-                f"output.path is {outputs.store}: a path with what the run makes below it may have {whole:,} bytes; choose a "
-                "shorter output.path"
+                f"output.path is {outputs.store}, {problem}; choose a shorter output.path"
             )
 
 
@@ -490,15 +477,7 @@ def _difference(
         return ""
     now = to_dict(config)
     old, new = _deciding({**now, **before}, contents_before), _deciding(now, contents)
-    device, device_before = new.pop("device"), old.pop("device")
-    changed = [
-        f"{section}.{key}"
-        for section, options in new.items()
-        for key in options
-        if old[section].get(key) != options[key]
-    ]
-    changed += ["device"] * (device != device_before)
-    if changed:
+    if changed := changed_options(old, new):
         return f", made with other options ({', '.join(changed)})"
     if missing:
         return f", but {', '.join(missing)} is missing"

@@ -93,7 +93,8 @@ def run(
     options |= {"input_bytes": plan.found.n_bytes, "device": device}
     # what this process imports to write the outputs takes a second to load, too
     forms = (format_of(path) for path in (outputs.path, *outputs.exports))
-    load_meanwhile(PASSES, *{form.library for form in forms if form is not None and form.library})
+    libraries = {form.library for form in forms if form is not None and form.library}
+    load_meanwhile(PASSES, *libraries)
     with connect(**options, say=say) as connection:
         for line in connection.lines(f"{device}{plan.device_note}"):
             say(line)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from stem_dask.core.errors import ConfigError, SourceError, StemDaskError, StoreError
@@ -72,13 +72,7 @@ def split_url(url: str, what: str = "the URL") -> tuple[str, str]:
 
 
 def without_secrets(words: T) -> T:
-    """Return strings, also in lists and dictionaries; raise ConfigError for URLs that may contain secrets.
-
-    Examples
-    --------
-    >>> without_secrets(["input.path=s3://lab/scan.zarr"])
-    ['input.path=s3://lab/scan.zarr']
-    """
+    """Return strings, also in lists and dictionaries; raise ConfigError for URLs that may contain secrets."""
     if isinstance(words, str):
         # credentials before the host or bucket, or a signature in the query
         if re.search(r"://[^/\s]*@|s3://[^/\s]*:|https?://\S*\?", words):
@@ -90,46 +84,30 @@ def without_secrets(words: T) -> T:
 
 
 def check_path(key: str, path: object) -> None:
-    """Refuse a path that is an unsupported URL; ``key`` is the name of the option.
-
-    Examples
-    --------
-    >>> check_path("input.path", "https://lab/scan.dm4?signature=1")
-    Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: input.path has an unsupported form; expected s3://bucket/key
-    """
+    """Raise ConfigError for a path that is an unsupported URL; ``key`` is the name of the option."""
     if isinstance(path, str) and "://" in path:
         split_url(path, key)
 
 
 def refuse_url(key: str, path: object, way: str) -> None:
-    """Refuse a URL where a local file is required; ``way`` is the alternative.
-
-    Examples
-    --------
-    >>> refuse_url("path", "s3://lab/scan.pt", "export writes local files")
-    Traceback (most recent call last):
-    stem_dask.core.errors.ConfigError: path is s3://lab/scan.pt: export writes local files
-    """
+    """Raise ConfigError for a URL where a local file is required; ``way`` is the alternative."""
     check_path(key, path)
     if is_url(path):
         raise ConfigError(f"{key} is {path}: {way}")
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """Size, ETag and modification time of an object, named as in `os.stat`."""
 
     st_size: int
     etag: str
     st_mtime_ns: int
 
-    @classmethod
-    def of(cls, entry: Any) -> "Status":
-        """Status from obstore's; times have whole seconds, so the ETag gives the fraction: two versions always differ."""
-        etag, seconds = str(entry["e_tag"]), int(entry["last_modified"].timestamp())
-        fraction = zlib.crc32(etag.encode()) % 10**9
-        return cls(int(entry["size"]), etag, seconds * 10**9 + fraction)
+
+def _status(entry: Any) -> Status:
+    """Status from obstore's; times have whole seconds, so the ETag gives the fraction: two versions always differ."""
+    etag, seconds = str(entry["e_tag"]), int(entry["last_modified"].timestamp())
+    return Status(int(entry["size"]), etag, seconds * 10**9 + zlib.crc32(etag.encode()) % 10**9)
 
 
 @dataclass(frozen=True)
@@ -156,7 +134,7 @@ class Location:
         """Last component of the URL."""
         return self.url.rpartition("/")[2]
 
-    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+    def ask(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a function of obstore on the object."""
         store, key = opened(self.url)
         import obstore
@@ -167,7 +145,7 @@ class Location:
 
     def stat(self) -> Status:
         """Status of the object; raises FileNotFoundError if it does not exist."""
-        return Status.of(self._ask("head"))
+        return _status(self.ask("head"))
 
     def is_file(self) -> bool:
         """Whether the object exists."""
@@ -185,51 +163,32 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """Content of the object; raises FileNotFoundError if it does not exist."""
-        return bytes(self._ask("get"))
-
-    def read_range(self, start: int, end: int) -> memoryview:
-        """The bytes from ``start`` to ``end``, in one request; raises SourceError when the object is shorter."""
-        found = memoryview(self._ask("get_range", start=start, end=end))
-        if len(found) != end - start:
-            raise SourceError(
-                f"{self}: expected bytes {start:,} to {end:,}, received {len(found):,} bytes; the object was replaced while "
-                "it was read"
-            )
-        return found
+        return bytes(self.ask("get"))
 
     def below(self) -> Iterator[tuple[str, Status]]:
         """All objects below this URL, in order: name relative to it, and status."""
         start = len(split_url(self.url)[1]) + 1
-        pages = iter(self._ask("list", chunk_size=PAGE))
+        pages = iter(self.ask("list", chunk_size=PAGE))
         page: Any = True
         while page:
             with answered(self.url, SourceError):
                 page = next(pages, ())
             for entry in page:
-                yield str(entry["path"])[start:], Status.of(entry)
+                yield str(entry["path"])[start:], _status(entry)
 
     def write_bytes(self, content: bytes, *, onto: str | None = None) -> str:
-        """Write the object atomically and return its ETag.
+        """Write the object atomically and return its ETag; raises StoreError when that fails.
 
-        Parameters
-        ----------
-        onto : ETag of the object to replace; "" requires that none exists; None replaces any
-
-        Raises
-        ------
-        FileExistsError
-            When another object exists than ``onto`` states.
-        StoreError
-            When the object cannot be written.
+        ``onto`` is the ETag of the object to replace, or "" when there must be none, else FileExistsError is raised.
         """
         mode: Any = "create" if onto == "" else "overwrite" if onto is None else {"e_tag": onto}
         large = {"use_multipart": len(content) > PART_BYTES, "chunk_size": PART_BYTES}
-        return str(self._ask("put", content, mode=mode, max_concurrency=4, **large)["e_tag"])
+        return str(self.ask("put", content, mode=mode, max_concurrency=4, **large)["e_tag"])
 
     def unlink(self) -> None:
         """Remove the object, if it exists."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask("delete")
+            self.ask("delete")
 
     def remove_below(self) -> None:
         """Remove all objects below this URL."""
@@ -268,15 +227,12 @@ class ObjectFile(io.RawIOBase):
 
     @functools.cached_property
     def size(self) -> int:
-        """Bytes."""
         return self.location.stat().st_size
 
     def readable(self) -> bool:
-        """It is."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -296,8 +252,15 @@ class ObjectFile(io.RawIOBase):
         return n
 
     def fill(self, position: int, run: memoryview) -> None:
-        """Fill a buffer with the bytes from a position on, in one request."""
-        run[:] = self.location.read_range(position, position + len(run))
+        """Fill a buffer with the bytes from a position on, in one request; raises SourceError when the object is shorter."""
+        end = position + len(run)
+        found = memoryview(self.location.ask("get_range", start=position, end=end))
+        if len(found) != len(run):
+            raise SourceError(
+                f"{self.location}: expected bytes {position:,} to {end:,}, received {len(found):,} bytes; the object was "
+                "replaced while it was read"
+            )
+        run[:] = found
 
 
 def opened_file(path: str, *, buffered: bool = True) -> Any:
@@ -337,6 +300,18 @@ def answered(url: str, kind: type[SourceError] | type[StoreError]) -> Iterator[N
             reason.__context__ = None  # the error of obstore
 
 
+#: codes of S3, an error of obstore, and what they mean
+_REASONS = (
+    ("NoSuchBucket", "", errno.EACCES, "there is no such bucket; check its name, AWS_ENDPOINT_URL and AWS_REGION"),
+    ("InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken TokenRefreshRequired AuthFailure", "UnauthenticatedError", errno.EACCES,
+     "the store refuses the credentials{}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"),
+    ("PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException redirect", "", errno.EACCES,
+     "the bucket is in another region{}; set AWS_REGION"),
+    ("AccessDenied", "PermissionDeniedError", errno.EACCES, "access is denied{}; check what these credentials may do there"),
+    ("NotImplemented", "NotSupportedError", errno.ENOTSUP, "the store does not know this request{}"),
+)  # fmt: skip
+
+
 def _reason(
     url: str, kind: type[SourceError] | type[StoreError], error: Exception
 ) -> OSError | MemoryError:
@@ -349,43 +324,29 @@ def _reason(
         return FileNotFoundError(errno.ENOENT, "there is no such object", url)
     if name in ("AlreadyExistsError", "PreconditionError") or code == "ConditionalRequestConflict":
         return FileExistsError(errno.EEXIST, "another object is there", url)
-    number, stated = errno.EACCES, f" ({code})" if code else ""
-    if code == "NoSuchBucket":
-        words = "there is no such bucket; check its name, AWS_ENDPOINT_URL and AWS_REGION"
-    elif name == "UnauthenticatedError" or code in {
-        "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthFailure",
-    }:  # fmt: skip
-        words = f"the store refuses the credentials{stated}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"  # fmt: skip
-    elif "redirect" in text or code in {
-        "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
-    }:  # fmt: skip
-        words = f"the bucket is in another region{stated}; set AWS_REGION"
-    elif name == "PermissionDeniedError" or code == "AccessDenied":
-        words = f"access is denied{stated}; check what these credentials may do there"
-    elif name == "NotSupportedError" or code == "NotImplemented":
-        number, words = errno.ENOTSUP, f"the store does not know this request{stated}"
-    else:
-        number, status = errno.EIO, re.search(r"status code: ([1-5][0-9]{2})\b", text)
-        if code or status:
-            stated = stated or f" (status {status and status[1]})"
-            words = f"the store answers with an error{stated}"
-        else:
-            parts = urlsplit(_endpoint(os.environ))
-            where = ":".join(str(part) for part in (parts.hostname, parts.port) if part)
-            words = f"the store{where and f' at {where}'} does not answer; check AWS_ENDPOINT_URL and the network"
+    status = re.search(r"status code: ([1-5][0-9]{2})\b", text)
+    parts = urlsplit(_endpoint(os.environ))
+    where = ":".join(str(part) for part in (parts.hostname, parts.port) if part)
+    number, words = errno.EIO, "the store answers with an error{}"
+    if not code and not status:
+        words = f"the store{where and f' at {where}'} does not answer; check AWS_ENDPOINT_URL and the network"
+    word = code or ("redirect" if "redirect" in text else "")
+    for codes, other, *meaning in _REASONS:
+        if word in codes.split() or name == other:
+            number, words = meaning  # type: ignore[assignment]
+            break
+    words = words.replace(
+        "{}", f" ({code})" if code else f" (status {status[1]})" if status else ""
+    )
     reason = kind(f"{url}: {words}")
-    reason.errno = number
-    reason.__cause__ = OSError(number, words, url)
+    reason.errno, reason.__cause__ = number, OSError(number, words, url)
     return reason
 
 
 def opened(url: str, *, below: bool = False) -> tuple[Any, str]:
     """obstore's store of a URL's bucket, or with ``below`` of the objects below the URL, and the URL's key.
 
-    Raises
-    ------
-    ConfigError
-        When the URL is invalid, obstore is not installed, there are no credentials, or the endpoint URL contains some.
+    Raises ConfigError when obstore is not installed, there are no credentials, or the endpoint URL contains some.
     """
     bucket, key = split_url(url)
     settings = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
@@ -424,20 +385,20 @@ def _endpoint(given: Mapping[str, str]) -> str:
 
 def _access(given: Mapping[str, str]) -> dict[str, Any]:
     """What obstore, which reads the environment only, needs from the files of ``aws configure``."""
-    name = given.get("AWS_PROFILE")
-    found = _profile(name or "default", given)
+    name = given.get("AWS_PROFILE") or "default"
+    found = _profile(name, given)
     config: dict[str, Any] = {}
     if "region" in found and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & given.keys():
         config["region"] = found["region"]
     if "endpoint_url" in found and not _endpoint(given):
         config["endpoint"] = found["endpoint_url"]
-    public = given.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1")
-    if public or given.get("AWS_ACCESS_KEY_ID"):
+    is_public = given.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1")
+    if is_public or given.get("AWS_ACCESS_KEY_ID"):
         return config
     if {"aws_access_key_id", "aws_secret_access_key"} <= found.keys():
 
         def provider() -> dict[str, Any]:
-            keys = _profile(name or "default", given)
+            keys = _profile(name, given)
             return {
                 "access_key_id": keys["aws_access_key_id"],
                 "secret_access_key": keys["aws_secret_access_key"],
@@ -447,10 +408,10 @@ def _access(given: Mapping[str, str]) -> dict[str, Any]:
             }
 
         return {**config, "credential_provider": provider}
-    if name:
+    if given.get("AWS_PROFILE"):
         raise ConfigError(
-            f"AWS_PROFILE is {name}, and {_file('CREDENTIALS', given)} has no keys of that name (roles and single sign-on are "
-            f'not followed); run: eval "$(aws configure export-credentials --profile {name} --format env)"'
+            f"AWS_PROFILE is {name}, and {_files(given)[1]} has no keys of that name (roles and single sign-on are not "
+            f'followed); run: eval "$(aws configure export-credentials --profile {name} --format env)"'
         )
     # obstore finds these credentials itself
     roles = ("CONTAINER_CREDENTIALS_RELATIVE_URI", "CONTAINER_CREDENTIALS_FULL_URI", "WEB_IDENTITY_TOKEN_FILE")  # fmt: skip
@@ -462,15 +423,16 @@ def _access(given: Mapping[str, str]) -> dict[str, Any]:
     )
 
 
-def _file(name: str, given: Mapping[str, str]) -> Path:
-    variable = "AWS_SHARED_CREDENTIALS_FILE" if name == "CREDENTIALS" else "AWS_CONFIG_FILE"
-    return Path(given.get(variable) or f"~/.aws/{name.lower()}").expanduser()
+def _files(given: Mapping[str, str]) -> list[Path]:
+    config = given.get("AWS_CONFIG_FILE") or "~/.aws/config"
+    keys = given.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    return [Path(config).expanduser(), Path(keys).expanduser()]
 
 
 def _profile(name: str, given: Mapping[str, str]) -> dict[str, str]:
     """A profile in the files of ``aws configure``."""
     found: dict[str, str] = {}
-    for file in (_file("CONFIG", given), _file("CREDENTIALS", given)):
+    for file in _files(given):
         parser = configparser.RawConfigParser()
         try:
             parser.read(file, encoding="utf-8")
@@ -479,8 +441,7 @@ def _profile(name: str, given: Mapping[str, str]) -> dict[str, str]:
                 f"{file} cannot be read as a file of profiles; mend it, or set AWS_ACCESS_KEY_ID"
             ) from None
         for section in (name, f"profile {name}"):
-            if parser.has_section(section):
-                found |= dict(parser[section])
+            found |= dict(parser[section]) if parser.has_section(section) else {}
     return found
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -220,13 +220,3 @@ def read_document(folder: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def write_document(folder: str | Path, document: Mapping[str, Any], indent: int | None = 2) -> None:
-    """Write the zarr.json of a folder atomically."""
-    path = Path(folder, DOCUMENT)
-    partial = path.with_name(f"{DOCUMENT}.partial")
-    with translate(StoreError, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document, indent=indent, allow_nan=False))
-        os.replace(partial, path)  # a resumed run keeps its shards only below a valid document

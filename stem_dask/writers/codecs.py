@@ -111,21 +111,10 @@ def checked(content: bytes) -> bytes:
 def whole_chunks(
     block: NDArray | Block, region: Region, chunks: Sequence[int], shape: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], NDArray]]:
-    """Yield the chunks of a block with their origin; chunks beyond the end of an axis are padded with zeros.
+    """Yield (origin, C-contiguous chunk) of a block; a chunk is valid until the next is requested.
 
-    Parameters
-    ----------
-    block, region : (…, ky, kx), and where it lies along the leading axes
-    chunks, shape : shapes of a chunk (whole patterns) and of the array
-
-    Returns
-    -------
-    iterator of (origin, C-contiguous chunk), valid until the next is requested
-
-    Raises
-    ------
-    StoreError
-        When the block does not consist of whole chunks, so that another task would write to the same.
+    Chunks are whole patterns, padded with zeros at the end of an axis. ``shape`` is that of the array. A block that shares a
+    chunk with another task raises StoreError.
 
     Examples
     --------

@@ -72,11 +72,6 @@ def stream_tags(
     """Yield the bytes of a DM file piece by piece, so that a `Stream` is never in memory as a whole.
 
     ``version`` is 3 (32-bit counts) or 4 (64-bit counts), ``order`` the byte order of the values.
-
-    Raises
-    ------
-    ConfigError
-        An object has no DM type, or a `Stream` produced other data than it announced.
     """
     if version not in (3, 4):
         raise ConfigError(f"version is {version}; a DM file has version 3 or 4")

@@ -22,13 +22,9 @@ from stem_dask.storage.staging import append, begin_staging, mark, refuse_other_
 def write_file(
     path: str | Path, stage: str | Path, contents: Iterable[Any], *, sync: bool = True
 ) -> tuple[int, int]:
-    """Write a file of a block, which gets its name when it is complete; returns its CRC-32 and length.
+    """Write a file of a block in a staging folder and rename it; returns CRC-32 and length.
 
-    Parameters
-    ----------
-    stage : staging folder of this start, see `stem_dask.storage.staging`
-    contents : buffers
-    sync : write to the disk at once, because the file is not read again by this run
+    With ``sync`` it is written to the disk at once, because this run does not read it again.
     """
     crc = n_bytes = 0
     with staged(path, stage) as file:
@@ -90,13 +86,7 @@ class SpoolSink:
     def blocks(
         self, n: int, names: Sequence[str] | None = None
     ) -> Iterator[tuple[Region, dict[str, NDArray]]]:
-        """Yield region and arrays (all, or those named) of tasks 0 … n - 1.
-
-        Raises
-        ------
-        StoreError
-            When an array does not match its checksum.
-        """
+        """Yield region and arrays (all, or those named) of tasks 0 … n - 1; a wrong checksum raises StoreError."""
         for index in range(n):
             path = self._path(index)
             with open(path, "rb") as file:
@@ -133,9 +123,8 @@ class SplitSink:
 
     def create(self, *, resume: bool) -> None:
         """Begin both outputs."""
-        if self.first is not None:
-            self.first.create(resume=resume)
-        self.second.create(resume=resume)
+        for sink in filter(None, (self.first, self.second)):
+            sink.create(resume=resume)
 
     def write(self, index: int, region: Region, blocks: Mapping[str, NDArray]) -> dict[str, Any]:
         """Write the blocks of one task to their sinks."""

@@ -37,11 +37,6 @@ class Synthetic:
     is the number of pixels the beam wanders over the scan, ``disc_radius`` is in pixels, ``spots`` counts the Bragg
     discs (in pairs, at most 20). Equal options give equal bytes. The expected centroid of a pattern is the beam, as
     long as no disc leaves the detector: with more than 8 spots, or large discs on a small detector, some do.
-
-    Raises
-    ------
-    ConfigError
-        A size is not positive, the number of spots is odd, or no DM file can hold the dtype.
     """
 
     scan_shape: tuple[int, int] = (24, 20)
@@ -81,10 +76,7 @@ def _scan_grid(spec: Synthetic) -> tuple[np.ndarray, np.ndarray]:
 def beam_centers(spec: Synthetic) -> tuple[np.ndarray, np.ndarray]:
     """Where the beam is in every pattern, in pixels: the known answer of a centering.
 
-    Returns
-    -------
-    cy, cx : ndarray, float64, shape (scan_y, scan_x)
-        Linear and weakly quadratic in the scan position; at most ``descan / 2`` from the detector's middle.
+    Both are (scan_y, scan_x), linear and weakly quadratic in the scan position, at most ``descan / 2`` from the middle.
 
     Examples
     --------
@@ -100,32 +92,13 @@ def beam_centers(spec: Synthetic) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thickness(spec: Synthetic) -> np.ndarray:
-    """How much of the particle the beam meets: 0 in vacuum to 1 in the middle of the scan.
-
-    Returns
-    -------
-    ndarray, float64, shape (scan_y, scan_x)
-
-    Examples
-    --------
-    >>> thickness(Synthetic(scan_shape=(1, 5))).round(2).tolist()
-    [[0.0, 0.55, 1.0, 0.55, 0.0]]
-    """
+    """How much of the particle the beam meets, (scan_y, scan_x): 0 in vacuum to 1 in the middle of the scan."""
     v, u = _scan_grid(spec)
     return np.sqrt(np.clip(1 - (u**2 + v**2) / 0.6**2, 0, 1))
 
 
 def pattern_row(spec: Synthetic, y: int) -> np.ndarray:
-    """The patterns of scan row ``y``, with Poisson noise.
-
-    Returns
-    -------
-    ndarray, dtype of the spec, shape (scan_x, ky, kx), in electrons
-
-    Raises
-    ------
-    ConfigError
-        There is no such row, or the counts do not fit into the dtype.
+    """The patterns (scan_x, ky, kx) of scan row ``y`` in electrons, with Poisson noise.
 
     Examples
     --------
@@ -235,20 +208,6 @@ def write_dm4(
     ``detector_first`` is the older order, detector slowest, that goes with ``swapped=0`` or None: then ``rows`` has one
     array (kx, scan_y, scan_x) a row of the detector.
     ``pad`` puts so many bytes before the images, so that the pixels come to lie at another place in the file.
-
-    Raises
-    ------
-    ConfigError
-        The rows are too few, too many, or of another shape or dtype than stated.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> row = np.ones((3, 8, 6), np.uint16)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = write_dm4(f"{folder}/a.dm4", [row, row], (2, 3), (8, 6), "uint16")
-    ...     path.stat().st_size > 2 * row.nbytes
-    True
     """
     path, (ny, nx), (ky, kx) = Path(path), scan_shape, detector_shape
 

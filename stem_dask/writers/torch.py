@@ -27,9 +27,7 @@ LAYOUTS = ("scan", "nchw", "tensor", "bare")
 
 
 def signed_dtype(dtype: np.dtype) -> np.dtype:
-    """Type of a tensor for patterns of a type: unsigned types become the next larger signed type.
-
-    uint64 becomes int64, and values beyond it are refused (`check_int64`); signed and float types stay.
+    """Type of a tensor for patterns of a type: unsigned types become the next larger signed type, uint64 int64.
 
     Examples
     --------
@@ -124,14 +122,10 @@ _MOST = 0xFFFFFFFF  # larger sizes and offsets are in a zip64 extra field
 
 
 def write_archive(file: IO[bytes], whole: Any, crc: int) -> int:
-    """Write an archive over an existing file, except for the content of its hole; returns the offset of the hole.
+    """Write an archive over an existing file, except for the content of its hole, whose checksum is ``crc``.
 
-    Its records have the order and the places that torch gives them.
-
-    Parameters
-    ----------
-    whole : an array, a `Hole`, or nested dictionaries of these and plain values; the hole comes first
-    crc : checksum of the hole
+    ``whole`` is an array, a `Hole`, or nested dictionaries of these and plain values. The records have the order and the
+    places that torch gives them. Returns the offset of the hole.
     """
     tensors: list[NDArray | Hole] = []
     described = b"".join((pickle.PROTO + b"\2", *_pickled(whole, tensors), pickle.STOP))

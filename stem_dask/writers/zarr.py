@@ -167,11 +167,9 @@ class ObjectStoreSink(StoreSink):
             return f"{url} is missing"
         if found.st_size != extra.get("bytes"):
             return f"{url} has {found.st_size:,} bytes, not the {extra.get('bytes', 0):,} that were written"
-        return (
-            f"{url} was replaced by another object (ETag)"
-            if found.etag != extra.get("etag")
-            else None
-        )
+        if found.etag != extra.get("etag"):
+            return f"{url} was replaced by another object (ETag)"
+        return None
 
 
 def store_sink(output: Output) -> StoreSink:
@@ -328,13 +326,8 @@ def write_profiles(
 ) -> None:
     """Write the retention profiles into the group ``analysis`` a few blocks at a time, because they may exceed memory.
 
-    A block is a chunk, and rows of chunks share a shard, so that a terabyte does not make thousands of files.
-
-    Parameters
-    ----------
-    blocks : region along the leading axes, and ``profile`` (…, profile_radius), of each chunk, in C order of the grid
-    dims, lead : names of the axes, and sizes of the leading ones
-    chunk : positions of a block
+    A block (region along the leading axes, and ``profile``) is a chunk of these positions; blocks come in C order. Rows of
+    chunks share a shard, so that a terabyte does not make thousands of files.
     """
     blocks = iter(blocks)
     first = next(blocks, None)

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import of_type
-from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
 from stem_dask.core.metadata import to_json
 from stem_dask.core.model import Record, Region
 from stem_dask.storage.publish import damage, remove
-from stem_dask.storage.staging import remove_unfinished
+from stem_dask.storage.staging import refuse_other_files, remove_unfinished
 from stem_dask.writers.codecs import compressed, whole_chunks
 from stem_dask.writers.hspy import experiment, signal_of
 from stem_dask.writers.spool import SpoolSink, write_file
@@ -101,14 +100,12 @@ class ZspySink:
         return self._spool.verify(record)
 
     def finish(self, records: Sequence[Record]) -> None:
-        """Check the size of every chunk."""
-        for record in records:
-            for name, _, n_bytes in record.extra["chunks"]:
-                file = self._group / "data" / name
-                if not file.exists() or file.stat().st_size != n_bytes:
-                    raise StoreError(
-                        f"{file} is missing or changed after it was written; the same command writes it again"
-                    )
+        """Compare every chunk with its record."""
+        refuse_other_files(
+            (self._group / "data" / name, crc, n_bytes)
+            for record in records
+            for name, crc, n_bytes in record.extra["chunks"]
+        )
         self._spool.finish(records)
 
     def complete(

@@ -68,17 +68,3 @@ def test_a_stop_while_the_scheduler_hangs(
     assert run.code == 0, run.text
     assert ("resuming" in run.text) == (moment == "in the middle")
     assert_identical(command, reference)
-
-
-def test_the_silence_that_is_allowed() -> None:
-    """Twice ours is less than 150 s; what somebody has set himself stays."""
-    import dask
-    import distributed  # noqa: F401  brings its defaults
-
-    from stem_dask.cluster.connect import _settings
-
-    name = "distributed.scheduler.worker-ttl"
-    with dask.config.set({name: "5 minutes"}):
-        assert _settings()[name] == "60s"
-    with dask.config.set({name: "7s"}):
-        assert name not in _settings()

@@ -195,30 +195,6 @@ def test_other_memory(command: Command) -> None:
     assert int(patterns.sum()) == int(data.sum())
 
 
-def test_an_interrupt_beside_the_passes(command: Command) -> None:
-    """Where an error of the data leaves nothing, an interrupt keeps what is finished."""
-    from stem_dask.core.errors import ConfigError, InterruptedRunError
-    from stem_dask.core.model import Record
-    from stem_dask.engine.state import open_state
-
-    def attempt(error: type[BaseException]) -> None:
-        unused = {"restart": False, "is_complete": lambda: False}
-        with open_state((str(command.store),), "token", {}, **unused) as state:
-            if not state.journal.known:
-                state.journal.append("analyze", Record(0, 0.1, 1, 1, {}))
-            with state.nothing_to_go_on_with():
-                raise error("now")
-
-    for error, stays in (
-        (InterruptedRunError, True),
-        (KeyboardInterrupt, True),
-        (ConfigError, False),
-    ):
-        with pytest.raises(error):
-            attempt(error)
-        assert command.journal.exists() == stays
-
-
 def test_a_stop_within_an_import(command: Command, reference: Command) -> None:
     run = command.start(kind="threads", fault="interrupt h5py._hl.files", own_python=True)
     _stopped(run, noise=True)
