@@ -66,11 +66,9 @@ def test_hspy_written_by_hyperspy(tmp_path):
         ("kx", 3, -9, "1/nm"),
         ("ky", 4, -8, "1/nm"),
     ]
-    for i, (name, scale, offset, units) in enumerate(wanted):
-        signal.axes_manager[i].name = name
-        signal.axes_manager[i].scale = scale
-        signal.axes_manager[i].offset = offset
-        signal.axes_manager[i].units = units
+    for i, given in enumerate(wanted):
+        for key, value in zip(("name", "scale", "offset", "units"), given, strict=True):
+            setattr(signal.axes_manager[i], key, value)
     signal.metadata.General.title = "a scan"
     signal.metadata.set_item("Acquisition_instrument.TEM.camera_length", 45.0)
     signal.save(tmp_path / "a.hspy", chunks=(2, 5, 6, 7))
@@ -435,13 +433,12 @@ def save(path, what, **options):
     return path
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float16", "bool", "uint16"])
 @pytest.mark.parametrize(
     ("stored", "shape", "dims"),
     [((20, 1, 6, 7), (20, 6, 7), LIST), ((20, 6, 7), (20, 6, 7), LIST), (SHAPE, SHAPE, SCAN)],
 )
-def test_pt_shapes(tmp_path, dtype, stored, shape, dims):
-    array = (numbers() % 97).astype(dtype)
+def test_pt_shapes(tmp_path, stored, shape, dims):
+    array = numbers(dtype="i2")
     for what in (
         lambda torch: torch.from_numpy(array.reshape(stored)),
         lambda torch: {"patterns": torch.from_numpy(array.reshape(stored)), "note": "x"},
@@ -450,11 +447,6 @@ def test_pt_shapes(tmp_path, dtype, stored, shape, dims):
         same(open_patterns(path), array.reshape(shape), dims)
         if dims == LIST:
             same(open_patterns(path, scan_shape=(4, 5)), array)
-
-
-def test_pt_view_begins_inside_its_storage(tmp_path):
-    path = save(tmp_path / "a.pt", lambda torch: torch.from_numpy(numbers((5, 6, 7), "i4"))[2:])
-    same(open_patterns(path), numbers((5, 6, 7), "i4")[2:], LIST)
 
 
 def test_pt_with_several_tensors(tmp_path):
