@@ -17,8 +17,9 @@ from typing import Any
 import numcodecs
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BloscCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.registry import register_codec
 from zarr.storage import LocalStore, ObjectStore
 
