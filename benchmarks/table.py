@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         warm_up(scan, folder, options)
         machine = limits.machine(scan.path, options.cores, options.written_bytes)
         paper.say_machine(say, result, machine)
-        result["machine"]["bandwidths"] = machine.words()
+        result["machine"]["bandwidths"] = asdict(machine)
         result |= {"rows": [], "memory": []}
         for row in contests(scan, folder, options, machine, say):
             result["rows"].append(row)
