@@ -110,12 +110,12 @@ def configs_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> l
 
 
 def _only(configs: list[Config]) -> Config:
-    if len(configs) > 1:
-        raise ConfigError(
-            f"input.path names {len(configs)} inputs ({configs[0].input.path} …), and one is expected here; "
-            "run and check take several, and so does sd.load_configs"
-        )
-    return configs[0]
+    if len(configs) == 1:
+        return configs[0]
+    raise ConfigError(
+        f"input.path names {len(configs)} inputs ({configs[0].input.path} …), and one is expected here; "
+        "run and check take several, and so does sd.load_configs"
+    )
 
 
 def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> list[Config]:
