@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info_command(options: argparse.Namespace) -> int:
     """Print what files hold."""
-    from stem_dask.config.inputs import found_inputs
+    from stem_dask.config.load import found_inputs
 
     def info(path: str) -> int:
         found = _found(path, overrides)
