@@ -40,20 +40,7 @@ _WHOLE = (slice(None),) * 4
 
 
 def detector_first(source: Source) -> View | None:
-    """The stored order (ky, kx, scan_y, scan_x) of patterns from a detector-first flat file; None for any other source.
-
-    Parameters
-    ----------
-    source : (scan_y, scan_x, ky, kx), perhaps flipped, or a region of the scan
-
-    Examples
-    --------
-    >>> flat = FlatFile("scan.dm4", 512, np.dtype("u2"), (64, 48, 8, 6))
-    >>> detector_first(View.of(flat).transpose((2, 3, 0, 1))).shape
-    (64, 48, 8, 6)
-    >>> detector_first(flat) is None
-    True
-    """
+    """The stored order (ky, kx, scan_y, scan_x) of patterns from a detector-first flat file; None for any other source."""
     if not isinstance(source, View) or source.order != DETECTOR_FIRST:
         return None
     return source.transpose(DETECTOR_FIRST) if isinstance(source.source, FlatFile) else None

@@ -57,14 +57,9 @@ class HostileStoreError(SourceError):
 class GuardedFolder(LocalStore):
     """A local store whose documents are checked."""
 
-    async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
+    async def get(self, key: str, *args: Any, **options: Any) -> Buffer | None:
         """A file, or a part of it; None when it is missing."""
-        found = await super().get(key, prototype, byte_range)
+        found = await super().get(key, *args, **options)
         check_document(str(self.root), key, found)
         return found
 
@@ -152,7 +147,7 @@ def _check(store: str, name: str, document: Any) -> None:
     """Check what describes an array, in format 2 or 3, and the arrays of consolidated metadata."""
     if not isinstance(document, dict):
         return
-    where, names = f"{store}: array {one_line(name) or '/'}", set()
+    where, names, fault = f"{store}: array {one_line(name) or '/'}", set[str](), ""
     for codec in _codecs(document):
         stated = {codec[key] for key in ("id", "name") if isinstance(codec.get(key), str)}
         names |= stated
@@ -165,9 +160,9 @@ def _check(store: str, name: str, document: Any) -> None:
         options = {**codec, **(configuration if isinstance(configuration, dict) else {})}
         kinds = [value for option, value in options.items() if option.endswith("dtype")]
         if not {one.removeprefix("numcodecs.") for one in stated} <= _CODECS or not stated:
-            raise _unknown(where, f"is coded as {one_line(stated.pop() if stated else codec)}")
-        if not all(map(_is_plain, kinds)):
-            raise _unknown(where, f"is coded as {stated.pop()} of the type {one_line(kinds[0])}")
+            fault = f"is coded as {one_line(stated.pop() if stated else codec)}"
+        elif not all(map(_is_plain, kinds)):
+            fault = f"is coded as {stated.pop()} of the type {one_line(kinds[0])}"
     for key in {"dtype", "data_type"} & document.keys():
         kind = document[key]
         is_structure = isinstance(kind, list) and all(
@@ -176,7 +171,11 @@ def _check(store: str, name: str, document: Any) -> None:
         fields = [field[1] for field in kind] if is_structure else [kind]
         fields = [field.get("name") if isinstance(field, dict) else field for field in fields]
         if not all(map(_is_plain, fields)) and not (kind == "|O" and names & _TEXTS):
-            raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
+            fault = fault or f"holds numbers of the type {one_line(kind)}"
+    if fault:
+        raise SourceError(
+            f"{where} {fault}, which is not known here; save it again as numbers, with blosc, zstd or gzip, where it can be read"
+        )
     for holder in (document, document.get("consolidated_metadata")):
         nodes = holder.get("metadata") if isinstance(holder, dict) else None
         for path, node in nodes.items() if isinstance(nodes, dict) else ():
@@ -188,21 +187,14 @@ def _codecs(holder: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for key in ("filters", "compressor", "codecs", "index_codecs"):
         listed = holder.get(key) or []
         for codec in listed if isinstance(listed, list) else [listed]:
-            if codec is not None:
-                codec = codec if isinstance(codec, dict) else {"name": codec}
-                yield codec
-                if isinstance(codec.get("configuration"), dict):
-                    yield from _codecs(codec["configuration"])
+            codec = codec if isinstance(codec, dict) else {"name": codec}
+            yield codec
+            if isinstance(codec.get("configuration"), dict):
+                yield from _codecs(codec["configuration"])
 
 
 def _is_plain(kind: Any) -> bool:
     return isinstance(kind, str) and (kind in _DTYPES_3 or _DTYPE_2.fullmatch(kind) is not None)
-
-
-def _unknown(where: str, how: str) -> SourceError:
-    return SourceError(
-        f"{where} {how}, which is not known here; save it again as numbers, with blosc, zstd or gzip, where it can be read"
-    )
 
 
 def check_length(chunk: Any) -> None:
@@ -210,9 +202,7 @@ def check_length(chunk: Any) -> None:
 
     Examples
     --------
-    >>> chunk = numcodecs.Blosc().encode(bytes(100))
-    >>> check_length(chunk)
-    >>> check_length(chunk[:-1])
+    >>> check_length(numcodecs.Blosc().encode(bytes(100))[:-1])
     Traceback (most recent call last):
     ValueError: blosc: the header states 116 bytes, the chunk has 115
     """
