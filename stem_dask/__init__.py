@@ -6,18 +6,37 @@
 """
 
 import importlib
-import re
-from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
 
-_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
-
-#: public name -> (module, name there), as in the stub; loaded on first use, so that --help and errors come at once
+#: public name -> (module, name there), as in __init__.pyi; loaded on first use, so that --help and errors come at once
 _PUBLIC = {
-    name: (module, attribute)
-    for module, attribute, name in re.findall(r"^from (\S+) import (\w+) as (\w+)$", _STUB, re.M)
+    "connect": ("stem_dask.cluster.connect", "connect"),
+    "load_config": ("stem_dask.config.load", "load_config"),
+    "load_configs": ("stem_dask.config.load", "load_configs"),
+    "ConfigError": ("stem_dask.core.errors", "ConfigError"),
+    "LockedError": ("stem_dask.core.errors", "LockedError"),
+    "MemoryBudgetError": ("stem_dask.core.errors", "MemoryBudgetError"),
+    "OutputExistsError": ("stem_dask.core.errors", "OutputExistsError"),
+    "SourceError": ("stem_dask.core.errors", "SourceError"),
+    "StemDaskError": ("stem_dask.core.errors", "StemDaskError"),
+    "StoreError": ("stem_dask.core.errors", "StoreError"),
+    "CroppingConfig": ("stem_dask.job.cropper", "CroppingConfig"),
+    "DiffractionCropper": ("stem_dask.job.cropper", "DiffractionCropper"),
+    "create_test_data": ("stem_dask.job.cropper", "create_test_data"),
+    "run_config": ("stem_dask.job.run", "run"),
+    "analyze": ("stem_dask.stages.analyze", "analyze"),
+    "suspected_hot_pixels": ("stem_dask.stages.correct", "suspected_hot_pixels"),
+    "choose_window": ("stem_dask.stages.crop", "choose_window"),
+    "crop": ("stem_dask.stages.crop", "crop"),
+    "to_detector": ("stem_dask.stages.crop", "to_detector"),
+    "cast": ("stem_dask.stages.downsample", "cast"),
+    "downsample": ("stem_dask.stages.downsample", "downsample"),
+    "export": ("stem_dask.stages.export", "export"),
+    "to_hyperspy": ("stem_dask.stages.export", "to_hyperspy"),
+    "open": ("stem_dask.stages.open", "open_patterns"),
+    "validate": ("stem_dask.stages.validate", "validate"),
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -5,24 +5,27 @@ is therefore checked before zarr sees it. numcodecs hands c-blosc a chunk withou
 the header: a damaged chunk would crash the process.
 """
 
+import asyncio
 import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numcodecs
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BloscCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.registry import register_codec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ObjectStore
 
 from stem_dask.core.errors import SourceError
 from stem_dask.storage.errors import one_line
+from stem_dask.storage.location import answered, opened
 
 #: documents that describe arrays; all other files of a store are chunks or plain attributes
 DOCUMENTS = ("zarr.json", ".zarray", ".zmetadata")
@@ -59,6 +62,55 @@ class GuardedFolder(LocalStore):
         found = await super().get(key, *args, **options)
         check_document(str(self.root), key, found)
         return found
+
+
+class GuardedObjects(ObjectStore):
+    """zarr's own store, whose documents are checked, and whose errors are translated.
+
+    Parameters
+    ----------
+    url : of the store
+    whole : a missing chunk raises an error, where zarr would read its fill value
+    """
+
+    def __init__(self, url: str, *, whole: bool = False) -> None:
+        super().__init__(opened(url, below=True)[0], read_only=True)
+        self.url, self.whole = url, whole
+
+    def __str__(self) -> str:
+        return self.url
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """An object, or a part of it; None when it is missing and may be."""
+        with answered(f"{self.url}/{key}", SourceError):
+            found = await super().get(key, prototype, byte_range)
+        is_chunk = key.rpartition("/")[2] not in (*DOCUMENTS, ".zattrs", ".zgroup")
+        if found is None and self.whole and is_chunk:
+            raise SourceError(
+                f"{self.url}/{key} is missing; copy it again, or set input.missing_chunks=zero to read these patterns as zeros"
+            )
+        check_document(self.url, key, found)
+        return found
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Several parts at once."""
+        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object of this name."""
+        with answered(f"{self.url}/{key}", SourceError):
+            return await super().exists(key)
+
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+        """Names directly below one."""
+        with answered(f"{self.url}/{prefix}", SourceError):
+            names = [name async for name in super().list_dir(prefix)]
+        for name in names:
+            yield name
 
 
 def check_document(store: str, key: str, content: Buffer | None) -> None:
