@@ -318,7 +318,7 @@ def test_unknown_endings_list_all_the_known(tmp_path):
     (tmp_path / "a.dat").write_bytes(b"hello")
     with pytest.raises(SourceError, match=r"extension \.dat is not known; known are") as caught:
         find(tmp_path / "a.dat")
-    assert all(suffix in str(caught.value) for suffix in READERS)
+    assert all(suffix in str(caught.value) for suffix in READERS.keys() - {*SUFFIXES})
 
 
 @pytest.mark.parametrize(
