@@ -255,10 +255,14 @@ def test_dm_images_go_by_the_numbers_that_are_shown(tmp_path):
     images = [dm_image(array, tags) for array in arrays]
     tree = {"ImageList": images, "Thumbnails": [{"ImageIndex": np.uint32(0)}]}
     (tmp_path / "a.dm4").write_bytes(encode_tags(tree))
-    refuses(r"2 arrays of 4 axes; .*: image 1: 3 x 4.*; image 2: 3 x", tmp_path / "a.dm4")
+    refuses(
+        r"2 arrays of 4 axes; .*: image 1 \(it\): 3 x 4.*; image 2 \(it\): 3 x", tmp_path / "a.dm4"
+    )
     for number in (1, 2):
         agrees(find(tmp_path / "a.dm4", dataset=number), numbers() + number - 1)
-    refuses("there is no dataset 0; the file holds image 1: ", tmp_path / "a.dm4", dataset=0)
+    refuses(
+        r"there is no dataset 0; the file holds image 1 \(it\): ", tmp_path / "a.dm4", dataset=0
+    )
 
 
 # --- content and name -------------------------------------------------------------------------------------------
