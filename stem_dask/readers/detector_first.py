@@ -151,13 +151,7 @@ class TransposedSink:
 
 
 def _touched(wanted: range, extent: int, size: int) -> Iterator[tuple[range, slice, slice]]:
-    """The parts of an axis with wanted indices: the part, which of the wanted they are, and their places in the part.
-
-    Examples
-    --------
-    >>> list(_touched(range(1, 7, 3), 4, 10))
-    [(range(0, 4), slice(0, 1, None), slice(1, 2, 3)), (range(4, 8), slice(1, 2, None), slice(0, 1, 3))]
-    """
+    """The parts of an axis with wanted indices: the part, which of the wanted they are, and their places in the part."""
     if not wanted:
         return
     for start in range(wanted[0] // extent * extent, wanted[-1] + 1, extent):

@@ -281,12 +281,6 @@ def buffer_for(offset: int, shape: Sequence[int], dtype: np.dtype) -> NDArray:
 
     Linux copies by ``rep movsb``, which on AMD Zen 3 takes three to four times as long (measured) when the target is 1 to
     31 bytes farther into its page than the source; arrays of numpy often begin 16 bytes into a page.
-
-    Examples
-    --------
-    >>> array = buffer_for(4096, (2, 3), np.dtype("u2"))
-    >>> array.shape, array.ctypes.data % 64
-    ((2, 3), 48)
     """
     n_bytes = prod(shape) * dtype.itemsize
     spare = np.empty(n_bytes + 64, np.uint8)

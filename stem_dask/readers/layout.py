@@ -257,10 +257,9 @@ def _is_reciprocal(units: str) -> bool | None:
     # NFKC unifies signs that look alike (micro and mu, angstrom and ring) and superscripts
     plain = unicodedata.normalize("NFKC", units).replace("\u2212", "-").lower()
     plain = re.sub(r"[\s_${}\[\]]", "", plain)
-    if plain.startswith("1/") or plain.endswith("-1") or plain in ("mrad", "rad", "urad", "μrad"):
+    if re.fullmatch(r"1/.*|.*-1|[muμ]?rad", plain):
         return True
-    lengths = ("nm", "um", "μm", "å", "a", "pm", "mm", "m", "angstrom", "nanometer", "micron")
-    return False if plain in lengths else None
+    return False if re.fullmatch(r"[npuμm]?m|å|a|angstrom|nanometer|micron", plain) else None
 
 
 def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:

@@ -50,13 +50,7 @@ class Found:
         return math.prod(self.source.shape) * self.source.dtype.itemsize
 
     def change(self) -> str | None:
-        """How the file, or one that belongs to it, has changed since it was opened; None when it has not.
-
-        Raises
-        ------
-        SourceError
-            When it is gone, or cannot be reached.
-        """
+        """How the file, or one that belongs to it, has changed since it was opened; None when it has not."""
         path, size, modified = self.identity
         try:
             with translate(SourceError):
@@ -65,9 +59,7 @@ class Found:
             raise SourceError(
                 f"{path} was removed, or cannot be reached any more: {error}"
             ) from error
-        found = []
-        if size != size_now:
-            found = [f"size {size:,} -> {size_now:,}"]
+        found = [f"size {size:,} -> {size_now:,}"] if size != size_now else []
         if modified != modified_now:
             times = "" if self.files else f" {_time(modified)} -> {_time(modified_now)}"
             found.append(f"modified{times}")
@@ -92,11 +84,6 @@ def find(
     ----------
     path, dataset, missing_chunks : as of `stem_dask.open`
     options : fields of `Geometry` and `RawLayout`
-
-    Raises
-    ------
-    SourceError
-        When the file is missing, damaged, of an unknown format, or does not hold patterns.
     """
     name = str(path)
     layout = RawLayout(
@@ -256,11 +243,6 @@ def with_given(
     ``calibration`` has by axis a ``scale`` (not 0), ``units`` and perhaps ``offset`` (the value at the first pixel of the
     file); without an offset the pixel of value 0 stays the same. It is that of the whole scan, of which ``scan_roi`` and
     ``scan_step`` take a part.
-
-    Raises
-    ------
-    ConfigError
-        When the file has no such axis, or a number is not usable.
     """
     axes = {axis.name: axis for axis in found.info.axes}
     given: dict[str, Any] = {}
