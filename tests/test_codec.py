@@ -19,8 +19,8 @@ from stem_dask.storage.checksums import crc32
 from stem_dask.storage.publish import file_crc, read_document
 from stem_dask.writers.codecs import CODECS, blosc_bytes, bytes_apart, deflated, gzipped, shuffle_of
 from stem_dask.writers.hdf5 import pack_chunk
+from stem_dask.writers.hyperspy import ZspySink, write_tree
 from stem_dask.writers.zarr import StoreSink, write_array
-from stem_dask.writers.zspy import ZspySink, write_tree
 
 TYPES = ["?", "u1", "<u2", ">u2", "<i4", ">f4", "f2", "<f8", ">u8"]
 

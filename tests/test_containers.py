@@ -23,7 +23,7 @@ from stem_dask.config.load import parse_config
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.readers.containers import can_be_quoted
 from stem_dask.readers.open import find
-from stem_dask.writers.dm import encode_tags
+from stem_dask.writers.synthetic import encode_tags
 
 
 def refusal(path, **options):

@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 import stem_dask as sd
 from stem_dask.readers.formats import READERS
 from stem_dask.readers.rsciio import SUFFIXES
-from stem_dask.writers.dm import encode_tags
+from stem_dask.writers.synthetic import encode_tags
 
 MORE = int(os.environ.get("STEM_DASK_FUZZ", "1"))
 DRAWN = settings(

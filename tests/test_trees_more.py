@@ -239,7 +239,7 @@ def test_tiff_of_different_pages(tmp_path):
 
 
 def test_dm_stack_that_states_its_scan(tmp_path):
-    from stem_dask.writers.dm import encode_tags
+    from stem_dask.writers.synthetic import encode_tags
 
     array = numbers((12, 6, 5))
 
@@ -268,7 +268,7 @@ def test_dm_stack_that_states_its_scan(tmp_path):
 
 def test_dm_images_go_by_the_numbers_that_are_shown(tmp_path):
     """A thumbnail is left out, and the next image stays number 1."""
-    from stem_dask.writers.dm import encode_tags
+    from stem_dask.writers.synthetic import encode_tags
 
     images = [
         {

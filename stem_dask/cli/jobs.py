@@ -23,7 +23,6 @@ from stem_dask.storage.location import is_url
 if TYPE_CHECKING:
     from stem_dask.cluster.connect import Connection
     from stem_dask.core.model import Step, Window
-    from stem_dask.engine.state import RunState
     from stem_dask.job.results import Outcome
 
 T = TypeVar("T")
@@ -85,7 +84,11 @@ def run_all(
         If a single job fails, or the cluster does not start.
     """
     if len(configs) == 1:
-        outcome = _run_one(configs[0], quiet, restart, time_limit)
+        plan = prepare(configs[0])
+        with stoppable(time_limit), progress_shown(quiet) as (say, progress):
+            from stem_dask.job.run import run
+
+            outcome = run(plan, say=say, progress=progress, restart=restart, alone=True)
         if not quiet:
             show(outcome)
         return outcome.exit_code
@@ -97,26 +100,10 @@ def run_all(
                 Batch(configs[0], datasets, line, asked, restart, stack).run()
         finally:  # after the last messages of the workers
             line.close()
-            if any(
-                dataset.exit_code is not None for dataset in datasets
-            ):  # else nothing has started
+            if any(row.exit_code is not None for row in datasets):  # else nothing has started
                 for text in table(datasets):
                     line.say(text)
     return max(dataset.exit_code or 0 for dataset in datasets)
-
-
-def _run_one(config: Config, quiet: bool, restart: bool, time_limit: float | None) -> "Outcome":
-    """Run the only job of a command."""
-    plan = prepare(config)
-    if plan.complete:
-        from stem_dask.job.results import already_complete
-
-        return already_complete(plan.config, plan.outputs)
-    with stoppable(time_limit), begun(plan, restart=restart) as state:
-        from stem_dask.job.run import run  # so late that a locked output is reported at once
-
-        with progress_shown(quiet) as (say, progress):
-            return run(plan, say=say, progress=progress, state=state, alone=True)
 
 
 @dataclass
@@ -196,16 +183,14 @@ class Batch:
                 dataset.config, dataset.again, dataset.plan = config, given, kept
                 return True
         elif any(is_there(path) for path in plan.outputs.all()):
-            with self._begun(dataset, plan):
+            with begun(plan, restart=self._drops(dataset)):
                 pass
         return False
 
-    @contextlib.contextmanager
-    def _begun(self, dataset: Row, plan: Plan) -> "Iterator[RunState]":
-        """Hold a run; ``--restart`` drops only the unfinished run of an earlier command."""
+    def _drops(self, dataset: Row) -> bool:
+        """Whether to drop an unfinished run of an earlier command."""
         first, dataset.begun = not dataset.begun, True
-        with begun(plan, restart=self.restart and first) as state:
-            yield state
+        return self.restart and first
 
     def _refuse_too_small(self, plan: Plan) -> None:
         """Check the memory of planned workers, unless they have been started."""
@@ -280,7 +265,7 @@ class Batch:
             state = None
             if not plan.complete:
                 self._refuse_too_small(plan)
-                state = stack.enter_context(self._begun(dataset, plan))
+                state = stack.enter_context(begun(plan, restart=self._drops(dataset)))
             if state is None or state.is_complete:
                 window = stored_window(plan.config, plan.outputs.store)
             else:
@@ -315,19 +300,18 @@ class Batch:
         if plan.complete:
             return already_complete(plan.config, plan.outputs)
         self._refuse_too_small(plan)
-        analyzed = common is not None and dataset.begun  # already shown
-        with self._begun(dataset, plan) as state:
-            from stem_dask.job.run import run
+        from stem_dask.job.run import run
 
-            return run(
-                plan,
-                say=None if analyzed else self._say_resuming,
-                progress=self._step_after_analysis if analyzed else self.line.step,
-                state=state,
-                connection=self._connect(),
-                common=common,
-                alone=True,
-            )
+        analyzed = common is not None and dataset.begun  # already shown
+        return run(
+            plan,
+            say=None if analyzed else self._say_resuming,
+            progress=self._step_after_analysis if analyzed else self.line.step,
+            restart=self._drops(dataset),
+            connection=self._connect(),
+            common=common,
+            alone=True,
+        )
 
     def _step_after_analysis(self, step: "Step") -> None:
         if not step.stage.startswith("analyze"):

@@ -44,11 +44,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="auto, threads, local, slurm, gpu, the address of a scheduler, or the file that describes it; replaces the "
         "config's cluster.kind, host, address and scheduler_file",
     )
-    parser.add_argument(
-        "--insecure-cluster",
-        action="store_true",
-        help="as cluster.insecure=true: do without TLS",
-    )
+    text = "as cluster.insecure=true: do without TLS"
+    parser.add_argument("--insecure-cluster", action="store_true", help=text)
     add_stop_options(parser)
 
 
@@ -57,23 +54,16 @@ def add_stop_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
     parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        metavar="SECONDS",
-        help="stop after this time; the same command resumes",
-    )
+    text = "stop after this time; the same command resumes"
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=text)
 
 
 def run_file(options: argparse.Namespace) -> int:
     """Load a config, run the job of every input, print what happened; returns the exit code."""
     from stem_dask.config.load import load_configs
 
-    flags = {
-        "output.overwrite=true": options.overwrite,
-        "cluster.insecure=true": options.insecure_cluster,
-    }
-    given = [override for override, is_set in flags.items() if is_set]
+    given = ["output.overwrite=true"] * options.overwrite
+    given += ["cluster.insecure=true"] * options.insecure_cluster
     given += [] if options.cluster is None else where(options.cluster, options.overrides)
     configs = load_configs(options.config, [*options.overrides, *given])
     from stem_dask.cli.jobs import run_all
@@ -96,9 +86,9 @@ def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
     >>> where("tls://node1:8786")[0], where("slurm")[-1]
     ('cluster.address=tls://node1:8786', 'cluster.kind=slurm')
     """
-    if "://" not in text and text.rpartition(":")[2].isdigit():
-        from stem_dask.core.errors import ConfigError
+    from stem_dask.core.errors import ConfigError
 
+    if "://" not in text and text.rpartition(":")[2].isdigit():
         raise ConfigError(f"--cluster is {text}; expected tls://{text}, or tcp://{text}")
     chosen = {"address": "null", "scheduler_file": "null", "kind": "auto"}
     is_file = os.sep in text or text.endswith(".json")
@@ -108,8 +98,6 @@ def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
     given = [f"cluster.{name}={value}" for name, value in {**chosen, key: text}.items()]
     for override in overrides:
         if override.startswith(PLACES) and override not in given:
-            from stem_dask.core.errors import ConfigError
-
             raise ConfigError(f"--cluster {text} and {override} are two places; leave one out")
     return given
 

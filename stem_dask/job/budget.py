@@ -14,7 +14,7 @@ import numpy as np
 
 from stem_dask.config.options import Config
 from stem_dask.core.batches import PIECE_BYTES as READ_PIECE_BYTES
-from stem_dask.core.chunks import MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
+from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
 from stem_dask.core.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.core.formats import FORMATS, Format
 from stem_dask.core.machine import machine_bytes
@@ -147,10 +147,8 @@ def memory_of(
     widest = max(kind.itemsize for kind in (dtype, what.patterns, what.dtype))
     fixed = library + PASSING * piece * widest + task_memory(config, what).in_host
     fixed += REQUEST_BYTES * is_url(found.info.path)
-    largest = max(form.chunk_bytes for form in forms)
-    fixed += (
-        2 * largest * (largest > READ_PIECE_BYTES)
-    )  # a chunk, raw and encoded, unless smaller than a batch
+    # a chunk of one file each, raw and encoded; other chunks are smaller than a batch
+    fixed += 2 * sum({form.chunk_bytes for form in forms} - {INNER_CHUNK_BYTES})
     if n_references := _references(config):
         fixed += 4 * pixels * (n_references + 3)  # and what reading one takes
     # encoded chunks, and these joined, wait until their block is complete

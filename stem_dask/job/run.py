@@ -1,5 +1,6 @@
 """A whole job: `prepare` its config, connect to a cluster, run all passes."""
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ def run(
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     state: RunState | None = None,
+    restart: bool = False,
     connection: "Connection | Client | None" = None,
     common: Sequence[int] | None = None,
     alone: bool = False,
@@ -42,6 +44,7 @@ def run(
     say : called with each line of text for the user
     progress : called with a `Step` after each block
     state : lock and journal of the run, if the caller holds them (see `stem_dask.job.plan.begun`)
+    restart : drop an unfinished run of this output
     connection : a cluster that several runs share (see `stem_dask.connect`), or a `distributed.Client`; by default the
         cluster of the config is started for this run
     common : size of the window that several datasets share, for ``crop.size: common``
@@ -62,40 +65,33 @@ def run(
     if connection is not None and not isinstance(connection, Connection):
         refuse_no_client(connection)
     plan = config if isinstance(config, Plan) else prepare(config)
-    if not plan.complete and state is None:
-        with begun(plan) as state:
-            return run(
-                plan, say=say, progress=progress, state=state, connection=connection, common=common, alone=alone,
-            )  # fmt: skip
-    if state is None or state.is_complete:
-        from stem_dask.job.results import already_complete
+    with contextlib.ExitStack() as stack:
+        if state is None and not plan.complete:
+            state = stack.enter_context(begun(plan, restart=restart))
+        if state is None or state.is_complete:
+            from stem_dask.job.results import already_complete
 
-        return already_complete(plan.config, plan.outputs)
-    started = time.perf_counter()
-    for line in input_lines(plan, state):
-        say(line)
-
-    def complete(connection: Connection) -> "Outcome":
+            return already_complete(plan.config, plan.outputs)
+        started = time.perf_counter()
+        for line in input_lines(plan, state):
+            say(line)
+        if connection is None:
+            refuse_too_small(plan)
+            device, outputs = plan.config.device, plan.outputs
+            options = plan.config.cluster.model_dump()
+            options |= {"input_bytes": plan.found.n_bytes, "device": device, "say": say}
+            # what this process imports to write the outputs takes a second to load, too
+            forms = (format_of(path) for path in (outputs.path, *outputs.exports))
+            libraries = {form.library for form in forms if form is not None and form.library}
+            load_meanwhile(PASSES, *libraries)
+            connection = stack.enter_context(connect(**options))
+            for line in connection.lines(f"{device}{plan.device_note}"):
+                say(line)
+        elif not isinstance(connection, Connection):
+            with connected(connection):
+                connection = connection_of(connection, say=say)
         with connected(connection.client):
             outcome: Outcome = importlib.import_module(PASSES).complete(
                 plan, state, connection, progress, started=started, common=common, alone=alone
             )
             return outcome
-
-    if connection is not None and not isinstance(connection, Connection):
-        with connected(connection):
-            connection = connection_of(connection, say=say)
-    if connection is not None:
-        return complete(connection)
-    refuse_too_small(plan)
-    device, outputs = plan.config.device, plan.outputs
-    options = plan.config.cluster.model_dump()
-    options |= {"input_bytes": plan.found.n_bytes, "device": device}
-    # what this process imports to write the outputs takes a second to load, too
-    forms = (format_of(path) for path in (outputs.path, *outputs.exports))
-    libraries = {form.library for form in forms if form is not None and form.library}
-    load_meanwhile(PASSES, *libraries)
-    with connect(**options, say=say) as connection:
-        for line in connection.lines(f"{device}{plan.device_note}"):
-            say(line)
-        return complete(connection)

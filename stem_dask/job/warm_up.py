@@ -28,7 +28,7 @@ def rehearse(
     ----------
     client : a `distributed.Client`, or None for threads of this process, which load as they go
     play : `play` with its arguments; failures of the kernels recur, and are reported, with real blocks
-    urls : of the input and the output, each with the error to raise
+    urls : of the input and the output, each with the error to raise if a worker cannot reach it
 
     Returns
     -------
@@ -39,8 +39,6 @@ def rehearse(
     ------
     WorkerLostError
         When workers end of it, as they do where their memory does not even suffice for the code.
-    SourceError, StoreError
-        When a worker cannot reach a URL.
     """
     if client is None:
         return True
@@ -61,11 +59,7 @@ def rehearse(
 
 
 def _on_workers(client: Any, call: Callable[[], Any]) -> list[Any]:
-    """The futures of a call for each worker; a worker that hangs does not delay the others.
-
-    A call that is tied to a worker would wait for ever when that one has to be started again; of as many calls as there are
-    workers an idle one gets one.
-    """
+    """The futures of as many calls as there are workers; one tied to a worker would wait for ever if that was started again."""
     from distributed import wait
 
     calls = [client.submit(call, pure=False) for _ in client.nthreads()]
@@ -91,24 +85,15 @@ def play(
     on_gpu: Callable[[], None] | None = None,
     owned: bool = False,
 ) -> bool:
-    """Load the libraries and run the kernels on a pattern of 4 x 4 pixels.
+    """Run the kernels on a pattern of 4 x 4 pixels; returns whether compiled kernels are kept on the disk.
 
     Parameters
     ----------
     dtype : of the patterns
-    metric : of the analysis, ``square`` or ``circle``; None when nothing is analyzed and cropped
+    metric : of the analysis; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
-    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.compile.Kernels`
+    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.code.Kernels`
     owned : whether this process ends with the run
-
-    Returns
-    -------
-    bool
-        Whether compiled kernels are kept on the disk.
-
-    Examples
-    --------
-    >>> kept = play(np.dtype("u2"), "square", bins=True)
     """
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
     if metric is not None:

@@ -38,28 +38,19 @@ def patterns_of(data: Any) -> xr.DataArray:
     >>> patterns_of(np.ones((5, 4, 4))).dims
     ('pattern', 'ky', 'kx')
     """
+    import dask.array as da
     import xarray as xr
 
     if isinstance(data, xr.DataArray):
         return _in_order(data)
-    if hasattr(data, "axes_manager"):
-        array, axes, attrs = _signal(data)
-        return as_patterns(_array_of(array), axes, attrs)
     if isinstance(data, xr.Dataset):
         names = ", ".join(f"dataset[{name!r}]" for name in data.data_vars)
         raise SourceError(f"the patterns are an xarray.Dataset; pass one of its variables: {names}")
     if isinstance(data, (str, PathLike)):
         raise SourceError(f"the patterns are the path {str(data)!r}; open it with sd.open")
-    array = _array_of(data)
-    return as_patterns(
-        array, [Axis(*one) for one in zip(_DIMS[4 - array.ndim], array.shape, strict=True)]
-    )
-
-
-def _array_of(data: Any) -> Any:
-    """Convert to a numpy or Dask array with 3 or 4 axes."""
-    import dask.array as da
-
+    axes, attrs = None, None
+    if hasattr(data, "axes_manager"):
+        data, axes, attrs = _signal(data)
     if isinstance(data, np.ma.MaskedArray):
         raise SourceError("the patterns are a masked array; pass array.filled(0)")
     try:
@@ -74,7 +65,9 @@ def _array_of(data: Any) -> Any:
             f"the patterns have {len(shape)} axes; expected (scan_y, scan_x, ky, kx) or (pattern, ky, kx): reshape the array, "
             "for example array.reshape(scan_y, scan_x, ky, kx)"
         )
-    return data if isinstance(data, (np.ndarray, da.Array)) else da.from_array(data)
+    array = data if isinstance(data, (np.ndarray, da.Array)) else da.from_array(data)
+    plain = [Axis(name, size) for name, size in zip(_DIMS[4 - len(shape)], shape, strict=True)]
+    return as_patterns(array, axes or plain, attrs)
 
 
 def _in_order(patterns: xr.DataArray) -> xr.DataArray:
@@ -117,9 +110,8 @@ def _signal(signal: Any) -> tuple[Any, list[Axis], dict[str, Any]]:
             f"the signal has {len(lead)} navigation and {len(detector)} signal axes; expected 1 or 2 and 2: "
             "signal.transpose(signal_axes=2) makes signal axes of the last two"
         )
-    names = (*(SCAN_DIMS if len(lead) == 2 else LIST_DIMS), *DETECTOR_DIMS)
     axes = []
-    for name, axis in zip(names, (*lead, *detector), strict=True):
+    for name, axis in zip(_DIMS[2 - len(lead)], (*lead, *detector), strict=True):
         if not getattr(axis, "is_uniform", True):
             raise SourceError(
                 f"the axis {axis.name} of the signal is not uniform; convert it with "
@@ -128,6 +120,5 @@ def _signal(signal: Any) -> tuple[Any, list[Axis], dict[str, Any]]:
         units = axis.units if isinstance(axis.units, str) else ""
         axes.append(Axis(name, axis.size, float(axis.scale), float(axis.offset), units))
     order = [axis.index_in_array for axis in (*lead, *detector)]
-    attrs = of_signal(signal.metadata.as_dictionary())
     data = signal.data if order == sorted(order) else signal.data.transpose(order)
-    return data, axes, attrs
+    return data, axes, of_signal(signal.metadata.as_dictionary())

@@ -136,14 +136,22 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device is {device!r}; expected cpu or gpu")
 
 
-def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
-    """Positions of a sample of at most 256 patterns, evenly spread over the scan.
+def require_computed(analysis: xr.Dataset) -> None:
+    """Raise ConfigError for a lazy analysis, which every later stage would compute again."""
+    needed = ("center_y", "center_x", "radius", "total")
+    missing = {*needed} - set(analysis.variables)
+    if missing:
+        raise ConfigError(
+            f"the analysis lacks {', '.join(sorted(missing))}; pass what sd.analyze returned"
+        )
+    if any(analysis[name].chunks is not None for name in needed):
+        raise ConfigError(
+            "the analysis is still lazy; compute it once: analysis = sd.analyze(patterns).compute()"
+        )
 
-    Examples
-    --------
-    >>> sampled((1000,)).sum(), sampled((3, 4)).all(), np.argwhere(sampled((64, 64)))[:2].tolist()
-    (np.int64(256), np.True_, [[2, 2], [2, 6]])
-    """
+
+def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
+    """Positions of a sample of at most 256 patterns, evenly spread over the scan."""
     counts = [min(n, math.isqrt(SAMPLE)) if len(lead) > 1 else min(n, SAMPLE) for n in lead]
     for i in reversed(range(len(lead))):
         others = math.prod(counts) // counts[i]

@@ -269,7 +269,7 @@ def create_array(
         # chunks lie in one folder, because creating folders is slow
         options["chunk_key_encoding"] = {"name": "default", "separator": "."}
         options["dimension_names"] = list(dims) or None
-    with translate(StoreError, store if isinstance(store, str) else str(name)):
+    with translate(StoreError, "memory" if isinstance(store, dict) else store):
         return zarr.create_array(
             store,
             name=name,

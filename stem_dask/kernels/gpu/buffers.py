@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
@@ -126,6 +126,12 @@ class Ring:
             if slot.busy:
                 yield slot.finish()
 
+    def through(self, pieces: Iterable[NDArray]) -> Iterator[Any]:
+        """Yield the results of all patterns."""
+        for piece in pieces:
+            yield from self.add(piece)
+        yield from self.rest()
+
     def _start(self, slot: Slot) -> None:
         slot.start()
         self.current = (self.current + 1) % len(self.slots)
@@ -141,13 +147,7 @@ class Ring:
 def slots_of(
     n: int, detector: tuple[int, int], dtype: np.dtype, slot_bytes: int = SLOT_BYTES
 ) -> tuple[int, int]:
-    """Patterns that a slot of a `Ring` for n patterns holds, and how many slots it has.
-
-    Examples
-    --------
-    >>> slots_of(1000, (256, 256), np.dtype("u2")), slots_of(5, (256, 256), np.dtype("u2"))
-    ((128, 2), (5, 1))
-    """
+    """Patterns that a slot of a `Ring` for n patterns holds, and how many slots it has."""
     size = max(1, min(n, slot_bytes // (prod(detector) * dtype.itemsize)))
     # one is filled while the other is processed
     return size, min(2, -(-max(1, n) // size))
