@@ -194,7 +194,10 @@ class FramedFile:
                     while view:
                         n = file.readinto(view)
                         if not n:
-                            raise _cut(run.path, file.seek(0, 2), frames[i])
+                            raise SourceError(
+                                f"{run.path}: the file ends at byte {file.seek(0, 2):,}, in pattern {frames[i]:,}; it was "
+                                "cut or is still being written"
+                            )
                         view = view[n:]
                     if not as_stored:
                         where = slice(columns.start, columns.stop, columns.step)
@@ -212,12 +215,6 @@ class FramedFile:
             for i, frame in enumerate(some, begin):
                 pixels = content[(frame - some[0]) * run.stride :][:n_bytes].view(self.dtype)
                 out[i] = pixels.reshape(self.frame_shape)[part[1:]]
-
-
-def _cut(path: str, size: int, frame: int) -> SourceError:
-    return SourceError(
-        f"{path}: the file ends at byte {size:,}, in pattern {frame:,}; it was cut or is still being written"
-    )
 
 
 def framed(
