@@ -26,10 +26,16 @@ from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Slices, Source
 from stem_dask.readers.views import DETECTOR_FIRST, View
-from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import remove
-from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
+from stem_dask.storage.staging import (
+    append,
+    begin_in_place,
+    crc32,
+    mark,
+    refuse_late,
+    refuse_other_bytes,
+)
 
 _WHOLE = (slice(None),) * 4
 

@@ -22,8 +22,8 @@ from stem_dask.core.metadata import NAMES, dig, hdf5_name, hdf5_tree, signal_tre
 from stem_dask.core.model import Axis, Record, Region
 from stem_dask.core.patterns import axes_of, blocks_of, content_of, lead_shape
 from stem_dask.storage.errors import translate
-from stem_dask.storage.publish import damage, remove
-from stem_dask.storage.staging import refuse_other_files, remove_unfinished
+from stem_dask.storage.publish import remove
+from stem_dask.storage.staging import damage, refuse_other_files, remove_unfinished
 from stem_dask.writers.codecs import compressed, whole_chunks
 from stem_dask.writers.hdf5 import Hdf5Sink, refuse_full_disk
 from stem_dask.writers.spool import SpoolSink, write_file
