@@ -16,9 +16,8 @@ from typing import Any
 from benchmarks import table
 from benchmarks.rows import ROOT, ROWS, SETTINGS
 
-RESULTS = ROOT / "benchmarks" / "results"
 #: measured with the same size as here: in smaller inputs the constant cost of a job weighs more
-COMMITTED = RESULTS / "half.json"
+COMMITTED = ROOT / "benchmarks" / "results" / "half.json"
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ Linux, those that came from the disk.
 """
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import dask
 import numpy as np
 
 from benchmarks.data import scan_rows, write_scan
+from benchmarks.limits import drop_cache
 from stem_dask.core.chunks import MIB, lead_chunks
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.readers.open import find
@@ -111,12 +111,8 @@ def measure(
     name: str, paths: list[str], n_bytes: int, work: Callable[[], object]
 ) -> dict[str, float]:
     """Time and bytes of a pass that starts with its files dropped from the cache, where the system allows it."""
-    os.sync()  # otherwise pending writes would slow the pass
     for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
+        drop_cache(Path(path))
     before, cpu, begun = counted(), time.process_time(), time.perf_counter()
     work()
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu

@@ -23,7 +23,7 @@ from stem_dask.job.run import run
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.gpu.analysis import Analysis, AnalysisOfSlot
 from stem_dask.kernels.gpu.code import BATCH
-from stem_dask.kernels.gpu.crop import Cutting, WindowsOfSlot
+from stem_dask.kernels.gpu.crop import WindowsOfSlot, cutting
 
 TARGET = 0.98
 #: launches timed together, so that the time to queue one does not count
@@ -85,7 +85,8 @@ def on_the_gpu(tile: NDArray, n: int, rounds: int) -> dict[str, float]:
         found = {"copy on the device": speed(2 * size, copy)}
         for metric in ("square", "circle"):
             radii = largest_radius(*detector, metric) + 1
-            analysis = AnalysisOfSlot(n, detector, tile.dtype, radii, TARGET, 0.0, None, metric)
+            how = {"target_retention": TARGET, "threshold": 0.0, "center": None, "metric": metric}
+            analysis = AnalysisOfSlot(n, detector, tile.dtype, radii, **how)
             work = lambda work=analysis: work.launch(patterns, here)  # noqa: E731
             found[f"analysis, {metric}s"] = speed(size, work)
         shape = (detector[0] // WINDOW, detector[1] // WINDOW)
@@ -128,7 +129,7 @@ def over_the_bus(tile: NDArray, n: int, rounds: int) -> dict[str, float]:
     def cut() -> None:
         origin = np.full(n_tiles * len(tile), detector[0] // 3)
         shape = (detector[0] // WINDOW, detector[1] // WINDOW)
-        made = Cutting(
+        made = cutting(
             len(origin), detector, tile.dtype, origin, origin, shape, threshold=0.0, factor=2
         )
         for _ in range(n_tiles):

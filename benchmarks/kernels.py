@@ -1,15 +1,16 @@
 """Speed of the kernels on one core in GB of input per CPU second, relative to a memory copy and to numpy or scipy.
 
-    python -m benchmarks.kernels [--patterns 256] [--detector 256] [--dtypes uint16 float32]
+    python -m benchmarks.kernels [--patterns 256] [--detectors 256 64 1024] [--dtypes uint16 float32]
 
 The reference ``copy`` copies the block into allocated memory; ``twin`` computes the same result with array functions.
-Compare the ratios, not the absolute numbers. `benchmarks.kinds` covers more kinds of data.
+Compare the ratios, not the absolute numbers.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +55,15 @@ def main(argv: list[str] | None = None) -> list[Speed]:
     """Measure and print every kernel."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patterns", type=int, default=256)
-    parser.add_argument("--detector", type=int, default=256)
+    parser.add_argument("--detectors", type=int, nargs="+", default=[256], help="pixels")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args(argv)
     print(HEADING)
     found = []
-    for dtype in options.dtypes:
-        for speed in measure(beams(options.patterns, options.detector, dtype), options.repeat):
+    for dtype, size in product(options.dtypes, options.detectors):
+        n = max(1, options.patterns * 256**2 // size**2)  # as many pixels of every size
+        for speed in measure(beams(n, size, dtype), options.repeat):
             found.append(speed)
             print(speed.text, flush=True)
     return found
@@ -77,25 +79,15 @@ def beams(n: int, detector: int, dtype: str) -> NDArray:
     return np.resize(some, (n, detector, detector)).astype(dtype)
 
 
-def measure(block: NDArray, repeat: int, only: Iterable[str] = ()) -> list[Speed]:
-    """Speed of every kernel (or of those in ``only``) on a block, with its references.
-
-    Parameters
-    ----------
-    block : (n, ky, kx)
-    repeat : runs, of which the fastest counts
-    """
-    target = np.empty_like(block)
+def measure(block: NDArray, repeat: int) -> list[Speed]:
+    """Speed of every kernel on a block (n, ky, kx), with its references; the fastest of ``repeat`` runs counts."""
+    target, dtype, size = np.empty_like(block), str(block.dtype), block.shape[-1]
     copy = block.nbytes / fastest(lambda: np.copyto(target, block), repeat)
     speeds = []
     for name, (kernel, twin, part) in works(block).items():
-        if not only or name in only:
-            n_bytes = part.nbytes
-            speed, other = (
-                n_bytes / fastest(kernel, repeat),
-                n_bytes / fastest(twin, min(repeat, 2)),
-            )
-            speeds.append(Speed(name, str(block.dtype), block.shape[-1], speed, copy, other))
+        speed = part.nbytes / fastest(kernel, repeat)
+        other = part.nbytes / fastest(twin, min(repeat, 2))
+        speeds.append(Speed(name, dtype, size, speed, copy, other))
     return speeds
 
 

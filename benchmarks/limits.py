@@ -65,7 +65,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def drop_cache(path: Path) -> None:
     """Drop a file from the page cache where the system allows it (Linux does)."""
-    os.sync()
+    os.sync()  # otherwise pending writes would slow what follows
     handle = os.open(path, os.O_RDONLY)
     try:
         if hasattr(os, "posix_fadvise"):

@@ -106,3 +106,12 @@ def say_row(say: Say, row: Mapping[str, Any]) -> None:
     for why in dict.fromkeys(row["left_out"].values()):
         names = ", ".join(who for who, words in row["left_out"].items() if words == why)
         say(f"{'':28} without {names}: {why}")
+
+
+def say_growth(say: Say, found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the peak memory of every library at every size, and the growth from the first to the last."""
+    for who in dict.fromkeys(one["who"] for one in found):
+        ones = [one for one in found if one["who"] == who]
+        peaks = ", ".join(f"{o['peak_bytes'] / 1e6:.0f} MB at {o['gigabytes']:g} GB" for o in ones)
+        growth = ones[-1]["peak_bytes"] / ones[0]["peak_bytes"] - 1
+        say(f"memory {who:21} {peaks}: {growth:+.0%}")

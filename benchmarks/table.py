@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement, limits, memory, paper
+from benchmarks import agreement, limits, paper
 from benchmarks.data import scan_rows, write_scan
 from benchmarks.rows import ROWS, SETTINGS, Row, goal_seconds, job_command, job_results
 from benchmarks.watch import Watched, watch
@@ -246,7 +246,7 @@ def memories(folder: Path, options: argparse.Namespace, say: Say) -> list[dict[s
             else:
                 found.append({"who": who, "gigabytes": gigabytes, "peak_bytes": peak})
             remove_all(folder, "out")
-    memory.say_growth(say, found)
+    paper.say_growth(say, found)
     return found
 
 

@@ -10,40 +10,34 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-#: public name -> (module, name there); loaded on first use, so that --help and errors come at once
+#: public name -> (module, name there), as in __init__.pyi; loaded on first use, so that --help and errors come at once
 _PUBLIC = {
-    "open": ("stem_dask.stages.open", "open_patterns"),
-    "suspected_hot_pixels": ("stem_dask.stages.correct", "suspected_hot_pixels"),
-    "analyze": ("stem_dask.stages.analyze", "analyze"),
-    "choose_window": ("stem_dask.stages.window", "choose_window"),
-    "crop": ("stem_dask.stages.crop", "crop"),
-    "to_detector": ("stem_dask.stages.crop", "to_detector"),
-    "validate": ("stem_dask.stages.validate", "validate"),
-    "downsample": ("stem_dask.stages.downsample", "downsample"),
-    "cast": ("stem_dask.stages.downsample", "cast"),
-    "to_hyperspy": ("stem_dask.stages.export", "to_hyperspy"),
-    "export": ("stem_dask.stages.export", "export"),
     "connect": ("stem_dask.cluster.connect", "connect"),
     "load_config": ("stem_dask.config.load", "load_config"),
     "load_configs": ("stem_dask.config.load", "load_configs"),
-    "run_config": ("stem_dask.job.run", "run"),
-    "DiffractionCropper": ("stem_dask.job.cropper", "DiffractionCropper"),
-    "CroppingConfig": ("stem_dask.job.cropper", "CroppingConfig"),
-    "create_test_data": ("stem_dask.job.cropper", "create_test_data"),
-    "StemDaskError": ("stem_dask.core.errors", "StemDaskError"),
     "ConfigError": ("stem_dask.core.errors", "ConfigError"),
-    "SourceError": ("stem_dask.core.errors", "SourceError"),
-    "StoreError": ("stem_dask.core.errors", "StoreError"),
-    "OutputExistsError": ("stem_dask.core.errors", "OutputExistsError"),
-    "MemoryBudgetError": ("stem_dask.core.errors", "MemoryBudgetError"),
     "LockedError": ("stem_dask.core.errors", "LockedError"),
+    "MemoryBudgetError": ("stem_dask.core.errors", "MemoryBudgetError"),
+    "OutputExistsError": ("stem_dask.core.errors", "OutputExistsError"),
+    "SourceError": ("stem_dask.core.errors", "SourceError"),
+    "StemDaskError": ("stem_dask.core.errors", "StemDaskError"),
+    "StoreError": ("stem_dask.core.errors", "StoreError"),
+    "CroppingConfig": ("stem_dask.job.cropper", "CroppingConfig"),
+    "DiffractionCropper": ("stem_dask.job.cropper", "DiffractionCropper"),
+    "create_test_data": ("stem_dask.job.cropper", "create_test_data"),
+    "run_config": ("stem_dask.job.run", "run"),
+    "analyze": ("stem_dask.stages.analyze", "analyze"),
+    "suspected_hot_pixels": ("stem_dask.stages.correct", "suspected_hot_pixels"),
+    "choose_window": ("stem_dask.stages.crop", "choose_window"),
+    "crop": ("stem_dask.stages.crop", "crop"),
+    "to_detector": ("stem_dask.stages.crop", "to_detector"),
+    "cast": ("stem_dask.stages.downsample", "cast"),
+    "downsample": ("stem_dask.stages.downsample", "downsample"),
+    "export": ("stem_dask.stages.export", "export"),
+    "to_hyperspy": ("stem_dask.stages.export", "to_hyperspy"),
+    "open": ("stem_dask.stages.open", "open_patterns"),
+    "validate": ("stem_dask.stages.validate", "validate"),
 }
-
-#: functions whose errors name their arguments, as those of configs and commands name keys
-_OF_ARRAYS = {
-    "open", "suspected_hot_pixels", "analyze", "choose_window", "crop", "to_detector", "validate", "downsample", "cast", "export",
-    "to_hyperspy", "connect",
-}  # fmt: skip
 
 __all__ = [*_PUBLIC, "__version__"]
 
@@ -53,7 +47,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'stem_dask' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
     value = getattr(importlib.import_module(module), attribute)
-    if name in _OF_ARRAYS:
+    if module.startswith("stem_dask.stages.") or name == "connect":
+        # errors of these functions name their arguments, as those of configs and commands name keys
         value = importlib.import_module("stem_dask.config.arguments").speaking_python(value)
         value.__module__, value.__qualname__ = __name__, name  # where pickle finds it
     globals()[name] = value

@@ -14,6 +14,7 @@ from stem_dask.job.cropper import create_test_data as create_test_data
 from stem_dask.job.run import run as run_config
 from stem_dask.stages.analyze import analyze as analyze
 from stem_dask.stages.correct import suspected_hot_pixels as suspected_hot_pixels
+from stem_dask.stages.crop import choose_window as choose_window
 from stem_dask.stages.crop import crop as crop
 from stem_dask.stages.crop import to_detector as to_detector
 from stem_dask.stages.downsample import cast as cast
@@ -22,7 +23,6 @@ from stem_dask.stages.export import export as export
 from stem_dask.stages.export import to_hyperspy as to_hyperspy
 from stem_dask.stages.open import open_patterns as open
 from stem_dask.stages.validate import validate as validate
-from stem_dask.stages.window import choose_window as choose_window
 
 __version__: str
 __all__ = [

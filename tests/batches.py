@@ -2,12 +2,9 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import xarray as xr
 
 from stem_dask.cli import run
@@ -16,39 +13,39 @@ from stem_dask.cli import run
 BEAMS = {"a": 3, "b": 6, "c": 4}
 
 
-def write_beam(name: str, half: int, detector: tuple[int, int] = (40, 36)) -> None:
+def write_beam(name, half, detector=(40, 36)):
     data = np.zeros((4, 3, *detector), np.uint16)
     for y in range(4):
         data[y, :, 19 - half : 19 + half, 17 - half : 17 + half] = 5 + y
     np.save(f"raw/{name}.npy", data)
 
 
-def batch(*overrides: str) -> int:
+def batch(*overrides):
     return run.main(["batch.yaml", *overrides])
 
 
-def size_of(name: str) -> tuple[int, ...]:
+def size_of(name):
     return xr.open_zarr(f"out/{name}.zarr").patterns.shape[-2:]
 
 
-def rows(text: str) -> dict[str, list[str]]:
+def rows(text):
     """The lines of the table, by input."""
     lines = text[text.index("input ") :].splitlines()[1:-1]
     return {line.split()[0]: line.split() for line in lines}
 
 
-def content(folder: str) -> dict[str, bytes]:
+def content(folder):
     """What every file of the patterns holds."""
     files = Path(folder, "patterns").rglob("*")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> Callable[[], None]:
+def stopped(monkeypatch, name, call):
     """SIGTERM at the n-th call of a function; returns what takes it back."""
     module, _, attribute = name.rpartition(".")
     plain, calls = getattr(__import__(module, fromlist=["_"]), attribute), []
 
-    def function(*args: Any, **options: Any) -> Any:
+    def function(*args, **options):
         calls.append(1)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)

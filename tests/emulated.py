@@ -8,10 +8,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,32 +20,24 @@ OPTIONS = ("-O0", "-std=c++17", "-fPIC", "-w", "-ffp-contract=off")
 _one = threading.Lock()
 
 
-def needs_compiler() -> None:
+def needs_compiler():
     """Skip where there is no g++."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to compile the kernels' source for the CPU")
 
 
 @cache
-def _folder() -> Path:
+def _folder():
     folder = Path(tempfile.mkdtemp(prefix="stem_dask-kernels-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # read once, and not for each kernel
-    command = [
-        "g++",
-        *OPTIONS,
-        "-x",
-        "c++-header",
-        str(SHIM),
-        "-o",
-        str(folder / "cuda_shim.h.gch"),
-    ]
-    subprocess.run(command, check=True)
+    header = ["-x", "c++-header", str(SHIM), "-o", str(folder / "cuda_shim.h.gch")]
+    subprocess.run(["g++", *OPTIONS, *header], check=True)
     return folder
 
 
 @cache
-def compiled(text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
+def compiled(text, defines):
     """The kernels of a program as functions ``launch_NAME``."""
     needs_compiler()
     name = hashlib.sha256(repr((text, defines)).encode()).hexdigest()[:16]
@@ -67,7 +57,7 @@ def compiled(text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
 backwards = False
 
 
-def launch(library: ctypes.CDLL, name: str, grid: int, block: int, values: Sequence[Any]) -> None:
+def launch(library, name, grid, block, values):
     """Run a kernel; arrays are passed as pointers, numpy scalars as they are."""
     kept = [
         np.array([v.ctypes.data], np.uint64) if isinstance(v, np.ndarray) else np.array([v])

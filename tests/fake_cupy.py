@@ -11,17 +11,15 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import emulated
 import numpy as np
-import pytest
 
 
 class Array(np.ndarray):
     """An array on the GPU: numpy may not touch it but through `get`, `set` and cupy's own functions."""
 
-    def set(self, values: np.ndarray, stream: Any = None) -> None:
+    def set(self, values, stream=None):
         assert type(values) is np.ndarray
         assert values.dtype == self.dtype
         assert values.shape == self.shape
@@ -29,7 +27,7 @@ class Array(np.ndarray):
         counted["bytes up"] += values.nbytes
         stream.later(lambda: np.copyto(self, values.view(Array)))
 
-    def get(self, stream: Any = None, out: Any = None, blocking: bool = True) -> np.ndarray:
+    def get(self, stream=None, out=None, blocking=True):
         counted["downloads"] += 1
         counted["bytes down"] += self.nbytes
         out = np.empty(self.shape, self.dtype) if out is None else out
@@ -42,7 +40,7 @@ class Array(np.ndarray):
             stream.later(lambda: np.copyto(out, self.view(np.ndarray)))
         return out
 
-    def astype(self, *args: Any, **options: Any) -> Any:
+    def astype(self, *args, **options):
         """numpy's, and all that is calculated with it, at once: then what was queued before must be over."""
         _current.stream.run()
         return super().astype(*args, **options)
@@ -56,14 +54,14 @@ _current = threading.local()
 class OutOfMemoryError(MemoryError):
     """With arguments that only cupy's own class can be made of again."""
 
-    def __init__(self, size: int, total: int) -> None:
+    def __init__(self, size, total):
         super().__init__(
             f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes)."
         )
 
 
 class CUDARuntimeError(RuntimeError):
-    def __init__(self, status: int) -> None:
+    def __init__(self, status):
         self.status = status
         super().__init__("cudaErrorMemoryAllocation: out of memory" if status == 2 else "?")
 
@@ -71,12 +69,12 @@ class CUDARuntimeError(RuntimeError):
 class Pool:
     """Memory that is held by arrays, in steps of 512 bytes, the most that was, and how much there is."""
 
-    def __init__(self, limit: float = math.inf) -> None:
+    def __init__(self, limit=math.inf):
         self.held = self.most = 0
         self.limit = limit
         self.lock = threading.RLock()  # arrays may end at any time
 
-    def take(self, array: Array) -> None:
+    def take(self, array):
         n = -(-array.nbytes // 512) * 512
         with self.lock:
             if self.held + n > self.limit:
@@ -85,24 +83,24 @@ class Pool:
             self.most = max(self.most, self.held)
         weakref.finalize(array, self.give, n)
 
-    def give(self, n: int) -> None:
+    def give(self, n):
         with self.lock:
             self.held -= n
 
-    def total_bytes(self) -> int:
+    def total_bytes(self):
         return self.most
 
-    def free_bytes(self) -> int:
+    def free_bytes(self):
         return self.most - self.held
 
 
 class PinnedPool:
     """Memory of the host in powers of two, kept by its size for whoever wants the same; ``held`` never becomes less."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.held, self.free = 0, Counter[int]()
 
-    def empty(self, shape: Any, dtype: Any = float) -> np.ndarray:
+    def empty(self, shape, dtype=float):
         made = np.empty(shape, dtype)
         made.reshape(-1).view(np.uint8).fill(0x5A)  # what lay there before is not what shall come
         size = 1 << max(9, (made.nbytes - 1).bit_length())
@@ -117,42 +115,42 @@ class PinnedPool:
 class Stream:
     """What is `queued` on it may still run until somebody waits for it; what is in `over` is through before what comes."""
 
-    def __init__(self, non_blocking: bool = False) -> None:
+    def __init__(self, non_blocking=False):
         assert non_blocking
         self.waiting: deque[Callable[[], object]] = deque()
         self.queued: set[object] = set()
         self.over: set[object] = set()
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self):
         _current.stream = self
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error):
         _current.stream = None
 
-    def later(self, work: Callable[[], object]) -> None:
+    def later(self, work):
         self.waiting.append(work)
 
-    def run(self) -> None:
+    def run(self):
         while self.waiting:
             self.waiting.popleft()()
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         counted["waits"] += 1
         self.run()
         self.queued.clear()
 
-    def record(self) -> set[object]:
+    def record(self):
         return self.queued | self.over
 
-    def wait_event(self, event: set[object]) -> None:
+    def wait_event(self, event):
         self.over |= event
 
 
-def transform(name: str) -> Any:
+def transform(name):
     """numpy's, with plans as cupy has them: a thread's, by size, whose memory two transforms must not use at once."""
 
-    def run(patterns: Array) -> Any:
+    def run(patterns):
         stream, plans = _current.stream, _current.__dict__.setdefault("plans", {})
         work, by = plans.get((name, patterns.shape), (None, stream))
         assert by is stream or work in stream.over or work not in by.queued
@@ -165,11 +163,11 @@ def transform(name: str) -> Any:
 
 
 class Kernel:
-    def __init__(self, library: Any, name: str) -> None:
+    def __init__(self, library, name):
         self.library, self.name = library, name
         self.max_dynamic_shared_size_bytes = 0
 
-    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
+    def __call__(self, grid, block, args, *, shared_mem=0):
         assert shared_mem <= max(48 * 1024, self.max_dynamic_shared_size_bytes)
         assert all(isinstance(a, (Array, np.generic)) for a in args), [type(a) for a in args]
         assert getattr(_current, "stream", None) is not None
@@ -181,38 +179,38 @@ class Kernel:
 
 
 class RawModule:
-    def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+    def __init__(self, *, code, options):
         counted["compilations"] += 1
         defines = tuple(option[2:] for option in options if option.startswith("-D"))
         self.library = emulated.compiled(code, defines)
 
-    def get_function(self, name: str) -> Kernel:
+    def get_function(self, name):
         return Kernel(self.library, name)
 
 
-def _module(name: str, **content: Any) -> ModuleType:
+def _module(name, **content):
     made = ModuleType(name)
     made.__dict__.update(content)
     return made
 
 
-def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str]":
+def install(monkeypatch, n_devices=1):
     """Have ``import cupy`` find this one; returns what is counted from now on."""
     import scipy.ndimage
 
     import stem_dask.kernels.gpu.buffers as ring
-    import stem_dask.kernels.gpu.compile as kernels
+    import stem_dask.kernels.gpu.code as kernels
 
     emulated.needs_compiler()
 
     pool, pinned = Pool(), PinnedPool()
 
-    def empty(shape: Any, dtype: Any = float) -> Array:
+    def empty(shape, dtype=float):
         made = zeros(shape, dtype)
         made.view(np.uint8).fill(0xA5) if made.size else None  # nobody shall trust it to be 0
         return made
 
-    def zeros(shape: Any, dtype: Any = float) -> Array:
+    def zeros(shape, dtype=float):
         made = np.zeros(shape, dtype).view(Array)
         pool.take(made)
         return made
@@ -234,19 +232,15 @@ def install(monkeypatch: pytest.MonkeyPatch, n_devices: int = 1) -> "Counter[str
         Device=lambda: _module("device", attributes={"MaxSharedMemoryPerBlockOptin": 232448}, id=0),
     )
     ndimage = _module("ndimage", gaussian_filter=scipy.ndimage.gaussian_filter)
+    transforms = {name: transform(name) for name in ("fft2", "ifft2")}
+    transforms |= {"fftshift": np.fft.fftshift, "ifftshift": np.fft.ifftshift}
     cupy = _module(
         "cupy",
         empty=empty,
         zeros=zeros,
         cuda=cuda,
         RawModule=RawModule,
-        fft=_module(
-            "fft",
-            fft2=transform("fft2"),
-            ifft2=transform("ifft2"),
-            fftshift=np.fft.fftshift,
-            ifftshift=np.fft.ifftshift,
-        ),
+        fft=_module("fft", **transforms),
         get_default_memory_pool=lambda: pool,
     )
     cupyx = _module("cupyx", empty_pinned=pinned.empty, pinned=pinned)

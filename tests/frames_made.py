@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from stem_dask.core.errors import SourceError
 from stem_dask.readers.open import find
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
@@ -27,6 +28,13 @@ def real(name):
     if not (SHARED / name).exists():
         pytest.skip(f"the shared file {name} is not on this machine")
     return SHARED / name, json.loads((SHARED / "facts.json").read_text())[name]["signals"][-1]
+
+
+def refuses(message, path, **options):
+    """Opening a file raises an error that names it."""
+    with pytest.raises(SourceError, match=message) as caught:
+        find(path, **options)
+    assert str(path.parent) in str(caught.value)
 
 
 def agrees(found, array):

@@ -17,24 +17,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.readers.open import Found, find
 
 #: what numbers of a header are set to: nothing, one, the largest of each width, minus one, a size beyond any disk
-LIES = (
-    0,
-    1,
-    2,
-    3,
-    7,
-    255,
-    256,
-    2**15,
-    2**16 - 1,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    2**62,
-    2**63 - 1,
-    2**64 - 1,
-)
+LIES = (0, 1, 2, 3, 7, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1)  # fmt: skip
 #: what numbers of a text are replaced by
 WORDS = (b"0", b"-1", b"1", b"2", b"1e999", b"NaN", b"99999999999999999999", b"4294967296", b"1.5", b"", b"x", b"null",
          b"[]", b"{}", b'"2"', b"true")  # fmt: skip

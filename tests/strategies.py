@@ -88,6 +88,5 @@ def chunkings(data):
 def shares(least=0.01):
     """Targets and coverages in (0, 1], often the ones people use."""
     return st.one_of(
-        st.sampled_from([0.5, 0.9, 0.95, 0.98, 0.999, 1.0]),
-        st.floats(least, 1.0, allow_nan=False),
+        st.sampled_from([0.5, 0.9, 0.95, 0.98, 0.999, 1.0]), st.floats(least, 1.0, allow_nan=False)
     )

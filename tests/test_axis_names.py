@@ -157,27 +157,8 @@ def test_a_list_of_patterns_by_its_names(tmp_path):
     agrees(find(zarr3(tmp_path, array, ("frame", "y", "x"))), array)
 
 
-def test_xarrays_dimensions(tmp_path):
-    import xarray as xr
-
-    array = TRUTH.transpose(2, 3, 0, 1)
-    data = xr.DataArray(array, dims=("ky", "kx", "y", "x"), name="patterns")
-    data.to_dataset().to_zarr(tmp_path / "a.zarr", consolidated=False)
-    agrees(find(tmp_path / "a.zarr"), TRUTH)
-
-
 def test_the_names_of_our_own_axes():
     assert order_by(("scan_x", "scan_y", "kx", "ky")) == (
         (1, 0, 3, 2),
         "the axes of the file are scan_x, scan_y, kx, ky; they are put in order",
     )
-
-
-@pytest.mark.parametrize("name", ["ky_kx_y_x", "qy_qx_ry_rx"])
-def test_case_f1(shared_data, name):
-    folder = shared_data / "cases" / "f1_zarr_dims_detector_first"
-    if not folder.is_dir():
-        pytest.skip("the shared cases are not on this machine")
-    found = find(folder / f"{name}.zarr")
-    agrees(found, np.load(folder / "truth.npy"))
-    assert any("the detector's axes come first" in note for note in found.info.notes)

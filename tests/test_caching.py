@@ -15,7 +15,7 @@ PACKAGE = Path(stem_dask.__file__).parents[1]
 
 
 @pytest.mark.parametrize("cache", ["", "cache"])
-def test_kernels_work_without_a_cache(cache: str, tmp_path: Path) -> None:
+def test_kernels_work_without_a_cache(cache, tmp_path):
     code = (
         "import numpy as np; from stem_dask.kernels.intensity import CACHE, add_patterns\n"
         "total = np.zeros((2, 3)); add_patterns(np.ones((4, 2, 3), 'u2'), total, np.zeros(3, 'u2'))\n"
@@ -30,7 +30,7 @@ def test_kernels_work_without_a_cache(cache: str, tmp_path: Path) -> None:
     assert bool(list(tmp_path.rglob("*.nbi"))) == bool(cache)
 
 
-def test_the_case_of_an_image_that_cannot_be_written(shared_data: Path, tmp_path: Path) -> None:
+def test_the_case_of_an_image_that_cannot_be_written(shared_data, tmp_path):
     case = shared_data / "cases" / "h1_read_only_image"
     if not case.is_dir() or os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root, unshare, and the shared case h1_read_only_image")

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from frames_made import (  # fmt: skip
+from frames_made import (
     PIX,
     SHAPE,
     agrees,
@@ -16,6 +16,7 @@ from frames_made import (  # fmt: skip
     mrc,
     numbers,
     real,
+    refuses,
     tvips,
 )
 
@@ -51,29 +52,26 @@ def test_blo_cut_and_longer(tmp_path):
     path = blo(tmp_path / "a.blo", array)
     whole = path.read_bytes()
     path.write_bytes(whole[: 0x1010 + 42 * 8 + 10])
-    with pytest.raises(
-        SourceError,
-        match=r"8 patterns; .* 3 x 4 needs 12; set input.scan_shape: \[2, 4\] .* \(10 b",
-    ):
-        find(path)
+    refuses(r"8 patterns; .* 3 x 4 needs 12; set input.scan_shape: \[2, 4\] .* \(10 b", path)
     agrees(find(path, scan_shape=(2, 4)), array[:2])
     path.write_bytes(whole + bytes(100))
     found = find(path)
     agrees(found, array)
     assert "bytes after the 12 patterns of the scan are not read" in found.info.notes
-    with pytest.raises(
-        SourceError,
-        match=r"12 patterns; .* states, 3 x 3 needs 9; set .*drop_columns: 1 .*; or input.scan_shape: \[4, 3\]",
-    ):
-        find(blo(path, array, nx=3))
+    refuses(
+        r"12 patterns; .* states, 3 x 3 needs 9; set .*drop_columns: 1 .*; or input.scan_shape: \[4, 3\]",
+        blo(path, array, nx=3),
+    )
 
 
 def test_blo_sheared_where_the_patterns_are_dark(tmp_path):
     """Zeros where a mark should be are a pattern that was never written only when all of it is zeros."""
     array = numbers(SQUARE, "u1")
     array[..., :2, :] = array[..., 4:, :] = 0
-    with pytest.raises(SourceError, match=r"pattern 1 begins at byte 4,143, but b'\\x00\\x00' is"):
-        find(blo(tmp_path / "a.blo", array, size=5))
+    refuses(
+        r"pattern 1 begins at byte 4,143, but b'\\x00\\x00' is",
+        blo(tmp_path / "a.blo", array, size=5),
+    )
     path = blo(tmp_path / "a.blo", array)
     content = path.read_bytes()
     path.write_bytes(content[: -42 * 4] + bytes(42 * 4))  # the last four were never written
@@ -136,8 +134,7 @@ def test_mrc(tmp_path, mode, dtype, order, extended):
     array = numbers((12, 6, 5), np.dtype(dtype).newbyteorder(order))
     path = mrc(tmp_path / "a.mrc", array, mode, order, extended)
     agrees(find(path, scan_shape=(3, 4)), array.reshape(SHAPE))
-    with pytest.raises(SourceError, match="a stack of 12 patterns of 6 x 5 pixels; give its scan"):
-        find(path)
+    refuses("a stack of 12 patterns of 6 x 5 pixels; give its scan", path)
 
 
 def test_mrc_of_imod_with_signed_bytes(tmp_path):
@@ -177,8 +174,7 @@ def test_direct_electron_region(tmp_path):
 )  # fmt: skip
 def test_direct_electron_without_a_raster(tmp_path, changes):
     path = info(mrc(tmp_path / "a.mrc", numbers((12, 6, 5))), "a_info.txt", **changes)
-    with pytest.raises(SourceError, match="give its scan"):
-        find(path)
+    refuses("give its scan", path)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +198,7 @@ def test_mrc_refused(tmp_path, at, message):
 
 def test_mrc_cut_in_its_header(tmp_path):
     (tmp_path / "a.mrc").write_bytes(bytes(1000))
-    with pytest.raises(SourceError, match=r"1,000 bytes are fewer than the header of an MRC file"):
-        find(tmp_path / "a.mrc")
+    refuses(r"1,000 bytes are fewer than the header of an MRC file", tmp_path / "a.mrc")
 
 
 def test_real_mrc():
@@ -246,8 +241,7 @@ def test_empad_calibration(tmp_path):
 def test_empad_series(tmp_path):
     series = "<scan_parameters><series_count>12</series_count></scan_parameters>"
     xml, frames = empad(tmp_path, series, name="series.raw")
-    with pytest.raises(SourceError, match="a stack of 12 patterns of 128 x 128 pixels"):
-        find(xml)
+    refuses("a stack of 12 patterns of 128 x 128 pixels", xml)
     agrees(find(xml, scan_shape=(3, 4)), frames.reshape(3, 4, 128, 128))
 
 
@@ -291,8 +285,7 @@ def test_the_size_of_an_empads_scan(tmp_path, name, body, scan):
 )  # fmt: skip
 def test_a_scan_of_an_empad_in_doubt_is_refused(tmp_path, name, body, both):
     xml, frames = empad(tmp_path, body, name=name)
-    with pytest.raises(SourceError, match=rf"input.scan_shape: \[scan_y, scan_x\] \({both}"):
-        find(xml)
+    refuses(rf"input.scan_shape: \[scan_y, scan_x\] \({both}", xml)
     agrees(find(xml, scan_shape=(1, 12)), frames.reshape(1, 12, 128, 128))
 
 
@@ -313,17 +306,12 @@ def test_a_raw_with_a_layout_is_not_asked_of_the_xml(tmp_path):
 
 def test_empad_refused(tmp_path):
     xml, _ = empad(tmp_path, n=11)
-    with pytest.raises(
-        SourceError, match=r"11 patterns; the scan that the file states, 3 x 4 needs 12"
-    ):
-        find(xml)
+    refuses(r"11 patterns; the scan that the file states, 3 x 4 needs 12", xml)
     xml, _ = empad(tmp_path, filename="scan_x4_y9.raw")
-    with pytest.raises(SourceError, match=r"the patterns are in .*scan_x4_y9\.raw, which is not"):
-        find(xml)
+    refuses(r"the patterns are in .*scan_x4_y9\.raw, which is not", xml)
     xml, _ = empad(tmp_path)
     (tmp_path / "scan_x4_y3.raw").write_bytes(bytes(1000))
-    with pytest.raises(SourceError, match=r"y3\.raw: .* of 65,536 bytes, but 1,000 bytes follow"):
-        find(xml)
+    refuses(r"y3\.raw: .* of 65,536 bytes, but 1,000 bytes follow", xml)
     for text, message in (
         ("<?xml version='1.0'?><root>", r"a\.xml: not readable XML"),
         ("<?xml version='1.0'?><root/>", r"a\.xml: not an EMPAD \.xml: it names no raw_file"),
@@ -331,8 +319,7 @@ def test_empad_refused(tmp_path):
         ("<?xml version='1.0'?>" + " " * 5_000_000, "too many for a text of settings"),
     ):
         xml.write_text(text)
-        with pytest.raises(SourceError, match=message):
-            find(xml)
+        refuses(message, xml)
 
 
 # --- .tvips -----------------------------------------------------------------------------------------------------
@@ -347,8 +334,7 @@ def test_tvips(tmp_path, version, lead, dtype):
     agrees(found, array[2:].reshape(SHAPE))
     assert found.info.metadata["pixelsize"] == 15500
     assert not found.info.axes[2].calibrated
-    with pytest.raises(SourceError, match=r"14 patterns; .*skip_frames: 2 .without the first 2"):
-        find(path, scan_shape=(3, 4))
+    refuses(r"14 patterns; .*skip_frames: 2 .without the first 2", path, scan_shape=(3, 4))
 
 
 def test_tvips_series(tmp_path):
@@ -360,14 +346,12 @@ def test_tvips_series(tmp_path):
     found = find(path, scan_shape=(3, 4))
     agrees(found, array.reshape(SHAPE))
     assert "a series of 3 files" in found.info.notes
-    with pytest.raises(SourceError, match=r"this is part 2 of a series; open .*a_000\.tvips"):
-        find(tmp_path / "a_002.tvips")
+    refuses(r"this is part 2 of a series; open .*a_000\.tvips", tmp_path / "a_002.tvips")
     before = found.identity
     (tmp_path / "a_002.tvips").write_bytes(frames_of(array[6:] + 1, 60))
     assert find(path, scan_shape=(3, 4)).identity != before
     (tmp_path / "a_001.tvips").unlink()
-    with pytest.raises(SourceError, match=r"part 1 of the series is missing; the last is .*a_002"):
-        find(path)
+    refuses(r"part 1 of the series is missing; the last is .*a_002", path)
 
 
 def test_tvips_of_rosettasciio(tmp_path):

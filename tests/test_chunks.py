@@ -35,7 +35,7 @@ DATA = numbers((3, 7, 6, 5)) + np.uint16(
 )  # two chunks by three: none of them full at the far ends
 
 
-def stored(tmp_path: Path, kind: str = "v3", **more: Any) -> tuple[Path, Path]:
+def stored(tmp_path, kind="v3", **more):
     """A store, and the file of its chunk at (1, 1)."""
     options, file = KINDS[kind]
     store = tmp_path / "in.zarr"
@@ -43,7 +43,7 @@ def stored(tmp_path: Path, kind: str = "v3", **more: Any) -> tuple[Path, Path]:
     return store, store / file
 
 
-def without(*places: tuple[int, int], value: int = 0) -> np.ndarray:
+def without(*places, value=0):
     left = DATA.copy()
     for y, x in places:
         left[2 * y : 2 * y + 2, 3 * x : 3 * x + 3] = value
@@ -51,7 +51,7 @@ def without(*places: tuple[int, int], value: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_missing_chunk_is_refused_unless_it_is_meant(tmp_path: Path, kind: str) -> None:
+def test_a_missing_chunk_is_refused_unless_it_is_meant(tmp_path, kind):
     store, chunk = stored(tmp_path, kind)
     other = Path(str(chunk).replace("1/1/0/0", "0/2/0/0").replace("1.1.0.0", "0.2.0.0"))
     assert find(store).info.notes == ()
@@ -72,7 +72,7 @@ def test_a_missing_chunk_is_refused_unless_it_is_meant(tmp_path: Path, kind: str
     np.testing.assert_array_equal(zeros.source[WHOLE], without((1, 1), (0, 2)))
 
 
-def test_other_fill_values_are_told(tmp_path: Path) -> None:
+def test_other_fill_values_are_told(tmp_path):
     store, chunk = stored(tmp_path, fill_value=7)
     chunk.unlink()
     found = find(store, missing_chunks="zero")
@@ -80,7 +80,7 @@ def test_other_fill_values_are_told(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.source[WHOLE], without((1, 1), value=7))
 
 
-def test_an_empty_file_was_cut_short(tmp_path: Path) -> None:
+def test_an_empty_file_was_cut_short(tmp_path):
     store, chunk = stored(tmp_path)
     os.truncate(chunk, 0)
     with pytest.raises(SourceError, match=rf"{chunk} is missing or empty"):
@@ -89,7 +89,7 @@ def test_an_empty_file_was_cut_short(tmp_path: Path) -> None:
         find(store, missing_chunks="zero").source[WHOLE]
 
 
-def test_what_is_no_chunk_is_not_counted(tmp_path: Path) -> None:
+def test_what_is_no_chunk_is_not_counted(tmp_path):
     """Of an array that was made smaller, and what lies around."""
     store, chunk = stored(tmp_path)
     for name in ("c/9/0/0/0", "c/0/0/0/0.abc.partial", "c/note.txt", "c/0/1/0/9"):
@@ -101,7 +101,7 @@ def test_what_is_no_chunk_is_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["v2 nested", "v3"])
-def test_links_in_a_store(tmp_path: Path, kind: str) -> None:
+def test_links_in_a_store(tmp_path, kind):
     """A chunk that leads out of the store is refused with its place; folders that lead into themselves end."""
     store, chunk = stored(tmp_path, kind)
     chunk.rename(tmp_path / "elsewhere")
@@ -115,7 +115,7 @@ def test_links_in_a_store(tmp_path: Path, kind: str) -> None:
             found.source[WHOLE]
 
 
-def test_all_chunks_are_missing(tmp_path: Path) -> None:
+def test_all_chunks_are_missing(tmp_path):
     zarr.create_array(str(tmp_path / "in.zarr"), shape=DATA.shape, chunks=(2, 3, 6, 5), dtype="u2")
     found = find(tmp_path / "in.zarr", missing_chunks="zero")
     assert found.info.notes[0].startswith("6 of 6 chunk files are missing")
@@ -124,9 +124,7 @@ def test_all_chunks_are_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("length", [1_819_047_278, 0, 15])
-def test_a_blosc_chunk_that_lies_about_its_length(
-    tmp_path: Path, version: int, length: int
-) -> None:
+def test_a_blosc_chunk_that_lies_about_its_length(tmp_path, version, length):
     """c-blosc would read as far as the header says: it ended the process."""
     codec = {2: numcodecs.Blosc("lz4"), 3: zarr.codecs.BloscCodec(cname="lz4")}[version]
     options: Any = {"zarr_format": version, "compressors": [codec], "chunks": (3, 4, 6, 5)}
@@ -145,7 +143,7 @@ def test_a_blosc_chunk_that_lies_about_its_length(
         find(tmp_path / "a.zarr").source[(slice(0, 1),) * 4]
 
 
-def test_a_size_that_is_only_claimed(tmp_path: Path) -> None:
+def test_a_size_that_is_only_claimed(tmp_path):
     """4,294,967,296 chunk files are missing by the store's word; only those that are there are listed."""
     store = tmp_path / "a.zarr"
     zarr.create_array(str(store), shape=(2**32, 4, 6, 5), chunks=(1, 4, 6, 5), dtype="u2")[:1] = 1
@@ -160,13 +158,13 @@ def test_a_size_that_is_only_claimed(tmp_path: Path) -> None:
     )
 
 
-def test_other_files_have_no_chunks(tmp_path: Path) -> None:
+def test_other_files_have_no_chunks(tmp_path):
     np.save(tmp_path / "a.npy", DATA)
     with pytest.raises(SourceError, match=r"a\.npy: input\.missing_chunks is for zarr stores"):
         find(tmp_path / "a.npy", missing_chunks="zero")
 
 
-def test_a_run_with_missing_chunks(beam_file: Path, make_config: Any, tmp_path: Path) -> None:
+def test_a_run_with_missing_chunks(beam_file, make_config, tmp_path):
     """The config's key reaches the reader, is part of the job, and the result says what is missing."""
     store = str(tmp_path / "in.zarr")
     zarr.create_array(store, data=np.load(beam_file), chunks=(2, 5, 40, 36))
@@ -189,19 +187,12 @@ CHECKED = [zarr.codecs.BloscCodec(), zarr.codecs.Crc32cCodec()]
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [
-        ("v2", {}),
-        ("v2 nested", {"compressors": GZip()}),
-        ("v2", {"compressors": None}),
-        ("v3", {"compressors": None}),
-        ("v3", {"compressors": CHECKED}),
-        ("v3 flat", {"compressors": zarr.codecs.GzipCodec()}),
-        ("v3 sharded", {}),
-        ("v3 sharded", {"compressors": CHECKED}),
-    ],
-)
+    [("v2", {}), ("v2 nested", {"compressors": GZip()}), ("v2", {"compressors": None}), ("v3", {"compressors": None}),
+     ("v3", {"compressors": CHECKED}), ("v3 flat", {"compressors": zarr.codecs.GzipCodec()}), ("v3 sharded", {}),
+     ("v3 sharded", {"compressors": CHECKED})],
+)  # fmt: skip
 @pytest.mark.parametrize("damage", ["cut", "junk"])
-def test_a_damaged_chunk_is_named(tmp_path: Path, kind: str, more: Any, damage: str) -> None:
+def test_a_damaged_chunk_is_named(tmp_path, kind, more, damage):
     store, chunk = stored(tmp_path, kind, **more)
     good = chunk.read_bytes()
     junk = np.random.default_rng(0).bytes(len(good) - 2)
@@ -215,7 +206,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, kind: str, more: Any, damage: 
 
 
 @pytest.mark.parametrize("kind", ["v3", "v3 sharded"])
-def test_a_checksum_that_does_not_fit_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_checksum_that_does_not_fit_is_named(tmp_path, kind):
     store, chunk = stored(tmp_path, kind, compressors=CHECKED)
     bad = bytearray(chunk.read_bytes())
     bad[30] ^= 1
@@ -224,9 +215,7 @@ def test_a_checksum_that_does_not_fit_is_named(tmp_path: Path, kind: str) -> Non
         find(store).source[WHOLE]
 
 
-def test_a_run_names_the_damaged_chunk_and_the_block(
-    beam_file: Path, make_config: Any, tmp_path: Path
-) -> None:
+def test_a_run_names_the_damaged_chunk_and_the_block(beam_file, make_config, tmp_path):
     group = zarr.open_group(tmp_path / "in.zarr", mode="w")
     group.create_array("scan", data=np.load(beam_file), chunks=(2, 5, 40, 36))
     chunk = tmp_path / "in.zarr" / "scan" / "c/1/0/0/0"
@@ -240,9 +229,7 @@ def test_a_run_names_the_damaged_chunk_and_the_block(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_chunk_files_that_are_read_one_by_one(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunk_files_that_are_read_one_by_one(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(chunks, "_LARGE", 0)
     store, chunk = stored(tmp_path, kind)
     agrees(find(store), DATA)
@@ -250,7 +237,7 @@ def test_chunk_files_that_are_read_one_by_one(
     agrees(find(store, missing_chunks="zero"), without((1, 1)))
 
 
-def test_large_chunks_are_decoded_one_at_a_time(tmp_path: Path) -> None:
+def test_large_chunks_are_decoded_one_at_a_time(tmp_path):
     """Eight of 2 MiB, into a block of 16: zarr by itself holds all of them at once."""
     array = np.random.default_rng(0).integers(0, 9, (8, 4, 512, 512)).astype("u2")
     zarr.create_array(str(tmp_path / "in.zarr"), data=array, chunks=(1, 4, 512, 512))

@@ -13,18 +13,28 @@ import dask.array as da
 import distributed
 import psutil
 import pytest
-from distributed import LocalCluster, default_client
+from distributed import Client, LocalCluster, default_client
 from distributed.comm import connect as reach
 from distributed.security import Security
 
 from stem_dask.cluster import connect as cluster
 from stem_dask.cluster import local
-from stem_dask.cluster.connect import KINDS, SMALL_INPUT_BYTES, Connection, connect, layout, planned
+from stem_dask.cluster.connect import (
+    KINDS,
+    SMALL_INPUT_BYTES,
+    Connection,
+    connect,
+    connection_of,
+    layout,
+    planned,
+)
 from stem_dask.config.load import parse_config
 from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import ONE_THREAD
 from stem_dask.core.model import Worker
+from stem_dask.engine.clients import refuse_other_versions
+from stem_dask.engine.submit import in_flight
 
 usual_port = local.usual_port  # which the tests do without
 
@@ -59,40 +69,24 @@ def started(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "input_bytes", "expected"),
     [
-        ("auto", 0, "threads"),
-        ("auto", SMALL_INPUT_BYTES - 1, "threads"),
-        ("auto", SMALL_INPUT_BYTES, "local"),
-        ("threads", 2**50, "threads"),
-        ("local", 0, "local"),
+        ("auto", 0, "threads"), ("auto", SMALL_INPUT_BYTES - 1, "threads"), ("auto", SMALL_INPUT_BYTES, "local"),
+        ("threads", 2**50, "threads"), ("local", 0, "local"),
     ],
-)
+)  # fmt: skip
 def test_auto_goes_by_the_size_of_the_input(started, kind, input_bytes, expected):
     with pytest.raises(InterruptedError), connect(kind, input_bytes=input_bytes, n_workers=1):
         pass
     assert started == [(expected, 1, None, False)]
 
 
-def test_unknown_kind(started):
-    with (
-        pytest.raises(
-            ConfigError,
-            match=r"cluster\.kind is 'pbs'; expected auto, threads, local, slurm or gpu",
-        ),
-        connect("pbs"),
-    ):
-        pass
-    assert started == []
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        {"kind": "auto"},
-        {"kind": "threads"},
+        {"kind": "auto"}, {"kind": "threads"},
         {"kind": "local", "address": "tls://node1:8786"},
         {"kind": "local", "scheduler_file": "scheduler.json"},
     ],
-)
+)  # fmt: skip
 def test_where_nothing_of_ours_listens_no_host_is_taken(started, options):
     with (
         pytest.raises(
@@ -107,29 +101,16 @@ def test_where_nothing_of_ours_listens_no_host_is_taken(started, options):
 @pytest.mark.parametrize(
     ("kind", "n_workers", "threads", "expected"),
     [
-        ("threads", None, None, (1, 8)),
-        ("threads", 1, 3, (1, 3)),
-        ("local", None, None, (8, 1)),
-        ("local", None, 2, (4, 2)),
-        ("local", None, 16, (1, 16)),
-        ("local", 2, None, (2, 4)),
-        ("local", 20, None, (20, 1)),
-        ("local", 3, 5, (3, 5)),
-        ("slurm", None, None, (1, 1)),
+        ("threads", None, None, (1, 8)), ("threads", 1, 3, (1, 3)), ("local", None, None, (8, 1)),
+        ("local", None, 2, (4, 2)), ("local", None, 16, (1, 16)), ("local", 2, None, (2, 4)),
+        ("local", 20, None, (20, 1)), ("local", 3, 5, (3, 5)), ("slurm", None, None, (1, 1)),
         ("slurm", 16, 2, (16, 2)),
     ],
-)
+)  # fmt: skip
 def test_workers_and_threads(monkeypatch, kind, n_workers, threads, expected):
     monkeypatch.setattr(cluster, "usable_cores", lambda: 8)
-    assert KINDS[kind].layout(n_workers, threads) == expected
-
-
-def test_threads_are_one_worker():
-    with (
-        pytest.raises(ConfigError, match=r"threads is one worker, n_workers is 2; set threads_per"),
-        connect("threads", n_workers=2),
-    ):
-        pass
+    options = Cluster(kind=kind, n_workers=n_workers, threads_per_worker=threads)
+    assert layout(options, 0, "cpu")[:3] == (kind, *expected)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +146,17 @@ def test_the_usual_port_or_any():
         assert usual_port() == 0
 
 
-def test_connection_in_words():
-    connection = Connection(None, "local", 2, 4, "", Worker(3 * 10**9, 2))
-    assert str(connection) == "local: 2 workers with 3.00 GB, 4 threads"
-    assert (
-        str(Connection(None, "threads", 1, 1, "", Worker(None, 1))) == "threads: 1 worker, 1 thread"
-    )
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [
+        ("pbs", {}, r"cluster\.kind is 'pbs'; expected auto, threads, local, slurm or gpu"),
+        ("threads", {"n_workers": 2}, "threads is one worker, n_workers is 2; set threads_per"),
+    ],
+)
+def test_what_cannot_be_started(started, kind, options, told):
+    with pytest.raises(ConfigError, match=told), connect(kind, **options):
+        pass
+    assert started == []
 
 
 def test_jobs_in_plan():
@@ -189,6 +175,8 @@ def test_what_a_run_says_of_its_place(monkeypatch):
     for name in ("SLURM_JOB_ID", "SSH_CONNECTION"):
         monkeypatch.delenv(name, raising=False)
     connection = Connection(None, "local", 1, 1, "http://127.0.0.1:8787/status", Worker(None, 1))
+    sized = Connection(None, "local", 2, 4, "", Worker(3 * 10**9, 2))
+    assert str(sized) == "local: 2 workers with 3.00 GB, 4 threads"
     lines = [
         "cluster     local: 1 worker, 1 thread, device cpu",
         "dashboard   http://127.0.0.1:8787/status",
@@ -310,15 +298,12 @@ def _join_by_address_and_file(address, folder, pids):
     file.unlink()
 
 
-def test_leaving_does_not_stop_a_cluster_of_others():
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
-    ) as others:
-        with connect(address=others.scheduler_address) as joined:
-            assert joined.n_workers == 1
-        assert others.status.name == "running"
-        with connect(address=others.scheduler_address) as joined:
-            assert joined.client.submit(int, "7").result() == 7
+def test_leaving_does_not_stop_a_cluster_of_others(others):
+    with connect(address=others.scheduler_address) as joined:
+        assert joined.n_workers == 1
+    assert others.status.name == "running"
+    with connect(address=others.scheduler_address) as joined:
+        assert joined.client.submit(int, "7").result() == 7
 
 
 def test_missing_scheduler_file(tmp_path):
@@ -380,10 +365,7 @@ def test_processes_beyond_loopback_talk_by_tls(outer):
         with pytest.raises(ConfigError, match=r"does not answer: .*comm\.tls"):  # noqa: SIM117
             with connect(address=address):
                 pass
-        with (
-            dask.config.set(_settings_for(client.security)),
-            connect(address=address) as joined,
-        ):
+        with dask.config.set(_settings_for(client.security)), connect(address=address) as joined:
             assert joined.kind == f"scheduler at {address}"
             assert joined.client.submit(int, "7").result() == 7
 
@@ -399,3 +381,65 @@ def test_plain_text_beyond_loopback_is_asked_for_and_said(outer):
                 pass
         with connect(address=address, insecure=True) as joined:
             assert str(joined).startswith(f"scheduler at {address} (not encrypted: any user who")
+
+
+# --- of others -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def others():
+    """A cluster that somebody else has started."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "message"),
+    [
+        ("python", "3.11.99.final.0", None),
+        ("python", "3.10.2.final.0", r"python 3\.10, not 3\.\d+"),
+        ("dask", "2020.1.0", r"dask 2020\.1\.0, not 20"), ("numpy", "1.2.3", r"numpy 1\.2, not \d"),
+        ("stem_dask", "0.0.9", r"stem_dask 0\.0\.9, not 0\.1\.0"),
+        ("stem_dask", None, r"stem_dask missing, not"), ("tornado", "1.0", None),
+    ],
+)  # fmt: skip
+def test_versions_that_matter(others, monkeypatch, package, version, message):
+    with Client(others) as client:
+        found = client.get_versions(packages=["stem_dask"])
+        found["client"]["packages"]["python"] = "3.11.2.final.0"
+        for place in (found["scheduler"], *found["workers"].values()):
+            place["packages"] = {**found["client"]["packages"], package: version}
+        monkeypatch.setattr(Client, "get_versions", lambda self, packages: found)
+        if message is None:
+            refuse_other_versions(client)
+            return
+        with pytest.raises(ConfigError, match=f"the scheduler has {message}.*install the same"):
+            connect(address=others.scheduler_address)
+        found["scheduler"] = found["client"]
+        with pytest.raises(ConfigError, match=f"worker inproc://.* has {message}"):
+            connection_of(client)
+        with pytest.raises(
+            ConfigError, match=f"has {message}"
+        ):  # and not the error that came of it
+            list(in_flight(client, [(int, ("x",))]))
+
+
+def test_a_client_of_others_is_taken_and_stays_open(others):
+    with Client(others) as client:
+        connection = connection_of(client)
+        assert connection.client is client
+        assert (connection.n_workers, connection.n_threads) == (1, 1)
+        assert connection.kind == f"client at {client.scheduler.address}"
+        assert client.submit(int, "7").result() == 7
+
+
+def test_a_scheduler_without_workers(monkeypatch):
+    monkeypatch.setattr("stem_dask.cluster.connect.WORKERS_SECONDS", 0.1)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
+        Client(empty) as client,
+        pytest.raises(ConfigError, match=r"has no worker after 0\.1 s; start some"),
+    ):
+        connection_of(client)

@@ -31,14 +31,12 @@ from stem_dask.job.run import run as run_job
 @pytest.mark.parametrize(
     ("where", "kind", "address", "file", "host"),
     [
-        ("threads", "threads", None, None, None),
-        ("local", "local", None, None, "10.0.0.5"),
+        ("threads", "threads", None, None, None), ("local", "local", None, None, "10.0.0.5"),
         ("slurm", "slurm", None, None, "10.0.0.5"),
-        ("tls://node1:8786", "auto", "tls://node1:8786", None, None),
-        ("s.json", "auto", None, "s.json", None),
+        ("tls://node1:8786", "auto", "tls://node1:8786", None, None), ("s.json", "auto", None, "s.json", None),
         ("jobs/scheduler", "auto", None, "jobs/scheduler", None),
     ],
-)
+)  # fmt: skip
 def test_cluster_on_the_command_line(tmp_path, where, kind, address, file, host):
     """It takes the place of what the config says; sizes and what SLURM is asked for stay."""
     config = tmp_path / "a.yaml"

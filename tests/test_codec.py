@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from stem_dask.core import batches as pieces_module
 from stem_dask.core.batches import ChangedBlock, copied
 from stem_dask.core.formats import Output
-from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import file_crc, read_document
+from stem_dask.storage.publish import read_document
+from stem_dask.storage.staging import crc32, file_crc
 from stem_dask.writers.codecs import CODECS, blosc_bytes, bytes_apart, deflated, gzipped, shuffle_of
 from stem_dask.writers.hdf5 import pack_chunk
+from stem_dask.writers.hyperspy import ZspySink, write_tree
 from stem_dask.writers.zarr import StoreSink, write_array
-from stem_dask.writers.zspy import ZspySink, write_tree
 
 TYPES = ["?", "u1", "<u2", ">u2", "<i4", ">f4", "f2", "<f8", ">u8"]
 

@@ -52,92 +52,17 @@ def message(call, *args) -> str:
 # ---- defaults and round trips
 
 
-def test_a_minimal_config_has_the_documented_defaults(load, tmp_path):
-    assert to_dict(load(MINIMAL)) == {
-        "input": {
-            "path": "synthetic",
-            "dataset": None,
-            "scan_shape": None,
-            "scan_order": "auto",
-            "scan_roi": None,
-            "scan_step": 1,
-            "skip_frames": 0,
-            "drop_columns": 0,
-            "flip": False,
-            "missing_chunks": "refuse",
-            "shape": None,
-            "dtype": None,
-            "offset": 0,
-            "frame_header": 0,
-            "frame_footer": 0,
-            "dark": None,
-            "gain": None,
-            "mask": None,
-            "mask_fill": "zero",
-            "calibration": None,
-            "beam_energy_kv": None,
-        },
-        "analyze": {
-            "center_method": "centroid",
-            "manual_center": None,
-            "radius_metric": "square",
-            "target_retention": 0.98,
-            "threshold": 0.0,
-            "ahead": False,
-            "from": None,
-        },
-        "crop": {
-            "enabled": True,
-            "coverage": 0.999,
-            "margin_pixels": 3,
-            "align": "fixed",
-            "size": "auto",
-            "window": None,
-            "size_multiple": 2,
-        },
-        "validate": {"min_retention": 0.95},
-        "downsample": {"factor": 1, "method": "bin", "reduce": "mean", "sigma": None},
-        "output": {
-            "path": str(tmp_path / "a.zarr"),
-            "dtype": "auto",
-            "normalize": "none",
-            "export": ["pt", "hspy"],
-            "layout": "scan",
-            "codec": "auto",
-            "rechunk": True,
-            "overwrite": False,
-            "chunk_mb": "auto",
-            "figure": True,
-            "local_folder": None,
-        },
-        "cluster": {
-            "kind": "auto",
-            "host": None,
-            "address": None,
-            "scheduler_file": None,
-            "insecure": False,
-            "n_workers": None,
-            "threads_per_worker": None,
-            "memory_limit": None,
-            "jobs": 1,
-            "walltime": None,
-            "queue": None,
-            "account": None,
-            "job_extra": [],
-            "log_directory": None,
-        },
-        "device": "cpu",
-        "on_error": "stop",
-    }
-
-
-def test_the_shipped_config_shows_every_key_at_its_default():
+def test_the_shipped_config_shows_every_key_at_its_default(load, tmp_path):
+    """And those are the documented ones of a minimal config."""
     shipped = yaml.safe_load(SHIPPED.read_text())
     config = load_config(SHIPPED)
     assert config.input.path == "synthetic"
     assert config.output.path == os.path.abspath("out/synthetic.zarr")
     plain = to_dict(parse_config({k: {"path": shipped[k]["path"]} for k in ("input", "output")}))
     assert shipped == plain
+    minimal = to_dict(load(MINIMAL))
+    assert minimal.pop("output") == {**plain["output"], "path": str(tmp_path / "a.zarr")}
+    assert minimal == {key: plain[key] for key in minimal}
     assert [*shipped] == [*plain] == [*SECTIONS, "device", "on_error"]
     for section in SECTIONS:
         assert [*shipped[section]] == [*plain[section]]
@@ -154,28 +79,11 @@ def test_defaults_are_those_of_the_config():
 
 FULL = options(
     input={
-        "path": "a.dm4",
-        "dataset": 3,
-        "scan_shape": [4, 5],
-        "scan_order": "detector_first",
-        "scan_roi": [0, 2, 1, 3],
-        "scan_step": 2,
-        "skip_frames": 3,
-        "drop_columns": 1,
-        "flip": True,
-        "missing_chunks": "zero",
-        "shape": [23, 6, 7],
-        "dtype": ">u2",
-        "offset": 16,
-        "dark": "dark.npy",
-        "gain": "gain.npy",
+        "path": "a.dm4", "dataset": 3, "scan_shape": [4, 5], "scan_order": "detector_first", "scan_roi": [0, 2, 1, 3],
+        "scan_step": 2, "skip_frames": 3, "drop_columns": 1, "flip": True, "missing_chunks": "zero", "shape": [23, 6, 7],
+        "dtype": ">u2", "offset": 16, "dark": "dark.npy", "gain": "gain.npy", "mask_fill": "median", "beam_energy_kv": 200,
         "mask": {"pixels": [[1, 2]], "rows": [3], "columns": [4, 5]},
-        "mask_fill": "median",
-        "calibration": {
-            "ky": {"scale": -0.5, "units": "1/nm"},
-            "scan_x": {"scale": 2, "units": "nm", "offset": 1},
-        },
-        "beam_energy_kv": 200,
+        "calibration": {"ky": {"scale": -0.5, "units": "1/nm"}, "scan_x": {"scale": 2, "units": "nm", "offset": 1}},
     },
     analyze={"center_method": "manual", "manual_center": [1, 2.5], "radius_metric": "circle"},
     crop={"coverage": 1, "size": [40, 44], "align": "pattern"},
@@ -184,7 +92,7 @@ FULL = options(
     output={"path": "a.zarr", "export": ["hspy"], "chunk_mb": 32, "layout": "nchw"},
     cluster={"address": "tls://[::1]:8786", "memory_limit": "4GiB", "n_workers": 2},
     device="auto",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("given", [options(), FULL], ids=["minimal", "full"])
@@ -225,82 +133,53 @@ def test_an_empty_section_has_its_defaults(load):
 BAD = [
     # input
     ("input: {path: 3}", "input.path is 3; expected the path of a file, or synthetic"),
-    ("input: {path: ''}", "input.path is ''; expected the path"),
     ("input: {path: 2020-01-01}", "input.path is 2020-01-01; expected the path"),
-    ('input: {path: "a\\0b"}', "input.path is"),
     ('input: {path: "a\\uD800"}', "input.path is"),
     ("input: {path: []}", "input.path is []; expected the path"),
     ("input: {path: [a, 3]}", "input.path[1] is 3; expected the path"),
     ("input: {dataset: 1.5}", "input.dataset is 1.5; expected a whole number of 0 or more, a name or null"),
-    ("input: {dataset: true}", "input.dataset is true; expected"),
     ("input: {scan_shape: [0, 3]}", "input.scan_shape[0] is 0; expected [y, x] of whole numbers above 0"),
-    ("input: {scan_shape: [3]}", "input.scan_shape is [3]; expected [y, x]"),
     ("input: {scan_shape: [3, 4, 5]}", "input.scan_shape is [3, 4, 5]; expected [y, x]"),
     ("input: {scan_order: first}", "expected auto, scan_first or detector_first"),
     ("input: {scan_roi: [2, 2, 0, 1]}", "input.scan_roi is [2, 2, 0, 1]; expected [y0, y1, x0, x1]"),
-    ("input: {scan_roi: [0, 1, 3, 2]}", "expected [y0, y1, x0, x1] with y0 < y1 and x0 < x1 or null"),
-    ("input: {scan_roi: [-1, 1, 0, 2]}", "input.scan_roi[0] is -1; expected"),
     ("input: {scan_step: 0}", "input.scan_step is 0; expected a whole number above 0"),
     ("input: {scan_step: '3'}", "is '3'; expected a whole number above 0 (this is text in YAML; write 3)"),
     ("input: {scan_step: 2.0}", "input.scan_step is 2.0; expected a whole number above 0"),
     ("input: {skip_frames: -1}", "input.skip_frames is -1; expected a whole number of 0 or more or [leading, trailing]"),
     ("input: {shape: [4, 5]}", "input.shape is [4, 5]; expected [scan_y, scan_x, ky, kx] or [n, ky, kx]"),
     ("input: {dtype: '>u 2'}", "input.dtype is '>u 2'; expected a numpy type such as uint16"),
-    ("input: {offset: -1}", "input.offset is -1; expected a whole number of 0 or more"),
-    ("input: {scan_step: true}", "input.scan_step is true; expected"),
     ("input: {dark: 3}", "input.dark is 3; expected the path of a .npy file or null"),
-    ("input: {gain: gain.tif}", "input.gain is gain.tif; expected the path of a .npy file or null"),
     ("input: {mask: bad.txt}", "input.mask is bad.txt; expected auto, the path of a .npy file, {pixels:"),
-    ("input: {mask: 3}", "input.mask is 3; expected auto, the path of a .npy file"),
     ("input: {mask: {pixels: [[1, 2], [3, 4O]]}}", "input.mask.pixels[1][1] is 4O; expected"),
-    ("input: {mask: {pixels: [1, 2]}}", "input.mask.pixels[0] is 1; expected"),
     ("input: {mask: {row: [1]}}", "input.mask.row is not a key; did you mean rows? Valid keys: pixels"),
     ("input: {mask_fill: mean}", "input.mask_fill is mean; expected zero or median"),
     ("input: {calibration: 3}", "input.calibration is 3; expected {ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for"),
     ("input: {calibration: {kz: {scale: 1, units: nm}}}", "input.calibration.kz is not a key. Valid keys: scan_y, scan_x, ky, kx"),
     ("input: {calibration: {ky: {scale: 1, unit: nm, units: nm}}}", "input.calibration.ky.unit is not a key; did you mean units? Valid keys: scale, units, offset"),
     ("input: {calibration: {ky: {scale: 0, units: nm}}}", "input.calibration.ky.scale is 0; expected {ky: "),
-    ("input: {calibration: {ky: {scale: .inf, units: nm}}}", "input.calibration.ky.scale is .inf; expected"),
     ("input: {calibration: {ky: {scale: 1}}}", "input.calibration.ky.units is missing; expected"),
-    ("input: {calibration: {ky: {scale: 1, units: 3}}}", "input.calibration.ky.units is 3; expected"),
-    ("input: {calibration: {ky: {scale: 1, units: nm, offset: .nan}}}", "input.calibration.ky.offset is .nan; expected"),
     ("input: {beam_energy_kv: 0}", "input.beam_energy_kv is 0; expected kilovolts, a number above 0 such as 200 or null"),
-    ("input: {beam_energy_kv: 200000}", "input.beam_energy_kv is 200000; expected kilovolts"),
     ("input: {mask: auto}\ncrop: {enabled: false}", "input.mask is auto, which needs crop.enabled: true"),
     # analyze
-    ("analyze: {center_method: com}", "expected centroid, center or manual"),
     ("analyze: {center_method: manual}", "analyze.manual_center is missing; center_method: manual"),
     ("analyze: {manual_center: [1, 2]}", "needs center_method: manual, but it is centroid"),
-    ("analyze: {center_method: manual, manual_center: [-1, 2]}", "analyze.manual_center[0] is -1;"),
-    ("analyze: {radius_metric: disc}", "expected square or circle"),
-    ("analyze: {target_retention: 0}", "expected a number above 0 and at most 1"),
     ("analyze: {target_retention: 1.5}", "analyze.target_retention is 1.5; expected a number above"),
-    ("analyze: {target_retention: 98%}", "analyze.target_retention is 98%; expected"),
     ("analyze: {threshold: -1}", "analyze.threshold is -1; expected a number of 0 or more"),
-    ("analyze: {threshold: .inf}", "analyze.threshold is .inf; expected"),
     ("analyze: {threshold: .nan}", "analyze.threshold is .nan; expected"),
     ("analyze: {threshold: 1e-5}", "is 1e-5; expected a number of 0 or more (this is text in YAML; write 1.0e-05)"),
-    ("analyze: {threshold: null}", "analyze.threshold is null; expected a number of 0 or more"),
     # crop
     ("crop: 3", "crop is 3; expected a section with the keys enabled, coverage"),
     ("crop: {enabled: 1}", "crop.enabled is 1; expected true or false"),
-    ("crop: {coverage: 0}", "crop.coverage is 0; expected"),
     ("crop: {margin_pixels: -1}", "crop.margin_pixels is -1; expected a whole number of 0 or more"),
-    ("crop: {margin_pixels: 99999999999999999999}", "crop.margin_pixels is 99999999999999999999;"),
     ("crop: {align: patern}", "crop.align is patern; expected fixed or pattern"),
     ("crop: {size: small}", "crop.size is small; expected auto or common, a whole number above 0 or [y, x]"),
-    ("crop: {size: 0}", "crop.size is 0; expected"),
     ("crop: {size: '40'}", "(this is text in YAML; write 40)"),
-    ("crop: {size: [40, -4]}", "crop.size[1] is -4; expected"),
     ("crop: {size: 0xFFFFFFFFFFFFFFFFFFFFFF}", "crop.size is 309485009821345068724781055; expected"),
     ("crop: {size: 2020-99-99}", "crop.size is '2020-99-99'; expected"),
-    ("crop: {window: [1, 2, 3]}", "crop.window is [1, 2, 3]; expected"),
     ("crop: {window: [1, 2, 3, 4], align: pattern}", "which needs align: fixed, but it is pattern"),
     ("crop: {window: [1, 2, 3, 4], size: 40}", "crop.window is [1, 2, 3, 4], which needs size: auto, but it is 40"),
     ("crop: {size: 41}", "crop.size is 41; expected a multiple of 2 (size_multiple x downsampling): 40 or 42"),
-    ("crop: {size: [40, 1]}", "crop.size is [40, 1]; expected a multiple of 2 (size_multiple x downsampling): 2"),
     ("crop: {size: 42, size_multiple: 4}\ndownsample: {factor: 2}", "crop.size is 42; expected a multiple of 8 (size_multiple x downsampling): 40 or 48"),
-    ("crop: {size_multiple: 0}", "crop.size_multiple is 0; expected"),
     ("crop: {margin_pixel: 3}", "crop.margin_pixel is not a key; did you mean margin_pixels? Valid keys: enabled, coverage, margin_pixels, align, size, window, size_multiple"),
     # validate
     ("validate: {min_retention: 1.1}", "validate.min_retention is 1.1; expected a number from 0 to 1"),
@@ -308,50 +187,35 @@ BAD = [
     ("analyze: {target_retention: 0.9}", "validate.min_retention is 0.95, more than analyze.target_ret"),
     ("validation: {min_retention: 0.9}", "validation is not a key; did you mean validate?"),
     # downsample
-    ("downsample: {factor: 0}", "downsample.factor is 0; expected"),
-    ("downsample: {method: mean}", "expected bin, stride, gauss or fft"),
-    ("downsample: {reduce: max}", "expected mean or sum"),
     ("downsample: {method: fft, reduce: sum}", "downsample.reduce is sum, which needs method: bin, but it is fft"),
     ("downsample: {sigma: 1}", "downsample.sigma is 1.0, which needs method: gauss, but it is bin"),
     ("downsample: {method: gauss, sigma: 0}", "downsample.sigma is 0; expected a number above 0 or null"),
     # output
     ("output: {path: a.zip}", "output.path is a.zip; expected a path that ends in .zarr"),
     ("output: {path: out/.zarr}", "output.path is out/.zarr; expected"),
-    ("output: {dtype: int8}", "expected auto, float32 or float16"),
     ("output: {export: pt}", "output.export is pt; expected a list of pt, hspy, zspy, h5 and npy, each at most once"),
     ("output: {export: [pt, mat]}", "output.export[1] is mat; expected a list of pt, hspy, zspy, h5 and npy"),
     ("output: {export: [pt, pt]}", "output.export is [pt, pt]; expected"),
-    ("output: {layout: nhwc}", "expected scan, nchw or tensor"),
     ("output: {overwrite: 'yes'}", "output.overwrite is 'yes'; expected true or false"),
     ("output: {chunk_mb: 0}", "output.chunk_mb is 0; expected auto or a number above 0"),
-    ("output: {chunk_mb: 1e2}", "(this is text in YAML; write 100)"),
     # cluster, device and the top
-    ("cluster: {kind: pbs}", "expected auto, threads, local, slurm or gpu"),
     ("cluster: {kind: slurm, memory_limit: 4GB}", "cluster.kind is slurm, which needs cluster.walltime"),
     ("cluster: {kind: slurm, walltime: '1:00:00'}", "cluster.kind is slurm, which needs cluster.memory_limit"),
     ("cluster: {walltime: 2:00:00}", "cluster.walltime is 7200; expected hours:minutes:seconds in quotes, such as"),
-    ("cluster: {walltime: 90 minutes}", "cluster.walltime is 90 minutes; expected hours:minutes:seconds in quotes"),
     ("cluster: {jobs: 0}", "cluster.jobs is 0; expected a whole number above 0 or [least, most]"),
     ("cluster: {jobs: [4, 2]}", r"cluster.jobs is [4, 2]; expected a whole number above 0 or [least, most]"),
     ("cluster: {queue: 'a b'}", "cluster.queue is a b; expected a name or null"),
-    ("cluster: {account: '-x'}", "cluster.account is -x; expected a name or null"),
     ("cluster: {job_extra: --constraint=a}", "expected a list of options of sbatch such as --constraint=skylake"),
     ("cluster: {job_extra: [constraint=a]}", "cluster.job_extra[0] is constraint=a; expected a list of options of sbatch"),
     ("cluster: {address: 'localhost:8786'}", "expected tcp://host:port or tls://host:port or null"),
-    ("cluster: {address: 'tcp://localhost'}", "expected tcp://host:port"),
     ("cluster: {address: 'tcp://localhost:70000'}", "expected tcp://host:port"),
     ("cluster: {address: 'tcp://a:1', scheduler_file: s.json}", "which needs address: null, but it is tcp://a:1"),
     ("cluster: {address: 'tcp://a:1', kind: threads}", "which needs kind: auto, but it is threads"),
     ("cluster: {host: 10.0.0.5}", "cluster.host is 10.0.0.5, which needs kind: local or slurm, but it is auto"),
-    ("cluster: {host: 10.0.0.5, kind: threads}", "which needs kind: local or slurm, but it is threads"),
     ("cluster: {host: 10.0.0.5, kind: local, address: 'tls://a:1'}", "which needs kind: auto, but it is local"),
     ("cluster: {host: 'tcp://a:1'}", "cluster.host is tcp://a:1; expected a name or address of this machine or null"),
     ("cluster: {insecure: 1}", "cluster.insecure is 1; expected true or false"),
-    ("cluster: {n_workers: 0}", "cluster.n_workers is 0; expected a whole number above 0 or null"),
-    ("cluster: {memory_limit: 0}", "cluster.memory_limit is 0; expected a number with its unit, such as 4GB"),
     ("cluster: {memory_limit: 4}", "cluster.memory_limit is 4; expected a number with its unit, such as 4GB or 4GiB or null"),
-    ("cluster: {memory_limit: 4000000000}", "cluster.memory_limit is 4000000000; expected a number with its unit"),
-    ("cluster: {memory_limit: lots}", "cluster.memory_limit is lots; expected"),
     ("cluster: {memory_limit: 0GB}", "cluster.memory_limit is 0GB; expected"),
     ("device: cuda", "device is cuda; expected cpu, gpu or auto"),
     ("crops: {size: 3}", "crops is not a key; did you mean crop? Valid keys: input, analyze, crop, validate, "),
@@ -382,9 +246,7 @@ def test_a_bad_value_is_named_with_what_was_expected(text, expected, load):
 
 BAD_FILES = [
     ("", "crop.yaml: the content is empty; expected a section with the keys input"),
-    ("# only a comment", "crop.yaml: the content is empty; expected"),
     ("- 1\n- 2", "crop.yaml: the content is [1, 2]; expected"),
-    ("hello", "crop.yaml: the content is hello; expected"),
     ("a: [1", "crop.yaml, line 1: not usable as YAML: "),
     ("a: 1\n\tb: 2", "crop.yaml, line 2: not usable as YAML: "),
     (f"{MINIMAL}---\n{MINIMAL}", "expected a single document in the stream"),
@@ -392,11 +254,9 @@ BAD_FILES = [
     (f"{MINIMAL}crop:\n  size: 3\n  size: 4", "line 5: not usable as YAML: crop.size is given twice, the first time in line 4"),
     ("a: &x 1\nb: *x", "crop.yaml, line 1: not usable as YAML: anchors, aliases and tags"),
     ("a: 1\nb: !!python/object/apply:os.system [ls]", "crop.yaml, line 2: not usable as YAML: anchors, aliases and tags"),
-    ("a: !!python/name:os.system", "aliases and tags"),
     ("[" * 60_000, "crop.yaml: not usable as YAML: maximum recursion depth exceeded"),
     ('a: "\\UFFFFFFFF"', "crop.yaml: not usable as YAML"),
     (b"\xff\xfe\x00binary", "crop.yaml: not UTF-8 text; expected a YAML file"),
-    (b"\x89HDF\r\n\x00\x1a", "crop.yaml: not UTF-8 text"),
     (b"a: \x00", "crop.yaml: not usable as YAML: unacceptable character"),
     (b"#" * (2**16 + 1), "crop.yaml is larger than 64 KiB; expected a YAML file of a few kB"),
 ]  # fmt: skip
@@ -478,12 +338,9 @@ def test_missing_sections(load):
         (options(crop={"size": object()}), "crop.size is a object; expected auto"),
         (options(crop={"size": {40, 44}}), "crop.size is "),
         (options(**{"a\ud800": 1}), "expected a section with the keys input"),
-        (
-            options(crop={"margin_pixels": "3"}),
-            "crop.margin_pixels is '3'; expected a whole number",
-        ),
+        (options(crop={"margin_pixels": "3"}), "crop.margin_pixels is '3'; expected a whole number"),
     ],
-)
+)  # fmt: skip
 def test_python_callers_get_the_same_words_without_a_file(given, expected):
     said = message(parse_config, given)
     assert expected in said
@@ -508,25 +365,20 @@ def test_a_long_number_stays_readable(load):
     ("override", "key", "value"),
     [
         ("analyze.target_retention=0.99", "analyze.target_retention", 0.99),
-        ("output.export=[pt]", "output.export", ["pt"]),
-        ("output.export=[]", "output.export", []),
-        ("crop.size=[40,44]", "crop.size", [40, 44]),
-        ("crop.size=auto", "crop.size", "auto"),
+        ("output.export=[pt]", "output.export", ["pt"]), ("output.export=[]", "output.export", []),
+        ("crop.size=[40,44]", "crop.size", [40, 44]), ("crop.size=auto", "crop.size", "auto"),
         (" crop.size = 40 ", "crop.size", 40),
-        ("crop.enabled=false", "crop.enabled", False),
-        ("device=gpu", "device", "gpu"),
+        ("crop.enabled=false", "crop.enabled", False), ("device=gpu", "device", "gpu"),
         ("input.path=/d/scan.dm4", "input.path", "/d/scan.dm4"),
         ("input.path=/d/scan #3.dm4", "input.path", "/d/scan #3.dm4"),
         ("input.path=/d/a=b: c.dm4", "input.path", "/d/a=b: c.dm4"),
         ("input.path='/d/a b.dm4'", "input.path", "/d/a b.dm4"),
         ("input.path=s3://bucket/a.zarr", "input.path", "s3://bucket/a.zarr"),
-        ("input.path=synthetic", "input.path", "synthetic"),
-        ("input.dataset=3", "input.dataset", 3),
+        ("input.path=synthetic", "input.path", "synthetic"), ("input.dataset=3", "input.dataset", 3),
         ("input.dataset='3'", "input.dataset", "3"),
         ("input.dataset=2020-01-01", "input.dataset", "2020-01-01"),
         ("input.dataset=true", "input.dataset", "true"),
-        ("input.dataset=null", "input.dataset", None),
-        ("input.dataset=", "input.dataset", None),
+        ("input.dataset=null", "input.dataset", None), ("input.dataset=", "input.dataset", None),
         ("input.mask=/m.npy", "input.mask", "/m.npy"),
         ("input.mask={rows: [3]}", "input.mask", {"pixels": [], "rows": [3], "columns": []}),
         ("output.path=/d/[1].zarr", "output.path", "/d/[1].zarr"),
@@ -538,7 +390,7 @@ def test_a_long_number_stays_readable(load):
         ("cluster.jobs=[1, 8]", "cluster.jobs", [1, 8]),
         ("validate.min_retention=0.5", "validate.min_retention", 0.5),
     ],
-)
+)  # fmt: skip
 def test_overrides(override, key, value, load):
     result = to_dict(load(MINIMAL, override))
     for part in key.split("."):
@@ -642,15 +494,9 @@ def only_config_errors(path: Path, content: bytes, *overrides: str) -> None:
         assert parse_config(to_dict(config)) == config
 
 
-@given(text=st.text())
-@settings(max_examples=200, deadline=None)
-def test_random_text(scratch, text):
-    only_config_errors(scratch, text.encode("utf-8", "surrogatepass"))
-
-
-@given(content=st.binary())
-@settings(max_examples=200, deadline=None)
-def test_random_bytes(scratch, content):
+@given(content=st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
+@settings(max_examples=300, deadline=None)
+def test_random_files(scratch, content):
     only_config_errors(scratch, content)
 
 

@@ -23,15 +23,7 @@ from stem_dask.config.load import parse_config
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.readers.containers import can_be_quoted
 from stem_dask.readers.open import find
-from stem_dask.writers.dm import encode_tags
-
-
-@pytest.fixture
-def cases(shared_data):
-    """The folder of small files with known answers."""
-    if not (shared_data / "cases").is_dir():
-        pytest.skip("the shared cases are not on this machine")
-    return shared_data / "cases"
+from stem_dask.writers.synthetic import encode_tags
 
 
 def refusal(path, **options):
@@ -364,49 +356,3 @@ def test_an_image_of_a_folder(tmp_path):
     message = refusal(tmp_path / "1.tif")
     folder = re.search(r"one image of many: stem-dask info (\S+) prints how to stack", message)[1]
     assert "stack them: python -c" in refusal(Path(folder))
-
-
-# --- the cases of the issue -------------------------------------------------------------------------------------
-
-
-def test_case_d1(cases, tmp_path):
-    folder = cases / "d1_dectris_master"
-    truth = np.load(folder / "truth.npy")
-    agrees(joined(refusal(folder / "lamella_master.h5"), tmp_path, (10, 12)), truth)
-    for i in (1, 2):
-        assert "would fit" not in refusal(folder / f"lamella_data_{i:06d}.h5")
-
-
-def test_case_i1(cases, tmp_path):
-    folder = cases / "i1_folder_of_tif"
-    message = refusal(folder / "frames")
-    command, _, there = message.rpartition("stack them: ")[2].partition(", then open ")
-    typed(command, tmp_path)
-    agrees(opened(there, tmp_path), np.load(folder / "truth.npy"))
-
-
-@pytest.mark.parametrize("name", ["t5.npy", "t5.h5"])
-def test_case_j1(cases, tmp_path, name):
-    message = refusal(cases / "j1_time_series" / name)
-    command, _, there = message.rpartition("its own: ")[2].partition(", then open ")
-    typed(command, tmp_path)
-    assert find(tmp_path / there).info.shape == (3, 4, 16, 16)
-
-
-@pytest.mark.parametrize("name", ["a.ndata", "a.prz", "store.zip", "store"])
-def test_case_k1(cases, tmp_path, name):
-    folder = cases / "k1_zip_is_no_pt"
-    if name == "a.prz":  # which RosettaSciIO reads
-        agrees(find(folder / name), np.load(folder / "truth.npy"))
-        return
-    copy = shutil.copytree if name == "store" else shutil.copy
-    copy(folder / name, tmp_path / name)
-    message = refusal(tmp_path / name)
-    if name == "store":
-        there = message.rpartition("rename it to ")[2]
-        (tmp_path / name).rename(tmp_path / there)
-    else:
-        command, _, there = message.rpartition("unpack it: ")[2].partition(", and open ")
-        typed(command, tmp_path)
-        there = there or command.split()[-1]
-    agrees(find(tmp_path / there), np.load(folder / "truth.npy"))

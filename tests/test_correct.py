@@ -1,8 +1,6 @@
 """Dark and gain: what they do to the patterns, what is refused, and that their content is part of the job."""
 
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from stem_dask.stages.open import open_patterns
 
 
 @pytest.fixture
-def files(beam_file: Path, tmp_path: Path) -> dict[str, str]:
+def files(beam_file, tmp_path):
     """The beam with a background and uneven pixels, and the references that take both away."""
     rng = np.random.default_rng(0)
     dark = rng.integers(1, 9, (40, 36)).astype(np.float32)
@@ -31,9 +29,7 @@ def files(beam_file: Path, tmp_path: Path) -> dict[str, str]:
     return {name: str(tmp_path / f"{name}.npy") for name in ("dark", "gain")}
 
 
-def test_a_corrected_file_is_the_clean_one(
-    files: dict[str, str], beam_file: Path, tmp_path: Path, make_config: Any
-) -> None:
+def test_a_corrected_file_is_the_clean_one(files, beam_file, tmp_path, make_config):
     clean = 4 * np.load(beam_file).astype(np.float32)
     patterns = open_patterns(tmp_path / "seen.npy", **files)
     assert patterns.dtype == np.float32
@@ -41,6 +37,8 @@ def test_a_corrected_file_is_the_clean_one(
     np.testing.assert_array_equal(patterns.values, clean)
     arrays = {name: np.load(path) for name, path in files.items()}
     np.testing.assert_array_equal(open_patterns(tmp_path / "seen.npy", **arrays).values, clean)
+    masked = open_patterns(tmp_path / "seen.npy", **files, mask={"pixels": [[3, 4]]})
+    assert not masked.values[..., 3, 4].any()  # the mask comes last
     config = make_config(tmp_path / "seen.npy", input=files, crop={"size": 20})
     outcome = run(config)
     root = xr.open_zarr(config.output.path)
@@ -53,15 +51,7 @@ def test_a_corrected_file_is_the_clean_one(
     assert outcome.results["sizes"]["input_bytes"] == 6 * 5 * 40 * 36 * 2
 
 
-def test_the_mask_comes_last(files: dict[str, str], tmp_path: Path) -> None:
-    mask = {"pixels": [[3, 4]]}
-    patterns = open_patterns(tmp_path / "seen.npy", dark=files["dark"], mask=mask)
-    assert not patterns.values[..., 3, 4].any()
-
-
-def test_blocks_that_cannot_be_read_are_zeros(
-    files: dict[str, str], tmp_path: Path, make_config: Any
-) -> None:
+def test_blocks_that_cannot_be_read_are_zeros(files, tmp_path, make_config):
     store = tmp_path / "input.zarr"
     zarr.create_array(str(store), data=np.load(tmp_path / "seen.npy"), chunks=(2, 5, 40, 36))
     (store / "c" / "1" / "0" / "0" / "0").write_bytes(b"not what was written")
@@ -73,9 +63,7 @@ def test_blocks_that_cannot_be_read_are_zeros(
     assert patterns[0].any()
 
 
-def test_another_content_is_another_job(
-    files: dict[str, str], tmp_path: Path, make_config: Any
-) -> None:
+def test_another_content_is_another_job(files, tmp_path, make_config):
     np.save(tmp_path / "mask.npy", np.zeros((40, 36), bool))
     given = {**files, "mask": str(tmp_path / "mask.npy")}
     config = make_config(tmp_path / "seen.npy", input=given)
@@ -92,12 +80,10 @@ def test_another_content_is_another_job(
     assert prepare(config).complete
 
 
-def test_a_changed_file_refuses_to_resume(
-    files: dict[str, str], tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file_refuses_to_resume(files, tmp_path, make_config, monkeypatch):
     config = make_config(tmp_path / "seen.npy", input=files, output={"chunk_mb": 0.02})
 
-    def full(*args: Any, **kwargs: Any) -> None:
+    def full(*args, **kwargs):
         raise OSError(28, "no room")
 
     with monkeypatch.context() as patched:
@@ -109,10 +95,10 @@ def test_a_changed_file_refuses_to_resume(
         run(config)
 
 
-def test_a_file_that_changes_meanwhile(files: dict[str, str], tmp_path: Path) -> None:
+def test_a_file_that_changes_meanwhile(files, tmp_path):
     patterns = open_patterns(tmp_path / "seen.npy", **files)
     np.save(files["dark"], np.load(files["dark"]) + 1)
-    planes.PlaneFile.values.cache_clear()
+    planes.plane_of_file.cache_clear()
     with pytest.raises(ConfigError, match=r"input\.dark .*dark\.npy was changed while"):
         patterns.compute()
 
@@ -132,9 +118,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("key", "values", "expected"), BAD)
-def test_refused(
-    key: str, values: Any, expected: str, beam_file: Path, tmp_path: Path, make_config: Any
-) -> None:
+def test_refused(key, values, expected, beam_file, tmp_path, make_config):
     path = tmp_path / f"{key}.npy"
     np.save(path, values)
     for call in (
@@ -148,9 +132,7 @@ def test_refused(
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"text", None, "npz", "objects"])
 @pytest.mark.parametrize("key", ["dark", "gain", "mask"])
-def test_unreadable(
-    key: str, content: Any, beam_file: Path, tmp_path: Path, make_config: Any
-) -> None:
+def test_unreadable(key, content, beam_file, tmp_path, make_config):
     path = tmp_path / f"{key}.npy"
     if content == "npz":
         np.savez(tmp_path / "a.npz", np.ones((40, 36)))
@@ -164,7 +146,7 @@ def test_unreadable(
         prepare(make_config(beam_file, input={key: str(path)}))
 
 
-def test_bytes(files: dict[str, str], tmp_path: Path, make_config: Any) -> None:
+def test_bytes(files, tmp_path, make_config):
     """Pieces of float32 in place of uint16; dark, gain, and what reading one takes."""
     pixels = 40 * 36
     plain = make_config(tmp_path / "seen.npy")

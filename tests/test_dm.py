@@ -14,7 +14,7 @@ from stem_dask.core.metadata import ArrayTag
 from stem_dask.core.model import Axis
 from stem_dask.readers.dm import list_dm, read_tags
 from stem_dask.readers.source import Candidate
-from stem_dask.writers.dm import Stream, encode_tags
+from stem_dask.writers.synthetic import Stream, encode_tags
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL_FILES = [

@@ -44,8 +44,7 @@ from stem_dask.readers.open import find
 from stem_dask.stages.crop import crop_blocks
 from stem_dask.stages.downsample import downsample_blocks
 from stem_dask.stages.open import lazy_blocks
-from stem_dask.storage.checksums import combine_crc
-from stem_dask.storage.publish import damage, file_crc
+from stem_dask.storage.staging import combine_crc, damage, file_crc
 
 DRAWN = settings(max_examples=40, deadline=None)
 N_THREADS = 2

@@ -729,38 +729,3 @@ def test_pt_with_a_missing_block_is_refused(tmp_path, missing):
         records.append(type("Record", (), {"extra": extra}))
     with pytest.raises(StoreError, match=r"were not written|blocks are missing"):
         sink.finish(records)
-
-
-# --- .hspy ------------------------------------------------------------------------------------------------------
-
-
-def test_hspy_opens_lazily_in_hyperspy(tmp_path):
-    hs = pytest.importorskip("hyperspy.api")
-    export(lazy(numbers(), **WINDOW), tmp_path / "a.hspy", analysis=analysis(), title="gold")
-    signal = hs.load(tmp_path / "a.hspy", lazy=True)
-    assert type(signal).__name__ == "LazySignal2D"
-    np.testing.assert_array_equal(signal.data.compute(), numbers())
-    np.testing.assert_array_equal(signal.inav[3, 1].data.compute(), numbers()[1, 3])
-    axes = signal.axes_manager._axes
-    assert [(a.name, a.size, a.units, a.navigate) for a in axes] == [
-        ("y", 6, "nm", True), ("x", 5, "um", True), ("ky", 12, "1/nm", False), ("kx", 10, "mrad", False)
-    ]  # fmt: skip
-    known = signal.metadata.stem_dask
-    assert (known.align, list(known.window_size)) == ("pattern", [12, 10])
-    np.testing.assert_array_equal(known.center_y, analysis().center_y.values)
-    np.testing.assert_array_equal(signal.navigator.data, numbers().sum(axis=(2, 3)))
-    signal.close_file()
-
-
-def test_hspy_chunks_are_whole_patterns_of_a_megabyte(tmp_path):
-    array = np.random.default_rng(2).poisson(0.5, (3, 16, 256, 256)).astype("u2")
-    export(lazy(array, (1, 16)), tmp_path / "a.hspy")
-    with h5py.File(tmp_path / "a.hspy") as file:
-        (data,) = (group["data"] for group in file["Experiments"].values())
-        assert data.chunks == (1, 8, 256, 256)
-        assert (data.compression, data.shuffle) == ("gzip", True)
-        assert data.id.get_num_chunks() == 6
-        assert data.id.get_storage_size() < array.nbytes / 4
-        np.testing.assert_array_equal(data[2, 11], array[2, 11])
-        offsets = [data.id.get_chunk_info(i).byte_offset for i in range(6)]
-        assert offsets == sorted(offsets)

@@ -1,6 +1,5 @@
 """What files of other programs showed that ours did not: damage, single images, spectra, signs, archives."""
 
-import shutil
 import subprocess
 import sys
 
@@ -8,7 +7,6 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-import zarr
 from frames_made import SHAPE, info, mrc, numbers, tiff
 
 from stem_dask.core.errors import SourceError
@@ -33,6 +31,9 @@ def with_texts(path):
 @pytest.mark.parametrize("ending", ["h5", "emd"])
 def test_a_block_of_zeros_among_the_texts_of_hdf5_is_told(tmp_path, zeros, ending):
     path = with_texts(tmp_path / f"a.{ending}")
+    found = find(path)
+    assert [axis.units for axis in found.info.axes] == ["A^-1"] * 4
+    np.testing.assert_array_equal(found.source[ALL], numbers())
     content = bytearray(path.read_bytes())
     heap = content.find(b"GCOL")
     assert heap > 0
@@ -44,12 +45,6 @@ def test_a_block_of_zeros_among_the_texts_of_hdf5_is_told(tmp_path, zeros, endin
     assert done.returncode == 3, done.stderr
     assert f"texts at byte {heap:,} have no end" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_texts_of_hdf5_are_read_as_before(tmp_path):
-    found = find(with_texts(tmp_path / "a.h5"))
-    assert [axis.units for axis in found.info.axes] == ["A^-1"] * 4
-    np.testing.assert_array_equal(found.source[ALL], numbers())
 
 
 # --- what is no scan of patterns ----------------------------------------------------------------------------------
@@ -85,20 +80,6 @@ def spectra(path, shape, units="", flags=()):
 def test_spectra_are_called_spectra(tmp_path, units, flags, message):
     with pytest.raises(SourceError, match=message):
         find(spectra(tmp_path / "a.hspy", (9, 6, 20), units, flags))
-
-
-@pytest.mark.parametrize("ending", [".zarr", ".zspy"])
-def test_a_store_in_an_archive_is_told_how_to_unpack(tmp_path, ending):
-    folder = tmp_path / "store"
-    zarr.create_array(folder, data=numbers(), chunks=(1, 2, 6, 5))
-    packed = tmp_path / f"a{ending}"
-    shutil.move(shutil.make_archive(tmp_path / "a", "zip", folder), packed)
-    with pytest.raises(SourceError, match=r"in a zip archive is not read; unpack it: python -m z") as caught:  # fmt: skip
-        find(packed)
-    # the way out is one
-    command = str(caught.value).rpartition("unpack it: ")[2].split()
-    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
-    np.testing.assert_array_equal(find(tmp_path / command[-1]).source[ALL], numbers())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from rsciio.hspy import file_reader
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, OutputExistsError
 from stem_dask.job.run import run
-from stem_dask.readers.open import find
 from stem_dask.stages.open import open_patterns
 
 GIVEN = {
@@ -132,7 +131,3 @@ def test_refused_for_a_list_and_for_the_energy(tmp_path: Path) -> None:
     assert axis(named, "kx") == (2.0, 0.0, "nm")
     with pytest.raises(ConfigError, match="beam_energy_kv is -1"):
         sd.open(tmp_path / "list.npy", beam_energy_kv=-1)
-
-
-def test_find_is_as_before(beam_file: Path) -> None:
-    assert find(beam_file).info.given == {}

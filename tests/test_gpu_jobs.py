@@ -21,37 +21,32 @@ from stem_dask.cli import main as cli
 from stem_dask.cluster.connect import connect
 from stem_dask.cluster.gpu import chosen_device, refuse_missing
 from stem_dask.config.options import Cluster
-from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
 from stem_dask.job.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.job.describe import describe_job
 from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
-from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu.device import missing_gpu
-from stem_dask.stages.gpu import CutOnGpu, Inside
 
 REAL = missing_gpu()
 BLOCKS = {"output": {"chunk_mb": 0.02}}
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch, connects: list[int]) -> Counter[str]:
+def played(monkeypatch, connects):
     """What the GPU counts."""
     monkeypatch.setattr("stem_dask.kernels.gpu.analysis.ANALYSIS_THREADS", 64)
     monkeypatch.setattr("stem_dask.kernels.gpu.crop.CROP_THREADS", 64)
     return fake_cupy.install(monkeypatch)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """The files of a store, but for the attributes that name the job."""
     files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
     return {name: f.read_bytes() for name, f in files.items() if name != "zarr.json"}
 
 
-def test_a_job_on_the_gpu_writes_the_same_bytes(
-    beam_file: Path, make_config: Any, played: Counter[str]
-) -> None:
+def test_a_job_on_the_gpu_writes_the_same_bytes(beam_file, make_config, played):
     """Every pattern goes up once a pass, of the second what its window may need; only results come back."""
     sections = {**BLOCKS, "crop": {"align": "pattern"}, "downsample": {"factor": 2}}
     assert run(make_config(beam_file, "cpu.zarr", **sections)).exit_code == 0
@@ -85,9 +80,7 @@ def test_a_job_on_the_gpu_writes_the_same_bytes(
     ],
     ids=["converted", "analyzed ahead", "circles"],
 )
-def test_other_jobs_too(
-    launched: str, sections: Any, beam_file: Path, make_config: Any, played: Counter[str]
-) -> None:
+def test_other_jobs_too(launched, sections, beam_file, make_config, played):
     """Beside a mask, which the CPU applies before."""
     path = {"path": str(beam_file), "mask": {"pixels": [[18, 16]]}}
     for device in ("cpu", "gpu"):
@@ -101,7 +94,7 @@ def test_other_jobs_too(
 @pytest.mark.parametrize(
     "how", [{"method": "bin"}, {"method": "gauss", "sigma": 0.8}, {"method": "fft"}]
 )
-def test_the_functions_on_the_gpu(how: Any, played: Counter[str]) -> None:
+def test_the_functions_on_the_gpu(how, played):
     """Of floats, in blocks of a list; a second downsampling starts from what came back."""
     data = np.random.default_rng(3).normal(1, 2, (7, 20, 24)).astype("f4")
     data[2] = 0
@@ -119,45 +112,22 @@ def test_the_functions_on_the_gpu(how: Any, played: Counter[str]) -> None:
         np.testing.assert_allclose(mine.values, theirs.values, rtol=1e-5, atol=1e-5)
 
 
-def test_a_device_that_is_none() -> None:
+def test_a_device_that_is_none():
     patterns = xr.DataArray(np.ones((2, 4, 4)), dims=("pattern", "ky", "kx"))
     analysis = sd.analyze(patterns).compute()
     window = sd.choose_window(analysis, size=2)
     for call in (
-        lambda: sd.analyze(patterns, device="cuda"),  # type: ignore[arg-type]
-        lambda: sd.crop(patterns, analysis, window, device="auto"),  # type: ignore[arg-type]
-        lambda: sd.downsample(patterns, 2, device="GPU"),  # type: ignore[arg-type]
+        lambda: sd.analyze(patterns, device="cuda"),
+        lambda: sd.crop(patterns, analysis, window, device="auto"),
+        lambda: sd.downsample(patterns, 2, device="GPU"),
     ):
         with pytest.raises(ConfigError, match="expected cpu or gpu"):
             call()
 
 
-def test_a_block_of_windows(played: Counter[str]) -> None:
-    """Intensities come with whatever is made of the windows, or when they are asked for."""
-    block = np.random.default_rng(1).poisson(4, (2, 3, 12, 12)).astype("u2")
-    y, x = np.arange(6) - 2, np.arange(6)
-    windows = crop_patterns(block, y, x, (6, 7))
-    expected = window_intensity(windows, threshold=2)
-
-    cut = CutOnGpu(block, y, x, (6, 7), 2.0)
-    small = cut.smaller(factor=2, method="stride", reduce="mean", sigma=None)
-    assert (small.shape, small.dtype) == ((2, 3, 3, 3), "u2")
-    later = Deferred(cut, lambda: Inside(cut, 2.0, "inside"))
-    np.testing.assert_array_equal(np.asarray(small), windows[:, :6:2, :6:2].reshape(2, 3, 3, 3))
-    assert later.block is None
-    np.testing.assert_array_equal(later.array("inside").ravel(), expected)
-    launches = played["launches of crop"]
-    again = Deferred(cut, lambda: Inside(cut, 2.0, "inside"))
-    np.testing.assert_array_equal(again.array("inside").ravel(), expected)
-    assert played["launches of crop"] == launches + 1
-    np.testing.assert_array_equal(np.asarray(cut).reshape(windows.shape), windows)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["bin", "gauss", "fft"])
-def test_a_job_on_a_real_gpu(
-    method: str, tmp_path: Path, make_config: Any, connects: list[int]
-) -> None:
+def test_a_job_on_a_real_gpu(method, tmp_path, make_config, connects):
     """The CPU's results, in no more memory than was projected."""
     if REAL is not None:
         pytest.skip(f"no GPU: {REAL}")
@@ -175,7 +145,7 @@ def test_a_job_on_a_real_gpu(
     assert 0 < memory["measured"] <= memory["projected"]
 
 
-def test_the_cropper_on_the_gpu(played: Counter[str]) -> None:
+def test_the_cropper_on_the_gpu(played):
     data = torch.zeros((12, 1, 24, 20), dtype=torch.int16)
     for i in range(12):
         data[i, 0, 8 + i // 4 : 13 + i // 4, 7:12] = 5 + i
@@ -189,9 +159,7 @@ def test_the_cropper_on_the_gpu(played: Counter[str]) -> None:
     assert played["launches of analyze"] == 3
 
 
-def test_a_detector_too_large_for_the_gpu(
-    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_detector_too_large_for_the_gpu(beam_file, make_config, played, monkeypatch):
     device = ModuleType("device")
     device.attributes = {"MaxSharedMemoryPerBlockOptin": 1000}  # type: ignore[attr-defined]
     monkeypatch.setattr(sys.modules["cupy.cuda"], "Device", lambda: device)
@@ -201,9 +169,7 @@ def test_a_detector_too_large_for_the_gpu(
         run(make_config(beam_file, device="gpu"))
 
 
-def test_a_gpu_that_is_missing(
-    no_gpu: None, beam_file: Path, make_config: Any, capsys: Any, connects: list[int]
-) -> None:
+def test_a_gpu_that_is_missing(no_gpu, beam_file, make_config, capsys, connects):
     """Asked for it is an error before anything is written; auto says what it chose."""
     words = "device is gpu, but no GPU can be used: cupy cannot be loaded"
     with pytest.raises(ConfigError, match=words):
@@ -222,9 +188,7 @@ def test_a_gpu_that_is_missing(
     assert "already complete" in capsys.readouterr().out
 
 
-def test_a_gpu_too_small(
-    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_too_small(beam_file, make_config, played, monkeypatch):
     config = make_config(beam_file, **BLOCKS, device="gpu")
     told = describe_job(prepare(config))
     line = next(line for line in told if line.startswith("gpu "))
@@ -235,7 +199,7 @@ def test_a_gpu_too_small(
     with pytest.raises(MemoryBudgetError, match=words):
         run(config)
 
-    def full() -> None:
+    def full():
         raise runtime.CUDARuntimeError(2)
 
     monkeypatch.setattr(runtime, "memGetInfo", full)
@@ -243,15 +207,13 @@ def test_a_gpu_too_small(
         run(config)
 
 
-def test_a_gpu_that_becomes_full(
-    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_becomes_full(beam_file, make_config, played, monkeypatch):
     """One task finds no room: the others end, it is told, and the same command goes on when there is some."""
     run(make_config(beam_file, "cpu.zarr", **BLOCKS))
     pool, taken = sys.modules["cupy"].get_default_memory_pool(), Counter[str]()
     take = pool.take
 
-    def once_full(array: Any) -> None:
+    def once_full(array):
         taken["arrays"] += 1
         pool.limit = pool.held if taken["arrays"] == 16 else np.inf
         take(array)
@@ -276,9 +238,7 @@ def test_a_gpu_that_becomes_full(
     assert pool.held == 0
 
 
-def test_a_toolkit_that_is_missing(
-    beam_file: Path, make_config: Any, played: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_toolkit_that_is_missing(beam_file, make_config, played, monkeypatch):
     """cupy loads parts of it when they are needed first."""
     down = {"downsample": {"factor": 2, "method": "fft"}}
     with monkeypatch.context() as without:
@@ -286,7 +246,7 @@ def test_a_toolkit_that_is_missing(
         with pytest.raises(ConfigError, match=r"fft needs cuFFT \(cannot import .*\): install the CUDA toolkit"):  # fmt: skip
             run(make_config(beam_file, "fft.zarr", **BLOCKS, **down, device="gpu"))
 
-    def missing(module: Any, name: str) -> Any:
+    def missing(module, name):
         raise RuntimeError("CuPy failed to load libnvrtc.so.13: OSError\nand more")
 
     monkeypatch.setattr(fake_cupy.RawModule, "get_function", missing)
@@ -296,15 +256,13 @@ def test_a_toolkit_that_is_missing(
             run(make_config(beam_file, "none.zarr", **BLOCKS, **sections, device="gpu"))
 
 
-def test_what_says_that_a_gpu_is_full(
-    played: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_says_that_a_gpu_is_full(played, monkeypatch):
     """CUDA by a number, also where not even that much is left that it could be asked."""
     from stem_dask.kernels.gpu.device import translate_full_gpu
 
     error = sys.modules["cupy.cuda"].runtime.CUDARuntimeError
 
-    def failing(number: int) -> None:
+    def failing(number):
         raise error(number)
 
     with pytest.raises(MemoryError, match=r"is full: cudaErrorMemoryAllocation: out of memory; 1,0.* free"):  # fmt: skip
@@ -316,20 +274,9 @@ def test_what_says_that_a_gpu_is_full(
         translate_full_gpu(failing)(2)
 
 
-def test_the_benchmark_runs(played: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "--gb",
-        "0.00002",
-        "--detector",
-        "32",
-        "--dtypes",
-        "uint16",
-        "--rounds",
-        "1",
-        "--job-gb",
-        "0.00003",
-    ]
-    found = gpu.main(words)
+def test_the_benchmark_runs(played, capsys):
+    words = "--gb 0.00002 --detector 32 --dtypes uint16 --rounds 1 --job-gb 0.00003"
+    found = gpu.main(words.split())
     assert [*found] == [
         line[:24].strip() + " " + line[25:33].strip()
         for line in capsys.readouterr().out.splitlines()
@@ -338,7 +285,7 @@ def test_the_benchmark_runs(played: Counter[str], capsys: pytest.CaptureFixture[
     assert all(speed > 0 for speed in found.values())
 
 
-def test_which_device_is_chosen(played: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_device_is_chosen(played, monkeypatch):
     assert chosen_device("auto", Cluster()) == ("gpu", "; chosen by auto")
     assert chosen_device("gpu", Cluster(kind="gpu")) == ("gpu", "")
     with pytest.raises(ConfigError, match="leaves them idle; set device: gpu"):
@@ -359,18 +306,15 @@ def test_which_device_is_chosen(played: Counter[str], monkeypatch: pytest.Monkey
     ("has", "told"),
     [
         (0, r"NVIDIA's driver is not installed \(nvidia-smi"),
-        (
-            12040,
-            r"NVIDIA's driver is for CUDA 12\.4, and cupy for 13\.2; install a newer driver, or a cupy for CUDA 12: pip",
-        ),
+        (12040, r"NVIDIA's driver is for CUDA 12\.4, and cupy for 13\.2; install a newer driver, or a cupy for CUDA 12: pip"),
         (13000, r"the driver finds none \(no device\)"),
     ],
-)
-def test_what_is_wrong_with_the_driver(played: Any, monkeypatch: Any, has: int, told: str) -> None:
+)  # fmt: skip
+def test_what_is_wrong_with_the_driver(played, monkeypatch, has, told):
     """CUDA says of no driver at all that it is too old."""
     runtime = sys.modules["cupy.cuda"].runtime
 
-    def none() -> int:
+    def none():
         raise RuntimeError("no device")
 
     monkeypatch.setattr(runtime, "getDeviceCount", none)
@@ -380,7 +324,7 @@ def test_what_is_wrong_with_the_driver(played: Any, monkeypatch: Any, has: int, 
         chosen_device("gpu", Cluster())
 
 
-def test_stages_in_python_on_a_machine_without_a_gpu(no_gpu: None, beam_file: Path) -> None:
+def test_stages_in_python_on_a_machine_without_a_gpu(no_gpu, beam_file):
     """What cupy raises would say neither what was asked for nor what to do."""
     patterns = sd.open(beam_file)
     words = r"device is gpu, but no GPU can be used: cupy cannot be loaded .*Or set device: cpu"
@@ -395,19 +339,19 @@ def test_stages_in_python_on_a_machine_without_a_gpu(no_gpu: None, beam_file: Pa
             lazy.compute()
 
 
-def test_workers_without_a_gpu_are_refused(no_gpu: None, shared_cluster: Any) -> None:
+def test_workers_without_a_gpu_are_refused(no_gpu, shared_cluster):
     with pytest.raises(ConfigError, match=r"the worker \S+ can use none: cupy cannot be loaded"):
         refuse_missing(shared_cluster.client)
 
 
-def test_a_process_for_each_gpu(played: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_for_each_gpu(played, monkeypatch):
     """dask-cuda is told what a cluster of ours is told, and asked for only then."""
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     with pytest.raises(ConfigError, match=r"needs dask-cuda .*pip install"), connect("gpu"):
         pass
     told: dict[str, Any] = {}
 
-    def begin(**options: Any) -> None:
+    def begin(**options):
         told.update(options)
         raise InterruptedError
 
@@ -416,24 +360,15 @@ def test_a_process_for_each_gpu(played: Counter[str], monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "dask_cuda", cuda)
     with pytest.raises(InterruptedError), connect("gpu", memory_limit="3GB"):
         pass
-    expected = {
-        "n_workers": 1,
-        "threads_per_worker": 1,
-        "memory_limit": 3 * 10**9,
-        "device_memory_limit": 0,
-    }
+    expected = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 3 * 10**9, "device_memory_limit": 0}  # fmt: skip
     assert expected.items() <= told.items()
     assert issubclass(told["worker_class"], Nanny)  # of ours, with one thread for each library
-    with (
-        pytest.raises(ConfigError, match="one thread a worker"),
-        connect("gpu", threads_per_worker=2),
+    for options, words in (
+        ({"threads_per_worker": 2}, "one thread a worker"),
+        ({"n_workers": 2}, "n_workers is 2, and there are 1 GPUs"),
     ):
-        pass
-    with (
-        pytest.raises(ConfigError, match="n_workers is 2, and there are 1 GPUs"),
-        connect("gpu", n_workers=2),
-    ):
-        pass
+        with pytest.raises(ConfigError, match=words), connect("gpu", **options):
+            pass
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ConfigError, match=r"is gpu, but no GPU can be used"), connect("gpu"):
         pass

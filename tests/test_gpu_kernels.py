@@ -4,7 +4,6 @@ Marked gpu: the same on a real one, by NVIDIA's compiler.
 """
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import emulated
@@ -26,7 +25,7 @@ SQUARE: dict[str, Any] = {"target_retention": 0.9, "threshold": 0, "center": Non
 
 
 @pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.gpu)])
-def gpu(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def gpu(request, monkeypatch):
     """A GPU, or what plays it; few threads, so that warps take several turns."""
     if request.param == "real":
         if REAL is not None:
@@ -38,7 +37,7 @@ def gpu(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     return request.param
 
 
-def made(dtype: str, shape: tuple[int, int, int]) -> np.ndarray:
+def made(dtype, shape):
     """Counts, with an empty pattern, the whole range of the type in a corner, and what else must not count."""
     block = np.random.default_rng(len(dtype) + shape[1]).poisson(2, shape).astype(dtype)
     block[1] = 0
@@ -54,7 +53,7 @@ def made(dtype: str, shape: tuple[int, int, int]) -> np.ndarray:
     return block
 
 
-def analyzed(block: np.ndarray, piece: int, slot: int, **options: Any) -> PatternAnalysis:
+def analyzed(block, piece, slot, **options):
     """On the GPU, in pieces and slots of so many patterns."""
     size = int(block[0].nbytes) * slot
     analysis = analysis_on_gpu.Analysis(
@@ -65,7 +64,7 @@ def analyzed(block: np.ndarray, piece: int, slot: int, **options: Any) -> Patter
     return analysis.result()
 
 
-def agree(found: Any, expected: Any, exact: bool, what: str) -> None:
+def agree(found, expected, exact, what):
     """The same bytes of whole numbers; the last digits of sums of floats may differ."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.dtype == expected.dtype, what
@@ -92,9 +91,7 @@ ANALYSES = [
 
 
 @pytest.mark.parametrize(("dtype", "shape", "metric", "threshold", "center"), ANALYSES)
-def test_the_analysis_equals_the_cpus(
-    dtype: str, shape: Any, metric: str, threshold: float, center: Any, gpu: str, monkeypatch: Any
-) -> None:
+def test_the_analysis_equals_the_cpus(dtype, shape, metric, threshold, center, gpu, monkeypatch):
     block = made(dtype, shape) if dtype != "?" else np.eye(3, 9, dtype=bool)[:, None]
     options = {"threshold": threshold, "center": center, "metric": metric}
     monkeypatch.setattr("stem_dask.kernels.gpu.analysis.BATCH", 2)
@@ -111,7 +108,7 @@ def test_the_analysis_equals_the_cpus(
             agree(getattr(again, name), getattr(found, name), True, f"{name} backwards")
 
 
-def test_a_missing_barrier_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_barrier_shows(gpu, monkeypatch):
     """What the emulation is worth: without its barriers, or with another sum, the kernel gives something else."""
     if gpu == "real":
         pytest.skip("of the emulation")
@@ -129,7 +126,7 @@ def test_a_missing_barrier_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert found.profile.tobytes() != expected.profile.tobytes()
 
 
-def test_a_missing_wait_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wait_shows(gpu, monkeypatch):
     """Likewise without waiting for what was found, and when new patterns are laid over those that are still to be sent."""
     if gpu == "real":
         pytest.skip("of the emulation")
@@ -137,12 +134,12 @@ def test_a_missing_wait_shows(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None
     expected = analyze_patterns(block, **SQUARE)
     finish, start = Slot.finish, Slot.start
 
-    def too_early(slot: Slot) -> Any:
+    def too_early(slot):
         with monkeypatch.context() as patched:
             patched.setattr(slot.stream, "synchronize", lambda: None)
             return finish(slot)
 
-    def laid_over(slot: Slot) -> None:
+    def laid_over(slot):
         start(slot)
         slot.host[:] = 1
 
@@ -168,7 +165,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("dtype", "how"), CUTS, ids=[f"{d} {h['method']}" for d, h in CUTS])
-def test_windows_equal_the_cpus(dtype: str, how: Any, gpu: str) -> None:
+def test_windows_equal_the_cpus(dtype, how, gpu):
     block = (
         made(dtype, (5, 14, 17)) if dtype != "?" else np.eye(14, 17, dtype=bool)[None].repeat(5, 0)
     )
@@ -192,7 +189,7 @@ def test_windows_equal_the_cpus(dtype: str, how: Any, gpu: str) -> None:
     agree(whole, window_intensity(block, threshold=0), exact, "whole")
 
 
-def test_memory_is_what_was_projected(gpu: str) -> None:
+def test_memory_is_what_was_projected(gpu):
     """Of blocks that become smaller, as at the end of a scan."""
     if gpu == "real":
         pytest.skip("jobs on a real one are compared with what was projected")
@@ -206,7 +203,7 @@ def test_memory_is_what_was_projected(gpu: str) -> None:
     assert 9 * 240 + 9 * 4 * 12 <= pool.most <= need.on_gpu
 
 
-def test_what_leaves_64_bits_is_refused(gpu: str) -> None:
+def test_what_leaves_64_bits_is_refused(gpu):
     block = np.zeros((3, 4, 4), "u8")
     block[2] = 2**62
     with pytest.raises(OverflowError, match="pattern 2 of the block has values up to"):

@@ -2,8 +2,6 @@
 
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ HOT = [[3, 4], [0, 35], [39, 0]]
 
 
 @pytest.fixture
-def hot_file(beam_file: Path) -> Path:
+def hot_file(beam_file):
     data = np.load(beam_file)
     for y, x in HOT:
         data[..., y, x] = 50_000
@@ -26,11 +24,11 @@ def hot_file(beam_file: Path) -> Path:
     return beam_file
 
 
-def analysis_of(config: Any) -> xr.Dataset:
+def analysis_of(config):
     return xr.open_zarr(config.output.path, group="analysis").load()
 
 
-def test_they_are_told_and_left(hot_file: Path, make_config: Any, tmp_path: Path) -> None:
+def test_they_are_told_and_left(hot_file, make_config, tmp_path):
     config = make_config(hot_file)
     outcome = run(config)
     (said,) = [text for text in outcome.results["warnings"] if "hot" in text]
@@ -44,7 +42,7 @@ def test_they_are_told_and_left(hot_file: Path, make_config: Any, tmp_path: Path
     assert float(analysis_of(config).max_pattern.max()) == 50_000
 
 
-def test_only_twenty_are_named(tmp_path: Path, make_config: Any) -> None:
+def test_only_twenty_are_named(tmp_path, make_config):
     data = np.ones((2, 2, 30, 30), "u2")
     data[..., ::3, 1:30:3] = 90
     np.save(tmp_path / "grid.npy", data)
@@ -55,7 +53,7 @@ def test_only_twenty_are_named(tmp_path: Path, make_config: Any) -> None:
 
 
 @pytest.mark.parametrize("fill", ["zero", "median"])
-def test_auto_is_as_the_list(fill: str, hot_file: Path, make_config: Any) -> None:
+def test_auto_is_as_the_list(fill, hot_file, make_config):
     auto = make_config(hot_file, "auto.zarr", input={"mask": "auto", "mask_fill": fill})
     listed = make_config(hot_file, "list.zarr", input={"mask": {"pixels": HOT}, "mask_fill": fill})
     outcome, other = run(auto), run(listed)
@@ -68,22 +66,19 @@ def test_auto_is_as_the_list(fill: str, hot_file: Path, make_config: Any) -> Non
     assert other.results["hot_pixels"]["number"] == 0
 
 
-def test_auto_without_hot_pixels_reads_once(beam_file: Path, make_config: Any) -> None:
+def test_auto_without_hot_pixels_reads_once(beam_file, make_config):
     stages = set()
     run(
-        make_config(beam_file, input={"mask": "auto"}),
-        progress=lambda step: stages.add(step.stage),
+        make_config(beam_file, input={"mask": "auto"}), progress=lambda step: stages.add(step.stage)
     )
     assert stages == {"analyze", "crop"}
 
 
-def test_auto_goes_on_with_what_was_settled(
-    hot_file: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_auto_goes_on_with_what_was_settled(hot_file, make_config, monkeypatch, tmp_path):
     config = make_config(hot_file, input={"mask": "auto"}, output={"chunk_mb": 0.02})
     done: list[str] = []
 
-    def stop(step: Any) -> None:
+    def stop(step):
         done.append(step.stage)
         if done.count("analyze again") == 3:
             raise KeyboardInterrupt
@@ -103,19 +98,21 @@ def test_auto_goes_on_with_what_was_settled(
     assert run(config).lines[0].startswith("already complete")
 
 
-def test_in_python(hot_file: Path) -> None:
+def test_in_python(hot_file):
     with pytest.raises(ConfigError, match=r"mask=sd\.suspected_hot_pixels\(analysis\)"):
         sd.open(hot_file, mask="auto")
     analysis = sd.analyze(sd.open(hot_file))
     with pytest.raises(ConfigError, match="compute"):
         sd.suspected_hot_pixels(analysis)
+    with pytest.raises(ConfigError, match=r"no variable 'lit'.* analyze the patterns again"):
+        sd.suspected_hot_pixels(analysis.compute().drop_vars("lit"))
     hot = sd.suspected_hot_pixels(analysis.compute())
     assert np.argwhere(hot).tolist() == sorted(HOT)
     clean = sd.analyze(sd.open(hot_file, mask=hot)).compute()
     assert not sd.suspected_hot_pixels(clean).any()
 
 
-def test_the_shared_file(shared_data: Path, make_config: Any) -> None:
+def test_the_shared_file(shared_data, make_config):
     name = shared_data / "sim" / "au_np_hot_dead_f32"
     truth = json.loads(name.with_suffix(".truth.json").read_text())
     analysis = sd.analyze(sd.open(name.with_suffix(".hspy"))).compute()
@@ -123,9 +120,7 @@ def test_the_shared_file(shared_data: Path, make_config: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["au_np_descan_u16", "au_np_gms_stemx_u16"])
-def test_pairs_and_rows_on_shared_data(
-    name: str, shared_data: Path, make_config: Any, tmp_path: Path
-) -> None:
+def test_pairs_and_rows_on_shared_data(name, shared_data, make_config, tmp_path):
     """Centers, radii and the window are those of the data without hot pixels, where these see no intensity."""
     (path,) = [p for p in (shared_data / "sim").glob(f"{name}.*") if p.suffix != ".json"]
     clean = sd.open(path)
@@ -151,7 +146,7 @@ def test_pairs_and_rows_on_shared_data(
         np.testing.assert_array_equal(mine[name], theirs[name])
 
 
-def test_what_is_left_is_said(hot_file: Path, make_config: Any) -> None:
+def test_what_is_left_is_said(hot_file, make_config):
     """Of eight together the inner four are found only when the others are gone."""
     data = np.load(hot_file)
     data[..., 30:32, 3:7] = 50_000
@@ -165,7 +160,7 @@ def test_what_is_left_is_said(hot_file: Path, make_config: Any) -> None:
 
 
 @pytest.mark.parametrize("part", [(20, 13), (300,)])
-def test_a_pixel_that_is_lit_in_half_of_the_sample(part: tuple[int, ...]) -> None:
+def test_a_pixel_that_is_lit_in_half_of_the_sample(part):
     """The sample is spread over the scan, and the same for all chunks."""
     n = math.prod(part)
     data = np.zeros((n, 9, 9), "u2")
@@ -181,16 +176,8 @@ def test_a_pixel_that_is_lit_in_half_of_the_sample(part: tuple[int, ...]) -> Non
     assert 240 < int(found[0]["lit"].max()) <= 256
 
 
-def test_an_analysis_of_another_version(hot_file: Path) -> None:
-    analysis = sd.analyze(sd.open(hot_file)).compute().drop_vars("lit")
-    with pytest.raises(ConfigError, match=r"no variable 'lit'.* analyze the patterns again"):
-        sd.suspected_hot_pixels(analysis)
-
-
 @pytest.mark.parametrize(("enabled", "mask"), [(True, "auto"), (False, {"pixels": HOT})])
-def test_the_mask_is_stored_once(
-    hot_file: Path, make_config: Any, enabled: bool, mask: Any
-) -> None:
+def test_the_mask_is_stored_once(hot_file, make_config, enabled, mask):
     config = make_config(hot_file, crop={"enabled": enabled}, input={"mask": mask})
     run(config)
     stored = xr.open_zarr(config.output.path, group="analysis")["mask"]

@@ -3,9 +3,11 @@
 import json
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ from stem_dask.cli import main as cli
 from stem_dask.cluster import slurm
 from stem_dask.cluster.connect import connect
 from stem_dask.cluster.local import SETTINGS
+from stem_dask.cluster.slurm import keys
 from stem_dask.core.machine import ONE_THREAD
+from stem_dask.engine.lock import SILENT_SECONDS
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 
@@ -101,7 +105,9 @@ def test_a_task_is_a_run_of_its_dataset(folder, connects, monkeypatch):
     from stem_dask.cli import run
 
     seen = []
-    monkeypatch.setattr("stem_dask.cli.jobs.run_one", lambda config, **_: seen.append(config) or 0)
+    monkeypatch.setattr(
+        "stem_dask.cli.jobs.run_all", lambda configs, **_: seen.extend(configs) or 0
+    )
     assert batch("two.yaml", "--slurm") == 0
     for words in tasks(Path("stem-dask-batch.sh").read_text()):
         assert run.main(words) == 0
@@ -153,7 +159,7 @@ def test_submit_needs_slurm(folder, capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["one_node", "many_nodes", "gpu_node"])
 def test_templates_end_as_the_array_does(name):
     text = (TEMPLATES / f"{name}.sh").read_text()
-    assert text.endswith(job_array._END.format(command="stem-dask run"))
+    assert text.endswith(job_array.END.replace("{command}", "stem-dask run"))
     assert f"--signal=B:TERM@{job_array.SIGNAL_SECONDS}" in text
     subprocess.run(["bash", "-n", TEMPLATES / f"{name}.sh"], check=True)
 
@@ -201,12 +207,10 @@ def test_workers_on_other_machines_are_set_as_those_here(monkeypatch, tmp_path, 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"SLURM_MEM_PER_NODE": "4096"}, "4096"),
-        ({"SLURM_MEM_PER_CPU": "1000"}, "8000"),
-        ({"SLURM_MEM_PER_NODE": "0"}, "777"),
-        ({}, "777"),
+        ({"SLURM_MEM_PER_NODE": "4096"}, "4096"), ({"SLURM_MEM_PER_CPU": "1000"}, "8000"),
+        ({"SLURM_MEM_PER_NODE": "0"}, "777"), ({}, "777"),
     ],
-)
+)  # fmt: skip
 def test_many_nodes_have_a_memory_limit_however_it_was_asked_for(tmp_path, given, expected):
     """With --mem=0 SLURM says nothing, and Dask takes 0 for no limit."""
     (tmp_path / "free").write_text("#!/bin/bash\necho 'Mem: 777 1 2'\n")
@@ -263,7 +267,7 @@ def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
     for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip
         (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
         (tmp_path / name).chmod(0o755)
-    script = "job=(crop.yaml)\n" + job_array._END.format(command="run")
+    script = "job=(crop.yaml)\n" + job_array.END.replace("{command}", "run")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(
         ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -285,7 +289,7 @@ def test_a_busy_slurm_is_asked_again(tmp_path):
     for name, content in programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
         (tmp_path / name).chmod(0o755)
-    script = "job=(crop.yaml)\n" + job_array._END.format(command="run")
+    script = "job=(crop.yaml)\n" + job_array.END.replace("{command}", "run")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 75
@@ -295,12 +299,11 @@ def test_a_busy_slurm_is_asked_again(tmp_path):
 @pytest.mark.parametrize(
     ("code", "out", "err", "expected"),
     [
-        (0, "7\n", "", True),
-        (0, "", "", False),
+        (0, "7\n", "", True), (0, "", "", False),
         (1, "", "slurm_load_jobs error: Invalid job id specified", False),
         (1, "", "slurm_load_jobs error: Unable to contact slurm controller", True),
     ],
-)
+)  # fmt: skip
 def test_jobs_of_a_slurm_that_does_not_answer_are_waited_for(monkeypatch, code, out, err, expected):
     done = subprocess.CompletedProcess([], code, out, err)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
@@ -317,3 +320,73 @@ def test_keys(tmp_path, capsys):
         assert "PRIVATE KEY" in key.read_text()
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
+
+
+# --- the folder with the keys of a run: what a dead run left is removed, that of a live one stays --------------------
+
+HOLDS = """
+import sys, time
+from stem_dask.cluster.slurm import keys
+with keys(sys.argv[1]) as folder:
+    open(folder + "/file", "w").close()
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A process that holds a folder, and that folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def test_keys_of_a_dead_run_are_removed_and_those_of_a_live_one_stay(tmp_path, owner):
+    process, folder = owner
+    with keys(tmp_path) as own:
+        assert (folder / "file").exists()
+        assert Path(own).stat().st_mode & 0o777 == 0o700
+    assert sorted(tmp_path.iterdir()) == [folder, folder.with_name(f"{folder.name}.lock")]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder / "file").exists()
+    with keys(tmp_path):
+        assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("silent", "left"), [(SILENT_SECONDS - 30, True), (SILENT_SECONDS + 1, False)]
+)
+def test_keys_of_a_run_on_another_machine(tmp_path, silent, left):
+    """Its lock may be seen there only: it is dead when it was silent for a minute."""
+    folder, lock = tmp_path / "keys-others", tmp_path / "keys-others.lock"
+    folder.mkdir()
+    lock.write_text(json.dumps({"host": "node7", "pid": 1, "since": "2026-01-01 00:00:00"}))
+    os.utime(lock, (time.time() - silent,) * 2)
+    with keys(tmp_path):
+        pass
+    assert sorted(tmp_path.iterdir()) == ([folder, lock] if left else [])
+
+
+def test_keys_where_there_are_no_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    def none(*args):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    abandoned = tmp_path / "keys-abandoned"
+    abandoned.mkdir()
+    (tmp_path / "keys-abandoned.lock").touch()
+    with keys(tmp_path) as folder:
+        assert Path(folder).is_dir()
+        assert len(list(tmp_path.iterdir())) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "keys-abandoned",
+        "keys-abandoned.lock",
+    ]

@@ -332,12 +332,6 @@ def test_fft_keeps_the_zero_frequency_on_even_and_odd_axes(detector, factor):
     np.testing.assert_allclose(out.mean((1, 2)), whole.mean((1, 2)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["bin", "stride", "gauss", "fft"])
-def test_a_constant_keeps_its_value(method):
-    out = downsample_patterns(np.full((2, 9, 13), 7, "u2"), 4, method=method)
-    np.testing.assert_allclose(out, np.full((2, 2, 3), 7), rtol=1e-6)
-
-
 def test_sums_never_wrap():
     for dtype in ("?", "u1", "u2", "u4", "i1", "i2", "i4"):
         for factor in (2, 3, 16, 20):
@@ -355,14 +349,14 @@ def test_sums_never_wrap():
     assert result_dtype(np.dtype(">i2"), 2, "stride", "mean") == "i2"
 
 
-@pytest.mark.parametrize("dtype", ["u8", "i8"])
-def test_means_of_the_largest_integers_do_not_wrap(dtype):
-    largest = np.iinfo(dtype).max
-    out = downsample_patterns(np.full((1, 4, 6), largest, dtype), 2, method="bin")
-    np.testing.assert_allclose(out, float(largest), rtol=1e-6)
-
-
-def test_nan_and_infinities_stay_where_they_are():
+def test_means_keep_constants_large_integers_nan_and_infinities():
+    for method in ("bin", "stride", "gauss", "fft"):
+        out = downsample_patterns(np.full((2, 9, 13), 7, "u2"), 4, method=method)
+        np.testing.assert_allclose(out, np.full((2, 2, 3), 7), rtol=1e-6)
+    for dtype in ("u8", "i8"):
+        largest = np.iinfo(dtype).max
+        out = downsample_patterns(np.full((1, 4, 6), largest, dtype), 2, method="bin")
+        np.testing.assert_allclose(out, float(largest), rtol=1e-6)
     block = np.ones((1, 4, 6), "f4")
     block[0, 0, 0], block[0, 2, 2], block[0, 3, 4] = np.nan, np.inf, -np.inf
     out = downsample_patterns(block, 2, method="bin")
@@ -393,12 +387,9 @@ def test_dark_and_gain(dtype, given):
     np.testing.assert_array_equal(found.reshape(-1, *SHAPE[-2:]), known)
 
 
-def test_large_counts_keep_their_digits():
+def test_large_counts_keep_their_digits_and_infinite_ones_give_no_warning():
     block, dark = np.array([[[2**31 + 1]]], "u4"), np.array([[2**31]], "f4")
     assert correct_patterns(block, dark, None)[0, 0, 0] == 1
-
-
-def test_what_float32_cannot_hold_becomes_infinite_without_a_warning():
     block = np.array([[[1e300, np.nan, np.inf]]])
     found = correct_patterns(block, np.zeros((1, 3), "f4"), np.ones((1, 3), "f4"))
     np.testing.assert_array_equal(found, [[[np.inf, np.nan, np.inf]]])
@@ -477,11 +468,8 @@ def test_single_counts_in_the_dark_are_not_hot():
     patterns[:, 8, 0] = 1  # faint, but always there
     patterns[::2, 8, 4] = 60_000
     assert np.argwhere(hot(patterns)).tolist() == [[8, 0], [8, 4]]
-
-
-def test_exactly_six_times_is_not_hot():
     mean = np.ones((3, 3))
-    mean[0, 0] = 6
+    mean[0, 0] = 6  # exactly six times is not hot
     assert not hot_pixels(mean, mean, 400, 1).any()
     mean[0, 0] = np.nextafter(6, 7)
     assert np.argwhere(hot_pixels(mean, mean, 400, 1)).tolist() == [[0, 0]]

@@ -38,16 +38,6 @@ def test_the_tags_of_a_dm4_are_kept(tmp_path: Path, make_config: Any) -> None:
     assert str(tmp_path) not in json.dumps(kept[0])
 
 
-def test_the_shared_file(shared_data: Path, make_config: Any, tmp_path: Path) -> None:
-    path = shared_data / "sim" / "au_np_gms_stemx_u16.dm4"
-    config = make_config(path, crop={"size": 40}, output={"export": ["hspy"]})
-    run(config)
-    kept = xr.open_zarr(config.output.path).attrs["original_metadata"]
-    (signal,) = file_reader(tmp_path / "out.hspy")
-    assert kept
-    assert set(signal["original_metadata"]) == set(kept)
-
-
 def test_what_is_long_is_cut() -> None:
     tags = {
         "left": ArrayTag(10, 70000, (4,), 140000),

@@ -1,8 +1,6 @@
 """log(1 + x), then mean 0 and standard deviation 1 over a whole dataset, out of core."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -18,26 +16,26 @@ from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import Axis
 from stem_dask.core.patterns import as_patterns
 from stem_dask.job.run import run
-from stem_dask.kernels.normalize import joined, log_moments, log_zscore
+from stem_dask.kernels.pixels import joined, log_moments, log_zscore
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
 
 RNG = np.random.default_rng(3)
 COUNTS = RNG.poisson(3, (4, 5, 6, 7)).astype(np.uint16)
 
 
-def zscores(counts: np.ndarray) -> np.ndarray:
+def zscores(counts):
     """The slow twin: all at once, in float64."""
     logs = np.log1p(counts.astype(np.float64))
     return (logs - logs.mean()) / logs.std(ddof=0)
 
 
-def lazy(array: np.ndarray, chunks: tuple[int, int]) -> xr.DataArray:
+def lazy(array, chunks):
     axes = [Axis(n, s) for n, s in zip(("scan_y", "scan_x", "ky", "kx"), array.shape, strict=True)]
     return as_patterns(da.from_array(array, chunks=(*chunks, -1, -1)), axes)
 
 
 @pytest.mark.parametrize("dtype", ["u1", ">u2", "i4", "f2", "f4", "f8", "u8"])
-def test_moments_and_scores_are_those_of_numpy(dtype: str) -> None:
+def test_moments_and_scores_are_those_of_numpy(dtype):
     patterns = COUNTS[0].astype(dtype)
     logs = np.log1p(patterns.astype(np.float64))
     n, mean, squares, lowest = log_moments(patterns)
@@ -49,11 +47,7 @@ def test_moments_and_scores_are_those_of_numpy(dtype: str) -> None:
     np.testing.assert_allclose(scores, (logs - 0.25) / 0.5, rtol=1e-6, atol=1e-6)
 
 
-def test_bool_is_0_and_1() -> None:
-    assert log_moments(np.array([[[True, False]]]))[1] == pytest.approx(np.log(2) / 2)
-
-
-def moments_of(patterns: Any) -> list[np.ndarray]:
+def moments_of(patterns):
     """The moments of every block."""
     raw = log_statistics(patterns)
     return [raw.blocks[i].compute().get()["moments"] for i in np.ndindex(*raw.numblocks)]
@@ -61,7 +55,7 @@ def moments_of(patterns: Any) -> list[np.ndarray]:
 
 @settings(deadline=None, max_examples=20)
 @given(cuts=st.tuples(st.integers(1, 4), st.integers(1, 5)))
-def test_constants_do_not_depend_on_the_blocks(cuts: tuple[int, int]) -> None:
+def test_constants_do_not_depend_on_the_blocks(cuts):
     found = log_constants(moments_of(lazy(COUNTS, cuts)))
     logs = np.log1p(COUNTS.astype(np.float64))
     assert found["mean"] == pytest.approx(logs.mean(), rel=1e-12)
@@ -71,16 +65,13 @@ def test_constants_do_not_depend_on_the_blocks(cuts: tuple[int, int]) -> None:
     assert scores.attrs["normalization"] == {"method": "log-zscore", **found}
 
 
-def test_large_offsets_lose_no_digits() -> None:
+def test_large_offsets_lose_no_digits():
     patterns = (1e12 + RNG.random((50, 8, 8))).astype(np.float64)
     n, _, squares, _ = log_moments(patterns)
     logs = np.log1p(patterns)
     assert squares / n == pytest.approx(logs.var(), rel=1e-2, abs=1e-30)
-
-
-def test_nothing_joined_to_something() -> None:
-    some = log_moments(COUNTS[0])
-    nothing = log_moments(COUNTS[0, :0])
+    assert log_moments(np.array([[[True, False]]]))[1] == pytest.approx(np.log(2) / 2)
+    some, nothing = log_moments(COUNTS[0]), log_moments(COUNTS[0, :0])
     assert joined(nothing, some).tolist() == some.tolist()
     assert joined(nothing, nothing)[0] == 0
 
@@ -88,14 +79,11 @@ def test_nothing_joined_to_something() -> None:
 @pytest.mark.parametrize(
     ("value", "words"), [(-3, "hold -3"), (np.nan, "hold nan"), (-np.inf, "hold -inf")]
 )
-def test_negatives_and_nan_are_refused(value: float, words: str) -> None:
+def test_negatives_and_nan_are_refused(value, words):
     counts = COUNTS.astype(np.float64)
     counts[3, 1, 2, 2] = value
     with pytest.raises(ConfigError, match=f"log-zscore.*{words}.*output.normalize=none"):
         log_constants(moments_of(lazy(counts, (2, 5))))
-
-
-def test_constant_data_are_refused() -> None:
     with pytest.raises(ConfigError, match="all values are the same"):
         log_constants(moments_of(lazy(np.ones_like(COUNTS), (2, 5))))
 
@@ -104,8 +92,8 @@ def test_constant_data_are_refused() -> None:
 
 
 @pytest.fixture
-def config(beam_file: Path, tmp_path: Path, make_config: Any) -> Any:
-    def make(name: str = "y.pt", **sections: Any) -> Any:
+def config(beam_file, tmp_path, make_config):
+    def make(name="y.pt", **sections):
         output = {"normalize": "log-zscore", "layout": "tensor", "chunk_mb": 0.02}
         given = {"crop": {"enabled": False}, **sections}
         given["output"] = {**output, **sections.get("output", {})}
@@ -114,7 +102,7 @@ def config(beam_file: Path, tmp_path: Path, make_config: Any) -> Any:
     return make
 
 
-def expected(path: Path) -> np.ndarray:
+def expected(path):
     """Downsample (gauss by 2), then normalize: all in memory."""
     counts = np.load(path).astype(np.float64)
     blurred = [[gaussian_filter(p, 1.0, truncate=4)[::2, ::2] for p in row] for row in counts]
@@ -122,7 +110,7 @@ def expected(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-5), ("float16", 4e-3)])
-def test_a_tensor(config: Any, beam_file: Path, tmp_path: Path, dtype: str, atol: float) -> None:
+def test_a_tensor(config, beam_file, tmp_path, dtype, atol):
     job = config(downsample={"factor": 2, "method": "gauss"}, output={"dtype": dtype})
     outcome = run(job)
     tensor = torch.load(tmp_path / "y.pt")
@@ -139,7 +127,7 @@ def test_a_tensor(config: Any, beam_file: Path, tmp_path: Path, dtype: str, atol
     assert run(job).lines == (f"already complete: {tmp_path}/y.pt",)
 
 
-def test_a_store_says_its_constants(config: Any, beam_file: Path, tmp_path: Path) -> None:
+def test_a_store_says_its_constants(config, beam_file, tmp_path):
     run(config("y.zarr", output={"export": ["pt"], "layout": "scan"}))
     root = xr.open_zarr(tmp_path / "y.zarr")
     np.testing.assert_allclose(root.patterns, zscores(np.load(beam_file)), rtol=1e-5, atol=1e-5)
@@ -149,9 +137,7 @@ def test_a_store_says_its_constants(config: Any, beam_file: Path, tmp_path: Path
     np.testing.assert_array_equal(there["patterns"], root.patterns)
 
 
-def test_a_crop_is_normalized_in_one_job(
-    config: Any, tmp_path: Path, make_config: Any, beam_file: Path
-) -> None:
+def test_a_crop_is_normalized_in_one_job(config, tmp_path, make_config, beam_file):
     """The z-scores are those of the cropped, smaller patterns; what was kept is told as without them."""
     np.save(beam_file, np.load(beam_file).astype("u4") * 7000)  # more than float16 holds
     sections = {"crop": {"align": "pattern", "margin_pixels": 1}, "downsample": {"factor": 2}}
@@ -171,13 +157,13 @@ def test_a_crop_is_normalized_in_one_job(
     assert torch.load(tmp_path / "y.pt").shape == (30, 1, *counts.patterns.shape[-2:])
 
 
-def test_what_was_stopped_goes_on(config: Any, tmp_path: Path) -> None:
+def test_what_was_stopped_goes_on(config, tmp_path):
     whole = config("whole.pt")
     run(whole)
     for stage, n in (("downsample", 2), ("normalize", 4)):
         job, done = config(f"{stage}.pt"), []
 
-        def stop(step: Any, stage: str = stage, n: int = n, done: list[Any] = done) -> None:
+        def stop(step, stage=stage, n=n, done=done):
             done.append(step.stage)
             if done.count(stage) == n:
                 raise KeyboardInterrupt
@@ -188,7 +174,7 @@ def test_what_was_stopped_goes_on(config: Any, tmp_path: Path) -> None:
         assert (tmp_path / f"{stage}.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
 
 
-def test_negative_counts_leave_nothing(tmp_path: Path, make_config: Any) -> None:
+def test_negative_counts_leave_nothing(tmp_path, make_config):
     np.save(tmp_path / "n.npy", COUNTS.astype(np.int16) - 1)
     output = {"normalize": "log-zscore", "layout": "tensor"}
     job = make_config(tmp_path / "n.npy", "n.pt", crop={"enabled": False}, output=output)
@@ -207,9 +193,7 @@ def test_negative_counts_leave_nothing(tmp_path: Path, make_config: Any) -> None
         ("out.pt", {"layout": "tensor"}, "counts"),
     ],
 )  # fmt: skip
-def test_an_opened_tensor_says_what_its_values_are(
-    make_config: Any, tmp_path: Path, name: str, sections: dict[str, Any], expected: str
-) -> None:
+def test_an_opened_tensor_says_what_its_values_are(make_config, tmp_path, name, sections, expected):
     np.save(tmp_path / "counts.npy", COUNTS)
     sections = {"output": sections, "crop": {"enabled": False}}
     for factor in (1, 2):
@@ -226,7 +210,7 @@ def test_an_opened_tensor_says_what_its_values_are(
                 assert sd.open(path).intensity == means, path
 
 
-def test_results_beside_another_tensor_say_nothing_of_it(make_config: Any, tmp_path: Path) -> None:
+def test_results_beside_another_tensor_say_nothing_of_it(make_config, tmp_path):
     np.save(tmp_path / "counts.npy", COUNTS)
     output = {"normalize": "log-zscore", "layout": "tensor"}
     run(make_config(tmp_path / "counts.npy", "out.pt", output=output, crop={"enabled": False}))

@@ -66,14 +66,8 @@ def marks(url: str) -> dict[str, str]:
 
 
 def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
-    run: Any,
-    job: Any,
-    make_config: Any,
-    beam_file: Path,
-    bucket: str,
-    tmp_path: Path,
-    monkeypatch: Any,
-) -> None:
+    run, job, make_config, beam_file, bucket, tmp_path, monkeypatch
+):
     # what it shows is read from the store; drawing it takes longer than everything here
     monkeypatch.setattr(
         "stem_dask.job.passes.draw", lambda data, path: Path(path).write_text(data.title)
@@ -117,9 +111,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     assert np.array_equal(sd.open(url).values, sd.open(here).values)
 
 
-def test_keys_that_may_only_read_leave_nothing_behind(
-    run: Any, job: Any, server: Between, tmp_path: Path
-) -> None:
+def test_keys_that_may_only_read_leave_nothing_behind(run, job, server, tmp_path):
     before = sorted(tmp_path.iterdir())
     server.answer = lambda method, path: (403, error("AccessDenied")) if method == "PUT" else None
     with pytest.raises(StoreError, match=r"out\.zarr\.owner: access is denied \(AccessDenied\)"):
@@ -127,9 +119,7 @@ def test_keys_that_may_only_read_leave_nothing_behind(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_run_that_failed_goes_on(
-    run: Any, job: Any, server: Between, bucket: str, tmp_path: Path
-) -> None:
+def test_a_run_that_failed_goes_on(run, job, server, bucket, tmp_path):
     config, url = job(), f"{bucket}/out.zarr"
     run(config)
     before, root = marks(url), at(f"{url}/zarr.json").read_bytes()
@@ -172,9 +162,7 @@ def test_a_run_that_failed_goes_on(
     assert last.endswith("out.zarr/zarr.json")
 
 
-def test_a_put_that_fails_for_a_moment_is_tried_again(
-    run: Any, job: Any, server: Between, bucket: str, beam_file: Path
-) -> None:
+def test_a_put_that_fails_for_a_moment_is_tried_again(run, job, server, bucket, beam_file):
     failed: list[str] = []
 
     def answer(method: str, path: str) -> tuple[int, bytes] | None:
@@ -195,7 +183,7 @@ def test_a_put_that_fails_for_a_moment_is_tried_again(
     assert np.array_equal(cropped.sum(("ky", "kx")).values, beam.sum((2, 3)))
 
 
-def test_access_that_is_lost_ends_the_run(run: Any, job: Any, server: Between, bucket: str) -> None:
+def test_access_that_is_lost_ends_the_run(run, job, server, bucket):
     server.answer = lambda method, path: (
         (403, error("AccessDenied", f"<AWSAccessKeyId>{SECRET}</AWSAccessKeyId>"))
         if method == "PUT" and "patterns/c." in path
@@ -213,7 +201,7 @@ def test_access_that_is_lost_ends_the_run(run: Any, job: Any, server: Between, b
     assert caught.value.exit_code == 3
 
 
-def test_a_run_that_cannot_go_on_leaves_what_was_there(run: Any, job: Any, bucket: str, tmp_path: Path) -> None:  # fmt: skip
+def test_a_run_that_cannot_go_on_leaves_what_was_there(run, job, bucket, tmp_path):
     url = f"{bucket}/out.zarr"
     run(job())
     before = dict(at(url).below())
@@ -229,9 +217,7 @@ def test_a_run_that_cannot_go_on_leaves_what_was_there(run: Any, job: Any, bucke
     assert not at(f"{bucket}/new.zarr.owner").is_file()
 
 
-def test_two_machines_do_not_write_one_output(
-    run: Any, job: Any, bucket: str, tmp_path: Path
-) -> None:
+def test_two_machines_do_not_write_one_output(run, job, bucket, tmp_path):
     url = f"{bucket}/out.zarr"
     shard = f"{url}/patterns/c.0.0.0.0"
     with owned(url, tmp_path / "elsewhere.run"):
@@ -260,8 +246,8 @@ def test_two_machines_do_not_write_one_output(
 
 
 def test_commands_know_urls_and_nothing_tells_the_secret(
-    run: Any, bucket: str, beam_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any
-) -> None:  # fmt: skip
+    run, bucket, beam_file, tmp_path, monkeypatch, capsys, caplog
+):
     monkeypatch.chdir(tmp_path)
     caplog.set_level("DEBUG")
     url = f"{bucket}/a/out.zarr"
@@ -304,8 +290,8 @@ def test_commands_know_urls_and_nothing_tells_the_secret(
 
 
 def test_what_cannot_be_written_into_an_object_store_is_refused(
-    run: Any, job: Any, make_config: Any, bucket: str, tmp_path: Path
-) -> None:
+    run, job, make_config, bucket, tmp_path
+):
     def refused(config: Any, match: str) -> None:
         with pytest.raises(ConfigError, match=match):
             prepare(config)

@@ -78,9 +78,7 @@ def test_writing_on_condition(bucket: str) -> None:
         (f"s3://key:{SECRET}/a.zarr", "something before the name of the bucket"),
     ],
 )
-def test_what_may_be_secret_in_a_url_is_never_shown(
-    url: str, match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_may_be_secret_in_a_url_is_never_shown(url, match, tmp_path, capsys):
     config = tmp_path / "job.yaml"
     config.write_text(f"input: {{path: '{url}'}}\noutput: {{path: out.zarr}}\n")
     plain = tmp_path / "plain.yaml"
@@ -109,7 +107,7 @@ def test_what_may_be_secret_in_a_url_is_never_shown(
 
 
 @pytest.mark.usefixtures("few_tries")
-def test_errors_are_told_in_our_words(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_errors_are_told_in_our_words(s3_server, bucket, monkeypatch):
     with between(s3_server) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
         leaks = f"<AWSAccessKeyId>{SECRET}</AWSAccessKeyId><StringToSign>{SECRET}</StringToSign>"
@@ -149,7 +147,7 @@ def test_errors_are_told_in_our_words(s3_server: str, bucket: str, monkeypatch: 
     assert SECRET not in str(refused.value)
 
 
-def test_credentials_come_from_a_profile(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_credentials_come_from_a_profile(bucket, tmp_path, monkeypatch):
     url = f"{bucket}/a"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -217,7 +215,7 @@ def test_an_output_has_one_owner(bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few_tries")
-def test_a_store_without_conditions_is_told(s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+def test_a_store_without_conditions_is_told(s3_server, bucket, tmp_path, monkeypatch, caplog):
     with between(s3_server) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
         server.answer = lambda method, path: (501, error("NotImplemented")) if method == "PUT" else None  # fmt: skip
@@ -277,7 +275,7 @@ def test_what_an_object_store_does_not_hold_is_refused(bucket: str, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("few_tries")
-def test_files_in_one_piece_are_read_by_ranges(s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_files_in_one_piece_are_read_by_ranges(s3_server, bucket, tmp_path, monkeypatch):
     data = np.arange(4 * 6 * 16 * 12).reshape(4, 6, 16, 12).astype("u2")
     np.save(tmp_path / "scan.npy", data)
     (tmp_path / "scan.raw").write_bytes(b"head" + data.tobytes())
@@ -321,7 +319,7 @@ def test_files_in_one_piece_are_read_by_ranges(s3_server: str, bucket: str, tmp_
 
 
 @pytest.mark.usefixtures("few_tries")
-def test_cameras_files_are_read_by_ranges(s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_cameras_files_are_read_by_ranges(s3_server, bucket, tmp_path, monkeypatch):
     """As here, with the files beside them; patterns behind headers some at a time, however few of their rows are wanted."""
     array = frames_made.numbers((12, 6, 8))
     frames_made.mib(tmp_path / "scan.mib", array)

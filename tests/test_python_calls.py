@@ -19,7 +19,7 @@ import stem_dask as sd
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.patterns import as_patterns
-from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import patterns_of
 from stem_dask.stages.export import export
 
 AXES = (
@@ -94,16 +94,6 @@ def test_an_array_is_exported(beam, tmp_path):
     np.testing.assert_array_equal(sd.open(tmp_path / "a.zarr"), beam)
 
 
-def test_arrays_of_a_notebook(shared_data):
-    """Case n1."""
-    array = np.load(shared_data / "cases" / "n1_array_in_notebook" / "a.npy")
-    shapes = [
-        sd.choose_window(sd.analyze(given).compute()).shape
-        for given in (array, da.from_array(array), xr.DataArray(array, dims=SCAN))
-    ]
-    assert shapes[0] == shapes[1] == shapes[2]
-
-
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -119,16 +109,27 @@ def test_arrays_of_a_notebook(shared_data):
             xr.DataArray(np.zeros((2, 2, 3, 4)), dims=("y", "x", "ky", "kx")),
             r"dimensions .* rename .* patterns\.rename\(\{'y': 'scan_y', 'x': 'scan_x'\}\)",
         ),
-        (
-            xr.DataArray(np.zeros((2, 2)), dims=("ky", "kx")),
-            r"patterns\.isel\(scan_y=\[0\], scan_x=\[0\]\)",
-        ),
+        (xr.DataArray(np.zeros((2, 2)), dims=("ky", "kx")), r"patterns\.isel\(scan_y=\[0\], scan_x=\[0\]\)"),
+        (xr.DataArray(np.ones((2, 3, 4)), dims=("y", "ky", "kx")), r"dimensions .* expected \(scan_y, scan_x, ky, kx"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_set_of_patterns_is_refused_with_the_way_out(given, text):
     for call in (sd.analyze, lambda one: sd.downsample(one, 2), lambda one: sd.cast(one, "auto")):
         with pytest.raises(SourceError, match=text):
             call(given)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (np.ones((2, 3, 4), complex), "type complex128; expected bool, integer or float"),
+        (np.ones((2, 3, 4), "M8[s]"), "type datetime64"),
+        (np.ones((2, 0, 4, 5)), "there is nothing in them"),
+    ],
+)
+def test_other_types_and_nothing_are_refused(data, text):
+    with pytest.raises(SourceError, match=text):
+        sd.analyze(data)
 
 
 def test_the_ways_out_work(beam, patterns):
@@ -272,6 +273,7 @@ def test_a_stored_analysis_is_known_again(patterns, tmp_path, beam_file, make_co
         (lambda p, c, a: sd.to_detector(c, sd.analyze(p.assign_coords(ky=p.ky + 1)).compute()), r"ky\[0\] is -2 1/nm, not -1 1/nm"),
         (lambda p, c, a: sd.to_detector(c[..., 1:], a), "were cropped to 14 x 14 px and have 14 x 13"),
         (lambda p, c, a: sd.to_detector(p, a), "no window_y"),
+        (lambda p, c, a: sd.to_detector(sd.downsample(c, 2), a), "were downsampled by 2"),
         (lambda p, c, a: sd.validate(p, c.assign_coords(ky=c.ky * 2), a), r"coordinates than their crop: ky\[0\] is"),
         (lambda p, c, a: sd.to_detector(c.assign_coords(kx=c.kx / 2), a), r"coordinates than their crop: kx\[0\] is"),
     ],
@@ -291,6 +293,7 @@ def test_windows_that_hold_more_than_their_patterns(patterns, cropped, analysis)
 def test_some_windows_go_back(patterns, cropped, analysis):
     whole = sd.to_detector(cropped, analysis)
     xr.testing.assert_equal(sd.to_detector(cropped[2:5], analysis), whole[2:5])
+    np.testing.assert_array_equal(sd.downsample(cropped, 2).window_y, cropped.window_y)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +320,7 @@ def test_numbers_of_pixels_may_be_numpys(patterns, analysis):
         analysis, margin_pixels=np.uint8(1), size=np.array([12, 14]), factor=np.int64(1)
     )
     assert chosen.shape == (12, 14)
+    assert sd.choose_window(analysis, size=np.int64(6)).shape == (6, 6)
 
 
 # --- the analysis as a dataset ------------------------------------------------------------------
@@ -506,17 +510,15 @@ def test_a_connection_that_is_never_closed_ends_with_the_program(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
-def test_a_lazy_signal_of_hyperspy(shared_data: Path) -> None:
+def test_a_lazy_signal_of_hyperspy(shared_data):
     """Values, calibration and metadata are those of the file, and come back from the signal; nothing is computed."""
     path = shared_data / "sim" / "au_np_gms_stemx_u16.dm4"
     patterns = sd.open(path)
     signal = sd.to_hyperspy(patterns)
     assert signal._lazy
     assert signal.data is patterns.data
-    assert (signal.axes_manager.navigation_shape, signal.axes_manager.signal_shape) == (
-        (7, 9),
-        (60, 76),
-    )
+    assert signal.axes_manager.navigation_shape == (7, 9)
+    assert signal.axes_manager.signal_shape == (60, 76)
     for axis, dim in zip(signal.axes_manager._axes, patterns.dims, strict=True):
         assert axis.name == dim
         np.testing.assert_allclose(axis.axis, patterns[dim].values)
@@ -528,7 +530,7 @@ def test_a_lazy_signal_of_hyperspy(shared_data: Path) -> None:
     assert again.attrs["camera_length_mm"] == 550.0
 
 
-def test_errors_are_public_and_also_the_builtins_that_a_caller_expects(tmp_path: Path) -> None:
+def test_errors_are_public_and_also_the_builtins_that_a_caller_expects(tmp_path):
     with pytest.raises(sd.SourceError) as caught:
         sd.open(tmp_path / "a.dm4")
     assert isinstance(caught.value, (sd.StemDaskError, OSError))

@@ -8,7 +8,6 @@ from stem_dask.core.errors import SourceError
 from stem_dask.readers.flat import FramedFile, Run, framed
 from stem_dask.readers.open import find
 from stem_dask.readers.views import View
-from stem_dask.stages.open import open_patterns
 
 
 @pytest.fixture
@@ -112,11 +111,6 @@ def test_skip_frames(raw):
         find(path, shape=SHAPE, dtype="u2", skip_frames=1)
 
 
-def test_skip_frames_of_a_list(tmp_path):
-    np.save(tmp_path / "a.npy", numbers((14, 6, 5)))
-    agrees(find(tmp_path / "a.npy", skip_frames=3), numbers((14, 6, 5))[3:])
-
-
 def test_the_error_does_the_arithmetic(raw):
     path = raw(np.zeros(65280, "u1"))
     with pytest.raises(
@@ -143,8 +137,9 @@ def test_drop_columns(raw):
             find(path, dtype="u2", drop_columns=1, scan_roi=[0, 3, 0, 4], **options)
 
 
-def test_drop_columns_of_a_list(tmp_path):
+def test_parts_of_a_list(tmp_path):
     np.save(tmp_path / "a.npy", numbers((14, 6, 5)))
+    agrees(find(tmp_path / "a.npy", skip_frames=3), numbers((14, 6, 5))[3:])
     with pytest.raises(SourceError, match=r"drop_columns is 1, but the input has a list"):
         find(tmp_path / "a.npy", drop_columns=1)
 
@@ -178,15 +173,6 @@ def test_all_at_once(raw):
         flip=True, scan_roi=[0, 3, 1, 3], scan_step=2,
     )  # fmt: skip
     agrees(found, array[2:].reshape(SHAPE)[0:3:2, 1:3:2, ::-1])
-
-
-def test_open_patterns_takes_them_too(raw):
-    patterns = open_patterns(
-        raw(numbers((14, 6, 5))), shape=(14, 6, 5), dtype="u2", offset=0, scan_shape=(3, 4),
-        skip_frames=2, drop_columns=1, flip=True,
-    )  # fmt: skip
-    expected = numbers((14, 6, 5))[2:].reshape(SHAPE)[:, :3, ::-1]
-    np.testing.assert_array_equal(patterns.values, expected)
 
 
 def test_axes_of_length_one_beyond_four(tmp_path):

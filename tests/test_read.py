@@ -63,14 +63,9 @@ def test_wrong_suffix_lists_the_known(tmp_path):
         SourceError, match=r"extension \.jpg is not known; known are .*\.dm3, \.dm4, .*\.h5"
     ):
         find(tmp_path / "a.jpg")
-    with pytest.raises(SourceError, match=r"a: there is no such file"):
-        find(tmp_path / "a")
-
-
-@pytest.mark.parametrize("name", ["a.npy", "a.zarr"])
-def test_missing_file_says_where_it_looked(tmp_path, name):
-    with pytest.raises(SourceError, match=rf"a\.{name[2:]}: there is no such file.*relative to /"):
-        find(tmp_path / name)
+    for name in ("a", "a.npy", "a.zarr"):
+        with pytest.raises(SourceError, match=rf"{name}: there is no such file.*relative to /"):
+            find(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["dm4", "hspy", "h5", "npy", "pt"])
@@ -184,13 +179,6 @@ def hdf5(path, array, axes=(), name="Experiments/s/data"):
     return path
 
 
-def test_a_stack_in_hdf5_needs_its_scan(tmp_path):
-    path = hdf5(tmp_path / "a.hspy", numbers((20, 6, 7)))
-    with pytest.raises(SourceError, match=r"a stack of 20 patterns of 6 x 7 pixels; give its scan"):
-        find(path)
-    same(open_patterns(path, scan_shape=(4, 5)), numbers())
-
-
 def test_roi_and_step_move_the_axes(tmp_path):
     axes = [(0.5, 10, "nm"), (0.25, -1, "um"), (2, -6, "1/nm"), (2, -7, "1/nm")]
     path = hdf5(tmp_path / "a.hspy", numbers(), axes)
@@ -206,9 +194,22 @@ def test_roi_and_step_move_the_axes(tmp_path):
     assert stepped.scan_y.values.tolist() == [10.0, 11.5]
 
 
-def test_a_list_has_no_roi(npy):
+@pytest.mark.parametrize(
+    ("roi", "step", "message"),
+    [
+        ([0, 5, 0, 5], 1, r"\[0, 5, 0, 5\] does not fit the scan of 4 x 5"),
+        ([0, 4, 0, 6], 1, r"does not fit"),
+        ([-1, 4, 0, 5], 1, r"does not fit"),
+        ([2, 2, 0, 5], 1, r"does not fit"),
+        ([0, 4], 1, r"scan_roi \[0, 4\] has 2 numbers; give \[y0, y1, x0, x1\]"),
+        (None, -2, r"scan_step is -2"),
+    ],
+)
+def test_a_region_that_does_not_fit(npy, roi, step, message):
+    with pytest.raises(SourceError, match=message):
+        find(npy(numbers()), scan_roi=roi, scan_step=step)
     with pytest.raises(SourceError, match=r"a list of 20 patterns: give input\.scan_shape"):
-        find(npy(numbers((20, 6, 7))), scan_step=2)
+        find(npy(numbers((20, 6, 7))), scan_roi=roi, scan_step=step)
 
 
 def test_detector_first(tmp_path):

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import rsciio
-from frames_made import SHAPE, agrees, numbers
+from frames_made import SHAPE, agrees, numbers, refuses
 from rsciio.pantarhei import file_writer as write_prz
 from rsciio.ripple import file_writer as write_rpl
 
 import stem_dask as sd
-from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.job.run import run
 from stem_dask.readers.formats import READERS
@@ -61,10 +59,9 @@ def test_ripple(tmp_path: Path, make_config: Any) -> None:
     )
     assert found.info.kind == "a file of RosettaSciIO"
     assert found.files == (str(tmp_path / "a.raw"),)
-    with pytest.raises(
-        SourceError, match=r"a\.rpl: .* is a stack of 12 patterns of 6 x 5 pixels; give its scan"
-    ):
-        find(tmp_path / "a.rpl")
+    refuses(
+        r"a\.rpl: .* is a stack of 12 patterns of 6 x 5 pixels; give its scan", tmp_path / "a.rpl"
+    )
     given = {"path": str(tmp_path / "a.rpl"), "scan_shape": [3, 4]}
     run(
         make_config(
@@ -104,17 +101,14 @@ def test_pickled_metadata_are_not_read(tmp_path: Path) -> None:
 
 def test_what_is_no_stack_of_patterns(tmp_path: Path) -> None:
     write_rpl(tmp_path / "a.rpl", signal(numbers((4, 6, 5)), 2))
-    with pytest.raises(
-        SourceError,
-        match=r"a\.rpl: no stack of patterns .*rsciio\.ripple finds .*: 4 x 6 x 5, 1 axes of",
-    ):
-        find(tmp_path / "a.rpl")
+    refuses(
+        r"a\.rpl: no stack of patterns .*rsciio\.ripple finds .*: 4 x 6 x 5, 1 axes of",
+        tmp_path / "a.rpl",
+    )
     (tmp_path / "a.ser").write_bytes(b"no series at all" * 10)
-    with pytest.raises(SourceError, match=r"a\.ser: rsciio\.tia cannot read it"):
-        find(tmp_path / "a.ser")
+    refuses(r"a\.ser: rsciio\.tia cannot read it", tmp_path / "a.ser")
     (tmp_path / "a.mrcz").write_bytes(struct.pack("<I", 7) * 300)
-    with pytest.raises(
-        SourceError,
-        match=r"a\.mrcz: rsciio\.mrcz cannot read it .* or install what rsciio\.mrcz needs",
-    ):
-        find(tmp_path / "a.mrcz")
+    refuses(
+        r"a\.mrcz: rsciio\.mrcz cannot read it .* or install what rsciio\.mrcz needs",
+        tmp_path / "a.mrcz",
+    )

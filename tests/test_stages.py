@@ -74,10 +74,10 @@ class Source:
         return xr.DataArray(array, dims=SCAN)
 
 
-def run_all(data, chunks=None, **options):
+def run_all(data, chunks=None, metric="square", **options):
     """Every stage's result, computed."""
     patterns = calibrated(data, chunks)
-    analysis = sd.analyze(patterns).compute()
+    analysis = sd.analyze(patterns, radius_metric=metric).compute()
     window = sd.choose_window(analysis, margin_pixels=0, coverage=0.7, **options)
     cropped = sd.crop(patterns, analysis, window)
     checked = sd.validate(patterns, cropped, analysis)
@@ -139,12 +139,12 @@ def test_each_block_is_read_once_a_pass_and_not_modified(chunks, scheduler):
 
 
 @settings(max_examples=40, deadline=None)
-@given(datasets(dtypes=("u2", "f4")), st.data(), st.sampled_from(["fixed", "pattern"]))
-def test_results_depend_neither_on_chunks_nor_on_the_scheduler(data, draw, align):
+@given(datasets(), st.data(), st.sampled_from(["fixed", "pattern"]), st.sampled_from(["square", "circle"]))  # fmt: skip
+def test_results_depend_neither_on_chunks_nor_on_the_scheduler(data, draw, align, metric):
     with dask.config.set(scheduler="sync"):
-        expected = run_all(data, align=align)
+        expected = run_all(data, metric=metric, align=align)
     with dask.config.set(scheduler="threads"):
-        found = run_all(data, draw.draw(chunkings(data)), align=align)
+        found = run_all(data, draw.draw(chunkings(data)), metric=metric, align=align)
     for a, b in zip(found, expected, strict=True):
         if isinstance(a, xr.Dataset):
             reduced = ["mean_pattern", "curve_mean", "negative_sum"]
@@ -290,7 +290,8 @@ def test_center_and_center_of_mass_are_one_array_where_they_are_the_same(method,
     reducer = AnalysisReducer(data, np.ones(data.shape[:-2], bool), **options)
     reducer.add(data.reshape(-1, 17, 22), slice(0, 15))
     block = reducer.result()
-    attrs = analysis_attrs(method, None, "square", target_retention=0.98, threshold=0.0)
+    how = {"radius_metric": "square", "target_retention": 0.98, "threshold": 0.0}
+    attrs = analysis_attrs(center_method=method, manual_center=None, **how)
     folded = fold_analysis(as_array(data), [((slice(0, 3), slice(0, 5)), block)], attrs)
     expected = sd.analyze(as_array(data), center_method=method).compute()
     for axis in "yx":
@@ -329,9 +330,7 @@ def test_rows_that_no_window_has_are_not_read(box):
     found = sd.crop(axes.copy(data=read), analysis, window).compute()
     np.testing.assert_array_equal(found, data[..., box[0] : box[1], box[2] : box[3]])
     assert source.rows == {(box[0], box[1])}
-    masked = read.map_blocks(
-        lambda block: block, dtype="u2"
-    )  # whatever was computed is there whole
+    masked = read.map_blocks(lambda block: block, dtype="u2")  # what was computed is there whole
     again = sd.crop(axes.copy(data=masked), analysis, window).compute()
     np.testing.assert_array_equal(again, found)
 

@@ -261,9 +261,7 @@ def test_what_was_only_touched_is_whole(compared: Output) -> None:
 
 
 @pytest.mark.parametrize("has_fractions", [True, False])
-def test_what_nobody_touched_is_not_read_again(
-    compared: Output, has_fractions: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_nobody_touched_is_not_read_again(compared, has_fractions, monkeypatch):
     """Some file systems, such as Lustre, keep times in whole seconds: there the size alone is compared."""
     compared.begin()
     compared.write([0])
@@ -297,9 +295,7 @@ def test_a_spool_says_when_an_array_is_not_what_was_written(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["scan.zarr", "scan.npy", "scan.pt"])
-def test_a_run_never_ends_well_with_foreign_rows(
-    beam_file: Path, beam: Any, make_config: Any, tmp_path: Path, name: str
-) -> None:
+def test_a_run_never_ends_well_with_foreign_rows(beam_file, beam, make_config, tmp_path, name):
     """Something writes into the unfinished output; the same command then makes the block again."""
     if name == "scan.pt":
         pytest.importorskip("torch")
@@ -318,9 +314,7 @@ def test_a_run_never_ends_well_with_foreign_rows(
     np.testing.assert_array_equal(np.asarray(values(tmp_path / name)).reshape(beam.shape), beam)
 
 
-def test_a_folder_that_grows_while_it_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_grows_while_it_is_removed(tmp_path, monkeypatch):
     """A worker of a killed run may still be at it."""
     from stem_dask.storage.publish import remove
 

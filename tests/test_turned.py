@@ -89,17 +89,14 @@ def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
 @pytest.mark.parametrize("dtype", ["u1", ">u2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (128, 2, 7), (300, 3, 2)])
 def test_patterns_first_is_a_transposition(shape: tuple[int, ...], dtype: str) -> None:
+    """Also of a part of larger planes."""
     planes = numbers(shape, dtype)
     planes.flags.writeable = False
-    turned = patterns_first(planes)
-    assert turned.flags.c_contiguous
-    assert turned.dtype == planes.dtype
-    np.testing.assert_array_equal(turned, np.transpose(planes, (1, 2, 0)))
-
-
-def test_patterns_first_of_a_part_of_larger_planes() -> None:
-    planes = numbers((130, 6, 8))[:, 1:3, 2:7]
-    np.testing.assert_array_equal(patterns_first(planes), np.transpose(planes, (1, 2, 0)))
+    for some in (planes, planes[:, :2, 1:]):
+        turned = patterns_first(some)
+        assert turned.flags.c_contiguous
+        assert turned.dtype == planes.dtype
+        np.testing.assert_array_equal(turned, np.transpose(some, (1, 2, 0)))
 
 
 # --- what is read of the file -----------------------------------------------------------------------------------
@@ -199,13 +196,16 @@ def test_files_of_another_order_are_not_turned(tmp_path: Path) -> None:
     slab=st.tuples(st.integers(1, 7), st.integers(1, 6)),
     part=forward_slices(SHAPE),
     dtype=st.sampled_from(["u1", "<u2", ">f4"]),
+    flip=st.booleans(),
 )
 @settings(DRAWN, max_examples=40)
 def test_any_chunks_give_the_same_patterns(
-    tmp_path: Path, block: Any, slab: Any, part: Any, dtype: str
+    tmp_path: Path, block: Any, slab: Any, part: Any, dtype: str, flip: bool
 ) -> None:
     patterns = numbers(dtype=dtype)
-    found = find(raw_file(tmp_path, patterns), shape=(7, 6, 5, 4), dtype=dtype, **DETECTOR_FIRST)
+    options = {"shape": (7, 6, 5, 4), "dtype": dtype, "flip": flip, **DETECTOR_FIRST}
+    found = find(raw_file(tmp_path, patterns), **options)
+    patterns = patterns[:, :, ::-1] if flip else patterns
     turn = plan_transpose(found, block, slab, tmp_path)
     turn.run()
     assert turn.found.source.shape == SHAPE

@@ -134,12 +134,8 @@ class Analysis:
         found = []
         for center, filled in zip(self.centers, self.filled, strict=True):
             own = window_center(center) if filled and align == "pattern" else middle
-            found.append(
-                tuple(
-                    own[axis] - size // 2 if cropped else 0
-                    for axis, (size, cropped) in enumerate(sizes)
-                )
-            )
+            both = zip(own, sizes, strict=True)
+            found.append(tuple(at - size // 2 if cropped else 0 for at, (size, cropped) in both))
         return found
 
 
@@ -193,15 +189,9 @@ def gauss_pattern(pattern, k, sigma=None):
     weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
     mirrored = np.pad(part, reach, mode="symmetric")
-    smooth = np.array(
-        [
-            [
-                weights @ mirrored[y : y + 2 * reach + 1, x : x + 2 * reach + 1] @ weights
-                for x in range(part.shape[1])
-            ]
-            for y in range(part.shape[0])
-        ]
-    )
+    smooth, size = np.empty(part.shape), 2 * reach + 1
+    for y, x in np.ndindex(part.shape):
+        smooth[y, x] = weights @ mirrored[y : y + size, x : x + size] @ weights
     return stride_pattern(smooth, k)
 
 
@@ -258,10 +248,8 @@ def hot(patterns):
             continue
         median = np.median(around)
         noise = np.sqrt(max(median, 1 / n) / n)
-        stands_out = (
-            mean[y, x] > 6 * sorted(around)[-also_hot - 1] and mean[y, x] > median + 8 * noise
-        )
-        out[y, x] = stands_out and sum(p[y, x] > 0 for p in patterns) >= n / 2
+        least = max(6 * sorted(around)[-also_hot - 1], median + 8 * noise)
+        out[y, x] = mean[y, x] > least and sum(p[y, x] > 0 for p in patterns) >= n / 2
     return out
 
 

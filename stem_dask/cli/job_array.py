@@ -19,32 +19,8 @@ if TYPE_CHECKING:
 #: seconds before the wall time at which SLURM signals; it may be a minute early
 SIGNAL_SECONDS = 120
 
-#: end of the script; a task that its user cancelled must not be requeued, so its state is checked
-_END = """
-# SLURM signals this shell before the wall time. The run stops in order (exit code 75), and the task goes back into the
-# queue, where the same command goes on; the same when a node fails (--requeue).
-{command} "${{job[@]}}" &
-run=$!
-trap 'kill -TERM "$run"' TERM
-wait "$run"; code=$?
-while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
-if [ "$code" = 75 ] || [ "$code" = 143 ]; then
-    # not the job's own number: one task has that of the whole array
-    task=$SLURM_JOB_ID
-    [ -z "$SLURM_ARRAY_JOB_ID" ] || task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
-    for _ in 1 2 3; do # a busy SLURM does not answer at once
-        state=$(squeue --noheader --format=%T --jobs="$task") || {{ sleep 5; continue; }}
-        [ "$state" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ] || break
-        scontrol requeue "$task" && break
-        sleep 5
-    done
-fi
-if [ "$code" = 137 ]; then
-    echo "error: the run was killed, most likely because it ran out of memory; it is not requeued." \\
-        "With more memory (sbatch --mem) or fewer workers (cluster.n_workers) the same command goes on" >&2
-fi
-exit "$code"
-"""
+#: end of the script, also of the templates in configs/slurm; a task that its user cancelled must not be requeued
+END = (Path(__file__).parent / "array_end.sh").read_text(encoding="utf-8")
 
 
 def add_batch_options(sub: argparse.ArgumentParser) -> None:
@@ -198,4 +174,4 @@ def script(
         "esac",
     ]
     command = f"{shlex.quote(sys.executable)} -m stem_dask.run"
-    return "\n".join(lines) + "\n" + _END.format(command=command)
+    return "\n".join(lines) + "\n" + END.replace("{command}", command)

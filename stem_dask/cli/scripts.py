@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.cli.run import add_stop_options
@@ -78,12 +77,10 @@ def add_script_options(sub: argparse.ArgumentParser, command: str) -> None:
     text = "any key of a config, such as input.scan_shape=[256,256]"
     sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     for flag, key, options in flags:
-        names = (
-            [flag] if command != "preprocess" else sorted({flag, f"--{flag[2:].replace('-', '_')}"})
-        )
+        names = {flag, f"--{flag[2:].replace('-', '_')}"} if command == "preprocess" else {flag}
         if "type" in options:
             options = {"metavar": flag[2:].upper().replace("-", "_"), **options}
-        sub.add_argument(*names, dest=key, **options)
+        sub.add_argument(*sorted(names), dest=key, **options)
     add_stop_options(sub)
 
 
@@ -128,8 +125,13 @@ def script_command(options: argparse.Namespace) -> int:
             test_data = f"{os.path.splitext(job['output']['path'])[0]}_test_data_{size}.pt"
             job["input"] = {"path": test_data}
     configs = configs_from(job, overrides)
-    if test_data is not None:
-        _write_test_data(Path(str(configs[0].input.path)), options)
+    if test_data is not None and not os.path.exists(path := str(configs[0].input.path)):
+        import stem_dask as sd
+        from stem_dask.job.cropper import create_test_data
+
+        # it is kept, so that the same command resumes with it
+        data = create_test_data(options.test_patterns, options.test_size)
+        sd.export(data[:, 0].numpy(), path, layout="tensor")
     if hasattr(options, "chunk_size"):
         configs = [_adapted(config, options.chunk_size, is_crop) for config in configs]
     try:
@@ -143,26 +145,23 @@ def script_command(options: argparse.Namespace) -> int:
 
 def _adapted(config: "Config", n_patterns: int | None, is_crop: bool) -> "Config":
     """The job with ``n_patterns`` per task; a crop of a .pt into a .pt keeps a bare tensor of the input's rank."""
-    from stem_dask.core.errors import ConfigError, SourceError
+    from stem_dask.core.errors import ConfigError, StemDaskError
     from stem_dask.job.plan import find_input
 
     if n_patterns is not None and n_patterns < 1:
         raise ConfigError(f"--chunk_size is {n_patterns}; expected a number of patterns above 0")
-    tensors = (
-        is_crop and str(config.input.path).endswith(".pt") and config.output.path.endswith(".pt")
-    )
+    paths = str(config.input.path), config.output.path
+    tensors = is_crop and all(path.endswith(".pt") for path in paths)
     if n_patterns is None and not tensors:
         return config
     try:
         found = find_input(config)
-    except SourceError:  # raised again by the job of this input
+    except StemDaskError:  # raised again by the job of this input
         return config
     changed: dict[str, Any] = {}
-    shape = found.source.shape
+    shape, itemsize = found.source.shape, found.source.dtype.itemsize
     if n_patterns is not None:
-        changed["chunk_mb"] = (
-            n_patterns * shape[-1] * shape[-2] * found.source.dtype.itemsize / 2**20
-        )
+        changed["chunk_mb"] = n_patterns * shape[-1] * shape[-2] * itemsize / 2**20
     if tensors:  # config files have no layout "bare"
         has_channel = len(found.info.stored_shape) == 4 and len(shape) == 3
         changed["layout"] = "tensor" if has_channel else "bare"
@@ -180,25 +179,3 @@ def _forget(config: "Config") -> None:
         if prepared.complete:
             with begun(prepared) as state:
                 state.forget()
-
-
-def _write_test_data(path: Path, options: argparse.Namespace) -> None:
-    """Write test data next to the output; the file is kept, so that the same command resumes with it."""
-    import torch
-
-    from stem_dask.job.cropper import create_test_data
-    from stem_dask.storage.publish import (
-        make_folder,
-        opened,
-        publish,
-        refuse_taken,
-        temporary,
-        temporary_names,
-    )
-
-    if not path.exists():
-        make_folder(path)
-        refuse_taken(temporary_names(path))
-        with opened(temporary(path), "wb") as file:
-            torch.save(create_test_data(options.test_patterns, options.test_size), file)
-        publish(path)

@@ -37,12 +37,16 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
         asked.append(number)
         raise KeyboardInterrupt  # not an Exception, so that no handler catches it
 
-    left = seconds_left(time_limit, os.environ.get("SLURM_JOB_END_TIME"), time.time())
-    timer = threading.Timer(left or 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    limits = [] if time_limit is None else [time_limit]
+    slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")
+    if slurm_end.isdigit():
+        limits.append(float(slurm_end) - time.time() - 60.0)  # SLURM kills the job then
+    left = max(0.0, min(limits, default=0.0))
+    timer = threading.Timer(left, lambda: os.kill(os.getpid(), signal.SIGTERM))
     timer.daemon = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        if left is not None:
+        if limits:
             timer.start()
         yield asked
     except BaseException as error:
@@ -72,20 +76,6 @@ def is_unheard(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def seconds_left(time_limit: float | None, slurm_end: str | None, now: float) -> float | None:
-    """Seconds until the run must stop: at the limit, or a minute before SLURM ends the job.
-
-    Examples
-    --------
-    >>> seconds_left(100.0, "1060", 900.0), seconds_left(None, None, 0.0)
-    (100.0, None)
-    """
-    limits = [] if time_limit is None else [max(0.0, time_limit)]
-    if slurm_end is not None and slurm_end.isdigit():
-        limits.append(max(0.0, float(slurm_end) - now - 60.0))
-    return min(limits) if limits else None
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -160,12 +150,7 @@ class Unfailing(io.TextIOWrapper):
 
 
 def refuse_lost_output() -> None:
-    """Raise if printed results were lost, unless their reader closed the pipe.
-
-    Raises
-    ------
-    StoreError
-    """
+    """Raise StoreError if printed results were lost, unless their reader closed the pipe."""
     sys.stdout.flush()
     from stem_dask.core.errors import StoreError
 

@@ -8,7 +8,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -41,47 +40,27 @@ class Kind(NamedTuple):
     """A kind of cluster that `connect` starts.
 
     start : context manager that gives a client of options, workers, threads, bytes of a worker, and a function for text
-    layout : number of workers, and threads of each, of what the user gives (or None)
+    layout : workers, and threads of each, by the cores of this machine and what the user gives (0 for nothing)
     here : whether the workers are on this machine
     """
 
     start: Callable[..., contextlib.AbstractContextManager[Any]]
-    layout: Callable[[int | None, int | None], tuple[int, int]]
+    layout: Callable[[int, int, int], tuple[int, int]]
     here: bool = True
 
 
-def _one_worker(n_workers: int | None, threads: int | None) -> tuple[int, int]:
-    if n_workers not in (None, 1):
-        raise ConfigError(
-            f"cluster.kind threads is one worker, n_workers is {n_workers}; set threads_per_worker, or kind: local"
-        )
-    return 1, threads or usable_cores()
-
-
-def _processes(n_workers: int | None, threads: int | None) -> tuple[int, int]:
-    cores = usable_cores()
-    if n_workers is None:
+def _processes(cores: int, workers: int, threads: int) -> tuple[int, int]:
+    if not workers:
         return max(1, cores // (threads or 1)), threads or 1
-    return n_workers, threads or max(1, cores // n_workers)
-
-
-def _one_per_gpu(n_workers: int | None, threads: int | None) -> tuple[int, int]:
-    if threads not in (None, 1):
-        raise ConfigError(
-            f"cluster.kind gpu has one thread a worker, threads_per_worker is {threads}; leave it out"
-        )
-    return n_gpus(n_workers), 1
-
-
-def _in_each_job(n_workers: int | None, threads: int | None) -> tuple[int, int]:
-    return n_workers or 1, threads or 1  # the cores of a node are not known here
+    return workers, threads or max(1, cores // workers)
 
 
 KINDS = {
-    "threads": Kind(start_here, _one_worker),
+    "threads": Kind(start_here, lambda cores, workers, threads: (1, threads or cores)),
     "local": Kind(start_here, _processes),
-    "slurm": Kind(start_jobs, _in_each_job, here=False),
-    "gpu": Kind(start_here, _one_per_gpu),
+    "gpu": Kind(start_here, lambda cores, workers, threads: (n_gpus(workers), 1)),
+    # of each job; how many cores a node has is not known here
+    "slurm": Kind(start_jobs, lambda cores, workers, threads: (workers or 1, threads or 1), False),
 }
 
 
@@ -96,7 +75,16 @@ def layout(options: Cluster, input_bytes: int, device: str) -> tuple[str, int, i
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"cluster.{name} is {value}; expected at least 1")
-    workers, threads = KINDS[kind].layout(options.n_workers, options.threads_per_worker)
+    given = options.n_workers or 0, options.threads_per_worker or 0
+    if kind == "threads" and given[0] > 1:
+        raise ConfigError(
+            f"cluster.kind threads is one worker, n_workers is {given[0]}; set threads_per_worker, or kind: local"
+        )
+    if kind == "gpu" and given[1] > 1:
+        raise ConfigError(
+            f"cluster.kind gpu has one thread a worker, threads_per_worker is {given[1]}; leave it out"
+        )
+    workers, threads = KINDS[kind].layout(usable_cores(), *given)
     if options.memory_limit is None:  # 80 % of what this process may use
         return kind, workers, threads, int(machine_bytes() * 0.8 / workers)
     try:
@@ -150,14 +138,9 @@ class Connection:
     def __enter__(self) -> "Connection":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    def __exit__(self, *error: Any) -> bool | None:
         atexit.unregister(self.close)
-        return self._started.__exit__(kind, error, traceback)
+        return self._started.__exit__(*error)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}, dashboard {self.dashboard}>"
@@ -172,10 +155,9 @@ class Connection:
         lines = [f"cluster     {self}, device {device}"]
         lines += [f"protection  {self.protection}"] if self.protection else []
         lines.append(f"dashboard   {self.dashboard}")
-        from_afar = tunnel(self.dashboard, os.environ, socket.gethostname())
-        return lines + (
-            [] if from_afar is None else [f"            from your computer: {from_afar}"]
-        )
+        if from_afar := tunnel(self.dashboard, os.environ, socket.gethostname()):
+            lines.append(f"            from your computer: {from_afar}")
+        return lines
 
 
 def connect(
@@ -317,13 +299,7 @@ async def knock(address: str, seconds: float) -> None:
 
 
 def connection_of(client: Any, kind: str = "client", say: Say | None = None) -> Connection:
-    """The connection of an existing `distributed.Client`, which stays open.
-
-    Raises
-    ------
-    ConfigError
-        When no worker comes within a minute, or one has other versions.
-    """
+    """The connection of an existing `distributed.Client`, which stays open; waits a minute for a first worker."""
     where = client.scheduler.address
     if say is not None and not client.nthreads():
         say(f"cluster     waiting for a worker of {where}, {WORKERS_SECONDS} s at most")
@@ -350,21 +326,16 @@ def _at(kind: str, address: str) -> str:
 
 def _describe(client: Any, kind: str) -> Connection:
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limited = [worker for worker in workers if worker["memory_limit"]]
+    sizes = [(worker["memory_limit"], worker["nthreads"]) for worker in workers]
+    limited = [(int(limit), threads) for limit, threads in sizes if limit]
     if limited:
-        least = min(limited, key=lambda w: w["memory_limit"] / max(1, w["nthreads"]))
-        limit, threads = int(least["memory_limit"]), least["nthreads"]
+        limit, threads = min(limited, key=lambda size: size[0] / max(1, size[1]))
+        worker = Worker(limit, threads, loaded_bytes(kind))
     else:
-        limit, threads = None, max((w["nthreads"] for w in workers), default=1)
-    return Connection(
-        client,
-        kind,
-        len(workers),
-        sum(worker["nthreads"] for worker in workers),
-        str(client.dashboard_link),
-        Worker(limit, threads, loaded_bytes(kind)),
-        protection=protection(client.scheduler.address),
-    )
+        worker = Worker(None, max((threads for _, threads in sizes), default=1), loaded_bytes(kind))
+    n_threads, link = sum(threads for _, threads in sizes), str(client.dashboard_link)
+    guard = protection(client.scheduler.address)
+    return Connection(client, kind, len(sizes), n_threads, link, worker, protection=guard)
 
 
 def tunnel(link: str, environment: Mapping[str, str], host: str) -> str | None:

@@ -16,21 +16,15 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-def n_gpus(wanted: int | None = None) -> int:
-    """Number of workers with a GPU each: as many as are wanted, or all GPUs that this process may use.
-
-    Raises
-    ------
-    ConfigError
-        When there are fewer, or none.
-    """
+def n_gpus(wanted: int = 0) -> int:
+    """Number of workers with a GPU each: as many as are wanted, or all GPUs that this process may use."""
     why = missing_gpu()
     if why is not None:
         raise ConfigError(f"cluster.kind is gpu, but no GPU can be used: {why}")
     import cupy
 
     has = int(cupy.cuda.runtime.getDeviceCount())
-    if wanted is not None and wanted > has:
+    if wanted > has:
         raise ConfigError(
             f"cluster.n_workers is {wanted}, and there are {has} GPUs for a worker each; leave it out"
         )
@@ -41,11 +35,6 @@ def chosen_device(device: str, cluster: Cluster) -> tuple[Device, str]:
     """The device that is used, and why, if ``auto`` chose it; a requested GPU is never replaced by the CPU.
 
     Nothing is known here of workers on other machines: `refuse_missing` looks at them.
-
-    Raises
-    ------
-    ConfigError
-        When a GPU was requested and there is none, or workers for GPUs without work for them.
 
     Examples
     --------
@@ -107,12 +96,7 @@ def held_bytes() -> int:
 
 
 def check_gpus(client: Client, need: int) -> None:
-    """Refuse tasks that need more on each worker's GPU than is free there for all of its workers.
-
-    Raises
-    ------
-    MemoryBudgetError
-    """
+    """Refuse tasks that need more on each worker's GPU than is free there for all of its workers."""
     try:
         gpus = sorted(client.run(own_gpu).values())
     except MemoryError as error:

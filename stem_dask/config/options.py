@@ -28,7 +28,6 @@ _List = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) el
 _Rising = AfterValidator(lambda b: b if b[0] < b[1] and b[2] < b[3] else _refuse())
 _Distinct = AfterValidator(lambda names: names if len({*names}) == len(names) else _refuse())
 _NotZero = AfterValidator(lambda scale: scale if scale != 0 else _refuse())
-
 Whole = Annotated[int, Field(ge=0, lt=2**31), "a whole number of 0 or more"]
 Count = Annotated[int, Field(ge=1, lt=2**31), "a whole number above 0"]
 Fraction = Annotated[float, Field(gt=0, le=1), "a number above 0 and at most 1"]
@@ -64,7 +63,6 @@ def _output(path: str) -> str:
 
 
 Product = Annotated[str, Field(pattern=rf"{_FILE}\w+/?$"), AfterValidator(_output), "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
-
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
 Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
 Memory = Annotated[str, Field(pattern=_MEMORY), "a number with its unit, such as 4GB or 4GiB"]
@@ -75,11 +73,8 @@ _Ordered = AfterValidator(lambda pair: pair if pair[0] <= pair[1] else _refuse()
 JobRange = Annotated[tuple[Count, Count], _List, _Ordered, "[least, most]"]
 Directive = Annotated[str, Field(pattern=r"^--?[A-Za-z][^\p{Cc}]*$")]
 Directives = Annotated[tuple[Directive, ...], _List, "a list of options of sbatch such as --constraint=skylake"]  # fmt: skip
-
 _Export = Annotated[str, AfterValidator(lambda kind: kind if f".{kind}" in FORMATS and kind != "zarr" else _refuse())]  # fmt: skip
-
 Exports = Annotated[tuple[_Export, ...], _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
-
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
 _CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, scan_x, ky, kx, with a scale other than 0"
 

@@ -75,12 +75,8 @@ class Block:
 
     def pieces(self) -> Iterator[NDArray]:
         """Yield batches (n, ky, kx) in scan order; each is valid until the next is requested."""
-        running, done = [(deferred, deferred.reducer()) for deferred in self.deferred], 0
-        for piece in self._pieces():
-            for _, reducer in running:
-                reducer.add(piece, slice(done, done + len(piece)))
-            done += len(piece)
-            yield piece
+        running = [(deferred, deferred.reducer()) for deferred in self.deferred]
+        yield from _seen(self._pieces(), [reducer for _, reducer in running])
         for deferred, reducer in running:
             deferred.note(reducer)
             self.deferred.remove(deferred)  # breaks the reference cycle, so that the block is freed
@@ -99,12 +95,8 @@ class Block:
 class ChangedBlock(Block):
     """A block computed from another block, batch by batch.
 
-    Parameters
-    ----------
-    block : (…, ky, kx)
-    change : function of a batch (n, ky, kx), its slice in the list of all patterns of the block, and the array
-        (n, height, width) to fill
-    detector, dtype : shape and type of the patterns in the result; default those of the block, in native byte order
+    ``change`` is a function of a batch (n, ky, kx), its slice in the list of all patterns of the block, and the array
+    (n, height, width) to fill; shape and type of the patterns are by default those of the block, in native byte order.
 
     Examples
     --------
@@ -150,11 +142,10 @@ class Deferred:
             self.block = block
             block.defer(self)
             return
-        running, done = reducer(), 0
-        for piece in pieces(block):
-            running.add(piece, slice(done, done + len(piece)))
-            done += len(piece)
-        self.found = running.result()
+        running = reducer()
+        for _ in _seen(pieces(block), [running]):
+            pass
+        self.note(running)
 
     def note(self, reducer: Reducer) -> None:
         """Take the result of a reducer that has seen all patterns."""
@@ -176,6 +167,15 @@ class Deferred:
     def nbytes(self) -> int:
         """Bytes of the arrays in the result."""
         return sum(array.nbytes for array in self.get().values())
+
+
+def _seen(stream: Iterable[NDArray], reducers: Sequence[Reducer]) -> Iterator[NDArray]:
+    done = 0
+    for piece in stream:
+        for reducer in reducers:
+            reducer.add(piece, slice(done, done + len(piece)))
+        done += len(piece)
+        yield piece
 
 
 def pieces(block: NDArray | Block) -> Iterator[NDArray]:
@@ -245,13 +245,7 @@ def piece_patterns(block: NDArray | Block) -> int:
 
 
 def steps(lead: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
-    """Split a scan into consecutive regions of up to ``most`` positions: whole rows, or parts of one row.
-
-    Examples
-    --------
-    >>> [tuple((s.start, s.stop) for s in step) for step in steps([2, 3], 2)]
-    [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]
-    """
+    """Split a scan into consecutive regions of up to ``most`` positions: whole rows, or parts of one row."""
     if len(lead) == 1:
         for first in range(0, lead[0], most):
             yield (slice(first, min(first + most, lead[0])),)

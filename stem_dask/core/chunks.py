@@ -1,6 +1,5 @@
 """Sizes of blocks, chunks and shards, decided before any pixel is read."""
 
-import math
 import operator
 from collections.abc import Sequence
 from math import prod
@@ -9,11 +8,6 @@ from typing import Any
 from stem_dask.core.errors import ConfigError
 
 MIB = 2**20
-
-DEFAULT_CHUNK_MB = 64
-
-#: blocks of detector-first files are larger, because longer runs per detector pixel are faster to read
-APART_CHUNK_MB = 128
 
 #: bytes that a task reads of a detector-first file, at least and at most, if memory allows
 SLAB_BYTES = (64 * MIB, 256 * MIB)
@@ -37,21 +31,13 @@ def lead_chunks(
     chunk_mb: float | str = "auto",
     most: int | None = None,
     source_chunk: Sequence[int] | None = None,
-    auto_mb: int = DEFAULT_CHUNK_MB,
+    auto_mb: int = 64,
 ) -> tuple[int, ...]:
-    """Positions of a block along each scan axis (or of a list).
+    """Positions of a block along each scan axis (scan_y, scan_x), or of a list (n,).
 
     Whole scan rows when they fit, else a part of one row. Extents that do not cover an axis are powers of two, or
-    multiples of the source's own chunks (where the memory allows), so that no chunk is decoded twice.
-
-    Parameters
-    ----------
-    lead_shape : (scan_y, scan_x) or (n,)
-    pattern_bytes : bytes of one pattern in the source
-    chunk_mb : MiB of input in a block; ``auto`` is 64, or ``auto_mb``, doubled until there are at most 4,000 tasks
-    most : positions in a block that the memory allows, at least 1 (see `most_positions`); for ``auto``
-    source_chunk : extents of the source's chunks on the same axes
-    auto_mb : MiB that ``auto`` begins with
+    multiples of the source's own chunks (where the memory allows), so that no chunk is decoded twice. A block has ``chunk_mb`` MiB
+    of input; ``auto`` is ``auto_mb``, doubled until there are at most 4,000 tasks, and ``most`` positions.
 
     Examples
     --------
@@ -97,13 +83,6 @@ def inner_chunk(
 
     Where several blocks lie along an axis the inner chunk divides them, so that a shard is exactly a block. A block
     that covers its axis may be rounded up instead, and prime sizes do not end in chunks of one pattern.
-
-    Examples
-    --------
-    >>> inner_chunk((2, 256), (256, 256), 2 * 60 * 60)
-    (1, 128)
-    >>> inner_chunk((6, 251), (100, 251), 2 * 20 * 20)
-    (3, 251)
     """
     positions = max(1, most_bytes // max(1, pattern_bytes))
     chunks: list[int] = []
@@ -120,16 +99,8 @@ def inner_chunk(
 
 
 def shard_shape(lead_chunk: Sequence[int], inner: Sequence[int]) -> tuple[int, ...]:
-    """A block's extents, rounded up to a multiple of the inner chunk.
-
-    Examples
-    --------
-    >>> shard_shape((7, 11), (4, 11))
-    (8, 11)
-    """
-    return tuple(
-        math.ceil(size / part) * part for size, part in zip(lead_chunk, inner, strict=True)
-    )
+    """A block's extents, rounded up to a multiple of the inner chunk."""
+    return tuple(-(-size // part) * part for size, part in zip(lead_chunk, inner, strict=True))
 
 
 def _power_of_two(n: int) -> int:

@@ -54,11 +54,11 @@ _WRITERS = "stem_dask.writers"
 FORMATS = {
     ".zarr": Format(f"{_WRITERS}.zarr:store_sink", is_folder=True, library="zarr"),
     ".pt": Format(f"{_WRITERS}.torch:PtSink", is_packed=False, disk=2),
-    ".hspy": Format(f"{_WRITERS}.hspy:HspySink", has_navigator=True, is_joined=True, disk=2, library="h5py"),
+    ".hspy": Format(f"{_WRITERS}.hyperspy:HspySink", has_navigator=True, is_joined=True, disk=2, library="h5py"),
     ".npy": Format(f"{_WRITERS}.npy:NpySink", is_packed=False),
     ".h5": Format(f"{_WRITERS}.hdf5:Hdf5Sink", is_joined=True, disk=2, library="h5py"),
     ".zspy": Format(
-        f"{_WRITERS}.zspy:ZspySink", is_folder=True, has_navigator=True, chunk_bytes=FILE_CHUNK_BYTES, library="zarr"
+        f"{_WRITERS}.hyperspy:ZspySink", is_folder=True, has_navigator=True, chunk_bytes=FILE_CHUNK_BYTES, library="zarr"
     ),
 }  # fmt: skip
 

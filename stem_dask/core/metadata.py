@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,13 +43,7 @@ def whole(value: Any) -> int | None:
 
 
 def text_of(value: Any) -> str:
-    """A text without lone surrogates and null characters.
-
-    Examples
-    --------
-    >>> text_of("nm" + chr(0xDCFF)), text_of(b"1/nm"), text_of(3)
-    ('nm?', '1/nm', '3')
-    """
+    """A text without lone surrogates and null characters."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     if isinstance(value, bytes):
@@ -264,26 +258,22 @@ _UNITS: dict[str, dict[str, float]] = {
 Lookup = Callable[[str], tuple[Any, str | None]]
 
 
-class Tag:
+class Tag(NamedTuple):
     """One value in the files of a family: one of `NAMES`, or a node in HyperSpy's metadata.
 
     ``reads`` is the unit of a number, or a function that converts a text; ``places`` are paths in the tags of the file, of which
     the first that states the value counts; ``when`` is a condition on other tags.
     """
 
-    def __init__(
-        self,
-        name: str,
-        reads: str | Callable[[Any], Any],
-        *places: str,
-        when: Callable[[Lookup], bool] = lambda _: True,
-    ) -> None:
-        self.name, self.reads, self.places, self.when = name, reads, places, when
+    name: str
+    reads: str | Callable[[Any], Any]
+    places: str
+    when: Callable[[Lookup], bool] = lambda _: True
 
     def values(self, lookup: Lookup) -> Iterator[Any]:
         """The usable values at the places, in the unit of the attribute."""
         units = _UNITS.get(self.name.rpartition("_")[2], {})
-        for place in self.places:
+        for place in self.places.split(" | "):
             found, unit = lookup(place)
             if found is None or not self.when(lookup):
                 continue
@@ -327,10 +317,6 @@ def _time(value: Any) -> str | None:
     return f"{of_day:02}:{minute}:{second or '00'}" if of_day < 24 else None
 
 
-def _time_zone(value: Any) -> str | None:
-    return "UTC" if text_of(value).endswith("Z") else None
-
-
 def _quantity(value: Any) -> str | None:
     """HyperSpy's name of the quantity of a pixel."""
     unit = _text(value)
@@ -355,10 +341,10 @@ _ACQUIRE = "scan_parameters[@mode='acquire']"
 FAMILIES: dict[str, tuple[Tag, ...]] = {
     "Gatan": (  # places in ImageTags; the choice of the magnification is that of RosettaSciIO
         Tag("beam_energy_kv", "V", f"{_INFO}/Voltage"),
-        Tag("camera_length_mm", "mm", f"{_INFO}/STEM Camera Length", when=lambda at: not _in_tem(at)),
-        Tag("camera_length_mm", "mm", f"{_INFO}/Indicated Magnification", when=_in_diffraction),
-        Tag("magnification", "", f"{_INFO}/Indicated Magnification", when=lambda at: not _in_diffraction(at)),
-        Tag("microscope", _text, "Session Info/Microscope", f"{_INFO}/Name", f"{_INFO}/Microscope"),
+        Tag("camera_length_mm", "mm", f"{_INFO}/STEM Camera Length", lambda at: not _in_tem(at)),
+        Tag("camera_length_mm", "mm", f"{_INFO}/Indicated Magnification", _in_diffraction),
+        Tag("magnification", "", f"{_INFO}/Indicated Magnification", lambda at: not _in_diffraction(at)),
+        Tag("microscope", _text, f"Session Info/Microscope | {_INFO}/Name | {_INFO}/Microscope"),
         Tag("acquisition_mode", _mode, f"{_INFO}/Illumination Mode"),
         Tag("beam_current_na", "nA", f"{_INFO}/Probe Current (nA)"),
         Tag("stage_tilt_alpha_deg", "deg", f"{_STAGE}/Stage Alpha"),
@@ -367,7 +353,7 @@ FAMILIES: dict[str, tuple[Tag, ...]] = {
         Tag("stage_y_mm", "um", f"{_STAGE}/Stage Y"),
         Tag("stage_z_mm", "um", f"{_STAGE}/Stage Z"),
         Tag("exposure_s", "s", _EXPOSURE),
-        Tag(f"{_TEM}Camera.exposure", "", _EXPOSURE, when=lambda at: at("DigiScan")[0] is None),
+        Tag(f"{_TEM}Camera.exposure", "", _EXPOSURE, lambda at: at("DigiScan")[0] is None),
         Tag("dwell_time_s", "us", "DigiScan/Sample Time"),
         Tag("dwell_time_s", "s", "SI/Acquisition/Pixel time (s)"),
         Tag("scan_rotation_deg", "deg", "DigiScan/Rotation"),
@@ -394,9 +380,9 @@ FAMILIES: dict[str, tuple[Tag, ...]] = {
         Tag("General.time", _time, "CreatedDateTime"),
     ),
     "EMPAD": (  # places in the XML, of three versions of the camera's program
-        Tag("beam_energy_kv", "V", "iom_measurements/high_voltage", "iom_measurements/source.get_voltage"),
+        Tag("beam_energy_kv", "V", "iom_measurements/high_voltage | iom_measurements/source.get_voltage"),
         Tag("beam_energy_kv", "V", "iom_measurements/ColumnSourceHighVoltage"),
-        Tag("camera_length_mm", "m", "iom_measurements/nominal_camera_length", "iom_measurements/optics.get_cameralength"),
+        Tag("camera_length_mm", "m", "iom_measurements/nominal_camera_length | iom_measurements/optics.get_cameralength"),
         Tag("camera_length_mm", "m", "iom_measurements/ColumnOpticsGetCameraLengthNominalCameraLength"),
         Tag("exposure_s", "ms", "exposure_time"),
         Tag("scan_rotation_deg", "deg", f"{_ACQUIRE}/scan_rotation"),
@@ -408,7 +394,7 @@ FAMILIES: dict[str, tuple[Tag, ...]] = {
         Tag("Acquisition_instrument.dwell_time", "", "pattern/exposure (s)"),  # where RosettaSciIO has it
         Tag("General.date", _date, "timestamp"),
         Tag("General.time", _time, "timestamp"),
-        Tag("General.time_zone", _time_zone, "timestamp"),
+        Tag("General.time_zone", lambda text: "UTC" if text_of(text).endswith("Z") else None, "timestamp"),
     ),
     "Direct Electron": (
         Tag("beam_energy_kv", "V", "Instrument Accelerating Voltage (V)"),
@@ -419,15 +405,15 @@ FAMILIES: dict[str, tuple[Tag, ...]] = {
         Tag("scan_rotation_deg", "deg", "Scan - Rotation"),
     ),
     "TVIPS": (  # one number is the camera length in diffraction (mode 2), the magnification in imaging (mode 1)
-        Tag("beam_energy_kv", "kV", "ht", when=lambda at: at("ht")[0] < 10_000),
+        Tag("beam_energy_kv", "kV", "ht", lambda at: at("ht")[0] < 10_000),
         Tag("beam_energy_kv", "V", "ht"),
-        Tag("camera_length_mm", "mm", "magtotal", when=lambda at: at("mode")[0] == 2),
-        Tag("magnification", "", "magtotal", when=lambda at: at("mode")[0] == 1),
+        Tag("camera_length_mm", "mm", "magtotal", lambda at: at("mode")[0] == 2),
+        Tag("magnification", "", "magtotal", lambda at: at("mode")[0] == 1),
         Tag("stage_tilt_alpha_deg", "deg", "stage alpha"),
         Tag("stage_tilt_beta_deg", "deg", "stage beta"),
     ),
     "HDF5": (  # NeXus as DECTRIS writes it, Diamond's ePSIC, py4DSTEM before version 0.13
-        Tag("beam_energy_kv", "eV", "entry/instrument/beam/incident_energy", "entry/instrument/source/energy"),
+        Tag("beam_energy_kv", "eV", "entry/instrument/beam/incident_energy | entry/instrument/source/energy"),
         Tag("camera_length_mm", "m", "entry/instrument/detector/detector_distance"),
         Tag("exposure_s", "s", "entry/instrument/detector/count_time"),
         Tag("dwell_time_s", "s", "entry/instrument/detector/frame_time"),
@@ -441,21 +427,21 @@ FAMILIES: dict[str, tuple[Tag, ...]] = {
         Tag("magnification", "", "4DSTEM_experiment/metadata/microscope/magnification"),
     ),
     "py4DSTEM": (  # places in the calibration of a data cube
-        Tag("convergence_angle_mrad", "mrad", "convergence_semiangle_mrad", "probe_convergence_semiangle_mrad"),
+        Tag("convergence_angle_mrad", "mrad", "convergence_semiangle_mrad | probe_convergence_semiangle_mrad"),
     ),
     "abTEM": (
         Tag("beam_energy_kv", "eV", "energy"),
         Tag("convergence_angle_mrad", "mrad", "semiangle_cutoff"),
     ),
     "Nion": (  # places in the properties of a data item; nion/swift/model/Metadata.py lists them
-        Tag("beam_energy_kv", "V", "metadata/instrument/high_tension", "metadata/hardware_source/autostem/high_tension_v"),
-        Tag("beam_energy_kv", "V", "metadata/hardware_source/autostem/high_tension", "metadata/hardware_source/high_tension"),
+        Tag("beam_energy_kv", "V", "metadata/instrument/high_tension | metadata/hardware_source/autostem/high_tension_v"),
+        Tag("beam_energy_kv", "V", "metadata/hardware_source/autostem/high_tension | metadata/hardware_source/high_tension"),
         Tag("convergence_angle_mrad", "rad", "metadata/instrument/convergence_angle"),
         Tag("convergence_angle_mrad", "rad", "metadata/hardware_source/convergence_angle_rad"),
-        Tag("beam_current_na", "A", "metadata/instrument/beam_current", "metadata/hardware_source/beam_current_a"),
+        Tag("beam_current_na", "A", "metadata/instrument/beam_current | metadata/hardware_source/beam_current_a"),
         Tag("exposure_s", "s", "metadata/hardware_source/exposure"),
         Tag("dwell_time_s", "us", "metadata/hardware_source/pixel_time_us"),
-        Tag("scan_rotation_deg", "rad", "metadata/scan/rotation", "metadata/hardware_source/rotation"),
+        Tag("scan_rotation_deg", "rad", "metadata/scan/rotation | metadata/hardware_source/rotation"),
         Tag("microscope", _text, "session_metadata/instrument"),
         Tag("General.authors", _text, "session_metadata/microscopist"),
         Tag("Sample.description", _text, "session_metadata/sample"),

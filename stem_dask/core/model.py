@@ -44,11 +44,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Window:
-    """The window that is cut from every pattern.
+    """The window (height, width) that is cut from every pattern, in source pixels.
 
-    ``shape`` is (height, width) in source pixels. ``center`` is the window center (y, x) shared by all patterns when
-    ``align`` is ``fixed``; with ``pattern`` every pattern's own center is used. An axis that is not in
-    ``cropped_axes`` is kept whole.
+    ``center`` (y, x) is shared by all patterns when ``align`` is ``fixed``. Axes that are not in ``cropped_axes`` are kept whole.
     """
 
     shape: tuple[int, int]

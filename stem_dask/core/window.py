@@ -13,12 +13,7 @@ from stem_dask.core.text import next_multiples
 
 
 def check_size(
-    size: Sequence[int],
-    detector: Sequence[int],
-    multiple: int,
-    *,
-    keeps_whole: bool,
-    given: str,
+    size: Sequence[int], detector: Sequence[int], multiple: int, *, keeps_whole: bool, given: str
 ) -> None:
     """Refuse a window size (height, width) that is no multiple, except on a whole axis, or exceeds the detector (ky, kx).
 
@@ -40,13 +35,7 @@ def uncropped(name: str, full: int) -> str:
 
 
 def covering_radius(radii: NDArray, coverage: float) -> int:
-    """Smallest integer R with at least ``ceil(coverage * n)`` of the n radii at or below it.
-
-    Examples
-    --------
-    >>> covering_radius(np.array([3, 9, 4, 5]), 0.75), covering_radius(np.array([3, 9, 4, 5]), 1.0)
-    (5, 9)
-    """
+    """Smallest integer R with at least ``ceil(coverage * n)`` of the n radii at or below it."""
     rank = min(max(math.ceil(coverage * radii.size), 1), radii.size) - 1
     return int(np.partition(radii.astype(np.int64), rank)[rank])
 
@@ -55,11 +44,6 @@ def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
     """Size of the window on one axis, and whether it crops: (size, cropped).
 
     ``wanted`` is rounded up to a multiple; a window that would reach the detector's size is the whole axis.
-
-    Examples
-    --------
-    >>> axis_window(41, 128, 2), axis_window(127, 128, 2)
-    ((42, True), (128, False))
     """
     if wanted < 1:
         raise ConfigError(f"a window of {wanted} pixels was asked for; it needs at least 1")
@@ -75,6 +59,12 @@ def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
             f"window {list(window)} does not fit the detector of {detector[0]} x {detector[1]} pixels; "
             "give [y0, y1, x0, x1] with 0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width"
         )
+
+
+def check_target(target: float) -> None:
+    """Refuse a target retention that is no share."""
+    if not 0 < target <= 1:
+        raise ConfigError(f"target_retention is {target}; expected 0 < target_retention <= 1")
 
 
 def check_factor(factor: int, detector: Sequence[int]) -> None:
@@ -104,16 +94,10 @@ def common_size(
     A dataset fits a size that holds its own window and that its detector has. Of all sizes that are the largest of the
     datasets they fit, the one for most datasets is taken; of equals the larger. The order of the datasets does not matter.
 
-    Parameters
-    ----------
-    wanted : (height, width) of every dataset's own window, in source pixels
-    detectors : (ky, kx) of every dataset
-    multiple : the window is a multiple of this wherever it crops
+    ``wanted`` are the (height, width) of every dataset's own window, ``detectors`` their (ky, kx).
 
     Examples
     --------
-    >>> common_size([(40, 40), (44, 40)], [(128, 128), (128, 128)], 2)
-    (44, 40)
     >>> common_size([(40, 40), (44, 44), (90, 90)], [(64, 64), (64, 64), (256, 256)], 2)
     (44, 44)
     """
@@ -143,13 +127,7 @@ def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDA
 def filled_fraction(
     origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int], detector: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Share of the window that lies outside the detector and is 0 in the output.
-
-    Examples
-    --------
-    >>> filled_fraction(np.array([-1]), np.array([0]), (4, 4), (8, 8)).tolist()
-    [0.25]
-    """
+    """Share of the window that lies outside the detector and is 0 in the output."""
     rows = np.minimum(origin_y + shape[0], detector[0]) - np.maximum(origin_y, 0)
     cols = np.minimum(origin_x + shape[1], detector[1]) - np.maximum(origin_x, 0)
     inside = np.clip(rows, 0, None).astype(np.int64) * np.clip(cols, 0, None)
@@ -164,11 +142,6 @@ def radii_for_target(
     A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
     inside is recovered exactly; otherwise the radius is never too small, and too large only where the share lies
     within 6e-8 of the target.
-
-    Examples
-    --------
-    >>> radii_for_target(np.array([[0, 0.5, 1]], "f4"), np.array([10.0]), 0.5, "square", True).tolist()
-    [1.0]
     """
     share = profile.astype(np.float64)
     inside = share * total[..., None]

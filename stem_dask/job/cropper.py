@@ -27,8 +27,8 @@ from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.report.text import results_of, write_json
 from stem_dask.stages.analyze import analyze
+from stem_dask.stages.crop import choose_window
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
-from stem_dask.stages.window import choose_window
 from stem_dask.storage.publish import (
     make_folder,
     opened,

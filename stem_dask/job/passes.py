@@ -42,7 +42,7 @@ from stem_dask.job.plan import Plan
 from stem_dask.job.results import Outcome, advice, exit_code, stored_bytes, verdict
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.job.warm_up import play, rehearse
-from stem_dask.kernels.gpu.compile import Kernels
+from stem_dask.kernels.gpu.code import compile_kernels
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.report import text as report
 from stem_dask.report.figure import draw, figure_data
@@ -56,7 +56,7 @@ from stem_dask.stages.analyze import (
     stored_radii,
 )
 from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
-from stem_dask.stages.crop import crop_blocks
+from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize
@@ -67,7 +67,6 @@ from stem_dask.stages.validate import (
     inside_of_blocks,
     retention_statistics,
 )
-from stem_dask.stages.window import choose_window, filled_fractions
 from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.writers import zarr
@@ -256,7 +255,8 @@ def warm_up(job: Job) -> None:
         refuse_missing(client)
         reduces = config.crop.enabled or down.factor > 1
         options = down.model_dump(exclude={"sigma"}) if reduces else None
-        on_gpu = Kernels(what.patterns, what.detector, config.analyze.threshold, metric, options)
+        sizes = what.patterns, what.detector[1]
+        on_gpu = partial(compile_kernels, *sizes, config.analyze.threshold, metric, options)
     bins = down.factor > 1 and down.method == "bin"
     owned = job.connection.owned
     places: dict[str, type[SourceError] | type[StoreError]]

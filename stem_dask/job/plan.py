@@ -28,7 +28,7 @@ from stem_dask.engine.state import (
 )
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.open import Found, find, with_given
-from stem_dask.stages.correct import KEYS, digest_of, read_plane, reference
+from stem_dask.stages.correct import KEYS, digest_of, read_plane
 from stem_dask.storage.location import at, check_path, is_url, of_output, refuse_url
 from stem_dask.storage.publish import (
     DOCUMENT,
@@ -328,7 +328,7 @@ def _check_detector(config: Config, found: Found) -> None:
     """Refuse a mask, dark, gain, window, center or factor that does not fit the detector."""
     detector, crop = found.source.shape[-2:], config.crop
     for key, path in _files(config).items():
-        (read_plane if key == "mask" else reference)(path, key, detector)
+        read_plane(path, key, detector)
     check_factor(config.downsample.factor, detector)
     if crop.enabled and crop.window is not None:
         check_window(crop.window, detector)

@@ -20,7 +20,7 @@ from stem_dask.core.text import by
 from stem_dask.job.plan import Outputs, n_quarantined
 from stem_dask.report import text as report
 from stem_dask.stages.analyze import stored_radii
-from stem_dask.stages.window import choose_window
+from stem_dask.stages.crop import choose_window
 from stem_dask.storage.location import at, is_url
 from stem_dask.writers.zarr import open_group
 

@@ -4,7 +4,7 @@ The rings around a center hold what the next larger window or disc adds; their s
 r, so one pass over the pattern gives every radius at once.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -46,33 +46,13 @@ def largest_radius(height: int, width: int, metric: str) -> int:
     return int(circle_table(height, width)[-1, -1])
 
 
-def analyze_patterns(
-    block: NDArray,
-    *,
-    target_retention: float,
-    threshold: float,
-    center: tuple[float, float] | None,
-    metric: str,
-) -> PatternAnalysis:
+def analyze_patterns(block: NDArray, **options: Any) -> PatternAnalysis:
     """Analyze every pattern of a block; each is read from memory once.
 
     The radius is the smallest r (from 1 for ``square``, 0 for ``circle``) with ``inside >= target * total``; inside
     is the total less what lies outside, so that a pattern without intensity outside r holds exactly its total.
 
-    Parameters
-    ----------
-    block : (..., ky, kx) array, bool, integer or float
-    target_retention : 0 < target <= 1
-    threshold : values below it do not count
-    center : (y, x) for all patterns, or None for each pattern's centroid
-    metric : {"square", "circle"}
-
-    Raises
-    ------
-    ValueError
-        When the threshold is above what the type can hold.
-    OverflowError
-        When a pattern's sums leave 64 bits.
+    For the options and errors see `Analysis`.
 
     Examples
     --------
@@ -82,10 +62,7 @@ def analyze_patterns(
     (1.0, 0.98, 1.0)
     """
     block = native(block)
-    options = {"target_retention": target_retention, "threshold": threshold}
-    analysis = Analysis(
-        len(block), block.shape[1:], block.dtype, **options, center=center, metric=metric
-    )
+    analysis = Analysis(len(block), block.shape[1:], block.dtype, **options)
     analysis.add(block)
     return analysis.result()
 
@@ -94,6 +71,14 @@ class Analysis:
     """`analyze_patterns` of n patterns, batch by batch.
 
     The last digits of float sums depend on the batch sizes, all else on the patterns alone.
+
+    Parameters
+    ----------
+    n, detector, dtype : of the patterns
+    target_retention : 0 < target <= 1
+    threshold : values below it do not count; ValueError when it is above what the type can hold
+    center : (y, x) for all patterns, or None for each pattern's centroid
+    metric : {"square", "circle"}
     """
 
     def __init__(
@@ -355,14 +340,7 @@ def square_rings_inward(pattern, ry, rx, cols, rings):  # type: ignore[no-untype
 
 
 def circle_table(height: int, width: int) -> np.ndarray:
-    """``table[dy, dx]`` = smallest integer r with ``dy² + dx² <= r²``, for distances up to the detector's size.
-
-    Examples
-    --------
-    >>> circle_table(2, 3)
-    array([[0, 1, 2],
-           [1, 2, 3]], dtype=int32)
-    """
+    """``table[dy, dx]`` = smallest integer r with ``dy² + dx² <= r²``, for distances up to the detector's size."""
     square = np.arange(height)[:, None] ** 2 + np.arange(width)[None, :] ** 2
     # exact to within one below 2**50, so mend by comparing integers
     root = np.sqrt(square).astype(np.int32)

@@ -17,25 +17,17 @@ def result_dtype(dtype: np.dtype, factor: int, method: str, reduce: str) -> np.d
 
     stride keeps the type; sums take the smallest type of the same signedness that cannot overflow; means, gauss
     and fft give float32, or float64 from float64. Sums of uint64 and int64 stay what they are.
-
-    Examples
-    --------
-    >>> result_dtype(np.dtype("u2"), 2, "bin", "sum"), result_dtype(np.dtype("u2"), 2, "bin", "mean")
-    (dtype('uint32'), dtype('float32'))
     """
     dtype = dtype.newbyteorder("=")
     if factor == 1 or method == "stride":
         return dtype
     if method == "bin" and reduce == "sum" and dtype.kind != "f":
-        if dtype == np.bool_:
-            dtype = np.dtype(np.uint8)
-            largest = factor * factor
-        else:
-            largest = int(np.iinfo(dtype).max) * factor * factor
+        kind, value = ("u", 1) if dtype == np.bool_ else (dtype.kind, int(np.iinfo(dtype).max))
         for size in (1, 2, 4, 8):
-            wide = np.dtype(f"{dtype.kind}{size}")
-            if size >= dtype.itemsize and (size == 8 or int(np.iinfo(wide).max) >= largest):
-                # the most negative value times k² fits too: -max - 1 scales like max + 1, and types differ by 2**8
+            wide = np.dtype(f"{kind}{size}")
+            # the most negative value times k² fits too: -max - 1 scales like max + 1, and types differ by 2**8
+            fits = size == 8 or int(np.iinfo(wide).max) >= value * factor**2
+            if size >= dtype.itemsize and fits:
                 return wide
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
@@ -73,7 +65,15 @@ def downsample_patterns(
     if factor == 1 or method == "stride":
         out[...] = block[..., ::factor, ::factor]
     elif method == "bin":
-        _bin_block(block, factor, reduce == "mean", out.reshape(-1, height, width))
+        block, mean = native(block), reduce == "mean"
+        kind = accumulator(block.dtype, factor * factor)
+        if mean and block.dtype.itemsize == 8:
+            kind = np.dtype(np.float64)  # sums of 64-bit integers could wrap
+        elif block.dtype.kind == "i":
+            kind = np.dtype(np.int64)
+        scale = 1.0 / (factor * factor) if mean else 1.0
+        line = np.zeros(block.shape[2], kind)
+        _bin(block, factor, scale, mean, line, out.reshape(-1, height, width))
     elif method == "gauss":
         from scipy.ndimage import gaussian_filter
 
@@ -96,17 +96,6 @@ def downsample_patterns(
     else:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     return out
-
-
-def _bin_block(block: NDArray, factor: int, mean: bool, out: NDArray) -> None:
-    block = native(block)
-    kind = accumulator(block.dtype, factor * factor)
-    if mean and block.dtype.itemsize == 8:
-        kind = np.dtype(np.float64)  # sums of 64-bit integers could wrap
-    elif block.dtype.kind == "i":
-        kind = np.dtype(np.int64)
-    scale = 1.0 / (factor * factor) if mean else 1.0
-    _bin(block, factor, scale, mean, np.zeros(block.shape[2], kind), out)
 
 
 @numba.njit(nogil=True, cache=CACHE)

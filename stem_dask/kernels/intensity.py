@@ -57,13 +57,7 @@ def native_dtype(dtype: np.dtype) -> np.dtype:
 
 @functools.cache
 def accumulator(dtype: np.dtype, n_max: int) -> np.dtype:
-    """Type in which `n_max` values of `dtype` that are not negative are summed: exact for integers, float64 for floats.
-
-    Examples
-    --------
-    >>> accumulator(np.dtype("u2"), 256), accumulator(np.dtype("f4"), 256)
-    (dtype('uint32'), dtype('float64'))
-    """
+    """Type in which `n_max` values of `dtype` that are not negative are summed: exact for integers, float64 for floats."""
     if dtype.kind == "f":
         return np.dtype(np.float64)
     return np.dtype(np.uint32 if n_max <= most_summed(dtype) else np.uint64)
@@ -96,12 +90,7 @@ def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
 
 
 class Intensity:
-    """Cleans patterns: NaN, infinite, negative values and values below a threshold become 0 and are counted.
-
-    Parameters
-    ----------
-    detector, dtype : of the patterns, a type from `native`
-    threshold : values below it do not count
+    """Cleans patterns of a type from `native`: NaN, infinite, negative values and values below a threshold become 0, and are counted.
 
     Examples
     --------
@@ -169,13 +158,6 @@ def add_patterns(block: NDArray, total: NDArray[np.float64], highest: NDArray) -
     """Add patterns (n, ky, kx) to a sum (ky, kx), and raise the highest finite value (kx,) of each detector column.
 
     ``highest`` is of the type that `native` gives the block.
-
-    Examples
-    --------
-    >>> total, highest = np.zeros((1, 2)), np.zeros(2)
-    >>> add_patterns(np.array([[[1.0, np.inf]], [[3.0, 2.0]]]), total, highest)
-    >>> total.tolist(), highest.tolist()
-    ([[4.0, inf]], [3.0, 2.0])
     """
     block = native(block)
     if block.dtype.kind == "f":

@@ -1,18 +1,11 @@
-"""Bad and hot pixels, and dark and gain correction."""
+"""Bad and hot pixels, dark and gain correction, and logarithm and z-score of counts, as networks are trained on them."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def neighbours(mask: NDArray[np.bool_]) -> list[tuple[tuple[int, int], NDArray[np.int64]]]:
-    """For every bad pixel (y, x) of a mask the indices (n, 2) of the good pixels in the nearest square ring that has any.
-
-    Examples
-    --------
-    >>> mask = np.zeros((3, 3), bool); mask[0, 0] = True
-    >>> neighbours(mask)[0][1].tolist()
-    [[0, 1], [1, 0], [1, 1]]
-    """
+    """For every bad pixel (y, x) of a mask the indices (n, 2) of the good pixels in the nearest square ring that has any."""
     height, width = mask.shape
     found = []
     for y, x in np.argwhere(mask):
@@ -36,13 +29,6 @@ def fill_bad(
     """Replace bad pixels by 0, or by the median of their good neighbours (rounded for integers).
 
     ``near`` is the result of `neighbours`, or None to fill with 0; ``out`` is filled, default a new array.
-
-    Examples
-    --------
-    >>> block = np.arange(9.0).reshape(1, 3, 3)
-    >>> mask = np.zeros((3, 3), bool); mask[1, 1] = True
-    >>> float(fill_bad(block, mask, neighbours(mask))[0, 1, 1]), float(fill_bad(block, mask, None)[0, 1, 1])
-    (4.0, 0.0)
     """
     out = np.empty(block.shape, block.dtype.newbyteorder("=")) if out is None else out
     out[...] = block
@@ -63,11 +49,8 @@ def hot_pixels(mean: NDArray, lit: NDArray, n_patterns: int, n_sampled: int) -> 
     three or four of them may be hot. A pixel that owes its mean to few patterns is no defect: where hardly an electron
     arrives, one with two counts in the whole scan stands among zeros.
 
-    Parameters
-    ----------
-    mean : (ky, kx) mean pattern in counts, finite and not negative
-    lit : (ky, kx) in how many patterns of the sample each pixel is above zero
-    n_patterns, n_sampled : how many patterns the mean, and the sample, are of
+    ``mean`` (ky, kx) is the mean of ``n_patterns`` in counts, finite and not negative; ``lit`` (ky, kx) in how many patterns of a
+    sample each pixel is above zero.
 
     Examples
     --------
@@ -101,14 +84,7 @@ def hot_pixels(mean: NDArray, lit: NDArray, n_patterns: int, n_sampled: int) -> 
 
 
 def add_lit(pattern: NDArray, threshold: float, lit: NDArray) -> None:
-    """Count in ``lit`` where a pattern (ky, kx) is lit: above zero, at or above the threshold, and finite.
-
-    Examples
-    --------
-    >>> lit = np.zeros((1, 4), "u2")
-    >>> add_lit(np.array([[0, 3, np.inf, -1]]), 0, lit); lit.tolist()
-    [[0, 1, 0, 0]]
-    """
+    """Count in ``lit`` where a pattern (ky, kx) is lit: above zero, at or above the threshold, and finite."""
     counts = pattern > 0
     if threshold > 0:
         counts &= pattern >= threshold
@@ -125,11 +101,7 @@ def correct_patterns(
 ) -> NDArray[np.float32]:
     """``(pattern - dark) * gain`` as float32; large counts lose no digit before the background is off.
 
-    Parameters
-    ----------
-    block : (..., ky, kx), any real type and byte order
-    dark, gain : (ky, kx), counts without a beam, and factor of each pixel; or None
-    out : array of the block's shape that is filled; default a new one
+    The block (..., ky, kx) is of any real type and byte order, ``dark`` and ``gain`` are (ky, kx) or None.
 
     Examples
     --------
@@ -145,4 +117,50 @@ def correct_patterns(
             np.subtract(block, dark, out=out, dtype=np.float64, casting="unsafe")
         if gain is not None:
             np.multiply(out, gain, out=out)
+    return out
+
+
+#: moments of no values
+NO_MOMENTS = np.array([0.0, 0.0, 0.0, np.inf])
+
+
+def log_moments(patterns: NDArray, before: NDArray[np.float64] = NO_MOMENTS) -> NDArray[np.float64]:
+    """Number, mean, sum of squared deviations of log(1 + x) over all pixels, and the lowest x (NaN when any is NaN).
+
+    One pattern (ky, kx) after the other is joined to the moments ``before`` (T. F. Chan, G. H. Golub, R. J. LeVeque,
+    Updating formulae and a pairwise algorithm for computing sample variances, 1979), which loses no digits.
+    """
+    total = before
+    for pattern in patterns if before[3] >= 0 else ():
+        lowest = float(pattern.min())
+        if not lowest >= 0:
+            return np.array([0.0, 0.0, 0.0, lowest])
+        logs = np.log1p(pattern, dtype=np.float64)
+        mean = logs.mean()
+        logs -= mean
+        total = joined(total, np.array([logs.size, mean, np.vdot(logs, logs), lowest]))
+    return total
+
+
+def joined(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The moments of two sets of values together; see `log_moments`."""
+    n = a[0] + b[0]
+    if not n:
+        return np.array([0.0, 0.0, 0.0, np.minimum(a[3], b[3])])
+    step = b[1] - a[1]
+    mean = a[1] + step * b[0] / n
+    squares = a[2] + b[2] + step**2 * a[0] * b[0] / n
+    return np.array([n, mean, squares, np.minimum(a[3], b[3])])
+
+
+def log_zscore(
+    patterns: NDArray, mean: float, std: float, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """(log(1 + x) - mean) / std of every pixel, computed in float64; into ``out`` of the same shape if it is given."""
+    out = np.empty(patterns.shape, np.float32) if out is None else out
+    for pattern, into in zip(patterns, out, strict=True):
+        logs = np.log1p(pattern, dtype=np.float64)
+        logs -= mean
+        logs /= std
+        into[...] = logs
     return out

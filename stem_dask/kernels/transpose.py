@@ -32,13 +32,7 @@ def patterns_first(planes: NDArray) -> NDArray:
 
 
 def gathering(n: int, positions: int, dtype: np.dtype) -> NDArray:
-    """Uninitialized buffer (planes, positions) for some of n planes, with contiguous rows; ``rows.T`` is the transposed part.
-
-    Examples
-    --------
-    >>> [gathering(n, 512, np.dtype("u2")).shape for n in (65536, 2048, 3)]
-    [(512, 512), (128, 512), (3, 512)]
-    """
+    """Uninitialized buffer (planes, positions) for some of n planes, with contiguous rows; ``rows.T`` is the transposed part."""
     most = GATHERED_BYTES // max(1, positions * dtype.itemsize)
     rows = min(n, max(GATHERED, min(most, n // SHARE)))
     # 64 bytes between rows, because rows of a power of two would share few cache lines

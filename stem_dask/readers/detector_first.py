@@ -25,29 +25,22 @@ from stem_dask.kernels.transpose import patterns_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Slices, Source
 from stem_dask.readers.views import DETECTOR_FIRST, View
-from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import remove
-from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
+from stem_dask.storage.staging import (
+    append,
+    begin_in_place,
+    crc32,
+    mark,
+    refuse_late,
+    refuse_other_bytes,
+)
 
 _WHOLE = (slice(None),) * 4
 
 
 def detector_first(source: Source) -> View | None:
-    """The stored order (ky, kx, scan_y, scan_x) of patterns from a detector-first flat file; None for any other source.
-
-    Parameters
-    ----------
-    source : (scan_y, scan_x, ky, kx), perhaps flipped, or a region of the scan
-
-    Examples
-    --------
-    >>> flat = FlatFile("scan.dm4", 512, np.dtype("u2"), (64, 48, 8, 6))
-    >>> detector_first(View.of(flat).transpose((2, 3, 0, 1))).shape
-    (64, 48, 8, 6)
-    >>> detector_first(flat) is None
-    True
-    """
+    """The stored order (ky, kx, scan_y, scan_x) of patterns from a detector-first flat file; None for any other source."""
     if not isinstance(source, View) or source.order != DETECTOR_FIRST:
         return None
     return source.transpose(DETECTOR_FIRST) if isinstance(source.source, FlatFile) else None

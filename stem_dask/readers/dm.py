@@ -136,7 +136,7 @@ def read_tags(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     Examples
     --------
     >>> import numpy as np, tempfile
-    >>> from stem_dask.writers.dm import encode_tags
+    >>> from stem_dask.writers.synthetic import encode_tags
     >>> with tempfile.NamedTemporaryFile(suffix=".dm4") as file:
     ...     _ = file.write(encode_tags({"Session": {"Specimen": "Au"}, "Sizes": [np.uint32(7)]}))
     ...     file.flush()

@@ -234,11 +234,6 @@ def framed(
 
     Patterns are ``stride`` bytes apart, each after a header of ``lead`` bytes. If they are ``marked``, `refuse_sheared` can
     check the sizes.
-
-    Raises
-    ------
-    SourceError
-        When a size is impossible, no pattern is complete, or unmarked patterns leave the same number of bytes each.
     """
     n_bytes = prod(frame_shape) * dtype.itemsize
     if min(frame_shape) < 1 or stride < lead + n_bytes:
@@ -266,13 +261,7 @@ def framed(
 
 
 def refuse_sheared(source: FramedFile, lead: int, mark: bytes) -> None:
-    """Check that the second and the last pattern of a file begin with the ``mark`` of the first, ``lead`` bytes before the pixels.
-
-    Raises
-    ------
-    SourceError
-        When one of them does not: a size in the header is wrong, and patterns would be shifted against each other.
-    """
+    """Check that the second and the last pattern of a file begin with the ``mark`` of the first, ``lead`` bytes before the pixels."""
     run = source.runs[0]
     with translate(SourceError, run.path), opened_file(run.path) as file:
         for i in {min(1, run.count - 1), run.count - 1}:

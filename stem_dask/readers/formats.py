@@ -119,13 +119,7 @@ _MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
 
 
 def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
-    """The kind of a file, and the arrays in it.
-
-    Raises
-    ------
-    SourceError
-        When the file is missing, empty, damaged, of an unknown kind, not what its name says, or the system refuses it.
-    """
+    """The kind of a file, and the arrays in it."""
     check_path("the input", name)
     suffix = Path(name).suffix.lower()
     is_given = layout != RawLayout()
@@ -155,7 +149,8 @@ def _check(name: str, suffix: str) -> None:
     """Refuse what cannot be read, by the name and the first bytes of a file, with what to open instead."""
     reader, path = READERS.get(suffix), at(name)
     what = f"the file extension {suffix} is not known" if suffix else "a file without extension"
-    unknown = f"{what}; known are {', '.join(sorted(READERS))}"
+    own = sorted({*READERS} - {*SUFFIXES})
+    unknown = f"{what}; known are {', '.join(own)}, and {len(SUFFIXES)} of RosettaSciIO"
     fault = _NEIGHBOURS.get(suffix, "")
     if is_url(name):
         if reader is None or not reader.in_store:
@@ -198,16 +193,7 @@ def _check(name: str, suffix: str) -> None:
 
 
 def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
-    """The kind of a file by its first bytes, and its usual suffixes; None when they are not known.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = file.write(b"MQ1,000001"); file.flush()
-    ...     recognise(file.name)
-    ('a Merlin file', ('.mib',))
-    """
+    """The kind of a file by its first bytes, and its usual suffixes; None when they are not known."""
     with opened_file(path) as file:
         start = file.read(256)
     for place, magic, kind, suffixes in _MAGIC:

@@ -8,14 +8,8 @@ import numpy as np
 
 from stem_dask.core.metadata import text_of
 
-#: levels of groups, elements of an array, and bytes of one element that are kept
-_MOST_LEVELS, _MOST_ELEMENTS, _MOST_BYTES = 12, 4096, 1 << 20
-
 #: replaces values that h5py would turn into Python objects from bytes of the file
 NOT_READ = "Python objects, which are never read"
-
-#: attributes of dimension scales
-_OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 
 
 def as_bytes(name: str) -> bytes:
@@ -25,10 +19,9 @@ def as_bytes(name: str) -> bytes:
 
 def attributes_of(item: Any) -> dict[str, Any]:
     """Attributes of a group or dataset; unreadable ones are replaced by a text."""
+    of_scales = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
     found = {}
-    for name in item.attrs:
-        if name in _OF_HDF5:
-            continue
+    for name in (one for one in item.attrs if one not in of_scales):
         try:
             safe = is_safe(item.attrs.get_id(name).dtype)
             found[name] = item.attrs[name] if safe else NOT_READ
@@ -65,9 +58,8 @@ def member(group: Any, path: str, kind: type) -> Any:
     import h5py
 
     for name in path.split("/"):
-        if not isinstance(group, h5py.Group):
-            return None
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        is_group = isinstance(group, h5py.Group)
+        if not is_group or not isinstance(group.get(name, getlink=True), h5py.HardLink):
             return None
         group = group[name]
     return group if isinstance(group, kind) else None
@@ -81,24 +73,21 @@ def tree_of(group: Any, level: int = 0, without: tuple[str, ...] = ()) -> dict[s
     import h5py
 
     tree = {plain_name(name): plain_value(value) for name, value in attributes_of(group).items()}
-    for name in group:
-        # h5py cannot look up links whose names are not UTF-8 (bytes)
-        if isinstance(name, bytes) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+    # h5py cannot look up links whose names are not UTF-8 (bytes)
+    for name in (one for one in group if isinstance(one, str) and one not in without):
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
-        item = group[name]
-        if name in without:
-            continue
-        if isinstance(item, h5py.Group) and level < _MOST_LEVELS:
-            tree[plain_name(name)] = tree_of(item, level + 1)
+        item, key = group[name], plain_name(name)
+        if isinstance(item, h5py.Group) and level < 12:
+            tree[key] = tree_of(item, level + 1)
         elif isinstance(item, h5py.Dataset):
             n = item.size or 0
             if not is_safe(item.dtype):
-                found: Any = NOT_READ
-            elif item.size is None or n > _MOST_ELEMENTS or n * item.dtype.itemsize > _MOST_BYTES:
-                found = f"{n:,} values, left in the input file"
+                tree[key] = NOT_READ
+            elif item.size is None or n > 4096 or n * item.dtype.itemsize > 1 << 20:
+                tree[key] = f"{n:,} values, left in the input file"
             else:
-                found = _decoded(np.asarray(item[...]).tolist())
-            tree[plain_name(name)] = found
+                tree[key] = _decoded(np.asarray(item[...]).tolist())
     return tree
 
 

@@ -94,11 +94,7 @@ _ROLES = {
 def order_by(names: Sequence[str]) -> tuple[tuple[int, ...] | None, str]:
     """The positions of scan_y, scan_x, ky and kx (or pattern, ky and kx) in the file by the names of its axes, and a note.
 
-    If x comes before y in both pairs, the order of the file is kept: py4DSTEM and Prismatic call the slower axis x.
-
-    Returns
-    -------
-    The positions, or None if the names do not tell; a note, or "".
+    None if the names do not tell. If x comes before y in both pairs, the order of the file is kept: py4DSTEM and Prismatic call the slower axis x.
 
     Examples
     --------
@@ -173,13 +169,7 @@ class Geometry:
 
 
 def arranged(name: str, view: Candidate, geometry: Geometry) -> Candidate:
-    """Bring the axes into the order (scan_y, scan_x, ky, kx), or (pattern, ky, kx).
-
-    Raises
-    ------
-    SourceError
-        When the array has another number of axes, the order is ambiguous, or the options do not fit.
-    """
+    """Bring the axes into the order (scan_y, scan_x, ky, kx), or (pattern, ky, kx)."""
     is_auto = geometry.scan_order == "auto" and view.swapped is None
     if is_auto and len(view.axes) in (3, 4):
         order, note = order_by([axis.name for axis in view.axes])
@@ -341,13 +331,7 @@ def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
 
 
 def parted(name: str, view: Candidate, geometry: Geometry) -> Candidate:
-    """Leave out the flyback, flip the patterns, select region and step of the scan.
-
-    Raises
-    ------
-    SourceError
-        When what is left out does not fit the scan.
-    """
+    """Leave out the flyback, flip the patterns, select region and step of the scan."""
     drop, roi, step, whole = (
         geometry.drop_columns,
         geometry.scan_roi,

@@ -37,9 +37,6 @@ OUR_DIMS = ((*SCAN_DIMS, *DETECTOR_DIMS), (*LIST_DIMS, *DETECTOR_DIMS))
 #: node of stem_dask in the metadata of a HyperSpy signal
 _OWN = "metadata/stem_dask"
 
-#: nodes of a signal's metadata that belong to its array, or are read separately
-_LEFT_OUT = {"metadata": ("_HyperSpy", "stem_dask")}
-
 
 def about(stated: Mapping[str, Any]) -> dict[str, Any]:
     """The valid attributes of patterns among those that a file states.
@@ -129,34 +126,27 @@ def of_hspy(path: str, signal: Any, others: Mapping[str, Any]) -> dict[str, Any]
     """
     import h5py
 
-    def attributes(name: str) -> dict[str, Any] | None:
+    def tree(name: str, *without: str) -> dict[str, Any] | None:
         group = member(signal, name, h5py.Group)
-        return None if group is None else attributes_of(group)
-
-    def tree(name: str) -> dict[str, Any]:
-        group = member(signal, name, h5py.Group)
-        return {} if group is None else tree_of(group, without=_LEFT_OUT.get(name, ()))
+        return None if group is None else tree_of(group, without=without)
 
     data, valid = (member(signal, name, h5py.Dataset) for name in ("data", f"{_OWN}/valid"))
     place = "" if valid is None else valid.name
-    return {**_of_signal(attributes, tree, others), **_lost_in(path, place, valid, data)}
+    return {**_of_signal(tree, others), **_lost_in(path, place, valid, data)}
 
 
 def of_zspy(path: str, signal: str, data: Any) -> dict[str, Any]:
     """Metadata of the HyperSpy signal in group ``signal`` of a zarr store, with the array ``data``."""
     import zarr
 
-    def attributes(name: str) -> dict[str, Any] | None:
-        return _zarr_attributes(path, f"{signal}/{name}")
-
-    def tree(name: str) -> dict[str, Any]:
-        return _zarr_tree(path, f"{signal}/{name}", _LEFT_OUT.get(name, ()))
+    def tree(name: str, *without: str) -> dict[str, Any] | None:
+        return _zarr_tree(path, f"{signal}/{name}", without)
 
     name, valid = f"{signal}/{_OWN}/valid", None
-    if attributes(f"{_OWN}/valid") is not None:
+    if _zarr_attributes(path, name) is not None:
         with translate(SourceError, path, f"{name} cannot be read"):
             valid = zarr.open_array(zarr_store(path), path=name, mode="r")
-    return {**_of_signal(attributes, tree, {}), **_lost_in(path, name, valid, data)}
+    return {**_of_signal(tree, {}), **_lost_in(path, name, valid, data)}
 
 
 def _zarr_attributes(store: str, name: str) -> dict[str, Any] | None:
@@ -177,7 +167,7 @@ def _zarr_attributes(store: str, name: str) -> dict[str, Any] | None:
 
 def _zarr_tree(
     store: str, name: str, without: tuple[str, ...] = (), level: int = 0
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """A group of metadata as nested dictionaries, the inverse of `stem_dask.core.metadata.hdf5_tree`."""
     import zarr
 
@@ -185,7 +175,7 @@ def _zarr_tree(
 
     attributes = _zarr_attributes(store, name)
     if attributes is None:
-        return {}
+        return None
     tree = {plain_name(key): plain_value(value) for key, value in attributes.items()}
     for folder in sorted(Path(store, name).iterdir()):
         inner, key = f"{name}/{folder.name}", plain_name(folder.name)
@@ -208,20 +198,17 @@ def _zarr_tree(
 
 
 def _of_signal(
-    attributes: Callable[[str], dict[str, Any] | None],
-    tree: Callable[[str], dict[str, Any]],
-    others: Mapping[str, Any],
+    tree: Callable[..., dict[str, Any] | None], others: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Metadata of a signal, given functions that read the attributes of a group and its tree."""
-    known = {k: v for k, v in tree("metadata").items() if not k.startswith("_")}
-    stated = of_signal(known)
-    original, own = tree("original_metadata"), attributes(_OWN)
+    """Metadata of a signal, given a function of a group's name and of the names of members to leave out."""
+    known = tree("metadata", "_HyperSpy", "stem_dask") or {}
+    known = {name: value for name, value in known.items() if not name.startswith("_")}
+    original, own, stated = tree("original_metadata") or {}, tree(_OWN, "valid"), of_signal(known)
     if own is None:
         kept = {"original_metadata": original, "metadata": known}
         kept = {name: part for name, part in kept.items() if part}
         return {"about": about(stated), "metadata": {**kept, **others}}
-    stated |= {name: own.get(name) for name in ("intensity", "k_origin")}
-    stated["given"] = tree(f"{_OWN}/given")
+    stated |= {name: own.get(name) for name in ("intensity", "k_origin", "given")}
     return {"about": about(stated), "metadata": original}
 
 

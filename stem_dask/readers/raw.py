@@ -73,22 +73,7 @@ def list_npy(path: str) -> list[Candidate]:
 
 
 def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
-    """The array of a .raw file.
-
-    Raises
-    ------
-    SourceError
-        When shape or type are missing or impossible, or do not fit the size of the file.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile(suffix=".raw") as file:
-    ...     np.arange(48, dtype=">u2").tofile(file.name)
-    ...     [found] = list_raw(file.name, RawLayout((2, 2, 3, 4), ">u2"))
-    >>> found.source.shape
-    (2, 2, 3, 4)
-    """
+    """The array of a .raw file."""
     if layout.shape is None or layout.dtype is None:
         empad = _as_empad(path, at(path).stat().st_size - layout.offset)
         keys = "set input.shape: [scan_y, scan_x, ky, kx] or [n, ky, kx], and input.dtype, such as uint16"

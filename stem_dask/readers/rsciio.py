@@ -99,27 +99,22 @@ def list_rsciio(path: str) -> list[Candidate]:
         if data.ndim not in (3, 4) or n_patterns != 2 or len(axes) != data.ndim:
             others.append(f"{title}: {by(data.shape)}, {n_patterns} axes of signal")
             continue
-        dtype, kept = np.dtype(data.dtype), {"original_metadata": signal.get("original_metadata")}
-        held = 0 if is_lazy else data.nbytes
-        source = SciioArray(path, plugin["api"], number, dtype, data.shape, held)
-        notes = [f"read by {plugin['api']}"]
-        if not is_lazy:
-            notes.append("it cannot be read in parts: every worker holds all of it")
-        found.append(
-            Candidate(
-                title,
-                source,
-                tuple(
-                    axis_from(a.get("name"), n, a) for a, n in zip(axes, data.shape, strict=True)
-                ),
-                number=number,
-                swapped=order_by_flags(axes).get("swapped"),
-                metadata={name: tree for name, tree in {**kept, "metadata": known}.items() if tree},
-                notes=tuple(notes),
-                files=files,
-                about=own.about(of_signal(known)),
-            )
+        source = SciioArray(
+            path,
+            plugin["api"],
+            number,
+            np.dtype(data.dtype),
+            data.shape,
+            0 if is_lazy else data.nbytes,
         )
+        held = () if is_lazy else ("it cannot be read in parts: every worker holds all of it",)
+        along = (axis_from(a.get("name"), n, a) for a, n in zip(axes, data.shape, strict=True))
+        trees = {"original_metadata": signal.get("original_metadata"), "metadata": known}
+        found.append(
+            Candidate(title, source, tuple(along), number=number, swapped=order_by_flags(axes).get("swapped"), files=files,
+                      metadata={name: tree for name, tree in trees.items() if tree}, about=own.about(of_signal(known)),
+                      notes=(f"read by {plugin['api']}", *held))
+        )  # fmt: skip
     if not found:
         raise SourceError(
             f"{path}: no stack of patterns of 3 or 4 axes, 2 of them of the detector; {plugin['api']} finds "

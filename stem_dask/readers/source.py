@@ -128,13 +128,7 @@ class Candidate:
 
 
 def calibrated(name: str, size: int, scale: Any, offset: Any = 0.0, units: str = "") -> Axis:
-    """An axis; in pixels when its scale is missing, zero or not finite.
-
-    Examples
-    --------
-    >>> calibrated("ky", 4, float("nan"), 1.0, "1/nm")
-    Axis(name='ky', size=4, scale=1.0, offset=0.0, units='')
-    """
+    """An axis; in pixels when its scale is missing, zero or not finite."""
     step, start = number(scale), number(offset)
     if not step or not units:
         return Axis(name, size)
@@ -190,14 +184,6 @@ def bytes_behind(
     SourceError
         When they are at least as many as a row, column or pattern has, or the same number for each pattern: then a size
         is too small, or patterns have headers, and patterns would be shifted against each other.
-
-    Examples
-    --------
-    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 3, "cut them off")
-    ('3 bytes after the array are not read',)
-    >>> bytes_behind("a.npy", "array", (2, 3, 4), np.dtype("u1"), 7, "cut them off")
-    Traceback (most recent call last):
-    stem_dask.core.errors.SourceError: a.npy: 2 x 3 x 4 uint8 are 24 bytes, but 31 are there: a size or the type is wrong; cut them off
     """
     if rest <= 0:
         return ()
@@ -264,13 +250,7 @@ def identity(path: str, *more: str) -> tuple[str, int, int]:
 
 
 def packed(path: str, name: str, attrs: Mapping[str, Any]) -> str:
-    """Why packed numbers (netCDF's ``scale_factor`` and ``add_offset``) are refused; empty when they are not packed.
-
-    Examples
-    --------
-    >>> packed("a.h5", "data", {"scale_factor": 1.0, "add_offset": 0})
-    ''
-    """
+    """Why packed numbers (netCDF's ``scale_factor`` and ``add_offset``) are refused; empty when they are not packed."""
     scale, offset = number(attrs.get("scale_factor")), number(attrs.get("add_offset"))
     scale, offset = 1.0 if scale is None else scale, offset or 0.0
     if (scale, offset) == (1.0, 0.0):

@@ -72,16 +72,11 @@ def list_app5(path: str) -> list[Candidate]:
     found = []
     with opened_hdf5(path, unlocked) as file:
         for top in [file] if "Metadata" in file else _groups(file):
-            root = _metadata(top, "")
-            settings = {}
-            if root is not None:
-                items = {
-                    item.findtext("Name"): item.findtext("Value") for item in root.iter("Item")
-                }
-                names = ("Specimen", "SystemName", "Title", "CreatedDateTime")
-                items |= {name: root.findtext(name) for name in names}
-                settings = {name: value for name, value in items.items() if name and value}
-            about = stated("Topspin", settings)
+            root, names = _metadata(top, ""), ("Specimen", "SystemName", "Title", "CreatedDateTime")
+            items = [] if root is None else [*root.iter("Item")]
+            settings = [(item.findtext("Name"), item.findtext("Value")) for item in items]
+            settings += [(name, root.findtext(name)) for name in names if root is not None]
+            about = stated("Topspin", {name: value for name, value in settings if name and value})
             groups = [group for group in _groups(top) if "0" in group]
             found += [_candidate(path, group, about, tuple(unlocked)) for group in groups]
     if not found:
@@ -111,11 +106,8 @@ def _candidate(path: str, group: Any, about: dict[str, Any], notes: tuple[str, .
     source = PatternGroups(path, name, first.dtype, (n, *(int(size) for size in first.shape)))
     root, axes = _metadata(group, "0/"), list[Axis]()
     for axis, size in zip(("ky", "kx"), first.shape, strict=True):
-        along = None if root is None else root.find(f"Calibration/{axis[1].upper()}")
-        scale, offset, kind = (
-            None if along is None else along.findtext(key)
-            for key in ("Scale", "Offset", "Type/Text")
-        )
+        keys = (f"Calibration/{axis[1].upper()}/{key}" for key in ("Scale", "Offset", "Type/Text"))
+        scale, offset, kind = (None if root is None else root.findtext(key) for key in keys)
         # Topspin states the quantity, Angle, in radians
         axes.append(calibrated(axis, int(size), scale, offset, "rad" if kind == "Angle" else ""))
     scan, note = _scan(group, n)

@@ -8,7 +8,7 @@ descriptions in place of tensors, and takes time and memory proportional to the 
 import math
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,6 @@ from stem_dask.readers.layout import axis_from
 from stem_dask.readers.source import Candidate, Source
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line, translate
-
-#: bytes of a pickle (one tensor takes some hundred); levels of dictionaries and lists; values in all of them, where a shared
-#: one counts in each place
-_MOST_BYTES, _MOST_LEVELS, _MOST_VALUES = 64 << 20, 100, 2_000_000
 
 #: torch's names of plain storages, and the types of their numbers
 STORAGES = {
@@ -50,8 +46,6 @@ _TAKES = {
     "BINPERSID": 1, "POP": 1,
 }  # fmt: skip
 _TAKES_ALL_SINCE_MARK = ("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS", "POP_MARK")
-
-_DAMAGED = ValueError("its description is damaged")
 
 
 @dataclass(frozen=True)
@@ -204,20 +198,20 @@ def described(content: bytes) -> Any:
             case "BINPERSID":
                 word, kind, key, *_ = taken[0]
                 if word != "storage" or not isinstance(kind, Name) or not isinstance(key, str):
-                    raise _DAMAGED
+                    raise ValueError("it refers to something other than the storage of a tensor")
                 top.append(Name(kind.name, key))
             case _:
                 raise ValueError(f"its description uses {name}, as torch does not")
     if len(stack) != 1 or len(stack[0]) != 1:
-        raise _DAMAGED
-    _count(stack[0][0], 0, [_MOST_VALUES])
+        raise ValueError("its description is damaged")
+    _count(stack[0][0], 0, [2_000_000])
     return stack[0][0]
 
 
 def _count(value: Any, level: int, left: list[int]) -> None:
     """Refuse values that share parts so often that iterating over them would not end."""
     left[0] -= 1 + len(value) // 100 if isinstance(value, (str, bytes, bytearray)) else 1
-    if level > _MOST_LEVELS or left[0] < 0:
+    if level > 100 or left[0] < 0:
         raise ValueError("its description goes too deep, or repeats itself")
     if isinstance(value, (dict, list, tuple)):
         for inner in value.values() if isinstance(value, dict) else value:
@@ -236,7 +230,7 @@ def list_tensors(path: str) -> list[Candidate]:
         with zipfile.ZipFile(path) as archive:
             records = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
             pickled, order = records["data.pkl"], records.get("byteorder")
-            if pickled.compress_type != zipfile.ZIP_STORED or pickled.file_size > _MOST_BYTES:
+            if pickled.compress_type != zipfile.ZIP_STORED or pickled.file_size > 64 << 20:
                 raise ValueError("its description is compressed, or too long")
             loaded = described(archive.read(pickled))
             is_big = order is not None and archive.open(order).read(4) == b"big"
@@ -275,15 +269,13 @@ def list_tensors(path: str) -> list[Candidate]:
         lead = patterns.source.shape[:-2]
         analysis = tensors.get("analysis")
         valid = analysis.get("valid") if isinstance(analysis, dict) else None
-        if (
-            isinstance(valid, Tensor)
-            and not valid.fault
-            and math.prod(valid.shape) == math.prod(lead)
-        ):
+        n = math.prod(lead)
+        if isinstance(valid, Tensor) and not valid.fault and math.prod(valid.shape) == n:
             positions = _candidate(path, "valid", valid, records, "<", []).source
             if isinstance(positions, FlatFile):  # also of a list (N, 1, H, W)
-                shape = lead if positions.shape == lead else (math.prod(lead),)
-                known |= own.lost(replace(positions, shape=shape))
+                known |= own.lost(
+                    replace(positions, shape=lead if positions.shape == lead else (n,))
+                )
         if len(axes) == len(patterns.source.shape) == 4 and patterns.source.shape[1] == 1:
             y, x = axes[:2]  # (N, 1, H, W): the list of the positions of a scan
             known["scan"] = (y, x) if y.size * x.size == patterns.source.shape[0] else None
@@ -321,11 +313,12 @@ def _candidate(
     shape, strides, entry = tensor.shape, tensor.strides, records[f"data/{tensor.storage.key}"]
     if min(shape, default=0) < 0 or tensor.first < 0 or entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is damaged")
-    order = sorted(range(len(shape)), key=lambda i: -strides[i])  # slowest first
-    if not _is_contiguous(shape, strides, order):
-        order = sorted(order)
-        if not _is_contiguous(shape, strides, order):
-            raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
+    stored_order = range(len(shape))
+    slowest_first = sorted(stored_order, key=lambda i: -strides[i])
+    orders = (one for one in (stored_order, slowest_first) if _is_contiguous(shape, strides, one))
+    order = next(orders, None)
+    if order is None:
+        raise SourceError(f"{path}: {name} is not contiguous; save tensor.contiguous()")
     n_bytes, begin = math.prod(shape) * dtype.itemsize, tensor.first * dtype.itemsize
     with open(path, "rb") as file:
         file.seek(entry.header_offset)
@@ -341,8 +334,8 @@ def _candidate(
             "the file is cut or damaged"
         )
     source: Source = FlatFile(path, offset, dtype, tuple(shape[i] for i in order))
-    if order != sorted(order):
-        source = View.of(source).transpose([order.index(i) for i in range(len(shape))])
+    if order is not stored_order:
+        source = View.of(source).transpose([order.index(i) for i in stored_order])
     axes = [Axis(f"axis{i}", n) for i, n in enumerate(shape)]
     if tuple(axis.size for axis in stated) == shape:  # as in stem_dask's own files
         axes = stated
@@ -351,7 +344,7 @@ def _candidate(
     return Candidate(name, source, tuple(axes))
 
 
-def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], order: list[int]) -> bool:
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], order: Sequence[int]) -> bool:
     """Whether the elements follow one another, the last axis in ``order`` fastest."""
     sizes = [shape[i] for i in order]
     steps = (math.prod(sizes[i + 1 :]) for i in range(len(sizes)))

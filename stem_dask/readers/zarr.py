@@ -3,9 +3,7 @@
 They are listed as keyword arguments of `stem_dask.readers.source.Candidate`.
 """
 
-import contextlib
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,8 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
 
     from stem_dask.storage.zarr_guard import refuse_hostile
 
-    with translate(SourceError, path, "not a readable zarr store"), _codecs_known(path):
+    remedy = "it is cut or damaged, or its codec is not installed: copy it again, or save it with blosc, zstd or gzip where it can be read"
+    with translate(SourceError, path, "not a readable zarr store", remedy):
         if not is_url(path):
             if not any(Path(path, name).exists() for name in ZARR_ROOTS):
                 raise SourceError(
@@ -60,42 +59,23 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             found = list(_arrays(path, "", 0, broken))
             known = own.of_zarr(path, dict(root.attrs), dict(found))
             if Path(path, _SIGNALS).is_dir():
-                found = [
-                    one for one in _arrays(path, _SIGNALS, 1, broken) if one[0].endswith("/data")
-                ]
+                signals = _arrays(path, _SIGNALS, 1, broken)
+                found = [one for one in signals if one[0].endswith("/data")]
             elif known is None:
                 found = list(_arrays(path, "", 12, broken))
         if broken and not any(array.ndim == 4 for _, array in found):
             raise next(iter(broken.values()))
-        notes = tuple(
-            f"{one_line(name)} cannot be read ({one_line(error)})" for name, error in broken.items()
-        )
-        rows = []
+        faults = ((one_line(name), one_line(error)) for name, error in broken.items())
+        notes, rows = tuple(f"{name} cannot be read ({error})" for name, error in faults), []
+        # own stores also hold the positions of the patterns
+        found = [one for one in found if one[1].ndim > (1 if known is None else 2)]
         for name, array in found:
-            if array.ndim < (
-                2 if known is None else 3
-            ):  # own stores also hold the positions of the patterns
-                continue
             more = (known or {}) if name == "patterns" else {}
             if name.startswith(_SIGNALS) and not is_url(path):
                 more = own.of_zspy(path, name.removesuffix("/data"), array)
             row = of_abtem(root.attrs, {**_row(path, name, array, root), **more})
             rows.append({**row, "notes": (*row.get("notes", ()), *notes)})
         return rows
-
-
-@contextlib.contextmanager
-def _codecs_known(path: str) -> Iterator[None]:
-    """Report a codec that is not installed as such, not as damage."""
-    try:
-        yield
-    except (KeyError, ValueError) as error:
-        if not re.search("unknown codec|codec not available", str(error), re.IGNORECASE):
-            raise
-        raise SourceError(
-            f"{path}: the codec of the chunks is not installed ({one_line(error)}); save it again with blosc, zstd or gzip "
-            "where it can be read"
-        ) from error
 
 
 def _arrays(
@@ -112,9 +92,8 @@ def _arrays(
             refuse_outside(path, root)
         name, node = f"{prefix}{folder.name}", None
         try:
-            if roots and [root.name for root in roots] != [
-                ".zgroup"
-            ]:  # opening a group takes some ms
+            # opening a group takes some ms
+            if roots and [root.name for root in roots] != [".zgroup"]:
                 node = zarr.open(zarr_store(path), path=name, mode="r")
         except HostileStoreError:
             raise
@@ -130,9 +109,8 @@ def _arrays(
 def _row(path: str, name: str, array: Any, root: Any) -> dict[str, Any]:
     named = getattr(array.metadata, "dimension_names", None)
     named = named or array.attrs.get("_ARRAY_DIMENSIONS")  # as xarray names them in format 2
-    dims: list[str | None] = [None] * array.ndim
-    if isinstance(named, (list, tuple)) and len(named) == array.ndim:
-        dims = [name if isinstance(name, str) else None for name in named]
+    is_list = isinstance(named, (list, tuple)) and len(named) == array.ndim
+    dims = [dim if isinstance(dim, str) else "" for dim in (named if is_list else array.shape)]
     parent = root[str(Path(name).parent)] if root is not None and "/" in name else root
     axes, described = [], []
     for i, size in enumerate(array.shape):

@@ -98,16 +98,14 @@ def missing_note(store: str, name: str, *, zero: bool) -> str | None:
     lost, n, first = missing_files(store, name, array)
     if not lost:
         return None
-    words = f"{lost:,} of {n:,} chunk files are missing, the first is {first}"
-    if zero:
-        return f"{words}; they read as {_filling(array)}"
-    return f"{words}; reading what they held is refused, unless input.missing_chunks=zero"
+    then = "reading what they held is refused, unless input.missing_chunks=zero"
+    then = f"they read as {_filling(array)}" if zero else then
+    return f"{lost:,} of {n:,} chunk files are missing, the first is {first}; {then}"
 
 
 def _filling(array: Any) -> str:
     """What a missing chunk reads as, in words."""
-    value: Any = array.fill_value
-    return "zeros" if value is None or value == 0 else f"the fill value {value}"
+    return f"the fill value {array.fill_value}" if array.fill_value else "zeros"
 
 
 def _opened(store: str, name: str, *, whole: bool = False) -> Any:

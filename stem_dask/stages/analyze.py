@@ -21,13 +21,12 @@ from stem_dask.core.patterns import (
     lead_dims,
     lead_shape,
 )
-from stem_dask.core.window import check_center, radii_for_target
+from stem_dask.core.window import check_center, check_target, radii_for_target
 from stem_dask.kernels.analysis import Analysis
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.intensity import ODD_PIXELS, add_patterns, lowest_counted, native_dtype
 from stem_dask.kernels.pixels import add_lit
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import check_device, reduced, sampled
+from stem_dask.stages.blocks import check_device, patterns_of, reduced, sampled
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -103,12 +102,9 @@ def analyze(
 
     patterns = patterns_of(patterns)
     options: dict[str, Any] = {
-        "center_method": center_method,
-        "manual_center": manual_center,
-        "radius_metric": radius_metric,
-        "target_retention": target_retention,
-        "threshold": threshold,
-    }
+        "center_method": center_method, "manual_center": manual_center, "radius_metric": radius_metric,
+        "target_retention": target_retention, "threshold": threshold,
+    }  # fmt: skip
     outputs = analysis_blocks(patterns, **options, device=device)
     axes = tuple(range(patterns.ndim - 2))
     totals = {
@@ -142,10 +138,7 @@ def analysis_of_blocks(
     """The analysis as one lazy array of `Deferred` results: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block."""
     data = blocks_of(patterns)
     height, width = data.shape[-2:]
-    if not 0 < target_retention <= 1:
-        raise ConfigError(
-            f"target_retention is {target_retention}; expected 0 < target_retention <= 1"
-        )
+    check_target(target_retention)
     if not threshold >= 0 or not np.isfinite(threshold):
         raise ConfigError(f"threshold is {threshold}; expected a finite number >= 0")
     try:
@@ -248,16 +241,10 @@ def analysis_blocks(patterns: xr.DataArray, **options: Any) -> dict[str, da.Arra
     }
 
 
-def analysis_attrs(
-    center_method: str,
-    manual_center: tuple[float, float] | None,
-    radius_metric: str,
-    target_retention: float,
-    threshold: float,
-) -> dict[str, Any]:
+def analysis_attrs(*, manual_center: tuple[float, float] | None, **options: Any) -> dict[str, Any]:
     """Options of the analysis as attributes, for later stages and readers of the store."""
-    attrs: dict[str, Any] = {"center_method": center_method, "radius_metric": radius_metric}
-    attrs |= {"target_retention": float(target_retention), "threshold": float(threshold)}
+    attrs: dict[str, Any] = {name: options[name] for name in ("center_method", "radius_metric")}
+    attrs |= {name: float(options[name]) for name in ("target_retention", "threshold")}
     if manual_center is not None:
         attrs["manual_center"] = [float(value) for value in manual_center]
     return attrs
@@ -308,11 +295,8 @@ def fold_analysis(
     """
     shape = lead_shape(patterns)
     same = COM_IS if options["center_method"] == "centroid" else {}
-    found = {
-        name: np.empty(shape, np.float32 if name == "radius" else np.float64)
-        for name in PER_PATTERN
-        if name not in same
-    }
+    own = [name for name in PER_PATTERN if name not in same]
+    found = {name: np.empty(shape, "f4" if name == "radius" else "f8") for name in own}
     reduced: dict[str, NDArray] = {}
     for region, block in blocks:
         for name, values in found.items():
@@ -326,25 +310,18 @@ def fold_analysis(
 
 def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) -> da.Array:
     """Retention radii for another target, from the profiles of a stored analysis; lazy, float32 by position."""
-    import dask.array as da
+    import xarray as xr
 
-    profile = stored["profile"].data
-    total = np.asarray(stored["total"].values)[..., None]
-    return da.map_blocks(
-        _radii_block,
-        profile,
-        da.from_array(total, chunks=(*profile.chunks[:-1], (1,))),
-        target,
-        metric,
-        exact,
-        drop_axis=profile.ndim - 1,
-        dtype=np.float32,
-        meta=np.empty((0,) * (profile.ndim - 1), np.float32),
-    )
-
-
-def _radii_block(profile: NDArray, total: NDArray, *how: Any) -> NDArray[np.float32]:
-    return radii_for_target(profile, total[..., 0], *how)
+    radii: da.Array = xr.apply_ufunc(
+        radii_for_target,
+        stored["profile"],
+        stored["total"],
+        input_core_dims=[[PROFILE_RADIUS], []],
+        kwargs={"target": target, "metric": metric, "exact": exact},
+        dask="parallelized",
+        output_dtypes=[np.float32],
+    ).data
+    return radii
 
 
 def block_statistics(patterns: xr.DataArray) -> da.Array:

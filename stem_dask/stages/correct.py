@@ -6,7 +6,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +17,7 @@ from stem_dask.core.batches import Block, ChangedBlock, is_input_left_out
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.pixels import correct_patterns, fill_bad, hot_pixels, neighbours
-from stem_dask.stages.blocks import changed, on_blocks, sampled, valid_of
-from stem_dask.stages.window import require_computed
+from stem_dask.stages.blocks import changed, on_blocks, require_computed, sampled, valid_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,26 +28,16 @@ MaskFill = Literal["zero", "median"]
 KEYS = ("dark", "gain", "mask")
 
 
-@dataclass(frozen=True)
-class PlaneFile:
-    """A reference that each worker reads once, instead of an array in every task.
-
-    ``digest`` is that of the content when the job was prepared; a changed file is refused.
-    """
-
-    path: str
-    digest: str
-    key: str
-    detector: tuple[int, int]
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019  frozen: one file for all tasks
-    def values(self) -> NDArray[np.float32]:
-        """(ky, kx)."""
-        if digest_of(self.path, self.key) != self.digest:
-            raise ConfigError(
-                f"input.{self.key} {self.path} was changed while it was in use; start again, and leave it as it is"
-            )
-        return reference(self.path, self.key, self.detector)
+@functools.lru_cache(maxsize=4)
+def plane_of_file(
+    path: str, digest: str, key: str, detector: tuple[int, int]
+) -> NDArray[np.float32]:
+    """A reference that each worker reads once, instead of an array in every task; a file that was changed is refused."""
+    if digest_of(path, key) != digest:
+        raise ConfigError(
+            f"input.{key} {path} was changed while it was in use; start again, and leave it as it is"
+        )
+    return read_plane(path, key, detector)
 
 
 def corrected(
@@ -58,22 +46,15 @@ def corrected(
     """``(pattern - dark) * gain`` of every pattern as lazy float32, with the attribute ``corrected``.
 
     ``dark`` and ``gain`` are arrays (ky, kx) or .npy files. Where the coordinate ``valid`` is False patterns stay zeros.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> patterns = xr.DataArray(np.full((2, 1, 1), 7, "u1"), dims=("pattern", "ky", "kx"))
-    >>> corrected(patterns, np.array([[2]], "f4"), None).values.ravel().tolist()
-    [5.0, 5.0]
     """
     detector = (int(patterns.shape[-2]), int(patterns.shape[-1]))
-    planes: dict[str, NDArray[np.float32] | PlaneFile] = {}
+    planes: dict[str, Any] = {}  # arrays, or arguments of `plane_of_file`
     for key, given in (("dark", dark), ("gain", gain)):
         if given is not None:
-            planes[key] = reference(given, key, detector)
+            planes[key] = read_plane(given, key, detector)
         if isinstance(given, (str, PathLike)):
             path = os.path.abspath(given)
-            planes[key] = PlaneFile(path, digest_of(path, key), key, detector)
+            planes[key] = (path, digest_of(path, key), key, detector)
     if not planes:
         return patterns
     data = blocks_of(patterns)
@@ -87,7 +68,7 @@ def _correct_block(
     if is_input_left_out():
         return np.zeros(block.shape, np.float32)
     dark, gain = (
-        plane.values() if isinstance(plane, PlaneFile) else plane
+        plane_of_file(*plane) if isinstance(plane, tuple) else plane
         for plane in (planes.get("dark"), planes.get("gain"))
     )
 
@@ -115,47 +96,21 @@ def _unreadable(path: str | PathLike[str], key: str, why: object) -> ConfigError
     )
 
 
-def read_plane(path: str | PathLike[str], key: str, detector: Sequence[int]) -> NDArray:
-    """The array of a .npy file, checked before it is loaded; raises ConfigError, see `reference`."""
-    try:
-        mapped = np.load(expanduser(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _unreadable(path, key, error) from error
-    if not isinstance(mapped, np.ndarray):
-        raise _unreadable(path, key, "it is an archive of several arrays")
-    return np.array(_checked(mapped, key, detector, f" {fspath(path)}"))
+def read_plane(given: str | PathLike[str] | NDArray, key: str, detector: Sequence[int]) -> NDArray:
+    """Values of a mask, or of a dark or gain reference as float32: an array, or a .npy file, checked before it is loaded.
 
-
-def reference(
-    given: str | PathLike[str] | NDArray, key: str, detector: Sequence[int]
-) -> NDArray[np.float32]:
-    """A dark or gain reference, from a .npy file or an array of the detector's shape.
-
-    Raises ConfigError for another shape, no numbers, values that are not finite, or a gain of 0 or less.
-
-    Examples
-    --------
-    >>> reference(np.array([[1, 2]]), "dark", (1, 2)).dtype
-    dtype('float32')
+    Raises ConfigError for another shape, no numbers, and references that are not finite, or of a gain of 0 or less.
     """
+    name, values = "", given
     if isinstance(given, (str, PathLike)):
-        name, values = f" {fspath(given)}", read_plane(given, key, detector)
-    else:
-        name, values = "", _checked(np.asarray(given), key, detector, "")
-    with np.errstate(over="ignore"):
-        out = values.astype(np.float32)
-    bad = ~np.isfinite(out) | (out <= 0 if key == "gain" else False)
-    if bad.any():
-        y, x = (int(i) for i in np.argwhere(bad)[0])
-        expected, neutral = ("numbers above 0", 1) if key == "gain" else ("finite numbers", 0)
-        raise ConfigError(
-            f"input.{key}{name} is {values[y, x]} at pixel [{y}, {x}] and not usable at {int(bad.sum()):,} of "
-            f"{bad.size:,} pixels; expected {expected}: put {neutral} there and name the pixels in input.mask"
-        )
-    return out
-
-
-def _checked(values: NDArray, key: str, detector: Sequence[int], name: str) -> NDArray:
+        name = f" {fspath(given)}"
+        try:
+            values = np.load(expanduser(given), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise _unreadable(given, key, error) from error
+        if not isinstance(values, np.ndarray):
+            raise _unreadable(given, key, "it is an archive of several arrays")
+    values = np.asarray(values)
     if values.shape != tuple(detector):
         raise ConfigError(
             f"input.{key}{name} has shape {values.shape}, the detector {tuple(detector)}; give one value for each "
@@ -165,7 +120,18 @@ def _checked(values: NDArray, key: str, detector: Sequence[int], name: str) -> N
         raise ConfigError(
             f"input.{key}{name} holds {values.dtype}; expected bool, integer or real numbers"
         )
-    return values
+    if key == "mask":
+        return np.array(values)
+    with np.errstate(over="ignore"):
+        out = values.astype(np.float32)
+    bad = ~np.isfinite(out) | (out <= 0 if key == "gain" else False)
+    for y, x in np.argwhere(bad)[:1]:
+        expected, neutral = ("numbers above 0", 1) if key == "gain" else ("finite numbers", 0)
+        raise ConfigError(
+            f"input.{key}{name} is {values[y, x]} at pixel [{y}, {x}] and not usable at {int(bad.sum()):,} of "
+            f"{bad.size:,} pixels; expected {expected}: put {neutral} there and name the pixels in input.mask"
+        )
+    return out
 
 
 def apply_mask(

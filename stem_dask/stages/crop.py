@@ -1,33 +1,43 @@
-"""Crop every pattern to the window, and restore windows to detector coordinates."""
+"""Choice of the window from the computed analysis, the crop of every pattern to it, and the way back to the detector."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block
-from stem_dask.core.errors import ConfigError
+from stem_dask.core.chunks import whole_number
+from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import as_text
-from stem_dask.core.model import DETECTOR_DIMS, Axis, Device, Window
-from stem_dask.core.patterns import (
-    as_patterns,
-    axes_of,
-    axis_of,
-    blocks_of,
-    lead_dims,
-    lead_shape,
-)
+from stem_dask.core.model import DETECTOR_DIMS, Align, Axis, Device, Window
+from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims, lead_shape
 from stem_dask.core.text import by
+from stem_dask.core.window import (
+    axis_window,
+    check_size,
+    check_target,
+    check_window,
+    covering_radius,
+    filled_fraction,
+    radii_for_target,
+    uncropped,
+)
 from stem_dask.kernels.crop import crop_patterns
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks
+from stem_dask.stages.blocks import (
+    as_arrays,
+    changed,
+    check_device,
+    on_blocks,
+    patterns_of,
+    require_computed,
+)
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
-from stem_dask.stages.window import filled_fractions, require_computed, window_origins
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -39,6 +49,182 @@ OF_WINDOW = (
 )  # fmt: skip
 
 Positions: TypeAlias = tuple[NDArray[np.float64], str]
+
+
+def choose_window(
+    analysis: xr.Dataset,
+    *,
+    coverage: float = 0.999,
+    margin_pixels: int = 3,
+    align: Align = "fixed",
+    size: Literal["auto"] | int | Sequence[int] = "auto",
+    window: Sequence[int] | None = None,
+    size_multiple: int = 2,
+    factor: int = 1,
+    target_retention: float | None = None,
+) -> Window:
+    """Choose the window that all patterns are cut to.
+
+    Parameters
+    ----------
+    analysis : computed result of `analyze`
+    coverage : share of the non-empty patterns, 0 < coverage <= 1, whose own radius the window must hold
+    margin_pixels : added to the radius, in source pixels
+    align : ``fixed``, one window for the dataset; ``pattern``, each pattern around its own center
+    size : ``auto``, n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with
+        ``align="fixed"`` at most the detector
+    window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window of such a size
+    size_multiple : the output's size is a multiple of this
+    factor : the detector downsampling that follows
+    target_retention : another target than the analysis was made with; decided from the stored profiles
+
+    Returns
+    -------
+    Window
+
+    Raises
+    ------
+    ConfigError
+        When the analysis is still lazy, or an option is outside its range.
+    SourceError
+        When every pattern is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stem_dask.stages.analyze import analyze
+    >>> data = np.zeros((1, 3, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
+    >>> import xarray as xr
+    >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
+    >>> window = choose_window(analyze(patterns).compute(), margin_pixels=1)
+    >>> window.shape, window.center, window.global_radius
+    ((8, 8), (16, 20), 4)
+    """
+    require_computed(analysis)
+    if not 0 < coverage <= 1:
+        raise ConfigError(f"coverage is {coverage}; expected 0 < coverage <= 1")
+    least = {"margin_pixels": (margin_pixels, 0), "size_multiple": (size_multiple, 1), "factor": (factor, 1)}  # fmt: skip
+    for name, (value, lowest) in least.items():
+        if whole_number(name, value, f"an integer >= {lowest}") < lowest:
+            raise ConfigError(f"{name} is {value}; expected an integer >= {lowest}")
+    if align not in ("fixed", "pattern"):
+        raise ConfigError(f"align is {align!r}; expected fixed or pattern")
+    known = float(analysis.attrs["target_retention"])
+    target = known if target_retention is None else float(target_retention)
+    check_target(target)
+    metric, radii = analysis.attrs["radius_metric"], np.asarray(analysis["radius"], np.float32)
+    if target != known:
+        profile, total = np.asarray(analysis["profile"]), np.asarray(analysis["total"])
+        exact = analysis["max_pattern"].dtype.kind in "ui"
+        radii = radii_for_target(profile, total, target, metric, exact)
+    filled = np.isfinite(radii)
+    if not filled.any():
+        threshold = analysis.attrs["threshold"]
+        remedy = "lower analyze.threshold or check the data" if threshold else "check the data"
+        raise SourceError(
+            "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
+            f"the threshold ({threshold:g}) count as 0; {remedy}"
+        )
+    middle = _median_center(analysis, filled)
+    needed = radii.astype(np.float64)
+    if align == "fixed":  # the distance of the center from the median counts, too
+        shift, other = (np.rint(analysis[f"center_{axis}"].values) for axis in "yx")
+        for centers, center in zip((shift, other), middle, strict=True):
+            centers -= center
+            np.abs(centers, out=centers)
+        needed += np.maximum(shift, other, out=shift)
+    covered, notes, margin = needed[filled], [], margin_pixels
+    if metric == "circle" and margin == 0:
+        margin = 1
+        notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
+    smallest = covering_radius(covered, coverage)
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    wanted = _wanted_size(size, window, smallest + margin)
+    if window is not None:
+        if align == "pattern":
+            raise ConfigError(
+                f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
+            )
+        check_window(window, detector)
+        y0, y1, x0, x1 = window
+        middle = (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
+    multiple = size_multiple * factor
+    if window is not None or not isinstance(size, str):
+        given = f"size is {size}" if window is None else f"window is {list(window)}"
+        check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
+    (height, crops_y), (width, crops_x) = (
+        axis_window(n, full, multiple) for n, full in zip(wanted, detector, strict=True)
+    )
+    crops = {"ky": crops_y, "kx": crops_x}
+    whole = [(name, full) for name, full in zip(crops, detector, strict=True) if not crops[name]]
+    notes += [uncropped(name, full) for name, full in whole]
+    return Window(
+        shape=(height, width),
+        align=align,
+        center=middle,
+        cropped_axes=tuple(name for name in crops if crops[name]),
+        global_radius=smallest + margin,
+        coverage=coverage,
+        target_retention=target,
+        radius_at={f"{c:g}": covering_radius(covered, c) + margin for c in (1.0, 0.999, 0.99)},
+        setters=tuple(tuple(index) for index in np.argwhere(needed == smallest)[:5].tolist()),
+        notes=tuple(notes),
+    )
+
+
+def _wanted_size(
+    size: Literal["auto"] | int | Sequence[int], window: Sequence[int] | None, radius: int
+) -> tuple[int, int]:
+    if window is not None:
+        if size != "auto":
+            raise ConfigError(
+                f"both window {list(window)} and size {size} are given; give one of them"
+            )
+        if len(window) != 4:
+            raise ConfigError(f"window is {list(window)}; expected [y0, y1, x0, x1]")
+        for n in window:
+            whole_number(f"window is {list(window)}, and a bound", n, "integers")
+        return (window[1] - window[0], window[3] - window[2])
+    if isinstance(size, str) and size == "auto":
+        return (2 * radius, 2 * radius)
+    if isinstance(size, (int, np.integer)):
+        return (int(size), int(size))
+    if isinstance(size, (str, float)) or len(size) != 2:
+        raise ConfigError(f"size is {size!r}; expected auto, n, or [ny, nx] in source pixels")
+    height, width = (whole_number(f"size is {list(size)}, and a side", n, "integers") for n in size)
+    return height, width
+
+
+def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
+    y, x = (float(np.median(analysis[name].values[filled])) for name in ("center_y", "center_x"))
+    return int(np.rint(y)), int(np.rint(x))
+
+
+def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArray]:
+    """First row and column of the window on every pattern: int32, may be negative, 0 on an uncropped axis.
+
+    If it is the same for all patterns, it is a read-only broadcast scalar.
+    """
+    origins: list[NDArray] = []
+    filled = np.isfinite(np.asarray(analysis["radius"].values))
+    for axis, name in enumerate(("ky", "kx")):
+        half, centers = window.shape[axis] // 2, analysis[f"center_{name[1]}"].values
+        if name in window.cropped_axes and window.align == "pattern":
+            middle = _median_center(analysis, filled)[axis]
+            origins.append((np.where(filled, np.rint(centers), middle) - half).astype(np.int32))
+        else:
+            first = window.center[axis] - half if name in window.cropped_axes else 0
+            origins.append(np.broadcast_to(np.int32(first), centers.shape))
+    return origins[0], origins[1]
+
+
+def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
+    """Share of each window outside the detector; for a fixed window a broadcast scalar."""
+    origin_y, origin_x = window_origins(analysis, window)
+    here = (slice(0, 1 if window.align == "fixed" else None),) * origin_y.ndim
+    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
+    filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
+    return np.broadcast_to(filled, origin_y.shape)
 
 
 def crop(
@@ -68,7 +254,6 @@ def crop(
     --------
     >>> import numpy as np
     >>> from stem_dask.stages.analyze import analyze
-    >>> from stem_dask.stages.window import choose_window
     >>> data = np.zeros((1, 2, 32, 40), "u2"); data[:, :, 14:18, 19:23] = 9
     >>> import xarray as xr
     >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
@@ -187,13 +372,9 @@ def window_attrs(window: Window) -> dict[str, Any]:
 def placement(
     analysis: xr.Dataset, window: Window, factor: int = 1, method: str = "bin"
 ) -> dict[str, xr.DataArray]:
-    """Origin of every window, and center of every pattern in the output.
-
-    Returns
-    -------
-    dict of arrays by position: ``window_y, window_x`` (int32, source pixels), ``filled_fraction`` (share of the
-    window outside the detector), ``center_out_y, center_out_x`` (float64, output pixels after downsampling by
-    ``factor``): ``(center - window - a) / factor``, a the source position of output pixel 0 in its window
+    """Arrays by position: ``window_y, window_x`` (int32, source pixels), ``filled_fraction`` (share of the window outside the
+    detector), and the center ``center_out_y, center_out_x`` (float64) in output pixels after downsampling by ``factor``:
+    ``(center - window - a) / factor``, a the source position of output pixel 0 in its window.
     """
     like = analysis["center_y"]
     origins = dict(zip("yx", window_origins(analysis, window), strict=True))
@@ -262,33 +443,46 @@ def refuse_other_windows(cropped: xr.DataArray, analysis: xr.Dataset, when: str)
     """Raise ConfigError unless patterns are windows of the analyzed detector; ``when`` is advice for downsampled patterns."""
     if "window_y" not in cropped.coords or "window_x" not in cropped.coords:
         raise ConfigError("the patterns carry no window_y and window_x; pass what sd.crop returned")
-    if int(cropped.attrs.get("downsample_factor", 1)) != 1:
+    attrs, shape = cropped.attrs, list(cropped.shape[-2:])
+    if int(attrs.get("downsample_factor", 1)) != 1:
+        raise ConfigError(f"the patterns were downsampled by {attrs['downsample_factor']}; {when}")
+    if list(attrs.get("window_size", shape)) != shape:
         raise ConfigError(
-            f"the patterns were downsampled by {cropped.attrs['downsample_factor']}; {when}"
+            f"the windows were cropped to {by(attrs['window_size'])} px and have {by(shape)} px now; pass what sd.crop returned"
         )
-    size = list(cropped.attrs.get("window_size", cropped.shape[-2:]))
-    if size != list(cropped.shape[-2:]):
-        raise ConfigError(
-            f"the windows were cropped to {by(size)} px and have {by(cropped.shape[-2:])} px now; pass what sd.crop returned"
-        )
-    if "align" not in cropped.attrs:  # attributes were dropped
+    if "align" not in attrs:  # attributes were dropped
         return
     for axis in detector_of(analysis):
         name, n = axis.name, int(cropped.sizes[axis.name])
-        default = (axis.size, axis.scale, axis.offset)
-        size, scale, offset = cropped.attrs.get(f"detector_{name}", default)
+        size, scale, offset = attrs.get(f"detector_{name}", (axis.size, axis.scale, axis.offset))
         own = replace(axis, size=int(size), scale=scale, offset=offset)
         if found := differing(name, regular(own), regular(axis)):
             raise ConfigError(
                 f"the windows are of another detector: {found}; pass the analysis that they were cropped with"
             )
         first = axis.value(float(cropped.coords[f"window_{name[1]}"].values.flat[0]))
-        if name in cropped.attrs["aligned_axes"]:
+        if name in attrs["aligned_axes"]:
             first = -axis.scale * (n // 2)
         expected = regular(replace(axis, size=n, offset=first))
         if found := differing(name, positions(cropped, name), expected):
             raise ConfigError(
                 f"the windows have other coordinates than their crop: {found}; pass what sd.crop returned"
+            )
+
+
+def refuse_other_patterns(patterns: xr.DataArray, analysis: xr.Dataset) -> None:
+    """Raise ConfigError if the coordinates of an analysis and of patterns differ."""
+    lead, known = lead_dims(patterns), tuple(int(n) for n in analysis["center_y"].shape)
+    if lead_shape(patterns) != known or lead != analysis["center_y"].dims:
+        raise ConfigError(
+            f"the analysis is of {known} positions, the patterns have {lead_shape(patterns)}; "
+            "analyze the patterns that are cropped"
+        )
+    names = {dim: dim for dim in lead} | {dim: f"source_{dim}" for dim in DETECTOR_DIMS}
+    for dim, name in names.items():
+        if found := differing(dim, positions(patterns, dim), positions(analysis, name)):
+            raise ConfigError(
+                f"the analysis is of other patterns: {found}; analyze the patterns that are cropped"
             )
 
 
@@ -306,39 +500,15 @@ def regular(axis: Axis) -> Positions:
 
 
 def differing(dim: str, found: Positions, known: Positions) -> str | None:
-    """Describe how coordinates differ from the expected ones; None if they agree.
-
-    Examples
-    --------
-    >>> differing("scan_y", (np.arange(3.0)[::-1], "nm"), (np.arange(3.0), "nm"))
-    'scan_y[0] is 2 nm, not 0 nm'
-    """
+    """Describe how coordinates differ from the expected ones, such as ``scan_y[0] is 2 nm, not 0 nm``; None if they agree."""
     (here, unit), (there, other) = found, known
     if len(here) != len(there):
         return f"{dim} has {len(here)} values, not {len(there)}"
     if unit != other:
         return f"{dim} is in {unit or 'px'}, not in {other or 'px'}"
     step = float(np.abs(np.diff(there)).min()) if len(there) > 1 else 0.0
-    wrong = np.abs(here - there) > 1e-6 * step + 1e-12 * np.abs(there)
-    if not wrong.any():
-        return None
-    i = int(np.argmax(wrong))
+    wrong = np.flatnonzero(np.abs(here - there) > 1e-6 * step + 1e-12 * np.abs(there))
     unit = f" {unit}" if unit else ""
-    return f"{dim}[{i}] is {here[i]:g}{unit}, not {there[i]:g}{unit}"
-
-
-def refuse_other_patterns(patterns: xr.DataArray, analysis: xr.Dataset) -> None:
-    """Raise ConfigError if the coordinates of an analysis and of patterns differ."""
-    lead = lead_dims(patterns)
-    known = tuple(int(n) for n in analysis["center_y"].shape)
-    if lead_shape(patterns) != known or lead != analysis["center_y"].dims:
-        raise ConfigError(
-            f"the analysis is of {known} positions, the patterns have {lead_shape(patterns)}; "
-            "analyze the patterns that are cropped"
-        )
-    names = (*lead, *(f"source_{name}" for name in DETECTOR_DIMS))
-    for dim, name in zip((*lead, *DETECTOR_DIMS), names, strict=True):
-        if found := differing(dim, positions(patterns, dim), positions(analysis, name)):
-            raise ConfigError(
-                f"the analysis is of other patterns: {found}; analyze the patterns that are cropped"
-            )
+    for i in wrong[:1]:
+        return f"{dim}[{i}] is {here[i]:g}{unit}, not {there[i]:g}{unit}"
+    return None

@@ -35,7 +35,7 @@ from stem_dask.engine.journal import Journal
 from stem_dask.readers.containers import ZarrArray
 from stem_dask.readers.source import identity
 from stem_dask.readers.zarr_chunks import decoded
-from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import patterns_of
 from stem_dask.stages.open import block_array, lazy_array
 from stem_dask.stages.validate import inside_of_blocks
 from stem_dask.storage.errors import translate
@@ -51,7 +51,7 @@ from stem_dask.storage.publish import (
 )
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.codecs import CODECS, LARGEST_CHUNK
-from stem_dask.writers.hspy import signal_axis, signal_metadata
+from stem_dask.writers.hyperspy import signal_axis, signal_metadata
 from stem_dask.writers.torch import LAYOUTS, check_int64, signed_dtype
 from stem_dask.writers.zarr import open_group
 
@@ -85,17 +85,6 @@ class Target:
     ------
     ConfigError
         When the suffix, layout or codec is unknown, or they do not go together.
-
-    Examples
-    --------
-    >>> import tempfile, dask.array as da, xarray as xr; path = tempfile.mkdtemp() + "/scan.npy"
-    >>> patterns = xr.DataArray(da.ones((2, 3, 8, 8), dtype="u2"), dims=("scan_y", "scan_x", "ky", "kx"))
-    >>> target = Target(path, patterns)
-    >>> records = engine.run(target.outputs(), 2, target.sink())
-    >>> target.finish()
-    []
-    >>> int(np.load(target.built, mmap_mode="r").sum())
-    384
     """
 
     path: str
@@ -193,23 +182,13 @@ class Target:
         attrs: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """Add small arrays and attributes after the pass.
+        """Add small arrays and attributes after the pass; returns notes for the user.
 
         Parameters
         ----------
-        analysis : replaces the one from before the pass
+        analysis : replaces the one from before the pass; in a .pt with the same names and types
         valid : (scan_y, scan_x) or (pattern,), where the input could be read
-        attrs : more attributes of the patterns, not for .pt
-        about : more attributes of the file, for .zarr and .h5
-
-        Returns
-        -------
-        list of str, notes for the user
-
-        Raises
-        ------
-        StoreError
-            When a .pt gets arrays that it was not begun for, or the file cannot be written.
+        attrs, about : more attributes of the patterns (not for .pt), and of the file (.zarr and .h5)
         """
         patterns = self.patterns.assign_attrs({**from_text(self.patterns.attrs), **(attrs or {})})
         if valid is not None:
@@ -227,11 +206,6 @@ def store_chunks(
     """(inner chunk, shard) of the output, for lazy patterns whose blocks become one shard each.
 
     With ``rechunk`` an inner chunk is whole patterns of up to ``most_bytes``, otherwise the whole block.
-
-    Raises
-    ------
-    StoreError
-        When the blocks are not regular.
     """
     data = blocks_of(patterns)
     lead, detector = data.chunks[:-2], data.shape[-2:]

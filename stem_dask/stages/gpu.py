@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -14,7 +13,7 @@ from stem_dask.core.batches import Block, Deferred, pieces
 from stem_dask.core.errors import ConfigError
 from stem_dask.kernels.crop import window_intensity
 from stem_dask.kernels.downsample import result_dtype
-from stem_dask.kernels.gpu.crop import Cutting
+from stem_dask.kernels.gpu.crop import cutting
 
 
 class Inside:
@@ -32,14 +31,9 @@ class Inside:
 
 
 class CutOnGpu(Block):
-    """A block of windows of another block, whose patterns are copied to the GPU once.
+    """A block of windows of another block in host memory, whose patterns are copied to the GPU once.
 
-    Parameters
-    ----------
-    block : (…, ky, kx), in host memory
-    origin_y, origin_x : first row and column of each window, in the order of the patterns
-    shape : (height, width) of the windows
-    threshold : smaller values are ignored for the intensity in a window
+    Origins are in the order of the patterns; values below the threshold are ignored for the intensity in a window.
     """
 
     def __init__(
@@ -87,17 +81,16 @@ class CutOnGpu(Block):
         running = [(deferred, deferred.reducer()) for cut in line for deferred in cut.counted]
         detector, done = (self.block.shape[-2], self.block.shape[-1]), 0
         try:
-            cutting = Cutting(
+            ring = cutting(
                 prod(self.shape[:-2]), detector, self.block.dtype, *self.window, threshold=self.threshold, **self.how
             )  # fmt: skip
         except ValueError as error:  # a part of CUDA is missing
             raise ConfigError(str(error)) from error
-        for step in chain(map(cutting.add, pieces(self.block)), [cutting.rest()]):
-            for small, inside in step:
-                for _, reducer in running:
-                    reducer.found[done : done + len(inside)] = inside
-                done += len(inside)
-                yield small
+        for small, inside in ring.through(pieces(self.block)):
+            for _, reducer in running:
+                reducer.found[done : done + len(inside)] = inside
+            done += len(inside)
+            yield small
         for deferred, reducer in running:
             deferred.note(reducer)
         for cut in line:

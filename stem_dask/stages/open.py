@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.chunks import APART_CHUNK_MB, DEFAULT_CHUNK_MB, lead_chunks
+from stem_dask.core.chunks import lead_chunks
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import SourceInfo
 from stem_dask.core.patterns import as_patterns, lead_dims
@@ -67,10 +68,11 @@ def block_positions(
     found: Found, chunk_mb: float | str = "auto", most: int | None = None
 ) -> tuple[int, ...]:
     """Positions of a block along the scan; see `stem_dask.core.chunks.lead_chunks`."""
-    shape, dtype = found.source.shape, found.source.dtype
-    pattern_bytes = int(np.prod(shape[-2:])) * dtype.itemsize
-    part = None if found.info.chunks is None else found.info.chunks[:-2]
-    auto = DEFAULT_CHUNK_MB if detector_first(found.source) is None else APART_CHUNK_MB
+    shape, chunks = found.source.shape, found.info.chunks
+    pattern_bytes = math.prod(shape[-2:]) * found.source.dtype.itemsize
+    # blocks of detector-first files are larger, because longer runs per detector pixel are faster to read
+    auto = 64 if detector_first(found.source) is None else 128
+    part = None if chunks is None else chunks[:-2]
     return lead_chunks(shape[:-2], pattern_bytes, chunk_mb, most, part, auto)
 
 
@@ -106,10 +108,9 @@ def lazy_blocks(
 
 def about_source(info: SourceInfo) -> dict[str, Any]:
     """Attributes on the microscope, as the file or the user states them."""
-    earlier = info.about.get("given", {})
+    earlier, own = info.about.get("given", {}), info.given.get("calibration", {})
     given = {**earlier, **info.given}
-    axes = {**earlier.get("calibration", {}), **info.given.get("calibration", {})}
-    if axes:
+    if axes := {**earlier.get("calibration", {}), **own}:
         given["calibration"] = axes
     about = {
         **info.about,
@@ -117,8 +118,7 @@ def about_source(info: SourceInfo) -> dict[str, Any]:
         "given": given,
         "original_metadata": info.metadata,
     }
-    moved = [n for n in ("ky", "kx") if "offset" in info.given.get("calibration", {}).get(n, {})]
-    if moved:  # the user states the origin
+    if any("offset" in own.get(name, {}) for name in ("ky", "kx")):  # the user states the origin
         about.pop("k_origin", None)
     # an angle of 0 counts; an empty text does not
     return {name: value for name, value in about.items() if value or value == 0.0}

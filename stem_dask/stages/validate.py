@@ -13,8 +13,7 @@ from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
 from stem_dask.core.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import reduced
+from stem_dask.stages.blocks import patterns_of, reduced, require_computed
 from stem_dask.stages.crop import (
     differing,
     placement,
@@ -24,7 +23,6 @@ from stem_dask.stages.crop import (
     window_attrs,
 )
 from stem_dask.stages.gpu import Inside
-from stem_dask.stages.window import require_computed
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -35,16 +33,9 @@ if TYPE_CHECKING:
 #: relative rounding difference between sums of floats in two orders; integers are exact
 FLOAT_SLACK = 1e-12
 
-#: name of the intensity in a window in the spool
-INSIDE = "inside"
-
 
 def validate(
-    patterns: Any,
-    cropped: xr.DataArray,
-    analysis: xr.Dataset,
-    *,
-    min_retention: float = 0.95,
+    patterns: Any, cropped: xr.DataArray, analysis: xr.Dataset, *, min_retention: float = 0.95
 ) -> xr.Dataset:
     """Retention of every pattern and of the dataset; lazy.
 
@@ -101,17 +92,10 @@ def validate(
             f"the windows are not those of the patterns: {found}; pass what sd.crop returned"
         )
     raw = inside_of_blocks(cropped, float(analysis.attrs["threshold"]))
-    inside = raw.map_blocks(
-        Deferred.array, INSIDE, dtype=np.float64, meta=np.empty((0,) * raw.ndim)
-    )
+    like = {"dtype": np.float64, "meta": np.empty((0,) * raw.ndim)}
     total = np.asarray(analysis["total"].values)
-    retention = da.map_blocks(
-        retention_of,
-        inside,
-        da.from_array(total, inside.chunks),
-        dtype=np.float64,
-        meta=np.empty(0),
-    )
+    inside = raw.map_blocks(Deferred.array, "inside", **like)
+    retention = da.map_blocks(retention_of, inside, da.from_array(total, raw.chunks), **like)
     slack = FLOAT_SLACK if patterns.dtype.kind == "f" else 0.0
     target = float(cropped.attrs.get("target_retention", analysis.attrs["target_retention"]))
     # not dask.delayed, which would optimize its own graph and read every block twice
@@ -138,19 +122,7 @@ def validate(
 def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.float64]:
     """Share of each pattern's intensity that its window holds, NaN where the pattern is empty.
 
-    Parameters
-    ----------
-    inside, total : intensity in the window, and in the whole pattern, by position
-
-    Raises
-    ------
-    SourceError
-        When a share exceeds 1, because the sums are of different data.
-
-    Examples
-    --------
-    >>> retention_of(np.array([3.0, 0.0]), np.array([4.0, 0.0])).tolist()
-    [0.75, nan]
+    Raises SourceError when a share exceeds 1, because the sums are of different data.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         retention = np.where(total > 0, inside / total, np.nan)
@@ -170,17 +142,9 @@ def complete_analysis(
     source_axes: Sequence[Axis],
     down: Downsample,
 ) -> xr.Dataset:
-    """Add retention, `placement`, and the options and calibration of the crop to an analysis.
+    """Add retention, `placement`, and the options and calibration of the crop to an analysis; see `retention_of`.
 
-    Parameters
-    ----------
-    inside : intensity in each window as it was cut, by position
-    source_axes : ky and kx of the detector as read
-
-    Raises
-    ------
-    SourceError
-        When a window holds more than its pattern, see `stem_dask.stages.validate.retention_of`.
+    ``inside`` is the intensity in each window as it was cut, by position; ``source_axes`` are ky and kx of the detector as read.
     """
     retention = retention_of(inside, analysis["total"].values)
     mean = down.factor > 1 and down.method != "stride" and down.reduce == "mean"
@@ -205,7 +169,7 @@ def _statistics_block(retention: NDArray, *options: float | NDArray) -> NDArray[
     return np.array([found[name] for name in STATISTICS], np.float64)
 
 
-def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE) -> da.Array:
+def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = "inside") -> da.Array:
     """Intensity of every cropped pattern; lazy blocks are `Deferred` results with one float64 array of this name."""
     return reduced(Inside, blocks_of(cropped), threshold=threshold, name=name)
 
@@ -213,25 +177,10 @@ def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = INSIDE
 def retention_statistics(
     retention: NDArray, total: NDArray, target: float, minimum: float, slack: float = 0.0
 ) -> dict[str, float | int]:
-    """Statistics over the non-empty patterns.
+    """`STATISTICS` over the non-empty patterns, whose retention is not NaN; NaN when every pattern is empty.
 
-    Parameters
-    ----------
-    retention : share kept by position, NaN when empty
-    total : intensity by position
-    target, minimum : target retention, and lowest acceptable one
-    slack : tolerance for float data; with 0 ``inside >= level * total`` is decided on integers
-
-    Returns
-    -------
-    dict with mean, median, min, max, std (ddof 0), total_ratio (sum inside / sum total), n_target and n_min (number
-    of patterns that reach target and minimum), n_empty. Statistics are NaN when every pattern is empty.
-
-    Examples
-    --------
-    >>> stats = retention_statistics(np.array([0.9, 1.0]), np.array([10.0, 30.0]), 0.98, 0.95)
-    >>> stats["total_ratio"], stats["n_min"]
-    (0.975, 1)
+    The standard deviation has ddof 0; ``total_ratio`` is the sum inside / the sum of the totals; ``n_target`` and ``n_min`` are
+    the patterns that reach target and minimum. With a slack of 0 ``inside >= level * total`` is decided on integers.
     """
     filled = np.isfinite(retention)
     if filled.all():  # without copies of millions of values
@@ -241,22 +190,23 @@ def retention_statistics(
     if not values.size:
         nothing: dict[str, float | int] = dict.fromkeys(STATISTICS[:6], math.nan)
         return {**nothing, "n_target": 0, "n_min": 0, "n_empty": int(retention.size)}
+    inside = values * weights
+    ratio = float(inside.sum() / weights.sum())
+    if slack == 0:  # the quotient is rounded
+        np.rint(inside, out=inside)
+
+    def n_reached(level: float) -> int:
+        reached = values >= level - slack if slack else inside >= level * weights
+        return int(reached.sum())
+
     return {
         "mean": float(values.mean()),
         "median": float(np.median(values)),
         "min": float(values.min()),
         "max": float(values.max()),
         "std": float(values.std()),
-        "total_ratio": float((values * weights).sum() / weights.sum()),
-        "n_target": _n_reached(values, weights, target, slack),
-        "n_min": _n_reached(values, weights, minimum, slack),
+        "total_ratio": ratio,
+        "n_target": n_reached(target),
+        "n_min": n_reached(minimum),
         "n_empty": int(retention.size - values.size),
     }
-
-
-def _n_reached(values: NDArray, totals: NDArray, level: float, slack: float) -> int:
-    """Number of patterns that reach a level; decided on ``inside``, because the quotient is rounded."""
-    if slack == 0:
-        inside = values * totals
-        return int((np.rint(inside, out=inside) >= level * totals).sum())
-    return int((values >= level - slack).sum())

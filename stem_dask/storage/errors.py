@@ -83,7 +83,7 @@ def translate(
         if isinstance(error, StemDaskError):
             raise
         number = cause.errno if isinstance(cause, OSError) else None
-        if what and number in (None, errno.EINVAL):  # a damaged file may name any offset
+        if what and number in (None, 0, errno.EINVAL):  # a damaged file may name any offset
             # the text of a KeyError is in quotes
             words = error.args[0] if isinstance(error, KeyError) and error.args else error
             text = f"{path}: {what} ({one_line(words) or type(error).__name__}); {remedy}"

@@ -13,7 +13,6 @@ from typing import IO, Any
 
 from stem_dask.core.errors import OutputExistsError, StemDaskError, StoreError
 from stem_dask.core.formats import format_of
-from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
 from stem_dask.storage.location import at
 
@@ -152,26 +151,6 @@ def publish(
         sync(path.parent)
     if is_folder(path):
         remove(aside)
-
-
-def file_crc(path: str | Path) -> tuple[int, int]:
-    """CRC-32 and length of a file."""
-    crc = n_bytes = 0
-    with open(path, "rb") as file:
-        while piece := file.read(2**20):
-            crc, n_bytes = crc32(piece, crc), n_bytes + len(piece)
-    return crc, n_bytes
-
-
-def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
-    """Describe how a file differs from its recorded CRC-32 and length; None if it does not."""
-    try:
-        crc, n_bytes = file_crc(path)
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    if n_bytes != wanted[1]:
-        return f"{path} has {n_bytes:,} bytes, not the {wanted[1]:,} that were written"
-    return None if crc == wanted[0] else f"{path} does not hold what was written (checksum)"
 
 
 def begin_sync(file: IO[Any], start: int = 0, n_bytes: int = 0) -> None:

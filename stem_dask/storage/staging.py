@@ -1,4 +1,4 @@
-"""Fences between the starts of a run: a worker of an earlier start that wakes up late cannot write into the output.
+"""Checksums, and fences between the starts of a run: a worker of an earlier start that wakes up late cannot write.
 
 The `create` of a sink begins a start and gives it a nonce. Files that are renamed are built in a staging folder named after the
 nonce; `create` removes the staging folders of earlier starts, so that their renames fail. A file that is written in place ends
@@ -10,6 +10,7 @@ of the modification time; only a file without that mark is read again.
 """
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +20,8 @@ from uuid import uuid4
 
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record
-from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
-from stem_dask.storage.publish import damage, remove
+from stem_dask.storage.publish import remove
 
 #: bytes of a nonce at the end of a file
 NONCE_BYTES = 16
@@ -130,3 +130,81 @@ def refuse_other_bytes(
 def _refuse(what: str | None) -> None:
     if what is not None:
         raise StoreError(f"{what}: it changed after it was written; the same command writes it again")  # fmt: skip
+
+
+def file_crc(path: str | Path) -> tuple[int, int]:
+    """CRC-32 and length of a file."""
+    crc = n_bytes = 0
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            crc, n_bytes = crc32(piece, crc), n_bytes + len(piece)
+    return crc, n_bytes
+
+
+def damage(path: str | Path, wanted: tuple[object, object]) -> str | None:
+    """Describe how a file differs from its recorded CRC-32 and length; None if it does not."""
+    try:
+        crc, n_bytes = file_crc(path)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if n_bytes != wanted[1]:
+        return f"{path} has {n_bytes:,} bytes, not the {wanted[1]:,} that were written"
+    return None if crc == wanted[0] else f"{path} does not hold what was written (checksum)"
+
+
+def crc32(content: Any, crc: int = 0) -> int:
+    """The CRC-32 of some bytes that follow others, as that of `zlib`; zlib-ng finds it three times as fast.
+
+    Parameters
+    ----------
+    content : bytes, or a C-contiguous buffer
+    crc : of the bytes before
+
+    Examples
+    --------
+    >>> hex(crc32(b"456789", crc32(b"123")))  # the check value in the catalogue of CRCs
+    '0xcbf43926'
+    """
+    from imagecodecs import zlibng_crc32
+
+    view: Any = memoryview(content)
+    # one without elements cannot be cast
+    return int(zlibng_crc32(view.cast("B"), crc)) if view.nbytes else crc
+
+
+def combine_crc(pieces: Iterable[tuple[int, int]]) -> int:
+    """CRC-32 of joined pieces from (length, crc) of each.
+
+    Source: M. Adler's crc32_combine in zlib; to append n zero bytes is to multiply by x^(8 n) modulo the polynomial.
+
+    Examples
+    --------
+    >>> combine_crc([(3, crc32(b"abc")), (4, crc32(b"defg"))]) == crc32(b"abcdefg")
+    True
+    """
+    total = 0
+    for length, crc in pieces:
+        total = _product(total, _power(8 * length)) ^ crc
+    return total
+
+
+@functools.lru_cache
+def _power(n: int) -> int:
+    """x^n modulo the polynomial; bit 31 is x^0."""
+    found, factor = 1 << 31, 1 << 30
+    while n:
+        if n & 1:
+            found = _product(found, factor)
+        factor = _product(factor, factor)
+        n >>= 1
+    return found
+
+
+def _product(a: int, b: int) -> int:
+    """Product modulo 0xEDB88320, the reflected polynomial of CRC-32."""
+    found = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            found ^= b
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+    return found

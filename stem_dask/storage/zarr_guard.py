@@ -5,11 +5,12 @@ is therefore checked before zarr sees it. numcodecs hands c-blosc a chunk withou
 the header: a damaged chunk would crash the process.
 """
 
+import asyncio
 import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from zarr.abc.store import ByteRequest
 from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.registry import register_codec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ObjectStore
 
 from stem_dask.core.errors import SourceError
 from stem_dask.storage.errors import one_line
+from stem_dask.storage.location import answered, opened
 
 #: documents that describe arrays; all other files of a store are chunks or plain attributes
 DOCUMENTS = ("zarr.json", ".zarray", ".zmetadata")
@@ -55,16 +57,60 @@ class HostileStoreError(SourceError):
 class GuardedFolder(LocalStore):
     """A local store whose documents are checked."""
 
-    async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
+    async def get(self, key: str, *args: Any, **options: Any) -> Buffer | None:
         """A file, or a part of it; None when it is missing."""
-        found = await super().get(key, prototype, byte_range)
+        found = await super().get(key, *args, **options)
         check_document(str(self.root), key, found)
         return found
+
+
+class GuardedObjects(ObjectStore):
+    """zarr's own store, whose documents are checked, and whose errors are translated.
+
+    Parameters
+    ----------
+    url : of the store
+    whole : a missing chunk raises an error, where zarr would read its fill value
+    """
+
+    def __init__(self, url: str, *, whole: bool = False) -> None:
+        super().__init__(opened(url, below=True)[0], read_only=True)
+        self.url, self.whole = url, whole
+
+    def __str__(self) -> str:
+        return self.url
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """An object, or a part of it; None when it is missing and may be."""
+        with answered(f"{self.url}/{key}", SourceError):
+            found = await super().get(key, prototype, byte_range)
+        is_chunk = key.rpartition("/")[2] not in (*DOCUMENTS, ".zattrs", ".zgroup")
+        if found is None and self.whole and is_chunk:
+            raise SourceError(
+                f"{self.url}/{key} is missing; copy it again, or set input.missing_chunks=zero to read these patterns as zeros"
+            )
+        check_document(self.url, key, found)
+        return found
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Several parts at once."""
+        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object of this name."""
+        with answered(f"{self.url}/{key}", SourceError):
+            return await super().exists(key)
+
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+        """Names directly below one."""
+        with answered(f"{self.url}/{prefix}", SourceError):
+            names = [name async for name in super().list_dir(prefix)]
+        for name in names:
+            yield name
 
 
 def check_document(store: str, key: str, content: Buffer | None) -> None:
@@ -101,7 +147,7 @@ def _check(store: str, name: str, document: Any) -> None:
     """Check what describes an array, in format 2 or 3, and the arrays of consolidated metadata."""
     if not isinstance(document, dict):
         return
-    where, names = f"{store}: array {one_line(name) or '/'}", set()
+    where, names, fault = f"{store}: array {one_line(name) or '/'}", set[str](), ""
     for codec in _codecs(document):
         stated = {codec[key] for key in ("id", "name") if isinstance(codec.get(key), str)}
         names |= stated
@@ -114,9 +160,9 @@ def _check(store: str, name: str, document: Any) -> None:
         options = {**codec, **(configuration if isinstance(configuration, dict) else {})}
         kinds = [value for option, value in options.items() if option.endswith("dtype")]
         if not {one.removeprefix("numcodecs.") for one in stated} <= _CODECS or not stated:
-            raise _unknown(where, f"is coded as {one_line(stated.pop() if stated else codec)}")
-        if not all(map(_is_plain, kinds)):
-            raise _unknown(where, f"is coded as {stated.pop()} of the type {one_line(kinds[0])}")
+            fault = f"is coded as {one_line(stated.pop() if stated else codec)}"
+        elif not all(map(_is_plain, kinds)):
+            fault = f"is coded as {stated.pop()} of the type {one_line(kinds[0])}"
     for key in {"dtype", "data_type"} & document.keys():
         kind = document[key]
         is_structure = isinstance(kind, list) and all(
@@ -125,7 +171,11 @@ def _check(store: str, name: str, document: Any) -> None:
         fields = [field[1] for field in kind] if is_structure else [kind]
         fields = [field.get("name") if isinstance(field, dict) else field for field in fields]
         if not all(map(_is_plain, fields)) and not (kind == "|O" and names & _TEXTS):
-            raise _unknown(where, f"holds numbers of the type {one_line(kind)}")
+            fault = fault or f"holds numbers of the type {one_line(kind)}"
+    if fault:
+        raise SourceError(
+            f"{where} {fault}, which is not known here; save it again as numbers, with blosc, zstd or gzip, where it can be read"
+        )
     for holder in (document, document.get("consolidated_metadata")):
         nodes = holder.get("metadata") if isinstance(holder, dict) else None
         for path, node in nodes.items() if isinstance(nodes, dict) else ():
@@ -137,21 +187,14 @@ def _codecs(holder: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for key in ("filters", "compressor", "codecs", "index_codecs"):
         listed = holder.get(key) or []
         for codec in listed if isinstance(listed, list) else [listed]:
-            if codec is not None:
-                codec = codec if isinstance(codec, dict) else {"name": codec}
-                yield codec
-                if isinstance(codec.get("configuration"), dict):
-                    yield from _codecs(codec["configuration"])
+            codec = codec if isinstance(codec, dict) else {"name": codec}
+            yield codec
+            if isinstance(codec.get("configuration"), dict):
+                yield from _codecs(codec["configuration"])
 
 
 def _is_plain(kind: Any) -> bool:
     return isinstance(kind, str) and (kind in _DTYPES_3 or _DTYPE_2.fullmatch(kind) is not None)
-
-
-def _unknown(where: str, how: str) -> SourceError:
-    return SourceError(
-        f"{where} {how}, which is not known here; save it again as numbers, with blosc, zstd or gzip, where it can be read"
-    )
 
 
 def check_length(chunk: Any) -> None:
@@ -159,9 +202,7 @@ def check_length(chunk: Any) -> None:
 
     Examples
     --------
-    >>> chunk = numcodecs.Blosc().encode(bytes(100))
-    >>> check_length(chunk)
-    >>> check_length(chunk[:-1])
+    >>> check_length(numcodecs.Blosc().encode(bytes(100))[:-1])
     Traceback (most recent call last):
     ValueError: blosc: the header states 116 bytes, the chunk has 115
     """

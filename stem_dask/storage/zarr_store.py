@@ -13,12 +13,10 @@ def zarr_store(path: str, *, whole: bool = False) -> Any:
     ----------
     whole : a missing chunk raises an error instead of reading as zeros (in object stores only)
     """
-    from stem_dask.storage.zarr_guard import GuardedFolder, use_checked_blosc
+    from stem_dask.storage.zarr_guard import GuardedFolder, GuardedObjects, use_checked_blosc
 
     use_checked_blosc()
     warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
     if not is_url(path):
         return GuardedFolder(path, read_only=True)
-    from stem_dask.storage.zarr_objects import GuardedObjects
-
     return GuardedObjects(path, whole=whole)

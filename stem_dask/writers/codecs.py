@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, joined
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Region
-from stem_dask.storage.checksums import crc32
+from stem_dask.storage.staging import crc32
 
 #: ``auto`` is blosc lz4 in .zarr and .zspy, and gzip in .hspy and .h5, where all readers know it
 CODECS = ("auto", "lz4", "zstd", "gzip", "none")

@@ -14,10 +14,16 @@ from stem_dask.core.batches import Block, of_type, split
 from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
 from stem_dask.core.model import Record, Region
-from stem_dask.storage.checksums import crc32
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import begin_sync, remove
-from stem_dask.storage.staging import append, begin_in_place, mark, refuse_late, refuse_other_bytes
+from stem_dask.storage.staging import (
+    append,
+    begin_in_place,
+    crc32,
+    mark,
+    refuse_late,
+    refuse_other_bytes,
+)
 
 #: first byte behind the offset, length in bytes, CRC-32
 Run = tuple[int, int, int]

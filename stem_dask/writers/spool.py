@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
-from stem_dask.storage.checksums import crc32
-from stem_dask.storage.publish import begin_sync, damage
-from stem_dask.storage.staging import append, begin_staging, mark, refuse_other_files, staged
+from stem_dask.storage.publish import begin_sync
+from stem_dask.storage.staging import (
+    append,
+    begin_staging,
+    crc32,
+    damage,
+    mark,
+    refuse_other_files,
+    staged,
+)
 
 
 def write_file(

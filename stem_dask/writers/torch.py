@@ -18,8 +18,8 @@ from stem_dask.core.batches import Block, ChangedBlock, copied
 from stem_dask.core.errors import ConfigError, StoreError
 from stem_dask.core.patterns import content_of
 from stem_dask.readers.torch import STORAGES
-from stem_dask.storage.checksums import combine_crc, crc32
 from stem_dask.storage.errors import translate
+from stem_dask.storage.staging import combine_crc, crc32
 from stem_dask.writers.npy import InPlaceSink, Run
 
 #: ``scan`` and ``bare`` have the shape of the patterns, ``nchw`` and ``tensor`` (N, 1, H, W); the last two are bare tensors

@@ -32,8 +32,8 @@ from stem_dask.core.model import Record, Region
 from stem_dask.core.patterns import ABOUT_SOURCE, PROFILE_RADIUS, attrs_of, lead_dims
 from stem_dask.storage.errors import translate
 from stem_dask.storage.location import Status, at, of_output
-from stem_dask.storage.publish import DOCUMENT, damage, remove
-from stem_dask.storage.staging import begin_staging, refuse_other_files, remove_unfinished
+from stem_dask.storage.publish import DOCUMENT, remove
+from stem_dask.storage.staging import begin_staging, damage, refuse_other_files, remove_unfinished
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.writers.codecs import LEVELS, checked, compressed, shuffle_of, whole_chunks
 from stem_dask.writers.spool import write_file
@@ -269,7 +269,7 @@ def create_array(
         # chunks lie in one folder, because creating folders is slow
         options["chunk_key_encoding"] = {"name": "default", "separator": "."}
         options["dimension_names"] = list(dims) or None
-    with translate(StoreError, store if isinstance(store, str) else str(name)):
+    with translate(StoreError, "memory" if isinstance(store, dict) else store):
         return zarr.create_array(
             store,
             name=name,

@@ -1,7 +1,7 @@
 """A small dataset, the undisturbed run to compare with, and folders of runs that were killed at a known moment."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +61,7 @@ def command(config: Path, forks: Forks, tmp_path: Path) -> Iterator[Command]:
 
 
 @pytest.fixture(scope="session")
-def killed_at(
-    config: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Command, str], None]:
+def killed_at(config, forks, tmp_path_factory):
     """Puts into a command's folder what a run leaves that was killed at a fault; each fault is run once."""
     folders: dict[str, Path] = {}
 

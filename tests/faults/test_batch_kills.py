@@ -67,14 +67,7 @@ def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[
         ("stem_dask.job.passes", "complete_analysis", 2),
     ],
 )
-def test_killed(
-    module: str,
-    name: str,
-    call: int,
-    forks: Forks,
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
-) -> None:
+def test_killed(module, name, call, forks, undisturbed, tmp_path):
     config = write_scans(tmp_path)
     ended = batch(forks, config, KILL.format(module=module, name=name, call=call))
     assert ended.code == -signal.SIGKILL, ended.text

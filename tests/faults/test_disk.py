@@ -48,9 +48,7 @@ def test_what_cannot_fit_does_not_start(config: Path, forks: Forks, small_disk: 
     assert command.lines() == []
 
 
-def test_a_disk_that_becomes_full(
-    config: Path, forks: Forks, reference: Command, small_disk: Path
-) -> None:
+def test_a_disk_that_becomes_full(config, forks, reference, small_disk):
     """Room is made little by little: each time it ends with exit code 5 and the need, and goes on where it was."""
     command = Command(config, small_disk, forks)
     before: list[tuple[str, int]] = []

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
@@ -39,9 +38,7 @@ def _is(status: str) -> Callable[[int], bool]:
 
 
 @pytest.mark.parametrize("moment", ["while it crops", "before it is published"])
-def test_a_worker_of_the_run_before(
-    moment: str, command: Command, reference: Command, config: Path, tmp_path: Path
-) -> None:
+def test_a_worker_of_the_run_before(moment, command, reference, config, tmp_path):
     """It was stopped within `write`; its client was killed, its scheduler lives, and the next run has other options."""
     fault = {"FAULT": "asleep c.10.0.0.0", "FAULT_MARK": str(tmp_path / "asleep")}
     stopped = _is(psutil.STATUS_STOPPED)

@@ -45,9 +45,7 @@ def test_a_hung_worker_that_wakes_up(command: Command, reference: Command) -> No
 
 
 @pytest.mark.parametrize("moment", ["before", "in the middle"])
-def test_a_stop_while_the_scheduler_hangs(
-    moment: str, command: Command, reference: Command
-) -> None:
+def test_a_stop_while_the_scheduler_hangs(moment, command, reference):
     """Its connection stays open, and nobody answers: the way out takes no longer than ever."""
     with external_cluster(command.folder) as pids:
         where = f"cluster.scheduler_file={command.folder}/scheduler.json"

@@ -85,9 +85,7 @@ def test_a_budget_below_the_projection(quarter_gb: Path, forks: Forks, tmp_path:
     assert 0.6 * projected <= memory["measured"] <= 1.1 * memory["projected"]
 
 
-def test_a_worker_that_needs_more_all_the_same(
-    quarter_gb: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_needs_more_all_the_same(quarter_gb, forks, tmp_path, monkeypatch):
     """Told as memory: the limit is what the projection allows, and every worker is made to take more."""
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")  # sooner at the end
     command = Command(quarter_gb, tmp_path, forks, overrides=("output.chunk_mb=16",))

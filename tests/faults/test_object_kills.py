@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
-from forks import Fork, Forks
+from forks import Fork
 from harness import PATIENCE, read
 from s3_faults import between
-from small import CONFIGS, N_BLOCKS, Small
+from small import CONFIGS, N_BLOCKS
 
 from stem_dask.storage.location import at
 
@@ -21,8 +20,8 @@ MOMENTS = [("scan.zarr/patterns/c.2.", True), ("scan.zarr/zarr.json", False)]
 
 
 def test_kills_of_a_run_into_an_object_store(
-    forks: Forks, small: Small, s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    forks, small, s3_server, bucket, tmp_path, monkeypatch
+):
     url, journal = f"{bucket}/scan.zarr", tmp_path / "scan.run" / "journal"
     words = [f"{key}={value}" for key, value in CONFIGS["A"].items()]
     words += [f"output.path={url}", f"output.local_folder={tmp_path}", "output.export=[]"]

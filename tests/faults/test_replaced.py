@@ -68,9 +68,7 @@ def test_old_and_new_files_are_not_a_complete_run(small: Small, folder: Path) ->
 
 
 @pytest.mark.parametrize(("at", "name"), [(ASIDE, STORE), (NEW_PT, ".pt")])
-def test_an_older_output_is_not_taken_for_the_new_one(
-    at: Moment, name: str, small: Small, folder: Path
-) -> None:
+def test_an_older_output_is_not_taken_for_the_new_one(at, name, small, folder):
     """All blocks are noted, and the file that holds them is gone; the older one is still there."""
     _killed(small, folder, "B", at)
     assert content(folder / f"scan{name}") == small.references["A"][name]
@@ -96,9 +94,7 @@ def test_a_kill_while_a_run_is_dropped(small: Small, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
-def test_a_damaged_spool_of_a_store_that_has_its_name(
-    damage: object, small: Small, tmp_path: Path
-) -> None:
+def test_a_damaged_spool_of_a_store_that_has_its_name(damage, small, tmp_path):
     """What is known of each pattern waits to be joined, and the shards are done: only the first is made again."""
     assert small.run(tmp_path, "A", at=Moment("name", 3, True)).code == -9
     assert (tmp_path / "scan.zarr").exists()

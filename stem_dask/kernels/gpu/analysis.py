@@ -19,7 +19,6 @@ from stem_dask.kernels.gpu.buffers import (
     Ring,
     Taken,
     buffer_bytes,
-    download,
     shared_buffer,
     slots_of,
     taken,
@@ -30,11 +29,11 @@ from stem_dask.kernels.gpu.code import (
     analysis_code,
     analysis_shared_bytes,
     compared,
+    kernel,
     load_pixels,
     stored,
     wide,
 )
-from stem_dask.kernels.gpu.compile import kernel
 from stem_dask.kernels.intensity import ODD_PIXELS, lowest_counted, native
 
 
@@ -51,22 +50,16 @@ class Analysis:
         detector: tuple[int, int],
         dtype: np.dtype,
         *,
-        target_retention: float,
-        threshold: float,
-        center: tuple[float, float] | None,
-        metric: str,
         slot_bytes: int = SLOT_BYTES,
+        **options: Any,
     ) -> None:
         self.works: list[AnalysisOfSlot] = []
-        radii = largest_radius(*detector, metric) + 1
+        radii = largest_radius(*detector, options["metric"]) + 1
         self.found: list[Any] = [np.empty(shape, kind) for shape, kind in _fields(n, radii)]
 
         def work(size: int) -> AnalysisOfSlot:
-            made = AnalysisOfSlot(
-                size, detector, stored(dtype), radii, target_retention, threshold, center, metric
-            )
-            self.works.append(made)
-            return made
+            self.works.append(AnalysisOfSlot(size, detector, stored(dtype), radii, **options))
+            return self.works[-1]
 
         self.ring = Ring(n, detector, dtype, work, slot_bytes)
 
@@ -99,7 +92,8 @@ class AnalysisOfSlot:
         detector: tuple[int, int],
         dtype: np.dtype,
         radii: int,
-        target: float,
+        *,
+        target_retention: float,
         threshold: float,
         center: tuple[float, float] | None,
         metric: str,
@@ -114,8 +108,8 @@ class AnalysisOfSlot:
         self.sums = cupy.empty((groups, *detector), summed), cupy.empty((groups, *detector), kept)
         self.total, self.highest = cupy.zeros(detector, summed), cupy.zeros(detector, kept)
         y, x = (np.nan, np.nan) if center is None else center
-        low = lowest_counted(kept, threshold)
-        self.options = (low, np.float64(y), np.float64(x), np.float64(target), np.int32(radii))
+        low, target = lowest_counted(kept, threshold), np.float64(target_retention)
+        self.options = (low, np.float64(y), np.float64(x), target, np.int32(radii))
         vectors = self.pixels // load_pixels(dtype, detector[1])
         self.adders = -(-vectors // ANALYSIS_THREADS)
         self.shared = analysis_shared_bytes(dtype, detector, radii, ANALYSIS_THREADS)
@@ -128,11 +122,6 @@ class AnalysisOfSlot:
         code = analysis_code(dtype, detector[1], threshold=threshold, metric=metric)
         self.analyze = kernel(code, "analyze", self.shared)
         self.fold = kernel(code, "fold")
-
-    def start(self, patterns: Any, here: slice) -> None:
-        """See `stem_dask.kernels.gpu.buffers.Work`."""
-        self.launch(patterns, here)
-        download(self.on_gpu, self.in_host)
 
     def launch(self, patterns: Any, here: slice) -> None:
         """Queue the kernels; what they find stays on the GPU."""

@@ -1,11 +1,13 @@
-"""The CUDA source of the kernels for a type of pixels: text and ``-D`` options, which any compiler for CUDA takes.
+"""The CUDA source of the kernels for a type of pixels, and its compilation, once in a process.
 
-Nothing here needs a GPU or cupy. The sources in ``cuda/`` document the order of sums.
+The source is text with ``-D`` options, which any compiler for CUDA takes; the files in ``cuda/`` document the order of sums.
 """
 
+import threading
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,13 +64,7 @@ def wide(dtype: np.dtype) -> np.dtype:
 
 
 def load_pixels(dtype: np.dtype, width: int) -> int:
-    """Pixels that come in one load: so that rows consist of whole loads, and a warp finds some for all its lanes.
-
-    Examples
-    --------
-    >>> [load_pixels(np.dtype("u2"), width) for width in (256, 128, 60, 7)]
-    [8, 4, 1, 1]
-    """
+    """Pixels that come in one load: so that rows consist of whole loads, and a warp finds some for all its lanes."""
     for n in (8, 4, 2):
         if n * dtype.itemsize <= 16 and width % n == 0 and width >= WARP * n:
             return n
@@ -130,3 +126,48 @@ def crop_code(dtype: np.dtype, *, threshold: float, factor: int, method: str, re
     name = "PIXEL" if copies else _TYPES[stored(out).str[1:]]
     sizes = {"FACTOR": factor, "WAY": way, "WORK": work, "THREADS": CROP_THREADS}
     return Code(_text("crop.cu"), _defines(dtype, 1, threshold, OUT=name, **sizes))
+
+
+#: what to do where a part of CUDA's toolkit cannot be loaded
+TOOLKIT = "install the CUDA toolkit, or pip install -c constraints.txt 'cupy-cuda13x[ctk]'; or set device: cpu"
+
+_lock = threading.Lock()
+
+_modules: dict[Code, Any] = {}
+
+
+def kernel(code: Code, name: str, shared: int = 0) -> Any:
+    """A kernel, compiled the first time in this process; raises ValueError when there is no compiler."""
+    import cupy
+
+    with _lock:
+        module = _modules.get(code)
+        if module is None:
+            module = _modules[code] = cupy.RawModule(code=code.text, options=code.options())
+        try:
+            found = module.get_function(name)
+        except (ImportError, RuntimeError) as error:
+            if hasattr(error, "status"):  # of CUDA itself
+                raise
+            line = str(error).partition("\n")[0]
+            raise ValueError(f"the GPU's kernels cannot be compiled ({line}): {TOOLKIT}") from error
+        # every kernel may have 48 KiB without asking; never less than another thread asked for
+        if shared > 48 * 1024:
+            found.max_dynamic_shared_size_bytes = max(shared, found.max_dynamic_shared_size_bytes)
+    return found
+
+
+def compile_kernels(
+    dtype: np.dtype, width: int, threshold: float, metric: str | None, cut: Mapping[str, Any] | None
+) -> None:
+    """Compile the kernels of a job in this process, before they are needed.
+
+    ``metric`` is that of the analysis, None without one; ``cut`` are ``factor``, ``method`` and ``reduce``, None without a crop.
+    """
+    if metric is not None:
+        code = analysis_code(stored(dtype), width, threshold=threshold, metric=metric)
+        for name in ("analyze", "fold"):
+            kernel(code, name)
+    if cut is not None:
+        how = {**cut, "factor": 1} if cut["method"] in ("gauss", "fft") else cut
+        kernel(crop_code(dtype, threshold=threshold, **how), "crop")

@@ -6,7 +6,7 @@ cupy is loaded when something is done, not before.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -19,13 +19,19 @@ from stem_dask.kernels.gpu.buffers import (
     Ring,
     Taken,
     buffer_bytes,
-    download,
     shared_buffer,
     slots_of,
     taken,
 )
-from stem_dask.kernels.gpu.code import CROP_THREADS, WARP, compared, crop_code, stored
-from stem_dask.kernels.gpu.compile import TOOLKIT, kernel
+from stem_dask.kernels.gpu.code import (
+    CROP_THREADS,
+    TOOLKIT,
+    WARP,
+    compared,
+    crop_code,
+    kernel,
+    stored,
+)
 from stem_dask.kernels.intensity import lowest_counted
 
 #: copies of the windows that smoothing and transforming hold, in the type of the result: cupy's and cuFFT's own included
@@ -36,51 +42,34 @@ _COPIES = {"gauss": 5, "fft": 14}
 _transforms = threading.local()
 
 
-class Cutting:
-    """Cuts windows out of patterns that come in pieces, makes them smaller, and adds up what each window holds.
+def cutting(
+    n: int,
+    detector: tuple[int, int],
+    dtype: np.dtype,
+    origin_y: NDArray,
+    origin_x: NDArray,
+    shape: tuple[int, int],
+    *,
+    threshold: float,
+    factor: int = 1,
+    method: str = "bin",
+    reduce: str = "mean",
+    sigma: float | None = None,
+    slot_bytes: int = SLOT_BYTES,
+) -> Ring:
+    """A ring that cuts windows out of n patterns, makes them smaller, and adds up what each window holds.
 
-    Parameters
-    ----------
-    n, detector, dtype : of the patterns
-    origin_y, origin_x, shape : of the windows, see `stem_dask.kernels.crop.crop_patterns`
-    threshold : values below it do not count for the intensity inside
-    factor, method, reduce, sigma : see `stem_dask.kernels.downsample.downsample_patterns`
-    slot_bytes : see `stem_dask.kernels.gpu.buffers.Ring`
+    For origins and shape see `stem_dask.kernels.crop.crop_patterns`; values below the threshold do not count for the intensity
+    inside; for the rest see `stem_dask.kernels.downsample.downsample_patterns`. Its results are smaller windows (n, …) and the
+    intensity inside (n,).
     """
+    origins = np.stack([np.ravel(origin_y), np.ravel(origin_x)]).astype(np.int32)
+    how: dict[str, Any] = {"factor": factor, "method": method, "reduce": reduce}
 
-    def __init__(
-        self,
-        n: int,
-        detector: tuple[int, int],
-        dtype: np.dtype,
-        origin_y: NDArray,
-        origin_x: NDArray,
-        shape: tuple[int, int],
-        *,
-        threshold: float,
-        factor: int = 1,
-        method: str = "bin",
-        reduce: str = "mean",
-        sigma: float | None = None,
-        slot_bytes: int = SLOT_BYTES,
-    ) -> None:
-        origins = np.stack([np.ravel(origin_y), np.ravel(origin_x)]).astype(np.int32)
+    def work(size: int) -> WindowsOfSlot:
+        return WindowsOfSlot(size, np.dtype(dtype), origins, shape, threshold, sigma, **how)
 
-        def work(size: int) -> WindowsOfSlot:
-            how = {"method": method, "reduce": reduce}
-            return WindowsOfSlot(
-                size, np.dtype(dtype), origins, shape, threshold, sigma, factor=factor, **how
-            )
-
-        self.ring = Ring(n, detector, dtype, work, slot_bytes)
-
-    def add(self, piece: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
-        """Take the next patterns; gives smaller ones (n, …) and the intensity inside (n,), until the next are asked for."""
-        return self.ring.add(piece)
-
-    def rest(self) -> Iterator[tuple[NDArray, NDArray]]:
-        """The last ones."""
-        return self.ring.rest()
+    return Ring(n, detector, dtype, work, slot_bytes)
 
 
 class WindowsOfSlot:
@@ -117,10 +106,6 @@ class WindowsOfSlot:
             factor = 1
         code = crop_code(dtype, threshold=threshold, factor=factor, method=method, reduce=reduce)
         self.crop = kernel(code, "crop")
-
-    def start(self, patterns: Any, here: slice) -> None:
-        self.launch(patterns, here)
-        download(self.on_gpu, self.in_host)
 
     def launch(self, patterns: Any, here: slice) -> None:
         """Queue the kernels; what they make stays on the GPU."""
@@ -193,34 +178,26 @@ def cut_patterns(
     shape: tuple[int, int],
     *,
     threshold: float = 0.0,
-    factor: int = 1,
-    method: str = "bin",
-    reduce: str = "mean",
-    sigma: float | None = None,
-    slot_bytes: int = SLOT_BYTES,
+    **how: Any,
 ) -> tuple[NDArray, NDArray[np.float64]]:
     """`crop_patterns`, `downsample_patterns` and `window_intensity` of a block (n, ky, kx) at once: the smaller windows, and
-    (n,) the intensity in each whole window."""
-    made = Cutting(
-        len(block), block.shape[1:], block.dtype, origin_y, origin_x, shape, threshold=threshold, factor=factor,
-        method=method, reduce=reduce, sigma=sigma, slot_bytes=slot_bytes,
-    )  # fmt: skip
-    dtype = result_dtype(block.dtype, factor, method, reduce)
-    out, inside = np.empty((len(block), *(k // factor for k in shape)), dtype), np.empty(len(block))
-    done = 0
-    for step in (made.add(block), made.rest()):
-        for windows, intensity in step:
-            here = slice(done, done + len(windows))
-            out[here], inside[here], done = windows, intensity, here.stop
+    (n,) the intensity in each whole window; for the options see `cutting`."""
+    n, detector = len(block), (block.shape[1], block.shape[2])
+    ring = cutting(n, detector, block.dtype, origin_y, origin_x, shape, threshold=threshold, **how)
+    work: Any = ring.slots[0].work
+    out, inside, done = np.empty((n, *work.on_gpu[1].shape[1:]), work.result), np.empty(n), 0
+    for windows, intensity in ring.through([block]):
+        here = slice(done, done + len(windows))
+        out[here], inside[here], done = windows, intensity, here.stop
     return out, inside
 
 
 def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
     """`stem_dask.kernels.crop.window_intensity` of a block (n, ky, kx)."""
-    origin = np.zeros(len(block), np.int32)
+    origin, shape = np.zeros(len(block), np.int32), (block.shape[1], block.shape[2])
     # a factor by which nothing is left of a window, so that it is only added up
-    options: dict[str, Any] = {"threshold": threshold, "factor": 2**30, "method": "stride"}
-    return cut_patterns(block, origin, origin, block.shape[1:], **options)[1]
+    how = {"factor": 2**30, "method": "stride"}
+    return cut_patterns(block, origin, origin, shape, threshold=threshold, **how)[1]
 
 
 def ring_bytes(

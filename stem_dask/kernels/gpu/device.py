@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 
 T = TypeVar("T")
-
-#: out of memory, as ``status`` of CUDA's driver and runtime, and ``result`` of cuFFT
-_FULL = 2
 
 
 def gpu_name() -> str:
@@ -31,31 +29,25 @@ def translate_full_gpu(work: Callable[P, T]) -> Callable[P, T]:
         try:
             return work(*args, **options)
         except Exception as error:
-            words = _words(error)
-            if words is None:
+            import cupy
+
+            # out of memory, as ``status`` of CUDA's driver and runtime, and ``result`` of cuFFT
+            number = getattr(error, "status", getattr(error, "result", None))
+            if number != 2 and not isinstance(error, cupy.cuda.memory.OutOfMemoryError):
                 raise
+            try:
+                free, has = cupy.cuda.runtime.memGetInfo()
+                left = f"; {free:,} of its {has:,} bytes are free"
+            except cupy.cuda.runtime.CUDARuntimeError:  # too full even for this request
+                left = ""
+            words = (
+                f"the memory of the GPU {gpu_name()} is full: {str(error).rstrip('.')}{left}. Another program may use it "
+                "(nvidia-smi); device: cpu does without it"
+            )
         # outside the except block, because the context would keep the buffers alive
         raise MemoryError(words)
 
     return translated
-
-
-def _words(error: Exception) -> str | None:
-    """Message for a full GPU; None for other errors."""
-    import cupy
-
-    number = getattr(error, "status", getattr(error, "result", None))
-    if number != _FULL and not isinstance(error, cupy.cuda.memory.OutOfMemoryError):
-        return None
-    try:
-        free, has = cupy.cuda.runtime.memGetInfo()
-        left = f"; {free:,} of its {has:,} bytes are free"
-    except cupy.cuda.runtime.CUDARuntimeError:  # too full even for this request
-        left = ""
-    return (
-        f"the memory of the GPU {gpu_name()} is full: {str(error).rstrip('.')}{left}. Another program may use it "
-        "(nvidia-smi); device: cpu does without it"
-    )
 
 
 INSTALL = "pip install -c constraints.txt '.[gpu]' (or '.[gpu12]' for CUDA 12)"
@@ -71,29 +63,20 @@ def missing_gpu() -> str | None:
     try:
         n = runtime.getDeviceCount()
     except Exception as error:  # of the driver, with a type of cupy's own
-        return _without_driver(runtime) or f"the driver finds none ({error})"
-    return None if n else "the machine has none"
-
-
-def _without_driver(runtime: Any) -> str | None:
-    """Describe a missing or old driver, which CUDA reports alike."""
-    try:
+        why = f"the driver finds none ({error})"
+    else:
+        return None if n else "the machine has none"
+    with contextlib.suppress(Exception):  # CUDA reports a missing and an old driver alike
         has, needs = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    except Exception:
-        return None
-    if has == 0:
-        return "NVIDIA's driver is not installed (nvidia-smi prints its version)"
-    if has // 1000 < needs // 1000:
-        return (
-            f"NVIDIA's driver is for CUDA {_version(has)}, and cupy for {_version(needs)}; install a newer driver, or a cupy "
-            f"for CUDA {has // 1000}: {INSTALL}"
-        )
-    return None
-
-
-def _version(number: int) -> str:
-    """CUDA version as text: 12.4 of 12040."""
-    return f"{number // 1000}.{number % 1000 // 10}"
+        if has == 0:
+            return "NVIDIA's driver is not installed (nvidia-smi prints its version)"
+        if has // 1000 < needs // 1000:
+            old, new = (f"{n // 1000}.{n % 1000 // 10}" for n in (has, needs))
+            return (
+                f"NVIDIA's driver is for CUDA {old}, and cupy for {new}; install a newer driver, or a cupy "
+                f"for CUDA {has // 1000}: {INSTALL}"
+            )
+    return why
 
 
 def refuse_missing_gpu() -> None:
