@@ -124,13 +124,7 @@ def advice(
 ) -> dict[str, str]:
     """Overrides to append to the same command, and the effect of each.
 
-    Parameters
-    ----------
-    store : the finished output, which holds the profiles
-    results : of the run, as in results.json
-    known : the analysis, of a crop with the retention; None without one
-    window : of a crop
-    hot : [y, x] of suspected hot pixels
+    ``store`` holds the profiles, ``known`` is the analysis (with the retention, of a crop), ``hot`` lists [y, x] of suspected hot pixels.
     """
     out: dict[str, str] = {}
     if known is not None and window is not None and config.crop.size != "common":
