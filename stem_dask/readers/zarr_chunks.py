@@ -82,8 +82,9 @@ def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | N
     if isinstance(folder, Location):
         files = (key for key, _ in folder.below())
     else:
-        walk = ((os.path.relpath(place, folder), files) for place, _, files in os.walk(folder))
-        files = (f"{place}/{file}".removeprefix("./") for place, files in walk for file in files)
+        above = len(str(folder)) + 1
+        walk = ((place[above:], files) for place, _, files in os.walk(folder))
+        files = (f"{place}/{file}".lstrip("/") for place, files in walk for file in files)
     for file in files:  # c/0/1 or c.0.1, in format 2 0.1 or 0/1
         words = re.split("[./]", file.removeprefix("c/").removeprefix("c."))
         if len(words) == len(counts) and all(word.isdecimal() for word in words):
