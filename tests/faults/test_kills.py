@@ -44,7 +44,7 @@ WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hsp
 OVER = {"scan.zarr": 2, "scan.pt": 3}
 N_IN_FLIGHT = 3 * 2
 #: small files that a run of the small scan writes until its store is complete
-N_FILES = 68
+N_FILES = 80
 
 
 def test_a_killed_worker(command: Command, reference: Command) -> None:
@@ -144,14 +144,16 @@ def test_kills_while_a_store_is_finished(small: Small, tmp_path: Path) -> None:
         folder.mkdir()
         ended = small.run(folder, "A", kinds=(), at=Moment("file", nth, False))
         assert ended.code == -9, ended.text
-        torn |= {str(path.relative_to(folder)) for path in folder.rglob("*.partial")}
+        # zarr writes NAME.HEX.partial
+        left = (path.relative_to(folder) for path in folder.rglob("*.partial"))
+        torn |= {f"{path.parent}/{path.name.split('.')[0]}" for path in left}
         journal = (folder / "scan.run" / "journal").read_bytes()
         ended = small.run(folder, "A", kinds=())
         assert ended.code == 0, ended.text
         assert (folder / "scan.run" / "journal").read_bytes() == journal
         assert content(folder / "scan.zarr") == small.references["A"][".zarr"]
     store = "scan.zarr.incomplete"
-    assert torn >= {f"{store}/zarr.json.partial", f"{store}/patterns/zarr.json.partial"}
+    assert torn >= {f"{store}/zarr", f"{store}/patterns/zarr"}
 
 
 def test_a_kill_before_the_folders_are_removed(command: Command, reference: Command) -> None:
