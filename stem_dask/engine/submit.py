@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import logging
@@ -93,12 +94,16 @@ def _on_workers(client: Any, calls: Iterator[Call], futures: set[Any]) -> Iterat
     """What the calls return; ``futures`` are the tasks that have not ended."""
     name, numbers = f"stem_dask-{uuid4().hex}", itertools.count()
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    n_calls: dict[Any, int] = {}  # of each task in flight
+    results: collections.deque[Any] = collections.deque()
+    failure: StemDaskError | None = None
+    n_open = 0  # calls whose result has not been yielded
     call_seconds, threads, idle = math.inf, 1, ""
     workers: set[str] | None = None
-    last = time.monotonic()
-    counted = -math.inf
+    counted, last = -math.inf, time.monotonic()
     while True:
+        if results:  # the first one may end it all
+            n_open -= 1
+            yield results.popleft()
         now = time.monotonic()
         if now - counted > WORKERS_SECONDS:  # they may join and leave while a job runs
             found, counted = client.nthreads(), now
@@ -108,20 +113,20 @@ def _on_workers(client: Any, calls: Iterator[Call], futures: set[Any]) -> Iterat
         left = operator.length_hint(calls, 0)  # 0 of an iterator that does not tell
         timely, few = int(TASK_SECONDS / call_seconds), CALLS_IN_FLIGHT // (threads * IN_FLIGHT)
         size = max(1, min(timely, few, left // (threads * TASKS_LEFT)))
-        room = threads * IN_FLIGHT * size - sum(n_calls.values())
-        if room >= threads * IN_FLIGHT * size / 2:
-            some = list(itertools.islice(calls, room))
+        most = threads * IN_FLIGHT * size
+        if failure is None and n_open <= most // 2:
+            some = list(itertools.islice(calls, most - n_open))
             work = [some[i : i + size] for i in range(0, len(some), size)]
             # of one group of tasks: the scheduler keeps them until a thread is free
             keys = [(name, next(numbers)) for _ in work]
-            for future, part in zip(
-                client.map(_together, work, key=keys, pure=False) if work else (),
-                work,
-                strict=True,
-            ):
+            for future in client.map(_together, work, key=keys, pure=False) if work else ():
                 futures.add(future)
-                n_calls[future.key] = len(part)
                 future.add_done_callback(ended.put)
+            n_open += len(some)
+        if results:
+            continue
+        if failure is not None:
+            raise failure
         if not futures:
             return
         try:
@@ -138,19 +143,17 @@ def _on_workers(client: Any, calls: Iterator[Call], futures: set[Any]) -> Iterat
             done.append(ended.get())
         last = time.monotonic()
         good = [future for future in done if future.status not in ("error", "cancelled")]
-        futures.difference_update(good)
-        for future, (results, seconds, error) in zip(good, client.gather(good), strict=True):
-            del n_calls[future.key]
-            if results:
-                latest = seconds / len(results)
+        for found_results, seconds, error in client.gather(good):
+            results += found_results
+            failure = failure or error
+            if found_results:
+                latest = seconds / len(found_results)
                 is_known = math.isfinite(call_seconds)
                 call_seconds = (call_seconds + latest) / 2 if is_known else latest
+        futures.difference_update(good)
+        if len(good) < len(done):
             yield from results
-            if error is not None:
-                raise error
-        for future in done:
-            if future not in good:
-                future.result()  # raises
+            next(future for future in done if future not in good).result()  # raises
 
 
 def _together(calls: Sequence[Call]) -> tuple[list[Any], float, StemDaskError | None]:

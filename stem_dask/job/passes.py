@@ -345,8 +345,8 @@ def hot_pixels(job: Job) -> list[list[int]]:
 
 def _note_analysis(job: Job) -> None:
     assert job.analysis is not None
-    job.warnings += report.hot_pixel_warnings(job.hot, masked=job.config.input.mask == "auto")
-    job.warnings += report.analysis_warnings(job.analysis)
+    masked = job.config.input.mask == "auto"
+    job.warnings += report.analysis_warnings(job.analysis, job.hot, masked=masked)
 
 
 def _lazy_analysis(job: Job) -> dict[str, da.Array]:
