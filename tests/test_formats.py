@@ -448,10 +448,10 @@ def test_scales_of_another_program_are_read(tmp_path):
                 file[name].attrs["units"] = "nm"
                 data.dims[i].attach_scale(file[name])
     (found,) = list_hdf5(str(path))
-    assert found["axes"] == (
+    assert found.axes == (
         Axis("y", 3, 2.0, 5.0, "nm"),
         Axis("x", 4),
         Axis("qy", 6, 0.25, -1.0, "nm"),
         Axis("qx", 5),
     )
-    assert found["metadata"] == {}
+    assert found.metadata == {}

@@ -46,23 +46,15 @@ class Reader(NamedTuple):
     in_store: bool = False
 
 
-def _hdf5(name: str) -> list[Candidate]:
-    return [Candidate(**found) for found in list_hdf5(name)]
-
-
-def _zarr(name: str) -> list[Candidate]:
-    return [Candidate(**found) for found in list_zarr(name)]
-
-
 #: by suffix; a format is added here, and its first bytes in `_MAGIC`
 READERS = {
     ".dm3": Reader("a Gatan file", list_dm, in_store=True),
     ".dm4": Reader("a Gatan file", list_dm, in_store=True),
-    ".hspy": Reader("a HyperSpy file", _hdf5),
-    ".hdf5": Reader("an HDF5 file", _hdf5),
-    ".h5": Reader("an HDF5 file", _hdf5),
-    ".zarr": Reader("a zarr store", _zarr, is_folder=True, in_store=True),
-    ".zspy": Reader("a HyperSpy zarr store", _zarr, is_folder=True),
+    ".hspy": Reader("a HyperSpy file", list_hdf5),
+    ".hdf5": Reader("an HDF5 file", list_hdf5),
+    ".h5": Reader("an HDF5 file", list_hdf5),
+    ".zarr": Reader("a zarr store", list_zarr, is_folder=True, in_store=True),
+    ".zspy": Reader("a HyperSpy zarr store", list_zarr, is_folder=True),
     ".npy": Reader("a numpy file", list_npy, in_store=True),
     ".raw": Reader("a file of plain numbers", list_raw, in_store=True),
     ".pt": Reader("a PyTorch file", list_tensors),
@@ -74,8 +66,8 @@ READERS = {
     ".app5": Reader("a Topspin file", list_app5),
     ".tif": Reader("a TIFF file", list_tiff),
     ".tiff": Reader("a TIFF file", list_tiff),
-    ".emd": Reader("an EMD file", _hdf5),
-    ".nxs": Reader("a NeXus file", _hdf5),
+    ".emd": Reader("an EMD file", list_hdf5),
+    ".nxs": Reader("a NeXus file", list_hdf5),
     **dict.fromkeys(SUFFIXES, Reader("a file of RosettaSciIO", list_rsciio)),
 }
 

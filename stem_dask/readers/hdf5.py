@@ -1,7 +1,6 @@
 """Datasets of HDF5 files: HyperSpy, EMD, NeXus, py4DSTEM, MATLAB and stem_dask's own.
 
-They are listed as keyword arguments of `stem_dask.readers.source.Candidate`. Links to other files are not followed: messages
-say where the patterns are, and what to type.
+Links to other files are not followed: messages say where the patterns are, and what to type.
 """
 
 import math
@@ -28,17 +27,17 @@ from stem_dask.readers.hdf5_metadata import (
     names_of,
 )
 from stem_dask.readers.layout import axis_along, axis_from, order_by_flags
-from stem_dask.readers.source import MOST_HEADER_BYTES, Source, packed
+from stem_dask.readers.source import MOST_HEADER_BYTES, Candidate, Source, packed
 from stem_dask.readers.views import View
 from stem_dask.storage.errors import one_line
 
 
-def list_hdf5(path: str) -> list[dict[str, Any]]:
+def list_hdf5(path: str) -> list[Candidate]:
     """Datasets of an HDF5 file with two or more axes, with the calibration that HyperSpy, EMD and others write."""
     unlocked: list[str] = []
     with opened_hdf5(path, unlocked) as file:
         found = _listed(path, file)
-    return [{**one, "notes": (*one.get("notes", ()), *unlocked)} for one in found]
+    return [Candidate(**{**one, "notes": (*one.get("notes", ()), *unlocked)}) for one in found]
 
 
 def _listed(path: str, file: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""Arrays of zarr stores: HyperSpy's .zspy, abTEM, xarray and stem_dask's own.
-
-They are listed as keyword arguments of `stem_dask.readers.source.Candidate`.
-"""
+"""Arrays of zarr stores: HyperSpy's .zspy, abTEM, xarray and stem_dask's own."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +14,7 @@ from stem_dask.readers import own
 from stem_dask.readers.calibration import of_abtem
 from stem_dask.readers.containers import ZARR_ROOTS, ZarrArray
 from stem_dask.readers.layout import axis_along, axis_from, order_by_flags
-from stem_dask.readers.source import packed
+from stem_dask.readers.source import Candidate, packed
 from stem_dask.readers.zarr_chunks import refuse_outside
 from stem_dask.storage.errors import one_line, translate
 from stem_dask.storage.location import is_url
@@ -27,7 +24,7 @@ from stem_dask.storage.zarr_store import zarr_store
 _SIGNALS = "Experiments/"
 
 
-def list_zarr(path: str) -> list[dict[str, Any]]:
+def list_zarr(path: str) -> list[Candidate]:
     """Arrays of a zarr store with two or more axes: it is an array itself, or a group with patterns or groups of them."""
     import zarr
 
@@ -45,7 +42,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             refuse_hostile(path)
         root = zarr.open(zarr_store(path), mode="r")
         if isinstance(root, zarr.Array):
-            return [_row(path, "", root, None)]
+            return [Candidate(**_row(path, "", root, None))]
         broken: dict[str, Exception] = {}
         found: list[tuple[str, Any]]
         if is_url(path):  # by consolidated metadata: one request instead of one per array
@@ -74,7 +71,7 @@ def list_zarr(path: str) -> list[dict[str, Any]]:
             if name.startswith(_SIGNALS) and not is_url(path):
                 more = own.of_zspy(path, name.removesuffix("/data"), array)
             row = of_abtem(root.attrs, {**_row(path, name, array, root), **more})
-            rows.append({**row, "notes": (*row.get("notes", ()), *notes)})
+            rows.append(Candidate(**{**row, "notes": (*row.get("notes", ()), *notes)}))
         return rows
 
 
