@@ -36,7 +36,7 @@ lint: $(VENV)/test.done
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/test.done
-	$(VENV)/bin/python -m benchmarks.compare $(ARGS)
+	$(VENV)/bin/python -m benchmarks.table --compare benchmarks/results/half.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -1,6 +1,6 @@
 """Check that two outputs of a row are equal; without this, speeds cannot be compared."""
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,74 +35,40 @@ def patterns_of(path: Path) -> Any:
     return torch.load(path, weights_only=True, mmap=True).numpy()[:, 0]
 
 
-def batches(patterns: Any) -> Iterator[NDArray]:
-    """All patterns as arrays (m, ky, kx), in scan order."""
+def part_of(patterns: Any, start: int, stop: int) -> NDArray:
+    """Patterns (n, ky, kx) by number in scan order."""
     if len(patterns.shape) == 3:
-        for start in range(0, patterns.shape[0], TOGETHER):
-            yield np.asarray(patterns[start : start + TOGETHER])
-        return
-    for y in range(patterns.shape[0]):
-        row = np.asarray(patterns[y])
-        for start in range(0, len(row), TOGETHER):
-            yield row[start : start + TOGETHER]
+        return np.asarray(patterns[start:stop])
+    width = patterns.shape[1]
+    first = start // width
+    rows = np.asarray(patterns[first : -(-stop // width)])
+    return rows.reshape(-1, *rows.shape[-2:])[start - first * width : stop - first * width]
 
 
 def sample(path: Path, n_bytes: int) -> NDArray:
     """(n, ky, kx) from the middle of an output."""
     patterns = patterns_of(path)
-    many = max(
-        1, n_bytes // (np.dtype(patterns.dtype).itemsize * int(np.prod(patterns.shape[-2:])))
-    )
-    middle = patterns.shape[0] // 2
-    if len(patterns.shape) == 3:
-        return np.asarray(patterns[middle : middle + many])
-    rows = max(1, many // patterns.shape[1])
-    part = np.asarray(patterns[middle : middle + rows])
-    return part.reshape(-1, *part.shape[-2:])[:many]
+    pattern_bytes = np.dtype(patterns.dtype).itemsize * math.prod(patterns.shape[-2:])
+    middle = math.prod(patterns.shape[:-2]) // 2
+    return part_of(patterns, middle, middle + max(1, n_bytes // pattern_bytes))
 
 
 def check_patterns(reference: Path, other: Path) -> None:
-    """Compare all patterns: counts exactly, floats to rounding.
-
-    Raises
-    ------
-    SystemExit
-        If they differ, with the first difference.
-    """
-    pairs = zip(_regular(patterns_of(reference)), _regular(patterns_of(other)), strict=True)
-    begin = 0
-    for a, b in pairs:
-        slack = FLOAT_SLACK if a.dtype.kind == "f" else 0.0
-        if a.shape != b.shape or not np.allclose(a, b, rtol=slack, atol=0):
-            raise SystemExit(f"{other} differs from {reference} at pattern {begin} or soon after")
-        begin += len(a)
-
-
-def _regular(patterns: Any) -> Iterator[NDArray]:
-    """Batches of equal size, whatever the shape of the scan."""
-    held: list[NDArray] = []
-    for batch in batches(patterns):
-        held.append(batch)
-        if sum(map(len, held)) >= TOGETHER:
-            joined = np.concatenate(held)
-            yield joined[:TOGETHER]
-            held = [joined[TOGETHER:]]
-    if held and sum(map(len, held)):
-        yield np.concatenate(held)
+    """Compare all patterns: counts exactly, floats to rounding; exits if they differ."""
+    ours, theirs = patterns_of(reference), patterns_of(other)
+    n = math.prod(ours.shape[:-2])
+    same = n == math.prod(theirs.shape[:-2])
+    slack = FLOAT_SLACK if ours.dtype.kind == "f" else 0.0
+    for start in range(0, n, TOGETHER):
+        a, b = (part_of(array, start, min(start + TOGETHER, n)) for array in (ours, theirs))
+        if not same or a.shape != b.shape or not np.allclose(a, b, rtol=slack, atol=0):
+            raise SystemExit(f"{other} differs from {reference} at pattern {start} or soon after")
 
 
 def check_analysis(reference: Path, found: Path) -> None:
-    """Compare centers to rounding, radii exactly.
+    """Compare centers to rounding, radii exactly; exits if they differ.
 
-    Parameters
-    ----------
-    reference : a store with the group ``analysis``
-    found : .npz with ``center`` (n, 2) and ``radius`` (n,)
-
-    Raises
-    ------
-    SystemExit
-        If they differ.
+    ``reference`` is a store with the group ``analysis``, ``found`` a .npz with ``center`` (n, 2) and ``radius`` (n,).
     """
     import zarr
 

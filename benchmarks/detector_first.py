@@ -80,15 +80,8 @@ def write_detector_first(path: Path, source: Source) -> Path:
             part = source[slice(None), slice(None), slice(y, y + at_once), slice(None)]
             yield from np.ascontiguousarray(part.transpose(2, 3, 0, 1))
 
-    return write_dm4(
-        path,
-        rows(),
-        source.shape[:2],
-        (height, width),
-        source.dtype,
-        swapped=0,
-        detector_first=True,
-    )
+    shape, dtype = source.shape[:2], source.dtype
+    return write_dm4(path, rows(), shape, (height, width), dtype, swapped=0, detector_first=True)
 
 
 def blocks(source: Source, block: tuple[int, ...], most: int | None = None) -> Callable[[], None]:
@@ -116,27 +109,19 @@ def measure(
     before, cpu, begun = counted(), time.process_time(), time.perf_counter()
     work()
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    calls, disk = (after - old for after, old in zip(counted(), before, strict=True))
-    row = {
-        "seconds": seconds,
-        "cpu": cpu,
-        "rate": n_bytes / seconds,
-        "calls": calls / n_bytes,
-        "disk": disk / n_bytes,
-    }
+    calls, disk = ((after - old) / n_bytes for after, old in zip(counted(), before, strict=True))
+    rate = n_bytes / seconds
     print(
-        f"{name:28} {seconds:7.2f} {cpu:7.2f} {row['rate'] / 1e9:6.2f} {row['calls']:15.2f} {row['disk']:14.2f}",
+        f"{name:28} {seconds:7.2f} {cpu:7.2f} {rate / 1e9:6.2f} {calls:15.2f} {disk:14.2f}",
         flush=True,
     )
-    return row
+    return {"seconds": seconds, "cpu": cpu, "rate": rate, "calls": calls, "disk": disk}
 
 
 def counted() -> tuple[int, int]:
     """Bytes that this process has read: by calls, and from the disk; 0 if the system does not count them."""
     try:
-        words = dict(
-            line.split(": ") for line in Path("/proc/self/io").read_text().splitlines() if line
-        )
+        words = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     except OSError:
         return 0, 0
     return int(words["rchar"]), int(words["read_bytes"])

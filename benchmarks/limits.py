@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,6 @@ class Machine:
     read: float  # of all cores together, warm, into a reused buffer of 1 MiB
     read_cold: float
     write: float  # with fsync
-
-    def words(self) -> dict[str, float]:
-        """For the result file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -116,16 +112,12 @@ def encode_bandwidth(patterns: NDArray, codec: str) -> float:
     """
     if codec == "none":
         return float("inf")
-    if codec == "gzip":
-        from stem_dask.writers.codecs import bytes_apart, deflated
+    from stem_dask.writers.codecs import blosc_bytes, bytes_apart, deflated, shuffle_of
 
-        def encode(chunk: NDArray) -> object:
+    def encode(chunk: NDArray) -> object:
+        if codec == "gzip":
             return deflated(bytes_apart(chunk), 4)
-    else:
-        from stem_dask.writers.codecs import blosc_bytes, shuffle_of
-
-        def encode(chunk: NDArray) -> object:
-            return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
+        return blosc_bytes(chunk, codec, shuffle_of(chunk.dtype))
 
     many = max(1, MIB // max(1, patterns[0].nbytes))
     chunks = [np.ascontiguousarray(patterns[i : i + many]) for i in range(0, len(patterns), many)]

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,11 @@ HEADING = (
     f"{'goal':>7} {'limit':>7} {'x limit':>8}"
 )
 PACKAGES = ("stem_dask", "numpy", "dask", "distributed", "zarr", "numba", "torch", "hyperspy")
+
+
+def median(runs: Sequence[Mapping[str, float]], what: str = "seconds") -> float:
+    """Median of one quantity over all rounds."""
+    return statistics.median(run[what] for run in runs)
 
 
 def command(module: str, words: Sequence[str]) -> str:
@@ -90,8 +96,6 @@ def say_machine(say: Say, result: Mapping[str, Any], found: Machine) -> None:
 
 def say_row(say: Say, row: Mapping[str, Any]) -> None:
     """Print one line per library of a row, then those without the row."""
-    from benchmarks.table import median
-
     limit = row["limit"]["seconds"]
     goal = "" if row["goal"] is None else f"{row['goal']:.2f}"
     for i, (who, runs) in enumerate(row["runs"].items()):
@@ -115,3 +119,43 @@ def say_growth(say: Say, found: Sequence[Mapping[str, Any]]) -> None:
         peaks = ", ".join(f"{o['peak_bytes'] / 1e6:.0f} MB at {o['gigabytes']:g} GB" for o in ones)
         growth = ones[-1]["peak_bytes"] / ones[0]["peak_bytes"] - 1
         say(f"memory {who:21} {peaks}: {growth:+.0%}")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seconds per GB of all rows and settings that both results contain."""
+    old = {row["row"]: row for row in before["rows"]}
+    machine = {
+        name: now["machine"]["bandwidths"][name] / before["machine"]["bandwidths"][name]
+        for name in ("read", "write")
+    }
+    found = []
+    for row in now["rows"]:
+        known = old.get(row["row"])
+        for who in () if known is None else row["runs"].keys() & known["runs"].keys():
+            pair = {
+                what: [median(one["runs"][who], what) / one["bytes"] * 1e9 for one in (known, row)]
+                for what in ("seconds", "cpu_seconds")
+            }
+            found.append({"row": row["row"], "who": who, "machine": machine, **pair})
+    return found
+
+
+def text_of(one: dict[str, Any], before: dict[str, Any]) -> str:
+    """One line: before, after, the change, and the change of the machine.
+
+    Examples
+    --------
+    >>> one = {"row": "crop", "who": "stem_dask 1x2", "seconds": [2, 1], "cpu_seconds": [2, 2], "machine": {"read": 1, "write": 2}}
+    >>> text_of(one, {"commit": "c" * 40})
+    'crop             stem_dask 1x2 2.00 -> 1.00 s per GB (-50%), CPU +0% since ccccccc; this machine reads +0%, writes +100%'
+    """
+
+    def change(pair: list[float]) -> str:
+        return f"{pair[1] / pair[0] - 1:+.0%}"
+
+    then, now = one["seconds"]
+    return (
+        f"{one['row']:16} {one['who']:13} {then:.2f} -> {now:.2f} s per GB ({change(one['seconds'])}), "
+        f"CPU {change(one['cpu_seconds'])} since {before['commit'][:7]}; "
+        f"this machine reads {one['machine']['read'] - 1:+.0%}, writes {one['machine']['write'] - 1:+.0%}"
+    )

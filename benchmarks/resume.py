@@ -10,7 +10,6 @@ from the start of the process and from the moment when the cluster is ready.
 import argparse
 import math
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.rows import ROOT
 
 DETECTOR = 16
 #: at least this many shards remain after the kill
@@ -32,9 +33,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--finished", type=int, default=4000, help="finished shards")
     parser.add_argument("--kind", choices=("threads", "local"), default="threads")
     options = parser.parse_args(argv)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, kind {options.kind}"
-    )
     with tempfile.TemporaryDirectory() as folder:
         command = prepare(Path(folder), options.finished + LEFT, options.kind)
         found = measure(command, Path(folder), options.finished)
@@ -52,9 +50,8 @@ def prepare(folder: Path, n_blocks: int, kind: str) -> list[str]:
     data = np.random.default_rng(0).poisson(3, (side, side, DETECTOR, DETECTOR)).astype(np.uint16)
     data[:, :, 5:9, 5:9] += 60
     np.save(folder / "scan.npy", data)
-    config = Path(__file__).resolve().parents[1] / "configs" / "crop.yaml"
     return [
-        sys.executable, "-m", "stem_dask.run", str(config), f"input.path={folder}/scan.npy",
+        sys.executable, "-m", "stem_dask.run", str(ROOT / "configs" / "crop.yaml"), f"input.path={folder}/scan.npy",
         f"output.path={folder}/out.zarr", "output.export=[]", "output.figure=false", f"cluster.kind={kind}",
         f"output.chunk_mb={data[0, 0].nbytes / 2**20 * 1.01}",
     ]  # fmt: skip

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper import median
 from benchmarks.rows import ROOT, ROWS
-from benchmarks.table import median
 
 BEGIN, END = "<!-- benchmarks.show -->", "<!-- end -->"
 #: one color per library; the settings of stem_dask share a hue

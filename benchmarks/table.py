@@ -2,6 +2,7 @@
 
     python -m benchmarks.table [--gb 2.147] [--rows analysis crop ...] [--rounds 3] [--json benchmarks/results/table.json]
         [--peers numpy dask ...] [--peer-python libertem=/path/to/python] [--memory 0.5 4] [--note TEXT]
+    python -m benchmarks.table --compare benchmarks/results/half.json [--rows crop convert]
 
 stem_dask runs its public commands in two settings (2x1: worker processes with one thread each; 1x2: threads of one
 process). Its seconds are from the first submission to the last rename; those of the whole process are in brackets. Peers
@@ -10,16 +11,16 @@ are the functions in benchmarks/peers; their seconds are of the work after impor
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import agreement, limits, paper
 from benchmarks.data import scan_rows, write_scan
+from benchmarks.paper import median
 from benchmarks.rows import ROWS, SETTINGS, Row, goal_seconds, job_command, job_results
 from benchmarks.watch import Watched, watch
 
@@ -141,11 +142,6 @@ class ScanFile:
         }
 
 
-def median(runs: Sequence[dict[str, float]], what: str = "seconds") -> float:
-    """Median of one quantity over all rounds."""
-    return statistics.median(run[what] for run in runs)
-
-
 def remove_all(folder: Path, name: str) -> None:
     """Remove an output and the files with the same prefix."""
     from stem_dask.storage.publish import remove
@@ -176,7 +172,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         warm_up(scan, folder, options)
         machine = limits.machine(scan.path, options.cores, options.written_bytes)
         paper.say_machine(say, result, machine)
-        result["machine"]["bandwidths"] = machine.words()
+        result["machine"]["bandwidths"] = asdict(machine)
         result |= {"rows": [], "memory": []}
         for row in contests(scan, folder, options, machine, say):
             result["rows"].append(row)
@@ -184,6 +180,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         remove_all(folder, "scan")
         result["memory"] = memories(folder, options, say)
     save(options.json, result)
+    if options.compare is not None:
+        before = json.loads(options.compare.read_text())
+        for one in paper.differences(before, result):
+            say(paper.text_of(one, before))
     return result
 
 
@@ -274,7 +274,20 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--note", default="", help="remark on the state of the machine, stored with the result"
     )
+    text = "print the difference to a result file; without other libraries, and of the same size"
+    parser.add_argument("--compare", type=Path, metavar="FILE", help=text)
     options = parser.parse_args(argv)
+    if options.compare is not None:  # in smaller inputs the constant cost of a job weighs more
+        gigabytes = json.loads(options.compare.read_text())["gigabytes"]
+        few = {
+            "rows": ["crop", "convert"],
+            "settings": ["1x2"],
+            "rounds": 1,
+            "peers": [],
+            "memory": [],
+        }
+        parser.set_defaults(gb=gigabytes, **few)
+        options = parser.parse_args(argv)
     options.argv = sys.argv[1:] if argv is None else argv
     options.pythons = dict(word.split("=", 1) for word in options.peer_python)
     options.libraries = list(dict.fromkeys([*options.peers, *options.pythons]))

@@ -86,6 +86,13 @@ def opens_in_little(path, n_bytes, **options):
 # --- what cameras write ---
 
 
+def dm_image(array, tags, **more):
+    """An entry of the image list of a Gatan file."""
+    sizes = [np.uint32(n) for n in array.shape[::-1]]
+    data = {"Data": array.ravel(), "DataType": np.uint32(10), "Dimensions": sizes, **more}
+    return {"ImageData": data, "ImageTags": tags, "Name": "it"}
+
+
 def blo(path, array, **changes):
     said = {"id": b"IMGBLO", "magic": 0x0102, "image": 0x1000, "patterns": 0x1010, "flags": 131141,
             "size": array.shape[-1], "turn": 0, "nx": array.shape[1], "ny": array.shape[0], "scan": 0,

@@ -11,7 +11,6 @@ import pytest
 import xarray as xr
 from batches import batch
 
-from stem_dask.cli import main as cli
 from stem_dask.cli import run
 
 CONFIG = """
@@ -86,9 +85,6 @@ SITUATIONS = {
     "too little, with room for outliers": (
         outlier, ["crop.size=12", "crop.coverage=0.9", "downsample.factor=2", "crop.align=pattern"], 4, "",
         ["crop.size=auto ", "crop.size=", "validate.min_retention=0."],
-    ),
-    "too little, of discs": (
-        disc, ["crop.size=12", "analyze.radius_metric=circle"], 4, "16 of 16", ["crop.size=auto ", "crop.size=", "validate."],
     ),
     "little gained": (
         disc, ["analyze.target_retention=0.999"], 0, "little was gained",
@@ -188,13 +184,3 @@ def test_advice_of_one_input_among_several(batch_folder: Path, capsys: Any) -> N
     for line in lines:
         assert batch("crop.size=10", *shlex.split(line)) == 0
     assert xr.open_zarr("out/a.zarr").patterns.shape[-2:] == (10, 10)
-
-
-def test_advice_of_the_command_crop(here: Path, capsys: Any) -> None:
-    np.save("scan.npy", disc())
-    command = ["crop", "--input", "scan.npy", "--output", "out.pt", "--size", "8"]
-    assert cli.main(command) == 4
-    lines = re.findall(r"^advice      (.*)$", capsys.readouterr().out, re.MULTILINE)
-    assert len(lines) == 3
-    for line in lines:
-        assert cli.main([*command, *shlex.split(line)]) == 0

@@ -12,19 +12,11 @@ from stem_dask.readers.open import find
 TRUTH = numbers((3, 4, 6, 5))
 #: names of scan_y, scan_x, ky, kx in the words of many programs
 WORDS = [
-    ("scan_y", "scan_x", "ky", "kx"),
-    ("y", "x", "ky", "kx"),
-    ("ry", "rx", "qy", "qx"),
-    ("Ry", "Rx", "Qy", "Qx"),
-    ("R_Ny", "R_Nx", "Q_Ny", "Q_Nx"),
-    ("y", "x", "dy", "dx"),
-    ("sy", "sx", "det_y", "det_x"),
-    ("probe y", "probe x", "k_y", "k_x"),
-    ("pos_y", "pos_x", "detector_y", "detector_x"),
-    ("y_scan", "x_scan", "y_det", "x_det"),
-    ("scan_row", "scan_col", "dif_y", "dif_x"),
-    ("y", "x", "v", "u"),
-]
+    ("scan_y", "scan_x", "ky", "kx"), ("y", "x", "ky", "kx"), ("ry", "rx", "qy", "qx"), ("Ry", "Rx", "Qy", "Qx"),
+    ("R_Ny", "R_Nx", "Q_Ny", "Q_Nx"), ("y", "x", "dy", "dx"), ("sy", "sx", "det_y", "det_x"), ("y", "x", "v", "u"),
+    ("probe y", "probe x", "k_y", "k_x"), ("pos_y", "pos_x", "detector_y", "detector_x"),
+    ("y_scan", "x_scan", "y_det", "x_det"), ("scan_row", "scan_col", "dif_y", "dif_x"),
+]  # fmt: skip
 
 
 def zarr3(folder, array, names):
@@ -87,12 +79,7 @@ def test_any_order_by_names(tmp_path, words, order):
     assert any("put in order" in note for note in found.info.notes) == (order != (0, 1, 2, 3))
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("x", "y", "kx", "ky"), ("Rx", "Ry", "Qx", "Qy"), ("rx", "ry", "qx", "qy"), ("R_Nx", "R_Ny", "Q_Nx", "Q_Ny"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("names", [("x", "y", "kx", "ky"), ("Rx", "Ry", "Qx", "Qy"), ("R_Nx", "R_Ny", "Q_Nx", "Q_Ny")])  # fmt: skip
 def test_x_before_y_is_noted(tmp_path, names):
     """py4DSTEM and Prismatic call the slower axis x: the order of the file stays."""
     found = find(zarr3(tmp_path, TRUTH, names))

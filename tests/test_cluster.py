@@ -28,7 +28,6 @@ from stem_dask.cluster.connect import (
     layout,
     planned,
 )
-from stem_dask.config.load import parse_config
 from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import ONE_THREAD
@@ -67,50 +66,20 @@ def started(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "input_bytes", "expected"),
+    ("options", "input_bytes", "expected"),
     [
-        ("auto", 0, "threads"), ("auto", SMALL_INPUT_BYTES - 1, "threads"), ("auto", SMALL_INPUT_BYTES, "local"),
-        ("threads", 2**50, "threads"), ("local", 0, "local"),
+        ({}, 0, ("threads", 1, 8)), ({}, SMALL_INPUT_BYTES - 1, ("threads", 1, 8)), ({}, SMALL_INPUT_BYTES, ("local", 8, 1)),
+        ({"kind": "threads", "threads_per_worker": 3}, 2**50, ("threads", 1, 3)), ({"kind": "local"}, 0, ("local", 8, 1)),
+        ({"kind": "local", "threads_per_worker": 2}, 0, ("local", 4, 2)),
+        ({"kind": "local", "threads_per_worker": 16}, 0, ("local", 1, 16)),
+        ({"kind": "local", "n_workers": 2}, 0, ("local", 2, 4)), ({"kind": "local", "n_workers": 20}, 0, ("local", 20, 1)),
+        ({"kind": "slurm"}, 0, ("slurm", 1, 1)),
+        ({"kind": "slurm", "n_workers": 16, "threads_per_worker": 2}, 0, ("slurm", 16, 2)),
     ],
 )  # fmt: skip
-def test_auto_goes_by_the_size_of_the_input(started, kind, input_bytes, expected):
-    with pytest.raises(InterruptedError), connect(kind, input_bytes=input_bytes, n_workers=1):
-        pass
-    assert started == [(expected, 1, None, False)]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kind": "auto"}, {"kind": "threads"},
-        {"kind": "local", "address": "tls://node1:8786"},
-        {"kind": "local", "scheduler_file": "scheduler.json"},
-    ],
-)  # fmt: skip
-def test_where_nothing_of_ours_listens_no_host_is_taken(started, options):
-    with (
-        pytest.raises(
-            ConfigError, match=r"cluster\.host is '::1', .* needs kind: local or slurm, without"
-        ),
-        connect(host="::1", **options),
-    ):
-        pass
-    assert started == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "n_workers", "threads", "expected"),
-    [
-        ("threads", None, None, (1, 8)), ("threads", 1, 3, (1, 3)), ("local", None, None, (8, 1)),
-        ("local", None, 2, (4, 2)), ("local", None, 16, (1, 16)), ("local", 2, None, (2, 4)),
-        ("local", 20, None, (20, 1)), ("local", 3, 5, (3, 5)), ("slurm", None, None, (1, 1)),
-        ("slurm", 16, 2, (16, 2)),
-    ],
-)  # fmt: skip
-def test_workers_and_threads(monkeypatch, kind, n_workers, threads, expected):
+def test_kind_workers_and_threads(monkeypatch, options, input_bytes, expected):
     monkeypatch.setattr(cluster, "usable_cores", lambda: 8)
-    options = Cluster(kind=kind, n_workers=n_workers, threads_per_worker=threads)
-    assert layout(options, 0, "cpu")[:3] == (kind, *expected)
+    assert layout(Cluster(**options), input_bytes, "cpu")[:3] == expected
 
 
 @pytest.mark.parametrize(
@@ -118,8 +87,8 @@ def test_workers_and_threads(monkeypatch, kind, n_workers, threads, expected):
     [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), (2**20, 2**20), ("500e6", 5 * 10**8)],
 )
 def test_memory_limit(text, expected):
-    options = Cluster.model_construct(kind="local", n_workers=7, memory_limit=text)
-    assert layout(options, 0, "cpu") == ("local", 7, layout(options, 0, "cpu")[2], expected)
+    options = Cluster.model_construct(kind="slurm", memory_limit=text)
+    assert planned(options, 0).limit == expected
 
 
 def test_memory_limit_is_a_part_of_what_there_is():
@@ -127,16 +96,25 @@ def test_memory_limit_is_a_part_of_what_there_is():
     assert 0 < four == pytest.approx(one / 4, abs=1)
 
 
-@pytest.mark.parametrize("text", ["much", "4 bananas", "4", 4, "999kB"])
-def test_memory_limit_refused(text):
-    with (
-        pytest.raises(
-            ConfigError,
-            match=rf"memory_limit is {text!r}; expected at least 1 MB, as a number with",
-        ),
-        connect("threads", memory_limit=text),
-    ):
+NO_HOST = r"cluster\.host is '::1', .* needs kind: local or slurm, without"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"kind": "pbs"}, r"cluster\.kind is 'pbs'; expected auto, threads, local, slurm or gpu"),
+        ({"kind": "threads", "n_workers": 2}, "threads is one worker, n_workers is 2; set threads_per"),
+        ({"host": "::1"}, NO_HOST), ({"host": "::1", "kind": "threads"}, NO_HOST),
+        ({"host": "::1", "kind": "local", "address": "tls://node1:8786"}, NO_HOST),
+        ({"host": "::1", "kind": "local", "scheduler_file": "scheduler.json"}, NO_HOST),
+        *(({"memory_limit": text}, f"memory_limit is {text!r}; expected at least 1 MB, as a number with its unit")
+          for text in ("much", "4 bananas", "4", 4, "999kB")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_started(started, options, told):
+    with pytest.raises(ConfigError, match=told), connect(**options):
         pass
+    assert started == []
 
 
 def test_the_usual_port_or_any():
@@ -144,31 +122,6 @@ def test_the_usual_port_or_any():
         with contextlib.suppress(OSError):  # someone else has it: as good
             taken.bind(("127.0.0.1", 8787))
         assert usual_port() == 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "told"),
-    [
-        ("pbs", {}, r"cluster\.kind is 'pbs'; expected auto, threads, local, slurm or gpu"),
-        ("threads", {"n_workers": 2}, "threads is one worker, n_workers is 2; set threads_per"),
-    ],
-)
-def test_what_cannot_be_started(started, kind, options, told):
-    with pytest.raises(ConfigError, match=told), connect(kind, **options):
-        pass
-    assert started == []
-
-
-def test_jobs_in_plan():
-    options = parse_config(
-        {
-            "input": {"path": "a.npy"},
-            "output": {"path": "a.zarr"},
-            "cluster": {"kind": "slurm", "walltime": "1:00:00", "memory_limit": "4GB", "threads_per_worker": 2},
-        }
-    ).cluster  # fmt: skip
-    worker = planned(options, 0)
-    assert (worker.limit, worker.threads) == (4 * 10**9, 2)
 
 
 def test_what_a_run_says_of_its_place(monkeypatch):
@@ -433,13 +386,3 @@ def test_a_client_of_others_is_taken_and_stays_open(others):
         assert (connection.n_workers, connection.n_threads) == (1, 1)
         assert connection.kind == f"client at {client.scheduler.address}"
         assert client.submit(int, "7").result() == 7
-
-
-def test_a_scheduler_without_workers(monkeypatch):
-    monkeypatch.setattr("stem_dask.cluster.connect.WORKERS_SECONDS", 0.1)
-    with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
-        Client(empty) as client,
-        pytest.raises(ConfigError, match=r"has no worker after 0\.1 s; start some"),
-    ):
-        connection_of(client)

@@ -50,52 +50,44 @@ def test_cluster_on_the_command_line(tmp_path, where, kind, address, file, host)
     assert (options.n_workers, options.walltime, options.queue) == (3, "1:00:00", "long")
 
 
-def test_a_place_that_is_none(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["pbs"], "override cluster.kind=pbs: cluster.kind is pbs; expected auto, threads, local, slurm or gpu"),
+        (["node1:8786"], "--cluster is node1:8786; expected tls://node1:8786, or tcp://node1:8786"),
+        (["local", "cluster.kind=threads"], "--cluster local and cluster.kind=threads are two places; leave one out"),
+        (["local", "cluster.address=tcp://127.0.0.1:1"],
+         "--cluster local and cluster.address=tcp://127.0.0.1:1 are two places; leave one out"),
+    ],
+)  # fmt: skip
+def test_a_place_that_is_none(tmp_path, capsys, words, told):
     config = tmp_path / "a.yaml"
     config.write_text("input: {path: a.npy}\noutput: {path: a.zarr}\n")
-    with pytest.raises(ConfigError, match=r"cluster\.kind is pbs; expected auto, threads, local"):
-        load_config(config, run.where("pbs"))
-    with pytest.raises(
-        ConfigError, match=r"--cluster is node1:8786; expected tls://node1:8786, or"
-    ):
-        run.where("node1:8786")
-
-
-@pytest.mark.parametrize("other", ["cluster.address=tcp://127.0.0.1:1", "cluster.kind=threads"])
-def test_two_places_in_one_command(tmp_path, capsys, other):
-    """The override was passed over without a word."""
-    config = tmp_path / "a.yaml"
-    config.write_text("input: {path: a.npy}\noutput: {path: a.zarr}\n")
-    assert run.main([str(config), "--cluster", "local", other]) == 2
-    told = f"error: --cluster local and {other} are two places; leave one out\n"
-    assert capsys.readouterr().err == told
+    assert run.main([str(config), "--cluster", *words]) == 2
+    assert capsys.readouterr().err == f"error: {told}\n"
     assert run.where("local", ["cluster.kind=local", "output.path=b"]) == run.where("local")
+
+
+ASKED = {"walltime": "1:00:00", "memory_limit": "1GB"}
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"memory_limit": "1GB"}, r"cluster\.walltime is missing; cluster\.kind: slurm asks"),
-        ({"walltime": "1:00:00"}, r"cluster\.memory_limit is missing"),
-        ({"walltime": "soon", "memory_limit": "1GB"}, r"walltime is 'soon'; expected hours:min"),
-        ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": 0}, "cluster.jobs is 0; expected"),
-        ({"walltime": "1:00:00", "memory_limit": "1GB", "jobs": (3, 2)}, "number above 0, or"),
-        (
-            {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/tmp/my logs"},
-            r"log_directory is '/tmp/my logs'; expected .*without a space",
-        ),
-        (
-            {"walltime": "1:00:00", "memory_limit": "1GB", "log_directory": "/dev/null/jobs"},
-            r"log_directory is '/dev/null/jobs', which cannot be made: Not a directory; expected",
-        ),
+        ({"walltime": None}, r"cluster\.walltime is missing; cluster\.kind: slurm asks"),
+        ({"memory_limit": None}, r"cluster\.memory_limit is missing"),
+        ({"walltime": "soon"}, r"walltime is 'soon'; expected hours:min"),
+        ({"jobs": 0}, "cluster.jobs is 0; expected"),
+        ({"jobs": (3, 2)}, "number above 0, or"),
+        ({"log_directory": "/tmp/my logs"}, r"log_directory is '/tmp/my logs'; expected .*without a space"),
+        ({"log_directory": "/dev/null/jobs"}, r"is '/dev/null/jobs', which cannot be made: Not a directory; expected"),
+        ({}, r"needs the package dask-jobqueue; .*stem_dask\[hpc\]"),
     ],
-)
-def test_jobs_that_cannot_be_asked_for(tmp_path, options, told):
-    slurm_node.need_jobqueue()
-    with (
-        pytest.raises(ConfigError, match=told),
-        connect("slurm", host="127.0.0.1", **{"log_directory": str(tmp_path / "jobs"), **options}),
-    ):
+)  # fmt: skip
+def test_jobs_that_cannot_be_asked_for(tmp_path, monkeypatch, options, told):
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
+    options = {"log_directory": str(tmp_path / "jobs"), **ASKED, **options}
+    with pytest.raises(ConfigError, match=told), connect("slurm", host="127.0.0.1", **options):
         pass
 
 
@@ -116,52 +108,25 @@ def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, beam_file):
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
-def test_an_interrupt_stays_what_it_was():
-    """dask-jobqueue, when it is loaded, has Ctrl-C end the process as if all were well."""
-    slurm_node.need_jobqueue()
-    code = """
-import os, signal
-from stem_dask.cluster.slurm import _slurm_cluster
-_slurm_cluster()
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-except KeyboardInterrupt:
-    print("heard")
-"""
-    line = [sys.executable, "-c", code]
-    assert subprocess.run(line, capture_output=True, text=True, check=False).stdout == "heard\n"
-
-
-def test_jobs_from_another_thread_say_what_to_load_first():
-    slurm_node.need_jobqueue()
-    code = """
-from concurrent.futures import ThreadPoolExecutor
-from stem_dask.core.errors import ConfigError
-from stem_dask.cluster.slurm import _slurm_cluster
-error = ThreadPoolExecutor(1).submit(_slurm_cluster).exception()
-print(isinstance(error, ConfigError), error)
-"""
-    line = [sys.executable, "-c", code]
-    told = subprocess.run(line, capture_output=True, text=True, check=False).stdout
-    assert told.startswith(
-        "True cluster.kind is slurm, and dask-jobqueue cannot be loaded in this thread: "
-    )
-    assert told.endswith("; import dask_jobqueue in the main thread first\n")
-
-
-def test_without_dask_jobqueue_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
-    with (
-        pytest.raises(ConfigError, match=r"needs the package dask-jobqueue; .*stem_dask\[hpc\]"),
-        connect(
-            "slurm",
-            host="127.0.0.1",
-            walltime="1:00:00",
-            memory_limit="1GB",
-            log_directory=str(tmp_path),
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (  # it has Ctrl-C end the process as if all were well
+            "import signal; before = signal.getsignal(signal.SIGINT); _slurm_cluster(); "
+            "print(signal.getsignal(signal.SIGINT) is before)",
+            "True\n",
         ),
-    ):
-        pass
+        (
+            "from concurrent.futures import ThreadPoolExecutor as Pool; print(Pool(1).submit(_slurm_cluster).exception())",
+            "cluster.kind is slurm, and dask-jobqueue cannot be loaded in this thread: signal only works in main thread of "
+            "the main interpreter; import dask_jobqueue in the main thread first\n",
+        ),
+    ],
+)
+def test_what_dask_jobqueue_does_to_signals(code, expected):
+    slurm_node.need_jobqueue()
+    line = [sys.executable, "-c", f"from stem_dask.cluster.slurm import _slurm_cluster; {code}"]
+    assert subprocess.run(line, capture_output=True, text=True, check=False).stdout == expected
 
 
 @contextlib.contextmanager
@@ -323,47 +288,32 @@ def test_folders_that_other_machines_do_not_see(monkeypatch):
         see(Client(), places)
 
 
-def test_an_export_into_a_folder_that_workers_do_not_see(tmp_path, monkeypatch):
-    """Told before anything is written: a .zarr would be written on the other machine."""
-    import xarray as xr
-
-    import stem_dask as sd
-
-    monkeypatch.setattr("stem_dask.engine.clients.SEEN_SECONDS", (0.0,))
-    monkeypatch.setattr("stem_dask.engine.clients.unseen", _unseen)
-    patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
-    with connect("threads", threads_per_worker=1) as connection:
-        told = rf"a worker on node7 does not see {tmp_path}; .*folders that all machines"
-        with pytest.raises(StoreError, match=told):
-            sd.export(patterns, tmp_path / "new" / "a.zarr", client=connection.client)
-        assert list(tmp_path.iterdir()) == []
-        monkeypatch.undo()
-        sd.export(patterns, tmp_path / "new" / "a.zarr", client=connection.client)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
-
-
 def _unseen(paths):
     """What a worker with a disk of its own answers."""
     assert os.path.exists(paths[0])
     return "node7", paths[0]
 
 
-def test_an_export_of_what_workers_do_not_see(tmp_path, monkeypatch):
-    """The patterns name the file that they come from; arrays in memory come from none."""
+def test_an_export_that_workers_do_not_see(tmp_path, monkeypatch):
+    """Of the input that the patterns name, or into a folder: told before anything is written."""
     import stem_dask as sd
 
     monkeypatch.setattr("stem_dask.engine.clients.SEEN_SECONDS", (0.0,))
     monkeypatch.setattr("stem_dask.engine.clients.unseen", _unseen)
     np.save(tmp_path / "a.npy", np.ones((2, 3, 8, 8), "u2"))
     patterns = sd.downsample(sd.open(tmp_path / "a.npy"), 2)
-    out = tmp_path / "a.zarr"
+    out = tmp_path / "new" / "a.zarr"
     with connect("threads", threads_per_worker=1) as connection:
         told = rf"a worker on node7 does not see {tmp_path}/a\.npy; .*folders that all machines"
         with pytest.raises(SourceError, match=told):
             sd.export(patterns, out, client=connection.client)
+        in_memory = np.ones((2, 3, 8, 8), "u2")
         with pytest.raises(StoreError, match=rf"on node7 does not see {tmp_path}; "):
-            sd.export(patterns.persist().drop_attrs(), out, client=connection.client)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+            sd.export(in_memory, out, client=connection.client)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+        monkeypatch.undo()
+        sd.export(in_memory, out, client=connection.client)
+    assert [path.name for path in out.parent.iterdir()] == ["a.zarr"]
 
 
 def test_who_may_be_on_another_machine_is_asked(beam_file, make_config, monkeypatch):

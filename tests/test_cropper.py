@@ -1,8 +1,6 @@
 """The tensor face: names, structure and results that people's scripts rely on."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -68,11 +66,13 @@ def test_structure_of_the_results() -> None:
     assert validation["mean_retention"] == 1.0
     assert validation["passes_target_threshold"] == 5
     assert results["config"] is QUIET
+    cropper, data = DiffractionCropper(QUIET), beams()
+    again = cropper.crop_patterns(data, cropper.analyze_patterns(data))
+    assert torch.equal(cropped, again)
+    assert cropper.validate_retention(data, again, analysis) == validation
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.float16, torch.int32, torch.uint8, torch.uint16]
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.uint16])
 @pytest.mark.parametrize("rank", [3, 4])
 def test_rank_and_type_are_kept_and_every_beam_is_centered(dtype: torch.dtype, rank: int) -> None:
     data = beams(dtype) if rank == 4 else beams(dtype)[:, 0]
@@ -87,17 +87,13 @@ def test_rank_and_type_are_kept_and_every_beam_is_centered(dtype: torch.dtype, r
         assert np.array_equal(cropped.reshape(5, 2 * radius, 2 * radius)[i].numpy(), expected)
 
 
-def test_arrays_come_back_as_arrays() -> None:
+def test_arrays_come_back_as_arrays_and_chunks_change_nothing() -> None:
     cropped, _ = DiffractionCropper(QUIET).process_dataset(beams().numpy())
     assert isinstance(cropped, np.ndarray)
     assert cropped.shape == (5, 1, 14, 14)
-
-
-def test_chunk_size_changes_nothing() -> None:
-    data = create_test_data(23, 48)
+    data, chunked = create_test_data(23, 48), CroppingConfig(verbose=False, chunk_size=4)
     whole = DiffractionCropper(QUIET).process_dataset(data)[0]
-    parts = DiffractionCropper(CroppingConfig(verbose=False, chunk_size=4)).process_dataset(data)[0]
-    assert torch.equal(whole, parts)
+    assert torch.equal(whole, DiffractionCropper(chunked).process_dataset(data)[0])
 
 
 @pytest.mark.parametrize(("method", "center"), [("center", (20.0, 18.0)), ("manual", (19.0, 17.0))])
@@ -108,24 +104,12 @@ def test_given_centers(method: str, center: tuple[float, float]) -> None:
     assert results["analysis"]["centers"] == [center] * 5
 
 
-def test_steps_one_by_one_give_the_same() -> None:
-    data, cropper = beams(), DiffractionCropper(QUIET)
-    cropped, results = cropper.process_dataset(data)
-    analysis = cropper.analyze_patterns(data)
-    again = cropper.crop_patterns(data, analysis)
-    assert torch.equal(cropped, again)
-    assert cropper.validate_retention(data, again, analysis) == results["validation"]
-
-
 def test_files_beside_the_tensor(tmp_path: Path) -> None:
     data = create_test_data(12, 64)
     cropper = DiffractionCropper(CroppingConfig(verbose=False))
     cropped, results = cropper.process_dataset(data, tmp_path / "out.pt")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "out.pt",
-        "out_results.json",
-        "out_visualization.png",
-    ]
+    made = "out.pt out_results.json out_visualization.png"
+    assert sorted(p.name for p in tmp_path.iterdir()) == made.split()
     loaded = torch.load(tmp_path / "out.pt", weights_only=True)
     assert torch.equal(loaded, cropped)
     assert loaded.untyped_storage().nbytes() == loaded.numel() * 4
@@ -195,15 +179,3 @@ def test_test_data_are_what_they_say() -> None:
     assert len({tuple(c) for c in results["analysis"]["centers"]}) == 20
     clean = create_test_data(2, 64, noise_level=0.0)
     assert float(clean.max()) <= 1000
-
-
-def test_nothing_is_shown_and_pyplot_is_not_loaded(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom stem_dask import *\n"
-        "from stem_dask import DiffractionCropper, CroppingConfig, create_test_data\n"
-        f"DiffractionCropper(CroppingConfig(verbose=False)).process_dataset(create_test_data(4, 32), {str(tmp_path / 'o.pt')!r})\n"
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-    assert done.stderr == ""

@@ -151,16 +151,10 @@ def labelled(dims):
     return array.transpose(*dims).to_dataset()
 
 
-@pytest.mark.parametrize(
-    "dims",
-    [
-        ("kx", "ky", "scan_x", "scan_y"),
-        ("scan_x", "scan_y", "kx", "ky"),
-        ("scan_y", "scan_x", "kx", "ky"),
-        ("ky", "kx", "scan_y", "scan_x"),
-        ("scan_y", "scan_x", "ky", "kx"),
-    ],
-)
+OURS = ["kx ky scan_x scan_y", "scan_x scan_y kx ky", "scan_y scan_x kx ky", "ky kx scan_y scan_x", "scan_y scan_x ky kx"]  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", [one.split() for one in OURS], ids=OURS)
 def test_axes_that_bear_our_names_are_put_in_order(tmp_path, dims):
     labelled(dims).to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
     found = find(tmp_path / "a.zarr")

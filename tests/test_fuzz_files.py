@@ -17,6 +17,7 @@ from frames_made import (
     app5,
     blo,
     by_turns,
+    dm_image,
     emd,
     empad,
     hdr,
@@ -41,16 +42,8 @@ STACK = {"scan_shape": (3, 4)}
 
 def dm(path, version):
     along = {"Scale": np.float32(0.1), "Origin": np.float32(1), "Units": "nm"}
-    image = {
-        "ImageData": {
-            "Data": numbers().ravel(),
-            "DataType": np.uint32(10),
-            "Dimensions": [np.uint32(n) for n in SHAPE[::-1]],
-            "Calibrations": {"Dimension": [along] * 4},
-        },
-        "ImageTags": {"Meta Data": {"Data Order Swapped": np.uint8(1)}},
-        "Name": "it",
-    }
+    tags = {"Meta Data": {"Data Order Swapped": np.uint8(1)}}
+    image = dm_image(numbers(), tags, Calibrations={"Dimension": [along] * 4})
     path.write_bytes(encode_tags({"ImageList": [image]}, version=version))
     return path
 

@@ -21,15 +21,12 @@ from stem_dask.cli import main as cli
 from stem_dask.cluster.connect import connect
 from stem_dask.cluster.gpu import chosen_device, refuse_missing
 from stem_dask.config.options import Cluster
-from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, MemoryBudgetError, NoMemoryError, OutputExistsError
 from stem_dask.job.cropper import CroppingConfig, DiffractionCropper
 from stem_dask.job.describe import describe_job
 from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
-from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu.device import missing_gpu
-from stem_dask.stages.gpu import CutOnGpu, Inside
 
 REAL = missing_gpu()
 BLOCKS = {"output": {"chunk_mb": 0.02}}
@@ -126,27 +123,6 @@ def test_a_device_that_is_none():
     ):
         with pytest.raises(ConfigError, match="expected cpu or gpu"):
             call()
-
-
-def test_a_block_of_windows(played):
-    """Intensities come with whatever is made of the windows, or when they are asked for."""
-    block = np.random.default_rng(1).poisson(4, (2, 3, 12, 12)).astype("u2")
-    y, x = np.arange(6) - 2, np.arange(6)
-    windows = crop_patterns(block, y, x, (6, 7))
-    expected = window_intensity(windows, threshold=2)
-
-    cut = CutOnGpu(block, y, x, (6, 7), 2.0)
-    small = cut.smaller(factor=2, method="stride", reduce="mean", sigma=None)
-    assert (small.shape, small.dtype) == ((2, 3, 3, 3), "u2")
-    later = Deferred(cut, lambda: Inside(cut, 2.0, "inside"))
-    np.testing.assert_array_equal(np.asarray(small), windows[:, :6:2, :6:2].reshape(2, 3, 3, 3))
-    assert later.block is None
-    np.testing.assert_array_equal(later.array("inside").ravel(), expected)
-    launches = played["launches of crop"]
-    again = Deferred(cut, lambda: Inside(cut, 2.0, "inside"))
-    np.testing.assert_array_equal(again.array("inside").ravel(), expected)
-    assert played["launches of crop"] == launches + 1
-    np.testing.assert_array_equal(np.asarray(cut).reshape(windows.shape), windows)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import h5py
-import numpy as np
 import pytest
 from frames_made import agrees, numbers
 
@@ -110,24 +109,3 @@ def test_what_is_no_hdf5_file_stays_an_error(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
     with pytest.raises(OSError), hdf5_file(str(tmp_path / "a.h5")):  # noqa: PT011
         pass
-
-
-def test_case_g2(shared_data, tmp_path):
-    folder = shared_data / "cases" / "g2_hdf5_lock"
-    if not folder.is_dir():
-        pytest.skip("the shared cases are not on this machine")
-    shutil.copy(folder / "a.h5", tmp_path / "a.h5")
-    os.chmod(tmp_path / "a.h5", 0o644)
-    truth = find(tmp_path / "a.h5").source[(slice(None),) * 4]
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    process = context.Process(target=hold_open, args=(str(tmp_path / "a.h5"), None, ready, done))
-    process.start()
-    try:
-        assert ready.wait(60)
-        found = find(tmp_path / "a.h5")
-        np.testing.assert_array_equal(found.source[(slice(None),) * 4], truth)
-        assert "close it there" in found.info.notes[-1]
-    finally:
-        done.set()
-        process.join()

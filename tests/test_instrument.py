@@ -451,17 +451,3 @@ def test_abtem_with_the_beam_at_the_corners(tmp_path: Path) -> None:
     root.attrs["kwargs0"] = {**ABTEM[1]["kwargs0"], "fftshift": False}
     root.create_array("array0", data=numbers(dtype="f4"))
     assert any("fftshift=False" in note for note in sd.open(tmp_path / "a.zarr").attrs["notes"])
-
-
-def test_the_bytes_do_not_depend_on_the_place_of_the_source(
-    shared_data: Path, tmp_path: Path
-) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        there = tmp_path / name / f"{name}.dm4"
-        there.write_bytes((shared_data / "sim/au_np_gms_stemx_u16.dm4").read_bytes())
-        for suffix in (".pt", ".hspy"):
-            sd.export(sd.open(there), tmp_path / name / f"x{suffix}")
-    for suffix in (".pt", ".hspy"):
-        first, second = ((tmp_path / name / f"x{suffix}").read_bytes() for name in ("one", "two"))
-        assert first == second

@@ -204,55 +204,50 @@ def test_workers_on_other_machines_are_set_as_those_here(monkeypatch, tmp_path, 
     assert json.loads(done.stdout) == [SETTINGS, ONE_THREAD]
 
 
+def scripted(folder, script, programs, **environment):
+    """What becomes of a script where programs are others, each a line of bash."""
+    for name, content in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{content}\n")
+        (folder / name).chmod(0o755)
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["bash", "-c", script], env={**path, **environment}, cwd=folder, capture_output=True, text=True, check=False
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"SLURM_MEM_PER_NODE": "4096"}, "4096"), ({"SLURM_MEM_PER_CPU": "1000"}, "8000"),
-        ({"SLURM_MEM_PER_NODE": "0"}, "777"), ({}, "777"),
+        ({"SLURM_MEM_PER_NODE": "4096"}, "4096"),
+        ({"SLURM_MEM_PER_CPU": "1000"}, "8000"),
+        ({"SLURM_MEM_PER_NODE": "0"}, "777"),
+        ({}, "777"),
     ],
-)  # fmt: skip
+)
 def test_many_nodes_have_a_memory_limit_however_it_was_asked_for(tmp_path, given, expected):
     """With --mem=0 SLURM says nothing, and Dask takes 0 for no limit."""
-    (tmp_path / "free").write_text("#!/bin/bash\necho 'Mem: 777 1 2'\n")
-    (tmp_path / "free").chmod(0o755)
     text = (TEMPLATES / "many_nodes.sh").read_text()
     lines = [line for line in text.splitlines() if line.startswith(("mem=", '[ "$mem"'))]
-    script = "\n".join([*lines, 'echo "$mem"'])
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_ON_NODE": "8", **given}
-    done = subprocess.run(
-        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
+    script, free = "\n".join([*lines, 'echo "$mem"']), {"free": "echo 'Mem: 777 1 2'"}
+    done = scripted(tmp_path, script, free, SLURM_CPUS_ON_NODE="8", **given)
     assert done.stdout.strip() == expected
 
 
 def test_keys_of_killed_jobs_are_removed_by_the_next(tmp_path):
     """Of jobs that SLURM does not know, or has ended, and of this one before it was requeued; not where SLURM is silent."""
     answers = {
-        1: "RUNNING",
-        2: "",
-        3: "squeue: error: Invalid job id specified",
-        4: "squeue: error: timed out",
-        7: "RUNNING",
-    }
+        1: "RUNNING", 2: "", 3: "squeue: error: Invalid job id specified", 4: "squeue: error: timed out", 7: "RUNNING",
+    }  # fmt: skip
     told = "".join(f"--jobs={number}) echo '{answer}';;\n" for number, answer in answers.items())
-    (tmp_path / "squeue").write_text(f'#!/bin/bash\ncase "$3" in\n{told}esac\n')
-    (tmp_path / "squeue").chmod(0o755)
     home = tmp_path / "home"
     for number in answers:
         (home / f".stem_dask-big-iron-{number}-abcdef").mkdir(parents=True)
     (home / ".stem_dask-other-2-abcdef").mkdir()
     text = (TEMPLATES / "many_nodes.sh").read_text()
     script = text[text.index("own=$HOME") : text.index("trap ")] + 'echo "$folder"'
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "HOME": str(home),
-        "SLURM_CLUSTER_NAME": "big-iron",
-        "SLURM_JOB_ID": "7",
-    }
+    job = {"HOME": str(home), "SLURM_CLUSTER_NAME": "big-iron", "SLURM_JOB_ID": "7"}
     for _ in range(2):  # with none to remove, too
-        done = subprocess.run(
-            ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
-        )
+        done = scripted(tmp_path, script, {"squeue": f'case "$3" in\n{told}esac'}, **job)
         made = Path(done.stdout.strip())
         assert made.name.startswith(".stem_dask-big-iron-7-")
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
@@ -262,38 +257,32 @@ def test_keys_of_killed_jobs_are_removed_by_the_next(tmp_path):
         }  # fmt: skip
 
 
-def test_a_run_that_was_killed_says_so_and_stays_away(tmp_path):
-    """As the system kills a process that is out of memory."""
-    for name, content in [("run", "kill -KILL $$"), ("squeue", "echo RUNNING"), ("scontrol", "touch called")]:  # fmt: skip
-        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
-        (tmp_path / name).chmod(0o755)
-    script = "job=(crop.yaml)\n" + job_array.END.replace("{command}", "run")
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(
-        ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert done.returncode == 137
-    assert "because it ran out of memory; it is not requeued. With" in done.stderr  # fmt: skip
-    assert not (tmp_path / "called").exists()
-
-
-def test_a_busy_slurm_is_asked_again(tmp_path):
-    """A task that was stopped before its wall time would else be lost."""
+@pytest.mark.parametrize(
+    ("run", "code", "called"),
+    [
+        (
+            "exit 75",
+            75,
+            "requeue 7\n",
+        ),  # SLURM is asked again when it is busy; the task would else be lost
+        ("kill -KILL $$", 137, ""),  # as the system kills a process that is out of memory
+    ],
+)
+def test_a_task_that_ends_early(tmp_path, run, code, called):
     once = "[ -e {0} ] || {{ touch {0}; exit 1; }}"
     programs = {
-        "run": "exit 75",
+        "run": run,
         "squeue": once.format("asked") + "; echo RUNNING",
         "scontrol": once.format("tried") + '; echo "$@" >> called',
         "sleep": "",
     }
-    for name, content in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
-        (tmp_path / name).chmod(0o755)
     script = "job=(crop.yaml)\n" + job_array.END.replace("{command}", "run")
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=False)
-    assert done.returncode == 75
-    assert (tmp_path / "called").read_text() == "requeue 7\n"
+    (tmp_path / "called").touch()
+    done = scripted(tmp_path, script, programs, SLURM_JOB_ID="7")
+    assert done.returncode == code
+    assert (tmp_path / "called").read_text() == called
+    told = "because it ran out of memory; it is not requeued. With"
+    assert (told in done.stderr) == (code == 137)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ MOST_LINES, MOST_FILES, MOST_TOP = 29_250, 155, 14
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
     "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "cupyx", "dask_cuda", "h5py", "hdf5plugin", "distributed",
-    "imagecodecs", "dask_jobqueue", "obstore", "tifffile", "fcntl", "resource", "pwd", "grp",
+    "imagecodecs", "dask_jobqueue", "obstore", "tifffile", "fcntl", "resource", "pwd", "grp", "rich",
 }  # fmt: skip
 #: loaded on every worker: what they need there is a second and 60 MB less without these at module level
 ON_WORKERS = {"core", "kernels", "storage", "engine", "readers", "stages", "cluster"}

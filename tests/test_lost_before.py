@@ -16,7 +16,7 @@ from stem_dask.core.errors import SourceError
 from stem_dask.job.run import run
 from stem_dask.stages.export import export
 
-FORMATS = [("zarr", "scan"), ("hspy", "scan"), ("zspy", "scan"), ("h5", "scan"), ("pt", "scan"), ("pt", "nchw")]  # fmt: skip
+FORMATS = [("zarr", "scan"), ("hspy", "scan"), ("h5", "scan"), ("pt", "nchw")]
 BLOCK = {"chunk_mb": 10 * 40 * 36 * 2 / 2**20}
 
 
@@ -31,7 +31,7 @@ def made(beam: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "input": {"path": str(store)},
             "crop": {"enabled": False},
-            "output": {**BLOCK, "path": str(folder / "one.zarr"), "export": ["hspy", "zspy", "h5", "pt"], "figure": False},
+            "output": {**BLOCK, "path": str(folder / "one.zarr"), "export": ["hspy", "h5", "pt"], "figure": False},
             "cluster": {"kind": "threads", "threads_per_worker": 2},
             "on_error": "quarantine",
         }

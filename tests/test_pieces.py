@@ -83,18 +83,6 @@ def test_what_is_made_of_what_is_made():
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_places_of_the_patterns():
-    places: list[tuple[int, int]] = []
-
-    def note(piece, here, out):
-        places.append((here.start, here.stop))
-        out[...] = piece
-
-    np.asarray(ChangedBlock(numbers(7, 2, 2), note, (2, 2), np.dtype("u2")))
-    assert places == [(0, 3), (3, 6), (6, 7)]
-
-
-@pytest.mark.usefixtures("small_pieces")
 def test_watchers_see_every_pattern_once():
     block = numbers(2, 7, 2, 2)
     first = changed(block)
@@ -107,18 +95,6 @@ def test_watchers_see_every_pattern_once():
     np.testing.assert_array_equal(after.found["seen"], block.reshape(-1, 2, 2) + 2)
     np.asarray(second)  # again: nobody watches any more
     assert len(before.found["seen"]) == 14
-
-
-def test_who_asks_first_goes_through_the_block():
-    later = Deferred(changed(numbers(5, 2, 2)), Seen)
-    assert later.found is None
-    np.testing.assert_array_equal(later.array("seen"), numbers(5, 2, 2) + 1)
-    assert later.nbytes == 5 * 4 * 2
-
-
-def test_of_an_array_it_is_known_at_once():
-    later = Deferred(numbers(5, 2, 2), Seen)
-    np.testing.assert_array_equal(later.found["seen"], numbers(5, 2, 2))
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -192,8 +192,3 @@ def test_a_window_is_a_multiple_or_the_whole_axis(wanted, detector, multiple):
 def test_a_window_of_nothing_is_refused(wanted):
     with pytest.raises(ConfigError, match=f"window of {wanted} pixels .* at least 1"):
         axis_window(wanted, 10, 2)
-
-
-def test_a_worker_in_words():
-    assert str(Worker(300 * 10**6, 1)) == "300 MB for 1 thread"
-    assert str(Worker(None, 2)) == "no known limit for 2 threads"

@@ -19,7 +19,7 @@ import stem_dask as sd
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.patterns import as_patterns
-from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import patterns_of
 from stem_dask.stages.export import export
 
 AXES = (

@@ -34,12 +34,6 @@ def damaged(data: np.ndarray, tmp_path: Path) -> Path:
     return store
 
 
-def test_it_stops_and_names_block_and_file(damaged: Path, make_config: Any, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"^block \[2:4, 0:5\]: .*input\.zarr.*cannot be decoded"):
-        run(make_config(damaged, output=BLOCK))
-    assert not (tmp_path / "out.zarr").exists()
-
-
 @pytest.mark.parametrize("align", ["fixed", "pattern"])
 def test_the_rest_is_as_without_the_missing(
     align: str, damaged: Path, data: np.ndarray, beam_file: Path, make_config: Any
@@ -70,9 +64,11 @@ def test_the_rest_is_as_without_the_missing(
     assert ours.attrs["quarantined"] == 10
 
 
-def test_what_is_said_of_it(damaged: Path, make_config: Any, tmp_path: Path) -> None:
-    config = make_config(damaged, output=BLOCK, on_error="quarantine")
-    outcome = run(config)
+def test_what_is_said_of_it_and_that_it_is_complete(
+    damaged: Path, make_config: Any, tmp_path: Path
+) -> None:
+    """Also for a command that would have stopped: the option does not change a byte of what can be read."""
+    outcome = run(make_config(damaged, output=BLOCK, on_error="quarantine"))
     assert any("10 patterns that could not be read" in line for line in outcome.lines)
     for name in ("out_results.json", "out.run/report.json"):
         said = json.loads((tmp_path / name).read_text())["quarantined"]
@@ -80,11 +76,6 @@ def test_what_is_said_of_it(damaged: Path, make_config: Any, tmp_path: Path) -> 
         (block,) = said["blocks"]
         assert block["region"] == [[2, 4], [0, 5]]
         assert "input.zarr" in block["why"]
-
-
-def test_it_is_complete_for_the_same_command(damaged: Path, make_config: Any) -> None:
-    """Also for one that would have stopped: the option does not change a byte of what can be read."""
-    run(make_config(damaged, output=BLOCK, on_error="quarantine"))
     again = run(make_config(damaged, output=BLOCK))
     assert again.exit_code == 7
     assert again.lines[0].startswith("already complete")
@@ -93,8 +84,10 @@ def test_it_is_complete_for_the_same_command(damaged: Path, make_config: Any) ->
 
 def test_a_run_that_stopped_goes_on_without_it(damaged: Path, make_config: Any) -> None:
     stopped = make_config(damaged, output=BLOCK)
-    with pytest.raises(SourceError):
+    told = r"^block \[2:4, 0:5\]: .*input\.zarr.*cannot be decoded"
+    with pytest.raises(SourceError, match=told):
         run(stopped)
+    assert not Path(stopped.output.path).exists()
     config = make_config(damaged, output=BLOCK, on_error="quarantine")
     prepared = prepare(config)
     with begun(prepared) as state:

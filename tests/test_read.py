@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.errors import SourceError
 from stem_dask.readers.open import find
 from stem_dask.stages.open import open_patterns
 
@@ -222,44 +222,6 @@ def test_detector_first(tmp_path):
     assert axis(patterns, "kx") == (3.0, -7.0, "1/nm")
     assert "detector's axes come first" in patterns.attrs["notes"][0]
     same(open_patterns(path, scan_order="scan_first"), array.transpose(2, 3, 0, 1))
-
-
-# --- mask -------------------------------------------------------------------------------------------------------
-
-
-def test_mask_in_its_three_forms(npy, tmp_path):
-    array = numbers(dtype=">u2")
-    path = npy(array)
-    mask = np.zeros((6, 7), bool)
-    mask[2, 3] = mask[0, 0] = mask[5, :] = mask[:, 6] = True
-    np.save(tmp_path / "mask.npy", mask.astype("u1") * 255)
-    named = {"pixels": [[2, 3], [0, 0]], "rows": [5], "columns": [6]}
-    for given in (mask, str(tmp_path / "mask.npy"), named):
-        patterns = open_patterns(path, mask=given)
-        np.testing.assert_array_equal(patterns.values, np.where(mask, 0, array))
-        assert patterns.dtype == np.dtype("u2")
-        assert patterns.attrs["masked_pixels"] == mask.sum()
-
-
-def test_mask_median(npy):
-    array = numbers()
-    patterns = open_patterns(npy(array), mask={"pixels": [[2, 3]]}, mask_fill="median")
-    around = np.delete(array[..., 1:4, 2:5].reshape(4, 5, 9), 4, axis=-1)
-    expected = array.copy()
-    expected[..., 2, 3] = np.rint(np.median(around, axis=-1))
-    np.testing.assert_array_equal(patterns.values, expected)
-
-
-def test_mask_refused(npy, tmp_path):
-    path = npy(numbers())
-    with pytest.raises(ConfigError, match=r"the mask has shape \(7, 6\), the detector \(6, 7\)"):
-        open_patterns(path, mask=np.zeros((7, 6), bool))
-    with pytest.raises(ConfigError, match="marks every pixel as bad"):
-        open_patterns(path, mask=np.ones((6, 7), bool))
-    with pytest.raises(ConfigError, match=r"outside the detector \(6, 7\)"):
-        open_patterns(path, mask={"pixels": [[6, 0]]})
-    with pytest.raises(ConfigError, match="cannot be read"):
-        open_patterns(path, mask=str(tmp_path / "gone.npy"))
 
 
 # --- Gatan files and files that hold no patterns ----------------------------------------------------------------

@@ -175,21 +175,6 @@ def test_damaged_hdf5_is_a_source_error(tmp_path):
 # --- views of sources -------------------------------------------------------------------------------------------
 
 
-@given(
-    part=forward_slices((4, 2, 3, 2)),
-    order=st.sampled_from([(2, 3, 0, 1), (0, 1, 2, 3)]),
-    dtype=st.sampled_from(["<u2", ">f4"]),
-)
-@DRAWN
-def test_transposed_flat_file(tmp_path, part, order, dtype):
-    """Detector first in the file, as older microscope files are."""
-    array = numbers((4, 2, 3, 2), dtype)
-    stored = np.ascontiguousarray(array.transpose(np.argsort(order)))
-    source = View.of(flat_file(tmp_path, stored, 7)).transpose(order)
-    assert source.shape == array.shape
-    same(source[part], array[part])
-
-
 @given(part=forward_slices(SHAPE))
 @example(part=(slice(0, 0), slice(1, 3), slice(None), slice(None)))
 @example(part=(slice(2, 2), slice(None), slice(None), slice(None)))

@@ -168,7 +168,7 @@ def test_damaged_pixels(tmp_path: Path, codec: str) -> None:
     ("array", "options", "message"),
     [
         (np.zeros((4, 6, 5, 3), "u1"), {"photometric": "rgb"}, "3 values per pixel; expected one gray value"),
-        (np.zeros((2, 6, 5), "c8"), {}, "expected real numbers"),
+        (np.zeros((2, 6, 5), "c8"), {}, "expected one gray value per pixel, a real number"),
         (np.zeros((2, 16, 16, 16), "u1"), {"volumetric": True, "tile": (16, 16, 16)}, "volumes of 16 slices"),
     ],
 )  # fmt: skip

@@ -29,13 +29,6 @@ def numbers(shape=SHAPE, dtype="u2"):
     return np.arange(prod(shape)).reshape(shape).astype(dtype)
 
 
-def shared(name):
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"the shared file {name} is not on this machine")
-    return path
-
-
 def same(patterns, array, dims=SCAN):
     assert patterns.dims == dims
     assert patterns.dtype == array.dtype
@@ -84,25 +77,6 @@ def test_hspy_written_by_hyperspy(tmp_path):
     assert kept["Acquisition_instrument"] == {"TEM": {"camera_length": 45.0}}
     same(open_patterns(tmp_path / "a.hspy"), array)
     same(open_patterns(tmp_path / "a.hspy", dataset="a scan"), array)
-
-
-def test_old_hdf5():
-    path = shared("real/pixelated_stem_bool_4d.hdf5")
-    with h5py.File(path) as file:
-        array = file["Experiments/__unnamed__/data"][...]
-    patterns = open_patterns(path)
-    same(patterns, array)
-    assert (patterns.shape, int(patterns.sum())) == ((5, 2, 3, 4), 120)
-    assert axis(patterns, "ky") == (1.0, 0.0, "")
-
-
-def test_py4dstem_file_keeps_its_calibration():
-    path = shared("real/py4DSTEM_size2x3x4x5.h5")
-    patterns = open_patterns(path)
-    with h5py.File(path) as file:
-        same(patterns, file["datacube_root/datacube/data"][...])
-    assert axis(patterns, "scan_x") == (pytest.approx(0.126796875), 0.0, "nm")
-    assert axis(patterns, "ky") == (pytest.approx(0.044251566616), 0.0, "A^-1")
 
 
 def test_plain_h5_with_loops_and_broken_links(tmp_path):
@@ -321,20 +295,6 @@ def test_several_datasets_are_listed_and_chosen(tmp_path):
     refuses(r"no dataset 2; the file holds", path, dataset=2)
 
 
-def test_emd_axes_that_count_from_one(tmp_path):
-    path = hdf5(tmp_path / "a.h5", numbers(), name="data/x/data")
-    with h5py.File(path, "r+") as file:
-        group = file["data/x"]
-        for i, n in enumerate(SHAPE):
-            group[f"dim{i + 1}"] = 3.0 + 0.5 * i * np.arange(n) if i != 2 else np.arange(n) ** 2.0
-            group[f"dim{i + 1}"].attrs["units"] = "nm"
-    patterns = open_patterns(path)
-    assert axis(patterns, "scan_x") == (0.5, 3.0, "nm")
-    assert axis(patterns, "kx") == (1.5, 3.0, "nm")
-    assert axis(patterns, "scan_y") == (1.0, 0.0, "")  # all positions equal
-    assert axis(patterns, "ky") == (1.0, 0.0, "")  # not even
-
-
 def test_big_endian_parts_of_rows_reach_hspy_unswapped(tmp_path):
     np.save(tmp_path / "a.npy", numbers((20, 6, 7), ">u2"))
     patterns = open_patterns(tmp_path / "a.npy", scan_shape=(4, 5), chunk_mb=0.0002)
@@ -389,19 +349,6 @@ def test_zarr_of_xarray_keeps_its_coordinates(tmp_path, version):
     assert axis(patterns, "scan_x") == axis(patterns, "kx") == (1.0, 0.0, "")
 
 
-def test_zspy_keeps_its_axes(tmp_path):
-    """As RosettaSciIO writes it: zarr format 2, one group an axis."""
-    group = zarr.create_group(tmp_path / "a.zspy", zarr_format=2).create_group("Experiments/s")
-    group.create_array("data", data=numbers(), chunks=(2, 5, 6, 7))
-    for i, units in enumerate(["nm", "nm", "1/nm", "1/nm"]):
-        attrs = {"name": f"a{i}", "scale": 0.5 * (i + 1), "offset": -i, "units": units}
-        group.create_group(f"axis-{i}").attrs.update(attrs)
-    patterns = open_patterns(tmp_path / "a.zspy")
-    same(patterns, numbers())
-    assert axis(patterns, "scan_x") == (1.0, -1.0, "nm")
-    assert axis(patterns, "kx") == (2.0, -3.0, "1/nm")
-
-
 @pytest.fixture
 def calibrated(tmp_path):
     """Patterns with another calibration on every axis."""
@@ -411,17 +358,6 @@ def calibrated(tmp_path):
             attrs = {"name": f"a{i}", "scale": 0.5 * (i + 1), "offset": -i, "units": units}
             file["Experiments/s"].create_group(f"axis-{i}").attrs.update(attrs)
     return open_patterns(path, chunk_mb=0.0005)
-
-
-def test_our_own_store(tmp_path, calibrated):
-    export(calibrated, tmp_path / "a.zarr")
-    patterns = open_patterns(tmp_path / "a.zarr")
-    same(patterns, numbers())
-    for dim in SCAN:
-        assert axis(patterns, dim) == axis(calibrated, dim)
-    stacked = open_patterns(tmp_path / "a.zarr", scan_step=2)
-    same(stacked, numbers()[::2, ::2])
-    assert axis(stacked, "scan_x") == (2.0, -1.0, "um")
 
 
 # --- .pt --------------------------------------------------------------------------------------------------------
@@ -528,17 +464,6 @@ def test_pt_never_runs_code(tmp_path):
     path.write_bytes(pickle.dumps(Hostile(mark)))
     refuses("not a readable PyTorch file of plain tensors", path)
     assert not mark.exists()
-
-
-@pytest.mark.parametrize("layout", ["scan", "nchw"])
-def test_our_own_pt_keeps_scan_and_calibration(tmp_path, calibrated, layout):
-    pytest.importorskip("torch")
-    export(calibrated, tmp_path / "a.pt", layout=layout, keep_dtype=True)
-    patterns = open_patterns(tmp_path / "a.pt")
-    same(patterns, numbers())  # (N, 1, H, W) too: its axes say the scan
-    assert axis(patterns, "scan_x") == axis(calibrated, "scan_x")
-    assert axis(patterns, "ky") == axis(calibrated, "ky")
-    assert axis(patterns, "kx") == axis(calibrated, "kx")
 
 
 def test_our_own_pt_of_a_list_and_of_one_column(tmp_path, calibrated):

@@ -102,26 +102,6 @@ def test_patterns_first_is_a_transposition(shape: tuple[int, ...], dtype: str) -
 # --- what is read of the file -----------------------------------------------------------------------------------
 
 
-@given(data=st.data())
-@DRAWN
-def test_slabs_are_what_the_patterns_are(tmp_path: Path, data: st.DataObject) -> None:
-    """Also of a part of the scan, every n-th position, and flipped patterns."""
-    path = old_file(tmp_path, numbers())
-    source = find(
-        path,
-        scan_roi=data.draw(st.sampled_from([None, [0, 5, 0, 3], [1, 4, 0, 3], [2, 5, 1, 2]])),
-        scan_step=data.draw(st.integers(1, 3)),
-        drop_columns=data.draw(st.integers(0, 1)),
-        flip=data.draw(st.booleans()),
-    ).source
-    stored = detector_first(source)
-    assert stored is not None
-    expected = source[WHOLE].transpose(2, 3, 0, 1)
-    assert stored.shape == expected.shape
-    part = data.draw(forward_slices(stored.shape))
-    np.testing.assert_array_equal(stored[part], expected[part])
-
-
 @given(
     part=forward_slices(SHAPE),
     dtype=st.sampled_from(["u1", "<u2", ">u2", "i2", "u4", "<f4", ">f4", "f8"]),

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info_command(options: argparse.Namespace) -> int:
     """Print what files hold."""
-    from stem_dask.config.inputs import found_inputs
+    from stem_dask.config.load import found_inputs
 
     def info(path: str) -> int:
         found = _found(path, overrides)
@@ -165,18 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(add("run", run_file, "run the whole job of a config"))
     sub = add("check", check_command, "print what a config would do; computes nothing")
     sub.add_argument("config", help="YAML file")
-    sub.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override any key of the config"
-    )
+    text = "override any key of the config"
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     sub = add("verify", verify_command, "read a finished store again and test every checksum")
     sub.add_argument("store", help="NAME.zarr")
     example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"
     words = "a file (info: several, or globs), then overrides that it needs, such as input.scan_shape=[256,256]"
     dataset = "name or number of the array, when the file holds several"
-    for sub in (
-        add("info", info_command, "print what a file holds"),
-        add("init", init_command, example),
-    ):
+    info = add("info", info_command, "print what a file holds")
+    for sub in (info, add("init", init_command, example)):
         sub.add_argument("words", nargs="+", metavar="FILE | key=value", help=words)
         sub.add_argument("--dataset", help=dataset)
     text = "the jobs of several configs: one after another here, or as a job array of SLURM"

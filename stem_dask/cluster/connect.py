@@ -343,25 +343,16 @@ def tunnel(link: str, environment: Mapping[str, str], host: str) -> str | None:
 
     Two signs are sure: a session by ssh, and a job of SLURM. A job keeps the variables of the session that submitted it,
     so that its node is reached over that machine.
-
-    Examples
-    --------
-    >>> tunnel("http://127.0.0.1:8787/status", {"USER": "ada", "SSH_CONNECTION": "192.0.2.7 50000 192.0.2.1 22"}, "lab")
-    'ssh -N -L 8787:127.0.0.1:8787 ada@192.0.2.1'
-    >>> job = {"USER": "ada", "SLURM_JOB_ID": "17", "SLURM_SUBMIT_HOST": "login1"}
-    >>> tunnel("http://127.0.0.1:8787/status", job, "node5")
-    'ssh -N -L 8787:127.0.0.1:8787 -J ada@login1 ada@node5'
     """
-    place = urlsplit(link)
-    if place.hostname != "127.0.0.1" or not place.port:
-        return None  # of an existing scheduler, whose user knows how to reach it
+    place, in_job = urlsplit(link), "SLURM_JOB_ID" in environment
     session = environment.get("SSH_CONNECTION", "").split()
     reached = session[2] if len(session) == 4 else ""
+    if place.hostname != "127.0.0.1" or not place.port or not (reached or in_job):
+        return None  # a scheduler of others, whose user knows how to reach it, or nobody elsewhere
     user = environment.get("USER") or getpass.getuser()
-    forward = f"ssh -N -L {place.port}:127.0.0.1:{place.port}"
-    if "SLURM_JOB_ID" in environment:
-        submitted = environment.get("SLURM_SUBMIT_HOST", "")
-        login = reached or submitted
-        over = f" -J {user}@{login}" if login and submitted != host else ""
-        return f"{forward}{over} {user}@{host}"
-    return f"{forward} {user}@{reached}" if reached else None
+    submitted = environment.get("SLURM_SUBMIT_HOST", "")
+    login = reached or submitted
+    over = f" -J {user}@{login}" if in_job and login and submitted != host else ""
+    return (
+        f"ssh -N -L {place.port}:127.0.0.1:{place.port}{over} {user}@{host if in_job else reached}"
+    )

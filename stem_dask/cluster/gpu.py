@@ -35,11 +35,6 @@ def chosen_device(device: str, cluster: Cluster) -> tuple[Device, str]:
     """The device that is used, and why, if ``auto`` chose it; a requested GPU is never replaced by the CPU.
 
     Nothing is known here of workers on other machines: `refuse_missing` looks at them.
-
-    Examples
-    --------
-    >>> chosen_device("cpu", Cluster())
-    ('cpu', '')
     """
     if device == "cpu":
         if cluster.kind == "gpu":

@@ -101,15 +101,7 @@ def start_here(
 def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
     """Start a cluster of Dask; an interrupt waits for the end of the start, because half a cluster cannot be closed.
 
-    Parameters
-    ----------
-    start : makes the cluster
-    deaf : whether its processes ignore Ctrl-C, which a terminal sends to all: the run stops them in order
-
-    Examples
-    --------
-    >>> started(lambda: "a cluster", deaf=False)
-    'a cluster'
+    If ``deaf``, its processes ignore Ctrl-C, which a terminal sends to all: the run stops them in order.
     """
     made: Future[Any] = Future()
 

@@ -65,13 +65,7 @@ def lifetime(walltime: str) -> tuple[int, int]:
 
 
 def script_lines(settings: Mapping[str, Any]) -> list[str]:
-    """What a job sets before its workers start: Dask's settings as in this process, and one thread per numeric library.
-
-    Examples
-    --------
-    >>> script_lines({"distributed.worker.memory.spill": False})[-1]
-    'export DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False'
-    """
+    """What a job sets before its workers start: Dask's settings as in this process, and one thread per numeric library."""
     names = {
         f"DASK_{key.replace('.', '__').replace('-', '_').upper()}": value
         for key, value in settings.items()
@@ -83,13 +77,7 @@ def script_lines(settings: Mapping[str, Any]) -> list[str]:
 def start_jobs(
     options: Cluster, workers: int, threads: int, limit: int, say: Callable[[str], None]
 ) -> Iterator[Any]:
-    """Submit jobs and wait for the first worker; gives a client. At the end the jobs are cancelled.
-
-    Raises
-    ------
-    ConfigError
-        When dask-jobqueue is missing, SLURM does not take the jobs, or all end before their workers come.
-    """
+    """Submit jobs and wait for the first worker; gives a client. At the end the jobs are cancelled."""
     from distributed import Client
     from distributed.deploy import Adaptive
 
@@ -103,17 +91,16 @@ def start_jobs(
     security = own_security(options.host or "0.0.0.0", insecure=options.insecure)
     # output of the jobs and, while they run, the keys: on most sites all nodes see the home folder
     folder = Path(options.log_directory or "~/.stem_dask/jobs").expanduser()
-    what = f"cluster.log_directory is {str(folder)!r}"
+    what, expected = (
+        f"cluster.log_directory is {str(folder)!r}",
+        "expected a folder that all nodes see",
+    )
     if re.search(r"\s", str(folder)):  # dask-jobqueue writes names into the jobs as they are
-        raise ConfigError(
-            f"{what}; expected a folder that all nodes see, without a space in its name"
-        )
+        raise ConfigError(f"{what}; {expected}, without a space in its name")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"{what}, which cannot be made: {error.strerror}; expected a folder that all nodes see"
-        ) from error
+        raise ConfigError(f"{what}, which cannot be made: {error.strerror}; {expected}") from error
     seconds, stagger = lifetime(options.walltime)
     job = {
         "cores": workers * threads,
@@ -186,13 +173,6 @@ def keys(place: str | Path) -> Iterator[str]:
 
     A lock (`stem_dask.engine.lock`) next to it outlasts it: that of a run on this machine is free at its end, and that of one
     elsewhere when it was silent for a minute. Without locks only the own folder is removed.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with keys(tempfile.mkdtemp()) as folder:
-    ...     oct(os.stat(folder).st_mode & 0o777)
-    '0o700'
     """
     for lock in Path(place).glob("keys-*.lock"):
         with contextlib.suppress(OSError, LockedError):

@@ -8,7 +8,6 @@ from typing import ParamSpec, TypeVar
 from stem_dask.core.errors import StemDaskError
 
 P = ParamSpec("P")
-
 T = TypeVar("T")
 
 #: a key of a config in a message, and its value
@@ -16,7 +15,6 @@ _KEY = re.compile(
     r"(?<![\w./\\-])(input|analyze|crop|validate|downsample|output|cluster)\.([a-z_]+)(?!\w|/|\.\w)"
     r"(?:=([\w.+-]*\w)|(?:=|: )(\[[^\]]*\]|(?:true|false|null|\d+|float\d\d|scan_first|detector_first)\b))?"
 )
-
 _VALUES = {"true": "True", "false": "False", "null": "None"}
 
 
@@ -27,10 +25,7 @@ def in_python(text: str) -> str:
     --------
     >>> in_python("out.pt exists; set output.overwrite=true, or give input.scan_shape: [4, 8] for input.npy")
     'out.pt exists; set overwrite=True, or give scan_shape=[4, 8] for input.npy'
-    >>> in_python("set output.dtype=float32, or lower analyze.threshold")
-    "set dtype='float32', or lower threshold"
     """
-
     from stem_dask.config.options import SECTIONS
 
     def argument(found: re.Match[str]) -> str:

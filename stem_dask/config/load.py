@@ -1,22 +1,25 @@
-"""Load options from YAML and the command line; errors name the key, the line and the valid keys."""
+"""Load options from YAML and the command line, for one input or several; errors name the key, the line and the valid keys."""
 
 import difflib
+import fnmatch
+import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pydantic
 import yaml
 from pydantic import BaseModel
 
-from stem_dask.config.inputs import NO_UTF8, found_inputs, named_outputs, refuse_circles, renamed
 from stem_dask.config.options import NEEDS, SECTIONS, SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.text import next_multiples
-from stem_dask.storage.location import without_secrets
+from stem_dask.storage.location import check_path, is_url, without_secrets
 
 MAX_FILE_BYTES = 2**16  # a config has a few kB; anything larger is likely the data file
 
@@ -26,6 +29,13 @@ _PATHS = (
 )  # fmt: skip
 
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,2})?", re.IGNORECASE)
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+_WAYS = "{stem} (the input's name without its suffix), {name} or {parent} (the folder it is in)"
+
+#: bytes of a file name that are not UTF-8, as surrogate escapes
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def defaults(section: str) -> dict[str, Any]:
@@ -110,12 +120,12 @@ def configs_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> l
 
 
 def _only(configs: list[Config]) -> Config:
-    if len(configs) > 1:
-        raise ConfigError(
-            f"input.path names {len(configs)} inputs ({configs[0].input.path} …), and one is expected here; "
-            "run and check take several, and so does sd.load_configs"
-        )
-    return configs[0]
+    if len(configs) == 1:
+        return configs[0]
+    raise ConfigError(
+        f"input.path names {len(configs)} inputs ({configs[0].input.path} …), and one is expected here; "
+        "run and check take several, and so does sd.load_configs"
+    )
 
 
 def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> list[Config]:
@@ -134,8 +144,8 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
             raise ConfigError(
                 f"analyze.from is {known}, the analysis of one input, and there are {len(inputs)}; leave it out"
             )
-        paths = named_outputs(inputs, output["path"])
-        refuse_circles(inputs, given, paths, output["export"])
+        paths = _named_outputs(inputs, output["path"])
+        _refuse_circles(inputs, given, paths, output["export"])
         jobs = []
         for path, name in zip(inputs, paths, strict=True):
             own = {"input": {**options["input"], "path": path}, "output": {**output, "path": name}}
@@ -144,6 +154,126 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
     except ConfigError as error:
         key = str(error).partition(" ")[0]  # every message starts with its key
         raise ConfigError(_place(places, key) + str(error)) from None
+
+
+def found_inputs(given: str | Sequence[str]) -> list[str]:
+    """Absolute paths of all inputs that a path, a glob, or a list of them names: sorted, without duplicates.
+
+    An existing name is a path even if it looks like a glob. A path that does not exist is kept; its job reports it.
+
+    Examples
+    --------
+    >>> found_inputs(["/b.dm4", "/a.dm4", "/b.dm4"]), found_inputs("synthetic")
+    (['/a.dm4', '/b.dm4'], ['synthetic'])
+    """
+    found: set[str] = set()
+    for text in [given] if isinstance(given, str) else given:
+        check_path("input.path", text)
+        path = os.path.expanduser(text)
+        if is_url(text):
+            if glob.has_magic(text):
+                raise ConfigError(
+                    f"input.path is {text}: globs are for files here; give the URLs one by one, as a list"
+                )
+            found.add(text.rstrip("/"))
+        elif text == SYNTHETIC:
+            found.add(text)
+        elif not glob.has_magic(path) or os.path.lexists(path):
+            found.add(os.path.abspath(path))
+        else:
+            matches = glob.glob(path, recursive=True)
+            if not matches:
+                raise ConfigError(
+                    f"input.path is {text}, and nothing matches it (from {os.getcwd()})"
+                )
+            found.update(map(os.path.abspath, matches))
+    return sorted(found)
+
+
+def _renamed(path: str, *, of_input: bool) -> str:
+    r"""Message about a name with bytes that are not UTF-8, such as Latin-1, with a command that renames the file.
+
+    Examples
+    --------
+    >>> _renamed("5_" + chr(0xDCB5) + "m.npy", of_input=True)
+    '5_\\xb5m.npy, which is not UTF-8; rename the file: mv 5_*m.npy 5__m.npy'
+    """
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    if not of_input:
+        return f"{shown}, which is not UTF-8; choose another name"
+    old, new = (_NO_UTF8.sub(sign, path) for sign in "*_")
+    pattern = "*".join(shlex.quote(part) if part else "" for part in old.split("*"))
+    return f"{shown}, which is not UTF-8; rename the file: mv {pattern} {shlex.quote(new)}"
+
+
+def _named_outputs(inputs: Sequence[str], pattern: str) -> list[str]:
+    """The output of every input, with the placeholders of the pattern replaced.
+
+    Examples
+    --------
+    >>> _named_outputs(["/raw/a.dm4", "/raw/b.zarr"], "/out/{parent}_{stem}.zarr")
+    ['/out/raw_a.zarr', '/out/raw_b.zarr']
+    """
+    names = _PLACEHOLDER.findall(pattern)
+    unknown = [name for name in names if name not in ("stem", "name", "parent")]
+    if unknown:
+        raise ConfigError(
+            f"output.path is {pattern}, and {{{unknown[0]}}} is no placeholder; valid are {_WAYS}"
+        )
+    if len(inputs) > 1 and not names:
+        raise ConfigError(
+            f"output.path is {pattern}, one name for {len(inputs)} inputs ({inputs[0]} … {inputs[-1]}); put a "
+            f"placeholder into it: {_WAYS}"
+        )
+    makers: dict[str, str] = {}
+    for text in inputs:
+        path = Path(text)
+        values = {"stem": path.stem, "name": path.name, "parent": path.parent.name}
+        output = _PLACEHOLDER.sub(lambda found, values=values: values[found[1]], pattern)  # type: ignore[misc]
+        other = makers.setdefault(output, text)
+        if other != text:
+            raise ConfigError(
+                f"output.path is {pattern}: {other} and {text} would both become {output}; tell them apart with "
+                "{parent} (the folder they are in) or {name} (with the suffix)"
+            )
+    return list(makers)
+
+
+def _refuse_circles(
+    inputs: Sequence[str], given: str | Sequence[str], outputs: Sequence[str], kinds: Sequence[str]
+) -> None:
+    """Refuse an output that is an input, or that matches a glob and would be an input when the command resumes.
+
+    ``given`` are the paths and globs of the config, ``kinds`` the suffixes of the exports.
+    """
+    # `prepare` checks a single job
+    sources = {os.path.realpath(path) for path in inputs} if len(inputs) > 1 else set()
+    texts = [given] if isinstance(given, str) else given
+    globs = [text for text in texts if glob.has_magic(text) and not os.path.lexists(text)]
+    why = "write into another folder, or name the inputs more narrowly"
+    for output in outputs:
+        for path in (output, *(str(Path(output).with_suffix(f".{kind}")) for kind in kinds)):
+            if os.path.realpath(path) in sources:
+                raise ConfigError(
+                    f"output.path gives {path}, which is an input of the same command; {why}"
+                )
+            for text in globs:
+                # the working directory is escaped
+                whole = os.path.join(glob.escape(os.getcwd()), os.path.expanduser(text))
+                if _matches(Path(path).parts, Path(os.path.normpath(whole)).parts):
+                    raise ConfigError(
+                        f"output.path gives {path}, which matches {text}: it would be an input when the same command "
+                        f"goes on; {why}"
+                    )
+
+
+def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether a glob matches a path, part by part."""
+    if not wanted or not parts:
+        return not parts and all(part == "**" for part in wanted)
+    if wanted[0] == "**":
+        return _matches(parts, wanted[1:]) or _matches(parts[1:], wanted)
+    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 class _Loader(yaml.SafeLoader):
@@ -328,8 +458,8 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         elif kind == "missing" and isinstance(loc[-1], str):
             key = ".".join(map(str, loc))
             text = f"{key} is missing; expected {_expected(hint)}"
-        elif isinstance(value, str) and NO_UTF8.search(value):
-            text = f"{key} is {renamed(value, of_input=top == 'input')}"
+        elif isinstance(value, str) and _NO_UTF8.search(value):
+            text = f"{key} is {_renamed(value, of_input=top == 'input')}"
         else:
             shown = "empty" if value is None and not key else _show(value)
             text = f"{key or 'the content'} is {shown}; expected {_expected(hint)}"

@@ -42,7 +42,7 @@ from stem_dask.job.plan import Plan
 from stem_dask.job.results import Outcome, advice, exit_code, made_by, stored_bytes, verdict
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.job.warm_up import play, rehearse
-from stem_dask.kernels.gpu.code import Kernels
+from stem_dask.kernels.gpu.code import compile_kernels
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.report import text as report
 from stem_dask.report.figure import draw, figure_data
@@ -255,7 +255,8 @@ def warm_up(job: Job) -> None:
         refuse_missing(client)
         reduces = config.crop.enabled or down.factor > 1
         options = down.model_dump(exclude={"sigma"}) if reduces else None
-        on_gpu = Kernels(what.patterns, what.detector, config.analyze.threshold, metric, options)
+        sizes = what.patterns, what.detector[1]
+        on_gpu = partial(compile_kernels, *sizes, config.analyze.threshold, metric, options)
     bins = down.factor > 1 and down.method == "bin"
     owned = job.connection.owned
     places: dict[str, type[SourceError] | type[StoreError]]
@@ -344,8 +345,8 @@ def hot_pixels(job: Job) -> list[list[int]]:
 
 def _note_analysis(job: Job) -> None:
     assert job.analysis is not None
-    job.warnings += report.hot_pixel_warnings(job.hot, masked=job.config.input.mask == "auto")
-    job.warnings += report.analysis_warnings(job.analysis)
+    masked = job.config.input.mask == "auto"
+    job.warnings += report.analysis_warnings(job.analysis, job.hot, masked=masked)
 
 
 def _lazy_analysis(job: Job) -> dict[str, da.Array]:

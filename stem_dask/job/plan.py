@@ -174,13 +174,7 @@ def prepare(config: Config) -> Plan:
 
 
 def find_input(config: Config) -> Found:
-    """Open the input, with calibration and beam energy from the config; ``synthetic`` is first written next to the output.
-
-    Raises
-    ------
-    SourceError
-        If the input cannot be used.
-    """
+    """Open the input, with calibration and beam energy from the config; ``synthetic`` is first written next to the output."""
     options = config.input
     path = options.path
     if not isinstance(path, str):
@@ -205,15 +199,10 @@ def find_input(config: Config) -> Found:
 
 
 def refuse_too_small(plan: Plan, *, queued_only: bool = True) -> None:
-    """Refuse planned workers without memory for the job, as far as the config states their memory.
+    """Raise MemoryBudgetError for planned workers without memory for the job, as far as the config states their memory.
 
     The projection takes a second to load. With ``queued_only`` it is made now only for SLURM, whose jobs wait in a queue,
     and for workers that cannot even load their code; for others it follows when they have been started.
-
-    Raises
-    ------
-    MemoryBudgetError
-        When a worker will not have the memory.
     """
     from stem_dask.cluster.connect import planned  # loads dask
 
@@ -255,21 +244,16 @@ def begun(plan: Plan, *, restart: bool = False) -> Iterator[RunState]:
             try:
                 yield state
             except BaseException:
-                if outputs.url is not None and not (state.goes_on or state.is_complete):
-                    _remove_shards(outputs, state)
+                # a run that failed and cannot resume leaves no shards, but a complete output and those of another run
+                begun_here = os.path.lexists(temporary(outputs.path)) and not state.is_complete
+                if outputs.url is not None and begun_here and not state.goes_on:
+                    with contextlib.suppress(StemDaskError):  # the first error is raised
+                        state.check_ownership()
+                        if not at(outputs.url, DOCUMENT).is_file():
+                            at(outputs.url).remove_below()
                 raise
     finally:
         elsewhere.close()
-
-
-def _remove_shards(outputs: Outputs, state: RunState) -> None:
-    """Remove the shards of a run that failed and cannot resume, but no complete output and nothing of another run."""
-    if not os.path.lexists(temporary(outputs.path)):
-        return
-    with contextlib.suppress(StemDaskError):  # the first error is raised
-        state.check_ownership()
-        if not at(outputs.store, DOCUMENT).is_file():
-            at(outputs.store).remove_below()
 
 
 def input_lines(plan: Plan, state: RunState) -> list[str]:
@@ -419,7 +403,7 @@ def _is_complete(config: Config, outputs: Outputs, token: str, contents: Mapping
                 )
             refuse_existing(path, overwrite=False)
         return False
-    about = _about(outputs)
+    about, folder = _about(outputs), Path(outputs.path).parent
     missing = [Path(path).name for path in outputs.all() if not is_there(path)]
     if about.get("token") == token and not missing:
         return True
@@ -427,7 +411,6 @@ def _is_complete(config: Config, outputs: Outputs, token: str, contents: Mapping
     when = "replace it when the new one is complete"
     if url is not None:
         when = "replace it; it ends as soon as the first shard of the new one is written"
-        folder = Path(outputs.path).parent
         missing = [f"{name} (in {folder}, see output.local_folder)" for name in missing]
         if not about:
             raise OutputExistsError(

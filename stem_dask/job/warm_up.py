@@ -92,7 +92,7 @@ def play(
     dtype : of the patterns
     metric : of the analysis; None when nothing is analyzed and cropped
     bins : whether a mean or sum of pixels is made
-    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.code.Kernels`
+    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.code.compile_kernels`
     owned : whether this process ends with the run
     """
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)

@@ -32,11 +32,6 @@ def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
     """An HDF5 file, open for reading; a file that cannot be locked is read without a lock, and noted in ``notes``.
 
     Without a lock it is opened through a Python file: HDF5 refuses to open a file twice with different kinds of locks.
-
-    Raises
-    ------
-    SourceError
-        When another program has it open for writing, in a state that cannot be read.
     """
     import h5py
 
@@ -47,7 +42,6 @@ def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
             found = re.search(r"unable to lock file, errno = (\d+)", str(error))
             if not found and "file is already open for write" not in str(error):
                 raise
-            # otherwise the file system has no locks
             written = not found or int(found[1]) in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
             raw = stack.enter_context(open(path, "rb"))
             try:
@@ -59,17 +53,15 @@ def hdf5_file(path: str, notes: list[str] | None = None) -> Iterator[Any]:
                     f"{path}: open for writing in another program, in a state that cannot be read ({one_line(damage)}); "
                     "close it there"
                 ) from damage
+            note = "the file system has no locks; the file is read without a lock"
+            if written:
+                note = (
+                    "the file is open for writing in another program, or was not closed properly; it is read without a lock "
+                    "and may still change: close it there first"
+                )
             if notes is not None:
-                notes.append(_WRITTEN if written else _NO_LOCKS)
+                notes.append(note)
         yield file
-
-
-_NO_LOCKS = "the file system has no locks; the file is read without a lock"
-
-_WRITTEN = (
-    "the file is open for writing in another program, or was not closed properly; it is read without a lock and may still "
-    "change: close it there first"
-)
 
 
 @contextlib.contextmanager

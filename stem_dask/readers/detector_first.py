@@ -10,6 +10,7 @@ contiguous and ordered by slab, each (scan_y, scan_x, ky, kx), so that both pass
 
 import itertools
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -157,19 +158,11 @@ class TransposedSink:
 
 
 def _touched(wanted: range, extent: int, size: int) -> Iterator[tuple[range, slice, slice]]:
-    """The parts of an axis with wanted indices: the part, which of the wanted they are, and their places in the part.
-
-    Examples
-    --------
-    >>> list(_touched(range(1, 7, 3), 4, 10))
-    [(range(0, 4), slice(0, 1, None), slice(1, 2, 3)), (range(4, 8), slice(1, 2, None), slice(0, 1, 3))]
-    """
-    if not wanted:
-        return
-    for start in range(wanted[0] // extent * extent, wanted[-1] + 1, extent):
-        stop = min(start + extent, size)
-        edges = (-(-(edge - wanted.start) // wanted.step) for edge in (start, stop))
-        first, last = (min(len(wanted), max(0, edge)) for edge in edges)
-        if first < last:
-            inside = slice(wanted[first] - start, wanted[last - 1] - start + 1, wanted.step)
-            yield range(start, stop), slice(first, last), inside
+    """The parts of an axis with wanted indices: the part, which of the wanted they are, and their places in the part."""
+    done = 0
+    for start in range(0, size, extent):
+        part = range(start, min(start + extent, size))
+        if n := bisect_left(wanted, part.stop) - done:
+            inside = slice(wanted[done] - start, wanted[done + n - 1] - start + 1, wanted.step)
+            yield part, slice(done, done + n), inside
+            done += n

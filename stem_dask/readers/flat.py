@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
 from bisect import bisect_left
@@ -29,12 +28,13 @@ MAPPED_RUN_BYTES = 4096
 
 @dataclass(frozen=True)
 class FlatFile:
-    """A C-contiguous array in a file, from a byte offset on."""
+    """An array in a file, from a byte offset on; C-contiguous, unless indices of the first axis are ``stride`` bytes apart."""
 
     path: str
     offset: int
     dtype: np.dtype
     shape: tuple[int, ...]
+    stride: int = 0
     reading: ClassVar = Reading(in_pieces=True)
 
     def __getitem__(self, part: Slices) -> NDArray:
@@ -49,19 +49,19 @@ class FlatFile:
 
     def read_into(self, part: Slices, out: NDArray, file: Any = None) -> None:
         """Read a part into an array of its shape and type, from an `opened` file if given."""
-        sizes = out.shape
+        sizes, n_axes, apart = out.shape, len(self.shape), self.stride > 0
         if out.size == 0:
             return
         n_whole = 0  # trailing axes that are read whole: one run for each index of the others
-        while n_whole < len(self.shape) and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
+        while n_whole < n_axes - apart and sizes[-1 - n_whole] == self.shape[-1 - n_whole]:
             n_whole += 1
-        if is_url(self.path) and n_whole < 2 < len(self.shape):
-            self._from_whole_patterns(part, out)
-            return
-        n_partial = len(self.shape) - n_whole
-        joined = n_partial > 0 and (part[n_partial - 1].step or 1) == 1
+        n_partial = n_axes - n_whole
+        joined = n_partial > apart and (part[n_partial - 1].step or 1) == 1
         n_outer = n_partial - joined  # neighbors on the last partial axis are one run, too
         run_bytes = prod(sizes[n_outer:]) * self.dtype.itemsize
+        if is_url(self.path) and (apart or n_whole < 2 < n_axes):
+            self._from_store(part, out)
+            return
         if n_partial > 2 and n_whole < 2 and run_bytes < MAPPED_RUN_BYTES:
             self._mapped(part, out)
             return
@@ -74,6 +74,7 @@ class FlatFile:
         for axis in range(n_outer + joined):
             wanted = range(*part[axis].indices(self.shape[axis]))
             stride = prod(self.shape[axis + 1 :]) * self.dtype.itemsize
+            stride = self.stride if apart and axis == 0 else stride
             indices = wanted[:1] if axis == n_outer else wanted
             first = [begin + index * stride for begin in first for index in indices]
         content = out.reshape(-1).view(np.uint8).data
@@ -81,18 +82,43 @@ class FlatFile:
             for i, position in enumerate(first):
                 self._fill(there, position, content[i * run_bytes : (i + 1) * run_bytes])
 
-    def _from_whole_patterns(self, part: Slices, out: NDArray) -> None:
-        """Parts of patterns in an object store: whole patterns in fewer requests, whose latency dominates."""
+    def _from_store(self, part: Slices, out: NDArray) -> None:
+        """Parts of patterns in an object store: several whole ones per request, whose latency dominates."""
         *lead, height, width = self.shape
-        run = Run(self.path, self.offset, height * width * self.dtype.itemsize, prod(lead))
-        frames = FramedFile((run,), self.dtype, (height, width))
+        n_bytes = height * width * self.dtype.itemsize
+        stride = self.stride or n_bytes
         *outer, last = (range(n)[s] for n, s in zip(lead, part, strict=False))
-        for place in np.ndindex(*map(len, outer)):
-            row = 0
-            for n, indices, i in zip(lead, outer, place, strict=False):
-                row = row * n + indices[i]
-            row *= lead[-1]
-            out[place] = frames[slice(row + last.start, row + last.stop, last.step), *part[-2:]]
+        at_once = max(1, REQUEST_BYTES // (stride * last.step))
+        with self.opened() as file:
+            for place in np.ndindex(*map(len, outer)):
+                row = 0
+                for n, indices, i in zip(lead, outer, place, strict=False):
+                    row = row * n + indices[i]
+                for start in range(0, len(last), at_once):
+                    some = last[start : start + at_once]
+                    content = np.empty((some[-1] - some[0]) * stride + n_bytes, np.uint8)
+                    first = row * lead[-1] + some[0]
+                    file.fill(self.offset + first * stride, content.data)
+                    for i, frame in enumerate(some, start):
+                        pixels = content[(frame - some[0]) * stride :][:n_bytes].view(self.dtype)
+                        out[(*place, i)] = pixels.reshape(height, width)[part[-2:]]
+
+    def _mapped(self, part: Slices, out: NDArray) -> None:
+        """Scattered elements (detector first), one index of the first axis at a time to bound the mapped memory."""
+        n_bytes = prod(self.shape[1:]) * self.dtype.itemsize
+        stride = self.stride or n_bytes
+        wanted = range(*part[0].indices(self.shape[0]))
+        need = self.offset + (wanted[-1] if self.stride else self.shape[0] - 1) * stride + n_bytes
+        with self.opened() as file:
+            if (size := os.fstat(file.fileno()).st_size) < need:
+                raise self._cut(size, need)
+            for plane, i in zip(out, wanted, strict=True):
+                at = self.offset + i * stride
+                inside = at % mmap.ALLOCATIONGRANULARITY
+                with mmap.mmap(
+                    file.fileno(), inside + n_bytes, access=mmap.ACCESS_READ, offset=at - inside
+                ) as there:
+                    plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
 
     def _fill(self, file: Any, position: int, run: memoryview) -> None:
         if isinstance(file, ObjectFile):
@@ -107,25 +133,12 @@ class FlatFile:
         raise self._cut(os.fstat(file.fileno()).st_size, position + len(run))
 
     def _cut(self, size: int, need: int) -> SourceError:
+        where = f"the middle of the data, which need {need:,} bytes"
+        if self.stride:
+            where = f"pattern {max(0, size - self.offset) // self.stride:,}"
         return SourceError(
-            f"{self.path}: the file ends at byte {size:,}, in the middle of the data, "
-            f"which need {need:,} bytes; it was cut or is still being written"
+            f"{self.path}: the file ends at byte {size:,}, in {where}; it was cut or is still being written"
         )
-
-    def _mapped(self, part: Slices, out: NDArray) -> None:
-        """Scattered elements (detector first), one index of the first axis at a time to bound the mapped memory."""
-        row = prod(self.shape[1:]) * self.dtype.itemsize
-        need = self.offset + self.shape[0] * row
-        with self.opened() as file:
-            if (size := os.fstat(file.fileno()).st_size) < need:
-                raise self._cut(size, need)
-            for plane, i in zip(out, range(*part[0].indices(self.shape[0])), strict=True):
-                at = self.offset + i * row
-                inside = at % mmap.ALLOCATIONGRANULARITY
-                with mmap.mmap(
-                    file.fileno(), inside + row, access=mmap.ACCESS_READ, offset=at - inside
-                ) as there:
-                    plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
 
 
 @dataclass(frozen=True)
@@ -165,59 +178,28 @@ class FramedFile:
         return (sum(run.count for run in self.runs), *self.frame_shape)
 
     def __getitem__(self, part: Slices) -> NDArray:
-        frames, rows, columns = (
-            range(*s.indices(n)) for s, n in zip(part, self.shape, strict=True)
-        )
-        shape = (len(frames), len(rows), len(columns))
-        out = buffer_for(self.runs[0].offset, shape, self.dtype)
-        if out.size == 0:
-            return out
-        width = self.frame_shape[1]
-        as_stored = columns == range(width) and rows.step == 1
-        lines = np.empty((rows[-1] - rows[0] + 1, width), self.dtype)  # the rows in one run
-        skipped = rows[0] * width * self.dtype.itemsize
-        starts = itertools.accumulate((run.count for run in self.runs), initial=0)
-        for run, start in zip(self.runs, starts, strict=False):
+        ranges = [range(*s.indices(n)) for s, n in zip(part, self.shape, strict=True)]
+        out = buffer_for(self.runs[0].offset, [len(one) for one in ranges], self.dtype)
+        (frames, rows, columns), start = ranges, 0
+        by_rows = columns != range(self.frame_shape[1])  # one run of whole rows is read faster
+        lines = np.empty((1, len(rows), self.frame_shape[1]), self.dtype)
+        for run in self.runs:
             first, last = bisect_left(frames, start), bisect_left(frames, start + run.count)
-            if first == last:
-                continue
-            if is_url(run.path):
-                some = frames[first:last]
-                there = range(some.start - start, some.stop - start, some.step)
-                self._from_store(run, there, part, out[first:last])
-                continue
-            with translate(SourceError, run.path), open(run.path, "rb", buffering=0) as file:
-                for i in range(first, last):
-                    target = out[i] if as_stored else lines
-                    file.seek(run.offset + (frames[i] - start) * run.stride + skipped)
-                    view = target.reshape(-1).view(np.uint8).data
-                    while view:
-                        n = file.readinto(view)
-                        if not n:
-                            raise _cut(run.path, file.seek(0, 2), frames[i])
-                        view = view[n:]
-                    if not as_stored:
-                        where = slice(columns.start, columns.stop, columns.step)
-                        out[i] = lines[:: rows.step, where]
+            file = FlatFile(
+                run.path, run.offset, self.dtype, (run.count, *self.frame_shape), run.stride
+            )
+            if out.size and first < last:
+                with translate(SourceError, run.path), file.opened() as opened:
+                    there = slice(frames[first] - start, frames[last - 1] - start + 1, frames.step)
+                    if not by_rows or is_url(run.path):
+                        file.read_into((there, *part[1:]), out[first:last], opened)
+                        first = last
+                    for i in range(first, last):
+                        frame = slice(frames[i] - start, frames[i] - start + 1)
+                        file.read_into((frame, part[1], slice(None)), lines, opened)
+                        out[i] = lines[0, :, part[2]]
+            start += run.count
         return out
-
-    def _from_store(self, run: Run, frames: range, part: Slices, out: NDArray) -> None:
-        """Patterns of a run in an object store: several whole ones per request, whose latency dominates."""
-        n_bytes = prod(self.frame_shape) * self.dtype.itemsize
-        file, n = ObjectFile(run.path), max(1, REQUEST_BYTES // (run.stride * frames.step))
-        for begin in range(0, len(frames), n):
-            some = frames[begin : begin + n]
-            content = np.empty((some[-1] - some[0]) * run.stride + n_bytes, np.uint8)
-            file.fill(run.offset + some[0] * run.stride, content.data)
-            for i, frame in enumerate(some, begin):
-                pixels = content[(frame - some[0]) * run.stride :][:n_bytes].view(self.dtype)
-                out[i] = pixels.reshape(self.frame_shape)[part[1:]]
-
-
-def _cut(path: str, size: int, frame: int) -> SourceError:
-    return SourceError(
-        f"{path}: the file ends at byte {size:,}, in pattern {frame:,}; it was cut or is still being written"
-    )
 
 
 def framed(
@@ -281,12 +263,6 @@ def buffer_for(offset: int, shape: Sequence[int], dtype: np.dtype) -> NDArray:
 
     Linux copies by ``rep movsb``, which on AMD Zen 3 takes three to four times as long (measured) when the target is 1 to
     31 bytes farther into its page than the source; arrays of numpy often begin 16 bytes into a page.
-
-    Examples
-    --------
-    >>> array = buffer_for(4096, (2, 3), np.dtype("u2"))
-    >>> array.shape, array.ctypes.data % 64
-    ((2, 3), 48)
     """
     n_bytes = prod(shape) * dtype.itemsize
     spare = np.empty(n_bytes + 64, np.uint8)

@@ -63,9 +63,7 @@ READERS = {
     ".zarr": Reader("a zarr store", _zarr, is_folder=True, in_store=True),
     ".zspy": Reader("a HyperSpy zarr store", _zarr, is_folder=True),
     ".npy": Reader("a numpy file", list_npy, in_store=True),
-    ".raw": Reader(
-        "a file of plain numbers", lambda name: list_raw(name, RawLayout()), in_store=True
-    ),
+    ".raw": Reader("a file of plain numbers", list_raw, in_store=True),
     ".pt": Reader("a PyTorch file", list_tensors),
     ".mib": Reader("a Merlin file", list_mib, in_store=True),
     ".blo": Reader("a NanoMEGAS block file", list_blo, in_store=True),

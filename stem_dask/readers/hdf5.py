@@ -155,13 +155,12 @@ def _links(file: Any, others: list[str]) -> list[tuple[str, str, str]]:
 
     def visit(key: bytes, info: Any) -> None:
         name = _escaped(key)
-        is_link = info.type in (h5py.h5l.TYPE_SOFT, h5py.h5l.TYPE_EXTERNAL)
-        if not is_link or not name.isprintable():  # h5py cannot look up names that are not UTF-8
+        if not name.isprintable():  # h5py cannot look up names that are not UTF-8
             return
         link = file.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
             links.append((name.rpartition("/")[0], str(link.filename), str(link.path).strip("/")))
-        elif file.get(name) is None:
+        elif isinstance(link, h5py.SoftLink) and file.get(name) is None:
             others.append(f"{one_line(name)}, a link to {one_line(link.path)}, where nothing is")
 
     file.id.links.visit(visit, info=True)
@@ -178,12 +177,9 @@ def _in_other_files(path: str, links: list[tuple[str, str, str]]) -> str:
     missing = [one_line(file) for file in files if not (folder / file).is_file()]
     if missing:
         return f"the patterns are in {missing[0]}, which is missing; copy it too"
-    first, last = one_line(files[0]), one_line(files[-1])
+    first, last, whole_name = one_line(files[0]), one_line(files[-1]), one_line(folder / files[0])
     if len(files) == 1:
-        return (
-            f"the patterns are in another file; set input.path: {one_line(folder / files[0])} and input.dataset: "
-            f"{one_line(target)}"
-        )
+        return f"the patterns are in another file; set input.path: {whole_name} and input.dataset: {one_line(target)}"
     listed = f"g = h5py.File('{path}')['{group or '/'}']; d = [g[k] for k in sorted(g, key=len) if g[k].ndim == 3]"
     way = _join(listed, Path(path).stem.removesuffix("_master"), path, group)
     return f"a master file: the patterns are in {len(files):,} files, {first} to {last}; {way}"
@@ -210,8 +206,7 @@ def _part(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
             pass
     n_files = max(len(there), n_files)
     if n_files < 2 and (low or 1) == 1:
-        hint = "a detector's data file; its master file states the scan, or whether there are more"
-        return "", hint
+        return "", "a detector's data file; its master file states the scan, or whether there are more"  # fmt: skip
     which = f"patterns {low:,} to {high:,}" if low and high else "a part"
     words = f"it holds {which} of an acquisition in {max(n_files, 2):,} files"
     if len(there) < n_files or n_files < 2:
@@ -273,8 +268,10 @@ def _unwritten(data: Any) -> tuple[str, ...]:
     if data.external or data.is_virtual:
         return ()
     if data.chunks is None:
-        nothing = data.size and not data.id.get_storage_size()
-        return (f"nothing of it was ever written; it reads as {data.fillvalue}",) if nothing else ()
+        is_there = not data.size or data.id.get_storage_size()
+        return (
+            () if is_there else (f"nothing of it was ever written; it reads as {data.fillvalue}",)
+        )
     n = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
     there = data.id.get_num_chunks() if n <= 10**6 else n  # counting as many takes 0.4 s
     if there >= n:

@@ -24,6 +24,9 @@ ScanOrder = Literal["auto", "scan_first", "detector_first"]
 
 _DIMS = (*SCAN_DIMS, *DETECTOR_DIMS)
 
+#: which axes are reciprocal, see `_is_reciprocal`
+_SCAN_FIRST = [False, False, True, True]
+
 # --- axes by the attributes that HyperSpy, EMD, NeXus and netCDF write ---
 
 
@@ -198,17 +201,29 @@ def arranged(name: str, view: Candidate, geometry: Geometry) -> Candidate:
         )
     if fault:
         raise SourceError(f"{name}: {fault}")
-    reciprocal = [_is_reciprocal(axis.units) for axis in axes]
-    if _detector_first(name, view, geometry.scan_order, reciprocal):
+    reciprocal, note = [_is_reciprocal(axis.units) for axis in axes], ""
+    if geometry.scan_order != "auto":  # else by the file, by names, by units
+        detector_first = geometry.scan_order == "detector_first"
+    elif view.swapped is not None:
+        detector_first = not view.swapped
+    elif tuple(axis.name for axis in axes) == _DIMS:
+        detector_first = False
+    elif _suffix(name) in (".dm3", ".dm4") and reciprocal not in (_SCAN_FIRST, _SCAN_FIRST[::-1]):
+        units = ", ".join(axis.units or "none" for axis in axes)
+        raise SourceError(
+            f"{name}: cannot tell scan from detector: no Data Order Swapped tag, and the units are ({units}); "
+            f"the axes are {by(shape)}: set input.scan_order to scan_first or detector_first"
+        )
+    else:
+        detector_first = reciprocal == _SCAN_FIRST[::-1]
+    if detector_first:
         note = "the detector's axes come first in the file; reading takes longer"
         if is_auto:
             note += f" (by {', '.join(axis.units or axis.name for axis in axes)})"
         source, axes = View.of(source).transpose(DETECTOR_FIRST), (*axes[2:], *axes[:2])
-    else:
-        note = ""
-        if geometry.scan_order == "auto" and reciprocal == [True, True, False, False]:
-            units = ", ".join(axis.units for axis in axes)
-            note = f"by the units ({units}) the detector might come first; set input.scan_order: detector_first if so"
+    elif geometry.scan_order == "auto" and reciprocal == _SCAN_FIRST[::-1]:
+        units = ", ".join(axis.units for axis in axes)
+        note = f"by the units ({units}) the detector might come first; set input.scan_order: detector_first if so"
     view = _changed(view, source, _named(axes, _DIMS), *filter(None, [note]))
     scan = view.source.shape[:2]
     if geometry.scan_shape is not None and tuple(geometry.scan_shape) != scan:
@@ -224,28 +239,6 @@ def _changed(view: Candidate, source: Source, axes: Sequence[Axis], *notes: str)
     return replace(view, source=source, axes=tuple(axes), notes=(*view.notes, *notes))
 
 
-def _detector_first(
-    name: str, view: Candidate, scan_order: str, reciprocal: Sequence[bool | None]
-) -> bool:
-    """By the option, else by the file, else by the units of the axes; ambiguous DM files are refused."""
-    if scan_order != "auto":
-        return scan_order == "detector_first"
-    if view.swapped is not None:
-        return not view.swapped
-    names = tuple(axis.name for axis in view.axes)
-    if names in (_DIMS, (*DETECTOR_DIMS, *SCAN_DIMS)):
-        return names != _DIMS
-    if reciprocal in ([False, False, True, True], [True, True, False, False]):
-        return reciprocal[0] is True
-    if _suffix(name) not in (".dm3", ".dm4"):
-        return False
-    units = ", ".join(axis.units or "none" for axis in view.axes)
-    raise SourceError(
-        f"{name}: cannot tell scan from detector: no Data Order Swapped tag, and the units are ({units}); "
-        f"the axes are {by(view.source.shape)}: set input.scan_order to scan_first or detector_first"
-    )
-
-
 def _is_reciprocal(units: str) -> bool | None:
     """Whether a unit is reciprocal, in any spelling; None when it is ambiguous.
 
@@ -257,10 +250,9 @@ def _is_reciprocal(units: str) -> bool | None:
     # NFKC unifies signs that look alike (micro and mu, angstrom and ring) and superscripts
     plain = unicodedata.normalize("NFKC", units).replace("\u2212", "-").lower()
     plain = re.sub(r"[\s_${}\[\]]", "", plain)
-    if plain.startswith("1/") or plain.endswith("-1") or plain in ("mrad", "rad", "urad", "μrad"):
+    if re.fullmatch(r"1/.*|.*-1|[muμ]?rad", plain):
         return True
-    lengths = ("nm", "um", "μm", "å", "a", "pm", "mm", "m", "angstrom", "nanometer", "micron")
-    return False if plain in lengths else None
+    return False if re.fullmatch(r"[npuμm]?m|å|a|angstrom|nanometer|micron", plain) else None
 
 
 def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:
@@ -282,12 +274,24 @@ def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:
         suffix = _suffix(name)
         named = suffix in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
         if named or suffix in (".pt", ".npy", ".zarr"):
-            return _changed(
-                view, source, _named(axes, (*LIST_DIMS, *DETECTOR_DIMS)), "a list of patterns"
-            )
+            axes = _named(axes, (*LIST_DIMS, *DETECTOR_DIMS))
+            return _changed(view, source, axes, "a list of patterns")
+        pixels, hint = by(source.shape[1:]), view.hint
         if part:
-            part = f"is a stack of {axes[0].size:,} patterns: {part}"
-        raise SourceError(f"{name}: {view.name} {part or _without_scan(name, view.hint, axes)}")
+            fault = f"is a stack of {n:,} patterns: {part}"
+        elif n == 1:
+            fault = of_many(name) or f"is a single image of {pixels} pixels, no scan of patterns"
+            fault += "; input.scan_shape: [1, 1] reads it as a scan of one"
+        else:  # what its scan might be: as a header hints, or a square
+            for units in (
+                axis.units for axis in axes if axis.units.lower() in ("ev", "kev", "mev")
+            ):
+                hint = f"one of its axes is in {units}, as of spectra, which are no patterns"
+            if not hint and isqrt(n) ** 2 == n:
+                hint = f"{isqrt(n)} x {isqrt(n)} would fit"
+            guess = f" ({hint})" if hint else ""
+            fault = f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{guess}"
+        raise SourceError(f"{name}: {view.name} {fault}")
     if geometry.scan_shape is not None:
         y, x = scan or (Axis(SCAN_DIMS[0], 1), Axis(SCAN_DIMS[1], 1))
         scan = (replace(y, size=geometry.scan_shape[0]), replace(x, size=geometry.scan_shape[1]))
@@ -297,9 +301,7 @@ def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:
         raise SourceError(f"{name}: scan_shape is {n_y} x {n_x}; both sizes must be 1 or more")
     framed = frame_way(name, view.source, n_y * n_x)
     if n_y * n_x != n:
-        whose = (
-            "the scan that the file states," if geometry.scan_shape is None else "input.scan_shape"
-        )
+        whose = "input.scan_shape" if geometry.scan_shape else "the scan that the file states,"
         ways = [f"{keys} ({words})" for keys, words in scan_ways(n, (n_y, n_x), (first, last))]
         more = "".join(f" ({note})" for note in view.notes if "less than a pattern" in note)
         raise SourceError(
@@ -314,31 +316,10 @@ def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:
     return _changed(view, ScanOfList(source, (n_y, n_x)), _named((*scan, *axes[1:]), _DIMS), *notes)
 
 
-def _without_scan(name: str, hint: str, axes: Sequence[Axis]) -> str:
-    """What a stack without a scan is, and what its scan might be: as a header hints, or a square."""
-    n, side = axes[0].size, isqrt(axes[0].size)
-    pixels = by([axis.size for axis in axes[1:]])
-    spectra = next((axis for axis in axes if axis.units.lower() in ("ev", "kev", "mev")), None)
-    if n == 1:
-        single = f"is a single image of {pixels} pixels, no scan of patterns"
-        return f"{of_many(name) or single}; input.scan_shape: [1, 1] reads it as a scan of one"
-    if spectra is not None:
-        hint = f"one of its axes is in {spectra.units}, as of spectra, which are no patterns"
-    if not hint and side * side == n:
-        hint = f"{side} x {side} would fit"
-    guess = f" ({hint})" if hint else ""
-    return f"is a stack of {n:,} patterns of {pixels} pixels; give its scan as input.scan_shape: [scan_y, scan_x]{guess}"
-
-
 def parted(name: str, view: Candidate, geometry: Geometry) -> Candidate:
     """Leave out the flyback, flip the patterns, select region and step of the scan."""
-    drop, roi, step, whole = (
-        geometry.drop_columns,
-        geometry.scan_roi,
-        geometry.scan_step,
-        slice(None),
-    )
-    sizes = view.source.shape
+    drop, roi, step = geometry.drop_columns, geometry.scan_roi, geometry.scan_step
+    sizes, whole = view.source.shape, slice(None)
     if drop:
         if len(sizes) != 4 or drop >= sizes[1]:
             what = f"rows of {sizes[1]:,} positions" if len(sizes) == 4 else "a list of patterns"

@@ -50,13 +50,7 @@ class Found:
         return math.prod(self.source.shape) * self.source.dtype.itemsize
 
     def change(self) -> str | None:
-        """How the file, or one that belongs to it, has changed since it was opened; None when it has not.
-
-        Raises
-        ------
-        SourceError
-            When it is gone, or cannot be reached.
-        """
+        """How the file, or one that belongs to it, has changed since it was opened; None when it has not."""
         path, size, modified = self.identity
         try:
             with translate(SourceError):
@@ -65,18 +59,15 @@ class Found:
             raise SourceError(
                 f"{path} was removed, or cannot be reached any more: {error}"
             ) from error
-        found = []
-        if size != size_now:
-            found = [f"size {size:,} -> {size_now:,}"]
+        found = [f"size {size:,} -> {size_now:,}"] if size != size_now else []
         if modified != modified_now:
-            times = "" if self.files else f" {_time(modified)} -> {_time(modified_now)}"
-            found.append(f"modified{times}")
+            first, last = (
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ns // 10**9))
+                + f".{ns % 10**9 // 10**6:03}"
+                for ns in (modified, modified_now)
+            )
+            found.append("modified" if self.files else f"modified {first} -> {last}")
         return ", ".join(found) or None
-
-
-def _time(nanoseconds: int) -> str:
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest // 10**6:03}"
 
 
 def find(
@@ -92,11 +83,6 @@ def find(
     ----------
     path, dataset, missing_chunks : as of `stem_dask.open`
     options : fields of `Geometry` and `RawLayout`
-
-    Raises
-    ------
-    SourceError
-        When the file is missing, damaged, of an unknown format, or does not hold patterns.
     """
     name = str(path)
     layout = RawLayout(
@@ -107,7 +93,16 @@ def find(
     chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
     if chosen.fault:
         raise SourceError(chosen.fault)
-    chosen = _with_missing(name, chosen, missing_chunks)
+    inner = View.of(chosen.source)
+    if isinstance(inner.source, ZarrArray):
+        array = replace(inner.source, missing=missing_chunks)
+        source: Source = replace(inner, source=array) if inner is chosen.source else array
+        note = missing_note(array.path, array.name, zero=missing_chunks == "zero")
+        chosen = replace(chosen, source=source, notes=(*chosen.notes, *filter(None, [note])))
+    elif missing_chunks == "zero":
+        raise SourceError(
+            f"{name}: input.missing_chunks is for zarr stores, whose chunks are files; leave it out"
+        )
     shape, dtype = chosen.source.shape, chosen.source.dtype
     n_bytes, fault = math.prod(shape) * dtype.itemsize, ""
     if dtype.kind not in "buif" or dtype.itemsize > 8:
@@ -226,21 +221,6 @@ def _listed(texts: list[str]) -> str:
     return "; ".join(one_line(text) for text in texts[:12]) + more
 
 
-def _with_missing(name: str, chosen: Candidate, missing: Missing) -> Candidate:
-    """Apply ``missing_chunks``, and note how many chunk files are missing."""
-    view = View.of(chosen.source)
-    if not isinstance(view.source, ZarrArray):
-        if missing == "zero":
-            raise SourceError(
-                f"{name}: input.missing_chunks is for zarr stores, whose chunks are files; leave it out"
-            )
-        return chosen
-    array = replace(view.source, missing=missing)
-    note = missing_note(array.path, array.name, zero=missing == "zero")
-    source: Source = replace(view, source=array) if chosen.source is view else array
-    return replace(chosen, source=source, notes=(*chosen.notes, *filter(None, [note])))
-
-
 _FORM = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, …} for scan_y, scan_x, ky and kx"
 
 
@@ -256,11 +236,6 @@ def with_given(
     ``calibration`` has by axis a ``scale`` (not 0), ``units`` and perhaps ``offset`` (the value at the first pixel of the
     file); without an offset the pixel of value 0 stays the same. It is that of the whole scan, of which ``scan_roi`` and
     ``scan_step`` take a part.
-
-    Raises
-    ------
-    ConfigError
-        When the file has no such axis, or a number is not usable.
     """
     axes = {axis.name: axis for axis in found.info.axes}
     given: dict[str, Any] = {}
@@ -276,7 +251,21 @@ def with_given(
                 f"input.calibration names {name}, which is not an axis of {found.info.path}; expected {known}"
             )
         chosen = {key: value for key, value in values.items() if value is not None}
-        axes[name] = _calibrated(axes[name], chosen, *parts.get(name, (0, 1)))
+        fault, scale, offset = "", float(chosen.get("scale", 0)), chosen.get("offset")
+        if not {"scale", "units"} <= {*chosen} <= {"scale", "units", "offset"}:
+            fault = f"scale, units and perhaps offset: {_FORM}"
+        elif not scale or not isfinite(scale) or not isfinite(offset or 0):
+            fault = "finite numbers and a scale other than 0"
+        if fault:
+            raise ConfigError(f"input.calibration.{name} is {chosen}; expected {fault}")
+        axis, (start, step) = axes[name], parts.get(name, (0, 1))
+        if offset is None:  # the zero stays at the same pixel
+            zero = scale * step * (axis.offset / axis.scale if axis.scale else 0.0)
+            axis = replace(axis, scale=scale * step, offset=zero, units=chosen["units"])
+        else:
+            axis = replace(axis, scale=scale, offset=float(offset), units=chosen["units"])
+            axis = axis.part(start, axis.size, step)
+        axes[name] = axis
         given.setdefault("calibration", {})[name] = chosen
         notes.append(f"{name} as given: {chosen['scale']:g} {chosen['units']} a pixel")
     if beam_energy_kv is not None:
@@ -288,18 +277,3 @@ def with_given(
         notes.append(f"beam energy as given: {beam_energy_kv:g} kV")
     info = replace(found.info, axes=tuple(axes.values()), notes=tuple(notes), given=given)
     return replace(found, info=info)
-
-
-def _calibrated(axis: Axis, given: Mapping[str, Any], start: int, step: int) -> Axis:
-    fault, scale, offset = "", float(given.get("scale", 0)), given.get("offset")
-    if not {"scale", "units"} <= {*given} <= {"scale", "units", "offset"}:
-        fault = f"scale, units and perhaps offset: {_FORM}"
-    elif not scale or not isfinite(scale) or not isfinite(offset or 0):
-        fault = "finite numbers and a scale other than 0"
-    if fault:
-        raise ConfigError(f"input.calibration.{axis.name} is {dict(given)}; expected {fault}")
-    if offset is None:  # the zero stays at the same pixel
-        kept = axis.offset / axis.scale if axis.scale else 0.0
-        return replace(axis, scale=scale * step, offset=scale * step * kept, units=given["units"])
-    whole = replace(axis, scale=scale, offset=float(offset), units=given["units"])
-    return whole.part(start, axis.size, step)

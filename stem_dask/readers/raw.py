@@ -60,19 +60,18 @@ def list_npy(path: str) -> list[Candidate]:
         file.seek(offset + n_bytes)
         another = file.read(6) == b"\x93NUMPY"  # `numpy.save` appends to an open file
     array: Source = FlatFile(path, offset, dtype, shape[::-1] if fortran else shape)
-    notes: tuple[str, ...] = (
-        f"{after - n_bytes:,} bytes after the array, another one, are not read",
-    )
+    rest = after - n_bytes
+    notes: tuple[str, ...] = (f"{rest:,} bytes after the array, another one, are not read",)
     if not another:
         remedy = "if they are right, save it again: numpy.save(path, numpy.load(path))"
-        notes = bytes_behind(path, "array", array.shape, dtype, after - n_bytes, remedy, offset)
+        notes = bytes_behind(path, "array", array.shape, dtype, rest, remedy, offset)
     if fortran:
         array = View.of(array).transpose(range(len(shape))[::-1])
     about = own.of_results(path, array.shape)
     return [Candidate("array", array, _axes(shape), notes=notes, about=about)]
 
 
-def list_raw(path: str, layout: RawLayout) -> list[Candidate]:
+def list_raw(path: str, layout: RawLayout = RawLayout()) -> list[Candidate]:
     """The array of a .raw file."""
     if layout.shape is None or layout.dtype is None:
         empad = _as_empad(path, at(path).stat().st_size - layout.offset)

@@ -83,36 +83,28 @@ def list_tiff(path: str) -> list[Candidate]:
     with open(path, "rb") as stream, translate(SourceError, path, "not a readable TIFF file"):
         file = tifffile.TiffFile(stream)
         first, size = file.pages.first, file.filehandle.size
-        text, dtype = first.description, first.dtype
+        text, dtype = first.description, np.dtype(first.dtype or "V1")
         stated = tuple(next(iter(file.shaped_metadata or ()), {}).get("shape", ()))
         # tifffile writes the 3 or 4 patterns of a scan line as the color planes of one page
         planes = int(first.samplesperpixel)
-        is_color = planes > 1 and (first.planarconfig != 2 or stated[-3:-2] != (planes,))
-        if first.imagedepth != 1 or is_color:
-            what = (
-                f"{planes} values per pixel"
-                if is_color
-                else f"volumes of {first.imagedepth} slices"
-            )
+        fault = ""
+        if planes > 1 and (first.planarconfig != 2 or stated[-3:-2] != (planes,)):
+            fault = f"{planes} values per pixel"
+        elif first.imagedepth != 1:
+            fault = f"volumes of {first.imagedepth} slices"
+        elif first.compression != 1 and first.compression not in tifffile.TIFF.DECOMPRESSORS:
+            fault = f"pixels compressed by an unknown method (compression {first.compression})"
+        elif dtype.kind not in "buif":
+            fault = f"pixels of {first.bitspersample} bits of sample format {first.sampleformat}"
+        if fault:
             raise SourceError(
-                f"{path}: the pages hold {what}; expected one gray value per pixel: save them as gray "
-                "pages, or convert the stack to .npy or .zarr"
-            )
-        if first.compression != 1 and first.compression not in tifffile.TIFF.DECOMPRESSORS:
-            raise SourceError(
-                f"{path}: the pages are compressed by an unknown method (compression {first.compression}); "
-                "save them without compression, or convert the stack to .npy or .zarr"
-            )
-        if dtype is None or dtype.kind not in "buif":
-            raise SourceError(
-                f"{path}: the pixels are {first.bitspersample} bits of sample format {first.sampleformat}; "
-                "expected real numbers"
+                f"{path}: the pages hold {fault}; expected one gray value per pixel, a real number: save them as gray pages "
+                "without compression, or convert the stack to .npy or .zarr"
             )
         shape, count = (first.imagelength, first.imagewidth), 0
         n_bytes = prod(shape) * dtype.itemsize
-        runs: (
-            list[Run] | None
-        ) = []  # where the patterns lie; None when their pixels have to be decoded
+        # where the patterns lie; None when their pixels have to be decoded
+        runs: list[Run] | None = []
         for page in file.pages:
             ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
             wrong = ""
@@ -130,9 +122,8 @@ def list_tiff(path: str) -> list[Candidate]:
             count += planes
         scan = scan_axes(*stated[:2]) if len(stated) == 4 else None
         n = prod(stated[:-2]) if len(stated) in (3, 4) else 1
-        if text.startswith("ImageJ=") and (
-            images := re.search(r"^images=(\d{1,12})$", text, re.MULTILINE)
-        ):
+        images = re.search(r"^images=(\d{1,12})$", text, re.MULTILINE)
+        if images and text.startswith("ImageJ="):
             n, scan = int(images[1]), None
         if count == 1 and runs and n > 1:  # one directory, the pages follow it
             runs, count = [replace(runs[0], count=n)], n

@@ -88,9 +88,14 @@ def results_of(
     return out
 
 
-def analysis_warnings(analysis: xr.Dataset) -> list[str]:
-    """Warnings about the data."""
+def analysis_warnings(
+    analysis: xr.Dataset, hot: Sequence[Sequence[int]], *, masked: bool
+) -> list[str]:
+    """Warnings about the data; ``hot`` are [y, x] of suspected hot pixels, which may have been ``masked``."""
     out = []
+    if hot:
+        found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, in the mean pattern above 6 times all but 5 of their 24 neighbours"
+        out.append(f"{found}{', masked (input.mask: auto)' * masked}: {_where(hot)}")
     odd = zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
     counted = [f"{int(n):,} {str(kind).replace('_', ' ')}" for kind, n in odd if n]
     if counted:
@@ -140,13 +145,6 @@ def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
         return []
     text = "in pixels: the file has no usable calibration; input.calibration gives one"
     return [f"{', '.join(names)} {text}"]
-
-
-def hot_pixel_warnings(hot: Sequence[Sequence[int]], *, masked: bool) -> list[str]:
-    """A warning about suspected hot pixels: how many, and where."""
-    found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, in the mean pattern above 6 times all but 5 of their 24 neighbours"
-    how = ", masked (input.mask: auto)" * masked
-    return [f"{found}{how}: {_where(hot)}"] if hot else []
 
 
 def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
@@ -324,14 +322,9 @@ def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
 def _text(value: Any, margin: str) -> str:
     """JSON with one line per dictionary entry; a list takes one line."""
     if not isinstance(value, Mapping) or not value:
-        try:
-            return json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):  # NaN, or a type that JSON lacks
-            return json.dumps(to_json(value), allow_nan=False)
+        return json.dumps(to_json(value), allow_nan=False)
     inner = margin + " "
-    lines = (
-        f"{inner}{json.dumps(str(key))}: {_text(entry, inner)}" for key, entry in value.items()
-    )
+    lines = (f"{inner}{json.dumps(str(key))}: {_text(v, inner)}" for key, v in value.items())
     return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
 
 

@@ -26,8 +26,7 @@ from stem_dask.kernels.analysis import Analysis
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.intensity import ODD_PIXELS, add_patterns, lowest_counted, native_dtype
 from stem_dask.kernels.pixels import add_lit
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import check_device, reduced, sampled
+from stem_dask.stages.blocks import check_device, patterns_of, reduced, sampled
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -28,8 +28,14 @@ from stem_dask.core.window import (
     uncropped,
 )
 from stem_dask.kernels.crop import crop_patterns
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks, require_computed
+from stem_dask.stages.blocks import (
+    as_arrays,
+    changed,
+    check_device,
+    on_blocks,
+    patterns_of,
+    require_computed,
+)
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
 

@@ -14,8 +14,7 @@ from stem_dask.core.model import Device
 from stem_dask.core.patterns import as_patterns, axes_of, blocks_of, lead_dims
 from stem_dask.core.window import check_factor
 from stem_dask.kernels.downsample import METHODS, downsample_patterns, result_dtype
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks
+from stem_dask.stages.blocks import as_arrays, changed, check_device, on_blocks, patterns_of
 from stem_dask.stages.gpu import CutOnGpu
 
 if TYPE_CHECKING:

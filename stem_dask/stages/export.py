@@ -35,7 +35,7 @@ from stem_dask.engine.journal import Journal
 from stem_dask.readers.containers import ZarrArray
 from stem_dask.readers.source import identity
 from stem_dask.readers.zarr_chunks import decoded
-from stem_dask.stages.arrays import patterns_of
+from stem_dask.stages.blocks import patterns_of
 from stem_dask.stages.open import block_array, lazy_array
 from stem_dask.stages.validate import inside_of_blocks
 from stem_dask.storage.errors import translate

@@ -13,8 +13,7 @@ from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import Axis, Window
 from stem_dask.core.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
-from stem_dask.stages.arrays import patterns_of
-from stem_dask.stages.blocks import reduced, require_computed
+from stem_dask.stages.blocks import patterns_of, reduced, require_computed
 from stem_dask.stages.crop import (
     differing,
     placement,

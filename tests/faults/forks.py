@@ -35,9 +35,9 @@ PATIENCE = 60
 class Moment:
     """SIGKILL at the n-th event of a kind, counted in one process.
 
-    ``name``: a rename to a name in the output's folder; ``block``: any other rename, of a block or a document;
-    ``removal``: of a file or folder; ``line``: of the journal. ``after`` is after the event; before the end of a line
-    means that it is torn.
+    ``name``: a rename to a name in the output's folder; ``file``: a rename within a folder, as zarr writes documents;
+    ``block``: any other rename; ``removal``: of a file or folder; ``line``: of the journal. ``after`` is after the event;
+    before the end of a line means that it is torn.
     """
 
     kind: str
@@ -286,9 +286,11 @@ def _kill_at(moment: Moment) -> None:
         return call
 
     def renamed(source: Any, target: Any) -> str:
-        """Blocks lie in the folders of a run and of its store."""
+        """Blocks are staged in the folders of a run and of its store; zarr writes its files beside their names."""
         place = os.fspath(target)
-        return "block" if ".zarr.incomplete/" in place or place.endswith(".block") else "name"
+        if ".zarr.incomplete/" not in place and not place.endswith(".block"):
+            return "name"
+        return "file" if os.path.dirname(source) == os.path.dirname(place) else "block"
 
     def removed(path: Any, **options: Any) -> str:
         """What is not there is only asked for."""

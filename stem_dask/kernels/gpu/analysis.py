@@ -19,7 +19,6 @@ from stem_dask.kernels.gpu.buffers import (
     Ring,
     Taken,
     buffer_bytes,
-    download,
     shared_buffer,
     slots_of,
     taken,
@@ -123,11 +122,6 @@ class AnalysisOfSlot:
         code = analysis_code(dtype, detector[1], threshold=threshold, metric=metric)
         self.analyze = kernel(code, "analyze", self.shared)
         self.fold = kernel(code, "fold")
-
-    def start(self, patterns: Any, here: slice) -> None:
-        """See `stem_dask.kernels.gpu.buffers.Work`."""
-        self.launch(patterns, here)
-        download(self.on_gpu, self.in_host)
 
     def launch(self, patterns: Any, here: slice) -> None:
         """Queue the kernels; what they find stays on the GPU."""

@@ -25,8 +25,11 @@ Fields = Sequence[tuple[tuple[int, ...], Any]]
 class Work(Protocol):
     """Computation for the patterns of one slot."""
 
-    def start(self, patterns: Any, here: slice) -> None:
-        """Queue kernels for patterns on the GPU (n, ky, kx), and copies of the results; ``here`` is their slice."""
+    on_gpu: list[Any]
+    in_host: list[NDArray]
+
+    def launch(self, patterns: Any, here: slice) -> None:
+        """Queue kernels for patterns on the GPU (n, ky, kx), whose slice is ``here``; results go into the shared buffer."""
 
     def finish(self, patterns: NDArray, here: slice) -> Any:
         """Result, after the stream is synchronized; ``patterns`` are in host memory."""
@@ -55,18 +58,19 @@ class Slot:
 
     @translate_full_gpu
     def start(self) -> None:
-        """Queue copy and kernels; returns immediately."""
+        """Queue copies and kernels; returns immediately."""
         n = self.here.stop - self.here.start
         with self.stream:
             self.device[:n].set(self.host[:n], stream=self.stream)
-            self.work.start(self.device[:n], self.here)
+            self.work.launch(self.device[:n], self.here)
+            self.work.on_gpu[0].get(stream=self.stream, out=self.work.in_host[0], blocking=False)
         self.busy = True
 
     def finish(self) -> Any:
         """Wait for the result."""
         self.stream.synchronize()
-        self.busy = False
-        return self.work.finish(self.host[: self.here.stop - self.here.start], self.here)
+        here, self.here, self.busy = self.here, slice(0, 0), False
+        return self.work.finish(self.host[: here.stop - here.start], here)
 
 
 class Ring:
@@ -90,9 +94,9 @@ class Ring:
         self.slots: list[Slot] = []
         for _ in range(
             slots
-        ):  # the stream of the first goes back when there is no room for the second
+        ):  # if there is no room for the second, the stream of the first goes back
             self.slots.append(Slot((self.size, *detector), dtype, work))
-        self.current = 0
+        self.current = self.taken = 0
 
     def __del__(self) -> None:
         for slot in getattr(self, "slots", ()):
@@ -107,11 +111,11 @@ class Ring:
             slot = self.slots[self.current]
             if slot.busy:
                 yield slot.finish()
-                slot.here = slice(self._after(slot), self._after(slot))
             begun = slot.here.stop - slot.here.start
             some = piece[: self.size - begun]
             np.copyto(slot.host[begun : begun + len(some)], some)
-            slot.here = slice(slot.here.start, slot.here.stop + len(some))
+            self.taken += len(some)
+            slot.here = slice(self.taken - len(some) - begun, self.taken)
             piece = piece[len(some) :]
             if begun + len(some) == self.size:
                 self._start(slot)
@@ -135,13 +139,6 @@ class Ring:
     def _start(self, slot: Slot) -> None:
         slot.start()
         self.current = (self.current + 1) % len(self.slots)
-        after = self.slots[self.current]
-        if not after.busy:
-            after.here = slice(slot.here.stop, slot.here.stop)
-
-    def _after(self, slot: Slot) -> int:
-        """Where the patterns that come now begin: after those of the slot before."""
-        return self.slots[self.slots.index(slot) - 1].here.stop
 
 
 def slots_of(
@@ -200,10 +197,3 @@ def shared_buffer(fields: Fields) -> tuple[list[Any], list[Any]]:
         ]
         sides.append([buffer, *arrays])
     return sides[0], sides[1]
-
-
-def download(on_gpu: Sequence[Any], in_host: Sequence[NDArray]) -> None:
-    """Queue the copy of a `shared_buffer`."""
-    import cupy
-
-    on_gpu[0].get(stream=cupy.cuda.get_current_stream(), out=in_host[0], blocking=False)

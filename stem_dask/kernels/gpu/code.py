@@ -5,7 +5,6 @@ The source is text with ``-D`` options, which any compiler for CUDA takes; the f
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,27 +157,17 @@ def kernel(code: Code, name: str, shared: int = 0) -> Any:
     return found
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """The kernels of a job, to be compiled before they are needed.
+def compile_kernels(
+    dtype: np.dtype, width: int, threshold: float, metric: str | None, cut: Mapping[str, Any] | None
+) -> None:
+    """Compile the kernels of a job in this process, before they are needed.
 
     ``metric`` is that of the analysis, None without one; ``cut`` are ``factor``, ``method`` and ``reduce``, None without a crop.
     """
-
-    dtype: np.dtype
-    detector: tuple[int, int]
-    threshold: float
-    metric: str | None
-    cut: Mapping[str, Any] | None
-
-    def __call__(self) -> None:
-        """Compile them in this process."""
-        if self.metric is not None:
-            width, threshold, metric = self.detector[1], self.threshold, self.metric
-            code = analysis_code(stored(self.dtype), width, threshold=threshold, metric=metric)
-            for name in ("analyze", "fold"):
-                kernel(code, name)
-        if self.cut is not None:
-            copies = self.cut["method"] in ("gauss", "fft")
-            how = {**self.cut, "factor": 1} if copies else self.cut
-            kernel(crop_code(self.dtype, threshold=self.threshold, **how), "crop")
+    if metric is not None:
+        code = analysis_code(stored(dtype), width, threshold=threshold, metric=metric)
+        for name in ("analyze", "fold"):
+            kernel(code, name)
+    if cut is not None:
+        how = {**cut, "factor": 1} if cut["method"] in ("gauss", "fft") else cut
+        kernel(crop_code(dtype, threshold=threshold, **how), "crop")

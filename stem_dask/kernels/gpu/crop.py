@@ -19,7 +19,6 @@ from stem_dask.kernels.gpu.buffers import (
     Ring,
     Taken,
     buffer_bytes,
-    download,
     shared_buffer,
     slots_of,
     taken,
@@ -107,10 +106,6 @@ class WindowsOfSlot:
             factor = 1
         code = crop_code(dtype, threshold=threshold, factor=factor, method=method, reduce=reduce)
         self.crop = kernel(code, "crop")
-
-    def start(self, patterns: Any, here: slice) -> None:
-        self.launch(patterns, here)
-        download(self.on_gpu, self.in_host)
 
     def launch(self, patterns: Any, here: slice) -> None:
         """Queue the kernels; what they make stays on the GPU."""
