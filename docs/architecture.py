@@ -21,7 +21,7 @@ BOXES = {
     "cluster": (7.5, 6.0, "client", "cluster/connect.py", "cluster"),
     "submit": (5.0, 4.6, "one call per block", "engine/run.py", "engine"),
     "file": (0.0, 2.6, "patterns in a file", "readers/open.py", "readers"),
-    "correct": (2.5, 2.6, "dark, gain, mask", "stages/correct.py, mask.py", "stages"),
+    "correct": (2.5, 2.6, "dark, gain, mask", "stages/correct.py", "stages"),
     "analyze": (5.0, 3.1, "pass 1: center, radius", "stages/analyze.py", "stages"),
     "spool": (10.0, 3.1, "spool file", "writers/spool.py", "writers"),
     "crop": (5.0, 1.9, "pass 2: window", "stages/crop.py", "stages"),

@@ -284,15 +284,6 @@ def test_a_scan_of_an_empad_in_doubt_is_refused(tmp_path, name, body, both):
     agrees(find(xml, scan_shape=(1, 12)), frames.reshape(1, 12, 128, 128))
 
 
-def test_case_c1(shared_data):
-    folder = shared_data / "cases" / "c1_empad_search_turned"
-    if not folder.is_dir():
-        pytest.skip("the shared cases are not on this machine")
-    found = find(folder / "scan.xml")
-    assert found.info.shape == (1, 4, 128, 128)
-    assert any("not 4 x 1 by the mode acquire" in note for note in found.info.notes)
-
-
 def test_a_raw_with_a_layout_is_not_asked_of_the_xml(tmp_path):
     _, frames = empad(tmp_path)
     found = find(tmp_path / "scan_x4_y3.raw", shape=(3, 4, 130, 128), dtype="<f4")

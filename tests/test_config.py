@@ -6,7 +6,6 @@ import pickle
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pydantic
@@ -244,7 +243,11 @@ def test_a_bad_value_is_named_with_what_was_expected(text, expected, load):
     assert said.isprintable()
 
 
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 40)
+)
 BAD_FILES = [
+    (BOMB, "crop.yaml, line 1: not usable as YAML: anchors, aliases and tags"),
     ("", "crop.yaml: the content is empty; expected a section with the keys input"),
     ("- 1\n- 2", "crop.yaml: the content is [1, 2]; expected"),
     ("a: [1", "crop.yaml, line 1: not usable as YAML: "),
@@ -276,15 +279,6 @@ def test_a_missing_file_and_a_directory(tmp_path):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=r": Is a directory; expected a YAML file"):
         load_config(tmp_path)
-
-
-def test_an_alias_bomb_is_refused_before_it_grows(load):
-    bomb = "a0: &a0 [x, x]\n" + "".join(
-        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 40)
-    )
-    start = time.perf_counter()
-    assert "anchors, aliases and tags" in message(load, bomb)
-    assert time.perf_counter() - start < 1
 
 
 def test_all_problems_are_listed_each_with_the_line_of_its_key(load):

@@ -5,12 +5,12 @@
 
 import os
 import resource
-import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from frames_made import (
     SHAPE,
@@ -48,14 +48,6 @@ def dm(path, version):
     return path
 
 
-def hspy(path):
-    signals = pytest.importorskip("hyperspy.api").signals
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        signals.Signal2D(numbers()).save(path, chunks=(1, 2, 6, 5))
-    return path
-
-
 def hdf5(path, libver):
     with h5py.File(path, "w", libver=libver) as file:
         group = file.create_group("a/b")
@@ -73,24 +65,9 @@ def store(path, version, **options):
     return path
 
 
-def zspy(path):
-    group = zarr.open_group(path, mode="w", zarr_format=2).create_group("Experiments/s")
-    group.create_array("data", data=numbers(), chunks=SHAPE)
-    for i, size in enumerate(SHAPE[:2]):
-        axis = group.create_group(f"axis-{i}")
-        axis.attrs.update({"name": "x", "size": size, "scale": 0.5, "offset": 1.0, "units": "nm"})
-    own = group.create_group("metadata/stem_dask")
-    own.attrs["intensity"] = "counts"
-    own.create_array("valid", data=np.ones(SHAPE[:2], bool))
-    group.create_group("original_metadata/tags").create_array("curve", data=np.arange(3))
-    return path
-
-
 def emd_of(path, group, kind, first, ends):
-    dims = [
-        (name, "nm", np.arange(2 if ends else n) * 0.5)
-        for name, n in zip("abcd", SHAPE, strict=True)
-    ]
+    sizes = dict(zip("abcd", SHAPE, strict=True))
+    dims = [(name, "nm", np.arange(2 if ends else n) * 0.5) for name, n in sizes.items()]
     return emd(path, numbers(), group, dims, kind, first)
 
 
@@ -107,15 +84,8 @@ def pt(path):
 
 
 def packed(path, codec):
-    imwrite = pytest.importorskip("tifffile").imwrite
-    imwrite(
-        path,
-        numbers(),
-        compression=codec,
-        predictor=codec == "lzw",
-        rowsperstrip=4,
-        photometric="minisblack",
-    )
+    options = {"predictor": codec == "lzw", "rowsperstrip": 4, "photometric": "minisblack"}
+    tifffile.imwrite(path, numbers(), compression=codec, **options)
     return path
 
 
@@ -141,7 +111,6 @@ WIDE = numbers((6, 8, 64), "i4") % 2  # a row of 64 bits
 FAMILIES = {
     "dm3": (lambda f: dm(f / "a.dm3", 3), {}),
     "dm4": (lambda f: dm(f / "a.dm4", 4), {}),
-    "hspy": (lambda f: hspy(f / "a.hspy"), {}),
     "hdf5 of before 1.8": (lambda f: hdf5(f / "a.h5", "earliest"), {}),
     "hdf5 of today": (lambda f: hdf5(f / "a.hdf5", "latest"), {}),
     "nexus": (lambda f: hdf5(f / "a.nxs", "latest"), {}),
@@ -151,7 +120,6 @@ FAMILIES = {
     "zarr 2": (lambda f: store(f / "a.zarr", 2), {}),
     "zarr 3": (lambda f: store(f / "a.zarr", 3), {}),
     "zarr 3 with shards": (lambda f: store(f / "a.zarr", 3, shards=(3, 4, 6, 5)), {}),
-    "zspy": (lambda f: zspy(f / "a.zspy"), {}),
     "npy": (lambda f: npy(f / "a.npy"), {}),
     "pt": (lambda f: pt(f / "a.pt"), {}),
     "mib": (lambda f: hdr(mib(f / "a.mib", numbers()), ScanX=4, ScanY=3), {}),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from stem_dask.core import batches as pieces_module
 from stem_dask.core.batches import Block, ChangedBlock, Deferred, copied, joined, of_type, split
-from stem_dask.kernels.intensity import add_patterns
+from stem_dask.job.run import run
+from stem_dask.kernels.intensity import add_patterns, native_dtype
 from stem_dask.readers.views import Part
 from stem_dask.stages.analyze import block_statistics
 from stem_dask.stages.blocks import as_arrays
@@ -70,12 +71,8 @@ def passes(monkeypatch):
 def test_what_is_made_of_what_is_made():
     block = numbers(2, 7, 2, 2)
     twice = changed(changed(block))
-    assert (twice.shape, twice.dtype, twice.ndim, twice.nbytes) == (
-        block.shape,
-        block.dtype,
-        4,
-        112,
-    )
+    assert (twice.shape, twice.dtype, twice.ndim) == (block.shape, block.dtype, block.ndim)
+    assert twice.nbytes == block.nbytes
     assert [len(piece) for piece in twice.pieces()] == [3, 3, 1, 3, 3, 1]
     np.testing.assert_array_equal(np.asarray(twice), block + 2)
     np.testing.assert_array_equal(twice[1, 2:], block[1, 2:] + 2)
@@ -227,13 +224,7 @@ def test_sums_and_highest(dtype):
     """The twin: numpy over the whole block."""
     rng = np.random.default_rng(3)
     block = rng.integers(-50 if np.dtype(dtype).kind == "i" else 0, 100, (5, 9, 7)).astype(dtype)
-    total, highest = np.zeros((9, 7)), np.zeros(7, block.dtype.newbyteorder("="))
-    highest = (
-        highest.view("u1")
-        if dtype == "?"
-        else highest.astype("f4" if dtype == "f2" else highest.dtype)
-    )
-    highest[:] = block.min()
+    total, highest = np.zeros((9, 7)), np.full(7, block.min(), native_dtype(block.dtype))
     for piece in (block[:2], block[2:]):
         add_patterns(piece, total, highest)
     np.testing.assert_array_equal(total, block.astype("f8").sum(axis=0))
@@ -261,8 +252,6 @@ def test_statistics_of_floats_leave_out_what_is_not_finite():
 
 def test_a_crop_that_is_written_reads_each_pattern_once(tmp_path, make_config, passes):
     """Cut, measured, made smaller, summed up and encoded while it passes."""
-    from stem_dask.job.run import run
-
     data = np.zeros((4, 8, 32, 32), "u2")
     data[:, :, 12:20, 10:22] = 9
     np.save(tmp_path / "a.npy", data)
@@ -277,8 +266,6 @@ def test_a_crop_that_is_written_reads_each_pattern_once(tmp_path, make_config, p
 
 
 def test_a_conversion_with_analysis_reads_each_pattern_once(tmp_path, make_config, passes):
-    from stem_dask.job.run import run
-
     np.save(tmp_path / "a.npy", numbers(4, 8, 8, 8))
     run(make_config(tmp_path / "a.npy", crop={"enabled": False}, analyze={"ahead": True}))
     assert sum(passes) == 32

@@ -331,22 +331,21 @@ def test_jobs_follow_the_work(folder, plain, monkeypatch):
     until_done()
 
 
-def test_jobs_that_slurm_does_not_take(folder):
-    slurm_node.need_jobqueue()
-    with (
-        pytest.raises(ConfigError, match=r"SLURM does not take the jobs: .*Invalid partition"),
-        workers(folder, queue="nowhere"),
-    ):
-        pass
-
-
-def test_jobs_that_end_at_once(folder, monkeypatch):
-    slurm_node.need_jobqueue()
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with (
-        pytest.raises(
-            ConfigError, match=r"ended before a worker started: .*/no/such/python.*log_dir"
+@pytest.mark.parametrize(
+    ("options", "python", "told"),
+    [
+        (
+            {"queue": "nowhere"},
+            sys.executable,
+            r"SLURM does not take the jobs: .*Invalid partition",
         ),
-        workers(folder),
-    ):
+        ({}, "/no/such/python", r"ended before a worker started: .*/no/such/python.*log_dir"),
+    ],
+)
+def test_jobs_that_slurm_does_not_take_or_that_end_at_once(
+    folder, monkeypatch, options, python, told
+):
+    slurm_node.need_jobqueue()
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(ConfigError, match=told), workers(folder, **options):
         pass

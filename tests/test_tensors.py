@@ -154,36 +154,25 @@ SOUND = b"ctorch._utils\n_rebuild_tensor_v2\n"
 TUPLES, LISTS = bomb(10, 22, b"(", b"t"), bomb(10, 22, b"](", b"e")
 HOSTILE = {
     "a key of nested tuples": b"}" + TUPLES + b"K\x01s",
-    "a key that shares tuples": b"}" + bomb(2, 3, b"(", b"t") + b"K\x01s",
     "a key that is a list": b"}]K\x01s",
-    "a value of nested tuples": b"}X\x01\x00\x00\x00a" + TUPLES + b"s",
     "a value of nested lists": b"}X\x08\x00\x00\x00patterns" + LISTS + b"s",
     "a long text many times": b"}X\x01\x00\x00\x00aX" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\x00](" + b"h\x00" * 1000 + b"es",
     "a list that holds itself": b"]q\x00h\x00a",
-    "a dictionary that holds itself": b"}q\x00X\x01\x00\x00\x00ah\x00s",
     "lists without end": b"(" + b"]" * 100_000 + b"l",
-    "lists in lists": b"]" * 5000 + b"a" * 4999,
     "state of a function": SOUND + b"N}X\x04\x00\x00\x00nameK\x01s\x86b",
-    "slots of a type": b"ctorch\nFloatStorage\nN}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xs\x86b",
     "slots of a layout": b"ctorch.serialization\n_get_layout\nX\x01\x00\x00\x00a\x85RN}X\x04\x00\x00\x00nameK\x01s\x86b",
-    "slots of a list": b"]N}X\x04\x00\x00\x00nameK\x01s\x86b",
     "a new object": b"ctorch\nSize\n)\x81",
     "an instance": b"(icollections\nOrderedDict\n",
-    "an object by its mark": b"(ccollections\nOrderedDict\no",
     "an extension": b"\x82\x01",
     "a call of a number": b"K\x07)R",
-    "a call without arguments": SOUND + b"NR",
     "a tensor of nothing": SOUND + b"(NK\x00)))Nt" + b"R",
     "a size for a size": b"ctorch\nSize\nX\x01\x00\x00\x00a\x85R",
     "a number of a million digits": b"\x8b" + struct.pack("<i", 1_000_000) + b"\xff" * 1_000_000,
     "whole numbers of one hash": b"}(" + b"".join(
         b"\x8a\x0f" + (i * (2**61 - 1)).to_bytes(15, "little") + b"N" for i in range(1, 100_000)) + b"u",
-    "tuples of one hash": b"}(" + b"".join(b"J" + struct.pack("<i", i) + b"\x85N" for i in range(10_000)) + b"u",
     "a mark that is taken away": b"(0.",
     "a memory that is not there": b"h\x07",
-    "append to a tuple": b")K\x01a",
     "an item of a list": b"]K\x01K\x01s",
-    "a name made of numbers": b"K\x01K\x02\x93",
 }  # fmt: skip
 
 

@@ -54,8 +54,7 @@ def batch_command(options: argparse.Namespace) -> int:
         )
     if options.slurm:
         jobs = [(file, config) for file in files for config in load_configs(file, overrides)]
-        _write_script(script(jobs, overrides, options), len(jobs), options)
-        return 0
+        return _write_script(script(jobs, overrides, options), len(jobs), options)
     if options.submit:
         raise ConfigError("--submit needs --slurm; without it the jobs run here")
     flags = ["output.overwrite=true"] if options.overwrite else []
@@ -69,8 +68,8 @@ def batch_command(options: argparse.Namespace) -> int:
     return each(files, str, run)
 
 
-def _write_script(text: str, n_jobs: int, options: argparse.Namespace) -> None:
-    """Write the job array, and submit it with ``--submit``."""
+def _write_script(text: str, n_jobs: int, options: argparse.Namespace) -> int:
+    """Write the job array, and submit it with ``--submit``; returns exit code 0."""
     import subprocess
 
     path = Path(options.script).absolute()
@@ -82,7 +81,7 @@ def _write_script(text: str, n_jobs: int, options: argparse.Namespace) -> None:
     print(f"wrote {path}: {n_jobs} datasets, one a task")
     if not options.submit:
         print(f"submit it with: sbatch {shlex.quote(str(path))}")
-        return
+        return 0
     try:
         done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     except OSError as error:
@@ -90,18 +89,13 @@ def _write_script(text: str, n_jobs: int, options: argparse.Namespace) -> None:
     if done.returncode:
         raise ConfigError(f"{path} was not submitted: {done.stderr.strip()}")
     print(done.stdout.strip())
+    return 0
 
 
 def script(
     jobs: Sequence[tuple[str, "Config"]], overrides: Sequence[str], options: argparse.Namespace
 ) -> str:
-    """The text of the job array; every job is given with its config file.
-
-    Raises
-    ------
-    ConfigError
-        If a job cannot be a task of an array.
-    """
+    """The text of the job array; every job is given with its config file."""
     from stem_dask.cluster.slurm import seconds_of
 
     cases, makers = [], dict[str, str]()

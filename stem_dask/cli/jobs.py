@@ -62,26 +62,10 @@ def run_all(
     restart: bool = False,
     time_limit: float | None = None,
 ) -> int:
-    """Run the jobs of one command and print what happened.
+    """Run the jobs of one command, print what happened, and return the highest exit code.
 
-    Parameters
-    ----------
-    configs : of one or several jobs, see `stem_dask.config.load.load_configs`; the first one defines the cluster
-    quiet : print errors only
-    restart : drop unfinished runs
-    time_limit : seconds until the command stops; the same command resumes
-
-    Returns
-    -------
-    int
-        The highest exit code.
-
-    Raises
-    ------
-    InterruptedRunError
-        If it was interrupted.
-    StemDaskError
-        If a single job fails, or the cluster does not start.
+    The first config defines the cluster. ``quiet`` prints errors only, ``restart`` drops unfinished runs, ``time_limit`` is in seconds.
+    Raises InterruptedRunError, and StemDaskError if a single job fails or the cluster does not start.
     """
     if len(configs) == 1:
         plan = prepare(configs[0])

@@ -76,11 +76,6 @@ def run_file(options: argparse.Namespace) -> int:
 def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
     """The overrides for ``--cluster``, which replaces the place in the config and keeps the rest of its section.
 
-    Raises
-    ------
-    ConfigError
-        If it is an address without a protocol, or an override of the same command names another place.
-
     Examples
     --------
     >>> where("tls://node1:8786")[0], where("slurm")[-1]

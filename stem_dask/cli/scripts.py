@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, A
         (
             ("--no-rechunk", "output.rechunk", {"action": "store_false", "help": _UNCHUNKED}),
             ("--chunk-mb", "output.chunk_mb", {"type": float, "default": 64.0, "help": "MiB that one task reads (64)"}),
+            ("--chunk_size --chunk-size", "chunk_size", {"type": int, "metavar": "N", "help": "or so many patterns"}),
             ("--codec", "output.codec", {"choices": _CODECS, "default": "auto"}),
             ("--analyze", "analyze.ahead", {"action": "store_true", "help": _LATER}),
         ),
@@ -34,11 +35,11 @@ COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, A
             ("--downsample", "downsample.factor", {"type": int, "default": 1, "metavar": "K", "help": "K x K pixels become one"}),
             ("--mode", "downsample.method", {"choices": ("bin", "stride", "gauss", "fft"), "default": "bin"}),
             ("--sigma", "downsample.sigma", {"type": float, "help": "width of the blur for gauss, in pixels (K / 2)"}),
-            ("--scan-step", "input.scan_step", {"type": int, "metavar": "N", "help": "every n-th position of the scan only"}),
-            ("--chunk-size", "chunk_size", {"type": int, "metavar": "N", "help": "patterns that one task reads"}),
+            ("--scan_step --scan-step", "input.scan_step", {"type": int, "metavar": "N", "help": "every n-th position of the scan only"}),
+            ("--chunk_size --chunk-size", "chunk_size", {"type": int, "metavar": "N", "help": "patterns that one task reads"}),
             ("--dtype", "output.dtype", {"choices": ("float32", "float16"), "default": "float32"}),
             ("--normalize", "output.normalize", {"choices": ("none", "log-zscore"), "default": "none", "help": _ZSCORE}),
-            ("--memory-efficient", "unused", {"action": "store_true", "help": "no longer needed: memory never grows with the file"}),
+            ("--memory_efficient --memory-efficient", "unused", {"action": "store_true", "help": "no longer needed: memory never grows with the file"}),
         ),
     ),
     "crop": (
@@ -65,7 +66,7 @@ COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, A
 
 
 def add_script_options(sub: argparse.ArgumentParser, command: str) -> None:
-    """The arguments of one of these commands; the underscores of the earlier flags work, too."""
+    """The arguments of one of these commands."""
     output, fixed, flags = COMMANDS[command]
     sub.set_defaults(name=command, **fixed)
     text = "any readable file, files, or a glob"
@@ -77,10 +78,9 @@ def add_script_options(sub: argparse.ArgumentParser, command: str) -> None:
     text = "any key of a config, such as input.scan_shape=[256,256]"
     sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     for flag, key, options in flags:
-        names = {flag, f"--{flag[2:].replace('-', '_')}"} if command == "preprocess" else {flag}
         if "type" in options:
             options = {"metavar": flag[2:].upper().replace("-", "_"), **options}
-        sub.add_argument(*sorted(names), dest=key, **options)
+        sub.add_argument(*flag.split(), dest=key, **options)
     add_stop_options(sub)
 
 
@@ -132,8 +132,7 @@ def script_command(options: argparse.Namespace) -> int:
         # it is kept, so that the same command resumes with it
         data = create_test_data(options.test_patterns, options.test_size)
         sd.export(data[:, 0].numpy(), path, layout="tensor")
-    if hasattr(options, "chunk_size"):
-        configs = [_adapted(config, options.chunk_size, is_crop) for config in configs]
+    configs = [_adapted(config, options.chunk_size, is_crop) for config in configs]
     try:
         return run_all(
             configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit

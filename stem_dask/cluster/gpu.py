@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from itertools import groupby
-from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError, MemoryBudgetError
@@ -65,22 +65,16 @@ def refuse_missing(client: Client) -> None:
             )
 
 
-class Gpu(NamedTuple):
-    """Memory of a GPU in bytes: all, what is free, and what this process keeps of it and does not use now."""
-
-    name: str
-    has: int
-    free: int
-    kept: int
-
-
 @translate_full_gpu
-def own_gpu() -> Gpu:
-    """The GPU that this process works on; raises MemoryError when it has not even the memory to ask."""
+def own_gpu() -> tuple[str, int, int, int]:
+    """Name of this process's GPU, and bytes: all, what is free, and what the process keeps and does not use now.
+
+    Raises MemoryError when the GPU has not even the memory to ask.
+    """
     import cupy
 
     free, has = cupy.cuda.runtime.memGetInfo()
-    return Gpu(gpu_name(), int(has), int(free), int(cupy.get_default_memory_pool().free_bytes()))
+    return gpu_name(), int(has), int(free), int(cupy.get_default_memory_pool().free_bytes())
 
 
 def held_bytes() -> int:
@@ -96,10 +90,9 @@ def check_gpus(client: Client, need: int) -> None:
         gpus = sorted(client.run(own_gpu).values())
     except MemoryError as error:
         raise MemoryBudgetError(str(error)) from error
-    for name, group in groupby(gpus, key=attrgetter("name")):
-        workers = list(group)
-        n, has = len(workers), workers[0].has
-        free = min(worker.free for worker in workers) + sum(worker.kept for worker in workers)
+    for (name, has), group in groupby(gpus, key=itemgetter(0, 1)):
+        sizes = [(free, kept) for _, _, free, kept in group]
+        n, free = len(sizes), min(free for free, _ in sizes) + sum(kept for _, kept in sizes)
         if n * need > free:
             raise MemoryBudgetError(
                 f"the tasks of {n} worker{'s' * (n != 1)} need {size(n * need)} on the GPU {name}, which has {size(has)}, "

@@ -44,10 +44,8 @@ def whole(value: Any) -> int | None:
 
 def text_of(value: Any) -> str:
     """A text without lone surrogates and null characters."""
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+    value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return str(value).encode("utf-8", "replace").decode().replace("\0", "")
 
 
@@ -451,16 +449,9 @@ FAMILIES: dict[str, tuple[Tag, ...]] = {
 
 
 def stated(family: str, lookup: Lookup | Mapping[str, Any]) -> dict[str, Any]:
-    """The microscope metadata of a file, as attributes of the patterns.
+    """The microscope metadata of a file, by its tags as nested dictionaries, or a function that finds them.
 
-    Parameters
-    ----------
-    family : a key of `FAMILIES`
-    lookup : the file's own tags as nested dictionaries, or a function that finds them
-
-    Returns
-    -------
-    dict of attributes in `NAMES`; all others are in ``metadata``, in the form of HyperSpy's metadata
+    They are attributes of the patterns as in `NAMES`; all others are in ``metadata``, in the form of HyperSpy's metadata.
 
     Examples
     --------

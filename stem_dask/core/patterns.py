@@ -188,7 +188,8 @@ _BY_POSITION = (
     "center_out_y", "center_out_x", "valid",
 )  # fmt: skip
 
-_WINDOW_ATTRS = (
+#: attributes that a crop adds
+WINDOW_ATTRS = (
     "window_size", "align", "k_origin", "global_radius", "cropped_axes", "aligned_axes", "target_retention", "coverage",
 )  # fmt: skip
 
@@ -206,7 +207,7 @@ def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str,
             {"name": a.name, "size": a.size, "scale": a.scale, "offset": a.offset, "units": a.units}
             for a in axes_of(patterns)
         ],
-        "window": {name: attrs[name] for name in _WINDOW_ATTRS if name in attrs},
+        "window": {name: attrs[name] for name in WINDOW_ATTRS if name in attrs},
         "intensity": attrs.get("intensity", "counts"),
         "downsample_factor": attrs.get("downsample_factor", 1),
         # through JSON, because a pickle records which texts are the same object

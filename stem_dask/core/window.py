@@ -124,16 +124,6 @@ def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDA
     return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
 
 
-def filled_fraction(
-    origin_y: NDArray, origin_x: NDArray, shape: tuple[int, int], detector: tuple[int, int]
-) -> NDArray[np.float64]:
-    """Share of the window that lies outside the detector and is 0 in the output."""
-    rows = np.minimum(origin_y + shape[0], detector[0]) - np.maximum(origin_y, 0)
-    cols = np.minimum(origin_x + shape[1], detector[1]) - np.maximum(origin_x, 0)
-    inside = np.clip(rows, 0, None).astype(np.int64) * np.clip(cols, 0, None)
-    return np.asarray(1.0 - inside / (shape[0] * shape[1]))
-
-
 def radii_for_target(
     profile: NDArray, total: NDArray, target: float, metric: str, exact: bool
 ) -> NDArray[np.float32]:

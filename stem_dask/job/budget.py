@@ -133,8 +133,7 @@ def memory_of(
 ) -> dict[str, Footprint]:
     """Peak memory of a task of each stage; ``slab`` is the result of `fitting_slab`, if any.
 
-    Patterns pass in batches from the source to the file, so that cropped, downsampled and encoded patterns never exist for
-    a whole block, except where the chunks of a block are joined.
+    Patterns pass in batches, so that cropped and encoded ones never exist for a whole block, except where chunks are joined.
     """
     what, source = shapes(config, found, window), found.source
     pixels, out, dtype = math.prod(what.detector), what.out_bytes, source.dtype
@@ -190,13 +189,7 @@ def most_positions(sizes: Mapping[str, Footprint], room: int) -> int:
 
 
 def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ...]:
-    """Shape of a block along the scan: from ``output.chunk_mb``, or as large as the memory allows.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If one pattern does not fit into a worker's memory.
-    """
+    """Shape of a block along the scan: from ``output.chunk_mb``, or what the memory allows; MemoryBudgetError if not one pattern."""
     if worker.room is None:
         return block_positions(found, config.output.chunk_mb)
     sizes = memory_of(config, found)
@@ -211,13 +204,7 @@ def fitting_block(config: Config, found: Found, worker: Worker) -> tuple[int, ..
 
 
 def check_memory(config: Config, found: Found, block: Sequence[int], worker: Worker) -> int:
-    """Projected peak memory of a worker, in bytes.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If it exceeds the memory of a worker; the message has a block size that fits.
-    """
+    """Projected peak memory of a worker, in bytes; raises MemoryBudgetError with a block size that fits."""
     need = projected_bytes(memory_of(config, found), math.prod(block), worker)
     if worker.limit is None or need <= worker.limit:
         return need
@@ -231,10 +218,7 @@ def check_memory(config: Config, found: Found, block: Sequence[int], worker: Wor
 
 
 def transposed_bytes(found: Found) -> int:
-    """Bytes of the intermediate file of an input that is transposed first; 0 if blocks are read directly.
-
-    A detector-first file is transposed if the bytes to read exceed `CACHED_SHARE` of the machine's memory.
-    """
+    """Bytes of the intermediate file of a detector-first input that is transposed first, see `CACHED_SHARE`; 0 for any other."""
     stored = detector_first(found.source)
     if stored is None or bytes_read(stored) <= CACHED_SHARE * machine_bytes():
         return 0
@@ -242,13 +226,7 @@ def transposed_bytes(found: Found) -> int:
 
 
 def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[int, ...]:
-    """Detector pixels (ky, kx) that one task transposes for the whole scan: 64 to 256 MiB, or what the memory allows.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If one detector pixel of the whole scan does not fit into a worker's memory.
-    """
+    """Detector pixels (ky, kx) that one task transposes for the whole scan: 64 to 256 MiB, or what the memory allows."""
     scan, detector = found.source.shape[:-2], found.source.shape[-2:]
     itemsize, positions = found.source.dtype.itemsize, math.prod(block)
     least, most = SLAB_BYTES
@@ -270,10 +248,7 @@ def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[in
 def task_memory(config: Config, what: Shapes, positions: int = 2**31) -> Taken:
     """GPU and host memory of one task of each pass, summed because cupy keeps its pool between passes; 0 on the CPU.
 
-    Parameters
-    ----------
-    what : of the job's patterns
-    positions : patterns of a block; by default more than a block has, because the buffers do not grow with it
+    ``positions`` is by default more than a block has, because the buffers do not grow with it.
     """
     down, taken = config.downsample, []
     task = (positions, what.detector, what.patterns)
@@ -328,19 +303,9 @@ def disk_need(
 def enough_room(
     folder: Path, need: DiskNeed, names: Sequence[str], *, warn: bool = False
 ) -> Iterator[None]:
-    """Check the disk before the work inside; an error of a full disk is raised with the remaining need.
+    """Check the disk in ``folder`` before the work inside; a full disk raises DiskFullError with the remaining need.
 
-    Parameters
-    ----------
-    folder : where the outputs are, or will be
-    need : result of `disk_need`
-    names : existing files and folders of the run, whose bytes are not needed again
-    warn : log a warning if the upper bound does not fit
-
-    Raises
-    ------
-    DiskFullError
-        If even the lower bound does not fit, or the disk becomes full.
+    ``names`` are existing files and folders of the run, whose bytes are not needed again.
     """
 
     def left(bound: int) -> int:  # holes of sparse files do not count

@@ -12,18 +12,7 @@ from stem_dask.cluster.connect import planned
 from stem_dask.core.chunks import inner_chunk, shard_shape
 from stem_dask.core.text import size
 from stem_dask.core.window import uncropped
-from stem_dask.job.budget import (
-    disk_need,
-    fitting_block,
-    fitting_slab,
-    free_bytes,
-    memory_of,
-    projected_bytes,
-    shapes,
-    task_memory,
-    transposed_bytes,
-    with_cuda,
-)
+from stem_dask.job import budget
 from stem_dask.job.plan import Plan
 from stem_dask.readers.open import Found
 
@@ -57,10 +46,10 @@ def describe_job(plan: Plan) -> tuple[str, ...]:
     whole detector stands for it, as the upper limit.
     """
     config, found, outputs = plan.config, plan.found, plan.outputs
-    source, what, crop = found.source, shapes(config, found), config.crop
+    source, what, crop = found.source, budget.shapes(config, found), config.crop
     lead, precomputed = source.shape[:-2], plan.precomputed
-    worker = with_cuda(config, planned(config.cluster, found.n_bytes, config.device))
-    block = fitting_block(config, found, worker)
+    worker = budget.with_cuda(config, planned(config.cluster, found.n_bytes, config.device))
+    block = budget.fitting_block(config, found, worker)
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(lead, block, strict=True))
 
     # the table of the stages
@@ -95,8 +84,8 @@ def describe_job(plan: Plan) -> tuple[str, ...]:
         times = f", once: {precomputed.note}"
     lines.append(f"reads       {size(found.n_bytes)}{times}")
     slab = None
-    if transposed := transposed_bytes(found):
-        slab = fitting_slab(found, block, worker)
+    if transposed := budget.transposed_bytes(found):
+        slab = budget.fitting_slab(found, block, worker)
         most = "at most " if precomputed is not None else ""
         lines.append(
             f"transposes  {most}{size(transposed)} first into an intermediate file: the input is detector-first"
@@ -108,14 +97,16 @@ def describe_job(plan: Plan) -> tuple[str, ...]:
     pieces = f", {n_files:,} shards" if config.output.path.endswith(".zarr") else ""
     lines.append(f"writes      {config.output.path}: {upper}{total} before compression{pieces}")
     lines += [f"exports     {path}: {upper}{total}" for path in outputs.exports]
-    need = projected_bytes(memory_of(config, found, slab=slab), math.prod(block), worker)
+    need = budget.projected_bytes(
+        budget.memory_of(config, found, slab=slab), math.prod(block), worker
+    )
     has = "" if worker.limit is None else f", which has {size(worker.limit)}"
     threads = f"{worker.threads} thread{'s' * (worker.threads != 1)}"
     lines.append(f"memory      {size(need)} a worker with {threads}{has}")
-    if on_gpu := worker.threads * task_memory(config, what, math.prod(block)).on_gpu:
+    if on_gpu := worker.threads * budget.task_memory(config, what, math.prod(block)).on_gpu:
         lines.append(f"gpu         {size(on_gpu)} of its memory for the tasks of a worker")
-    disk, folder = disk_need(config, found, n_tasks), Path(outputs.path).parent
-    free = f"{size(free_bytes(folder))} free in {folder}"
+    disk, folder = budget.disk_need(config, found, n_tasks), Path(outputs.path).parent
+    free = f"{size(budget.free_bytes(folder))} free in {folder}"
     lines.append(f"disk        {size(disk.least)} to {size(disk.most)} in all, {free}")
     return (*lines, "nothing was computed")
 

@@ -39,7 +39,7 @@ from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
 from stem_dask.job import budget
 from stem_dask.job.plan import Plan
-from stem_dask.job.results import Outcome, advice, exit_code, made_by, stored_bytes, verdict
+from stem_dask.job.results import Outcome, advice, exit_code, stored_bytes, verdict
 from stem_dask.job.transpose import plan_transpose
 from stem_dask.job.warm_up import play, rehearse
 from stem_dask.kernels.gpu.code import compile_kernels
@@ -439,7 +439,7 @@ def choose(job: Job, common: Sequence[int] | None = None) -> Window:
 def write(job: Job) -> None:
     """Crop or convert, with ``analyze.ahead`` also analyze, downsample, perhaps normalize, and publish the output."""
     config, window, analysis = job.config, job.window, job.analysis
-    patterns, extra, inside = job.patterns, dict[str, da.Array](), None
+    patterns, extra = job.patterns, dict[str, da.Array]()
     with job.state.nothing_to_go_on_with():
         if window is not None and analysis is not None:
             direct = detector_first(job.plan.found.source) is not None and job.slab is None
@@ -457,7 +457,7 @@ def write(job: Job) -> None:
     job.warnings += report.remainder_warnings(shape, config.downsample.factor, known)
     stage = "convert" if window is None else "crop"
     if config.output.normalize != "none":
-        out, inside = _normalized(job, out, extra)
+        out = _normalized(job, out, extra)
         stage, extra = "normalize", {}
     with job.state.nothing_to_go_on_with():
         job.out = cast_blocks(out, config.output.dtype)
@@ -473,10 +473,10 @@ def write(job: Job) -> None:
     sink = SplitSink(None if published else target.sink(), names, spool)
     job.state.check_ownership()  # an output of another run must not be replaced
     job.compute(stage, {**target.outputs(), **extra}, sink)
-    summed = _join(job, spool)
+    _join(job, spool)
     if window is not None:
         try:
-            job.analysis = _with_retention(job, summed if inside is None else inside)
+            job.analysis = _with_retention(job, _inside(job, stage))
         except SourceError as error:
             with job.state.nothing_to_go_on_with():
                 raise SourceError(
@@ -488,18 +488,14 @@ def write(job: Job) -> None:
     if not published:
         _finish(job, target)
     if job.outputs.analysis is not None:
-        _write_analysis_alone(job, job.outputs.analysis)
+        _analysis_alone(job, job.outputs.analysis, {**_provenance(job), "of": _stamp(job)})
+        job.state.publish(job.outputs.analysis)
     if config.analyze.ahead:
         _note_analysis(job)
 
 
-def _normalized(
-    job: Job, out: xr.DataArray, extra: Mapping[str, da.Array]
-) -> tuple[xr.DataArray, NDArray[np.float64]]:
-    """The first pass of a normalization: counts into a store in the run's folder, their mean and standard deviation.
-
-    Returns the lazy z-scores of the logarithms of what that store holds, and the intensity in each window.
-    """
+def _normalized(job: Job, out: xr.DataArray, extra: Mapping[str, da.Array]) -> xr.DataArray:
+    """Write the counts to a store in the run's folder; returns the lazy z-scores of the logarithms of what it holds."""
     target, spool = Target(f"{job.folder}/counts.zarr", out), SpoolSink(f"{job.folder}/moments")
     outputs = {**target.outputs(), "moments": log_statistics(out), **extra}
     job.compute("downsample", outputs, SplitSink(target.sink(), ("patterns",), spool))
@@ -512,15 +508,16 @@ def _normalized(
         job.constants = log_constants(moments)
     target.finish()
     counts, _ = open_store(target.built, block_array)
-    return normalize(counts, **job.constants), _inside(job, spool)
+    return normalize(counts, **job.constants)
 
 
-def _inside(job: Job, spool: SpoolSink) -> NDArray[np.float64]:
-    """The intensity in each window, from the blocks of a pass that cropped; NaN where a pattern is missing."""
+def _inside(job: Job, stage: str) -> NDArray[np.float64]:
+    """The intensity in each window, from the blocks of the pass that cropped; NaN where a pattern is missing."""
     lead = lead_shape(job.patterns)
     inside = np.full(lead, np.nan)
+    spool = SpoolSink(f"{job.folder}/{'moments' if stage == 'normalize' else stage}")
     for region, block in spool.blocks(job.n_blocks, ("inside",)):
-        inside[region] = block.get("inside", np.nan)
+        inside[region] = block["inside"]
     inside[~job.tally.valid(lead)] = np.nan
     return inside
 
@@ -565,20 +562,15 @@ def _is_published(job: Job, stage: str) -> bool:
     return noted and not os.path.lexists(temporary(path)) and bool(at(url, DOCUMENT).is_file())
 
 
-def _join(job: Job, spool: SpoolSink) -> NDArray[np.float64]:
-    """Reduce the blocks of the pass that wrote; returns the intensity in each window (NaN without a crop)."""
+def _join(job: Job, spool: SpoolSink) -> None:
+    """Reduce the blocks of the pass that wrote to their mean and maximum."""
     lead = lead_shape(job.out)
     job.valid, total = job.tally.valid(lead), np.zeros(job.out.shape[-2:])
-    inside = np.full(lead, np.nan)
-    wanted = ("inside", "highest", "sum", "max_pattern", "sum_pattern")
-    for region, block in spool.blocks(job.n_blocks, wanted):
-        inside[region] = block.get("inside", np.nan)
+    for _, block in spool.blocks(job.n_blocks, ("highest", "sum", "max_pattern", "sum_pattern")):
         most, added = ("highest", "sum") if "sum" in block else ("max_pattern", "sum_pattern")
         job.highest = max(job.highest, float(block[most].max()))
         total += block[added][(0,) * len(lead)]
-    inside[~job.valid] = np.nan
     job.mean = total / max(1, job.valid.sum())
-    return inside
 
 
 def _finish(job: Job, target: Target) -> None:
@@ -622,27 +614,13 @@ def _write_profiles(job: Job, built: str) -> None:
     zarr.write_profiles(built, job.profiles(), dims, lead, chunk)
 
 
-def _write_analysis_alone(job: Job, path: str) -> None:
-    """Write the analysis to a store of its own, next to a file whose format cannot hold it."""
+def _analysis_alone(job: Job, path: str, about: Mapping[str, Any]) -> str:
+    """Write the analysis to a store of its own, for a file whose format cannot hold it; returns its temporary name."""
     built = temporary(path)
     zarr.empty_store(built)
     _write_profiles(job, built)
     zarr.write_dataset(built, "analysis", _with_mask(job))
-    status = Path(job.outputs.path).stat()
-    about = {**_provenance(job), "of": [status.st_size, status.st_mtime_ns]}
     zarr.finish_store(built, about, None)
-    job.state.publish(path)
-
-
-def _profile_store(job: Job) -> str:
-    """The store with the profiles: the output, or one in the run's folder if the format of a crop cannot hold them."""
-    if job.window is None or job.outputs.path.endswith(".zarr"):
-        return job.outputs.store
-    built = temporary(f"{job.folder}/profiles.zarr")
-    zarr.empty_store(built)
-    _write_profiles(job, built)
-    zarr.write_dataset(built, "analysis", _with_mask(job))
-    zarr.finish_store(built, {}, None)
     return built
 
 
@@ -661,6 +639,12 @@ def _provenance(job: Job) -> dict[str, Any]:
         "quarantined": int((~job.valid).sum()),
         "hot_pixels": job.hot,
     }
+
+
+def _stamp(job: Job) -> list[int]:
+    """Size and time of an output without attributes, which tell its analysis and results that they belong to it."""
+    status = os.stat(job.outputs.path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _export(job: Job, path: str) -> None:
@@ -703,13 +687,16 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
     store = job.outputs.store
     positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
     sizes = budget.memory_of(config, found, None if window is None else shape, job.slab)
-    gpu = {}
+    gpu, provenance = {}, {}
+    if not store.endswith(".zarr"):  # which a store has in its attributes
+        kept = {"token": job.plan.token, "contents": job.plan.contents}
+        provenance = {**kept, "of": _stamp(job)}
     if job.device == "gpu":
         held = job.connection.client.run(held_bytes).values()
         gpu = {"gpu": {"projected": job.gpu_bytes(positions), "measured": max(held)}}
     results = {
         **report.results_of(analysis, statistics, patterns.shape[-2:], shape, n_patterns, window),
-        **({} if store.endswith(".zarr") else made_by(job.plan)),
+        **provenance,
         "config": to_dict(config),
         "limits": {"target_retention": target, "min_retention": minimum},
         "scan_shape": lead_shape(out),
@@ -745,7 +732,10 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         "warnings": job.warnings,
     }
     results["verdict"] = verdict(config, results, analysis, window)
-    results["advice"] = advice(config, _profile_store(job), results, job.analysis, window, job.hot)
+    profiles = store
+    if window is not None and not job.outputs.path.endswith(".zarr"):
+        profiles = _analysis_alone(job, f"{job.folder}/profiles.zarr", {})
+    results["advice"] = advice(config, profiles, results, job.analysis, window, job.hot)
     if job.constants is not None:
         results["normalization"] = {"method": config.output.normalize, **job.constants}
     if job.outputs.figure:

@@ -133,13 +133,7 @@ class Plan:
 
 
 def prepare(config: Config) -> Plan:
-    """Check everything that can be checked before dask is imported or a cluster is started.
-
-    Raises
-    ------
-    StemDaskError
-        If the device, the scheduler, the input or an existing output rules the job out.
-    """
+    """Check everything that can be checked before dask is imported or a cluster is started; raises StemDaskError."""
     device, device_note = chosen_device(config.device, config.cluster)
     config = config.model_copy(update={"device": device})
     scheduler = config.cluster
@@ -376,10 +370,7 @@ def _deciding(options: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[s
 def _is_complete(config: Config, outputs: Outputs, token: str, contents: Mapping[str, str]) -> bool:
     """Whether the outputs of this token are complete: the first one states the token, and the others are there.
 
-    Raises
-    ------
-    OutputExistsError
-        If an output of another run exists, without ``output.overwrite``.
+    Raises OutputExistsError if an output of another run exists, without ``output.overwrite``.
     """
     if config.output.overwrite:
         return False
@@ -486,10 +477,7 @@ def find_precomputed(
 ) -> Precomputed | None:
     """Find the analysis that ``analyze.from`` names, or that was made when the input was converted; None without one.
 
-    Raises
-    ------
-    ConfigError
-        If ``analyze.from`` was made from other patterns or with other options.
+    Raises ConfigError if the named one was made from other patterns or with other options.
     """
     if not config.crop.enabled:
         return None

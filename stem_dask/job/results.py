@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.model import Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
-from stem_dask.job.plan import Outputs, Plan, n_quarantined
+from stem_dask.job.plan import Outputs, n_quarantined
 from stem_dask.report import text as report
 from stem_dask.stages.analyze import stored_radii
 from stem_dask.stages.crop import choose_window
@@ -78,13 +77,6 @@ def stored_bytes(path: str) -> int:
     return report.tree_bytes(path)
 
 
-def made_by(plan: Plan) -> dict[str, Any]:
-    """Token and digests of the run, and the state of the file, for a format without attributes."""
-    status = os.stat(plan.outputs.path)
-    of = [status.st_size, status.st_mtime_ns]
-    return {"token": plan.token, "contents": plan.contents, "of": of}
-
-
 def _too_little_kept(config: Config, results: Mapping[str, Any]) -> str:
     """The reason for exit code 4; empty without one."""
     validation = results["validation"]
@@ -132,13 +124,7 @@ def advice(
 ) -> dict[str, str]:
     """Overrides to append to the same command, and the effect of each.
 
-    Parameters
-    ----------
-    store : the finished output, which holds the profiles
-    results : of the run, as in results.json
-    known : the analysis, of a crop with the retention; None without one
-    window : of a crop
-    hot : [y, x] of suspected hot pixels
+    ``store`` holds the profiles, ``known`` is the analysis (with the retention, of a crop), ``hot`` lists [y, x] of suspected hot pixels.
     """
     out: dict[str, str] = {}
     if known is not None and window is not None and config.crop.size != "common":

@@ -26,17 +26,7 @@ class Transpose:
     sink: TransposedSink
 
     def run(self, **options: Any) -> list[Record]:
-        """Read the file once, slab by slab, and write blocks of patterns; finished slabs are only verified.
-
-        Parameters
-        ----------
-        options : client, progress and journal of `stem_dask.engine.run.run`
-
-        Raises
-        ------
-        SourceError
-            If a part of the file cannot be read.
-        """
+        """Read the file once, slab by slab, and write blocks of patterns; ``options`` are those of `stem_dask.engine.run.run`."""
         try:
             return engine.run({"slab": self.slabs}, 2, self.sink, job="turn", **options)
         except SourceError as error:

@@ -24,21 +24,8 @@ def rehearse(
 ) -> bool:
     """Have every worker rehearse, and look into the object stores of a job: its environment is its own.
 
-    Parameters
-    ----------
-    client : a `distributed.Client`, or None for threads of this process, which load as they go
-    play : `play` with its arguments; failures of the kernels recur, and are reported, with real blocks
-    urls : of the input and the output, each with the error to raise if a worker cannot reach it
-
-    Returns
-    -------
-    bool
-        Whether the compiled kernels are kept on the disk, as far as is known.
-
-    Raises
-    ------
-    WorkerLostError
-        When workers end of it, as they do where their memory does not even suffice for the code.
+    Returns whether the compiled kernels are kept on the disk, as far as is known. Failures of the kernels recur, and are reported,
+    with real blocks. ``urls`` have the error to raise if a worker cannot reach them; without a client, threads load as they go.
     """
     if client is None:
         return True
@@ -87,13 +74,7 @@ def play(
 ) -> bool:
     """Run the kernels on a pattern of 4 x 4 pixels; returns whether compiled kernels are kept on the disk.
 
-    Parameters
-    ----------
-    dtype : of the patterns
-    metric : of the analysis; None when nothing is analyzed and cropped
-    bins : whether a mean or sum of pixels is made
-    on_gpu : compiles the kernels of a run on GPUs, see `stem_dask.kernels.gpu.code.compile_kernels`
-    owned : whether this process ends with the run
+    ``metric`` is None when nothing is analyzed and cropped; ``owned`` processes end with the run.
     """
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
     if metric is not None:

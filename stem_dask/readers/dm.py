@@ -132,16 +132,6 @@ def read_tags(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     Unnamed entries are called ``"0"``, ``"1"``, … by their position in their group. Arrays of uint16 are text, other
     arrays are lists, structs are tuples. Pixels (any ``ImageData/Data``) and arrays or strings of more than 4096
     elements stay in the file and are described by an `ArrayTag`.
-
-    Examples
-    --------
-    >>> import numpy as np, tempfile
-    >>> from stem_dask.writers.synthetic import encode_tags
-    >>> with tempfile.NamedTemporaryFile(suffix=".dm4") as file:
-    ...     _ = file.write(encode_tags({"Session": {"Specimen": "Au"}, "Sizes": [np.uint32(7)]}))
-    ...     file.flush()
-    ...     read_tags(file.name)
-    ({'Session': {'Specimen': 'Au'}, 'Sizes': {'0': 7}}, '<')
     """
     with opened_file(os.fspath(path)) as stream:
         parser = _Parser(stream, os.fspath(path))

@@ -4,6 +4,7 @@ The file extension selects the reader. A file whose first bytes contradict its e
 it should have.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -96,24 +97,21 @@ _IN_PLACE = (
     (b"<html", "a web page, not the file, as a download without its login gives; download it again"),
 )  # fmt: skip
 
-#: (byte, what stands there, what the file is, endings such files have; the first is proposed)
-_MAGIC: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5", ".nxs")),
-    (0, b"MATLAB 7.3 MAT-file", "an HDF5 file of MATLAB 7.3", (".h5", ".hdf5")),
-    (0, b"\x00\x00\x00\x03", "a Gatan DM3 file", (".dm3", ".dm4")),
-    (0, b"\x00\x00\x00\x04", "a Gatan DM4 file", (".dm4", ".dm3")),
-    (0, b"\x93NUMPY", "a numpy file", (".npy",)),
-    (0, b"PK\x03\x04", "a PyTorch file", (".pt",)),
-    (0, b"IMGBLO\x02\x01", "a NanoMEGAS block file", (".blo",)),
-    (0, b"MQ1,", "a Merlin file", (".mib",)),
-    (0, b"II*\x00", "a TIFF file", (".tif", ".tiff")),
-    (0, b"MM\x00*", "a TIFF file", (".tif", ".tiff")),
-    (0, b"II+\x00", "a TIFF file", (".tif", ".tiff")),
-    (0, b"MM\x00+", "a TIFF file", (".tif", ".tiff")),
-    (0, b"<?xml", "an XML file", (".xml",)),
-    (52, b"TVIPS", "a TVIPS file", (".tvips",)),
-    (208, b"MAP ", "an MRC file", (".mrc",)),
-)
+#: (how a file begins, what it is, endings such files have; the first is proposed)
+_MAGIC: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5", ".nxs")),
+    (rb"MATLAB 7\.3 MAT-file", "an HDF5 file of MATLAB 7.3", (".h5", ".hdf5")),
+    (rb"\0\0\0\x03.{4}\0\0\0[\0\1]", "a Gatan DM3 file", (".dm3", ".dm4")),  # the last is the byte order
+    (rb"\0\0\0\x04.{8}\0\0\0[\0\1]", "a Gatan DM4 file", (".dm4", ".dm3")),
+    (rb"\x93NUMPY", "a numpy file", (".npy",)),
+    (rb"PK\x03\x04", "a PyTorch file", (".pt",)),
+    (rb"IMGBLO\x02\x01", "a NanoMEGAS block file", (".blo",)),
+    (rb"MQ1,", "a Merlin file", (".mib",)),
+    (rb"II[*+]\0|MM\0[*+]", "a TIFF file", (".tif", ".tiff")),
+    (rb"<\?xml", "an XML file", (".xml",)),
+    (rb".{52}TVIPS", "a TVIPS file", (".tvips",)),
+    (rb".{208}MAP ", "an MRC file", (".mrc",)),
+)  # fmt: skip
 
 
 def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
@@ -171,10 +169,13 @@ def _check(name: str, suffix: str) -> None:
     if reader and reader.is_folder and (is_url(name) or path.is_dir()):
         return
     with opened_file(name) as file:
-        start = file.read(64).lstrip().lower()
-    fault = next((words for begin, words in _IN_PLACE if start.startswith(begin)), "")
-    # a .raw may begin with any bytes
-    content = None if suffix in (".raw", *SUFFIXES) else recognise(name)
+        start = file.read(256)
+    text = start[:64].lstrip().lower()
+    fault = next((words for begin, words in _IN_PLACE if text.startswith(begin)), "")
+    content = None
+    if suffix not in (".raw", *SUFFIXES):  # which may begin with any bytes
+        known_as = (row[1:] for row in _MAGIC if re.match(row[0], start, re.DOTALL))
+        content = next(known_as, None)
     rename = f"rename it to {Path(name).stem}{content[1][0]}" if content else ""
     if not fault and content and content[1] == (".pt",) and not is_url(name):
         archive, way = in_zip(name) or ("a zip archive", COPY)
@@ -188,18 +189,3 @@ def _check(name: str, suffix: str) -> None:
         fault = f"{reader.kind} is a folder, this is a file"
     if fault:
         raise SourceError(f"{name}: {fault}")
-
-
-def recognise(path: str) -> tuple[str, tuple[str, ...]] | None:
-    """The kind of a file by its first bytes, and its usual suffixes; None when they are not known."""
-    with opened_file(path) as file:
-        start = file.read(256)
-    for place, magic, kind, suffixes in _MAGIC:
-        if start[place : place + len(magic)] != magic:
-            continue
-        if "Gatan" in kind:  # few bytes, so the byte order, 0 or 1, is asked too
-            order = 8 if magic[-1] == 3 else 12
-            if start[order : order + 4] not in (b"\0\0\0\0", b"\0\0\0\1"):
-                continue
-        return kind, suffixes
-    return None

@@ -124,15 +124,6 @@ def names_of(data: Any, *attrs: Mapping[str, Any]) -> tuple[str, ...]:
     """The name of each axis of a dataset, or "".
 
     From HDF5's labels, or from the attribute ``axes`` of NeXus in ``attrs`` of the dataset and its group.
-
-    Examples
-    --------
-    >>> import h5py
-    >>> with h5py.File("of.h5", "w", driver="core", backing_store=False) as file:
-    ...     data = file.create_dataset("scan", (2, 3), "u2")
-    ...     data.dims[1].label = "kx"
-    ...     names_of(data)
-    ('', 'kx')
     """
     labels = _one_an_axis(data, "DIMENSION_LABELS")
     if (

@@ -92,8 +92,11 @@ class RawCounts(Wrapped):
             pixels = (high << 12) + low
         if self.quad:
             lower_right, lower_left, upper_right, upper_left = np.split(pixels, 4, axis=2)
-            lower = np.dstack([lower_right, lower_left])[:, ::-1, ::-1]
-            pixels = np.hstack([np.dstack([upper_left, upper_right]), lower])
+            n, height, width = upper_left.shape
+            pixels = np.empty((n, 2 * height, 2 * width), self.dtype)
+            pixels[:, :height, :width], pixels[:, :height, width:] = upper_left, upper_right
+            pixels[:, height:, :width] = lower_left[:, ::-1, ::-1]
+            pixels[:, height:, width:] = lower_right[:, ::-1, ::-1]
         return np.ascontiguousarray(pixels[:, part[1], part[2]])
 
 

@@ -190,29 +190,23 @@ def _choose(
         if fitting:
             note = f"took {fitting[0].name} ({by(fitting[0].source.shape)}) of: {listing}"
             return fitting[0], [note] if len(candidates) > 1 else []
-    series = next((c for c in candidates if len(c.source.shape) > 4), None)
-    raise SourceError(
-        f"{name}: no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
-        + ("" if series is None else f"; {_one_of_series(name, series)}")
+    fault = (
+        f"no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
     )
-
-
-def _one_of_series(name: str, series: Candidate) -> str:
-    """The command that writes the first scan of an array with more than four axes into a file."""
-    source, n_axes = series.source, len(series.source.shape)
-    inside = source.name if isinstance(source, (Hdf5Dataset, ZarrArray)) else ""
-    array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
-    if isinstance(source, Hdf5Dataset):
-        array, needs = f"h5py.File('{name}')['{inside}']", "h5py, hdf5plugin, numpy"
-    elif isinstance(source, ZarrArray):
-        array, needs = f"zarr.open('{name}')" + (f"['{inside}']" if inside else ""), "numpy, zarr"
-    if not can_be_quoted(name, inside) or not (inside or name.endswith((".npy", ".zarr"))):
-        return f"write one scan of the {n_axes} axes into a file of its own"
-    first, out = ", ".join("0" * (n_axes - 4)), f"{Path(name).stem}_0.npy"
-    return (
-        f"of {n_axes} axes write one scan into a file of its own: "
-        f"python -c \"import {needs}; numpy.save('{out}', {array}[{first}])\", then open {out}"
-    )
+    series = next((c.source for c in candidates if len(c.source.shape) > 4), None)
+    if series is not None:  # the command that writes the first scan of it into a file
+        n_axes, inside = len(series.shape), getattr(series, "name", "")
+        array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
+        if isinstance(series, Hdf5Dataset):
+            array, needs = f"h5py.File('{name}')['{inside}']", "h5py, hdf5plugin, numpy"
+        elif isinstance(series, ZarrArray):
+            array = f"zarr.open('{name}')" + (f"['{inside}']" if inside else "")
+            needs = "numpy, zarr"
+        fault += f"; of {n_axes} axes write one scan into a file of its own"
+        if can_be_quoted(name, inside) and (inside or name.endswith((".npy", ".zarr"))):
+            first, out = ", ".join("0" * (n_axes - 4)), f"{Path(name).stem}_0.npy"
+            fault += f": python -c \"import {needs}; numpy.save('{out}', {array}[{first}])\", then open {out}"
+    raise SourceError(f"{name}: {fault}")
 
 
 def _listed(texts: list[str]) -> str:

@@ -152,15 +152,7 @@ def _append(runs: list[Run], path: str, offset: int, n_bytes: int) -> None:
 
 
 def _hint(text: str) -> str:
-    """The axes of a stack as ImageJ or OME name them; they do not say which is the scan.
-
-    Examples
-    --------
-    >>> _hint("ImageJ=1.5\\nimages=12\\nslices=4\\nframes=3\\n")
-    'by ImageJ frames 3, slices 4'
-    >>> _hint('<OME><Pixels SizeZ="4" SizeC="1" SizeT="3"/></OME>')
-    'by OME SizeT 3, SizeZ 4'
-    """
+    """The axes of a stack as ImageJ or OME name them; they do not say which is the scan."""
     names, pattern, writer = ("SizeT", "SizeZ", "SizeC"), r'\b{}="(\d{{1,9}})"', "OME"
     if text.startswith("ImageJ="):
         names, pattern, writer = ("frames", "slices", "channels"), r"^{}=(\d{{1,9}})$", "ImageJ"

@@ -36,11 +36,11 @@ STORAGES = {
 _TYPES = ("float", "double", "half", "bfloat16", "uint", "int", "short", "long", "bool", "complex", "sparse", "strided")  # fmt: skip
 
 #: operations of a pickle whose argument is the value, and how many values others take from the stack
-_VALUES = (
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
-    *("BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+_VALUES = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
     "BYTEARRAY8",
-)  # fmt: skip
+}  # fmt: skip
 _TAKES = {
     "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1,
     "BINPERSID": 1, "POP": 1,
@@ -156,6 +156,9 @@ def described(content: bytes) -> Any:
     argument: Any
     for operation, argument, _ in pickletools.genops(content):
         name, taken = operation.name, []
+        if name in _VALUES:
+            stack[-1].append(argument)
+            continue
         if name in _TAKES_ALL_SINCE_MARK:
             taken = stack.pop()
         elif n := _TAKES.get(name):
@@ -164,8 +167,6 @@ def described(content: bytes) -> Any:
         match name:
             case "PROTO" | "FRAME" | "STOP" | "POP" | "POP_MARK":
                 pass
-            case _ if name in _VALUES:
-                top.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 top.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case "MARK":

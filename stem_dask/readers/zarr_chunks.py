@@ -3,7 +3,6 @@
 zarr reads a missing chunk file as the fill value, whether the chunk was never written or was lost.
 """
 
-import contextlib
 import math
 import os
 import re
@@ -82,8 +81,9 @@ def missing_files(store: str, name: str, array: Any) -> tuple[int, int, Path | N
     if isinstance(folder, Location):
         files = (key for key, _ in folder.below())
     else:
-        walk = ((os.path.relpath(place, folder), files) for place, _, files in os.walk(folder))
-        files = (f"{place}/{file}".removeprefix("./") for place, files in walk for file in files)
+        above = len(str(folder)) + 1
+        walk = ((place[above:], files) for place, _, files in os.walk(folder))
+        files = (f"{place}/{file}".lstrip("/") for place, files in walk for file in files)
     for file in files:  # c/0/1 or c.0.1, in format 2 0.1 or 0/1
         words = re.split("[./]", file.removeprefix("c/").removeprefix("c."))
         if len(words) == len(counts) and all(word.isdecimal() for word in words):
@@ -192,25 +192,20 @@ def damaged_chunks(store: str) -> Iterator[str]:
         raise SourceError(f"{store}: not a readable zarr store: {error}") from error
     for name, array in members:
         if isinstance(array, zarr.Array):
-            for path, why in _bad_files(store, name, array, [slice(None)] * array.ndim):
-                yield f"{path} cannot be decoded ({why})" if why else f"{path} is missing or empty"
+            yield from _faults(store, name, array)
 
 
-@contextlib.contextmanager
-def decoded(store: str, group: Any) -> Iterator[None]:
-    """Context in which the small arrays of a group are read: a damaged or missing chunk raises an error."""
+def check_small_arrays(store: str, group: Any) -> None:
+    """Refuse a group with a small array of which a chunk file is missing or damaged."""
     for name, array in group.arrays():
         if name not in ("patterns", "profile"):  # large, and read elsewhere
-            place = f"{group.path}/{name}".lstrip("/")
-            for path, _ in files_of(store, place, array, [slice(None)] * array.ndim):
-                if _lost(path):
-                    raise SourceError(f"{path} is missing or empty; copy the store again")
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:  # each codec has its own
-        raise SourceError(
-            f"{store}: an array cannot be decoded ({error}); stem-dask verify lists the damaged files of a store"
-        ) from error
+            for fault in _faults(store, f"{group.path}/{name}".lstrip("/"), array):
+                raise SourceError(f"{fault}; copy the store again")
+
+
+def _faults(store: str, name: str, array: Any) -> Iterator[str]:
+    for path, why in _bad_files(store, name, array, [slice(None)] * array.ndim):
+        yield f"{path} cannot be decoded ({why})" if why else f"{path} is missing or empty"
 
 
 def refuse_outside(store: str, path: Path | Location) -> None:

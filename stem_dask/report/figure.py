@@ -73,14 +73,7 @@ def figure_data(
 ) -> FigureData:
     """Collect the arrays of the figure, and read the patterns with the lowest retention from the source.
 
-    Parameters
-    ----------
-    patterns, out : the lazy source and the lazy output
-    mean : (ky, kx) mean output pattern
-    analysis : analysis of a crop with the retention, else None
-    window : of a crop, else None
-    results : of the run, as in results.json
-    title : of the dataset
+    ``mean`` is the mean output pattern; ``analysis`` (with the retention) and ``window`` belong to a crop.
     """
     axes = axes_of(patterns)
     data = FigureData(

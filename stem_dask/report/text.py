@@ -133,13 +133,7 @@ def _background(analysis: xr.Dataset) -> tuple[float, float, float]:
 
 
 def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
-    """A warning about axes without a usable calibration.
-
-    Examples
-    --------
-    >>> calibration_warnings([Axis("ky", 4, 0.1, 0.0, "1/nm"), Axis("kx", 4)])
-    ['kx in pixels: the file has no usable calibration; input.calibration gives one']
-    """
+    """A warning about axes without a usable calibration."""
     names = [axis.name for axis in axes if not axis.calibrated and axis.name != LIST_DIMS[0]]
     if not names:
         return []
@@ -198,10 +192,7 @@ def window_warnings(window: Window, filled: NDArray) -> list[str]:
 def remainder_warnings(
     shape: Sequence[int], factor: int, mean_pattern: NDArray | None
 ) -> list[str]:
-    """Warnings about pixels that downsampling drops at the end of an axis, with their intensity if known.
-
-    This happens only on uncropped axes: a cropped axis is a multiple of the factor.
-    """
+    """Warnings about pixels that downsampling drops at the end of an uncropped axis, with their intensity if known."""
     out = []
     for axis, (name, n) in enumerate(zip(("ky", "kx"), shape, strict=True)):
         rest = n % factor
@@ -265,14 +256,7 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:
-    """Lines with verdict and advice; ``before`` precedes the overrides.
-
-    Examples
-    --------
-    >>> advice = {"crop.size=40": "gives 40 x 40 px"}
-    >>> judgement_lines({"verdict": ["little was gained"], "advice": advice})
-    ['verdict     little was gained', 'advice      crop.size=40', '            gives 40 x 40 px']
-    """
+    """Lines with verdict and advice; ``before`` precedes the overrides."""
     out = [f"verdict     {text}" for text in results["verdict"]]
     for line, gives in results["advice"].items():
         out += [f"advice      {' '.join([*before, line])}", f"            {gives}"]

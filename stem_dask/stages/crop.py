@@ -15,7 +15,15 @@ from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import as_text
 from stem_dask.core.model import DETECTOR_DIMS, Align, Axis, Device, Window
-from stem_dask.core.patterns import as_patterns, axes_of, axis_of, blocks_of, lead_dims, lead_shape
+from stem_dask.core.patterns import (
+    WINDOW_ATTRS,
+    as_patterns,
+    axes_of,
+    axis_of,
+    blocks_of,
+    lead_dims,
+    lead_shape,
+)
 from stem_dask.core.text import by
 from stem_dask.core.window import (
     axis_window,
@@ -23,7 +31,6 @@ from stem_dask.core.window import (
     check_target,
     check_window,
     covering_radius,
-    filled_fraction,
     radii_for_target,
     uncropped,
 )
@@ -42,11 +49,6 @@ from stem_dask.stages.gpu import CutOnGpu
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
-
-#: attributes that a crop adds
-OF_WINDOW = (
-    "window_size", "align", "cropped_axes", "aligned_axes", "k_origin", "global_radius", "coverage", "target_retention",
-)  # fmt: skip
 
 Positions: TypeAlias = tuple[NDArray[np.float64], str]
 
@@ -220,11 +222,13 @@ def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArr
 
 def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
     """Share of each window outside the detector; for a fixed window a broadcast scalar."""
-    origin_y, origin_x = window_origins(analysis, window)
-    here = (slice(0, 1 if window.align == "fixed" else None),) * origin_y.ndim
-    detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    filled = filled_fraction(origin_y[here], origin_x[here], window.shape, detector)
-    return np.broadcast_to(filled, origin_y.shape)
+    origins, inside = window_origins(analysis, window), np.ones(1, np.int64)
+    here = (slice(0, 1 if window.align == "fixed" else None),) * origins[0].ndim
+    for origin, size, name in zip(origins, window.shape, DETECTOR_DIMS, strict=True):
+        first, full = origin[here], int(analysis.sizes[f"source_{name}"])
+        inside = inside * np.clip(np.minimum(first + size, full) - np.maximum(first, 0), 0, None)
+    filled = 1.0 - inside / (window.shape[0] * window.shape[1])
+    return np.broadcast_to(filled, origins[0].shape)
 
 
 def crop(
@@ -413,7 +417,7 @@ def to_detector(cropped: xr.DataArray, analysis: xr.Dataset) -> xr.DataArray:
     source = detector_of(analysis)
     origin_y, origin_x = cropped.coords["window_y"].values, cropped.coords["window_x"].values
     out = _cut(blocks_of(cropped), -origin_y, -origin_x, (source[0].size, source[1].size))
-    of_window = {*OF_WINDOW, *_detector_attrs(analysis)}
+    of_window = {*WINDOW_ATTRS, *_detector_attrs(analysis)}
     if cropped.attrs.get("align") == "fixed":
         of_window.remove("k_origin")  # a fixed window keeps the coordinates of its source
     attrs = {name: value for name, value in cropped.attrs.items() if name not in of_window}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from stem_dask.engine.clients import connected, refuse_no_client
 from stem_dask.engine.journal import Journal
 from stem_dask.readers.containers import ZarrArray
 from stem_dask.readers.source import identity
-from stem_dask.readers.zarr_chunks import decoded
+from stem_dask.readers.zarr_chunks import check_small_arrays
 from stem_dask.stages.blocks import patterns_of
 from stem_dask.stages.open import block_array, lazy_array
 from stem_dask.stages.validate import inside_of_blocks
@@ -409,8 +410,8 @@ def open_store(
     root = zarr.open_group(zarr_store(store), mode="r")
     array: Any = root["patterns"]
     dims = array.metadata.dimension_names
-    with decoded(store, root):
-        described = open_group(store)
+    check_small_arrays(store, root)
+    described = open_group(store)
     axes = [axis_of(described, dim) for dim in dims]
     source = ZarrArray(store, "patterns", np.dtype(array.dtype), tuple(array.shape))
     lead = [min(n, size) for n, size in zip(array.shards[:-2], array.shape, strict=False)]
@@ -422,20 +423,15 @@ def open_store(
         patterns = patterns.assign_coords(valid=described["valid"].load())
     if "analysis" not in root:
         return patterns, None
-    with decoded(store, root["analysis"]):
-        stored = open_group(store, "analysis")
-        return patterns, stored.drop_vars("profile", errors="ignore").load()
+    check_small_arrays(store, root["analysis"])
+    stored = open_group(store, "analysis")
+    return patterns, stored.drop_vars("profile", errors="ignore").load()
 
 
 def active_client() -> Any:
     """The active client of this process, or None, without importing distributed."""
-    import sys
-
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import default_client
-
-    try:
-        return default_client()
-    except ValueError:
-        return None
+    distributed: Any = sys.modules.get("distributed")
+    if distributed is not None:
+        with contextlib.suppress(ValueError):
+            return distributed.default_client()
+    return None

@@ -109,10 +109,9 @@ class ZspySink:
         for origin, chunk in whole_chunks(block, region, output.chunks, output.shape):
             place = [start // size for start, size in zip(origin, output.chunks, strict=True)]
             file = self._group.joinpath("data", *map(str, place))
-            # but not the folder of the array, which a late worker must not recreate
-            for folder in list(file.parents)[len(place) - 2 :: -1]:
-                folder.mkdir(exist_ok=True)
-            crc, n_bytes = write_file(file, self.stage[0], [compressed(chunk, output.codec)])
+            folders = list(file.parents)[len(place) - 2 :: -1]  # below that of the array
+            contents = [compressed(chunk, output.codec)]
+            crc, n_bytes = write_file(file, self.stage[0], contents, folders=folders)
             written.append(["/".join(map(str, place)), crc, n_bytes])
         return {"chunks": written, **self._spool.write(index, region, rest)}
 

@@ -27,16 +27,24 @@ from stem_dask.storage.staging import (
 
 
 def write_file(
-    path: str | Path, stage: str | Path, contents: Iterable[Any], *, sync: bool = True
+    path: str | Path,
+    stage: str | Path,
+    contents: Iterable[Any],
+    *,
+    sync: bool = True,
+    folders: Iterable[Path] = (),
 ) -> tuple[int, int]:
     """Write a file of a block in a staging folder and rename it; returns CRC-32 and length.
 
-    With ``sync`` it is written to the disk at once, because this run does not read it again.
+    With ``sync`` it is written to the disk at once, because this run does not read it again. ``folders`` are made for it, but
+    not by a late worker, whose staging folder is gone.
     """
     crc = n_bytes = 0
     with staged(path, stage) as file:
         for content in contents:
             crc, n_bytes = append(file, content, crc), n_bytes + memoryview(content).nbytes
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
         if sync:
             begin_sync(file)
         mark(file, crc)

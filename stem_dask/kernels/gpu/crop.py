@@ -210,7 +210,7 @@ def ring_bytes(
     method: str,
     reduce: str,
 ) -> Taken:
-    """Memory that a `Cutting` of n patterns takes."""
+    """Memory that a ring of `cutting` for n patterns takes."""
     kept, result = stored(dtype), result_dtype(dtype, factor, method, reduce)
     size, slots = slots_of(n, detector, kept)
     out = (size, shape[0] // factor, shape[1] // factor)
