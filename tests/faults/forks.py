@@ -35,9 +35,9 @@ PATIENCE = 60
 class Moment:
     """SIGKILL at the n-th event of a kind, counted in one process.
 
-    ``name``: a rename to a name in the output's folder; ``block``: any other rename; ``file``: one that is written in
-    one piece; ``removal``: of a file or folder; ``line``: of the journal. ``after`` is after the event; before the end
-    of a file or a line means that it is torn.
+    ``name``: a rename to a name in the output's folder; ``file``: a rename within a folder, as zarr writes documents;
+    ``block``: any other rename; ``removal``: of a file or folder; ``line``: of the journal. ``after`` is after the event;
+    before the end of a line means that it is torn.
     """
 
     kind: str
@@ -296,15 +296,6 @@ def _kill_at(moment: Moment) -> None:
         """What is not there is only asked for."""
         return "removal" if "dir_fd" in options or os.path.lexists(path) else ""
 
-    def filled(plain: Callable[..., int]) -> Callable[..., int]:
-        def write(path: Path, content: Any, *args: Any) -> int:
-            if moment.kind == "file" and next(events) == moment.nth:
-                plain(path, content if moment.after else content[: len(content) // 2], *args)
-                kill()
-            return plain(path, content, *args)
-
-        return write
-
     def write(journal: Any, words: Mapping[str, Any]) -> None:
         if moment.kind == "line" and next(events) == moment.nth:
             if moment.after:
@@ -319,8 +310,6 @@ def _kill_at(moment: Moment) -> None:
     os.rename = counted(os.rename, renamed)
     for name in ("unlink", "rmdir", "remove"):
         setattr(os, name, counted(getattr(os, name), removed))
-    for name in ("write_text", "write_bytes"):
-        setattr(Path, name, filled(getattr(Path, name)))
     plain_write, Journal._write = Journal._write, write
 
 
