@@ -236,9 +236,11 @@ def list_tensors(path: str) -> list[Candidate]:
             loaded = described(archive.read(pickled))
             is_big = order is not None and archive.open(order).read(4) == b"big"
         if not isinstance(loaded, (dict, list, tuple, Tensor)):
-            what = "numpy array" if isinstance(loaded, Numpy) else type(loaded).__name__
+            what = type(loaded).__name__
+            if isinstance(loaded, Numpy):
+                what = "numpy array, not a tensor; save torch.from_numpy(array), or numpy.save(path, array)"
             raise SourceError(
-                f"{path}: holds a {what}; expected a tensor, or a dictionary or list of them; save torch.from_numpy(array)"
+                f"{path}: holds a {what}; expected a tensor, or a dictionary or list of them"
             )
         tensors = loaded if isinstance(loaded, dict) else {"tensor": loaded}
         stated = tensors.get("axes")
