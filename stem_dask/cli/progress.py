@@ -92,9 +92,10 @@ class ProgressLine:
         if self.bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
 
-            columns = (
-                TextColumn("{task.description}"),
+            columns = (  # on a narrow terminal the end of the text is left out, not the name of the stage
+                TextColumn("{task.description}", table_column=Column(min_width=11, no_wrap=True)),
                 BarColumn(20),
                 TextColumn("{task.fields[text]}"),
             )
