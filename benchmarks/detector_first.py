@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.data import scan_rows, write_scan
 from benchmarks.limits import drop_cache
 from stem_dask.core.chunks import MIB, lead_chunks
-from stem_dask.job.transpose import plan_transpose
+from stem_dask.job.passes import plan_transpose
 from stem_dask.readers.open import find
 from stem_dask.readers.source import Source
 from stem_dask.stages.open import block_positions

@@ -49,7 +49,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(module), attribute)
     if module.startswith("stem_dask.stages.") or name == "connect":
         # errors of these functions name their arguments, as those of configs and commands name keys
-        value = importlib.import_module("stem_dask.config.arguments").speaking_python(value)
+        value = importlib.import_module("stem_dask.config.options").speaking_python(value)
         value.__module__, value.__qualname__ = __name__, name  # where pickle finds it
     globals()[name] = value
     return value

@@ -28,11 +28,11 @@ from stem_dask.engine.journal import Journal
 from stem_dask.job import budget as projection
 from stem_dask.job.budget import disk_need, fitting_slab, memory_of, transposed_bytes
 from stem_dask.job.describe import describe_job
+from stem_dask.job.passes import plan_transpose
 from stem_dask.job.plan import prepare
 from stem_dask.job.run import run
-from stem_dask.job.transpose import plan_transpose
-from stem_dask.kernels import transpose as turn_kernel
-from stem_dask.kernels.transpose import patterns_first
+from stem_dask.kernels import pixels as turn_kernel
+from stem_dask.kernels.pixels import patterns_first
 from stem_dask.readers import flat as sources
 from stem_dask.readers.detector_first import (
     TransposedFile,

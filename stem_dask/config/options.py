@@ -3,11 +3,15 @@
 The text in an annotated type completes "expected …" in an error message.
 """
 
+import functools
+import re
+from collections.abc import Callable
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from stem_dask.core.errors import StemDaskError
 from stem_dask.core.formats import FORMATS
 
 SYNTHETIC = "synthetic"  # the word for the built-in dataset, which is not a path
@@ -239,3 +243,52 @@ class Config(_Section):
 _MODELS = (Input, Analyze, Crop, Validate, Downsample, Output, Cluster)
 
 SECTIONS: dict[str, type[BaseModel]] = {model.__name__.lower(): model for model in _MODELS}
+
+
+# --- messages for Python callers: names of arguments instead of keys ---------------------------------------------
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: a key of a config in a message, and its value
+_KEY = re.compile(
+    r"(?<![\w./\\-])(input|analyze|crop|validate|downsample|output|cluster)\.([a-z_]+)(?!\w|/|\.\w)"
+    r"(?:=([\w.+-]*\w)|(?:=|: )(\[[^\]]*\]|(?:true|false|null|\d+|float\d\d|scan_first|detector_first)\b))?"
+)
+_VALUES = {"true": "True", "false": "False", "null": "None"}
+
+
+def in_python(text: str) -> str:
+    """Rewrite a message about config keys for Python arguments.
+
+    Examples
+    --------
+    >>> in_python("out.pt exists; set output.overwrite=true, or give input.scan_shape: [4, 8] for input.npy")
+    'out.pt exists; set overwrite=True, or give scan_shape=[4, 8] for input.npy'
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        section, name, value = found[1], found[2], found[3] or found[4]
+        fields = SECTIONS[section].model_fields.items()
+        if name not in {field.alias or own for own, field in fields}:
+            return found[0]  # a file name
+        if value is None:
+            return name
+        word = value[0].isalpha() and value not in _VALUES
+        return f"{name}={repr(value) if word else _VALUES.get(value, value)}"
+
+    return _KEY.sub(argument, text)
+
+
+def speaking_python(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a public function, so that errors name its arguments instead of config keys."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*args, **options)
+        except StemDaskError as error:
+            error.args = (in_python(str(error)),)
+            raise
+
+    return called

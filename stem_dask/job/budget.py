@@ -26,7 +26,7 @@ from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.kernels.gpu.buffers import Taken
-from stem_dask.kernels.transpose import GATHERED
+from stem_dask.kernels.pixels import GATHERED
 from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
 from stem_dask.readers.open import Found

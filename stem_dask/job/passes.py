@@ -1,10 +1,12 @@
 """All passes of a job in their order: open, analyze, choose the window, write, export, report."""
 
 import contextlib
+import hashlib
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
-from stem_dask.core.model import Device, Progress, Region, Step, Window
+from stem_dask.core.model import Device, Progress, Record, Region, Step, Window
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
     attrs_of,
@@ -40,10 +42,11 @@ from stem_dask.engine.state import RunState
 from stem_dask.job import budget
 from stem_dask.job.plan import Plan
 from stem_dask.job.results import Outcome, advice, exit_code, stored_bytes, verdict
-from stem_dask.job.transpose import plan_transpose
 from stem_dask.job.warm_up import play, rehearse
 from stem_dask.kernels.gpu.code import compile_kernels
-from stem_dask.readers.detector_first import detector_first
+from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
+from stem_dask.readers.open import Found
+from stem_dask.readers.views import View
 from stem_dask.report import text as report
 from stem_dask.report.figure import draw, figure_data
 from stem_dask.stages.analyze import (
@@ -299,6 +302,71 @@ def open_input(job: Job) -> None:
         listed = mask if isinstance(mask, str) else mask.model_dump()
         patterns = job.masked(patterns, listed)
     job.patterns = patterns
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A planned pass; ``found`` is the transposed input, which can be read after ``run``."""
+
+    found: Found
+    slabs: da.Array
+    sink: TransposedSink
+
+    def run(self, **options: Any) -> list[Record]:
+        """Read the file once, slab by slab, and write blocks of patterns; ``options`` are those of `stem_dask.engine.run.run`."""
+        try:
+            return engine.run({"slab": self.slabs}, 2, self.sink, job="turn", **options)
+        except SourceError as error:
+            raise SourceError(
+                f"{error}; this file is detector-first, and every pattern needs the block: on_error=quarantine cannot "
+                "skip it. Run the same command again when it can be read"
+            ) from error
+
+
+def plan_transpose(
+    found: Found, block: Sequence[int], slab: Sequence[int], folder: str | Path
+) -> Transpose:
+    """Plan the pass; nothing is read.
+
+    Parameters
+    ----------
+    found : a detector-first input
+    block : (scan_y, scan_x) shape of the blocks of all later passes
+    slab : (ky, kx) pixels of one task, see `stem_dask.job.budget.fitting_slab`
+    folder : of the run; the intermediate file is written to its subfolder ``turned``
+
+    Raises
+    ------
+    ConfigError
+        If the file is not detector-first.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from stem_dask.readers.open import find
+    >>> folder = tempfile.mkdtemp()
+    >>> np.save(f"{folder}/old.npy", np.arange(24, dtype="u2").reshape(2, 3, 2, 2))
+    >>> found = find(f"{folder}/old.npy", scan_order="detector_first")
+    >>> turn = plan_transpose(found, (1, 2), (1, 3), folder)
+    >>> len(turn.run()), turn.found.source[(slice(0, 1), slice(1, 2), slice(None), slice(None))].tolist()
+    (2, [[[[1, 5, 9], [13, 17, 21]]]])
+    """
+    stored = detector_first(found.source)
+    if stored is None:
+        raise ConfigError(f"{found.info.path}: this file is not detector-first")
+    forwards = [slice(None, None, 1 if indices.step > 0 else -1) for _, indices in stored.axes]
+    stored = stored.select(*forwards)  # flipped axes are flipped when the transposed file is read
+    turned = TransposedFile(
+        str(Path(folder) / "turned" / "patterns.raw"),
+        stored.dtype,
+        (*stored.shape[2:], *stored.shape[:2]),
+        (block[0], block[1]),
+        (slab[0], slab[1]),
+    )
+    token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
+    slabs = block_array(stored, turned.slab, f"slab-{token}")
+    source = View.of(turned).select(*forwards[2:], *forwards[:2])
+    return Transpose(replace(found, source=source), slabs, TransposedSink(turned))
 
 
 # --- the analysis and the window --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
-from stem_dask.kernels.transpose import patterns_first
+from stem_dask.kernels.pixels import patterns_first
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.source import Slices, Source
 from stem_dask.readers.views import DETECTOR_FIRST, View

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, is_input_left_out, piece_patterns, pieces, steps
 from stem_dask.core.errors import SourceError
-from stem_dask.kernels.transpose import gathering, patterns_first
+from stem_dask.kernels.pixels import gathering, patterns_first
 from stem_dask.readers.flat import FlatFile, buffer_for
 from stem_dask.readers.source import Reading, Slices, Source, Wrapped, reading_of
 from stem_dask.storage.errors import path_of, translate
