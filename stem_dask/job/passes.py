@@ -356,7 +356,7 @@ def plan_transpose(
         raise ConfigError(f"{found.info.path}: this file is not detector-first")
     forwards = [slice(None, None, 1 if indices.step > 0 else -1) for _, indices in stored.axes]
     stored = stored.select(*forwards)  # flipped axes are flipped when the transposed file is read
-    turned = TransposedFile(
+    transposed = TransposedFile(
         str(Path(folder) / "turned" / "patterns.raw"),
         stored.dtype,
         (*stored.shape[2:], *stored.shape[:2]),
@@ -364,9 +364,9 @@ def plan_transpose(
         (slab[0], slab[1]),
     )
     token = hashlib.sha256(repr((found.identity, stored)).encode()).hexdigest()[:16]
-    slabs = block_array(stored, turned.slab, f"slab-{token}")
-    source = View.of(turned).select(*forwards[2:], *forwards[:2])
-    return Transpose(replace(found, source=source), slabs, TransposedSink(turned))
+    slabs = block_array(stored, transposed.slab, f"slab-{token}")
+    source = View.of(transposed).select(*forwards[2:], *forwards[:2])
+    return Transpose(replace(found, source=source), slabs, TransposedSink(transposed))
 
 
 # --- the analysis and the window --------------------------------------------------------------------------------
