@@ -165,6 +165,22 @@ def test_few_of_the_last_messages_are_kept(whose):
         assert 0 < len(kept) <= 20
 
 
+def test_the_dashboard_is_loaded_when_a_browser_asks_for_it():
+    script = """
+import sys, urllib.request
+from stem_dask import connect
+
+with connect("threads", threads_per_worker=1) as connection:
+    assert "bokeh" not in sys.modules
+    for page in ("status", "", "individual-workers"):
+        url = connection.dashboard.replace("status", page)
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert "bokeh" in answer.read().decode().lower(), url
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_threads_run_in_this_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with connect("threads", threads_per_worker=3, memory_limit="2GB") as connection:

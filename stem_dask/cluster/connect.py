@@ -348,7 +348,7 @@ def tunnel(link: str, environment: Mapping[str, str], host: str) -> str | None:
     session = environment.get("SSH_CONNECTION", "").split()
     reached = session[2] if len(session) == 4 else ""
     if place.hostname != "127.0.0.1" or not place.port or not (reached or in_job):
-        return None  # its user knows how to reach it, or sits at this machine
+        return None  # a remote scheduler, or a user at this machine
     user = environment.get("USER") or getpass.getuser()
     submitted = environment.get("SLURM_SUBMIT_HOST", "")
     login = reached or submitted

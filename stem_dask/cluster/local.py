@@ -85,9 +85,13 @@ def start_here(
         how["device_memory_limit"] = 0  # tasks keep nothing on the GPU that could be spilled
     else:
         how |= {"processes": kind == "local", "worker_dashboard_address": f"{LOOPBACK}:0"}
+        how["scheduler_kwargs"] = {"dashboard": False}  # until a browser asks for it
 
     def start() -> Any:
-        return make(**how, dashboard_address=f"{LOOPBACK}:{usual_port()}")
+        cluster = make(**how, dashboard_address=f"{LOOPBACK}:{usual_port()}")
+        if kind != "gpu":
+            offer_dashboard(cluster.scheduler)
+        return cluster
 
     # what Dask logs about comms that close while it stops is of no use
     with (
@@ -96,6 +100,25 @@ def start_here(
         Client(cluster) as client,
     ):
         yield client
+
+
+def offer_dashboard(scheduler: Any) -> None:
+    """Load Dask's dashboard when a browser first asks for a page of it: bokeh takes half a second at every start."""
+    from tornado import web
+
+    application = scheduler.http_application
+
+    class FirstVisit(web.RequestHandler):
+        def get(self) -> None:
+            from distributed.dashboard.scheduler import connect
+
+            if waiting in application.applications:
+                application.applications.remove(waiting)
+                connect(application, scheduler.http_server, scheduler)
+            self.redirect(self.request.uri or "/status")
+
+    waiting = web.Application([(r".*", FirstVisit)])
+    application.add_application(waiting)
 
 
 def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:
