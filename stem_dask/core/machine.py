@@ -1,5 +1,6 @@
 """What this process may use of its machine: cores, memory, and a disk of the node; batch systems and cgroups may allow a part."""
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -173,4 +174,7 @@ def load_meanwhile(*names: str) -> None:
             for name in names:
                 importlib.import_module(name)
 
-    threading.Thread(target=load, daemon=True).start()  # the process may end before
+    thread = threading.Thread(target=load, daemon=True)  # on a slow disk the process may end before
+    thread.start()
+    # a thread that is stopped within an import may keep Python's import lock, for which the end of the process waits for ever
+    atexit.register(thread.join, 5.0)
