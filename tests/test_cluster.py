@@ -361,7 +361,7 @@ def test_plain_text_beyond_loopback_is_asked_for_and_said(outer):
 
 @pytest.fixture
 def others():
-    """A cluster that somebody else has started."""
+    """A cluster that another process has started."""
     with LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
     ) as cluster:
