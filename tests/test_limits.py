@@ -1,6 +1,8 @@
-"""What a machine, a cgroup and a batch system allow; and how the dashboard is reached from afar."""
+"""What a machine, a cgroup and a batch system allow; how the dashboard is reached from afar; how a process ends."""
 
 import os
+import subprocess
+import sys
 import tempfile
 
 import dask
@@ -182,3 +184,15 @@ def test_the_way_to_the_dashboard(environment, expected):
 @pytest.mark.parametrize("link", ["http://10.0.0.7:8787/status", "", "inproc://a/b"])
 def test_no_way_to_the_dashboard_of_others(link):
     assert tunnel(link, {"USER": "ada", "SLURM_JOB_ID": "7"}, "node5") is None
+
+
+def test_a_process_ends_after_its_background_imports(tmp_path):
+    """One that was stopped within an import could keep Python's import lock, for which the end waited for ever."""
+    # the module is complete only when the main thread has ended
+    late = "import threading; threading.main_thread().join(); print('loaded', flush=True)"
+    (tmp_path / "late.py").write_text(late)
+    script = "from stem_dask.core.machine import load_meanwhile; load_meanwhile('late')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr

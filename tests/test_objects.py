@@ -206,8 +206,8 @@ def test_an_output_has_one_owner(bucket: str, tmp_path: Path) -> None:
             second()
         with pytest.raises(LockedError, match=r"out.zarr.owner was removed"):
             check()
-        at(f"{url}.owner").write_bytes(b'{"run": "of somebody else"}')
-    assert at(f"{url}.owner").read_bytes() == b'{"run": "of somebody else"}'
+        at(f"{url}.owner").write_bytes(b'{"run": "another run"}')
+    assert at(f"{url}.owner").read_bytes() == b'{"run": "another run"}'
     at(f"{url}.owner").unlink()  # as the message says
     with owned(url, tmp_path / "elsewhere.run") as check:
         check()

@@ -283,6 +283,7 @@ def test_a_job_that_hands_over_is_replaced(folder, monkeypatch):
     with workers(folder, n_workers=2) as connection:
         client = connection.client
         settings = client.run(lambda keys: {key: dask.config.get(key) for key in keys}, [*SETTINGS])
+        assert settings
         assert all(found == SETTINGS for found in settings.values())
         pause = client.run(lambda dask_worker: dask_worker.memory_manager.memory_pause_fraction)
         assert set(pause.values()) == {False}

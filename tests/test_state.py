@@ -171,7 +171,7 @@ def test_a_stopped_run_that_finished_something_is_kept(output, tmp_path, error):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedRunError, StoreError, ValueError])
 def test_a_stopped_run_that_finished_nothing_is_dropped(output, tmp_path, error):
-    (tmp_path / "scan.json").write_text("of somebody else")
+    (tmp_path / "scan.json").write_text("another file")
     output.stop(error, n_blocks=0)
     assert listing(tmp_path) == ["scan.json"]
 
