@@ -41,7 +41,9 @@ def signal(array: np.ndarray, n_navigation: int) -> dict[str, Any]:
 
 
 def test_the_table_has_all_formats_of_rosettasciio() -> None:
-    plugins = [plugin for plugin in rsciio.IO_PLUGINS if plugin["name"] not in NO_STACKS]
+    plugins = [
+        plugin for plugin in rsciio.IO_PLUGINS if plugin["name"] not in {*NO_STACKS, "netCDF"}
+    ]
     known = {f".{end.lower()}" for plugin in plugins for end in plugin["file_extensions"]}
     others = {suffix for suffix, row in READERS.items() if row.kind != "a file of RosettaSciIO"}
     assert set(SUFFIXES) == known - others
@@ -97,6 +99,12 @@ def test_pickled_metadata_are_not_read(tmp_path: Path) -> None:
     found = find(tmp_path / "a.prz")
     agrees(found, numbers())
     assert "beam_energy_kv" not in found.info.about
+
+
+def test_netcdf_is_not_read(tmp_path: Path) -> None:
+    """RosettaSciIO's reader of it contains eval."""
+    (tmp_path / "a.nc").write_bytes(b"CDF\x01" + bytes(60))
+    refuses(r"a\.nc: the file extension \.nc is not known", tmp_path / "a.nc")
 
 
 def test_what_is_no_stack_of_patterns(tmp_path: Path) -> None:

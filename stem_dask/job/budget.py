@@ -146,7 +146,7 @@ def memory_of(
     widest = max(kind.itemsize for kind in (dtype, what.patterns, what.dtype))
     fixed = library + PASSING * piece * widest + task_memory(config, what).in_host
     fixed += REQUEST_BYTES * is_url(found.info.path)
-    # a chunk of one file each, raw and encoded; other chunks are smaller than a batch
+    # chunks larger than a batch (those of .zspy), raw and encoded
     fixed += 2 * sum({form.chunk_bytes for form in forms} - {INNER_CHUNK_BYTES})
     if n_references := _references(config):
         fixed += 4 * pixels * (n_references + 3)  # and what reading one takes

@@ -23,10 +23,10 @@ from stem_dask.readers.layout import axis_from, order_by_flags
 from stem_dask.readers.source import Candidate, Reading, Slices
 from stem_dask.storage.errors import one_line, translate
 
-#: all of its formats that no other reader opens, but plain images and tables
+#: all of its formats that no other reader opens, except plain images and tables, and .nc, whose reader has eval in it
 SUFFIXES = (
     ".ali", ".asw", ".bcf", ".de5", ".dens", ".eds", ".elid", ".emi", ".ems", ".emsa", ".img", ".lsd", ".map", ".mas", ".mrcz",
-    ".msa", ".nc", ".prz", ".pro", ".pts", ".rpl", ".sac", ".sbc", ".ser", ".spc", ".spd", ".spx", ".sur", ".tvf", ".unf", ".wdf",
+    ".msa", ".prz", ".pro", ".pts", ".rpl", ".sac", ".sbc", ".ser", ".spc", ".spd", ".spx", ".sur", ".tvf", ".unf", ".wdf",
 )  # fmt: skip
 
 

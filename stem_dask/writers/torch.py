@@ -144,10 +144,8 @@ def write_archive(file: IO[bytes], whole: Any, crc: int) -> int:
             entry, start = zipfile.ZipInfo(f"archive/{name}"), file.tell()
             size = len(content) if isinstance(content, bytes) else content.nbytes
             entry.header_offset, entry.file_size, entry.compress_size = start, size, size
-            entry.CRC, entry.flag_bits = (
-                0,
-                0x808 if size else 0x800,
-            )  # the checksum follows the content
+            entry.flag_bits = 0x808 if size else 0x800  # the checksum follows the content
+            entry.CRC = 0
             values = [size, size] * (size >= _MOST) + [start] * (start >= _MOST)
             if values:
                 entry.extra = struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values)
