@@ -340,14 +340,14 @@ def test_short_calls_share_tasks(one_thread, monkeypatch):
 def test_what_was_done_before_an_error_in_the_same_task_comes(one_thread, monkeypatch):
     client, sizes = one_thread
     monkeypatch.setattr(submission, "TASK_SECONDS", 1e6)
-    results, calls = [], [(square, (n,)) for n in range(60)]
-    calls[40] = (fail, (3,))
+    results, calls = [], [(square, (n,)) for n in range(240)]
+    calls[100] = (fail, (3,))
     with pytest.raises(SourceError, match=r"^block 3: the file was cut$"):
         results.extend(in_flight(client, Counted(calls)))
     # its task; a small one that was submitted later may have run before those that waited in the scheduler
-    first = max(start for start in itertools.accumulate(sizes, initial=0) if start <= 40)
-    assert first < 40
-    assert {n * n for n in range(first, 40)} <= set(results)
+    first = max(start for start in itertools.accumulate(sizes, initial=0) if start <= 100)
+    assert first < 100
+    assert {n * n for n in range(first, 100)} <= set(results)
 
 
 # --- run --------------------------------------------------------------------------------------------------------

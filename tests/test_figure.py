@@ -9,7 +9,7 @@ import pytest
 
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Axis
-from stem_dask.report.figure import DPI, FigureData, build, draw
+from stem_dask.job.figure import DPI, FigureData, build, draw
 
 INCH = {1: 4.6, 2: 8.3, 3: 12.0}
 
@@ -400,7 +400,7 @@ def test_file_that_cannot_be_written_is_a_store_error(tmp_path):
 def test_drawing_imports_no_pyplot_and_importing_no_matplotlib(tmp_path):
     code = (
         "import sys, numpy as np\n"
-        "from stem_dask.report.figure import FigureData, draw\n"
+        "from stem_dask.job.figure import FigureData, draw\n"
         "from stem_dask.core.model import Axis\n"
         "assert 'matplotlib' not in sys.modules\n"
         "axes = (Axis('ky', 4), Axis('kx', 5))\n"

@@ -19,19 +19,19 @@ FLOORS = [
     {"engine", "config", "readers"},
     {"writers", "cluster"},
     {"stages"},
-    {"report"},
-    {"job"},
+    {"job", "training"},
     {"cli"},
-    {"run", "__init__"},
+    {"run", "train", "__init__"},
 ]
 #: folders that stand above a floor and are not to be known there
 UNKNOWN_TO = {
     "engine": {"config", "readers", "stages", "writers"},
     "readers": {"engine", "config"},
     "writers": {"engine", "config"},
+    "training": {"engine", "cluster", "config"},
 }
 #: the most that there may be; lower them when the package gets smaller
-MOST_LINES, MOST_FILES, MOST_TOP = 22_760, 115, 14
+MOST_LINES, MOST_FILES, MOST_TOP = 22_760, 114, 13
 #: these cost time or memory, or exist on some systems only: never at module level
 INSIDE_FUNCTIONS = {
     "torch", "hyperspy", "rsciio", "matplotlib", "cupy", "cupyx", "dask_cuda", "h5py", "hdf5plugin", "distributed",

@@ -25,9 +25,9 @@ from stem_dask.job.budget import (
     shapes,
 )
 from stem_dask.job.plan import find_input
+from stem_dask.job.report import tree_bytes
 from stem_dask.job.run import run
 from stem_dask.readers.containers import HDF5_BYTES
-from stem_dask.report.text import tree_bytes
 
 
 def noise(path: Path, dtype: str = "u2") -> Path:

@@ -30,6 +30,7 @@ from stem_dask.job.budget import disk_need, fitting_slab, memory_of, transposed_
 from stem_dask.job.describe import describe_job
 from stem_dask.job.passes import plan_transpose
 from stem_dask.job.plan import prepare
+from stem_dask.job.report import tree_bytes
 from stem_dask.job.run import run
 from stem_dask.kernels import pixels as turn_kernel
 from stem_dask.kernels.pixels import patterns_first
@@ -43,7 +44,6 @@ from stem_dask.readers.detector_first import (
 from stem_dask.readers.flat import FlatFile
 from stem_dask.readers.open import find
 from stem_dask.readers.views import View
-from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.staging import NONCE_BYTES
 from stem_dask.writers.synthetic import write_dm4

@@ -353,7 +353,7 @@ def _lines_of(outcome: "Outcome") -> list[str]:
     results = outcome.results
     if not results:
         return list(outcome.lines)
-    from stem_dask.report.text import judgement_lines  # which loads xarray
+    from stem_dask.job.report import judgement_lines  # which loads xarray
 
     kept, window = results["validation"], results.get("window")
     parts = ["not cropped"] if window is None else [f"{by(window['size'])} px"]

@@ -175,6 +175,12 @@ def load_meanwhile(*names: str) -> None:
                 importlib.import_module(name)
 
     thread = threading.Thread(target=load, daemon=True)  # on a slow disk the process may end before
+
+    def end() -> None:
+        if thread.ident is not None:
+            thread.join(10.0)
+
+    # a thread that is stopped within an import may keep Python's import lock, for which the end of the process waits for ever,
+    # or crash it; registered first, because an interrupt may come while the thread is started
+    atexit.register(end)
     thread.start()
-    # a thread that is stopped within an import may keep Python's import lock, for which the end of the process waits for ever
-    atexit.register(thread.join, 5.0)

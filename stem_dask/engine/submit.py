@@ -34,8 +34,9 @@ TASK_SECONDS = 1.0
 #: calls in flight at most, where tasks have several: each is some kB, and Dask warns of graphs above 10 MB
 CALLS_IN_FLIGHT = 1000
 
-#: so many tasks are left for each thread when tasks are made: towards the end they are shorter, so that no thread waits long
-TASKS_LEFT = 4
+#: so many tasks are left for each thread when tasks are made: towards the end, and in small jobs, each block is a task, so that
+#: no thread waits long and a kill costs few finished blocks
+TASKS_LEFT = 16
 
 #: how often the workers are counted, in seconds
 WORKERS_SECONDS = 5.0

@@ -21,6 +21,7 @@ from stem_dask.core.machine import machine_bytes
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
 from stem_dask.core.window import axis_window
+from stem_dask.job.report import tree_bytes
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
@@ -31,7 +32,6 @@ from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
 from stem_dask.readers.open import Found
 from stem_dask.readers.source import reading_of
-from stem_dask.report.text import tree_bytes
 from stem_dask.stages.open import block_positions
 from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype

@@ -23,9 +23,9 @@ from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, Axis
 from stem_dask.core.patterns import as_patterns
 from stem_dask.core.text import size
+from stem_dask.job.report import results_of, write_json
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu import crop as crop_on_gpu
-from stem_dask.report.text import results_of, write_json
 from stem_dask.stages.analyze import analyze
 from stem_dask.stages.crop import choose_window
 from stem_dask.stages.validate import FLOAT_SLACK, retention_statistics
@@ -218,7 +218,7 @@ class DiffractionCropper:
         save_path: str | os.PathLike[str] | None = None,
     ) -> Any:
         """Draw the result: returns a matplotlib Figure, and writes it to ``save_path``; shows nothing."""
-        from stem_dask.report.figure import FigureData, build, draw
+        from stem_dask.job.figure import FigureData, build, draw
 
         patterns, windows = _patterns(data), _patterns(cropped)
         retention, _ = self._retention(patterns, windows)

@@ -39,7 +39,8 @@ from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
 from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
-from stem_dask.job import budget
+from stem_dask.job import budget, report
+from stem_dask.job.figure import draw, figure_data
 from stem_dask.job.plan import Plan
 from stem_dask.job.results import Outcome, advice, exit_code, stored_bytes, verdict
 from stem_dask.job.warm_up import play, rehearse
@@ -47,8 +48,6 @@ from stem_dask.kernels.gpu.code import compile_kernels
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
 from stem_dask.readers.views import View
-from stem_dask.report import text as report
-from stem_dask.report.figure import draw, figure_data
 from stem_dask.stages.analyze import (
     PER_PATTERN,
     REDUCED,

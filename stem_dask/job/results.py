@@ -17,8 +17,8 @@ from stem_dask.config.options import Config
 from stem_dask.core.model import Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
+from stem_dask.job import report
 from stem_dask.job.plan import Outputs, n_quarantined
-from stem_dask.report import text as report
 from stem_dask.stages.analyze import stored_radii
 from stem_dask.stages.crop import choose_window
 from stem_dask.storage.location import at, is_url

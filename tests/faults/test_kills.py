@@ -42,8 +42,7 @@ CHAINS = {
 WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hspy": JOBS[3]}
 #: how many jobs are over when an output gets its name
 OVER = {"scan.zarr": 2, "scan.pt": 3}
-#: complete blocks that are not yet noted: of each of two threads those of two tasks of two calls, as long as the scan is small
-N_IN_FLIGHT = 2 * 2 * 2
+N_IN_FLIGHT = 3 * 2
 #: small files that a run of the small scan writes until its store is complete
 N_FILES = 80
 

@@ -25,7 +25,7 @@ def _stopped(run: Started, *, noise: bool = False) -> None:
 def test_signals(how: str, command: Command, reference: Command) -> None:
     """To the client alone, and, as a terminal does it, SIGINT to the workers too."""
     run = command.start(own_python=how == "Ctrl-C")
-    run.until(lambda: n_lines(command, "crop") >= 1, "the first cropped rows")
+    run.until(lambda: n_lines(command, "crop") >= 4, "four cropped rows")
     if how == "Ctrl-C":
         os.killpg(run.process.pid, signal.SIGINT)
     else:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Align, Axis, Window
 from stem_dask.core.patterns import axes_of
-from stem_dask.report.text import summary
+from stem_dask.job.report import summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
