@@ -67,8 +67,16 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
 _WEAK = (f"{os.sep}weakref.py", f"{os.sep}_weakrefset.py")
 
 
+_IMPORT = "<frozen importlib._bootstrap>"
+
+
 def is_unheard(frame: FrameType | None) -> bool:
-    """Whether Python drops exceptions here: in finalizers, and in callbacks of weak references and the garbage collector."""
+    """Whether Python drops exceptions here: in finalizers, and in callbacks of weak references and the garbage collector.
+
+    An exception within the import system may also leave its lock acquired, for which other threads wait forever.
+    """
+    if frame is not None and frame.f_code.co_filename == _IMPORT:
+        return True
     collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
         code = frame.f_code
