@@ -388,8 +388,8 @@ def test_a_signal_where_errors_are_dropped_comes_again(where: str) -> None:
         if where == "finalizer":
             Late()
         elif where == "import":  # as in the callback of importlib's weak references to locks
-            dropped = "try:\n os.kill(os.getpid(), signal.SIGTERM)\n sum(range(100))\nexcept BaseException: pass"
-            code = compile(dropped, "<frozen importlib._bootstrap>", "exec")
+            dropped = "def cb():\n try:\n  os.kill(os.getpid(), signal.SIGTERM)\n  sum(range(100))\n except BaseException: pass"
+            code = compile(f"{dropped}\ncb()", "<frozen importlib._bootstrap>", "exec")
             exec(code, {"os": os, "signal": signal})
         else:
             gc.callbacks.append(callback)
