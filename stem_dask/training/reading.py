@@ -145,8 +145,8 @@ class Shards(_Decoded):
             first, n = map(int, self.indexes[path][inside])
             if first + n > status.st_size:  # also of a chunk that is not there
                 raise ValueError("its shard does not hold it")
-            content = _checked(os.pread(number, n, first))
-        decompress(content, self.codec, out)
+            chunk = _checked(os.pread(number, n, first))
+        decompress(chunk, self.codec, out)
 
 
 def _checked(content: bytes) -> NDArray[np.uint8]:
@@ -159,11 +159,11 @@ def _checked(content: bytes) -> NDArray[np.uint8]:
     return values[:-4]
 
 
-def decompress(content: NDArray[np.uint8], codec: str, out: NDArray) -> None:
+def decompress(content: Any, codec: str, out: NDArray) -> None:
     """Decode the bytes of a chunk, of which there must be as many as ``out`` holds."""
     import imagecodecs
 
-    to = out.reshape(-1).view(np.uint8)
+    to: Any = out.reshape(-1).view(np.uint8)  # arrays, which the stubs of imagecodecs do not know
     if codec == "blosc":
         check_length(content)
         stated = int(content[4:8].view("<u4")[0])
@@ -237,7 +237,7 @@ class Hdf5Chunks(_Decoded):
             return
         first, n, skipped = self.places[cell]
         with open(self.path, "rb", buffering=0) as file:
-            content = np.frombuffer(os.pread(file.fileno(), n, first), np.uint8)
+            content: Any = np.frombuffer(os.pread(file.fileno(), n, first), np.uint8)
         if len(content) != n:
             raise ValueError(f"the file ends before byte {first + n:,}")
         filters = [code for i, code in enumerate(self.filters) if not skipped >> i & 1]
@@ -364,9 +364,9 @@ class Scan:
     """
 
     def __init__(self, path: str, options: Options) -> None:
-        names = {"dataset": options.dataset, "scan_shape": options.scan_shape}
+        names: dict[str, Any] = {"dataset": options.dataset, "scan_shape": options.scan_shape}
         whole = find(path, **names)
-        part = {"scan_roi": options.scan_roi, "scan_step": options.scan_step}
+        part: dict[str, Any] = {"scan_roi": options.scan_roi, "scan_step": options.scan_step}
         found = whole if tuple(part.values()) == (None, 1) else find(path, **names, **part)
         self.path, self.options, self.found, self.info = path, options, found, found.info
         self.is_scan = len(found.source.shape) == 4

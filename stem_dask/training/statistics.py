@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import usable_cores
 from stem_dask.kernels.logarithm import add_logs
+from stem_dask.training.fields import stored_arrays
 from stem_dask.training.reading import Scan, Shards
 
 
@@ -52,12 +54,12 @@ def _stored(scan: Scan) -> Statistics | None:
     """What a job has written into the store."""
     if not isinstance(scan.chunks, Shards) or scan.options.downsample > 1:
         return None
-    whole = [scan.stored(f"output/{name}") for name in ("log_mean", "log_std", "log_mean_pattern")]
-    if any(values is None for values in whole):
+    known = stored_arrays(scan.path, "output")
+    if "log_mean" not in known:
         return None
-    mean, std = (scan.by_position(values) for values in whole[:2])
-    is_whole = mean.size == whole[0].size
-    return Statistics(mean, std, whole[2] if is_whole else None, int(np.isfinite(mean).sum()))
+    mean, std = (scan.by_position(known[name]) for name in ("log_mean", "log_std"))
+    pattern = known["log_mean_pattern"] if mean.size == known["log_mean"].size else None
+    return Statistics(mean, std, pattern, int(np.isfinite(mean).sum()))
 
 
 def _cached(scan: Scan) -> Statistics:
@@ -66,7 +68,8 @@ def _cached(scan: Scan) -> Statistics:
     token = repr((scan.path, scan.found.identity, scan.options, scan.shape, scan.detector))
     file = folder / f"{hashlib.sha256(token.encode()).hexdigest()[:32]}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(file) as kept:
-        found = Statistics(*(kept[name] for name in ("log_mean", "log_std", "mean_pattern")), int(kept["n"]))  # fmt: skip
+        mean, std, pattern = (kept[name] for name in ("log_mean", "log_std", "mean_pattern"))
+        found = Statistics(mean, std, pattern, int(kept["n"]))
         if found.log_mean.shape == scan.shape:
             return found
     found = _one_pass(scan)
@@ -121,29 +124,31 @@ def _progress(scan: Scan) -> Any:
         yield lambda: progress.advance(task)
 
 
-def constants(parts: list[tuple[Statistics, NDArray[np.bool_]]], paths: list[str]) -> tuple[float, float]:
+def constants(
+    found: Sequence[Statistics], chosen: Sequence[NDArray[np.bool_]], paths: Sequence[str]
+) -> tuple[float, float]:
     """Mean and standard deviation (ddof 0) of log(1 + x) over all pixels of the chosen patterns of each scan.
 
     Raises
     ------
     ConfigError
-        When there is no logarithm of a value, or all values are the same.
+        When a value has no logarithm, all values are the same, or there are none.
     """
-    means = np.concatenate([found.log_mean[chosen] for found, chosen in parts])
-    stds = np.concatenate([found.log_std[chosen] for found, chosen in parts])
-    for (found, chosen), path in zip(parts, paths, strict=True):
-        for y, x in np.argwhere(chosen & ~np.isfinite(found.log_mean))[:1]:
+    for one, here, path in zip(found, chosen, paths, strict=True):
+        for y, x in np.argwhere(here & ~np.isfinite(one.log_mean))[:1]:
             raise ConfigError(
-                f"{path}: the pattern at row {y}, column {x} of the scan as read has a negative, infinite or NaN value, of which there "
-                "is no logarithm; set normalize='none' (--no_normalize), or subtract the background before"
+                f"{path}: the pattern in row {y}, column {x} of the scan as read has a negative, infinite or NaN value, which has no "
+                "logarithm; set normalize='none' (stem-dask train: --no_normalize), or subtract the background before"
             )
-    if not means.size:
-        raise ConfigError(f"no pattern is left in {', '.join(paths)}; there are no constants for normalize='log-zscore'")
-    mean = float(means.mean())
-    std = float(np.sqrt(np.mean(stds**2) + np.mean((means - mean) ** 2)))
+    means, stds = (
+        np.concatenate([getattr(one, name)[here] for one, here in zip(found, chosen, strict=True)])
+        for name in ("log_mean", "log_std")
+    )
+    mean = float(means.mean()) if means.size else 0.0
+    std = float(np.sqrt(np.mean(stds**2) + np.mean((means - mean) ** 2))) if means.size else 0.0
     if not std > 1e-12 * (1 + abs(mean)):
+        what = "all values are the same" if means.size else "there are no patterns"
         raise ConfigError(
-            f"{', '.join(paths)}: all values are the same, and normalize='log-zscore' divides by their standard deviation; set "
-            "normalize='log'"
+            f"{', '.join(paths)}: {what}, so that normalize='log-zscore' has no standard deviation; set normalize='log'"
         )
     return mean, std
