@@ -239,7 +239,7 @@ class PatternDataset:
             out[here, 1], out[here, 2] = np.asarray(scan.y)[y], np.asarray(scan.x)[x]
         return out
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the files and of all options on which the patterns and their numbers depend, not of paths."""
         files = [(*scan.found.identity[1:], scan.found.source.shape, str(scan.found.source.dtype)) for scan in self.scans]  # fmt: skip
@@ -479,6 +479,7 @@ class PatternDataset:
         """A part, which shares the open files."""
         part = object.__new__(PatternDataset)
         of_all = (
+            "fingerprint",
             "_masks",
             "_places",
             "positions",
