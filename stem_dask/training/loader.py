@@ -44,8 +44,8 @@ class Plan:
     left_out: str = ""
 
     def __str__(self) -> str:
-        held = "all patterns in memory" if self.mode == "cache" else "two windows in memory"
-        text = f"{self.mode}: K = {self.K} chunks, {held}, {self.n_bytes / 1e6:.0f} MB; noise of batch means <= {self.bound:.2f} x that of random batches"
+        held = "all patterns" if self.mode == "cache" else "windows"
+        text = f"{self.mode}: K = {self.K} chunks, {held} of {self.n_bytes / 1e6:.0f} MB in memory; noise of batch means <= {self.bound:.2f} x that of random batches"
         return f"{text}; {self.left_out}" if self.left_out else text
 
 
@@ -203,9 +203,11 @@ class Loader:
         #: chunks of a window at most; the windows of an epoch hold equally many, or one less
         self._most = min(most, n)
         mine = -(-n // self.world_size) if self.shuffle else n
-        k = mine // -(-mine // self._most)
-        bound = 1.0 + self.batch_size / k if self.shuffle else 1.0
-        held = min(2, -(-mine // self._most)) * self._most * chunk
+        windows = -(-mine // self._most)
+        k = mine // windows
+        is_whole = windows == self.world_size == 1  # all patterns are shuffled together
+        bound = 1.0 + self.batch_size / k if self.shuffle and not is_whole else 1.0
+        held = min(2, windows) * self._most * chunk
         self.plan = Plan("block", k, held, bound, memory, self.dataset.left_out)
         if bound > NOISY:
             enough = min(2 * int(self.batch_size / (NOISY - 1)) * chunk, self._all_bytes)

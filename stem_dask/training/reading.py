@@ -473,6 +473,7 @@ class Scan:
         y, x = (max(map(len, group)) for group in self.groups)
         return y * x
 
+    @cached_property
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Number of the chunk of each position of the scan, row by row, and its row in what `read` fills."""
         (y, i, _), (x, j, lengths) = (
