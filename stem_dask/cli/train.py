@@ -3,13 +3,15 @@
 import argparse
 import contextlib
 import difflib
+import io
 import json
+import math
 import os
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,8 +35,6 @@ _PLACES = ("data", "output_dir", "device", "threads", "time_limit", "overwrite",
 _METHODS = ("none", "log", "sqrt", "log-zscore")
 _Z = "none, log, sqrt, or log-zscore (default): log(1 + x), then mean 0 and standard deviation 1 over the training part"
 _MEMORY = "for patterns, such as 4GB; all are kept in memory where they fit (default: auto, a quarter of what is free)"
-
-NO_MAP = "no map: the data state no scan shape; give --scan-shape Y X"
 
 #: name of each flag, and its options in argparse
 FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -75,15 +75,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code.
+    """Train; returns the exit code. Signals are handled only if this is the main thread.
 
     Examples
     --------
     >>> main(["--data", "scan.hspy", "--output_dir", "out", "--epoch_count", "3"])
     2
     """
-    words = without_secrets(sys.argv[1:] if argv is None else [*argv])
-    return guarded(lambda: _command(_parsed(words)))
+    words = without_secrets(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _train_command(_parsed(words)))
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -96,19 +96,20 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     for name, options in FLAGS:
-        names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*names, **{"dest": name, **options})
+        spelled = {f"--{name}", f"--{name.replace('_', '-')}"}
+        parser.add_argument(*sorted(spelled, reverse=True), **{"dest": name, **options})
     known, unknown = parser.parse_known_args(words)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        flags = [f"--{name}" for name, _ in FLAGS]
-        near = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), flags, 1, 0.5)  # fmt: skip
-        parser.error(f"unknown: {flag}" + f"; did you mean {near[0]}?" * bool(near))
+        name, names = flag.lstrip("-").replace("-", "_"), [n for n, _ in FLAGS if n not in UNUSED]
+        near = [n for n in names if n.startswith(name) or name.startswith(n)]
+        near += difflib.get_close_matches(name, names, 1, 0.5)
+        parser.error(f"unknown: {flag}" + (f"; did you mean --{near[0]}?" if near else ""))
     return known
 
 
-def _command(options: argparse.Namespace) -> int:
-    """Open the data, decide whether to begin, to go on or to report, and train."""
+def _train_command(options: argparse.Namespace) -> int:
+    """Open the data, and train, unless an earlier run did all of it."""
     from stem_dask.engine.lock import locked
 
     def say(text: str) -> None:
@@ -119,17 +120,25 @@ def _command(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             say(f"note        --{name} has no effect: the loader needs no such setting")
     folder = os.path.abspath(os.path.expanduser(options.output_dir))
-    with _stoppable(options.time_limit) as check_time, _warnings_said(say):
+    end = time.monotonic() + (math.inf if options.time_limit is None else options.time_limit)
+    is_main = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as stack:
+        if is_main:  # other threads get no signals; they look at the clock
+            stack.enter_context(stoppable(options.time_limit))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *rest: say(f"warning     {message}")
         patterns = _patterns(options, options.normalize)
         chosen = {key: value for key, value in vars(options).items() if key not in _PLACES}
         about = {"options": chosen, "fingerprint": patterns.fingerprint}
-        with locked(f"{folder}/train.lock"):
-            results = _left_by_earlier(folder, about, options.overwrite)
-            if results is not None and not options.overwrite:
-                say(f"already complete: {folder}")
-            else:
-                resume = results is None
-                results = _train(options, patterns, folder, about, resume, say, check_time)
+        stack.enter_context(locked(f"{folder}/train.lock"))
+        results = _left_by_earlier(folder, about, options.overwrite)
+        if results is not None and not options.overwrite:
+            say(f"already complete: {folder}")
+        else:
+            if results is not None:
+                os.unlink(f"{folder}/results.json")  # the mark of completeness
+            results = _train(options, patterns, folder, about, results is None, say, end)
     if not options.quiet:
         print("\n".join(summary(results, folder)))
     return 0
@@ -139,11 +148,10 @@ def _patterns(options: argparse.Namespace, normalize: Any) -> "PatternDataset":
     from stem_dask.config.load import found_inputs
     from stem_dask.training.dataset import PatternDataset
 
-    paths = found_inputs(options.data)
     return PatternDataset(
-        paths if len(paths) > 1 else paths[0],
+        found_inputs(options.data),
         dataset=options.dataset,
-        scan_shape=options.scan_shape and tuple(options.scan_shape),
+        scan_shape=options.scan_shape,
         scan_step=options.scan_step,
         downsample=options.downsample,
         method=options.downsample_mode,
@@ -152,38 +160,12 @@ def _patterns(options: argparse.Namespace, normalize: Any) -> "PatternDataset":
     )
 
 
-@contextlib.contextmanager
-def _stoppable(limit: float | None) -> Iterator[Callable[[], None]]:
-    """As `stoppable`; threads beside the main one get no signals, so that a function looks at the clock."""
-    end = None if limit is None else time.monotonic() + limit
-
-    def check() -> None:
-        if end is not None and time.monotonic() > end:
-            raise InterruptedRunError(
-                "the time is up; the same command goes on where this one ended"
-            )
-
-    if threading.current_thread() is threading.main_thread():
-        with stoppable(limit):
-            yield check
-    else:
-        yield check
-
-
-@contextlib.contextmanager
-def _warnings_said(say: Callable[[str], None]) -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *rest: say(f"warning     {message}")
-        yield
-
-
 def _left_by_earlier(
     folder: str, about: Mapping[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
-    """The results of a complete training, or None; raises if the folder holds something that is not to be replaced.
+    """The results of a complete training, or None; raises if the folder holds something that must stay.
 
-    checkpoint.pt and results.json state options and data of their training. Without them, files of these names are not ours.
+    checkpoint.pt and results.json state the options and data of their training. Without them, the other files are not ours.
     """
     there = [name for name in OUTPUTS if os.path.lexists(f"{folder}/{name}")]
     results, found = None, None
@@ -191,7 +173,6 @@ def _left_by_earlier(
         with open(f"{folder}/results.json", encoding="utf-8") as file:
             read = json.load(file)
         found = {key: read[key] for key in about}
-        # a killed training has written some of them
         results = read if {*OUTPUTS} <= {*there, "checkpoint.pt"} else None
     if found is None and "checkpoint.pt" in there:
         from stem_dask.training.fit import load_checkpoint
@@ -209,8 +190,7 @@ def _left_by_earlier(
         for key in {**before, **now}
         if before.get(key) != now.get(key)
     ]
-    if found["fingerprint"] != about["fingerprint"]:
-        other.append("--data holds other patterns")
+    other += ["--data has other patterns"] * (found["fingerprint"] != about["fingerprint"])
     if other:
         raise ConfigError(
             f"{folder} has {'an unfinished' if results is None else 'a finished'} training of other options: "
@@ -226,7 +206,7 @@ def _train(
     about: Mapping[str, Any],
     resume: bool,
     say: Callable[[str], None],
-    check_time: Callable[[], None],
+    end: float,
 ) -> dict[str, Any]:
     """Train and write all outputs; results.json comes last and marks them as complete."""
     import stem_dask
@@ -240,60 +220,62 @@ def _train(
     device, threads = device_of(options.device), max(1, options.threads or usable_cores())
     names = {field.name for field in fields(FitOptions)} - {"device", "threads"}
     given = {name: getattr(options, name) for name in names}
-    chosen = FitOptions(device=device, threads=threads, **given)
-    parts = {"train": patterns}
+    chosen, began = FitOptions(device=device, threads=threads, **given), time.monotonic()
+    parts, val = {"train": patterns}, None
     if not options.no_validation:
-        parts = patterns.split(val=options.val, by=options.split, seed=options.seed)
-    train, began = parts["train"], time.monotonic()
-    say(f"training    {len(train):,} patterns, {device}, {threads} threads")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            parts = patterns.split(val=options.val, by=options.split, seed=options.seed)
+        say(printed.getvalue().rstrip())
+        val = parts["val"]
+    train = parts["train"]
 
     def progress(one: Mapping[str, Any]) -> None:
-        val = "" if one["val"] is None else f"  val {one['val']:.4g}"
+        judged = "" if one["val"] is None else f"  val {one['val']:.4g}"
         spent = time.monotonic() - began
         say(
-            f"epoch {one['epoch']:>3}/{options.epochs}  train {one['train']:.4g}{val}  {spent:.0f} s"
+            f"epoch {one['epoch']:>5}/{options.epochs}  train {one['train']:.4g}{judged}  {spent:.0f} s"
         )
-        check_time()
+        if time.monotonic() > end:
+            raise InterruptedRunError(
+                "the time is up; the same command goes on where this one ended"
+            )
 
-    if not resume:
-        os.unlink(path["results.json"])  # the mark of completeness
+    say(f"training    {len(train):,} patterns on {device}, {threads} threads")
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        val = parts.get("val")
         network, history = fit(train, val, chosen, path["checkpoint.pt"], about, progress, resume)
-        model = Model(
-            network,
-            normalization=train.normalization,
-            options={**about["options"], "shape": train.shape[1:]},
-            axes={axis.name: asdict(axis) for axis in patterns.scans[0].axes[-2:]},
-            fingerprint=patterns.fingerprint,
-        )
+        shape = list(train.shape[1:])
+        axes = {axis.name: asdict(axis) for axis in patterns.scans[0].axes[-2:]}
+        about_model = ({**about["options"], "shape": shape}, axes, patterns.fingerprint)
+        model = Model(network, train.normalization, *about_model)
         model.save(path["model.pt"])
-        whole = _patterns(options, train.normalization)
-        found = maps.embed_all(model, whole, chosen)
+        whole = patterns if val is None else _patterns(options, train.normalization)
+        z, error = maps.embed_all(model, whole, chosen)
     finally:
         torch.set_num_threads(threads_before)
-    split = train.mask if val is not None else None
-    datasets = maps.scan_datasets(whole, found, split, options.loss)
+    datasets = maps.scan_datasets(
+        whole, z, error, None if val is None else train.mask, options.loss
+    )
     versions = {"stem_dask": stem_dask.__version__, "torch": str(torch.__version__)}
     maps.write_embeddings(path["embeddings.zarr"], datasets, {**about, "versions": versions})
-    maps.write_arrays(path["embeddings.npz"], whole, found)
-    maps.draw(path["training.png"], model, whole, found, datasets, history)
+    maps.write_arrays(path["embeddings.npz"], z=z, positions=whole.positions)
+    maps.draw(path["training.png"], model, whole, z, datasets, history)
     results = {
         **about,
-        "data": [scan.path for scan in whole.scans],
-        "patterns": {"shape": whole.shape[1:], "all": len(whole), **{key: len(part) for key, part in parts.items()}},
-        "has_map": all(scan.is_scan for scan in whole.scans),
+        "data": [str(scan.path) for scan in whole.scans],
+        "shape": shape,
+        "patterns": {"all": len(whole), **{name: len(part) for name, part in parts.items()}},
         "normalization": asdict(train.normalization),
         "history": history,
-        "leak": train.leak if val is not None else None,
+        "leak": train.leak,
         "device": device,
         "threads": threads,
         "seconds": time.monotonic() - began,
         "files": {name: tree_bytes(path[name]) for name in OUTPUTS[1:-1]},
+        "map": path["training.png"] if any(scan.is_scan for scan in whole.scans) else maps.NO_MAP,
         "versions": versions,
-    }  # fmt: skip
+    }
     write_json(path["results.json"], results)
     return results
 
@@ -302,22 +284,16 @@ def summary(results: Mapping[str, Any], folder: str) -> list[str]:
     """The closing lines of a training."""
     from stem_dask.core.text import by, size
 
-    options, n, last = results["options"], results["patterns"], results["history"][-1]
-    val = "without validation"
-    if last["val"] is not None:
-        val = f"val {last['val']:.4g} ({n['val']:,} patterns)"
-    lines = [
-        f"patterns    {n['all']:,} of {by(n['shape'])}",
-        f"losses      train {last['train']:.4g} ({n['train']:,} patterns), {val}, {options['loss']}, epoch {last['epoch']}",
+    n, last, leak = results["patterns"], results["history"][-1], results["leak"]
+    val = "no validation" if last["val"] is None else f"val {last['val']:.4g}"
+    near = "correlation of validation patterns with their nearest training pattern"
+    return [
+        f"patterns    {n['all']:,} of {by(results['shape'])}, {n['train']:,} to train and {n.get('val', 0):,} to validate",
+        f"losses      train {last['train']:.4g}, {val} ({results['options']['loss']}, epoch {last['epoch']})",
+        *([] if leak is None else [f"leak        {leak:.2f}: {near}"]),
+        f"map         {results['map']}",
+        *(f"file        {folder}/{name} ({size(n)})" for name, n in results["files"].items()),
     ]
-    if results["leak"] is not None:
-        lines.append(
-            f"leak        {results['leak']:.2f}: correlation of validation patterns with the nearest training pattern"
-        )
-    has_map = "" if results["has_map"] else f"; {NO_MAP}"
-    lines.append(f"map         {folder}/training.png{has_map}")
-    lines += [f"file        {folder}/{name} ({size(n)})" for name, n in results["files"].items()]
-    return lines
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,8 @@ from stem_dask.training.model import autoencoder, import_torch, load, save
 if TYPE_CHECKING:
     import torch
 
-LOSSES = ("mse", "l1", "poisson")
-
-#: --precision -> type of autocast in torch, None without autocast
-PRECISIONS = {"32": None, "bf16": "bfloat16", "16": "float16"}
+#: --precision -> type of autocast in torch
+PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}
 
 #: share of the steps in which the learning rate rises
 _WARM_UP = 0.05
@@ -25,7 +23,7 @@ _WARM_UP = 0.05
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What decides about the weights, besides the data; ``memory``, ``threads`` as of `loader`."""
+    """What decides about the weights besides the data; ``memory`` and ``threads`` as of `loader`."""
 
     epochs: int = 50
     batch: int = 128
@@ -44,13 +42,12 @@ class FitOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"lr is {self.lr}; expected a number above 0, such as 1e-3")
-        for name, known in (("loss", LOSSES), ("precision", tuple(PRECISIONS))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {', '.join(known)}")
+        known = {"loss": ("mse", "l1", "poisson"), "precision": tuple(PRECISIONS)}
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise ConfigError(f"{name} is {value}; expected {', '.join(values)}")
         if self.precision == "16" and self.device == "cpu":
-            raise ConfigError(
-                "precision is 16 on the CPU, which has no fast float16; use bf16 or 32, or device cuda"
-            )
+            raise ConfigError("precision is 16 on the CPU, where float16 is slow; use bf16 or 32, or device cuda")  # fmt: skip
 
 
 def fit(
@@ -69,8 +66,8 @@ def fit(
     Parameters
     ----------
     train : patterns to learn from
-    val : patterns to validate with after every epoch; None for none
-    path : of the checkpoint; replaced after every epoch
+    val : patterns to validate with after every epoch, or None
+    path : of the checkpoint, replaced after every epoch
     about : plain values that identify the training
     progress : called with ``{"epoch", "train", "val"}`` after every epoch
     resume : go on at the checkpoint if its ``about`` is the same
@@ -88,10 +85,10 @@ def fit(
     """
     torch = import_torch()
     saved = load_checkpoint(path) if resume else None
-    if saved is not None and saved["about"] != dict(about):
+    if saved is not None and saved["about"] != about:
         saved = None
-    memory = options.memory if saved is None else saved["loader"]["memory"]
-    reading = {"seed": options.seed, "memory": memory, "threads": options.threads}
+    memory = saved["loader"]["memory"] if saved else options.memory
+    reading: dict[str, Any] = {"seed": options.seed, "memory": memory, "threads": options.threads}
     batches = loader(train, options.batch, **reading)
     judged = None if val is None else loader(val, options.batch, shuffle=False, **reading)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay
@@ -106,20 +103,19 @@ def fit(
 
         def checkpoint() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
-            generator = torch.get_rng_state()
-            save({**state, "generator": generator, "history": history, "about": dict(about)}, path)
+            save({**state, "random": torch.get_rng_state(), "history": history, "about": about}, path)  # fmt: skip
 
         if saved is None:
             checkpoint()
         else:
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
-            torch.set_rng_state(saved["generator"])
+            torch.set_rng_state(saved["random"])
             history = saved["history"]
         loss_of = pattern_losses(net, options, train.normalization)
         for epoch in range(len(history) + 1, options.epochs + 1):
             net.train()
-            total, n = 0.0, 0
+            seen = []
             for batch in batches:
                 losses = loss_of(batch["patterns"])[0]
                 optimizer.zero_grad()
@@ -129,16 +125,27 @@ def fit(
                 scaler.step(optimizer)
                 scaler.update()
                 schedule.step()
-                total, n = total + float(losses.detach().sum()), n + len(losses)
-            if not math.isfinite(total):
+                seen.append(losses.detach())
+            found: dict[str, Any] = {"epoch": epoch, "train": float(torch.cat(seen).mean()), "val": None}  # fmt: skip
+            if not math.isfinite(found["train"]):
                 raise ConfigError(
-                    f"the loss is {total} in epoch {epoch}; use a lower lr than {options.lr:g}, or precision 32"
+                    f"the loss is {found['train']} in epoch {epoch}; use a lower lr than {options.lr:g}, or precision 32"
                 )
             net.eval()
-            history.append({"epoch": epoch, "train": total / n, "val": _mean_loss(judged, loss_of)})
+            if judged is not None:
+                with torch.no_grad():
+                    seen = [loss_of(batch["patterns"])[0] for batch in judged]
+                found["val"] = float(torch.cat(seen).mean())
+            history.append(found)
             checkpoint()
-            progress(history[-1])
-    return net, history
+            progress(found)
+    return net.eval(), history
+
+
+def load_checkpoint(path: str) -> dict[str, Any] | None:
+    """The content of a checkpoint of this package; None if there is none."""
+    parts = ("weights", "optimizer", "schedule", "scaler", "loader", "random", "history", "about")
+    return load(path, "checkpoint", *parts) if os.path.exists(path) else None
 
 
 def pattern_losses(
@@ -150,19 +157,18 @@ def pattern_losses(
     ``rate - counts + counts log(counts / rate)``.
     """
     torch = import_torch()
-    kind = PRECISIONS[options.precision]
-    autocast = {"dtype": kind and getattr(torch, kind), "enabled": kind is not None}
+    kind, place = getattr(torch, PRECISIONS[options.precision]), torch.device(options.device).type
 
     def losses(patterns: Any) -> tuple[Any, Any]:
         x = patterns.to(options.device, torch.float32, non_blocking=True)
-        with torch.autocast(torch.device(options.device).type, **autocast):
+        with torch.autocast(place, kind, enabled=kind != torch.float32):
             y = net(x)
         y = y.float()
         if options.loss == "poisson":
-            counts = _counts(x, normalization).clamp(min=0)
-            # a rate is above 0; softplus keeps a gradient where the counts of the output are not
+            n = _counts(x, normalization).clamp(min=0)
+            # a rate is above 0; softplus keeps a gradient where the output is not
             rate = torch.nn.functional.softplus(_counts(y, normalization), beta=20) + 1e-6
-            loss = rate - counts + torch.xlogy(counts, counts / rate)
+            loss = rate - n + torch.xlogy(n, n) - n * rate.log()
         else:
             loss = (y - x).abs() if options.loss == "l1" else (y - x) ** 2
         return loss.mean((1, 2, 3)), y
@@ -172,30 +178,13 @@ def pattern_losses(
 
 def _counts(values: Any, normalization: Normalization) -> Any:
     """Counts of normalized values."""
-    method = normalization.method
-    if method == "log-zscore":
+    if normalization.method == "log-zscore":
         values = values * normalization.std + normalization.mean
-    if method.startswith("log"):
+    if normalization.method.startswith("log"):
         return values.clamp(max=20).expm1()
-    return values**2 if method == "sqrt" else values
+    return values**2 if normalization.method == "sqrt" else values
 
 
 def _rate(done: float) -> float:
-    """Learning rate relative to its maximum: a linear rise, then half a cosine."""
+    """Learning rate relative to the highest: a linear rise, then half a cosine."""
     return min(1.0, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
-
-
-def _mean_loss(batches: Iterable[Any] | None, loss_of: Callable[[Any], Any]) -> float | None:
-    if batches is None:
-        return None
-    torch = import_torch()
-    with torch.no_grad():
-        parts = [loss_of(batch["patterns"])[0] for batch in batches]
-    return float(torch.cat(parts).mean())
-
-
-def load_checkpoint(path: str) -> dict[str, Any] | None:
-    """The content of a checkpoint of this package; None if there is none."""
-    if not os.path.exists(path):
-        return None
-    return load(path, "checkpoint", "weights", "loader", "history", "about")
