@@ -37,6 +37,11 @@ _PUBLIC = {
     "to_hyperspy": ("stem_dask.stages.export", "to_hyperspy"),
     "open": ("stem_dask.stages.open", "open_patterns"),
     "validate": ("stem_dask.stages.validate", "validate"),
+    "Normalization": ("stem_dask.training.dataset", "Normalization"),
+    "PatternDataset": ("stem_dask.training.dataset", "PatternDataset"),
+    "loader": ("stem_dask.training.loader", "loader"),
+    "load_model": ("stem_dask.training.model", "load_model"),
+    "thin": ("stem_dask.training.thin", "thin"),
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -23,6 +23,11 @@ from stem_dask.stages.export import export as export
 from stem_dask.stages.export import to_hyperspy as to_hyperspy
 from stem_dask.stages.open import open_patterns as open
 from stem_dask.stages.validate import validate as validate
+from stem_dask.training.dataset import Normalization as Normalization
+from stem_dask.training.dataset import PatternDataset as PatternDataset
+from stem_dask.training.loader import loader as loader
+from stem_dask.training.model import load_model as load_model
+from stem_dask.training.thin import thin as thin
 
 __version__: str
 __all__ = [
@@ -31,7 +36,9 @@ __all__ = [
     "DiffractionCropper",
     "LockedError",
     "MemoryBudgetError",
+    "Normalization",
     "OutputExistsError",
+    "PatternDataset",
     "SourceError",
     "StemDaskError",
     "StoreError",
@@ -46,9 +53,12 @@ __all__ = [
     "export",
     "load_config",
     "load_configs",
+    "load_model",
+    "loader",
     "open",
     "run_config",
     "suspected_hot_pixels",
+    "thin",
     "to_detector",
     "to_hyperspy",
     "validate",

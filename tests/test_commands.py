@@ -360,7 +360,7 @@ def test_a_log_gets_a_line_every_30_seconds() -> None:
     assert lines[-1].startswith("analyze     20/20")
 
 
-@pytest.mark.parametrize("where", ["finalizer", "garbage collector"])
+@pytest.mark.parametrize("where", ["finalizer", "garbage collector", "import"])
 def test_a_signal_where_errors_are_dropped_comes_again(where: str) -> None:
     """Python only prints what a finalizer or a callback of the garbage collector raises, and goes on."""
     import gc
@@ -387,6 +387,10 @@ def test_a_signal_where_errors_are_dropped_comes_again(where: str) -> None:
     def wait() -> None:
         if where == "finalizer":
             Late()
+        elif where == "import":  # as in the callback of importlib's weak references to locks
+            dropped = "def cb():\n try:\n  os.kill(os.getpid(), signal.SIGTERM)\n  sum(range(100))\n except BaseException: pass"
+            code = compile(f"{dropped}\ncb()", "<frozen importlib._bootstrap>", "exec")
+            exec(code, {"os": os, "signal": signal})
         else:
             gc.callbacks.append(callback)
             gc.collect()

@@ -83,6 +83,10 @@ def test_a_crop_of_it(
     assert not ours.patterns.values[missing].any()
     assert np.allclose(ours.analysis.mean_pattern.values, beam[~missing].mean(0), rtol=1e-12)
     assert np.allclose(ours.output.mean_pattern.values, ours.patterns.values[~missing].mean(0))
+    logs = np.log1p(ours.patterns.values, dtype=np.float64)
+    assert np.allclose(ours.output.log_mean_pattern.values, logs[~missing].mean(0))
+    for name in ("log_mean", "log_std"):
+        assert np.array_equal(np.isnan(ours.output[name].values), missing)
     assert ours.attrs["quarantined"] == 10
     content = torch.load(Path(config.output.path).with_suffix(".pt"), weights_only=True)
     assert content["analysis"]["valid"].tolist() == (~missing).tolist()

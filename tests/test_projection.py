@@ -127,7 +127,9 @@ def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
     """By hand: uint16 patterns of 64 x 48 pass one at a time; a .pt holds 3 x 6,144 bytes a position."""
     config, found = both(make_config, noise(tmp_path / "noise.npy"), output={"export": ["pt"]})
     sizes = memory_of(config, found)
-    assert sizes["crop"] == Footprint(PASSING * 6144 + 8 * 6144, 8)
+    assert sizes["crop"] == Footprint(PASSING * 6144 + 8 * 6144 + 8 * 3072, 8 + 2 * 8)
+    normalized = both(make_config, tmp_path / "noise.npy", output={"normalize": "log-zscore"})
+    assert memory_of(*normalized)["crop"] == Footprint(PASSING * 12288 + 8 * 12288, 8)
     assert sizes["export"] == Footprint(0, 3 * 6144)
     limit = round((WORKER_BYTES + 2 * 12 * 3 * 6144) / USABLE_SHARE) + 100
     assert fitting_block(config, found, Worker(limit, 2)) == (2, 6)
@@ -140,13 +142,17 @@ def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
 
 
 def test_what_passes(make_config: Any, tmp_path: Path) -> None:
-    """Buffers of a piece each, as wide as the widest type on the way; chunks of HDF5 wait until their block is complete."""
+    """Buffers of a piece each, as wide as the widest type on the way; chunks of HDF5 wait until their block is complete.
+
+    With sums of the patterns and of their logarithms; of float patterns, four and their logarithms.
+    """
     path = noise(tmp_path / "noise.npy")
     piece = PIECE_BYTES // 6144 * 6144 // 2
     config, found = both(make_config, path)
-    assert memory_of(config, found)["crop"].fixed == PASSING * piece * 2 + 8 * 6144
+    assert memory_of(config, found)["crop"].fixed == PASSING * piece * 2 + 8 * 6144 + 8 * 3072
     config, found = both(make_config, path, downsample={"factor": 4})
-    assert memory_of(config, found)["crop"].fixed == PASSING * piece * 4 + 8 * 6144 // 8
+    logs = 8 * (3072 // 16) * (1 + 2 * 4)
+    assert memory_of(config, found)["crop"].fixed == PASSING * piece * 4 + 8 * 6144 // 8 + logs
     config, found = both(make_config, path, name="out.h5", crop={"enabled": False})
     assert memory_of(config, found)["crop"].per_position == 8 + 2 * 6144
 

@@ -60,6 +60,10 @@ def test_the_rest_is_as_without_the_missing(
     mean = data[valid].mean(0)
     assert np.allclose(ours.analysis.mean_pattern.values, mean, rtol=1e-12)
     assert np.allclose(ours.output.mean_pattern.values, ours.patterns.values[valid].mean(0))
+    logs = np.log1p(ours.patterns.values, dtype=np.float64)
+    assert np.allclose(ours.output.log_mean_pattern.values, logs[valid].mean(0))
+    assert np.array_equal(np.isnan(ours.output.log_mean.values), ~valid)
+    assert np.allclose(ours.output.log_std.values[valid], logs[valid].std((1, 2)))
     assert outcome.results["validation"]["n_empty"] == 0
     assert ours.attrs["quarantined"] == 10
 

@@ -15,7 +15,6 @@ from stem_dask.train import main
 torch = pytest.importorskip("torch", reason="torch is not installed (extra torch)")
 
 from stem_dask.training.dataset import Normalization, PatternDataset  # noqa: E402
-
 from stem_dask.training.fit import FitOptions, pattern_losses  # noqa: E402
 from stem_dask.training.maps import components  # noqa: E402
 from stem_dask.training.model import (  # noqa: E402

@@ -38,6 +38,16 @@ def add(values):
     return math.fsum(values) if any(isinstance(value, float) for value in values) else sum(values)
 
 
+def logs(pattern):
+    """Mean and standard deviation of log(1 + x) over all pixels; NaN when a value is negative, infinite or NaN."""
+    values = [value.item() for value in pattern.ravel()]
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        return math.nan, math.nan
+    found = [math.log1p(value) for value in values]
+    mean = math.fsum(found) / len(found)
+    return mean, math.sqrt(math.fsum((one - mean) ** 2 for one in found) / len(found))
+
+
 def centroid(counted):
     """Center of mass (y, x); NaN when there is no intensity."""
     total = add(counted)

@@ -67,8 +67,17 @@ def stoppable(time_limit: float | None) -> Iterator[Sequence[int]]:
 _WEAK = (f"{os.sep}weakref.py", f"{os.sep}_weakrefset.py")
 
 
+#: functions of Python's import system that hold its lock for a moment; not those that wait for another thread's import
+_IMPORTING = {("<frozen importlib._bootstrap>", name) for name in ("_get_module_lock", "cb")}
+
+
 def is_unheard(frame: FrameType | None) -> bool:
-    """Whether Python drops exceptions here: in finalizers, and in callbacks of weak references and the garbage collector."""
+    """Whether Python drops exceptions here: in finalizers, and in callbacks of weak references and the garbage collector.
+
+    An exception in a few functions of the import system would leave its lock acquired, for which other threads wait forever.
+    """
+    if frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) in _IMPORTING:
+        return True
     collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
         code = frame.f_code

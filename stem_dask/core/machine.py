@@ -103,11 +103,16 @@ def cgroup_bytes(root: str | Path = "/") -> int | None:
     ----------
     root : the folder that has ``proc`` and ``sys``
     """
-    mount, limits = Path(root, "sys/fs/cgroup"), []
+    return min((limit for _, limit in _cgroups(root)), default=None)
+
+
+def _cgroups(root: str | Path) -> list[tuple[Path, int]]:
+    """Folder and memory limit of this process's cgroup and of those that hold it, as far as they have one."""
+    mount, found = Path(root, "sys/fs/cgroup"), []
     try:
         lines = Path(root, "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return None  # not Linux
+        return []  # not Linux
     for line in lines:
         _, controllers, path = line.split(":", 2)
         inside = Path(path.lstrip("/"))
@@ -117,9 +122,28 @@ def cgroup_bytes(root: str | Path = "/") -> int | None:
         if not controllers or "memory" in controllers.split(","):
             for group in (inside, *inside.parents):
                 with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-                    limits.append(int((folder / group / name).read_text()))
+                    found.append((folder / group, int((folder / group / name).read_text())))
     # a limit above this is how version 1 says that there is none
-    return min((limit for limit in limits if 0 < limit < 2**62), default=None)
+    return [(group, limit) for group, limit in found if 0 < limit < 2**62]
+
+
+def free_bytes(root: str | Path = "/") -> int:
+    """Memory that this process can still take: of the machine, or less where its cgroup limits it."""
+    import psutil
+
+    free = [psutil.virtual_memory().available, machine_bytes() - psutil.Process().memory_info().rss]
+    for folder, limit in _cgroups(root):
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            name = (
+                "memory.current"
+                if (folder / "memory.current").exists()
+                else "memory.usage_in_bytes"
+            )
+            lines = (folder / "memory.stat").read_text().splitlines()
+            caches = ("inactive_file", "total_inactive_file")  # which the system gives back first
+            cached = next(int(line.split()[1]) for line in lines if line.split()[0] in caches)
+            free.append(limit - int((folder / name).read_text()) + cached)
+    return max(0, min(free))
 
 
 def node_folder(environment: Mapping[str, str] = os.environ) -> str:

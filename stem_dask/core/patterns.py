@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: dimension of the profiles; ``radius`` is the retention radius of each pattern
 PROFILE_RADIUS = "profile_radius"
 
-#: long name and units of each variable of an analysis or validation
+#: long name and units of each variable of an analysis, a validation or the group ``output`` of a store
 LABELS = {
     "center_y": ("row of the center", "px"),
     "center_x": ("column of the center", "px"),
@@ -53,6 +53,9 @@ LABELS = {
     "total_ratio": ("intensity inside all windows / intensity of all patterns", "1"),
     "n_target": ("number of patterns that reach the target", "1"),
     "n_min": ("number of patterns that reach the minimum", "1"),
+    "log_mean": ("mean of log(1 + x) over the pixels of the output pattern", "1"),
+    "log_std": ("standard deviation of log(1 + x) over the pixels of the output pattern", "1"),
+    "log_mean_pattern": ("mean of log(1 + x) over the output patterns", "1"),
 }
 
 _AXIS_NAMES = {
@@ -62,7 +65,7 @@ _AXIS_NAMES = {
 
 
 def attrs_of(name: str) -> dict[str, str]:
-    """Long name and units of a variable of an analysis or validation."""
+    """Long name and units of a variable; see `LABELS`."""
     text, units = LABELS[name]
     return {"long_name": text, "units": units}
 

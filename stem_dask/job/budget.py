@@ -27,6 +27,7 @@ from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.kernels.gpu.buffers import Taken
+from stem_dask.kernels.intensity import GROUP
 from stem_dask.kernels.pixels import GATHERED
 from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
@@ -116,6 +117,11 @@ def _formats(config: Config) -> list[Format]:
     return [FORMATS[suffix] for suffix in (first, *(f".{kind}" for kind in config.output.export))]
 
 
+def stores_logs(config: Config) -> bool:
+    """Whether the output is a store of counts, which also holds means and standard deviations of log(1 + x)."""
+    return Path(config.output.path).suffix == ".zarr" and config.output.normalize == "none"
+
+
 def _analyzes(config: Config) -> bool:
     return config.crop.enabled or config.analyze.ahead
 
@@ -153,12 +159,18 @@ def memory_of(
     # encoded chunks, and these joined, wait until their block is complete
     kept = 8 + 2 * out * (is_url(config.output.path) or forms[0].is_joined)
     sums = 16 * pattern  # in the widest type, and their results
+    logs = 0
+    if stores_logs(config):
+        # their sum, and a few patterns that are not looked up, with their logarithms; two values by position
+        looked_up = what.dtype.kind != "f" and what.dtype.itemsize <= 2
+        at_once = 0 if looked_up else min(GROUP, piece // pixels)
+        logs, kept = 8 * math.prod(what.out) * (1 + 2 * at_once), kept + 16
     analysis, ahead = _kept_bytes(config, what), config.analyze.ahead
     # a chunk is held compressed and decoded until its part of the block is copied
     decoding = library + 2 * reading.chunk_bytes
     sizes = {
         "read": Footprint(decoding, max(1, held)),
-        "crop": Footprint(fixed + 8 * out + sums * ahead, held + kept + analysis * ahead),
+        "crop": Footprint(fixed + 8 * out + logs + sums * ahead, held + kept + analysis * ahead),
     }
     if config.crop.enabled:
         sizes["analyze"] = Footprint(fixed + sums, held + analysis)
@@ -279,8 +291,9 @@ def disk_need(
     """Bytes that a job writes, including intermediate files; .pt and per-pattern results are not compressed."""
     what = shapes(config, found, window)
     n, out = math.prod(found.source.shape[:-2]), math.prod(what.out)
-    patterns = n * what.out_bytes
-    kept = n * 8 + n_blocks * 8 * out if what.known else 0
+    patterns, n_sums = n * what.out_bytes, 1 + stores_logs(config)
+    kept = n * 8 + n_blocks * 8 * out * n_sums if what.known else 0
+    kept += 16 * n * stores_logs(config)
     if _analyzes(config):
         kept += n * _kept_bytes(config, what)
         kept += n_blocks * math.prod(what.detector) * (8 + what.patterns.itemsize)

@@ -61,7 +61,7 @@ from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
-from stem_dask.stages.normalize import log_constants, log_statistics, normalize
+from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
 from stem_dask.stages.open import block_array, lazy_blocks
 from stem_dask.stages.validate import (
     FLOAT_SLACK,
@@ -253,6 +253,7 @@ def warm_up(job: Job) -> None:
     analyzes = config.crop.enabled or config.analyze.ahead
     metric = config.analyze.radius_metric if analyzes else None
     what, down, on_gpu = budget.shapes(config, found), config.downsample, None
+    stored = what.dtype if budget.stores_logs(config) else None
     if job.device == "gpu":
         refuse_missing(client)
         reduces = config.crop.enabled or down.factor > 1
@@ -264,7 +265,9 @@ def warm_up(job: Job) -> None:
     places: dict[str, type[SourceError] | type[StoreError]]
     places = {found.info.path: SourceError, job.outputs.store: StoreError}
     urls = {place: error for place, error in places.items() if is_url(place)}
-    if not rehearse(client, partial(play, what.patterns, metric, bins, on_gpu, owned), urls):
+    if not rehearse(
+        client, partial(play, what.patterns, metric, bins, on_gpu, owned, stored), urls
+    ):
         job.warnings.append(
             "kernels are compiled again in every process, for 10 to 20 s: neither the folder of stem_dask nor the user's "
             "cache can be written; set NUMBA_CACHE_DIR to a folder that only you can write"
@@ -534,6 +537,8 @@ def write(job: Job) -> None:
     same = config.analyze.ahead and job.patterns.dtype.kind == "u"
     if not same or job.patterns.dtype != job.out.dtype or config.analyze.threshold:
         extra = {"statistics": block_statistics(job.out), **extra}
+    if budget.stores_logs(config):
+        extra = {"logs": pattern_logs(job.out), **extra}
     published = _is_published(job, stage)
     names = tuple(target.outputs())
     # the spool may be damaged even if the output is published
@@ -553,7 +558,7 @@ def write(job: Job) -> None:
         _fold(job, spool)
         job.hot = hot_pixels(job)
     if not published:
-        _finish(job, target)
+        _finish(job, target, spool)
     if job.outputs.analysis is not None:
         _analysis_alone(job, job.outputs.analysis, {**_provenance(job), "of": _stamp(job)})
         job.state.publish(job.outputs.analysis)
@@ -640,7 +645,21 @@ def _join(job: Job, spool: SpoolSink) -> None:
     job.mean = total / max(1, job.valid.sum())
 
 
-def _finish(job: Job, target: Target) -> None:
+def _logs(job: Job, spool: SpoolSink) -> dict[str, xr.Variable]:
+    """Mean and standard deviation of log(1 + x) by position, and its mean by pixel, from the blocks in their order."""
+    lead, total = lead_shape(job.out), np.zeros(job.out.shape[-2:])
+    found = {name: np.full(lead, np.nan) for name in ("log_mean", "log_std")}
+    for region, block in spool.blocks(job.n_blocks, (*found, "log_sum")):
+        total += block["log_sum"][(0,) * len(lead)]
+        for name, values in found.items():
+            values[region] = np.where(job.valid[region], block[name], np.nan)
+    n_added = np.isfinite(found["log_mean"]).sum()
+    arrays = [(name, lead_dims(job.out), values) for name, values in found.items()]
+    arrays.append(("log_mean_pattern", ("ky", "kx"), total / max(1, n_added)))
+    return {name: xr.Variable(dims, values, attrs_of(name)) for name, dims, values in arrays}
+
+
+def _finish(job: Job, target: Target, spool: SpoolSink) -> None:
     """Write analysis, mask and metadata into the file, and publish it under its final name."""
     analysis = None
     valid: NDArray[np.bool_] | None = job.valid
@@ -649,8 +668,10 @@ def _finish(job: Job, target: Target) -> None:
             _write_profiles(job, target.built)
         if job.analysis is not None or job.mask is not None:
             analysis = _with_mask(job)
-        mean = xr.Dataset({"mean_pattern": (("ky", "kx"), job.mean)})
-        zarr.write_dataset(target.built, "output", mean)
+        output = xr.Dataset({"mean_pattern": (("ky", "kx"), job.mean)})
+        if budget.stores_logs(job.config):
+            output = output.assign(_logs(job, spool))
+        zarr.write_dataset(target.built, "output", output)
     elif job.window is not None:
         analysis = job.analysis
         valid = None if job.valid.all() else job.valid  # as in an export from a store

@@ -15,6 +15,7 @@ from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
 from stem_dask.kernels.intensity import CACHE, add_patterns, native
+from stem_dask.kernels.logarithm import add_logs
 from stem_dask.storage.location import at
 from stem_dask.writers.codecs import blosc_bytes
 
@@ -71,10 +72,12 @@ def play(
     bins: bool,
     on_gpu: Callable[[], None] | None = None,
     owned: bool = False,
+    stored: np.dtype | None = None,
 ) -> bool:
     """Run the kernels on a pattern of 4 x 4 pixels; returns whether compiled kernels are kept on the disk.
 
-    ``metric`` is None when nothing is analyzed and cropped; ``owned`` processes end with the run.
+    ``metric`` is None when nothing is analyzed and cropped; ``owned`` processes end with the run; ``stored`` is the type of the
+    patterns whose logarithms are summed, if any.
     """
     block, origin = np.ones((1, 4, 4), dtype), np.zeros(1, np.int64)
     if metric is not None:
@@ -83,6 +86,8 @@ def play(
     if bins:
         downsample_patterns(block, 2, method="bin")
     add_patterns(block, np.zeros(block.shape[1:]), native(block)[0, 0].copy())
+    if stored is not None:
+        add_logs(block.astype(stored), np.zeros(block.shape[1:]))
     blosc_bytes(block, "lz4", "bitshuffle")
     if on_gpu is not None:
         on_gpu()

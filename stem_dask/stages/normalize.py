@@ -1,9 +1,13 @@
-"""Normalization of all patterns together: log(1 + x), then mean 0 and standard deviation 1 over the whole dataset."""
+"""Normalization of all patterns together: log(1 + x), then mean 0 and standard deviation 1 over the whole dataset.
+
+A store of counts has mean and standard deviation of log(1 + x) by position: the constants of any subset follow from them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.patterns import as_patterns, axes_of, blocks_of
+from stem_dask.kernels.logarithm import add_logs
 from stem_dask.kernels.pixels import NO_MOMENTS, joined, log_moments, log_zscore
 from stem_dask.stages.blocks import changed, reduced, valid_of
 
@@ -40,6 +45,33 @@ class _Moments:
 
     def result(self) -> dict[str, NDArray]:
         return {"moments": self.found.reshape(*self.lead, 1, 4)}
+
+
+def pattern_logs(patterns: xr.DataArray) -> da.Array:
+    """Lazy ``log_mean`` and ``log_std`` of each pattern, and ``log_sum`` (ky, kx) of every block; blocks are `Deferred`.
+
+    Missing patterns are NaN and not in the sum, and so are patterns with a value that is negative, infinite or NaN.
+    """
+    return reduced(_PatternLogs, blocks_of(patterns), *valid_of(patterns))
+
+
+class _PatternLogs:
+    """Reducer: `add_logs` of the valid patterns of a block."""
+
+    def __init__(self, block: NDArray | Block, *valid: NDArray[np.bool_]) -> None:
+        self.lead, self.total = block.shape[:-2], np.zeros(block.shape[-2:])
+        self.valid = valid[0].ravel() if valid else np.ones(prod(self.lead), bool)
+        self.found = np.full((2, prod(self.lead)), np.nan)
+
+    def add(self, piece: NDArray, here: slice) -> None:
+        valid = self.valid[here]
+        some = piece if valid.all() else piece[valid]
+        self.found[:, here][:, valid] = add_logs(some, self.total)
+
+    def result(self) -> dict[str, NDArray]:
+        mean, std = self.found.reshape(2, *self.lead)
+        total = self.total.reshape((1,) * len(self.lead) + self.total.shape)
+        return {"log_mean": mean, "log_std": std, "log_sum": total}
 
 
 def log_constants(moments: Iterable[NDArray]) -> dict[str, float]:
