@@ -1,9 +1,11 @@
 """stem-dask train: the model, resuming, what is refused, and the outputs."""
 
 import json
+import runpy
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -397,3 +399,75 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--num_workers" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
+
+
+# --- the gold particle
+
+
+def regions(patterns: np.ndarray) -> np.ndarray:
+    """0 vacuum, 1 and 2 the twins of the simulated particle, from counts (scan_y, scan_x, ky, kx).
+
+    In vacuum at most 5 % of the electrons are outside of the direct beam. The middle of each twin is a reference; a pattern
+    belongs to the twin from which its scattered electrons come with the higher likelihood.
+    """
+    n = patterns.shape[-1] // 2
+    distance = np.hypot(*np.mgrid[-n:n, -n:n])
+    share = patterns[..., distance >= 11].sum(-1) / patterns.sum((-2, -1))
+    scattered = patterns[..., distance >= 12].astype(float)
+    likelihood = []
+    for rows in (slice(6, 9), slice(17, 20)):
+        rate = scattered[rows, 10:15].mean((0, 1)) + 1e-3
+        likelihood.append(scattered @ np.log(rate / rate.sum()))
+    return np.where(share <= 0.05, 0, 1 + np.argmax(likelihood, axis=0))
+
+
+def adjusted_rand(a: np.ndarray, b: np.ndarray) -> float:
+    """Hubert and Arabie, Journal of Classification 2 (1985) 193."""
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1)
+    both, first, second = ((n * (n - 1) / 2).sum() for n in (table, table.sum(1), table.sum(0)))
+    expected = first * second / (len(a) * (len(a) - 1) / 2)
+    return float((both - expected) / ((first + second) / 2 - expected))
+
+
+def clusters(z: np.ndarray) -> np.ndarray:
+    """k-means of 3, of 20 starts the one with the least inertia."""
+    from scipy.cluster.vq import kmeans2
+
+    found = []
+    for seed in range(20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an empty cluster
+            means, labels = kmeans2(z.astype(float), 3, minit="++", seed=seed)
+        found.append((((z - means[labels]) ** 2).sum(), seed, labels))
+    return min(found)[2]
+
+
+def test_the_latent_shows_the_twins_of_the_gold_particle(shared_data: Path, tmp_path: Path) -> None:
+    import stem_dask as sd
+    from stem_dask.cli.main import main as command
+
+    source, cropped = shared_data / "sim" / "au_np_descan_u16.hspy", tmp_path / "gold.zarr"
+    words = ["--input", str(source), "--output", str(cropped), "--align", "pattern", "--quiet"]
+    assert command(["crop", *words]) == 0
+    options = ["--epochs", "30", "--batch", "64", "--latent", "16", "--downsample", "2", "--quiet"]
+    words = ["--data", str(cropped), "--output_dir", str(tmp_path / "out"), *options]
+    assert command(["train", *words]) == 0
+    z = np.load(tmp_path / "out" / "embeddings.npz")["z"]
+    expected = regions(sd.open(cropped).values).ravel()
+    assert np.bincount(expected).min() > 100
+    assert adjusted_rand(clusters(z), expected) >= 0.7
+    assert adjusted_rand(clusters(components(z)), expected) >= 0.7
+    assert results(tmp_path / "out")["history"][-1]["val"] < 0.1  # of a variance of 1
+
+
+def test_the_example_runs(scan: Path, tmp_path: Path) -> None:
+    example = Path(__file__).resolve().parents[1] / "examples" / "train_autoencoder.py"
+    assert len(example.read_text().splitlines()) <= 60
+    module = runpy.run_path(str(example))
+    assert module["main"](str(scan), str(tmp_path / "out")) < 0.7
+    stack = tmp_path / "list.npy"
+    np.save(stack, np.load(scan).reshape(120, 18, 17))
+    assert module["main"](str(stack), str(tmp_path / "stack"), epochs=1) < 2
+    latent = torch.load(tmp_path / "out" / "example.pt", weights_only=False)["latent"]
+    assert latent.shape == (12, 10, 8)

@@ -132,13 +132,13 @@ def draw(
     low, high = np.percentile(components(z), (2, 98), axis=0)
     colors = ((components(z) - low) / np.where(high > low, high - low, np.inf)).clip(0, 1)
     maps, shown = _listed(patterns.to_scan(colors)), min(len(datasets), MOST_MAPS)
-    heights, loss = [2.9] * shown + [2.3] * 2, model.options["loss"]
-    inches = 1.2 + sum(heights)
+    heights, loss = [2.9] * shown + [2.1] * 2, model.options["loss"]
+    inches = 1.1 + sum(heights)
     with matplotlib.rc_context(style):
         figure = Figure((12.0, inches), 100)
         FigureCanvasAgg(figure)
         around = {"left": 0.06, "right": 0.95, "bottom": 0.4 / inches, "top": 1 - 0.9 / inches}
-        rows = figure.add_gridspec(shown + 2, 1, height_ratios=heights, hspace=0.3, **around)
+        rows = figure.add_gridspec(shown + 2, 1, height_ratios=heights, hspace=0.25, **around)
         for i, dataset in enumerate(datasets[:shown]):
             places: Any = rows[i].subgridspec(1, 4, wspace=0.55).subplots()
             if patterns.scans[i].is_scan:
@@ -226,16 +226,17 @@ def _draw_pair(
     index: int,
 ) -> None:
     """A pattern and its reconstruction on one colour scale, in normalized values."""
+    from matplotlib.colors import PowerNorm
+
     x = np.asarray(patterns[index]["patterns"])[None]
-    again = model.reconstruct(x).cpu().numpy()
+    low, high = float(x.min()), float(x.max())
+    norm = PowerNorm(0.6, low, max(high, low + 1e-6))  # so that weak discs are visible
     _, row, column = patterns.positions[index]
-    words = (f"{name}: scan ({row}, {column})", f"error {error[index]:.3g}")
-    for ax, image, title, label in zip(
-        pair, (x, again), words, ("pattern", "reconstruction"), strict=True
-    ):
-        shown = ax.imshow(image[0, 0], "magma", vmin=x.min(), vmax=max(x.max(), x.min() + 1e-6))
-        ax.set(xticks=[], yticks=[], xlabel=label)
-        ax.set_title(title, loc="left" if ax is pair[0] else "right")
+    titles = (f"{name}: scan ({row}, {column})", f"error {error[index]:.3g}")
+    for i, image in enumerate((x, model.reconstruct(x).cpu().numpy())):
+        shown = pair[i].imshow(image[0, 0], "magma", norm=norm)
+        pair[i].set(xticks=[], yticks=[], xlabel=("pattern", "reconstruction")[i])
+        pair[i].set_title(titles[i], loc=("left", "right")[i])
     _bar(pair[1], shown)
 
 
