@@ -13,7 +13,7 @@ def main(path: str, folder: str, epochs: int = 5) -> float:
     """Train a convolutional autoencoder; returns the last validation loss."""
     torch.manual_seed(0)
     patterns = sd.PatternDataset(path)  # normalize="log-zscore"
-    parts = patterns.split(val=0.2, by="blocks" if patterns.scans[0].is_scan else "random")
+    parts = patterns.split(val=0.2)  # blocks of the scan, with a guard around them
     train = sd.loader(parts["train"], 32)  # an iterable of batches, shuffled anew in every epoch
     val = sd.loader(parts["val"], 32, shuffle=False)
 
