@@ -239,7 +239,7 @@ class PatternDataset:
             out[here, 1], out[here, 2] = np.asarray(scan.y)[y], np.asarray(scan.x)[x]
         return out
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the files and of all options on which the patterns and their numbers depend, not of paths."""
         files = [(*scan.found.identity[1:], scan.found.source.shape, str(scan.found.source.dtype)) for scan in self.scans]  # fmt: skip
@@ -260,7 +260,7 @@ class PatternDataset:
         chunk, row = np.empty((2, len(self)), np.int64)
         numbers, flat, before = *self._places, 0
         for i, scan in enumerate(self.scans):
-            here, (of_all, rows) = numbers == i, scan.places()
+            here, (of_all, rows) = numbers == i, scan.places
             chunk[here], row[here] = of_all[flat[here]] + before, rows[flat[here]]
             before += scan.n_chunks
         return chunk, row
@@ -404,7 +404,7 @@ class PatternDataset:
     def _logs(self, number: int, flat: NDArray[np.int64]) -> NDArray[np.float64]:
         """log(1 + x) of patterns at some positions of a scan: (n, pixels)."""
         scan = self.scans[number]
-        chunk, row = (of_all[flat] for of_all in scan.places())
+        chunk, row = (of_all[flat] for of_all in scan.places)
         patterns, held = (
             np.empty((flat.size, *scan.detector)),
             np.empty((scan.most, *scan.detector), scan.dtype),
@@ -412,7 +412,7 @@ class PatternDataset:
         for one in np.unique(chunk):
             scan.read(int(one), held)
             patterns[chunk == one] = held[row[chunk == one]]
-        return np.log1p(np.maximum(patterns * scan.scale, 0.0)).reshape(flat.size, -1)
+        return np.log1p(np.fmax(patterns * scan.scale, 0.0)).reshape(flat.size, -1)
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -479,6 +479,7 @@ class PatternDataset:
         """A part, which shares the open files."""
         part = object.__new__(PatternDataset)
         of_all = (
+            "fingerprint",
             "_masks",
             "_places",
             "positions",

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import free_bytes, usable_cores
+from stem_dask.storage.errors import one_line
 from stem_dask.training.dataset import PatternDataset
+from stem_dask.training.reading import scratch
 
 #: noise of batch means, relative to that of random batches, above which a warning names what helps
 NOISY = 1.5
@@ -42,8 +44,8 @@ class Plan:
     left_out: str = ""
 
     def __str__(self) -> str:
-        held = "all patterns in memory" if self.mode == "cache" else "two windows in memory"
-        text = f"{self.mode}: K = {self.K} chunks, {held}, {self.n_bytes / 1e6:.0f} MB; noise of batch means <= {self.bound:.2f} x that of random batches"
+        held = "all patterns" if self.mode == "cache" else "windows"
+        text = f"{self.mode}: K = {self.K} chunks, {held} of {self.n_bytes / 1e6:.0f} MB in memory; noise of batch means <= {self.bound:.2f} x that of random batches"
         return f"{text}; {self.left_out}" if self.left_out else text
 
 
@@ -145,12 +147,12 @@ class Loader:
         self.dataset, self.batch_size, self.shuffle, self.seed = ds, batch_size, shuffle, seed
         self.drop_last = shuffle and self.world_size > 1 if drop_last is None else drop_last
         self.threads = usable_cores() if threads is None else max(1, threads)
-        self.device, self.transform = device, transform
+        self.device, self.transform = _checked(device), transform
         self._cache_wanted, self._is_auto = cache, memory == "auto"
         self._chunks, self._rows = ds.chunks
         self._used = np.unique(self._chunks)  # in the order of the files
         self._patterns: NDArray | None = None  # all of them, in cache mode
-        self._windows_held: list[NDArray] = []  # of the last epoch, in block mode
+        self._held: list[NDArray] = []  # of the last epoch, in block mode
         self.epoch = self._start = self._done = 0
         self._settle(self._bytes(memory))
         if not len(self):
@@ -198,11 +200,14 @@ class Loader:
             raise ConfigError(
                 f"memory is {memory:,} bytes; two chunks of the patterns need {2 * chunk:,}: set memory={2 * chunk} or more"
             )
-        #: windows of an epoch hold equally many chunks, or one less
-        self._windows = -(-n // most)
-        k = n // self._windows
-        bound = 1.0 + self.batch_size / k if self.shuffle else 1.0
-        held = min(2, self._windows) * -(-n // self._windows) * chunk
+        #: chunks of a window at most; the windows of an epoch hold equally many, or one less
+        self._most = min(most, n)
+        mine = -(-n // self.world_size) if self.shuffle else n
+        windows = -(-mine // self._most)
+        k = mine // windows
+        is_whole = windows == self.world_size == 1  # all patterns are shuffled together
+        bound = 1.0 + self.batch_size / k if self.shuffle and not is_whole else 1.0
+        held = min(2, windows) * self._most * chunk
         self.plan = Plan("block", k, held, bound, memory, self.dataset.left_out)
         if bound > NOISY:
             enough = min(2 * int(self.batch_size / (NOISY - 1)) * chunk, self._all_bytes)
@@ -236,9 +241,9 @@ class Loader:
         first, last = (batches * r // self.world_size for r in (self.rank, self.rank + 1))
         return first * self.batch_size, min(n, last * self.batch_size)
 
-    def _random(self, *more: int) -> np.random.Generator:
+    def _random(self, epoch: int, *more: int) -> np.random.Generator:
         token = int(self.dataset.fingerprint[:15], 16)
-        return np.random.default_rng([token, self.seed, self.epoch, *more])
+        return np.random.default_rng([token, self.seed, epoch, *more])
 
     def _order(self) -> list[NDArray[np.int64]]:
         """Numbers of the patterns of this rank in each window of the epoch; those of a window are still to be shuffled."""
@@ -248,26 +253,25 @@ class Loader:
             order = np.arange(first, last)
             return [order] if self.plan.mode == "cache" else self._in_turn(order)
         if self.plan.mode == "cache":
-            return [self._random().permutation(n)[first:last]]
-        random = self._random()
+            return [self._random(self.epoch).permutation(n)[first:last]]
+        random = self._random(self.epoch)
         place = np.empty(int(self._used[-1]) + 1, np.int64)
         place[random.permutation(self._used)] = np.arange(len(self._used))
         place = place[self._chunks]
         # within a chunk random too, because two ranks may share one
         order = np.lexsort((random.random(n), place))[first:last]
         starts = np.flatnonzero(np.diff(place[order], prepend=-1))
-        windows = min(self._windows, len(starts)) or 1
+        windows = -(-len(starts) // self._most) or 1
         cuts = [starts[len(starts) * w // windows] for w in range(1, windows)]
         return np.split(order, cuts)
 
     def _in_turn(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Windows of at most K chunks, in order."""
         chunks = self._chunks[order]
-        most = -(-len(self._used) // self._windows)
         cuts, held = [], set[int]()
         for i in np.flatnonzero(np.diff(chunks, prepend=-1)):
             chunk = int(chunks[i])
-            if chunk not in held and len(held) == most:
+            if chunk not in held and len(held) == self._most:
                 cuts.append(int(i))
                 held = set()
             held.add(chunk)
@@ -314,7 +318,8 @@ class Loader:
         left -= int(ends[first - 1]) if first else 0
         n_last = int(ends[-1]) - (n_batches - 1) * b
         out, index, filled = None, np.empty(0, np.int64), 0
-        with ThreadPoolExecutor(self.threads, "stem_dask-loader") as pool:
+        pool = ThreadPoolExecutor(self.threads, "stem_dask-loader")
+        try:
             for patterns, rows, numbers in self._read(pool, windows, first):
                 at, left = left, 0
                 while at < len(numbers) and done < n_batches:
@@ -336,6 +341,8 @@ class Loader:
                         if done == n_batches:
                             self.epoch, self._done = self.epoch + 1, 0
                         yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _read(
         self, pool: ThreadPoolExecutor, windows: list[NDArray[np.int64]], first: int
@@ -347,25 +354,17 @@ class Loader:
             return
         epoch = self.epoch
         shape = (self.dataset.most, *self.dataset.shape[1:])
+        most = max(len(np.unique(self._chunks[window])) for window in windows)
         # new memory for each epoch would cost a tenth of the time
-        buffers, self._windows_held = self._windows_held, []
+        buffers, self._held = self._held, []
+        if len(buffers) < min(2, len(windows)) or len(buffers[0]) < most:
+            buffers = [np.empty((most, *shape), self.dataset.stored_dtype) for _ in windows[:2]]
 
         def begin(window: int) -> tuple[NDArray, NDArray[np.int64], list[Future[None]]]:
             chunks = np.unique(self._chunks[windows[window]])
-            if len(buffers) < 2:
-                most = (
-                    max(len(np.unique(self._chunks[w])) for w in windows)
-                    if not buffers
-                    else len(buffers[0])
-                )
-                buffers.append(np.empty((most, *shape), self.dataset.stored_dtype))
-            buffer = buffers[(window - first) % 2]
-            read = self.dataset.read_chunk
-            return (
-                buffer,
-                chunks,
-                [pool.submit(read, int(c), buffer[i]) for i, c in enumerate(chunks)],
-            )
+            buffer, read = buffers[(window - first) % 2], self.dataset.read_chunk
+            reading = [pool.submit(read, int(c), buffer[i]) for i, c in enumerate(chunks)]
+            return buffer, chunks, reading
 
         following = begin(first)
         for window in range(first, len(windows)):
@@ -376,12 +375,10 @@ class Loader:
                 following = begin(window + 1)
             numbers = windows[window]
             if self.shuffle:
-                numbers = np.random.default_rng(
-                    [int(self.dataset.fingerprint[:15], 16), self.seed, epoch, window, self.rank]
-                ).permutation(numbers)
+                numbers = self._random(epoch, window, self.rank).permutation(numbers)
             rows = np.searchsorted(chunks, self._chunks[numbers]) * shape[0] + self._rows[numbers]
             yield buffer.reshape(-1, *shape[1:]), rows, numbers
-        self._windows_held = buffers
+        self._held = buffers
 
     def _all(self, pool: ThreadPoolExecutor) -> NDArray:
         """All patterns in memory, read once."""
@@ -393,7 +390,7 @@ class Loader:
         starts = np.searchsorted(self._chunks[order], self._used)
 
         def keep(chunk: int, here: NDArray[np.int64]) -> None:
-            held = np.empty((ds.most, *ds.shape[1:]), ds.stored_dtype)
+            held = scratch("held", (ds.most, *ds.shape[1:]), ds.stored_dtype)
             ds.read_chunk(chunk, held)
             out[here] = held[self._rows[here]]
 
@@ -409,6 +406,20 @@ class Loader:
                 name: value.to(self.device, non_blocking=True) for name, value in batch.items()
             }
         return batch if self.transform is None else self.transform(batch)
+
+
+def _checked(device: Any) -> Any:
+    """A device that exists."""
+    if device is None:
+        return None
+    import torch
+
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device is {device!r}, which torch cannot use here: {one_line(error)}"
+        ) from error
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -4,6 +4,8 @@ Stores of stem_dask and chunked HDF5 files are decoded here: one `os.pread` per 
 that threads and forked processes can share a scan. All other sources are read by their reader, about 1 MiB at a time.
 """
 
+import contextlib
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -44,15 +46,15 @@ _DEFLATE, _SHUFFLE, _FLETCHER32, _BLOSC = 1, 2, 3, 32001
 
 _COPY = "copy the file again from where it was written"
 
-_scratch = threading.local()
+_kept = threading.local()
 
 
-def _buffer(name: str, shape: Sequence[int], dtype: np.dtype) -> NDArray:
+def scratch(name: str, shape: Sequence[int], dtype: np.dtype) -> NDArray:
     """An array of this thread that the next call with this name may overwrite."""
     n_bytes = prod(shape) * dtype.itemsize
-    if len(vars(_scratch).get(name, ())) < n_bytes:
-        vars(_scratch)[name] = np.empty(n_bytes, np.uint8)
-    held: NDArray = vars(_scratch)[name]
+    if len(vars(_kept).get(name, ())) < n_bytes:
+        vars(_kept)[name] = np.empty(n_bytes, np.uint8)
+    held: NDArray = vars(_kept)[name]
     return held[:n_bytes].view(dtype).reshape(shape)
 
 
@@ -90,7 +92,7 @@ class _Decoded:
         if (len(y), len(x)) == self.lead:
             self.decode(cell, out)
             return
-        chunk = _buffer("chunk", (*self.lead, *self.detector), self.dtype)
+        chunk = scratch("chunk", (*self.lead, *self.detector), self.dtype)
         self.decode(cell, chunk)
         first = [index * n for index, n in zip(cell, self.lead, strict=True)]
         part = (
@@ -252,7 +254,7 @@ class Hdf5Chunks(_Decoded):
         if not shuffled:
             decompress(content, codec, out)
             return
-        aside = _buffer("shuffled", (out.itemsize, out.size), np.dtype(np.uint8))
+        aside = scratch("shuffled", (out.itemsize, out.size), np.dtype(np.uint8))
         decompress(content, codec, aside)
         words = out.reshape(-1).view(f"<u{out.itemsize}")  # the inverse of codecs.bytes_apart
         words[:] = aside[0]
@@ -366,6 +368,9 @@ class Scan:
     def __init__(self, path: str, options: Options) -> None:
         names: dict[str, Any] = {"dataset": options.dataset, "scan_shape": options.scan_shape}
         whole = find(path, **names)
+        if len(whole.source.shape) == 3 and (shape := _shape_beside(path, whole.source.shape[0])):
+            names["scan_shape"] = shape
+            whole = find(path, **names)
         part: dict[str, Any] = {"scan_roi": options.scan_roi, "scan_step": options.scan_step}
         found = whole if tuple(part.values()) == (None, 1) else find(path, **names, **part)
         self.path, self.options, self.found, self.info = path, options, found, found.info
@@ -468,6 +473,7 @@ class Scan:
         y, x = (max(map(len, group)) for group in self.groups)
         return y * x
 
+    @cached_property
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Number of the chunk of each position of the scan, row by row, and its row in what `read` fills."""
         (y, i, _), (x, j, lengths) = (
@@ -498,7 +504,7 @@ class Scan:
             if k == 1 and out.dtype == dtype:
                 self.chunks.read(y, x, out[:n])
             else:
-                whole = _buffer("whole", (n, height, width), dtype)
+                whole = scratch("whole", (n, height, width), dtype)
                 self.chunks.read(y, x, whole)
                 how: dict[str, Any] = {"method": self.options.method, "reduce": self.reduce}
                 smaller = downsample_patterns(whole, k, **how, sigma=self.options.sigma)
@@ -540,6 +546,16 @@ def refuse_changed(file: str, before: Signature | None, now: Signature) -> None:
         raise SourceError(
             f"{file} has changed since it was opened; wait until nothing writes to it, and open it again"
         )
+
+
+def _shape_beside(path: str, n: int) -> tuple[int, int] | None:
+    """The scan of a list of n patterns, from the results of the run that wrote the file."""
+    for name in (path, str(Path(path).with_suffix(""))):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            y, x = map(int, json.loads(Path(f"{name}_results.json").read_text())["scan_shape"])
+            if y * x == n:
+                return y, x
+    return None
 
 
 def _slice(indices: range) -> slice:

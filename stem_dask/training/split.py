@@ -201,23 +201,17 @@ def leak(found: Sequence[Mask], logs: Logs, mean: NDArray[np.float64]) -> float 
 
     At most `COMPARED` evenly spaced validation patterns; None when no scan has both.
     """
-    pairs = []
-    for number, mask in enumerate(found):
-        val, train = np.argwhere(mask == VAL), np.argwhere(mask == TRAIN)
-        if len(val) and len(train):
-            pairs.append((number, val, train))
-    n, cosines, first = sum(len(val) for _, val, _ in pairs), [], 0
-    wanted = np.linspace(0, n - 1, min(COMPARED, n)).astype(int)
-    for number, val, train in pairs:
-        here = val[wanted[(wanted >= first) & (wanted < first + len(val))] - first]
-        first += len(val)
-        if len(here):
-            nearest = train[cKDTree(train).query(here)[1]]
-            places = (
-                np.ravel_multi_index(tuple(p.T), found[number].shape) for p in (here, nearest)
-            )
-            ours, theirs = (logs(number, p) for p in places)
-            cosines.append(_cosines(ours, theirs, mean))
+    val, train = ([np.argwhere(mask == part) for mask in found] for part in (VAL, TRAIN))
+    places = [(i, *place) for i, some in enumerate(val) if len(train[i]) for place in some]
+    trees, cosines = [cKDTree(one) if len(one) else None for one in train], []
+    for k in np.linspace(0, len(places) - 1, min(COMPARED, len(places))).astype(int):
+        number, *place = places[k]
+        nearest = train[number][trees[number].query(place)[1]]
+        pair = np.ravel_multi_index(tuple(np.transpose([place, nearest])), found[number].shape)
+        a, b = logs(
+            number, np.asarray(pair)
+        )  # one pair at a time, because logarithms of large patterns take memory
+        cosines.append(_cosines(a[None], b[None], mean))
     return float(np.concatenate(cosines).mean()) if cosines else None
 
 

@@ -85,7 +85,7 @@ def _one_pass(scan: Scan) -> Statistics:
     """Read all patterns once."""
     means, stds = np.full((2, scan.shape[0] * scan.shape[1]), np.nan)
     total = np.zeros(scan.detector)
-    chunk, row = scan.places()
+    chunk, row = scan.places
     order = np.argsort(chunk, kind="stable")
     valid, starts = scan.valid.ravel(), np.searchsorted(chunk[order], np.arange(scan.n_chunks + 1))
 
