@@ -346,10 +346,12 @@ def test_losses_and_precisions_learn(more: list[str], scan: Path, tmp_path: Path
         (["--epoch", "4"], "unknown: --epoch; did you mean --epochs?"),
         (["--learning"], "unknown: --learning"),
         (["--precision", "16", "--device", "cpu"], "precision is 16 on the CPU"),
-        (["--epochs", "0"], "epochs is 0; expected at least 1"),
+        (["--epochs", "0"], "epochs is 0; expected a number above 0"),
         (["--lr", "nan"], "lr is nan"),
         (["--latent", "9999"], "latent is 9999"),
         (["--device", "tpu"], "device is tpu"),
+        (["--split", "rows", "--val", "0.9"], "set --split blocks or --split random"),
+        (["--memory", "1kB"], "set --memory 146880 or more"),
         (["--loss", "cosine"], "invalid choice: 'cosine'"),
     ],
 )

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask.cli.run import EXIT_CODES
 from stem_dask.cli.signals import guarded, program, stoppable
-from stem_dask.core.errors import ConfigError, InterruptedRunError, OutputExistsError
+from stem_dask.core.errors import ConfigError, InterruptedRunError, LockedError, OutputExistsError
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("time_limit", {"type": float, "metavar": "SECONDS", "help": "stop after this time; the same command resumes"}),
     ("overwrite", {"action": "store_true", "help": "replace what an earlier training left in the folder"}),
     ("quiet", {"action": "store_true", "help": "print errors only"}),
-    *((name, {"nargs": "?", "const": True, "help": "has no effect"}) for name in UNUSED),
+    *((name, {"nargs": "?", "const": True, "metavar": "X", "help": "has no effect"}) for name in UNUSED),
 )  # fmt: skip
 
 
@@ -83,7 +84,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     words = without_secrets(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _train_command(_parsed(words)))
+
+    def command() -> int:
+        try:
+            return train_command(_parsed(words))
+        except (ConfigError, LockedError) as error:
+            raise type(error)(_in_flags(str(error))) from error
+
+    return guarded(command)
+
+
+def _in_flags(text: str) -> str:
+    """A message of the library or of a lock, with flags in place of arguments and keys.
+
+    Examples
+    --------
+    >>> _in_flags("set by='rows', memory=4096, or choose another output.path")
+    'set --split rows, --memory 4096, or choose another --output_dir'
+    """
+    flags = {"by": "split", "batch_size": "batch", "output.path": "output_dir"}
+    names = "by|memory|batch_size|block|normalize|scan_shape|val"
+    text = re.sub(
+        rf"\b({names})='?([\w.-]+)'?", lambda m: f"--{flags.get(m[1], m[1])} {m[2]}", text
+    )
+    return text.replace("output.path", "--output_dir")
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -95,9 +119,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for name, options in FLAGS:
-        spelled = {f"--{name}", f"--{name.replace('_', '-')}"}
-        parser.add_argument(*sorted(spelled, reverse=True), **{"dest": name, **options})
+    add_train_options(parser)
     known, unknown = parser.parse_known_args(words)
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -108,7 +130,14 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     return known
 
 
-def _train_command(options: argparse.Namespace) -> int:
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """All flags, spelled with _ or -."""
+    for name, options in FLAGS:
+        spelled = {f"--{name}", f"--{name.replace('_', '-')}"}
+        parser.add_argument(*sorted(spelled, reverse=True), **{"dest": name, **options})
+
+
+def train_command(options: argparse.Namespace) -> int:
     """Open the data, and train, unless an earlier run did all of it."""
     from stem_dask.engine.lock import locked
 
@@ -127,7 +156,7 @@ def _train_command(options: argparse.Namespace) -> int:
             stack.enter_context(stoppable(options.time_limit))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *rest: say(f"warning     {message}")
+        warnings.showwarning = lambda text, *rest: say(f"warning     {_in_flags(str(text))}")
         patterns = _patterns(options, options.normalize)
         chosen = {key: value for key, value in vars(options).items() if key not in _PLACES}
         about = {"options": chosen, "fingerprint": patterns.fingerprint}
@@ -222,7 +251,7 @@ def _train(
     given = {name: getattr(options, name) for name in names}
     chosen, began = FitOptions(device=device, threads=threads, **given), time.monotonic()
     parts, val = {"train": patterns}, None
-    if not options.no_validation:
+    if options.val and not options.no_validation:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             parts = patterns.split(val=options.val, by=options.split, seed=options.seed)
         say(printed.getvalue().rstrip())
@@ -231,10 +260,8 @@ def _train(
 
     def progress(one: Mapping[str, Any]) -> None:
         judged = "" if one["val"] is None else f"  val {one['val']:.4g}"
-        spent = time.monotonic() - began
-        say(
-            f"epoch {one['epoch']:>5}/{options.epochs}  train {one['train']:.4g}{judged}  {spent:.0f} s"
-        )
+        n, spent = f"{one['epoch']}/{options.epochs}", time.monotonic() - began
+        say(f"epoch       {n:9} train {one['train']:.4g}{judged}  {spent:.0f} s")
         if time.monotonic() > end:
             raise InterruptedRunError(
                 "the time is up; the same command goes on where this one ended"
