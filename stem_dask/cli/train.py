@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask.cli.run import EXIT_CODES
 from stem_dask.cli.signals import guarded, program, stoppable
-from stem_dask.core.errors import ConfigError, InterruptedRunError, LockedError, OutputExistsError
+from stem_dask.core.errors import ConfigError, InterruptedRunError, OutputExistsError, StemDaskError
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
@@ -88,26 +88,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         try:
             return train_command(_parsed(words))
-        except (ConfigError, LockedError) as error:
-            raise type(error)(_in_flags(str(error))) from error
+        except StemDaskError as error:
+            error.args = (_in_flags(str(error)),)
+            raise
 
     return guarded(command)
 
 
 def _in_flags(text: str) -> str:
-    """A message of the library or of a lock, with flags in place of arguments and keys.
+    """A message of the library with flags in place of arguments and keys of a config.
 
     Examples
     --------
-    >>> _in_flags("set by='rows', memory=4096, or choose another output.path")
-    'set --split rows, --memory 4096, or choose another --output_dir'
+    >>> _in_flags("set by='rows', memory=4096, input.dataset: b, or another output.path")
+    'set --split rows, --memory 4096, --dataset: b, or another --output_dir'
     """
-    flags = {"by": "split", "batch_size": "batch", "output.path": "output_dir"}
-    names = "by|memory|batch_size|block|normalize|scan_shape|val"
-    text = re.sub(
-        rf"\b({names})='?([\w.-]+)'?", lambda m: f"--{flags.get(m[1], m[1])} {m[2]}", text
-    )
-    return text.replace("output.path", "--output_dir")
+    flags = {"by": "split", "batch_size": "batch", "path": "data"}
+    text = text.replace("output.path", "--output_dir")
+    names = "by|memory|batch_size|normalize|scan_shape|val"
+    text = re.sub(rf"\b({names})='?([\w.-]+)'?", lambda m: f"--{flags.get(m[1], m[1])} {m[2]}", text)  # fmt: skip
+    keys = r"\binput\.(path|dataset|scan_shape|scan_step)\b"
+    return re.sub(keys, lambda m: f"--{flags.get(m[1], m[1])}", text)
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -140,6 +141,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 def train_command(options: argparse.Namespace) -> int:
     """Open the data, and train, unless an earlier run did all of it."""
     from stem_dask.engine.lock import locked
+    from stem_dask.storage.publish import make_folder
 
     def say(text: str) -> None:
         if not options.quiet:
@@ -160,6 +162,7 @@ def train_command(options: argparse.Namespace) -> int:
         patterns = _patterns(options, options.normalize)
         chosen = {key: value for key, value in vars(options).items() if key not in _PLACES}
         about = {"options": chosen, "fingerprint": patterns.fingerprint}
+        make_folder(f"{folder}/train.lock")
         stack.enter_context(locked(f"{folder}/train.lock"))
         results = _left_by_earlier(folder, about, options.overwrite)
         if results is not None and not options.overwrite:
@@ -300,7 +303,7 @@ def _train(
         "threads": threads,
         "seconds": time.monotonic() - began,
         "files": {name: tree_bytes(path[name]) for name in OUTPUTS[1:-1]},
-        "map": path["training.png"] if any(scan.is_scan for scan in whole.scans) else maps.NO_MAP,
+        "has_map": any(scan.is_scan for scan in whole.scans),
         "versions": versions,
     }
     write_json(path["results.json"], results)
@@ -310,6 +313,7 @@ def _train(
 def summary(results: Mapping[str, Any], folder: str) -> list[str]:
     """The closing lines of a training."""
     from stem_dask.core.text import by, size
+    from stem_dask.training.maps import NO_MAP
 
     n, last, leak = results["patterns"], results["history"][-1], results["leak"]
     val = "no validation" if last["val"] is None else f"val {last['val']:.4g}"
@@ -318,7 +322,7 @@ def summary(results: Mapping[str, Any], folder: str) -> list[str]:
         f"patterns    {n['all']:,} of {by(results['shape'])}, {n['train']:,} to train and {n.get('val', 0):,} to validate",
         f"losses      train {last['train']:.4g}, {val} ({results['options']['loss']}, epoch {last['epoch']})",
         *([] if leak is None else [f"leak        {leak:.2f}: {near}"]),
-        f"map         {results['map']}",
+        f"map         {folder}/training.png" if results["has_map"] else f"map         {NO_MAP}",
         *(f"file        {folder}/{name} ({size(n)})" for name, n in results["files"].items()),
     ]
 

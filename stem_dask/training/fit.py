@@ -53,29 +53,12 @@ def fit(
     progress: Callable[[dict[str, Any]], None] = lambda epoch: None,
     resume: bool = True,
 ) -> tuple["torch.nn.Module", list[dict[str, Any]]]:
-    """Train, or go on at the last epoch of a checkpoint.
+    """Train, or go on at the last epoch of a checkpoint; returns the network and a history of ``{"epoch", "train", "val"}``.
 
-    On a CPU, equal data, options and number of threads give equal weights, whether interrupted or not.
-
-    Parameters
-    ----------
-    train : patterns to learn from
-    val : patterns to validate with after every epoch, or None
-    path : of the checkpoint, replaced after every epoch
-    about : plain values that identify the training
-    progress : called with ``{"epoch", "train", "val"}`` after every epoch
-    resume : go on at the checkpoint if its ``about`` is the same
-
-    Returns
-    -------
-    the trained network, and the history: such a dictionary per epoch
-
-    Raises
-    ------
-    ConfigError
-        When the loss is no longer finite, or an option does not fit the data.
-    StoreError
-        When the checkpoint cannot be written.
+    The checkpoint at ``path`` is replaced after every epoch, then ``progress`` gets the new entry of the history. ``resume`` goes
+    on at a checkpoint with the same ``about``, plain values that identify the training. On a CPU, equal data, options and number
+    of threads give equal weights, whether interrupted or not. Raises ConfigError when the loss is no longer finite, or an option
+    does not fit the data, and StoreError when the checkpoint cannot be written.
     """
     torch = import_torch()
     saved = load_checkpoint(path) if resume else None
@@ -123,7 +106,7 @@ def fit(
             found: dict[str, Any] = {"epoch": epoch, "train": float(torch.cat(seen).mean()), "val": None}  # fmt: skip
             if not math.isfinite(found["train"]):
                 raise ConfigError(
-                    f"the loss is {found['train']} in epoch {epoch}; use a lower lr than {options.lr:g}, or precision 32"
+                    f"the loss is {found['train']} in epoch {epoch}; use a lower lr than {options.lr:g}, or precision 32 (or do the patterns hold NaN?)"
                 )
             net.eval()
             if judged is not None:
