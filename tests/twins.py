@@ -279,3 +279,14 @@ def fill_median(pattern, mask):
                 out[y, x] = median if pattern.dtype.kind == "f" else round(median)
                 break
     return out
+
+
+def normalize(patterns, method):
+    """(f(x) - mean) / std of all values as floats, with the mean and standard deviation; f is log(1 + x), a square root, or nothing."""
+    functions = {"none": float, "sqrt": math.sqrt}
+    values = [functions.get(method, math.log1p)(value.item()) for value in patterns.ravel()]
+    mean, std = 0.0, 1.0
+    if method == "log-zscore":
+        mean = math.fsum(values) / len(values)
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return np.array([(value - mean) / std for value in values]).reshape(patterns.shape), mean, std
