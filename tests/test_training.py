@@ -67,7 +67,7 @@ def test_values_and_positions_of_each_format(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", made.DTYPES)
-@pytest.mark.parametrize("write", [made.npy, made.run_of, made.hdf5(chunks=(2, 3, 16, 12), shuffle=True)])
+@pytest.mark.parametrize("write", [made.npy, made.exported("a.zarr"), made.hdf5(chunks=(2, 3, 16, 12), shuffle=True)])
 def test_types_and_normalizations(dtype: str, write: Any, tmp_path: Path) -> None:
     data = made.counts((3, 5), dtype=dtype)
     path = write(tmp_path, data)
@@ -176,18 +176,21 @@ def test_the_scan_of_a_bare_tensor_is_in_the_results_beside_it(tmp_path: Path) -
         (tmp_path / name).unlink()
 
 
-def test_unwritten_chunks_have_the_fill_value(tmp_path: Path) -> None:
+def test_unwritten_chunks(tmp_path: Path) -> None:
+    """HDF5 knows that they were never written; a lost file of a zarr store looks the same."""
     data = made.counts((4, 6))
     data[:2, 3:] = 7
+    chunks, written = (2, 3, 16, 12), (np.s_[:2, :3], np.s_[2:, :3], np.s_[2:, 3:])
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        out = file.create_dataset("data", data.shape, "u2", chunks=(2, 3, 16, 12), fillvalue=7, compression="gzip")
-        for part in (np.s_[:2, :3], np.s_[2:, :3], np.s_[2:, 3:]):
+        out = file.create_dataset("data", data.shape, "u2", chunks=chunks, fillvalue=7, shuffle=True)
+        for part in written:
             out[part] = data[part]
-    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=data.shape, dtype="u2", chunks=(2, 3, 16, 12), fill_value=7)
-    for part in (np.s_[:2, :3], np.s_[2:, :3], np.s_[2:, 3:]):
+    np.testing.assert_array_equal(whole(stored(tmp_path / "a.h5")), data.reshape(24, 16, 12))
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=data.shape, dtype="u2", chunks=chunks)
+    for part in written:
         array[part] = data[part]
-    for name in ("a.h5", "a.zarr"):
-        np.testing.assert_array_equal(whole(stored(tmp_path / name)).numpy(), data.reshape(24, 16, 12))
+    with pytest.raises(SourceError, match=r"c/0/1/0/0 is missing.*scan positions y 0 to 1, x 0 to 5"):
+        stored(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("name", ["au_np_gms_stemx_u16.dm4", "au_np_descan_u16.hspy", "au_np_hot_dead_f32.hspy"])
@@ -202,13 +205,13 @@ def test_simulated_files(name: str, shared_data: Path) -> None:
 def test_objects(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stem_dask.storage.location import at
 
-    data, path = made.counts((4, 5)), made.run_of
+    data = made.counts((4, 5))
     path = made.run_of(tmp_path, data)
     for file in path.rglob("*"):
         if file.is_file():
             at(f"{bucket}/a.zarr/{file.relative_to(path)}").write_bytes(file.read_bytes())
     monkeypatch.setattr("stem_dask.training.statistics._one_pass", None)  # the store has them
-    ds = sd.PatternDataset(f"{bucket}/a.zarr", fields=("total",))
+    ds = sd.PatternDataset(f"{bucket}/a.zarr", fields=("position",))
     wanted, _, _ = twins.normalize(data.reshape(20, 16, 12), "log-zscore")
     np.testing.assert_allclose(whole(ds).numpy(), wanted, rtol=2e-6, atol=2e-6)
     found = np.concatenate([b["index"] for b in sd.loader(ds, 4, memory="1MB")])
@@ -343,7 +346,8 @@ def test_values_without_a_logarithm(value: float, dtype: str, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"\(1, 3\)"):
         whole(sd.PatternDataset(path, scan_roi=(1, 3, 1, 5), normalize="log-zscore"))
     np.testing.assert_array_equal(whole(stored(path)).numpy(), data.reshape(15, 16, 12))
-    np.testing.assert_array_equal(whole(sd.PatternDataset(path, normalize="none")), data.reshape(15, 16, 12))
+    found = whole(sd.PatternDataset(path, normalize="none"))
+    np.testing.assert_array_equal(found, data.reshape(15, 16, 12).astype("f4"))
 
 
 def test_what_is_normalized_already(tmp_path: Path) -> None:
@@ -388,12 +392,11 @@ def test_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.zeros((6, 5, 40, 36), "u2")
     for y, x in np.ndindex(6, 5):
         data[y, x, 10 + y : 16 + y, 14 + x : 20 + x] = 10 + x
-    export = {"export": [str(tmp_path / "a.pt"), str(tmp_path / "a.hspy")]}
-    out = {"path": str(tmp_path / "run.zarr"), "figure": False, "chunk_mb": 0.01} | export
+    out = {"path": str(tmp_path / "run.zarr"), "figure": False, "chunk_mb": 0.01, "export": ["pt", "hspy"]}
     path = made.run_of(tmp_path, data, crop={"align": "pattern", "size": 16}, output=out)
     analysis = xr.open_datatree(path, engine="zarr").analysis
     names = ("position", "center", "center_out", "radius", "retention", "total", "window", "dataset")
-    for file in (path, tmp_path / "a.pt", tmp_path / "a.hspy"):
+    for file in (path, tmp_path / "run.pt", tmp_path / "run.hspy"):
         ds = sd.PatternDataset(file, fields=names, scan_roi=(1, 6, 0, 5), scan_step=2, normalize="none")
         batch = next(iter(sd.loader(ds, 9, shuffle=False)))
         assert set(batch) == {"patterns", "index", *names}
@@ -407,7 +410,7 @@ def test_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(batch[name].numpy(), wanted)
         np.testing.assert_array_equal(batch["position"].numpy(), ds.positions[:, 1:])
         assert batch["dataset"].tolist() == [0] * 9
-    both = sd.PatternDataset([path, tmp_path / "a.pt"], fields=("dataset", "total"), normalize="none")
+    both = sd.PatternDataset([path, tmp_path / "run.pt"], fields=("dataset", "total"), normalize="none")
     batch = next(iter(sd.loader(both, 60, shuffle=False)))
     assert batch["dataset"].tolist() == [0] * 30 + [1] * 30
     np.testing.assert_array_equal(batch["total"], 2 * analysis.total.values.ravel().tolist())

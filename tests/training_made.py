@@ -52,8 +52,6 @@ def run_of(folder: Path, data: Any, name: str = "run.zarr", **sections: Any) -> 
 
 
 def hdf5(**options: Any) -> Any:
-    """A file of another program; its first chunk of zeros is never written if ``skip``."""
-
     def write(folder: Path, data: Any) -> Path:
         with h5py.File(folder / "other.h5", "w") as file:
             file.create_dataset("data", data=data, **options)
@@ -83,17 +81,7 @@ def fortran(folder: Path, data: Any) -> Path:
     return folder / "turned.npy"
 
 
-def hspy_of_others(folder: Path, data: Any) -> Path:
-    from rsciio.hspy import file_writer
-
-    axes = [{"name": n, "size": s, "navigate": i < 2, "scale": 1.0, "offset": 0.0, "units": "px", "index_in_array": i, "_type": "UniformDataAxis"}
-            for i, (n, s) in enumerate(zip("yxqp", data.shape, strict=True))]  # fmt: skip
-    signal = {"data": data, "axes": axes, "metadata": {"General": {}, "Signal": {"signal_type": ""}}, "original_metadata": {}, "attributes": {}, "learning_results": {}, "tmp_parameters": {}}  # fmt: skip
-    file_writer(str(folder / "other.hspy"), signal, close_file=True)
-    return folder / "other.hspy"
-
-
-#: by name; those after ``of one byte`` hold uint16 only
+#: by name; .blo holds square patterns of uint8 only
 FORMATS: dict[str, Any] = {
     "run": run_of,
     **{f"zarr {codec}": exported("c.zarr", codec=codec) for codec in ("lz4", "zstd", "gzip", "none")},
@@ -101,7 +89,6 @@ FORMATS: dict[str, Any] = {
     "hspy gzip": exported("g.hspy"),
     "hspy lz4": exported("l.hspy", codec="lz4"),
     "hspy none": exported("n.hspy", codec="none"),
-    "hspy of others": hspy_of_others,
     "h5": exported("s.h5"),
     "h5 zstd": exported("z.h5", codec="zstd"),
     "h5 contiguous": hdf5(),
