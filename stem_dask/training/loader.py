@@ -211,12 +211,12 @@ class Loader:
         held = min(2, windows) * self._most * chunk
         self.plan = Plan("block", k, held, bound, memory, self.dataset.left_out)
         if bound > NOISY:
-            windows = int(mine * (NOISY - 1)) // self.batch_size
-            helps = [2 * -(-mine // windows) * chunk] * bool(windows)
+            few, fewer = int(mine * (NOISY - 1)) // self.batch_size, int(k * (NOISY - 1))
+            helps = [2 * -(-mine // few) * chunk] if few else []
             helps += [2 * n * chunk] * (self.world_size == 1)
             helps += [self._all_bytes] * (self._cache_wanted is not False)
-            ways = [f"memory='{-(-min(helps) // 10**6)}MB'"] * bool(helps)
-            ways += [f"batch_size={fewer}"] * bool(fewer := int(k * (NOISY - 1)))
+            ways = [f"memory='{-(-min(helps) // 10**6)}MB'"] if helps else []
+            ways += [f"batch_size={fewer}"] * bool(fewer)
             warnings.warn(
                 f"{self.plan}: patterns of a chunk look alike, and few chunks are shuffled together; {' or '.join(ways)} brings the noise "
                 f"to {NOISY} or less",
