@@ -93,7 +93,9 @@ def test_batches_hold_what_the_dataset_holds(mode: str, shuffle: bool, paths: li
 
 
 @pytest.mark.parametrize("mode", ["block", "cache"])
-def test_the_order_depends_on_what_the_law_names(mode: str, paths: list[Path], tmp_path: Path) -> None:
+def test_the_order_depends_on_what_the_law_names(
+    mode: str, paths: list[Path], tmp_path: Path
+) -> None:
     make = of_mode(mode)
     for files in (paths[0], paths):
         ds = opened(files)
@@ -120,7 +122,9 @@ def test_windows_are_as_planned(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Chunks of a window are mixed, and each chunk is read once an epoch."""
     reads: list[int] = []
     read = reading.Scan.read
-    monkeypatch.setattr(reading.Scan, "read", lambda scan, i, out: (reads.append(i), read(scan, i, out))[1])
+    monkeypatch.setattr(
+        reading.Scan, "read", lambda scan, i, out: (reads.append(i), read(scan, i, out))[1]
+    )
     ds = opened(path)
     loader = block(ds, 2, k=5)
     assert loader.plan.K == 4  # of 16 chunks in 4 windows
@@ -139,18 +143,32 @@ def test_windows_are_as_planned(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert windows == [4, 4, 4, 4]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     batch=st.integers(1, 90), ranks=st.integers(1, 4), shuffle=st.booleans(), drop=st.sampled_from([None, True, False]),
     k=st.sampled_from([1, 3, 16, 0]), epoch=st.integers(0, 3), keep=st.integers(1, 77),
 )  # fmt: skip
-def test_ranks(batch: int, ranks: int, shuffle: bool, drop: bool | None, k: int, epoch: int, keep: int, path: Path) -> None:
+def test_ranks(
+    batch: int,
+    ranks: int,
+    shuffle: bool,
+    drop: bool | None,
+    k: int,
+    epoch: int,
+    keep: int,
+    path: Path,
+) -> None:
     """They are disjoint; together they are everything but the dropped tail."""
     ds = opened(path, scan_roi=(0, 7, 0, 11) if keep > 20 else (0, keep % 7 + 1, 3, 11))
     n, dropped = len(ds), (shuffle and ranks > 1) if drop is None else drop
     how = {"shuffle": shuffle, "drop_last": drop, "world_size": ranks}
     if dropped and n < batch * (ranks if shuffle else 1):
-        with pytest.raises(ConfigError, match=f"batch_size {batch} on {ranks} ranks.* {n} patterns.*drop_last=False"):
+        with pytest.raises(
+            ConfigError,
+            match=f"batch_size {batch} on {ranks} ranks.* {n} patterns.*drop_last=False",
+        ):
             sd.loader(ds, batch, rank=0, **how)
         return
     make = (lambda *a, **b: block(*a, k=k, **b)) if k else sd.loader
@@ -187,7 +205,9 @@ def test_ranks_of_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (loader.rank, loader.world_size) == (1, 3)
     assert order(loader) == order(sd.loader(ds, 8, rank=1, world_size=3))
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(ConfigError, match="rank is 3 and world_size 3; expected 0 <= rank < world_size"):
+    with pytest.raises(
+        ConfigError, match="rank is 3 and world_size 3; expected 0 <= rank < world_size"
+    ):
         sd.loader(ds, 8)
     with pytest.raises(ConfigError, match="give both or none"):
         sd.loader(ds, 8, rank=0)
@@ -252,7 +272,9 @@ def test_resume_reads_one_window(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     loader = block(ds, 5, k=2)
     list(itertools.islice(loader, 14))
     state, reads, read = loader.state_dict(), [], reading.Scan.read
-    monkeypatch.setattr(reading.Scan, "read", lambda scan, i, out: (reads.append(i), read(scan, i, out))[1])
+    monkeypatch.setattr(
+        reading.Scan, "read", lambda scan, i, out: (reads.append(i), read(scan, i, out))[1]
+    )
     again = block(ds, 5, k=2)
     again.load_state_dict(state)
     assert len(list(again)) == 2
@@ -279,7 +301,10 @@ def test_memory_auto_is_taken_from_the_state(path: Path, monkeypatch: pytest.Mon
     ds = opened(path)
     monkeypatch.setattr("stem_dask.training.loader.free_bytes", lambda: 4 * 11 * CHUNK)
     loader = sd.loader(ds, 5)
-    assert (loader.plan.mode, loader.plan.memory) == ("block", 8 * CHUNK)  # a power of two of chunks
+    assert (loader.plan.mode, loader.plan.memory) == (
+        "block",
+        8 * CHUNK,
+    )  # a power of two of chunks
     iterator = iter(loader)
     for _ in range(3):
         next(iterator)
@@ -296,7 +321,9 @@ def test_memory_auto_is_taken_from_the_state(path: Path, monkeypatch: pytest.Mon
 # --- noise ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "k", "n_ranks"), [(16, 8, 1), (24, 12, 1), (40, 10, 1), (16, 8, 2)])
+@pytest.mark.parametrize(
+    ("batch", "k", "n_ranks"), [(16, 8, 1), (24, 12, 1), (40, 10, 1), (16, 8, 2)]
+)
 def test_noise_of_batch_means(batch: int, k: int, n_ranks: int, tmp_path: Path) -> None:
     """Variance of batch means, relative to truly random batches: at most 1 + rho b / K, and so below the bound of the plan."""
     rng = np.random.default_rng(0)
@@ -305,7 +332,9 @@ def test_noise_of_batch_means(batch: int, k: int, n_ranks: int, tmp_path: Path) 
     ds = opened(made.hdf5(chunks=(1, 20, 2, 2))(tmp_path, data), normalize="none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaders = [block(ds, batch, k, rank=r, world_size=n_ranks, drop_last=True) for r in range(n_ranks)]
+        loaders = [
+            block(ds, batch, k, rank=r, world_size=n_ranks, drop_last=True) for r in range(n_ranks)
+        ]
     values = level.ravel().astype("f4").astype("f8")
     within = level.var(axis=1).mean()
     rho = 1 - within / values.var() * 20 / 19
@@ -320,9 +349,18 @@ def test_noise_of_batch_means(batch: int, k: int, n_ranks: int, tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("default")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch=st.integers(1, 40), k=st.integers(1, 15), ranks=st.integers(1, 3), cache=st.sampled_from(["auto", False]))
-def test_the_warning_names_what_helps(batch: int, k: int, ranks: int, cache: Any, large: Path) -> None:
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    batch=st.integers(1, 40),
+    k=st.integers(1, 15),
+    ranks=st.integers(1, 3),
+    cache=st.sampled_from(["auto", False]),
+)
+def test_the_warning_names_what_helps(
+    batch: int, k: int, ranks: int, cache: Any, large: Path
+) -> None:
     """With it the bound is at most 1.5, and nothing warns."""
     ds, how = opened(large), {"rank": 0, "world_size": ranks, "drop_last": False, "cache": cache}
     with warnings.catch_warnings(record=True) as caught:
@@ -366,7 +404,9 @@ def cut(file: Path, n: int) -> None:
 
 
 def shards(store: Path) -> list[Path]:
-    return sorted(p for p in (store / "patterns").rglob("*") if p.is_file() and p.name != "zarr.json")
+    return sorted(
+        p for p in (store / "patterns").rglob("*") if p.is_file() and p.name != "zarr.json"
+    )
 
 
 def read_all(ds: Any, mode: str) -> None:
@@ -401,7 +441,10 @@ def test_damaged_shards(mode: str, codec: str, where: Any, tmp_path: Path) -> No
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mode", ["items", "block", "cache"])
-@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"compression": "gzip", "shuffle": True}, {"fletcher32": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"compression": "gzip"}, {"compression": "gzip", "shuffle": True}, {"fletcher32": True}],
+)
 def test_damaged_chunks_of_hdf5(mode: str, options: Any, tmp_path: Path) -> None:
     path = made.hdf5(chunks=(2, 3, 16, 12), **options)(tmp_path, made.counts((4, 6)))
     with h5py.File(path) as file:
@@ -436,11 +479,19 @@ CHANGES = {
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", ["run", "h5", "npy", "pt", "zspy"])
-def test_a_file_that_changes(change: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes(
+    change: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before the first read, between two windows, two samples and two epochs."""
     monkeypatch.setattr(reading, "CHUNK_BYTES", 4000)
     data = made.counts((8, 5))
-    kinds = {"run": made.run_of, "h5": made.hdf5(chunks=(2, 3, 16, 12)), "npy": made.npy, "pt": made.exported("a.pt"), "zspy": made.exported("a.zspy")}
+    kinds = {
+        "run": made.run_of,
+        "h5": made.hdf5(chunks=(2, 3, 16, 12)),
+        "npy": made.npy,
+        "pt": made.exported("a.pt"),
+        "zspy": made.exported("a.zspy"),
+    }
     path = kinds[kind](tmp_path, data)
     files = shards(path) if kind == "run" else [path]
     if kind == "zspy":
@@ -499,7 +550,12 @@ def test_memory_stays_within_its_bound(tmp_path: Path) -> None:
     data = np.broadcast_to(pattern, (40, 40, 256, 256))  # 210 MB
     path = tmp_path / "a.zarr"
     sd.export(made.labelled(data), path)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURE, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURE, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     n, mode, peak, held = done.stdout.split()
     assert (n, mode) == ("1600", "block")

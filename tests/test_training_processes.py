@@ -154,7 +154,11 @@ def test_a_pickle_is_small_and_refuses_another_file(paths: dict[str, Path], tmp_
         blob = pickle.dumps(one)
         assert len(blob) < 10_000
         again = pickle.loads(blob)
-        assert (len(again), again.fingerprint, again.normalization) == (len(one), one.fingerprint, one.normalization)
+        assert (len(again), again.fingerprint, again.normalization) == (
+            len(one),
+            one.fingerprint,
+            one.normalization,
+        )
         assert again.leak == one.leak
         assert found_in(again)[1] == found_in(one)[1]
         np.testing.assert_array_equal(again.positions, one.positions)

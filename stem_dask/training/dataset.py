@@ -434,7 +434,7 @@ class PatternDataset:
 
         Parameters
         ----------
-        val, test : shares of the patterns, met within 20 %
+        val, test : shares of the patterns, met within 20 % (by datasets: the nearest that whole files give)
         by : ``blocks`` (square tiles of the scan), ``rows`` (bands of whole rows), ``datasets`` (whole files), or ``random``
         block : side of a tile, or rows of a band; default such that about four are the share
         guard : positions within this distance, ``max(|dy|, |dx|)``, of validation and test leave the training part; default the first

@@ -57,7 +57,11 @@ def statistics_of(scan: Scan, *, with_pattern: bool = False) -> Statistics:
 def _stored(scan: Scan) -> Statistics | None:
     """What a job has written into the store."""
     source = View.of(scan.found.source).source
-    if not isinstance(source, ZarrArray) or source.name != "patterns" or scan.options.downsample > 1:
+    if (
+        not isinstance(source, ZarrArray)
+        or source.name != "patterns"
+        or scan.options.downsample > 1
+    ):
         return None
     known = stored_arrays(scan.path, "output")
     if "log_mean" not in known or known["log_mean"].size != prod(scan.sizes):
