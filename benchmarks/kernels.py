@@ -19,6 +19,7 @@ from benchmarks.peers import centers_and_radii, means_of_four
 from stem_dask.kernels.analysis import analyze_patterns
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns
+from stem_dask.kernels.logarithm import add_logs
 
 DTYPES = ("uint16", "uint8", "uint32", "int16", "float32")
 TARGET = 0.98
@@ -104,6 +105,7 @@ def works(block: NDArray) -> dict[str, tuple[Work, Work, NDArray]]:
         "crop + retention": (lambda: _crop(block, origin, half), lambda: window.copy().sum((1, 2)), window),
         "bin 2": (lambda: downsample_patterns(block, 2, method="bin"), lambda: means_of_four(block), block),
         "stride 2": (lambda: downsample_patterns(block, 2, method="stride"), lambda: block[:, ::2, ::2].copy(), block),
+        "logarithms": (lambda: _logs(block), lambda: np.log1p(block, dtype=np.float64).mean((1, 2)), block),
         "gauss 2": (lambda: downsample_patterns(slow, 2, method="gauss"), lambda: _gauss(slow), slow),
         "fft 2": (lambda: downsample_patterns(slow, 2, method="fft"), lambda: _fft(slow), slow),
     }  # fmt: skip
@@ -115,6 +117,10 @@ def _analyze(block: NDArray, metric: str) -> object:
 
 def _crop(block: NDArray, origin: NDArray, size: int) -> object:
     return window_intensity(crop_patterns(block, origin, origin, (size, size)), threshold=0)
+
+
+def _logs(block: NDArray) -> NDArray:
+    return add_logs(block, np.zeros(block.shape[1:]))[0]
 
 
 def _circles(block: NDArray) -> object:

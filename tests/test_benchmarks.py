@@ -185,7 +185,7 @@ def test_every_row_has_a_command() -> None:
 def test_kernels_are_measured() -> None:
     options = ["--patterns", "1", "--detectors", "32", "48", "--repeat", "1"]
     found = kernels.main([*options, "--dtypes", "uint16", "float32"])
-    assert len(found) == 4 * 7
+    assert len(found) == 4 * 8
     assert min(min(speed.speed, speed.copy, speed.twin) for speed in found) > 0
 
 
@@ -197,6 +197,7 @@ def test_kernels_do_what_their_twins_do() -> None:
     assert np.array_equal(works["analyze circle"][0]().radius, works["analyze circle"][1]())
     for name in ("gauss 2", "fft 2"):
         assert np.allclose(works[name][0](), works[name][1](), atol=1e-4)
+    assert np.allclose(works["logarithms"][0](), works["logarithms"][1](), rtol=1e-12)
     assert np.array_equal(works["crop + retention"][0](), works["crop + retention"][1]())
 
 

@@ -152,7 +152,9 @@ def test_only_commands_print() -> None:
     for path in FILES:
         calls = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)]
         prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
-        assert not prints or folder(name_of(path)) == "cli", path
+        # a split prints how much validation patterns resemble those of the training
+        allowed = folder(name_of(path)) == "cli" or name_of(path) == "training.dataset"
+        assert not prints or allowed, path
 
 
 def in_a_process_of_its_own(code: str) -> "subprocess.CompletedProcess[str]":

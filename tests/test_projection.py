@@ -144,14 +144,14 @@ def test_a_block_that_fits(make_config: Any, tmp_path: Path) -> None:
 def test_what_passes(make_config: Any, tmp_path: Path) -> None:
     """Buffers of a piece each, as wide as the widest type on the way; chunks of HDF5 wait until their block is complete.
 
-    With sums of the patterns and of their logarithms; of float patterns, four and their logarithms.
+    With sums of the patterns and of their logarithms; of float patterns, the logarithms of four.
     """
     path = noise(tmp_path / "noise.npy")
     piece = PIECE_BYTES // 6144 * 6144 // 2
     config, found = both(make_config, path)
     assert memory_of(config, found)["crop"].fixed == PASSING * piece * 2 + 8 * 6144 + 8 * 3072
     config, found = both(make_config, path, downsample={"factor": 4})
-    logs = 8 * (3072 // 16) * (1 + 2 * 4)
+    logs = 8 * (3072 // 16) * (1 + 4)
     assert memory_of(config, found)["crop"].fixed == PASSING * piece * 4 + 8 * 6144 // 8 + logs
     config, found = both(make_config, path, name="out.h5", crop={"enabled": False})
     assert memory_of(config, found)["crop"].per_position == 8 + 2 * 6144

@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else [*argv]
 
     def command() -> int:
+        if words[:1] == ["train"]:
+            from stem_dask.cli.train import main as train
+
+            return train(words[1:])
         # within: the parser shows words that it does not know
         options = _parser().parse_args(without_secrets(words))
         code = int(options.command(options))
@@ -188,6 +192,8 @@ def _parser() -> argparse.ArgumentParser:
         ("crop", "crop files, each into one file"),
     ):
         add_script_options(add(name, script_command, text), name)
+    # listed here; its own parser reads its flags
+    commands.add_parser("train", help="train an autoencoder on any readable file", add_help=False)
     return parser
 
 

@@ -161,10 +161,10 @@ def memory_of(
     sums = 16 * pattern  # in the widest type, and their results
     logs = 0
     if stores_logs(config):
-        # their sum, and a few patterns that are not looked up, with their logarithms; two values by position
+        # their sum, and those of a few patterns that are not looked up; two values by position
         looked_up = what.dtype.kind != "f" and what.dtype.itemsize <= 2
         at_once = 0 if looked_up else min(GROUP, piece // pixels)
-        logs, kept = 8 * math.prod(what.out) * (1 + 2 * at_once), kept + 16
+        logs, kept = 8 * math.prod(what.out) * (1 + at_once), kept + 16
     analysis, ahead = _kept_bytes(config, what), config.analyze.ahead
     # a chunk is held compressed and decoded until its part of the block is copied
     decoding = library + 2 * reading.chunk_bytes

@@ -42,23 +42,25 @@ def add_logs(block: NDArray, total: NDArray[np.float64]) -> NDArray[np.float64]:
     block = native(block)
     n, height, width = block.shape
     sums, found = np.zeros((n, 2)), np.full((2, n), np.nan)
-    chosen, itemsize = np.arange(n), block.dtype.itemsize
+    good, itemsize = np.ones(n, bool), block.dtype.itemsize
     if block.dtype.kind != "u":
         flat = block.reshape(n, height * width)
-        chosen = np.flatnonzero((flat.min(axis=1) >= 0) & (flat.max(axis=1) < np.inf))
+        good = (flat.min(axis=1) >= 0) & (flat.max(axis=1) < np.inf)
     if block.dtype.kind == "f" or (itemsize > 2 and block.max(initial=0) >= LOOKED_UP):
         # numpy takes several logarithms at once; 256 KiB of them, at least one group, stay in the cache
         step = GROUP * max(1, 2**18 // (GROUP * 8 * height * width))
-        for start in range(0, chosen.size, step):
-            some = chosen[start : start + step]
-            logs, part = np.log1p(block[some], dtype=np.float64), np.zeros((some.size, 2))
-            _add_logs(logs, np.arange(some.size), None, total, part)
-            sums[some] = part
-    else:  # no value that is chosen is negative: fewer types mean fewer kernels
+        logs = np.empty((min(n, step), height, width))
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            some = logs[: len(block[part])]
+            with np.errstate(invalid="ignore", divide="ignore"):  # of patterns that are left out
+                np.log1p(block[part], out=some, dtype=np.float64)
+            _add_logs(some, np.flatnonzero(good[part]), None, total, sums[part])
+    else:  # no value that counts is negative: fewer types mean fewer kernels
         small = block.astype(np.uint16) if itemsize > 2 else block.view(f"u{itemsize}")
-        _add_logs(small, chosen, _table(), total, sums)
-    mean, square = sums[chosen].T / (height * width)
-    found[:, chosen] = mean, np.sqrt(np.maximum(square - mean**2, 0.0))
+        _add_logs(small, np.flatnonzero(good), _table(), total, sums)
+    mean, square = sums[good].T / (height * width)
+    found[:, good] = mean, np.sqrt(np.maximum(square - mean**2, 0.0))
     return found
 
 

@@ -1,1 +1,1 @@
-""""""
+"""Datasets, loader and model for PyTorch; torch is imported inside functions only."""

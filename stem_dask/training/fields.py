@@ -67,10 +67,12 @@ def analysis_of(path: str) -> dict[str, NDArray]:
 
             content = torch.load(path, weights_only=True, mmap=True)["analysis"]
             return {name: values.numpy() for name, values in content.items()}
-        if Path(path).suffix == ".hspy":
+        if Path(path).suffix in (".hspy", ".h5"):
             with hdf5_file(path) as file:
-                (signal,) = file["Experiments"].values()
-                own = signal["metadata/stem_dask"]
+                of_signal = [
+                    one["metadata/stem_dask"] for one in file.get("Experiments", {}).values()
+                ]
+                (own,) = of_signal or [file["analysis"]]
                 return {name: own[name][...] for name in own}
     return {}
 

@@ -41,7 +41,7 @@ MEMORY = Path("/dev/shm")
 
 #: how many events of each kind a run has, roughly: later ones do not come, and the run ends well. Most removals are of
 #: the older store, which only few runs have
-EVENTS = [("line", 24), ("name", 9), ("block", 24), ("file", 80), ("removal", 30), ("removal", 210)]
+EVENTS = [("line", 24), ("name", 9), ("block", 24), ("file", 86), ("removal", 30), ("removal", 210)]
 moments = st.sampled_from(EVENTS).flatmap(
     lambda event: st.builds(Moment, st.just(event[0]), st.integers(1, event[1]), st.booleans())
 )
