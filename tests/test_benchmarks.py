@@ -19,6 +19,7 @@ from benchmarks import (
     growth,
     kernels,
     limits,
+    loading,
     resume,
     rows,
     show,
@@ -47,7 +48,7 @@ def in_process(command: Sequence[str], **options: Any) -> Watched:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No processes."""
-    for module in (table, growth):
+    for module in (table, growth, loading):
         monkeypatch.setattr(module, "watch", in_process)
 
 
@@ -210,6 +211,34 @@ def test_growth_is_measured(quick: None, capsys: pytest.CaptureFixture[str]) -> 
     assert min(small["seconds"], large["seconds"]) > 0
     assert found["blocks"]["blocks"] == 6
     assert "1 TB in 4,000 blocks" in capsys.readouterr().out
+
+
+def test_loading_is_measured(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    path, picture = tmp_path / "loading.json", tmp_path / "loading.png"
+    options = ["--quick", "--sizes", "0.0003", "--json", str(path), "--picture", str(picture)]
+    result = loading.main(options)
+    cpu = result["microseconds"]
+    assert min(cpu.values()) > 0
+    parts = [cpu[f"limit: {part}"] for part in ("decode", "checksum", "gather")]
+    assert cpu[loading.LIMIT] == pytest.approx(sum(parts))
+    own = {f"stem_dask {s}, {mode}" for s in loading.SUFFIXES for mode in ("blocks", "in memory")}
+    assert own < cpu.keys()
+    assert list(result["first_batch"]) == list(loading.SUFFIXES)
+    assert result["memory"][0]["bytes"] > 0
+    assert json.loads(path.read_text())["microseconds"] == cpu
+    assert picture.stat().st_size > 10_000
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(cpu)
+    assert sum(line.startswith("noise, K = ") for line in lines) == 3
+
+
+def test_the_limit_gathers_by_a_table() -> None:
+    patterns, out = np.arange(12, dtype="u2").reshape(4, 3), np.empty((2, 3), "f4")
+    loading._gather(patterns, np.array([3, 1]), np.arange(12, dtype="f4") * 2, out)
+    assert out.tolist() == [[18, 20, 22], [6, 8, 10]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
