@@ -477,6 +477,7 @@ def clusters(z: np.ndarray) -> np.ndarray:
     return min(found)[2]
 
 
+@pytest.mark.timeout(900)  # 20 s on a quiet machine
 def test_the_latent_shows_the_twins_of_the_gold_particle(shared_data: Path, tmp_path: Path) -> None:
     import stem_dask as sd
     from stem_dask.cli.main import main as command
