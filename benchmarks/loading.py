@@ -27,7 +27,6 @@ from benchmarks.data import scan_rows, write_scan
 from benchmarks.peers.loading import Load, loaders
 from benchmarks.rows import ROOT
 from benchmarks.watch import watch
-from stem_dask.storage.publish import remove
 
 #: (positions along y, x), pixels, batch, patterns that slow loaders read, rounds, epochs of which the noise is measured
 FULL, QUICK = ((64, 128), 96, 128, 256, 7, 10), ((6, 8), 32, 16, 8, 1, 2)
@@ -65,14 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         paths = [store.with_suffix(suffix) for suffix in SUFFIXES]
         runs = {path.suffix: [child("first", path)[0] for _ in range(rounds)] for path in paths}
         found["first_batch"] = {name: np.min(one, axis=0).tolist() for name, one in runs.items()}
-        found["memory"] = []
-        for size in options.sizes:
-            rows = scan_rows(int(size * 1e9), scan[1], detector)
-            large = write(Path(folder, "large.zarr"), rows, scan[1], detector)
-            one = dict(zip(("seconds", "bytes"), child("epoch", large, memory=True), strict=True))
-            imports = child("imports", large, memory=True)[1]
-            found["memory"].append({"gigabytes": size, "imports": imports, **one})
-            remove(large)
+        found["memory"] = [memory(size, scan[1], detector) for size in options.sizes]
     print(text_of(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -89,7 +81,7 @@ def write(store: Path, rows: int, width: int, detector: int, exports: str = "[]"
     paths = [f"input.path={source}", f"output.path={store}", f"output.export={exports}"]
     given = [*paths, "crop.enabled=false", "output.figure=false", "cluster.kind=threads"]
     sd.run_config(sd.load_config(ROOT / "configs" / "crop.yaml", overrides=given))
-    remove(source)
+    source.unlink()
     return store
 
 
@@ -199,6 +191,16 @@ def noise(store: Path, batch: int, epochs: int) -> list[dict[str, float]]:
     return found
 
 
+def memory(gigabytes: float, width: int, detector: int) -> dict[str, Any]:
+    """Peak bytes of a process that reads an epoch in block mode, and of one that only imports."""
+    with tempfile.TemporaryDirectory(prefix="stem_dask-bench-") as folder:
+        rows = scan_rows(int(gigabytes * 1e9), width, detector)
+        store = write(Path(folder, "large.zarr"), rows, width, detector)
+        (_, seconds), peak = child("epoch", store, memory=True)
+        imports = child("imports", store, memory=True)[1]
+    return {"gigabytes": gigabytes, "seconds": seconds, "peak": peak, "imports": imports}
+
+
 def task(name: str, path: Path) -> None:
     """Imports, then the first batch or an epoch; prints the seconds that numba needs to start, and those after that."""
     import imagecodecs
@@ -240,9 +242,10 @@ def text_of(found: dict[str, Any]) -> str:
         text = "noise, K = {K}: {noise:.2f} x random batches, bound {bound:.2f} (rho {rho:.2f})"
         lines.append(text.format(**one))
     for one in found["memory"]:
-        peak, imports = one["bytes"] / 1e6, one["imports"] / 1e6
-        text = f"peak memory of an epoch of {one['gigabytes']:g} GB in {one['seconds'][1]:.1f} s: "
-        lines.append(f"{text}{peak:.0f} MB, {imports:.0f} MB of them imports; memory={MEMORY}")
+        sizes = f"{one['peak'] / 1e6:.0f} MB, of which {one['imports'] / 1e6:.0f} MB are imports"
+        lines.append(
+            f"peak memory of an epoch of {one['gigabytes']:g} GB, memory={MEMORY}: {sizes}"
+        )
     return "\n".join(lines)
 
 

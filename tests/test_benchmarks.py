@@ -227,7 +227,7 @@ def test_loading_is_measured(
     own = {f"stem_dask {s}, {mode}" for s in loading.SUFFIXES for mode in ("blocks", "in memory")}
     assert own < cpu.keys()
     assert list(result["first_batch"]) == list(loading.SUFFIXES)
-    assert result["memory"][0]["bytes"] > 0
+    assert result["memory"][0]["peak"] > 0
     assert json.loads(path.read_text())["microseconds"] == cpu
     assert picture.stat().st_size > 10_000
     lines = capsys.readouterr().out.splitlines()
