@@ -48,6 +48,14 @@ def _no_scheduler_left_behind() -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Statistics of the tests' files are not left in the cache of the user, nor found there."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _any_port() -> Iterator[None]:
     """Tests that run at the same time must not race for the dashboard's usual port."""
     with pytest.MonkeyPatch.context() as patched:

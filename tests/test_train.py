@@ -346,10 +346,12 @@ def test_losses_and_precisions_learn(more: list[str], scan: Path, tmp_path: Path
         (["--epoch", "4"], "unknown: --epoch; did you mean --epochs?"),
         (["--learning"], "unknown: --learning"),
         (["--precision", "16", "--device", "cpu"], "precision is 16 on the CPU"),
-        (["--epochs", "0"], "epochs is 0; expected at least 1"),
+        (["--epochs", "0"], "epochs is 0; expected a number above 0"),
         (["--lr", "nan"], "lr is nan"),
         (["--latent", "9999"], "latent is 9999"),
         (["--device", "tpu"], "device is tpu"),
+        (["--split", "rows", "--val", "0.9"], "set --split blocks or --split random"),
+        (["--memory", "1kB"], "set --memory 146880 or more"),
         (["--loss", "cosine"], "invalid choice: 'cosine'"),
     ],
 )
@@ -368,6 +370,38 @@ def test_flags_of_the_earlier_scripts(
     words += ["--use_chunked", "--chunk_size", "64", "--pin-memory", "--persistent_workers"]
     assert main([*words, "--normalize", "--epochs", "1"]) == 0
     assert capsys.readouterr().err.count("has no effect") == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "code", "text"),
+    [
+        ("missing.npy", [], 3, "there is no such file; check --data"),
+        ("missing*.npy", [], 2, "--data is missing*.npy, and nothing matches it"),
+        ("scan.npy", ["--scan-shape", "5", "5"], 3, "--scan_shape"),
+    ],
+)
+def test_errors_of_readers_name_flags(
+    data: str,
+    words: list[str],
+    code: int,
+    text: str,
+    scan: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert train(scan.parent / data, tmp_path / "out", *words) == code
+    err = capsys.readouterr().err
+    assert text.replace("missing", str(scan.parent / "missing")) in err or text in err
+    assert "input." not in err
+
+
+def test_an_output_folder_that_is_a_file(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert train(scan, tmp_path / "out") == 5
+    assert "there is a file of that name" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_a_loss_that_is_no_number(

@@ -279,3 +279,30 @@ def fill_median(pattern, mask):
                 out[y, x] = median if pattern.dtype.kind == "f" else round(median)
                 break
     return out
+
+
+def normalize(patterns, method):
+    """(f(x) - mean) / std of all values as floats, with the mean and standard deviation; f is log(1 + x), a square root, or nothing."""
+    functions = {"none": float, "sqrt": math.sqrt}
+    values = [functions.get(method, math.log1p)(value.item()) for value in patterns.ravel()]
+    mean, std = 0.0, 1.0
+    if method == "log-zscore":
+        mean = math.fsum(values) / len(values)
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return np.array([(value - mean) / std for value in values]).reshape(patterns.shape), mean, std
+
+
+def leak(patterns, mask):
+    """Mean cosine of log(1 + counts) of at most 300 validation patterns (mask 1) with the nearest training pattern (mask 0).
+
+    The mean over all patterns that are not left out (mask 255) is taken away before.
+    """
+    logs = np.log1p(patterns.astype(np.float64))
+    logs -= logs[mask != 255].mean(0)
+    val, train = np.argwhere(mask == 1), np.argwhere(mask == 0)
+    cosines = []
+    for i in np.linspace(0, len(val) - 1, min(300, len(val))).astype(int):
+        nearest = min(train.tolist(), key=lambda place: math.dist(place, val[i]))
+        a, b = logs[tuple(val[i])].ravel(), logs[tuple(nearest)].ravel()
+        cosines.append(a @ b / math.sqrt((a @ a) * (b @ b)))
+    return math.fsum(cosines) / len(cosines)

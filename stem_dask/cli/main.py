@@ -10,6 +10,8 @@ from stem_dask.cli.job_array import add_batch_options, batch_command
 from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
 from stem_dask.cli.scripts import add_script_options, script_command
 from stem_dask.cli.signals import each, guarded, program, refuse_lost_output
+from stem_dask.cli.train import add_train_options, train_command
+from stem_dask.cli.train import main as train
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
@@ -22,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else [*argv]
 
     def command() -> int:
-        if words[:1] == ["train"]:
-            from stem_dask.cli.train import main as train
-
+        if words[:1] == ["train"]:  # which names the flag that is nearest to an unknown one
             return train(words[1:])
         # within: the parser shows words that it does not know
         options = _parser().parse_args(without_secrets(words))
@@ -192,8 +192,9 @@ def _parser() -> argparse.ArgumentParser:
         ("crop", "crop files, each into one file"),
     ):
         add_script_options(add(name, script_command, text), name)
-    # listed here; its own parser reads its flags
-    commands.add_parser("train", help="train an autoencoder on any readable file", add_help=False)
+    add_train_options(
+        add("train", train_command, "train an autoencoder on the patterns of any file")
+    )
     return parser
 
 

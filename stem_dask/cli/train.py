@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask.cli.run import EXIT_CODES
 from stem_dask.cli.signals import guarded, program, stoppable
-from stem_dask.core.errors import ConfigError, InterruptedRunError, OutputExistsError
+from stem_dask.core.errors import ConfigError, InterruptedRunError, OutputExistsError, StemDaskError
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("time_limit", {"type": float, "metavar": "SECONDS", "help": "stop after this time; the same command resumes"}),
     ("overwrite", {"action": "store_true", "help": "replace what an earlier training left in the folder"}),
     ("quiet", {"action": "store_true", "help": "print errors only"}),
-    *((name, {"nargs": "?", "const": True, "help": "has no effect"}) for name in UNUSED),
+    *((name, {"nargs": "?", "const": True, "metavar": "X", "help": "has no effect"}) for name in UNUSED),
 )  # fmt: skip
 
 
@@ -83,7 +84,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     words = without_secrets(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _train_command(_parsed(words)))
+
+    def command() -> int:
+        try:
+            return train_command(_parsed(words))
+        except StemDaskError as error:
+            error.args = (_in_flags(str(error)),)
+            raise
+
+    return guarded(command)
+
+
+def _in_flags(text: str) -> str:
+    """A message of the library with flags in place of arguments and keys of a config.
+
+    Examples
+    --------
+    >>> _in_flags("set by='rows', memory=4096, input.dataset: b, or another output.path")
+    'set --split rows, --memory 4096, --dataset: b, or another --output_dir'
+    """
+    flags = {"by": "split", "batch_size": "batch", "path": "data"}
+    text = text.replace("output.path", "--output_dir")
+    names = "by|memory|batch_size|normalize|scan_shape|val"
+    text = re.sub(rf"\b({names})='?([\w.-]+)'?", lambda m: f"--{flags.get(m[1], m[1])} {m[2]}", text)  # fmt: skip
+    keys = r"\binput\.(path|dataset|scan_shape|scan_step)\b"
+    return re.sub(keys, lambda m: f"--{flags.get(m[1], m[1])}", text)
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -95,9 +120,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for name, options in FLAGS:
-        spelled = {f"--{name}", f"--{name.replace('_', '-')}"}
-        parser.add_argument(*sorted(spelled, reverse=True), **{"dest": name, **options})
+    add_train_options(parser)
     known, unknown = parser.parse_known_args(words)
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -108,9 +131,17 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     return known
 
 
-def _train_command(options: argparse.Namespace) -> int:
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """All flags, spelled with _ or -."""
+    for name, options in FLAGS:
+        spelled = {f"--{name}", f"--{name.replace('_', '-')}"}
+        parser.add_argument(*sorted(spelled, reverse=True), **{"dest": name, **options})
+
+
+def train_command(options: argparse.Namespace) -> int:
     """Open the data, and train, unless an earlier run did all of it."""
     from stem_dask.engine.lock import locked
+    from stem_dask.storage.publish import make_folder
 
     def say(text: str) -> None:
         if not options.quiet:
@@ -127,10 +158,11 @@ def _train_command(options: argparse.Namespace) -> int:
             stack.enter_context(stoppable(options.time_limit))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *rest: say(f"warning     {message}")
+        warnings.showwarning = lambda text, *rest: say(f"warning     {_in_flags(str(text))}")
         patterns = _patterns(options, options.normalize)
         chosen = {key: value for key, value in vars(options).items() if key not in _PLACES}
         about = {"options": chosen, "fingerprint": patterns.fingerprint}
+        make_folder(f"{folder}/train.lock")
         stack.enter_context(locked(f"{folder}/train.lock"))
         results = _left_by_earlier(folder, about, options.overwrite)
         if results is not None and not options.overwrite:
@@ -222,7 +254,7 @@ def _train(
     given = {name: getattr(options, name) for name in names}
     chosen, began = FitOptions(device=device, threads=threads, **given), time.monotonic()
     parts, val = {"train": patterns}, None
-    if not options.no_validation:
+    if options.val and not options.no_validation:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             parts = patterns.split(val=options.val, by=options.split, seed=options.seed)
         say(printed.getvalue().rstrip())
@@ -231,10 +263,8 @@ def _train(
 
     def progress(one: Mapping[str, Any]) -> None:
         judged = "" if one["val"] is None else f"  val {one['val']:.4g}"
-        spent = time.monotonic() - began
-        say(
-            f"epoch {one['epoch']:>5}/{options.epochs}  train {one['train']:.4g}{judged}  {spent:.0f} s"
-        )
+        n, spent = f"{one['epoch']}/{options.epochs}", time.monotonic() - began
+        say(f"epoch       {n:9} train {one['train']:.4g}{judged}  {spent:.0f} s")
         if time.monotonic() > end:
             raise InterruptedRunError(
                 "the time is up; the same command goes on where this one ended"
@@ -273,7 +303,7 @@ def _train(
         "threads": threads,
         "seconds": time.monotonic() - began,
         "files": {name: tree_bytes(path[name]) for name in OUTPUTS[1:-1]},
-        "map": path["training.png"] if any(scan.is_scan for scan in whole.scans) else maps.NO_MAP,
+        "has_map": any(scan.is_scan for scan in whole.scans),
         "versions": versions,
     }
     write_json(path["results.json"], results)
@@ -283,6 +313,7 @@ def _train(
 def summary(results: Mapping[str, Any], folder: str) -> list[str]:
     """The closing lines of a training."""
     from stem_dask.core.text import by, size
+    from stem_dask.training.maps import NO_MAP
 
     n, last, leak = results["patterns"], results["history"][-1], results["leak"]
     val = "no validation" if last["val"] is None else f"val {last['val']:.4g}"
@@ -291,7 +322,7 @@ def summary(results: Mapping[str, Any], folder: str) -> list[str]:
         f"patterns    {n['all']:,} of {by(results['shape'])}, {n['train']:,} to train and {n.get('val', 0):,} to validate",
         f"losses      train {last['train']:.4g}, {val} ({results['options']['loss']}, epoch {last['epoch']})",
         *([] if leak is None else [f"leak        {leak:.2f}: {near}"]),
-        f"map         {results['map']}",
+        f"map         {folder}/training.png" if results["has_map"] else f"map         {NO_MAP}",
         *(f"file        {folder}/{name} ({size(n)})" for name, n in results["files"].items()),
     ]
 

@@ -169,6 +169,7 @@ class PatternDataset:
         if len({scan.scale for scan in self.scans}) > 1:  # sums of integers beside means of floats
             for scan in self.scans:
                 scan.as_means()
+        self._fields_of = [fields_of(scan, i, self._fields) for i, scan in enumerate(self.scans)]
         self.shape = (1, *first.detector)
         #: of the values in a buffer, of which `scale` times is the value
         self.stored_dtype = np.result_type(*(scan.dtype for scan in self.scans))
@@ -242,7 +243,7 @@ class PatternDataset:
     @cached_property
     def fingerprint(self) -> str:
         """Of the files and of all options on which the patterns and their numbers depend, not of paths."""
-        files = [(*scan.found.identity[1:], scan.found.source.shape, str(scan.found.source.dtype)) for scan in self.scans]  # fmt: skip
+        files = [(*scan.identity, scan.found.source.shape, str(scan.found.source.dtype)) for scan in self.scans]  # fmt: skip
         text = json.dumps(
             [
                 files,
@@ -288,7 +289,7 @@ class PatternDataset:
         if self._method != "log-zscore":
             return Normalization(self._method)
         chosen = [mask == TRAIN for mask in self._masks]
-        return Normalization(self._method, *constants(self._statistics, chosen, self._paths))
+        return Normalization(self._method, *constants(self._statistics, chosen, self.scans))
 
     @cached_property
     def _table(self) -> NDArray[np.float32]:
@@ -299,9 +300,9 @@ class PatternDataset:
     def _field_values(self) -> dict[str, NDArray]:
         """Fields of all patterns, by name."""
         numbers, flat = self._places
-        each = [fields_of(scan, i, self._fields) for i, scan in enumerate(self.scans)]
+        parts = list(enumerate(self._fields_of))
         return {
-            field: np.concatenate([one[field][flat[numbers == i]] for i, one in enumerate(each)])
+            field: np.concatenate([one[field][flat[numbers == i]] for i, one in parts])
             for field in self._fields
         }
 
@@ -433,7 +434,7 @@ class PatternDataset:
 
         Parameters
         ----------
-        val, test : shares of the patterns, met within 20 %
+        val, test : shares of the patterns, met within 20 % (by datasets: the nearest that whole files give)
         by : ``blocks`` (square tiles of the scan), ``rows`` (bands of whole rows), ``datasets`` (whole files), or ``random``
         block : side of a tile, or rows of a band; default such that about four are the share
         guard : positions within this distance, ``max(|dy|, |dx|)``, of validation and test leave the training part; default the first
@@ -497,7 +498,9 @@ class PatternDataset:
         values = np.asarray(values)
         if len(values) != len(self):
             raise ConfigError(f"there are {len(values):,} values for {len(self):,} patterns")
-        dtype = values.dtype if values.dtype.kind in "fc" or fill == fill else np.dtype(np.float64)
+        dtype = np.result_type(values.dtype, np.min_scalar_type(fill))
+        if values.dtype.kind in "iu" and dtype.kind == "f":
+            dtype = np.dtype(np.float64)
         numbers, flat = self._places
         found = []
         for i, scan in enumerate(self.scans):

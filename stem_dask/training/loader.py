@@ -1,5 +1,6 @@
 """Batches of a dataset in a random order that reads each chunk once an epoch, by threads of this process."""
 
+import operator
 import os
 import sys
 import warnings
@@ -155,10 +156,10 @@ class Loader:
         self._held: list[NDArray] = []  # of the last epoch, in block mode
         self.epoch = self._start = self._done = 0
         self._settle(self._bytes(memory))
-        if not len(self):
+        if self.drop_last and len(ds) < batch_size * (self.world_size if shuffle else 1):
             raise ConfigError(
-                f"batch_size {batch_size} on {self.world_size} ranks needs {batch_size * self.world_size:,} patterns, there are {len(ds):,}; make "
-                "it smaller, or set drop_last=False"
+                f"drop_last=True with batch_size {batch_size} on {self.world_size} ranks leaves nothing of {len(ds):,} patterns; make batch_size "
+                "smaller, or set drop_last=False"
             )
 
     @property
@@ -177,12 +178,12 @@ class Loader:
             chunks = max(2, free_bytes() // 4 // self._chunk_bytes)
             return int(2 ** (chunks.bit_length() - 1)) * self._chunk_bytes
         try:
-            found = memory if isinstance(memory, int) else int(parse_bytes(memory))
-        except ValueError:
+            found = parse_bytes(memory) if isinstance(memory, str) else operator.index(memory)
+        except (ValueError, TypeError):
             raise ConfigError(
                 f"memory is {memory!r}; expected bytes, text such as '64MB', or 'auto'"
             ) from None
-        return found
+        return int(found)
 
     def _settle(self, memory: int) -> None:
         """Choose the mode, the window and what it costs."""
@@ -210,12 +211,15 @@ class Loader:
         held = min(2, windows) * self._most * chunk
         self.plan = Plan("block", k, held, bound, memory, self.dataset.left_out)
         if bound > NOISY:
-            enough = min(2 * int(self.batch_size / (NOISY - 1)) * chunk, self._all_bytes)
-            fewer = int(k * (NOISY - 1))
-            smaller = f" or batch_size={fewer}" if fewer else ""
+            few, fewer = int(mine * (NOISY - 1)) // self.batch_size, int(k * (NOISY - 1))
+            helps = [2 * -(-mine // few) * chunk] if few else []
+            helps += [2 * n * chunk] * (self.world_size == 1)
+            helps += [self._all_bytes] * (self._cache_wanted is not False)
+            ways = [f"memory='{-(-min(helps) // 10**6)}MB'"] if helps else []
+            ways += [f"batch_size={fewer}"] * bool(fewer)
             warnings.warn(
-                f"{self.plan}: patterns of a chunk look alike, and few chunks are shuffled together; memory='{-(-enough // 10**6)}MB'{smaller} "
-                f"brings the noise below {NOISY}",
+                f"{self.plan}: patterns of a chunk look alike, and few chunks are shuffled together; {' or '.join(ways)} brings the noise "
+                f"to {NOISY} or less",
                 UserWarning,
                 stacklevel=4,
             )
@@ -287,16 +291,17 @@ class Loader:
         """Where the iteration is, after the batch that was yielded last; small, and plain numbers and text."""
         return {
             "epoch": self.epoch, "batch": self._done, "seed": self.seed, "batch_size": self.batch_size, "world_size": self.world_size,
-            "memory": self.plan.memory, "shuffle": self.shuffle, "fingerprint": self.dataset.fingerprint,
+            "memory": self.plan.memory, "shuffle": self.shuffle, "drop_last": self.drop_last, "mode": self.plan.mode,
+            "fingerprint": self.dataset.fingerprint,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a loader of the same patterns was; raises ConfigError for another seed, batch size, or other patterns."""
         mine = self.state_dict()
-        if self._is_auto and state.get("memory") != mine["memory"]:
-            self._settle(int(state["memory"]))
-            self._patterns, mine = None, self.state_dict()
-        for name in ("fingerprint", "batch_size", "world_size", "seed", "shuffle", "memory"):
+        for name in ("fingerprint", "batch_size", "world_size", "seed", "shuffle", "drop_last", "memory", "mode"):  # fmt: skip
+            if name == "memory" and self._is_auto and "memory" in state:
+                self._settle(int(state["memory"]))
+                self._patterns, mine = None, self.state_dict()
             if state.get(name) != mine[name]:
                 raise ConfigError(
                     f"the state is of {name} {state.get(name)!r}, this loader has {mine[name]!r}; make a loader with the same, or begin anew"
@@ -311,6 +316,9 @@ class Loader:
 
     def _batches(self, start: int) -> Iterator[Any]:
         n_batches, done, b = len(self), start, self.batch_size
+        if not n_batches:  # of a rank, when there are fewer batches than ranks
+            self.epoch += 1
+            return
         windows = self._order()
         ends = np.cumsum([len(window) for window in windows])
         left = start * b  # patterns that were yielded before
@@ -382,9 +390,11 @@ class Loader:
 
     def _all(self, pool: ThreadPoolExecutor) -> NDArray:
         """All patterns in memory, read once."""
-        if self._patterns is not None:
-            return self._patterns
         ds = self.dataset
+        if self._patterns is not None:
+            for chunk in self._used:
+                ds.refuse_changes(int(chunk))
+            return self._patterns
         out = np.empty((len(ds), *ds.shape[1:]), ds.stored_dtype)
         order = np.argsort(self._chunks, kind="stable")
         starts = np.searchsorted(self._chunks[order], self._used)

@@ -79,21 +79,9 @@ def autoencoder(shape: tuple[int, int], latent: int) -> "torch.nn.Module":
     """The untrained network, a `torch.nn.Sequential` of ``encoder`` and ``decoder``.
 
     Three stride-2 convolutions with GroupNorm and GELU lead to a linear latent; the decoder mirrors them. Large feature maps are
-    averaged over the cells of `grid` before the linear layer.
-
-    Parameters
-    ----------
-    shape : height and width of the patterns, 8 to 512 each
-    latent : number of latent dimensions
-
-    Returns
-    -------
-    module that takes and returns (B, 1, H, W) float32; its ``encoder`` returns (B, latent)
-
-    Raises
-    ------
-    ConfigError
-        When the patterns have an unsupported size, or the latent has too many dimensions.
+    averaged over the cells of `grid` before the linear layer. It takes and returns (B, 1, H, W) float32, the encoder returns
+    (B, latent). Raises ConfigError when the patterns (``shape`` is height and width) are not 8 to 512 pixels each way, or the
+    latent is too large.
 
     Examples
     --------

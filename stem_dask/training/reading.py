@@ -199,7 +199,11 @@ def shards_of(source: ZarrArray, detector: tuple[int, int]) -> Shards | None:
     index = tuple(codec["name"] for codec in parts["index_codecs"])
     packing = {("bytes", "crc32c"): "none", ("bytes", "gzip", "crc32c"): "gzip"}
     codec = "blosc" if inner == ("bytes", "blosc", "crc32c") else packing.get(inner, "")
-    little = all(codec["configuration"]["endian"] == "little" for codec in (parts["codecs"][0], parts["index_codecs"][0]))  # fmt: skip
+    numbers = (
+        parts["codecs"][0],
+        parts["index_codecs"][0],
+    )  # types of one byte have no order of bytes
+    little = all(codec.get("configuration", {}).get("endian", "little") == "little" for codec in numbers)  # fmt: skip
     ends = parts.get("index_location", "end") == "end"
     lead = tuple(array.chunks[:-2])
     if (
@@ -336,11 +340,15 @@ class Plain:
         source = self.view.source
         if not isinstance(source, ZarrArray) or is_url(source.path):
             return [*self.inputs]
+        part = self._part(y, x).part
+        return [str(path) for path, _ in files_of(source.path, source.name, self._array, part)]
+
+    @cached_property
+    def _array(self) -> Any:
         import zarr
 
-        part = self._part(y, x).part
-        array = zarr.open_array(zarr_store(source.path), path=source.name, mode="r")
-        return [str(path) for path, _ in files_of(source.path, source.name, array, part)]
+        source: Any = self.view.source
+        return zarr.open_array(zarr_store(source.path), path=source.name, mode="r")
 
 
 @dataclass(frozen=True)
@@ -418,6 +426,15 @@ class Scan:
     def as_means(self) -> None:
         """Keep means instead of sums of integers, as needed beside a file of floats."""
         self.reduce, self.dtype, self.scale = "mean", self.values, 1.0
+
+    @cached_property
+    def identity(self) -> tuple[int, int]:
+        """Size and modification time of all files that are read, also of a copy elsewhere."""
+        if not self.seen:
+            return self.found.identity[1:]
+        _, n_bytes, modified = self.found.identity
+        files = self.seen.values()
+        return n_bytes + sum(f[0] for f in files), modified + sum(f[1] for f in files)
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:

@@ -70,15 +70,18 @@ def settled(
         raise ConfigError(
             f"val is {val} and test {test}; expected shares of 0 or more that leave a part for training"
         )
+    for name, value, least in (("block", block, 1), ("guard", guard, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; expected {least} or more")
     if by == "datasets" and len(kept) < 2:
         raise ConfigError("by='datasets' needs several files; there is one: set by='blocks'")
     if by in ("datasets", "random"):
         split = Split(by, val, test, 1, 0, seed)
         if masks(kept, split) is None:
-            raise ConfigError(
-                f"no {'files have' if by == 'datasets' else 'positions are'} {val + test:g} of the {sum(map(np.sum, kept)):,} patterns, within "
-                f"{SLACK:.0%} of it; change val or test"
+            what = (
+                f"{len(kept)} files" if by == "datasets" else f"{sum(map(np.sum, kept)):,} patterns"
             )
+            raise ConfigError(f"{what} are too few for val {val:g} and test {test:g} beside a part for training; change val or test")  # fmt: skip
         return split
     largest = max(kept, key=np.size).shape
     shares = [share for share in (val, test) if share]
@@ -138,7 +141,8 @@ def masks(kept: Sequence[NDArray[np.bool_]], split: Split) -> list[Mask] | None:
     for part, share in ((VAL, split.val), (TEST, split.test)):
         if not share:
             continue
-        chosen = _chosen(rng, np.where(part_of == TRAIN, counts, 0), share * counts.sum())
+        slack = np.inf if split.by == "datasets" else SLACK  # files are as large as they are
+        chosen = _chosen(rng, np.where(part_of == TRAIN, counts, 0), share * counts.sum(), slack)
         if chosen is None:
             return None
         part_of[chosen] = part
@@ -155,7 +159,9 @@ def masks(kept: Sequence[NDArray[np.bool_]], split: Split) -> list[Mask] | None:
     return found if any((mask == TRAIN).any() for mask in found) else None
 
 
-def _chosen(rng: np.random.Generator, counts: NDArray, wanted: float) -> NDArray | None:
+def _chosen(
+    rng: np.random.Generator, counts: NDArray, wanted: float, slack: float
+) -> NDArray | None:
     """Numbers of blocks that together have about as many patterns as wanted; None if no order of blocks gives that."""
     best, least = None, np.inf
     for _ in range(TRIES):
@@ -167,7 +173,7 @@ def _chosen(rng: np.random.Generator, counts: NDArray, wanted: float) -> NDArray
             best, least = order[:stop], away
         if least <= SLACK * wanted / 10:
             break
-    return best if least <= SLACK * wanted else None
+    return best if least <= slack * wanted else None
 
 
 def _distance(
@@ -206,7 +212,8 @@ def leak(found: Sequence[Mask], logs: Logs, mean: NDArray[np.float64]) -> float 
     trees, cosines = [cKDTree(one) if len(one) else None for one in train], []
     for k in np.linspace(0, len(places) - 1, min(COMPARED, len(places))).astype(int):
         number, *place = places[k]
-        nearest = train[number][trees[number].query(place)[1]]
+        away, _ = trees[number].query(place)  # the first of those that are equally near
+        nearest = train[number][min(trees[number].query_ball_point(place, away + 1e-6))]
         pair = np.ravel_multi_index(tuple(np.transpose([place, nearest])), found[number].shape)
         a, b = logs(
             number, np.asarray(pair)

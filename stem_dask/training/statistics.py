@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,10 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import usable_cores
 from stem_dask.kernels.logarithm import add_logs
+from stem_dask.readers.containers import ZarrArray
+from stem_dask.readers.views import View
 from stem_dask.training.fields import stored_arrays
-from stem_dask.training.reading import Scan, Shards
+from stem_dask.training.reading import Scan
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,15 @@ def statistics_of(scan: Scan, *, with_pattern: bool = False) -> Statistics:
 
 def _stored(scan: Scan) -> Statistics | None:
     """What a job has written into the store."""
-    if not isinstance(scan.chunks, Shards) or scan.options.downsample > 1:
+    source = View.of(scan.found.source).source
+    if (
+        not isinstance(source, ZarrArray)
+        or source.name != "patterns"
+        or scan.options.downsample > 1
+    ):
         return None
     known = stored_arrays(scan.path, "output")
-    if "log_mean" not in known:
+    if "log_mean" not in known or known["log_mean"].size != prod(scan.sizes):
         return None
     mean, std = (scan.by_position(known[name]) for name in ("log_mean", "log_std"))
     pattern = known["log_mean_pattern"] if mean.size == known["log_mean"].size else None
@@ -65,11 +74,12 @@ def _stored(scan: Scan) -> Statistics | None:
 def _cached(scan: Scan) -> Statistics:
     """From the cache of the user, or else found in one pass and put there."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stem_dask")
-    token = repr((scan.path, scan.found.identity, scan.options, scan.shape, scan.detector))
+    token = repr((scan.path, scan.identity, scan.options, scan.shape, scan.detector))
     file = folder / f"{hashlib.sha256(token.encode()).hexdigest()[:32]}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError), np.load(file) as kept:
-        mean, std, pattern = (kept[name] for name in ("log_mean", "log_std", "mean_pattern"))
-        found = Statistics(mean, std, pattern, int(kept["n"]))
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
+        with open(file, "rb") as content, np.load(content) as kept:
+            mean, std, pattern = (kept[name] for name in ("log_mean", "log_std", "mean_pattern"))
+            found = Statistics(mean, std, pattern, int(kept["n"]))
         if found.log_mean.shape == scan.shape:
             return found
     found = _one_pass(scan)
@@ -125,7 +135,7 @@ def _progress(scan: Scan) -> Any:
 
 
 def constants(
-    found: Sequence[Statistics], chosen: Sequence[NDArray[np.bool_]], paths: Sequence[str]
+    found: Sequence[Statistics], chosen: Sequence[NDArray[np.bool_]], scans: Sequence[Scan]
 ) -> tuple[float, float]:
     """Mean and standard deviation (ddof 0) of log(1 + x) over all pixels of the chosen patterns of each scan.
 
@@ -134,10 +144,10 @@ def constants(
     ConfigError
         When a value has no logarithm, all values are the same, or there are none.
     """
-    for one, here, path in zip(found, chosen, paths, strict=True):
+    for one, here, scan in zip(found, chosen, scans, strict=True):
         for y, x in np.argwhere(here & ~np.isfinite(one.log_mean))[:1]:
             raise ConfigError(
-                f"{path}: the pattern in row {y}, column {x} of the scan as read has a negative, infinite or NaN value, which has no "
+                f"{scan.path}: the pattern at scan position ({scan.y[y]}, {scan.x[x]}) has a negative, infinite or NaN value, which has no "
                 "logarithm; set normalize='none' (stem-dask train: --no_normalize), or subtract the background before"
             )
     means, stds = (
@@ -149,6 +159,6 @@ def constants(
     if not std > 1e-12 * (1 + abs(mean)):
         what = "all values are the same" if means.size else "there are no patterns"
         raise ConfigError(
-            f"{', '.join(paths)}: {what}, so that normalize='log-zscore' has no standard deviation; set normalize='log'"
+            f"{', '.join(scan.path for scan in scans)}: {what}, so that normalize='log-zscore' has no standard deviation; set normalize='log'"
         )
     return mean, std

@@ -35,6 +35,8 @@ def thin(counts: Any, p: float, generator: Any = None) -> tuple[Any, Any]:
     """
     import torch
 
+    if not isinstance(counts, torch.Tensor):
+        raise ConfigError(f"counts are a {type(counts).__name__}; expected a tensor")
     if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
         raise ConfigError(
             f"counts are {counts.dtype}; expected whole numbers, as of PatternDataset(normalize='none', dtype='stored')"
