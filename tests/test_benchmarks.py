@@ -237,7 +237,7 @@ def test_loading_is_measured(
 
 def test_the_limit_gathers_by_a_table() -> None:
     patterns, out = np.arange(12, dtype="u2").reshape(4, 3), np.empty((2, 3), "f4")
-    loading._gather(patterns, np.array([3, 1]), np.arange(12, dtype="f4") * 2, out)
+    limits._gather(patterns, np.array([3, 1]), np.arange(12, dtype="f4") * 2, out)
     assert out.tolist() == [[18, 20, 22], [6, 8, 10]]
 
 
