@@ -228,7 +228,7 @@ def test_whole_datasets(flat: Any) -> None:
     ({"val": 0.0}, "val is 0.0"), ({"val": -0.1}, "val is -0.1"), ({"val": 0.6, "test": 0.5}, "val is 0.6 and test 0.5"),
     ({"block": 9, "guard": 3}, r"12 x 12 positions is too small for blocks of 9 and a guard of 3.*by='rows'.*by='random'"),
     ({"block": 4, "guard": 12, "val": 0.2}, "too small for blocks of 4 and a guard of 12"), ({"by": "rows", "guard": 30}, "by='blocks'.*by='random'"),
-    ({"block": 0}, "block is 0; expected 1 or more"), ({"guard": -1}, "guard is -1; expected 0 or more"),
+    ({"block": 0}, "block is 0; expected a whole number, 1 or more"), ({"guard": -1}, "guard is -1; expected a whole number, 0"), ({"seed": -1}, "seed is -1"), ({"block": 2.5}, "block is 2.5"),
 ])  # fmt: skip
 def test_splits_that_are_refused(options: Any, message: str, flat: Any) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -403,7 +403,7 @@ class Scan:
         k, method, stored = self.options.downsample, self.options.method, self.found.source.dtype
         if method not in METHODS:
             raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-        if k < 1 or min(height, width) < k:
+        if not hasattr(k, "__index__") or k < 1 or min(height, width) < k:
             raise ConfigError(
                 f"downsample is {k}; expected a whole number from 1 to {min(height, width)}, as the patterns of {self.path} "
                 f"have {by((height, width))} px"
