@@ -455,6 +455,29 @@ def test_damaged_chunks_of_hdf5(mode: str, options: Any, tmp_path: Path) -> None
         read_all(opened(path, empty="keep"), mode)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["output/log_mean", "output/log_std", "output/log_mean_pattern", "analysis/radius", "valid"],
+)
+@pytest.mark.parametrize("how", ["flipped", "gone", "empty"])
+def test_damage_beside_the_patterns(name: str, how: str, beside: Path, tmp_path: Path) -> None:
+    """Never zeros in place of constants, fields, or what is known of missing patterns."""
+    shutil.copytree(beside, tmp_path / "a.zarr")
+    (file,) = [p for p in (tmp_path / "a.zarr" / name).iterdir() if p.name != "zarr.json"]
+    file.unlink() if how == "gone" else cut(file, file.stat().st_size) if how == "empty" else flip(
+        file, 9
+    )
+    with pytest.raises(SourceError, match=f"a.zarr/{name}/c.0"):
+        sd.PatternDataset(tmp_path / "a.zarr", fields=("radius",))
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, data = tmp_path_factory.mktemp("beside"), np.zeros((4, 5, 40, 36), "u2")
+    data[:, :, 16:22, 14:20] = 10
+    return made.run_of(folder, data, crop={"size": 16})
+
+
 @pytest.mark.parametrize("mode", ["items", "block", "cache"])
 def test_a_file_that_ends_early(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it is cut after it was opened, with the old time."""

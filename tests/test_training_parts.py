@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import training_made as made
 import twins
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +165,21 @@ def test_the_leak_number(
     out = capsys.readouterr().out
     assert f"validation patterns correlate {wanted:.2f} with their nearest training pattern" in out
     assert f"train {len(parts['train'])}, val {len(parts['val'])}" in out
+
+
+@pytest.mark.filterwarnings("ignore:of .* patterns, these are left out")
+def test_the_leak_number_of_a_store_with_missing_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = made.counts((7, 5))
+    data[5, 1] = 0
+    source = tmp_path / "damaged.zarr"
+    zarr.create_array(str(source), data=data, chunks=(2, 5, 16, 12))
+    (source / "c" / "1" / "0" / "0" / "0").write_bytes(b"not what was written")
+    path = made.run_of(tmp_path, data, input={"path": str(source)}, on_error="quarantine")
+    monkeypatch.setattr("stem_dask.training.statistics._one_pass", None)  # the store has it all
+    val = sd.PatternDataset(path).split(0.2, block=1, guard=1)["val"]
+    assert val.leak == pytest.approx(twins.leak(data, val.mask), abs=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:of .* patterns, these are left out", "ignore:by='random'")

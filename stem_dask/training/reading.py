@@ -382,6 +382,9 @@ class Scan:
         part: dict[str, Any] = {"scan_roi": options.scan_roi, "scan_step": options.scan_step}
         found = whole if tuple(part.values()) == (None, 1) else find(path, **names, **part)
         self.path, self.options, self.found, self.info = path, options, found, found.info
+        for note in found.info.notes:  # zeros in their place would be learned
+            if note.startswith("unknown which patterns could not be read"):
+                raise SourceError(f"{path}: {note}")
         self.is_scan = len(found.source.shape) == 4
         *lead, height, width = whole.source.shape
         self.sizes = (1, *lead)[-2:]
