@@ -137,8 +137,9 @@ class Loader:
         transform: Callable[[dict[str, Any]], Any] | None,
     ) -> None:
         self.rank, self.world_size = _ranks(rank, world_size)
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if not hasattr(value, "__index__") or value < least:
+                raise ConfigError(f"{name} is {value}; expected a whole number, {least} or more")
         if not len(ds):
             raise ConfigError(
                 f"the dataset has no patterns ({ds.left_out or 'an empty part of a split'})"

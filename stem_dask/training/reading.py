@@ -382,6 +382,9 @@ class Scan:
         part: dict[str, Any] = {"scan_roi": options.scan_roi, "scan_step": options.scan_step}
         found = whole if tuple(part.values()) == (None, 1) else find(path, **names, **part)
         self.path, self.options, self.found, self.info = path, options, found, found.info
+        for note in found.info.notes:  # zeros in their place would be learned
+            if note.startswith("unknown which patterns could not be read"):
+                raise SourceError(f"{path}: {note}")
         self.is_scan = len(found.source.shape) == 4
         *lead, height, width = whole.source.shape
         self.sizes = (1, *lead)[-2:]
@@ -403,7 +406,7 @@ class Scan:
         k, method, stored = self.options.downsample, self.options.method, self.found.source.dtype
         if method not in METHODS:
             raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-        if k < 1 or min(height, width) < k:
+        if not hasattr(k, "__index__") or k < 1 or min(height, width) < k:
             raise ConfigError(
                 f"downsample is {k}; expected a whole number from 1 to {min(height, width)}, as the patterns of {self.path} "
                 f"have {by((height, width))} px"
