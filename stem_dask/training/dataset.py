@@ -256,9 +256,9 @@ class PatternDataset:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @cached_property
-    def chunks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def chunks(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Number of the chunk of each pattern, counted through all scans, and its row in what `read_chunk` fills."""
-        chunk, row = np.empty((2, len(self)), np.int64)
+        chunk, row = np.empty((2, len(self)), np.int32)
         numbers, flat, before = *self._places, 0
         for i, scan in enumerate(self.scans):
             here, (of_all, rows) = numbers == i, scan.places
@@ -378,7 +378,7 @@ class PatternDataset:
         for one in np.unique(chunk):
             here = np.flatnonzero(chunk == one)
             to = np.empty((here.size, *self.shape), out.dtype)
-            self.fill(self._chunk(int(one)), row[here], wanted[here], to)
+            self.fill(self._chunk(int(one)), row[here].astype(np.int64), wanted[here], to)
             out[here] = to
         batch = self.as_tensors(out, wanted)
         return [

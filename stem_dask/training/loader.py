@@ -260,7 +260,7 @@ class Loader:
         if self.plan.mode == "cache":
             return [self._random(self.epoch).permutation(n)[first:last]]
         random = self._random(self.epoch)
-        place = np.empty(int(self._used[-1]) + 1, np.int64)
+        place = np.empty(int(self._used[-1]) + 1, np.int32)
         place[random.permutation(self._used)] = np.arange(len(self._used))
         place = place[self._chunks]
         # within a chunk random too, because two ranks may share one
@@ -369,7 +369,7 @@ class Loader:
         if len(buffers) < min(2, len(windows)) or len(buffers[0]) < most:
             buffers = [np.empty((most, *shape), self.dataset.stored_dtype) for _ in windows[:2]]
 
-        def begin(window: int) -> tuple[NDArray, NDArray[np.int64], list[Future[None]]]:
+        def begin(window: int) -> tuple[NDArray, NDArray[np.int32], list[Future[None]]]:
             chunks = np.unique(self._chunks[windows[window]])
             buffer, read = buffers[(window - first) % 2], self.dataset.read_chunk
             reading = [pool.submit(read, int(c), buffer[i]) for i, c in enumerate(chunks)]

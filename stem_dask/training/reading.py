@@ -494,12 +494,12 @@ class Scan:
         return y * x
 
     @cached_property
-    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def places(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Number of the chunk of each position of the scan, row by row, and its row in what `read` fills."""
         (y, i, _), (x, j, lengths) = (
-            [np.array(a) for a in zip(*_numbered(g), strict=True)] for g in self.groups
+            [np.array(a, np.int32) for a in zip(*_numbered(g), strict=True)] for g in self.groups
         )
-        chunk = y[:, None] * len(self.groups[1]) + x
+        chunk = y[:, None] * np.int32(len(self.groups[1])) + x
         return chunk.ravel(), (i[:, None] * lengths + j).ravel()
 
     def positions_of(self, chunk: int) -> tuple[range, range]:
