@@ -26,8 +26,9 @@ from benchmarks.peers.loading import Load, loaders
 from benchmarks.rows import ROOT
 from benchmarks.watch import watch
 
-#: (positions along y, x), pixels, batch, patterns that slow loaders read, rounds, epochs of which the noise is measured
-FULL, QUICK = ((64, 128), 96, 128, 256, 7, 10), ((6, 8), 32, 16, 8, 1, 2)
+#: positions along y and x, pixels, batch, patterns that slow loaders read, rounds, epochs of which the noise is measured, GB for memory
+FULL = ((64, 128), 96, 128, 256, 7, 10, [0.5, 2, 4])
+QUICK = ((6, 8), 32, 16, 8, 1, 2, [0.0003])
 SUFFIXES = (".zarr", ".hspy", ".pt", ".npy")
 LIMIT, OWN = "limit: decode, checksum, gather", "stem_dask .zarr, blocks"
 #: of the two windows in block mode
@@ -37,9 +38,7 @@ MEMORY = "64MB"
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and draw everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--sizes", type=float, nargs="*", default=[0.5, 2, 4], help="GB, for memory"
-    )
+    parser.add_argument("--sizes", type=float, nargs="*", help="GB, for memory (0.5 2 4)")
     parser.add_argument("--quick", action="store_true", help="next to no data")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--picture", type=Path, help="also draw them here")
@@ -51,22 +50,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         task(options.task, options.path)
         return {}
     words = sys.argv[1:] if argv is None else argv
-    scan, detector, batch, sample, rounds, epochs = QUICK if options.quick else FULL
+    scan, detector, batch, sample, rounds, epochs, sizes = QUICK if options.quick else FULL
+    sizes = sizes if options.sizes is None else options.sizes
     found = {"command": paper.command("benchmarks.loading", words), **paper.circumstances()}
     found |= {"scan": scan, "detector": detector, "batch": batch}
     with tempfile.TemporaryDirectory(prefix="stem_dask-bench-") as folder:
         store = write(Path(folder, "scan.zarr"), *scan, detector, "[pt,hspy,npy]")
-        loads, parts = (
-            own(store, batch) | loaders(store, batch, sample),
-            limits.loading_parts(store, batch),
-        )
-        found["microseconds"] = in_turns(loads | parts, rounds)
+        parts = limits.loading_parts(store, batch)
+        loads = own(store, batch) | loaders(store, batch, sample) | parts
+        found["microseconds"] = in_turns(loads, rounds)
         found["microseconds"][LIMIT] = sum(found["microseconds"][name] for name in parts)
         found["noise"] = noise(store, batch, epochs)
         paths = [store.with_suffix(suffix) for suffix in SUFFIXES]
         runs = {path.suffix: [child("first", path)[0] for _ in range(rounds)] for path in paths}
         found["first_batch"] = {name: np.min(one, axis=0).tolist() for name, one in runs.items()}
-        found["memory"] = [memory(size, scan[1], detector) for size in options.sizes]
+        found["memory"] = [memory(size, scan[1], detector) for size in sizes]
     print(text_of(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -218,7 +218,7 @@ def test_loading_is_measured(
 ) -> None:
     pytest.importorskip("torch")
     path, picture = tmp_path / "loading.json", tmp_path / "loading.png"
-    options = ["--quick", "--sizes", "0.0003", "--json", str(path), "--picture", str(picture)]
+    options = ["--quick", "--json", str(path), "--picture", str(picture)]
     result = loading.main(options)
     cpu = result["microseconds"]
     assert min(cpu.values()) > 0
