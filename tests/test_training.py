@@ -215,7 +215,7 @@ def test_unwritten_chunks(tmp_path: Path) -> None:
     for part in written:
         array[part] = data[part]
     with pytest.raises(
-        SourceError, match=r"c/0/1/0/0 is missing.*scan positions y 0 to 1, x 0 to 5"
+        SourceError, match=r"c/0/1/0/0 of scan positions y 0 to 1, x 0 to 5 is missing"
     ):
         stored(tmp_path / "a.zarr")
 

@@ -393,8 +393,8 @@ class Loader:
         """All patterns in memory, read once."""
         ds = self.dataset
         if self._patterns is not None:
-            for chunk in self._used:
-                ds.refuse_changes(int(chunk))
+            for scan in ds.scans:
+                scan.refuse_changes()
             return self._patterns
         out = np.empty((len(ds), *ds.shape[1:]), ds.stored_dtype)
         order = np.argsort(self._chunks, kind="stable")

@@ -149,6 +149,8 @@ def draw(
                 _draw_losses(places[3], history, loss)
             else:
                 places[3].axis("off")
+            if len(datasets) > 1:
+                places[0].set_title(f"file {i}: principal components")
         error = np.concatenate([one["error"].values[one["valid"].values] for one in datasets])
         split = np.concatenate([one["split"].values[one["valid"].values] for one in datasets])
         order = np.argsort(error, kind="stable")
@@ -197,9 +199,11 @@ def _draw_list(places: Any, z: NDArray, colors: NDArray, dataset: "xr.Dataset") 
     """Two components against each other, and the error along the list."""
     first, second, _ = components(z).T
     places[0].scatter(first, second, 6, colors)
-    places[0].set(title="principal components", xlabel="component 1", ylabel="component 2")
+    places[0].set(
+        title="principal components", xlabel="component 1", ylabel="component 2", box_aspect=1
+    )
     places[1].plot(dataset["error"].values, ".", ms=3)
-    places[1].set(title=dataset["error"].attrs["long_name"], xlabel="pattern")
+    places[1].set(title=dataset["error"].attrs["long_name"], xlabel="pattern", box_aspect=1)
     places[2].axis("off")
     places[2].text(0, 0.5, NO_MAP.replace(": ", ":\n").replace("; ", ";\n"), va="center")
 
@@ -231,8 +235,10 @@ def _draw_pair(
     x = np.asarray(patterns[index]["patterns"])[None]
     low, high = float(x.min()), float(x.max())
     norm = PowerNorm(0.6, low, max(high, low + 1e-6))  # so that weak discs are visible
-    _, row, column = patterns.positions[index]
-    titles = (f"{name}: scan ({row}, {column})", f"error {error[index]:.3g}")
+    file, row, column = patterns.positions[index]
+    where = f"scan ({row}, {column})" if patterns.scans[file].is_scan else f"pattern {column}"
+    where = f"file {file} ({row}, {column})" if len(patterns.scans) > 1 else where
+    titles = (f"{name}: {where}", f"error {error[index]:.3g}")
     for i, image in enumerate((x, model.reconstruct(x).cpu().numpy())):
         shown = pair[i].imshow(image[0, 0], "magma", norm=norm)
         pair[i].set(xticks=[], yticks=[], xlabel=("pattern", "reconstruction")[i])

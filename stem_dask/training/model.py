@@ -102,6 +102,7 @@ def autoencoder(shape: tuple[int, int], latent: int) -> "torch.nn.Module":
         down, up = [*down, nn.AdaptiveAvgPool2d(cells)], [nn.Upsample(fine), *up]
     n = channels[-1] * cells[0] * cells[1]
     encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(n, latent))
+    nn.init.zeros_(up[-1].weight)  # begins with the mean pattern instead of noise
     decoder = nn.Sequential(nn.Linear(latent, n), nn.Unflatten(1, (channels[-1], *cells)), *up)
     return nn.Sequential(OrderedDict(encoder=encoder, decoder=decoder))
 

@@ -541,22 +541,22 @@ class Scan:
             ) from error
         return n
 
-    def refuse_changes(self, chunk: int) -> None:
-        """Raise SourceError when a file of a chunk has changed since it was opened."""
+    def refuse_changes(self, chunk: int | None = None) -> None:
+        """Raise SourceError when a file of a chunk, by default of any, has changed since it was opened."""
         if is_url(self.path):
             if change := self.found.change():
                 raise SourceError(
                     f"{self.path} has changed since it was opened ({change}); open it again"
                 )
             return
-        for file in self.chunks.files(*self.positions_of(chunk)):
+        where = () if chunk is None else self.positions_of(chunk)
+        for file in self.chunks.files(*where) if where else self.seen:
             try:
                 found = signature(os.stat(file))
             except OSError as error:
-                y, x = self.positions_of(chunk)
-                raise SourceError(
-                    f"{file} is missing ({error.strerror}); it holds scan positions y {y[0]} to {y[-1]}, x {x[0]} to {x[-1]}: {_COPY}"
-                ) from error
+                holds = [f"{axis} {r[0]} to {r[-1]}" for axis, r in zip("yx", where, strict=False)]
+                at = f" of scan positions {', '.join(holds)}" if holds else ""
+                raise SourceError(f"{file}{at} is missing ({error.strerror}): {_COPY}") from error
             refuse_changed(file, self.seen.get(file), found)
 
 
