@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -141,3 +144,48 @@ def limit_of(row: Row, result: JobResult, found: Machine, sample: NDArray) -> Li
     write = result.stored_bytes / found.write
     # the second pass depends on the first, so a cold first read adds to the total
     return Limit(cold + max(warm + encode, write), warm + cold, encode, write)
+
+
+def loading_parts(store: Path, batch: int) -> dict[str, Callable[[], int]]:
+    """What every loader of shuffled batches must do, into buffers that are used again; each part returns its number of patterns.
+
+    ``store`` is a .zarr of stem_dask, lz4.
+    """
+    import google_crc32c
+    import imagecodecs
+    import zarr
+
+    array: Any = zarr.open_array(store / "patterns", mode="r")
+    chunks, n = [], prod(array.shards) // prod(array.chunks)
+    for shard in (store / "patterns").glob("c.*"):
+        content = shard.read_bytes()
+        # at the end, offsets and sizes, and a checksum of 4 bytes, as behind each chunk
+        places = np.frombuffer(content[-16 * n - 4 : -4], "<u8").reshape(n, 2).tolist()
+        chunks += [content[at : at + size - 4] for at, size in places]
+    buffer = np.empty(prod(array.chunks) * 2, np.uint8)
+    patterns = array[:].reshape(-1, prod(array.shape[-2:]))
+    rows = np.random.default_rng(0).permutation(min(len(patterns), 2**25 // patterns[0].nbytes))
+    table, out = np.log1p(np.arange(2**16, dtype="f4")), np.empty((batch, patterns.shape[1]), "f4")
+
+    def gather() -> int:
+        for at in range(0, len(rows), batch):
+            _gather(patterns, rows[at : at + batch], table, out)
+        return len(rows)
+
+    def each(work: Callable[[bytes], Any]) -> Callable[[], int]:
+        return lambda: [work(chunk) for chunk in chunks] and len(patterns)
+
+    decode = each(lambda chunk: imagecodecs.blosc_decode(chunk, out=buffer, numthreads=1))
+    return {
+        "limit: decode": decode,
+        "limit: checksum": each(google_crc32c.value),
+        "limit: gather": gather,
+    }
+
+
+@numba.njit
+def _gather(patterns, rows, table, out):  # type: ignore[no-untyped-def]
+    for i in range(rows.size):
+        pattern, to = patterns[rows[i]], out[i]
+        for j in range(pattern.size):
+            to[j] = table[pattern[j]]

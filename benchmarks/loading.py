@@ -14,23 +14,21 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 
-from benchmarks import paper
+from benchmarks import limits, paper
 from benchmarks.data import scan_rows, write_scan
 from benchmarks.peers.loading import Load, loaders
 from benchmarks.rows import ROOT
 from benchmarks.watch import watch
-from stem_dask.storage.publish import remove
 
-#: (positions along y, x), pixels, batch, patterns that slow loaders read, rounds, epochs of which the noise is measured
-FULL, QUICK = ((64, 128), 96, 128, 256, 7, 10), ((6, 8), 32, 16, 8, 1, 2)
+#: positions along y and x, pixels, batch, patterns that slow loaders read, rounds, epochs of which the noise is measured, GB for memory
+FULL = ((64, 128), 96, 128, 256, 7, 10, [0.5, 2, 4])
+QUICK = ((6, 8), 32, 16, 8, 1, 2, [0.0003])
 SUFFIXES = (".zarr", ".hspy", ".pt", ".npy")
 LIMIT, OWN = "limit: decode, checksum, gather", "stem_dask .zarr, blocks"
 #: of the two windows in block mode
@@ -40,8 +38,7 @@ MEMORY = "64MB"
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and draw everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {"type": float, "nargs": "*", "default": [0.5, 2, 4]}
-    parser.add_argument("--sizes", **sizes, help="GB of scans whose epochs are watched for memory")
+    parser.add_argument("--sizes", type=float, nargs="*", help="GB, for memory (0.5 2 4)")
     parser.add_argument("--quick", action="store_true", help="next to no data")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--picture", type=Path, help="also draw them here")
@@ -53,26 +50,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         task(options.task, options.path)
         return {}
     words = sys.argv[1:] if argv is None else argv
-    scan, detector, batch, sample, rounds, epochs = QUICK if options.quick else FULL
+    scan, detector, batch, sample, rounds, epochs, sizes = QUICK if options.quick else FULL
+    sizes = sizes if options.sizes is None else options.sizes
     found = {"command": paper.command("benchmarks.loading", words), **paper.circumstances()}
     found |= {"scan": scan, "detector": detector, "batch": batch}
     with tempfile.TemporaryDirectory(prefix="stem_dask-bench-") as folder:
         store = write(Path(folder, "scan.zarr"), *scan, detector, "[pt,hspy,npy]")
-        loads, parts = own(store, batch) | loaders(store, batch, sample), limit(store, batch)
-        found["microseconds"] = in_turns(loads | parts, rounds)
+        parts = limits.loading_parts(store, batch)
+        loads = own(store, batch) | loaders(store, batch, sample) | parts
+        found["microseconds"] = in_turns(loads, rounds)
         found["microseconds"][LIMIT] = sum(found["microseconds"][name] for name in parts)
         found["noise"] = noise(store, batch, epochs)
         paths = [store.with_suffix(suffix) for suffix in SUFFIXES]
         runs = {path.suffix: [child("first", path)[0] for _ in range(rounds)] for path in paths}
         found["first_batch"] = {name: np.min(one, axis=0).tolist() for name, one in runs.items()}
-        found["memory"] = []
-        for size in options.sizes:
-            rows = scan_rows(int(size * 1e9), scan[1], detector)
-            large = write(Path(folder, "large.zarr"), rows, scan[1], detector)
-            one = dict(zip(("seconds", "bytes"), child("epoch", large, memory=True), strict=True))
-            imports = child("imports", large, memory=True)[1]
-            found["memory"].append({"gigabytes": size, "imports": imports, **one})
-            remove(large)
+        found["memory"] = [memory(size, scan[1], detector) for size in sizes]
     print(text_of(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -89,26 +81,24 @@ def write(store: Path, rows: int, width: int, detector: int, exports: str = "[]"
     paths = [f"input.path={source}", f"output.path={store}", f"output.export={exports}"]
     given = [*paths, "crop.enabled=false", "output.figure=false", "cluster.kind=threads"]
     sd.run_config(sd.load_config(ROOT / "configs" / "crop.yaml", overrides=given))
-    remove(source)
+    source.unlink()
     return store
 
 
 def in_turns(loads: dict[str, Load], rounds: int) -> dict[str, float]:
     """Least microseconds of CPU time per pattern; a first round compiles, and fills the memory."""
+
+    def seconds() -> float:  # also of children that have ended
+        return time.process_time() + sum(os.times()[2:4])
+
     found = dict.fromkeys(loads, np.inf)
     for turn in range(rounds + 1):
         for name, load in loads.items():
-            begun = cpu_seconds()
+            begun = seconds()
             n = load()
             if turn:
-                found[name] = min(found[name], (cpu_seconds() - begun) / n * 1e6)
+                found[name] = min(found[name], (seconds() - begun) / n * 1e6)
     return found
-
-
-def cpu_seconds() -> float:
-    """Of this process, all its threads, and its children that have ended."""
-    times = os.times()
-    return time.process_time() + times.children_user + times.children_system
 
 
 def own(store: Path, batch: int) -> dict[str, Load]:
@@ -118,11 +108,10 @@ def own(store: Path, batch: int) -> dict[str, Load]:
         batches = batches_of(store.with_suffix(suffix), batch, **how)
         return lambda: sum(len(b["index"]) for b in batches)
 
-    found = {}
-    for suffix in SUFFIXES:
-        found[f"stem_dask {suffix}, blocks"] = load(suffix, memory=MEMORY, cache=False)
-        found[f"stem_dask {suffix}, in memory"] = load(suffix, cache=True)
-    return found
+    modes = {"blocks": {"memory": MEMORY, "cache": False}, "in memory": {"cache": True}}
+    return {
+        f"stem_dask {s}, {name}": load(s, **how) for s in SUFFIXES for name, how in modes.items()
+    }
 
 
 def batches_of(path: Path, batch: int, **how: Any) -> Any:
@@ -132,48 +121,6 @@ def batches_of(path: Path, batch: int, **how: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return sd.loader(sd.PatternDataset(path), batch, threads=1, **how)
-
-
-def limit(store: Path, batch: int) -> dict[str, Load]:
-    """What every loader of shuffled batches must do, into buffers that are used again: decode, check, and gather by a table."""
-    import google_crc32c
-    import imagecodecs
-    import zarr
-
-    array: Any = zarr.open_array(store / "patterns", mode="r")
-    chunks, n = [], prod(array.shards) // prod(array.chunks)
-    for shard in (store / "patterns").glob("c.*"):
-        content = shard.read_bytes()
-        # at the end, offsets and sizes, and a checksum of 4 bytes, as behind each chunk
-        places = np.frombuffer(content[-16 * n - 4 : -4], "<u8").reshape(n, 2).tolist()
-        chunks += [content[at : at + size - 4] for at, size in places]
-    buffer = np.empty(prod(array.chunks) * 2, np.uint8)
-    patterns = array[:].reshape(-1, prod(array.shape[-2:]))
-    rows = np.random.default_rng(0).permutation(min(len(patterns), 2**25 // patterns[0].nbytes))
-    table, out = np.log1p(np.arange(2**16, dtype="f4")), np.empty((batch, patterns.shape[1]), "f4")
-
-    def gather() -> int:
-        for at in range(0, len(rows), batch):
-            _gather(patterns, rows[at : at + batch], table, out)
-        return len(rows)
-
-    def each(work: Callable[[bytes], Any]) -> Load:
-        return lambda: [work(chunk) for chunk in chunks] and len(patterns)  # type: ignore[return-value]
-
-    decode = each(lambda chunk: imagecodecs.blosc_decode(chunk, out=buffer, numthreads=1))
-    return {
-        "limit: decode": decode,
-        "limit: checksum": each(google_crc32c.value),
-        "limit: gather": gather,
-    }
-
-
-@numba.njit
-def _gather(patterns, rows, table, out):  # type: ignore[no-untyped-def]
-    for i in range(rows.size):
-        pattern, to = patterns[rows[i]], out[i]
-        for j in range(pattern.size):
-            to[j] = table[pattern[j]]
 
 
 def noise(store: Path, batch: int, epochs: int) -> list[dict[str, float]]:
@@ -197,6 +144,16 @@ def noise(store: Path, batch: int, epochs: int) -> list[dict[str, float]]:
         k = batches.plan.K
         found.append({"K": k, "rho": rho, "noise": ratio, "bound": 1 + rho * batch / k})
     return found
+
+
+def memory(gigabytes: float, width: int, detector: int) -> dict[str, Any]:
+    """Peak bytes of a process that reads an epoch in block mode, and of one that only imports."""
+    with tempfile.TemporaryDirectory(prefix="stem_dask-bench-") as folder:
+        rows = scan_rows(int(gigabytes * 1e9), width, detector)
+        store = write(Path(folder, "large.zarr"), rows, width, detector)
+        (_, seconds), peak = child("epoch", store, memory=True)
+        imports = child("imports", store, memory=True)[1]
+    return {"gigabytes": gigabytes, "seconds": seconds, "peak": peak, "imports": imports}
 
 
 def task(name: str, path: Path) -> None:
@@ -233,16 +190,15 @@ def text_of(found: dict[str, Any]) -> str:
         ratios = (value, value / cpu[LIMIT], value / cpu[OWN])
         cells = (f"{one:,.0f}" if one >= 100 else f"{one:.3g}" for one in ratios)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    first = found["first_batch"].items()
-    lines += ["", "first batch: " + ", ".join(f"{name} {one[1]:.2f} s" for name, one in first)]
-    lines.append(f"beside {min(one[0] for _, one in first):.2f} s in which numba starts")
-    for one in found["noise"]:
-        text = "noise, K = {K}: {noise:.2f} x random batches, bound {bound:.2f} (rho {rho:.2f})"
-        lines.append(text.format(**one))
+    first = "first batch of a {}: {:.2f} s for numba to start, and {:.2f} s"
+    lines += ["", *(first.format(name, *one) for name, one in found["first_batch"].items())]
+    text = "noise, K = {K}: {noise:.2f} x random batches, bound {bound:.2f} (rho {rho:.2f})"
+    lines += [text.format(**one) for one in found["noise"]]
     for one in found["memory"]:
-        peak, imports = one["bytes"] / 1e6, one["imports"] / 1e6
-        text = f"peak memory of an epoch of {one['gigabytes']:g} GB in {one['seconds'][1]:.1f} s: "
-        lines.append(f"{text}{peak:.0f} MB, {imports:.0f} MB of them imports; memory={MEMORY}")
+        sizes = f"{one['peak'] / 1e6:.0f} MB, of which {one['imports'] / 1e6:.0f} MB are imports"
+        lines.append(
+            f"peak memory of an epoch of {one['gigabytes']:g} GB, memory={MEMORY}: {sizes}"
+        )
     return "\n".join(lines)
 
 
@@ -250,26 +206,30 @@ def draw(found: dict[str, Any], picture: Path) -> None:
     """A bar for each loader, and the limit as a line."""
     from matplotlib.figure import Figure
 
-    cpu, limits = found["microseconds"], found["microseconds"][LIMIT]
+    cpu = found["microseconds"]
     names = sorted((name for name in cpu if not name.startswith("limit")), key=lambda n: cpu[n])
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for color, who in (("#08519c", "stem_dask"), ("#fd8d3c", "written by hand with a DataLoader")):
-        own = [i for i, name in enumerate(names) if (who == "stem_dask") == name.startswith(who)]
-        axes.barh(own, [cpu[names[i]] for i in own], color=color, label=who)
-    for i, name in enumerate(names):
-        text = f" {cpu[name]:.1f}" if cpu[name] < 100 else f" {cpu[name]:,.0f}"
-        axes.text(cpu[name], i, text, va="center")
-    axes.axvline(limits, color="black", lw=1.5, label=f"{LIMIT} ({limits:.1f})")
+    axes, white = figure.subplots(), {"facecolor": "white", "linewidth": 0, "pad": 0}
+    for color, who, is_own in (("#08519c", "stem_dask", True), ("#fd8d3c", "by hand", False)):
+        rows = [i for i, name in enumerate(names) if name.startswith("stem_dask") == is_own]
+        bars = axes.barh(rows, [cpu[names[i]] for i in rows], color=color, label=who)
+        axes.bar_label(
+            bars, [f" {cpu[names[i]]:,.{cpu[names[i]] < 100:d}f}" for i in rows], bbox=white
+        )
+    axes.axvline(
+        cpu[LIMIT], color="black", lw=1.5, label=f"{LIMIT} of the .zarr ({cpu[LIMIT]:.1f})"
+    )
     axes.set_yticks(range(len(names)), [name.removeprefix("stem_dask ") for name in names])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(1, 4 * max(cpu.values()))
     axes.set_xlabel("CPU time per pattern, microseconds (shuffled, float32, log and z-score)")
     axes.legend(frameon=False, loc="upper right")
-    patterns = "{} x {} patterns of {} x {} uint16".format(*found["scan"], *[found["detector"]] * 2)
-    processor, commit = found["machine"]["processor"], found["commit"][:7]
-    axes.set_title(f"{patterns}, one thread, warm page cache; {processor}, commit {commit}", size=9)
+    patterns = (
+        f"{np.prod(found['scan']):,} patterns of {found['detector']} x {found['detector']} px"
+    )
+    machine = f"{found['machine']['processor']}, commit {found['commit'][:7]}"
+    axes.set_title(f"{patterns}, uint16, one thread, warm page cache; {machine}", size=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=110)
 

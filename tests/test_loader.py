@@ -230,7 +230,7 @@ def test_transform_device_and_a_loop_that_ends_early(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"batch_size": 0}, "batch_size is 0; expected 1 or more"), ({"memory": "much"}, "memory is 'much'; expected bytes"), ({"memory": 1.5}, "memory is 1.5"),
+    ({"batch_size": 0}, "batch_size is 0; expected a whole number, 1 or more"), ({"batch_size": 2.5}, "batch_size is 2.5"), ({"seed": -1}, "seed is -1"), ({"memory": "much"}, "memory is 'much'; expected bytes"), ({"memory": 1.5}, "memory is 1.5"),
     ({"memory": CHUNK}, f"memory is {CHUNK:,} bytes; .* need {2 * CHUNK:,}: set memory={2 * CHUNK}"), ({"cache": "yes"}, "cache is 'yes'"),
     ({"memory": "10kB", "cache": True}, "cache=True needs 29,568 bytes .* set memory=29568 or cache='auto'"),
 ])  # fmt: skip
@@ -420,7 +420,7 @@ def read_all(ds: Any, mode: str) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mode", ["items", "block", "cache"])
 @pytest.mark.parametrize("codec", ["auto", "gzip", "none"])
-@pytest.mark.parametrize("where", [100, -30, "cut", "gone", "empty"])
+@pytest.mark.parametrize("where", [100, -10, "cut", "gone", "empty"])
 def test_damaged_shards(mode: str, codec: str, where: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     if codec == "auto":
@@ -453,6 +453,29 @@ def test_damaged_chunks_of_hdf5(mode: str, options: Any, tmp_path: Path) -> None
     flip(path, place.byte_offset + place.size // 2)
     with pytest.raises(SourceError, match=r"other\.h5.*scan positions y 2 to 3, x 0 to 2"):
         read_all(opened(path, empty="keep"), mode)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["output/log_mean", "output/log_std", "output/log_mean_pattern", "analysis/radius", "valid"],
+)
+@pytest.mark.parametrize("how", ["flipped", "gone", "empty"])
+def test_damage_beside_the_patterns(name: str, how: str, beside: Path, tmp_path: Path) -> None:
+    """Never zeros in place of constants, fields, or what is known of missing patterns."""
+    shutil.copytree(beside, tmp_path / "a.zarr")
+    (file,) = [p for p in (tmp_path / "a.zarr" / name).iterdir() if p.name != "zarr.json"]
+    file.unlink() if how == "gone" else cut(file, file.stat().st_size) if how == "empty" else flip(
+        file, 9
+    )
+    with pytest.raises(SourceError, match=f"a.zarr/{name}/c.0"):
+        sd.PatternDataset(tmp_path / "a.zarr", fields=("radius",))
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, data = tmp_path_factory.mktemp("beside"), np.zeros((4, 5, 40, 36), "u2")
+    data[:, :, 16:22, 14:20] = 10
+    return made.run_of(folder, data, crop={"size": 16})
 
 
 @pytest.mark.parametrize("mode", ["items", "block", "cache"])

@@ -38,7 +38,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_there_is_code_to_run() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 6
 
 
 def anchor(heading: str) -> str:
@@ -106,8 +106,9 @@ def command_lines() -> list[list[str]]:
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
 def test_command_lines_are_understood(words: list[str]) -> None:
     from stem_dask.cli.main import _parser
+    from stem_dask.cli.train import _parsed
 
-    assert _parser().parse_args(words).command
+    assert _parsed(words[1:]).data if words[0] == "train" else _parser().parse_args(words).command
 
 
 def test_there_are_command_lines() -> None:

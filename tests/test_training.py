@@ -17,6 +17,7 @@ import zarr
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.stages.export import export_from_store
 from stem_dask.training import reading
 
 torch = pytest.importorskip("torch", reason="the package torch is not installed")
@@ -146,8 +147,25 @@ def test_large_numbers_beyond_the_table(tmp_path: Path) -> None:
         wanted, _, _ = twins.normalize(data.reshape(6, 16, 12), method)
         found = whole(sd.PatternDataset(path, normalize=method)).numpy()
         np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6)
-    with pytest.raises(ConfigError, match=r"up to 65504.*bfloat16"):
+    with pytest.raises(ConfigError, match=r"float16' does not hold 65536; set dtype='bfloat16'"):
         whole(sd.PatternDataset(path, normalize="none", dtype="float16"))
+    np.save(tmp_path / "8.npy", np.array([[[[2**63 - 1, 0]], [[2**63, 1]]]], "u8"))
+    ds = stored(tmp_path / "8.npy")
+    assert ds[0]["patterns"].tolist() == [[[2**63 - 1, 0]]]
+    with pytest.raises(ConfigError, match=r"up to 9,223,372,036,854,775,807"):
+        ds[1]
+    np.save(tmp_path / "f.npy", np.array([[[[np.inf, 0]], [[np.nan, 1]], [[np.nan, 7e4]]]], "f4"))
+    ds = sd.PatternDataset(tmp_path / "f.npy", normalize="none", dtype="float16")
+    np.testing.assert_array_equal(
+        whole(
+            sd.PatternDataset(
+                tmp_path / "f.npy", normalize="none", dtype="float16", scan_roi=(0, 1, 0, 2)
+            )
+        ),
+        [[[np.inf, 0]], [[np.nan, 1]]],
+    )
+    with pytest.raises(ConfigError, match="does not hold 70000"):
+        ds[2]
 
 
 @pytest.mark.parametrize("scan", [(1, 13), (13, 1), (5, 7), (1, 1)])
@@ -197,7 +215,7 @@ def test_unwritten_chunks(tmp_path: Path) -> None:
     for part in written:
         array[part] = data[part]
     with pytest.raises(
-        SourceError, match=r"c/0/1/0/0 is missing.*scan positions y 0 to 1, x 0 to 5"
+        SourceError, match=r"c/0/1/0/0 of scan positions y 0 to 1, x 0 to 5 is missing"
     ):
         stored(tmp_path / "a.zarr")
 
@@ -325,6 +343,13 @@ def test_missing_and_empty_patterns_are_left_out(quarantined: Any) -> None:
     _, mean, std = twins.normalize(data[valid], "log-zscore")
     assert (ds.normalization.mean, ds.normalization.std) == pytest.approx((mean, std), rel=1e-6)
     assert torch.isfinite(whole(ds)).all()
+    for name in ("a.pt", "a.hspy", "a.zspy", "a.h5"):
+        file = path.with_name(name)
+        export_from_store(str(path), str(file))
+        with pytest.warns(UserWarning, match="10 that could not be read"):
+            ds = stored(file, empty="keep")
+        np.testing.assert_array_equal(ds.positions[:, 1:], np.argwhere(valid))
+        np.testing.assert_array_equal(whole(ds), data[valid])
 
 
 def test_a_chunk_without_patterns(tmp_path: Path) -> None:

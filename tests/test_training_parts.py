@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import training_made as made
 import twins
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -166,6 +167,21 @@ def test_the_leak_number(
     assert f"train {len(parts['train'])}, val {len(parts['val'])}" in out
 
 
+@pytest.mark.filterwarnings("ignore:of .* patterns, these are left out")
+def test_the_leak_number_of_a_store_with_missing_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = made.counts((7, 5))
+    data[5, 1] = 0
+    source = tmp_path / "damaged.zarr"
+    zarr.create_array(str(source), data=data, chunks=(2, 5, 16, 12))
+    (source / "c" / "1" / "0" / "0" / "0").write_bytes(b"not what was written")
+    path = made.run_of(tmp_path, data, input={"path": str(source)}, on_error="quarantine")
+    monkeypatch.setattr("stem_dask.training.statistics._one_pass", None)  # the store has it all
+    val = sd.PatternDataset(path).split(0.2, block=1, guard=1)["val"]
+    assert val.leak == pytest.approx(twins.leak(data, val.mask), abs=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore:of .* patterns, these are left out", "ignore:by='random'")
 def test_blocks_leak_less_than_random_positions(smooth: Path) -> None:
     ds = sd.PatternDataset(smooth)
@@ -228,7 +244,7 @@ def test_whole_datasets(flat: Any) -> None:
     ({"val": 0.0}, "val is 0.0"), ({"val": -0.1}, "val is -0.1"), ({"val": 0.6, "test": 0.5}, "val is 0.6 and test 0.5"),
     ({"block": 9, "guard": 3}, r"12 x 12 positions is too small for blocks of 9 and a guard of 3.*by='rows'.*by='random'"),
     ({"block": 4, "guard": 12, "val": 0.2}, "too small for blocks of 4 and a guard of 12"), ({"by": "rows", "guard": 30}, "by='blocks'.*by='random'"),
-    ({"block": 0}, "block is 0; expected 1 or more"), ({"guard": -1}, "guard is -1; expected 0 or more"),
+    ({"block": 0}, "block is 0; expected a whole number, 1 or more"), ({"guard": -1}, "guard is -1; expected a whole number, 0"), ({"seed": -1}, "seed is -1"), ({"block": 2.5}, "block is 2.5"),
 ])  # fmt: skip
 def test_splits_that_are_refused(options: Any, message: str, flat: Any) -> None:
     with pytest.raises(ConfigError, match=message):

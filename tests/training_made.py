@@ -81,6 +81,13 @@ def fortran(folder: Path, data: Any) -> Path:
     return folder / "turned.npy"
 
 
+def detector_first(folder: Path, data: Any) -> Path:
+    names = ("ky", "kx", "scan_y", "scan_x")
+    turned = np.ascontiguousarray(data.transpose(2, 3, 0, 1))
+    zarr.create_array(str(folder / "turned.zarr"), data=turned, dimension_names=names)
+    return folder / "turned.zarr"
+
+
 #: by name; .blo holds square patterns of uint8 only
 FORMATS: dict[str, Any] = {
     "run": run_of,
@@ -103,6 +110,7 @@ FORMATS: dict[str, Any] = {
     "npy fortran": fortran,
     "zarr of others": zarr_of_others,
     "zarr split": split_in_patterns,
+    "zarr detector first": detector_first,
     "pt scan": exported("s.pt"),
     "pt nchw": exported("n.pt", layout="nchw"),
     "pt bare": exported("b.pt", layout="bare"),

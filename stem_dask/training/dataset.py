@@ -34,7 +34,7 @@ from stem_dask.training.split import (
     settled,
 )
 from stem_dask.training.statistics import Statistics, constants, statistics_of
-from stem_dask.writers.torch import signed_dtype
+from stem_dask.writers.torch import check_int64, signed_dtype
 
 _DTYPES = ("float32", "float16", "bfloat16", "stored")
 
@@ -126,7 +126,7 @@ class PatternDataset:
         self._normalize, self._dtype, self._fields, self._empty = (
             normalize,
             dtype,
-            tuple(fields),
+            (fields,) if isinstance(fields, str) else tuple(fields),
             empty,
         )
         self._split: Split | None = None
@@ -256,9 +256,9 @@ class PatternDataset:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @cached_property
-    def chunks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def chunks(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Number of the chunk of each pattern, counted through all scans, and its row in what `read_chunk` fills."""
-        chunk, row = np.empty((2, len(self)), np.int64)
+        chunk, row = np.empty((2, len(self)), np.int32)
         numbers, flat, before = *self._places, 0
         for i, scan in enumerate(self.scans):
             here, (of_all, rows) = numbers == i, scan.places
@@ -330,6 +330,8 @@ class PatternDataset:
         """Normalize patterns into an array; ``index`` are their numbers, for messages."""
         if self._dtype == "stored":
             chosen = patterns[rows]
+            if chosen.dtype == np.uint64:
+                check_int64(chosen.max(initial=0))
             out[:, 0] = chosen if self.scale == 1.0 else (chosen * self.scale).astype(self._values)
             return
         how = self.normalization
@@ -348,10 +350,13 @@ class PatternDataset:
         import torch
 
         patterns = torch.from_numpy(out)
-        if self._dtype == "float16" and float(patterns.abs().max()) > 65504:
-            raise ConfigError(f"dtype='float16' holds values up to 65504, the patterns reach {float(patterns.abs().max()):g}; set dtype='bfloat16'")  # fmt: skip
         if self._dtype in ("float16", "bfloat16"):
-            patterns = patterns.to(getattr(torch, self._dtype))
+            patterns, given = patterns.to(getattr(torch, self._dtype)), patterns
+            too_large = given[patterns.isinf() & given.isfinite()]
+            if len(too_large):
+                raise ConfigError(
+                    f"dtype={self._dtype!r} does not hold {float(too_large[0]):g}; set dtype='bfloat16', or 'float32'"
+                )
         fields = {
             name: torch.from_numpy(values[index]) for name, values in self._field_values.items()
         }
@@ -373,7 +378,7 @@ class PatternDataset:
         for one in np.unique(chunk):
             here = np.flatnonzero(chunk == one)
             to = np.empty((here.size, *self.shape), out.dtype)
-            self.fill(self._chunk(int(one)), row[here], wanted[here], to)
+            self.fill(self._chunk(int(one)), row[here].astype(np.int64), wanted[here], to)
             out[here] = to
         batch = self.as_tensors(out, wanted)
         return [

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.errors import ConfigError
 from stem_dask.readers.containers import hdf5_file
+from stem_dask.readers.zarr_chunks import read_part
 from stem_dask.storage.location import is_url
 from stem_dask.storage.zarr_store import zarr_store
 from stem_dask.training.reading import Scan
@@ -56,33 +57,35 @@ def fields_of(scan: Scan, number: int, wanted: tuple[str, ...]) -> dict[str, NDA
 
 def analysis_of(path: str) -> dict[str, NDArray]:
     """The arrays by position in or beside a file that stem_dask wrote; none for other files."""
-    beside = f"{path}_analysis.zarr"
+    beside, names = f"{path}_analysis.zarr", {name for parts in FIELDS.values() for name in parts}
+    if is_url(path) or Path(path).suffix == ".zarr":
+        return stored_arrays(path, "analysis", names)
+    if Path(beside).is_dir():
+        return stored_arrays(beside, "analysis", names)
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-        if is_url(path) or Path(path).suffix == ".zarr":
-            return stored_arrays(path, "analysis")
-        if Path(beside).is_dir():
-            return stored_arrays(beside, "analysis")
         if Path(path).suffix == ".pt":
             import torch
 
             content = torch.load(path, weights_only=True, mmap=True)["analysis"]
             return {name: values.numpy() for name, values in content.items()}
-        if Path(path).suffix in (".hspy", ".h5"):
+        if Path(path).suffix == ".hspy":
             with hdf5_file(path) as file:
-                of_signal = [
-                    one["metadata/stem_dask"] for one in file.get("Experiments", {}).values()
-                ]
-                (own,) = of_signal or [file["analysis"]]
+                (signal,) = file["Experiments"].values()
+                own = signal["metadata/stem_dask"]
                 return {name: own[name][...] for name in own}
     return {}
 
 
-def stored_arrays(store: str, group: str) -> dict[str, NDArray]:
-    """The small arrays of a group of a zarr store; {} if there is no such group."""
+def stored_arrays(store: str, group: str, names: set[str]) -> dict[str, NDArray]:
+    """Those of some small arrays that a group of a zarr store has; SourceError when one is damaged or lacks its file."""
     import zarr
 
     try:
         found: Any = zarr.open_group(zarr_store(store), path=group, mode="r")
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError):  # there is no such group
         return {}
-    return {name: np.asarray(array[...]) for name, array in found.arrays() if name != "profile"}
+    arrays = {name: array for name, array in found.arrays() if name in names}
+    return {
+        name: read_part(store, f"{group}/{name}", [slice(None)] * array.ndim, zero=False)
+        for name, array in arrays.items()
+    }

@@ -137,8 +137,9 @@ class Loader:
         transform: Callable[[dict[str, Any]], Any] | None,
     ) -> None:
         self.rank, self.world_size = _ranks(rank, world_size)
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if not hasattr(value, "__index__") or value < least:
+                raise ConfigError(f"{name} is {value}; expected a whole number, {least} or more")
         if not len(ds):
             raise ConfigError(
                 f"the dataset has no patterns ({ds.left_out or 'an empty part of a split'})"
@@ -259,7 +260,7 @@ class Loader:
         if self.plan.mode == "cache":
             return [self._random(self.epoch).permutation(n)[first:last]]
         random = self._random(self.epoch)
-        place = np.empty(int(self._used[-1]) + 1, np.int64)
+        place = np.empty(int(self._used[-1]) + 1, np.int32)
         place[random.permutation(self._used)] = np.arange(len(self._used))
         place = place[self._chunks]
         # within a chunk random too, because two ranks may share one
@@ -368,7 +369,7 @@ class Loader:
         if len(buffers) < min(2, len(windows)) or len(buffers[0]) < most:
             buffers = [np.empty((most, *shape), self.dataset.stored_dtype) for _ in windows[:2]]
 
-        def begin(window: int) -> tuple[NDArray, NDArray[np.int64], list[Future[None]]]:
+        def begin(window: int) -> tuple[NDArray, NDArray[np.int32], list[Future[None]]]:
             chunks = np.unique(self._chunks[windows[window]])
             buffer, read = buffers[(window - first) % 2], self.dataset.read_chunk
             reading = [pool.submit(read, int(c), buffer[i]) for i, c in enumerate(chunks)]
@@ -392,8 +393,8 @@ class Loader:
         """All patterns in memory, read once."""
         ds = self.dataset
         if self._patterns is not None:
-            for chunk in self._used:
-                ds.refuse_changes(int(chunk))
+            for scan in ds.scans:
+                scan.refuse_changes()
             return self._patterns
         out = np.empty((len(ds), *ds.shape[1:]), ds.stored_dtype)
         order = np.argsort(self._chunks, kind="stable")

@@ -382,6 +382,9 @@ class Scan:
         part: dict[str, Any] = {"scan_roi": options.scan_roi, "scan_step": options.scan_step}
         found = whole if tuple(part.values()) == (None, 1) else find(path, **names, **part)
         self.path, self.options, self.found, self.info = path, options, found, found.info
+        for note in found.info.notes:  # zeros in their place would be learned
+            if note.startswith("unknown which patterns could not be read"):
+                raise SourceError(f"{path}: {note}")
         self.is_scan = len(found.source.shape) == 4
         *lead, height, width = whole.source.shape
         self.sizes = (1, *lead)[-2:]
@@ -403,7 +406,7 @@ class Scan:
         k, method, stored = self.options.downsample, self.options.method, self.found.source.dtype
         if method not in METHODS:
             raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-        if k < 1 or min(height, width) < k:
+        if not hasattr(k, "__index__") or k < 1 or min(height, width) < k:
             raise ConfigError(
                 f"downsample is {k}; expected a whole number from 1 to {min(height, width)}, as the patterns of {self.path} "
                 f"have {by((height, width))} px"
@@ -491,12 +494,12 @@ class Scan:
         return y * x
 
     @cached_property
-    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def places(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Number of the chunk of each position of the scan, row by row, and its row in what `read` fills."""
         (y, i, _), (x, j, lengths) = (
-            [np.array(a) for a in zip(*_numbered(g), strict=True)] for g in self.groups
+            [np.array(a, np.int32) for a in zip(*_numbered(g), strict=True)] for g in self.groups
         )
-        chunk = y[:, None] * len(self.groups[1]) + x
+        chunk = y[:, None] * np.int32(len(self.groups[1])) + x
         return chunk.ravel(), (i[:, None] * lengths + j).ravel()
 
     def positions_of(self, chunk: int) -> tuple[range, range]:
@@ -538,22 +541,22 @@ class Scan:
             ) from error
         return n
 
-    def refuse_changes(self, chunk: int) -> None:
-        """Raise SourceError when a file of a chunk has changed since it was opened."""
+    def refuse_changes(self, chunk: int | None = None) -> None:
+        """Raise SourceError when a file of a chunk, by default of any, has changed since it was opened."""
         if is_url(self.path):
             if change := self.found.change():
                 raise SourceError(
                     f"{self.path} has changed since it was opened ({change}); open it again"
                 )
             return
-        for file in self.chunks.files(*self.positions_of(chunk)):
+        where = () if chunk is None else self.positions_of(chunk)
+        for file in self.chunks.files(*where) if where else self.seen:
             try:
                 found = signature(os.stat(file))
             except OSError as error:
-                y, x = self.positions_of(chunk)
-                raise SourceError(
-                    f"{file} is missing ({error.strerror}); it holds scan positions y {y[0]} to {y[-1]}, x {x[0]} to {x[-1]}: {_COPY}"
-                ) from error
+                holds = [f"{axis} {r[0]} to {r[-1]}" for axis, r in zip("yx", where, strict=False)]
+                at = f" of scan positions {', '.join(holds)}" if holds else ""
+                raise SourceError(f"{file}{at} is missing ({error.strerror}): {_COPY}") from error
             refuse_changed(file, self.seen.get(file), found)
 
 

@@ -70,9 +70,9 @@ def settled(
         raise ConfigError(
             f"val is {val} and test {test}; expected shares of 0 or more that leave a part for training"
         )
-    for name, value, least in (("block", block, 1), ("guard", guard, 0)):
-        if value is not None and value < least:
-            raise ConfigError(f"{name} is {value}; expected {least} or more")
+    for name, value, least in (("block", block, 1), ("guard", guard, 0), ("seed", seed, 0)):
+        if value is not None and (not hasattr(value, "__index__") or value < least):
+            raise ConfigError(f"{name} is {value}; expected a whole number, {least} or more")
     if by == "datasets" and len(kept) < 2:
         raise ConfigError("by='datasets' needs several files; there is one: set by='blocks'")
     if by in ("datasets", "random"):

@@ -63,7 +63,7 @@ def _stored(scan: Scan) -> Statistics | None:
         or scan.options.downsample > 1
     ):
         return None
-    known = stored_arrays(scan.path, "output")
+    known = stored_arrays(scan.path, "output", {"log_mean", "log_std", "log_mean_pattern"})
     if "log_mean" not in known or known["log_mean"].size != prod(scan.sizes):
         return None
     mean, std = (scan.by_position(known[name]) for name in ("log_mean", "log_std"))
