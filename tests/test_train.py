@@ -63,8 +63,10 @@ def results(folder: Path) -> dict:
 # --- the model
 
 
-@pytest.mark.parametrize("latent", [1, 32, 300, 1700])
-@pytest.mark.parametrize("shape", [(8, 8), (9, 13), (59, 57), (96, 96), (8, 512), (512, 509)])
+@pytest.mark.parametrize("latent", [1, 32, 300, 1000])
+@pytest.mark.parametrize(
+    "shape", [(1, 3), (8, 8), (9, 13), (59, 57), (96, 96), (8, 512), (700, 509)]
+)
 def test_weights_stay_below_the_limit(shape: tuple[int, int], latent: int) -> None:
     net = autoencoder(shape, latent)
     n = sum(weights.numel() for weights in net.parameters())
@@ -73,10 +75,10 @@ def test_weights_stay_below_the_limit(shape: tuple[int, int], latent: int) -> No
         assert n >= 80_000
     rows, columns = grid(shape, latent)  # and as many cells as fit
     if (rows, columns) != (-(-shape[0] // 8), -(-shape[1] // 8)):
-        assert n + (2 * latent + 1) * 64 * max(rows, columns) > MOST_WEIGHTS
+        assert n + (2 * latent + 1) * 112 * max(rows, columns) > MOST_WEIGHTS
 
 
-@pytest.mark.parametrize("shape", [(8, 9), (31, 64), (100, 130)])
+@pytest.mark.parametrize("shape", [(1, 2), (5, 7), (8, 9), (31, 64), (100, 130)])
 def test_the_network_returns_the_size_it_gets(shape: tuple[int, int]) -> None:
     net = autoencoder(shape, 5)
     x = torch.rand(2, 1, *shape)
@@ -87,10 +89,8 @@ def test_the_network_returns_the_size_it_gets(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("shape", "latent", "match"),
     [
-        ((7, 40), 4, "7 x 40 pixels; expected 8 to 512"),
-        ((40, 513), 4, "40 x 513 pixels"),
-        ((40, 40), 0, "latent is 0; expected 1 to 1727"),
-        ((40, 40), 5000, "latent is 5000; expected 1 to 1727"),
+        ((40, 40), 0, "latent is 0; expected 1 to 1001"),
+        ((40, 40), 5000, "latent is 5000; expected 1 to 1001"),
     ],
 )
 def test_what_no_network_fits(shape: tuple[int, int], latent: int, match: str) -> None:

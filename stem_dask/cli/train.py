@@ -244,9 +244,9 @@ def _train(
     import stem_dask
     from stem_dask.core.machine import usable_cores
     from stem_dask.job.report import tree_bytes, write_json
-    from stem_dask.training import maps
+    from stem_dask.training import import_torch, maps
     from stem_dask.training.fit import FitOptions, fit
-    from stem_dask.training.model import Model, device_of, import_torch
+    from stem_dask.training.model import Model, device_of
 
     torch, path = import_torch(), {name: f"{folder}/{name}" for name in OUTPUTS}
     device, threads = device_of(options.device), max(1, options.threads or usable_cores())

@@ -19,6 +19,7 @@ from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.text import by as by_size
 from stem_dask.kernels.training import METHODS, gather, table_of
 from stem_dask.storage.location import is_url
+from stem_dask.training import import_torch
 from stem_dask.training.fields import FIELDS, fields_of
 from stem_dask.training.reading import Options, Scan
 from stem_dask.training.split import (
@@ -347,7 +348,7 @@ class PatternDataset:
 
     def as_tensors(self, out: NDArray, index: NDArray[np.int64]) -> dict[str, Any]:
         """The batch: ``patterns`` (n, 1, height, width), ``index`` (n,) and the fields."""
-        import torch
+        torch = import_torch()
 
         patterns = torch.from_numpy(out)
         if self._dtype in ("float16", "bfloat16"):

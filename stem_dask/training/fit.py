@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.core.errors import ConfigError
+from stem_dask.training import import_torch
 from stem_dask.training.dataset import Normalization, PatternDataset
 from stem_dask.training.loader import loader
-from stem_dask.training.model import autoencoder, import_torch, load, save
+from stem_dask.training.model import autoencoder, load, save
 
 if TYPE_CHECKING:
     import torch

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.machine import free_bytes, usable_cores
 from stem_dask.storage.errors import one_line
+from stem_dask.training import import_torch
 from stem_dask.training.dataset import PatternDataset
 from stem_dask.training.reading import scratch
 
@@ -423,7 +424,7 @@ def _checked(device: Any) -> Any:
     """A device that exists."""
     if device is None:
         return None
-    import torch
+    torch = import_torch()
 
     try:
         return torch.empty(0, device=device).device

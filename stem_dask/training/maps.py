@@ -11,10 +11,11 @@ from stem_dask.core.model import LIST_DIMS, SCAN_DIMS
 from stem_dask.core.patterns import coordinate
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened, publish, temporary
+from stem_dask.training import import_torch
 from stem_dask.training.dataset import PatternDataset
 from stem_dask.training.fit import FitOptions, pattern_losses
 from stem_dask.training.loader import loader
-from stem_dask.training.model import Model, import_torch
+from stem_dask.training.model import Model
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -3,6 +3,7 @@
 from typing import Any
 
 from stem_dask.core.errors import ConfigError
+from stem_dask.training import import_torch
 
 
 def thin(counts: Any, p: float, generator: Any = None) -> tuple[Any, Any]:
@@ -33,7 +34,7 @@ def thin(counts: Any, p: float, generator: Any = None) -> tuple[Any, Any]:
     >>> (a + b).tolist()
     [3, 0, 7]
     """
-    import torch
+    torch = import_torch()
 
     if not isinstance(counts, torch.Tensor):
         raise ConfigError(f"counts are a {type(counts).__name__}; expected a tensor")
