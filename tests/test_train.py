@@ -491,8 +491,8 @@ def test_the_latent_shows_the_twins_of_the_gold_particle(shared_data: Path, tmp_
     z = np.load(tmp_path / "out" / "embeddings.npz")["z"]
     expected = regions(sd.open(cropped).values).ravel()
     assert np.bincount(expected).min() > 100
-    assert adjusted_rand(clusters(z), expected) >= 0.7
-    assert adjusted_rand(clusters(components(z)), expected) >= 0.7
+    assert adjusted_rand(clusters(z), expected) >= 0.6
+    assert adjusted_rand(clusters(components(z)), expected) >= 0.6
     assert results(tmp_path / "out")["history"][-1]["val"] < 0.1  # of a variance of 1
 
 
