@@ -486,6 +486,7 @@ def test_the_latent_shows_the_twins_of_the_gold_particle(shared_data: Path, tmp_
     words = ["--input", str(source), "--output", str(cropped), "--align", "pattern", "--quiet"]
     assert command(["crop", *words]) == 0
     options = ["--epochs", "30", "--batch", "64", "--latent", "16", "--downsample", "2", "--quiet"]
+    options += ["--threads", "1"]  # several on a busy machine wait for each other
     words = ["--data", str(cropped), "--output_dir", str(tmp_path / "out"), *options]
     assert command(["train", *words]) == 0
     z = np.load(tmp_path / "out" / "embeddings.npz")["z"]
