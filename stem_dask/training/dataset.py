@@ -124,12 +124,8 @@ class PatternDataset:
             method,
             sigma,
         )
-        self._normalize, self._dtype, self._fields, self._empty = (
-            normalize,
-            dtype,
-            (fields,) if isinstance(fields, str) else tuple(fields),
-            empty,
-        )
+        self._normalize, self._dtype, self._empty = normalize, dtype, empty
+        self._fields = (fields,) if isinstance(fields, str) else tuple(fields)
         self._split: Split | None = None
         self._part = ""
         self.leak: float | None = None
@@ -196,10 +192,11 @@ class PatternDataset:
         n_missing = sum(int((~scan.valid).sum()) for scan in self.scans)
         n_empty = sum(int((scan.valid & ~kept).sum()) for scan, kept in zip(self.scans, self._kept, strict=True))  # fmt: skip
         n = sum(scan.valid.size for scan in self.scans)
-        parts = [f"{n_missing:,} that could not be read when the file was written"] * bool(
-            n_missing
-        )
-        parts += [f"{n_empty:,} that are zero everywhere (empty='keep' keeps them)"] * bool(n_empty)
+        parts = []
+        if n_missing:
+            parts.append(f"{n_missing:,} that could not be read when the file was written")
+        if n_empty:
+            parts.append(f"{n_empty:,} that are zero everywhere (empty='keep' keeps them)")
         return f"of {n:,} patterns, these are left out: {', '.join(parts)}" if parts else ""
 
     @cached_property
@@ -245,15 +242,8 @@ class PatternDataset:
     def fingerprint(self) -> str:
         """Of the files and of all options on which the patterns and their numbers depend, not of paths."""
         files = [(*scan.identity, scan.found.source.shape, str(scan.found.source.dtype)) for scan in self.scans]  # fmt: skip
-        text = json.dumps(
-            [
-                files,
-                asdict(self._options),
-                self._empty,
-                self._part,
-                self._split and asdict(self._split),
-            ]
-        )
+        recipe = None if self._split is None else asdict(self._split)
+        text = json.dumps([files, asdict(self._options), self._empty, self._part, recipe])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @cached_property
@@ -272,13 +262,23 @@ class PatternDataset:
         """Largest number of patterns of a chunk."""
         return max(scan.most for scan in self.scans)
 
-    def read_chunk(self, chunk: int, out: NDArray) -> None:
-        """Read a chunk into (`most`, height, width) of type `stored_dtype`."""
+    def _located(self, chunk: int) -> tuple[Scan, int]:
+        """The scan of a chunk, and its number there."""
         for scan in self.scans:
             if chunk < scan.n_chunks:
-                scan.read(chunk, out)
-                return
+                return scan, chunk
             chunk -= scan.n_chunks
+        raise IndexError(chunk)
+
+    def read_chunk(self, chunk: int, out: NDArray) -> None:
+        """Read a chunk into (`most`, height, width) of type `stored_dtype`."""
+        scan, number = self._located(chunk)
+        scan.read(number, out)
+
+    def refuse_changes(self, chunk: int) -> None:
+        """Raise SourceError when a file of a chunk has changed since it was opened."""
+        scan, number = self._located(chunk)
+        scan.refuse_changes(number)
 
     # --- samples ------------------------------------------------------------------------------------------------
 
@@ -306,14 +306,6 @@ class PatternDataset:
             field: np.concatenate([one[field][flat[numbers == i]] for i, one in parts])
             for field in self._fields
         }
-
-    def batch(
-        self, patterns: NDArray, rows: NDArray[np.int64], index: NDArray[np.int64]
-    ) -> dict[str, Any]:
-        """A batch of patterns (n, height, width) in `stored_dtype`: those in ``rows``, normalized, with their numbers and fields."""
-        out = self.empty_batch(len(rows))
-        self.fill(patterns, rows, index, out)
-        return self.as_tensors(out, index)
 
     def empty_batch(self, n: int) -> NDArray:
         """An array for n patterns."""
@@ -349,7 +341,6 @@ class PatternDataset:
     def as_tensors(self, out: NDArray, index: NDArray[np.int64]) -> dict[str, Any]:
         """The batch: ``patterns`` (n, 1, height, width), ``index`` (n,) and the fields."""
         torch = import_torch()
-
         patterns = torch.from_numpy(out)
         if self._dtype in ("float16", "bfloat16"):
             patterns, given = patterns.to(getattr(torch, self._dtype)), patterns
@@ -400,22 +391,12 @@ class PatternDataset:
         patterns: NDArray = kept["patterns"]
         return patterns
 
-    def refuse_changes(self, chunk: int) -> None:
-        """Raise SourceError when a file of a chunk has changed since it was opened."""
-        for scan in self.scans:
-            if chunk < scan.n_chunks:
-                scan.refuse_changes(chunk)
-                return
-            chunk -= scan.n_chunks
-
     def _logs(self, number: int, flat: NDArray[np.int64]) -> NDArray[np.float64]:
         """log(1 + x) of patterns at some positions of a scan: (n, pixels)."""
         scan = self.scans[number]
         chunk, row = (of_all[flat] for of_all in scan.places)
-        patterns, held = (
-            np.empty((flat.size, *scan.detector)),
-            np.empty((scan.most, *scan.detector), scan.dtype),
-        )
+        patterns = np.empty((flat.size, *scan.detector))
+        held = np.empty((scan.most, *scan.detector), scan.dtype)
         for one in np.unique(chunk):
             scan.read(int(one), held)
             patterns[chunk == one] = held[row[chunk == one]]

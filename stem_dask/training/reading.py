@@ -199,11 +199,9 @@ def shards_of(source: ZarrArray, detector: tuple[int, int]) -> Shards | None:
     index = tuple(codec["name"] for codec in parts["index_codecs"])
     packing = {("bytes", "crc32c"): "none", ("bytes", "gzip", "crc32c"): "gzip"}
     codec = "blosc" if inner == ("bytes", "blosc", "crc32c") else packing.get(inner, "")
-    numbers = (
-        parts["codecs"][0],
-        parts["index_codecs"][0],
-    )  # types of one byte have no order of bytes
-    little = all(codec.get("configuration", {}).get("endian", "little") == "little" for codec in numbers)  # fmt: skip
+    # types of one byte have no order of bytes
+    orders = (one[0].get("configuration", {}) for one in (parts["codecs"], parts["index_codecs"]))
+    little = all(order.get("endian", "little") == "little" for order in orders)
     ends = parts.get("index_location", "end") == "end"
     lead = tuple(array.chunks[:-2])
     if (

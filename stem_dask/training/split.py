@@ -184,11 +184,8 @@ def _distance(
         found = []
         for number, one in enumerate(kept):
             there = np.flatnonzero(one)
-            anchors = (
-                there[np.linspace(0, there.size - 1, min(ANCHORS, there.size)).astype(int)]
-                if there.size
-                else there
-            )
+            some = np.linspace(0, there.size - 1, min(ANCHORS, there.size)).astype(int)
+            anchors = there[some]
             for step in ((distance, 0), (0, distance)):
                 y, x = np.unravel_index(anchors, one.shape)
                 y, x = y + step[0], x + step[1]
@@ -215,9 +212,8 @@ def leak(found: Sequence[Mask], logs: Logs, mean: NDArray[np.float64]) -> float 
         away, _ = trees[number].query(place)  # the first of those that are equally near
         nearest = train[number][min(trees[number].query_ball_point(place, away + 1e-6))]
         pair = np.ravel_multi_index(tuple(np.transpose([place, nearest])), found[number].shape)
-        a, b = logs(
-            number, np.asarray(pair)
-        )  # one pair at a time, because logarithms of large patterns take memory
+        # one pair at a time, because logarithms of large patterns take memory
+        a, b = logs(number, np.asarray(pair))
         cosines.append(_cosines(a[None], b[None], mean))
     return float(np.concatenate(cosines).mean()) if cosines else None
 
