@@ -51,23 +51,10 @@ class Plan:
         return f"{text}; {self.left_out}" if self.left_out else text
 
 
-def loader(
-    ds: PatternDataset,
-    batch_size: int = 128,
-    *,
-    shuffle: bool = True,
-    seed: int = 0,
-    drop_last: bool | None = None,
-    memory: int | str = "auto",
-    cache: bool | str = "auto",
-    threads: int | None = None,
-    rank: int | None = None,
-    world_size: int | None = None,
-    device: Any = None,
-    transform: Callable[[dict[str, Any]], Any] | None = None,
-) -> "Loader":
-    """Iterate over batches of a dataset; takes the place of `torch.utils.data.DataLoader`.
+class Loader:
+    """An iterable of batches of a dataset; takes the place of `torch.utils.data.DataLoader`.
 
+    A batch is a dictionary: ``patterns`` (B, 1, height, width), ``index`` (B,) int64, the numbers in ``ds``, and the fields of the dataset.
     Each epoch yields every pattern once, in an order that depends on the data, seed, epoch, batch size, number of ranks and
     memory only. The epoch advances by itself.
 
@@ -85,11 +72,6 @@ def loader(
     device : to which tensors are copied
     transform : function of each batch; what it returns is yielded
 
-    Returns
-    -------
-    Loader, an iterable with ``len``, ``set_epoch``, ``state_dict``, ``load_state_dict`` and ``plan``. A batch is a dictionary:
-    ``patterns`` (B, 1, height, width), ``index`` (B,) int64, the numbers in ``ds``, and its fields.
-
     Raises
     ------
     ConfigError
@@ -103,39 +85,22 @@ def loader(
     >>> [tuple(batch["patterns"].shape) for batch in batches]
     [(8, 1, 8, 8), (8, 1, 8, 8), (8, 1, 8, 8), (6, 1, 8, 8)]
     """
-    return Loader(
-        ds,
-        batch_size,
-        shuffle,
-        seed,
-        drop_last,
-        memory,
-        cache,
-        threads,
-        rank,
-        world_size,
-        device,
-        transform,
-    )
-
-
-class Loader:
-    """An iterable of batches; see `loader`."""
 
     def __init__(
         self,
         ds: PatternDataset,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        drop_last: bool | None,
-        memory: int | str,
-        cache: bool | str,
-        threads: int | None,
-        rank: int | None,
-        world_size: int | None,
-        device: Any,
-        transform: Callable[[dict[str, Any]], Any] | None,
+        batch_size: int = 128,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool | None = None,
+        memory: int | str = "auto",
+        cache: bool | str = "auto",
+        threads: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        device: Any = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.rank, self.world_size = _ranks(rank, world_size)
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
@@ -223,7 +188,7 @@ class Loader:
                 f"{self.plan}: patterns of a chunk look alike, and few chunks are shuffled together; {' or '.join(ways)} brings the noise "
                 f"to {NOISY} or less",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     # --- the order ----------------------------------------------------------------------------------------------
@@ -418,6 +383,10 @@ class Loader:
                 name: value.to(self.device, non_blocking=True) for name, value in batch.items()
             }
         return batch if self.transform is None else self.transform(batch)
+
+
+#: as the public name is spelled
+loader = Loader
 
 
 def _checked(device: Any) -> Any:
