@@ -131,7 +131,14 @@ def program(command: Callable[[], int]) -> NoReturn:
 
     open_streams()
     postpone_collection()
-    sys.exit(command())
+    code = command()
+    if (
+        code == 75
+    ):  # Python may crash or hang when it takes modules apart whose import was interrupted
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 class Unfailing(io.TextIOWrapper):
