@@ -10,7 +10,7 @@ import pytest
 
 from stem_dask.core.errors import ConfigError, InterruptedRunError, LockedError, StoreError
 from stem_dask.core.model import Record
-from stem_dask.engine.state import open_state, unfinished_token
+from stem_dask.engine.state import open_state, refuse_foreign, unfinished_token
 from stem_dask.storage import publish as publishing
 from stem_dask.storage.publish import publish, run_folder, temporary
 
@@ -810,3 +810,20 @@ def test_the_journal_takes_no_line_of_an_owner_that_was_taken_over(output, monke
         now[0] += 100
         note(state, 1, job="export")
     assert (output.folder / "journal").read_bytes() == before
+
+
+def test_what_another_run_removes_meanwhile_is_not_foreign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two starts at once: the other one drops the unfinished run between our look at the folder and at its files."""
+    (tmp_path / "run.json").write_text('{"token": "a"}')
+    (tmp_path / "journal").write_text("")
+    listed = os.listdir
+
+    def listing(folder: Path) -> list[str]:
+        names = listed(folder)
+        (tmp_path / "journal").unlink()
+        return names
+
+    monkeypatch.setattr(os, "listdir", listing)
+    refuse_foreign(tmp_path)

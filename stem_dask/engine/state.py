@@ -299,8 +299,12 @@ def _stamp(path: str | Path) -> list[int]:
 
 def refuse_foreign(folder: Path) -> None:
     """Raise ConfigError for a folder that is not of a run, or a link in place of it or of anything that a run makes in it."""
-    if not os.path.lexists(folder):
-        return
+    if os.path.lexists(folder):
+        with contextlib.suppress(FileNotFoundError):  # another run may just remove what is listed
+            _refuse_foreign(folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
     needs = "the run keeps its journal in a folder of that name; move it away, or choose another output.path"
     if kind_of(folder) != "a folder":
         raise ConfigError(f"{folder} is {kind_of(folder)}, and {needs}")
