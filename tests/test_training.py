@@ -1,4 +1,4 @@
-"""Datasets for training: values of every format, type and option; fields; what is left out; parts; thinned counts."""
+"""`PatternDataset` yields the right values for every format, type and option, and leaves out missing and empty patterns."""
 
 import json
 import pickle

@@ -110,12 +110,18 @@ def check(loader: Any, every: Any, ds: Any) -> None:
 def rank(number: int, address: str, path: str) -> Any:
     import torch.distributed
 
+    import stem_dask.training.loader as loaders
+
     torch.distributed.init_process_group("gloo", init_method=address, rank=number, world_size=2)
     try:
         loader = sd.loader(sd.PatternDataset(path), 5, memory=200_000, cache=False)
         lengths = [None, None]
         torch.distributed.all_gather_object(lengths, len(loader))
         found = [b["index"].tolist() for b in loader]
+        # one rank has room for all patterns, the other one for few
+        loaders.free_bytes = lambda: (10**9, 800_000)[number]
+        auto = sd.loader(sd.PatternDataset(path), 5)
+        lengths.append((auto.plan.mode, auto.plan.memory))
         return loader.rank, loader.world_size, lengths, found
     finally:
         torch.distributed.destroy_process_group()
@@ -138,7 +144,9 @@ def test_ranks_of_torch_distributed(paths: dict[str, Path], tmp_path: Path) -> N
         for child in children:
             child.kill()
             child.join()
-    assert [one[:3] for one in found] == [(0, 2, [6, 6]), (1, 2, [6, 6])]
+    assert [(*one[:2], one[2][:2]) for one in found] == [(0, 2, [6, 6]), (1, 2, [6, 6])]
+    assert found[0][2][2] == found[1][2][2]
+    assert found[0][2][2][1] <= 200_000
     index = [i for one in found for batch in one[3] for i in batch]
     assert len(index) == len(set(index)) == 60
     ds = sd.PatternDataset(paths["run"])

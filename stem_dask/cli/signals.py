@@ -132,9 +132,8 @@ def program(command: Callable[[], int]) -> NoReturn:
     open_streams()
     postpone_collection()
     code = command()
-    if (
-        code == 75
-    ):  # Python may crash or hang when it takes modules apart whose import was interrupted
+    # Python may crash or hang when it takes modules apart whose import was interrupted
+    if code == 75:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -321,7 +321,7 @@ def summary(results: Mapping[str, Any], folder: str) -> list[str]:
     return [
         f"patterns    {n['all']:,} of {by(results['shape'])}, {n['train']:,} to train and {n.get('val', 0):,} to validate",
         f"losses      train {last['train']:.4g}, {val} ({results['options']['loss']}, epoch {last['epoch']})",
-        *([] if leak is None else [f"leak        {leak:.2f}: {near}"]),
+        *([] if leak is None else [f"leak        {leak:z.2f}: {near}"]),
         f"map         {folder}/training.png" if results["has_map"] else f"map         {NO_MAP}",
         *(f"file        {folder}/{name} ({size(n)})" for name, n in results["files"].items()),
     ]

@@ -450,7 +450,7 @@ class PatternDataset:
         near = (
             ""
             if found is None
-            else f"; validation patterns correlate {found:.2f} with their nearest training pattern"
+            else f"; validation patterns correlate {found:z.2f} with their nearest training pattern"
         )
         if by == "random":
             warnings.warn(f"by='random'{near}: the validation loss is not that of unseen patterns; set by='blocks'", UserWarning, stacklevel=2)  # fmt: skip

@@ -65,7 +65,8 @@ class Loader:
     shuffle : whether the order is random, else that of ``ds.positions``
     seed : of the order
     drop_last : leave out what does not fill a batch of every rank; default only when several ranks shuffle
-    memory : bytes, or text such as ``"64MB"``, for patterns in memory; ``auto`` is a quarter of what is free
+    memory : bytes, or text such as ``"64MB"``, for patterns in memory; ``auto`` is a quarter of what is free, with `torch.distributed` the
+        least of all ranks, which must all make the loader if it shuffles
     cache : ``auto`` keeps all patterns in memory if they fit ``memory``; True, False
     threads : that read and decode; default the cores of this process
     rank, world_size : default those of `torch.distributed`, else of the environment (RANK, WORLD_SIZE), else 0 and 1
@@ -102,6 +103,7 @@ class Loader:
         device: Any = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
+        self._is_joint = rank is None and _distributed() is not None
         self.rank, self.world_size = _ranks(rank, world_size)
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
             if not hasattr(value, "__index__") or value < least:
@@ -142,8 +144,15 @@ class Loader:
     def _bytes(self, memory: int | str) -> int:
         """Bytes for patterns; ``auto`` is rounded down, so that it is seldom another one in the next session."""
         if memory == "auto":
-            chunks = max(2, free_bytes() // 4 // self._chunk_bytes)
-            return int(2 ** (chunks.bit_length() - 1)) * self._chunk_bytes
+            on_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as torchrun sets it
+            chunks = max(2, free_bytes() // (4 * on_node) // self._chunk_bytes)
+            found = int(2 ** (chunks.bit_length() - 1)) * self._chunk_bytes
+            if not (self._is_joint and self.shuffle):
+                return found
+            # in one mode and with equal windows, because else two ranks would yield the same patterns
+            each = [0] * self.world_size
+            import_torch().distributed.all_gather_object(each, found)
+            return min(each)
         try:
             found = parse_bytes(memory) if isinstance(memory, str) else operator.index(memory)
         except (ValueError, TypeError):
@@ -403,12 +412,17 @@ def _checked(device: Any) -> Any:
         ) from error
 
 
+def _distributed() -> Any:
+    """The module `torch.distributed` where this process has joined a group, else None."""
+    found = getattr(sys.modules.get("torch"), "distributed", None)
+    return found if found and found.is_available() and found.is_initialized() else None
+
+
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """Rank and number of ranks, as given, of `torch.distributed`, of the environment, or 0 and 1."""
     if (rank is None) != (world_size is None):
         raise ConfigError(f"rank is {rank} and world_size {world_size}; give both or none")
-    distributed = getattr(sys.modules.get("torch"), "distributed", None)
-    if rank is None and distributed and distributed.is_available() and distributed.is_initialized():
+    if rank is None and (distributed := _distributed()) is not None:
         rank, world_size = distributed.get_rank(), distributed.get_world_size()
     elif rank is None:
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
