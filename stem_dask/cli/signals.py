@@ -132,7 +132,7 @@ def program(command: Callable[[], int]) -> NoReturn:
     open_streams()
     postpone_collection()
     code = command()
-    # Python may crash or hang when it takes modules apart whose import was interrupted
+    # a library whose import was interrupted has not registered its own end, and may crash the end of Python (h5py does)
     if code == 75:
         sys.stdout.flush()
         sys.stderr.flush()

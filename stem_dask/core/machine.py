@@ -1,6 +1,5 @@
 """What this process may use of its machine: cores, memory, and a disk of the node; batch systems and cgroups may allow a part."""
 
-import atexit
 import contextlib
 import ctypes
 import functools
@@ -196,15 +195,9 @@ def load_meanwhile(*names: str) -> None:
     def load() -> None:
         with contextlib.suppress(Exception):
             for name in names:
+                if not threading.main_thread().is_alive():
+                    return
                 importlib.import_module(name)
 
-    thread = threading.Thread(target=load, daemon=True)  # on a slow disk the process may end before
-
-    def end() -> None:
-        if thread.ident is not None:
-            thread.join(10.0)
-
-    # a thread that is stopped within an import may keep Python's import lock, for which the end of the process waits for ever,
-    # or crash it; registered first, because an interrupt may come while the thread is started
-    atexit.register(end)
-    thread.start()
+    # No daemon: what is imported while the process ends can no longer register its own end, and h5py then crashes.
+    threading.Thread(target=load).start()
