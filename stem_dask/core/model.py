@@ -71,6 +71,7 @@ class SourceInfo:
     """What a reader found in the header of a file.
 
     ``axes`` has one `Axis` per dimension, slowest first; ``stored_shape`` is the shape in the file, before selection.
+    ``scan_part`` has (size as acquired, first, step) of scan_y and scan_x, when only a part of the scan was selected;
     ``notes`` are remarks for the user; ``metadata`` is the metadata of the file as nested dictionaries; ``given`` holds values
     that the user set instead; ``about`` are attributes for the patterns (beam energy, title, and more in files of stem_dask).
     """
@@ -85,6 +86,7 @@ class SourceInfo:
     metadata: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    scan_part: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def title(self) -> str:

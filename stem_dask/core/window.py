@@ -124,22 +124,54 @@ def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDA
     return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
 
 
+#: scattered counts below which a pattern has no retention radius of its own: their Poisson noise is above 5 %
+FEWEST_SCATTERED = 400.0
+
+
 def radii_for_target(
-    profile: NDArray, total: NDArray, target: float, metric: str, exact: bool
+    profile: NDArray, total: NDArray, target: float, metric: str, exact: bool, *, least: int = 0
 ) -> NDArray[np.float32]:
-    """Retention radius for a target, from stored profiles (…, radius): NaN where the total is 0.
+    """Retention radius, ``least`` or more, for a target, from stored profiles (…, radius): NaN where the total is 0.
 
     A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
     inside is recovered exactly; otherwise the radius is never too small, and too large only where the share lies
     within 6e-8 of the target.
     """
-    share = profile.astype(np.float64)
-    inside = share * total[..., None]
-    if exact:
-        inside = np.where((total < 2**22)[..., None], np.rint(inside), inside)
-    reached = inside >= target * total[..., None]
-    if metric == "square":
-        reached[..., 0] = False
-    radii = np.argmax(reached, axis=-1).astype(np.float32)
+    inside = _inside(profile, total, exact)
+    radii = _first(inside >= target * total[..., None], metric, least)
     radii[~(total > 0)] = np.nan
     return radii
+
+
+def scattered_radii(
+    profile: NDArray,
+    total: NDArray,
+    direct: NDArray,
+    disc_radius: float,
+    target: float,
+    metric: str,
+    exact: bool,
+) -> NDArray[np.float32]:
+    """Radius, ``disc_radius + 2.5`` or more, that keeps a share of the intensity outside the direct disc; see `radii_for_target`.
+
+    NaN where fewer than `FEWEST_SCATTERED` counts are outside the disc, or its intensity ``direct`` is NaN.
+    """
+    scattered = total - direct
+    inside = _inside(profile, total, exact) - direct[..., None]
+    least = math.ceil(disc_radius + 2.5)
+    radii = _first(inside >= target * scattered[..., None], metric, least)
+    radii[~(scattered >= FEWEST_SCATTERED)] = np.nan
+    return radii
+
+
+def _inside(profile: NDArray, total: NDArray, exact: bool) -> NDArray[np.float64]:
+    """The intensity inside each radius."""
+    inside = profile.astype(np.float64) * total[..., None]
+    return np.where((total < 2**22)[..., None], np.rint(inside), inside) if exact else inside
+
+
+def _first(reached: NDArray[np.bool_], metric: str, least: int) -> NDArray[np.float32]:
+    """The smallest radius that reaches the target; all are inside the largest."""
+    reached[..., : max(least, metric == "square")] = False
+    reached[..., -1] = True
+    return np.argmax(reached, axis=-1).astype(np.float32)

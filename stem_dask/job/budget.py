@@ -43,7 +43,7 @@ _logger = logging.getLogger("stem_dask")
 PASSING = 5
 
 #: 8-byte values that the analysis keeps per pattern, in addition to its profile
-VALUES_KEPT = 8
+VALUES_KEPT = 10
 
 #: a detector-first file larger than this share of the machine's memory is transposed first; a smaller one stays in the
 #: page cache while its blocks are read, so that nothing is read from the disk twice
@@ -298,8 +298,7 @@ def disk_need(
         kept += n * _kept_bytes(config, what)
         kept += n_blocks * math.prod(what.detector) * (8 + what.patterns.itemsize)
     transposed = transposed_bytes(found)
-    # with hot pixels there is a second analysis
-    least, most = transposed + kept, transposed + kept * (3 if config.input.mask == "auto" else 2)
+    least, most = transposed + kept, transposed + 2 * kept
     if config.output.normalize != "none":
         most += n * out * what.patterns.itemsize  # the counts wait in a store
     # the first output may be in an object store

@@ -198,10 +198,10 @@ def read_mask(
     mask: str | PathLike[str] | Mapping[str, Sequence[Any]] | NDArray, detector: Sequence[int]
 ) -> NDArray[np.bool_]:
     """A mask from a .npy file, an array, or lists of ``pixels`` [y, x], ``rows`` and ``columns``."""
-    if isinstance(mask, str) and mask == "auto":
+    if isinstance(mask, str) and mask in ("auto", "stop"):
         raise ConfigError(
-            "mask auto needs the mean pattern of the analysis: open without a mask, analyze, "
-            "and open again with mask=sd.suspected_hot_pixels(analysis)"
+            f"mask {mask} needs a sample of the patterns: open without a mask, and open again with "
+            "mask=sd.survey(patterns).flags > 0"
         )
     if isinstance(mask, (str, PathLike)):
         return read_plane(mask, "mask", detector) != 0
