@@ -52,6 +52,7 @@ from stem_dask.readers.views import View
 from stem_dask.stages.analyze import (
     PER_PATTERN,
     REDUCED,
+    analyze as analyze_patterns,
     analysis_attrs,
     analysis_of_blocks,
     block_statistics,
@@ -60,10 +61,11 @@ from stem_dask.stages.analyze import (
 )
 from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
+from stem_dask.stages.descan import fit_descan, refuse_rough
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
-from stem_dask.stages.open import block_array, lazy_blocks, lazy_sample
+from stem_dask.stages.open import block_array, lazy_blocks, lazy_sample, open_patterns
 from stem_dask.stages.survey import (
     DEAD,
     HOT,
@@ -430,7 +432,36 @@ def analyze(job: Job) -> None:
     else:
         _read_analysis(job, job.plan.precomputed.store)
         _mask_suspected(job)
+    fit(job)
     _note_analysis(job)
+
+
+def fit(job: Job) -> None:
+    """Fit the descan of a scan in which discs were found, and of any scan where windows follow it."""
+    assert job.analysis is not None
+    options, needed = job.config.descan, job.config.crop.align == "descan"
+    if not needed and job.analysis.attrs["center_method"] != "disc":
+        return
+    try:
+        reference = None if options.reference is None else _reference(options.reference)
+        how = {"order": options.order, "region": options.region, "reference": reference}
+        job.analysis = fit_descan(job.analysis, **how)
+    except ConfigError:
+        if needed or options.reference is not None or options.region is not None:
+            raise
+        return
+    if needed:
+        refuse_rough(job.analysis)
+        job.warnings += report.descan_warnings(job.analysis)
+
+
+def _reference(path: str) -> xr.Dataset:
+    """The analysis of a vacuum scan: that of a finished crop, or a new one of any other file."""
+    if path.rstrip("/").endswith(".zarr") and at(path, "analysis", DOCUMENT).is_file():
+        stored = zarr.open_group(path, "analysis")
+        if "descan" in stored.attrs:
+            return stored
+    return fit_descan(analyze_patterns(open_patterns(path), center_method="disc").compute())
 
 
 def survey(job: Job) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import LIST_DIMS, Axis, Window
 from stem_dask.core.text import size
+from stem_dask.stages.descan import EXTRAPOLATED
 from stem_dask.stages.survey import DEAD, HOT, Survey
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened, publish, temporary
@@ -190,6 +191,17 @@ def background_threshold(analysis: xr.Dataset) -> float | None:
         threshold = (math.floor(most / step) + 1) * step if step else 0.0
     # a threshold above the mean pattern would remove the beam, too
     return threshold if most > 0 and mean.max() > threshold else None
+
+
+def descan_warnings(analysis: xr.Dataset) -> list[str]:
+    """A warning about a fit that is extrapolated."""
+    leverage = analysis.attrs["descan"]["leverage"]
+    if not leverage > EXTRAPOLATED:
+        return []
+    return [
+        f"the descan is extrapolated: at a corner of the scan its predicted standard deviation is {leverage:.2f} px, above "
+        f"{EXTRAPOLATED:g}; fit in a larger descan.region, or give a vacuum scan as descan.reference"
+    ]
 
 
 def window_warnings(window: Window, filled: NDArray) -> list[str]:

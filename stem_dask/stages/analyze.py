@@ -400,7 +400,10 @@ def analysis_dataset(
         PROFILE_RADIUS: pd.RangeIndex(reduced["profile_min"].shape[0]),
         **{f"source_{name}": coordinate(axis_of(patterns, name), f"source_{name}") for name in ("ky", "kx")},
     }  # fmt: skip
-    return labelled(xr.Dataset(data, coords=coords, attrs=dict(options)))
+    attrs = dict(options)
+    if "scan_part" in patterns.attrs:
+        attrs["scan_part"] = patterns.attrs["scan_part"]
+    return labelled(xr.Dataset(data, coords=coords, attrs=attrs))
 
 
 def fold_analysis(
