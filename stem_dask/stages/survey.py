@@ -25,6 +25,9 @@ KINDS = {"given": GIVEN, "hot": HOT, "dead": DEAD, "not_finite": NOT_FINITE}
 #: a disc of a smaller radius has no rim (px)
 SMALLEST_RADIUS = 2.0
 
+#: rim and center of mass of a disc lie within so many px of each other; those of overlapping discs and of few electrons do not
+AGREES = 0.5
+
 #: patterns at most from which pixelwise medians and areas of discs are taken, and values for the background
 SOME, SOME_VALUES = 64, 2**21
 
@@ -352,8 +355,13 @@ class _Search:
             radius = self.by_area = float(np.median(areas))
             if not self.big_enough(radius):
                 return
-        # about the start, then about ever better planes
-        for order, factor in ((0, 2.6), (1, 2.6), (1, 2.0), (1, 1.3), *((1, 1.0),) * 5):
+        # near the start, where no brighter disc of a crystal is; farther out only if that is too near; then about ever better planes
+        _, found = self.fit(radius, radius + 2, 0)
+        rounds = [(1, 1.0)] * 6
+        if found.sum() < 0.75 * self.filled.sum():
+            self.constant(self.start)
+            rounds = [(0, 2.6), (1, 2.6), (1, 2.0), (1, 1.3), *rounds]
+        for order, factor in rounds:
             s, found = self.fit(radius, factor * radius + 2, order)
             if not found.any():
                 break
@@ -416,11 +424,16 @@ class _Search:
         return float(np.median(off)) / 1.1774, found
 
     def rims(self, radius: float, found: NDArray[np.bool_]) -> tuple[float, float]:
-        """Median displacement of the rims that are seen in 60 % of the sectors, and the share of the patterns that have one."""
+        """Median displacement of the rims that are seen in 60 % of the sectors, and the share of the patterns whose rim lies where
+        their disc does."""
+        if not found.any():
+            return 0.0, 0.0
         rims = fit_rims(self.sample[found], self.beams[found], radius, self.good)
         clear = rims[:, 3] >= 0.6 * (32 if radius >= 20 else 16)
         change = float(np.median(rims[clear, 2])) if clear.any() else 0.0
-        return change, float(clear.sum() / self.filled.sum())
+        off = np.hypot(*(rims[:, :2] - self.beams[found]).T)
+        agree = clear & (off < AGREES) & (np.abs(rims[:, 2]) < AGREES)
+        return change, float(agree.sum() / self.filled.sum())
 
     def believable(self, radius: float, found: NDArray[np.bool_]) -> bool:
         """Whether the mean of the patterns, moved onto one place, has a disc of this radius, and half of the patterns have its rim."""
@@ -446,10 +459,10 @@ class _Search:
             if abs(each - together) > 0.15 * together:
                 self.why = f"the patterns give a radius of {each:.1f} px, but their mean {together:.1f} px"
                 return False
-        _, clear = self.rims(radius, found) if found.any() else (0.0, 0.0)
-        if clear < 0.5:
-            self.why = f"only {clear:.0%} of the patterns have the rim of a disc of radius {radius:.1f} px, expected half"
-        return clear >= 0.5
+        _, agree = self.rims(radius, found)
+        if agree < 0.5:
+            self.why = f"{agree:.0%} of the patterns have the rim of a disc of radius {radius:.1f} px, expected 50%"
+        return agree >= 0.5
 
 
 def filled(image: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
