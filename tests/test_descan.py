@@ -315,6 +315,23 @@ def test_uneven_discs_count_less():
     assert off[1] < 0.1 < off[0]
 
 
+@pytest.mark.parametrize("place", ["rows", "corner", "middle"])
+def test_a_third_together_has_no_part_if_its_discs_are_uneven(place):
+    _, d = surface(np.random.default_rng(8), 1, (40, 40))
+    where = {
+        "rows": np.s_[:13],
+        "corner": np.s_[:23, :23],
+        "middle": np.s_[9:32, 9:32],
+    }[place]
+    beam = d + np.random.default_rng(9).normal(0, 0.1, d.shape)
+    beam[where] += 3
+    spread = np.full((40, 40), 0.05)
+    spread[where] = 0.5
+    found = fit_descan(beam[..., 0], beam[..., 1], descan_weight(spread))
+    assert found.order == 1
+    assert np.abs(found.at((40, 40)) - d).max() < 0.05
+
+
 def test_large_scans_take_part_of_the_beams_to_begin_with():
     rng = np.random.default_rng(7)
     shape = (256, 192)

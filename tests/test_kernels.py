@@ -1,16 +1,29 @@
 """Every kernel against its slow twin: types, layouts, odd values, edges, ties."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import twins
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import stem_dask as sd
 from stem_dask.kernels.analysis import analyze_patterns, largest_radius
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.downsample import downsample_patterns, result_dtype
 from stem_dask.kernels.intensity import accumulator, native
-from stem_dask.kernels.pixels import add_lit, correct_patterns, fill_bad, hot_pixels, neighbours
+from stem_dask.kernels.pixels import (
+    add_lit,
+    correct_patterns,
+    dead_pixels,
+    fill_bad,
+    hot_pixels,
+    neighbours,
+    stop_region,
+)
+from stem_dask.stages.blocks import sampled
 
 SHAPE = (3, 5, 17, 22)
 DTYPES = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "f2", "f4", "f8"]
@@ -473,6 +486,113 @@ def test_single_counts_in_the_dark_are_not_hot():
     assert not hot_pixels(mean, mean, 400, 1).any()
     mean[0, 0] = np.nextafter(6, 7)
     assert np.argwhere(hot_pixels(mean, mean, 400, 1)).tolist() == [[0, 0]]
+
+
+# --- dead pixels and beam stops -----------------------------------------------------------------
+
+
+def dead(patterns):
+    return dead_pixels(patterns.sum(0, dtype=float), (patterns > 0).sum(0), len(patterns))
+
+
+@pytest.mark.parametrize("n", [1, 5, 60])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 9), (17, 24)])
+def test_dead_pixels(shape, n):
+    rng = np.random.default_rng(n)
+    rates = np.full(shape, 20.0 if n < 60 else 0.5)
+    rates[:, 15:] /= rng.choice([1, 4, 30], rates[:, 15:].shape)
+    rates[rng.random(shape) < 0.05] = 0
+    patterns = rng.poisson(rates, (n, *shape))
+    for units in (1, 100, 0.1):
+        found = dead(patterns * units)
+        np.testing.assert_array_equal(found, twins.dead(patterns * units))
+        if shape[0] > 9 and units >= 1:
+            assert found.any()
+
+
+def test_dead_pixels_matter_where_there_is_intensity():
+    """A gap through the disc is found, its rim is none, and an electron may count 100."""
+    y, x = np.mgrid[:48, :50]
+    rates = np.where((y - 24) ** 2 + (x - 25) ** 2 <= 144, 2.0, 0.01)
+    rates[23:26] = rates[40, 40] = rates[28, 24] = 0
+    patterns = np.random.default_rng(0).poisson(rates, (60, 48, 50))
+    found = dead(patterns)
+    assert set(np.unique(np.nonzero(found)[0])) == {23, 24, 25, 28}
+    assert found[23:26, 22:28].all()
+    assert found[28].sum() == 1
+    faint = np.random.default_rng(0).poisson(0.03, (60, 48, 50))  # 1.8 electrons in all
+    assert not dead(faint * 100).any()
+    assert not dead(faint[:0]).any()
+
+
+def shared_samples(folder):
+    """Name, sample of at most 256 patterns and known answers of every simulated set."""
+    for truth in [*folder.glob("sim/*.truth.json"), *folder.glob("trust/*.truth.json")]:
+        known = json.loads(truth.read_text())
+        patterns = sd.open(truth.with_name(known["file"]))
+        yield known["file"], patterns.values[sampled(patterns.shape[:2])], known
+
+
+def test_no_good_pixel_of_shared_data_is_dead(shared_data):
+    n = 0
+    for name, sample, known in shared_samples(shared_data):
+        found = {tuple(place) for place in np.argwhere(dead(sample)).tolist()}
+        assert found <= set(map(tuple, known.get("dead_pixels", []))), name
+        # where it matters: in the direct disc
+        beam = np.array(known["true_beam_centre"])
+        y, x = np.rint(beam.mean((0, 1))).astype(int)
+        before = sample[:, y, x].copy()
+        sample[:, y, x] = 0
+        assert dead(sample)[y, x], name
+        sample[:, y, x] = before
+        n += 1
+        if name == "au_np_hot_dead_f32.hspy":
+            assert found == {
+                (62, 16)
+            }  # on a Bragg disc; 19 lie where less than 12 counts are expected
+    assert n == 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32))
+def test_stop_region(seed):
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(24, 50)), int(rng.integers(24, 50)))
+    center = rng.uniform(0.2, 0.8, 2) * shape
+    y, x = np.indices(shape)
+    mean = rng.uniform(0.5, 2, shape) / (1 + np.hypot(y - center[0], x - center[1]) / 9)
+    mean[(np.hypot(y - center[0], x - center[1]) < rng.uniform(0, 5))] *= 0.05
+    mean[(abs(x - center[1]) < rng.uniform(0, 3)) & (y < center[0])] *= rng.uniform(0, 0.3)
+    good = rng.random(shape) > 0.03
+    found, known = stop_region(mean, good, tuple(center)), twins.stop(mean, good, center)
+    assert (found is None) == (known is None)
+    if found is not None:
+        np.testing.assert_array_equal(found, known)
+
+
+def test_stops_of_shared_data(shared_data):
+    """No set has one; a stop drawn over the beam is found where there is anything to see around it."""
+    for name, sample, known in shared_samples(shared_data):
+        mean = sample.mean(0)
+        center = np.array(known["true_beam_centre"]).mean((0, 1))
+        assert stop_region(mean, None, tuple(center)) is None, name
+        y, x = np.indices(mean.shape) - center[:, None, None]
+        true = (np.hypot(y - 2, x - 1.5) < 10) | ((abs(x) < 3) & (y < 0))
+        found = stop_region(np.where(true, 0, mean), None, tuple(center))
+        if name == "vacuum_reference.hspy":
+            assert found is None
+        else:
+            assert found is not None, name
+            assert found[true].all(), name
+
+
+def test_a_large_detector_is_searched_on_squares():
+    y, x = np.mgrid[:515, :700]
+    mean = 1 / (1 + np.hypot(y - 250, x - 340) / 60)
+    true = (np.hypot(y - 252, x - 345) < 30) | ((abs(y - 252) < 8) & (x < 340))
+    found = stop_region(np.where(true, 0.01, mean), None, (250, 340))
+    assert (true & ~found).sum() == 0
+    assert found.sum() < 1.5 * true.sum()
 
 
 def test_lit_pixels_are_counted_as_intensity_counts():

@@ -263,6 +263,63 @@ def hot(patterns):
     return out
 
 
+def dead(patterns):
+    """Never lit, among pixels within 8 px of which half are lit, and nine in ten of these expect more than 12 electrons."""
+    n, height, width = patterns.shape
+    out = np.zeros((height, width), bool)
+    for y, x in np.ndindex(height, width):
+        expected, others = [], 0
+        for row, col in np.ndindex(height, width):
+            if 0 < (row - y) ** 2 + (col - x) ** 2 <= 64:
+                others += 1
+                values = patterns[:, row, col]
+                lit = sum(values > 0)
+                if lit:
+                    by_lit = -n * math.log(1 - lit / n) if lit < n else math.inf
+                    expected.append(min(values.sum(), by_lit))
+        if patterns[:, y, x].any() or not expected or len(expected) < others / 2:
+            continue
+        out[y, x] = sorted(expected)[(len(expected) - 1) // 10] > 12
+    return out
+
+
+def stop(mean, good, center):
+    """Grow from the center over dark pixels that lie in a cross of five dark ones; detectors of at most 64 px."""
+    (height, width), size = mean.shape, min(mean.shape) // 2
+    values = np.where(good, mean, 0)
+    edge = np.pad(values, size, mode="symmetric")
+    dark = np.zeros(mean.shape, bool)
+    for y, x in np.ndindex(mean.shape):
+        top, left = y + size - size // 2, x + size - size // 2
+        near = np.sort(edge[top : top + size, left : left + size], axis=None)
+        dark[y, x] = good[y, x] and values[y, x] < 0.2 * near[near.size * 60 // 100]
+
+    def beside(places, steps):
+        reached = set(places)
+        for _ in range(steps):
+            for y, x in list(reached):
+                reached |= {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)}
+        return {(y, x) for y, x in reached if 0 <= y < height and 0 <= x < width}
+
+    inner = {
+        (y, x)
+        for y, x in zip(*np.nonzero(dark), strict=True)
+        if 0 < y < height - 1 and 0 < x < width - 1 and all(dark[p] for p in beside([(y, x)], 1))
+    }
+    left, found = beside(inner, 1), set()
+    for start in beside([tuple(np.rint(center).astype(int))], 2) & left:
+        region = {start}
+        while len(grown := beside(region, 1) & left) > len(region):
+            region = grown
+        if len(region) > 0.002 * mean.size:
+            found |= region
+    if not found:
+        return None
+    out = np.zeros(mean.shape, bool)
+    out[tuple(zip(*beside(found, 2), strict=True))] = True
+    return out
+
+
 def fill_median(pattern, mask):
     """Every bad pixel becomes the median of the good pixels in the smallest square around it that has any."""
     out = pattern.copy()

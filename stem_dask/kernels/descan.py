@@ -103,7 +103,10 @@ def fit_descan(
     v: ArrayLike | None = None,
     u: ArrayLike | None = None,
 ) -> Descan:
-    """Fit the surface that most of the beams follow; a third of them may lie elsewhere.
+    """Fit the surface that most of the beams follow.
+
+    A third of the beams may lie elsewhere, if they are spread over the scan, or if their weight says so. Without weights, beams
+    that lie together at an edge of the scan, and are all moved alike, turn the surface when they are more than a fifth.
 
     Both components are fitted together: least squares, then least distances by 30 rounds of reweighting, then Tukey's biweight
     at 4.685 s, s = median distance / 1.1774, until no coefficient moves by 1e-10 px, in at most 60 rounds (P. W. Holland,

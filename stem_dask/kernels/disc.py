@@ -3,6 +3,7 @@
 All of it works on rows of a disc about a center, so that only pixels near the disc are read.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -77,12 +78,12 @@ def find_discs(
     whole, rows = dtype.kind != "f", 2 * math.ceil(reach + radius + 6)
     numbers = (float(radius), float(reach), max(1, round(0.7 * radius)), float(level), whole)
     kind = accumulator(dtype, max(height, width)) if dtype.kind != "i" else np.dtype(np.uint64)
-    spans, sums = np.empty((6, rows), np.int32), np.empty((2, max(width, rows) + rows), kind)
+    tables, sums = _tables(float(radius)), np.empty((2, rows), kind)
     found, cut = Discs(np.full((n, 2), np.nan), np.full(n, np.nan)), np.zeros(n, np.bool_)
     if dtype.kind == "u" and not masked:
         origin = np.zeros((n, 2), np.int64)
         _find_discs(
-            patterns, origin, expected, (height, width), numbers, before, False, spans, sums, *found, cut
+            patterns, origin, expected, (height, width), numbers, before, False, tables, sums, *found, cut
         )
     else:  # copies of what is near the disc, with zeros where a pixel does not count
         kept = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
@@ -93,7 +94,7 @@ def find_discs(
             _copy_near(patterns[part], expected[part], before, masked, origin, near)
             _find_discs(
                 native(near[: part.stop - i]), origin, expected[part], (height, width), numbers, before, masked,
-                spans, sums, found.center[part], found.spread[part], cut[part],
+                tables, sums, found.center[part], found.spread[part], cut[part],
             )  # fmt: skip
     if cut.any():
         rims = fit_rims(patterns[cut], found.center[cut], radius, good)
@@ -102,6 +103,24 @@ def find_discs(
         found.center[cut] = rims[:, :2]
         found.spread[cut] += 0 * rims[:, 0]  # NaN where none was found
     return found
+
+
+@functools.lru_cache(8)
+def _tables(radius: float) -> tuple[NDArray, ...]:
+    """Pixels about a pixel: half widths of a disc of radius + 1.5 by row; at its edge, nearest first: places, distances from
+    the edge, whether they are inside; places of the ring from radius + 2 to radius + 4."""
+    most, around = math.ceil(radius + 4), radius + MARGIN
+    y, x = np.mgrid[-most : most + 1, -most : most + 1]
+    places, square = np.stack([y, x], axis=-1), (y**2 + x**2).astype(float)
+    inside = square <= around**2
+    halves = (inside[most : most + int(around) + 1].sum(axis=1) - 1) // 2
+    gap = np.abs(np.sqrt(square) - around)
+    edge = np.nonzero(gap < 1 + 1e-6)
+    order = np.argsort(gap[edge], kind="stable")
+    beyond = (square > (radius + 2) ** 2) & (square <= (radius + 4) ** 2)
+    return (
+        halves, places[edge][order], gap[edge][order] - 1e-9, inside[edge][order], places[beyond],
+    )  # fmt: skip
 
 
 @numba.njit(nogil=True, cache=CACHE)
@@ -153,15 +172,15 @@ def _spans(y, x, radius, y0, bounds, first, last):  # type: ignore[no-untyped-de
         last[k] = np.int32(b) if some else np.int32(-1)
 
 
-@numba.njit(nogil=True, cache=CACHE, fastmath=_FAST)
+@numba.njit(nogil=True, cache=CACHE)
 def _find_discs(  # type: ignore[no-untyped-def]
-    patterns, origin, expected, detector, numbers, before, masked, spans, sums, center, spread, cut
+    patterns, origin, expected, detector, numbers, before, masked, tables, sums, center, spread, cut
 ):
     """`find_discs` of unsigned or float patterns, or of parts of patterns that begin at an origin."""
     radius, reach, half, level, whole = numbers
     kind, around = sums.dtype.type, radius + MARGIN
-    rows = spans.shape[1]
-    a0, b0, a1, b1, a2, b2 = spans
+    halves, rim, rim_gap, rim_inside, beyond = tables
+    firsts, lasts = np.empty((2, int(2 * radius) + 2), np.int32)
     for i in range(len(patterns)):
         near_y, near_x = expected[i, 0] - origin[i, 0], expected[i, 1] - origin[i, 1]
         if not (abs(near_y) < 1e9 and abs(near_x) < 1e9):
@@ -213,100 +232,95 @@ def _find_discs(  # type: ignore[no-untyped-def]
         if n_box == 0:
             continue
 
-        # center of mass of capped values, and without the cap; once summed, only pixels that enter or leave are visited
+        # center of mass of capped values, and without the cap
         cap = float(box) / n_box / 2
         if whole:
             cap = max(1.0, math.floor(cap))
         most = pattern.dtype.type(cap)
-        y, x, base = float(at_y), float(at_x), float(int(math.floor(near_y)) - rows // 2)
-        top_row = int(base)
-        _spans(y, x, around, base, bounds, a0, b0)
-        total, moment_y, moment_x = 0.0, 0.0, 0.0
-        total_all, moment_y_all, moment_x_all = 0.0, 0.0, 0.0
-        sums[:, :rows] = 0
-        first_x = int(math.ceil(x - around))
-        for k in range(rows):
-            if b0[k] < 0:
-                continue
-            row = pattern[top_row + k, a0[k] : b0[k] + 1]
-            capped = sums[0, a0[k] - first_x : b0[k] - first_x + 1]
-            every = sums[1, a0[k] - first_x : b0[k] - first_x + 1]
-            in_row, in_row_all = kind(0), kind(0)
-            for j in range(row.size):
-                value, low = kind(row[j]), kind(min(row[j], most))
-                in_row += low
-                in_row_all += value
-                capped[j] += low
-                every[j] += value
-            total += in_row
-            total_all += in_row_all
-            moment_y += in_row * (base + k)
-            moment_y_all += in_row_all * (base + k)
-        for j in range(rows):
-            moment_x += sums[0, j] * float(first_x + j)
-            moment_x_all += sums[1, j] * float(first_x + j)
-        found = False
+        y, x = float(at_y), float(at_x)
+        found, summed = False, False
         for turn in range(8):
+            off_y, off_x = y - at_y, x - at_x
+            off = math.sqrt(off_y * off_y + off_x * off_x)
+            if not summed or off > 1:
+                # about a pixel, row by row
+                at_y, at_x = int(np.rint(y)), int(np.rint(x))
+                off_y, off_x = y - at_y, x - at_x
+                off = math.sqrt(off_y * off_y + off_x * off_x)
+                summed = True
+                sum_, sum_y, sum_x, all_, all_y, all_x = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+                tall = halves.size - 1
+                sums[:, : 2 * tall + 1] = 0
+                for k in range(max(-tall, least_y - at_y), min(tall, most_y - at_y) + 1):
+                    a = max(at_x - halves[abs(k)], least_x)
+                    b = min(at_x + halves[abs(k)], most_x) + 1
+                    if a >= b:
+                        continue
+                    row = pattern[at_y + k, a:b]
+                    capped = sums[0, a - at_x + tall : b - at_x + tall]
+                    every = sums[1, a - at_x + tall : b - at_x + tall]
+                    in_row, in_row_all = kind(0), kind(0)
+                    for j in range(row.size):
+                        low, high = kind(min(row[j], most)), kind(row[j])
+                        in_row += low
+                        in_row_all += high
+                        capped[j] += low
+                        every[j] += high
+                    sum_ += in_row
+                    all_ += in_row_all
+                    sum_y += float(in_row) * k
+                    all_y += float(in_row_all) * k
+                for j in range(2 * tall + 1):
+                    sum_x += float(sums[0, j]) * (j - tall)
+                    all_x += float(sums[1, j]) * (j - tall)
+            # then only pixels at the edge can enter or leave
+            total, moment_y, moment_x = sum_, sum_y, sum_x
+            total_all, moment_y_all, moment_x_all = all_, all_y, all_x
+            for k in range(rim_gap.size):
+                if rim_gap[k] > off:
+                    break
+                dy, dx = rim[k, 0], rim[k, 1]
+                within = (dy - off_y) * (dy - off_y) + (dx - off_x) * (dx - off_x) <= around * around
+                if (
+                    within != rim_inside[k]
+                    and least_y <= at_y + dy <= most_y
+                    and least_x <= at_x + dx <= most_x
+                ):
+                    value = pattern[at_y + dy, at_x + dx]
+                    high, low = float(value), float(min(value, most))
+                    if not within:
+                        high, low = -high, -low
+                    total += low
+                    moment_y += low * dy
+                    moment_x += low * dx
+                    total_all += high
+                    moment_y_all += high * dy
+                    moment_x_all += high * dx
             if not total > 0:
                 break
             before_y, before_x = y, x
-            y, x = moment_y / total, moment_x / total
+            y, x = at_y + moment_y / total, at_x + moment_x / total
             if abs(y - near_y) > reach + 1 or abs(x - near_x) > reach + 1:
                 break
             if turn == 7 or (y - before_y) ** 2 + (x - before_x) ** 2 < 1e-4:
                 found = True
                 break
-            _spans(y, x, around, base, bounds, a1, b1)
-            for k in range(rows):
-                if a0[k] == a1[k] and b0[k] == b1[k]:
-                    continue
-                row, place = pattern[top_row + k], base + k
-                apart = max(a0[k], a1[k]) > min(b0[k], b1[k]) + 1 or b0[k] < 0 or b1[k] < 0
-                for part in range(3):  # pixels on the left, on the right; first all of a span without a common part
-                    if part == 0:
-                        if not apart:
-                            continue
-                        start, stop, sign = int(a0[k]), int(b0[k]) + 1, -1.0
-                        a0[k], b0[k] = a1[k], a1[k] - 1
-                    elif part == 1:
-                        start, stop = int(min(a0[k], a1[k])), int(max(a0[k], a1[k]))
-                        sign = 1.0 if a1[k] < a0[k] else -1.0
-                    else:
-                        start, stop = int(min(b0[k], b1[k])) + 1, int(max(b0[k], b1[k])) + 1
-                        sign = 1.0 if b1[k] > b0[k] else -1.0
-                    for j in range(start, stop):
-                        high, low = sign * float(row[j]), sign * float(min(row[j], most))
-                        total += low
-                        moment_y += low * place
-                        moment_x += low * j
-                        total_all += high
-                        moment_y_all += high * place
-                        moment_x_all += high * j
-                a0[k], b0[k] = a1[k], b1[k]
         if not found:
             continue
 
         # a disc is three times as bright as the ring about it
-        _spans(y, x, radius + 2, base, bounds, a1, b1)
-        _spans(y, x, radius + 4, base, bounds, a2, b2)
-        ring, n_ring = 0.0, 0
-        for k in range(rows):
-            if b2[k] < 0:
-                continue
-            row = top_row + k
-            a, b = (a1[k], b1[k]) if b1[k] >= 0 else (b2[k] + 1, b2[k])
-            for j in range(a2[k], a):
-                ring += pattern[row, j]
-            for j in range(b + 1, b2[k] + 1):
-                ring += pattern[row, j]
-            if masked:
-                counts = before[row + top]
-                n_ring += counts[a + left] - counts[a2[k] + left]
-                n_ring += counts[b2[k] + left + 1] - counts[b + left + 1]
-            else:
-                n_ring += a - a2[k] + b2[k] - b
+        ring, n_ring = kind(0), 0
+        around_y, around_x = int(np.rint(y)), int(np.rint(x))
+        for k in range(len(beyond)):
+            dy, dx = around_y + beyond[k, 0], around_x + beyond[k, 1]
+            if least_y <= dy <= most_y and least_x <= dx <= most_x:
+                ring += kind(pattern[dy, dx])
+                if masked:
+                    n_ring += before[dy + top, dx + left + 1] - before[dy + top, dx + left]
+                else:
+                    n_ring += 1
         if n_ring > 0:
-            least = 3 * max(0.0, ring / n_ring - level) * n_box
+            least = 3 * max(0.0, float(ring) / n_ring - level) * n_box
             if whole:
                 least += 3 * math.sqrt(least)
             if float(box) - level * n_box < least:
@@ -314,7 +328,8 @@ def _find_discs(  # type: ignore[no-untyped-def]
         center[i, 0], center[i, 1] = y + top, x + left
         spread[i] = 0.0
         if total_all > 0:
-            spread[i] = math.hypot(moment_y_all / total_all - y, moment_x_all / total_all - x)
+            uneven_y, uneven_x = at_y + moment_y_all / total_all - y, at_x + moment_x_all / total_all - x
+            spread[i] = math.sqrt(uneven_y * uneven_y + uneven_x * uneven_x)
 
         # how much of the disc is masked or off the detector
         if (
@@ -322,12 +337,13 @@ def _find_discs(  # type: ignore[no-untyped-def]
             or min(y - least_y, most_y - y) < radius
             or min(x - least_x, most_x - x) < radius
         ):
-            _spans(y, x, radius, base, (-1e9, 1e9, -1e9, 1e9), a1, b1)
+            base = int(math.ceil(y - radius))
+            _spans(y, x, radius, float(base), (-1e9, 1e9, -1e9, 1e9), firsts, lasts)
             n_disc, n_good = 0, 0
-            for k in range(rows):
-                row = top_row + k + top
-                n_disc += b1[k] - a1[k] + 1
-                a, b = max(a1[k] + left, 0), min(b1[k] + left, detector[1] - 1)
+            for k in range(firsts.size):
+                row = base + k + top
+                n_disc += lasts[k] - firsts[k] + 1
+                a, b = max(firsts[k] + left, 0), min(lasts[k] + left, detector[1] - 1)
                 if 0 <= row < detector[0] and b >= a:
                     n_good += before[row, b + 1] - before[row, a] if masked else b - a + 1
             cut[i] = n_good < 0.98 * n_disc
@@ -348,7 +364,7 @@ def direct_intensity(
     >>> found.tolist()
     [13.0, 0.0]
     """
-    zero = np.float64(0) if patterns.dtype.kind == "f" else np.uint64(0)
+    zero = accumulator(patterns.dtype, patterns.shape[2]).type(0)  # of sums over a row
     _direct(patterns, centers, radius + MARGIN, zero, out)
 
 
@@ -359,7 +375,7 @@ def _direct(patterns, centers, around, zero, out):  # type: ignore[no-untyped-de
     first, last = np.empty((2, int(2 * around) + 2), np.int32)
     for i in range(n):
         y, x = centers[i]
-        total = zero
+        total = 0.0
         if abs(y) < 1e9 and abs(x) < 1e9:  # not for NaN
             base = int(math.ceil(y - around))
             _spans(y, x, around, float(base), bounds, first, last)
@@ -367,8 +383,10 @@ def _direct(patterns, centers, around, zero, out):  # type: ignore[no-untyped-de
                 if last[k] < 0:
                     continue
                 row = patterns[i, base + k, first[k] : last[k] + 1]
+                in_row = zero
                 for j in range(row.size):
-                    total += kind(row[j])
+                    in_row += kind(row[j])
+                total += in_row
         out[i] = total
 
 

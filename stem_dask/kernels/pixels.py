@@ -1,4 +1,6 @@
-"""Bad and hot pixels, dark and gain, logarithm and z-score of counts, and the transposition of detector-first blocks."""
+"""Bad, hot and dead pixels, beam stops, dark and gain, logarithm and z-score of counts, and the transposition of detector-first blocks."""
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +83,106 @@ def hot_pixels(mean: NDArray, lit: NDArray, n_patterns: int, n_sampled: int) -> 
         noise = np.sqrt(np.maximum(median, 1 / n_patterns) / n_patterns)
         suspected[y, x] = mean[y, x] > median + deviations * noise
     return suspected
+
+
+def dead_pixels(sums: NDArray, lit: NDArray, n_sampled: int) -> NDArray[np.bool_]:
+    """Pixels that are never lit where their surroundings expect many counts.
+
+    A pixel is dead when it is lit in no pattern of a sample, at least half of the other pixels within 8 px are, and nine in ten
+    of those expect more than 12 counts. What a pixel expects is its sum, or -n log(1 - lit / n), the number of electrons for
+    which a pixel is lit that often, if that is less: so units in which an electron counts 100 do no harm. Rims of discs have too
+    many faint pixels nearby; a dead pixel in the dark is not found, and does not matter.
+
+    ``sums`` (ky, kx) are the sums over the sample of ``n_sampled`` patterns in counts, finite and not negative; ``lit`` (ky, kx) in
+    how many of them each pixel is above zero.
+
+    Examples
+    --------
+    >>> sums = np.full((9, 9), 50); sums[4, 4] = 0
+    >>> np.argwhere(dead_pixels(sums, 7 * (sums > 0), 7)).tolist()
+    [[4, 4]]
+    """
+    reach, expected = 8, np.full(lit.shape, np.inf)
+    is_lit, sometimes = lit > 0, lit < n_sampled
+    np.log1p(-lit / max(n_sampled, 1), out=expected, where=sometimes)
+    expected[sometimes] *= -n_sampled
+    faint = is_lit & (np.minimum(sums, expected) <= 12)
+    n_lit, n_faint, n_all = (
+        number_within(mask, reach) for mask in (is_lit, faint, np.ones(lit.shape, np.bool_))
+    )
+    return ~is_lit & (2 * n_lit >= n_all - 1) & (10 * n_faint < n_lit)
+
+
+def number_within(mask: NDArray[np.bool_], reach: int) -> NDArray[np.int32]:
+    """How many pixels of a mask (ky, kx) lie within ``reach`` px of each pixel.
+
+    Examples
+    --------
+    >>> number_within(np.eye(3, dtype=bool), 1).tolist()
+    [[1, 2, 0], [2, 1, 2], [0, 2, 1]]
+    """
+    height, width = mask.shape
+    padded = np.pad(mask.astype(np.int32), ((reach, reach), (reach + 1, reach)))
+    sums, number = np.cumsum(padded, axis=1, dtype=np.int32), np.zeros(mask.shape, np.int32)
+    for dy in range(-reach, reach + 1):
+        half = math.isqrt(reach**2 - dy**2)
+        row = sums[reach + dy : reach + dy + height]
+        number += row[:, reach + 1 + half :][:, :width]
+        number -= row[:, reach - half :][:, :width]
+    return number
+
+
+def stop_region(
+    mean: NDArray, good: NDArray[np.bool_] | None, center: tuple[float, float]
+) -> NDArray[np.bool_] | None:
+    """The dark region that covers the center, as that of a beam stop does, widened by 2 px; None if there is none.
+
+    Dark is a good pixel below 0.2 times the 60th percentile of its neighbourhood, a square of half the shorter side of the
+    detector. What is narrower than 3 px does not count, nor a region of less than 0.2 % of the detector. The dark between the
+    discs of a crystal is as dark, but does not cover the center. A stop is not found where the beam shines through it, or where
+    there is nothing around it to see.
+
+    Parameters
+    ----------
+    mean
+        (ky, kx), the mean of a sample of patterns, finite where good.
+    good
+        (ky, kx), pixels that count; None for all.
+    center
+        (y, x) of symmetry in px.
+
+    Examples
+    --------
+    >>> mean = np.ones((40, 40)); mean[16:23, :23] = 0
+    >>> np.flatnonzero(stop_region(mean, None, (19, 20))[:, 10]).tolist()  # rows
+    [14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24]
+    """
+    from scipy import ndimage
+
+    height, width = mean.shape
+    shorter = min(height, width)
+    good = np.ones(mean.shape, np.bool_) if good is None else good
+    mean = np.where(good, mean, 0.0)
+    # percentiles are slow: the shorter side is divided into at most 64 squares
+    side = -(-shorter // 64)
+    edges = [np.arange(0, n, side) for n in mean.shape]
+    sums, number = (
+        np.add.reduceat(np.add.reduceat(values, edges[0], 0), edges[1], 1)
+        for values in (mean, good.astype(np.float64))
+    )
+    around = max(1, shorter // 2 // side)
+    usual = ndimage.percentile_filter(sums / np.maximum(number, 1), 60, size=around)
+    usual = usual.repeat(side, 0)[:height].repeat(side, 1)[:, :width]
+    dark = ndimage.binary_opening(good & (mean < 0.2 * usual))
+    regions, _ = ndimage.label(dark)
+    seed = np.zeros(mean.shape, np.bool_)
+    seed[tuple(np.clip(np.rint(center).astype(int), 0, (height - 1, width - 1)))] = True
+    covering = np.unique(regions[ndimage.binary_dilation(seed, iterations=2)])
+    sizes = np.bincount(regions.ravel())
+    large = [one for one in covering if one and sizes[one] > 0.002 * mean.size]
+    if not large:
+        return None
+    return np.asarray(ndimage.binary_dilation(np.isin(regions, large), iterations=2))
 
 
 def add_lit(pattern: NDArray, threshold: float, lit: NDArray) -> None:
