@@ -240,13 +240,14 @@ def test_window_and_crop_equal_the_twins(align, metric, coverage):
     assert window.global_radius == radius
     assert window.radius_at["1"] == known.global_radius(1.0, align) + margin
     assert any("contains the disc" in note for note in window.notes) == (metric == "circle")
-    sizes = known.window_size(2 * radius, 2)
-    assert window.shape == tuple(size for size, _ in sizes)
+    box = known.window(radius, align, lambda n: n % 2 == 0)
+    assert window.shape == tuple(end - first for first, end in box)
+    assert window.origin == tuple(first for first, _ in box)
     assert window.cropped_axes == tuple(
-        name for name, (_, cropped) in zip(("ky", "kx"), sizes, strict=True) if cropped
+        name for name, n, full in zip(("ky", "kx"), window.shape, (17, 22), strict=True) if n < full
     )
     assert window.aligned_axes == (window.cropped_axes if align == "pattern" else ())
-    origins = np.array(known.origins(sizes, align))
+    origins = np.array(known.origins(box, align))
     cropped = sd.crop(patterns, analysis, window).compute()
     assert cropped.window_y.dtype == cropped.window_x.dtype == np.int32
     np.testing.assert_array_equal(cropped.window_y.values.ravel(), origins[:, 0])
@@ -374,11 +375,11 @@ def test_calibration_of_the_output(cropped, method, k, align):
     window = sd.choose_window(analysis, size=[8, 16 if cropped else 22], align=align, factor=k)
     small = sd.downsample(sd.crop(patterns, analysis, window), k, method=method)
     assert small.attrs["k_origin"] == ("detector" if align == "fixed" else "window_center")
-    origin = [middle - size // 2 for middle, size in zip(window.center, window.shape, strict=True)]
     options = {"align": align, "k": k, "method": method}
     for i, (name, scale, offset) in enumerate([("ky", 0.25, -3.0), ("kx", 0.5, -5.0)]):
         own = cropped or name == "ky"
-        known = twins.output_axis(scale, offset, window.shape[i], origin[i], cropped=own, **options)
+        origin = window.origin[i]
+        known = twins.output_axis(scale, offset, window.shape[i], origin, cropped=own, **options)
         axis = axis_of(small, name)
         assert (axis.scale, axis.offset, axis.units) == pytest.approx((*known, "1/nm"))
         assert axis.size == window.shape[i] // k

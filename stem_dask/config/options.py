@@ -171,7 +171,8 @@ class Crop(_Section):  # what is cut from every pattern
     coverage: Fraction = 0.999
     margin_pixels: Whole = 3
     align: Literal["fixed", "pattern"] = "fixed"
-    size: Literal["auto", "common"] | Count | Shape = "auto"
+    size: Literal["auto", "fft", "common"] | Count | Shape = "auto"
+    square: bool = False
     window: Box | None = None
     size_multiple: Count = 2
 

@@ -46,12 +46,13 @@ class Axis:
 class Window:
     """The window (height, width) that is cut from every pattern, in source pixels.
 
-    ``center`` (y, x) is shared by all patterns when ``align`` is ``fixed``. Axes that are not in ``cropped_axes`` are kept whole.
+    ``origin`` is the first row and column: of every pattern's window when ``align`` is ``fixed``, and of a window at the median
+    center, which patterns without a center get, otherwise. Axes that are not in ``cropped_axes`` are kept whole, from 0.
     """
 
     shape: tuple[int, int]
     align: Align
-    center: tuple[int, int]
+    origin: tuple[int, int]
     cropped_axes: tuple[str, ...]
     global_radius: int | None
     coverage: float
@@ -63,7 +64,7 @@ class Window:
     @property
     def aligned_axes(self) -> tuple[str, ...]:
         """Axes along which the centers of all patterns coincide in the output."""
-        return self.cropped_axes if self.align == "pattern" else ()
+        return () if self.align == "fixed" else self.cropped_axes
 
 
 @dataclass(frozen=True)

@@ -2,31 +2,47 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.text import next_multiples
+from stem_dask.core.model import Align
+from stem_dask.core.text import by, next_multiples
 
 
 def check_size(
-    size: Sequence[int], detector: Sequence[int], multiple: int, *, keeps_whole: bool, given: str
+    size: Sequence[int],
+    detector: Sequence[int],
+    multiple: int,
+    *,
+    align: Align,
+    square: bool,
+    given: str,
 ) -> None:
     """Refuse a window size (height, width) that is no multiple, except on a whole axis, or exceeds the detector (ky, kx).
 
-    ``keeps_whole`` states whether a window that exceeds the detector is the whole axis; ``given`` is what the user gave.
+    Windows that are aligned keep an axis whole that they exceed. ``square`` refuses windows with two sizes. ``given`` is what
+    the user gave.
     """
     height, width = detector
     for n, full in zip(size, detector, strict=True):
-        if n > full and not keeps_whole:
+        if n < 1:
+            raise ConfigError(f"{given}; expected at least 1 pixel")
+        if n > full and align == "fixed":
             raise ConfigError(
                 f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
             )
-        if 0 < n < full and n % multiple:
+        if n < full and n % multiple:
             raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
+    kept = [min(n, full) for n, full in zip(size, detector, strict=True)]
+    if square and kept[0] != kept[1]:
+        raise ConfigError(
+            f"{given}, which gives {by(kept)} px, and crop.square is true; give one size of at most {min(detector)}, or "
+            "crop.square=false"
+        )
 
 
 def uncropped(name: str, full: int) -> str:
@@ -40,15 +56,83 @@ def covering_radius(radii: NDArray, coverage: float) -> int:
     return int(np.partition(radii.astype(np.int64), rank)[rank])
 
 
-def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
-    """Size of the window on one axis, and whether it crops: (size, cropped).
+def next_multiple(n: int, multiple: int) -> int:
+    """Smallest multiple that is not below n."""
+    return -(-n // multiple) * multiple
 
-    ``wanted`` is rounded up to a multiple; a window that would reach the detector's size is the whole axis.
+
+def fft_size(n: int, factor: int) -> int:
+    """Smallest size from n whose Fourier transform after downsampling is fast: ``factor`` times an even number, a product of 2, 3, 5, 7.
+
+    Examples
+    --------
+    >>> fft_size(44, 1), fft_size(49, 1), fft_size(44, 2)
+    (48, 50, 48)
     """
-    if wanted < 1:
-        raise ConfigError(f"a window of {wanted} pixels was asked for; it needs at least 1")
-    size = math.ceil(wanted / multiple) * multiple
-    return (size, True) if size < detector else (detector, False)
+    half = -(-n // (2 * factor))
+    while 210 ** half.bit_length() % half:  # which another prime number divides
+        half += 1
+    return 2 * half * factor
+
+
+def needed_size(
+    center: Sequence[int],
+    radius: int,
+    detector: Sequence[int],
+    larger: Callable[[int], int],
+    *,
+    align: Align,
+    square: bool,
+) -> tuple[int, int]:
+    """Size (height, width) of the window that holds all within a radius of its center, or whole axes of the detector (ky, kx).
+
+    A fixed window needs no rows outside of the detector. ``larger`` gives the next size that is allowed; the axis is kept whole
+    where the detector has not as many pixels.
+
+    Examples
+    --------
+    >>> even = lambda n: next_multiple(n, 2)
+    >>> needed_size((3, 20), 8, (64, 30), even, align="fixed", square=False)
+    (12, 16)
+    >>> needed_size((3, 20), 8, (64, 30), even, align="pattern", square=False)
+    (16, 16)
+    """
+    wanted = [2 * radius, 2 * radius]
+    if align == "fixed":
+        ends = zip(center, detector, strict=True)
+        wanted = [min(middle + radius, full) - max(middle - radius, 0) for middle, full in ends]
+    sizes = [larger(n) for n in wanted]
+    height, width = map(min, sizes, detector)
+    if not square or height == width:
+        return height, width
+    side = max(sizes)
+    if detector[0] == detector[1]:
+        side = min(side, detector[0])
+    if side > min(detector):
+        raise ConfigError(
+            f"crop.square is true and the window of {by((height, width))} px becomes {by((side, side))} px, more than the detector "
+            f"of {by(detector)} pixels has; lower analyze.target_retention or crop.coverage, give a crop.size of at most "
+            f"{min(detector)}, or crop.square=false"
+        )
+    return side, side
+
+
+def window_start(center: int, size: int, detector: int, align: Align) -> int:
+    """First row of a window with its center at index ``size // 2``; a fixed one is shifted inside the detector.
+
+    A fixed window of the needed size or larger then holds all within the radius.
+
+    Examples
+    --------
+    >>> [window_start(center, 12, 64, "fixed") for center in (3, 20, 60)]
+    [0, 14, 52]
+    >>> [window_start(center, 12, 64, "pattern") for center in (3, 20, 60)]
+    [-3, 14, 54]
+    """
+    if size >= detector:
+        return 0
+    first = center - size // 2
+    return min(max(first, 0), detector - size) if align == "fixed" else first
 
 
 def check_window(window: Sequence[int], detector: Sequence[int]) -> None:

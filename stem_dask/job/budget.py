@@ -20,7 +20,6 @@ from stem_dask.core.formats import FORMATS, Format
 from stem_dask.core.machine import machine_bytes
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
-from stem_dask.core.window import axis_window
 from stem_dask.job.report import tree_bytes
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
@@ -89,11 +88,7 @@ def shapes(config: Config, found: Found, window: Sequence[int] | None = None) ->
     if window is not None:
         cut = (int(window[0]), int(window[1]))
     elif wanted is not None:
-        multiple = config.crop.size_multiple * down.factor
-        height, width = (
-            axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
-        )
-        cut = (height, width)
+        cut = (min(wanted[0], detector[0]), min(wanted[1], detector[1]))
     else:
         cut, known = detector, not config.crop.enabled
     patterns = np.dtype(np.float32) if _references(config) else found.source.dtype

@@ -330,8 +330,8 @@ def _check_detector(config: Config, found: Found) -> None:
         given = f"crop.size is {to_dict(config)['crop']['size']}"
         if crop.window is not None:
             given = f"crop.window is {list(crop.window)}"
-        whole = crop.align == "pattern"
-        check_size(crop.given, detector, multiple, keeps_whole=whole, given=given)
+        align, square = crop.align, crop.square
+        check_size(crop.given, detector, multiple, align=align, square=square, given=given)
     if config.analyze.center_method == "manual" and config.analyze.manual_center is not None:
         check_center(config.analyze.manual_center, detector)
 

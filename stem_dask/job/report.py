@@ -57,7 +57,7 @@ def results_of(
         out["window"] = {
             "size": list(window.shape),
             "align": window.align,
-            "center": list(window.center),
+            "origin": list(window.origin),
             "cropped_axes": list(window.cropped_axes),
             "radius_at_coverage": dict(window.radius_at),
             "set_by_patterns": [list(index) for index in window.setters],

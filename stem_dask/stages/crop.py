@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -26,13 +27,16 @@ from stem_dask.core.patterns import (
 )
 from stem_dask.core.text import by
 from stem_dask.core.window import (
-    axis_window,
     check_size,
     check_target,
     check_window,
     covering_radius,
+    fft_size,
+    needed_size,
+    next_multiple,
     radii_for_target,
     uncropped,
+    window_start,
 )
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.stages.blocks import (
@@ -59,7 +63,8 @@ def choose_window(
     coverage: float = 0.999,
     margin_pixels: int = 3,
     align: Align = "fixed",
-    size: Literal["auto"] | int | Sequence[int] = "auto",
+    size: Literal["auto", "fft"] | int | Sequence[int] = "auto",
+    square: bool = False,
     window: Sequence[int] | None = None,
     size_multiple: int = 2,
     factor: int = 1,
@@ -72,11 +77,13 @@ def choose_window(
     analysis : computed result of `analyze`
     coverage : share of the non-empty patterns, 0 < coverage <= 1, whose own radius the window must hold
     margin_pixels : added to the radius, in source pixels
-    align : ``fixed``, one window for the dataset; ``pattern``, each pattern around its own center
-    size : ``auto``, n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with
-        ``align="fixed"`` at most the detector
+    align : ``fixed``, one window for the dataset, within the detector; ``pattern``, each pattern around its own center
+    size : ``auto``, what the covered patterns need; ``fft``, the same, but the output's size is even with no prime factor above 7;
+        n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with ``align="fixed"`` at
+        most the detector
+    square : both axes get the larger size
     window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window of such a size
-    size_multiple : the output's size is a multiple of this
+    size_multiple : the output's size is a multiple of this; ignored for ``size="fft"``
     factor : the detector downsampling that follows
     target_retention : another target than the analysis was made with; decided from the stored profiles
 
@@ -87,7 +94,7 @@ def choose_window(
     Raises
     ------
     ConfigError
-        When the analysis is still lazy, or an option is outside its range.
+        When the analysis is still lazy, an option is outside its range, or the detector has no room for a square window.
     SourceError
         When every pattern is empty.
 
@@ -99,8 +106,8 @@ def choose_window(
     >>> import xarray as xr
     >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
     >>> window = choose_window(analyze(patterns).compute(), margin_pixels=1)
-    >>> window.shape, window.center, window.global_radius
-    ((8, 8), (16, 20), 4)
+    >>> window.shape, window.origin, window.global_radius
+    ((8, 8), (12, 16), 4)
     """
     require_computed(analysis)
     if not 0 < coverage <= 1:
@@ -141,31 +148,34 @@ def choose_window(
         notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
     smallest = covering_radius(covered, coverage)
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    wanted = _wanted_size(size, window, smallest + margin)
+    radius, multiple = smallest + margin, size_multiple * factor
+    given = _given_size(size, window)
     if window is not None:
-        if align == "pattern":
+        if align != "fixed":
             raise ConfigError(
-                f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
+                f"window {list(window)} is fixed on the detector and align is {align}; give size instead"
             )
         check_window(window, detector)
-        y0, y1, x0, x1 = window
-        middle = (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
-    multiple = size_multiple * factor
-    if window is not None or not isinstance(size, str):
-        given = f"size is {size}" if window is None else f"window is {list(window)}"
-        check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
-    (height, crops_y), (width, crops_x) = (
-        axis_window(n, full, multiple) for n, full in zip(wanted, detector, strict=True)
-    )
-    crops = {"ky": crops_y, "kx": crops_x}
-    whole = [(name, full) for name, full in zip(crops, detector, strict=True) if not crops[name]]
-    notes += [uncropped(name, full) for name, full in whole]
+    if given is None:
+        larger = partial(next_multiple, multiple=multiple)
+        if size == "fft":
+            larger = partial(fft_size, factor=factor)
+        shape = needed_size(middle, radius, detector, larger, align=align, square=square)
+    else:
+        words = f"size is {size}" if window is None else f"window is {list(window)}"
+        check_size(given, detector, multiple, align=align, square=square, given=words)
+        shape = (min(given[0], detector[0]), min(given[1], detector[1]))
+    axes = list(zip(DETECTOR_DIMS, middle, shape, detector, strict=True))
+    origin_y, origin_x = (window_start(at, n, full, align) for _, at, n, full in axes)
+    if window is not None:
+        origin_y, _, origin_x, _ = window
+    notes += [uncropped(name, full) for name, _, n, full in axes if n == full]
     return Window(
-        shape=(height, width),
+        shape=shape,
         align=align,
-        center=middle,
-        cropped_axes=tuple(name for name in crops if crops[name]),
-        global_radius=smallest + margin,
+        origin=(int(origin_y), int(origin_x)),
+        cropped_axes=tuple(name for name, _, n, full in axes if n < full),
+        global_radius=radius,
         coverage=coverage,
         target_retention=target,
         radius_at={f"{c:g}": covering_radius(covered, c) + margin for c in (1.0, 0.999, 0.99)},
@@ -174,9 +184,10 @@ def choose_window(
     )
 
 
-def _wanted_size(
-    size: Literal["auto"] | int | Sequence[int], window: Sequence[int] | None, radius: int
-) -> tuple[int, int]:
+def _given_size(
+    size: Literal["auto", "fft"] | int | Sequence[int], window: Sequence[int] | None
+) -> tuple[int, int] | None:
+    """Height and width that the user gave; None where the analysis finds them."""
     if window is not None:
         if size != "auto":
             raise ConfigError(
@@ -187,12 +198,12 @@ def _wanted_size(
         for n in window:
             whole_number(f"window is {list(window)}, and a bound", n, "integers")
         return (window[1] - window[0], window[3] - window[2])
-    if isinstance(size, str) and size == "auto":
-        return (2 * radius, 2 * radius)
+    if isinstance(size, str) and size in ("auto", "fft"):
+        return None
     if isinstance(size, (int, np.integer)):
         return (int(size), int(size))
     if isinstance(size, (str, float)) or len(size) != 2:
-        raise ConfigError(f"size is {size!r}; expected auto, n, or [ny, nx] in source pixels")
+        raise ConfigError(f"size is {size!r}; expected auto, fft, n, or [ny, nx] in source pixels")
     height, width = (whole_number(f"size is {list(size)}, and a side", n, "integers") for n in size)
     return height, width
 
@@ -208,27 +219,26 @@ def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArr
     If it is the same for all patterns, it is a read-only broadcast scalar.
     """
     origins: list[NDArray] = []
-    filled = np.isfinite(np.asarray(analysis["radius"].values))
-    for axis, name in enumerate(("ky", "kx")):
-        half, centers = window.shape[axis] // 2, analysis[f"center_{name[1]}"].values
-        if name in window.cropped_axes and window.align == "pattern":
-            middle = _median_center(analysis, filled)[axis]
-            origins.append((np.where(filled, np.rint(centers), middle) - half).astype(np.int32))
+    for name, first, size in zip(DETECTOR_DIMS, window.origin, window.shape, strict=True):
+        centers = analysis[f"center_{name[1]}"].values
+        if name in window.aligned_axes:
+            own = np.where(np.isfinite(centers), np.rint(centers) - size // 2, first)
+            origins.append(own.astype(np.int32))
         else:
-            first = window.center[axis] - half if name in window.cropped_axes else 0
             origins.append(np.broadcast_to(np.int32(first), centers.shape))
     return origins[0], origins[1]
 
 
 def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
     """Share of each window outside the detector; for a fixed window a broadcast scalar."""
-    origins, inside = window_origins(analysis, window), np.ones(1, np.int64)
-    here = (slice(0, 1 if window.align == "fixed" else None),) * origins[0].ndim
-    for origin, size, name in zip(origins, window.shape, DETECTOR_DIMS, strict=True):
-        first, full = origin[here], int(analysis.sizes[f"source_{name}"])
+    origins = window_origins(analysis, window)
+    if not window.aligned_axes:
+        return np.broadcast_to(0.0, origins[0].shape)
+    inside = np.ones(1, np.int64)
+    for first, size, name in zip(origins, window.shape, DETECTOR_DIMS, strict=True):
+        full = int(analysis.sizes[f"source_{name}"])
         inside = inside * np.clip(np.minimum(first + size, full) - np.maximum(first, 0), 0, None)
-    filled = 1.0 - inside / (window.shape[0] * window.shape[1])
-    return np.broadcast_to(filled, origins[0].shape)
+    return 1.0 - inside / (window.shape[0] * window.shape[1])
 
 
 def crop(
@@ -305,14 +315,11 @@ def crop_blocks(
     threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
     out = _cut(data, origin_y - y0, origin_x - x0, window.shape, threshold)
     axes = list(axes_of(patterns))
-    for i, size in ((-2, window.shape[0]), (-1, window.shape[1])):
-        axis = axes[i]
-        if axis.name not in window.cropped_axes:
-            continue
-        if window.align == "fixed":  # detector coordinates, else zero at the center of the window
-            axes[i] = axis.part(window.center[i] - size // 2, size)
-        else:
-            axes[i] = replace(axis, size=size, offset=-axis.scale * (size // 2))
+    for i, (first, size) in enumerate(zip(window.origin, window.shape, strict=True), -2):
+        axis = axes[i].part(first, size)  # detector coordinates
+        if axis.name in window.aligned_axes:  # zero at the center of the window
+            axis = replace(axis, offset=-axis.scale * (size // 2))
+        axes[i] = axis
     attrs = as_text({**patterns.attrs, **window_attrs(window), **_detector_attrs(analysis)})
     if patterns.attrs.get("k_origin") == "window_center":
         attrs["k_origin"] = "window_center"  # aligned before, so without detector coordinates
