@@ -17,9 +17,9 @@ from stem_dask.stages.correct import suspected_hot_pixels as suspected_hot_pixel
 from stem_dask.stages.crop import choose_window as choose_window
 from stem_dask.stages.crop import crop as crop
 from stem_dask.stages.crop import to_detector as to_detector
+from stem_dask.stages.descan import fit_descan as fit_descan
 from stem_dask.stages.downsample import cast as cast
 from stem_dask.stages.downsample import downsample as downsample
-from stem_dask.stages.descan import fit_descan as fit_descan
 from stem_dask.stages.export import export as export
 from stem_dask.stages.export import to_hyperspy as to_hyperspy
 from stem_dask.stages.open import open_patterns as open

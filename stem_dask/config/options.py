@@ -170,7 +170,7 @@ class Crop(_Section):  # what is cut from every pattern
     enabled: bool = True
     coverage: Fraction = 0.999
     margin_pixels: Whole = 3
-    align: Literal["fixed", "pattern"] = "fixed"
+    align: Literal["fixed", "descan", "pattern"] = "fixed"
     size: Literal["auto", "fft", "common"] | Count | Shape = "auto"
     square: bool = False
     window: Box | None = None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Align = Literal["fixed", "pattern"]
+Align = Literal["fixed", "descan", "pattern"]
 
 Device = Literal["cpu", "gpu"]
 

@@ -53,7 +53,10 @@ LABELS = {
     "descan_x": ("column of the fitted descan", "px"),
     "deflection_y": ("row of the center - descan", "px"),
     "deflection_x": ("column of the center - descan", "px"),
-    "retention_scattered": ("share of the intensity outside the direct disc inside the window", "1"),
+    "retention_scattered": (
+        "share of the intensity outside the direct disc inside the window",
+        "1",
+    ),
     "retention": ("share of the intensity inside the window", "1"),
     "mean": ("mean retention", "1"),
     "median": ("median retention", "1"),

@@ -52,12 +52,14 @@ from stem_dask.readers.views import View
 from stem_dask.stages.analyze import (
     PER_PATTERN,
     REDUCED,
-    analyze as analyze_patterns,
     analysis_attrs,
     analysis_of_blocks,
     block_statistics,
     fold_analysis,
     stored_radii,
+)
+from stem_dask.stages.analyze import (
+    analyze as analyze_patterns,
 )
 from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
@@ -150,7 +152,9 @@ class Job:
     def compute(self, stage: str, outputs: Mapping[str, da.Array], sink: engine.Sink) -> None:
         """Run the lazy outputs of one stage into a sink."""
         n_bytes, unreadable = self.plan.found.n_bytes, self.tally.unreadable
-        self.tally.note(self.run(stage, outputs, sink, len(lead_dims(self.patterns)), n_bytes, unreadable))
+        self.tally.note(
+            self.run(stage, outputs, sink, len(lead_dims(self.patterns)), n_bytes, unreadable)
+        )
 
     def run(
         self,
@@ -292,7 +296,8 @@ def warm_up(job: Job) -> None:
         reduces = config.crop.enabled or down.factor > 1
         options = down.model_dump(exclude={"sigma"}) if reduces else None
         sizes = what.patterns, what.detector[1]
-        on_gpu = partial(compile_kernels, *sizes, config.analyze.threshold, metric, options)
+        threshold = 1.0 if config.analyze.threshold == "auto" else config.analyze.threshold
+        on_gpu = partial(compile_kernels, *sizes, threshold, metric, options)
     bins = down.factor > 1 and down.method == "bin"
     owned = job.connection.owned
     places: dict[str, type[SourceError] | type[StoreError]]
@@ -444,7 +449,7 @@ def fit(job: Job) -> None:
         return
     try:
         reference = None if options.reference is None else _reference(options.reference)
-        how = {"order": options.order, "region": options.region, "reference": reference}
+        how: dict[str, Any] = {"order": options.order, "region": options.region, "reference": reference}
         job.analysis = fit_descan(job.analysis, **how)
     except ConfigError:
         if needed or options.reference is not None or options.region is not None:
@@ -479,7 +484,14 @@ def survey(job: Job) -> None:
 def _asked(job: Job) -> dict[str, Any]:
     """The options of the survey."""
     options, mask = job.config.analyze, job.config.input.mask
-    names = ("center_method", "threshold", "background", "disc_radius", "ignore_bad_pixels", "guess")
+    names = (
+        "center_method",
+        "threshold",
+        "background",
+        "disc_radius",
+        "ignore_bad_pixels",
+        "guess",
+    )
     asked = {name: getattr(options, name) for name in names}
     asked["ignore_bad_pixels"] |= mask in ("auto", "stop")
     return asked
@@ -492,7 +504,14 @@ def _surveyed(job: Job) -> Survey:
     records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
     blocks = spool.blocks(len(records), ("sample",))
     sample = np.concatenate([block["sample"] for _, block in blocks])
-    return survey_sample(sample, where, lead_shape(job.patterns), **_asked(job), given_mask=job.mask, device=job.device)
+    return survey_sample(
+        sample,
+        where,
+        lead_shape(job.patterns),
+        **_asked(job),
+        given_mask=job.mask,
+        device=job.device,
+    )
 
 
 def _mask_suspected(job: Job) -> None:

@@ -339,7 +339,11 @@ def _check_detector(config: Config, found: Found) -> None:
 def _files(config: Config) -> dict[str, str]:
     """The mask, dark and gain files of a config."""
     given = {key: getattr(config.input, key) for key in KEYS}
-    return {k: value for k, value in given.items() if isinstance(value, str) and value not in ("auto", "stop")}
+    return {
+        k: value
+        for k, value in given.items()
+        if isinstance(value, str) and value not in ("auto", "stop")
+    }
 
 
 def _digests(config: Config) -> dict[str, str]:

@@ -114,7 +114,11 @@ def analysis_warnings(
             f"a dark region of {int(survey.stop.sum()):,} px covers the center, as a beam stop does: input.mask=stop masks it, "
             "and analyze.center_method=friedel then finds the center from the symmetry of the patterns"
         )
-    if survey is not None and survey.radius is not None and analysis.attrs["center_method"] == "disc":
+    if (
+        survey is not None
+        and survey.radius is not None
+        and analysis.attrs["center_method"] == "disc"
+    ):
         apart = [(analysis[f"com_{axis}"] - analysis[f"center_{axis}"]).values for axis in "yx"]
         distance = float(np.nanmedian(np.hypot(*apart))) if np.isfinite(apart[0]).any() else 0.0
         if distance > survey.radius:

@@ -38,7 +38,9 @@ class PatternAnalysis(NamedTuple):
     max_pattern: NDArray  #: (ky, kx) maximum of the intensities, in the data's type
     odd: NDArray[np.int64]  #: counts of `ODD_PIXELS`
     negative_sum: float  #: sum of the negative values, as a positive number
-    direct: NDArray[np.float64]  #: (n,) intensity of the direct disc; NaN without a radius or a center
+    direct: NDArray[
+        np.float64
+    ]  #: (n,) intensity of the direct disc; NaN without a radius or a center
 
 
 def largest_radius(height: int, width: int, metric: str) -> int:
@@ -103,7 +105,7 @@ class Analysis:
         kind = accumulator(dtype, max(height, width) * 4)
         wide = np.float64 if kind == np.float64 else np.uint64
         n_radii = largest_radius(height, width, metric) + 1
-        self.found = (
+        self.found: tuple[NDArray, ...] = (
             np.zeros(n),  # total
             np.full((n, 2), np.nan),  # center of mass
             np.full((n, 2), np.nan),  # center

@@ -45,7 +45,16 @@ CenterMethod = Literal["auto", "disc", "centroid", "friedel", "center", "manual"
 RadiusMetric = Literal["square", "circle"]
 
 #: one value per pattern, in the order of the store
-PER_PATTERN = ("center_y", "center_x", "radius", "total", "com_y", "com_x", "direct", "center_spread")
+PER_PATTERN = (
+    "center_y",
+    "center_x",
+    "radius",
+    "total",
+    "com_y",
+    "com_x",
+    "direct",
+    "center_spread",
+)
 
 #: with center method centroid the center of mass is the center: one array for both
 COM_IS = {"com_y": "center_y", "com_x": "center_x"}
@@ -172,9 +181,7 @@ def check_options(
     if threshold != "auto" and (
         isinstance(threshold, str) or not threshold >= 0 or not np.isfinite(threshold)
     ):
-        raise ConfigError(
-            f"threshold is {threshold!r}; expected a finite number >= 0, or auto"
-        )
+        raise ConfigError(f"threshold is {threshold!r}; expected a finite number >= 0, or auto")
     if not isinstance(threshold, str):
         try:
             lowest_counted(native_dtype(patterns.dtype), threshold)
@@ -197,7 +204,9 @@ def check_options(
             )
         check_center(manual_center, patterns.shape[-2:])
     if device == "gpu" and (center_method in ("disc", "friedel") or background != "none"):
-        what = f"center_method {center_method}" if background == "none" else f"background {background}"
+        what = (
+            f"center_method {center_method}" if background == "none" else f"background {background}"
+        )
         raise ConfigError(
             f"{what} is not available on the GPU yet; use device cpu, or center_method centroid and background none"
         )
@@ -236,9 +245,11 @@ def analysis_of_blocks(
         if device == "cpu":
             kernel |= {"pedestal": survey.pedestal, "disc_radius": survey.radius}
         if center_method == "disc":
-            how["disc"] = {"radius": survey.radius, "reach": survey.reach, "good": survey.good}
-            expected = survey.expected(data.shape[:-2])
-            along += [expected[..., 0], expected[..., 1]]
+            how["disc"] = {
+                "radius": survey.radius, "reach": survey.reach, "good": survey.good, "level": survey.level,
+            }  # fmt: skip
+            expected = survey.expected(np.argwhere(np.ones(data.shape[:-2], np.bool_)))
+            along += [one.reshape(data.shape[:-2]) for one in expected.T]
     return reduced(AnalysisReducer, data, *along, **kernel, **how, device=device)
 
 
@@ -272,7 +283,7 @@ class AnalysisReducer:
             raise ConfigError(str(error)) from error
 
     def add(self, piece: NDArray, here: slice) -> None:
-        centers = ()
+        centers: tuple[NDArray, ...] = ()
         if self.disc is not None and self.expected is not None:
             expected = self.expected[here]
             found = find_discs(native(piece), expected, **self.disc)

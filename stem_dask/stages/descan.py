@@ -85,7 +85,7 @@ def fit_descan(
     weight: Any = 1.0
     if "center_spread" in analysis:
         weight = descan_weight(analysis["center_spread"].values)
-    where = {"region": inside, "v": v, "u": u}
+    where: dict[str, Any] = {"region": inside, "v": v, "u": u}
     try:
         if reference is None:
             found = kernel.fit_descan(y, x, weight, order=order, **where)

@@ -101,9 +101,7 @@ class CutOnGpu(Block):
     def defer(self, deferred: Deferred) -> None:
         reducer = deferred.reducer()
         counts = (
-            isinstance(reducer, Inside)
-            and reducer.is_plain
-            and reducer.threshold == self.threshold
+            isinstance(reducer, Inside) and reducer.is_plain and reducer.threshold == self.threshold
         )
         (self.counted if counts and not self.how else self.deferred).append(deferred)
 

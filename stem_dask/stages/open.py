@@ -124,7 +124,7 @@ def lazy_sample(found: Found, positions: int) -> tuple[xr.DataArray, list[list[i
         chunks = (1, lead[-1])
     picked = Picked(source, tuple(map(tuple, where)), tuple(chunks))
     sizes = (*map(len, where), *detector)
-    names = (*(SCAN_DIMS if len(lead) == 2 else LIST_DIMS), *DETECTOR_DIMS)
+    names: tuple[str, ...] = (*(SCAN_DIMS if len(lead) == 2 else LIST_DIMS), *DETECTOR_DIMS)
     axes = [Axis(name, n) for name, n in zip(names, sizes, strict=True)]
     block = (*(1,) * (len(lead) - 1), min(16, sizes[len(lead) - 1], positions))
     token = hashlib.sha256(repr((found.identity, picked)).encode()).hexdigest()[:16]

@@ -5,18 +5,25 @@ Bad pixels, background, where the direct disc is expected in each pattern, and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.descan import descan_weight, fit_descan
 from stem_dask.kernels.disc import find_discs, fit_rims
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.pixels import hot_pixels
 from stem_dask.kernels.symmetry import symmetry
+from stem_dask.stages.blocks import patterns_of, sample_positions
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: kinds of bad pixels, as bits of a flag
 GIVEN, HOT, DEAD, STOP, NOT_FINITE = 1, 2, 4, 8, 16
@@ -82,6 +89,12 @@ class Survey:
     def good(self) -> NDArray[np.bool_] | None:
         """(ky, kx) False where a pixel does not count, or None when all do."""
         return None if not self.flags.any() else self.flags == 0
+
+    @property
+    def suspected(self) -> NDArray[np.int64] | None:
+        """(n, 2) [y, x] of the suspected hot and dead pixels, or None without any."""
+        found = np.argwhere(self.flags & (HOT | DEAD))
+        return found if len(found) else None
 
     def expected(self, positions: ArrayLike) -> NDArray[np.float64]:
         """Expected beam (n, 2) at scan positions (n, 2), or (n, 1) of a list of patterns.
@@ -200,7 +213,9 @@ def survey_of(
         flags |= np.where(hot, HOT, 0).astype(np.uint8)
     good = flags == 0
     for i in np.flatnonzero(totals > 0):
-        totals[i] -= sample[i][~good].clip(0).sum(dtype=np.float64, where=np.isfinite(sample[i][~good]))
+        totals[i] -= (
+            sample[i][~good].clip(0).sum(dtype=np.float64, where=np.isfinite(sample[i][~good]))
+        )
 
     search = _Search(sample, positions, scan_shape, good, totals, sums / max(n, 1), radius)
     search.background()
@@ -226,6 +241,121 @@ def survey_of(
         stop=None,
         scan_shape=tuple(int(size) for size in scan_shape),
     )
+
+
+def needs_survey(
+    *,
+    center_method: str,
+    threshold: float | str,
+    background: str,
+    disc_radius: float | None,
+    ignore_bad_pixels: bool,
+    guess: Sequence[float] | None = None,
+) -> bool:
+    """Whether options of an analysis depend on a sample of the patterns."""
+    finds = center_method in ("auto", "disc", "friedel") or disc_radius is not None
+    return finds or threshold == "auto" or background != "none" or ignore_bad_pixels
+
+
+def survey_sample(
+    sample: NDArray,
+    where: Sequence[Sequence[int]],
+    scan_shape: Sequence[int],
+    *,
+    center_method: str = "auto",
+    threshold: float | Literal["auto"] = 0.0,
+    background: Literal["none", "pedestal"] = "none",
+    disc_radius: float | None = None,
+    ignore_bad_pixels: bool = True,
+    guess: tuple[float, float] | None = None,
+    given_mask: NDArray[np.bool_] | None = None,
+    device: str = "cpu",
+) -> Survey:
+    """`survey_of` a sample (…, ky, kx) with the indices of its positions along each scan axis, for the options of an analysis."""
+    grid = np.meshgrid(*where, indexing="ij")
+    found = survey_of(
+        sample.reshape(-1, *sample.shape[-2:]),
+        np.stack([one.ravel() for one in grid], axis=-1),
+        tuple(scan_shape),
+        given_mask=given_mask,
+        radius=disc_radius,
+        start=guess,
+        threshold=threshold,
+        background=background,
+        find_bad=ignore_bad_pixels,
+        find_disc=device == "cpu" and center_method != "friedel",
+    )
+    if device != "cpu":
+        found = replace(found, why="the GPU does not find discs yet")
+    return found
+
+
+def survey(
+    patterns: Any,
+    *,
+    threshold: float | Literal["auto"] = 0.0,
+    background: Literal["none", "pedestal"] = "none",
+    disc_radius: float | None = None,
+    ignore_bad_pixels: bool = True,
+    guess: tuple[float, float] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+) -> Survey:
+    """Read a sample of at most 256 patterns, and find bad pixels, background, direct disc and where to expect it.
+
+    Parameters
+    ----------
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `stem_dask.analyze`
+    threshold : in counts, or ``auto``: four standard deviations above the level of the background
+    background : ``pedestal`` to subtract that level in the analysis
+    disc_radius : of the direct disc in px; None measures it
+    ignore_bad_pixels : whether to look for hot and dead pixels
+    guess : (y, x) in px near the direct beam
+    mask : (ky, kx), True where a pixel is known to be bad
+
+    Returns
+    -------
+    Survey
+
+    Examples
+    --------
+    >>> y, x = np.mgrid[:32, :32]
+    >>> data = np.tile(50 * ((y - 14) ** 2 + (x - 17) ** 2 <= 25), (3, 4, 1, 1)).astype("u2")
+    >>> found = survey(data)
+    >>> round(found.radius, 1), [round(c) for c in found.start]
+    (5.1, [14, 17])
+    """
+    options: dict[str, Any]
+    options = {"threshold": threshold, "background": background, "disc_radius": disc_radius}
+    options |= {"ignore_bad_pixels": ignore_bad_pixels, "guess": guess, "given_mask": mask}
+    return survey_patterns(patterns_of(patterns), **options)
+
+
+def survey_patterns(patterns: xr.DataArray, **options: Any) -> Survey:
+    """`survey_sample` of lazy patterns, of which only the sample is read."""
+    import dask
+
+    lead, data = lead_shape(patterns), blocks_of(patterns)
+    where = sample_positions(lead)
+    picked = [data[index] for index in itertools.product(*where)]
+    sample = np.stack([np.asarray(one) for one in dask.compute(*picked)])
+    return survey_sample(sample, where, lead, **options)
+
+
+def resolved_method(center_method: str, survey: Survey | None, device: str = "cpu") -> str:
+    """The method that ``auto`` stands for: ``disc`` where the survey found a direct disc, else ``centroid``."""
+    if center_method != "auto":
+        return center_method
+    has_disc = survey is not None and survey.radius is not None and survey.stop is None
+    return "disc" if has_disc and device == "cpu" else "centroid"
+
+
+def refuse_no_disc(survey: Survey, center_method: str) -> None:
+    """Raise ConfigError if ``disc`` was asked for and the survey found none."""
+    if center_method == "disc" and survey.radius is None:
+        raise ConfigError(
+            f"center_method is disc, and no direct disc can be told: {survey.why}; give analyze.disc_radius in px (perhaps "
+            "analyze.guess: [y, x]), or use analyze.center_method=centroid"
+        )
 
 
 def _clean(pattern: NDArray) -> NDArray[np.float64]:
@@ -262,7 +392,12 @@ class _Search:
         mean: NDArray[np.float64],
         radius: float | None,
     ) -> None:
-        self.sample, self.positions, self.scan_shape, self.good = sample, positions, scan_shape, good
+        self.sample, self.positions, self.scan_shape, self.good = (
+            sample,
+            positions,
+            scan_shape,
+            good,
+        )
         self.totals, self.mean, self.given = totals, mean, radius
         self.filled = totals > 0
         self.radius, self.why = radius, ""
@@ -300,7 +435,11 @@ class _Search:
         if not values.size:
             return
         level = float(np.median(values))
-        if values.dtype.kind != "f" and level == 0 and not (values.dtype.kind == "i" and self.sample.min() < 0):
+        if (
+            values.dtype.kind != "f"
+            and level == 0
+            and not (values.dtype.kind == "i" and self.sample.min() < 0)
+        ):
             self.level = self.noise = 0.0
             return
         self.level = level
@@ -397,7 +536,10 @@ class _Search:
             return 0.0, found
         if len(self.scan_shape) != 2:
             order = 0
-        rows = [np.unique(self.positions[:, k], return_inverse=True) for k in range(self.positions.shape[1])]
+        rows = [
+            np.unique(self.positions[:, k], return_inverse=True)
+            for k in range(self.positions.shape[1])
+        ]
         axes, at = [row[0] for row in rows], tuple(row[1] for row in rows)
         if len(axes) == 1:
             axes, at = [np.zeros(1), axes[0]], (np.zeros(len(self.sample), np.intp), at[0])
@@ -457,7 +599,9 @@ class _Search:
         together = area_radius(filled(mean, moved[1] > 0), (half, half), radius, radius + 2)
         for each in (self.by_area, radius):
             if abs(each - together) > 0.15 * together:
-                self.why = f"the patterns give a radius of {each:.1f} px, but their mean {together:.1f} px"
+                self.why = (
+                    f"the patterns give a radius of {each:.1f} px, but their mean {together:.1f} px"
+                )
                 return False
         _, agree = self.rims(radius, found)
         if agree < 0.5:
