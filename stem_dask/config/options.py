@@ -87,6 +87,8 @@ NEEDS: tuple[tuple[str, str, str, tuple[str | None, ...]], ...] = (
     ("analyze", "manual_center", "center_method", ("manual",)),
     ("analyze", "guess", "center_method", ("auto", "disc", "friedel")),
     ("crop", "window", "align", ("fixed",)),
+    ("crop", "k_max", "criterion", ("k_max",)),
+    ("crop", "n_alpha", "criterion", ("k_max",)),
     ("crop", "window", "size", ("auto",)),
     ("downsample", "reduce", "method", ("bin",)),
     ("downsample", "sigma", "method", ("gauss",)),
@@ -171,6 +173,9 @@ class Crop(_Section):  # what is cut from every pattern
     coverage: Fraction = 0.999
     margin_pixels: Whole = 3
     align: Literal["fixed", "descan", "pattern"] = "fixed"
+    criterion: Literal["intensity", "scattered", "k_max"] = "intensity"
+    k_max: Positive | None = None
+    n_alpha: Positive | None = None
     size: Literal["auto", "fft", "common"] | Count | Shape = "auto"
     square: bool = False
     window: Box | None = None

@@ -449,7 +449,11 @@ def fit(job: Job) -> None:
         return
     try:
         reference = None if options.reference is None else _reference(options.reference)
-        how: dict[str, Any] = {"order": options.order, "region": options.region, "reference": reference}
+        how: dict[str, Any] = {
+            "order": options.order,
+            "region": options.region,
+            "reference": reference,
+        }
         job.analysis = fit_descan(job.analysis, **how)
     except ConfigError:
         if needed or options.reference is not None or options.region is not None:

@@ -211,6 +211,11 @@ def descan_warnings(analysis: xr.Dataset) -> list[str]:
 def window_warnings(window: Window, filled: NDArray) -> list[str]:
     """Warnings about the window."""
     out = list(window.notes)
+    if window.align == "descan":
+        out.append(
+            "align: descan follows the fitted wander of the beam; without a vacuum scan as reference it also removes a field that "
+            "grows linearly over the scan"
+        )
     if window.align == "pattern":
         out.append(
             "align: pattern centers every pattern by itself, which also removes real beam deflection "

@@ -157,7 +157,10 @@ class Analysis:
         self.sums[:], self.summed = 0, 0
         odd, negative = self.intensity.odd, float(self.intensity.negative_sum[0])
         sums = self.total, self.highest
-        return PatternAnalysis(*self.found, *sums, odd, negative, self.direct)
+        total, com, center, radius, profile = self.found
+        return PatternAnalysis(
+            total, com, center, radius, profile, *sums, odd, negative, self.direct
+        )
 
 
 def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from stem_dask.core.patterns import (
 )
 from stem_dask.core.text import by
 from stem_dask.core.window import (
+    FEWEST_SCATTERED,
     check_size,
     check_target,
     check_window,
@@ -35,6 +37,7 @@ from stem_dask.core.window import (
     needed_size,
     next_multiple,
     radii_for_target,
+    scattered_radii,
     uncropped,
     window_start,
 )
@@ -49,10 +52,16 @@ from stem_dask.stages.blocks import (
 )
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
+from stem_dask.stages.survey import Survey
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+Criterion = Literal["intensity", "scattered", "k_max"]
+
+#: what the zero of an aligned axis is
+_K_ORIGIN = {"pattern": "window_center", "descan": "beam"}
 
 Positions: TypeAlias = tuple[NDArray[np.float64], str]
 
@@ -63,6 +72,9 @@ def choose_window(
     coverage: float = 0.999,
     margin_pixels: int = 3,
     align: Align = "fixed",
+    criterion: Criterion = "intensity",
+    k_max: float | None = None,
+    n_alpha: float | None = None,
     size: Literal["auto", "fft"] | int | Sequence[int] = "auto",
     square: bool = False,
     window: Sequence[int] | None = None,
@@ -77,7 +89,12 @@ def choose_window(
     analysis : computed result of `analyze`
     coverage : share of the non-empty patterns, 0 < coverage <= 1, whose own radius the window must hold
     margin_pixels : added to the radius, in source pixels
-    align : ``fixed``, one window for the dataset, within the detector; ``pattern``, each pattern around its own center
+    align : ``fixed``, one window for the dataset, within the detector; ``descan``, around the fitted wander of the beam, see
+        `fit_descan`; ``pattern``, each pattern around its own center
+    criterion : what the window must hold: the target's share of the ``intensity``, or of the ``scattered`` intensity outside the
+        direct disc, or all up to ``k_max``
+    k_max : from the center of the pattern to the edge of the window, in the units of the detector's axes; with criterion ``k_max``
+    n_alpha : the same in radii of the direct disc, instead of ``k_max``
     size : ``auto``, what the covered patterns need; ``fft``, the same, but the output's size is even with no prime factor above 7;
         n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with ``align="fixed"`` at
         most the detector
@@ -94,7 +111,8 @@ def choose_window(
     Raises
     ------
     ConfigError
-        When the analysis is still lazy, an option is outside its range, or the detector has no room for a square window.
+        When the analysis is still lazy, an option is outside its range, the analysis lacks what the criterion or ``align`` needs,
+        or the detector has no room for a square window.
     SourceError
         When every pattern is empty.
 
@@ -116,8 +134,9 @@ def choose_window(
     for name, (value, lowest) in least.items():
         if whole_number(name, value, f"an integer >= {lowest}") < lowest:
             raise ConfigError(f"{name} is {value}; expected an integer >= {lowest}")
-    if align not in ("fixed", "pattern"):
-        raise ConfigError(f"align is {align!r}; expected fixed or pattern")
+    if align not in get_args(Align):
+        raise ConfigError(f"align is {align!r}; expected fixed, descan or pattern")
+    _check_criterion(analysis, criterion, k_max, n_alpha)
     known = float(analysis.attrs["target_retention"])
     target = known if target_retention is None else float(target_retention)
     check_target(target)
@@ -134,15 +153,22 @@ def choose_window(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
             f"the threshold ({threshold:g}) count as 0; {remedy}"
         )
+    notes, margin = [], margin_pixels
+    if criterion != "intensity":
+        radii = _radii_of(analysis, criterion, filled, target, k_max, n_alpha)
+    if criterion == "k_max":
+        margin = 0
     middle = _median_center(analysis, filled)
     needed = radii.astype(np.float64)
-    if align == "fixed":  # the distance of the center from the median counts, too
-        shift, other = (np.rint(analysis[f"center_{axis}"].values) for axis in "yx")
-        for centers, center in zip((shift, other), middle, strict=True):
-            centers -= center
-            np.abs(centers, out=centers)
+    if align != "pattern":  # the distance of the beam from the middle of its window counts, too
+        shift, other = (
+            np.abs(np.subtract(beam, place, out=beam), out=beam)
+            for beam, place in zip(
+                beam_places(analysis), _window_places(analysis, align, middle), strict=True
+            )
+        )
         needed += np.maximum(shift, other, out=shift)
-    covered, notes, margin = needed[filled], [], margin_pixels
+    covered = needed[np.isfinite(needed)]
     if metric == "circle" and margin == 0:
         margin = 1
         notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
@@ -184,6 +210,106 @@ def choose_window(
     )
 
 
+def _check_criterion(
+    analysis: xr.Dataset, criterion: str, k_max: float | None, n_alpha: float | None
+) -> None:
+    """Raise ConfigError unless the options of the criterion go together, and the analysis has what it needs."""
+    if criterion not in get_args(Criterion):
+        raise ConfigError(f"criterion is {criterion!r}; expected intensity, scattered or k_max")
+    for name, value in (("k_max", k_max), ("n_alpha", n_alpha)):
+        if value is not None and (criterion != "k_max" or not value > 0):
+            raise ConfigError(
+                f"{name} is {value} and criterion is {criterion}; expected a number above 0, with criterion k_max"
+            )
+    if criterion == "k_max" and (k_max is None) == (n_alpha is None):
+        raise ConfigError("criterion is k_max; give either k_max or n_alpha")
+    if (criterion == "scattered" or n_alpha is not None) and disc_radius_of(analysis) is None:
+        why = (analysis.attrs.get("survey") or {}).get("why") or "it was not surveyed"
+        what = "scattered" if n_alpha is None else "k_max with n_alpha"
+        raise ConfigError(
+            f"criterion {what} needs the direct disc, and none is known ({why}); give analyze.disc_radius in px, or use "
+            "crop.criterion=intensity"
+        )
+
+
+def disc_radius_of(analysis: xr.Dataset) -> float | None:
+    """Radius of the direct disc in source pixels; None where none is known."""
+    found = (analysis.attrs.get("survey") or {}).get("radius")
+    return None if found is None or "direct" not in analysis else float(found)
+
+
+def _radii_of(
+    analysis: xr.Dataset,
+    criterion: str,
+    filled: NDArray[np.bool_],
+    target: float,
+    k_max: float | None,
+    n_alpha: float | None,
+) -> NDArray[np.float32]:
+    """Radius that each pattern needs by its criterion, NaN where it has none."""
+    if criterion == "scattered":
+        if "radius_scattered" in analysis:
+            radii = np.asarray(analysis["radius_scattered"].values)
+        else:
+            radii = scattered_radii_of(analysis, np.asarray(analysis["profile"]), target)
+        n_voting, n = int(np.isfinite(radii).sum()), int(filled.sum())
+        if n_voting < max(1, 0.01 * n):
+            raise ConfigError(
+                f"criterion is scattered, and {n_voting:,} of {n:,} patterns have {FEWEST_SCATTERED:g} counts or more outside the "
+                "direct disc, expected at least 1 %; use crop.criterion=intensity or k_max"
+            )
+        return radii
+    if n_alpha is not None:
+        half = n_alpha * (disc_radius_of(analysis) or 0.0)
+    else:
+        axes = detector_of(analysis)
+        if not all(axis.calibrated for axis in axes):
+            raise ConfigError(
+                f"k_max is {k_max}, and the detector has no calibration; give input.calibration for ky and kx, or crop.n_alpha "
+                "(in radii of the direct disc), or crop.size in px"
+            )
+        half = (k_max or 0.0) / min(abs(axis.scale) for axis in axes)
+    radius = max(1, math.ceil(half - 1e-9))  # 3.0 / 0.1 is 30.000000000000004
+    return np.where(filled, np.float32(radius), np.float32(np.nan))
+
+
+def scattered_radii_of(
+    analysis: xr.Dataset, profile: NDArray, target: float, where: Any = ...
+) -> NDArray[np.float32]:
+    """Radii that keep a share of the scattered intensity, from the profiles of the patterns at ``where``; see `scattered_radii`."""
+    total, direct = (np.asarray(analysis[name].values)[where] for name in ("total", "direct"))
+    exact = analysis["max_pattern"].dtype.kind in "ui"
+    metric, radius = str(analysis.attrs["radius_metric"]), disc_radius_of(analysis) or 0.0
+    return scattered_radii(profile, total, direct, radius, target, metric, exact)
+
+
+def beam_places(analysis: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The pixel (y, x) about which each pattern's profile is: its center, or where the beam was expected if none was found.
+
+    NaN for an empty pattern.
+    """
+    found = [np.rint(analysis[f"center_{axis}"].values) for axis in "yx"]
+    lost = np.isnan(found[0]) & np.isfinite(analysis["radius"].values)
+    if lost.any():
+        expected = Survey.from_dict(analysis.attrs["survey"]).expected(np.argwhere(lost))
+        for one, place in zip(found, expected.T, strict=True):
+            one[lost] = np.rint(place)
+    return found[0], found[1]
+
+
+def _window_places(analysis: xr.Dataset, align: str, middle: tuple[int, int]) -> tuple[Any, Any]:
+    """The pixel (y, x) in the middle of each pattern's window, before a fixed one is clipped; NaN for an empty pattern."""
+    if align == "fixed":
+        return middle
+    if align == "pattern":
+        return beam_places(analysis)
+    if "descan_y" not in analysis:
+        raise ConfigError(
+            "align is descan, and the analysis has no fit of it; call sd.fit_descan(analysis) first"
+        )
+    return np.rint(analysis["descan_y"].values), np.rint(analysis["descan_x"].values)
+
+
 def _given_size(
     size: Literal["auto", "fft"] | int | Sequence[int], window: Sequence[int] | None
 ) -> tuple[int, int] | None:
@@ -209,8 +335,10 @@ def _given_size(
 
 
 def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
-    y, x = (float(np.median(analysis[name].values[filled])) for name in ("center_y", "center_x"))
-    return int(np.rint(y)), int(np.rint(x))
+    y, x = (analysis[name].values[filled] for name in ("center_y", "center_x"))
+    if not np.isfinite(y).any():  # no disc was found in any
+        y, x = (place[filled] for place in beam_places(analysis))
+    return int(np.rint(np.nanmedian(y))), int(np.rint(np.nanmedian(x)))
 
 
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArray]:
@@ -219,13 +347,17 @@ def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArr
     If it is the same for all patterns, it is a read-only broadcast scalar.
     """
     origins: list[NDArray] = []
-    for name, first, size in zip(DETECTOR_DIMS, window.origin, window.shape, strict=True):
-        centers = analysis[f"center_{name[1]}"].values
+    shape = analysis["center_y"].shape
+    places: tuple[Any, Any] = (None, None)
+    if window.aligned_axes:
+        places = _window_places(analysis, window.align, (0, 0))
+    axes = zip(DETECTOR_DIMS, window.origin, window.shape, places, strict=True)
+    for name, first, size, place in axes:
         if name in window.aligned_axes:
-            own = np.where(np.isfinite(centers), np.rint(centers) - size // 2, first)
+            own = np.where(np.isfinite(place), place - size // 2, first)
             origins.append(own.astype(np.int32))
         else:
-            origins.append(np.broadcast_to(np.int32(first), centers.shape))
+            origins.append(np.broadcast_to(np.int32(first), shape))
     return origins[0], origins[1]
 
 
@@ -321,8 +453,8 @@ def crop_blocks(
             axis = replace(axis, offset=-axis.scale * (size // 2))
         axes[i] = axis
     attrs = as_text({**patterns.attrs, **window_attrs(window), **_detector_attrs(analysis)})
-    if patterns.attrs.get("k_origin") == "window_center":
-        attrs["k_origin"] = "window_center"  # aligned before, so without detector coordinates
+    if patterns.attrs.get("k_origin") in ("window_center", "beam") and not window.aligned_axes:
+        attrs["k_origin"] = patterns.attrs["k_origin"]  # aligned before: no detector coordinates
     cropped, lead = as_patterns(out, axes, attrs), lead_dims(patterns)
     if "valid" in patterns.coords:
         cropped = cropped.assign_coords(valid=patterns.coords["valid"].variable)
@@ -373,7 +505,7 @@ def window_attrs(window: Window) -> dict[str, Any]:
         "align": window.align,
         "cropped_axes": list(window.cropped_axes),
         "aligned_axes": list(window.aligned_axes),
-        "k_origin": "window_center" if window.aligned_axes else "detector",
+        "k_origin": _K_ORIGIN[window.align] if window.aligned_axes else "detector",
         "global_radius": window.global_radius,
         "coverage": window.coverage,
         "target_retention": window.target_retention,

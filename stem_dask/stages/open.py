@@ -125,7 +125,7 @@ def lazy_sample(found: Found, positions: int) -> tuple[xr.DataArray, list[list[i
     picked = Picked(source, tuple(map(tuple, where)), tuple(chunks))
     sizes = (*map(len, where), *detector)
     names: tuple[str, ...] = (*(SCAN_DIMS if len(lead) == 2 else LIST_DIMS), *DETECTOR_DIMS)
-    axes = [Axis(name, n) for name, n in zip(names, sizes, strict=True)]
+    axes = list(map(Axis, names, sizes))
     block = (*(1,) * (len(lead) - 1), min(16, sizes[len(lead) - 1], positions))
     token = hashlib.sha256(repr((found.identity, picked)).encode()).hexdigest()[:16]
     return as_patterns(block_array(picked, block, f"sample-{token}"), axes), where
