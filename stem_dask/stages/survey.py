@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from stem_dask.kernels.descan import descan_weight, fit_descan
 from stem_dask.kernels.disc import find_discs, fit_rims
 from stem_dask.kernels.intensity import native
-from stem_dask.kernels.pixels import hot_pixels
+from stem_dask.kernels.pixels import dead_pixels, hot_pixels, stop_region
 from stem_dask.kernels.symmetry import symmetry
 
 #: kinds of bad pixels, as bits of a flag
@@ -163,7 +163,7 @@ def survey_of(
     given_mask
         (ky, kx) True where a pixel is known to be bad.
     radius
-        Of the direct disc in px, if it is known; then no disc is refused.
+        Of the direct disc in px, if it is known; it is then refused only where fewer than half of the patterns have one.
     start
         (y, x) of the direct disc in px, if it is known.
     threshold
@@ -187,26 +187,28 @@ def survey_of(
     (5, [15, 17])
     """
     sample, positions = native(np.asarray(sample)), np.asarray(positions)
-    n, detector = len(sample), sample.shape[1:]
+    n = len(sample)
     sums, lit, totals, odd = _sums(sample)
 
     flags = np.where(odd == n, NOT_FINITE, 0).astype(np.uint8)
     if given_mask is not None:
         flags |= np.where(given_mask, GIVEN, 0).astype(np.uint8)
-    if find_bad:
-        suspects = flags > 0
-        mean = np.where(suspects, 0, sums / max(n, 1))
-        hot = hot_pixels(mean, np.where(suspects, 0, lit), n, n)
-        flags |= np.where(hot, HOT, 0).astype(np.uint8)
+    if find_bad and n:
+        good = flags == 0
+        hot = hot_pixels(np.where(good, sums, 0) / n, np.where(good, lit, 0), n, n)
+        dead = dead_pixels(np.where(good & ~hot, sums, 0), np.where(good & ~hot, lit, 0), n)
+        flags |= np.where(hot, HOT, np.where(dead & good, DEAD, 0)).astype(np.uint8)
     good = flags == 0
-    for i in np.flatnonzero(totals > 0):
-        totals[i] -= sample[i][~good].clip(0).sum(dtype=np.float64, where=np.isfinite(sample[i][~good]))
+    if not good.all():
+        totals -= [_clean(pattern[~good]).sum() for pattern in sample]
 
     search = _Search(sample, positions, scan_shape, good, totals, sums / max(n, 1), radius)
     search.background()
     search.find_start(start)
     if find_disc:
         search.find_disc()
+    else:
+        search.radius = radius
     if search.radius is not None:
         search.background()
     counted = search.level == 0 and search.noise == 0
@@ -223,7 +225,7 @@ def survey_of(
         level=search.level,
         noise=search.noise,
         flags=flags,
-        stop=None,
+        stop=stop_region(search.mean, good, search.symmetric) if find_bad and n else None,
         scan_shape=tuple(int(size) for size in scan_shape),
     )
 
@@ -237,8 +239,8 @@ def _clean(pattern: NDArray) -> NDArray[np.float64]:
 
 def _sums(sample: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Sum of the sample, in how many patterns each pixel is above 0, the patterns' totals, how often each pixel is not finite."""
-    sums, lit, odd = (np.zeros(sample.shape[1:], kind) for kind in (np.float64, np.int64, np.int64))
-    totals = np.zeros(len(sample))
+    detector, totals = sample.shape[1:], np.zeros(len(sample))
+    sums, lit, odd = np.zeros(detector), np.zeros(detector, np.int64), np.zeros(detector, np.int64)
     for i, pattern in enumerate(sample):
         values = _clean(pattern)
         sums += values
@@ -262,10 +264,16 @@ class _Search:
         mean: NDArray[np.float64],
         radius: float | None,
     ) -> None:
-        self.sample, self.positions, self.scan_shape, self.good = sample, positions, scan_shape, good
+        self.sample, self.positions, self.scan_shape, self.good = (
+            sample,
+            positions,
+            scan_shape,
+            good,
+        )
         self.totals, self.mean, self.given = totals, mean, radius
         self.filled = totals > 0
-        self.radius, self.why = radius, ""
+        self.radius: float | None = None
+        self.why = ""
         self.start = self.symmetric = tuple((n - 1) / 2 for n in good.shape)
         self.constant(self.start)
         self.reach = 3.0 if radius is None else min(3.0, radius)
@@ -300,7 +308,11 @@ class _Search:
         if not values.size:
             return
         level = float(np.median(values))
-        if values.dtype.kind != "f" and level == 0 and not (values.dtype.kind == "i" and self.sample.min() < 0):
+        if (
+            values.dtype.kind != "f"
+            and level == 0
+            and not (values.dtype.kind == "i" and self.sample.min() < 0)
+        ):
             self.level = self.noise = 0.0
             return
         self.level = level
@@ -367,13 +379,13 @@ class _Search:
                 break
             if self.given is not None or order == 0:
                 continue
-            change, clear = self.rims(radius, found)
+            change, _ = self.rims(radius, found)
             radius += change
             if not self.big_enough(radius):
                 return
             if factor == 1 and abs(change) < 0.05:
                 break
-        if self.given is None and not self.believable(radius, found):
+        if not self.believable(radius, found):
             self.constant(self.start)
             return
         self.radius = float(radius)
@@ -397,7 +409,10 @@ class _Search:
             return 0.0, found
         if len(self.scan_shape) != 2:
             order = 0
-        rows = [np.unique(self.positions[:, k], return_inverse=True) for k in range(self.positions.shape[1])]
+        rows = [
+            np.unique(self.positions[:, k], return_inverse=True)
+            for k in range(self.positions.shape[1])
+        ]
         axes, at = [row[0] for row in rows], tuple(row[1] for row in rows)
         if len(axes) == 1:
             axes, at = [np.zeros(1), axes[0]], (np.zeros(len(self.sample), np.intp), at[0])
@@ -436,7 +451,15 @@ class _Search:
         return change, float(agree.sum() / self.filled.sum())
 
     def believable(self, radius: float, found: NDArray[np.bool_]) -> bool:
-        """Whether the mean of the patterns, moved onto one place, has a disc of this radius, and half of the patterns have its rim."""
+        """Whether half of the patterns have a disc; and unless its radius is given, whether the mean of the patterns, moved onto one place, has
+        one of this radius, and half of the patterns have its rim."""
+        share = found.sum() / self.filled.sum()
+        if share < 0.5:
+            self.why = (
+                f"{share:.0%} of the patterns have a disc of radius {radius:.1f} px, expected 50%"
+            )
+        if share < 0.5 or self.given is not None:
+            return share >= 0.5
         half = int(4 * radius) + 8
         moved = np.zeros((2, 2 * half + 1, 2 * half + 1))
         places = np.rint(self.expected()).astype(np.intp)
@@ -457,7 +480,9 @@ class _Search:
         together = area_radius(filled(mean, moved[1] > 0), (half, half), radius, radius + 2)
         for each in (self.by_area, radius):
             if abs(each - together) > 0.15 * together:
-                self.why = f"the patterns give a radius of {each:.1f} px, but their mean {together:.1f} px"
+                self.why = (
+                    f"the patterns give a radius of {each:.1f} px, but their mean {together:.1f} px"
+                )
                 return False
         _, agree = self.rims(radius, found)
         if agree < 0.5:
