@@ -19,7 +19,7 @@ from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.intensity import Intensity, native, native_dtype
 from stem_dask.kernels.symmetry import center_of_symmetry
 from stem_dask.stages.blocks import reduced, sample_positions
-from stem_dask.stages.survey import GIVEN, STOP, Survey
+from stem_dask.stages.survey import Survey
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -87,22 +87,20 @@ def symmetric_centers(patterns: xr.DataArray, survey: Survey) -> NDArray[np.floa
         loaded = dask.compute(*itertools.chain.from_iterable(picked[y : y + SIDE]))
         block = np.stack([np.asarray(one) for one in loaded])
         reducer = _Symmetric(
-            block.reshape(SIDE, len(columns), *block.shape[1:]), survey.start, survey.good, survey.threshold
+            block.reshape(SIDE, len(columns), *block.shape[1:]),
+            survey.start,
+            survey.good,
+            survey.threshold,
         )
         reducer.add(block, slice(0, len(block)))
         out.append(reducer.result()["symmetric"][0])
     return np.stack(out)
 
 
-def check_friedel(survey: Survey, lead: Sequence[int]) -> None:
-    """Raise ConfigError for a list of patterns, and unless the beam stop is masked."""
+def check_scan(lead: Sequence[int]) -> None:
+    """Raise ConfigError for a list of patterns."""
     if len(lead) != 2:
         raise ConfigError(
             f"center_method is friedel, and the input is a list of {prod(lead):,} patterns; it needs a scan: give input.scan_shape, "
             "or use analyze.center_method=manual"
-        )
-    if not (survey.flags & (GIVEN | STOP)).any():
-        raise ConfigError(
-            "center_method is friedel, and no beam stop is masked: it would count as dark on one side; give input.mask, or "
-            "input.mask=stop if the survey finds the stop"
         )
