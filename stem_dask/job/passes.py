@@ -501,16 +501,18 @@ def _find_symmetry(job: Job) -> None:
     lead = lead_shape(job.patterns)
     check_scan(lead)
     columns = SIDE * min(4, len(places_of(lead)[1]))
-    around = _corrected(job, lazy_picked(job.found, surroundings(lead), (SIDE, columns)))
+    around = surroundings(lead)
+    where = [one.ravel().tolist() for one in around]
+    picked = _corrected(job, lazy_picked(job.found, where, (SIDE, columns)))
     spool = SpoolSink(f"{job.folder}/friedel")
-    blocks = {"friedel": symmetric_blocks(around, job.survey)}
-    n = len(job.run("friedel", blocks, spool, 2, around.nbytes))
+    blocks = {"friedel": symmetric_blocks(picked, job.survey)}
+    n = len(job.run("friedel", blocks, spool, 2, picked.nbytes))
     found = np.empty((*map(len, places_of(lead)), 2))
     for (rows, across), block in spool.blocks(n, ("symmetric",)):
         place = (slice(*(i // SIDE for i in (one.start, one.stop))) for one in (rows, across))
         found[tuple(place)] = block["symmetric"]
     part = job.patterns.attrs.get("scan_part")
-    job.friedel = fit_places(found, places_of(lead), lead, part, **_descan_options(job))
+    job.friedel = fit_places(found, around, lead, part, **_descan_options(job))
 
 
 def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
