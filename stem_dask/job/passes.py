@@ -61,7 +61,7 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.analyze import (
     analyze as analyze_patterns,
 )
-from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
+from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
 from stem_dask.stages.descan import Fit, fit_descan, fit_places, refuse_rough, with_descan
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
@@ -567,7 +567,7 @@ def _note_analysis(job: Job) -> None:
     assert job.analysis is not None
     mask = job.config.input.mask
     applied = mask if isinstance(mask, str) and mask in ("auto", "stop") else None
-    job.left = suspected_hot_pixels(job.analysis)
+    job.left = hot_in_mean(job.analysis)
     job.warnings += report.analysis_warnings(job.analysis, job.survey, job.left, applied)
 
 
