@@ -134,14 +134,12 @@ def choose_window(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
             f"the threshold ({threshold:g}) count as 0; {remedy}"
         )
-    middle = _median_center(analysis, filled)
-    needed = radii.astype(np.float64)
-    if align == "fixed":  # the distance of the center from the median counts, too
-        shift, other = (np.rint(analysis[f"center_{axis}"].values) for axis in "yx")
-        for centers, center in zip((shift, other), middle, strict=True):
-            centers -= center
-            np.abs(centers, out=centers)
-        needed += np.maximum(shift, other, out=shift)
+    own = [analysis[f"center_{axis}"].values for axis in "yx"]
+    middle = [int(np.rint(np.nanmedian(centers[filled]))) for centers in own]
+    around = middle if align == "fixed" else _window_centers(analysis, align)
+    # the radii are around the patterns' own centers: the distance to the center of the window counts, too
+    away_y, away_x = (np.abs(np.rint(a) - b) for a, b in zip(own, around, strict=True))
+    needed = radii + np.maximum(away_y, away_x)
     covered, notes, margin = needed[filled], [], margin_pixels
     if metric == "circle" and margin == 0:
         margin = 1
@@ -208,9 +206,13 @@ def _given_size(
     return height, width
 
 
-def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
-    y, x = (float(np.median(analysis[name].values[filled])) for name in ("center_y", "center_x"))
-    return int(np.rint(y)), int(np.rint(x))
+#: centers of the windows in the analysis, if they are not fixed: names before _y and _x
+_CENTERS = {"pattern": "center"}
+
+
+def _window_centers(analysis: xr.Dataset, align: Align) -> list[NDArray[np.float64]]:
+    """Rounded center (y, x) of the window on every pattern, NaN where it has none; see `window_origins`."""
+    return [np.rint(analysis[f"{_CENTERS[align]}_{axis}"].values) for axis in "yx"]
 
 
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArray]:
@@ -218,14 +220,12 @@ def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArr
 
     If it is the same for all patterns, it is a read-only broadcast scalar.
     """
-    origins: list[NDArray] = []
-    for name, first, size in zip(DETECTOR_DIMS, window.origin, window.shape, strict=True):
-        centers = analysis[f"center_{name[1]}"].values
+    shape = analysis["center_y"].shape
+    origins: list[NDArray] = [np.broadcast_to(np.int32(first), shape) for first in window.origin]
+    for i, name in enumerate(DETECTOR_DIMS):
         if name in window.aligned_axes:
-            own = np.where(np.isfinite(centers), np.rint(centers) - size // 2, first)
-            origins.append(own.astype(np.int32))
-        else:
-            origins.append(np.broadcast_to(np.int32(first), centers.shape))
+            first = _window_centers(analysis, window.align)[i] - window.shape[i] // 2
+            origins[i] = np.where(np.isfinite(first), first, window.origin[i]).astype(np.int32)
     return origins[0], origins[1]
 
 
