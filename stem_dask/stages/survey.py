@@ -18,15 +18,23 @@ from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.descan import descan_weight, fit_descan
 from stem_dask.kernels.disc import find_discs, fit_rims
 from stem_dask.kernels.intensity import native
-from stem_dask.kernels.pixels import dead_pixels, hot_pixels, stop_region
+from stem_dask.kernels.pixels import (
+    DEAD,
+    GIVEN,
+    HOT,
+    NOT_FINITE,
+    STOP,
+    dead_pixels,
+    hot_pixels,
+    stop_region,
+)
 from stem_dask.kernels.symmetry import center_of_symmetry, symmetry
 from stem_dask.stages.blocks import patterns_of, sample_positions
 
 if TYPE_CHECKING:
     import xarray as xr
 
-#: kinds of bad pixels, as bits of a flag
-GIVEN, HOT, DEAD, STOP, NOT_FINITE = 1, 2, 4, 8, 16
+#: names of the kinds of bad pixels
 KINDS = {"given": GIVEN, "hot": HOT, "dead": DEAD, "stop": STOP, "not_finite": NOT_FINITE}
 
 #: a disc of a smaller radius has no rim (px)
