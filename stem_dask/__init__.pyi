@@ -17,11 +17,14 @@ from stem_dask.stages.correct import suspected_hot_pixels as suspected_hot_pixel
 from stem_dask.stages.crop import choose_window as choose_window
 from stem_dask.stages.crop import crop as crop
 from stem_dask.stages.crop import to_detector as to_detector
+from stem_dask.stages.descan import fit_descan as fit_descan
 from stem_dask.stages.downsample import cast as cast
 from stem_dask.stages.downsample import downsample as downsample
 from stem_dask.stages.export import export as export
 from stem_dask.stages.export import to_hyperspy as to_hyperspy
 from stem_dask.stages.open import open_patterns as open
+from stem_dask.stages.survey import Survey as Survey
+from stem_dask.stages.survey import survey as survey
 from stem_dask.stages.validate import validate as validate
 from stem_dask.training.dataset import Normalization as Normalization
 from stem_dask.training.dataset import PatternDataset as PatternDataset
@@ -42,6 +45,7 @@ __all__ = [
     "SourceError",
     "StemDaskError",
     "StoreError",
+    "Survey",
     "__version__",
     "analyze",
     "cast",
@@ -51,12 +55,14 @@ __all__ = [
     "crop",
     "downsample",
     "export",
+    "fit_descan",
     "load_config",
     "load_configs",
     "load_model",
     "loader",
     "open",
     "run_config",
+    "survey",
     "suspected_hot_pixels",
     "thin",
     "to_detector",

@@ -13,10 +13,11 @@ from stem_dask.cli import run
 BEAMS = {"a": 3, "b": 6, "c": 4}
 
 
-def write_beam(name, half, detector=(40, 36)):
+def write_beam(name, half, detector=(40, 36), middle=(19, 17)):
+    cy, cx = middle
     data = np.zeros((4, 3, *detector), np.uint16)
     for y in range(4):
-        data[y, :, 19 - half : 19 + half, 17 - half : 17 + half] = 5 + y
+        data[y, :, cy - half : cy + half, cx - half : cx + half] = 5 + y
     np.save(f"raw/{name}.npy", data)
 
 

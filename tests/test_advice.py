@@ -67,6 +67,11 @@ def outlier(n: int = 1) -> np.ndarray:
     return data
 
 
+def at_edge() -> np.ndarray:
+    """A disc at the first rows."""
+    return disc(10)[..., 20:, :]
+
+
 def results(name: str = "out") -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path(f"{name}_results.json").read_text())
     return found
@@ -86,20 +91,28 @@ SITUATIONS = {
         outlier, ["crop.size=12", "crop.coverage=0.9", "downsample.factor=2", "crop.align=pattern"], 4, "",
         ["crop.size=auto ", "crop.size=", "validate.min_retention=0."],
     ),
-    "little gained": (
-        disc, ["analyze.target_retention=0.999"], 0, "little was gained",
+    "nothing gained": (
+        disc, ["analyze.target_retention=0.999"], 0, "NOT CROPPED: the window is the whole detector, 48 x 48 px",
         ["analyze.target_retention=0.95 ", "analyze.target_retention=0.9 validate.min_retention=0.9 "],
     ),
-    "little gained for an outlier": (
-        lambda: outlier(8), ["crop.coverage=1"], 0, "little was gained", ["crop.coverage=0.99 "],
+    "nothing gained for an outlier": (
+        lambda: outlier(8), ["crop.coverage=1"], 0, "NOT CROPPED: the window is the whole detector, 48 x 48 px", ["crop.coverage=0.99 "],
     ),
-    "little gained, and nothing helps": (outlier, ["crop.coverage=1"], 0, "little was gained", []),
+    "nothing gained, and nothing helps": (outlier, ["crop.coverage=1"], 0, "NOT CROPPED: the window is the whole detector, 48 x 48 px", []),
+    "too little at an edge": (
+        at_edge, ["crop.size=12"], 4, "16 of 16 patterns keep less",
+        ["crop.size=auto ", "'crop.size=[18,22]' ", "validate.min_retention=0."],
+    ),
+    "a square that has no room": (
+        lambda: at_edge()[..., 10:27], ["crop.size=10", "crop.square=true"], 4, "16 of 16 patterns keep less",
+        ["validate.min_retention=0."],
+    ),
     "little gained by a size": (disc, ["crop.size=46"], 0, "little was gained", ["crop.size=auto ", "crop.size=28 "]),
     "a pedestal of counts": (
-        lambda: poisson(3), [], 0, "little was gained", ["analyze.threshold="],
+        lambda: poisson(3), [], 0, "NOT CROPPED: the window is the whole detector, 48 x 48 px", ["analyze.threshold="],
     ),
     "negative values": (
-        dark_subtracted, [], 0, "little was gained", ["analyze.target_retention=0.9 ", "analyze.threshold="],
+        dark_subtracted, [], 0, "NOT CROPPED: the window is the whole detector, 48 x 48 px", ["analyze.target_retention=0.9 ", "analyze.threshold="],
     ),
     "hot pixels": (hot, ["crop.size=40"], 0, "", ["input.mask=auto "]),
     "hot pixels beside a mask": (

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stem_dask.cli import run
-from stem_dask.core.window import axis_window, common_size, fits
+from stem_dask.core.window import common_size, fits, next_multiple
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_what_cannot_have_the_common_size_says_so(here: Path, capsys: Any) -> No
 @pytest.mark.parametrize("name", ["0", "z"])
 def test_one_large_window_does_not_refuse_the_others(here: Path, capsys: Any, name: str) -> None:
     """Three fit together; the fourth, on another detector, fails alone, whatever its place, and can be cropped alone."""
-    write_beam(name, 17, (64, 64))
+    write_beam(name, 17, (64, 64), (31, 31))
     assert batch("crop.size=common") == 2
     said = capsys.readouterr()
     assert {size_of(each) for each in BEAMS} == {(16, 16)}
@@ -183,7 +183,7 @@ def test_the_common_size_is_of_the_most_that_fit_together(data: st.DataObject) -
     full = data.draw(st.lists(pair, min_size=1, max_size=5))
     own = []
     for detector in full:
-        sizes = [axis_window(data.draw(st.integers(1, n)), n, multiple)[0] for n in detector]
+        sizes = [min(next_multiple(data.draw(st.integers(1, n)), multiple), n) for n in detector]
         own.append((sizes[0], sizes[1]))
     size = common_size(own, full, multiple)
     who = fits(np.array(own), np.array(full), size, multiple)

@@ -171,7 +171,7 @@ BAD = [
     ("crop: {enabled: 1}", "crop.enabled is 1; expected true or false"),
     ("crop: {margin_pixels: -1}", "crop.margin_pixels is -1; expected a whole number of 0 or more"),
     ("crop: {align: patern}", "crop.align is patern; expected fixed or pattern"),
-    ("crop: {size: small}", "crop.size is small; expected auto or common, a whole number above 0 or [y, x]"),
+    ("crop: {size: small}", "crop.size is small; expected auto, fft or common, a whole number above 0 or [y, x]"),
     ("crop: {size: '40'}", "(this is text in YAML; write 40)"),
     ("crop: {size: 0xFFFFFFFFFFFFFFFFFFFFFF}", "crop.size is 309485009821345068724781055; expected"),
     ("crop: {size: 2020-99-99}", "crop.size is '2020-99-99'; expected"),
@@ -179,7 +179,7 @@ BAD = [
     ("crop: {window: [1, 2, 3, 4], size: 40}", "crop.window is [1, 2, 3, 4], which needs size: auto, but it is 40"),
     ("crop: {size: 41}", "crop.size is 41; expected a multiple of 2 (size_multiple x downsampling): 40 or 42"),
     ("crop: {size: 42, size_multiple: 4}\ndownsample: {factor: 2}", "crop.size is 42; expected a multiple of 8 (size_multiple x downsampling): 40 or 48"),
-    ("crop: {margin_pixel: 3}", "crop.margin_pixel is not a key; did you mean margin_pixels? Valid keys: enabled, coverage, margin_pixels, align, size, window, size_multiple"),
+    ("crop: {margin_pixel: 3}", "crop.margin_pixel is not a key; did you mean margin_pixels? Valid keys: enabled, coverage, margin_pixels, align, size, square, window, size_multiple"),
     # validate
     ("validate: {min_retention: 1.1}", "validate.min_retention is 1.1; expected a number from 0 to 1"),
     ("validate: {min_retention: 0.99}", "is 0.99, more than analyze.target_retention, which is 0.98"),
@@ -295,9 +295,9 @@ def test_all_problems_are_listed_each_with_the_line_of_its_key(load):
             "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]} or null",
             "crop.yaml, line 10: crop.align is patern; expected fixed or pattern",
             "crop.yaml, line 9: crop.margin_pixel is not a key; did you mean margin_pixels? "
-            "Valid keys: enabled, coverage, margin_pixels, align, size, window, size_multiple",
+            "Valid keys: enabled, coverage, margin_pixels, align, size, square, window, size_multiple",
             "crop.yaml, line 11: crop.siez is not a key; did you mean size? "
-            "Valid keys: enabled, coverage, margin_pixels, align, size, window, size_multiple",
+            "Valid keys: enabled, coverage, margin_pixels, align, size, square, window, size_multiple",
             "crop.yaml, line 12: validate is 3; expected a section with the keys min_retention",
         ]
     )

@@ -14,10 +14,12 @@ import stem_dask as sd
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.window import radii_for_target
 from stem_dask.kernels.analysis import analyze_patterns
+from stem_dask.stages.crop import placement
 
 law = settings(max_examples=70, deadline=None)
 aligns = st.sampled_from(["fixed", "pattern"])
 metrics = st.sampled_from(["square", "circle"])
+sizes = st.sampled_from(["auto", "fft"])
 #: float sums in two orders differ by less, relative to the total
 SLACK = 1e-12
 
@@ -36,16 +38,18 @@ def slack(data):
 @law
 @given(
     datasets(), shares(), shares(), metrics, aligns, st.integers(0, 3), st.sampled_from([0, 1.5]),
-    st.integers(1, 3),
+    st.integers(1, 3), sizes,
 )  # fmt: skip
-def test_the_retention_theorem(data, target, coverage, metric, align, margin, threshold, factor):
+def test_the_retention_theorem(
+    data, target, coverage, metric, align, margin, threshold, factor, size
+):
     """At least ceil(coverage * n) of the n non-empty patterns keep the target."""
     patterns = as_array(data)
     analysis = sd.analyze(
         patterns, target_retention=target, radius_metric=metric, threshold=threshold
     ).compute()
     window = sd.choose_window(
-        analysis, coverage=coverage, margin_pixels=margin, align=align, factor=factor
+        analysis, coverage=coverage, margin_pixels=margin, align=align, factor=factor, size=size
     )
     cropped = sd.crop(patterns, analysis, window)
     checked = sd.validate(patterns, cropped, analysis, min_retention=target).compute()
@@ -157,13 +161,60 @@ def test_another_target_on_floats_keeps_at_least_the_target(data, first, second,
 
 @law
 @given(
+    datasets(dtypes=("u2",)), shares(), shares(), metrics, st.integers(0, 4), st.integers(1, 5),
+    st.integers(1, 3), sizes, st.booleans(),
+)  # fmt: skip
+def test_a_fixed_window_holds_what_the_patterns_need_of_the_detector(
+    data, target, coverage, metric, margin, multiple, factor, size, square
+):
+    """It equals its twin, lies inside the detector, and holds the own window of each covered pattern, cut at the detector."""
+    patterns, detector = as_array(data), data.shape[-2:]
+    analysis = sd.analyze(patterns, target_retention=target, radius_metric=metric).compute()
+    options = {"coverage": coverage, "margin_pixels": margin, "size_multiple": multiple, "factor": factor, "size": size}  # fmt: skip
+    window = sd.choose_window(analysis, **options)
+    stacked = data.reshape(-1, *detector)
+    known = twins.Analysis(stacked, target=target, metric=metric)
+    radius = known.global_radius(coverage, "fixed") + max(margin, metric == "circle")
+
+    def allowed(n):
+        return twins.is_fast(n, factor) if size == "fft" else n % (multiple * factor) == 0
+
+    box = known.window(radius, "fixed", allowed)
+    assert window.origin == tuple(first for first, _ in box)
+    assert window.shape == tuple(end - first for first, end in box)
+    if square:
+        try:
+            window = sd.choose_window(analysis, **options, square=True)
+        except ConfigError:
+            assert detector[0] != detector[1]
+        else:
+            assert window.shape[0] == window.shape[1] >= max(end - first for first, end in box)
+    held = 0
+    ends = [first + n for first, n in zip(window.origin, window.shape, strict=True)]
+    for own, center in zip(known.radii, known.centers, strict=True):
+        if own is not None:
+            around = zip(twins.window_center(center), window.origin, ends, detector, strict=True)
+            held += all(
+                first <= max(at - own, 0) and min(at + own, full) <= end
+                for at, first, end, full in around
+            )
+    assert held >= math.ceil(coverage * sum(known.filled))
+    for first, n, end, full in zip(window.origin, window.shape, ends, detector, strict=True):
+        assert 0 <= first < end <= full
+        assert allowed(n) or n == full
+    placed = placement(analysis, window)
+    assert (placed["filled_fraction"] == 0).all()
+
+
+@law
+@given(
     datasets(dtypes=("u2",)), st.one_of(st.just("auto"), st.integers(1, 20)), st.integers(1, 5),
     st.integers(1, 4), st.integers(0, 4), aligns,
 )  # fmt: skip
 def test_window_sizes(data, size, multiple, factor, margin, align):
     """The output of a cropped axis is a multiple; a window that would reach the detector is the whole axis.
 
-    A given size is kept or refused.
+    A given size is kept or refused; a fixed window of it is shifted inside the detector.
     """
     patterns = as_array(data)
     analysis = sd.analyze(patterns, target_retention=0.5).compute()
@@ -177,29 +228,33 @@ def test_window_sizes(data, size, multiple, factor, margin, align):
             sd.choose_window(analysis, **options)
         return
     window = sd.choose_window(analysis, **options)
-    wanted = 2 * window.global_radius if size == "auto" else size
-    rounded = math.ceil(wanted / (multiple * factor)) * multiple * factor
+    filled = np.isfinite(analysis.radius.values)
     cropped = sd.crop(patterns, analysis, window)
     for axis, name in enumerate(("ky", "kx")):
         full, got = data.shape[-2 + axis], window.shape[axis]
         origin = cropped.coords["window_" + name[1]]
+        centers = analysis[f"center_{name[1]}"].values[filled]
+        middle = int(np.rint(np.median(centers)))
+        wanted = size
+        if size == "auto":
+            wanted = 2 * window.global_radius
+            if align == "fixed":
+                rows = range(middle - window.global_radius, middle + window.global_radius)
+                wanted = sum(0 <= row < full for row in rows)
+        rounded = math.ceil(wanted / (multiple * factor)) * multiple * factor
         if rounded < full:
             assert name in window.cropped_axes
             assert got == rounded
             assert got % factor == 0
             assert got // factor % multiple == 0
             if align == "fixed":
-                assert (origin == window.center[axis] - got // 2).all()
+                inside = range(full - got + 1)
+                assert (origin == min(inside, key=lambda row: abs(row - middle + got // 2))).all()
         else:
             assert name not in window.cropped_axes
             assert got == full
             assert (origin == 0).all()
             assert any(note.startswith(f"{name} is not cropped") for note in window.notes)
+        if name in window.aligned_axes:
+            assert (origin.values[filled] + got // 2 == np.rint(centers)).all()
     assert cropped.shape[-2:] == window.shape
-    if align == "pattern":
-        filled = np.isfinite(analysis.radius.values)
-        for axis, name in enumerate(("ky", "kx")):
-            if name in window.aligned_axes:
-                own = np.rint(analysis[f"center_{name[1]}"].values[filled])
-                at = cropped.coords["window_" + name[1]].values[filled]
-                assert (at + window.shape[axis] // 2 == own).all()

@@ -1,6 +1,7 @@
 """Laws of the integer decisions: chunks cover, shards align, windows round up, nothing exceeds the memory."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,13 @@ from stem_dask.core.chunks import (
 )
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import USABLE_SHARE, Worker
-from stem_dask.core.window import axis_window, covering_radius
+from stem_dask.core.window import (
+    covering_radius,
+    fft_size,
+    needed_size,
+    next_multiple,
+    window_start,
+)
 from stem_dask.job.budget import (
     Footprint,
     most_positions,
@@ -176,19 +183,48 @@ def test_covering_radius_leaves_out_no_more_than_allowed():
 
 
 @many
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 20))
-def test_a_window_is_a_multiple_or_the_whole_axis(wanted, detector, multiple):
-    size, cropped = axis_window(wanted, detector, multiple)
-    if cropped:
-        assert wanted <= size < detector
-        assert size % multiple == 0
-        assert size - wanted < multiple
-    else:
-        assert size == detector
-        assert math.ceil(wanted / multiple) * multiple >= detector
+@given(st.integers(1, 3000), st.integers(1, 5))
+def test_fft_size_is_the_next_even_product_of_small_primes(wanted, factor):
+    size = fft_size(wanted, factor)
+    assert twins.is_fast(size, factor)
+    assert not any(twins.is_fast(n, factor) for n in range(wanted, size))
 
 
-@pytest.mark.parametrize("wanted", [0, -4])
-def test_a_window_of_nothing_is_refused(wanted):
-    with pytest.raises(ConfigError, match=f"window of {wanted} pixels .* at least 1"):
-        axis_window(wanted, 10, 2)
+@many
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 70), st.data())
+def test_a_fixed_window_of_the_needed_size_or_larger_holds_the_radius(center, after, radius, data):
+    """Also a given one, such as the common size of several datasets."""
+    full = center + after + 1
+    needed = needed_size((center, 0), radius, (full, 1), int, align="fixed", square=False)[0]
+    size = data.draw(st.integers(needed, full))
+    first = window_start(center, size, full, "fixed")
+    assert 0 <= first <= max(center - radius, 0)
+    assert min(center + radius, full) <= first + size <= full
+
+
+@many
+@given(st.data())
+def test_a_square_window_has_the_larger_side(data):
+    height, width = (data.draw(st.integers(1, 40)) for _ in range(2))
+    center = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    radius, multiple = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 6))
+    align = data.draw(st.sampled_from(["fixed", "pattern"]))
+
+    def size(radius, square):
+        larger = partial(next_multiple, multiple=multiple)
+        detector = (height, width)
+        return needed_size(center, radius, detector, larger, align=align, square=square)
+
+    plain = size(radius, square=False)
+    try:
+        side, other = size(radius, square=True)
+    except ConfigError:
+        # no multiple holds the larger side, or one axis is too short
+        assert height != width
+        assert next_multiple(max(plain), multiple) > min(height, width)
+        return
+    assert side == other
+    assert side in (max(plain), next_multiple(max(plain), multiple))
+    assert side % multiple == 0 or side == height == width or plain == (side, side)
+    for smaller in range(1, radius):  # what fits is not refused for less
+        assert size(smaller, square=True)[0] <= side

@@ -304,7 +304,7 @@ def test_some_windows_go_back(patterns, cropped, analysis):
         (lambda p, a: sd.choose_window(a, margin_pixels=1.5), "margin_pixels is 1.5; expected an integer"),
         (lambda p, a: sd.choose_window(a, size_multiple=2.5), "size_multiple is 2.5; expected an integer"),
         (lambda p, a: sd.choose_window(a, factor=1.5), "factor is 1.5; expected an integer"),
-        (lambda p, a: sd.choose_window(a, size=12.5), "size is 12.5; expected auto, n, or"),
+        (lambda p, a: sd.choose_window(a, size=12.5), "size is 12.5; expected auto, fft, n, or"),
         (lambda p, a: sd.choose_window(a, size=[12, 12.5]), r"size is \[12, 12.5\].* is 12.5; expected int"),
         (lambda p, a: sd.choose_window(a, window=[0, 12.5, 0, 12]), "window is .* is 12.5; expected int"),
     ],

@@ -240,13 +240,14 @@ def test_window_and_crop_equal_the_twins(align, metric, coverage):
     assert window.global_radius == radius
     assert window.radius_at["1"] == known.global_radius(1.0, align) + margin
     assert any("contains the disc" in note for note in window.notes) == (metric == "circle")
-    sizes = known.window_size(2 * radius, 2)
-    assert window.shape == tuple(size for size, _ in sizes)
+    box = known.window(radius, align, lambda n: n % 2 == 0)
+    assert window.shape == tuple(end - first for first, end in box)
+    assert window.origin == tuple(first for first, _ in box)
     assert window.cropped_axes == tuple(
-        name for name, (_, cropped) in zip(("ky", "kx"), sizes, strict=True) if cropped
+        name for name, n, full in zip(("ky", "kx"), window.shape, (17, 22), strict=True) if n < full
     )
     assert window.aligned_axes == (window.cropped_axes if align == "pattern" else ())
-    origins = np.array(known.origins(sizes, align))
+    origins = np.array(known.origins(box, align))
     cropped = sd.crop(patterns, analysis, window).compute()
     assert cropped.window_y.dtype == cropped.window_x.dtype == np.int32
     np.testing.assert_array_equal(cropped.window_y.values.ravel(), origins[:, 0])
@@ -365,6 +366,42 @@ def test_the_window_the_user_gives_is_cut():
         assert both.notes == ("kx is not cropped: the window would reach its 22 pixels",)
 
 
+@pytest.mark.parametrize(
+    ("options", "first", "shape"),
+    [
+        ({}, (0, 28), (10, 12)),  # from rows -3 … 8 and columns 28 … 39
+        ({"size_multiple": 8}, (0, 24), (16, 16)),  # grows where there is room
+        ({"size_multiple": 11, "factor": 3}, (0, 7), (32, 33)),  # or is the whole axis
+        ({"size": "fft"}, (0, 28), (10, 12)),
+        ({"size": "fft", "factor": 4, "size_multiple": 3}, (0, 24), (16, 16)),
+        ({"square": True}, (0, 28), (12, 12)),
+        ({"size": [6, 8]}, (0, 30), (6, 8)),
+        ({"size": 20}, (0, 20), (20, 20)),  # shifted inside
+    ],
+)
+def test_a_beam_in_a_corner_has_a_window_within_the_detector(options, first, shape):
+    data = np.zeros((2, 3, 32, 40), "u2")
+    data[..., :7, 30:39] = 1 + np.arange(6).reshape(2, 3, 1, 1)
+    patterns = calibrated(data)
+    analysis = sd.analyze(patterns, target_retention=1.0).compute()
+    assert (float(analysis.center_y[0, 0]), float(analysis.center_x[0, 0])) == (3, 34)
+    window = sd.choose_window(analysis, margin_pixels=1, **options)
+    assert window.global_radius == 6
+    assert (window.origin, window.shape) == (first, shape)
+    cropped = sd.crop(patterns, analysis, window)
+    ends = [start + size for start, size in zip(first, shape, strict=True)]
+    np.testing.assert_array_equal(cropped, data[..., first[0] : ends[0], first[1] : ends[1]])
+    assert axis_of(cropped, "kx") == Axis("kx", shape[1], 0.5, -5.0 + 0.5 * first[1], "1/nm")
+    placed = placement(analysis, window)
+    assert (placed["filled_fraction"] == 0).all()
+    assert (placed["center_out_y"] == 3).all()
+    assert (placed["center_out_x"] == 34 - first[1]).all()
+    back = sd.to_detector(cropped, analysis)
+    if options.get("size") != [6, 8]:
+        np.testing.assert_array_equal(back, data)
+    assert axis_of(back, "kx") == axis_of(patterns, "kx")
+
+
 @pytest.mark.parametrize("align", ["fixed", "pattern"])
 @pytest.mark.parametrize(("method", "k"), [("bin", 2), ("stride", 2), ("gauss", 4), ("fft", 4)])
 @pytest.mark.parametrize("cropped", [True, False])
@@ -374,11 +411,11 @@ def test_calibration_of_the_output(cropped, method, k, align):
     window = sd.choose_window(analysis, size=[8, 16 if cropped else 22], align=align, factor=k)
     small = sd.downsample(sd.crop(patterns, analysis, window), k, method=method)
     assert small.attrs["k_origin"] == ("detector" if align == "fixed" else "window_center")
-    origin = [middle - size // 2 for middle, size in zip(window.center, window.shape, strict=True)]
     options = {"align": align, "k": k, "method": method}
     for i, (name, scale, offset) in enumerate([("ky", 0.25, -3.0), ("kx", 0.5, -5.0)]):
         own = cropped or name == "ky"
-        known = twins.output_axis(scale, offset, window.shape[i], origin[i], cropped=own, **options)
+        origin = window.origin[i]
+        known = twins.output_axis(scale, offset, window.shape[i], origin, cropped=own, **options)
         axis = axis_of(small, name)
         assert (axis.scale, axis.offset, axis.units) == pytest.approx((*known, "1/nm"))
         assert axis.size == window.shape[i] // k

@@ -128,25 +128,47 @@ class Analysis:
                 needed.append(radius + away if align == "fixed" else radius)
         return covering_radius(needed, coverage)
 
-    def window_size(self, wanted, multiple):
-        """Per axis: the size rounded up, or the whole detector (False) where it would reach or exceed it."""
-        sizes = []
-        for full in self.detector:
-            size = wanted
-            while size % multiple:
-                size += 1
-            sizes.append((size, True) if size < full else (full, False))
-        return sizes
+    def window(self, radius, align, allowed):
+        """(first, end) of the rows and columns of the window at the median center.
 
-    def origins(self, sizes, align):
+        Rows are added one by one until their number is allowed. A fixed window has no rows outside of the detector.
+        """
+        found = []
+        for middle, full in zip(self.median_center(), self.detector, strict=True):
+            first, end = middle - radius, middle + radius
+            if align == "fixed":
+                first, end = max(first, 0), min(end, full)
+            at_end = True
+            while not allowed(end - first) and end - first < full:
+                if align == "fixed" and end == full:
+                    at_end = False
+                elif align == "fixed" and first == 0:
+                    at_end = True
+                first, end = (first, end + 1) if at_end else (first - 1, end)
+                at_end = not at_end
+            found.append((first, end) if end - first < full else (0, full))
+        return found
+
+    def origins(self, window, align):
         """First row and column of the window on every pattern."""
-        middle = self.median_center()
         found = []
         for center, filled in zip(self.centers, self.filled, strict=True):
-            own = window_center(center) if filled and align == "pattern" else middle
-            both = zip(own, sizes, strict=True)
-            found.append(tuple(at - size // 2 if cropped else 0 for at, (size, cropped) in both))
+            origin = []
+            for i, (first, end) in enumerate(window):
+                own = align == "pattern" and filled and end - first < self.detector[i]
+                origin.append(window_center(center)[i] - (end - first) // 2 if own else first)
+            found.append(tuple(origin))
         return found
+
+
+def is_fast(n, factor):
+    """Whether a size is, after downsampling, even with no prime factor above 7."""
+    n, rest = divmod(n, factor)
+    even = rest == 0 and n % 2 == 0
+    for prime in (2, 3, 5, 7):
+        while n > 0 and n % prime == 0:
+            n //= prime
+    return even and n == 1
 
 
 def crop(pattern, origin, shape):

@@ -24,7 +24,7 @@ from stem_dask.storage.location import check_path, is_url, without_secrets
 MAX_FILE_BYTES = 2**16  # a config has a few kB; anything larger is likely the data file
 
 _PATHS = (
-    "input.dark", "input.gain", "input.mask", "analyze.from", "output.path", "cluster.scheduler_file",
+    "input.dark", "input.gain", "input.mask", "analyze.from", "descan.reference", "output.path", "cluster.scheduler_file",
     "cluster.log_directory", "output.local_folder",
 )  # fmt: skip
 
@@ -135,7 +135,7 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
     options = to_dict(_validated(data, places))
     for section, key in (dotted.split(".") for dotted in _PATHS):
         text = options[section][key]
-        if isinstance(text, str) and text not in (SYNTHETIC, "auto") and "://" not in text:
+        if isinstance(text, str) and text not in (SYNTHETIC, "auto", "stop") and "://" not in text:
             options[section][key] = os.path.abspath(os.path.expanduser(text))
     given, output, known = options["input"]["path"], options["output"], options["analyze"]["from"]
     try:
@@ -392,11 +392,6 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         keys = ("validate.min_retention", "analyze.target_retention")
         text = f"{keys[0]} is {least}, more than {keys[1]}, which is {target}; change one of them"
         yield keys[not config.validation.model_fields_set], text  # the one that was given
-    if config.input.mask == "auto" and not crop:
-        text = (
-            "input.mask is auto, which needs crop.enabled: true: the analysis finds the hot pixels"
-        )
-        yield "input.mask", text
     needs_store = {
         "crop.size": crop and config.crop.size == "common",
         "output.export": bool(output.export),

@@ -85,7 +85,10 @@ _CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, 
 #: (section, key, other, values): a key that is not at its default requires one of these values of the other key
 NEEDS: tuple[tuple[str, str, str, tuple[str | None, ...]], ...] = (
     ("analyze", "manual_center", "center_method", ("manual",)),
+    ("analyze", "guess", "center_method", ("auto", "disc", "friedel")),
     ("crop", "window", "align", ("fixed",)),
+    ("crop", "k_max", "criterion", ("k_max",)),
+    ("crop", "n_alpha", "criterion", ("k_max",)),
     ("crop", "window", "size", ("auto",)),
     ("downsample", "reduce", "method", ("bin",)),
     ("downsample", "sigma", "method", ("gauss",)),
@@ -139,28 +142,42 @@ class Input(_Section):  # what is read
     frame_footer: Place = 0
     dark: Npy | None = None
     gain: Npy | None = None
-    mask: Literal["auto"] | Npy | Annotated[Mask, _MASK] | None = None
+    mask: Literal["auto", "stop"] | Npy | Annotated[Mask, _MASK] | None = None
     mask_fill: Literal["zero", "median"] = "zero"
     calibration: Annotated[Calibration, _CALIBRATION] | None = None
     beam_energy_kv: Kilovolts | None = None
 
 
 class Analyze(_Section):  # how centers and radii are found
-    center_method: Literal["centroid", "center", "manual"] = "centroid"
+    center_method: Literal["auto", "disc", "centroid", "friedel", "center", "manual"] = "auto"
     manual_center: Point | None = None
+    guess: Point | None = None
+    disc_radius: Positive | None = None
+    ignore_bad_pixels: bool = True
     radius_metric: Literal["square", "circle"] = "square"
     target_retention: Fraction = 0.98
-    threshold: Amount = 0.0
+    threshold: Amount | Literal["auto"] = 0.0
+    background: Literal["none", "pedestal"] = "none"
     ahead: bool = False  # without a crop, for a later one
     known: File | None = Field(default=None, alias="from")  # a precomputed analysis
+
+
+class Descan(_Section):  # the smooth surface that the beam follows over the scan
+    order: Literal["auto", 0, 1, 2] = "auto"
+    reference: File | None = None
+    region: Box | None = None
 
 
 class Crop(_Section):  # what is cut from every pattern
     enabled: bool = True
     coverage: Fraction = 0.999
     margin_pixels: Whole = 3
-    align: Literal["fixed", "pattern"] = "fixed"
-    size: Literal["auto", "common"] | Count | Shape = "auto"
+    align: Literal["fixed", "descan", "pattern"] = "fixed"
+    criterion: Literal["intensity", "scattered", "k_max"] = "intensity"
+    k_max: Positive | None = None
+    n_alpha: Positive | None = None
+    size: Literal["auto", "fft", "common"] | Count | Shape = "auto"
+    square: bool = False
     window: Box | None = None
     size_multiple: Count = 2
 
@@ -231,6 +248,7 @@ class Config(_Section):
 
     input: Input
     analyze: Analyze = Analyze()
+    descan: Descan = Descan()
     crop: Crop = Crop()
     validation: Validate = Field(Validate(), alias="validate")  # pydantic has a method `validate`
     downsample: Downsample = Downsample()
@@ -240,7 +258,7 @@ class Config(_Section):
     on_error: Literal["stop", "quarantine"] = "stop"  # when a part of the input cannot be read
 
 
-_MODELS = (Input, Analyze, Crop, Validate, Downsample, Output, Cluster)
+_MODELS = (Input, Analyze, Descan, Crop, Validate, Downsample, Output, Cluster)
 
 SECTIONS: dict[str, type[BaseModel]] = {model.__name__.lower(): model for model in _MODELS}
 
@@ -252,7 +270,7 @@ T = TypeVar("T")
 
 #: a key of a config in a message, and its value
 _KEY = re.compile(
-    r"(?<![\w./\\-])(input|analyze|crop|validate|downsample|output|cluster)\.([a-z_]+)(?!\w|/|\.\w)"
+    r"(?<![\w./\\-])(input|analyze|descan|crop|validate|downsample|output|cluster)\.([a-z_]+)(?!\w|/|\.\w)"
     r"(?:=([\w.+-]*\w)|(?:=|: )(\[[^\]]*\]|(?:true|false|null|\d+|float\d\d|scan_first|detector_first)\b))?"
 )
 _VALUES = {"true": "True", "false": "False", "null": "None"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Align = Literal["fixed", "pattern"]
+Align = Literal["fixed", "descan", "pattern"]
 
 Device = Literal["cpu", "gpu"]
 
@@ -46,12 +46,13 @@ class Axis:
 class Window:
     """The window (height, width) that is cut from every pattern, in source pixels.
 
-    ``center`` (y, x) is shared by all patterns when ``align`` is ``fixed``. Axes that are not in ``cropped_axes`` are kept whole.
+    ``origin`` is the first row and column of a ``fixed`` window; with any other ``align``, of the window at the median center, which
+    patterns without a center get. Axes that are not in ``cropped_axes`` are kept whole, and start at 0.
     """
 
     shape: tuple[int, int]
     align: Align
-    center: tuple[int, int]
+    origin: tuple[int, int]
     cropped_axes: tuple[str, ...]
     global_radius: int | None
     coverage: float
@@ -63,7 +64,7 @@ class Window:
     @property
     def aligned_axes(self) -> tuple[str, ...]:
         """Axes along which the centers of all patterns coincide in the output."""
-        return self.cropped_axes if self.align == "pattern" else ()
+        return () if self.align == "fixed" else self.cropped_axes
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class SourceInfo:
     """What a reader found in the header of a file.
 
     ``axes`` has one `Axis` per dimension, slowest first; ``stored_shape`` is the shape in the file, before selection.
+    ``scan_part`` has (size as acquired, first, step) of scan_y and scan_x, when only a part of the scan was selected;
     ``notes`` are remarks for the user; ``metadata`` is the metadata of the file as nested dictionaries; ``given`` holds values
     that the user set instead; ``about`` are attributes for the patterns (beam energy, title, and more in files of stem_dask).
     """
@@ -85,6 +87,7 @@ class SourceInfo:
     metadata: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    scan_part: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def title(self) -> str:

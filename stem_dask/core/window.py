@@ -2,31 +2,47 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.text import next_multiples
+from stem_dask.core.model import Align
+from stem_dask.core.text import by, next_multiples
 
 
 def check_size(
-    size: Sequence[int], detector: Sequence[int], multiple: int, *, keeps_whole: bool, given: str
+    size: Sequence[int],
+    detector: Sequence[int],
+    multiple: int,
+    *,
+    align: Align,
+    square: bool,
+    given: str,
 ) -> None:
     """Refuse a window size (height, width) that is no multiple, except on a whole axis, or exceeds the detector (ky, kx).
 
-    ``keeps_whole`` states whether a window that exceeds the detector is the whole axis; ``given`` is what the user gave.
+    An aligned window may exceed the detector: that axis is kept whole. ``square`` refuses two different sizes. ``given`` is what
+    the user gave.
     """
     height, width = detector
     for n, full in zip(size, detector, strict=True):
-        if n > full and not keeps_whole:
+        if n < 1:
+            raise ConfigError(f"{given}; expected at least 1 pixel")
+        if n > full and align == "fixed":
             raise ConfigError(
                 f"{given}, larger than the detector of {height} x {width} pixels; give at most that, or size auto"
             )
-        if 0 < n < full and n % multiple:
+        if n < full and n % multiple:
             raise ConfigError(f"{given}; {next_multiples(n, multiple)}")
+    kept = [min(n, full) for n, full in zip(size, detector, strict=True)]
+    if square and kept[0] != kept[1]:
+        raise ConfigError(
+            f"{given}, which gives {by(kept)} px, and crop.square is true; give one size of at most {min(detector)}, or "
+            "crop.square=false"
+        )
 
 
 def uncropped(name: str, full: int) -> str:
@@ -40,15 +56,83 @@ def covering_radius(radii: NDArray, coverage: float) -> int:
     return int(np.partition(radii.astype(np.int64), rank)[rank])
 
 
-def axis_window(wanted: int, detector: int, multiple: int) -> tuple[int, bool]:
-    """Size of the window on one axis, and whether it crops: (size, cropped).
+def next_multiple(n: int, multiple: int) -> int:
+    """Smallest multiple that is not below n."""
+    return -(-n // multiple) * multiple
 
-    ``wanted`` is rounded up to a multiple; a window that would reach the detector's size is the whole axis.
+
+def fft_size(n: int, factor: int) -> int:
+    """Smallest size of at least n whose Fourier transform after downsampling by ``factor`` is fast: even, a product of 2, 3, 5 and 7.
+
+    Examples
+    --------
+    >>> fft_size(44, 1), fft_size(49, 1), fft_size(44, 2)
+    (48, 50, 48)
     """
-    if wanted < 1:
-        raise ConfigError(f"a window of {wanted} pixels was asked for; it needs at least 1")
-    size = math.ceil(wanted / multiple) * multiple
-    return (size, True) if size < detector else (detector, False)
+    half = -(-n // (2 * factor))
+    while 210 ** half.bit_length() % half:  # another prime number divides it
+        half += 1
+    return 2 * half * factor
+
+
+def needed_size(
+    center: Sequence[int],
+    radius: int,
+    detector: Sequence[int],
+    larger: Callable[[int], int],
+    *,
+    align: Align,
+    square: bool,
+) -> tuple[int, int]:
+    """Size (height, width) of the window that holds all within a radius of its center, or whole axes of the detector (ky, kx).
+
+    A fixed window needs no rows outside of the detector. ``larger`` gives the next size that is allowed; an axis with fewer pixels
+    than that is kept whole. With ``square``, both sides are the larger one, or ConfigError says that an axis has fewer pixels.
+
+    Examples
+    --------
+    >>> even = lambda n: next_multiple(n, 2)
+    >>> needed_size((3, 20), 8, (64, 30), even, align="fixed", square=False)
+    (12, 16)
+    >>> needed_size((3, 20), 8, (64, 30), even, align="pattern", square=False)
+    (16, 16)
+    """
+    wanted = [2 * radius, 2 * radius]
+    if align == "fixed":
+        ends = zip(center, detector, strict=True)
+        wanted = [min(middle + radius, full) - max(middle - radius, 0) for middle, full in ends]
+    sizes = [larger(n) for n in wanted]
+    height, width = map(min, sizes, detector)
+    if not square or height == width:
+        return height, width
+    side = max(sizes)
+    if detector[0] == detector[1]:
+        side = min(side, detector[0])
+    if side > min(detector):
+        raise ConfigError(
+            f"crop.square is true and the window of {by((height, width))} px becomes {by((side, side))} px, more than the detector "
+            f"of {by(detector)} pixels has; lower analyze.target_retention or crop.coverage, give a crop.size of at most "
+            f"{min(detector)}, or crop.square=false"
+        )
+    return side, side
+
+
+def window_start(center: int, size: int, detector: int, align: Align) -> int:
+    """First row of a window with its center at index ``size // 2``; a fixed one is shifted inside the detector.
+
+    A fixed window of the needed size or larger then holds all within the radius.
+
+    Examples
+    --------
+    >>> [window_start(center, 12, 64, "fixed") for center in (3, 20, 60)]
+    [0, 14, 52]
+    >>> [window_start(center, 12, 64, "pattern") for center in (3, 20, 60)]
+    [-3, 14, 54]
+    """
+    if size >= detector:
+        return 0
+    first = center - size // 2
+    return min(max(first, 0), detector - size) if align == "fixed" else first
 
 
 def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
@@ -124,22 +208,54 @@ def fits(own: NDArray, full: NDArray, size: Sequence[int], multiple: int) -> NDA
     return np.asarray(((own <= here) & (cropped | (here == full))).all(axis=1))
 
 
+#: scattered counts below which a pattern has no retention radius of its own: their Poisson noise is above 5 %
+FEWEST_SCATTERED = 400.0
+
+
 def radii_for_target(
-    profile: NDArray, total: NDArray, target: float, metric: str, exact: bool
+    profile: NDArray, total: NDArray, target: float, metric: str, exact: bool, *, least: int = 0
 ) -> NDArray[np.float32]:
-    """Retention radius for a target, from stored profiles (…, radius): NaN where the total is 0.
+    """Retention radius, ``least`` or more, for a target, from stored profiles (…, radius): NaN where the total is 0.
 
     A profile holds shares rounded down to float32. For integer data (`exact`) with totals below 2**22 the intensity
     inside is recovered exactly; otherwise the radius is never too small, and too large only where the share lies
     within 6e-8 of the target.
     """
-    share = profile.astype(np.float64)
-    inside = share * total[..., None]
-    if exact:
-        inside = np.where((total < 2**22)[..., None], np.rint(inside), inside)
-    reached = inside >= target * total[..., None]
-    if metric == "square":
-        reached[..., 0] = False
-    radii = np.argmax(reached, axis=-1).astype(np.float32)
+    inside = _inside(profile, total, exact)
+    radii = _first(inside >= target * total[..., None], metric, least)
     radii[~(total > 0)] = np.nan
     return radii
+
+
+def scattered_radii(
+    profile: NDArray,
+    total: NDArray,
+    direct: NDArray,
+    disc_radius: float,
+    target: float,
+    metric: str,
+    exact: bool,
+) -> NDArray[np.float32]:
+    """Radius, ``disc_radius + 2.5`` or more, that keeps a share of the intensity outside the direct disc; see `radii_for_target`.
+
+    NaN where fewer than `FEWEST_SCATTERED` counts are outside the disc, or its intensity ``direct`` is NaN.
+    """
+    scattered = total - direct
+    inside = _inside(profile, total, exact) - direct[..., None]
+    least = math.ceil(disc_radius + 2.5)
+    radii = _first(inside >= target * scattered[..., None], metric, least)
+    radii[~(scattered >= FEWEST_SCATTERED)] = np.nan
+    return radii
+
+
+def _inside(profile: NDArray, total: NDArray, exact: bool) -> NDArray[np.float64]:
+    """The intensity inside each radius."""
+    inside = profile.astype(np.float64) * total[..., None]
+    return np.where((total < 2**22)[..., None], np.rint(inside), inside) if exact else inside
+
+
+def _first(reached: NDArray[np.bool_], metric: str, least: int) -> NDArray[np.float32]:
+    """The smallest radius that reaches the target; all are inside the largest."""
+    reached[..., : max(least, metric == "square")] = False
+    reached[..., -1] = True
+    return np.argmax(reached, axis=-1).astype(np.float32)

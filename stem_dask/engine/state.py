@@ -107,11 +107,12 @@ class RunState:
         return Path(path).name in _older(self.folder)
 
     def settled(self, name: str, value: Any) -> Any:
-        """A choice that must stay the same when the run goes on: the first one that was made."""
+        """A choice that must stay the same when the run goes on: the first one that was made; ``value`` may be a function."""
         words = _words_of(self.folder) or {}
         if name not in words:
+            found = value() if callable(value) else value
             self.check_ownership()
-            words[name] = value
+            words = {**(_words_of(self.folder) or {}), name: found}
             _write(self.folder / WORDS, words)
         return words[name]
 

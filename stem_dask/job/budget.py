@@ -20,7 +20,6 @@ from stem_dask.core.formats import FORMATS, Format
 from stem_dask.core.machine import machine_bytes
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
-from stem_dask.core.window import axis_window
 from stem_dask.job.report import tree_bytes
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
@@ -43,7 +42,7 @@ _logger = logging.getLogger("stem_dask")
 PASSING = 5
 
 #: 8-byte values that the analysis keeps per pattern, in addition to its profile
-VALUES_KEPT = 8
+VALUES_KEPT = 10
 
 #: a detector-first file larger than this share of the machine's memory is transposed first; a smaller one stays in the
 #: page cache while its blocks are read, so that nothing is read from the disk twice
@@ -89,11 +88,7 @@ def shapes(config: Config, found: Found, window: Sequence[int] | None = None) ->
     if window is not None:
         cut = (int(window[0]), int(window[1]))
     elif wanted is not None:
-        multiple = config.crop.size_multiple * down.factor
-        height, width = (
-            axis_window(n, full, multiple)[0] for n, full in zip(wanted, detector, strict=True)
-        )
-        cut = (height, width)
+        cut = (min(wanted[0], detector[0]), min(wanted[1], detector[1]))
     else:
         cut, known = detector, not config.crop.enabled
     patterns = np.dtype(np.float32) if _references(config) else found.source.dtype
@@ -298,8 +293,7 @@ def disk_need(
         kept += n * _kept_bytes(config, what)
         kept += n_blocks * math.prod(what.detector) * (8 + what.patterns.itemsize)
     transposed = transposed_bytes(found)
-    # with hot pixels there is a second analysis
-    least, most = transposed + kept, transposed + kept * (3 if config.input.mask == "auto" else 2)
+    least, most = transposed + kept, transposed + 2 * kept
     if config.output.normalize != "none":
         most += n * out * what.patterns.itemsize  # the counts wait in a store
     # the first output may be in an object store

@@ -78,8 +78,6 @@ def describe_job(plan: Plan) -> tuple[str, ...]:
         axes = zip(("ky", "kx"), what.window, what.detector, strict=True)
         lines += [f"warning     {uncropped(name, full)}" for name, n, full in axes if n == full]
     times = ", twice: once to analyze, once to crop" if crop.enabled else ""
-    if config.input.mask == "auto":
-        times = ", twice, or three times when there are hot pixels: to analyze, to analyze without them, to crop"
     if precomputed is not None:
         times = f", once: {precomputed.note}"
     lines.append(f"reads       {size(found.n_bytes)}{times}")

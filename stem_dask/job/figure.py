@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Align, Axis, Window
 from stem_dask.core.patterns import axes_of
+from stem_dask.core.text import by
 from stem_dask.job.report import summary
 
 if TYPE_CHECKING:
@@ -145,14 +146,17 @@ def build(report: FigureData) -> "Figure":
         ("retention", _draw_retention, report.retention),
     ]
     panels = [panel for panel in panels if panel[2] is not None]
-    height, width = report.window_shape or (0, 0)
-    verdict, color = f"window {height} x {width} px" if height else "not cropped", "black"
+    verdict, color = "not cropped", "black"
+    if report.window_shape is not None:
+        verdict = f"window {by(report.window_shape)} px"
+        if report.window_shape == tuple(axis.size for axis in report.axes):
+            verdict = f"NOT CROPPED: the window is the whole detector, {by(report.window_shape)} px"
     if (known := _finite(report.retention)).size:
         least = report.min_retention or 0
         below = int((known < least).sum())
         verdict += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
         verdict += f", {below} of {known.size} patterns below {least:g}"
-        color = BAD if below else GOOD
+        color = BAD if below or verdict.startswith("NOT") else GOOD
     columns, rows = max(3, min(4, len(panels))), -(-len(panels) // 4)
     with _style():
         inches = 0.9 + 3.7 * rows
@@ -177,7 +181,7 @@ def _draw_pattern(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
     if name == "cropped mean":
         axes = report.output_axes or axes
     elif ys is not None and xs is not None and shape is not None:
-        if report.align == "pattern":
+        if report.align != "fixed":
             reach = int(np.ptp(ys)) + shape[0], int(np.ptp(xs)) + shape[1]
             boxes.append(("reach", (int(ys.min()), int(xs.min())), reach))
             title = "\n(median window; dashed: reach of all)"

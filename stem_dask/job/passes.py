@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dask.array as da
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from stem_dask.cluster.connect import Connection
 from stem_dask.cluster.gpu import check_gpus, held_bytes, refuse_missing
 from stem_dask.config.load import to_dict
-from stem_dask.config.options import Config
+from stem_dask.config.options import Config, Descan
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
@@ -57,16 +58,32 @@ from stem_dask.stages.analyze import (
     fold_analysis,
     stored_radii,
 )
-from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
+from stem_dask.stages.analyze import (
+    analyze as analyze_patterns,
+)
+from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
+from stem_dask.stages.descan import Fit, fit_descan, fit_places, refuse_rough, with_descan
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
+from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, symmetric_blocks
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
-from stem_dask.stages.open import block_array, lazy_blocks
+from stem_dask.stages.open import block_array, lazy_blocks, lazy_picked, lazy_sample, open_patterns
+from stem_dask.stages.survey import (
+    DEAD,
+    HOT,
+    STOP,
+    Survey,
+    needs_survey,
+    refuse_no_disc,
+    resolved_method,
+    survey_sample,
+)
 from stem_dask.stages.validate import (
     FLOAT_SLACK,
     complete_analysis,
     inside_of_blocks,
+    intensity_of,
     retention_statistics,
 )
 from stem_dask.storage.location import at, is_url
@@ -99,8 +116,16 @@ class Job:
         self.patterns: xr.DataArray
         #: (ky, kx) in source pixels, True for a bad one
         self.mask: NDArray[np.bool_] | None = None
-        #: [y, x] of suspected hot pixels
-        self.hot: list[list[int]] = []
+        #: the input as read, transposed if necessary
+        self.found = plan.found
+        #: number of positions of a block
+        self.positions = 1
+        #: the centers by symmetry, which do not come from each pattern itself
+        self.friedel: Fit | None = None
+        #: what the sample says; None if no option needs it
+        self.survey: Survey | None = None
+        #: (ky, kx), pixels that are hot in the mean pattern, and were not in the sample
+        self.left: NDArray[np.bool_] | None = None
         #: without the profiles, which are too many to be held; with the retention after a crop
         self.analysis: xr.Dataset | None = None
         #: yields region and profiles of each block
@@ -131,24 +156,39 @@ class Job:
 
     def compute(self, stage: str, outputs: Mapping[str, da.Array], sink: engine.Sink) -> None:
         """Run the lazy outputs of one stage into a sink."""
+        n_bytes, unreadable = self.plan.found.n_bytes, self.tally.unreadable
+        self.tally.note(
+            self.run(stage, outputs, sink, len(lead_dims(self.patterns)), n_bytes, unreadable)
+        )
+
+    def run(
+        self,
+        stage: str,
+        outputs: Mapping[str, da.Array],
+        sink: engine.Sink,
+        n_lead: int,
+        n_bytes: int,
+        unreadable: Mapping[int, str] = MappingProxyType({}),
+    ) -> list[Record]:
+        """Run lazy outputs that read ``n_bytes`` of the input; see `stem_dask.engine.run.run`."""
         try:
             records = engine.run(
                 outputs,
-                len(lead_dims(self.patterns)),
+                n_lead,
                 sink,
                 client=self.connection.client,
-                progress=self.reporter(stage, self.plan.found.n_bytes),
+                progress=self.reporter(stage, n_bytes),
                 journal=self.state.journal,
                 job=stage,
                 quarantine=self.config.on_error == "quarantine",
-                unreadable=self.tally.unreadable,
+                unreadable=unreadable,
             )
         except SourceError as error:
             self.refuse_changed_input()
             hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
             raise SourceError(f"{self.with_path(error)}; {hint}") from error
         self.refuse_changed_input()
-        self.tally.note(records)
+        return records
 
     def refuse_changed_input(self) -> None:
         """Raise SourceError when the input is not the file that was opened; the results so far are then useless."""
@@ -203,6 +243,7 @@ def complete(
     first, analyzed_after = time.perf_counter(), None
     open_input(job)
     job.warnings += report.calibration_warnings(plan.found.info.axes)
+    survey(job)
     if job.config.crop.enabled:
         settle_common(job, common)
         analyze(job)
@@ -238,6 +279,7 @@ def window_of(
     job = Job(plan, state, connection, progress)
     warm_up(job)
     open_input(job)
+    survey(job)
     analyze(job)
     with state.nothing_to_go_on_with():
         return choose(job)
@@ -259,7 +301,8 @@ def warm_up(job: Job) -> None:
         reduces = config.crop.enabled or down.factor > 1
         options = down.model_dump(exclude={"sigma"}) if reduces else None
         sizes = what.patterns, what.detector[1]
-        on_gpu = partial(compile_kernels, *sizes, config.analyze.threshold, metric, options)
+        threshold = 1.0 if config.analyze.threshold == "auto" else config.analyze.threshold
+        on_gpu = partial(compile_kernels, *sizes, threshold, metric, options)
     bins = down.factor > 1 and down.method == "bin"
     owned = job.connection.owned
     places: dict[str, type[SourceError] | type[StoreError]]
@@ -297,10 +340,11 @@ def open_input(job: Job) -> None:
             job.tally.note(records)
         job.refuse_changed_input()
     patterns = corrected(lazy_blocks(found, block), config.input.dark, config.input.gain)
+    job.found, job.positions = found, math.prod(block)
     if "valid" in patterns.coords:  # patterns that an earlier run could not read stay missing
         job.tally.lost = ~patterns.coords["valid"].values
     mask = config.input.mask
-    if mask is not None and mask != "auto":  # auto is found by the analysis
+    if mask not in (None, "auto", "stop"):  # these are found by the survey
         listed = mask if isinstance(mask, str) else mask.model_dump()
         patterns = job.masked(patterns, listed)
     job.patterns = patterns
@@ -388,55 +432,189 @@ def settle_common(job: Job, common: Sequence[int] | None) -> None:
 
 
 def analyze(job: Job) -> None:
-    """Analyze the patterns; with ``input.mask: auto``, again without the hot pixels that were found."""
-    auto, precomputed = job.config.input.mask == "auto", job.plan.precomputed
-    if precomputed is None:
-        _analyze_blocks(job, "analyze")
+    """Analyze the patterns, or read a precomputed analysis, and fit the descan."""
+    if job.plan.precomputed is None:
+        spool = SpoolSink(f"{job.folder}/analysis")
+        with job.room(job.n_blocks):
+            job.compute("analyze", _lazy_analysis(job), spool)
+        _fold(job, spool)
     else:
-        _read_analysis(job, precomputed.store)
-    job.hot = hot_pixels(job)
-    if auto:
-        found = job.hot if precomputed is None else precomputed.hot
-        job.hot = job.state.settled("hot_pixels", found)
-    if auto and job.hot:
-        job.patterns = job.masked(job.patterns, {"pixels": job.hot})
-        if precomputed is None:  # else the analysis already excludes them
-            _analyze_blocks(job, "analyze again")
-            job.warnings += report.left_hot_warnings(hot_pixels(job))
+        _read_analysis(job, job.plan.precomputed.store)
+        _mask_suspected(job)
+    fit(job)
     _note_analysis(job)
 
 
-def hot_pixels(job: Job) -> list[list[int]]:
-    """[y, x] of suspected hot pixels."""
+def fit(job: Job) -> None:
+    """Fit the descan of a scan in which discs were found, and of any scan where windows follow it."""
     assert job.analysis is not None
-    positions: list[list[int]] = np.argwhere(suspected_hot_pixels(job.analysis)).tolist()
-    return positions
+    needed = job.config.crop.enabled and job.config.crop.align == "descan"
+    method, given = job.analysis.attrs["center_method"], job.config.descan != Descan()
+    if not (needed or given) and method not in ("disc", "friedel"):
+        return
+    try:
+        if job.friedel is None:
+            job.analysis = fit_descan(job.analysis, **_descan_options(job))
+        else:
+            job.analysis = with_descan(job.analysis, job.friedel)
+    except ConfigError:
+        if needed or given:
+            raise
+        return
+    if needed:
+        refuse_rough(job.analysis)
+        job.warnings += report.descan_warnings(job.analysis)
+
+
+def _descan_options(job: Job) -> dict[str, Any]:
+    options = job.config.descan
+    reference = None if options.reference is None else _reference(options.reference)
+    return {"order": options.order, "region": options.region, "reference": reference}
+
+
+def _reference(path: str) -> xr.Dataset:
+    """The analysis of a vacuum scan: that of a finished crop, or a new one of any other file."""
+    if path.rstrip("/").endswith(".zarr") and at(path, "analysis", DOCUMENT).is_file():
+        stored = zarr.open_group(path, "analysis")
+        if "descan" in stored.attrs:
+            return stored
+    return fit_descan(analyze_patterns(open_patterns(path), center_method="disc").compute())
+
+
+def survey(job: Job) -> None:
+    """Survey a sample of the patterns, once per run, and mask what ``input.mask`` auto or stop find."""
+    config, asked = job.config, _asked(job)
+    analyzes = (config.crop.enabled or config.analyze.ahead) and needs_survey(**asked)
+    if job.plan.precomputed is not None or not (analyzes or config.input.mask in ("auto", "stop")):
+        return
+    words = job.state.settled("survey", lambda: _surveyed(job).to_dict())
+    job.survey = Survey.from_dict(words)
+    refuse_no_disc(job.survey, asked["center_method"])
+    _mask_suspected(job)
+    if asked["center_method"] == "friedel":
+        _find_symmetry(job)
+
+
+def _find_symmetry(job: Job) -> None:
+    """Find the center of symmetry at places of the scan, and fit the surface that all patterns get."""
+    assert job.survey is not None
+    lead = lead_shape(job.patterns)
+    check_scan(lead)
+    columns = SIDE * min(4, len(places_of(lead)[1]))
+    around = surroundings(lead)
+    where = [one.ravel().tolist() for one in around]
+    picked = _corrected(job, lazy_picked(job.found, where, (SIDE, columns)))
+    spool = SpoolSink(f"{job.folder}/friedel")
+    blocks = {"friedel": symmetric_blocks(picked, job.survey)}
+    n = len(job.run("friedel", blocks, spool, 2, picked.nbytes))
+    found = np.empty((*map(len, places_of(lead)), 2))
+    for (rows, across), block in spool.blocks(n, ("symmetric",)):
+        place = (slice(*(i // SIDE for i in (one.start, one.stop))) for one in (rows, across))
+        found[tuple(place)] = block["symmetric"]
+    part = job.patterns.attrs.get("scan_part")
+    job.friedel = fit_places(found, around, lead, part, **_descan_options(job))
+
+
+def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
+    """Chosen patterns of the input with dark and gain references applied, as `open_input` does."""
+    return corrected(picked, job.config.input.dark, job.config.input.gain)
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """The options of the survey."""
+    options, mask = job.config.analyze, job.config.input.mask
+    names = (
+        "center_method",
+        "threshold",
+        "background",
+        "disc_radius",
+        "ignore_bad_pixels",
+        "guess",
+    )
+    asked = {name: getattr(options, name) for name in names}
+    asked["ignore_bad_pixels"] |= mask in ("auto", "stop")
+    return asked
+
+
+def _surveyed(job: Job) -> Survey:
+    """Read the sample, by tasks of its own, and survey it."""
+    (sample, where), spool = (
+        lazy_sample(job.found, job.positions),
+        SpoolSink(f"{job.folder}/sample"),
+    )
+    patterns, lead = _corrected(job, sample), len(lead_dims(sample))
+    records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
+    blocks = spool.blocks(len(records), ("sample",))
+    return survey_sample(
+        np.concatenate([block["sample"].reshape(-1, *sample.shape[-2:]) for _, block in blocks]),
+        where,
+        lead_shape(job.patterns),
+        **_asked(job),
+        given_mask=job.mask,
+        apply_stop=job.config.input.mask == "stop",
+        device=job.device,
+    )
+
+
+def _mask_suspected(job: Job) -> None:
+    """Mask suspected bad pixels in the data, if ``input.mask`` says so."""
+    kinds = {"auto": HOT | DEAD, "stop": HOT | DEAD | STOP}.get(str(job.config.input.mask), 0)
+    if job.survey is not None and (job.survey.flags & kinds).any():
+        job.patterns = job.masked(job.patterns, (job.survey.flags & kinds) > 0)
 
 
 def _note_analysis(job: Job) -> None:
     assert job.analysis is not None
-    masked = job.config.input.mask == "auto"
-    job.warnings += report.analysis_warnings(job.analysis, job.hot, masked=masked)
+    mask = job.config.input.mask
+    applied = mask if isinstance(mask, str) and mask in ("auto", "stop") else None
+    job.left = hot_in_mean(job.analysis)
+    job.warnings += report.analysis_warnings(job.analysis, job.survey, job.left, applied)
+
+
+def hot_pixels(job: Job) -> list[list[int]]:
+    """[y, x] of all suspected hot pixels."""
+    found = np.zeros(job.patterns.shape[-2:], np.bool_) if job.left is None else job.left
+    if job.survey is not None:
+        found = found | ((job.survey.flags & HOT) > 0)
+    positions: list[list[int]] = np.argwhere(found).tolist()
+    return positions
+
+
+def center_of(job: Job) -> dict[str, Any]:
+    """How the centers were found, for the results; empty without an analysis."""
+    if job.analysis is None:
+        return {}
+    found = {"method": job.analysis.attrs["center_method"], "disc_radius": None, "why": ""}
+    if job.survey is not None:
+        found["disc_radius"] = job.survey.radius
+        if found["method"] == "centroid" and job.config.analyze.center_method == "auto":
+            found["why"] = job.survey.why
+    return found
+
+
+def _options(job: Job) -> dict[str, Any]:
+    """The resolved options of the analysis."""
+    options = job.config.analyze
+    kept = options.model_dump(include={"manual_center", "radius_metric", "target_retention"})
+    return {
+        **kept,
+        "center_method": resolved_method(options.center_method, job.survey),
+        "threshold": options.threshold if job.survey is None else job.survey.threshold,
+        "survey": job.survey,
+    }
 
 
 def _lazy_analysis(job: Job) -> dict[str, da.Array]:
-    options = job.config.analyze.model_dump(exclude={"ahead", "known"})
-    return {"analysis": analysis_of_blocks(job.patterns, **options, device=job.device)}
-
-
-def _analyze_blocks(job: Job, stage: str) -> None:
-    """Analyze block by block into the run's folder."""
-    spool = SpoolSink(f"{job.folder}/{'analysis' if stage == 'analyze' else 'analysis-again'}")
-    with job.room(job.n_blocks):
-        job.compute(stage, _lazy_analysis(job), spool)
-    _fold(job, spool)
+    centers = None if job.friedel is None else job.friedel.surface
+    options = {**_options(job), "centers": centers, "device": job.device}
+    return {"analysis": analysis_of_blocks(job.patterns, **options)}
 
 
 def _fold(job: Job, spool: SpoolSink) -> None:
     """Join the analysis of all blocks, without the profiles, which stay in the spool."""
     stored = spool.blocks(job.n_blocks, (*PER_PATTERN, *REDUCED))
     n_missing = int((~job.tally.valid(lead_shape(job.patterns))).sum())
-    attrs = analysis_attrs(**job.config.analyze.model_dump(exclude={"ahead", "known"}))
+    attrs = analysis_attrs(**_options(job))
     job.analysis = fold_analysis(job.patterns, stored, attrs, n_missing)
     job.profiles = lambda: spool.blocks(job.n_blocks, ("profile",))
 
@@ -470,6 +648,8 @@ def _read_analysis(job: Job, store: str) -> None:
         for region in da.core.slices_from_chunks(grid):
             yield region, {"profile": stored["profile"][region].values}
 
+    if "survey" in analysis.attrs:
+        job.survey = Survey.from_dict(analysis.attrs["survey"])
     job.analysis, job.profiles = analysis, profiles
 
 
@@ -517,8 +697,7 @@ def write(job: Job) -> None:
                 patterns, analysis, window, device=job.device, detector_first=direct
             )
             # the intensity in each window, summed again from the cropped patterns
-            threshold = float(analysis.attrs["threshold"])
-            extra = {"inside": inside_of_blocks(patterns, threshold)}
+            extra = {"inside": inside_of_blocks(patterns, **intensity_of(analysis))}
         out = downsample_blocks(patterns, **config.downsample.model_dump(), device=job.device)
         if config.analyze.ahead:
             extra = _lazy_analysis(job)
@@ -556,7 +735,7 @@ def write(job: Job) -> None:
                 ) from error
     elif config.analyze.ahead:
         _fold(job, spool)
-        job.hot = hot_pixels(job)
+        fit(job)
     if not published:
         _finish(job, target, spool)
     if job.outputs.analysis is not None:
@@ -690,10 +869,12 @@ def _finish(job: Job, target: Target, spool: SpoolSink) -> None:
 
 
 def _with_mask(job: Job) -> xr.Dataset:
+    """The analysis, with flags of bad pixels also where nothing was surveyed."""
     analysis = xr.Dataset() if job.analysis is None else job.analysis
-    if job.mask is None:
+    if job.mask is None or "mask" in analysis:
         return analysis
-    return analysis.assign(mask=(("source_ky", "source_kx"), job.mask, attrs_of("mask")))
+    flags = job.mask.astype(np.uint8)
+    return analysis.assign(mask=(("source_ky", "source_kx"), flags, attrs_of("mask")))
 
 
 def _write_profiles(job: Job, built: str) -> None:
@@ -725,7 +906,6 @@ def _provenance(job: Job) -> dict[str, Any]:
         "input": source,
         "versions": {name: version(name) for name in packages},
         "quarantined": int((~job.valid).sum()),
-        "hot_pixels": job.hot,
     }
 
 
@@ -772,7 +952,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         statistics["n_empty"] = int(analysis["n_empty"])
     shape = out.shape[-2:] if window is None else window.shape
     n_patterns = math.prod(lead_shape(out))
-    store = job.outputs.store
+    store, hot = job.outputs.store, hot_pixels(job)
     positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
     sizes = budget.memory_of(config, found, None if window is None else shape, job.slab)
     gpu, provenance = {}, {}
@@ -803,10 +983,11 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
             "reduction": found.n_bytes / out.nbytes,
         },
         "hot_pixels": {
-            "number": len(job.hot),
-            "positions": job.hot[: report.MAX_HOT],
-            "masked": config.input.mask == "auto",
+            "number": len(hot),
+            "positions": hot[: report.MAX_HOT],
+            "masked": config.input.mask in ("auto", "stop"),
         },
+        "center": center_of(job),
         "speed": {**speed, "bytes_per_second": found.n_bytes / speed["seconds"]},
         "memory": {
             "projected": budget.projected_bytes(sizes, positions, job.worker),
@@ -823,7 +1004,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
     profiles = store
     if window is not None and not job.outputs.path.endswith(".zarr"):
         profiles = _analysis_alone(job, f"{job.folder}/profiles.zarr", {})
-    results["advice"] = advice(config, profiles, results, job.analysis, window, job.hot)
+    results["advice"] = advice(config, profiles, results, job.analysis, window, hot)
     if job.constants is not None:
         results["normalization"] = {"method": config.output.normalize, **job.constants}
     if job.outputs.figure:

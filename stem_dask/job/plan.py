@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,11 @@ class Outputs:
 class Precomputed:
     """A store with the analysis of the patterns that a job reads; the crop is the same as with a new analysis.
 
-    ``note`` is shown to the user; ``hot`` lists [y, x] of the pixels that ``input.mask: auto`` masked for the analysis.
+    ``note`` is shown to the user.
     """
 
     store: str
     note: str
-    hot: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -331,8 +330,8 @@ def _check_detector(config: Config, found: Found) -> None:
         given = f"crop.size is {to_dict(config)['crop']['size']}"
         if crop.window is not None:
             given = f"crop.window is {list(crop.window)}"
-        whole = crop.align == "pattern"
-        check_size(crop.given, detector, multiple, keeps_whole=whole, given=given)
+        align, square = crop.align, crop.square
+        check_size(crop.given, detector, multiple, align=align, square=square, given=given)
     if config.analyze.center_method == "manual" and config.analyze.manual_center is not None:
         check_center(config.analyze.manual_center, detector)
 
@@ -340,7 +339,11 @@ def _check_detector(config: Config, found: Found) -> None:
 def _files(config: Config) -> dict[str, str]:
     """The mask, dark and gain files of a config."""
     given = {key: getattr(config.input, key) for key in KEYS}
-    return {k: value for k, value in given.items() if isinstance(value, str) and value != "auto"}
+    return {
+        k: value
+        for k, value in given.items()
+        if isinstance(value, str) and value not in ("auto", "stop")
+    }
 
 
 def _digests(config: Config) -> dict[str, str]:
@@ -352,7 +355,7 @@ def _digests(config: Config) -> dict[str, str]:
 
 def _deciding(options: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[str, Any]:
     """The options that change bytes of the output, with the digests of the files they name."""
-    sections = ("input", "analyze", "crop", "validate", "downsample", "output")
+    sections = ("input", "analyze", "descan", "crop", "validate", "downsample", "output")
     kept = {name: dict(options[name]) for name in sections}
     path = options["output"]["path"]
     suffix = Path(path).suffix
@@ -508,7 +511,7 @@ def find_precomputed(
             f"analyze.from is {named}, which was made from other patterns or with other options: "
             f"{'; '.join(different)}; change them, or leave analyze.from out"
         )
-    return Precomputed(store, f"the analysis is taken from {named}", about["hot_pixels"])
+    return Precomputed(store, f"the analysis is taken from {named}")
 
 
 def _analysis_in(path: str) -> dict[str, Any] | None:
@@ -518,7 +521,7 @@ def _analysis_in(path: str) -> dict[str, Any] | None:
         return read_document(os.path.join(path, *names)) or {}
 
     try:
-        attrs: dict[str, Any] = {"hot_pixels": [], **document()["attributes"]}
+        attrs: dict[str, Any] = dict(document()["attributes"])
         _ = document("analysis")["attributes"]
         arrays = [document("analysis", name) for name in ("center_y", "mean_pattern")]
         attrs["shape"] = [n for array in arrays for n in array["shape"]]
@@ -533,11 +536,15 @@ def _different(
 ) -> list[str]:
     """Differences between a job and the run that made an analysis; ``contents`` are None if it wrote the input, too."""
     options, before = to_dict(config), about["config"]
+    decisive = (
+        "center_method", "manual_center", "guess", "disc_radius", "ignore_bad_pixels", "radius_metric", "threshold",
+        "background",
+    )  # fmt: skip
     # the options that stored profiles cannot answer for
     out = [
-        f"analyze.{key} was {before['analyze'][key]}, and is {options['analyze'][key]}"
-        for key in ("center_method", "manual_center", "radius_metric", "threshold")
-        if before["analyze"][key] != options["analyze"][key]
+        f"analyze.{key} was {before['analyze'].get(key)}, and is {options['analyze'][key]}"
+        for key in decisive
+        if before["analyze"].get(key) != options["analyze"][key]
     ]
     if about["shape"] != list(found.source.shape):
         out.append(f"shape was {about['shape']}, and is {list(found.source.shape)}")

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import LIST_DIMS, Axis, Window
 from stem_dask.core.text import size
+from stem_dask.stages.descan import EXTRAPOLATED
+from stem_dask.stages.survey import DEAD, HOT, Survey
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened, publish, temporary
 
@@ -55,7 +57,7 @@ def results_of(
         out["window"] = {
             "size": list(window.shape),
             "align": window.align,
-            "center": list(window.center),
+            "origin": list(window.origin),
             "cropped_axes": list(window.cropped_axes),
             "radius_at_coverage": dict(window.radius_at),
             "set_by_patterns": [list(index) for index in window.setters],
@@ -89,13 +91,41 @@ def results_of(
 
 
 def analysis_warnings(
-    analysis: xr.Dataset, hot: Sequence[Sequence[int]], *, masked: bool
+    analysis: xr.Dataset, survey: Survey | None, left: NDArray[np.bool_], mask: str | None
 ) -> list[str]:
-    """Warnings about the data; ``hot`` are [y, x] of suspected hot pixels, which may have been ``masked``."""
+    """Warnings about the data; ``left`` are hot pixels of the mean pattern, and ``mask`` is ``auto`` or ``stop`` if it was applied."""
     out = []
-    if hot:
-        found = f"{len(hot):,} suspected hot pixel{'s' * (len(hot) != 1)}, in the mean pattern above 6 times all but 5 of their 24 neighbours"
-        out.append(f"{found}{', masked (input.mask: auto)' * masked}: {_where(hot)}")
+    for kind, flag in (("hot", HOT), ("dead", DEAD)):
+        found = [] if survey is None else np.argwhere(survey.flags & flag).tolist()
+        if found:
+            how = f"masked (input.mask: {mask})" if mask else "left out of the analysis"
+            out.append(
+                f"{len(found):,} suspected {kind} pixel{'s' * (len(found) != 1)}, {how}: {_where(found)}"
+            )
+    if left.any():
+        found = np.argwhere(left).tolist()
+        more = "more " if survey is not None and survey.suspected is not None else ""
+        out.append(
+            f"{len(found):,} {more}suspected hot pixel{'s' * (len(found) != 1)} in the mean pattern, above 6 times all but 5 of "
+            f"their 24 neighbours: {_where(found)}; list bad pixels as input.mask.pixels"
+        )
+    if survey is not None and survey.stop is not None and mask != "stop":
+        out.append(
+            f"a dark region of {int(survey.stop.sum()):,} px covers the center, as a beam stop does: input.mask=stop masks it, "
+            "and analyze.center_method=friedel then finds the center from the symmetry of the patterns"
+        )
+    if (
+        survey is not None
+        and survey.radius is not None
+        and analysis.attrs["center_method"] == "disc"
+    ):
+        apart = [(analysis[f"com_{axis}"] - analysis[f"center_{axis}"]).values for axis in "yx"]
+        distance = float(np.nanmedian(np.hypot(*apart))) if np.isfinite(apart[0]).any() else 0.0
+        if distance > survey.radius:
+            out.append(
+                f"the center of mass is {distance:.1f} px from the center of the direct disc in half of the patterns, more than its "
+                f"radius of {survey.radius:.1f} px: look at the figure whether the right disc was found (analyze.guess)"
+            )
     odd = zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
     counted = [f"{int(n):,} {str(kind).replace('_', ' ')}" for kind, n in odd if n]
     if counted:
@@ -141,12 +171,6 @@ def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
     return [f"{', '.join(names)} {text}"]
 
 
-def left_hot_warnings(hot: Sequence[Sequence[int]]) -> list[str]:
-    """A warning about hot pixels that remain after masking."""
-    text = "suspected hot pixels remain after masking (input.mask: auto)"
-    return [f"{text}: {_where(hot)}; list all bad pixels as input.mask.pixels"] if hot else []
-
-
 def _where(hot: Sequence[Sequence[int]]) -> str:
     more = f" and {len(hot) - MAX_HOT:,} more" if len(hot) > MAX_HOT else ""
     return ", ".join(f"[{y}, {x}]" for y, x in hot[:MAX_HOT]) + more
@@ -173,9 +197,25 @@ def background_threshold(analysis: xr.Dataset) -> float | None:
     return threshold if most > 0 and mean.max() > threshold else None
 
 
+def descan_warnings(analysis: xr.Dataset) -> list[str]:
+    """A warning about a fit that is extrapolated."""
+    leverage = analysis.attrs["descan"]["leverage"]
+    if not leverage > EXTRAPOLATED:
+        return []
+    return [
+        f"the descan is extrapolated: at a corner of the scan its predicted standard deviation is {leverage:.2f} px, above "
+        f"{EXTRAPOLATED:g}; fit in a larger descan.region, or give a vacuum scan as descan.reference"
+    ]
+
+
 def window_warnings(window: Window, filled: NDArray) -> list[str]:
     """Warnings about the window."""
     out = list(window.notes)
+    if window.align == "descan":
+        out.append(
+            "align: descan follows the fitted wander of the beam; without a vacuum scan as reference it also removes a field that "
+            "grows linearly over the scan"
+        )
     if window.align == "pattern":
         out.append(
             "align: pattern centers every pattern by itself, which also removes real beam deflection "
@@ -216,6 +256,8 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
     else:
         align = results["window"]["align"]
         lines = [f"{what} of {full[0]} x {full[1]} (global radius {radius}, align {align})"]
+    if results.get("center"):
+        lines.append(f"center      {center_words(results['center'])}")
     if "normalization" in results:
         found = results["normalization"]
         lines.append(
@@ -253,6 +295,14 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
         f"{size(results['peak_memory'])} a process"
     )
     return tuple(lines)
+
+
+def center_words(center: Mapping[str, Any]) -> str:
+    """The method that found the centers, and why it was chosen."""
+    method, radius = center["method"], center["disc_radius"]
+    if method == "disc":
+        return f"disc, radius {radius:.1f} px"
+    return f"{method}: no direct disc ({center['why']})" if center["why"] else str(method)
 
 
 def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:

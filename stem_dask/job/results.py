@@ -1,5 +1,6 @@
 """What a run reports: its exit code, its verdict, and advice as overrides to append to the same command."""
 
+import contextlib
 import json
 import math
 import shlex
@@ -14,6 +15,7 @@ import xarray as xr
 
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
+from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
@@ -104,7 +106,9 @@ def verdict(
         out.append(too_little)
     if known is not None and window is not None:
         kept = _kept_pixels(window, known)
-        if kept > LITTLE_GAINED:
+        if not window.cropped_axes:
+            out.append(f"NOT CROPPED: the window is the whole detector, {by(window.shape)} px")
+        elif kept > LITTLE_GAINED:
             out.append(f"little was gained: the window keeps {kept:.0%} of the pixels")
     return out
 
@@ -139,8 +143,7 @@ def advice(
                 line = _line(f"validate.min_retention={reached:g}")
                 out[line] = "accepts what this window keeps"
         elif _kept_pixels(window, known) > LITTLE_GAINED:
-            given = config.crop.size != "auto" or config.crop.window is not None
-            seen = {window.shape}
+            given, seen = config.crop.given is not None, {window.shape}
             for line, shape, gives in (_of_given if given else _of_found)(config, store, known):
                 if math.prod(shape) < math.prod(window.shape) and shape not in seen:
                     seen.add(shape)
@@ -163,18 +166,20 @@ def _line(*overrides: str) -> str:
 
 def _of_given(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
     """Alternatives to a window from the config: one that holds the target retention, and one that holds the minimum."""
-    options = _window_options(config)
+    options = {**_window_options(config), "size": "auto"}
     free = ["crop.window=null"] * (config.crop.window is not None)
-    found = choose_window(known, **options)
-    gives = f"gives {by(found.shape)} px, enough for analyze.target_retention {found.target_retention:g}"
-    yield _line(*(free or ["crop.size=auto"])), found.shape, gives
     least = config.validation.min_retention
-    if least > 0:
-        (other,) = _at_targets(store, known, [least])
-        found = choose_window(other, **{**options, "margin_pixels": 0})
-        if len(found.cropped_axes) == 2:
-            gives = f"gives {by(found.shape)} px, enough for validate.min_retention {least:g}"
-            yield _line(*free, f"crop.size={found.shape[0]}"), found.shape, gives
+    with contextlib.suppress(ConfigError):  # crop.square, and the detector is too small
+        found = choose_window(known, **options)
+        gives = f"gives {by(found.shape)} px, enough for analyze.target_retention {found.target_retention:g}"
+        yield _line(*(free or ["crop.size=auto"])), found.shape, gives
+        for other in _at_targets(store, known, [least] if least > 0 else []):
+            found = choose_window(other, **{**options, "margin_pixels": 0})
+            if found.cropped_axes:
+                height, width = found.shape
+                size = f"{height}" if height == width else f"[{height},{width}]"
+                gives = f"gives {by(found.shape)} px, enough for validate.min_retention {least:g}"
+                yield _line(*free, f"crop.size={size}"), found.shape, gives
 
 
 def _of_found(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
@@ -194,7 +199,7 @@ def _of_found(config: Config, store: str, known: xr.Dataset) -> Iterator[Way]:
 
 
 def _window_options(config: Config) -> dict[str, Any]:
-    options = config.crop.model_dump(exclude={"enabled", "size", "window"})
+    options = config.crop.model_dump(exclude={"enabled", "window"})
     return {**options, "factor": config.downsample.factor}
 
 

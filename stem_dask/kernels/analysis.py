@@ -10,6 +10,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_dask.kernels.disc import direct_intensity
 from stem_dask.kernels.intensity import (
     CACHE,
     GROUP,
@@ -37,6 +38,9 @@ class PatternAnalysis(NamedTuple):
     max_pattern: NDArray  #: (ky, kx) maximum of the intensities, in the data's type
     odd: NDArray[np.int64]  #: counts of `ODD_PIXELS`
     negative_sum: float  #: sum of the negative values, as a positive number
+    direct: NDArray[
+        np.float64
+    ]  #: (n,) intensity of the direct disc; NaN without a radius or a center
 
 
 def largest_radius(height: int, width: int, metric: str) -> int:
@@ -79,6 +83,8 @@ class Analysis:
     threshold : values below it do not count; ValueError when it is above what the type can hold
     center : (y, x) for all patterns, or None for each pattern's centroid
     metric : {"square", "circle"}
+    pedestal : subtracted from the values that count, see `stem_dask.kernels.intensity.Intensity`
+    disc_radius : of the direct disc, whose intensity is summed about each center; None without one
     """
 
     def __init__(
@@ -91,13 +97,15 @@ class Analysis:
         threshold: float,
         center: tuple[float, float] | None,
         metric: str,
+        pedestal: float = 0.0,
+        disc_radius: float | None = None,
     ) -> None:
         height, width = detector
         dtype = native_dtype(dtype)
         kind = accumulator(dtype, max(height, width) * 4)
         wide = np.float64 if kind == np.float64 else np.uint64
         n_radii = largest_radius(height, width, metric) + 1
-        self.found = (
+        self.found: tuple[NDArray, ...] = (
             np.zeros(n),  # total
             np.full((n, 2), np.nan),  # center of mass
             np.full((n, 2), np.nan),  # center
@@ -105,10 +113,11 @@ class Analysis:
             np.full((n, n_radii), np.nan, np.float32),  # profile
         )
         self.total, self.highest = np.zeros(detector, wide), np.zeros(detector, dtype)
-        self.intensity = Intensity(detector, dtype, threshold)
+        self.intensity = Intensity(detector, dtype, threshold, pedestal)
+        self.disc_radius, self.direct = disc_radius, np.full(n, np.nan)
+        self.center = np.array([np.nan, np.nan] if center is None else center, np.float64)
         floats = kind == np.float64
         self.how = (
-            np.array([np.nan, np.nan] if center is None else center, np.float64),
             circle_table(height, width) if metric == "circle" else None,
             True if metric == "square" and not floats else None,  # inward
             True if metric == "square" and floats else None,  # outward
@@ -119,16 +128,25 @@ class Analysis:
         self.full = most_summed(dtype) if kind == np.uint32 else max(1, n)
         self.summed = self.done = 0
 
-    def add(self, piece: NDArray) -> None:
-        """Analyze the next patterns, (..., ky, kx); raises OverflowError when the sums of one leave 64 bits."""
+    def add(self, piece: NDArray, centers: NDArray[np.float64] | None = None) -> None:
+        """Analyze the next patterns, (..., ky, kx); raises OverflowError when the sums of one leave 64 bits.
+
+        ``centers`` (n, 2) take the place of the option ``center``; NaN stands for the centroid.
+        """
         piece, before = native(piece), self.done
+        given = np.broadcast_to(self.center, (len(piece), 2)) if centers is None else centers
         for some in self.intensity.parts(piece, self.full):
             n = len(some)
             if self.summed + n > self.full:
                 self.total += self.sums
                 self.sums[:], self.summed = 0, 0
             here = tuple(values[self.done : self.done + n] for values in self.found)
-            _analyze(some, *self.how, here, self.sums, self.rings, self.highest.view(some.dtype))
+            those = np.ascontiguousarray(given[self.done - before : self.done - before + n])
+            highest = self.highest.view(some.dtype)
+            _analyze(some, those, *self.how, here, self.sums, self.rings, highest)
+            if self.disc_radius is not None:
+                found = self.direct[self.done : self.done + n]
+                direct_intensity(some, here[2], self.disc_radius, found)
             self.done, self.summed = self.done + n, self.summed + n
         total, _, _, radius, _ = self.found
         refuse_overflow(piece, total[before : self.done], radius[before : self.done], before)
@@ -138,7 +156,11 @@ class Analysis:
         self.total += self.sums
         self.sums[:], self.summed = 0, 0
         odd, negative = self.intensity.odd, float(self.intensity.negative_sum[0])
-        return PatternAnalysis(*self.found, self.total, self.highest, odd, negative)
+        sums = self.total, self.highest
+        total, com, center, radius, profile = self.found
+        return PatternAnalysis(
+            total, com, center, radius, profile, *sums, odd, negative, self.direct
+        )
 
 
 def refuse_overflow(block: NDArray, total: NDArray, radius: NDArray, before: int) -> None:
@@ -202,8 +224,8 @@ def _find_center(i, given, rows, cols, rings, per_pattern):  # type: ignore[no-u
     total[i] = whole
     if whole > 0:
         com[i, 0], com[i, 1] = moment_y / whole, moment_x / whole
-    center[i, 0] = com[i, 0] if np.isnan(given[0]) else given[0]
-    center[i, 1] = com[i, 1] if np.isnan(given[1]) else given[1]
+    center[i, 0] = com[i, 0] if np.isnan(given[i, 0]) else given[i, 0]
+    center[i, 1] = com[i, 1] if np.isnan(given[i, 1]) else given[i, 1]
     near_y, near_x = np.rint(center[i, 0]), np.rint(center[i, 1])
     # outside only after an overflow, which the caller refuses
     if not (whole > 0 and 0 <= near_y < rows.size and 0 <= near_x < cols.size):

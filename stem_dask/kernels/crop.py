@@ -59,8 +59,12 @@ def _crop(block, origin_y, origin_x, out):  # type: ignore[no-untyped-def]
             out[i, y, last:] = 0
 
 
-def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]:
+def window_intensity(
+    block: NDArray, *, threshold: float, pedestal: float = 0.0
+) -> NDArray[np.float64]:
     """Intensity of each pattern of a block (…, ky, kx): the sum of all values that count, exact below 2**53 counts.
+
+    See `stem_dask.kernels.intensity.Intensity`.
 
     Examples
     --------
@@ -70,7 +74,7 @@ def window_intensity(block: NDArray, *, threshold: float) -> NDArray[np.float64]
     block = native(block)
     out, done = np.empty(len(block)), 0
     zero = np.zeros(1, accumulator(block.dtype, block.shape[1] * block.shape[2]))
-    intensity = Intensity((block.shape[1], block.shape[2]), block.dtype, threshold)
+    intensity = Intensity((block.shape[1], block.shape[2]), block.dtype, threshold, pedestal)
     for some in intensity.parts(block, max(1, len(block))):
         _intensity(some, zero, out[done : done + len(some)])
         done += len(some)

@@ -44,7 +44,7 @@ class Descan:
     s
         Robust s.d. of the beams about the surface, per component, in px; at least 0.02.
     cv
-        Error of the cross-validation in px, for each order tried where enough beams were found.
+        Error of the cross-validation in px for each order tried; empty if the order was given.
     leverage
         Largest predicted s.d. of a surface of order 2 at the four corners of the scan, in px, whatever the order is; infinite
         where the beams do not determine one. Above 0.25 the surface is extrapolated.
@@ -153,12 +153,11 @@ def fit_descan(
     (2, [64.0, 0.0, 0.0, 0.0, 1.0, 0.0])
     """
     beams = _Beams.found(center_y, center_x, weight, region, v, u)
-    some = beams.every(
-        -(-beams.n // MOST) | 1
-    )  # odd, so that all columns of the scan have their turn
+    # odd, so that all columns of the scan have their turn
+    some = beams.every(-(-beams.n // MOST) | 1)
     cv: dict[int, float] = {}
+    chosen = 0 if order == "auto" else int(order)
     if order == "auto":
-        chosen = 0
         for tried in range(len(TERMS)):
             error = some.validated(tried) if beams.determine(tried) else None
             if error is None:
@@ -168,10 +167,6 @@ def fit_descan(
                 chosen = tried
             if cv[chosen] < EXACT:
                 break
-    else:
-        chosen = int(order)
-        error = some.validated(chosen)
-        cv = {} if error is None else {chosen: error}
     need = 3 * TERMS[chosen]
     if beams.n < need:
         raise ValueError(

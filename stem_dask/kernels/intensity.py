@@ -92,6 +92,8 @@ def lowest_counted(dtype: np.dtype, threshold: float) -> np.generic:
 class Intensity:
     """Cleans patterns of a type from `native`: NaN, infinite, negative values and values below a threshold become 0, and are counted.
 
+    A ``pedestal`` is subtracted from the values that remain, down to 0; from integers its integer part.
+
     Examples
     --------
     >>> block = np.array([[[5.0, np.nan, -3.0, 0.5]]])
@@ -100,16 +102,19 @@ class Intensity:
     ([[[[5.0, 0.0, 0.0, 0.0]]]], [1, 0, 1, 1], 3.0)
     """
 
-    def __init__(self, detector: tuple[int, int], dtype: np.dtype, threshold: float) -> None:
+    def __init__(
+        self, detector: tuple[int, int], dtype: np.dtype, threshold: float, pedestal: float = 0.0
+    ) -> None:
         self.low = lowest_counted(dtype, threshold)
         self.odd, self.negative_sum = np.zeros(len(ODD_PIXELS), np.int64), np.zeros(1)
-        self.whole = not needs_cleaning(dtype, threshold)
+        self.whole = not needs_cleaning(dtype, threshold) and not pedestal
         # 256 KiB are cleaned at once, at least one group
         groups = 2**18 // (GROUP * math.prod(detector) * dtype.itemsize)
         n = 0 if self.whole else GROUP * max(1, groups)
         # intensities are not negative: fewer types mean fewer kernels, each of which takes seconds to compile
         kept = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
         self.cleaned = np.empty((n, *detector), kept)
+        self.pedestal = kept.type(pedestal)
 
     def parts(self, block: NDArray, most: int) -> Iterator[NDArray]:
         """Patterns from `native`, up to ``most`` at a time, integers as unsigned; valid until the next are requested."""
@@ -119,6 +124,9 @@ class Intensity:
             if not self.whole:
                 out = self.cleaned[: len(some)]
                 _clean(some, self.low, out, self.odd, self.negative_sum)
+                if self.pedestal:
+                    np.maximum(out, self.pedestal, out=out)
+                    out -= self.pedestal
                 some = native(out)  # read-only like what is whole: compiled once for both
             yield some
 

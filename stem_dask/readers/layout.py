@@ -360,7 +360,8 @@ def parted(name: str, view: Candidate, geometry: Geometry) -> Candidate:
         )
     source = View.of(view.source).select(slice(y0, y1, step), slice(x0, x1, step), whole, whole)
     y, x = (axis.part(at, n, step) for axis, at, n in zip(view.axes, (y0, x0), source.shape, strict=False))  # fmt: skip
-    return replace(view, source=source, axes=(y, x, *view.axes[2:]))
+    part = ((height, y0, step), (width, x0, step))
+    return replace(view, source=source, axes=(y, x, *view.axes[2:]), scan_part=part)
 
 
 def _named(axes: Sequence[Axis], names: Sequence[str]) -> tuple[Axis, ...]:

@@ -132,6 +132,7 @@ def find(
         notes=view.notes,
         metadata=original(chosen.metadata or {}),
         about=to_json(about),
+        scan_part=view.scan_part,
     )
     valid = None
     if chosen.valid is not None:  # in the order and region that are read

@@ -56,7 +56,7 @@ def about(stated: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("title", "intensity"):
         if isinstance(stated.get(name), str) and 0 < len(stated[name]) <= 1000:
             found[name] = text_of(stated[name])
-    if stated.get("k_origin") in ("detector", "window_center"):
+    if stated.get("k_origin") in ("detector", "window_center", "beam"):
         found["k_origin"] = stated["k_origin"]
     return found
 

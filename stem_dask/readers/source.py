@@ -107,6 +107,7 @@ class Candidate:
     valid : False where a pattern is missing, shaped as patterns of one pixel
     hint : what the header says of a scan that remains ambiguous
     part : the larger acquisition that the array is a part of
+    scan_part : (size as acquired, first, step) of scan_y and scan_x, when only a part of the scan was selected
     fault : why the array cannot be read; raised if it is chosen
     """
 
@@ -124,6 +125,7 @@ class Candidate:
     valid: Source | None = None
     hint: str = ""
     part: str = ""
+    scan_part: tuple[tuple[int, int, int], ...] = ()
     fault: str = ""
 
 

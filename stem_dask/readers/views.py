@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -180,6 +181,54 @@ class ScanOfList(Wrapped):
         start, stop, step = columns.start, columns.stop, columns.step
         lines = (slice(y * width + start, y * width + stop, step) for y in rows)
         return np.stack([self.source[(line, *part[2:])] for line in lines])
+
+
+@dataclass(frozen=True)
+class Picked(Wrapped):
+    """Chosen positions of a scan or list of patterns.
+
+    Parameters
+    ----------
+    positions : the chosen indices along each scan axis, in ascending order
+    chunks : positions of a chunk along each; those in one chunk are read together
+
+    Examples
+    --------
+    >>> patterns = np.arange(24).reshape(6, 2, 2)
+    >>> picked = Picked(patterns, ((0, 3, 4),), (3,))
+    >>> picked.shape, picked[1:, :1, :].tolist()
+    ((3, 2, 2), [[[12, 13]], [[16, 17]]])
+    """
+
+    positions: tuple[tuple[int, ...], ...]
+    chunks: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of positions along each axis, and the detector."""
+        return (*map(len, self.positions), *self.source.shape[-2:])
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        n = len(self.positions)
+        wanted = [where[piece] for where, piece in zip(self.positions, part, strict=False)]
+        places = [range(size)[piece] for size, piece in zip(self.shape[n:], part[n:], strict=True)]
+        out = np.empty((*map(len, wanted), *map(len, places)), self.dtype)
+        runs = ([*_runs(*one)] for one in zip(wanted, self.chunks, strict=True))
+        for run in itertools.product(*runs):
+            lead = tuple(slice(where[0], where[-1] + 1) for _, where in run)
+            block = self.source[(*lead, *part[n:])]
+            inside = (np.array(where) - where[0] for _, where in run)
+            out[tuple(here for here, _ in run)] = block[np.ix_(*inside)]
+        return out
+
+
+def _runs(wanted: Sequence[int], chunk: int) -> Iterator[tuple[slice, list[int]]]:
+    """The indices of each chunk, and their slice in the list of all."""
+    done = 0
+    for _, group in itertools.groupby(wanted, lambda index: index // chunk):
+        where = list(group)
+        yield slice(done, done + len(where)), where
+        done += len(where)
 
 
 class Part(Block):

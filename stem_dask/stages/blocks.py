@@ -261,14 +261,18 @@ def require_computed(analysis: xr.Dataset) -> None:
 
 def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
     """Positions of a sample of at most 256 patterns, evenly spread over the scan."""
-    counts = [min(n, math.isqrt(256)) if len(lead) > 1 else min(n, 256) for n in lead]
+    out = np.zeros(tuple(lead), np.bool_)
+    out[np.ix_(*sample_positions(lead))] = True
+    return out
+
+
+def sample_positions(lead: Sequence[int], most: int = 256) -> list[list[int]]:
+    """Indices along each scan axis of a sample of at most ``most`` patterns, evenly spread over the scan."""
+    counts = [min(n, math.isqrt(most)) if len(lead) > 1 else min(n, most) for n in lead]
     for i in reversed(range(len(lead))):
         others = math.prod(counts) // counts[i]
-        counts[i] = min(lead[i], 256 // others)
-    out = np.zeros(tuple(lead), np.bool_)
-    chosen = [
-        ((np.arange(count) + 0.5) * n // count).astype(int)
+        counts[i] = min(lead[i], most // others)
+    return [
+        ((np.arange(count) + 0.5) * n // count).astype(int).tolist()
         for n, count in zip(lead, counts, strict=True)
     ]
-    out[np.ix_(*chosen)] = True
-    return out

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +28,18 @@ from stem_dask.core.patterns import (
 )
 from stem_dask.core.text import by
 from stem_dask.core.window import (
-    axis_window,
+    FEWEST_SCATTERED,
     check_size,
     check_target,
     check_window,
     covering_radius,
+    fft_size,
+    needed_size,
+    next_multiple,
     radii_for_target,
+    scattered_radii,
     uncropped,
+    window_start,
 )
 from stem_dask.kernels.crop import crop_patterns
 from stem_dask.stages.blocks import (
@@ -45,10 +52,16 @@ from stem_dask.stages.blocks import (
 )
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
+from stem_dask.stages.survey import Survey
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+Criterion = Literal["intensity", "scattered", "k_max"]
+
+#: what the zero of an aligned axis is
+_K_ORIGIN = {"pattern": "window_center", "descan": "beam"}
 
 Positions: TypeAlias = tuple[NDArray[np.float64], str]
 
@@ -59,7 +72,11 @@ def choose_window(
     coverage: float = 0.999,
     margin_pixels: int = 3,
     align: Align = "fixed",
-    size: Literal["auto"] | int | Sequence[int] = "auto",
+    criterion: Criterion = "intensity",
+    k_max: float | None = None,
+    n_alpha: float | None = None,
+    size: Literal["auto", "fft"] | int | Sequence[int] = "auto",
+    square: bool = False,
     window: Sequence[int] | None = None,
     size_multiple: int = 2,
     factor: int = 1,
@@ -72,11 +89,18 @@ def choose_window(
     analysis : computed result of `analyze`
     coverage : share of the non-empty patterns, 0 < coverage <= 1, whose own radius the window must hold
     margin_pixels : added to the radius, in source pixels
-    align : ``fixed``, one window for the dataset; ``pattern``, each pattern around its own center
-    size : ``auto``, n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with
-        ``align="fixed"`` at most the detector
+    align : ``fixed``, one window for the dataset, within the detector; ``descan``, around the fitted wander of the beam, see
+        `fit_descan`; ``pattern``, each pattern around its own center
+    criterion : what the window must hold: the target's share of the ``intensity``, or of the ``scattered`` intensity outside the
+        direct disc, or all up to ``k_max``
+    k_max : from the center of the pattern to the edge of the window, in the units of the detector's axes; with criterion ``k_max``
+    n_alpha : the same in radii of the direct disc, instead of ``k_max``
+    size : ``auto``, what the covered patterns need; ``fft``, the same, but the output's size is even with no prime factor above 7;
+        n, or [ny, nx] in source pixels: multiples of ``size_multiple * factor``, or the whole axis; with ``align="fixed"`` at
+        most the detector
+    square : both axes get the larger size
     window : [y0, y1, x0, x1] in source pixels, end exclusive; a fixed window of such a size
-    size_multiple : the output's size is a multiple of this
+    size_multiple : the output's size is a multiple of this; ignored for ``size="fft"``
     factor : the detector downsampling that follows
     target_retention : another target than the analysis was made with; decided from the stored profiles
 
@@ -87,7 +111,8 @@ def choose_window(
     Raises
     ------
     ConfigError
-        When the analysis is still lazy, or an option is outside its range.
+        When the analysis is still lazy, an option is outside its range, the analysis lacks what the criterion or ``align`` needs,
+        or the detector has no room for a square window.
     SourceError
         When every pattern is empty.
 
@@ -99,8 +124,8 @@ def choose_window(
     >>> import xarray as xr
     >>> patterns = xr.DataArray(data, dims=("scan_y", "scan_x", "ky", "kx"))
     >>> window = choose_window(analyze(patterns).compute(), margin_pixels=1)
-    >>> window.shape, window.center, window.global_radius
-    ((8, 8), (16, 20), 4)
+    >>> window.shape, window.origin, window.global_radius
+    ((8, 8), (12, 16), 4)
     """
     require_computed(analysis)
     if not 0 < coverage <= 1:
@@ -109,8 +134,9 @@ def choose_window(
     for name, (value, lowest) in least.items():
         if whole_number(name, value, f"an integer >= {lowest}") < lowest:
             raise ConfigError(f"{name} is {value}; expected an integer >= {lowest}")
-    if align not in ("fixed", "pattern"):
-        raise ConfigError(f"align is {align!r}; expected fixed or pattern")
+    if align not in get_args(Align):
+        raise ConfigError(f"align is {align!r}; expected fixed, descan or pattern")
+    _check_criterion(analysis, criterion, k_max, n_alpha)
     known = float(analysis.attrs["target_retention"])
     target = known if target_retention is None else float(target_retention)
     check_target(target)
@@ -127,45 +153,54 @@ def choose_window(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
             f"the threshold ({threshold:g}) count as 0; {remedy}"
         )
-    middle = _median_center(analysis, filled)
-    needed = radii.astype(np.float64)
-    if align == "fixed":  # the distance of the center from the median counts, too
-        shift, other = (np.rint(analysis[f"center_{axis}"].values) for axis in "yx")
-        for centers, center in zip((shift, other), middle, strict=True):
-            centers -= center
-            np.abs(centers, out=centers)
-        needed += np.maximum(shift, other, out=shift)
-    covered, notes, margin = needed[filled], [], margin_pixels
+    notes, margin = [], margin_pixels
+    if criterion != "intensity":
+        radii = _radii_of(analysis, criterion, filled, target, k_max, n_alpha)
+    if criterion == "k_max":
+        margin = 0
+    own = beam_places(analysis)
+    middle = [
+        _median(analysis[f"center_{a}"].values, one, filled)
+        for a, one in zip("yx", own, strict=True)
+    ]
+    around: Sequence[Any] = middle if align == "fixed" else _window_centers(analysis, align)
+    # the radii are around the patterns' own centers: the distance to the center of the window counts, too
+    away_y, away_x = (np.abs(a - b) for a, b in zip(own, around, strict=True))
+    needed = radii + np.maximum(away_y, away_x)
+    covered = needed[np.isfinite(needed)]
     if metric == "circle" and margin == 0:
         margin = 1
         notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
     smallest = covering_radius(covered, coverage)
     detector = (int(analysis.sizes["source_ky"]), int(analysis.sizes["source_kx"]))
-    wanted = _wanted_size(size, window, smallest + margin)
+    radius, multiple = smallest + margin, size_multiple * factor
+    given = _given_size(size, window)
     if window is not None:
-        if align == "pattern":
+        if align != "fixed":
             raise ConfigError(
-                f"window {list(window)} is fixed on the detector and align is pattern; give size instead"
+                f"window {list(window)} is fixed on the detector and align is {align}; give size instead"
             )
         check_window(window, detector)
-        y0, y1, x0, x1 = window
-        middle = (y0 + (y1 - y0) // 2, x0 + (x1 - x0) // 2)
-    multiple = size_multiple * factor
-    if window is not None or not isinstance(size, str):
-        given = f"size is {size}" if window is None else f"window is {list(window)}"
-        check_size(wanted, detector, multiple, keeps_whole=align == "pattern", given=given)
-    (height, crops_y), (width, crops_x) = (
-        axis_window(n, full, multiple) for n, full in zip(wanted, detector, strict=True)
-    )
-    crops = {"ky": crops_y, "kx": crops_x}
-    whole = [(name, full) for name, full in zip(crops, detector, strict=True) if not crops[name]]
-    notes += [uncropped(name, full) for name, full in whole]
+    if given is None:
+        larger = partial(next_multiple, multiple=multiple)
+        if size == "fft":
+            larger = partial(fft_size, factor=factor)
+        shape = needed_size(middle, radius, detector, larger, align=align, square=square)
+    else:
+        words = f"size is {size}" if window is None else f"window is {list(window)}"
+        check_size(given, detector, multiple, align=align, square=square, given=words)
+        shape = (min(given[0], detector[0]), min(given[1], detector[1]))
+    axes = list(zip(DETECTOR_DIMS, middle, shape, detector, strict=True))
+    origin_y, origin_x = (window_start(at, n, full, align) for _, at, n, full in axes)
+    if window is not None:
+        origin_y, _, origin_x, _ = window
+    notes += [uncropped(name, full) for name, _, n, full in axes if n == full]
     return Window(
-        shape=(height, width),
+        shape=shape,
         align=align,
-        center=middle,
-        cropped_axes=tuple(name for name in crops if crops[name]),
-        global_radius=smallest + margin,
+        origin=(int(origin_y), int(origin_x)),
+        cropped_axes=tuple(name for name, _, n, full in axes if n < full),
+        global_radius=radius,
         coverage=coverage,
         target_retention=target,
         radius_at={f"{c:g}": covering_radius(covered, c) + margin for c in (1.0, 0.999, 0.99)},
@@ -174,9 +209,97 @@ def choose_window(
     )
 
 
-def _wanted_size(
-    size: Literal["auto"] | int | Sequence[int], window: Sequence[int] | None, radius: int
-) -> tuple[int, int]:
+def _check_criterion(
+    analysis: xr.Dataset, criterion: str, k_max: float | None, n_alpha: float | None
+) -> None:
+    """Raise ConfigError unless the options of the criterion go together, and the analysis has what it needs."""
+    if criterion not in get_args(Criterion):
+        raise ConfigError(f"criterion is {criterion!r}; expected intensity, scattered or k_max")
+    for name, value in (("k_max", k_max), ("n_alpha", n_alpha)):
+        if value is not None and (criterion != "k_max" or not value > 0):
+            raise ConfigError(
+                f"{name} is {value} and criterion is {criterion}; expected a number above 0, with criterion k_max"
+            )
+    if criterion == "k_max" and (k_max is None) == (n_alpha is None):
+        raise ConfigError("criterion is k_max; give either k_max or n_alpha")
+    if (criterion == "scattered" or n_alpha is not None) and disc_radius_of(analysis) is None:
+        why = (analysis.attrs.get("survey") or {}).get("why") or "it was not surveyed"
+        what = "scattered" if n_alpha is None else "k_max with n_alpha"
+        raise ConfigError(
+            f"criterion {what} needs the direct disc, and none is known ({why}); give analyze.disc_radius in px, or use "
+            "crop.criterion=intensity"
+        )
+
+
+def disc_radius_of(analysis: xr.Dataset) -> float | None:
+    """Radius of the direct disc in source pixels; None where none is known."""
+    found = (analysis.attrs.get("survey") or {}).get("radius")
+    return None if found is None or "direct" not in analysis else float(found)
+
+
+def _radii_of(
+    analysis: xr.Dataset,
+    criterion: str,
+    filled: NDArray[np.bool_],
+    target: float,
+    k_max: float | None,
+    n_alpha: float | None,
+) -> NDArray[np.float32]:
+    """Radius that each pattern needs by its criterion, NaN where it has none."""
+    if criterion == "scattered":
+        if "radius_scattered" in analysis:
+            radii = np.asarray(analysis["radius_scattered"].values)
+        else:
+            radii = scattered_radii_of(analysis, np.asarray(analysis["profile"]), target)
+        n_voting, n = int(np.isfinite(radii).sum()), int(filled.sum())
+        if n_voting < max(1, 0.01 * n):
+            raise ConfigError(
+                f"criterion is scattered, and {n_voting:,} of {n:,} patterns have {FEWEST_SCATTERED:g} counts or more outside the "
+                "direct disc, expected at least 1 %; use crop.criterion=intensity or k_max"
+            )
+        return radii
+    if n_alpha is not None:
+        half = n_alpha * (disc_radius_of(analysis) or 0.0)
+    else:
+        axes = detector_of(analysis)
+        if not all(axis.calibrated for axis in axes):
+            raise ConfigError(
+                f"k_max is {k_max}, and the detector has no calibration; give input.calibration for ky and kx, or crop.n_alpha "
+                "(in radii of the direct disc), or crop.size in px"
+            )
+        half = (k_max or 0.0) / min(abs(axis.scale) for axis in axes)
+    radius = max(1, math.ceil(half - 1e-9))  # 3.0 / 0.1 is 30.000000000000004
+    return np.where(filled, np.float32(radius), np.float32(np.nan))
+
+
+def scattered_radii_of(
+    analysis: xr.Dataset, profile: NDArray, target: float, where: Any = ...
+) -> NDArray[np.float32]:
+    """Radii that keep a share of the scattered intensity, from the profiles of the patterns at ``where``; see `scattered_radii`."""
+    total, direct = (np.asarray(analysis[name].values)[where] for name in ("total", "direct"))
+    exact = analysis["max_pattern"].dtype.kind in "ui"
+    metric, radius = str(analysis.attrs["radius_metric"]), disc_radius_of(analysis) or 0.0
+    return scattered_radii(profile, total, direct, radius, target, metric, exact)
+
+
+def beam_places(analysis: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The pixel (y, x) about which each pattern's profile is: its center, or where the beam was expected if none was found.
+
+    NaN for an empty pattern.
+    """
+    found = [np.rint(analysis[f"center_{axis}"].values) for axis in "yx"]
+    lost = np.isnan(found[0]) & np.isfinite(analysis["radius"].values)
+    if lost.any():
+        expected = Survey.from_dict(analysis.attrs["survey"]).expected(np.argwhere(lost))
+        for one, place in zip(found, expected.T, strict=True):
+            one[lost] = np.rint(place)
+    return found[0], found[1]
+
+
+def _given_size(
+    size: Literal["auto", "fft"] | int | Sequence[int], window: Sequence[int] | None
+) -> tuple[int, int] | None:
+    """Height and width that the user gave; None where the analysis finds them."""
     if window is not None:
         if size != "auto":
             raise ConfigError(
@@ -187,19 +310,31 @@ def _wanted_size(
         for n in window:
             whole_number(f"window is {list(window)}, and a bound", n, "integers")
         return (window[1] - window[0], window[3] - window[2])
-    if isinstance(size, str) and size == "auto":
-        return (2 * radius, 2 * radius)
+    if isinstance(size, str) and size in ("auto", "fft"):
+        return None
     if isinstance(size, (int, np.integer)):
         return (int(size), int(size))
     if isinstance(size, (str, float)) or len(size) != 2:
-        raise ConfigError(f"size is {size!r}; expected auto, n, or [ny, nx] in source pixels")
+        raise ConfigError(f"size is {size!r}; expected auto, fft, n, or [ny, nx] in source pixels")
     height, width = (whole_number(f"size is {list(size)}, and a side", n, "integers") for n in size)
     return height, width
 
 
-def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
-    y, x = (float(np.median(analysis[name].values[filled])) for name in ("center_y", "center_x"))
-    return int(np.rint(y)), int(np.rint(x))
+def _median(centers: NDArray, places: NDArray, filled: NDArray[np.bool_]) -> int:
+    """The median center of the patterns that are not empty, rounded; of where they were expected if none was found."""
+    found = centers[filled]
+    return int(np.rint(np.nanmedian(found if np.isfinite(found).any() else places[filled])))
+
+
+def _window_centers(analysis: xr.Dataset, align: Align) -> Sequence[NDArray[np.float64]]:
+    """Rounded center (y, x) of the window on every pattern, NaN where it has none; see `window_origins`."""
+    if align == "pattern":
+        return beam_places(analysis)
+    if "descan_y" not in analysis:
+        raise ConfigError(
+            "align is descan, and the analysis has no fit of it; call sd.fit_descan(analysis) first"
+        )
+    return [np.rint(analysis[f"descan_{axis}"].values) for axis in "yx"]
 
 
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArray]:
@@ -207,28 +342,25 @@ def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArr
 
     If it is the same for all patterns, it is a read-only broadcast scalar.
     """
-    origins: list[NDArray] = []
-    filled = np.isfinite(np.asarray(analysis["radius"].values))
-    for axis, name in enumerate(("ky", "kx")):
-        half, centers = window.shape[axis] // 2, analysis[f"center_{name[1]}"].values
-        if name in window.cropped_axes and window.align == "pattern":
-            middle = _median_center(analysis, filled)[axis]
-            origins.append((np.where(filled, np.rint(centers), middle) - half).astype(np.int32))
-        else:
-            first = window.center[axis] - half if name in window.cropped_axes else 0
-            origins.append(np.broadcast_to(np.int32(first), centers.shape))
+    shape = analysis["center_y"].shape
+    origins: list[NDArray] = [np.broadcast_to(np.int32(first), shape) for first in window.origin]
+    for i, name in enumerate(DETECTOR_DIMS):
+        if name in window.aligned_axes:
+            first = _window_centers(analysis, window.align)[i] - window.shape[i] // 2
+            origins[i] = np.where(np.isfinite(first), first, window.origin[i]).astype(np.int32)
     return origins[0], origins[1]
 
 
 def filled_fractions(analysis: xr.Dataset, window: Window) -> NDArray[np.float64]:
     """Share of each window outside the detector; for a fixed window a broadcast scalar."""
-    origins, inside = window_origins(analysis, window), np.ones(1, np.int64)
-    here = (slice(0, 1 if window.align == "fixed" else None),) * origins[0].ndim
-    for origin, size, name in zip(origins, window.shape, DETECTOR_DIMS, strict=True):
-        first, full = origin[here], int(analysis.sizes[f"source_{name}"])
+    origins = window_origins(analysis, window)
+    if not window.aligned_axes:
+        return np.broadcast_to(0.0, origins[0].shape)
+    inside = np.ones(1, np.int64)
+    for first, size, name in zip(origins, window.shape, DETECTOR_DIMS, strict=True):
+        full = int(analysis.sizes[f"source_{name}"])
         inside = inside * np.clip(np.minimum(first + size, full) - np.maximum(first, 0), 0, None)
-    filled = 1.0 - inside / (window.shape[0] * window.shape[1])
-    return np.broadcast_to(filled, origins[0].shape)
+    return 1.0 - inside / (window.shape[0] * window.shape[1])
 
 
 def crop(
@@ -305,17 +437,14 @@ def crop_blocks(
     threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
     out = _cut(data, origin_y - y0, origin_x - x0, window.shape, threshold)
     axes = list(axes_of(patterns))
-    for i, size in ((-2, window.shape[0]), (-1, window.shape[1])):
-        axis = axes[i]
-        if axis.name not in window.cropped_axes:
-            continue
-        if window.align == "fixed":  # detector coordinates, else zero at the center of the window
-            axes[i] = axis.part(window.center[i] - size // 2, size)
-        else:
-            axes[i] = replace(axis, size=size, offset=-axis.scale * (size // 2))
+    for i, (first, size) in enumerate(zip(window.origin, window.shape, strict=True), -2):
+        axis = axes[i].part(first, size)  # detector coordinates
+        if axis.name in window.aligned_axes:  # zero at the center of the window
+            axis = replace(axis, offset=-axis.scale * (size // 2))
+        axes[i] = axis
     attrs = as_text({**patterns.attrs, **window_attrs(window), **_detector_attrs(analysis)})
-    if patterns.attrs.get("k_origin") == "window_center":
-        attrs["k_origin"] = "window_center"  # aligned before, so without detector coordinates
+    if patterns.attrs.get("k_origin") in ("window_center", "beam") and not window.aligned_axes:
+        attrs["k_origin"] = patterns.attrs["k_origin"]  # aligned before: no detector coordinates
     cropped, lead = as_patterns(out, axes, attrs), lead_dims(patterns)
     if "valid" in patterns.coords:
         cropped = cropped.assign_coords(valid=patterns.coords["valid"].variable)
@@ -366,7 +495,7 @@ def window_attrs(window: Window) -> dict[str, Any]:
         "align": window.align,
         "cropped_axes": list(window.cropped_axes),
         "aligned_axes": list(window.aligned_axes),
-        "k_origin": "window_center" if window.aligned_axes else "detector",
+        "k_origin": _K_ORIGIN[window.align] if window.aligned_axes else "detector",
         "global_radius": window.global_radius,
         "coverage": window.coverage,
         "target_retention": window.target_retention,

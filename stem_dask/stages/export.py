@@ -147,7 +147,7 @@ class Target:
         """Lazy arrays to compute: ``patterns``, and for HyperSpy ``navigator``, the intensity of each pattern."""
         found = {"patterns": blocks_of(self.patterns)}
         if self.format.has_navigator:
-            found["navigator"] = inside_of_blocks(self.patterns, 0.0, "navigator")
+            found["navigator"] = inside_of_blocks(self.patterns, threshold=0.0, name="navigator")
         return found
 
     def sink(self) -> Any:

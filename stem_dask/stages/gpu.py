@@ -17,14 +17,42 @@ from stem_dask.kernels.gpu.crop import cutting
 
 
 class Inside:
-    """Reducer: the intensity in each window of a block, as an array of this name; smaller values than ``threshold`` are ignored."""
+    """Reducer: the intensity in each window of a block, as an array of this name.
 
-    def __init__(self, block: NDArray | Block, threshold: float, name: str) -> None:
-        self.lead, self.threshold, self.name = block.shape[:-2], threshold, name
+    Values below ``threshold`` and the pixels ``bad`` [y, x] of the detector count as 0, and ``pedestal`` is subtracted from the others;
+    ``origins`` are the first row and column of each window.
+    """
+
+    def __init__(
+        self,
+        block: NDArray | Block,
+        *origins: NDArray,
+        name: str,
+        threshold: float = 0.0,
+        pedestal: float = 0.0,
+        bad: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.lead, self.name, self.shape = block.shape[:-2], name, block.shape[-2:]
+        self.threshold, self.pedestal, self.bad = threshold, pedestal, bad
+        self.origins = [origin.ravel() for origin in origins]
         self.found = np.empty(prod(self.lead))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether only a threshold decides what counts."""
+        return not self.pedestal and self.bad is None
+
     def add(self, piece: NDArray, here: slice) -> None:
-        self.found[here] = window_intensity(piece, threshold=self.threshold)
+        if self.bad is not None:
+            piece = piece.copy()
+            y, x = (
+                bad - origin[here, None]
+                for bad, origin in zip(self.bad.T, self.origins, strict=True)
+            )
+            inside = (y >= 0) & (y < self.shape[0]) & (x >= 0) & (x < self.shape[1])
+            piece[np.nonzero(inside)[0], y[inside], x[inside]] = 0
+        how = {"threshold": self.threshold, "pedestal": self.pedestal}
+        self.found[here] = window_intensity(piece, **how)
 
     def result(self) -> dict[str, NDArray]:
         return {self.name: self.found.reshape(self.lead)}
@@ -72,7 +100,9 @@ class CutOnGpu(Block):
 
     def defer(self, deferred: Deferred) -> None:
         reducer = deferred.reducer()
-        counts = isinstance(reducer, Inside) and reducer.threshold == self.threshold
+        counts = (
+            isinstance(reducer, Inside) and reducer.is_plain and reducer.threshold == self.threshold
+        )
         (self.counted if counts and not self.how else self.deferred).append(deferred)
 
     def _pieces(self) -> Iterator[NDArray]:

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from stem_dask.core.chunks import lead_chunks
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.model import SourceInfo
+from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis, SourceInfo
 from stem_dask.core.patterns import as_patterns, lead_dims
 from stem_dask.readers.containers import Missing
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.layout import ScanOrder
 from stem_dask.readers.open import Found, find, with_given
 from stem_dask.readers.source import Source
-from stem_dask.readers.views import View, read_block
-from stem_dask.stages.blocks import as_arrays
+from stem_dask.readers.views import Picked, View, read_block
+from stem_dask.stages.blocks import as_arrays, sample_positions
 from stem_dask.stages.correct import MaskFill, apply_mask, corrected, read_mask
 from stem_dask.storage.location import is_url
 
@@ -96,14 +96,45 @@ def lazy_blocks(
     """The calibrated patterns of a file in blocks of ``lead`` positions, with ``valid`` when some are missing."""
     source, info = found.source, found.info
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
-    attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
+    attrs: dict[str, Any] = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
     attrs |= about_source(info)
+    if info.scan_part:
+        attrs["scan_part"] = [list(part) for part in info.scan_part]
     data = as_dask(source, lead, f"{as_dask.__name__}-{token}")
     patterns = as_patterns(data, info.axes, attrs)
     if found.valid is None:
         return patterns
     valid = found.valid[tuple(slice(0, n) for n in found.valid.shape)][..., 0, 0]
     return patterns.assign_coords(valid=(lead_dims(patterns), valid))
+
+
+#: bytes of a sample at most, unless one pattern for each of 16 positions needs more
+SAMPLE_BYTES = 2**28
+
+
+def lazy_sample(found: Found, positions: int) -> tuple[xr.DataArray, list[list[int]]]:
+    """A sample of at most 256 patterns of a file, and its positions along the scan axes; a block has ``positions`` at most."""
+    lead, detector = found.source.shape[:-2], found.source.shape[-2:]
+    most = SAMPLE_BYTES // (math.prod(detector) * found.source.dtype.itemsize)
+    where = sample_positions(lead, min(256, max(16, most)))
+    block = (*(1,) * (len(lead) - 1), min(16, len(where[-1]), positions))
+    return lazy_picked(found, where, block), where
+
+
+def lazy_picked(found: Found, where: Sequence[Sequence[int]], block: Sequence[int]) -> xr.DataArray:
+    """The patterns of a file at chosen indices along the scan axes, without calibration, in blocks of so many of them."""
+    source = found.source
+    lead, detector = source.shape[:-2], source.shape[-2:]
+    # patterns in one chunk are decoded together; of a detector-first file a row is read at once
+    chunks = (1,) * len(lead) if found.info.chunks is None else found.info.chunks[:-2]
+    if detector_first(source) is not None:
+        chunks = (1, lead[-1])
+    picked = Picked(source, tuple(map(tuple, where)), tuple(chunks))
+    sizes = (*map(len, where), *detector)
+    names: tuple[str, ...] = (*(SCAN_DIMS if len(lead) == 2 else LIST_DIMS), *DETECTOR_DIMS)
+    axes = list(map(Axis, names, sizes))
+    token = hashlib.sha256(repr((found.identity, picked)).encode()).hexdigest()[:16]
+    return as_patterns(block_array(picked, block, f"picked-{token}"), axes)
 
 
 def about_source(info: SourceInfo) -> dict[str, Any]:

@@ -5,22 +5,29 @@ Bad pixels, background, where the direct disc is expected in each pattern, and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stem_dask.core.errors import ConfigError
+from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.descan import descan_weight, fit_descan
 from stem_dask.kernels.disc import find_discs, fit_rims
 from stem_dask.kernels.intensity import native
 from stem_dask.kernels.pixels import dead_pixels, hot_pixels, stop_region
-from stem_dask.kernels.symmetry import symmetry
+from stem_dask.kernels.symmetry import center_of_symmetry, symmetry
+from stem_dask.stages.blocks import patterns_of, sample_positions
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: kinds of bad pixels, as bits of a flag
 GIVEN, HOT, DEAD, STOP, NOT_FINITE = 1, 2, 4, 8, 16
-KINDS = {"given": GIVEN, "hot": HOT, "dead": DEAD, "not_finite": NOT_FINITE}
+KINDS = {"given": GIVEN, "hot": HOT, "dead": DEAD, "stop": STOP, "not_finite": NOT_FINITE}
 
 #: a disc of a smaller radius has no rim (px)
 SMALLEST_RADIUS = 2.0
@@ -58,9 +65,9 @@ class Survey:
     level, noise
         Median and robust s.d. of the background per pixel; 0 for counted data without a background.
     flags
-        (ky, kx) uint8: 1 given, 2 hot, 4 dead, 16 not finite in any pattern of the sample.
+        (ky, kx) uint8: 1 given, 2 hot, 4 dead, 8 beam stop (only where it is applied), 16 not finite in any pattern of the sample.
     stop
-        (ky, kx) bool: a dark region over the center, perhaps a beam stop, or None. It is not applied unless asked for.
+        (ky, kx) bool: a dark region over the center, perhaps a beam stop, or None.
     scan_shape
         Of the whole scan, or (n,) of a list of patterns.
     """
@@ -82,6 +89,12 @@ class Survey:
     def good(self) -> NDArray[np.bool_] | None:
         """(ky, kx) False where a pixel does not count, or None when all do."""
         return None if not self.flags.any() else self.flags == 0
+
+    @property
+    def suspected(self) -> NDArray[np.int64] | None:
+        """(n, 2) [y, x] of the suspected hot and dead pixels, or None without any."""
+        found = np.argwhere(self.flags & (HOT | DEAD))
+        return found if len(found) else None
 
     def expected(self, positions: ArrayLike) -> NDArray[np.float64]:
         """Expected beam (n, 2) at scan positions (n, 2), or (n, 1) of a list of patterns.
@@ -228,6 +241,154 @@ def survey_of(
         stop=stop_region(search.mean, good, search.symmetric) if find_bad and n else None,
         scan_shape=tuple(int(size) for size in scan_shape),
     )
+
+
+def needs_survey(
+    *,
+    center_method: str,
+    threshold: float | str,
+    background: str,
+    disc_radius: float | None,
+    ignore_bad_pixels: bool,
+    guess: Sequence[float] | None = None,
+) -> bool:
+    """Whether options of an analysis depend on a sample of the patterns."""
+    finds = center_method in ("auto", "disc", "friedel") or disc_radius is not None
+    return finds or threshold == "auto" or background != "none" or ignore_bad_pixels
+
+
+def survey_sample(
+    sample: NDArray,
+    where: Sequence[Sequence[int]],
+    scan_shape: Sequence[int],
+    *,
+    center_method: str = "auto",
+    threshold: float | Literal["auto"] = 0.0,
+    background: Literal["none", "pedestal"] = "none",
+    disc_radius: float | None = None,
+    ignore_bad_pixels: bool = True,
+    guess: tuple[float, float] | None = None,
+    given_mask: NDArray[np.bool_] | None = None,
+    apply_stop: bool = False,
+    device: str = "cpu",
+) -> Survey:
+    """`survey_of` a sample (…, ky, kx) with the indices of its positions along each scan axis, for the options of an analysis.
+
+    With ``apply_stop`` a dark region over the center counts as a beam stop, whose pixels are bad.
+    """
+    grid = np.meshgrid(*where, indexing="ij")
+    found = survey_of(
+        sample.reshape(-1, *sample.shape[-2:]),
+        np.stack([one.ravel() for one in grid], axis=-1),
+        tuple(scan_shape),
+        given_mask=given_mask,
+        radius=disc_radius if device == "cpu" else None,
+        start=guess,
+        threshold=threshold,
+        background=background,
+        find_bad=ignore_bad_pixels,
+        find_disc=device == "cpu" and center_method != "friedel",
+    )
+    if device != "cpu":
+        found = replace(found, why="the GPU does not find discs yet")
+    if found.stop is not None:  # its pixels are not dead
+        flags = found.flags & ~np.where(found.stop, DEAD, 0).astype(np.uint8)
+        flags |= np.where(found.stop, STOP if apply_stop else 0, 0).astype(np.uint8)
+        found = replace(found, flags=flags)
+    if center_method == "friedel":
+        check_friedel(found)
+        mean = np.zeros(found.flags.shape)
+        for pattern in sample.reshape(-1, *mean.shape):
+            mean += _clean(native(pattern[None])[0])
+        best = symmetry(mean, found.good)
+        y, x = np.unravel_index(int(best.argmax()), best.shape)
+        near = guess or (float(y) / 2, float(x) / 2)
+        found = replace(found, start=center_of_symmetry(mean, near, found.good))
+    return found
+
+
+def check_friedel(survey: Survey) -> None:
+    """Raise ConfigError unless the beam stop is masked."""
+    if not (survey.flags & (GIVEN | STOP)).any():
+        raise ConfigError(
+            "center_method is friedel, and no beam stop is masked: it would count as dark on one side; give input.mask, or "
+            "input.mask=stop if the survey finds the stop"
+        )
+
+
+def survey(
+    patterns: Any,
+    *,
+    center_method: str = "auto",
+    threshold: float | Literal["auto"] = 0.0,
+    background: Literal["none", "pedestal"] = "none",
+    disc_radius: float | None = None,
+    ignore_bad_pixels: bool = True,
+    guess: tuple[float, float] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+) -> Survey:
+    """Read a sample of at most 256 patterns, and find bad pixels, background, direct disc and where to expect it.
+
+    Parameters
+    ----------
+    patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `stem_dask.analyze`
+    center_method : of the analysis that follows; ``friedel`` needs a mask
+    threshold : in counts, or ``auto``: four standard deviations above the level of the background
+    background : ``pedestal`` to subtract that level in the analysis
+    disc_radius : of the direct disc in px; None measures it
+    ignore_bad_pixels : whether to look for hot and dead pixels
+    guess : (y, x) in px near the direct beam
+    mask : (ky, kx), True where a pixel is known to be bad
+
+    Returns
+    -------
+    Survey
+
+    Examples
+    --------
+    >>> y, x = np.mgrid[:32, :32]
+    >>> data = np.tile(50 * ((y - 14) ** 2 + (x - 17) ** 2 <= 25), (3, 4, 1, 1)).astype("u2")
+    >>> found = survey(data)
+    >>> round(found.radius, 1), [round(c) for c in found.start]
+    (5.1, [14, 17])
+    """
+    options: dict[str, Any]
+    options = {
+        "center_method": center_method,
+        "threshold": threshold,
+        "background": background,
+        "disc_radius": disc_radius,
+    }
+    options |= {"ignore_bad_pixels": ignore_bad_pixels, "guess": guess, "given_mask": mask}
+    return survey_patterns(patterns_of(patterns), **options)
+
+
+def survey_patterns(patterns: xr.DataArray, **options: Any) -> Survey:
+    """`survey_sample` of lazy patterns, of which only the sample is read."""
+    import dask
+
+    lead, data = lead_shape(patterns), blocks_of(patterns)
+    where = sample_positions(lead)
+    picked = [data[index] for index in itertools.product(*where)]
+    sample = np.stack([np.asarray(one) for one in dask.compute(*picked)])
+    return survey_sample(sample, where, lead, **options)
+
+
+def resolved_method(center_method: str, survey: Survey | None, device: str = "cpu") -> str:
+    """The method that ``auto`` stands for: ``disc`` where the survey found a direct disc, else ``centroid``."""
+    if center_method != "auto":
+        return center_method
+    has_disc = survey is not None and survey.radius is not None and survey.stop is None
+    return "disc" if has_disc and device == "cpu" else "centroid"
+
+
+def refuse_no_disc(survey: Survey, center_method: str) -> None:
+    """Raise ConfigError if ``disc`` was asked for and the survey found none."""
+    if center_method == "disc" and survey.radius is None:
+        raise ConfigError(
+            f"center_method is disc, and no direct disc can be told: {survey.why}; give analyze.disc_radius in px (perhaps "
+            "analyze.guess: [y, x]), or use analyze.center_method=centroid"
+        )
 
 
 def _clean(pattern: NDArray) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from stem_dask.stages.crop import (
     window_attrs,
 )
 from stem_dask.stages.gpu import Inside
+from stem_dask.stages.survey import Survey
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -91,7 +92,7 @@ def validate(
         raise ConfigError(
             f"the windows are not those of the patterns: {found}; pass what sd.crop returned"
         )
-    raw = inside_of_blocks(cropped, float(analysis.attrs["threshold"]))
+    raw = inside_of_blocks(cropped, **intensity_of(analysis))
     like = {"dtype": np.float64, "meta": np.empty((0,) * raw.ndim)}
     total = np.asarray(analysis["total"].values)
     inside = raw.map_blocks(Deferred.array, "inside", **like)
@@ -169,9 +170,30 @@ def _statistics_block(retention: NDArray, *options: float | NDArray) -> NDArray[
     return np.array([found[name] for name in STATISTICS], np.float64)
 
 
-def inside_of_blocks(cropped: xr.DataArray, threshold: float, name: str = "inside") -> da.Array:
-    """Intensity of every cropped pattern; lazy blocks are `Deferred` results with one float64 array of this name."""
-    return reduced(Inside, blocks_of(cropped), threshold=threshold, name=name)
+def inside_of_blocks(
+    cropped: xr.DataArray,
+    *,
+    bad: NDArray[np.int64] | None = None,
+    name: str = "inside",
+    **intensity: Any,
+) -> da.Array:
+    """Intensity of every cropped pattern; lazy blocks are `Deferred` results with one float64 array of this name.
+
+    ``bad`` and the options of the intensity are those of the analysis, see `intensity_of`.
+    """
+    along = []
+    if bad is not None:
+        along = [cropped.coords[f"window_{axis}"].values for axis in "yx"]
+    return reduced(Inside, blocks_of(cropped), *along, bad=bad, name=name, **intensity)
+
+
+def intensity_of(analysis: xr.Dataset) -> dict[str, Any]:
+    """What counted as intensity in an analysis: ``threshold``, ``pedestal``, and ``bad`` pixels [y, x]."""
+    out: dict[str, Any] = {"threshold": float(analysis.attrs["threshold"])}
+    if "survey" in analysis.attrs:
+        survey = Survey.from_dict(analysis.attrs["survey"])
+        out |= {"pedestal": survey.pedestal, "bad": survey.suspected}
+    return out
 
 
 def retention_statistics(

@@ -74,7 +74,8 @@ class Analysis:
         totals = np.add.reduce([work.total.get() for work in self.works])
         highest = np.maximum.reduce([work.highest.get() for work in self.works])
         return PatternAnalysis(
-            total, com, center, radius, profile, totals, highest, odd.sum(axis=0, dtype=np.int64), float(negative.sum())
+            total, com, center, radius, profile, totals, highest, odd.sum(axis=0, dtype=np.int64), float(negative.sum()),
+            np.full(len(total), np.nan),
         )  # fmt: skip
 
     def _keep(self, done: Iterator[tuple[slice, list[NDArray]]]) -> None:

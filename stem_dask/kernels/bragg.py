@@ -1,0 +1,73 @@
+"""Diffracted discs in a mean pattern, and which of them a window keeps."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: signal to noise, and brightness relative to the surroundings, from which a maximum is a disc
+SIGNAL, CONTRAST = 6.0, 2.0
+
+
+def find_bragg_discs(
+    mean: NDArray, n_patterns: int, radius: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Find discs of a radius as local maxima of a box filter of half side 0.7 radius.
+
+    A disc is at least twice as bright as the ring around it (radius + 2 … radius + 4 px), by more than 6 times the
+    Poisson noise of its counts. Discs closer than a radius count as one.
+
+    Parameters
+    ----------
+    mean : (ky, kx) mean pattern in counts
+    n_patterns : of which it is the mean
+    radius : of a disc in px
+
+    Returns
+    -------
+    (n, 2) centers (y, x) of the boxes, brightest first, and (n,) their counts per pattern above the ring
+
+    Examples
+    --------
+    >>> y, x = np.mgrid[:40, :40]
+    >>> mean = sum(n * ((y - a) ** 2 + (x - b) ** 2 <= 9.0) for n, a, b in ((50, 20, 20), (5, 20, 31)))
+    >>> find_bragg_discs(mean, 100, 3.0)[0].tolist()
+    [[20, 20], [20, 31]]
+    """
+    from scipy import ndimage, signal
+
+    half = max(1, round(0.7 * radius))
+    n_pixels = (2 * half + 1) ** 2
+    box = ndimage.uniform_filter(np.asarray(mean, np.float64), 2 * half + 1, mode="constant")
+    reach = int(np.ceil(radius)) + 4
+    distance = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    ring = ((distance >= radius + 2) & (distance <= radius + 4)).astype(np.float64)
+    n_ring = signal.fftconvolve(np.ones(mean.shape), ring, "same").clip(1)
+    around = (signal.fftconvolve(np.asarray(mean, np.float64), ring, "same") / n_ring).clip(0)
+    above = box - around
+    noise = np.sqrt(box.clip(0) / n_pixels / max(1, n_patterns))
+    found = (above > SIGNAL * noise) & (box > CONTRAST * around)
+    found &= box == ndimage.maximum_filter(box, 2 * max(1, round(radius)) + 1)
+    places = np.argwhere(found)
+    counts = above[found] * n_pixels
+    order = np.argsort(-counts, kind="stable")
+    kept: list[int] = []
+    for i in order:  # equal neighbours are one maximum
+        if all(np.hypot(*(places[i] - places[j])) > radius for j in kept):
+            kept.append(int(i))
+    return places[kept], counts[kept]
+
+
+def kept_discs(
+    places: NDArray, radius: float, origin: tuple[int, int], shape: tuple[int, int]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which discs lie inside a window, and which are cut through; the others lie outside.
+
+    Examples
+    --------
+    >>> inside, cut = kept_discs(np.array([[20, 20], [20, 31], [20, 38]]), 3.0, (8, 8), (24, 24))
+    >>> inside.tolist(), cut.tolist()
+    ([True, False, False], [False, True, False])
+    """
+    first, last = np.array(origin), np.array(origin) + np.array(shape) - 1
+    inside = ((places - radius >= first) & (places + radius <= last)).all(axis=1)
+    touched = ((places + radius >= first) & (places - radius <= last)).all(axis=1)
+    return inside, touched & ~inside
