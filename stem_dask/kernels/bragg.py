@@ -32,16 +32,12 @@ def find_bragg_discs(
     >>> find_bragg_discs(mean, 100, 3.0)[0].tolist()
     [[20, 20], [20, 31]]
     """
-    from scipy import ndimage, signal
+    from scipy import ndimage
 
     half = max(1, round(0.7 * radius))
-    n_pixels = (2 * half + 1) ** 2
-    box = ndimage.uniform_filter(np.asarray(mean, np.float64), 2 * half + 1, mode="constant")
-    reach = int(np.ceil(radius)) + 4
-    distance = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1])
-    ring = ((distance >= radius + 2) & (distance <= radius + 4)).astype(np.float64)
-    n_ring = signal.fftconvolve(np.ones(mean.shape), ring, "same").clip(1)
-    around = (signal.fftconvolve(np.asarray(mean, np.float64), ring, "same") / n_ring).clip(0)
+    n_pixels, mean = (2 * half + 1) ** 2, np.asarray(mean, np.float64)
+    box = ndimage.uniform_filter(mean, 2 * half + 1, mode="constant")
+    around = _ring_mean(mean, radius + 2, radius + 4)
     above = box - around
     noise = np.sqrt(box.clip(0) / n_pixels / max(1, n_patterns))
     found = (above > SIGNAL * noise) & (box > CONTRAST * around)
@@ -54,6 +50,21 @@ def find_bragg_discs(
         if all(np.hypot(*(places[i] - places[j])) > radius for j in kept):
             kept.append(int(i))
     return places[kept], counts[kept]
+
+
+def _ring_mean(image: NDArray[np.float64], inner: float, outer: float) -> NDArray[np.float64]:
+    """Mean over the part of a ring about each pixel that lies on the image."""
+    reach = int(np.ceil(outer))
+    distance = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    ring = np.zeros([n + 2 * reach for n in image.shape])
+    ring[: 2 * reach + 1, : 2 * reach + 1] = (distance >= inner) & (distance <= outer)
+    spectrum = np.fft.rfft2(ring)
+    sums, n = (
+        np.fft.irfft2(np.fft.rfft2(one, ring.shape) * spectrum, ring.shape)[reach:-reach, reach:-reach]
+        for one in (image, np.ones(image.shape))
+    )  # fmt: skip
+    means: NDArray[np.float64] = (sums / n.clip(1)).clip(0)
+    return means
 
 
 def kept_discs(
