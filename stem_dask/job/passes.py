@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stem_dask.cluster.connect import Connection
 from stem_dask.cluster.gpu import check_gpus, held_bytes, refuse_missing
 from stem_dask.config.load import to_dict
-from stem_dask.config.options import Config
+from stem_dask.config.options import Config, Descan
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
@@ -71,13 +71,14 @@ from stem_dask.stages.analyze import (
     analyze as analyze_patterns,
 )
 from stem_dask.stages.calibrate import calibrated_by_disc, disc_calibration, refuse_uncalibrated
-from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
+from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
-from stem_dask.stages.descan import fit_descan, refuse_rough
+from stem_dask.stages.descan import Fit, fit_descan, fit_places, refuse_rough, with_descan
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
+from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, symmetric_blocks
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
-from stem_dask.stages.open import block_array, lazy_blocks, lazy_sample, open_patterns
+from stem_dask.stages.open import block_array, lazy_blocks, lazy_picked, lazy_sample, open_patterns
 from stem_dask.stages.survey import (
     DEAD,
     HOT,
@@ -125,8 +126,12 @@ class Job:
         self.patterns: xr.DataArray
         #: (ky, kx) in source pixels, True for a bad one
         self.mask: NDArray[np.bool_] | None = None
-        #: the lazy sample of the input for the survey, and its positions along the scan axes
-        self.sample: tuple[xr.DataArray, list[list[int]]]
+        #: the input as read, transposed if necessary
+        self.found = plan.found
+        #: number of positions of a block
+        self.positions = 1
+        #: the centers by symmetry, which do not come from each pattern itself
+        self.friedel: Fit | None = None
         #: what the sample says; None if no option needs it
         self.survey: Survey | None = None
         #: the scale of the detector by the direct disc; empty where it is not known
@@ -347,8 +352,7 @@ def open_input(job: Job) -> None:
             job.tally.note(records)
         job.refuse_changed_input()
     patterns = corrected(lazy_blocks(found, block), config.input.dark, config.input.gain)
-    sample, where = lazy_sample(found, math.prod(block))
-    job.sample = corrected(sample, config.input.dark, config.input.gain), where
+    job.found, job.positions = found, math.prod(block)
     if "valid" in patterns.coords:  # patterns that an earlier run could not read stay missing
         job.tally.lost = ~patterns.coords["valid"].values
     mask = config.input.mask
@@ -465,24 +469,28 @@ def _with_calibration(job: Job) -> xr.Dataset:
 def fit(job: Job) -> None:
     """Fit the descan of a scan in which discs were found, and of any scan where windows follow it."""
     assert job.analysis is not None
-    options, needed = job.config.descan, job.config.crop.align == "descan"
-    if not needed and job.analysis.attrs["center_method"] != "disc":
+    needed = job.config.crop.enabled and job.config.crop.align == "descan"
+    method, given = job.analysis.attrs["center_method"], job.config.descan != Descan()
+    if not (needed or given) and method not in ("disc", "friedel"):
         return
     try:
-        reference = None if options.reference is None else _reference(options.reference)
-        how: dict[str, Any] = {
-            "order": options.order,
-            "region": options.region,
-            "reference": reference,
-        }
-        job.analysis = fit_descan(job.analysis, **how)
+        if job.friedel is None:
+            job.analysis = fit_descan(job.analysis, **_descan_options(job))
+        else:
+            job.analysis = with_descan(job.analysis, job.friedel)
     except ConfigError:
-        if needed or options.reference is not None or options.region is not None:
+        if needed or given:
             raise
         return
     if needed:
         refuse_rough(job.analysis)
         job.warnings += report.descan_warnings(job.analysis)
+
+
+def _descan_options(job: Job) -> dict[str, Any]:
+    options = job.config.descan
+    reference = None if options.reference is None else _reference(options.reference)
+    return {"order": options.order, "region": options.region, "reference": reference}
 
 
 def _reference(path: str) -> xr.Dataset:
@@ -512,6 +520,8 @@ def survey(job: Job) -> None:
             refuse_no_disc(job.survey, asked["center_method"])
         _mask_suspected(job)
     _calibrate(job)
+    if words is not None and stored is None and asked["center_method"] == "friedel":
+        _find_symmetry(job)
 
 
 def _calibrate(job: Job) -> None:
@@ -533,6 +543,31 @@ def _calibrate(job: Job) -> None:
     job.warnings += report.scale_warnings(job.calibration)
 
 
+def _find_symmetry(job: Job) -> None:
+    """Find the center of symmetry at places of the scan, and fit the surface that all patterns get."""
+    assert job.survey is not None
+    lead = lead_shape(job.patterns)
+    check_scan(lead)
+    columns = SIDE * min(4, len(places_of(lead)[1]))
+    around = surroundings(lead)
+    where = [one.ravel().tolist() for one in around]
+    picked = _corrected(job, lazy_picked(job.found, where, (SIDE, columns)))
+    spool = SpoolSink(f"{job.folder}/friedel")
+    blocks = {"friedel": symmetric_blocks(picked, job.survey)}
+    n = len(job.run("friedel", blocks, spool, 2, picked.nbytes))
+    found = np.empty((*map(len, places_of(lead)), 2))
+    for (rows, across), block in spool.blocks(n, ("symmetric",)):
+        place = (slice(*(i // SIDE for i in (one.start, one.stop))) for one in (rows, across))
+        found[tuple(place)] = block["symmetric"]
+    part = job.patterns.attrs.get("scan_part")
+    job.friedel = fit_places(found, around, lead, part, **_descan_options(job))
+
+
+def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
+    """Chosen patterns of the input with dark and gain references applied, as `open_input` does."""
+    return corrected(picked, job.config.input.dark, job.config.input.gain)
+
+
 def _asked(job: Job) -> dict[str, Any]:
     """The options of the survey."""
     options, mask = job.config.analyze, job.config.input.mask
@@ -551,17 +586,20 @@ def _asked(job: Job) -> dict[str, Any]:
 
 def _surveyed(job: Job) -> Survey:
     """Read the sample, by tasks of its own, and survey it."""
-    (patterns, where), spool = job.sample, SpoolSink(f"{job.folder}/sample")
-    lead = len(lead_dims(patterns))
+    (sample, where), spool = (
+        lazy_sample(job.found, job.positions),
+        SpoolSink(f"{job.folder}/sample"),
+    )
+    patterns, lead = _corrected(job, sample), len(lead_dims(sample))
     records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
     blocks = spool.blocks(len(records), ("sample",))
-    sample = np.concatenate([block["sample"] for _, block in blocks])
     return survey_sample(
-        sample,
+        np.concatenate([block["sample"].reshape(-1, *sample.shape[-2:]) for _, block in blocks]),
         where,
         lead_shape(job.patterns),
         **_asked(job),
         given_mask=job.mask,
+        apply_stop=job.config.input.mask == "stop",
         device=job.device,
     )
 
@@ -577,7 +615,7 @@ def _note_analysis(job: Job) -> None:
     assert job.analysis is not None
     mask = job.config.input.mask
     applied = mask if isinstance(mask, str) and mask in ("auto", "stop") else None
-    job.left = suspected_hot_pixels(job.analysis)
+    job.left = hot_in_mean(job.analysis)
     job.warnings += report.analysis_warnings(job.analysis, job.survey, job.left, applied)
 
 
@@ -615,7 +653,9 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def _lazy_analysis(job: Job) -> dict[str, da.Array]:
-    return {"analysis": analysis_of_blocks(job.patterns, **_options(job), device=job.device)}
+    centers = None if job.friedel is None else job.friedel.surface
+    options = {**_options(job), "centers": centers, "device": job.device}
+    return {"analysis": analysis_of_blocks(job.patterns, **options)}
 
 
 def _fold(job: Job, spool: SpoolSink) -> None:
@@ -741,6 +781,7 @@ def write(job: Job) -> None:
                 ) from error
     elif config.analyze.ahead:
         _fold(job, spool)
+        fit(job)
         job.analysis = _with_calibration(job)
     if not published:
         _finish(job, target, spool)

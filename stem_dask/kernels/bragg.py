@@ -78,7 +78,8 @@ def kept_discs(
     >>> inside.tolist(), cut.tolist()
     ([True, False, False], [False, True, False])
     """
-    first, last = np.array(origin), np.array(origin) + np.array(shape) - 1
+    first = np.array(origin) - 0.5  # the edges of the outermost pixels
+    last = first + np.array(shape)
     inside = ((places - radius >= first) & (places + radius <= last)).all(axis=1)
     touched = ((places + radius >= first) & (places - radius <= last)).all(axis=1)
     return inside, touched & ~inside

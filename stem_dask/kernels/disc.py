@@ -28,7 +28,9 @@ class Discs(NamedTuple):
     """Result of `find_discs` for n patterns."""
 
     center: NDArray[np.float64]  #: (n, 2) center of the disc (y, x) in px; NaN where none was found
-    spread: NDArray[np.float64]  #: (n,) px between the centers with and without the cap; NaN where none was found
+    spread: NDArray[
+        np.float64
+    ]  #: (n,) px between the centers with and without the cap; NaN where none was found
 
 
 def find_discs(
@@ -72,18 +74,28 @@ def find_discs(
     masked = good is not None and not good.all()
     # how many pixels of each row count up to a column
     before = np.zeros((height, width + 1) if masked else (1, 1), np.int32)
-    if masked:
+    if good is not None and masked:
         np.cumsum(good, axis=1, out=before[:, 1:])
     expected = np.ascontiguousarray(expected, np.float64)
     whole, rows = dtype.kind != "f", 2 * math.ceil(reach + radius + 6)
     numbers = (float(radius), float(reach), max(1, round(0.7 * radius)), float(level), whole)
-    kind = accumulator(dtype, max(height, width)) if dtype.kind != "i" else np.dtype(np.uint64)
+    kind = accumulator(dtype, rows**2) if dtype.kind != "i" else np.dtype(np.uint64)
     tables, sums = _tables(float(radius)), np.empty((2, rows), kind)
     found, cut = Discs(np.full((n, 2), np.nan), np.full(n, np.nan)), np.zeros(n, np.bool_)
     if dtype.kind == "u" and not masked:
         origin = np.zeros((n, 2), np.int64)
         _find_discs(
-            patterns, origin, expected, (height, width), numbers, before, False, tables, sums, *found, cut
+            patterns,
+            origin,
+            expected,
+            (height, width),
+            numbers,
+            before,
+            False,
+            tables,
+            sums,
+            *found,
+            cut,
         )
     else:  # copies of what is near the disc, with zeros where a pixel does not count
         kept = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
@@ -188,11 +200,16 @@ def _find_discs(  # type: ignore[no-untyped-def]
         pattern, top, left = patterns[i], origin[i, 0], origin[i, 1]
         least_y, most_y = max(0, -top), min(pattern.shape[0], detector[0] - top) - 1
         least_x, most_x = max(0, -left), min(pattern.shape[1], detector[1] - left) - 1
-        bounds = (float(least_y), float(most_y), float(least_x), float(most_x))
 
         # the box that holds most, from sliding sums
-        y0, y1 = max(int(math.ceil(near_y - reach)), least_y), min(int(math.floor(near_y + reach)), most_y)
-        x0, x1 = max(int(math.ceil(near_x - reach)), least_x), min(int(math.floor(near_x + reach)), most_x)
+        y0, y1 = (
+            max(math.ceil(near_y - reach), least_y),
+            min(math.floor(near_y + reach), most_y),
+        )
+        x0, x1 = (
+            max(math.ceil(near_x - reach), least_x),
+            min(math.floor(near_x + reach), most_x),
+        )
         if y0 > y1 or x0 > x1:
             continue
         side, at_y, at_x = 2 * half + 1, -1, -1
@@ -204,20 +221,20 @@ def _find_discs(  # type: ignore[no-untyped-def]
         for y in range(max(y0 - half, least_y), min(y0 + half, most_y) + 1):
             row = pattern[y, from_x:to_x]
             for x in range(inner.size):
-                inner[x] += kind(row[x])
+                inner[x] = kind(inner[x] + kind(row[x]))
         box = kind(0)
         for y in range(y0, y1 + 1):
             if y > y0 and y + half <= most_y:
                 row = pattern[y + half, from_x:to_x]
                 for x in range(inner.size):
-                    inner[x] += kind(row[x])
+                    inner[x] = kind(inner[x] + kind(row[x]))
             if y > y0 and y - half - 1 >= least_y:
                 row = pattern[y - half - 1, from_x:to_x]
                 for x in range(inner.size):
-                    inner[x] -= kind(row[x])
+                    inner[x] = kind(inner[x] - kind(row[x]))
             here = kind(0)
             for x in range(side):
-                here += cols[x]
+                here = kind(here + cols[x])
             for x in range(x0, x1 + 1):
                 if x > x0:
                     here = kind(here + cols[x - x0 + side - 1] - cols[x - x0 - 1])
@@ -228,7 +245,9 @@ def _find_discs(  # type: ignore[no-untyped-def]
         n_box = 0
         for y in range(max(at_y - half, least_y), min(at_y + half, most_y) + 1):
             a, b = max(at_x - half, least_x), min(at_x + half, most_x)
-            n_box += before[y + top, b + left + 1] - before[y + top, a + left] if masked else b - a + 1
+            n_box += (
+                before[y + top, b + left + 1] - before[y + top, a + left] if masked else b - a + 1
+            )
         if n_box == 0:
             continue
 
@@ -236,17 +255,20 @@ def _find_discs(  # type: ignore[no-untyped-def]
         cap = float(box) / n_box / 2
         if whole:
             cap = max(1.0, math.floor(cap))
-        most = pattern.dtype.type(cap)
-        y, x = float(at_y), float(at_x)
+        most = kind(cap)
+        # relative to a pixel, so that it is the same wherever the disc is
+        off_y, off_x = 0.0, 0.0
         found, summed = False, False
         for turn in range(8):
-            off_y, off_x = y - at_y, x - at_x
-            off = math.sqrt(off_y * off_y + off_x * off_x)
-            if not summed or off > 1:
+            if not summed or off_y * off_y + off_x * off_x > 1:
                 # about a pixel, row by row
-                at_y, at_x = int(np.rint(y)), int(np.rint(x))
-                off_y, off_x = y - at_y, x - at_x
-                off = math.sqrt(off_y * off_y + off_x * off_x)
+                whole_y, whole_x = int(np.rint(off_y)), int(np.rint(off_x))
+                at_y, at_x, off_y, off_x = (
+                    at_y + whole_y,
+                    at_x + whole_x,
+                    off_y - whole_y,
+                    off_x - whole_x,
+                )
                 summed = True
                 sum_, sum_y, sum_x, all_, all_y, all_x = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
                 tall = halves.size - 1
@@ -261,11 +283,12 @@ def _find_discs(  # type: ignore[no-untyped-def]
                     every = sums[1, a - at_x + tall : b - at_x + tall]
                     in_row, in_row_all = kind(0), kind(0)
                     for j in range(row.size):
-                        low, high = kind(min(row[j], most)), kind(row[j])
-                        in_row += low
-                        in_row_all += high
-                        capped[j] += low
-                        every[j] += high
+                        high = kind(row[j])
+                        low = kind(min(high, most))
+                        in_row = kind(in_row + low)
+                        in_row_all = kind(in_row_all + high)
+                        capped[j] = kind(capped[j] + low)
+                        every[j] = kind(every[j] + high)
                     sum_ += in_row
                     all_ += in_row_all
                     sum_y += float(in_row) * k
@@ -274,19 +297,22 @@ def _find_discs(  # type: ignore[no-untyped-def]
                     sum_x += float(sums[0, j]) * (j - tall)
                     all_x += float(sums[1, j]) * (j - tall)
             # then only pixels at the edge can enter or leave
+            off = math.sqrt(off_y * off_y + off_x * off_x)
             total, moment_y, moment_x = sum_, sum_y, sum_x
             total_all, moment_y_all, moment_x_all = all_, all_y, all_x
             for k in range(rim_gap.size):
                 if rim_gap[k] > off:
                     break
                 dy, dx = rim[k, 0], rim[k, 1]
-                within = (dy - off_y) * (dy - off_y) + (dx - off_x) * (dx - off_x) <= around * around
+                within = (dy - off_y) * (dy - off_y) + (dx - off_x) * (
+                    dx - off_x
+                ) <= around * around
                 if (
                     within != rim_inside[k]
                     and least_y <= at_y + dy <= most_y
                     and least_x <= at_x + dx <= most_x
                 ):
-                    value = pattern[at_y + dy, at_x + dx]
+                    value = kind(pattern[at_y + dy, at_x + dx])
                     high, low = float(value), float(min(value, most))
                     if not within:
                         high, low = -high, -low
@@ -298,11 +324,11 @@ def _find_discs(  # type: ignore[no-untyped-def]
                     moment_x_all += high * dx
             if not total > 0:
                 break
-            before_y, before_x = y, x
-            y, x = at_y + moment_y / total, at_x + moment_x / total
-            if abs(y - near_y) > reach + 1 or abs(x - near_x) > reach + 1:
+            before_y, before_x = off_y, off_x
+            off_y, off_x = moment_y / total, moment_x / total
+            if abs(at_y + off_y - near_y) > reach + 1 or abs(at_x + off_x - near_x) > reach + 1:
                 break
-            if turn == 7 or (y - before_y) ** 2 + (x - before_x) ** 2 < 1e-4:
+            if turn == 7 or (off_y - before_y) ** 2 + (off_x - before_x) ** 2 < 1e-4:
                 found = True
                 break
         if not found:
@@ -310,7 +336,7 @@ def _find_discs(  # type: ignore[no-untyped-def]
 
         # a disc is three times as bright as the ring about it
         ring, n_ring = kind(0), 0
-        around_y, around_x = int(np.rint(y)), int(np.rint(x))
+        around_y, around_x = at_y + int(np.rint(off_y)), at_x + int(np.rint(off_x))
         for k in range(len(beyond)):
             dy, dx = around_y + beyond[k, 0], around_x + beyond[k, 1]
             if least_y <= dy <= most_y and least_x <= dx <= most_x:
@@ -325,20 +351,21 @@ def _find_discs(  # type: ignore[no-untyped-def]
                 least += 3 * math.sqrt(least)
             if float(box) - level * n_box < least:
                 continue
-        center[i, 0], center[i, 1] = y + top, x + left
+        center[i, 0], center[i, 1] = at_y + top + off_y, at_x + left + off_x
         spread[i] = 0.0
         if total_all > 0:
-            uneven_y, uneven_x = at_y + moment_y_all / total_all - y, at_x + moment_x_all / total_all - x
+            uneven_y, uneven_x = moment_y_all / total_all - off_y, moment_x_all / total_all - off_x
             spread[i] = math.sqrt(uneven_y * uneven_y + uneven_x * uneven_x)
 
         # how much of the disc is masked or off the detector
+        cy, cx = at_y + off_y, at_x + off_x
         if (
             masked
-            or min(y - least_y, most_y - y) < radius
-            or min(x - least_x, most_x - x) < radius
+            or min(cy - least_y, most_y - cy) < radius
+            or min(cx - least_x, most_x - cx) < radius
         ):
-            base = int(math.ceil(y - radius))
-            _spans(y, x, radius, float(base), (-1e9, 1e9, -1e9, 1e9), firsts, lasts)
+            base = math.ceil(cy - radius)
+            _spans(cy, cx, radius, float(base), (-1e9, 1e9, -1e9, 1e9), firsts, lasts)
             n_disc, n_good = 0, 0
             for k in range(firsts.size):
                 row = base + k + top
@@ -377,7 +404,7 @@ def _direct(patterns, centers, around, zero, out):  # type: ignore[no-untyped-de
         y, x = centers[i]
         total = 0.0
         if abs(y) < 1e9 and abs(x) < 1e9:  # not for NaN
-            base = int(math.ceil(y - around))
+            base = math.ceil(y - around)
             _spans(y, x, around, float(base), bounds, first, last)
             for k in range(first.size):
                 if last[k] < 0:
@@ -385,7 +412,7 @@ def _direct(patterns, centers, around, zero, out):  # type: ignore[no-untyped-de
                 row = patterns[i, base + k, first[k] : last[k] + 1]
                 in_row = zero
                 for j in range(row.size):
-                    in_row += kind(row[j])
+                    in_row = kind(in_row + kind(row[j]))
                 total += in_row
         out[i] = total
 
@@ -445,22 +472,20 @@ def _fit_rims(patterns, centers, radius, good, sectors, out):  # type: ignore[no
                 break
             # sums over inside, numbers; outside, numbers; across the rim, numbers; across the rim of a disc of 1; all pixels
             sectors[:] = 0
-            for y in range(
-                int(math.ceil(cy - radius - 2 * w)), int(math.floor(cy + radius + 2 * w)) + 1
-            ):
+            for y in range(math.ceil(cy - radius - 2 * w), math.floor(cy + radius + 2 * w) + 1):
                 half = math.sqrt(max((radius + 2 * w) ** 2 - (y - cy) ** 2, 0.0))
-                for x in range(int(math.ceil(cx - half)), int(math.floor(cx + half)) + 1):
+                for x in range(math.ceil(cx - half), math.floor(cx + half) + 1):
                     d = math.sqrt((y - cy) ** 2 + (x - cx) ** 2)
                     if d < radius - 2 * w:
                         continue
                     turn = math.atan2(y - cy, x - cx) / angle
-                    sector = sectors[int(math.floor(turn)) % n_sectors]
+                    sector = sectors[math.floor(turn) % n_sectors]
                     sector[7] += 1
                     if y < 0 or x < 0 or y >= height or x >= width or not good[y, x]:
                         continue
                     value = np.float64(patterns[i, y, x])
                     if not ((value > 0) & (value < np.inf)):
-                        value = 0.0
+                        value = np.float64(0)
                     k = 0 if d < radius - w else 2 if d > radius + w else 4
                     sector[k] += value
                     sector[k + 1] += 1

@@ -34,6 +34,8 @@ from stem_dask.kernels.intensity import (
 )
 from stem_dask.kernels.pixels import add_lit
 from stem_dask.stages.blocks import check_device, patterns_of, reduced, sampled
+from stem_dask.stages.descan import fit_places
+from stem_dask.stages.friedel import check_scan, surroundings, symmetric_centers
 from stem_dask.stages.survey import Survey, needs_survey, resolved_method, survey_patterns
 
 if TYPE_CHECKING:
@@ -144,7 +146,15 @@ def analyze(
         "radius_metric": radius_metric, "target_retention": target_retention,
         "threshold": threshold if survey is None else survey.threshold,
     }  # fmt: skip
-    outputs = analysis_blocks(patterns, **options, survey=survey, device=device)
+    centers = None
+    if center_method == "friedel" and survey is not None:
+        lead = lead_shape(patterns)
+        check_scan(lead)
+        where, part = surroundings(lead), patterns.attrs.get("scan_part")
+        found = symmetric_centers(patterns, survey)
+        fit = fit_places(found, where, lead, part, order="auto", region=None, reference=None)
+        centers = fit.surface
+    outputs = analysis_blocks(patterns, **options, survey=survey, centers=centers, device=device)
     axes = tuple(range(patterns.ndim - 2))
     totals = {
         name: da.reduction(
@@ -221,11 +231,13 @@ def analysis_of_blocks(
     target_retention: float,
     threshold: float,
     survey: Survey | None = None,
+    centers: NDArray[np.float64] | None = None,
     device: Device = "cpu",
 ) -> da.Array:
     """The analysis as one lazy array of `Deferred` results: `PER_PATTERN` and ``profile`` by position, `REDUCED` by block.
 
-    The options are resolved: ``center_method`` is not ``auto``, and the threshold is a number.
+    The options are resolved: ``center_method`` is not ``auto``, and the threshold is a number. ``centers`` (…, 2) are those of the
+    method ``friedel``.
     """
     data = blocks_of(patterns)
     height, width = data.shape[-2:]
@@ -250,13 +262,15 @@ def analysis_of_blocks(
             }  # fmt: skip
             expected = survey.expected(np.argwhere(np.ones(data.shape[:-2], np.bool_)))
             along += [one.reshape(data.shape[:-2]) for one in expected.T]
+    if centers is not None:
+        along += [centers[..., 0], centers[..., 1]]
     return reduced(AnalysisReducer, data, *along, **kernel, **how, device=device)
 
 
 class AnalysisReducer:
     """Reducer: analysis of the patterns of one block, some of which are in the sample for ``lit``.
 
-    ``expected`` are y and x of each pattern's beam, for ``disc``: the options of `find_discs`. The pixels ``bad`` [y, x] count as 0.
+    ``expected`` are y and x of each pattern's beam, near which ``disc`` (options of `find_discs`) searches, or its center. The pixels ``bad`` [y, x] count as 0.
     """
 
     def __init__(
@@ -290,6 +304,8 @@ class AnalysisReducer:
             self.beam[here], self.spread[here] = found
             # where none is found, the profile is taken about the place where it was expected
             centers = (np.where(np.isnan(found.center), expected, found.center),)
+        elif self.expected is not None:
+            centers = (self.expected[here],)
         if self.bad is not None:
             piece = piece.copy()
             piece[:, self.bad[:, 0], self.bad[:, 1]] = 0

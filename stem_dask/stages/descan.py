@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import SCAN_DIMS
 from stem_dask.core.patterns import labelled
+from stem_dask.core.text import by
 from stem_dask.kernels import descan as kernel
 from stem_dask.kernels.descan import Descan, descan_weight, fit_constant, scan_coordinates
 from stem_dask.stages.blocks import require_computed
@@ -71,48 +72,92 @@ def fit_descan(
         raise ConfigError(
             "a list of patterns has no descan; give input.scan_shape, or use crop.align fixed or pattern"
         )
-    shape = analysis["center_y"].shape
-    parts = analysis.attrs.get("scan_part") or [(n, 0, 1) for n in shape]
+    shape, parts = analysis["center_y"].shape, analysis.attrs.get("scan_part")
+    centers = (np.asarray(analysis[f"center_{axis}"].values) for axis in "yx")
+    y, x = (np.where(analysis["total"].values > 0, one, np.nan) for one in centers)
+    weight: Any = 1.0
+    if "center_spread" in analysis:
+        weight = descan_weight(analysis["center_spread"].values)
+    everywhere = [np.arange(n)[:, None] for n in shape]
+    how = (order, region, reference)
+    return with_descan(analysis, _fitted(y, x, weight, everywhere, shape, parts, *how))
+
+
+class Fit(NamedTuple):
+    """A fitted surface, at all positions of the scan."""
+
+    descan: Descan
+    surface: NDArray[np.float64]  #: (scan_y, scan_x, 2)
+    is_reference: bool
+
+
+def fit_places(
+    centers: NDArray[np.float64],
+    around: Sequence[NDArray[np.int64]],
+    shape: Sequence[int],
+    parts: Sequence[Sequence[int]] | None,
+    *,
+    order: Literal["auto", 0, 1, 2],
+    region: Sequence[int] | None,
+    reference: xr.Dataset | None,
+) -> Fit:
+    """Fit the descan to centers (places y, places x, 2), each of the mean pattern of some positions of a scan, with equal weights.
+
+    ``around`` are, for both scan axes, the indices (places, n) that belong to a place.
+    """
+    y, x = np.moveaxis(centers, -1, 0)
+    return _fitted(y, x, 1.0, around, shape, parts, order, region, reference)
+
+
+def _fitted(
+    y: NDArray,
+    x: NDArray,
+    weight: Any,
+    around: Sequence[NDArray[np.int64]],
+    shape: Sequence[int],
+    parts: Sequence[Sequence[int]] | None,
+    order: Literal["auto", 0, 1, 2],
+    region: Sequence[int] | None,
+    reference: xr.Dataset | None,
+) -> Fit:
+    parts = parts or [(n, 0, 1) for n in shape]
     v, u = (
         scan_coordinates(full)[first::step][:n]
         for n, (full, first, step) in zip(shape, parts, strict=True)
     )
     inside = None
     if region is not None:
-        inside = _region(region, shape, parts)
-    centers = (np.asarray(analysis[f"center_{axis}"].values) for axis in "yx")
-    y, x = (np.where(analysis["total"].values > 0, one, np.nan) for one in centers)
-    weight: Any = 1.0
-    if "center_spread" in analysis:
-        weight = descan_weight(analysis["center_spread"].values)
-    where: dict[str, Any] = {"region": inside, "v": v, "u": u}
+        inside = _region(region, shape, parts)[
+            np.ix_(*(one[:, one.shape[1] // 2] for one in around))
+        ]
+    at: dict[str, Any] = {
+        "region": inside, "v": v[around[0]].mean(axis=1), "u": u[around[1]].mean(axis=1),
+    }  # fmt: skip
     try:
         if reference is None:
-            found = kernel.fit_descan(y, x, weight, order=order, **where)
+            found = kernel.fit_descan(y, x, weight, order=order, **at)
         else:
-            found = fit_constant(_reference(reference, analysis), y, x, weight, **where)
+            known = _reference(reference, shape, parts)
+            found = fit_constant(known, y, x, weight, **at)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return with_descan(analysis, found, v, u, is_reference=reference is not None)
+    return Fit(found, found.at_points(v[:, None], u), reference is not None)
 
 
-def with_descan(
-    analysis: xr.Dataset, found: Descan, v: NDArray, u: NDArray, *, is_reference: bool = False
-) -> xr.Dataset:
+def with_descan(analysis: xr.Dataset, fit: Fit) -> xr.Dataset:
     """Add a fit to an analysis."""
-    surface = found.at_points(v[:, None], u)
-    added = {}
+    added, found = {}, fit.descan
     for i, axis in enumerate("yx"):
         like = analysis[f"center_{axis}"]
-        added[f"descan_{axis}"] = like.copy(data=surface[..., i])
-        added[f"deflection_{axis}"] = like.copy(data=like.values - surface[..., i])
+        added[f"descan_{axis}"] = like.copy(data=fit.surface[..., i])
+        added[f"deflection_{axis}"] = like.copy(data=like.values - fit.surface[..., i])
     about = {
         "coefficients": found.coefficients.tolist(),
         "order": int(found.order),
         "s": float(found.s),
         "cv": {str(order): float(error) for order, error in found.cv.items()},
         "leverage": float(found.leverage),
-        "reference": is_reference,
+        "reference": fit.is_reference,
     }
     return labelled(analysis.assign(added).assign_attrs(descan=about))
 
@@ -133,17 +178,18 @@ def _region(
     return ((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1))
 
 
-def _reference(reference: xr.Dataset, analysis: xr.Dataset) -> Descan:
+def _reference(
+    reference: xr.Dataset, shape: Sequence[int], parts: Sequence[Sequence[int]]
+) -> Descan:
     """The fit of a reference, which must be of a scan of the same shape and step."""
     if "descan" not in reference.attrs:
         raise ConfigError("the reference has no descan; pass what sd.fit_descan returned for it")
-    here, there = (
-        [list(one["center_y"].shape), one.attrs.get("scan_part")] for one in (analysis, reference)
-    )
-    if here != there:
+    theirs = reference["center_y"].shape
+    their_parts = reference.attrs.get("scan_part") or [(n, 0, 1) for n in theirs]
+    if list(map(list, parts)) != list(map(list, their_parts)):
         raise ConfigError(
-            f"the reference is a scan of {there[0]} positions (part {there[1]}), this one of {here[0]} (part {here[1]}); "
-            "a vacuum scan of the same shape and step is needed"
+            f"the reference is a scan of {by(theirs)} positions, and this one of {by(shape)} (or other parts were read of them); a "
+            "vacuum scan of the same shape and step is needed"
         )
     about = reference.attrs["descan"]
     cv = {int(order): error for order, error in about["cv"].items()}

@@ -96,7 +96,7 @@ def lazy_blocks(
     """The calibrated patterns of a file in blocks of ``lead`` positions, with ``valid`` when some are missing."""
     source, info = found.source, found.info
     token = hashlib.sha256(repr((found.identity, source, lead)).encode()).hexdigest()[:16]
-    attrs = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
+    attrs: dict[str, Any] = {"source": info.path, "intensity": "counts", "notes": list(info.notes)}
     attrs |= about_source(info)
     if info.scan_part:
         attrs["scan_part"] = [list(part) for part in info.scan_part]
@@ -114,10 +114,17 @@ SAMPLE_BYTES = 2**28
 
 def lazy_sample(found: Found, positions: int) -> tuple[xr.DataArray, list[list[int]]]:
     """A sample of at most 256 patterns of a file, and its positions along the scan axes; a block has ``positions`` at most."""
+    lead, detector = found.source.shape[:-2], found.source.shape[-2:]
+    most = SAMPLE_BYTES // (math.prod(detector) * found.source.dtype.itemsize)
+    where = sample_positions(lead, min(256, max(16, most)))
+    block = (*(1,) * (len(lead) - 1), min(16, len(where[-1]), positions))
+    return lazy_picked(found, where, block), where
+
+
+def lazy_picked(found: Found, where: Sequence[Sequence[int]], block: Sequence[int]) -> xr.DataArray:
+    """The patterns of a file at chosen indices along the scan axes, without calibration, in blocks of so many of them."""
     source = found.source
     lead, detector = source.shape[:-2], source.shape[-2:]
-    most = SAMPLE_BYTES // (math.prod(detector) * source.dtype.itemsize)
-    where = sample_positions(lead, min(256, max(16, most)))
     # patterns in one chunk are decoded together; of a detector-first file a row is read at once
     chunks = (1,) * len(lead) if found.info.chunks is None else found.info.chunks[:-2]
     if detector_first(source) is not None:
@@ -126,9 +133,8 @@ def lazy_sample(found: Found, positions: int) -> tuple[xr.DataArray, list[list[i
     sizes = (*map(len, where), *detector)
     names: tuple[str, ...] = (*(SCAN_DIMS if len(lead) == 2 else LIST_DIMS), *DETECTOR_DIMS)
     axes = list(map(Axis, names, sizes))
-    block = (*(1,) * (len(lead) - 1), min(16, sizes[len(lead) - 1], positions))
     token = hashlib.sha256(repr((found.identity, picked)).encode()).hexdigest()[:16]
-    return as_patterns(block_array(picked, block, f"sample-{token}"), axes), where
+    return as_patterns(block_array(picked, block, f"picked-{token}"), axes)
 
 
 def about_source(info: SourceInfo) -> dict[str, Any]:

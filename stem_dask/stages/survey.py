@@ -18,8 +18,8 @@ from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.descan import descan_weight, fit_descan
 from stem_dask.kernels.disc import find_discs, fit_rims
 from stem_dask.kernels.intensity import native
-from stem_dask.kernels.pixels import hot_pixels
-from stem_dask.kernels.symmetry import symmetry
+from stem_dask.kernels.pixels import dead_pixels, hot_pixels, stop_region
+from stem_dask.kernels.symmetry import center_of_symmetry, symmetry
 from stem_dask.stages.blocks import patterns_of, sample_positions
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: kinds of bad pixels, as bits of a flag
 GIVEN, HOT, DEAD, STOP, NOT_FINITE = 1, 2, 4, 8, 16
-KINDS = {"given": GIVEN, "hot": HOT, "dead": DEAD, "not_finite": NOT_FINITE}
+KINDS = {"given": GIVEN, "hot": HOT, "dead": DEAD, "stop": STOP, "not_finite": NOT_FINITE}
 
 #: a disc of a smaller radius has no rim (px)
 SMALLEST_RADIUS = 2.0
@@ -65,9 +65,9 @@ class Survey:
     level, noise
         Median and robust s.d. of the background per pixel; 0 for counted data without a background.
     flags
-        (ky, kx) uint8: 1 given, 2 hot, 4 dead, 16 not finite in any pattern of the sample.
+        (ky, kx) uint8: 1 given, 2 hot, 4 dead, 8 beam stop (only where it is applied), 16 not finite in any pattern of the sample.
     stop
-        (ky, kx) bool: a dark region over the center, perhaps a beam stop, or None. It is not applied unless asked for.
+        (ky, kx) bool: a dark region over the center, perhaps a beam stop, or None.
     scan_shape
         Of the whole scan, or (n,) of a list of patterns.
     """
@@ -176,7 +176,7 @@ def survey_of(
     given_mask
         (ky, kx) True where a pixel is known to be bad.
     radius
-        Of the direct disc in px, if it is known; then no disc is refused.
+        Of the direct disc in px, if it is known; it is then refused only where fewer than half of the patterns have one.
     start
         (y, x) of the direct disc in px, if it is known.
     threshold
@@ -200,28 +200,28 @@ def survey_of(
     (5, [15, 17])
     """
     sample, positions = native(np.asarray(sample)), np.asarray(positions)
-    n, detector = len(sample), sample.shape[1:]
+    n = len(sample)
     sums, lit, totals, odd = _sums(sample)
 
     flags = np.where(odd == n, NOT_FINITE, 0).astype(np.uint8)
     if given_mask is not None:
         flags |= np.where(given_mask, GIVEN, 0).astype(np.uint8)
-    if find_bad:
-        suspects = flags > 0
-        mean = np.where(suspects, 0, sums / max(n, 1))
-        hot = hot_pixels(mean, np.where(suspects, 0, lit), n, n)
-        flags |= np.where(hot, HOT, 0).astype(np.uint8)
+    if find_bad and n:
+        good = flags == 0
+        hot = hot_pixels(np.where(good, sums, 0) / n, np.where(good, lit, 0), n, n)
+        dead = dead_pixels(np.where(good & ~hot, sums, 0), np.where(good & ~hot, lit, 0), n)
+        flags |= np.where(hot, HOT, np.where(dead & good, DEAD, 0)).astype(np.uint8)
     good = flags == 0
-    for i in np.flatnonzero(totals > 0):
-        totals[i] -= (
-            sample[i][~good].clip(0).sum(dtype=np.float64, where=np.isfinite(sample[i][~good]))
-        )
+    if not good.all():
+        totals -= [_clean(pattern[~good]).sum() for pattern in sample]
 
     search = _Search(sample, positions, scan_shape, good, totals, sums / max(n, 1), radius)
     search.background()
     search.find_start(start)
     if find_disc:
         search.find_disc()
+    else:
+        search.radius = radius
     if search.radius is not None:
         search.background()
     counted = search.level == 0 and search.noise == 0
@@ -238,7 +238,7 @@ def survey_of(
         level=search.level,
         noise=search.noise,
         flags=flags,
-        stop=None,
+        stop=stop_region(search.mean, good, search.symmetric) if find_bad and n else None,
         scan_shape=tuple(int(size) for size in scan_shape),
     )
 
@@ -269,16 +269,20 @@ def survey_sample(
     ignore_bad_pixels: bool = True,
     guess: tuple[float, float] | None = None,
     given_mask: NDArray[np.bool_] | None = None,
+    apply_stop: bool = False,
     device: str = "cpu",
 ) -> Survey:
-    """`survey_of` a sample (…, ky, kx) with the indices of its positions along each scan axis, for the options of an analysis."""
+    """`survey_of` a sample (…, ky, kx) with the indices of its positions along each scan axis, for the options of an analysis.
+
+    With ``apply_stop`` a dark region over the center counts as a beam stop, whose pixels are bad.
+    """
     grid = np.meshgrid(*where, indexing="ij")
     found = survey_of(
         sample.reshape(-1, *sample.shape[-2:]),
         np.stack([one.ravel() for one in grid], axis=-1),
         tuple(scan_shape),
         given_mask=given_mask,
-        radius=disc_radius,
+        radius=disc_radius if device == "cpu" else None,
         start=guess,
         threshold=threshold,
         background=background,
@@ -287,12 +291,35 @@ def survey_sample(
     )
     if device != "cpu":
         found = replace(found, why="the GPU does not find discs yet")
+    if found.stop is not None:  # its pixels are not dead
+        flags = found.flags & ~np.where(found.stop, DEAD, 0).astype(np.uint8)
+        flags |= np.where(found.stop, STOP if apply_stop else 0, 0).astype(np.uint8)
+        found = replace(found, flags=flags)
+    if center_method == "friedel":
+        check_friedel(found)
+        mean = np.zeros(found.flags.shape)
+        for pattern in sample.reshape(-1, *mean.shape):
+            mean += _clean(native(pattern[None])[0])
+        best = symmetry(mean, found.good)
+        y, x = np.unravel_index(int(best.argmax()), best.shape)
+        near = guess or (float(y) / 2, float(x) / 2)
+        found = replace(found, start=center_of_symmetry(mean, near, found.good))
     return found
+
+
+def check_friedel(survey: Survey) -> None:
+    """Raise ConfigError unless the beam stop is masked."""
+    if not (survey.flags & (GIVEN | STOP)).any():
+        raise ConfigError(
+            "center_method is friedel, and no beam stop is masked: it would count as dark on one side; give input.mask, or "
+            "input.mask=stop if the survey finds the stop"
+        )
 
 
 def survey(
     patterns: Any,
     *,
+    center_method: str = "auto",
     threshold: float | Literal["auto"] = 0.0,
     background: Literal["none", "pedestal"] = "none",
     disc_radius: float | None = None,
@@ -305,6 +332,7 @@ def survey(
     Parameters
     ----------
     patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `stem_dask.analyze`
+    center_method : of the analysis that follows; ``friedel`` needs a mask
     threshold : in counts, or ``auto``: four standard deviations above the level of the background
     background : ``pedestal`` to subtract that level in the analysis
     disc_radius : of the direct disc in px; None measures it
@@ -325,7 +353,12 @@ def survey(
     (5.1, [14, 17])
     """
     options: dict[str, Any]
-    options = {"threshold": threshold, "background": background, "disc_radius": disc_radius}
+    options = {
+        "center_method": center_method,
+        "threshold": threshold,
+        "background": background,
+        "disc_radius": disc_radius,
+    }
     options |= {"ignore_bad_pixels": ignore_bad_pixels, "guess": guess, "given_mask": mask}
     return survey_patterns(patterns_of(patterns), **options)
 
@@ -367,8 +400,8 @@ def _clean(pattern: NDArray) -> NDArray[np.float64]:
 
 def _sums(sample: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Sum of the sample, in how many patterns each pixel is above 0, the patterns' totals, how often each pixel is not finite."""
-    sums, lit, odd = (np.zeros(sample.shape[1:], kind) for kind in (np.float64, np.int64, np.int64))
-    totals = np.zeros(len(sample))
+    detector, totals = sample.shape[1:], np.zeros(len(sample))
+    sums, lit, odd = np.zeros(detector), np.zeros(detector, np.int64), np.zeros(detector, np.int64)
     for i, pattern in enumerate(sample):
         values = _clean(pattern)
         sums += values
@@ -400,7 +433,8 @@ class _Search:
         )
         self.totals, self.mean, self.given = totals, mean, radius
         self.filled = totals > 0
-        self.radius, self.why = radius, ""
+        self.radius: float | None = None
+        self.why = ""
         self.start = self.symmetric = tuple((n - 1) / 2 for n in good.shape)
         self.constant(self.start)
         self.reach = 3.0 if radius is None else min(3.0, radius)
@@ -506,13 +540,13 @@ class _Search:
                 break
             if self.given is not None or order == 0:
                 continue
-            change, clear = self.rims(radius, found)
+            change, _ = self.rims(radius, found)
             radius += change
             if not self.big_enough(radius):
                 return
             if factor == 1 and abs(change) < 0.05:
                 break
-        if self.given is None and not self.believable(radius, found):
+        if not self.believable(radius, found):
             self.constant(self.start)
             return
         self.radius = float(radius)
@@ -578,7 +612,15 @@ class _Search:
         return change, float(agree.sum() / self.filled.sum())
 
     def believable(self, radius: float, found: NDArray[np.bool_]) -> bool:
-        """Whether the mean of the patterns, moved onto one place, has a disc of this radius, and half of the patterns have its rim."""
+        """Whether half of the patterns have a disc; and unless its radius is given, whether the mean of the patterns, moved onto one place, has
+        one of this radius, and half of the patterns have its rim."""
+        share = found.sum() / self.filled.sum()
+        if share < 0.5:
+            self.why = (
+                f"{share:.0%} of the patterns have a disc of radius {radius:.1f} px, expected 50%"
+            )
+        if share < 0.5 or self.given is not None:
+            return share >= 0.5
         half = int(4 * radius) + 8
         moved = np.zeros((2, 2 * half + 1, 2 * half + 1))
         places = np.rint(self.expected()).astype(np.intp)

@@ -199,10 +199,10 @@ def signal_of(
             **nothing,
         }
 
-    maps = {}
-    for name in MAPS if analysis is not None else ():
-        if name in analysis:  # of a float32 an image shows all digits that matter
-            values = np.ascontiguousarray(analysis[name].values, np.float32)
+    found, maps = {} if analysis is None else analysis.variables, {}
+    for name in MAPS:
+        if name in found:  # float32 shows all digits that matter in an image
+            values = np.ascontiguousarray(found[name].values, np.float32)
             text, units = LABELS[name]
             maps[f"_sig_{name}"] = image(values, name, f"{text} ({units})")
     return {
