@@ -604,6 +604,20 @@ def _surveyed(job: Job) -> Survey:
     )
 
 
+def _clean_sample(job: Job) -> tuple[NDArray, NDArray] | None:
+    """The patterns of the survey's sample without bad pixels, and their positions; None for a precomputed analysis."""
+    if job.survey is None or job.plan.precomputed is not None:
+        return None
+    lazy, where = lazy_sample(job.found, job.positions)
+    blocks = SpoolSink(f"{job.folder}/sample").blocks(math.prod(lazy.data.numblocks), ("sample",))
+    sample = np.concatenate([block["sample"].reshape(-1, *lazy.shape[-2:]) for _, block in blocks])
+    bad = job.survey.flags > 0
+    if job.left is not None:
+        bad |= job.left
+    positions = np.stack([one.ravel() for one in np.meshgrid(*where, indexing="ij")], axis=-1)
+    return np.where(bad, 0, sample).astype(sample.dtype), positions
+
+
 def _mask_suspected(job: Job) -> None:
     """Mask suspected bad pixels in the data, if ``input.mask`` says so."""
     kinds = {"auto": HOT | DEAD, "stop": HOT | DEAD | STOP}.get(str(job.config.input.mask), 0)
@@ -1039,7 +1053,9 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         "patterns": {}
         if job.analysis is None
         else intensity_of_patterns(job.analysis, patterns.attrs),
-        "discs": {} if analysis is None or window is None else discs_of(analysis, window, hot),
+        "discs": {}
+        if analysis is None or window is None
+        else discs_of(analysis, window, _clean_sample(job)),
         "speed": {**speed, "bytes_per_second": found.n_bytes / speed["seconds"]},
         "memory": {
             "projected": budget.projected_bytes(sizes, positions, job.worker),

@@ -23,9 +23,9 @@ from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.job import report
 from stem_dask.job.plan import Outputs, n_quarantined
-from stem_dask.kernels.bragg import find_bragg_discs, kept_discs
+from stem_dask.kernels.bragg import find_bragg_discs, kept_discs, mean_about
 from stem_dask.stages.analyze import stored_radii
-from stem_dask.stages.crop import choose_window, disc_radius_of
+from stem_dask.stages.crop import beam_places, choose_window, disc_radius_of, window_origins
 from stem_dask.storage.location import at, is_url
 from stem_dask.writers.zarr import open_group
 
@@ -120,7 +120,9 @@ def verdict(
     discs = results.get("discs", {})
     if config.crop.criterion == "k_max" and discs.get("cut"):
         n = sum(discs[place] for place in ("inside", "cut", "outside"))
-        out.append(f"{discs['cut']:,} of {n:,} discs are cut through: choose another crop.k_max")
+        out.append(
+            f"{discs['cut']:,} of {n:,} discs are cut through; a crop.k_max or crop.n_alpha of another size keeps them whole"
+        )
     if known is not None and window is not None:
         kept = _kept_pixels(window, known)
         if not window.cropped_axes:
@@ -188,21 +190,32 @@ def _median(values: NDArray[np.float64]) -> float:
 
 
 def discs_of(
-    analysis: xr.Dataset, window: Window, hot: Sequence[Sequence[int]] = ()
+    analysis: xr.Dataset, window: Window, sample: tuple[NDArray, NDArray] | None = None
 ) -> dict[str, float]:
-    """How many discs of the mean pattern lie inside the window, are cut through, and lie outside, and these discs' share of all.
+    """How many discs lie inside the windows, are cut through, and lie outside, and the share of the intensity of all in the last.
 
-    The direct disc counts, too. ``hot`` lists [y, x] of pixels that are no discs. Empty without a direct disc.
+    The direct disc counts, too. ``sample`` holds patterns (n, ky, kx) and their positions (n, 1 or 2), whose mean about the beam
+    shows the discs where they are; without it, as the mean pattern of the detector does. A disc is inside if the windows of all
+    but 2 % of the patterns hold it, and outside if they do not touch it. Empty without a direct disc.
     """
     radius = disc_radius_of(analysis)
-    if radius is None:
+    filled = analysis["total"].values > 0
+    if radius is None or not filled.any():
         return {}
-    mean = np.array(analysis["mean_pattern"].values, np.float64)
-    for y, x in hot:
-        mean[y, x] = 0
-    n = int((analysis["total"].values > 0).sum())
+    beams = np.stack(beam_places(analysis), axis=-1)
+    middle = np.rint(np.nanmedian(beams[filled], axis=0)).astype(np.int64)
+    mean, n = analysis["mean_pattern"].values, int(filled.sum())
+    if sample is not None:
+        own = beams[tuple(sample[1].T)]
+        seen = np.isfinite(own).all(axis=1)
+        mean = mean_about(sample[0][seen], own[seen].astype(np.int64), middle)
+        n = int(seen.sum())
     places, counts = find_bragg_discs(mean, n, radius)
-    inside, cut = kept_discs(places, radius, window.origin, window.shape)
+    # where the beam is in the windows
+    shift = beams - np.stack(window_origins(analysis, window), axis=-1)
+    least, most = np.nanpercentile(shift[filled], (1, 99), axis=0)
+    places = places - middle + (least + most) / 2
+    inside, cut = kept_discs(places, radius + (most - least) / 2, (0, 0), window.shape)
     lost = counts[~inside & ~cut].sum()
     return {
         "inside": int(inside.sum()),
