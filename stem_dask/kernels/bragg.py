@@ -130,5 +130,6 @@ def kept_discs(
     first = np.array(origin) - 0.5  # the edges of the outermost pixels
     last = first + np.array(shape)
     inside = ((places - radius >= first) & (places + radius <= last)).all(axis=1)
-    touched = ((places + radius >= first) & (places - radius <= last)).all(axis=1)
+    apart = np.maximum(first - places, places - last).clip(0)
+    touched = ((apart / radius) ** 2).sum(axis=1) <= 1
     return inside, touched & ~inside
