@@ -55,6 +55,7 @@ from stem_dask.job.results import (
 )
 from stem_dask.job.warm_up import play, rehearse
 from stem_dask.kernels.gpu.code import compile_kernels
+from stem_dask.kernels.pixels import DEAD, HOT, STOP
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
 from stem_dask.readers.views import View
@@ -80,9 +81,6 @@ from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, 
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
 from stem_dask.stages.open import block_array, lazy_blocks, lazy_picked, lazy_sample, open_patterns
 from stem_dask.stages.survey import (
-    DEAD,
-    HOT,
-    STOP,
     Survey,
     needs_survey,
     refuse_no_disc,
@@ -95,6 +93,7 @@ from stem_dask.stages.validate import (
     inside_of_blocks,
     intensity_of,
     retention_statistics,
+    scattered_statistics,
 )
 from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
@@ -1068,6 +1067,8 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         "cluster": str(job.connection),
         "warnings": job.warnings,
     }
+    if analysis is not None:
+        results["validation"] |= scattered_statistics(analysis)
     results["verdict"] = verdict(config, results, analysis, window)
     profiles = store
     if window is not None and not job.outputs.path.endswith(".zarr"):
