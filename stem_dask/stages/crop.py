@@ -163,7 +163,7 @@ def choose_window(
         _median(analysis[f"center_{a}"].values, one, filled)
         for a, one in zip("yx", own, strict=True)
     ]
-    around = middle if align == "fixed" else _window_centers(analysis, align)
+    around: Sequence[Any] = middle if align == "fixed" else _window_centers(analysis, align)
     # the radii are around the patterns' own centers: the distance to the center of the window counts, too
     away_y, away_x = (np.abs(a - b) for a, b in zip(own, around, strict=True))
     needed = radii + np.maximum(away_y, away_x)
