@@ -228,12 +228,12 @@ def build(report: FigureData) -> "Figure":
     verdict, color = _verdict(report)
     columns, rows = max(3, min(4, len(cells))), max(1, -(-len(cells) // 4))
     with _style():
-        inches = 1.2 + 3.45 * rows
+        inches = 1.0 + 3.5 * rows
         figure = Figure((16.0, inches), DPI)
         FigureCanvasAgg(figure)  # without pyplot: needs no display, keeps the caller's figures
         # places are fixed: a layout engine measures every text and takes three times as long
-        around = {"left": 0.05, "right": 0.95, "bottom": 0.85 / inches, "top": 1 - 1.15 / inches}
-        grid: Any = figure.add_gridspec(rows, columns, wspace=0.52, hspace=0.36, **around)
+        around = {"left": 0.055, "right": 0.945, "bottom": 0.85 / inches, "top": 1 - 1.15 / inches}
+        grid: Any = figure.add_gridspec(rows, columns, wspace=0.54, hspace=0.37, **around)
         for place, cell in zip(grid, cells, strict=False):
             within: Any = [place]
             if len(cell) > 1:
