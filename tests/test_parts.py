@@ -141,7 +141,9 @@ def test_no_block_is_read_whole(tmp_path, make_config, monkeypatch):
         whole(self, part, out, file)
 
     monkeypatch.setattr(FlatFile, "read_into", noted)
-    results = run(make_config(tmp_path / "a.npy", crop={"margin_pixels": 0})).results
+    plain = {"center_method": "centroid", "ignore_bad_pixels": False}  # reads no sample
+    config = make_config(tmp_path / "a.npy", analyze=plain, crop={"margin_pixels": 0})
+    results = run(config).results
     assert results["window"]["size"] == [24, 24]
     assert {shape[-2:] for shape in read} == {(64, 64), (24, 64)}
     assert max(2 * int(np.prod(shape)) for shape in read) <= 2**16

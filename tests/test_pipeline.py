@@ -227,9 +227,10 @@ def test_progress_and_words(beam_file: Path, make_config: Any) -> None:
         progress=lambda step: steps.append((step.stage, step.done, step.total)),
     )
     assert any("127.0.0.1" in text for text in said)
-    n = steps[0][2]
+    n_survey, n = steps[0][2], steps[-1][2]
     assert n > 1
-    assert steps == [("analyze", i + 1, n) for i in range(n)] + [
+    assert steps[:n_survey] == [("survey", i + 1, n_survey) for i in range(n_survey)]
+    assert steps[n_survey:] == [("analyze", i + 1, n) for i in range(n)] + [
         ("crop", i + 1, n) for i in range(n)
     ]
 

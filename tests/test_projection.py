@@ -198,7 +198,7 @@ def test_copies(make_config: Any, tmp_path: Path) -> None:
     order = {"scan_order": "detector_first", "path": str(tmp_path / "a.npy")}
     turned = memory_of(*both(make_config, tmp_path / "a.npy", input=order))
     n_radii = 9  # of the detector of 8 x 6 that the file then has
-    assert turned["analyze"].per_position == 2 * 8 * 6 * 2 + 4 * n_radii + 64
+    assert turned["analyze"].per_position == 2 * 8 * 6 * 2 + 4 * n_radii + 80
 
 
 def test_what_only_looks_other_is_no_copy(make_config: Any, tmp_path: Path) -> None:

@@ -87,12 +87,16 @@ def test_what_is_said_of_it_and_that_it_is_complete(
 
 
 def test_a_run_that_stopped_goes_on_without_it(damaged: Path, make_config: Any) -> None:
-    stopped = make_config(damaged, output=BLOCK)
     told = r"^while a sample was read: .*input\.zarr.*cannot be decoded"
+    with pytest.raises(SourceError, match=told):
+        run(make_config(damaged, "sample.zarr", output=BLOCK))
+    plain = {"center_method": "centroid", "ignore_bad_pixels": False}
+    stopped = make_config(damaged, output=BLOCK, analyze=plain)
+    told = r"^block \[2:4, 0:5\]: .*input\.zarr.*cannot be decoded"
     with pytest.raises(SourceError, match=told):
         run(stopped)
     assert not Path(stopped.output.path).exists()
-    config = make_config(damaged, output=BLOCK, on_error="quarantine")
+    config = make_config(damaged, output=BLOCK, analyze=plain, on_error="quarantine")
     prepared = prepare(config)
     with begun(prepared) as state:
         n_done = len(state.journal.records("analyze"))

@@ -32,7 +32,7 @@ from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
 from stem_dask.readers.open import Found
 from stem_dask.readers.source import reading_of
-from stem_dask.stages.open import block_positions
+from stem_dask.stages.open import block_positions, positions_of_sample
 from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype
 
@@ -119,6 +119,11 @@ def stores_logs(config: Config) -> bool:
 
 def _analyzes(config: Config) -> bool:
     return config.crop.enabled or config.analyze.ahead
+
+
+def _surveys(config: Config) -> bool:
+    """Whether a sample may be read first."""
+    return _analyzes(config) or config.input.mask in ("auto", "stop")
 
 
 def _kept_bytes(config: Config, what: Shapes) -> int:
@@ -292,8 +297,12 @@ def disk_need(
     if _analyzes(config):
         kept += n * _kept_bytes(config, what)
         kept += n_blocks * math.prod(what.detector) * (8 + what.patterns.itemsize)
+    sample = 0
+    if _surveys(config):
+        pattern = math.prod(what.detector) * what.patterns.itemsize
+        sample = math.prod(map(len, positions_of_sample(found))) * pattern
     transposed = transposed_bytes(found)
-    least, most = transposed + kept, transposed + 2 * kept
+    least, most = transposed + kept + sample, transposed + 2 * kept + sample
     if config.output.normalize != "none":
         most += n * out * what.patterns.itemsize  # the counts wait in a store
     # the first output may be in an object store

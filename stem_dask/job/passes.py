@@ -79,7 +79,14 @@ from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_b
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, symmetric_blocks
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
-from stem_dask.stages.open import block_array, lazy_blocks, lazy_picked, lazy_sample, open_patterns
+from stem_dask.stages.open import (
+    block_array,
+    lazy_blocks,
+    lazy_picked,
+    lazy_sample,
+    open_patterns,
+    positions_of_sample,
+)
 from stem_dask.stages.survey import (
     Survey,
     needs_survey,
@@ -590,17 +597,14 @@ def _asked(job: Job) -> dict[str, Any]:
 
 def _surveyed(job: Job) -> Survey:
     """Read the sample, by tasks of its own, and survey it."""
-    (sample, where), spool = (
-        lazy_sample(job.found, job.positions),
-        SpoolSink(f"{job.folder}/sample"),
-    )
+    sample, spool = lazy_sample(job.found, job.positions), SpoolSink(f"{job.folder}/sample")
     patterns, lead = _corrected(job, sample), len(lead_dims(sample))
     records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
     job.tally.note(replace(r, extra={"retries": r.extra.get("retries", 0)}) for r in records)
     blocks = spool.blocks(len(records), ("sample",))
     return survey_sample(
         np.concatenate([block["sample"].reshape(-1, *sample.shape[-2:]) for _, block in blocks]),
-        where,
+        positions_of_sample(job.found),
         lead_shape(job.patterns),
         **_asked(job),
         given_mask=job.mask,

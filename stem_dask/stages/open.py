@@ -112,13 +112,18 @@ def lazy_blocks(
 SAMPLE_BYTES = 2**28
 
 
-def lazy_sample(found: Found, positions: int) -> tuple[xr.DataArray, list[list[int]]]:
-    """A sample of at most 256 patterns of a file, and its positions along the scan axes; a block has ``positions`` at most."""
+def positions_of_sample(found: Found) -> list[list[int]]:
+    """Positions along the scan axes of a sample of at most 256 patterns of a file."""
     lead, detector = found.source.shape[:-2], found.source.shape[-2:]
     most = SAMPLE_BYTES // (math.prod(detector) * found.source.dtype.itemsize)
-    where = sample_positions(lead, min(256, max(16, most)))
-    block = (*(1,) * (len(lead) - 1), min(16, len(where[-1]), positions))
-    return lazy_picked(found, where, block), where
+    return sample_positions(lead, min(256, max(16, most)))
+
+
+def lazy_sample(found: Found, positions: int) -> xr.DataArray:
+    """The patterns at `positions_of_sample`; a block has ``positions`` at most."""
+    where = positions_of_sample(found)
+    block = (*(1,) * (len(where) - 1), min(16, len(where[-1]), positions))
+    return lazy_picked(found, where, block)
 
 
 def lazy_picked(found: Found, where: Sequence[Sequence[int]], block: Sequence[int]) -> xr.DataArray:
