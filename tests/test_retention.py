@@ -1,6 +1,7 @@
 """Figures that make a result trustworthy: scattered intensity kept, the scale from the disc, and a verdict on centers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -379,3 +380,20 @@ def test_hyperspy_finds_images_of_the_scan(tmp_path, make_config, suffix):
     assert signal.metadata._HyperSpy.navigator.data.shape == (4, 5)
     # images are no metadata of the microscope
     assert "Maps" not in str(sd.open(path).attrs)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_goes_on_counts_the_same_discs(tmp_path, make_config, monkeypatch, lost):
+    np.save(tmp_path / "scan.npy", drawn((4, 5)))
+    options = {"path": tmp_path / "scan.npy", "validate": {"min_retention": 0.1}}
+    config = make_config(**options)
+    with monkeypatch.context() as patch:
+        patch.setattr("stem_dask.job.passes.discs_of", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sd.run_config(config)
+    assert (tmp_path / "out.run" / "sample").is_dir()
+    if lost:
+        shutil.rmtree(tmp_path / "out.run" / "sample")
+    assert sd.run_config(config).results["discs"] == {
+        "inside": 1, "cut": 0, "outside": 0, "share_outside": 0.0,
+    }  # fmt: skip

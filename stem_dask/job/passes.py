@@ -584,16 +584,10 @@ def _asked(job: Job) -> dict[str, Any]:
 
 
 def _surveyed(job: Job) -> Survey:
-    """Read the sample, by tasks of its own, and survey it."""
-    (sample, where), spool = (
-        lazy_sample(job.found, job.positions),
-        SpoolSink(f"{job.folder}/sample"),
-    )
-    patterns, lead = _corrected(job, sample), len(lead_dims(sample))
-    records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
-    blocks = spool.blocks(len(records), ("sample",))
+    """Survey the sample."""
+    sample, where = _read_sample(job)
     return survey_sample(
-        np.concatenate([block["sample"].reshape(-1, *sample.shape[-2:]) for _, block in blocks]),
+        sample,
         where,
         lead_shape(job.patterns),
         **_asked(job),
@@ -603,18 +597,27 @@ def _surveyed(job: Job) -> Survey:
     )
 
 
+def _read_sample(job: Job) -> tuple[NDArray, list[list[int]]]:
+    """The patterns (n, ky, kx) of the sample, read by tasks of its own unless this run has read them, and their places."""
+    sample, where = lazy_sample(job.found, job.positions)
+    spool, n = SpoolSink(f"{job.folder}/sample"), math.prod(sample.data.numblocks)
+    if job.survey is None or not os.path.isdir(spool.folder):
+        patterns, lead = _corrected(job, sample), len(lead_dims(sample))
+        job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
+    blocks = (block["sample"] for _, block in spool.blocks(n, ("sample",)))
+    return np.concatenate([one.reshape(-1, *sample.shape[-2:]) for one in blocks]), where
+
+
 def _clean_sample(job: Job) -> tuple[NDArray, NDArray] | None:
-    """The patterns of the survey's sample without bad pixels, and their positions; None for a precomputed analysis."""
-    if job.survey is None or job.plan.precomputed is not None:
+    """The sample without bad pixels, and its positions; None where there is no disc, or the analysis is precomputed."""
+    if job.survey is None or job.survey.radius is None or job.plan.precomputed is not None:
         return None
-    lazy, where = lazy_sample(job.found, job.positions)
-    blocks = SpoolSink(f"{job.folder}/sample").blocks(math.prod(lazy.data.numblocks), ("sample",))
-    sample = np.concatenate([block["sample"].reshape(-1, *lazy.shape[-2:]) for _, block in blocks])
-    bad = job.survey.flags > 0
+    sample, where = _read_sample(job)
+    sample[:, job.survey.flags > 0] = 0
     if job.left is not None:
-        bad |= job.left
+        sample[:, job.left] = 0
     positions = np.stack([one.ravel() for one in np.meshgrid(*where, indexing="ij")], axis=-1)
-    return np.where(bad, 0, sample).astype(sample.dtype), positions
+    return sample, positions
 
 
 def _mask_suspected(job: Job) -> None:
