@@ -48,8 +48,8 @@ from stem_dask.job.results import (
     advice,
     center_quality,
     discs_of,
+    dose_of,
     exit_code,
-    intensity_of_patterns,
     stored_bytes,
     verdict,
 )
@@ -1052,9 +1052,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         },
         "center": center_of(job),
         "calibration": job.calibration,
-        "patterns": {}
-        if job.analysis is None
-        else intensity_of_patterns(job.analysis, patterns.attrs),
+        "dose": {} if job.analysis is None else dose_of(job.analysis, patterns.attrs),
         "discs": {}
         if analysis is None or window is None
         else discs_of(analysis, window, _clean_sample(job)),

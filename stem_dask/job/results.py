@@ -225,7 +225,7 @@ def discs_of(
     }
 
 
-def intensity_of_patterns(analysis: xr.Dataset, attrs: Mapping[str, Any]) -> dict[str, Any]:
+def dose_of(analysis: xr.Dataset, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Median intensity of the patterns that are not empty: in electrons where the metadata say what a count is, else in counts."""
     signal = dig(attrs.get("metadata") or {}, "Signal") or {}
     gain = number(dig(signal, "Noise_properties.Variance_linear_model.gain_factor"))
@@ -235,7 +235,7 @@ def intensity_of_patterns(analysis: xr.Dataset, attrs: Mapping[str, Any]) -> dic
         units = "electrons"
     elif gain is not None and gain > 0:
         median, units = median / gain, "electrons"
-    return {"per_pattern": median, "units": units}
+    return {"median": median, "units": units}
 
 
 def _kept_pixels(window: Window, known: xr.Dataset) -> float:
