@@ -74,7 +74,7 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.calibrate import calibrated_by_disc, disc_calibration, refuse_uncalibrated
 from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
-from stem_dask.stages.descan import Fit, fit_descan, fit_places, refuse_rough, with_descan
+from stem_dask.stages.descan import Fit, fit_descan, fit_of, fit_places, refuse_rough, with_descan
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, symmetric_blocks
@@ -99,6 +99,9 @@ from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.writers import zarr
 from stem_dask.writers.spool import SplitSink, SpoolSink
+
+#: stages that read a sample of the patterns
+SAMPLES = ("survey", "friedel")
 
 
 class Job:
@@ -197,6 +200,8 @@ class Job:
         except SourceError as error:
             self.refuse_changed_input()
             hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
+            if stage in SAMPLES:  # its blocks are none of the scan
+                error = SourceError(f"a sample of the patterns: {str(error).partition(': ')[2]}")
             raise SourceError(f"{self.with_path(error)}; {hint}") from error
         self.refuse_changed_input()
         return records
@@ -474,7 +479,7 @@ def fit(job: Job) -> None:
         return
     try:
         if job.friedel is None:
-            job.analysis = fit_descan(job.analysis, **_descan_options(job))
+            job.analysis = with_descan(job.analysis, fit_of(job.analysis, **_descan_options(job)))
         else:
             job.analysis = with_descan(job.analysis, job.friedel)
     except ConfigError:
@@ -603,7 +608,8 @@ def _read_sample(job: Job) -> tuple[NDArray, list[list[int]]]:
     spool, n = SpoolSink(f"{job.folder}/sample"), math.prod(sample.data.numblocks)
     if job.survey is None or not os.path.isdir(spool.folder):
         patterns, lead = _corrected(job, sample), len(lead_dims(sample))
-        job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
+        records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
+        job.tally.note(replace(r, extra={"retries": r.extra.get("retries", 0)}) for r in records)
     blocks = (block["sample"] for _, block in spool.blocks(n, ("sample",)))
     return np.concatenate([one.reshape(-1, *sample.shape[-2:]) for one in blocks]), where
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block
 from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError, SourceError
-from stem_dask.core.metadata import as_text
+from stem_dask.core.metadata import as_text, attribute
 from stem_dask.core.model import DETECTOR_DIMS, Align, Axis, Device, Window
 from stem_dask.core.patterns import (
     WINDOW_ATTRS,
@@ -223,7 +223,7 @@ def _check_criterion(
     if criterion == "k_max" and (k_max is None) == (n_alpha is None):
         raise ConfigError("criterion is k_max; give either k_max or n_alpha")
     if (criterion == "scattered" or n_alpha is not None) and disc_radius_of(analysis) is None:
-        why = (analysis.attrs.get("survey") or {}).get("why") or "it was not surveyed"
+        why = (attribute(analysis.attrs, "survey") or {}).get("why") or "it was not surveyed"
         what = "scattered" if n_alpha is None else "k_max with n_alpha"
         raise ConfigError(
             f"criterion {what} needs the direct disc, and none is known ({why}); give analyze.disc_radius in px, or use "
@@ -233,7 +233,7 @@ def _check_criterion(
 
 def disc_radius_of(analysis: xr.Dataset) -> float | None:
     """Radius of the direct disc in source pixels; None where none is known."""
-    found = (analysis.attrs.get("survey") or {}).get("radius")
+    found = (attribute(analysis.attrs, "survey") or {}).get("radius")
     return None if found is None or "direct" not in analysis else float(found)
 
 
@@ -290,7 +290,7 @@ def beam_places(analysis: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.f
     found = [np.rint(analysis[f"center_{axis}"].values) for axis in "yx"]
     lost = np.isnan(found[0]) & np.isfinite(analysis["radius"].values)
     if lost.any():
-        expected = Survey.from_dict(analysis.attrs["survey"]).expected(np.argwhere(lost))
+        expected = Survey.from_dict(attribute(analysis.attrs, "survey")).expected(np.argwhere(lost))
         for one, place in zip(found, expected.T, strict=True):
             one[lost] = np.rint(place)
     return found[0], found[1]

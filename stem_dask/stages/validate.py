@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.metadata import attribute
 from stem_dask.core.model import Axis, Window
 from stem_dask.core.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
 from stem_dask.stages.blocks import patterns_of, reduced, require_computed
@@ -245,7 +246,7 @@ def intensity_of(analysis: xr.Dataset) -> dict[str, Any]:
     """What counted as intensity in an analysis: ``threshold``, ``pedestal``, and ``bad`` pixels [y, x]."""
     out: dict[str, Any] = {"threshold": float(analysis.attrs["threshold"])}
     if "survey" in analysis.attrs:
-        survey = Survey.from_dict(analysis.attrs["survey"])
+        survey = Survey.from_dict(attribute(analysis.attrs, "survey"))
         out |= {"pedestal": survey.pedestal, "bad": survey.suspected}
     return out
 
