@@ -18,8 +18,8 @@ from stem_dask.core.model import Align, Axis, Window
 from stem_dask.core.patterns import axes_of
 from stem_dask.core.text import by
 from stem_dask.job.report import summary
+from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 from stem_dask.stages.crop import disc_radius_of
-from stem_dask.stages.survey import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

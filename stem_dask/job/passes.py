@@ -201,7 +201,7 @@ class Job:
             self.refuse_changed_input()
             hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
             if stage in SAMPLES:  # its blocks are none of the scan
-                error = SourceError(f"a sample of the patterns: {str(error).partition(': ')[2]}")
+                error = SourceError(f"while a sample was read: {str(error).partition(': ')[2]}")
             raise SourceError(f"{self.with_path(error)}; {hint}") from error
         self.refuse_changed_input()
         return records

@@ -42,6 +42,7 @@ from stem_dask.core.window import (
     window_start,
 )
 from stem_dask.kernels.crop import crop_patterns
+from stem_dask.kernels.pixels import DEAD, HOT
 from stem_dask.stages.blocks import (
     as_arrays,
     changed,
@@ -149,6 +150,10 @@ def choose_window(
     if not filled.any():
         threshold = analysis.attrs["threshold"]
         remedy = "lower analyze.threshold or check the data" if threshold else "check the data"
+        if "mask" in analysis and (analysis["mask"].values & (HOT | DEAD)).any():
+            remedy += (
+                "; suspected bad pixels do not count (analyze.ignore_bad_pixels=false counts them)"
+            )
         raise SourceError(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
             f"the threshold ({threshold:g}) count as 0; {remedy}"
