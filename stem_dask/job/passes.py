@@ -25,6 +25,7 @@ from stem_dask.config.options import Config, Descan
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
+from stem_dask.core.metadata import attribute
 from stem_dask.core.model import Device, Progress, Record, Region, Step, Window
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
@@ -515,7 +516,7 @@ def survey(job: Job) -> None:
     analyzes = (config.crop.enabled or config.analyze.ahead) and needs_survey(**asked)
     words: Any = None
     if stored is not None:
-        words = zarr.open_group(stored.store, "analysis").attrs.get("survey")
+        words = attribute(zarr.open_group(stored.store, "analysis").attrs, "survey")
     elif analyzes or calibrates or config.input.mask in ("auto", "stop"):
         words = job.state.settled("survey", lambda: _surveyed(job).to_dict())
     if words is not None:

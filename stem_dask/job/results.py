@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.metadata import dig, number
+from stem_dask.core.metadata import attribute, dig, number
 from stem_dask.core.model import Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
@@ -167,8 +167,8 @@ def center_quality(analysis: xr.Dataset) -> dict[str, Any]:
     }
     if "center_spread" in analysis:
         found["center_spread"] = _median(analysis["center_spread"].values[filled])
-    if "descan" in analysis.attrs:
-        s, order = (analysis.attrs["descan"][name] for name in ("s", "order"))
+    if fit := attribute(analysis.attrs, "descan"):
+        s, order = fit["s"], fit["order"]
         off = np.hypot(*(analysis[f"deflection_{axis}"].values for axis in "yx"))
         off = np.where(filled & np.isfinite(off), off, 0.0)
         far = off > max(OUTLIER * s, OUTLIER_PX)
