@@ -141,6 +141,12 @@ def test_without_a_sample_the_mean_pattern_of_the_detector_shows_the_discs():
     }  # fmt: skip
 
 
+def test_what_the_detector_cuts_the_window_does_not():
+    analysis = fit_descan(sd.analyze(scan(0.0)[..., 20:], disc_radius=5.2).compute(), order=0)
+    found = discs_of(analysis, sd.choose_window(analysis, size=[60, 70]))
+    assert (found["inside"], found["cut"], found["outside"]) == (6, 0, 0)
+
+
 def test_no_discs_without_a_direct_one(beam):
     analysis = sd.analyze(beam, center_method="centroid", ignore_bad_pixels=False).compute()
     assert discs_of(analysis, sd.choose_window(analysis)) == {}

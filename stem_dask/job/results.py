@@ -18,7 +18,7 @@ from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.metadata import attribute, dig, number
-from stem_dask.core.model import Window
+from stem_dask.core.model import DETECTOR_DIMS, Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.job import report
@@ -215,7 +215,11 @@ def discs_of(
     shift = beams - np.stack(window_origins(analysis, window), axis=-1)
     least, most = np.nanpercentile(shift[filled], (1, 99), axis=0)
     places = places - middle + (least + most) / 2
-    inside, cut = kept_discs(places, radius + (most - least) / 2, (0, 0), window.shape)
+    # what the detector cuts, a window that keeps the whole axis does not
+    whole = [name not in window.cropped_axes for name in DETECTOR_DIMS]
+    ends = [(-n, 3 * n) if one else (0, n) for n, one in zip(window.shape, whole, strict=True)]
+    first, size = zip(*ends, strict=True)
+    inside, cut = kept_discs(places, radius + (most - least) / 2, first, size)
     lost = counts[~inside & ~cut].sum()
     return {
         "inside": int(inside.sum()),
