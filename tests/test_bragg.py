@@ -117,12 +117,34 @@ def test_discs_of_aligned_and_of_fixed_windows(align, size, expected):
     assert found["share_outside"] == pytest.approx(3.4 / 12.57 if size == 30 else 0, abs=0.02)
 
 
+@pytest.mark.parametrize(("n_alpha", "cut"), [(5.0, 1), (5.4, 0)])
+def test_a_cut_disc_is_a_verdict_where_the_size_was_chosen_for_discs(
+    tmp_path, make_config, n_alpha, cut
+):
+    np.save(tmp_path / "scan.npy", scan(3.0))
+    crop = {"criterion": "k_max", "n_alpha": n_alpha, "align": "descan"}
+    config = make_config(tmp_path / "scan.npy", crop=crop, analyze={"disc_radius": 5.2}, validate={"min_retention": 0})  # fmt: skip
+    outcome = sd.run_config(config)
+    assert outcome.exit_code == 0
+    assert outcome.results["discs"]["cut"] == cut
+    text = "1 of 6 discs are cut through; a crop.k_max or crop.n_alpha of another size keeps them whole"
+    assert outcome.results["verdict"] == [text] * cut
+    line = next(line for line in outcome.lines if line.startswith("keeps"))
+    assert line.endswith(f"; of 6 discs {cut / 6:.0%} are cut through, 0% lost")
+
+
 def test_without_a_sample_the_mean_pattern_of_the_detector_shows_the_discs():
     analysis = fit_descan(sd.analyze(scan(0.0), disc_radius=5.2).compute(), order=0)
     found = discs_of(analysis, sd.choose_window(analysis, align="descan", size=28))
     assert found == {
         "inside": 1, "cut": 0, "outside": 5, "share_outside": pytest.approx(4.57 / 12.57, abs=0.02),
     }  # fmt: skip
+
+
+def test_what_the_detector_cuts_the_window_does_not():
+    analysis = fit_descan(sd.analyze(scan(0.0)[..., 20:], disc_radius=5.2).compute(), order=0)
+    found = discs_of(analysis, sd.choose_window(analysis, size=[60, 70]))
+    assert (found["inside"], found["cut"], found["outside"]) == (6, 0, 0)
 
 
 def test_no_discs_without_a_direct_one(beam):

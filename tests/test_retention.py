@@ -1,6 +1,7 @@
 """Figures that make a result trustworthy: scattered intensity kept, the scale from the disc, and a verdict on centers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError
-from stem_dask.job.results import center_quality, intensity_of_patterns
+from stem_dask.job.results import center_quality, dose_of
 from stem_dask.stages.calibrate import (
     calibrated_by_disc,
     disc_calibration,
@@ -218,6 +219,20 @@ def test_a_run_reports_the_scale_and_applies_it_when_asked(tmp_path, scan_file, 
     assert xr.open_zarr(tmp_path / "c.zarr").kx.attrs["scale"] == scale
 
 
+def test_a_file_without_calibration_gets_one(tmp_path, scan_file, make_config):
+    options = {
+        "input": {"path": scan_file["path"], "beam_energy_kv": 200},
+        "validate": {"min_retention": 0.1},
+    }
+    analyze = {"convergence_mrad": MRAD, "calibrate": "disc"}
+    crop = {"criterion": "k_max", "k_max": 2.0}
+    outcome = sd.run_config(make_config("", **options, analyze=analyze, crop=crop))
+    found = outcome.results["calibration"]
+    assert found["ratio"] is None
+    assert outcome.results["window"]["size"] == [2 * int(np.ceil(2.0 / found["scale_per_nm"]))] * 2
+    assert not any("ky" in text for text in outcome.results["warnings"])
+
+
 def test_a_conversion_is_calibrated_too(tmp_path, scan_file, make_config):
     analyze = {"convergence_mrad": MRAD, "calibrate": "disc"}
     options = {"input": {**scan_file, "beam_energy_kv": 200}, "crop": {"enabled": False}}
@@ -293,8 +308,8 @@ def test_a_run_says_what_its_centers_are_worth(tmp_path, make_config):
     assert line.startswith("center      disc, radius 5.")
     assert line.endswith(f"{found['s']:.2f} px about a descan of order 1, 1 far from it: [2, 3]")
     assert not any("not credible" in text for text in outcome.results["verdict"])
-    assert outcome.results["patterns"] == {
-        "per_pattern": float(np.median(data.sum(axis=(2, 3))[data.any(axis=(2, 3))])),
+    assert outcome.results["dose"] == {
+        "median": float(np.median(data.sum(axis=(2, 3))[data.any(axis=(2, 3))])),
         "units": "counts",
     }
 
@@ -342,9 +357,9 @@ def test_when_centers_are_not_credible(changed, words):
 )
 def test_electrons_only_where_the_metadata_say_so(signal, expected):
     analysis = xr.Dataset({"total": ("pattern", np.array([0.0, 40, 50, 60]))})
-    found = intensity_of_patterns(analysis, {"metadata": {"Signal": signal}})
-    assert (found["per_pattern"], found["units"]) == expected
-    assert intensity_of_patterns(analysis, {})["units"] == "counts"
+    found = dose_of(analysis, {"metadata": {"Signal": signal}})
+    assert (found["median"], found["units"]) == expected
+    assert dose_of(analysis, {})["units"] == "counts"
 
 
 # --- images for HyperSpy ----------------------------------------------------------------------------------------
@@ -379,3 +394,20 @@ def test_hyperspy_finds_images_of_the_scan(tmp_path, make_config, suffix):
     assert signal.metadata._HyperSpy.navigator.data.shape == (4, 5)
     # images are no metadata of the microscope
     assert "Maps" not in str(sd.open(path).attrs)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_goes_on_counts_the_same_discs(tmp_path, make_config, monkeypatch, lost):
+    np.save(tmp_path / "scan.npy", drawn((4, 5)))
+    options = {"path": tmp_path / "scan.npy", "validate": {"min_retention": 0.1}}
+    config = make_config(**options)
+    with monkeypatch.context() as patch:
+        patch.setattr("stem_dask.job.passes.discs_of", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sd.run_config(config)
+    assert (tmp_path / "out.run" / "sample").is_dir()
+    if lost:
+        shutil.rmtree(tmp_path / "out.run" / "sample")
+    assert sd.run_config(config).results["discs"] == {
+        "inside": 1, "cut": 0, "outside": 0, "share_outside": 0.0,
+    }  # fmt: skip

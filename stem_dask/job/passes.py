@@ -25,6 +25,7 @@ from stem_dask.config.options import Config, Descan
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
+from stem_dask.core.metadata import attribute
 from stem_dask.core.model import Device, Progress, Record, Region, Step, Window
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
@@ -48,8 +49,8 @@ from stem_dask.job.results import (
     advice,
     center_quality,
     discs_of,
+    dose_of,
     exit_code,
-    intensity_of_patterns,
     stored_bytes,
     verdict,
 )
@@ -522,7 +523,7 @@ def survey(job: Job) -> None:
     analyzes = (config.crop.enabled or config.analyze.ahead) and needs_survey(**asked)
     words: Any = None
     if stored is not None:
-        words = zarr.open_group(stored.store, "analysis").attrs.get("survey")
+        words = attribute(zarr.open_group(stored.store, "analysis").attrs, "survey")
     elif analyzes or calibrates or config.input.mask in ("auto", "stop"):
         words = job.state.settled("survey", lambda: _surveyed(job).to_dict())
     if words is not None:
@@ -596,15 +597,11 @@ def _asked(job: Job) -> dict[str, Any]:
 
 
 def _surveyed(job: Job) -> Survey:
-    """Read the sample, by tasks of its own, and survey it."""
-    sample, spool = lazy_sample(job.found, job.positions), SpoolSink(f"{job.folder}/sample")
-    patterns, lead = _corrected(job, sample), len(lead_dims(sample))
-    records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
-    job.tally.note(replace(r, extra={"retries": r.extra.get("retries", 0)}) for r in records)
-    blocks = spool.blocks(len(records), ("sample",))
+    """Survey the sample."""
+    sample, where = _read_sample(job)
     return survey_sample(
-        np.concatenate([block["sample"].reshape(-1, *sample.shape[-2:]) for _, block in blocks]),
-        positions_of_sample(job.found),
+        sample,
+        where,
         lead_shape(job.patterns),
         **_asked(job),
         given_mask=job.mask,
@@ -613,18 +610,28 @@ def _surveyed(job: Job) -> Survey:
     )
 
 
+def _read_sample(job: Job) -> tuple[NDArray, list[list[int]]]:
+    """The patterns (n, ky, kx) of the sample, read by tasks of its own unless this run has read them, and their places."""
+    sample, where = lazy_sample(job.found, job.positions), positions_of_sample(job.found)
+    spool, n = SpoolSink(f"{job.folder}/sample"), math.prod(sample.data.numblocks)
+    if job.survey is None or not os.path.isdir(spool.folder):
+        patterns, lead = _corrected(job, sample), len(lead_dims(sample))
+        records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
+        job.tally.note(replace(r, extra={"retries": r.extra.get("retries", 0)}) for r in records)
+    blocks = (block["sample"] for _, block in spool.blocks(n, ("sample",)))
+    return np.concatenate([one.reshape(-1, *sample.shape[-2:]) for one in blocks]), where
+
+
 def _clean_sample(job: Job) -> tuple[NDArray, NDArray] | None:
-    """The patterns of the survey's sample without bad pixels, and their positions; None for a precomputed analysis."""
-    if job.survey is None or job.plan.precomputed is not None:
+    """The sample without bad pixels, and its positions; None where there is no disc, or the analysis is precomputed."""
+    if job.survey is None or job.survey.radius is None or job.plan.precomputed is not None:
         return None
-    lazy, where = lazy_sample(job.found, job.positions)
-    blocks = SpoolSink(f"{job.folder}/sample").blocks(math.prod(lazy.data.numblocks), ("sample",))
-    sample = np.concatenate([block["sample"].reshape(-1, *lazy.shape[-2:]) for _, block in blocks])
-    bad = job.survey.flags > 0
+    sample, where = _read_sample(job)
+    sample[:, job.survey.flags > 0] = 0
     if job.left is not None:
-        bad |= job.left
+        sample[:, job.left] = 0
     positions = np.stack([one.ravel() for one in np.meshgrid(*where, indexing="ij")], axis=-1)
-    return np.where(bad, 0, sample).astype(sample.dtype), positions
+    return sample, positions
 
 
 def _mask_suspected(job: Job) -> None:
@@ -1059,9 +1066,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         },
         "center": center_of(job),
         "calibration": job.calibration,
-        "patterns": {}
-        if job.analysis is None
-        else intensity_of_patterns(job.analysis, patterns.attrs),
+        "dose": {} if job.analysis is None else dose_of(job.analysis, patterns.attrs),
         "discs": {}
         if analysis is None or window is None
         else discs_of(analysis, window, _clean_sample(job)),

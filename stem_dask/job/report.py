@@ -271,8 +271,8 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
         lines.append(f"center      {center_words(results['center'])}")
     if found := results.get("calibration"):
         lines.append(f"calibration {_scale_words(found)}{', applied' * found['applied']}")
-    if found := results.get("patterns"):
-        lines.append(f"patterns    {found['per_pattern']:,.6g} {found['units']} each (median)")
+    if found := results.get("dose"):
+        lines.append(f"dose        {found['median']:,.6g} {found['units']} per pattern (median)")
     if "normalization" in results:
         found = results["normalization"]
         lines.append(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.metadata import dig, number
-from stem_dask.core.model import Window
+from stem_dask.core.metadata import attribute, dig, number
+from stem_dask.core.model import DETECTOR_DIMS, Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.job import report
@@ -167,8 +167,8 @@ def center_quality(analysis: xr.Dataset) -> dict[str, Any]:
     }
     if "center_spread" in analysis:
         found["center_spread"] = _median(analysis["center_spread"].values[filled])
-    if "descan" in analysis.attrs:
-        s, order = (analysis.attrs["descan"][name] for name in ("s", "order"))
+    if fit := attribute(analysis.attrs, "descan"):
+        s, order = fit["s"], fit["order"]
         off = np.hypot(*(analysis[f"deflection_{axis}"].values for axis in "yx"))
         off = np.where(filled & np.isfinite(off), off, 0.0)
         far = off > max(OUTLIER * s, OUTLIER_PX)
@@ -215,7 +215,11 @@ def discs_of(
     shift = beams - np.stack(window_origins(analysis, window), axis=-1)
     least, most = np.nanpercentile(shift[filled], (1, 99), axis=0)
     places = places - middle + (least + most) / 2
-    inside, cut = kept_discs(places, radius + (most - least) / 2, (0, 0), window.shape)
+    # what the detector cuts, a window that keeps the whole axis does not
+    whole = [name not in window.cropped_axes for name in DETECTOR_DIMS]
+    ends = [(-n, 3 * n) if one else (0, n) for n, one in zip(window.shape, whole, strict=True)]
+    first, size = zip(*ends, strict=True)
+    inside, cut = kept_discs(places, radius + (most - least) / 2, first, size)
     lost = counts[~inside & ~cut].sum()
     return {
         "inside": int(inside.sum()),
@@ -225,7 +229,7 @@ def discs_of(
     }
 
 
-def intensity_of_patterns(analysis: xr.Dataset, attrs: Mapping[str, Any]) -> dict[str, Any]:
+def dose_of(analysis: xr.Dataset, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Median intensity of the patterns that are not empty: in electrons where the metadata say what a count is, else in counts."""
     signal = dig(attrs.get("metadata") or {}, "Signal") or {}
     gain = number(dig(signal, "Noise_properties.Variance_linear_model.gain_factor"))
@@ -235,7 +239,7 @@ def intensity_of_patterns(analysis: xr.Dataset, attrs: Mapping[str, Any]) -> dic
         units = "electrons"
     elif gain is not None and gain > 0:
         median, units = median / gain, "electrons"
-    return {"per_pattern": median, "units": units}
+    return {"median": median, "units": units}
 
 
 def _kept_pixels(window: Window, known: xr.Dataset) -> float:

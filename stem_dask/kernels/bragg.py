@@ -106,8 +106,10 @@ def mean_about(
         ways = [(n, int(d)) for n, d in zip(patterns.shape[1:], moved.tolist(), strict=True)]
         into = tuple(slice(max(0, d), max(0, n + min(0, d))) for n, d in ways)
         out = tuple(slice(max(0, -d), max(0, n - max(0, d))) for n, d in ways)
-        values = pattern[out].astype(np.float64)
-        total[into] += np.where(np.isfinite(values), values, 0).clip(0)
+        values = pattern[out]
+        if values.dtype.kind != "u":
+            values = np.nan_to_num(values, nan=0, posinf=0, neginf=0).clip(0)
+        total[into] += values
     return total / max(1, len(patterns))
 
 
