@@ -18,8 +18,8 @@ from stem_dask.core.model import Align, Axis, Window
 from stem_dask.core.patterns import axes_of
 from stem_dask.core.text import by
 from stem_dask.job.report import summary
+from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 from stem_dask.stages.crop import disc_radius_of
-from stem_dask.stages.survey import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,9 @@ WINDOW, BEAM, WORST = "#00e5ff", "#39ff14", "#ff1744"
 #: bits of the mask, their names, and colors that differ from those of a pattern
 KINDS = (
     (HOT, "hot", "#00e676"),
-    (DEAD, "dead", "#2979ff"),
+    (DEAD, "dead", "#64a8ff"),
     (STOP, "beam stop", "#9e9e9e"),
-    (GIVEN, "given", "#c6ff00"),
+    (GIVEN, "given", "#ffea00"),
     (NOT_FINITE, "not finite", "#f06292"),
 )
 
@@ -498,14 +498,16 @@ def _show_pattern(
     if center is not None and np.isfinite(center).all():
         place = x.value(center[1]), y.value(center[0])
         look["path_effects"] = [withStroke(linewidth=1.6 if small else 2, foreground="black")]
+        arms = 5.0 if small else 11.0  # points
         if radius is not None:
             around = np.add(center, 0.5)
             corners += [around - radius, around + radius]
             width, height = 2 * radius * abs(x.scale), 2 * radius * abs(y.scale)
             disc = Ellipse(place, width, height, fill=False, **look)
             ax.add_patch(disc).set(label="disc", color=BEAM, lw=0.8 if small else 1)
-        cross: dict[str, Any] = {"ms": 5, "mew": 0.8} if small else {"ms": 11, "mew": 1}
-        ax.plot(*place, "+", color=BEAM, label="center", **cross, **look)
+            # half the disc, in a panel of 180 points
+            arms = min(arms, max(5.0, 180 * radius / max(pattern.shape)))
+        ax.plot(*place, "+", color=BEAM, label="center", ms=arms, mew=0.8 if small else 1, **look)
     (top, left), (bottom, right) = np.min(corners, 0) - 0.5, np.max(corners, 0) - 0.5
     ax.set(xlim=(x.value(left), x.value(right)), ylim=(y.value(bottom), y.value(top)))
     _frame(ax, None if small else shown, 1.0 if x.units == y.units else abs(x.scale / y.scale))
