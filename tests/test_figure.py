@@ -628,8 +628,9 @@ def test_run_draws_the_beam_that_it_found(tmp_path, make_config, monkeypatch):
     np.testing.assert_allclose(found["bright_field"].images[0].get_array(), total, rtol=0.06)
 
 
-def test_run_without_a_survey_draws_the_given_mask(tmp_path, make_config, monkeypatch):
-    analyze = {"center_method": "centroid", "ignore_bad_pixels": False}
+@pytest.mark.parametrize("method", ["centroid", "friedel"])
+def test_run_without_a_disc_draws_mask_and_centers(tmp_path, make_config, monkeypatch, method):
+    analyze = {"center_method": method, "ignore_bad_pixels": False}
     mask = {"pixels": [[30, 3], [5, 7], [40, 41]]}
     config = make_config(
         disc_file(tmp_path), input={"mask": mask}, analyze=analyze, output={"figure": True}

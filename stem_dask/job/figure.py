@@ -109,10 +109,12 @@ def figure_data(
     )
     if window is None or analysis is None:
         return data
-    names = (
+    names = [
         "mean_pattern", "mask", "window_y", "window_x", "center_y", "center_x", "bright_field", "dark_field", "radius",
-        "retention", "deflection_y", "deflection_x",
-    )  # fmt: skip
+        "retention",
+    ]  # fmt: skip
+    if analysis.attrs["center_method"] != "friedel":  # whose centers are the fit
+        names += ["deflection_y", "deflection_x"]
     curve_mean = analysis["curve_mean"].values
     known: dict[str, Any] = {name: analysis[name].values for name in names if name in analysis}
     data = replace(
