@@ -264,7 +264,7 @@ def _verdict(report: FigureData) -> tuple[str, str]:
         least = report.min_retention or 0
         below = int((known < least).sum())
         text += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
-        text += f", {below} of {known.size} patterns below {least:g}"
+        text += f", {below:,} of {known.size:,} patterns below {least:g}"
     color = BAD if below or is_whole else GOOD if known.size else "black"
     return text, color
 
@@ -438,7 +438,7 @@ def _draw_retention(ax: "Axes", report: FigureData, values: NDArray) -> None:
         ax.axhline(floor, color=ALLOWED, ls="--", lw=1.4)
     few = len(below) <= min(500, values.size / 10)  # one pixel of a large map would not be seen
     _ring(ax, report, values, below if few else ())
-    _headline(ax, f"retention ({len(below)} below {floor:g})", BAD if len(below) else "black")
+    _headline(ax, f"retention ({len(below):,} below {floor:g})", BAD if len(below) else "black")
 
 
 def _ring(ax: "Axes", report: FigureData, values: NDArray, more: Any = ()) -> None:
