@@ -10,7 +10,7 @@ import pytest
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Axis
 from stem_dask.job.figure import BAD, DPI, FigureData, build, choose_pictures, draw, with_pictures
-from stem_dask.stages.survey import DEAD, GIVEN, HOT, NOT_FINITE, STOP
+from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 
 INCH = {rows: 1.0 + 3.5 * rows for rows in (1, 2, 3, 4)}
 DISC = 2.5
@@ -575,6 +575,72 @@ def test_small_units_are_numbered_with_a_common_factor():
     assert found["mean"].get_xlabel() == "kx (1e-5 m)"
     texts = [text.get_text() for text in found["mean"].get_yticklabels()]
     np.testing.assert_allclose([float(text) for text in texts], found["mean"].get_yticks() * 1e5)
+
+
+def disc_file(folder):
+    """A scan of 6 x 5 discs of radius 5 px that wander; two pixels are hot."""
+    rng, (y, x) = np.random.default_rng(3), np.mgrid[:48, :48]
+    data = np.empty((6, 5, 48, 48), np.uint16)
+    for i, j in np.ndindex(6, 5):
+        inside = np.clip(5.5 - np.hypot(y - 23 - 0.8 * i, x - 24 + 0.6 * j), 0, 1)
+        data[i, j] = rng.poisson(60 * inside + 0.3 * np.exp(-np.hypot(y - 25, x - 23) / 6))
+    data[:, :, 5, 7] = data[:, :, 40, 41] = 500
+    np.save(folder / "discs.npy", data)
+    return folder / "discs.npy"
+
+
+def drawn(config, monkeypatch):
+    """What a run draws."""
+    from stem_dask.job import passes
+    from stem_dask.job.run import run
+
+    found = []
+    monkeypatch.setattr(
+        passes, "draw", lambda report, path: (found.append(report), draw(report, path))
+    )
+    run(config)
+    return found[0]
+
+
+def test_run_draws_the_beam_that_it_found(tmp_path, make_config, monkeypatch):
+    path = disc_file(tmp_path)
+    mask = {"pixels": [[30, 3]], "rows": [], "columns": []}
+    config = make_config(
+        path, input={"mask": mask}, output={"figure": True}, crop={"align": "descan"}
+    )
+    data = drawn(config, monkeypatch)
+    assert data.disc_radius == pytest.approx(5, abs=0.2)
+    assert np.argwhere(data.mask & HOT).tolist() == [[5, 7], [40, 41]]
+    assert np.argwhere(data.mask & GIVEN).tolist() == [[30, 3]]
+    assert len(data.pictures) == 8
+    source, (_, found) = np.load(path), panels(data)
+    source[:, :, 30, 3] = 0
+    for name, index, cut, (y0, x0) in data.pictures:
+        part = source[index][y0 : y0 + cut.shape[0], x0 : x0 + cut.shape[1]]
+        np.testing.assert_array_equal(cut, part)
+        x, y = crosshair(found[name])
+        np.testing.assert_allclose((y, x), (23 + 0.8 * index[0], 24 - 0.6 * index[1]), atol=0.3)
+    names = ["bright_field", "dark_field", "deflection_y", "deflection_x", "retention"]
+    assert set(names) <= found.keys()
+    np.testing.assert_allclose(found["deflection_y"].images[0].get_array(), 0, atol=0.3)
+    # an anti-aliased disc has the area of its radius
+    total = 60 * np.pi * 5**2
+    np.testing.assert_allclose(found["bright_field"].images[0].get_array(), total, rtol=0.06)
+
+
+@pytest.mark.parametrize("method", ["centroid", "friedel"])
+def test_run_without_a_disc_draws_mask_and_centers(tmp_path, make_config, monkeypatch, method):
+    analyze = {"center_method": method, "ignore_bad_pixels": False}
+    mask = {"pixels": [[30, 3], [5, 7], [40, 41]]}
+    config = make_config(
+        disc_file(tmp_path), input={"mask": mask}, analyze=analyze, output={"figure": True}
+    )
+    data = drawn(config, monkeypatch)
+    assert np.argwhere(data.mask & GIVEN).tolist() == sorted(mask["pixels"])
+    assert data.disc_radius is None
+    _, found = panels(data)
+    assert not {"bright_field", "dark_field", "deflection_y"} & found.keys()
+    assert {"center_y", "center_x", "median"} <= found.keys()
 
 
 def test_file_that_cannot_be_written_is_a_store_error(tmp_path):

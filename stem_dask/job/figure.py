@@ -38,9 +38,9 @@ WINDOW, BEAM, WORST = "#00e5ff", "#39ff14", "#ff1744"
 #: bits of the mask, their names, and colors that differ from those of a pattern
 KINDS = (
     (HOT, "hot", "#00e676"),
-    (DEAD, "dead", "#2979ff"),
+    (DEAD, "dead", "#64a8ff"),
     (STOP, "beam stop", "#9e9e9e"),
-    (GIVEN, "given", "#c6ff00"),
+    (GIVEN, "given", "#ffea00"),
     (NOT_FINITE, "not finite", "#f06292"),
 )
 
@@ -109,10 +109,12 @@ def figure_data(
     )
     if window is None or analysis is None:
         return data
-    names = (
+    names = [
         "mean_pattern", "mask", "window_y", "window_x", "center_y", "center_x", "bright_field", "dark_field", "radius",
-        "retention", "deflection_y", "deflection_x",
-    )  # fmt: skip
+        "retention",
+    ]  # fmt: skip
+    if analysis.attrs["center_method"] != "friedel":  # whose centers are the fit
+        names += ["deflection_y", "deflection_x"]
     curve_mean = analysis["curve_mean"].values
     known: dict[str, Any] = {name: analysis[name].values for name in names if name in analysis}
     data = replace(
@@ -262,7 +264,7 @@ def _verdict(report: FigureData) -> tuple[str, str]:
         least = report.min_retention or 0
         below = int((known < least).sum())
         text += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
-        text += f", {below} of {known.size} patterns below {least:g}"
+        text += f", {below:,} of {known.size:,} patterns below {least:g}"
     color = BAD if below or is_whole else GOOD if known.size else "black"
     return text, color
 
@@ -436,7 +438,7 @@ def _draw_retention(ax: "Axes", report: FigureData, values: NDArray) -> None:
         ax.axhline(floor, color=ALLOWED, ls="--", lw=1.4)
     few = len(below) <= min(500, values.size / 10)  # one pixel of a large map would not be seen
     _ring(ax, report, values, below if few else ())
-    _headline(ax, f"retention ({len(below)} below {floor:g})", BAD if len(below) else "black")
+    _headline(ax, f"retention ({len(below):,} below {floor:g})", BAD if len(below) else "black")
 
 
 def _ring(ax: "Axes", report: FigureData, values: NDArray, more: Any = ()) -> None:
@@ -498,14 +500,16 @@ def _show_pattern(
     if center is not None and np.isfinite(center).all():
         place = x.value(center[1]), y.value(center[0])
         look["path_effects"] = [withStroke(linewidth=1.6 if small else 2, foreground="black")]
+        arms = 5.0 if small else 11.0  # points
         if radius is not None:
             around = np.add(center, 0.5)
             corners += [around - radius, around + radius]
             width, height = 2 * radius * abs(x.scale), 2 * radius * abs(y.scale)
             disc = Ellipse(place, width, height, fill=False, **look)
             ax.add_patch(disc).set(label="disc", color=BEAM, lw=0.8 if small else 1)
-        cross: dict[str, Any] = {"ms": 5, "mew": 0.8} if small else {"ms": 11, "mew": 1}
-        ax.plot(*place, "+", color=BEAM, label="center", **cross, **look)
+            # half the disc, in a panel of 180 points
+            arms = min(arms, max(5.0, 180 * radius / max(pattern.shape)))
+        ax.plot(*place, "+", color=BEAM, label="center", ms=arms, mew=0.8 if small else 1, **look)
     (top, left), (bottom, right) = np.min(corners, 0) - 0.5, np.max(corners, 0) - 0.5
     ax.set(xlim=(x.value(left), x.value(right)), ylim=(y.value(bottom), y.value(top)))
     _frame(ax, None if small else shown, 1.0 if x.units == y.units else abs(x.scale / y.scale))

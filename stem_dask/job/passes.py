@@ -1019,7 +1019,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
     """Assemble results.json, and draw the figure."""
     config, found, patterns, out = job.config, job.plan.found, job.patterns, job.out
     window, limit = job.window, job.connection.worker.limit
-    analysis = None if window is None else job.analysis
+    analysis = None if window is None else _with_mask(job)
     target, minimum = config.analyze.target_retention, config.validation.min_retention
     statistics = None
     if analysis is not None:
