@@ -42,7 +42,7 @@ from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
 from stem_dask.job import budget, report
 from stem_dask.job.figure import draw, figure_data
-from stem_dask.job.plan import Plan
+from stem_dask.job.plan import Plan, reference_of
 from stem_dask.job.results import Outcome, advice, exit_code, stored_bytes, verdict
 from stem_dask.job.warm_up import play, rehearse
 from stem_dask.kernels.gpu.code import compile_kernels
@@ -68,7 +68,13 @@ from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_b
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, symmetric_blocks
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
-from stem_dask.stages.open import block_array, lazy_blocks, lazy_picked, lazy_sample, open_patterns
+from stem_dask.stages.open import (
+    block_array,
+    block_positions,
+    lazy_blocks,
+    lazy_picked,
+    lazy_sample,
+)
 from stem_dask.stages.survey import (
     DEAD,
     HOT,
@@ -468,17 +474,34 @@ def fit(job: Job) -> None:
 
 def _descan_options(job: Job) -> dict[str, Any]:
     options = job.config.descan
-    reference = None if options.reference is None else _reference(options.reference)
-    return {"order": options.order, "region": options.region, "reference": reference}
+    return {"order": options.order, "region": options.region, "reference": _reference(job)}
 
 
-def _reference(path: str) -> xr.Dataset:
-    """The analysis of a vacuum scan: that of a finished crop, or a new one of any other file."""
-    if path.rstrip("/").endswith(".zarr") and at(path, "analysis", DOCUMENT).is_file():
-        stored = zarr.open_group(path, "analysis")
-        if "descan" in stored.attrs:
-            return stored
-    return fit_descan(analyze_patterns(open_patterns(path), center_method="disc").compute())
+def _reference(job: Job) -> xr.Dataset | None:
+    """The vacuum scan with its fit: from its stored analysis, or from a new one, for which it is read as the input is."""
+    where, options = reference_of(job.config), job.config.input
+    if where is None:
+        return None
+    try:
+        if isinstance(where, str):
+            stored = zarr.open_group(where, "analysis")
+            if "descan" in stored.attrs:
+                return stored
+            names = [
+                name
+                for name in ("center_y", "center_x", "center_spread", "total")
+                if name in stored
+            ]
+            return fit_descan(stored[names].load())
+        patterns = lazy_blocks(where, block_positions(where, "auto"))
+        patterns = corrected(patterns, options.dark, options.gain)
+        if job.mask is not None and job.config.analyze.center_method != "friedel":  # a beam stop
+            patterns = apply_mask(patterns, job.mask, options.mask_fill)
+        radius = job.config.analyze.disc_radius
+        found = analyze_patterns(patterns, center_method="disc", disc_radius=radius)
+        return fit_descan(found.drop_vars("profile").compute())
+    except ConfigError as error:
+        raise ConfigError(f"descan.reference: {error}") from error
 
 
 def survey(job: Job) -> None:

@@ -160,7 +160,13 @@ def choose_window(
         margin = 0
     middle = _median_center(analysis, filled)
     needed = radii.astype(np.float64)
-    if align != "pattern":  # the distance of the beam from the middle of its window counts, too
+    # where discs overlap, a single centroid is not the beam; the surface fitted to all of them is
+    lies_on_fit = (
+        align == "descan" and criterion == "k_max" and analysis.attrs["center_method"] == "centroid"
+    )
+    if (
+        align != "pattern" and not lies_on_fit
+    ):  # the distance of the beam from the middle of its window counts, too
         shift, other = (
             np.abs(np.subtract(beam, place, out=beam), out=beam)
             for beam, place in zip(
