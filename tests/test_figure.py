@@ -9,7 +9,7 @@ import pytest
 
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Axis
-from stem_dask.job.figure import DPI, FigureData, build, draw
+from stem_dask.job.figure import BAD, DPI, FigureData, build, draw
 
 INCH = {1: 4.6, 2: 8.3, 3: 12.0}
 
@@ -191,6 +191,17 @@ def test_title_tells_whether_the_crop_is_right():
     assert shown.get_array().mask.sum() == 1
     assert shown.norm(0.85) < 0 <= shown.norm(0.9)  # drawn in the color of what is too low
     assert figure._suptitle.get_color() == found["retention"].title.get_color()
+
+
+def test_title_says_that_nothing_was_cropped():
+    data = make()
+    whole = np.zeros_like(data.window_y)
+    figure, _ = panels(replace(data, window_y=whole, window_x=whole, window_shape=(24, 32)))
+    title = figure.get_suptitle()
+    assert title.startswith("test\nNOT CROPPED: the window is the whole detector, 24 x 32 px, ")
+    assert figure._suptitle.get_color() == BAD
+    figure, _ = panels(replace(data, window_shape=(24, 12)))
+    assert "NOT CROPPED" not in figure.get_suptitle()
 
 
 def test_histogram_counts_and_global_radius():

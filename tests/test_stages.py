@@ -366,6 +366,42 @@ def test_the_window_the_user_gives_is_cut():
         assert both.notes == ("kx is not cropped: the window would reach its 22 pixels",)
 
 
+@pytest.mark.parametrize(
+    ("options", "first", "shape"),
+    [
+        ({}, (0, 28), (10, 12)),  # from rows -3 … 8 and columns 28 … 39
+        ({"size_multiple": 8}, (0, 24), (16, 16)),  # grows where there is room
+        ({"size_multiple": 11, "factor": 3}, (0, 7), (32, 33)),  # or is the whole axis
+        ({"size": "fft"}, (0, 28), (10, 12)),
+        ({"size": "fft", "factor": 4, "size_multiple": 3}, (0, 24), (16, 16)),
+        ({"square": True}, (0, 28), (12, 12)),
+        ({"size": [6, 8]}, (0, 30), (6, 8)),
+        ({"size": 20}, (0, 20), (20, 20)),  # shifted inside
+    ],
+)
+def test_a_beam_in_a_corner_has_a_window_within_the_detector(options, first, shape):
+    data = np.zeros((2, 3, 32, 40), "u2")
+    data[..., :7, 30:39] = 1 + np.arange(6).reshape(2, 3, 1, 1)
+    patterns = calibrated(data)
+    analysis = sd.analyze(patterns, target_retention=1.0).compute()
+    assert (float(analysis.center_y[0, 0]), float(analysis.center_x[0, 0])) == (3, 34)
+    window = sd.choose_window(analysis, margin_pixels=1, **options)
+    assert window.global_radius == 6
+    assert (window.origin, window.shape) == (first, shape)
+    cropped = sd.crop(patterns, analysis, window)
+    ends = [start + size for start, size in zip(first, shape, strict=True)]
+    np.testing.assert_array_equal(cropped, data[..., first[0] : ends[0], first[1] : ends[1]])
+    assert axis_of(cropped, "kx") == Axis("kx", shape[1], 0.5, -5.0 + 0.5 * first[1], "1/nm")
+    placed = placement(analysis, window)
+    assert (placed["filled_fraction"] == 0).all()
+    assert (placed["center_out_y"] == 3).all()
+    assert (placed["center_out_x"] == 34 - first[1]).all()
+    back = sd.to_detector(cropped, analysis)
+    if options.get("size") != [6, 8]:
+        np.testing.assert_array_equal(back, data)
+    assert axis_of(back, "kx") == axis_of(patterns, "kx")
+
+
 @pytest.mark.parametrize("align", ["fixed", "pattern"])
 @pytest.mark.parametrize(("method", "k"), [("bin", 2), ("stride", 2), ("gauss", 4), ("fft", 4)])
 @pytest.mark.parametrize("cropped", [True, False])

@@ -46,8 +46,8 @@ class Axis:
 class Window:
     """The window (height, width) that is cut from every pattern, in source pixels.
 
-    ``origin`` is the first row and column: of every pattern's window when ``align`` is ``fixed``, and of a window at the median
-    center, which patterns without a center get, otherwise. Axes that are not in ``cropped_axes`` are kept whole, from 0.
+    ``origin`` is the first row and column of a ``fixed`` window; with any other ``align``, of the window at the median center, which
+    patterns without a center get. Axes that are not in ``cropped_axes`` are kept whole, and start at 0.
     """
 
     shape: tuple[int, int]

@@ -24,7 +24,7 @@ def check_size(
 ) -> None:
     """Refuse a window size (height, width) that is no multiple, except on a whole axis, or exceeds the detector (ky, kx).
 
-    Windows that are aligned keep an axis whole that they exceed. ``square`` refuses windows with two sizes. ``given`` is what
+    An aligned window may exceed the detector: that axis is kept whole. ``square`` refuses two different sizes. ``given`` is what
     the user gave.
     """
     height, width = detector
@@ -62,7 +62,7 @@ def next_multiple(n: int, multiple: int) -> int:
 
 
 def fft_size(n: int, factor: int) -> int:
-    """Smallest size from n whose Fourier transform after downsampling is fast: ``factor`` times an even number, a product of 2, 3, 5, 7.
+    """Smallest size of at least n whose Fourier transform after downsampling by ``factor`` is fast: even, a product of 2, 3, 5 and 7.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def fft_size(n: int, factor: int) -> int:
     (48, 50, 48)
     """
     half = -(-n // (2 * factor))
-    while 210 ** half.bit_length() % half:  # which another prime number divides
+    while 210 ** half.bit_length() % half:  # another prime number divides it
         half += 1
     return 2 * half * factor
 
@@ -86,8 +86,8 @@ def needed_size(
 ) -> tuple[int, int]:
     """Size (height, width) of the window that holds all within a radius of its center, or whole axes of the detector (ky, kx).
 
-    A fixed window needs no rows outside of the detector. ``larger`` gives the next size that is allowed; the axis is kept whole
-    where the detector has not as many pixels.
+    A fixed window needs no rows outside of the detector. ``larger`` gives the next size that is allowed; an axis with fewer pixels
+    than that is kept whole. With ``square``, both sides are the larger one, or ConfigError says that an axis has fewer pixels.
 
     Examples
     --------

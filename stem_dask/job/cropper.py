@@ -163,6 +163,7 @@ class DiffractionCropper:
             as_patterns(blocks, axes),
             center_method=config.center_method,
             manual_center=config.manual_center,
+            ignore_bad_pixels=False,
             target_retention=config.target_retention,
             device=self.device,
         ).compute()

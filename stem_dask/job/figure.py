@@ -150,7 +150,7 @@ def build(report: FigureData) -> "Figure":
     if report.window_shape is not None:
         verdict = f"window {by(report.window_shape)} px"
         if report.window_shape == tuple(axis.size for axis in report.axes):
-            verdict = f"NOT CROPPED: the {verdict} is the whole detector"
+            verdict = f"NOT CROPPED: the window is the whole detector, {by(report.window_shape)} px"
     if (known := _finite(report.retention)).size:
         least = report.min_retention or 0
         below = int((known < least).sum())

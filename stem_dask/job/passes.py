@@ -61,7 +61,7 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.analyze import (
     analyze as analyze_patterns,
 )
-from stem_dask.stages.correct import apply_mask, corrected, read_mask, suspected_hot_pixels
+from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
 from stem_dask.stages.descan import Fit, fit_descan, fit_places, refuse_rough, with_descan
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
@@ -524,16 +524,18 @@ def _find_symmetry(job: Job) -> None:
     lead = lead_shape(job.patterns)
     check_scan(lead)
     columns = SIDE * min(4, len(places_of(lead)[1]))
-    around = _corrected(job, lazy_picked(job.found, surroundings(lead), (SIDE, columns)))
+    around = surroundings(lead)
+    where = [one.ravel().tolist() for one in around]
+    picked = _corrected(job, lazy_picked(job.found, where, (SIDE, columns)))
     spool = SpoolSink(f"{job.folder}/friedel")
-    blocks = {"friedel": symmetric_blocks(around, job.survey)}
-    n = len(job.run("friedel", blocks, spool, 2, around.nbytes))
+    blocks = {"friedel": symmetric_blocks(picked, job.survey)}
+    n = len(job.run("friedel", blocks, spool, 2, picked.nbytes))
     found = np.empty((*map(len, places_of(lead)), 2))
     for (rows, across), block in spool.blocks(n, ("symmetric",)):
         place = (slice(*(i // SIDE for i in (one.start, one.stop))) for one in (rows, across))
         found[tuple(place)] = block["symmetric"]
     part = job.patterns.attrs.get("scan_part")
-    job.friedel = fit_places(found, places_of(lead), lead, part, **_descan_options(job))
+    job.friedel = fit_places(found, around, lead, part, **_descan_options(job))
 
 
 def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
@@ -588,7 +590,7 @@ def _note_analysis(job: Job) -> None:
     assert job.analysis is not None
     mask = job.config.input.mask
     applied = mask if isinstance(mask, str) and mask in ("auto", "stop") else None
-    job.left = suspected_hot_pixels(job.analysis)
+    job.left = hot_in_mean(job.analysis)
     job.warnings += report.analysis_warnings(job.analysis, job.survey, job.left, applied)
 
 

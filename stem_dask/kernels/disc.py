@@ -72,10 +72,9 @@ def find_discs(
     n, height, width = patterns.shape
     dtype = patterns.dtype
     masked = good is not None and not good.all()
-    good = np.ones((0, 0), np.bool_) if good is None else good
     # how many pixels of each row count up to a column
     before = np.zeros((height, width + 1) if masked else (1, 1), np.int32)
-    if masked:
+    if good is not None and masked:
         np.cumsum(good, axis=1, out=before[:, 1:])
     expected = np.ascontiguousarray(expected, np.float64)
     whole, rows = dtype.kind != "f", 2 * math.ceil(reach + radius + 6)
@@ -256,17 +255,20 @@ def _find_discs(  # type: ignore[no-untyped-def]
         cap = float(box) / n_box / 2
         if whole:
             cap = max(1.0, math.floor(cap))
-        most = pattern.dtype.type(cap)
-        cy, cx = float(at_y), float(at_x)
+        most = kind(cap)
+        # relative to a pixel, so that it is the same wherever the disc is
+        off_y, off_x = 0.0, 0.0
         found, summed = False, False
         for turn in range(8):
-            off_y, off_x = cy - at_y, cx - at_x
-            off = math.sqrt(off_y * off_y + off_x * off_x)
-            if not summed or off > 1:
+            if not summed or off_y * off_y + off_x * off_x > 1:
                 # about a pixel, row by row
-                at_y, at_x = int(np.rint(cy)), int(np.rint(cx))
-                off_y, off_x = cy - at_y, cx - at_x
-                off = math.sqrt(off_y * off_y + off_x * off_x)
+                whole_y, whole_x = int(np.rint(off_y)), int(np.rint(off_x))
+                at_y, at_x, off_y, off_x = (
+                    at_y + whole_y,
+                    at_x + whole_x,
+                    off_y - whole_y,
+                    off_x - whole_x,
+                )
                 summed = True
                 sum_, sum_y, sum_x, all_, all_y, all_x = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
                 tall = halves.size - 1
@@ -281,7 +283,8 @@ def _find_discs(  # type: ignore[no-untyped-def]
                     every = sums[1, a - at_x + tall : b - at_x + tall]
                     in_row, in_row_all = kind(0), kind(0)
                     for j in range(row.size):
-                        low, high = kind(min(row[j], most)), kind(row[j])
+                        high = kind(row[j])
+                        low = kind(min(high, most))
                         in_row = kind(in_row + low)
                         in_row_all = kind(in_row_all + high)
                         capped[j] = kind(capped[j] + low)
@@ -294,6 +297,7 @@ def _find_discs(  # type: ignore[no-untyped-def]
                     sum_x += float(sums[0, j]) * (j - tall)
                     all_x += float(sums[1, j]) * (j - tall)
             # then only pixels at the edge can enter or leave
+            off = math.sqrt(off_y * off_y + off_x * off_x)
             total, moment_y, moment_x = sum_, sum_y, sum_x
             total_all, moment_y_all, moment_x_all = all_, all_y, all_x
             for k in range(rim_gap.size):
@@ -308,7 +312,7 @@ def _find_discs(  # type: ignore[no-untyped-def]
                     and least_y <= at_y + dy <= most_y
                     and least_x <= at_x + dx <= most_x
                 ):
-                    value = pattern[at_y + dy, at_x + dx]
+                    value = kind(pattern[at_y + dy, at_x + dx])
                     high, low = float(value), float(min(value, most))
                     if not within:
                         high, low = -high, -low
@@ -320,11 +324,11 @@ def _find_discs(  # type: ignore[no-untyped-def]
                     moment_x_all += high * dx
             if not total > 0:
                 break
-            before_y, before_x = cy, cx
-            cy, cx = at_y + moment_y / total, at_x + moment_x / total
-            if abs(cy - near_y) > reach + 1 or abs(cx - near_x) > reach + 1:
+            before_y, before_x = off_y, off_x
+            off_y, off_x = moment_y / total, moment_x / total
+            if abs(at_y + off_y - near_y) > reach + 1 or abs(at_x + off_x - near_x) > reach + 1:
                 break
-            if turn == 7 or (cy - before_y) ** 2 + (cx - before_x) ** 2 < 1e-4:
+            if turn == 7 or (off_y - before_y) ** 2 + (off_x - before_x) ** 2 < 1e-4:
                 found = True
                 break
         if not found:
@@ -332,7 +336,7 @@ def _find_discs(  # type: ignore[no-untyped-def]
 
         # a disc is three times as bright as the ring about it
         ring, n_ring = kind(0), 0
-        around_y, around_x = int(np.rint(cy)), int(np.rint(cx))
+        around_y, around_x = at_y + int(np.rint(off_y)), at_x + int(np.rint(off_x))
         for k in range(len(beyond)):
             dy, dx = around_y + beyond[k, 0], around_x + beyond[k, 1]
             if least_y <= dy <= most_y and least_x <= dx <= most_x:
@@ -347,16 +351,14 @@ def _find_discs(  # type: ignore[no-untyped-def]
                 least += 3 * math.sqrt(least)
             if float(box) - level * n_box < least:
                 continue
-        center[i, 0], center[i, 1] = cy + top, cx + left
+        center[i, 0], center[i, 1] = at_y + top + off_y, at_x + left + off_x
         spread[i] = 0.0
         if total_all > 0:
-            uneven_y, uneven_x = (
-                at_y + moment_y_all / total_all - cy,
-                at_x + moment_x_all / total_all - cx,
-            )
+            uneven_y, uneven_x = moment_y_all / total_all - off_y, moment_x_all / total_all - off_x
             spread[i] = math.sqrt(uneven_y * uneven_y + uneven_x * uneven_x)
 
         # how much of the disc is masked or off the detector
+        cy, cx = at_y + off_y, at_x + off_x
         if (
             masked
             or min(cy - least_y, most_y - cy) < radius

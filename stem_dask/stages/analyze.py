@@ -35,7 +35,7 @@ from stem_dask.kernels.intensity import (
 from stem_dask.kernels.pixels import add_lit
 from stem_dask.stages.blocks import check_device, patterns_of, reduced, sampled
 from stem_dask.stages.descan import fit_places
-from stem_dask.stages.friedel import check_scan, places_of, symmetric_centers
+from stem_dask.stages.friedel import check_scan, surroundings, symmetric_centers
 from stem_dask.stages.survey import Survey, needs_survey, resolved_method, survey_patterns
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def analyze(
     if center_method == "friedel" and survey is not None:
         lead = lead_shape(patterns)
         check_scan(lead)
-        where, part = places_of(lead), patterns.attrs.get("scan_part")
+        where, part = surroundings(lead), patterns.attrs.get("scan_part")
         found = symmetric_centers(patterns, survey)
         fit = fit_places(found, where, lead, part, order="auto", region=None, reference=None)
         centers = fit.surface

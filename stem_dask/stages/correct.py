@@ -18,6 +18,7 @@ from stem_dask.core.errors import ConfigError
 from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.pixels import correct_patterns, fill_bad, hot_pixels, neighbours
 from stem_dask.stages.blocks import changed, on_blocks, require_computed, sampled, valid_of
+from stem_dask.stages.survey import HOT
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -159,7 +160,8 @@ def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
     """Pixels far above their neighbours in the mean pattern that are lit in at least half of a sample of the patterns.
 
     Hot are pixels above 6 times all but five of their 24 neighbours, which may be hot as well: singles, pairs, squares of
-    four, whole rows and columns are found, larger clusters are not.
+    four, whole rows and columns are found, larger clusters are not. Those that the survey found are among them, although they
+    count as 0 in the analysis.
 
     Parameters
     ----------
@@ -184,6 +186,12 @@ def suspected_hot_pixels(analysis: xr.Dataset) -> NDArray[np.bool_]:
     >>> np.argwhere(suspected_hot_pixels(analysis)).tolist()
     [[4, 0]]
     """
+    found = hot_in_mean(analysis)
+    return found | ((analysis["mask"].values & HOT) > 0) if "mask" in analysis else found
+
+
+def hot_in_mean(analysis: xr.Dataset) -> NDArray[np.bool_]:
+    """`suspected_hot_pixels` of the mean pattern alone."""
     require_computed(analysis)
     if "lit" not in analysis:
         raise ConfigError(

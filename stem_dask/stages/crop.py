@@ -158,22 +158,18 @@ def choose_window(
         radii = _radii_of(analysis, criterion, filled, target, k_max, n_alpha)
     if criterion == "k_max":
         margin = 0
-    middle = _median_center(analysis, filled)
-    needed = radii.astype(np.float64)
-    # where discs overlap, a single centroid is not the beam; the surface fitted to all of them is
-    lies_on_fit = (
-        align == "descan" and criterion == "k_max" and analysis.attrs["center_method"] == "centroid"
-    )
-    if (
-        align != "pattern" and not lies_on_fit
-    ):  # the distance of the beam from the middle of its window counts, too
-        shift, other = (
-            np.abs(np.subtract(beam, place, out=beam), out=beam)
-            for beam, place in zip(
-                beam_places(analysis), _window_places(analysis, align, middle), strict=True
-            )
-        )
-        needed += np.maximum(shift, other, out=shift)
+    own: Sequence[Any] = beam_places(analysis)
+    middle = [
+        _median(analysis[f"center_{a}"].values, one, filled)
+        for a, one in zip("yx", own, strict=True)
+    ]
+    method = analysis.attrs["center_method"]
+    around: Sequence[Any] = middle if align == "fixed" else _window_centers(analysis, align)
+    if align == "descan" and criterion == "k_max" and method == "centroid":
+        own = around  # where discs overlap, a single centroid is not the beam; the surface fitted to all is
+    # the radii are around the patterns' own centers: the distance to the center of the window counts, too
+    away_y, away_x = (np.abs(a - b) for a, b in zip(own, around, strict=True))
+    needed = radii + np.maximum(away_y, away_x)
     covered = needed[np.isfinite(needed)]
     if metric == "circle" and margin == 0:
         margin = 1
@@ -303,19 +299,6 @@ def beam_places(analysis: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.f
     return found[0], found[1]
 
 
-def _window_places(analysis: xr.Dataset, align: str, middle: tuple[int, int]) -> tuple[Any, Any]:
-    """The pixel (y, x) in the middle of each pattern's window, before a fixed one is clipped; NaN for an empty pattern."""
-    if align == "fixed":
-        return middle
-    if align == "pattern":
-        return beam_places(analysis)
-    if "descan_y" not in analysis:
-        raise ConfigError(
-            "align is descan, and the analysis has no fit of it; call sd.fit_descan(analysis) first"
-        )
-    return np.rint(analysis["descan_y"].values), np.rint(analysis["descan_x"].values)
-
-
 def _given_size(
     size: Literal["auto", "fft"] | int | Sequence[int], window: Sequence[int] | None
 ) -> tuple[int, int] | None:
@@ -340,11 +323,21 @@ def _given_size(
     return height, width
 
 
-def _median_center(analysis: xr.Dataset, filled: NDArray) -> tuple[int, int]:
-    y, x = (analysis[name].values[filled] for name in ("center_y", "center_x"))
-    if not np.isfinite(y).any():  # no disc was found in any
-        y, x = (place[filled] for place in beam_places(analysis))
-    return int(np.rint(np.nanmedian(y))), int(np.rint(np.nanmedian(x)))
+def _median(centers: NDArray, places: NDArray, filled: NDArray[np.bool_]) -> int:
+    """The median center of the patterns that are not empty, rounded; of where they were expected if none was found."""
+    found = centers[filled]
+    return int(np.rint(np.nanmedian(found if np.isfinite(found).any() else places[filled])))
+
+
+def _window_centers(analysis: xr.Dataset, align: Align) -> Sequence[NDArray[np.float64]]:
+    """Rounded center (y, x) of the window on every pattern, NaN where it has none; see `window_origins`."""
+    if align == "pattern":
+        return beam_places(analysis)
+    if "descan_y" not in analysis:
+        raise ConfigError(
+            "align is descan, and the analysis has no fit of it; call sd.fit_descan(analysis) first"
+        )
+    return [np.rint(analysis[f"descan_{axis}"].values) for axis in "yx"]
 
 
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArray]:
@@ -352,18 +345,12 @@ def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArr
 
     If it is the same for all patterns, it is a read-only broadcast scalar.
     """
-    origins: list[NDArray] = []
     shape = analysis["center_y"].shape
-    places: tuple[Any, Any] = (None, None)
-    if window.aligned_axes:
-        places = _window_places(analysis, window.align, (0, 0))
-    axes = zip(DETECTOR_DIMS, window.origin, window.shape, places, strict=True)
-    for name, first, size, place in axes:
+    origins: list[NDArray] = [np.broadcast_to(np.int32(first), shape) for first in window.origin]
+    for i, name in enumerate(DETECTOR_DIMS):
         if name in window.aligned_axes:
-            own = np.where(np.isfinite(place), place - size // 2, first)
-            origins.append(own.astype(np.int32))
-        else:
-            origins.append(np.broadcast_to(np.int32(first), shape))
+            first = _window_centers(analysis, window.align)[i] - window.shape[i] // 2
+            origins[i] = np.where(np.isfinite(first), first, window.origin[i]).astype(np.int32)
     return origins[0], origins[1]
 
 

@@ -78,7 +78,7 @@ def fit_descan(
     weight: Any = 1.0
     if "center_spread" in analysis:
         weight = descan_weight(analysis["center_spread"].values)
-    everywhere = [list(range(n)) for n in shape]
+    everywhere = [np.arange(n)[:, None] for n in shape]
     how = (order, region, reference)
     return with_descan(analysis, _fitted(y, x, weight, everywhere, shape, parts, *how))
 
@@ -93,7 +93,7 @@ class Fit(NamedTuple):
 
 def fit_places(
     centers: NDArray[np.float64],
-    where: Sequence[Sequence[int]],
+    around: Sequence[NDArray[np.int64]],
     shape: Sequence[int],
     parts: Sequence[Sequence[int]] | None,
     *,
@@ -101,16 +101,19 @@ def fit_places(
     region: Sequence[int] | None,
     reference: xr.Dataset | None,
 ) -> Fit:
-    """Fit the descan to centers (places y, places x, 2) at chosen indices ``where`` of a scan, all with the same weight."""
+    """Fit the descan to centers (places y, places x, 2), each of the mean pattern of some positions of a scan, with equal weights.
+
+    ``around`` are, for both scan axes, the indices (places, n) that belong to a place.
+    """
     y, x = np.moveaxis(centers, -1, 0)
-    return _fitted(y, x, 1.0, where, shape, parts, order, region, reference)
+    return _fitted(y, x, 1.0, around, shape, parts, order, region, reference)
 
 
 def _fitted(
     y: NDArray,
     x: NDArray,
     weight: Any,
-    where: Sequence[Sequence[int]],
+    around: Sequence[NDArray[np.int64]],
     shape: Sequence[int],
     parts: Sequence[Sequence[int]] | None,
     order: Literal["auto", 0, 1, 2],
@@ -124,8 +127,12 @@ def _fitted(
     )
     inside = None
     if region is not None:
-        inside = _region(region, shape, parts)[np.ix_(*where)]
-    at: dict[str, Any] = {"region": inside, "v": v[where[0]], "u": u[where[1]]}
+        inside = _region(region, shape, parts)[
+            np.ix_(*(one[:, one.shape[1] // 2] for one in around))
+        ]
+    at: dict[str, Any] = {
+        "region": inside, "v": v[around[0]].mean(axis=1), "u": u[around[1]].mean(axis=1),
+    }  # fmt: skip
     try:
         if reference is None:
             found = kernel.fit_descan(y, x, weight, order=order, **at)

@@ -34,10 +34,10 @@ def places_of(scan_shape: Sequence[int]) -> list[list[int]]:
     return sample_positions(scan_shape, PLACES)
 
 
-def surroundings(scan_shape: Sequence[int]) -> list[list[int]]:
-    """For each place the indices of the three positions about it along an axis; at an edge of the scan it counts twice."""
+def surroundings(scan_shape: Sequence[int]) -> list[NDArray[np.int64]]:
+    """For both scan axes the three indices (places, 3) about each place; an edge of the scan counts twice."""
     return [
-        [min(max(i + step, 0), n - 1) for i in where for step in (-1, 0, 1)]
+        np.clip(np.array(where)[:, None] + np.array([-1, 0, 1]), 0, n - 1)
         for where, n in zip(places_of(scan_shape), scan_shape, strict=True)
     ]
 
@@ -80,7 +80,7 @@ def symmetric_centers(patterns: xr.DataArray, survey: Survey) -> NDArray[np.floa
     """Centers (y places, x places, 2) in lazy patterns, of which only the surroundings of the places are read."""
     import dask
 
-    rows, columns = surroundings(lead_shape(patterns))
+    rows, columns = (one.ravel().tolist() for one in surroundings(lead_shape(patterns)))
     picked = [[patterns.data[y, x] for x in columns] for y in rows]
     out = []
     for y in range(0, len(rows), SIDE):

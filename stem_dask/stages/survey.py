@@ -291,8 +291,9 @@ def survey_sample(
     )
     if device != "cpu":
         found = replace(found, why="the GPU does not find discs yet")
-    if apply_stop and found.stop is not None:
-        flags = found.flags | np.where(found.stop, STOP, 0).astype(np.uint8)
+    if found.stop is not None:  # its pixels are not dead
+        flags = found.flags & ~np.where(found.stop, DEAD, 0).astype(np.uint8)
+        flags |= np.where(found.stop, STOP if apply_stop else 0, 0).astype(np.uint8)
         found = replace(found, flags=flags)
     if center_method == "friedel":
         check_friedel(found)
@@ -318,6 +319,7 @@ def check_friedel(survey: Survey) -> None:
 def survey(
     patterns: Any,
     *,
+    center_method: str = "auto",
     threshold: float | Literal["auto"] = 0.0,
     background: Literal["none", "pedestal"] = "none",
     disc_radius: float | None = None,
@@ -330,6 +332,7 @@ def survey(
     Parameters
     ----------
     patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `stem_dask.analyze`
+    center_method : of the analysis that follows; ``friedel`` needs a mask
     threshold : in counts, or ``auto``: four standard deviations above the level of the background
     background : ``pedestal`` to subtract that level in the analysis
     disc_radius : of the direct disc in px; None measures it
@@ -350,7 +353,12 @@ def survey(
     (5.1, [14, 17])
     """
     options: dict[str, Any]
-    options = {"threshold": threshold, "background": background, "disc_radius": disc_radius}
+    options = {
+        "center_method": center_method,
+        "threshold": threshold,
+        "background": background,
+        "disc_radius": disc_radius,
+    }
     options |= {"ignore_bad_pixels": ignore_bad_pixels, "guess": guess, "given_mask": mask}
     return survey_patterns(patterns_of(patterns), **options)
 
