@@ -36,7 +36,13 @@ from stem_dask.kernels.pixels import add_lit
 from stem_dask.stages.blocks import check_device, patterns_of, reduced, sampled
 from stem_dask.stages.descan import fit_places
 from stem_dask.stages.friedel import check_scan, surroundings, symmetric_centers
-from stem_dask.stages.survey import Survey, needs_survey, resolved_method, survey_patterns
+from stem_dask.stages.survey import (
+    Survey,
+    needs_survey,
+    refuse_no_disc,
+    resolved_method,
+    survey_patterns,
+)
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -140,7 +146,9 @@ def analyze(
         "disc_radius": disc_radius, "ignore_bad_pixels": ignore_bad_pixels,
     }  # fmt: skip
     if survey is None and needs_survey(**asked):
-        survey = survey_patterns(patterns, **asked)
+        survey = survey_patterns(patterns, **asked, device=device)
+    if survey is not None:
+        refuse_no_disc(survey, center_method)
     options: dict[str, Any] = {
         "center_method": resolved_method(center_method, survey, device), "manual_center": manual_center,
         "radius_metric": radius_metric, "target_retention": target_retention,
