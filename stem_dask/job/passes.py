@@ -70,10 +70,10 @@ from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, 
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
 from stem_dask.stages.open import (
     block_array,
-    block_positions,
     lazy_blocks,
     lazy_picked,
     lazy_sample,
+    open_patterns,
 )
 from stem_dask.stages.survey import (
     DEAD,
@@ -478,8 +478,8 @@ def _descan_options(job: Job) -> dict[str, Any]:
 
 
 def _reference(job: Job) -> xr.Dataset | None:
-    """The vacuum scan with its fit: from its stored analysis, or from a new one, for which it is read as the input is."""
-    where, options = reference_of(job.config), job.config.input
+    """The vacuum scan with its fit: from its stored analysis, or from a new one of the whole scan."""
+    where = reference_of(job.config)
     if where is None:
         return None
     try:
@@ -487,16 +487,13 @@ def _reference(job: Job) -> xr.Dataset | None:
             stored = zarr.open_group(where, "analysis")
             if "descan" in stored.attrs:
                 return stored
-            names = [
-                name
-                for name in ("center_y", "center_x", "center_spread", "total")
-                if name in stored
-            ]
-            return fit_descan(stored[names].load())
-        patterns = lazy_blocks(where, block_positions(where, "auto"))
-        patterns = corrected(patterns, options.dark, options.gain)
-        if job.mask is not None and job.config.analyze.center_method != "friedel":  # a beam stop
-            patterns = apply_mask(patterns, job.mask, options.mask_fill)
+            return fit_descan(stored.drop_vars("profile").load())
+        options = job.config.input.model_dump(exclude={"path", "scan_roi", "scan_step"})
+        if job.config.analyze.center_method == "friedel":
+            options["mask"] = None  # the beam stop is taken out for it
+        elif options["mask"] is not None:
+            options["mask"] = job.mask
+        patterns = open_patterns(where.info.path, **options)
         radius = job.config.analyze.disc_radius
         found = analyze_patterns(patterns, center_method="disc", disc_radius=radius)
         return fit_descan(found.drop_vars("profile").compute())

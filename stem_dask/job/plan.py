@@ -207,7 +207,8 @@ def reference_of(config: Config) -> str | Found | None:
         # an analysis beside a file is of that file as long as the file is the same
         if about is not None and (store == path or about.get("of") == list(identity(path)[1:])):
             return store
-        other = config.input.model_copy(update={"path": path})
+        # all of it, whatever part of the input is read: the fit is of the scan as acquired
+        other = config.input.model_copy(update={"path": path, "scan_roi": None, "scan_step": 1})
         found = find_input(config.model_copy(update={"input": other}))
     except StemDaskError as error:
         raise type(error)(f"descan.reference: {error}") from error
