@@ -69,45 +69,25 @@ def find_discs(
     >>> find_discs(native(pattern), np.array([[10.0, 12.0]]), radius=4.0, reach=3.0, good=None).center.tolist()
     [[11.0, 13.0]]
     """
-    n, height, width = patterns.shape
-    dtype = patterns.dtype
-    masked = good is not None and not good.all()
-    # how many pixels of each row count up to a column
-    before = np.zeros((height, width + 1) if masked else (1, 1), np.int32)
-    if good is not None and masked:
-        np.cumsum(good, axis=1, out=before[:, 1:])
+    n, dtype, masked = len(patterns), patterns.dtype, good is not None
+    counts = np.ones((1, 1), np.bool_) if good is None else np.ascontiguousarray(good, np.bool_)
     expected = np.ascontiguousarray(expected, np.float64)
     whole, rows = dtype.kind != "f", 2 * math.ceil(reach + radius + 6)
+    kept = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
     numbers = (float(radius), float(reach), max(1, round(0.7 * radius)), float(level), whole)
-    kind = accumulator(dtype, rows**2) if dtype.kind != "i" else np.dtype(np.uint64)
-    tables, sums = _tables(float(radius)), np.empty((2, rows), kind)
+    sums = np.empty((2, rows), accumulator(kept, rows**2))
+    how = (patterns.shape[1:], numbers, counts, masked, _tables(float(radius)), sums)
     found, cut = Discs(np.full((n, 2), np.nan), np.full(n, np.nan)), np.zeros(n, np.bool_)
     if dtype.kind == "u" and not masked:
-        origin = np.zeros((n, 2), np.int64)
-        _find_discs(
-            patterns,
-            origin,
-            expected,
-            (height, width),
-            numbers,
-            before,
-            False,
-            tables,
-            sums,
-            *found,
-            cut,
-        )
+        _find_discs(patterns, np.zeros((n, 2), np.int64), expected, *how, *found, cut)
     else:  # copies of what is near the disc, with zeros where a pixel does not count
-        kept = np.dtype(f"u{dtype.itemsize}") if dtype.kind == "i" else dtype
         some = max(1, NEAR_BYTES // (rows**2 * kept.itemsize))
-        near, origin = np.empty((some, rows, rows), kept), np.empty((some, 2), np.int64)
+        near, origin = np.empty((min(some, n), rows, rows), kept), np.zeros((some, 2), np.int64)
         for i in range(0, n, some):
             part = slice(i, min(i + some, n))
-            _copy_near(patterns[part], expected[part], before, masked, origin, near)
-            _find_discs(
-                native(near[: part.stop - i]), origin, expected[part], (height, width), numbers, before, masked,
-                tables, sums, found.center[part], found.spread[part], cut[part],
-            )  # fmt: skip
+            _copy_near(patterns[part], expected[part], counts, masked, origin, near)
+            copies, into = native(near[: part.stop - i]), (values[part] for values in (*found, cut))
+            _find_discs(copies, origin, expected[part], *how, *into)
     if cut.any():
         rims = fit_rims(patterns[cut], found.center[cut], radius, good)
         lost = ~(rims[:, 3] > 5) | (np.abs(rims[:, :2] - expected[cut]) > reach + 1).any(axis=1)
@@ -136,7 +116,7 @@ def _tables(radius: float) -> tuple[NDArray, ...]:
 
 
 @numba.njit(nogil=True, cache=CACHE)
-def _copy_near(patterns, expected, before, masked, origin, near):  # type: ignore[no-untyped-def]
+def _copy_near(patterns, expected, counts, masked, origin, near):  # type: ignore[no-untyped-def]
     n, height, width = patterns.shape
     side, kind = near.shape[1], near.dtype.type
     for i in range(n):
@@ -158,9 +138,9 @@ def _copy_near(patterns, expected, before, masked, origin, near):  # type: ignor
                 value = values[x]
                 into[x] = kind(value) if (value > 0) & (value - value == 0) else kind(0)
             if masked:
-                counts = before[y, left + first : left + last + 1]
+                good = counts[y, left + first : left + last]
                 for x in range(values.size):
-                    into[x] = into[x] if counts[x + 1] > counts[x] else kind(0)
+                    into[x] = into[x] if good[x] else kind(0)
 
 
 @numba.njit(nogil=True, cache=CACHE)
@@ -186,7 +166,7 @@ def _spans(y, x, radius, y0, bounds, first, last):  # type: ignore[no-untyped-de
 
 @numba.njit(nogil=True, cache=CACHE)
 def _find_discs(  # type: ignore[no-untyped-def]
-    patterns, origin, expected, detector, numbers, before, masked, tables, sums, center, spread, cut
+    patterns, origin, expected, detector, numbers, counts, masked, tables, sums, center, spread, cut
 ):
     """`find_discs` of unsigned or float patterns, or of parts of patterns that begin at an origin."""
     radius, reach, half, level, whole = numbers
@@ -245,9 +225,7 @@ def _find_discs(  # type: ignore[no-untyped-def]
         n_box = 0
         for y in range(max(at_y - half, least_y), min(at_y + half, most_y) + 1):
             a, b = max(at_x - half, least_x), min(at_x + half, most_x)
-            n_box += (
-                before[y + top, b + left + 1] - before[y + top, a + left] if masked else b - a + 1
-            )
+            n_box += counts[y + top, a + left : b + left + 1].sum() if masked else b - a + 1
         if n_box == 0:
             continue
 
@@ -341,10 +319,7 @@ def _find_discs(  # type: ignore[no-untyped-def]
             dy, dx = around_y + beyond[k, 0], around_x + beyond[k, 1]
             if least_y <= dy <= most_y and least_x <= dx <= most_x:
                 ring += kind(pattern[dy, dx])
-                if masked:
-                    n_ring += before[dy + top, dx + left + 1] - before[dy + top, dx + left]
-                else:
-                    n_ring += 1
+                n_ring += 1 if not masked or counts[dy + top, dx + left] else 0
         if n_ring > 0:
             least = 3 * max(0.0, float(ring) / n_ring - level) * n_box
             if whole:
@@ -372,7 +347,7 @@ def _find_discs(  # type: ignore[no-untyped-def]
                 n_disc += lasts[k] - firsts[k] + 1
                 a, b = max(firsts[k] + left, 0), min(lasts[k] + left, detector[1] - 1)
                 if 0 <= row < detector[0] and b >= a:
-                    n_good += before[row, b + 1] - before[row, a] if masked else b - a + 1
+                    n_good += counts[row, a : b + 1].sum() if masked else b - a + 1
             cut[i] = n_good < 0.98 * n_disc
 
 
@@ -447,9 +422,9 @@ def fit_rims(
     them (Tukey's biweight), and the annulus moves along, up to 6 times. Sectors with more than a third of their pixels bad
     or off the detector, or without an edge, do not count; NaN and 0 where fewer than 3 are left.
 
-    ``patterns`` (n, ky, kx) are from `native`, ``centers`` (n, 2) are within 2 px or so of the truth.
+    ``patterns`` (n, ky, kx) are of any real dtype, ``centers`` (n, 2) are within 2 px or so of the truth.
     """
-    out = np.zeros((len(patterns), 4))
+    patterns, out = native(patterns), np.zeros((len(patterns), 4))
     good = np.ones(patterns.shape[1:], np.bool_) if good is None else good
     sectors = np.zeros((32 if radius >= 20 else 16, 8))
     _fit_rims(patterns, centers, float(radius), good, sectors, out)
