@@ -101,7 +101,7 @@ SITUATIONS = {
     "nothing gained, and nothing helps": (outlier, ["crop.coverage=1"], 0, "NOT CROPPED: the window is the whole detector, 48 x 48 px", []),
     "too little at an edge": (
         at_edge, ["crop.size=12"], 4, "16 of 16 patterns keep less",
-        ["crop.size=auto ", "'crop.size=[18,22]' ", "validate.min_retention=0."],
+        ["crop.size=auto ", "'crop.size=[16,22]' ", "validate.min_retention=0."],
     ),
     "a square that has no room": (
         lambda: at_edge()[..., 10:27], ["crop.size=10", "crop.square=true"], 4, "16 of 16 patterns keep less",

@@ -8,6 +8,7 @@ from test_disc import disc
 
 from stem_dask.kernels.disc import find_discs
 from stem_dask.kernels.intensity import native
+from stem_dask.kernels.symmetry import center_of_symmetry
 from stem_dask.stages.survey import DEAD, GIVEN, HOT, NOT_FINITE, Survey, survey_of
 
 SCAN, SHAPE = (10, 9), (72, 76)
@@ -163,6 +164,23 @@ def test_a_cross_without_pixels_through_the_disc():
         assert survey.radius == pytest.approx(9.5, abs=0.15)
         assert_within(centers, truth, (0.2, 0.4, 0.6))
         assert ((survey.flags & GIVEN) > 0).tolist() == cross.tolist()
+
+
+def test_under_a_beam_stop_the_survey_starts_at_the_center_of_symmetry(shared_data):
+    patterns, truth = shared_set(shared_data / "trust" / "amorphous_ring.hspy")
+    center = truth.mean((0, 1))
+    y, x = np.mgrid[:128, :128] - (center + np.array([1.5, 2]))[:, None, None]
+    covered = (np.hypot(y, x) < 9) | ((abs(y) < 4) & (x < 0))
+    patterns[..., covered] = 0
+    survey, _ = surveyed(patterns)
+    assert survey.radius is None
+    assert (survey.stop & covered).sum() > 0.95 * covered.sum()
+    survey, _ = surveyed(patterns, given_mask=covered)
+    assert survey.radius is None
+    np.testing.assert_allclose(survey.start, center, atol=0.5)
+    mean = patterns.mean((0, 1))
+    found = center_of_symmetry(mean, survey.start, survey.good)
+    np.testing.assert_allclose(found, center, atol=0.05)
 
 
 def test_pedestal_and_threshold():

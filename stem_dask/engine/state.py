@@ -52,7 +52,7 @@ _BEFORE = ("lock", "owner", "run.partial")
 
 #: folders that a run makes there, and files in those
 _FOLDERS = re.compile(
-    r"turned|analysis|analysis-again|crop|convert|normalize|moments|chunks|export\.\w+|\w+\.zarr\.incomplete"
+    r"turned|sample|friedel|analysis|crop|convert|normalize|moments|chunks|export\.\w+|\w+\.zarr\.incomplete"
 )
 _BLOCKS = re.compile(r"\d{6}.*|patterns\.raw|zarr\.json|c(\.\d+)*(\..*)?|.*\.partial")
 

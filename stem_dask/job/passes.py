@@ -46,6 +46,7 @@ from stem_dask.job.plan import Plan, reference_of
 from stem_dask.job.results import Outcome, advice, exit_code, stored_bytes, verdict
 from stem_dask.job.warm_up import play, rehearse
 from stem_dask.kernels.gpu.code import compile_kernels
+from stem_dask.kernels.pixels import DEAD, HOT, STOP
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
 from stem_dask.readers.views import View
@@ -76,9 +77,6 @@ from stem_dask.stages.open import (
     open_patterns,
 )
 from stem_dask.stages.survey import (
-    DEAD,
-    HOT,
-    STOP,
     Survey,
     needs_survey,
     refuse_no_disc,

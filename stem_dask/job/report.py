@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import LIST_DIMS, Axis, Window
 from stem_dask.core.text import size
+from stem_dask.kernels.pixels import DEAD, HOT
 from stem_dask.stages.descan import EXTRAPOLATED
-from stem_dask.stages.survey import DEAD, HOT, Survey
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened, publish, temporary
+
+if TYPE_CHECKING:
+    from stem_dask.stages.survey import Survey
 
 #: above this many patterns, results.json omits lists with one entry per pattern
 MAX_LISTED = 100_000
@@ -91,7 +94,7 @@ def results_of(
 
 
 def analysis_warnings(
-    analysis: xr.Dataset, survey: Survey | None, left: NDArray[np.bool_], mask: str | None
+    analysis: xr.Dataset, survey: "Survey | None", left: NDArray[np.bool_], mask: str | None
 ) -> list[str]:
     """Warnings about the data; ``left`` are hot pixels of the mean pattern, and ``mask`` is ``auto`` or ``stop`` if it was applied."""
     out = []

@@ -5,6 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+#: kinds of bad pixels, as bits of a flag
+GIVEN, HOT, DEAD, STOP, NOT_FINITE = 1, 2, 4, 8, 16
+
 
 def neighbours(mask: NDArray[np.bool_]) -> list[tuple[tuple[int, int], NDArray[np.int64]]]:
     """For every bad pixel (y, x) of a mask the indices (n, 2) of the good pixels in the nearest square ring that has any."""

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, ChangedBlock, is_input_left_out
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.patterns import blocks_of, lead_shape
-from stem_dask.kernels.pixels import correct_patterns, fill_bad, hot_pixels, neighbours
+from stem_dask.kernels.pixels import HOT, correct_patterns, fill_bad, hot_pixels, neighbours
 from stem_dask.stages.blocks import changed, on_blocks, require_computed, sampled, valid_of
-from stem_dask.stages.survey import HOT
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -18,15 +18,23 @@ from stem_dask.core.patterns import blocks_of, lead_shape
 from stem_dask.kernels.descan import descan_weight, fit_descan
 from stem_dask.kernels.disc import find_discs, fit_rims
 from stem_dask.kernels.intensity import native
-from stem_dask.kernels.pixels import dead_pixels, hot_pixels, stop_region
+from stem_dask.kernels.pixels import (
+    DEAD,
+    GIVEN,
+    HOT,
+    NOT_FINITE,
+    STOP,
+    dead_pixels,
+    hot_pixels,
+    stop_region,
+)
 from stem_dask.kernels.symmetry import center_of_symmetry, symmetry
 from stem_dask.stages.blocks import patterns_of, sample_positions
 
 if TYPE_CHECKING:
     import xarray as xr
 
-#: kinds of bad pixels, as bits of a flag
-GIVEN, HOT, DEAD, STOP, NOT_FINITE = 1, 2, 4, 8, 16
+#: names of the kinds of bad pixels
 KINDS = {"given": GIVEN, "hot": HOT, "dead": DEAD, "stop": STOP, "not_finite": NOT_FINITE}
 
 #: a disc of a smaller radius has no rim (px)
@@ -224,6 +232,10 @@ def survey_of(
         search.radius = radius
     if search.radius is not None:
         search.background()
+    elif search.is_symmetric and start is None:
+        # the brightest place is no beam: perhaps the edge of a beam stop
+        search.start = search.symmetric = tuple(map(float, search.symmetric))
+        search.constant(search.start)
     counted = search.level == 0 and search.noise == 0
     if threshold == "auto":
         threshold = 0.0 if counted else max(0.0, search.level + 4 * search.noise)
@@ -437,6 +449,7 @@ class _Search:
         self.why = ""
         self.start = self.symmetric = tuple((n - 1) / 2 for n in good.shape)
         self.constant(self.start)
+        self.is_symmetric = False
         self.reach = 3.0 if radius is None else min(3.0, radius)
         self.level = self.noise = 0.0
 
@@ -499,7 +512,7 @@ class _Search:
         mean[~self.good] = 0
         found = symmetry(np.sqrt(mean), self.good)
         at = np.unravel_index(int(found.argmax()), found.shape)
-        self.symmetric = (at[0] / 2, at[1] / 2)
+        self.symmetric, self.is_symmetric = (at[0] / 2, at[1] / 2), bool(found[at] > 0.7)
         filled_in = filled(mean, self.good)
         self.rough = self.given or first_radius(filled_in)
         if given is not None:
@@ -511,7 +524,7 @@ class _Search:
             discs = np.argwhere((box == highest) & (box > box.max() / 4))
             brightest = np.unravel_index(int(box.argmax()), box.shape)
             off = np.hypot(*(discs - np.array(self.symmetric)).T)
-            near = off.size and off.min() <= max(2, self.rough / 2) and found[at] > 0.7
+            near = off.size and off.min() <= max(2, self.rough / 2) and self.is_symmetric
             self.start = tuple(float(c) for c in (discs[off.argmin()] if near else brightest))
         self.constant(self.start)
 
@@ -555,7 +568,11 @@ class _Search:
     def big_enough(self, radius: float) -> bool:
         if radius >= SMALLEST_RADIUS:
             return True
-        self.why = f"its radius would be {radius:.1f} px, expected at least {SMALLEST_RADIUS:g}"
+        self.why = (
+            f"its radius would be {radius:.1f} px, expected at least {SMALLEST_RADIUS:g}"
+            if radius > 0
+            else "most patterns have no bright spot near the center"
+        )
         return False
 
     def fit(self, radius: float, reach: float, order: int) -> tuple[float, NDArray[np.bool_]]:
