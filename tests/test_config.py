@@ -21,7 +21,7 @@ from stem_dask.core.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "crop.yaml"
 MINIMAL = "input: {path: synthetic}\noutput: {path: a.zarr}\n"
-SECTIONS = ["input", "analyze", "crop", "validate", "downsample", "output", "cluster"]
+SECTIONS = ["input", "analyze", "descan", "crop", "validate", "downsample", "output", "cluster"]
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ BAD = [
     ("input: {shape: [4, 5]}", "input.shape is [4, 5]; expected [scan_y, scan_x, ky, kx] or [n, ky, kx]"),
     ("input: {dtype: '>u 2'}", "input.dtype is '>u 2'; expected a numpy type such as uint16"),
     ("input: {dark: 3}", "input.dark is 3; expected the path of a .npy file or null"),
-    ("input: {mask: bad.txt}", "input.mask is bad.txt; expected auto, the path of a .npy file, {pixels:"),
+    ("input: {mask: bad.txt}", "input.mask is bad.txt; expected auto or stop, the path of a .npy file, {pixels:"),
     ("input: {mask: {pixels: [[1, 2], [3, 4O]]}}", "input.mask.pixels[1][1] is 4O; expected"),
     ("input: {mask: {row: [1]}}", "input.mask.row is not a key; did you mean rows? Valid keys: pixels"),
     ("input: {mask_fill: mean}", "input.mask_fill is mean; expected zero or median"),
@@ -158,19 +158,18 @@ BAD = [
     ("input: {calibration: {ky: {scale: 0, units: nm}}}", "input.calibration.ky.scale is 0; expected {ky: "),
     ("input: {calibration: {ky: {scale: 1}}}", "input.calibration.ky.units is missing; expected"),
     ("input: {beam_energy_kv: 0}", "input.beam_energy_kv is 0; expected kilovolts, a number above 0 such as 200 or null"),
-    ("input: {mask: auto}\ncrop: {enabled: false}", "input.mask is auto, which needs crop.enabled: true"),
     # analyze
     ("analyze: {center_method: manual}", "analyze.manual_center is missing; center_method: manual"),
-    ("analyze: {manual_center: [1, 2]}", "needs center_method: manual, but it is centroid"),
+    ("analyze: {manual_center: [1, 2]}", "needs center_method: manual, but it is auto"),
     ("analyze: {target_retention: 1.5}", "analyze.target_retention is 1.5; expected a number above"),
     ("analyze: {threshold: -1}", "analyze.threshold is -1; expected a number of 0 or more"),
     ("analyze: {threshold: .nan}", "analyze.threshold is .nan; expected"),
-    ("analyze: {threshold: 1e-5}", "is 1e-5; expected a number of 0 or more (this is text in YAML; write 1.0e-05)"),
+    ("analyze: {threshold: 1e-5}", "is 1e-5; expected a number of 0 or more or auto (this is text in YAML; write 1.0e-05)"),
     # crop
     ("crop: 3", "crop is 3; expected a section with the keys enabled, coverage"),
     ("crop: {enabled: 1}", "crop.enabled is 1; expected true or false"),
     ("crop: {margin_pixels: -1}", "crop.margin_pixels is -1; expected a whole number of 0 or more"),
-    ("crop: {align: patern}", "crop.align is patern; expected fixed or pattern"),
+    ("crop: {align: patern}", "crop.align is patern; expected fixed, descan or pattern"),
     ("crop: {size: small}", "crop.size is small; expected auto, fft or common, a whole number above 0 or [y, x]"),
     ("crop: {size: '40'}", "(this is text in YAML; write 40)"),
     ("crop: {size: 0xFFFFFFFFFFFFFFFFFFFFFF}", "crop.size is 309485009821345068724781055; expected"),
@@ -179,7 +178,7 @@ BAD = [
     ("crop: {window: [1, 2, 3, 4], size: 40}", "crop.window is [1, 2, 3, 4], which needs size: auto, but it is 40"),
     ("crop: {size: 41}", "crop.size is 41; expected a multiple of 2 (size_multiple x downsampling): 40 or 42"),
     ("crop: {size: 42, size_multiple: 4}\ndownsample: {factor: 2}", "crop.size is 42; expected a multiple of 8 (size_multiple x downsampling): 40 or 48"),
-    ("crop: {margin_pixel: 3}", "crop.margin_pixel is not a key; did you mean margin_pixels? Valid keys: enabled, coverage, margin_pixels, align, size, square, window, size_multiple"),
+    ("crop: {margin_pixel: 3}", "crop.margin_pixel is not a key; did you mean margin_pixels? Valid keys: enabled, coverage, margin_pixels, align, criterion, k_max, n_alpha, size, square, window, size_multiple"),
     # validate
     ("validate: {min_retention: 1.1}", "validate.min_retention is 1.1; expected a number from 0 to 1"),
     ("validate: {min_retention: 0.99}", "is 0.99, more than analyze.target_retention, which is 0.98"),
@@ -217,7 +216,7 @@ BAD = [
     ("cluster: {memory_limit: 4}", "cluster.memory_limit is 4; expected a number with its unit, such as 4GB or 4GiB or null"),
     ("cluster: {memory_limit: 0GB}", "cluster.memory_limit is 0GB; expected"),
     ("device: cuda", "device is cuda; expected cpu, gpu or auto"),
-    ("crops: {size: 3}", "crops is not a key; did you mean crop? Valid keys: input, analyze, crop, validate, "),
+    ("crops: {size: 3}", "crops is not a key; did you mean crop? Valid keys: input, analyze, descan, crop, validate, "),
     ("1: 2", "1 is not a key. Valid keys: input"),
     ("[1, 2]: 3", "a sequence is not a key. Valid keys: input"),
     ("<<: {device: gpu}", "<< is not a key. Valid keys"),
@@ -291,13 +290,13 @@ def test_all_problems_are_listed_each_with_the_line_of_its_key(load):
         [
             "crop.yaml, line 2: input.path is missing; expected the path of a file, or synthetic, or a list of paths "
             "and globs",
-            "crop.yaml, line 5: input.mask.rows[1] is x; expected auto, the path of a .npy file, "
+            "crop.yaml, line 5: input.mask.rows[1] is x; expected auto or stop, the path of a .npy file, "
             "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]} or null",
-            "crop.yaml, line 10: crop.align is patern; expected fixed or pattern",
+            "crop.yaml, line 10: crop.align is patern; expected fixed, descan or pattern",
             "crop.yaml, line 9: crop.margin_pixel is not a key; did you mean margin_pixels? "
-            "Valid keys: enabled, coverage, margin_pixels, align, size, square, window, size_multiple",
+            "Valid keys: enabled, coverage, margin_pixels, align, criterion, k_max, n_alpha, size, square, window, size_multiple",
             "crop.yaml, line 11: crop.siez is not a key; did you mean size? "
-            "Valid keys: enabled, coverage, margin_pixels, align, size, square, window, size_multiple",
+            "Valid keys: enabled, coverage, margin_pixels, align, criterion, k_max, n_alpha, size, square, window, size_multiple",
             "crop.yaml, line 12: validate is 3; expected a section with the keys min_retention",
         ]
     )
@@ -344,7 +343,7 @@ def test_python_callers_get_the_same_words_without_a_file(given, expected):
 def test_long_values_are_cut():
     said = message(parse_config, options(crop={"align": "x" * 10_000}))
     assert len(said) < 200
-    assert "x …; expected fixed or pattern" in said
+    assert "x …; expected fixed, descan or pattern" in said
 
 
 def test_a_long_number_stays_readable(load):
@@ -408,7 +407,7 @@ def test_a_path_is_taken_as_it_was_typed(name, load, tmp_path):
         ("foo=3", "foo is not a key. Valid keys: input, analyze"),
         ("crop=3", "crop is 3; expected a section with the keys enabled"),
         ("crop.size", "expected key=value. Valid keys: enabled, coverage"),
-        ("foo", "expected key=value. Valid keys: input, analyze, crop, validate"),
+        ("foo", "expected key=value. Valid keys: input, analyze, descan, crop, validate"),
         ("=3", "expected key=value. Valid keys: input"),
         (".size=3", "expected key=value. Valid keys: input"),
         ("crop.=3", "crop. is not a key. Valid keys: enabled"),

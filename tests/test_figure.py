@@ -9,13 +9,15 @@ import pytest
 
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Axis
-from stem_dask.job.figure import BAD, DPI, FigureData, build, draw
+from stem_dask.job.figure import BAD, DPI, FigureData, build, choose_pictures, draw, with_pictures
+from stem_dask.stages.survey import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 
-INCH = {1: 4.6, 2: 8.3, 3: 12.0}
+INCH = {rows: 1.0 + 3.5 * rows for rows in (1, 2, 3, 4)}
+DISC = 2.5
 
 
-def make(scan=(4, 5), detector=(24, 32), dtype=np.uint16, align="fixed", radius=6, empty=()):
-    """A beam that wanders over the detector, with every number of `FigureData` taken from it."""
+def beams(scan=(4, 5), detector=(24, 32), dtype=np.uint16, empty=()):
+    """Patterns (n, ky, kx) of a beam that wanders over the detector, and its centers."""
     rng = np.random.default_rng(0)
     n, (rows, cols) = int(np.prod(scan)), detector
     center_y = rows / 2 + rng.uniform(-2, 2, n)
@@ -24,6 +26,13 @@ def make(scan=(4, 5), detector=(24, 32), dtype=np.uint16, align="fixed", radius=
     spread = (y - center_y[:, None, None]) ** 2 + (x - center_x[:, None, None]) ** 2
     patterns = rng.poisson(50 * np.exp(-spread / 8)).astype(dtype)
     patterns[list(empty)] = 0
+    return patterns, center_y, center_x
+
+
+def make(scan=(4, 5), detector=(24, 32), dtype=np.uint16, align="fixed", radius=6, empty=()):
+    """`FigureData` of such patterns, with every number taken from them."""
+    patterns, center_y, center_x = beams(scan, detector, dtype, empty)
+    n, (rows, cols) = int(np.prod(scan)), detector
     ry, rx = np.rint(center_y).astype(int), np.rint(center_x).astype(int)
     if align == "fixed":
         ry[:], rx[:] = np.rint(np.median(center_y)), np.rint(np.median(center_x))
@@ -37,10 +46,9 @@ def make(scan=(4, 5), detector=(24, 32), dtype=np.uint16, align="fixed", radius=
     gone = np.isin(np.arange(n), empty)
     total = np.where(gone, 1, patterns.sum((1, 2), dtype=float))
     retention = np.where(gone, np.nan, cut.sum((1, 2), dtype=float) / total)
-    order = np.argsort(retention)[: min(3, n - len(empty))]
     size = np.arange(2, 2 * rows, 2)
     units = {"scale": 0.5, "offset": -6.0, "units": "1/nm"}
-    return FigureData(
+    data = FigureData(
         title="test",
         axes=(Axis("ky", rows, **units), Axis("kx", cols, **units)),
         output_axes=(Axis("ky", 2 * radius, **units), Axis("kx", 2 * radius, **units)),
@@ -49,25 +57,19 @@ def make(scan=(4, 5), detector=(24, 32), dtype=np.uint16, align="fixed", radius=
             for name, length in zip(("scan_y", "scan_x")[-len(scan) :], scan, strict=True)
         ),
         mean_pattern=patterns.mean(0),
-        max_pattern=patterns.max(0),
-        cropped_mean=cut.mean(0),
+        mask=np.zeros(detector, np.uint8),
+        output_mean=cut.mean(0),
+        disc_radius=DISC,
         window_y=(ry - radius).reshape(scan),
         window_x=(rx - radius).reshape(scan),
         window_shape=(2 * radius, 2 * radius),
         align=align,
         center_y=np.where(gone, np.nan, center_y).reshape(scan),
         center_x=np.where(gone, np.nan, center_x).reshape(scan),
+        bright_field=np.where(gone, np.nan, 0.75 * total).reshape(scan),
+        dark_field=np.where(gone, np.nan, 0.25 * total).reshape(scan),
         radius=np.where(gone, np.nan, radius - 1 - np.arange(n) % 3).reshape(scan),
         retention=retention.reshape(scan),
-        worst=[
-            (
-                tuple(int(i) for i in np.unravel_index(k, scan)),
-                patterns[k],
-                (int(ry[k]) - radius, int(rx[k]) - radius),
-                float(retention[k]),
-            )
-            for k in order
-        ],
         curve_size=size,
         curve_mean=1 - np.exp(-size / 4),
         curve_min=1 - np.exp(-size / 6),
@@ -76,6 +78,7 @@ def make(scan=(4, 5), detector=(24, 32), dtype=np.uint16, align="fixed", radius=
         global_radius=radius,
         lines=("source  test", "", "a line that is much too long for the panel " * 3),
     )
+    return with_pictures(data, lambda index: patterns.reshape(*scan, *detector)[index])
 
 
 def panels(data):
@@ -88,6 +91,16 @@ def outline(ax, name="window"):
     return box.get_bbox().extents.tolist()
 
 
+def crosshair(ax):
+    (line,) = [line for line in ax.lines if line.get_label() == "center"]
+    return float(line.get_xdata()[0]), float(line.get_ydata()[0])
+
+
+def rings(ax):
+    (found,) = [one for one in ax.collections if one.get_label() == "worst"]
+    return found.get_offsets().tolist()
+
+
 def png_size(path):
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
@@ -97,12 +110,18 @@ def png_size(path):
 def test_all_panels_are_written(tmp_path):
     path = tmp_path / "x_visualization.png"
     assert draw(make(), path) is None
-    assert png_size(path) == (16 * DPI, 12 * DPI)
+    assert png_size(path) == (16 * DPI, int(INCH[4] * DPI))
     _, found = panels(make())
     assert list(found) == [
-        "mean", "max", "cropped mean", "text", "worst 1", "worst 2", "worst 3", "curve", "radius",
-        "center_y", "center_x", "retention",
+        "mean", "output", "median", "text", "worst 1", "worst 2", "worst 3", "corner 1", "corner 2", "corner 3",
+        "corner 4", "bright_field", "dark_field", "center_y", "center_x", "retention", "radius", "curve",
     ]  # fmt: skip
+
+
+def test_equal_data_give_equal_bytes(tmp_path):
+    draw(make(), tmp_path / "a.png")
+    draw(make(), tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_settings_of_the_user_change_nothing(tmp_path):
@@ -120,11 +139,10 @@ def test_window_follows_the_pixel_edges_in_calibrated_units():
     data = replace(data, window_shape=(10, 12))
     _, found = panels(data)
     # first pixel edge: -6 + 0.5 * (7 - 0.5); last: -6 + 0.5 * (7 + 12 - 0.5)
-    for name in ("mean", "max"):
-        assert outline(found[name]) == [-2.75, -4.75, 3.25, 0.25]
-        assert found[name].get_xlabel() == "kx (1/nm)"
-        assert found[name].get_ylabel() == "ky (1/nm)"
-        assert len(found[name].patches) == 1
+    assert outline(found["mean"]) == [-2.75, -4.75, 3.25, 0.25]
+    assert found["mean"].get_xlabel() == "kx (1/nm)"
+    assert found["mean"].get_ylabel() == "ky (1/nm)"
+    assert len(found["mean"].patches) == 1
     assert found["mean"].images[0].get_extent() == [-6.25, 9.75, 5.75, -6.25]
     assert found["mean"].get_ylim() == (5.75, -6.25)  # row 0 on top
 
@@ -144,11 +162,11 @@ def test_own_windows_show_the_median_one_and_the_reach_of_all():
     data = replace(data, window_y=np.array([[0, 4, 5]]), window_x=np.array([[8, 2, 3]]))
     _, found = panels(data)
     edge = lambda index: -6 + 0.5 * (index - 0.5)  # noqa: E731
-    assert outline(found["max"]) == [edge(3), edge(4), edge(15), edge(16)]
-    assert outline(found["max"], "reach") == [edge(2), edge(0), edge(20), edge(17)]
-    (reach,) = [p for p in found["max"].patches if p.get_label() == "reach"]
+    assert outline(found["mean"]) == [edge(3), edge(4), edge(15), edge(16)]
+    assert outline(found["mean"], "reach") == [edge(2), edge(0), edge(20), edge(17)]
+    (reach,) = [p for p in found["mean"].patches if p.get_label() == "reach"]
     assert reach.get_linestyle() == "--"
-    assert "dashed" in found["max"].get_title()
+    assert "dashed" in found["mean"].get_title()
 
 
 def test_window_that_leaves_the_detector_is_seen_whole():
@@ -156,22 +174,143 @@ def test_window_that_leaves_the_detector_is_seen_whole():
     _, found = panels(data)
     box = outline(found["mean"])
     (left, right), (bottom, top) = found["mean"].get_xlim(), found["mean"].get_ylim()
-    assert left <= box[0] < box[2] < right
-    assert top < box[1] < box[3] <= bottom
+    assert left <= box[0] < box[2] <= right
+    assert top <= box[1] < box[3] <= bottom
 
 
-def test_worst_patterns_have_their_own_windows_and_say_where():
-    data = make(align="pattern")
+@pytest.mark.parametrize("align", ["fixed", "pattern"])
+def test_patterns_have_window_crosshair_and_disc_at_their_own_places(align):
+    data = make(align=align)
+    patterns = beams()[0].reshape(4, 5, 24, 32)
     _, found = panels(data)
-    for rank, (index, pattern, (y0, x0), kept) in enumerate(data.worst, 1):
-        ax = found[f"worst {rank}"]
+    assert {name for name, *_ in data.pictures} == {
+        "worst 1", "worst 2", "worst 3", "median", "corner 1", "corner 2", "corner 3", "corner 4"
+    }  # fmt: skip
+    for name, index, *_ in data.pictures:
+        ax, kept = found[name], data.retention[index]
+        first_y, first_x = data.window_y[index], data.window_x[index]
+        assert outline(ax)[:2] == [-6 + 0.5 * (first_x - 0.5), -6 + 0.5 * (first_y - 0.5)]
+        y, x = -6 + 0.5 * data.center_y[index], -6 + 0.5 * data.center_x[index]
+        np.testing.assert_allclose(crosshair(ax), (x, y))
+        (disc,) = [patch for patch in ax.patches if patch.get_label() == "disc"]
+        np.testing.assert_allclose(disc.center, (x, y))
+        assert disc.width == disc.height == 2 * DISC * 0.5
         assert f"({index[0]}, {index[1]})" in ax.get_title()
-        assert f"{kept:.4f}" in ax.get_title()
-        assert outline(ax)[:2] == [-6 + 0.5 * (x0 - 0.5), -6 + 0.5 * (y0 - 0.5)]
-        shown = ax.images[0].get_array()
+        if not name.startswith("corner"):
+            assert f"retention {kept:.4f}" in ax.get_title()
+        # every pixel is drawn where it is on the detector
+        shown = ax.images[0]
+        left, _, _, top = shown.get_extent()
+        row, column = round((top + 6) / 0.5 + 0.5), round((left + 6) / 0.5 + 0.5)
+        values = shown.get_array()
+        pattern = patterns[index][row : row + values.shape[0], column : column + values.shape[1]]
         bright = pattern >= 1
-        np.testing.assert_array_equal(shown[bright], pattern[bright])
-        assert (shown[~bright] < 1).all()  # no count is darker than one count
+        np.testing.assert_array_equal(values[bright], pattern[bright])
+        assert (values[~bright] < 1).all()  # no count is darker than one count
+
+
+def test_patterns_are_cut_to_window_and_disc():
+    large = make(detector=(400, 500), radius=20)
+    for _, index, cut, (row, column) in large.pictures:
+        assert cut.shape == (60, 60)  # a quarter of the window on every side
+        assert cut.base is None
+        assert (row, column) == (large.window_y[index] - 10, large.window_x[index] - 10)
+    # a disc that is far from the window is shown, too
+    far = replace(large, center_y=np.full((4, 5), 300.0))
+    far = with_pictures(far, lambda index: np.ones((400, 500)))
+    _, found = panels(far)
+    for name, index, *_ in far.pictures:
+        view = sorted(found[name].get_ylim())
+        assert view[0] < outline(found[name])[1] < view[1]
+        assert view[1] > -6 + 0.5 * (300 + DISC)
+        assert np.isfinite(far.center_x[index])
+
+
+def test_disc_that_was_not_found_has_no_crosshair():
+    lost = make().center_y.copy()
+    index = make().pictures[0][1]
+    lost[index] = np.nan
+    _, found = panels(replace(make(), center_y=lost))
+    assert not found["worst 1"].lines
+    assert [patch.get_label() for patch in found["worst 1"].patches] == ["window"]
+    assert crosshair(found["worst 2"])
+
+
+def test_centers_without_a_disc_have_a_crosshair_alone():
+    figure, found = panels(replace(make(), disc_radius=None, bright_field=None, dark_field=None))
+    assert [patch.get_label() for patch in found["median"].patches] == ["window"]
+    assert crosshair(found["median"])
+    assert "bright_field" not in found
+    assert "disc" not in figure.texts[-1].get_text()
+    assert "disc" in panels(make())[0].texts[-1].get_text()
+
+
+def test_choice_of_the_patterns():
+    retention = np.linspace(1, 0.9, 20).reshape(4, 5)
+    assert choose_pictures(retention) == {
+        "worst 1": (3, 4), "worst 2": (3, 3), "worst 3": (3, 2), "median": (1, 4), "corner 1": (0, 0),
+        "corner 2": (0, 4), "corner 3": (3, 0), "corner 4": (3, 4),
+    }  # fmt: skip
+    retention[3, 3:] = retention[0, 0] = np.nan
+    found = choose_pictures(retention)
+    assert [found["worst 1"], found["worst 2"]] == [(3, 2), (3, 1)]
+    assert [name for name in found if name.startswith("corner")] == ["corner 2", "corner 3"]
+    assert choose_pictures(np.ones(1)) == {"worst 1": (0,)}
+    assert choose_pictures(np.full((2, 2), np.nan)) == {}
+    ends = {
+        name: index for name, index in choose_pictures(np.ones((1, 9))).items() if "end" in name
+    }
+    assert ends == {"end 1": (0, 0), "end 2": (0, 8)}
+    assert choose_pictures(np.ones(9))["end 2"] == (8,)
+
+
+def test_bad_pixels_are_marked_by_kind_and_counted():
+    mask = np.zeros((24, 32), np.uint8)
+    mask[3, 4] = mask[20, 30] = HOT
+    mask[7, 8], mask[9:12, 2:6], mask[0, 0], mask[1, 1] = DEAD, STOP, GIVEN, NOT_FINITE
+    _, found = panels(replace(make(), mask=mask))
+    lines = {line.get_label(): line for line in found["mean"].lines}
+    assert list(lines) == ["2 hot", "1 dead", "12 beam stop", "1 given", "1 not finite"]
+    assert lines["2 hot"].get_xdata().tolist() == [-6 + 0.5 * 4, -6 + 0.5 * 30]
+    assert lines["2 hot"].get_ydata().tolist() == [-6 + 0.5 * 3, -6 + 0.5 * 20]
+    assert len({line.get_color() for line in lines.values()}) == 5
+    legend = [text.get_text() for text in found["mean"].get_legend().get_texts()]
+    assert legend == list(lines)
+    assert panels(make())[1]["mean"].get_legend() is None
+
+
+@pytest.mark.parametrize("size", [8, 256, 2048])
+def test_single_bad_pixel_is_large_enough_to_be_seen(size):
+    mask = np.zeros((size, size), np.uint8)
+    mask[size // 3, size // 2] = HOT
+    _, found = panels(replace(make(), mask=mask, mean_pattern=np.ones((size, size)), pictures=()))
+    (line,) = found["mean"].lines
+    assert line.get_markersize() >= 3.5  # points
+    at = np.array([line.get_xdata()[0], line.get_ydata()[0]])
+    step = -(-size // 320)
+    np.testing.assert_allclose((at + 6) / 0.5, [size // 2, size // 3], atol=step)
+
+
+def test_bad_pixels_have_no_part_in_the_colors():
+    data = make()
+    mask, hot = data.mask.copy(), data.mean_pattern.copy()
+    mask[2, 3], hot[2, 3] = HOT, 1e6
+    _, found = panels(replace(data, mask=mask, mean_pattern=hot))
+    assert found["mean"].images[0].norm.vmax == data.mean_pattern.max()
+
+
+def test_worst_patterns_are_circled_in_the_maps_of_the_specimen():
+    data = make()
+    worst = [[index[1], index[0]] for name, index, *_ in data.pictures if "worst" in name]
+    assert len(worst) == 3
+    _, found = panels(data)
+    for name in ("bright_field", "dark_field"):
+        assert rings(found[name]) == worst
+        np.testing.assert_array_equal(found[name].images[0].get_array(), getattr(data, name))
+    along = make((9,))
+    _, found = panels(along)
+    chosen = [index for name, index, *_ in along.pictures if "worst" in name]
+    assert rings(found["dark_field"]) == [[index[0], along.dark_field[index]] for index in chosen]
 
 
 def test_title_tells_whether_the_crop_is_right():
@@ -185,8 +324,7 @@ def test_title_tells_whether_the_crop_is_right():
     lost[1, 2], lost[0, 0] = 0.85, np.nan
     figure, found = panels(replace(good, retention=lost))
     assert "min 0.850, 1 of 19 patterns below 0.9" in figure.get_suptitle()
-    (rings,) = found["retention"].collections
-    assert rings.get_offsets().tolist() == [[2.0, 1.0]]  # (x, y)
+    assert [2.0, 1.0] in rings(found["retention"])  # (x, y)
     shown = found["retention"].images[0]
     assert shown.get_array().mask.sum() == 1
     assert shown.norm(0.85) < 0 <= shown.norm(0.9)  # drawn in the color of what is too low
@@ -230,6 +368,19 @@ def test_center_maps_show_the_shift_from_the_median():
         assert f"{np.nanmedian(center):.2f}" in found[name].get_title()
 
 
+def test_deflection_replaces_the_centers():
+    data, rng = make(), np.random.default_rng(1)
+    deflection_y, deflection_x = rng.normal(0, [[[0.2]], [[0.1]]], (2, 4, 5))
+    data = replace(data, deflection_y=deflection_y, deflection_x=deflection_x, descan_order=2)
+    _, found = panels(data)
+    assert "center_y" not in found
+    assert found["deflection_y"].get_title() == "deflection_y: center − fit of order 2 (px)"
+    for name in ("deflection_y", "deflection_x"):  # not relative to a median
+        np.testing.assert_array_equal(found[name].images[0].get_array(), getattr(data, name))
+    scales = [found[f"deflection_{axis}"].images[0].norm.vmax for axis in "yx"]
+    assert scales[0] == scales[1]
+
+
 def test_curve_marks_what_was_chosen():
     data = replace(make(), window_shape=(12, 16))
     _, found = panels(data)
@@ -242,34 +393,40 @@ def test_curve_marks_what_was_chosen():
     assert lines["window 16 px"].get_xdata()[0] == 16
 
 
-def test_without_a_crop_only_the_known_panels_are_drawn(tmp_path):
+def test_result_that_is_not_cropped_says_so(tmp_path):
     data = make()
     bare = FigureData(title="raw", axes=data.axes, scan_axes=data.scan_axes, lines=data.lines)
-    with_patterns = replace(bare, mean_pattern=data.mean_pattern, max_pattern=data.max_pattern)
+    with_patterns = replace(bare, mean_pattern=data.mean_pattern, output_mean=data.mean_pattern)
     figure, found = panels(with_patterns)
-    assert list(found) == ["mean", "max", "text"]
+    assert list(found) == ["mean", "output", "text"]
     assert not found["mean"].patches
-    assert figure.get_suptitle() == "raw\nnot cropped"
+    assert figure.get_suptitle() == "raw\nNOT CROPPED"
     draw(with_patterns, tmp_path / "a.png")
-    assert png_size(tmp_path / "a.png") == (16 * DPI, round(INCH[1] * DPI))
+    assert png_size(tmp_path / "a.png") == (16 * DPI, int(INCH[1] * DPI))
     draw(bare, tmp_path / "b.png")
     assert list(panels(bare)[1]) == ["text"]
     centered = replace(with_patterns, center_y=data.center_y, center_x=data.center_x)
     draw(replace(centered, radius=data.radius), tmp_path / "c.png")
-    assert png_size(tmp_path / "c.png") == (16 * DPI, round(INCH[2] * DPI))
+    assert png_size(tmp_path / "c.png") == (16 * DPI, int(INCH[2] * DPI))
 
 
-@pytest.mark.parametrize("scan", [(1, 1), (1, 7), (2, 40), (9,), (1,)])
+@pytest.mark.parametrize("scan", [(1, 1), (1, 7), (6, 1), (2, 40), (9,), (1,)])
 @pytest.mark.parametrize("align", ["fixed", "pattern"])
 def test_every_scan_shape_is_drawn(tmp_path, scan, align):
     data = make(scan, align=align)
     draw(data, tmp_path / "a.png")
     _, found = panels(data)
-    assert len(found["retention"].images) == (len(scan) == 2)
-    if len(scan) == 1:
-        shift = data.center_x - np.median(data.center_x)
+    assert len(found["retention"].images) == (min(scan) > 1 and len(scan) == 2)
+    if 1 in scan or len(scan) == 1:  # a list, a row or a column
+        shift = data.center_x.ravel() - np.median(data.center_x)
         np.testing.assert_allclose(found["center_x"].lines[0].get_ydata(), shift)
-        assert f"({data.worst[0][0][0]})" in found["worst 1"].get_title()
+        assert (
+            found["center_x"]
+            .get_xlabel()
+            .startswith(data.scan_axes[int(np.argmax(scan))].name if max(scan) > 1 else "scan")
+        )
+    place = ", ".join(map(str, data.pictures[0][1]))
+    assert f"({place})" in found["worst 1"].get_title()
 
 
 @pytest.mark.parametrize(
@@ -293,17 +450,16 @@ def test_odd_patterns_are_drawn(tmp_path):
         np.full((1, 1), 3, np.uint16),
         np.ones((1, 500)),
     ]
-    worst = [((0, 0), pattern, (0, 0), np.nan) for pattern in odd[3:]]
-    data = replace(make(), mean_pattern=odd[0], max_pattern=odd[1], cropped_mean=odd[2])
-    draw(replace(data, worst=worst), tmp_path / "a.png")
+    pictures = [(f"worst {k}", (0, 0), one, (0, 0)) for k, one in enumerate(odd[2:], 1)]
+    data = replace(make(), mean_pattern=odd[0], output_mean=odd[1], mask=None, pictures=pictures)
+    draw(data, tmp_path / "a.png")
 
 
 def test_empty_patterns_are_left_out(tmp_path):
     draw(make(empty=(0, 7)), tmp_path / "some.png")
     nothing = np.full((4, 5), np.nan)
-    data = replace(
-        make(), center_y=nothing, center_x=nothing, radius=nothing, retention=nothing, worst=()
-    )
+    names = ("center_y", "center_x", "bright_field", "dark_field", "radius", "retention")
+    data = replace(make(), pictures=(), **dict.fromkeys(names, nothing))
     draw(data, tmp_path / "all.png")
     figure, found = panels(data)
     assert "empty" in found["radius"].get_title()
@@ -313,8 +469,8 @@ def test_empty_patterns_are_left_out(tmp_path):
 def test_lone_spot_of_a_large_detector_is_not_lost():
     pattern = np.zeros((1030, 1500))
     pattern[777, 501] = 9.0
-    _, found = panels(replace(make(), max_pattern=pattern))
-    shown = found["max"].images[0].get_array()
+    _, found = panels(replace(make(), mean_pattern=pattern, mask=None))
+    shown = found["mean"].images[0].get_array()
     assert max(shown.shape) <= 320
     assert (shown == 9).sum() == 1
 
@@ -340,9 +496,22 @@ def long_numbers():
 
 def large_numbers():
     data = make()
-    worst = [(index, 1e9 * pattern, *more) for index, pattern, *more in data.worst]
-    known = {"mean_pattern": 1e9 * data.mean_pattern, "center_y": 1e3 * data.center_y}
-    return replace(data, max_pattern=3e8 * data.max_pattern, worst=worst, **known)
+    pictures = [(*where, 1e9 * cut, origin) for *where, cut, origin in data.pictures]
+    names = ("mean_pattern", "output_mean", "bright_field", "dark_field")
+    known = {name: 1e9 * getattr(data, name) for name in names}
+    return replace(data, pictures=pictures, **known)
+
+
+def bad_pixels():
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:8], mask[10:20, 4:30], mask[9, 3:5] = GIVEN, STOP, HOT
+    mask[21, 3:9], mask[22, 3] = DEAD, NOT_FINITE
+    return replace(make(align="descan"), mask=mask)
+
+
+def deflected():
+    shift = 1e-3 * np.arange(20.0).reshape(4, 5)
+    return replace(make(), deflection_y=shift, deflection_x=-shift, descan_order=1)
 
 
 def small_units():
@@ -360,6 +529,9 @@ CASES = {
     "long numbers": long_numbers,
     "large numbers": large_numbers,
     "small units": small_units,
+    "bad pixels": bad_pixels,
+    "deflected": deflected,
+    "large scan": lambda: make((30, 1100), (12, 12), radius=3),
 }
 
 
@@ -367,9 +539,11 @@ CASES = {
 def test_no_text_overlaps_another_or_the_panels_of_others(case):
     figure, found = panels(CASES[case]())
     figure.canvas.draw()
-    renderer, box, texts = figure.canvas.get_renderer(), figure.bbox, [figure._suptitle]
+    renderer, box, texts = figure.canvas.get_renderer(), figure.bbox, [*figure.texts]
     for ax in found.values():
         texts += [ax.title, *ax.texts]
+        if ax.get_label() == "mean" and ax.get_legend():
+            texts += ax.get_legend().get_texts()
         if ax.get_label() != "text":
             texts += [ax.xaxis.label, ax.yaxis.label, *in_view(ax.xaxis), *in_view(ax.yaxis)]
     extents = [

@@ -402,7 +402,7 @@ def io_config(folder):
     return str(path)
 
 
-KEY = re.compile(r"\b(input|analyze|crop|validate|downsample|output|cluster)\.\w+")
+KEY = re.compile(r"\b(input|analyze|descan|crop|validate|downsample|output|cluster)\.\w+")
 
 
 def bad_calls(beam, folder):

@@ -88,7 +88,7 @@ def test_what_is_said_of_it_and_that_it_is_complete(
 
 def test_a_run_that_stopped_goes_on_without_it(damaged: Path, make_config: Any) -> None:
     stopped = make_config(damaged, output=BLOCK)
-    told = r"^block \[2:4, 0:5\]: .*input\.zarr.*cannot be decoded"
+    told = r"^while a sample was read: .*input\.zarr.*cannot be decoded"
     with pytest.raises(SourceError, match=told):
         run(stopped)
     assert not Path(stopped.output.path).exists()
@@ -169,6 +169,6 @@ def test_a_read_error_that_stays_names_the_file(
     monkeypatch.setattr(FlatFile, "_fill", fill)
     with pytest.raises(
         SourceError,
-        match=r"^block \[.*\]: .*beam\.npy cannot be read: Input/output error; .*on_error=quarantine",
+        match=r"^while a sample was read: .*beam\.npy cannot be read: Input/output error; .*on_error=quarantine",
     ):
         run(make_config(beam_file, output=BLOCK))

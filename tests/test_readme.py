@@ -90,7 +90,7 @@ def test_keys_and_commands_are_real() -> None:
     assert commands
     assert commands <= set(known)
     for section, key in re.findall(
-        r"\b(input|analyze|crop|validate|downsample|output|cluster)\.(\w+)=", TEXT
+        r"\b(input|analyze|descan|crop|validate|downsample|output|cluster)\.(\w+)=", TEXT
     ):
         fields = SECTIONS[section].model_fields.items()
         assert key in {field.alias or name for name, field in fields}

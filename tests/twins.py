@@ -7,6 +7,9 @@ import math
 
 import numpy as np
 
+#: options of an analysis by centers of mass in which every pixel counts: it reads no sample
+PLAIN = {"center_method": "centroid", "ignore_bad_pixels": False}
+
 
 def intensity(pattern, threshold=0.0):
     """What counts of a pattern: NaN, infinite and negative values, and values below the threshold, become 0."""

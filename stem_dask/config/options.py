@@ -153,6 +153,8 @@ class Analyze(_Section):  # how centers and radii are found
     manual_center: Point | None = None
     guess: Point | None = None
     disc_radius: Positive | None = None
+    convergence_mrad: Positive | None = None
+    calibrate: Literal["none", "disc"] = "none"
     ignore_bad_pixels: bool = True
     radius_metric: Literal["square", "circle"] = "square"
     target_retention: Fraction = 0.98

@@ -182,6 +182,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number))
 
 
+def attribute(attrs: Mapping[str, Any], name: str) -> Any:
+    """An attribute before `as_text`, as a store holds it; None without it.
+
+    Examples
+    --------
+    >>> attribute({"descan": '{"order": 1}'}, "descan"), attribute({"descan": {"order": 1}}, "descan"), attribute({}, "descan")
+    ({'order': 1}, {'order': 1}, None)
+    """
+    return from_text({name: attrs[name]})[name] if name in attrs else None
+
+
 def from_text(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes before `as_text`.
 

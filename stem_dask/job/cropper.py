@@ -219,7 +219,7 @@ class DiffractionCropper:
         save_path: str | os.PathLike[str] | None = None,
     ) -> Any:
         """Draw the result: returns a matplotlib Figure, and writes it to ``save_path``; shows nothing."""
-        from stem_dask.job.figure import FigureData, build, draw
+        from stem_dask.job.figure import FigureData, build, draw, with_pictures
 
         patterns, windows = _patterns(data), _patterns(cropped)
         retention, _ = self._retention(patterns, windows)
@@ -228,11 +228,6 @@ class DiffractionCropper:
         centers = np.asarray(analysis["centers"], np.float64)
         whole = shape == (height, width)
         origins = np.zeros((len(patterns), 2), int) if whole else _origins(analysis)
-        worst = [
-            ((int(i),), patterns[i], (int(origins[i, 0]), int(origins[i, 1])), float(retention[i]))
-            for i in np.argsort(np.where(np.isfinite(retention), retention, np.inf))[:3]
-            if np.isfinite(retention[i])
-        ]
         shown = patterns
         if patterns.dtype.kind == "f" and not np.isfinite(patterns).all():
             shown = np.nan_to_num(patterns, posinf=0, neginf=0)
@@ -241,9 +236,8 @@ class DiffractionCropper:
             axes=(Axis("ky", height), Axis("kx", width)),
             scan_axes=(Axis("pattern", len(patterns)),),
             mean_pattern=shown.mean(axis=0, dtype=np.float64),
-            max_pattern=shown.max(axis=0),
             output_axes=(Axis("ky", shape[0]), Axis("kx", shape[1])),
-            cropped_mean=np.nan_to_num(windows.mean(axis=0, dtype=np.float64)),
+            output_mean=np.nan_to_num(windows.mean(axis=0, dtype=np.float64)),
             window_y=origins[:, 0],
             window_x=origins[:, 1],
             window_shape=shape,
@@ -252,11 +246,11 @@ class DiffractionCropper:
             center_x=centers[:, 1],
             radius=np.asarray(analysis["retention_radii"], np.float64),
             retention=retention,
-            worst=worst,
             target_retention=self.config.target_retention,
             min_retention=self.config.min_retention,
             global_radius=int(analysis["global_radius"]),
         )
+        figure_data = with_pictures(figure_data, lambda index: patterns[index])
         if save_path is not None:
             refuse_taken(temporary_names(Path(save_path)))
             draw(figure_data, temporary(Path(save_path)))

@@ -1,8 +1,9 @@
-"""The figure of a run: the window, the cropped patterns, and the patterns with the lowest retention."""
+"""The figure of a run: beam, disc and window on single patterns, bad pixels, and maps over the scan."""
 
+import itertools
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -17,6 +18,8 @@ from stem_dask.core.model import Align, Axis, Window
 from stem_dask.core.patterns import axes_of
 from stem_dask.core.text import by
 from stem_dask.job.report import summary
+from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
+from stem_dask.stages.crop import disc_radius_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +27,22 @@ if TYPE_CHECKING:
 
 Pair = tuple[int, int]
 
+#: name, scan index, part of the pattern around its window, first row and column of that part
+Picture = tuple[str, tuple[int, ...], NDArray, Pair]
+
 DPI = 110
 
 GOOD, BAD, ALLOWED = "#1b5e20", "#c00020", "#d17a00"
+WINDOW, BEAM, WORST = "#00e5ff", "#39ff14", "#ff1744"
+
+#: bits of the mask, their names, and colors that differ from those of a pattern
+KINDS = (
+    (HOT, "hot", "#00e676"),
+    (DEAD, "dead", "#2979ff"),
+    (STOP, "beam stop", "#9e9e9e"),
+    (GIVEN, "given", "#c6ff00"),
+    (NOT_FINITE, "not finite", "#f06292"),
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,25 +50,31 @@ class FigureData:
     """The data of the figure, as arrays in source pixels; None or empty data have no panel.
 
     ``axes`` are the source's (ky, kx), ``scan_axes`` two for a scan and one for a list of patterns; "scan" below is
-    their shape. ``worst`` has up to three (scan index, pattern, (first row, first column) of its window, retention).
+    their shape. The pictures are those of `choose_pictures`.
     """
 
     title: str
     axes: tuple[Axis, Axis]
     scan_axes: tuple[Axis, ...]
     mean_pattern: NDArray | None = None  # (ky, kx)
-    max_pattern: NDArray | None = None  # (ky, kx)
+    mask: NDArray | None = None  # (ky, kx), flags of bad pixels
     output_axes: tuple[Axis, Axis] | None = None
-    cropped_mean: NDArray | None = None  # output (ky, kx)
+    output_mean: NDArray | None = None  # output (ky, kx)
+    pictures: Sequence[Picture] = ()
+    disc_radius: float | None = None
     window_y: NDArray | None = None  # scan, first row of each window; may leave the detector
     window_x: NDArray | None = None
     window_shape: Pair | None = None
     align: Align = "fixed"
-    center_y: NDArray | None = None  # scan, NaN where empty; so are the next three
+    center_y: NDArray | None = None  # scan, NaN where none was found
     center_x: NDArray | None = None
+    bright_field: NDArray | None = None  # scan, NaN where empty; so are the next three
+    dark_field: NDArray | None = None
     radius: NDArray | None = None
     retention: NDArray | None = None
-    worst: Sequence[tuple[tuple[int, ...], NDArray, Pair, float]] = ()
+    deflection_y: NDArray | None = None  # scan, center - descan
+    deflection_x: NDArray | None = None
+    descan_order: int | None = None
     curve_size: NDArray | None = None  # (sizes,) window size against retention; all three or none
     curve_mean: NDArray | None = None
     curve_min: NDArray | None = None
@@ -72,7 +94,7 @@ def figure_data(
     *,
     title: str,
 ) -> FigureData:
-    """Collect the arrays of the figure, and read the patterns with the lowest retention from the source.
+    """Collect the arrays of the figure, and read at most eight patterns from the source.
 
     ``mean`` is the mean output pattern; ``analysis`` (with the retention) and ``window`` belong to a crop.
     """
@@ -82,29 +104,24 @@ def figure_data(
         axes=(axes[-2], axes[-1]),
         scan_axes=axes[:-2],
         output_axes=(axes_of(out)[-2], axes_of(out)[-1]),
-        cropped_mean=mean,
+        output_mean=mean,
         lines=summary({**results, "files": {}}),
     )
     if window is None or analysis is None:
         return data
     names = (
-        "mean_pattern", "max_pattern", "window_y", "window_x", "center_y", "center_x", "radius", "retention",
+        "mean_pattern", "mask", "window_y", "window_x", "center_y", "center_x", "bright_field", "dark_field", "radius",
+        "retention", "deflection_y", "deflection_x",
     )  # fmt: skip
-    known: dict[str, Any] = {name: analysis[name].values for name in names}
-    retention, worst = known["retention"], []
-    for flat in np.argsort(np.where(np.isfinite(retention), retention, np.inf), axis=None)[:3]:
-        index = tuple(int(i) for i in np.unravel_index(flat, retention.shape))
-        if np.isfinite(retention[index]):
-            pattern = np.asarray(patterns.data[index].compute(scheduler="sync"))
-            place = (int(known["window_y"][index]), int(known["window_x"][index]))
-            worst.append((index, pattern, place, float(retention[index])))
     curve_mean = analysis["curve_mean"].values
-    return replace(
+    known: dict[str, Any] = {name: analysis[name].values for name in names if name in analysis}
+    data = replace(
         data,
         **known,
+        disc_radius=disc_radius_of(analysis),
+        descan_order=analysis.attrs.get("descan", {}).get("order"),
         window_shape=window.shape,
         align=window.align,
-        worst=worst,
         curve_size=2 * np.arange(1, len(curve_mean)),
         curve_mean=curve_mean[1:],
         curve_min=analysis["curve_min"].values[1:],
@@ -112,6 +129,62 @@ def figure_data(
         min_retention=float(results["limits"]["min_retention"]),
         global_radius=window.global_radius,
     )
+    return with_pictures(
+        data, lambda index: np.asarray(patterns.data[index].compute(scheduler="sync"))
+    )
+
+
+def choose_pictures(retention: NDArray) -> dict[str, tuple[int, ...]]:
+    """Scan indices of the patterns to show: the three of lowest retention, that of median retention, and the corners.
+
+    Of a list of patterns, and of a scan of one row or column, the ends are shown instead of corners. Patterns without a
+    retention are empty or could not be read, and are left out.
+
+    Examples
+    --------
+    >>> found = choose_pictures(np.array([[0.9, 0.8, 0.85], [0.7, np.nan, 0.6]]))
+    >>> found["worst 1"], found["median"], found["corner 2"]
+    ((1, 2), (0, 1), (0, 2))
+    """
+    flat, shape = retention.ravel(), retention.shape
+    order = np.argsort(flat, kind="stable")[: int(np.isfinite(flat).sum())]  # NaN comes last
+    chosen = {f"worst {rank}": int(i) for rank, i in enumerate(order[:3], 1)}
+    if len(order) > 3:
+        chosen["median"] = int(order[len(order) // 2])
+    ends = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+    corners = np.unique(np.ravel_multi_index(tuple(ends.T), shape))
+    kind = "corner" if len(corners) == 4 else "end"
+    if len(corners) > 1:
+        chosen |= {f"{kind} {k}": int(i) for k, i in enumerate(corners, 1) if np.isfinite(flat[i])}
+    return {name: tuple(int(i) for i in np.unravel_index(at, shape)) for name, at in chosen.items()}
+
+
+def with_pictures(report: FigureData, read: Callable[[tuple[int, ...]], NDArray]) -> FigureData:
+    """Add the pictures, each cut to window and disc with a margin; ``read`` returns the pattern at a scan index."""
+    assert report.retention is not None
+    assert report.window_shape is not None
+    pictures = []
+    for name, index in choose_pictures(report.retention).items():
+        parts = []
+        for first, center, size, axis in zip(
+            (report.window_y, report.window_x),
+            (report.center_y, report.center_x),
+            report.window_shape,
+            report.axes,
+            strict=True,
+        ):
+            assert first is not None
+            assert center is not None
+            low, high = int(first[index]), int(first[index]) + size
+            if np.isfinite(center[index]):
+                reach = (report.disc_radius or 0.0) + 1
+                low = min(low, math.floor(center[index] - reach))
+                high = max(high, math.ceil(center[index] + reach) + 1)
+            margin = max(4, size // 4)
+            parts.append(slice(max(0, low - margin), min(axis.size, high + margin)))
+        cut = read(index)[tuple(parts)].copy()  # without the rest of a large pattern
+        pictures.append((name, index, cut, (parts[0].start, parts[1].start)))
+    return replace(report, pictures=pictures)
 
 
 def draw(report: FigureData, path: str | PathLike[str]) -> None:
@@ -133,71 +206,142 @@ def build(report: FigureData) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels: list[tuple[str, Any, Any]] = [
-        ("mean", _draw_pattern, report.mean_pattern),
-        ("max", _draw_pattern, report.max_pattern),
-        ("cropped mean", _draw_pattern, report.cropped_mean),
-        ("text", _draw_text, report.lines),
-        *((f"worst {rank}", _draw_worst, one) for rank, one in enumerate(report.worst, 1)),
-        ("curve", _draw_curve, report.curve_size),
-        ("radius", _draw_radius, report.radius),
-        ("center_y", _draw_center, report.center_y),
-        ("center_x", _draw_center, report.center_x),
-        ("retention", _draw_retention, report.retention),
+    groups: dict[str, list[Any]] = {"worst": [], "median": [], "corner": [], "end": []}
+    for one in report.pictures:
+        groups[one[0].partition(" ")[0]].append((one[0], _draw_picture, one))
+    # panels of one cell share its place
+    cells: list[list[tuple[str, Any, Any]]] = [
+        [("mean", _draw_mean, report.mean_pattern)],
+        [("output", _draw_output, report.output_mean)],
+        groups["median"],
+        [("text", _draw_text, report.lines or None)],
+        *([one] for one in groups["worst"]),
+        groups["corner"] or groups["end"],
+        [("bright_field", _draw_field, report.bright_field)],
+        [("dark_field", _draw_field, report.dark_field)],
+        *([(name, _draw_center, getattr(report, name))] for name in _wander(report)),
+        [("retention", _draw_retention, report.retention)],
+        [("radius", _draw_radius, report.radius)],
+        [("curve", _draw_curve, report.curve_size)],
     ]
-    panels = [panel for panel in panels if panel[2] is not None]
-    verdict, color = "not cropped", "black"
-    if report.window_shape is not None:
-        verdict = f"window {by(report.window_shape)} px"
-        if report.window_shape == tuple(axis.size for axis in report.axes):
-            verdict = f"NOT CROPPED: the window is the whole detector, {by(report.window_shape)} px"
-    if (known := _finite(report.retention)).size:
-        least = report.min_retention or 0
-        below = int((known < least).sum())
-        verdict += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
-        verdict += f", {below} of {known.size} patterns below {least:g}"
-        color = BAD if below or verdict.startswith("NOT") else GOOD
-    columns, rows = max(3, min(4, len(panels))), -(-len(panels) // 4)
+    cells = [cell for cell in cells if cell and cell[0][2] is not None]
+    verdict, color = _verdict(report)
+    columns, rows = max(3, min(4, len(cells))), max(1, -(-len(cells) // 4))
     with _style():
-        inches = 0.9 + 3.7 * rows
+        inches = 1.0 + 3.5 * rows
         figure = Figure((16.0, inches), DPI)
         FigureCanvasAgg(figure)  # without pyplot: needs no display, keeps the caller's figures
         # places are fixed: a layout engine measures every text and takes three times as long
-        figure.subplots_adjust(
-            0.055, 0.55 / inches, 0.945, 1 - 1.35 / inches, wspace=0.6, hspace=0.42
-        )
-        for place, (name, paint, value) in enumerate(panels, 1):
-            paint(figure.add_subplot(rows, columns, place, label=name, anchor="N"), report, value)
+        around = {"left": 0.055, "right": 0.945, "bottom": 0.85 / inches, "top": 1 - 1.15 / inches}
+        grid: Any = figure.add_gridspec(rows, columns, wspace=0.54, hspace=0.37, **around)
+        for place, cell in zip(grid, cells, strict=False):
+            within: Any = [place]
+            if len(cell) > 1:
+                within = place.subgridspec(-(-len(cell) // 2), 2, wspace=0.15, hspace=0.25)
+            for part, (name, paint, value) in zip(within, cell, strict=False):
+                paint(figure.add_subplot(part, label=name, anchor="N"), report, value)
         title = f"{_printable(report.title[:110])}\n{verdict}"
         size = _fitting(title, 100, 15)
         figure.suptitle(title, y=1 - 0.12 / inches, color=color, fontsize=size)
+        if report.pictures:
+            disc = "" if report.disc_radius is None else " and direct disc"
+            words = f"cyan: window        green: center{disc}        red circles: worst patterns"
+            figure.text(0.5, 0.1 / inches, words, ha="center", fontsize=10)
     return figure
 
 
-def _draw_pattern(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
-    """Mean or maximum with the window (own windows: the median one and the reach of all), or cropped."""
-    name, axes, title, boxes = str(ax.get_label()), report.axes, "", []
+def _verdict(report: FigureData) -> tuple[str, str]:
+    """Second line of the title, and its color."""
+    if report.window_shape is None:
+        return "NOT CROPPED", ALLOWED  # as the config says
+    is_whole = report.window_shape == tuple(axis.size for axis in report.axes)
+    text = "NOT CROPPED: the window is the whole detector," if is_whole else "window"
+    text += f" {by(report.window_shape)} px"
+    below, known = 0, _finite(report.retention)
+    if known.size:
+        least = report.min_retention or 0
+        below = int((known < least).sum())
+        text += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
+        text += f", {below} of {known.size} patterns below {least:g}"
+    color = BAD if below or is_whole else GOOD if known.size else "black"
+    return text, color
+
+
+def _wander(report: FigureData) -> tuple[str, str]:
+    """The two maps of the centers: what a fit leaves of them, or all."""
+    what = "center" if report.deflection_y is None else "deflection"
+    return f"{what}_y", f"{what}_x"
+
+
+def _draw_mean(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
+    """The mean with the window (own windows: the median one and the reach of all) and the bad pixels."""
+    title, boxes = "", []
     ys, xs, shape = report.window_y, report.window_x, report.window_shape
-    if name == "cropped mean":
-        axes = report.output_axes or axes
-    elif ys is not None and xs is not None and shape is not None:
+    if ys is not None and xs is not None and shape is not None:
         if report.align != "fixed":
             reach = int(np.ptp(ys)) + shape[0], int(np.ptp(xs)) + shape[1]
             boxes.append(("reach", (int(ys.min()), int(xs.min())), reach))
             title = "\n(median window; dashed: reach of all)"
         boxes.append(("window", (int(np.rint(np.median(ys))), int(np.rint(np.median(xs)))), shape))
-    _show_pattern(ax, pattern, axes, boxes)
-    rows, columns = pattern.shape
-    _headline(ax, f"{name} pattern, {rows} x {columns} px{title}")
+    _show_pattern(ax, pattern, report.axes, boxes=boxes, mask=report.mask)
+    if report.mask is not None:
+        _draw_bad(ax, report.mask, report.axes)
+    _headline(ax, f"mean pattern, {by(pattern.shape)} px{title}")
 
 
-def _draw_worst(ax: "Axes", report: FigureData, worst: Any) -> None:
-    index, pattern, origin, kept = worst
-    shape = report.window_shape
-    _show_pattern(ax, pattern, report.axes, [("window", origin, shape)] if shape else [])
-    place = ", ".join(str(int(i)) for i in index)
+def _draw_bad(ax: "Axes", mask: NDArray, axes: tuple[Axis, Axis]) -> None:
+    """Mark bad pixels by kind, each large enough to be seen, and count them in a legend below the pattern."""
+    (y, x), step = map(_in_units, axes), _step(mask.shape)
+    size = max(3.5, 150 / max(mask.shape))  # points; a pixel of a small detector is larger
+    for bit, kind, color in KINDS:
+        found = np.argwhere(mask & bit)
+        if not len(found):
+            continue
+        label = f"{len(found):,} {kind}"
+        # one mark where several would coincide
+        at_y, at_x = (np.unique(found // step, axis=0) * step + (step - 1) / 2).T
+        marks: dict[str, Any] = {"marker": "s", "ms": size, "mew": 0, "ls": "none", "color": color}
+        ax.plot(x.offset + x.scale * at_x, y.offset + y.scale * at_y, label=label, **marks)
+    if ax.lines:
+        legend = ax.legend(
+            handles=ax.lines, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.3, ncols=3,
+            frameon=False, fontsize=8.5, handletextpad=0.1, columnspacing=1.0, borderpad=0.0,
+        )  # fmt: skip
+        for handle in legend.get_lines():
+            handle.set_markersize(7)
+
+
+def _draw_output(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
+    _show_pattern(ax, pattern, report.output_axes or report.axes)
+    _headline(ax, f"mean output pattern, {by(pattern.shape)} px")
+
+
+def _draw_picture(ax: "Axes", report: FigureData, picture: Picture) -> None:
+    """One pattern around its window, with crosshair and disc at its center."""
+    name, index, cut, origin = picture
+    boxes, center, mask = [], None, report.mask
+    ys, xs, shape = report.window_y, report.window_x, report.window_shape
+    if ys is not None and xs is not None and shape is not None:
+        boxes = [("window", (int(ys[index]), int(xs[index])), shape)]
+    if report.center_y is not None and report.center_x is not None:
+        center = float(report.center_y[index]), float(report.center_x[index])
+    if mask is not None:
+        part = (slice(at, at + n) for at, n in zip(origin, cut.shape, strict=True))
+        mask = mask[tuple(part)]
+    kind = name.partition(" ")[0]
+    small, place = kind in ("corner", "end"), ", ".join(map(str, index))
+    _show_pattern(
+        ax, cut, report.axes, origin, boxes=boxes, center=center, radius=report.disc_radius,
+        mask=mask, small=small,
+    )  # fmt: skip
+    kept = math.nan if report.retention is None else float(report.retention[index])
     color = BAD if kept < (report.min_retention or 0) else "black"
-    _headline(ax, f"{ax.get_label()}: scan ({place}), retention {kept:.4f}", color)
+    if small:
+        ax.set_title(
+            text := f"{kind} ({place})", color=color, fontsize=_fitting(text, 17, 9), pad=3
+        )
+    else:
+        _headline(ax, f"{name}: scan ({place}), retention {kept:.4f}", color)
 
 
 def _draw_text(ax: "Axes", report: FigureData, lines: tuple[str, ...]) -> None:
@@ -252,15 +396,30 @@ def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
     _headline(ax, title)
 
 
+def _draw_field(ax: "Axes", report: FigureData, values: NDArray) -> None:
+    name = str(ax.get_label()).replace("_", " ")
+    _show_scan(ax, report, values, cmap="gray")
+    _ring(ax, report, values)
+    inside = "in" if name == "bright field" else "outside"
+    _headline(ax, f"{name} (intensity {inside} the direct disc)")
+
+
 def _draw_center(ax: "Axes", report: FigureData, center: NDArray) -> None:
-    known, both = _finite(center), map(_finite, (report.center_y, report.center_x))
-    middle = float(np.median(known)) if known.size else 0.0
-    far = np.concatenate([[0.0], *(abs(one - np.median(one)) for one in both if one.size)])
+    """The center relative to its median, or to the fitted descan."""
+    name, is_fit = str(ax.get_label()), report.deflection_y is not None
+    known = [_finite(getattr(report, one)) for one in _wander(report)]
+    middles = [0.0 if is_fit or not one.size else float(np.median(one)) for one in known]
+    pairs = zip(known, middles, strict=True)
+    far = np.concatenate([[0.0], *(abs(one - middle) for one, middle in pairs)])
     # one scale for both maps, not stretched by a few stray patterns
     most = max(float(np.quantile(far, 0.99, method="higher")), 0.01)
     extend = "both" if far.max() > most else "neither"
+    middle = middles[name.endswith("x")]
     _show_scan(ax, report, center - middle, extend, cmap="RdBu_r", vmin=-most, vmax=most)
-    _headline(ax, f"{ax.get_label()} − median {middle:.2f} (px)")
+    title = f"{name} − median {middle:.2f} (px)"
+    if is_fit:
+        title = f"{name}: center − fit of order {report.descan_order} (px)"
+    _headline(ax, title)
 
 
 def _draw_retention(ax: "Axes", report: FigureData, values: NDArray) -> None:
@@ -270,55 +429,115 @@ def _draw_retention(ax: "Axes", report: FigureData, values: NDArray) -> None:
     known, below = _finite(values), np.argwhere(values < floor)
     high = float(known.max(initial=floor + 1e-3))
     low = floor if len(below) else min(float(known.min(initial=high)), high - 1e-3)
-    if values.ndim == 1:
-        ax.axhline(floor, color=ALLOWED, ls="--", lw=1.4)
-    if 0 < len(below) <= 500:  # one pixel of a large map would not be seen
-        y = below[:, 0] if values.ndim == 2 else values[below[:, 0]]
-        ax.scatter(below[:, -1], y, 60, facecolors="none", edgecolors=BAD, linewidths=1.5)
     cmap = colormaps["viridis"].with_extremes(under=BAD)
     extend = "min" if len(below) else "neither"
     _show_scan(ax, report, values, extend, cmap=cmap, vmin=low, vmax=high)
+    if _line_axis(values) is not None:
+        ax.axhline(floor, color=ALLOWED, ls="--", lw=1.4)
+    few = len(below) <= min(500, values.size / 10)  # one pixel of a large map would not be seen
+    _ring(ax, report, values, below if few else ())
     _headline(ax, f"retention ({len(below)} below {floor:g})", BAD if len(below) else "black")
 
 
+def _ring(ax: "Axes", report: FigureData, values: NDArray, more: Any = ()) -> None:
+    """Circle the worst patterns, and more scan indices, in a map or on a line."""
+    worst = [index for name, index, *_ in report.pictures if name.startswith("worst")]
+    marked = list(dict.fromkeys([*worst, *(tuple(map(int, index)) for index in more)]))
+    if not marked:
+        return
+    along = _line_axis(values)
+    x = [index[-1 if along is None else along] for index in marked]
+    y = [index[0] for index in marked] if along is None else [values[index] for index in marked]
+    look: dict[str, Any] = {"facecolors": "none", "edgecolors": WORST, "linewidths": 1.7}
+    ax.scatter(x, y, 70, label="worst", zorder=3, **look)
+
+
 def _show_pattern(
-    ax: "Axes", pattern: NDArray, axes: tuple[Axis, Axis], boxes: Sequence[tuple[str, Pair, Pair]]
+    ax: "Axes",
+    pattern: NDArray,
+    axes: tuple[Axis, Axis],
+    origin: Pair = (0, 0),
+    *,
+    boxes: Sequence[tuple[str, Pair, Pair]] = (),
+    center: tuple[float, float] | None = None,
+    radius: float | None = None,
+    mask: NDArray | None = None,
+    small: bool = False,
 ) -> None:
-    """Draw on a log scale, in the units of the axes, with windows along the edges of their pixels; what has no logarithm is black."""
+    """Draw a part of the detector on a log scale, in the units of the axes; what has no logarithm is black.
+
+    ``boxes`` are windows along the edges of their pixels, center and radius those of the direct disc. Pixels of the mask
+    have no part in the scale. ``small`` is without numbers.
+    """
     from matplotlib.colors import LogNorm
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Ellipse, Rectangle
     from matplotlib.patheffects import withStroke
 
     image = np.where(np.isfinite(pattern), pattern, 0).astype(np.float64).clip(0, 1e300)
-    (y, x), (rows, cols) = map(_in_units, axes), image.shape
-    step = -(-max(rows, cols) // 320)  # 320 pixels fill a panel
-    for axis in (0, 1):  # maximum of each block, so that no single spot is lost
-        image = np.maximum.reduceat(image, np.arange(0, image.shape[axis], step), axis)
-    bright = image[image > 1e-300] if image.max() > 1e-300 else np.ones(1)
+    (y, x), step = map(_in_units, axes), _step(image.shape)
+    good = image if mask is None else image[mask == 0]
+    bright = good[good > 1e-300] if good.max(initial=0) > 1e-300 else np.ones(1)
     # half the lowest value, so that a single count differs from none
     low = float(np.clip(bright.min() / 2, bright.max() * 1e-6, bright.max() * 0.1))
-    edges = (x.value(-0.5), x.value(cols - 0.5), y.value(rows - 0.5), y.value(-0.5))
-    shown = ax.imshow(image.clip(low), "magma", LogNorm(low, bright.max()), extent=edges)
-    for name, origin, shape in boxes:
-        corner = x.value(origin[1] - 0.5), y.value(origin[0] - 0.5)
-        box = Rectangle(corner, x.scale * shape[1], y.scale * shape[0], fill=False, lw=2)
-        dashes = "--" if name == "reach" else "-"
-        box.set(label=name, color="#00e5ff", ls=dashes, clip_on=False, zorder=3)
-        box.set_path_effects([withStroke(linewidth=4, foreground="black")])
-        ax.add_patch(box)
-        ax.autoscale_view()  # the view grows where a window leaves the detector
-    _frame(ax, shown, 1.0 if x.units == y.units else abs(x.scale / y.scale))
+    for axis in (0, 1):  # maximum of each block, so that no single spot is lost
+        image = np.maximum.reduceat(image, np.arange(0, image.shape[axis], step), axis)
+    ends = [at + step * n - 0.5 for at, n in zip(origin, image.shape, strict=True)]
+    edges = (x.value(origin[1] - 0.5), x.value(ends[1]), y.value(ends[0]), y.value(origin[0] - 0.5))
+    norm = LogNorm(low, bright.max())
+    shown = ax.imshow(image.clip(low), "magma", norm, extent=edges)
+    # the view grows where a window or a disc leaves the part that is drawn
+    corners: list[Any] = [origin, np.add(origin, pattern.shape)]
+    black = [withStroke(linewidth=3 if small else 4, foreground="black")]
+    look: dict[str, Any] = {"clip_on": False, "zorder": 3, "path_effects": black}
+    for name, first, shape in boxes:
+        corners += [first, np.add(first, shape)]
+        corner = x.value(first[1] - 0.5), y.value(first[0] - 0.5)
+        box = Rectangle(corner, x.scale * shape[1], y.scale * shape[0], fill=False, **look)
+        ls = "--" if name == "reach" else "-"
+        ax.add_patch(box).set(label=name, color=WINDOW, ls=ls, lw=1.3 if small else 2)
+    if center is not None and np.isfinite(center).all():
+        place = x.value(center[1]), y.value(center[0])
+        look["path_effects"] = [withStroke(linewidth=1.6 if small else 2, foreground="black")]
+        if radius is not None:
+            around = np.add(center, 0.5)
+            corners += [around - radius, around + radius]
+            width, height = 2 * radius * abs(x.scale), 2 * radius * abs(y.scale)
+            disc = Ellipse(place, width, height, fill=False, **look)
+            ax.add_patch(disc).set(label="disc", color=BEAM, lw=0.8 if small else 1)
+        cross: dict[str, Any] = {"ms": 5, "mew": 0.8} if small else {"ms": 11, "mew": 1}
+        ax.plot(*place, "+", color=BEAM, label="center", **cross, **look)
+    (top, left), (bottom, right) = np.min(corners, 0) - 0.5, np.max(corners, 0) - 0.5
+    ax.set(xlim=(x.value(left), x.value(right)), ylim=(y.value(bottom), y.value(top)))
+    _frame(ax, None if small else shown, 1.0 if x.units == y.units else abs(x.scale / y.scale))
+    if small:
+        ax.set(xticks=[], yticks=[])
+        return
     _mark(ax.xaxis, x.name, x.units)
     _mark(ax.yaxis, y.name, y.units)
 
 
-def _show_scan(ax: "Axes", report: FigureData, values: NDArray, extend: str, **look: Any) -> None:
-    """Draw one value a scan position: a map in scan indices, or a line for a list of patterns."""
+def _step(shape: Sequence[int]) -> int:
+    """Side of the blocks that are drawn as one: 320 fill a panel."""
+    return -(-max(shape) // 320)
+
+
+def _line_axis(values: NDArray) -> int | None:
+    """The axis along which values are drawn as a line: that of a list, of a row, or of a column; None for a map."""
+    if values.ndim == 1:
+        return 0
+    return int(values.shape[0] == 1) if 1 in values.shape else None
+
+
+def _show_scan(
+    ax: "Axes", report: FigureData, values: NDArray, extend: str = "neither", **look: Any
+) -> None:
+    """Draw one value a scan position: a map in scan indices, or a line for a list of patterns and for a single row."""
     steps = [f" (step {a.scale:.3g} {a.units})" * a.calibrated for a in report.scan_axes]
     names = [a.name + step for a, step in zip(report.scan_axes, steps, strict=True)]
-    if values.ndim == 1:
-        ax.plot(values, ".-" if values.size <= 2000 else ",", color="C0", lw=0.8)
-        _mark(ax.xaxis, names[-1], whole=True)
+    along = _line_axis(values)
+    if along is not None:
+        ax.plot(values.ravel(), ".-" if values.size <= 2000 else ",", color="C0", lw=0.8)
+        _mark(ax.xaxis, names[along], whole=True)
         _mark(ax.yaxis, "")
         return
     shown = ax.imshow(np.ma.masked_invalid(values), **look)
@@ -329,9 +548,11 @@ def _show_scan(ax: "Axes", report: FigureData, values: NDArray, extend: str, **l
 
 
 def _frame(ax: "Axes", shown: Any, aspect: float, extend: str = "neither") -> None:
-    """Equal scales on both axes, unless that makes a thin stripe, and a colour bar as high as the picture."""
+    """Equal scales on both axes, unless that makes a thin stripe, and a color bar as high as the picture, if one is shown."""
     ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
     ax.set(facecolor="0.8", aspect=aspect if 0.5 <= ratio <= 2 else "auto")
+    if shown is None:
+        return
     bar = ax.figure.colorbar(shown, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend=extend)
     bar.minorticks_off()
 

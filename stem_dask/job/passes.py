@@ -43,7 +43,16 @@ from stem_dask.engine.state import RunState
 from stem_dask.job import budget, report
 from stem_dask.job.figure import draw, figure_data
 from stem_dask.job.plan import Plan, reference_of
-from stem_dask.job.results import Outcome, advice, exit_code, stored_bytes, verdict
+from stem_dask.job.results import (
+    Outcome,
+    advice,
+    center_quality,
+    discs_of,
+    exit_code,
+    intensity_of_patterns,
+    stored_bytes,
+    verdict,
+)
 from stem_dask.job.warm_up import play, rehearse
 from stem_dask.kernels.gpu.code import compile_kernels
 from stem_dask.kernels.pixels import DEAD, HOT, STOP
@@ -62,9 +71,10 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.analyze import (
     analyze as analyze_patterns,
 )
+from stem_dask.stages.calibrate import calibrated_by_disc, disc_calibration, refuse_uncalibrated
 from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
-from stem_dask.stages.descan import Fit, fit_descan, fit_places, refuse_rough, with_descan
+from stem_dask.stages.descan import Fit, fit_descan, fit_of, fit_places, refuse_rough, with_descan
 from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, symmetric_blocks
@@ -89,11 +99,15 @@ from stem_dask.stages.validate import (
     inside_of_blocks,
     intensity_of,
     retention_statistics,
+    scattered_statistics,
 )
 from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.writers import zarr
 from stem_dask.writers.spool import SplitSink, SpoolSink
+
+#: stages that read a sample of the patterns
+SAMPLES = ("survey", "friedel")
 
 
 class Job:
@@ -128,6 +142,8 @@ class Job:
         self.friedel: Fit | None = None
         #: what the sample says; None if no option needs it
         self.survey: Survey | None = None
+        #: the scale of the detector by the direct disc; empty where it is not known
+        self.calibration: dict[str, Any] = {}
         #: (ky, kx), pixels that are hot in the mean pattern, and were not in the sample
         self.left: NDArray[np.bool_] | None = None
         #: without the profiles, which are too many to be held; with the retention after a crop
@@ -190,6 +206,8 @@ class Job:
         except SourceError as error:
             self.refuse_changed_input()
             hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
+            if stage in SAMPLES:  # its blocks are none of the scan
+                error = SourceError(f"while a sample was read: {str(error).partition(': ')[2]}")
             raise SourceError(f"{self.with_path(error)}; {hint}") from error
         self.refuse_changed_input()
         return records
@@ -246,8 +264,8 @@ def complete(
         load_meanwhile("matplotlib.figure", "matplotlib.backends.backend_agg")
     first, analyzed_after = time.perf_counter(), None
     open_input(job)
-    job.warnings += report.calibration_warnings(plan.found.info.axes)
     survey(job)
+    job.warnings += report.calibration_warnings(axes_of(job.patterns))
     if job.config.crop.enabled:
         settle_common(job, common)
         analyze(job)
@@ -444,9 +462,18 @@ def analyze(job: Job) -> None:
         _fold(job, spool)
     else:
         _read_analysis(job, job.plan.precomputed.store)
-        _mask_suspected(job)
     fit(job)
+    job.analysis = _with_calibration(job)
     _note_analysis(job)
+
+
+def _with_calibration(job: Job) -> xr.Dataset:
+    """The analysis, with what the direct disc says about the detector's scale."""
+    assert job.analysis is not None
+    attrs = {name: value for name, value in job.analysis.attrs.items() if name != "calibration"}
+    if job.calibration:
+        attrs["calibration"] = job.calibration
+    return job.analysis.drop_attrs(deep=False).assign_attrs(attrs)
 
 
 def fit(job: Job) -> None:
@@ -458,7 +485,7 @@ def fit(job: Job) -> None:
         return
     try:
         if job.friedel is None:
-            job.analysis = fit_descan(job.analysis, **_descan_options(job))
+            job.analysis = with_descan(job.analysis, fit_of(job.analysis, **_descan_options(job)))
         else:
             job.analysis = with_descan(job.analysis, job.friedel)
     except ConfigError:
@@ -501,16 +528,43 @@ def _reference(job: Job) -> xr.Dataset | None:
 
 def survey(job: Job) -> None:
     """Survey a sample of the patterns, once per run, and mask what ``input.mask`` auto or stop find."""
-    config, asked = job.config, _asked(job)
+    config, asked, stored = job.config, _asked(job), job.plan.precomputed
+    calibrates = config.analyze.calibrate == "disc"
+    if calibrates:
+        refuse_uncalibrated(job.patterns, config.analyze.convergence_mrad)
     analyzes = (config.crop.enabled or config.analyze.ahead) and needs_survey(**asked)
-    if job.plan.precomputed is not None or not (analyzes or config.input.mask in ("auto", "stop")):
-        return
-    words = job.state.settled("survey", lambda: _surveyed(job).to_dict())
-    job.survey = Survey.from_dict(words)
-    refuse_no_disc(job.survey, asked["center_method"])
-    _mask_suspected(job)
-    if asked["center_method"] == "friedel":
+    words: Any = None
+    if stored is not None:
+        words = zarr.open_group(stored.store, "analysis").attrs.get("survey")
+    elif analyzes or calibrates or config.input.mask in ("auto", "stop"):
+        words = job.state.settled("survey", lambda: _surveyed(job).to_dict())
+    if words is not None:
+        job.survey = Survey.from_dict(words)
+        if stored is None:
+            refuse_no_disc(job.survey, asked["center_method"])
+        _mask_suspected(job)
+    _calibrate(job)
+    if words is not None and stored is None and asked["center_method"] == "friedel":
         _find_symmetry(job)
+
+
+def _calibrate(job: Job) -> None:
+    """Compare the scale of the detector's axes with that of the direct disc, and replace it if asked."""
+    options = job.config.analyze
+    job.calibration = disc_calibration(job.patterns, job.survey, options.convergence_mrad)
+    if options.convergence_mrad is not None:
+        job.patterns = job.patterns.assign_attrs(convergence_angle_mrad=options.convergence_mrad)
+    if options.calibrate == "disc":
+        if not job.calibration:
+            why = "it was not surveyed" if job.survey is None else job.survey.why
+            raise ConfigError(
+                f"analyze.calibrate is disc, and no direct disc can be told: {why}; give analyze.disc_radius in px, or "
+                "input.calibration for ky and kx"
+            )
+        job.patterns = calibrated_by_disc(job.patterns, job.calibration)
+    if job.calibration:
+        job.calibration["applied"] = options.calibrate == "disc"
+    job.warnings += report.scale_warnings(job.calibration)
 
 
 def _find_symmetry(job: Job) -> None:
@@ -562,6 +616,7 @@ def _surveyed(job: Job) -> Survey:
     )
     patterns, lead = _corrected(job, sample), len(lead_dims(sample))
     records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
+    job.tally.note(replace(r, extra={"retries": r.extra.get("retries", 0)}) for r in records)
     blocks = spool.blocks(len(records), ("sample",))
     return survey_sample(
         np.concatenate([block["sample"].reshape(-1, *sample.shape[-2:]) for _, block in blocks]),
@@ -572,6 +627,20 @@ def _surveyed(job: Job) -> Survey:
         apply_stop=job.config.input.mask == "stop",
         device=job.device,
     )
+
+
+def _clean_sample(job: Job) -> tuple[NDArray, NDArray] | None:
+    """The patterns of the survey's sample without bad pixels, and their positions; None for a precomputed analysis."""
+    if job.survey is None or job.plan.precomputed is not None:
+        return None
+    lazy, where = lazy_sample(job.found, job.positions)
+    blocks = SpoolSink(f"{job.folder}/sample").blocks(math.prod(lazy.data.numblocks), ("sample",))
+    sample = np.concatenate([block["sample"].reshape(-1, *lazy.shape[-2:]) for _, block in blocks])
+    bad = job.survey.flags > 0
+    if job.left is not None:
+        bad |= job.left
+    positions = np.stack([one.ravel() for one in np.meshgrid(*where, indexing="ij")], axis=-1)
+    return np.where(bad, 0, sample).astype(sample.dtype), positions
 
 
 def _mask_suspected(job: Job) -> None:
@@ -607,7 +676,7 @@ def center_of(job: Job) -> dict[str, Any]:
         found["disc_radius"] = job.survey.radius
         if found["method"] == "centroid" and job.config.analyze.center_method == "auto":
             found["why"] = job.survey.why
-    return found
+    return found | center_quality(job.analysis)
 
 
 def _options(job: Job) -> dict[str, Any]:
@@ -666,8 +735,6 @@ def _read_analysis(job: Job, store: str) -> None:
         for region in da.core.slices_from_chunks(grid):
             yield region, {"profile": stored["profile"][region].values}
 
-    if "survey" in analysis.attrs:
-        job.survey = Survey.from_dict(analysis.attrs["survey"])
     job.analysis, job.profiles = analysis, profiles
 
 
@@ -754,6 +821,7 @@ def write(job: Job) -> None:
     elif config.analyze.ahead:
         _fold(job, spool)
         fit(job)
+        job.analysis = _with_calibration(job)
     if not published:
         _finish(job, target, spool)
     if job.outputs.analysis is not None:
@@ -1006,6 +1074,13 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
             "masked": config.input.mask in ("auto", "stop"),
         },
         "center": center_of(job),
+        "calibration": job.calibration,
+        "patterns": {}
+        if job.analysis is None
+        else intensity_of_patterns(job.analysis, patterns.attrs),
+        "discs": {}
+        if analysis is None or window is None
+        else discs_of(analysis, window, _clean_sample(job)),
         "speed": {**speed, "bytes_per_second": found.n_bytes / speed["seconds"]},
         "memory": {
             "projected": budget.projected_bytes(sizes, positions, job.worker),
@@ -1018,6 +1093,8 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         "cluster": str(job.connection),
         "warnings": job.warnings,
     }
+    if analysis is not None:
+        results["validation"] |= scattered_statistics(analysis)
     results["verdict"] = verdict(config, results, analysis, window)
     profiles = store
     if window is not None and not job.outputs.path.endswith(".zarr"):

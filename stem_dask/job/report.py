@@ -30,6 +30,9 @@ MAX_LISTED = 100_000
 #: hot pixels listed by position
 MAX_HOT = 20
 
+#: a scale that differs by more than this from that of the disc is worth a warning
+WRONG_SCALE = 0.05
+
 #: share of the total above which clipped negatives, or a constant background, are worth a warning
 NOTICEABLE = 0.05
 
@@ -117,18 +120,6 @@ def analysis_warnings(
             f"a dark region of {int(survey.stop.sum()):,} px covers the center, as a beam stop does: input.mask=stop masks it, "
             "and analyze.center_method=friedel then finds the center from the symmetry of the patterns"
         )
-    if (
-        survey is not None
-        and survey.radius is not None
-        and analysis.attrs["center_method"] == "disc"
-    ):
-        apart = [(analysis[f"com_{axis}"] - analysis[f"center_{axis}"]).values for axis in "yx"]
-        distance = float(np.nanmedian(np.hypot(*apart))) if np.isfinite(apart[0]).any() else 0.0
-        if distance > survey.radius:
-            out.append(
-                f"the center of mass is {distance:.1f} px from the center of the direct disc in half of the patterns, more than its "
-                f"radius of {survey.radius:.1f} px: look at the figure whether the right disc was found (analyze.guess)"
-            )
     odd = zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
     counted = [f"{int(n):,} {str(kind).replace('_', ' ')}" for kind, n in odd if n]
     if counted:
@@ -172,6 +163,23 @@ def calibration_warnings(axes: Sequence[Axis]) -> list[str]:
         return []
     text = "in pixels: the file has no usable calibration; input.calibration gives one"
     return [f"{', '.join(names)} {text}"]
+
+
+def scale_warnings(found: Mapping[str, Any]) -> list[str]:
+    """A warning where the direct disc implies another scale than the axes have; see `stem_dask.stages.calibrate`."""
+    ratio = found.get("ratio")
+    if ratio is None or abs(ratio - 1) <= WRONG_SCALE:
+        return []
+    text = (
+        f"the direct disc of {found['disc_radius']:.1f} px and a convergence of {found['convergence_mrad']:g} mrad at "
+        f"{found['beam_energy_kv']:g} kV give {_scale_words(found)}: the scale or the convergence is wrong"
+    )
+    return [text if found["applied"] else f"{text}; analyze.calibrate=disc takes that of the disc"]
+
+
+def _scale_words(found: Mapping[str, Any]) -> str:
+    text = f"{found['scale_per_nm']:.4g} 1/nm per px (± {100 * found['uncertainty']:.0f} %)"
+    return text if found["ratio"] is None else f"{text}, {found['ratio']:.3f} of the file's scale"
 
 
 def _where(hot: Sequence[Sequence[int]]) -> str:
@@ -261,6 +269,10 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
         lines = [f"{what} of {full[0]} x {full[1]} (global radius {radius}, align {align})"]
     if results.get("center"):
         lines.append(f"center      {center_words(results['center'])}")
+    if found := results.get("calibration"):
+        lines.append(f"calibration {_scale_words(found)}{', applied' * found['applied']}")
+    if found := results.get("patterns"):
+        lines.append(f"patterns    {found['per_pattern']:,.6g} {found['units']} each (median)")
     if "normalization" in results:
         found = results["normalization"]
         lines.append(
@@ -279,6 +291,7 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
     if "mean_retention" in kept:
         n, limits = kept["n_patterns"] - kept["n_empty"], results["limits"]
         lines += [
+            *_kept_line(kept, results.get("discs") or {}),
             f"retention   mean {kept['mean_retention']:.4f}, min {kept['min_retention']:.4f}, "
             f"sum inside / sum total {kept['total_retention']:.4f}",
             f"below       {n - kept['passes_min_threshold']:,} of {n:,} patterns below min_retention "
@@ -300,12 +313,35 @@ def summary(results: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _kept_line(kept: Mapping[str, Any], discs: Mapping[str, Any]) -> list[str]:
+    """What the windows keep of all patterns together; empty without a direct disc."""
+    if kept.get("direct_share") is None:
+        return []
+    scattered = kept["total_scattered_retention"]
+    words = [f"{kept['total_retention']:.1%} of the intensity"]
+    if scattered is not None and math.isfinite(scattered):
+        words.append(f"{scattered:.1%} of the scattered")
+    line = f"keeps       {', '.join(words)}; direct beam {kept['direct_share']:.0%}"
+    n = sum(discs.get(place, 0) for place in ("inside", "cut", "outside"))
+    if n > 1:
+        line += f"; of {n:,} discs {discs['cut'] / n:.0%} are cut through, {discs['outside'] / n:.0%} lost"
+    return [line]
+
+
 def center_words(center: Mapping[str, Any]) -> str:
     """The method that found the centers, and why it was chosen."""
     method, radius = center["method"], center["disc_radius"]
-    if method == "disc":
-        return f"disc, radius {radius:.1f} px"
-    return f"{method}: no direct disc ({center['why']})" if center["why"] else str(method)
+    words = [f"disc, radius {radius:.1f} px" if method == "disc" else str(method)]
+    if center["why"]:
+        words = [f"{method}: no direct disc ({center['why']})"]
+    if center.get("s") is not None:
+        words.append(f"{center['s']:.2f} px about a descan of order {center['descan_order']}")
+    if center.get("n_not_found"):
+        words.append(f"not found in {center['n_not_found']:,} of {center['n_filled']:,} patterns")
+    if n := center.get("n_outliers"):
+        named = ", ".join(map(str, center["outliers"]))
+        words.append(f"{n:,} far from it: {named}{' …' * (n > len(center['outliers']))}")
+    return ", ".join(words)
 
 
 def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:

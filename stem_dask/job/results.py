@@ -12,22 +12,31 @@ from typing import Any
 import dask
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from stem_dask.config.load import to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.metadata import dig, number
 from stem_dask.core.model import Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.job import report
 from stem_dask.job.plan import Outputs, n_quarantined
+from stem_dask.kernels.bragg import find_bragg_discs, kept_discs, mean_about
 from stem_dask.stages.analyze import stored_radii
-from stem_dask.stages.crop import choose_window
+from stem_dask.stages.crop import beam_places, choose_window, disc_radius_of, window_origins
 from stem_dask.storage.location import at, is_url
 from stem_dask.writers.zarr import open_group
 
 #: a window with more than this share of the pixels hardly reduces the data
 LITTLE_GAINED = 0.8
+
+#: centers are not credible where more than this share of the patterns has no disc
+MOST_WITHOUT_DISC = 0.1
+
+#: a center is an outlier beyond so many times the robust deviation from the descan, and so many px; so many are named
+OUTLIER, OUTLIER_PX, MOST_NAMED = 5.0, 0.5, 5
 
 #: overrides, the shape of the window in source pixels, and its effect
 Way = tuple[str, tuple[int, int], str]
@@ -104,6 +113,16 @@ def verdict(
         out.append(f"incomplete: {n_missing:,} patterns could not be read")
     if too_little := _too_little_kept(config, results):
         out.append(too_little)
+    if words := _centers_not_credible(results.get("center", {})):
+        out.append(
+            f"centers not credible: {words}; look at the figure, or give analyze.guess or analyze.disc_radius"
+        )
+    discs = results.get("discs", {})
+    if config.crop.criterion == "k_max" and discs.get("cut"):
+        n = sum(discs[place] for place in ("inside", "cut", "outside"))
+        out.append(
+            f"{discs['cut']:,} of {n:,} discs are cut through; a crop.k_max or crop.n_alpha of another size keeps them whole"
+        )
     if known is not None and window is not None:
         kept = _kept_pixels(window, known)
         if not window.cropped_axes:
@@ -111,6 +130,112 @@ def verdict(
         elif kept > LITTLE_GAINED:
             out.append(f"little was gained: the window keeps {kept:.0%} of the pixels")
     return out
+
+
+def _centers_not_credible(center: Mapping[str, Any]) -> str:
+    """Why the centers cannot be right, as a clause; empty if nothing says so."""
+    out, radius, n = [], center.get("disc_radius"), center.get("n_filled", 0)
+    if center.get("method") != "disc":
+        return ""
+    if center["n_not_found"] > MOST_WITHOUT_DISC * n:
+        out.append(f"no disc was found in {center['n_not_found']:,} of {n:,} patterns")
+    s, apart = center.get("s"), center["com_distance"]
+    if radius is not None and s is not None and s > radius / 2:
+        out.append(
+            f"they scatter by {s:.2f} px about the descan, more than half of the disc's radius of {radius:.1f} px"
+        )
+    if radius is not None and apart > radius:
+        out.append(
+            f"in half of the patterns the center of mass is more than {apart:.1f} px away, beyond the disc's radius of {radius:.1f} px"
+        )
+    return ", and ".join(out)
+
+
+def center_quality(analysis: xr.Dataset) -> dict[str, Any]:
+    """How far the centers can be trusted, in source pixels.
+
+    ``s`` is their robust standard deviation about the descan, ``outliers`` the indices of the centers farthest from it,
+    ``center_spread`` and ``com_distance`` are medians over the patterns. Without a fit, or discs, their values are left out.
+    """
+    filled = analysis["total"].values > 0
+    y, x = (analysis[f"center_{axis}"].values for axis in "yx")
+    apart = np.hypot(analysis["com_y"].values - y, analysis["com_x"].values - x)[filled]
+    found: dict[str, Any] = {
+        "n_filled": int(filled.sum()),
+        "n_not_found": int((filled & np.isnan(y)).sum()),
+        "com_distance": _median(apart),
+    }
+    if "center_spread" in analysis:
+        found["center_spread"] = _median(analysis["center_spread"].values[filled])
+    if "descan" in analysis.attrs:
+        s, order = (analysis.attrs["descan"][name] for name in ("s", "order"))
+        off = np.hypot(*(analysis[f"deflection_{axis}"].values for axis in "yx"))
+        off = np.where(filled & np.isfinite(off), off, 0.0)
+        far = off > max(OUTLIER * s, OUTLIER_PX)
+        worst = np.argsort(-off, axis=None, kind="stable")[: min(MOST_NAMED, int(far.sum()))]
+        places = zip(*np.unravel_index(worst, off.shape), strict=True)
+        found |= {
+            "s": s,
+            "descan_order": order,
+            "n_outliers": int(far.sum()),
+            "outliers": [[int(i) for i in place] for place in places],
+        }
+    return found
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Median of the finite values, NaN without any."""
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if values.size else math.nan
+
+
+def discs_of(
+    analysis: xr.Dataset, window: Window, sample: tuple[NDArray, NDArray] | None = None
+) -> dict[str, float]:
+    """How many discs lie inside the windows, are cut through, and lie outside, and the share of the intensity of all in the last.
+
+    The direct disc counts, too. ``sample`` holds patterns (n, ky, kx) and their positions (n, 1 or 2), whose mean about the beam
+    shows the discs where they are; without it, as the mean pattern of the detector does. A disc is inside if the windows of all
+    but 2 % of the patterns hold it, and outside if they do not touch it. Empty without a direct disc.
+    """
+    radius = disc_radius_of(analysis)
+    filled = analysis["total"].values > 0
+    if radius is None or not filled.any():
+        return {}
+    beams = np.stack(beam_places(analysis), axis=-1)
+    middle = np.rint(np.nanmedian(beams[filled], axis=0)).astype(np.int64)
+    mean, n = analysis["mean_pattern"].values, int(filled.sum())
+    if sample is not None:
+        own = beams[tuple(sample[1].T)]
+        seen = np.isfinite(own).all(axis=1)
+        mean = mean_about(sample[0][seen], own[seen].astype(np.int64), middle)
+        n = int(seen.sum())
+    places, counts = find_bragg_discs(mean, n, radius)
+    # where the beam is in the windows
+    shift = beams - np.stack(window_origins(analysis, window), axis=-1)
+    least, most = np.nanpercentile(shift[filled], (1, 99), axis=0)
+    places = places - middle + (least + most) / 2
+    inside, cut = kept_discs(places, radius + (most - least) / 2, (0, 0), window.shape)
+    lost = counts[~inside & ~cut].sum()
+    return {
+        "inside": int(inside.sum()),
+        "cut": int(cut.sum()),
+        "outside": int((~inside & ~cut).sum()),
+        "share_outside": float(lost / counts.sum()) if counts.size else 0.0,
+    }
+
+
+def intensity_of_patterns(analysis: xr.Dataset, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Median intensity of the patterns that are not empty: in electrons where the metadata say what a count is, else in counts."""
+    signal = dig(attrs.get("metadata") or {}, "Signal") or {}
+    gain = number(dig(signal, "Noise_properties.Variance_linear_model.gain_factor"))
+    total = analysis["total"].values
+    median, units = _median(np.where(total > 0, total, np.nan)), "counts"
+    if str(signal.get("quantity", "")).startswith("Electrons"):
+        units = "electrons"
+    elif gain is not None and gain > 0:
+        median, units = median / gain, "electrons"
+    return {"per_pattern": median, "units": units}
 
 
 def _kept_pixels(window: Window, known: xr.Dataset) -> float:

@@ -201,7 +201,7 @@ def _of_signal(
     tree: Callable[..., dict[str, Any] | None], others: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Metadata of a signal, given a function of a group's name and of the names of members to leave out."""
-    known = tree("metadata", "_HyperSpy", "stem_dask") or {}
+    known = tree("metadata", "_HyperSpy", "Maps", "stem_dask") or {}
     known = {name: value for name, value in known.items() if not name.startswith("_")}
     original, own, stated = tree("original_metadata") or {}, tree(_OWN, "valid"), of_signal(known)
     if own is None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import Block, Deferred
 from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.metadata import as_text
 from stem_dask.core.model import Device, Region
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
@@ -118,7 +119,8 @@ def analyze(
     ``mean_pattern``, ``max_pattern`` and ``lit`` (source_ky, source_kx; ``lit`` is in how many patterns of a sample of 256
     a pixel is above zero), ``curve_mean`` and ``curve_min`` (profile_radius), ``odd_pixels``. With a direct disc also its
     intensity ``direct`` and ``center_spread`` (px), the distance between two estimates of its center.
-    ``.compute()`` it before `choose_window`; that is the one barrier of the job.
+    ``.compute()`` it before `choose_window`; that is the one barrier of the job. Attributes that are dictionaries, such as
+    ``survey``, are JSON text, so that ``.to_netcdf()`` works
 
     Raises
     ------
@@ -136,6 +138,7 @@ def analyze(
     import dask.array as da
 
     patterns = patterns_of(patterns)
+    blocks_of(patterns)  # refuses other types
     check_options(
         center_method=center_method, manual_center=manual_center, radius_metric=radius_metric,
         target_retention=target_retention, threshold=threshold, background=background,
@@ -180,7 +183,8 @@ def analyze(
     valid = patterns.coords.get("valid")
     n_missing = 0 if valid is None else int((~valid.values).sum())
     attrs = analysis_attrs(**options, survey=survey)
-    return analysis_dataset(patterns, outputs, totals, attrs, n_missing)
+    analysis = analysis_dataset(patterns, outputs, totals, attrs, n_missing)
+    return analysis.drop_attrs(deep=False).assign_attrs(as_text(analysis.attrs))
 
 
 def check_options(
@@ -381,7 +385,7 @@ def analysis_blocks(patterns: xr.DataArray, **options: Any) -> dict[str, da.Arra
 
 
 def analysis_attrs(
-    *, manual_center: tuple[float, float] | None, survey: Survey | None, **options: Any
+    *, manual_center: tuple[float, float] | None, survey: Survey | None = None, **options: Any
 ) -> dict[str, Any]:
     """Options of the analysis as attributes, for later stages and readers of the store."""
     attrs: dict[str, Any] = {name: options[name] for name in ("center_method", "radius_metric")}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block
 from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError, SourceError
-from stem_dask.core.metadata import as_text
+from stem_dask.core.metadata import as_text, attribute
 from stem_dask.core.model import DETECTOR_DIMS, Align, Axis, Device, Window
 from stem_dask.core.patterns import (
     WINDOW_ATTRS,
@@ -42,6 +42,7 @@ from stem_dask.core.window import (
     window_start,
 )
 from stem_dask.kernels.crop import crop_patterns
+from stem_dask.kernels.pixels import DEAD, HOT
 from stem_dask.stages.blocks import (
     as_arrays,
     changed,
@@ -149,6 +150,10 @@ def choose_window(
     if not filled.any():
         threshold = analysis.attrs["threshold"]
         remedy = "lower analyze.threshold or check the data" if threshold else "check the data"
+        if "mask" in analysis and (analysis["mask"].values & (HOT | DEAD)).any():
+            remedy += (
+                "; suspected bad pixels do not count (analyze.ignore_bad_pixels=false counts them)"
+            )
         raise SourceError(
             "every pattern is empty: no intensity is left after NaN, infinite, negative values and values below "
             f"the threshold ({threshold:g}) count as 0; {remedy}"
@@ -226,7 +231,7 @@ def _check_criterion(
     if criterion == "k_max" and (k_max is None) == (n_alpha is None):
         raise ConfigError("criterion is k_max; give either k_max or n_alpha")
     if (criterion == "scattered" or n_alpha is not None) and disc_radius_of(analysis) is None:
-        why = (analysis.attrs.get("survey") or {}).get("why") or "it was not surveyed"
+        why = (attribute(analysis.attrs, "survey") or {}).get("why") or "it was not surveyed"
         what = "scattered" if n_alpha is None else "k_max with n_alpha"
         raise ConfigError(
             f"criterion {what} needs the direct disc, and none is known ({why}); give analyze.disc_radius in px, or use "
@@ -236,7 +241,7 @@ def _check_criterion(
 
 def disc_radius_of(analysis: xr.Dataset) -> float | None:
     """Radius of the direct disc in source pixels; None where none is known."""
-    found = (analysis.attrs.get("survey") or {}).get("radius")
+    found = (attribute(analysis.attrs, "survey") or {}).get("radius")
     return None if found is None or "direct" not in analysis else float(found)
 
 
@@ -293,7 +298,7 @@ def beam_places(analysis: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.f
     found = [np.rint(analysis[f"center_{axis}"].values) for axis in "yx"]
     lost = np.isnan(found[0]) & np.isfinite(analysis["radius"].values)
     if lost.any():
-        expected = Survey.from_dict(analysis.attrs["survey"]).expected(np.argwhere(lost))
+        expected = Survey.from_dict(attribute(analysis.attrs, "survey")).expected(np.argwhere(lost))
         for one, place in zip(found, expected.T, strict=True):
             one[lost] = np.rint(place)
     return found[0], found[1]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.metadata import as_text, attribute
 from stem_dask.core.model import SCAN_DIMS
 from stem_dask.core.patterns import labelled
 from stem_dask.core.text import by
@@ -48,7 +49,7 @@ def fit_descan(
     Returns
     -------
     The analysis with ``descan_y``, ``descan_x`` and ``deflection_y``, ``deflection_x`` (center - descan) by position, in source
-    pixels, and the attribute ``descan``: coefficients, order, s (robust s.d. in px), cv and leverage (px)
+    pixels, and the attribute ``descan``, JSON text: coefficients, order, s (robust s.d. in px), cv and leverage (px)
 
     Raises
     ------
@@ -67,12 +68,25 @@ def fit_descan(
     >>> fitted.descan_y[:, 0].values.round(6).tolist(), float(abs(fitted.deflection_y).max().round(6))
     ([5.0, 6.0, 7.0, 8.0], 0.0)
     """
+    fit = fit_of(analysis, order=order, region=region, reference=reference)
+    found = with_descan(analysis, fit)
+    return found.drop_attrs(deep=False).assign_attrs(as_text(found.attrs))
+
+
+def fit_of(
+    analysis: xr.Dataset,
+    *,
+    order: Literal["auto", 0, 1, 2] = "auto",
+    region: Sequence[int] | None = None,
+    reference: xr.Dataset | None = None,
+) -> Fit:
+    """The surface that `fit_descan` adds to an analysis."""
     require_computed(analysis)
     if analysis["center_y"].dims != SCAN_DIMS:
         raise ConfigError(
             "a list of patterns has no descan; give input.scan_shape, or use crop.align fixed or pattern"
         )
-    shape, parts = analysis["center_y"].shape, analysis.attrs.get("scan_part")
+    shape, parts = analysis["center_y"].shape, attribute(analysis.attrs, "scan_part")
     centers = (np.asarray(analysis[f"center_{axis}"].values) for axis in "yx")
     y, x = (np.where(analysis["total"].values > 0, one, np.nan) for one in centers)
     weight: Any = 1.0
@@ -80,7 +94,7 @@ def fit_descan(
         weight = descan_weight(analysis["center_spread"].values)
     everywhere = [np.arange(n)[:, None] for n in shape]
     how = (order, region, reference)
-    return with_descan(analysis, _fitted(y, x, weight, everywhere, shape, parts, *how))
+    return _fitted(y, x, weight, everywhere, shape, parts, *how)
 
 
 class Fit(NamedTuple):
@@ -180,19 +194,18 @@ def _region(
 
 def _reference(reference: xr.Dataset, parts: Sequence[Sequence[int]]) -> Descan:
     """The fit of a reference, which must be of a scan of the same shape and step."""
-    if "descan" not in reference.attrs:
+    about = attribute(reference.attrs, "descan")
+    if about is None:
         raise ConfigError("the reference has no descan; pass what sd.fit_descan returned for it")
     theirs = reference["center_y"].shape
-    their_parts = reference.attrs.get("scan_part") or [(n, 0, 1) for n in theirs]
+    their_parts = attribute(reference.attrs, "scan_part") or [(n, 0, 1) for n in theirs]
+    # the coordinates of the surface are those of the scan as acquired, whatever was read of it
     here, there = ([size for size, _, _ in of] for of in (parts, their_parts))
-    if (
-        here != there
-    ):  # the coordinates of the surface are those of the scan as acquired, whatever was read of it
+    if here != there:
         raise ConfigError(
             f"the reference is a scan of {by(there)} positions, and this one of {by(here)}; a vacuum scan of the same shape and step "
             "is needed"
         )
-    about = reference.attrs["descan"]
     cv = {int(order): error for order, error in about["cv"].items()}
     return Descan(
         np.array(about["coefficients"]), about["order"], about["s"], cv, about["leverage"]
@@ -201,7 +214,7 @@ def _reference(reference: xr.Dataset, parts: Sequence[Sequence[int]]) -> Descan:
 
 def refuse_rough(analysis: xr.Dataset) -> None:
     """Raise ConfigError where the centers do not follow the fitted surface, so that windows around it would miss the beam."""
-    s, survey = analysis.attrs["descan"]["s"], analysis.attrs.get("survey") or {}
+    s, survey = attribute(analysis.attrs, "descan")["s"], attribute(analysis.attrs, "survey") or {}
     radius = survey.get("radius")
     if radius is not None and s > radius / 2:
         raise ConfigError(

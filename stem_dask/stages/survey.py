@@ -381,8 +381,8 @@ def survey_patterns(patterns: xr.DataArray, **options: Any) -> Survey:
 
     lead, data = lead_shape(patterns), blocks_of(patterns)
     where = sample_positions(lead)
-    picked = [data[index] for index in itertools.product(*where)]
-    sample = np.stack([np.asarray(one) for one in dask.compute(*picked)])
+    picked = [data[tuple(slice(i, i + 1) for i in index)] for index in itertools.product(*where)]
+    sample = np.concatenate([np.asarray(one) for one in dask.compute(*picked)])
     return survey_sample(sample, where, lead, **options)
 
 

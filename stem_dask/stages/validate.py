@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stem_dask.core.batches import Deferred
 from stem_dask.core.errors import ConfigError, SourceError
+from stem_dask.core.metadata import attribute
 from stem_dask.core.model import Axis, Window
 from stem_dask.core.patterns import axis_of, blocks_of, labelled, lead_dims, lead_shape
 from stem_dask.stages.blocks import patterns_of, reduced, require_computed
@@ -49,7 +50,8 @@ def validate(
 
     Returns
     -------
-    Dataset with ``retention`` by position (float64, NaN when empty) and the scalars of `retention_statistics`
+    Dataset with ``retention`` by position (float64, NaN when empty) and the scalars of `retention_statistics`; with a direct disc
+    also ``retention_scattered``, see `scattered_retention`
 
     Raises
     ------
@@ -112,7 +114,12 @@ def validate(
         dtype=np.float64,
         meta=np.empty(0),
     )
-    data = {"retention": (lead_dims(patterns), retention)} | {
+    data = {"retention": (lead_dims(patterns), retention)}
+    if "direct" in analysis:
+        known = (da.from_array(values, raw.chunks) for values in (total, analysis["direct"].values))
+        scattered = da.map_blocks(scattered_retention, inside, *known, **like)
+        data["retention_scattered"] = (lead_dims(patterns), scattered)
+    data |= {
         name: ((), statistics[i].astype(np.int64 if name.startswith("n_") else np.float64))
         for i, name in enumerate(STATISTICS)
     }
@@ -136,6 +143,49 @@ def retention_of(inside: NDArray[np.float64], total: NDArray) -> NDArray[np.floa
     return retention
 
 
+def scattered_retention(
+    inside: NDArray[np.float64], total: NDArray, direct: NDArray
+) -> NDArray[np.float64]:
+    """Share of each pattern's intensity outside the direct disc that its window holds, ``(inside - direct) / (total - direct)``.
+
+    NaN where less than one count lies outside the disc, or no disc was found. Below 0 where the window cuts the disc.
+
+    Examples
+    --------
+    >>> scattered_retention(np.array([90.0, 40.0, 50.0]), np.array([100, 100, 50]), np.array([50, 50, 49.5])).tolist()
+    [0.8, -0.2, nan]
+    """
+    scattered = total - direct
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(scattered >= 1, (inside - direct) / scattered, np.nan)
+
+
+def scattered_statistics(analysis: xr.Dataset) -> dict[str, float]:
+    """Retention of the scattered intensity over the patterns that have any, and the direct disc's share of all intensity.
+
+    ``total_scattered_retention`` is the sum inside the windows / the sum outside the discs; empty without a disc.
+    """
+    if "retention_scattered" not in analysis:
+        return {}
+    kept, total, direct = (
+        analysis[name].values for name in ("retention_scattered", "total", "direct")
+    )
+    found, known = np.isfinite(kept), np.isfinite(direct)
+    scattered, values = (total - direct)[found], kept[found]
+    mean = lowest = ratio = share = math.nan
+    if values.size:
+        mean, lowest = float(values.mean()), float(values.min())
+        ratio = float((values * scattered).sum() / scattered.sum())
+    if total[known].sum() > 0:
+        share = float(direct[known].sum() / total[known].sum())
+    return {
+        "mean_scattered_retention": mean,
+        "min_scattered_retention": lowest,
+        "total_scattered_retention": ratio,
+        "direct_share": share,
+    }
+
+
 def complete_analysis(
     analysis: xr.Dataset,
     window: Window,
@@ -143,7 +193,7 @@ def complete_analysis(
     source_axes: Sequence[Axis],
     down: Downsample,
 ) -> xr.Dataset:
-    """Add retention, `placement`, and the options and calibration of the crop to an analysis; see `retention_of`.
+    """Add retention, `scattered_retention` where the direct disc is known, `placement`, and the options and calibration of the crop to an analysis; see `retention_of`.
 
     ``inside`` is the intensity in each window as it was cut, by position; ``source_axes`` are ky and kx of the detector as read.
     """
@@ -159,6 +209,11 @@ def complete_analysis(
     }
     added = placement(analysis, window, down.factor, down.method)
     added["retention"] = analysis["total"].copy(data=retention)
+    if "direct" in analysis:
+        known = (analysis[name].values for name in ("total", "direct"))
+        added["retention_scattered"] = analysis["total"].copy(
+            data=scattered_retention(inside, *known)
+        )
     return labelled(analysis.drop_vars(["odd_pixels", "kind"]).assign(added).assign_attrs(attrs))
 
 
@@ -191,7 +246,7 @@ def intensity_of(analysis: xr.Dataset) -> dict[str, Any]:
     """What counted as intensity in an analysis: ``threshold``, ``pedestal``, and ``bad`` pixels [y, x]."""
     out: dict[str, Any] = {"threshold": float(analysis.attrs["threshold"])}
     if "survey" in analysis.attrs:
-        survey = Survey.from_dict(analysis.attrs["survey"])
+        survey = Survey.from_dict(attribute(analysis.attrs, "survey"))
         out |= {"pedestal": survey.pedestal, "bad": survey.suspected}
     return out
 

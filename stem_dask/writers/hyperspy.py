@@ -1,6 +1,7 @@
 """Signals of HyperSpy in .hspy and .zspy files, in the layout of RosettaSciIO.
 
 ``Experiments/TITLE`` holds ``data``, the axes and the metadata as groups; plain values are attributes. A .zspy is zarr 2.
+Images of the scan are signals in the metadata, as HyperSpy's navigator is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
 from stem_dask.core.metadata import NAMES, dig, hdf5_name, hdf5_tree, signal_tree, to_json, tree_at
 from stem_dask.core.model import Axis, Record, Region
-from stem_dask.core.patterns import axes_of, blocks_of, content_of, lead_shape
+from stem_dask.core.patterns import LABELS, axes_of, blocks_of, content_of, lead_shape
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import remove
 from stem_dask.storage.staging import damage, refuse_other_files, remove_unfinished
@@ -31,6 +32,11 @@ from stem_dask.writers.zarr import create_array
 
 if TYPE_CHECKING:
     import xarray as xr
+
+#: arrays of an analysis that a signal holds as images of its scan, such as ``signal.metadata.Maps.bright_field``
+MAPS = (
+    "total", "bright_field", "dark_field", "com_y", "com_x", "deflection_y", "deflection_x",
+)  # fmt: skip
 
 _LONGEST_NAME = 200  # bytes; most file systems allow 255
 
@@ -50,7 +56,8 @@ class HspySink(Hdf5Sink):
         from rsciio.hspy import file_writer
 
         signal, path = signal_of(self.output, patterns, analysis), self.output.path
-        arrays = signal["metadata"]["stem_dask"].values()
+        images = signal["metadata"].get("Maps", {}).values()
+        arrays = [*signal["metadata"]["stem_dask"].values(), *(one["data"] for one in images)]
         refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
         with translate(StoreError, path):
             file_writer(path, signal, write_dataset=False, show_progressbar=False)
@@ -178,18 +185,32 @@ def signal_of(
     ]
     empty = ("original_metadata", "learning_results", "tmp_parameters", "models")
     nothing: dict[str, Any] = {name: {} for name in empty}
-    navigator = {
-        "data": total,
-        "axes": [{**axis, "navigate": False} for axis in axes[: total.ndim]],
-        "metadata": {"General": {"title": "total"}, "Signal": {"signal_type": ""}},
-        "attributes": {"_lazy": False, "ragged": False},
-        **nothing,
-    }
+
+    def image(values: NDArray, title: str, quantity: str = "") -> dict[str, Any]:
+        """One value per position, as a signal without its own metadata."""
+        return {
+            "data": values,
+            "axes": [{**axis, "navigate": False} for axis in axes[: total.ndim]],
+            "metadata": {
+                "General": {"title": title},
+                "Signal": {"signal_type": ""} | ({"quantity": quantity} if quantity else {}),
+            },
+            "attributes": {"_lazy": False, "ragged": False},
+            **nothing,
+        }
+
+    found, maps = {} if analysis is None else analysis.variables, {}
+    for name in MAPS:
+        if name in found:  # float32 shows all digits that matter in an image
+            values = np.ascontiguousarray(found[name].values, np.float32)
+            text, units = LABELS[name]
+            maps[f"_sig_{name}"] = image(values, name, f"{text} ({units})")
     return {
         "axes": axes,
         "metadata": {
             **tree_at(general, dict(known)),
-            "_HyperSpy": {"_sig_navigator": navigator},
+            "_HyperSpy": {"_sig_navigator": image(total, "total")},
+            **({"Maps": maps} if maps else {}),
             "stem_dask": own,
         },
         "attributes": {"_lazy": True, "ragged": False},
