@@ -145,7 +145,7 @@ def test_strain(made, trust, tmp_path):
     assert (
         farthest + truth["disc_radius"] + 0.5 < out.shape[2] // 2
     )  # with the rounding of the window
-    assert "discs" not in results or results["discs"]["cut"] == 0
+    assert results["discs"] == {"inside": 21, "cut": 0, "outside": 0, "share_outside": 0}
     assert "deflection_y" in analysis
 
 
