@@ -70,13 +70,15 @@ def main(argv: list[str] | None = None) -> list[Speed]:
     return found
 
 
-def beams(n: int, detector: int, dtype: str) -> NDArray:
+def beams(
+    n: int, detector: int, dtype: str, radius: float | None = None, distinct: int = 16
+) -> NDArray:
     """(n, detector, detector): a disc with most of the counts over a weak background, near the middle."""
     rng = np.random.default_rng(0)
     y, x = np.ogrid[:detector, :detector]
     distance = np.hypot(y - detector / 2 + 1, x - detector / 2 - 2)
-    mean = np.where(distance < detector / 14, 40.0, 0.1)
-    some = rng.poisson(mean, (min(n, 16), detector, detector))
+    mean = np.where(distance < (radius or detector / 14), 40.0, 0.1)
+    some = rng.poisson(mean, (min(n, distinct), detector, detector))
     return np.resize(some, (n, detector, detector)).astype(dtype)
 
 

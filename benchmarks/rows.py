@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 #: input size of the goals: a 128 x 128 scan of 256 x 256 uint16
 GOAL_BYTES = 2_147_483_648
 
-_CROP = ("output.export=[]", "output.figure=false", "output.codec=lz4")
+#: the other libraries center by the center of mass
+_CROP = (
+    "output.export=[]", "output.figure=false", "output.codec=lz4", "analyze.center_method=centroid",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import (
     agreement,
+    centers,
     data,
     detector_first,
     growth,
@@ -277,3 +278,28 @@ def test_a_task_knows_its_patterns(tmp_path: Path) -> None:
     assert task.patterns().shape == (4, 1, 5)
     assert [part for part, _ in task.batches(3)] == [slice(0, 3), slice(3, 4)]
     assert task.patterns()[0].ravel().tolist() == [4, 5, 6, 7, 8]
+
+
+def test_centers_are_compared_with_the_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((name, off),) = centers.main([str(tmp_path)])
+    assert name == "drawn"
+    assert (off["descan"] < off["disc"]).all()
+    assert (off["disc"] < off["centroid"] / 5).all()
+    assert "| drawn | " in capsys.readouterr().out
+
+
+def test_scans_with_a_truth_are_found(shared_data: Path) -> None:
+    found = {scan.name: scan for scan in centers.scans([shared_data / "trust"])}
+    scan = found["dpc_domains_descan"]
+    assert scan.patterns.shape[:2] == scan.beam.shape[:2]
+    assert 1 < np.linalg.norm(scan.beam - scan.descan, axis=-1).max() < 1.5
+
+
+def test_the_cost_of_a_disc_is_measured() -> None:
+    (speed,) = centers.main(["--speed", "--detectors", "64", "--repeat", "1"])
+    assert speed.detector == 64
+    assert 0 < speed.centroid < 1
+    assert 0 < speed.disc < 1
+    assert 0 < speed.survey < 10

@@ -43,7 +43,7 @@ from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
 from stem_dask.job import budget, report
 from stem_dask.job.figure import draw, figure_data
-from stem_dask.job.plan import Plan
+from stem_dask.job.plan import Plan, reference_of
 from stem_dask.job.results import (
     Outcome,
     advice,
@@ -501,17 +501,31 @@ def fit(job: Job) -> None:
 
 def _descan_options(job: Job) -> dict[str, Any]:
     options = job.config.descan
-    reference = None if options.reference is None else _reference(options.reference)
-    return {"order": options.order, "region": options.region, "reference": reference}
+    return {"order": options.order, "region": options.region, "reference": _reference(job)}
 
 
-def _reference(path: str) -> xr.Dataset:
-    """The analysis of a vacuum scan: that of a finished crop, or a new one of any other file."""
-    if path.rstrip("/").endswith(".zarr") and at(path, "analysis", DOCUMENT).is_file():
-        stored = zarr.open_group(path, "analysis")
-        if "descan" in stored.attrs:
-            return stored
-    return fit_descan(analyze_patterns(open_patterns(path), center_method="disc").compute())
+def _reference(job: Job) -> xr.Dataset | None:
+    """The vacuum scan with its fit: from its stored analysis, or from a new one of the whole scan."""
+    where = reference_of(job.config)
+    if where is None:
+        return None
+    try:
+        if isinstance(where, str):
+            stored = zarr.open_group(where, "analysis")
+            if "descan" in stored.attrs:
+                return stored
+            return fit_descan(stored.drop_vars("profile").load())
+        options = job.config.input.model_dump(exclude={"path", "scan_roi", "scan_step"})
+        if job.config.analyze.center_method == "friedel":
+            options["mask"] = None  # the beam stop is taken out for it
+        elif options["mask"] is not None:
+            options["mask"] = job.mask
+        patterns = open_patterns(where.info.path, **options)
+        radius = job.config.analyze.disc_radius
+        found = analyze_patterns(patterns, center_method="disc", disc_radius=radius)
+        return fit_descan(found.drop_vars("profile").compute())
+    except ConfigError as error:
+        raise ConfigError(f"descan.reference: {error}") from error
 
 
 def survey(job: Job) -> None:

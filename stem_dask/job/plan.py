@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from stem_dask.cluster.security import scheduler_address
 from stem_dask.config.load import defaults, to_dict
 from stem_dask.config.options import SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
-from stem_dask.core.text import size
+from stem_dask.core.text import by, size
 from stem_dask.core.window import check_center, check_factor, check_size, check_window
 from stem_dask.engine.lock import owned
 from stem_dask.engine.state import (
@@ -28,6 +28,7 @@ from stem_dask.engine.state import (
 )
 from stem_dask.readers.detector_first import detector_first
 from stem_dask.readers.open import Found, find, with_given
+from stem_dask.readers.source import identity
 from stem_dask.stages.correct import KEYS, digest_of, read_plane
 from stem_dask.storage.location import at, check_path, is_url, of_output, refuse_url
 from stem_dask.storage.publish import (
@@ -44,6 +45,9 @@ from stem_dask.storage.zarr_store import zarr_store
 
 #: options of the input that `find` does not take
 _AFTER_READING = {"path", "dark", "gain", "mask", "mask_fill", "calibration", "beam_energy_kv"}
+
+#: name of the vacuum scan among the contents
+_REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Plan:
     complete: bool
     #: identifies the job: options and inputs that change bytes of the output
     token: str
-    #: digests of the mask, dark and gain files
+    #: digests of the mask, dark and gain files, and the state of the vacuum scan
     contents: Mapping[str, str]
     precomputed: Precomputed | None = None
     #: reports the device that ``auto`` chose
@@ -144,6 +148,7 @@ def prepare(config: Config) -> Plan:
     _check_places(config, outputs)
     found = find_input(config)
     _check_detector(config, found)
+    _check_reference(config, found)
     if is_url(found.info.path) and detector_first(found.source) is not None:
         why = "the detector's axes come first in it, so that every pattern is spread over all of it; copy it here first"
         refuse_url("input.path", found.info.path, why)
@@ -189,6 +194,30 @@ def find_input(config: Config) -> Found:
         options.scan_roi,
         options.scan_step,
     )
+
+
+def reference_of(config: Config) -> str | Found | None:
+    """The vacuum scan of ``descan.reference``: the store of its analysis, or its patterns, which are read as the input is."""
+    path = config.descan.reference
+    if path is None:
+        return None
+    store = analysis_path(path)
+    about = _analysis_in(store)
+    try:
+        # an analysis beside a file is of that file as long as the file is the same
+        if about is not None and (store == path or about.get("of") == list(identity(path)[1:])):
+            return store
+        # all of it, whatever part of the input is read: the fit is of the scan as acquired
+        other = config.input.model_copy(update={"path": path, "scan_roi": None, "scan_step": 1})
+        found = find_input(config.model_copy(update={"input": other}))
+    except StemDaskError as error:
+        raise type(error)(f"descan.reference: {error}") from error
+    if found.info.about.get("k_origin") in ("window_center", "beam"):
+        raise ConfigError(
+            f"descan.reference is {path}, in which every pattern was cut around its own beam, so that its descan is lost; name the "
+            ".zarr of that crop, which also holds the analysis, or the file as acquired"
+        )
+    return found
 
 
 def refuse_too_small(plan: Plan, *, queued_only: bool = True) -> None:
@@ -336,6 +365,31 @@ def _check_detector(config: Config, found: Found) -> None:
         check_center(config.analyze.manual_center, detector)
 
 
+def _check_reference(config: Config, found: Found) -> None:
+    """Refuse a vacuum scan of another shape before the pass over the input."""
+    where = reference_of(config)
+    if where is None:
+        return
+    if isinstance(where, Found):
+        shape, part = where.source.shape[:-2], where.info.scan_part
+    else:
+        about = _analysis_in(where) or {}
+        shape, part = about["shape"][:-2], about["scan_part"]
+    here = _acquired(found.source.shape[:-2], found.info.scan_part)
+    there = _acquired(shape, part)
+    if len(here) != 2 or here != there:
+        of = "a list of patterns" if len(here) == 1 else f"a scan of {by(here)} positions"
+        raise ConfigError(
+            f"descan.reference is {config.descan.reference}, with {by(there)} positions, and the input is {of}; expected a vacuum "
+            "scan of the shape and step of the input"
+        )
+
+
+def _acquired(shape: Sequence[int], part: Sequence[Sequence[int]]) -> list[int]:
+    """Shape of the scan as acquired, of which ``part`` was read."""
+    return [size for size, _, _ in part] if part else list(shape)
+
+
 def _files(config: Config) -> dict[str, str]:
     """The mask, dark and gain files of a config."""
     given = {key: getattr(config.input, key) for key in KEYS}
@@ -347,7 +401,12 @@ def _files(config: Config) -> dict[str, str]:
 
 
 def _digests(config: Config) -> dict[str, str]:
-    return {key: digest_of(path, key) for key, path in _files(config).items()}
+    found = {key: digest_of(path, key) for key, path in _files(config).items()}
+    where = reference_of(config)
+    if where is not None:
+        _, n_bytes, changed = where.identity if isinstance(where, Found) else identity(where)
+        found[_REFERENCE] = f"{n_bytes} bytes, {changed} ns"
+    return found
 
 
 # --- existing outputs -------------------------------------------------------------------------------------------
@@ -366,7 +425,9 @@ def _deciding(options: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[s
         kept["output"]["url"] = path
     if suffix != ".zarr":
         kept["output"]["format"] = suffix
-    kept["input"] |= {key: [options["input"].get(key), d] for key, d in contents.items()}
+    for key, state in contents.items():
+        section = kept["descan" if key == _REFERENCE else "input"]
+        section[key] = [section.get(key), state]
     return {**kept, "device": options["device"]}
 
 
@@ -522,7 +583,7 @@ def _analysis_in(path: str) -> dict[str, Any] | None:
 
     try:
         attrs: dict[str, Any] = dict(document()["attributes"])
-        _ = document("analysis")["attributes"]
+        attrs["scan_part"] = document("analysis")["attributes"].get("scan_part")
         arrays = [document("analysis", name) for name in ("center_y", "mean_pattern")]
         attrs["shape"] = [n for array in arrays for n in array["shape"]]
         config = attrs["config"]
@@ -560,7 +621,7 @@ def _different(
     if contents is None:
         return out
     digests = about.get("contents", {})
-    changed = [key for key in contents if digests.get(key) != contents[key]]
+    changed = [key for key in contents if key != _REFERENCE and digests.get(key) != contents[key]]
     out += [f"the content of input.{key} has changed" for key in changed]
     if about.get("quarantined"):
         out.append(f"it lacks {about['quarantined']:,} patterns that could not be read")

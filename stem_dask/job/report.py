@@ -209,24 +209,24 @@ def background_threshold(analysis: xr.Dataset) -> float | None:
 
 
 def descan_warnings(analysis: xr.Dataset) -> list[str]:
-    """A warning about a fit that is extrapolated."""
-    leverage = analysis.attrs["descan"]["leverage"]
-    if not leverage > EXTRAPOLATED:
-        return []
-    return [
-        f"the descan is extrapolated: at a corner of the scan its predicted standard deviation is {leverage:.2f} px, above "
-        f"{EXTRAPOLATED:g}; fit in a larger descan.region, or give a vacuum scan as descan.reference"
-    ]
+    """Warnings about windows that follow a fit: what it removes, and where it is extrapolated."""
+    fit, out = analysis.attrs["descan"], []
+    if fit["leverage"] > EXTRAPOLATED:
+        out.append(
+            f"the descan is extrapolated: at a corner of the scan its predicted standard deviation is {fit['leverage']:.2f} px, "
+            f"above {EXTRAPOLATED:g}; fit in a larger descan.region, or give a vacuum scan as descan.reference"
+        )
+    if not fit["reference"]:
+        out.append(
+            "align: descan follows the fitted wander of the beam; without a vacuum scan as descan.reference it also removes a "
+            "field that grows linearly over the scan"
+        )
+    return out
 
 
 def window_warnings(window: Window, filled: NDArray) -> list[str]:
     """Warnings about the window."""
     out = list(window.notes)
-    if window.align == "descan":
-        out.append(
-            "align: descan follows the fitted wander of the beam; without a vacuum scan as reference it also removes a field that "
-            "grows linearly over the scan"
-        )
     if window.align == "pattern":
         out.append(
             "align: pattern centers every pattern by itself, which also removes real beam deflection "

@@ -163,12 +163,15 @@ def choose_window(
         radii = _radii_of(analysis, criterion, filled, target, k_max, n_alpha)
     if criterion == "k_max":
         margin = 0
-    own = beam_places(analysis)
+    own: Sequence[Any] = beam_places(analysis)
     middle = [
         _median(analysis[f"center_{a}"].values, one, filled)
         for a, one in zip("yx", own, strict=True)
     ]
+    method = analysis.attrs["center_method"]
     around: Sequence[Any] = middle if align == "fixed" else _window_centers(analysis, align)
+    if align == "descan" and criterion == "k_max" and method == "centroid":
+        own = around  # where discs overlap, a single centroid is not the beam; the surface fitted to all is
     # the radii are around the patterns' own centers: the distance to the center of the window counts, too
     away_y, away_x = (np.abs(a - b) for a, b in zip(own, around, strict=True))
     needed = radii + np.maximum(away_y, away_x)

@@ -151,7 +151,7 @@ def _fitted(
         if reference is None:
             found = kernel.fit_descan(y, x, weight, order=order, **at)
         else:
-            known = _reference(reference, shape, parts)
+            known = _reference(reference, parts)
             found = fit_constant(known, y, x, weight, **at)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -192,19 +192,19 @@ def _region(
     return ((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1))
 
 
-def _reference(
-    reference: xr.Dataset, shape: Sequence[int], parts: Sequence[Sequence[int]]
-) -> Descan:
+def _reference(reference: xr.Dataset, parts: Sequence[Sequence[int]]) -> Descan:
     """The fit of a reference, which must be of a scan of the same shape and step."""
     about = attribute(reference.attrs, "descan")
     if about is None:
         raise ConfigError("the reference has no descan; pass what sd.fit_descan returned for it")
     theirs = reference["center_y"].shape
     their_parts = attribute(reference.attrs, "scan_part") or [(n, 0, 1) for n in theirs]
-    if list(map(list, parts)) != list(map(list, their_parts)):
+    # the coordinates of the surface are those of the scan as acquired, whatever was read of it
+    here, there = ([size for size, _, _ in of] for of in (parts, their_parts))
+    if here != there:
         raise ConfigError(
-            f"the reference is a scan of {by(theirs)} positions, and this one of {by(shape)} (or other parts were read of them); a "
-            "vacuum scan of the same shape and step is needed"
+            f"the reference is a scan of {by(there)} positions, and this one of {by(here)}; a vacuum scan of the same shape and step "
+            "is needed"
         )
     cv = {int(order): error for order, error in about["cv"].items()}
     return Descan(
