@@ -209,6 +209,23 @@ def test_no_disc_is_a_centroid_and_says_why(tmp_path, make_config):
         sd.analyze(noise, center_method="disc")
 
 
+def test_the_convergence_angle_gives_the_radius_where_none_can_be_told(tmp_path, make_config):
+    patterns, centers, _ = scan(counts=0.5)  # about 45 electrons in the disc
+    np.save(tmp_path / "dim.npy", patterns)
+    scale = {"scale": 0.1, "units": "1/nm"}
+    known = {"calibration": {"ky": scale, "kx": scale}, "beam_energy_kv": 200.0}
+    blind = make_config(tmp_path / "dim.npy", "blind.zarr", input=known)
+    run(blind)
+    assert analysis_of(blind).attrs["center_method"] == "centroid"
+    angle = 1e3 * 0.1 * RADIUS * 0.0025079  # alpha = wavelength * scale * radius
+    config = make_config(tmp_path / "dim.npy", input=known, analyze={"convergence_mrad": angle})
+    outcome = run(config)
+    found = analysis_of(config)
+    assert found.attrs["survey"]["radius"] == pytest.approx(RADIUS, rel=1e-3)
+    assert np.nanmedian(distance(found, "center", centers)) < 1.2
+    assert outcome.results["center"]["method"] == "disc"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

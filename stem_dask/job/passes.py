@@ -72,7 +72,12 @@ from stem_dask.stages.analyze import (
 from stem_dask.stages.analyze import (
     analyze as analyze_patterns,
 )
-from stem_dask.stages.calibrate import calibrated_by_disc, disc_calibration, refuse_uncalibrated
+from stem_dask.stages.calibrate import (
+    calibrated_by_disc,
+    disc_calibration,
+    refuse_uncalibrated,
+    stated_radius,
+)
 from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
 from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
 from stem_dask.stages.descan import Fit, fit_descan, fit_of, fit_places, refuse_rough, with_descan
@@ -611,17 +616,20 @@ def _asked(job: Job) -> dict[str, Any]:
 
 
 def _surveyed(job: Job) -> Survey:
-    """Survey the sample."""
+    """Survey the sample; where no disc can be told, again with the radius that convergence angle and calibration imply."""
     sample, where = _read_sample(job)
-    return survey_sample(
-        sample,
-        where,
-        lead_shape(job.patterns),
-        **_asked(job),
-        given_mask=job.mask,
-        apply_stop=job.config.input.mask == "stop",
-        device=job.device,
-    )
+    asked = _asked(job)
+    more: dict[str, Any] = {
+        "given_mask": job.mask,
+        "apply_stop": job.config.input.mask == "stop",
+        "device": job.device,
+    }
+    found = survey_sample(sample, where, lead_shape(job.patterns), **asked, **more)
+    stated = stated_radius(job.patterns, job.config.analyze.convergence_mrad)
+    if found.radius is None and stated is not None and asked["center_method"] in ("auto", "disc"):
+        asked["disc_radius"] = stated
+        found = survey_sample(sample, where, lead_shape(job.patterns), **asked, **more)
+    return found
 
 
 def _read_sample(job: Job) -> tuple[NDArray, list[list[int]]]:

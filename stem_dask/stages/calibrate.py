@@ -70,15 +70,9 @@ def disc_calibration(
     radius = None if survey is None else survey.radius
     if not (energy and angle and radius):
         return {}
-    wavelength = electron_wavelength_nm(energy)
-    scale = 1e-3 * angle / wavelength / radius
-    units = _PER_NM | {name: rad / wavelength for name, rad in _RAD.items()}
-    stated = [axis_of(patterns, name) for name in DETECTOR_DIMS]
-    ratio = None
-    if all(axis.units in units and axis.scale for axis in stated):
-        # the disc is an ellipse of this mean radius where the scales differ
-        own = math.sqrt(math.prod(abs(axis.scale) * units[axis.units] for axis in stated))
-        ratio = scale / own
+    scale = 1e-3 * angle / electron_wavelength_nm(energy) / radius
+    own = _stated_scale(patterns, energy)
+    ratio = None if own is None else scale / own
     return {
         "scale_per_nm": scale,
         "scale_mrad": angle / radius,
@@ -88,6 +82,27 @@ def disc_calibration(
         "convergence_mrad": float(angle),
         "beam_energy_kv": float(energy),
     }
+
+
+def _stated_scale(patterns: xr.DataArray, beam_energy_kv: float) -> float | None:
+    """Scale of the detector's axes as stated, per px in 1/nm; None where they have none."""
+    wavelength = electron_wavelength_nm(beam_energy_kv)
+    units = _PER_NM | {name: rad / wavelength for name, rad in _RAD.items()}
+    axes = [axis_of(patterns, name) for name in DETECTOR_DIMS]
+    if not all(axis.units in units and axis.scale for axis in axes):
+        return None
+    # the disc is an ellipse of this mean radius where the scales differ
+    return math.sqrt(math.prod(abs(axis.scale) * units[axis.units] for axis in axes))
+
+
+def stated_radius(patterns: xr.DataArray, convergence_mrad: float | None) -> float | None:
+    """Radius of the direct disc in px that the convergence angle and the scale of the axes imply; None without them."""
+    energy = patterns.attrs.get("beam_energy_kv")
+    angle = convergence_mrad or patterns.attrs.get("convergence_angle_mrad")
+    if not (energy and angle):
+        return None
+    own = _stated_scale(patterns, energy)
+    return None if own is None else 1e-3 * float(angle) / electron_wavelength_nm(energy) / own
 
 
 def calibrated_by_disc(patterns: xr.DataArray, found: dict[str, Any]) -> xr.DataArray:
