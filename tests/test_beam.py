@@ -283,6 +283,23 @@ def test_the_scattered_share_is_kept(target, tmp_path):
     assert window.global_radius == needed
 
 
+def test_a_job_by_scattered_intensity_is_the_same(scan_file, make_config):
+    data = np.load(scan_file)
+    y, x = np.mgrid[:48, :52]
+    ring = 6.0 * (np.abs(np.hypot(y - 22.4, x - 27.7) - 15) < 1.5)
+    data += np.random.default_rng(1).poisson(ring, data.shape).astype("u2")
+    np.save(scan_file, data)
+    crop = {"criterion": "scattered", "align": "pattern"}
+    run(config := make_config(scan_file, crop=crop, output={"chunk_mb": 0.05}))
+    found = analysis_of(config)
+    analysis = sd.analyze(data).compute()
+    window = sd.choose_window(analysis, **crop)
+    assert found.attrs["window_size"] == list(window.shape)
+    assert found.attrs["window_size"][0] > sd.choose_window(analysis, align="pattern").shape[0]
+    scattered = found.retention_scattered.values
+    assert (scattered >= 0.98).mean() >= 0.999
+
+
 def test_a_pedestal_is_subtracted_for_the_analysis_alone(tmp_path, make_config):
     data = scan()[0] + np.uint16(7)
     np.save(tmp_path / "pedestal.npy", data)

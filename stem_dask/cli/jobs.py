@@ -243,7 +243,8 @@ class Batch:
     def _own_window(self, dataset: Row) -> "Window":
         """The window of one dataset alone; its analysis is kept for the crop."""
         plan = dataset.planned()
-        from stem_dask.job.passes import stored_window, window_of
+        from stem_dask.job.analysis import stored_window
+        from stem_dask.job.passes import window_of
 
         with contextlib.ExitStack() as stack:
             state = None

@@ -26,6 +26,7 @@ LABELS = {
     "com_y": ("row of the center of mass", "px"),
     "com_x": ("column of the center of mass", "px"),
     "radius": ("retention radius", "px"),
+    "radius_scattered": ("radius that keeps the target's share of the scattered intensity", "px"),
     "total": ("intensity", "counts"),
     "profile": ("share of the intensity inside a radius", "1"),
     "profile_radius": ("radius of the profile", "px"),

@@ -1,16 +1,14 @@
 """All passes of a job in their order: open, analyze, choose the window, write, export, report."""
 
-import contextlib
 import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import dask.array as da
@@ -21,33 +19,41 @@ from numpy.typing import NDArray
 from stem_dask.cluster.connect import Connection
 from stem_dask.cluster.gpu import check_gpus, held_bytes, refuse_missing
 from stem_dask.config.load import to_dict
-from stem_dask.config.options import Config, Descan
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
-from stem_dask.core.metadata import attribute
-from stem_dask.core.model import Device, Progress, Record, Region, Step, Window
+from stem_dask.core.model import Progress, Record, Window
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
     attrs_of,
     axes_of,
-    coordinate,
-    labelled,
     lead_dims,
     lead_shape,
 )
-from stem_dask.core.text import by
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
-from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import RunState
 from stem_dask.job import budget, report
+from stem_dask.job.analysis import (
+    analyze,
+    center_of,
+    choose,
+    clean_sample,
+    fit,
+    fold,
+    hot_pixels,
+    lazy_analysis,
+    note_analysis,
+    settle_common,
+    survey,
+    with_calibration,
+)
 from stem_dask.job.figure import draw, figure_data
-from stem_dask.job.plan import Plan, reference_of
+from stem_dask.job.job import Job
+from stem_dask.job.plan import Plan
 from stem_dask.job.results import (
     Outcome,
     advice,
-    center_quality,
     discs_of,
     dose_of,
     exit_code,
@@ -56,49 +62,18 @@ from stem_dask.job.results import (
 )
 from stem_dask.job.warm_up import play, rehearse
 from stem_dask.kernels.gpu.code import compile_kernels
-from stem_dask.kernels.pixels import DEAD, HOT, STOP
 from stem_dask.readers.detector_first import TransposedFile, TransposedSink, detector_first
 from stem_dask.readers.open import Found
 from stem_dask.readers.views import View
-from stem_dask.stages.analyze import (
-    PER_PATTERN,
-    REDUCED,
-    analysis_attrs,
-    analysis_of_blocks,
-    block_statistics,
-    fold_analysis,
-    stored_radii,
-)
-from stem_dask.stages.analyze import (
-    analyze as analyze_patterns,
-)
-from stem_dask.stages.calibrate import (
-    calibrated_by_disc,
-    disc_calibration,
-    refuse_uncalibrated,
-    stated_radius,
-)
-from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean, read_mask
-from stem_dask.stages.crop import choose_window, crop_blocks, filled_fractions
-from stem_dask.stages.descan import Fit, fit_descan, fit_of, fit_places, refuse_rough, with_descan
-from stem_dask.stages.downsample import cast_blocks, check_float16, downsample_blocks
+from stem_dask.stages.analyze import block_statistics
+from stem_dask.stages.correct import corrected
+from stem_dask.stages.crop import crop_blocks
+from stem_dask.stages.downsample import cast_blocks, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
-from stem_dask.stages.friedel import SIDE, check_scan, places_of, surroundings, symmetric_blocks
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
 from stem_dask.stages.open import (
     block_array,
     lazy_blocks,
-    lazy_picked,
-    lazy_sample,
-    open_patterns,
-    positions_of_sample,
-)
-from stem_dask.stages.survey import (
-    Survey,
-    needs_survey,
-    refuse_no_disc,
-    resolved_method,
-    survey_sample,
 )
 from stem_dask.stages.validate import (
     FLOAT_SLACK,
@@ -112,144 +87,6 @@ from stem_dask.storage.location import at, is_url
 from stem_dask.storage.publish import DOCUMENT, remove, temporary
 from stem_dask.writers import zarr
 from stem_dask.writers.spool import SplitSink, SpoolSink
-
-#: stages that read a sample of the patterns
-SAMPLES = ("survey", "friedel")
-
-
-class Job:
-    """One run: its plan, cluster and state, and what the passes have found so far."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        state: RunState,
-        connection: Connection,
-        progress: Progress | None = None,
-    ) -> None:
-        self.plan, self.state, self.connection, self.progress = plan, state, connection, progress
-        self.config, self.outputs, self.folder = plan.config, plan.outputs, str(state.folder)
-        #: where the kernels run
-        self.device: Device = "gpu" if plan.config.device == "gpu" else "cpu"
-        #: the worker with the least memory per thread
-        self.worker = budget.with_cuda(plan.config, connection.worker)
-        self.warnings: list[str] = []
-        self.tally = Tally()
-        #: detector pixels of one transpose task, of a detector-first input
-        self.slab: tuple[int, int] | None = None
-        #: the lazy input: transposed if necessary, corrected, bad pixels masked
-        self.patterns: xr.DataArray
-        #: (ky, kx) in source pixels, True for a bad one
-        self.mask: NDArray[np.bool_] | None = None
-        #: the input as read, transposed if necessary
-        self.found = plan.found
-        #: number of positions of a block
-        self.positions = 1
-        #: the centers by symmetry, which do not come from each pattern itself
-        self.friedel: Fit | None = None
-        #: what the sample says; None if no option needs it
-        self.survey: Survey | None = None
-        #: the scale of the detector by the direct disc; empty where it is not known
-        self.calibration: dict[str, Any] = {}
-        #: (ky, kx), pixels that are hot in the mean pattern, and were not in the sample
-        self.left: NDArray[np.bool_] | None = None
-        #: without the profiles, which are too many to be held; with the retention after a crop
-        self.analysis: xr.Dataset | None = None
-        #: yields region and profiles of each block
-        self.profiles: Callable[[], Iterable[tuple[Region, Mapping[str, NDArray]]]]
-        self.window: Window | None = None
-        #: the lazy output, its mean pattern and highest value, and which of its patterns could be read
-        self.out: xr.DataArray
-        self.mean: NDArray[np.float64]
-        self.highest = -math.inf
-        self.valid: NDArray[np.bool_]
-        #: mean and standard deviation, of a run that normalizes
-        self.constants: dict[str, float] | None = None
-
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks of every pass."""
-        return math.prod(self.patterns.data.numblocks)
-
-    def gpu_bytes(self, positions: int) -> int:
-        """Upper bound of the GPU memory that the tasks of one worker use."""
-        what = budget.shapes(self.config, self.plan.found)
-        return self.worker.threads * budget.task_memory(self.config, what, positions).on_gpu
-
-    def masked(self, patterns: xr.DataArray, mask: Any) -> xr.DataArray:
-        """Mask bad pixels, and keep the mask."""
-        self.mask = read_mask(mask, patterns.shape[-2:])
-        return apply_mask(patterns, self.mask, self.config.input.mask_fill)
-
-    def compute(self, stage: str, outputs: Mapping[str, da.Array], sink: engine.Sink) -> None:
-        """Run the lazy outputs of one stage into a sink."""
-        n_bytes, unreadable = self.plan.found.n_bytes, self.tally.unreadable
-        self.tally.note(
-            self.run(stage, outputs, sink, len(lead_dims(self.patterns)), n_bytes, unreadable)
-        )
-
-    def run(
-        self,
-        stage: str,
-        outputs: Mapping[str, da.Array],
-        sink: engine.Sink,
-        n_lead: int,
-        n_bytes: int,
-        unreadable: Mapping[int, str] = MappingProxyType({}),
-    ) -> list[Record]:
-        """Run lazy outputs that read ``n_bytes`` of the input; see `stem_dask.engine.run.run`."""
-        try:
-            records = engine.run(
-                outputs,
-                n_lead,
-                sink,
-                client=self.connection.client,
-                progress=self.reporter(stage, n_bytes),
-                journal=self.state.journal,
-                job=stage,
-                quarantine=self.config.on_error == "quarantine",
-                unreadable=unreadable,
-            )
-        except SourceError as error:
-            self.refuse_changed_input()
-            hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
-            if stage in SAMPLES:  # its blocks are none of the scan
-                error = SourceError(f"while a sample was read: {str(error).partition(': ')[2]}")
-            raise SourceError(f"{self.with_path(error)}; {hint}") from error
-        self.refuse_changed_input()
-        return records
-
-    def refuse_changed_input(self) -> None:
-        """Raise SourceError when the input is not the file that was opened; the results so far are then useless."""
-        change = self.plan.found.change()
-        if change is not None:
-            with self.state.nothing_to_go_on_with():
-                raise SourceError(
-                    f"{self.plan.found.info.path} changed while it was read ({change}); the results so far are dropped: "
-                    "run the same command again when nothing writes to the file any more"
-                )
-
-    def with_path(self, error: Exception) -> str:
-        """The message of an error about the data, including the input's path."""
-        path = self.plan.found.info.path
-        return str(error) if path in str(error) else f"{path}: {error}"
-
-    def room(self, n_blocks: int, *, warn: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Check the disk for what is still to be written; see `stem_dask.job.budget.enough_room`."""
-        shape = None if self.window is None else self.window.shape
-        need = budget.disk_need(self.config, self.plan.found, n_blocks, shape)
-        paths = self.outputs.local()
-        # an older output keeps its disk space until the new one replaces it
-        kept = [path for path in paths if not self.state.is_older(path)]
-        names = (self.folder, *map(temporary, paths), *kept)
-        return budget.enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
-
-    def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
-        """Callback that reports every finished block to ``progress``."""
-        progress = self.progress
-        if progress is None:
-            return None
-        return lambda done, n, record: progress(Step(stage, done, n, input_bytes, record))
 
 
 def complete(
@@ -444,343 +281,6 @@ def plan_transpose(
     return Transpose(replace(found, source=source), slabs, TransposedSink(transposed))
 
 
-# --- the analysis and the window --------------------------------------------------------------------------------
-
-
-def settle_common(job: Job, common: Sequence[int] | None) -> None:
-    """Refuse to go on with another common size than the run was begun with."""
-    if job.config.crop.size != "common":
-        return
-    now = "its own" if common is None else f"{by(common)} px"
-    begun = job.state.settled("common", now)
-    if begun != now:
-        raise ConfigError(
-            f"{job.folder} holds an unfinished run that crops to {begun}, and with these inputs crop.size: common makes it "
-            f"{now} now; give the same inputs again, or add --restart to drop it"
-        )
-
-
-def analyze(job: Job) -> None:
-    """Analyze the patterns, or read a precomputed analysis, and fit the descan."""
-    if job.plan.precomputed is None:
-        spool = SpoolSink(f"{job.folder}/analysis")
-        with job.room(job.n_blocks):
-            job.compute("analyze", _lazy_analysis(job), spool)
-        _fold(job, spool)
-    else:
-        _read_analysis(job, job.plan.precomputed.store)
-    fit(job)
-    job.analysis = _with_calibration(job)
-    _note_analysis(job)
-
-
-def _with_calibration(job: Job) -> xr.Dataset:
-    """The analysis, with what the direct disc says about the detector's scale."""
-    assert job.analysis is not None
-    attrs = {name: value for name, value in job.analysis.attrs.items() if name != "calibration"}
-    if job.calibration:
-        attrs["calibration"] = job.calibration
-    return job.analysis.drop_attrs(deep=False).assign_attrs(attrs)
-
-
-def fit(job: Job) -> None:
-    """Fit the descan of a scan in which discs were found, and of any scan where windows follow it."""
-    assert job.analysis is not None
-    needed = job.config.crop.enabled and job.config.crop.align == "descan"
-    method, given = job.analysis.attrs["center_method"], job.config.descan != Descan()
-    if not (needed or given) and method not in ("disc", "friedel"):
-        return
-    try:
-        if job.friedel is None:
-            job.analysis = with_descan(job.analysis, fit_of(job.analysis, **_descan_options(job)))
-        else:
-            job.analysis = with_descan(job.analysis, job.friedel)
-    except ConfigError:
-        if needed or given:
-            raise
-        return
-    if needed:
-        refuse_rough(job.analysis)
-        job.warnings += report.descan_warnings(job.analysis)
-
-
-def _descan_options(job: Job) -> dict[str, Any]:
-    options = job.config.descan
-    return {"order": options.order, "region": options.region, "reference": _reference(job)}
-
-
-def _reference(job: Job) -> xr.Dataset | None:
-    """The vacuum scan with its fit: from its stored analysis, or from a new one of the whole scan."""
-    where = reference_of(job.config)
-    if where is None:
-        return None
-    try:
-        if isinstance(where, str):
-            stored = zarr.open_group(where, "analysis")
-            if "descan" in stored.attrs:
-                return stored
-            return fit_descan(stored.drop_vars("profile").load())
-        options = job.config.input.model_dump(exclude={"path", "scan_roi", "scan_step"})
-        if job.config.analyze.center_method == "friedel":
-            options["mask"] = None  # the beam stop is taken out for it
-        elif options["mask"] is not None:
-            options["mask"] = job.mask
-        patterns = open_patterns(where.info.path, **options)
-        radius = job.config.analyze.disc_radius
-        found = analyze_patterns(patterns, center_method="disc", disc_radius=radius)
-        return fit_descan(found.drop_vars("profile").compute())
-    except ConfigError as error:
-        raise ConfigError(f"descan.reference: {error}") from error
-
-
-def survey(job: Job) -> None:
-    """Survey a sample of the patterns, once per run, and mask what ``input.mask`` auto or stop find."""
-    config, asked, stored = job.config, _asked(job), job.plan.precomputed
-    calibrates = config.analyze.calibrate == "disc"
-    if calibrates:
-        refuse_uncalibrated(job.patterns, config.analyze.convergence_mrad)
-    analyzes = (config.crop.enabled or config.analyze.ahead) and needs_survey(**asked)
-    words: Any = None
-    if stored is not None:
-        words = attribute(zarr.open_group(stored.store, "analysis").attrs, "survey")
-    elif analyzes or calibrates or config.input.mask in ("auto", "stop"):
-        words = job.state.settled("survey", lambda: _surveyed(job).to_dict())
-    if words is not None:
-        job.survey = Survey.from_dict(words)
-        if stored is None:
-            refuse_no_disc(job.survey, asked["center_method"])
-        _mask_suspected(job)
-    _calibrate(job)
-    if words is not None and stored is None and asked["center_method"] == "friedel":
-        _find_symmetry(job)
-
-
-def _calibrate(job: Job) -> None:
-    """Compare the scale of the detector's axes with that of the direct disc, and replace it if asked."""
-    options = job.config.analyze
-    job.calibration = disc_calibration(job.patterns, job.survey, options.convergence_mrad)
-    if options.convergence_mrad is not None:
-        job.patterns = job.patterns.assign_attrs(convergence_angle_mrad=options.convergence_mrad)
-    if options.calibrate == "disc":
-        if not job.calibration:
-            why = "it was not surveyed" if job.survey is None else job.survey.why
-            raise ConfigError(
-                f"analyze.calibrate is disc, and no direct disc can be told: {why}; give analyze.disc_radius in px, or "
-                "input.calibration for ky and kx"
-            )
-        job.patterns = calibrated_by_disc(job.patterns, job.calibration)
-    if job.calibration:
-        job.calibration["applied"] = options.calibrate == "disc"
-    job.warnings += report.scale_warnings(job.calibration)
-
-
-def _find_symmetry(job: Job) -> None:
-    """Find the center of symmetry at places of the scan, and fit the surface that all patterns get."""
-    assert job.survey is not None
-    lead = lead_shape(job.patterns)
-    check_scan(lead)
-    columns = SIDE * min(4, len(places_of(lead)[1]))
-    around = surroundings(lead)
-    where = [one.ravel().tolist() for one in around]
-    picked = _corrected(job, lazy_picked(job.found, where, (SIDE, columns)))
-    spool = SpoolSink(f"{job.folder}/friedel")
-    blocks = {"friedel": symmetric_blocks(picked, job.survey)}
-    n = len(job.run("friedel", blocks, spool, 2, picked.nbytes))
-    found = np.empty((*map(len, places_of(lead)), 2))
-    for (rows, across), block in spool.blocks(n, ("symmetric",)):
-        place = (slice(*(i // SIDE for i in (one.start, one.stop))) for one in (rows, across))
-        found[tuple(place)] = block["symmetric"]
-    part = job.patterns.attrs.get("scan_part")
-    job.friedel = fit_places(found, around, lead, part, **_descan_options(job))
-
-
-def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
-    """Chosen patterns of the input with dark and gain references applied, as `open_input` does."""
-    return corrected(picked, job.config.input.dark, job.config.input.gain)
-
-
-def _asked(job: Job) -> dict[str, Any]:
-    """The options of the survey."""
-    options, mask = job.config.analyze, job.config.input.mask
-    names = (
-        "center_method",
-        "threshold",
-        "background",
-        "disc_radius",
-        "ignore_bad_pixels",
-        "guess",
-    )
-    asked = {name: getattr(options, name) for name in names}
-    asked["ignore_bad_pixels"] |= mask in ("auto", "stop")
-    return asked
-
-
-def _surveyed(job: Job) -> Survey:
-    """Survey the sample; where no disc can be told, again with the radius that convergence angle and calibration imply."""
-    sample, where = _read_sample(job)
-    asked = _asked(job)
-    more: dict[str, Any] = {
-        "given_mask": job.mask,
-        "apply_stop": job.config.input.mask == "stop",
-        "device": job.device,
-    }
-    found = survey_sample(sample, where, lead_shape(job.patterns), **asked, **more)
-    stated = stated_radius(job.patterns, job.config.analyze.convergence_mrad)
-    if found.radius is None and stated is not None and asked["center_method"] in ("auto", "disc"):
-        asked["disc_radius"] = stated
-        found = survey_sample(sample, where, lead_shape(job.patterns), **asked, **more)
-    return found
-
-
-def _read_sample(job: Job) -> tuple[NDArray, list[list[int]]]:
-    """The patterns (n, ky, kx) of the sample, read by tasks of its own unless this run has read them, and their places."""
-    sample, where = lazy_sample(job.found, job.positions), positions_of_sample(job.found)
-    spool, n = SpoolSink(f"{job.folder}/sample"), math.prod(sample.data.numblocks)
-    if job.survey is None or not os.path.isdir(spool.folder):
-        patterns, lead = _corrected(job, sample), len(lead_dims(sample))
-        records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
-        job.tally.note(replace(r, extra={"retries": r.extra.get("retries", 0)}) for r in records)
-    blocks = (block["sample"] for _, block in spool.blocks(n, ("sample",)))
-    return np.concatenate([one.reshape(-1, *sample.shape[-2:]) for one in blocks]), where
-
-
-def _clean_sample(job: Job) -> tuple[NDArray, NDArray] | None:
-    """The sample without bad pixels, and its positions; None where there is no disc, or the analysis is precomputed."""
-    if job.survey is None or job.survey.radius is None or job.plan.precomputed is not None:
-        return None
-    sample, where = _read_sample(job)
-    sample[:, job.survey.flags > 0] = 0
-    if job.left is not None:
-        sample[:, job.left] = 0
-    positions = np.stack([one.ravel() for one in np.meshgrid(*where, indexing="ij")], axis=-1)
-    return sample, positions
-
-
-def _mask_suspected(job: Job) -> None:
-    """Mask suspected bad pixels in the data, if ``input.mask`` says so."""
-    kinds = {"auto": HOT | DEAD, "stop": HOT | DEAD | STOP}.get(str(job.config.input.mask), 0)
-    if job.survey is not None and (job.survey.flags & kinds).any():
-        job.patterns = job.masked(job.patterns, (job.survey.flags & kinds) > 0)
-
-
-def _note_analysis(job: Job) -> None:
-    assert job.analysis is not None
-    mask = job.config.input.mask
-    applied = mask if isinstance(mask, str) and mask in ("auto", "stop") else None
-    job.left = hot_in_mean(job.analysis)
-    job.warnings += report.analysis_warnings(job.analysis, job.survey, job.left, applied)
-
-
-def hot_pixels(job: Job) -> list[list[int]]:
-    """[y, x] of all suspected hot pixels."""
-    found = np.zeros(job.patterns.shape[-2:], np.bool_) if job.left is None else job.left
-    if job.survey is not None:
-        found = found | ((job.survey.flags & HOT) > 0)
-    positions: list[list[int]] = np.argwhere(found).tolist()
-    return positions
-
-
-def center_of(job: Job) -> dict[str, Any]:
-    """How the centers were found, for the results; empty without an analysis."""
-    if job.analysis is None:
-        return {}
-    found = {"method": job.analysis.attrs["center_method"], "disc_radius": None, "why": ""}
-    if job.survey is not None:
-        found["disc_radius"] = job.survey.radius
-        if found["method"] == "centroid" and job.config.analyze.center_method == "auto":
-            found["why"] = job.survey.why
-    return found | center_quality(job.analysis)
-
-
-def _options(job: Job) -> dict[str, Any]:
-    """The resolved options of the analysis."""
-    options = job.config.analyze
-    kept = options.model_dump(include={"manual_center", "radius_metric", "target_retention"})
-    return {
-        **kept,
-        "center_method": resolved_method(options.center_method, job.survey),
-        "threshold": options.threshold if job.survey is None else job.survey.threshold,
-        "survey": job.survey,
-    }
-
-
-def _lazy_analysis(job: Job) -> dict[str, da.Array]:
-    centers = None if job.friedel is None else job.friedel.surface
-    options = {**_options(job), "centers": centers, "device": job.device}
-    return {"analysis": analysis_of_blocks(job.patterns, **options)}
-
-
-def _fold(job: Job, spool: SpoolSink) -> None:
-    """Join the analysis of all blocks, without the profiles, which stay in the spool."""
-    stored = spool.blocks(job.n_blocks, (*PER_PATTERN, *REDUCED))
-    n_missing = int((~job.tally.valid(lead_shape(job.patterns))).sum())
-    attrs = analysis_attrs(**_options(job))
-    job.analysis = fold_analysis(job.patterns, stored, attrs, n_missing)
-    job.profiles = lambda: spool.blocks(job.n_blocks, ("profile",))
-
-
-def _read_analysis(job: Job, store: str) -> None:
-    """Read a precomputed analysis; a different target retention recomputes the radii."""
-    stored, patterns = zarr.open_group(store, "analysis"), job.patterns
-    analysis = stored.drop_vars("profile").load()
-    # a store keeps text in attributes; a crop also keeps the counts there
-    if "odd_pixels" in analysis.attrs:
-        counts = analysis.attrs.pop("odd_pixels")
-        analysis["odd_pixels"] = ("kind", np.array(list(counts.values()), np.int64))
-        kinds = list(counts)
-    else:
-        kinds = analysis.attrs.pop("kind")
-    axes = axes_of(patterns)  # the config may replace the calibration
-    names = (*lead_dims(patterns), "source_ky", "source_kx")
-    coords = {name: coordinate(axis, name) for name, axis in zip(names, axes, strict=True)}
-    analysis = labelled(analysis.assign_coords({**coords, "kind": kinds}))
-    chunks = tuple(chunks[0] for chunks in patterns.data.chunks[:-2])
-    target = job.config.analyze.target_retention
-    if analysis.attrs["target_retention"] != target:
-        lazy = stored.chunk(dict(zip(lead_dims(stored), chunks, strict=True)))
-        exact = analysis["max_pattern"].dtype.kind in "ui"
-        radii = stored_radii(lazy, target, str(analysis.attrs["radius_metric"]), exact)
-        analysis["radius"] = analysis["radius"].copy(data=radii.compute())
-        analysis.attrs["target_retention"] = target
-
-    def profiles() -> Iterator[tuple[Region, Mapping[str, NDArray]]]:
-        grid = da.core.normalize_chunks(chunks, stored["profile"].shape[:-1])
-        for region in da.core.slices_from_chunks(grid):
-            yield region, {"profile": stored["profile"][region].values}
-
-    job.analysis, job.profiles = analysis, profiles
-
-
-def stored_window(config: Config, store: str) -> Window:
-    """The window that a finished dataset would get by itself, from its stored analysis."""
-    stored = zarr.open_group(store, "analysis")
-    return _window(config, stored.drop_vars("profile").load(), None)
-
-
-def _window(config: Config, analysis: xr.Dataset, common: Sequence[int] | None) -> Window:
-    options = config.crop.model_dump(exclude={"enabled"})
-    if options["size"] == "common":
-        options["size"] = "auto" if common is None else tuple(common)
-    return choose_window(analysis, **options, factor=config.downsample.factor)
-
-
-def choose(job: Job, common: Sequence[int] | None = None) -> Window:
-    """Choose the window and add warnings about it; ``common`` is the size that several datasets share."""
-    assert job.analysis is not None
-    try:
-        window = _window(job.config, job.analysis, common)
-    except SourceError as error:
-        raise SourceError(job.with_path(error)) from error
-    job.warnings += report.window_warnings(window, filled_fractions(job.analysis, window))
-    down, output = job.config.downsample, job.config.output
-    sums = down.method == "bin" and down.reduce == "sum"
-    means = down.method != "fft" and not sums and output.normalize == "none"
-    if output.dtype == "float16" and means:
-        # no mean exceeds the maximum; sums are checked block by block
-        check_float16(float(job.analysis["max_pattern"].max()))
-    return window
-
-
 # --- the pass that writes ---------------------------------------------------------------------------------------
 
 
@@ -798,7 +298,7 @@ def write(job: Job) -> None:
             extra = {"inside": inside_of_blocks(patterns, **intensity_of(analysis))}
         out = downsample_blocks(patterns, **config.downsample.model_dump(), device=job.device)
         if config.analyze.ahead:
-            extra = _lazy_analysis(job)
+            extra = lazy_analysis(job)
     shape = job.plan.found.source.shape[-2:] if window is None else window.shape
     known = None if analysis is None else analysis["mean_pattern"].values
     job.warnings += report.remainder_warnings(shape, config.downsample.factor, known)
@@ -832,16 +332,16 @@ def write(job: Job) -> None:
                     f"{job.with_path(error)}. Run the same command again when nothing writes to the file any more"
                 ) from error
     elif config.analyze.ahead:
-        _fold(job, spool)
+        fold(job, spool)
         fit(job)
-        job.analysis = _with_calibration(job)
+        job.analysis = with_calibration(job)
     if not published:
         _finish(job, target, spool)
     if job.outputs.analysis is not None:
         _analysis_alone(job, job.outputs.analysis, {**_provenance(job), "of": _stamp(job)})
         job.state.publish(job.outputs.analysis)
     if config.analyze.ahead:
-        _note_analysis(job)
+        note_analysis(job)
 
 
 def _normalized(job: Job, out: xr.DataArray, extra: Mapping[str, da.Array]) -> xr.DataArray:
@@ -1091,7 +591,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         "dose": {} if job.analysis is None else dose_of(job.analysis, patterns.attrs),
         "discs": {}
         if analysis is None or window is None
-        else discs_of(analysis, window, _clean_sample(job)),
+        else discs_of(analysis, window, clean_sample(job)),
         "speed": {**speed, "bytes_per_second": found.n_bytes / speed["seconds"]},
         "memory": {
             "projected": budget.projected_bytes(sizes, positions, job.worker),

@@ -1,0 +1,165 @@
+"""One run: its plan, cluster and state, and what the passes have found so far."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from stem_dask.cluster.connect import Connection
+from stem_dask.core.errors import SourceError
+from stem_dask.core.model import Device, Progress, Record, Region, Step, Window
+from stem_dask.core.patterns import lead_dims
+from stem_dask.engine import run as engine
+from stem_dask.engine.journal import Tally
+from stem_dask.engine.state import RunState
+from stem_dask.job import budget
+from stem_dask.job.plan import Plan
+from stem_dask.stages.correct import apply_mask, read_mask
+from stem_dask.stages.descan import Fit
+from stem_dask.stages.survey import Survey
+from stem_dask.storage.publish import temporary
+
+#: stages that read a sample of the patterns
+SAMPLES = ("survey", "friedel")
+
+
+class Job:
+    """One run: its plan, cluster and state, and what the passes have found so far."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        state: RunState,
+        connection: Connection,
+        progress: Progress | None = None,
+    ) -> None:
+        self.plan, self.state, self.connection, self.progress = plan, state, connection, progress
+        self.config, self.outputs, self.folder = plan.config, plan.outputs, str(state.folder)
+        #: where the kernels run
+        self.device: Device = "gpu" if plan.config.device == "gpu" else "cpu"
+        #: the worker with the least memory per thread
+        self.worker = budget.with_cuda(plan.config, connection.worker)
+        self.warnings: list[str] = []
+        self.tally = Tally()
+        #: detector pixels of one transpose task, of a detector-first input
+        self.slab: tuple[int, int] | None = None
+        #: the lazy input: transposed if necessary, corrected, bad pixels masked
+        self.patterns: xr.DataArray
+        #: (ky, kx) in source pixels, True for a bad one
+        self.mask: NDArray[np.bool_] | None = None
+        #: the input as read, transposed if necessary
+        self.found = plan.found
+        #: number of positions of a block
+        self.positions = 1
+        #: the centers by symmetry, which do not come from each pattern itself
+        self.friedel: Fit | None = None
+        #: what the sample says; None if no option needs it
+        self.survey: Survey | None = None
+        #: the scale of the detector by the direct disc; empty where it is not known
+        self.calibration: dict[str, Any] = {}
+        #: (ky, kx), pixels that are hot in the mean pattern, and were not in the sample
+        self.left: NDArray[np.bool_] | None = None
+        #: without the profiles, which are too many to be held; with the retention after a crop
+        self.analysis: xr.Dataset | None = None
+        #: yields region and profiles of each block
+        self.profiles: Callable[[], Iterable[tuple[Region, Mapping[str, NDArray]]]]
+        self.window: Window | None = None
+        #: the lazy output, its mean pattern and highest value, and which of its patterns could be read
+        self.out: xr.DataArray
+        self.mean: NDArray[np.float64]
+        self.highest = -math.inf
+        self.valid: NDArray[np.bool_]
+        #: mean and standard deviation, of a run that normalizes
+        self.constants: dict[str, float] | None = None
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks of every pass."""
+        return math.prod(self.patterns.data.numblocks)
+
+    def gpu_bytes(self, positions: int) -> int:
+        """Upper bound of the GPU memory that the tasks of one worker use."""
+        what = budget.shapes(self.config, self.plan.found)
+        return self.worker.threads * budget.task_memory(self.config, what, positions).on_gpu
+
+    def masked(self, patterns: xr.DataArray, mask: Any) -> xr.DataArray:
+        """Mask bad pixels, and keep the mask."""
+        self.mask = read_mask(mask, patterns.shape[-2:])
+        return apply_mask(patterns, self.mask, self.config.input.mask_fill)
+
+    def compute(self, stage: str, outputs: Mapping[str, da.Array], sink: engine.Sink) -> None:
+        """Run the lazy outputs of one stage into a sink."""
+        n_bytes, unreadable = self.plan.found.n_bytes, self.tally.unreadable
+        self.tally.note(
+            self.run(stage, outputs, sink, len(lead_dims(self.patterns)), n_bytes, unreadable)
+        )
+
+    def run(
+        self,
+        stage: str,
+        outputs: Mapping[str, da.Array],
+        sink: engine.Sink,
+        n_lead: int,
+        n_bytes: int,
+        unreadable: Mapping[int, str] = MappingProxyType({}),
+    ) -> list[Record]:
+        """Run lazy outputs that read ``n_bytes`` of the input; see `stem_dask.engine.run.run`."""
+        try:
+            records = engine.run(
+                outputs,
+                n_lead,
+                sink,
+                client=self.connection.client,
+                progress=self.reporter(stage, n_bytes),
+                journal=self.state.journal,
+                job=stage,
+                quarantine=self.config.on_error == "quarantine",
+                unreadable=unreadable,
+            )
+        except SourceError as error:
+            self.refuse_changed_input()
+            hint = "the same command goes on when it can be read, or with on_error=quarantine without it"
+            if stage in SAMPLES:  # its blocks are none of the scan
+                error = SourceError(f"while a sample was read: {str(error).partition(': ')[2]}")
+            raise SourceError(f"{self.with_path(error)}; {hint}") from error
+        self.refuse_changed_input()
+        return records
+
+    def refuse_changed_input(self) -> None:
+        """Raise SourceError when the input is not the file that was opened; the results so far are then useless."""
+        change = self.plan.found.change()
+        if change is not None:
+            with self.state.nothing_to_go_on_with():
+                raise SourceError(
+                    f"{self.plan.found.info.path} changed while it was read ({change}); the results so far are dropped: "
+                    "run the same command again when nothing writes to the file any more"
+                )
+
+    def with_path(self, error: Exception) -> str:
+        """The message of an error about the data, including the input's path."""
+        path = self.plan.found.info.path
+        return str(error) if path in str(error) else f"{path}: {error}"
+
+    def room(self, n_blocks: int, *, warn: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Check the disk for what is still to be written; see `stem_dask.job.budget.enough_room`."""
+        shape = None if self.window is None else self.window.shape
+        need = budget.disk_need(self.config, self.plan.found, n_blocks, shape)
+        paths = self.outputs.local()
+        # an older output keeps its disk space until the new one replaces it
+        kept = [path for path in paths if not self.state.is_older(path)]
+        names = (self.folder, *map(temporary, paths), *kept)
+        return budget.enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
+
+    def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
+        """Callback that reports every finished block to ``progress``."""
+        progress = self.progress
+        if progress is None:
+            return None
+        return lambda done, n, record: progress(Step(stage, done, n, input_bytes, record))
