@@ -220,7 +220,7 @@ def test_a_run_names_the_damaged_chunk_and_the_block(beam_file, make_config, tmp
     group.create_array("scan", data=np.load(beam_file), chunks=(2, 5, 40, 36))
     chunk = tmp_path / "in.zarr" / "scan" / "c/1/0/0/0"
     os.truncate(chunk, 20)
-    told = rf"^block \[.*\]: {chunk} cannot be decoded .*; stem-dask verify lists all"
+    told = rf"^while a sample was read: {chunk} cannot be decoded .*; stem-dask verify lists all"
     with pytest.raises(SourceError, match=told):
         run(make_config(tmp_path / "in.zarr"))
 

@@ -1,4 +1,4 @@
-"""Hot pixels: found in the mean pattern, always told, masked when asked, and settled when a run goes on."""
+"""Hot pixels: found in a sample, always told, left out of the analysis, and masked in the data when asked."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import xarray as xr
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError
-from stem_dask.job import passes as analysis_pass
 from stem_dask.job.run import run
 
 HOT = [[3, 4], [0, 35], [39, 0]]
@@ -28,18 +27,22 @@ def analysis_of(config):
     return xr.open_zarr(config.output.path, group="analysis").load()
 
 
-def test_they_are_told_and_left(hot_file, make_config, tmp_path):
+def test_they_are_told_and_left_out(hot_file, make_config, tmp_path):
     config = make_config(hot_file)
     outcome = run(config)
     (said,) = [text for text in outcome.results["warnings"] if "hot" in text]
-    assert said.startswith(
-        "3 suspected hot pixels, in the mean pattern above 6 times all but 5 of their 24 neighbours: "
-    )
-    assert "[0, 35], [3, 4], [39, 0]" in said
+    assert said == "3 suspected hot pixels, left out of the analysis: [0, 35], [3, 4], [39, 0]"
     assert any("suspected hot" in line for line in outcome.lines)
     results = json.loads((tmp_path / "out_results.json").read_text())
     assert results["hot_pixels"] == {"number": 3, "positions": sorted(HOT), "masked": False}
-    assert float(analysis_of(config).max_pattern.max()) == 50_000
+    assert float(analysis_of(config).max_pattern.max()) < 50_000
+    counted = make_config(hot_file, "all.zarr", analyze={"ignore_bad_pixels": False})
+    outcome = run(counted)
+    (said,) = [text for text in outcome.results["warnings"] if "hot" in text]
+    assert said.startswith(
+        "3 suspected hot pixels in the mean pattern, above 6 times all but 5 of their 24 "
+    )
+    assert float(analysis_of(counted).max_pattern.max()) == 50_000
 
 
 def test_only_twenty_are_named(tmp_path, make_config):
@@ -57,10 +60,16 @@ def test_auto_is_as_the_list(fill, hot_file, make_config):
     auto = make_config(hot_file, "auto.zarr", input={"mask": "auto", "mask_fill": fill})
     listed = make_config(hot_file, "list.zarr", input={"mask": {"pixels": HOT}, "mask_fill": fill})
     outcome, other = run(auto), run(listed)
-    xr.testing.assert_identical(analysis_of(auto), analysis_of(listed))
+    one, two = (analysis_of(config) for config in (auto, listed))
+    assert (np.argwhere(one["mask"].values == 2).tolist(), (two["mask"].values == 1).sum()) == (
+        sorted(HOT),
+        3,
+    )
+    flags = [x.attrs["survey"].pop("flags") for x in (one, two)]
+    assert flags[0]["hot"] == flags[1]["given"] == sorted(HOT)
+    xr.testing.assert_identical(one.drop_vars("mask"), two.drop_vars("mask"))
     mine, theirs = (xr.open_zarr(config.output.path) for config in (auto, listed))
     xr.testing.assert_equal(mine, theirs)
-    assert mine.attrs["hot_pixels"] == sorted(HOT)
     assert outcome.results["hot_pixels"]["masked"]
     assert any("masked (input.mask: auto)" in text for text in outcome.results["warnings"])
     assert other.results["hot_pixels"]["number"] == 0
@@ -71,26 +80,25 @@ def test_auto_without_hot_pixels_reads_once(beam_file, make_config):
     run(
         make_config(beam_file, input={"mask": "auto"}), progress=lambda step: stages.add(step.stage)
     )
-    assert stages == {"analyze", "crop"}
+    assert stages == {"survey", "analyze", "crop"}
 
 
-def test_auto_goes_on_with_what_was_settled(hot_file, make_config, monkeypatch, tmp_path):
+def test_auto_goes_on_with_what_was_settled(hot_file, make_config, tmp_path):
     config = make_config(hot_file, input={"mask": "auto"}, output={"chunk_mb": 0.02})
     done: list[str] = []
 
     def stop(step):
         done.append(step.stage)
-        if done.count("analyze again") == 3:
+        if done.count("analyze") == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(config, progress=stop)
-    settled = json.loads((tmp_path / "out.run" / "run.json").read_text())["hot_pixels"]
-    assert settled == sorted(HOT)
-    monkeypatch.setattr(
-        analysis_pass, "suspected_hot_pixels", lambda analysis: np.zeros((40, 36), bool)
-    )
-    run(config)
+    settled = json.loads((tmp_path / "out.run" / "run.json").read_text())["survey"]
+    assert settled["flags"]["hot"] == sorted(HOT)
+    again: list[str] = []
+    run(config, progress=lambda step: again.append(step.stage))
+    assert "survey" not in again
     whole = make_config(hot_file, "whole.zarr", input={"mask": {"pixels": HOT}})
     run(whole)
     ours, theirs = (xr.open_zarr(c.output.path) for c in (config, whole))
@@ -99,8 +107,10 @@ def test_auto_goes_on_with_what_was_settled(hot_file, make_config, monkeypatch, 
 
 
 def test_in_python(hot_file):
-    with pytest.raises(ConfigError, match=r"mask=sd\.suspected_hot_pixels\(analysis\)"):
+    with pytest.raises(ConfigError, match=r"mask=sd\.survey\(patterns\)\.flags > 0"):
         sd.open(hot_file, mask="auto")
+    flags = sd.survey(sd.open(hot_file)).flags
+    assert np.argwhere(flags > 0).tolist() == sorted(HOT)
     analysis = sd.analyze(sd.open(hot_file))
     with pytest.raises(ConfigError, match="compute"):
         sd.suspected_hot_pixels(analysis)
@@ -138,7 +148,7 @@ def test_pairs_and_rows_on_shared_data(name, shared_data, make_config, tmp_path)
     assert outcome.results["hot_pixels"] == {
         "number": len(places), "positions": sorted(places)[:20], "masked": True,
     }  # fmt: skip
-    assert not any("remain" in text for text in outcome.results["warnings"])
+    assert not any("more suspected" in text for text in outcome.results["warnings"])
     mine, theirs = (
         xr.open_zarr(tmp_path / n, group="analysis") for n in ("out.zarr", "clean.zarr")
     )
@@ -152,10 +162,10 @@ def test_what_is_left_is_said(hot_file, make_config):
     data[..., 30:32, 3:7] = 50_000
     np.save(hot_file, data)
     outcome = run(make_config(hot_file, input={"mask": "auto"}))
-    (said,) = [text for text in outcome.results["warnings"] if "remain" in text]
+    (said,) = [text for text in outcome.results["warnings"] if "more suspected" in text]
     assert said == (
-        "suspected hot pixels remain after masking (input.mask: auto): [30, 4], [30, 5], [31, 4], [31, 5]; list all bad "
-        "pixels as input.mask.pixels"
+        "4 more suspected hot pixels in the mean pattern, above 6 times all but 5 of their 24 neighbours: [30, 4], [30, 5], "
+        "[31, 4], [31, 5]; list bad pixels as input.mask.pixels"
     )
 
 
@@ -182,5 +192,7 @@ def test_the_mask_is_stored_once(hot_file, make_config, enabled, mask):
     run(config)
     stored = xr.open_zarr(config.output.path, group="analysis")["mask"]
     assert stored.dims == ("source_ky", "source_kx")
-    assert stored.dtype == bool
-    assert np.argwhere(stored.values).tolist() == sorted(map(list, HOT))
+    assert stored.dtype == np.uint8
+    assert np.argwhere(stored.values == (2 if mask == "auto" else 1)).tolist() == sorted(
+        map(list, HOT)
+    )

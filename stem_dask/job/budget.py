@@ -44,6 +44,9 @@ PASSING = 5
 #: 8-byte values that the analysis keeps per pattern, in addition to its profile
 VALUES_KEPT = 10
 
+#: 8-byte values per pattern in the analysis of a finished crop
+VALUES_STORED = 22
+
 #: a detector-first file larger than this share of the machine's memory is transposed first; a smaller one stays in the
 #: page cache while its blocks are read, so that nothing is read from the disk twice
 CACHED_SHARE = 0.5
@@ -302,7 +305,8 @@ def disk_need(
         pattern = math.prod(what.detector) * what.patterns.itemsize
         sample = math.prod(map(len, positions_of_sample(found))) * pattern
     transposed = transposed_bytes(found)
-    least, most = transposed + kept + sample, transposed + 2 * kept + sample
+    least = transposed + kept + sample
+    most = least + kept + _analyzes(config) * 8 * n * (VALUES_STORED - VALUES_KEPT)
     if config.output.normalize != "none":
         most += n * out * what.patterns.itemsize  # the counts wait in a store
     # the first output may be in an object store
