@@ -59,7 +59,7 @@ def loaded(path: Path) -> dict[str, Any]:
         signal = hs.load(path, lazy=True)
     signal = signal[-1] if isinstance(signal, list) else signal
     known = leaves(signal.metadata.as_dictionary())
-    left_out = ("General.FileIO", "General.original_filename", "_HyperSpy", "stem_dask")
+    left_out = ("General.FileIO", "General.original_filename", "_HyperSpy", "stem_dask", "Maps")
     return {name: value for name, value in known.items() if not name.startswith(left_out)}
 
 

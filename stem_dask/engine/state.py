@@ -56,6 +56,9 @@ _FOLDERS = re.compile(
 )
 _BLOCKS = re.compile(r"\d{6}.*|patterns\.raw|zarr\.json|c(\.\d+)*(\..*)?|.*\.partial")
 
+#: jobs that read a sample of the patterns: too little to go on with after an error
+SAMPLES = frozenset({"survey", "friedel"})
+
 
 class RunState:
     """What a live run knows of its past; made by `open_state`."""
@@ -132,7 +135,7 @@ class RunState:
     @property
     def goes_on(self) -> bool:
         """Whether, after an error, there is something for the same command to go on with."""
-        return self.resumable and bool(self.journal.known)
+        return self.resumable and not SAMPLES.issuperset(self.journal.known)
 
     def leave(self) -> None:
         """After an error: keep what can be resumed, else leave nothing behind; of another run's everything stays."""

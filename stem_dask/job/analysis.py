@@ -288,6 +288,7 @@ def _mask_suspected(job: Job) -> None:
 
 
 def note_analysis(job: Job) -> None:
+    """Look for hot pixels once more, in the mean of all patterns, and add the warnings about the data."""
     assert job.analysis is not None
     mask = job.config.input.mask
     applied = mask if isinstance(mask, str) and mask in ("auto", "stop") else None

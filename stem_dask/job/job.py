@@ -18,17 +18,13 @@ from stem_dask.core.model import Device, Progress, Record, Region, Step, Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.engine import run as engine
 from stem_dask.engine.journal import Tally
-from stem_dask.engine.state import RunState
+from stem_dask.engine.state import SAMPLES, RunState
 from stem_dask.job import budget
 from stem_dask.job.plan import Plan
 from stem_dask.stages.correct import apply_mask, read_mask
 from stem_dask.stages.descan import Fit
 from stem_dask.stages.survey import Survey
 from stem_dask.storage.publish import temporary
-
-#: stages that read a sample of the patterns
-SAMPLES = ("survey", "friedel")
-
 
 class Job:
     """One run: its plan, cluster and state, and what the passes have found so far."""

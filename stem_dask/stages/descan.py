@@ -59,6 +59,7 @@ def fit_descan(
 
     Examples
     --------
+    >>> import numpy as np
     >>> import xarray as xr
     >>> from stem_dask.stages.analyze import analyze
     >>> data = np.zeros((4, 5, 16, 16), "u2")

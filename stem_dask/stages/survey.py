@@ -358,11 +358,12 @@ def survey(
 
     Examples
     --------
+    >>> import numpy as np
     >>> y, x = np.mgrid[:32, :32]
     >>> data = np.tile(50 * ((y - 14) ** 2 + (x - 17) ** 2 <= 25), (3, 4, 1, 1)).astype("u2")
     >>> found = survey(data)
     >>> round(found.radius, 1), [round(c) for c in found.start]
-    (5.1, [14, 17])
+    (5.0, [14, 17])
     """
     options: dict[str, Any]
     options = {
