@@ -26,6 +26,7 @@ from stem_dask.stages.descan import Fit
 from stem_dask.stages.survey import Survey
 from stem_dask.storage.publish import temporary
 
+
 class Job:
     """One run: its plan, cluster and state, and what the passes have found so far."""
 

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 #: predicted s.d. at a corner of the scan, in px, above which a fit is extrapolated
 EXTRAPOLATED = 0.25
 
-#: arrays of a fit, by position
-DESCAN = ("descan_y", "descan_x", "deflection_y", "deflection_x")
-
 
 def fit_descan(
     analysis: xr.Dataset,

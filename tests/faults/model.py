@@ -96,7 +96,8 @@ class Model:
                 line = json.loads(text)
             except ValueError:
                 continue
-            yield (line["job"], line["index"]), line["extra"]
+            if line["job"] != "survey":  # its blocks are settled, and not needed again
+                yield (line["job"], line["index"]), line["extra"]
 
     def counts(self) -> Counter[Block]:
         return Counter(block for block, _ in self.lines())
