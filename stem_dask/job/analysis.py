@@ -209,7 +209,8 @@ def _find_symmetry(job: Job) -> None:
     picked = _corrected(job, lazy_picked(job.found, where, (SIDE, columns)))
     spool = SpoolSink(f"{job.folder}/friedel")
     blocks = {"friedel": symmetric_blocks(picked, job.survey)}
-    n = len(job.run("friedel", blocks, spool, 2, picked.nbytes))
+    with job.room(job.n_blocks):
+        n = len(job.run("friedel", blocks, spool, 2, picked.nbytes))
     found = np.empty((*map(len, places_of(lead)), 2))
     for (rows, across), block in spool.blocks(n, ("symmetric",)):
         place = (slice(*(i // SIDE for i in (one.start, one.stop))) for one in (rows, across))
@@ -262,7 +263,8 @@ def _read_sample(job: Job) -> tuple[NDArray, list[list[int]]]:
     spool, n = SpoolSink(f"{job.folder}/sample"), math.prod(sample.data.numblocks)
     if job.survey is None or not os.path.isdir(spool.folder):
         patterns, lead = _corrected(job, sample), len(lead_dims(sample))
-        records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
+        with job.room(job.n_blocks):
+            records = job.run("survey", {"sample": patterns.data}, spool, lead, patterns.nbytes)
         job.tally.note(replace(r, extra={"retries": r.extra.get("retries", 0)}) for r in records)
     blocks = (block["sample"] for _, block in spool.blocks(n, ("sample",)))
     return np.concatenate([one.reshape(-1, *sample.shape[-2:]) for one in blocks]), where

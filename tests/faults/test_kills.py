@@ -44,7 +44,7 @@ WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hsp
 OVER = {"scan.zarr": 2, "scan.pt": 3}
 N_IN_FLIGHT = 3 * 2
 #: small files that a run of the small scan writes until its store is complete
-N_FILES = 86
+N_FILES = 88
 
 
 def test_a_killed_worker(command: Command, reference: Command) -> None:
@@ -199,11 +199,12 @@ def test_replacing_an_older_output(command: Command, reference: Command) -> None
 @pytest.mark.parametrize(
     ("suffix", "at"),
     [
-        (".pt", Moment("line", 4, True)),  # analyzed in part
-        (".pt", Moment("line", 9, False)),  # cropped in part, and the line is torn
-        (".hspy", Moment("line", 11, True)),
-        (".pt", Moment("name", 4, True)),
-        (".zarr", Moment("line", 9, True)),
+        (".pt", Moment("line", 4, True)),  # the sample is read in part
+        (".pt", Moment("line", 10, True)),  # analyzed in part
+        (".pt", Moment("line", 15, False)),  # cropped in part, and the line is torn
+        (".hspy", Moment("line", 17, True)),
+        (".pt", Moment("name", 5, True)),
+        (".zarr", Moment("line", 15, True)),
     ],
 )
 def test_a_killed_crop_command(small: Small, tmp_path: Path, suffix: str, at: Moment) -> None:

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.faults
 
 NAMES = (STORE, ".pt", RESULTS)
 OVERWRITE, RESTART = "--overwrite", "--restart"
-#: names that a run gives, in their order: run.json twice, the older store steps aside, the new one comes, the .pt
-ASIDE, NEW_STORE, NEW_PT = (Moment("name", nth, False) for nth in (3, 4, 5))
+#: names that a run gives, in their order: run.json three times, the older store steps aside, the new one comes, the .pt
+ASIDE, NEW_STORE, NEW_PT = (Moment("name", nth, False) for nth in (4, 5, 6))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def _all_of(small: Small, folder: Path, config: str) -> None:
 
 def test_leave_to_replace_is_given_once(small: Small, folder: Path) -> None:
     """The run that goes on replaces all outputs or none, whether it is asked to overwrite again or not."""
-    _killed(small, folder, "B", Moment("line", 9, True))
+    _killed(small, folder, "B", Moment("line", 15, True))
     _all_of(small, folder, "A")
     ended = small.run(folder, "B")
     assert ended.code == 0, ended.text
@@ -45,7 +45,7 @@ def test_leave_to_replace_is_given_once(small: Small, folder: Path) -> None:
 
 def test_an_export_that_was_not_there_at_the_start_is_kept(small: Small, tmp_path: Path) -> None:
     """Somebody else's file: no leave was given to replace it."""
-    assert small.run(tmp_path, "A", at=Moment("line", 9, True)).code == -9
+    assert small.run(tmp_path, "A", at=Moment("line", 15, True)).code == -9
     (tmp_path / "scan.pt").write_bytes(b"mine")
     ended = small.run(tmp_path, "A")
     assert ended.code == 2, ended.text
@@ -58,7 +58,7 @@ def test_old_and_new_files_are_not_a_complete_run(small: Small, folder: Path) ->
     _killed(small, folder, "B", NEW_PT)
     assert content(folder / "scan.zarr") == small.references["B"][STORE]
     assert content(folder / "scan.pt") == small.references["A"][".pt"]
-    _killed(small, folder, "A", Moment("line", 2, True), RESTART)
+    _killed(small, folder, "A", Moment("line", 8, True), RESTART)
     ended = small.run(folder, "B")
     assert ended.code == 2, ended.text
     assert "scan_results.json is missing" in ended.text
@@ -96,7 +96,7 @@ def test_a_kill_while_a_run_is_dropped(small: Small, folder: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
 def test_a_damaged_spool_of_a_store_that_has_its_name(damage, small, tmp_path):
     """What is known of each pattern waits to be joined, and the shards are done: only the first is made again."""
-    assert small.run(tmp_path, "A", at=Moment("name", 3, True)).code == -9
+    assert small.run(tmp_path, "A", at=Moment("name", 4, True)).code == -9
     assert (tmp_path / "scan.zarr").exists()
     spool = tmp_path / "scan.run" / "crop" / "000002.block"
     assert callable(damage)
