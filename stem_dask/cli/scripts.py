@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, A
             ("--align", "crop.align", {"choices": ("pattern", "fixed"), "default": "pattern", "help": "each pattern, or one window"}),
             ("--coverage", "crop.coverage", {"type": float, "default": 1.0, "help": "share of the patterns that set the radius"}),
             ("--size", "crop.size", {"type": int, "help": "size of the window, instead of the radius found"}),
-            ("--center-method", "analyze.center_method", {"choices": ("centroid", "center", "manual"), "default": "centroid"}),
+            ("--center-method", "analyze.center_method", {"choices": ("centroid", "auto", "disc", "center", "manual"), "default": "centroid"}),
             ("--manual-center", "analyze.manual_center", {"type": float, "nargs": 2, "metavar": ("Y", "X")}),
             ("--chunk-size", "chunk_size", {"type": int, "help": "patterns a task"}),
             ("--use-gpu", "device", {"action": "store_const", "const": "gpu"}),
