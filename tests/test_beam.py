@@ -378,3 +378,20 @@ def test_a_stop_is_suggested_and_applied_only_if_asked(tmp_path, make_config):
 def test_the_gpu_says_what_it_lacks(scan_file):
     with pytest.raises(ConfigError, match="center_method disc is not available on the GPU"):
         sd.analyze(sd.open(scan_file), center_method="disc", device="gpu")
+
+
+def test_discs_whose_center_is_off_the_detector():
+    """No center is found for them, and the profile is taken about the nearest pixel."""
+    patterns, centers, _ = scan(slope=(5.0, -1.5))
+    cut = patterns[..., 20:, :]
+    analysis = sd.analyze(cut, center_method="disc", disc_radius=RADIUS).compute()
+    lost = np.isnan(analysis.center_y.values)
+    off = centers[..., 0] - 20 < -2
+    assert off.any()
+    assert lost[off].all()
+    assert np.isnan(analysis.center_spread.values[lost]).all()
+    assert np.isfinite(analysis.radius.values).all()
+    for align in ("fixed", "pattern"):
+        window = sd.choose_window(analysis, align=align)
+        checked = sd.validate(cut, sd.crop(cut, analysis, window), analysis).compute()
+        assert int(checked.n_target) >= np.ceil(0.999 * lost.size)

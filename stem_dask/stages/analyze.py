@@ -313,11 +313,14 @@ class AnalysisReducer:
         if self.disc is not None and self.expected is not None:
             expected = self.expected[here]
             found = find_discs(native(piece), expected, **self.disc)
-            self.beam[here], self.spread[here] = found
-            # where none is found, the profile is taken about the place where it was expected
-            centers = (np.where(np.isnan(found.center), expected, found.center),)
+            place = np.rint(found.center)
+            off = (place != self._near(place)).any(axis=1)  # also where it is NaN
+            self.beam[here] = np.where(off[:, None], np.nan, found.center)
+            self.spread[here] = np.where(off, np.nan, found.spread)
+            # where no disc is found on the detector, the profile is taken about the place where it was expected
+            centers = (np.where(off[:, None], self._near(expected), found.center),)
         elif self.expected is not None:
-            centers = (self.expected[here],)
+            centers = (self._near(self.expected[here]),)
         if self.bad is not None:
             piece = piece.copy()
             piece[:, self.bad[:, 0], self.bad[:, 1]] = 0
@@ -327,6 +330,10 @@ class AnalysisReducer:
             raise SourceError(str(error)) from None  # damaged data, not retried
         for pattern in piece[self.in_sample[here]]:
             add_lit(pattern, self.threshold, self.lit)
+
+    def _near(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Places, or the nearest ones on the detector."""
+        return np.clip(places, 0.0, np.subtract(self.lit.shape, 1.0))
 
     def result(self) -> dict[str, NDArray]:
         """Arrays by name; in `REDUCED` the scan axes have length 1."""

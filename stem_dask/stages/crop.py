@@ -299,8 +299,8 @@ def beam_places(analysis: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.f
     lost = np.isnan(found[0]) & np.isfinite(analysis["radius"].values)
     if lost.any():
         expected = Survey.from_dict(attribute(analysis.attrs, "survey")).expected(np.argwhere(lost))
-        for one, place in zip(found, expected.T, strict=True):
-            one[lost] = np.rint(place)
+        for one, place, name in zip(found, expected.T, DETECTOR_DIMS, strict=True):
+            one[lost] = np.rint(np.clip(place, 0, analysis.sizes[f"source_{name}"] - 1))
     return found[0], found[1]
 
 
