@@ -31,7 +31,10 @@ def test_they_are_told_and_left_out(hot_file, make_config, tmp_path):
     config = make_config(hot_file)
     outcome = run(config)
     (said,) = [text for text in outcome.results["warnings"] if "hot" in text]
-    assert said == "3 suspected hot pixels, left out of the analysis: [0, 35], [3, 4], [39, 0]"
+    assert said.startswith("3 suspected hot pixels, left out of the analysis, with ")
+    assert said.endswith(
+        "% of the intensity (if they are the beam, set analyze.ignore_bad_pixels=false): [0, 35], [3, 4], [39, 0]"
+    )
     assert any("suspected hot" in line for line in outcome.lines)
     results = json.loads((tmp_path / "out_results.json").read_text())
     assert results["hot_pixels"] == {"number": 3, "positions": sorted(HOT), "masked": False}
@@ -67,6 +70,9 @@ def test_auto_is_as_the_list(fill, hot_file, make_config):
     )
     flags = [x.attrs["survey"].pop("flags") for x in (one, two)]
     assert flags[0]["hot"] == flags[1]["given"] == sorted(HOT)
+    shares = [x.attrs["survey"].pop("hot_share") for x in (one, two)]
+    assert shares[0] > 0.5
+    assert shares[1] == 0
     xr.testing.assert_identical(one.drop_vars("mask"), two.drop_vars("mask"))
     mine, theirs = (xr.open_zarr(config.output.path) for config in (auto, listed))
     xr.testing.assert_equal(mine, theirs)

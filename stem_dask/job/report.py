@@ -105,6 +105,11 @@ def analysis_warnings(
         found = [] if survey is None else np.argwhere(survey.flags & flag).tolist()
         if found:
             how = f"masked (input.mask: {mask})" if mask else "left out of the analysis"
+            if survey is not None and flag == HOT and survey.hot_share > NOTICEABLE:
+                how += (
+                    f", with {survey.hot_share:.0%} of the intensity (if they are the beam, set "
+                    "analyze.ignore_bad_pixels=false)"
+                )
             out.append(
                 f"{len(found):,} suspected {kind} pixel{'s' * (len(found) != 1)}, {how}: {_where(found)}"
             )

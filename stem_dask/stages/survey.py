@@ -78,6 +78,8 @@ class Survey:
         (ky, kx) bool: a dark region over the center, perhaps a beam stop, or None.
     scan_shape
         Of the whole scan, or (n,) of a list of patterns.
+    hot_share
+        Share of the intensity of the sample in suspected hot pixels.
     """
 
     radius: float | None
@@ -92,6 +94,7 @@ class Survey:
     flags: NDArray[np.uint8]
     stop: NDArray[np.bool_] | None
     scan_shape: tuple[int, ...]
+    hot_share: float = 0.0
 
     @property
     def good(self) -> NDArray[np.bool_] | None:
@@ -252,6 +255,7 @@ def survey_of(
         flags=flags,
         stop=stop_region(search.mean, good, search.symmetric) if find_bad and n else None,
         scan_shape=tuple(int(size) for size in scan_shape),
+        hot_share=float(sums[(flags & HOT) > 0].sum() / max(float(sums.sum()), 1e-300)),
     )
 
 
