@@ -1,5 +1,6 @@
 """Arrays in files, read in parts: every part equals the same part of the array in memory."""
 
+import os
 import pickle
 from math import prod
 from types import SimpleNamespace
@@ -113,6 +114,23 @@ def test_short_file_names_the_bytes(tmp_path, part):
         SourceError, match=r"ends at byte 1,501.* need 1,(680|512|596) bytes; it was"
     ):
         source[part]
+
+
+def test_a_file_that_is_cut_after_its_size_was_looked_at(tmp_path, monkeypatch):
+    """It is mapped then, which Python refuses in words of its own."""
+    path = tmp_path / "a.raw"
+    np.zeros((4, 5, 6, 7), "u2").tofile(path)
+    flat = FlatFile(str(path), 0, np.dtype("u2"), (4, 5, 6, 7))
+    seen = os.fstat
+
+    def fstat(number):
+        status = seen(number)
+        os.truncate(path, 100)
+        return status
+
+    monkeypatch.setattr("stem_dask.readers.flat.os.fstat", fstat)
+    with pytest.raises(SourceError, match="the file ends at byte 100, in the middle of the data"):
+        flat[(slice(4), slice(5), slice(1, 3), slice(2, 4))]
 
 
 def test_missing_file_is_named(tmp_path):

@@ -115,9 +115,12 @@ class FlatFile:
             for plane, i in zip(out, wanted, strict=True):
                 at = self.offset + i * stride
                 inside = at % mmap.ALLOCATIONGRANULARITY
-                with mmap.mmap(
-                    file.fileno(), inside + n_bytes, access=mmap.ACCESS_READ, offset=at - inside
-                ) as there:
+                where = {"offset": at - inside, "access": mmap.ACCESS_READ}
+                try:
+                    mapped = mmap.mmap(file.fileno(), inside + n_bytes, **where)
+                except ValueError:  # the file was cut since its size was looked at
+                    raise self._cut(os.fstat(file.fileno()).st_size, need) from None
+                with mapped as there:
                     plane[...] = np.ndarray(self.shape[1:], self.dtype, there, inside)[part[1:]]
 
     def _fill(self, file: Any, position: int, run: memoryview) -> None:
