@@ -48,6 +48,16 @@ def test_they_are_told_and_left_out(hot_file, make_config, tmp_path):
     assert float(analysis_of(counted).max_pattern.max()) == 50_000
 
 
+def test_spikes_are_told(beam_file, make_config):
+    data = np.tile(np.load(beam_file), (3, 1, 1, 1))
+    data[0, 1, 30, 7] = 60_000
+    np.save(beam_file, data)
+    (said,) = [text for text in run(make_config(beam_file)).results["warnings"] if "spike" in text]
+    assert said.startswith(
+        "1 pixel with a spike in a single pattern, above 50 times the mean + 100, such as 60,000 at [30, 7]"
+    )
+
+
 def test_only_twenty_are_named(tmp_path, make_config):
     data = np.ones((2, 2, 30, 30), "u2")
     data[..., ::3, 1:30:3] = 90

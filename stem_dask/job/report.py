@@ -125,6 +125,14 @@ def analysis_warnings(
             f"a dark region of {int(survey.stop.sum()):,} px covers the center, as a beam stop does: input.mask=stop masks it, "
             "and analyze.center_method=friedel then finds the center from the symmetry of the patterns"
         )
+    mean, highest = analysis["mean_pattern"].values, analysis["max_pattern"].values
+    spikes = highest > 50.0 * mean + 100
+    if spikes.any():
+        y, x = np.unravel_index(int(np.where(spikes, highest, 0).argmax()), spikes.shape)
+        out.append(
+            f"{int(spikes.sum()):,} pixel{'s' * (int(spikes.sum()) != 1)} with a spike in a single pattern, above 50 times the mean "
+            f"+ 100, such as {highest[y, x]:,} at [{y}, {x}] (a cosmic ray?); they count in the retention, and hardly in disc centers"
+        )
     odd = zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
     counted = [f"{int(n):,} {str(kind).replace('_', ' ')}" for kind, n in odd if n]
     if counted:
