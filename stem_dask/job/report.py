@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import LIST_DIMS, Axis, Window
 from stem_dask.core.text import size
-from stem_dask.kernels.pixels import DEAD, HOT
+from stem_dask.kernels.pixels import DEAD, HOT, spikes
 from stem_dask.stages.descan import EXTRAPOLATED
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened, publish, temporary
@@ -126,12 +126,12 @@ def analysis_warnings(
             "and analyze.center_method=friedel then finds the center from the symmetry of the patterns"
         )
     mean, highest = analysis["mean_pattern"].values, analysis["max_pattern"].values
-    spikes = highest > 50.0 * mean + 100
-    if spikes.any():
-        y, x = np.unravel_index(int(np.where(spikes, highest, 0).argmax()), spikes.shape)
+    found = np.argwhere(spikes(mean, highest)).tolist()
+    if found:
+        y, x = max(found, key=lambda place: highest[tuple(place)])
         out.append(
-            f"{int(spikes.sum()):,} pixel{'s' * (int(spikes.sum()) != 1)} with a spike in a single pattern, above 50 times the mean "
-            f"+ 100, such as {highest[y, x]:,} at [{y}, {x}] (a cosmic ray?); they count in the retention, and hardly in disc centers"
+            f"{len(found):,} pixel{'s' * (len(found) != 1)} with a spike in a single pattern, above 50 times the mean + 100, "
+            f"such as {highest[y, x]:,} at [{y}, {x}] (a cosmic ray?); they count in the retention, and hardly in disc centers"
         )
     odd = zip(analysis["kind"].values, analysis["odd_pixels"].values, strict=True)
     counted = [f"{int(n):,} {str(kind).replace('_', ' ')}" for kind, n in odd if n]

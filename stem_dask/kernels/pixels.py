@@ -188,6 +188,25 @@ def stop_region(
     return np.asarray(ndimage.binary_dilation(np.isin(regions, large), iterations=2))
 
 
+def spikes(mean: NDArray, highest: NDArray) -> NDArray[np.bool_]:
+    """Pixels with an isolated high value in few patterns, as cosmic rays leave.
+
+    Their maximum is above 50 times their mean + 100, and 6 times above the median of the maximum over 3 x 3 pixels: a disc that
+    few patterns have is wider.
+
+    Examples
+    --------
+    >>> mean, highest = np.ones((5, 5)), np.full((5, 5), 4)
+    >>> highest[1, 2] = 900
+    >>> np.argwhere(spikes(mean, highest)).tolist()
+    [[1, 2]]
+    """
+    from scipy import ndimage
+
+    around = ndimage.median_filter(highest.astype(np.float64), 3)
+    return np.asarray((highest > 50.0 * mean + 100) & (highest > 6 * around))
+
+
 def add_lit(pattern: NDArray, threshold: float, lit: NDArray) -> None:
     """Count in ``lit`` where a pattern (ky, kx) is lit: above zero, at or above the threshold, and finite."""
     counts = pattern > 0
