@@ -205,7 +205,7 @@ def test_no_disc_is_a_centroid_and_says_why(tmp_path, make_config):
     outcome = run(config)
     assert analysis_of(config).attrs["center_method"] == "centroid"
     assert any("center      centroid: no direct disc (" in line for line in outcome.lines)
-    with pytest.raises(ConfigError, match=r"no direct disc can be told: .*give disc_radius"):
+    with pytest.raises(ConfigError, match=r"no direct disc is found: .*give disc_radius"):
         sd.analyze(noise, center_method="disc")
 
 

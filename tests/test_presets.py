@@ -94,7 +94,7 @@ def test_dpc(made, trust):
         first, size = int(np.ravel(analysis[f"window_{axis}"])[0]), out.sizes[f"k{axis}"]
         assert beam[..., i].min() - 2 * truth["disc_radius"] > first - 1
         assert beam[..., i].max() + 2 * truth["disc_radius"] < first + size + 1
-    # the maps: com of the whole detector, the beam, and what is left without the descan
+    # the maps: com of the whole detector, the beam, and its deflection
     com = np.stack([analysis.com_y, analysis.com_x], -1)
     np.testing.assert_allclose(com, truth["com_noise_free"], atol=0.6)
     found = np.stack([analysis.center_y, analysis.center_x], -1)

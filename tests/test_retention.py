@@ -262,7 +262,7 @@ def test_a_calibration_without_a_disc(tmp_path, make_config):
     np.save(tmp_path / "flat.npy", np.random.default_rng(1).poisson(1.0, (3, 3, 24, 24)).astype("u2"))  # fmt: skip
     analyze = {"calibrate": "disc", "convergence_mrad": 1.0, "center_method": "centroid"}
     config = make_config(tmp_path / "flat.npy", input={"beam_energy_kv": 200}, analyze=analyze)
-    with pytest.raises(ConfigError, match=r"calibrate is disc, and no direct disc can be told: .*; give analyze\.disc_radius"):  # fmt: skip
+    with pytest.raises(ConfigError, match=r"calibrate is disc, and no direct disc is found: .*; give analyze\.disc_radius"):  # fmt: skip
         sd.run_config(config)
 
 

@@ -189,7 +189,7 @@ def _calibrate(job: Job) -> None:
         if not job.calibration:
             why = "it was not surveyed" if job.survey is None else job.survey.why
             raise ConfigError(
-                f"analyze.calibrate is disc, and no direct disc can be told: {why}; give analyze.disc_radius in px, or "
+                f"analyze.calibrate is disc, and no direct disc is found: {why}; give analyze.disc_radius in px, or "
                 "input.calibration for ky and kx"
             )
         job.patterns = calibrated_by_disc(job.patterns, job.calibration)
@@ -241,7 +241,7 @@ def _asked(job: Job) -> dict[str, Any]:
 
 
 def _surveyed(job: Job) -> Survey:
-    """Survey the sample; where no disc can be told, again with the radius that convergence angle and calibration imply."""
+    """Survey the sample; where no disc is found, again with the radius that convergence angle and calibration imply."""
     sample, where = _read_sample(job)
     asked = _asked(job)
     more: dict[str, Any] = {

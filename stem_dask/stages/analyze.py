@@ -125,7 +125,7 @@ def analyze(
     Raises
     ------
     ConfigError
-        When an option is outside its range, or ``disc`` is asked for and no direct disc can be told.
+        When an option is outside its range, or ``disc`` is asked for and no direct disc is found.
 
     Examples
     --------

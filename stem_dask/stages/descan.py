@@ -34,7 +34,7 @@ def fit_descan(
     """Fit the descan: the smooth surface over the scan that the beam follows.
 
     Robust, so that the specimen has no part in it; see `stem_dask.kernels.descan.fit_descan` for the method. A field that grows
-    linearly over the scan cannot be told from descan without a vacuum scan as ``reference``.
+    linearly over the scan cannot be distinguished from descan without a vacuum scan as ``reference``.
 
     Parameters
     ----------

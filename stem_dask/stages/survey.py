@@ -56,7 +56,7 @@ class Survey:
     Attributes
     ----------
     radius
-        Of the direct disc; None where no disc can be told.
+        Of the direct disc; None where no disc is found.
     why
         Why not, as a clause; empty otherwise.
     start
@@ -200,7 +200,7 @@ def survey_of(
     Returns
     -------
     Survey
-        With ``radius`` None and ``why`` where no direct disc can be told.
+        With ``radius`` None and ``why`` where no direct disc is found.
 
     Examples
     --------
@@ -403,7 +403,7 @@ def refuse_no_disc(survey: Survey, center_method: str) -> None:
     """Raise ConfigError if ``disc`` was asked for and the survey found none."""
     if center_method == "disc" and survey.radius is None:
         raise ConfigError(
-            f"center_method is disc, and no direct disc can be told: {survey.why}; give analyze.disc_radius in px (perhaps "
+            f"center_method is disc, and no direct disc is found: {survey.why}; give analyze.disc_radius in px (perhaps "
             "analyze.guess: [y, x]), or use analyze.center_method=centroid"
         )
 
