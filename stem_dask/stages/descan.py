@@ -91,8 +91,8 @@ def fit_of(
     if "center_spread" in analysis:
         weight = descan_weight(analysis["center_spread"].values)
     everywhere = [np.arange(n)[:, None] for n in shape]
-    how = (order, region, reference)
-    return _fitted(y, x, weight, everywhere, shape, parts, *how)
+    how: dict[str, Any] = {"order": order, "region": region, "reference": reference}
+    return fit_places(np.stack([y, x], axis=-1), everywhere, shape, parts, weight=weight, **how)
 
 
 class Fit(NamedTuple):
@@ -109,29 +109,16 @@ def fit_places(
     shape: Sequence[int],
     parts: Sequence[Sequence[int]] | None,
     *,
+    weight: Any = 1.0,
     order: Literal["auto", 0, 1, 2],
     region: Sequence[int] | None,
     reference: xr.Dataset | None,
 ) -> Fit:
-    """Fit the descan to centers (places y, places x, 2), each of the mean pattern of some positions of a scan, with equal weights.
+    """Fit the descan to centers (places y, places x, 2), each of the mean pattern of some positions of a scan.
 
-    ``around`` are, for both scan axes, the indices (places, n) that belong to a place.
+    ``around`` are, for both scan axes, the indices (places, n) that belong to a place; ``parts`` is the attribute ``scan_part`` of
+    the patterns.
     """
-    y, x = np.moveaxis(centers, -1, 0)
-    return _fitted(y, x, 1.0, around, shape, parts, order, region, reference)
-
-
-def _fitted(
-    y: NDArray,
-    x: NDArray,
-    weight: Any,
-    around: Sequence[NDArray[np.int64]],
-    shape: Sequence[int],
-    parts: Sequence[Sequence[int]] | None,
-    order: Literal["auto", 0, 1, 2],
-    region: Sequence[int] | None,
-    reference: xr.Dataset | None,
-) -> Fit:
     parts = parts or [(n, 0, 1) for n in shape]
     v, u = (
         scan_coordinates(full)[first::step][:n]
@@ -145,6 +132,7 @@ def _fitted(
     at: dict[str, Any] = {
         "region": inside, "v": v[around[0]].mean(axis=1), "u": u[around[1]].mean(axis=1),
     }  # fmt: skip
+    y, x = np.moveaxis(centers, -1, 0)
     try:
         if reference is None:
             found = kernel.fit_descan(y, x, weight, order=order, **at)
