@@ -300,6 +300,28 @@ def test_a_job_by_scattered_intensity_is_the_same(scan_file, make_config):
     assert (scattered >= 0.98).mean() >= 0.999
 
 
+def test_another_target_by_scattered_intensity(scan_file, make_config):
+    """The stored radii are of the target of their crop; another target is decided from the profiles."""
+    data = np.load(scan_file)
+    y, x = np.mgrid[:48, :52]
+    ring = 6.0 * np.exp(-(((np.hypot(y - 22.4, x - 27.7) - 14) / 4) ** 2))
+    data += np.random.default_rng(1).poisson(ring, data.shape).astype("u2")
+    np.save(scan_file, data)
+    run(config := make_config(scan_file, crop={"criterion": "scattered"}))
+    stored = analysis_of(config)
+    assert "radius_scattered" in stored
+    fresh = sd.analyze(data, target_retention=0.5).compute()
+    small = sd.choose_window(fresh, criterion="scattered").shape
+    assert sd.choose_window(stored, criterion="scattered", target_retention=0.5).shape == small
+    assert small < tuple(stored.attrs["window_size"])
+    again = make_config(
+        scan_file, "again.zarr", analyze={"from": config.output.path, "target_retention": 0.5},
+        validate={"min_retention": 0.0},
+    )  # fmt: skip
+    run(again)
+    assert "radius_scattered" not in analysis_of(again)
+
+
 def test_a_pedestal_is_subtracted_for_the_analysis_alone(tmp_path, make_config):
     data = scan()[0] + np.uint16(7)
     np.save(tmp_path / "pedestal.npy", data)

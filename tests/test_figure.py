@@ -9,7 +9,17 @@ import pytest
 
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Axis
-from stem_dask.job.figure import BAD, DPI, FigureData, build, choose_pictures, draw, with_pictures
+from stem_dask.job.figure import (
+    ALLOWED,
+    BAD,
+    DPI,
+    GOOD,
+    FigureData,
+    build,
+    choose_pictures,
+    draw,
+    with_pictures,
+)
 from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 
 INCH = {rows: 1.0 + 3.5 * rows for rows in (1, 2, 3, 4)}
@@ -320,6 +330,9 @@ def test_title_tells_whether_the_crop_is_right():
         "test\nwindow 12 x 12 px, retention mean 0.991, min 0.991, 0 of 20 patterns below 0.9"
     )
     assert "0 below 0.9" in found["retention"].get_title()
+    assert figure._suptitle.get_color() == GOOD
+    figure, _ = panels(replace(good, is_ok=False))  # such as discs that are cut through
+    assert figure._suptitle.get_color() == ALLOWED
     lost = good.retention.copy()
     lost[1, 2], lost[0, 0] = 0.85, np.nan
     figure, found = panels(replace(good, retention=lost))

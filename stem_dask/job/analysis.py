@@ -350,7 +350,8 @@ def fold(job: Job, spool: SpoolSink) -> None:
 def _read_analysis(job: Job, store: str) -> None:
     """Read a precomputed analysis; a different target retention recomputes the radii."""
     stored, patterns = zarr.open_group(store, "analysis"), job.patterns
-    analysis = stored.drop_vars("profile").load()
+    # radii by scattered intensity are of the target of that crop
+    analysis = stored.drop_vars(["profile", "radius_scattered"], errors="ignore").load()
     # a store keeps text in attributes; a crop also keeps the counts there
     if "odd_pixels" in analysis.attrs:
         counts = analysis.attrs.pop("odd_pixels")

@@ -82,6 +82,7 @@ class FigureData:
     min_retention: float | None = None
     global_radius: int | None = None
     lines: tuple[str, ...] = ()
+    is_ok: bool = True  # whether the verdict has nothing to say
 
 
 def figure_data(
@@ -106,6 +107,7 @@ def figure_data(
         output_axes=(axes_of(out)[-2], axes_of(out)[-1]),
         output_mean=mean,
         lines=summary({**results, "files": {}}),
+        is_ok=not results["verdict"],
     )
     if window is None or analysis is None:
         return data
@@ -265,8 +267,8 @@ def _verdict(report: FigureData) -> tuple[str, str]:
         below = int((known < least).sum())
         text += f", retention mean {known.mean():.3f}, min {known.min():.3f}"
         text += f", {below:,} of {known.size:,} patterns below {least:g}"
-    color = BAD if below or is_whole else GOOD if known.size else "black"
-    return text, color
+    good = (GOOD if report.is_ok else ALLOWED) if known.size else "black"
+    return text, BAD if below or is_whole else good
 
 
 def _wander(report: FigureData) -> tuple[str, str]:

@@ -176,7 +176,7 @@ def choose_window(
     away_y, away_x = (np.abs(a - b) for a, b in zip(own, around, strict=True))
     needed = radii + np.maximum(away_y, away_x)
     covered = needed[np.isfinite(needed)]
-    if metric == "circle" and margin == 0:
+    if metric == "circle" and margin == 0 and criterion != "k_max":
         margin = 1
         notes.append("margin_pixels raised from 0 to 1, so that the window contains the disc")
     smallest = covering_radius(covered, coverage)
@@ -255,7 +255,7 @@ def _radii_of(
 ) -> NDArray[np.float32]:
     """Radius that each pattern needs by its criterion, NaN where it has none."""
     if criterion == "scattered":
-        if "radius_scattered" in analysis:
+        if "radius_scattered" in analysis and target == float(analysis.attrs["target_retention"]):
             radii = np.asarray(analysis["radius_scattered"].values)
         else:
             radii = scattered_radii_of(analysis, np.asarray(analysis["profile"]), target)
