@@ -338,7 +338,7 @@ def test_crop_goes_on(here, monkeypatch, capsys, suffix, at):
     places = {
         "crop": "stem_dask.job.passes._join",
         "publish": "stem_dask.engine.state.RunState.publish",
-        "results": "stem_dask.job.report.write_json",
+        "results": "stem_dask.job.summary.write_json",
         "cleanup": "stem_dask.engine.state.RunState.forget",
     }
     with monkeypatch.context() as patch:

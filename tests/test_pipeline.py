@@ -16,7 +16,7 @@ from stem_dask.job.run import run
 
 
 def test_seconds_of_a_process_are_its_own() -> None:
-    code = "from stem_dask.job.report import process_seconds; print(process_seconds())"
+    code = "from stem_dask.job.summary import process_seconds; print(process_seconds())"
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) < time.perf_counter() - begun

@@ -25,8 +25,8 @@ from stem_dask.job.budget import (
     shapes,
 )
 from stem_dask.job.plan import find_input
-from stem_dask.job.report import tree_bytes
 from stem_dask.job.run import run
+from stem_dask.job.summary import tree_bytes
 from stem_dask.readers.containers import HDF5_BYTES
 
 

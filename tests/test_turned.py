@@ -30,8 +30,8 @@ from stem_dask.job.budget import disk_need, fitting_slab, memory_of, transposed_
 from stem_dask.job.describe import describe_job
 from stem_dask.job.passes import plan_transpose
 from stem_dask.job.plan import prepare
-from stem_dask.job.report import tree_bytes
 from stem_dask.job.run import run
+from stem_dask.job.summary import tree_bytes
 from stem_dask.kernels import pixels as turn_kernel
 from stem_dask.kernels.pixels import patterns_first
 from stem_dask.readers import flat as sources

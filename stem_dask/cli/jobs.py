@@ -23,7 +23,7 @@ from stem_dask.storage.location import is_url
 if TYPE_CHECKING:
     from stem_dask.cluster.connect import Connection
     from stem_dask.core.model import Step, Window
-    from stem_dask.job.results import Outcome
+    from stem_dask.job.outcome import Outcome
 
 T = TypeVar("T")
 
@@ -354,7 +354,7 @@ def _lines_of(outcome: "Outcome") -> list[str]:
     results = outcome.results
     if not results:
         return list(outcome.lines)
-    from stem_dask.job.report import judgement_lines  # which loads xarray
+    from stem_dask.job.summary import judgement_lines  # which loads xarray
 
     kept, window = results["validation"], results.get("window")
     parts = ["not cropped"] if window is None else [f"{by(window['size'])} px"]

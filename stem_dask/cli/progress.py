@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from stem_dask.core.model import Step
-    from stem_dask.job.results import Outcome
+    from stem_dask.job.outcome import Outcome
 
 #: seconds between lines in a log
 LOG_EVERY = 30.0

@@ -243,7 +243,7 @@ def _train(
     """Train and write all outputs; results.json comes last and marks them as complete."""
     import stem_dask
     from stem_dask.core.machine import usable_cores
-    from stem_dask.job.report import tree_bytes, write_json
+    from stem_dask.job.summary import tree_bytes, write_json
     from stem_dask.training import import_torch, maps
     from stem_dask.training.fit import FitOptions, fit
     from stem_dask.training.model import Model, device_of

@@ -207,6 +207,7 @@ class Downsample(_Section):  # how the detector is reduced
 
 class Output(_Section):  # what is written
     path: Product
+    patterns: bool = True  # else only what the analysis finds
     dtype: Literal["auto", "float32", "float16"] = "auto"
     normalize: Literal["none", "log-zscore"] = "none"
     export: Exports = ("pt", "hspy")

@@ -24,7 +24,7 @@ from stem_dask.core.patterns import (
     lead_shape,
 )
 from stem_dask.core.text import by
-from stem_dask.job import report
+from stem_dask.job import summary
 from stem_dask.job.job import Job
 from stem_dask.job.plan import reference_of
 from stem_dask.job.results import center_quality
@@ -125,7 +125,7 @@ def fit(job: Job) -> None:
         return
     if needed:
         refuse_rough(job.analysis)
-        job.warnings += report.descan_warnings(job.analysis)
+        job.warnings += summary.descan_warnings(job.analysis)
 
 
 def _descan_options(job: Job) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _calibrate(job: Job) -> None:
         job.patterns = calibrated_by_disc(job.patterns, job.calibration)
     if job.calibration:
         job.calibration["applied"] = options.calibrate == "disc"
-    job.warnings += report.scale_warnings(job.calibration)
+    job.warnings += summary.scale_warnings(job.calibration)
 
 
 def _find_symmetry(job: Job) -> None:
@@ -295,7 +295,7 @@ def note_analysis(job: Job) -> None:
     mask = job.config.input.mask
     applied = mask if isinstance(mask, str) and mask in ("auto", "stop") else None
     job.left = hot_in_mean(job.analysis)
-    job.warnings += report.analysis_warnings(job.analysis, job.survey, job.left, applied)
+    job.warnings += summary.analysis_warnings(job.analysis, job.survey, job.left, applied)
 
 
 def hot_pixels(job: Job) -> list[list[int]]:
@@ -414,7 +414,7 @@ def choose(job: Job, common: Sequence[int] | None = None) -> Window:
         window = _window(job.config, job.analysis, common)
     except SourceError as error:
         raise SourceError(job.with_path(error)) from error
-    job.warnings += report.window_warnings(window, filled_fractions(job.analysis, window))
+    job.warnings += summary.window_warnings(window, filled_fractions(job.analysis, window))
     down, output = job.config.downsample, job.config.output
     sums = down.method == "bin" and down.reduce == "sum"
     means = down.method != "fft" and not sums and output.normalize == "none"

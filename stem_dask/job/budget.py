@@ -20,7 +20,7 @@ from stem_dask.core.formats import FORMATS, Format
 from stem_dask.core.machine import machine_bytes
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
-from stem_dask.job.report import tree_bytes
+from stem_dask.job.summary import tree_bytes
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu

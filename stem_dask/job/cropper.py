@@ -23,7 +23,7 @@ from stem_dask.core.errors import ConfigError
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, Axis
 from stem_dask.core.patterns import as_patterns
 from stem_dask.core.text import size
-from stem_dask.job.report import results_of, write_json
+from stem_dask.job.summary import results_of, write_json
 from stem_dask.kernels.crop import crop_patterns, window_intensity
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.stages.analyze import analyze

@@ -17,7 +17,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Align, Axis, Window
 from stem_dask.core.patterns import axes_of
 from stem_dask.core.text import by
-from stem_dask.job.report import summary
+from stem_dask.job.summary import closing_lines
 from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 from stem_dask.stages.crop import disc_radius_of
 
@@ -106,7 +106,7 @@ def figure_data(
         scan_axes=axes[:-2],
         output_axes=(axes_of(out)[-2], axes_of(out)[-1]),
         output_mean=mean,
-        lines=summary({**results, "files": {}}),
+        lines=closing_lines({**results, "files": {}}),
         is_ok=not results["verdict"],
     )
     if window is None or analysis is None:

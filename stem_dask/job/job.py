@@ -67,6 +67,8 @@ class Job:
         self.analysis: xr.Dataset | None = None
         #: yields region and profiles of each block
         self.profiles: Callable[[], Iterable[tuple[Region, Mapping[str, NDArray]]]]
+        #: the store that holds analysis and profiles
+        self.profile_store: str | None = None
         self.window: Window | None = None
         #: the lazy output, its mean pattern and highest value, and which of its patterns could be read
         self.out: xr.DataArray

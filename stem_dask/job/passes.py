@@ -33,7 +33,7 @@ from stem_dask.core.patterns import (
 from stem_dask.engine import run as engine
 from stem_dask.engine.clients import see
 from stem_dask.engine.state import RunState
-from stem_dask.job import budget, report
+from stem_dask.job import budget, report, summary
 from stem_dask.job.analysis import (
     analyze,
     center_of,
@@ -50,9 +50,9 @@ from stem_dask.job.analysis import (
 )
 from stem_dask.job.figure import draw, figure_data
 from stem_dask.job.job import Job
+from stem_dask.job.outcome import Outcome
 from stem_dask.job.plan import Plan
 from stem_dask.job.results import (
-    Outcome,
     advice,
     discs_of,
     dose_of,
@@ -98,6 +98,7 @@ def complete(
     started: float,
     common: Sequence[int] | None = None,
     alone: bool = False,
+    command: str = "",
 ) -> Outcome:
     """All passes in their order, then the report; see `stem_dask.job.run.run`."""
     job = Job(plan, state, connection, progress)
@@ -109,7 +110,7 @@ def complete(
     first, analyzed_after = time.perf_counter(), None
     open_input(job)
     survey(job)
-    job.warnings += report.calibration_warnings(axes_of(job.patterns))
+    job.warnings += summary.calibration_warnings(axes_of(job.patterns))
     if job.config.crop.enabled:
         settle_common(job, common)
         analyze(job)
@@ -123,18 +124,23 @@ def complete(
         speed = {
             "seconds": time.perf_counter() - first,
             "seconds_until_analyzed": analyzed_after,
-            "seconds_since_process_start": report.process_seconds(),
+            "seconds_since_process_start": summary.process_seconds(),
         }
         results = _results(job, speed)
+        results["command"] = command
         results["processing_time"] = time.perf_counter() - started
+        if job.outputs.figure and job.outputs.report:
+            _draw(job, results, job.outputs.figure)
+            report.write_report(temporary(job.outputs.report), results, job.profile_store)
+            state.publish(job.outputs.report)
         state.check_ownership()
-        report.write_json(job.outputs.results, results)
+        summary.write_json(job.outputs.results, results)
         kept = (
             "processing_time", "speed", "memory", "peak_memory", "retries", "quarantined", "cluster", "warnings",
         )  # fmt: skip
         state.complete({name: results[name] for name in kept})
     files = {path: stored_bytes(path) for path in job.outputs.all()}
-    lines = report.summary({**results, "files": files})
+    lines = summary.closing_lines({**results, "files": files})
     return Outcome(exit_code(job.config, results), results, lines)
 
 
@@ -301,7 +307,7 @@ def write(job: Job) -> None:
             extra = lazy_analysis(job)
     shape = job.plan.found.source.shape[-2:] if window is None else window.shape
     known = None if analysis is None else analysis["mean_pattern"].values
-    job.warnings += report.remainder_warnings(shape, config.downsample.factor, known)
+    job.warnings += summary.remainder_warnings(shape, config.downsample.factor, known)
     stage = "convert" if window is None else "crop"
     if config.output.normalize != "none":
         out = _normalized(job, out, extra)
@@ -538,7 +544,7 @@ def _export(job: Job, path: str) -> None:
 
 
 def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
-    """Assemble results.json, and draw the figure."""
+    """Assemble results.json."""
     config, found, patterns, out = job.config, job.plan.found, job.patterns, job.out
     window, limit = job.window, job.connection.worker.limit
     analysis = None if window is None else _with_mask(job)
@@ -562,7 +568,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         held = job.connection.client.run(held_bytes).values()
         gpu = {"gpu": {"projected": job.gpu_bytes(positions), "measured": max(held)}}
     results = {
-        **report.results_of(analysis, statistics, patterns.shape[-2:], shape, n_patterns, window),
+        **summary.results_of(analysis, statistics, patterns.shape[-2:], shape, n_patterns, window),
         **provenance,
         "config": to_dict(config),
         "limits": {"target_retention": target, "min_retention": minimum},
@@ -583,7 +589,7 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         },
         "hot_pixels": {
             "number": len(hot),
-            "positions": hot[: report.MAX_HOT],
+            "positions": hot[: summary.MAX_HOT],
             "masked": config.input.mask in ("auto", "stop"),
         },
         "center": center_of(job),
@@ -607,15 +613,21 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
     if analysis is not None:
         results["validation"] |= scattered_statistics(analysis)
     results["verdict"] = verdict(config, results, analysis, window)
-    profiles = store
+    job.profile_store = store if analysis is not None else None
     if window is not None and not job.outputs.path.endswith(".zarr"):
-        profiles = _analysis_alone(job, f"{job.folder}/profiles.zarr", {})
-    results["advice"] = advice(config, profiles, results, job.analysis, window, hot)
+        job.profile_store = _analysis_alone(job, f"{job.folder}/profiles.zarr", {})
+    results["advice"] = advice(
+        config, job.profile_store or store, results, job.analysis, window, hot
+    )
     if job.constants is not None:
         results["normalization"] = {"method": config.output.normalize, **job.constants}
-    if job.outputs.figure:
-        title = Path(found.info.path).stem
-        shown = figure_data(patterns, out, job.mean, analysis, window, results, title=title)
-        draw(shown, temporary(job.outputs.figure))
-        job.state.publish(job.outputs.figure)
     return results
+
+
+def _draw(job: Job, results: Mapping[str, Any], path: str) -> None:
+    """Draw the figure."""
+    analysis = None if job.window is None else _with_mask(job)
+    title = Path(job.plan.found.info.path).stem
+    shown = figure_data(job.patterns, job.out, job.mean, analysis, job.window, results, title=title)
+    draw(shown, temporary(path))
+    job.state.publish(path)

@@ -61,12 +61,13 @@ class Outputs:
     exports: tuple[str, ...]
     results: str
     figure: str | None
+    report: str | None
     analysis: str | None
     url: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> "Outputs":
-        """NAME.zarr, and a crop into any format, gives NAME_results.json and NAME_visualization.png."""
+        """NAME.zarr, and a crop into any format, gives NAME_results.json, NAME_visualization.png, and NAME_report.html."""
         path, url = config.output.path, None
         if is_url(path):
             here = Path(config.output.local_folder or ".", Path(path).name).absolute()
@@ -78,6 +79,7 @@ class Outputs:
             tuple(f"{name}.{kind}" for kind in config.output.export),
             f"{name}_results.json",
             f"{name}_visualization.png" if config.output.figure else None,
+            f"{name}_report.html" if config.output.figure else None,
             analysis_path(path) if alone else None,
             url,
         )
@@ -93,8 +95,13 @@ class Outputs:
 
     def local(self) -> tuple[str, ...]:
         """All local outputs."""
-        more = (name for name in (self.analysis, self.figure) if name is not None)
-        return (self.path, *self.exports, self.results, *more)
+        more = (self.analysis, self.figure, self.report)
+        return (
+            self.path,
+            *self.exports,
+            self.results,
+            *(name for name in more if name is not None),
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from stem_dask.core.metadata import attribute, dig, number
 from stem_dask.core.model import DETECTOR_DIMS, Window
 from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
-from stem_dask.job import report
+from stem_dask.job import summary
+from stem_dask.job.outcome import Outcome
 from stem_dask.job.plan import Outputs, n_quarantined
 from stem_dask.kernels.bragg import find_bragg_discs, kept_discs, mean_about
 from stem_dask.stages.analyze import stored_radii
@@ -40,15 +40,6 @@ OUTLIER, OUTLIER_PX, MOST_NAMED = 5.0, 0.5, 5
 
 #: overrides, the shape of the window in source pixels, and its effect
 Way = tuple[str, tuple[int, int], str]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Exit code, results, and closing lines of a run."""
-
-    exit_code: int
-    results: Mapping[str, Any]
-    lines: tuple[str, ...]
 
 
 def exit_code(config: Config, results: Mapping[str, Any]) -> int:
@@ -77,7 +68,7 @@ def already_complete(config: Config, outputs: Outputs) -> Outcome:
         words = f", without {n:,} patterns that could not be read"
     lines, code = [f"already complete: {outputs.store}{words}"], exit_code(config, results)
     if code == 4:
-        lines += report.judgement_lines(results)
+        lines += summary.judgement_lines(results)
     return Outcome(code, {}, tuple(lines))
 
 
@@ -85,7 +76,7 @@ def stored_bytes(path: str) -> int:
     """Bytes of a file, of all files below a folder, or of all objects below a URL."""
     if is_url(path):
         return sum(status.st_size for _, status in at(path).below())
-    return report.tree_bytes(path)
+    return summary.tree_bytes(path)
 
 
 def _too_little_kept(config: Config, results: Mapping[str, Any]) -> str:
@@ -278,7 +269,7 @@ def advice(
                     seen.add(shape)
                     out[line] = gives
     anew = [] if config.analyze.known is None else ["analyze.from=null"]
-    threshold = None if known is None else report.background_threshold(known)
+    threshold = None if known is None else summary.background_threshold(known)
     if threshold is not None:
         line = _line(f"analyze.threshold={threshold:.12g}", *anew)
         out[line] = "counts the background as 0 in the analysis"
@@ -351,7 +342,7 @@ def _mask(config: Config, hot: Sequence[Sequence[int]]) -> str | None:
         return None
     if given is None and config.crop.enabled:
         return "auto"
-    if len(hot) > report.MAX_HOT:
+    if len(hot) > summary.MAX_HOT:
         return None
     listed = {} if given is None else to_dict(config)["input"]["mask"]
     listed["pixels"] = [*listed.get("pixels", []), *map(list, hot)]

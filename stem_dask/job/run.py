@@ -19,7 +19,7 @@ from stem_dask.job.plan import Plan, begun, input_lines, prepare, refuse_too_sma
 if TYPE_CHECKING:
     from distributed import Client
 
-    from stem_dask.job.results import Outcome
+    from stem_dask.job.outcome import Outcome
 
 #: imported while the workers start, which takes as long
 PASSES = "stem_dask.job.passes"
@@ -35,6 +35,7 @@ def run(
     connection: "Connection | Client | None" = None,
     common: Sequence[int] | None = None,
     alone: bool = False,
+    command: str = "",
 ) -> "Outcome":
     """Run the whole job of a config.
 
@@ -49,6 +50,7 @@ def run(
         cluster of the config is started for this run
     common : size of the window that several datasets share, for ``crop.size: common``
     alone : whether the process ends with this run
+    command : the shell command that makes this run, for results.json and advice
 
     Returns
     -------
@@ -92,6 +94,7 @@ def run(
                 connection = connection_of(connection, say=say)
         with connected(connection.client):
             outcome: Outcome = importlib.import_module(PASSES).complete(
-                plan, state, connection, progress, started=started, common=common, alone=alone
-            )
+                plan, state, connection, progress,
+                started=started, common=common, alone=alone, command=command,
+            )  # fmt: skip
             return outcome
