@@ -349,7 +349,7 @@ def test_a_finished_crop_lends_its_analysis_on_the_command_line(
     from_a1 = ["crop.size=[30, 28]", "analyze.from=a1.zarr"]
     check = ["check", *argv, *from_a1, "output.path=b.zarr"]
     assert cli.main(check) == 0
-    assert ", once: the analysis is taken from" in capsys.readouterr().out
+    assert "analysis    reused from" in capsys.readouterr().out
     assert run.main([*argv, *from_a1, "output.path=b.zarr"]) == 0
     assert "analyze " not in capsys.readouterr().out
     assert xr.open_zarr("b.zarr").patterns.shape[-2:] == (30, 28)

@@ -81,7 +81,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     config = job(source=source, export=["npy"], figure=True)
     prepared = prepare(config)
     assert prepared.precomputed is not None
-    assert prepared.precomputed.note == f"the analysis is taken from {source}"
+    assert prepared.analysis_note == f"analysis    reused from {source}"
     done = run(config)
     assert done.exit_code == local.exit_code == 0
     assert done.results["window"] == local.results["window"]

@@ -409,6 +409,11 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
             "analyze.ahead",
             "analyze.ahead needs crop.enabled: false; a crop analyzes in any case",
         )
+    if not output.patterns and (not crop or suffix != ".zarr" or "://" in output.path):
+        yield (
+            "output.patterns",
+            "output.patterns false needs crop.enabled: true and a local output.path that ends in .zarr",
+        )
     changed = config.downsample.factor > 1 or (output.dtype, output.normalize) != ("auto", "none")
     if analyze.ahead and changed:
         text = "analyze.ahead needs patterns as they are read: downsample.factor 1, output.dtype auto, no normalize"

@@ -79,7 +79,8 @@ def describe_job(plan: Plan) -> tuple[str, ...]:
         lines += [f"warning     {uncropped(name, full)}" for name, n, full in axes if n == full]
     times = ", twice: once to analyze, once to crop" if crop.enabled else ""
     if precomputed is not None:
-        times = f", once: {precomputed.note}"
+        times = ", once"
+        lines.append(plan.analysis_note)
     lines.append(f"reads       {size(found.n_bytes)}{times}")
     slab = None
     if transposed := budget.transposed_bytes(found):

@@ -67,7 +67,7 @@ from stem_dask.readers.open import Found
 from stem_dask.readers.views import View
 from stem_dask.stages.analyze import block_statistics
 from stem_dask.stages.correct import corrected
-from stem_dask.stages.crop import crop_blocks
+from stem_dask.stages.crop import crop_blocks, radii_inside
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
@@ -118,7 +118,10 @@ def complete(
         with state.nothing_to_go_on_with():
             job.window = choose(job, common)
     with job.room(job.n_blocks, warn=True):
-        write(job)
+        if job.config.output.patterns:
+            write(job)
+        else:
+            _write_analysis(job)
         for path in job.outputs.exports:
             _export(job, path)
         speed = {
@@ -129,8 +132,9 @@ def complete(
         results = _results(job, speed)
         results["command"] = command
         results["processing_time"] = time.perf_counter() - started
-        if job.outputs.figure and job.outputs.report:
+        if job.outputs.figure:
             _draw(job, results, job.outputs.figure)
+        if job.outputs.report:
             report.write_report(temporary(job.outputs.report), results, job.profile_store)
             state.publish(job.outputs.report)
         state.check_ownership()
@@ -514,6 +518,27 @@ def _provenance(job: Job) -> dict[str, Any]:
     }
 
 
+def _write_analysis(job: Job) -> None:
+    """Write and publish the analysis alone, with the retention that the profiles promise for the window."""
+    assert job.analysis is not None
+    assert job.window is not None
+    lead = lead_shape(job.patterns)
+    job.out, job.valid = job.patterns, job.tally.valid(lead)
+    job.mean = job.analysis["mean_pattern"].values
+    kept = np.full(lead, np.nan)
+    radii = radii_inside(job.analysis, job.window)
+    for region, block in job.profiles():
+        profile = block["profile"]
+        reach = np.minimum(radii[region], profile.shape[-1] - 1)[..., None]
+        kept[region] = np.take_along_axis(profile, reach, axis=-1)[..., 0]
+    job.analysis = _with_retention(job, kept * job.analysis["total"].values)
+    path = job.outputs.path
+    if not job.state.published(path, "analyze", job.n_blocks):
+        _analysis_alone(job, path, _provenance(job))
+        job.refuse_changed_input()
+        job.state.publish(path)
+
+
 def _stamp(job: Job) -> list[int]:
     """Size and time of an output without attributes, which tell its analysis and results that they belong to it."""
     status = os.stat(job.outputs.path)
@@ -557,6 +582,9 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         statistics["n_empty"] = int(analysis["n_empty"])
     shape = out.shape[-2:] if window is None else window.shape
     n_patterns = math.prod(lead_shape(out))
+    n_bytes = int(out.nbytes)
+    if not config.output.patterns:  # of a crop to this window
+        n_bytes = n_patterns * math.prod(shape) * out.dtype.itemsize
     store, hot = job.outputs.store, hot_pixels(job)
     positions = math.prod(chunks[0] for chunks in patterns.data.chunks[:-2])
     sizes = budget.memory_of(config, found, None if window is None else shape, job.slab)
@@ -583,9 +611,9 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
         },
         "sizes": {
             "input_bytes": found.n_bytes,
-            "output_bytes": int(out.nbytes),
+            "output_bytes": n_bytes,
             "stored_bytes": stored_bytes(store),
-            "reduction": found.n_bytes / out.nbytes,
+            "reduction": found.n_bytes / n_bytes,
         },
         "hot_pixels": {
             "number": len(hot),

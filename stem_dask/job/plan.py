@@ -73,6 +73,10 @@ class Outputs:
             here = Path(config.output.local_folder or ".", Path(path).name).absolute()
             path, url = str(here), path
         name = os.path.splitext(path)[0] if config.crop.enabled else stem(path)
+        if not config.output.patterns:
+            page = f"{name.removesuffix('_analysis')}_report.html" if config.output.figure else None
+            results = os.path.join(run_folder(path), "results.json")
+            return cls(path, (), results, None, page, None, url)
         alone = config.analyze.ahead and analysis_path(path) != path
         return cls(
             path,
@@ -106,13 +110,9 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Precomputed:
-    """A store with the analysis of the patterns that a job reads; the crop is the same as with a new analysis.
-
-    ``note`` is shown to the user.
-    """
+    """A store with the analysis of the patterns that a job reads; the crop is the same as with a new analysis."""
 
     store: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class Plan:
     precomputed: Precomputed | None = None
     #: reports the device that ``auto`` chose
     device_note: str = ""
+    #: reports which analysis is reused, or why one that was found is not
+    analysis_note: str = ""
 
     @property
     def is_unfinished(self) -> bool:
@@ -168,14 +170,15 @@ def prepare(config: Config) -> Plan:
     contents = _digests(config)
     text = json.dumps([_deciding(to_dict(config), contents), found.identity], sort_keys=True)
     token = hashlib.sha256(text.encode()).hexdigest()[:16]
-    complete, precomputed = _is_complete(config, outputs, token, contents), None
+    complete = _is_complete(config, outputs, token, contents)
+    precomputed, note = None, ""
     if not complete:
         local = outputs.local()
         for path in local if outputs.url is None else local[1:]:
             refuse_existing(path, overwrite=True)  # a link, or a folder in place of a file
         refuse_foreign(Path(run_folder(outputs.path)))
-        precomputed = find_precomputed(config, found, contents)
-    return Plan(config, outputs, found, complete, token, contents, precomputed, device_note)
+        precomputed, note = find_precomputed(config, found, contents)
+    return Plan(config, outputs, found, complete, token, contents, precomputed, device_note, note)
 
 
 def find_input(config: Config) -> Found:
@@ -290,8 +293,7 @@ def input_lines(plan: Plan, state: RunState) -> list[str]:
     source, info = plan.found.source, plan.found.info
     what = f"{' x '.join(map(str, source.shape))} {source.dtype}, {size(plan.found.n_bytes)}"
     lines = [f"input       {info.path} ({what})", *(f"            {note}" for note in info.notes)]
-    if plan.precomputed is not None:
-        lines.append(f"            {plan.precomputed.note}")
+    lines += [plan.analysis_note] * bool(plan.analysis_note)
     n_done = sum(len(records) for records in state.journal.known.values())
     if n_done:
         lines.append(f"resuming    {n_done:,} finished blocks; they are checked again")
@@ -545,41 +547,64 @@ def analysis_path(path: str | Path) -> str:
 
 def find_precomputed(
     config: Config, found: Found, contents: Mapping[str, str]
-) -> Precomputed | None:
-    """Find the analysis that ``analyze.from`` names, or that was made when the input was converted; None without one.
+) -> tuple[Precomputed | None, str]:
+    """The analysis that ``analyze.from`` names or that lies near the input, None without one, and a line about it.
 
     Raises ConfigError if the named one was made from other patterns or with other options.
     """
     if not config.crop.enabled:
-        return None
+        return None, ""
     named = config.analyze.known
     if named is None:
-        store = analysis_path(found.info.path)
-    else:
-        store = named if named.rstrip("/").endswith(".zarr") else analysis_path(named)
+        return _found_analysis(config, found, contents)
+    store = named if named.rstrip("/").endswith(".zarr") else analysis_path(named)
     about = _analysis_in(store)
     if about is None:
-        if named is None:
-            return None
         raise ConfigError(
             f"analyze.from is {named}, which holds no analysis of whole patterns; name a finished crop of this input, or the "
             "output of stem-dask convert --analyze, or leave analyze.from out"
         )
-    # whether the input was written together with the analysis; a crop writes other patterns than it analyzes
-    together = not about["config"]["crop"]["enabled"] and (
-        os.path.realpath(found.info.path) == os.path.realpath(store)
-        or about.get("of") == list(found.identity[1:])
-    )
+    together = _together(found, store, about)
     different = _different(config, found, about, None if together else contents)
-    if named is None:
-        usable = together and not different
-        return Precomputed(store, f"the analysis is taken from {store}") if usable else None
     if different:
         raise ConfigError(
             f"analyze.from is {named}, which was made from other patterns or with other options: "
             f"{'; '.join(different)}; change them, or leave analyze.from out"
         )
-    return Precomputed(store, f"the analysis is taken from {named}")
+    return Precomputed(store), f"analysis    reused from {named}"
+
+
+def _found_analysis(
+    config: Config, found: Found, contents: Mapping[str, str]
+) -> tuple[Precomputed | None, str]:
+    """The analysis that was written with the input, or that ``stem-dask analyze`` left beside it or in the working directory."""
+    path, note = found.info.path, ""
+    own, name = analysis_path(path), f"{Path(path).stem}_analysis.zarr"
+    stores = [own]
+    if config.output.patterns and not is_url(path):
+        stores += [os.path.join(os.path.dirname(path), name), os.path.abspath(name)]
+    for store in dict.fromkeys(stores):
+        about = _analysis_in(store)
+        if about is None:
+            continue
+        together = _together(found, store, about)
+        if store == own and not together:
+            continue
+        different = _different(config, found, about, None if together else contents)
+        shown = os.path.basename(store) if os.path.dirname(store) == os.getcwd() else store
+        if not different:
+            return Precomputed(store), f"analysis    reused from {shown}"
+        if store != own:
+            note = f"analysis    not reused from {shown}: {'; '.join(different)}"
+    return None, note
+
+
+def _together(found: Found, store: str, about: Mapping[str, Any]) -> bool:
+    """Whether the input was written together with the analysis; a crop writes other patterns than it analyzes."""
+    return not about["config"]["crop"]["enabled"] and (
+        os.path.realpath(found.info.path) == os.path.realpath(store)
+        or about.get("of") == list(found.identity[1:])
+    )
 
 
 def _analysis_in(path: str) -> dict[str, Any] | None:

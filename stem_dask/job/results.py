@@ -46,7 +46,7 @@ def exit_code(config: Config, results: Mapping[str, Any]) -> int:
     """7 if patterns could not be read; 4 if more patterns than the coverage allows are below the minimum retention."""
     if results["quarantined"]["n_patterns"]:
         return 7
-    return 4 if _too_little_kept(config, results) else 0
+    return 4 if config.output.patterns and _too_little_kept(config, results) else 0
 
 
 def stored_results(outputs: Outputs) -> dict[str, Any]:
