@@ -94,7 +94,7 @@ def test_a_job_between_object_stores_makes_the_bytes_of_a_local_one(
     assert (tmp_path / "out_visualization.png").read_text() == "scan"
     assert np.array_equal(np.load(tmp_path / "out.npy"), sd.open(here).values)  # written here
     assert sorted(p.name for p in tmp_path.glob("out*")) == [
-        "out.npy", "out.run", "out_results.json", "out_visualization.png",
+        "out.npy", "out.run", "out_report.html", "out_results.json", "out_visualization.png",
     ]  # fmt: skip
     assert np.array_equal(sd.open(url).values, sd.open(here).values)
     assert not at(f"{url}.owner").exists()
