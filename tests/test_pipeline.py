@@ -54,7 +54,7 @@ def test_store_holds_the_windows_and_what_is_known(beam_file: Path, make_config:
 def test_all_files_and_nothing_else(beam_file: Path, make_config: Any, tmp_path: Path) -> None:
     config = make_config(beam_file, output={"export": ["pt", "hspy"], "figure": True})
     outcome = run(config)
-    made = "beam.npy out.hspy out.pt out.run out.zarr out_results.json out_visualization.png"
+    made = "beam.npy out.hspy out.pt out.run out.zarr out_report.html out_results.json out_visualization.png"
     assert sorted(path.name for path in tmp_path.iterdir()) == made.split()
     results = json.loads((tmp_path / "out_results.json").read_text())
     assert results["analysis"]["n_patterns"] == 30

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask.cli.analyze import add_analyze_options, analyze_command
+from stem_dask.cli.demo import add_demo_options, demo_command
 from stem_dask.cli.job_array import add_batch_options, batch_command
 from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
 from stem_dask.cli.scripts import add_script_options, script_command
@@ -181,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (info, add("init", init_command, example)):
         sub.add_argument("words", nargs="+", metavar="FILE | key=value", help=words)
         sub.add_argument("--dataset", help=dataset)
+    add_demo_options(add("demo", demo_command, "make a small scan, and run the whole job on it"))
     text = "find the window of a file, for a report to look at and later crops"
     add_analyze_options(add("analyze", analyze_command, text))
     text = "the jobs of several configs: one after another here, or as a job array of SLURM"
