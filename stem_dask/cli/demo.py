@@ -21,9 +21,9 @@ def demo_command(options: argparse.Namespace) -> int:
     if not os.path.exists(scan):
         print(f"simulating  {scan}: 48 x 48 patterns of 192 x 192 px")
         make_folder(os.path.abspath(scan))
-        size = {"scan_shape": (48, 48), "detector_shape": (192, 192)}
         # without Bragg discs, so that 98 % of the intensity lies near the beam
-        write_dataset(scan, Synthetic(**size, disc_radius=10.0, spots=0, descan=3.0))
+        spec = Synthetic((48, 48), (192, 192), disc_radius=10.0, spots=0, descan=3.0)
+        write_dataset(scan, spec)
     job = {"input": {"path": scan}, "output": {"path": store, "export": ["hspy"]}}
     from stem_dask.cli.jobs import run_all
 
