@@ -13,8 +13,10 @@ __version__ = "0.1.0"
 #: public name -> (module, name there), as in __init__.pyi; loaded on first use, so that --help and errors come at once
 _PUBLIC = {
     "connect": ("stem_dask.cluster.connect", "connect"),
+    "Connection": ("stem_dask.cluster.connect", "Connection"),
     "load_config": ("stem_dask.config.load", "load_config"),
     "load_configs": ("stem_dask.config.load", "load_configs"),
+    "Config": ("stem_dask.config.options", "Config"),
     "ConfigError": ("stem_dask.core.errors", "ConfigError"),
     "LockedError": ("stem_dask.core.errors", "LockedError"),
     "MemoryBudgetError": ("stem_dask.core.errors", "MemoryBudgetError"),
@@ -22,9 +24,11 @@ _PUBLIC = {
     "SourceError": ("stem_dask.core.errors", "SourceError"),
     "StemDaskError": ("stem_dask.core.errors", "StemDaskError"),
     "StoreError": ("stem_dask.core.errors", "StoreError"),
+    "Window": ("stem_dask.core.model", "Window"),
     "CroppingConfig": ("stem_dask.job.cropper", "CroppingConfig"),
     "DiffractionCropper": ("stem_dask.job.cropper", "DiffractionCropper"),
     "create_test_data": ("stem_dask.job.cropper", "create_test_data"),
+    "Outcome": ("stem_dask.job.outcome", "Outcome"),
     "run_config": ("stem_dask.job.run", "run"),
     "analyze": ("stem_dask.stages.analyze", "analyze"),
     "Survey": ("stem_dask.stages.survey", "Survey"),
@@ -64,4 +68,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted(__all__)

@@ -1,6 +1,8 @@
+from stem_dask.cluster.connect import Connection as Connection
 from stem_dask.cluster.connect import connect as connect
 from stem_dask.config.load import load_config as load_config
 from stem_dask.config.load import load_configs as load_configs
+from stem_dask.config.options import Config as Config
 from stem_dask.core.errors import ConfigError as ConfigError
 from stem_dask.core.errors import LockedError as LockedError
 from stem_dask.core.errors import MemoryBudgetError as MemoryBudgetError
@@ -8,9 +10,11 @@ from stem_dask.core.errors import OutputExistsError as OutputExistsError
 from stem_dask.core.errors import SourceError as SourceError
 from stem_dask.core.errors import StemDaskError as StemDaskError
 from stem_dask.core.errors import StoreError as StoreError
+from stem_dask.core.model import Window as Window
 from stem_dask.job.cropper import CroppingConfig as CroppingConfig
 from stem_dask.job.cropper import DiffractionCropper as DiffractionCropper
 from stem_dask.job.cropper import create_test_data as create_test_data
+from stem_dask.job.outcome import Outcome as Outcome
 from stem_dask.job.run import run as run_config
 from stem_dask.stages.analyze import analyze as analyze
 from stem_dask.stages.correct import suspected_hot_pixels as suspected_hot_pixels
@@ -34,18 +38,22 @@ from stem_dask.training.thin import thin as thin
 
 __version__: str
 __all__ = [
+    "Config",
     "ConfigError",
+    "Connection",
     "CroppingConfig",
     "DiffractionCropper",
     "LockedError",
     "MemoryBudgetError",
     "Normalization",
+    "Outcome",
     "OutputExistsError",
     "PatternDataset",
     "SourceError",
     "StemDaskError",
     "StoreError",
     "Survey",
+    "Window",
     "__version__",
     "analyze",
     "cast",

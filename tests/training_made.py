@@ -1,5 +1,6 @@
 """The same patterns as a file of each format that a dataset for training reads."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def labelled(data: Any) -> xr.DataArray:
 
 def exported(name: str, **options: Any) -> Any:
     def write(folder: Path, data: Any) -> Path:
-        sd.export(labelled(data), folder / name, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*requires hdf5plugin")
+            sd.export(labelled(data), folder / name, **options)
         return folder / name
 
     return write

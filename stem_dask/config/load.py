@@ -75,7 +75,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     ...     load_config(file.name, ["crop.size=[40, 44]"]).crop.size
     (40, 44)
     """
-    return _only(load_configs(path, overrides))
+    return only(load_configs(path, overrides))
 
 
 def load_configs(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> list[Config]:
@@ -111,15 +111,17 @@ def load_configs(path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
 def config_of(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
     """Default options for an input file, with overrides as in `load_config`."""
     data = {"input": {"path": os.fspath(path)}, "output": {"path": "not-written.zarr"}}
-    return _only(configs_from(data, overrides))
+    return only(configs_from(data, overrides))
 
 
 def configs_from(options: Mapping[str, Any], overrides: Iterable[str] = ()) -> list[Config]:
     """As `parse_config`, for every input, with overrides as in `load_config` and absolute paths."""
-    return _overridden(dict(options), overrides, {"": "the command line"})
+    copied = {key: dict(v) if isinstance(v, Mapping) else v for key, v in options.items()}
+    return _overridden(copied, overrides, {"": "the command line"})
 
 
-def _only(configs: list[Config]) -> Config:
+def only(configs: list[Config]) -> Config:
+    """The one config of a list; a `ConfigError` where there are several."""
     if len(configs) == 1:
         return configs[0]
     raise ConfigError(
@@ -453,6 +455,8 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         hint = _hints(section).get(leaf or top) or section
         if kind in ("extra_forbidden", "invalid_key"):
             close = difflib.get_close_matches(str(loc[-1]), _hints(model), 1)
+            if model is Config:  # a key without its section
+                close = _dotted(str(loc[-1])) or close
             text = f"{key} is not a key" + (f"; did you mean {close[0]}?" if close else ".")
             text += f" Valid keys: {', '.join(_hints(model))}"
         elif kind == "missing" and isinstance(loc[-1], str):
@@ -471,6 +475,23 @@ def _explained(error: pydantic.ValidationError, options: Any) -> list[tuple[str,
         if [*map(len, (key, text))] > [*map(len, found.get((top, leaf), ("", "")))]:
             found[top, leaf] = (key, text)
     return list(found.values())
+
+
+def _dotted(name: str) -> list[str]:
+    """Keys of sections with this name, or the one whose name is nearest.
+
+    Examples
+    --------
+    >>> _dotted("target_retention"), _dotted("target_retenton"), _dotted("outputs")
+    (['analyze.target_retention'], ['analyze.target_retention'], [])
+    """
+    keys: dict[str, list[str]] = {}
+    for section, model in SECTIONS.items():
+        for key in _hints(model):
+            keys.setdefault(key, []).append(f"{section}.{key}")
+    known = [*keys, *SECTIONS, "device", "on_error"]
+    close = difflib.get_close_matches(name, known, 1, 0.75)
+    return keys.get(close[0], []) if close else []
 
 
 def _hints(model: type[BaseModel]) -> dict[Any, Any]:

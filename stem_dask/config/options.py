@@ -260,6 +260,28 @@ class Config(_Section):
     device: Literal["cpu", "gpu", "auto"] = "cpu"
     on_error: Literal["stop", "quarantine"] = "stop"  # when a part of the input cannot be read
 
+    def __repr__(self) -> str:
+        """The keys that are not at their defaults, as overrides."""
+        words = []
+        for name, field in type(self).model_fields.items():
+            key, value = field.alias or name, getattr(self, name)
+            if not isinstance(value, BaseModel):
+                words += [f"{key}={value}"] if value != field.default else []
+                continue
+            for part, inner in type(value).model_fields.items():
+                if (one := getattr(value, part)) != inner.default:
+                    words.append(f"{key}.{inner.alias or part}={_shortened(one)}")
+        text = ", ".join(words)
+        return f"<Config {text if len(text) < 580 else text[:570] + ' …'}>"
+
+    __str__ = __repr__
+
+
+def _shortened(value: Any) -> str:
+    """A value of at most 120 characters."""
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:60]} … {text[-50:]}"
+
 
 _MODELS = (Input, Analyze, Descan, Crop, Validate, Downsample, Output, Cluster)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from stem_dask.core.text import by
+
 Align = Literal["fixed", "descan", "pattern"]
 
 Device = Literal["cpu", "gpu"]
@@ -60,6 +62,21 @@ class Window:
     radius_at: dict[str, int] = field(default_factory=dict)
     setters: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Size, alignment and place in one line.
+
+        Examples
+        --------
+        >>> Window((64, 60), "fixed", (96, 98), ("ky", "kx"), 29, 0.999, 0.98)
+        <Window 64 x 60 px, align fixed, origin (96, 98), radius 29>
+        """
+        words = [f"{by(self.shape)} px", f"align {self.align}", f"origin {self.origin}"]
+        if not self.cropped_axes:
+            words.append("not cropped")
+        elif self.global_radius is not None:
+            words.append(f"radius {self.global_radius}")
+        return f"<{type(self).__name__} {', '.join(words)}>"
 
     @property
     def aligned_axes(self) -> tuple[str, ...]:

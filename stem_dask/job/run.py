@@ -2,13 +2,17 @@
 
 import contextlib
 import importlib
+import os
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 from stem_dask.cluster.connect import Connection, connect, connection_of
 from stem_dask.cluster.local import end_if_read_again
+from stem_dask.config.load import configs_from, load_config, only
 from stem_dask.config.options import Config
+from stem_dask.core.errors import ConfigError
 from stem_dask.core.formats import format_of
 from stem_dask.core.machine import load_meanwhile
 from stem_dask.core.model import Progress
@@ -26,7 +30,8 @@ PASSES = "stem_dask.job.passes"
 
 
 def run(
-    config: Config | Plan,
+    config: Config | Plan | Mapping[str, Any] | str | PathLike[str],
+    overrides: Iterable[str] = (),
     *,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -41,7 +46,9 @@ def run(
 
     Parameters
     ----------
-    config : validated options with absolute paths, or the result of `stem_dask.job.plan.prepare`
+    config : path of a YAML file, one dictionary per section, the result of `stem_dask.load_config`, or that of
+        `stem_dask.job.plan.prepare`
+    overrides : ``key=value``, for a path or a dictionary
     say : called with each line of text for the user
     progress : called with a `Step` after each block
     state : lock and journal of the run, if the caller holds them (see `stem_dask.job.plan.begun`)
@@ -66,7 +73,7 @@ def run(
     say = say or (lambda text: None)
     if connection is not None and not isinstance(connection, Connection):
         refuse_no_client(connection)
-    plan = config if isinstance(config, Plan) else prepare(config)
+    plan = config if isinstance(config, Plan) else prepare(_config(config, overrides))
     with contextlib.ExitStack() as stack:
         if state is None and not plan.complete:
             state = stack.enter_context(begun(plan, restart=restart))
@@ -98,3 +105,27 @@ def run(
                 started=started, common=common, alone=alone, command=command,
             )  # fmt: skip
             return outcome
+
+
+def _config(given: Any, overrides: Iterable[str]) -> Config:
+    """The options that a path, a dictionary or a config stands for."""
+    if isinstance(given, (str, PathLike)):
+        return load_config(given, overrides)
+    if isinstance(given, Mapping):
+        return only(configs_from(_plain(given), overrides))
+    if not isinstance(given, Config):
+        raise ConfigError(
+            f"the config is a {type(given).__name__}; expected the path of a YAML file, a dictionary, or a Config"
+        )
+    if [*overrides]:
+        raise ConfigError("overrides are for a path or a dictionary; give them to load_config")
+    return given
+
+
+def _plain(value: Any) -> Any:
+    """Paths in a dictionary or list as text."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return os.fspath(value) if isinstance(value, PathLike) else value

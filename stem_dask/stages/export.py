@@ -7,6 +7,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -233,11 +234,9 @@ def export(
     client: Any = None,
     progress: engine.Progress | None = None,
     title: str | None = None,
-    journal: Journal | None = None,
-    folder: str | None = None,
     codec: str = "auto",
     rechunk: bool = True,
-) -> list[str]:
+) -> str:
     """Compute lazy patterns into a file; its suffix decides the format.
 
     Parameters
@@ -250,14 +249,13 @@ def export(
     keep_dtype : for .pt: keep unsigned types, which torch can neither add nor compare
     overwrite : replace an older file when the new one is complete
     client : a `distributed.Client`; default the active one, else threads
-    journal, folder : of a resumable run, whose unfinished file is kept after an error
     codec : ``lz4``, ``zstd`` (both of blosc), ``gzip``, ``none``, or ``auto``: lz4 in .zarr and .zspy, and gzip in .hspy and
         .h5, which every reader of HDF5 opens; .pt and .npy are not compressed
     rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
 
     Returns
     -------
-    list of str, notes for the user
+    str, the absolute path of the file; what its readers need to know is a warning
 
     Raises
     ------
@@ -273,10 +271,43 @@ def export(
     --------
     >>> import numpy as np, tempfile, xarray as xr; path = tempfile.mkdtemp() + "/scan.zarr"
     >>> patterns = xr.DataArray(np.ones((2, 3, 8, 8), "u2"), dims=("scan_y", "scan_x", "ky", "kx"))
-    >>> export(patterns, path)
-    []
-    >>> int(xr.open_zarr(path).patterns.sum())
+    >>> int(xr.open_zarr(export(patterns, path)).patterns.sum())
     384
+    """
+    options: dict[str, Any] = {
+        "layout": layout,
+        "keep_dtype": keep_dtype,
+        "codec": codec,
+        "rechunk": rechunk,
+    }
+    target, notes = write_patterns(
+        patterns, path, analysis=analysis, overwrite=overwrite, client=client, progress=progress,
+        title=title, **options,
+    )  # fmt: skip
+    for note in notes:
+        warnings.warn(note, stacklevel=3)  # of `speaking_python`, too
+    return target
+
+
+def write_patterns(
+    patterns: Any,
+    path: str | Path,
+    *,
+    analysis: xr.Dataset | None = None,
+    layout: str = "scan",
+    keep_dtype: bool = False,
+    overwrite: bool = False,
+    client: Any = None,
+    progress: engine.Progress | None = None,
+    title: str | None = None,
+    journal: Journal | None = None,
+    folder: str | None = None,
+    codec: str = "auto",
+    rechunk: bool = True,
+) -> tuple[str, list[str]]:
+    """As `export`; returns the absolute path, and notes for the user.
+
+    ``journal`` and ``folder`` are those of a resumable run, whose unfinished file is kept after an error.
     """
     way = "export writes local files; only the .zarr of a run can be in an object store"
     refuse_url("path", str(path), way)
@@ -323,7 +354,7 @@ def export(
     finally:
         if journal is None:
             remove(target.spool)
-    return notes
+    return path, notes
 
 
 def _refuse_unseen(client: Any, patterns: xr.DataArray, path: str) -> None:
@@ -383,9 +414,9 @@ def to_hyperspy(patterns: Any) -> Any:
 
 
 def export_from_store(store: str, path: str, **options: Any) -> list[str]:
-    """Export a finished store; the options are those of `export`."""
+    """Export a finished store; the options are those of `write_patterns`, and notes for the user are returned."""
     patterns, analysis = open_store(store, block_array)
-    return export(patterns, path, analysis=analysis, **options)
+    return write_patterns(patterns, path, analysis=analysis, **options)[1]
 
 
 def export_job(path: str, layout: str, codec: str = "auto", rechunk: bool = True) -> str:
