@@ -47,8 +47,8 @@ def test_the_newcomers_command(here: Path, crop_yaml: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert sorted(path.name for path in (here / "out").iterdir()) == [
-        "synthetic.dm4", "synthetic.hspy", "synthetic.pt", "synthetic.run", "synthetic.zarr", "synthetic_results.json",
-        "synthetic_visualization.png",
+        "synthetic.dm4", "synthetic.hspy", "synthetic.pt", "synthetic.run", "synthetic.zarr", "synthetic_report.html",
+        "synthetic_results.json", "synthetic_visualization.png",
     ]  # fmt: skip
     assert "dashboard   http://127.0.0.1:" in done.stdout
     assert "retention   mean" in done.stdout
@@ -200,7 +200,7 @@ def test_crop_keeps_rank_and_type_of_a_tensor(
     assert cropped.dtype == torch.int16
     assert tuple(cropped.shape) == (*shape[:-2], 8, 8)
     assert int(cropped.sum()) == int(data.sum())
-    made = ["in.pt", "out.pt", "out_results.json", "out_visualization.png"]
+    made = ["in.pt", "out.pt", "out_report.html", "out_results.json", "out_visualization.png"]
     assert sorted(p.name for p in here.iterdir()) == made
     assert json.loads((here / "out_results.json").read_text())["analysis"]["global_radius"] == 4
     assert "file        " in capsys.readouterr().out
@@ -266,7 +266,7 @@ def test_a_crop_writes_what_an_export_of_its_store_has(
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["--output", "a.pt"], 2, "give --input FILE, or --test-mode"),
+        (["--output", "a.pt"], 2, "the input is missing; as in: stem-dask crop"),
         (["--input", "x.dm4", "--output", "a.txt"], 2, "expected a path that ends in"),
         (["--input", "x.dm4", "--output", "a.pt"], 3, "no such file"),
         (["--input", "beam.npy", "--output", "a.pt", "--target-retention", "2"], 2, "target_retention"),

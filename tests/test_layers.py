@@ -21,7 +21,7 @@ FLOORS = [
     {"stages"},
     {"job", "training"},
     {"cli"},
-    {"run", "train", "__init__"},
+    {"run", "train", "__init__", "__main__"},
 ]
 #: folders that stand above a floor and are not to be known there
 UNKNOWN_TO = {

@@ -1,15 +1,18 @@
 """stem-dask: all commands."""
 
 import argparse
+import difflib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from stem_dask import __version__
 from stem_dask.cli.analyze import add_analyze_options, analyze_command
 from stem_dask.cli.demo import add_demo_options, demo_command
 from stem_dask.cli.job_array import add_batch_options, batch_command
-from stem_dask.cli.run import EXIT_CODES, add_run_options, run_file
+from stem_dask.cli.run import EXIT_CODES, add_config_options, add_run_options, configs_of, run_file
 from stem_dask.cli.scripts import add_script_options, script_command
 from stem_dask.cli.signals import each, guarded, program, refuse_lost_output
 from stem_dask.cli.train import add_train_options, train_command
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from stem_dask.readers.open import Found
 
 
+COMMANDS = (
+    "demo", "info", "analyze", "init", "check", "run", "crop", "convert", "preprocess", "batch", "verify", "train", "keys",
+)  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch a command; returns the exit code."""
     words = sys.argv[1:] if argv is None else [*argv]
@@ -28,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         if words[:1] == ["train"]:  # which names the flag that is nearest to an unknown one
             return train(words[1:])
+        _refuse_misspelt(words)
         # within: the parser shows words that it does not know
         options = _parser().parse_args(without_secrets(words))
+        if getattr(options, "dry_run", False):
+            options.command = check_command
         code = int(options.command(options))
         if options.command in (info_command, init_command, check_command, keys_command):
             refuse_lost_output()  # their result is what they print
@@ -44,9 +55,13 @@ def info_command(options: argparse.Namespace) -> int:
 
     def info(path: str) -> int:
         found = _found(path, overrides)
+        from stem_dask.cli.jobs import shown
         from stem_dask.job.describe import describe_file
+        from stem_dask.job.preview import preview
 
-        print("\n".join(describe_file(found)))
+        print("\n".join([*describe_file(found), *preview(found)]))
+        words = shlex.join([shown(path), *overrides])
+        print(f"next        stem-dask analyze {words}")
         return 0
 
     files, overrides = _files_and_overrides(options)
@@ -88,7 +103,6 @@ def _found(path: str, overrides: Sequence[str]) -> "Found":
 
 def check_command(options: argparse.Namespace) -> int:
     """Print what a config would do for each of its inputs."""
-    from stem_dask.config.load import load_configs
 
     def check(config: "Config") -> int:
         from stem_dask.job.plan import prepare, refuse_too_small
@@ -103,7 +117,7 @@ def check_command(options: argparse.Namespace) -> int:
             refuse_too_small(plan, queued_only=False)
         return 0
 
-    configs = load_configs(options.config, options.overrides)
+    configs = configs_of(options.config, options.overrides)
     code = each(configs, lambda config: str(config.input.path), check)
     if len(configs) > 1:
         print(f"{len(configs)} datasets")
@@ -126,13 +140,28 @@ def verify_command(options: argparse.Namespace) -> int:
 
 def keys_command(options: argparse.Namespace) -> int:
     """Write TLS keys for a cluster that the user starts."""
-    import shlex
-
     from stem_dask.cluster.security import write_keys
 
     for name, value in write_keys(options.folder).items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
+
+
+def _refuse_misspelt(words: Sequence[str]) -> None:
+    """Raise ConfigError for a first word that is no command, with the one that was meant."""
+    from stem_dask.core.errors import ConfigError
+
+    word = words[0] if words else "--help"
+    if word.startswith("-") or word in COMMANDS:
+        return
+    near = difflib.get_close_matches(word, COMMANDS, 1)
+    if near:
+        raise ConfigError(f"{word} is no command; did you mean {near[0]}?")
+    if os.path.lexists(word):
+        raise ConfigError(
+            f"{word} is a file, and the command is missing, as in: stem-dask info {word}"
+        )
+    raise ConfigError(f"{word} is no command; known are {', '.join(COMMANDS)}")
 
 
 class _InAnyOrder(argparse.ArgumentParser):
@@ -145,13 +174,17 @@ class _InAnyOrder(argparse.ArgumentParser):
     _within = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; an unknown flag is an error here, which prints the usage of this command and not of its parent."""
         if self._within:  # called by parse_known_intermixed_args
             return super().parse_known_args(args, namespace)
         self._within = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._within = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"stem-dask {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_InAnyOrder)
 
     def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
@@ -170,9 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_run_options(add("run", run_file, "run the whole job of a config"))
     sub = add("check", check_command, "print what a config would do; computes nothing")
-    sub.add_argument("config", help="YAML file")
-    text = "override any key of the config"
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    add_config_options(sub)
     sub = add("verify", verify_command, "read a finished store again and test every checksum")
     sub.add_argument("store", help="NAME.zarr")
     example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"

@@ -4,9 +4,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from stem_dask.cli.signals import guarded, program
 from stem_dask.storage.location import without_secrets
+
+if TYPE_CHECKING:
+    from stem_dask.config.options import Config
 
 #: overrides that choose where a job runs
 PLACES = ("cluster.kind=", "cluster.address=", "cluster.scheduler_file=")
@@ -34,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a run, shared with ``stem-dask run``."""
-    parser.add_argument("config", help="YAML file, see configs/crop.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override any key of the config"
-    )
+    add_config_options(parser)
     parser.add_argument(
         "--cluster",
         metavar="WHERE",
@@ -46,12 +47,34 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     text = "as cluster.insecure=true: do without TLS"
     parser.add_argument("--insecure-cluster", action="store_true", help=text)
+    text = "print what would be done, as stem-dask check does, and compute nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     add_stop_options(parser)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the config, or data files, and the overrides."""
+    text = "YAML file, see configs/crop.yaml; or a data file, for all keys at their defaults and NAME.zarr in the working directory"
+    parser.add_argument("config", metavar="CONFIG | FILE", help=text)
+    text = "override any key of the config; more data files"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+
+
+def configs_of(first: str, rest: Sequence[str]) -> "list[Config]":
+    """The jobs of a config with overrides; or those of data files, with all other keys at their defaults."""
+    from stem_dask.config.load import configs_from, load_configs
+
+    if first.lower().endswith((".yaml", ".yml")):
+        return load_configs(first, rest)
+    files = [first, *(word for word in rest if "=" not in word or os.path.lexists(word))]
+    overrides = [word for word in rest if word not in files]
+    job = {"input": {"path": files if files[1:] else first}, "output": {"path": "{stem}.zarr"}}
+    return configs_from(job, overrides)
 
 
 def add_stop_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every command that can be interrupted and resumed."""
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
     parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
     text = "stop after this time; the same command resumes"
@@ -60,12 +83,10 @@ def add_stop_options(parser: argparse.ArgumentParser) -> None:
 
 def run_file(options: argparse.Namespace) -> int:
     """Load a config, run the job of every input, print what happened; returns the exit code."""
-    from stem_dask.config.load import load_configs
-
     given = ["output.overwrite=true"] * options.overwrite
     given += ["cluster.insecure=true"] * options.insecure_cluster
     given += [] if options.cluster is None else where(options.cluster, options.overrides)
-    configs = load_configs(options.config, [*options.overrides, *given])
+    configs = configs_of(options.config, [*options.overrides, *given])
     from stem_dask.cli.jobs import run_all
 
     return run_all(

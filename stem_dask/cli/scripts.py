@@ -46,13 +46,13 @@ COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, A
         "its suffix decides: .pt, .hspy, .zarr, .zspy, .h5 or .npy",
         {"output.export": []},
         (
-            ("--target-retention", "analyze.target_retention", {"type": float, "default": 0.98, "help": "share of the intensity to keep"}),
-            ("--min-retention", "validate.min_retention", {"type": float, "default": 0.95, "help": "lowest acceptable share"}),
-            ("--margin-pixels", "crop.margin_pixels", {"type": int, "default": 3, "help": "added around the radius"}),
-            ("--align", "crop.align", {"choices": ("pattern", "fixed"), "default": "pattern", "help": "each pattern, or one window"}),
-            ("--coverage", "crop.coverage", {"type": float, "default": 1.0, "help": "share of the patterns that set the radius"}),
+            ("--target-retention", "analyze.target_retention", {"type": float, "help": "share of the intensity to keep"}),
+            ("--min-retention", "validate.min_retention", {"type": float, "help": "lowest acceptable share"}),
+            ("--margin-pixels", "crop.margin_pixels", {"type": int, "help": "added around the radius"}),
+            ("--align", "crop.align", {"choices": ("fixed", "descan", "pattern"), "help": "one window, or one that follows the beam"}),
+            ("--coverage", "crop.coverage", {"type": float, "help": "share of the patterns that set the radius"}),
             ("--size", "crop.size", {"type": int, "help": "size of the window, instead of the radius found"}),
-            ("--center-method", "analyze.center_method", {"choices": ("centroid", "auto", "disc", "center", "manual"), "default": "centroid"}),
+            ("--center-method", "analyze.center_method", {"choices": ("auto", "disc", "centroid", "friedel", "center", "manual")}),
             ("--manual-center", "analyze.manual_center", {"type": float, "nargs": 2, "metavar": ("Y", "X")}),
             ("--chunk-size", "chunk_size", {"type": int, "help": "patterns a task"}),
             ("--use-gpu", "device", {"action": "store_const", "const": "gpu"}),
@@ -64,19 +64,22 @@ COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, A
     ),
 }  # fmt: skip
 
+#: defaults of the earlier cropping script, whose command line has --input
+EARLIER = {"crop.align": "pattern", "crop.coverage": 1.0, "analyze.center_method": "centroid"}
+
 
 def add_script_options(sub: argparse.ArgumentParser, command: str) -> None:
     """The arguments of one of these commands."""
     output, fixed, flags = COMMANDS[command]
     sub.set_defaults(name=command, **fixed)
-    text = "any readable file, files, or a glob"
-    sub.add_argument(
-        "--input", required=command != "crop", nargs="+", dest="input.path", metavar="INPUT", help=text
-    )  # fmt: skip
-    text = f"{output}; with several inputs {{stem}} is their name"
-    sub.add_argument("--output", required=True, dest="output.path", metavar="OUTPUT", help=text)
-    text = "any key of a config, such as input.scan_shape=[256,256]"
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    text = "files or globs to read, then the output; any key of a config, such as input.scan_shape=[256,256]"
+    sub.add_argument("words", nargs="*", metavar="INPUT OUTPUT | key=value", help=text)
+    text = "as INPUT"
+    if command == "crop":
+        text += "; aligns every pattern on its own centroid by default, as the earlier script did"
+    sub.add_argument("--input", nargs="+", dest="input.path", metavar="INPUT", help=text)
+    text = f"as OUTPUT: {output}; with several inputs {{stem}} is their name"
+    sub.add_argument("--output", dest="output.path", metavar="OUTPUT", help=text)
     for flag, key, options in flags:
         if "type" in options:
             options = {"metavar": flag[2:].upper().replace("-", "_"), **options}
@@ -91,14 +94,30 @@ def job_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     --------
     >>> parser = argparse.ArgumentParser()
     >>> add_script_options(parser, "convert")
-    >>> job, overrides = job_of(parser.parse_args(["--output", "a.hspy", "--input", "a.npy", "crop.size=40"]))
-    >>> job["input"], job["crop"], overrides
-    ({'path': 'a.npy'}, {'enabled': False}, ['crop.size=40'])
+    >>> job, overrides = job_of(parser.parse_args(["a.npy", "a.hspy", "crop.size=40"]))
+    >>> job["input"], job["output"]["path"], job["crop"], overrides
+    ({'path': 'a.npy'}, 'a.hspy', {'enabled': False}, ['crop.size=40'])
     """
+    from stem_dask.core.errors import ConfigError
+
     values = {key: value for key, value in vars(options).items() if "." in key or key == "device"}
-    words = values["input.path"] or []
+    given = values["input.path"]
+    made_up = getattr(options, "test_mode", False)
+    if options.name == "crop" and (given or made_up):
+        known = {key: value for key, value in values.items() if value is not None}
+        values = {**values, **EARLIER, **known}
+    words = [*(given or ()), *options.words]
     overrides = [word for word in words if "=" in word and not os.path.lexists(word)]
     paths = [word for word in words if word not in overrides]
+    named = values["output.path"] is not None
+    lacks_output = not named and not [word for word in options.words if word in paths]
+    if lacks_output or len(paths) + named + made_up < 2:
+        missing = "output" if paths and not named else "input"
+        raise ConfigError(
+            f"the {missing} is missing; as in: stem-dask {options.name} scan.dm4 out.zarr"
+        )
+    if not named:
+        values["output.path"] = paths.pop()
     values["input.path"] = paths[0] if len(paths) == 1 else paths or None
     job: dict[str, Any] = {}
     for key, value in values.items():
@@ -106,7 +125,7 @@ def job_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         if value is not None:
             (job.setdefault(section, {}) if section else job)[name] = value
     flag = ["output.overwrite=true"] if options.overwrite else []
-    return job, [*overrides, *options.overrides, *flag]
+    return job, [*overrides, *flag]
 
 
 def script_command(options: argparse.Namespace) -> int:
@@ -119,7 +138,7 @@ def script_command(options: argparse.Namespace) -> int:
     test_data, is_crop = None, options.name == "crop"
     if is_crop:
         if ("path" in job.get("input", {})) == options.test_mode:
-            raise ConfigError("give --input FILE, or --test-mode for made-up data")
+            raise ConfigError("give an input, or --test-mode for made-up data")
         if options.test_mode:
             size = f"{options.test_patterns}x{options.test_size}"
             test_data = f"{os.path.splitext(job['output']['path'])[0]}_test_data_{size}.pt"

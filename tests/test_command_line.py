@@ -1,0 +1,97 @@
+"""The command line as it is typed: positional files, misspelt words, versions."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stem_dask.cli.main import main
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    scan = np.zeros((3, 4, 24, 20), "u2")
+    scan[..., 9:15, 8:13] = 50
+    np.save("scan.npy", scan)
+    return tmp_path
+
+
+def failing(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(words) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["-m", "stem_dask"], ["-m", "stem_dask.cli.main"]])
+def test_version(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *command, "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "stem-dask 0.1.0\n"
+
+
+def test_misspelt_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean analyze?" in failing(capsys, "anlyze", "scan.npy")
+    assert "stem-dask info scan.npy" in failing(capsys, "scan.npy")
+
+
+def test_unknown_flag_shows_the_usage_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", "a.npy", "b.hspy", "--chunks", "4"])
+    assert ended.value.code == 2
+    assert "usage: stem-dask convert" in capsys.readouterr().err
+
+
+def test_run_takes_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "scan.npy", "output.export=[]", "output.figure=false"]) == 0
+    with xr.open_zarr("scan.zarr") as store:
+        assert store.patterns.dims == ("scan_y", "scan_x", "ky", "kx")
+
+
+def test_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "scan.npy", "--dry-run"]) == 0
+    assert "nothing was computed" in capsys.readouterr().out
+    assert [path.name for path in here.iterdir()] == ["scan.npy"]
+
+
+def test_positional_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["crop", "scan.npy", "out.zarr", "--size", "12", "--no-visualization", "-q"]) == 0
+    with xr.open_zarr("out.zarr") as store:
+        assert store.patterns.shape == (3, 4, 12, 12)
+    np.save("other.npy", np.load("scan.npy"))
+    assert main(["convert", "scan.npy", "other.npy", "{stem}.h5", "-q"]) == 0
+    assert Path("scan.h5").exists()
+    assert Path("other.h5").exists()
+
+
+def test_the_form_with_input_keeps_its_defaults(here: Path) -> None:
+    """The earlier script aligned every pattern on its centroid."""
+    words = ["--no-visualization", "-q"]
+    assert main(["crop", "--input", "scan.npy", "--output", "old.zarr", *words]) == 0
+    assert main(["crop", "scan.npy", "new.zarr", *words]) == 0
+    aligned = [
+        xr.open_zarr(f"{name}.zarr", group="analysis").attrs["align"] for name in ("old", "new")
+    ]
+    assert aligned == ["pattern", "fixed"]
+
+
+@pytest.mark.parametrize("words", [["scan.npy"], ["--input", "scan.npy"], []])
+def test_missing_files(here: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert "missing; as in: stem-dask convert scan.dm4 out.zarr" in failing(
+        capsys, "convert", *words
+    )
+
+
+def test_info_shows_the_mean_pattern_and_what_comes_next(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "scan.npy"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "values      0 to 50, 1,500 a pattern (median of 12)" in lines
+    picture = lines[lines.index("mean        of 12 patterns, 24 x 20 px, logarithmic") + 1 :][:16]
+    lit = [i for i, line in enumerate(picture) if "@" in line]
+    assert lit == [6, 7, 8, 9]  # rows 9 to 14 of 24, of 1.5 rows a line
+    assert lines[-1] == "next        stem-dask analyze scan.npy"
