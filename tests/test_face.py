@@ -1,5 +1,7 @@
 """The Python face: what objects show, what `run_config`, `open`, `export`, `plot` and `report` take and return."""
 
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,7 @@ def test_run_config_takes_a_path_and_overrides(
     again = sd.run_config(given)
     assert again.lines[0].startswith("already complete")
     assert len(repr(again)) <= 400
+    assert again.open().shape == sd.open("b.npy").shape
     with pytest.raises(sd.ConfigError, match="overrides are for a path or a dictionary"):
         sd.run_config(sd.load_config("crop.yaml"), ["crop.size=40"])
     with pytest.raises(sd.ConfigError, match="the config is a int; expected the path"):
@@ -247,3 +250,29 @@ def test_report(folder: Path, outcome: sd.Outcome) -> None:
     assert "&lt;html lang=" in shown
     with pytest.raises(sd.SourceError, match=r"there is no report .*other_report\.html"):
         sd.report(folder / "other.zarr")
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    source = Path(__file__).resolve().parents[1] / "examples" / "quickstart.ipynb"
+    assert "/home/" not in source.read_text()
+    notebook = nbformat.read(source, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Jupyter's own packages
+        nbclient.NotebookClient(
+            notebook,
+            timeout=120,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(tmp_path)}},
+        ).execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert not [one for found in outputs for one in found if one.output_type == "error"]
+    data = [one.data for found in outputs for one in found if "data" in one]
+    assert sum("image/png" in one for one in data) == 3
+    (ran,) = [found for found in outputs if any("exit code" in str(one) for one in found)]
+    texts = [one["data"]["text/plain"] for one in ran if "data" in one]
+    assert re.search(r"^analyze +(\d+)/\1  100%$", texts[0], re.MULTILINE), texts
+    assert len(texts[0].splitlines()) <= 40
+    assert any("<iframe" in one.get("text/html", "") for one in data)

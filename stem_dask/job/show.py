@@ -2,19 +2,22 @@
 
 import contextlib
 import html
+import importlib
 import json
 import os
+import sys
+import time
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from stem_dask.core.errors import ConfigError, SourceError
-from stem_dask.core.model import Window
+from stem_dask.core.model import Step, Window
 from stem_dask.core.patterns import axis_of, lead_dims
 from stem_dask.job.figure import FigureData, build
 from stem_dask.job.outcome import Outcome
@@ -58,7 +61,7 @@ def plot(
     windows = window_origins(known, window)
     maps: dict[str, Any] = {
         name: known[name].values
-        for name in ("mean_pattern", "mask", "bright_field", "dark_field", "center_y", "center_x")
+        for name in ("mean_pattern", "mask", "bright_field", "dark_field")
         if name in known
     }
     if "bright_field" not in maps:
@@ -181,3 +184,33 @@ def report(path: Outcome | str | PathLike[str]) -> Report:
         if os.path.isfile(place):
             return Report(place)
     raise SourceError(f"there is no report {places[0]}; a run writes one with output.figure: true")
+
+
+class NotebookProgress:
+    """One place in a notebook that shows a line for each stage of a run."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, str] = {}
+        self.handle: Any = None
+        self.shown = 0.0
+
+    def __call__(self, step: Step) -> None:
+        """Show a finished block."""
+        share = step.done / step.total
+        self.lines[step.stage] = f"{step.stage:11} {step.done}/{step.total}  {share:.0%}"
+        now = time.monotonic()
+        if step.done < step.total and now - self.shown < 0.2:
+            return
+        self.shown = now
+        text = {"text/plain": "\n".join([*self.lines.values()][-30:])}
+        if self.handle is None:
+            display = importlib.import_module("IPython.display").display
+            self.handle = display(text, raw=True, display_id=True)
+        else:
+            self.handle.update(text, raw=True)
+
+
+def notebook_progress() -> NotebookProgress | None:
+    """Progress for the notebook that this process is the kernel of; None without one."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return NotebookProgress() if getattr(shell, "kernel", None) is not None else None
