@@ -16,6 +16,9 @@ from stem_dask.job.cropper import DiffractionCropper as DiffractionCropper
 from stem_dask.job.cropper import create_test_data as create_test_data
 from stem_dask.job.outcome import Outcome as Outcome
 from stem_dask.job.run import run as run_config
+from stem_dask.job.show import Report as Report
+from stem_dask.job.show import plot as plot
+from stem_dask.job.show import report as report
 from stem_dask.stages.analyze import analyze as analyze
 from stem_dask.stages.correct import suspected_hot_pixels as suspected_hot_pixels
 from stem_dask.stages.crop import choose_window as choose_window
@@ -26,6 +29,7 @@ from stem_dask.stages.downsample import cast as cast
 from stem_dask.stages.downsample import downsample as downsample
 from stem_dask.stages.export import export as export
 from stem_dask.stages.export import to_hyperspy as to_hyperspy
+from stem_dask.stages.images import virtual_image as virtual_image
 from stem_dask.stages.open import open_patterns as open
 from stem_dask.stages.survey import Survey as Survey
 from stem_dask.stages.survey import survey as survey
@@ -49,6 +53,7 @@ __all__ = [
     "Outcome",
     "OutputExistsError",
     "PatternDataset",
+    "Report",
     "SourceError",
     "StemDaskError",
     "StoreError",
@@ -69,6 +74,8 @@ __all__ = [
     "load_model",
     "loader",
     "open",
+    "plot",
+    "report",
     "run_config",
     "survey",
     "suspected_hot_pixels",
@@ -76,4 +83,5 @@ __all__ = [
     "to_detector",
     "to_hyperspy",
     "validate",
+    "virtual_image",
 ]

@@ -357,7 +357,8 @@ def test_a_log_gets_a_line_every_30_seconds() -> None:
     lines = log.getvalue().splitlines()
     assert len(lines) == 4
     assert "\r" not in log.getvalue()
-    assert lines[-1].startswith("analyze     20/20")
+    assert lines[-1].startswith("analyze     20/20  100%  ")
+    assert re.search(r"  \d\d:\d\d:\d\d$", lines[0])
 
 
 @pytest.mark.parametrize("where", ["finalizer", "garbage collector", "import"])

@@ -39,7 +39,7 @@ def progress_shown(quiet: bool) -> Iterator[tuple[Callable[[str], None], "Callab
 
 
 class ProgressLine:
-    """A live bar on a terminal; in a log a plain line every 30 s and one at the end of each stage."""
+    """A live bar on a terminal; in a log a line with the time every 30 s and one at the end of each stage."""
 
     def __init__(
         self,
@@ -85,7 +85,11 @@ class ProgressLine:
         share = step.done / step.total
         rate = f"{step.input_bytes * share / seconds / 1e9:.2f} GB/s  " if step.input_bytes else ""
         spent = _clock(seconds) if last else f"{_clock(seconds / share - seconds)} left"
-        text = f"{step.done}/{step.total}  {rate}{spent}  worker memory {self.peak / 1e9:.2f} GB"
+        text = f"{rate}{spent}  worker memory {self.peak / 1e9:.2f} GB"
+        if self.live:
+            text = f"{step.done}/{step.total}  {text}"
+        else:
+            text = f"{step.done}/{step.total}  {share:.0%}  {text}  {time.strftime('%H:%M:%S')}"
         if last or not self.live:
             self.say(f"{step.stage:11} {text}")
             return

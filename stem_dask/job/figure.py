@@ -68,8 +68,9 @@ class FigureData:
     align: Align = "fixed"
     center_y: NDArray | None = None  # scan, NaN where none was found
     center_x: NDArray | None = None
-    bright_field: NDArray | None = None  # scan, NaN where empty; so are the next three
+    bright_field: NDArray | None = None  # scan, NaN where empty; so are the next four
     dark_field: NDArray | None = None
+    total: NDArray | None = None
     radius: NDArray | None = None
     retention: NDArray | None = None
     deflection_y: NDArray | None = None  # scan, center - descan
@@ -223,6 +224,7 @@ def build(report: FigureData) -> "Figure":
         groups["corner"] or groups["end"],
         [("bright_field", _draw_field, report.bright_field)],
         [("dark_field", _draw_field, report.dark_field)],
+        [("total", _draw_total, report.total)],
         *([(name, _draw_center, getattr(report, name))] for name in _wander(report)),
         [("retention", _draw_retention, report.retention)],
         [("radius", _draw_radius, report.radius)],
@@ -406,6 +408,11 @@ def _draw_field(ax: "Axes", report: FigureData, values: NDArray) -> None:
     _ring(ax, report, values)
     inside = "in" if name == "bright field" else "outside"
     _headline(ax, f"{name} (intensity {inside} the direct disc)")
+
+
+def _draw_total(ax: "Axes", report: FigureData, values: NDArray) -> None:
+    _show_scan(ax, report, values, cmap="gray")
+    _headline(ax, "specimen (intensity of each pattern)")
 
 
 def _draw_center(ax: "Axes", report: FigureData, center: NDArray) -> None:

@@ -3,14 +3,16 @@
 import contextlib
 import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.cluster.connect import Connection, connect, connection_of
 from stem_dask.cluster.local import end_if_read_again
-from stem_dask.config.load import configs_from, load_config, only
+from stem_dask.config.load import configs_from, load_config, only, to_dict
 from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError
 from stem_dask.core.formats import format_of
@@ -50,7 +52,7 @@ def run(
         `stem_dask.job.plan.prepare`
     overrides : ``key=value``, for a path or a dictionary
     say : called with each line of text for the user
-    progress : called with a `Step` after each block
+    progress : called with a `Step` after each block; in a notebook, the default shows each stage
     state : lock and journal of the run, if the caller holds them (see `stem_dask.job.plan.begun`)
     restart : drop an unfinished run of this output
     connection : a cluster that several runs share (see `stem_dask.connect`), or a `distributed.Client`; by default the
@@ -78,9 +80,15 @@ def run(
         if state is None and not plan.complete:
             state = stack.enter_context(begun(plan, restart=restart))
         if state is None or state.is_complete:
-            from stem_dask.job.results import already_complete
+            from stem_dask.job.results import already_complete, stored_results
 
-            return already_complete(plan.config, plan.outputs)
+            found = already_complete(plan.config, plan.outputs)
+            known = {"config": to_dict(plan.config), **stored_results(plan.outputs)}
+            return found if found.results else replace(found, results=known)
+        if progress is None and "IPython" in sys.modules:
+            from stem_dask.job.show import notebook_progress
+
+            progress = notebook_progress()
         started = time.perf_counter()
         for line in input_lines(plan, state):
             say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import math
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.chunks import lead_chunks
-from stem_dask.core.errors import ConfigError
+from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis, SourceInfo
 from stem_dask.core.patterns import as_patterns, lead_dims
 from stem_dask.readers.containers import Missing
@@ -161,7 +162,7 @@ def about_source(info: SourceInfo) -> dict[str, Any]:
 
 
 def open_patterns(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     dataset: str | int | None = None,
     scan_shape: Sequence[int] | None = None,
@@ -184,13 +185,14 @@ def open_patterns(
     calibration: Mapping[str, Mapping[str, Any]] | None = None,
     beam_energy_kv: float | None = None,
     chunk_mb: float | str = "auto",
+    chunks: Sequence[int] | None = None,
 ) -> xr.DataArray:
-    """Open a 4D-STEM file lazily.
+    """Open a 4D-STEM file lazily, or several of equal shape.
 
     Parameters
     ----------
     path : a file of a format in `stem_dask.readers.formats.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy, or a .zarr
-        in an object store, s3://bucket/NAME.zarr
+        in an object store, s3://bucket/NAME.zarr; a glob, or a list of these, for a series
     dataset : name or number of the array, when the file holds several
     scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not state it
     scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file states
@@ -208,11 +210,13 @@ def open_patterns(
     calibration : in place of that of the file, by axis: ``{"ky": {"scale": 0.01, "units": "1/nm"}}``, perhaps with ``offset``
     beam_energy_kv : energy of the electrons in keV
     chunk_mb : MiB of input in a block; ``auto`` is 64, or 128 for a detector-first file
+    chunks : (rows, columns) of scan positions in a block, instead of ``chunk_mb``; -1 is the whole axis
 
     Returns
     -------
     DataArray (scan_y, scan_x, ky, kx), or (pattern, ky, kx) for a list; each axis with its calibration. What the
-    reader chose is in ``attrs["notes"]``.
+    reader chose is in ``attrs["notes"]``. A series has one more dimension, ``t``, in the order given (a glob: by name), and the
+    coordinates and attributes of its first file.
 
     Raises
     ------
@@ -220,7 +224,7 @@ def open_patterns(
         When the file is missing, damaged, of an unknown format, or does not hold patterns.
     ConfigError
         When dark, gain or mask have another shape than the detector or values that are not finite, or when the
-        calibration names an unknown axis or a scale of 0.
+        calibration names an unknown axis or a scale of 0; when the files of a series have different shapes.
 
     Examples
     --------
@@ -229,6 +233,10 @@ def open_patterns(
     >>> sd.open(f"{folder}/scan.npy").dims
     ('scan_y', 'scan_x', 'ky', 'kx')
     """
+    given = {name: value for name, value in locals().items() if name != "path"}
+    series = _series(path)
+    if series is not None:
+        return _together([(one, open_patterns(one, **given)) for one in series])
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigError(
             f"path is a {type(path).__name__}; expected the path of a file: sd.analyze, sd.crop and the others take arrays and "
@@ -252,10 +260,70 @@ def open_patterns(
         frame_footer=frame_footer,
     )
     found = with_given(found, calibration, beam_energy_kv, scan_roi, scan_step)
-    patterns = lazy_blocks(found, block_positions(found, chunk_mb), lazy_array)
+    lead = block_positions(found, chunk_mb) if chunks is None else _given_block(found, chunks)
+    patterns = lazy_blocks(found, lead, lazy_array)
     if dark is None and gain is None and mask is None:
         return patterns  # indexing it reads only what is indexed
     patterns = corrected(patterns, dark, gain)
     if mask is not None:
         patterns = apply_mask(patterns, read_mask(mask, patterns.shape[-2:]), mask_fill)
     return as_arrays(patterns)
+
+
+def _given_block(found: Found, chunks: Sequence[int]) -> tuple[int, ...]:
+    """Positions of a block along the scan, as the caller gives them."""
+    lead = found.source.shape[:-2]
+    whole = [isinstance(n, (int, np.integer)) and (n > 0 or n == -1) for n in chunks]
+    if len(whole) != len(lead) or not all(whole):
+        expected = "(rows, columns)" if len(lead) == 2 else "(n,), as this is a list of patterns,"
+        raise ConfigError(
+            f"chunks is {chunks!r}; expected {expected} of whole numbers above 0, or -1 for the whole axis"
+        )
+    return tuple(
+        size if n == -1 else min(int(n), size) for n, size in zip(chunks, lead, strict=True)
+    )
+
+
+def _series(path: Any) -> list[str | Path] | None:
+    """The files of a list or a glob; None for a single path. An existing name is a path even if it looks like a glob."""
+    items = list(path) if isinstance(path, (list, tuple)) else [path]
+    out: list[str | Path] = []
+    several = isinstance(path, (list, tuple))
+    for item in items:
+        name = os.path.expanduser(item) if isinstance(item, (str, os.PathLike)) else ""
+        if is_url(name) or not glob.has_magic(name) or os.path.lexists(name):
+            out.append(item)
+            continue
+        several = True
+        matches = sorted(glob.glob(name, recursive=True))
+        out += matches
+        if not matches:
+            raise SourceError(f"nothing matches {item} (from {os.getcwd()})")
+    if several and not out:
+        raise ConfigError("path is an empty list; expected paths of files")
+    return out if several else None
+
+
+def _together(files: Sequence[tuple[str | Path, xr.DataArray]]) -> xr.DataArray:
+    """One array of several files, with the dimension ``t`` first."""
+    import xarray as xr
+
+    (first, one), *others = files
+    for name, other in others:
+        if other.dims != one.dims or other.shape != one.shape:
+            raise ConfigError(
+                f"{name} has the shape {other.shape} and {first} {one.shape}; files of a series have equal shapes"
+            )
+    parts = [part for _, part in files]
+    if any("valid" in part.coords for part in parts):
+        full = xr.ones_like(one[..., 0, 0], dtype=bool).drop_vars(
+            ("ky", "kx", "valid"), errors="ignore"
+        )
+        parts = [
+            part if "valid" in part.coords else part.assign_coords(valid=full.compute())
+            for part in parts
+        ]
+    out = xr.concat(
+        parts, "t", coords="minimal", compat="override", join="override", combine_attrs="override"
+    )
+    return out.assign_attrs(source=[str(part.attrs["source"]) for part in parts])
