@@ -1,5 +1,6 @@
 """The command line as it is typed: positional files, misspelt words, versions."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,44 @@ def test_info_shows_the_mean_pattern_and_what_comes_next(
     lit = [i for i, line in enumerate(picture) if "@" in line]
     assert lit == [6, 7, 8, 9]  # rows 9 to 14 of 24, of 1.5 rows a line
     assert lines[-1] == "next        stem-dask analyze scan.npy"
+
+
+def test_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "scan.npy", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["shape"] == [3, 4, 24, 20]
+    assert found["dtype"] == "uint16"
+    assert [axis["name"] for axis in found["axes"]] == ["scan_y", "scan_x", "ky", "kx"]
+    words = ["run", "scan.npy", "output.export=[]", "output.figure=false", "--json"]
+    for _ in range(2):  # also when it is complete
+        assert main(words) == 0
+        out = json.loads(capsys.readouterr().out)
+        with xr.open_zarr("scan.zarr") as store:
+            assert out["window"] == list(store.patterns.shape[-2:])
+        assert out["retention"] == {"mean": 1.0, "min": 1.0}
+        assert out["exit_code"] == 0
+        assert str(here / "scan.zarr") in out["files"]
+    assert main(["run", "missing.npy", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 3
+
+
+def test_view_writes_a_missing_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "scan.npy", "output.export=[]", "-q"]) == 0
+    page = here / "scan_report.html"
+    text = page.read_text()
+    page.unlink()
+    assert main(["view", "scan.zarr", "--no-browser"]) == 0
+    assert capsys.readouterr().out == f"file        {page}\n"
+    assert "shown-window" in text
+    assert "shown-window" in page.read_text()
+
+
+def test_again_repeats_the_result(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "scan.npy", "output.export=[]", "output.figure=false"]
+    assert main(words) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert main(words) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[0].startswith("already complete")
+    for name in ("window", "retention", "file"):
+        assert [x for x in first if x.startswith(name)] == [x for x in again if x.startswith(name)]

@@ -102,7 +102,7 @@ def test_the_same_command_again(here: Path, beam_file: Path, capsys: Any) -> Non
     stamp = (here / "a.hspy").stat().st_mtime_ns
     capsys.readouterr()
     assert convert("a.hspy") == 0
-    assert capsys.readouterr().out == f"already complete: {here}/a.hspy\n"
+    assert capsys.readouterr().out.startswith(f"already complete: {here}/a.hspy\n")
     assert (here / "a.hspy").stat().st_mtime_ns == stamp
     assert convert("a.hspy", "--codec", "none") == 2
     assert "made with other options (output.codec)" in capsys.readouterr().err

@@ -356,7 +356,7 @@ def test_crop_goes_on(here, monkeypatch, capsys, suffix, at):
         assert "resuming    " in said
         assert "analyze     1/" not in said
     else:
-        assert said == f"already complete: {here}/a{suffix}\n"
+        assert said.startswith(f"already complete: {here}/a{suffix}\n")
     names = {path.name for path in here.iterdir()} - {"beam.npy", "crop.yaml"}
     assert names == {f"{name}{kind}" for name in "ab" for kind in (suffix, "_results.json")}
     same = [
@@ -366,7 +366,7 @@ def test_crop_goes_on(here, monkeypatch, capsys, suffix, at):
     if suffix != ".hspy":
         assert same[0] == same[1]
     assert cli.main(argv) == 0
-    assert capsys.readouterr().out == f"already complete: {here}/a{suffix}\n"
+    assert capsys.readouterr().out.startswith(f"already complete: {here}/a{suffix}\n")
 
 
 def test_crop_again_with_other_options(here, capsys):

@@ -124,7 +124,7 @@ def test_a_tensor(config, beam_file, tmp_path, dtype, atol):
     assert sorted(p.name for p in (tmp_path / "y.pt.run").iterdir()) == [
         "journal", "report.json", "run.json",
     ]  # fmt: skip
-    assert run(job).lines == (f"already complete: {tmp_path}/y.pt",)
+    assert run(job).lines[0] == f"already complete: {tmp_path}/y.pt"
 
 
 def test_a_store_says_its_constants(config, beam_file, tmp_path):

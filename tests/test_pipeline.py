@@ -134,9 +134,9 @@ def test_second_equal_run_is_complete_and_a_changed_one_is_refused(
     beam_file: Path, make_config: Any
 ) -> None:
     config = make_config(beam_file)
-    run(config)
+    outcome = run(config)
     before = (Path(config.output.path) / "zarr.json").read_bytes()
-    assert run(config).lines == (f"already complete: {config.output.path}",)
+    assert run(config).lines == (f"already complete: {config.output.path}", *outcome.lines)
     with pytest.raises(
         OutputExistsError, match=r"other options \(analyze.target_retention\).*overwrite=true"
     ):

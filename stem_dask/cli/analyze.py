@@ -37,10 +37,15 @@ def analyze_command(options: argparse.Namespace) -> int:
     configs = configs_from(job, overrides)
     from stem_dask.cli.jobs import run_all
 
+    limit = options.time_limit
     code = run_all(
-        configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+        configs,
+        quiet=options.quiet,
+        restart=options.restart,
+        time_limit=limit,
+        as_json=options.json,
     )
-    if code == 0 and not options.quiet:
+    if code == 0 and not (options.quiet or options.json):
         own = [word for word in overrides if not word.startswith("output.")]
         name = f"{Path(path).stem}_cropped.zarr"
         again = ["stem-dask", "crop", *words, name, *own]

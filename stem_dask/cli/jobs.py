@@ -1,6 +1,7 @@
 """Several inputs in one command: one after another on one cluster; failed inputs are listed in a table at the end."""
 
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -61,12 +62,31 @@ def run_all(
     quiet: bool = False,
     restart: bool = False,
     time_limit: float | None = None,
+    as_json: bool = False,
 ) -> int:
     """Run the jobs of one command, print what happened, and return the highest exit code.
 
     The first config defines the cluster. ``quiet`` prints errors only, ``restart`` drops unfinished runs, ``time_limit`` is in seconds.
+    With ``as_json`` standard output is one JSON document, a list for several inputs, and everything else goes to standard error.
     Raises InterruptedRunError, and StemDaskError if a single job fails or the cluster does not start.
     """
+    if as_json:
+        documents: list[dict[str, Any]] = []
+        with contextlib.redirect_stdout(sys.stderr):
+            code = _run_all(configs, quiet, restart, time_limit, documents)
+        print(json.dumps(documents[0] if len(configs) == 1 else documents))
+        return code
+    return _run_all(configs, quiet, restart, time_limit, [])
+
+
+def _run_all(
+    configs: Sequence[Config],
+    quiet: bool,
+    restart: bool,
+    time_limit: float | None,
+    documents: list[dict[str, Any]],
+) -> int:
+    """As `run_all`; the results of every input are added to ``documents``."""
     if len(configs) == 1:
         plan = prepare(configs[0])
         with stoppable(time_limit), progress_shown(quiet) as (say, progress):
@@ -75,6 +95,7 @@ def run_all(
             outcome = run(plan, say=say, progress=progress, restart=restart, alone=True)
         if not quiet:
             show(outcome)
+        documents.append(_document(plan.outputs.all(), outcome.results, outcome.exit_code))
         return outcome.exit_code
     datasets = [Row(str(c.input.path), c.output.path, config=c) for c in configs]
     line = ProgressLine(sys.stdout, live=sys.stdout.isatty(), quiet=quiet)
@@ -87,7 +108,35 @@ def run_all(
             if any(row.exit_code is not None for row in datasets):  # else nothing has started
                 for text in table(datasets):
                     line.say(text)
+    for row in datasets:
+        files = () if row.plan is None else row.plan.outputs.all()
+        error = {"error": row.words} if row.words else {}
+        code = 75 if row.exit_code is None else row.exit_code
+        documents.append({"input": row.input, **_document(files, row.results, code), **error})
     return max(dataset.exit_code or 0 for dataset in datasets)
+
+
+def _document(files: Sequence[str], results: Mapping[str, Any], exit_code: int) -> dict[str, Any]:
+    """What a program that started the command wants to know of one job."""
+    from stem_dask.job.results import stored_bytes
+    from stem_dask.job.summary import to_json
+
+    kept = results.get("validation", {})
+    retention = None
+    if "mean_retention" in kept:
+        retention = {"mean": kept["mean_retention"], "min": kept["min_retention"]}
+    document: dict[str, Any] = to_json(
+        {
+            "window": results.get("window", {}).get("size"),
+            "retention": retention,
+            "files": {path: stored_bytes(path) for path in files if is_there(path)},
+            "warnings": results.get("warnings", []),
+            "verdict": results.get("verdict", []),
+            "advice": results.get("advice", {}),
+            "exit_code": exit_code,
+        }
+    )
+    return document
 
 
 @dataclass
@@ -352,8 +401,9 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _lines_of(outcome: "Outcome") -> list[str]:
     """The closing lines of one of several datasets: a summary, warnings, verdict and advice."""
     results = outcome.results
-    if not results:
-        return list(outcome.lines)
+    if not results:  # it was complete
+        judged = ("verdict", "advice", " ") if outcome.exit_code else ()
+        return [outcome.lines[0], *(text for text in outcome.lines[1:] if text.startswith(judged))]
     from stem_dask.job.summary import judgement_lines  # which loads xarray
 
     kept, window = results["validation"], results.get("window")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import os
 import shlex
 import sys
@@ -12,7 +13,13 @@ from stem_dask import __version__
 from stem_dask.cli.analyze import add_analyze_options, analyze_command
 from stem_dask.cli.demo import add_demo_options, demo_command
 from stem_dask.cli.job_array import add_batch_options, batch_command
-from stem_dask.cli.run import EXIT_CODES, add_config_options, add_run_options, configs_of, run_file
+from stem_dask.cli.run import (
+    EXIT_CODES,
+    add_config_options,
+    add_run_options,
+    check_command,
+    run_file,
+)
 from stem_dask.cli.scripts import add_script_options, script_command
 from stem_dask.cli.signals import each, guarded, program, refuse_lost_output
 from stem_dask.cli.train import add_train_options, train_command
@@ -20,12 +27,11 @@ from stem_dask.cli.train import main as train
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
-    from stem_dask.config.options import Config
     from stem_dask.readers.open import Found
 
 
 COMMANDS = (
-    "demo", "info", "analyze", "init", "check", "run", "crop", "convert", "preprocess", "batch", "verify", "train", "keys",
+    "demo", "info", "analyze", "init", "check", "run", "view", "crop", "convert", "preprocess", "batch", "verify", "train", "keys",
 )  # fmt: skip
 
 
@@ -39,22 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_misspelt(words)
         # within: the parser shows words that it does not know
         options = _parser().parse_args(without_secrets(words))
-        if getattr(options, "dry_run", False):
-            options.command = check_command
         code = int(options.command(options))
         if options.command in (info_command, init_command, check_command, keys_command):
             refuse_lost_output()  # their result is what they print
         return code
 
-    return guarded(command)
+    return guarded(command, as_json="--json" in words)
 
 
 def info_command(options: argparse.Namespace) -> int:
     """Print what files hold."""
     from stem_dask.config.load import found_inputs
 
+    documents: list[dict[str, Any]] = []
+
     def info(path: str) -> int:
         found = _found(path, overrides)
+        if options.json:
+            documents.append(file_document(found))
+            return 0
         from stem_dask.cli.jobs import shown
         from stem_dask.job.describe import describe_file
         from stem_dask.job.preview import preview
@@ -65,7 +74,31 @@ def info_command(options: argparse.Namespace) -> int:
         return 0
 
     files, overrides = _files_and_overrides(options)
-    return each(found_inputs(files), str, info)
+    if not options.json:
+        return each(found_inputs(files), str, info)
+    paths = found_inputs(files)
+    for path in paths:
+        info(path)
+    print(json.dumps(documents[0] if len(paths) == 1 else documents))
+    return 0
+
+
+def file_document(found: "Found") -> dict[str, Any]:
+    """What an input holds, for programs."""
+    info = found.info
+    names = ("name", "size", "scale", "offset", "units")
+    energy = info.given.get("beam_energy_kv", info.about.get("beam_energy_kv"))
+    return {
+        "path": info.path,
+        "kind": info.kind,
+        "shape": [int(n) for n in info.shape],
+        "dtype": str(info.dtype),
+        "bytes": int(found.n_bytes),
+        "axes": [{name: getattr(axis, name) for name in names} for axis in info.axes],
+        "beam_energy_kv": energy,
+        "camera_length_mm": info.about.get("camera_length_mm"),
+        "notes": list(info.notes),
+    }
 
 
 def init_command(options: argparse.Namespace) -> int:
@@ -101,27 +134,17 @@ def _found(path: str, overrides: Sequence[str]) -> "Found":
     return find_input(config_of(path, overrides))
 
 
-def check_command(options: argparse.Namespace) -> int:
-    """Print what a config would do for each of its inputs."""
+def view_command(options: argparse.Namespace) -> int:
+    """Print where the report of an output is, written if it is missing, and open it in a browser if there is one."""
+    from stem_dask.job.show import report
 
-    def check(config: "Config") -> int:
-        from stem_dask.job.plan import prepare, refuse_too_small
+    path = os.path.abspath(report(options.output).path)
+    print(f"file        {path}")
+    if not options.no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        import webbrowser
 
-        plan = prepare(config)
-        from stem_dask.job.describe import describe_job
-
-        print("\n".join(describe_job(plan)))
-        if plan.complete:
-            print(f"already complete: {plan.outputs.store}")
-        else:
-            refuse_too_small(plan, queued_only=False)
-        return 0
-
-    configs = configs_of(options.config, options.overrides)
-    code = each(configs, lambda config: str(config.input.path), check)
-    if len(configs) > 1:
-        print(f"{len(configs)} datasets")
-    return code
+        webbrowser.open(f"file://{path}")
+    return 0
 
 
 def verify_command(options: argparse.Namespace) -> int:
@@ -214,6 +237,11 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (info, add("init", init_command, example)):
         sub.add_argument("words", nargs="+", metavar="FILE | key=value", help=words)
         sub.add_argument("--dataset", help=dataset)
+    text = "print one JSON document, a list for several files"
+    info.add_argument("--json", action="store_true", help=text)
+    sub = add("view", view_command, "open the report of a finished output")
+    sub.add_argument("output", help="NAME.zarr")
+    sub.add_argument("--no-browser", action="store_true", help="only print where it is")
     add_demo_options(add("demo", demo_command, "make a small scan, and run the whole job on it"))
     text = "find the window of a file, for a report to look at and later crops"
     add_analyze_options(add("analyze", analyze_command, text))

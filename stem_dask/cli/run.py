@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stem_dask.cli.signals import guarded, program
+from stem_dask.cli.signals import each, guarded, program
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_options(parser)
     words = sys.argv[1:] if argv is None else [*argv]
     # within: the parser shows words that it does not know
-    return guarded(lambda: run_file(parser.parse_intermixed_args(without_secrets(words))))
+    return guarded(
+        lambda: run_file(parser.parse_intermixed_args(without_secrets(words))),
+        as_json="--json" in words,
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +52,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure-cluster", action="store_true", help=text)
     text = "print what would be done, as stem-dask check does, and compute nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
+    text = "print one JSON document to standard output, and everything else to standard error"
+    parser.add_argument("--json", action="store_true", help=text)
     add_stop_options(parser)
 
 
@@ -83,15 +88,45 @@ def add_stop_options(parser: argparse.ArgumentParser) -> None:
 
 def run_file(options: argparse.Namespace) -> int:
     """Load a config, run the job of every input, print what happened; returns the exit code."""
+    if options.dry_run:
+        return check_command(options)
     given = ["output.overwrite=true"] * options.overwrite
     given += ["cluster.insecure=true"] * options.insecure_cluster
     given += [] if options.cluster is None else where(options.cluster, options.overrides)
     configs = configs_of(options.config, [*options.overrides, *given])
     from stem_dask.cli.jobs import run_all
 
+    limit = options.time_limit
     return run_all(
-        configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+        configs,
+        quiet=options.quiet,
+        restart=options.restart,
+        time_limit=limit,
+        as_json=options.json,
     )
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """Print what a config would do for each of its inputs."""
+
+    def check(config: "Config") -> int:
+        from stem_dask.job.plan import prepare, refuse_too_small
+
+        plan = prepare(config)
+        from stem_dask.job.describe import describe_job
+
+        print("\n".join(describe_job(plan)))
+        if plan.complete:
+            print(f"already complete: {plan.outputs.store}")
+        else:
+            refuse_too_small(plan, queued_only=False)
+        return 0
+
+    configs = configs_of(options.config, options.overrides)
+    code = each(configs, lambda config: str(config.input.path), check)
+    if len(configs) > 1:
+        print(f"{len(configs)} datasets")
+    return code
 
 
 def where(text: str, overrides: Sequence[str] = ()) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import io
+import json
 import os
 import signal
 import sys
@@ -87,8 +88,8 @@ def is_unheard(frame: FrameType | None) -> bool:
     return False
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Call ``work``; an error of this package is printed without a traceback and returns its exit code."""
+def guarded(work: Callable[[], int], *, as_json: bool = False) -> int:
+    """Call ``work``; an error of this package is printed without a traceback, perhaps also as JSON, and returns its exit code."""
     from stem_dask.core.errors import StemDaskError
 
     before = None
@@ -97,12 +98,12 @@ def guarded(work: Callable[[], int]) -> int:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return work()
-    except StemDaskError as error:
+    except (StemDaskError, OSError) as error:  # OSError: of the client; workers raise StemDaskError
+        code = error.exit_code if isinstance(error, StemDaskError) else 5
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:  # of the client; errors of workers are StemDaskError
-        print(f"error: {error}", file=sys.stderr)
-        return 5
+        if as_json:
+            print(json.dumps({"error": str(error), "exit_code": code}))
+        return code
     except KeyboardInterrupt:
         exec("")  # see `stoppable`
         print("interrupted; the same command goes on where this one ended", file=sys.stderr)

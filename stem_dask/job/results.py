@@ -59,7 +59,7 @@ def stored_results(outputs: Outputs) -> dict[str, Any]:
 
 
 def already_complete(config: Config, outputs: Outputs) -> Outcome:
-    """The outcome for a complete output, with the exit code of the run that made it."""
+    """The outcome for a complete output: exit code and closing lines of the run that made it."""
     nothing = {"validation": {}, "quarantined": {"n_patterns": 0}, "verdict": [], "advice": {}}
     results = {**nothing, **stored_results(outputs)}
     words = ""
@@ -67,7 +67,10 @@ def already_complete(config: Config, outputs: Outputs) -> Outcome:
         results["quarantined"] = {"n_patterns": n}
         words = f", without {n:,} patterns that could not be read"
     lines, code = [f"already complete: {outputs.store}{words}"], exit_code(config, results)
-    if code == 4:
+    if "speed" in results:  # else results.json is missing
+        files = {path: stored_bytes(path) for path in outputs.all()}
+        lines += summary.closing_lines({**results, "files": files})
+    elif code == 4:
         lines += summary.judgement_lines(results)
     return Outcome(code, {}, tuple(lines))
 

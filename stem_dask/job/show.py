@@ -21,9 +21,11 @@ from stem_dask.core.model import Step, Window
 from stem_dask.core.patterns import axis_of, lead_dims
 from stem_dask.job.figure import FigureData, build
 from stem_dask.job.outcome import Outcome
+from stem_dask.job.report import write_report
 from stem_dask.stages.blocks import require_computed
 from stem_dask.stages.crop import choose_window, detector_of, disc_radius_of, window_origins
 from stem_dask.storage.location import is_url
+from stem_dask.storage.publish import publish, temporary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,7 +163,8 @@ def report(path: Outcome | str | PathLike[str]) -> Report:
 
     Parameters
     ----------
-    path : an output of the run, such as NAME.zarr, the report NAME_report.html itself, or the result of `run_config`
+    path : an output of the run, such as NAME.zarr, the report NAME_report.html itself, or the result of `run_config`; a missing
+        report is written
 
     Returns
     -------
@@ -170,7 +173,7 @@ def report(path: Outcome | str | PathLike[str]) -> Report:
     Raises
     ------
     SourceError
-        When the file is missing.
+        When the report is missing, and there are no results of a finished run to write it from.
     """
     name = _path(path)
     if name.endswith(".html"):
@@ -183,7 +186,15 @@ def report(path: Outcome | str | PathLike[str]) -> Report:
     for place in places:
         if os.path.isfile(place):
             return Report(place)
-    raise SourceError(f"there is no report {places[0]}; a run writes one with output.figure: true")
+    try:
+        results = json.loads(Path(f"{os.path.splitext(name)[0]}_results.json").read_text("utf-8"))
+        write_report(temporary(places[0]), results, name if name.endswith(".zarr") else None)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(
+            f"there is no report {places[0]}, and it cannot be written without the results of a finished run"
+        ) from error
+    publish(places[0])
+    return Report(places[0])
 
 
 class NotebookProgress:
