@@ -120,3 +120,18 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "warning" not in out
     assert out.splitlines()[-1].startswith("next        stem-dask ")
     assert "already complete" in run(capsys, "demo")
+
+
+def test_a_pattern_without_a_disc(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its profile is about the place where the disc was expected; the whole detector keeps all of it."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((64, 64))
+    disc = 200.0 * ((y - 32) ** 2 + (x - 31) ** 2 <= 64) / 200
+    scan = rng.poisson(disc, (12, 12, 64, 64)).astype("u2")
+    scan[3, 4] = rng.poisson(0.05, (64, 64))
+    np.save("scan.npy", scan)
+    run(capsys, "analyze", "scan.npy", "crop.size=64")
+    with xr.open_zarr("scan_analysis.zarr", group="analysis") as known:
+        assert np.isnan(known.center_y.values[3, 4])
+        assert known.retention.values.min() == 1.0
+    assert "nan px" not in Path("scan_report.html").read_text()

@@ -46,7 +46,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield chromium
@@ -130,6 +137,25 @@ def test_positions_and_targets(made: Path, page: Any) -> None:
     assert f"total {total[0, 1]:g}" in text
     page.select_option("#targets", "4")
     assert float(shown(page)[1].split()[1]) >= 95
+
+
+@browser_only
+def test_a_list_of_patterns_is_drawn_in_rows(
+    tmp_path: Path, page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scan = np.zeros((30, 24, 20), "u2")
+    scan[:, 8:15, 7:13] = np.arange(1, 31)[:, None, None]
+    np.save("list.npy", scan)
+    assert main(["analyze", "list.npy", "-q"]) == 0
+    page.goto((tmp_path / "list_report.html").as_uri())
+    page.click("#specimen", position={"x": 1, "y": 1})
+    assert page.inner_text("#position").startswith("pattern 0:")
+    area = page.locator("#specimen").bounding_box()
+    assert area["height"] > area["width"] / 2
+    page.keyboard.press("ArrowDown")  # rows of 6
+    assert page.inner_text("#position").startswith("pattern 6:")
+    assert f"total {7 * 42}" in page.inner_text("#position")
 
 
 @browser_only

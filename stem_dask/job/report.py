@@ -50,7 +50,7 @@ def write_report(path: str | Path, results: Mapping[str, Any], store: str | None
 def html_of(results: Mapping[str, Any], store: str | None) -> str:
     """The report as text; see `write_report`."""
     title = Path(str(results["input"]["path"])).name
-    data = {} if store is None else _data(results, open_group(store, "analysis"))
+    data = {} if store is None or not results.get("window") else _data(results, store)
     lines = closing_lines({**results, "files": results.get("files", {})})
     warnings = "".join(f"<li>{html.escape(text)}</li>" for text in results["warnings"])
     advice = "".join(
@@ -96,7 +96,7 @@ def _look(results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         for name, picture in data["pictures"].items()
     )
     options = "".join(
-        f'<option value="{i}">{100 * one["target"]:g} %: {by(one["window"])} px</option>'
+        f'<option value="{i}">{100 * one["target"]:g} %: {by([min(one["size"], full) for full in data["detector"]])} px</option>'
         for i, one in enumerate(data["targets"])
     )
     wander = ""
@@ -122,22 +122,20 @@ def _look(results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 <h2>Maps</h2><div class="grid">{maps}</div>"""
 
 
-def _data(results: Mapping[str, Any], stored: xr.Dataset) -> dict[str, Any]:
-    """Numbers and images of the page."""
+def _data(results: Mapping[str, Any], store: str) -> dict[str, Any]:
+    """Numbers and images of the page, from the group ``analysis`` of a store."""
+    stored = open_group(store, "analysis")
     known = stored.drop_vars("profile").load()
-    total = np.atleast_2d(known["total"].values)
+    total = known["total"].values
     filled, config = total > 0, results["config"]
     height, width = known["mean_pattern"].shape
     step = config["crop"]["size_multiple"] * config["downsample"]["factor"]
     limits, kept = results["limits"], results["validation"]
     curve, targets = _curves(stored, known["total"].values, limits, step)
     shape = list(results["window"]["size"])
-    every = math.ceil(math.sqrt(total.size / MOST_POSITIONS))
-    if total.shape[0] == 1:
-        every = math.ceil(total.size / MOST_POSITIONS)
-    thin = (slice(None, None, every), slice(None, None, every))
+    every = math.ceil((total.size / MOST_POSITIONS) ** (1 / total.ndim))
     maps = {
-        name: np.atleast_2d(known[variable].values)[thin]
+        name: _in_rows(known[variable].values, every)
         for name, variable in (
             ("center y", "center_y"), ("center x", "center_x"), ("radius", "radius"), ("retention", "retention"),
             ("total", "total"),
@@ -156,7 +154,7 @@ def _data(results: Mapping[str, Any], stored: xr.Dataset) -> dict[str, Any]:
     return {
         "detector": [height, width],
         "center": middle,
-        "wander": max(float(np.abs(one - np.nanmedian(one)).max()) for one in centers),
+        "wander": max(float(np.nanmax(np.abs(one - np.nanmedian(one)))) for one in centers),
         "step": step,
         "largest": math.ceil(max(height, width) / step) * step,
         "n": total.size,
@@ -174,10 +172,11 @@ def _data(results: Mapping[str, Any], stored: xr.Dataset) -> dict[str, Any]:
         "options": "".join(f" {shlex.quote(one)}" for one in _given(config)),
         "line": results.get("command") or f"stem-dask crop {shlex.quote(path)} {shlex.quote(stem)}_cropped.zarr",
         "lead": list(maps["total"].shape),
+        "is_list": total.ndim == 1,
         "every": every,
         "first": int(np.ravel_multi_index((maps["total"].shape[0] // 2, maps["total"].shape[1] // 2), maps["total"].shape)),
         "worst": worst,
-        "specimen": {"name": image.replace("_", " "), **_image(np.atleast_2d(known[image].values)[thin])},
+        "specimen": {"name": image.replace("_", " "), **_image(_in_rows(known[image].values, every))},
         "mean_pattern": _image(known["mean_pattern"].values, logarithmic=True),
         "maximum_pattern": _image(known["max_pattern"].values, logarithmic=True),
         "maps": {name: _text(values.astype("<f4")) for name, values in maps.items()},
@@ -186,6 +185,18 @@ def _data(results: Mapping[str, Any], stored: xr.Dataset) -> dict[str, Any]:
             for name, values in maps.items() if name != "total"
         },
     }  # fmt: skip
+
+
+def _in_rows(values: NDArray, every: int) -> NDArray:
+    """Every n-th position, as an image; a list of patterns in rows of equal length, the last one filled up with NaN."""
+    thin = values[(slice(None, None, every),) * values.ndim]
+    if thin.ndim == 2:
+        return thin
+    columns = math.ceil(math.sqrt(thin.size))
+    rows = math.ceil(thin.size / columns)
+    filled = np.full(rows * columns, np.nan)
+    filled[: thin.size] = thin
+    return filled.reshape(rows, columns)
 
 
 def _given(config: Mapping[str, Any]) -> list[str]:
@@ -237,7 +248,7 @@ def _curves(
     for target, found in zip(_TARGETS, enough, strict=True):
         radius = int(np.argmax(found >= math.ceil(0.999 * n)))
         size = math.ceil(2 * max(radius, 1) / step) * step
-        targets.append({"target": target, "size": size, "window": [size, size]})
+        targets.append({"target": target, "size": size})
     return curve, targets
 
 

@@ -346,18 +346,18 @@ def _window_centers(analysis: xr.Dataset, align: Align) -> Sequence[NDArray[np.f
 
 
 def radii_inside(analysis: xr.Dataset, window: Window) -> NDArray[np.int64]:
-    """Largest radius of a square about each pattern's own center that its window holds, as far as the detector goes; int64 by position."""
+    """Largest radius of a square about `beam_places` that each window holds, as far as the detector goes; 0 for an empty pattern."""
     detector = analysis["mean_pattern"].shape
-    least = np.full(analysis["total"].shape, max(detector))
-    middle = np.stack([analysis["center_y"].values, analysis["center_x"].values])
-    known = np.isfinite(middle).all(axis=0)
-    places = zip(middle, window_origins(analysis, window), window.shape, detector, strict=True)
-    for center, first, size, full in places:
-        own = np.rint(np.where(known, center, 0)).astype(np.int64)
-        before, after = own - first, first + size - own
-        least = np.where(first > 0, np.minimum(least, before), least)
-        least = np.where(first + size < full, np.minimum(least, after), least)
-    return np.where(known, np.maximum(least, 0), 0)
+    found = np.full(analysis["total"].shape, max(detector))
+    known = np.isfinite(beam_places(analysis)[0])
+    places = zip(
+        beam_places(analysis), window_origins(analysis, window), window.shape, detector, strict=True
+    )
+    for beam, first, size, full in places:
+        own = np.where(known, beam, 0).astype(np.int64)
+        found = np.where(first > 0, np.minimum(found, own - first), found)
+        found = np.where(first + size < full, np.minimum(found, first + size - own), found)
+    return np.where(known, np.maximum(found, 0), 0)
 
 
 def window_origins(analysis: xr.Dataset, window: Window) -> tuple[NDArray, NDArray]:

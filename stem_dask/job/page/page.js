@@ -85,7 +85,7 @@ function choose(n) {
 function look(index) {
   const [rows, columns] = data.lead, chosen = Math.min(Math.max(index, 0), rows * columns - 1);
   selected = chosen;
-  const where = rows === 1 ? `pattern ${chosen * data.every}` :
+  const where = data.is_list ? `pattern ${chosen * data.every}` :
     `row ${Math.floor(chosen / columns) * data.every}, column ${(chosen % columns) * data.every}`;
   const words = Object.entries(maps).map(([name, map]) => `${name} ${Number(map[chosen].toPrecision(6))}`);
   at("position").textContent = `${where}: ${words.join(", ")}`;
