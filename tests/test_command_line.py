@@ -137,3 +137,24 @@ def test_again_repeats_the_result(here: Path, capsys: pytest.CaptureFixture[str]
     assert again[0].startswith("already complete")
     for name in ("window", "retention", "file"):
         assert [x for x in first if x.startswith(name)] == [x for x in again if x.startswith(name)]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert "demo info analyze" in capsys.readouterr().out
+
+
+def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["completion", "bash"]) == 0
+    folder = Path(sys.executable).parent
+    script = (
+        f"{capsys.readouterr().out}\n"
+        'COMP_WORDS=(stem-dask an); COMP_CWORD=1; _stem_dask; echo "${COMPREPLY[@]}"\n'
+        'COMP_WORDS=(stem-dask crop --siz); COMP_CWORD=2; _stem_dask; echo "${COMPREPLY[@]}"\n'
+    )
+    env = {"PATH": f"{folder}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout.split() == ["analyze", "--size"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask import __version__
 from stem_dask.cli.analyze import add_analyze_options, analyze_command
+from stem_dask.cli.completion import add_completion_options, completion
 from stem_dask.cli.demo import add_demo_options, demo_command
 from stem_dask.cli.job_array import add_batch_options, batch_command
 from stem_dask.cli.run import (
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 COMMANDS = (
-    "demo", "info", "analyze", "init", "check", "run", "view", "crop", "convert", "preprocess", "batch", "verify", "train", "keys",
+    "demo", "info", "analyze", "init", "check", "run", "view", "crop", "convert", "preprocess", "batch", "verify", "train", "keys", "completion",
 )  # fmt: skip
 
 
@@ -161,6 +162,12 @@ def verify_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def completion_command(options: argparse.Namespace) -> int:
+    """Print a script that completes commands, flags and file names."""
+    print(completion(options.shell, COMMANDS))
+    return 0
+
+
 def keys_command(options: argparse.Namespace) -> int:
     """Write TLS keys for a cluster that the user starts."""
     from stem_dask.cluster.security import write_keys
@@ -251,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("keys", keys_command, text)
     text = "folder for the keys, readable by all nodes and by no other user"
     sub.add_argument("folder", help=text)
+    text = "print a script that completes commands and flags in a shell"
+    add_completion_options(add("completion", completion_command, text))
     for name, text in (
         ("convert", "write files in another format"),
         ("preprocess", "make tensors for training: downsample, cast, normalize"),
