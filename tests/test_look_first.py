@@ -135,3 +135,20 @@ def test_a_pattern_without_a_disc(here: Path, capsys: pytest.CaptureFixture[str]
         assert np.isnan(known.center_y.values[3, 4])
         assert known.retention.values.min() == 1.0
     assert "nan px" not in Path("scan_report.html").read_text()
+
+
+def test_more_exports_of_a_finished_store(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the missing file is written, from the store, which stays as it is."""
+    write_config(here, "out.zarr")
+    run(capsys, *CROP)
+    before = {path: path.stat().st_mtime_ns for path in (here / "out.zarr").rglob("*")}
+    (here / "out.npy.incomplete").write_bytes(b"of an export that was killed")
+    out = run(capsys, *CROP, "output.export=[h5,npy]")
+    assert "export h5" in out
+    assert "export npy" in out
+    assert not [line for line in out.splitlines() if line.startswith(("analyze ", "crop "))]
+    assert f"file        {here / 'out.h5'}" in out
+    assert {path: path.stat().st_mtime_ns for path in (here / "out.zarr").rglob("*")} == before
+    with xr.open_zarr("out.zarr") as store:
+        np.testing.assert_array_equal(np.load("out.npy"), store.patterns)
+    assert "export h5" not in run(capsys, *CROP, "output.export=[h5,npy]")

@@ -331,7 +331,7 @@ class Batch:
                 )
             if size != list(common) and dataset.again is not None:
                 plan = prepare(dataset.again)
-        if plan.complete:
+        if plan.complete and not plan.outputs.missing_exports():
             return already_complete(plan.config, plan.outputs)
         self._refuse_too_small(plan)
         from stem_dask.job.run import run

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from stem_dask.cluster.connect import Connection
 from stem_dask.cluster.gpu import check_gpus, held_bytes, refuse_missing
 from stem_dask.config.load import to_dict
+from stem_dask.config.options import Config
 from stem_dask.core.errors import ConfigError, SourceError, StoreError
 from stem_dask.core.formats import FORMATS
 from stem_dask.core.machine import exempt_from_collection, load_meanwhile
-from stem_dask.core.model import Progress, Record, Window
+from stem_dask.core.model import Progress, Record, Step, Window
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
     attrs_of,
@@ -547,22 +548,46 @@ def _stamp(job: Job) -> list[int]:
 
 def _export(job: Job, path: str) -> None:
     """Write one more format from the finished store."""
-    output, kind = job.config.output, Path(path).suffix
-    codec = output.codec if FORMATS[kind].is_packed else "auto"
-    options: dict[str, Any] = {"layout": output.layout, "codec": codec, "rechunk": output.rechunk}
+    options, kind = _export_options(job.config, path), Path(path).suffix
     name = export_job(path, **options)
     if not job.state.published(path, name, math.prod(job.out.data.numblocks)):
         job.warnings += export_from_store(
             job.outputs.store,
             path,
             **options,
-            overwrite=output.overwrite or job.state.replaces(path),
+            overwrite=job.config.output.overwrite or job.state.replaces(path),
             client=job.connection.client,
             progress=job.reporter(f"export {kind[1:]}", 0),
             journal=job.state.journal,
             folder=f"{job.folder}/export{kind}",
         )
     job.tally.note(job.state.journal.records(name).values())
+
+
+def export_missing(
+    plan: Plan, connection: Connection, path: str, progress: Progress | None = None
+) -> None:
+    """Write one format of a store that an earlier run finished; an interrupted export begins again."""
+    stage = f"export {Path(path).suffix[1:]}"
+
+    def report_block(done: int, n: int, record: Record) -> None:
+        if progress is not None:
+            progress(Step(stage, done, n, 0, record))
+
+    remove(temporary(path))
+    export_from_store(
+        plan.outputs.store,
+        path,
+        **_export_options(plan.config, path),
+        client=connection.client,
+        progress=report_block,
+    )
+
+
+def _export_options(config: Config, path: str) -> dict[str, Any]:
+    output = config.output
+    codec = output.codec if FORMATS[Path(path).suffix].is_packed else "auto"
+    return {"layout": output.layout, "codec": codec, "rechunk": output.rechunk}
 
 
 # --- the report -------------------------------------------------------------------------------------------------

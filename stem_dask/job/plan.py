@@ -93,6 +93,10 @@ class Outputs:
         """Final path or URL of the first output."""
         return self.path if self.url is None else self.url
 
+    def missing_exports(self) -> tuple[str, ...]:
+        """Exports that are not there."""
+        return tuple(path for path in self.exports if not is_there(path))
+
     def all(self) -> tuple[str, ...]:
         """All outputs, with the URL for an object store."""
         return (self.store, *self.local()[1:])
@@ -441,7 +445,8 @@ def _deciding(options: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[s
 
 
 def _is_complete(config: Config, outputs: Outputs, token: str, contents: Mapping[str, str]) -> bool:
-    """Whether the outputs of this token are complete: the first one states the token, and the others are there.
+    """Whether the outputs of this token are complete: the first one states the token, and the others are there, but for exports,
+    which are made from the store.
 
     Raises OutputExistsError if an output of another run exists, without ``output.overwrite``.
     """
@@ -469,7 +474,8 @@ def _is_complete(config: Config, outputs: Outputs, token: str, contents: Mapping
         return False
     about, folder = _about(outputs), Path(outputs.path).parent
     missing = [Path(path).name for path in outputs.all() if not is_there(path)]
-    if about.get("token") == token and not missing:
+    exports = {Path(path).name for path in outputs.exports}
+    if about.get("token") == token and exports.issuperset(missing):
         return True
     refuse_damaged(Path(run_folder(outputs.path)), "--restart --overwrite")
     when = "replace it when the new one is complete"

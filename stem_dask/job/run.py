@@ -79,12 +79,12 @@ def run(
     with contextlib.ExitStack() as stack:
         if state is None and not plan.complete:
             state = stack.enter_context(begun(plan, restart=restart))
-        if state is None or state.is_complete:
-            from stem_dask.job.results import already_complete, stored_results
-
-            found = already_complete(plan.config, plan.outputs)
-            known = {"config": to_dict(plan.config), **stored_results(plan.outputs)}
-            return found if found.results else replace(found, results=known)
+        is_complete = state is None or state.is_complete
+        missing = plan.outputs.missing_exports() if is_complete else ()
+        if is_complete and not missing:
+            return _already_complete(plan)
+        if state is None:
+            state = stack.enter_context(begun(plan))
         if progress is None and "IPython" in sys.modules:
             from stem_dask.job.show import notebook_progress
 
@@ -93,7 +93,8 @@ def run(
         for line in input_lines(plan, state):
             say(line)
         if connection is None:
-            refuse_too_small(plan)
+            if not missing:
+                refuse_too_small(plan)
             device, outputs = plan.config.device, plan.outputs
             options = plan.config.cluster.model_dump()
             options |= {"input_bytes": plan.found.n_bytes, "device": device, "say": say}
@@ -107,12 +108,25 @@ def run(
         elif not isinstance(connection, Connection):
             with connected(connection):
                 connection = connection_of(connection, say=say)
+        passes = importlib.import_module(PASSES)
         with connected(connection.client):
-            outcome: Outcome = importlib.import_module(PASSES).complete(
+            if missing:
+                for path in missing:
+                    passes.export_missing(plan, connection, path, progress)
+                return _already_complete(plan)
+            outcome: Outcome = passes.complete(
                 plan, state, connection, progress,
                 started=started, common=common, alone=alone, command=command,
             )  # fmt: skip
             return outcome
+
+
+def _already_complete(plan: Plan) -> "Outcome":
+    from stem_dask.job.results import already_complete, stored_results
+
+    found = already_complete(plan.config, plan.outputs)
+    known = {"config": to_dict(plan.config), **stored_results(plan.outputs)}
+    return found if found.results else replace(found, results=known)
 
 
 def _config(given: Any, overrides: Iterable[str]) -> Config:
