@@ -12,6 +12,7 @@ import xarray as xr
 from batches import batch
 
 from stem_dask.cli import run
+from stem_dask.cli.main import main
 
 CONFIG = """
 input: {path: scan.npy}
@@ -134,8 +135,18 @@ def test_every_piece_of_advice_is_true(here: Path, capsys: Any, name: str) -> No
     first, printed = results(), capsys.readouterr().out
     assert "".join(first["verdict"]).startswith(verdict)
     assert ("verdict     ok\n" in printed) == (not first["verdict"])
-    lines = re.findall(r"^advice      (.*)$", printed, re.MULTILINE)
-    assert lines == list(first["advice"])
+    shown = re.findall(r"^advice      (.*): (stem-dask run job.yaml .*)$", printed, re.MULTILINE)
+    assert shown == [(gives, line) for line, gives in first["commands"].items()]
+    lines = list(first["advice"])
+    assert [gives for gives, _ in shown] == list(first["advice"].values())
+    for gives, line in shown:  # as it stands, into an output of its own
+        words = shlex.split(line)
+        path = next(word for word in words if word.startswith("output.path="))
+        name = path.removeprefix("output.path=").removesuffix(".zarr")
+        assert not Path(f"{name}.zarr").exists()
+        assert main(words[1:]) == 0, line
+        if size := re.match(r"gives (\d+) x (\d+) px", gives):
+            assert results(name)["window"]["size"] == [int(n) for n in size.groups()]
     for line, gives in first["advice"].items():
         assert run.main([*command, *shlex.split(line)]) == 0, line
         second = results()

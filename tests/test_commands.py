@@ -245,7 +245,13 @@ def test_a_crop_writes_what_an_export_of_its_store_has(
     assert run.main([*common, "output.path=a.zarr", f"output.export=[{kind}]"]) == 0
     assert run.main([*common, f"output.path=b{suffix}", "output.export=[]"]) == 0
     results = [json.loads(Path(f"{name}_results.json").read_text()) for name in "ab"]
-    for key in ("analysis", "validation", "window", "verdict", "advice"):
+    for key in (
+        "analysis",
+        "validation",
+        "window",
+        "verdict",
+        "advice",
+    ):  # "commands" name their output
         assert results[1][key] == results[0][key]
     if suffix == ".pt":
         first, second = (torch.load(f"{name}.pt", weights_only=True) for name in "ab")

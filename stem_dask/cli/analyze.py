@@ -38,16 +38,16 @@ def analyze_command(options: argparse.Namespace) -> int:
     from stem_dask.cli.jobs import run_all
 
     limit = options.time_limit
+    own = [word for word in overrides if not word.startswith("output.")]
+    again = shlex.join(["stem-dask", "crop", *words, f"{Path(path).stem}_cropped.zarr", *own])
     code = run_all(
         configs,
         quiet=options.quiet,
         restart=options.restart,
         time_limit=limit,
         as_json=options.json,
+        command=again,
     )
     if code == 0 and not (options.quiet or options.json):
-        own = [word for word in overrides if not word.startswith("output.")]
-        name = f"{Path(path).stem}_cropped.zarr"
-        again = ["stem-dask", "crop", *words, name, *own]
-        print(f"next        {shlex.join(again)}")
+        print(f"next        {again}")
     return code

@@ -63,20 +63,22 @@ def run_all(
     restart: bool = False,
     time_limit: float | None = None,
     as_json: bool = False,
+    command: str = "",
 ) -> int:
     """Run the jobs of one command, print what happened, and return the highest exit code.
 
     The first config defines the cluster. ``quiet`` prints errors only, ``restart`` drops unfinished runs, ``time_limit`` is in seconds.
+    ``command`` is what the user typed, which advice changes.
     With ``as_json`` standard output is one JSON document, a list for several inputs, and everything else goes to standard error.
     Raises InterruptedRunError, and StemDaskError if a single job fails or the cluster does not start.
     """
     if as_json:
         documents: list[dict[str, Any]] = []
         with contextlib.redirect_stdout(sys.stderr):
-            code = _run_all(configs, quiet, restart, time_limit, documents)
+            code = _run_all(configs, quiet, restart, time_limit, documents, command)
         print(json.dumps(documents[0] if len(configs) == 1 else documents))
         return code
-    return _run_all(configs, quiet, restart, time_limit, [])
+    return _run_all(configs, quiet, restart, time_limit, [], command)
 
 
 def _run_all(
@@ -85,6 +87,7 @@ def _run_all(
     restart: bool,
     time_limit: float | None,
     documents: list[dict[str, Any]],
+    command: str,
 ) -> int:
     """As `run_all`; the results of every input are added to ``documents``."""
     if len(configs) == 1:
@@ -92,7 +95,9 @@ def _run_all(
         with stoppable(time_limit), progress_shown(quiet) as (say, progress):
             from stem_dask.job.run import run
 
-            outcome = run(plan, say=say, progress=progress, restart=restart, alone=True)
+            outcome = run(
+                plan, say=say, progress=progress, restart=restart, alone=True, command=command
+            )
         if not quiet:
             show(outcome)
         documents.append(_document(plan.outputs.all(), outcome.results, outcome.exit_code))
@@ -132,7 +137,7 @@ def _document(files: Sequence[str], results: Mapping[str, Any], exit_code: int) 
             "files": {path: stored_bytes(path) for path in files if is_there(path)},
             "warnings": results.get("warnings", []),
             "verdict": results.get("verdict", []),
-            "advice": results.get("advice", {}),
+            "advice": results.get("commands") or results.get("advice", {}),
             "exit_code": exit_code,
         }
     )

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_misspelt(words)
         # within: the parser shows words that it does not know
         options = _parser().parse_args(without_secrets(words))
+        options.typed = shlex.join(["stem-dask", *without_secrets(words)])
         code = int(options.command(options))
         if options.command in (info_command, init_command, check_command, keys_command):
             refuse_lost_output()  # their result is what they print

@@ -24,7 +24,7 @@ def show(outcome: "Outcome") -> None:
 def shortcoming(outcome: "Outcome") -> str:
     """The reason for exit code 4 or 7, and what to do."""
     if outcome.exit_code == 4:
-        return "too many patterns keep less than validate.min_retention; add one of the lines called advice to the command"
+        return "too many patterns keep less than validate.min_retention; the lines called advice say what would keep enough"
     return "a part of the input could not be read (results.json names it); when it can, add --overwrite to do it again"
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_options(parser)
     words = sys.argv[1:] if argv is None else [*argv]
     # within: the parser shows words that it does not know
+    parser.set_defaults(typed=shlex.join(["stem-dask", "run", *without_secrets(words)]))
     return guarded(
         lambda: run_file(parser.parse_intermixed_args(without_secrets(words))),
         as_json="--json" in words,
@@ -103,6 +105,7 @@ def run_file(options: argparse.Namespace) -> int:
         restart=options.restart,
         time_limit=limit,
         as_json=options.json,
+        command=options.typed,
     )
 
 

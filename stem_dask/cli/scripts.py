@@ -154,7 +154,11 @@ def script_command(options: argparse.Namespace) -> int:
     configs = [_adapted(config, options.chunk_size, is_crop) for config in configs]
     try:
         return run_all(
-            configs, quiet=options.quiet, restart=options.restart, time_limit=options.time_limit
+            configs,
+            quiet=options.quiet,
+            restart=options.restart,
+            time_limit=options.time_limit,
+            command=options.typed,
         )
     finally:
         for config in configs if is_crop else ():

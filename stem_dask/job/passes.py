@@ -55,6 +55,7 @@ from stem_dask.job.outcome import Outcome
 from stem_dask.job.plan import Plan
 from stem_dask.job.results import (
     advice,
+    commands,
     discs_of,
     dose_of,
     exit_code,
@@ -130,8 +131,7 @@ def complete(
             "seconds_until_analyzed": analyzed_after,
             "seconds_since_process_start": summary.process_seconds(),
         }
-        results = _results(job, speed)
-        results["command"] = command
+        results = _results(job, speed, command)
         results["processing_time"] = time.perf_counter() - started
         if job.outputs.figure:
             _draw(job, results, job.outputs.figure)
@@ -593,7 +593,7 @@ def _export_options(config: Config, path: str) -> dict[str, Any]:
 # --- the report -------------------------------------------------------------------------------------------------
 
 
-def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
+def _results(job: Job, speed: dict[str, Any], command: str) -> dict[str, Any]:
     """Assemble results.json."""
     config, found, patterns, out = job.config, job.plan.found, job.patterns, job.out
     window, limit = job.window, job.connection.worker.limit
@@ -672,6 +672,8 @@ def _results(job: Job, speed: dict[str, Any]) -> dict[str, Any]:
     results["advice"] = advice(
         config, job.profile_store or store, results, job.analysis, window, hot
     )
+    results["command"] = command
+    results["commands"] = commands(config, job.outputs, command, results["advice"])
     if job.constants is not None:
         results["normalization"] = {"method": config.output.normalize, **job.constants}
     return results

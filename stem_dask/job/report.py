@@ -55,7 +55,7 @@ def html_of(results: Mapping[str, Any], store: str | None) -> str:
     warnings = "".join(f"<li>{html.escape(text)}</li>" for text in results["warnings"])
     advice = "".join(
         f"<li><code>{html.escape(line)}</code> {html.escape(why)}</li>"
-        for line, why in results["advice"].items()
+        for line, why in (results.get("commands") or results["advice"]).items()
     )
     problems = results["verdict"]
     verdict = "; ".join(problems) or "ok"

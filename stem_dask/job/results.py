@@ -1,8 +1,11 @@
 """What a run reports: its exit code, its verdict, and advice as overrides to append to the same command."""
 
 import contextlib
+import itertools
 import json
 import math
+import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +25,7 @@ from stem_dask.core.patterns import lead_dims
 from stem_dask.core.text import by
 from stem_dask.job import summary
 from stem_dask.job.outcome import Outcome
-from stem_dask.job.plan import Outputs, n_quarantined
+from stem_dask.job.plan import Outputs, is_there, n_quarantined
 from stem_dask.kernels.bragg import find_bragg_discs, kept_discs, mean_about
 from stem_dask.stages.analyze import stored_radii
 from stem_dask.stages.crop import beam_places, choose_window, disc_radius_of, window_origins
@@ -280,6 +283,59 @@ def advice(
     if mask is not None:
         out[_line(f"input.mask={mask}", *anew)] = f"masks the {len(hot):,} suspected hot pixels"
     return out
+
+
+def commands(
+    config: Config, outputs: Outputs, command: str, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Shell commands that follow advice, and the effect of each: ``command`` with the overrides and an output of its own."""
+    dropped = ("--overwrite", "--restart", "--json", "-q", "--quiet")
+    words = [word for word in shlex.split(command) if word not in dropped]
+    out, taken = {}, set[str]()
+    for line, gives in given.items() if words else ():
+        changes = [word for word in shlex.split(line) if word != "output.overwrite=true"]
+        names = {word.partition("=")[0] for word in changes}
+        # another mask, threshold, or part of the input needs an analysis of its own
+        same = all(
+            name.startswith(("crop.", "validate.", "analyze.target_retention")) for name in names
+        )
+        if (
+            same
+            and config.crop.enabled
+            and config.output.patterns
+            and outputs.store.endswith(".zarr")
+        ):
+            changes.append(f"analyze.from={_shown(outputs.store)}")
+        path = _free_name(config, outputs, changes[0], taken)
+        taken.add(path)
+        changes.append(f"output.path={_shown(path)}")
+        names = {word.partition("=")[0] for word in changes}
+        kept = [word for word in words if word.partition("=")[0] not in names]
+        out[shlex.join([*kept, *changes])] = gives
+    return out
+
+
+def _free_name(config: Config, outputs: Outputs, change: str, taken: set[str]) -> str:
+    """A name for the output of a changed job, of which no file exists."""
+    value = change.partition("=")[2].replace("null", "auto")
+    tag = "_".join(re.findall(r"[A-Za-z0-9.]+", value)) if len(value) <= 20 else "changed"
+    base, suffix = os.path.splitext(outputs.store)
+    if not config.output.patterns:
+        base = base.removesuffix("_analysis")
+    for i in itertools.count(1):
+        path = f"{base}_{tag}{f'_{i}' * (i > 1)}{suffix}"
+        output = config.output.model_copy(update={"path": path, "patterns": True})
+        made = Outputs.of(config.model_copy(update={"output": output})).all()
+        if path not in taken and not any(map(is_there, made)):
+            return path
+    raise AssertionError
+
+
+def _shown(path: str) -> str:
+    """A path relative to the working directory where it is below it."""
+    if is_url(path) or not path.startswith(f"{os.getcwd()}{os.sep}"):
+        return path
+    return os.path.relpath(path)
 
 
 def _line(*overrides: str) -> str:

@@ -358,8 +358,10 @@ def center_words(center: Mapping[str, Any]) -> str:
 
 
 def judgement_lines(results: Mapping[str, Any], *before: str) -> list[str]:
-    """Lines with verdict and advice; ``before`` precedes the overrides."""
+    """Lines with verdict and advice: commands where the run knows its own, else overrides, which ``before`` precedes."""
     out = [f"verdict     {text}" for text in results["verdict"]]
+    if found := results.get("commands"):
+        return [*out, *(f"advice      {gives}: {command}" for command, gives in found.items())]
     for line, gives in results["advice"].items():
         out += [f"advice      {' '.join([*before, line])}", f"            {gives}"]
     return out
