@@ -158,3 +158,13 @@ def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
         ["bash", "-c", script], capture_output=True, text=True, check=True, env=env
     )
     assert done.stdout.split() == ["analyze", "--size"]
+
+
+def test_help_is_grouped_by_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for task, name in (("look at a file:", "analyze"), ("make:", "crop"), ("train:", "train")):
+        group = text[text.index(task) :].partition("\n\n")[0]
+        assert f"\n  {name} " in group
+        assert "\n      stem-dask " in group

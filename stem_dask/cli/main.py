@@ -31,9 +31,19 @@ if TYPE_CHECKING:
     from stem_dask.readers.open import Found
 
 
-COMMANDS = (
-    "demo", "info", "analyze", "init", "check", "run", "view", "crop", "convert", "preprocess", "batch", "verify", "train", "keys", "completion",
-)  # fmt: skip
+#: the commands by task, each task with an example
+TASKS = {
+    "look at a file": (("demo", "info", "analyze", "view"), "stem-dask analyze scan.dm4"),
+    "decide": (("init", "check"), "stem-dask check crop.yaml analyze.target_retention=0.99"),
+    "make": (
+        ("run", "crop", "convert", "preprocess", "batch", "verify"),
+        "stem-dask crop scan.dm4 out.zarr --size 64",
+    ),
+    "train": (("train",), "stem-dask train --data out.zarr --output_dir outputs"),
+    "set up": (("keys", "completion"), 'eval "$(stem-dask completion bash)"'),
+}
+
+COMMANDS = tuple(name for names, _ in TASKS.values() for name in names)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,14 +232,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stem-dask",
         description="Out-of-core 4D-STEM preprocessing: read, find the window, crop, check, downsample, export.",
-        epilog=EXIT_CODES,
+        usage="stem-dask COMMAND ...   (stem-dask COMMAND --help explains it)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stem-dask {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_InAnyOrder)
+    commands = parser.add_subparsers(
+        prog="stem-dask",
+        required=True,
+        metavar="COMMAND",
+        help=argparse.SUPPRESS,
+        parser_class=_InAnyOrder,
+    )
+
+    texts: dict[str, str] = {}
 
     def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        texts[name] = text
+        sub = commands.add_parser(name, description=text)
         sub.set_defaults(command=command)
         return sub
 
@@ -270,6 +289,15 @@ def _parser() -> argparse.ArgumentParser:
     add_train_options(
         add("train", train_command, "train an autoencoder on the patterns of any file")
     )
+    lines = []
+    for task, (names, example) in TASKS.items():
+        lines += [
+            f"{task}:",
+            *(f"  {name:11} {texts[name]}" for name in names),
+            f"      {example}",
+            "",
+        ]
+    parser.epilog = "\n".join([*lines, EXIT_CODES])
     return parser
 
 

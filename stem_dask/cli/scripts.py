@@ -72,6 +72,7 @@ def add_script_options(sub: argparse.ArgumentParser, command: str) -> None:
     """The arguments of one of these commands."""
     output, fixed, flags = COMMANDS[command]
     sub.set_defaults(name=command, **fixed)
+    sub.usage = f"stem-dask {command} INPUT ... OUTPUT [options] [key=value ...]"
     text = "files or globs to read, then the output; any key of a config, such as input.scan_shape=[256,256]"
     sub.add_argument("words", nargs="*", metavar="INPUT OUTPUT | key=value", help=text)
     text = "as INPUT"

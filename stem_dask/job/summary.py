@@ -332,7 +332,9 @@ def _kept_line(kept: Mapping[str, Any], discs: Mapping[str, Any]) -> list[str]:
         return []
     scattered = kept["total_scattered_retention"]
     words = [f"{kept['total_retention']:.1%} of the intensity"]
-    if scattered is not None and math.isfinite(scattered):
+    if scattered is not None and scattered < 0:
+        words.append("less than the direct beam")
+    elif scattered is not None and math.isfinite(scattered):
         words.append(f"{scattered:.1%} of the scattered")
     line = f"keeps       {', '.join(words)}; direct beam {kept['direct_share']:.0%}"
     n = sum(discs.get(place, 0) for place in ("inside", "cut", "outside"))
