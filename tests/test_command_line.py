@@ -104,6 +104,12 @@ def test_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["shape"] == [3, 4, 24, 20]
     assert found["dtype"] == "uint16"
     assert [axis["name"] for axis in found["axes"]] == ["scan_y", "scan_x", "ky", "kx"]
+    assert main(["check", "scan.npy", "--json", "crop.size=12", "output.export=[]"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["window"] == [12, 12]
+    assert planned["shape"] == [3, 4, 12, 12]
+    assert str(here / "scan.zarr") in planned["outputs"]
+    assert not planned["complete"]
     words = ["run", "scan.npy", "output.export=[]", "output.figure=false", "--json"]
     for _ in range(2):  # also when it is complete
         assert main(words) == 0

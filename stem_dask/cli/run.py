@@ -1,6 +1,7 @@
 """python -m stem_dask.run CONFIG [key=value ...]: the whole job of a config file."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -54,8 +55,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure-cluster", action="store_true", help=text)
     text = "print what would be done, as stem-dask check does, and compute nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
-    text = "print one JSON document to standard output, and everything else to standard error"
-    parser.add_argument("--json", action="store_true", help=text)
     add_stop_options(parser)
 
 
@@ -65,6 +64,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG | FILE", help=text)
     text = "override any key of the config; more data files"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    text = "print one JSON document to standard output, and everything else to standard error"
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def configs_of(first: str, rest: Sequence[str]) -> "list[Config]":
@@ -111,21 +112,30 @@ def run_file(options: argparse.Namespace) -> int:
 
 def check_command(options: argparse.Namespace) -> int:
     """Print what a config would do for each of its inputs."""
+    documents = []
 
     def check(config: "Config") -> int:
         from stem_dask.job.plan import prepare, refuse_too_small
 
         plan = prepare(config)
-        from stem_dask.job.describe import describe_job
+        from stem_dask.job.describe import describe_job, job_document
 
-        print("\n".join(describe_job(plan)))
-        if plan.complete:
-            print(f"already complete: {plan.outputs.store}")
+        if options.json:
+            documents.append(job_document(plan))
         else:
+            print("\n".join(describe_job(plan)))
+        if not plan.complete:
             refuse_too_small(plan, queued_only=False)
+        elif not options.json:
+            print(f"already complete: {plan.outputs.store}")
         return 0
 
     configs = configs_of(options.config, options.overrides)
+    if options.json:
+        for config in configs:
+            check(config)
+        print(json.dumps(documents[0] if len(configs) == 1 else documents))
+        return 0
     code = each(configs, lambda config: str(config.input.path), check)
     if len(configs) > 1:
         print(f"{len(configs)} datasets")

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,6 +109,33 @@ def describe_job(plan: Plan) -> tuple[str, ...]:
     free = f"{size(budget.free_bytes(folder))} free in {folder}"
     lines.append(f"disk        {size(disk.least)} to {size(disk.most)} in all, {free}")
     return (*lines, "nothing was computed")
+
+
+def job_document(plan: Plan) -> dict[str, Any]:
+    """What a config would do, for programs; the window is null where the analysis finds it, and sizes are then upper limits."""
+    config, found = plan.config, plan.found
+    what = budget.shapes(config, found)
+    worker = budget.with_cuda(config, planned(config.cluster, found.n_bytes, config.device))
+    block = budget.fitting_block(config, found, worker)
+    lead = found.source.shape[:-2]
+    n_tasks = math.prod(math.ceil(n / c) for n, c in zip(lead, block, strict=True))
+    slab = budget.fitting_slab(found, block, worker) if budget.transposed_bytes(found) else None
+    memory = budget.memory_of(config, found, slab=slab)
+    disk = budget.disk_need(config, found, n_tasks)
+    return {
+        "input": found.info.path,
+        "input_bytes": int(found.n_bytes),
+        "outputs": list(plan.outputs.all()),
+        "complete": plan.complete,
+        "analysis": None if plan.precomputed is None else plan.precomputed.store,
+        "window": None if config.crop.given is None else [int(n) for n in what.window],
+        "shape": [int(n) for n in (*lead, *what.out)],
+        "dtype": str(what.dtype),
+        "n_tasks": n_tasks,
+        "memory_per_worker": int(budget.projected_bytes(memory, math.prod(block), worker)),
+        "disk_least": int(disk.least),
+        "disk_most": int(disk.most),
+    }
 
 
 def config_for(found: Found, overrides: Sequence[str] = ()) -> str:
