@@ -3,6 +3,7 @@
 # make test-faults    kill, corrupt and starve real runs
 # make test-slurm     run jobs, job arrays and templates on a real SLURM; skipped with a reason if there is none
 # make slurm-ci       install a SLURM for make test-slurm on this machine (Debian, as root)
+# make browser-ci     install Chromium for the tests of the report on this machine (Debian, as root)
 # make lint    style and types
 # make bench   repeat rows of the benchmark table and print the difference to the committed result (benchmarks/README.md)
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 CONFIG ?= configs/crop.yaml
 ARGS   ?=
 
-.PHONY: run test test-faults test-slurm slurm-ci lint bench clean
+.PHONY: run test test-faults test-slurm slurm-ci browser-ci lint bench clean
 
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
@@ -30,6 +31,10 @@ slurm-ci:
 	command -v slurmctld munged > /dev/null || { apt-get update -qq && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge; }
 
+browser-ci:
+	command -v chromium > /dev/null || { apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; }
+
 lint: $(VENV)/test.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -43,6 +48,7 @@ clean:
 
 # marks the installed packages, so that a second call takes no time
 $(VENV)/run.done: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): about 0.5 GB to download, 1 to 6 minutes; the job follows"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[torch,hyperspy]'
 	@touch $@

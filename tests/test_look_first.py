@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import stem_dask as sd
 from stem_dask.cli.main import main
 
 
@@ -152,3 +153,15 @@ def test_more_exports_of_a_finished_store(here: Path, capsys: pytest.CaptureFixt
     with xr.open_zarr("out.zarr") as store:
         np.testing.assert_array_equal(np.load("out.npy"), store.patterns)
     assert "export h5" not in run(capsys, *CROP, "output.export=[h5,npy]")
+
+
+def test_tasks_are_named_after_their_stage(here: Path) -> None:
+    """On the dashboard they are analyze, crop, export-npy."""
+    write_config(here, "out.zarr")
+    config = sd.load_config("crop.yaml", ["output.export=[npy]"])
+    with sd.connect("threads") as cluster:
+        sd.run_config(config, connection=cluster)
+        names = cluster.client.run_on_scheduler(
+            lambda dask_scheduler: set(dask_scheduler.task_prefixes)
+        )
+    assert {"analyze", "crop", "export-npy"} <= names

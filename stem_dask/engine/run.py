@@ -119,7 +119,8 @@ def run(
     sink.create(resume=bool(known))
     calls = _Calls(grid, sink, known.values(), quarantine, unreadable)
     records: list[Record] = []
-    with contextlib.closing(in_flight(client, calls)) as done:
+    name = "-".join(job.replace(".", "").split()[:2]) or "stem_dask"  # such as analyze, export-pt
+    with contextlib.closing(in_flight(client, calls, name)) as done:
         for result in itertools.chain.from_iterable(done):
             if isinstance(result, Again):
                 how = "quarantined" if result.is_unreadable else "computed again"

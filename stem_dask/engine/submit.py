@@ -45,7 +45,9 @@ WORKERS_SECONDS = 5.0
 ALONE_SECONDS = 30.0
 
 
-def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
+def in_flight(
+    client: Any, calls: Iterable[Call], name: str = "stem_dask"
+) -> Generator[Any, None, None]:
     """Results of calls as they come, with only a few submitted at a time.
 
     The first error stops the submission and is raised as the worker raised it, when the few calls that are in flight
@@ -55,6 +57,7 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     ----------
     client : a `distributed.Client`, or None for threads of this process
     calls : functions and their arguments; an iterator may go on after it was exhausted, because of a result
+    name : of the tasks, on the dashboard
     """
     if client is None:
         yield from _in_threads(iter(calls))
@@ -66,7 +69,7 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
     futures: set[Any] = set()
     with connected(client):
         try:
-            yield from _on_workers(client, iter(calls), futures)
+            yield from _on_workers(client, iter(calls), futures, name)
         except BaseException as error:
             if is_lost(client, error):  # no scheduler is left that could stop a task
                 raise
@@ -91,9 +94,9 @@ def in_flight(client: Any, calls: Iterable[Call]) -> Generator[Any, None, None]:
             raise
 
 
-def _on_workers(client: Any, calls: Iterator[Call], futures: set[Any]) -> Iterator[Any]:
+def _on_workers(client: Any, calls: Iterator[Call], futures: set[Any], name: str) -> Iterator[Any]:
     """What the calls return; ``futures`` are the tasks that have not ended."""
-    name, numbers = f"stem_dask-{uuid4().hex}", itertools.count()
+    name, numbers = f"{name}-{uuid4().hex}", itertools.count()
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     results: collections.deque[Any] = collections.deque()
     failure: StemDaskError | None = None
