@@ -142,7 +142,7 @@ def _measured(detector: int, repeat: int) -> Speed:
 
     def analyze(*beam: NDArray[np.float64], **more: Any) -> object:
         reducer = AnalysisReducer(
-            block, np.zeros((1, n), np.bool_), *beam, device="cpu", **options, **more
+            block, *2 * [np.zeros((1, n), np.bool_)], *beam, device="cpu", **options, **more
         )
         done = 0
         for piece in pieces(block):

@@ -288,7 +288,7 @@ def test_center_and_center_of_mass_are_one_array_where_they_are_the_same(method,
     center = None if method == "centroid" else (8.0, 11.0)
     options = {"target_retention": 0.98, "threshold": 0.0}
     options |= {"center": center, "metric": "square", "device": "cpu"}
-    reducer = AnalysisReducer(data, np.ones(data.shape[:-2], bool), **options)
+    reducer = AnalysisReducer(data, *2 * [np.ones(data.shape[:-2], bool)], **options)
     reducer.add(data.reshape(-1, 17, 22), slice(0, 15))
     block = reducer.result()
     how = {"radius_metric": "square", "target_retention": 0.98, "threshold": 0.0}
@@ -498,7 +498,7 @@ def test_blocks_are_not_copied_on_their_way():
 
     def analysis(block, **options):
         assert block is made[-1]
-        return AnalysisReducer(block, np.ones(6, bool), **options)
+        return AnalysisReducer(block, *2 * [np.ones(6, bool)], **options)
 
     data = da.ones((4, 3, 8, 6), chunks=(2, 3, 8, 6)).map_blocks(read, meta=np.empty((0,) * 4))
     options = {"target_retention": 0.9, "threshold": 0.0, "center": None, "metric": "square"}

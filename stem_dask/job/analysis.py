@@ -35,6 +35,7 @@ from stem_dask.stages.analyze import (
     analysis_attrs,
     analysis_of_blocks,
     fold_analysis,
+    fold_thumbnails,
     stored_radii,
 )
 from stem_dask.stages.analyze import analyze as analyze_patterns
@@ -344,6 +345,9 @@ def fold(job: Job, spool: SpoolSink) -> None:
     n_missing = int((~job.tally.valid(lead_shape(job.patterns))).sum())
     attrs = analysis_attrs(**_options(job))
     job.analysis = fold_analysis(job.patterns, stored, attrs, n_missing)
+    job.thumbnails = fold_thumbnails(
+        lead_shape(job.patterns), spool.blocks(job.n_blocks, ("thumbnails",))
+    )
     job.profiles = lambda: spool.blocks(job.n_blocks, ("profile",))
 
 
@@ -378,6 +382,7 @@ def _read_analysis(job: Job, store: str) -> None:
             yield region, {"profile": stored["profile"][region].values}
 
     job.analysis, job.profiles = analysis, profiles
+    job.thumbnails = zarr.thumbnails_of(store)
 
 
 def stored_window(config: Config, store: str) -> Window:

@@ -67,6 +67,8 @@ class Job:
         self.analysis: xr.Dataset | None = None
         #: yields region and profiles of each block
         self.profiles: Callable[[], Iterable[tuple[Region, Mapping[str, NDArray]]]]
+        #: small images of some patterns, for the report; None if a precomputed analysis has none
+        self.thumbnails: xr.Dataset | None = None
         #: the store that holds analysis and profiles
         self.profile_store: str | None = None
         self.window: Window | None = None

@@ -488,9 +488,12 @@ def _with_mask(job: Job) -> xr.Dataset:
 
 
 def _write_profiles(job: Job, built: str) -> None:
+    """Write the retention profiles, and the thumbnails."""
     lead, dims = lead_shape(job.patterns), (*lead_dims(job.patterns), PROFILE_RADIUS)
     chunk = tuple(chunks[0] for chunks in job.patterns.data.chunks[:-2])
     zarr.write_profiles(built, job.profiles(), dims, lead, chunk)
+    if job.thumbnails is not None:
+        zarr.write_dataset(built, "thumbnails", job.thumbnails)
 
 
 def _analysis_alone(job: Job, path: str, about: Mapping[str, Any]) -> str:

@@ -5,7 +5,8 @@ import html
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from stem_dask.config.load import defaults
 from stem_dask.core.errors import StoreError
 from stem_dask.core.text import by
+from stem_dask.core.text import size as size_of
 from stem_dask.job.summary import closing_lines, to_json
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened
-from stem_dask.writers.zarr import open_group
+from stem_dask.writers.zarr import open_group, thumbnails_of
 
 PAGE = Path(__file__).parent / "page"
 
@@ -74,6 +76,7 @@ def html_of(results: Mapping[str, Any], store: str | None) -> str:
         "warnings": f"<ul>{warnings}</ul>" if warnings else "<p>None.</p>",
         "advice": f"<h2>Advice</h2><ul>{advice}</ul>" if advice else "",
         "look": _look(results, data) if data else "<p>This run has no analysis.</p>",
+        "run": _run(results),
         "config": html.escape(json.dumps(to_json(results["config"]), indent=1)),
     }
     page = (PAGE / "page.html").read_text(encoding="utf-8")
@@ -85,6 +88,53 @@ def html_of(results: Mapping[str, Any], store: str | None) -> str:
 def _embedded(data: Mapping[str, Any]) -> str:
     """JSON that can stand within a script of a page."""
     return json.dumps(to_json(data)).replace("<", "\\u003c")
+
+
+def _run(results: Mapping[str, Any]) -> str:
+    """Speed, memory and provenance as rows of a table."""
+    speed, found = results["speed"], results["input"]
+    packages = ("stem_dask", "numpy", "dask", "zarr")
+    rows = {
+        "input": f"{found['path']}, {by(found['shape'])} {found['dtype']}, {size_of(results['sizes']['input_bytes'])}",
+        "notes": "; ".join(found["notes"]),
+        "command": results.get("command") or "",
+        "duration": f"{results['processing_time']:.1f} s, {size_of(speed['bytes_per_second'])}/s",
+        "memory": f"at most {size_of(results['peak_memory'])} in a process",
+        "workers": results["cluster"],
+        "repeated tasks": str(results["retries"]),
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+    return "".join(
+        f'<tr><th scope="row">{name}</th><td>{html.escape(text)}</td></tr>'
+        for name, text in rows.items()
+        if text
+    )
+
+
+def _histogram(radius: NDArray, size: int) -> str:
+    """Numbers of patterns by radius as bars; the radius that a window of ``size`` px holds is marked."""
+    values = radius[np.isfinite(radius)]
+    if not values.size:
+        return ""
+    half = size / 2
+    low = math.floor(min(values.min(), half))
+    high = math.ceil(max(values.max(), half)) + 1
+    width = math.ceil((high - low) / 40)
+    n, edges = np.histogram(values, np.arange(low, high + width, width))
+    last = edges[-1]
+    bars = "".join(
+        f'<rect x="{first - low}" y="{1 - one / n.max():.4f}" width="{width * 0.9}" height="{one / n.max():.4f}">'
+        f"<title>{first:g} to {first + width:g} px: {one:,} patterns</title></rect>"
+        for first, one in zip(edges[:-1], n, strict=True)
+    )
+    thin = (last - low) / 200
+    mark = f'<rect class="mark" x="{half - low - thin / 2}" y="0" width="{thin}" height="1"/>'
+    text = f"{values.min():g} to {values.max():g} px, most often {edges[n.argmax()]:g} px"
+    return (
+        f'<figure><svg viewBox="0 0 {last - low} 1" preserveAspectRatio="none" role="img" '
+        f'aria-label="histogram of the radius: {text}">{bars}{mark}</svg>'
+        f"<figcaption>Histogram of the radius: {text}; red: half the window</figcaption></figure>"
+    )
 
 
 def _look(results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -106,9 +156,20 @@ def _look(results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             f"{data['wander']:.1f} px; one fixed window must be larger by twice that to keep as much.</p>"
         )
     step = data["step"]
+    worst = " ".join(
+        f'<button type="button" data-index="{index}">{html.escape(text)}</button>'
+        for index, text in data["least"]
+    )
+    pattern = ""
+    if data["thumbnails"]:
+        pattern = (
+            '<figure><canvas id="pattern" role="img" aria-label="pattern of the chosen position with the window"></canvas>'
+            '<figcaption>Pattern, logarithmic: <output id="pattern-of"></output></figcaption></figure>'
+        )
     return f"""<div class="grid">
 <figure><canvas id="specimen" tabindex="0" role="img" aria-label="specimen, {image}: click, or use the arrow keys, to see the values of a position"></canvas>
 <figcaption>Specimen ({image}); red: the patterns that keep least. <output id="position"></output></figcaption></figure>
+{pattern}
 <figure><canvas id="mean" role="img" aria-label="mean pattern with the window"></canvas><figcaption>Mean pattern, logarithmic, and the window</figcaption></figure>
 <figure><canvas id="maximum" role="img" aria-label="maximum of all patterns with the window"></canvas><figcaption>Maximum of all patterns, logarithmic</figcaption></figure>
 </div>
@@ -119,7 +180,8 @@ def _look(results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 <label>or for a target <select id="targets"><option value="">share of the intensity</option>{options}</select></label></p>
 <p>Window <output id="shown-window"></output>, retention <output id="shown-retention"></output>; <span id="shown-rest"></span></p>
 {wander}<p>To get it: <code id="line"></code></p>
-<h2>Maps</h2><div class="grid">{maps}</div>"""
+<h2>Patterns that keep least</h2><p>{worst}</p>
+<h2>Maps</h2><div class="grid">{maps}{data["histogram"]}</div>"""
 
 
 def _data(results: Mapping[str, Any], store: str) -> dict[str, Any]:
@@ -148,6 +210,14 @@ def _data(results: Mapping[str, Any], store: str) -> dict[str, Any]:
     retention = maps["retention"] if "retention" in maps else maps["radius"]
     order = np.argsort(np.where(np.isfinite(retention), retention, np.inf), axis=None)[:3]
     worst = [[int(i) for i in np.unravel_index(one, retention.shape)] for one in order]
+    is_list = total.ndim == 1
+    least = [
+        (
+            int(one),
+            f"{_place(row, column, retention.shape, every, is_list)}: {retention[row, column]:.4g}",
+        )
+        for one, (row, column) in zip(order, worst, strict=True)
+    ]
     path, stem = str(results["input"]["path"]), Path(str(results["input"]["path"])).stem
     origin = [max(0, min(first, full - n)) for first, n, full in zip(
         results["window"]["origin"], shape, (height, width), strict=True)]  # fmt: skip
@@ -172,10 +242,16 @@ def _data(results: Mapping[str, Any], store: str) -> dict[str, Any]:
         "options": "".join(f" {shlex.quote(one)}" for one in _given(config)),
         "line": results.get("command") or f"stem-dask crop {shlex.quote(path)} {shlex.quote(stem)}_cropped.zarr",
         "lead": list(maps["total"].shape),
-        "is_list": total.ndim == 1,
+        "is_list": is_list,
         "every": every,
         "first": int(np.ravel_multi_index((maps["total"].shape[0] // 2, maps["total"].shape[1] // 2), maps["total"].shape)),
         "worst": worst,
+        "least": least,
+        "histogram": _histogram(known["radius"].values[filled], max(shape)),
+        "thumbnails": _thumbnails(thumbnails_of(store)),
+        "windows": {} if results["window"]["align"] == "fixed" or "window_y" not in known else {
+            axis: _text(_in_rows(known[f"window_{axis}"].values, every).astype("<f4")) for axis in "yx"
+        },
         "specimen": {"name": image.replace("_", " "), **_image(_in_rows(known[image].values, every))},
         "mean_pattern": _image(known["mean_pattern"].values, logarithmic=True),
         "maximum_pattern": _image(known["max_pattern"].values, logarithmic=True),
@@ -185,6 +261,26 @@ def _data(results: Mapping[str, Any], store: str) -> dict[str, Any]:
             for name, values in maps.items() if name != "total"
         },
     }  # fmt: skip
+
+
+def _place(row: int, column: int, shape: Sequence[int], every: int, is_list: bool) -> str:
+    """The name of a position of a map."""
+    if is_list:
+        return f"pattern {(row * shape[1] + column) * every}"
+    return f"row {row * every}, column {column * every}"
+
+
+def _thumbnails(found: xr.Dataset | None) -> dict[str, Any]:
+    """The small images of patterns for the page, and the scan indices of these patterns."""
+    if found is None:
+        return {}
+    images = found["thumbnails"].values
+    return {
+        "rows": found["row"].values.tolist(),
+        "columns": found["column"].values.tolist() if "column" in found else None,
+        "shape": images.shape[-2:],
+        "values": _text(images),
+    }
 
 
 def _in_rows(values: NDArray, every: int) -> NDArray:

@@ -115,3 +115,26 @@ def _bin(block, factor, scale, mean, line, out):  # type: ignore[no-untyped-def]
                 for k in range(factor):
                     total = kind(total + line[x * factor + k])
                 to[x] = result(total * scale) if mean else result(total)
+
+
+def thumbnail(pattern: NDArray, side: int = 48) -> NDArray[np.uint8]:
+    """Small image of a pattern (ky, kx) for display: means of square cells, logarithmic, scaled to their maximum.
+
+    Returns
+    -------
+    (height, width) uint8, both at most ``side``: ``255 * log(1 + mean) / log(1 + largest mean)``; a negative mean, and one that is
+    not finite, is 0
+
+    Examples
+    --------
+    >>> thumbnail(np.array([[0, 0, 3], [0, 0, 3], [1, 1, 7]]), 2).tolist()
+    [[0, 170], [85, 255]]
+    """
+    cell = -(-max(pattern.shape) // side)
+    starts = [np.arange(0, n, cell) for n in pattern.shape]
+    rows = np.add.reduceat(pattern, starts[0], axis=0, dtype=np.float64)
+    total = np.add.reduceat(rows, starts[1], axis=1)
+    lengths = [np.minimum(n - first, cell) for n, first in zip(pattern.shape, starts, strict=True)]
+    mean = total / np.outer(*lengths)
+    level = np.log1p(np.where(np.isfinite(mean), np.maximum(mean, 0), 0))
+    return np.rint(255 * level / (level.max() or 1)).astype(np.uint8)

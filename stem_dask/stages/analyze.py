@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import as_text
-from stem_dask.core.model import Device, Region
+from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Device, Region
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
     axis_of,
@@ -25,6 +25,7 @@ from stem_dask.core.patterns import (
 from stem_dask.core.window import check_center, check_target, radii_for_target
 from stem_dask.kernels.analysis import Analysis
 from stem_dask.kernels.disc import find_discs
+from stem_dask.kernels.downsample import thumbnail
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.intensity import (
     ODD_PIXELS,
@@ -34,7 +35,7 @@ from stem_dask.kernels.intensity import (
     native_dtype,
 )
 from stem_dask.kernels.pixels import add_lit
-from stem_dask.stages.blocks import check_device, patterns_of, reduced, sampled
+from stem_dask.stages.blocks import check_device, patterns_of, reduced, sample_positions, sampled
 from stem_dask.stages.descan import fit_places
 from stem_dask.stages.friedel import check_scan, surroundings, symmetric_centers
 from stem_dask.stages.survey import (
@@ -79,6 +80,9 @@ REDUCED = {
     "n_filled": np.add,
     "lit": np.add,
 }
+
+#: patterns, evenly spread over the scan, that a report shows as small images
+N_THUMBNAILS = 1024
 
 
 def analyze(
@@ -262,7 +266,8 @@ def analysis_of_blocks(
         "target_retention": target_retention, "threshold": threshold, "metric": radius_metric,
         "center": center,
     }  # fmt: skip
-    along: list[NDArray] = [sampled(data.shape[:-2])]
+    lead = data.shape[:-2]
+    along: list[NDArray] = [sampled(lead), sampled(lead, N_THUMBNAILS)]
     how: dict[str, Any] = {"bad": None, "disc": None}
     if survey is not None:
         how["bad"] = survey.suspected
@@ -280,7 +285,7 @@ def analysis_of_blocks(
 
 
 class AnalysisReducer:
-    """Reducer: analysis of the patterns of one block, some of which are in the sample for ``lit``.
+    """Reducer: analysis of the patterns of one block, some of which are in the samples for ``lit`` and for thumbnails.
 
     ``expected`` are y and x of each pattern's beam, near which ``disc`` (options of `find_discs`) searches, or its center. The pixels ``bad`` [y, x] count as 0.
     """
@@ -289,6 +294,7 @@ class AnalysisReducer:
         self,
         block: NDArray | Block,
         in_sample: NDArray[np.bool_],
+        is_shown: NDArray[np.bool_],
         *expected: NDArray[np.float64],
         device: Device,
         bad: NDArray[np.int64] | None = None,
@@ -297,6 +303,7 @@ class AnalysisReducer:
     ) -> None:
         self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
         self.in_sample, self.threshold = in_sample.ravel(), options["threshold"]
+        self.is_shown, self.thumbnails = is_shown.ravel(), list[NDArray[np.uint8]]()
         self.bad, self.disc = bad, disc
         self.expected = np.stack([one.ravel() for one in expected], axis=-1) if expected else None
         self.beam = np.full((prod(self.lead), 2), np.nan)
@@ -330,6 +337,7 @@ class AnalysisReducer:
             raise SourceError(str(error)) from None  # damaged data, not retried
         for pattern in piece[self.in_sample[here]]:
             add_lit(pattern, self.threshold, self.lit)
+        self.thumbnails += map(thumbnail, piece[self.is_shown[here]])
 
     def _near(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
         """Places, or the nearest ones on the detector."""
@@ -363,6 +371,7 @@ class AnalysisReducer:
             "profile_min": least.astype(np.float64),
             "n_filled": np.array([len(filled)]),
             "lit": self.lit,
+            "thumbnails": np.array(self.thumbnails, np.uint8),
         }
         ones = (1,) * len(self.lead)
         return {
@@ -376,7 +385,9 @@ def analysis_blocks(patterns: xr.DataArray, **options: Any) -> dict[str, da.Arra
     raw, data = analysis_of_blocks(patterns, **options), blocks_of(patterns)
     nothing = np.empty((0,) * raw.ndim + data.shape[-2:], data.dtype)
     kernel = {"target_retention": 1.0, "threshold": 0.0, "metric": options["radius_metric"]}
-    like = AnalysisReducer(nothing, np.empty(0, bool), device="cpu", **kernel, center=None).result()
+    none = np.empty(0, bool)
+    like = AnalysisReducer(nothing, none, none, device="cpu", **kernel, center=None).result()
+    del like["thumbnails"]  # not of one shape
     lead = {True: tuple((1,) * n for n in raw.numblocks), False: raw.chunks}
     return {
         name: raw.map_blocks(
@@ -475,6 +486,38 @@ def fold_analysis(
             reduced[name] = join(reduced[name], part) if name in reduced else part
     found |= {name: found[other] for name, other in same.items()}
     return analysis_dataset(patterns, found, reduced, options, n_missing)
+
+
+def fold_thumbnails(
+    lead: Sequence[int], blocks: Iterable[tuple[Region, Mapping[str, NDArray]]]
+) -> xr.Dataset:
+    """Join the thumbnails of blocks.
+
+    Returns
+    -------
+    Dataset: ``thumbnails`` (scan_y, scan_x, ky, kx) or (pattern, ky, kx), uint8, see
+    `stem_dask.kernels.downsample.thumbnail`, and the scan indices of the patterns, ``row`` and ``column`` or ``row`` alone
+    """
+    import xarray as xr
+
+    indices = sample_positions(lead, N_THUMBNAILS)
+    counts = [len(one) for one in indices]
+    numbers = np.full(tuple(lead), -1)
+    numbers[np.ix_(*indices)] = np.arange(prod(counts)).reshape(counts)
+    out: NDArray[np.uint8] | None = None
+    for region, block in blocks:
+        here, images = numbers[region], block["thumbnails"][(0,) * len(region)]
+        if not len(images):
+            continue
+        if out is None:
+            out = np.zeros((prod(counts), *images.shape[1:]), np.uint8)
+        out[here[here >= 0]] = images
+    assert out is not None
+    dims = LIST_DIMS if len(lead) == 1 else SCAN_DIMS
+    names = zip(("row", "column"), dims, indices, strict=False)
+    data: dict[str, Any] = {name: (dim, np.array(one, np.int64)) for name, dim, one in names}
+    data["thumbnails"] = ((*dims, *DETECTOR_DIMS), out.reshape(*counts, *out.shape[1:]))
+    return xr.Dataset(data)
 
 
 def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) -> da.Array:

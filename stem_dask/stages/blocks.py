@@ -259,10 +259,10 @@ def require_computed(analysis: xr.Dataset) -> None:
         )
 
 
-def sampled(lead: Sequence[int]) -> NDArray[np.bool_]:
-    """Positions of a sample of at most 256 patterns, evenly spread over the scan."""
+def sampled(lead: Sequence[int], most: int = 256) -> NDArray[np.bool_]:
+    """Positions of a sample of at most ``most`` patterns, evenly spread over the scan."""
     out = np.zeros(tuple(lead), np.bool_)
-    out[np.ix_(*sample_positions(lead))] = True
+    out[np.ix_(*sample_positions(lead, most))] = True
     return out
 
 

@@ -226,6 +226,14 @@ def open_group(store: str, name: str = "") -> xr.Dataset:
     return found.assign_coords(axes)
 
 
+def thumbnails_of(store: str) -> xr.Dataset | None:
+    """The small images of patterns in a store, in memory; None for a store without."""
+    try:
+        return open_group(store, "thumbnails").load()
+    except FileNotFoundError:
+        return None
+
+
 def empty_store(path: str) -> None:
     """Create an empty group in place of anything that exists."""
     import zarr

@@ -9,7 +9,8 @@ function values(text, Type) {
 
 /* Draw an image of one byte a pixel, enlarged so that marks on it are thin; returns the context and the enlargement. */
 function paint(canvas, image) {
-  const [height, width] = image.shape, shown = values(image.values, Uint8Array);
+  const [height, width] = image.shape;
+  const shown = typeof image.values === "string" ? values(image.values, Uint8Array) : image.values;
   const small = document.createElement("canvas"), times = Math.max(1, Math.round(480 / width));
   small.width = width;
   small.height = height;
@@ -63,6 +64,32 @@ function show(shape, origin, kept, line) {
   for (const name of ["mean", "maximum"]) {
     box(paint(at(name), data[`${name}_pattern`]), [...origin, ...shape], "#0dd");
   }
+  drawn = { shape, origin };
+  pattern();
+}
+
+/* The sampled pattern nearest to the chosen position, with its window. */
+function pattern() {
+  const small = data.thumbnails;
+  if (!small.values) return;
+  const nearest = (indices, wanted) => indices.reduce(
+    (best, index, i) => (Math.abs(index - wanted) < Math.abs(indices[best] - wanted) ? i : best), 0);
+  const columns = data.lead[1], every = data.every;
+  const place = data.is_list ? [selected * every] :
+    [Math.floor(selected / columns) * every, (selected % columns) * every];
+  const i = nearest(small.rows, place[0]), j = data.is_list ? 0 : nearest(small.columns, place[1]);
+  const number = data.is_list ? i : i * small.columns.length + j;
+  const [height, width] = small.shape, start = number * height * width;
+  const image = { shape: small.shape, values: images.subarray(start, start + height * width) };
+  const shown = data.is_list ? [small.rows[i]] : [small.rows[i], small.columns[j]];
+  const index = data.is_list ? Math.floor(shown[0] / every) :
+    Math.floor(shown[0] / every) * columns + Math.floor(shown[1] / every);
+  const cell = Math.ceil(Math.max(...data.detector) / Math.max(height, width));
+  const origin = drawn.origin.map((first, axis) => windows.length === 0 ? first :
+    windows[axis][index] + Math.floor(data.window[axis] / 2) - Math.floor(drawn.shape[axis] / 2));
+  box(paint(at("pattern"), image), [...origin, ...drawn.shape].map((n) => n / cell), "#0dd");
+  const where = data.is_list ? `pattern ${shown[0]}` : `row ${shown[0]}, column ${shown[1]}`;
+  at("pattern-of").textContent = cell > 1 ? `${where}, ${cell} x ${cell} px binned` : where;
 }
 
 function command(n, kept) {
@@ -92,9 +119,10 @@ function look(index) {
   const context = paint(at("specimen"), data.specimen);
   for (const [y, x] of data.worst) box(context, [y - 0.5, x - 0.5, 2, 2], "#f44");
   box(context, [Math.floor(chosen / columns) - 0.5, (chosen % columns) - 0.5, 2, 2], "#0d0");
+  pattern();
 }
 
-let selected = 0, maps = {};
+let selected = 0, drawn = {}, maps = {}, windows = [], images;
 
 if (data.detector) {
   at("size").addEventListener("input", (event) => choose(Number(event.target.value)));
@@ -105,6 +133,11 @@ if (data.detector) {
   });
   for (const [name, text] of Object.entries(data.maps)) maps[name] = values(text, Float32Array);
   for (const [name, image] of Object.entries(data.pictures)) paint(at(`map-${name}`), image);
+  windows = Object.values(data.windows).map((text) => values(text, Float32Array));
+  if (data.thumbnails.values) images = values(data.thumbnails.values, Uint8Array);
+  for (const button of document.querySelectorAll("button[data-index]")) {
+    button.addEventListener("click", () => look(Number(button.dataset.index)));
+  }
   show(data.window, data.origin, data.kept, data.line);
   const specimen = at("specimen");
   look(data.first);
