@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import stem_dask as sd
 from stem_dask.kernels.analysis import analyze_patterns, largest_radius
 from stem_dask.kernels.crop import crop_patterns, window_intensity
-from stem_dask.kernels.downsample import downsample_patterns, result_dtype
+from stem_dask.kernels.downsample import downsample_patterns, result_dtype, thumbnail
 from stem_dask.kernels.intensity import accumulator, native
 from stem_dask.kernels.pixels import (
     add_lit,
@@ -374,6 +375,26 @@ def test_means_keep_constants_large_integers_nan_and_infinities():
     block[0, 0, 0], block[0, 2, 2], block[0, 3, 4] = np.nan, np.inf, -np.inf
     out = downsample_patterns(block, 2, method="bin")
     np.testing.assert_array_equal(out[0], [[np.nan, 1, 1], [1, np.inf, -np.inf]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", [5, 7, 64])
+def test_thumbnails(dtype, side):
+    pattern = make(dtype)[0, 2]
+    cell = max(1, math.ceil(22 / side))
+    mean = np.zeros((math.ceil(17 / cell), math.ceil(22 / cell)))
+    for y, x in np.ndindex(mean.shape):
+        part = pattern[y * cell : (y + 1) * cell, x * cell : (x + 1) * cell].astype(float)
+        mean[y, x] = max(0, np.where(np.isfinite(part), part, 0).mean())
+    found = thumbnail(pattern, side)
+    assert max(found.shape) <= side
+    np.testing.assert_array_equal(
+        found, np.rint(255 * np.log1p(mean) / np.log1p(mean.max())).astype("u1")
+    )
+
+
+def test_the_thumbnail_of_an_empty_pattern_is_empty():
+    assert not thumbnail(np.zeros((4, 6), "u2"), 3).any()
 
 
 def test_factor_one_and_unknown_methods():

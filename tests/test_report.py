@@ -140,6 +140,48 @@ def test_positions_and_targets(made: Path, page: Any) -> None:
 
 
 @browser_only
+def test_the_pattern_of_a_position_is_drawn(made: Path, page: Any) -> None:
+    """The scan has fewer patterns than there are thumbnails: each position shows its own."""
+    patterns = np.load(made / "scan.npy")
+    with xr.open_zarr(made / "out.zarr", group="analysis") as known:
+        least = int(known.retention.values.argmin())
+    page.goto((made / "out_report.html").as_uri())
+    page.click(f"button[data-index='{least}']")
+    row, column = divmod(least, 6)
+    assert page.inner_text("#pattern-of") == f"row {row}, column {column}"
+    assert page.inner_text("#position").startswith(f"row {row}, column {column}:")
+    read = "(c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data))"
+    drawn = page.evaluate(f"{read}(document.getElementById('pattern'))")
+    width = page.evaluate("document.getElementById('pattern').width")
+    times = width // 40
+    drawn = np.reshape(drawn, (-1, width, 4))[times // 2 :: times, times // 2 :: times, 0]
+    expected = np.log1p(patterns[row, column].astype(float))
+    beam = np.s_[18:28, 15:24]  # within the window, whose frame is drawn over the pattern
+    np.testing.assert_array_equal(
+        drawn[beam], np.rint(255 * expected / expected.max()).astype("u1")[beam]
+    )
+    assert page.locator("svg title").count() > 1
+
+
+def test_several_inputs_share_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scan = np.zeros((2, 3, 24, 20), "u2")
+    scan[..., 8:15, 7:13] = 9
+    np.save("a&b.npy", scan)
+    (tmp_path / "broken.npy").write_text("no data")
+    given = ["run", "a&b.npy", "broken.npy", "output.path=out/{stem}.zarr", "output.export=[]"]
+    assert main([*given, "-q"]) == 3
+    text = (tmp_path / "out" / "batch_report.html").read_text("utf-8")
+    assert "1 of 2 complete" in text
+    assert '<a href="a%26b_report.html">a&amp;b.npy</a>' in text
+    assert (tmp_path / "out" / "a&b_report.html").is_file()
+    assert "<td>14 x 14 px</td><td>100.00 %</td><td>100.00 %</td><td>ok</td><td>0</td>" in text
+    assert "broken.npy</th>" in text
+    assert "<td>3</td>" in text
+    assert text.count("<img alt=") == 1
+
+
+@browser_only
 def test_a_list_of_patterns_is_drawn_in_rows(
     tmp_path: Path, page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +198,7 @@ def test_a_list_of_patterns_is_drawn_in_rows(
     page.keyboard.press("ArrowDown")  # rows of 6
     assert page.inner_text("#position").startswith("pattern 6:")
     assert f"total {7 * 42}" in page.inner_text("#position")
+    assert page.inner_text("#pattern-of") == "pattern 6"
 
 
 @browser_only
@@ -170,20 +213,16 @@ def test_it_fits_a_telephone(made: Path, browser: Any, scheme: Any) -> None:
     page.close()
 
 
-def test_a_conversion_has_a_report_without_analysis(tmp_path: Path) -> None:
-    from stem_dask.job.report import html_of
-
-    results = {
-        "input": {"path": "/raw/<a>.npy"}, "warnings": ["a < b"], "advice": {}, "verdict": [], "files": {},
-        "config": {"output": {"layout": "scan"}}, "quarantined": {"n_patterns": 0},
-        "analysis": {"cropped_shape": [4, 4], "original_shape": [4, 4], "global_radius": None}, "validation": {},
-        "sizes": {"input_bytes": 8, "output_bytes": 8, "stored_bytes": 8, "reduction": 1},
-        "speed": {"bytes_per_second": 1, "seconds": 1}, "peak_memory": 1,
-    }  # fmt: skip
-    page = html_of(results, None)
-    assert "&lt;a&gt;.npy" in page
-    assert "a &lt; b" in page
+def test_a_conversion_has_a_report_without_analysis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("<a>.npy", np.ones((2, 3, 6, 4), "u2"))
+    assert main(["run", "<a>.npy", "crop.enabled=false", "output.path=b.zarr", "-q"]) == 0
+    page = (tmp_path / "b_report.html").read_text("utf-8")
+    assert "&lt;a&gt;.npy, 2 x 3 x 6 x 4 uint16" in page
     assert "<a>.npy" not in page
+    assert "no analysis" in page
 
 
 def test_a_large_scan_is_quick(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from stem_dask.core.errors import ConfigError, InterruptedRunError, StemDaskErro
 from stem_dask.core.text import by
 from stem_dask.job.plan import Plan, begun, input_lines, is_there, prepare, refuse_too_small
 from stem_dask.storage.location import is_url
+from stem_dask.storage.publish import publish, temporary
 
 if TYPE_CHECKING:
     from stem_dask.cluster.connect import Connection
@@ -113,12 +114,41 @@ def _run_all(
             if any(row.exit_code is not None for row in datasets):  # else nothing has started
                 for text in table(datasets):
                     line.say(text)
+                if configs[0].output.figure:
+                    line.say(f"file        {shown(_report(datasets))}")
     for row in datasets:
         files = () if row.plan is None else row.plan.outputs.all()
         error = {"error": row.words} if row.words else {}
         code = 75 if row.exit_code is None else row.exit_code
         documents.append({"input": row.input, **_document(files, row.results, code), **error})
     return max(dataset.exit_code or 0 for dataset in datasets)
+
+
+def _report(datasets: Sequence[Row]) -> str:
+    """Write the report of several inputs into the folder of all their outputs; returns its path."""
+    from stem_dask.job.report import write_batch_report
+
+    rows, folders = [], []
+    for row in datasets:
+        report = None if row.plan is None else row.plan.outputs.report
+        if row.plan is not None:
+            folders.append(os.path.dirname(os.path.abspath(row.plan.outputs.path)))
+        rows.append(
+            {
+                "input": row.input,
+                "output": row.output if row.plan is None else row.plan.outputs.store,
+                "exit_code": 75 if row.exit_code is None else row.exit_code,
+                "words": row.words,
+                "results": row.results,
+                "report": report if report is not None and os.path.isfile(report) else None,
+            }
+        )
+    path = os.path.join(
+        os.path.commonpath(folders) if folders else os.getcwd(), "batch_report.html"
+    )
+    write_batch_report(temporary(path), rows)
+    publish(path)
+    return path
 
 
 def _document(files: Sequence[str], results: Mapping[str, Any], exit_code: int) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 import base64
 import html
+import io
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import xarray as xr
@@ -19,6 +22,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.text import by
 from stem_dask.core.text import size as size_of
 from stem_dask.job.summary import closing_lines, to_json
+from stem_dask.kernels.downsample import thumbnail
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened
 from stem_dask.writers.zarr import open_group, thumbnails_of
@@ -47,6 +51,64 @@ def write_report(path: str | Path, results: Mapping[str, Any], store: str | None
     text = html_of(results, store)
     with translate(StoreError, path), opened(path, "w") as file:
         file.write(text)
+
+
+def write_batch_report(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the report of several inputs: a table with the mean pattern of each.
+
+    Parameters
+    ----------
+    path : of the HTML file
+    rows : ``input``, ``output``, ``exit_code`` and ``words`` (why it is not 0) of each input; ``results`` as in results.json, empty
+        without; ``report``, the path of its own report, or None
+    """
+    page = (PAGE / "batch.html").read_text(encoding="utf-8")
+    done = sum(row["exit_code"] == 0 for row in rows)
+    values = {
+        "css": (PAGE / "page.css").read_text(encoding="utf-8"),
+        "title": f"{done} of {len(rows)} complete",
+        "kind": "ok" if done == len(rows) else "bad",
+        "rows": "\n".join(_batch_row(row, Path(path).parent) for row in rows),
+    }
+    for name, value in values.items():
+        page = page.replace(f"<!--{name}-->", value)
+    with translate(StoreError, path), opened(path, "w") as file:
+        file.write(page)
+
+
+def _batch_row(row: Mapping[str, Any], folder: Path) -> str:
+    """One input of a batch."""
+    results, name = row["results"], html.escape(Path(row["input"]).name)
+    window, kept = results.get("window"), results.get("validation") or {}
+    if row["report"] is not None:
+        link = quote(os.path.relpath(row["report"], folder))
+        name = f'<a href="{link}">{name}</a>'
+    shares = [kept.get(which) for which in ("mean_retention", "min_retention")]
+    problems = [row["words"]] if row["words"] else results.get("verdict") or []
+    cells = [
+        _mean_pattern(row["output"], Path(row["input"]).name),
+        "" if not window else f"{by(window['size'])} px",
+        *("" if share is None else f"{100 * share:.2f} %" for share in shares),
+        html.escape("; ".join(problems) or "ok"),
+        str(row["exit_code"]),
+    ]
+    return f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+
+
+def _mean_pattern(store: str, name: str) -> str:
+    """The mean pattern of a .zarr store as a small image; empty for other outputs."""
+    from matplotlib.image import imsave
+
+    for group in ("analysis", "output"):
+        try:
+            mean = open_group(store, group)["mean_pattern"].values
+        except (OSError, KeyError, ValueError):
+            continue
+        stream = io.BytesIO()
+        imsave(stream, thumbnail(mean, 96), cmap="gray", format="png")
+        code = base64.b64encode(stream.getvalue()).decode("ascii")
+        return f'<img alt="mean pattern of {html.escape(name)}" src="data:image/png;base64,{code}">'
+    return ""
 
 
 def html_of(results: Mapping[str, Any], store: str | None) -> str:

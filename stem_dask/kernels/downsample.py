@@ -122,19 +122,21 @@ def thumbnail(pattern: NDArray, side: int = 48) -> NDArray[np.uint8]:
 
     Returns
     -------
-    (height, width) uint8, both at most ``side``: ``255 * log(1 + mean) / log(1 + largest mean)``; a negative mean, and one that is
-    not finite, is 0
+    (height, width) uint8, both at most ``side``: ``255 * log(1 + mean) / log(1 + largest mean)``; negative means, and values
+    that are not finite, are 0
 
     Examples
     --------
     >>> thumbnail(np.array([[0, 0, 3], [0, 0, 3], [1, 1, 7]]), 2).tolist()
     [[0, 170], [85, 255]]
     """
+    if pattern.dtype.kind == "f":
+        pattern = np.where(np.isfinite(pattern), pattern, 0)
     cell = -(-max(pattern.shape) // side)
     starts = [np.arange(0, n, cell) for n in pattern.shape]
     rows = np.add.reduceat(pattern, starts[0], axis=0, dtype=np.float64)
     total = np.add.reduceat(rows, starts[1], axis=1)
     lengths = [np.minimum(n - first, cell) for n, first in zip(pattern.shape, starts, strict=True)]
     mean = total / np.outer(*lengths)
-    level = np.log1p(np.where(np.isfinite(mean), np.maximum(mean, 0), 0))
+    level = np.log1p(np.maximum(mean, 0))
     return np.rint(255 * level / (level.max() or 1)).astype(np.uint8)
