@@ -40,7 +40,8 @@ def refuses(message, path, **options):
 def agrees(found, array):
     """The source holds the array: as a whole, in parts, and after pickling; opening again gives the same."""
     source = pickle.loads(pickle.dumps(found.source))
-    assert len(pickle.dumps(found.source)) < 4000
+    # every task has it
+    assert len(pickle.dumps(found.source)) < 4000 + 300 * len(found.files)
     assert source == found.source
     assert source.shape == found.info.shape == array.shape
     assert source.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import warnings
 import zipfile
-from pathlib import Path
 
 import h5py
 import hdf5plugin
@@ -21,7 +20,6 @@ from test_dm import one_image
 
 from stem_dask.config.load import parse_config
 from stem_dask.core.errors import ConfigError, SourceError
-from stem_dask.readers.containers import can_be_quoted
 from stem_dask.readers.open import find
 from stem_dask.writers.synthetic import encode_tags
 
@@ -67,22 +65,28 @@ def archive_of_arrays(path, **more):
             np.save(file, numbers())
 
 
-ARCHIVES = {
-    "a.ndata": ("a Nion Swift file", {"metadata__json": "{}"}),
-    "a.npz": ("an archive of numpy arrays", {"small__npy": b"1"}),
-    "a.zip": ("an archive of numpy arrays", {}),
-    "a.pt": ("an archive of numpy arrays", {}),
-    "a.dat": ("an archive of numpy arrays", {}),
-    "a b.npz": ("an archive of numpy arrays", {}),
-}
+@pytest.mark.parametrize("name", ["a.ndata", "a.npz", "a b.zip"])
+def test_an_archive_of_arrays_is_read_where_it_lies(tmp_path, name):
+    archive_of_arrays(tmp_path / name, metadata__json="{}", small__txt=b"1")
+    agrees(find(tmp_path / name), numbers())
+    np.savez(tmp_path / "two.npz", patterns=np.asfortranarray(numbers()), mean=numbers()[0, 0])
+    agrees(find(tmp_path / "two.npz"), numbers())
 
 
-@pytest.mark.parametrize("name", ARCHIVES)
-def test_an_archive_of_arrays(tmp_path, name):
-    what, more = ARCHIVES[name]
-    archive_of_arrays(tmp_path / name, **more)
+@pytest.mark.parametrize("name", ["a.pt", "a.dat"])
+def test_an_archive_of_another_name(tmp_path, name):
+    archive_of_arrays(tmp_path / name)
     message = refusal(tmp_path / name)
-    assert f"{name}: {what}" in message
+    assert f"{name}: an archive of numpy arrays" in message
+    command, _, there = message.rpartition("unpack it: ")[2].partition(", and open ")
+    typed(command, tmp_path)
+    agrees(find(tmp_path / there.strip("'")), numbers())
+
+
+def test_a_compressed_archive_is_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", patterns=numbers())
+    message = refusal(tmp_path / "a.npz")
+    assert "a.npz: patterns.npy in it is compressed, and is not read" in message
     command, _, there = message.rpartition("unpack it: ")[2].partition(", and open ")
     typed(command, tmp_path)
     agrees(find(tmp_path / there.strip("'")), numbers())
@@ -117,7 +121,7 @@ def test_other_archives(tmp_path):
 def test_what_torch_saves_is_renamed(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
-    assert "by its content it is a PyTorch file: rename it to a.pt" in refusal(tmp_path / "a.zip")
+    assert "by its content it is a PyTorch file; rename it to a.pt" in refusal(tmp_path / "a.zip")
 
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -211,10 +215,26 @@ def test_a_series_of_scans(tmp_path, name):
     else:
         zarr.save_array(str(tmp_path / name), series)
     message = refusal(tmp_path / name)
-    assert f"of {series.ndim} axes write one scan into a file of its own" in message
-    command, _, there = message.rpartition("its own: ")[2].partition(", then open ")
-    typed(command, tmp_path)
-    agrees(find(tmp_path / there), series.reshape(-1, *SHAPE)[0])
+    if name == "six.npy":
+        assert "choose one of its scans with input.index={axis0: 0, axis1: 0}" in message
+        index, first = {"axis0": 1, "axis1": 2}, series[1, 2]
+    else:
+        assert "choose one of its scans with input.index={t: 0}, or read all of them" in message
+        index, first = {"t": 1}, series[1]
+        together = find(tmp_path / name, series=True)
+        agrees(together, series.reshape(-1, *SHAPE[1:]))
+        assert "2 scans of 3 x 4, one after another along scan_y" in together.info.notes
+    agrees(find(tmp_path / name, index=index), first)
+    with pytest.raises(ConfigError, match=r"input\.index is .*expected 0 to 1"):
+        find(tmp_path / name, index={**index, next(iter(index)): 2})
+    with pytest.raises(ConfigError, match=r"expected an index for [12] of them, such as"):
+        find(tmp_path / name, index={"energy": 0})
+
+
+def test_an_index_of_a_scan(tmp_path):
+    np.save(tmp_path / "a.npy", numbers())
+    with pytest.raises(ConfigError, match="no array of more than four axes; leave it out"):
+        find(tmp_path / "a.npy", index={"t": 0})
 
 
 # --- one acquisition in several files ---------------------------------------------------------------------------
@@ -239,38 +259,49 @@ def dectris(folder, array, per_file, master=True, low=True):
             for i, name in enumerate(names):
                 link = h5py.ExternalLink(name, "entry/data/data")
                 file[f"entry/data/data_{i + 1:06d}"] = link
-            file["entry/instrument/detector/pixel_mask"] = np.zeros(part.shape[1:], "u4")
+            mask = np.zeros(part.shape[1:], "u4")
+            mask[0, 1] = mask[3, 2] = 1
+            file["entry/instrument/detector/pixel_mask"] = mask
+            file["entry/instrument/beam/incident_energy"] = 300000.0
     return [folder / name for name in names]
-
-
-def joined(message, folder, scan):
-    command, _, there = message.rpartition("join them: ")[2].partition(", then open ")
-    typed(command, folder)
-    return opened(there, folder, scan_shape=scan)
 
 
 def test_a_master_file_and_its_data_files(tmp_path):
     array = numbers((10, 12, 6, 5))
     files = dectris(tmp_path, array, 100)
-    message = refusal(tmp_path / "scan_master.h5")
-    assert "a master file: the patterns are in 2 files, scan_data_000001.h5 to scan_data_000002.h5" in message  # fmt: skip
-    agrees(joined(message, tmp_path, (10, 12)), array)
+    found = find(tmp_path / "scan_master.h5", scan_shape=(10, 12))
+    agrees(found, array)
+    assert found.files == tuple(map(str, files))
+    assert any("2 bad pixels, which are not masked: input.mask={pixels: [[0,1],[3,2]]}" in note for note in found.info.notes)  # fmt: skip
+    assert found.info.about["beam_energy_kv"] == 300
+    assert "a stack of 120 patterns" in refusal(tmp_path / "scan_master.h5")
     assert "open the master file scan_master.h5 in it" in refusal(tmp_path)
     for file, which in zip(files, ("1 to 100", "101 to 120"), strict=True):
         message = refusal(file)
         assert f"it holds patterns {which} of an acquisition in 2 files" in message
         assert "would fit" not in message
-    shutil.rmtree(tmp_path / "scan.zarr")
-    agrees(joined(message, tmp_path, (10, 12)), array)
+        agrees(opened_by(message), array)
     found = find(files[0], scan_shape=(10, 10))
     assert "it holds patterns 1 to 100 of an acquisition in 2 files" in found.info.notes[-1]
+    before = find(tmp_path / "scan_master.h5", scan_shape=(10, 12))
+    with h5py.File(files[1], "a") as file:
+        file["more"] = 1
+    assert before.change() is not None
+
+
+def opened_by(message):
+    """The file opened with the keys at the end of a message, for a scan of 10 x 12."""
+    words = shlex.split(message.rpartition("open all of them: ")[2])
+    keys = dict(word.removeprefix("input.").split("=", 1) for word in words)
+    series = keys.get("series") == "true"
+    return find(keys["path"], series=series, scan_shape=(10, 12))
 
 
 @pytest.mark.parametrize("low", [True, False])
 def test_data_files_without_their_master(tmp_path, low):
     array = numbers((10, 12, 6, 5))
     files = dectris(tmp_path, array, 100, master=False, low=low)
-    agrees(joined(refusal(files[0]), tmp_path, (10, 12)), array)
+    agrees(opened_by(refusal(files[0])), array)
 
 
 def test_data_files_that_are_missing(tmp_path):
@@ -289,23 +320,33 @@ def test_data_files_that_are_missing(tmp_path):
 def test_the_only_data_file(tmp_path):
     array = numbers((10, 10, 6, 5))
     [file] = dectris(tmp_path, array, 100)
-    message = refusal(tmp_path / "scan_master.h5")
-    path, name = re.search(r"set input\.path: (\S+) and input\.dataset: (\S+)$", message).groups()
-    agrees(find(path, dataset=name, scan_shape=(10, 10)), array)
+    agrees(find(tmp_path / "scan_master.h5", scan_shape=(10, 10)), array)
     assert "would fit" not in refusal(file)
 
 
-def test_links_with_names_that_a_shell_would_run(tmp_path):
-    """A file may not put words into a command that a user pastes."""
+@pytest.mark.parametrize("folder", ["..", "/tmp", "other"])
+def test_links_out_of_the_folder_are_not_followed(tmp_path, folder):
+    (tmp_path / "here" / "other").mkdir(parents=True)
+    dectris(tmp_path / "here", numbers((10, 12, 6, 5)), 100, master=False)
+    with h5py.File(tmp_path / "here" / "evil_master.h5", "w") as file:
+        file["entry/data/data_1"] = h5py.ExternalLink(f"{folder}/scan_data_000001.h5", "entry/data")
+    message = refusal(tmp_path / "here" / "evil_master.h5")
+    assert "links are followed within the folder of the file only" in message
+
+
+@pytest.mark.parametrize("target", ["entry/data", "entry/nothing", "entry/data/data/more"])
+def test_links_to_no_patterns(tmp_path, target):
     dectris(tmp_path, numbers((10, 12, 6, 5)), 100, master=False)
-    with h5py.File(tmp_path / "evil_master.h5", "w") as file:
-        for i in (1, 2):
-            link = h5py.ExternalLink(f"scan_data_{i:06d}.h5", "entry/data/data")
-            file[f"a'];$(touch owned)/data_{i}"] = link
-    message = refusal(tmp_path / "evil_master.h5")
-    assert "touch" not in message
-    assert "python" not in message
-    assert not can_be_quoted("$HOME")
+    with h5py.File(tmp_path / "a_master.h5", "w") as file:
+        file["entry/data/data_1"] = h5py.ExternalLink("scan_data_000001.h5", target)
+    assert "where no patterns are" in refusal(tmp_path / "a_master.h5")
+
+
+def test_a_master_of_files_that_are_not_alike(tmp_path):
+    dectris(tmp_path, numbers((10, 12, 6, 5)), 100)
+    with h5py.File(tmp_path / "scan_data_000002.h5", "w") as file:
+        file["entry/data/data"] = numbers((20, 6, 6))
+    assert "patterns of several kinds: 6 x 5 uint16, 6 x 6" in refusal(tmp_path / "scan_master.h5")
 
 
 @pytest.mark.parametrize(
@@ -334,10 +375,40 @@ def test_a_folder_with_one_image_for_each_position(tmp_path, pattern, turned):
         else:
             path.write_bytes(encode_tags(dm_image(array[y, x])))
     message = refusal(folder)
-    assert f"a folder of 36 {path.suffix} files, an image each" in message
-    command, _, there = message.rpartition("stack them: ")[2].partition(", then open ")
-    typed(command, tmp_path)
-    agrees(opened(there, tmp_path, **({} if turned else {"scan_shape": (3, 12)})), array)
+    assert f"a folder of 36 {path.suffix} files, an image each; read them as one scan" in message
+    more = {} if turned else {"scan_shape": (3, 12)}
+    for name in (folder, folder / f"*{path.suffix}"):
+        found = find(name, series=True, **more)
+        agrees(found, array)
+        for part in (np.s_[1:3, 2:11:4, :4, 1:], np.s_[:1, 5:6, :, :], np.s_[:0, :, :, :]):
+            np.testing.assert_array_equal(found.source[part], array[part])
+    if not turned:
+        assert "give its scan as input.scan_shape" in refusal(folder, series=True)
+
+
+def test_stacks_and_scans_one_after_another(tmp_path):
+    stacks, scans = numbers((10, 6, 5)), numbers((2, 3, 4, 6, 5))
+    for i in (2, 10):  # by their numbers, not as text
+        np.save(tmp_path / f"stack{i}.npy", stacks[:6] if i == 2 else stacks[6:])
+        np.save(tmp_path / f"scan{i}.npy", scans[int(i == 10)])
+    agrees(
+        find(tmp_path / "stack*.npy", series=True, scan_shape=(2, 5)), stacks.reshape(2, 5, 6, 5)
+    )
+    found = find(tmp_path / "scan*.npy", series=True)
+    agrees(found, scans.reshape(6, 4, 6, 5))
+    assert found.info.notes == ("2 files, scan2.npy to scan10.npy: scans of 3 x 4 x 6 x 5, one after another",)  # fmt: skip
+    np.save(tmp_path / "scan10.npy", scans[1] * 2)
+    assert found.change() is not None
+
+
+def test_files_that_are_no_series(tmp_path):
+    np.save(tmp_path / "1.npy", numbers((6, 5)))
+    np.save(tmp_path / "2.npy", numbers((6, 6)))
+    message = refusal(tmp_path / "*.npy", series=True)
+    assert "2.npy: 6 x 6 uint16; expected 6 x 5 uint16, as in" in message
+    assert "there are no such files" in refusal(tmp_path / "*.tif", series=True)
+    (tmp_path / "notes.txt").write_text("a")
+    assert "files of several types (.npy, .txt)" in refusal(tmp_path, series=True)
 
 
 def dm_image(array):
@@ -354,5 +425,5 @@ def test_an_image_of_a_folder(tmp_path):
     for i in range(3):
         tifffile.imwrite(tmp_path / f"{i}.tif", numbers((6, 5)))
     message = refusal(tmp_path / "1.tif")
-    folder = re.search(r"one image of many: stem-dask info (\S+) prints how to stack", message)[1]
-    assert "stack them: python -c" in refusal(Path(folder))
+    assert "is one image of many: read them as one scan: " in message
+    assert message.count("input.series=true") == 1

@@ -3,8 +3,10 @@
 ``STEM_DASK_FUZZ=20`` tries 20 times as many, and others.
 """
 
+import json
 import os
 import resource
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -76,6 +78,21 @@ def npy(path):
     return path
 
 
+def archive(path):
+    """A .npy file and the properties of Nion Swift in a zip archive."""
+    axis = {"scale": 0.5, "offset": 1.0, "units": "nm"}
+    properties = {
+        "datum_dimension_count": 2,
+        "collection_dimension_count": 2,
+        "dimensional_calibrations": [axis] * 4,
+    }
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("metadata.json", json.dumps(properties))
+        with file.open("data.npy", "w") as member:
+            np.save(member, numbers())
+    return path
+
+
 def pt(path):
     torch = pytest.importorskip("torch")
     axes = [{"name": "ky", "size": 6, "scale": 0.5, "units": "nm", "offset": 0.0}]
@@ -121,6 +138,11 @@ FAMILIES = {
     "zarr 3": (lambda f: store(f / "a.zarr", 3), {}),
     "zarr 3 with shards": (lambda f: store(f / "a.zarr", 3, shards=(3, 4, 6, 5)), {}),
     "npy": (lambda f: npy(f / "a.npy"), {}),
+    "npz": (lambda f: archive(f / "a.npz"), {}),
+    "zip": (lambda f: archive(f / "a.zip"), {}),
+    "ndata": (lambda f: archive(f / "a.ndata"), {}),
+    "ndata1": (lambda f: archive(f / "a.ndata1"), {}),
+    "nhdf": (lambda f: hdf5(f / "a.nhdf", "latest"), {}),
     "pt": (lambda f: pt(f / "a.pt"), {}),
     "mib": (lambda f: hdr(mib(f / "a.mib", numbers()), ScanX=4, ScanY=3), {}),
     "mib of two counters": (lambda f: by_turns(f / "a.mib", STACKED, "01"), {"dataset": "counter 1", "scan_shape": (2, 3)}),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from frames_made import agrees
-from test_containers import joined, opened, refusal, typed
+from test_containers import opened_by, refusal, typed
 from test_hdf5_locks import hold_open
 
 import stem_dask as sd
@@ -31,12 +31,16 @@ def test_c1_an_empad_line_scan_keeps_its_direction(cases):
     assert any("not 4 x 1 by the mode acquire" in note for note in found.info.notes)
 
 
-def test_d1_a_dectris_master_is_joined(cases, tmp_path):
+def test_d1_a_dectris_master_is_read(cases):
     folder = cases / "d1_dectris_master"
     truth = np.load(folder / "truth.npy")
-    agrees(joined(refusal(folder / "lamella_master.h5"), tmp_path, (10, 12)), truth)
+    found = find(folder / "lamella_master.h5", scan_shape=(10, 12))
+    agrees(found, truth)
+    assert found.info.about["beam_energy_kv"] == 300
     for i in (1, 2):
-        assert "would fit" not in refusal(folder / f"lamella_data_{i:06d}.h5")
+        message = refusal(folder / f"lamella_data_{i:06d}.h5")
+        assert "would fit" not in message
+        agrees(opened_by(message), truth)
 
 
 @pytest.mark.parametrize("name", ["ky_kx_y_x", "qy_qx_ry_rx"])
@@ -66,19 +70,20 @@ def test_g2_an_hdf5_file_that_is_open_elsewhere_is_read(cases, tmp_path):
         process.join()
 
 
-def test_i1_a_folder_of_images_is_stacked(cases, tmp_path):
+def test_i1_a_folder_of_images_is_a_scan(cases):
     folder = cases / "i1_folder_of_tif"
-    command, _, there = refusal(folder / "frames").rpartition("stack them: ")[2].partition(", then open ")  # fmt: skip
-    typed(command, tmp_path)
-    agrees(opened(there, tmp_path), np.load(folder / "truth.npy"))
+    assert "input.series=true" in refusal(folder / "frames")
+    for name in ("frames", "frames/*.tif"):
+        agrees(find(folder / name, series=True), np.load(folder / "truth.npy"))
 
 
 @pytest.mark.parametrize("name", ["t5.npy", "t5.h5"])
-def test_j1_a_series_of_scans_is_split(cases, tmp_path, name):
-    message = refusal(cases / "j1_time_series" / name)
-    command, _, there = message.rpartition("its own: ")[2].partition(", then open ")
-    typed(command, tmp_path)
-    assert find(tmp_path / there).info.shape == (3, 4, 16, 16)
+def test_j1_a_scan_of_a_series_is_chosen(cases, name):
+    path = cases / "j1_time_series" / name
+    assert "input.index={t: 0}" in refusal(path)
+    series = np.load(cases / "j1_time_series" / "t5.npy")
+    agrees(find(path, index={"t": 1}), series[1])
+    agrees(find(path, series=True), series.reshape(6, 4, 16, 16))
 
 
 @pytest.mark.parametrize("name", ["a.ndata", "a.prz", "store.zip", "store"])
@@ -90,7 +95,7 @@ def test_k1_a_zip_archive_is_no_tensor(cases, tmp_path, name):
     if name == "store":
         there = refusal(tmp_path / name).rpartition("rename it to ")[2]
         (tmp_path / name).rename(tmp_path / there)
-    elif name != "a.prz":  # which RosettaSciIO reads
+    elif name == "store.zip":
         way = refusal(tmp_path / name).rpartition("unpack it: ")[2]
         command, _, there = way.partition(", and open ")
         typed(command, tmp_path)

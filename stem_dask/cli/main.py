@@ -86,12 +86,12 @@ def info_command(options: argparse.Namespace) -> int:
         return 0
 
     files, overrides = _files_and_overrides(options)
+    inputs = found_inputs(files, series="input.series=true" in overrides)
     if not options.json:
-        return each(found_inputs(files), str, info)
-    paths = found_inputs(files)
-    for path in paths:
+        return each(inputs, str, info)
+    for path in inputs:
         info(path)
-    print(json.dumps(documents[0] if len(paths) == 1 else documents))
+    print(json.dumps(documents[0] if len(inputs) == 1 else documents))
     return 0
 
 

@@ -141,7 +141,7 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
             options[section][key] = os.path.abspath(os.path.expanduser(text))
     given, output, known = options["input"]["path"], options["output"], options["analyze"]["from"]
     try:
-        inputs = found_inputs(given)
+        inputs = found_inputs(given, series=options["input"]["series"])
         if len(inputs) > 1 and known is not None:
             raise ConfigError(
                 f"analyze.from is {known}, the analysis of one input, and there are {len(inputs)}; leave it out"
@@ -158,10 +158,11 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
         raise ConfigError(_place(places, key) + str(error)) from None
 
 
-def found_inputs(given: str | Sequence[str]) -> list[str]:
+def found_inputs(given: str | Sequence[str], *, series: bool = False) -> list[str]:
     """Absolute paths of all inputs that a path, a glob, or a list of them names: sorted, without duplicates.
 
-    An existing name is a path even if it looks like a glob. A path that does not exist is kept; its job reports it.
+    An existing name is a path even if it looks like a glob. A path that does not exist is kept; its job reports it. The files of
+    a ``series`` are one input, a folder or glob.
 
     Examples
     --------
@@ -169,7 +170,15 @@ def found_inputs(given: str | Sequence[str]) -> list[str]:
     (['/a.dm4', '/b.dm4'], ['synthetic'])
     """
     found: set[str] = set()
-    for text in [given] if isinstance(given, str) else given:
+    texts = [given] if isinstance(given, str) else given
+    if series:
+        if len(texts) > 1:
+            raise ConfigError(
+                f"input.path names {len(texts)} files, and input.series is true; give their folder, or a glob in quotes, such as "
+                f"'{Path(texts[0]).parent / '*'}{Path(texts[0]).suffix}'"
+            )
+        return [texts[0] if is_url(texts[0]) else os.path.abspath(os.path.expanduser(texts[0]))]
+    for text in texts:
         check_path("input.path", text)
         path = os.path.expanduser(text)
         if is_url(text):
@@ -230,6 +239,8 @@ def _named_outputs(inputs: Sequence[str], pattern: str) -> list[str]:
     makers: dict[str, str] = {}
     for text in inputs:
         path = Path(text)
+        if glob.has_magic(path.name) and not os.path.lexists(path):  # of a series
+            path = path.parent
         values = {"stem": path.stem, "name": path.name, "parent": path.parent.name}
         output = _PLACEHOLDER.sub(lambda found, values=values: values[found[1]], pattern)  # type: ignore[misc]
         other = makers.setdefault(output, text)

@@ -127,6 +127,8 @@ class Input(_Section):  # what is read
         Text | Paths, f"the path of a file, or {SYNTHETIC}, or a list of paths and globs"
     ]
     dataset: Whole | Annotated[Text, "a name"] | None = None
+    series: bool = False
+    index: Annotated[dict[str, Whole], "an index by axis, such as {t: 3}"] | None = None
     scan_shape: Shape | None = None
     scan_order: Literal["auto", "scan_first", "detector_first"] = "auto"
     scan_roi: Box | None = None

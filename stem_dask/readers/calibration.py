@@ -10,19 +10,19 @@ import numpy as np
 from stem_dask.core.metadata import dig, number, stated, text_of
 from stem_dask.core.model import SCAN_DIMS, Axis
 from stem_dask.readers.hdf5_metadata import as_bytes, attributes_of, member
-from stem_dask.readers.source import calibrated
+from stem_dask.readers.source import Candidate, calibrated
 from stem_dask.storage.errors import one_line
 
 
 def with_stated(path: str, file: Any, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Complete the arrays of an HDF5 file (arguments of `Candidate`) by what other programs store; keeps calibrated axes."""
-    about = stated("HDF5", lambda place: _value(file, place))
+    about = stated("HDF5", lambda place: value_at(file, place))
     completed = []
     for one in found:
         if len(one["axes"]) > 2:
             data = file.get(as_bytes(one["name"]))
             known = [about, one.get("about") or {}]
-            one = _by_nion(path, data, one, known)
+            one = _by_nion(path, attributes_of(data).get("properties"), one, known)
             one = _by_py4dstem(file, data, one, known)
             metadata = {name: value for k in known for name, value in k.get("metadata", {}).items()}
             one["about"] = {name: value for k in known for name, value in k.items()}
@@ -31,7 +31,7 @@ def with_stated(path: str, file: Any, found: list[dict[str, Any]]) -> list[dict[
     return completed
 
 
-def _value(group: Any, place: str) -> tuple[Any, str | None]:
+def value_at(group: Any, place: str) -> tuple[Any, str | None]:
     """A small dataset or attribute below a group, and its ``units``; links are not followed."""
     import h5py
 
@@ -52,9 +52,17 @@ def _value(group: Any, place: str) -> tuple[Any, str | None]:
     return value, None if units is None else text_of(units)
 
 
-def _by_nion(path: str, data: Any, one: dict[str, Any], known: list[Any]) -> dict[str, Any]:
+def with_nion(path: str, text: Any, one: Candidate) -> Candidate:
+    """Complete an array by the properties of Nion Swift's data item, JSON in a file beside it."""
+    fields = {name: getattr(one, name) for name in ("name", "axes", "notes", "scan", "fault")}
+    known: list[Any] = [{}]
+    found = _by_nion(path, text, fields, known)
+    about = {name: value for part in known for name, value in part.items()}
+    return replace(one, **found, about={**(one.about or {}), **about})
+
+
+def _by_nion(path: str, text: Any, one: dict[str, Any], known: list[Any]) -> dict[str, Any]:
     """Axes and scan by the properties of a data item, which Nion Swift writes as JSON."""
-    text = attributes_of(data).get("properties")
     try:
         properties = json.loads(text) if isinstance(text, (str, bytes)) else None
     except (ValueError, RecursionError):
@@ -97,9 +105,9 @@ def _by_py4dstem(file: Any, data: Any, one: dict[str, Any], known: list[Any]) ->
         return one
 
     def value(name: str) -> Any:
-        return _value(group, name)[0]
+        return value_at(group, name)[0]
 
-    known.insert(-1, stated("py4DSTEM", lambda place: _value(group, place)))
+    known.insert(-1, stated("py4DSTEM", lambda place: value_at(group, place)))
     axes = list(one["axes"])
     origins = (0.0, 0.0, number(value("qx0_mean")) or 0.0, number(value("qy0_mean")) or 0.0)
     for i, (space, origin) in enumerate(zip("RRQQ", origins, strict=True)):

@@ -8,7 +8,7 @@ import re
 import shlex
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.source import Reading, Slices, Source
+from stem_dask.readers.source import Reading, Slices
 from stem_dask.storage.errors import COPY, one_line, translate
 from stem_dask.storage.location import is_url
 
@@ -180,20 +180,6 @@ class ZarrArray:
 #: documents of a zarr store or of a node in it
 ZARR_ROOTS = ("zarr.json", ".zgroup", ".zarray")
 
-#: by suffix, an expression that reads the image in file ``p``, and its import
-_IMAGE_READERS = {
-    ".tif": ("tifffile.imread(p)", "tifffile"),
-    ".tiff": ("tifffile.imread(p)", "tifffile"),
-    ".npy": ("numpy.load(p)", "numpy"),
-    ".dm3": ("digitalmicrograph.file_reader(p)[0]['data']", "rsciio.digitalmicrograph as digitalmicrograph"),
-    ".dm4": ("digitalmicrograph.file_reader(p)[0]['data']", "rsciio.digitalmicrograph as digitalmicrograph"),
-}  # fmt: skip
-
-
-def can_be_quoted(*texts: str) -> bool:
-    """Whether texts are safe within quotes in a line of Python that a user pastes into a shell."""
-    return all(re.fullmatch(r"[\w/.,:+=@~ -]*", text) for text in texts)
-
 
 def in_zip(path: str) -> tuple[str, str] | None:
     """Kind of a zip archive and how to open its content; ("", "") for files of ``torch.save``, None if it is damaged."""
@@ -270,36 +256,12 @@ def in_folder(path: Path, readers: Mapping[str, Any]) -> str:
             found = readers[known[-1]].candidates(str(path / same[0]))
             images = [one.source for one in found if len(one.source.shape) > 1]
             if images and all(prod(image.shape[:-2]) == 1 for image in images):
-                return f"a folder of {len(same):,} {known[-1]} files, an image each; {_stacking(path, same, images[0])}"
+                name = path.name if len(same) == len(files) else f"{path.name}/*{known[-1]}"
+                return (
+                    f"a folder of {len(same):,} {known[-1]} files, an image each; read them as one scan: input.path={shlex.quote(name)} "
+                    "input.series=true, and input.scan_shape=[scan_y,scan_x] unless their names have y and x"
+                )
     return f"a folder with {len(same):,} {known[-1]} file{'s' * (len(same) > 1)}; name one of them, or the glob {path.name}/*{known[-1]}"
-
-
-def _stacking(folder: Path, names: Sequence[str], image: Source) -> str:
-    """A line of Python that concatenates the images of a folder in scan order, and how to open the result."""
-    suffix = Path(names[0]).suffix
-    if suffix.lower() not in _IMAGE_READERS or not can_be_quoted(str(folder)):
-        return "save them as one array (scan_y, scan_x, ky, kx) with numpy.save"
-    read, needs = _IMAGE_READERS[suffix.lower()]
-    key, scan = r"[int(n) for n in re.findall(r'\d+', os.path.basename(p))]", str(len(names))
-    more = " input.scan_shape=[scan_y,scan_x]"
-    for first, second in ("yx", "xy"):
-        pattern = rf"(?i){first}[_=-]?(\d+)[^\d]*?{second}[_=-]?(\d+)"
-        found = [match.groups() for name in names if (match := re.search(pattern, name))]
-        if len(found) < len(names):
-            continue
-        order = "[::-1]" if first == "x" else ""
-        key = rf"[int(n) for n in re.search(r'{pattern}', os.path.basename(p)).groups()]{order}"
-        lines, columns = (len({int(place[i]) for place in found}) for i in (0, 1))
-        if lines * columns == len(names) == len({(int(a), int(b)) for a, b in found}):
-            scan, more = f"{columns},{lines}" if first == "x" else f"{lines},{columns}", ""
-        break
-    dtype, out = image.dtype.newbyteorder("=").name, f"{folder.name}.raw"
-    height, width = image.shape[-2:]
-    line = (
-        f"import glob, os, re, {needs}; f = sorted(glob.glob('{folder}/*{suffix}'), key=lambda p: {key}); "
-        f"open('{out}', 'wb').writelines({read}.astype('{dtype}').tobytes() for p in f)"
-    )
-    return f'stack them: python -c "{line}", then open {out} with input.shape=[{scan},{height},{width}] input.dtype={dtype}{more}'
 
 
 def of_many(path: str) -> str:
@@ -311,4 +273,4 @@ def of_many(path: str) -> str:
         same = (entry for entry in entries if Path(entry.name).suffix.lower() == suffix)
         if len(list(islice(same, 2))) < 2:
             return ""
-    return f"is one image of many: stem-dask info {shlex.quote(os.path.relpath(folder))} prints how to stack them"
+    return f"is one image of many: read them as one scan: {shlex.quote(os.path.relpath(folder))} input.series=true"

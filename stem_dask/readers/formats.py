@@ -17,7 +17,7 @@ from stem_dask.readers.empad import list_empad, xml_of_raw
 from stem_dask.readers.hdf5 import list_hdf5
 from stem_dask.readers.mib import list_mib
 from stem_dask.readers.mrc import list_mrc
-from stem_dask.readers.raw import RawLayout, list_npy, list_raw
+from stem_dask.readers.raw import RawLayout, list_archive, list_npy, list_raw
 from stem_dask.readers.rsciio import SUFFIXES, list_rsciio
 from stem_dask.readers.source import Candidate
 from stem_dask.readers.tiff import list_tiff
@@ -68,15 +68,20 @@ READERS = {
     ".tiff": Reader("a TIFF file", list_tiff),
     ".emd": Reader("an EMD file", list_hdf5),
     ".nxs": Reader("a NeXus file", list_hdf5),
+    ".nhdf": Reader("a Nion Swift file", list_hdf5),
+    ".ndata": Reader("a Nion Swift archive", list_archive),
+    ".ndata1": Reader("a Nion Swift archive", list_archive),
+    ".npz": Reader("an archive of numpy arrays", list_archive),
+    ".zip": Reader("an archive", list_archive),
     **dict.fromkeys(SUFFIXES, Reader("a file of RosettaSciIO", list_rsciio)),
 }
+
+#: endings of zip archives
+_ARCHIVES = (".npz", ".ndata", ".ndata1", ".zip")
 
 #: files that belong to data, or have to be unpacked first
 _NEIGHBOURS = {
     ".hdr": "the settings of a Merlin file; open the .mib of the same name",
-    ".nhdf": "an export of Nion Swift, which is an HDF5 file; rename a copy to end in .h5 and open that",
-    ".ndata1": "an export of Nion Swift, which is a zip archive; unpack it (python -m zipfile -e FILE FOLDER) and open "
-    "data.npy in it; its calibration is in metadata.json: give it as input.calibration and input.beam_energy_kv",
     ".gz": "a compressed file is not read; unpack it (gunzip -k) and open what was in it",
 }
 
@@ -91,12 +96,12 @@ _IN_PLACE = (
 
 #: (how a file begins, what it is, endings such files have; the first is proposed)
 _MAGIC: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
-    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5", ".nxs")),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", (".h5", ".hdf5", ".hspy", ".emd", ".app5", ".nxs", ".nhdf")),
     (rb"MATLAB 7\.3 MAT-file", "an HDF5 file of MATLAB 7.3", (".h5", ".hdf5")),
     (rb"\0\0\0\x03.{4}\0\0\0[\0\1]", "a Gatan DM3 file", (".dm3", ".dm4")),  # the last is the byte order
     (rb"\0\0\0\x04.{8}\0\0\0[\0\1]", "a Gatan DM4 file", (".dm4", ".dm3")),
     (rb"\x93NUMPY", "a numpy file", (".npy",)),
-    (rb"PK\x03\x04", "a PyTorch file", (".pt",)),
+    (rb"PK\x03\x04", "a PyTorch file", (".pt", *_ARCHIVES)),
     (rb"IMGBLO\x02\x01", "a NanoMEGAS block file", (".blo",)),
     (rb"MQ1,", "a Merlin file", (".mib",)),
     (rb"II[*+]\0|MM\0[*+]", "a TIFF file", (".tif", ".tiff")),
@@ -131,6 +136,12 @@ def open_file(name: str, layout: RawLayout) -> tuple[str, list[Candidate]]:
         raise SourceError(
             f"{name}: cannot be read ({one_line(error.strerror or error)}); check its permissions and its disk"
         ) from error
+
+
+def is_one_input(name: str) -> bool:
+    """Whether a name is that of a file or store, and not of a folder of files or a glob."""
+    reader = READERS.get(Path(name).suffix.lower())
+    return at(name).is_file() or (reader is not None and reader.is_folder) or is_url(name)
 
 
 def _check(name: str, suffix: str) -> None:
@@ -169,7 +180,13 @@ def _check(name: str, suffix: str) -> None:
         known_as = (row[1:] for row in _MAGIC if re.match(row[0], start, re.DOTALL))
         content = next(known_as, None)
     rename = f"rename it to {Path(name).stem}{content[1][0]}" if content else ""
-    if not fault and content and content[1] == (".pt",) and not is_url(name):
+    if (
+        not fault
+        and content
+        and ".pt" in content[1]
+        and suffix not in _ARCHIVES
+        and not is_url(name)
+    ):
         archive, way = in_zip(name) or ("a zip archive", COPY)
         if archive and (suffix != ".pt" or way != COPY):  # the reader of .pt reports a damaged one
             fault = f"{archive}; {way}"

@@ -1,34 +1,38 @@
 """Datasets of HDF5 files: HyperSpy, EMD, NeXus, py4DSTEM, MATLAB and stem_dask's own.
 
-Links to other files are not followed: messages say where the patterns are, and what to type.
+Links to other files are followed only as a detector's master file has them: by a plain name, to a file in the same folder.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stem_dask.core.errors import SourceError
-from stem_dask.core.metadata import text_of, whole
+from stem_dask.core.metadata import stated, text_of, whole
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers import own
-from stem_dask.readers.calibration import with_stated
-from stem_dask.readers.containers import Hdf5Dataset, can_be_quoted, opened_hdf5
+from stem_dask.readers.calibration import value_at, with_stated
+from stem_dask.readers.containers import Hdf5Dataset, opened_hdf5
 from stem_dask.readers.hdf5_metadata import (
     as_bytes,
     attributes_of,
     first_scale,
     is_safe,
+    member,
     names_of,
 )
 from stem_dask.readers.layout import axis_along, axis_from, order_by_flags
 from stem_dask.readers.source import MOST_HEADER_BYTES, Candidate, Source, packed
-from stem_dask.readers.views import View
+from stem_dask.readers.views import Joined, View
 from stem_dask.storage.errors import one_line
 
 
@@ -76,10 +80,14 @@ def _listed(path: str, file: Any) -> list[dict[str, Any]]:
     if any(len(one["source"].shape) > 2 for one in found):
         return with_stated(path, file, found)
     links = _links(file, others)
-    if others or links:
-        has = "; the file has " + "; ".join(others[:6]) if others else ""
-        what = _in_other_files(path, links) if links else "no 4D array of numbers and no stack of patterns"  # fmt: skip
-        raise SourceError(f"{path}: {what}{has}")
+    has = "; the file has " + "; ".join(others[:6]) if others else ""
+    if links:
+        try:
+            return [_linked(path, file, links)]
+        except SourceError as error:
+            raise SourceError(f"{error}{has}") from error
+    if others:
+        raise SourceError(f"{path}: no 4D array of numbers and no stack of patterns{has}")
     return found
 
 
@@ -146,8 +154,17 @@ def _escaped(name: str | bytes) -> str:
     return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
 
 
-def _links(file: Any, others: list[str]) -> list[tuple[str, str, str]]:
-    """Links to other files: group, file and target. ``others`` takes links to nowhere."""
+class Link(NamedTuple):
+    """A link to another file: its name and group, the file, and the dataset there."""
+
+    name: str
+    group: str
+    file: str
+    target: str
+
+
+def _links(file: Any, others: list[str]) -> list[Link]:
+    """Links to other files, in the order of their numbers. ``others`` takes links to nowhere."""
     import h5py
 
     links = []
@@ -158,30 +175,98 @@ def _links(file: Any, others: list[str]) -> list[tuple[str, str, str]]:
             return
         link = file.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
-            links.append((name.rpartition("/")[0], str(link.filename), str(link.path).strip("/")))
+            group = name.rpartition("/")[0]
+            links.append(Link(name, group, str(link.filename), str(link.path).strip("/")))
         elif isinstance(link, h5py.SoftLink) and file.get(name) is None:
             others.append(f"{one_line(name)}, a link to {one_line(link.path)}, where nothing is")
 
     file.id.links.visit(visit, info=True)
-    return links
+    return sorted(links, key=lambda link: (len(link.name), link.name))
 
 
-def _in_other_files(path: str, links: list[tuple[str, str, str]]) -> str:
-    """An error message for a file of links, such as the master file of a detector: where the patterns are, and what to type."""
-    sets: dict[tuple[str, str], list[str]] = {}
-    for group, file, target in links:
-        sets.setdefault((group, target), []).append(file)
-    (group, target), files = max(sets.items(), key=lambda item: len(item[1]))
-    folder = Path(path).parent
-    missing = [one_line(file) for file in files if not (folder / file).is_file()]
-    if missing:
-        return f"the patterns are in {missing[0]}, which is missing; copy it too"
-    first, last, whole_name = one_line(files[0]), one_line(files[-1]), one_line(folder / files[0])
-    if len(files) == 1:
-        return f"the patterns are in another file; set input.path: {whole_name} and input.dataset: {one_line(target)}"
-    listed = f"g = h5py.File('{path}')['{group or '/'}']; d = [g[k] for k in sorted(g, key=len) if g[k].ndim == 3]"
-    way = _join(listed, Path(path).stem.removesuffix("_master"), path, group)
-    return f"a master file: the patterns are in {len(files):,} files, {first} to {last}; {way}"
+def _linked(path: str, file: Any, links: Sequence[Link]) -> dict[str, Any]:
+    """The patterns of a file of links, such as the master file of a detector, as arguments of `Candidate`."""
+    import h5py
+
+    sets: dict[tuple[str, str], list[Link]] = {}
+    for link in links:
+        sets.setdefault((link.group, link.target), []).append(link)
+    chosen, parts = max(sets.values(), key=len), []
+    for link in chosen:
+        if Path(link.file).name != link.file:
+            raise SourceError(
+                f"{path}: {one_line(link.name)} is a link to {one_line(link.file)}, and links are followed within the folder of the "
+                "file only; open that file, or copy it there"
+            )
+        other = Path(path).with_name(link.file)
+        if not other.is_file():
+            raise SourceError(
+                f"{path}: the patterns are in {one_line(link.file)}, which is missing; copy it too"
+            )
+        with opened_hdf5(str(other)) as there:
+            data = member(there, link.target, h5py.Dataset)
+            if data is None or data.ndim < 3:
+                raise SourceError(
+                    f"{path}: {one_line(link.name)} is a link to {one_line(link.target)} in {one_line(link.file)}, where no patterns are"
+                )
+            parts.append(_row(str(other), there, link.target, data))
+    first, files = parts[0], tuple(str(Path(path).with_name(link.file)) for link in chosen)
+    kinds = {(one["source"].shape[1:], str(one["source"].dtype)) for one in parts}
+    if len(kinds) > 1:
+        shapes = ", ".join(f"{by(shape)} {dtype}" for shape, dtype in sorted(kinds))
+        raise SourceError(
+            f"{path}: the files that it lists hold patterns of several kinds: {shapes}"
+        )
+    source = first["source"]
+    notes = [*first["notes"]]
+    if len(parts) > 1:
+        source = Joined(tuple(one["source"] for one in parts))
+        notes.append(f"joined {len(parts):,} files, {files[0]} to {Path(files[-1]).name}")
+    else:
+        notes.append(f"the patterns are in {files[0]}")
+    about = stated("HDF5", lambda place: value_at(file, place))
+    faults = [one["fault"] for one in parts if one["fault"]]
+    return {
+        **first,
+        "name": chosen[0].group or "patterns",
+        "source": source,
+        "axes": (replace(first["axes"][0], size=source.shape[0]), *first["axes"][1:]),
+        "part": "",
+        "hint": "",
+        "fault": faults[0] if faults else "",
+        "about": {**(first.get("about") or {}), **about},
+        "notes": (*notes, *_pixel_mask(path, file, source.shape[-2:])),
+        "files": files,
+    }
+
+
+def _pixel_mask(path: str, file: Any, detector: tuple[int, ...]) -> tuple[str, ...]:
+    """A note on the bad pixels that the detector states, and how to mask them."""
+    import h5py
+
+    found: list[Any] = []
+
+    def visit(key: str | bytes, item: Any) -> None:
+        is_mask = _escaped(key).rpartition("/")[2] == "pixel_mask"
+        if is_mask and isinstance(item, h5py.Dataset) and item.shape == detector:
+            found.append(item)
+
+    file.visititems(visit)
+    if not found or found[0].dtype.kind not in "bui":
+        return ()
+    bad = np.argwhere(found[0][...] != 0).tolist()
+    if not bad:
+        return ()
+    way = "input.mask={pixels: " + str(bad).replace(" ", "") + "}"
+    if len(bad) > 20:
+        name = f"{Path(path).stem}_mask.npy"
+        way = (
+            f'python -c "import h5py, numpy; numpy.save({name!r}, h5py.File({path!r})[{found[0].name!r}][...] != 0)", then '
+            f"input.mask={name}"
+        )
+        if not re.fullmatch(r"[\w/.,:+=@~ -]*", f"{path}{found[0].name}"):
+            way = f"save {one_line(found[0].name)} != 0 as a .npy file, and give it as input.mask"
+    return (f"the detector states {len(bad):,} bad pixels, which are not masked: {way}",)
 
 
 def _part(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
@@ -198,11 +283,8 @@ def _part(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
     stem, there, n_files = found[1], sorted(file.parent.glob(f"{escape(found[1])}_data_*.h5")), 0
     master = file.with_name(f"{stem}_master.h5")
     if master.is_file():
-        try:
-            with opened_hdf5(str(master)) as links:
-                n_files = len({link[1] for link in _links(links, [])})
-        except SourceError:  # reported when the master itself is opened
-            pass
+        with contextlib.suppress(SourceError), opened_hdf5(str(master)) as links:
+            n_files = len({link.file for link in _links(links, [])})
     n_files = max(len(there), n_files)
     if n_files < 2 and (low or 1) == 1:
         return "", "a detector's data file; its master file states the scan, or whether there are more"  # fmt: skip
@@ -210,22 +292,10 @@ def _part(path: str, name: str, attrs: Mapping[str, Any]) -> tuple[str, str]:
     words = f"it holds {which} of an acquisition in {max(n_files, 2):,} files"
     if len(there) < n_files or n_files < 2:
         return f"{words} or more, of which {len(there):,} here; copy the others and the master file, too", ""  # fmt: skip
-    listed = (
-        f"d = [h5py.File(p)['{name}'] for p in sorted(glob.glob('{file.parent / stem}_data_*.h5'))]"
-    )
-    way = _join(listed, stem, name, str(file.parent))
-    return f"{words}, {there[0].name} to {there[-1].name}; {way}", ""
-
-
-def _join(listed: str, stem: str, *quoted: str) -> str:
-    """A command that joins the datasets ``d``, unless a name from a file (``quoted``) is unsafe in a shell."""
-    if not can_be_quoted(stem, *quoted):
-        return "join them into one dataset, or rename files and groups to plain names"
-    joined = "da.concatenate([da.from_array(x) for x in d]).rechunk((64, -1, -1))"
-    return (
-        f"join them: python -c \"import dask.array as da, glob, h5py, hdf5plugin; {listed}; {joined}.to_zarr('{stem}.zarr')\", "
-        f"then open {stem}.zarr with input.scan_shape=[scan_y,scan_x]"
-    )
+    way = shlex.quote(f"input.path={master}")
+    if not master.is_file():
+        way = shlex.quote(f"input.path={file.parent}/{stem}_data_*.h5") + " input.series=true"
+    return f"{words}; open all of them: {way} input.scan_shape=[scan_y,scan_x]", ""
 
 
 def _fault(path: str, name: str, data: Any) -> str:

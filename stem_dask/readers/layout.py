@@ -308,7 +308,7 @@ def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:
             f"{name}: {n:,} patterns; {whose} {n_y} x {n_x} needs {n_y * n_x:,}; set "
             f"{'; or '.join(filter(None, [framed, *ways]))}{more}"
         )
-    notes = [part.partition("; join them")[0]] if part else []
+    notes = [part.partition("; open all")[0]] if part else []
     if geometry.scan_shape is None:
         notes.append(f"the file states a scan of {n_y:,} x {n_x:,}")
     if framed and (first or last):

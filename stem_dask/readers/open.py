@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import original, to_json
 from stem_dask.core.model import DETECTOR_DIMS, SCAN_DIMS, Axis, SourceInfo
 from stem_dask.core.text import by
-from stem_dask.readers.containers import Hdf5Dataset, Missing, ZarrArray, can_be_quoted
-from stem_dask.readers.formats import open_file
+from stem_dask.readers.containers import Hdf5Dataset, Missing, ZarrArray
+from stem_dask.readers.formats import is_one_input, open_file
 from stem_dask.readers.hdf5 import name_behind
 from stem_dask.readers.layout import Geometry, arranged, parted
 from stem_dask.readers.raw import RawLayout
+from stem_dask.readers.series import of_axes, open_series
 from stem_dask.readers.source import Candidate, Source, identity, stored
 from stem_dask.readers.views import View
 from stem_dask.readers.zarr_chunks import missing_note
@@ -75,13 +77,15 @@ def find(
     *,
     dataset: str | int | None = None,
     missing_chunks: Missing = "refuse",
+    series: bool = False,
+    index: Mapping[str, int] | None = None,
     **options: Any,
 ) -> Found:
     """Open a file without reading its patterns.
 
     Parameters
     ----------
-    path, dataset, missing_chunks : as of `stem_dask.open`
+    path, dataset, missing_chunks, series, index : as of `stem_dask.open`
     options : fields of `Geometry` and `RawLayout`
     """
     name = str(path)
@@ -89,8 +93,19 @@ def find(
         **{f.name: options.pop(f.name) for f in fields(RawLayout) if f.name in options}
     )
     geometry = Geometry(**options)
-    kind, candidates = open_file(name, layout)
-    chosen, notes = _choose(name, [_four_axes(c) for c in candidates], dataset)
+    notes: list[str] = []
+    first = name
+    if series and not is_one_input(name):
+        kind, chosen, first = open_series(name, partial(open_file, layout=layout), dataset)
+    else:
+        kind, candidates = open_file(name, layout)
+        candidates = [_four_axes(one) for one in candidates]
+        if index is not None and all(len(one.source.shape) < 5 for one in candidates):
+            raise ConfigError(
+                f"input.index is {dict(index)}, and {name} has no array of more than four axes; leave it out"
+            )
+        cut = [of_axes(name, one, index, series=series) for one in candidates]
+        chosen, notes = _choose(name, cut, dataset)
     if chosen.fault:
         raise SourceError(chosen.fault)
     inner = View.of(chosen.source)
@@ -140,7 +155,7 @@ def find(
         stated = replace(chosen, source=chosen.valid, axes=axes)
         valid = parted(name, arranged(name, stated, geometry), geometry).source
         valid = valid if valid.shape[:-2] == view.source.shape[:-2] else None
-    return Found(view.source, info, identity(name, *chosen.files), valid, chosen.files)
+    return Found(view.source, info, identity(first, *chosen.files), valid, chosen.files)
 
 
 def _four_axes(candidate: Candidate) -> Candidate:
@@ -194,19 +209,15 @@ def _choose(
     fault = (
         f"no 4D array (scan_y, scan_x, ky, kx) and no stack of patterns; the file holds {listing}"
     )
-    series = next((c.source for c in candidates if len(c.source.shape) > 4), None)
-    if series is not None:  # the command that writes the first scan of it into a file
-        n_axes, inside = len(series.shape), getattr(series, "name", "")
-        array, needs = f"numpy.load('{name}', mmap_mode='r')", "numpy"
-        if isinstance(series, Hdf5Dataset):
-            array, needs = f"h5py.File('{name}')['{inside}']", "h5py, hdf5plugin, numpy"
-        elif isinstance(series, ZarrArray):
-            array = f"zarr.open('{name}')" + (f"['{inside}']" if inside else "")
-            needs = "numpy, zarr"
-        fault += f"; of {n_axes} axes write one scan into a file of its own"
-        if can_be_quoted(name, inside) and (inside or name.endswith((".npy", ".zarr"))):
-            first, out = ", ".join("0" * (n_axes - 4)), f"{Path(name).stem}_0.npy"
-            fault += f": python -c \"import {needs}; numpy.save('{out}', {array}[{first}])\", then open {out}"
+    series = next((c.axes for c in candidates if len(c.axes) > 4), ())
+    if len(series) == 5:
+        fault += (
+            "; choose one of its scans with input.index={t: 0}, or read all of them one after another along scan_y with "
+            "input.series=true"
+        )
+    elif series:
+        chosen = ", ".join(f"{axis.name}: 0" for axis in series[:-4])
+        fault += f"; choose one of its scans with input.index={{{chosen}}}"
     raise SourceError(f"{name}: {fault}")
 
 

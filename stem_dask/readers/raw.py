@@ -1,4 +1,4 @@
-"""Plain numbers: .npy; .raw, whose layout the user gives; and which options read a file of another size than expected.
+"""Plain numbers: .npy, also in zip archives; .raw, whose layout the user gives; and which options read a file of another size than expected.
 
 Each proposal gives exactly the right number of bytes and patterns.
 """
@@ -6,8 +6,9 @@ Each proposal gives exactly the right number of bytes and patterns.
 import contextlib
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -17,10 +18,19 @@ from stem_dask.core.errors import SourceError
 from stem_dask.core.model import Axis
 from stem_dask.core.text import by
 from stem_dask.readers import own
+from stem_dask.readers.calibration import with_nion
+from stem_dask.readers.containers import in_zip
 from stem_dask.readers.flat import FlatFile, FramedFile, Run
-from stem_dask.readers.source import Candidate, Source, as_raw, bytes_behind, stored
+from stem_dask.readers.source import (
+    MOST_HEADER_BYTES,
+    Candidate,
+    Source,
+    as_raw,
+    bytes_behind,
+    stored,
+)
 from stem_dask.readers.views import ScanOfList, View
-from stem_dask.storage.errors import translate
+from stem_dask.storage.errors import COPY, one_line, translate
 from stem_dask.storage.location import at, opened_file
 
 _CHECK = "check input.shape, input.dtype and input.offset"
@@ -39,7 +49,14 @@ class RawLayout:
 
 def list_npy(path: str) -> list[Candidate]:
     """The array of a .npy file."""
+    one = _npy(path, 0, at(path).stat().st_size)
+    return [replace(one, about=own.of_results(path, one.source.shape))]
+
+
+def _npy(path: str, start: int, size: int, name: str = "array") -> Candidate:
+    """The array of a file in the format .npy, which is ``size`` bytes of a file from byte ``start`` on."""
     with translate(SourceError, path, "not a readable .npy file"), opened_file(path) as file:
+        file.seek(start)
         version = np.lib.format.read_magic(file)
         form = np.lib.format
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
@@ -52,13 +69,14 @@ def list_npy(path: str) -> list[Candidate]:
                 f"{path}: holds Python objects, which are never unpickled; save plain numbers"
             )
         n_bytes = prod(shape) * dtype.itemsize
-        after = at(path).stat().st_size - offset
+        after = size - (offset - start)
         if min(shape, default=0) < 0 or n_bytes > after:
             raise SourceError(
                 f"{path}: the header says {by(shape)} {dtype}, {n_bytes:,} bytes, but {after:,} follow; the file was cut"
             )
         file.seek(offset + n_bytes)
-        another = file.read(6) == b"\x93NUMPY"  # `numpy.save` appends to an open file
+        # `numpy.save` appends to an open file
+        another = after > n_bytes and file.read(6) == b"\x93NUMPY"
     array: Source = FlatFile(path, offset, dtype, shape[::-1] if fortran else shape)
     rest = after - n_bytes
     notes: tuple[str, ...] = (f"{rest:,} bytes after the array, another one, are not read",)
@@ -67,8 +85,44 @@ def list_npy(path: str) -> list[Candidate]:
         notes = bytes_behind(path, "array", array.shape, dtype, rest, remedy, offset)
     if fortran:
         array = View.of(array).transpose(range(len(shape))[::-1])
-    about = own.of_results(path, array.shape)
-    return [Candidate("array", array, _axes(shape), notes=notes, about=about)]
+    return Candidate(name, array, _axes(shape), notes=notes)
+
+
+#: bytes of a member's header in a zip archive, without its name and its extra field
+_ZIP_HEADER = 30
+
+
+def list_archive(path: str) -> list[Candidate]:
+    """The arrays of a zip archive of .npy files, such as numpy.savez and Nion Swift write; they are read where they lie.
+
+    Raises
+    ------
+    SourceError
+        When it holds something else; the message says how to unpack it.
+    """
+    kind, way = in_zip(path) or ("a zip archive", COPY)
+    if not kind:
+        kind, way = "by its content it is a PyTorch file", f"rename it to {Path(path).stem}.pt"
+    with translate(SourceError, path, f"{kind}; {way}"), zipfile.ZipFile(path) as archive:
+        members = [one for one in archive.infolist() if one.filename.endswith(".npy")]
+        text = next((one for one in archive.infolist() if one.filename == "metadata.json"), None)
+        stated = "{}" if text is None or text.file_size > MOST_HEADER_BYTES else archive.read(text)
+    found = []
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise SourceError(
+                f"{path}: {one_line(member.filename)} in it is compressed, and is not read; {way}"
+            )
+        with opened_file(path) as file:
+            file.seek(member.header_offset)
+            header = file.read(_ZIP_HEADER)
+        sizes = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+        start = member.header_offset + _ZIP_HEADER + sum(sizes)
+        found.append(_npy(path, start, member.file_size, one_line(name)))
+    if not found:
+        raise SourceError(f"{path}: {kind}; {way}")
+    return [with_nion(path, stated, one) for one in found]
 
 
 def list_raw(path: str, layout: RawLayout = RawLayout()) -> list[Candidate]:

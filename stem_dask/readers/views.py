@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -181,6 +182,57 @@ class ScanOfList(Wrapped):
         start, stop, step = columns.start, columns.stop, columns.step
         lines = (slice(y * width + start, y * width + stop, step) for y in rows)
         return np.stack([self.source[(line, *part[2:])] for line in lines])
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Sources of one type, joined along their first axis; single images (ky, kx) become a stack.
+
+    Examples
+    --------
+    >>> stacks = np.arange(6).reshape(3, 1, 2), np.arange(6, 10).reshape(2, 1, 2)
+    >>> joined = Joined(stacks)
+    >>> joined.shape, joined[1:5:2, :, 1:].tolist(), Joined((np.eye(2), np.ones((2, 2)))).shape
+    ((5, 1, 2), [[[3]], [[7]]], (2, 2, 2))
+    """
+
+    parts: tuple[Source, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The number of indices of each source along the first axis."""
+        return tuple(1 if len(one.shape) == 2 else one.shape[0] for one in self.parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, with all sources along the first axis."""
+        inner = self.parts[0].shape
+        return (sum(self.lengths), *(inner if len(inner) == 2 else inner[1:]))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the sources."""
+        return self.parts[0].dtype
+
+    @property
+    def reading(self) -> Reading:
+        """As of the first source, and a copy more."""
+        inner = reading_of(self.parts[0])
+        return replace(inner, copies=inner.copies + 1)
+
+    def __getitem__(self, part: Slices) -> NDArray:
+        wanted, done = range(*part[0].indices(self.shape[0])), 0
+        sizes = (len(range(*s.indices(n))) for s, n in zip(part[1:], self.shape[1:], strict=True))
+        out = np.empty((len(wanted), *sizes), self.dtype)
+        for one, length in zip(self.parts, self.lengths, strict=True):
+            first, last = bisect_left(wanted, done), bisect_left(wanted, done + length)
+            if first < last and len(one.shape) == 2:
+                out[first] = one[part[1:]]
+            elif first < last:
+                here = slice(wanted[first] - done, wanted[last - 1] - done + 1, wanted.step)
+                out[first:last] = one[(here, *part[1:])]
+            done += length
+        return out
 
 
 @dataclass(frozen=True)

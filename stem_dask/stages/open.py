@@ -165,6 +165,8 @@ def open_patterns(
     path: str | Path | Sequence[str | Path],
     *,
     dataset: str | int | None = None,
+    series: bool = False,
+    index: Mapping[str, int] | None = None,
     scan_shape: Sequence[int] | None = None,
     scan_order: ScanOrder = "auto",
     scan_roi: Sequence[int] | None = None,
@@ -194,6 +196,9 @@ def open_patterns(
     path : a file of a format in `stem_dask.readers.formats.READERS`, such as .dm4, .mib, .blo, .hspy, .zarr or .npy, or a .zarr
         in an object store, s3://bucket/NAME.zarr; a glob, or a list of these, for a series
     dataset : name or number of the array, when the file holds several
+    series : the files of the folder or glob ``path`` are one scan: an image of each position in the order of y and x in their
+        names, or of their numbers; or stacks and scans one after another. The scans of an array with five axes are, too
+    index : the scan of an array with more than four axes, by the name of an axis; ``{"t": 3}`` for the first of five
     scan_shape : (scan_y, scan_x) as in the file, for a stack of patterns that does not state it
     scan_order : ``scan_first``, ``detector_first``, or ``auto``, as the file states
     scan_roi : [y0, y1, x0, x1] of the scan, end exclusive
@@ -234,9 +239,9 @@ def open_patterns(
     ('scan_y', 'scan_x', 'ky', 'kx')
     """
     given = {name: value for name, value in locals().items() if name != "path"}
-    series = _series(path)
-    if series is not None:
-        return _together([(one, open_patterns(one, **given)) for one in series])
+    several = None if series else _several(path)
+    if several is not None:
+        return _together([(one, open_patterns(one, **given)) for one in several])
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigError(
             f"path is a {type(path).__name__}; expected the path of a file: sd.analyze, sd.crop and the others take arrays and "
@@ -245,6 +250,8 @@ def open_patterns(
     found = find(
         path if is_url(path) else Path(path).expanduser().absolute(),
         dataset=dataset,
+        series=series,
+        index=index,
         scan_shape=scan_shape,
         scan_order=scan_order,
         scan_roi=scan_roi,
@@ -284,7 +291,7 @@ def _given_block(found: Found, chunks: Sequence[int]) -> tuple[int, ...]:
     )
 
 
-def _series(path: Any) -> list[str | Path] | None:
+def _several(path: Any) -> list[str | Path] | None:
     """The files of a list or a glob; None for a single path. An existing name is a path even if it looks like a glob."""
     items = list(path) if isinstance(path, (list, tuple)) else [path]
     out: list[str | Path] = []
