@@ -361,7 +361,10 @@ def test_the_beam_behind_a_stop(tmp_path, make_config):
         tmp_path / "stop.npy", input={"mask": str(tmp_path / "mask.npy")},
         analyze={"center_method": "friedel"}, crop={"align": "descan"},
     )  # fmt: skip
-    run(config)
+    steps = []
+    run(config, progress=lambda step: steps.append((step.number, step.stage, step.n_stages)))
+    stages = [(1, "survey", 4), (2, "friedel", 4), (3, "analyze", 4), (4, "crop", 4)]
+    assert [*dict.fromkeys(steps)] == stages
     found = analysis_of(config)
     assert np.median(distance(found, "center", descan)) < 0.15
     assert not found.deflection_y.any()

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -324,7 +325,7 @@ def test_crop_refuses_an_existing_output(here: Path, beam_file: Path, capsys: An
 
 def steps(n: int) -> list[Step]:
     return [
-        Step("analyze", i + 1, n, 8_000_000_000, Record(i, 1.0, 0, 250_000_000, {}))
+        Step("analyze", i + 1, n, 8_000_000_000, Record(i, 1.0, 0, 250_000_000, {}), 2, 4, 1.5)
         for i in range(n)
     ]
 
@@ -334,9 +335,23 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("columns", [50, 120])
-def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """However narrow it is; the cursor stays visible, also after a kill."""
+@pytest.mark.parametrize(
+    ("columns", "words", "last"),
+    [
+        (24, "4/8", "8/8"),
+        (34, "4/8  about 0:16 left", "8/8  took 0:08"),
+        (50, "4/8  50%  stage 2 of 4  about 0:16 left", "8/8  100%  stage 2 of 4  took 0:08"),
+        (
+            120,
+            "4/8  50%  stage 2 of 4  1.00 GB/s  about 0:16 left  worker memory 0.25 GB",
+            "8/8  100%  stage 2 of 4  1.00 GB/s  took 0:08  worker memory 0.25 GB",
+        ),
+    ],
+)
+def test_a_terminal_gets_one_live_line(
+    monkeypatch: pytest.MonkeyPatch, columns: int, words: str, last: str
+) -> None:
+    """However narrow it is; the time left includes the later stages; the cursor stays visible, also after a kill."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     clock = iter(range(100))
@@ -347,12 +362,12 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch, columns:
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert "\n" not in shown
     assert max(map(len, shown.split("\r"))) <= columns
-    assert re.search(r" 4/8  1\.00 GB/s  0:04 left ", shown)
+    assert re.search(rf"^analyze [━╸╺ ]*{words} *$", shown.split("\r")[-1])
+    assert ("━" in shown) == (columns != 50)
     for step in steps(8)[4:]:
         line.step(step)
     line.close()
-    last = "analyze     8/8  1.00 GB/s  0:08  worker memory 0.25 GB\n"
-    assert screen.getvalue().endswith(last)
+    assert screen.getvalue().endswith(f"analyze     {last}\n")
 
 
 def test_a_log_gets_a_line_every_30_seconds() -> None:
@@ -363,8 +378,30 @@ def test_a_log_gets_a_line_every_30_seconds() -> None:
     lines = log.getvalue().splitlines()
     assert len(lines) == 4
     assert "\r" not in log.getvalue()
-    assert lines[-1].startswith("analyze     20/20  100%  ")
-    assert re.search(r"  \d\d:\d\d:\d\d$", lines[0])
+    assert lines[0].startswith("analyze     6/20  30%  stage 2 of 4  ")
+    assert lines[-1].startswith("analyze     20/20  100%  stage 2 of 4  0.06 GB/s  took 2:14  ")
+    assert re.search(r"  about \d:\d\d left  worker memory 0.25 GB  \d\d:\d\d:\d\d$", lines[0])
+
+
+def test_progress_of_a_sample_does_not_extrapolate() -> None:
+    """Its few patterns tell nothing about the passes over all of them."""
+    line = progress.ProgressLine(log := io.StringIO(), live=False, clock=iter([0.0, 40.0]).__next__)
+    for done in (1, 2):
+        line.step(Step("survey", done, 4, 0, Record(done, 1.0, 0, 0, {}), 1, 4, None))
+    assert re.match(r"survey      2/4  50%  stage 1 of 4  worker memory", log.getvalue())
+
+
+@pytest.mark.parametrize("flags", [[], ["-v"], ["-q"]])
+def test_log_records_are_shown_with_v(
+    here: Path, beam_file: Path, capsys: Any, flags: list[str]
+) -> None:
+    logger = logging.getLogger("stem_dask")
+    before = logger.level, [*logger.handlers]
+    assert cli.main(["convert", "beam.npy", "a.npy", "output.dtype=float32", *flags]) == 0
+    said = capsys.readouterr()
+    assert ("stem_dask - INFO - convert: 1 blocks" in said.err) == (flags == ["-v"])
+    assert ("convert     1/1  100%  stage 1 of 1  " in said.out) == (flags != ["-q"])
+    assert (logger.level, logger.handlers) == before
 
 
 @pytest.mark.parametrize("where", ["finalizer", "garbage collector", "import"])

@@ -1,6 +1,7 @@
 """The whole job: what it writes, what it refuses, what it leaves behind."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -233,6 +234,77 @@ def test_progress_and_words(beam_file: Path, make_config: Any) -> None:
     assert steps[n_survey:] == [("analyze", i + 1, n) for i in range(n)] + [
         ("crop", i + 1, n) for i in range(n)
     ]
+
+
+STAGES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "crop": ({"crop": {"size": 8}, "output": {"export": ["npy", "pt"]}}, ["survey", "analyze", "crop", "export npy", "export pt"]),
+    "no survey": (
+        {"analyze": {"center_method": "centroid", "ignore_bad_pixels": False}},
+        ["analyze", "crop"],
+    ),
+    "normalize": ({"output": {"normalize": "log-zscore"}}, ["survey", "analyze", "downsample", "normalize"]),
+    "convert": ({"crop": {"enabled": False}}, ["convert"]),
+    "ahead": ({"crop": {"enabled": False}, "analyze": {"ahead": True}}, ["survey", "convert"]),
+    "mask": ({"crop": {"enabled": False}, "input": {"mask": "auto"}}, ["survey", "convert"]),
+    "analysis alone": ({"output": {"patterns": False}}, ["survey", "analyze"]),
+    "turn": ({"input": {"scan_order": "detector_first"}}, ["turn", "survey", "analyze", "crop"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*STAGES])
+def test_stages_are_counted(
+    name: str, beam_file: Path, make_config: Any, shared_cluster: Any, monkeypatch: Any
+) -> None:
+    """Every step says which stage it belongs to, and of how many."""
+    sections, stages = STAGES[name]
+    monkeypatch.setattr("stem_dask.job.budget.CACHED_SHARE", 0)
+    sections.setdefault("input", {})["path"] = str(beam_file)
+    steps: list[Any] = []
+    run(make_config(beam_file, **sections), progress=steps.append, connection=shared_cluster)
+    seen = dict.fromkeys((step.number, step.stage, step.n_stages) for step in steps)
+    assert [*seen] == [(i, stage, len(stages)) for i, stage in enumerate(stages, 1)]
+    later = {step.stage: step.later for step in steps}
+    assert later[stages[-1]] == 0
+    if name == "crop":
+        size = np.load(beam_file).nbytes
+        exports = 2 * 4 * 6 * 5 * 8 * 8 * 2 / size  # of (6, 5, 8, 8) uint16
+        assert later == {
+            "survey": None,
+            "analyze": pytest.approx(1 + exports),
+            "crop": pytest.approx(exports),
+            "export npy": 1,
+            "export pt": 0,
+        }
+
+
+def test_a_reused_analysis_is_no_stage(
+    beam_file: Path, make_config: Any, shared_cluster: Any
+) -> None:
+    config = make_config(beam_file)
+    run(config, connection=shared_cluster)
+    steps: list[Any] = []
+    other = make_config(beam_file, "b.zarr", analyze={"from": config.output.path})
+    run(other, progress=steps.append, connection=shared_cluster)
+    seen = dict.fromkeys((step.number, step.stage, step.n_stages) for step in steps)
+    assert [*seen] == [(1, "crop", 1)]
+
+
+def test_a_sample_that_is_read_again_does_not_count_back(
+    beam_file: Path, make_config: Any, shared_cluster: Any
+) -> None:
+    def stop(step: Any) -> None:
+        if step.stage == "crop":
+            raise KeyboardInterrupt
+
+    config = make_config(beam_file)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=stop, connection=shared_cluster)
+    shutil.rmtree(config.output.path.replace(".zarr", ".run") + "/sample")
+    steps: list[Any] = []
+    run(config, progress=steps.append, connection=shared_cluster)
+    numbers = [step.number for step in steps]
+    assert numbers == sorted(numbers)
+    assert {step.n_stages for step in steps} == {3}
 
 
 def test_too_little_memory_does_not_drop_an_unfinished_run(

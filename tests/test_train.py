@@ -27,7 +27,7 @@ from stem_dask.training.model import (  # noqa: E402
     load_model,
 )
 
-SHORT = ["--epochs", "3", "--batch", "16", "--latent", "4", "--threads", "1", "--quiet"]
+SHORT = ["--epochs", "3", "--batch", "16", "--latent", "4", "--threads", "1", "-q"]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def analyze_command(options: argparse.Namespace) -> int:
     code = run_all(
         configs,
         quiet=options.quiet,
+        verbose=options.verbose,
         restart=options.restart,
         time_limit=limit,
         as_json=options.json,

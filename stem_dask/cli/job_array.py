@@ -63,7 +63,13 @@ def batch_command(options: argparse.Namespace) -> int:
     def run(file: str) -> int:
         left = None if limit is None else max(0.0, limit - (time.monotonic() - started))
         configs = load_configs(file, [*overrides, *flags])
-        return run_all(configs, quiet=options.quiet, restart=options.restart, time_limit=left)
+        return run_all(
+            configs,
+            quiet=options.quiet,
+            verbose=options.verbose,
+            restart=options.restart,
+            time_limit=left,
+        )
 
     return each(files, str, run)
 
@@ -99,7 +105,7 @@ def script(
     from stem_dask.cluster.slurm import seconds_of
 
     cases, makers = [], dict[str, str]()
-    flags = [f"--{flag}" for flag in ("quiet", "overwrite") if getattr(options, flag)]
+    flags = [f"--{flag}" for flag in ("quiet", "verbose", "overwrite") if getattr(options, flag)]
     for number, (file, config) in enumerate(jobs, 1):
         place, output = str(config.input.path), config.output.path
         if config.crop.enabled and config.crop.size == "common":

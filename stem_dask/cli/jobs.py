@@ -61,6 +61,7 @@ def run_all(
     configs: Sequence[Config],
     *,
     quiet: bool = False,
+    verbose: bool = False,
     restart: bool = False,
     time_limit: float | None = None,
     as_json: bool = False,
@@ -68,23 +69,25 @@ def run_all(
 ) -> int:
     """Run the jobs of one command, print what happened, and return the highest exit code.
 
-    The first config defines the cluster. ``quiet`` prints errors only, ``restart`` drops unfinished runs, ``time_limit`` is in seconds.
+    The first config defines the cluster. ``quiet`` prints errors only, ``verbose`` also log records, ``restart`` drops unfinished runs,
+    ``time_limit`` is in seconds.
     ``command`` is what the user typed, which advice changes.
     With ``as_json`` standard output is one JSON document, a list for several inputs, and everything else goes to standard error.
     Raises InterruptedRunError, and StemDaskError if a single job fails or the cluster does not start.
     """
     if as_json:
         documents: list[dict[str, Any]] = []
-        with contextlib.redirect_stdout(sys.stderr):
-            code = _run_all(configs, quiet, restart, time_limit, documents, command)
+        with contextlib.redirect_stdout(sys.stderr), progress_shown(quiet, verbose) as line:
+            code = _run_all(configs, line, restart, time_limit, documents, command)
         print(json.dumps(documents[0] if len(configs) == 1 else documents))
         return code
-    return _run_all(configs, quiet, restart, time_limit, [], command)
+    with progress_shown(quiet, verbose) as line:
+        return _run_all(configs, line, restart, time_limit, [], command)
 
 
 def _run_all(
     configs: Sequence[Config],
-    quiet: bool,
+    line: ProgressLine,
     restart: bool,
     time_limit: float | None,
     documents: list[dict[str, Any]],
@@ -93,18 +96,17 @@ def _run_all(
     """As `run_all`; the results of every input are added to ``documents``."""
     if len(configs) == 1:
         plan = prepare(configs[0])
-        with stoppable(time_limit), progress_shown(quiet) as (say, progress):
+        with stoppable(time_limit), contextlib.closing(line):
             from stem_dask.job.run import run
 
             outcome = run(
-                plan, say=say, progress=progress, restart=restart, alone=True, command=command
+                plan, say=line.say, progress=line.step, restart=restart, alone=True, command=command
             )
-        if not quiet:
+        if not line.quiet:
             show(outcome)
         documents.append(_document(plan.outputs.all(), outcome.results, outcome.exit_code))
         return outcome.exit_code
     datasets = [Row(str(c.input.path), c.output.path, config=c) for c in configs]
-    line = ProgressLine(sys.stdout, live=sys.stdout.isatty(), quiet=quiet)
     with stoppable(time_limit) as asked:
         try:
             with contextlib.ExitStack() as stack:

@@ -1,10 +1,14 @@
 """Progress of a run on a terminal or in a log."""
 
 import contextlib
+import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
+
+from stem_dask.job.progress import Meter
 
 if TYPE_CHECKING:
     from stem_dask.core.model import Step
@@ -12,6 +16,9 @@ if TYPE_CHECKING:
 
 #: seconds between lines in a log
 LOG_EVERY = 30.0
+
+#: columns of the bar at most, and of the words that it leaves room for
+BAR, WORDS = 20, 42
 
 
 def show(outcome: "Outcome") -> None:
@@ -29,13 +36,21 @@ def shortcoming(outcome: "Outcome") -> str:
 
 
 @contextlib.contextmanager
-def progress_shown(quiet: bool) -> Iterator[tuple[Callable[[str], None], "Callable[[Step], None]"]]:
-    """Two callbacks of a run: print a line of text, and report a finished block."""
-    line = ProgressLine(sys.stdout, live=sys.stdout.isatty(), quiet=quiet)
+def progress_shown(quiet: bool, verbose: bool) -> Iterator["ProgressLine"]:
+    """Progress on standard output; with ``verbose`` log records on standard error, and no live bar that they would break."""
+    logger = logging.getLogger("stem_dask")
+    level, handler = logger.level, logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    line = ProgressLine(sys.stdout, live=sys.stdout.isatty() and not verbose, quiet=quiet)
+    if verbose:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
-        yield line.say, line.step
+        yield line
     finally:
         line.close()
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class ProgressLine:
@@ -49,8 +64,8 @@ class ProgressLine:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.stream, self.live, self.quiet, self.clock = stream, live, quiet, clock
-        self.stage, self.began, self.shown, self.peak = "", 0.0, 0.0, 0
+        self.stream, self.live, self.quiet = stream, live, quiet
+        self.meter, self.shown = Meter(clock), 0.0
         self.bar: Any = None
 
     def say(self, text: str) -> None:
@@ -61,7 +76,7 @@ class ProgressLine:
 
     def heading(self, text: str) -> None:
         """Print the first line of another dataset."""
-        self.stage = ""
+        self.meter.step = None
         self.say(text)
 
     def complain(self, text: str) -> None:
@@ -74,53 +89,48 @@ class ProgressLine:
         """Show a finished block."""
         if self.quiet:
             return
-        now, last = self.clock(), step.done == step.total
-        if step.stage != self.stage:
-            self.stage, self.began = step.stage, now - step.record.seconds
-            self.shown = 0.0 if self.live else now
-        self.peak = max(self.peak, step.record.peak_rss)
-        if not last and now - self.shown < (0.1 if self.live else LOG_EVERY):
+        before, last = self.meter.step, step.done == step.total
+        self.meter.add(step)
+        if before is None or before.stage != step.stage:
+            self.shown = 0.0 if self.live else self.meter.now
+        if not last and self.meter.now - self.shown < (0.1 if self.live else LOG_EVERY):
             return
-        self.shown, seconds = now, max(now - self.began, 1e-6)
-        share = step.done / step.total
-        rate = f"{step.input_bytes * share / seconds / 1e9:.2f} GB/s  " if step.input_bytes else ""
-        spent = _clock(seconds) if last else f"{_clock(seconds / share - seconds)} left"
-        text = f"{rate}{spent}  worker memory {self.peak / 1e9:.2f} GB"
-        if self.live:
-            text = f"{step.done}/{step.total}  {text}"
+        self.shown = self.meter.now
+        if not self.live:
+            self.say(self.meter.line(end=time.strftime("%H:%M:%S")))
+        elif last:
+            self.say(self.meter.line(shutil.get_terminal_size().columns))
         else:
-            text = f"{step.done}/{step.total}  {share:.0%}  {text}  {time.strftime('%H:%M:%S')}"
-        if last or not self.live:
-            self.say(f"{step.stage:11} {text}")
-            return
-        if self.bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
-            from rich.table import Column
+            self._draw(step)
 
-            columns = (  # on a narrow terminal the end of the text is left out, not the name of the stage
-                TextColumn("{task.description}", table_column=Column(min_width=11, no_wrap=True)),
-                BarColumn(20),
-                TextColumn("{task.fields[text]}"),
-            )
-            self.bar = Progress(
-                *columns, console=Console(file=self.stream), transient=True, auto_refresh=False,
+    def _draw(self, step: "Step") -> None:
+        """Draw the bar, as long as the words leave room for it."""
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        if self.bar is None:
+            console = Console(file=self.stream)
+            self.bar = Live(
+                console=console, transient=True, auto_refresh=False,
                 redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
-            self.bar.add_task("", text="")
             self.bar.start()
-            self.bar.console.show_cursor()  # which a kill would leave hidden
-        done = {"description": step.stage, "completed": step.done, "total": step.total}
-        self.bar.update(self.bar.task_ids[0], **done, text=text, refresh=True)
+            console.show_cursor()  # which a kill would leave hidden
+        room = self.bar.console.width - len(step.stage) - 1
+        words = self.meter.words(max(room - BAR - 1, min(room, WORDS)))
+        cells: list[Any] = [step.stage, words]
+        if (width := min(BAR, room - len(words) - 1)) >= BAR // 4:
+            cells.insert(1, ProgressBar(step.total, step.done, width))
+        row = Table.grid(padding=(0, 1, 0, 0))
+        for _ in cells:
+            row.add_column(no_wrap=True, overflow="crop")
+        row.add_row(*cells)
+        self.bar.update(row, refresh=True)
 
     def close(self) -> None:
         """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -82,7 +82,10 @@ def configs_of(first: str, rest: Sequence[str]) -> "list[Config]":
 
 def add_stop_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every command that can be interrupted and resumed."""
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    text = "also print log records of stem_dask and Dask, to standard error"
+    how.add_argument("-v", "--verbose", action="store_true", help=text)
     parser.add_argument("--overwrite", action="store_true", help="as output.overwrite=true")
     parser.add_argument("--restart", action="store_true", help="drop an unfinished run")
     text = "stop after this time; the same command resumes"
@@ -103,6 +106,7 @@ def run_file(options: argparse.Namespace) -> int:
     return run_all(
         configs,
         quiet=options.quiet,
+        verbose=options.verbose,
         restart=options.restart,
         time_limit=limit,
         as_json=options.json,

@@ -157,6 +157,7 @@ def script_command(options: argparse.Namespace) -> int:
         return run_all(
             configs,
             quiet=options.quiet,
+            verbose=options.verbose,
             restart=options.restart,
             time_limit=options.time_limit,
             command=options.typed,

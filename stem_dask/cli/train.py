@@ -135,6 +135,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     """All flags, spelled with _ or -."""
     for name, options in FLAGS:
         spelled = {f"--{name}", f"--{name.replace('_', '-')}"}
+        spelled |= {"-q"} if name == "quiet" else set()
         parser.add_argument(*sorted(spelled, reverse=True), **{"dest": name, **options})
 
 

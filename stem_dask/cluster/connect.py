@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import getpass
-import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import dask
 from dask.utils import parse_bytes
 
 from stem_dask.cluster.gpu import n_gpus
-from stem_dask.cluster.local import LOOPBACK, SETTINGS, end_if_read_again, start_here
+from stem_dask.cluster.local import LOOPBACK, SETTINGS, dask_level, end_if_read_again, start_here
 from stem_dask.cluster.security import OPEN, is_loopback, is_open, protection, scheduler_address
 from stem_dask.cluster.slurm import start_jobs
 from stem_dask.config.options import Cluster
@@ -283,7 +282,7 @@ def _join(options: Cluster, say: Say | None) -> Iterator[Connection]:
             f"{where} does not answer: {error}; check {what}, and for tls:// distributed.comm.tls"
         ) from error
     # a lost connection is reported once, by `connected`
-    with silence_logging_cmgr(logging.CRITICAL), Client(address, timeout=ANSWER_SECONDS) as client:
+    with silence_logging_cmgr(dask_level()), Client(address, timeout=ANSWER_SECONDS) as client:
         with connected(client):
             connection = connection_of(client, "scheduler", say)
         yield connection

@@ -71,7 +71,7 @@ def start_here(
         "security": None if kind == "threads" else own_security(host, insecure=options.insecure),
         # worker files belong on a disk of this machine, and never in the working directory
         "local_directory": node_folder(),
-        "silence_logs": logging.CRITICAL,  # errors of tasks are raised in the client, once
+        "silence_logs": dask_level(),  # errors of tasks are raised in the client, once
     }
     make: Any = LocalCluster
     if kind == "gpu":
@@ -95,7 +95,7 @@ def start_here(
 
     # what Dask logs about comms that close while it stops is of no use
     with (
-        silence_logging_cmgr(logging.CRITICAL),
+        silence_logging_cmgr(dask_level()),
         started(start, deaf=kind != "threads") as cluster,
         Client(cluster) as client,
     ):
@@ -119,6 +119,12 @@ def offer_dashboard(scheduler: Any) -> None:
 
     waiting = web.Application([(r".*", FirstVisit)])
     application.add_application(waiting)
+
+
+def dask_level() -> int:
+    """The level from which Dask's log records are shown: almost none, unless those of this package are shown from INFO on."""
+    is_verbose = logging.getLogger("stem_dask").isEnabledFor(logging.INFO)
+    return logging.INFO if is_verbose else logging.CRITICAL
 
 
 def started(start: Callable[[], Any], *, deaf: bool = True) -> Any:

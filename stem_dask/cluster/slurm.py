@@ -1,7 +1,6 @@
 """Workers in jobs of SLURM, which dask-jobqueue submits; each hands over in time, and the next job takes its place."""
 
 import contextlib
-import logging
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ from typing import Any
 
 import dask
 
-from stem_dask.cluster.local import LOOPBACK, SETTINGS, started, usual_port
+from stem_dask.cluster.local import LOOPBACK, SETTINGS, dask_level, started, usual_port
 from stem_dask.cluster.security import own_security
 from stem_dask.config.options import Cluster
 from stem_dask.core.errors import ConfigError, LockedError
@@ -120,7 +119,7 @@ def start_jobs(
         "worker_extra_args": [
             "--lifetime", f"{seconds}s", "--lifetime-stagger", f"{stagger}s", "--no-dashboard",
         ],
-        "silence_logs": logging.CRITICAL,
+        "silence_logs": dask_level(),
     }  # fmt: skip
     scheduler = {"port": 0, "dashboard_address": f"{LOOPBACK}:{usual_port()}"}
     scheduler |= {} if options.host is None else {"host": options.host}

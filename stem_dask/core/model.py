@@ -134,13 +134,20 @@ class Record:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished block, for progress reports."""
+    """One finished block of a stage, for progress reports.
+
+    ``input_bytes`` is the size of what the stage reads, 0 if unknown. The stage is the ``number``-th of ``n_stages``; those after it
+    are expected to take ``later`` times as long as this one, None if this one tells nothing about them.
+    """
 
     stage: str
     done: int
     total: int
     input_bytes: int
     record: Record
+    number: int = 1
+    n_stages: int = 1
+    later: float | None = 0.0
 
 
 Progress = Callable[[Step], None]

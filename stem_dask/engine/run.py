@@ -120,6 +120,8 @@ def run(
     calls = _Calls(grid, sink, known.values(), quarantine, unreadable)
     records: list[Record] = []
     name = "-".join(job.replace(".", "").split()[:2]) or "stem_dask"  # such as analyze, export-pt
+    began = time.monotonic()
+    _logger.info("%s: %d blocks, %d of them finished earlier", name, grid.n_blocks, len(known))
     with contextlib.closing(in_flight(client, calls, name)) as done:
         for result in itertools.chain.from_iterable(done):
             if isinstance(result, Again):
@@ -138,6 +140,7 @@ def run(
     records.sort(key=lambda record: record.index)
     with translate(StoreError, getattr(sink, "path", job)):
         sink.finish(records)
+    _logger.info("%s: finished in %.2f s", name, time.monotonic() - began)
     return records
 
 

@@ -63,7 +63,6 @@ from stem_dask.stages.open import (
 )
 from stem_dask.stages.survey import (
     Survey,
-    needs_survey,
     refuse_no_disc,
     resolved_method,
     survey_sample,
@@ -160,23 +159,22 @@ def _reference(job: Job) -> xr.Dataset | None:
 
 def survey(job: Job) -> None:
     """Survey a sample of the patterns, once per run, and mask what ``input.mask`` auto or stop find."""
-    config, asked, stored = job.config, _asked(job), job.plan.precomputed
-    calibrates = config.analyze.calibrate == "disc"
-    if calibrates:
+    config, stored = job.config, job.plan.precomputed
+    method = config.analyze.center_method
+    if config.analyze.calibrate == "disc":
         refuse_uncalibrated(job.patterns, config.analyze.convergence_mrad)
-    analyzes = (config.crop.enabled or config.analyze.ahead) and needs_survey(**asked)
     words: Any = None
     if stored is not None:
         words = attribute(zarr.open_group(stored.store, "analysis").attrs, "survey")
-    elif analyzes or calibrates or config.input.mask in ("auto", "stop"):
+    elif job.surveys:
         words = job.state.settled("survey", lambda: _surveyed(job).to_dict())
     if words is not None:
         job.survey = Survey.from_dict(words)
         if stored is None:
-            refuse_no_disc(job.survey, asked["center_method"])
+            refuse_no_disc(job.survey, method)
         _mask_suspected(job)
     _calibrate(job)
-    if words is not None and stored is None and asked["center_method"] == "friedel":
+    if words is not None and stored is None and method == "friedel":
         _find_symmetry(job)
 
 
@@ -225,26 +223,10 @@ def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
     return corrected(picked, job.config.input.dark, job.config.input.gain)
 
 
-def _asked(job: Job) -> dict[str, Any]:
-    """The options of the survey."""
-    options, mask = job.config.analyze, job.config.input.mask
-    names = (
-        "center_method",
-        "threshold",
-        "background",
-        "disc_radius",
-        "ignore_bad_pixels",
-        "guess",
-    )
-    asked = {name: getattr(options, name) for name in names}
-    asked["ignore_bad_pixels"] |= mask in ("auto", "stop")
-    return asked
-
-
 def _surveyed(job: Job) -> Survey:
     """Survey the sample; where no disc is found, again with the radius that convergence angle and calibration imply."""
     sample, where = _read_sample(job)
-    asked = _asked(job)
+    asked = job.survey_options
     more: dict[str, Any] = {
         "given_mask": job.mask,
         "apply_stop": job.config.input.mask == "stop",

@@ -50,7 +50,7 @@ from stem_dask.job.analysis import (
     with_calibration,
 )
 from stem_dask.job.figure import draw, figure_data
-from stem_dask.job.job import Job
+from stem_dask.job.job import Job, export_stage
 from stem_dask.job.outcome import Outcome
 from stem_dask.job.plan import Plan
 from stem_dask.job.results import (
@@ -551,7 +551,7 @@ def _stamp(job: Job) -> list[int]:
 
 def _export(job: Job, path: str) -> None:
     """Write one more format from the finished store."""
-    options, kind = _export_options(job.config, path), Path(path).suffix
+    options = _export_options(job.config, path)
     name = export_job(path, **options)
     if not job.state.published(path, name, math.prod(job.out.data.numblocks)):
         job.warnings += export_from_store(
@@ -560,31 +560,34 @@ def _export(job: Job, path: str) -> None:
             **options,
             overwrite=job.config.output.overwrite or job.state.replaces(path),
             client=job.connection.client,
-            progress=job.reporter(f"export {kind[1:]}", 0),
+            progress=job.reporter(export_stage(path), int(job.out.nbytes)),
             journal=job.state.journal,
-            folder=f"{job.folder}/export{kind}",
+            folder=f"{job.folder}/export{Path(path).suffix}",
         )
     job.tally.note(job.state.journal.records(name).values())
 
 
 def export_missing(
-    plan: Plan, connection: Connection, path: str, progress: Progress | None = None
+    plan: Plan, connection: Connection, paths: Sequence[str], progress: Progress | None = None
 ) -> None:
-    """Write one format of a store that an earlier run finished; an interrupted export begins again."""
-    stage = f"export {Path(path).suffix[1:]}"
+    """Write further formats of a store that an earlier run finished; an interrupted export begins again."""
+    for i, path in enumerate(paths, 1):
+        stage, place = export_stage(path), (i, len(paths), len(paths) - i)
 
-    def report_block(done: int, n: int, record: Record) -> None:
-        if progress is not None:
-            progress(Step(stage, done, n, 0, record))
+        def report_block(
+            done: int, n: int, record: Record, stage: str = stage, place: Any = place
+        ) -> None:
+            if progress is not None:
+                progress(Step(stage, done, n, 0, record, *place))
 
-    remove(temporary(path))
-    export_from_store(
-        plan.outputs.store,
-        path,
-        **_export_options(plan.config, path),
-        client=connection.client,
-        progress=report_block,
-    )
+        remove(temporary(path))
+        export_from_store(
+            plan.outputs.store,
+            path,
+            **_export_options(plan.config, path),
+            client=connection.client,
+            progress=report_block,
+        )
 
 
 def _export_options(config: Config, path: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def run(
         `stem_dask.job.plan.prepare`
     overrides : ``key=value``, for a path or a dictionary
     say : called with each line of text for the user
-    progress : called with a `Step` after each block; in a notebook, the default shows each stage
+    progress : called with a `Step` after each block; in a notebook, the default shows a line per stage
     state : lock and journal of the run, if the caller holds them (see `stem_dask.job.plan.begun`)
     restart : drop an unfinished run of this output
     connection : a cluster that several runs share (see `stem_dask.connect`), or a `distributed.Client`; by default the
@@ -86,7 +86,7 @@ def run(
         if state is None:
             state = stack.enter_context(begun(plan))
         if progress is None and "IPython" in sys.modules:
-            from stem_dask.job.show import notebook_progress
+            from stem_dask.job.progress import notebook_progress
 
             progress = notebook_progress()
         started = time.perf_counter()
@@ -111,8 +111,7 @@ def run(
         passes = importlib.import_module(PASSES)
         with connected(connection.client):
             if missing:
-                for path in missing:
-                    passes.export_missing(plan, connection, path, progress)
+                passes.export_missing(plan, connection, missing, progress)
                 return _already_complete(plan)
             outcome: Outcome = passes.complete(
                 plan, state, connection, progress,

@@ -2,11 +2,8 @@
 
 import contextlib
 import html
-import importlib
 import json
 import os
-import sys
-import time
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from stem_dask.core.errors import ConfigError, SourceError
-from stem_dask.core.model import Step, Window
+from stem_dask.core.model import Window
 from stem_dask.core.patterns import axis_of, lead_dims
 from stem_dask.job.figure import FigureData, build
 from stem_dask.job.outcome import Outcome
@@ -195,33 +192,3 @@ def report(path: Outcome | str | PathLike[str]) -> Report:
         ) from error
     publish(places[0])
     return Report(places[0])
-
-
-class NotebookProgress:
-    """One place in a notebook that shows a line for each stage of a run."""
-
-    def __init__(self) -> None:
-        self.lines: dict[str, str] = {}
-        self.handle: Any = None
-        self.shown = 0.0
-
-    def __call__(self, step: Step) -> None:
-        """Show a finished block."""
-        share = step.done / step.total
-        self.lines[step.stage] = f"{step.stage:11} {step.done}/{step.total}  {share:.0%}"
-        now = time.monotonic()
-        if step.done < step.total and now - self.shown < 0.2:
-            return
-        self.shown = now
-        text = {"text/plain": "\n".join([*self.lines.values()][-30:])}
-        if self.handle is None:
-            display = importlib.import_module("IPython.display").display
-            self.handle = display(text, raw=True, display_id=True)
-        else:
-            self.handle.update(text, raw=True)
-
-
-def notebook_progress() -> NotebookProgress | None:
-    """Progress for the notebook that this process is the kernel of; None without one."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return NotebookProgress() if getattr(shell, "kernel", None) is not None else None
