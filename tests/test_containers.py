@@ -18,6 +18,7 @@ import zarr
 from frames_made import SHAPE, agrees, numbers
 from test_dm import one_image
 
+import stem_dask as sd
 from stem_dask.config.load import parse_config
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.readers.open import find
@@ -224,6 +225,9 @@ def test_a_series_of_scans(tmp_path, name):
         together = find(tmp_path / name, series=True)
         agrees(together, series.reshape(-1, *SHAPE[1:]))
         assert "2 scans of 3 x 4, one after another along scan_y" in together.info.notes
+        unfolded = sd.open(tmp_path / name, series=True).coarsen(scan_y=3).construct(scan_y=("t", "scan_y"))  # fmt: skip
+        assert unfolded.dims == ("t", "scan_y", "scan_x", "ky", "kx")
+        np.testing.assert_array_equal(unfolded, series)
     agrees(find(tmp_path / name, index=index), first)
     with pytest.raises(ConfigError, match=r"input\.index is .*expected 0 to 1"):
         find(tmp_path / name, index={**index, next(iter(index)): 2})

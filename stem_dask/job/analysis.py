@@ -327,9 +327,7 @@ def fold(job: Job, spool: SpoolSink) -> None:
     n_missing = int((~job.tally.valid(lead_shape(job.patterns))).sum())
     attrs = analysis_attrs(**_options(job))
     job.analysis = fold_analysis(job.patterns, stored, attrs, n_missing)
-    job.thumbnails = fold_thumbnails(
-        lead_shape(job.patterns), spool.blocks(job.n_blocks, ("thumbnails",))
-    )
+    job.thumbnails = fold_thumbnails(job.patterns, spool.blocks(job.n_blocks, ("thumbnails",)))
     job.profiles = lambda: spool.blocks(job.n_blocks, ("profile",))
 
 

@@ -22,7 +22,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.text import by
 from stem_dask.core.text import size as size_of
 from stem_dask.job.summary import closing_lines, to_json
-from stem_dask.kernels.downsample import thumbnail
+from stem_dask.kernels.downsample import thumbnail_cell, thumbnails
 from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import opened
 from stem_dask.writers.zarr import open_group, thumbnails_of
@@ -105,7 +105,8 @@ def _mean_pattern(store: str, name: str) -> str:
         except (OSError, KeyError, ValueError):
             continue
         stream = io.BytesIO()
-        imsave(stream, thumbnail(mean, 96), cmap="gray", format="png")
+        [image] = thumbnails(mean[None], thumbnail_cell(mean.shape, 96))
+        imsave(stream, image, cmap="gray", format="png")
         code = base64.b64encode(stream.getvalue()).decode("ascii")
         return f'<img alt="mean pattern of {html.escape(name)}" src="data:image/png;base64,{code}">'
     return ""
@@ -341,6 +342,7 @@ def _thumbnails(found: xr.Dataset | None) -> dict[str, Any]:
         "rows": found["row"].values.tolist(),
         "columns": found["column"].values.tolist() if "column" in found else None,
         "shape": images.shape[-2:],
+        "cell": found.attrs["cell"],
         "values": _text(images),
     }
 

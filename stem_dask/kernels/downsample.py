@@ -3,6 +3,8 @@
 Every method uses the first ``k * (n // k)`` pixels of an axis and gives ``n // k`` outputs.
 """
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -117,26 +119,27 @@ def _bin(block, factor, scale, mean, line, out):  # type: ignore[no-untyped-def]
                 to[x] = result(total * scale) if mean else result(total)
 
 
-def thumbnail(pattern: NDArray, side: int = 48) -> NDArray[np.uint8]:
-    """Small image of a pattern (ky, kx) for display: means of square cells, logarithmic, scaled to their maximum.
+def thumbnail_cell(detector: Sequence[int], side: int = 48) -> int:
+    """Pixels of a cell of `thumbnails` along each axis: images have at most ``side`` of them, unless patterns are a thin strip."""
+    return min(-(-max(detector) // side), *detector)
+
+
+def thumbnails(patterns: NDArray, cell: int) -> NDArray[np.uint8]:
+    """Small images of patterns (n, ky, kx) for display: means of cells of ``cell`` by ``cell`` pixels, logarithmic.
 
     Returns
     -------
-    (height, width) uint8, both at most ``side``: ``255 * log(1 + mean) / log(1 + largest mean)``; negative means, and values
+    (n, ky // cell, kx // cell) uint8: ``255 * log(1 + mean) / log(1 + largest mean)`` of each pattern; negative means, and values
     that are not finite, are 0
 
     Examples
     --------
-    >>> thumbnail(np.array([[0, 0, 3], [0, 0, 3], [1, 1, 7]]), 2).tolist()
-    [[0, 170], [85, 255]]
+    >>> thumbnails(np.array([[[0, 0, 1, 1, 9], [0, 0, 1, 1, 9], [3, 3, 7, 7, 9], [3, 3, 7, 7, 9]]]), 2).tolist()
+    [[[0, 85], [170, 255]]]
     """
-    if pattern.dtype.kind == "f":
-        pattern = np.where(np.isfinite(pattern), pattern, 0)
-    cell = -(-max(pattern.shape) // side)
-    starts = [np.arange(0, n, cell) for n in pattern.shape]
-    rows = np.add.reduceat(pattern, starts[0], axis=0, dtype=np.float64)
-    total = np.add.reduceat(rows, starts[1], axis=1)
-    lengths = [np.minimum(n - first, cell) for n, first in zip(pattern.shape, starts, strict=True)]
-    mean = total / np.outer(*lengths)
+    if patterns.dtype.kind == "f":
+        patterns = np.where(np.isfinite(patterns), patterns, 0)
+    mean = downsample_patterns(patterns, cell, method="bin").astype(np.float32, copy=False)
     level = np.log1p(np.maximum(mean, 0))
-    return np.rint(255 * level / (level.max() or 1)).astype(np.uint8)
+    most = level.max(axis=(1, 2), keepdims=True, initial=0)
+    return np.rint(255 * level / np.where(most > 0, most, 1)).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import Block, Deferred
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import as_text
-from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Device, Region
+from stem_dask.core.model import DETECTOR_DIMS, Device, Region
 from stem_dask.core.patterns import (
     PROFILE_RADIUS,
     axis_of,
@@ -25,7 +25,7 @@ from stem_dask.core.patterns import (
 from stem_dask.core.window import check_center, check_target, radii_for_target
 from stem_dask.kernels.analysis import Analysis
 from stem_dask.kernels.disc import find_discs
-from stem_dask.kernels.downsample import thumbnail
+from stem_dask.kernels.downsample import thumbnail_cell, thumbnails
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.intensity import (
     ODD_PIXELS,
@@ -303,7 +303,8 @@ class AnalysisReducer:
     ) -> None:
         self.lead, detector = block.shape[:-2], (block.shape[-2], block.shape[-1])
         self.in_sample, self.threshold = in_sample.ravel(), options["threshold"]
-        self.is_shown, self.thumbnails = is_shown.ravel(), list[NDArray[np.uint8]]()
+        self.is_shown, self.cell = is_shown.ravel(), thumbnail_cell(detector)
+        self.thumbnails = [np.empty((0, *(n // self.cell for n in detector)), np.uint8)]
         self.bad, self.disc = bad, disc
         self.expected = np.stack([one.ravel() for one in expected], axis=-1) if expected else None
         self.beam = np.full((prod(self.lead), 2), np.nan)
@@ -337,7 +338,8 @@ class AnalysisReducer:
             raise SourceError(str(error)) from None  # damaged data, not retried
         for pattern in piece[self.in_sample[here]]:
             add_lit(pattern, self.threshold, self.lit)
-        self.thumbnails += map(thumbnail, piece[self.is_shown[here]])
+        if self.is_shown[here].any():
+            self.thumbnails.append(thumbnails(piece[self.is_shown[here]], self.cell))
 
     def _near(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
         """Places, or the nearest ones on the detector."""
@@ -371,7 +373,7 @@ class AnalysisReducer:
             "profile_min": least.astype(np.float64),
             "n_filled": np.array([len(filled)]),
             "lit": self.lit,
-            "thumbnails": np.array(self.thumbnails, np.uint8),
+            "thumbnails": np.concatenate(self.thumbnails),
         }
         ones = (1,) * len(self.lead)
         return {
@@ -489,35 +491,35 @@ def fold_analysis(
 
 
 def fold_thumbnails(
-    lead: Sequence[int], blocks: Iterable[tuple[Region, Mapping[str, NDArray]]]
+    patterns: xr.DataArray, blocks: Iterable[tuple[Region, Mapping[str, NDArray]]]
 ) -> xr.Dataset:
     """Join the thumbnails of blocks.
 
     Returns
     -------
     Dataset: ``thumbnails`` (scan_y, scan_x, ky, kx) or (pattern, ky, kx), uint8, see
-    `stem_dask.kernels.downsample.thumbnail`, and the scan indices of the patterns, ``row`` and ``column`` or ``row`` alone
+    `stem_dask.kernels.downsample.thumbnails`, and the scan indices of the patterns, ``row`` and ``column`` or ``row`` alone. The
+    attribute ``cell`` is the number of pixels that one of a thumbnail stands for, along each axis
     """
     import xarray as xr
 
+    lead, dims, cell = (
+        lead_shape(patterns),
+        lead_dims(patterns),
+        thumbnail_cell(patterns.shape[-2:]),
+    )
     indices = sample_positions(lead, N_THUMBNAILS)
     counts = [len(one) for one in indices]
-    numbers = np.full(tuple(lead), -1)
+    numbers = np.full(lead, -1)
     numbers[np.ix_(*indices)] = np.arange(prod(counts)).reshape(counts)
-    out: NDArray[np.uint8] | None = None
+    out = np.zeros((prod(counts), *(n // cell for n in patterns.shape[-2:])), np.uint8)
     for region, block in blocks:
-        here, images = numbers[region], block["thumbnails"][(0,) * len(region)]
-        if not len(images):
-            continue
-        if out is None:
-            out = np.zeros((prod(counts), *images.shape[1:]), np.uint8)
-        out[here[here >= 0]] = images
-    assert out is not None
-    dims = LIST_DIMS if len(lead) == 1 else SCAN_DIMS
+        here = numbers[region]
+        out[here[here >= 0]] = block["thumbnails"][(0,) * len(region)]
     names = zip(("row", "column"), dims, indices, strict=False)
     data: dict[str, Any] = {name: (dim, np.array(one, np.int64)) for name, dim, one in names}
     data["thumbnails"] = ((*dims, *DETECTOR_DIMS), out.reshape(*counts, *out.shape[1:]))
-    return xr.Dataset(data)
+    return xr.Dataset(data, attrs={"cell": cell})
 
 
 def stored_radii(stored: xr.Dataset, target: float, metric: str, exact: bool) -> da.Array:

@@ -84,12 +84,11 @@ function pattern() {
   const shown = data.is_list ? [small.rows[i]] : [small.rows[i], small.columns[j]];
   const index = data.is_list ? Math.floor(shown[0] / every) :
     Math.floor(shown[0] / every) * columns + Math.floor(shown[1] / every);
-  const cell = Math.ceil(Math.max(...data.detector) / Math.max(height, width));
   const origin = drawn.origin.map((first, axis) => windows.length === 0 ? first :
     windows[axis][index] + Math.floor(data.window[axis] / 2) - Math.floor(drawn.shape[axis] / 2));
-  box(paint(at("pattern"), image), [...origin, ...drawn.shape].map((n) => n / cell), "#0dd");
+  box(paint(at("pattern"), image), [...origin, ...drawn.shape].map((n) => n / small.cell), "#0dd");
   const where = data.is_list ? `pattern ${shown[0]}` : `row ${shown[0]}, column ${shown[1]}`;
-  at("pattern-of").textContent = cell > 1 ? `${where}, ${cell} x ${cell} px binned` : where;
+  at("pattern-of").textContent = small.cell > 1 ? `${where}, ${small.cell} x ${small.cell} px binned` : where;
 }
 
 function command(n, kept) {
