@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pytest
 import slurm_node
@@ -193,9 +194,13 @@ def test_a_scheduler_that_ends_says_so_and_the_run_goes_on(tmp_path, beam_file, 
         config = make_config(
             beam_file, output=output, cluster={"kind": "auto", "scheduler_file": file}
         )
-        with pytest.raises(
-            WorkerLostError, match=r"at tcp://127\.0\.0\.1:\d+ has ended or cannot"
-        ) as lost:
+        # distributed tries for so long to connect again
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+            pytest.raises(
+                WorkerLostError, match=r"at tcp://127\.0\.0\.1:\d+ has ended or cannot"
+            ) as lost,
+        ):
             run_job(config, progress=end_it)
     assert lost.value.exit_code == 5
     assert not Path(config.output.path).exists()
