@@ -22,7 +22,7 @@ from stem_dask.job.figure import (
 )
 from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 
-INCH = {rows: 1.0 + 3.5 * rows for rows in (1, 2, 3, 4)}
+INCH = {rows: 1.25 + 3.5 * rows for rows in (1, 2, 3, 4)}
 DISC = 2.5
 
 
@@ -309,6 +309,25 @@ def test_bad_pixels_have_no_part_in_the_colors():
     assert found["mean"].images[0].norm.vmax == data.mean_pattern.max()
 
 
+@pytest.mark.parametrize(("align", "factor"), [("fixed", 1), ("fixed", 2), ("pattern", 1)])
+def test_hot_pixels_do_not_set_the_scale_of_the_output(align, factor):
+    """Neither where all windows are equal, nor where a hot pixel wanders over them."""
+    data = make(align=align)
+    mask, sides = np.zeros((24, 32), np.uint8), np.array(data.window_shape)
+    mask[8, 12] = HOT
+    output = data.output_mean[::factor, ::factor].copy()
+    for first in zip(data.window_y.ravel(), data.window_x.ravel(), strict=True):
+        place = np.subtract((8, 12), first)
+        if (place >= 0).all() and (place < sides).all():
+            output[tuple(place // factor)] = 1e6
+    assert output.max() == 1e6
+    assert (output < 1e6).any()
+    _, found = panels(replace(data, mask=mask, output_mean=output))
+    shown = found["output"].images[0]
+    assert shown.norm.vmax == output[output < 1e6].max()
+    assert shown.get_array().max() == 1e6  # drawn all the same
+
+
 def test_worst_patterns_are_circled_in_the_maps_of_the_specimen():
     data = make()
     worst = [[index[1], index[0]] for name, index, *_ in data.pictures if "worst" in name]
@@ -317,6 +336,10 @@ def test_worst_patterns_are_circled_in_the_maps_of_the_specimen():
     for name in ("bright_field", "dark_field"):
         assert rings(found[name]) == worst
         np.testing.assert_array_equal(found[name].images[0].get_array(), getattr(data, name))
+    bare = {"bright_field": None, "dark_field": None, "total": 4 * data.dark_field}
+    _, found = panels(replace(data, **bare))  # without a disc
+    assert rings(found["total"]) == worst
+    np.testing.assert_array_equal(found["total"].images[0].get_array(), bare["total"])
     along = make((9,))
     _, found = panels(along)
     chosen = [index for name, index, *_ in along.pictures if "worst" in name]
@@ -351,8 +374,11 @@ def test_title_says_that_nothing_was_cropped():
     title = figure.get_suptitle()
     assert title.startswith("test\nNOT CROPPED: the window is the whole detector, 24 x 32 px, ")
     assert figure._suptitle.get_color() == BAD
+    figure, _ = panels(replace(data, window_shape=(24, 28), is_ok=False))
+    little = "test\nLITTLE GAINED: window of 24 x 32 px cut to 24 x 28 px, retention"
+    assert figure.get_suptitle().startswith(little)
     figure, _ = panels(replace(data, window_shape=(24, 12)))
-    assert "NOT CROPPED" not in figure.get_suptitle()
+    assert figure.get_suptitle().startswith("test\nwindow 24 x 12 px, retention")
 
 
 def test_histogram_counts_and_global_radius():
@@ -404,6 +430,40 @@ def test_curve_marks_what_was_chosen():
     assert lines["min 0.9"].get_ydata()[0] == 0.9
     assert lines["window 12 px"].get_xdata()[0] == 12
     assert lines["window 16 px"].get_xdata()[0] == 16
+
+
+def test_curve_reaches_the_size_that_would_do_and_its_legend_is_beside_it():
+    data = replace(make(), window_shape=(4, 4), min_retention=0.99)
+    enough = data.curve_size[data.curve_min >= 0.99][0]
+    assert enough > 8
+    figure, found = panels(data)
+    assert enough < found["curve"].get_xlim()[1] < 2 * enough
+    figure.canvas.draw()
+    legend = found["curve"].get_legend().get_window_extent()
+    assert not legend.overlaps(found["curve"].get_window_extent())
+
+
+@pytest.mark.parametrize(("scan", "step"), [((4, 200), 1), ((20, 30), 10)])
+def test_long_scans_keep_their_aspect(scan, step):
+    """And their maps are as long as the picture, or two rows high."""
+    data = make(scan, (12, 12), radius=3)
+    first, second = (replace(axis, units="nm", scale=1.0) for axis in data.scan_axes)
+    data = replace(data, scan_axes=(replace(first, scale=float(step)), second))
+    figure, found = panels(data)
+    figure.canvas.draw()
+    for name in ("bright_field", "dark_field", "center_y", "center_x", "retention"):
+        extent = found[name].get_window_extent()
+        assert extent.height / extent.width == pytest.approx(step * scan[0] / scan[1], rel=0.01)
+        assert max(extent.height, extent.width) > 5 * DPI
+
+
+def test_verdict_comes_first_and_is_not_cut():
+    verdict = "verdict     " + " ".join(f"reason{i}" for i in range(40))
+    _, found = panels(replace(make(), lines=(verdict, *["dose        " + "word " * 60] * 9)))
+    (shown,) = found["text"].texts
+    words = shown.get_text().split()
+    assert words[:41] == verdict.split()
+    assert words.count("dose") > 2  # each cut, so that there is room for others
 
 
 def test_result_that_is_not_cropped_says_so(tmp_path):
@@ -544,6 +604,8 @@ CASES = {
     "small units": small_units,
     "bad pixels": bad_pixels,
     "deflected": deflected,
+    "long scan": lambda: make((4, 200), (12, 12), radius=3),
+    "high scan": lambda: make((200, 4), (12, 12), radius=3),
     "large scan": lambda: make((30, 1100), (12, 12), radius=3),
 }
 
@@ -555,7 +617,7 @@ def test_no_text_overlaps_another_or_the_panels_of_others(case):
     renderer, box, texts = figure.canvas.get_renderer(), figure.bbox, [*figure.texts]
     for ax in found.values():
         texts += [ax.title, *ax.texts]
-        if ax.get_label() == "mean" and ax.get_legend():
+        if ax.get_label() in {"mean", "curve"} and ax.get_legend():
             texts += ax.get_legend().get_texts()
         if ax.get_label() != "text":
             texts += [ax.xaxis.label, ax.yaxis.label, *in_view(ax.xaxis), *in_view(ax.yaxis)]
@@ -635,6 +697,8 @@ def test_run_draws_the_beam_that_it_found(tmp_path, make_config, monkeypatch):
         np.testing.assert_allclose((y, x), (23 + 0.8 * index[0], 24 - 0.6 * index[1]), atol=0.3)
     names = ["bright_field", "dark_field", "deflection_y", "deflection_x", "retention"]
     assert set(names) <= found.keys()
+    assert data.lines[0].startswith("verdict  ")
+    assert "stem-dask" not in "".join(data.lines)  # commands are in the report, to be copied
     np.testing.assert_allclose(found["deflection_y"].images[0].get_array(), 0, atol=0.3)
     # an anti-aliased disc has the area of its radius
     total = 60 * np.pi * 5**2
@@ -654,6 +718,9 @@ def test_run_without_a_disc_draws_mask_and_centers(tmp_path, make_config, monkey
     _, found = panels(data)
     assert not {"bright_field", "dark_field", "deflection_y"} & found.keys()
     assert {"center_y", "center_x", "median"} <= found.keys()
+    source = np.load(tmp_path / "discs.npy").astype(float)
+    source[..., [30, 5, 40], [3, 7, 41]] = 0
+    np.testing.assert_allclose(found["total"].images[0].get_array(), source.sum((2, 3)))
 
 
 def test_file_that_cannot_be_written_is_a_store_error(tmp_path):

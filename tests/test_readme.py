@@ -38,7 +38,38 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_there_is_code_to_run() -> None:
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 12
+
+
+@pytest.mark.parametrize("page", ["look", "window", "hyperspy", "resume"])
+def test_commands_of_the_how_to_pages_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their order, in one folder."""
+    from stem_dask.cli.main import main
+    from stem_dask.writers.synthetic import Synthetic, write_dataset
+
+    monkeypatch.chdir(tmp_path)
+    write_dataset("scan.dm4", Synthetic(scan_shape=(8, 6)))
+    text = "\n".join(
+        re.findall(r"```bash\n(.*?)```", PAGES[ROOT / "docs" / f"{page}.md"], re.DOTALL)
+    )
+    lines = re.findall(r"^stem-dask (.+)", text, re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert main(shlex.split(line, comments=True)) == 0, line
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = PAGES[ROOT / "docs" / "README.md"]
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index
+
+
+def test_names_in_the_tables_are_public() -> None:
+    import stem_dask as sd
+
+    assert set(re.findall(r"`sd\.(\w+)", TEXT)) <= set(sd.__all__)
 
 
 def anchor(heading: str) -> str:

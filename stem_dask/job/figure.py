@@ -17,6 +17,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Align, Axis, Window
 from stem_dask.core.patterns import axes_of
 from stem_dask.core.text import by
+from stem_dask.job.results import LITTLE_GAINED
 from stem_dask.job.summary import closing_lines
 from stem_dask.kernels.pixels import DEAD, GIVEN, HOT, NOT_FINITE, STOP
 from stem_dask.stages.crop import disc_radius_of
@@ -43,6 +44,12 @@ KINDS = (
     (GIVEN, "given", "#ffea00"),
     (NOT_FINITE, "not finite", "#f06292"),
 )
+
+#: a legend below the label of the x axis
+BELOW: dict[str, Any] = {
+    "loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.3, "borderpad": 0.0, "ncols": 3,
+    "frameon": False, "fontsize": 8.5, "columnspacing": 1.0, "labelspacing": 0.2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,15 +114,15 @@ def figure_data(
         scan_axes=axes[:-2],
         output_axes=(axes_of(out)[-2], axes_of(out)[-1]),
         output_mean=mean,
-        lines=closing_lines({**results, "files": {}}),
+        lines=_lines(results),
         is_ok=not results["verdict"],
     )
     if window is None or analysis is None:
         return data
     names = [
-        "mean_pattern", "mask", "window_y", "window_x", "center_y", "center_x", "bright_field", "dark_field", "radius",
-        "retention",
+        "mean_pattern", "mask", "window_y", "window_x", "center_y", "center_x", "radius", "retention",
     ]  # fmt: skip
+    names += ["bright_field", "dark_field"] if "bright_field" in analysis else ["total"]
     if analysis.attrs["center_method"] != "friedel":  # whose centers are the fit
         names += ["deflection_y", "deflection_x"]
     curve_mean = analysis["curve_mean"].values
@@ -136,6 +143,15 @@ def figure_data(
     )
     return with_pictures(
         data, lambda index: np.asarray(patterns.data[index].compute(scheduler="sync"))
+    )
+
+
+def _lines(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """The closing lines with the verdict first, and advice without its command, which nobody can copy from a picture."""
+    lines = closing_lines({**results, "files": {}})
+    return tuple(
+        line.partition(": stem-dask ")[0] if line.startswith("advice") else line
+        for line in sorted(lines, key=lambda line: not line.startswith("verdict"))
     )
 
 
@@ -215,32 +231,48 @@ def build(report: FigureData) -> "Figure":
     for one in report.pictures:
         groups[one[0].partition(" ")[0]].append((one[0], _draw_picture, one))
     # panels of one cell share its place
-    cells: list[list[tuple[str, Any, Any]]] = [
+    patterns: list[list[tuple[str, Any, Any]]] = [
         [("mean", _draw_mean, report.mean_pattern)],
         [("output", _draw_output, report.output_mean)],
         groups["median"],
         [("text", _draw_text, report.lines or None)],
         *([one] for one in groups["worst"]),
         groups["corner"] or groups["end"],
+    ]
+    maps: list[list[tuple[str, Any, Any]]] = [
         [("bright_field", _draw_field, report.bright_field)],
         [("dark_field", _draw_field, report.dark_field)],
         [("total", _draw_total, report.total)],
         *([(name, _draw_center, getattr(report, name))] for name in _wander(report)),
         [("retention", _draw_retention, report.retention)],
+    ]
+    charts: list[list[tuple[str, Any, Any]]] = [
         [("radius", _draw_radius, report.radius)],
         [("curve", _draw_curve, report.curve_size)],
     ]
-    cells = [cell for cell in cells if cell and cell[0][2] is not None]
+    patterns, maps, charts = (
+        [cell for cell in cells if cell and cell[0][2] is not None]
+        for cells in (patterns, maps, charts)
+    )
+    # the maps of a long scan have the last two rows to themselves, so that they keep its aspect
+    is_wide, is_high = _is_long(report)
+    strips = maps if is_wide or is_high else []
+    cells = patterns + charts if strips else patterns + maps + charts
     verdict, color = _verdict(report)
     columns, rows = max(3, min(4, len(cells))), max(1, -(-len(cells) // 4))
     with _style():
-        inches = 1.0 + 3.5 * rows
+        inches = 1.25 + 3.5 * (rows + 2 * bool(strips))
         figure = Figure((16.0, inches), DPI)
         FigureCanvasAgg(figure)  # without pyplot: needs no display, keeps the caller's figures
         # places are fixed: a layout engine measures every text and takes three times as long
-        around = {"left": 0.055, "right": 0.945, "bottom": 0.85 / inches, "top": 1 - 1.15 / inches}
-        grid: Any = figure.add_gridspec(rows, columns, wspace=0.54, hspace=0.37, **around)
-        for place, cell in zip(grid, cells, strict=False):
+        around = {"left": 0.055, "right": 0.945, "bottom": 1.1 / inches, "top": 1 - 1.15 / inches}
+        look = {"wspace": 0.54, "hspace": 0.4}
+        grid: Any = figure.add_gridspec(rows + 2 * bool(strips), columns, **look, **around)
+        places = list(grid)[: len(cells)]
+        if strips:
+            shape, look["hspace"] = ((len(strips), 1), 1.2) if is_wide else ((1, len(strips)), 0)
+            places += grid[rows:, :].subgridspec(*shape, **look)
+        for place, cell in zip(places, cells + strips, strict=True):
             within: Any = [place]
             if len(cell) > 1:
                 within = place.subgridspec(-(-len(cell) // 2), 2, wspace=0.15, hspace=0.25)
@@ -256,12 +288,32 @@ def build(report: FigureData) -> "Figure":
     return figure
 
 
+def _is_long(report: FigureData) -> tuple[bool, bool]:
+    """Whether the maps of the scan are far wider than high, and far higher than wide."""
+    if len(report.scan_axes) != 2 or min(axis.size for axis in report.scan_axes) == 1:
+        return False, False
+    rows, columns = (axis.size for axis in report.scan_axes)
+    ratio = _scan_aspect(report) * rows / columns
+    return ratio < 0.2, ratio > 5
+
+
+def _scan_aspect(report: FigureData) -> float:
+    """Height of a scan position by its width."""
+    y, x = map(_in_units, report.scan_axes)
+    return abs(y.scale / x.scale) if x.units == y.units else 1.0
+
+
 def _verdict(report: FigureData) -> tuple[str, str]:
     """Second line of the title, and its color."""
     if report.window_shape is None:
         return "NOT CROPPED", ALLOWED  # as the config says
-    is_whole = report.window_shape == tuple(axis.size for axis in report.axes)
-    text = "NOT CROPPED: the window is the whole detector," if is_whole else "window"
+    full = tuple(axis.size for axis in report.axes)
+    is_whole = report.window_shape == full
+    text = "window"
+    if is_whole:
+        text = "NOT CROPPED: the window is the whole detector,"
+    elif math.prod(report.window_shape) > LITTLE_GAINED * math.prod(full):
+        text = f"LITTLE GAINED: window of {by(full)} px cut to"
     text += f" {by(report.window_shape)} px"
     below, known = 0, _finite(report.retention)
     if known.size:
@@ -309,17 +361,31 @@ def _draw_bad(ax: "Axes", mask: NDArray, axes: tuple[Axis, Axis]) -> None:
         marks: dict[str, Any] = {"marker": "s", "ms": size, "mew": 0, "ls": "none", "color": color}
         ax.plot(x.offset + x.scale * at_x, y.offset + y.scale * at_y, label=label, **marks)
     if ax.lines:
-        legend = ax.legend(
-            handles=ax.lines, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.3, ncols=3,
-            frameon=False, fontsize=8.5, handletextpad=0.1, columnspacing=1.0, borderpad=0.0,
-        )  # fmt: skip
+        legend = ax.legend(handles=ax.lines, handletextpad=0.1, **BELOW)
         for handle in legend.get_lines():
             handle.set_markersize(7)
 
 
 def _draw_output(ax: "Axes", report: FigureData, pattern: NDArray) -> None:
-    _show_pattern(ax, pattern, report.output_axes or report.axes)
+    mask = _hot_in_windows(report, pattern.shape)
+    _show_pattern(ax, pattern, report.output_axes or report.axes, mask=mask)
     _headline(ax, f"mean output pattern, {by(pattern.shape)} px")
+
+
+def _hot_in_windows(report: FigureData, shape: tuple[int, ...]) -> NDArray | None:
+    """The output pixels, of ``shape``, that a hot pixel of the detector reaches in any window."""
+    ys, xs, window = report.window_y, report.window_x, report.window_shape
+    if report.mask is None or ys is None or xs is None or window is None:
+        return None
+    hot = np.argwhere(report.mask & HOT)
+    first = np.unique(np.stack([ys.ravel(), xs.ravel()], 1).astype(np.intp), axis=0)
+    out = np.zeros(shape, np.uint8)
+    for place in hot:
+        inside = place - first
+        inside = inside[((inside >= 0) & (inside < window)).all(1)]
+        y, x = (inside * shape // window).T
+        out[y, x] = HOT
+    return out
 
 
 def _draw_picture(ax: "Axes", report: FigureData, picture: Picture) -> None:
@@ -352,8 +418,11 @@ def _draw_picture(ax: "Axes", report: FigureData, picture: Picture) -> None:
 
 def _draw_text(ax: "Axes", report: FigureData, lines: tuple[str, ...]) -> None:
     ax.axis("off")
-    wrapper = textwrap.TextWrapper(44, subsequent_indent="  ")
-    rows = [row for line in lines for row in wrapper.wrap(_printable(line)) or [""]]
+    rows = []
+    for line in lines:  # the verdict is never cut
+        most = None if line.startswith("verdict") else 4
+        wrapper = textwrap.TextWrapper(44, subsequent_indent="  ", max_lines=most, placeholder=" …")
+        rows += wrapper.wrap(_printable(line)) or [""]
     rows[25:] = ["…"] if len(rows) > 25 else []
     look: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 8, "linespacing": 1.05}
     ax.text(0, 1, "\n".join(rows), va="top", **look)
@@ -368,14 +437,15 @@ def _draw_curve(ax: "Axes", report: FigureData, size: NDArray) -> None:
             ax.axhline(value, color=color, ls="--", lw=1.4, label=f"{label} {value:g}")
     for side in sorted(set(report.window_shape or ())):
         ax.axvline(side, color="black", lw=2, label=f"window {side} px")
-    # the relevant range: up to twice the window, from just below the lowest retention
+    # the relevant range: up to twice the window or the size that would do, from just below the lowest retention
     lowest = min(target or 0.9, floor or 0.9, _finite(report.retention).min(initial=0.9))
-    right = 2 * max(report.window_shape or (1, *size))
+    enough = size[np.asarray(report.curve_min) >= (floor or 0)]
+    right = max(2 * max(report.window_shape or (1, *size)), 1.1 * min(enough, default=0))
     ax.set(xlim=(0, right), ylim=(max(0.0, lowest - 0.1), 1.01))
     _mark(ax.xaxis, "window size", "px", whole=True)
     _mark(ax.yaxis, "retention")
     _headline(ax, "retention against window size")
-    ax.legend(loc="lower right", framealpha=1)
+    ax.legend(**BELOW)
 
 
 def _draw_radius(ax: "Axes", report: FigureData, radius: NDArray) -> None:
@@ -412,6 +482,7 @@ def _draw_field(ax: "Axes", report: FigureData, values: NDArray) -> None:
 
 def _draw_total(ax: "Axes", report: FigureData, values: NDArray) -> None:
     _show_scan(ax, report, values, cmap="gray")
+    _ring(ax, report, values)
     _headline(ax, "specimen (intensity of each pattern)")
 
 
@@ -486,7 +557,7 @@ def _show_pattern(
 
     image = np.where(np.isfinite(pattern), pattern, 0).astype(np.float64).clip(0, 1e300)
     (y, x), step = map(_in_units, axes), _step(image.shape)
-    good = image if mask is None else image[mask == 0]
+    good = image if mask is None or mask.all() else image[mask == 0]
     bright = good[good > 1e-300] if good.max(initial=0) > 1e-300 else np.ones(1)
     # half the lowest value, so that a single count differs from none
     low = float(np.clip(bright.min() / 2, bright.max() * 1e-6, bright.max() * 0.1))
@@ -525,8 +596,8 @@ def _show_pattern(
     if small:
         ax.set(xticks=[], yticks=[])
         return
-    _mark(ax.xaxis, x.name, x.units)
-    _mark(ax.yaxis, y.name, y.units)
+    _mark(ax.xaxis, x.name, x.units, whole=x.units == "px")
+    _mark(ax.yaxis, y.name, y.units, whole=y.units == "px")
 
 
 def _step(shape: Sequence[int]) -> int:
@@ -554,20 +625,32 @@ def _show_scan(
         _mark(ax.yaxis, "")
         return
     shown = ax.imshow(np.ma.masked_invalid(values), **look)
-    y, x = map(_in_units, report.scan_axes)
-    _frame(ax, shown, abs(y.scale / x.scale) if x.units == y.units else 1.0, extend)
-    _mark(ax.xaxis, names[1], whole=True)
-    _mark(ax.yaxis, names[0], whole=True)
+    width, height = _frame(ax, shown, _scan_aspect(report), extend)
+    _mark(ax.xaxis, names[1], whole=True, inches=width)
+    _mark(ax.yaxis, names[0], whole=True, inches=height)
 
 
-def _frame(ax: "Axes", shown: Any, aspect: float, extend: str = "neither") -> None:
-    """Equal scales on both axes, unless that makes a thin stripe, and a color bar as high as the picture, if one is shown."""
+def _inches(ax: "Axes") -> tuple[float, float]:
+    """Width and height of the place of a panel, which its picture may not fill."""
+    place = ax.get_position(original=True).transformed(ax.figure.transFigure)
+    return place.width / ax.figure.dpi, place.height / ax.figure.dpi
+
+
+def _frame(ax: "Axes", shown: Any, aspect: float, extend: str = "neither") -> tuple[float, float]:
+    """Equal scales on both axes, unless the picture were thinner than 0.1 inch, and a color bar, if one is shown.
+
+    Return width and height of the picture in inches.
+    """
     ratio = aspect * abs(np.subtract(*ax.get_ylim()) / np.subtract(*ax.get_xlim()))
-    ax.set(facecolor="0.8", aspect=aspect if 0.5 <= ratio <= 2 else "auto")
-    if shown is None:
-        return
-    bar = ax.figure.colorbar(shown, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend=extend)
-    bar.minorticks_off()
+    width, height = _inches(ax)
+    fits = min(width, height / ratio), min(height, width * ratio)
+    if min(fits) >= 0.1:
+        width, height = fits
+    ax.set(facecolor="0.8", aspect=aspect if min(fits) >= 0.1 else "auto")
+    if shown is not None:
+        beside = ax.inset_axes((1 + 0.075 / width, 0, 0.125 / width, 1))
+        ax.figure.colorbar(shown, cax=beside, extend=extend).minorticks_off()
+    return width, height
 
 
 def _in_units(axis: Axis) -> Axis:
@@ -595,21 +678,26 @@ def _style() -> AbstractContextManager[None]:
 
 def _headline(ax: "Axes", text: str, color: str = "black") -> None:
     """Set the title, of one or two lines."""
-    ax.set_title(text, color=color, fontsize=_fitting(text, 48, 10.5))
+    most = round(min(48, 19 * _inches(ax)[0]))
+    ax.set_title(text, color=color, fontsize=_fitting(text, most, 10.5))
 
 
-def _mark(axis: Any, name: str, units: str = "", whole: bool = False) -> None:
-    """Name an axis with final limits; ``whole`` restricts its ticks to integers."""
+def _mark(axis: Any, name: str, units: str = "", whole: bool = False, inches: float = 2.4) -> None:
+    """Name an axis with final limits, of a length in inches; ``whole`` restricts its ticks to integers."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     power = math.floor(math.log10(max(map(abs, axis.get_view_interval()))))
     if axis.get_scale() == "linear":
-        axis.set_major_locator(MaxNLocator(3 if axis.axis_name == "x" else 5, integer=whole))
+        most = max(3, inches) if axis.axis_name == "x" else min(5, 5 * inches)
+        most = 1 if inches < 0.4 else int(most)
+        axis.set_major_locator(MaxNLocator(most, integer=whole))
         if not -3 < power < 6:  # a common factor keeps the numbers short
             axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick / 10.0**power:.6g}"))
             units = f"1e{power} {units}".strip()
-    text = _printable(f"{name} ({units})" if units else name)
-    axis.set_label_text(text, fontsize=_fitting(text, 40, 10.0))
+    text, most = _printable(f"{name} ({units})" if units else name), 40
+    if axis.axis_name == "y" and inches < 1.0:  # beside a flat map
+        text, most = text.replace(" (", "\n("), 14
+    axis.set_label_text(text, fontsize=_fitting(text, most, 10.0))
 
 
 def _fitting(text: str, most: int, size: float) -> float:
