@@ -413,20 +413,25 @@ def _curves(
 
 
 def _image(values: NDArray, *, logarithmic: bool = False) -> dict[str, Any]:
-    """An image of one byte a pixel, from the 0.5th to the 99.5th percentile; NaN is black."""
+    """An image of one byte a pixel, from the 0.5th to the 99.5th percentile; NaN is black.
+
+    A ``logarithmic`` one shows four decades at most, up to the 99.95th percentile, so that hot pixels do not set the scale.
+    """
     shown = np.asarray(values, np.float64)
     finite = shown[np.isfinite(shown)]
-    least, most = (
-        (float(one) for one in np.percentile(finite, (0, 100))) if finite.size else (0.0, 0.0)
-    )
-    low, high = (
-        (float(one) for one in np.percentile(finite, (0.5, 99.5))) if finite.size else (0.0, 0.0)
-    )
+    if not finite.size:
+        finite = np.zeros(1)
+    least, most = float(finite.min()), float(finite.max())
+    low, high = (float(one) for one in np.percentile(finite, (0.5, 99.5)))
     if logarithmic:
+        high = float(np.percentile(finite, 99.95)) or most
+        positive = finite[finite > 0]
+        low = max(high / 1e4, float(np.percentile(positive, 1))) if positive.size else 0.0
+        floor = low or 1.0
         shown, low, high = (
-            np.log1p(np.maximum(shown, 0)),
-            math.log1p(max(low, 0)),
-            math.log1p(max(most, 0)),
+            np.log(np.maximum(shown, floor)),
+            math.log(floor),
+            math.log(max(high, floor)),
         )
     level = np.zeros(shown.shape, np.uint8)
     if high > low:
