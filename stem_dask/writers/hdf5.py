@@ -158,8 +158,8 @@ class Hdf5Sink:
                     _write_attrs(group, analysis.attrs)
                 _link_nexus(file, list(map(str, patterns.dims)))
                 notes = _link_emd(file, axes_of(patterns), patterns.attrs)
-        is_for_py4dstem = ".hspy" not in Path(path).suffixes
-        return [*self.plugin_note(), *(notes if is_for_py4dstem else ())]
+        # EMD is py4DSTEM's format; most files of other suffixes are for other programs
+        return [*self.plugin_note(), *(notes if ".emd" in Path(path).suffixes else ())]
 
     def plugin_note(self) -> list[str]:
         """What readers need."""
