@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 #: longer attributes become datasets, because HDF5 limits attributes to 64 kB
 _LONGEST_ATTRIBUTE = 2**15
 
-#: groups and nested attributes that a signal of HyperSpy has, and a netCDF file cannot have
-_IN_SIGNAL = ("given", "metadata", "original_metadata")
+#: attributes that are in the signal of HyperSpy, or say where the patterns were read
+_NOT_OF_PATTERNS = ("given", "metadata", "original_metadata", "source", "notes")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Hdf5Sink:
     def dataset(self) -> str:
         """Path of the dataset in the file."""
         return f"{experiment(self.output.title)}/data"
+
+    @property
+    def _name(self) -> str:
+        """Name of the finished file."""
+        return Path(self.output.path).name.removesuffix(".incomplete")
 
     @property
     def spool(self) -> SpoolSink:
@@ -129,11 +134,18 @@ class Hdf5Sink:
         from rsciio.hspy import file_writer
 
         signal, path = signal_of(self.output, patterns, analysis), self.output.path
-        known = {} if analysis is None else analysis.variables
+        known, suffix = (
+            {} if analysis is None else analysis.variables,
+            Path(self._name).suffix.lower(),
+        )
         images = signal["metadata"].get("Maps", {}).values()
         arrays = [*signal["metadata"]["stem_dask"].values(), *(one["data"] for one in images)]
         refuse_full_disk(path, sum(getattr(a, "nbytes", 0) for a in (*arrays, *known.values())))
-        flat = {name: value for name, value in patterns.attrs.items() if name not in _IN_SIGNAL}
+        flat = {
+            name: value for name, value in patterns.attrs.items() if name not in _NOT_OF_PATTERNS
+        }
+        if suffix == ".hspy":  # whose bytes do not depend on paths and versions
+            about = {"title": self.output.title}
         with translate(StoreError, path):
             file_writer(path, signal, write_dataset=False, show_progressbar=False)
             with h5py.File(path, "r+", locking=False) as file:
@@ -159,14 +171,15 @@ class Hdf5Sink:
                 _link_nexus(file, list(map(str, patterns.dims)))
                 notes = _link_emd(file, axes_of(patterns), patterns.attrs)
         # EMD is py4DSTEM's format; most files of other suffixes are for other programs
-        return [*self.plugin_note(), *(notes if ".emd" in Path(path).suffixes else ())]
+        return [*self.plugin_note(), *(notes if suffix == ".emd" else ())]
 
     def plugin_note(self) -> list[str]:
         """What readers need."""
         if self._codec not in ("lz4", "zstd"):
             return []
-        name = Path(self.output.path).name.removesuffix(".incomplete")
-        return [f"{name} is compressed with blosc {self._codec}: reading it requires hdf5plugin"]
+        return [
+            f"{self._name} is compressed with blosc {self._codec}: reading it requires hdf5plugin"
+        ]
 
 
 def refuse_full_disk(path: str, n_bytes: int) -> None:
