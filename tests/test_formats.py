@@ -6,7 +6,6 @@ import shutil
 import zipfile
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import dask.array as da
 import h5py
@@ -20,7 +19,7 @@ import zarr
 
 import stem_dask as sd
 from stem_dask.core.errors import ConfigError, DiskFullError, StoreError
-from stem_dask.core.formats import FORMATS, HDF5_SUFFIXES, Output
+from stem_dask.core.formats import HDF5_SUFFIXES, Output
 from stem_dask.core.model import Axis
 from stem_dask.core.patterns import as_patterns, axes_of
 from stem_dask.engine import run as engine

@@ -212,6 +212,7 @@ class Output(_Section):  # what is written
     normalize: Literal["none", "log-zscore"] = "none"
     export: Exports = ("pt", "hspy")
     layout: Literal["scan", "nchw", "tensor"] = "scan"
+    signal_type: Word | None = None  # of HyperSpy, default the input's
     codec: Literal["auto", "lz4", "zstd", "gzip", "none"] = "auto"
     rechunk: bool = True
     overwrite: bool = False
