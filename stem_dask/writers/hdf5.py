@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 #: longer attributes become datasets, because HDF5 limits attributes to 64 kB
 _LONGEST_ATTRIBUTE = 2**15
 
+#: bytes of the smallest array that is compressed
+_LEAST_PACKED = 2**13
+
 #: attributes that are in the signal of HyperSpy, or say where the patterns were read
 _NOT_OF_PATTERNS = ("given", "metadata", "original_metadata", "source", "notes")
 
@@ -161,7 +164,12 @@ class Hdf5Sink:
                     _name_axes(file, _write_array(file, "valid", variable), variable.dims)
                 if analysis is not None:
                     group = file.create_group("analysis")
+                    by_position = file[f"{experiment(self.output.title)}/metadata/stem_dask"]
                     for name, variable in known.items():
+                        if name in patterns.dims:
+                            continue
+                        if name in by_position:
+                            group[str(name)] = by_position[str(name)]
                         if variable.dtype.kind in "biuf":
                             array = _write_array(group, str(name), variable)
                             _name_axes(file, array, variable.dims)
@@ -216,11 +224,14 @@ def pack_chunk(chunk: NDArray, codec: str) -> bytes:
 
 
 def _write_array(group: Any, name: str, variable: xr.Variable) -> Any:
-    """Write a small array with its attributes."""
-    packed: dict[str, Any] = {"compression": "gzip", "shuffle": True} if variable.ndim else {}
-    dataset = group.create_dataset(name, data=np.asarray(variable.values), **packed)
-    _write_attrs(dataset, variable.attrs)
-    return dataset
+    """Write a small array, unless it is there, with its attributes."""
+    if name not in group:
+        # compressed ones have an index of 2 kB
+        is_packed = variable.nbytes > _LEAST_PACKED
+        packed: dict[str, Any] = {"compression": "gzip", "shuffle": True} if is_packed else {}
+        group.create_dataset(name, data=np.asarray(variable.values), **packed)
+    _write_attrs(group[name], variable.attrs)
+    return group[name]
 
 
 def _name_axes(file: Any, dataset: Any, dims: Any) -> None:

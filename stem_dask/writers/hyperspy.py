@@ -170,7 +170,7 @@ def signal_of(
                 "Signal": {"signal_type": ""} | ({"quantity": quantity} if quantity else {}),
             },
             "attributes": {"_lazy": False, "ragged": False},
-            **nothing,
+            "original_metadata": {},
         }
 
     found, maps = {} if analysis is None else analysis.variables, {}
