@@ -253,6 +253,25 @@ def test_a_h5_of_an_earlier_version(tmp_path: Path) -> None:
     assert int((~patterns.valid.values).sum()) == 1
 
 
+def test_a_data_cube_that_py4dstem_saved(tmp_path: Path) -> None:
+    """Its detector axes are positions in A^-1 minus an origin in pixels; the calibration is right."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        cube = file.create_group("datacube_root/datacube")
+        cube["data"] = scan().values
+        axes = [(0.0, 0.5, "nm"), (0.0, 0.5, "nm"), (-6.0, 0.01, "A^-1"), (-5.0, 0.01, "A^-1")]
+        for i, (first, step, units) in enumerate(axes):
+            dim = cube.create_dataset(f"dim{i}", data=first + step * np.arange(SHAPE[i]))
+            dim.attrs.update({"name": ("Rx", "Ry", "Qx", "Qy")[i], "units": units})
+        kept = file.create_group("datacube_root/metadatabundle/calibration")
+        values = {"R_pixel_size": 0.5, "R_pixel_units": "nm", "Q_pixel_size": 0.01}
+        for name, value in (values | {"qx0_mean": 6.0, "qy0_mean": 5.0}).items():
+            kept[name] = value
+        kept["Q_pixel_units"] = "A^-1"
+    *_, ky, kx = axes_of(sd.open(tmp_path / "a.h5"))
+    assert (ky.scale, ky.offset, ky.units) == (pytest.approx(0.01), pytest.approx(-0.06), "A^-1")
+    assert (kx.scale, kx.offset, kx.units) == (pytest.approx(0.01), pytest.approx(-0.05), "A^-1")
+
+
 # --- other programs, in environments of their own (make test-peers) ---
 
 PEERS = Path(os.environ.get("PEERS", Path(__file__).parent.parent / ".peers")).absolute()
