@@ -2,17 +2,19 @@
 # make test    set up if needed, then run the tests
 # make test-faults    kill, corrupt and starve real runs
 # make test-slurm     run jobs, job arrays and templates on a real SLURM; skipped with a reason if there is none
+# make test-peers     open our HDF5 files in py4DSTEM, LiberTEM, pyxem and xarray (2 GB of environments in .peers)
 # make slurm-ci       install a SLURM for make test-slurm on this machine (Debian, as root)
 # make browser-ci     install Chromium for the tests of the report on this machine (Debian, as root)
 # make lint    style and types
 # make bench   repeat rows of the benchmark table and print the difference to the committed result (benchmarks/README.md)
 PYTHON ?= python3
 VENV   ?= .venv
+PEERS  ?= .peers
 PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 CONFIG ?= configs/crop.yaml
 ARGS   ?=
 
-.PHONY: run test test-faults test-slurm slurm-ci browser-ci lint bench clean
+.PHONY: run test test-faults test-slurm test-peers slurm-ci browser-ci lint bench clean
 
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
@@ -26,6 +28,14 @@ test-faults: $(VENV)/test.done
 
 test-slurm: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest -q -m slurm tests/test_slurm.py $(ARGS)
+
+# environments of their own, because these programs need other versions of numpy and zarr
+test-peers: $(VENV)/test.done
+	test -x $(PEERS)/py4dstem/bin/python || $(PYTHON) -m venv $(PEERS)/py4dstem
+	test -x $(PEERS)/others/bin/python || $(PYTHON) -m venv $(PEERS)/others
+	$(PEERS)/py4dstem/bin/python -m pip install --quiet 'py4DSTEM==0.14.18' hdf5plugin
+	$(PEERS)/others/bin/python -m pip install --quiet 'libertem==0.16.*' 'pyxem>=0.21' h5netcdf hdf5plugin
+	PEERS=$(PEERS) $(VENV)/bin/python -m pytest -q -m peers tests/test_hdf5_layout.py $(ARGS)
 
 slurm-ci:
 	command -v slurmctld munged > /dev/null || { apt-get update -qq && \

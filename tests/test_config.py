@@ -191,8 +191,8 @@ BAD = [
     # output
     ("output: {path: a.zip}", "output.path is a.zip; expected a path that ends in .zarr"),
     ("output: {path: out/.zarr}", "output.path is out/.zarr; expected"),
-    ("output: {export: pt}", "output.export is pt; expected a list of pt, hspy, zspy, h5 and npy, each at most once"),
-    ("output: {export: [pt, mat]}", "output.export[1] is mat; expected a list of pt, hspy, zspy, h5 and npy"),
+    ("output: {export: pt}", "output.export is pt; expected a list of pt, hspy, zspy, h5, hdf5, emd and npy, each at most once"),
+    ("output: {export: [pt, mat]}", "output.export[1] is mat; expected a list of pt, hspy, zspy, h5, hdf5, emd and npy"),
     ("output: {export: [pt, pt]}", "output.export is [pt, pt]; expected"),
     ("output: {overwrite: 'yes'}", "output.overwrite is 'yes'; expected true or false"),
     ("output: {chunk_mb: 0}", "output.chunk_mb is 0; expected auto or a number above 0"),

@@ -39,7 +39,7 @@ def read(path: Path) -> np.ndarray:
         return np.load(path)
     if path.suffix == ".pt":
         return np.asarray(torch.load(path)["patterns"])
-    if path.suffix == ".h5":
+    if path.suffix in (".h5", ".hdf5", ".emd"):
         import h5py
 
         with h5py.File(path) as file:
@@ -61,7 +61,9 @@ def test_patterns_without_any_intensity_are_told(
     assert "no value is above 0" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["a.zarr", "a.hspy", "a.zspy", "a.h5", "a.npy", "a.pt"])
+@pytest.mark.parametrize(
+    "name", ["a.zarr", "a.hspy", "a.zspy", "a.h5", "a.hdf5", "a.emd", "a.npy", "a.pt"]
+)
 @pytest.mark.parametrize("flags", [(), ("--no-rechunk", "--chunk-mb", "0.02", "--analyze")])
 def test_every_format_holds_the_patterns(
     here: Path, beam_file: Path, name: str, flags: tuple[str, ...]
@@ -463,7 +465,10 @@ def test_a_crop_refuses(here: Path, override: str, words: str) -> None:
         (["downsample.factor=2"], "analyze.ahead needs patterns as they are read"),
         (["analyze.from=a.zarr"], "analyze.from needs crop.enabled: true"),
         (["output.path=a.npy", "output.codec=lz4"], "a .npy file is not compressed"),
-        (["output.path=a.mat"], "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"),
+        (
+            ["output.path=a.mat"],
+            "a path that ends in .zarr, .zspy, .hspy, .h5, .hdf5, .emd, .npy or .pt",
+        ),
     ],
 )
 def test_a_conversion_refuses(here: Path, overrides: list[str], words: str) -> None:

@@ -49,7 +49,7 @@ AXES = (
     Axis("ky", 12, 0.1, -0.6, "1/nm"),
     Axis("kx", 10, 0.2, -1, "mrad"),
 )
-SUFFIXES = tuple(FORMATS)
+SUFFIXES = (".zarr", ".pt", ".hspy", ".npy", ".zspy")  # the other three of HDF5 have the same bytes
 WINDOW = {"window_size": [12, 10], "align": "pattern", "k_origin": "window_center"}
 
 
@@ -77,10 +77,7 @@ def values(path):
         ((_, group),) = zarr.open_group(path, mode="r")["Experiments"].groups()
         return group["data"][...]
     with h5py.File(path) as file:
-        if path.suffix == ".h5":
-            return file["patterns"][...]
-        (group,) = file["Experiments"].values()
-        return group["data"][...]
+        return file["patterns"][...]
 
 
 def load_pt(path):
@@ -332,7 +329,7 @@ class Run:
             return self.built / "patterns" / f"c.{index}.0.0.0", None
         if self.path.suffix == ".zspy":
             return self.built / "Experiments/4D-STEM/data" / str(index) / "0" / "0" / "0", None
-        if self.path.suffix in (".hspy", ".h5"):
+        if self.path.suffix == ".hspy":
             return self.spool / f"{index:06d}.block", None
         (start, length, _), *_ = (
             Journal(self.folder / "journal")

@@ -18,7 +18,7 @@ _ZSCORE = "log(1 + x), then mean 0 and standard deviation 1 over the whole datas
 #: per command: what its --output is, keys that it sets, and its flags; a flag with a key of a config sets that key
 COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, Any]], ...]]] = {
     "convert": (
-        "its suffix decides: .hspy, .zspy, .zarr, .h5, .npy or .pt",
+        "its suffix decides: .hspy, .zspy, .zarr, .h5, .hdf5, .emd, .npy or .pt",
         {"crop.enabled": False, "output.export": [], "output.figure": False},
         (
             ("--no-rechunk", "output.rechunk", {"action": "store_false", "help": _UNCHUNKED}),
@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, dict[str, Any], tuple[tuple[str, str, dict[str, A
         ),
     ),
     "crop": (
-        "its suffix decides: .pt, .hspy, .zarr, .zspy, .h5 or .npy",
+        "its suffix decides: .pt, .hspy, .zarr, .zspy, .h5, .hdf5, .emd or .npy",
         {"output.export": []},
         (
             ("--target-retention", "analyze.target_retention", {"type": float, "help": "share of the intensity to keep"}),

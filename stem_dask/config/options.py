@@ -66,7 +66,7 @@ def _output(path: str) -> str:
     return bare if form is not None and (bare == path or form.is_folder) else _refuse()
 
 
-Product = Annotated[str, Field(pattern=rf"{_FILE}\w+/?$"), AfterValidator(_output), "a path that ends in .zarr, .zspy, .hspy, .h5, .npy or .pt"]  # fmt: skip
+Product = Annotated[str, Field(pattern=rf"{_FILE}\w+/?$"), AfterValidator(_output), "a path that ends in .zarr, .zspy, .hspy, .h5, .hdf5, .emd, .npy or .pt"]  # fmt: skip
 Address = Annotated[str, Field(pattern=_ADDRESS), "tcp://host:port or tls://host:port"]
 Host = Annotated[str, Field(pattern=r"^[\w.:-]+$"), "a name or address of this machine"]
 Memory = Annotated[str, Field(pattern=_MEMORY), "a number with its unit, such as 4GB or 4GiB"]
@@ -78,7 +78,7 @@ JobRange = Annotated[tuple[Count, Count], _List, _Ordered, "[least, most]"]
 Directive = Annotated[str, Field(pattern=r"^--?[A-Za-z][^\p{Cc}]*$")]
 Directives = Annotated[tuple[Directive, ...], _List, "a list of options of sbatch such as --constraint=skylake"]  # fmt: skip
 _Export = Annotated[str, AfterValidator(lambda kind: kind if f".{kind}" in FORMATS and kind != "zarr" else _refuse())]  # fmt: skip
-Exports = Annotated[tuple[_Export, ...], _List, _Distinct, "a list of pt, hspy, zspy, h5 and npy, each at most once"]  # fmt: skip
+Exports = Annotated[tuple[_Export, ...], _List, _Distinct, "a list of pt, hspy, zspy, h5, hdf5, emd and npy, each at most once"]  # fmt: skip
 _MASK = "{pixels: [[y, x], ...], rows: [y, ...], columns: [x, ...]}"
 _CALIBRATION = "{ky: {scale: 0.01, units: 1/nm, offset: -0.6}, ...} for scan_y, scan_x, ky, kx, with a scale other than 0"
 
@@ -214,6 +214,7 @@ class Output(_Section):  # what is written
     normalize: Literal["none", "log-zscore"] = "none"
     export: Exports = ("pt", "hspy")
     layout: Literal["scan", "nchw", "tensor"] = "scan"
+    signal_type: Word | None = None  # of HyperSpy, default the input's
     codec: Literal["auto", "lz4", "zstd", "gzip", "none"] = "auto"
     rechunk: bool = True
     overwrite: bool = False

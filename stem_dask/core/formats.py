@@ -50,13 +50,18 @@ class Format:
 
 _WRITERS = "stem_dask.writers"
 
-#: by suffix; HDF5 exists twice while it is assembled, and unsigned counts need twice as much in a .pt
+#: HDF5 exists twice while it is assembled
+_HDF5 = Format(f"{_WRITERS}.hdf5:Hdf5Sink", has_navigator=True, is_joined=True, disk=2, library="h5py")  # fmt: skip
+
+#: suffixes of HDF5 files, which all have the same layout
+HDF5_SUFFIXES = (".hspy", ".h5", ".hdf5", ".emd")
+
+#: by suffix; unsigned counts need twice as much in a .pt
 FORMATS = {
     ".zarr": Format(f"{_WRITERS}.zarr:store_sink", is_folder=True, library="zarr"),
     ".pt": Format(f"{_WRITERS}.torch:PtSink", is_packed=False, disk=2),
-    ".hspy": Format(f"{_WRITERS}.hyperspy:HspySink", has_navigator=True, is_joined=True, disk=2, library="h5py"),
+    **dict.fromkeys(HDF5_SUFFIXES, _HDF5),
     ".npy": Format(f"{_WRITERS}.npy:NpySink", is_packed=False),
-    ".h5": Format(f"{_WRITERS}.hdf5:Hdf5Sink", is_joined=True, disk=2, library="h5py"),
     ".zspy": Format(
         f"{_WRITERS}.hyperspy:ZspySink", is_folder=True, has_navigator=True, chunk_bytes=FILE_CHUNK_BYTES, library="zarr"
     ),

@@ -17,6 +17,11 @@ LIST_DIMS = ("pattern",)
 
 DETECTOR_DIMS = ("ky", "kx")
 
+#: units of reciprocal length, in 1/nm
+PER_NM = {"1/nm": 1.0, "nm^-1": 1.0, "nm-1": 1.0} | dict.fromkeys(
+    ("1/Å", "1/A", "Å^-1", "A^-1", "1/Angstrom"), 10.0
+)
+
 
 @dataclass(frozen=True)
 class Axis:

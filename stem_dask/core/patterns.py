@@ -212,7 +212,7 @@ WINDOW_ATTRS = (
 
 
 def content_of(patterns: xr.DataArray, analysis: xr.Dataset | None) -> dict[str, Any]:
-    """What .pt, .hspy and .zspy files hold besides the patterns: plain values, and arrays with one value per pattern."""
+    """What .pt, .zspy and HDF5 files hold besides the patterns: plain values, and arrays with one value per pattern."""
     attrs = to_json(from_text(patterns.attrs))
     found = {} if analysis is None else analysis.variables
     known: dict[str, Any] = {name: found[name] for name in _BY_POSITION if name in found}

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stem_dask.cluster.security import scheduler_address
 from stem_dask.config.load import defaults, to_dict
 from stem_dask.config.options import SYNTHETIC, Config
 from stem_dask.core.errors import ConfigError, OutputExistsError, StemDaskError
+from stem_dask.core.metadata import tree_at
 from stem_dask.core.text import by, size
 from stem_dask.core.window import check_center, check_factor, check_size, check_window
 from stem_dask.engine.lock import owned
@@ -201,13 +203,19 @@ def find_input(config: Config) -> Found:
         if not Path(path).exists():
             write_dataset(path)
     given = None if options.calibration is None else options.calibration.model_dump()
-    return with_given(
+    found = with_given(
         find(path, **options.model_dump(exclude=_AFTER_READING)),
         given,
         options.beam_energy_kv,
         options.scan_roi,
         options.scan_step,
     )
+    if config.output.signal_type is None:
+        return found
+    tree = deepcopy(found.info.about.get("metadata", {}))
+    tree = tree_at({"Signal.signal_type": config.output.signal_type}, tree)
+    about = {**found.info.about, "metadata": tree}
+    return replace(found, info=replace(found.info, about=about))
 
 
 def reference_of(config: Config) -> str | Found | None:
@@ -434,6 +442,8 @@ def _deciding(options: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[s
     for key in ("path", "overwrite", "export", "layout", "figure", "local_folder"):
         if key != "layout" or suffix != ".pt":
             kept["output"].pop(key, None)
+    if kept["output"].get("signal_type") is None:  # as in outputs of earlier versions
+        kept["output"].pop("signal_type", None)
     if is_url(path):
         kept["output"]["url"] = path
     if suffix != ".zarr":

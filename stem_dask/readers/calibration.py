@@ -1,6 +1,7 @@
 """Axes and microscope settings that Nion Swift, py4DSTEM, abTEM and NeXus store with an array in HDF5 and zarr."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -115,6 +116,9 @@ def _by_py4dstem(file: Any, data: Any, one: dict[str, Any], known: list[Any]) ->
         units = value(f"{space}_pixel_units") or value(f"{space}_pixel_size_units")
         if len(axes) == 4 and size is not None:
             axes[i] = _calibrated(axes[i], size, -origin * size, units)
+            # py4DSTEM 0.14 subtracts the origin in pixels from positions in the units of the axis
+            if origin and math.isclose(axes[i].offset, -origin, rel_tol=1e-6):
+                axes[i] = replace(axes[i], offset=-origin * axes[i].scale)
     return {**one, "axes": tuple(axes)}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stem_dask.core.errors import SourceError
+from stem_dask.core.formats import HDF5_SUFFIXES
 from stem_dask.core.metadata import number, text_of
 from stem_dask.core.model import DETECTOR_DIMS, LIST_DIMS, SCAN_DIMS, Axis
 from stem_dask.core.text import by
@@ -272,7 +273,7 @@ def _stack(name: str, view: Candidate, geometry: Geometry) -> Candidate:
     scan, part = view.scan, view.part
     if geometry.scan_shape is None and scan is None:
         suffix = _suffix(name)
-        named = suffix in (".h5", ".hspy", ".zspy") and axes[0].name == LIST_DIMS[0]
+        named = suffix in (*HDF5_SUFFIXES, ".zspy") and axes[0].name == LIST_DIMS[0]
         if named or suffix in (".pt", ".npy", ".zarr"):
             axes = _named(axes, (*LIST_DIMS, *DETECTOR_DIMS))
             return _changed(view, source, axes, "a list of patterns")

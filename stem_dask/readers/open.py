@@ -189,9 +189,10 @@ def _choose(
             number = position if candidate.number is None else candidate.number
             if dataset in (candidate.name, f"/{candidate.name}", number):
                 return candidate, []
-        names = [c.name for c in candidates if isinstance(stored(c.source), Hdf5Dataset)]
+        sources = {candidate.name: stored(candidate.source) for candidate in candidates}
+        names = {s.name: known for known, s in sources.items() if isinstance(s, Hdf5Dataset)}
         if names and not isinstance(dataset, int):  # behind a link, as in NeXus files
-            behind = name_behind(name, dataset, names)
+            behind = names.get(name_behind(name, dataset, names) or "")
             for candidate in candidates:
                 if candidate.name == behind:
                     return candidate, [f"{dataset} is a link to {behind}"]

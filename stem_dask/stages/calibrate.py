@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stem_dask.core.errors import ConfigError
-from stem_dask.core.model import DETECTOR_DIMS
+from stem_dask.core.model import DETECTOR_DIMS, PER_NM
 from stem_dask.core.patterns import axis_of, coordinate
 from stem_dask.stages.survey import Survey
 
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 #: how well a scale from the disc is known: 0 to 3 % was measured on simulated patterns
 UNCERTAINTY = 0.03
 
-#: units of reciprocal length, in 1/nm; those of angles depend on the wavelength
-_PER_NM = {"1/nm": 1.0, "nm^-1": 1.0, "nm-1": 1.0} | dict.fromkeys(
-    ("1/Å", "1/A", "Å^-1", "A^-1", "1/Angstrom"), 10.0
-)
+#: units of angles, whose value in 1/nm depends on the wavelength
 _RAD = {"rad": 1.0, "mrad": 1e-3}
 
 
@@ -87,7 +84,7 @@ def disc_calibration(
 def _stated_scale(patterns: xr.DataArray, beam_energy_kv: float) -> float | None:
     """Scale of the detector's axes as stated, per px in 1/nm; None where they have none."""
     wavelength = electron_wavelength_nm(beam_energy_kv)
-    units = _PER_NM | {name: rad / wavelength for name, rad in _RAD.items()}
+    units = PER_NM | {name: rad / wavelength for name, rad in _RAD.items()}
     axes = [axis_of(patterns, name) for name in DETECTOR_DIMS]
     if not all(axis.units in units and axis.scale for axis in axes):
         return None

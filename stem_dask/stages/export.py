@@ -1,4 +1,4 @@
-"""Export lazy patterns to .zarr, .pt, .hspy, .npy, .h5 or .zspy, block by block, or to a signal of HyperSpy."""
+"""Export lazy patterns to .zarr, .pt, HDF5 (.hspy, .h5, .hdf5, .emd), .npy or .zspy, block by block, or to a signal of HyperSpy."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class Target:
         ----------
         analysis : replaces the one from before the pass; in a .pt with the same names and types
         valid : (scan_y, scan_x) or (pattern,), where the input could be read
-        attrs, about : more attributes of the patterns (not for .pt), and of the file (.zarr and .h5)
+        attrs, about : more attributes of the patterns (not for .pt), and of the file (.zarr and HDF5)
         """
         patterns = self.patterns.assign_attrs({**from_text(self.patterns.attrs), **(attrs or {})})
         if valid is not None:
@@ -242,15 +242,15 @@ def export(
     Parameters
     ----------
     patterns : (scan_y, scan_x, ky, kx) or (pattern, ky, kx); see `analyze`
-    path : ending in .zarr, .pt, .hspy, .npy, .h5 or .zspy; a missing folder is created
+    path : ending in .zarr, .pt, .hspy, .h5, .hdf5, .emd, .npy or .zspy; a missing folder is created
     analysis : stored with the patterns; a .npy holds neither analysis nor axes
     layout : for .pt: ``scan`` and ``nchw`` make a dictionary with ``patterns`` (scan_y, scan_x, H, W) or
         (N, 1, H, W); ``tensor`` makes the bare tensor (N, 1, H, W), ``bare`` the bare tensor as the patterns are
     keep_dtype : for .pt: keep unsigned types, which torch can neither add nor compare
     overwrite : replace an older file when the new one is complete
     client : a `distributed.Client`; default the active one, else threads
-    codec : ``lz4``, ``zstd`` (both of blosc), ``gzip``, ``none``, or ``auto``: lz4 in .zarr and .zspy, and gzip in .hspy and
-        .h5, which every reader of HDF5 opens; .pt and .npy are not compressed
+    codec : ``lz4``, ``zstd`` (both of blosc), ``gzip``, ``none``, or ``auto``: lz4 in .zarr and .zspy, and gzip in HDF5
+        files, which all programs open; .pt and .npy are not compressed
     rechunk : chunks of whole patterns of about 1 MiB, of 8 MiB in .zspy; False makes one chunk of each block
 
     Returns

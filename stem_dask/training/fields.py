@@ -1,4 +1,4 @@
-"""What is known of each pattern: in the analysis of a store, in a .pt or .hspy of stem_dask, or in a store beside the file."""
+"""What is known of each pattern: in the analysis of a store, in a .pt or an HDF5 file of stem_dask, or in a store beside the file."""
 
 import contextlib
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.errors import ConfigError
+from stem_dask.core.formats import HDF5_SUFFIXES
 from stem_dask.readers.containers import hdf5_file
 from stem_dask.readers.zarr_chunks import read_part
 from stem_dask.storage.location import is_url
@@ -68,7 +69,7 @@ def analysis_of(path: str) -> dict[str, NDArray]:
 
             content = torch.load(path, weights_only=True, mmap=True)["analysis"]
             return {name: values.numpy() for name, values in content.items()}
-        if Path(path).suffix == ".hspy":
+        if Path(path).suffix in HDF5_SUFFIXES:
             with hdf5_file(path) as file:
                 (signal,) = file["Experiments"].values()
                 own = signal["metadata/stem_dask"]

@@ -12,7 +12,7 @@ from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Region
 from stem_dask.storage.staging import crc32
 
-#: ``auto`` is blosc lz4 in .zarr and .zspy, and gzip in .hspy and .h5, where all readers know it
+#: ``auto`` is blosc lz4 in .zarr and .zspy, and gzip in HDF5 files, where all readers know it
 CODECS = ("auto", "lz4", "zstd", "gzip", "none")
 
 #: compression levels; lz4 and zstd within blosc

@@ -1,13 +1,20 @@
-"""HDF5 files (.h5, .hspy): tasks compress chunks, and the client appends them in order.
+"""HDF5 files (.h5, .hdf5, .emd, .hspy): tasks compress chunks, and the client appends them in order.
 
 Only one process can write an HDF5 file, but it accepts compressed chunks. Tasks spool the chunks of their block to the folder of
 the run, and `finish` copies them into the file.
+
+All suffixes have one layout. The patterns are a single dataset with several names (hard links), so that each program finds them,
+with a calibration of its own, where it looks:
+
+- ``Experiments/TITLE/data``: a signal of HyperSpy, in the layout of RosettaSciIO
+- ``datacube_root/datacube/data``: EMD 1.0, which py4DSTEM reads
+- ``stem/data/patterns``: NeXus (NXentry and NXdata); the attributes ``default`` lead there
+- ``patterns``: netCDF, for xarray; the coordinates beside it are dimension scales
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -22,11 +29,12 @@ from numpy.typing import NDArray
 from stem_dask.core.batches import of_type
 from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
-from stem_dask.core.metadata import hdf5_tree, to_json
-from stem_dask.core.model import Record, Region
-from stem_dask.core.patterns import ABOUT_SOURCE
+from stem_dask.core.metadata import NAMES, as_text
+from stem_dask.core.model import DETECTOR_DIMS, PER_NM, Axis, Record, Region
+from stem_dask.core.patterns import axes_of
 from stem_dask.storage.errors import translate
 from stem_dask.writers.codecs import LEVELS, blosc_bytes, bytes_apart, deflated, whole_chunks
+from stem_dask.writers.hyperspy import experiment, signal_of
 from stem_dask.writers.spool import SpoolSink
 
 if TYPE_CHECKING:
@@ -34,6 +42,12 @@ if TYPE_CHECKING:
 
 #: longer attributes become datasets, because HDF5 limits attributes to 64 kB
 _LONGEST_ATTRIBUTE = 2**15
+
+#: bytes of the smallest array that is compressed
+_LEAST_PACKED = 2**13
+
+#: attributes that are in the signal of HyperSpy, or say where the patterns were read
+_NOT_OF_PATTERNS = ("given", "metadata", "original_metadata", "source", "notes")
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,12 @@ class Hdf5Sink:
     @property
     def dataset(self) -> str:
         """Path of the dataset in the file."""
-        return "patterns"
+        return f"{experiment(self.output.title)}/data"
+
+    @property
+    def _name(self) -> str:
+        """Name of the finished file."""
+        return Path(self.output.path).name.removesuffix(".incomplete")
 
     @property
     def spool(self) -> SpoolSink:
@@ -113,41 +132,62 @@ class Hdf5Sink:
     def complete(
         self, patterns: xr.DataArray, analysis: xr.Dataset | None, about: Mapping[str, Any]
     ) -> list[str]:
-        """Write axes as dimension scales, ``valid``, the analysis and the attributes."""
+        """Add the signal of HyperSpy, the other names of the patterns, axes, ``valid``, the analysis and the attributes."""
         import h5py
+        from rsciio.hspy import file_writer
 
-        path = self.output.path
-        known = {} if analysis is None else analysis.variables
-        refuse_full_disk(path, sum(variable.nbytes for variable in known.values()))
-        source = {key: patterns.attrs[key] for key in ABOUT_SOURCE if key in patterns.attrs}
-        own = {key: value for key, value in patterns.attrs.items() if key not in source}
-        with translate(StoreError, path), h5py.File(path, "r+", locking=False) as file:
-            _write_attrs(file, {**about, **source})
-            data = file["patterns"]
-            _write_attrs(data, own)
-            for dim in map(str, patterns.dims):
-                _write_array(file, dim, patterns.coords[dim].variable).make_scale(dim)
-            _name_axes(file, data, patterns.dims)
-            if "valid" in patterns.coords:
-                variable = patterns.coords["valid"].variable
-                _name_axes(file, _write_array(file, "valid", variable), variable.dims)
-            if analysis is not None:
-                group = file.create_group("analysis")
-                for name, variable in known.items():
-                    if variable.dtype.kind in "biuf":
-                        array = _write_array(group, str(name), variable)
-                        _name_axes(file, array, variable.dims)
-                    else:
-                        _write_attrs(group, {str(name): variable.values})
-                _write_attrs(group, analysis.attrs)
-        return self.plugin_note()
+        signal, path = signal_of(self.output, patterns, analysis), self.output.path
+        known, suffix = (
+            {} if analysis is None else analysis.variables,
+            Path(self._name).suffix.lower(),
+        )
+        images = signal["metadata"].get("Maps", {}).values()
+        arrays = [*signal["metadata"]["stem_dask"].values(), *(one["data"] for one in images)]
+        refuse_full_disk(path, sum(getattr(a, "nbytes", 0) for a in (*arrays, *known.values())))
+        flat = {
+            name: value for name, value in patterns.attrs.items() if name not in _NOT_OF_PATTERNS
+        }
+        if suffix == ".hspy":  # whose bytes do not depend on paths and versions
+            about = {"title": self.output.title}
+        with translate(StoreError, path):
+            file_writer(path, signal, write_dataset=False, show_progressbar=False)
+            with h5py.File(path, "r+", locking=False) as file:
+                data = file["patterns"] = file[self.dataset]
+                described = {name: value for name, value in flat.items() if name in NAMES}
+                _write_attrs(file, {**about, **described})
+                _write_attrs(data, {"units": patterns.attrs.get("intensity", "counts"), **flat})
+                for dim in map(str, patterns.dims):
+                    _write_array(file, dim, patterns.coords[dim].variable).make_scale(dim)
+                _name_axes(file, data, patterns.dims)
+                if "valid" in patterns.coords:
+                    variable = patterns.coords["valid"].variable
+                    _name_axes(file, _write_array(file, "valid", variable), variable.dims)
+                if analysis is not None:
+                    group = file.create_group("analysis")
+                    by_position = file[f"{experiment(self.output.title)}/metadata/stem_dask"]
+                    for name, variable in known.items():
+                        if name in patterns.dims:
+                            continue
+                        if name in by_position:
+                            group[str(name)] = by_position[str(name)]
+                        if variable.dtype.kind in "biuf":
+                            array = _write_array(group, str(name), variable)
+                            _name_axes(file, array, variable.dims)
+                        else:
+                            _write_attrs(group, {str(name): variable.values})
+                    _write_attrs(group, analysis.attrs)
+                _link_nexus(file, list(map(str, patterns.dims)))
+                notes = _link_emd(file, axes_of(patterns), patterns.attrs)
+        # EMD is py4DSTEM's format; most files of other suffixes are for other programs
+        return [*self.plugin_note(), *(notes if suffix == ".emd" else ())]
 
     def plugin_note(self) -> list[str]:
         """What readers need."""
         if self._codec not in ("lz4", "zstd"):
             return []
-        name = Path(self.output.path).name.removesuffix(".incomplete")
-        return [f"{name} is compressed with blosc {self._codec}: reading it requires hdf5plugin"]
+        return [
+            f"{self._name} is compressed with blosc {self._codec}: reading it requires hdf5plugin"
+        ]
 
 
 def refuse_full_disk(path: str, n_bytes: int) -> None:
@@ -184,11 +224,14 @@ def pack_chunk(chunk: NDArray, codec: str) -> bytes:
 
 
 def _write_array(group: Any, name: str, variable: xr.Variable) -> Any:
-    """Write a small array with its attributes."""
-    packed: dict[str, Any] = {"compression": "gzip", "shuffle": True} if variable.ndim else {}
-    dataset = group.create_dataset(name, data=np.asarray(variable.values), **packed)
-    _write_attrs(dataset, variable.attrs)
-    return dataset
+    """Write a small array, unless it is there, with its attributes."""
+    if name not in group:
+        # compressed ones have an index of 2 kB
+        is_packed = variable.nbytes > _LEAST_PACKED
+        packed: dict[str, Any] = {"compression": "gzip", "shuffle": True} if is_packed else {}
+        group.create_dataset(name, data=np.asarray(variable.values), **packed)
+    _write_attrs(group[name], variable.attrs)
+    return group[name]
 
 
 def _name_axes(file: Any, dataset: Any, dims: Any) -> None:
@@ -200,21 +243,96 @@ def _name_axes(file: Any, dataset: Any, dims: Any) -> None:
 
 
 def _write_attrs(item: Any, attrs: Mapping[str, Any]) -> None:
-    """Write attributes; in a group dictionaries become groups, and long values datasets."""
+    """Write attributes as netCDF has them; long ones become datasets."""
     import h5py
 
-    def write(item: Any, tree: Mapping[str, Any]) -> None:
-        is_group = isinstance(item, h5py.Group)
-        for key, value in tree.items():
-            if isinstance(value, Mapping) and is_group:
-                write(item.require_group(key), value)
-                continue
-            value = json.dumps(value) if isinstance(value, Mapping) else value
-            value = "_None_" if value is None else value  # as in HyperSpy
-            is_long = np.size(value) > 1 or len(str(value).encode()) > _LONGEST_ATTRIBUTE
-            if is_group and is_long:
-                item.create_dataset(key, data=value)
-            else:
-                item.attrs[key] = value
+    place = item if isinstance(item, h5py.Group) else item.file
+    for key, value in as_text(attrs).items():
+        value = value.replace("\0", "") if isinstance(value, str) else value
+        n_bytes = len(value.encode()) if isinstance(value, str) else np.asarray(value).nbytes
+        if n_bytes > _LONGEST_ATTRIBUTE and key not in place:
+            place.create_dataset(key, data=value)
+        else:
+            item.attrs[key] = value
 
-    write(item, hdf5_tree(to_json(attrs)))
+
+def _link_nexus(file: Any, dims: Sequence[str]) -> None:
+    """Link the patterns and their axes into an NXdata, which the attributes ``default`` lead to."""
+    # py4DSTEM takes a file with a group called entry for one of an Arina detector
+    entry = file.create_group("stem")
+    data = entry.create_group("data")
+    file.attrs.update({"NX_class": "NXroot", "default": "stem"})
+    entry.attrs.update({"NX_class": "NXentry", "default": "data"})
+    data.attrs.update({"NX_class": "NXdata", "signal": "patterns", "axes": dims})
+    for name in ("patterns", *dims):
+        data[name] = file[name]
+
+
+def _link_emd(file: Any, axes: Sequence[Axis], attrs: Mapping[str, Any]) -> list[str]:
+    """Link the patterns into a data cube of EMD 1.0 with py4DSTEM's calibration; returns what that cannot say.
+
+    A list of patterns is an array of three axes, because a data cube has four.
+    """
+    is_scan = len(axes) == 4
+    root, notes = file.create_group("datacube_root"), []
+    cube = root.create_group("datacube")
+    file.attrs.update({"emd_group_type": "file", "version_major": 1, "version_minor": 0})
+    file.attrs["authoring_program"] = "stem_dask"
+    root.attrs.update({"emd_group_type": "root", "python_class": "Root"})
+    kind = "DataCube" if is_scan else "Array"
+    cube.attrs.update({"emd_group_type": "array", "python_class": kind})
+    cube["data"] = file["patterns"]
+    axes = [emd_axis(axis) for axis in axes]
+    for i, axis in enumerate(axes):
+        dim = cube.create_dataset(f"dim{i}", data=[axis.value(0), axis.value(1)])
+        dim.attrs.update({"name": axis.name, "units": axis.units})
+    values: dict[str, Any] = {"QR_flip": False, "_root_treepath": ""}
+    for space, what, (slow, fast) in (("R", "scan", axes[:2]), ("Q", "detector", axes[-2:])):
+        if space == "R" and not is_scan:
+            continue
+        values |= {f"{space}_pixel_size": abs(fast.scale), f"{space}_pixel_units": fast.units}
+        if not math.isclose(abs(slow.scale), abs(fast.scale), rel_tol=1e-6) or slow.units != fast.units:  # fmt: skip
+            notes.append(
+                f"py4DSTEM has one pixel size for the {what}; the steps differ, so it shows that of the fast axis for both: "
+                f"{abs(fast.scale):.4g} {fast.units}"
+            )
+    if any(axis.offset for axis in axes[-2:]):
+        zeros = [-axis.offset / axis.scale for axis in axes[-2:]]  # in pixels
+        values |= {"qx0": zeros[0], "qx0_mean": zeros[0], "qy0": zeros[1], "qy0_mean": zeros[1]}
+    if "convergence_angle_mrad" in attrs:
+        values["convergence_semiangle_mrad"] = float(attrs["convergence_angle_mrad"])
+    bundle = root.create_group("metadatabundle")
+    bundle.attrs["emd_group_type"] = "metadatabundle"
+    group = bundle.create_group("calibration")
+    group.attrs.update({"emd_group_type": "metadata", "python_class": "Calibration"})
+    kinds = {bool: "bool", float: "number", str: "string"}
+    for name, value in values.items():
+        group.create_dataset(name, data=value).attrs["type"] = kinds[type(value)]
+    targets = group.create_group("_target_paths")
+    targets.attrs.update({"type": "list_of_strings", "length": int(is_scan)})
+    if is_scan:
+        targets["0"] = "/datacube"
+    return notes
+
+
+def emd_axis(axis: Axis) -> Axis:
+    """An axis with the name and the units that py4DSTEM accepts.
+
+    Examples
+    --------
+    >>> emd_axis(Axis("ky", 8, 0.5, -2.0, "1/nm"))
+    Axis(name='Qx', size=8, scale=0.05, offset=-0.2, units='A^-1')
+    >>> emd_axis(Axis("kx", 8, 2.0, -4.0, "furlong")), emd_axis(Axis("scan_x", 8)).units
+    (Axis(name='Qy', size=8, scale=1.0, offset=-2.0, units='pixels'), 'pixels')
+    """
+    names = {"scan_y": "Rx", "scan_x": "Ry", "ky": "Qx", "kx": "Qy"}
+    factor, units = 1.0, axis.units
+    if axis.units in PER_NM and axis.name in DETECTOR_DIMS:
+        factor, units = PER_NM[axis.units] / 10, "A^-1"
+    elif axis.units == "rad" and axis.name in DETECTOR_DIMS:
+        factor, units = 1000.0, "mrad"
+    elif not axis.calibrated or (axis.name in DETECTOR_DIMS and axis.units != "mrad"):
+        units = "pixels"
+        factor = 1 / axis.scale if axis.name in DETECTOR_DIMS else 1.0
+    name = names.get(axis.name, axis.name)
+    return Axis(name, axis.size, axis.scale * factor, axis.offset * factor, units)

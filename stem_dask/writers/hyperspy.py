@@ -1,4 +1,4 @@
-"""Signals of HyperSpy in .hspy and .zspy files, in the layout of RosettaSciIO.
+"""Signals of HyperSpy in the layout of RosettaSciIO: in .zspy stores, and for the HDF5 files of `stem_dask.writers.hdf5`.
 
 ``Experiments/TITLE`` holds ``data``, the axes and the metadata as groups; plain values are attributes. A .zspy is zarr 2.
 Images of the scan are signals in the metadata, as HyperSpy's navigator is.
@@ -17,16 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_dask.core.batches import of_type
-from stem_dask.core.errors import StoreError
 from stem_dask.core.formats import Output
 from stem_dask.core.metadata import NAMES, dig, hdf5_name, hdf5_tree, signal_tree, to_json, tree_at
 from stem_dask.core.model import Axis, Record, Region
 from stem_dask.core.patterns import LABELS, axes_of, blocks_of, content_of, lead_shape
-from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import remove
 from stem_dask.storage.staging import damage, refuse_other_files, remove_unfinished
 from stem_dask.writers.codecs import compressed, whole_chunks
-from stem_dask.writers.hdf5 import Hdf5Sink, refuse_full_disk
 from stem_dask.writers.spool import SpoolSink, write_file
 from stem_dask.writers.zarr import create_array
 
@@ -39,29 +36,6 @@ MAPS = (
 )  # fmt: skip
 
 _LONGEST_NAME = 200  # bytes; most file systems allow 255
-
-
-class HspySink(Hdf5Sink):
-    """Writes ``patterns`` into the signal of a .hspy file."""
-
-    @property
-    def dataset(self) -> str:
-        """Path of the data of the signal."""
-        return f"{experiment(self.output.title)}/data"
-
-    def complete(
-        self, patterns: xr.DataArray, analysis: xr.Dataset | None, about: Mapping[str, Any]
-    ) -> list[str]:
-        """Add everything but the data of the signal."""
-        from rsciio.hspy import file_writer
-
-        signal, path = signal_of(self.output, patterns, analysis), self.output.path
-        images = signal["metadata"].get("Maps", {}).values()
-        arrays = [*signal["metadata"]["stem_dask"].values(), *(one["data"] for one in images)]
-        refuse_full_disk(path, sum(getattr(array, "nbytes", 0) for array in arrays))
-        with translate(StoreError, path):
-            file_writer(path, signal, write_dataset=False, show_progressbar=False)
-        return self.plugin_note()
 
 
 @dataclass(frozen=True)
@@ -196,7 +170,7 @@ def signal_of(
                 "Signal": {"signal_type": ""} | ({"quantity": quantity} if quantity else {}),
             },
             "attributes": {"_lazy": False, "ragged": False},
-            **nothing,
+            "original_metadata": {},
         }
 
     found, maps = {} if analysis is None else analysis.variables, {}
