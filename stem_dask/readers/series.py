@@ -72,13 +72,13 @@ def open_series(
     places = _places(files)
     if places is not None:
         files = [file for _, file in sorted(zip(places, files, strict=True))]
-    first, more, kind = _array(files[0], open_file, dataset), [], ""
-    kind = open_file(files[0])[0]
-    shape, dtype = first.source.shape, first.source.dtype
-    for file in files[1:]:
-        one = _array(file, open_file, dataset)
+    kind, parts = "", list[Candidate]()
+    for file in files:
+        kind, candidates = open_file(file)
+        one = _array(file, candidates, dataset)
         if one.fault:
             raise SourceError(one.fault)
+        shape, dtype = (parts or [one])[0].source.shape, (parts or [one])[0].source.dtype
         # the last file of an acquisition may hold fewer patterns
         same = one.source.shape[1:] == shape[1:] if len(shape) > 2 else one.source.shape == shape
         if not same or one.source.dtype != dtype:
@@ -86,9 +86,8 @@ def open_series(
                 f"{file}: {by(one.source.shape)} {one.source.dtype}; expected {by(shape)} {dtype}, as in {files[0]}: all files "
                 "of a series are alike"
             )
-        more.append(one)
-    parts = [first, *more]
-    source = Joined(tuple(one.source for one in parts))
+        parts.append(one)
+    first, source = parts[0], Joined(tuple(one.source for one in parts))
     n = source.shape[0]
     listed = f"{len(files):,} files, {Path(files[0]).name} to {Path(files[-1]).name}"
     is_image = prod(shape[:-2]) == 1
@@ -100,9 +99,7 @@ def open_series(
     elif not is_image:
         what = "scans" if len(shape) == 4 else "stacks"
         note = f"{listed}: {what} of {by(shape)}, one after another"
-    lead = Axis(LIST_DIMS[0] if len(shape) < 4 else first.axes[0].name, n)
-    if len(shape) == 4:
-        lead = replace(first.axes[0], size=n)
+    lead = replace(first.axes[0], size=n) if len(shape) == 4 else Axis(LIST_DIMS[0], n)
     joined = replace(
         first,
         source=source,
@@ -111,24 +108,20 @@ def open_series(
         hint="",
         part="",
         notes=(*first.notes, note),
-        files=(*first.files, *(file for one in more for file in one.files), *files[1:]),
+        files=(*(file for one in parts for file in one.files), *files[1:]),
         valid=None,
     )
     return kind, joined, files[0]
 
 
-def _array(
-    file: str,
-    open_file: Callable[[str], tuple[str, list[Candidate]]],
-    dataset: str | int | None,
-) -> Candidate:
+def _array(file: str, found: Sequence[Candidate], dataset: str | int | None) -> Candidate:
     """The array of one file: that of the name or number, or the largest."""
-    found = [one for one in open_file(file)[1] if len(one.source.shape) in (2, 3, 4)]
+    usable = [one for one in found if len(one.source.shape) in (2, 3, 4)]
     if dataset is not None:
-        found = [one for i, one in enumerate(found) if dataset in (one.name, one.number, i)]
-    if not found:
+        usable = [one for i, one in enumerate(usable) if dataset in (one.name, one.number, i)]
+    if not usable:
         raise SourceError(f"{file}: no image, stack of patterns or scan of a series is in it")
-    return max(found, key=lambda one: prod(one.source.shape))
+    return max(usable, key=lambda one: prod(one.source.shape))
 
 
 def _places(files: Sequence[str]) -> list[tuple[int, int]] | None:
