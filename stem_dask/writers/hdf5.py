@@ -46,8 +46,8 @@ _LONGEST_ATTRIBUTE = 2**15
 #: bytes of the smallest array that is compressed
 _LEAST_PACKED = 2**13
 
-#: attributes that are in the signal of HyperSpy, or say where the patterns were read
-_NOT_OF_PATTERNS = ("given", "metadata", "original_metadata", "source", "notes")
+#: attributes that are in the signal of HyperSpy or of the file, or say where the patterns were read
+_NOT_OF_PATTERNS = ("given", "metadata", "original_metadata", "title", "source", "notes")
 
 
 @dataclass(frozen=True)
