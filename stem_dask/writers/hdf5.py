@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,8 @@ _LONGEST_ATTRIBUTE = 2**15
 #: bytes of the smallest array that is compressed
 _LEAST_PACKED = 2**13
 
-#: attributes that are in the signal of HyperSpy, or say where the patterns were read
-_NOT_OF_PATTERNS = ("given", "metadata", "original_metadata", "source", "notes")
+#: attributes that are in the signal of HyperSpy or of the file, or say where the patterns were read
+_NOT_OF_PATTERNS = ("given", "metadata", "original_metadata", "title", "source", "notes")
 
 
 @dataclass(frozen=True)
@@ -137,45 +137,20 @@ class Hdf5Sink:
         from rsciio.hspy import file_writer
 
         signal, path = signal_of(self.output, patterns, analysis), self.output.path
-        known, suffix = (
-            {} if analysis is None else analysis.variables,
-            Path(self._name).suffix.lower(),
-        )
+        suffix = Path(self._name).suffix.lower()
+        known = {} if analysis is None else analysis.variables
         images = signal["metadata"].get("Maps", {}).values()
         arrays = [*signal["metadata"]["stem_dask"].values(), *(one["data"] for one in images)]
         refuse_full_disk(path, sum(getattr(a, "nbytes", 0) for a in (*arrays, *known.values())))
-        flat = {
-            name: value for name, value in patterns.attrs.items() if name not in _NOT_OF_PATTERNS
-        }
         if suffix == ".hspy":  # whose bytes do not depend on paths and versions
             about = {"title": self.output.title}
         with translate(StoreError, path):
             file_writer(path, signal, write_dataset=False, show_progressbar=False)
             with h5py.File(path, "r+", locking=False) as file:
-                data = file["patterns"] = file[self.dataset]
-                described = {name: value for name, value in flat.items() if name in NAMES}
-                _write_attrs(file, {**about, **described})
-                _write_attrs(data, {"units": patterns.attrs.get("intensity", "counts"), **flat})
-                for dim in map(str, patterns.dims):
-                    _write_array(file, dim, patterns.coords[dim].variable).make_scale(dim)
-                _name_axes(file, data, patterns.dims)
-                if "valid" in patterns.coords:
-                    variable = patterns.coords["valid"].variable
-                    _name_axes(file, _write_array(file, "valid", variable), variable.dims)
+                file["patterns"] = file[self.dataset]
+                _describe(file, patterns, about)
                 if analysis is not None:
-                    group = file.create_group("analysis")
-                    by_position = file[f"{experiment(self.output.title)}/metadata/stem_dask"]
-                    for name, variable in known.items():
-                        if name in patterns.dims:
-                            continue
-                        if name in by_position:
-                            group[str(name)] = by_position[str(name)]
-                        if variable.dtype.kind in "biuf":
-                            array = _write_array(group, str(name), variable)
-                            _name_axes(file, array, variable.dims)
-                        else:
-                            _write_attrs(group, {str(name): variable.values})
-                    _write_attrs(group, analysis.attrs)
+                    _write_analysis(file, f"{experiment(self.output.title)}/metadata/stem_dask", analysis)  # fmt: skip
                 _link_nexus(file, list(map(str, patterns.dims)))
                 notes = _link_emd(file, axes_of(patterns), patterns.attrs)
         # EMD is py4DSTEM's format; most files of other suffixes are for other programs
@@ -221,6 +196,35 @@ def pack_chunk(chunk: NDArray, codec: str) -> bytes:
     if codec != "gzip":
         return blosc_bytes(chunk, codec, "bitshuffle")
     return deflated(bytes_apart(chunk), LEVELS[codec])
+
+
+def _describe(file: Any, patterns: xr.DataArray, about: Mapping[str, Any]) -> None:
+    """Write attributes, the axes as dimension scales, and ``valid``."""
+    flat = {name: value for name, value in patterns.attrs.items() if name not in _NOT_OF_PATTERNS}
+    instrument = {name: value for name, value in flat.items() if name in NAMES}
+    _write_attrs(file, {**about, **instrument})
+    data, valid = file["patterns"], patterns.coords.get("valid")
+    _write_attrs(data, {"units": patterns.attrs.get("intensity", "counts"), **flat})
+    for dim in map(str, patterns.dims):
+        _write_array(file, dim, patterns.coords[dim].variable).make_scale(dim)
+    _name_axes(file, data, patterns.dims)
+    if valid is not None:
+        _name_axes(file, _write_array(file, "valid", valid.variable), valid.dims)
+
+
+def _write_analysis(file: Any, signal: str, analysis: xr.Dataset) -> None:
+    """Write the group ``analysis``, with links to the arrays that group ``signal`` has."""
+    group, there = file.create_group("analysis"), file[signal]
+    for name, variable in analysis.variables.items():
+        if name in file:  # an axis of the patterns
+            continue
+        if name in there:
+            group[str(name)] = there[str(name)]
+        if variable.dtype.kind in "biuf":
+            _name_axes(file, _write_array(group, str(name), variable), variable.dims)
+        else:
+            _write_attrs(group, {str(name): variable.values})
+    _write_attrs(group, analysis.attrs)
 
 
 def _write_array(group: Any, name: str, variable: xr.Variable) -> Any:
@@ -282,7 +286,7 @@ def _link_emd(file: Any, axes: Sequence[Axis], attrs: Mapping[str, Any]) -> list
     kind = "DataCube" if is_scan else "Array"
     cube.attrs.update({"emd_group_type": "array", "python_class": kind})
     cube["data"] = file["patterns"]
-    axes = [emd_axis(axis) for axis in axes]
+    axes = [emd_axis(replace(axis, scale=axis.scale or 1.0)) for axis in axes]
     for i, axis in enumerate(axes):
         dim = cube.create_dataset(f"dim{i}", data=[axis.value(0), axis.value(1)])
         dim.attrs.update({"name": axis.name, "units": axis.units})
@@ -326,13 +330,13 @@ def emd_axis(axis: Axis) -> Axis:
     (Axis(name='Qy', size=8, scale=1.0, offset=-2.0, units='pixels'), 'pixels')
     """
     names = {"scan_y": "Rx", "scan_x": "Ry", "ky": "Qx", "kx": "Qy"}
-    factor, units = 1.0, axis.units
-    if axis.units in PER_NM and axis.name in DETECTOR_DIMS:
-        factor, units = PER_NM[axis.units] / 10, "A^-1"
-    elif axis.units == "rad" and axis.name in DETECTOR_DIMS:
-        factor, units = 1000.0, "mrad"
-    elif not axis.calibrated or (axis.name in DETECTOR_DIMS and axis.units != "mrad"):
-        units = "pixels"
-        factor = 1 / axis.scale if axis.name in DETECTOR_DIMS else 1.0
+    factor, units = 1.0, axis.units if axis.calibrated else "pixels"
+    if axis.name in DETECTOR_DIMS and units != "mrad":
+        if units in PER_NM:
+            factor, units = PER_NM[units] / 10, "A^-1"
+        elif units == "rad":
+            factor, units = 1000.0, "mrad"
+        else:
+            factor, units = 1 / axis.scale, "pixels"
     name = names.get(axis.name, axis.name)
     return Axis(name, axis.size, axis.scale * factor, axis.offset * factor, units)
