@@ -141,7 +141,9 @@ def job_document(plan: Plan) -> dict[str, Any]:
 def shipped() -> dict[str, Path]:
     """The configs and the templates for SLURM that come with the package, by their names without suffix."""
     folder = Path(__file__).parents[1] / "config"
-    return {path.stem: path for pattern in ("*.yaml", "slurm/*.sh") for path in folder.glob(pattern)}
+    return {
+        path.stem: path for pattern in ("*.yaml", "slurm/*.sh") for path in folder.glob(pattern)
+    }
 
 
 def config_for(found: Found, overrides: Sequence[str] = ()) -> str:
