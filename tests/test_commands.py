@@ -131,6 +131,18 @@ def test_init_gives_a_config_that_runs(here: Path, beam_file: Path, capsys: Any)
     assert capsys.readouterr().out == ""
 
 
+def test_init_prints_configs_and_templates(here: Path, capsys: Any) -> None:
+    shipped = Path(__file__).resolve().parents[1] / "configs"
+    for path in (*shipped.glob("*.yaml"), *shipped.glob("slurm/*.sh")):
+        assert cli.main(["init", path.stem]) == 0
+        assert capsys.readouterr().out == path.read_text()
+    assert cli.main(["init", "batch", "crop.size=40"]) == 2
+    assert "init batch takes no crop.size=40" in capsys.readouterr().err
+    (here / "batch").symlink_to("beam.npy")  # a file of that name comes first
+    assert cli.main(["init", "batch"]) == 3
+    assert "there is no such file" in capsys.readouterr().err
+
+
 def test_info_and_init_take_what_a_file_does_not_say(here: Path, capsys: Any) -> None:
     """A list of numbers: without its shape there is nothing to tell, with it the config knows it too."""
     np.arange(4 * 3 * 8 * 6, dtype=">u2").tofile("scan.raw")

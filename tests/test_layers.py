@@ -256,10 +256,12 @@ def test_public_names_agree_with_the_stub() -> None:
         _ = stem_dask.utils
 
 
-def test_the_shipped_config_is_the_template() -> None:
-    assert (PACKAGE / "config" / "crop.yaml").read_text() == (
-        PACKAGE.parent / "configs" / "crop.yaml"
-    ).read_text()
+def test_configs_and_templates_of_the_package_are_those_of_the_checkout() -> None:
+    """Here they are links, in archives files."""
+    inside, outside = PACKAGE / "config", PACKAGE.parent / "configs"
+    for pattern in ("*.yaml", "slurm/*.sh"):
+        texts = [{p.name: p.read_text() for p in f.glob(pattern)} for f in (inside, outside)]
+        assert texts[0] == texts[1]
 
 
 def test_public_names_are_not_modules() -> None:

@@ -114,18 +114,24 @@ def file_document(found: "Found") -> dict[str, Any]:
 
 
 def init_command(options: argparse.Namespace) -> int:
-    """Print a config for a file."""
+    """Print a config for a file, or a preset or template of the package as it stands."""
     from stem_dask.core.errors import ConfigError
+    from stem_dask.job.describe import config_for, shipped
 
     files, overrides = _files_and_overrides(options)
     if len(files) > 1:
         raise ConfigError(
             f"init takes one file, not {len(files)}; in its config, input.path may be a list or a glob"
         )
-    found = _found(files[0], overrides)
-    from stem_dask.job.describe import config_for
-
-    print(config_for(found, overrides), end="")
+    preset = shipped().get(files[0])
+    if preset is None or os.path.lexists(files[0]):
+        print(config_for(_found(files[0], overrides), overrides), end="")
+    elif overrides:
+        raise ConfigError(
+            f"init {files[0]} takes no {overrides[0]}; append it to the command that runs the file"
+        )
+    else:
+        print(preset.read_text(encoding="utf-8"), end="")
     return 0
 
 
@@ -261,7 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     words = "a file (info: several, or globs), then overrides that it needs, such as input.scan_shape=[256,256]"
     dataset = "name or number of the array, when the file holds several"
     info = add("info", info_command, "print what a file holds")
-    for sub in (info, add("init", init_command, example)):
+    init = add("init", init_command, example)
+    init.epilog = "instead of a file, the name of a config or template of the package: stem-dask init batch > batch.yaml"
+    for sub in (info, init):
         sub.add_argument("words", nargs="+", metavar="FILE | key=value", help=words)
         sub.add_argument("--dataset", help=dataset)
     text = "print one JSON document, a list for several files"

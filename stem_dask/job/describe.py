@@ -138,9 +138,17 @@ def job_document(plan: Plan) -> dict[str, Any]:
     }
 
 
+def shipped() -> dict[str, Path]:
+    """The configs and the templates for SLURM that come with the package, by their names without suffix."""
+    folder = Path(__file__).parents[1] / "config"
+    return {
+        path.stem: path for pattern in ("*.yaml", "slurm/*.sh") for path in folder.glob(pattern)
+    }
+
+
 def config_for(found: Found, overrides: Sequence[str] = ()) -> str:
     """A commented config for a file: the shipped one with its path, a header that describes it, and overrides."""
-    text = (Path(__file__).parents[1] / "config" / "crop.yaml").read_text(encoding="utf-8")
+    text = shipped()["crop"].read_text(encoding="utf-8")
     name = Path(found.info.path)
     header = "".join(f"# {line}\n" for line in describe_file(found))
     for key, value in (

@@ -1,0 +1,1 @@
+../../../configs/slurm/gpu_node.sh

@@ -1,0 +1,1 @@
+../../../configs/slurm/many_nodes.sh

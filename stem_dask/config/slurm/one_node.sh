@@ -1,0 +1,1 @@
+../../../configs/slurm/one_node.sh
