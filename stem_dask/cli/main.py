@@ -155,21 +155,22 @@ def virtual_command(options: argparse.Namespace) -> int:
     from stem_dask.storage.location import refuse_url
 
     files, overrides = _files_and_overrides(options)
+    overrides += ["output.overwrite=true"] * options.overwrite
+    path = options.output or f"{Path(files[0]).stem}.json"
+    refuse_url("--output", path, "references are written into a local file")
     if len(files) > 1:
         raise ConfigError(
             f"virtual takes one file, not {len(files)}; input.series=true joins files"
         )
+    if not path.endswith(".json") or "*" in path:
+        raise ConfigError(f"--output is {path}; expected the name of a file that ends with .json")
     config = config_of(files[0], overrides)
-    if changed := [
-        key for key in ("dark", "gain", "mask") if getattr(config.input, key) is not None
-    ]:
+    changed = [key for key in ("dark", "gain", "mask") if getattr(config.input, key) is not None]
+    if changed:
         raise ConfigError(
-            f"input.{changed[0]} changes values, and references give those of the file; leave it out, or write a copy with stem-dask convert"
+            f"input.{changed[0]} changes values, and references give those of the file; leave it out, or write a copy with "
+            "stem-dask convert"
         )
-    path = options.output or f"{Path(files[0].rstrip('/')).stem}.json"
-    refuse_url("--output", path, "references are written into a local file")
-    if not path.endswith(".json"):
-        raise ConfigError(f"--output is {path}; expected a name that ends with .json")
     from stem_dask.job.plan import find_input
     from stem_dask.stages.open import lazy_array, lazy_blocks
     from stem_dask.writers.references import write_references
@@ -186,7 +187,7 @@ def virtual_command(options: argparse.Namespace) -> int:
         patterns = patterns.isel(ky=ky, kx=kx).assign_attrs(
             window=[ky.start, ky.stop, kx.start, kx.stop]
         )
-    n = write_references(path, source, patterns, overwrite=options.overwrite)
+    n = write_references(path, source, patterns, overwrite=config.output.overwrite)
     print(f"file        {path}: {n:,} references, {size(os.path.getsize(path))}")
     fo = {"fo": path}
     print(f"next        in Python: xarray.open_zarr('reference://', storage_options={fo})")

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 #: with more references than this a store takes seconds to open
 MOST_REFERENCES = 300_000
 
-#: a chunk has a 4096th of the patterns, within these bounds
+#: a chunk has about a 4096th of the patterns, within these bounds
 CHUNK_BYTES = (8 * 2**20, 64 * 2**20)
+
+#: where no number of patterns near that divides the scan
+LARGEST_CHUNK = 2**30
 
 #: HDF5's filters (deflate, shuffle, blosc) as codecs of zarr 3; blosc states its parameters in each chunk
 _CODECS = {
@@ -298,16 +301,17 @@ def _chunks_of_frames(places: Places) -> Layout:
     fitting = [
         one
         for one in leads
-        if together % math.prod(one) == 0 and len(first) <= MOST_REFERENCES * math.prod(one)
+        if together % (n := math.prod(one)) == 0
+        and len(first) <= MOST_REFERENCES * n
+        and n * pitch <= LARGEST_CHUNK
     ]
     if not fitting:
         raise _NotReferableError(
-            f"{len(first):,} patterns need a reference each, more than {MOST_REFERENCES:,}"
+            f"its {len(first):,} patterns need a reference each, more than {MOST_REFERENCES:,}"
         )
     least, most = CHUNK_BYTES
     target = min(max(least, len(first) * pitch // 4096), most)
-    inside = [one for one in fitting if math.prod(one) * pitch <= target]
-    chosen = inside[-1] if inside else fitting[0]
+    chosen = min(fitting, key=lambda one: abs(math.log(math.prod(one) * pitch / target)))
     n = math.prod(chosen)
     chunk = (*chosen, pitch // row_bytes, width)
 
@@ -340,7 +344,7 @@ def _contiguous(source: Hdf5Dataset) -> FlatFile:
         offset = data.id.get_offset()
     if source.chunk_bytes:
         raise _NotReferableError(
-            "a part of an HDF5 dataset in chunks is read: leave out the selection"
+            "chunks of HDF5 are referenced only where all of one dataset is read, without a selection or window"
         )
     if offset is None:
         raise _NotReferableError("HDF5 stores it compact or virtual, or has not written it")
