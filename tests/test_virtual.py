@@ -21,6 +21,7 @@ from stem_dask.core.patterns import as_patterns
 from stem_dask.readers.flat import FlatFile, FramedFile, Run
 from stem_dask.readers.views import ScanOfList, View
 from stem_dask.stages.open import lazy_array
+from stem_dask.storage.location import at
 from stem_dask.writers.references import write_references
 from stem_dask.writers.synthetic import write_dm4
 
@@ -176,6 +177,13 @@ def test_positions_that_were_lost_stay_invalid(tmp_path):
     assert write_references(str(tmp_path / "a.json"), source, lost) == 1
     found = opened(tmp_path / "a.json").patterns
     np.testing.assert_array_equal(found.valid, valid)
+
+
+def test_references_to_an_object(bucket, tmp_path):
+    url, out = f"{bucket}/a.npy", tmp_path / "a.json"
+    at(url).write_bytes(npy(PATTERNS)(tmp_path).read_bytes())
+    assert main(["virtual", url, "-o", str(out)]) == 0
+    assert references(out) == {"patterns/c/0/0/0/0": [url, 128, PATTERNS.nbytes]}
 
 
 # --- any layout ---------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "NAME_analysis.zarr of the same file: only the window that it gives"
     sub.add_argument("--analysis", metavar="NAME", help=text)
     sub.add_argument("--overwrite", action="store_true", help="replace an existing NAME.json")
-    sub.set_defaults(dataset=None)
+    sub.add_argument("--dataset", help=dataset)
     add_demo_options(add("demo", demo_command, "make a small scan, and run the whole job on it"))
     text = "find the window of a file, for a report to look at and later crops"
     add_analyze_options(add("analyze", analyze_command, text))

@@ -212,9 +212,10 @@ def places_of(source: Source) -> Places:
     if isinstance(source, FlatFile):
         *lead, height, width = source.shape
         n_bytes = height * width * source.dtype.itemsize
-        row, column = np.divmod(np.arange(math.prod(lead)), math.prod(lead[1:]))
-        stride = source.stride or n_bytes * math.prod(lead[1:])
-        first = (source.offset + row * stride + column * n_bytes).reshape(lead)
+        first = source.offset + np.arange(math.prod(lead)).reshape(lead) * n_bytes
+        if source.stride:  # of the first axis
+            gap = source.stride - n_bytes * math.prod(lead[1:])
+            first += gap * np.arange(lead[0]).reshape(-1, *(1,) * (len(lead) - 1))
         rows, columns = range(height), range(width)
         return Places(
             (source.path,), np.zeros_like(first), first, source.dtype, width, rows, columns
@@ -331,7 +332,8 @@ def _chunks_of_frames(places: Places) -> Layout:
 
 
 def _divisors(n: int) -> list[int]:
-    return [part for part in range(1, n + 1) if n % part == 0]
+    small = [part for part in range(1, math.isqrt(n) + 1) if n % part == 0]
+    return sorted({*small, *(n // part for part in small)})
 
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------
