@@ -38,7 +38,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_there_is_code_to_run() -> None:
-    assert len(BLOCKS) == 12
+    assert len(BLOCKS) == 13
 
 
 @pytest.mark.parametrize("page", ["look", "window", "hyperspy", "resume"])

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask import __version__
@@ -25,6 +26,7 @@ from stem_dask.cli.scripts import add_script_options, script_command
 from stem_dask.cli.signals import each, guarded, program, refuse_lost_output
 from stem_dask.cli.train import add_train_options, train_command
 from stem_dask.cli.train import main as train
+from stem_dask.core.text import size
 from stem_dask.storage.location import without_secrets
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ TASKS = {
     "look at a file": (("demo", "info", "analyze", "view"), "stem-dask analyze scan.dm4"),
     "decide": (("init", "check"), "stem-dask check crop.yaml analyze.target_retention=0.99"),
     "make": (
-        ("run", "crop", "convert", "preprocess", "batch", "verify"),
+        ("run", "crop", "convert", "virtual", "preprocess", "batch", "verify"),
         "stem-dask crop scan.dm4 out.zarr --size 64",
     ),
     "train": (("train",), "stem-dask train --data out.zarr --output_dir outputs"),
@@ -150,6 +152,52 @@ def _found(path: str, overrides: Sequence[str]) -> "Found":
     from stem_dask.job.plan import find_input
 
     return find_input(config_of(path, overrides))
+
+
+def virtual_command(options: argparse.Namespace) -> int:
+    """Write a store of references to the patterns of a file."""
+    from stem_dask.config.load import config_of
+    from stem_dask.core.errors import ConfigError
+    from stem_dask.storage.location import refuse_url
+
+    files, overrides = _files_and_overrides(options)
+    overrides += ["output.overwrite=true"] * options.overwrite
+    path = options.output or f"{Path(files[0]).stem}.json"
+    refuse_url("--output", path, "references are written into a local file")
+    if len(files) > 1:
+        raise ConfigError(
+            f"virtual takes one file, not {len(files)}; input.series=true joins files"
+        )
+    if not path.endswith(".json") or "*" in path:
+        raise ConfigError(f"--output is {path}; expected the name of a file that ends with .json")
+    config = config_of(files[0], overrides)
+    changed = [key for key in ("dark", "gain", "mask") if getattr(config.input, key) is not None]
+    if changed:
+        raise ConfigError(
+            f"input.{changed[0]} changes values, and references give those of the file; leave it out, or write a copy with "
+            "stem-dask convert"
+        )
+    from stem_dask.job.plan import find_input
+    from stem_dask.stages.open import lazy_array, lazy_blocks
+    from stem_dask.writers.references import write_references
+
+    found = find_input(config)
+    source, patterns = found.source, lazy_blocks(found, found.source.shape[:-2], lazy_array)
+    if options.analysis is not None:
+        from stem_dask.job.analysis import window_for
+        from stem_dask.readers.views import View
+
+        window = window_for(found, config, options.analysis)
+        ky, kx = (slice(at, at + n) for at, n in zip(window.origin, window.shape, strict=True))
+        source = View.of(source).select(*(slice(None),) * (patterns.ndim - 2), ky, kx)
+        patterns = patterns.isel(ky=ky, kx=kx).assign_attrs(
+            window=[ky.start, ky.stop, kx.start, kx.stop]
+        )
+    n = write_references(path, source, patterns, overwrite=config.output.overwrite)
+    print(f"file        {path}: {n:,} references, {size(os.path.getsize(path))}")
+    fo = {"fo": path}
+    print(f"next        in Python: xarray.open_zarr('reference://', storage_options={fo})")
+    return 0
 
 
 def view_command(options: argparse.Namespace) -> int:
@@ -277,6 +325,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("view", view_command, "open the report of a finished output")
     sub.add_argument("output", help="NAME.zarr")
     sub.add_argument("--no-browser", action="store_true", help="only print where it is")
+    text = "a zarr store without a copy: references to the bytes of a raw file, for xarray, dask and LiberTEM"
+    sub = add("virtual", virtual_command, text)
+    sub.add_argument("words", nargs="+", metavar="FILE | key=value", help=words)
+    text = "NAME.json; default: named after the file, in the working directory"
+    sub.add_argument("-o", "--output", metavar="NAME", help=text)
+    text = "NAME_analysis.zarr of the same file: only the window that it gives"
+    sub.add_argument("--analysis", metavar="NAME", help=text)
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing NAME.json")
+    sub.add_argument("--dataset", help=dataset)
     add_demo_options(add("demo", demo_command, "make a small scan, and run the whole job on it"))
     text = "find the window of a file, for a report to look at and later crops"
     add_analyze_options(add("analyze", analyze_command, text))

@@ -26,9 +26,10 @@ from stem_dask.core.patterns import (
 from stem_dask.core.text import by
 from stem_dask.job import summary
 from stem_dask.job.job import Job
-from stem_dask.job.plan import reference_of
+from stem_dask.job.plan import analysis_in, reference_of
 from stem_dask.job.results import center_quality
 from stem_dask.kernels.pixels import DEAD, HOT, STOP
+from stem_dask.readers.open import Found
 from stem_dask.stages.analyze import (
     PER_PATTERN,
     REDUCED,
@@ -369,6 +370,30 @@ def stored_window(config: Config, store: str) -> Window:
     """The window that a finished dataset would get by itself, from its stored analysis."""
     stored = zarr.open_group(store, "analysis")
     return _window(config, stored.drop_vars("profile").load(), None)
+
+
+def window_for(found: Found, config: Config, store: str) -> Window:
+    """The fixed window of a stored analysis of these patterns, with the options ``crop`` of a config.
+
+    Raises ConfigError if the store holds the analysis of other patterns, or the window follows the beam.
+    """
+    about = analysis_in(store)
+    if about is None:
+        raise ConfigError(
+            f"{store} holds no analysis of whole patterns; make one with stem-dask analyze"
+        )
+    made_from = about["input"]
+    same = (made_from["bytes"], made_from["modified_ns"]) == tuple(found.identity[1:])
+    if not same or about["shape"] != list(found.source.shape):
+        raise ConfigError(
+            f"{store} was made from {made_from['path']} ({by(about['shape'])}), and not from the patterns of {found.info.path} "
+            f"({by(found.source.shape)}) in their present state; analyze them again"
+        )
+    if config.crop.align != "fixed":
+        raise ConfigError(
+            f"crop.align is {config.crop.align}, which gives each pattern a window of its own; a view has one (fixed)"
+        )
+    return stored_window(config, store)
 
 
 def _window(config: Config, analysis: xr.Dataset, common: Sequence[int] | None) -> Window:

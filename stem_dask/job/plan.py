@@ -224,7 +224,7 @@ def reference_of(config: Config) -> str | Found | None:
     if path is None:
         return None
     store = analysis_path(path)
-    about = _analysis_in(store)
+    about = analysis_in(store)
     try:
         # an analysis beside a file is of that file as long as the file is the same
         if about is not None and (store == path or about.get("of") == list(identity(path)[1:])):
@@ -394,7 +394,7 @@ def _check_reference(config: Config, found: Found) -> None:
     if isinstance(where, Found):
         shape, part = where.source.shape[:-2], where.info.scan_part
     else:
-        about = _analysis_in(where) or {}
+        about = analysis_in(where) or {}
         shape, part = about["shape"][:-2], about["scan_part"]
     here = _acquired(found.source.shape[:-2], found.info.scan_part)
     there = _acquired(shape, part)
@@ -574,7 +574,7 @@ def find_precomputed(
     if named is None:
         return _found_analysis(config, found, contents)
     store = named if named.rstrip("/").endswith(".zarr") else analysis_path(named)
-    about = _analysis_in(store)
+    about = analysis_in(store)
     if about is None:
         raise ConfigError(
             f"analyze.from is {named}, which holds no analysis of whole patterns; name a finished crop of this input, or the "
@@ -600,7 +600,7 @@ def _found_analysis(
     if config.output.patterns and not is_url(path):
         stores += [os.path.join(os.path.dirname(path), name), os.path.abspath(name)]
     for store in dict.fromkeys(stores):
-        about = _analysis_in(store)
+        about = analysis_in(store)
         if about is None:
             continue
         together = _together(found, store, about)
@@ -623,7 +623,7 @@ def _together(found: Found, store: str, about: Mapping[str, Any]) -> bool:
     )
 
 
-def _analysis_in(path: str) -> dict[str, Any] | None:
+def analysis_in(path: str) -> dict[str, Any] | None:
     """Attributes of a store, and the shape of the patterns of its analysis; None without an analysis of whole patterns."""
 
     def document(*names: str) -> dict[str, Any]:

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stem_dask.core.errors import SourceError
-from stem_dask.readers.blo import list_blo
 from stem_dask.readers.containers import in_folder, in_zip
 from stem_dask.readers.dm import list_dm
 from stem_dask.readers.empad import list_empad, xml_of_raw
 from stem_dask.readers.hdf5 import list_hdf5
 from stem_dask.readers.mib import list_mib
 from stem_dask.readers.mrc import list_mrc
+from stem_dask.readers.nanomegas import list_app5, list_blo
 from stem_dask.readers.raw import RawLayout, list_archive, list_npy, list_raw
 from stem_dask.readers.rsciio import SUFFIXES, list_rsciio
 from stem_dask.readers.source import Candidate
 from stem_dask.readers.tiff import list_tiff
-from stem_dask.readers.topspin import list_app5
 from stem_dask.readers.torch import list_tensors
 from stem_dask.readers.tvips import list_tvips
 from stem_dask.readers.zarr import list_zarr
