@@ -6,6 +6,7 @@
 # make test-peers     open our HDF5 files in py4DSTEM, LiberTEM, pyxem and xarray (2 GB of environments in .peers)
 # make slurm-ci       install a SLURM for make test-slurm on this machine (Debian, as root)
 # make browser-ci     install Chromium for the tests of the report on this machine (Debian, as root)
+# make docs    build the documentation in build/docs
 # make lint    style and types
 # make dist    build the source archive and the wheel, in dist/
 # make bench   repeat rows of the benchmark table and print the difference to the committed result (benchmarks/README.md)
@@ -16,7 +17,7 @@ PIP    := $(VENV)/bin/python -m pip install --quiet -c constraints.txt
 CONFIG ?= configs/crop.yaml
 ARGS   ?=
 
-.PHONY: run test test-faults test-lowest test-slurm test-peers slurm-ci browser-ci lint dist bench clean
+.PHONY: run test test-faults test-lowest test-slurm test-peers slurm-ci browser-ci lint docs dist bench clean
 
 run: $(VENV)/run.done
 	$(VENV)/bin/python -m stem_dask.run $(CONFIG) $(ARGS)
@@ -59,6 +60,10 @@ dist: $(VENV)/test.done
 	$(PIP) build
 	$(VENV)/bin/python -m build
 
+docs: $(VENV)/docs.done
+	$(VENV)/bin/python -m sphinx -b html -c docs -q -W --keep-going . build/docs
+	@echo "open build/docs/docs/index.html"
+
 bench: $(VENV)/test.done
 	$(VENV)/bin/python -m benchmarks.table --compare benchmarks/results/half.json $(ARGS)
 
@@ -70,6 +75,11 @@ $(VENV)/run.done: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): about 0.5 GB to download, 1 to 6 minutes; the job follows"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[torch,hyperspy]'
+	@touch $@
+
+$(VENV)/docs.done: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[torch,hyperspy,docs]'
 	@touch $@
 
 $(VENV)/test.done: pyproject.toml constraints.txt

@@ -63,7 +63,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'stem_dask' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
     value = getattr(importlib.import_module(module), attribute)
-    if module.startswith("stem_dask.stages.") or name == "connect":
+    is_class = isinstance(value, type)
+    if not is_class and (module.startswith("stem_dask.stages.") or name == "connect"):
         # errors of these functions name their arguments, as those of configs and commands name keys
         value = importlib.import_module("stem_dask.config.options").speaking_python(value)
         value.__module__, value.__qualname__ = __name__, name  # where pickle finds it

@@ -277,3 +277,8 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert re.search(line, texts[0], re.MULTILINE), texts
     assert len(texts[0].splitlines()) <= 40
     assert any("<iframe" in one.get("text/html", "") for one in data)
+
+
+def test_public_classes_are_classes() -> None:
+    for name in sd.__all__:
+        assert isinstance(getattr(sd, name), type) or not name[0].isupper(), name

@@ -63,7 +63,19 @@ def test_commands_of_the_how_to_pages_run(
 def test_every_page_is_in_the_index() -> None:
     index = PAGES[ROOT / "docs" / "README.md"]
     for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "README.md" or f"({page.name})" in index
+        assert page.name in ("README.md", "index.md") or f"({page.name})" in index
+
+
+def test_the_reference_has_every_public_name() -> None:
+    import stem_dask as sd
+
+    text = PAGES[ROOT / "docs" / "api.md"]
+    assert set(
+        re.findall(r"^\.\. (?:auto|py:data)\w*:: (?:stem_dask\.)?(\w+)$", text, re.MULTILINE)
+    ) == set(sd.__all__)
+    site = (ROOT / "docs" / "index.md").read_text("utf-8").split()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or page.stem in site
 
 
 def test_names_in_the_tables_are_public() -> None:
