@@ -108,8 +108,14 @@ def made_tvips(path: Path, n: int) -> Path:
     return grown(tvips(path, ONE), 256 + n * n * (60 + ONE.nbytes))
 
 
+def made_npz(path: Path, n: int) -> Path:
+    with path.open("wb") as file:
+        np.savez(file, np.zeros((n, n, *ONE.shape), ONE.dtype))
+    return path
+
+
 MADE: dict[str, Callable[[Path, int], Path]] = {
-    ".dm4": made_dm4, ".npy": made_npy, ".hspy": made_hdf5, ".hdf5": made_hdf5, ".h5": made_hdf5, ".emd": made_hdf5, ".nxs": made_hdf5,
+    ".dm4": made_dm4, ".npy": made_npy, ".npz": made_npz, ".hspy": made_hdf5, ".hdf5": made_hdf5, ".h5": made_hdf5, ".emd": made_hdf5, ".nxs": made_hdf5,
     ".zarr": made_zarr, ".zspy": made_zarr, ".pt": made_pt, ".mib": made_mib, ".blo": made_blo, ".mrc": made_mrc,
     ".xml": made_xml, ".tvips": made_tvips, ".app5": made_app5, ".tif": made_tif, ".tiff": made_tiff, ".raw": made_raw,
 }  # fmt: skip
@@ -125,8 +131,9 @@ def peak_of_opening(path: Path, **options: Any) -> int:
 
 
 def test_every_family_is_measured() -> None:
-    # the readers of .dm4 and .h5 read these, too
-    assert {*MADE, ".dm3", ".nxs", *SUFFIXES} == {*READERS}
+    # the readers of .dm4, .h5 and .npz read these, too
+    same = {".dm3", ".nxs", ".nhdf", ".ndata", ".ndata1", ".zip"}
+    assert {*MADE, *same, *SUFFIXES} == {*READERS}
 
 
 @pytest.mark.parametrize("suffix", MADE)

@@ -298,11 +298,6 @@ def test_a_store_under_the_name_of_a_file(tmp_path):
 
 
 def test_unknown_endings_list_all_the_known(tmp_path):
-    np.savez(tmp_path / "a.npz", numbers())
-    refuses(
-        r"a\.npz: an archive of numpy arrays .* unpack it: .*a_unpacked/arr_0\.npy",
-        tmp_path / "a.npz",
-    )
     refuses(r"a\.hdr: the settings of a Merlin file; open the \.mib", tmp_path / "a.hdr")
     (tmp_path / "a.dat").write_bytes(b"hello")
     with pytest.raises(SourceError, match=r"extension \.dat is not known; known are") as caught:

@@ -22,7 +22,7 @@ from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
 from stem_dask.job.summary import tree_bytes
 from stem_dask.kernels.analysis import largest_radius
-from stem_dask.kernels.downsample import result_dtype
+from stem_dask.kernels.downsample import result_dtype, thumbnail_cell
 from stem_dask.kernels.gpu import analysis as analysis_on_gpu
 from stem_dask.kernels.gpu import crop as crop_on_gpu
 from stem_dask.kernels.gpu.buffers import Taken
@@ -32,6 +32,7 @@ from stem_dask.readers.detector_first import bytes_read, detector_first
 from stem_dask.readers.flat import REQUEST_BYTES
 from stem_dask.readers.open import Found
 from stem_dask.readers.source import reading_of
+from stem_dask.stages.analyze import N_THUMBNAILS
 from stem_dask.stages.open import block_positions, positions_of_sample
 from stem_dask.storage.location import is_url
 from stem_dask.writers.torch import signed_dtype
@@ -300,6 +301,8 @@ def disk_need(
     if _analyzes(config):
         kept += n * _kept_bytes(config, what)
         kept += n_blocks * math.prod(what.detector) * (8 + what.patterns.itemsize)
+        cell = thumbnail_cell(what.detector)
+        kept += min(n, N_THUMBNAILS) * math.prod(side // cell for side in what.detector)
     sample = 0
     if _surveys(config):
         pattern = math.prod(what.detector) * what.patterns.itemsize

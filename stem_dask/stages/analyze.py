@@ -497,17 +497,14 @@ def fold_thumbnails(
 
     Returns
     -------
-    Dataset: ``thumbnails`` (scan_y, scan_x, ky, kx) or (pattern, ky, kx), uint8, see
-    `stem_dask.kernels.downsample.thumbnails`, and the scan indices of the patterns, ``row`` and ``column`` or ``row`` alone. The
-    attribute ``cell`` is the number of pixels that one of a thumbnail stands for, along each axis
+    Dataset: ``thumbnails``, uint8, see `stem_dask.kernels.downsample.thumbnails`, and the scan indices of the patterns, ``row`` and
+    ``column`` or ``row`` alone. Its dimensions are those of the patterns, with the prefix ``thumbnail_``, because they have other sizes.
+    The attribute ``cell`` is the number of pixels that one of a thumbnail stands for, along each axis
     """
     import xarray as xr
 
-    lead, dims, cell = (
-        lead_shape(patterns),
-        lead_dims(patterns),
-        thumbnail_cell(patterns.shape[-2:]),
-    )
+    lead, cell = lead_shape(patterns), thumbnail_cell(patterns.shape[-2:])
+    dims = [f"thumbnail_{dim}" for dim in (*lead_dims(patterns), *DETECTOR_DIMS)]
     indices = sample_positions(lead, N_THUMBNAILS)
     counts = [len(one) for one in indices]
     numbers = np.full(lead, -1)
@@ -518,7 +515,7 @@ def fold_thumbnails(
         out[here[here >= 0]] = block["thumbnails"][(0,) * len(region)]
     names = zip(("row", "column"), dims, indices, strict=False)
     data: dict[str, Any] = {name: (dim, np.array(one, np.int64)) for name, dim, one in names}
-    data["thumbnails"] = ((*dims, *DETECTOR_DIMS), out.reshape(*counts, *out.shape[1:]))
+    data["thumbnails"] = (dims, out.reshape(*counts, *out.shape[1:]))
     return xr.Dataset(data, attrs={"cell": cell})
 
 
