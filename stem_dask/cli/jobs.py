@@ -41,6 +41,8 @@ class Row:
     words: str = ""
     results: Mapping[str, Any] = field(default_factory=dict)
     config: Config | None = None
+    #: that makes this dataset alone, which advice changes
+    command: str = ""
     #: made once, and again only if the input has changed since
     plan: Plan | None = None
     #: for ``crop.size: common``, the window of this dataset alone, and whether the common size holds it
@@ -399,6 +401,7 @@ class Batch:
             connection=self._connect(),
             common=common,
             alone=True,
+            command=dataset.command,
         )
 
     def _step_after_analysis(self, step: "Step") -> None:

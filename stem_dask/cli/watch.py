@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import glob
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,10 +73,12 @@ def watch_command(options: argparse.Namespace) -> int:
             "10 minutes no other has come"
         )
     incoming = Incoming(pattern, options.settle, partial(_job, config, pattern, output))
-    return _watch(config, incoming, options)
+    return _watch(config, incoming, options, overrides)
 
 
-def _watch(config: "Config", incoming: "Incoming", options: argparse.Namespace) -> int:
+def _watch(
+    config: "Config", incoming: "Incoming", options: argparse.Namespace, overrides: Sequence[str]
+) -> int:
     from stem_dask.cli.jobs import Batch, closing_lines
     from stem_dask.cli.progress import progress_shown
     from stem_dask.cli.signals import stoppable
@@ -91,13 +94,14 @@ def _watch(config: "Config", incoming: "Incoming", options: argparse.Namespace) 
         line.say(f"watching    {incoming.pattern}: {what}; Ctrl-C ends{ends}")
         try:
             with contextlib.ExitStack() as stack:
-                batch = Batch(config, [], line, asked, options.restart, stack, timed=True)
                 # a common size is missing until the end
                 ending = [] if common else asked
+                batch = Batch(config, [], line, asked, options.restart, stack, timed=True)
                 for found in _until_idle(incoming, options.idle, ending):
                     batch.datasets = [row for row, _ in found]
                     rows |= {row.input: row for row in batch.datasets}
                     for row, error in found:
+                        row.command = _alone(row, options.config, overrides)
                         if error is not None:
                             batch.refuse(row, error)
                     batch.run(windows_only=common)
@@ -136,6 +140,15 @@ def _until_idle(
             return
         yield found
         last = time.monotonic()
+
+
+def _alone(row: "Row", config: str | None, overrides: Sequence[str]) -> str:
+    """The command that makes one of the outputs."""
+    from stem_dask.cli.jobs import shown
+
+    path = shown(row.input)
+    first = [path] if config is None else [config, f"input.path={path}"]
+    return shlex.join(["stem-dask", "run", *first, *overrides, f"output.path={shown(row.output)}"])
 
 
 class Settling:
