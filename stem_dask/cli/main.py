@@ -278,6 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(add("run", run_file, "run the whole job of a config"))
     sub = add("check", check_command, "print what a config would do; computes nothing")
     add_config_options(sub)
+    text = "cores of the job in the sbatch line (default: as many as this machine has)"
+    sub.add_argument("--cpus", type=int, metavar="N", help=text)
     sub = add("verify", verify_command, "read a finished store again and test every checksum")
     sub.add_argument("store", help="NAME.zarr")
     example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"

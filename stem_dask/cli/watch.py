@@ -121,7 +121,7 @@ def _until_idle(
     incoming: "Incoming", idle: float | None, asked: Sequence[int]
 ) -> Iterator[list[tuple["Row", Exception | None]]]:
     """The inputs that have settled, until none has come for ``idle`` seconds, or Ctrl-C while none is running."""
-    last, pause = time.monotonic(), min(POLL_SECONDS, incoming.seconds / 4)
+    last, pause = time.monotonic(), min(POLL_SECONDS, max(0.01, incoming.seconds / 4))
     while True:
         try:
             found, waiting = incoming.look(time.monotonic())
@@ -133,10 +133,8 @@ def _until_idle(
                 time.sleep(pause)
                 continue
         except BaseException:
-            if (
-                signal.SIGINT not in asked
-            ):  # a wall time interrupts the watch; the same command goes on
-                raise
+            if signal.SIGINT not in asked:
+                raise  # a wall time interrupts the watch, and the same command goes on
             return
         yield found
         last = time.monotonic()
