@@ -155,17 +155,19 @@ def check_command(options: argparse.Namespace) -> int:
 
 def _run_command(options: argparse.Namespace, one: "Config | None") -> str:
     """The command that runs what was checked, or ``one`` of several datasets."""
-    first, rest = [options.config], options.overrides
+    words = [options.config, *options.overrides]
     if one is not None:
-        rest = [word for word in rest if "=" in word and not os.path.lexists(word)]
-        own = [f"input.path={one.input.path}", f"output.path={one.output.path}"]
-        is_config = options.config.lower().endswith((".yaml", ".yml"))
-        first, rest = ([options.config], [*rest, *own]) if is_config else ([one.input.path], rest)
+        own = {"input.path": one.input.path, "output.path": one.output.path}
+        rest = [word for word in options.overrides if "=" in word and not os.path.lexists(word)]
+        words = [str(one.input.path), *rest]
+        if options.config.lower().endswith((".yaml", ".yml")):
+            rest = [word for word in rest if word.partition("=")[0] not in own]
+            words = [options.config, *rest, *(f"{key}={path}" for key, path in own.items())]
     # a command that was called by its path is not found by name
     program = (
         "stem-dask" if shutil.which("stem-dask") else f"{shlex.quote(sys.executable)} -m stem_dask"
     )
-    return f"{program} run {shlex.join([*first, *rest])}"
+    return f"{program} run {shlex.join(words)}"
 
 
 def where(text: str, overrides: Sequence[str] = ()) -> list[str]:
