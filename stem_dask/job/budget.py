@@ -52,8 +52,8 @@ VALUES_STORED = 22
 #: page cache while its blocks are read, so that nothing is read from the disk twice
 CACHED_SHARE = 0.5
 
-#: bytes/s that a batch job is assumed to read and write: each core, and all cores of a node together. A tenth of what was
-#: measured (benchmarks/README.md), because storage is slower when others use it
+#: bytes/s that a batch job is assumed to read and write: each core, and all cores of a node together. At most a tenth of what
+#: was measured (benchmarks/README.md), because storage is slower when others use it
 CORE_SPEED, NODE_SPEED = 50 * 10**6, 200 * 10**6
 
 #: seconds of a batch job until it reads, and what its wall time is a multiple of

@@ -131,7 +131,11 @@ def sbatch_line(plan: Plan, command: str, cores: int | None = None) -> str | Non
         "account": cluster.account,
     }
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return f"sbatch {shlex.join([*words, *cluster.job_extra])} --wrap {shlex.quote(command)}"
+    plain = not set(command) & set(
+        '"$`\\!'
+    )  # and then easier to read than with escaped single quotes
+    wrapped = f'"{command}"' if plain else shlex.quote(command)
+    return f"sbatch {shlex.join([*words, *cluster.job_extra])} --wrap {wrapped}"
 
 
 def _batch_job(plan: Plan, cores: int | None) -> budget.BatchJob:
@@ -140,9 +144,10 @@ def _batch_job(plan: Plan, cores: int | None) -> budget.BatchJob:
 
 
 def _time_of(job: budget.BatchJob) -> str:
+    core, node = size(budget.CORE_SPEED), size(budget.NODE_SPEED)
     return (
-        f"the time is for {size(job.moved)} at {size(budget.CORE_SPEED)}/s a core and {size(budget.NODE_SPEED)}/s in all at most, a tenth of "
-        "what was measured; a job that it does not suffice for goes on when it is submitted again"
+        f"the time is for {size(job.moved)} at {core}/s a core, {node}/s in all at most; a job that SLURM ends resumes when "
+        "the same line is submitted again"
     )
 
 
