@@ -79,7 +79,7 @@ def watch_command(options: argparse.Namespace) -> int:
 def _watch(
     config: "Config", incoming: "Incoming", options: argparse.Namespace, overrides: Sequence[str]
 ) -> int:
-    from stem_dask.cli.jobs import Batch, closing_lines
+    from stem_dask.cli.jobs import Batch, closing_lines, shown
     from stem_dask.cli.progress import progress_shown
     from stem_dask.cli.signals import stoppable
 
@@ -103,6 +103,7 @@ def _watch(
                     for row, error in found:
                         row.command = _alone(row, options.config, overrides)
                         if error is not None:
+                            line.heading(f"{time.strftime('%H:%M:%S')} {shown(row.input)}")
                             batch.refuse(row, error)
                     batch.run(windows_only=common)
                     # of an acquisition in several files, the one that lists the others is run
@@ -214,12 +215,16 @@ class Incoming:
         inputs = [p for p in names if Path(p).suffix.lower() in READERS and is_one_input(p)]
         folders = {folder: _listed(folder) for folder in {os.path.dirname(p) for p in inputs}}
         pending = [path for path in inputs if self._state(path, folders) != self.done.get(path)]
-        same_name = {
-            path: [p for p in folders[os.path.dirname(path)] if Path(p).stem == Path(path).stem]
+        named = dict[
+            str, list[str]
+        ]()  # those of the same name belong together, such as the .hdr of a .mib
+        for entry in (entry for entries in folders.values() for entry in entries):
+            named.setdefault(os.path.splitext(entry)[0], []).append(entry)
+        groups = {
+            path: {path, *named.get(os.path.splitext(path)[0], ()), *self.files.get(path, ())}
             for path in pending
         }
-        groups = {path: {path, *same_name[path], *self.files.get(path, ())} for path in pending}
-        states = {path: _tree_state(path) for group in groups.values() for path in group}
+        states = {path: _tree_state(path) for path in set().union(*groups.values())}
         self.settling.update({path: s for path, s in states.items() if s is not None}, now)
         found: list[tuple[Row, Exception | None]] = []
         waiting = False
@@ -269,28 +274,26 @@ class Incoming:
 
 
 def _listed(folder: str) -> dict[str, State]:
-    """Size and time of all entries of a folder."""
+    """Size and time of all entries of a folder; without those that cannot be reached now."""
     found = {}
-    with os.scandir(folder) as entries:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 status = entry.stat()
                 found[entry.path] = (status.st_size, status.st_mtime_ns)
     return found
 
 
 def _tree_state(path: str) -> State | None:
-    """Bytes and latest time of a file, or of all files of a store; None when it has gone."""
+    """Bytes and latest time of a file, or of all files of a store; None when it cannot be reached now."""
+    paths = [path]
+    if os.path.isdir(path):
+        paths = [os.path.join(at, name) for at, _, names in os.walk(path) for name in names]
     try:
-        if not os.path.isdir(path):
-            status = os.stat(path)
-            return status.st_size, status.st_mtime_ns
-        inside = [
-            os.stat(os.path.join(at, name)) for at, _, names in os.walk(path) for name in names
-        ]
-        return sum(s.st_size for s in inside), max((s.st_mtime_ns for s in inside), default=0)
-    except FileNotFoundError:
+        found = [os.stat(one) for one in paths]
+    except OSError:
         return None
+    return sum(s.st_size for s in found), max((s.st_mtime_ns for s in found), default=0)
 
 
 def _pattern(text: str) -> str:
