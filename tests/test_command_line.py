@@ -110,6 +110,7 @@ def test_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert planned["shape"] == [3, 4, 12, 12]
     assert str(here / "scan.zarr") in planned["outputs"]
     assert not planned["complete"]
+    assert planned["sbatch"].startswith("sbatch --cpus-per-task=1 --mem=2G --time=00:10:00 --wrap ")
     words = ["run", "scan.npy", "output.export=[]", "output.figure=false", "--json"]
     for _ in range(2):  # also when it is complete
         assert main(words) == 0

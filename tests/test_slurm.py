@@ -219,6 +219,20 @@ def one(plain, *more):
     return [str(plain / "job.yaml"), f"input.path={plain}/a.npy", "output.path=one.zarr", *more]
 
 
+def test_the_line_of_check(folder, plain, capsys):
+    """It runs as it stands, with the memory that check projects, in blocks of the same size."""
+    assert cli.main(["check", *one(plain, "cluster.walltime=null")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("sbatch "))
+    number = re.search(r"\d+", said("bash", "-c", line.removeprefix("sbatch").strip())).group()
+    log = f"slurm-{number}.out"
+    until_done(log)
+    assert about(number, "TimeLimit") == "00:10:00"
+    assert about(number, "JobState") == "COMPLETED", Path(log).read_text()
+    assert "threads: 1 worker with 1.72 GB, 1 thread" in Path(log).read_text()
+    same("one.zarr", plain)
+
+
 def workers(folder, **options):
     """Jobs with workers that a run asks for."""
     return connect(

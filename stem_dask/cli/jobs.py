@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class Row:
     words: str = ""
     results: Mapping[str, Any] = field(default_factory=dict)
     config: Config | None = None
+    #: that makes this dataset alone, which advice changes
+    command: str = ""
     #: made once, and again only if the input has changed since
     plan: Plan | None = None
     #: for ``crop.size: common``, the window of this dataset alone, and whether the common size holds it
@@ -113,17 +116,22 @@ def _run_all(
                 Batch(configs[0], datasets, line, asked, restart, stack).run()
         finally:  # after the last messages of the workers
             line.close()
-            if any(row.exit_code is not None for row in datasets):  # else nothing has started
-                for text in table(datasets):
-                    line.say(text)
-                if configs[0].output.figure:
-                    line.say(f"file        {shown(_report(datasets))}")
+            for text in closing_lines(datasets, figure=configs[0].output.figure):
+                line.say(text)
     for row in datasets:
         files = () if row.plan is None else row.plan.outputs.all()
         error = {"error": row.words} if row.words else {}
         code = 75 if row.exit_code is None else row.exit_code
         documents.append({"input": row.input, **_document(files, row.results, code), **error})
     return max(dataset.exit_code or 0 for dataset in datasets)
+
+
+def closing_lines(datasets: Sequence[Row], *, figure: bool) -> list[str]:
+    """The table of several inputs, and with ``figure`` their report, which is written; nothing if none has started."""
+    if all(row.exit_code is None for row in datasets):
+        return []
+    lines = table(datasets)
+    return [*lines, f"file        {shown(_report(datasets))}"] if figure else lines
 
 
 def _report(datasets: Sequence[Row]) -> str:
@@ -187,15 +195,24 @@ class Batch:
     asked: Sequence[int]
     restart: bool
     stack: contextlib.ExitStack
+    #: whether the heading of a dataset has the time of day in place of its number
+    timed: bool = False
     largest: int = 0
     connection: "Connection | None" = None
     common: tuple[int, int] | None = None
 
-    def run(self) -> None:
-        """Run all jobs; an error is recorded in the row of its dataset."""
+    def run(self, *, windows_only: bool = False) -> None:
+        """Run all jobs; an error is recorded in the row of its dataset.
+
+        With ``windows_only``, for ``crop.size: common``, they are analyzed, and a later call crops them with others.
+        """
         if self._plan_all():
             self._connect()
         if self.config.crop.enabled and self.config.crop.size == "common":
+            for dataset in self._open(": its own window"):
+                dataset.window = self._tried(dataset, partial(self._own_window, dataset))
+            if windows_only:
+                return
             self._choose_common()
         from stem_dask.job.results import stored_results
 
@@ -216,8 +233,8 @@ class Batch:
     def _open(self, what: str = "") -> Iterator[Row]:
         """The datasets without an exit code, each after its heading."""
         for i, dataset in enumerate(self.datasets, 1):
-            if dataset.exit_code is None:
-                place = f"[{i}/{len(self.datasets)}]"
+            if dataset.exit_code is None and not (what and dataset.window):
+                place = time.strftime("%H:%M:%S") if self.timed else f"[{i}/{len(self.datasets)}]"
                 self.line.heading(f"{place} {shown(dataset.input)}{what}")
                 yield dataset
 
@@ -293,20 +310,22 @@ class Batch:
         except Exception as error:
             if self.asked:  # an interrupted import may raise any error
                 raise
-            dataset.exit_code = 5 if isinstance(error, OSError) else 1  # of the client itself
-            if isinstance(error, StemDaskError):
-                dataset.exit_code = error.exit_code
-            dataset.words = str(error) or type(error).__name__
-            where = "" if dataset.input in dataset.words else f"{dataset.input}: "
-            self.line.complain(f"error: {where}{dataset.words}")
-            if dataset.exit_code == 1:  # an internal error
-                traceback.print_exception(error)
+            self.refuse(dataset, error)
             return None
+
+    def refuse(self, dataset: Row, error: Exception) -> None:
+        """Print an error, and record it in the row of its dataset."""
+        dataset.exit_code = 5 if isinstance(error, OSError) else 1  # of the client itself
+        if isinstance(error, StemDaskError):
+            dataset.exit_code = error.exit_code
+        dataset.words = str(error) or type(error).__name__
+        where = "" if dataset.input in dataset.words else f"{dataset.input}: "
+        self.line.complain(f"error: {where}{dataset.words}")
+        if dataset.exit_code == 1:  # an internal error
+            traceback.print_exception(error)
 
     def _choose_common(self) -> None:
         """The common size of the datasets that fit together; the others are refused when they run."""
-        for dataset in self._open(": its own window"):
-            dataset.window = self._tried(dataset, partial(self._own_window, dataset))
         known = [dataset for dataset in self.datasets if dataset.window is not None]
         if not known:
             return
@@ -382,6 +401,7 @@ class Batch:
             connection=self._connect(),
             common=common,
             alone=True,
+            command=dataset.command,
         )
 
     def _step_after_analysis(self, step: "Step") -> None:

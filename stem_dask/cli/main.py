@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stem_dask import __version__
 from stem_dask.cli.analyze import add_analyze_options, analyze_command
-from stem_dask.cli.completion import add_completion_options, completion
 from stem_dask.cli.demo import add_demo_options, demo_command
 from stem_dask.cli.job_array import add_batch_options, batch_command
 from stem_dask.cli.run import (
@@ -26,6 +25,7 @@ from stem_dask.cli.scripts import add_script_options, script_command
 from stem_dask.cli.signals import each, guarded, program, refuse_lost_output
 from stem_dask.cli.train import add_train_options, train_command
 from stem_dask.cli.train import main as train
+from stem_dask.cli.watch import add_watch_options, watch_command
 from stem_dask.core.text import size
 from stem_dask.storage.location import without_secrets
 
@@ -38,7 +38,7 @@ TASKS = {
     "look at a file": (("demo", "info", "analyze", "view"), "stem-dask analyze scan.dm4"),
     "decide": (("init", "check"), "stem-dask check crop.yaml analyze.target_retention=0.99"),
     "make": (
-        ("run", "crop", "convert", "virtual", "preprocess", "batch", "verify"),
+        ("run", "crop", "convert", "virtual", "preprocess", "batch", "watch", "verify"),
         "stem-dask crop scan.dm4 out.zarr --size 64",
     ),
     "train": (("train",), "stem-dask train --data out.zarr --output_dir outputs"),
@@ -46,6 +46,29 @@ TASKS = {
 }
 
 COMMANDS = tuple(name for names, _ in TASKS.values() for name in names)
+
+#: completion in a shell; the flags of a command are those that its own help names
+_BASH = r"""_stem_dask() {
+  local word=${COMP_WORDS[COMP_CWORD]}
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "COMMANDS" -- "$word"))
+  elif [[ $word == -* ]]; then
+    COMPREPLY=($(compgen -W "$(stem-dask "${COMP_WORDS[1]}" --help 2>/dev/null | grep -oE -- '--[a-z][a-z_-]*' | sort -u)" -- "$word"))
+  else
+    COMPREPLY=()
+  fi
+}
+complete -o default -o bashdefault -F _stem_dask stem-dask"""
+
+_FISH = r"""complete -c stem-dask -n __fish_use_subcommand -f -a 'COMMANDS'
+complete -c stem-dask -n 'not __fish_use_subcommand; and string match -q -- "-*" (commandline -ct)' -a '(
+  stem-dask (commandline -opc)[2] --help 2>/dev/null | string match -ra -- "--[a-z][a-z_-]*" | sort -u)'"""
+
+SCRIPTS = {
+    "bash": _BASH,
+    "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{_BASH}",
+    "fish": _FISH,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,7 +252,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 def completion_command(options: argparse.Namespace) -> int:
     """Print a script that completes commands, flags and file names."""
-    print(completion(options.shell, COMMANDS))
+    print(SCRIPTS[options.shell].replace("COMMANDS", " ".join(COMMANDS)))
     return 0
 
 
@@ -309,6 +332,8 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(add("run", run_file, "run the whole job of a config"))
     sub = add("check", check_command, "print what a config would do; computes nothing")
     add_config_options(sub)
+    text = "cores of the job in the sbatch line (default: as many as this machine has)"
+    sub.add_argument("--cpus", type=int, metavar="N", help=text)
     sub = add("verify", verify_command, "read a finished store again and test every checksum")
     sub.add_argument("store", help="NAME.zarr")
     example = "print a commented config for a file: stem-dask init scan.dm4 > crop.yaml"
@@ -339,12 +364,16 @@ def _parser() -> argparse.ArgumentParser:
     add_analyze_options(add("analyze", analyze_command, text))
     text = "the jobs of several configs: one after another here, or as a job array of SLURM"
     add_batch_options(add("batch", batch_command, text))
+    text = "run the job of a config on every file of a folder that fills"
+    add_watch_options(add("watch", watch_command, text))
     text = "write TLS keys for your own scheduler and workers, and print the environment variables that make Dask use them"
     sub = add("keys", keys_command, text)
     text = "folder for the keys, readable by all nodes and by no other user"
     sub.add_argument("folder", help=text)
     text = "print a script that completes commands and flags in a shell"
-    add_completion_options(add("completion", completion_command, text))
+    sub = add("completion", completion_command, text)
+    text = 'as in: eval "$(stem-dask completion bash)"'
+    sub.add_argument("shell", choices=[*SCRIPTS], help=text)
     for name, text in (
         ("convert", "write files in another format"),
         ("preprocess", "make tensors for training: downsample, cast, normalize"),

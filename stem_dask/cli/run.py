@@ -4,9 +4,10 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stem_dask.cli.signals import each, guarded, program
 from stem_dask.storage.location import without_secrets
@@ -55,6 +56,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure-cluster", action="store_true", help=text)
     text = "print what would be done, as stem-dask check does, and compute nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
+    parser.set_defaults(cpus=None)
     add_stop_options(parser)
 
 
@@ -116,7 +118,11 @@ def run_file(options: argparse.Namespace) -> int:
 
 def check_command(options: argparse.Namespace) -> int:
     """Print what a config would do for each of its inputs."""
-    documents = []
+    documents: list[dict[str, Any]] = []
+    if options.cpus is not None and options.cpus < 1:
+        from stem_dask.core.errors import ConfigError
+
+        raise ConfigError(f"--cpus is {options.cpus}; expected a whole number above 0")
 
     def check(config: "Config") -> int:
         from stem_dask.job.plan import prepare, refuse_too_small
@@ -124,10 +130,11 @@ def check_command(options: argparse.Namespace) -> int:
         plan = prepare(config)
         from stem_dask.job.describe import describe_job, job_document
 
+        command = _run_command(options, config if len(configs) > 1 else None)
         if options.json:
-            documents.append(job_document(plan))
+            documents.append(job_document(plan, command, options.cpus))
         else:
-            print("\n".join(describe_job(plan)))
+            print("\n".join(describe_job(plan, command, options.cpus)))
         if not plan.complete:
             refuse_too_small(plan, queued_only=False)
         elif not options.json:
@@ -144,6 +151,23 @@ def check_command(options: argparse.Namespace) -> int:
     if len(configs) > 1:
         print(f"{len(configs)} datasets")
     return code
+
+
+def _run_command(options: argparse.Namespace, one: "Config | None") -> str:
+    """The command that runs what was checked, or ``one`` of several datasets."""
+    words = [options.config, *options.overrides]
+    if one is not None:
+        own = {"input.path": one.input.path, "output.path": one.output.path}
+        rest = [word for word in options.overrides if "=" in word and not os.path.lexists(word)]
+        words = [str(one.input.path), *rest]
+        if options.config.lower().endswith((".yaml", ".yml")):
+            rest = [word for word in rest if word.partition("=")[0] not in own]
+            words = [options.config, *rest, *(f"{key}={path}" for key, path in own.items())]
+    # a command that was called by its path is not found by name
+    program = (
+        "stem-dask" if shutil.which("stem-dask") else f"{shlex.quote(sys.executable)} -m stem_dask"
+    )
+    return f"{program} run {shlex.join(words)}"
 
 
 def where(text: str, overrides: Sequence[str] = ()) -> list[str]:

@@ -32,6 +32,9 @@ WORKERS_SECONDS = 60
 #: inputs below this run on threads: starting processes would take longer than the work
 SMALL_INPUT_BYTES = 2**30
 
+#: of the memory that this process may use, for all workers together; the rest is for the client and the page cache
+WORKERS_SHARE = 0.8
+
 Say = Callable[[str], None]
 
 
@@ -63,8 +66,12 @@ KINDS = {
 }
 
 
-def layout(options: Cluster, input_bytes: int, device: str) -> tuple[str, int, int, int]:
-    """Kind, number of workers, threads and bytes of each, of a cluster that is to be started."""
+def layout(
+    options: Cluster, input_bytes: int, device: str, cores: int | None = None
+) -> tuple[str, int, int, int]:
+    """Kind, number of workers, threads and bytes of each, of a cluster that is to be started; ``cores`` are those of this
+    machine by default.
+    """
     kind = options.kind
     if kind == "auto":  # processes would each take room on the GPU for themselves
         kind = "threads" if input_bytes < SMALL_INPUT_BYTES or device == "gpu" else "local"
@@ -83,9 +90,9 @@ def layout(options: Cluster, input_bytes: int, device: str) -> tuple[str, int, i
         raise ConfigError(
             f"cluster.kind gpu has one thread a worker, threads_per_worker is {given[1]}; leave it out"
         )
-    workers, threads = KINDS[kind].layout(usable_cores(), *given)
-    if options.memory_limit is None:  # 80 % of what this process may use
-        return kind, workers, threads, int(machine_bytes() * 0.8 / workers)
+    workers, threads = KINDS[kind].layout(cores or usable_cores(), *given)
+    if options.memory_limit is None:
+        return kind, workers, threads, int(machine_bytes() * WORKERS_SHARE / workers)
     try:
         limit = int(parse_bytes(options.memory_limit))
     except (ValueError, IndexError):

@@ -147,7 +147,7 @@ def _overridden(data: Any, overrides: Iterable[str], places: dict[str, str]) -> 
                 f"analyze.from is {known}, the analysis of one input, and there are {len(inputs)}; leave it out"
             )
         paths = _named_outputs(inputs, output["path"])
-        _refuse_circles(inputs, given, paths, output["export"])
+        refuse_circles(inputs, given, paths, output["export"])
         jobs = []
         for path, name in zip(inputs, paths, strict=True):
             own = {"input": {**options["input"], "path": path}, "output": {**output, "path": name}}
@@ -252,7 +252,7 @@ def _named_outputs(inputs: Sequence[str], pattern: str) -> list[str]:
     return list(makers)
 
 
-def _refuse_circles(
+def refuse_circles(
     inputs: Sequence[str], given: str | Sequence[str], outputs: Sequence[str], kinds: Sequence[str]
 ) -> None:
     """Refuse an output that is an input, or that matches a glob and would be an input when the command resumes.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stem_dask.cluster.connect import WORKERS_SHARE, layout, loaded_bytes
 from stem_dask.config.options import Config
 from stem_dask.core.batches import PIECE_BYTES as READ_PIECE_BYTES
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
@@ -51,6 +52,16 @@ VALUES_STORED = 22
 #: a detector-first file larger than this share of the machine's memory is transposed first; a smaller one stays in the
 #: page cache while its blocks are read, so that nothing is read from the disk twice
 CACHED_SHARE = 0.5
+
+#: bytes/s that a batch job is assumed to read and write: each core, and all cores of a node together. At most a tenth of what
+#: was measured (benchmarks/README.md), because storage is slower when others use it
+CORE_SPEED, NODE_SPEED = 50 * 10**6, 200 * 10**6
+
+#: seconds of a batch job until it reads, and what its wall time is a multiple of
+START_SECONDS, WALL_SECONDS = 120, 600
+
+#: memory of the client, next to worker processes
+CLIENT_BYTES = 10**9
 
 #: memory of cupy and CUDA in a process; an estimate
 CUDA_BYTES = 400 * 10**6
@@ -279,6 +290,48 @@ def task_memory(config: Config, what: Shapes, positions: int = 2**31) -> Taken:
 def with_cuda(config: Config, worker: Worker) -> Worker:
     """The worker, with the memory of CUDA if the job runs on a GPU."""
     return replace(worker, loaded=worker.loaded + CUDA_BYTES * (config.device == "gpu"))
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What to ask a batch system for: cores and GPUs, memory, and time, in which so many bytes are read and written."""
+
+    cores: int
+    gpus: int
+    memory: int
+    seconds: int
+    moved: int
+
+
+def batch_job(config: Config, found: Found, passes: int, cores: int | None = None) -> BatchJob:
+    """What a job asks for that runs on one node and reads the input ``passes`` times.
+
+    Without ``cores`` they follow from the workers in the config, else from the cores of this machine and the number of
+    blocks. The memory suffices for blocks as large as if there were no limit, or follows from ``cluster.memory_limit``.
+    """
+    cluster = config.cluster
+    kind, workers, threads, limit = layout(cluster, found.n_bytes, config.device, cores)
+    worker = Worker(limit if cluster.memory_limit else None, threads, loaded_bytes(kind))
+    worker = with_cuda(config, worker)
+    block = fitting_block(config, found, worker)
+    lead = found.source.shape[:-2]
+    n_tasks = math.prod(math.ceil(n / c) for n, c in zip(lead, block, strict=True))
+    if cores is None and cluster.n_workers is None and cluster.threads_per_worker is None:
+        threads = min(threads, n_tasks)
+        workers = min(workers, n_tasks)
+    client = 0 if kind == "threads" else CLIENT_BYTES
+    if cluster.memory_limit:
+        memory = workers * limit + client
+    else:
+        slab = fitting_slab(found, block, worker) if transposed_bytes(found) else None
+        sizes = memory_of(config, found, slab=slab)
+        need = projected_bytes(sizes, math.prod(block), replace(worker, threads=threads))
+        memory = math.ceil(workers * need / (WORKERS_SHARE * USABLE_SHARE)) + client
+    moved = passes * found.n_bytes + 2 * disk_need(config, found, n_tasks).most
+    seconds = START_SECONDS + moved / min(workers * threads * CORE_SPEED, NODE_SPEED)
+    gpus = workers * (config.device == "gpu")
+    wall = math.ceil(seconds / WALL_SECONDS) * WALL_SECONDS
+    return BatchJob(workers * threads, gpus, memory, wall, moved)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def describe_file(found: Found) -> tuple[str, ...]:
     return (*lines, *(f"note        {note}" for note in info.notes))
 
 
-def describe_job(plan: Plan) -> tuple[str, ...]:
-    """Shape, type, blocks, tasks and bytes per task of each stage, and the outputs.
+def describe_job(plan: Plan, command: str = "", cores: int | None = None) -> tuple[str, ...]:
+    """Shape, type, blocks, tasks and bytes per task of each stage, the outputs, and the line that submits ``command`` to SLURM.
 
     The window is known only after the analysis, unless ``crop.window`` or ``crop.size`` gives it; until then the
     whole detector stands for it, as the upper limit.
@@ -108,11 +109,53 @@ def describe_job(plan: Plan) -> tuple[str, ...]:
     disk, folder = budget.disk_need(config, found, n_tasks), Path(outputs.path).parent
     free = f"{size(budget.free_bytes(folder))} free in {folder}"
     lines.append(f"disk        {size(disk.least)} to {size(disk.most)} in all, {free}")
+    if command and (line := sbatch_line(plan, command, cores)):
+        lines += [f"sbatch      {line}", f"            {_time_of(_batch_job(plan, cores))}"]
     return (*lines, "nothing was computed")
 
 
-def job_document(plan: Plan) -> dict[str, Any]:
-    """What a config would do, for programs; the window is null where the analysis finds it, and sizes are then upper limits."""
+def sbatch_line(plan: Plan, command: str, cores: int | None = None) -> str | None:
+    """The shell command that submits a run to SLURM as one job; None for a job that is complete or has its workers elsewhere."""
+    cluster = plan.config.cluster
+    elsewhere = cluster.address or cluster.scheduler_file or cluster.kind == "slurm"
+    if plan.complete or elsewhere:
+        return None
+    job = _batch_job(plan, cores)
+    minutes = job.seconds // 60
+    given = {
+        "cpus-per-task": job.cores,
+        "gpus-per-node": job.gpus or None,
+        "mem": f"{max(2, math.ceil(job.memory / 2**30))}G",
+        "time": cluster.walltime or f"{minutes // 60:02}:{minutes % 60:02}:00",
+        "partition": cluster.queue,
+        "account": cluster.account,
+    }
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    plain = not set(command) & set(
+        '"$`\\!'
+    )  # and then easier to read than with escaped single quotes
+    wrapped = f'"{command}"' if plain else shlex.quote(command)
+    return f"sbatch {shlex.join([*words, *cluster.job_extra])} --wrap {wrapped}"
+
+
+def _batch_job(plan: Plan, cores: int | None) -> budget.BatchJob:
+    passes = 1 + (plan.config.crop.enabled and plan.precomputed is None)
+    return budget.batch_job(plan.config, plan.found, passes, cores)
+
+
+def _time_of(job: budget.BatchJob) -> str:
+    core, node = size(budget.CORE_SPEED), size(budget.NODE_SPEED)
+    return (
+        f"the time is for {size(job.moved)} at {core}/s a core, {node}/s in all at most; a job that SLURM ends resumes when "
+        "the same line is submitted again"
+    )
+
+
+def job_document(plan: Plan, command: str = "", cores: int | None = None) -> dict[str, Any]:
+    """What a config would do, for programs; the window is null where the analysis finds it, and sizes are then upper limits.
+
+    ``sbatch`` submits ``command`` to SLURM.
+    """
     config, found = plan.config, plan.found
     what = budget.shapes(config, found)
     worker = budget.with_cuda(config, planned(config.cluster, found.n_bytes, config.device))
@@ -135,6 +178,7 @@ def job_document(plan: Plan) -> dict[str, Any]:
         "memory_per_worker": int(budget.projected_bytes(memory, math.prod(block), worker)),
         "disk_least": int(disk.least),
         "disk_most": int(disk.most),
+        "sbatch": sbatch_line(plan, command, cores) if command else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""A batch that is killed outright: between its two sweeps, and in the second; the same command goes on."""
+"""A batch or a watch that is killed outright: between its two sweeps, and in the second; the same command goes on."""
 
 import signal
 from pathlib import Path
@@ -80,3 +80,20 @@ def test_killed(module, name, call, forks, undisturbed, tmp_path):
     resumed = content(tmp_path / "out")
     assert len([path for path in resumed if path.endswith(".pt")]) == 3
     assert resumed == undisturbed
+
+
+@pytest.mark.parametrize("name", ["choose", "complete_analysis"])
+def test_a_watch_is_killed(name, forks, undisturbed, tmp_path):
+    """While it analyzes what came, and while it crops; its outputs are those of a batch."""
+    config = write_scans(tmp_path)
+    words = ["watch", str(tmp_path / "raw"), str(tmp_path / "out" / "{stem}.zarr"), "--config", str(config)]  # fmt: skip
+    words += ["--settle", "0.05", "--idle", "0.1", "--quiet"]
+
+    def watch(before: str = "") -> Ended:
+        return forks.finish("stem_dask.cli.main", *words, pool=False, before=before)
+
+    ended = watch(KILL.format(module="stem_dask.job.passes", name=name, call=2))
+    assert ended.code == -signal.SIGKILL, ended.text
+    ended = watch()
+    assert ended.code == 0, ended.text
+    assert content(tmp_path / "out") == undisturbed
