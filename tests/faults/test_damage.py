@@ -80,7 +80,7 @@ def test_a_journal_without_its_last_line_end(command, reference, killed_at):
 
 @pytest.mark.parametrize(
     ("n_bytes", "export", "job", "kind"),
-    [(12_000, "[pt, hspy]", 0, "local"), (150_000, "[hspy]", 3, "threads")],
+    [(12_000, "[pt, hspy]", 0, "local"), (300_000, "[hspy]", 3, "threads")],
 )
 def test_a_full_disk(n_bytes, export, job, kind, command, reference):
     """No file may grow beyond a limit: exit code 5, no torn file under a final name, and later the run goes on."""

@@ -44,7 +44,7 @@ WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hsp
 OVER = {"scan.zarr": 2, "scan.pt": 3}
 N_IN_FLIGHT = 3 * 2
 #: small files that a run of the small scan writes until its store is complete
-N_FILES = 88
+N_FILES = 95
 
 
 def test_a_killed_worker(command: Command, reference: Command) -> None:
