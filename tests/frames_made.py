@@ -145,6 +145,21 @@ def empad(folder, body=PIX, n=12, name="scan_x4_y3.raw", filename=None):
     return xml, frames[:, :128]
 
 
+def seq(path, array, version=5, gap=32, **changes):
+    """A sequence of StreamPix: patterns at byte 8192 (1024 before version 5), each with ``gap`` bytes behind it."""
+    n_bytes = array[0].nbytes
+    fields = {"width": array.shape[2], "height": array.shape[1], "bits": 8 * array.itemsize, "used": 8 * array.itemsize,
+              "bytes": n_bytes, "format": 100, "frames": len(array), "origin": 0, "stride": n_bytes + gap} | changes  # fmt: skip
+    compression = fields.pop("compression", 0)
+    head = struct.pack("<I24sii512s9Id24sI", 0xFEED, "Norpix seq".encode("utf-16-le"), version, 1024, b"", *fields.values(),
+                       100.0, b"", compression)  # fmt: skip
+    frames = b"".join(
+        one.tobytes() + bytes(gap) for one in array.astype(array.dtype.newbyteorder("<"))
+    )
+    path.write_bytes(head.ljust(8192 if version >= 5 else 1024, b"\0") + frames)
+    return path
+
+
 def tvips(path, array, version=2, lead=60, **changes):
     said = {"size": 256, "version": version, "dimx": array.shape[-1], "dimy": array.shape[-2],
             "bits": array.dtype.itemsize * 8, "ox": 0, "oy": 0, "bx": 1, "by": 1, "pixel": 15500, "ht": 200,

@@ -17,6 +17,7 @@ from frames_made import (
     numbers,
     real,
     refuses,
+    seq,
     tvips,
 )
 
@@ -306,6 +307,34 @@ def test_empad_refused(tmp_path):
     ):
         xml.write_text(text)
         refuses(message, xml)
+
+
+# --- .seq -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_seq(tmp_path, version, dtype):
+    array = numbers((12, 6, 5), dtype)
+    found = find(seq(tmp_path / "a.seq", array, version), scan_shape=(3, 4))
+    agrees(found, array.reshape(3, 4, 6, 5))
+    assert found.info.kind == "a sequence of StreamPix"
+    allocated = find(seq(tmp_path / "b.seq", array, version, frames=10), scan_shape=(2, 5))
+    agrees(allocated, array[:10].reshape(2, 5, 6, 5))
+    assert "the header states 10 patterns; 2 more would fit into the file" in allocated.info.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compression": 1}, r"compressed \(method 1\); expected gray images"),
+        ({"format": 200}, "images of 16 bits in format 200; expected gray images"),
+        ({"bits": 12}, "images of 12 bits"),
+        ({"stride": 10}, "every 10 bytes, which cannot be"),
+    ],
+)
+def test_seq_refused(tmp_path, changes, message):
+    refuses(message, seq(tmp_path / "a.seq", numbers((12, 6, 5)), **changes), scan_shape=(3, 4))
 
 
 # --- .tvips -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from frames_made import (
     mrc,
     numbers,
     raw_mib,
+    seq,
     tiff,
     tvips,
 )  # fmt: skip
@@ -154,6 +155,7 @@ FAMILIES = {
     "empad's raw": (lambda f: empad(f)[0].with_name("scan_x4_y3.raw"), {}),
     "mrc": (lambda f: info(mrc(f / "a.mrc", STACKED), "a_info.txt"), {}),
     "tvips": (lambda f: tvips(f / "a_000.tvips", STACKED), STACK),
+    "seq": (lambda f: seq(f / "a.seq", STACKED), STACK),
     "tif": (lambda f: tiff(f / "a.tif", STACKED, rows=3), STACK),
     "bigtiff": (lambda f: tiff(f / "a.tiff", STACKED, ">", big=True), STACK),
     "tif of deflate": (lambda f: packed(f / "a.tif", "deflate"), {}),

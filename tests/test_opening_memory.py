@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from frames_made import GUID, PIX, PLACE, blo, empad, mib, mrc, tiff, tvips
+from frames_made import GUID, PIX, PLACE, blo, empad, mib, mrc, seq, tiff, tvips
 
 from stem_dask.readers.formats import READERS
 from stem_dask.readers.open import find
@@ -104,6 +104,10 @@ def made_mrc(path: Path, n: int) -> Path:
     return grown(mrc(path, ONE, x8=("I", n * n)), 1024 + n * n * ONE.nbytes)
 
 
+def made_seq(path: Path, n: int) -> Path:
+    return grown(seq(path, ONE, frames=0), 8192 + n * n * (32 + ONE.nbytes))
+
+
 def made_tvips(path: Path, n: int) -> Path:
     return grown(tvips(path, ONE), 256 + n * n * (60 + ONE.nbytes))
 
@@ -117,7 +121,7 @@ def made_npz(path: Path, n: int) -> Path:
 MADE: dict[str, Callable[[Path, int], Path]] = {
     ".dm4": made_dm4, ".npy": made_npy, ".npz": made_npz, ".hspy": made_hdf5, ".hdf5": made_hdf5, ".h5": made_hdf5, ".emd": made_hdf5, ".nxs": made_hdf5,
     ".zarr": made_zarr, ".zspy": made_zarr, ".pt": made_pt, ".mib": made_mib, ".blo": made_blo, ".mrc": made_mrc,
-    ".xml": made_xml, ".tvips": made_tvips, ".app5": made_app5, ".tif": made_tif, ".tiff": made_tiff, ".raw": made_raw,
+    ".xml": made_xml, ".tvips": made_tvips, ".seq": made_seq, ".app5": made_app5, ".tif": made_tif, ".tiff": made_tiff, ".raw": made_raw,
 }  # fmt: skip
 
 
@@ -144,7 +148,7 @@ def test_opening_takes_memory_that_does_not_grow(tmp_path: Path, suffix: str) ->
         folder.mkdir()
         path = MADE[suffix](folder / f"a{suffix}", n)
         options: dict[str, Any] = {}
-        if suffix in (".mib", ".mrc", ".tvips", ".tiff"):
+        if suffix in (".mib", ".mrc", ".tvips", ".seq", ".tiff"):
             options = {"scan_shape": (n, n)}
         if suffix == ".tif":
             options = {"scan_shape": (n // 4, n // 4)}

@@ -19,6 +19,7 @@ from stem_dask.readers.mrc import list_mrc
 from stem_dask.readers.nanomegas import list_app5, list_blo
 from stem_dask.readers.raw import RawLayout, list_archive, list_npy, list_raw
 from stem_dask.readers.rsciio import SUFFIXES, list_rsciio
+from stem_dask.readers.seq import list_seq
 from stem_dask.readers.source import Candidate
 from stem_dask.readers.tiff import list_tiff
 from stem_dask.readers.torch import list_tensors
@@ -63,6 +64,7 @@ READERS = {
     ".xml": Reader("an EMPAD's file", list_empad),
     ".tvips": Reader("a TVIPS file", list_tvips),
     ".app5": Reader("a Topspin file", list_app5),
+    ".seq": Reader("a sequence of StreamPix", list_seq, in_store=True),
     ".tif": Reader("a TIFF file", list_tiff),
     ".tiff": Reader("a TIFF file", list_tiff),
     ".emd": Reader("an EMD file", list_hdf5),
@@ -105,6 +107,7 @@ _MAGIC: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
     (rb"MQ1,", "a Merlin file", (".mib",)),
     (rb"II[*+]\0|MM\0[*+]", "a TIFF file", (".tif", ".tiff")),
     (rb"<\?xml", "an XML file", (".xml",)),
+    (rb"\xed\xfe\0\0N\0o\0r\0p\0i\0x", "a sequence of StreamPix", (".seq",)),
     (rb".{52}TVIPS", "a TVIPS file", (".tvips",)),
     (rb".{208}MAP ", "an MRC file", (".mrc",)),
 )  # fmt: skip
