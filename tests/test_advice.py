@@ -202,10 +202,13 @@ def test_advice_of_one_input_among_several(batch_folder: Path, capsys: Any) -> N
     said = capsys.readouterr()
     assert " ok" not in said.out
     assert said.out.count("verdict     12 of 12 patterns keep less than") == 1
-    lines = re.findall(r"^advice      (.*)$", said.out, re.MULTILINE)
-    assert [line.split()[1].partition("=")[0] for line in lines] == [
-        "crop.size", "crop.size", "validate.min_retention",
-    ]  # fmt: skip
-    for line in lines:
-        assert batch("crop.size=10", *shlex.split(line)) == 0
+    lines = re.findall(r"^advice      .*: (stem-dask run batch.yaml .*)$", said.out, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:  # of that input alone, into an output of its own
+        words = shlex.split(line)
+        assert main(words[1:]) == 0
+        [place] = [word for word in words if word.startswith("input.path=")]
+        [made] = [word for word in words if word.startswith("output.path=")]
+        name = Path(place.partition("=")[2]).stem
+        assert Path(made.partition("=")[2]).name.startswith(f"{name}_")
     assert xr.open_zarr("out/a.zarr").patterns.shape[-2:] == (10, 10)

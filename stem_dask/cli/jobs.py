@@ -109,7 +109,10 @@ def _run_all(
             show(outcome)
         documents.append(_document(plan.outputs.all(), outcome.results, outcome.exit_code))
         return outcome.exit_code
-    datasets = [Row(str(c.input.path), c.output.path, config=c) for c in configs]
+    datasets = [
+        Row(path := str(c.input.path), c.output.path, command=_alone(command, path), config=c)
+        for c in configs
+    ]
     with stoppable(time_limit) as asked:
         try:
             with contextlib.ExitStack() as stack:
@@ -124,6 +127,15 @@ def _run_all(
         code = 75 if row.exit_code is None else row.exit_code
         documents.append({"input": row.input, **_document(files, row.results, code), **error})
     return max(dataset.exit_code or 0 for dataset in datasets)
+
+
+def _alone(command: str, path: str) -> str:
+    """The command for one of its inputs; empty unless it takes them from a config."""
+    words = shlex.split(command)
+    if len(words) < 3 or not words[2].lower().endswith((".yaml", ".yml")):
+        return ""
+    kept = [word for word in words if not word.startswith("input.path=")]
+    return shlex.join([*kept, f"input.path={shown(path)}"])
 
 
 def closing_lines(datasets: Sequence[Row], *, figure: bool) -> list[str]:
