@@ -19,6 +19,7 @@ include_patterns = [
 
 myst_heading_anchors = 4
 nb_execution_mode = "force"
+nb_execution_in_temp = True  # it writes a scan and a crop, which do not belong beside it
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 numpydoc_show_class_members = False
