@@ -530,6 +530,22 @@ def test_a_lazy_signal_of_hyperspy(shared_data):
     assert again.attrs["camera_length_mm"] == 550.0
 
 
+def test_a_cropped_signal_keeps_its_metadata():
+    """Cropped patterns hold metadata as JSON text; the signal made of them has the tree again."""
+    import hyperspy.api as hs
+
+    counts = np.zeros((2, 3, 16, 20), "u2")
+    counts[..., 6:10, 8:12] = 9
+    signal = hs.signals.Signal2D(counts)
+    signal.metadata.set_item("General.authors", "A. Author")
+    analysis = sd.analyze(signal).compute()
+    cropped = sd.crop(signal, analysis, sd.choose_window(analysis, size=8))
+    again = sd.to_hyperspy(cropped)
+    assert again.metadata.General.authors == "A. Author"
+    assert again.axes_manager.signal_shape == (8, 8)
+    assert int(again.data.sum().compute()) == int(counts.sum())
+
+
 def test_errors_are_public_and_also_the_builtins_that_a_caller_expects(tmp_path):
     with pytest.raises(sd.SourceError) as caught:
         sd.open(tmp_path / "a.dm4")

@@ -407,7 +407,7 @@ def to_hyperspy(patterns: Any) -> Any:
     names = list(map(str, patterns.dims))
     axes = [signal_axis(axis, axis.name, names) for axis in axes_of(patterns)]
     title = {"General.title": str(patterns.attrs.get("title", ""))}
-    metadata = tree_at(title, signal_metadata(patterns.attrs))
+    metadata = tree_at(title, signal_metadata(from_text(patterns.attrs)))
     signal = hs.signals.Signal2D(blocks_of(patterns), axes=axes, metadata=metadata).as_lazy()
     signal.set_signal_type(dig(metadata, "Signal.signal_type") or "")
     return signal
