@@ -62,7 +62,7 @@ dist: $(VENV)/test.done
 
 docs: $(VENV)/docs.done
 	$(VENV)/bin/python -m sphinx -b html -c docs -q -W --keep-going . build/docs
-	@echo "open build/docs/docs/index.html"
+	@echo "open build/docs/index.html"
 
 bench: $(VENV)/test.done
 	$(VENV)/bin/python -m benchmarks.table --compare benchmarks/results/half.json $(ARGS)

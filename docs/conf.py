@@ -23,7 +23,10 @@ nb_execution_in_temp = True  # it writes a scan and a crop, which do not belong 
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 numpydoc_show_class_members = False
-autodoc_typehints = "none"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 80
+default_role = "py:obj"
 autodoc_member_order = "bysource"
 
 html_theme = "pydata_sphinx_theme"
@@ -58,6 +61,15 @@ def describe(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     lines[:] = out
 
 
+def finish(app: Any, error: Exception | None) -> None:
+    """Lead from the root of the site to its first page, and leave out a template of the theme, whose links lead nowhere."""
+    if error is None:
+        first = '<meta http-equiv="refresh" content="0; url=docs/index.html">\n'
+        (app.outdir / "index.html").write_text(f"<!doctype html><title>{project}</title>{first}")
+        (app.outdir / "_static" / "webpack-macros.html").unlink(missing_ok=True)
+
+
 def setup(app: Any) -> None:
     """Before numpydoc, whose priority is 500."""
     app.connect("autodoc-process-docstring", describe, priority=400)
+    app.connect("build-finished", finish)
