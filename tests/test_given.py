@@ -131,3 +131,27 @@ def test_refused_for_a_list_and_for_the_energy(tmp_path: Path) -> None:
     assert axis(named, "kx") == (2.0, 0.0, "nm")
     with pytest.raises(ConfigError, match="beam_energy_kv is -1"):
         sd.open(tmp_path / "list.npy", beam_energy_kv=-1)
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_a_signal_that_reads_from_an_open_file_is_exported(tmp_path, crops):
+    """HyperSpy's lazy signals hold the open file, which no worker could get."""
+    hs = pytest.importorskip("hyperspy.api")
+    data = np.zeros((3, 4, 16, 16), "u2")
+    data[..., 6:11, 5:10] = np.arange(1, 13).reshape(3, 4, 1, 1)
+    hs.signals.Signal2D(data).save(tmp_path / "a.hspy")
+    signal = hs.load(tmp_path / "a.hspy", lazy=True)
+    patterns = signal
+    if crops:
+        analysis = sd.analyze(signal).compute()
+        patterns = sd.crop(signal, analysis, sd.choose_window(analysis))
+    sd.export(patterns, tmp_path / "b.zarr")
+    stored = sd.open(tmp_path / "b.zarr").values
+    np.testing.assert_array_equal(stored.sum(axis=(2, 3)), data.sum(axis=(2, 3)))
+    with (
+        sd.connect("local", n_workers=1) as cluster,
+        pytest.raises(
+            sd.SourceError, match=r"cannot be sent to workers .*open their file with sd\.open"
+        ),
+    ):
+        sd.export(patterns, tmp_path / "c.zarr", client=cluster.client)

@@ -17,7 +17,7 @@ from cloudpickle.cloudpickle import list_registry_pickle_by_value
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 
-from stem_dask.core.errors import StoreError
+from stem_dask.core.errors import SourceError, StoreError
 from stem_dask.core.model import Record, Region
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 class Grid:
     """The blocks that several lazy outputs share, and the part of the graph that each needs."""
 
-    def __init__(self, outputs: Mapping[str, da.Array], n_lead: int) -> None:
-        self.outputs = dict(outputs)
+    def __init__(
+        self, outputs: Mapping[str, da.Array], n_lead: int, *, is_here: bool = False
+    ) -> None:
+        """``is_here`` says that the blocks are computed in this process."""
+        self.outputs, self.is_here = dict(outputs), is_here
         first = next(iter(self.outputs.values()))
         self.numblocks, lead_chunks = first.numblocks[:n_lead], first.chunks[:n_lead]
         for name, array in self.outputs.items():
@@ -51,8 +54,14 @@ class Grid:
         graph = HighLevelGraph.merge(*(array.dask for array in self.outputs.values()))
         return dict(optimize(graph, keys))
 
-    def payload(self, index: int) -> tuple[Region, bytes]:
-        """Region along the leading axes, and pickled sub-graph of a block."""
+    def payload(self, index: int) -> tuple[Region, Any]:
+        """Region along the leading axes, and pickled sub-graph of a block; as it is if it stays here and cannot be pickled.
+
+        Raises
+        ------
+        SourceError
+            When it holds what cannot be sent to workers, such as an open file.
+        """
         block = tuple(map(int, np.unravel_index(index, self.numblocks)))
         wanted = {
             name: (array.name, *block, *(0,) * (array.ndim - len(block)))
@@ -64,7 +73,15 @@ class Grid:
             if b"__main__" not in pickled and not list_registry_pickle_by_value():
                 return self.region(index), pickled
         # functions that a worker cannot import travel with their code, which takes twice the time
-        return self.region(index), cloudpickle.dumps(work)
+        try:
+            return self.region(index), cloudpickle.dumps(work)
+        except TypeError as error:
+            if self.is_here:
+                return self.region(index), work
+            raise SourceError(
+                f"the patterns cannot be sent to workers ({error}); open their file with sd.open, or compute them here, without a "
+                "cluster"
+            ) from error
 
     def region(self, index: int) -> Region:
         """Where a block lies along the leading axes."""

@@ -110,7 +110,7 @@ def run(
     StoreError
         When the blocks of the outputs do not belong together.
     """
-    grid = Grid(outputs, n_lead)
+    grid = Grid(outputs, n_lead, is_here=client is None)
     known = {} if journal is None else journal.records(job)
     if journal is not None and not all(grid.holds(record) for record in known.values()):
         _logger.warning("%s: blocks have another size than before; all are computed again", job)
@@ -198,7 +198,7 @@ class _Calls:
 
 
 def _write_block(
-    payload: bytes,
+    payload: Any,
     sink: Sink,
     index: int,
     region: Region,
@@ -208,7 +208,7 @@ def _write_block(
     """One task: compute a block of every output and write it; ``why`` says that its input is left out."""
     start = time.perf_counter()
     keep_freed_memory()
-    graph, wanted = pickle.loads(payload)
+    graph, wanted = pickle.loads(payload) if isinstance(payload, bytes) else payload
     tries: list[int] = []
 
     def written() -> tuple[dict[str, Any], int]:
