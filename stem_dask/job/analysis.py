@@ -118,6 +118,8 @@ def analyze(job: Job) -> None:
 
 def settle_passes(job: Job) -> None:
     """Settle whether the input is read once, and the part of the detector that the first pass then keeps for the second."""
+    if not job.config.output.patterns:
+        return
     words = job.state.settled("passes", lambda: _passes(job))
     if words["box"] is not None:
         y0, y1, x0, x1 = words["box"]
@@ -310,6 +312,14 @@ def _find_symmetry(job: Job) -> None:
 def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
     """Chosen patterns of the input with dark and gain references applied, as `open_input` does."""
     return corrected(picked, job.config.input.dark, job.config.input.gain)
+
+
+def pattern_at(job: Job, index: tuple[int, ...]) -> NDArray:
+    """One pattern (ky, kx) of the input as it is analyzed; no others of its block are read."""
+    one = _corrected(job, lazy_picked(job.found, [[i] for i in index], (1,) * len(index)))
+    if job.mask is not None:
+        one = apply_mask(one, job.mask, job.config.input.mask_fill)
+    return np.asarray(one.data.compute(scheduler="sync")).reshape(one.shape[-2:])
 
 
 def _surveyed(job: Job) -> Survey:

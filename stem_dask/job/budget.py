@@ -248,15 +248,13 @@ def transposed_bytes(found: Found) -> int:
     return math.prod(stored.shape) * stored.dtype.itemsize
 
 
-def passes(
-    config: Config, found: Found, positions: int, *, analyzed: bool = False
-) -> tuple[int, str]:
-    """How often a crop reads its input, 1 or 2, and why; no reason where it is read twice as usual.
+def passes(config: Config, found: Found, positions: int) -> tuple[int, str]:
+    """How often a crop without an earlier analysis reads its input, 1 or 2, and why; no reason where it is read twice as usual.
 
-    ``positions`` are those of a block; ``analyzed`` says that the analysis is there.
+    ``positions`` are those of a block.
     """
     asked, path = config.analyze.passes, found.info.path
-    if asked == "two" or analyzed or not (config.crop.enabled and config.output.patterns):
+    if asked == "two":
         return 2, ""
     why = "analyze.passes is one" if asked == "one" else ""
     if not why and is_url(path):

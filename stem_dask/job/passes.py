@@ -45,6 +45,7 @@ from stem_dask.job.analysis import (
     hot_pixels,
     lazy_analysis,
     note_analysis,
+    pattern_at,
     settle_common,
     survey,
     with_calibration,
@@ -696,6 +697,9 @@ def _draw(job: Job, results: Mapping[str, Any], path: str) -> None:
     """Draw the figure."""
     analysis = None if job.window is None else _with_mask(job)
     title = Path(job.plan.found.info.path).stem
-    shown = figure_data(job.patterns, job.out, job.mean, analysis, job.window, results, title=title)
+    read = partial(pattern_at, job)
+    shown = figure_data(
+        job.patterns, job.out, job.mean, analysis, job.window, results, read, title=title
+    )
     draw(shown, temporary(path))
     job.state.publish(path)

@@ -178,7 +178,7 @@ class _Packed(Block):
                     min(n_bytes, buffer.nbytes + 64)
                 )  # of a damaged file it may be anything
                 packed = content[:-4]
-                if len(content) < 4 or checked(packed) != content:
+                if len(content) != n_bytes or checked(packed) != content:
                     raise StoreError(
                         f"{self.path} does not hold what was written; the same command writes it again"
                     )
