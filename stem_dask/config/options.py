@@ -162,6 +162,7 @@ class Analyze(_Section):  # how centers and radii are found
     target_retention: Fraction = 0.98
     threshold: Amount | Literal["auto"] = 0.0
     background: Literal["none", "pedestal"] = "none"
+    passes: Literal["auto", "one", "two"] = "auto"
     ahead: bool = False  # without a crop, for a later one
     known: File | None = Field(default=None, alias="from")  # a precomputed analysis
 

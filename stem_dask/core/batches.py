@@ -128,6 +128,18 @@ class ChangedBlock(Block):
             yield buffer[:n]
 
 
+class Regrouped(Block):
+    """The patterns of a block in the batches in which ``most`` at once would be read: whole rows, or parts of one, see `steps`."""
+
+    def __init__(self, block: Block, most: int) -> None:
+        super().__init__(block.shape, block.dtype)
+        self.block, self.most = block, most
+
+    def _pieces(self) -> Iterator[NDArray]:
+        parts = steps(self.shape[:-2], self.most)
+        yield from joined(self.block, [prod(s.stop - s.start for s in part) for part in parts])
+
+
 class Deferred:
     """A deferred reduction of a block: computed at once for an array, else during the next pass over the block.
 

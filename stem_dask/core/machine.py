@@ -145,6 +145,30 @@ def free_bytes(root: str | Path = "/") -> int:
     return max(0, min(free))
 
 
+#: types of file systems whose files come over a network; those of FUSE often do
+_NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|glusterfs|afs|panfs|wekafs|fuse(\..*)?"
+)
+
+
+def network_file_system(path: str | Path, mounts: str | Path = "/proc/self/mounts") -> str:
+    """Type of the file system of a file, if its files come over a network, else empty; also empty where the system does not tell."""
+    try:
+        lines = os.fsencode(Path(mounts).read_text("utf-8", "surrogateescape")).splitlines()
+    except OSError:
+        return ""
+    found, longest = "", -1
+    place = Path(os.path.realpath(path))
+    for line in lines:
+        _, point, kind, *_ = line.split()
+        # spaces and others are written as \\ooo
+        plain = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), point)
+        folder = Path(os.fsdecode(plain))
+        if place.is_relative_to(folder) and len(folder.parts) >= longest:
+            found, longest = os.fsdecode(kind), len(folder.parts)  # of two on one folder the later
+    return found if _NETWORK.fullmatch(found) else ""
+
+
 def node_folder(environment: Mapping[str, str] = os.environ) -> str:
     """A folder on a disk of this node for the files of workers: SLURM's for the job, else as TMPDIR says, else /tmp."""
     own = environment.get("SLURM_TMPDIR", "")

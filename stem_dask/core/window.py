@@ -135,6 +135,17 @@ def window_start(center: int, size: int, detector: int, align: Align) -> int:
     return min(max(first, 0), detector - size) if align == "fixed" else first
 
 
+def surplus(n: int) -> int:
+    """Pixels on each side of a window of ``n`` that are kept because the final one may need them: 7.5 %, at least 4.
+
+    Examples
+    --------
+    >>> surplus(20), surplus(100)
+    (4, 8)
+    """
+    return max(4, math.ceil(0.075 * n))
+
+
 def check_window(window: Sequence[int], detector: Sequence[int]) -> None:
     """Refuse a window [y0, y1, x0, x1] that is empty or leaves the detector (ky, kx)."""
     y0, y1, x0, x1 = window

@@ -52,7 +52,7 @@ _BEFORE = ("lock", "owner", "run.partial")
 
 #: folders that a run makes there, and files in those
 _FOLDERS = re.compile(
-    r"turned|sample|friedel|analysis|crop|convert|normalize|moments|chunks|export\.\w+|\w+\.zarr\.incomplete"
+    r"turned|sample|friedel|analysis|kept|crop|convert|normalize|moments|chunks|export\.\w+|\w+\.zarr\.incomplete"
 )
 _BLOCKS = re.compile(r"\d{6}.*|patterns\.raw|zarr\.json|c(\.\d+)*(\..*)?|.*\.partial")
 
@@ -126,6 +126,11 @@ class RunState:
         self.journal.close()
         _write(self.folder / WORDS, {**(_words_of(self.folder) or {}), "complete": True})
         _remove_blocks(self.folder)
+
+    def drop(self, name: str) -> None:
+        """Remove a folder of blocks that the run needs no longer."""
+        self.check_ownership()
+        _remove_blocks(self.folder, name)
 
     def forget(self) -> None:
         """Remove what the run made in its folder, of a run whose output needs it no longer."""
@@ -361,9 +366,9 @@ def _empty(folder: Path) -> None:
         remove(folder / name)
 
 
-def _remove_blocks(folder: Path) -> None:
-    """Remove the folders of a run's blocks; a file that no run makes stays, and its folder with it."""
-    names = os.listdir(folder) if folder.is_dir() else ()
+def _remove_blocks(folder: Path, only: str = "") -> None:
+    """Remove the folders of a run's blocks, or one of them; a file that no run makes stays, and its folder with it."""
+    names = [only] if only else os.listdir(folder) if folder.is_dir() else []
     for name in filter(_FOLDERS.fullmatch, names):
         for root, _, files in os.walk(folder / name, topdown=False):
             for file in filter(_BLOCKS.fullmatch, files):

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -11,11 +12,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stem_dask.config.options import Config, Descan
+from stem_dask.config.options import Config, Descan, Edges
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import attribute
 from stem_dask.core.model import Region, Window
 from stem_dask.core.patterns import (
+    as_patterns,
     attrs_of,
     axes_of,
     coordinate,
@@ -23,8 +25,9 @@ from stem_dask.core.patterns import (
     lead_dims,
     lead_shape,
 )
-from stem_dask.core.text import by
-from stem_dask.job import summary
+from stem_dask.core.text import by, size
+from stem_dask.core.window import surplus
+from stem_dask.job import budget, summary
 from stem_dask.job.job import Job
 from stem_dask.job.plan import analysis_in, reference_of
 from stem_dask.job.results import center_quality
@@ -34,6 +37,7 @@ from stem_dask.stages.analyze import (
     PER_PATTERN,
     REDUCED,
     analysis_attrs,
+    analysis_dataset,
     analysis_of_blocks,
     fold_analysis,
     fold_thumbnails,
@@ -46,12 +50,14 @@ from stem_dask.stages.calibrate import (
     refuse_uncalibrated,
     stated_radius,
 )
-from stem_dask.stages.correct import corrected, hot_in_mean
+from stem_dask.stages.correct import apply_mask, corrected, hot_in_mean
 from stem_dask.stages.crop import (
+    Kept,
     choose_window,
     disc_radius_of,
     filled_fractions,
     scattered_radii_of,
+    window_origins,
 )
 from stem_dask.stages.descan import fit_descan, fit_of, fit_places, refuse_rough, with_descan
 from stem_dask.stages.downsample import check_float16
@@ -69,7 +75,10 @@ from stem_dask.stages.survey import (
     survey_sample,
 )
 from stem_dask.writers import zarr
-from stem_dask.writers.spool import SpoolSink
+from stem_dask.writers.spool import PatternSpool, SplitSink, SpoolSink
+
+#: above this share of the detector, reading it again costs less than keeping it
+MOST_KEPT = 0.6
 
 
 def settle_common(job: Job, common: Sequence[int] | None) -> None:
@@ -88,15 +97,97 @@ def settle_common(job: Job, common: Sequence[int] | None) -> None:
 def analyze(job: Job) -> None:
     """Analyze the patterns, or read a precomputed analysis, and fit the descan."""
     if job.plan.precomputed is None:
+        settle_passes(job)
         spool = SpoolSink(f"{job.folder}/analysis")
+        outputs: dict[str, da.Array] = lazy_analysis(job)
+        sink: SpoolSink | SplitSink = spool
+        if job.kept is not None:
+            # first, so that the analysis is of the patterns that pass
+            outputs = {"patterns": job.kept.cut(job.patterns), **outputs}
+            # nothing will be cut from them where an interrupted run had published its output
+            first = None if job.is_published() else PatternSpool(job.kept.folder)
+            sink = SplitSink(first, ("patterns",), spool)
         with job.room(job.n_blocks):
-            job.compute("analyze", lazy_analysis(job), spool)
+            job.compute("analyze", outputs, sink)
         fold(job, spool)
     else:
         _read_analysis(job, job.plan.precomputed.store)
     fit(job)
     job.analysis = with_calibration(job)
     note_analysis(job)
+
+
+def settle_passes(job: Job) -> None:
+    """Settle whether the input is read once, and the part of the detector that the first pass then keeps for the second."""
+    if not job.config.output.patterns:
+        return
+    words = job.state.settled("passes", lambda: _passes(job))
+    if words["box"] is not None:
+        y0, y1, x0, x1 = words["box"]
+        itemsize = job.found.source.dtype.itemsize
+        job.kept = Kept(f"{job.folder}/kept", (y0, y1, x0, x1), itemsize)
+    if words["why"]:
+        job.say(f"passes      {'two' if job.kept is None else 'one'}: {words['why']}")
+
+
+def _passes(job: Job) -> dict[str, Any]:
+    """The part ``box`` [y0, y1, x0, x1] of the detector to keep, None to read the input twice, and why."""
+    config, found = job.config, job.plan.found
+    n, why = budget.passes(config, found, job.positions)
+    if n == 2:
+        return {"box": None, "why": why}
+    box = config.crop.window
+    if box is None:
+        job.samples = True
+        sample = _read_sample(job)
+        try:
+            box = _box_of_sample(job, *sample)
+        except (ConfigError, SourceError) as error:
+            return {"box": None, "why": f"{why}, but the sample has no window ({error})"}
+    shape = box[1] - box[0], box[3] - box[2]
+    share = math.prod(shape) / math.prod(job.patterns.shape[-2:])
+    if share > MOST_KEPT:
+        return {"box": None, "why": f"{why}, but windows take {share:.0%} of the detector"}
+    kept = budget.kept_bytes(config, found, box)
+    most = budget.disk_need(config, found, job.n_blocks, shape, kept).most
+    free = budget.free_bytes(Path(job.outputs.path).parent)
+    if free < most:
+        missing = f"up to {size(most)} would be written, and {size(free)} are free"
+        return {"box": None, "why": f"{why}, but the disk is too small: {missing}"}
+    return {"box": list(box), "why": why}
+
+
+def _box_of_sample(job: Job, sample: NDArray, where: Sequence[Sequence[int]]) -> Edges:
+    """The part [y0, y1, x0, x1] of the detector that holds the windows of all patterns of the sample, enlarged.
+
+    Patterns between those of the sample may need a little more.
+    """
+    lead, n_lead = tuple(map(len, where)), len(where)
+    *scan, ky, kx = axes_of(job.patterns)
+    axes = [*(replace(axis, size=n) for axis, n in zip(scan, lead, strict=True)), ky, kx]
+    data = sample.reshape(*lead, *sample.shape[-2:])
+    patterns = as_patterns(da.from_array(data, chunks=-1), axes)
+    if job.mask is not None:
+        patterns = apply_mask(patterns, job.mask, job.config.input.mask_fill)
+    options = _options(job)
+    if job.survey is not None:  # the sample spans the scan
+        options["survey"] = replace(job.survey, scan_shape=lead)
+    centers = None if job.friedel is None else job.friedel.surface[np.ix_(*where)]
+    lazy = analysis_of_blocks(patterns, **options, centers=centers)
+    found: dict[str, NDArray] = lazy.compute(scheduler="sync").get()
+    reduced = {name: found[name][(0,) * n_lead] for name in REDUCED}
+    analysis = analysis_dataset(patterns, found, reduced, analysis_attrs(**options))
+    crop = job.config.crop
+    align = "fixed" if crop.align == "fixed" else "pattern"
+    crop = crop.model_copy(update={"coverage": 1.0, "align": align})
+    window = _window(job.config.model_copy(update={"crop": crop}), analysis, None)
+    box: list[int] = []
+    origins = window_origins(analysis, window)
+    for origin, n, full in zip(origins, window.shape, sample.shape[-2:], strict=True):
+        first, last = int(origin.min()), int(origin.max()) + n
+        more = surplus(last - first)
+        box += max(0, first - more), min(full, last + more)
+    return box[0], box[1], box[2], box[3]
 
 
 def with_calibration(job: Job) -> xr.Dataset:
@@ -222,6 +313,14 @@ def _find_symmetry(job: Job) -> None:
 def _corrected(job: Job, picked: xr.DataArray) -> xr.DataArray:
     """Chosen patterns of the input with dark and gain references applied, as `open_input` does."""
     return corrected(picked, job.config.input.dark, job.config.input.gain)
+
+
+def pattern_at(job: Job, index: tuple[int, ...]) -> NDArray:
+    """One pattern (ky, kx) of the input as it is analyzed; no others of its block are read."""
+    one = _corrected(job, lazy_picked(job.found, [[i] for i in index], (1,) * len(index)))
+    if job.mask is not None:
+        one = apply_mask(one, job.mask, job.config.input.mask_fill)
+    return np.asarray(one.data.compute(scheduler="sync")).reshape(one.shape[-2:])
 
 
 def _surveyed(job: Job) -> Survey:

@@ -18,9 +18,11 @@ from stem_dask.core.batches import PIECE_BYTES as READ_PIECE_BYTES
 from stem_dask.core.chunks import INNER_CHUNK_BYTES, MIB, PIECE_BYTES, SLAB_BYTES, lead_chunks
 from stem_dask.core.errors import NO_ROOM, DiskFullError, MemoryBudgetError
 from stem_dask.core.formats import FORMATS, Format
-from stem_dask.core.machine import machine_bytes
+from stem_dask.core.machine import free_bytes as free_memory
+from stem_dask.core.machine import machine_bytes, network_file_system, usable_cores
 from stem_dask.core.model import USABLE_SHARE, Worker
 from stem_dask.core.text import size
+from stem_dask.core.window import surplus
 from stem_dask.job.summary import tree_bytes
 from stem_dask.kernels.analysis import largest_radius
 from stem_dask.kernels.downsample import result_dtype, thumbnail_cell
@@ -62,6 +64,12 @@ START_SECONDS, WALL_SECONDS = 120, 600
 
 #: memory of the client, next to worker processes
 CLIENT_BYTES = 10**9
+
+#: an input larger than this share of the memory that is free to cache it is read once: the second read would come from the disk
+ONCE_SHARE = 0.5
+
+#: share of the detector that a window is expected to have before it is chosen
+USUAL_WINDOW = 1 / 8
 
 #: memory of cupy and CUDA in a process; an estimate
 CUDA_BYTES = 400 * 10**6
@@ -252,6 +260,53 @@ def transposed_bytes(found: Found) -> int:
     return math.prod(stored.shape) * stored.dtype.itemsize
 
 
+def passes(config: Config, found: Found, positions: int) -> tuple[int, str]:
+    """How often a crop without an earlier analysis reads its input, 1 or 2, and why; no reason where it is read twice as usual.
+
+    ``positions`` are those of a block.
+    """
+    asked, path = config.analyze.passes, found.info.path
+    if asked == "two":
+        return 2, ""
+    why = "analyze.passes is one" if asked == "one" else ""
+    if not why and is_url(path):
+        why = "the input is in an object store"
+    if not why and (kind := network_file_system(path)):
+        why = f"the input is on a network file system ({kind})"
+    if not why:
+        task = max(stage.bytes(positions) for stage in memory_of(config, found).values())
+        room = max(0, free_memory() - usable_cores() * task)
+        if found.n_bytes <= ONCE_SHARE * room:
+            return 2, ""
+        why = (
+            f"the input is larger than half of the {size(room)} of memory that are free to cache it"
+        )
+    if config.device == "gpu":
+        return 2, f"{why}, but a GPU is used"
+    if transposed_bytes(found):
+        return 2, f"{why}, but it is detector-first, and transposed first"
+    return 1, why
+
+
+def kept_bytes(config: Config, found: Found, box: Sequence[int] | None = None) -> int:
+    """Bytes of the parts of all patterns that are kept for a crop when the input is read once, without compression.
+
+    ``box`` is [y0, y1, x0, x1]; without one, the window is the usual part of the detector unless it is given.
+    """
+    what = shapes(config, found)
+    sides = what.window
+    if box is not None:
+        sides = box[1] - box[0], box[3] - box[2]
+    elif config.crop.window is None:
+        share = 1.0 if what.known else USUAL_WINDOW**0.5
+        own = [math.ceil(share * n) for n in what.window]
+        height, width = (
+            min(n + 2 * surplus(n), full) for n, full in zip(own, what.detector, strict=True)
+        )
+        sides = height, width
+    return math.prod(found.source.shape[:-2]) * math.prod(sides) * what.patterns.itemsize
+
+
 def fitting_slab(found: Found, block: Sequence[int], worker: Worker) -> tuple[int, ...]:
     """Detector pixels (ky, kx) that one task transposes for the whole scan: 64 to 256 MiB, or what the memory allows."""
     scan, detector = found.source.shape[:-2], found.source.shape[-2:]
@@ -343,26 +398,33 @@ class DiskNeed:
 
 
 def disk_need(
-    config: Config, found: Found, n_blocks: int, window: Sequence[int] | None = None
+    config: Config,
+    found: Found,
+    n_blocks: int,
+    window: Sequence[int] | None = None,
+    kept: int = 0,
 ) -> DiskNeed:
-    """Bytes that a job writes, including intermediate files; .pt and per-pattern results are not compressed."""
+    """Bytes that a job writes, including intermediate files; .pt and per-pattern results are not compressed.
+
+    ``kept`` are those of `kept_bytes`, if the input is read once.
+    """
     what = shapes(config, found, window)
     n, out = math.prod(found.source.shape[:-2]), math.prod(what.out)
     patterns, n_sums = n * what.out_bytes, 1 + stores_logs(config)
-    kept = n * 8 + n_blocks * 8 * out * n_sums if what.known else 0
-    kept += 16 * n * stores_logs(config)
+    stored = n * 8 + n_blocks * 8 * out * n_sums if what.known else 0
+    stored += 16 * n * stores_logs(config)
     if _analyzes(config):
-        kept += n * _kept_bytes(config, what)
-        kept += n_blocks * math.prod(what.detector) * (8 + what.patterns.itemsize)
+        stored += n * _kept_bytes(config, what)
+        stored += n_blocks * math.prod(what.detector) * (8 + what.patterns.itemsize)
         cell = thumbnail_cell(what.detector)
-        kept += min(n, N_THUMBNAILS) * math.prod(side // cell for side in what.detector)
+        stored += min(n, N_THUMBNAILS) * math.prod(side // cell for side in what.detector)
     sample = 0
     if _surveys(config):
         pattern = math.prod(what.detector) * what.patterns.itemsize
         sample = math.prod(map(len, positions_of_sample(found))) * pattern
     transposed = transposed_bytes(found)
-    least = transposed + kept + sample
-    most = least + kept + _analyzes(config) * 8 * n * (VALUES_STORED - VALUES_KEPT)
+    least = transposed + stored + sample
+    most = least + stored + kept + _analyzes(config) * 8 * n * (VALUES_STORED - VALUES_KEPT)
     if config.output.normalize != "none":
         most += n * out * what.patterns.itemsize  # the counts wait in a store
     # the first output may be in an object store

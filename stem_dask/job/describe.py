@@ -17,6 +17,7 @@ from stem_dask.core.window import uncropped
 from stem_dask.job import budget
 from stem_dask.job.plan import Plan
 from stem_dask.readers.open import Found
+from stem_dask.storage.publish import run_folder
 
 
 def describe_file(found: Found) -> tuple[str, ...]:
@@ -79,7 +80,11 @@ def describe_job(plan: Plan, command: str = "", cores: int | None = None) -> tup
     if crop.given is not None:
         axes = zip(("ky", "kx"), what.window, what.detector, strict=True)
         lines += [f"warning     {uncropped(name, full)}" for name, n, full in axes if n == full]
-    times = ", twice: once to analyze, once to crop" if crop.enabled else ""
+    n_passes, why, kept = _passes(plan, math.prod(block))
+    times = ""
+    if crop.enabled and config.output.patterns:
+        times = ", once" if n_passes == 1 else ", twice: once to analyze, once to crop"
+        times += f" ({why})" * bool(why)
     if precomputed is not None:
         times = ", once"
         lines.append(plan.analysis_note)
@@ -106,7 +111,15 @@ def describe_job(plan: Plan, command: str = "", cores: int | None = None) -> tup
     lines.append(f"memory      {size(need)} a worker with {threads}{has}")
     if on_gpu := worker.threads * budget.task_memory(config, what, math.prod(block)).on_gpu:
         lines.append(f"gpu         {size(on_gpu)} of its memory for the tasks of a worker")
-    disk, folder = budget.disk_need(config, found, n_tasks), Path(outputs.path).parent
+    if kept:
+        lines.append(
+            f"keeps       about {size(kept)} before compression in {run_folder(outputs.path)}: the part of each pattern that "
+            "the window may need, until the output is complete"
+        )
+    disk, folder = (
+        budget.disk_need(config, found, n_tasks, kept=kept),
+        Path(outputs.path).parent,
+    )
     free = f"{size(budget.free_bytes(folder))} free in {folder}"
     lines.append(f"disk        {size(disk.least)} to {size(disk.most)} in all, {free}")
     if command and (line := sbatch_line(plan, command, cores)):
@@ -164,7 +177,8 @@ def job_document(plan: Plan, command: str = "", cores: int | None = None) -> dic
     n_tasks = math.prod(math.ceil(n / c) for n, c in zip(lead, block, strict=True))
     slab = budget.fitting_slab(found, block, worker) if budget.transposed_bytes(found) else None
     memory = budget.memory_of(config, found, slab=slab)
-    disk = budget.disk_need(config, found, n_tasks)
+    n_passes, _, kept = _passes(plan, math.prod(block))
+    disk = budget.disk_need(config, found, n_tasks, kept=kept)
     return {
         "input": found.info.path,
         "input_bytes": int(found.n_bytes),
@@ -175,6 +189,7 @@ def job_document(plan: Plan, command: str = "", cores: int | None = None) -> dic
         "shape": [int(n) for n in (*lead, *what.out)],
         "dtype": str(what.dtype),
         "n_tasks": n_tasks,
+        "passes": n_passes,
         "memory_per_worker": int(budget.projected_bytes(memory, math.prod(block), worker)),
         "disk_least": int(disk.least),
         "disk_most": int(disk.most),
@@ -188,6 +203,14 @@ def shipped() -> dict[str, Path]:
     return {
         path.stem: path for pattern in ("*.yaml", "slurm/*.sh") for path in folder.glob(pattern)
     }
+
+
+def _passes(plan: Plan, positions: int) -> tuple[int, str, int]:
+    """How often the input is read, why, and the bytes that are kept meanwhile; see `stem_dask.job.budget.passes`."""
+    config, found = plan.config, plan.found
+    once = plan.precomputed is not None or not (config.crop.enabled and config.output.patterns)
+    n, why = (1, "") if once else budget.passes(config, found, positions)
+    return n, why, budget.kept_bytes(config, found) if why and n == 1 else 0
 
 
 def config_for(found: Found, overrides: Sequence[str] = ()) -> str:

@@ -100,12 +100,14 @@ def figure_data(
     analysis: xr.Dataset | None,
     window: Window | None,
     results: Mapping[str, Any],
+    read: Callable[[tuple[int, ...]], NDArray],
     *,
     title: str,
 ) -> FigureData:
     """Collect the arrays of the figure, and read at most eight patterns from the source.
 
-    ``mean`` is the mean output pattern; ``analysis`` (with the retention) and ``window`` belong to a crop.
+    ``mean`` is the mean output pattern; ``analysis`` (with the retention) and ``window`` belong to a crop; ``read`` returns the
+    pattern at a scan index.
     """
     axes = axes_of(patterns)
     data = FigureData(
@@ -141,9 +143,7 @@ def figure_data(
         min_retention=float(results["limits"]["min_retention"]),
         global_radius=window.global_radius,
     )
-    return with_pictures(
-        data, lambda index: np.asarray(patterns.data[index].compute(scheduler="sync"))
-    )
+    return with_pictures(data, read)
 
 
 def _lines(results: Mapping[str, Any]) -> tuple[str, ...]:

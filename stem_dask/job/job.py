@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,17 +22,17 @@ from stem_dask.engine.journal import Tally
 from stem_dask.engine.state import SAMPLES, RunState
 from stem_dask.job import budget
 from stem_dask.job.plan import Plan
+from stem_dask.job.summary import tree_bytes
 from stem_dask.stages.correct import apply_mask, read_mask
+from stem_dask.stages.crop import Kept
 from stem_dask.stages.descan import Fit
 from stem_dask.stages.survey import Survey, needs_survey
-from stem_dask.storage.publish import temporary
+from stem_dask.storage.location import at
+from stem_dask.storage.publish import DOCUMENT, temporary
 
 #: time per byte that an export or a normalization writes, relative to a byte of the input: with the input on a disk that reads
 #: 1 to 2 GB/s, exports write 0.25 to 0.65 GB/s
 WRITTEN_BYTE = 4
-
-#: share of the detector that a window is expected to have before it is chosen, for the time that exports take
-USUAL_WINDOW = 1 / 8
 
 
 class Job:
@@ -43,8 +44,11 @@ class Job:
         state: RunState,
         connection: Connection,
         progress: Progress | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.plan, self.state, self.connection, self.progress = plan, state, connection, progress
+        #: takes a line for the user
+        self.say = say
         self.config, self.outputs, self.folder = plan.config, plan.outputs, str(state.folder)
         #: where the kernels run
         self.device: Device = "gpu" if plan.config.device == "gpu" else "cpu"
@@ -60,6 +64,10 @@ class Job:
         self.mask: NDArray[np.bool_] | None = None
         #: the input as read, transposed if necessary
         self.found = plan.found
+        #: what the first pass keeps of each pattern, if the input is read once
+        self.kept: Kept | None = None
+        #: whether the sample is read without a survey
+        self.samples = False
         #: number of positions of a block
         self.positions = 1
         #: the centers by symmetry, which do not come from each pattern itself
@@ -107,6 +115,8 @@ class Job:
     def compute(self, stage: str, outputs: Mapping[str, da.Array], sink: engine.Sink) -> None:
         """Run the lazy outputs of one stage into a sink."""
         n_bytes, unreadable = self.plan.found.n_bytes, self.tally.unreadable
+        if self.kept is not None and stage != "analyze":
+            n_bytes = self.kept_bytes
         self.tally.note(
             self.run(stage, outputs, sink, len(lead_dims(self.patterns)), n_bytes, unreadable)
         )
@@ -160,12 +170,37 @@ class Job:
     def room(self, n_blocks: int, *, warn: bool = False) -> contextlib.AbstractContextManager[None]:
         """Check the disk for what is still to be written; see `stem_dask.job.budget.enough_room`."""
         shape = None if self.window is None else self.window.shape
-        need = budget.disk_need(self.config, self.plan.found, n_blocks, shape)
+        n_kept = 0
+        if self.kept is not None:  # once the window is known, nothing more is kept
+            n_kept = self.kept_bytes if shape is None else tree_bytes(self.kept.folder)
+        need = budget.disk_need(self.config, self.plan.found, n_blocks, shape, n_kept)
         paths = self.outputs.local()
         # an older output keeps its disk space until the new one replaces it
         kept = [path for path in paths if not self.state.is_older(path)]
         names = (self.folder, *map(temporary, paths), *kept)
         return budget.enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of what the first pass keeps of the patterns, without compression."""
+        box = None if self.kept is None else self.kept.box
+        return budget.kept_bytes(self.config, self.plan.found, box)
+
+    @property
+    def last_stage(self) -> str:
+        """Name of the stage that writes the output."""
+        if self.config.output.normalize != "none":
+            return "normalize"
+        return "crop" if self.config.crop.enabled else "convert"
+
+    def is_published(self) -> bool:
+        """Whether an interrupted run had already published its output."""
+        path, url, stage = self.outputs.path, self.outputs.url, self.last_stage
+        if url is None:
+            return self.state.published(path, stage, self.n_blocks)
+        noted = len(self.state.journal.records(stage)) == self.n_blocks
+        # the older output's root document is removed before the first block is written
+        return noted and not os.path.lexists(temporary(path)) and bool(at(url, DOCUMENT).is_file())
 
     def reporter(self, stage: str, input_bytes: int) -> engine.Progress | None:
         """Callback that reports every finished block to ``progress``."""
@@ -185,21 +220,23 @@ class Job:
         read, work = found.n_bytes, dict[str, float]()
         window = None if self.window is None else self.window.shape
         what, n_patterns = budget.shapes(config, found, window), math.prod(found.source.shape[:-2])
-        written = WRITTEN_BYTE * n_patterns * what.out_bytes * (1 if what.known else USUAL_WINDOW)
+        written = (
+            WRITTEN_BYTE * n_patterns * what.out_bytes * (1 if what.known else budget.USUAL_WINDOW)
+        )
         if budget.transposed_bytes(found):
             work["turn"] = read
         if self.plan.precomputed is None:
-            if self.surveys:
+            if self.surveys or self.samples:
                 work["survey"] = 0
                 if config.analyze.center_method == "friedel":
                     work["friedel"] = 0
             if config.crop.enabled:
                 work["analyze"] = read
+        again = read if self.kept is None else self.kept_bytes
         if config.output.patterns:
             if config.output.normalize != "none":
-                work |= {"downsample": read, "normalize": written}
-            else:
-                work["crop" if config.crop.enabled else "convert"] = read
+                work["downsample"] = again
+            work[self.last_stage] = again if config.output.normalize == "none" else written
         return work | {export_stage(path): written for path in self.outputs.exports}
 
     @property

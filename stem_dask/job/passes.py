@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -45,6 +45,7 @@ from stem_dask.job.analysis import (
     hot_pixels,
     lazy_analysis,
     note_analysis,
+    pattern_at,
     settle_common,
     survey,
     with_calibration,
@@ -69,7 +70,7 @@ from stem_dask.readers.open import Found
 from stem_dask.readers.views import View
 from stem_dask.stages.analyze import block_statistics
 from stem_dask.stages.correct import corrected
-from stem_dask.stages.crop import crop_blocks, radii_inside
+from stem_dask.stages.crop import Kept, crop_blocks, radii_inside
 from stem_dask.stages.downsample import cast_blocks, downsample_blocks
 from stem_dask.stages.export import Target, export_from_store, export_job, open_store
 from stem_dask.stages.normalize import log_constants, log_statistics, normalize, pattern_logs
@@ -85,8 +86,8 @@ from stem_dask.stages.validate import (
     retention_statistics,
     scattered_statistics,
 )
-from stem_dask.storage.location import at, is_url
-from stem_dask.storage.publish import DOCUMENT, remove, temporary
+from stem_dask.storage.location import is_url
+from stem_dask.storage.publish import remove, temporary
 from stem_dask.writers import zarr
 from stem_dask.writers.spool import SplitSink, SpoolSink
 
@@ -97,13 +98,14 @@ def complete(
     connection: Connection,
     progress: Progress | None = None,
     *,
+    say: Callable[[str], None],
     started: float,
     common: Sequence[int] | None = None,
     alone: bool = False,
     command: str = "",
 ) -> Outcome:
     """All passes in their order, then the report; see `stem_dask.job.run.run`."""
-    job = Job(plan, state, connection, progress)
+    job = Job(plan, state, connection, progress, say)
     warm_up(job)
     if alone:
         exempt_from_collection()
@@ -302,8 +304,10 @@ def write(job: Job) -> None:
     with job.state.nothing_to_go_on_with():
         if window is not None and analysis is not None:
             direct = detector_first(job.plan.found.source) is not None and job.slab is None
+            if job.kept is not None:
+                _say_read_again(job, job.kept)
             patterns = crop_blocks(
-                patterns, analysis, window, device=job.device, detector_first=direct
+                patterns, analysis, window, device=job.device, detector_first=direct, kept=job.kept
             )
             # the intensity in each window, summed again from the cropped patterns
             extra = {"inside": inside_of_blocks(patterns, **intensity_of(analysis))}
@@ -313,10 +317,10 @@ def write(job: Job) -> None:
     shape = job.plan.found.source.shape[-2:] if window is None else window.shape
     known = None if analysis is None else analysis["mean_pattern"].values
     job.warnings += summary.remainder_warnings(shape, config.downsample.factor, known)
-    stage = "convert" if window is None else "crop"
-    if config.output.normalize != "none":
+    stage = job.last_stage
+    if stage == "normalize":
         out = _normalized(job, out, extra)
-        stage, extra = "normalize", {}
+        extra = {}
     with job.state.nothing_to_go_on_with():
         job.out = cast_blocks(out, config.output.dtype)
         target = _target(job)
@@ -327,7 +331,7 @@ def write(job: Job) -> None:
         extra = {"statistics": block_statistics(job.out), **extra}
     if budget.stores_logs(config):
         extra = {"logs": pattern_logs(job.out), **extra}
-    published = _is_published(job, stage)
+    published = job.is_published()
     names = tuple(target.outputs())
     # the spool may be damaged even if the output is published
     sink = SplitSink(None if published else target.sink(), names, spool)
@@ -348,11 +352,25 @@ def write(job: Job) -> None:
         job.analysis = with_calibration(job)
     if not published:
         _finish(job, target, spool)
+    if job.kept is not None:
+        job.state.drop(os.path.basename(job.kept.folder))
     if job.outputs.analysis is not None:
         _analysis_alone(job, job.outputs.analysis, {**_provenance(job), "of": _stamp(job)})
         job.state.publish(job.outputs.analysis)
     if config.analyze.ahead:
         note_analysis(job)
+
+
+def _say_read_again(job: Job, kept: Kept) -> None:
+    """Say how many blocks are read from the input once more, because their windows were not kept."""
+    assert job.window is not None
+    assert job.analysis is not None
+    holds = kept.holds(job.analysis, job.window, job.patterns.data.chunks[:-2])
+    if n := int((~holds).sum()):
+        which = "all" if n == holds.size else f"{n:,} of {holds.size:,}"
+        job.say(
+            f"passes      {which} blocks are read again: their windows lie outside the part of the detector that the sample needs"
+        )
 
 
 def _normalized(job: Job, out: xr.DataArray, extra: Mapping[str, da.Array]) -> xr.DataArray:
@@ -411,16 +429,6 @@ def _with_retention(job: Job, inside: NDArray[np.float64]) -> xr.Dataset:
     assert job.window is not None
     axes = axes_of(job.patterns)[-2:]
     return complete_analysis(job.analysis, job.window, inside, axes, job.config.downsample)
-
-
-def _is_published(job: Job, stage: str) -> bool:
-    """Whether an interrupted run had already published its output."""
-    path, url = job.outputs.path, job.outputs.url
-    if url is None:
-        return job.state.published(path, stage, job.n_blocks)
-    noted = len(job.state.journal.records(stage)) == job.n_blocks
-    # the older output's root document is removed before the first block is written
-    return noted and not os.path.lexists(temporary(path)) and bool(at(url, DOCUMENT).is_file())
 
 
 def _join(job: Job, spool: SpoolSink) -> None:
@@ -689,6 +697,9 @@ def _draw(job: Job, results: Mapping[str, Any], path: str) -> None:
     """Draw the figure."""
     analysis = None if job.window is None else _with_mask(job)
     title = Path(job.plan.found.info.path).stem
-    shown = figure_data(job.patterns, job.out, job.mean, analysis, job.window, results, title=title)
+    read = partial(pattern_at, job)
+    shown = figure_data(
+        job.patterns, job.out, job.mean, analysis, job.window, results, read, title=title
+    )
     draw(shown, temporary(path))
     job.state.publish(path)

@@ -114,7 +114,7 @@ def run(
                 passes.export_missing(plan, connection, missing, progress)
                 return _already_complete(plan)
             outcome: Outcome = passes.complete(
-                plan, state, connection, progress,
+                plan, state, connection, progress, say=say,
                 started=started, common=common, alone=alone, command=command,
             )  # fmt: skip
             return outcome

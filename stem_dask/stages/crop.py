@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Block
+from stem_dask.core.batches import PIECE_BYTES, Block
 from stem_dask.core.chunks import whole_number
 from stem_dask.core.errors import ConfigError, SourceError
 from stem_dask.core.metadata import as_text, attribute
@@ -54,6 +54,7 @@ from stem_dask.stages.blocks import (
 from stem_dask.stages.downsample import output_shift
 from stem_dask.stages.gpu import CutOnGpu
 from stem_dask.stages.survey import Survey
+from stem_dask.writers.spool import PatternSpool
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -425,6 +426,64 @@ def crop(
     return as_arrays(blocks)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The part [y0, y1, x0, x1] of each pattern that the pass before keeps, block by block, in a `PatternSpool`.
+
+    ``itemsize`` is that of the source, whose batches the crop has, so that sums of floats are the same.
+    """
+
+    folder: str
+    box: tuple[int, int, int, int]
+    itemsize: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the part."""
+        y0, y1, x0, x1 = self.box
+        return y1 - y0, x1 - x0
+
+    def cut(self, patterns: xr.DataArray) -> da.Array:
+        """The lazy part of the patterns that the pass keeps."""
+        one = {"origin_y": self.box[0], "origin_x": self.box[2], "shape": self.shape}
+        return changed(crop_patterns, blocks_of(patterns), detector=self.shape, **one)
+
+    def holds(
+        self, analysis: xr.Dataset, window: Window, chunks: Sequence[Sequence[int]]
+    ) -> NDArray[np.bool_]:
+        """By block, whether the part holds all of its windows, as far as they lie on the detector.
+
+        ``chunks`` are the positions of the blocks along each scan axis.
+        """
+        inside = np.ones((), np.bool_)
+        ends = zip(self.box[::2], self.box[1::2], strict=True)
+        places = zip(window_origins(analysis, window), window.shape, DETECTOR_DIMS, strict=True)
+        for (first, last), (origin, size, name) in zip(ends, places, strict=True):
+            full = int(analysis.sizes[f"source_{name}"])
+            inside = inside & (np.maximum(origin, 0) >= first)
+            inside = inside & (np.minimum(origin + size, full) <= last)
+        for axis, sizes in enumerate(chunks):
+            starts = np.cumsum([0, *sizes[:-1]])
+            inside = np.logical_and.reduceat(inside, starts, axis=axis)
+        return inside
+
+    def read(self, data: da.Array, most: int) -> da.Array:
+        """The lazy part of lazy patterns, from the spool, in batches of ``most``."""
+        import dask.array as da
+        from dask.highlevelgraph import HighLevelGraph
+
+        name, lead = f"kept-{data.name}", data.chunks[:-2]
+        dtype, spool = data.dtype.newbyteorder("="), PatternSpool(self.folder)
+        tasks = {}
+        for i, index in enumerate(np.ndindex(*map(len, lead))):
+            sizes = tuple(chunks[k] for chunks, k in zip(lead, index, strict=True))
+            shape = (*sizes, *self.shape)
+            tasks[(name, *index, 0, 0)] = (spool.patterns, i, shape, dtype, most)
+        graph = HighLevelGraph.from_collections(name, tasks)
+        chunks = (*lead, *((n,) for n in self.shape))
+        return da.Array(graph, name, chunks, meta=np.empty((0,) * data.ndim, dtype))
+
+
 def crop_blocks(
     patterns: xr.DataArray,
     analysis: xr.Dataset,
@@ -432,11 +491,12 @@ def crop_blocks(
     *,
     device: Device = "cpu",
     detector_first: bool | None = None,
+    kept: Kept | None = None,
 ) -> xr.DataArray:
     """`crop` for the tasks of a job, whose blocks need not be arrays.
 
     ``detector_first`` states whether the source is stored detector-first: then only the columns of the windows are read, otherwise
-    whole rows. None is for arrays, whose blocks Dask slices.
+    whole rows. None is for arrays, whose blocks Dask slices. Blocks whose windows were ``kept`` are not read from the source.
     """
     require_computed(analysis)
     check_device(device)
@@ -459,6 +519,12 @@ def crop_blocks(
             data = on_blocks(_part, data, detector=part, dtype=data.dtype, y=y, x=x)
     threshold = float(analysis.attrs["threshold"]) if device == "gpu" else None
     out = _cut(data, origin_y - y0, origin_x - x0, window.shape, threshold)
+    if kept is not None:
+        holds = kept.holds(analysis, window, data.chunks[:-2])
+        most = max(1, PIECE_BYTES // (prod(data.shape[-2:]) * kept.itemsize))
+        first_y, _, first_x, _ = kept.box
+        part = kept.read(data, most)
+        out = _chosen(holds, _cut(part, origin_y - first_y, origin_x - first_x, window.shape), out)
     axes = list(axes_of(patterns))
     for i, (first, size) in enumerate(zip(window.origin, window.shape, strict=True), -2):
         axis = axes[i].part(first, size)  # detector coordinates
@@ -472,6 +538,22 @@ def crop_blocks(
     if "valid" in patterns.coords:
         cropped = cropped.assign_coords(valid=patterns.coords["valid"].variable)
     return cropped.assign_coords(window_y=(lead, origin_y), window_x=(lead, origin_x))
+
+
+def _chosen(which: NDArray[np.bool_], one: da.Array, other: da.Array) -> da.Array:
+    """The blocks of one array where ``which`` is True, of the other elsewhere."""
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    if which.all() or not which.any():
+        return one if which.all() else other
+    name = f"chosen-{one.name}"
+    tasks = {
+        (name, *index, 0, 0): ((one if which[index] else other).name, *index, 0, 0)
+        for index in np.ndindex(*which.shape)
+    }
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[one, other])
+    return da.Array(graph, name, one.chunks, meta=one._meta)
 
 
 def _part(block: NDArray | Block, y: slice, x: slice) -> Any:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_dask.core.batches import Deferred
+from stem_dask.core.batches import Block, Deferred, Regrouped, joined
+from stem_dask.core.chunks import INNER_CHUNK_BYTES
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
+from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import begin_sync
 from stem_dask.storage.staging import (
     append,
@@ -24,6 +26,7 @@ from stem_dask.storage.staging import (
     refuse_other_files,
     staged,
 )
+from stem_dask.writers.codecs import checked, compressed
 
 
 def write_file(
@@ -78,6 +81,10 @@ class SpoolSink:
             "arrays": [[name, a.dtype.str, a.shape, crc32(a.data)] for name, a in arrays.items()],
         }
         contents = [json.dumps(words).encode() + b"\n", *(array.data for array in arrays.values())]
+        return self._written(index, contents)
+
+    def _written(self, index: int, contents: Iterable[Any]) -> dict[str, Any]:
+        """Write the file of a block; its record."""
         crc, n_bytes = write_file(self._path(index), self.stage[0], contents, sync=False)
         return {"spool_crc": crc, "spool_bytes": n_bytes}
 
@@ -119,6 +126,65 @@ class SpoolSink:
                         )
                     found[name] = np.frombuffer(content, dtype).reshape(shape)
             yield tuple(slice(*bounds) for bounds in words["region"]), found
+
+
+@dataclass(frozen=True)
+class PatternSpool(SpoolSink):
+    """Writes the block ``patterns`` of one task to one file, compressed a few patterns at a time; `patterns` reads it.
+
+    In the file, the length of each chunk (8 bytes) precedes it; a chunk ends with its CRC-32C.
+    """
+
+    def write(self, index: int, region: Region, blocks: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one file."""
+        block: NDArray | Block = blocks["patterns"]
+        return self._written(index, _packed(block))
+
+    def patterns(self, index: int, shape: tuple[int, ...], dtype: np.dtype, most: int) -> Block:
+        """The patterns of task ``index``, which are read when they are iterated, in batches of ``most``; see `Regrouped`."""
+        return Regrouped(_Packed(self._path(index), shape, dtype), most)
+
+
+def _packed(block: NDArray | Block) -> Iterator[bytes]:
+    for chunk in joined(block, _lengths(block.shape, block.dtype)):
+        content = checked(compressed(chunk))
+        yield len(content).to_bytes(8, "little")
+        yield content
+
+
+def _lengths(shape: Sequence[int], dtype: np.dtype) -> list[int]:
+    """Numbers of patterns in the chunks of a block."""
+    n = math.prod(shape[:-2])
+    most = max(1, INNER_CHUNK_BYTES // max(1, math.prod(shape[-2:]) * dtype.itemsize))
+    return [min(most, n - start) for start in range(0, n, most)]
+
+
+class _Packed(Block):
+    """The patterns of a block in the chunks of its file."""
+
+    def __init__(self, path: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        super().__init__(shape, dtype)
+        self.path = path
+
+    def _pieces(self) -> Iterator[NDArray]:
+        from imagecodecs import blosc_decode
+
+        lengths = _lengths(self.shape, self.dtype)
+        buffer = np.empty((max(lengths, default=0), *self.shape[-2:]), self.dtype)
+        with translate(StoreError, self.path), open(self.path, "rb") as file:
+            for n in lengths:
+                n_bytes = int.from_bytes(file.read(8), "little")
+                content = file.read(
+                    min(n_bytes, buffer.nbytes + 64)
+                )  # of a damaged file it may be anything
+                packed = content[:-4]
+                if len(content) != n_bytes or checked(packed) != content:
+                    raise StoreError(
+                        f"{self.path} does not hold what was written; the same command writes it again"
+                    )
+                to: Any = buffer[:n].reshape(-1).view(np.uint8)  # see `stem_dask.training.reading`
+                blosc_decode(packed, out=to, numthreads=1)
+                yield buffer[:n]
 
 
 @dataclass(frozen=True)

@@ -65,15 +65,16 @@ def killed_at(config, forks, tmp_path_factory):
     """Puts into a command's folder what a run leaves that was killed at a fault; each fault is run once."""
     folders: dict[str, Path] = {}
 
-    def put(command: Command, fault: str) -> None:
-        if fault not in folders:
+    def put(command: Command, fault: str, *overrides: str) -> None:
+        key = " ".join([fault, *overrides])
+        if key not in folders:
             folder = tmp_path_factory.mktemp("killed")
-            template = Command(config, folder, forks)
+            template = Command(config, folder, forks, overrides=overrides)
             with cleaned(template):
                 done = template.finish(kind="threads", fault=fault)
                 assert done.code == -9, done.text
-            folders[fault] = folder
-        for entry in folders[fault].glob("scan*"):
+            folders[key] = folder
+        for entry in folders[key].glob("scan*"):
             target = command.folder / entry.name
             if entry.is_dir():
                 shutil.copytree(entry, target)

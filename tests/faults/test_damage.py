@@ -9,7 +9,7 @@ from harness import N_BLOCKS, Command, assert_identical, flip, truncate, zero
 
 pytestmark = pytest.mark.faults
 
-Put = Callable[[Command, str], None]
+Put = Callable[..., None]
 
 
 DAMAGES = {2: truncate, 5: zero, 11: flip, 17: Path.unlink}
@@ -18,12 +18,13 @@ DAMAGES = {2: truncate, 5: zero, 11: flip, 17: Path.unlink}
 @pytest.mark.parametrize(
     ("fault", "pattern", "job", "kind"),
     [
+        ("after crop/000022.block", "scan.run/kept/{:06d}.block", "analyze", "local"),
         ("after crop/000022.block", "scan.run/analysis/{:06d}.block", "analyze", "threads"),
         ("before scan.zarr", "scan.zarr.incomplete/patterns/c.{}.0.0.0", "crop", "local"),
     ],
 )
 def test_damaged_blocks(fault, pattern, job, kind, command, reference, killed_at):
-    killed_at(command, fault)
+    killed_at(command, fault, *["analyze.passes=one"] * ("kept" in pattern))
     for index, damage in DAMAGES.items():
         damage(command.folder / pattern.format(index))
     run = command.finish(kind=kind)

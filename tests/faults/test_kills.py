@@ -24,6 +24,14 @@ CHAINS = {
         ("crop", "after crop/{:06}.block", "local"),
         ("rename", "before scan.zarr", "threads"),
     ],
+    "once": [  # what the first pass keeps is cut by the second
+        ("analysis", "after kept/{:06}.block", "local"),  # the analysis of this block has no file
+        ("analysis", "before kept/{:06}.block", "threads"),
+        ("analysis", "before analysis/{:06}.block", "local"),
+        ("crop", "lines crop 3", "local"),
+        ("crop", "before patterns/c.{}.0.0.0", "threads"),
+        ("rename", "after scan.zarr", "threads"),  # what was kept is still there
+    ],
     "exports": [
         ("rename", "after scan.zarr", "threads"),
         ("export", "lines export .pt scan 3", "local"),
@@ -39,7 +47,13 @@ CHAINS = {
     ],
 }
 #: the job that writes a block's file
-WRITES = {"analysis": JOBS[0], "patterns": JOBS[1], "crop": JOBS[1], "export.hspy": JOBS[3]}
+WRITES = {
+    "kept": JOBS[0],
+    "analysis": JOBS[0],
+    "patterns": JOBS[1],
+    "crop": JOBS[1],
+    "export.hspy": JOBS[3],
+}
 #: how many jobs are over when an output gets its name
 OVER = {"scan.zarr": 2, "scan.pt": 3}
 N_IN_FLIGHT = 3 * 2
@@ -69,6 +83,7 @@ def test_a_worker_killed_while_it_writes(command: Command, reference: Command) -
 @pytest.mark.parametrize("name", CHAINS)
 def test_kills_of_everything(name: str, command: Command, reference: Command) -> None:
     known, files = b"", {}
+    command.overrides = ("analyze.passes=one",) if name == "once" else ()
     for phase, moment, kind in CHAINS[name]:
         _killed(command, moment, kind, resuming=bool(known))
         counts, journal = command.counts(), read(command.journal)
@@ -87,6 +102,7 @@ def test_kills_of_everything(name: str, command: Command, reference: Command) ->
         files = {index: file for index, file in now.items() if index in noted}
     run = command.finish()
     assert run.code == 0, run.text
+    assert ("passes      one" in run.text) == (name == "once")
     assert f"resuming    {sum(counts.values())} finished" in run.text
     assert files.items() <= _shards(command).items()
     assert_identical(command, reference)
