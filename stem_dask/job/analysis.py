@@ -75,10 +75,13 @@ from stem_dask.stages.survey import (
     survey_sample,
 )
 from stem_dask.writers import zarr
-from stem_dask.writers.spool import PatternSpool, SplitSink, SpoolSink
+from stem_dask.writers.spool import PatternSpool, SplitSink, SpoolSink, packed_bytes
 
-#: above this share of the detector, reading it again costs less than keeping it
-MOST_KEPT = 0.6
+#: what would take more than this share of the input's bytes is not kept: to write and read it costs as much as the input
+MOST_KEPT = 0.35
+
+#: how much more than that of the sample is expected
+SPARE = 1.2
 
 
 def settle_common(job: Job, common: Sequence[int] | None) -> None:
@@ -123,60 +126,72 @@ def settle_passes(job: Job) -> None:
         return
     words = job.state.settled("passes", lambda: _passes(job))
     if words["box"] is not None:
-        y0, y1, x0, x1 = words["box"]
-        itemsize = job.found.source.dtype.itemsize
-        job.kept = Kept(f"{job.folder}/kept", (y0, y1, x0, x1), itemsize)
+        job.kept, job.kept_bytes = _kept(job, words["box"]), words["bytes"]
     if words["why"]:
         job.say(f"passes      {'two' if job.kept is None else 'one'}: {words['why']}")
 
 
+def _kept(job: Job, box: Sequence[int]) -> Kept:
+    y0, y1, x0, x1 = box
+    return Kept(f"{job.folder}/kept", (y0, y1, x0, x1), job.found.source.dtype.itemsize)
+
+
 def _passes(job: Job) -> dict[str, Any]:
-    """The part ``box`` [y0, y1, x0, x1] of the detector to keep, None to read the input twice, and why."""
+    """The part ``box`` [y0, y1, x0, x1] of the detector to keep, None to read the input twice, and why; and its bytes."""
     config, found = job.config, job.plan.found
     n, why = budget.passes(config, found, job.positions)
+    twice: dict[str, Any] = {"box": None, "why": why}
     if n == 2:
-        return {"box": None, "why": why}
-    box = config.crop.window
-    if box is None:
-        job.samples = True
-        sample = _read_sample(job)
-        try:
-            box = _box_of_sample(job, *sample)
-        except (ConfigError, SourceError) as error:
-            return {"box": None, "why": f"{why}, but the sample has no window ({error})"}
-    shape = box[1] - box[0], box[3] - box[2]
-    share = math.prod(shape) / math.prod(job.patterns.shape[-2:])
+        return twice
+    job.samples = True
+    sample, where = _sample(job)
+    try:
+        box = config.crop.window or _box_of(job, sample, where)
+    except (ConfigError, SourceError) as error:
+        return {**twice, "why": f"{why}, but the sample has no window ({error})"}
+    kept = _kept(job, box)
+    packed = packed_bytes(kept.cut(sample).compute(scheduler="sync"))
+    n_bytes = math.ceil(
+        SPARE * packed * math.prod(lead_shape(job.patterns)) / math.prod(lead_shape(sample))
+    )
+    share = n_bytes / budget.file_bytes(found)
     if share > MOST_KEPT:
-        return {"box": None, "why": f"{why}, but windows take {share:.0%} of the detector"}
-    kept = budget.kept_bytes(config, found, box)
-    most = budget.disk_need(config, found, job.n_blocks, shape, kept).most
+        return {**twice, "why": f"{why}, but {share:.0%} of its size would be kept for the crop"}
+    most = budget.disk_need(config, found, job.n_blocks, kept.shape, n_bytes).most
     free = budget.free_bytes(Path(job.outputs.path).parent)
     if free < most:
         missing = f"up to {size(most)} would be written, and {size(free)} are free"
-        return {"box": None, "why": f"{why}, but the disk is too small: {missing}"}
-    return {"box": list(box), "why": why}
+        return {**twice, "why": f"{why}, but the disk is too small: {missing}"}
+    return {"box": list(box), "why": why, "bytes": n_bytes}
 
 
-def _box_of_sample(job: Job, sample: NDArray, where: Sequence[Sequence[int]]) -> Edges:
+def _sample(job: Job) -> tuple[xr.DataArray, list[list[int]]]:
+    """The patterns of the sample as they are analyzed, in one lazy block, and their places along the scan axes."""
+    read, where = _read_sample(job)
+    lead = tuple(map(len, where))
+    *scan, ky, kx = axes_of(job.patterns)
+    axes = [*(replace(axis, size=n) for axis, n in zip(scan, lead, strict=True)), ky, kx]
+    data = da.from_array(read.reshape(*lead, *read.shape[-2:]), chunks=-1)
+    sample = as_patterns(data, axes)
+    if job.mask is not None:
+        sample = apply_mask(sample, job.mask, job.config.input.mask_fill)
+    return sample, where
+
+
+def _box_of(job: Job, sample: xr.DataArray, where: Sequence[Sequence[int]]) -> Edges:
     """The part [y0, y1, x0, x1] of the detector that holds the windows of all patterns of the sample, enlarged.
 
     Patterns between those of the sample may need a little more.
     """
-    lead, n_lead = tuple(map(len, where)), len(where)
-    *scan, ky, kx = axes_of(job.patterns)
-    axes = [*(replace(axis, size=n) for axis, n in zip(scan, lead, strict=True)), ky, kx]
-    data = sample.reshape(*lead, *sample.shape[-2:])
-    patterns = as_patterns(da.from_array(data, chunks=-1), axes)
-    if job.mask is not None:
-        patterns = apply_mask(patterns, job.mask, job.config.input.mask_fill)
+    lead = lead_shape(sample)
     options = _options(job)
     if job.survey is not None:  # the sample spans the scan
         options["survey"] = replace(job.survey, scan_shape=lead)
     centers = None if job.friedel is None else job.friedel.surface[np.ix_(*where)]
-    lazy = analysis_of_blocks(patterns, **options, centers=centers)
+    lazy = analysis_of_blocks(sample, **options, centers=centers)
     found: dict[str, NDArray] = lazy.compute(scheduler="sync").get()
-    reduced = {name: found[name][(0,) * n_lead] for name in REDUCED}
-    analysis = analysis_dataset(patterns, found, reduced, analysis_attrs(**options))
+    reduced = {name: found[name][(0,) * len(lead)] for name in REDUCED}
+    analysis = analysis_dataset(sample, found, reduced, analysis_attrs(**options))
     crop = job.config.crop
     align = "fixed" if crop.align == "fixed" else "pattern"
     crop = crop.model_copy(update={"coverage": 1.0, "align": align})

@@ -276,7 +276,7 @@ def passes(config: Config, found: Found, positions: int) -> tuple[int, str]:
     if not why:
         task = max(stage.bytes(positions) for stage in memory_of(config, found).values())
         room = max(0, free_memory() - usable_cores() * task)
-        if found.n_bytes <= ONCE_SHARE * room:
+        if file_bytes(found) <= ONCE_SHARE * room:
             return 2, ""
         why = (
             f"the input is larger than half of the {size(room)} of memory that are free to cache it"
@@ -288,22 +288,24 @@ def passes(config: Config, found: Found, positions: int) -> tuple[int, str]:
     return 1, why
 
 
-def kept_bytes(config: Config, found: Found, box: Sequence[int] | None = None) -> int:
+def file_bytes(found: Found) -> int:
+    """Bytes of what is read of the input: those of the file where it is compressed, of the patterns in a store."""
+    return (
+        min(found.n_bytes, found.identity[1]) if Path(found.info.path).is_file() else found.n_bytes
+    )
+
+
+def usual_kept_bytes(config: Config, found: Found) -> int:
     """Bytes of the parts of all patterns that are kept for a crop when the input is read once, without compression.
 
-    ``box`` is [y0, y1, x0, x1]; without one, the window is the usual part of the detector unless it is given.
+    The window is the usual part of the detector unless it is given.
     """
     what = shapes(config, found)
-    sides = what.window
-    if box is not None:
-        sides = box[1] - box[0], box[3] - box[2]
-    elif config.crop.window is None:
+    sides = list(what.window)
+    if config.crop.window is None:
         share = 1.0 if what.known else USUAL_WINDOW**0.5
-        own = [math.ceil(share * n) for n in what.window]
-        height, width = (
-            min(n + 2 * surplus(n), full) for n, full in zip(own, what.detector, strict=True)
-        )
-        sides = height, width
+        own = (math.ceil(share * n) for n in what.window)
+        sides = [min(n + 2 * surplus(n), full) for n, full in zip(own, what.detector, strict=True)]
     return math.prod(found.source.shape[:-2]) * math.prod(sides) * what.patterns.itemsize
 
 
@@ -406,7 +408,7 @@ def disk_need(
 ) -> DiskNeed:
     """Bytes that a job writes, including intermediate files; .pt and per-pattern results are not compressed.
 
-    ``kept`` are those of `kept_bytes`, if the input is read once.
+    ``kept`` are those of `usual_kept_bytes`, or what is known of them, if the input is read once.
     """
     what = shapes(config, found, window)
     n, out = math.prod(found.source.shape[:-2]), math.prod(what.out)

@@ -210,7 +210,7 @@ def _passes(plan: Plan, positions: int) -> tuple[int, str, int]:
     config, found = plan.config, plan.found
     once = plan.precomputed is not None or not (config.crop.enabled and config.output.patterns)
     n, why = (1, "") if once else budget.passes(config, found, positions)
-    return n, why, budget.kept_bytes(config, found) if why and n == 1 else 0
+    return n, why, budget.usual_kept_bytes(config, found) if why and n == 1 else 0
 
 
 def config_for(found: Found, overrides: Sequence[str] = ()) -> str:

@@ -66,6 +66,8 @@ class Job:
         self.found = plan.found
         #: what the first pass keeps of each pattern, if the input is read once
         self.kept: Kept | None = None
+        #: about how many bytes that takes
+        self.kept_bytes = 0
         #: whether the sample is read without a survey
         self.samples = False
         #: number of positions of a block
@@ -179,12 +181,6 @@ class Job:
         kept = [path for path in paths if not self.state.is_older(path)]
         names = (self.folder, *map(temporary, paths), *kept)
         return budget.enough_room(Path(self.outputs.path).parent, need, names, warn=warn)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of what the first pass keeps of the patterns, without compression."""
-        box = None if self.kept is None else self.kept.box
-        return budget.kept_bytes(self.config, self.plan.found, box)
 
     @property
     def last_stage(self) -> str:

@@ -145,6 +145,11 @@ class PatternSpool(SpoolSink):
         return Regrouped(_Packed(self._path(index), shape, dtype), most)
 
 
+def packed_bytes(block: NDArray | Block) -> int:
+    """Bytes of the file that `PatternSpool` writes of a block."""
+    return sum(map(len, _packed(block)))
+
+
 def _packed(block: NDArray | Block) -> Iterator[bytes]:
     for chunk in joined(block, _lengths(block.shape, block.dtype)):
         content = checked(compressed(chunk))
