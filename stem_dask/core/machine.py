@@ -145,9 +145,9 @@ def free_bytes(root: str | Path = "/") -> int:
     return max(0, min(free))
 
 
-#: types of file systems whose files come over a network; those of FUSE often do
+#: types of file systems whose files come over a network; those of FUSE often do, but for some on local disks
 _NETWORK = re.compile(
-    r"nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|glusterfs|afs|panfs|wekafs|fuse(\..*)?"
+    r"nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|glusterfs|afs|panfs|wekafs|fuse(\.(?!fuse-overlayfs|ntfs|exfat).*)?"
 )
 
 
