@@ -76,6 +76,9 @@ from stem_dask.stages.survey import (
 from stem_dask.writers import zarr
 from stem_dask.writers.spool import PatternSpool, SplitSink, SpoolSink, packed_bytes
 
+#: of a larger share of the detector, compressing takes as long as reading it again from a disk of this machine
+MOST_CUT = 0.6
+
 #: what would take more than this share of the input's bytes is not kept: to write and read it costs as much as the input
 MOST_KEPT = 0.35
 
@@ -149,6 +152,9 @@ def _passes(job: Job) -> dict[str, Any]:
     except (ConfigError, SourceError) as error:
         return {**twice, "why": f"{why}, but the sample has no window ({error})"}
     kept = _kept(job, box)
+    cut = math.prod(kept.shape) / math.prod(sample.shape[-2:])
+    if cut > MOST_CUT and config.analyze.passes == "auto" and not budget.far(found):
+        return {**twice, "why": f"{why}, but windows take {cut:.0%} of the detector"}
     packed = packed_bytes(kept.cut(sample).compute(scheduler="sync"))
     n_bytes = math.ceil(
         SPARE * packed * math.prod(lead_shape(job.patterns)) / math.prod(lead_shape(sample))
