@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,19 @@ def test_processes(unchanged: Path, reference: Path, make: Make, tmp_path: Path)
     found = json.loads((tmp_path / "one" / "out_results.json").read_text())
     assert found["cluster"].startswith("local")
     assert_same(tmp_path, reference)
+
+
+def test_a_common_size(path: Path, make: Make, tmp_path: Path, shared_cluster: Any) -> None:
+    """Larger than what the sample needs alone, and inside of what is kept, or not."""
+    said: list[str] = []
+    for size, again in (((28, 28), False), ((40, 40), True)):
+        sections = {"crop": {"size": "common"}}
+        for passes in ("two", "one"):
+            shutil.rmtree(tmp_path / passes, ignore_errors=True)
+            config = make(path, passes, **sections)
+            run(config, connection=shared_cluster, common=size, say=said.append)
+        assert any(line.startswith("passes      all blocks") for line in said) == again
+        assert_same(tmp_path)
 
 
 def test_an_unreadable_block(

@@ -129,6 +129,7 @@ def settle_passes(job: Job) -> None:
     words = job.state.settled("passes", lambda: _passes(job))
     if words["box"] is not None:
         job.kept, job.kept_bytes = _kept(job, words["box"]), words["bytes"]
+        job.again = job.kept_bytes
     if words["why"]:
         job.say(f"passes      {'two' if job.kept is None else 'one'}: {words['why']}")
 
