@@ -21,6 +21,7 @@ from benchmarks import (
     kernels,
     limits,
     loading,
+    once,
     resume,
     rows,
     show,
@@ -263,6 +264,15 @@ def test_transposing_is_measured() -> None:
     for name in ("transpose", "transposed", "scan first"):
         assert 1 <= found[name]["calls"] <= 1.2
         assert found[name]["rate"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes are read from /proc")
+def test_one_pass_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--gb", "0.02", "--detector", "64", "--rounds", "1", "--mb-per-second", "2000"]
+    found = once.main([*options, "crop.size=16", "validate.min_retention=0"])
+    assert [*found] == ["two", "one"]
+    assert all(one["rchar"] > 0.02e9 and one["seconds"] > 0 for one in found.values())
+    assert "one / two: " in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process group")

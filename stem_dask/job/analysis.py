@@ -77,6 +77,9 @@ from stem_dask.stages.survey import (
 from stem_dask.writers import zarr
 from stem_dask.writers.spool import PatternSpool, SplitSink, SpoolSink, packed_bytes
 
+#: of a larger share of the detector, compressing takes as long as reading it again from a disk of this machine
+MOST_CUT = 0.6
+
 #: what would take more than this share of the input's bytes is not kept: to write and read it costs as much as the input
 MOST_KEPT = 0.35
 
@@ -127,6 +130,7 @@ def settle_passes(job: Job) -> None:
     words = job.state.settled("passes", lambda: _passes(job))
     if words["box"] is not None:
         job.kept, job.kept_bytes = _kept(job, words["box"]), words["bytes"]
+        job.again = job.kept_bytes
     if words["why"]:
         job.say(f"passes      {'two' if job.kept is None else 'one'}: {words['why']}")
 
@@ -150,6 +154,9 @@ def _passes(job: Job) -> dict[str, Any]:
     except (ConfigError, SourceError) as error:
         return {**twice, "why": f"{why}, but the sample has no window ({error})"}
     kept = _kept(job, box)
+    cut = math.prod(kept.shape) / math.prod(sample.shape[-2:])
+    if cut > MOST_CUT and config.analyze.passes == "auto" and not budget.far(found):
+        return {**twice, "why": f"{why}, but windows take {cut:.0%} of the detector"}
     packed = packed_bytes(kept.cut(sample).compute(scheduler="sync"))
     n_bytes = math.ceil(
         SPARE * packed * math.prod(lead_shape(job.patterns)) / math.prod(lead_shape(sample))

@@ -265,14 +265,10 @@ def passes(config: Config, found: Found, positions: int) -> tuple[int, str]:
 
     ``positions`` are those of a block.
     """
-    asked, path = config.analyze.passes, found.info.path
+    asked = config.analyze.passes
     if asked == "two":
         return 2, ""
-    why = "analyze.passes is one" if asked == "one" else ""
-    if not why and is_url(path):
-        why = "the input is in an object store"
-    if not why and (kind := network_file_system(path)):
-        why = f"the input is on a network file system ({kind})"
+    why = "analyze.passes is one" if asked == "one" else far(found)
     if not why:
         task = max(stage.bytes(positions) for stage in memory_of(config, found).values())
         room = max(0, free_memory() - usable_cores() * task)
@@ -286,6 +282,14 @@ def passes(config: Config, found: Found, positions: int) -> tuple[int, str]:
     if transposed_bytes(found):
         return 2, f"{why}, but it is detector-first, and transposed first"
     return 1, why
+
+
+def far(found: Found) -> str:
+    """Says where an input lies that is read over a network; empty for others."""
+    if is_url(found.info.path):
+        return "the input is in an object store"
+    kind = network_file_system(found.info.path)
+    return f"the input is on a network file system ({kind})" if kind else ""
 
 
 def file_bytes(found: Found) -> int:

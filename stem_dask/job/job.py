@@ -66,8 +66,8 @@ class Job:
         self.found = plan.found
         #: what the first pass keeps of each pattern, if the input is read once
         self.kept: Kept | None = None
-        #: about how many bytes that takes
-        self.kept_bytes = 0
+        #: about how many bytes that takes, and how many the pass that writes reads
+        self.kept_bytes, self.again = 0, plan.found.n_bytes
         #: whether the sample is read without a survey
         self.samples = False
         #: number of positions of a block
@@ -117,8 +117,8 @@ class Job:
     def compute(self, stage: str, outputs: Mapping[str, da.Array], sink: engine.Sink) -> None:
         """Run the lazy outputs of one stage into a sink."""
         n_bytes, unreadable = self.plan.found.n_bytes, self.tally.unreadable
-        if self.kept is not None and stage != "analyze":
-            n_bytes = self.kept_bytes
+        if stage != "analyze":
+            n_bytes = self.again
         self.tally.note(
             self.run(stage, outputs, sink, len(lead_dims(self.patterns)), n_bytes, unreadable)
         )
@@ -228,11 +228,10 @@ class Job:
                     work["friedel"] = 0
             if config.crop.enabled:
                 work["analyze"] = read
-        again = read if self.kept is None else self.kept_bytes
         if config.output.patterns:
             if config.output.normalize != "none":
-                work["downsample"] = again
-            work[self.last_stage] = again if config.output.normalize == "none" else written
+                work["downsample"] = self.again
+            work[self.last_stage] = self.again if config.output.normalize == "none" else written
         return work | {export_stage(path): written for path in self.outputs.exports}
 
     @property

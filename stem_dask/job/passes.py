@@ -305,7 +305,7 @@ def write(job: Job) -> None:
         if window is not None and analysis is not None:
             direct = detector_first(job.plan.found.source) is not None and job.slab is None
             if job.kept is not None:
-                _say_read_again(job, job.kept)
+                _read_again(job, job.kept)
             patterns = crop_blocks(
                 patterns, analysis, window, device=job.device, detector_first=direct, kept=job.kept
             )
@@ -361,12 +361,13 @@ def write(job: Job) -> None:
         note_analysis(job)
 
 
-def _say_read_again(job: Job, kept: Kept) -> None:
-    """Say how many blocks are read from the input once more, because their windows were not kept."""
+def _read_again(job: Job, kept: Kept) -> None:
+    """Count and say how many blocks are read from the input once more, because their windows were not kept."""
     assert job.window is not None
     assert job.analysis is not None
     holds = kept.holds(job.analysis, job.window, job.patterns.data.chunks[:-2])
     if n := int((~holds).sum()):
+        job.again += job.plan.found.n_bytes * n // holds.size
         which = "all" if n == holds.size else f"{n:,} of {holds.size:,}"
         job.say(
             f"passes      {which} blocks are read again: their windows lie outside the part of the detector that the sample needs"

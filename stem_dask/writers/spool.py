@@ -15,7 +15,6 @@ from stem_dask.core.batches import Block, Deferred, Regrouped, joined
 from stem_dask.core.chunks import INNER_CHUNK_BYTES
 from stem_dask.core.errors import StoreError
 from stem_dask.core.model import Record, Region
-from stem_dask.storage.errors import translate
 from stem_dask.storage.publish import begin_sync
 from stem_dask.storage.staging import (
     append,
@@ -176,7 +175,7 @@ class _Packed(Block):
 
         lengths = _lengths(self.shape, self.dtype)
         buffer = np.empty((max(lengths, default=0), *self.shape[-2:]), self.dtype)
-        with translate(StoreError, self.path), open(self.path, "rb") as file:
+        with open(self.path, "rb") as file:
             for n in lengths:
                 n_bytes = int.from_bytes(file.read(8), "little")
                 content = file.read(
