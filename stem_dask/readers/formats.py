@@ -64,7 +64,7 @@ READERS = {
     ".xml": Reader("an EMPAD's file", list_empad),
     ".tvips": Reader("a TVIPS file", list_tvips),
     ".app5": Reader("a Topspin file", list_app5),
-    ".seq": Reader("a sequence of StreamPix", list_seq, in_store=True),
+    ".seq": Reader("a sequence of StreamPix", list_seq),
     ".tif": Reader("a TIFF file", list_tiff),
     ".tiff": Reader("a TIFF file", list_tiff),
     ".emd": Reader("an EMD file", list_hdf5),
