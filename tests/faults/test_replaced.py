@@ -13,8 +13,8 @@ pytestmark = pytest.mark.faults
 
 NAMES = (STORE, ".pt", RESULTS)
 OVERWRITE, RESTART = "--overwrite", "--restart"
-#: names that a run gives, in their order: run.json three times, the older store steps aside, the new one comes, the .pt
-ASIDE, NEW_STORE, NEW_PT = (Moment("name", nth, False) for nth in (4, 5, 6))
+#: names that a run gives, in their order: run.json four times, the older store steps aside, the new one comes, the .pt
+ASIDE, NEW_STORE, NEW_PT = (Moment("name", nth, False) for nth in (5, 6, 7))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_kill_while_a_run_is_dropped(small: Small, folder: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
 def test_a_damaged_spool_of_a_store_that_has_its_name(damage, small, tmp_path):
     """What is known of each pattern waits to be joined, and the shards are done: only the first is made again."""
-    assert small.run(tmp_path, "A", at=Moment("name", 4, True)).code == -9
+    assert small.run(tmp_path, "A", at=Moment("name", 5, True)).code == -9
     assert (tmp_path / "scan.zarr").exists()
     spool = tmp_path / "scan.run" / "crop" / "000002.block"
     assert callable(damage)
