@@ -56,7 +56,8 @@ WRITES = {
 }
 #: how many jobs are over when an output gets its name
 OVER = {"scan.zarr": 2, "scan.pt": 3}
-N_IN_FLIGHT = 3 * 2
+#: four blocks for each of two threads, see `stem_dask.engine.submit.IN_FLIGHT`
+N_IN_FLIGHT = 4 * 2
 #: small files that a run of the small scan writes until its store is complete
 N_FILES = 95
 
