@@ -147,7 +147,7 @@ def figure_data(
 
 
 def _lines(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """The closing lines with the verdict first, and advice without its command, which nobody can copy from a picture."""
+    """The closing lines with the verdict first, and advice without its command, which cannot be copied from a picture."""
     lines = closing_lines({**results, "files": {}})
     return tuple(
         line.partition(": stem-dask ")[0] if line.startswith("advice") else line
