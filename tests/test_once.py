@@ -401,7 +401,7 @@ def test_auto(path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_takes_two_passes(
     path: Path, make: Make, make_config: Any, shared_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said why, and the run does what it would have done."""
+    """A line gives the reason, and the output is that of two passes."""
 
     def said(config: Any) -> str:
         lines: list[str] = []

@@ -111,7 +111,7 @@ def info_command(options: argparse.Namespace) -> int:
         return 0
 
     files, overrides = _files_and_overrides(options)
-    inputs = found_inputs(files, series="input.series=true" in overrides)
+    inputs = found_inputs(files, series="input.series=true" in map(str.lower, overrides))
     if not options.json:
         return each(inputs, str, info)
     for path in inputs:
